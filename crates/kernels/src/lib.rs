@@ -1,1 +1,42 @@
-//! kernels
+//! The operations Backdraft trains with.
+//!
+//! Every operation is a folder: `mod.rs` holds its signature, documentation and autodiff rule,
+//! `reference.rs` the same maths in plain Burn tensors (the oracle, and the path of every device
+//! and dtype without a kernel), `cpu.rs` the f32 kernel for Burn's Flex backend. A `forward` returns
+//! what its `backward` needs; both work on tensors without autodiff, so that a training step can
+//! decide itself what to keep. The function named like the operation is the differentiable form:
+//! it records that `backward` as one node of Burn's tape.
+//!
+//! Activations are laid out token-major, `[t, features]`: the documents of a micro-batch stand one
+//! behind the other without padding, and [`Segments`] says where each begins.
+//!
+//! | op | forward | backward |
+//! | --- | --- | --- |
+//! | [`gemm`] | α·op(A)·op(B) + C | – (a building block) |
+//! | [`rms_norm`] | x·w / rms(x) | dx, dw |
+//! | [`rope`] | rotate-half by position | the same with the angle negated |
+//! | [`attention`] | causal softmax attention, grouped heads, per document | dq, dk, dv |
+//! | [`swiglu`] | silu(gate)·up | dgate, dup |
+//! | [`lora_linear`] | x·Wᵀ + s·(x·Aᵀ)·Bᵀ | dx, dA, dB; never dW |
+//! | [`cross_entropy`] | head and loss in chunks of tokens | d(hidden), in the forward pass |
+//! | [`adamw`] | AdamW with decoupled decay | – |
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod autograd;
+mod cpu;
+#[cfg(test)]
+mod parity;
+mod segments;
+
+pub mod adamw;
+pub mod attention;
+pub mod cross_entropy;
+pub mod dropout;
+pub mod gemm;
+pub mod lora_linear;
+pub mod rms_norm;
+pub mod rope;
+pub mod swiglu;
+
+pub use segments::Segments;

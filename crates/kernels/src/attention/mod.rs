@@ -1,0 +1,136 @@
+//! Causal attention with grouped key–value heads over documents laid end to end.
+//!
+//! For query j of a document, o = Σᵢ softmaxᵢ(scale·q·kᵢ)·vᵢ over the keys it may see (see
+//! [`Segments`]). Scores are recomputed in the backward pass from the log-sum-exp of each row, so
+//! nothing quadratic is kept.
+//!
+//! # Source
+//! Dao et al. 2022, arXiv:2205.14135 (recomputation from the log-sum-exp); Ainslie et al. 2023,
+//! arXiv:2305.13245 (grouped heads).
+
+mod cpu;
+pub mod reference;
+
+use burn::backend::DispatchTensor;
+use burn::tensor::Tensor;
+
+use crate::autograd::{Vjp, attach, parent};
+use crate::segments::Segments;
+
+/// Head layout and scale.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct HeadLayout {
+    /// Query heads.
+    pub heads: usize,
+    /// Key–value heads; a divisor of `heads`.
+    pub kv_heads: usize,
+    /// Features of a head.
+    pub head_dim: usize,
+    /// Factor on the scores, usually 1/√head_dim.
+    pub scale: f32,
+}
+
+impl HeadLayout {
+    /// Query heads that share one key–value head.
+    pub fn group(&self) -> usize {
+        self.heads / self.kv_heads
+    }
+}
+
+/// Queries, keys and values, token-major.
+///
+/// # Shapes
+/// `q` `[tq, h·d]`, `k` and `v` `[tk, kv·d]`.
+#[derive(Clone, Debug)]
+pub struct Qkv {
+    /// Queries.
+    pub q: Tensor<2>,
+    /// Keys.
+    pub k: Tensor<2>,
+    /// Values.
+    pub v: Tensor<2>,
+}
+
+/// Attention output, and the log-sum-exp of each row of scores for the backward pass.
+///
+/// # Shapes
+/// Result `[tq, h·d]` and `[tq, h]` (f32).
+///
+/// # Panics
+/// If the shapes disagree with `layout` or `segments`.
+pub fn forward(qkv: &Qkv, segments: &Segments, layout: HeadLayout) -> (Tensor<2>, Tensor<2>) {
+    check(qkv, segments, layout);
+    cpu::forward(qkv, segments, layout).unwrap_or_else(|| reference::forward(qkv, segments, layout))
+}
+
+/// Gradients of queries, keys and values.
+///
+/// With P = exp(S − lse), dV = Pᵀ·dO, dS = P∘(dO·Vᵀ − rowsum(dO∘O)), dQ = scale·dS·K,
+/// dK = scale·dSᵀ·Q; a key–value head sums over its group.
+///
+/// # Shapes
+/// `d_out` and `out` `[tq, h·d]`, `lse` `[tq, h]`; result as `qkv`.
+pub fn backward(
+    d_out: &Tensor<2>,
+    qkv: &Qkv,
+    (out, lse): (&Tensor<2>, &Tensor<2>),
+    segments: &Segments,
+    layout: HeadLayout,
+) -> Qkv {
+    cpu::backward(d_out, qkv, (out, lse), segments, layout)
+        .unwrap_or_else(|| reference::backward(d_out, qkv, (out, lse), segments, layout))
+}
+
+/// The differentiable form of [`forward`].
+pub fn attention(qkv: Qkv, segments: &Segments, layout: HeadLayout) -> Tensor<2> {
+    let parents = [parent(&qkv.q), parent(&qkv.k), parent(&qkv.v)];
+    let qkv = Qkv {
+        q: qkv.q.inner(),
+        k: qkv.k.inner(),
+        v: qkv.v.inner(),
+    };
+    let (out, lse) = forward(&qkv, segments, layout);
+    let rule = Attention {
+        qkv,
+        out: out.clone(),
+        lse,
+        segments: segments.clone(),
+        layout,
+    };
+    attach(out, parents, rule)
+}
+
+#[derive(Clone, Debug)]
+struct Attention {
+    qkv: Qkv,
+    out: Tensor<2>,
+    lse: Tensor<2>,
+    segments: Segments,
+    layout: HeadLayout,
+}
+
+impl Vjp<3> for Attention {
+    fn vjp(self, dy: DispatchTensor, _: [bool; 3]) -> [Option<DispatchTensor>; 3] {
+        let saved = (&self.out, &self.lse);
+        let d_out = Tensor::from_dispatch(dy);
+        let Qkv { q, k, v } = backward(&d_out, &self.qkv, saved, &self.segments, self.layout);
+        [q, k, v].map(|grad| Some(grad.into_dispatch()))
+    }
+}
+
+fn check(Qkv { q, k, v }: &Qkv, segments: &Segments, layout: HeadLayout) {
+    assert!(
+        layout.kv_heads > 0 && layout.heads.is_multiple_of(layout.kv_heads),
+        "{} query heads over {} key-value heads",
+        layout.heads,
+        layout.kv_heads
+    );
+    let kv = [segments.keys(), layout.kv_heads * layout.head_dim];
+    assert_eq!(
+        q.dims(),
+        [segments.queries(), layout.heads * layout.head_dim],
+        "queries"
+    );
+    assert_eq!(k.dims(), kv, "keys");
+    assert_eq!(v.dims(), kv, "values");
+}

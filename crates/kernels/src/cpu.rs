@@ -1,0 +1,187 @@
+//! f32 slices of Flex tensors, and the loops the CPU kernels share.
+
+use std::mem::MaybeUninit;
+use std::ops::Deref;
+
+use burn::backend::Flex;
+use burn::tensor::{DType, Tensor, TensorData};
+use burn_flex::FlexTensor;
+use rayon::prelude::*;
+
+/// The contiguous f32 values of a tensor on the Flex backend.
+pub(crate) struct F32s(FlexTensor);
+
+impl Deref for F32s {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        let layout = self.0.layout();
+        let start = layout.start_offset();
+        &self.0.storage::<f32>()[start..start + layout.num_elements()]
+    }
+}
+
+/// The values of `tensor`, or `None` where it is not f32 on the Flex backend (a tensor with autodiff
+/// is not): then the reference takes over.
+pub(crate) fn f32s<const D: usize>(tensor: &Tensor<D>) -> Option<F32s> {
+    if tensor.dtype() != DType::F32 {
+        return None;
+    }
+    let primitive = tensor.clone().try_into_primitive::<Flex>().ok()?;
+    Some(F32s(primitive.to_contiguous()))
+}
+
+/// A Flex tensor that owns `values`.
+pub(crate) fn tensor<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> Tensor<D> {
+    Tensor::from_primitive::<Flex>(FlexTensor::from_data(TensorData::new(values, shape)))
+}
+
+/// The values of `tensor` for in-place work; copied only when somebody else holds them.
+pub(crate) fn into_vec<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    match tensor.into_data().try_into_vec() {
+        Ok(values) => values,
+        Err(error) => panic!("expected f32 values: {error:?}"),
+    }
+}
+
+/// A vector of `rows × width` values that `write` fills row by row, in parallel.
+///
+/// `write` gets the row's number and must write all of its values.
+pub(crate) fn build_rows(
+    rows: usize,
+    width: usize,
+    write: impl Fn(usize, &mut [MaybeUninit<f32>]) + Sync,
+) -> Vec<f32> {
+    let mut values = Vec::with_capacity(rows * width);
+    if width > 0 {
+        values.spare_capacity_mut()[..rows * width]
+            .par_chunks_mut(width)
+            .with_min_len(grain(width))
+            .enumerate()
+            .for_each(|(row, out)| simd(|| write(row, out)));
+    }
+    #[expect(unsafe_code, reason = "the rows were just written")]
+    // SAFETY: capacity is at least `rows * width`, and `write` has initialised each row.
+    unsafe {
+        values.set_len(rows * width);
+    }
+    values
+}
+
+/// Rows one task should take so that tasks of narrow rows still pay.
+pub(crate) fn grain(width: usize) -> usize {
+    (32 * 1024 / width.max(1)).max(1)
+}
+
+/// Runs `f` compiled for the widest vector unit of this processor.
+#[inline(always)]
+pub(crate) fn simd<R>(f: impl FnOnce() -> R) -> R {
+    pulp::Arch::new().dispatch(
+        #[inline(always)]
+        || f(),
+    )
+}
+
+const LANES: usize = 16;
+
+/// Σ f(xᵢ, yᵢ) in a fixed order that a vector unit can follow.
+#[inline(always)]
+pub(crate) fn sum2(x: &[f32], y: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut lanes = [0f32; LANES];
+    let (xs, ys) = (x.chunks_exact(LANES), y.chunks_exact(LANES));
+    let rest: f32 = xs
+        .remainder()
+        .iter()
+        .zip(ys.remainder())
+        .map(|(&x, &y)| f(x, y))
+        .sum();
+    for (x, y) in xs.zip(ys) {
+        for i in 0..LANES {
+            lanes[i] += f(x[i], y[i]);
+        }
+    }
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            lanes[i] += lanes[i + width];
+        }
+        width /= 2;
+    }
+    lanes[0] + rest
+}
+
+/// Σ f(xᵢ), as [`sum2`].
+#[inline(always)]
+pub(crate) fn sum(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
+    sum2(x, x, |x, _| f(x))
+}
+
+/// The largest value, −∞ for none.
+#[inline(always)]
+pub(crate) fn max(x: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let chunks = x.chunks_exact(LANES);
+    let rest = chunks
+        .remainder()
+        .iter()
+        .copied()
+        .fold(f32::NEG_INFINITY, f32::max);
+    for x in chunks {
+        for i in 0..LANES {
+            lanes[i] = if x[i] > lanes[i] { x[i] } else { lanes[i] };
+        }
+    }
+    lanes.into_iter().fold(rest, f32::max)
+}
+
+/// eˣ with a relative error below 2e-7, in a form that vectorises; arguments beyond ±87 saturate.
+///
+/// # Source
+/// Range reduction by ln 2 in two parts and the minimax polynomial of Cephes' `expf`.
+#[inline(always)]
+#[expect(clippy::excessive_precision, reason = "the published coefficients")]
+pub(crate) fn exp(x: f32) -> f32 {
+    // Adding 1.5·2²³ leaves the nearest integer in the low bits of the mantissa.
+    const SHIFT: f32 = 12_582_912.0;
+    let x = x.clamp(-87.0, 88.0);
+    let shifted = x * std::f32::consts::LOG2_E + SHIFT;
+    let n = shifted - SHIFT;
+    let r = x - n * 0.693_359_375 + n * 2.121_944_4e-4;
+    let mut p = 1.987_569_15e-4;
+    p = p * r + 1.398_199_95e-3;
+    p = p * r + 8.333_451_9e-3;
+    p = p * r + 4.166_579_6e-2;
+    p = p * r + 1.666_666_55e-1;
+    p = p * r + 5.000_000_12e-1;
+    let power = f32::from_bits(shifted.to_bits().wrapping_add(127) << 23);
+    (p * r * r + r + 1.0) * power
+}
+
+/// 1 / (1 + e⁻ˣ).
+#[inline(always)]
+pub(crate) fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_within_two_parts_in_ten_million() {
+        let worst = (-86_000..=87_000)
+            .map(|i| i as f32 / 1000.0)
+            .map(|x| ((f64::from(exp(x)) - f64::from(x).exp()) / f64::from(x).exp()).abs())
+            .fold(0.0, f64::max);
+        assert!(worst < 2e-7, "worst relative error {worst:e}");
+        assert!(exp(f32::NEG_INFINITY) < 2e-38);
+    }
+
+    #[test]
+    fn sums_and_maxima_cover_remainders() {
+        let values: Vec<f32> = (1..=37).map(|i| i as f32).collect();
+        assert_eq!(sum(&values, |x| x), 703.0);
+        assert_eq!(max(&values), 37.0);
+        assert_eq!(max(&[]), f32::NEG_INFINITY);
+    }
+}

@@ -1,0 +1,99 @@
+//! The vocabulary head and its loss, in chunks of tokens: the full logits never exist.
+//!
+//! For hidden state h and target y, nll = logsumexp(h·Wᵀ) − (h·Wᵀ)ᵧ. The gradient with respect to
+//! the hidden states is formed in the same pass: dh = (softmax − onehot)·W.
+//! The caller passes supervised positions only.
+
+mod cpu;
+pub mod reference;
+
+use burn::backend::DispatchTensor;
+use burn::tensor::Tensor;
+
+use crate::autograd::{Vjp, attach, parent};
+use crate::lora_linear::FrozenMatrix;
+
+/// Tokens whose logits exist at a time.
+pub const CHUNK: usize = 256;
+
+/// Loss and gradient of the hidden states.
+#[derive(Clone, Debug)]
+pub struct HeadLoss {
+    /// Negative log-likelihood of each token in nats, `[n]`, f32.
+    pub nll: Tensor<1>,
+    /// d(scale·Σ nll) / d(hidden), `[n, h]`; `None` where it was not asked for.
+    pub d_hidden: Option<Tensor<2>>,
+}
+
+/// Loss of every token, and with `scale` the gradient of `scale`·Σ nll.
+///
+/// # Shapes
+/// `hidden` `[n, h]`, `head` `[v, h]`, `targets` n token ids below v.
+///
+/// # Panics
+/// If `targets` has another length than `hidden`, or there is no token at all.
+pub fn forward(
+    hidden: &Tensor<2>,
+    head: &impl FrozenMatrix,
+    targets: &[u32],
+    scale: Option<f32>,
+) -> HeadLoss {
+    let [n, width] = hidden.dims();
+    assert_eq!(n, targets.len(), "one target for each hidden state");
+    assert!(n > 0, "a loss needs at least one supervised token");
+    let (mut nll, mut d_hidden) = (Vec::new(), Vec::new());
+    for (i, targets) in targets.chunks(CHUNK).enumerate() {
+        let start = i * CHUNK;
+        let chunk = hidden
+            .clone()
+            .slice([start..start + targets.len(), 0..width]);
+        let logits = head.matmul(&chunk);
+        let (losses, d_logits) = softmax_nll(logits, targets, scale);
+        nll.push(losses);
+        d_hidden.extend(d_logits.map(|d| head.matmul_transposed(&d)));
+    }
+    HeadLoss {
+        nll: Tensor::cat(nll, 0),
+        d_hidden: scale.map(|_| Tensor::cat(d_hidden, 0)),
+    }
+}
+
+/// Loss of each row of `logits`, and with `scale` the rows turned into `scale`·(softmax − onehot).
+///
+/// # Shapes
+/// `logits` `[n, v]`; result `[n]` and `[n, v]`.
+pub fn softmax_nll(
+    logits: Tensor<2>,
+    targets: &[u32],
+    scale: Option<f32>,
+) -> (Tensor<1>, Option<Tensor<2>>) {
+    cpu::softmax_nll(logits, targets, scale)
+        .unwrap_or_else(|logits| reference::softmax_nll(logits, targets, scale))
+}
+
+/// Σ nll as a differentiable scalar; its gradient is formed here and only scaled in the backward
+/// pass.
+///
+/// # Shapes
+/// As [`forward`]; result `[1]`.
+pub fn cross_entropy(hidden: Tensor<2>, head: &impl FrozenMatrix, targets: &[u32]) -> Tensor<1> {
+    let parents = [parent(&hidden)];
+    let scale = parents[0].is_some().then_some(1.0);
+    let HeadLoss { nll, d_hidden } = forward(&hidden.inner(), head, targets, scale);
+    match d_hidden {
+        Some(d_hidden) => attach(nll.sum(), parents, CrossEntropy { d_hidden }),
+        None => nll.sum(),
+    }
+}
+
+#[derive(Clone, Debug)]
+struct CrossEntropy {
+    d_hidden: Tensor<2>,
+}
+
+impl Vjp<1> for CrossEntropy {
+    fn vjp(self, dy: DispatchTensor, _: [bool; 1]) -> [Option<DispatchTensor>; 1] {
+        let dy = Tensor::<1>::from_dispatch(dy).unsqueeze();
+        [Some((self.d_hidden * dy).into_dispatch())]
+    }
+}

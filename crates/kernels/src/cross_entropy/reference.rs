@@ -1,0 +1,39 @@
+//! [`cross_entropy`](super::cross_entropy) in plain tensors.
+
+use burn::tensor::activation::log_softmax;
+use burn::tensor::{DType, Int, Tensor, TensorData};
+
+/// Loss of each row, and its gradient with respect to the logits times `scale`.
+pub fn softmax_nll(
+    logits: Tensor<2>,
+    targets: &[u32],
+    scale: Option<f32>,
+) -> (Tensor<1>, Option<Tensor<2>>) {
+    let [n, v] = logits.dims();
+    let (dtype, device) = (logits.dtype(), logits.device());
+    let log_probs = log_softmax(logits.cast(DType::F32), 1);
+    let targets: Vec<i64> = targets.iter().map(|&t| i64::from(t)).collect();
+    let index = Tensor::<2, Int>::from_data(TensorData::new(targets, [n, 1]), &device);
+    let nll = log_probs
+        .clone()
+        .gather(1, index.clone())
+        .neg()
+        .squeeze_dim(1);
+    let d_logits = scale.map(|scale| {
+        let onehot = index
+            .equal(Tensor::arange(0..v as i64, &device).unsqueeze())
+            .float();
+        ((log_probs.exp() - onehot.cast(DType::F32)) * scale).cast(dtype)
+    });
+    (nll, d_logits)
+}
+
+/// Σ nll over plain logits; differentiable with respect to hidden states and head.
+///
+/// # Shapes
+/// `hidden` `[n, h]`, `head` `[v, h]`; result `[1]`.
+pub fn cross_entropy(hidden: Tensor<2>, head: Tensor<2>, targets: &[u32]) -> Tensor<1> {
+    softmax_nll(hidden.matmul(head.transpose()), targets, None)
+        .0
+        .sum()
+}

@@ -1,0 +1,75 @@
+//! Matrix products with the transposes, scale and accumulation a training step needs.
+
+pub(crate) mod cpu;
+pub mod reference;
+
+use burn::tensor::Tensor;
+
+/// How an operand enters the product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// As it lies in memory.
+    N,
+    /// Transposed.
+    T,
+}
+
+/// `alpha · op(a) · op(b) + c`; `c` is written over where nothing else holds it.
+///
+/// # Shapes
+/// `op(a)` `[m, k]`, `op(b)` `[k, n]`, `c` and the result `[m, n]`.
+///
+/// # Panics
+/// If the shapes do not fit.
+pub fn gemm(
+    (op_a, a): (Op, &Tensor<2>),
+    (op_b, b): (Op, &Tensor<2>),
+    alpha: f32,
+    c: Option<Tensor<2>>,
+) -> Tensor<2> {
+    let [m, k] = oriented(op_a, a.dims());
+    let [k_b, n] = oriented(op_b, b.dims());
+    assert_eq!(
+        k,
+        k_b,
+        "inner sizes of {:?}{op_a:?} and {:?}{op_b:?}",
+        a.dims(),
+        b.dims()
+    );
+    if let Some(c) = &c {
+        assert_eq!(c.dims(), [m, n], "shape of the accumulator");
+    }
+    cpu::gemm((op_a, a), (op_b, b), alpha, c)
+        .unwrap_or_else(|c| reference::gemm((op_a, a), (op_b, b), alpha, c))
+}
+
+/// `x · wᵀ`: a linear layer whose weight lies as checkpoints store it.
+///
+/// # Shapes
+/// `x` `[t, in]`, `w` `[out, in]`, result `[t, out]`.
+pub fn nt(x: &Tensor<2>, w: &Tensor<2>) -> Tensor<2> {
+    gemm((Op::N, x), (Op::T, w), 1.0, None)
+}
+
+/// `x · w`.
+///
+/// # Shapes
+/// `x` `[t, out]`, `w` `[out, in]`, result `[t, in]`.
+pub fn nn(x: &Tensor<2>, w: &Tensor<2>) -> Tensor<2> {
+    gemm((Op::N, x), (Op::N, w), 1.0, None)
+}
+
+/// `xᵀ · y`, a sum over tokens.
+///
+/// # Shapes
+/// `x` `[t, m]`, `y` `[t, n]`, result `[m, n]`.
+pub fn tn(x: &Tensor<2>, y: &Tensor<2>) -> Tensor<2> {
+    gemm((Op::T, x), (Op::N, y), 1.0, None)
+}
+
+fn oriented(op: Op, [rows, columns]: [usize; 2]) -> [usize; 2] {
+    match op {
+        Op::N => [rows, columns],
+        Op::T => [columns, rows],
+    }
+}

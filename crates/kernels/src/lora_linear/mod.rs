@@ -1,0 +1,199 @@
+//! A frozen projection with a low-rank adapter: y = x·Wᵀ (+ bias) + s·(x·Aᵀ)·Bᵀ.
+//!
+//! The rank-r product comes first; no dense delta is formed, and W gets no gradient.
+//!
+//! # Source
+//! Hu et al. 2021, arXiv:2106.09685.
+
+pub mod reference;
+
+use std::fmt::Debug;
+
+use burn::backend::DispatchTensor;
+use burn::tensor::Tensor;
+
+use crate::autograd::{Vjp, attach, parent};
+use crate::dropout::Dropout;
+use crate::gemm::{self, Op, gemm};
+
+/// A frozen weight, however it is stored.
+pub trait FrozenMatrix: Clone + Debug + Send + 'static {
+    /// `x · Wᵀ`.
+    ///
+    /// # Shapes
+    /// `x` `[t, in]`, result `[t, out]`.
+    fn matmul(&self, x: &Tensor<2>) -> Tensor<2>;
+
+    /// `dy · W`.
+    ///
+    /// # Shapes
+    /// `dy` `[t, out]`, result `[t, in]`.
+    fn matmul_transposed(&self, dy: &Tensor<2>) -> Tensor<2>;
+}
+
+impl FrozenMatrix for Tensor<2> {
+    fn matmul(&self, x: &Tensor<2>) -> Tensor<2> {
+        gemm::nt(x, self)
+    }
+
+    fn matmul_transposed(&self, dy: &Tensor<2>) -> Tensor<2> {
+        gemm::nn(dy, self)
+    }
+}
+
+/// The low-rank factors of one projection.
+///
+/// # Shapes
+/// `a` `[r, in]`, `b` `[out, r]`.
+#[derive(Clone, Debug)]
+pub struct Factors {
+    /// A, applied first.
+    pub a: Tensor<2>,
+    /// B, applied second.
+    pub b: Tensor<2>,
+    /// s.
+    pub scaling: f32,
+    /// Dropout on the adapter's input.
+    pub dropout: Option<Dropout>,
+}
+
+impl Factors {
+    fn input(&self, x: &Tensor<2>) -> Tensor<2> {
+        match self.dropout {
+            Some(dropout) => dropout.apply(x.clone()),
+            None => x.clone(),
+        }
+    }
+}
+
+/// Gradients of the factors.
+///
+/// # Shapes
+/// `a` `[r, in]`, `b` `[out, r]`.
+#[derive(Clone, Debug)]
+pub struct FactorGrads {
+    /// dA.
+    pub a: Tensor<2>,
+    /// dB.
+    pub b: Tensor<2>,
+}
+
+/// The projection, and x·Aᵀ `[t, r]` for the backward pass where there is an adapter.
+///
+/// # Shapes
+/// `x` `[t, in]`, result `[t, out]`.
+pub fn forward(
+    x: &Tensor<2>,
+    weight: &impl FrozenMatrix,
+    factors: Option<&Factors>,
+) -> (Tensor<2>, Option<Tensor<2>>) {
+    let y = weight.matmul(x);
+    match factors {
+        None => (y, None),
+        Some(f) => {
+            let xa = gemm::nt(&f.input(x), &f.a);
+            let y = gemm((Op::N, &xa), (Op::T, &f.b), f.scaling, Some(y));
+            (y, Some(xa))
+        }
+    }
+}
+
+/// Gradient of the input: dx = dy·W + s·(dy·B)·A.
+///
+/// # Shapes
+/// `dy` `[t, out]`, result `[t, in]`.
+pub fn backward_input(
+    dy: &Tensor<2>,
+    weight: &impl FrozenMatrix,
+    factors: Option<&Factors>,
+) -> Tensor<2> {
+    let dx = weight.matmul_transposed(dy);
+    match factors {
+        None => dx,
+        Some(f) => {
+            let dyb = gemm::nn(dy, &f.b);
+            match f.dropout {
+                None => gemm((Op::N, &dyb), (Op::N, &f.a), f.scaling, Some(dx)),
+                Some(dropout) => {
+                    let through = gemm((Op::N, &dyb), (Op::N, &f.a), f.scaling, None);
+                    dx + dropout.apply(through)
+                }
+            }
+        }
+    }
+}
+
+/// Gradients of the factors: dA = s·(dy·B)ᵀ·x, dB = s·dyᵀ·(x·Aᵀ).
+///
+/// # Shapes
+/// `dy` `[t, out]`, `x` `[t, in]`, `xa` `[t, r]` from [`forward`].
+pub fn backward_factors(
+    dy: &Tensor<2>,
+    x: &Tensor<2>,
+    xa: &Tensor<2>,
+    factors: &Factors,
+) -> FactorGrads {
+    let dyb = gemm::nn(dy, &factors.b);
+    FactorGrads {
+        a: gemm(
+            (Op::T, &dyb),
+            (Op::N, &factors.input(x)),
+            factors.scaling,
+            None,
+        ),
+        b: gemm((Op::T, dy), (Op::N, xa), factors.scaling, None),
+    }
+}
+
+/// The differentiable form of [`forward`].
+pub fn lora_linear<W: FrozenMatrix>(
+    x: Tensor<2>,
+    weight: W,
+    factors: Option<Factors>,
+) -> Tensor<2> {
+    let parents = match &factors {
+        Some(f) => [parent(&x), parent(&f.a), parent(&f.b)],
+        None => [parent(&x), None, None],
+    };
+    let x = x.inner();
+    let factors = factors.map(|f| Factors {
+        a: f.a.inner(),
+        b: f.b.inner(),
+        ..f
+    });
+    let (y, xa) = forward(&x, &weight, factors.as_ref());
+    attach(
+        y,
+        parents,
+        LoraLinear {
+            x,
+            xa,
+            weight,
+            factors,
+        },
+    )
+}
+
+#[derive(Clone, Debug)]
+struct LoraLinear<W> {
+    x: Tensor<2>,
+    xa: Option<Tensor<2>>,
+    weight: W,
+    factors: Option<Factors>,
+}
+
+impl<W: FrozenMatrix> Vjp<3> for LoraLinear<W> {
+    fn vjp(self, dy: DispatchTensor, [dx, da, db]: [bool; 3]) -> [Option<DispatchTensor>; 3] {
+        let dy = Tensor::from_dispatch(dy);
+        let grads = match (&self.factors, &self.xa) {
+            (Some(f), Some(xa)) if da || db => Some(backward_factors(&dy, &self.x, xa, f)),
+            _ => None,
+        };
+        let (a, b) = grads
+            .map(|g| (g.a.into_dispatch(), g.b.into_dispatch()))
+            .unzip();
+        let dx =
+            dx.then(|| backward_input(&dy, &self.weight, self.factors.as_ref()).into_dispatch());
+        [dx, a, b]
+    }
+}

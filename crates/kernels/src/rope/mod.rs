@@ -1,0 +1,77 @@
+//! Rotary position embedding, rotate-half pairing.
+//!
+//! Within a head, the pair (xᵢ, xᵢ₊d/2) is turned by the angle position·fᵢ:
+//! y = x·cos + rotate_half(x)·sin. The backward pass turns by the negated angle.
+//!
+//! # Source
+//! Su et al. 2021, arXiv:2104.09864; the pairing of Hugging Face's Llama.
+
+mod cpu;
+pub mod reference;
+
+use burn::backend::DispatchTensor;
+use burn::tensor::Tensor;
+
+use crate::autograd::{Vjp, attach, parent};
+
+/// Cosine and sine of each token's angles.
+///
+/// # Shapes
+/// Both `[t, d / 2]`, f32; any attention scaling is already multiplied in.
+#[derive(Clone, Debug)]
+pub struct RotaryTables {
+    /// cos(position·fᵢ).
+    pub cos: Tensor<2>,
+    /// sin(position·fᵢ).
+    pub sin: Tensor<2>,
+}
+
+impl RotaryTables {
+    fn head_dim(&self) -> usize {
+        2 * self.cos.dims()[1]
+    }
+}
+
+/// Turns every head of every token.
+///
+/// # Shapes
+/// `x` and the result `[t, h·d]`.
+pub fn forward(x: Tensor<2>, tables: &RotaryTables) -> Tensor<2> {
+    rotate(x, tables, 1.0)
+}
+
+/// Gradient of the input: the rotation by the negated angle.
+///
+/// # Shapes
+/// `dy` and the result `[t, h·d]`.
+pub fn backward(dy: Tensor<2>, tables: &RotaryTables) -> Tensor<2> {
+    rotate(dy, tables, -1.0)
+}
+
+/// The differentiable form of [`forward`].
+pub fn rope(x: Tensor<2>, tables: &RotaryTables) -> Tensor<2> {
+    let parents = [parent(&x)];
+    attach(forward(x.inner(), tables), parents, Rope(tables.clone()))
+}
+
+fn rotate(x: Tensor<2>, tables: &RotaryTables, sign: f32) -> Tensor<2> {
+    let [_, width] = x.dims();
+    let d = tables.head_dim();
+    assert_eq!(
+        width % d,
+        0,
+        "{width} features are no whole number of heads of {d}"
+    );
+    cpu::rotate(x, tables, sign).unwrap_or_else(|x| reference::rotate(x, tables, sign))
+}
+
+#[derive(Clone, Debug)]
+struct Rope(RotaryTables);
+
+impl Vjp<1> for Rope {
+    fn vjp(self, dy: DispatchTensor, _: [bool; 1]) -> [Option<DispatchTensor>; 1] {
+        [Some(
+            backward(Tensor::from_dispatch(dy), &self.0).into_dispatch(),
+        )]
+    }
+}

@@ -1,0 +1,48 @@
+//! f32 on the CPU, one pass.
+
+use burn::tensor::Tensor;
+use rayon::prelude::*;
+
+use crate::cpu::{build_rows, f32s, into_vec, sigmoid, simd, tensor};
+
+pub(super) fn forward(gate: &Tensor<2>, up: &Tensor<2>) -> Option<Tensor<2>> {
+    let [rows, width] = gate.dims();
+    let (gate, up) = (f32s(gate)?, f32s(up)?);
+    let (gate, up): (&[f32], &[f32]) = (&gate, &up);
+    let y = build_rows(rows, width, |i, out| {
+        let span = i * width..(i + 1) * width;
+        for ((out, &g), &u) in out.iter_mut().zip(&gate[span.clone()]).zip(&up[span]) {
+            out.write(g * sigmoid(g) * u);
+        }
+    });
+    Some(tensor(y, [rows, width]))
+}
+
+pub(super) fn backward(
+    dy: &Tensor<2>,
+    gate: &Tensor<2>,
+    up: &Tensor<2>,
+) -> Option<(Tensor<2>, Tensor<2>)> {
+    let shape = gate.dims();
+    let (dy, _, _) = (f32s(dy)?, f32s(gate)?, f32s(up)?);
+    let (mut dgate, mut dup) = (into_vec(gate.clone()), into_vec(up.clone()));
+    let width = shape[1].max(1);
+    (
+        dgate.par_chunks_mut(width),
+        dup.par_chunks_mut(width),
+        dy.par_chunks(width),
+    )
+        .into_par_iter()
+        .with_min_len(crate::cpu::grain(width))
+        .for_each(|(gate, up, dy)| {
+            simd(|| {
+                for ((gate, up), &dy) in gate.iter_mut().zip(up).zip(dy) {
+                    let (g, u) = (*gate, *up);
+                    let s = sigmoid(g);
+                    *gate = dy * u * s * (1.0 + g * (1.0 - s));
+                    *up = dy * g * s;
+                }
+            });
+        });
+    Some((tensor(dgate, shape), tensor(dup, shape)))
+}

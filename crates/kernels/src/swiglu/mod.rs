@@ -1,0 +1,48 @@
+//! The gated activation of the MLP: y = silu(gate)·up with silu(g) = g·σ(g).
+//!
+//! # Source
+//! Shazeer 2020, arXiv:2002.05202.
+
+mod cpu;
+pub mod reference;
+
+use burn::backend::DispatchTensor;
+use burn::tensor::Tensor;
+
+use crate::autograd::{Vjp, attach, parent};
+
+/// silu(gate)·up.
+///
+/// # Shapes
+/// All `[t, m]`.
+pub fn forward(gate: &Tensor<2>, up: &Tensor<2>) -> Tensor<2> {
+    cpu::forward(gate, up).unwrap_or_else(|| reference::forward(gate, up))
+}
+
+/// Gradients of gate and up: dgate = dy·up·σ(1 + g(1 − σ)), dup = dy·g·σ.
+///
+/// # Shapes
+/// All `[t, m]`.
+pub fn backward(dy: &Tensor<2>, gate: &Tensor<2>, up: &Tensor<2>) -> (Tensor<2>, Tensor<2>) {
+    cpu::backward(dy, gate, up).unwrap_or_else(|| reference::backward(dy, gate, up))
+}
+
+/// The differentiable form of [`forward`].
+pub fn swiglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
+    let parents = [parent(&gate), parent(&up)];
+    let (gate, up) = (gate.inner(), up.inner());
+    attach(forward(&gate, &up), parents, SwiGlu { gate, up })
+}
+
+#[derive(Clone, Debug)]
+struct SwiGlu {
+    gate: Tensor<2>,
+    up: Tensor<2>,
+}
+
+impl Vjp<2> for SwiGlu {
+    fn vjp(self, dy: DispatchTensor, _: [bool; 2]) -> [Option<DispatchTensor>; 2] {
+        let (dgate, dup) = backward(&Tensor::from_dispatch(dy), &self.gate, &self.up);
+        [Some(dgate.into_dispatch()), Some(dup.into_dispatch())]
+    }
+}
