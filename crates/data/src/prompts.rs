@@ -1,0 +1,114 @@
+//! Prompts with the answers that a data file expects, for scoring generations.
+
+use std::path::Path;
+
+use crate::conversation::{Conversation, Instruction, Record, Role};
+use crate::dataset::{DataOptions, row_error};
+use crate::error::{DataError, TemplateError};
+use crate::jsonl::{JsonlReader, parse_line};
+use crate::supervise::RowError;
+use crate::tokenizer::ChatTokenizer;
+
+/// A prompt and its expected answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Prompt {
+    /// The ids to generate from; whole, whatever `max_seq_length` says.
+    pub input_ids: Vec<u32>,
+    /// The rendered prompt.
+    pub text: String,
+    /// What the row answers.
+    pub answer: String,
+    /// Line in the file, from 1.
+    pub line: usize,
+}
+
+/// Reads the first `limit` rows of a file as prompts: everything before the last answer.
+///
+/// # Errors
+/// As [`crate::load`]; also rows that do not end in an answer, and `text` rows, which have none.
+pub fn load_prompts(
+    path: &Path,
+    options: &DataOptions,
+    tokenizer: &ChatTokenizer,
+    limit: usize,
+) -> Result<Vec<Prompt>, DataError> {
+    options.check()?;
+    let mut prompts = Vec::new();
+    for line in JsonlReader::open(path)?.take(limit) {
+        let line = line?;
+        let (text, answer, plain) = match parse_line(path, &line, options.format)? {
+            Record::Conversation(chat) => from_chat(path, line.number, chat, tokenizer)?,
+            Record::Instruction(row) => {
+                from_instruction(path, line.number, &row, options, tokenizer)?
+            }
+            Record::Text(_) => {
+                return Err(DataError::Option {
+                    option: "format",
+                    expected: "\"messages\" or \"alpaca\", whose rows have answers".to_owned(),
+                    actual: "\"text\"".to_owned(),
+                });
+            }
+        };
+        let encoded = if plain {
+            tokenizer.encode_text(&text)
+        } else {
+            tokenizer.encode_rendered(&text)
+        };
+        let encoded =
+            encoded.map_err(|error| row_error(path, line.number, RowError::Encode(error)))?;
+        prompts.push(Prompt {
+            input_ids: encoded.ids,
+            text,
+            answer,
+            line: line.number,
+        });
+    }
+    Ok(prompts)
+}
+
+type Parts = (String, String, bool);
+
+fn from_chat(
+    path: &Path,
+    line: usize,
+    mut chat: Conversation,
+    tokenizer: &ChatTokenizer,
+) -> Result<Parts, DataError> {
+    let answer = match chat.messages.pop() {
+        Some(message) if message.role == Role::Assistant => message.content,
+        other => {
+            return Err(DataError::Field {
+                path: path.to_owned(),
+                line,
+                field: format!("messages[{}].role", chat.messages.len()),
+                expected: "\"assistant\" in the last message, to compare with".to_owned(),
+                found: other.map_or_else(
+                    || "nothing".to_owned(),
+                    |last| format!("\"{}\"", last.role.as_str()),
+                ),
+            });
+        }
+    };
+    let rendered = tokenizer
+        .template()
+        .ok_or(TemplateError::Missing)
+        .and_then(|template| template.render(&chat, true))
+        .map_err(|error| row_error(path, line, RowError::Template(error)))?;
+    Ok((rendered, answer, false))
+}
+
+fn from_instruction(
+    path: &Path,
+    line: usize,
+    row: &Instruction,
+    options: &DataOptions,
+    tokenizer: &ChatTokenizer,
+) -> Result<Parts, DataError> {
+    match &options.template {
+        None => from_chat(path, line, row.to_conversation(), tokenizer),
+        Some(template) if !row.input.is_empty() && !template.uses_input() => {
+            Err(row_error(path, line, RowError::UnusedInput))
+        }
+        Some(template) => Ok((template.prompt(row), row.output.clone(), true)),
+    }
+}

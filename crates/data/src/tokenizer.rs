@@ -1,0 +1,316 @@
+//! A tokenizer that knows its model's special tokens and chat template.
+
+mod stream;
+#[cfg(test)]
+pub(crate) mod tests;
+
+use tokenizers::Tokenizer;
+
+use crate::conversation::{Conversation, Message, Role};
+use crate::error::{DataError, Source};
+use crate::template::ChatTemplate;
+pub use stream::TokenStream;
+
+/// What a model's configuration says about special tokens.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SpecialTokens {
+    /// Text of the token that begins a document.
+    pub bos_token: Option<String>,
+    /// Text of the token that ends a document.
+    pub eos_token: Option<String>,
+    /// Whether plain text gets a BOS; `None` asks `tokenizer.json`.
+    pub add_bos: Option<bool>,
+    /// The configuration's ids that end a generation.
+    pub eos_token_ids: Vec<u32>,
+}
+
+/// Ids with their place in the text.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Encoded {
+    /// Token ids.
+    pub ids: Vec<u32>,
+    /// Start and end of every token, in bytes of the text; an added BOS is `(0, 0)`.
+    pub offsets: Vec<(usize, usize)>,
+}
+
+/// How the chat template ends an assistant turn.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndOfTurn {
+    /// The token's text, such as `<|im_end|>`.
+    pub token: String,
+    /// The token's id.
+    pub token_id: u32,
+    /// Everything between the answer and the end of the turn, such as `<|im_end|>\n`.
+    pub tail: String,
+    /// Bytes of `tail` up to the end of the token.
+    pub length: usize,
+}
+
+/// A tokenizer, its special tokens and its chat template.
+///
+/// BOS is never doubled: rendered chats are encoded as they stand, and plain text gets a BOS only
+/// if the model wants one and the text does not already begin with it.
+pub struct ChatTokenizer {
+    tokenizer: Tokenizer,
+    template: Option<ChatTemplate>,
+    bos: Option<(String, u32)>,
+    eos: Option<(String, u32)>,
+    add_bos: bool,
+    end_of_turn: Option<EndOfTurn>,
+    eos_token_ids: Vec<u32>,
+}
+
+impl ChatTokenizer {
+    /// Reads a `tokenizer.json` and compiles the chat template.
+    ///
+    /// Truncation, padding and post-processing that the file asks for are switched off: length is
+    /// the caller's matter, padding does not exist here, and BOS is added by rule.
+    ///
+    /// # Errors
+    /// [`DataError::Tokenizer`], [`DataError::SpecialToken`], [`DataError::Template`], and
+    /// [`DataError::Option`] if BOS is to be added but none is named.
+    pub fn new(
+        tokenizer_json: &[u8],
+        special: SpecialTokens,
+        chat_template: Option<&str>,
+    ) -> Result<Self, DataError> {
+        let mut tokenizer = Tokenizer::from_bytes(tokenizer_json)
+            .map_err(tokenizer_error("parsing tokenizer.json"))?;
+        tokenizer
+            .with_truncation(None)
+            .map_err(tokenizer_error("switching truncation off"))?;
+        tokenizer.with_padding(None);
+        let bos = find_token(&tokenizer, "bos", special.bos_token)?;
+        let eos = find_token(&tokenizer, "eos", special.eos_token)?;
+        let add_bos = match (special.add_bos, &bos) {
+            (Some(true), None) => {
+                return Err(DataError::Option {
+                    option: "add_bos_token",
+                    expected: "a bos_token to add".to_owned(),
+                    actual: "no bos_token".to_owned(),
+                });
+            }
+            (Some(add), _) => add,
+            (None, Some((_, id))) => begins_with(&tokenizer, *id)?,
+            (None, None) => false,
+        };
+        tokenizer.with_post_processor(None::<tokenizers::PostProcessorWrapper>);
+        let template = chat_template
+            .map(|source| ChatTemplate::new(source, text(&bos), text(&eos)))
+            .transpose()?;
+        let mut this = Self {
+            tokenizer,
+            template,
+            bos,
+            eos,
+            add_bos,
+            end_of_turn: None,
+            eos_token_ids: special.eos_token_ids,
+        };
+        this.end_of_turn = this.find_end_of_turn()?;
+        let ends = [
+            this.eos.as_ref().map(|(_, id)| *id),
+            this.end_of_turn.as_ref().map(|end| end.token_id),
+        ];
+        for id in ends.into_iter().flatten() {
+            if !this.eos_token_ids.contains(&id) {
+                this.eos_token_ids.push(id);
+            }
+        }
+        Ok(this)
+    }
+
+    /// The chat template, if the model has one.
+    pub fn template(&self) -> Option<&ChatTemplate> {
+        self.template.as_ref()
+    }
+
+    /// Text of the BOS token.
+    pub fn bos_token(&self) -> Option<&str> {
+        text(&self.bos)
+    }
+
+    /// Text of the EOS token.
+    pub fn eos_token(&self) -> Option<&str> {
+        text(&self.eos)
+    }
+
+    /// Whether plain text gets a BOS.
+    pub fn add_bos(&self) -> bool {
+        self.add_bos
+    }
+
+    /// How the chat template ends an assistant turn; `None` without a template, or when the turn
+    /// ends in no special token.
+    pub fn end_of_turn(&self) -> Option<&EndOfTurn> {
+        self.end_of_turn.as_ref()
+    }
+
+    /// Ids that end a generation: the configuration's, EOS, and the end-of-turn token.
+    pub fn eos_token_ids(&self) -> &[u32] {
+        &self.eos_token_ids
+    }
+
+    /// Size of the vocabulary, added tokens included.
+    pub fn vocab_size(&self) -> usize {
+        self.tokenizer.get_vocab_size(true)
+    }
+
+    /// The id of a token's text.
+    pub fn token_to_id(&self, token: &str) -> Option<u32> {
+        self.tokenizer.token_to_id(token)
+    }
+
+    /// The text of a token, as the vocabulary spells it.
+    pub fn id_to_token(&self, id: u32) -> Option<String> {
+        self.tokenizer.id_to_token(id)
+    }
+
+    /// Encodes a rendered chat: special tokens in the text are recognised, none is added.
+    ///
+    /// # Errors
+    /// The tokenizer library's reason.
+    pub fn encode_rendered(&self, text: &str) -> Result<Encoded, Source> {
+        let encoding = self.tokenizer.encode(text, false)?;
+        Ok(Encoded {
+            ids: encoding.get_ids().to_vec(),
+            offsets: encoding.get_offsets().to_vec(),
+        })
+    }
+
+    /// Encodes plain text, with a BOS if the model wants one and the text does not begin with it.
+    ///
+    /// # Errors
+    /// The tokenizer library's reason.
+    pub fn encode_text(&self, text: &str) -> Result<Encoded, Source> {
+        let mut encoded = self.encode_rendered(text)?;
+        if let Some((_, id)) = self.bos.as_ref().filter(|_| self.add_bos)
+            && encoded.ids.first() != Some(id)
+        {
+            encoded.ids.insert(0, *id);
+            encoded.offsets.insert(0, (0, 0));
+        }
+        Ok(encoded)
+    }
+
+    /// Renders a conversation and encodes it, ready for the model to answer.
+    ///
+    /// # Errors
+    /// [`DataError::Template`] (also without a chat template) and [`DataError::Tokenizer`].
+    pub fn encode_chat(&self, conversation: &Conversation) -> Result<Vec<u32>, DataError> {
+        let template = self
+            .template
+            .as_ref()
+            .ok_or(crate::error::TemplateError::Missing)?;
+        let rendered = template.render(conversation, true)?;
+        let encoded = self
+            .encode_rendered(&rendered)
+            .map_err(tokenizer_error("encoding a conversation"))?;
+        Ok(encoded.ids)
+    }
+
+    /// The text of ids.
+    ///
+    /// # Errors
+    /// The tokenizer library's reason.
+    pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String, Source> {
+        self.tokenizer.decode(ids, skip_special_tokens)
+    }
+
+    /// A decoder for tokens that arrive one by one.
+    pub fn stream(&self, skip_special_tokens: bool) -> TokenStream<'_> {
+        TokenStream::new(self, skip_special_tokens)
+    }
+
+    /// Renders an answer that cannot be mistaken and looks at what the template writes after it.
+    fn find_end_of_turn(&self) -> Result<Option<EndOfTurn>, DataError> {
+        const ANSWER: &str = "Zq7answer7qZ";
+        let Some(template) = &self.template else {
+            return Ok(None);
+        };
+        let chat = Conversation::new(vec![
+            Message::new(Role::User, "question"),
+            Message::new(Role::Assistant, ANSWER),
+        ]);
+        // A template that wants other turns has no tail that could be known beforehand.
+        let Ok(rendered) = template.render(&chat, false) else {
+            return Ok(None);
+        };
+        let Some((_, tail)) = rendered.rsplit_once(ANSWER) else {
+            return Ok(None);
+        };
+        let encoded = self
+            .encode_rendered(tail)
+            .map_err(tokenizer_error("encoding the end of a turn"))?;
+        let added = self.tokenizer.get_added_tokens_decoder();
+        let is_end = |id: &u32| {
+            self.eos_token_ids.contains(id)
+                || self.eos.as_ref().is_some_and(|(_, eos)| eos == id)
+                || added.get(id).is_some_and(|token| token.special)
+        };
+        let Some(index) = encoded.ids.iter().position(is_end) else {
+            return Ok(None);
+        };
+        let token_id = encoded.ids[index];
+        let Some(token) = self.tokenizer.id_to_token(token_id) else {
+            return Ok(None);
+        };
+        // Not the token's offsets: a token that swallows following whitespace would include it.
+        let Some(at) = tail.find(&token) else {
+            return Ok(None);
+        };
+        let length = at + token.len();
+        Ok(Some(EndOfTurn {
+            token,
+            token_id,
+            tail: tail.to_owned(),
+            length,
+        }))
+    }
+}
+
+impl std::fmt::Debug for ChatTokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ChatTokenizer")
+            .field("vocab_size", &self.vocab_size())
+            .field("bos", &self.bos)
+            .field("eos", &self.eos)
+            .field("add_bos", &self.add_bos)
+            .field("end_of_turn", &self.end_of_turn)
+            .field("eos_token_ids", &self.eos_token_ids)
+            .finish_non_exhaustive()
+    }
+}
+
+fn text(token: &Option<(String, u32)>) -> Option<&str> {
+    token.as_ref().map(|(text, _)| text.as_str())
+}
+
+fn tokenizer_error(what: &'static str) -> impl Fn(Source) -> DataError {
+    move |source| DataError::Tokenizer {
+        what: what.to_owned(),
+        source,
+    }
+}
+
+fn find_token(
+    tokenizer: &Tokenizer,
+    role: &'static str,
+    token: Option<String>,
+) -> Result<Option<(String, u32)>, DataError> {
+    let Some(token) = token.filter(|token| !token.is_empty()) else {
+        return Ok(None);
+    };
+    match tokenizer.token_to_id(&token) {
+        Some(id) => Ok(Some((token, id))),
+        None => Err(DataError::SpecialToken { role, token }),
+    }
+}
+
+/// Whether the file's own post-processor puts this token first.
+fn begins_with(tokenizer: &Tokenizer, id: u32) -> Result<bool, DataError> {
+    let encoding = tokenizer
+        .encode("a", true)
+        .map_err(tokenizer_error("encoding a probe"))?;
+    Ok(encoding.get_ids().first() == Some(&id))
+}
