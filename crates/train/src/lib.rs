@@ -1,1 +1,5 @@
 //! train
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod recipe;
+pub mod schedule;

@@ -1,0 +1,428 @@
+//! Every key of a recipe: what it means, where to start, when to change it.
+//!
+//! The reader takes its defaults from here and `init` its comments, so the two cannot part.
+
+/// One key of a recipe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Key {
+    /// Section and name, as `--set` takes it: `train.learning_rate`.
+    pub path: &'static str,
+    /// The value where the recipe gives none, written as TOML; `None` where leaving it out has its own meaning.
+    pub default: Option<&'static str>,
+    /// A value to show where there is no default, written as TOML.
+    pub example: &'static str,
+    /// What it is, in which unit, and which values it takes.
+    pub meaning: &'static str,
+    /// When to change it; empty where nothing general can be said.
+    pub change: &'static str,
+}
+
+impl Key {
+    /// The section, or `""` for the keys at the top.
+    #[must_use]
+    pub fn section(&self) -> &'static str {
+        self.path
+            .rsplit_once('.')
+            .map_or("", |(section, _)| section)
+    }
+
+    /// The name within the section.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        self.path
+            .rsplit_once('.')
+            .map_or(self.path, |(_, name)| name)
+    }
+}
+
+/// Sections of a recipe, in the order a recipe is written.
+pub const SECTIONS: [&str; 3] = ["lora", "data", "train"];
+
+/// The table form of `train.lr_scheduler`, which carries the options of a schedule.
+pub(super) const SCHEDULER: &str = "train.lr_scheduler";
+
+/// Options of the table form of `train.lr_scheduler`.
+pub(super) const SCHEDULER_OPTIONS: [&str; 7] = [
+    "kind",
+    "num_cycles",
+    "min_lr",
+    "min_lr_rate",
+    "power",
+    "lr_end",
+    "timescale",
+];
+
+const fn key(path: &'static str, default: &'static str, meaning: &'static str) -> Key {
+    Key {
+        path,
+        default: Some(default),
+        example: default,
+        meaning,
+        change: "",
+    }
+}
+
+const fn optional(path: &'static str, example: &'static str, meaning: &'static str) -> Key {
+    Key {
+        path,
+        default: None,
+        example,
+        meaning,
+        change: "",
+    }
+}
+
+const fn change(key: Key, change: &'static str) -> Key {
+    Key { change, ..key }
+}
+
+/// All keys, in the order a recipe is written.
+pub const KEYS: &[Key] = &[
+    optional(
+        "model",
+        r#""HuggingFaceTB/SmolLM2-135M-Instruct""#,
+        "The model to adapt: a hub id, a Hugging Face directory, or a .gguf file.",
+    ),
+    key(
+        "output_dir",
+        r#""outputs""#,
+        "Where the adapter, checkpoints and logs go.",
+    ),
+    key(
+        "seed",
+        "42",
+        "Fixes the order of rows, the adapter's start and dropout.",
+    ),
+    key(
+        "dtype",
+        r#""auto""#,
+        "Number format of the computation: auto or f32 (auto is f32 on a CPU).",
+    ),
+    key(
+        "load_in_4bit",
+        "false",
+        "Keep the base model in 4 bits. This version takes false only.",
+    ),
+    change(
+        key(
+            "max_seq_length",
+            "2048",
+            "Tokens per row; longer rows are cut, and counted in the report.",
+        ),
+        "out of memory: lower",
+    ),
+    key(
+        "activation_policy",
+        r#""keep-all""#,
+        "What the forward pass keeps for the backward pass. This version keeps all: nothing is recomputed.",
+    ),
+    key("device", r#""auto""#, "Where to compute: auto or cpu."),
+    change(
+        key(
+            "lora.rank",
+            "16",
+            "Columns of each adapter matrix: how much it can learn.",
+        ),
+        "result too weak: raise; out of memory: lower",
+    ),
+    key(
+        "lora.alpha",
+        "32",
+        "Adapters are scaled by alpha / rank (alpha / sqrt(rank) with rsLoRA).",
+    ),
+    change(
+        key(
+            "lora.dropout",
+            "0.0",
+            "Share of an adapter's inputs set to zero while training, 0 to below 1.",
+        ),
+        "over-fitting on few rows: 0.05 to 0.1",
+    ),
+    key(
+        "lora.use_rslora",
+        "false",
+        "Scale by alpha / sqrt(rank), which suits high ranks.",
+    ),
+    key(
+        "lora.target_modules",
+        r#"["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]"#,
+        "The projections that get an adapter.",
+    ),
+    key(
+        "lora.bias",
+        r#""none""#,
+        "Biases to train. This version takes none only.",
+    ),
+    optional(
+        "lora.layers_to_transform",
+        "[0, 1, 2]",
+        "Layers that get adapters, counted from 0. Left out: all of them.",
+    ),
+    optional(
+        "data.train",
+        r#""train.jsonl""#,
+        "Rows to learn from, one JSON object a line.",
+    ),
+    optional(
+        "data.eval",
+        r#""eval.jsonl""#,
+        "Rows held out, to see over-fitting. Left out: no evaluation.",
+    ),
+    key(
+        "data.format",
+        r#""messages""#,
+        "Shape of a row: messages (chats), alpaca (instruction, input, output) or text.",
+    ),
+    optional(
+        "data.prompt_template",
+        r#""Task: {instruction}\nAnswer: {output}{eos_token}""#,
+        "Turns an alpaca row into text; must end in the EOS token. Left out: the model's own chat template.",
+    ),
+    key(
+        "data.train_on",
+        r#""responses""#,
+        "Tokens that count in the loss: responses or everything (always everything for text).",
+    ),
+    change(
+        key(
+            "train.micro_batch_size",
+            "2",
+            "Rows in one forward and backward pass.",
+        ),
+        "out of memory: lower it, and raise grad_accumulation_steps by as much",
+    ),
+    change(
+        key(
+            "train.grad_accumulation_steps",
+            "4",
+            "Passes per optimiser step: rows per step = micro_batch_size x this, 8 to 16 to start.",
+        ),
+        "unstable: larger",
+    ),
+    change(
+        key(
+            "train.epochs",
+            "3",
+            "Times to go through the training rows. Or give max_steps.",
+        ),
+        "eval loss starts to rise: fewer",
+    ),
+    optional(
+        "train.max_steps",
+        "100",
+        "Optimiser steps of the run, instead of epochs.",
+    ),
+    change(
+        key(
+            "train.learning_rate",
+            "2e-4",
+            "Highest learning rate, reached after the warm-up.",
+        ),
+        "loss falls too slowly: raise; unstable: lower",
+    ),
+    key(
+        "train.lr_scheduler",
+        r#""cosine""#,
+        "How the learning rate falls: constant, constant_with_warmup, linear, cosine, or a table with a kind and options.",
+    ),
+    optional(
+        "train.warmup_steps",
+        "5",
+        "Steps over which the learning rate rises from 0, instead of warmup_ratio.",
+    ),
+    change(
+        key(
+            "train.warmup_ratio",
+            "0.05",
+            "Share of the steps over which the learning rate rises from 0.",
+        ),
+        "loss jumps early on: more",
+    ),
+    key("train.optimizer", r#""adamw""#, "The optimiser: adamw."),
+    key(
+        "train.weight_decay",
+        "0.01",
+        "Decay of the trained weights per step, times the learning rate.",
+    ),
+    key(
+        "train.adam_beta1",
+        "0.9",
+        "Decay of AdamW's mean of gradients.",
+    ),
+    key(
+        "train.adam_beta2",
+        "0.999",
+        "Decay of AdamW's mean of squared gradients.",
+    ),
+    key(
+        "train.adam_epsilon",
+        "1e-8",
+        "Added to AdamW's denominator.",
+    ),
+    key(
+        "train.max_grad_norm",
+        "1.0",
+        "Gradients are scaled down to this global norm; 0 turns that off.",
+    ),
+    key(
+        "train.logging_steps",
+        "10",
+        "Optimiser steps between log lines.",
+    ),
+    key(
+        "train.eval_steps",
+        "50",
+        "Optimiser steps between evaluations; only with data.eval.",
+    ),
+    key(
+        "train.save_steps",
+        "100",
+        "Optimiser steps between checkpoints; the end of the run is always saved.",
+    ),
+    key(
+        "train.save_total_limit",
+        "3",
+        "Checkpoints to keep; older ones are deleted, the best one never.",
+    ),
+];
+
+/// Names from other trainers, and the key that means the same here.
+pub(super) const FOREIGN: &[(&str, &str)] = &[
+    ("base_model", "model"),
+    ("batch_size", "train.micro_batch_size"),
+    ("bf16", "dtype"),
+    ("eval_file", "data.eval"),
+    ("fp16", "dtype"),
+    (
+        "gradient_accumulation_steps",
+        "train.grad_accumulation_steps",
+    ),
+    ("gradient_checkpointing", "activation_policy"),
+    ("lora_alpha", "lora.alpha"),
+    ("lora_dropout", "lora.dropout"),
+    ("lora_r", "lora.rank"),
+    ("lora_target_modules", "lora.target_modules"),
+    ("lr", "train.learning_rate"),
+    ("lr_scheduler_type", "train.lr_scheduler"),
+    ("max_length", "max_seq_length"),
+    ("model_name", "model"),
+    ("model_name_or_path", "model"),
+    ("num_epochs", "train.epochs"),
+    ("num_train_epochs", "train.epochs"),
+    ("optim", "train.optimizer"),
+    ("per_device_train_batch_size", "train.micro_batch_size"),
+    ("r", "lora.rank"),
+    ("random_state", "seed"),
+    ("scheduler", "train.lr_scheduler"),
+    ("sequence_len", "max_seq_length"),
+    ("train_file", "data.train"),
+    ("train_on_inputs", "data.train_on"),
+    ("warmup", "train.warmup_steps"),
+];
+
+/// The documentation of a key.
+#[must_use]
+pub fn find(path: &str) -> Option<&'static Key> {
+    KEYS.iter().find(|key| key.path == path)
+}
+
+/// The valid key that an unknown one most likely stands for.
+pub(super) fn nearest(unknown: &str) -> Option<String> {
+    let name = unknown.rsplit('.').next().unwrap_or(unknown);
+    let same_name = KEYS
+        .iter()
+        .find(|key| key.name() == name)
+        .map(|key| key.path);
+    let foreign = || {
+        FOREIGN
+            .iter()
+            .find(|(other, _)| *other == name)
+            .map(|(_, path)| *path)
+    };
+    same_name
+        .or_else(foreign)
+        .map(str::to_owned)
+        .or_else(|| most_similar(unknown))
+}
+
+/// Compares names only: a section in common would make all keys of the section look alike.
+fn most_similar(unknown: &str) -> Option<String> {
+    let (section, name) = unknown.rsplit_once('.').unwrap_or(("", unknown));
+    if section == SCHEDULER {
+        let options = SCHEDULER_OPTIONS.iter();
+        return closest(
+            name,
+            options.map(|option| (*option, format!("{SCHEDULER}.{option}"))),
+        );
+    }
+    let keys = |same_section: bool| {
+        KEYS.iter()
+            .filter(move |key| (key.section() == section) == same_section)
+            .map(|key| (key.name(), key.path.to_owned()))
+    };
+    closest(name, keys(true)).or_else(|| closest(name, keys(false)))
+}
+
+/// Below this similarity a proposal would confuse more than it helps.
+const SIMILAR: f64 = 0.75;
+
+/// The second half of the pair whose first half is most like `unknown`.
+pub(super) fn closest<T>(
+    unknown: &str,
+    options: impl Iterator<Item = (&'static str, T)>,
+) -> Option<T> {
+    options
+        .map(|(compared, proposed)| (strsim::jaro_winkler(unknown, compared), proposed))
+        .filter(|(similarity, _)| *similarity >= SIMILAR)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, proposed)| proposed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_key_is_in_a_section_and_ends_its_sentence() {
+        for key in KEYS {
+            assert!(
+                key.section().is_empty() || SECTIONS.contains(&key.section()),
+                "{}",
+                key.path
+            );
+            assert!(key.meaning.ends_with('.'), "{}", key.path);
+            assert!(
+                toml::de::DeValue::parse(key.example).is_ok(),
+                "{}",
+                key.path
+            );
+        }
+    }
+
+    #[test]
+    fn foreign_names_point_at_keys() {
+        for (_, path) in FOREIGN {
+            assert!(find(path).is_some(), "{path}");
+        }
+    }
+
+    #[test]
+    fn proposes_the_key_that_was_meant() {
+        let check = |unknown: &str, expected: Option<&str>| {
+            assert_eq!(nearest(unknown).as_deref(), expected, "{unknown}");
+        };
+        check("train.learning_rat", Some("train.learning_rate"));
+        check("learning_rate", Some("train.learning_rate"));
+        check("lora.r", Some("lora.rank"));
+        check("train.num_train_epochs", Some("train.epochs"));
+        check("max_seq_len", Some("max_seq_length"));
+        check("epoch", Some("train.epochs"));
+        check(
+            "train.lr_scheduler.min_lr_rat",
+            Some("train.lr_scheduler.min_lr_rate"),
+        );
+        check("train.lr_scheduler.patience", None);
+        check("wandb_project", None);
+        check("train.neftune_noise_alpha", None);
+    }
+}

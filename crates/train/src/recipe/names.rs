@@ -1,0 +1,135 @@
+//! The values of a recipe that are names.
+
+use serde::{Deserialize, Serialize};
+
+use super::reader::Value;
+
+/// An enum whose variants a recipe writes by name.
+macro_rules! named {
+    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $text:literal,)+ }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+        #[non_exhaustive]
+        pub enum $name {
+            $($(#[$variant_doc])* #[serde(rename = $text)] $variant,)+
+        }
+
+        impl $name {
+            /// All values, in the order of the documentation.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+
+            /// The name as a recipe writes it.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $text,)+
+                }
+            }
+        }
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(self.name())
+            }
+        }
+
+        impl Value for $name {
+            const EXPECTED: &'static str = "a name in quotes";
+            const NAMES: &'static [&'static str] = &[$($text),+];
+        }
+    };
+}
+
+named! {
+    /// Number format of the computation.
+    DType {
+        /// The best the device has: f32 on a CPU.
+        #[default]
+        Auto = "auto",
+        /// Single precision.
+        F32 = "f32",
+    }
+}
+
+named! {
+    /// What the forward pass keeps for the backward pass.
+    ActivationPolicy {
+        /// Everything: nothing is recomputed.
+        #[default]
+        KeepAll = "keep-all",
+    }
+}
+
+named! {
+    /// Where to compute.
+    Device {
+        /// The best device of this build.
+        #[default]
+        Auto = "auto",
+        /// The processor.
+        Cpu = "cpu",
+    }
+}
+
+named! {
+    /// Biases that are trained.
+    Bias {
+        /// None.
+        #[default]
+        None = "none",
+    }
+}
+
+named! {
+    /// A projection that can have an adapter, under its Hugging Face name.
+    TargetModule {
+        /// Attention's queries.
+        #[default]
+        QProj = "q_proj",
+        /// Attention's keys.
+        KProj = "k_proj",
+        /// Attention's values.
+        VProj = "v_proj",
+        /// Attention's output.
+        OProj = "o_proj",
+        /// The MLP's gate.
+        GateProj = "gate_proj",
+        /// The MLP's way up.
+        UpProj = "up_proj",
+        /// The MLP's way down.
+        DownProj = "down_proj",
+    }
+}
+
+named! {
+    /// Shape of a row.
+    DataFormat {
+        /// `{"messages": [{"role": …, "content": …}, …]}`
+        #[default]
+        Messages = "messages",
+        /// `{"instruction": …, "input": … (optional), "output": …}`
+        Alpaca = "alpaca",
+        /// `{"text": …}`
+        Text = "text",
+    }
+}
+
+named! {
+    /// Tokens that count in the loss.
+    TrainOn {
+        /// The model's own turns.
+        #[default]
+        Responses = "responses",
+        /// All tokens.
+        Everything = "everything",
+    }
+}
+
+named! {
+    /// The optimiser.
+    Optimizer {
+        /// AdamW with decoupled decay, its state in f32.
+        #[default]
+        Adamw = "adamw",
+    }
+}

@@ -1,0 +1,446 @@
+//! From keys and values as written to a checked [`Recipe`].
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use super::keys::{SCHEDULER, SCHEDULER_OPTIONS};
+use super::names::{DataFormat, TrainOn};
+use super::problem::{Place, Problem, ProblemKind};
+use super::raw::RawRecipe;
+use super::reader::{Reader, name_problem};
+use super::{DataRecipe, Length, LoraRecipe, Recipe, TrainRecipe, Warmup};
+use crate::schedule::ScheduleKind;
+
+/// Directories that relative paths start from.
+struct Bases<'a> {
+    recipe: &'a Path,
+    working_dir: &'a Path,
+}
+
+impl Bases<'_> {
+    fn of(&self, place: &Place) -> &Path {
+        match place {
+            Place::Override(_) => self.working_dir,
+            Place::Line(_) | Place::Recipe => self.recipe,
+        }
+    }
+}
+
+pub(super) fn resolve(
+    raw: RawRecipe<'_>,
+    problems: Vec<Problem>,
+    recipe: &Path,
+    working_dir: &Path,
+) -> Result<Recipe, Vec<Problem>> {
+    let bases = Bases {
+        recipe,
+        working_dir,
+    };
+    let mut reader = Reader::new(raw, problems);
+    let recipe = top(&mut reader, &bases);
+    let problems = reader.finish();
+    if problems.is_empty() {
+        Ok(recipe)
+    } else {
+        Err(problems)
+    }
+}
+
+fn top(reader: &mut Reader<'_>, bases: &Bases<'_>) -> Recipe {
+    let seed = |seed: &u64| i64::try_from(*seed).is_ok();
+    Recipe {
+        model: model(reader, bases),
+        output_dir: path(reader, "output_dir", bases),
+        seed: reader.checked("seed", "a whole number from 0 to 2^63 - 1", seed),
+        dtype: reader.value("dtype"),
+        load_in_4bit: reader.value("load_in_4bit"),
+        max_seq_length: reader.checked(
+            "max_seq_length",
+            "a whole number, 2 or more",
+            |length: &usize| *length >= 2,
+        ),
+        activation_policy: reader.value("activation_policy"),
+        device: reader.value("device"),
+        lora: lora(reader),
+        data: data(reader, bases),
+        train: train(reader),
+    }
+}
+
+/// A path becomes absolute, a hub id stays as it is.
+fn model(reader: &mut Reader<'_>, bases: &Bases<'_>) -> String {
+    let before = reader.problem_count();
+    let name: String = reader.required("model");
+    if reader.problem_count() > before {
+        return name;
+    }
+    let resolved = bases.of(&reader.place("model")).join(&name);
+    let is_path = name.ends_with(".gguf") || name.starts_with(['.', '/']) || resolved.exists();
+    if is_path && !name.is_empty() {
+        return resolved.to_str().map_or(name, str::to_owned);
+    }
+    if !is_hub_id(&name) {
+        reader.reject(
+            "model",
+            "a hub id (org/name) or the path of a directory or .gguf file",
+        );
+    }
+    name
+}
+
+fn is_hub_id(name: &str) -> bool {
+    let part = |part: &str| {
+        !part.is_empty()
+            && part
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+    };
+    name.split_once('/')
+        .is_some_and(|(org, model)| part(org) && part(model))
+}
+
+fn path(reader: &mut Reader<'_>, key: &str, bases: &Bases<'_>) -> PathBuf {
+    let name = reader.checked(key, "a path", |name: &String| !name.is_empty());
+    bases.of(&reader.place(key)).join(name)
+}
+
+fn lora(reader: &mut Reader<'_>) -> LoraRecipe {
+    LoraRecipe {
+        rank: reader.count("lora.rank"),
+        alpha: positive(reader, "lora.alpha"),
+        dropout: below_one(reader, "lora.dropout"),
+        use_rslora: reader.value("lora.use_rslora"),
+        target_modules: target_modules(reader),
+        bias: reader.value("lora.bias"),
+        layers_to_transform: layers(reader),
+    }
+}
+
+fn target_modules(reader: &mut Reader<'_>) -> Vec<super::TargetModule> {
+    const KEY: &str = "lora.target_modules";
+    let before = reader.problem_count();
+    let modules = reader.list(KEY);
+    let distinct: BTreeSet<&str> = modules
+        .iter()
+        .map(|module: &super::TargetModule| module.name())
+        .collect();
+    if reader.problem_count() == before && (modules.is_empty() || distinct.len() < modules.len()) {
+        reader.reject(KEY, "at least one projection, each once");
+    }
+    modules
+}
+
+fn layers(reader: &mut Reader<'_>) -> Option<Vec<usize>> {
+    const KEY: &str = "lora.layers_to_transform";
+    let before = reader.problem_count();
+    let layers: Vec<usize> = reader.optional(KEY)?;
+    let distinct: BTreeSet<usize> = layers.iter().copied().collect();
+    if reader.problem_count() == before && (layers.is_empty() || distinct.len() < layers.len()) {
+        reader.reject(
+            KEY,
+            "at least one layer, each once; leave it out for all layers",
+        );
+    }
+    Some(layers)
+}
+
+fn data(reader: &mut Reader<'_>, bases: &Bases<'_>) -> DataRecipe {
+    let train = if reader.has("data.train") {
+        path(reader, "data.train", bases)
+    } else {
+        reader.missing("data.train");
+        PathBuf::new()
+    };
+    let eval = reader
+        .has("data.eval")
+        .then(|| path(reader, "data.eval", bases));
+    let format: DataFormat = reader.value("data.format");
+    DataRecipe {
+        train,
+        eval,
+        format,
+        prompt_template: template(reader, format),
+        train_on: train_on(reader, format),
+    }
+}
+
+fn template(reader: &mut Reader<'_>, format: DataFormat) -> Option<String> {
+    const KEY: &str = "data.prompt_template";
+    let template = reader.optional::<String>(KEY)?;
+    let instead = match format {
+        DataFormat::Alpaca => return Some(template),
+        DataFormat::Messages => "chats use the model's own chat template; take it out",
+        DataFormat::Text => "text is used as it is; take it out",
+    };
+    reader.conflict(KEY, format!("format = \"{format}\""), instead);
+    None
+}
+
+fn train_on(reader: &mut Reader<'_>, format: DataFormat) -> TrainOn {
+    const KEY: &str = "data.train_on";
+    let given = reader.optional(KEY);
+    if format != DataFormat::Text {
+        return given.unwrap_or_default();
+    }
+    if given == Some(TrainOn::Responses) {
+        reader.conflict(
+            KEY,
+            "format = \"text\"",
+            r#"text has no responses; write train_on = "everything""#,
+        );
+    }
+    TrainOn::Everything
+}
+
+fn train(reader: &mut Reader<'_>) -> TrainRecipe {
+    let length = length(reader);
+    let learning_rate = positive(reader, "train.learning_rate");
+    let lr_scheduler = scheduler(reader, learning_rate);
+    TrainRecipe {
+        micro_batch_size: reader.count("train.micro_batch_size"),
+        grad_accumulation_steps: reader.count("train.grad_accumulation_steps"),
+        length,
+        learning_rate,
+        lr_scheduler,
+        warmup: warmup(reader, lr_scheduler, length),
+        optimizer: reader.value("train.optimizer"),
+        weight_decay: not_negative(reader, "train.weight_decay"),
+        adam_beta1: below_one(reader, "train.adam_beta1"),
+        adam_beta2: below_one(reader, "train.adam_beta2"),
+        adam_epsilon: positive(reader, "train.adam_epsilon"),
+        max_grad_norm: not_negative(reader, "train.max_grad_norm"),
+        logging_steps: reader.count("train.logging_steps"),
+        eval_steps: eval_steps(reader),
+        save_steps: reader.count("train.save_steps"),
+        save_total_limit: reader.count("train.save_total_limit"),
+    }
+}
+
+fn length(reader: &mut Reader<'_>) -> Length {
+    let both = reader.has("train.epochs") && reader.has("train.max_steps");
+    if both {
+        reader.conflict("train.max_steps", "`train.epochs`", "keep the one you mean");
+    }
+    let epochs = positive(reader, "train.epochs");
+    if reader.has("train.max_steps") {
+        return Length::MaxSteps(reader.count("train.max_steps"));
+    }
+    Length::Epochs(epochs)
+}
+
+fn warmup(reader: &mut Reader<'_>, kind: ScheduleKind, length: Length) -> Warmup {
+    let steps = reader.optional::<usize>("train.warmup_steps");
+    if steps.is_some() && reader.has("train.warmup_ratio") {
+        reader.conflict(
+            "train.warmup_steps",
+            "`train.warmup_ratio`",
+            "keep the one you mean",
+        );
+    }
+    let share = |ratio: &f64| (0.0..=1.0).contains(ratio);
+    let ratio = reader.checked("train.warmup_ratio", "a number from 0 to 1", share);
+    if let (Some(steps), Length::MaxSteps(total)) = (steps, length)
+        && steps > total
+    {
+        let instead = "the learning rate would never reach its peak; lower it";
+        reader.conflict(
+            "train.warmup_steps",
+            format!("{total} steps in all"),
+            instead,
+        );
+    }
+    let warmup = steps.map_or(Warmup::Ratio(ratio), Warmup::Steps);
+    if kind.warms_up() {
+        return warmup;
+    }
+    refuse_warmup(reader, warmup);
+    Warmup::Steps(0)
+}
+
+/// transformers ignores a warm-up under `constant`; here nothing is ignored.
+fn refuse_warmup(reader: &mut Reader<'_>, warmup: Warmup) {
+    let key = match warmup {
+        Warmup::Steps(0) => return,
+        Warmup::Ratio(0.0) => return,
+        Warmup::Steps(_) => "train.warmup_steps",
+        Warmup::Ratio(_) => "train.warmup_ratio",
+    };
+    if reader.has(key) {
+        reader.conflict(
+            key,
+            "lr_scheduler = \"constant\"",
+            r#"it has no warm-up; write lr_scheduler = "constant_with_warmup", or a warm-up of 0"#,
+        );
+    }
+}
+
+fn eval_steps(reader: &mut Reader<'_>) -> Option<usize> {
+    const KEY: &str = "train.eval_steps";
+    let steps = reader.count(KEY);
+    if reader.has("data.eval") {
+        return Some(steps);
+    }
+    if reader.has(KEY) {
+        reader.conflict(
+            KEY,
+            "a missing `data.eval`",
+            "name the file to evaluate in [data], or take it out",
+        );
+    }
+    None
+}
+
+/// A name, or a table with a `kind` and the options of that kind.
+fn scheduler(reader: &mut Reader<'_>, peak_lr: f64) -> ScheduleKind {
+    let kind_key = option_key("kind");
+    let key = if reader.has(&kind_key) {
+        kind_key.as_str()
+    } else {
+        SCHEDULER
+    };
+    let before = reader.problem_count();
+    let name: String = reader.value(key);
+    if reader.problem_count() > before {
+        reader.ignore(SCHEDULER_OPTIONS.map(option_key));
+        return ScheduleKind::cosine();
+    }
+    let number = |reader: &mut Reader<'_>, option: &str, default: f64| {
+        reader.optional(&option_key(option)).unwrap_or(default)
+    };
+    let kind = match name.as_str() {
+        "constant" => ScheduleKind::Constant {},
+        "constant_with_warmup" => ScheduleKind::ConstantWithWarmup {},
+        "linear" => ScheduleKind::Linear {},
+        "cosine" => ScheduleKind::Cosine {
+            num_cycles: number(reader, "num_cycles", 0.5),
+        },
+        "cosine_with_restarts" => ScheduleKind::CosineWithRestarts {
+            num_cycles: number(reader, "num_cycles", 1.0),
+        },
+        "cosine_with_min_lr" => ScheduleKind::CosineWithMinLr {
+            min_lr_rate: min_lr_rate(reader, peak_lr),
+            num_cycles: number(reader, "num_cycles", 0.5),
+        },
+        "polynomial" => ScheduleKind::Polynomial {
+            power: number(reader, "power", 1.0),
+            lr_end: number(reader, "lr_end", 1e-7),
+        },
+        "inverse_sqrt" => ScheduleKind::InverseSqrt {
+            timescale: reader.optional(&option_key("timescale")),
+        },
+        _ => {
+            let problem = name_problem(key.to_owned(), &ScheduleKind::NAMES, format!("\"{name}\""));
+            reader.report(reader.place(key), problem);
+            reader.ignore(SCHEDULER_OPTIONS.map(option_key));
+            return ScheduleKind::cosine();
+        }
+    };
+    check_options(reader, kind, peak_lr);
+    kind
+}
+
+fn option_key(option: &str) -> String {
+    format!("{SCHEDULER}.{option}")
+}
+
+fn min_lr_rate(reader: &mut Reader<'_>, peak_lr: f64) -> f64 {
+    let (rate_key, lr_key) = (option_key("min_lr_rate"), option_key("min_lr"));
+    let min_lr: Option<f64> = reader.optional(&lr_key);
+    let rate: Option<f64> = reader.optional(&rate_key);
+    match (rate, min_lr) {
+        (Some(_), Some(_)) => {
+            reader.conflict(&lr_key, "`min_lr_rate`", "keep the one you mean");
+            0.0
+        }
+        (Some(rate), None) => rate,
+        (None, Some(min_lr)) => min_lr / peak_lr,
+        (None, None) => {
+            let kind = ProblemKind::Missing {
+                key: rate_key,
+                meaning: "The lowest learning rate as a share of the peak.",
+                example: "0.1",
+            };
+            reader.report(reader.place(&option_key("kind")), kind);
+            0.0
+        }
+    }
+}
+
+/// Options out of range, and options that belong to another kind.
+fn check_options(reader: &mut Reader<'_>, kind: ScheduleKind, peak_lr: f64) {
+    let mut check = |option: &str, valid: bool, expected: &'static str| {
+        let key = option_key(option);
+        if !valid && reader.has(&key) {
+            reader.reject(&key, expected);
+        }
+    };
+    match kind {
+        ScheduleKind::Cosine { num_cycles } | ScheduleKind::CosineWithRestarts { num_cycles } => {
+            check(
+                "num_cycles",
+                num_cycles > 0.0 && num_cycles.is_finite(),
+                "a number above 0",
+            );
+        }
+        ScheduleKind::CosineWithMinLr {
+            min_lr_rate,
+            num_cycles,
+        } => {
+            check(
+                "num_cycles",
+                num_cycles > 0.0 && num_cycles.is_finite(),
+                "a number above 0",
+            );
+            let share = (0.0..=1.0).contains(&min_lr_rate);
+            check("min_lr_rate", share, "a number from 0 to 1");
+            check("min_lr", share, "a learning rate from 0 to the peak");
+        }
+        ScheduleKind::Polynomial { power, lr_end } => {
+            check(
+                "power",
+                power > 0.0 && power.is_finite(),
+                "a number above 0",
+            );
+            check(
+                "lr_end",
+                (0.0..peak_lr).contains(&lr_end),
+                "a learning rate below the peak",
+            );
+        }
+        ScheduleKind::InverseSqrt { timescale } => {
+            check(
+                "timescale",
+                timescale != Some(0),
+                "a whole number, 1 or more",
+            );
+        }
+        _ => {}
+    }
+    for key in SCHEDULER_OPTIONS.map(option_key) {
+        if reader.has(&key) && !reader.has_read(&key) {
+            reader.ignore([key.clone()]);
+            let other = format!("kind = \"{}\"", kind.name());
+            reader.conflict(
+                &key,
+                other,
+                "take it out, or choose a kind that has this option",
+            );
+        }
+    }
+}
+
+fn positive(reader: &mut Reader<'_>, key: &str) -> f64 {
+    reader.checked(key, "a number above 0", |x: &f64| *x > 0.0 && x.is_finite())
+}
+
+fn not_negative(reader: &mut Reader<'_>, key: &str) -> f64 {
+    reader.checked(key, "a number, 0 or more", |x: &f64| {
+        *x >= 0.0 && x.is_finite()
+    })
+}
+
+fn below_one(reader: &mut Reader<'_>, key: &str) -> f64 {
+    reader.checked(key, "a number from 0 to below 1", |x: &f64| {
+        (0.0..1.0).contains(x)
+    })
+}

@@ -1,0 +1,72 @@
+//! Values that mean something to other trainers, or will to a later version, and are refused by name.
+
+use toml::Spanned;
+use toml::de::DeValue;
+
+const HALF: &str = r#"this version computes in f32; write dtype = "auto""#;
+const OPTIMIZER: &str = r#"this version keeps AdamW's state in f32; write optimizer = "adamw""#;
+const KEEP_ALL: &str = r#"this version keeps every activation and recomputes none; write activation_policy = "keep-all""#;
+const BIAS: &str = r#"adapters of this version train no biases; write bias = "none""#;
+const PROJECTIONS: &str =
+    "adapters go on the seven projections of a layer; take it out of the list";
+const CPU: &str = r#"this version trains on the CPU; write device = "auto" or device = "cpu""#;
+const CHATS: &str =
+    r#"rewrite the rows as "messages" with "role" and "content", and write format = "messages""#;
+
+/// Key, value and what to write instead.
+const REFUSED: &[(&str, &str, &str)] = &[
+    ("dtype", "bf16", HALF),
+    ("dtype", "f16", HALF),
+    ("dtype", "bfloat16", HALF),
+    ("dtype", "float16", HALF),
+    ("dtype", "float32", r#"write dtype = "f32""#),
+    (
+        "load_in_4bit",
+        "true",
+        "bases in 4 bits come with a later version; write load_in_4bit = false",
+    ),
+    ("activation_policy", "smart", KEEP_ALL),
+    ("activation_policy", "recompute-all", KEEP_ALL),
+    ("activation_policy", "offload", KEEP_ALL),
+    ("device", "cuda", CPU),
+    ("device", "gpu", CPU),
+    ("device", "wgpu", CPU),
+    ("lora.bias", "all", BIAS),
+    ("lora.bias", "lora_only", BIAS),
+    ("lora.target_modules", "lm_head", PROJECTIONS),
+    ("lora.target_modules", "embed_tokens", PROJECTIONS),
+    ("data.format", "sharegpt", CHATS),
+    ("train.optimizer", "adamw_8bit", OPTIMIZER),
+    ("train.optimizer", "paged_adamw_8bit", OPTIMIZER),
+    ("train.optimizer", "adamw_bnb_8bit", OPTIMIZER),
+    ("train.optimizer", "paged_adamw_32bit", OPTIMIZER),
+    (
+        "train.lr_scheduler",
+        "reduce_lr_on_plateau",
+        r#"it does not follow from the step alone; write lr_scheduler = "cosine""#,
+    ),
+    (
+        "train.lr_scheduler",
+        "warmup_stable_decay",
+        r#"this version does not have it; write lr_scheduler = "cosine""#,
+    ),
+    (
+        "train.lr_scheduler",
+        "cosine_warmup_with_min_lr",
+        r#"write lr_scheduler = { kind = "cosine_with_min_lr", min_lr_rate = 0.1 }"#,
+    ),
+];
+
+/// What to write instead of a value that this version refuses.
+pub(super) fn refusal(key: &str, value: &Spanned<DeValue<'_>>) -> Option<&'static str> {
+    let text = match value.get_ref() {
+        DeValue::String(text) => text.as_ref(),
+        DeValue::Boolean(true) => "true",
+        _ => return None,
+    };
+    let key = key.trim_end_matches(".kind");
+    REFUSED
+        .iter()
+        .find(|(k, v, _)| *k == key && *v == text)
+        .map(|(_, _, instead)| *instead)
+}

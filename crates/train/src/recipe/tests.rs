@@ -1,0 +1,658 @@
+use std::path::Path;
+
+use insta::assert_snapshot;
+
+use super::*;
+
+const SMALLEST: &str = "model = \"org/name\"\n[data]\ntrain = \"rows.jsonl\"\n";
+
+fn read(text: &str, overrides: &[&str]) -> Result<Recipe, RecipeError> {
+    let overrides: Vec<String> = overrides.iter().map(|&text| text.to_owned()).collect();
+    Recipe::from_toml(text, Path::new("/recipes"), &overrides)
+}
+
+/// The problems of the smallest recipe with `lines` after it, each line under its section.
+fn problems(lines: &str) -> String {
+    match read(&format!("{SMALLEST}{lines}"), &[]) {
+        Ok(recipe) => panic!("expected problems, got {recipe:#?}"),
+        Err(error) => error.to_string(),
+    }
+}
+
+fn problems_of_override(text: &str) -> String {
+    match read(SMALLEST, &[text]) {
+        Ok(recipe) => panic!("expected problems, got {recipe:#?}"),
+        Err(error) => error.to_string(),
+    }
+}
+
+#[test]
+fn defaults_are_the_starting_points() {
+    assert_snapshot!(read(SMALLEST, &[]).unwrap().to_toml().unwrap(), @r#"
+    model = "org/name"
+    output_dir = "/recipes/outputs"
+    seed = 42
+    dtype = "auto"
+    load_in_4bit = false
+    max_seq_length = 2048
+    activation_policy = "keep-all"
+    device = "auto"
+
+    [lora]
+    rank = 16
+    alpha = 32.0
+    dropout = 0.0
+    use_rslora = false
+    target_modules = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    bias = "none"
+
+    [data]
+    train = "/recipes/rows.jsonl"
+    format = "messages"
+    train_on = "responses"
+
+    [train]
+    micro_batch_size = 2
+    grad_accumulation_steps = 4
+    epochs = 3.0
+    learning_rate = 0.0002
+    warmup_ratio = 0.05
+    optimizer = "adamw"
+    weight_decay = 0.01
+    adam_beta1 = 0.9
+    adam_beta2 = 0.999
+    adam_epsilon = 0.00000001
+    max_grad_norm = 1.0
+    logging_steps = 10
+    save_steps = 100
+    save_total_limit = 3
+
+    [train.lr_scheduler]
+    kind = "cosine"
+    num_cycles = 0.5
+    "#);
+}
+
+#[test]
+fn every_default_in_the_table_of_keys_is_valid() {
+    for key in KEYS.iter().filter(|key| key.path != "train.eval_steps") {
+        let Some(default) = key.default else { continue };
+        let given = format!("{}={default}", key.path);
+        let left_out = read(SMALLEST, &[]).unwrap();
+        let recipe = read(SMALLEST, &[&given]).unwrap();
+        let path = Path::new("/recipes").join("outputs");
+        assert_eq!(
+            Recipe {
+                output_dir: path,
+                ..recipe
+            },
+            left_out,
+            "{given}"
+        );
+    }
+}
+
+#[test]
+fn every_example_in_the_table_of_keys_is_valid() {
+    let text = with_eval("format = \"alpaca\"\n");
+    for key in KEYS {
+        let given = format!("{}={}", key.path, key.example);
+        let alpaca = key.path == "data.format" || key.path == "data.train_on";
+        let text = if alpaca { SMALLEST } else { &text };
+        assert!(
+            read(text, &[&given]).is_ok(),
+            "{given}: {:?}",
+            read(text, &[&given])
+        );
+    }
+}
+
+fn with_eval(rest: &str) -> String {
+    format!("{SMALLEST}eval = \"held-out.jsonl\"\n{rest}")
+}
+
+#[test]
+fn a_resolved_recipe_reads_back_as_itself() {
+    let texts = [
+        SMALLEST.to_owned(),
+        with_eval("[train]\nmax_steps = 7\nwarmup_steps = 2\nlr_scheduler = \"polynomial\"\n"),
+        with_eval("format = \"alpaca\"\nprompt_template = \"\"\"{output}\n\"quoted\" \\\\\"\"\"\n"),
+        with_eval("format = \"text\"\n[train]\nlr_scheduler = \"constant\"\nepochs = 0.5\n"),
+        with_eval(
+            "[lora]\nlayers_to_transform = [3, 0]\nuse_rslora = true\ntarget_modules = [\"k_proj\"]",
+        ),
+        with_eval("[train.lr_scheduler]\nkind = \"cosine_with_min_lr\"\nmin_lr = 2e-5\n"),
+        with_eval("[train]\nlr_scheduler = { kind = \"inverse_sqrt\", timescale = 9 }\n"),
+    ];
+    for text in texts {
+        let recipe = read(&text, &[]).unwrap();
+        let written = recipe.to_toml().unwrap();
+        let again = Recipe::from_toml(&written, Path::new("/elsewhere"), &[]).unwrap();
+        assert_eq!(again, recipe, "{written}");
+    }
+}
+
+#[test]
+fn paths_start_at_the_recipe_and_hub_ids_stay() {
+    let recipe = read(&with_eval(""), &["model=./local", "output_dir=\"/abs\""]).unwrap();
+    assert_eq!(recipe.model, "/recipes/./local");
+    assert_eq!(recipe.output_dir, Path::new("/abs"));
+    assert_eq!(recipe.data.train, Path::new("/recipes/rows.jsonl"));
+    assert_eq!(
+        recipe.data.eval.as_deref(),
+        Some(Path::new("/recipes/held-out.jsonl"))
+    );
+    assert_eq!(read(SMALLEST, &[]).unwrap().model, "org/name");
+    assert_eq!(
+        read(SMALLEST, &["model=m.gguf"]).unwrap().model,
+        "/recipes/m.gguf"
+    );
+}
+
+#[test]
+fn a_recipe_file_is_read_from_its_own_directory() {
+    let dir = std::env::temp_dir().join(format!("backdraft-recipe-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    let path = dir.join("recipe.toml");
+    std::fs::write(&path, SMALLEST).unwrap();
+    let recipe = Recipe::load(&path, &["data.eval=here.jsonl".to_owned()]).unwrap();
+    assert_eq!(recipe.data.train, dir.join("rows.jsonl"));
+    let working_dir = std::env::current_dir().unwrap();
+    assert_eq!(recipe.data.eval, Some(working_dir.join("here.jsonl")));
+    std::fs::remove_dir_all(&dir).unwrap();
+    assert!(matches!(
+        Recipe::load(&path, &[]),
+        Err(RecipeError::Read { .. })
+    ));
+}
+
+#[test]
+fn overrides_take_the_place_of_the_file() {
+    let text = with_eval("[train]\nepochs = 2\nwarmup_ratio = 0.1\nlr_scheduler = \"linear\"\n");
+    let recipe = read(&text, &["train.max_steps=10", "train.warmup_steps=3"]).unwrap();
+    assert_eq!(recipe.train.length, Length::MaxSteps(10));
+    assert_eq!(recipe.train.warmup, Warmup::Steps(3));
+    let set = |text: &str| read(SMALLEST, &[text]).unwrap();
+    assert_eq!(
+        set("train.lr_scheduler=linear").train.lr_scheduler,
+        ScheduleKind::Linear {}
+    );
+    let table = "train.lr_scheduler={ kind = 'polynomial', power = 2 }";
+    let polynomial = ScheduleKind::Polynomial {
+        power: 2.0,
+        lr_end: 1e-7,
+    };
+    assert_eq!(set(table).train.lr_scheduler, polynomial);
+    assert_eq!(set(" lora.rank = 8 ").lora.rank, 8);
+    assert_eq!(
+        set("lora.target_modules=['q_proj']").lora.target_modules,
+        [TargetModule::QProj]
+    );
+    assert_eq!(read(SMALLEST, &["seed=1", "seed=2"]).unwrap().seed, 2);
+}
+
+#[test]
+fn steps_and_schedule_follow_from_the_recipe() {
+    let recipe = read(SMALLEST, &[]).unwrap();
+    let total = recipe.train.length.total_steps(110);
+    assert_eq!((recipe.train.rows_per_step(), total), (8, 330));
+    let schedule = recipe.train.schedule(total);
+    assert_eq!(
+        (schedule.warmup_steps, schedule.at(0), schedule.at(17)),
+        (17, 0.0, 2e-4)
+    );
+    assert_eq!(Length::Epochs(0.5).total_steps(3), 2);
+}
+
+#[test]
+fn every_problem_is_reported_together() {
+    let text = r#"
+model = "HuggingFaceTB/SmolLM2-135M-Instruct"
+load_in_4bit = true
+max_sequence_length = 1024
+
+[lora]
+r = 16
+alpha = -1
+target_modules = ["q_proj", "lm_head", "qproj"]
+
+[data]
+format = "mesages"
+
+[train]
+learning_rate = "fast"
+epochs = 3
+max_steps = 100
+optimizer = "adamw_8bit"
+"#;
+    assert_snapshot!(read(text, &["train.lr=1e-3", "nonsense"]).unwrap_err(), @r#"
+    13 problems in the recipe recipe.toml:
+      line 3: `load_in_4bit = true` is not supported: bases in 4 bits come with a later version; write load_in_4bit = false
+      line 4: unknown key `max_sequence_length`; did you mean `max_seq_length`?
+      line 7: unknown key `lora.r`; did you mean `lora.rank`?
+      line 8: `lora.alpha` takes a number above 0, not -1
+      line 9: `lora.target_modules = "lm_head"` is not supported: adapters go on the seven projections of a layer; take it out of the list
+      line 9: `lora.target_modules` takes "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj" or "down_proj", not "qproj"; did you mean "q_proj"?
+      line 12: `data.format` takes "messages", "alpaca" or "text", not "mesages"; did you mean "messages"?
+      line 15: `train.learning_rate` takes a number above 0, not "fast"
+      line 17: `train.max_steps` does not go with `train.epochs`: keep the one you mean
+      line 18: `train.optimizer = "adamw_8bit"` is not supported: this version keeps AdamW's state in f32; write optimizer = "adamw"
+      --set nonsense: an override is written section.key=value, for instance train.learning_rate=1e-4
+      --set train.lr=1e-3: unknown key `train.lr`; did you mean `train.learning_rate`?
+      `data.train` is missing: Rows to learn from, one JSON object a line. For instance `data.train = "train.jsonl"`
+    "#);
+}
+
+#[test]
+fn text_that_is_not_toml_is_reported_with_its_lines() {
+    assert_snapshot!(read("model = \nseed = 4 2\n[lora\n", &[]).unwrap_err(), @"
+    3 problems in the recipe recipe.toml:
+      line 1: not valid TOML: string values must be quoted, expected literal string
+      line 2: not valid TOML: string values must be quoted, expected literal string
+      line 3: not valid TOML: unclosed table, expected `]`
+    ");
+    assert_snapshot!(read("seed = 1\nseed = 2\n", &[]).unwrap_err(), @"
+    one problem in the recipe recipe.toml:
+      line 2: not valid TOML: duplicate key
+    ");
+}
+
+#[test]
+fn missing_keys() {
+    assert_snapshot!(read("", &[]).unwrap_err(), @r#"
+    2 problems in the recipe recipe.toml:
+      `model` is missing: The model to adapt: a hub id, a Hugging Face directory, or a .gguf file. For instance `model = "HuggingFaceTB/SmolLM2-135M-Instruct"`
+      `data.train` is missing: Rows to learn from, one JSON object a line. For instance `data.train = "train.jsonl"`
+    "#);
+}
+
+#[test]
+fn unknown_keys() {
+    assert_snapshot!(problems("trian = 1\n[train]\nbatch_size = 4\nwarmup = 3\n[wandb]\nproject = \"x\"\n[lroa]\n"), @"
+    5 problems in the recipe recipe.toml:
+      line 4: unknown key `data.trian`; did you mean `data.train`?
+      line 6: unknown key `train.batch_size`; did you mean `train.micro_batch_size`?
+      line 7: unknown key `train.warmup`; did you mean `train.warmup_steps`?
+      line 8: unknown section `[wandb]`
+      line 10: unknown section `[lroa]`; did you mean `[lora]`?
+    ");
+    assert_snapshot!(read("model = \"org/name\"\ntrain = \"rows.jsonl\"\nrank = 8\nlearning-rate = 1\n", &[]).unwrap_err(), @r#"
+    4 problems in the recipe recipe.toml:
+      line 2: `train` is a section: write `[train]` on its own line and its keys below, for instance `micro_batch_size = 2`
+      line 3: unknown key `rank`; did you mean `lora.rank`?
+      line 4: unknown key `learning-rate`; did you mean `train.learning_rate`?
+      `data.train` is missing: Rows to learn from, one JSON object a line. For instance `data.train = "train.jsonl"`
+    "#);
+    assert_snapshot!(problems_of_override("train.learning_rates=1"), @"
+    one problem in the recipe recipe.toml:
+      --set train.learning_rates=1: unknown key `train.learning_rates`; did you mean `train.learning_rate`?
+    ");
+}
+
+#[test]
+fn wrong_types() {
+    assert_snapshot!(problems("eval = 3\n[lora]\nrank = 2.5\nuse_rslora = \"yes\"\ntarget_modules = \"q_proj\"\nlayers_to_transform = [-1]\n[train]\nepochs = [3]\nlogging_steps = -10\n"), @r#"
+    7 problems in the recipe recipe.toml:
+      line 4: `data.eval` takes a path, not 3
+      line 6: `lora.rank` takes a whole number, 1 or more, not 2.5
+      line 7: `lora.use_rslora` takes true or false, not "yes"
+      line 8: `lora.target_modules` takes a list of names, not "q_proj"
+      line 9: `lora.layers_to_transform` takes a list of whole numbers, not [-1]
+      line 11: `train.epochs` takes a number above 0, not [3]
+      line 12: `train.logging_steps` takes a whole number, 1 or more, not -10
+    "#);
+    assert_snapshot!(problems_of_override("lora.target_modules=[1]"), @"
+    one problem in the recipe recipe.toml:
+      --set lora.target_modules=[1]: `lora.target_modules` takes a list of names, not [1]
+    ");
+    assert_snapshot!(problems_of_override("model=17"), @"
+    one problem in the recipe recipe.toml:
+      --set model=17: `model` takes a string, not 17
+    ");
+}
+
+#[test]
+fn values_out_of_range() {
+    assert_snapshot!(problems("[lora]\nrank = 0\nalpha = inf\ndropout = 1.0\ntarget_modules = []\nlayers_to_transform = [1, 1]\n[train]\nmicro_batch_size = 0\nlearning_rate = nan\nwarmup_ratio = 5\nweight_decay = -0.1\nadam_beta2 = 1.0\nadam_epsilon = 0\n"), @"
+    11 problems in the recipe recipe.toml:
+      line 5: `lora.rank` takes a whole number, 1 or more, not 0
+      line 6: `lora.alpha` takes a number above 0, not inf
+      line 7: `lora.dropout` takes a number from 0 to below 1, not 1.0
+      line 8: `lora.target_modules` takes at least one projection, each once, not []
+      line 9: `lora.layers_to_transform` takes at least one layer, each once; leave it out for all layers, not [1, 1]
+      line 11: `train.micro_batch_size` takes a whole number, 1 or more, not 0
+      line 12: `train.learning_rate` takes a number above 0, not nan
+      line 13: `train.warmup_ratio` takes a number from 0 to 1, not 5
+      line 14: `train.weight_decay` takes a number, 0 or more, not -0.1
+      line 15: `train.adam_beta2` takes a number from 0 to below 1, not 1.0
+      line 16: `train.adam_epsilon` takes a number above 0, not 0
+    ");
+    assert_snapshot!(problems_of_override("seed=9223372036854775808"), @"
+    one problem in the recipe recipe.toml:
+      --set seed=9223372036854775808: `seed` takes a whole number from 0 to 2^63 - 1, not 9223372036854775808
+    ");
+    assert_snapshot!(problems_of_override("max_seq_length=1"), @"
+    one problem in the recipe recipe.toml:
+      --set max_seq_length=1: `max_seq_length` takes a whole number, 2 or more, not 1
+    ");
+    assert_snapshot!(problems_of_override("model=no hub id"), @r#"
+    one problem in the recipe recipe.toml:
+      --set model=no hub id: `model` takes a hub id (org/name) or the path of a directory or .gguf file, not "no hub id"
+    "#);
+    assert_snapshot!(problems_of_override("output_dir="), @r#"
+    one problem in the recipe recipe.toml:
+      --set output_dir=: `output_dir` takes a path, not ""
+    "#);
+}
+
+#[test]
+fn values_of_other_programs_and_later_versions_are_refused_by_name() {
+    let refused = |text: &str| problems_of_override(text);
+    assert_snapshot!(refused("load_in_4bit=true"), @"
+    one problem in the recipe recipe.toml:
+      --set load_in_4bit=true: `load_in_4bit = true` is not supported: bases in 4 bits come with a later version; write load_in_4bit = false
+    ");
+    assert_snapshot!(refused("dtype=bf16"), @r#"
+    one problem in the recipe recipe.toml:
+      --set dtype=bf16: `dtype = "bf16"` is not supported: this version computes in f32; write dtype = "auto"
+    "#);
+    assert_snapshot!(refused("dtype=f16"), @r#"
+    one problem in the recipe recipe.toml:
+      --set dtype=f16: `dtype = "f16"` is not supported: this version computes in f32; write dtype = "auto"
+    "#);
+    assert_snapshot!(refused("dtype=float32"), @r#"
+    one problem in the recipe recipe.toml:
+      --set dtype=float32: `dtype = "float32"` is not supported: write dtype = "f32"
+    "#);
+    assert_snapshot!(refused("activation_policy=smart"), @r#"
+    one problem in the recipe recipe.toml:
+      --set activation_policy=smart: `activation_policy = "smart"` is not supported: this version keeps every activation and recomputes none; write activation_policy = "keep-all"
+    "#);
+    assert_snapshot!(refused("device=cuda"), @r#"
+    one problem in the recipe recipe.toml:
+      --set device=cuda: `device = "cuda"` is not supported: this version trains on the CPU; write device = "auto" or device = "cpu"
+    "#);
+    assert_snapshot!(refused("lora.bias=all"), @r#"
+    one problem in the recipe recipe.toml:
+      --set lora.bias=all: `lora.bias = "all"` is not supported: adapters of this version train no biases; write bias = "none"
+    "#);
+    assert_snapshot!(refused("lora.target_modules=['embed_tokens', 'q_proj']"), @r#"
+    one problem in the recipe recipe.toml:
+      --set lora.target_modules=['embed_tokens', 'q_proj']: `lora.target_modules = "embed_tokens"` is not supported: adapters go on the seven projections of a layer; take it out of the list
+    "#);
+    assert_snapshot!(refused("data.format=sharegpt"), @r#"
+    one problem in the recipe recipe.toml:
+      --set data.format=sharegpt: `data.format = "sharegpt"` is not supported: rewrite the rows as "messages" with "role" and "content", and write format = "messages"
+    "#);
+    assert_snapshot!(refused("train.optimizer=adamw_8bit"), @r#"
+    one problem in the recipe recipe.toml:
+      --set train.optimizer=adamw_8bit: `train.optimizer = "adamw_8bit"` is not supported: this version keeps AdamW's state in f32; write optimizer = "adamw"
+    "#);
+    assert_snapshot!(refused("train.optimizer=adam"), @r#"
+    one problem in the recipe recipe.toml:
+      --set train.optimizer=adam: `train.optimizer` takes only "adamw", not "adam"; did you mean "adamw"?
+    "#);
+    assert_snapshot!(refused("train.lr_scheduler=reduce_lr_on_plateau"), @r#"
+    one problem in the recipe recipe.toml:
+      --set train.lr_scheduler=reduce_lr_on_plateau: `train.lr_scheduler = "reduce_lr_on_plateau"` is not supported: it does not follow from the step alone; write lr_scheduler = "cosine"
+    "#);
+}
+
+#[test]
+fn schedules_with_wrong_options() {
+    let refused = |text: &str| problems_of_override(&format!("train.lr_scheduler={text}"));
+    assert_snapshot!(refused("cosin"), @r#"
+    one problem in the recipe recipe.toml:
+      --set train.lr_scheduler=cosin: `train.lr_scheduler` takes "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "cosine_with_min_lr", "polynomial" or "inverse_sqrt", not "cosin"; did you mean "cosine"?
+    "#);
+    assert_snapshot!(refused("{ kind = 'linear', min_lr_rate = 0.1 }"), @r#"
+    one problem in the recipe recipe.toml:
+      --set train.lr_scheduler={ kind = 'linear', min_lr_rate = 0.1 }: `train.lr_scheduler.min_lr_rate` does not go with kind = "linear": take it out, or choose a kind that has this option
+    "#);
+    assert_snapshot!(refused("{ min_lr_rate = 0.1 }"), @r#"
+    one problem in the recipe recipe.toml:
+      --set train.lr_scheduler={ min_lr_rate = 0.1 }: `train.lr_scheduler.min_lr_rate` does not go with kind = "cosine": take it out, or choose a kind that has this option
+    "#);
+    assert_snapshot!(refused("{ kind = 'cosine_with_min_lr' }"), @"
+    one problem in the recipe recipe.toml:
+      --set train.lr_scheduler={ kind = 'cosine_with_min_lr' }: `train.lr_scheduler.min_lr_rate` is missing: The lowest learning rate as a share of the peak. For instance `train.lr_scheduler.min_lr_rate = 0.1`
+    ");
+    assert_snapshot!(refused("{ kind = 'cosine_with_min_lr', min_lr = 1e-5, min_lr_rate = 0.1 }"), @"
+    one problem in the recipe recipe.toml:
+      --set train.lr_scheduler={ kind = 'cosine_with_min_lr', min_lr = 1e-5, min_lr_rate = 0.1 }: `train.lr_scheduler.min_lr` does not go with `min_lr_rate`: keep the one you mean
+    ");
+    assert_snapshot!(refused("{ kind = 'cosine_with_min_lr', min_lr = 1.0 }"), @"
+    one problem in the recipe recipe.toml:
+      --set train.lr_scheduler={ kind = 'cosine_with_min_lr', min_lr = 1.0 }: `train.lr_scheduler.min_lr` takes a learning rate from 0 to the peak, not 1.0
+    ");
+    assert_snapshot!(refused("{ kind = 'polynomial', power = -1, lr_end = 1.0 }"), @"
+    2 problems in the recipe recipe.toml:
+      --set train.lr_scheduler={ kind = 'polynomial', power = -1, lr_end = 1.0 }: `train.lr_scheduler.power` takes a number above 0, not -1
+      --set train.lr_scheduler={ kind = 'polynomial', power = -1, lr_end = 1.0 }: `train.lr_scheduler.lr_end` takes a learning rate below the peak, not 1.0
+    ");
+    assert_snapshot!(refused("{ kind = 'cosine', num_cycle = 1 }"), @"
+    one problem in the recipe recipe.toml:
+      --set train.lr_scheduler={ kind = 'cosine', num_cycle = 1 }: unknown key `train.lr_scheduler.num_cycle`; did you mean `train.lr_scheduler.num_cycles`?
+    ");
+    assert_snapshot!(refused("{ kind = 'plateau', patience = 1 }"), @r#"
+    2 problems in the recipe recipe.toml:
+      --set train.lr_scheduler={ kind = 'plateau', patience = 1 }: `train.lr_scheduler.kind` takes "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "cosine_with_min_lr", "polynomial" or "inverse_sqrt", not "plateau"
+      --set train.lr_scheduler={ kind = 'plateau', patience = 1 }: unknown key `train.lr_scheduler.patience`
+    "#);
+    assert_snapshot!(refused("[1]"), @"
+    one problem in the recipe recipe.toml:
+      --set train.lr_scheduler=[1]: `train.lr_scheduler` takes a string, not [1]
+    ");
+}
+
+#[test]
+fn keys_that_exclude_each_other() {
+    assert_snapshot!(problems("prompt_template = \"{output}\"\n[train]\nepochs = 1\nmax_steps = 5\nwarmup_steps = 2\nwarmup_ratio = 0.1\neval_steps = 5\n"), @r#"
+    4 problems in the recipe recipe.toml:
+      line 4: `data.prompt_template` does not go with format = "messages": chats use the model's own chat template; take it out
+      line 7: `train.max_steps` does not go with `train.epochs`: keep the one you mean
+      line 8: `train.warmup_steps` does not go with `train.warmup_ratio`: keep the one you mean
+      line 10: `train.eval_steps` does not go with a missing `data.eval`: name the file to evaluate in [data], or take it out
+    "#);
+    assert_snapshot!(problems("format = \"text\"\ntrain_on = \"responses\"\nprompt_template = \"x\"\n"), @r#"
+    2 problems in the recipe recipe.toml:
+      line 5: `data.train_on` does not go with format = "text": text has no responses; write train_on = "everything"
+      line 6: `data.prompt_template` does not go with format = "text": text is used as it is; take it out
+    "#);
+    assert_snapshot!(problems("[train]\nlr_scheduler = \"constant\"\nwarmup_steps = 5\n"), @r#"
+    one problem in the recipe recipe.toml:
+      line 6: `train.warmup_steps` does not go with lr_scheduler = "constant": it has no warm-up; write lr_scheduler = "constant_with_warmup", or a warm-up of 0
+    "#);
+    assert_snapshot!(problems("[train]\nmax_steps = 3\nwarmup_steps = 5\n"), @"
+    one problem in the recipe recipe.toml:
+      line 6: `train.warmup_steps` does not go with 3 steps in all: the learning rate would never reach its peak; lower it
+    ");
+}
+
+#[test]
+fn the_template_reads_back_as_the_defaults() {
+    let choices = Choices {
+        model: "org/name".into(),
+        train: "rows.jsonl".into(),
+        ..Choices::default()
+    };
+    let template = Recipe::template(&choices);
+    assert_eq!(read(&template, &[]).unwrap(), read(SMALLEST, &[]).unwrap());
+
+    let choices = Choices {
+        eval: Some("held \"out\".jsonl".into()),
+        format: DataFormat::Text,
+        output_dir: "runs\\1".into(),
+        ..choices
+    };
+    let recipe = read(&Recipe::template(&choices), &[]).unwrap();
+    assert_eq!(recipe.data.eval, Some("/recipes/held \"out\".jsonl".into()));
+    assert_eq!(recipe.data.train_on, TrainOn::Everything);
+    assert_eq!(recipe.train.eval_steps, Some(50));
+    assert_eq!(recipe.output_dir, Path::new("/recipes/runs\\1"));
+}
+
+#[test]
+fn the_template_names_every_key_once() {
+    let template = Recipe::template(&Choices::default());
+    for key in KEYS {
+        let assigned = format!("{} = ", key.name());
+        let lines = template
+            .lines()
+            .filter(|line| line.trim_start_matches("# ").starts_with(&assigned));
+        let same_name = KEYS
+            .iter()
+            .filter(|other| other.name() == key.name())
+            .count();
+        assert_eq!(lines.count(), same_name, "{}", key.path);
+    }
+}
+
+#[test]
+fn the_template_as_a_whole() {
+    assert_snapshot!(Recipe::template(&Choices::default()), @r#"
+    # A Backdraft recipe. Run it with `backdraft train FILE`; `--set train.learning_rate=1e-4` beside it
+    # changes a value for one run. Relative paths start at the directory of this file.
+    # A line that begins with `# key =` shows a key that is not set.
+
+    # The model to adapt: a hub id, a Hugging Face directory, or a .gguf file.
+    model = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+    # Where the adapter, checkpoints and logs go.
+    output_dir = "outputs"
+
+    # Fixes the order of rows, the adapter's start and dropout.
+    seed = 42
+
+    # Number format of the computation: auto or f32 (auto is f32 on a CPU).
+    dtype = "auto"
+
+    # Keep the base model in 4 bits. This version takes false only.
+    load_in_4bit = false
+
+    # Tokens per row; longer rows are cut, and counted in the report.
+    # Change: out of memory: lower.
+    max_seq_length = 2048
+
+    # What the forward pass keeps for the backward pass. This version keeps all: nothing is recomputed.
+    activation_policy = "keep-all"
+
+    # Where to compute: auto or cpu.
+    device = "auto"
+
+
+    [lora]
+    # Columns of each adapter matrix: how much it can learn.
+    # Change: result too weak: raise; out of memory: lower.
+    rank = 16
+
+    # Adapters are scaled by alpha / rank (alpha / sqrt(rank) with rsLoRA).
+    alpha = 32
+
+    # Share of an adapter's inputs set to zero while training, 0 to below 1.
+    # Change: over-fitting on few rows: 0.05 to 0.1.
+    dropout = 0.0
+
+    # Scale by alpha / sqrt(rank), which suits high ranks.
+    use_rslora = false
+
+    # The projections that get an adapter.
+    target_modules = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+    # Biases to train. This version takes none only.
+    bias = "none"
+
+    # Layers that get adapters, counted from 0. Left out: all of them.
+    # layers_to_transform = [0, 1, 2]
+
+
+    [data]
+    # Rows to learn from, one JSON object a line.
+    train = "train.jsonl"
+
+    # Rows held out, to see over-fitting. Left out: no evaluation.
+    # eval = "eval.jsonl"
+
+    # Shape of a row: messages (chats), alpaca (instruction, input, output) or text.
+    format = "messages"
+
+    # Turns an alpaca row into text; must end in the EOS token. Left out: the model's own chat template.
+    # prompt_template = "Task: {instruction}\nAnswer: {output}{eos_token}"
+
+    # Tokens that count in the loss: responses or everything (always everything for text).
+    train_on = "responses"
+
+
+    [train]
+    # Rows in one forward and backward pass.
+    # Change: out of memory: lower it, and raise grad_accumulation_steps by as much.
+    micro_batch_size = 2
+
+    # Passes per optimiser step: rows per step = micro_batch_size x this, 8 to 16 to start.
+    # Change: unstable: larger.
+    grad_accumulation_steps = 4
+
+    # Times to go through the training rows. Or give max_steps.
+    # Change: eval loss starts to rise: fewer.
+    epochs = 3
+
+    # Optimiser steps of the run, instead of epochs.
+    # max_steps = 100
+
+    # Highest learning rate, reached after the warm-up.
+    # Change: loss falls too slowly: raise; unstable: lower.
+    learning_rate = 2e-4
+
+    # How the learning rate falls: constant, constant_with_warmup, linear, cosine, or a table with a
+    # kind and options.
+    lr_scheduler = "cosine"
+
+    # Steps over which the learning rate rises from 0, instead of warmup_ratio.
+    # warmup_steps = 5
+
+    # Share of the steps over which the learning rate rises from 0.
+    # Change: loss jumps early on: more.
+    warmup_ratio = 0.05
+
+    # The optimiser: adamw.
+    optimizer = "adamw"
+
+    # Decay of the trained weights per step, times the learning rate.
+    weight_decay = 0.01
+
+    # Decay of AdamW's mean of gradients.
+    adam_beta1 = 0.9
+
+    # Decay of AdamW's mean of squared gradients.
+    adam_beta2 = 0.999
+
+    # Added to AdamW's denominator.
+    adam_epsilon = 1e-8
+
+    # Gradients are scaled down to this global norm; 0 turns that off.
+    max_grad_norm = 1.0
+
+    # Optimiser steps between log lines.
+    logging_steps = 10
+
+    # Optimiser steps between evaluations; only with data.eval.
+    # eval_steps = 50
+
+    # Optimiser steps between checkpoints; the end of the run is always saved.
+    save_steps = 100
+
+    # Checkpoints to keep; older ones are deleted, the best one never.
+    save_total_limit = 3
+    "#);
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_text_and_no_override_makes_the_reader_panic(
+        text in "([a-z_.]{0,12}( ?= ?|\\[|\\]|\"|\n|[-0-9.e]{1,4}|\\PC){0,6}){0,6}",
+        set in "[a-z_.]{0,12}=?\\PC{0,12}",
+    ) {
+        let _ = read(&text, &[&set]);
+        let _ = read(&format!("{SMALLEST}{text}"), &[&set]);
+    }
+}
