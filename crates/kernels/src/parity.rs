@@ -248,8 +248,8 @@ fn attention_and_its_three_gradients() {
     ] {
         check_attention(&Segments::from_cumulative(&[0, 1]), layout);
         check_attention(&Segments::from_cumulative(&[0, 5, 6, 90, 154, 300]), layout);
-        check_attention(&Segments::cached(1, 70), layout);
-        check_attention(&Segments::cached(70, 170), layout);
+        check_attention(&Segments::continuing([(69, 1)]), layout);
+        check_attention(&Segments::continuing([(100, 70), (3, 1), (0, 9)]), layout);
     }
 }
 

@@ -38,16 +38,14 @@ impl Segments {
         }
     }
 
-    /// One document of which the last `queries` of `keys` positions are computed.
-    ///
-    /// # Panics
-    /// If there are more queries than keys.
-    pub fn cached(queries: usize, keys: usize) -> Self {
-        assert!(queries <= keys, "{queries} queries for {keys} keys");
-        Self {
-            q: vec![0, queries],
-            k: vec![0, keys],
+    /// Documents given as (tokens in the cache, new tokens): only the new ones are queries.
+    pub fn continuing(lengths: impl IntoIterator<Item = (usize, usize)>) -> Self {
+        let (mut q, mut k) = (vec![0], vec![0]);
+        for (past, new) in lengths {
+            q.push(q[q.len() - 1] + new);
+            k.push(k[k.len() - 1] + past + new);
         }
+        Self { q, k }
     }
 
     /// The number of documents.

@@ -1,1 +1,19 @@
-//! lora
+//! Low-rank adapters over frozen projections.
+//!
+//! [`Projection`] is a linear layer whose weight is frozen and which may carry an [`LoraAdapter`];
+//! only the adapter's factors are Burn parameters. [`LoraConfig`] says which projections of a model
+//! get one.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod adapter;
+mod config;
+mod gradients;
+mod projection;
+mod weights;
+
+pub use adapter::LoraAdapter;
+pub use config::{LoraConfig, LoraConfigError, TargetModule};
+pub use gradients::AdapterGrads;
+pub use projection::{Projection, ProjectionSaved};
+pub use weights::AdapterWeights;

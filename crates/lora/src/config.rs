@@ -1,0 +1,184 @@
+//! Which projections are adapted, and how.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// A projection of a decoder layer that can carry an adapter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[expect(missing_docs, reason = "the names are Hugging Face's")]
+pub enum TargetModule {
+    QProj,
+    KProj,
+    VProj,
+    OProj,
+    GateProj,
+    UpProj,
+    DownProj,
+}
+
+impl TargetModule {
+    /// All seven.
+    pub const ALL: [Self; 7] = [
+        Self::QProj,
+        Self::KProj,
+        Self::VProj,
+        Self::OProj,
+        Self::GateProj,
+        Self::UpProj,
+        Self::DownProj,
+    ];
+
+    /// The name that checkpoints and PEFT use.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::QProj => "q_proj",
+            Self::KProj => "k_proj",
+            Self::VProj => "v_proj",
+            Self::OProj => "o_proj",
+            Self::GateProj => "gate_proj",
+            Self::UpProj => "up_proj",
+            Self::DownProj => "down_proj",
+        }
+    }
+
+    /// The block of a layer that holds it.
+    pub fn block(self) -> &'static str {
+        match self {
+            Self::QProj | Self::KProj | Self::VProj | Self::OProj => "self_attn",
+            Self::GateProj | Self::UpProj | Self::DownProj => "mlp",
+        }
+    }
+
+    /// Its path in layer `layer`, for instance `model.layers.3.mlp.up_proj`.
+    pub fn path(self, layer: usize) -> String {
+        format!("model.layers.{layer}.{}.{}", self.block(), self.name())
+    }
+}
+
+impl fmt::Display for TargetModule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for TargetModule {
+    type Err = LoraConfigError;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        Self::ALL
+            .into_iter()
+            .find(|target| target.name() == name)
+            .ok_or_else(|| LoraConfigError::UnknownTarget {
+                name: name.to_owned(),
+            })
+    }
+}
+
+/// Low-rank adaptation of a model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LoraConfig {
+    /// r, the inner size of the factors.
+    pub rank: usize,
+    /// α; the adapter's output is scaled by α/r, or α/√r with `use_rslora`.
+    pub alpha: f64,
+    /// Probability that an input of the adapter is dropped while training.
+    pub dropout: f64,
+    /// Scale by α/√r (Kalajdzievski 2023, arXiv:2312.03732).
+    pub use_rslora: bool,
+    /// The adapted projections.
+    pub target_modules: Vec<TargetModule>,
+    /// The adapted layers, all where absent.
+    pub layers_to_transform: Option<Vec<usize>>,
+}
+
+impl Default for LoraConfig {
+    fn default() -> Self {
+        Self {
+            rank: 16,
+            alpha: 32.0,
+            dropout: 0.0,
+            use_rslora: false,
+            target_modules: TargetModule::ALL.to_vec(),
+            layers_to_transform: None,
+        }
+    }
+}
+
+impl LoraConfig {
+    /// s in y = x·Wᵀ + s·(x·Aᵀ)·Bᵀ.
+    pub fn scaling(&self) -> f64 {
+        let rank = self.rank as f64;
+        self.alpha / if self.use_rslora { rank.sqrt() } else { rank }
+    }
+
+    /// Whether projection `target` of layer `layer` is adapted.
+    pub fn adapts(&self, layer: usize, target: TargetModule) -> bool {
+        self.target_modules.contains(&target)
+            && self
+                .layers_to_transform
+                .as_ref()
+                .is_none_or(|layers| layers.contains(&layer))
+    }
+
+    /// Checks the values against a model of `num_layers` layers.
+    ///
+    /// # Errors
+    /// A rank of zero, a dropout outside [0, 1), no target, or a layer that does not exist.
+    pub fn validate(&self, num_layers: usize) -> Result<(), LoraConfigError> {
+        if self.rank == 0 {
+            return Err(LoraConfigError::ZeroRank);
+        }
+        if !(0.0..1.0).contains(&self.dropout) {
+            return Err(LoraConfigError::Dropout {
+                actual: self.dropout,
+            });
+        }
+        let layers = self.layers_to_transform.as_deref();
+        if self.target_modules.is_empty() || layers.is_some_and(<[usize]>::is_empty) {
+            return Err(LoraConfigError::NoTarget);
+        }
+        match layers
+            .into_iter()
+            .flatten()
+            .find(|&&layer| layer >= num_layers)
+        {
+            Some(&layer) => Err(LoraConfigError::NoSuchLayer { layer, num_layers }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What is wrong with a [`LoraConfig`].
+#[derive(Debug, thiserror::Error, PartialEq)]
+#[non_exhaustive]
+pub enum LoraConfigError {
+    /// The rank is zero.
+    #[error("the rank of an adapter must be at least 1, found 0")]
+    ZeroRank,
+    /// The dropout is no probability below one.
+    #[error("dropout must be at least 0 and below 1, found {actual}")]
+    Dropout {
+        /// The value found.
+        actual: f64,
+    },
+    /// Nothing would be trained.
+    #[error("no projection is adapted: name at least one target module and one layer")]
+    NoTarget,
+    /// A layer that the model lacks.
+    #[error("layer {layer} is to be adapted, but the model has layers 0 to {}", num_layers - 1)]
+    NoSuchLayer {
+        /// The layer asked for.
+        layer: usize,
+        /// How many there are.
+        num_layers: usize,
+    },
+    /// A module that cannot be adapted.
+    #[error(
+        "`{name}` cannot carry an adapter: expected one of q_proj, k_proj, v_proj, o_proj, gate_proj, \
+         up_proj, down_proj"
+    )]
+    UnknownTarget {
+        /// The name found.
+        name: String,
+    },
+}

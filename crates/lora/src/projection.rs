@@ -1,0 +1,138 @@
+//! A linear layer with a frozen weight and perhaps an adapter.
+
+use backdraft_kernels::lora_linear::{self, FactorGrads, lora_linear};
+use backdraft_quant::Weight;
+use burn::module::Module;
+use burn::tensor::Tensor;
+
+use crate::adapter::LoraAdapter;
+use crate::gradients::AdapterGrads;
+
+/// y = x·Wᵀ + bias + s·(x·Aᵀ)·Bᵀ with W and bias frozen.
+#[derive(Module, Debug)]
+pub struct Projection {
+    #[module(skip)]
+    weight: Weight,
+    #[module(skip)]
+    bias: Option<Tensor<1>>,
+    adapter: Option<LoraAdapter>,
+}
+
+/// What [`Projection::backward`] needs besides the layer's input.
+#[derive(Clone, Debug)]
+pub struct ProjectionSaved {
+    /// x·Aᵀ, where there is an adapter.
+    xa: Option<Tensor<2>>,
+    dropout_seed: Option<u64>,
+}
+
+impl Projection {
+    /// Without adapter.
+    ///
+    /// # Shapes
+    /// `weight` `[out, in]`, `bias` `[out]`.
+    pub fn new(weight: Weight, bias: Option<Tensor<1>>) -> Self {
+        Self {
+            weight,
+            bias,
+            adapter: None,
+        }
+    }
+
+    /// The same with `adapter` in place of the one it had.
+    pub fn with_adapter(self, adapter: Option<LoraAdapter>) -> Self {
+        Self { adapter, ..self }
+    }
+
+    /// The frozen weight, `[out, in]`.
+    pub fn weight(&self) -> &Weight {
+        &self.weight
+    }
+
+    /// The frozen weight, to be replaced: by a quantised one, or by one that is trained.
+    pub fn weight_mut(&mut self) -> &mut Weight {
+        &mut self.weight
+    }
+
+    /// The frozen bias, `[out]`.
+    pub fn bias(&self) -> Option<&Tensor<1>> {
+        self.bias.as_ref()
+    }
+
+    /// The adapter, if there is one.
+    pub fn adapter(&self) -> Option<&LoraAdapter> {
+        self.adapter.as_ref()
+    }
+
+    /// The differentiable projection; with a seed, the adapter's input is dropped out.
+    ///
+    /// # Shapes
+    /// `x` `[t, in]`, result `[t, out]`.
+    pub fn forward(&self, x: Tensor<2>, dropout_seed: Option<u64>) -> Tensor<2> {
+        let factors = self.adapter.as_ref().map(|a| a.factors(dropout_seed));
+        let y = match self.weight.tracked() {
+            Some(weight) => lora_linear::reference::forward(x, weight, factors.as_ref()),
+            None => lora_linear(x, self.weight.clone(), factors),
+        };
+        self.add_bias(y)
+    }
+
+    /// The same without autodiff, with what the backward pass needs.
+    ///
+    /// # Shapes
+    /// As [`forward`](Self::forward).
+    pub fn forward_saving(
+        &self,
+        x: &Tensor<2>,
+        dropout_seed: Option<u64>,
+    ) -> (Tensor<2>, ProjectionSaved) {
+        let factors = self.adapter.as_ref().map(|a| a.plain_factors(dropout_seed));
+        let (y, xa) = lora_linear::forward(x, &self.weight, factors.as_ref());
+        (self.add_bias(y), ProjectionSaved { xa, dropout_seed })
+    }
+
+    /// Adds the factors' gradients to `grads` and returns the input's.
+    ///
+    /// # Shapes
+    /// `dy` `[t, out]`, `x` and the result `[t, in]`.
+    pub fn backward(
+        &self,
+        dy: &Tensor<2>,
+        x: &Tensor<2>,
+        saved: &ProjectionSaved,
+        grads: &mut AdapterGrads,
+    ) -> Tensor<2> {
+        self.backward_factors(dy, x, saved, grads);
+        let factors = self
+            .adapter
+            .as_ref()
+            .map(|a| a.plain_factors(saved.dropout_seed));
+        lora_linear::backward_input(dy, &self.weight, factors.as_ref())
+    }
+
+    /// Only the factors' gradients: for a layer below which nothing is trained.
+    ///
+    /// # Shapes
+    /// As [`backward`](Self::backward).
+    pub fn backward_factors(
+        &self,
+        dy: &Tensor<2>,
+        x: &Tensor<2>,
+        saved: &ProjectionSaved,
+        grads: &mut AdapterGrads,
+    ) {
+        if let (Some(adapter), Some(xa)) = (&self.adapter, &saved.xa) {
+            let factors = adapter.plain_factors(saved.dropout_seed);
+            let FactorGrads { a, b } = lora_linear::backward_factors(dy, x, xa, &factors);
+            grads.add(adapter.lora_a.id, a);
+            grads.add(adapter.lora_b.id, b);
+        }
+    }
+
+    fn add_bias(&self, y: Tensor<2>) -> Tensor<2> {
+        match &self.bias {
+            Some(bias) => y + bias.clone().unsqueeze(),
+            None => y,
+        }
+    }
+}

@@ -1,0 +1,424 @@
+//! The shape of a model, from its `config.json`.
+
+use serde_json::{Map, Value};
+
+use crate::rope::{RopeConfig, RopeScaling, yarn_mscale};
+
+/// A Llama's shape. Unknown keys of a `config.json` are ignored; an active feature that is not
+/// supported is refused by name.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LlamaConfig {
+    /// Tokens in the vocabulary.
+    pub vocab_size: usize,
+    /// Features of the residual stream.
+    pub hidden_size: usize,
+    /// Features inside the MLP.
+    pub intermediate_size: usize,
+    /// Decoder layers.
+    pub num_hidden_layers: usize,
+    /// Query heads.
+    pub num_attention_heads: usize,
+    /// Key–value heads.
+    pub num_key_value_heads: usize,
+    /// Features of a head.
+    pub head_dim: usize,
+    /// ε of the norms.
+    pub rms_norm_eps: f64,
+    /// Longest sequence the model was made for, in tokens.
+    pub max_position_embeddings: usize,
+    /// Whether the head is the embedding.
+    pub tie_word_embeddings: bool,
+    /// Biases on q, k, v and o.
+    pub attention_bias: bool,
+    /// Biases in the MLP.
+    pub mlp_bias: bool,
+    /// Rotary embedding.
+    pub rope: RopeConfig,
+}
+
+/// Why a `config.json` does not describe a model that can be loaded.
+#[derive(Debug, thiserror::Error, PartialEq)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// A key is absent.
+    #[error("`{key}` is missing")]
+    Missing {
+        /// The key.
+        key: &'static str,
+    },
+    /// A key has a value of another kind or outside its range.
+    #[error("`{key}` should be {expected}, found {actual}")]
+    Invalid {
+        /// The key.
+        key: &'static str,
+        /// What it should be.
+        expected: &'static str,
+        /// What was found.
+        actual: String,
+    },
+    /// A feature that this version does not have.
+    #[error("`{key}` is {actual}, which is not supported: expected {supported}")]
+    Unsupported {
+        /// The key.
+        key: &'static str,
+        /// What was found.
+        actual: String,
+        /// What is supported.
+        supported: &'static str,
+    },
+    /// Two sizes contradict each other.
+    #[error("`{key}` = {actual} does not fit: expected {expected}")]
+    Inconsistent {
+        /// The key.
+        key: &'static str,
+        /// Its value.
+        actual: usize,
+        /// What the other sizes ask for.
+        expected: String,
+    },
+}
+
+impl LlamaConfig {
+    /// Reads the object of a `config.json`.
+    ///
+    /// # Errors
+    /// A missing or wrong key, an unsupported feature, sizes that contradict each other.
+    pub fn from_hf(config: &Value) -> Result<Self, ConfigError> {
+        let keys = Keys(
+            config
+                .as_object()
+                .ok_or(ConfigError::Missing { key: "model_type" })?,
+        );
+        refuse_unsupported(&keys)?;
+        let hidden_size = keys.size("hidden_size")?;
+        let num_attention_heads = keys.size("num_attention_heads")?;
+        let head_dim = match keys.optional("head_dim") {
+            Some(_) => keys.size("head_dim")?,
+            None => hidden_size / num_attention_heads,
+        };
+        let max_position_embeddings = keys.size_or("max_position_embeddings", 2048)?;
+        let config = Self {
+            vocab_size: keys.size("vocab_size")?,
+            hidden_size,
+            intermediate_size: keys.size("intermediate_size")?,
+            num_hidden_layers: keys.size("num_hidden_layers")?,
+            num_attention_heads,
+            num_key_value_heads: keys.size_or("num_key_value_heads", num_attention_heads)?,
+            head_dim,
+            rms_norm_eps: keys.number_or("rms_norm_eps", 1e-6)?,
+            max_position_embeddings,
+            tie_word_embeddings: keys.flag_or("tie_word_embeddings", false)?,
+            attention_bias: keys.flag_or("attention_bias", false)?,
+            mlp_bias: keys.flag_or("mlp_bias", false)?,
+            rope: rope(&keys, head_dim, max_position_embeddings)?,
+        };
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let inconsistent = |key, actual, expected: String| {
+            Err(ConfigError::Inconsistent {
+                key,
+                actual,
+                expected,
+            })
+        };
+        if !self
+            .num_attention_heads
+            .is_multiple_of(self.num_key_value_heads)
+        {
+            let expected = format!(
+                "a divisor of num_attention_heads = {}",
+                self.num_attention_heads
+            );
+            return inconsistent("num_key_value_heads", self.num_key_value_heads, expected);
+        }
+        if !self.head_dim.is_multiple_of(2) {
+            return inconsistent("head_dim", self.head_dim, "an even number".to_owned());
+        }
+        if let RopeScaling::Factors(factors) = &self.rope.scaling
+            && factors.len() != self.head_dim / 2
+        {
+            let expected = format!("one factor for each of {} frequencies", self.head_dim / 2);
+            return inconsistent("rope factors", factors.len(), expected);
+        }
+        Ok(())
+    }
+}
+
+fn refuse_unsupported(keys: &Keys<'_>) -> Result<(), ConfigError> {
+    let expect = |key, supported: &'static str, wanted: &[&str]| match keys.optional(key) {
+        None => Ok(()),
+        Some(Value::String(actual)) if wanted.contains(&actual.as_str()) => Ok(()),
+        Some(actual) => Err(ConfigError::Unsupported {
+            key,
+            actual: actual.to_string(),
+            supported,
+        }),
+    };
+    let Some(_) = keys.optional("model_type") else {
+        return Err(ConfigError::Missing { key: "model_type" });
+    };
+    expect("model_type", "\"llama\"", &["llama"])?;
+    expect("hidden_act", "\"silu\"", &["silu", "swish"])?;
+    for (key, supported) in [
+        ("sliding_window", "null (full attention)"),
+        (
+            "quantization_config",
+            "no entry: an unquantised checkpoint, or a GGUF file",
+        ),
+    ] {
+        if let Some(actual) = keys.optional(key) {
+            let actual = match actual.get("quant_method") {
+                Some(method) => method.to_string(),
+                None => actual.to_string(),
+            };
+            return Err(ConfigError::Unsupported {
+                key,
+                actual,
+                supported,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Both spellings: `rope_theta` with `rope_scaling`, or `rope_parameters`.
+fn rope(
+    keys: &Keys<'_>,
+    head_dim: usize,
+    max_position_embeddings: usize,
+) -> Result<RopeConfig, ConfigError> {
+    let object = |key: &'static str| match keys.optional(key) {
+        None => Ok(None),
+        Some(Value::Object(map)) => Ok(Some(Keys(map))),
+        Some(other) => Err(invalid(key, "an object", other)),
+    };
+    let parameters = object("rope_parameters")?;
+    let nested = match parameters {
+        Some(parameters) => Some(parameters),
+        None => object("rope_scaling")?,
+    };
+    let empty = Map::new();
+    let nested = nested.unwrap_or(Keys(&empty));
+    let theta = match nested.optional("rope_theta") {
+        Some(_) => nested.number("rope_theta")?,
+        None => keys.number_or("rope_theta", 10_000.0)?,
+    };
+    let original = || {
+        nested.number_or(
+            "original_max_position_embeddings",
+            max_position_embeddings as f64,
+        )
+    };
+    let kind = nested
+        .optional("rope_type")
+        .or_else(|| nested.optional("type"));
+    let scaling = match kind.map_or(Some("default"), Value::as_str) {
+        Some("default") => RopeScaling::Default,
+        Some("linear") => RopeScaling::Linear {
+            factor: nested.number("factor")?,
+        },
+        Some("llama3") => RopeScaling::Llama3 {
+            factor: nested.number("factor")?,
+            low_freq_factor: nested.number("low_freq_factor")?,
+            high_freq_factor: nested.number("high_freq_factor")?,
+            original_max_position_embeddings: nested.number("original_max_position_embeddings")?,
+        },
+        Some("yarn") => yarn(&nested, original()?)?,
+        _ => {
+            return Err(ConfigError::Unsupported {
+                key: "rope_type",
+                actual: kind.map(Value::to_string).unwrap_or_default(),
+                supported: "\"default\", \"linear\", \"llama3\" or \"yarn\"",
+            });
+        }
+    };
+    if !(theta.is_finite() && theta > 1.0) {
+        return Err(ConfigError::Invalid {
+            key: "rope_theta",
+            expected: "a number above 1",
+            actual: theta.to_string(),
+        });
+    }
+    Ok(RopeConfig {
+        theta,
+        head_dim,
+        scaling,
+    })
+}
+
+fn yarn(keys: &Keys<'_>, original: f64) -> Result<RopeScaling, ConfigError> {
+    let factor = keys.number("factor")?;
+    let mscales = (
+        keys.number_or("mscale", 0.0)?,
+        keys.number_or("mscale_all_dim", 0.0)?,
+    );
+    let attention_factor = match (keys.optional("attention_factor"), mscales) {
+        (Some(_), _) => keys.number("attention_factor")?,
+        (None, (mscale, all_dim)) if mscale != 0.0 && all_dim != 0.0 => {
+            yarn_mscale(factor, mscale) / yarn_mscale(factor, all_dim)
+        }
+        (None, _) => yarn_mscale(factor, 1.0),
+    };
+    Ok(RopeScaling::Yarn {
+        factor,
+        original_max_position_embeddings: original,
+        beta_fast: keys.number_or("beta_fast", 32.0)?,
+        beta_slow: keys.number_or("beta_slow", 1.0)?,
+        truncate: keys.flag_or("truncate", true)?,
+        attention_factor,
+    })
+}
+
+/// Typed access to an object; `null` counts as absent.
+struct Keys<'a>(&'a Map<String, Value>);
+
+impl<'a> Keys<'a> {
+    fn optional(&self, key: &str) -> Option<&'a Value> {
+        self.0.get(key).filter(|value| !value.is_null())
+    }
+
+    fn size(&self, key: &'static str) -> Result<usize, ConfigError> {
+        let value = self.optional(key).ok_or(ConfigError::Missing { key })?;
+        // Far above any model, far below what could overflow a product of three.
+        const LIMIT: u64 = 1 << 31;
+        match value.as_u64() {
+            Some(size) if (1..LIMIT).contains(&size) => Ok(size as usize),
+            _ => Err(invalid(key, "a whole number of at least 1", value)),
+        }
+    }
+
+    fn size_or(&self, key: &'static str, default: usize) -> Result<usize, ConfigError> {
+        self.optional(key).map_or(Ok(default), |_| self.size(key))
+    }
+
+    fn number(&self, key: &'static str) -> Result<f64, ConfigError> {
+        let value = self.optional(key).ok_or(ConfigError::Missing { key })?;
+        value
+            .as_f64()
+            .filter(|number| number.is_finite() && *number >= 0.0)
+            .ok_or_else(|| invalid(key, "a finite number of at least 0", value))
+    }
+
+    fn number_or(&self, key: &'static str, default: f64) -> Result<f64, ConfigError> {
+        self.optional(key).map_or(Ok(default), |_| self.number(key))
+    }
+
+    fn flag_or(&self, key: &'static str, default: bool) -> Result<bool, ConfigError> {
+        self.optional(key).map_or(Ok(default), |value| {
+            value
+                .as_bool()
+                .ok_or_else(|| invalid(key, "true or false", value))
+        })
+    }
+}
+
+fn invalid(key: &'static str, expected: &'static str, actual: &Value) -> ConfigError {
+    let actual: String = actual.to_string().chars().take(60).collect();
+    ConfigError::Invalid {
+        key,
+        expected,
+        actual,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn config() -> Value {
+        json!({
+            "model_type": "llama", "vocab_size": 256, "hidden_size": 64, "intermediate_size": 128,
+            "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+            "rope_theta": 10000.0, "some_future_key": {"a": 1},
+        })
+    }
+
+    #[track_caller]
+    fn check(change: Value, expected: &str) {
+        let mut config = config();
+        for (key, value) in change.as_object().unwrap() {
+            config[key] = value.clone();
+        }
+        let actual = match LlamaConfig::from_hf(&config) {
+            Ok(_) => "fine".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        assert_eq!(actual, expected);
+    }
+
+    #[test]
+    fn unknown_keys_are_ignored_and_defaults_filled_in() {
+        let config = LlamaConfig::from_hf(&config()).unwrap();
+        assert_eq!(config.head_dim, 16);
+        assert!(!config.tie_word_embeddings);
+        assert_eq!(config.rope.scaling, RopeScaling::Default);
+    }
+
+    #[test]
+    fn unsupported_features_are_refused_by_name() {
+        check(
+            json!({"model_type": "gpt_neox"}),
+            "`model_type` is \"gpt_neox\", which is not supported: expected \"llama\"",
+        );
+        check(
+            json!({"hidden_act": "gelu"}),
+            "`hidden_act` is \"gelu\", which is not supported: expected \"silu\"",
+        );
+        check(
+            json!({"rope_scaling": {"rope_type": "longrope"}}),
+            "`rope_type` is \"longrope\", which is not supported: expected \"default\", \"linear\", \
+             \"llama3\" or \"yarn\"",
+        );
+        check(
+            json!({"sliding_window": 4096}),
+            "`sliding_window` is 4096, which is not supported: expected null (full attention)",
+        );
+        check(
+            json!({"quantization_config": {"quant_method": "bitsandbytes"}}),
+            "`quantization_config` is \"bitsandbytes\", which is not supported: expected no entry: an \
+             unquantised checkpoint, or a GGUF file",
+        );
+    }
+
+    #[test]
+    fn wrong_values_are_named() {
+        check(json!({"hidden_size": null}), "`hidden_size` is missing");
+        check(
+            json!({"hidden_size": -3}),
+            "`hidden_size` should be a whole number of at least 1, found -3",
+        );
+        check(
+            json!({"num_key_value_heads": 3}),
+            "`num_key_value_heads` = 3 does not fit: expected a divisor of num_attention_heads = 4",
+        );
+        check(
+            json!({"rope_scaling": {"rope_type": "linear"}}),
+            "`factor` is missing",
+        );
+    }
+
+    #[test]
+    fn both_spellings_of_the_rotary_settings_agree() {
+        let scaling = json!({
+            "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        });
+        let mut old = config();
+        old["rope_theta"] = json!(500000.0);
+        old["rope_scaling"] = scaling.clone();
+        let mut new = config();
+        new.as_object_mut().unwrap().remove("rope_theta");
+        new["rope_parameters"] = scaling;
+        new["rope_parameters"]["rope_theta"] = json!(500000.0);
+        let (old, new) = (
+            LlamaConfig::from_hf(&old).unwrap(),
+            LlamaConfig::from_hf(&new).unwrap(),
+        );
+        assert_eq!(old, new);
+    }
+}

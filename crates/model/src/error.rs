@@ -1,0 +1,80 @@
+//! Why a model cannot be loaded.
+
+use std::path::PathBuf;
+
+use backdraft_formats::FormatError;
+use backdraft_lora::LoraConfigError;
+
+use crate::config::ConfigError;
+
+/// Why a model or an adapter cannot be loaded.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LoadError {
+    /// The configuration describes no model that can be loaded.
+    #[error("{}: the model's configuration cannot be used", path.display())]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: ConfigError,
+    },
+    /// A file cannot be read.
+    #[error(transparent)]
+    Format(#[from] FormatError),
+    /// The configuration asks for a tensor that is not there.
+    #[error("{}: tensor `{tensor}` is missing, which the configuration asks for", path.display())]
+    MissingTensor {
+        /// The configuration.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+    },
+    /// A tensor has another shape than the configuration says.
+    #[error(
+        "{}: tensor `{tensor}` has shape {actual:?}, but the configuration asks for {expected:?}",
+        path.display()
+    )]
+    Shape {
+        /// The configuration.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Its shape by the configuration.
+        expected: Vec<usize>,
+        /// Its shape in the file.
+        actual: Vec<usize>,
+    },
+    /// A tensor that the configuration has no place for.
+    #[error("{}: tensor `{tensor}` has no place in the model the configuration describes", path.display())]
+    UnexpectedTensor {
+        /// The configuration.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+    },
+    /// A weight that is NaN or infinite.
+    #[error("{}: tensor `{tensor}` holds a value that is not finite", path.display())]
+    NotFinite {
+        /// The configuration.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+    },
+    /// An adapter's tensor does not fit the model.
+    #[error(
+        "the adapter does not fit this model: {module} has weight shape {expected:?}, but its factors \
+         are {actual}; was it made for another base?"
+    )]
+    Adapter {
+        /// The module.
+        module: String,
+        /// Shape of the module's weight.
+        expected: [usize; 2],
+        /// What the adapter holds.
+        actual: String,
+    },
+    /// The settings of an adapter do not fit the model.
+    #[error(transparent)]
+    Lora(#[from] LoraConfigError),
+}

@@ -1,0 +1,380 @@
+//! Llama: embedding, decoder layers, norm and head.
+
+use backdraft_kernels::cross_entropy::{self, HeadLoss};
+use backdraft_lora::{AdapterWeights, LoraAdapter, LoraConfig, Projection, TargetModule};
+use backdraft_quant::Weight;
+use burn::module::Module;
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+
+use crate::cache::KvCache;
+use crate::config::LlamaConfig;
+use crate::error::LoadError;
+use crate::layers::{Context, DecoderLayer, RmsNorm};
+use crate::tokens::{Targets, Tokens};
+
+/// A causal language model of the Llama family.
+///
+/// Only its adapters are Burn parameters; see [`Projection`].
+#[derive(Module, Debug)]
+pub struct Llama {
+    #[module(skip)]
+    config: LlamaConfig,
+    #[module(skip)]
+    embed_tokens: Weight,
+    /// The decoder layers, first to last.
+    pub layers: Vec<DecoderLayer>,
+    norm: RmsNorm,
+    #[module(skip)]
+    lm_head: Option<Weight>,
+    #[module(skip)]
+    lora: Option<LoraConfig>,
+}
+
+/// A frozen tensor of the base model.
+pub enum BaseTensor<'a> {
+    /// A projection, the embedding or the head.
+    Matrix(&'a mut Weight),
+    /// The weight of a norm.
+    Norm(&'a mut Tensor<1>),
+}
+
+impl Llama {
+    pub(crate) fn from_parts(
+        config: LlamaConfig,
+        embed_tokens: Weight,
+        layers: Vec<DecoderLayer>,
+        norm: RmsNorm,
+        lm_head: Option<Weight>,
+    ) -> Self {
+        Self {
+            config,
+            embed_tokens,
+            layers,
+            norm,
+            lm_head,
+            lora: None,
+        }
+    }
+
+    /// The model's shape.
+    pub fn config(&self) -> &LlamaConfig {
+        &self.config
+    }
+
+    /// The device of the base weights.
+    pub fn device(&self) -> Device {
+        self.norm.weight().device()
+    }
+
+    /// The matrix that turns hidden states into logits, `[vocab, hidden]`.
+    pub fn head(&self) -> &Weight {
+        self.lm_head.as_ref().unwrap_or(&self.embed_tokens)
+    }
+
+    /// The norm in front of the head.
+    pub fn norm(&self) -> &RmsNorm {
+        &self.norm
+    }
+
+    /// Rotary tables and boundaries of a batch.
+    pub fn context(&self, tokens: &Tokens, dropout_seed: Option<u64>) -> Context {
+        Context {
+            tables: self
+                .config
+                .rope
+                .tables(&tokens.position_ids, &self.device().inner()),
+            segments: tokens.segments.clone(),
+            dropout_seed,
+        }
+    }
+
+    /// Embeddings of the tokens.
+    ///
+    /// # Shapes
+    /// `[t, hidden]`.
+    ///
+    /// # Panics
+    /// If an id is not in the vocabulary.
+    pub fn embed(&self, input_ids: &[u32]) -> Tensor<2> {
+        self.embed_tokens.rows(input_ids)
+    }
+
+    /// The residual stream after the embedding and after each layer, without the final norm.
+    ///
+    /// # Shapes
+    /// `layers + 1` tensors `[t, hidden]`.
+    pub fn hidden_states(&self, tokens: &Tokens) -> Vec<Tensor<2>> {
+        let context = self.context(tokens, None);
+        let mut states = vec![self.embed(&tokens.input_ids)];
+        for layer in &self.layers {
+            let h = layer.forward(states[states.len() - 1].clone(), &context, None);
+            states.push(h);
+        }
+        states
+    }
+
+    /// Normed hidden states, differentiable; `dropout_seed` is given while training.
+    ///
+    /// # Shapes
+    /// `[t, hidden]`.
+    pub fn forward_hidden(&self, tokens: &Tokens, dropout_seed: Option<u64>) -> Tensor<2> {
+        let context = self.context(tokens, dropout_seed);
+        let h = self
+            .layers
+            .iter()
+            .fold(self.embed(&tokens.input_ids), |h, layer| {
+                layer.forward(h, &context, None)
+            });
+        self.norm.forward(h)
+    }
+
+    /// Normed hidden states of new tokens; keys and values of earlier ones come from `cache`.
+    ///
+    /// # Shapes
+    /// `[Σ new, hidden]`.
+    pub fn forward_cached(&self, tokens: &Tokens, cache: &mut KvCache) -> Tensor<2> {
+        let context = self.context(tokens, None);
+        let mut h = self.embed(&tokens.input_ids);
+        for (layer, cache) in self.layers.iter().zip(cache.layers_mut()) {
+            h = layer.forward(h, &context, Some(cache));
+        }
+        cache.advance(&tokens.segments);
+        self.norm.forward(h)
+    }
+
+    /// Logits of normed hidden states.
+    ///
+    /// # Shapes
+    /// `hidden` `[n, hidden]`, result `[n, vocab]`.
+    pub fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
+        match self.head().tracked() {
+            Some(head) => hidden.matmul(head.transpose()),
+            None => backdraft_kernels::lora_linear::lora_linear(hidden, self.head().clone(), None),
+        }
+    }
+
+    /// Logits of a rectangular batch without padding, differentiable.
+    ///
+    /// # Shapes
+    /// `input_ids` `[b, s]`, result `[b, s, vocab]`.
+    pub fn forward(&self, input_ids: Tensor<2, Int>) -> Tensor<3> {
+        let [b, s] = input_ids.dims();
+        let ids: Vec<u32> = input_ids
+            .into_data()
+            .iter::<i64>()
+            .map(|id| id as u32)
+            .collect();
+        let sequences: Vec<&[u32]> = ids.chunks(s.max(1)).collect();
+        let hidden = self.forward_hidden(&Tokens::from_sequences(&sequences), None);
+        self.logits(hidden).reshape([b, s, self.config.vocab_size])
+    }
+
+    /// Σ nll over the supervised positions in nats, differentiable. Divide by the number of targets
+    /// of the whole optimiser step.
+    ///
+    /// # Shapes
+    /// `[1]`.
+    ///
+    /// # Panics
+    /// If there is no target.
+    pub fn loss(&self, tokens: &Tokens, targets: &Targets, dropout_seed: Option<u64>) -> Tensor<1> {
+        let hidden = self.forward_hidden(tokens, dropout_seed);
+        let hidden = hidden.select(0, index(&targets.rows, &self.device()));
+        match self.head().tracked() {
+            Some(head) => cross_entropy::reference::cross_entropy(hidden, head, &targets.ids),
+            None => cross_entropy::cross_entropy(hidden, self.head(), &targets.ids),
+        }
+    }
+
+    /// Nll of each target in nats, in chunks: no logits are kept.
+    ///
+    /// # Shapes
+    /// `[targets]`.
+    pub fn nll(&self, tokens: &Tokens, targets: &Targets) -> Tensor<1> {
+        let hidden = self.forward_hidden(tokens, None).inner();
+        let hidden = hidden.select(0, index(&targets.rows, &self.device().inner()));
+        let HeadLoss { nll, .. } = cross_entropy::forward(&hidden, self.head(), &targets.ids, None);
+        nll
+    }
+
+    /// The model with fresh adapters, drawn from `seed`.
+    ///
+    /// # Errors
+    /// Settings that do not fit the model.
+    pub fn with_lora(mut self, config: &LoraConfig, seed: u64) -> Result<Self, LoadError> {
+        config.validate(self.config.num_hidden_layers)?;
+        let device = self.device();
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        self.replace_adapters(|layer, target, projection| {
+            Ok(config
+                .adapts(layer, target)
+                .then(|| LoraAdapter::init(config, projection.weight().dims(), &mut rng, &device)))
+        })?;
+        self.lora = Some(config.clone());
+        Ok(self)
+    }
+
+    /// The model with the adapter of a file in place of the one it had.
+    ///
+    /// # Errors
+    /// An adapter that does not fit the model.
+    pub fn with_adapter(mut self, adapter: &AdapterWeights) -> Result<Self, LoadError> {
+        adapter.config.validate(self.config.num_hidden_layers)?;
+        let device = self.device();
+        let mut placed = 0;
+        self.replace_adapters(|layer, target, projection| {
+            let path = target.path(layer);
+            let Some((a, b)) = adapter.factors.get(&path) else {
+                return Ok(None);
+            };
+            let expected @ [output, input] = projection.weight().dims();
+            let (a_dims, b_dims) = (a.dims(), b.dims());
+            if a_dims[1] != input || b_dims[0] != output || a_dims[0] != b_dims[1] {
+                let actual = format!("A {a_dims:?} and B {b_dims:?}");
+                return Err(LoadError::Adapter {
+                    module: path,
+                    expected,
+                    actual,
+                });
+            }
+            placed += 1;
+            let (a, b) = (a.clone().to_device(&device), b.clone().to_device(&device));
+            Ok(Some(LoraAdapter::from_factors(&adapter.config, a, b)))
+        })?;
+        if placed != adapter.factors.len() {
+            let missing = adapter
+                .factors
+                .keys()
+                .find(|path| self.adapter_at(path).is_none());
+            return Err(LoadError::Adapter {
+                module: missing.cloned().unwrap_or_default(),
+                expected: [0, 0],
+                actual: "for a module that this model does not have".to_owned(),
+            });
+        }
+        self.lora = Some(adapter.config.clone());
+        Ok(self)
+    }
+
+    /// The base model alone.
+    pub fn without_adapter(mut self) -> Self {
+        for layer in &mut self.layers {
+            for target in TargetModule::ALL {
+                let projection = layer.projection_mut(target);
+                *projection = projection.clone().with_adapter(None);
+            }
+        }
+        self.lora = None;
+        self
+    }
+
+    /// The present adapter, apart from the model.
+    pub fn adapter(&self) -> Option<AdapterWeights> {
+        let config = self.lora.clone()?;
+        let factors = self
+            .adapters()
+            .map(|(layer, target, adapter)| {
+                let factors = (adapter.lora_a.val().inner(), adapter.lora_b.val().inner());
+                (target.path(layer), factors)
+            })
+            .collect();
+        Some(AdapterWeights { config, factors })
+    }
+
+    /// The settings of the present adapter.
+    pub fn lora_config(&self) -> Option<&LoraConfig> {
+        self.lora.as_ref()
+    }
+
+    /// Every adapter with its layer and projection, in the order of the layers.
+    pub fn adapters(&self) -> impl Iterator<Item = (usize, TargetModule, &LoraAdapter)> {
+        self.layers.iter().enumerate().flat_map(|(i, layer)| {
+            TargetModule::ALL.into_iter().filter_map(move |target| {
+                layer
+                    .projection(target)
+                    .adapter()
+                    .map(|adapter| (i, target, adapter))
+            })
+        })
+    }
+
+    /// The number of values that training changes.
+    pub fn num_trained(&self) -> usize {
+        self.adapters()
+            .map(|(_, _, adapter)| adapter.num_trained())
+            .sum()
+    }
+
+    /// The number of values in the base model.
+    pub fn num_base_params(&mut self) -> usize {
+        let mut count = 0;
+        self.visit_base_mut(|_, tensor| {
+            count += match tensor {
+                BaseTensor::Matrix(weight) => weight.num_params(),
+                BaseTensor::Norm(weight) => weight.dims()[0],
+            };
+        });
+        count
+    }
+
+    /// Visits every frozen tensor under its checkpoint name: to quantise it, or to train it.
+    pub fn visit_base_mut(&mut self, mut visit: impl FnMut(&str, BaseTensor<'_>)) {
+        visit(
+            "model.embed_tokens.weight",
+            BaseTensor::Matrix(&mut self.embed_tokens),
+        );
+        for (i, layer) in self.layers.iter_mut().enumerate() {
+            for target in TargetModule::ALL {
+                let name = format!("{}.weight", target.path(i));
+                let weight = layer.projection_mut(target).weight_mut();
+                visit(&name, BaseTensor::Matrix(weight));
+            }
+            for (name, norm) in [
+                ("input_layernorm", &mut layer.input_layernorm),
+                (
+                    "post_attention_layernorm",
+                    &mut layer.post_attention_layernorm,
+                ),
+            ] {
+                let name = format!("model.layers.{i}.{name}.weight");
+                visit(&name, BaseTensor::Norm(norm.weight_mut()));
+            }
+        }
+        visit(
+            "model.norm.weight",
+            BaseTensor::Norm(self.norm.weight_mut()),
+        );
+        if let Some(head) = &mut self.lm_head {
+            visit("lm_head.weight", BaseTensor::Matrix(head));
+        }
+    }
+
+    fn adapter_at(&self, path: &str) -> Option<&LoraAdapter> {
+        self.adapters()
+            .find(|(layer, target, _)| target.path(*layer) == path)
+            .map(|(_, _, adapter)| adapter)
+    }
+
+    fn replace_adapters(
+        &mut self,
+        mut make: impl FnMut(usize, TargetModule, &Projection) -> Result<Option<LoraAdapter>, LoadError>,
+    ) -> Result<(), LoadError> {
+        for (i, layer) in self.layers.iter_mut().enumerate() {
+            for target in TargetModule::ALL {
+                let projection = layer.projection_mut(target);
+                let adapter = make(i, target, projection)?;
+                *projection = projection.clone().with_adapter(adapter);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Row numbers as a tensor.
+pub(crate) fn index(rows: &[u32], device: &Device) -> Tensor<1, Int> {
+    let rows: Vec<i64> = rows.iter().map(|&row| i64::from(row)).collect();
+    let count = rows.len();
+    Tensor::from_data(TensorData::new(rows, [count]), device)
+}

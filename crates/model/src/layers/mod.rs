@@ -1,0 +1,38 @@
+//! The parts of a decoder.
+//!
+//! Each has a differentiable `forward` for programs that use Burn's autodiff and for inference, and a
+//! `forward_saving`/`backward` pair that records no tape: the saved values are a plain struct, so
+//! that a training step can decide what to keep.
+
+mod attention;
+mod decoder;
+mod mlp;
+mod norm;
+
+use backdraft_kernels::Segments;
+use backdraft_kernels::rope::RotaryTables;
+
+pub use attention::{Attention, AttentionSaved};
+pub use decoder::{DecoderLayer, LayerSaved};
+pub use mlp::{Mlp, MlpSaved};
+pub use norm::{NormSaved, RmsNorm};
+
+/// What every layer needs to know of the batch.
+#[derive(Clone, Debug)]
+pub struct Context {
+    /// Rotary angles of each token.
+    pub tables: RotaryTables,
+    /// Where the sequences begin and end.
+    pub segments: Segments,
+    /// Chooses the dropout masks while training.
+    pub dropout_seed: Option<u64>,
+}
+
+impl Context {
+    /// The seed of one projection in one layer, if there is dropout.
+    fn seed(&self, layer: usize, target: backdraft_lora::TargetModule) -> Option<u64> {
+        let slot = (layer * backdraft_lora::TargetModule::ALL.len() + target as usize) as u64;
+        self.dropout_seed
+            .map(|seed| seed ^ (slot + 1).wrapping_mul(0xD134_2543_DE82_EF95))
+    }
+}

@@ -1,0 +1,193 @@
+//! Building a model from its files, one tensor at a time.
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+
+use backdraft_formats::ModelSource;
+use backdraft_kernels::attention::HeadLayout;
+use backdraft_lora::{Projection, TargetModule};
+use backdraft_quant::Weight;
+use burn::tensor::{Device, Tensor, TensorData};
+
+use crate::config::LlamaConfig;
+use crate::error::LoadError;
+use crate::families::llama::Llama;
+use crate::layers::{Attention, DecoderLayer, Mlp, RmsNorm};
+use crate::rope::RopeScaling;
+
+/// Divisors of the rotary frequencies in GGUF files.
+const ROPE_FACTORS: &str = "rope_freqs.weight";
+
+impl LlamaConfig {
+    /// The shape of the model in `source`.
+    ///
+    /// # Errors
+    /// A configuration that cannot be used.
+    pub fn from_source(source: &ModelSource) -> Result<Self, LoadError> {
+        let wrap = |error| LoadError::Config {
+            path: source.config_path().to_owned(),
+            source: error,
+        };
+        let mut config = Self::from_hf(source.config()).map_err(wrap)?;
+        if source.tensor_info(ROPE_FACTORS).is_some() {
+            config.rope.scaling = RopeScaling::Factors(source.read_f32(ROPE_FACTORS)?);
+        }
+        Ok(config)
+    }
+}
+
+impl Llama {
+    /// Reads a model into f32 weights on `device`.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or that disagrees with its configuration.
+    pub fn load(source: &ModelSource, device: &Device) -> Result<Self, LoadError> {
+        let config = LlamaConfig::from_source(source)?;
+        let mut reader = Reader {
+            source,
+            device,
+            path: source.config_path().to_owned(),
+            used: HashSet::new(),
+        };
+        let embedding = [config.vocab_size, config.hidden_size];
+        let embed_tokens = reader.weight("model.embed_tokens.weight", embedding)?;
+        let layers = (0..config.num_hidden_layers)
+            .map(|i| reader.layer(i, &config))
+            .collect::<Result<_, _>>()?;
+        let norm = reader.norm("model.norm", &config)?;
+        let lm_head = if config.tie_word_embeddings {
+            reader.used.insert("lm_head.weight".to_owned());
+            None
+        } else {
+            Some(reader.weight("lm_head.weight", embedding)?)
+        };
+        reader.refuse_leftovers()?;
+        Ok(Self::from_parts(
+            config,
+            embed_tokens,
+            layers,
+            norm,
+            lm_head,
+        ))
+    }
+}
+
+struct Reader<'a> {
+    source: &'a ModelSource,
+    device: &'a Device,
+    path: PathBuf,
+    used: HashSet<String>,
+}
+
+impl Reader<'_> {
+    fn layer(&mut self, index: usize, config: &LlamaConfig) -> Result<DecoderLayer, LoadError> {
+        let prefix = format!("model.layers.{index}");
+        let layout = HeadLayout {
+            heads: config.num_attention_heads,
+            kv_heads: config.num_key_value_heads,
+            head_dim: config.head_dim,
+            scale: (config.head_dim as f32).powf(-0.5),
+        };
+        let mut projection = |target| self.projection(index, target, config);
+        let attention = [
+            projection(TargetModule::QProj)?,
+            projection(TargetModule::KProj)?,
+            projection(TargetModule::VProj)?,
+            projection(TargetModule::OProj)?,
+        ];
+        let mlp = Mlp {
+            gate_proj: projection(TargetModule::GateProj)?,
+            up_proj: projection(TargetModule::UpProj)?,
+            down_proj: projection(TargetModule::DownProj)?,
+        };
+        let norms = [
+            self.norm(&format!("{prefix}.input_layernorm"), config)?,
+            self.norm(&format!("{prefix}.post_attention_layernorm"), config)?,
+        ];
+        Ok(DecoderLayer::new(
+            index,
+            norms,
+            Attention::new(attention, layout),
+            mlp,
+        ))
+    }
+
+    fn projection(
+        &mut self,
+        layer: usize,
+        target: TargetModule,
+        config: &LlamaConfig,
+    ) -> Result<Projection, LoadError> {
+        let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+        let q = config.num_attention_heads * config.head_dim;
+        let kv = config.num_key_value_heads * config.head_dim;
+        let (shape, biased) = match target {
+            TargetModule::QProj => ([q, hidden], config.attention_bias),
+            TargetModule::KProj | TargetModule::VProj => ([kv, hidden], config.attention_bias),
+            TargetModule::OProj => ([hidden, q], config.attention_bias),
+            TargetModule::GateProj | TargetModule::UpProj => ([inner, hidden], config.mlp_bias),
+            TargetModule::DownProj => ([hidden, inner], config.mlp_bias),
+        };
+        let path = target.path(layer);
+        let weight = self.weight(&format!("{path}.weight"), shape)?;
+        let bias = if biased {
+            Some(self.read(&format!("{path}.bias"), [shape[0]])?)
+        } else {
+            None
+        };
+        Ok(Projection::new(weight, bias))
+    }
+
+    fn norm(&mut self, path: &str, config: &LlamaConfig) -> Result<RmsNorm, LoadError> {
+        let weight = self.read(&format!("{path}.weight"), [config.hidden_size])?;
+        Ok(RmsNorm::new(weight, config.rms_norm_eps))
+    }
+
+    fn weight(&mut self, name: &str, shape: [usize; 2]) -> Result<Weight, LoadError> {
+        self.read(name, shape).map(Weight::Dense)
+    }
+
+    fn read<const D: usize>(
+        &mut self,
+        name: &str,
+        shape: [usize; D],
+    ) -> Result<Tensor<D>, LoadError> {
+        let (path, tensor) = (self.path.clone(), name.to_owned());
+        let Some(info) = self.source.tensor_info(name) else {
+            return Err(LoadError::MissingTensor { path, tensor });
+        };
+        if info.shape != shape {
+            let (expected, actual) = (shape.to_vec(), info.shape.clone());
+            return Err(LoadError::Shape {
+                path,
+                tensor,
+                expected,
+                actual,
+            });
+        }
+        let values = self.source.read_f32(name)?;
+        if !values.iter().all(|value| value.is_finite()) {
+            return Err(LoadError::NotFinite { path, tensor });
+        }
+        self.used.insert(tensor);
+        Ok(Tensor::from_data(
+            TensorData::new(values, shape),
+            self.device,
+        ))
+    }
+
+    fn refuse_leftovers(&self) -> Result<(), LoadError> {
+        let derived = |name: &str| name == ROPE_FACTORS || name.ends_with("rotary_emb.inv_freq");
+        match self
+            .source
+            .tensor_names()
+            .find(|name| !self.used.contains(*name) && !derived(name))
+        {
+            None => Ok(()),
+            Some(name) => Err(LoadError::UnexpectedTensor {
+                path: self.path.clone(),
+                tensor: name.to_owned(),
+            }),
+        }
+    }
+}
