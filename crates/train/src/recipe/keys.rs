@@ -175,8 +175,8 @@ pub const KEYS: &[Key] = &[
     ),
     optional(
         "data.prompt_template",
-        r#""Task: {instruction}\nAnswer: {output}{eos_token}""#,
-        "Turns an alpaca row into text; must end in the EOS token. Left out: the model's own chat template.",
+        r#""Task: {instruction}\nAnswer: {output}""#,
+        "Turns an alpaca row into text: {instruction}, {input}, {output}; the EOS token is added at the end. Left out: the model's own chat template.",
     ),
     key(
         "data.train_on",

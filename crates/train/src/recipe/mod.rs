@@ -9,6 +9,7 @@ mod problem;
 mod raw;
 mod reader;
 mod resolve;
+mod scheduler;
 mod support;
 mod template;
 

@@ -576,8 +576,9 @@ fn the_template_as_a_whole() {
     # Shape of a row: messages (chats), alpaca (instruction, input, output) or text.
     format = "messages"
 
-    # Turns an alpaca row into text; must end in the EOS token. Left out: the model's own chat template.
-    # prompt_template = "Task: {instruction}\nAnswer: {output}{eos_token}"
+    # Turns an alpaca row into text: {instruction}, {input}, {output}; the EOS token is added at the
+    # end. Left out: the model's own chat template.
+    # prompt_template = "Task: {instruction}\nAnswer: {output}"
 
     # Tokens that count in the loss: responses or everything (always everything for text).
     train_on = "responses"
