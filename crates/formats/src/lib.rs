@@ -1,1 +1,41 @@
-//! formats
+//! Files on disk: models as Hugging Face directories or GGUF files, adapters as PEFT directories.
+//!
+//! Nothing in a file is trusted: every length is checked against the file before it is used, and
+//! a malformed file is one clear error. Nothing here runs code from a file; pickles are refused.
+//!
+//! | file | module |
+//! | --- | --- |
+//! | any model, behind one face | [`ModelSource`] |
+//! | `config.json` + `*.safetensors` | [`HfDir`], [`TokenizerFiles`] |
+//! | `*.gguf` | [`gguf`] |
+//! | one safetensors file | [`SafetensorsFile`], [`SafetensorsWriter`] |
+//! | `adapter_config.json` + `adapter_model.safetensors` | [`PeftDir`], [`PeftConfig`] |
+//! | files and directories that appear whole or not at all | [`AtomicFile`], [`AtomicDir`] |
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod atomic;
+mod checkpoint;
+pub mod dtype;
+mod error;
+pub mod gguf;
+mod hf_dir;
+mod json;
+mod mapped;
+mod peft_config;
+mod peft_dir;
+mod safetensors_file;
+mod safetensors_writer;
+mod tensor;
+mod tokenizer_files;
+
+pub use atomic::{AtomicDir, AtomicFile, Existing, write_file};
+pub use checkpoint::ModelSource;
+pub use dtype::Dtype;
+pub use error::{FormatError, Result};
+pub use hf_dir::HfDir;
+pub use peft_config::{PeftConfig, PeftConfigError, TargetModules};
+pub use peft_dir::{AdapterTensors, LoraPair, PeftDir, PeftWriteOptions};
+pub use safetensors_file::{SafetensorsError, SafetensorsFile};
+pub use safetensors_writer::SafetensorsWriter;
+pub use tensor::{RawTensor, TensorInfo};
+pub use tokenizer_files::TokenizerFiles;

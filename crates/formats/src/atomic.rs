@@ -1,0 +1,390 @@
+//! Files and directories that appear whole or not at all.
+//!
+//! Both kinds are written under a hidden temporary name beside their target, flushed to the disk,
+//! and renamed. Whatever fails on the way, a full disk included, the temporary is removed and the
+//! target is as it was. Only a process that is killed leaves a temporary behind; its name starts
+//! with a dot and contains `.partial-`.
+
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use tempfile::{Builder, NamedTempFile, TempDir};
+
+use crate::error::{FormatError, Result};
+
+/// What to do with a target that is already there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Existing {
+    /// Fail with [`FormatError::TargetExists`].
+    #[default]
+    Refuse,
+    /// Replace it, in one step where the system can.
+    Replace,
+}
+
+/// A file being written under a temporary name.
+#[derive(Debug)]
+pub struct AtomicFile {
+    target: PathBuf,
+    existing: Existing,
+    file: BufWriter<NamedTempFile>,
+}
+
+impl AtomicFile {
+    /// Starts a file that will be called `target`, in a directory that exists.
+    ///
+    /// # Errors
+    /// If the target exists and must not be replaced, or the temporary cannot be made.
+    pub fn create(target: impl Into<PathBuf>, existing: Existing) -> Result<Self> {
+        let target = target.into();
+        refuse_existing(&target, existing)?;
+        let mut builder = Builder::new();
+        let prefix = temporary_prefix(&target);
+        builder.prefix(&prefix);
+        #[cfg(unix)]
+        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+        let file = builder
+            .tempfile_in(parent(&target))
+            .map_err(FormatError::io(&target, "create"))?;
+        Ok(Self {
+            file: BufWriter::with_capacity(1 << 20, file),
+            target,
+            existing,
+        })
+    }
+
+    /// Appends `bytes`.
+    ///
+    /// # Errors
+    /// If the system refuses, for instance because the disk is full.
+    pub fn write_all(&mut self, bytes: &[u8]) -> Result<()> {
+        self.file
+            .write_all(bytes)
+            .map_err(FormatError::io(&self.target, "write"))
+    }
+
+    /// Moves to a byte offset from the start; what lies between reads as zeros.
+    ///
+    /// # Errors
+    /// If the system refuses.
+    pub fn seek(&mut self, offset: u64) -> Result<()> {
+        self.file
+            .seek(SeekFrom::Start(offset))
+            .map(|_| ())
+            .map_err(FormatError::io(&self.target, "seek in"))
+    }
+
+    /// The name that the file will have.
+    #[must_use]
+    pub fn target(&self) -> &Path {
+        &self.target
+    }
+
+    /// Flushes the file to the disk and gives it its name.
+    ///
+    /// # Errors
+    /// If the system refuses, or a file of that name has appeared that must not be replaced.
+    pub fn commit(self) -> Result<()> {
+        let Self {
+            target,
+            existing,
+            file,
+        } = self;
+        let file = file
+            .into_inner()
+            .map_err(io::IntoInnerError::into_error)
+            .map_err(FormatError::io(&target, "write"))?;
+        file.as_file()
+            .sync_all()
+            .map_err(FormatError::io(&target, "flush"))?;
+        let persisted = match existing {
+            Existing::Replace => file.persist(&target),
+            Existing::Refuse => file.persist_noclobber(&target),
+        };
+        match persisted {
+            Ok(_) => {}
+            Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => {
+                return Err(FormatError::TargetExists { path: target });
+            }
+            Err(error) => return Err(FormatError::io(&target, "rename")(error.error)),
+        }
+        sync_directory(parent(&target))
+    }
+}
+
+/// Writes a whole file in one call.
+///
+/// # Errors
+/// As [`AtomicFile::create`] and [`AtomicFile::commit`].
+pub fn write_file(target: impl Into<PathBuf>, bytes: &[u8], existing: Existing) -> Result<()> {
+    let mut file = AtomicFile::create(target, existing)?;
+    file.write_all(bytes)?;
+    file.commit()
+}
+
+/// A directory being filled under a temporary name.
+#[derive(Debug)]
+pub struct AtomicDir {
+    target: PathBuf,
+    existing: Existing,
+    staging: TempDir,
+}
+
+impl AtomicDir {
+    /// Starts a directory that will be called `target`; missing parents are made.
+    ///
+    /// An empty directory of that name does not count as existing.
+    ///
+    /// # Errors
+    /// If the target exists and must not be replaced, or the temporary cannot be made.
+    pub fn create(target: impl Into<PathBuf>, existing: Existing) -> Result<Self> {
+        let target = target.into();
+        if !is_empty_directory(&target) {
+            refuse_existing(&target, existing)?;
+        }
+        let parent = parent(&target);
+        fs::create_dir_all(parent).map_err(FormatError::io(parent, "create"))?;
+        let mut builder = Builder::new();
+        let prefix = temporary_prefix(&target);
+        builder.prefix(&prefix);
+        #[cfg(unix)]
+        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
+        let staging = builder
+            .tempdir_in(parent)
+            .map_err(FormatError::io(&target, "create"))?;
+        Ok(Self {
+            target,
+            existing,
+            staging,
+        })
+    }
+
+    /// The temporary directory, to write into.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.staging.path()
+    }
+
+    /// The name that the directory will have.
+    #[must_use]
+    pub fn target(&self) -> &Path {
+        &self.target
+    }
+
+    /// Flushes everything inside to the disk and gives the directory its name.
+    ///
+    /// A directory that is replaced is first moved aside, and moved back if the rename fails.
+    ///
+    /// # Errors
+    /// If the system refuses, or a target has appeared that must not be replaced.
+    pub fn commit(self) -> Result<()> {
+        sync_tree(self.staging.path())?;
+        let parent = parent(&self.target).to_path_buf();
+        let aside = self.move_target_aside()?;
+        if let Err(source) = fs::rename(self.staging.path(), &self.target) {
+            if let Some(aside) = &aside {
+                // Best effort: the first error is the one to report.
+                let _ = fs::rename(aside, &self.target);
+            }
+            return Err(match source.kind() {
+                io::ErrorKind::AlreadyExists | io::ErrorKind::DirectoryNotEmpty => {
+                    FormatError::TargetExists { path: self.target }
+                }
+                _ => FormatError::io(self.target, "rename")(source),
+            });
+        }
+        // The rename took the directory away from its guard.
+        let _ = self.staging.keep();
+        sync_directory(&parent)?;
+        match aside {
+            Some(aside) => remove(&aside),
+            None => Ok(()),
+        }
+    }
+
+    fn move_target_aside(&self) -> Result<Option<PathBuf>> {
+        if self.existing == Existing::Refuse || fs::symlink_metadata(&self.target).is_err() {
+            return Ok(None);
+        }
+        let mut name = self.staging.path().as_os_str().to_owned();
+        name.push(".replaced");
+        let aside = PathBuf::from(name);
+        fs::rename(&self.target, &aside).map_err(FormatError::io(&self.target, "move aside"))?;
+        Ok(Some(aside))
+    }
+}
+
+fn remove(path: &Path) -> Result<()> {
+    let removed = if path.is_dir() && !path.is_symlink() {
+        fs::remove_dir_all(path)
+    } else {
+        fs::remove_file(path)
+    };
+    removed.map_err(FormatError::io(path, "remove"))
+}
+
+fn refuse_existing(target: &Path, existing: Existing) -> Result<()> {
+    // `symlink_metadata`: a dangling link is something too.
+    if existing == Existing::Refuse && fs::symlink_metadata(target).is_ok() {
+        return Err(FormatError::TargetExists {
+            path: target.into(),
+        });
+    }
+    Ok(())
+}
+
+fn is_empty_directory(path: &Path) -> bool {
+    fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none())
+}
+
+fn parent(target: &Path) -> &Path {
+    match target.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+fn temporary_prefix(target: &Path) -> String {
+    let name = target.file_name().unwrap_or_default().to_string_lossy();
+    format!(".{name}.partial-")
+}
+
+fn sync_tree(directory: &Path) -> Result<()> {
+    let entries = fs::read_dir(directory).map_err(FormatError::io(directory, "list"))?;
+    for entry in entries {
+        let path = entry.map_err(FormatError::io(directory, "list"))?.path();
+        if path.is_dir() {
+            sync_tree(&path)?;
+        } else {
+            File::open(&path)
+                .and_then(|file| file.sync_all())
+                .map_err(FormatError::io(&path, "flush"))?;
+        }
+    }
+    sync_directory(directory)
+}
+
+/// Makes a rename inside `directory` durable.
+fn sync_directory(directory: &Path) -> Result<()> {
+    // Windows cannot open a directory as a file, and makes renames durable by itself.
+    if cfg!(unix) {
+        File::open(directory)
+            .and_then(|file| file.sync_all())
+            .map_err(FormatError::io(directory, "flush"))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(directory: &Path) -> Vec<String> {
+        let mut names: Vec<_> = fs::read_dir(directory)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn file_appears_only_on_commit() {
+        let root = tempfile::tempdir().unwrap();
+        let target = root.path().join("a.json");
+        let mut file = AtomicFile::create(&target, Existing::Refuse).unwrap();
+        file.write_all(b"hello").unwrap();
+        assert!(!target.exists());
+        file.commit().unwrap();
+        assert_eq!(fs::read(&target).unwrap(), b"hello");
+        assert_eq!(names(root.path()), ["a.json"]);
+    }
+
+    #[test]
+    fn dropped_file_leaves_nothing() {
+        let root = tempfile::tempdir().unwrap();
+        let mut file = AtomicFile::create(root.path().join("a"), Existing::Refuse).unwrap();
+        file.write_all(b"hello").unwrap();
+        drop(file);
+        assert!(names(root.path()).is_empty());
+    }
+
+    #[test]
+    fn existing_file_is_kept_unless_told() {
+        let root = tempfile::tempdir().unwrap();
+        let target = root.path().join("a");
+        write_file(&target, b"old", Existing::Refuse).unwrap();
+        let error = write_file(&target, b"new", Existing::Refuse).unwrap_err();
+        assert!(matches!(error, FormatError::TargetExists { .. }), "{error}");
+        assert_eq!(fs::read(&target).unwrap(), b"old");
+        write_file(&target, b"new", Existing::Replace).unwrap();
+        assert_eq!(fs::read(&target).unwrap(), b"new");
+    }
+
+    #[test]
+    fn file_that_appears_meanwhile_is_kept() {
+        let root = tempfile::tempdir().unwrap();
+        let target = root.path().join("a");
+        let file = AtomicFile::create(&target, Existing::Refuse).unwrap();
+        fs::write(&target, b"other").unwrap();
+        let error = file.commit().unwrap_err();
+        assert!(matches!(error, FormatError::TargetExists { .. }), "{error}");
+        assert_eq!(fs::read(&target).unwrap(), b"other");
+        assert_eq!(names(root.path()), ["a"]);
+    }
+
+    #[test]
+    fn directory_is_renamed_whole() {
+        let root = tempfile::tempdir().unwrap();
+        let target = root.path().join("deep/er/out");
+        let dir = AtomicDir::create(&target, Existing::Refuse).unwrap();
+        fs::create_dir(dir.path().join("sub")).unwrap();
+        fs::write(dir.path().join("sub/x"), b"1").unwrap();
+        assert!(!target.exists());
+        dir.commit().unwrap();
+        assert_eq!(fs::read(target.join("sub/x")).unwrap(), b"1");
+        assert_eq!(names(target.parent().unwrap()), ["out"]);
+    }
+
+    #[test]
+    fn directory_with_content_is_kept_unless_told() {
+        let root = tempfile::tempdir().unwrap();
+        let target = root.path().join("out");
+        fs::create_dir(&target).unwrap();
+        let first = AtomicDir::create(&target, Existing::Refuse).unwrap();
+        fs::write(first.path().join("first"), b"1").unwrap();
+        let second = AtomicDir::create(&target, Existing::Refuse).unwrap();
+        first.commit().unwrap();
+        let error = second.commit().unwrap_err();
+        assert!(matches!(error, FormatError::TargetExists { .. }), "{error}");
+        assert!(AtomicDir::create(&target, Existing::Refuse).is_err());
+        let third = AtomicDir::create(&target, Existing::Replace).unwrap();
+        fs::write(third.path().join("third"), b"3").unwrap();
+        third.commit().unwrap();
+        assert_eq!(names(&target), ["third"]);
+        assert_eq!(names(root.path()), ["out"]);
+    }
+
+    #[test]
+    fn dropped_directory_leaves_nothing() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = AtomicDir::create(root.path().join("out"), Existing::Refuse).unwrap();
+        fs::write(dir.path().join("x"), b"1").unwrap();
+        drop(dir);
+        assert!(names(root.path()).is_empty());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn others_may_read_what_the_umask_allows() {
+        use std::os::unix::fs::PermissionsExt;
+        let root = tempfile::tempdir().unwrap();
+        let plain = root.path().join("plain");
+        fs::write(&plain, b"").unwrap();
+        let atomic = root.path().join("atomic");
+        write_file(&atomic, b"", Existing::Refuse).unwrap();
+        let mode = |path| fs::metadata(path).unwrap().permissions().mode();
+        assert_eq!(mode(plain), mode(atomic));
+    }
+}

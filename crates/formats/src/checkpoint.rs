@@ -1,0 +1,245 @@
+//! One face for every kind of model on disk.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use crate::error::{FormatError, Result};
+use crate::gguf::GgufLlama;
+use crate::hf_dir::HfDir;
+use crate::json;
+use crate::tensor::{RawTensor, TensorInfo};
+use crate::tokenizer_files::TokenizerFiles;
+
+/// An open model: names, shapes and config are Hugging Face's, whatever the file.
+///
+/// Headers are checked when it is opened; tensors are read one at a time. The files must not be
+/// written to while it is open.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum ModelSource {
+    /// A directory with `config.json` and safetensors.
+    Hf(Box<HfDir>),
+    /// A GGUF file with a Llama in it.
+    Gguf(Box<GgufLlama>),
+}
+
+/// Keys of a config that say nothing about the weights.
+const VOLATILE: [&str; 5] = [
+    "_name_or_path",
+    "dtype",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+];
+
+impl ModelSource {
+    /// Opens a directory, or a file whose name ends in `.gguf`.
+    ///
+    /// # Errors
+    /// If there is no model, or it is malformed or not supported.
+    pub fn open(path: impl Into<PathBuf>) -> Result<Self> {
+        let path = path.into();
+        if !path.exists() {
+            return Err(FormatError::NotFound { path });
+        }
+        let is_gguf = path
+            .extension()
+            .is_some_and(|ending| ending.eq_ignore_ascii_case("gguf"));
+        if is_gguf && !path.is_dir() {
+            GgufLlama::open(path).map(|gguf| Self::Gguf(Box::new(gguf)))
+        } else {
+            HfDir::open(path).map(|directory| Self::Hf(Box::new(directory)))
+        }
+    }
+
+    /// The directory or file.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Hf(directory) => directory.path(),
+            Self::Gguf(gguf) => gguf.path(),
+        }
+    }
+
+    /// `config.json`, or its equivalent; always an object.
+    #[must_use]
+    pub fn config(&self) -> &Value {
+        match self {
+            Self::Hf(directory) => directory.config(),
+            Self::Gguf(gguf) => gguf.config(),
+        }
+    }
+
+    /// The file that the config comes from.
+    #[must_use]
+    pub fn config_path(&self) -> PathBuf {
+        match self {
+            Self::Hf(directory) => directory.config_path(),
+            Self::Gguf(gguf) => gguf.path().into(),
+        }
+    }
+
+    /// Every tensor's name, as Hugging Face spells it, in the order of the files.
+    pub fn tensor_names(&self) -> impl Iterator<Item = &str> {
+        let (directory, gguf) = match self {
+            Self::Hf(directory) => (Some(directory.tensor_names()), None),
+            Self::Gguf(gguf) => (None, Some(gguf.tensor_names())),
+        };
+        directory
+            .into_iter()
+            .flatten()
+            .chain(gguf.into_iter().flatten())
+    }
+
+    /// A tensor's type and shape; a weight is `[out, in]`.
+    ///
+    /// The type is that of [`raw`](Self::raw).
+    #[must_use]
+    pub fn tensor_info(&self, name: &str) -> Option<&TensorInfo> {
+        match self {
+            Self::Hf(directory) => directory.info(name),
+            Self::Gguf(gguf) => gguf.info(name),
+        }
+    }
+
+    /// A floating-point tensor's elements, row-major.
+    ///
+    /// # Errors
+    /// [`FormatError::TensorMissing`], or [`FormatError::TensorDtype`] for a type that is not
+    /// floating-point.
+    pub fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
+        match self {
+            Self::Hf(directory) => directory.read_f32(name),
+            Self::Gguf(gguf) => gguf.read_f32(name),
+        }
+    }
+
+    /// A tensor in the type that it is stored in; quantised GGUF types come as `F32`.
+    ///
+    /// # Errors
+    /// [`FormatError::TensorMissing`].
+    pub fn raw(&self, name: &str) -> Result<RawTensor<'_>> {
+        match self {
+            Self::Hf(directory) => directory.raw(name),
+            Self::Gguf(gguf) => gguf.raw(name),
+        }
+    }
+
+    /// The tokenizer, the chat template and the special tokens.
+    ///
+    /// # Errors
+    /// If there is no tokenizer, or it is malformed or not supported.
+    pub fn tokenizer(&self) -> Result<TokenizerFiles> {
+        match self {
+            Self::Hf(directory) => TokenizerFiles::read(directory.path()),
+            Self::Gguf(gguf) => gguf.tokenizer(),
+        }
+    }
+
+    /// The ids that end generation: those of `generation_config.json`, else of the config.
+    ///
+    /// # Errors
+    /// [`FormatError::JsonField`] if they are neither an id nor a list of ids.
+    pub fn eos_token_ids(&self) -> Result<Vec<u32>> {
+        if let Self::Hf(directory) = self
+            && let Some(generation) = directory.generation_config()
+        {
+            let ids = token_ids(&directory.generation_config_path(), generation)?;
+            if !ids.is_empty() {
+                return Ok(ids);
+            }
+        }
+        token_ids(&self.config_path(), self.config())
+    }
+
+    /// A hash that tells base models apart, as 64 hexadecimal digits.
+    ///
+    /// It covers the config, every tensor's name, type and shape, and the bytes of the one-dimensional
+    /// tensors (norms and biases), which are small and differ between models of one shape. The same
+    /// model in another type or format has another fingerprint.
+    ///
+    /// # Errors
+    /// If a tensor cannot be read.
+    pub fn fingerprint(&self) -> Result<String> {
+        let mut hash = Sha256::new();
+        if let Value::Object(config) = self.config() {
+            let mut keys: Vec<_> = config.iter().collect();
+            keys.retain(|(key, _)| !VOLATILE.contains(&key.as_str()));
+            keys.sort_by_key(|(key, _)| *key);
+            for (key, value) in keys {
+                hash.update(format!("{key}={value}\n"));
+            }
+        }
+        let mut names: Vec<_> = self.tensor_names().collect();
+        names.sort_unstable();
+        for name in names {
+            let tensor = self.tensor_info(name);
+            let Some(TensorInfo { dtype, shape, .. }) = tensor else {
+                continue;
+            };
+            hash.update(format!("{name} {dtype} {shape:?}\n"));
+            if shape.len() == 1 {
+                hash.update(&self.raw(name)?.bytes);
+            }
+        }
+        Ok(hash.finalize().iter().map(|b| format!("{b:02x}")).collect())
+    }
+
+    /// Every file that a Hugging Face directory of this model has beside its weights: config,
+    /// generation config, tokenizer, chat template; by name.
+    ///
+    /// # Errors
+    /// If a file cannot be read. A model without a tokenizer has none among its files.
+    pub fn companion_files(&self) -> Result<Vec<(String, Vec<u8>)>> {
+        match self {
+            Self::Hf(directory) => copied_companions(directory.path()),
+            Self::Gguf(gguf) => {
+                let mut files = vec![("config.json".to_owned(), json::pretty(gguf.config()))];
+                let tokenizer = gguf.tokenizer()?.to_files();
+                files.extend(tokenizer.into_iter().map(|(name, b)| (name.into(), b)));
+                Ok(files)
+            }
+        }
+    }
+}
+
+/// Files beside the weights that belong to a model.
+pub(crate) const COMPANIONS: [&str; 11] = [
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+];
+
+fn copied_companions(directory: &Path) -> Result<Vec<(String, Vec<u8>)>> {
+    let mut files = Vec::new();
+    for name in COMPANIONS {
+        let path = directory.join(name);
+        if path.is_file() {
+            files.push((name.to_owned(), json::read_bytes(&path)?));
+        }
+    }
+    Ok(files)
+}
+
+fn token_ids(path: &Path, config: &Value) -> Result<Vec<u32>> {
+    let value = match config.get("eos_token_id") {
+        None | Some(Value::Null) => return Ok(Vec::new()),
+        Some(value) => value,
+    };
+    let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+    let ids = match value {
+        Value::Array(ids) => ids.iter().map(id).collect(),
+        one => id(one).map(|id| vec![id]),
+    };
+    ids.ok_or_else(|| json::field_error(path, "eos_token_id", "an id, or a list of ids", value))
+}

@@ -1,0 +1,225 @@
+//! What can be wrong with a file on disk.
+
+use std::path::PathBuf;
+
+use crate::dtype::Dtype;
+use crate::gguf::{GgufError, GgufTokenizerError};
+use crate::peft_config::PeftConfigError;
+use crate::safetensors_file::SafetensorsError;
+
+/// Anything that can go wrong while reading or writing a model, an adapter or one of their parts.
+///
+/// Every variant names the file; those about a tensor name the tensor. The message says what was
+/// expected, what was found, and what to do where that is known.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FormatError {
+    /// The operating system refused an operation on a file.
+    #[error("could not {action} {}", path.display())]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// What was tried, as a verb phrase that fits before the path.
+        action: &'static str,
+        /// The system's own error.
+        source: std::io::Error,
+    },
+    /// A JSON file that is not JSON.
+    #[error("{} is not valid JSON", path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// Line and column of the first problem.
+        source: serde_json::Error,
+    },
+    /// A JSON file whose field has the wrong type or value.
+    #[error("{}: `{field}` should be {expected}, but is {actual}", path.display())]
+    JsonField {
+        /// The file.
+        path: PathBuf,
+        /// The key, with dots where it is nested.
+        field: String,
+        /// What would be accepted.
+        expected: &'static str,
+        /// The value found, shortened.
+        actual: String,
+    },
+    /// A path that leads to nothing.
+    #[error("{} does not exist", path.display())]
+    NotFound {
+        /// The path as given.
+        path: PathBuf,
+    },
+    /// A path that is neither a model directory nor a GGUF file.
+    #[error("{} is not a model: expected a directory with config.json and *.safetensors, or a .gguf file; found {actual}", path.display())]
+    NotAModel {
+        /// The path as given.
+        path: PathBuf,
+        /// What is there instead.
+        actual: String,
+    },
+    /// The only weights are in a format that can run code when it is loaded.
+    #[error("{} holds its weights as a pickle ({file}), which can run code when loaded and is never read; get or convert it to safetensors (`save_pretrained` with `safe_serialization=True`)", path.display())]
+    Pickle {
+        /// The directory.
+        path: PathBuf,
+        /// The pickle file found.
+        file: String,
+    },
+    /// A malformed safetensors file.
+    #[error("{} is not a sound safetensors file", path.display())]
+    Safetensors {
+        /// The file.
+        path: PathBuf,
+        /// The rule that it breaks.
+        source: SafetensorsError,
+    },
+    /// A malformed or unsupported GGUF file.
+    #[error("{} cannot be read as GGUF", path.display())]
+    Gguf {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: GgufError,
+    },
+    /// A GGUF file whose tokenizer cannot be rebuilt.
+    #[error("the tokenizer in {} cannot be rebuilt", path.display())]
+    GgufTokenizer {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: GgufTokenizerError,
+    },
+    /// A shard name in an index that is not a plain file name.
+    #[error("{}: the shard name {shard:?} of tensor {tensor} is not a plain *.safetensors file name; a shard must lie beside its index", path.display())]
+    ShardName {
+        /// The index file.
+        path: PathBuf,
+        /// The tensor whose entry it is.
+        tensor: String,
+        /// The name found.
+        shard: String,
+    },
+    /// A shard that the index names, and that is not there.
+    #[error("{}: the shard {shard} is missing ({tensors} tensors are in it); the download is incomplete", path.display())]
+    ShardMissing {
+        /// The index file.
+        path: PathBuf,
+        /// The file name.
+        shard: String,
+        /// How many tensors the index puts there.
+        tensors: usize,
+    },
+    /// A tensor that the index promises in a shard that lacks it.
+    #[error("{}: the index puts tensor {tensor} into {shard}, which does not hold it", path.display())]
+    ShardTensorMissing {
+        /// The index file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// The shard.
+        shard: String,
+    },
+    /// A tensor that two shards hold.
+    #[error("{}: tensor {tensor} is in both {first} and {second}", path.display())]
+    ShardDuplicate {
+        /// The index file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// The first shard.
+        first: String,
+        /// The second shard.
+        second: String,
+    },
+    /// A tensor that was asked for and is not there.
+    #[error("{} has no tensor {tensor}", path.display())]
+    TensorMissing {
+        /// The file or directory.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+    },
+    /// A tensor of a type that cannot be read as asked.
+    #[error("{}: tensor {tensor} is {actual}, expected {expected}", path.display())]
+    TensorDtype {
+        /// The file or directory.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// What would be accepted.
+        expected: &'static str,
+        /// The type found.
+        actual: Dtype,
+    },
+    /// A tensor of the wrong shape.
+    #[error("{}: tensor {tensor} has shape {actual:?}, expected {expected}", path.display())]
+    TensorShape {
+        /// The file or directory.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// What would be accepted.
+        expected: String,
+        /// The shape found.
+        actual: Vec<usize>,
+    },
+    /// A tensor whose name does not belong in this kind of file.
+    #[error("{}: tensor {tensor} is not expected here: {reason}", path.display())]
+    TensorUnexpected {
+        /// The file or directory.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Why it does not belong.
+        reason: &'static str,
+    },
+    /// A model without the tokenizer that was asked for.
+    #[error("{} has no tokenizer.json; save it with a fast tokenizer (`AutoTokenizer.from_pretrained(…).save_pretrained(…)`)", path.display())]
+    TokenizerMissing {
+        /// The model directory.
+        path: PathBuf,
+    },
+    /// An `adapter_config.json` that asks for something not supported.
+    #[error("{} cannot be used", path.display())]
+    PeftConfig {
+        /// The file.
+        path: PathBuf,
+        /// The field and its value.
+        source: PeftConfigError,
+    },
+    /// A target that is already there, where nothing may be replaced.
+    #[error("{} already exists and is not replaced", path.display())]
+    TargetExists {
+        /// The file or directory.
+        path: PathBuf,
+    },
+    /// A writer was given a tensor that it did not announce, gave twice, or never got.
+    #[error("{}: {problem} tensor {tensor}", path.display())]
+    WriteOrder {
+        /// The file being written.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// What is wrong about it.
+        problem: &'static str,
+    },
+}
+
+impl FormatError {
+    /// For `map_err` on `std::io` results.
+    pub(crate) fn io(
+        path: impl Into<PathBuf>,
+        action: &'static str,
+    ) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io {
+            path,
+            action,
+            source,
+        }
+    }
+}
+
+/// The result of everything in this crate that touches a file.
+pub type Result<T, E = FormatError> = std::result::Result<T, E>;

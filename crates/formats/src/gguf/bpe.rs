@@ -1,0 +1,176 @@
+//! Byte-level BPE (`tokenizer.ggml.model = gpt2`).
+
+use serde_json::{Value, json};
+
+use super::error::{GgufError, GgufTokenizerError};
+use super::tokenizer::{SpecialTokens, TokenKind, Vocabulary};
+use super::value::GgufMetadata;
+
+/// How text is split before merging, by the names that `tokenizer.ggml.pre` gives it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum PreTokenizer {
+    /// The GPT-2 expression.
+    Gpt2,
+    /// Every digit alone, then the GPT-2 expression.
+    SmolLm,
+    /// Llama 3: digits in groups of three; a piece that is a token is not merged.
+    Llama3,
+    /// Qwen 2: digits alone, text in NFC.
+    Qwen2,
+    /// What llama.cpp does with a file that says `default`.
+    LlamaCppDefault,
+}
+
+const KNOWN: &str = "smollm, llama-bpe, llama3, llama-v3, qwen2, gpt-2 and default";
+
+const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+/// Each expression splits the pieces that the one before it left.
+const DEFAULT: [&str; 4] = [
+    r"[\p{P}\$\+<=>\^~\|]+",
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)",
+    r"\p{N}+",
+    r"[0-9][0-9][0-9]",
+];
+
+impl PreTokenizer {
+    fn from_name(name: Option<&str>) -> Result<Self, GgufTokenizerError> {
+        match name {
+            Some("gpt-2") => Ok(Self::Gpt2),
+            Some("smollm") => Ok(Self::SmolLm),
+            Some("llama-bpe" | "llama3" | "llama-v3") => Ok(Self::Llama3),
+            Some("qwen2") => Ok(Self::Qwen2),
+            Some("default") => Ok(Self::LlamaCppDefault),
+            other => Err(GgufTokenizerError::PreTokenizer {
+                actual: other.unwrap_or_default().into(),
+                expected: KNOWN,
+            }),
+        }
+    }
+
+    fn json(self) -> Value {
+        let mut steps = match self {
+            Self::Gpt2 => vec![],
+            Self::SmolLm => vec![json!({"type": "Digits", "individual_digits": true})],
+            Self::Llama3 => vec![split(LLAMA3)],
+            Self::Qwen2 => vec![split(QWEN2)],
+            Self::LlamaCppDefault => DEFAULT.map(split).to_vec(),
+        };
+        // The byte-level step brings the GPT-2 expression along.
+        let gpt2_regex = matches!(self, Self::Gpt2 | Self::SmolLm);
+        steps.push(byte_level(false, true, gpt2_regex));
+        json!({"type": "Sequence", "pretokenizers": steps})
+    }
+
+    fn normalizer(self) -> Value {
+        match self {
+            Self::Qwen2 => json!({"type": "NFC"}),
+            _ => Value::Null,
+        }
+    }
+}
+
+fn split(expression: &str) -> Value {
+    json!({
+        "type": "Split",
+        "pattern": {"Regex": expression},
+        "behavior": "Isolated",
+        "invert": false,
+    })
+}
+
+fn byte_level(add_prefix_space: bool, trim_offsets: bool, use_regex: bool) -> Value {
+    json!({
+        "type": "ByteLevel",
+        "add_prefix_space": add_prefix_space,
+        "trim_offsets": trim_offsets,
+        "use_regex": use_regex,
+    })
+}
+
+pub(super) fn tokenizer_json(
+    metadata: GgufMetadata<'_>,
+    vocabulary: Vocabulary<'_>,
+    special: &mut SpecialTokens,
+) -> Result<Value, GgufTokenizerError> {
+    let pre = PreTokenizer::from_name(metadata.str("tokenizer.ggml.pre")?)?;
+    if pre == PreTokenizer::Llama3 {
+        // llama.cpp's default for this family; the metadata rarely says.
+        special.add_bos.get_or_insert(special.bos.is_some());
+    }
+    let merges = merges(metadata, &vocabulary)?;
+    let added: Vec<Value> = vocabulary
+        .iter()
+        .filter_map(|(id, token, kind)| match kind {
+            TokenKind::Control | TokenKind::Unknown => {
+                Some(Vocabulary::added_token(id, token, true))
+            }
+            TokenKind::UserDefined => Some(Vocabulary::added_token(id, token, false)),
+            TokenKind::Normal | TokenKind::Unused | TokenKind::Byte => None,
+        })
+        .collect();
+    let byte_level_offsets = byte_level(true, false, true);
+    let post_processor = match special.template() {
+        Some(template) => json!({
+            "type": "Sequence",
+            "processors": [byte_level_offsets, template],
+        }),
+        None => byte_level_offsets,
+    };
+    Ok(json!({
+        "version": "1.0",
+        "truncation": null,
+        "padding": null,
+        "added_tokens": added,
+        "normalizer": pre.normalizer(),
+        "pre_tokenizer": pre.json(),
+        "post_processor": post_processor,
+        "decoder": byte_level(true, true, true),
+        "model": {
+            "type": "BPE",
+            "dropout": null,
+            // A byte without a token vanishes, as in every byte-level BPE of this kind.
+            "unk_token": null,
+            "continuing_subword_prefix": null,
+            "end_of_word_suffix": null,
+            "fuse_unk": false,
+            "byte_fallback": false,
+            "ignore_merges": pre == PreTokenizer::Llama3,
+            "vocab": vocabulary.ids,
+            "merges": merges,
+        },
+    }))
+}
+
+/// The merges as pairs, each checked against the vocabulary.
+fn merges(
+    metadata: GgufMetadata<'_>,
+    vocabulary: &Vocabulary<'_>,
+) -> Result<Vec<Value>, GgufTokenizerError> {
+    let key = "tokenizer.ggml.merges";
+    let merges = metadata
+        .strings(key)?
+        .ok_or_else(|| GgufError::KeyMissing { key: key.into() })?;
+    let mut out = Vec::with_capacity(merges.len());
+    for (index, merge) in merges.into_iter().enumerate() {
+        let pair = merge
+            .split_once(' ')
+            .filter(|(left, right)| !left.is_empty() && !right.is_empty() && !right.contains(' '));
+        let Some((left, right)) = pair else {
+            return Err(GgufTokenizerError::Merge {
+                index,
+                actual: merge.into(),
+            });
+        };
+        for token in [left, right, &format!("{left}{right}")] {
+            if !vocabulary.ids.contains_key(token) {
+                return Err(GgufTokenizerError::MergeToken {
+                    index,
+                    token: token.into(),
+                });
+            }
+        }
+        out.push(json!([left, right]));
+    }
+    Ok(out)
+}

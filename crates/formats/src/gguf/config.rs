@@ -1,0 +1,300 @@
+//! The metadata of a Llama as a Hugging Face `config.json`.
+
+use serde_json::{Map, Value, json};
+
+use super::error::GgufError;
+use super::file::GgufFile;
+use super::value::GgufMetadata;
+
+/// Keys below `llama.` that are understood here; any other that is set is refused.
+const KNOWN: [&str; 23] = [
+    "attention.causal",
+    "attention.head_count",
+    "attention.head_count_kv",
+    "attention.key_length",
+    "attention.layer_norm_rms_epsilon",
+    "attention.value_length",
+    "block_count",
+    "context_length",
+    "embedding_length",
+    "feed_forward_length",
+    "rope.dimension_count",
+    "rope.freq_base",
+    "rope.scale_linear",
+    "rope.scaling.attn_factor",
+    "rope.scaling.factor",
+    "rope.scaling.finetuned",
+    "rope.scaling.original_context_length",
+    "rope.scaling.type",
+    "rope.scaling.yarn_beta_fast",
+    "rope.scaling.yarn_beta_slow",
+    "rope.scaling.yarn_ext_factor",
+    "tensor_data_layout",
+    "vocab_size",
+];
+
+/// The sizes that the tensors' rows depend on.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sizes {
+    pub(super) layers: u64,
+    pub(super) heads: usize,
+    pub(super) key_value_heads: usize,
+    pub(super) head_dim: usize,
+}
+
+/// The names of metadata keys, and typed access to them.
+struct Keys<'a>(GgufMetadata<'a>);
+
+impl Keys<'_> {
+    fn positive(&self, key: &str) -> Result<Option<u64>, GgufError> {
+        let key = format!("llama.{key}");
+        match self.0.unsigned(&key)? {
+            Some(value) if value == 0 || value > u64::from(u32::MAX) => Err(GgufError::KeyValue {
+                key,
+                expected: "a number from 1 to 2^32",
+                actual: value.to_string(),
+            }),
+            value => Ok(value),
+        }
+    }
+
+    fn required(&self, key: &str) -> Result<u64, GgufError> {
+        self.positive(key)?.ok_or_else(|| GgufError::KeyMissing {
+            key: format!("llama.{key}"),
+        })
+    }
+
+    fn number(&self, key: &str) -> Result<Option<f64>, GgufError> {
+        let key = format!("llama.{key}");
+        match self.0.f64(&key)? {
+            Some(value) if !value.is_finite() => Err(GgufError::KeyValue {
+                key,
+                expected: "a finite number",
+                actual: value.to_string(),
+            }),
+            // 1e-5 was stored in single precision, and should be 1e-5 again.
+            value => Ok(value.map(|value| (value as f32).to_string().parse().unwrap_or(value))),
+        }
+    }
+
+    fn text(&self, key: &str) -> Result<Option<&str>, GgufError> {
+        self.0.str(&format!("llama.{key}"))
+    }
+
+    fn refuse_unless(&self, key: &str, fine: impl Fn(f64) -> bool) -> Result<(), GgufError> {
+        match self.number(key)? {
+            Some(value) if !fine(value) => Err(feature(key, value)),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn feature(key: &str, value: impl ToString) -> GgufError {
+    GgufError::Feature {
+        key: format!("llama.{key}"),
+        actual: value.to_string(),
+    }
+}
+
+/// Refuses what is not a Llama of the kind that the model code knows.
+pub(super) fn check_architecture(metadata: &GgufMetadata<'_>) -> Result<(), GgufError> {
+    let key = "general.architecture";
+    match metadata.str(key)? {
+        Some("llama") => {}
+        Some(actual) => {
+            return Err(GgufError::Architecture {
+                actual: actual.into(),
+            });
+        }
+        None => return Err(GgufError::KeyMissing { key: key.into() }),
+    }
+    match metadata.str("general.type")? {
+        None | Some("model") => {}
+        Some(actual) => {
+            return Err(GgufError::Feature {
+                key: "general.type".into(),
+                actual: actual.into(),
+            });
+        }
+    }
+    if let Some(actual) = metadata.unsigned("split.count")?.filter(|parts| *parts > 1) {
+        return Err(GgufError::Split { actual });
+    }
+    for (key, value) in metadata.iter() {
+        let known = key
+            .strip_prefix("llama.")
+            .is_none_or(|key| KNOWN.contains(&key));
+        if !known && !value.is_inactive() {
+            return Err(GgufError::Feature {
+                key: key.into(),
+                actual: value.to_string(),
+            });
+        }
+    }
+    if metadata.bool("llama.attention.causal")? == Some(false) {
+        return Err(feature("attention.causal", false));
+    }
+    Ok(())
+}
+
+/// Head counts and sizes.
+pub(super) fn sizes(metadata: GgufMetadata<'_>) -> Result<Sizes, GgufError> {
+    let keys = Keys(metadata);
+    let heads = keys.required("attention.head_count")?;
+    let hidden = keys.required("embedding_length")?;
+    let head_dim = match keys.positive("attention.key_length")? {
+        Some(length) => length,
+        None if hidden.is_multiple_of(heads) => hidden / heads,
+        None => {
+            return Err(GgufError::KeyValue {
+                key: "llama.attention.head_count".into(),
+                expected: "a divisor of llama.embedding_length",
+                actual: heads.to_string(),
+            });
+        }
+    };
+    if !head_dim.is_multiple_of(2) {
+        return Err(feature("attention.key_length", head_dim));
+    }
+    for key in ["attention.value_length", "rope.dimension_count"] {
+        if let Some(other) = keys.positive(key)?.filter(|other| *other != head_dim) {
+            return Err(feature(key, other));
+        }
+    }
+    let key_value_heads = keys.positive("attention.head_count_kv")?.unwrap_or(heads);
+    // Checked by `positive` to fit 32 bits.
+    Ok(Sizes {
+        layers: keys.required("block_count")?,
+        heads: heads as usize,
+        key_value_heads: key_value_heads as usize,
+        head_dim: head_dim as usize,
+    })
+}
+
+/// The `config.json` that transformers would have written.
+pub(super) fn config(file: &GgufFile, sizes: Sizes) -> Result<Value, GgufError> {
+    let keys = Keys(file.metadata());
+    let hidden_size = keys.required("embedding_length")?;
+    let mut config = json!({
+        "architectures": ["LlamaForCausalLM"],
+        "attention_bias": file.tensor("blk.0.attn_q.bias").is_some(),
+        "head_dim": sizes.head_dim,
+        "hidden_act": "silu",
+        "hidden_size": hidden_size,
+        "intermediate_size": keys.required("feed_forward_length")?,
+        "max_position_embeddings": keys.required("context_length")?,
+        "mlp_bias": file.tensor("blk.0.ffn_gate.bias").is_some(),
+        "model_type": "llama",
+        "num_attention_heads": sizes.heads,
+        "num_hidden_layers": sizes.layers,
+        "num_key_value_heads": sizes.key_value_heads,
+        "rms_norm_eps": rms_norm_eps(&keys)?,
+        "rope_scaling": rope_scaling(&keys)?,
+        "rope_theta": keys.number("rope.freq_base")?.unwrap_or(10_000.0),
+        "tie_word_embeddings": file.tensor("output.weight").is_none(),
+        "torch_dtype": "float32",
+        "vocab_size": vocab_size(file, &keys, hidden_size)?,
+    });
+    if let Value::Object(config) = &mut config {
+        special_tokens(&keys.0, config)?;
+    }
+    Ok(config)
+}
+
+fn rms_norm_eps(keys: &Keys<'_>) -> Result<f64, GgufError> {
+    let key = "attention.layer_norm_rms_epsilon";
+    keys.number(key)?.ok_or_else(|| GgufError::KeyMissing {
+        key: format!("llama.{key}"),
+    })
+}
+
+/// The rows of the embedding; the metadata need not say.
+fn vocab_size(file: &GgufFile, keys: &Keys<'_>, hidden_size: u64) -> Result<u64, GgufError> {
+    let name = "token_embd.weight";
+    let Some(embedding) = file.tensor(name) else {
+        return Err(GgufError::KeyMissing {
+            key: format!("(tensor) {name}"),
+        });
+    };
+    let claimed = keys.positive("vocab_size")?;
+    match embedding.shape[..] {
+        [rows, columns]
+            if columns as u64 == hidden_size && claimed.is_none_or(|n| n == rows as u64) =>
+        {
+            Ok(rows as u64)
+        }
+        _ => Err(GgufError::TensorShape {
+            tensor: name.into(),
+            expected: match claimed {
+                Some(rows) => format!("[{rows}, {hidden_size}]"),
+                None => format!("[vocabulary, {hidden_size}]"),
+            },
+            actual: embedding.shape.clone(),
+        }),
+    }
+}
+
+fn rope_scaling(keys: &Keys<'_>) -> Result<Value, GgufError> {
+    keys.refuse_unless("rope.scaling.attn_factor", |v| v == 1.0 || v == 0.0)?;
+    keys.refuse_unless("rope.scaling.yarn_ext_factor", |v| v == 1.0 || v < 0.0)?;
+    let old = keys.number("rope.scale_linear")?;
+    let factor = keys.number("rope.scaling.factor")?.or(old);
+    let factor = factor.filter(|factor| *factor != 0.0);
+    let original = keys.positive("rope.scaling.original_context_length")?;
+    match (keys.text("rope.scaling.type")?, factor) {
+        // A factor alone means linear scaling.
+        (None | Some("linear"), None) => Ok(Value::Null),
+        (None | Some("linear"), Some(1.0)) => Ok(Value::Null),
+        (None | Some("linear"), Some(factor)) => Ok(json!({
+            "rope_type": "linear",
+            "factor": factor,
+        })),
+        (Some("none"), _) => Ok(Value::Null),
+        (Some("yarn"), factor) => {
+            let mut scaling = Map::new();
+            scaling.insert("rope_type".into(), json!("yarn"));
+            scaling.insert("factor".into(), json!(factor.unwrap_or(1.0)));
+            if let Some(original) = original {
+                scaling.insert("original_max_position_embeddings".into(), json!(original));
+            }
+            for (key, name) in [
+                ("rope.scaling.yarn_beta_fast", "beta_fast"),
+                ("rope.scaling.yarn_beta_slow", "beta_slow"),
+            ] {
+                if let Some(value) = keys.number(key)? {
+                    scaling.insert(name.into(), json!(value));
+                }
+            }
+            Ok(Value::Object(scaling))
+        }
+        (Some(other), _) => Err(feature("rope.scaling.type", format!("{other:?}"))),
+    }
+}
+
+/// Special token ids; the end of a turn also ends generation, so `eos_token_id` may be a list.
+fn special_tokens(
+    metadata: &GgufMetadata<'_>,
+    config: &mut Map<String, Value>,
+) -> Result<(), GgufError> {
+    let id = |name| metadata.unsigned(&format!("tokenizer.ggml.{name}_token_id"));
+    if let Some(bos) = id("bos")? {
+        config.insert("bos_token_id".into(), json!(bos));
+    }
+    if let Some(pad) = id("padding")? {
+        config.insert("pad_token_id".into(), json!(pad));
+    }
+    let mut ends = Vec::new();
+    for name in ["eos", "eot", "eom"] {
+        ends.extend(id(name)?.filter(|id| !ends.contains(id)));
+    }
+    match ends[..] {
+        [] => {}
+        [eos] => {
+            config.insert("eos_token_id".into(), json!(eos));
+        }
+        _ => {
+            config.insert("eos_token_id".into(), json!(ends));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,267 @@
+//! Model directories as Hugging Face lays them out.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::path::{Component, Path, PathBuf};
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::error::{FormatError, Result};
+use crate::json;
+use crate::safetensors_file::SafetensorsFile;
+use crate::tensor::{RawTensor, TensorInfo};
+
+const CONFIG: &str = "config.json";
+const GENERATION_CONFIG: &str = "generation_config.json";
+const WEIGHTS: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+/// File endings of formats that can run code when they are loaded.
+const PICKLES: [&str; 5] = ["bin", "pt", "pth", "pkl", "ckpt"];
+
+/// An open model directory: `config.json`, and one or several safetensors files.
+#[derive(Debug)]
+pub struct HfDir {
+    path: PathBuf,
+    config: Value,
+    generation_config: Option<Value>,
+    shards: Vec<SafetensorsFile>,
+    /// Tensor names in the order of the files, each with its shard.
+    names: Vec<(String, usize)>,
+    index: HashMap<String, usize>,
+}
+
+impl HfDir {
+    /// Opens a directory and checks every header; no tensor is read yet.
+    ///
+    /// # Errors
+    /// If a file is missing or malformed, the index disagrees with its shards, or the weights are
+    /// a pickle.
+    pub fn open(path: impl Into<PathBuf>) -> Result<Self> {
+        let path = path.into();
+        if !path.exists() {
+            return Err(FormatError::NotFound { path });
+        }
+        if !path.join(CONFIG).is_file() {
+            return Err(not_a_model(path));
+        }
+        let config = json::read::<Value>(&path.join(CONFIG))?;
+        if !config.is_object() {
+            return Err(json::field_error(
+                &path.join(CONFIG),
+                "(the whole file)",
+                "an object",
+                &config,
+            ));
+        }
+        let generation_config = json::read_optional(&path.join(GENERATION_CONFIG))?;
+        let (shards, names) = open_weights(&path)?;
+        let index = names.iter().cloned().collect();
+        Ok(Self {
+            path,
+            config,
+            generation_config,
+            shards,
+            names,
+            index,
+        })
+    }
+
+    /// The directory.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// `config.json`, an object.
+    #[must_use]
+    pub fn config(&self) -> &Value {
+        &self.config
+    }
+
+    /// Where `config.json` lies.
+    #[must_use]
+    pub fn config_path(&self) -> PathBuf {
+        self.path.join(CONFIG)
+    }
+
+    /// `generation_config.json`, if there is one.
+    #[must_use]
+    pub fn generation_config(&self) -> Option<&Value> {
+        self.generation_config.as_ref()
+    }
+
+    /// Where `generation_config.json` lies, or would.
+    #[must_use]
+    pub fn generation_config_path(&self) -> PathBuf {
+        self.path.join(GENERATION_CONFIG)
+    }
+
+    /// The weight files, in order.
+    pub fn shards(&self) -> impl ExactSizeIterator<Item = &SafetensorsFile> {
+        self.shards.iter()
+    }
+
+    /// Every tensor's name, in the order of the files.
+    pub fn tensor_names(&self) -> impl ExactSizeIterator<Item = &str> {
+        self.names.iter().map(|(name, _)| name.as_str())
+    }
+
+    /// What the files say about a tensor.
+    #[must_use]
+    pub fn info(&self, name: &str) -> Option<&TensorInfo> {
+        self.shard(name)?.info(name)
+    }
+
+    /// A tensor's bytes, borrowed from the map.
+    ///
+    /// # Errors
+    /// [`FormatError::TensorMissing`].
+    pub fn raw(&self, name: &str) -> Result<RawTensor<'_>> {
+        self.shard_or_error(name)?.raw(name)
+    }
+
+    /// A floating-point tensor's elements.
+    ///
+    /// # Errors
+    /// As [`SafetensorsFile::read_f32`].
+    pub fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
+        self.shard_or_error(name)?.read_f32(name)
+    }
+
+    fn shard(&self, name: &str) -> Option<&SafetensorsFile> {
+        self.shards.get(*self.index.get(name)?)
+    }
+
+    fn shard_or_error(&self, name: &str) -> Result<&SafetensorsFile> {
+        self.shard(name).ok_or_else(|| FormatError::TensorMissing {
+            path: self.path.clone(),
+            tensor: name.into(),
+        })
+    }
+}
+
+type Weights = (Vec<SafetensorsFile>, Vec<(String, usize)>);
+
+fn open_weights(path: &Path) -> Result<Weights> {
+    // The order of transformers: a single file wins over an index.
+    if path.join(WEIGHTS).is_file() {
+        let file = SafetensorsFile::open(path.join(WEIGHTS))?;
+        let names = file.tensors().map(|info| (info.name.clone(), 0)).collect();
+        return Ok((vec![file], names));
+    }
+    if path.join(INDEX).is_file() {
+        return open_shards(path, &path.join(INDEX));
+    }
+    Err(match find_pickle(path) {
+        Some(file) => FormatError::Pickle {
+            path: path.into(),
+            file,
+        },
+        None => FormatError::NotAModel {
+            path: path.into(),
+            actual: format!("a directory with {CONFIG} but neither {WEIGHTS} nor {INDEX}"),
+        },
+    })
+}
+
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+fn open_shards(path: &Path, index_path: &Path) -> Result<Weights> {
+    let Index { weight_map } = json::read(index_path)?;
+    let mut by_shard: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for (tensor, shard) in &weight_map {
+        check_shard_name(index_path, tensor, shard)?;
+        by_shard.entry(shard).or_default().push(tensor);
+    }
+    let mut shards = Vec::new();
+    let mut names = Vec::new();
+    for (shard, tensors) in &by_shard {
+        let file_path = path.join(shard);
+        if !file_path.is_file() {
+            return Err(FormatError::ShardMissing {
+                path: index_path.into(),
+                shard: (*shard).into(),
+                tensors: tensors.len(),
+            });
+        }
+        let file = SafetensorsFile::open(file_path)?;
+        if let Some(tensor) = tensors.iter().find(|tensor| file.info(tensor).is_none()) {
+            return Err(FormatError::ShardTensorMissing {
+                path: index_path.into(),
+                tensor: (*tensor).into(),
+                shard: (*shard).into(),
+            });
+        }
+        for info in file.tensors() {
+            match weight_map.get(&info.name) {
+                Some(owner) if owner == shard => names.push((info.name.clone(), shards.len())),
+                Some(owner) => {
+                    return Err(FormatError::ShardDuplicate {
+                        path: index_path.into(),
+                        tensor: info.name.clone(),
+                        first: owner.clone(),
+                        second: (*shard).into(),
+                    });
+                }
+                // Not listed, so not part of the model; a tensor that is needed is missed later.
+                None => {}
+            }
+        }
+        shards.push(file);
+    }
+    Ok((shards, names))
+}
+
+/// A shard is a plain file name, so that an index cannot reach outside its directory.
+fn check_shard_name(index: &Path, tensor: &str, shard: &str) -> Result<()> {
+    let mut components = Path::new(shard).components();
+    let plain = matches!(
+        (components.next(), components.next()),
+        (Some(Component::Normal(name)), None) if name == shard
+    );
+    // A backslash separates directories on Windows only; no honest shard has one.
+    if plain && shard.ends_with(".safetensors") && !shard.contains(['\\', ':', '\0']) {
+        return Ok(());
+    }
+    Err(FormatError::ShardName {
+        path: index.into(),
+        tensor: tensor.into(),
+        shard: shard.into(),
+    })
+}
+
+fn not_a_model(path: PathBuf) -> FormatError {
+    let actual = if path.is_file() {
+        "a file of another kind".to_owned()
+    } else if path.join("adapter_config.json").is_file() {
+        "a LoRA adapter without its base model (an adapter goes with --adapter)".to_owned()
+    } else if let Some(gguf) = find_file(&path, |name| name.ends_with(".gguf")) {
+        format!("a directory without {CONFIG}, but with {gguf}; name that file itself")
+    } else if let Some(file) = find_pickle(&path) {
+        return FormatError::Pickle { path, file };
+    } else {
+        format!("a directory without {CONFIG}")
+    };
+    FormatError::NotAModel { path, actual }
+}
+
+fn find_pickle(path: &Path) -> Option<String> {
+    find_file(path, |name| {
+        name.rsplit_once('.')
+            .is_some_and(|(_, ending)| PICKLES.contains(&ending))
+    })
+}
+
+/// The first file name, alphabetically, that `accept` takes.
+fn find_file(path: &Path, accept: impl Fn(&str) -> bool) -> Option<String> {
+    let entries = fs::read_dir(path).ok()?;
+    entries
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .filter(|name| accept(name))
+        .min()
+}

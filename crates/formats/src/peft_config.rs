@@ -1,0 +1,366 @@
+//! `adapter_config.json`: what a LoRA adapter is.
+
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use crate::error::{FormatError, Result};
+use crate::json;
+
+/// The version of PEFT whose keys are written.
+const PEFT_VERSION: &str = "0.21.2";
+
+/// Why an `adapter_config.json` cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PeftConfigError {
+    /// A field that must be there.
+    #[error("the field `{field}` is missing")]
+    Missing {
+        /// The field.
+        field: &'static str,
+    },
+    /// A field of the wrong type or range.
+    #[error("`{field}` should be {expected}, but is {actual}")]
+    Invalid {
+        /// The field.
+        field: &'static str,
+        /// What would be accepted.
+        expected: &'static str,
+        /// The value found, shortened.
+        actual: String,
+    },
+    /// A feature that is switched on and not supported.
+    #[error("the adapter uses `{field}` = {actual}, which is not supported")]
+    Feature {
+        /// The field.
+        field: String,
+        /// Its value, shortened.
+        actual: String,
+    },
+}
+
+/// Which modules carry an adapter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TargetModules {
+    /// Names: each module whose name is one of them, or ends in a dot and one of them.
+    Names(Vec<String>),
+    /// A Python regular expression for whole module names, or `all-linear`.
+    ///
+    /// It is kept as it is, and not evaluated: the tensors of an adapter say which modules it has.
+    Pattern(String),
+}
+
+impl TargetModules {
+    /// Whether a module is meant; `None` where only the tensors can tell.
+    #[must_use]
+    pub fn includes(&self, module: &str) -> Option<bool> {
+        match self {
+            Self::Pattern(_) => None,
+            Self::Names(names) => Some(names.iter().any(|name| {
+                module
+                    .strip_suffix(name.as_str())
+                    .is_some_and(|before| before.is_empty() || before.ends_with('.'))
+            })),
+        }
+    }
+}
+
+/// A LoRA adapter's hyper-parameters, under PEFT's names.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PeftConfig {
+    /// The base model: a hub id or a path.
+    pub base_model_name_or_path: Option<String>,
+    /// The base model's revision.
+    pub revision: Option<String>,
+    /// The rank.
+    pub r: usize,
+    /// The numerator of the scaling: `lora_alpha / r`, or `lora_alpha / sqrt(r)` with rsLoRA.
+    pub lora_alpha: f64,
+    /// The probability with which an input element is dropped in training.
+    pub lora_dropout: f64,
+    /// Whether the scaling divides by `sqrt(r)`.
+    pub use_rslora: bool,
+    /// Which modules carry an adapter.
+    pub target_modules: TargetModules,
+    /// Which layers carry an adapter; all if `None`.
+    pub layers_to_transform: Option<Vec<usize>>,
+}
+
+impl PeftConfig {
+    /// An adapter of rank `r` on the named modules, without dropout.
+    pub fn new(
+        r: usize,
+        lora_alpha: f64,
+        names: impl IntoIterator<Item = impl Into<String>>,
+    ) -> Self {
+        Self {
+            base_model_name_or_path: None,
+            revision: None,
+            r,
+            lora_alpha,
+            lora_dropout: 0.0,
+            use_rslora: false,
+            target_modules: TargetModules::Names(names.into_iter().map(Into::into).collect()),
+            layers_to_transform: None,
+        }
+    }
+
+    /// What the product `B · A` is multiplied by.
+    #[must_use]
+    pub fn scaling(&self) -> f64 {
+        let rank = self.r as f64;
+        self.lora_alpha / if self.use_rslora { rank.sqrt() } else { rank }
+    }
+
+    /// Reads a file, and refuses every feature that is switched on and not supported.
+    ///
+    /// # Errors
+    /// [`FormatError::PeftConfig`] with the field's name.
+    pub fn read(path: &Path) -> Result<Self> {
+        let value: Value = json::read(path)?;
+        let Value::Object(fields) = value else {
+            return Err(json::field_error(
+                path,
+                "(the whole file)",
+                "an object",
+                &value,
+            ));
+        };
+        Self::from_fields(&fields).map_err(|source| FormatError::PeftConfig {
+            path: path.into(),
+            source,
+        })
+    }
+
+    fn from_fields(fields: &Map<String, Value>) -> Result<Self, PeftConfigError> {
+        refuse_features(fields)?;
+        let field = Fields(fields);
+        let r = field.number("r", "a whole number of at least 1", |r| {
+            r >= 1.0 && r.fract() == 0.0 && r <= f64::from(u32::MAX)
+        })?;
+        let alpha = field.number("lora_alpha", "a finite number", f64::is_finite)?;
+        let dropout = match fields.get("lora_dropout") {
+            None | Some(Value::Null) => 0.0,
+            Some(_) => field.number("lora_dropout", "a number from 0 to 1", |p| {
+                (0.0..=1.0).contains(&p)
+            })?,
+        };
+        Ok(Self {
+            base_model_name_or_path: field.text("base_model_name_or_path")?,
+            revision: field.text("revision")?,
+            r: r as usize,
+            lora_alpha: alpha,
+            lora_dropout: dropout,
+            use_rslora: field.flag("use_rslora")?,
+            target_modules: field.target_modules()?,
+            layers_to_transform: field.layers_to_transform()?,
+        })
+    }
+
+    /// The file's content: every key that PEFT writes, sorted as PEFT sorts them.
+    #[must_use]
+    pub fn to_json(&self) -> Value {
+        let alpha = if self.lora_alpha.fract() == 0.0 && self.lora_alpha.abs() < 1e15 {
+            json!(self.lora_alpha as i64)
+        } else {
+            json!(self.lora_alpha)
+        };
+        let target_modules = match &self.target_modules {
+            TargetModules::Names(names) => json!(names),
+            TargetModules::Pattern(pattern) => json!(pattern),
+        };
+        json!({
+            "alora_invocation_tokens": null,
+            "alpha_pattern": {},
+            "arrow_config": null,
+            "auto_mapping": null,
+            "base_model_name_or_path": self.base_model_name_or_path,
+            "bias": "none",
+            "corda_config": null,
+            "ensure_weight_tying": false,
+            "eva_config": null,
+            "exclude_modules": null,
+            "fan_in_fan_out": false,
+            "inference_mode": true,
+            "init_lora_weights": true,
+            "kasa_config": null,
+            "layer_replication": null,
+            "layers_pattern": null,
+            "layers_to_transform": self.layers_to_transform,
+            "loftq_config": {},
+            "lora_alpha": alpha,
+            "lora_bias": false,
+            "lora_dropout": self.lora_dropout,
+            "lora_ga_config": null,
+            "megatron_config": null,
+            "megatron_core": "megatron.core",
+            "modules_to_save": null,
+            "monteclora_config": null,
+            "peft_type": "LORA",
+            "peft_version": PEFT_VERSION,
+            "qalora_group_size": 16,
+            "r": self.r,
+            "rank_pattern": {},
+            "revision": self.revision,
+            "target_modules": target_modules,
+            "target_parameters": null,
+            "task_type": "CAUSAL_LM",
+            "trainable_token_indices": null,
+            "use_bdlora": null,
+            "use_dora": false,
+            "use_qalora": false,
+            "use_rslora": self.use_rslora,
+            "velora_config": null,
+        })
+    }
+}
+
+/// Fields that are understood here, or say nothing about an adapter that is already trained.
+const UNDERSTOOD: [&str; 19] = [
+    "auto_mapping",
+    "base_model_name_or_path",
+    "bias",
+    "eva_config",
+    "exclude_modules",
+    "inference_mode",
+    "init_lora_weights",
+    "layers_pattern",
+    "layers_to_transform",
+    "lora_alpha",
+    "lora_dropout",
+    "megatron_core",
+    "peft_type",
+    "peft_version",
+    "qalora_group_size",
+    "r",
+    "revision",
+    "target_modules",
+    "use_rslora",
+];
+
+/// Initialisations that leave the base model as it is.
+const HARMLESS_INITS: [&str; 3] = ["gaussian", "eva", "orthogonal"];
+
+fn refuse_features(fields: &Map<String, Value>) -> Result<(), PeftConfigError> {
+    match fields.get("peft_type") {
+        None => return Err(PeftConfigError::Missing { field: "peft_type" }),
+        Some(kind) if kind == "LORA" => {}
+        Some(_) => return refuse(fields, "peft_type"),
+    }
+    for (field, value) in fields {
+        let supported = match field.as_str() {
+            "bias" => value == "none" || is_inactive(value),
+            "task_type" => value == "CAUSAL_LM" || is_inactive(value),
+            // PiSSA and its like change the base model when the adapter is loaded.
+            "init_lora_weights" => match value {
+                Value::String(init) => HARMLESS_INITS.contains(&init.as_str()),
+                _ => true,
+            },
+            known if UNDERSTOOD.contains(&known) => true,
+            _ => is_inactive(value),
+        };
+        if !supported {
+            return refuse(fields, field);
+        }
+    }
+    Ok(())
+}
+
+fn refuse(fields: &Map<String, Value>, field: &str) -> Result<(), PeftConfigError> {
+    Err(PeftConfigError::Feature {
+        field: field.into(),
+        actual: fields.get(field).map(json::shorten).unwrap_or_default(),
+    })
+}
+
+/// Whether a value says "not used".
+fn is_inactive(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Array(list) => list.is_empty(),
+        Value::Object(object) => object.is_empty(),
+        Value::String(text) => text.is_empty(),
+        _ => false,
+    }
+}
+
+/// Typed access to the fields.
+struct Fields<'a>(&'a Map<String, Value>);
+
+impl Fields<'_> {
+    fn invalid<T>(
+        &self,
+        field: &'static str,
+        expected: &'static str,
+    ) -> Result<T, PeftConfigError> {
+        match self.0.get(field) {
+            None => Err(PeftConfigError::Missing { field }),
+            Some(value) => Err(PeftConfigError::Invalid {
+                field,
+                expected,
+                actual: json::shorten(value),
+            }),
+        }
+    }
+
+    fn number(
+        &self,
+        field: &'static str,
+        expected: &'static str,
+        accept: impl Fn(f64) -> bool,
+    ) -> Result<f64, PeftConfigError> {
+        match self.0.get(field).and_then(Value::as_f64) {
+            Some(number) if accept(number) => Ok(number),
+            _ => self.invalid(field, expected),
+        }
+    }
+
+    fn text(&self, field: &'static str) -> Result<Option<String>, PeftConfigError> {
+        match self.0.get(field) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text.clone())),
+            Some(_) => self.invalid(field, "a text"),
+        }
+    }
+
+    fn flag(&self, field: &'static str) -> Result<bool, PeftConfigError> {
+        match self.0.get(field) {
+            None | Some(Value::Null) => Ok(false),
+            Some(Value::Bool(flag)) => Ok(*flag),
+            Some(_) => self.invalid(field, "true or false"),
+        }
+    }
+
+    fn target_modules(&self) -> Result<TargetModules, PeftConfigError> {
+        let field = "target_modules";
+        let expected = "a list of names, or a pattern";
+        match self.0.get(field) {
+            Some(Value::String(pattern)) => Ok(TargetModules::Pattern(pattern.clone())),
+            Some(Value::Array(names)) => {
+                let names: Option<_> = (names.iter())
+                    .map(|name| name.as_str().map(Into::into))
+                    .collect();
+                match names {
+                    Some(names) => Ok(TargetModules::Names(names)),
+                    None => self.invalid(field, expected),
+                }
+            }
+            _ => self.invalid(field, expected),
+        }
+    }
+
+    fn layers_to_transform(&self) -> Result<Option<Vec<usize>>, PeftConfigError> {
+        let field = "layers_to_transform";
+        let layer = |value: &Value| value.as_u64().and_then(|n| usize::try_from(n).ok());
+        let layers = match self.0.get(field) {
+            None | Some(Value::Null) => return Ok(None),
+            Some(Value::Array(layers)) => layers.iter().map(layer).collect(),
+            Some(one) => layer(one).map(|layer| vec![layer]),
+        };
+        match layers {
+            Some(layers) => Ok(Some(layers)),
+            None => self.invalid(field, "a layer's number, or a list of them"),
+        }
+    }
+}

@@ -1,0 +1,314 @@
+//! Adapter directories as PEFT lays them out.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::atomic::{AtomicDir, Existing};
+use crate::dtype::{Dtype, from_f32};
+use crate::error::{FormatError, Result};
+use crate::json;
+use crate::peft_config::PeftConfig;
+use crate::safetensors_file::SafetensorsFile;
+use crate::safetensors_writer::SafetensorsWriter;
+use crate::tensor::TensorInfo;
+
+const CONFIG: &str = "adapter_config.json";
+const WEIGHTS: &str = "adapter_model.safetensors";
+const PICKLE: &str = "adapter_model.bin";
+/// What PEFT puts before a module's name.
+const PREFIX: &str = "base_model.model.";
+const LORA_A: &str = ".lora_A.weight";
+const LORA_B: &str = ".lora_B.weight";
+
+/// The two matrices of one adapted projection.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LoraPair {
+    /// The module's name, for instance `model.layers.0.self_attn.q_proj`.
+    pub module: String,
+    /// The projection's inputs.
+    pub in_features: usize,
+    /// The projection's outputs.
+    pub out_features: usize,
+    /// A, `[r, in_features]`, row-major.
+    pub lora_a: Vec<f32>,
+    /// B, `[out_features, r]`, row-major.
+    pub lora_b: Vec<f32>,
+}
+
+/// Every pair of an adapter, in the order of the modules' names.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct AdapterTensors {
+    pairs: BTreeMap<String, LoraPair>,
+}
+
+impl AdapterTensors {
+    /// Every pair, in the order of the modules' names.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = &LoraPair> {
+        self.pairs.values()
+    }
+
+    /// The pair of one module.
+    #[must_use]
+    pub fn get(&self, module: &str) -> Option<&LoraPair> {
+        self.pairs.get(module)
+    }
+
+    /// The number of adapted modules.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.pairs.len()
+    }
+
+    /// Whether there is no pair at all.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.pairs.is_empty()
+    }
+}
+
+impl FromIterator<LoraPair> for AdapterTensors {
+    /// Of two pairs for one module the later one stays.
+    fn from_iter<I: IntoIterator<Item = LoraPair>>(pairs: I) -> Self {
+        let pairs = pairs.into_iter();
+        Self {
+            pairs: pairs.map(|pair| (pair.module.clone(), pair)).collect(),
+        }
+    }
+}
+
+/// How an adapter is written.
+#[derive(Debug, Clone)]
+pub struct PeftWriteOptions {
+    /// The type of the matrices: `F32` by default, or `BF16` or `F16`.
+    pub dtype: Dtype,
+    /// What to do with a directory that is already there.
+    pub existing: Existing,
+    /// More files for the directory: plain names and contents.
+    pub companions: Vec<(String, Vec<u8>)>,
+}
+
+impl Default for PeftWriteOptions {
+    fn default() -> Self {
+        Self {
+            dtype: Dtype::F32,
+            existing: Existing::Refuse,
+            companions: Vec::new(),
+        }
+    }
+}
+
+/// An adapter that was read from a directory.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PeftDir {
+    /// The directory.
+    pub path: PathBuf,
+    /// `adapter_config.json`.
+    pub config: PeftConfig,
+    /// `adapter_model.safetensors`.
+    pub tensors: AdapterTensors,
+}
+
+impl PeftDir {
+    /// Reads a directory, and checks that the tensors come in pairs and agree with the rank.
+    ///
+    /// # Errors
+    /// If a file is missing or malformed, a feature is not supported, or a tensor has no partner,
+    /// the wrong shape, or a name that PEFT does not give to a LoRA matrix.
+    pub fn read(path: impl Into<PathBuf>) -> Result<Self> {
+        let path = path.into();
+        let config_path = path.join(CONFIG);
+        if !config_path.is_file() {
+            return Err(FormatError::NotFound { path: config_path });
+        }
+        let config = PeftConfig::read(&config_path)?;
+        let weights = path.join(WEIGHTS);
+        if !weights.is_file() {
+            return Err(if path.join(PICKLE).is_file() {
+                FormatError::Pickle {
+                    path,
+                    file: PICKLE.into(),
+                }
+            } else {
+                FormatError::NotFound { path: weights }
+            });
+        }
+        let tensors = read_tensors(&SafetensorsFile::open(weights)?, &config)?;
+        Ok(Self {
+            path,
+            config,
+            tensors,
+        })
+    }
+
+    /// Writes a directory, which appears whole or not at all.
+    ///
+    /// # Errors
+    /// If a matrix does not have the size that the rank needs, the type is not a floating-point
+    /// one, the target exists, or the system refuses.
+    pub fn write(
+        path: impl Into<PathBuf>,
+        config: &PeftConfig,
+        tensors: &AdapterTensors,
+        options: &PeftWriteOptions,
+    ) -> Result<()> {
+        let directory = AtomicDir::create(path, options.existing)?;
+        let config_path = directory.path().join(CONFIG);
+        write_plain(&config_path, &json::pretty(&config.to_json()))?;
+        for (name, bytes) in &options.companions {
+            write_plain(&directory.path().join(name), bytes)?;
+        }
+        write_tensors(&directory, config.r, tensors, options.dtype)?;
+        directory.commit()
+    }
+}
+
+fn write_plain(path: &Path, bytes: &[u8]) -> Result<()> {
+    fs::write(path, bytes).map_err(FormatError::io(path, "write"))
+}
+
+fn write_tensors(
+    directory: &AtomicDir,
+    rank: usize,
+    tensors: &AdapterTensors,
+    dtype: Dtype,
+) -> Result<()> {
+    let mut infos = Vec::new();
+    for pair in tensors.iter() {
+        for (key, shape, values) in matrices(pair, rank) {
+            let fits = shape[0].checked_mul(shape[1]) == Some(values.len());
+            if !fits || !dtype.is_float() {
+                return Err(FormatError::TensorShape {
+                    path: directory.target().into(),
+                    tensor: key,
+                    expected: format!("{shape:?} of a floating-point type"),
+                    actual: vec![values.len()],
+                });
+            }
+            infos.push(TensorInfo::new(key, dtype, shape));
+        }
+    }
+    let path = directory.path().join(WEIGHTS);
+    let mut writer = SafetensorsWriter::create(path, infos, Existing::Refuse)?;
+    for pair in tensors.iter() {
+        for (key, _, values) in matrices(pair, rank) {
+            writer.write(&key, &from_f32(dtype, values).unwrap_or_default())?;
+        }
+    }
+    writer.finish()
+}
+
+/// Key, shape and values of A and of B.
+fn matrices(pair: &LoraPair, rank: usize) -> [(String, [usize; 2], &[f32]); 2] {
+    let module = &pair.module;
+    [
+        (
+            format!("{PREFIX}{module}{LORA_A}"),
+            [rank, pair.in_features],
+            &pair.lora_a,
+        ),
+        (
+            format!("{PREFIX}{module}{LORA_B}"),
+            [pair.out_features, rank],
+            &pair.lora_b,
+        ),
+    ]
+}
+
+fn read_tensors(file: &SafetensorsFile, config: &PeftConfig) -> Result<AdapterTensors> {
+    let mut pairs = Vec::new();
+    for info in file.tensors() {
+        let (module, is_a) = module_of(file, &info.name)?;
+        let partner = format!("{PREFIX}{module}{}", if is_a { LORA_B } else { LORA_A });
+        let Some(partner) = file.info(&partner) else {
+            return Err(FormatError::TensorMissing {
+                path: file.path().into(),
+                tensor: partner,
+            });
+        };
+        if config.target_modules.includes(module) == Some(false) {
+            return Err(unexpected(
+                file,
+                &info.name,
+                "its module is not among the target_modules of adapter_config.json",
+            ));
+        }
+        if is_a {
+            pairs.push(read_pair(file, module, info, partner, config.r)?);
+        }
+    }
+    if pairs.is_empty() {
+        return Err(FormatError::TensorMissing {
+            path: file.path().into(),
+            tensor: format!("{PREFIX}…{LORA_A}"),
+        });
+    }
+    Ok(pairs.into_iter().collect())
+}
+
+fn read_pair(
+    file: &SafetensorsFile,
+    module: &str,
+    a: &TensorInfo,
+    b: &TensorInfo,
+    rank: usize,
+) -> Result<LoraPair> {
+    let wrong = |info: &TensorInfo, expected| FormatError::TensorShape {
+        path: file.path().into(),
+        tensor: info.name.clone(),
+        expected,
+        actual: info.shape.clone(),
+    };
+    let in_features = match a.shape[..] {
+        [r, in_features] if r == rank => in_features,
+        _ => return Err(wrong(a, format!("[{rank}, in] (r is {rank})"))),
+    };
+    let out_features = match b.shape[..] {
+        [out_features, r] if r == rank => out_features,
+        _ => return Err(wrong(b, format!("[out, {rank}] (r is {rank})"))),
+    };
+    Ok(LoraPair {
+        module: module.into(),
+        in_features,
+        out_features,
+        lora_a: file.read_f32(&a.name)?,
+        lora_b: file.read_f32(&b.name)?,
+    })
+}
+
+/// The module that a tensor belongs to, and whether it is the A of the two.
+fn module_of<'a>(file: &SafetensorsFile, name: &'a str) -> Result<(&'a str, bool)> {
+    let Some(key) = name.strip_prefix(PREFIX) else {
+        return Err(unexpected(
+            file,
+            name,
+            "PEFT's names begin with base_model.model.",
+        ));
+    };
+    if let Some(module) = key.strip_suffix(LORA_A) {
+        return Ok((module, true));
+    }
+    if let Some(module) = key.strip_suffix(LORA_B) {
+        return Ok((module, false));
+    }
+    let reason = if key.contains("lora_magnitude_vector") {
+        "DoRA is not supported"
+    } else if key.contains("lora_embedding_") {
+        "adapters of embeddings are not supported"
+    } else if key.contains("trainable_tokens") {
+        "trainable tokens are not supported"
+    } else if key.ends_with(".bias") {
+        "biases in adapters are not supported"
+    } else {
+        "it is neither lora_A.weight nor lora_B.weight; whole saved modules are not supported"
+    };
+    Err(unexpected(file, name, reason))
+}
+
+fn unexpected(file: &SafetensorsFile, name: &str, reason: &'static str) -> FormatError {
+    FormatError::TensorUnexpected {
+        path: file.path().into(),
+        tensor: name.into(),
+        reason,
+    }
+}
