@@ -187,3 +187,6 @@ fn mask_length(mask: &[i64]) -> Result<usize, DataError> {
     }
     Ok(length)
 }
+
+#[cfg(test)]
+mod tests;

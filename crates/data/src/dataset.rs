@@ -288,3 +288,6 @@ pub(crate) fn row_error(path: &Path, line: usize, error: RowError) -> DataError 
         },
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -149,3 +149,6 @@ impl Loader {
         order
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -14,7 +14,7 @@ use crate::conversation::{Conversation, Instruction, Record};
 use crate::error::{Source, SpanError, TemplateError};
 use crate::prompt_template::PromptTemplate;
 use crate::tokenizer::{ChatTokenizer, Encoded};
-use spans::Rendered;
+use spans::{Ends, Rendered};
 
 /// What is trained.
 #[derive(
@@ -90,7 +90,7 @@ fn supervise_chat(
 ) -> Result<Supervised, RowError> {
     let template = tokenizer.template().ok_or(TemplateError::Missing)?;
     let rendered = match supervision {
-        Supervision::Responses => spans::locate(template, chat, tokenizer.end_of_turn())?,
+        Supervision::Responses => spans::locate(template, chat, ends(tokenizer))?,
         Supervision::All => Rendered::whole(template.render(chat, false)?),
     };
     let encoded = tokenizer
@@ -102,6 +102,13 @@ fn supervise_chat(
         supervision,
         rendered.open_turns,
     ))
+}
+
+fn ends(tokenizer: &ChatTokenizer) -> Ends<'_> {
+    Ends {
+        end_of_turn: tokenizer.end_of_turn(),
+        eos_token: tokenizer.eos_token(),
+    }
 }
 
 fn supervise_prompt(

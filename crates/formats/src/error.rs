@@ -208,7 +208,7 @@ pub enum FormatError {
 
 impl FormatError {
     /// For `map_err` on `std::io` results.
-    pub(crate) fn io(
+    pub fn io(
         path: impl Into<PathBuf>,
         action: &'static str,
     ) -> impl FnOnce(std::io::Error) -> Self {

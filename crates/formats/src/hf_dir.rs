@@ -14,8 +14,10 @@ use crate::tensor::{RawTensor, TensorInfo};
 
 const CONFIG: &str = "config.json";
 const GENERATION_CONFIG: &str = "generation_config.json";
-const WEIGHTS: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
+/// The weights, if they are in one file.
+pub(crate) const WEIGHTS: &str = "model.safetensors";
+/// Which file has which tensor, if there are several.
+pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
 /// File endings of formats that can run code when they are loaded.
 const PICKLES: [&str; 5] = ["bin", "pt", "pth", "pkl", "ckpt"];
@@ -171,6 +173,17 @@ struct Index {
     weight_map: BTreeMap<String, String>,
 }
 
+/// The shards that an index names, each a plain file name.
+#[cfg(feature = "hub")]
+pub(crate) fn shard_names(index_path: &Path) -> Result<Vec<String>> {
+    let Index { weight_map } = json::read(index_path)?;
+    for (tensor, shard) in &weight_map {
+        check_shard_name(index_path, tensor, shard)?;
+    }
+    let shards: std::collections::BTreeSet<_> = weight_map.into_values().collect();
+    Ok(shards.into_iter().collect())
+}
+
 fn open_shards(path: &Path, index_path: &Path) -> Result<Weights> {
     let Index { weight_map } = json::read(index_path)?;
     let mut by_shard: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
@@ -251,10 +264,13 @@ fn not_a_model(path: PathBuf) -> FormatError {
 }
 
 fn find_pickle(path: &Path) -> Option<String> {
-    find_file(path, |name| {
-        name.rsplit_once('.')
-            .is_some_and(|(_, ending)| PICKLES.contains(&ending))
-    })
+    find_file(path, is_pickle)
+}
+
+/// Whether a file's name is that of a format that can run code when it is loaded.
+pub(crate) fn is_pickle(name: &str) -> bool {
+    name.rsplit_once('.')
+        .is_some_and(|(_, ending)| PICKLES.contains(&ending))
 }
 
 /// The first file name, alphabetically, that `accept` takes.

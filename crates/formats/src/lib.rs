@@ -10,6 +10,7 @@
 //! | `*.gguf` | [`gguf`] |
 //! | one safetensors file | [`SafetensorsFile`], [`SafetensorsWriter`] |
 //! | `adapter_config.json` + `adapter_model.safetensors` | [`PeftDir`], [`PeftConfig`] |
+#![cfg_attr(feature = "hub", doc = "| models by name, from the hub | [`hub`] |")]
 //! | files and directories that appear whole or not at all | [`AtomicFile`], [`AtomicDir`] |
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -19,6 +20,8 @@ pub mod dtype;
 mod error;
 pub mod gguf;
 mod hf_dir;
+#[cfg(feature = "hub")]
+pub mod hub;
 mod json;
 mod mapped;
 mod peft_config;

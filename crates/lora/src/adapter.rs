@@ -2,7 +2,7 @@
 
 use backdraft_kernels::dropout::Dropout;
 use backdraft_kernels::lora_linear::Factors;
-use burn::module::{Module, Param};
+use burn::module::{Module, Param, ParamId};
 use burn::tensor::{Device, Tensor, TensorData};
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
@@ -62,6 +62,14 @@ impl LoraAdapter {
     /// The number of trained values.
     pub fn num_trained(&self) -> usize {
         self.lora_a.val().shape().num_elements() + self.lora_b.val().shape().num_elements()
+    }
+
+    /// Replaces both factors by what `update` makes of them.
+    pub fn update(&mut self, mut update: impl FnMut(ParamId, Tensor<2>) -> Tensor<2>) {
+        for param in [&mut self.lora_a, &mut self.lora_b] {
+            let id = param.id;
+            *param = param.clone().map(|tensor| update(id, tensor));
+        }
     }
 
     /// s·B·A, the dense change that the adapter stands for. For merging only.

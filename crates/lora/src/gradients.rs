@@ -40,6 +40,22 @@ impl AdapterGrads {
         self.0.is_empty()
     }
 
+    /// Every gradient through `f`.
+    pub fn map(self, f: impl Fn(Tensor<2>) -> Tensor<2>) -> Self {
+        Self(self.0.into_iter().map(|(id, grad)| (id, f(grad))).collect())
+    }
+
+    /// The other way of [`into_params`](Self::into_params), for the given parameters.
+    pub fn from_params(
+        params: &mut GradientsParams,
+        ids: impl IntoIterator<Item = ParamId>,
+    ) -> Self {
+        let grads = ids
+            .into_iter()
+            .filter_map(|id| Some((id, params.remove::<2>(id)?)));
+        Self(grads.collect())
+    }
+
     /// In the form that Burn's optimisers take.
     pub fn into_params(self) -> GradientsParams {
         let mut params = GradientsParams::new();

@@ -9,6 +9,7 @@
 mod adapter;
 mod config;
 mod gradients;
+mod peft;
 mod projection;
 mod weights;
 

@@ -64,6 +64,11 @@ impl Projection {
         self.adapter.as_ref()
     }
 
+    /// The adapter, to be changed.
+    pub fn adapter_mut(&mut self) -> Option<&mut LoraAdapter> {
+        self.adapter.as_mut()
+    }
+
     /// The differentiable projection; with a seed, the adapter's input is dropped out.
     ///
     /// # Shapes

@@ -40,14 +40,14 @@ impl Rendered {
 pub(super) fn locate(
     template: &ChatTemplate,
     chat: &Conversation,
-    end_of_turn: Option<&EndOfTurn>,
+    ends: Ends<'_>,
 ) -> Result<Rendered, SpanError> {
     let text = template.render(chat, false)?;
     let places = Places {
         template,
         chat,
         text: &text,
-        end_of_turn,
+        ends,
     };
     let mut spans: Vec<Range<usize>> = Vec::new();
     let mut open_turns = 0;
@@ -75,11 +75,49 @@ pub(super) fn locate(
     })
 }
 
+/// The tokens that end an answer.
+#[derive(Clone, Copy)]
+pub(super) struct Ends<'a> {
+    /// What the template is known to write.
+    pub(super) end_of_turn: Option<&'a EndOfTurn>,
+    /// What it may write where that is not known.
+    pub(super) eos_token: Option<&'a str>,
+}
+
+impl Ends<'_> {
+    /// The bytes of a turn up to its end token, leaving out what the template adds behind.
+    fn of_turn(&self, turn: &str) -> Option<usize> {
+        if let Some(end) = self.end_of_turn
+            && let Some(body) = turn.strip_suffix(end.tail.as_str())
+        {
+            return Some(body.len() + end.length);
+        }
+        // Another tail than the last turn's, as where only the last ends in a line break.
+        let trimmed = turn.trim_end();
+        trimmed.ends_with(self.token()?).then_some(trimmed.len())
+    }
+
+    /// The bytes of the end token that follows an answer.
+    fn after_answer(&self, after: &str) -> Option<usize> {
+        let end = match self.end_of_turn {
+            Some(end) => &end.tail[..end.length],
+            None => self.eos_token?,
+        };
+        after.starts_with(end).then_some(end.len())
+    }
+
+    fn token(&self) -> Option<&str> {
+        self.end_of_turn
+            .map(|end| end.token.as_str())
+            .or(self.eos_token)
+    }
+}
+
 struct Places<'a> {
     template: &'a ChatTemplate,
     chat: &'a Conversation,
     text: &'a str,
-    end_of_turn: Option<&'a EndOfTurn>,
+    ends: Ends<'a>,
 }
 
 impl Places<'_> {
@@ -95,7 +133,7 @@ impl Places<'_> {
         if let Some(turn_end) = self.prefix(index + 1, false)?
             && let Some(turn) = self.text.get(start..turn_end)
         {
-            return Ok(Some(match self.closed_length(turn) {
+            return Ok(Some(match self.ends.of_turn(turn) {
                 Some(length) => (start + length, true),
                 None => (turn_end, false),
             }));
@@ -103,26 +141,22 @@ impl Places<'_> {
         let Some(answer_end) = self.mark(index, Side::After)? else {
             return Ok(None);
         };
-        let after = &self.text[answer_end..];
-        Ok(Some(match self.end_of_turn {
-            Some(end) if after.starts_with(&end.tail[..end.length]) => {
-                (answer_end + end.length, true)
-            }
-            _ => (answer_end, false),
-        }))
-    }
-
-    /// The bytes of a turn up to its end-of-turn token, leaving out what the template adds behind.
-    fn closed_length(&self, turn: &str) -> Option<usize> {
-        let end = self.end_of_turn?;
-        if let Some(body) = turn.strip_suffix(end.tail.as_str()) {
-            return Some(body.len() + end.length);
+        // Only an answer's last character in that place makes the mark believable.
+        let answer = self.chat.messages[index].content.trim_end();
+        let seen = self.text.get(start..answer_end).unwrap_or_default();
+        if !answer
+            .chars()
+            .next_back()
+            .is_none_or(|last| seen.trim_end().ends_with(last))
+        {
+            return Ok(None);
         }
-        // Another tail than the last turn's, as where only the last ends in a line break.
-        let trimmed = turn.trim_end();
-        trimmed
-            .ends_with(end.token.as_str())
-            .then_some(trimmed.len())
+        Ok(Some(
+            match self.ends.after_answer(&self.text[answer_end..]) {
+                Some(length) => (answer_end + length, true),
+                None => (answer_end, false),
+            },
+        ))
     }
 
     /// The length of the rendering of the first `count` messages, if the whole begins with it.
@@ -162,7 +196,9 @@ impl Places<'_> {
                 continue;
             };
             if let Some((before, after)) = text.split_once(mark)
-                && self.text.strip_prefix(before) == Some(after)
+                && let Some(rest) = self.text.strip_prefix(before)
+                && rest == after
+                && (matches!(side, Side::After) || rest.starts_with(content))
             {
                 return Ok(Some(before.len()));
             }

@@ -300,6 +300,23 @@ impl Llama {
         })
     }
 
+    /// Every adapter, to be changed, in the order of [`adapters`](Self::adapters).
+    pub fn adapters_mut(
+        &mut self,
+    ) -> impl Iterator<Item = (usize, TargetModule, &mut LoraAdapter)> {
+        self.layers.iter_mut().enumerate().flat_map(|(i, layer)| {
+            layer
+                .projections_mut()
+                .into_iter()
+                .filter_map(move |(target, p)| p.adapter_mut().map(|adapter| (i, target, adapter)))
+        })
+    }
+
+    /// The lowest layer with an adapter: nothing below it needs a gradient.
+    pub fn first_adapted_layer(&self) -> Option<usize> {
+        self.adapters().map(|(layer, _, _)| layer).min()
+    }
+
     /// The number of values that training changes.
     pub fn num_trained(&self) -> usize {
         self.adapters()

@@ -1,3 +1,3 @@
 //! Model families.
 
-pub mod llama;
+pub(crate) mod llama;

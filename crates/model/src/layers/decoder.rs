@@ -133,4 +133,18 @@ impl DecoderLayer {
             TargetModule::DownProj => &mut self.mlp.down_proj,
         }
     }
+
+    /// All seven projections, to be changed, in the order of [`TargetModule::ALL`].
+    pub fn projections_mut(&mut self) -> [(TargetModule, &mut Projection); 7] {
+        let (attention, mlp) = (&mut self.self_attn, &mut self.mlp);
+        [
+            (TargetModule::QProj, &mut attention.q_proj),
+            (TargetModule::KProj, &mut attention.k_proj),
+            (TargetModule::VProj, &mut attention.v_proj),
+            (TargetModule::OProj, &mut attention.o_proj),
+            (TargetModule::GateProj, &mut mlp.gate_proj),
+            (TargetModule::UpProj, &mut mlp.up_proj),
+            (TargetModule::DownProj, &mut mlp.down_proj),
+        ]
+    }
 }

@@ -1,0 +1,133 @@
+//! The command line: global flags, the commands, and flags that several commands share.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::commands::{eval, generate, init, inspect, merge, quickstart, score, train};
+
+/// Fine-tune Llama-class language models from one program.
+#[derive(Debug, Parser)]
+#[command(
+    name = "backdraft",
+    version,
+    propagate_version = true,
+    max_term_width = 100,
+    after_help = "Examples:\n  backdraft quickstart\n  backdraft init recipe.toml\n  backdraft train recipe.toml"
+)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Flags that every command takes.
+#[derive(Debug, Clone, Copy, Default, Args)]
+pub(crate) struct Global {
+    /// Write results (and errors) as JSON, one object a line, for programs to read
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+
+    /// Where to compute [default: what the recipe says, else the best device of this build]
+    #[arg(long, global = true, value_enum)]
+    pub(crate) device: Option<DeviceArg>,
+}
+
+/// Where to compute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DeviceArg {
+    /// The best device of this build
+    Auto,
+    /// The processor
+    Cpu,
+}
+
+impl DeviceArg {
+    /// The name that a recipe uses.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Cpu => "cpu",
+        }
+    }
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Train(train::TrainArgs),
+    Generate(generate::GenerateArgs),
+    Eval(eval::EvalArgs),
+    Score(score::ScoreArgs),
+    Merge(merge::MergeArgs),
+    Inspect(inspect::InspectArgs),
+    Init(init::InitArgs),
+    Quickstart(quickstart::QuickstartArgs),
+}
+
+/// A model, with or without an adapter.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ModelArgs {
+    /// Directory, .gguf file, or hub id (org/name)
+    #[arg(long, value_name = "MODEL")]
+    pub(crate) model: String,
+
+    /// PEFT adapter directory to put on the model
+    #[arg(long, value_name = "DIR")]
+    pub(crate) adapter: Option<PathBuf>,
+}
+
+/// How the next token is chosen.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct SamplingArgs {
+    /// Most tokens to write
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    pub(crate) max_new_tokens: usize,
+
+    /// Sampling temperature; 0 always takes the likeliest token
+    #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = non_negative)]
+    pub(crate) temperature: f64,
+
+    /// Choose among the K likeliest tokens
+    #[arg(long, value_name = "K", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) top_k: Option<u32>,
+
+    /// Choose among the likeliest tokens that together have probability P
+    #[arg(long, value_name = "P", value_parser = probability)]
+    pub(crate) top_p: Option<f64>,
+
+    /// Seed of the sampling
+    #[arg(long, value_name = "SEED", default_value_t = 42)]
+    pub(crate) seed: u64,
+}
+
+/// Shape of the rows of a data file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum FormatArg {
+    /// Chats: {"messages": [{"role": …, "content": …}, …]}
+    Messages,
+    /// {"instruction": …, "input": … (optional), "output": …}
+    Alpaca,
+    /// {"text": …}
+    Text,
+}
+
+fn non_negative(text: &str) -> Result<f64, String> {
+    number(text, |value| value >= 0.0, "a number, 0 or more")
+}
+
+fn probability(text: &str) -> Result<f64, String> {
+    number(text, |value| value > 0.0 && value <= 1.0, "a number above 0, at most 1")
+}
+
+fn number(text: &str, valid: impl Fn(f64) -> bool, expected: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(value) if f64::is_finite(value) && valid(value) => Ok(value),
+        _ => Err(format!("expected {expected}")),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,157 @@
+//! `init`: write a commented recipe.
+
+use std::path::{Path, PathBuf};
+
+use backdraft_formats::{Existing, write_file};
+use backdraft_train::recipe::{Choices, DataFormat, Recipe};
+use clap::Args;
+
+use crate::args::FormatArg;
+use crate::commands::Context;
+use crate::error::CliError;
+
+/// Write a recipe with every key explained, set to where to start
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  backdraft init
+  backdraft init my.toml --model model.gguf --train train.jsonl --eval test.jsonl --format alpaca")]
+pub(crate) struct InitArgs {
+    /// The file to write
+    #[arg(value_name = "RECIPE", default_value = "recipe.toml")]
+    pub(crate) recipe: PathBuf,
+
+    /// The model to adapt: directory, .gguf file, or hub id (org/name)
+    #[arg(long, value_name = "MODEL")]
+    pub(crate) model: Option<String>,
+
+    /// JSONL file to learn from
+    #[arg(long, value_name = "FILE")]
+    pub(crate) train: Option<String>,
+
+    /// JSONL file held out
+    #[arg(long, value_name = "FILE")]
+    pub(crate) eval: Option<String>,
+
+    /// Shape of the rows
+    #[arg(long, value_enum, default_value = "messages")]
+    pub(crate) format: FormatArg,
+
+    /// Where the run's files go
+    #[arg(long, value_name = "DIR")]
+    pub(crate) output_dir: Option<String>,
+
+    /// Replace the file if it exists
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+impl InitArgs {
+    fn choices(&self) -> Choices {
+        let standard = Choices::default();
+        Choices {
+            model: self.model.as_deref().map_or(standard.model, |model| self.seen_from_recipe(model)),
+            train: self.train.as_deref().map_or(standard.train, |path| self.seen_from_recipe(path)),
+            eval: self.eval.as_deref().map(|path| self.seen_from_recipe(path)),
+            format: match self.format {
+                FormatArg::Messages => DataFormat::Messages,
+                FormatArg::Alpaca => DataFormat::Alpaca,
+                FormatArg::Text => DataFormat::Text,
+            },
+            output_dir: self.output_dir.as_deref().map_or(standard.output_dir, |path| self.seen_from_recipe(path)),
+        }
+    }
+
+    /// Paths on the command line start at the working directory, those in a recipe at the recipe.
+    fn seen_from_recipe(&self, path: &str) -> String {
+        let beside = directory(&self.recipe).as_os_str().is_empty();
+        let hub_id = self.model.as_deref() == Some(path) && !Path::new(path).exists();
+        if beside || hub_id {
+            return path.to_owned();
+        }
+        let absolute = std::path::absolute(path).ok();
+        absolute.and_then(|path| path.to_str().map(str::to_owned)).unwrap_or_else(|| path.to_owned())
+    }
+}
+
+/// Writes the recipe; what it says is checked first, so that `train` takes it.
+pub(crate) fn run(args: &InitArgs, context: Context) -> Result<(), CliError> {
+    let text = Recipe::template(&args.choices());
+    Recipe::from_toml(&text, directory(&args.recipe), &[])?;
+    let existing = if args.force { Existing::Replace } else { Existing::Refuse };
+    write_file(&args.recipe, text.as_bytes(), existing)?;
+    let path = args.recipe.display();
+    context.output.record(&serde_json::json!({ "recipe": args.recipe }))?;
+    context.output.line(format!("Wrote {path}. Next: backdraft train {path}"))
+}
+
+fn directory(file: &Path) -> &Path {
+    file.parent().unwrap_or(Path::new(""))
+}
+
+#[cfg(test)]
+mod tests {
+    use insta::assert_snapshot;
+
+    use super::*;
+    use crate::args::Global;
+    use crate::error::Look;
+    use crate::output::Output;
+
+    fn args(recipe: PathBuf) -> InitArgs {
+        InitArgs {
+            recipe,
+            model: None,
+            train: Some("rows.jsonl".into()),
+            eval: None,
+            format: FormatArg::Alpaca,
+            output_dir: None,
+            force: false,
+        }
+    }
+
+    /// Says nothing: the tests look at the file.
+    fn context() -> Context {
+        Context { global: Global::default(), output: Output::new(false) }
+    }
+
+    #[test]
+    fn writes_a_recipe_that_reads_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let args = args(dir.path().join("recipe.toml"));
+        run(&args, context()).unwrap();
+        let recipe = Recipe::load(&args.recipe, &[]).unwrap();
+        assert_eq!(recipe.data.format, DataFormat::Alpaca);
+        let working_dir = std::env::current_dir().unwrap();
+        assert_eq!(recipe.data.train, working_dir.join("rows.jsonl"));
+        assert_eq!(recipe.output_dir, dir.path().join("outputs"));
+    }
+
+    #[test]
+    fn replaces_a_file_only_where_told_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut args = args(dir.path().join("recipe.toml"));
+        std::fs::write(&args.recipe, "mine").unwrap();
+        let error = run(&args, context()).unwrap_err();
+        let text = error.render(Look::Plain).replace(&dir.path().display().to_string(), "DIR");
+        assert_snapshot!(text, @"");
+        assert_eq!(std::fs::read_to_string(&args.recipe).unwrap(), "mine");
+        args.force = true;
+        run(&args, context()).unwrap();
+        assert_ne!(std::fs::read_to_string(&args.recipe).unwrap(), "mine");
+    }
+
+    #[test]
+    fn a_directory_that_does_not_exist_is_named() {
+        let error = run(&args("nowhere/recipe.toml".into()), context()).unwrap_err();
+        assert_snapshot!(error.render(Look::Plain), @"");
+    }
+
+    #[test]
+    fn a_model_that_is_none_is_refused_before_anything_is_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let args = InitArgs { model: Some("llama 3".into()), ..args(dir.path().join("recipe.toml")) };
+        let error = run(&args, context()).unwrap_err();
+        assert!(error.to_string().contains("`model` takes a hub id"), "{error}");
+        assert!(!args.recipe.exists());
+    }
+}

@@ -1,0 +1,281 @@
+//! What the user sees when something goes wrong, and the exit code.
+
+use std::error::Error;
+use std::fmt;
+use std::io::{IsTerminal, Write};
+use std::panic::PanicHookInfo;
+use std::process::ExitCode;
+
+use backdraft_formats::FormatError;
+use backdraft_train::recipe::RecipeError;
+use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme};
+
+/// Exit code for a mistake in what the user gave: a file, a recipe, a model.
+pub(crate) const USER: u8 = 1;
+/// Exit code for a command line that means nothing; clap's too.
+pub(crate) const USAGE: u8 = 2;
+/// Exit code for a bug in the program.
+pub(crate) const INTERNAL: u8 = 255;
+
+type Source = Box<dyn Error + Send + Sync>;
+
+/// An error as the user sees it: what is wrong, why, and what to do next.
+#[derive(Debug)]
+pub(crate) struct CliError {
+    body: Body,
+    hint: Option<String>,
+    code: u8,
+    silent: bool,
+}
+
+#[derive(Debug)]
+enum Body {
+    /// A library's error, with its own message and causes.
+    Library(Source),
+    /// A message of the program, and what caused it.
+    Message(String, Option<Source>),
+}
+
+impl CliError {
+    /// A mistake in what the user gave.
+    pub(crate) fn user(message: impl Into<String>) -> Self {
+        Self::new(Body::Message(message.into(), None), USER)
+    }
+
+    /// A command line that means nothing.
+    pub(crate) fn usage(message: impl Into<String>) -> Self {
+        Self::new(Body::Message(message.into(), None), USAGE)
+    }
+
+    /// A library's error about what the user gave.
+    pub(crate) fn library(error: impl Error + Send + Sync + 'static) -> Self {
+        Self::new(Body::Library(Box::new(error)), USER)
+    }
+
+    /// A bug: something that no input should bring about.
+    pub(crate) fn internal(error: impl Error + Send + Sync + 'static) -> Self {
+        let body = Body::Message("internal error".to_owned(), Some(Box::new(error)));
+        Self::new(body, INTERNAL).hint(format!("this is a bug; please report it at {ISSUES}"))
+    }
+
+    /// The reader of the results has gone away, as `head` does: no error to speak of.
+    pub(crate) fn closed_pipe() -> Self {
+        Self { silent: true, ..Self::user("the results were not read to the end") }
+    }
+
+    const fn new(body: Body, code: u8) -> Self {
+        Self { body, hint: None, code, silent: false }
+    }
+
+    /// Adds what caused the error.
+    pub(crate) fn because(mut self, error: impl Error + Send + Sync + 'static) -> Self {
+        if let Body::Message(_, source) = &mut self.body {
+            *source = Some(Box::new(error));
+        }
+        self
+    }
+
+    /// Adds what to do next.
+    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// Shows the error on standard error and gives the exit code.
+    pub(crate) fn report(&self, json: bool) -> ExitCode {
+        if !self.silent {
+            let text = if json { self.to_json() } else { self.render(Look::of_stderr()) };
+            // Nobody is left to tell that standard error is closed.
+            let _ = writeln!(std::io::stderr(), "{}", text.trim_end());
+        }
+        ExitCode::from(self.code)
+    }
+
+    /// One line with `error`, `causes`, `hint` and `exit_code`.
+    pub(crate) fn to_json(&self) -> String {
+        let causes: Vec<String> =
+            std::iter::successors(self.source(), |error| error.source()).map(ToString::to_string).collect();
+        let (hint, exit_code) = (&self.hint, self.code);
+        serde_json::json!({ "error": self.to_string(), "causes": causes, "hint": hint, "exit_code": exit_code })
+            .to_string()
+    }
+
+    /// The error for people.
+    pub(crate) fn render(&self, look: Look) -> String {
+        let mut handler = GraphicalReportHandler::new_themed(look.theme());
+        handler = match look {
+            Look::Plain => handler.with_wrap_lines(false),
+            Look::Terminal { columns } => handler.with_width(columns),
+        };
+        if let Some(hint) = &self.hint {
+            handler = handler.with_footer(format!("hint: {hint}"));
+        }
+        let mut text = String::new();
+        match handler.render_report(&mut text, self) {
+            Ok(()) => dedent(&text),
+            Err(_) => format!("error: {self}"),
+        }
+    }
+}
+
+/// miette sets everything off by two columns and leaves blank lines; an error should be compact.
+fn dedent(text: &str) -> String {
+    let lines = text.lines().filter(|line| !line.trim().is_empty());
+    lines.map(|line| format!("{}\n", line.strip_prefix("  ").unwrap_or(line))).collect()
+}
+
+/// How errors are drawn.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Look {
+    /// No colour, no wrapping: for files and pipes.
+    Plain,
+    /// Colour, wrapped to the width of the terminal.
+    Terminal {
+        /// Width of the terminal in characters.
+        columns: usize,
+    },
+}
+
+impl Look {
+    fn of_stderr() -> Self {
+        let wants_colour = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        if std::io::stderr().is_terminal() && wants_colour {
+            let columns = std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok());
+            Self::Terminal { columns: columns.unwrap_or(100) }
+        } else {
+            Self::Plain
+        }
+    }
+
+    fn theme(self) -> GraphicalTheme {
+        let mut theme = match self {
+            Self::Plain => GraphicalTheme::none(),
+            Self::Terminal { .. } => GraphicalTheme::unicode(),
+        };
+        theme.characters.error = "error:".to_owned();
+        theme
+    }
+}
+
+impl fmt::Display for CliError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.body {
+            Body::Library(error) => error.fmt(f),
+            Body::Message(message, _) => f.write_str(message),
+        }
+    }
+}
+
+impl Error for CliError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match &self.body {
+            Body::Library(error) => error.source(),
+            Body::Message(_, source) => source.as_ref().map(|source| source.as_ref() as _),
+        }
+    }
+}
+
+impl Diagnostic for CliError {}
+
+impl From<RecipeError> for CliError {
+    fn from(error: RecipeError) -> Self {
+        let hint = match &error {
+            RecipeError::Read { .. } => Some("`backdraft init recipe.toml` writes a recipe to start from"),
+            RecipeError::Invalid { .. } => {
+                Some("`backdraft init example.toml` writes a recipe that explains every key")
+            }
+            _ => None,
+        };
+        let error = Self::library(error);
+        match hint {
+            Some(hint) => error.hint(hint),
+            None => error,
+        }
+    }
+}
+
+impl From<FormatError> for CliError {
+    fn from(error: FormatError) -> Self {
+        let exists = matches!(error, FormatError::TargetExists { .. });
+        let error = Self::library(error);
+        if exists { error.hint("choose another name, or add --force to replace it") } else { error }
+    }
+}
+
+const ISSUES: &str = concat!(env!("CARGO_PKG_REPOSITORY"), "/issues");
+
+/// Makes a panic one clear line that says how to report it; `RUST_BACKTRACE` still brings the rest.
+pub(crate) fn install_panic_hook() {
+    let standard = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let _ = writeln!(std::io::stderr(), "{}", panic_line(panic));
+        if std::env::var_os("RUST_BACKTRACE").is_some() {
+            standard(panic);
+        }
+    }));
+}
+
+fn panic_line(panic: &PanicHookInfo<'_>) -> String {
+    let message = panic.payload_as_str().unwrap_or("unknown cause");
+    let place = panic.location().map_or_else(String::new, |place| format!(" ({place})"));
+    let message: Vec<&str> = message.split_whitespace().collect();
+    let (message, version) = (message.join(" "), env!("CARGO_PKG_VERSION"));
+    format!("error: internal error: {message}{place}; this is a bug in backdraft {version}: please report this line and the command at {ISSUES}")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use backdraft_train::recipe::Recipe;
+    use insta::assert_snapshot;
+
+    use super::*;
+
+    fn disk_full() -> CliError {
+        let source = std::io::Error::other("No space left on device");
+        CliError::user("cannot write outputs/adapter").because(source).hint("free some space")
+    }
+
+    #[test]
+    fn shows_causes_and_the_hint() {
+        assert_snapshot!(disk_full().render(Look::Plain), @"");
+        assert_snapshot!(CliError::usage("no prompt").render(Look::Plain), @"");
+    }
+
+    #[test]
+    fn draws_for_a_terminal() {
+        let text = disk_full().render(Look::Terminal { columns: 40 });
+        assert_snapshot!(text.replace('\u{1b}', "␛"), @"");
+    }
+
+    #[test]
+    fn says_the_same_to_programs() {
+        assert_snapshot!(disk_full().to_json(), @"");
+    }
+
+    #[test]
+    fn problems_of_a_recipe_stand_on_their_own_lines() {
+        let error = Recipe::from_toml("model = \"a/b\"\nsede = 1\n", Path::new("/"), &[]).unwrap_err();
+        assert_snapshot!(CliError::from(error).render(Look::Plain), @"");
+    }
+
+    #[test]
+    fn a_missing_recipe_names_the_next_command() {
+        let error = Recipe::load(Path::new("nowhere.toml"), &[]).unwrap_err();
+        assert_snapshot!(CliError::from(error).render(Look::Plain), @"");
+    }
+
+    #[test]
+    fn exit_codes_tell_mistakes_from_bugs() {
+        let error = || std::io::Error::other("x");
+        let codes = [CliError::library(error()), CliError::usage("x"), CliError::internal(error())];
+        assert_eq!(codes.map(|error| error.code), [1, 2, 255]);
+    }
+
+    #[test]
+    fn internal_errors_ask_for_a_report() {
+        let error = CliError::internal(std::io::Error::other("impossible"));
+        assert_snapshot!(error.render(Look::Plain), @"");
+    }
+}

@@ -1,0 +1,321 @@
+//! A training run as plain lines, where there is no terminal for the dashboard.
+//!
+//! Every step line has the same columns in the same places, each a name and a value, so that `grep`,
+//! `awk` and a person find their way; a value that is not known is `-`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// What is known about a run before its first step.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Banner {
+    /// The model as the recipe names it.
+    pub(crate) model: String,
+    /// Weights of the base.
+    pub(crate) base_parameters: u64,
+    /// Weights of the adapter.
+    pub(crate) trainable_parameters: u64,
+    /// What computes, and in which number format.
+    pub(crate) device: String,
+    /// Rows to learn from.
+    pub(crate) train_rows: usize,
+    /// Tokens of those rows.
+    pub(crate) train_tokens: u64,
+    /// Tokens of those rows that count in the loss.
+    pub(crate) supervised_tokens: u64,
+    /// Rows held out; `None` without evaluation.
+    pub(crate) eval_rows: Option<usize>,
+    /// Rows of one optimiser step.
+    pub(crate) rows_per_step: usize,
+    /// Optimiser steps of the run.
+    pub(crate) total_steps: usize,
+    /// Where the run's files go.
+    pub(crate) output_dir: PathBuf,
+}
+
+/// One optimiser step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct StepLine {
+    /// Optimiser steps done, from 1.
+    pub(crate) step: usize,
+    /// Times through the rows so far.
+    pub(crate) epoch: f64,
+    /// Loss per supervised token.
+    pub(crate) loss: f64,
+    /// Loss of the rows held out, after a step that evaluates.
+    pub(crate) eval_loss: Option<f64>,
+    /// Learning rate of the step.
+    pub(crate) learning_rate: f64,
+    /// Global norm of the gradients before clipping.
+    pub(crate) grad_norm: f64,
+    /// Real tokens per second.
+    pub(crate) tokens_per_second: f64,
+    /// Supervised tokens per second.
+    pub(crate) supervised_tokens_per_second: f64,
+    /// Time since the first step began.
+    pub(crate) elapsed: Duration,
+    /// Time left; `None` while nothing is known.
+    pub(crate) eta: Option<Duration>,
+}
+
+/// What is known after the last step.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Summary {
+    /// Optimiser steps done.
+    pub(crate) steps: usize,
+    /// Run time.
+    pub(crate) elapsed: Duration,
+    /// Real tokens per second over the run.
+    pub(crate) tokens_per_second: f64,
+    /// Supervised tokens per second over the run.
+    pub(crate) supervised_tokens_per_second: f64,
+    /// Loss of the last step.
+    pub(crate) final_loss: f64,
+    /// Best loss of the rows held out, and its step.
+    pub(crate) best_eval: Option<(f64, usize)>,
+    /// Directory of the adapter.
+    pub(crate) adapter: PathBuf,
+    /// The model, to show how the adapter is used.
+    pub(crate) model: String,
+}
+
+/// Formats a run as lines.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PlainLines {
+    total_steps: usize,
+    logging_steps: usize,
+}
+
+impl PlainLines {
+    /// Lines for a run of `total_steps`, one each `logging_steps`.
+    pub(crate) const fn new(total_steps: usize, logging_steps: usize) -> Self {
+        Self { total_steps, logging_steps }
+    }
+
+    /// Whether a step gets a line: each `logging_steps`, the last one, and each that evaluates.
+    pub(crate) const fn wants(&self, line: &StepLine) -> bool {
+        line.eval_loss.is_some()
+            || line.step == self.total_steps
+            || (self.logging_steps > 0 && line.step.is_multiple_of(self.logging_steps))
+    }
+
+    /// The lines before the first step.
+    pub(crate) fn banner(&self, banner: &Banner) -> String {
+        let Banner { trainable_parameters: trainable, base_parameters: base, .. } = *banner;
+        let share = 100.0 * trainable as f64 / (base as f64).max(1.0);
+        let eval = match banner.eval_rows {
+            Some(rows) => format!("{} rows held out", group(rows as u64)),
+            None => "none: the recipe names no data.eval".to_owned(),
+        };
+        lines(&[
+            ("model", format!("{} ({} weights)", banner.model, group(base))),
+            ("adapter", format!("{} weights to train ({share:.2} %)", group(trainable))),
+            ("device", banner.device.clone()),
+            (
+                "data",
+                format!(
+                    "{} rows, {} tokens, {} of them in the loss",
+                    group(banner.train_rows as u64),
+                    group(banner.train_tokens),
+                    group(banner.supervised_tokens)
+                ),
+            ),
+            ("evaluation", eval),
+            ("steps", format!("{} of {} rows", group(banner.total_steps as u64), banner.rows_per_step)),
+            ("output", banner.output_dir.display().to_string()),
+        ])
+    }
+
+    /// One step, without a line break.
+    pub(crate) fn step(&self, line: &StepLine) -> String {
+        let width = self.total_steps.to_string().len();
+        let (step, total) = (line.step, self.total_steps);
+        let (eval_loss, perplexity) = (line.eval_loss, line.eval_loss.map(f64::exp));
+        format!(
+            "step {step:>width$}/{total}  epoch {:>6.2}  loss {:>8}  eval_loss {:>8}  eval_ppl {:>8}  lr {:>9}  \
+             grad_norm {:>8}  tok/s {:>7}  sup_tok/s {:>7}  elapsed {:>8}  eta {:>8}",
+            line.epoch,
+            fixed(line.loss),
+            optional(eval_loss.map(fixed)),
+            optional(perplexity.map(fixed)),
+            scientific(line.learning_rate),
+            fixed(line.grad_norm),
+            rate(line.tokens_per_second),
+            rate(line.supervised_tokens_per_second),
+            clock(line.elapsed),
+            optional(line.eta.map(clock)),
+        )
+    }
+
+    /// The lines after the last step.
+    pub(crate) fn summary(&self, summary: &Summary) -> String {
+        let best = match summary.best_eval {
+            Some((loss, step)) => {
+                format!("{} (perplexity {}) at step {step}", fixed(loss), fixed(loss.exp()))
+            }
+            None => "not evaluated".to_owned(),
+        };
+        let adapter = summary.adapter.display();
+        lines(&[
+            ("run time", format!("{} for {} steps", clock(summary.elapsed), group(summary.steps as u64))),
+            (
+                "throughput",
+                format!(
+                    "{} tokens/s, {} supervised tokens/s",
+                    rate(summary.tokens_per_second),
+                    rate(summary.supervised_tokens_per_second)
+                ),
+            ),
+            ("final loss", fixed(summary.final_loss)),
+            ("best eval loss", best),
+            ("adapter", adapter.to_string()),
+            (
+                "try it",
+                format!("backdraft generate --model {} --adapter {adapter} --chat", summary.model),
+            ),
+        ])
+    }
+}
+
+fn lines(rows: &[(&str, String)]) -> String {
+    let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or_default();
+    rows.iter().map(|(name, value)| format!("{name:<width$}  {value}\n")).collect()
+}
+
+fn optional(text: Option<String>) -> String {
+    text.unwrap_or_else(|| "-".to_owned())
+}
+
+/// Four decimals while they fit into eight characters, else an exponent.
+fn fixed(value: f64) -> String {
+    if value.abs() < 1000.0 || !value.is_finite() { format!("{value:.4}") } else { format!("{value:.2e}") }
+}
+
+fn scientific(value: f64) -> String {
+    if value == 0.0 { "0".to_owned() } else { format!("{value:.3e}") }
+}
+
+fn rate(value: f64) -> String {
+    if value < 100.0 { format!("{value:.1}") } else { format!("{value:.0}") }
+}
+
+/// Hours, minutes and seconds.
+fn clock(time: Duration) -> String {
+    let seconds = time.as_secs();
+    format!("{}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60)
+}
+
+/// Digits in groups of three.
+fn group(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use insta::assert_snapshot;
+
+    use super::*;
+
+    const LINES: PlainLines = PlainLines::new(330, 10);
+
+    fn line(step: usize) -> StepLine {
+        StepLine {
+            step,
+            epoch: step as f64 / 110.0,
+            loss: 2.103_44,
+            eval_loss: None,
+            learning_rate: 1.176_470_588e-4,
+            grad_norm: 1.234_56,
+            tokens_per_second: 812.4,
+            supervised_tokens_per_second: 99.96,
+            elapsed: Duration::from_secs(72),
+            eta: Some(Duration::from_secs(2_180)),
+        }
+    }
+
+    #[test]
+    fn columns_stay_in_their_places() {
+        let first = StepLine { loss: f64::NAN, learning_rate: 0.0, eta: None, ..line(1) };
+        let evaluated = StepLine { eval_loss: Some(1.987_65), ..line(50) };
+        let wild = StepLine {
+            loss: 12_345.6,
+            eval_loss: Some(900.0),
+            grad_norm: f64::INFINITY,
+            tokens_per_second: 1_234_567.0,
+            elapsed: Duration::from_secs(3_600_000),
+            ..line(330)
+        };
+        let text: Vec<String> =
+            [first, line(10), evaluated, wild].iter().map(|line| LINES.step(line)).collect();
+        assert_snapshot!(text.join("\n"), @"");
+        let widths: Vec<usize> = text.iter().map(String::len).collect();
+        assert!(widths.windows(2).all(|pair| pair[0] == pair[1]), "{widths:?}");
+    }
+
+    #[test]
+    fn values_follow_their_names() {
+        let text = LINES.step(&line(10));
+        let words: Vec<&str> = text.split_whitespace().collect();
+        let value = |name: &str| words[words.iter().position(|word| *word == name).unwrap() + 1];
+        assert_eq!(words.len() % 2, 0);
+        assert_eq!((value("loss"), value("eval_loss"), value("eta")), ("2.1034", "-", "0:36:20"));
+        assert_eq!(value("lr").parse::<f64>().unwrap(), 1.176e-4);
+    }
+
+    #[test]
+    fn logs_every_so_many_steps_the_last_and_evaluations() {
+        let lines = PlainLines::new(25, 10);
+        let logged: Vec<usize> = (1..=25)
+            .filter(|&step| {
+                let eval_loss = (step == 7).then_some(1.0);
+                lines.wants(&StepLine { eval_loss, ..line(step) })
+            })
+            .collect();
+        assert_eq!(logged, [7, 10, 20, 25]);
+    }
+
+    #[test]
+    fn the_banner_says_what_will_happen() {
+        let banner = Banner {
+            model: "HuggingFaceTB/SmolLM2-135M-Instruct".into(),
+            base_parameters: 134_515_008,
+            trainable_parameters: 4_884_480,
+            device: "cpu, f32, 2 threads".into(),
+            train_rows: 880,
+            train_tokens: 61_234,
+            supervised_tokens: 9_876,
+            eval_rows: Some(100),
+            rows_per_step: 8,
+            total_steps: 330,
+            output_dir: "outputs".into(),
+        };
+        assert_snapshot!(LINES.banner(&banner), @"");
+        let banner = Banner { eval_rows: None, ..banner };
+        assert!(LINES.banner(&banner).contains("evaluation  none: the recipe names no data.eval\n"));
+    }
+
+    #[test]
+    fn the_summary_says_what_came_out() {
+        let summary = Summary {
+            steps: 330,
+            elapsed: Duration::from_secs(4_321),
+            tokens_per_second: 812.4,
+            supervised_tokens_per_second: 99.96,
+            final_loss: 1.234_56,
+            best_eval: Some((1.781_6, 300)),
+            adapter: "outputs/adapter".into(),
+            model: "model.gguf".into(),
+        };
+        assert_snapshot!(LINES.summary(&summary), @"");
+        let summary = Summary { best_eval: None, ..summary };
+        assert!(LINES.summary(&summary).contains("best eval loss  not evaluated\n"));
+    }
+}

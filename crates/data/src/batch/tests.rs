@@ -1,0 +1,138 @@
+use super::*;
+
+const X: i64 = IGNORE_INDEX;
+
+fn examples() -> Vec<Example> {
+    [
+        (&[5u32, 6, 7][..], &[5i64, X, 7][..]),
+        (&[8], &[8]),
+        (&[9, 10], &[X, 10]),
+    ]
+    .into_iter()
+    .map(|(ids, labels)| Example {
+        input_ids: ids.to_vec(),
+        labels: labels.to_vec(),
+        line: 1,
+    })
+    .collect()
+}
+
+#[test]
+fn lays_documents_end_to_end() {
+    let batch = Batch::from_examples(&examples(), &[2, 0, 1]).unwrap();
+    let expected = Batch {
+        input_ids: vec![9, 10, 5, 6, 7, 8],
+        labels: vec![X, 10, 5, X, 7, 8],
+        position_ids: vec![0, 1, 0, 1, 2, 0],
+        cu_seqlens: vec![0, 2, 5, 6],
+        rows: vec![2, 0, 1],
+    };
+    assert_eq!(batch, expected);
+    assert_eq!(
+        (batch.tokens(), batch.documents(), batch.max_seqlen()),
+        (6, 3, 3)
+    );
+}
+
+#[test]
+fn the_first_label_of_a_document_is_never_a_target() {
+    let batch = Batch::from_examples(&examples(), &[2, 0, 1]).unwrap();
+    assert_eq!(batch.targets().collect::<Vec<_>>(), [(0, 10), (3, 7)]);
+    assert_eq!(batch.supervised_tokens(), 2);
+    let of_rows: usize = examples().iter().map(Example::supervised_tokens).sum();
+    assert_eq!(of_rows, 2);
+    let empty = Batch::from_examples(&examples(), &[]).unwrap();
+    assert_eq!(
+        (
+            empty.supervised_tokens(),
+            empty.max_seqlen(),
+            empty.cu_seqlens.as_slice()
+        ),
+        (0, 0, &[0][..])
+    );
+}
+
+#[test]
+fn cuts_right_padding_away() {
+    let ids = [5, 6, 7, 9, 10, 2];
+    let mask = [1, 1, 1, 1, 1, 0];
+    let labels = [5, X, 7, X, 10, X];
+    let batch = Batch::from_rectangular(2, &ids, &mask, &labels).unwrap();
+    let mut expected = Batch::from_examples(&examples(), &[0, 2]).unwrap();
+    expected.rows = vec![0, 1];
+    assert_eq!(batch, expected);
+}
+
+#[test]
+fn refuses_inconsistent_arrays() {
+    let cases: [(usize, &[i64], &[i64], &[i64], &str); 8] = [
+        (
+            0,
+            &[],
+            &[],
+            &[],
+            "input_ids: expected 0 rows of one width above 0, found 0 numbers",
+        ),
+        (
+            2,
+            &[1, 2, 3],
+            &[1, 1, 1],
+            &[1, 2, 3],
+            "input_ids: expected 2 rows of one width above 0, found 3 numbers",
+        ),
+        (
+            1,
+            &[1, 2],
+            &[1],
+            &[1, 2],
+            "attention_mask: expected 1 rows of one width above 0, found 1 numbers",
+        ),
+        (
+            1,
+            &[1, 2],
+            &[0, 1],
+            &[X, 2],
+            "attention_mask: expected ones, at least one, then zeros (right padding), found [0, 1]",
+        ),
+        (
+            1,
+            &[1, 2],
+            &[0, 0],
+            &[X, X],
+            "attention_mask: expected ones, at least one, then zeros (right padding), found [0, 0]",
+        ),
+        (
+            1,
+            &[1, -2],
+            &[1, 1],
+            &[1, 2],
+            "input_ids: expected a token id, found -2",
+        ),
+        (
+            1,
+            &[1, 2],
+            &[1, 0],
+            &[1, 2],
+            "labels: expected -100 on padding, found [2]",
+        ),
+        (
+            1,
+            &[1, 2],
+            &[1, 1],
+            &[1, -1],
+            "label: expected a token id or -100, found -1",
+        ),
+    ];
+    for (rows, ids, mask, labels, expected) in cases {
+        assert_eq!(
+            Batch::from_rectangular(rows, ids, mask, labels)
+                .unwrap_err()
+                .to_string(),
+            expected
+        );
+    }
+    let error = Batch::from_examples(&examples(), &[3])
+        .unwrap_err()
+        .to_string();
+    assert_eq!(error, "row: expected a number below 3, found 3");
+}

@@ -1,0 +1,86 @@
+//! Hub ids, and guesses for misspelt paths.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// A model on the hub: `organisation/name`, at a revision.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HubName {
+    repository: String,
+    revision: Option<String>,
+}
+
+impl HubName {
+    /// Reads `organisation/name` or `organisation/name@revision`.
+    #[must_use]
+    pub fn parse(name: &str) -> Option<Self> {
+        let (repository, revision) = match name.split_once('@') {
+            Some((repository, revision)) => (repository, Some(revision)),
+            None => (name, None),
+        };
+        let (organisation, model) = repository.split_once('/')?;
+        let plain = [organisation, model].into_iter().all(is_plain_part);
+        // Such a name is a misspelt path.
+        if !plain || model.to_ascii_lowercase().ends_with(".gguf") {
+            return None;
+        }
+        if revision.is_some_and(|revision| !revision.split('/').all(is_plain_part)) {
+            return None;
+        }
+        Some(Self {
+            repository: repository.into(),
+            revision: revision.map(Into::into),
+        })
+    }
+
+    /// `organisation/name`.
+    #[must_use]
+    pub fn repository(&self) -> &str {
+        &self.repository
+    }
+
+    /// The branch, tag or commit; `main` if none was given.
+    #[must_use]
+    pub fn revision(&self) -> &str {
+        self.revision.as_deref().unwrap_or("main")
+    }
+}
+
+impl fmt::Display for HubName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.repository)?;
+        match &self.revision {
+            Some(revision) => write!(f, "@{revision}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Letters, digits, `-`, `_` and `.`, and not beginning like a path or an option.
+pub(super) fn is_plain_part(part: &str) -> bool {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    !part.is_empty()
+        && part.len() <= 96
+        && part.chars().all(allowed)
+        && !part.starts_with(['.', '-'])
+        && !part.contains("..")
+}
+
+/// The entry of the same directory whose name is most like that of `path`, if any is.
+pub(super) fn nearest_path(path: &Path) -> Option<PathBuf> {
+    let wanted = path.file_name()?.to_str()?;
+    let parent = path.parent().unwrap_or_else(|| Path::new(""));
+    let directory = if parent.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        parent
+    };
+    let similarity = |name: &str| strsim::jaro_winkler(&name.to_lowercase(), &wanted.to_lowercase());
+    std::fs::read_dir(directory)
+        .ok()?
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .map(|name| (similarity(&name), name))
+        .filter(|(similarity, _)| *similarity > 0.8)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, name)| parent.join(name))
+}

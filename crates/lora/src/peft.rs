@@ -1,0 +1,91 @@
+//! Adapters as PEFT directories.
+
+use std::path::Path;
+
+use backdraft_formats::{
+    AdapterTensors, FormatError, LoraPair, PeftConfig, PeftDir, PeftWriteOptions,
+};
+use burn::tensor::{Device, Tensor, TensorData};
+
+use crate::config::{LoraConfig, TargetModule};
+use crate::weights::AdapterWeights;
+
+impl AdapterWeights {
+    /// Reads an adapter.
+    ///
+    /// # Errors
+    /// A directory that is no LoRA adapter, or one with a feature that is not supported.
+    pub fn read(path: impl AsRef<Path>, device: &Device) -> Result<Self, FormatError> {
+        Ok(Self::from_peft(&PeftDir::read(path.as_ref())?, device))
+    }
+
+    /// An adapter that was read from a directory.
+    pub fn from_peft(directory: &PeftDir, device: &Device) -> Self {
+        let tensor = |values: &[f32], shape: [usize; 2]| {
+            Tensor::from_data(TensorData::new(values.to_vec(), shape), device)
+        };
+        let rank = directory.config.r;
+        let factors = directory
+            .tensors
+            .iter()
+            .map(|pair| {
+                let a = tensor(&pair.lora_a, [rank, pair.in_features]);
+                let b = tensor(&pair.lora_b, [pair.out_features, rank]);
+                (pair.module.clone(), (a, b))
+            })
+            .collect();
+        let config = LoraConfig {
+            rank,
+            alpha: directory.config.lora_alpha,
+            dropout: directory.config.lora_dropout,
+            use_rslora: directory.config.use_rslora,
+            target_modules: targets(&directory.tensors),
+            layers_to_transform: directory.config.layers_to_transform.clone(),
+        };
+        Self { config, factors }
+    }
+
+    /// Writes the adapter as a directory that PEFT loads; it appears whole or not at all.
+    ///
+    /// `base` is the model's name or path, noted for whoever loads the adapter.
+    ///
+    /// # Errors
+    /// A directory that exists and must not be replaced, or a system that refuses.
+    pub fn write(
+        &self,
+        path: impl AsRef<Path>,
+        base: &str,
+        options: &PeftWriteOptions,
+    ) -> Result<(), FormatError> {
+        let targets = self.config.target_modules.iter().map(|target| target.name());
+        let mut config = PeftConfig::new(self.config.rank, self.config.alpha, targets);
+        config.base_model_name_or_path = Some(base.to_owned());
+        config.lora_dropout = self.config.dropout;
+        config.use_rslora = self.config.use_rslora;
+        config.layers_to_transform = self.config.layers_to_transform.clone();
+        let values = |tensor: &Tensor<2>| -> Vec<f32> {
+            tensor.clone().inner().into_data().iter::<f32>().collect()
+        };
+        let tensors: AdapterTensors = self
+            .factors
+            .iter()
+            .map(|(module, (a, b))| LoraPair {
+                module: module.clone(),
+                in_features: a.dims()[1],
+                out_features: b.dims()[0],
+                lora_a: values(a),
+                lora_b: values(b),
+            })
+            .collect();
+        PeftDir::write(path.as_ref(), &config, &tensors, options)
+    }
+}
+
+/// The projections that the tensors name: `target_modules` may be a pattern.
+fn targets(tensors: &AdapterTensors) -> Vec<TargetModule> {
+    let named = |target: &TargetModule| {
+        let suffix = format!(".{}", target.name());
+        tensors.iter().any(|pair| pair.module.ends_with(&suffix))
+    };
+    TargetModule::ALL.into_iter().filter(named).collect()
+}

@@ -1,0 +1,118 @@
+//! What a run tells whoever watches it.
+
+use std::path::{Path, PathBuf};
+
+use backdraft_data::DataReport;
+use serde::Serialize;
+
+/// What is about to happen.
+#[derive(Clone, Debug, Serialize)]
+pub struct RunInfo {
+    /// The model as the recipe names it.
+    pub model: String,
+    /// The device that computes.
+    pub device: String,
+    /// Values in the base model, frozen.
+    pub base_params: usize,
+    /// Values in the adapters, trained.
+    pub trained_params: usize,
+    /// What became of the training rows.
+    #[serde(skip)]
+    pub train_data: DataReport,
+    /// What became of the evaluation rows.
+    #[serde(skip)]
+    pub eval_data: Option<DataReport>,
+    /// Optimiser steps.
+    pub total_steps: usize,
+    /// Optimiser steps in an epoch.
+    pub steps_per_epoch: usize,
+    /// Steps between log lines.
+    pub logging_steps: usize,
+}
+
+/// One optimiser step.
+#[derive(Clone, Debug, Serialize)]
+pub struct StepReport {
+    /// Counted from 1.
+    pub step: usize,
+    /// Epochs done, with a fraction.
+    pub epoch: f64,
+    /// Mean nll of the step's supervised tokens, nats.
+    pub loss: f64,
+    /// Global gradient norm before clipping.
+    pub grad_norm: f64,
+    /// Learning rate used.
+    pub learning_rate: f64,
+    /// Tokens computed.
+    pub tokens: usize,
+    /// Supervised tokens among them.
+    pub supervised_tokens: usize,
+    /// Seconds that the step took.
+    pub seconds: f64,
+    /// Seconds since the run began.
+    pub elapsed: f64,
+}
+
+/// One evaluation.
+#[derive(Clone, Debug, Serialize)]
+pub struct EvalReport {
+    /// Steps done.
+    pub step: usize,
+    /// Epochs done, with a fraction.
+    pub epoch: f64,
+    /// Mean nll of all supervised tokens, nats.
+    pub eval_loss: f64,
+    /// exp(eval_loss).
+    pub perplexity: f64,
+    /// Supervised tokens.
+    pub tokens: usize,
+    /// Whether no evaluation before was better.
+    pub best: bool,
+    /// Seconds that it took.
+    pub seconds: f64,
+}
+
+/// The whole run.
+#[derive(Clone, Debug, Serialize)]
+pub struct RunSummary {
+    /// Steps done.
+    pub steps: usize,
+    /// Steps planned.
+    pub total_steps: usize,
+    /// Whether somebody stopped it early.
+    pub interrupted: bool,
+    /// Seconds, evaluation and saving included.
+    pub seconds: f64,
+    /// Tokens per second of training time.
+    pub tokens_per_second: f64,
+    /// Supervised tokens per second of training time.
+    pub supervised_tokens_per_second: f64,
+    /// Loss of the last step, nats.
+    pub final_loss: Option<f64>,
+    /// Lowest evaluation loss, nats.
+    pub best_eval_loss: Option<f64>,
+    /// The step it was measured after.
+    pub best_step: Option<usize>,
+    /// Where the adapter lies.
+    pub adapter: PathBuf,
+}
+
+/// Hears of everything that happens in a run, in order.
+pub trait Reporter: Send {
+    /// The run begins.
+    fn start(&mut self, _: &RunInfo) {}
+    /// An optimiser step is done.
+    fn step(&mut self, _: &StepReport) {}
+    /// An evaluation is done.
+    fn eval(&mut self, _: &EvalReport) {}
+    /// A checkpoint was written.
+    fn saved(&mut self, _step: usize, _: &Path) {}
+    /// Something is not as it should be, but the run goes on.
+    fn warn(&mut self, _: &str) {}
+}
+
+/// Tells nobody.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Silent;
+
+impl Reporter for Silent {}

@@ -1,0 +1,379 @@
+//! From a recipe to an adapter.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use backdraft_data::{
+    ChatTokenizer, DataOptions, Dataset, Format, LoadProgress, Loader, PromptTemplate,
+    SpecialTokens, Supervision,
+};
+use backdraft_formats::{Existing, FormatError, ModelSource, PeftWriteOptions, write_file};
+use backdraft_kernels::adamw::AdamWParams;
+use backdraft_lora::LoraConfig;
+use backdraft_model::Llama;
+use burn::optim::SgdConfig;
+use burn::tensor::Device;
+use burn::train::renderer::MetricsRenderer;
+use burn::train::{Interrupter, Learner, SupervisedTraining, TrainingStrategy};
+
+use crate::error::TrainError;
+use crate::loader::{EvalLoader, StepLoader};
+use crate::metrics::RunMetric;
+use crate::optimizer::AdamW;
+use crate::recipe::{DataFormat, DataRecipe, LoraRecipe, Recipe, TrainOn};
+use crate::report::{Reporter, RunInfo, RunSummary};
+use crate::strategy::{Outcome, Plan, StepStrategy};
+use crate::trainee::{Settings, Trainee};
+
+/// Model and data of a run, read and checked.
+pub struct Run {
+    recipe: Recipe,
+    model: Llama,
+    tokenizer: ChatTokenizer,
+    train: Dataset,
+    eval: Option<Dataset>,
+    model_fingerprint: String,
+    device: Device,
+}
+
+/// The tokenizer of a model.
+///
+/// # Errors
+/// No tokenizer, or one that cannot be read.
+pub fn tokenizer(source: &ModelSource) -> Result<ChatTokenizer, TrainError> {
+    let files = source.tokenizer()?;
+    let special = SpecialTokens {
+        bos_token: files.bos_token,
+        eos_token: files.eos_token,
+        add_bos: files.add_bos_token,
+        eos_token_ids: source.eos_token_ids()?,
+    };
+    ChatTokenizer::new(
+        &files.tokenizer_json,
+        special,
+        files.chat_template.as_deref(),
+    )
+    .map_err(data_error(source.path()))
+}
+
+/// How rows become tokens, from a recipe.
+///
+/// # Errors
+/// A prompt template that cannot be read.
+pub fn data_options(data: &DataRecipe, max_seq_length: usize) -> Result<DataOptions, TrainError> {
+    let template = data
+        .prompt_template
+        .as_deref()
+        .map(PromptTemplate::parse)
+        .transpose();
+    Ok(DataOptions {
+        format: match data.format {
+            DataFormat::Messages => Format::Messages,
+            DataFormat::Alpaca => Format::Alpaca,
+            DataFormat::Text => Format::Text,
+        },
+        template: template.map_err(TrainError::PromptTemplate)?,
+        supervision: match data.train_on {
+            TrainOn::Responses => Supervision::Responses,
+            TrainOn::Everything => Supervision::All,
+        },
+        max_seq_length,
+    })
+}
+
+impl From<&LoraRecipe> for LoraConfig {
+    fn from(recipe: &LoraRecipe) -> Self {
+        let targets = recipe.target_modules.iter();
+        Self {
+            rank: recipe.rank,
+            alpha: recipe.alpha,
+            dropout: recipe.dropout,
+            use_rslora: recipe.use_rslora,
+            target_modules: targets
+                .filter_map(|target| target.name().parse().ok())
+                .collect(),
+            layers_to_transform: recipe.layers_to_transform.clone(),
+        }
+    }
+}
+
+/// Reads model and data of `recipe`; `model_path` is where the model lies on disk.
+///
+/// # Errors
+/// Anything that would stop the run, before the output directory is touched.
+pub fn prepare(
+    recipe: Recipe,
+    model_path: &Path,
+    device: &Device,
+    progress: &mut dyn FnMut(LoadProgress),
+) -> Result<Run, TrainError> {
+    let source = ModelSource::open(model_path)?;
+    let tokenizer = tokenizer(&source)?;
+    let options = data_options(&recipe.data, recipe.max_seq_length)?;
+    let mut load = |path: &Path| {
+        backdraft_data::load(path, &options, &tokenizer, progress).map_err(data_error(path))
+    };
+    let train = load(&recipe.data.train)?;
+    let eval = recipe.data.eval.as_deref().map(&mut load).transpose()?;
+    let lora = LoraConfig::from(&recipe.lora);
+    let model = Llama::load(&source, device)?.with_lora(&lora, recipe.seed)?;
+    let longest = model.config().max_position_embeddings;
+    if train
+        .examples
+        .iter()
+        .any(|row| row.input_ids.len() > longest)
+    {
+        return Err(TrainError::TooLong {
+            actual: recipe.max_seq_length,
+            expected: longest,
+        });
+    }
+    Ok(Run {
+        model_fingerprint: source.fingerprint()?,
+        recipe,
+        model,
+        tokenizer,
+        train,
+        eval,
+        device: device.clone(),
+    })
+}
+
+/// Who watches a run, and what it may overwrite.
+pub struct Watch {
+    /// Hears of everything.
+    pub reporter: Box<dyn Reporter>,
+    /// Draws burn-train's metrics; nothing where absent.
+    pub renderer: Box<dyn MetricsRenderer>,
+    /// Stops the run after its present step.
+    pub interrupter: Interrupter,
+    /// Replace a run that the output directory holds.
+    pub force: bool,
+}
+
+impl Run {
+    /// The model, with adapters.
+    pub fn model(&self) -> &Llama {
+        &self.model
+    }
+
+    /// The model's tokenizer.
+    pub fn tokenizer(&self) -> &ChatTokenizer {
+        &self.tokenizer
+    }
+
+    /// Trains, and leaves the adapter in `output_dir/adapter`.
+    ///
+    /// # Errors
+    /// See [`TrainError`]; checkpoints that were written stay.
+    pub fn train(mut self, watch: Watch) -> Result<(RunSummary, Llama), TrainError> {
+        let began = Instant::now();
+        let recipe_toml = self.recipe.to_toml()?;
+        claim(&self.recipe.output_dir, watch.force)?;
+        write_file(
+            self.recipe.output_dir.join("recipe.toml"),
+            recipe_toml.as_bytes(),
+            Existing::Replace,
+        )?;
+        let settings = &self.recipe.train;
+        let examples = Arc::new(std::mem::take(&mut self.train.examples));
+        let data_fingerprint = Dataset {
+            examples: examples.to_vec(),
+            report: Default::default(),
+        }
+        .fingerprint();
+        let (size, accumulation) = (settings.micro_batch_size, settings.grad_accumulation_steps);
+        let loader = Loader::new(examples.len(), size, accumulation, self.recipe.seed, true)
+            .map_err(data_error(&self.recipe.data.train))?;
+        let steps_per_epoch = loader.steps_per_epoch();
+        let total_steps = settings.length.total_steps(steps_per_epoch);
+        let eval_examples = self.eval.as_ref().map_or(&[][..], |eval| &eval.examples);
+        let valid = EvalLoader::new(eval_examples, settings.micro_batch_size)
+            .map_err(data_error(&self.recipe.data.train))?;
+
+        let mut reporter = watch.reporter;
+        reporter.start(&RunInfo {
+            model: self.recipe.model.clone(),
+            device: format!("{:?}", self.device),
+            base_params: self.model.num_base_params(),
+            trained_params: self.model.num_trained(),
+            train_data: self.train.report.clone(),
+            eval_data: self.eval.as_ref().map(|eval| eval.report.clone()),
+            total_steps,
+            steps_per_epoch,
+            logging_steps: settings.logging_steps,
+        });
+        let outcome = Outcome {
+            reporter: Some(reporter),
+            records: Some(Records::create(
+                &self.recipe.output_dir.join("metrics.jsonl"),
+            )?),
+            ..Outcome::default()
+        };
+        let strategy = StepStrategy {
+            plan: Arc::new(Plan {
+                recipe: self.recipe.clone(),
+                recipe_toml,
+                examples: examples.clone(),
+                steps_per_epoch,
+                total_steps,
+                evaluates: self.eval.is_some(),
+                model_fingerprint: self.model_fingerprint.clone(),
+                data_fingerprint,
+            }),
+            outcome: Arc::new(Mutex::new(outcome)),
+        };
+        let trainee = self.trainee(total_steps);
+        let steps = Arc::new(StepLoader::new(examples, loader, total_steps));
+        let logs = self.recipe.output_dir.join("logs");
+        let result = SupervisedTraining::<Trainee>::new(&logs, steps, Arc::new(valid))
+            .with_training_strategy(TrainingStrategy::Custom(Arc::new(strategy.clone())))
+            .metric_train_numeric(RunMetric::loss())
+            .metric_train_numeric(RunMetric::grad_norm())
+            .metric_train_numeric(RunMetric::learning_rate())
+            .metric_valid_numeric(RunMetric::loss())
+            .metric_valid_numeric(RunMetric::perplexity())
+            .num_epochs(1)
+            .with_application_logger(None)
+            .with_interrupter(watch.interrupter)
+            .renderer(watch.renderer)
+            // Our optimiser travels with the model; the learner's own is never used.
+            .launch(Learner::new(trainee, SgdConfig::new().init(), 1.0));
+        let interrupted = result.interrupted.is_some();
+        let mut outcome = strategy
+            .outcome
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(error) = outcome.error.take() {
+            return Err(error);
+        }
+        if let Some(error) = result.error {
+            return Err(TrainError::Learner {
+                message: error.to_string(),
+            });
+        }
+        let model = result.model.model;
+        let adapter = self.write_adapter(&model)?;
+        let summary = summarise(&outcome, total_steps, interrupted, adapter, began);
+        Ok((summary, model))
+    }
+
+    fn trainee(&self, total_steps: usize) -> Trainee {
+        let train = &self.recipe.train;
+        let optimizer = AdamW::new(AdamWParams {
+            beta1: train.adam_beta1,
+            beta2: train.adam_beta2,
+            epsilon: train.adam_epsilon,
+            weight_decay: train.weight_decay,
+        });
+        let settings = Settings {
+            schedule: train.schedule(total_steps),
+            max_grad_norm: train.max_grad_norm,
+            dropout_seed: (self.recipe.lora.dropout > 0.0).then_some(self.recipe.seed),
+        };
+        Trainee::new(self.model.clone(), optimizer, settings)
+    }
+
+    fn write_adapter(&self, model: &Llama) -> Result<PathBuf, TrainError> {
+        let path = self.recipe.output_dir.join("adapter");
+        let Some(adapter) = model.adapter() else {
+            unreachable!("a trained model has an adapter");
+        };
+        let options = PeftWriteOptions {
+            existing: Existing::Replace,
+            ..Default::default()
+        };
+        adapter.write(&path, &self.recipe.model, &options)?;
+        Ok(path)
+    }
+}
+
+fn summarise(
+    outcome: &Outcome,
+    total_steps: usize,
+    interrupted: bool,
+    adapter: PathBuf,
+    began: Instant,
+) -> RunSummary {
+    let per_second = |count: usize| count as f64 / outcome.seconds.max(1e-9);
+    RunSummary {
+        steps: outcome.steps,
+        total_steps,
+        interrupted,
+        seconds: began.elapsed().as_secs_f64(),
+        tokens_per_second: per_second(outcome.tokens),
+        supervised_tokens_per_second: per_second(outcome.supervised_tokens),
+        final_loss: outcome.final_loss,
+        best_eval_loss: outcome.best.map(|(loss, _)| loss),
+        best_step: outcome.best.map(|(_, step)| step),
+        adapter,
+    }
+}
+
+/// Makes the output directory; one that holds a run is replaced only with `force`.
+fn claim(path: &Path, force: bool) -> Result<(), TrainError> {
+    const PARTS: [&str; 5] = [
+        "recipe.toml",
+        "metrics.jsonl",
+        "checkpoints",
+        "adapter",
+        "logs",
+    ];
+    let held: Vec<PathBuf> = PARTS
+        .iter()
+        .map(|part| path.join(part))
+        .filter(|part| part.exists())
+        .collect();
+    if !held.is_empty() && !force {
+        return Err(TrainError::OutputExists {
+            path: path.to_owned(),
+        });
+    }
+    for part in held {
+        let removed = if part.is_dir() {
+            fs::remove_dir_all(&part)
+        } else {
+            fs::remove_file(&part)
+        };
+        removed.map_err(FormatError::io(&part, "remove"))?;
+    }
+    fs::create_dir_all(path).map_err(FormatError::io(path, "create"))?;
+    Ok(())
+}
+
+fn data_error(path: &Path) -> impl FnOnce(backdraft_data::DataError) -> TrainError + use<> {
+    let path = path.to_owned();
+    move |source| TrainError::Data { path, source }
+}
+
+/// `metrics.jsonl`: one object for each step and each evaluation.
+pub struct Records {
+    file: File,
+    path: PathBuf,
+}
+
+impl Records {
+    fn create(path: &Path) -> Result<Self, TrainError> {
+        let file = File::create(path).map_err(FormatError::io(path, "create"))?;
+        Ok(Self {
+            file,
+            path: path.to_owned(),
+        })
+    }
+
+    /// Appends one object.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn write(&mut self, report: &impl serde::Serialize) -> Result<(), TrainError> {
+        let mut line = serde_json::to_vec(report).unwrap_or_default();
+        line.push(b'\n');
+        self.file
+            .write_all(&line)
+            .map_err(FormatError::io(&self.path, "append to"))?;
+        Ok(())
+    }
+}

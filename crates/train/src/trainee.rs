@@ -1,0 +1,139 @@
+//! The model as burn-train's learner sees it.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use backdraft_lora::AdapterGrads;
+use backdraft_model::Llama;
+use burn::module::Module;
+use burn::optim::lr_scheduler::module_lr_scheduler::ModuleLearningRate;
+use burn::optim::{GradientsParams, ModuleOptimizer};
+use burn::train::{InferenceStep, TrainOutput, TrainStep};
+
+use crate::loader::Step;
+use crate::metrics::{EvalOutput, StepOutput};
+use crate::optimizer::{AdamW, clip, global_norm};
+use crate::schedule::LrSchedule;
+use crate::step::{MicroBatch, forward_backward};
+
+/// A model with adapters, its optimiser and its schedule.
+///
+/// The learner's own optimiser works tensor by tensor and hides its state; ours works over all
+/// adapters at once and is saved with the run, so it travels with the model, shared by its clones.
+#[derive(Module, Debug)]
+pub struct Trainee {
+    /// The model.
+    pub model: Llama,
+    #[module(skip)]
+    optimizer: SharedOptimizer,
+    #[module(skip)]
+    settings: Settings,
+}
+
+/// What a step needs to know of the run.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Learning rates.
+    pub schedule: LrSchedule,
+    /// Largest global norm of the gradients; 0 leaves them.
+    pub max_grad_norm: f64,
+    /// Seed of the dropout masks; `None` where nothing is dropped.
+    pub dropout_seed: Option<u64>,
+}
+
+#[derive(Clone, Debug)]
+struct SharedOptimizer(Arc<Mutex<AdamW>>);
+
+impl Trainee {
+    /// A model at the beginning of its training.
+    pub fn new(model: Llama, optimizer: AdamW, settings: Settings) -> Self {
+        let optimizer = SharedOptimizer(Arc::new(Mutex::new(optimizer)));
+        Self {
+            model,
+            optimizer,
+            settings,
+        }
+    }
+
+    /// The optimiser's present state.
+    pub fn optimizer(&self) -> MutexGuard<'_, AdamW> {
+        // A panic elsewhere does not make the numbers wrong.
+        self.optimizer
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The learning rate of the update that follows `steps` others.
+    pub fn learning_rate(&self, steps: u64) -> f64 {
+        self.settings.schedule.at(steps as usize)
+    }
+}
+
+impl TrainStep for Trainee {
+    type Input = Step;
+    type Output = StepOutput;
+
+    /// All micro-batches of an optimiser step; the gradients are clipped already.
+    fn step(&self, step: Step) -> TrainOutput<StepOutput> {
+        let scale = 1.0 / step.supervised_tokens() as f32;
+        let mut grads = AdapterGrads::new();
+        let mut nll = None;
+        for (i, batch) in step.micro_batches.iter().enumerate() {
+            let seed = self
+                .settings
+                .dropout_seed
+                .map(|seed| mask_seed(seed, step.number, i));
+            let sum = forward_backward(&self.model, batch, scale, seed, &mut grads);
+            nll = Some(match nll {
+                Some(total) => total + sum,
+                None => sum,
+            });
+        }
+        let Some(nll) = nll else {
+            panic!("an optimiser step has at least one micro-batch");
+        };
+        let grad_norm = global_norm(&self.model, &grads);
+        if self.settings.max_grad_norm > 0.0 {
+            grads = clip(grads, &grad_norm, self.settings.max_grad_norm);
+        }
+        let item = StepOutput::new(&step, nll, grad_norm);
+        TrainOutput {
+            grads: grads.into_params(),
+            item,
+        }
+    }
+
+    fn optimize(
+        mut self,
+        _: &mut ModuleOptimizer,
+        _: ModuleLearningRate,
+        mut grads: GradientsParams,
+    ) -> Self {
+        let ids = self
+            .model
+            .adapters()
+            .flat_map(|(_, _, a)| [a.lora_a.id, a.lora_b.id]);
+        let grads = AdapterGrads::from_params(&mut grads, ids.collect::<Vec<_>>());
+        let optimizer = self.optimizer.clone();
+        let mut optimizer = optimizer.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let lr = self.learning_rate(optimizer.steps());
+        optimizer.step(&mut self.model, &grads, lr);
+        self
+    }
+}
+
+impl InferenceStep for Trainee {
+    type Input = MicroBatch;
+    type Output = EvalOutput;
+
+    fn step(&self, batch: MicroBatch) -> EvalOutput {
+        EvalOutput::new(self.model.nll(&batch.tokens, &batch.targets))
+    }
+}
+
+/// A seed for the masks of one micro-batch of one step.
+fn mask_seed(seed: u64, step: usize, micro_batch: usize) -> u64 {
+    seed.wrapping_add((step as u64) << 20)
+        .wrapping_add(micro_batch as u64)
+        .wrapping_mul(0x9E37_79B9_7F4A_7C15)
+}
