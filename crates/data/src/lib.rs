@@ -9,7 +9,7 @@
 //! | module | noun |
 //! |---|---|
 //! | [`conversation`] | [`Record`]: what one row says, whatever its format |
-//! | [`format`] | [`Format`]: alpaca, messages and text rows |
+//! | [`mod@format`] | [`Format`]: alpaca, messages and text rows |
 //! | [`jsonl`] | the line reader with bounded memory |
 //! | [`template`] | [`ChatTemplate`] (Jinja, as transformers sets it) |
 //! | [`prompt_template`] | [`PromptTemplate`] (placeholders from a recipe) |

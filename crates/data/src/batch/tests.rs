@@ -65,7 +65,8 @@ fn cuts_right_padding_away() {
 
 #[test]
 fn refuses_inconsistent_arrays() {
-    let cases: [(usize, &[i64], &[i64], &[i64], &str); 8] = [
+    type Case<'a> = (usize, &'a [i64], &'a [i64], &'a [i64], &'a str);
+    let cases: [Case<'_>; 8] = [
         (
             0,
             &[],
