@@ -41,7 +41,7 @@ pub enum TrainError {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
-        source: DataError,
+        source: Box<DataError>,
     },
     /// The model cannot be loaded.
     #[error(transparent)]

@@ -1,6 +1,8 @@
 //! Mean nll over a data set.
 
-use backdraft_data::{DataError, Example};
+use std::path::PathBuf;
+
+use backdraft_data::Example;
 use backdraft_model::Llama;
 use burn::data::dataloader::DataLoader;
 
@@ -34,10 +36,7 @@ pub fn evaluate(
     size: usize,
     mut progress: impl FnMut(usize, usize),
 ) -> Result<Evaluation, TrainError> {
-    let data = |source: DataError| TrainError::Data {
-        path: Default::default(),
-        source,
-    };
+    let data = |source| TrainError::Data { path: PathBuf::new(), source: Box::new(source) };
     let loader = EvalLoader::new(examples, size).map_err(data)?;
     let (mut sum, mut tokens) = (0.0, 0);
     for (done, batch) in loader.iter().flatten().enumerate() {

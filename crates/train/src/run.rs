@@ -346,7 +346,7 @@ fn claim(path: &Path, force: bool) -> Result<(), TrainError> {
 
 fn data_error(path: &Path) -> impl FnOnce(backdraft_data::DataError) -> TrainError + use<> {
     let path = path.to_owned();
-    move |source| TrainError::Data { path, source }
+    move |source| TrainError::Data { path, source: Box::new(source) }
 }
 
 /// `metrics.jsonl`: one object for each step and each evaluation.

@@ -1,0 +1,143 @@
+//! LoRA steps on the processor.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::Context;
+use backdraft_data::{DataOptions, Example, Format, Supervision};
+use backdraft_formats::ModelSource;
+use backdraft_lora::{AdapterGrads, LoraConfig};
+use backdraft_model::{Llama, Targets, Tokens};
+use backdraft_train::optimizer::{clip, global_norm};
+use backdraft_train::run::tokenizer;
+use backdraft_train::step::{MicroBatch, forward_backward};
+use burn::tensor::Device;
+
+/// One timed case.
+struct Case {
+    name: String,
+    batches: Vec<MicroBatch>,
+    rows: usize,
+}
+
+/// Prints a table, and one JSON object for each row of it.
+pub(crate) fn run(
+    model: Option<PathBuf>,
+    rows: Option<PathBuf>,
+    steps: usize,
+) -> anyhow::Result<()> {
+    let path = model.or_else(default_model).context("name the model with --model")?;
+    let device = Device::flex();
+    let source = ModelSource::open(&path)?;
+    let model = Llama::load(&source, &device)?.with_lora(&LoraConfig::default(), 42)?;
+    let vocabulary = model.config().vocab_size as u32;
+    let mut cases = vec![random(4, 256, vocabulary), random(2, 512, vocabulary)];
+    if let Some(rows) = rows {
+        let tokenizer = tokenizer(&source)?;
+        let options = DataOptions {
+            format: Format::Messages,
+            template: None,
+            supervision: Supervision::Responses,
+            max_seq_length: 2048,
+        };
+        let mut data = backdraft_data::load(&rows, &options, &tokenizer, &mut |_| ())?;
+        data.examples.truncate(64);
+        cases.push(from_rows(Arc::new(data.examples)));
+    }
+    println!("{} threads, after loading {:.2} GiB", threads(), peak_gib());
+    for case in &cases {
+        measure(&model, case, steps)?;
+    }
+    Ok(())
+}
+
+fn measure(model: &Llama, case: &Case, steps: usize) -> anyhow::Result<()> {
+    let tokens: usize = case.batches.iter().map(|batch| batch.tokens.len()).sum();
+    let mut seconds = Vec::new();
+    for step in 0..=steps {
+        let began = Instant::now();
+        for batch in &case.batches {
+            let mut grads = AdapterGrads::new();
+            let scale = 1.0 / batch.targets.len() as f32;
+            let nll = forward_backward(model, batch, scale, None, &mut grads);
+            let norm = global_norm(model, &grads);
+            let _clipped = clip(grads, &norm, 1.0);
+            nll.try_into_scalar::<f64>()?;
+        }
+        if step > 0 {
+            seconds.push(began.elapsed().as_secs_f64());
+        }
+    }
+    seconds.sort_by(f64::total_cmp);
+    let median = seconds[seconds.len() / 2];
+    let row = serde_json::json!({
+        "case": case.name,
+        "seconds": median,
+        "seconds_min": seconds[0],
+        "seconds_max": seconds[seconds.len() - 1],
+        "tokens_per_second": tokens as f64 / median,
+        "rows_per_second": case.rows as f64 / median,
+        "peak_gib": peak_gib(),
+        "threads": threads(),
+    });
+    println!(
+        "{:<22} {:>8.3} s  {:>7.1} tokens/s  {:>6.2} rows/s  peak {:.2} GiB\n{row}",
+        case.name,
+        median,
+        tokens as f64 / median,
+        case.rows as f64 / median,
+        peak_gib(),
+    );
+    Ok(())
+}
+
+fn random(batch: usize, length: usize, vocabulary: u32) -> Case {
+    let mut state = 1u32;
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) % vocabulary
+    };
+    let documents: Vec<Vec<u32>> =
+        (0..batch).map(|_| (0..length).map(|_| next()).collect()).collect();
+    let labels: Vec<i64> = documents.concat().into_iter().map(i64::from).collect();
+    let tokens = Tokens::from_sequences(&documents);
+    let targets = Targets::from_labels(&tokens.segments, &labels);
+    Case {
+        name: format!("{batch}x{length} random ids"),
+        batches: vec![MicroBatch { tokens, targets }],
+        rows: batch,
+    }
+}
+
+fn from_rows(examples: Arc<Vec<Example>>) -> Case {
+    let rows: Vec<usize> = (0..examples.len()).collect();
+    let batches = rows
+        .chunks(4)
+        .filter_map(|rows| backdraft_data::Batch::from_examples(&examples, rows).ok())
+        .map(MicroBatch::from)
+        .collect();
+    Case { name: format!("{} rows by 4", examples.len()), batches, rows: examples.len() }
+}
+
+fn default_model() -> Option<PathBuf> {
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(|| {
+        let home = std::env::var_os("HOME")?;
+        Some(PathBuf::from(home).join(".cache"))
+    })?;
+    Some(cache.join("backdraft/models/SmolLM2-135M-Instruct.Q4_1.gguf"))
+}
+
+fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+/// Peak resident memory of this process, from the kernel's own count.
+fn peak_gib() -> f64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kib: f64 = line
+        .and_then(|line| line.split_whitespace().next()?.parse().ok())
+        .unwrap_or(f64::NAN);
+    kib / 1024.0 / 1024.0
+}
