@@ -281,3 +281,6 @@ fn find_file(path: &Path, accept: impl Fn(&str) -> bool) -> Option<String> {
         .filter(|name| accept(name))
         .min()
 }
+
+#[cfg(test)]
+mod tests;

@@ -312,3 +312,6 @@ fn unexpected(file: &SafetensorsFile, name: &str, reason: &'static str) -> Forma
         reason,
     }
 }
+
+#[cfg(test)]
+mod tests;

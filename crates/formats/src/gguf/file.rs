@@ -346,3 +346,6 @@ fn refuse_overlaps(tensors: &[GgufTensor]) -> Result<(), GgufError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -261,3 +261,6 @@ fn recover_rope_scaling(file: &GgufFile, config: &mut Value) -> Result<bool, Ggu
     });
     Ok(true)
 }
+
+#[cfg(test)]
+mod tests;

@@ -17,6 +17,8 @@ mod names;
 mod reader;
 mod rope_freqs;
 mod sentencepiece;
+#[cfg(test)]
+mod testing;
 mod tokenizer;
 mod value;
 

@@ -197,3 +197,6 @@ pub(super) fn tokenizer_files(
         add_eos_token: special.add_eos,
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -37,7 +37,9 @@ pub enum HubError {
         endpoint: String,
     },
     /// The hub wants to know who asks.
-    #[error("{endpoint} refuses {name} (HTTP {status}); accept its licence at {endpoint}/{name} and set HF_TOKEN to an access token")]
+    #[error(
+        "{endpoint} refuses {name} (HTTP {status}); accept its licence at {endpoint}/{name} and set HF_TOKEN to an access token"
+    )]
     Forbidden {
         /// The hub id.
         name: String,
@@ -67,7 +69,9 @@ pub enum HubError {
         problem: &'static str,
     },
     /// The model's weights are only there as a pickle.
-    #[error("{name} has its weights only as a pickle ({file}), which can run code when loaded and is never fetched; look for a copy in safetensors")]
+    #[error(
+        "{name} has its weights only as a pickle ({file}), which can run code when loaded and is never fetched; look for a copy in safetensors"
+    )]
     OnlyPickle {
         /// The hub id.
         name: String,

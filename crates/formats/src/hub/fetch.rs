@@ -147,8 +147,10 @@ impl Hub<'_> {
         }
         let wrap = |source| self.request_error(file, source);
         let announced = self.api.metadata(&commit.url(file)).map_err(wrap)?;
-        // Both become names in the cache.
-        if !is_plain_part(announced.etag()) || !is_plain_part(announced.commit_hash()) {
+        // Both become names in the cache; a weak tag becomes a directory and a name.
+        let etag = announced.etag();
+        let etag = etag.strip_prefix("W/").unwrap_or(etag);
+        if !is_plain_part(etag) || !is_plain_part(announced.commit_hash()) {
             return Err(self.answer_error(file, "its hash or commit is not a plain name"));
         }
         let bridge = Bridge {
@@ -197,25 +199,25 @@ impl Hub<'_> {
     fn request_error(&self, what: &str, source: ApiError) -> HubError {
         let endpoint = self.options.endpoint.clone();
         let name = self.name.to_string();
-        match &source {
+        let status = match &source {
             ApiError::RequestError(error) => match **error {
-                ureq::Error::StatusCode(404) => return HubError::UnknownModel { name, endpoint },
-                ureq::Error::StatusCode(status @ (401 | 403)) => {
-                    return HubError::Forbidden {
-                        name: self.name.repository().into(),
-                        endpoint,
-                        status,
-                    };
-                }
-                _ => {}
+                ureq::Error::StatusCode(status) => Some(status),
+                _ => None,
             },
-            ApiError::IoError(_) => {}
-            _ => {}
-        }
-        HubError::Request {
-            what: what.into(),
-            endpoint,
-            source: Box::new(source),
+            _ => None,
+        };
+        match status {
+            Some(404) => HubError::UnknownModel { name, endpoint },
+            Some(status @ (401 | 403)) => HubError::Forbidden {
+                name: self.name.repository().into(),
+                endpoint,
+                status,
+            },
+            _ => HubError::Request {
+                what: what.into(),
+                endpoint,
+                source: Box::new(source),
+            },
         }
     }
 

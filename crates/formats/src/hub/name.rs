@@ -75,7 +75,8 @@ pub(super) fn nearest_path(path: &Path) -> Option<PathBuf> {
     } else {
         parent
     };
-    let similarity = |name: &str| strsim::jaro_winkler(&name.to_lowercase(), &wanted.to_lowercase());
+    let similarity =
+        |name: &str| strsim::jaro_winkler(&name.to_lowercase(), &wanted.to_lowercase());
     std::fs::read_dir(directory)
         .ok()?
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())

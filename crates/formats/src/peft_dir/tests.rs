@@ -1,0 +1,243 @@
+use serde_json::{Value, json};
+
+use super::*;
+use crate::peft_config::{PeftConfigError, TargetModules};
+
+const MODULE: &str = "model.layers.0.self_attn.q_proj";
+
+fn pair(module: &str) -> LoraPair {
+    LoraPair {
+        module: module.into(),
+        in_features: 3,
+        out_features: 2,
+        lora_a: (0_u8..12).map(f32::from).collect(),
+        lora_b: (0_u8..8).map(f32::from).collect(),
+    }
+}
+
+fn adapter() -> (PeftConfig, AdapterTensors) {
+    let mut config = PeftConfig::new(4, 8.0, ["q_proj", "v_proj"]);
+    config.base_model_name_or_path = Some("org/base".into());
+    let modules = [MODULE, "model.layers.0.self_attn.v_proj"];
+    (config, modules.into_iter().map(pair).collect())
+}
+
+/// A written adapter, to be damaged.
+struct Case(tempfile::TempDir);
+
+impl Case {
+    fn new() -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let (config, tensors) = adapter();
+        PeftDir::write(root.path(), &config, &tensors, &PeftWriteOptions::default()).unwrap();
+        Self(root)
+    }
+
+    fn set(&self, field: &str, value: Value) -> &Self {
+        let path = self.0.path().join(CONFIG);
+        let mut config: Value = json::read(&path).unwrap();
+        config[field] = value;
+        fs::write(path, config.to_string()).unwrap();
+        self
+    }
+
+    fn tensors(&self, tensors: &[(&str, [usize; 2])]) -> &Self {
+        let path = self.0.path().join(WEIGHTS);
+        let infos = tensors
+            .iter()
+            .map(|(name, shape)| TensorInfo::new(*name, Dtype::F32, *shape));
+        let mut writer = SafetensorsWriter::create(path, infos, Existing::Replace).unwrap();
+        for (name, shape) in tensors {
+            writer
+                .write(name, &vec![0; 4 * shape[0] * shape[1]])
+                .unwrap();
+        }
+        writer.finish().unwrap();
+        self
+    }
+
+    fn read(&self) -> Result<PeftDir> {
+        PeftDir::read(self.0.path())
+    }
+}
+
+#[test]
+fn what_is_written_is_read_again() {
+    for dtype in [Dtype::F32, Dtype::BF16] {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("adapter");
+        let (config, tensors) = adapter();
+        let options = PeftWriteOptions {
+            dtype,
+            companions: vec![("README.md".into(), b"text".to_vec())],
+            ..Default::default()
+        };
+        PeftDir::write(&path, &config, &tensors, &options).unwrap();
+        let read = PeftDir::read(&path).unwrap();
+        assert_eq!((&read.config, &read.tensors), (&config, &tensors));
+        assert_eq!(read.config.scaling(), 2.0);
+        let again = PeftDir::write(&path, &config, &tensors, &options).unwrap_err();
+        assert!(matches!(again, FormatError::TargetExists { .. }));
+        let file = SafetensorsFile::open(path.join(WEIGHTS)).unwrap();
+        assert_eq!(file.metadata().len(), 1);
+        assert_eq!(file.metadata()["format"], "pt");
+        let a = file.info("base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight");
+        assert_eq!(a.unwrap().shape, [4, 3]);
+        assert_eq!(a.unwrap().dtype, dtype);
+        assert_eq!(fs::read(path.join("README.md")).unwrap(), b"text");
+    }
+}
+
+#[test]
+fn written_config_has_exactly_the_keys_of_peft() {
+    let (config, _) = adapter();
+    let written = config.to_json();
+    let keys: Vec<_> = written.as_object().unwrap().keys().collect();
+    assert!(keys.is_sorted());
+    let mut expected: Vec<_> = "peft_type task_type auto_mapping peft_version \
+        base_model_name_or_path revision inference_mode r target_modules exclude_modules \
+        lora_alpha lora_dropout fan_in_fan_out bias use_rslora modules_to_save init_lora_weights \
+        layers_to_transform layers_pattern rank_pattern alpha_pattern megatron_config \
+        megatron_core trainable_token_indices loftq_config eva_config corda_config \
+        lora_ga_config use_dora velora_config alora_invocation_tokens use_qalora \
+        qalora_group_size monteclora_config layer_replication lora_bias target_parameters \
+        use_bdlora arrow_config kasa_config ensure_weight_tying"
+        .split_whitespace()
+        .collect();
+    expected.sort_unstable();
+    assert_eq!(keys, expected);
+    assert_eq!(written["lora_alpha"].to_string(), "8");
+}
+
+#[test]
+fn active_features_are_refused_by_name() {
+    for (field, value) in [
+        ("use_dora", json!(true)),
+        ("bias", json!("all")),
+        ("fan_in_fan_out", json!(true)),
+        ("modules_to_save", json!(["lm_head"])),
+        ("rank_pattern", json!({"q_proj": 4})),
+        ("alpha_pattern", json!({"q_proj": 4})),
+        ("lora_bias", json!(true)),
+        ("layer_replication", json!([[0, 4]])),
+        ("trainable_token_indices", json!([1])),
+        ("target_parameters", json!(["x"])),
+        ("loftq_config", json!({"bits": 4})),
+        ("use_qalora", json!(true)),
+        ("alora_invocation_tokens", json!([1])),
+        ("init_lora_weights", json!("pissa_niter_4")),
+        ("peft_type", json!("LOHA")),
+        ("task_type", json!("SEQ_CLS")),
+        ("a_future_feature", json!(3)),
+    ] {
+        match Case::new().set(field, value).read().unwrap_err() {
+            FormatError::PeftConfig {
+                source: PeftConfigError::Feature { field: named, .. },
+                ..
+            } => assert_eq!(named, field),
+            other => panic!("{field}: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn inactive_and_harmless_fields_are_read() {
+    let case = Case::new();
+    for (field, value) in [
+        ("a_future_feature", json!(null)),
+        ("another", json!(false)),
+        ("third", json!({})),
+        ("init_lora_weights", json!("gaussian")),
+        ("modules_to_save", json!([])),
+        ("target_modules", json!("all-linear")),
+        ("layers_to_transform", json!(0)),
+        ("use_rslora", json!(true)),
+    ] {
+        case.set(field, value);
+    }
+    let config = case.read().unwrap().config;
+    assert_eq!(config.scaling(), 4.0);
+    assert_eq!(
+        config.target_modules,
+        TargetModules::Pattern("all-linear".into())
+    );
+    assert_eq!(config.layers_to_transform, Some(vec![0]));
+}
+
+#[test]
+fn broken_fields_are_refused() {
+    for (field, value) in [
+        ("r", json!(0)),
+        ("r", json!(1.5)),
+        ("r", json!("16")),
+        ("lora_alpha", json!(null)),
+        ("lora_dropout", json!(2)),
+        ("target_modules", json!([1])),
+        ("target_modules", json!(null)),
+        ("layers_to_transform", json!([-1])),
+        ("use_rslora", json!("yes")),
+    ] {
+        match Case::new().set(field, value).read().unwrap_err() {
+            FormatError::PeftConfig {
+                source: PeftConfigError::Invalid { field: named, .. },
+                ..
+            } => assert_eq!(named, field),
+            other => panic!("{field}: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn tensors_must_fit_together() {
+    let a = &format!("{PREFIX}{MODULE}{LORA_A}");
+    let b = &format!("{PREFIX}{MODULE}{LORA_B}");
+    let case = Case::new();
+    case.tensors(&[(a, [4, 3]), (b, [2, 4])]).read().unwrap();
+    let message =
+        |tensors: &[(&str, [usize; 2])]| case.tensors(tensors).read().unwrap_err().to_string();
+    assert!(message(&[(a, [4, 3])]).contains(&format!("no tensor {b}")));
+    assert!(message(&[(b, [2, 4])]).contains(&format!("no tensor {a}")));
+    assert!(message(&[(a, [8, 3]), (b, [2, 8])]).contains("expected [4, in]"));
+    assert!(message(&[(a, [4, 3]), (b, [4, 2])]).contains("expected [out, 4]"));
+    assert!(message(&[]).contains("no tensor"));
+    for (name, reason) in [
+        ("model.layers.0.x.lora_A.weight", "begin with base_model"),
+        ("base_model.model.q_proj.lora_magnitude_vector", "DoRA"),
+        (
+            "base_model.model.model.embed_tokens.lora_embedding_A",
+            "embeddings",
+        ),
+        ("base_model.model.lm_head.weight", "whole saved modules"),
+    ] {
+        assert!(message(&[(name, [4, 3])]).contains(reason), "{name}");
+    }
+    let other = format!("{PREFIX}model.layers.0.mlp.up_proj");
+    let (a, b) = (format!("{other}{LORA_A}"), format!("{other}{LORA_B}"));
+    assert!(message(&[(&a, [4, 3]), (&b, [2, 4])]).contains("target_modules"));
+}
+
+#[test]
+fn wrong_sizes_are_not_written() {
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path().join("adapter");
+    let (config, _) = adapter();
+    let mut wrong = pair(MODULE);
+    wrong.lora_b.pop();
+    let tensors = [wrong].into_iter().collect();
+    let error = PeftDir::write(&path, &config, &tensors, &PeftWriteOptions::default());
+    assert!(matches!(
+        error.unwrap_err(),
+        FormatError::TensorShape { .. }
+    ));
+    assert_eq!(fs::read_dir(root.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn pickles_are_not_read() {
+    let case = Case::new();
+    fs::rename(case.0.path().join(WEIGHTS), case.0.path().join(PICKLE)).unwrap();
+    assert!(matches!(
+        case.read().unwrap_err(),
+        FormatError::Pickle { .. }
+    ));
+}
