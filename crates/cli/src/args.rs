@@ -11,7 +11,6 @@ use crate::commands::{eval, generate, init, inspect, merge, quickstart, score, t
 #[command(
     name = "backdraft",
     version,
-    propagate_version = true,
     max_term_width = 100,
     after_help = "Examples:\n  backdraft quickstart\n  backdraft init recipe.toml\n  backdraft train recipe.toml"
 )]
@@ -27,11 +26,11 @@ pub(crate) struct Cli {
 #[derive(Debug, Clone, Copy, Default, Args)]
 pub(crate) struct Global {
     /// Write results (and errors) as JSON, one object a line, for programs to read
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = "Everywhere")]
     pub(crate) json: bool,
 
     /// Where to compute [default: what the recipe says, else the best device of this build]
-    #[arg(long, global = true, value_enum)]
+    #[arg(long, global = true, value_enum, help_heading = "Everywhere")]
     pub(crate) device: Option<DeviceArg>,
 }
 
@@ -87,7 +86,7 @@ pub(crate) struct SamplingArgs {
     pub(crate) max_new_tokens: usize,
 
     /// Sampling temperature; 0 always takes the likeliest token
-    #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = non_negative)]
+    #[arg(long, value_name = "T", default_value_t = 0.0, allow_negative_numbers = true, value_parser = non_negative)]
     pub(crate) temperature: f64,
 
     /// Choose among the K likeliest tokens
@@ -119,7 +118,11 @@ fn non_negative(text: &str) -> Result<f64, String> {
 }
 
 fn probability(text: &str) -> Result<f64, String> {
-    number(text, |value| value > 0.0 && value <= 1.0, "a number above 0, at most 1")
+    number(
+        text,
+        |value| value > 0.0 && value <= 1.0,
+        "a number above 0, at most 1",
+    )
 }
 
 fn number(text: &str, valid: impl Fn(f64) -> bool, expected: &str) -> Result<f64, String> {

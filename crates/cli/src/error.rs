@@ -60,11 +60,19 @@ impl CliError {
 
     /// The reader of the results has gone away, as `head` does: no error to speak of.
     pub(crate) fn closed_pipe() -> Self {
-        Self { silent: true, ..Self::user("the results were not read to the end") }
+        Self {
+            silent: true,
+            ..Self::user("the results were not read to the end")
+        }
     }
 
     const fn new(body: Body, code: u8) -> Self {
-        Self { body, hint: None, code, silent: false }
+        Self {
+            body,
+            hint: None,
+            code,
+            silent: false,
+        }
     }
 
     /// Adds what caused the error.
@@ -84,7 +92,11 @@ impl CliError {
     /// Shows the error on standard error and gives the exit code.
     pub(crate) fn report(&self, json: bool) -> ExitCode {
         if !self.silent {
-            let text = if json { self.to_json() } else { self.render(Look::of_stderr()) };
+            let text = if json {
+                self.to_json()
+            } else {
+                self.render(Look::of_stderr())
+            };
             // Nobody is left to tell that standard error is closed.
             let _ = writeln!(std::io::stderr(), "{}", text.trim_end());
         }
@@ -93,8 +105,12 @@ impl CliError {
 
     /// One line with `error`, `causes`, `hint` and `exit_code`.
     pub(crate) fn to_json(&self) -> String {
-        let causes: Vec<String> =
-            std::iter::successors(self.source(), |error| error.source()).map(ToString::to_string).collect();
+        let mut causes = Vec::new();
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            causes.push(error.to_string());
+            cause = error.source();
+        }
         let (hint, exit_code) = (&self.hint, self.code);
         serde_json::json!({ "error": self.to_string(), "causes": causes, "hint": hint, "exit_code": exit_code })
             .to_string()
@@ -121,7 +137,9 @@ impl CliError {
 /// miette sets everything off by two columns and leaves blank lines; an error should be compact.
 fn dedent(text: &str) -> String {
     let lines = text.lines().filter(|line| !line.trim().is_empty());
-    lines.map(|line| format!("{}\n", line.strip_prefix("  ").unwrap_or(line))).collect()
+    lines
+        .map(|line| format!("{}\n", line.strip_prefix("  ").unwrap_or(line)))
+        .collect()
 }
 
 /// How errors are drawn.
@@ -140,8 +158,12 @@ impl Look {
     fn of_stderr() -> Self {
         let wants_colour = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
         if std::io::stderr().is_terminal() && wants_colour {
-            let columns = std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok());
-            Self::Terminal { columns: columns.unwrap_or(100) }
+            let columns = std::env::var("COLUMNS")
+                .ok()
+                .and_then(|columns| columns.parse().ok());
+            Self::Terminal {
+                columns: columns.unwrap_or(100),
+            }
         } else {
             Self::Plain
         }
@@ -180,7 +202,9 @@ impl Diagnostic for CliError {}
 impl From<RecipeError> for CliError {
     fn from(error: RecipeError) -> Self {
         let hint = match &error {
-            RecipeError::Read { .. } => Some("`backdraft init recipe.toml` writes a recipe to start from"),
+            RecipeError::Read { .. } => {
+                Some("`backdraft init recipe.toml` writes a recipe to start from")
+            }
             RecipeError::Invalid { .. } => {
                 Some("`backdraft init example.toml` writes a recipe that explains every key")
             }
@@ -198,7 +222,11 @@ impl From<FormatError> for CliError {
     fn from(error: FormatError) -> Self {
         let exists = matches!(error, FormatError::TargetExists { .. });
         let error = Self::library(error);
-        if exists { error.hint("choose another name, or add --force to replace it") } else { error }
+        if exists {
+            error.hint("choose another name, or add --force to replace it")
+        } else {
+            error
+        }
     }
 }
 
@@ -217,10 +245,14 @@ pub(crate) fn install_panic_hook() {
 
 fn panic_line(panic: &PanicHookInfo<'_>) -> String {
     let message = panic.payload_as_str().unwrap_or("unknown cause");
-    let place = panic.location().map_or_else(String::new, |place| format!(" ({place})"));
+    let place = panic
+        .location()
+        .map_or_else(String::new, |place| format!(" ({place})"));
     let message: Vec<&str> = message.split_whitespace().collect();
     let (message, version) = (message.join(" "), env!("CARGO_PKG_VERSION"));
-    format!("error: internal error: {message}{place}; this is a bug in backdraft {version}: please report this line and the command at {ISSUES}")
+    format!(
+        "error: internal error: {message}{place}; this is a bug in backdraft {version}: please report this line and the command at {ISSUES}"
+    )
 }
 
 #[cfg(test)]
@@ -234,48 +266,76 @@ mod tests {
 
     fn disk_full() -> CliError {
         let source = std::io::Error::other("No space left on device");
-        CliError::user("cannot write outputs/adapter").because(source).hint("free some space")
+        CliError::user("cannot write outputs/adapter")
+            .because(source)
+            .hint("free some space")
     }
 
     #[test]
     fn shows_causes_and_the_hint() {
-        assert_snapshot!(disk_full().render(Look::Plain), @"");
-        assert_snapshot!(CliError::usage("no prompt").render(Look::Plain), @"");
+        assert_snapshot!(disk_full().render(Look::Plain), @"
+        error: cannot write outputs/adapter
+        `-> No space left on device
+        hint: free some space
+        ");
+        assert_snapshot!(CliError::usage("no prompt").render(Look::Plain), @"error: no prompt");
     }
 
     #[test]
     fn draws_for_a_terminal() {
         let text = disk_full().render(Look::Terminal { columns: 40 });
-        assert_snapshot!(text.replace('\u{1b}', "␛"), @"");
+        assert_snapshot!(text.replace('\u{1b}', "␛"), @"
+        ␛[31merror:␛[0m cannot write outputs/adapter
+        ␛[31m  ╰─▶ ␛[0mNo space left on device
+        hint: free some space
+        ");
     }
 
     #[test]
     fn says_the_same_to_programs() {
-        assert_snapshot!(disk_full().to_json(), @"");
+        assert_snapshot!(disk_full().to_json(), @r#"{"error":"cannot write outputs/adapter","causes":["No space left on device"],"hint":"free some space","exit_code":1}"#);
     }
 
     #[test]
     fn problems_of_a_recipe_stand_on_their_own_lines() {
-        let error = Recipe::from_toml("model = \"a/b\"\nsede = 1\n", Path::new("/"), &[]).unwrap_err();
-        assert_snapshot!(CliError::from(error).render(Look::Plain), @"");
+        let error =
+            Recipe::from_toml("model = \"a/b\"\nsede = 1\n", Path::new("/"), &[]).unwrap_err();
+        assert_snapshot!(CliError::from(error).render(Look::Plain), @r#"
+        error: 2 problems in the recipe recipe.toml:
+        |   line 2: unknown key `sede`; did you mean `seed`?
+        |   `data.train` is missing: Rows to learn from, one JSON object a line. For instance `data.train = "train.jsonl"`
+        hint: `backdraft init example.toml` writes a recipe that explains every key
+        "#);
     }
 
     #[test]
     fn a_missing_recipe_names_the_next_command() {
         let error = Recipe::load(Path::new("nowhere.toml"), &[]).unwrap_err();
-        assert_snapshot!(CliError::from(error).render(Look::Plain), @"");
+        assert_snapshot!(CliError::from(error).render(Look::Plain), @"
+        error: cannot read the recipe nowhere.toml
+        `-> No such file or directory (os error 2)
+        hint: `backdraft init recipe.toml` writes a recipe to start from
+        ");
     }
 
     #[test]
     fn exit_codes_tell_mistakes_from_bugs() {
         let error = || std::io::Error::other("x");
-        let codes = [CliError::library(error()), CliError::usage("x"), CliError::internal(error())];
+        let codes = [
+            CliError::library(error()),
+            CliError::usage("x"),
+            CliError::internal(error()),
+        ];
         assert_eq!(codes.map(|error| error.code), [1, 2, 255]);
     }
 
     #[test]
     fn internal_errors_ask_for_a_report() {
         let error = CliError::internal(std::io::Error::other("impossible"));
-        assert_snapshot!(error.render(Look::Plain), @"");
+        assert_snapshot!(error.render(Look::Plain), @"
+        error: internal error
+        `-> impossible
+        hint: this is a bug; please report it at https://github.com/backdraft-rs/backdraft/issues
+        ");
     }
 }

@@ -24,12 +24,20 @@ impl Output {
 
     /// A line for people; nothing where a program reads.
     pub(crate) fn line(self, text: impl AsRef<str>) -> Result<(), CliError> {
-        if self.json { Ok(()) } else { write_stdout(&format!("{}\n", text.as_ref())) }
+        if self.json {
+            Ok(())
+        } else {
+            write_stdout(&format!("{}\n", text.as_ref()))
+        }
     }
 
     /// Text as it is, shown at once: the tokens of a stream.
     pub(crate) fn stream(self, text: &str) -> Result<(), CliError> {
-        if self.json { Ok(()) } else { write_stdout(text) }
+        if self.json {
+            Ok(())
+        } else {
+            write_stdout(text)
+        }
     }
 
     /// One JSON object on one line, where a program reads.
@@ -57,7 +65,10 @@ impl Output {
 
 fn write_stdout(text: &str) -> Result<(), CliError> {
     let mut stdout = std::io::stdout().lock();
-    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+    match stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush())
+    {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Err(CliError::closed_pipe()),
         result => result.map_err(|error| CliError::user("cannot write the results").because(error)),
     }

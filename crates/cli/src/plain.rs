@@ -89,7 +89,10 @@ pub(crate) struct PlainLines {
 impl PlainLines {
     /// Lines for a run of `total_steps`, one each `logging_steps`.
     pub(crate) const fn new(total_steps: usize, logging_steps: usize) -> Self {
-        Self { total_steps, logging_steps }
+        Self {
+            total_steps,
+            logging_steps,
+        }
     }
 
     /// Whether a step gets a line: each `logging_steps`, the last one, and each that evaluates.
@@ -101,15 +104,25 @@ impl PlainLines {
 
     /// The lines before the first step.
     pub(crate) fn banner(&self, banner: &Banner) -> String {
-        let Banner { trainable_parameters: trainable, base_parameters: base, .. } = *banner;
+        let Banner {
+            trainable_parameters: trainable,
+            base_parameters: base,
+            ..
+        } = *banner;
         let share = 100.0 * trainable as f64 / (base as f64).max(1.0);
         let eval = match banner.eval_rows {
             Some(rows) => format!("{} rows held out", group(rows as u64)),
             None => "none: the recipe names no data.eval".to_owned(),
         };
         lines(&[
-            ("model", format!("{} ({} weights)", banner.model, group(base))),
-            ("adapter", format!("{} weights to train ({share:.2} %)", group(trainable))),
+            (
+                "model",
+                format!("{} ({} weights)", banner.model, group(base)),
+            ),
+            (
+                "adapter",
+                format!("{} weights to train ({share:.2} %)", group(trainable)),
+            ),
             ("device", banner.device.clone()),
             (
                 "data",
@@ -121,7 +134,14 @@ impl PlainLines {
                 ),
             ),
             ("evaluation", eval),
-            ("steps", format!("{} of {} rows", group(banner.total_steps as u64), banner.rows_per_step)),
+            (
+                "steps",
+                format!(
+                    "{} of {} rows",
+                    group(banner.total_steps as u64),
+                    banner.rows_per_step
+                ),
+            ),
             ("output", banner.output_dir.display().to_string()),
         ])
     }
@@ -133,7 +153,7 @@ impl PlainLines {
         let (eval_loss, perplexity) = (line.eval_loss, line.eval_loss.map(f64::exp));
         format!(
             "step {step:>width$}/{total}  epoch {:>6.2}  loss {:>8}  eval_loss {:>8}  eval_ppl {:>8}  lr {:>9}  \
-             grad_norm {:>8}  tok/s {:>7}  sup_tok/s {:>7}  elapsed {:>8}  eta {:>8}",
+             grad_norm {:>8}  tok/s {:>7}  sup_tok/s {:>7}  elapsed {:>9}  eta {:>9}",
             line.epoch,
             fixed(line.loss),
             optional(eval_loss.map(fixed)),
@@ -151,13 +171,24 @@ impl PlainLines {
     pub(crate) fn summary(&self, summary: &Summary) -> String {
         let best = match summary.best_eval {
             Some((loss, step)) => {
-                format!("{} (perplexity {}) at step {step}", fixed(loss), fixed(loss.exp()))
+                format!(
+                    "{} (perplexity {}) at step {step}",
+                    fixed(loss),
+                    fixed(loss.exp())
+                )
             }
             None => "not evaluated".to_owned(),
         };
         let adapter = summary.adapter.display();
         lines(&[
-            ("run time", format!("{} for {} steps", clock(summary.elapsed), group(summary.steps as u64))),
+            (
+                "run time",
+                format!(
+                    "{} for {} steps",
+                    clock(summary.elapsed),
+                    group(summary.steps as u64)
+                ),
+            ),
             (
                 "throughput",
                 format!(
@@ -171,15 +202,24 @@ impl PlainLines {
             ("adapter", adapter.to_string()),
             (
                 "try it",
-                format!("backdraft generate --model {} --adapter {adapter} --chat", summary.model),
+                format!(
+                    "backdraft generate --model {} --adapter {adapter} --chat",
+                    summary.model
+                ),
             ),
         ])
     }
 }
 
 fn lines(rows: &[(&str, String)]) -> String {
-    let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or_default();
-    rows.iter().map(|(name, value)| format!("{name:<width$}  {value}\n")).collect()
+    let width = rows
+        .iter()
+        .map(|(name, _)| name.len())
+        .max()
+        .unwrap_or_default();
+    rows.iter()
+        .map(|(name, value)| format!("{name:<width$}  {value}\n"))
+        .collect()
 }
 
 fn optional(text: Option<String>) -> String {
@@ -188,21 +228,38 @@ fn optional(text: Option<String>) -> String {
 
 /// Four decimals while they fit into eight characters, else an exponent.
 fn fixed(value: f64) -> String {
-    if value.abs() < 1000.0 || !value.is_finite() { format!("{value:.4}") } else { format!("{value:.2e}") }
+    if value.abs() < 1000.0 || !value.is_finite() {
+        format!("{value:.4}")
+    } else {
+        format!("{value:.2e}")
+    }
 }
 
 fn scientific(value: f64) -> String {
-    if value == 0.0 { "0".to_owned() } else { format!("{value:.3e}") }
+    if value == 0.0 {
+        "0".to_owned()
+    } else {
+        format!("{value:.3e}")
+    }
 }
 
 fn rate(value: f64) -> String {
-    if value < 100.0 { format!("{value:.1}") } else { format!("{value:.0}") }
+    if value < 100.0 {
+        format!("{value:.1}")
+    } else {
+        format!("{value:.0}")
+    }
 }
 
 /// Hours, minutes and seconds.
 fn clock(time: Duration) -> String {
     let seconds = time.as_secs();
-    format!("{}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60)
+    format!(
+        "{}:{:02}:{:02}",
+        seconds / 3600,
+        seconds / 60 % 60,
+        seconds % 60
+    )
 }
 
 /// Digits in groups of three.
@@ -243,21 +300,39 @@ mod tests {
 
     #[test]
     fn columns_stay_in_their_places() {
-        let first = StepLine { loss: f64::NAN, learning_rate: 0.0, eta: None, ..line(1) };
-        let evaluated = StepLine { eval_loss: Some(1.987_65), ..line(50) };
+        let first = StepLine {
+            loss: f64::NAN,
+            learning_rate: 0.0,
+            eta: None,
+            ..line(1)
+        };
+        let evaluated = StepLine {
+            eval_loss: Some(1.987_65),
+            ..line(50)
+        };
         let wild = StepLine {
             loss: 12_345.6,
             eval_loss: Some(900.0),
             grad_norm: f64::INFINITY,
             tokens_per_second: 1_234_567.0,
-            elapsed: Duration::from_secs(3_600_000),
+            elapsed: Duration::from_secs(3_599_999),
             ..line(330)
         };
-        let text: Vec<String> =
-            [first, line(10), evaluated, wild].iter().map(|line| LINES.step(line)).collect();
-        assert_snapshot!(text.join("\n"), @"");
+        let text: Vec<String> = [first, line(10), evaluated, wild]
+            .iter()
+            .map(|line| LINES.step(line))
+            .collect();
+        assert_snapshot!(text.join("\n"), @"
+        step   1/330  epoch   0.01  loss      NaN  eval_loss        -  eval_ppl        -  lr         0  grad_norm   1.2346  tok/s     812  sup_tok/s   100.0  elapsed   0:01:12  eta         -
+        step  10/330  epoch   0.09  loss   2.1034  eval_loss        -  eval_ppl        -  lr  1.176e-4  grad_norm   1.2346  tok/s     812  sup_tok/s   100.0  elapsed   0:01:12  eta   0:36:20
+        step  50/330  epoch   0.45  loss   2.1034  eval_loss   1.9876  eval_ppl   7.2984  lr  1.176e-4  grad_norm   1.2346  tok/s     812  sup_tok/s   100.0  elapsed   0:01:12  eta   0:36:20
+        step 330/330  epoch   3.00  loss   1.23e4  eval_loss 900.0000  eval_ppl      inf  lr  1.176e-4  grad_norm      inf  tok/s 1234567  sup_tok/s   100.0  elapsed 999:59:59  eta   0:36:20
+        ");
         let widths: Vec<usize> = text.iter().map(String::len).collect();
-        assert!(widths.windows(2).all(|pair| pair[0] == pair[1]), "{widths:?}");
+        assert!(
+            widths.windows(2).all(|pair| pair[0] == pair[1]),
+            "{widths:?}"
+        );
     }
 
     #[test]
@@ -266,7 +341,10 @@ mod tests {
         let words: Vec<&str> = text.split_whitespace().collect();
         let value = |name: &str| words[words.iter().position(|word| *word == name).unwrap() + 1];
         assert_eq!(words.len() % 2, 0);
-        assert_eq!((value("loss"), value("eval_loss"), value("eta")), ("2.1034", "-", "0:36:20"));
+        assert_eq!(
+            (value("loss"), value("eval_loss"), value("eta")),
+            ("2.1034", "-", "0:36:20")
+        );
         assert_eq!(value("lr").parse::<f64>().unwrap(), 1.176e-4);
     }
 
@@ -276,7 +354,10 @@ mod tests {
         let logged: Vec<usize> = (1..=25)
             .filter(|&step| {
                 let eval_loss = (step == 7).then_some(1.0);
-                lines.wants(&StepLine { eval_loss, ..line(step) })
+                lines.wants(&StepLine {
+                    eval_loss,
+                    ..line(step)
+                })
             })
             .collect();
         assert_eq!(logged, [7, 10, 20, 25]);
@@ -297,9 +378,24 @@ mod tests {
             total_steps: 330,
             output_dir: "outputs".into(),
         };
-        assert_snapshot!(LINES.banner(&banner), @"");
-        let banner = Banner { eval_rows: None, ..banner };
-        assert!(LINES.banner(&banner).contains("evaluation  none: the recipe names no data.eval\n"));
+        assert_snapshot!(LINES.banner(&banner), @"
+        model       HuggingFaceTB/SmolLM2-135M-Instruct (134,515,008 weights)
+        adapter     4,884,480 weights to train (3.63 %)
+        device      cpu, f32, 2 threads
+        data        880 rows, 61,234 tokens, 9,876 of them in the loss
+        evaluation  100 rows held out
+        steps       330 of 8 rows
+        output      outputs
+        ");
+        let banner = Banner {
+            eval_rows: None,
+            ..banner
+        };
+        assert!(
+            LINES
+                .banner(&banner)
+                .contains("evaluation  none: the recipe names no data.eval\n")
+        );
     }
 
     #[test]
@@ -314,8 +410,22 @@ mod tests {
             adapter: "outputs/adapter".into(),
             model: "model.gguf".into(),
         };
-        assert_snapshot!(LINES.summary(&summary), @"");
-        let summary = Summary { best_eval: None, ..summary };
-        assert!(LINES.summary(&summary).contains("best eval loss  not evaluated\n"));
+        assert_snapshot!(LINES.summary(&summary), @"
+        run time        1:12:01 for 330 steps
+        throughput      812 tokens/s, 100.0 supervised tokens/s
+        final loss      1.2346
+        best eval loss  1.7816 (perplexity 5.9394) at step 300
+        adapter         outputs/adapter
+        try it          backdraft generate --model model.gguf --adapter outputs/adapter --chat
+        ");
+        let summary = Summary {
+            best_eval: None,
+            ..summary
+        };
+        assert!(
+            LINES
+                .summary(&summary)
+                .contains("best eval loss  not evaluated\n")
+        );
     }
 }

@@ -26,7 +26,9 @@ fn help(command: &str) -> String {
         name => cli.find_subcommand_mut(name).unwrap(),
     };
     let text = command.render_long_help().to_string();
-    text.lines().map(|line| format!("{}\n", line.trim_end())).collect()
+    text.lines()
+        .map(|line| format!("{}\n", line.trim_end()))
+        .collect()
 }
 
 #[test]
@@ -37,9 +39,14 @@ fn the_command_line_is_consistent() {
 #[test]
 fn every_command_shows_an_example_that_parses() {
     for command in Cli::command().get_subcommands() {
-        let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
-        let examples: Vec<&str> =
-            help.lines().filter_map(|line| line.strip_prefix("  backdraft ")).collect();
+        let help = command
+            .get_after_help()
+            .map(ToString::to_string)
+            .unwrap_or_default();
+        let examples: Vec<&str> = help
+            .lines()
+            .filter_map(|line| line.strip_prefix("  backdraft "))
+            .collect();
         assert!(!examples.is_empty(), "{}", command.get_name());
         for example in examples {
             let quoted = example.split('"').enumerate();
@@ -60,7 +67,10 @@ fn every_command_shows_an_example_that_parses() {
 
 #[test]
 fn global_flags_stand_before_or_behind_the_command() {
-    for line in ["backdraft --json --device cpu init", "backdraft init --json --device cpu"] {
+    for line in [
+        "backdraft --json --device cpu init",
+        "backdraft init --json --device cpu",
+    ] {
         let global = parse(line).unwrap().global;
         assert!(global.json);
         assert_eq!(global.device, Some(DeviceArg::Cpu));
@@ -69,55 +79,520 @@ fn global_flags_stand_before_or_behind_the_command() {
 
 #[test]
 fn lines_that_mean_nothing_are_refused() {
-    assert_snapshot!(refused("backdraft trian recipe.toml"), @"");
-    assert_snapshot!(refused("backdraft train"), @"");
-    assert_snapshot!(refused("backdraft generate --model m.gguf --temperature -1 hi"), @"");
-    assert_snapshot!(refused("backdraft generate --model m.gguf --top-p 1.5 hi"), @"");
-    assert_snapshot!(refused("backdraft generate --model m.gguf"), @"");
-    assert_snapshot!(refused("backdraft init --device cuda"), @"");
+    assert_snapshot!(refused("backdraft trian recipe.toml"), @"
+    error: unrecognized subcommand 'trian'
+
+      tip: a similar subcommand exists: 'train'
+
+    Usage: backdraft [OPTIONS] <COMMAND>
+
+    For more information, try '--help'.
+    ");
+    assert_snapshot!(refused("backdraft train"), @"
+    error: the following required arguments were not provided:
+      <RECIPE>
+
+    Usage: backdraft train <RECIPE>
+
+    For more information, try '--help'.
+    ");
+    assert_snapshot!(refused("backdraft generate --model m.gguf --temperature -1 hi"), @"
+    error: invalid value '-1' for '--temperature <T>': expected a number, 0 or more
+
+    For more information, try '--help'.
+    ");
+    assert_snapshot!(refused("backdraft generate --model m.gguf --top-p 1.5 hi"), @"
+    error: invalid value '1.5' for '--top-p <P>': expected a number above 0, at most 1
+
+    For more information, try '--help'.
+    ");
+    assert_snapshot!(refused("backdraft generate --model m.gguf"), @"
+    error: the following required arguments were not provided:
+      <PROMPT>
+
+    Usage: backdraft generate --model <MODEL> <PROMPT>
+
+    For more information, try '--help'.
+    ");
+    assert_snapshot!(refused("backdraft init --device cuda"), @"
+    error: invalid value 'cuda' for '--device <DEVICE>'
+      [possible values: auto, cpu]
+
+      tip: a similar value exists: 'cpu'
+
+    For more information, try '--help'.
+    ");
 }
 
 #[test]
 fn help_of_the_program() {
-    assert_snapshot!(help(""), @"");
+    assert_snapshot!(help(""), @"
+    Fine-tune Llama-class language models from one program
+
+    Usage: backdraft [OPTIONS] <COMMAND>
+
+    Commands:
+      train       Train an adapter as a recipe says
+      generate    Let a model, with or without an adapter, answer a prompt
+      eval        Measure a model on a file, with and without an adapter
+      score       Write the logits and the loss of every token for given token ids
+      merge       Fold an adapter into a new Hugging Face directory, in the base model's number format
+      inspect     Show what a model, adapter, recipe or data file contains, and what it would cost to
+                  train
+      init        Write a recipe with every key explained, set to where to start
+      quickstart  Fine-tune a small model in a few minutes, with nothing prepared
+      help        Print this message or the help of the given subcommand(s)
+
+    Options:
+      -h, --help
+              Print help (see a summary with '-h')
+
+      -V, --version
+              Print version
+
+    Everywhere:
+          --json
+              Write results (and errors) as JSON, one object a line, for programs to read
+
+          --device <DEVICE>
+              Where to compute [default: what the recipe says, else the best device of this build]
+
+              Possible values:
+              - auto: The best device of this build
+              - cpu:  The processor
+
+    Examples:
+      backdraft quickstart
+      backdraft init recipe.toml
+      backdraft train recipe.toml
+    ");
 }
 
 #[test]
 fn help_of_train() {
-    assert_snapshot!(help("train"), @"");
+    assert_snapshot!(help("train"), @"
+    Train an adapter as a recipe says
+
+    Usage: backdraft train [OPTIONS] <RECIPE>
+
+    Arguments:
+      <RECIPE>
+              The recipe; `backdraft init` writes one
+
+    Options:
+          --set <SECTION.KEY=VALUE>
+              Change a value of the recipe for this run; may be given again
+
+          --max-steps <N>
+              Stop after this many optimiser steps [same as --set train.max_steps=N]
+
+          --output-dir <DIR>
+              Where the run's files go [same as --set output_dir=DIR]
+
+          --force
+              Replace the run that the output directory holds
+
+          --plain
+              Plain lines instead of the dashboard, also on a terminal
+
+      -h, --help
+              Print help (see a summary with '-h')
+
+    Everywhere:
+          --json
+              Write results (and errors) as JSON, one object a line, for programs to read
+
+          --device <DEVICE>
+              Where to compute [default: what the recipe says, else the best device of this build]
+
+              Possible values:
+              - auto: The best device of this build
+              - cpu:  The processor
+
+    Examples:
+      backdraft train recipe.toml
+      backdraft train recipe.toml --set train.learning_rate=1e-4 --set lora.rank=32
+      backdraft train recipe.toml --max-steps 5 --output-dir trial --force
+    ");
 }
 
 #[test]
 fn help_of_generate() {
-    assert_snapshot!(help("generate"), @"");
+    assert_snapshot!(help("generate"), @r#"
+    Let a model, with or without an adapter, answer a prompt
+
+    Usage: backdraft generate [OPTIONS] --model <MODEL> [PROMPT]
+
+    Arguments:
+      [PROMPT]
+              What to say to the model
+
+    Options:
+          --model <MODEL>
+              Directory, .gguf file, or hub id (org/name)
+
+          --adapter <DIR>
+              PEFT adapter directory to put on the model
+
+          --chat
+              Talk to the model line by line
+
+          --raw
+              Give the prompt to the model as it is, without its chat template
+
+          --system <TEXT>
+              System message before the prompt
+
+          --max-new-tokens <N>
+              Most tokens to write
+
+              [default: 256]
+
+          --temperature <T>
+              Sampling temperature; 0 always takes the likeliest token
+
+              [default: 0]
+
+          --top-k <K>
+              Choose among the K likeliest tokens
+
+          --top-p <P>
+              Choose among the likeliest tokens that together have probability P
+
+          --seed <SEED>
+              Seed of the sampling
+
+              [default: 42]
+
+      -h, --help
+              Print help (see a summary with '-h')
+
+    Everywhere:
+          --json
+              Write results (and errors) as JSON, one object a line, for programs to read
+
+          --device <DEVICE>
+              Where to compute [default: what the recipe says, else the best device of this build]
+
+              Possible values:
+              - auto: The best device of this build
+              - cpu:  The processor
+
+    Examples:
+      backdraft generate --model HuggingFaceTB/SmolLM2-135M-Instruct "What is the capital of France?"
+      backdraft generate --model model.gguf --temperature 0.7 --top-p 0.9 "Tell a story"
+      backdraft generate --model model.gguf --adapter outputs/adapter --chat
+    "#);
 }
 
 #[test]
 fn help_of_eval() {
-    assert_snapshot!(help("eval"), @"");
+    assert_snapshot!(help("eval"), @r#"
+    Measure a model on a file, with and without an adapter
+
+    Reports the mean negative log-likelihood per supervised token and the perplexity; with an adapter,
+    both without and with it. With --generate also the share of answers that match exactly, and that
+    start with the same word.
+
+    Usage: backdraft eval [OPTIONS] --model <MODEL> --data <FILE>
+
+    Options:
+          --model <MODEL>
+              Directory, .gguf file, or hub id (org/name)
+
+          --adapter <DIR>
+              PEFT adapter directory to put on the model
+
+          --data <FILE>
+              JSONL file, or a text file (.txt)
+
+          --format <FORMAT>
+              Shape of the rows [default: seen from the first row]
+
+              Possible values:
+              - messages: Chats: {"messages": [{"role": …, "content": …}, …]}
+              - alpaca:   {"instruction": …, "input": … (optional), "output": …}
+              - text:     {"text": …}
+
+          --prompt-template <TEMPLATE>
+              Turns alpaca rows into text, as in a recipe
+
+          --limit <N>
+              Only the first N rows
+
+          --max-seq-length <N>
+              Tokens per row; longer rows are cut and counted
+
+              [default: 2048]
+
+          --generate
+              Also answer every row and compare with the expected answer
+
+          --max-new-tokens <N>
+              Most tokens of an answer
+
+              [default: 64]
+
+      -h, --help
+              Print help (see a summary with '-h')
+
+    Everywhere:
+          --json
+              Write results (and errors) as JSON, one object a line, for programs to read
+
+          --device <DEVICE>
+              Where to compute [default: what the recipe says, else the best device of this build]
+
+              Possible values:
+              - auto: The best device of this build
+              - cpu:  The processor
+
+    Examples:
+      backdraft eval --model model.gguf --adapter outputs/adapter --data test.jsonl
+      backdraft eval --model model.gguf --adapter outputs/adapter --data test.jsonl --generate
+      backdraft eval --model model.gguf --data book.txt
+    "#);
 }
 
 #[test]
 fn help_of_score() {
-    assert_snapshot!(help("score"), @"");
+    assert_snapshot!(help("score"), @"
+    Write the logits and the loss of every token for given token ids
+
+    The ids are a JSON list, or a list of lists of one length. The output holds `logits` [b, s, v] and
+    `nll` [b, s - 1], in float32.
+
+    Usage: backdraft score [OPTIONS] --model <MODEL> --ids <FILE> --out <FILE>
+
+    Options:
+          --model <MODEL>
+              Directory, .gguf file, or hub id (org/name)
+
+          --adapter <DIR>
+              PEFT adapter directory to put on the model
+
+          --ids <FILE>
+              JSON file with the token ids
+
+          --out <FILE>
+              safetensors file to write
+
+          --force
+              Replace the output file if it exists
+
+      -h, --help
+              Print help (see a summary with '-h')
+
+    Everywhere:
+          --json
+              Write results (and errors) as JSON, one object a line, for programs to read
+
+          --device <DEVICE>
+              Where to compute [default: what the recipe says, else the best device of this build]
+
+              Possible values:
+              - auto: The best device of this build
+              - cpu:  The processor
+
+    Example:
+      backdraft score --model model.gguf --ids ids.json --out scores.safetensors
+    ");
 }
 
 #[test]
 fn help_of_merge() {
-    assert_snapshot!(help("merge"), @"");
+    assert_snapshot!(help("merge"), @"
+    Fold an adapter into a new Hugging Face directory, in the base model's number format
+
+    Usage: backdraft merge [OPTIONS] --model <MODEL> --adapter <DIR> --out <DIR>
+
+    Options:
+          --model <MODEL>
+              Base model: directory, .gguf file, or hub id (org/name)
+
+          --adapter <DIR>
+              PEFT adapter directory
+
+          --out <DIR>
+              Directory to write
+
+          --force
+              Replace the output directory if it exists
+
+      -h, --help
+              Print help (see a summary with '-h')
+
+    Everywhere:
+          --json
+              Write results (and errors) as JSON, one object a line, for programs to read
+
+          --device <DEVICE>
+              Where to compute [default: what the recipe says, else the best device of this build]
+
+              Possible values:
+              - auto: The best device of this build
+              - cpu:  The processor
+
+    Example:
+      backdraft merge --model HuggingFaceTB/SmolLM2-135M-Instruct --adapter outputs/adapter --out merged
+    ");
 }
 
 #[test]
 fn help_of_inspect() {
-    assert_snapshot!(help("inspect"), @"");
+    assert_snapshot!(help("inspect"), @"
+    Show what a model, adapter, recipe or data file contains, and what it would cost to train
+
+    Usage: backdraft inspect [OPTIONS] <WHAT>
+
+    Arguments:
+      <WHAT>
+              Model (directory, .gguf file, hub id), adapter directory, recipe or data file
+
+    Options:
+          --model <MODEL>
+              Model whose tokenizer counts the tokens of a data file
+
+          --rank <N>
+              Rank of the adapter whose cost is estimated
+
+              [default: 16]
+
+          --micro-batch-size <N>
+              Rows in one pass, for the estimate
+
+              [default: 2]
+
+          --max-seq-length <N>
+              Tokens per row, for the estimate
+
+              [default: 2048]
+
+      -h, --help
+              Print help (see a summary with '-h')
+
+    Everywhere:
+          --json
+              Write results (and errors) as JSON, one object a line, for programs to read
+
+          --device <DEVICE>
+              Where to compute [default: what the recipe says, else the best device of this build]
+
+              Possible values:
+              - auto: The best device of this build
+              - cpu:  The processor
+
+    Examples:
+      backdraft inspect model.gguf
+      backdraft inspect outputs/adapter
+      backdraft inspect train.jsonl --model model.gguf
+    ");
 }
 
 #[test]
 fn help_of_init() {
-    assert_snapshot!(help("init"), @"");
+    assert_snapshot!(help("init"), @r#"
+    Write a recipe with every key explained, set to where to start
+
+    Usage: backdraft init [OPTIONS] [RECIPE]
+
+    Arguments:
+      [RECIPE]
+              The file to write
+
+              [default: recipe.toml]
+
+    Options:
+          --model <MODEL>
+              The model to adapt: directory, .gguf file, or hub id (org/name)
+
+          --train <FILE>
+              JSONL file to learn from
+
+          --eval <FILE>
+              JSONL file held out
+
+          --format <FORMAT>
+              Shape of the rows
+
+              Possible values:
+              - messages: Chats: {"messages": [{"role": …, "content": …}, …]}
+              - alpaca:   {"instruction": …, "input": … (optional), "output": …}
+              - text:     {"text": …}
+
+              [default: messages]
+
+          --output-dir <DIR>
+              Where the run's files go
+
+          --force
+              Replace the file if it exists
+
+      -h, --help
+              Print help (see a summary with '-h')
+
+    Everywhere:
+          --json
+              Write results (and errors) as JSON, one object a line, for programs to read
+
+          --device <DEVICE>
+              Where to compute [default: what the recipe says, else the best device of this build]
+
+              Possible values:
+              - auto: The best device of this build
+              - cpu:  The processor
+
+    Examples:
+      backdraft init
+      backdraft init my.toml --model model.gguf --train train.jsonl --eval test.jsonl --format alpaca
+    "#);
 }
 
 #[test]
 fn help_of_quickstart() {
-    assert_snapshot!(help("quickstart"), @"");
+    assert_snapshot!(help("quickstart"), @"
+    Fine-tune a small model in a few minutes, with nothing prepared
+
+    Finds or fetches SmolLM2-135M-Instruct, makes a small data set (text to JSON), trains on it, scores
+    held-out rows before and after, and leaves the adapter, the recipe and the logs behind.
+
+    Usage: backdraft quickstart [OPTIONS]
+
+    Options:
+          --output-dir <DIR>
+              Where the data, the recipe and the adapter go
+
+              [default: backdraft-quickstart]
+
+          --model <MODEL>
+              Another model than SmolLM2-135M-Instruct: directory, .gguf file, or hub id
+
+          --max-steps <N>
+              Optimiser steps [default: enough for a clear result in a few minutes]
+
+          --seed <SEED>
+              Seed of the data set and the training
+
+              [default: 42]
+
+          --force
+              Replace an earlier quickstart in the same directory
+
+      -h, --help
+              Print help (see a summary with '-h')
+
+    Everywhere:
+          --json
+              Write results (and errors) as JSON, one object a line, for programs to read
+
+          --device <DEVICE>
+              Where to compute [default: what the recipe says, else the best device of this build]
+
+              Possible values:
+              - auto: The best device of this build
+              - cpu:  The processor
+
+    Example:
+      backdraft quickstart
+    ");
 }

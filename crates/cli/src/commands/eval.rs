@@ -16,7 +16,7 @@ use crate::error::CliError;
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   backdraft eval --model model.gguf --adapter outputs/adapter --data test.jsonl
-  backdraft eval --model model.gguf --adapter outputs/adapter --data test.jsonl --limit 40 --generate
+  backdraft eval --model model.gguf --adapter outputs/adapter --data test.jsonl --generate
   backdraft eval --model model.gguf --data book.txt")]
 pub(crate) struct EvalArgs {
     #[command(flatten)]

@@ -10,7 +10,7 @@ use crate::error::CliError;
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   backdraft generate --model HuggingFaceTB/SmolLM2-135M-Instruct \"What is the capital of France?\"
-  backdraft generate --model model.gguf --adapter outputs/adapter --temperature 0.7 --top-p 0.9 \"Tell a story\"
+  backdraft generate --model model.gguf --temperature 0.7 --top-p 0.9 \"Tell a story\"
   backdraft generate --model model.gguf --adapter outputs/adapter --chat")]
 pub(crate) struct GenerateArgs {
     #[command(flatten)]

@@ -49,15 +49,24 @@ impl InitArgs {
     fn choices(&self) -> Choices {
         let standard = Choices::default();
         Choices {
-            model: self.model.as_deref().map_or(standard.model, |model| self.seen_from_recipe(model)),
-            train: self.train.as_deref().map_or(standard.train, |path| self.seen_from_recipe(path)),
+            model: self
+                .model
+                .as_deref()
+                .map_or(standard.model, |model| self.seen_from_recipe(model)),
+            train: self
+                .train
+                .as_deref()
+                .map_or(standard.train, |path| self.seen_from_recipe(path)),
             eval: self.eval.as_deref().map(|path| self.seen_from_recipe(path)),
             format: match self.format {
                 FormatArg::Messages => DataFormat::Messages,
                 FormatArg::Alpaca => DataFormat::Alpaca,
                 FormatArg::Text => DataFormat::Text,
             },
-            output_dir: self.output_dir.as_deref().map_or(standard.output_dir, |path| self.seen_from_recipe(path)),
+            output_dir: self
+                .output_dir
+                .as_deref()
+                .map_or(standard.output_dir, |path| self.seen_from_recipe(path)),
         }
     }
 
@@ -69,19 +78,35 @@ impl InitArgs {
             return path.to_owned();
         }
         let absolute = std::path::absolute(path).ok();
-        absolute.and_then(|path| path.to_str().map(str::to_owned)).unwrap_or_else(|| path.to_owned())
+        absolute
+            .and_then(|path| path.to_str().map(str::to_owned))
+            .unwrap_or_else(|| path.to_owned())
     }
 }
 
 /// Writes the recipe; what it says is checked first, so that `train` takes it.
 pub(crate) fn run(args: &InitArgs, context: Context) -> Result<(), CliError> {
     let text = Recipe::template(&args.choices());
-    Recipe::from_toml(&text, directory(&args.recipe), &[])?;
-    let existing = if args.force { Existing::Replace } else { Existing::Refuse };
+    let directory = directory(&args.recipe);
+    Recipe::from_toml(&text, directory, &[])?;
+    if !directory.as_os_str().is_empty() && !directory.is_dir() {
+        let directory = directory.display();
+        return Err(CliError::user(format!("there is no directory {directory}"))
+            .hint(format!("make it first: mkdir -p {directory}")));
+    }
+    let existing = if args.force {
+        Existing::Replace
+    } else {
+        Existing::Refuse
+    };
     write_file(&args.recipe, text.as_bytes(), existing)?;
     let path = args.recipe.display();
-    context.output.record(&serde_json::json!({ "recipe": args.recipe }))?;
-    context.output.line(format!("Wrote {path}. Next: backdraft train {path}"))
+    context
+        .output
+        .record(&serde_json::json!({ "recipe": args.recipe }))?;
+    context
+        .output
+        .line(format!("Wrote {path}. Next: backdraft train {path}"))
 }
 
 fn directory(file: &Path) -> &Path {
@@ -111,7 +136,10 @@ mod tests {
 
     /// Says nothing: the tests look at the file.
     fn context() -> Context {
-        Context { global: Global::default(), output: Output::new(false) }
+        Context {
+            global: Global::default(),
+            output: Output::new(false),
+        }
     }
 
     #[test]
@@ -132,8 +160,13 @@ mod tests {
         let mut args = args(dir.path().join("recipe.toml"));
         std::fs::write(&args.recipe, "mine").unwrap();
         let error = run(&args, context()).unwrap_err();
-        let text = error.render(Look::Plain).replace(&dir.path().display().to_string(), "DIR");
-        assert_snapshot!(text, @"");
+        let text = error
+            .render(Look::Plain)
+            .replace(&dir.path().display().to_string(), "DIR");
+        assert_snapshot!(text, @"
+        error: DIR/recipe.toml already exists and is not replaced
+        hint: choose another name, or add --force to replace it
+        ");
         assert_eq!(std::fs::read_to_string(&args.recipe).unwrap(), "mine");
         args.force = true;
         run(&args, context()).unwrap();
@@ -143,15 +176,24 @@ mod tests {
     #[test]
     fn a_directory_that_does_not_exist_is_named() {
         let error = run(&args("nowhere/recipe.toml".into()), context()).unwrap_err();
-        assert_snapshot!(error.render(Look::Plain), @"");
+        assert_snapshot!(error.render(Look::Plain), @"
+        error: there is no directory nowhere
+        hint: make it first: mkdir -p nowhere
+        ");
     }
 
     #[test]
     fn a_model_that_is_none_is_refused_before_anything_is_written() {
         let dir = tempfile::tempdir().unwrap();
-        let args = InitArgs { model: Some("llama 3".into()), ..args(dir.path().join("recipe.toml")) };
+        let args = InitArgs {
+            model: Some("llama 3".into()),
+            ..args(dir.path().join("recipe.toml"))
+        };
         let error = run(&args, context()).unwrap_err();
-        assert!(error.to_string().contains("`model` takes a hub id"), "{error}");
+        assert!(
+            error.to_string().contains("`model` takes a hub id"),
+            "{error}"
+        );
         assert!(!args.recipe.exists());
     }
 }

@@ -27,7 +27,10 @@ pub(crate) struct Context {
 /// Reads the command line, runs the command, reports its error.
 pub(crate) fn main() -> ExitCode {
     let Cli { global, command } = Cli::parse();
-    let context = Context { global, output: Output::new(global.json) };
+    let context = Context {
+        global,
+        output: Output::new(global.json),
+    };
     match run(command, context) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => error.report(global.json),

@@ -37,5 +37,7 @@ pub(crate) struct QuickstartArgs {
 }
 
 pub(crate) fn run(_args: &QuickstartArgs, _context: Context) -> Result<(), CliError> {
-    Err(CliError::usage("`quickstart` is not part of this build yet"))
+    Err(CliError::usage(
+        "`quickstart` is not part of this build yet",
+    ))
 }

@@ -14,7 +14,7 @@ use crate::error::CliError;
 /// `nll` [b, s - 1], in float32.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
-  backdraft score --model model.gguf --adapter outputs/adapter --ids ids.json --out scores.safetensors")]
+  backdraft score --model model.gguf --ids ids.json --out scores.safetensors")]
 pub(crate) struct ScoreArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,

@@ -42,10 +42,24 @@ pub(crate) struct TrainArgs {
 impl TrainArgs {
     /// All overrides of the recipe, flags last so that they win.
     pub(crate) fn overrides(&self, context: Context) -> Vec<String> {
-        let max_steps = self.max_steps.map(|steps| format!("train.max_steps={steps}"));
-        let output_dir = self.output_dir.as_deref().map(|dir| format!("output_dir={}", quote(dir)));
-        let device = context.global.device.map(|device| format!("device={}", device.name()));
-        self.set.iter().cloned().chain(max_steps).chain(output_dir).chain(device).collect()
+        let max_steps = self
+            .max_steps
+            .map(|steps| format!("train.max_steps={steps}"));
+        let output_dir = self
+            .output_dir
+            .as_deref()
+            .map(|dir| format!("output_dir={}", quote(dir)));
+        let device = context
+            .global
+            .device
+            .map(|device| format!("device={}", device.name()));
+        self.set
+            .iter()
+            .cloned()
+            .chain(max_steps)
+            .chain(output_dir)
+            .chain(device)
+            .collect()
     }
 }
 
@@ -78,8 +92,14 @@ mod tests {
             force: false,
             plain: false,
         };
-        let global = Global { device: Some(DeviceArg::Cpu), ..Global::default() };
-        let context = Context { global, output: Output::new(false) };
+        let global = Global {
+            device: Some(DeviceArg::Cpu),
+            ..Global::default()
+        };
+        let context = Context {
+            global,
+            output: Output::new(false),
+        };
         let text = "model = \"a/b\"\n[data]\ntrain = \"t.jsonl\"\n[train]\nepochs = 2\n";
         let recipe = Recipe::from_toml(text, Path::new("/r"), &args.overrides(context)).unwrap();
         assert_eq!(recipe.train.length, Length::MaxSteps(5));
