@@ -243,3 +243,6 @@ fn token_ids(path: &Path, config: &Value) -> Result<Vec<u32>> {
     };
     ids.ok_or_else(|| json::field_error(path, "eos_token_id", "an id, or a list of ids", value))
 }
+
+#[cfg(test)]
+mod tests;

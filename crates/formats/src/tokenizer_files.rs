@@ -171,3 +171,6 @@ fn default_template(templates: &[Value]) -> Option<String> {
     };
     named.or(only)?["template"].as_str().map(Into::into)
 }
+
+#[cfg(test)]
+mod tests;

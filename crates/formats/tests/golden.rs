@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use backdraft_formats::gguf::{GgmlType, GgufFile, GgufLlama, GgufValue, dequantize};
-use backdraft_formats::{ModelSource, SafetensorsFile};
+use backdraft_formats::{Existing, ModelSource, SafetensorsFile, SafetensorsWriter};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tokenizers::Tokenizer;
@@ -264,5 +264,35 @@ fn golden_smollm2_tokenizer() {
             let decoded = tokenizer.decode(encoding.get_ids(), skip).unwrap();
             assert_eq!(case[key], decoded, "{text:?}");
         }
+    }
+}
+
+#[test]
+fn golden_smollm2_becomes_a_directory() {
+    let Some(gguf) = smollm2() else { return };
+    let gguf = ModelSource::Gguf(Box::new(gguf));
+    let root = tempfile::tempdir().unwrap();
+    for (name, bytes) in gguf.companion_files().unwrap() {
+        fs::write(root.path().join(name), bytes).unwrap();
+    }
+    // One layer is enough to see that nothing changes on the way.
+    let names = || gguf.tensor_names().filter(|name| name.contains(".0."));
+    let infos = names().map(|name| gguf.tensor_info(name).unwrap().clone());
+    let path = root.path().join("model.safetensors");
+    let mut writer = SafetensorsWriter::create(path, infos, Existing::Refuse).unwrap();
+    for name in names() {
+        writer.write(name, &gguf.raw(name).unwrap().bytes).unwrap();
+    }
+    writer.finish().unwrap();
+    let directory = ModelSource::open(root.path()).unwrap();
+    assert_eq!(directory.config(), gguf.config());
+    assert_eq!(
+        directory.tokenizer().unwrap().chat_template,
+        gguf.tokenizer().unwrap().chat_template
+    );
+    assert_eq!(directory.eos_token_ids().unwrap(), [2]);
+    assert_eq!(directory.tensor_names().count(), 9);
+    for name in names() {
+        assert!(directory.read_f32(name).unwrap() == gguf.read_f32(name).unwrap());
     }
 }

@@ -6,8 +6,6 @@
 //! # Source
 //! `SentencePieceExtractor` and `LlamaConverter` in transformers' `convert_slow_tokenizer.py`.
 
-use std::cmp::Reverse;
-
 use serde_json::{Value, json};
 
 use super::error::{GgufError, GgufTokenizerError};
@@ -131,12 +129,8 @@ fn merges(vocabulary: &Vocabulary<'_>, scores: &[f64]) -> Result<Vec<Value>, Ggu
             merges.extend(splits(vocabulary, token, *score));
         }
     }
-    // Longer left parts first among equals, and longer right parts among those.
-    merges.sort_by(|a: &Merge<'_>, b| {
-        let lengths =
-            |merge: &Merge<'_>| Reverse((merge.left.chars().count(), merge.right.chars().count()));
-        (b.score.total_cmp(&a.score)).then_with(|| lengths(a).cmp(&lengths(b)))
-    });
+    // Equal scores stay in the order of ids, as in the published conversions of Llama 2.
+    merges.sort_by(|a: &Merge<'_>, b| b.score.total_cmp(&a.score));
     let pairs = merges.iter().map(|merge| json!([merge.left, merge.right]));
     Ok(pairs.collect())
 }

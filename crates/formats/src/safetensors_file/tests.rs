@@ -91,7 +91,8 @@ fn every_rule_is_enforced() {
     let ok = r#"{"dtype":"U8","shape":[4],"data_offsets":[0,4]}"#;
     assert!(open(&with_header(&one(ok), &[0; 4])).is_ok());
     use SafetensorsError as E;
-    let cases: [(Vec<u8>, fn(&E) -> bool); 13] = [
+    type Case = (Vec<u8>, fn(&E) -> bool);
+    let cases: [Case; 13] = [
         (vec![], |e| matches!(e, E::Truncated { .. })),
         (vec![1, 0, 0], |e| matches!(e, E::Truncated { .. })),
         (100_000_001_u64.to_le_bytes().to_vec(), |e| {

@@ -1,0 +1,90 @@
+use super::*;
+
+fn directory(files: &[(&str, &str)]) -> tempfile::TempDir {
+    let root = tempfile::tempdir().unwrap();
+    for (name, text) in files {
+        std::fs::write(root.path().join(name), text).unwrap();
+    }
+    root
+}
+
+fn read(files: &[(&str, &str)]) -> Result<TokenizerFiles> {
+    let root = directory(files);
+    TokenizerFiles::read(root.path())
+}
+
+#[test]
+fn tokens_as_texts_or_objects() {
+    let config = r#"{
+        "bos_token": {"content": "<s>", "lstrip": false},
+        "eos_token": "</s>",
+        "pad_token": null,
+        "add_bos_token": true,
+        "chat_template": "{{ text }}"
+    }"#;
+    let specials = r#"{"bos_token": "ignored", "unk_token": {"content": "<unk>"}}"#;
+    let files = read(&[
+        (TOKENIZER, "{}"),
+        (TOKENIZER_CONFIG, config),
+        (SPECIAL_TOKENS, specials),
+    ]);
+    let expected = TokenizerFiles {
+        tokenizer_json: b"{}".to_vec(),
+        chat_template: Some("{{ text }}".into()),
+        bos_token: Some("<s>".into()),
+        eos_token: Some("</s>".into()),
+        unk_token: Some("<unk>".into()),
+        add_bos_token: Some(true),
+        ..TokenizerFiles::default()
+    };
+    assert_eq!(files.unwrap(), expected);
+    // What is written is read again.
+    let written: Vec<_> = expected
+        .to_files()
+        .into_iter()
+        .map(|(name, bytes)| (name, String::from_utf8(bytes).unwrap()))
+        .collect();
+    let written: Vec<_> = written
+        .iter()
+        .map(|(name, text)| (*name, &**text))
+        .collect();
+    assert_eq!(read(&written).unwrap(), expected);
+}
+
+#[test]
+fn chat_templates_in_all_their_places() {
+    let template = |config: &str| {
+        read(&[(TOKENIZER, "{}"), (TOKENIZER_CONFIG, config)])
+            .unwrap()
+            .chat_template
+    };
+    let list = r#"{"chat_template": [
+        {"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}
+    ]}"#;
+    assert_eq!(template(list).as_deref(), Some("D"));
+    let only = r#"{"chat_template": [{"name": "rag", "template": "R"}]}"#;
+    assert_eq!(template(only).as_deref(), Some("R"));
+    assert_eq!(template("{}"), None);
+    let both = read(&[
+        (TOKENIZER, "{}"),
+        (TOKENIZER_CONFIG, list),
+        (CHAT_TEMPLATE, "J\n"),
+    ]);
+    assert_eq!(both.unwrap().chat_template.as_deref(), Some("J\n"));
+}
+
+#[test]
+fn broken_files_are_named() {
+    let message = |files: &[(&str, &str)]| read(files).unwrap_err().to_string();
+    assert!(message(&[]).contains("tokenizer.json"));
+    for config in [
+        "[]",
+        "{",
+        r#"{"bos_token": 1}"#,
+        r#"{"add_bos_token": "yes"}"#,
+        r#"{"chat_template": 3}"#,
+    ] {
+        let message = message(&[(TOKENIZER, "{}"), (TOKENIZER_CONFIG, config)]);
+        assert!(message.contains(TOKENIZER_CONFIG), "{message}");
+    }
+}
