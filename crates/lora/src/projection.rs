@@ -59,6 +59,11 @@ impl Projection {
         self.bias.as_ref()
     }
 
+    /// The frozen bias, to be replaced by one that is trained.
+    pub fn bias_mut(&mut self) -> Option<&mut Tensor<1>> {
+        self.bias.as_mut()
+    }
+
     /// The adapter, if there is one.
     pub fn adapter(&self) -> Option<&LoraAdapter> {
         self.adapter.as_ref()

@@ -36,8 +36,8 @@ pub struct Llama {
 pub enum BaseTensor<'a> {
     /// A projection, the embedding or the head.
     Matrix(&'a mut Weight),
-    /// The weight of a norm.
-    Norm(&'a mut Tensor<1>),
+    /// The weight of a norm, or a bias.
+    Vector(&'a mut Tensor<1>),
 }
 
 impl Llama {
@@ -330,7 +330,7 @@ impl Llama {
         self.visit_base_mut(|_, tensor| {
             count += match tensor {
                 BaseTensor::Matrix(weight) => weight.num_params(),
-                BaseTensor::Norm(weight) => weight.dims()[0],
+                BaseTensor::Vector(weight) => weight.dims()[0],
             };
         });
         count
@@ -344,9 +344,13 @@ impl Llama {
         );
         for (i, layer) in self.layers.iter_mut().enumerate() {
             for target in TargetModule::ALL {
-                let name = format!("{}.weight", target.path(i));
-                let weight = layer.projection_mut(target).weight_mut();
-                visit(&name, BaseTensor::Matrix(weight));
+                let path = target.path(i);
+                let projection = layer.projection_mut(target);
+                let weight = BaseTensor::Matrix(projection.weight_mut());
+                visit(&format!("{path}.weight"), weight);
+                if let Some(bias) = projection.bias_mut() {
+                    visit(&format!("{path}.bias"), BaseTensor::Vector(bias));
+                }
             }
             for (name, norm) in [
                 ("input_layernorm", &mut layer.input_layernorm),
@@ -356,12 +360,12 @@ impl Llama {
                 ),
             ] {
                 let name = format!("model.layers.{i}.{name}.weight");
-                visit(&name, BaseTensor::Norm(norm.weight_mut()));
+                visit(&name, BaseTensor::Vector(norm.weight_mut()));
             }
         }
         visit(
             "model.norm.weight",
-            BaseTensor::Norm(self.norm.weight_mut()),
+            BaseTensor::Vector(self.norm.weight_mut()),
         );
         if let Some(head) = &mut self.lm_head {
             visit("lm_head.weight", BaseTensor::Matrix(head));
