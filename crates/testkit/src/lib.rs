@@ -1,1 +1,14 @@
-//! testkit
+//! What the tests share: reference values, tolerances and tiny models.
+//!
+//! | module | what |
+//! | --- | --- |
+//! | [`golden`] | reading reference values, wherever they lie |
+//! | [`smollm2`] | where the SmolLM2 weights are, if they are |
+//! | [`tolerance`] | how far from a reference value a correct program may be |
+//!
+//! Everything here panics with a message that names the file or the value: a test has nothing better
+//! to do.
+
+pub mod golden;
+pub mod smollm2;
+pub mod tolerance;

@@ -1,0 +1,93 @@
+//! Tiny models: the gradient of every parameter.
+
+use std::collections::BTreeMap;
+
+use backdraft::burn::tensor::{Gradients, Tensor};
+use backdraft::model::{BaseTensor, Llama};
+use backdraft::quant::Weight;
+use backdraft_testkit::golden::Tensors;
+use backdraft_testkit::tolerance::{TINY_GRADIENT, TINY_LOSS, TINY_NORM, Tolerance};
+use serde::Deserialize;
+
+use super::compare::{norm, scalar, values};
+use super::tiny_case::TinyCase;
+
+/// A gradient in `golden.json`.
+#[derive(Deserialize)]
+struct Summary {
+    l2: f64,
+    sum: f64,
+    first4: Vec<f32>,
+}
+
+#[test]
+fn golden_tiny_full_gradients() {
+    for mut case in TinyCase::all() {
+        let batch = case.padded();
+        track(&mut case.model);
+        let loss =
+            case.model.loss(&batch.tokens, &batch.targets, None) / batch.targets.len() as f32;
+        TINY_LOSS.check_one(&case.name, scalar(&loss), case.number("padded_loss"));
+        let grads = gradients(&mut case.model, &loss.backward());
+
+        let summaries: BTreeMap<String, Summary> =
+            serde_json::from_value(case.golden["padded_full_grads"].clone()).unwrap();
+        let names: Vec<_> = grads.keys().collect();
+        assert_eq!(names, summaries.keys().collect::<Vec<_>>(), "{}", case.name);
+        for (name, expected) in &summaries {
+            check_summary(&format!("{}, {name}", case.name), &grads[name], expected);
+        }
+        let total = norm(grads.values().flatten());
+        TINY_NORM.check_one(&case.name, total, case.number("padded_full_grad_norm"));
+
+        let whole = case.path.join("padded_full_grads.safetensors");
+        if whole.is_file() {
+            let expected = Tensors::open(whole);
+            for name in expected.names() {
+                let what = format!("{}, {name}", case.name);
+                TINY_GRADIENT.check(what, &grads[name], &expected.f32(name));
+            }
+        }
+    }
+}
+
+fn check_summary(what: &str, grad: &[f32], expected: &Summary) {
+    TINY_NORM.check_one(format!("{what}, l2"), norm(grad), expected.l2);
+    let sum = grad.iter().copied().map(f64::from).sum();
+    Tolerance::Absolute(1e-4 * expected.l2).check_one(format!("{what}, sum"), sum, expected.sum);
+    let largest = grad
+        .iter()
+        .fold(0.0, |largest: f32, value| largest.max(value.abs()));
+    Tolerance::Absolute(1e-4 * f64::from(largest)).check(
+        format!("{what}, first 4"),
+        &grad[..expected.first4.len()],
+        &expected.first4,
+    );
+}
+
+/// Makes every base tensor a leaf whose gradient is kept.
+pub(super) fn track(model: &mut Llama) {
+    model.visit_base_mut(|_, tensor| match tensor {
+        BaseTensor::Matrix(Weight::Dense(weight)) => {
+            *weight = weight.clone().inner().autodiff().require_grad();
+        }
+        BaseTensor::Vector(weight) => *weight = weight.clone().inner().autodiff().require_grad(),
+    });
+}
+
+/// The gradient of every base tensor, by its name in a checkpoint.
+pub(super) fn gradients(model: &mut Llama, grads: &Gradients) -> BTreeMap<String, Vec<f32>> {
+    fn grad<const D: usize>(name: &str, tensor: &Tensor<D>, grads: &Gradients) -> Vec<f32> {
+        let grad = tensor.grad(grads);
+        values(&grad.unwrap_or_else(|| panic!("no gradient for {name}")))
+    }
+    let mut named = BTreeMap::new();
+    model.visit_base_mut(|name, tensor| {
+        let grad = match tensor {
+            BaseTensor::Matrix(Weight::Dense(weight)) => grad(name, weight, grads),
+            BaseTensor::Vector(weight) => grad(name, weight, grads),
+        };
+        named.insert(name.to_owned(), grad);
+    });
+    named
+}

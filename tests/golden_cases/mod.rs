@@ -1,0 +1,23 @@
+//! One module for each kind of case, and what they share.
+
+mod compare;
+mod forward;
+mod full_gradients;
+mod lora;
+mod lora_entry;
+mod misc;
+mod support;
+mod tiny_case;
+mod trainer;
+
+use backdraft_testkit::golden;
+
+#[test]
+fn golden_directory_holds_cases() {
+    let parts = ["tiny", "smollm2", "misc"];
+    assert!(
+        parts.iter().any(|name| golden::part(name).is_some()),
+        "{} holds none of {parts:?}",
+        golden::root().display()
+    );
+}

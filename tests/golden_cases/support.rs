@@ -1,0 +1,106 @@
+//! What the program promises to support, so that a refusal is either right or a failure.
+
+use std::error::Error;
+
+use backdraft::model::{ConfigError, LoadError};
+use serde_json::{Map, Value};
+
+/// The first feature of a `config.json` that is beyond the promise.
+pub(super) fn unsupported_feature(config: &Value) -> Option<&'static str> {
+    let active = |key: &str| config.get(key).filter(|value| !value.is_null());
+    let outside = |key: &str, supported: &[&str]| {
+        active(key).is_some_and(|value| !supported.iter().any(|name| value == name))
+    };
+    if outside("model_type", &["llama"]) {
+        return Some("model_type");
+    }
+    if outside("hidden_act", &["silu", "swish"]) {
+        return Some("hidden_act");
+    }
+    for key in ["sliding_window", "quantization_config"] {
+        if active(key).is_some() {
+            return Some(key);
+        }
+    }
+    let rope = active("rope_parameters").or(active("rope_scaling"));
+    let kind = rope.and_then(|rope| rope.get("rope_type").or(rope.get("type")));
+    let kinds = ["default", "linear", "llama3", "yarn"];
+    match kind {
+        Some(kind) if !kinds.iter().any(|name| kind == name) => Some("rope_type"),
+        _ => None,
+    }
+}
+
+/// A refused configuration must have the feature, and the refusal its name.
+#[track_caller]
+pub(super) fn check_refusal(case: &str, config: &Value, error: &ConfigError) {
+    let feature = unsupported_feature(config);
+    match error {
+        ConfigError::Unsupported { key, .. } if Some(*key) == feature => {
+            println!("{case}: refused, as it should be: {error}");
+        }
+        _ => panic!("{case}: should be {}: {error}", expectation(feature)),
+    }
+}
+
+/// As [`check_refusal`], of a whole model.
+#[track_caller]
+pub(super) fn check_load_refusal(case: &str, config: &Value, error: &LoadError) {
+    match error {
+        LoadError::Config { source, .. } => check_refusal(case, config, source),
+        other => {
+            let expected = expectation(unsupported_feature(config));
+            panic!("{case}: should be {expected}: {}", chain(other));
+        }
+    }
+}
+
+fn expectation(feature: Option<&str>) -> String {
+    match feature {
+        Some(feature) => format!("refused for its `{feature}`"),
+        None => "loaded".to_owned(),
+    }
+}
+
+/// The first of PEFT's options, or of the targets, that is beyond the promise.
+pub(super) fn unsupported_option(options: &Map<String, Value>, targets: &Value) -> Option<String> {
+    let inactive = |value: &Value| match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Array(list) => list.is_empty(),
+        Value::Object(object) => object.is_empty(),
+        other => other == "none",
+    };
+    let supported = ["use_rslora", "layers_to_transform", "lora_dropout"];
+    let option = options
+        .iter()
+        .find(|(name, value)| !inactive(value) && !supported.contains(&name.as_str()));
+    if let Some((name, _)) = option {
+        return Some(name.clone());
+    }
+    let projections = [
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    ];
+    let targets = targets.as_array().into_iter().flatten();
+    let mut targets = targets.filter_map(Value::as_str);
+    targets
+        .find(|target| !projections.contains(target))
+        .map(str::to_owned)
+}
+
+/// An error with its causes.
+pub(super) fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
