@@ -6,7 +6,12 @@ use std::io::{IsTerminal, Write};
 use std::panic::PanicHookInfo;
 use std::process::ExitCode;
 
+use backdraft_data::DataError;
 use backdraft_formats::FormatError;
+use backdraft_formats::hub::HubError;
+use backdraft_lora::MergeError;
+use backdraft_model::LoadError;
+use backdraft_train::TrainError;
 use backdraft_train::recipe::RecipeError;
 use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme};
 
@@ -50,6 +55,11 @@ impl CliError {
     /// A library's error about what the user gave.
     pub(crate) fn library(error: impl Error + Send + Sync + 'static) -> Self {
         Self::new(Body::Library(Box::new(error)), USER)
+    }
+
+    /// A library's error of a type that is not named.
+    pub(crate) fn boxed(error: Source) -> Self {
+        Self::new(Body::Library(error), USER)
     }
 
     /// A bug: something that no input should bring about.
@@ -227,6 +237,59 @@ impl From<FormatError> for CliError {
         } else {
             error
         }
+    }
+}
+
+impl From<TrainError> for CliError {
+    fn from(error: TrainError) -> Self {
+        let hint = match &error {
+            TrainError::OutputExists { .. } => {
+                Some("choose another --output-dir, or add --force to replace the run".to_owned())
+            }
+            TrainError::NotFinite { last_good, .. } => Some(match last_good {
+                Some(path) => format!(
+                    "lower train.learning_rate or look at those lines; the last good checkpoint is {}",
+                    path.display()
+                ),
+                None => "lower train.learning_rate or look at those lines".to_owned(),
+            }),
+            TrainError::TooLong { expected, .. } => {
+                Some(format!("set max_seq_length = {expected} or less"))
+            }
+            _ => None,
+        };
+        let error = Self::library(error);
+        match hint {
+            Some(hint) => error.hint(hint),
+            None => error,
+        }
+    }
+}
+
+impl From<LoadError> for CliError {
+    fn from(error: LoadError) -> Self {
+        Self::library(error)
+    }
+}
+
+impl From<DataError> for CliError {
+    fn from(error: DataError) -> Self {
+        Self::library(error)
+    }
+}
+
+impl From<MergeError> for CliError {
+    fn from(error: MergeError) -> Self {
+        match error {
+            MergeError::Format(error) => error.into(),
+            error => Self::library(error),
+        }
+    }
+}
+
+impl From<HubError> for CliError {
+    fn from(error: HubError) -> Self {
+        Self::library(error)
     }
 }
 

@@ -1,18 +1,18 @@
 //! The `backdraft` program.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
-#![allow(dead_code, reason = "the commands that need a model are wired next")]
 
 mod args;
 mod commands;
 mod error;
-#[cfg_attr(
-    not(test),
-    allow(dead_code, reason = "for the commands that need a model")
-)]
 mod output;
 mod plain;
+mod reporter;
+mod session;
 
 use std::process::ExitCode;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     error::install_panic_hook();

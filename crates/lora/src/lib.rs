@@ -9,6 +9,7 @@
 mod adapter;
 mod config;
 mod gradients;
+mod merge;
 mod peft;
 mod projection;
 mod weights;
@@ -16,5 +17,6 @@ mod weights;
 pub use adapter::LoraAdapter;
 pub use config::{LoraConfig, LoraConfigError, TargetModule};
 pub use gradients::AdapterGrads;
+pub use merge::{MergeError, MergeReport, merge};
 pub use projection::{Projection, ProjectionSaved};
 pub use weights::AdapterWeights;

@@ -57,7 +57,11 @@ impl AdapterWeights {
         base: &str,
         options: &PeftWriteOptions,
     ) -> Result<(), FormatError> {
-        let targets = self.config.target_modules.iter().map(|target| target.name());
+        let targets = self
+            .config
+            .target_modules
+            .iter()
+            .map(|target| target.name());
         let mut config = PeftConfig::new(self.config.rank, self.config.alpha, targets);
         config.base_model_name_or_path = Some(base.to_owned());
         config.lora_dropout = self.config.dropout;

@@ -1,9 +1,22 @@
 //! `inspect`: what a file or directory contains, and what training it would cost.
 
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use backdraft_data::jsonl::JsonlReader;
+use backdraft_formats::{ModelSource, PeftDir};
+use backdraft_model::LlamaConfig;
+use backdraft_train::recipe::Recipe;
 use clap::Args;
+use serde_json::{Value, json};
 
 use crate::commands::Context;
+use crate::commands::eval::detect;
 use crate::error::CliError;
+use crate::session;
+
+/// Tokens whose logits exist at a time.
+const CHUNK: usize = 256;
 
 /// Show what a model, adapter, recipe or data file contains, and what it would cost to train
 #[derive(Debug, Args)]
@@ -33,6 +46,180 @@ pub(crate) struct InspectArgs {
     pub(crate) max_seq_length: u64,
 }
 
-pub(crate) fn run(_args: &InspectArgs, _context: Context) -> Result<(), CliError> {
-    Err(CliError::usage("`inspect` is not part of this build yet"))
+pub(crate) fn run(args: &InspectArgs, context: Context) -> Result<(), CliError> {
+    let path = Path::new(&args.what);
+    let found = if path.join("adapter_config.json").is_file() {
+        adapter(path)?
+    } else if has_extension(path, &["toml"]) {
+        recipe(path)?
+    } else if has_extension(path, &["jsonl", "json"]) {
+        data(path, args, context)?
+    } else {
+        model(args, context)?
+    };
+    context.output.record(&found)?;
+    for (key, value) in found.as_object().into_iter().flatten() {
+        context.output.line(line(key, value))?;
+    }
+    Ok(())
+}
+
+fn has_extension(path: &Path, extensions: &[&str]) -> bool {
+    path.extension()
+        .and_then(|e| e.to_str())
+        .is_some_and(|e| extensions.contains(&e))
+}
+
+fn line(key: &str, value: &Value) -> String {
+    let value = match value {
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    };
+    format!("{:<26} {value}", key.replace('_', " "))
+}
+
+fn model(args: &InspectArgs, context: Context) -> Result<Value, CliError> {
+    let source = ModelSource::open(session::find_model(&args.what, context.output)?)?;
+    let config = LlamaConfig::from_source(&source)?;
+    let (mut params, mut bytes) = (0usize, 0usize);
+    let mut types = BTreeMap::<String, usize>::new();
+    for name in source.tensor_names() {
+        let Some(info) = source.tensor_info(name) else {
+            continue;
+        };
+        params += info.checked_elements().unwrap_or(0);
+        let stored = match &source {
+            ModelSource::Gguf(file) => file.stored_type(name).map(|t| t.to_string()),
+            _ => None,
+        };
+        *types
+            .entry(stored.unwrap_or_else(|| info.dtype.to_string()))
+            .or_default() += 1;
+        bytes += info.checked_elements().unwrap_or(0) * 4;
+    }
+    let tokenizer = source.tokenizer().ok();
+    let cost = Cost::of(&config, args);
+    Ok(json!({
+        "kind": if matches!(source, ModelSource::Gguf(_)) { "GGUF model" } else { "Hugging Face model" },
+        "path": source.path(),
+        "parameters": params,
+        "tensors": types,
+        "layers": config.num_hidden_layers,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "heads": format!("{} query, {} key-value, of {}", config.num_attention_heads, config.num_key_value_heads, config.head_dim),
+        "vocab_size": config.vocab_size,
+        "tied_head": config.tie_word_embeddings,
+        "rope": format!("{:?}", config.rope.scaling),
+        "max_position_embeddings": config.max_position_embeddings,
+        "chat_template": tokenizer.is_some_and(|t| t.chat_template.is_some()),
+        "eos_token_ids": source.eos_token_ids()?,
+        "adapter_parameters": cost.adapter,
+        "adapter_rank": args.rank,
+        "memory_base": gib(bytes),
+        "memory_adapter_and_adamw": gib(cost.adapter * 16),
+        "memory_activations": gib(cost.activations),
+        "memory_total": gib(bytes + cost.adapter * 16 + cost.activations),
+        "memory_is_for": format!("f32, {} rows of {} tokens", args.micro_batch_size, args.max_seq_length),
+    }))
+}
+
+/// What training a model costs, by its shape.
+struct Cost {
+    /// Trained values.
+    adapter: usize,
+    /// Bytes that the layers keep for the backward pass, and the largest block of logits.
+    activations: usize,
+}
+
+impl Cost {
+    fn of(config: &LlamaConfig, args: &InspectArgs) -> Self {
+        let tokens = (args.micro_batch_size * args.max_seq_length) as usize;
+        let rank = args.rank as usize;
+        let (h, m) = (config.hidden_size, config.intermediate_size);
+        let q = config.num_attention_heads * config.head_dim;
+        let kv = config.num_key_value_heads * config.head_dim;
+        let sides = [(q, h), (kv, h), (kv, h), (h, q), (m, h), (m, h), (h, m)];
+        let adapter = sides
+            .iter()
+            .map(|(out, input)| rank * (out + input))
+            .sum::<usize>();
+        // Kept for each layer: two inputs and two normed inputs, q, k, v, the attention's output, gate, up,
+        // their product, x·Aᵀ of seven projections, and a statistic for each row and head.
+        let floats = 4 * h + 2 * q + 2 * kv + 3 * m + 7 * rank + 2 + config.num_attention_heads;
+        let logits = 2 * tokens.min(CHUNK) * config.vocab_size;
+        Self {
+            adapter: adapter * config.num_hidden_layers,
+            activations: 4 * (tokens * floats * config.num_hidden_layers + logits),
+        }
+    }
+}
+
+fn gib(bytes: usize) -> String {
+    format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30))
+}
+
+fn adapter(path: &Path) -> Result<Value, CliError> {
+    let adapter = PeftDir::read(path)?;
+    let values: usize = adapter
+        .tensors
+        .iter()
+        .map(|p| p.lora_a.len() + p.lora_b.len())
+        .sum();
+    let norm = |values: &[f32]| values.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>();
+    let b: f64 = adapter.tensors.iter().map(|pair| norm(&pair.lora_b)).sum();
+    Ok(json!({
+        "kind": "PEFT LoRA adapter",
+        "path": path,
+        "base_model": adapter.config.base_model_name_or_path,
+        "rank": adapter.config.r,
+        "alpha": adapter.config.lora_alpha,
+        "scaling": adapter.config.scaling(),
+        "use_rslora": adapter.config.use_rslora,
+        "adapted_modules": adapter.tensors.len(),
+        "parameters": values,
+        "norm_of_b": b.sqrt(),
+    }))
+}
+
+fn recipe(path: &Path) -> Result<Value, CliError> {
+    let recipe = Recipe::load(path, &[])?;
+    let mut found = json!({ "kind": "recipe", "path": path });
+    let resolved = serde_json::to_value(&recipe).map_err(CliError::internal)?;
+    if let (Value::Object(found), Value::Object(resolved)) = (&mut found, resolved) {
+        found.extend(resolved);
+    }
+    Ok(found)
+}
+
+fn data(path: &Path, args: &InspectArgs, context: Context) -> Result<Value, CliError> {
+    let format = detect(path)?;
+    let mut found = json!({
+        "kind": "data",
+        "path": path,
+        "format": format.as_str(),
+    });
+    let Some(name) = &args.model else {
+        let mut rows = 0usize;
+        for line in JsonlReader::open(path)? {
+            line?;
+            rows += 1;
+        }
+        found["rows"] = rows.into();
+        found["tokens"] = "name a tokenizer with --model to count them".into();
+        return Ok(found);
+    };
+    let source = ModelSource::open(session::find_model(name, context.output)?)?;
+    let tokenizer = backdraft_train::run::tokenizer(&source)?;
+    let options = session::data_options(format, None, args.max_seq_length as usize)?;
+    let data = backdraft_data::load(path, &options, &tokenizer, &mut |_| ())?;
+    let mut lengths = data.lengths();
+    lengths.sort_unstable();
+    let at = |share: f64| lengths[((lengths.len() - 1) as f64 * share) as usize];
+    let report = serde_json::to_value(&data.report).map_err(CliError::internal)?;
+    if let (Value::Object(found), Value::Object(report)) = (&mut found, report) {
+        found.extend(report);
+    }
+    found["tokens_per_row"] = json!({ "median": at(0.5), "p90": at(0.9), "max": at(1.0) });
+    Ok(found)
 }

@@ -2,10 +2,12 @@
 
 use std::path::PathBuf;
 
+use backdraft_formats::{Existing, ModelSource};
 use clap::Args;
 
 use crate::commands::Context;
 use crate::error::CliError;
+use crate::session;
 
 /// Fold an adapter into a new Hugging Face directory, in the base model's number format
 #[derive(Debug, Args)]
@@ -29,6 +31,28 @@ pub(crate) struct MergeArgs {
     pub(crate) force: bool,
 }
 
-pub(crate) fn run(_args: &MergeArgs, _context: Context) -> Result<(), CliError> {
-    Err(CliError::usage("`merge` is not part of this build yet"))
+pub(crate) fn run(args: &MergeArgs, context: Context) -> Result<(), CliError> {
+    let output = context.output;
+    let source = ModelSource::open(session::find_model(&args.model, output)?)?;
+    let adapter = session::read_adapter(&args.adapter)?;
+    let existing = if args.force {
+        Existing::Replace
+    } else {
+        Existing::Refuse
+    };
+    let report = backdraft_lora::merge(&source, &adapter, &args.out, existing, |done, all| {
+        if done % 100 == 0 {
+            output.progress(format!("{done} of {all} tensors"));
+        }
+    })?;
+    output.record(&serde_json::json!({
+        "out": args.out, "tensors": report.tensors, "merged": report.merged, "bytes": report.bytes,
+    }))?;
+    output.line(format!(
+        "Wrote {}: {} tensors, {} of them merged, {:.1} MB",
+        args.out.display(),
+        report.tensors,
+        report.merged,
+        report.bytes as f64 / 1e6
+    ))
 }

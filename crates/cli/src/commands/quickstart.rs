@@ -1,11 +1,24 @@
 //! `quickstart`: a whole fine-tune with nothing prepared.
 
-use std::path::PathBuf;
+mod smollm2;
 
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use backdraft_data::synthetic::{self, Split};
+use backdraft_data::{ChatTokenizer, Format, load_prompts};
+use backdraft_formats::{Existing, write_file};
+use backdraft_model::Llama;
+use backdraft_train::evaluate::evaluate;
+use backdraft_train::recipe::Recipe;
 use clap::Args;
 
-use crate::commands::Context;
+use crate::args::ModelArgs;
+use crate::commands::eval::answer;
+use crate::commands::{Context, train};
 use crate::error::CliError;
+use crate::output::Output;
+use crate::session::{self, Session};
 
 /// Fine-tune a small model in a few minutes, with nothing prepared
 ///
@@ -36,8 +49,193 @@ pub(crate) struct QuickstartArgs {
     pub(crate) force: bool,
 }
 
-pub(crate) fn run(_args: &QuickstartArgs, _context: Context) -> Result<(), CliError> {
-    Err(CliError::usage(
-        "`quickstart` is not part of this build yet",
-    ))
+pub(crate) fn run(args: &QuickstartArgs, context: Context) -> Result<(), CliError> {
+    let output = context.output;
+    let began = Instant::now();
+    output.line("1. The model")?;
+    let model = match &args.model {
+        Some(name) => session::find_model(name, output)?,
+        None => smollm2::find(output)?,
+    };
+    output.line(format!("   {}", model.display()))?;
+
+    output.line("2. The data: sentences to JSON, made from a seed")?;
+    let files = write_files(args, &model)?;
+    output.line(format!(
+        "   {TRAIN_ROWS} rows to learn from, {TEST_ROWS} held out with other names and other sentences"
+    ))?;
+
+    output.line("3. Before")?;
+    let model_args = ModelArgs {
+        model: model.display().to_string(),
+        adapter: None,
+    };
+    let session = Session::open(&model_args, output)?;
+    let before = measure(&session.model, &session.tokenizer, &files)?;
+    output.line(format!("   {}", before.line()))?;
+
+    output.line("4. Training")?;
+    let recipe = Recipe::load(&files.recipe, &[])?;
+    let (summary, trained) = train::train(recipe, context, false, args.force)?;
+
+    output.line("5. After")?;
+    let after = measure(&trained, &session.tokenizer, &files)?;
+    show(&files, &before, &after, output)?;
+    let adapter = summary.adapter.display();
+    let model = model.display();
+    output.line(format!(
+        "\nLeft in {}: recipe.toml, train.jsonl, test.jsonl, run/ with the adapter and metrics.jsonl. Try\n  \
+         backdraft generate --model {model} --adapter {adapter} \"{} {}\"\n  \
+         backdraft train {} --force",
+        args.output_dir.display(),
+        synthetic::INSTRUCTION,
+        "On 3 May 2024 Ana Silva paid 42.50 EUR to Brill Ltd.",
+        files.recipe.display(),
+    ))?;
+    output.record(&serde_json::json!({
+        "before": before.to_json(),
+        "after": after.to_json(),
+        "tokens_per_second": summary.tokens_per_second,
+        "seconds": began.elapsed().as_secs_f64(),
+    }))
+}
+
+const TRAIN_ROWS: usize = 880;
+const TEST_ROWS: usize = 50;
+const MAX_NEW_TOKENS: usize = 64;
+
+struct Files {
+    recipe: PathBuf,
+    test: PathBuf,
+    rows: Vec<synthetic::Row>,
+}
+
+/// Data and recipe in the output directory, which must not hold others.
+fn write_files(args: &QuickstartArgs, model: &Path) -> Result<Files, CliError> {
+    let directory = std::path::absolute(&args.output_dir)
+        .map_err(|error| CliError::user("cannot find the working directory").because(error))?;
+    std::fs::create_dir_all(&directory).map_err(|error| {
+        CliError::user(format!("cannot make {}", directory.display())).because(error)
+    })?;
+    let existing = if args.force {
+        Existing::Replace
+    } else {
+        Existing::Refuse
+    };
+    let write = |name: &str, text: &str| -> Result<PathBuf, CliError> {
+        let path = directory.join(name);
+        write_file(&path, text.as_bytes(), existing)?;
+        Ok(path)
+    };
+    let train = synthetic::rows(Split::Train, TRAIN_ROWS, args.seed);
+    let rows = synthetic::rows(Split::Test, TEST_ROWS, args.seed);
+    let train = write("train.jsonl", &synthetic::to_jsonl(&train))?;
+    let test = write("test.jsonl", &synthetic::to_jsonl(&rows))?;
+    let recipe = write(
+        "recipe.toml",
+        &recipe_text(args, model, &train, &test, &directory),
+    )?;
+    Ok(Files { recipe, test, rows })
+}
+
+fn recipe_text(
+    args: &QuickstartArgs,
+    model: &Path,
+    train: &Path,
+    test: &Path,
+    directory: &Path,
+) -> String {
+    let quote = |path: &Path| toml::Value::from(path.display().to_string()).to_string();
+    let length = match args.max_steps {
+        Some(steps) => format!("max_steps = {steps}"),
+        None => "epochs = 1".to_owned(),
+    };
+    format!(
+        "# backdraft train {}\n\
+         model = {}\noutput_dir = {}\nseed = {}\nmax_seq_length = 256\n\n\
+         [lora]\nrank = 16\nalpha = 32\n\n\
+         [data]\ntrain = {}\neval = {}\nformat = \"messages\"\n\n\
+         [train]\nmicro_batch_size = 8\ngrad_accumulation_steps = 1\n{length}\n\
+         learning_rate = 1e-3\nlr_scheduler = \"cosine\"\nwarmup_steps = 5\n\
+         logging_steps = 10\neval_steps = 55\nsave_steps = 55\n",
+        directory.join("recipe.toml").display(),
+        quote(model),
+        quote(&directory.join("run")),
+        args.seed,
+        quote(train),
+        quote(test),
+    )
+}
+
+/// What a model makes of the held-out rows.
+struct Held {
+    nll: f64,
+    exact_match: f64,
+    valid_json: f64,
+    fields: f64,
+    answers: Vec<String>,
+}
+
+impl Held {
+    fn line(&self) -> String {
+        format!(
+            "exact match {:>5.1} %, fields right {:>5.1} %, valid JSON {:>5.1} %, nll {:.3}",
+            100.0 * self.exact_match,
+            100.0 * self.fields,
+            100.0 * self.valid_json,
+            self.nll
+        )
+    }
+
+    fn to_json(&self) -> serde_json::Value {
+        serde_json::json!({
+            "exact_match": self.exact_match,
+            "nll": self.nll,
+            "valid_json": self.valid_json,
+            "fields": self.fields,
+        })
+    }
+}
+
+fn measure(model: &Llama, tokenizer: &ChatTokenizer, files: &Files) -> Result<Held, CliError> {
+    let options = session::data_options(Format::Messages, None, 256)?;
+    let data = backdraft_data::load(&files.test, &options, tokenizer, &mut |_| ())?;
+    let evaluation = evaluate(model, &data.examples, 8, |_, _| ())?;
+    let prompts = load_prompts(&files.test, &options, tokenizer, usize::MAX)?;
+    let answers = answer(model, tokenizer, &prompts, MAX_NEW_TOKENS)?;
+    let scores: Vec<_> = answers
+        .iter()
+        .zip(&files.rows)
+        .map(|(answer, row)| synthetic::score(answer, &row.answer))
+        .collect();
+    let share = |count: usize, of: usize| count as f64 / of.max(1) as f64;
+    Ok(Held {
+        nll: evaluation.nll,
+        exact_match: share(scores.iter().filter(|s| s.exact).count(), scores.len()),
+        valid_json: share(scores.iter().filter(|s| s.valid_json).count(), scores.len()),
+        fields: share(
+            scores.iter().map(|s| s.fields_right).sum(),
+            scores.iter().map(|s| s.fields).sum(),
+        ),
+        answers,
+    })
+}
+
+fn show(files: &Files, before: &Held, after: &Held, output: Output) -> Result<(), CliError> {
+    for (i, row) in files.rows.iter().enumerate().take(3) {
+        let short = |text: &str| {
+            let text = text.replace('\n', " ");
+            let mut short: String = text.chars().take(100).collect();
+            if short.len() < text.len() {
+                short.push('…');
+            }
+            short
+        };
+        output.line(format!("   {}", row.sentence))?;
+        output.line(format!("     before   {}", short(&before.answers[i])))?;
+        output.line(format!("     after    {}", short(&after.answers[i])))?;
+        output.line(format!("     expected {}", row.answer))?;
+    }
+    output.line(format!("   before  {}", before.line()))?;
+    output.line(format!("   after   {}", after.line()))
 }

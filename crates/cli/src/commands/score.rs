@@ -1,12 +1,16 @@
 //! `score`: logits and losses for given token ids.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use backdraft_formats::dtype::from_f32;
+use backdraft_formats::{Dtype, Existing, SafetensorsWriter, TensorInfo};
+use backdraft_model::{Targets, Tokens};
 use clap::Args;
 
 use crate::args::ModelArgs;
 use crate::commands::Context;
 use crate::error::CliError;
+use crate::session::Session;
 
 /// Write the logits and the loss of every token for given token ids
 ///
@@ -32,6 +36,78 @@ pub(crate) struct ScoreArgs {
     pub(crate) force: bool,
 }
 
-pub(crate) fn run(_args: &ScoreArgs, _context: Context) -> Result<(), CliError> {
-    Err(CliError::usage("`score` is not part of this build yet"))
+pub(crate) fn run(args: &ScoreArgs, context: Context) -> Result<(), CliError> {
+    let rows = read_ids(&args.ids)?;
+    let session = Session::open(&args.model, context.output)?;
+    let vocabulary = session.model.config().vocab_size;
+    if let Some(id) = rows.iter().flatten().find(|&&id| id as usize >= vocabulary) {
+        return Err(CliError::user(format!(
+            "{}: id {id} is not in the vocabulary of {vocabulary} tokens",
+            args.ids.display()
+        )));
+    }
+    let (b, s) = (rows.len(), rows[0].len());
+    let infos = vec![
+        TensorInfo::new("logits", Dtype::F32, [b, s, vocabulary]),
+        TensorInfo::new("nll", Dtype::F32, [b, s - 1]),
+    ];
+    let existing = if args.force {
+        Existing::Replace
+    } else {
+        Existing::Refuse
+    };
+    let mut writer = SafetensorsWriter::create(&args.out, infos, existing)?;
+    let (mut logits, mut nll) = (Vec::new(), Vec::new());
+    for row in &rows {
+        let tokens = Tokens::from_sequences(&[row]);
+        let hidden = session.model.forward_hidden(&tokens, None);
+        logits.extend(session.model.logits(hidden).into_data().iter::<f32>());
+        let labels: Vec<i64> = row.iter().map(|&id| i64::from(id)).collect();
+        let targets = Targets::from_labels(&tokens.segments, &labels);
+        nll.extend(
+            session
+                .model
+                .nll(&tokens, &targets)
+                .into_data()
+                .iter::<f32>(),
+        );
+    }
+    let bytes = |values: &[f32]| from_f32(Dtype::F32, values).unwrap_or_default();
+    writer.write("logits", &bytes(&logits))?;
+    writer.write("nll", &bytes(&nll))?;
+    writer.finish()?;
+    let mean = nll.iter().map(|&x| f64::from(x)).sum::<f64>() / nll.len() as f64;
+    context.output.record(&serde_json::json!({
+        "out": args.out, "mean_nll": mean, "tokens": nll.len(),
+    }))?;
+    context.output.line(format!(
+        "Wrote {}: logits [{b}, {s}, {vocabulary}], mean nll {mean:.6} over {} tokens",
+        args.out.display(),
+        nll.len()
+    ))
+}
+
+/// A list of ids, or of lists of one length.
+fn read_ids(path: &Path) -> Result<Vec<Vec<u32>>, CliError> {
+    let shown = path.display();
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| CliError::user(format!("cannot read {shown}")).because(error))?;
+    let nested: Result<Vec<Vec<u32>>, _> = serde_json::from_str(&text);
+    let rows = match (nested, serde_json::from_str::<Vec<u32>>(&text)) {
+        (Ok(rows), _) => rows,
+        (_, Ok(row)) => vec![row],
+        (Err(error), _) => {
+            return Err(CliError::user(format!(
+                "{shown}: expected a JSON list of token ids, or a list of such lists"
+            ))
+            .because(error));
+        }
+    };
+    let length = rows.first().map_or(0, Vec::len);
+    if length < 2 || rows.iter().any(|row| row.len() != length) {
+        return Err(CliError::user(format!(
+            "{shown}: expected at least one list, all of one length of at least 2"
+        )));
+    }
+    Ok(rows)
 }

@@ -2,10 +2,18 @@
 
 use std::path::PathBuf;
 
+use backdraft_model::Llama;
+use backdraft_train::recipe::Recipe;
+use backdraft_train::report::RunSummary;
+use backdraft_train::run::{Watch, prepare};
+use burn::train::Interrupter;
+use burn::train::renderer::default_renderer;
 use clap::Args;
 
 use crate::commands::Context;
 use crate::error::CliError;
+use crate::reporter::{self, NoDashboard, PlainReporter};
+use crate::session;
 
 /// Train an adapter as a recipe says
 #[derive(Debug, Args)]
@@ -68,8 +76,45 @@ fn quote(text: &str) -> String {
     toml::Value::from(text).to_string()
 }
 
-pub(crate) fn run(_args: &TrainArgs, _context: Context) -> Result<(), CliError> {
-    Err(CliError::usage("`train` is not part of this build yet"))
+pub(crate) fn run(args: &TrainArgs, context: Context) -> Result<(), CliError> {
+    let recipe = Recipe::load(&args.recipe, &args.overrides(context))?;
+    let dashboard = context.output.is_terminal() && !args.plain;
+    train(recipe, context, dashboard, args.force).map(|_| ())
+}
+
+/// Trains as `recipe` says and tells the user of it; also what `quickstart` does.
+pub(crate) fn train(
+    recipe: Recipe,
+    context: Context,
+    dashboard: bool,
+    force: bool,
+) -> Result<(RunSummary, Llama), CliError> {
+    let output = context.output;
+    let path = session::find_model(&recipe.model, output)?;
+    output.progress(format!("reading {} and the data", path.display()));
+    let (model, output_dir) = (recipe.model.clone(), recipe.output_dir.clone());
+    let rows_per_step = recipe.train.rows_per_step();
+    let run = prepare(recipe, &path, &session::device(), &mut |_| ())?;
+    let interrupter = Interrupter::default();
+    let watch = Watch {
+        reporter: Box::new(PlainReporter::new(
+            output,
+            output_dir,
+            rows_per_step,
+            dashboard,
+        )),
+        renderer: if dashboard {
+            default_renderer(interrupter.clone(), None)
+        } else {
+            Box::new(NoDashboard)
+        },
+        interrupter,
+        force,
+    };
+    let (summary, trained) = run.train(watch)?;
+    output.record(&summary)?;
+    output.line(reporter::summary(&summary, model))?;
+    Ok((summary, trained))
 }
 
 #[cfg(test)]

@@ -1,0 +1,208 @@
+//! A run's events as plain lines, or as JSON lines.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use backdraft_train::report::{EvalReport, Reporter, RunInfo, RunSummary, StepReport};
+use burn::train::logger::{EvaluationProgressLogger, TrainingProgressLogger};
+use burn::train::metric::MetricDefinition;
+use burn::train::renderer::{
+    EvaluationName, MetricState, MetricsRenderer, MetricsRendererEvaluation,
+    MetricsRendererTraining,
+};
+
+use crate::output::Output;
+use crate::plain::{Banner, PlainLines, StepLine, Summary};
+
+/// Prints a run as it goes; silent where the dashboard draws it.
+pub(crate) struct PlainReporter {
+    output: Output,
+    output_dir: PathBuf,
+    rows_per_step: usize,
+    dashboard: bool,
+    lines: PlainLines,
+    total_steps: usize,
+    seconds: f64,
+}
+
+impl PlainReporter {
+    pub(crate) fn new(
+        output: Output,
+        output_dir: PathBuf,
+        rows_per_step: usize,
+        dashboard: bool,
+    ) -> Self {
+        let lines = PlainLines::new(0, 1);
+        Self {
+            output,
+            output_dir,
+            rows_per_step,
+            dashboard,
+            lines,
+            total_steps: 0,
+            seconds: 0.0,
+        }
+    }
+
+    /// A reader that went away does not end a run.
+    fn line(&self, text: impl AsRef<str>) {
+        if !self.dashboard {
+            let _ = self.output.line(text);
+        }
+    }
+
+    fn event(&self, kind: &str, value: &impl serde::Serialize) {
+        let _ = self
+            .output
+            .record(&serde_json::json!({ "event": kind, "value": value }));
+    }
+}
+
+impl Reporter for PlainReporter {
+    fn start(&mut self, info: &RunInfo) {
+        self.lines = PlainLines::new(info.total_steps, info.logging_steps);
+        self.total_steps = info.total_steps;
+        self.event("start", info);
+        self.line(self.lines.banner(&Banner {
+            model: info.model.clone(),
+            base_parameters: info.base_params as u64,
+            trainable_parameters: info.trained_params as u64,
+            device: info.device.clone(),
+            train_rows: info.train_data.kept,
+            train_tokens: info.train_data.tokens,
+            supervised_tokens: info.train_data.supervised_tokens,
+            eval_rows: info.eval_data.as_ref().map(|data| data.kept),
+            rows_per_step: self.rows_per_step,
+            total_steps: info.total_steps,
+            output_dir: self.output_dir.clone(),
+        }));
+        for (name, data) in [
+            ("train", Some(&info.train_data)),
+            ("eval", info.eval_data.as_ref()),
+        ] {
+            let Some(data) = data else { continue };
+            if data.truncated > 0 {
+                self.line(format!(
+                    "{name} data: {} of {} rows cut to max_seq_length (longest {} tokens)",
+                    data.truncated, data.rows, data.longest
+                ));
+            }
+            if data.dropped > 0 {
+                let lines: Vec<String> = data
+                    .dropped_lines
+                    .iter()
+                    .take(10)
+                    .map(ToString::to_string)
+                    .collect();
+                self.line(format!(
+                    "{name} data: {} rows dropped, which have no supervised token (lines {}{})",
+                    data.dropped,
+                    lines.join(", "),
+                    if data.dropped > 10 { ", …" } else { "" }
+                ));
+            }
+            if data.open_turns > 0 {
+                self.line(format!(
+                    "{name} data: {} trained turns end without an end-of-turn token; the model may not \
+                     learn to stop",
+                    data.open_turns
+                ));
+            }
+        }
+    }
+
+    fn step(&mut self, report: &StepReport) {
+        self.seconds += report.seconds;
+        self.event("step", report);
+        let mean = self.seconds / report.step as f64;
+        let left = self.total_steps.saturating_sub(report.step) as f64 * mean;
+        let line = StepLine {
+            step: report.step,
+            epoch: report.epoch,
+            loss: report.loss,
+            eval_loss: None,
+            learning_rate: report.learning_rate,
+            grad_norm: report.grad_norm,
+            tokens_per_second: report.tokens as f64 / report.seconds,
+            supervised_tokens_per_second: report.supervised_tokens as f64 / report.seconds,
+            elapsed: Duration::from_secs_f64(report.elapsed),
+            eta: Some(Duration::from_secs_f64(left)),
+        };
+        if self.lines.wants(&line) {
+            self.line(self.lines.step(&line));
+        }
+    }
+
+    fn eval(&mut self, report: &EvalReport) {
+        self.event("eval", report);
+        self.line(format!(
+            "eval after step {}: loss {:.4}, perplexity {:.2}, {} tokens, {:.0} s{}",
+            report.step,
+            report.eval_loss,
+            report.perplexity,
+            report.tokens,
+            report.seconds,
+            if report.best { " (best so far)" } else { "" }
+        ));
+    }
+
+    fn saved(&mut self, step: usize, path: &Path) {
+        self.event("saved", &serde_json::json!({ "step": step, "path": path }));
+        self.line(format!("saved {}", path.display()));
+    }
+
+    fn warn(&mut self, message: &str) {
+        self.output.progress(format!("warning: {message}"));
+    }
+}
+
+/// The end of a run, for people.
+pub(crate) fn summary(summary: &RunSummary, model: String) -> String {
+    PlainLines::new(summary.total_steps, 1).summary(&Summary {
+        steps: summary.steps,
+        elapsed: Duration::from_secs_f64(summary.seconds),
+        tokens_per_second: summary.tokens_per_second,
+        supervised_tokens_per_second: summary.supervised_tokens_per_second,
+        final_loss: summary.final_loss.unwrap_or(f64::NAN),
+        best_eval: summary.best_eval_loss.zip(summary.best_step),
+        adapter: summary.adapter.clone(),
+        model,
+    })
+}
+
+/// burn-train's headless renderer prints progress but no metric; ours are printed by
+/// [`PlainReporter`], so this one is silent.
+pub(crate) struct NoDashboard;
+
+impl MetricsRendererTraining for NoDashboard {
+    fn update_train(&mut self, _: MetricState) {}
+    fn update_valid(&mut self, _: MetricState) {}
+}
+
+impl MetricsRendererEvaluation for NoDashboard {
+    fn update_test(&mut self, _: EvaluationName, _: MetricState) {}
+}
+
+impl TrainingProgressLogger for NoDashboard {
+    fn start(&mut self, _: usize, _: usize, _: Option<usize>, _: Option<&str>) {}
+    fn update_epoch(&mut self, _: usize) {}
+    fn start_split(&mut self, _: &str, _: usize) {}
+    fn update_split(&mut self, _: usize) {}
+    fn end_split(&mut self) {}
+    fn end(&mut self) {}
+    fn log_event_training(&mut self, _: String) {}
+}
+
+impl EvaluationProgressLogger for NoDashboard {
+    fn start_global_progress(&mut self, _: usize) {}
+    fn start_test(&mut self, _: &str, _: usize) {}
+    fn update_test_progress(&mut self, _: usize) {}
+    fn end_test(&mut self) {}
+    fn end_global_progress(&mut self) {}
+    fn log_event_evaluation(&mut self, _: String) {}
+}
+
+impl MetricsRenderer for NoDashboard {
+    fn manual_close(&mut self) {}
+    fn register_metric(&mut self, _: MetricDefinition) {}
+}

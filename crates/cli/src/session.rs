@@ -1,0 +1,113 @@
+//! What several commands do first: find a model, load it, put an adapter on it.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use backdraft_data::{ChatTokenizer, DataOptions, Format, PromptTemplate, Supervision};
+use backdraft_formats::hub::{DownloadProgress, HubOptions, resolve_model};
+use backdraft_formats::{ModelSource, PeftDir};
+use backdraft_lora::AdapterWeights;
+use backdraft_model::Llama;
+use burn::tensor::Device;
+
+use crate::args::{FormatArg, ModelArgs};
+use crate::error::CliError;
+use crate::output::Output;
+
+/// A model that is ready to compute.
+pub(crate) struct Session {
+    pub(crate) model: Llama,
+    pub(crate) tokenizer: ChatTokenizer,
+}
+
+impl Session {
+    /// Finds and loads a model, and its adapter where one is named.
+    pub(crate) fn open(args: &ModelArgs, output: Output) -> Result<Self, CliError> {
+        let source = ModelSource::open(find_model(&args.model, output)?)?;
+        let tokenizer = backdraft_train::run::tokenizer(&source)?;
+        let device = device();
+        let mut model = Llama::load(&source, &device)?;
+        if let Some(adapter) = &args.adapter {
+            model = model.with_adapter(&AdapterWeights::read(adapter, &device)?)?;
+        }
+        Ok(Self { model, tokenizer })
+    }
+}
+
+/// The only device of this build.
+pub(crate) fn device() -> Device {
+    Device::flex()
+}
+
+/// Where a model lies, fetched from the hub if it must be.
+pub(crate) fn find_model(name: &str, output: Output) -> Result<PathBuf, CliError> {
+    let mut progress = Downloads {
+        output,
+        file: String::new(),
+        total: 0,
+        done: 0,
+        shown: Instant::now(),
+    };
+    Ok(resolve_model(name, &HubOptions::from_env(), &mut progress)?)
+}
+
+/// An adapter directory, checked.
+pub(crate) fn read_adapter(path: &std::path::Path) -> Result<PeftDir, CliError> {
+    Ok(PeftDir::read(path)?)
+}
+
+/// How rows of a file become tokens, from flags.
+pub(crate) fn data_options(
+    format: Format,
+    prompt_template: Option<&str>,
+    max_seq_length: usize,
+) -> Result<DataOptions, CliError> {
+    let template = prompt_template
+        .map(PromptTemplate::parse)
+        .transpose()
+        .map_err(CliError::library)?;
+    Ok(DataOptions {
+        format,
+        template,
+        supervision: Supervision::default(),
+        max_seq_length,
+    })
+}
+
+impl From<FormatArg> for Format {
+    fn from(format: FormatArg) -> Self {
+        match format {
+            FormatArg::Messages => Self::Messages,
+            FormatArg::Alpaca => Self::Alpaca,
+            FormatArg::Text => Self::Text,
+        }
+    }
+}
+
+struct Downloads {
+    output: Output,
+    file: String,
+    total: u64,
+    done: u64,
+    shown: Instant,
+}
+
+impl DownloadProgress for Downloads {
+    fn start(&mut self, file: &str, bytes: u64) {
+        (self.file, self.total, self.done) = (file.to_owned(), bytes, 0);
+        self.output
+            .progress(format!("fetching {file} ({:.1} MB)", bytes as f64 / 1e6));
+    }
+
+    fn advance(&mut self, bytes: u64) {
+        self.done += bytes;
+        if self.shown.elapsed() > Duration::from_secs(2) {
+            self.shown = Instant::now();
+            let percent = 100.0 * self.done as f64 / self.total.max(1) as f64;
+            self.output
+                .progress(format!("  {} {percent:.0} %", self.file));
+        }
+    }
+
+    fn finish(&mut self, _: &str) {}
+}
