@@ -202,6 +202,16 @@ fn rope(
     };
     let empty = Map::new();
     let nested = nested.unwrap_or(Keys(&empty));
+    let partial = "partial_rotary_factor";
+    if let Some(actual) = nested.optional(partial).or(keys.optional(partial))
+        && actual.as_f64() != Some(1.0)
+    {
+        return Err(ConfigError::Unsupported {
+            key: partial,
+            actual: actual.to_string(),
+            supported: "1 (the whole head turns)",
+        });
+    }
     let theta = match nested.optional("rope_theta") {
         Some(_) => nested.number("rope_theta")?,
         None => keys.number_or("rope_theta", 10_000.0)?,
@@ -373,6 +383,10 @@ mod tests {
             json!({"rope_scaling": {"rope_type": "longrope"}}),
             "`rope_type` is \"longrope\", which is not supported: expected \"default\", \"linear\", \
              \"llama3\" or \"yarn\"",
+        );
+        check(
+            json!({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}),
+            "`partial_rotary_factor` is 0.5, which is not supported: expected 1 (the whole head turns)",
         );
         check(
             json!({"sliding_window": 4096}),

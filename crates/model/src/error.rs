@@ -74,6 +74,15 @@ pub enum LoadError {
         /// What the adapter holds.
         actual: String,
     },
+    /// An adapter's module is no projection of the model.
+    #[error(
+        "the adapter does not fit this model: it adapts {module}, but only q_proj, k_proj, v_proj, \
+         o_proj, gate_proj, up_proj and down_proj of the layers that the model has can be adapted"
+    )]
+    AdapterModule {
+        /// The module.
+        module: String,
+    },
     /// The settings of an adapter do not fit the model.
     #[error(transparent)]
     Lora(#[from] LoraConfigError),

@@ -94,7 +94,7 @@ impl Llama {
             sequences.iter().all(|s| !s.is_empty()),
             "a sequence to continue is empty"
         );
-        let tokens = Tokens::continuing(sequences, &cache.lengths().to_vec());
+        let tokens = Tokens::continuing(sequences, cache.lengths());
         let hidden = self.forward_cached(&tokens, cache).inner();
         let last: Vec<u32> = tokens
             .segments

@@ -221,9 +221,12 @@ impl Llama {
     /// # Errors
     /// An adapter that does not fit the model.
     pub fn with_adapter(mut self, adapter: &AdapterWeights) -> Result<Self, LoadError> {
+        if let Some(module) = adapter.factors.keys().find(|path| !self.can_adapt(path)) {
+            let module = module.clone();
+            return Err(LoadError::AdapterModule { module });
+        }
         adapter.config.validate(self.config.num_hidden_layers)?;
         let device = self.device();
-        let mut placed = 0;
         self.replace_adapters(|layer, target, projection| {
             let path = target.path(layer);
             let Some((a, b)) = adapter.factors.get(&path) else {
@@ -239,21 +242,9 @@ impl Llama {
                     actual,
                 });
             }
-            placed += 1;
             let (a, b) = (a.clone().to_device(&device), b.clone().to_device(&device));
             Ok(Some(LoraAdapter::from_factors(&adapter.config, a, b)))
         })?;
-        if placed != adapter.factors.len() {
-            let missing = adapter
-                .factors
-                .keys()
-                .find(|path| self.adapter_at(path).is_none());
-            return Err(LoadError::Adapter {
-                module: missing.cloned().unwrap_or_default(),
-                expected: [0, 0],
-                actual: "for a module that this model does not have".to_owned(),
-            });
-        }
         self.lora = Some(adapter.config.clone());
         Ok(self)
     }
@@ -372,10 +363,9 @@ impl Llama {
         }
     }
 
-    fn adapter_at(&self, path: &str) -> Option<&LoraAdapter> {
-        self.adapters()
-            .find(|(layer, target, _)| target.path(*layer) == path)
-            .map(|(_, _, adapter)| adapter)
+    fn can_adapt(&self, path: &str) -> bool {
+        let is_path = |layer| TargetModule::ALL.iter().any(|t| t.path(layer) == path);
+        (0..self.config.num_hidden_layers).any(is_path)
     }
 
     fn replace_adapters(
