@@ -45,8 +45,12 @@ fn golden_chat_templates() {
         )
         .unwrap();
         for case in template["cases"].as_array().unwrap() {
+            let conversation = Conversation {
+                tools: case.get("tools").cloned(),
+                ..conversation(&case["messages"])
+            };
             let rendered = compiled.render(
-                &conversation(&case["messages"]),
+                &conversation,
                 case["add_generation_prompt"].as_bool().unwrap(),
             );
             match case["rendered"].as_str() {

@@ -229,9 +229,18 @@ mod tests {
         let cases: Vec<Case> = serde_json::from_str(&text).unwrap();
         assert!(!cases.is_empty());
         for case in cases {
-            let kind = case
-                .kind()
-                .unwrap_or_else(|e| panic!("{}: refused: {e}", case.name));
+            let name = case.name.as_str();
+            let kind = match case.kind() {
+                Ok(kind) => kind,
+                Err(error) => {
+                    let known = ScheduleKind::NAMES.contains(&name);
+                    assert!(
+                        !known && error.to_string().contains(name),
+                        "{name}: {error}"
+                    );
+                    continue;
+                }
+            };
             let schedule = LrSchedule {
                 kind,
                 warmup_steps: case.warmup_steps,
