@@ -6,6 +6,8 @@ mod full_gradients;
 mod lora;
 mod lora_entry;
 mod misc;
+mod smollm2;
+mod smollm2_lora;
 mod support;
 mod tiny_case;
 mod trainer;

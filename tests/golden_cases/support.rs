@@ -23,6 +23,11 @@ pub(super) fn unsupported_feature(config: &Value) -> Option<&'static str> {
         }
     }
     let rope = active("rope_parameters").or(active("rope_scaling"));
+    let partial = "partial_rotary_factor";
+    let partial = rope.and_then(|rope| rope.get(partial)).or(active(partial));
+    if partial.is_some_and(|factor| factor.as_f64() != Some(1.0)) {
+        return Some("partial_rotary_factor");
+    }
     let kind = rope.and_then(|rope| rope.get("rope_type").or(rope.get("type")));
     let kinds = ["default", "linear", "llama3", "yarn"];
     match kind {
