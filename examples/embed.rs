@@ -1,7 +1,7 @@
 //! Llama inside a module of your own: a classifier that trains adapters and a head together.
 //!
 //! ```text
-//! cargo run --release --example embed [MODEL]
+//! cargo run --release -p backdraft --example embed [MODEL]
 //! ```
 //!
 //! `MODEL` is a Hugging Face directory or a GGUF file; without it, a tiny random checkpoint serves.

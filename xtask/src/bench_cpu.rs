@@ -7,9 +7,10 @@ use std::time::Instant;
 use anyhow::Context;
 use backdraft_data::{DataOptions, Example, Format, Supervision};
 use backdraft_formats::ModelSource;
+use backdraft_kernels::adamw::AdamWParams;
 use backdraft_lora::{AdapterGrads, LoraConfig};
 use backdraft_model::{Llama, Targets, Tokens};
-use backdraft_train::optimizer::{clip, global_norm};
+use backdraft_train::optimizer::{AdamW, clip, global_norm};
 use backdraft_train::run::tokenizer;
 use backdraft_train::step::{MicroBatch, forward_backward};
 use burn::tensor::Device;
@@ -27,7 +28,9 @@ pub(crate) fn run(
     rows: Option<PathBuf>,
     steps: usize,
 ) -> anyhow::Result<()> {
-    let path = model.or_else(default_model).context("name the model with --model")?;
+    let path = model
+        .or_else(default_model)
+        .context("name the model with --model")?;
     let device = Device::flex();
     let source = ModelSource::open(&path)?;
     let model = Llama::load(&source, &device)?.with_lora(&LoraConfig::default(), 42)?;
@@ -47,22 +50,28 @@ pub(crate) fn run(
     }
     println!("{} threads, after loading {:.2} GiB", threads(), peak_gib());
     for case in &cases {
-        measure(&model, case, steps)?;
+        measure(model.clone(), case, steps)?;
     }
     Ok(())
 }
 
-fn measure(model: &Llama, case: &Case, steps: usize) -> anyhow::Result<()> {
+fn measure(mut model: Llama, case: &Case, steps: usize) -> anyhow::Result<()> {
     let tokens: usize = case.batches.iter().map(|batch| batch.tokens.len()).sum();
+    let mut optimizer = AdamW::new(AdamWParams {
+        beta1: 0.9,
+        beta2: 0.999,
+        epsilon: 1e-8,
+        weight_decay: 0.01,
+    });
     let mut seconds = Vec::new();
     for step in 0..=steps {
         let began = Instant::now();
         for batch in &case.batches {
             let mut grads = AdapterGrads::new();
             let scale = 1.0 / batch.targets.len() as f32;
-            let nll = forward_backward(model, batch, scale, None, &mut grads);
-            let norm = global_norm(model, &grads);
-            let _clipped = clip(grads, &norm, 1.0);
+            let nll = forward_backward(&model, batch, scale, None, &mut grads);
+            let norm = global_norm(&model, &grads);
+            optimizer.step(&mut model, &clip(grads, &norm, 1.0), 2e-4);
             nll.try_into_scalar::<f64>()?;
         }
         if step > 0 {
@@ -98,8 +107,9 @@ fn random(batch: usize, length: usize, vocabulary: u32) -> Case {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         (state >> 8) % vocabulary
     };
-    let documents: Vec<Vec<u32>> =
-        (0..batch).map(|_| (0..length).map(|_| next()).collect()).collect();
+    let documents: Vec<Vec<u32>> = (0..batch)
+        .map(|_| (0..length).map(|_| next()).collect())
+        .collect();
     let labels: Vec<i64> = documents.concat().into_iter().map(i64::from).collect();
     let tokens = Tokens::from_sequences(&documents);
     let targets = Targets::from_labels(&tokens.segments, &labels);
@@ -117,14 +127,20 @@ fn from_rows(examples: Arc<Vec<Example>>) -> Case {
         .filter_map(|rows| backdraft_data::Batch::from_examples(&examples, rows).ok())
         .map(MicroBatch::from)
         .collect();
-    Case { name: format!("{} rows by 4", examples.len()), batches, rows: examples.len() }
+    Case {
+        name: format!("{} rows by 4", examples.len()),
+        batches,
+        rows: examples.len(),
+    }
 }
 
 fn default_model() -> Option<PathBuf> {
-    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(|| {
-        let home = std::env::var_os("HOME")?;
-        Some(PathBuf::from(home).join(".cache"))
-    })?;
+    let cache = std::env::var_os("XDG_CACHE_HOME")
+        .map(PathBuf::from)
+        .or_else(|| {
+            let home = std::env::var_os("HOME")?;
+            Some(PathBuf::from(home).join(".cache"))
+        })?;
     Some(cache.join("backdraft/models/SmolLM2-135M-Instruct.Q4_1.gguf"))
 }
 

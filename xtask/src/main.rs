@@ -3,6 +3,9 @@
 #![expect(clippy::print_stdout, reason = "a command-line program")]
 
 mod bench_cpu;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tidy;
 
 use std::path::PathBuf;
 

@@ -17,11 +17,6 @@ impl Output {
         Self { json }
     }
 
-    /// Whether a program reads the results.
-    pub(crate) const fn is_json(self) -> bool {
-        self.json
-    }
-
     /// A line for people; nothing where a program reads.
     pub(crate) fn line(self, text: impl AsRef<str>) -> Result<(), CliError> {
         if self.json {

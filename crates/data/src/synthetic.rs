@@ -80,10 +80,14 @@ pub fn to_jsonl(rows: &[Row]) -> String {
 fn make_row(rng: &mut SplitMix64, pools: &Pools) -> Row {
     let name = format!(
         "{} {}",
-        rng.pick(pools.first_names),
-        rng.pick(pools.last_names)
+        pools.name(pools.first_names, rng),
+        pools.name(pools.last_names, rng)
     );
-    let company = format!("{} {}", rng.pick(pools.companies), rng.pick(&SUFFIXES));
+    let company = format!(
+        "{} {}",
+        pools.name(pools.companies, rng),
+        rng.pick(&SUFFIXES)
+    );
     let amount = format!("{}.{:02}", 1 + rng.below(999), rng.below(100));
     let (currency, symbol) = *rng.pick(&CURRENCIES);
     let (year, month, day) = (2018 + rng.below(8), rng.below(12), 1 + rng.below(28));

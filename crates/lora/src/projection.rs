@@ -1,6 +1,6 @@
 //! A linear layer with a frozen weight and perhaps an adapter.
 
-use backdraft_kernels::lora_linear::{self, FactorGrads, lora_linear};
+use backdraft_kernels::lora_linear::{self, FactorGrads, Wanted, lora_linear};
 use backdraft_quant::Weight;
 use burn::module::Module;
 use burn::tensor::Tensor;
@@ -101,7 +101,7 @@ impl Projection {
         (self.add_bias(y), ProjectionSaved { xa, dropout_seed })
     }
 
-    /// Adds the factors' gradients to `grads` and returns the input's.
+    /// Adds the factors' gradients to `grads` and returns the input's, where it is `wanted`.
     ///
     /// # Shapes
     /// `dy` `[t, out]`, `x` and the result `[t, in]`.
@@ -111,32 +111,23 @@ impl Projection {
         x: &Tensor<2>,
         saved: &ProjectionSaved,
         grads: &mut AdapterGrads,
-    ) -> Tensor<2> {
-        self.backward_factors(dy, x, saved, grads);
+        wanted: bool,
+    ) -> Option<Tensor<2>> {
         let factors = self
             .adapter
             .as_ref()
             .map(|a| a.plain_factors(saved.dropout_seed));
-        lora_linear::backward_input(dy, &self.weight, factors.as_ref())
-    }
-
-    /// Only the factors' gradients: for a layer below which nothing is trained.
-    ///
-    /// # Shapes
-    /// As [`backward`](Self::backward).
-    pub fn backward_factors(
-        &self,
-        dy: &Tensor<2>,
-        x: &Tensor<2>,
-        saved: &ProjectionSaved,
-        grads: &mut AdapterGrads,
-    ) {
-        if let (Some(adapter), Some(xa)) = (&self.adapter, &saved.xa) {
-            let factors = adapter.plain_factors(saved.dropout_seed);
-            let FactorGrads { a, b } = lora_linear::backward_factors(dy, x, xa, &factors);
+        let adapter = factors.as_ref().zip(saved.xa.as_ref());
+        let wanted = Wanted {
+            input: wanted,
+            factors: true,
+        };
+        let (dx, factor_grads) = lora_linear::backward(dy, x, &self.weight, adapter, wanted);
+        if let (Some(adapter), Some(FactorGrads { a, b })) = (&self.adapter, factor_grads) {
             grads.add(adapter.lora_a.id, a);
             grads.add(adapter.lora_b.id, b);
         }
+        dx
     }
 
     fn add_bias(&self, y: Tensor<2>) -> Tensor<2> {

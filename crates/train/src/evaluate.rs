@@ -36,7 +36,10 @@ pub fn evaluate(
     size: usize,
     mut progress: impl FnMut(usize, usize),
 ) -> Result<Evaluation, TrainError> {
-    let data = |source| TrainError::Data { path: PathBuf::new(), source: Box::new(source) };
+    let data = |source| TrainError::Data {
+        path: PathBuf::new(),
+        source: Box::new(source),
+    };
     let loader = EvalLoader::new(examples, size).map_err(data)?;
     let (mut sum, mut tokens) = (0.0, 0);
     for (done, batch) in loader.iter().flatten().enumerate() {

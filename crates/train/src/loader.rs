@@ -115,9 +115,7 @@ impl Iterator for Steps<'_> {
         if self.number == self.source.total_steps {
             return None;
         }
-        let step = self
-            .make()
-            .map_err(DatasetError::new);
+        let step = self.make().map_err(DatasetError::new);
         self.number += 1;
         Some(step)
     }

@@ -19,7 +19,9 @@ pub struct StepOutput {
     nll: Tensor<1>,
     grad_norm: Tensor<1>,
     supervised_tokens: usize,
+    tokens: usize,
     lr: f64,
+    seconds: f64,
 }
 
 impl StepOutput {
@@ -32,13 +34,23 @@ impl StepOutput {
             nll,
             grad_norm,
             supervised_tokens: step.supervised_tokens(),
+            tokens: step.tokens(),
             lr: 0.0,
+            seconds: f64::NAN,
         }
     }
 
     /// With the learning rate that was used.
     pub fn with_learning_rate(self, lr: f64) -> Self {
         Self { lr, ..self }
+    }
+
+    /// With the time that the step took.
+    ///
+    /// # Units
+    /// Seconds.
+    pub fn with_seconds(self, seconds: f64) -> Self {
+        Self { seconds, ..self }
     }
 
     /// Waits for the device and reads the numbers.
@@ -115,6 +127,7 @@ pub struct Readings {
     loss: f64,
     grad_norm: f64,
     learning_rate: f64,
+    tokens_per_second: f64,
     tokens: f64,
 }
 
@@ -125,6 +138,7 @@ impl Adaptor<Readings> for StepOutput {
             loss: read.as_ref().map_or(f64::NAN, |m| m.loss),
             grad_norm: read.as_ref().map_or(f64::NAN, |m| m.grad_norm),
             learning_rate: self.lr,
+            tokens_per_second: self.tokens as f64 / self.seconds,
             tokens: self.supervised_tokens as f64,
         }
     }
@@ -136,8 +150,9 @@ impl Adaptor<Readings> for EvalOutput {
         let tokens = tokens as f64;
         Readings {
             loss: sum / tokens,
-            grad_norm: 0.0,
-            learning_rate: 0.0,
+            grad_norm: f64::NAN,
+            learning_rate: f64::NAN,
+            tokens_per_second: f64::NAN,
             tokens,
         }
     }
@@ -158,6 +173,7 @@ enum Number {
     Perplexity,
     GradNorm,
     LearningRate,
+    TokensPerSecond,
 }
 
 impl RunMetric {
@@ -179,6 +195,11 @@ impl RunMetric {
     /// Learning rate.
     pub fn learning_rate() -> Self {
         Self::new(Number::LearningRate)
+    }
+
+    /// Tokens computed in a second, supervised or not.
+    pub fn tokens_per_second() -> Self {
+        Self::new(Number::TokensPerSecond)
     }
 
     fn new(number: Number) -> Self {
@@ -223,6 +244,7 @@ impl Metric for RunMetric {
                 Number::Perplexity => "Perplexity",
                 Number::GradNorm => "Gradient norm",
                 Number::LearningRate => "Learning rate",
+                Number::TokensPerSecond => "Tokens/s",
             }
             .to_owned(),
         )
@@ -245,6 +267,7 @@ impl Metric for RunMetric {
             Number::Loss | Number::Perplexity => readings.loss,
             Number::GradNorm => readings.grad_norm,
             Number::LearningRate => readings.learning_rate,
+            Number::TokensPerSecond => readings.tokens_per_second,
         };
         self.sum += self.last * readings.tokens;
         self.weight += readings.tokens;

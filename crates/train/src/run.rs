@@ -234,6 +234,7 @@ impl Run {
             .metric_train_numeric(RunMetric::loss())
             .metric_train_numeric(RunMetric::grad_norm())
             .metric_train_numeric(RunMetric::learning_rate())
+            .metric_train_numeric(RunMetric::tokens_per_second())
             .metric_valid_numeric(RunMetric::loss())
             .metric_valid_numeric(RunMetric::perplexity())
             .num_epochs(1)
@@ -346,7 +347,10 @@ fn claim(path: &Path, force: bool) -> Result<(), TrainError> {
 
 fn data_error(path: &Path) -> impl FnOnce(backdraft_data::DataError) -> TrainError + use<> {
     let path = path.to_owned();
-    move |source| TrainError::Data { path, source: Box::new(source) }
+    move |source| TrainError::Data {
+        path,
+        source: Box::new(source),
+    }
 }
 
 /// `metrics.jsonl`: one object for each step and each evaluation.

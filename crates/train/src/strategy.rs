@@ -173,7 +173,7 @@ impl Loop<'_> {
         };
         self.record(&report)?;
         self.tell(|reporter| reporter.step(&report));
-        let item = TrainingItem::new(item, progress, Some(number), None);
+        let item = TrainingItem::new(item.with_seconds(seconds), progress, Some(number), None);
         self.event(LearnerEvent::ProcessedItem(item));
 
         let train = &self.plan.recipe.train;

@@ -61,6 +61,12 @@ pub(crate) struct EvalArgs {
 
 pub(crate) fn run(args: &EvalArgs, context: Context) -> Result<(), CliError> {
     let output = context.output;
+    if args.generate && is_text(args) {
+        return Err(
+            CliError::usage("--generate needs rows with answers, not a text file")
+                .hint("give a JSONL file, or leave --generate away"),
+        );
+    }
     let session = Session::open(&args.model, output)?;
     let examples = examples(args, &session)?;
     let answers = if args.generate {
@@ -93,10 +99,9 @@ pub(crate) fn run(args: &EvalArgs, context: Context) -> Result<(), CliError> {
 
 /// What one model achieves on a file.
 #[derive(Debug)]
-pub(crate) struct Measured {
-    pub(crate) evaluation: Evaluation,
-    pub(crate) scores: Option<GenerationScores>,
-    pub(crate) answers: Vec<String>,
+struct Measured {
+    evaluation: Evaluation,
+    scores: Option<GenerationScores>,
 }
 
 impl Measured {
@@ -147,11 +152,7 @@ fn measure(
         let expected = prompts.iter().map(|prompt| prompt.answer.as_str());
         GenerationScores::new(answers.iter().map(String::as_str).zip(expected))
     });
-    Ok(Measured {
-        evaluation,
-        scores,
-        answers,
-    })
+    Ok(Measured { evaluation, scores })
 }
 
 /// Greedy answers to all prompts.
@@ -184,17 +185,19 @@ const ANSWERS_AT_A_TIME: usize = 40;
 
 fn examples(args: &EvalArgs, session: &Session) -> Result<Vec<Example>, CliError> {
     let limit = args.limit.map_or(usize::MAX, |limit| limit as usize);
-    if args
-        .data
-        .extension()
-        .is_some_and(|extension| extension == "txt")
-    {
+    if is_text(args) {
         return text(args, session, limit);
     }
     let options = options(args)?;
     let mut data = backdraft_data::load(&args.data, &options, &session.tokenizer, &mut |_| ())?;
     data.examples.truncate(limit);
     Ok(data.examples)
+}
+
+fn is_text(args: &EvalArgs) -> bool {
+    args.data
+        .extension()
+        .is_some_and(|extension| extension == "txt")
 }
 
 fn prompts(args: &EvalArgs, session: &Session) -> Result<Vec<Prompt>, CliError> {

@@ -81,10 +81,11 @@ pub(crate) fn run(args: &QuickstartArgs, context: Context) -> Result<(), CliErro
     output.line("5. After")?;
     let after = measure(&trained, &session.tokenizer, &files)?;
     show(&files, &before, &after, output)?;
+    write_answers(&files, &before, &after, args)?;
     let adapter = summary.adapter.display();
     let model = model.display();
     output.line(format!(
-        "\nLeft in {}: recipe.toml, train.jsonl, test.jsonl, run/ with the adapter and metrics.jsonl. Try\n  \
+        "\nLeft in {}: recipe.toml, train.jsonl, test.jsonl, answers.jsonl, run/ with the adapter and metrics.jsonl. Try\n  \
          backdraft generate --model {model} --adapter {adapter} \"{} {}\"\n  \
          backdraft train {} --force",
         args.output_dir.display(),
@@ -219,6 +220,29 @@ fn measure(model: &Llama, tokenizer: &ChatTokenizer, files: &Files) -> Result<He
         ),
         answers,
     })
+}
+
+/// Every held-out row with both answers, to look at.
+fn write_answers(
+    files: &Files,
+    before: &Held,
+    after: &Held,
+    args: &QuickstartArgs,
+) -> Result<(), CliError> {
+    let rows = files
+        .rows
+        .iter()
+        .zip(before.answers.iter().zip(&after.answers));
+    let lines: String = rows
+        .map(|(row, (before, after))| {
+            let line = serde_json::json!({
+                "sentence": row.sentence, "expected": row.answer, "before": before, "after": after,
+            });
+            format!("{line}\n")
+        })
+        .collect();
+    let path = args.output_dir.join("answers.jsonl");
+    Ok(write_file(&path, lines.as_bytes(), Existing::Replace)?)
 }
 
 fn show(files: &Files, before: &Held, after: &Held, output: Output) -> Result<(), CliError> {

@@ -1,6 +1,7 @@
 //! The words of the generated sentences.
 
 use super::Split;
+use crate::rng::SplitMix64;
 
 /// What a split draws from.
 pub(super) struct Pools {
@@ -8,7 +9,44 @@ pub(super) struct Pools {
     pub(super) last_names: &'static [&'static str],
     pub(super) companies: &'static [&'static str],
     pub(super) forms: &'static [&'static str],
+    /// Whether half of all names are invented: a model that has seen only the listed ones completes them
+    /// from memory instead of copying the sentence.
+    pub(super) invents: bool,
 }
+
+impl Pools {
+    /// A name out of `listed`, or an invented one.
+    pub(super) fn name(&self, listed: &[&str], rng: &mut SplitMix64) -> String {
+        if self.invents && rng.below(2) == 0 {
+            invented(rng)
+        } else {
+            (*rng.pick(listed)).to_owned()
+        }
+    }
+}
+
+/// Two or three syllables that are no name of the test split.
+fn invented(rng: &mut SplitMix64) -> String {
+    loop {
+        let syllables = 2 + rng.below(2);
+        let mut word: String = (0..syllables)
+            .flat_map(|_| [*rng.pick(&ONSETS), *rng.pick(&VOWELS)])
+            .chain([*rng.pick(&CODAS)])
+            .collect();
+        word[..1].make_ascii_uppercase();
+        let taken = [TEST.first_names, TEST.last_names, TEST.companies].concat();
+        if !taken.contains(&word.as_str()) {
+            return word;
+        }
+    }
+}
+
+const ONSETS: [&str; 20] = [
+    "b", "br", "c", "d", "f", "g", "gl", "h", "j", "k", "l", "m", "n", "p", "ph", "r", "s", "st",
+    "t", "v",
+];
+const VOWELS: [&str; 8] = ["a", "e", "i", "o", "u", "ai", "ea", "ou"];
+const CODAS: [&str; 10] = ["", "", "n", "r", "s", "l", "ck", "th", "ng", "x"];
 
 pub(super) fn pools(split: Split) -> &'static Pools {
     match split {
@@ -58,6 +96,7 @@ const TRAIN: Pools = Pools {
         "Receipt from {company}: {name}, {money}, {date}.",
         "{name} left {company} a deposit of {money} on {date}.",
     ],
+    invents: true,
 };
 
 const TEST: Pools = Pools {
@@ -81,6 +120,7 @@ const TEST: Pools = Pools {
         "On {date} {company} billed {name} {money} for {item}.",
         "{name}, a customer of {company}, spent {money} on {date}.",
     ],
+    invents: false,
 };
 
 pub(super) const SUFFIXES: [&str; 6] = ["Ltd", "Inc", "Group", "Co", "Partners", "Trading"];

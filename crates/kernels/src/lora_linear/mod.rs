@@ -98,51 +98,42 @@ pub fn forward(
     }
 }
 
-/// Gradient of the input: dx = dy·W + s·(dy·B)·A.
-///
-/// # Shapes
-/// `dy` `[t, out]`, result `[t, in]`.
-pub fn backward_input(
-    dy: &Tensor<2>,
-    weight: &impl FrozenMatrix,
-    factors: Option<&Factors>,
-) -> Tensor<2> {
-    let dx = weight.matmul_transposed(dy);
-    match factors {
-        None => dx,
-        Some(f) => {
-            let dyb = gemm::nn(dy, &f.b);
-            match f.dropout {
-                None => gemm((Op::N, &dyb), (Op::N, &f.a), f.scaling, Some(dx)),
-                Some(dropout) => {
-                    let through = gemm((Op::N, &dyb), (Op::N, &f.a), f.scaling, None);
-                    dx + dropout.apply(through)
-                }
-            }
-        }
-    }
+/// What a backward pass should compute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// The input's gradient.
+    pub input: bool,
+    /// The factors' gradients.
+    pub factors: bool,
 }
 
-/// Gradients of the factors: dA = s·(dy·B)ᵀ·x, dB = s·dyᵀ·(x·Aᵀ).
+/// Gradient of the input, dx = dy·W + s·(dy·B)·A, and of the factors, dA = s·(dy·B)ᵀ·x and
+/// dB = s·dyᵀ·(x·Aᵀ), as far as they are `wanted`.
 ///
 /// # Shapes
-/// `dy` `[t, out]`, `x` `[t, in]`, `xa` `[t, r]` from [`forward`].
-pub fn backward_factors(
+/// `dy` `[t, out]`, `x` and dx `[t, in]`; `adapter` holds the factors and x·Aᵀ `[t, r]` from
+/// [`forward`].
+pub fn backward(
     dy: &Tensor<2>,
     x: &Tensor<2>,
-    xa: &Tensor<2>,
-    factors: &Factors,
-) -> FactorGrads {
-    let dyb = gemm::nn(dy, &factors.b);
-    FactorGrads {
-        a: gemm(
-            (Op::T, &dyb),
-            (Op::N, &factors.input(x)),
-            factors.scaling,
-            None,
-        ),
-        b: gemm((Op::T, dy), (Op::N, xa), factors.scaling, None),
-    }
+    weight: &impl FrozenMatrix,
+    adapter: Option<(&Factors, &Tensor<2>)>,
+    wanted: Wanted,
+) -> (Option<Tensor<2>>, Option<FactorGrads>) {
+    let base = wanted.input.then(|| weight.matmul_transposed(dy));
+    let Some((f, xa)) = adapter else {
+        return (base, None);
+    };
+    let dyb = gemm::nn(dy, &f.b);
+    let grads = wanted.factors.then(|| FactorGrads {
+        a: gemm((Op::T, &dyb), (Op::N, &f.input(x)), f.scaling, None),
+        b: gemm((Op::T, dy), (Op::N, xa), f.scaling, None),
+    });
+    let dx = base.map(|base| match f.dropout {
+        None => gemm((Op::N, &dyb), (Op::N, &f.a), f.scaling, Some(base)),
+        Some(dropout) => base + dropout.apply(gemm((Op::N, &dyb), (Op::N, &f.a), f.scaling, None)),
+    });
+    (dx, grads)
 }
 
 /// The differentiable form of [`forward`].
@@ -185,15 +176,16 @@ struct LoraLinear<W> {
 impl<W: FrozenMatrix> Vjp<3> for LoraLinear<W> {
     fn vjp(self, dy: DispatchTensor, [dx, da, db]: [bool; 3]) -> [Option<DispatchTensor>; 3] {
         let dy = Tensor::from_dispatch(dy);
-        let grads = match (&self.factors, &self.xa) {
-            (Some(f), Some(xa)) if da || db => Some(backward_factors(&dy, &self.x, xa, f)),
-            _ => None,
+        let wanted = Wanted {
+            input: dx,
+            factors: da || db,
         };
+        let adapter = self.factors.as_ref().zip(self.xa.as_ref());
+        let (dx, grads) = backward(&dy, &self.x, &self.weight, adapter, wanted);
+        let dx = dx.map(Tensor::into_dispatch);
         let (a, b) = grads
             .map(|g| (g.a.into_dispatch(), g.b.into_dispatch()))
             .unzip();
-        let dx =
-            dx.then(|| backward_input(&dy, &self.weight, self.factors.as_ref()).into_dispatch());
         [dx, a, b]
     }
 }

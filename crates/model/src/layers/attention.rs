@@ -124,7 +124,12 @@ impl Attention {
         grads: &mut AdapterGrads,
         wanted: bool,
     ) -> Option<Tensor<2>> {
-        let d_out = self.o_proj.backward(dy, &saved.out, &saved.o_proj, grads);
+        let Some(d_out) = self
+            .o_proj
+            .backward(dy, &saved.out, &saved.o_proj, grads, true)
+        else {
+            unreachable!("the input's gradient was asked for");
+        };
         let forward = (&saved.out, &saved.lse);
         let d = attention::backward(&d_out, &saved.qkv, forward, &context.segments, self.layout);
         let dq = rope::backward(d.q, &context.tables);
@@ -136,15 +141,11 @@ impl Attention {
         ];
         let mut dx: Option<Tensor<2>> = None;
         for (projection, dy, projection_saved) in parts {
-            if wanted {
-                let part = projection.backward(&dy, &saved.x, projection_saved, grads);
-                dx = Some(match dx {
-                    Some(sum) => sum + part,
-                    None => part,
-                });
-            } else {
-                projection.backward_factors(&dy, &saved.x, projection_saved, grads);
-            }
+            let part = projection.backward(&dy, &saved.x, projection_saved, grads, wanted);
+            dx = match (dx, part) {
+                (Some(sum), Some(part)) => Some(sum + part),
+                (sum, part) => sum.or(part),
+            };
         }
         dx
     }

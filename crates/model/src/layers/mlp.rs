@@ -76,17 +76,21 @@ impl Mlp {
         )
     }
 
+    /// Adds the adapters' gradients to `grads` and returns the input's.
+    ///
     /// # Shapes
     /// `dy` and the result `[t, h]`.
     pub fn backward(&self, dy: &Tensor<2>, saved: MlpSaved, grads: &mut AdapterGrads) -> Tensor<2> {
-        let d_product = self
-            .down_proj
-            .backward(dy, &saved.product, &saved.down_proj, grads);
+        let mut through =
+            |projection: &Projection, dy: &Tensor<2>, x: &Tensor<2>, saved| match projection
+                .backward(dy, x, saved, grads, true)
+            {
+                Some(dx) => dx,
+                None => unreachable!("the input's gradient was asked for"),
+            };
+        let d_product = through(&self.down_proj, dy, &saved.product, &saved.down_proj);
         let (d_gate, d_up) = swiglu::backward(&d_product, &saved.gate, &saved.up);
-        self.gate_proj
-            .backward(&d_gate, &saved.x, &saved.gate_proj, grads)
-            + self
-                .up_proj
-                .backward(&d_up, &saved.x, &saved.up_proj, grads)
+        through(&self.gate_proj, &d_gate, &saved.x, &saved.gate_proj)
+            + through(&self.up_proj, &d_up, &saved.x, &saved.up_proj)
     }
 }

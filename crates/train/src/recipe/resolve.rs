@@ -95,8 +95,11 @@ fn is_hub_id(name: &str) -> bool {
                 .chars()
                 .all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
     };
-    name.split_once('/')
+    let (repository, revision) = name.split_once('@').unwrap_or((name, "main"));
+    repository
+        .split_once('/')
         .is_some_and(|(org, model)| part(org) && part(model))
+        && revision.split('/').all(part)
 }
 
 fn path(reader: &mut Reader<'_>, key: &str, bases: &Bases<'_>) -> PathBuf {

@@ -1,0 +1,236 @@
+//! The program as a user runs it: exit codes, messages, files.
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+fn backdraft(directory: &Path, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_backdraft"))
+        .current_dir(directory)
+        .args(arguments)
+        .env("HF_HUB_OFFLINE", "1")
+        .env("HF_HOME", directory)
+        .output()
+        .unwrap()
+}
+
+/// Runs a command that must fail with `code`, and returns what it said.
+#[track_caller]
+fn fails(directory: &Path, arguments: &[&str], code: i32) -> String {
+    let output = backdraft(directory, arguments);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(code), "{said}");
+    said.replace(&directory.display().to_string(), "DIR")
+}
+
+/// Runs a command that must succeed, and returns its last JSON line.
+#[track_caller]
+fn succeeds(directory: &Path, arguments: &[&str]) -> Value {
+    let output = backdraft(directory, &[&["--json"], arguments].concat());
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{said}");
+    let lines = String::from_utf8(output.stdout).unwrap();
+    serde_json::from_str(lines.lines().last().unwrap()).unwrap()
+}
+
+#[track_caller]
+fn says(said: &str, parts: &[&str]) {
+    // Long lines are wrapped for the terminal.
+    let flat = said.split_whitespace().collect::<Vec<_>>().join(" ");
+    for part in parts {
+        assert!(flat.contains(part), "`{part}` is not in:\n{said}");
+    }
+}
+
+/// SmolLM2's GGUF file, if this machine has it.
+fn smollm2() -> Option<String> {
+    let cache = std::env::var_os("XDG_CACHE_HOME")
+        .map(PathBuf::from)
+        .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")))?;
+    let standard = cache.join("backdraft/models/SmolLM2-135M-Instruct.Q4_1.gguf");
+    let path = std::env::var_os("BACKDRAFT_SMOLLM2").map_or(standard, PathBuf::from);
+    if path.is_file() {
+        return Some(path.display().to_string());
+    }
+    println!("nothing checked: there is no {}", path.display());
+    None
+}
+
+const ROWS: &str = r#"{"messages":[{"role":"user","content":"One?"},{"role":"assistant","content":"Un."}]}
+{"messages":[{"role":"user","content":"Two?"},{"role":"assistant","content":"Deux."}]}
+{"messages":[{"role":"user","content":"Three?"},{"role":"assistant","content":"Trois."}]}
+{"messages":[{"role":"user","content":"Four?"},{"role":"assistant","content":"Quatre."}]}
+"#;
+
+/// A directory with rows and a recipe for them.
+fn project(model: &str, rows: &str) -> tempfile::TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    fs::write(directory.path().join("rows.jsonl"), rows).unwrap();
+    let recipe = format!(
+        "model = {model:?}\noutput_dir = \"out\"\nmax_seq_length = 64\n[lora]\nrank = 4\nalpha = 8\n\
+         dropout = 0.1\n[data]\ntrain = \"rows.jsonl\"\neval = \"rows.jsonl\"\n[train]\n\
+         micro_batch_size = 1\ngrad_accumulation_steps = 2\nmax_steps = 4\nlearning_rate = 5e-3\n\
+         lr_scheduler = \"linear\"\nwarmup_steps = 1\neval_steps = 2\nsave_steps = 2\n"
+    );
+    fs::write(directory.path().join("recipe.toml"), recipe).unwrap();
+    directory
+}
+
+#[test]
+fn a_wrong_recipe_is_one_error_with_every_problem() {
+    let directory = project("m.gguf", ROWS);
+    let path = directory.path().join("recipe.toml");
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(
+        &path,
+        text.replace("rank = 4", "ranks = 4")
+            .replace("alpha = 8", "alpha = -8"),
+    )
+    .unwrap();
+    let said = fails(directory.path(), &["train", "recipe.toml"], 1);
+    says(&said, &["ranks", "rank", "alpha", "hint:"]);
+    assert!(!directory.path().join("out").exists());
+}
+
+#[test]
+fn a_model_that_is_not_there_is_named() {
+    let directory = project("nowhere/at-all", ROWS);
+    let said = fails(directory.path(), &["train", "recipe.toml"], 1);
+    says(&said, &["nowhere/at-all"]);
+    let said = fails(
+        directory.path(),
+        &["generate", "--model", "m.gguf", "Hi"],
+        1,
+    );
+    says(&said, &["m.gguf"]);
+    let said = fails(directory.path(), &["generate"], 2);
+    says(&said, &["--model"]);
+}
+
+#[test]
+fn a_file_that_only_claims_to_be_a_model_is_refused() {
+    let directory = project("m.gguf", ROWS);
+    for bytes in [
+        &b"GGUF"[..],
+        b"not a model",
+        b"GGUF\x03\0\0\0\xff\xff\xff\xff\xff\xff\xff\xff",
+    ] {
+        fs::write(directory.path().join("m.gguf"), bytes).unwrap();
+        let said = fails(directory.path(), &["train", "recipe.toml"], 1);
+        says(&said, &["m.gguf"]);
+    }
+}
+
+#[test]
+fn broken_rows_are_named_by_line() {
+    let Some(model) = smollm2() else { return };
+    let broken = ROWS.replace("\"Deux.\"", "\"Deux.");
+    let directory = project(&model, &broken);
+    let said = fails(directory.path(), &["train", "recipe.toml"], 1);
+    says(&said, &["rows.jsonl", "2"]);
+    let silent = r#"{"messages":[{"role":"user","content":"Nobody answers"}]}"#;
+    let directory = project(&model, silent);
+    let said = fails(directory.path(), &["train", "recipe.toml"], 1);
+    says(&said, &["rows.jsonl"]);
+    assert!(!directory.path().join("out").exists());
+}
+
+#[test]
+fn a_run_is_repeatable_and_what_it_leaves_can_be_used() {
+    let Some(model) = smollm2() else { return };
+    let directory = project(&model, ROWS);
+    let d = directory.path();
+    let first = succeeds(d, &["train", "recipe.toml"]);
+    let last = fs::read_to_string(d.join("out/metrics.jsonl")).unwrap();
+    let losses: Vec<f64> = last
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).unwrap()["loss"].as_f64())
+        .collect();
+    assert_eq!(losses.len(), 4);
+    assert!(losses[3] < losses[0], "{losses:?}");
+    assert!(first["best_eval_loss"].as_f64().unwrap() < losses[0]);
+    assert!(d.join("out/checkpoints/step-000004/state.json").is_file());
+
+    // An output directory that holds a run is not touched.
+    let said = fails(d, &["train", "recipe.toml"], 1);
+    says(&said, &["already holds a run", "--force"]);
+
+    // The same seed gives the same bits.
+    succeeds(d, &["train", "recipe.toml", "--output-dir", "again"]);
+    let bytes =
+        |run: &str| fs::read(d.join(run).join("adapter/adapter_model.safetensors")).unwrap();
+    assert_eq!(bytes("out"), bytes("again"));
+
+    // Merged weights say what base and adapter say together.
+    let merged = succeeds(
+        d,
+        &[
+            "merge",
+            "--model",
+            &model,
+            "--adapter",
+            "out/adapter",
+            "--out",
+            "merged",
+        ],
+    );
+    assert_eq!(merged["merged"], 210);
+    fs::write(
+        d.join("ids.json"),
+        "[1, 4093, 198, 3198, 47, 2, 198, 1, 520, 9531, 198]",
+    )
+    .unwrap();
+    let score = |model: &str, extra: &[&str], out: &str| {
+        let arguments = [
+            &["score", "--model", model, "--ids", "ids.json", "--out", out],
+            extra,
+        ]
+        .concat();
+        succeeds(d, &arguments)["mean_nll"].as_f64().unwrap()
+    };
+    let adapted = score(&model, &["--adapter", "out/adapter"], "a.safetensors");
+    let together = score("merged", &[], "b.safetensors");
+    let base = score(&model, &[], "c.safetensors");
+    assert!(
+        (adapted - together).abs() < 1e-4,
+        "{adapted} and {together}"
+    );
+    assert!((adapted - base).abs() > 1e-3, "{adapted} and {base}");
+    let said = fails(
+        d,
+        &[
+            "score",
+            "--model",
+            &model,
+            "--ids",
+            "ids.json",
+            "--out",
+            "a.safetensors",
+        ],
+        1,
+    );
+    says(&said, &["a.safetensors", "--force"]);
+}
+
+#[test]
+fn a_loss_that_is_no_number_stops_the_run_with_its_rows() {
+    let Some(model) = smollm2() else { return };
+    let directory = project(&model, ROWS);
+    let wild = [
+        "train",
+        "recipe.toml",
+        "--set",
+        "train.learning_rate=1e30",
+        "--set",
+    ];
+    let said = fails(
+        directory.path(),
+        &[&wild[..], &["train.max_grad_norm=0"]].concat(),
+        1,
+    );
+    says(&said, &["step", "rows.jsonl", "lines [", "hint:"]);
+    assert!(!directory.path().join("out/adapter").exists());
+}

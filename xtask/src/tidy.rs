@@ -1,0 +1,82 @@
+//! Rules of the tree that no compiler checks.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Each crate uses only those further down, and the two leaves `data` and `formats`.
+const ORDER: [&str; 6] = ["cli", "train", "model", "lora", "quant", "kernels"];
+
+fn manifests() -> BTreeMap<String, toml::Table> {
+    let crates = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates");
+    std::fs::read_dir(&crates)
+        .unwrap()
+        .map(|entry| {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+            let text = std::fs::read_to_string(path.join("Cargo.toml")).unwrap();
+            (name, toml::from_str(&text).unwrap())
+        })
+        .collect()
+}
+
+fn ours(manifest: &toml::Table) -> Vec<String> {
+    let dependencies = manifest.get("dependencies").and_then(toml::Value::as_table);
+    let names = dependencies.into_iter().flat_map(toml::Table::keys);
+    names
+        .filter_map(|name| name.strip_prefix("backdraft-").map(str::to_owned))
+        .collect()
+}
+
+#[test]
+fn crates_depend_only_to_their_right() {
+    let allowed = |from: &str, to: &str| match to {
+        "data" => ["train", "cli"].contains(&from),
+        "formats" => ["lora", "model", "train", "cli"].contains(&from),
+        _ => {
+            let place = |name| ORDER.iter().position(|other| *other == name);
+            place(from)
+                .zip(place(to))
+                .is_some_and(|(from, to)| from < to)
+        }
+    };
+    for (from, manifest) in manifests() {
+        for to in ours(&manifest) {
+            assert!(
+                from == "testkit" || allowed(&from, &to),
+                "{from} must not depend on {to}"
+            );
+        }
+    }
+}
+
+#[test]
+fn only_kernels_and_formats_allow_unsafe_code() {
+    for name in manifests()
+        .keys()
+        .filter(|name| !["kernels", "formats"].contains(&name.as_str()))
+    {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("../crates")
+            .join(name)
+            .join("src");
+        for file in walk(&source) {
+            let text = std::fs::read_to_string(&file).unwrap();
+            assert!(!text.contains("unsafe {"), "{}", file.display());
+        }
+    }
+}
+
+fn walk(directory: &Path) -> Vec<std::path::PathBuf> {
+    let entries = std::fs::read_dir(directory)
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    entries
+        .flat_map(|path| {
+            if path.is_dir() {
+                walk(&path)
+            } else {
+                vec![path]
+            }
+        })
+        .collect()
+}
