@@ -1,6 +1,6 @@
 //! SmolLM2: tokens, chats, logits, hidden states, likelihoods, greedy tokens.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use backdraft::burn::tensor::Device;
@@ -139,7 +139,7 @@ struct Nll {
     per_token_nll: Vec<f32>,
 }
 
-fn prompts(path: &PathBuf) -> Vec<Prompt> {
+fn prompts(path: &Path) -> Vec<Prompt> {
     let reference: Reference = golden::json(path);
     assert!(
         !reference.prompts.is_empty(),

@@ -4,7 +4,6 @@
 //! output_dir/
 //!   recipe.toml              every value resolved
 //!   metrics.jsonl            one object for each step and each evaluation
-//!   logs/                    burn-train's metric files
 //!   checkpoints/step-000050/
 //!     adapter/               as PEFT reads it
 //!     optimizer.safetensors  moments under the factors' names

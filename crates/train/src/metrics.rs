@@ -6,9 +6,11 @@ use std::sync::Arc;
 use burn::backend::ExecutionError;
 use burn::tensor::{Tensor, TensorReadError};
 use burn::train::ItemLazy;
+use burn::train::logger::MetricLogger;
+use burn::train::metric::store::{EpochSummary, MetricsUpdate, Split};
 use burn::train::metric::{
-    Adaptor, Metric, MetricAttributes, MetricMetadata, MetricName, Numeric, NumericAttributes,
-    NumericEntry, SerializedEntry,
+    Adaptor, Metric, MetricAttributes, MetricDefinition, MetricMetadata, MetricName, Numeric,
+    NumericAttributes, NumericEntry, SerializedEntry,
 };
 
 use crate::loader::Step;
@@ -244,7 +246,7 @@ impl Metric for RunMetric {
                 Number::Perplexity => "Perplexity",
                 Number::GradNorm => "Gradient norm",
                 Number::LearningRate => "Learning rate",
-                Number::TokensPerSecond => "Tokens/s",
+                Number::TokensPerSecond => "Tokens per second",
             }
             .to_owned(),
         )
@@ -295,4 +297,21 @@ impl Numeric for RunMetric {
     fn final_value(&self) -> NumericEntry {
         NumericEntry::Value(self.mean())
     }
+}
+
+/// In place of burn-train's metric files: `metrics.jsonl` has the numbers, and a full disk is an
+/// error there instead of a panic.
+#[derive(Clone, Copy, Debug)]
+pub struct NoFiles;
+
+impl MetricLogger for NoFiles {
+    fn log(&mut self, _: MetricsUpdate, _: usize, _: &Split) {}
+
+    fn read_numeric(&mut self, _: &str, _: usize, _: &Split) -> Result<Vec<NumericEntry>, String> {
+        Ok(Vec::new())
+    }
+
+    fn log_metric_definition(&mut self, _: MetricDefinition) {}
+
+    fn log_epoch_summary(&mut self, _: EpochSummary) {}
 }

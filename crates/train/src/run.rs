@@ -21,7 +21,7 @@ use burn::train::{Interrupter, Learner, SupervisedTraining, TrainingStrategy};
 
 use crate::error::TrainError;
 use crate::loader::{EvalLoader, StepLoader};
-use crate::metrics::RunMetric;
+use crate::metrics::{NoFiles, RunMetric};
 use crate::optimizer::AdamW;
 use crate::recipe::{DataFormat, DataRecipe, LoraRecipe, Recipe, TrainOn};
 use crate::report::{Reporter, RunInfo, RunSummary};
@@ -228,21 +228,22 @@ impl Run {
         };
         let trainee = self.trainee(total_steps);
         let steps = Arc::new(StepLoader::new(examples, loader, total_steps));
-        let logs = self.recipe.output_dir.join("logs");
-        let result = SupervisedTraining::<Trainee>::new(&logs, steps, Arc::new(valid))
-            .with_training_strategy(TrainingStrategy::Custom(Arc::new(strategy.clone())))
-            .metric_train_numeric(RunMetric::loss())
-            .metric_train_numeric(RunMetric::grad_norm())
-            .metric_train_numeric(RunMetric::learning_rate())
-            .metric_train_numeric(RunMetric::tokens_per_second())
-            .metric_valid_numeric(RunMetric::loss())
-            .metric_valid_numeric(RunMetric::perplexity())
-            .num_epochs(1)
-            .with_application_logger(None)
-            .with_interrupter(watch.interrupter)
-            .renderer(watch.renderer)
-            // Our optimiser travels with the model; the learner's own is never used.
-            .launch(Learner::new(trainee, SgdConfig::new().init(), 1.0));
+        let result =
+            SupervisedTraining::<Trainee>::new(&self.recipe.output_dir, steps, Arc::new(valid))
+                .with_metric_logger(NoFiles)
+                .with_training_strategy(TrainingStrategy::Custom(Arc::new(strategy.clone())))
+                .metric_train_numeric(RunMetric::loss())
+                .metric_train_numeric(RunMetric::grad_norm())
+                .metric_train_numeric(RunMetric::learning_rate())
+                .metric_train_numeric(RunMetric::tokens_per_second())
+                .metric_valid_numeric(RunMetric::loss())
+                .metric_valid_numeric(RunMetric::perplexity())
+                .num_epochs(1)
+                .with_application_logger(None)
+                .with_interrupter(watch.interrupter)
+                .renderer(watch.renderer)
+                // Our optimiser travels with the model; the learner's own is never used.
+                .launch(Learner::new(trainee, SgdConfig::new().init(), 1.0));
         let interrupted = result.interrupted.is_some();
         let mut outcome = strategy
             .outcome
@@ -316,13 +317,7 @@ fn summarise(
 
 /// Makes the output directory; one that holds a run is replaced only with `force`.
 fn claim(path: &Path, force: bool) -> Result<(), TrainError> {
-    const PARTS: [&str; 5] = [
-        "recipe.toml",
-        "metrics.jsonl",
-        "checkpoints",
-        "adapter",
-        "logs",
-    ];
+    const PARTS: [&str; 4] = ["recipe.toml", "metrics.jsonl", "checkpoints", "adapter"];
     let held: Vec<PathBuf> = PARTS
         .iter()
         .map(|part| path.join(part))

@@ -29,10 +29,12 @@ impl Pools {
 fn invented(rng: &mut SplitMix64) -> String {
     loop {
         let syllables = 2 + rng.below(2);
-        let mut word: String = (0..syllables)
-            .flat_map(|_| [*rng.pick(&ONSETS), *rng.pick(&VOWELS)])
-            .chain([*rng.pick(&CODAS)])
-            .collect();
+        let mut word = String::new();
+        for _ in 0..syllables {
+            word += *rng.pick(&ONSETS[..]);
+            word += *rng.pick(&VOWELS[..]);
+        }
+        word += *rng.pick(&CODAS[..]);
         word[..1].make_ascii_uppercase();
         let taken = [TEST.first_names, TEST.last_names, TEST.companies].concat();
         if !taken.contains(&word.as_str()) {

@@ -9,7 +9,6 @@ use crate::cpu::{f32s, into_vec, simd, tensor};
 const CHUNK: usize = 1 << 14;
 
 /// `Err` hands parameter and moments back when something is not f32 on the CPU.
-#[expect(clippy::type_complexity, reason = "the two sides of one signature")]
 pub(super) fn step<const D: usize>(
     param: Tensor<D>,
     grad: &Tensor<D>,
