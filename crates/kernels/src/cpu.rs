@@ -75,7 +75,10 @@ pub(crate) fn grain(width: usize) -> usize {
 
 /// Runs `f` compiled for the widest vector unit of this processor.
 #[inline(always)]
-#[expect(clippy::redundant_closure, reason = "only a closure can be told to inline")]
+#[expect(
+    clippy::redundant_closure,
+    reason = "only a closure can be told to inline"
+)]
 pub(crate) fn simd<R>(f: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(
         #[inline(always)]

@@ -26,14 +26,15 @@ fn leaf<const D: usize>(x: &Tensor<D>) -> Tensor<D> {
     x.clone().autodiff().require_grad()
 }
 
-/// The largest difference, relative to the largest expected value.
+/// Every difference, relative to the largest expected value; inputs are of order 1, so values that
+/// cancel to nothing are compared with 0.1.
 #[track_caller]
 fn assert_close<const D: usize>(what: &str, actual: Tensor<D>, expected: Tensor<D>) {
     let (actual, expected) = (actual.inner(), expected.inner());
     assert_eq!(actual.dims(), expected.dims(), "{what}: shape");
     let actual = actual.into_data().try_into_vec::<f32>().unwrap();
     let expected = expected.into_data().try_into_vec::<f32>().unwrap();
-    let largest = expected.iter().fold(1e-2f32, |m, x| m.max(x.abs()));
+    let largest = expected.iter().fold(0.1f32, |m, x| m.max(x.abs()));
     for (i, (a, e)) in actual.iter().zip(&expected).enumerate() {
         let error = (a - e).abs() / largest;
         assert!(

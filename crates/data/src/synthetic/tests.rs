@@ -15,8 +15,8 @@ fn a_seed_gives_these_rows_for_ever() {
     assert_eq!(
         shown(Split::Train),
         [
-            r#"Payment of 945.03 USD by Karen Taylor to Juniper Co, 2024-07-19. {"name":"Karen Taylor","company":"Juniper Co","amount":945.03,"currency":"USD","date":"2024-07-19"}"#,
-            r#"Order of July 24, 2023: Xenia Ortiz buys a laptop from Falcon Co, total 549.80 GBP. {"name":"Xenia Ortiz","company":"Falcon Co","amount":549.80,"currency":"GBP","date":"2023-07-24"}"#,
+            r#"Laigoucean Vophoutear booked a room with Lailock Ltd for 10.78 USD on 22 August 2024. {"name":"Laigoucean Vophoutear","company":"Lailock Ltd","amount":10.78,"currency":"USD","date":"2024-08-22"}"#,
+            r#"Order of 25 August 2023: Lagadex Vogel buys a bicycle from Willow Trading, total £729.31. {"name":"Lagadex Vogel","company":"Willow Trading","amount":729.31,"currency":"GBP","date":"2023-08-25"}"#,
         ]
     );
     assert_eq!(
