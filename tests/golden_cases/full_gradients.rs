@@ -72,6 +72,7 @@ pub(super) fn track(model: &mut Llama) {
             *weight = weight.clone().inner().autodiff().require_grad();
         }
         BaseTensor::Vector(weight) => *weight = weight.clone().inner().autodiff().require_grad(),
+        BaseTensor::Matrix(other) => panic!("a matrix in codes has no gradient: {other:?}"),
     });
 }
 
@@ -86,6 +87,7 @@ pub(super) fn gradients(model: &mut Llama, grads: &Gradients) -> BTreeMap<String
         let grad = match tensor {
             BaseTensor::Matrix(Weight::Dense(weight)) => grad(name, weight, grads),
             BaseTensor::Vector(weight) => grad(name, weight, grads),
+            BaseTensor::Matrix(other) => panic!("{name} is in codes: {other:?}"),
         };
         named.insert(name.to_owned(), grad);
     });

@@ -1,7 +1,9 @@
 //! One module for each kind of case, and what they share.
 
+mod adamw8bit;
 mod compare;
 mod forward;
+mod four_bit;
 mod full_gradients;
 mod lora;
 mod lora_entry;
@@ -16,7 +18,7 @@ use backdraft_testkit::golden;
 
 #[test]
 fn golden_directory_holds_cases() {
-    let parts = ["tiny", "smollm2", "misc"];
+    let parts = ["tiny", "smollm2", "misc", "bitsandbytes"];
     assert!(
         parts.iter().any(|name| golden::part(name).is_some()),
         "{} holds none of {parts:?}",

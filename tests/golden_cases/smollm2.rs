@@ -1,5 +1,6 @@
 //! SmolLM2: tokens, chats, logits, hidden states, likelihoods, greedy tokens.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -7,16 +8,18 @@ use backdraft::burn::tensor::Device;
 use backdraft::data::{ChatTokenizer, Conversation, Message, Role};
 use backdraft::formats::ModelSource;
 use backdraft::model::generate::GenerateConfig;
-use backdraft::model::{Llama, Targets, Tokens};
+use backdraft::model::{BaseTensor, Llama, Targets, Tokens};
+use backdraft::quant::{FourBitFormat, Scheme, Weight};
 use backdraft::train::run;
 use backdraft_testkit::golden;
 use backdraft_testkit::smollm2;
 use backdraft_testkit::tolerance::{
-    SMOLLM2_LOGITS, SMOLLM2_MEAN_NLL, SMOLLM2_TOKEN_NLL, Tolerance,
+    SMOLLM2_LOGITS, SMOLLM2_MEAN_NLL, SMOLLM2_QLORA, SMOLLM2_TOKEN_NLL, Tolerance,
 };
 use serde::Deserialize;
 
 use super::compare::{norm, values};
+use super::four_bit::sha256;
 
 /// The model, read once for all tests.
 pub(super) struct Smollm2 {
@@ -241,6 +244,87 @@ fn golden_smollm2_nll() {
     let mean = nll.iter().copied().map(f64::from).sum::<f64>() / nll.len() as f64;
     SMOLLM2_MEAN_NLL.check_one("mean", mean, expected.mean_nll);
     Tolerance::Relative(1e-5).check_one("perplexity", mean.exp(), expected.perplexity);
+}
+
+/// What `reference.json` says of the model with its projections quantised.
+#[derive(Deserialize)]
+struct Quantised {
+    nll: Nll,
+    nll_after_weight_quantisation: BTreeMap<String, QuantisedNll>,
+}
+
+#[derive(Deserialize)]
+struct QuantisedNll {
+    mean_nll: f64,
+    perplexity: f64,
+    sha256_f32_le_of_dequantised: BTreeMap<String, String>,
+}
+
+/// The scheme that a name such as `nf4_b64_double_quant` stands for.
+pub(super) fn scheme(name: &str) -> Scheme {
+    let format = match name.get(..3) {
+        Some("nf4") => FourBitFormat::Nf4,
+        Some("fp4") => FourBitFormat::Fp4,
+        _ => panic!("no scheme is called {name}"),
+    };
+    Scheme::FourBit {
+        format,
+        block_size: if name.contains("b128") { 128 } else { 64 },
+        double_quant: name.ends_with("double_quant"),
+    }
+}
+
+/// The model with its projections quantised, as a loader leaves it.
+pub(super) fn quantised(model: &Llama, scheme: Scheme) -> Llama {
+    let mut model = model.clone();
+    let device = model.device();
+    model.visit_base_mut(|name, tensor| {
+        if let (true, BaseTensor::Matrix(weight)) = (name.ends_with("_proj.weight"), tensor) {
+            let dense = values(&weight.dequantize());
+            *weight = Weight::quantize(&dense, weight.dims(), scheme, &device);
+        }
+    });
+    model
+}
+
+#[test]
+fn golden_smollm2_quantised_nll() {
+    let Some((Smollm2 { model, .. }, path)) = load("reference.json") else {
+        return;
+    };
+    let expected: Quantised = golden::json(&path);
+    let tokens = Tokens::from_sequences(&[&expected.nll.ids]);
+    let labels: Vec<i64> = expected.nll.ids.iter().copied().map(i64::from).collect();
+    let targets = Targets::from_labels(&tokens.segments, &labels);
+    assert!(!expected.nll_after_weight_quantisation.is_empty());
+    for (name, expected) in expected.nll_after_weight_quantisation {
+        let scheme = scheme(&name);
+        let mut model = quantised(model, scheme);
+        let mut compared = 0;
+        model.visit_base_mut(|tensor, weight| {
+            let module = tensor.trim_end_matches(".weight");
+            let hash = expected.sha256_f32_le_of_dequantised.get(module);
+            if let (Some(hash), BaseTensor::Matrix(weight)) = (hash, weight) {
+                assert_eq!(weight.scheme(), Some(scheme), "{name} {tensor}");
+                let actual = sha256(&values(&weight.dequantize()));
+                // The mean of the scales, rounded in another order, may be off in its last bit.
+                let exact = !name.ends_with("double_quant");
+                assert!(!exact || actual == *hash, "{name} {tensor}");
+                compared += 1;
+            }
+        });
+        assert_eq!(compared, expected.sha256_f32_le_of_dequantised.len());
+        let nll = values(&model.nll(&tokens, &targets));
+        let mean = nll.iter().copied().map(f64::from).sum::<f64>() / nll.len() as f64;
+        // One nested code on an edge moves the last digits.
+        let [allowed_mean, allowed_perplexity] = if name.ends_with("double_quant") {
+            [SMOLLM2_QLORA, SMOLLM2_QLORA]
+        } else {
+            [SMOLLM2_MEAN_NLL, Tolerance::Relative(1e-5)]
+        };
+        allowed_mean.check_one(&name, mean, expected.mean_nll);
+        allowed_perplexity.check_one(&name, mean.exp(), expected.perplexity);
+    }
 }
 
 #[test]

@@ -8,7 +8,7 @@ use backdraft::kernels::adamw::{self, AdamWParams, Moments};
 use backdraft::lora::{AdapterGrads, AdapterWeights, LoraConfig};
 use backdraft::model::{BaseTensor, IGNORE_INDEX, Llama};
 use backdraft::quant::Weight;
-use backdraft::train::optimizer::{self, AdamW};
+use backdraft::train::optimizer::{self, AdamW, StatePrecision};
 use backdraft::train::schedule::{LrSchedule, ScheduleKind};
 use backdraft::train::step::{MicroBatch, forward_backward};
 use backdraft_testkit::golden::{self, Tensors};
@@ -70,7 +70,7 @@ fn golden_tiny_trainer_lora() {
         let model = case.model.clone().with_adapter(&adapter).unwrap();
         Box::new(Lora {
             model,
-            optimizer: AdamW::new(trainer.adamw()),
+            optimizer: AdamW::new(trainer.adamw(), StatePrecision::F32),
         })
     });
 }
@@ -262,6 +262,7 @@ impl Trained for Full {
         self.model.visit_base_mut(|_, tensor| match tensor {
             BaseTensor::Matrix(Weight::Dense(weight)) => all.extend(values(weight)),
             BaseTensor::Vector(weight) => all.extend(values(weight)),
+            BaseTensor::Matrix(other) => panic!("a matrix in codes is not trained: {other:?}"),
         });
         norm(&all)
     }
@@ -290,6 +291,7 @@ impl Full {
                     updated(w, grad, state, (lr, *steps), params)
                 }
                 BaseTensor::Vector(w) => updated(w, grad, state, (lr, *steps), params),
+                BaseTensor::Matrix(other) => panic!("{name} is in codes: {other:?}"),
             };
             next.insert(name.to_owned(), state);
         });

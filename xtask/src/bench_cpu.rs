@@ -10,7 +10,7 @@ use backdraft_formats::ModelSource;
 use backdraft_kernels::adamw::AdamWParams;
 use backdraft_lora::{AdapterGrads, LoraConfig};
 use backdraft_model::{Llama, Targets, Tokens};
-use backdraft_train::optimizer::{AdamW, clip, global_norm};
+use backdraft_train::optimizer::{AdamW, StatePrecision, clip, global_norm};
 use backdraft_train::run::tokenizer;
 use backdraft_train::step::{MicroBatch, forward_backward};
 use burn::tensor::Device;
@@ -57,12 +57,15 @@ pub(crate) fn run(
 
 fn measure(mut model: Llama, case: &Case, steps: usize) -> anyhow::Result<()> {
     let tokens: usize = case.batches.iter().map(|batch| batch.tokens.len()).sum();
-    let mut optimizer = AdamW::new(AdamWParams {
-        beta1: 0.9,
-        beta2: 0.999,
-        epsilon: 1e-8,
-        weight_decay: 0.01,
-    });
+    let mut optimizer = AdamW::new(
+        AdamWParams {
+            beta1: 0.9,
+            beta2: 0.999,
+            epsilon: 1e-8,
+            weight_decay: 0.01,
+        },
+        StatePrecision::F32,
+    );
     let mut seconds = Vec::new();
     for step in 0..=steps {
         let began = Instant::now();

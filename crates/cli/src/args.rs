@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
+use backdraft_quant::{FourBitFormat, QuantizationPlan, Scheme};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::commands::{eval, generate, init, inspect, merge, quickstart, score, train};
+use crate::commands::{eval, generate, init, inspect, merge, quantize, quickstart, score, train};
 
 /// Fine-tune Llama-class language models from one program.
 #[derive(Debug, Parser)]
@@ -61,6 +62,7 @@ pub(crate) enum Command {
     Eval(eval::EvalArgs),
     Score(score::ScoreArgs),
     Merge(merge::MergeArgs),
+    Quantize(quantize::QuantizeArgs),
     Inspect(inspect::InspectArgs),
     Init(init::InitArgs),
     Quickstart(quickstart::QuickstartArgs),
@@ -76,6 +78,41 @@ pub(crate) struct ModelArgs {
     /// PEFT adapter directory to put on the model
     #[arg(long, value_name = "DIR")]
     pub(crate) adapter: Option<PathBuf>,
+
+    /// How to keep the model's projections [default: as the adapter was trained, else as in the files]
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub(crate) quantization: Option<QuantizationArg>,
+}
+
+/// How a base model is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum QuantizationArg {
+    /// As in the files
+    None,
+    /// 4-bit NormalFloat, scales quantised too
+    Nf4,
+    /// 4-bit floating point, scales quantised too
+    Fp4,
+    /// 8 bits, one scale for each row
+    Int8,
+}
+
+impl QuantizationArg {
+    /// The plan that loads a model so.
+    pub(crate) fn plan(self) -> Option<QuantizationPlan> {
+        let four_bit = |format| Scheme::FourBit {
+            format,
+            block_size: 64,
+            double_quant: true,
+        };
+        let scheme = match self {
+            Self::None => return None,
+            Self::Nf4 => four_bit(FourBitFormat::Nf4),
+            Self::Fp4 => four_bit(FourBitFormat::Fp4),
+            Self::Int8 => Scheme::Int8,
+        };
+        Some(QuantizationPlan::new(scheme))
+    }
 }
 
 /// How the next token is chosen.

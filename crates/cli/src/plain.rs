@@ -15,6 +15,10 @@ pub(crate) struct Banner {
     pub(crate) base_parameters: u64,
     /// Weights of the adapter.
     pub(crate) trainable_parameters: u64,
+    /// How the base is stored.
+    pub(crate) base: String,
+    /// Memory that the run will need.
+    pub(crate) memory: String,
     /// What computes, and in which number format.
     pub(crate) device: String,
     /// Rows to learn from.
@@ -73,6 +77,8 @@ pub(crate) struct Summary {
     pub(crate) final_loss: f64,
     /// Best loss of the rows held out, and its step.
     pub(crate) best_eval: Option<(f64, usize)>,
+    /// Memory that was needed, and what had been predicted.
+    pub(crate) memory: String,
     /// Directory of the adapter.
     pub(crate) adapter: PathBuf,
     /// The model, to show how the adapter is used.
@@ -123,6 +129,8 @@ impl PlainLines {
                 "adapter",
                 format!("{} weights to train ({share:.2} %)", group(trainable)),
             ),
+            ("base", banner.base.clone()),
+            ("memory", banner.memory.clone()),
             ("device", banner.device.clone()),
             (
                 "data",
@@ -199,6 +207,7 @@ impl PlainLines {
             ),
             ("final loss", fixed(summary.final_loss)),
             ("best eval loss", best),
+            ("memory", summary.memory.clone()),
             ("adapter", adapter.to_string()),
             (
                 "try it",
@@ -369,6 +378,8 @@ mod tests {
             model: "HuggingFaceTB/SmolLM2-135M-Instruct".into(),
             base_parameters: 134_515_008,
             trainable_parameters: 4_884_480,
+            base: "f32 134.5 M at 32.00 bits".into(),
+            memory: "1.50 GiB: base 513.1 MiB, …".into(),
             device: "cpu, f32, 2 threads".into(),
             train_rows: 880,
             train_tokens: 61_234,
@@ -381,6 +392,8 @@ mod tests {
         assert_snapshot!(LINES.banner(&banner), @"
         model       HuggingFaceTB/SmolLM2-135M-Instruct (134,515,008 weights)
         adapter     4,884,480 weights to train (3.63 %)
+        base        f32 134.5 M at 32.00 bits
+        memory      1.50 GiB: base 513.1 MiB, …
         device      cpu, f32, 2 threads
         data        880 rows, 61,234 tokens, 9,876 of them in the loss
         evaluation  100 rows held out
@@ -407,6 +420,7 @@ mod tests {
             supervised_tokens_per_second: 99.96,
             final_loss: 1.234_56,
             best_eval: Some((1.781_6, 300)),
+            memory: "1.94 GiB at most".into(),
             adapter: "outputs/adapter".into(),
             model: "model.gguf".into(),
         };
@@ -415,6 +429,7 @@ mod tests {
         throughput      812 tokens/s, 100.0 supervised tokens/s
         final loss      1.2346
         best eval loss  1.7816 (perplexity 5.9394) at step 300
+        memory          1.94 GiB at most
         adapter         outputs/adapter
         try it          backdraft generate --model model.gguf --adapter outputs/adapter --chat
         ");

@@ -1,16 +1,17 @@
 //! What several commands do first: find a model, load it, put an adapter on it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use backdraft_data::{ChatTokenizer, DataOptions, Format, PromptTemplate, Supervision};
 use backdraft_formats::hub::{DownloadProgress, HubOptions, resolve_model};
 use backdraft_formats::{ModelSource, PeftDir};
-use backdraft_lora::AdapterWeights;
+use backdraft_lora::{AdapterWeights, TrainedOver};
 use backdraft_model::Llama;
+use backdraft_quant::QuantizationPlan;
 use burn::tensor::Device;
 
-use crate::args::{FormatArg, ModelArgs};
+use crate::args::{FormatArg, ModelArgs, QuantizationArg};
 use crate::error::CliError;
 use crate::output::Output;
 
@@ -26,11 +27,49 @@ impl Session {
         let source = ModelSource::open(find_model(&args.model, output)?)?;
         let tokenizer = backdraft_train::run::tokenizer(&source)?;
         let device = device();
-        let mut model = Llama::load(&source, &device)?;
+        let note = trained_over(args.adapter.as_deref(), &source, output)?;
+        let plan = plan(args.quantization, note.as_ref());
+        if let Some(plan) = plan.as_ref().filter(|_| source.quantization().is_none()) {
+            output.progress(format!(
+                "the base's projections are kept in {}",
+                plan.scheme
+            ));
+        }
+        let mut model = Llama::load_quantized(&source, plan.as_ref(), &device)?;
         if let Some(adapter) = &args.adapter {
             model = model.with_adapter(&AdapterWeights::read(adapter, &device)?)?;
         }
         Ok(Self { model, tokenizer })
+    }
+}
+
+/// What the adapter was trained over; says so where that was another model.
+pub(crate) fn trained_over(
+    adapter: Option<&Path>,
+    source: &ModelSource,
+    output: Output,
+) -> Result<Option<TrainedOver>, CliError> {
+    let Some(note) = adapter.map(TrainedOver::read).transpose()?.flatten() else {
+        return Ok(None);
+    };
+    if note.fingerprint != source.fingerprint()? {
+        output.progress(format!(
+            "warning: the adapter was trained over {}, whose files differ from {}",
+            note.model,
+            source.path().display()
+        ));
+    }
+    Ok(Some(note))
+}
+
+/// How the base is to be kept: as asked for, else as the adapter was trained.
+pub(crate) fn plan(
+    asked: Option<QuantizationArg>,
+    note: Option<&TrainedOver>,
+) -> Option<QuantizationPlan> {
+    match asked {
+        Some(asked) => asked.plan(),
+        None => Some(note?.quantization.as_ref()?.into()),
     }
 }
 
@@ -52,7 +91,7 @@ pub(crate) fn find_model(name: &str, output: Output) -> Result<PathBuf, CliError
 }
 
 /// An adapter directory, checked.
-pub(crate) fn read_adapter(path: &std::path::Path) -> Result<PeftDir, CliError> {
+pub(crate) fn read_adapter(path: &Path) -> Result<PeftDir, CliError> {
     Ok(PeftDir::read(path)?)
 }
 

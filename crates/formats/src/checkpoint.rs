@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+use crate::bnb::{BnbConfig, BnbKind, BnbMaps, BnbTensor};
 use crate::error::{FormatError, Result};
 use crate::gguf::GgufLlama;
 use crate::hf_dir::HfDir;
@@ -124,6 +125,55 @@ impl ModelSource {
         match self {
             Self::Hf(directory) => directory.raw(name),
             Self::Gguf(gguf) => gguf.raw(name),
+        }
+    }
+
+    /// A weight in codes of bitsandbytes; `None` where it is stored otherwise. `maps` are the values that
+    /// codes stand for.
+    ///
+    /// # Errors
+    /// Parts that do not fit.
+    pub fn quantized(&self, name: &str, maps: BnbMaps<'_>) -> Result<Option<BnbTensor<'_>>> {
+        match self {
+            Self::Hf(directory) => directory.quantized(name, maps),
+            Self::Gguf(_) => Ok(None),
+        }
+    }
+
+    /// How a weight in codes of bitsandbytes is stored; `None` for any other tensor.
+    #[must_use]
+    pub fn bnb_kind(&self, name: &str) -> Option<BnbKind> {
+        match self {
+            Self::Hf(directory) => directory.bnb_kind(name),
+            Self::Gguf(_) => None,
+        }
+    }
+
+    /// The `quantization_config` of a checkpoint of bitsandbytes'.
+    #[must_use]
+    pub fn quantization(&self) -> Option<&BnbConfig> {
+        match self {
+            Self::Hf(directory) => directory.quantization(),
+            Self::Gguf(_) => None,
+        }
+    }
+
+    /// How a tensor is stored, as a word: `BF16`, `Q4_1`, `nf4`.
+    #[must_use]
+    pub fn stored_type(&self, name: &str) -> Option<String> {
+        let quantized = match self {
+            Self::Hf(directory) => directory.quantized_as(name),
+            Self::Gguf(gguf) => gguf.stored_type(name).map(|t| t.to_string()),
+        };
+        quantized.or_else(|| Some(self.tensor_info(name)?.dtype.to_string()))
+    }
+
+    /// Lets the system take back the memory through which a tensor was read: a loader that is done with
+    /// it needs no second copy.
+    pub fn release(&self, name: &str) {
+        match self {
+            Self::Hf(directory) => directory.release(name),
+            Self::Gguf(_) => {}
         }
     }
 

@@ -174,6 +174,28 @@ pub enum FormatError {
         /// Why it does not belong.
         reason: &'static str,
     },
+    /// A part of a weight in codes that is missing or does not fit the others.
+    #[error("{}: {tensor} is part of a quantised weight: expected {expected}, found {actual}", path.display())]
+    BnbState {
+        /// The directory.
+        path: PathBuf,
+        /// The part.
+        tensor: String,
+        /// What would fit.
+        expected: String,
+        /// What is there.
+        actual: String,
+    },
+    /// A weight in codes that was asked for as numbers.
+    #[error("{}: tensor {tensor} is quantised ({actual}); this needs an unquantised model", path.display())]
+    TensorQuantized {
+        /// The file or directory.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// How it is stored.
+        actual: String,
+    },
     /// A model without the tokenizer that was asked for.
     #[error("{} has no tokenizer.json; save it with a fast tokenizer (`AutoTokenizer.from_pretrained(…).save_pretrained(…)`)", path.display())]
     TokenizerMissing {

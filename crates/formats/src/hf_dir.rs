@@ -1,12 +1,13 @@
 //! Model directories as Hugging Face lays them out.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::bnb::{self, BnbConfig, BnbKind, BnbMaps, BnbTensor, Entry, Lookup};
 use crate::error::{FormatError, Result};
 use crate::json;
 use crate::safetensors_file::SafetensorsFile;
@@ -28,10 +29,35 @@ pub struct HfDir {
     path: PathBuf,
     config: Value,
     generation_config: Option<Value>,
+    /// Tensor names in the order of the files, without the parts of quantised weights.
+    names: Vec<String>,
+    files: Files,
+    quantization: Option<BnbConfig>,
+    quantized: HashMap<String, Entry>,
+}
+
+/// Every tensor of the files.
+#[derive(Debug)]
+struct Files {
+    path: PathBuf,
     shards: Vec<SafetensorsFile>,
-    /// Tensor names in the order of the files, each with its shard.
-    names: Vec<(String, usize)>,
     index: HashMap<String, usize>,
+}
+
+impl Lookup for Files {
+    fn info(&self, name: &str) -> Option<&TensorInfo> {
+        self.shards.get(*self.index.get(name)?)?.info(name)
+    }
+
+    fn raw(&self, name: &str) -> Result<RawTensor<'_>> {
+        let shard = self.index.get(name).and_then(|&i| self.shards.get(i));
+        shard
+            .ok_or_else(|| FormatError::TensorMissing {
+                path: self.path.clone(),
+                tensor: name.into(),
+            })?
+            .raw(name)
+    }
 }
 
 impl HfDir {
@@ -58,15 +84,31 @@ impl HfDir {
             ));
         }
         let generation_config = json::read_optional(&path.join(GENERATION_CONFIG))?;
+        let quantization = BnbConfig::read(&path.join(CONFIG), &config)?;
         let (shards, names) = open_weights(&path)?;
-        let index = names.iter().cloned().collect();
+        let files = Files {
+            path: path.clone(),
+            shards,
+            index: names.iter().cloned().collect(),
+        };
+        let names = names.into_iter().map(|(name, _)| name);
+        let (names, quantized) = if quantization.is_some() {
+            let names: Vec<String> = names.collect();
+            let (quantized, parts) = bnb::find(&path, names.iter().map(String::as_str), &files)?;
+            let parts: HashSet<String> = parts.into_iter().collect();
+            let names = names.into_iter().filter(|name| !parts.contains(name));
+            (names.collect(), quantized)
+        } else {
+            (names.collect(), HashMap::new())
+        };
         Ok(Self {
             path,
             config,
             generation_config,
-            shards,
             names,
-            index,
+            files,
+            quantization,
+            quantized,
         })
     }
 
@@ -102,45 +144,100 @@ impl HfDir {
 
     /// The weight files, in order.
     pub fn shards(&self) -> impl ExactSizeIterator<Item = &SafetensorsFile> {
-        self.shards.iter()
+        self.files.shards.iter()
     }
 
-    /// Every tensor's name, in the order of the files.
+    /// Every tensor's name, in the order of the files; the parts of a quantised weight are not tensors of
+    /// their own.
     pub fn tensor_names(&self) -> impl ExactSizeIterator<Item = &str> {
-        self.names.iter().map(|(name, _)| name.as_str())
+        self.names.iter().map(String::as_str)
     }
 
-    /// What the files say about a tensor.
+    /// What the files say about a tensor; of a quantised weight, the type and shape that it had before.
     #[must_use]
     pub fn info(&self, name: &str) -> Option<&TensorInfo> {
-        self.shard(name)?.info(name)
+        match self.quantized.get(name) {
+            Some(entry) => Some(&entry.info),
+            None => self.files.info(name),
+        }
+    }
+
+    /// The config's `quantization_config`, where the checkpoint is quantised.
+    #[must_use]
+    pub fn quantization(&self) -> Option<&BnbConfig> {
+        self.quantization.as_ref()
+    }
+
+    /// How a tensor is quantised, as a word; `None` where it is not.
+    #[must_use]
+    pub fn quantized_as(&self, name: &str) -> Option<String> {
+        self.quantized.get(name).map(Entry::describe)
+    }
+
+    /// How a weight in codes is stored; `None` for any other tensor.
+    #[must_use]
+    pub fn bnb_kind(&self, name: &str) -> Option<BnbKind> {
+        self.quantized.get(name).map(Entry::kind)
+    }
+
+    /// A weight in codes; `None` where it is stored as numbers. `maps` are the values that codes stand for.
+    ///
+    /// # Errors
+    /// Parts that do not fit.
+    pub fn quantized(&self, name: &str, maps: BnbMaps<'_>) -> Result<Option<BnbTensor<'_>>> {
+        let entry = self.quantized.get(name);
+        entry
+            .map(|entry| entry.read(&self.path, &self.files, maps))
+            .transpose()
     }
 
     /// A tensor's bytes, borrowed from the map.
     ///
     /// # Errors
-    /// [`FormatError::TensorMissing`].
+    /// [`FormatError::TensorMissing`], [`FormatError::TensorQuantized`].
     pub fn raw(&self, name: &str) -> Result<RawTensor<'_>> {
-        self.shard_or_error(name)?.raw(name)
+        self.refuse_quantized(name)?;
+        self.files.raw(name)
     }
 
     /// A floating-point tensor's elements.
     ///
     /// # Errors
-    /// As [`SafetensorsFile::read_f32`].
+    /// As [`SafetensorsFile::read_f32`], and [`FormatError::TensorQuantized`].
     pub fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
-        self.shard_or_error(name)?.read_f32(name)
+        self.refuse_quantized(name)?;
+        let shard = self
+            .files
+            .index
+            .get(name)
+            .and_then(|&i| self.files.shards.get(i));
+        match shard {
+            Some(shard) => shard.read_f32(name),
+            None => self.files.raw(name).map(|_| Vec::new()),
+        }
     }
 
-    fn shard(&self, name: &str) -> Option<&SafetensorsFile> {
-        self.shards.get(*self.index.get(name)?)
+    /// Lets the system take back the memory through which a tensor was read.
+    pub fn release(&self, name: &str) {
+        if let Some(shard) = self
+            .files
+            .index
+            .get(name)
+            .and_then(|&i| self.files.shards.get(i))
+        {
+            shard.release(name);
+        }
     }
 
-    fn shard_or_error(&self, name: &str) -> Result<&SafetensorsFile> {
-        self.shard(name).ok_or_else(|| FormatError::TensorMissing {
-            path: self.path.clone(),
-            tensor: name.into(),
-        })
+    fn refuse_quantized(&self, name: &str) -> Result<()> {
+        match self.quantized.get(name) {
+            None => Ok(()),
+            Some(entry) => Err(FormatError::TensorQuantized {
+                path: self.path.clone(),
+                tensor: name.into(),
+                actual: entry.describe(),
+            }),
+        }
     }
 }
 

@@ -6,7 +6,8 @@
 //! | file | module |
 //! | --- | --- |
 //! | any model, behind one face | [`ModelSource`] |
-//! | `config.json` + `*.safetensors` | [`HfDir`], [`TokenizerFiles`] |
+//! | `config.json` + `*.safetensors` | [`HfDir`], [`HfDirWriter`], [`TokenizerFiles`] |
+//! | weights that bitsandbytes quantised, in such a directory | [`bnb`] |
 //! | `*.gguf` | [`gguf`] |
 //! | one safetensors file | [`SafetensorsFile`], [`SafetensorsWriter`] |
 //! | `adapter_config.json` + `adapter_model.safetensors` | [`PeftDir`], [`PeftConfig`] |
@@ -15,11 +16,13 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod atomic;
+pub mod bnb;
 mod checkpoint;
 pub mod dtype;
 mod error;
 pub mod gguf;
 mod hf_dir;
+mod hf_writer;
 #[cfg(feature = "hub")]
 pub mod hub;
 mod json;
@@ -36,6 +39,7 @@ pub use checkpoint::ModelSource;
 pub use dtype::Dtype;
 pub use error::{FormatError, Result};
 pub use hf_dir::HfDir;
+pub use hf_writer::HfDirWriter;
 pub use peft_config::{PeftConfig, PeftConfigError, TargetModules};
 pub use peft_dir::{AdapterTensors, LoraPair, PeftDir, PeftWriteOptions};
 pub use safetensors_file::{SafetensorsError, SafetensorsFile};

@@ -1,7 +1,7 @@
 //! Read-only memory maps.
 
 use std::fs::{self, File};
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::path::Path;
 
 use crate::error::{FormatError, Result};
@@ -38,6 +38,28 @@ impl Mapped {
         // program: the files of a model are documented as not to be written while in use.
         let map = unsafe { memmap2::Mmap::map(&file) }.map_err(FormatError::io(path, "map"))?;
         Ok(Self(Some(map)))
+    }
+}
+
+impl Mapped {
+    /// Lets the system take back the memory of a range that was read; reading it again is possible.
+    pub(crate) fn release(&self, range: Range<usize>) {
+        #[cfg(unix)]
+        if let Some(map) = &self.0 {
+            #[expect(
+                unsafe_code,
+                reason = "the advice could drop what was written to a map"
+            )]
+            // SAFETY: nothing is ever written to this map, so dropping its pages changes no byte: the next read
+            // fetches them from the file again. A refused advice leaves the pages, which is harmless.
+            let _ = unsafe {
+                map.unchecked_advise_range(
+                    memmap2::UncheckedAdvice::DontNeed,
+                    range.start,
+                    range.len(),
+                )
+            };
+        }
     }
 }
 

@@ -184,6 +184,14 @@ impl SafetensorsFile {
         })
     }
 
+    /// Lets the system take back the memory through which a tensor was read.
+    pub fn release(&self, name: &str) {
+        let range = self.header.index.get(name);
+        if let Some(range) = range.and_then(|&index| self.header.ranges.get(index)) {
+            self.map.release(range.clone());
+        }
+    }
+
     /// A floating-point tensor's elements.
     ///
     /// # Errors

@@ -4,7 +4,7 @@ use std::mem::MaybeUninit;
 use std::ops::Deref;
 
 use burn::backend::Flex;
-use burn::tensor::{DType, Tensor, TensorData};
+use burn::tensor::{DType, Int, Tensor, TensorData};
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
@@ -29,6 +29,30 @@ pub(crate) fn f32s<const D: usize>(tensor: &Tensor<D>) -> Option<F32s> {
     }
     let primitive = tensor.clone().try_into_primitive::<Flex>().ok()?;
     Some(F32s(primitive.to_contiguous()))
+}
+
+/// The contiguous values of an integer tensor on the Flex backend.
+pub(crate) struct Ints<E>(FlexTensor, std::marker::PhantomData<E>);
+
+impl<E: bytemuck::Pod + burn::tensor::Element> Deref for Ints<E> {
+    type Target = [E];
+
+    fn deref(&self) -> &[E] {
+        let layout = self.0.layout();
+        let start = layout.start_offset();
+        &self.0.storage::<E>()[start..start + layout.num_elements()]
+    }
+}
+
+/// The values of `tensor`, or `None` where it is not of type `E` on the Flex backend.
+pub(crate) fn ints<E: bytemuck::Pod + burn::tensor::Element, const D: usize>(
+    tensor: &Tensor<D, Int>,
+) -> Option<Ints<E>> {
+    if tensor.dtype() != E::dtype() {
+        return None;
+    }
+    let primitive = tensor.clone().try_into_primitive::<Flex>().ok()?;
+    Some(Ints(primitive.to_contiguous(), std::marker::PhantomData))
 }
 
 /// A Flex tensor that owns `values`.
@@ -133,6 +157,24 @@ pub(crate) fn max(x: &[f32]) -> f32 {
     for x in chunks {
         for i in 0..LANES {
             lanes[i] = if x[i] > lanes[i] { x[i] } else { lanes[i] };
+        }
+    }
+    lanes.into_iter().fold(rest, f32::max)
+}
+
+/// The largest magnitude, 0 for none.
+#[inline(always)]
+pub(crate) fn max_abs(x: &[f32]) -> f32 {
+    let mut lanes = [0f32; LANES];
+    let chunks = x.chunks_exact(LANES);
+    let rest = chunks
+        .remainder()
+        .iter()
+        .fold(0f32, |largest, x| largest.max(x.abs()));
+    for x in chunks {
+        for i in 0..LANES {
+            let x = x[i].abs();
+            lanes[i] = if x > lanes[i] { x } else { lanes[i] };
         }
     }
     lanes.into_iter().fold(rest, f32::max)

@@ -20,6 +20,9 @@
 //! | [`lora_linear`] | x·Wᵀ + s·(x·Aᵀ)·Bᵀ | dx, dA, dB; never dW |
 //! | [`cross_entropy`] | head and loss in chunks of tokens | d(hidden), in the forward pass |
 //! | [`adamw`] | AdamW with decoupled decay | – |
+//! | [`adamw8bit`] | the same with both moments in 8 bits | – |
+//! | [`quantize`] | values on the host into codes of 4 or 8 bits | – |
+//! | [`dequantize`] | a matrix of codes: its values, x·Wᵀ and dy·W | as frozen weight of [`lora_linear`] |
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 #![allow(
@@ -34,11 +37,15 @@ mod parity;
 mod segments;
 
 pub mod adamw;
+pub mod adamw8bit;
 pub mod attention;
+pub mod codebook;
 pub mod cross_entropy;
+pub mod dequantize;
 pub mod dropout;
 pub mod gemm;
 pub mod lora_linear;
+pub mod quantize;
 pub mod rms_norm;
 pub mod rope;
 pub mod swiglu;

@@ -7,16 +7,19 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod adapter;
+pub mod base;
 mod config;
 mod gradients;
 mod merge;
 mod peft;
 mod projection;
+mod trained_over;
 mod weights;
 
 pub use adapter::LoraAdapter;
 pub use config::{LoraConfig, LoraConfigError, TargetModule};
 pub use gradients::AdapterGrads;
-pub use merge::{MergeError, MergeReport, merge};
+pub use merge::{MergeBase, MergeError, MergeReport, merge};
 pub use projection::{Projection, ProjectionSaved};
+pub use trained_over::{FourBitNote, Quantization, TrainedOver};
 pub use weights::AdapterWeights;

@@ -4,14 +4,13 @@ use std::path::Path;
 
 use backdraft_formats::dtype::from_f32;
 use backdraft_formats::{
-    AtomicDir, Dtype, Existing, FormatError, LoraPair, ModelSource, PeftDir, SafetensorsWriter,
-    TensorInfo, write_file,
+    Existing, FormatError, HfDirWriter, LoraPair, ModelSource, PeftDir, TensorInfo,
 };
 use backdraft_kernels::gemm::{Op, gemm};
+use backdraft_quant::{QuantizationPlan, Scheme};
 use burn::tensor::{Device, Tensor, TensorData};
 
-/// Bytes of tensors in one file of a sharded model.
-const SHARD_BYTES: usize = 5_000_000_000;
+use crate::base::{MatrixError, read_matrix, read_values};
 
 /// Why a merge is not possible.
 #[derive(Debug, thiserror::Error)]
@@ -20,6 +19,9 @@ pub enum MergeError {
     /// A file cannot be read or written.
     #[error(transparent)]
     Format(#[from] FormatError),
+    /// A weight cannot be read.
+    #[error(transparent)]
+    Matrix(#[from] MatrixError),
     /// The adapter names a module that the base does not have.
     #[error(
         "the adapter adapts `{module}`, which the model does not have; was it made for another base?"
@@ -54,72 +56,100 @@ pub struct MergeReport {
     pub bytes: usize,
 }
 
+/// The weights that an adapter is added to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MergeBase<'a> {
+    /// Those of the files; of a checkpoint in codes, what the codes stand for.
+    Original,
+    /// Those that the adapter was trained over: of the files, quantised by the plan and back.
+    Dequantized(&'a QuantizationPlan),
+}
+
 /// Writes `out`, a Hugging Face directory with W + s·B·A in place of each adapted W, in the base's
-/// types (f32 where the base is quantised); it appears whole or not at all.
+/// types (f32 where a GGUF file is quantised); it appears whole or not at all.
 ///
 /// # Errors
 /// An adapter for another base, a file that cannot be read, a target that exists, a full disk.
 pub fn merge(
     source: &ModelSource,
+    base: MergeBase<'_>,
     adapter: &PeftDir,
     out: &Path,
     existing: Existing,
     mut progress: impl FnMut(usize, usize),
 ) -> Result<MergeReport, MergeError> {
     check(source, adapter)?;
-    let names: Vec<&str> = source
+    let infos: Vec<TensorInfo> = source
         .tensor_names()
         .filter(|name| *name != "rope_freqs.weight")
+        .filter_map(|name| source.tensor_info(name).cloned())
         .collect();
-    let infos = names
-        .iter()
-        .map(|name| target_info(source, name))
-        .collect::<Result<Vec<_>, _>>()?;
-    let shards = shards(&infos);
-    let directory = AtomicDir::create(out, existing)?;
+    let mut writer = HfDirWriter::create(out, infos.clone(), existing)?;
     for (name, bytes) in source.companion_files()? {
-        write_file(directory.path().join(name), &bytes, Existing::Refuse)?;
+        let bytes = match name.as_str() {
+            "config.json" => without_quantization(source.config()),
+            _ => bytes,
+        };
+        writer.companion(&name, &bytes)?;
     }
     let mut report = MergeReport {
-        tensors: 0,
+        tensors: infos.len(),
         merged: 0,
         bytes: 0,
     };
-    let mut index = serde_json::Map::new();
-    for (i, shard) in shards.iter().enumerate() {
-        let file = shard_name(i, shards.len());
-        let mut writer = SafetensorsWriter::create(
-            directory.path().join(&file),
-            shard.to_vec(),
-            Existing::Refuse,
-        )?;
-        for info in *shard {
-            let pair = info
-                .name
-                .strip_suffix(".weight")
-                .and_then(|m| adapter.tensors.get(m));
-            let bytes = match pair {
-                Some(pair) => merged(source, info, pair, adapter.config.scaling())?,
-                None => source.raw(&info.name)?.bytes.into_owned(),
+    for (i, info) in infos.iter().enumerate() {
+        let module = info.name.strip_suffix(".weight");
+        let pair = module.and_then(|module| adapter.tensors.get(module));
+        let scheme = module.filter(|module| module.ends_with("_proj"));
+        let scheme = match base {
+            MergeBase::Original => None,
+            MergeBase::Dequantized(plan) => scheme.and_then(|module| plan.scheme_for(module)),
+        };
+        let stored = source.stored_type(&info.name);
+        let as_it_is = stored.is_some_and(|stored| stored == info.dtype.name());
+        if pair.is_none() && scheme.is_none() && as_it_is {
+            writer.write(&info.name, &source.raw(&info.name)?.bytes)?;
+        } else {
+            let values = values(source, info, scheme)?;
+            let values = match pair {
+                Some(pair) => merged(values, pair, adapter.config.scaling()),
+                None => values,
             };
-            writer.write(&info.name, &bytes)?;
-            report.tensors += 1;
             report.merged += usize::from(pair.is_some());
-            report.bytes += bytes.len();
-            index.insert(info.name.clone(), file.clone().into());
-            progress(report.tensors, infos.len());
+            writer.write(
+                &info.name,
+                &from_f32(info.dtype, &values).unwrap_or_default(),
+            )?;
         }
-        writer.finish()?;
+        source.release(&info.name);
+        progress(i + 1, infos.len());
     }
-    if shards.len() > 1 {
-        let index = serde_json::json!({
-            "metadata": {"total_size": report.bytes}, "weight_map": index,
-        });
-        let path = directory.path().join("model.safetensors.index.json");
-        write_file(path, index.to_string().as_bytes(), Existing::Refuse)?;
-    }
-    directory.commit()?;
+    report.bytes = writer.finish()?;
     Ok(report)
+}
+
+/// The config of a model whose weights are numbers again.
+fn without_quantization(config: &serde_json::Value) -> Vec<u8> {
+    let mut config = config.clone();
+    if let Some(fields) = config.as_object_mut() {
+        fields.remove("quantization_config");
+    }
+    format!("{config:#}\n").into_bytes()
+}
+
+fn values(
+    source: &ModelSource,
+    info: &TensorInfo,
+    scheme: Option<Scheme>,
+) -> Result<Vec<f32>, MergeError> {
+    match (scheme, &info.shape[..]) {
+        (Some(scheme), &[out, input]) => {
+            let dims = [out, input];
+            let weight = read_matrix(source, &info.name, dims, Some(scheme), &Device::flex())?;
+            Ok(weight.dequantize().into_data().iter::<f32>().collect())
+        }
+        _ => Ok(read_values(source, &info.name)?),
+    }
 }
 
 /// Everything that could be wrong, before anything is written.
@@ -141,55 +171,15 @@ fn check(source: &ModelSource, adapter: &PeftDir) -> Result<(), MergeError> {
     Ok(())
 }
 
-fn target_info(source: &ModelSource, name: &str) -> Result<TensorInfo, MergeError> {
-    Ok(source.raw(name)?.info.into_owned())
-}
-
-fn merged(
-    source: &ModelSource,
-    info: &TensorInfo,
-    pair: &LoraPair,
-    scaling: f64,
-) -> Result<Vec<u8>, MergeError> {
+fn merged(values: Vec<f32>, pair: &LoraPair, scaling: f64) -> Vec<f32> {
     let device = Device::flex();
     let tensor = |values: Vec<f32>, shape: [usize; 2]| {
         Tensor::<2>::from_data(TensorData::new(values, shape), &device)
     };
     let rank = pair.lora_a.len() / pair.in_features.max(1);
-    let base = tensor(
-        source.read_f32(&info.name)?,
-        [pair.out_features, pair.in_features],
-    );
+    let base = tensor(values, [pair.out_features, pair.in_features]);
     let a = tensor(pair.lora_a.clone(), [rank, pair.in_features]);
     let b = tensor(pair.lora_b.clone(), [pair.out_features, rank]);
     let sum = gemm((Op::N, &b), (Op::N, &a), scaling as f32, Some(base));
-    let values: Vec<f32> = sum.into_data().iter::<f32>().collect();
-    let dtype = if info.dtype.is_float() {
-        info.dtype
-    } else {
-        Dtype::F32
-    };
-    Ok(from_f32(dtype, &values).unwrap_or_default())
-}
-
-fn shards(infos: &[TensorInfo]) -> Vec<&[TensorInfo]> {
-    let (mut shards, mut start, mut bytes) = (Vec::new(), 0, 0usize);
-    for (i, info) in infos.iter().enumerate() {
-        let size = info.checked_bytes().unwrap_or(usize::MAX);
-        if i > start && bytes.saturating_add(size) > SHARD_BYTES {
-            shards.push(&infos[start..i]);
-            (start, bytes) = (i, 0);
-        }
-        bytes = bytes.saturating_add(size);
-    }
-    shards.push(&infos[start..]);
-    shards
-}
-
-fn shard_name(index: usize, count: usize) -> String {
-    if count == 1 {
-        "model.safetensors".to_owned()
-    } else {
-        format!("model-{:05}-of-{count:05}.safetensors", index + 1)
-    }
+    sum.into_data().iter::<f32>().collect()
 }

@@ -162,26 +162,24 @@ fn refuse_unsupported(keys: &Keys<'_>) -> Result<(), ConfigError> {
     };
     expect("model_type", "\"llama\"", &["llama"])?;
     expect("hidden_act", "\"silu\"", &["silu", "swish"])?;
-    for (key, supported) in [
-        ("sliding_window", "null (full attention)"),
-        (
-            "quantization_config",
-            "no entry: an unquantised checkpoint, or a GGUF file",
-        ),
-    ] {
-        if let Some(actual) = keys.optional(key) {
-            let actual = match actual.get("quant_method") {
-                Some(method) => method.to_string(),
-                None => actual.to_string(),
-            };
-            return Err(ConfigError::Unsupported {
-                key,
-                actual,
-                supported,
-            });
-        }
+    if let Some(actual) = keys.optional("sliding_window") {
+        return Err(ConfigError::Unsupported {
+            key: "sliding_window",
+            actual: actual.to_string(),
+            supported: "null (full attention)",
+        });
     }
-    Ok(())
+    match keys.optional("quantization_config") {
+        Some(config) if config.get("quant_method") != Some(&"bitsandbytes".into()) => {
+            let method = config.get("quant_method").unwrap_or(config);
+            Err(ConfigError::Unsupported {
+                key: "quantization_config",
+                actual: method.to_string(),
+                supported: "\"bitsandbytes\", an unquantised checkpoint, or a GGUF file",
+            })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Both spellings: `rope_theta` with `rope_scaling`, or `rope_parameters`.
@@ -393,8 +391,8 @@ mod tests {
             "`sliding_window` is 4096, which is not supported: expected null (full attention)",
         );
         check(
-            json!({"quantization_config": {"quant_method": "bitsandbytes"}}),
-            "`quantization_config` is \"bitsandbytes\", which is not supported: expected no entry: an \
+            json!({"quantization_config": {"quant_method": "gptq"}}),
+            "`quantization_config` is \"gptq\", which is not supported: expected \"bitsandbytes\", an \
              unquantised checkpoint, or a GGUF file",
         );
     }

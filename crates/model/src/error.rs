@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use backdraft_formats::FormatError;
 use backdraft_lora::LoraConfigError;
+use backdraft_lora::base::MatrixError;
 
 use crate::config::ConfigError;
 
@@ -53,14 +54,9 @@ pub enum LoadError {
         /// The tensor.
         tensor: String,
     },
-    /// A weight that is NaN or infinite.
-    #[error("{}: tensor `{tensor}` holds a value that is not finite", path.display())]
-    NotFinite {
-        /// The configuration.
-        path: PathBuf,
-        /// The tensor.
-        tensor: String,
-    },
+    /// A matrix or vector cannot be read.
+    #[error(transparent)]
+    Matrix(#[from] MatrixError),
     /// An adapter's tensor does not fit the model.
     #[error(
         "the adapter does not fit this model: {module} has weight shape {expected:?}, but its factors \

@@ -14,6 +14,7 @@ mod config;
 mod error;
 mod families;
 mod load;
+mod quantize;
 mod tokens;
 
 pub mod cache;
@@ -23,6 +24,7 @@ pub mod rope;
 
 pub use config::{ConfigError, LlamaConfig};
 pub use error::LoadError;
-pub use families::llama::{BaseTensor, Llama};
+pub use families::llama::{BaseTensor, Llama, StoredShare};
+pub use quantize::{QuantizeError, QuantizeReport, quantize};
 pub use rope::{RopeConfig, RopeScaling};
 pub use tokens::{IGNORE_INDEX, Targets, Tokens};

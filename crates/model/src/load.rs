@@ -5,8 +5,9 @@ use std::path::PathBuf;
 
 use backdraft_formats::ModelSource;
 use backdraft_kernels::attention::HeadLayout;
+use backdraft_lora::base::{MatrixError, read_matrix};
 use backdraft_lora::{Projection, TargetModule};
-use backdraft_quant::Weight;
+use backdraft_quant::{QuantizationPlan, Scheme, Weight};
 use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::config::LlamaConfig;
@@ -37,14 +38,28 @@ impl LlamaConfig {
 }
 
 impl Llama {
-    /// Reads a model into f32 weights on `device`.
+    /// Reads a model onto `device`: f32, or the codes that the checkpoint has.
     ///
     /// # Errors
     /// A file that cannot be read, or that disagrees with its configuration.
     pub fn load(source: &ModelSource, device: &Device) -> Result<Self, LoadError> {
+        Self::load_quantized(source, None, device)
+    }
+
+    /// Reads a model onto `device` and quantises projections as the plan says, one at a time. A checkpoint
+    /// that is quantised already stays as it is, the modules that it left out too.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or that disagrees with its configuration.
+    pub fn load_quantized(
+        source: &ModelSource,
+        plan: Option<&QuantizationPlan>,
+        device: &Device,
+    ) -> Result<Self, LoadError> {
         let config = LlamaConfig::from_source(source)?;
         let mut reader = Reader {
             source,
+            plan: plan.filter(|_| source.quantization().is_none()),
             device,
             path: source.config_path().to_owned(),
             used: HashSet::new(),
@@ -74,6 +89,7 @@ impl Llama {
 
 struct Reader<'a> {
     source: &'a ModelSource,
+    plan: Option<&'a QuantizationPlan>,
     device: &'a Device,
     path: PathBuf,
     used: HashSet<String>,
@@ -129,7 +145,8 @@ impl Reader<'_> {
             TargetModule::DownProj => ([hidden, inner], config.mlp_bias),
         };
         let path = target.path(layer);
-        let weight = self.weight(&format!("{path}.weight"), shape)?;
+        let scheme = self.plan.and_then(|plan| plan.scheme_for(&path));
+        let weight = self.matrix(&format!("{path}.weight"), shape, scheme)?;
         let bias = if biased {
             Some(self.read(&format!("{path}.bias"), [shape[0]])?)
         } else {
@@ -144,14 +161,32 @@ impl Reader<'_> {
     }
 
     fn weight(&mut self, name: &str, shape: [usize; 2]) -> Result<Weight, LoadError> {
-        self.read(name, shape).map(Weight::Dense)
+        self.matrix(name, shape, None)
     }
 
-    fn read<const D: usize>(
+    fn matrix(
         &mut self,
         name: &str,
-        shape: [usize; D],
-    ) -> Result<Tensor<D>, LoadError> {
+        shape: [usize; 2],
+        scheme: Option<Scheme>,
+    ) -> Result<Weight, LoadError> {
+        self.check(name, &shape)?;
+        Ok(read_matrix(self.source, name, shape, scheme, self.device)?)
+    }
+
+    fn read(&mut self, name: &str, shape: [usize; 1]) -> Result<Tensor<1>, LoadError> {
+        self.check(name, &shape)?;
+        let values = self.source.read_f32(name)?;
+        if !values.iter().all(|value| value.is_finite()) {
+            let (path, tensor) = (self.path.clone(), name.to_owned());
+            return Err(MatrixError::NotFinite { path, tensor }.into());
+        }
+        let data = TensorData::new(values, shape);
+        Ok(Tensor::from_data(data, self.device))
+    }
+
+    /// Whether the tensor is there and has this shape; from then on it counts as used.
+    fn check(&mut self, name: &str, shape: &[usize]) -> Result<(), LoadError> {
         let (path, tensor) = (self.path.clone(), name.to_owned());
         let Some(info) = self.source.tensor_info(name) else {
             return Err(LoadError::MissingTensor { path, tensor });
@@ -165,15 +200,8 @@ impl Reader<'_> {
                 actual,
             });
         }
-        let values = self.source.read_f32(name)?;
-        if !values.iter().all(|value| value.is_finite()) {
-            return Err(LoadError::NotFinite { path, tensor });
-        }
         self.used.insert(tensor);
-        Ok(Tensor::from_data(
-            TensorData::new(values, shape),
-            self.device,
-        ))
+        Ok(())
     }
 
     fn refuse_leftovers(&self) -> Result<(), LoadError> {

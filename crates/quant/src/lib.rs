@@ -1,8 +1,12 @@
 //! Frozen weights, whatever they are stored as.
 //!
 //! A base model never trains, so its weights stand outside Burn's `Param`: they are not recorded in
-//! checkpoints, not visited by optimisers, and may be stored as anything that can be multiplied with.
+//! checkpoints, not visited by optimisers, and may be stored as anything that can be multiplied with:
+//! [`Weight`] lists what. The codes and the products with them are operations of `backdraft-kernels`.
 
+mod plan;
 mod weight;
 
-pub use weight::Weight;
+pub use backdraft_kernels::codebook::FourBitFormat;
+pub use plan::{QuantizationPlan, Scheme};
+pub use weight::{Quantizer, Weight};

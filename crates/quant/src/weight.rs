@@ -1,7 +1,12 @@
 //! One frozen matrix.
 
+use backdraft_kernels::codebook::FourBitFormat;
+use backdraft_kernels::dequantize::{FourBit, HostAbsmax, Int8Rows};
 use backdraft_kernels::lora_linear::FrozenMatrix;
-use burn::tensor::{Int, Tensor, TensorData};
+use backdraft_kernels::quantize::{self, PackedBlocks};
+use burn::tensor::{Device, Int, Tensor, TensorData};
+
+use crate::plan::Scheme;
 
 /// A frozen matrix `[out, in]`, laid out as checkpoints store it.
 #[derive(Clone, Debug)]
@@ -9,13 +14,32 @@ pub enum Weight {
     /// Values of the device's float type. A tensor that is tracked by autodiff gets its gradient: this
     /// is how a program that trains everything uses the model.
     Dense(Tensor<2>),
+    /// NF4 or FP4.
+    FourBit(FourBit),
+    /// Whole numbers of 8 bits.
+    Int8(Int8Rows),
 }
 
 impl Weight {
+    /// `values` quantised by `scheme`.
+    ///
+    /// # Shapes
+    /// `dims` `[out, in]`, `values` row-major.
+    ///
+    /// # Panics
+    /// If there are not `out · in` values.
+    pub fn quantize(values: &[f32], dims: [usize; 2], scheme: Scheme, device: &Device) -> Self {
+        let mut quantizer = Quantizer::new(dims, scheme);
+        quantizer.push(values);
+        quantizer.finish(device)
+    }
+
     /// `[out, in]`.
     pub fn dims(&self) -> [usize; 2] {
         match self {
             Self::Dense(tensor) => tensor.dims(),
+            Self::FourBit(matrix) => matrix.dims(),
+            Self::Int8(matrix) => matrix.dims(),
         }
     }
 
@@ -32,6 +56,24 @@ impl Weight {
     pub fn num_bytes(&self) -> usize {
         match self {
             Self::Dense(tensor) => self.num_params() * tensor.dtype().size(),
+            Self::FourBit(matrix) => matrix.num_bytes(),
+            Self::Int8(matrix) => matrix.num_bytes(),
+        }
+    }
+
+    /// How it is quantised; `None` where it is not.
+    pub fn scheme(&self) -> Option<Scheme> {
+        match self {
+            Self::Dense(_) => None,
+            Self::FourBit(matrix) => Some(Scheme::FourBit {
+                format: matrix.format(),
+                block_size: matrix.block_size(),
+                double_quant: matches!(
+                    matrix.absmax(),
+                    backdraft_kernels::dequantize::Absmax::Double { .. }
+                ),
+            }),
+            Self::Int8(_) => Some(Scheme::Int8),
         }
     }
 
@@ -39,6 +81,7 @@ impl Weight {
     pub fn tracked(&self) -> Option<Tensor<2>> {
         match self {
             Self::Dense(tensor) => tensor.is_tracked().then(|| tensor.clone()),
+            Self::FourBit(_) | Self::Int8(_) => None,
         }
     }
 
@@ -46,6 +89,8 @@ impl Weight {
     pub fn dequantize(&self) -> Tensor<2> {
         match self {
             Self::Dense(tensor) => tensor.clone(),
+            Self::FourBit(matrix) => matrix.dequantize(),
+            Self::Int8(matrix) => matrix.dequantize(),
         }
     }
 
@@ -68,6 +113,8 @@ impl Weight {
                 let index = Tensor::<1, Int>::from_data(index, &tensor.device());
                 tensor.clone().select(0, index)
             }
+            Self::FourBit(matrix) => matrix.rows(rows),
+            Self::Int8(matrix) => matrix.rows(rows),
         }
     }
 }
@@ -76,12 +123,141 @@ impl FrozenMatrix for Weight {
     fn matmul(&self, x: &Tensor<2>) -> Tensor<2> {
         match self {
             Self::Dense(tensor) => FrozenMatrix::matmul(tensor, x),
+            Self::FourBit(matrix) => matrix.matmul(x),
+            Self::Int8(matrix) => matrix.matmul(x),
         }
     }
 
     fn matmul_transposed(&self, dy: &Tensor<2>) -> Tensor<2> {
         match self {
             Self::Dense(tensor) => FrozenMatrix::matmul_transposed(tensor, dy),
+            Self::FourBit(matrix) => matrix.matmul_transposed(dy),
+            Self::Int8(matrix) => matrix.matmul_transposed(dy),
+        }
+    }
+}
+
+/// Quantises a matrix that comes in pieces, so that it is never in memory as a whole.
+#[derive(Debug)]
+pub struct Quantizer {
+    dims: [usize; 2],
+    codes: Codes,
+    seen: usize,
+}
+
+#[derive(Debug)]
+enum Codes {
+    FourBit {
+        format: FourBitFormat,
+        block_size: usize,
+        double_quant: bool,
+        blocks: PackedBlocks,
+    },
+    Int8 {
+        codes: Vec<i8>,
+        absmax: Vec<f32>,
+    },
+}
+
+impl Quantizer {
+    /// For a matrix `[out, in]`.
+    #[must_use]
+    pub fn new(dims: [usize; 2], scheme: Scheme) -> Self {
+        let codes = match scheme {
+            Scheme::FourBit {
+                format,
+                block_size,
+                double_quant,
+            } => Codes::FourBit {
+                format,
+                block_size,
+                double_quant,
+                blocks: PackedBlocks {
+                    packed: Vec::with_capacity((dims[0] * dims[1]).div_ceil(2)),
+                    absmax: Vec::with_capacity((dims[0] * dims[1]).div_ceil(block_size)),
+                },
+            },
+            Scheme::Int8 => Codes::Int8 {
+                codes: Vec::with_capacity(dims[0] * dims[1]),
+                absmax: Vec::with_capacity(dims[0]),
+            },
+        };
+        Self {
+            dims,
+            codes,
+            seen: 0,
+        }
+    }
+
+    /// Every piece but the last must have a multiple of so many values.
+    #[must_use]
+    pub fn granularity(&self) -> usize {
+        match &self.codes {
+            Codes::FourBit { block_size, .. } => *block_size,
+            Codes::Int8 { .. } => self.dims[1].max(1),
+        }
+    }
+
+    /// The next values, row-major.
+    ///
+    /// # Panics
+    /// If the piece before was not a multiple of the granularity.
+    pub fn push(&mut self, values: &[f32]) {
+        let granularity = self.granularity();
+        assert!(
+            self.seen.is_multiple_of(granularity),
+            "{} values so far in pieces of {granularity}",
+            self.seen
+        );
+        self.seen += values.len();
+        match &mut self.codes {
+            Codes::FourBit {
+                format,
+                block_size,
+                blocks,
+                ..
+            } => {
+                let piece = quantize::four_bit(values, *format, *block_size);
+                blocks.packed.extend_from_slice(&piece.packed);
+                blocks.absmax.extend_from_slice(&piece.absmax);
+            }
+            Codes::Int8 { codes, absmax } => {
+                let (piece, scales) = quantize::int8_rows(values, self.dims[1]);
+                codes.extend_from_slice(&piece);
+                absmax.extend_from_slice(&scales);
+            }
+        }
+    }
+
+    /// The matrix.
+    ///
+    /// # Panics
+    /// If there were not `out · in` values.
+    pub fn finish(self, device: &Device) -> Weight {
+        let expected = self.dims[0] * self.dims[1];
+        assert_eq!(self.seen, expected, "values of a matrix {:?}", self.dims);
+        let made = match self.codes {
+            Codes::FourBit {
+                format,
+                block_size,
+                double_quant,
+                blocks: PackedBlocks { packed, absmax },
+            } => {
+                let absmax = if double_quant {
+                    HostAbsmax::Double(quantize::nested(&absmax))
+                } else {
+                    HostAbsmax::Single(absmax)
+                };
+                FourBit::from_parts(format, block_size, self.dims, packed, absmax, device)
+                    .map(Weight::FourBit)
+            }
+            Codes::Int8 { codes, absmax } => {
+                Int8Rows::from_parts(self.dims, codes, absmax, device).map(Weight::Int8)
+            }
+        };
+        match made {
+            Ok(weight) => weight,
+            Err(error) => unreachable!("codes made here fit their matrix: {error}"),
         }
     }
 }

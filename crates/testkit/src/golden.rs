@@ -94,6 +94,12 @@ impl Tensors {
         Self(SafetensorsFile::open(path).unwrap_or_else(|e| panic!("{e}")))
     }
 
+    /// Whether there is such a tensor.
+    #[must_use]
+    pub fn has(&self, name: &str) -> bool {
+        self.0.info(name).is_some()
+    }
+
     /// The names, in the order of the file.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.0.tensors().map(|info| info.name.as_str())
@@ -122,6 +128,16 @@ impl Tensors {
     #[must_use]
     pub fn f32(&self, name: &str) -> Vec<f32> {
         self.0.read_f32(name).unwrap_or_else(|e| panic!("{e}"))
+    }
+
+    /// The bytes of a tensor.
+    ///
+    /// # Panics
+    /// If there is no such tensor.
+    #[must_use]
+    pub fn bytes(&self, name: &str) -> Vec<u8> {
+        let raw = self.0.raw(name).unwrap_or_else(|e| panic!("{e}"));
+        raw.bytes.into_owned()
     }
 
     /// A tensor of any integer type.

@@ -18,14 +18,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use backdraft_data::LoaderState;
-use backdraft_formats::dtype::from_f32;
 use backdraft_formats::{
-    AtomicDir, Dtype, Existing, FormatError, PeftWriteOptions, SafetensorsWriter, TensorInfo,
-    write_file,
+    AtomicDir, Existing, FormatError, PeftWriteOptions, SafetensorsWriter, write_file,
 };
-use backdraft_lora::AdapterWeights;
-use burn::tensor::Tensor;
+use backdraft_lora::{AdapterWeights, TrainedOver};
 use serde::{Deserialize, Serialize};
+
+use crate::optimizer::StateTensor;
 
 /// Everything besides tensors that the rest of a run depends on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -52,13 +51,13 @@ pub struct Checkpoint<'a> {
     /// The adapter.
     pub adapter: &'a AdapterWeights,
     /// The optimiser's moments by name.
-    pub optimizer: Vec<(String, Tensor<2>)>,
+    pub optimizer: Vec<StateTensor>,
     /// The rest.
     pub state: &'a RunState,
     /// The resolved recipe.
     pub recipe: &'a str,
-    /// The base model's name.
-    pub base: &'a str,
+    /// The base model.
+    pub base: &'a TrainedOver,
 }
 
 /// `checkpoints/step-000050` under `output_dir`.
@@ -75,9 +74,13 @@ pub fn path(output_dir: &Path, step: usize) -> PathBuf {
 pub fn write(target: &Path, checkpoint: &Checkpoint<'_>) -> Result<(), FormatError> {
     let directory = AtomicDir::create(target, Existing::Replace)?;
     let adapter = directory.path().join("adapter");
+    let options = PeftWriteOptions {
+        companions: vec![(TrainedOver::FILE.to_owned(), checkpoint.base.to_json())],
+        ..PeftWriteOptions::default()
+    };
     checkpoint
         .adapter
-        .write(adapter, checkpoint.base, &PeftWriteOptions::default())?;
+        .write(adapter, &checkpoint.base.model, &options)?;
     write_moments(
         &directory.path().join("optimizer.safetensors"),
         &checkpoint.optimizer,
@@ -97,15 +100,11 @@ pub fn write(target: &Path, checkpoint: &Checkpoint<'_>) -> Result<(), FormatErr
     directory.commit()
 }
 
-fn write_moments(path: &Path, moments: &[(String, Tensor<2>)]) -> Result<(), FormatError> {
-    let infos: Vec<TensorInfo> = moments
-        .iter()
-        .map(|(name, tensor)| TensorInfo::new(name, Dtype::F32, tensor.dims()))
-        .collect();
+fn write_moments(path: &Path, moments: &[StateTensor]) -> Result<(), FormatError> {
+    let infos = moments.iter().map(|tensor| tensor.info.clone());
     let mut writer = SafetensorsWriter::create(path, infos, Existing::Refuse)?;
-    for (name, tensor) in moments {
-        let values: Vec<f32> = tensor.clone().into_data().iter::<f32>().collect();
-        writer.write(name, &from_f32(Dtype::F32, &values).unwrap_or_default())?;
+    for StateTensor { info, bytes } in moments {
+        writer.write(&info.name, bytes)?;
     }
     writer.finish()
 }

@@ -12,6 +12,7 @@ pub mod checkpoint;
 pub mod error;
 pub mod evaluate;
 pub mod loader;
+pub mod memory;
 pub mod metrics;
 pub mod optimizer;
 pub mod recipe;

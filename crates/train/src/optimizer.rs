@@ -2,25 +2,56 @@
 
 use std::collections::HashMap;
 
+use backdraft_formats::dtype::from_f32;
+use backdraft_formats::{Dtype, FormatError, SafetensorsFile, TensorInfo};
 use backdraft_kernels::adamw::{self, AdamWParams, Moments};
+use backdraft_kernels::adamw8bit::{
+    self, BLOCK_SIZE, Guard, MIN_8BIT_SIZE, Moment8Bit, Moments8Bit,
+};
 use backdraft_lora::AdapterGrads;
 use backdraft_model::Llama;
 use burn::module::ParamId;
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+
+/// How the moments are kept between updates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StatePrecision {
+    /// In f32.
+    F32,
+    /// In 8 bits; tensors of fewer than [`MIN_8BIT_SIZE`] values in f32.
+    Bits8(Guard),
+}
 
 /// AdamW's state: moments of every factor, and the number of updates.
 #[derive(Clone, Debug)]
 pub struct AdamW {
     params: AdamWParams,
-    moments: HashMap<ParamId, Moments<2>>,
+    precision: StatePrecision,
+    moments: HashMap<ParamId, State>,
     steps: u64,
+}
+
+#[derive(Clone, Debug)]
+enum State {
+    F32(Moments<2>),
+    Bits8(Moments8Bit),
+}
+
+/// A tensor of the state as a checkpoint holds it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StateTensor {
+    /// Name, type and shape.
+    pub info: TensorInfo,
+    /// The values, little-endian.
+    pub bytes: Vec<u8>,
 }
 
 impl AdamW {
     /// Before the first update.
-    pub fn new(params: AdamWParams) -> Self {
+    pub fn new(params: AdamWParams, precision: StatePrecision) -> Self {
         Self {
             params,
+            precision,
             moments: HashMap::new(),
             steps: 0,
         }
@@ -40,31 +71,208 @@ impl AdamW {
                     return param;
                 };
                 let param = param.inner();
-                let moments = self.moments.remove(&id);
-                let moments = moments.unwrap_or_else(|| Moments::zeros(&param));
-                let (param, moments) =
-                    adamw::step(param, grad, moments, (lr, self.steps), &self.params);
-                self.moments.insert(id, moments);
+                let state = self.moments.remove(&id);
+                let state = state.unwrap_or_else(|| State::zeros(&param, self.precision));
+                let (param, state) =
+                    state.step(param, grad, (lr, self.steps), &self.params, self.precision);
+                self.moments.insert(id, state);
                 param
             });
         }
     }
 
+    /// Bytes of the state of a parameter with `values` values.
+    ///
+    /// # Units
+    /// Bytes.
+    pub fn state_bytes(values: usize, precision: StatePrecision) -> usize {
+        match precision {
+            StatePrecision::Bits8(_) if values >= MIN_8BIT_SIZE => {
+                2 * (values + 4 * values.div_ceil(BLOCK_SIZE))
+            }
+            StatePrecision::Bits8(_) | StatePrecision::F32 => 8 * values,
+        }
+    }
+
     /// The moments under checkpoint names, such as
-    /// `model.layers.0.mlp.up_proj.lora_A.weight.exp_avg`, in the order of the layers.
-    pub fn state(&self, model: &Llama) -> Vec<(String, Tensor<2>)> {
-        let mut state = Vec::new();
-        for (layer, target, adapter) in model.adapters() {
-            let factors = [("lora_A", adapter.lora_a.id), ("lora_B", adapter.lora_b.id)];
-            for (factor, id) in factors {
-                if let Some(moments) = self.moments.get(&id) {
-                    let name = format!("{}.{factor}.weight", target.path(layer));
-                    state.push((format!("{name}.exp_avg"), moments.m.clone()));
-                    state.push((format!("{name}.exp_avg_sq"), moments.v.clone()));
+    /// `model.layers.0.mlp.up_proj.lora_A.weight.exp_avg`, in the order of the layers. Codes of 8 bits
+    /// have their scales beside them, under `….absmax`.
+    pub fn state(&self, model: &Llama) -> Vec<StateTensor> {
+        let mut tensors = Vec::new();
+        for (name, id, _) in factors(model) {
+            match self.moments.get(&id) {
+                None => {}
+                Some(State::F32(moments)) => {
+                    tensors.push(f32_tensor(format!("{name}.exp_avg"), &moments.m));
+                    tensors.push(f32_tensor(format!("{name}.exp_avg_sq"), &moments.v));
+                }
+                Some(State::Bits8(moments)) => {
+                    tensors.extend(codes(&format!("{name}.exp_avg"), &moments.m));
+                    tensors.extend(codes(&format!("{name}.exp_avg_sq"), &moments.v));
                 }
             }
         }
-        state
+        tensors
+    }
+
+    /// The state that [`state`](Self::state) wrote after `steps` updates of this model's adapters.
+    ///
+    /// # Errors
+    /// A moment that is missing or has another size; then nothing has changed.
+    pub fn restore(
+        &mut self,
+        model: &Llama,
+        file: &SafetensorsFile,
+        steps: u64,
+    ) -> Result<(), FormatError> {
+        let mut moments = HashMap::new();
+        if steps > 0 {
+            for (name, id, param) in factors(model) {
+                let state = State::read(file, &name, &param.inner(), self.precision)?;
+                moments.insert(id, state);
+            }
+        }
+        self.moments = moments;
+        self.steps = steps;
+        Ok(())
+    }
+}
+
+/// Every factor with its name and number, in the order of the layers.
+fn factors(model: &Llama) -> impl Iterator<Item = (String, ParamId, Tensor<2>)> {
+    model.adapters().flat_map(|(layer, target, adapter)| {
+        let path = target.path(layer);
+        [("lora_A", &adapter.lora_a), ("lora_B", &adapter.lora_b)]
+            .map(|(factor, param)| (format!("{path}.{factor}.weight"), param.id, param.val()))
+    })
+}
+
+fn f32_tensor<const D: usize>(name: String, tensor: &Tensor<D>) -> StateTensor {
+    let values: Vec<f32> = tensor.clone().into_data().iter::<f32>().collect();
+    StateTensor {
+        info: TensorInfo::new(name, Dtype::F32, tensor.dims()),
+        bytes: from_f32(Dtype::F32, &values).unwrap_or_default(),
+    }
+}
+
+fn codes(name: &str, moment: &Moment8Bit) -> [StateTensor; 2] {
+    let bytes: Vec<u8> = moment.codes.clone().into_data().iter::<u8>().collect();
+    let codes = StateTensor {
+        info: TensorInfo::new(name, Dtype::U8, [bytes.len()]),
+        bytes,
+    };
+    [codes, f32_tensor(format!("{name}.absmax"), &moment.absmax)]
+}
+
+impl State {
+    fn zeros(param: &Tensor<2>, precision: StatePrecision) -> Self {
+        match precision {
+            StatePrecision::Bits8(_) if param.shape().num_elements() >= MIN_8BIT_SIZE => {
+                Self::Bits8(Moments8Bit::zeros(param))
+            }
+            StatePrecision::Bits8(_) | StatePrecision::F32 => Self::F32(Moments::zeros(param)),
+        }
+    }
+
+    fn step(
+        self,
+        param: Tensor<2>,
+        grad: &Tensor<2>,
+        at: (f64, u64),
+        params: &AdamWParams,
+        precision: StatePrecision,
+    ) -> (Tensor<2>, Self) {
+        let guard = match precision {
+            StatePrecision::Bits8(guard) => guard,
+            StatePrecision::F32 => Guard::default(),
+        };
+        match self {
+            Self::F32(moments) => {
+                let (param, moments) = adamw::step(param, grad, moments, at, params);
+                (param, Self::F32(moments))
+            }
+            Self::Bits8(moments) => {
+                let (param, moments) = adamw8bit::step(param, grad, moments, at, params, guard);
+                (param, Self::Bits8(moments))
+            }
+        }
+    }
+
+    fn read(
+        file: &SafetensorsFile,
+        name: &str,
+        param: &Tensor<2>,
+        precision: StatePrecision,
+    ) -> Result<Self, FormatError> {
+        let device = param.device();
+        let (m, v) = (format!("{name}.exp_avg"), format!("{name}.exp_avg_sq"));
+        Ok(match Self::zeros(param, precision) {
+            Self::F32(_) => {
+                let read = |name: &str| -> Result<Tensor<2>, FormatError> {
+                    let values = floats(file, name, &param.dims())?;
+                    let data = TensorData::new(values, param.dims());
+                    Ok(Tensor::from_data(data, &device))
+                };
+                Self::F32(Moments {
+                    m: read(&m)?,
+                    v: read(&v)?,
+                })
+            }
+            Self::Bits8(_) => {
+                let values = param.shape().num_elements();
+                Self::Bits8(Moments8Bit {
+                    m: read_codes(file, &m, values, &device)?,
+                    v: read_codes(file, &v, values, &device)?,
+                })
+            }
+        })
+    }
+}
+
+fn read_codes(
+    file: &SafetensorsFile,
+    name: &str,
+    values: usize,
+    device: &Device,
+) -> Result<Moment8Bit, FormatError> {
+    check(file, name, Dtype::U8, &[values])?;
+    let bytes = file.raw(name)?.bytes.into_owned();
+    let blocks = values.div_ceil(BLOCK_SIZE);
+    let absmax = floats(file, &format!("{name}.absmax"), &[blocks])?;
+    let codes = TensorData::new(bytes, [values]);
+    Ok(Moment8Bit {
+        codes: Tensor::<1, Int>::from_data(codes, (device, DType::U8)),
+        absmax: Tensor::from_data(TensorData::new(absmax, [blocks]), device),
+    })
+}
+
+fn floats(file: &SafetensorsFile, name: &str, shape: &[usize]) -> Result<Vec<f32>, FormatError> {
+    check(file, name, Dtype::F32, shape)?;
+    file.read_f32(name)
+}
+
+fn check(
+    file: &SafetensorsFile,
+    name: &str,
+    dtype: Dtype,
+    shape: &[usize],
+) -> Result<(), FormatError> {
+    let (path, tensor) = (file.path().to_owned(), name.to_owned());
+    match file.info(name) {
+        None => Err(FormatError::TensorMissing { path, tensor }),
+        Some(info) if info.dtype != dtype => Err(FormatError::TensorDtype {
+            path,
+            tensor,
+            expected: if dtype == Dtype::U8 { "U8" } else { "F32" },
+            actual: info.dtype,
+        }),
+        Some(info) if info.shape != shape => Err(FormatError::TensorShape {
+            path,
+            tensor,
+            expected: format!("{shape:?}"),
+            actual: info.shape.clone(),
+        }),
+        Some(_) => Ok(()),
     }
 }
 
@@ -90,3 +298,6 @@ pub fn clip(grads: AdapterGrads, norm: &Tensor<1>, max_norm: f64) -> AdapterGrad
         .clamp_max(1.0);
     grads.map(|grad| grad * factor.clone().unsqueeze())
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,7 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use backdraft_data::DataReport;
+use backdraft_model::StoredShare;
 use serde::Serialize;
+
+use crate::memory::Memory;
 
 /// What is about to happen.
 #[derive(Clone, Debug, Serialize)]
@@ -16,6 +19,10 @@ pub struct RunInfo {
     pub base_params: usize,
     /// Values in the adapters, trained.
     pub trained_params: usize,
+    /// How the base is stored, most bytes first.
+    pub base: Vec<StoredShare>,
+    /// Memory that the run will need.
+    pub memory: Memory,
     /// What became of the training rows.
     #[serde(skip)]
     pub train_data: DataReport,
@@ -93,6 +100,13 @@ pub struct RunSummary {
     pub best_eval_loss: Option<f64>,
     /// The step it was measured after.
     pub best_step: Option<usize>,
+    /// Memory that the run was to need.
+    pub memory: Memory,
+    /// The most memory that the process held, reading the model included.
+    ///
+    /// # Units
+    /// Bytes.
+    pub peak_memory: Option<usize>,
     /// Where the adapter lies.
     pub adapter: PathBuf,
 }

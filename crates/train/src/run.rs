@@ -12,8 +12,10 @@ use backdraft_data::{
 };
 use backdraft_formats::{Existing, FormatError, ModelSource, PeftWriteOptions, write_file};
 use backdraft_kernels::adamw::AdamWParams;
-use backdraft_lora::LoraConfig;
+use backdraft_kernels::adamw8bit::Guard;
+use backdraft_lora::{LoraConfig, TrainedOver};
 use backdraft_model::Llama;
+use backdraft_quant::{FourBitFormat, QuantizationPlan, Scheme};
 use burn::optim::SgdConfig;
 use burn::tensor::Device;
 use burn::train::renderer::MetricsRenderer;
@@ -21,9 +23,10 @@ use burn::train::{Interrupter, Learner, SupervisedTraining, TrainingStrategy};
 
 use crate::error::TrainError;
 use crate::loader::{EvalLoader, StepLoader};
+use crate::memory::{self, Memory};
 use crate::metrics::{NoFiles, RunMetric};
-use crate::optimizer::AdamW;
-use crate::recipe::{DataFormat, DataRecipe, LoraRecipe, Recipe, TrainOn};
+use crate::optimizer::{AdamW, StatePrecision};
+use crate::recipe::{DataFormat, DataRecipe, LoraRecipe, Optimizer, QuantType, Recipe, TrainOn};
 use crate::report::{Reporter, RunInfo, RunSummary};
 use crate::strategy::{Outcome, Plan, StepStrategy};
 use crate::trainee::{Settings, Trainee};
@@ -84,6 +87,39 @@ pub fn data_options(data: &DataRecipe, max_seq_length: usize) -> Result<DataOpti
     })
 }
 
+impl Recipe {
+    /// How the base is quantised while it is loaded.
+    #[must_use]
+    pub fn quantization_plan(&self) -> Option<QuantizationPlan> {
+        let recipe = &self.quantization;
+        let scheme = match (self.load_in_4bit, self.load_in_8bit) {
+            (false, false) => return None,
+            (true, _) => Scheme::FourBit {
+                format: match recipe.quant_type {
+                    QuantType::Nf4 => FourBitFormat::Nf4,
+                    QuantType::Fp4 => FourBitFormat::Fp4,
+                },
+                block_size: recipe.block_size,
+                double_quant: recipe.double_quant,
+            },
+            (false, true) => Scheme::Int8,
+        };
+        Some(QuantizationPlan {
+            scheme,
+            skip_modules: recipe.skip_modules.clone(),
+        })
+    }
+
+    /// How the optimiser's moments are kept.
+    #[must_use]
+    pub fn state_precision(&self) -> StatePrecision {
+        match self.train.optimizer {
+            Optimizer::Adamw => StatePrecision::F32,
+            Optimizer::Adamw8bit => StatePrecision::Bits8(Guard::On),
+        }
+    }
+}
+
 impl From<&LoraRecipe> for LoraConfig {
     fn from(recipe: &LoraRecipe) -> Self {
         let targets = recipe.target_modules.iter();
@@ -119,7 +155,9 @@ pub fn prepare(
     let train = load(&recipe.data.train)?;
     let eval = recipe.data.eval.as_deref().map(&mut load).transpose()?;
     let lora = LoraConfig::from(&recipe.lora);
-    let model = Llama::load(&source, device)?.with_lora(&lora, recipe.seed)?;
+    let plan = recipe.quantization_plan();
+    let model = Llama::load_quantized(&source, plan.as_ref(), device)?;
+    let model = model.with_lora(&lora, recipe.seed)?;
     let longest = model.config().max_position_embeddings;
     if train
         .examples
@@ -178,6 +216,7 @@ impl Run {
             recipe_toml.as_bytes(),
             Existing::Replace,
         )?;
+        let memory = self.memory();
         let settings = &self.recipe.train;
         let examples = Arc::new(std::mem::take(&mut self.train.examples));
         let data_fingerprint = Dataset {
@@ -200,6 +239,8 @@ impl Run {
             device: format!("{:?}", self.device),
             base_params: self.model.num_base_params(),
             trained_params: self.model.num_trained(),
+            base: self.model.stored(),
+            memory,
             train_data: self.train.report.clone(),
             eval_data: self.eval.as_ref().map(|eval| eval.report.clone()),
             total_steps,
@@ -221,7 +262,7 @@ impl Run {
                 steps_per_epoch,
                 total_steps,
                 evaluates: self.eval.is_some(),
-                model_fingerprint: self.model_fingerprint.clone(),
+                trained_over: self.trained_over(),
                 data_fingerprint,
             }),
             outcome: Arc::new(Mutex::new(outcome)),
@@ -259,18 +300,55 @@ impl Run {
         }
         let model = result.model.model;
         let adapter = self.write_adapter(&model)?;
-        let summary = summarise(&outcome, total_steps, interrupted, adapter, began);
+        let summary = RunSummary {
+            memory,
+            ..summarise(&outcome, total_steps, interrupted, adapter, began)
+        };
         Ok((summary, model))
+    }
+
+    /// What the longest micro-batch that the data can make will need.
+    fn memory(&mut self) -> Memory {
+        let precision = self.recipe.state_precision();
+        let values = self.model.adapters().flat_map(|(_, _, adapter)| {
+            let factors = [&adapter.lora_a, &adapter.lora_b];
+            factors.map(|factor| factor.val().shape().num_elements())
+        });
+        let optimizer = values.map(|n| AdamW::state_bytes(n, precision)).sum();
+        let mut lengths: Vec<usize> = self
+            .train
+            .examples
+            .iter()
+            .map(|row| row.input_ids.len())
+            .collect();
+        lengths.sort_unstable_by(|a, b| b.cmp(a));
+        let size = self.recipe.train.micro_batch_size;
+        let tokens = lengths.iter().take(size).sum();
+        Memory {
+            base: self.model.stored().iter().map(|share| share.bytes).sum(),
+            adapters: 8 * self.model.num_trained(),
+            optimizer,
+            activations: memory::activations(self.model.config(), self.recipe.lora.rank, tokens),
+        }
+    }
+
+    fn trained_over(&self) -> TrainedOver {
+        TrainedOver {
+            model: self.recipe.model.clone(),
+            fingerprint: self.model_fingerprint.clone(),
+            quantization: self.recipe.quantization_plan().as_ref().map(Into::into),
+        }
     }
 
     fn trainee(&self, total_steps: usize) -> Trainee {
         let train = &self.recipe.train;
-        let optimizer = AdamW::new(AdamWParams {
+        let params = AdamWParams {
             beta1: train.adam_beta1,
             beta2: train.adam_beta2,
             epsilon: train.adam_epsilon,
             weight_decay: train.weight_decay,
-        });
+        };
+        let optimizer = AdamW::new(params, self.recipe.state_precision());
         let settings = Settings {
             schedule: train.schedule(total_steps),
             max_grad_norm: train.max_grad_norm,
@@ -286,6 +364,7 @@ impl Run {
         };
         let options = PeftWriteOptions {
             existing: Existing::Replace,
+            companions: vec![(TrainedOver::FILE.to_owned(), self.trained_over().to_json())],
             ..Default::default()
         };
         adapter.write(&path, &self.recipe.model, &options)?;
@@ -311,6 +390,8 @@ fn summarise(
         final_loss: outcome.final_loss,
         best_eval_loss: outcome.best.map(|(loss, _)| loss),
         best_step: outcome.best.map(|(_, step)| step),
+        memory: Memory::default(),
+        peak_memory: memory::peak_resident(),
         adapter,
     }
 }

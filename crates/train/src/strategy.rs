@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use backdraft_data::Example;
+use backdraft_lora::TrainedOver;
 use burn::data::dataloader::Progress;
 use burn::train::InferenceStep;
 use burn::train::{
@@ -47,8 +48,8 @@ pub struct Plan {
     pub total_steps: usize,
     /// Whether there is evaluation data.
     pub evaluates: bool,
-    /// Fingerprint of the base model.
-    pub model_fingerprint: String,
+    /// The base, as it is noted beside adapters.
+    pub trained_over: TrainedOver,
     /// Fingerprint of the training rows.
     pub data_fingerprint: String,
 }
@@ -270,7 +271,7 @@ impl Loop<'_> {
             total_steps: self.plan.total_steps,
             loader,
             best: self.outcome.best,
-            model_fingerprint: self.plan.model_fingerprint.clone(),
+            model_fingerprint: self.plan.trained_over.fingerprint.clone(),
             data_fingerprint: self.plan.data_fingerprint.clone(),
         };
         let path = checkpoint::path(output_dir, step);
@@ -279,7 +280,7 @@ impl Loop<'_> {
             optimizer: trainee.optimizer().state(&trainee.model),
             state: &state,
             recipe: &self.plan.recipe_toml,
-            base: &self.plan.recipe.model,
+            base: &self.plan.trained_over,
         };
         checkpoint::write(&path, &parts)?;
         let keep = self.outcome.best.map(|(_, step)| step);

@@ -137,6 +137,7 @@ fn help_of_the_program() {
       eval        Measure a model on a file, with and without an adapter
       score       Write the logits and the loss of every token for given token ids
       merge       Fold an adapter into a new Hugging Face directory, in the base model's number format
+      quantize    Write a model in 4 or 8 bits, as bitsandbytes stores it and transformers loads it
       inspect     Show what a model, adapter, recipe or data file contains, and what it would cost to
                   train
       init        Write a recipe with every key explained, set to where to start
@@ -234,6 +235,16 @@ fn help_of_generate() {
           --adapter <DIR>
               PEFT adapter directory to put on the model
 
+          --quantization <FORMAT>
+              How to keep the model's projections [default: as the adapter was trained, else as in the
+              files]
+
+              Possible values:
+              - none: As in the files
+              - nf4:  4-bit NormalFloat, scales quantised too
+              - fp4:  4-bit floating point, scales quantised too
+              - int8: 8 bits, one scale for each row
+
           --chat
               Talk to the model line by line
 
@@ -303,6 +314,16 @@ fn help_of_eval() {
           --adapter <DIR>
               PEFT adapter directory to put on the model
 
+          --quantization <FORMAT>
+              How to keep the model's projections [default: as the adapter was trained, else as in the
+              files]
+
+              Possible values:
+              - none: As in the files
+              - nf4:  4-bit NormalFloat, scales quantised too
+              - fp4:  4-bit floating point, scales quantised too
+              - int8: 8 bits, one scale for each row
+
           --data <FILE>
               JSONL file, or a text file (.txt)
 
@@ -371,6 +392,16 @@ fn help_of_score() {
           --adapter <DIR>
               PEFT adapter directory to put on the model
 
+          --quantization <FORMAT>
+              How to keep the model's projections [default: as the adapter was trained, else as in the
+              files]
+
+              Possible values:
+              - none: As in the files
+              - nf4:  4-bit NormalFloat, scales quantised too
+              - fp4:  4-bit floating point, scales quantised too
+              - int8: 8 bits, one scale for each row
+
           --ids <FILE>
               JSON file with the token ids
 
@@ -404,6 +435,10 @@ fn help_of_merge() {
     assert_snapshot!(help("merge"), @"
     Fold an adapter into a new Hugging Face directory, in the base model's number format
 
+    An adapter that was trained over a quantised base has learned to make up for its errors. Merged onto
+    the original weights it meets others: --kl-data measures how far the merged model is from the
+    trained one, as the mean Kullback–Leibler divergence of the next token.
+
     Usage: backdraft merge [OPTIONS] --model <MODEL> --adapter <DIR> --out <DIR>
 
     Options:
@@ -415,6 +450,32 @@ fn help_of_merge() {
 
           --out <DIR>
               Directory to write
+
+          --base <BASE>
+              Weights to add the adapter to
+
+              Possible values:
+              - original:    Those of the model's files
+              - dequantized: Those that the adapter was trained over: quantised and back
+
+              [default: original]
+
+          --quantization <FORMAT>
+              How the base was quantised in training [default: what is noted beside the adapter]
+
+              Possible values:
+              - none: As in the files
+              - nf4:  4-bit NormalFloat, scales quantised too
+              - fp4:  4-bit floating point, scales quantised too
+              - int8: 8 bits, one scale for each row
+
+          --kl-data <FILE>
+              Rows to measure the merged model against the trained one
+
+          --kl-limit <N>
+              Only the first N of those rows
+
+              [default: 64]
 
           --force
               Replace the output directory if it exists
@@ -433,8 +494,10 @@ fn help_of_merge() {
               - auto: The best device of this build
               - cpu:  The processor
 
-    Example:
+    Examples:
       backdraft merge --model HuggingFaceTB/SmolLM2-135M-Instruct --adapter outputs/adapter --out merged
+      backdraft merge --model model.gguf --adapter outputs/adapter --out merged --base dequantized
+      --kl-data test.jsonl
     ");
 }
 
@@ -462,6 +525,15 @@ fn help_of_inspect() {
               Rows in one pass, for the estimate
 
               [default: 2]
+
+          --quantization <FORMAT>
+              How the model's projections would be kept, for the estimate
+
+              Possible values:
+              - none: As in the files
+              - nf4:  4-bit NormalFloat, scales quantised too
+              - fp4:  4-bit floating point, scales quantised too
+              - int8: 8 bits, one scale for each row
 
           --max-seq-length <N>
               Tokens per row, for the estimate

@@ -4,19 +4,20 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use backdraft_data::jsonl::JsonlReader;
+use backdraft_formats::bnb::{BnbKind, BnbQuantType};
 use backdraft_formats::{ModelSource, PeftDir};
 use backdraft_model::LlamaConfig;
+use backdraft_quant::{FourBitFormat, QuantizationPlan, Scheme};
+use backdraft_train::memory::{self, Memory};
 use backdraft_train::recipe::Recipe;
 use clap::Args;
 use serde_json::{Value, json};
 
+use crate::args::QuantizationArg;
 use crate::commands::Context;
 use crate::commands::eval::detect;
 use crate::error::CliError;
 use crate::session;
-
-/// Tokens whose logits exist at a time.
-const CHUNK: usize = 256;
 
 /// Show what a model, adapter, recipe or data file contains, and what it would cost to train
 #[derive(Debug, Args)]
@@ -40,6 +41,10 @@ pub(crate) struct InspectArgs {
     /// Rows in one pass, for the estimate
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) micro_batch_size: u64,
+
+    /// How the model's projections would be kept, for the estimate
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub(crate) quantization: Option<QuantizationArg>,
 
     /// Tokens per row, for the estimate
     #[arg(long, value_name = "N", default_value_t = 2048, value_parser = clap::value_parser!(u64).range(2..))]
@@ -81,29 +86,24 @@ fn line(key: &str, value: &Value) -> String {
 fn model(args: &InspectArgs, context: Context) -> Result<Value, CliError> {
     let source = ModelSource::open(session::find_model(&args.what, context.output)?)?;
     let config = LlamaConfig::from_source(&source)?;
-    let (mut params, mut bytes) = (0usize, 0usize);
-    let mut types = BTreeMap::<String, usize>::new();
-    for name in source.tensor_names() {
-        let Some(info) = source.tensor_info(name) else {
-            continue;
-        };
-        params += info.checked_elements().unwrap_or(0);
-        let stored = match &source {
-            ModelSource::Gguf(file) => file.stored_type(name).map(|t| t.to_string()),
-            _ => None,
-        };
-        *types
-            .entry(stored.unwrap_or_else(|| info.dtype.to_string()))
-            .or_default() += 1;
-        bytes += info.checked_elements().unwrap_or(0) * 4;
-    }
+    let base = base(
+        &source,
+        args.quantization.and_then(QuantizationArg::plan).as_ref(),
+    );
     let tokenizer = source.tokenizer().ok();
-    let cost = Cost::of(&config, args);
+    let tokens = (args.micro_batch_size * args.max_seq_length) as usize;
+    let adapter = adapter_params(&config, args.rank as usize);
+    let memory = Memory {
+        base: base.bytes,
+        adapters: 8 * adapter,
+        optimizer: 8 * adapter,
+        activations: memory::activations(&config, args.rank as usize, tokens),
+    };
     Ok(json!({
         "kind": if matches!(source, ModelSource::Gguf(_)) { "GGUF model" } else { "Hugging Face model" },
         "path": source.path(),
-        "parameters": params,
-        "tensors": types,
+        "parameters": base.params,
+        "tensors": base.types,
         "layers": config.num_hidden_layers,
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
@@ -114,45 +114,92 @@ fn model(args: &InspectArgs, context: Context) -> Result<Value, CliError> {
         "max_position_embeddings": config.max_position_embeddings,
         "chat_template": tokenizer.is_some_and(|t| t.chat_template.is_some()),
         "eos_token_ids": source.eos_token_ids()?,
-        "adapter_parameters": cost.adapter,
+        "adapter_parameters": adapter,
         "adapter_rank": args.rank,
-        "memory_base": gib(bytes),
-        "memory_adapter_and_adamw": gib(cost.adapter * 16),
-        "memory_activations": gib(cost.activations),
-        "memory_total": gib(bytes + cost.adapter * 16 + cost.activations),
-        "memory_is_for": format!("f32, {} rows of {} tokens", args.micro_batch_size, args.max_seq_length),
+        "quantized_as": base.quantized_as,
+        "quantized_bits_per_weight": base.bits.map(|bits| format!("{bits:.3}")),
+        "memory_base": gib(memory.base),
+        "memory_adapter": gib(memory.adapters),
+        "memory_optimizer": gib(memory.optimizer),
+        "memory_activations": gib(memory.activations),
+        "memory_total": gib(memory.total()),
+        "memory_is_for": format!("f32, {} rows of {} tokens, AdamW in f32", args.micro_batch_size, args.max_seq_length),
     }))
 }
 
-/// What training a model costs, by its shape.
-struct Cost {
-    /// Trained values.
-    adapter: usize,
-    /// Bytes that the layers keep for the backward pass, and the largest block of logits.
-    activations: usize,
+/// What a base model holds, and what it takes once it is loaded.
+#[derive(Default)]
+struct Base {
+    params: usize,
+    bytes: usize,
+    /// Tensors by the type that they are stored in.
+    types: BTreeMap<String, usize>,
+    /// How the quantised weights are kept in memory.
+    quantized_as: Option<String>,
+    /// What each of their values takes, scales included.
+    bits: Option<f64>,
 }
 
-impl Cost {
-    fn of(config: &LlamaConfig, args: &InspectArgs) -> Self {
-        let tokens = (args.micro_batch_size * args.max_seq_length) as usize;
-        let rank = args.rank as usize;
-        let (h, m) = (config.hidden_size, config.intermediate_size);
-        let q = config.num_attention_heads * config.head_dim;
-        let kv = config.num_key_value_heads * config.head_dim;
-        let sides = [(q, h), (kv, h), (kv, h), (h, q), (m, h), (m, h), (h, m)];
-        let adapter = sides
-            .iter()
-            .map(|(out, input)| rank * (out + input))
-            .sum::<usize>();
-        // Kept for each layer: two inputs and two normed inputs, q, k, v, the attention's output, gate, up,
-        // their product, x·Aᵀ of seven projections, and a statistic for each row and head.
-        let floats = 4 * h + 2 * q + 2 * kv + 3 * m + 7 * rank + 2 + config.num_attention_heads;
-        let logits = 2 * tokens.min(CHUNK) * config.vocab_size;
-        Self {
-            adapter: adapter * config.num_hidden_layers,
-            activations: 4 * (tokens * floats * config.num_hidden_layers + logits),
+fn base(source: &ModelSource, plan: Option<&QuantizationPlan>) -> Base {
+    let mut base = Base::default();
+    let (mut params, mut bytes) = (0usize, 0usize);
+    for name in source.tensor_names() {
+        let Some(info) = source.tensor_info(name) else {
+            continue;
+        };
+        let values = info.checked_elements().unwrap_or(0);
+        base.params += values;
+        let stored = source.stored_type(name).unwrap_or_default();
+        let module = name
+            .strip_suffix("_proj.weight")
+            .map(|m| format!("{m}_proj"));
+        let scheme = match quantized_scheme(source, name) {
+            Some(kind) => Some(kind),
+            None if source.quantization().is_some() => None,
+            None => module.and_then(|module| plan?.scheme_for(&module)),
+        };
+        *base.types.entry(stored).or_default() += 1;
+        match (scheme, &info.shape[..]) {
+            (Some(scheme), &[out, input]) => {
+                let size = scheme.num_bytes([out, input]);
+                (params, bytes) = (params + values, bytes + size);
+                base.bytes += size;
+                base.quantized_as = Some(scheme.to_string());
+            }
+            _ => base.bytes += 4 * values,
         }
     }
+    base.bits = (params > 0).then(|| 8.0 * bytes as f64 / params as f64);
+    base
+}
+
+/// How the files have a weight in codes.
+fn quantized_scheme(source: &ModelSource, name: &str) -> Option<Scheme> {
+    match source.bnb_kind(name)? {
+        BnbKind::Int8 => Some(Scheme::Int8),
+        BnbKind::FourBit {
+            quant_type,
+            block_size,
+            nested,
+        } => Some(Scheme::FourBit {
+            format: match quant_type {
+                BnbQuantType::Nf4 => FourBitFormat::Nf4,
+                BnbQuantType::Fp4 => FourBitFormat::Fp4,
+            },
+            block_size,
+            double_quant: nested,
+        }),
+    }
+}
+
+/// Trained values with adapters on all projections.
+fn adapter_params(config: &LlamaConfig, rank: usize) -> usize {
+    let (h, m) = (config.hidden_size, config.intermediate_size);
+    let q = config.num_attention_heads * config.head_dim;
+    let kv = config.num_key_value_heads * config.head_dim;
+    let sides = [(q, h), (kv, h), (kv, h), (h, q), (m, h), (m, h), (h, m)];
+    let layer: usize = sides.iter().map(|(out, input)| rank * (out + input)).sum();
+    layer * config.num_hidden_layers
 }
 
 fn gib(bytes: usize) -> String {

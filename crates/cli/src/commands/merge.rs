@@ -2,17 +2,29 @@
 
 use std::path::PathBuf;
 
-use backdraft_formats::{Existing, ModelSource};
-use clap::Args;
+use backdraft_data::Example;
+use backdraft_formats::{Existing, ModelSource, PeftDir};
+use backdraft_lora::{AdapterWeights, MergeBase, TrainedOver};
+use backdraft_model::Llama;
+use backdraft_quant::QuantizationPlan;
+use backdraft_train::evaluate::mean_kl;
+use clap::{Args, ValueEnum};
 
+use crate::args::QuantizationArg;
 use crate::commands::Context;
+use crate::commands::eval::detect;
 use crate::error::CliError;
 use crate::session;
 
 /// Fold an adapter into a new Hugging Face directory, in the base model's number format
+///
+/// An adapter that was trained over a quantised base has learned to make up for its errors. Merged onto
+/// the original weights it meets others: --kl-data measures how far the merged model is from the trained
+/// one, as the mean Kullback–Leibler divergence of the next token.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:
-  backdraft merge --model HuggingFaceTB/SmolLM2-135M-Instruct --adapter outputs/adapter --out merged")]
+#[command(after_help = "Examples:
+  backdraft merge --model HuggingFaceTB/SmolLM2-135M-Instruct --adapter outputs/adapter --out merged
+  backdraft merge --model model.gguf --adapter outputs/adapter --out merged --base dequantized --kl-data test.jsonl")]
 pub(crate) struct MergeArgs {
     /// Base model: directory, .gguf file, or hub id (org/name)
     #[arg(long, value_name = "MODEL")]
@@ -26,27 +38,71 @@ pub(crate) struct MergeArgs {
     #[arg(long, value_name = "DIR")]
     pub(crate) out: PathBuf,
 
+    /// Weights to add the adapter to
+    #[arg(long, value_enum, default_value = "original")]
+    pub(crate) base: Base,
+
+    /// How the base was quantised in training [default: what is noted beside the adapter]
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub(crate) quantization: Option<QuantizationArg>,
+
+    /// Rows to measure the merged model against the trained one
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kl_data: Option<PathBuf>,
+
+    /// Only the first N of those rows
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) kl_limit: u64,
+
     /// Replace the output directory if it exists
     #[arg(long)]
     pub(crate) force: bool,
+}
+
+/// Weights to add an adapter to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Base {
+    /// Those of the model's files
+    Original,
+    /// Those that the adapter was trained over: quantised and back
+    Dequantized,
 }
 
 pub(crate) fn run(args: &MergeArgs, context: Context) -> Result<(), CliError> {
     let output = context.output;
     let source = ModelSource::open(session::find_model(&args.model, output)?)?;
     let adapter = session::read_adapter(&args.adapter)?;
+    let note = session::trained_over(Some(&args.adapter), &source, output)?;
+    let plan = session::plan(args.quantization, note.as_ref());
+    let base = base(args.base, &source, plan.as_ref(), note.as_ref())?;
+    let examples = examples(args, &source)?;
     let existing = if args.force {
         Existing::Replace
     } else {
         Existing::Refuse
     };
-    let report = backdraft_lora::merge(&source, &adapter, &args.out, existing, |done, all| {
-        if done % 100 == 0 {
-            output.progress(format!("{done} of {all} tensors"));
+    let report =
+        backdraft_lora::merge(&source, base, &adapter, &args.out, existing, |done, all| {
+            if done % 100 == 0 {
+                output.progress(format!("{done} of {all} tensors"));
+            }
+        })?;
+    let kl = match &examples {
+        None => None,
+        Some(examples) => {
+            output.progress("comparing the merged model with the trained one");
+            Some(divergence(
+                args,
+                &source,
+                plan.as_ref(),
+                &adapter,
+                examples,
+            )?)
         }
-    })?;
+    };
     output.record(&serde_json::json!({
         "out": args.out, "tensors": report.tensors, "merged": report.merged, "bytes": report.bytes,
+        "mean_kl": kl.map(|(kl, _)| kl), "kl_tokens": kl.map(|(_, tokens)| tokens),
     }))?;
     output.line(format!(
         "Wrote {}: {} tensors, {} of them merged, {:.1} MB",
@@ -54,5 +110,63 @@ pub(crate) fn run(args: &MergeArgs, context: Context) -> Result<(), CliError> {
         report.tensors,
         report.merged,
         report.bytes as f64 / 1e6
-    ))
+    ))?;
+    match (kl, &plan) {
+        (Some((kl, tokens)), _) => output.line(format!(
+            "Mean KL divergence from the trained model: {kl:.6} nats over {tokens} tokens"
+        )),
+        (None, Some(plan)) if args.base == Base::Original => output.line(format!(
+            "The adapter was trained over {}; --kl-data FILE tells what the change of base costs",
+            plan.scheme
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn base<'a>(
+    base: Base,
+    source: &ModelSource,
+    plan: Option<&'a QuantizationPlan>,
+    note: Option<&TrainedOver>,
+) -> Result<MergeBase<'a>, CliError> {
+    match (base, plan) {
+        (Base::Original, _) => Ok(MergeBase::Original),
+        // The files hold the very codes that the adapter was trained over.
+        (Base::Dequantized, _) if source.quantization().is_some() => Ok(MergeBase::Original),
+        (Base::Dequantized, Some(plan)) => Ok(MergeBase::Dequantized(plan)),
+        (Base::Dequantized, None) => {
+            let known = match note {
+                Some(_) => "the adapter was trained over an unquantised base",
+                None => "nothing beside the adapter says how its base was quantised",
+            };
+            Err(CliError::user(known)
+                .hint("name the format with --quantization, or use --base original"))
+        }
+    }
+}
+
+fn examples(args: &MergeArgs, source: &ModelSource) -> Result<Option<Vec<Example>>, CliError> {
+    let Some(path) = &args.kl_data else {
+        return Ok(None);
+    };
+    let tokenizer = backdraft_train::run::tokenizer(source)?;
+    let options = session::data_options(detect(path)?, None, 2048)?;
+    let mut data = backdraft_data::load(path, &options, &tokenizer, &mut |_| ())?;
+    data.examples.truncate(args.kl_limit as usize);
+    Ok(Some(data.examples))
+}
+
+/// Mean KL divergence of the merged model from the trained one, and the tokens that it is over.
+fn divergence(
+    args: &MergeArgs,
+    source: &ModelSource,
+    plan: Option<&QuantizationPlan>,
+    adapter: &PeftDir,
+    examples: &[Example],
+) -> Result<(f64, usize), CliError> {
+    let device = session::device();
+    let trained = Llama::load_quantized(source, plan, &device)?
+        .with_adapter(&AdapterWeights::from_peft(adapter, &device))?;
+    let merged = Llama::load(&ModelSource::open(&args.out)?, &device)?;
+    Ok(mean_kl(&trained, &merged, examples)?)
 }

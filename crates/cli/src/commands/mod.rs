@@ -5,6 +5,7 @@ pub(crate) mod generate;
 pub(crate) mod init;
 pub(crate) mod inspect;
 pub(crate) mod merge;
+pub(crate) mod quantize;
 pub(crate) mod quickstart;
 pub(crate) mod score;
 pub(crate) mod train;
@@ -44,6 +45,7 @@ fn run(command: Command, context: Context) -> Result<(), CliError> {
         Command::Eval(args) => eval::run(&args, context),
         Command::Score(args) => score::run(&args, context),
         Command::Merge(args) => merge::run(&args, context),
+        Command::Quantize(args) => quantize::run(&args, context),
         Command::Inspect(args) => inspect::run(&args, context),
         Command::Init(args) => init::run(&args, context),
         Command::Quickstart(args) => quickstart::run(&args, context),

@@ -69,6 +69,7 @@ pub(crate) fn run(args: &QuickstartArgs, context: Context) -> Result<(), CliErro
     let model_args = ModelArgs {
         model: model.display().to_string(),
         adapter: None,
+        quantization: None,
     };
     let session = Session::open(&model_args, output)?;
     let before = measure(&session.model, &session.tokenizer, &files)?;

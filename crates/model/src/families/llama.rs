@@ -4,7 +4,7 @@ use backdraft_kernels::cross_entropy::{self, HeadLoss};
 use backdraft_lora::{AdapterWeights, LoraAdapter, LoraConfig, Projection, TargetModule};
 use backdraft_quant::Weight;
 use burn::module::Module;
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
@@ -30,6 +30,31 @@ pub struct Llama {
     lm_head: Option<Weight>,
     #[module(skip)]
     lora: Option<LoraConfig>,
+}
+
+/// The part of a base model that is stored in one way.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct StoredShare {
+    /// `f32`, or a scheme such as `nf4 (blocks of 64, double)`.
+    pub stored_as: String,
+    /// Tensors stored so.
+    pub tensors: usize,
+    /// Values in them.
+    pub params: usize,
+    /// Bytes that they take.
+    pub bytes: usize,
+}
+
+impl StoredShare {
+    /// Bits that a value takes on average, scales included.
+    #[must_use]
+    pub fn bits_per_weight(&self) -> f64 {
+        8.0 * self.bytes as f64 / self.params.max(1) as f64
+    }
+}
+
+fn dense_name(dtype: DType) -> String {
+    format!("{dtype:?}").to_lowercase()
 }
 
 /// A frozen tensor of the base model.
@@ -313,6 +338,42 @@ impl Llama {
         self.adapters()
             .map(|(_, _, adapter)| adapter.num_trained())
             .sum()
+    }
+
+    /// How the base is stored, most bytes first.
+    pub fn stored(&mut self) -> Vec<StoredShare> {
+        let mut shares: Vec<StoredShare> = Vec::new();
+        self.visit_base_mut(|_, tensor| {
+            let (stored_as, params, bytes) = match tensor {
+                BaseTensor::Matrix(weight) => {
+                    let stored_as = match (weight.scheme(), &*weight) {
+                        (Some(scheme), _) => scheme.to_string(),
+                        (None, weight) => dense_name(weight.dequantize().dtype()),
+                    };
+                    (stored_as, weight.num_params(), weight.num_bytes())
+                }
+                BaseTensor::Vector(weight) => {
+                    let params = weight.dims()[0];
+                    let dtype = weight.dtype();
+                    (dense_name(dtype), params, params * dtype.size())
+                }
+            };
+            match shares.iter_mut().find(|share| share.stored_as == stored_as) {
+                Some(share) => {
+                    share.tensors += 1;
+                    share.params += params;
+                    share.bytes += bytes;
+                }
+                None => shares.push(StoredShare {
+                    stored_as,
+                    tensors: 1,
+                    params,
+                    bytes,
+                }),
+            }
+        });
+        shares.sort_by_key(|share| std::cmp::Reverse(share.bytes));
+        shares
     }
 
     /// The number of values in the base model.

@@ -36,7 +36,7 @@ impl Key {
 }
 
 /// Sections of a recipe, in the order a recipe is written.
-pub const SECTIONS: [&str; 3] = ["lora", "data", "train"];
+pub const SECTIONS: [&str; 4] = ["quantization", "lora", "data", "train"];
 
 /// The table form of `train.lr_scheduler`, which carries the options of a schedule.
 pub(super) const SCHEDULER: &str = "train.lr_scheduler";
@@ -98,10 +98,18 @@ pub const KEYS: &[Key] = &[
         r#""auto""#,
         "Number format of the computation: auto or f32 (auto is f32 on a CPU).",
     ),
+    change(
+        key(
+            "load_in_4bit",
+            "false",
+            "Keep the frozen projections in 4 bits (QLoRA); see [quantization].",
+        ),
+        "out of memory: true",
+    ),
     key(
-        "load_in_4bit",
+        "load_in_8bit",
         "false",
-        "Keep the base model in 4 bits. This version takes false only.",
+        "Keep the frozen projections in 8 bits, one scale for each row.",
     ),
     change(
         key(
@@ -117,6 +125,26 @@ pub const KEYS: &[Key] = &[
         "What the forward pass keeps for the backward pass. This version keeps all: nothing is recomputed.",
     ),
     key("device", r#""auto""#, "Where to compute: auto or cpu."),
+    key(
+        "quantization.quant_type",
+        r#""nf4""#,
+        "What 4-bit codes stand for: nf4 or fp4. Only with load_in_4bit.",
+    ),
+    key(
+        "quantization.block_size",
+        "64",
+        "Values that share a scale: 64 or 128. Only with load_in_4bit.",
+    ),
+    key(
+        "quantization.double_quant",
+        "true",
+        "Quantise the scales too: 4.13 bits per weight instead of 4.5. Only with load_in_4bit.",
+    ),
+    key(
+        "quantization.skip_modules",
+        r#"["lm_head"]"#,
+        "Modules that stay as they are: a path, or components of one such as \"down_proj\" or \"layers.0\".",
+    ),
     change(
         key(
             "lora.rank",
@@ -238,7 +266,14 @@ pub const KEYS: &[Key] = &[
         ),
         "loss jumps early on: more",
     ),
-    key("train.optimizer", r#""adamw""#, "The optimiser: adamw."),
+    change(
+        key(
+            "train.optimizer",
+            r#""adamw""#,
+            "The optimiser: adamw, or adamw_8bit, which keeps its state in 8 bits.",
+        ),
+        "out of memory with a high rank: adamw_8bit",
+    ),
     key(
         "train.weight_decay",
         "0.01",
@@ -291,6 +326,8 @@ pub(super) const FOREIGN: &[(&str, &str)] = &[
     ("base_model", "model"),
     ("batch_size", "train.micro_batch_size"),
     ("bf16", "dtype"),
+    ("bnb_4bit_quant_type", "quantization.quant_type"),
+    ("bnb_4bit_use_double_quant", "quantization.double_quant"),
     ("eval_file", "data.eval"),
     ("fp16", "dtype"),
     (
@@ -298,6 +335,7 @@ pub(super) const FOREIGN: &[(&str, &str)] = &[
         "train.grad_accumulation_steps",
     ),
     ("gradient_checkpointing", "activation_policy"),
+    ("llm_int8_skip_modules", "quantization.skip_modules"),
     ("lora_alpha", "lora.alpha"),
     ("lora_dropout", "lora.dropout"),
     ("lora_r", "lora.rank"),

@@ -19,7 +19,7 @@ use serde::Serialize;
 
 pub use keys::{KEYS, Key, SECTIONS, find as find_key};
 pub use names::{
-    ActivationPolicy, Bias, DType, DataFormat, Device, Optimizer, TargetModule, TrainOn,
+    ActivationPolicy, Bias, DType, DataFormat, Device, Optimizer, QuantType, TargetModule, TrainOn,
 };
 pub use problem::{Place, Problem, ProblemKind, RecipeError};
 pub use template::Choices;
@@ -38,20 +38,37 @@ pub struct Recipe {
     pub seed: u64,
     /// Number format of the computation.
     pub dtype: DType,
-    /// Whether the base is kept in 4 bits; always false in this version.
+    /// Whether the frozen projections are kept in 4 bits.
     pub load_in_4bit: bool,
+    /// Whether the frozen projections are kept in 8 bits.
+    pub load_in_8bit: bool,
     /// Longest row in tokens; longer ones are cut.
     pub max_seq_length: usize,
     /// What the forward pass keeps for the backward pass.
     pub activation_policy: ActivationPolicy,
     /// Where to compute.
     pub device: Device,
+    /// `[quantization]`
+    pub quantization: QuantizationRecipe,
     /// `[lora]`
     pub lora: LoraRecipe,
     /// `[data]`
     pub data: DataRecipe,
     /// `[train]`
     pub train: TrainRecipe,
+}
+
+/// `[quantization]`: how the base is kept where `load_in_4bit` or `load_in_8bit` say so.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct QuantizationRecipe {
+    /// What 4-bit codes stand for.
+    pub quant_type: QuantType,
+    /// Values that share a scale: 64 or 128.
+    pub block_size: usize,
+    /// Whether the scales are quantised too.
+    pub double_quant: bool,
+    /// Modules that stay as they are.
+    pub skip_modules: Vec<String>,
 }
 
 /// `[lora]`: the adapter.

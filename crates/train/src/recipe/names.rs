@@ -131,5 +131,18 @@ named! {
         /// AdamW with decoupled decay, its state in f32.
         #[default]
         Adamw = "adamw",
+        /// The same with its state in 8 bits; tensors of fewer than 4,096 values stay in f32.
+        Adamw8bit = "adamw_8bit",
+    }
+}
+
+named! {
+    /// What 4-bit codes stand for.
+    QuantType {
+        /// Quantiles of a normal distribution.
+        #[default]
+        Nf4 = "nf4",
+        /// Floating point.
+        Fp4 = "fp4",
     }
 }

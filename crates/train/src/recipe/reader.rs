@@ -42,6 +42,10 @@ impl Value for String {
     const EXPECTED: &'static str = "a string";
 }
 
+impl Value for Vec<String> {
+    const EXPECTED: &'static str = "a list of names";
+}
+
 impl Value for Vec<usize> {
     const EXPECTED: &'static str = "a list of whole numbers";
 }

@@ -8,7 +8,7 @@ use super::problem::{Place, Problem};
 use super::raw::RawRecipe;
 use super::reader::Reader;
 use super::scheduler::scheduler;
-use super::{DataRecipe, Length, LoraRecipe, Recipe, TrainRecipe, Warmup};
+use super::{DataRecipe, Length, LoraRecipe, QuantizationRecipe, Recipe, TrainRecipe, Warmup};
 use crate::schedule::ScheduleKind;
 
 /// Directories that relative paths start from.
@@ -47,13 +47,23 @@ pub(super) fn resolve(
 }
 
 fn top(reader: &mut Reader<'_>, bases: &Bases<'_>) -> Recipe {
+    let load_in_4bit = reader.value("load_in_4bit");
+    let load_in_8bit = reader.value("load_in_8bit");
+    if load_in_4bit && load_in_8bit {
+        reader.conflict(
+            "load_in_8bit",
+            "`load_in_4bit = true`",
+            "keep the one you mean",
+        );
+    }
     let seed = |seed: &u64| i64::try_from(*seed).is_ok();
     Recipe {
         model: model(reader, bases),
         output_dir: path(reader, "output_dir", bases),
         seed: reader.checked("seed", "a whole number from 0 to 2^63 - 1", seed),
         dtype: reader.value("dtype"),
-        load_in_4bit: reader.value("load_in_4bit"),
+        load_in_4bit,
+        load_in_8bit,
         max_seq_length: reader.checked(
             "max_seq_length",
             "a whole number, 2 or more",
@@ -61,6 +71,7 @@ fn top(reader: &mut Reader<'_>, bases: &Bases<'_>) -> Recipe {
         ),
         activation_policy: reader.value("activation_policy"),
         device: reader.value("device"),
+        quantization: quantization(reader, load_in_8bit),
         lora: lora(reader),
         data: data(reader, bases),
         train: train(reader),
@@ -105,6 +116,28 @@ fn is_hub_id(name: &str) -> bool {
 fn path(reader: &mut Reader<'_>, key: &str, bases: &Bases<'_>) -> PathBuf {
     let name = reader.checked(key, "a path", |name: &String| !name.is_empty());
     bases.of(&reader.place(key)).join(name)
+}
+
+fn quantization(reader: &mut Reader<'_>, load_in_8bit: bool) -> QuantizationRecipe {
+    const FOUR_BIT: [&str; 3] = [
+        "quantization.quant_type",
+        "quantization.block_size",
+        "quantization.double_quant",
+    ];
+    for key in FOUR_BIT {
+        if load_in_8bit && reader.has(key) {
+            let instead = "8-bit weights have one scale for each row; take it out";
+            reader.conflict(key, "`load_in_8bit = true`", instead);
+        }
+    }
+    QuantizationRecipe {
+        quant_type: reader.value("quantization.quant_type"),
+        block_size: reader.checked("quantization.block_size", "64 or 128", |size: &usize| {
+            [64, 128].contains(size)
+        }),
+        double_quant: reader.value("quantization.double_quant"),
+        skip_modules: reader.value("quantization.skip_modules"),
+    }
 }
 
 fn lora(reader: &mut Reader<'_>) -> LoraRecipe {

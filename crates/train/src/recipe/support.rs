@@ -4,7 +4,7 @@ use toml::Spanned;
 use toml::de::DeValue;
 
 const HALF: &str = r#"this version computes in f32; write dtype = "auto""#;
-const OPTIMIZER: &str = r#"this version keeps AdamW's state in f32; write optimizer = "adamw""#;
+const PAGED: &str = r#"this version does not page the optimiser's state; write optimizer = "adamw_8bit" or "adamw""#;
 const KEEP_ALL: &str = r#"this version keeps every activation and recomputes none; write activation_policy = "keep-all""#;
 const BIAS: &str = r#"adapters of this version train no biases; write bias = "none""#;
 const PROJECTIONS: &str =
@@ -20,11 +20,6 @@ const REFUSED: &[(&str, &str, &str)] = &[
     ("dtype", "bfloat16", HALF),
     ("dtype", "float16", HALF),
     ("dtype", "float32", r#"write dtype = "f32""#),
-    (
-        "load_in_4bit",
-        "true",
-        "bases in 4 bits come with a later version; write load_in_4bit = false",
-    ),
     ("activation_policy", "smart", KEEP_ALL),
     ("activation_policy", "recompute-all", KEEP_ALL),
     ("activation_policy", "offload", KEEP_ALL),
@@ -36,10 +31,13 @@ const REFUSED: &[(&str, &str, &str)] = &[
     ("lora.target_modules", "lm_head", PROJECTIONS),
     ("lora.target_modules", "embed_tokens", PROJECTIONS),
     ("data.format", "sharegpt", CHATS),
-    ("train.optimizer", "adamw_8bit", OPTIMIZER),
-    ("train.optimizer", "paged_adamw_8bit", OPTIMIZER),
-    ("train.optimizer", "adamw_bnb_8bit", OPTIMIZER),
-    ("train.optimizer", "paged_adamw_32bit", OPTIMIZER),
+    ("train.optimizer", "paged_adamw_8bit", PAGED),
+    (
+        "train.optimizer",
+        "adamw_bnb_8bit",
+        r#"write optimizer = "adamw_8bit""#,
+    ),
+    ("train.optimizer", "paged_adamw_32bit", PAGED),
     (
         "train.lr_scheduler",
         "reduce_lr_on_plateau",

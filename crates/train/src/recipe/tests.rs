@@ -1,5 +1,6 @@
 use std::path::Path;
 
+use backdraft_quant::Scheme;
 use insta::assert_snapshot;
 
 use super::*;
@@ -34,9 +35,16 @@ fn defaults_are_the_starting_points() {
     seed = 42
     dtype = "auto"
     load_in_4bit = false
+    load_in_8bit = false
     max_seq_length = 2048
     activation_policy = "keep-all"
     device = "auto"
+
+    [quantization]
+    quant_type = "nf4"
+    block_size = 64
+    double_quant = true
+    skip_modules = ["lm_head"]
 
     [lora]
     rank = 16
@@ -226,8 +234,7 @@ max_steps = 100
 optimizer = "adamw_8bit"
 "#;
     assert_snapshot!(read(text, &["train.lr=1e-3", "nonsense"]).unwrap_err(), @r#"
-    13 problems in the recipe recipe.toml:
-      line 3: `load_in_4bit = true` is not supported: bases in 4 bits come with a later version; write load_in_4bit = false
+    11 problems in the recipe recipe.toml:
       line 4: unknown key `max_sequence_length`; did you mean `max_seq_length`?
       line 7: unknown key `lora.r`; did you mean `lora.rank`?
       line 8: `lora.alpha` takes a number above 0, not -1
@@ -236,7 +243,6 @@ optimizer = "adamw_8bit"
       line 12: `data.format` takes "messages", "alpaca" or "text", not "mesages"; did you mean "messages"?
       line 15: `train.learning_rate` takes a number above 0, not "fast"
       line 17: `train.max_steps` does not go with `train.epochs`: keep the one you mean
-      line 18: `train.optimizer = "adamw_8bit"` is not supported: this version keeps AdamW's state in f32; write optimizer = "adamw"
       --set nonsense: an override is written section.key=value, for instance train.learning_rate=1e-4
       --set train.lr=1e-3: unknown key `train.lr`; did you mean `train.learning_rate`?
       `data.train` is missing: Rows to learn from, one JSON object a line. For instance `data.train = "train.jsonl"`
@@ -348,9 +354,9 @@ fn values_out_of_range() {
 #[test]
 fn values_of_other_programs_and_later_versions_are_refused_by_name() {
     let refused = |text: &str| problems_of_override(text);
-    assert_snapshot!(refused("load_in_4bit=true"), @"
+    assert_snapshot!(refused("quantization.block_size=32"), @"
     one problem in the recipe recipe.toml:
-      --set load_in_4bit=true: `load_in_4bit = true` is not supported: bases in 4 bits come with a later version; write load_in_4bit = false
+      --set quantization.block_size=32: `quantization.block_size` takes 64 or 128, not 32
     ");
     assert_snapshot!(refused("dtype=bf16"), @r#"
     one problem in the recipe recipe.toml:
@@ -384,9 +390,9 @@ fn values_of_other_programs_and_later_versions_are_refused_by_name() {
     one problem in the recipe recipe.toml:
       --set data.format=sharegpt: `data.format = "sharegpt"` is not supported: rewrite the rows as "messages" with "role" and "content", and write format = "messages"
     "#);
-    assert_snapshot!(refused("train.optimizer=adamw_8bit"), @r#"
+    assert_snapshot!(refused("train.optimizer=paged_adamw_8bit"), @r#"
     one problem in the recipe recipe.toml:
-      --set train.optimizer=adamw_8bit: `train.optimizer = "adamw_8bit"` is not supported: this version keeps AdamW's state in f32; write optimizer = "adamw"
+      --set train.optimizer=paged_adamw_8bit: `train.optimizer = "paged_adamw_8bit"` is not supported: this version does not page the optimiser's state; write optimizer = "adamw_8bit" or "adamw"
     "#);
     assert_snapshot!(refused("train.optimizer=adam"), @r#"
     one problem in the recipe recipe.toml:
@@ -527,8 +533,12 @@ fn the_template_as_a_whole() {
     # Number format of the computation: auto or f32 (auto is f32 on a CPU).
     dtype = "auto"
 
-    # Keep the base model in 4 bits. This version takes false only.
+    # Keep the frozen projections in 4 bits (QLoRA); see [quantization].
+    # Change: out of memory: true.
     load_in_4bit = false
+
+    # Keep the frozen projections in 8 bits, one scale for each row.
+    load_in_8bit = false
 
     # Tokens per row; longer rows are cut, and counted in the report.
     # Change: out of memory: lower.
@@ -539,6 +549,20 @@ fn the_template_as_a_whole() {
 
     # Where to compute: auto or cpu.
     device = "auto"
+
+
+    [quantization]
+    # What 4-bit codes stand for: nf4 or fp4. Only with load_in_4bit.
+    quant_type = "nf4"
+
+    # Values that share a scale: 64 or 128. Only with load_in_4bit.
+    block_size = 64
+
+    # Quantise the scales too: 4.13 bits per weight instead of 4.5. Only with load_in_4bit.
+    double_quant = true
+
+    # Modules that stay as they are: a path, or components of one such as "down_proj" or "layers.0".
+    skip_modules = ["lm_head"]
 
 
     [lora]
@@ -615,7 +639,8 @@ fn the_template_as_a_whole() {
     # Change: loss jumps early on: more.
     warmup_ratio = 0.05
 
-    # The optimiser: adamw.
+    # The optimiser: adamw, or adamw_8bit, which keeps its state in 8 bits.
+    # Change: out of memory with a high rank: adamw_8bit.
     optimizer = "adamw"
 
     # Decay of the trained weights per step, times the learning rate.
@@ -656,4 +681,27 @@ proptest::proptest! {
         let _ = read(&text, &[&set]);
         let _ = read(&format!("{SMALLEST}{text}"), &[&set]);
     }
+}
+
+#[test]
+fn quantisation_keys() {
+    let recipe = recipe_of_override("load_in_4bit=true");
+    let plan = recipe.quantization_plan().unwrap();
+    assert_eq!(plan.scheme, Scheme::NF4);
+    assert_eq!(plan.skip_modules, ["lm_head"]);
+    assert_eq!(recipe_of_override("seed=1").quantization_plan(), None);
+    let plan = recipe_of_override("load_in_8bit=true").quantization_plan();
+    assert_eq!(plan.unwrap().scheme, Scheme::Int8);
+    let text = "model = \"org/name\"\nload_in_4bit = true\nload_in_8bit = true\n\
+                [quantization]\nquant_type = \"fp4\"\n[data]\ntrain = \"t.jsonl\"\n";
+    let error = Recipe::from_toml(text, Path::new("/r"), &[]).unwrap_err();
+    assert_snapshot!(error.to_string(), @"
+2 problems in the recipe recipe.toml:
+  line 3: `load_in_8bit` does not go with `load_in_4bit = true`: keep the one you mean
+  line 5: `quantization.quant_type` does not go with `load_in_8bit = true`: 8-bit weights have one scale for each row; take it out
+");
+}
+
+fn recipe_of_override(text: &str) -> Recipe {
+    read(SMALLEST, &[text]).unwrap()
 }

@@ -1,0 +1,111 @@
+//! `quantize`: write a model in 4 or 8 bits.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use backdraft_formats::{Existing, ModelSource};
+use backdraft_quant::{FourBitFormat, QuantizationPlan, Scheme};
+use clap::{Args, ValueEnum};
+
+use crate::commands::Context;
+use crate::error::CliError;
+use crate::session;
+
+/// Write a model in 4 or 8 bits, as bitsandbytes stores it and transformers loads it
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  backdraft quantize --model HuggingFaceTB/SmolLM2-135M-Instruct --out smollm2-nf4 --double-quant
+  backdraft quantize --model model.gguf --out model-int8 --format int8")]
+pub(crate) struct QuantizeArgs {
+    /// Model: directory, .gguf file, or hub id (org/name)
+    #[arg(long, value_name = "MODEL")]
+    pub(crate) model: String,
+
+    /// Directory to write
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+
+    /// What the codes stand for
+    #[arg(long, value_enum, default_value = "nf4")]
+    pub(crate) format: Format,
+
+    /// Values that share a scale, in 4 bits
+    #[arg(long, value_name = "N", default_value = "64", value_parser = ["64", "128"])]
+    pub(crate) block_size: String,
+
+    /// Quantise the scales too, in 4 bits
+    #[arg(long)]
+    pub(crate) double_quant: bool,
+
+    /// Leave this module as it is: a path, or components of one; may be given again
+    #[arg(long, value_name = "MODULE")]
+    pub(crate) skip: Vec<String>,
+
+    /// Replace the output directory if it exists
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+/// Number formats of few bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// 4-bit NormalFloat
+    Nf4,
+    /// 4-bit floating point
+    Fp4,
+    /// 8 bits, one scale for each row
+    Int8,
+}
+
+pub(crate) fn run(args: &QuantizeArgs, context: Context) -> Result<(), CliError> {
+    let output = context.output;
+    let plan = plan(args)?;
+    let source = ModelSource::open(session::find_model(&args.model, output)?)?;
+    let existing = if args.force {
+        Existing::Replace
+    } else {
+        Existing::Refuse
+    };
+    let began = Instant::now();
+    let report = backdraft_model::quantize(&source, &plan, &args.out, existing, |done, all| {
+        if done % 100 == 0 {
+            output.progress(format!("{done} of {all} tensors"));
+        }
+    })
+    .map_err(CliError::library)?;
+    let bits = 8.0 * report.quantized_bytes as f64 / report.quantized_params.max(1) as f64;
+    output.record(&serde_json::json!({
+        "out": args.out, "format": plan.scheme.to_string(), "quantized": report.quantized,
+        "quantized_params": report.quantized_params, "bits_per_weight": bits, "kept": report.kept,
+        "bytes": report.bytes, "seconds": began.elapsed().as_secs_f64(),
+    }))?;
+    output.line(format!(
+        "Wrote {}: {} weights in {} at {bits:.2} bits, {} other tensors as they were, {:.1} MB",
+        args.out.display(),
+        report.quantized,
+        plan.scheme,
+        report.kept,
+        report.bytes as f64 / 1e6
+    ))
+}
+
+fn plan(args: &QuantizeArgs) -> Result<QuantizationPlan, CliError> {
+    let four_bit = |format| Scheme::FourBit {
+        format,
+        block_size: if args.block_size == "128" { 128 } else { 64 },
+        double_quant: args.double_quant,
+    };
+    let scheme = match args.format {
+        Format::Nf4 => four_bit(FourBitFormat::Nf4),
+        Format::Fp4 => four_bit(FourBitFormat::Fp4),
+        Format::Int8 if args.double_quant => {
+            return Err(CliError::usage(
+                "--double-quant is for 4 bits: --format int8 has one scale for each row",
+            ));
+        }
+        Format::Int8 => Scheme::Int8,
+    };
+    let mut plan = QuantizationPlan::new(scheme);
+    plan.skip_modules.extend(args.skip.iter().cloned());
+    Ok(plan)
+}

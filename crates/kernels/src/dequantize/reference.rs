@@ -1,0 +1,63 @@
+//! Dequantisation in plain tensors.
+
+use burn::tensor::{DType, Int, Tensor, TensorData};
+
+use super::{Absmax, FourBit, Int8Rows};
+use crate::codebook::DynamicMap;
+use crate::quantize::NESTED_BLOCK_SIZE;
+
+/// `table[code] · absmax` of each value.
+///
+/// # Shapes
+/// `[out, in]`.
+pub fn four_bit(matrix: &FourBit) -> Tensor<2> {
+    let values = matrix.dims[0] * matrix.dims[1];
+    let packed = matrix.packed.clone().cast(DType::I64);
+    let high = packed.clone().div_scalar(16);
+    let low = packed - high.clone().mul_scalar(16);
+    let codes: Tensor<1, Int> = Tensor::stack::<2>(vec![high, low], 1).flatten(0, 1);
+    let scales = repeat(absmax(&matrix.absmax), matrix.block_size, values);
+    let codes = codes.slice([0..values]);
+    (look_up(matrix.format.values(), codes, &scales) * scales).reshape(matrix.dims)
+}
+
+/// The scale of each block, f32.
+///
+/// # Shapes
+/// `[blocks]`.
+pub fn absmax(absmax: &Absmax) -> Tensor<1> {
+    match absmax {
+        Absmax::Single(absmax) => absmax.clone(),
+        Absmax::Double {
+            codes,
+            scales,
+            offset,
+        } => {
+            let scales = repeat(scales.clone(), NESTED_BLOCK_SIZE, codes.dims()[0]);
+            let codes = codes.clone().cast(DType::I64);
+            look_up(DynamicMap::Signed.values(), codes, &scales) * scales + *offset
+        }
+    }
+}
+
+/// `code · absmax / 127` of each value.
+///
+/// # Shapes
+/// `[out, in]`.
+pub fn int8(matrix: &Int8Rows) -> Tensor<2> {
+    let step = matrix.absmax.clone().div_scalar(127.0);
+    matrix.codes.clone().float().cast(DType::F32) * step.unsqueeze_dim(1)
+}
+
+fn look_up(table: &[f32], codes: Tensor<1, Int>, like: &Tensor<1>) -> Tensor<1> {
+    let table = TensorData::new(table.to_vec(), [table.len()]);
+    Tensor::<1>::from_data(table, (&like.device(), like.dtype())).select(0, codes)
+}
+
+/// Each value `times` times, cut to `length`.
+fn repeat(values: Tensor<1>, times: usize, length: usize) -> Tensor<1> {
+    let values: Tensor<2> = values.unsqueeze_dim(1);
+    let [count, _] = values.dims();
+    let values: Tensor<1> = values.expand([count, times]).flatten(0, 1);
+    values.slice([0..length])
+}

@@ -1,0 +1,161 @@
+use burn::tensor::{Device, Distribution, Tensor};
+use proptest::prelude::*;
+
+use super::*;
+use crate::quantize::{PackedBlocks, four_bit, int8_rows, nested};
+
+const FORMATS: [FourBitFormat; 2] = [FourBitFormat::Nf4, FourBitFormat::Fp4];
+
+fn matrix(
+    values: &[f32],
+    dims: [usize; 2],
+    format: FourBitFormat,
+    block_size: usize,
+    double: bool,
+) -> FourBit {
+    let PackedBlocks { packed, absmax } = four_bit(values, format, block_size);
+    let absmax = if double {
+        HostAbsmax::Double(nested(&absmax))
+    } else {
+        HostAbsmax::Single(absmax)
+    };
+    FourBit::from_parts(format, block_size, dims, packed, absmax, &Device::flex()).unwrap()
+}
+
+fn int8(values: &[f32], dims: [usize; 2]) -> Int8Rows {
+    let (codes, absmax) = int8_rows(values, dims[1]);
+    Int8Rows::from_parts(dims, codes, absmax, &Device::flex()).unwrap()
+}
+
+fn random(dims: [usize; 2]) -> Tensor<2> {
+    Tensor::random(dims, Distribution::Normal(0.0, 1.0), &Device::flex())
+}
+
+fn values<const D: usize>(tensor: &Tensor<D>) -> Vec<f32> {
+    tensor.clone().into_data().try_into_vec().unwrap()
+}
+
+fn check_close(actual: &Tensor<2>, expected: &Tensor<2>) {
+    assert_eq!(actual.dims(), expected.dims());
+    let largest = values(expected).iter().fold(1e-6f32, |a, b| a.max(b.abs()));
+    for (a, b) in values(actual).iter().zip(values(expected)) {
+        assert!((a - b).abs() <= 1e-5 * largest, "{a} and {b}");
+    }
+}
+
+/// Products and rows of any stored matrix agree with those of its dense values.
+fn check_products<W: FrozenMatrix>(
+    matrix: &W,
+    dense: &Tensor<2>,
+    rows: impl Fn(&[u32]) -> Tensor<2>,
+) {
+    let [out, input] = dense.dims();
+    for t in [0, 1, 7, 40] {
+        let x = random([t, input]);
+        check_close(&matrix.matmul(&x), &x.matmul(dense.clone().transpose()));
+        let dy = random([t, out]);
+        check_close(&matrix.matmul_transposed(&dy), &dy.matmul(dense.clone()));
+    }
+    let picked: Vec<u32> = vec![0, out as u32 - 1, 0];
+    assert_eq!(
+        values(&rows(&picked)),
+        values(&select(dense.clone(), &picked))
+    );
+}
+
+/// Odd widths, partial blocks, one row, and more rows than one panel holds.
+const DIMS: [[usize; 2]; 6] = [[1, 1], [3, 5], [7, 33], [10, 96], [40, 64], [700, 1000]];
+
+#[test]
+fn four_bit_agrees_with_the_reference() {
+    for dims in DIMS {
+        let source = values(&random(dims));
+        for format in FORMATS {
+            for (block_size, double) in [(64, false), (64, true), (128, false), (128, true)] {
+                let matrix = matrix(&source, dims, format, block_size, double);
+                let dense = matrix.dequantize();
+                assert_eq!(values(&dense), values(&reference::four_bit(&matrix)));
+            }
+        }
+    }
+}
+
+#[test]
+fn products_are_those_of_the_values() {
+    for dims in DIMS {
+        let source = values(&random(dims));
+        let nf4 = matrix(&source, dims, FourBitFormat::Nf4, 64, true);
+        check_products(&nf4, &reference::four_bit(&nf4), |rows| nf4.rows(rows));
+        let int8 = int8(&source, dims);
+        assert_eq!(values(&int8.dequantize()), values(&reference::int8(&int8)));
+        check_products(&int8, &reference::int8(&int8), |rows| int8.rows(rows));
+    }
+}
+
+#[test]
+fn wrong_parts_are_refused() {
+    let make = |block_size, packed: usize, absmax: usize| {
+        FourBit::from_parts(
+            FourBitFormat::Nf4,
+            block_size,
+            [3, 5],
+            vec![0; packed],
+            HostAbsmax::Single(vec![0.0; absmax]),
+            &Device::flex(),
+        )
+        .map(|_| ())
+        .map_err(|error| error.to_string())
+    };
+    assert_eq!(make(64, 8, 1), Ok(()));
+    assert_eq!(
+        make(64, 7, 1),
+        Err("bytes of codes: expected 8, found 7".into())
+    );
+    assert_eq!(make(64, 8, 2), Err("scales: expected 1, found 2".into()));
+    assert_eq!(
+        make(63, 8, 1),
+        Err("values of a block: expected an even number of at least 2, found 63".into())
+    );
+}
+
+fn floats_of_all_sizes() -> impl Strategy<Value = f32> {
+    prop_oneof![
+        4 => -3.0f32..3.0,
+        1 => -1.0e38f32..1.0e38,
+        1 => -1.0e-36f32..1.0e-36,
+        1 => Just(0.0f32),
+    ]
+}
+
+proptest! {
+    /// Values that a matrix of codes stands for are quantised to themselves.
+    #[test]
+    fn quantising_again_changes_nothing(
+        source in proptest::collection::vec(floats_of_all_sizes(), 1..700),
+        format in prop_oneof![Just(FourBitFormat::Nf4), Just(FourBitFormat::Fp4)],
+        block_size in prop_oneof![Just(64usize), Just(128)],
+    ) {
+        let dims = [1, source.len()];
+        let once = matrix(&source, dims, format, block_size, false);
+        let values_once = values(&once.dequantize());
+        let again = matrix(&values_once, dims, format, block_size, false);
+        let values_again = values(&again.dequantize());
+        prop_assert_eq!(values_once, values_again);
+    }
+
+    /// Every value is within half the widest gap of its block's table.
+    #[test]
+    fn the_error_is_bounded(source in proptest::collection::vec(floats_of_all_sizes(), 1..700)) {
+        let dims = [1, source.len()];
+        for (format, gap) in [(FourBitFormat::Nf4, 0.304), (FourBitFormat::Fp4, 0.334)] {
+            let restored = values(&matrix(&source, dims, format, 64, false).dequantize());
+            for (source, restored) in source.chunks(64).zip(restored.chunks(64)) {
+                let largest = source.iter().fold(0f64, |a, b| a.max(f64::from(b.abs())));
+                for (&x, &y) in source.iter().zip(restored) {
+                    let error = (f64::from(x) - f64::from(y)).abs();
+                    prop_assert!(error <= gap / 2.0 * largest * 1.001 + 1e-45, "{x} became {y}");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! Frozen matrices between files and memory.
+
+use std::borrow::Cow;
+use std::path::PathBuf;
+
+use backdraft_formats::bnb::{
+    BnbAbsmax, BnbFourBit, BnbInt8, BnbKind, BnbMaps, BnbQuantType, BnbTensor,
+};
+use backdraft_formats::dtype::to_f32;
+use backdraft_formats::{Dtype, FormatError, ModelSource};
+use backdraft_kernels::codebook::{DynamicMap, FourBitFormat};
+use backdraft_kernels::dequantize::{Absmax, FourBit, HostAbsmax, Int8Rows, PartsError};
+use backdraft_kernels::quantize::{ByteBlocks, NestedScales};
+use backdraft_quant::{Quantizer, Scheme, Weight};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+
+/// Values that are in f32 at a time while a matrix is quantised: 16 MiB.
+const PIECE: usize = 1 << 22;
+
+/// Why a matrix cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MatrixError {
+    /// A file cannot be read.
+    #[error(transparent)]
+    Format(#[from] FormatError),
+    /// A value that is NaN or infinite.
+    #[error("{}: tensor `{tensor}` holds a value that is not finite", path.display())]
+    NotFinite {
+        /// The model.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+    },
+    /// Codes and scales do not fit each other.
+    #[error("{}: tensor `{tensor}` cannot be used", path.display())]
+    Parts {
+        /// The model.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// What does not fit.
+        source: PartsError,
+    },
+}
+
+/// The values of bitsandbytes' codes.
+#[must_use]
+pub fn maps() -> BnbMaps<'static> {
+    BnbMaps {
+        nf4: FourBitFormat::Nf4.values(),
+        fp4: FourBitFormat::Fp4.values(),
+        signed: DynamicMap::Signed.values(),
+    }
+}
+
+/// Reads a matrix `[out, in]`. One that the file has in codes stays as it is; of others, those with a
+/// `scheme` are quantised piece by piece, so that the whole is never in memory in f32.
+///
+/// # Errors
+/// No such tensor, a malformed one, or one with a value that is not finite.
+pub fn read_matrix(
+    source: &ModelSource,
+    name: &str,
+    dims: [usize; 2],
+    scheme: Option<Scheme>,
+    device: &Device,
+) -> Result<Weight, MatrixError> {
+    let weight = match (source.quantized(name, maps())?, scheme) {
+        (Some(tensor), _) => from_bnb(tensor, device).map_err(|error| MatrixError::Parts {
+            path: source.path().to_owned(),
+            tensor: name.to_owned(),
+            source: error,
+        })?,
+        (None, Some(scheme)) => quantize(source, name, dims, scheme, device)?,
+        (None, None) => {
+            let values = source.read_f32(name)?;
+            check_finite(source, name, &values)?;
+            Weight::Dense(Tensor::from_data(TensorData::new(values, dims), device))
+        }
+    };
+    source.release(name);
+    Ok(weight)
+}
+
+fn quantize(
+    source: &ModelSource,
+    name: &str,
+    dims: [usize; 2],
+    scheme: Scheme,
+    device: &Device,
+) -> Result<Weight, MatrixError> {
+    let raw = source.raw(name)?;
+    let mut quantizer = Quantizer::new(dims, scheme);
+    let granularity = quantizer.granularity();
+    let piece = (PIECE / granularity).max(1) * granularity;
+    for bytes in raw.bytes.chunks(piece * raw.info.dtype.size()) {
+        let Some(values) = to_f32(raw.info.dtype, bytes) else {
+            return Err(MatrixError::Format(FormatError::TensorDtype {
+                path: source.path().to_owned(),
+                tensor: name.to_owned(),
+                expected: "F32, F16, BF16 or F64",
+                actual: raw.info.dtype,
+            }));
+        };
+        check_finite(source, name, &values)?;
+        quantizer.push(&values);
+    }
+    Ok(quantizer.finish(device))
+}
+
+fn check_finite(source: &ModelSource, name: &str, values: &[f32]) -> Result<(), MatrixError> {
+    // The largest exponent marks infinities and NaN; a maximum of bits is a vector instruction.
+    let largest = values
+        .iter()
+        .fold(0, |largest, x| largest.max(x.abs().to_bits()));
+    if largest < f32::INFINITY.to_bits() {
+        return Ok(());
+    }
+    Err(MatrixError::NotFinite {
+        path: source.path().to_owned(),
+        tensor: name.to_owned(),
+    })
+}
+
+/// A matrix's values as f32, dequantised where the file has codes.
+///
+/// # Errors
+/// As [`read_matrix`].
+pub fn read_values(source: &ModelSource, name: &str) -> Result<Vec<f32>, MatrixError> {
+    match source.quantized(name, maps())? {
+        None => Ok(source.read_f32(name)?),
+        Some(tensor) => {
+            let weight = from_bnb(tensor, &Device::flex()).map_err(|error| MatrixError::Parts {
+                path: source.path().to_owned(),
+                tensor: name.to_owned(),
+                source: error,
+            })?;
+            Ok(weight.dequantize().into_data().iter::<f32>().collect())
+        }
+    }
+}
+
+fn from_bnb(tensor: BnbTensor<'_>, device: &Device) -> Result<Weight, PartsError> {
+    match tensor {
+        BnbTensor::FourBit(weight) => {
+            let absmax = match weight.absmax {
+                BnbAbsmax::Single(absmax) => HostAbsmax::Single(absmax),
+                BnbAbsmax::Nested {
+                    codes,
+                    scales,
+                    offset,
+                } => HostAbsmax::Double(NestedScales {
+                    blocks: ByteBlocks {
+                        codes,
+                        absmax: scales,
+                    },
+                    offset,
+                }),
+            };
+            let format = match weight.quant_type {
+                BnbQuantType::Nf4 => FourBitFormat::Nf4,
+                BnbQuantType::Fp4 => FourBitFormat::Fp4,
+            };
+            let packed = weight.packed.into_owned();
+            FourBit::from_parts(
+                format,
+                weight.block_size,
+                weight.shape,
+                packed,
+                absmax,
+                device,
+            )
+            .map(Weight::FourBit)
+        }
+        BnbTensor::Int8(weight) => {
+            let codes = weight.codes.iter().map(|&code| code as i8).collect();
+            Int8Rows::from_parts(weight.shape, codes, weight.absmax, device).map(Weight::Int8)
+        }
+    }
+}
+
+/// A scheme as bitsandbytes calls it.
+#[must_use]
+pub fn bnb_kind(scheme: Scheme) -> BnbKind {
+    match scheme {
+        Scheme::FourBit {
+            format,
+            block_size,
+            double_quant,
+        } => BnbKind::FourBit {
+            quant_type: bnb_quant_type(format),
+            block_size,
+            nested: double_quant,
+        },
+        Scheme::Int8 => BnbKind::Int8,
+    }
+}
+
+fn bnb_quant_type(format: FourBitFormat) -> BnbQuantType {
+    match format {
+        FourBitFormat::Nf4 => BnbQuantType::Nf4,
+        FourBitFormat::Fp4 => BnbQuantType::Fp4,
+    }
+}
+
+/// A weight as it is written to a file; `None` where it is not in codes. `dtype` is what it had before.
+#[must_use]
+pub fn to_bnb(weight: &Weight, dtype: Dtype) -> Option<BnbTensor<'static>> {
+    match weight {
+        Weight::Dense(_) => None,
+        Weight::FourBit(matrix) => {
+            let absmax = match matrix.absmax() {
+                Absmax::Single(absmax) => BnbAbsmax::Single(floats(absmax)),
+                Absmax::Double {
+                    codes,
+                    scales,
+                    offset,
+                } => BnbAbsmax::Nested {
+                    codes: bytes(codes.clone()),
+                    scales: floats(scales),
+                    offset: *offset,
+                },
+            };
+            Some(BnbTensor::FourBit(BnbFourBit {
+                quant_type: bnb_quant_type(matrix.format()),
+                block_size: matrix.block_size(),
+                dtype,
+                shape: matrix.dims(),
+                packed: Cow::Owned(bytes(matrix.packed().clone())),
+                absmax,
+            }))
+        }
+        Weight::Int8(matrix) => Some(BnbTensor::Int8(BnbInt8 {
+            shape: matrix.dims(),
+            codes: Cow::Owned(bytes(matrix.codes().clone())),
+            absmax: floats(matrix.absmax()),
+        })),
+    }
+}
+
+fn floats(tensor: &Tensor<1>) -> Vec<f32> {
+    tensor.clone().into_data().iter::<f32>().collect()
+}
+
+/// Codes of 8 bits as bytes, whether they have a sign or not.
+fn bytes<const D: usize>(tensor: Tensor<D, Int>) -> Vec<u8> {
+    let data = tensor.into_data();
+    match data.dtype() {
+        DType::I8 => data.iter::<i8>().map(|code| code as u8).collect(),
+        _ => data.iter::<u8>().collect(),
+    }
+}

@@ -1,0 +1,140 @@
+//! Writing a model in codes, as transformers and bitsandbytes load it.
+
+use std::path::Path;
+
+use backdraft_formats::bnb::BnbConfig;
+use backdraft_formats::{Dtype, Existing, FormatError, HfDirWriter, ModelSource, TensorInfo};
+use backdraft_lora::base::{MatrixError, bnb_kind, maps, read_matrix, to_bnb};
+use backdraft_quant::{QuantizationPlan, Scheme};
+use burn::tensor::Device;
+
+use crate::config::LlamaConfig;
+use crate::error::LoadError;
+
+/// Why a model cannot be written in codes.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum QuantizeError {
+    /// The model cannot be loaded.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// A weight cannot be read.
+    #[error(transparent)]
+    Matrix(#[from] MatrixError),
+    /// A file cannot be read or written.
+    #[error(transparent)]
+    Format(#[from] FormatError),
+    /// The model is in codes already.
+    #[error("{} is quantised already; quantise the model that it was made from", path.display())]
+    Quantized {
+        /// The model.
+        path: std::path::PathBuf,
+    },
+}
+
+/// What was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QuantizeReport {
+    /// Weights in codes.
+    pub quantized: usize,
+    /// Values in them.
+    pub quantized_params: usize,
+    /// Bytes of their codes and scales.
+    pub quantized_bytes: usize,
+    /// Tensors that stayed as they were.
+    pub kept: usize,
+    /// Bytes of all tensors.
+    pub bytes: usize,
+}
+
+/// Writes `out`, a directory that transformers loads with bitsandbytes; it appears whole or not at all. The
+/// tensors that the plan leaves alone keep their type.
+///
+/// # Errors
+/// A model that cannot be read or is in codes already, a target that exists, a full disk.
+pub fn quantize(
+    source: &ModelSource,
+    plan: &QuantizationPlan,
+    out: &Path,
+    existing: Existing,
+    mut progress: impl FnMut(usize, usize),
+) -> Result<QuantizeReport, QuantizeError> {
+    LlamaConfig::from_source(source)?;
+    if source.quantization().is_some() {
+        let path = source.path().to_owned();
+        return Err(QuantizeError::Quantized { path });
+    }
+    let infos: Vec<&TensorInfo> = source
+        .tensor_names()
+        .filter(|name| *name != "rope_freqs.weight")
+        .filter_map(|name| source.tensor_info(name))
+        .collect();
+    let targets: Vec<Vec<TensorInfo>> = infos
+        .iter()
+        .map(|info| match scheme_of(info, plan) {
+            Some(scheme) => bnb_kind(scheme).layout(info),
+            None => vec![(*info).clone()],
+        })
+        .collect();
+    let mut writer = HfDirWriter::create(out, targets.concat(), existing)?;
+    for (name, bytes) in source.companion_files()? {
+        let bytes = match name.as_str() {
+            "config.json" => config(source, plan),
+            _ => bytes,
+        };
+        writer.companion(&name, &bytes)?;
+    }
+    let mut report = QuantizeReport {
+        quantized: 0,
+        quantized_params: 0,
+        quantized_bytes: 0,
+        kept: 0,
+        bytes: 0,
+    };
+    for (done, info) in infos.iter().enumerate() {
+        match (scheme_of(info, plan), &info.shape[..]) {
+            (Some(scheme), &[output, input]) => {
+                let dims = [output, input];
+                let device = Device::flex();
+                let weight = read_matrix(source, &info.name, dims, Some(scheme), &device)?;
+                report.quantized += 1;
+                report.quantized_params += weight.num_params();
+                report.quantized_bytes += weight.num_bytes();
+                if let Some(tensor) = to_bnb(&weight, info.dtype) {
+                    for (name, bytes) in tensor.parts(&info.name, maps()) {
+                        writer.write(&name, &bytes)?;
+                    }
+                }
+            }
+            _ => {
+                report.kept += 1;
+                writer.write(&info.name, &source.raw(&info.name)?.bytes)?;
+                source.release(&info.name);
+            }
+        }
+        progress(done + 1, infos.len());
+    }
+    report.bytes = writer.finish()?;
+    Ok(report)
+}
+
+/// How a tensor is stored: only projections are ever in codes.
+fn scheme_of(info: &TensorInfo, plan: &QuantizationPlan) -> Option<Scheme> {
+    let module = info.name.strip_suffix(".weight")?;
+    let projection = module.ends_with("_proj") && info.shape.len() == 2;
+    projection.then(|| plan.scheme_for(module)).flatten()
+}
+
+fn config(source: &ModelSource, plan: &QuantizationPlan) -> Vec<u8> {
+    let mut config = source.config().clone();
+    let compute = source
+        .tensor_names()
+        .find(|name| name.ends_with("q_proj.weight"))
+        .and_then(|name| source.tensor_info(name))
+        .map_or(Dtype::F32, |info| info.dtype);
+    let entry = BnbConfig::to_json(bnb_kind(plan.scheme), compute, &plan.skip_modules);
+    if let Some(fields) = config.as_object_mut() {
+        fields.insert("quantization_config".to_owned(), entry);
+    }
+    format!("{config:#}\n").into_bytes()
+}
