@@ -3,6 +3,8 @@
 #![expect(clippy::print_stdout, reason = "a command-line program")]
 
 mod bench_cpu;
+mod bench_quantize;
+mod random_model;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tidy;
@@ -26,6 +28,15 @@ enum Task {
     /// Measure; timing is never a test.
     #[command(subcommand)]
     Bench(Bench),
+    /// Write a model of a real shape with random bf16 weights, sharded.
+    RandomModel {
+        /// 8b or 1b.
+        #[arg(long, default_value = "8b")]
+        shape: String,
+        /// Directory to write.
+        #[arg(long)]
+        out: PathBuf,
+    },
 }
 
 #[derive(Subcommand)]
@@ -42,10 +53,24 @@ enum Bench {
         #[arg(long, default_value_t = 5)]
         steps: usize,
     },
+    /// Quantising a matrix of 4096 x 4096 on the processor: GB/s of input.
+    Quantize,
+    /// Reading a model into NF4: memory over time.
+    Load {
+        /// A directory or a .gguf file.
+        #[arg(long)]
+        model: PathBuf,
+    },
 }
 
 fn main() -> anyhow::Result<()> {
     match Cli::parse().task {
         Task::Bench(Bench::Cpu { model, rows, steps }) => bench_cpu::run(model, rows, steps),
+        Task::Bench(Bench::Quantize) => {
+            bench_quantize::throughput();
+            Ok(())
+        }
+        Task::Bench(Bench::Load { model }) => bench_quantize::load(&model),
+        Task::RandomModel { shape, out } => random_model::write(&shape, &out),
     }
 }
