@@ -5,12 +5,17 @@
 //! comes back over several steps moves some.
 
 use super::curve::Curve;
-use super::robust::{MEDIAN_EFFICIENCY, median, rough_noise};
+use super::robust::{MEDIAN_EFFICIENCY, falling_fit, median, rough_noise, spread};
 
 /// Least height of a rise that matters, as a share of the first loss.
 const MATERIAL: f64 = 0.08;
 /// Smallest number of blocks that a scale is looked at with.
 const MIN_BLOCKS: usize = 8;
+/// Scatter around the nearest falling curve that matters, as a share of the first loss.
+const MATERIAL_WANDER: f64 = 0.08;
+/// Scatter of a wandering curve in units of the noise between neighbours. Batches drawn at random give 1,
+/// neighbours with a correlation of 0.3 give 1.3.
+const WANDER: f64 = 1.35;
 /// Below this many values there are no blocks, and only the scatter itself can tell.
 pub(super) const SHORT: usize = 24;
 /// Scatter of a short curve, as a share of the first loss, that batches do not explain: its values are
@@ -65,6 +70,21 @@ pub(super) fn find(curve: &Curve) -> Option<Jumps> {
         width *= 2;
     }
     found
+}
+
+/// Scatter of a curve that wanders up and down, as a share of its first loss.
+///
+/// Batches make single values scatter and neighbours as much as any two. When the model itself moves,
+/// neighbours are alike, and the curve scatters more than they differ.
+pub(super) fn wander(curve: &Curve) -> Option<f64> {
+    if curve.len() < SHORT {
+        return None;
+    }
+    let fit = falling_fit(&curve.values);
+    let scatter = spread(curve.values.iter().zip(&fit).map(|(v, f)| v - f));
+    let share = scatter / curve.first().abs();
+    let least = WANDER + 1.5 / (curve.len() as f64).sqrt();
+    (share > MATERIAL_WANDER && scatter > least * curve.noise).then_some(share)
 }
 
 /// Scatter of a short curve as a share of its first loss, where it is more than batches explain.

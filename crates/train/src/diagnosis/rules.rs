@@ -148,7 +148,9 @@ impl<'a> Look<'a> {
                 (jumps.first_step, jumps.last_step, evidence)
             }
             _ => {
-                let share = jumps::scatter(&self.train).filter(|_| self.scatter_counts())?;
+                let share = jumps::scatter(&self.train)
+                    .filter(|_| self.scatter_counts())
+                    .or_else(|| jumps::wander(&self.train))?;
                 let since = self.train.steps[0];
                 (since, self.train.last_step(), Evidence::Scatter { share })
             }
@@ -294,7 +296,14 @@ impl<'a> Look<'a> {
     fn gains(&self) -> bool {
         let by_thirds = self.overall.in_errors() > REAL_FALL;
         let by_ends = self.gain > 4.0 * self.train.noise / 3f64.sqrt();
-        self.gain > 0.02 * self.first.abs() && (by_thirds || by_ends)
+        self.gain > 0.02 * self.first.abs() && (by_thirds || by_ends) || self.eval_gains()
+    }
+
+    fn eval_gains(&self) -> bool {
+        let fall = self.eval.first() - self.eval.last(1.0 / 3.0);
+        self.eval.len() > evaluation::MIN_POINTS
+            && fall > 0.02 * self.eval.first().abs()
+            && fall > 5.0 * self.eval.noise
     }
 
     fn train_is_flat(&self) -> bool {

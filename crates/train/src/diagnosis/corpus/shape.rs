@@ -210,7 +210,13 @@ impl Clean {
         self.train_noise = self
             .train
             .iter()
-            .map(|v| share * if with_level { v.abs() } else { start })
+            .map(|v| {
+                if with_level {
+                    share * v.abs()
+                } else {
+                    (share * start).min(0.4 * v.abs())
+                }
+            })
             .collect();
     }
 
@@ -256,9 +262,11 @@ impl Clean {
                 (base + gap + over).max(0.02 * self.train[0])
             })
             .collect();
+        let lowest = self.eval.iter().copied().fold(f64::INFINITY, f64::min);
         self.eval_noise = match class {
             Class::EvalTooNoisy => gain * log_uniform(rng, 0.3, 4.0),
             _ => gain * log_uniform(rng, 0.0005, 0.08),
-        };
+        }
+        .min(0.4 * lowest);
     }
 }

@@ -11,6 +11,10 @@
 //! | healthy | training has gained 8 %; 8 % of that in the last third of the effective time, which is 4.5 standard errors; evaluation, if there is a series, is precise and not flat |
 //! | converged | training has gained 8 %; the evaluation, or without one the training loss, got below 2 % of its gain in the last third, and 12 % would be 4.5 standard errors |
 //!
+//! "Gained 8 %" is 8 % of the first value, and 4 standard errors from the first to the last third or 6σ.
+//! Curves of fewer than 24 values have a σ of at most 5 % of the first value: one could not tell the scatter
+//! of batches from a loss that jumps.
+//!
 //! σ is the standard deviation of a single value. A standard error is that of a difference of means over
 //! thirds, for an observer who knows σ. "Gain" is the first value less the mean of the last third.
 
@@ -35,6 +39,9 @@ pub(super) fn class(clean: &Clean) -> Option<Class> {
         return train.rises(0.12).is_empty().then_some(Class::WarmingUp);
     }
     if train.n() < 5 || train.after(clean.plan.warmup_steps, clean) < 8.min(train.n()) {
+        return None;
+    }
+    if train.n() < 24 && train.noise > 0.05 * train.values[0] {
         return None;
     }
     match train.jumping(clean.plan.short) {
@@ -63,11 +70,12 @@ fn calm(clean: &Clean, train: &View) -> Option<Class> {
     let seen = clean.plan.steps.last()?.saturating_sub(warmup).max(1) as f64;
     let ahead = (clean.plan.total_steps - warmup) as f64 / seen;
     let gain = train.gain();
+    let visible = train.falls()[0] >= 4.0 * error || gain >= 6.0 * train.noise;
     if (train.values[0] - train.lowest()).abs() * ahead < 0.02 * train.values[0] {
         let visible = 2.0 * error * ahead < 0.03 * train.values[0];
         return visible.then_some(Class::Stuck);
     }
-    if gain < 0.08 * train.values[0] {
+    if gain < 0.08 * train.values[0] || !visible {
         return None;
     }
     let direction = match &eval {
