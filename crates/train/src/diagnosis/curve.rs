@@ -100,10 +100,16 @@ impl Curve {
         }
     }
 
-    /// Level at the beginning: a few values, since the first fall may be steep.
+    /// Level at the beginning: a few values, or the very first where it is too far above them to be
+    /// noise, since the first fall may be steep.
     pub(super) fn first(&self) -> f64 {
+        const STEEP: f64 = 5.0;
         let few = if self.len() < 12 { 1 } else { 3.max(self.len() / 64) };
-        median_of(&self.values[..few.min(self.len())])
+        let level = median_of(&self.values[..few.min(self.len())]);
+        match self.values.first() {
+            Some(&first) if first > level + STEEP * self.noise => first,
+            _ => level,
+        }
     }
 
     /// Level over the last `share` of the values, at least three.

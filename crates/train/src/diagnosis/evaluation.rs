@@ -7,8 +7,10 @@ use super::robust::{in_errors, mann_kendall, median_of};
 pub(super) const MIN_POINTS: usize = 4;
 /// Rises below this share of the best loss do not matter.
 const MATERIAL_RISE: f64 = 0.012;
-/// Standard errors that make a rise real, after having picked the lowest of all points as the best.
-const REAL_RISE: f64 = 3.5;
+/// Standard errors that make a rise real, after having picked the lowest of many points as the best.
+const REAL_RISE: f64 = 3.2;
+/// How much more it takes while the noise itself is known from few points.
+const FEW_POINTS: f64 = 2.5;
 /// At most so many values enter the rank test, which takes every pair.
 const RANKED: usize = 64;
 
@@ -24,6 +26,7 @@ pub(super) struct AgainstBest {
     /// Mann–Kendall statistic from the best one on.
     trend: f64,
     after: usize,
+    points: usize,
 }
 
 impl AgainstBest {
@@ -32,10 +35,11 @@ impl AgainstBest {
         let at = lowest(curve);
         let after = curve.len().checked_sub(at + 1).filter(|&n| n > 0)?;
         let tail = (after / 2).max(1);
-        let near = (tail / 2).min(at).min(2);
-        let best = mean(&curve.values[at - near..=at + near.min(after)]);
+        let near = usize::from(curve.len() > 4);
+        let around = &curve.values[at.saturating_sub(near)..=at + near];
+        let best = median_of(around);
         let now = mean(&curve.values[curve.len() - tail..]);
-        let spread = (1.0 / tail as f64 + 1.0 / (2 * near + 1) as f64).sqrt();
+        let spread = (1.0 / tail as f64 + 1.0 / around.len() as f64).sqrt();
         Some(Self {
             best: curve.values[at],
             best_step: curve.steps[at],
@@ -44,19 +48,20 @@ impl AgainstBest {
             standard_errors: in_errors(now - best, curve.noise * spread),
             trend: mann_kendall(&thinned(&curve.values[at..])),
             after,
+            points: curve.len() - 2,
         })
     }
 
     /// Whether the loss has really turned up.
     pub(super) fn rises(&self) -> bool {
-        // Three values in order give a statistic of 1.04, four one of 1.7.
+        // Three values in order give a statistic of 1.04, four with one tie one of 1.36.
         let steady = match self.after {
             0 | 1 => false,
             2 => self.trend > 1.0,
-            _ => self.trend > 1.6,
+            _ => self.trend > 1.3,
         };
         steady
-            && self.standard_errors > REAL_RISE
+            && self.standard_errors > REAL_RISE * (1.0 + FEW_POINTS / self.points as f64)
             && self.now - self.best > MATERIAL_RISE * self.best.abs()
     }
 }

@@ -42,12 +42,26 @@ pub(super) fn noise(values: &[f64]) -> f64 {
     if second.len() < 3 {
         return rough_noise(values);
     }
+    let by_second = without_largest(&mut second) / 6f64.sqrt();
+    let mut third: Vec<f64> = values
+        .windows(4)
+        .map(|w| (w[3] - w[0] + 3.0 * (w[1] - w[2])).abs())
+        .collect();
+    if third.len() < 4 {
+        return by_second;
+    }
+    // Third differences, with 20 times the variance, do not see the bend of a decay either.
+    by_second.min(without_largest(&mut third) / 20f64.sqrt())
+}
+
+/// Root of the mean square of normal values, guessed from all but the largest.
+fn without_largest(sizes: &mut [f64]) -> f64 {
     // What the largest of about five squares has of their sum.
     const LARGEST: f64 = 0.4;
-    second.sort_by(f64::total_cmp);
-    let rest = &second[..second.len() - 1];
+    sizes.sort_by(f64::total_cmp);
+    let (n, rest) = (sizes.len() as f64, sizes.split_last().map_or(&[][..], |s| s.1));
     let squares: f64 = rest.iter().map(|d| d * d).sum();
-    (squares / (1.0 - LARGEST) / (6 * second.len()) as f64).sqrt()
+    (squares / (1.0 - LARGEST) / n).sqrt()
 }
 
 /// As [`noise`], but every value counts, wild ones too.

@@ -10,6 +10,8 @@ use super::{Cause, Diagnosis, Evidence, Series, Verdict};
 const MIN_POINTS: usize = 5;
 /// Above the first loss by this share, and for good: diverged.
 const ABOVE_START: f64 = 0.15;
+/// A curve that has risen so often has come back each time but the last.
+const CAME_BACK: usize = 3;
 /// Rises as a share of the net fall beyond which a curve jumps rather than falls.
 const RISES_TO_FALL: f64 = 0.3;
 /// A fall by less of the first loss until the end of the run is none.
@@ -21,7 +23,7 @@ const REAL_FALL: f64 = 2.5;
 /// Blind to a rise that gives back this share of the gain: evaluation is too noisy.
 const BLIND: f64 = 0.35;
 /// Mann–Kendall statistic of an evaluation loss that clearly falls.
-const CLEAR_TREND: f64 = 2.2;
+const CLEAR_TREND: f64 = 2.8;
 
 /// Says what the curve means so far.
 ///
@@ -107,6 +109,10 @@ impl<'a> Look<'a> {
         let error = self.train.noise;
         let above = self.now - self.first;
         if few || above <= ABOVE_START * self.first.abs() || above <= 4.0 * error {
+            return None;
+        }
+        let came_back = jumps::find(&self.train).is_some_and(|j| j.count >= CAME_BACK);
+        if came_back && above < self.first.abs() {
             return None;
         }
         let level = self.first + above / 4.0;
@@ -211,11 +217,11 @@ impl<'a> Look<'a> {
     fn stuck(&self) -> Option<Diagnosis> {
         let enough = self.points_after_warmup() >= MIN_POINTS;
         let error = self.overall.standard_error;
-        let fall = self.overall.fall.max(0.0) + 2.0 * error;
+        let fall = self.overall.fall.max(0.0) + error;
         let expected_fall = fall * self.run_ahead() / self.first.abs();
         // A fall before the first third was over is a fall as well.
         let early = self.gain > SLOW_PACE * self.first.abs() + 2.0 * self.train.noise / 3f64.sqrt();
-        (enough && expected_fall < SLOW_PACE && !early).then(|| {
+        (enough && expected_fall < SLOW_PACE && !early && !self.eval_gains()).then(|| {
             Diagnosis::new(
                 Verdict::Stuck,
                 vec![Evidence::Pace { expected_fall }, self.train_loss()],
@@ -233,7 +239,7 @@ impl<'a> Look<'a> {
 
     fn eval_too_noisy(&self) -> Option<Diagnosis> {
         let blind = 3.0 * evaluation::third_error(&self.eval);
-        let noisy = self.eval.len() > evaluation::MIN_POINTS
+        let noisy = self.eval.len() > evaluation::MIN_POINTS + 1
             && self.gains()
             && blind > BLIND * self.gain
             && evaluation::trend(&self.eval).abs() < CLEAR_TREND;

@@ -7,7 +7,7 @@
 //! | unstable | two or more rises, trough to peak, by 15 % of the first value and 6σ, the last peak in the last 40 %; they outweigh half the net fall; in curves of 24 values and more each stays in its upper half for three values |
 //! | over-fitting | five or more evaluations, three or more after the lowest; the last is 3 % and 6σ above it; the training loss is not above what it was there |
 //! | stuck | at its pace the loss falls by less than 2 % until the end of the run, and a fall by 5 % would show |
-//! | eval too noisy | training has gained 8 %; over thirds of the evaluations the clean change stays below 1.5 standard errors; giving back 60 % of the gain would stay below 3 |
+//! | eval too noisy | six or more evaluations; training has gained 8 %; over thirds of the evaluations the clean change stays below 1.5 standard errors; giving back 60 % of the gain would stay below 3 |
 //! | healthy | training has gained 8 %; 8 % of that in the last third of the effective time, which is 4.5 standard errors; evaluation, if there is a series, is precise and not flat |
 //! | converged | training has gained 8 %; the evaluation, or without one the training loss, got below 2 % of its gain in the last third, and 12 % would be 4.5 standard errors |
 //!
@@ -255,7 +255,8 @@ impl View {
 
     fn too_noisy(&self, gain: f64) -> bool {
         let [overall, recent, error] = self.falls();
+        let enough = self.n() >= 6;
         let even = self.noise * (6.0 / self.n() as f64).sqrt();
-        overall.abs() < 1.5 * even && recent.abs() < 1.5 * error && 3.0 * even > 0.6 * gain
+        enough && overall.abs() < 1.5 * even && recent.abs() < 1.5 * error && 3.0 * even > 0.6 * gain
     }
 }
