@@ -9,8 +9,13 @@ pub(super) const MIN_POINTS: usize = 4;
 const MATERIAL_RISE: f64 = 0.012;
 /// Standard errors that make a rise real, after having picked the lowest of many points as the best.
 const REAL_RISE: f64 = 3.2;
+/// The same for evaluations that rise one after the other, by a Mann–Kendall statistic of [`CLEAR_TREND`].
+const REAL_RISE_IN_ORDER: f64 = 2.4;
+const CLEAR_TREND: f64 = 2.3;
 /// How much more it takes while the noise itself is known from few points.
 const FEW_POINTS: f64 = 2.5;
+/// Below this many evaluations a median of three neighbours hides too much.
+const FEW: usize = 10;
 /// At most so many values enter the rank test, which takes every pair.
 const RANKED: usize = 64;
 
@@ -34,12 +39,10 @@ impl AgainstBest {
     pub(super) fn new(curve: &Curve) -> Option<Self> {
         let at = lowest(curve);
         let after = curve.len().checked_sub(at + 1).filter(|&n| n > 0)?;
-        let tail = (after / 2).max(1);
-        let near = usize::from(curve.len() > 4);
-        let around = &curve.values[at.saturating_sub(near)..=at + near];
-        let best = median_of(around);
+        let tail = after.div_ceil(2);
+        let (best, weight) = level_around(&curve.values, at);
         let now = mean(&curve.values[curve.len() - tail..]);
-        let spread = (1.0 / tail as f64 + 1.0 / around.len() as f64).sqrt();
+        let spread = (1.0 / tail as f64 + 1.0 / weight).sqrt();
         Some(Self {
             best: curve.values[at],
             best_step: curve.steps[at],
@@ -60,17 +63,34 @@ impl AgainstBest {
             2 => self.trend > 1.0,
             _ => self.trend > 1.3,
         };
+        let doubt = if self.trend > CLEAR_TREND {
+            REAL_RISE_IN_ORDER
+        } else {
+            REAL_RISE
+        };
         steady
-            && self.standard_errors > REAL_RISE * (1.0 + FEW_POINTS / self.points as f64)
+            && self.standard_errors > doubt * (1.0 + FEW_POINTS / self.points as f64)
             && self.now - self.best > MATERIAL_RISE * self.best.abs()
     }
+}
+
+/// Level at the lowest value, which alone would be too low by chance, and how many values it is worth.
+fn level_around(values: &[f64], at: usize) -> (f64, f64) {
+    let around = &values[at.saturating_sub(1)..(at + 2).min(values.len())];
+    if values.len() >= FEW && around.len() == 3 {
+        return (median_of(around), 3.0);
+    }
+    let mut sorted = around.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.truncate(2);
+    (mean(&sorted), sorted.len() as f64)
 }
 
 /// Index of the lowest value; with many values, of the lowest median of three.
 fn lowest(curve: &Curve) -> usize {
     let values = &curve.values;
     let level = |i: usize| {
-        if values.len() < 9 || i == 0 || i + 1 == values.len() {
+        if values.len() < FEW || i == 0 || i + 1 == values.len() {
             values[i]
         } else {
             median_of(&values[i - 1..=i + 1])

@@ -5,7 +5,7 @@
 //! comes back over several steps moves some.
 
 use super::curve::Curve;
-use super::robust::{MEDIAN_EFFICIENCY, falling_fit, median, rough_noise, spread};
+use super::robust::{MEDIAN_EFFICIENCY, falling_fit, median, noise, rough_noise, spread};
 
 /// Least height of a rise that matters, as a share of the first loss.
 const MATERIAL: f64 = 0.08;
@@ -16,6 +16,8 @@ const MATERIAL_WANDER: f64 = 0.08;
 /// Scatter of a wandering curve in units of the noise between neighbours. Batches drawn at random give 1,
 /// neighbours with a correlation of 0.3 give 1.3.
 const WANDER: f64 = 1.35;
+/// The same for means of three values; a correlation of 0.3 gives 1.55.
+const WANDER_OF_THREES: f64 = 1.6;
 /// Below this many values there are no blocks, and only the scatter itself can tell.
 pub(super) const SHORT: usize = 24;
 /// Scatter of a short curve, as a share of the first loss, that batches do not explain: its values are
@@ -80,11 +82,25 @@ pub(super) fn wander(curve: &Curve) -> Option<f64> {
     if curve.len() < SHORT {
         return None;
     }
-    let fit = falling_fit(&curve.values);
-    let scatter = spread(curve.values.iter().zip(&fit).map(|(v, f)| v - f));
-    let share = scatter / curve.first().abs();
-    let least = WANDER + 1.5 / (curve.len() as f64).sqrt();
-    (share > MATERIAL_WANDER && scatter > least * curve.noise).then_some(share)
+    // Trouble that grows or comes late shows in the second half more clearly.
+    [&curve.values[..], &curve.values[curve.len() / 2..]]
+        .into_iter()
+        .filter(|values| values.len() >= SHORT)
+        .filter_map(|values| wander_of(values, curve.first().abs()))
+        .reduce(f64::max)
+}
+
+fn wander_of(values: &[f64], first: f64) -> Option<f64> {
+    let noise = noise(values);
+    let fit = falling_fit(values);
+    let rest: Vec<f64> = values.iter().zip(&fit).map(|(v, f)| v - f).collect();
+    let single = spread(rest.iter().copied());
+    let threes = spread(rest.chunks_exact(3).map(|c| (c[0] + c[1] + c[2]) / 3.0));
+    let doubt = 1.5 / (values.len() as f64).sqrt();
+    let alike = single > (WANDER + doubt) * noise
+        || threes > (WANDER_OF_THREES + 1.5 * doubt) * noise / 3f64.sqrt();
+    let share = single / first;
+    (alike && share > MATERIAL_WANDER).then_some(share)
 }
 
 /// Scatter of a short curve as a share of its first loss, where it is more than batches explain.

@@ -8,6 +8,8 @@ use super::{Cause, Diagnosis, Evidence, Series, Verdict};
 
 /// Losses after the warm-up below which nothing is said.
 const MIN_POINTS: usize = 5;
+/// The same to call a curve flat in the first half of a run.
+const EARLY_POINTS: usize = 20;
 /// Above the first loss by this share, and for good: diverged.
 const ABOVE_START: f64 = 0.15;
 /// A curve that has risen so often has come back each time but the last.
@@ -259,7 +261,10 @@ impl<'a> Look<'a> {
     }
 
     fn converged(&self) -> Option<Diagnosis> {
-        if !self.gains() || self.points_after_warmup() < MIN_POINTS {
+        let points = self.points_after_warmup();
+        let late = 2 * self.train.last_step() >= self.series.total_steps;
+        let enough = points >= if late { MIN_POINTS } else { EARLY_POINTS };
+        if !self.gains() || !enough {
             return None;
         }
         let eval = self.eval_direction();
