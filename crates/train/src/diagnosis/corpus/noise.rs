@@ -43,7 +43,7 @@ pub(super) fn observe(rng: &mut ChaCha8Rng, clean: Clean, truth: Class) -> Speci
     let n = clean.train.len();
     let mut scatter = Scatter::draw(rng);
     let norm = rng.random_bool(0.8).then(|| rng.random_range(0.1..5.0));
-    let train = (0..n)
+    let train: Vec<TrainPoint> = (0..n)
         .map(|i| {
             let value = clean.train[i] + clean.train_noise[i] * scatter.next(rng);
             let excess = 1.0 + 5.0 * (clean.excess[i] / start).max(0.0);
@@ -61,6 +61,11 @@ pub(super) fn observe(rng: &mut ChaCha8Rng, clean: Clean, truth: Class) -> Speci
             loss: positive(clean.eval[j] + clean.eval_noise * normal(rng), start),
         })
         .collect();
+    let train = if rng.random_bool(0.05) {
+        resumed(rng, train)
+    } else {
+        train
+    };
     Specimen {
         truth,
         made: clean.made,
@@ -69,6 +74,15 @@ pub(super) fn observe(rng: &mut ChaCha8Rng, clean: Clean, truth: Class) -> Speci
         total_steps: clean.plan.total_steps,
         warmup_steps: clean.plan.warmup_steps,
     }
+}
+
+/// Some lines appear twice, as after a resume from a checkpoint before the end of the log.
+fn resumed(rng: &mut ChaCha8Rng, train: Vec<TrainPoint>) -> Vec<TrainPoint> {
+    let stop = rng.random_range(0..train.len());
+    let back = rng.random_range(0..=stop.min(20));
+    let mut log = train[..stop].to_vec();
+    log.extend_from_slice(&train[stop - back..]);
+    log
 }
 
 fn broken(value: f64, broken: bool) -> f64 {

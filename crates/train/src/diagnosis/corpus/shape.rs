@@ -33,12 +33,14 @@ enum Decay {
     TwoRates { fast: f64, slow: f64, weight: f64 },
     Power { rate: f64, power: f64 },
     Line,
+    /// Nothing happens at first.
+    Late { rate: f64, start: f64 },
 }
 
 impl Decay {
     /// `rate`: time constants in what was seen of the run.
     fn draw(rng: &mut ChaCha8Rng, rate: f64) -> Self {
-        match rng.random_range(0..4) {
+        match rng.random_range(0..5) {
             0 => Self::TwoRates {
                 fast: rate * rng.random_range(3.0..10.0),
                 slow: rate,
@@ -49,6 +51,10 @@ impl Decay {
                 power: rng.random_range(0.3..2.0),
             },
             2 if rate < 2.0 => Self::Line,
+            3 => Self::Late {
+                rate: 2.0 * rate,
+                start: rng.random_range(0.0..0.3),
+            },
             _ => Self::Exponential { rate },
         }
     }
@@ -61,6 +67,10 @@ impl Decay {
             }
             Self::Power { rate, power } => (1.0 + rate * time).powf(-power),
             Self::Line => 1.0 - 0.9 * time,
+            Self::Late { rate, start } => {
+                let logistic = |t: f64| 1.0 / (1.0 + (rate * (t - start)).exp());
+                logistic(time) / logistic(0.0)
+            }
         }
     }
 }

@@ -4,12 +4,12 @@
 //! | --- | --- |
 //! | diverged | ends in NaN; or all of its last tenth (three values at least) is 25 % and 5σ above the first value |
 //! | warming up | seen up to a step of the warm-up only, no rise of 12 % of the first value |
-//! | unstable | two or more rises, trough to peak, by 15 % of the first value and 6σ, the last peak in the last 40 %; they outweigh half the net fall; in curves of 24 values and more each stays in its upper half for three values |
-//! | over-fitting | five or more evaluations, three or more after the lowest; the last is 3 % and 6σ above it; the training loss is not above what it was there |
-//! | stuck | at its pace the loss falls by less than 2 % until the end of the run, and a fall by 5 % would show |
-//! | eval too noisy | six or more evaluations; training has gained 8 %; over thirds of the evaluations the clean change stays below 1.5 standard errors; giving back 60 % of the gain would stay below 3 |
-//! | healthy | training has gained 8 %; 8 % of that in the last third of the effective time, which is 4.5 standard errors; evaluation, if there is a series, is precise and not flat |
-//! | converged | training has gained 8 %; the evaluation, or without one the training loss, got below 2 % of its gain in the last third, and 12 % would be 4.5 standard errors |
+//! | unstable | two or more rises, trough to peak, by 14 % of the first value and 5σ, the last peak in the last 40 %; they outweigh half the net fall; in curves of 24 values and more each stays in its upper half for three values |
+//! | over-fitting | five or more evaluations, three or more after the lowest; the last is 2.5 % and 5.5σ above it; the training loss is not above what it was there |
+//! | stuck | at its pace the loss falls by less than 2.5 % until the end of the run, and a fall by 5 % would show |
+//! | eval too noisy | six or more evaluations; training has gained 8 %; over thirds of the evaluations the clean change stays below 1.5 standard errors; giving back half of the gain would stay below 3 |
+//! | healthy | training has gained 8 %; 6 % of that in the last third of the effective time, which is 4 standard errors; evaluation, if there is a series, is precise and not flat |
+//! | converged | training has gained 8 %; the evaluation, or without one the training loss, got below 2.5 % of its gain in the last third, and 14 % would be 4 standard errors |
 //!
 //! "Gained 8 %" is 8 % of the first value, and 4 standard errors from the first to the last third or 6σ.
 //! Curves of fewer than 24 values have a σ of at most 5 % of the first value: one could not tell the scatter
@@ -71,8 +71,8 @@ fn calm(clean: &Clean, train: &View) -> Option<Class> {
     let ahead = (clean.plan.total_steps - warmup) as f64 / seen;
     let gain = train.gain();
     let visible = train.falls()[0] >= 4.0 * error || gain >= 6.0 * train.noise;
-    if (train.values[0] - train.lowest()).abs() * ahead < 0.02 * train.values[0] {
-        let visible = 2.0 * error * ahead < 0.03 * train.values[0];
+    if (train.values[0] - train.lowest()).abs() * ahead < 0.025 * train.values[0] {
+        let visible = 2.0 * error * ahead < 0.025 * train.values[0];
         return visible.then_some(Class::Stuck);
     }
     if gain < 0.08 * train.values[0] || !visible {
@@ -180,10 +180,10 @@ impl View {
 
     fn jumping(&self, short: bool) -> Jumping {
         let height = |&(low, high): &(usize, usize)| self.values[high] - self.values[low];
-        let rises = self.rises(0.15);
+        let rises = self.rises(0.14);
         let loud: Vec<_> = rises
             .iter()
-            .filter(|r| height(r) >= 6.0 * self.noise && (short || self.lasts(r)))
+            .filter(|r| height(r) >= 5.0 * self.noise && (short || self.lasts(r)))
             .collect();
         let total: f64 = loud.iter().map(|r| height(r)).sum();
         let recent = loud.last().is_some_and(|r| 5 * r.1 >= 3 * self.n());
@@ -213,7 +213,7 @@ impl View {
         if rise <= 0.004 * best {
             return Some(false);
         }
-        let enough = self.n() - at > 3 && rise >= 0.03 * best && rise >= 6.0 * self.noise;
+        let enough = self.n() - at > 3 && rise >= 0.025 * best && rise >= 5.5 * self.noise;
         let train = clean.train[clean.train.len() - 1] <= 1.01 * clean.train[clean.eval_at[at]];
         (enough && train).then_some(true)
     }
@@ -244,9 +244,9 @@ impl View {
 
     fn direction(&self) -> Option<Direction> {
         let (gain, [_, recent, error]) = (self.gain(), self.falls());
-        if recent >= 0.08 * gain && recent >= 4.5 * error {
+        if recent >= 0.06 * gain && recent >= 4.0 * error {
             Some(Direction::Falling)
-        } else if recent <= 0.02 * gain && 4.5 * error <= 0.12 * gain {
+        } else if recent <= 0.025 * gain && 4.0 * error <= 0.14 * gain {
             Some(Direction::Flat)
         } else {
             None
@@ -257,6 +257,6 @@ impl View {
         let [overall, recent, error] = self.falls();
         let enough = self.n() >= 6;
         let even = self.noise * (6.0 / self.n() as f64).sqrt();
-        enough && overall.abs() < 1.5 * even && recent.abs() < 1.5 * error && 3.0 * even > 0.6 * gain
+        enough && overall.abs() < 1.5 * even && recent.abs() < 1.5 * error && 3.0 * even > 0.5 * gain
     }
 }
