@@ -80,7 +80,11 @@ impl EarlyStopping {
 mod tests {
     use super::*;
 
-    fn run(patience: usize, min_improvement: f64, losses: &[f64]) -> (Vec<Progress>, EarlyStopping) {
+    fn run(
+        patience: usize,
+        min_improvement: f64,
+        losses: &[f64],
+    ) -> (Vec<Progress>, EarlyStopping) {
         let mut rule = EarlyStopping::new(patience, min_improvement);
         let heard = losses
             .iter()

@@ -84,7 +84,9 @@ impl Corpus {
                     let plan = Plan::draw(&mut rng, class);
                     let clean = Clean::draw(&mut rng, class, plan);
                     if truth::class(&clean) == Some(class) {
-                        corpus.specimens.push(noise::observe(&mut rng, clean, class));
+                        corpus
+                            .specimens
+                            .push(noise::observe(&mut rng, clean, class));
                         break;
                     }
                 }

@@ -85,10 +85,8 @@ impl Curve {
     /// The time after `step`, on a line between the two points around it.
     fn time_after(&self, step: usize) -> f64 {
         let next = self.steps.partition_point(|&s| s <= step);
-        let (Some(&before), after) = (
-            self.time.get(next.saturating_sub(1)),
-            self.time.get(next),
-        ) else {
+        let (Some(&before), after) = (self.time.get(next.saturating_sub(1)), self.time.get(next))
+        else {
             return step as f64;
         };
         match after {
@@ -104,7 +102,11 @@ impl Curve {
     /// noise, since the first fall may be steep.
     pub(super) fn first(&self) -> f64 {
         const STEEP: f64 = 5.0;
-        let few = if self.len() < 12 { 1 } else { 3.max(self.len() / 64) };
+        let few = if self.len() < 12 {
+            1
+        } else {
+            3.max(self.len() / 64)
+        };
         let level = median_of(&self.values[..few.min(self.len())]);
         match self.values.first() {
             Some(&first) if first > level + STEEP * self.noise => first,
@@ -112,9 +114,12 @@ impl Curve {
         }
     }
 
-    /// Level over the last `share` of the values, at least three.
+    /// Level over the last `share` of the values, at least three, five of more than a few.
     pub(super) fn last(&self, share: f64) -> f64 {
-        let count = ((self.len() as f64 * share) as usize).max(3).min(self.len());
+        let least = if self.len() < 24 { 3 } else { 5 };
+        let count = ((self.len() as f64 * share) as usize)
+            .max(least)
+            .min(self.len());
         median_of(&self.values[self.len() - count..])
     }
 
@@ -156,7 +161,11 @@ impl Curve {
             self.time.partition_point(|&t| t < time)
         };
         let low = if index == 0 { 0 } else { at(index) };
-        let high = if index + 1 == parts { self.len() } else { at(index + 1) };
+        let high = if index + 1 == parts {
+            self.len()
+        } else {
+            at(index + 1)
+        };
         (low, high)
     }
 }

@@ -51,7 +51,7 @@ impl AgainstBest {
             standard_errors: in_errors(now - best, curve.noise * spread),
             trend: mann_kendall(&thinned(&curve.values[at..])),
             after,
-            points: curve.len() - 2,
+            points: curve.len().saturating_sub(2).max(1),
         })
     }
 

@@ -96,7 +96,7 @@ fn wander_of(values: &[f64], first: f64) -> Option<f64> {
     let rest: Vec<f64> = values.iter().zip(&fit).map(|(v, f)| v - f).collect();
     let single = spread(rest.iter().copied());
     let threes = spread(rest.chunks_exact(3).map(|c| (c[0] + c[1] + c[2]) / 3.0));
-    let doubt = 1.5 / (values.len() as f64).sqrt();
+    let doubt = 2.0 / (values.len() as f64).sqrt();
     let alike = single > (WANDER + doubt) * noise
         || threes > (WANDER_OF_THREES + 1.5 * doubt) * noise / 3f64.sqrt();
     let share = single / first;
@@ -108,8 +108,11 @@ pub(super) fn scatter(curve: &Curve) -> Option<f64> {
     if !(5..SHORT).contains(&curve.len()) {
         return None;
     }
-    let share = rough_noise(&curve.values) / curve.first().abs();
-    (share > SHORT_SCATTER).then_some(share)
+    let first = curve.first().abs();
+    let share = rough_noise(&curve.values) / first;
+    // A single rise is a spike.
+    let again = rises(&curve.values, MATERIAL * first).len() > 1;
+    (again && share > SHORT_SCATTER).then_some(share)
 }
 
 /// Noise alone spans about 2√(2 ln n) standard errors from the lowest to the highest of n blocks.

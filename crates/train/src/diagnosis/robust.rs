@@ -59,7 +59,10 @@ fn without_largest(sizes: &mut [f64]) -> f64 {
     // What the largest of about five squares has of their sum.
     const LARGEST: f64 = 0.4;
     sizes.sort_by(f64::total_cmp);
-    let (n, rest) = (sizes.len() as f64, sizes.split_last().map_or(&[][..], |s| s.1));
+    let (n, rest) = (
+        sizes.len() as f64,
+        sizes.split_last().map_or(&[][..], |s| s.1),
+    );
     let squares: f64 = rest.iter().map(|d| d * d).sum();
     (squares / (1.0 - LARGEST) / n).sqrt()
 }

@@ -106,10 +106,16 @@ impl<'a> Look<'a> {
     }
 
     fn above_start(&self) -> Option<Diagnosis> {
-        let few = self.train.len() < MIN_POINTS;
-        // The median of three values at either end.
-        let error = self.train.noise;
-        let above = self.now - self.first;
+        let few = self.train.len()
+            < if self.late() {
+                MIN_POINTS
+            } else {
+                2 * MIN_POINTS
+            };
+        let now = self.train.last(1.0 / 12.0);
+        let above = now - self.first;
+        // The noise itself is known badly from few values.
+        let error = self.train.noise * (1.0 + 8.0 / self.train.len() as f64);
         if few || above <= ABOVE_START * self.first.abs() || above <= 4.0 * error {
             return None;
         }
@@ -122,7 +128,7 @@ impl<'a> Look<'a> {
         let since = below.map_or(0, |i| (i + 1).min(self.train.len() - 1));
         let mut evidence = vec![Evidence::AboveStart {
             first: self.first,
-            now: self.now,
+            now,
         }];
         evidence.extend(self.grad_norm_spikes());
         Some(Diagnosis::new(
@@ -182,11 +188,20 @@ impl<'a> Look<'a> {
             up += change.max(0.0);
             down += (-change).max(0.0);
         }
-        2 * self.train.last_step() >= self.series.total_steps && up > RISES_TO_FALL * down
+        self.late() && up > RISES_TO_FALL * down
+    }
+
+    /// Whether half of the run is done.
+    fn late(&self) -> bool {
+        self.train.last_step() >= self.series.total_steps.div_ceil(2)
     }
 
     fn cause(&self, last_jump: usize) -> Cause {
-        let early = (3 * self.series.warmup_steps).max(self.series.total_steps / 6);
+        let early = self
+            .series
+            .warmup_steps
+            .saturating_mul(3)
+            .max(self.series.total_steps / 6);
         if last_jump <= early {
             Cause::WarmupTooShort
         } else {
@@ -262,8 +277,12 @@ impl<'a> Look<'a> {
 
     fn converged(&self) -> Option<Diagnosis> {
         let points = self.points_after_warmup();
-        let late = 2 * self.train.last_step() >= self.series.total_steps;
-        let enough = points >= if late { MIN_POINTS } else { EARLY_POINTS };
+        let enough = points
+            >= if self.late() {
+                MIN_POINTS
+            } else {
+                EARLY_POINTS
+            };
         if !self.gains() || !enough {
             return None;
         }
@@ -297,10 +316,7 @@ impl<'a> Look<'a> {
 
     fn too_early(&self) -> Diagnosis {
         let points = self.train.len();
-        Diagnosis::new(
-            Verdict::WarmingUp,
-            vec![Evidence::TooFewPoints { points }],
-        )
+        Diagnosis::new(Verdict::WarmingUp, vec![Evidence::TooFewPoints { points }])
     }
 
     /// Whether the loss has fallen at all, beyond doubt and by an amount that matters.

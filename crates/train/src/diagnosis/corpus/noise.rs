@@ -23,17 +23,30 @@ impl Scatter {
     fn draw(rng: &mut ChaCha8Rng) -> Self {
         Self {
             heavy_tails: rng.random_bool(0.3),
-            memory: if rng.random_bool(0.3) { rng.random_range(0.0..0.3) } else { 0.0 },
+            memory: if rng.random_bool(0.3) {
+                rng.random_range(0.0..0.3)
+            } else {
+                0.0
+            },
             hard_batches: if rng.random_bool(0.2) { 0.01 } else { 0.0 },
             state: 0.0,
         }
     }
 
     fn next(&mut self, rng: &mut ChaCha8Rng) -> f64 {
-        let fresh = if self.heavy_tails { student_5(rng) } else { normal(rng) };
+        let fresh = if self.heavy_tails {
+            student_5(rng)
+        } else {
+            normal(rng)
+        };
         self.state = self.memory * self.state + (1.0 - self.memory * self.memory).sqrt() * fresh;
         let hard = rng.random_bool(self.hard_batches);
-        self.state + if hard { rng.random_range(3.0..8.0) } else { 0.0 }
+        self.state
+            + if hard {
+                rng.random_range(3.0..8.0)
+            } else {
+                0.0
+            }
     }
 }
 
@@ -91,7 +104,11 @@ fn broken(value: f64, broken: bool) -> f64 {
 
 /// A likelihood has no negative loss; NaN stays what it is.
 fn positive(value: f64, start: f64) -> f64 {
-    if value < 1e-4 * start { 1e-4 * start } else { value }
+    if value < 1e-4 * start {
+        1e-4 * start
+    } else {
+        value
+    }
 }
 
 /// Normal with mean 0 and variance 1.

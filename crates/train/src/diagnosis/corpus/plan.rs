@@ -54,8 +54,8 @@ impl Plan {
             _ if short || rng.random_bool(0.5) => lines,
             _ => (lines as f64 * rng.random_range(0.3..1.0)) as usize,
         };
-        let schedule = [Schedule::Constant, Schedule::Linear, Schedule::Cosine]
-            [rng.random_range(0..3)];
+        let schedule =
+            [Schedule::Constant, Schedule::Linear, Schedule::Cosine][rng.random_range(0..3)];
         let peak = log_uniform(rng, 1e-6, 1e-2);
         let steps: Vec<usize> = (1..=seen).map(|i| i * interval).collect();
         let share = |step: usize| share(schedule, step, warmup_steps, total_steps);

@@ -29,12 +29,24 @@ pub(super) struct Clean {
 /// A fall along time from 1 towards 0.
 #[derive(Clone, Copy)]
 enum Decay {
-    Exponential { rate: f64 },
-    TwoRates { fast: f64, slow: f64, weight: f64 },
-    Power { rate: f64, power: f64 },
+    Exponential {
+        rate: f64,
+    },
+    TwoRates {
+        fast: f64,
+        slow: f64,
+        weight: f64,
+    },
+    Power {
+        rate: f64,
+        power: f64,
+    },
     Line,
     /// Nothing happens at first.
-    Late { rate: f64, start: f64 },
+    Late {
+        rate: f64,
+        start: f64,
+    },
 }
 
 impl Decay {
@@ -143,7 +155,11 @@ impl Clean {
         let early = rng.random_bool(0.3);
         for _ in 0..count {
             let place: f64 = rng.random_range(0.0..1.0);
-            let place = if early { place * 0.9 } else { 0.2 + 0.8 * place };
+            let place = if early {
+                place * 0.9
+            } else {
+                0.2 + 0.8 * place
+            };
             let at = (place * self.plan.len() as f64) as usize;
             let height = start * log_uniform(rng, 0.15, 1.2);
             let length = rng.random_range(2.0..(3.0 + 0.06 * self.plan.len() as f64));
@@ -176,7 +192,11 @@ impl Clean {
         };
         let mut state = normal(rng);
         for i in 0..n {
-            let now = if growing { (i + 1) as f64 / n as f64 } else { 1.0 };
+            let now = if growing {
+                (i + 1) as f64 / n as f64
+            } else {
+                1.0
+            };
             self.excess[i] = (1.5 * size * now * state).max(-0.5 * self.train[i]);
             state = memory * state + (1.0 - memory * memory).sqrt() * normal(rng);
         }
@@ -193,7 +213,11 @@ impl Clean {
         for (i, excess) in self.excess.iter_mut().enumerate() {
             let since = i as f64 - from;
             if since > 0.0 {
-                let part = if straight { since / (n - from) } else { 1.0 - (-since / length).exp() };
+                let part = if straight {
+                    since / (n - from)
+                } else {
+                    1.0 - (-since / length).exp()
+                };
                 *excess = height * part;
             }
         }
@@ -236,7 +260,11 @@ impl Clean {
         if !needed && rng.random_bool(0.35) {
             return;
         }
-        let count = if self.plan.short { n } else { log_uniform(rng, 2.0, 41.0) as usize };
+        let count = if self.plan.short {
+            n
+        } else {
+            log_uniform(rng, 2.0, 41.0) as usize
+        };
         let every = (n / count.max(1)).max(1);
         self.eval_at = (every - 1..n).step_by(every).collect();
         let gain = (self.train[0] - self.train[n - 1]).abs();

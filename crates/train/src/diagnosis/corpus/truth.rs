@@ -141,7 +141,10 @@ impl View {
     fn stays_above(&self) -> bool {
         let n = self.n();
         let limit = (1.25 * self.values[0]).max(self.values[0] + 5.0 * self.noise_at_start());
-        n >= 5 && self.values[n - (n / 10).max(3)..].iter().all(|&v| v > limit)
+        n >= 5
+            && self.values[n - (n / 10).max(3)..]
+                .iter()
+                .all(|&v| v > limit)
     }
 
     /// Noise that grows with the level is judged where the curve began.
@@ -257,6 +260,9 @@ impl View {
         let [overall, recent, error] = self.falls();
         let enough = self.n() >= 6;
         let even = self.noise * (6.0 / self.n() as f64).sqrt();
-        enough && overall.abs() < 1.5 * even && recent.abs() < 1.5 * error && 3.0 * even > 0.5 * gain
+        enough
+            && overall.abs() < 1.5 * even
+            && recent.abs() < 1.5 * error
+            && 3.0 * even > 0.5 * gain
     }
 }
