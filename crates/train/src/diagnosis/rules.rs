@@ -65,7 +65,12 @@ impl<'a> Look<'a> {
     fn new(series: &'a Series<'a>) -> Self {
         let train = Curve::train(series);
         let eval = Curve::eval(series.eval, &train);
-        let (first, now) = (train.first(), train.last(1.0 / 16.0));
+        let first = train.first();
+        // Of a few log lines, each an average itself, the last one is where the curve stands.
+        let now = match train.values.last() {
+            Some(&last) if train.len() < 12 => last,
+            _ => train.last(1.0 / 16.0),
+        };
         let recent = train.fall(3, 1, 2);
         let overall = train.fall(3, 0, 2);
         Self {

@@ -232,8 +232,8 @@ fn words() {
     }
     let expected = "\
 over-fitting since step 3: eval loss rises, best at step 2
-- eval loss 1.000 at step 2, now 1.400 (X standard errors above)
-- train loss 1.000 → 0.500
+- eval loss 1.000 at step 2, now 1.400 (11.5 standard errors above)
+- train loss 1.000 → 0.400
 > stop early
 > keep the checkpoint of step 2
 > train for fewer epochs";
