@@ -5,7 +5,7 @@
 //! comes back over several steps moves some.
 
 use super::curve::Curve;
-use super::robust::{MEDIAN_EFFICIENCY, falling_fit, median, noise, rough_noise, spread};
+use super::robust::{MEDIAN_EFFICIENCY, falling_fit, likeness, median, noise, rough_noise, spread};
 
 /// Least height of a rise that matters, as a share of the first loss.
 const MATERIAL: f64 = 0.08;
@@ -18,6 +18,9 @@ const MATERIAL_WANDER: f64 = 0.08;
 const WANDER: f64 = 1.35;
 /// The same for means of three values; a correlation of 0.3 gives 1.55.
 const WANDER_OF_THREES: f64 = 1.6;
+/// Correlation of neighbours below which a curve goes up and down in turn. Batches give 0, and a little
+/// less next to the nearest falling curve.
+const ALTERNATING: f64 = -0.25;
 /// Below this many values there are no blocks, and only the scatter itself can tell.
 pub(super) const SHORT: usize = 24;
 /// Scatter of a short curve, as a share of the first loss, that batches do not explain: its values are
@@ -77,7 +80,8 @@ pub(super) fn find(curve: &Curve) -> Option<Jumps> {
 /// Scatter of a curve that wanders up and down, as a share of its first loss.
 ///
 /// Batches make single values scatter and neighbours as much as any two. When the model itself moves,
-/// neighbours are alike, and the curve scatters more than they differ.
+/// neighbours are alike, and the curve scatters more than they differ; or they lie on opposite sides, where
+/// each step throws the model across the valley.
 pub(super) fn wander(curve: &Curve) -> Option<f64> {
     if curve.len() < SHORT {
         return None;
@@ -99,8 +103,9 @@ fn wander_of(values: &[f64], first: f64) -> Option<f64> {
     let doubt = 2.0 / (values.len() as f64).sqrt();
     let alike = single > (WANDER + doubt) * noise
         || threes > (WANDER_OF_THREES + 1.5 * doubt) * noise / 3f64.sqrt();
+    let alternating = likeness(&rest, 3.0 * single) < ALTERNATING - doubt;
     let share = single / first;
-    (alike && share > MATERIAL_WANDER).then_some(share)
+    ((alike || alternating) && share > MATERIAL_WANDER).then_some(share)
 }
 
 /// Scatter of a short curve as a share of its first loss, where it is more than batches explain.

@@ -109,6 +109,18 @@ pub(super) fn spread(values: impl Iterator<Item = f64>) -> f64 {
     MAD_TO_SD * median(&mut sizes)
 }
 
+/// Correlation of neighbours in values around zero; those beyond `limit` count as the limit.
+pub(super) fn likeness(values: &[f64], limit: f64) -> f64 {
+    let clip = |v: f64| v.max(-limit).min(limit);
+    let squares: f64 = values.iter().map(|&v| clip(v).powi(2)).sum();
+    let products: f64 = values.windows(2).map(|w| clip(w[0]) * clip(w[1])).sum();
+    if squares > 0.0 {
+        products / squares
+    } else {
+        0.0
+    }
+}
+
 /// Mann–Kendall statistic of a trend: about normal with variance 1 where there is none, positive for a
 /// rising series.
 ///
@@ -166,6 +178,19 @@ mod tests {
         square[40] = 1e6;
         assert!((noise(&square) - expected).abs() < 1e-12);
         assert!(rough_noise(&square) > 1e4);
+    }
+
+    #[test]
+    fn neighbours_alike_or_opposite() {
+        assert_eq!(likeness(&[1.0, -1.0, 1.0, -1.0], 9.0), -0.75);
+        assert_eq!(likeness(&[1.0, 1.0, 5.0, 1.0], 1.0), 0.75);
+        assert_eq!(likeness(&[], 1.0), 0.0);
+    }
+
+    #[test]
+    fn the_nearest_falling_curve() {
+        let fit = falling_fit(&[5.0, 3.0, 4.0, 1.0, 2.0, 3.0]);
+        assert_eq!(fit, [5.0, 3.5, 3.5, 2.0, 2.0, 2.0]);
     }
 
     #[test]

@@ -187,6 +187,8 @@ impl Clean {
         let size = start * rng.random_range(0.12..0.4);
         let memory: f64 = if self.plan.short {
             rng.random_range(-0.5..0.3)
+        } else if rng.random_bool(0.2) {
+            rng.random_range(-0.95..-0.5)
         } else {
             rng.random_range(0.5..0.97)
         };

@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | diverged | ends in NaN; or all of its last tenth (three values at least) is 25 % and 5σ above the first value |
 //! | warming up | seen up to a step of the warm-up only, no rise of 12 % of the first value |
-//! | unstable | two or more rises, trough to peak, by 14 % of the first value and 5σ, the last peak in the last 40 %; they outweigh half the net fall; in curves of 24 values and more each stays in its upper half for three values |
+//! | unstable | two or more rises, trough to peak, by 14 % of the first value and 5σ, the last peak in the last 40 %; they outweigh half the net fall; in curves of 24 values and more each stays in its upper half for three values, or the excess over the decay changes sides (correlation of neighbours below −0.4) |
 //! | over-fitting | five or more evaluations, three or more after the lowest; the last is 2.5 % and 5.5σ above it; the training loss is not above what it was there |
 //! | stuck | at its pace the loss falls by less than 2.5 % until the end of the run, and a fall by 5 % would show |
 //! | eval too noisy | six or more evaluations; training has gained 8 %; over thirds of the evaluations the clean change stays below 1.5 standard errors; giving back half of the gain would stay below 3 |
@@ -44,7 +44,7 @@ pub(super) fn class(clean: &Clean) -> Option<Class> {
     if train.n() < 24 && train.noise > 0.05 * train.values[0] {
         return None;
     }
-    match train.jumping(clean.plan.short) {
+    match train.jumping(clean.plan.short || alternates(&clean.excess)) {
         Jumping::Yes => return (!train.ends_above(0.12)).then_some(Class::Unstable),
         Jumping::Between => return None,
         Jumping::No => {}
@@ -54,6 +54,16 @@ pub(super) fn class(clean: &Clean) -> Option<Class> {
 
 fn has_swings(clean: &Clean) -> bool {
     clean.excess.iter().any(|&e| e != 0.0)
+}
+
+fn alternates(excess: &[f64]) -> bool {
+    let mean = excess.iter().sum::<f64>() / excess.len() as f64;
+    let squares: f64 = excess.iter().map(|e| (e - mean).powi(2)).sum();
+    let products: f64 = excess
+        .windows(2)
+        .map(|w| (w[0] - mean) * (w[1] - mean))
+        .sum();
+    squares > 0.0 && products < -0.4 * squares
 }
 
 fn calm(clean: &Clean, train: &View) -> Option<Class> {
@@ -181,12 +191,13 @@ impl View {
         found
     }
 
-    fn jumping(&self, short: bool) -> Jumping {
+    /// `brief`: whether a rise need not last.
+    fn jumping(&self, brief: bool) -> Jumping {
         let height = |&(low, high): &(usize, usize)| self.values[high] - self.values[low];
         let rises = self.rises(0.14);
         let loud: Vec<_> = rises
             .iter()
-            .filter(|r| height(r) >= 5.0 * self.noise && (short || self.lasts(r)))
+            .filter(|r| height(r) >= 5.0 * self.noise && (brief || self.lasts(r)))
             .collect();
         let total: f64 = loud.iter().map(|r| height(r)).sum();
         let recent = loud.last().is_some_and(|r| 5 * r.1 >= 3 * self.n());
