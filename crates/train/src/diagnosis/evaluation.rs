@@ -11,7 +11,7 @@ const MATERIAL_RISE: f64 = 0.012;
 const REAL_RISE: f64 = 3.2;
 /// The same for evaluations that rise one after the other, by a Mann–Kendall statistic of [`CLEAR_TREND`].
 const REAL_RISE_IN_ORDER: f64 = 2.4;
-const CLEAR_TREND: f64 = 2.3;
+const CLEAR_TREND: f64 = 2.15;
 /// How much more it takes while the noise itself is known from few points.
 const FEW_POINTS: f64 = 2.5;
 /// Below this many evaluations a median of three neighbours hides too much.

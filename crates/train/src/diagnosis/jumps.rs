@@ -21,6 +21,9 @@ const WANDER_OF_THREES: f64 = 1.6;
 /// Correlation of neighbours below which a curve goes up and down in turn. Batches give 0, and a little
 /// less next to the nearest falling curve.
 const ALTERNATING: f64 = -0.25;
+/// Scatter, as a share of the first loss, that is trouble wherever it comes from: batches of eight rows
+/// and more stay below, and smaller ones should be made larger.
+const LOUD: f64 = 0.36;
 /// Below this many values there are no blocks, and only the scatter itself can tell.
 pub(super) const SHORT: usize = 24;
 /// Scatter of a short curve, as a share of the first loss, that batches do not explain: its values are
@@ -105,6 +108,11 @@ fn wander_of(values: &[f64], first: f64) -> Option<f64> {
         || threes > (WANDER_OF_THREES + 1.5 * doubt) * noise / 3f64.sqrt();
     let alternating = likeness(&rest, 3.0 * single) < ALTERNATING - doubt;
     let share = single / first;
+    let mean_square = rest.iter().map(|r| r * r).sum::<f64>() / rest.len() as f64;
+    let loud = mean_square.sqrt() / first;
+    if loud > LOUD {
+        return Some(loud);
+    }
     ((alike || alternating) && share > MATERIAL_WANDER).then_some(share)
 }
 

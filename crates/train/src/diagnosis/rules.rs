@@ -18,6 +18,12 @@ const CAME_BACK: usize = 3;
 const RISES_TO_FALL: f64 = 0.3;
 /// A fall by less of the first loss until the end of the run is none.
 const SLOW_PACE: f64 = 0.05;
+/// A fall by less until the end is none if half of the run has not shown any.
+const HIDDEN_FALL: f64 = 0.12;
+/// Standard errors between the first and the last third that make a gain real.
+const REAL_GAIN: f64 = 3.0;
+/// Least gain, as a share of the first loss.
+const LEAST_GAIN: f64 = 0.03;
 /// Share of the gain in the last third below which a curve is flat.
 const FLAT: f64 = 0.045;
 /// Standard errors that make a fall real.
@@ -243,7 +249,10 @@ impl<'a> Look<'a> {
         let expected_fall = fall * self.run_ahead() / self.first.abs();
         // A fall before the first third was over is a fall as well.
         let early = self.gain > SLOW_PACE * self.first.abs() + 2.0 * self.train.noise / 3f64.sqrt();
-        (enough && expected_fall < SLOW_PACE && !early && !self.eval_gains()).then(|| {
+        // When much of the run is over, no sign of a fall is enough.
+        let hidden = self.late() && self.train.len() >= EARLY_POINTS && !self.gains();
+        let slow = expected_fall < SLOW_PACE && !early || hidden && expected_fall < HIDDEN_FALL;
+        (enough && slow && !self.eval_gains()).then(|| {
             Diagnosis::new(
                 Verdict::Stuck,
                 vec![Evidence::Pace { expected_fall }, self.train_loss()],
@@ -326,9 +335,9 @@ impl<'a> Look<'a> {
 
     /// Whether the loss has fallen at all, beyond doubt and by an amount that matters.
     fn gains(&self) -> bool {
-        let by_thirds = self.overall.in_errors() > REAL_FALL;
+        let by_thirds = self.overall.in_errors() > REAL_GAIN;
         let by_ends = self.gain > 4.0 * self.train.noise / 3f64.sqrt();
-        self.gain > 0.02 * self.first.abs() && (by_thirds || by_ends) || self.eval_gains()
+        self.gain > LEAST_GAIN * self.first.abs() && (by_thirds || by_ends) || self.eval_gains()
     }
 
     fn eval_gains(&self) -> bool {

@@ -1,3 +1,5 @@
+mod trained;
+
 use proptest::prelude::*;
 
 use super::corpus::{Corpus, Specimen};
