@@ -21,6 +21,7 @@ mod curve;
 mod evaluation;
 pub mod evidence;
 mod jumps;
+mod look;
 pub mod monitor;
 mod robust;
 mod rules;

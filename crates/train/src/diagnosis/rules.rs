@@ -1,9 +1,9 @@
 //! From findings to one verdict. The order of the rules is the order in which troubles matter.
 
-use super::curve::{Change, Curve, ordered};
+use super::curve::ordered;
 use super::evaluation::{self, AgainstBest};
 use super::jumps::{self, Jumps};
-use super::robust::median;
+use super::look::{EvalDirection, Look, settled};
 use super::{Cause, Diagnosis, Evidence, Series, Verdict};
 
 /// Losses after the warm-up below which nothing is said.
@@ -20,14 +20,6 @@ const RISES_TO_FALL: f64 = 0.3;
 const SLOW_PACE: f64 = 0.05;
 /// A fall by less until the end is none if half of the run has not shown any.
 const HIDDEN_FALL: f64 = 0.12;
-/// Standard errors between the first and the last third that make a gain real.
-const REAL_GAIN: f64 = 3.0;
-/// Least gain, as a share of the first loss.
-const LEAST_GAIN: f64 = 0.03;
-/// Share of the gain in the last third below which a curve is flat.
-const FLAT: f64 = 0.045;
-/// Standard errors that make a fall real.
-const REAL_FALL: f64 = 2.5;
 /// Blind to a rise that gives back this share of the gain: evaluation is too noisy.
 const BLIND: f64 = 0.35;
 /// Mann–Kendall statistic of an evaluation loss that clearly falls.
@@ -52,45 +44,8 @@ pub fn diagnose(series: &Series<'_>) -> Diagnosis {
         .unwrap_or_else(|| look.too_early())
 }
 
-/// A series with everything that several rules ask for.
-struct Look<'a> {
-    series: &'a Series<'a>,
-    train: Curve,
-    eval: Curve,
-    first: f64,
-    now: f64,
-    /// Fall from the first loss to the last third.
-    gain: f64,
-    /// Fall from the middle to the last third of the effective time.
-    recent: Change,
-    /// Fall from the first to the last third.
-    overall: Change,
-}
-
-impl<'a> Look<'a> {
-    fn new(series: &'a Series<'a>) -> Self {
-        let train = Curve::train(series);
-        let eval = Curve::eval(series.eval, &train);
-        let first = train.first();
-        // Of a few log lines, each an average itself, the last one is where the curve stands.
-        let now = match train.values.last() {
-            Some(&last) if train.len() < 12 => last,
-            _ => train.last(1.0 / 16.0),
-        };
-        let recent = train.fall(3, 1, 2);
-        let overall = train.fall(3, 0, 2);
-        Self {
-            series,
-            gain: overall.fall.max(first - train.last(1.0 / 3.0)),
-            train,
-            eval,
-            first,
-            now,
-            recent,
-            overall,
-        }
-    }
-
+/// Each says what it finds, or nothing where another rule must judge.
+impl Look<'_> {
     /// A loss or gradient that is no number, and not one that a resume has left behind.
     fn not_finite(&self) -> Option<Diagnosis> {
         let points = ordered(self.series.train, |p| p.step);
@@ -117,12 +72,12 @@ impl<'a> Look<'a> {
     }
 
     fn above_start(&self) -> Option<Diagnosis> {
-        let few = self.train.len()
-            < if self.late() {
-                MIN_POINTS
-            } else {
-                2 * MIN_POINTS
-            };
+        let least = if self.late() {
+            MIN_POINTS
+        } else {
+            2 * MIN_POINTS
+        };
+        let few = self.train.len() < least;
         let now = self.train.last(1.0 / 12.0);
         let above = now - self.first;
         // The noise itself is known badly from few values.
@@ -202,11 +157,6 @@ impl<'a> Look<'a> {
         self.late() && up > RISES_TO_FALL * down
     }
 
-    /// Whether half of the run is done.
-    fn late(&self) -> bool {
-        self.train.last_step() >= self.series.total_steps.div_ceil(2)
-    }
-
     fn cause(&self, last_jump: usize) -> Cause {
         let early = self
             .series
@@ -260,14 +210,6 @@ impl<'a> Look<'a> {
         })
     }
 
-    /// The whole run as a multiple of what was seen of it.
-    fn run_ahead(&self) -> f64 {
-        let warmup = self.series.warmup_steps;
-        let seen = self.train.last_step().saturating_sub(warmup).max(1) as f64;
-        let whole = self.series.total_steps.saturating_sub(warmup) as f64;
-        (whole / seen).max(1.0)
-    }
-
     fn eval_too_noisy(&self) -> Option<Diagnosis> {
         let blind = 3.0 * evaluation::third_error(&self.eval);
         let noisy = self.eval.len() > evaluation::MIN_POINTS + 1
@@ -290,13 +232,12 @@ impl<'a> Look<'a> {
     }
 
     fn converged(&self) -> Option<Diagnosis> {
-        let points = self.points_after_warmup();
-        let enough = points
-            >= if self.late() {
-                MIN_POINTS
-            } else {
-                EARLY_POINTS
-            };
+        let least = if self.late() {
+            MIN_POINTS
+        } else {
+            EARLY_POINTS
+        };
+        let enough = self.points_after_warmup() >= least;
         if !self.gains() || !enough {
             return None;
         }
@@ -332,105 +273,4 @@ impl<'a> Look<'a> {
         let points = self.train.len();
         Diagnosis::new(Verdict::WarmingUp, vec![Evidence::TooFewPoints { points }])
     }
-
-    /// Whether the loss has fallen at all, beyond doubt and by an amount that matters.
-    fn gains(&self) -> bool {
-        let by_thirds = self.overall.in_errors() > REAL_GAIN;
-        let by_ends = self.gain > 4.0 * self.train.noise / 3f64.sqrt();
-        self.gain > LEAST_GAIN * self.first.abs() && (by_thirds || by_ends) || self.eval_gains()
-    }
-
-    fn eval_gains(&self) -> bool {
-        let fall = self.eval.first() - self.eval.last(1.0 / 3.0);
-        self.eval.len() > evaluation::MIN_POINTS
-            && fall > 0.02 * self.eval.first().abs()
-            && fall > 5.0 * self.eval.noise
-    }
-
-    fn train_is_flat(&self) -> bool {
-        let Change {
-            fall,
-            standard_error,
-        } = self.recent;
-        let falling = fall > FLAT * self.gain && self.recent.in_errors() > REAL_FALL;
-        !falling && fall + standard_error < 3.0 * FLAT * self.gain
-    }
-
-    fn eval_direction(&self) -> EvalDirection {
-        if self.eval.len() <= evaluation::MIN_POINTS + 1 {
-            return EvalDirection::Unknown;
-        }
-        let change = self.eval.fall(3, 1, 2);
-        let gain = self.eval.first() - self.eval.last(1.0 / 3.0);
-        if gain < 0.01 * self.eval.first().abs() {
-            return EvalDirection::Unknown;
-        }
-        let share = change.fall / gain;
-        if share > FLAT && change.in_errors() > REAL_FALL {
-            return EvalDirection::Falling;
-        }
-        if change.fall + change.standard_error < 2.0 * FLAT * gain {
-            return EvalDirection::Flat(Evidence::EvalFlat {
-                loss: self.eval.last(1.0 / 3.0),
-                share: share.max(0.0),
-            });
-        }
-        EvalDirection::Unknown
-    }
-
-    fn points_after_warmup(&self) -> usize {
-        let warmup = self.series.warmup_steps;
-        self.train.len() - self.train.steps.partition_point(|&s| s <= warmup)
-    }
-
-    fn train_loss(&self) -> Evidence {
-        Evidence::TrainLoss {
-            first: self.first,
-            now: self.now,
-        }
-    }
-
-    fn recent_fall(&self) -> Evidence {
-        Evidence::RecentFall {
-            share: (self.recent.fall / self.gain).clamp(0.0, 1.0),
-            standard_errors: self.recent.in_errors(),
-        }
-    }
-
-    fn grad_norm_spikes(&self) -> Option<Evidence> {
-        const SPIKE: f64 = 4.0;
-        let norms: Vec<f64> = self
-            .series
-            .train
-            .iter()
-            .filter_map(|p| p.grad_norm)
-            .filter(|g| g.is_finite())
-            .collect();
-        let usual = median(&mut norms.clone());
-        let largest = norms.iter().copied().fold(0.0, f64::max) / usual;
-        let count = norms.iter().filter(|&&g| g > SPIKE * usual).count();
-        (count > 0 && usual > 0.0).then_some(Evidence::GradNormSpikes { count, largest })
-    }
-}
-
-/// Where the evaluation loss is going.
-#[derive(Clone, Copy)]
-enum EvalDirection {
-    Falling,
-    Flat(Evidence),
-    /// Too few evaluations, too noisy ones, or none.
-    Unknown,
-}
-
-/// First step from which the curve is about where it is now, by running medians of five.
-fn settled(curve: &Curve) -> usize {
-    const WIDTH: usize = 5;
-    let now = curve.last(1.0 / 3.0);
-    let level = now + FLAT * (curve.first() - now) + curve.noise / (WIDTH as f64).sqrt();
-    let at = curve
-        .values
-        .windows(WIDTH.min(curve.len().max(1)))
-        .position(|w| median(&mut w.to_vec()) <= level)
-        .unwrap_or(0);
-    curve.steps.get(at).copied().unwrap_or(0)
 }

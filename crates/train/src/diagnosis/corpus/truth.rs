@@ -1,22 +1,4 @@
-//! What a curve is, from the curve without noise.
-//!
-//! | class | the clean curve |
-//! | --- | --- |
-//! | diverged | ends in NaN; or all of its last tenth (three values at least) is 25 % and 5σ above the first value |
-//! | warming up | seen up to a step of the warm-up only, no rise of 12 % of the first value |
-//! | unstable | two or more rises, trough to peak, by 14 % of the first value and 5σ, the last peak in the last 40 %; they outweigh half the net fall; in curves of 24 values and more each stays in its upper half for three values, or the excess over the decay changes sides (correlation of neighbours below −0.4) |
-//! | over-fitting | five or more evaluations, three or more after the lowest; the last is 2.5 % and 5.5σ above it; the training loss is not above what it was there |
-//! | stuck | at its pace the loss falls by less than 2.5 % until the end of the run, and a fall by 5 % would show |
-//! | eval too noisy | six or more evaluations; training has gained 8 %; over thirds of the evaluations the clean change stays below 1.5 standard errors; giving back half of the gain would stay below 3 |
-//! | healthy | training has gained 8 %; 6 % of that in the last third of the effective time, which is 4 standard errors; evaluation, if there is a series, is precise and not flat |
-//! | converged | training has gained 8 %; the evaluation, or without one the training loss, got below 2.5 % of its gain in the last third, and 14 % would be 4 standard errors |
-//!
-//! "Gained 8 %" is 8 % of the first value, and 4 standard errors from the first to the last third or 6σ.
-//! Curves of fewer than 24 values have a σ of at most 5 % of the first value: one could not tell the scatter
-//! of batches from a loss that jumps.
-//!
-//! σ is the standard deviation of a single value. A standard error is that of a difference of means over
-//! thirds, for an observer who knows σ. "Gain" is the first value less the mean of the last third.
+//! What a curve is, from the curve without noise, by the table in [`corpus`](super).
 
 use super::shape::Clean;
 use crate::diagnosis::Class;
