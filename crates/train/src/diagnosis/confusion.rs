@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::corpus::Specimen;
+use super::corpus::{Corpus, Specimen};
 use super::{Class, diagnose};
 
 const CLASSES: usize = Class::ALL.len();
@@ -26,6 +26,22 @@ impl Confusion {
             confusion.add(specimen.truth, verdict.class());
         }
         confusion
+    }
+
+    /// Diagnoses the curves that `seeds` make, `per_class` of every class and seed.
+    pub fn on_seeds(seeds: impl IntoIterator<Item = u64>, per_class: usize) -> Self {
+        let mut confusion = Self::default();
+        for seed in seeds {
+            confusion.merge(&Self::of(&Corpus::generate(seed, per_class).specimens));
+        }
+        confusion
+    }
+
+    fn merge(&mut self, other: &Self) {
+        let counts = self.counts.iter_mut().flatten();
+        for (count, more) in counts.zip(other.counts.iter().flatten()) {
+            *count += more;
+        }
     }
 
     /// Counts one curve.

@@ -5,7 +5,9 @@
 //! comes back over several steps moves some.
 
 use super::curve::Curve;
-use super::robust::{MEDIAN_EFFICIENCY, falling_fit, likeness, median, noise, rough_noise, spread};
+use super::robust::{
+    MEDIAN_EFFICIENCY, falling_fit, likeness, median, median_of, noise, rough_noise, spread,
+};
 
 /// Least height of a rise that matters, as a share of the first loss.
 const MATERIAL: f64 = 0.08;
@@ -24,6 +26,9 @@ const ALTERNATING: f64 = -0.25;
 /// Scatter, as a share of the first loss, that is trouble wherever it comes from: batches of eight rows
 /// and more stay below, and smaller ones should be made larger.
 const LOUD: f64 = 0.36;
+/// The same as a share of the present level, unless that is so low that a single hard row outweighs it.
+const LOUD_FOR_LEVEL: f64 = 0.55;
+const LOW_LEVEL: f64 = 0.2;
 /// Below this many values there are no blocks, and only the scatter itself can tell.
 pub(super) const SHORT: usize = 24;
 /// Scatter of a short curve, as a share of the first loss, that batches do not explain: its values are
@@ -108,12 +113,18 @@ fn wander_of(values: &[f64], first: f64) -> Option<f64> {
         || threes > (WANDER_OF_THREES + 1.5 * doubt) * noise / 3f64.sqrt();
     let alternating = likeness(&rest, 3.0 * single) < ALTERNATING - doubt;
     let share = single / first;
-    let mean_square = rest.iter().map(|r| r * r).sum::<f64>() / rest.len() as f64;
-    let loud = mean_square.sqrt() / first;
-    if loud > LOUD {
-        return Some(loud);
+    let loud = root_mean_square(&rest);
+    let half = values.len() / 2;
+    let (late, level) = (root_mean_square(&rest[half..]), median_of(&values[half..]));
+    let for_level = late > LOUD_FOR_LEVEL * level && level > LOW_LEVEL * first;
+    if loud > LOUD * first || for_level {
+        return Some(loud / first);
     }
     ((alike || alternating) && share > MATERIAL_WANDER).then_some(share)
+}
+
+fn root_mean_square(values: &[f64]) -> f64 {
+    (values.iter().map(|v| v * v).sum::<f64>() / values.len() as f64).sqrt()
 }
 
 /// Scatter of a short curve as a share of its first loss, where it is more than batches explain.

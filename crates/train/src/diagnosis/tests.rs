@@ -99,10 +99,7 @@ fn small_batches_are_no_instability() {
 /// Curves of seeds that no threshold was chosen with.
 #[test]
 fn generated_curves_are_recognised() {
-    let corpora: Vec<Corpus> = (9001..9004)
-        .map(|seed| Corpus::generate(seed, 100))
-        .collect();
-    let confusion = Confusion::of(corpora.iter().flat_map(|c| &c.specimens));
+    let confusion = Confusion::on_seeds(9001..9004, 100);
     assert_eq!(confusion.total(), 3 * 100 * Class::ALL.len());
     assert!(confusion.accuracy() >= 0.95, "{confusion}");
     for class in Class::ALL {
