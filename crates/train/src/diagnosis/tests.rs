@@ -258,7 +258,7 @@ fn nothing_to_judge_by() {
 }
 
 #[test]
-fn the_monitor_is_never_far_behind() {
+fn the_monitor_comes_to_the_same_conclusion() {
     for specimen in &Corpus::generate(77, 2).specimens {
         let mut monitor = Monitor::new(specimen.total_steps, specimen.warmup_steps);
         let mut evals = specimen.eval.iter().peekable();
@@ -267,12 +267,42 @@ fn the_monitor_is_never_far_behind() {
             while let Some(eval) = evals.next_if(|e| e.step <= point.step) {
                 monitor.eval(*eval);
             }
-            if monitor.series().train.len() < 64 || !point.loss.is_finite() {
-                assert_eq!(*monitor.diagnosis(), diagnose(&monitor.series()));
-            }
         }
-        assert_eq!(monitor.look(), &diagnose(&specimen.series()));
+        let at_the_end = diagnose(&specimen.series());
+        assert_eq!(monitor.conclude(), &at_the_end);
+        assert_eq!(monitor.diagnosis(), &at_the_end);
     }
+}
+
+#[test]
+fn the_monitor_waits_for_three_looks_but_not_after_a_nan() {
+    let mut monitor = Monitor::new(40, 0);
+    let mut classes = Vec::new();
+    let losses = (0..20).map(|i| 3.0 * (-0.1 * f64::from(i)).exp());
+    let points = train(&losses.collect::<Vec<_>>());
+    for point in &points {
+        classes.push(monitor.train(*point).verdict.class());
+    }
+    let first_seen = (1..=points.len()).find(|&n| {
+        let series = Series {
+            train: &points[..n],
+            eval: &[],
+            total_steps: 40,
+            warmup_steps: 0,
+        };
+        diagnose(&series).verdict == Verdict::Healthy
+    });
+    let first_shown = classes.iter().position(|&c| c == Class::Healthy);
+    assert_eq!(first_shown.unwrap() + 1, first_seen.unwrap() + 2);
+    let broken = TrainPoint {
+        step: 21,
+        loss: f64::NAN,
+        ..points[0]
+    };
+    assert_eq!(
+        monitor.train(broken).verdict,
+        Verdict::Diverged { since: 21 }
+    );
 }
 
 /// A curve of the corpus with everything in it multiplied.

@@ -239,6 +239,9 @@ impl Clean {
     fn draw_train_noise(&mut self, rng: &mut ChaCha8Rng, start: f64) {
         let share = if self.plan.short {
             log_uniform(rng, 0.002, 0.05)
+        } else if rng.random_bool(0.5) {
+            // Single steps of a few rows each, as most runs log them.
+            rng.random_range(0.05..0.25)
         } else {
             log_uniform(rng, 0.003, 0.25)
         };
