@@ -9,6 +9,8 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod checkpoint;
+pub mod diagnosis;
+pub mod early_stopping;
 pub mod error;
 pub mod evaluate;
 pub mod loader;
