@@ -198,6 +198,7 @@ impl Dataset {
             mut input_ids,
             mut labels,
             open_turns,
+            ..
         } = row;
         let length = input_ids.len();
         input_ids.truncate(max_seq_length);
@@ -280,6 +281,11 @@ pub(crate) fn row_error(path: &Path, line: usize, error: RowError) -> DataError 
             field: "input".to_owned(),
             expected: "nothing, since the prompt template has no {input}".to_owned(),
             found: "text; add {input} to the template".to_owned(),
+        },
+        RowError::NoCompletion => DataError::Option {
+            option: "train_on",
+            expected: "something that conversations have, such as \"responses\"".to_owned(),
+            actual: "\"completion\"".to_owned(),
         },
         RowError::NoEos => DataError::Option {
             option: "eos_token",

@@ -53,6 +53,7 @@ pub struct EndOfTurn {
 pub struct ChatTokenizer {
     tokenizer: Tokenizer,
     template: Option<ChatTemplate>,
+    tool_use_template: Option<ChatTemplate>,
     bos: Option<(String, u32)>,
     eos: Option<(String, u32)>,
     add_bos: bool,
@@ -101,28 +102,72 @@ impl ChatTokenizer {
         let mut this = Self {
             tokenizer,
             template,
+            tool_use_template: None,
             bos,
             eos,
             add_bos,
             end_of_turn: None,
             eos_token_ids: special.eos_token_ids,
         };
-        this.end_of_turn = this.find_end_of_turn()?;
+        this.find_ends()?;
+        Ok(this)
+    }
+
+    /// The same tokenizer with another chat template, such as a
+    /// [built-in one](crate::template::builtin::BuiltinTemplate).
+    ///
+    /// # Errors
+    /// [`DataError::Template`] if it cannot be parsed.
+    pub fn with_template(mut self, source: &str) -> Result<Self, DataError> {
+        self.template = Some(self.compile(source)?);
+        self.tool_use_template = None;
+        self.find_ends()?;
+        Ok(self)
+    }
+
+    /// The same tokenizer with a second template for conversations with tools, which models with a
+    /// list of templates call `tool_use`.
+    ///
+    /// # Errors
+    /// [`DataError::Template`] if it cannot be parsed.
+    pub fn with_tool_use_template(mut self, source: &str) -> Result<Self, DataError> {
+        self.tool_use_template = Some(self.compile(source)?);
+        Ok(self)
+    }
+
+    fn compile(&self, source: &str) -> Result<ChatTemplate, DataError> {
+        Ok(ChatTemplate::new(
+            source,
+            self.bos_token(),
+            self.eos_token(),
+        )?)
+    }
+
+    fn find_ends(&mut self) -> Result<(), DataError> {
+        self.end_of_turn = self.find_end_of_turn()?;
         let ends = [
-            this.eos.as_ref().map(|(_, id)| *id),
-            this.end_of_turn.as_ref().map(|end| end.token_id),
+            self.eos.as_ref().map(|(_, id)| *id),
+            self.end_of_turn.as_ref().map(|end| end.token_id),
         ];
         for id in ends.into_iter().flatten() {
-            if !this.eos_token_ids.contains(&id) {
-                this.eos_token_ids.push(id);
+            if !self.eos_token_ids.contains(&id) {
+                self.eos_token_ids.push(id);
             }
         }
-        Ok(this)
+        Ok(())
     }
 
     /// The chat template, if the model has one.
     pub fn template(&self) -> Option<&ChatTemplate> {
         self.template.as_ref()
+    }
+
+    /// The chat template for a conversation: the one for tools where it has tools.
+    pub fn template_for(&self, conversation: &Conversation) -> Option<&ChatTemplate> {
+        let tool_use = self.tool_use_template.as_ref();
+        tool_use
+            .filter(|_| conversation.tools.is_some())
+            .or(self.template())
     }
 
     /// Text of the BOS token.
@@ -199,8 +244,7 @@ impl ChatTokenizer {
     /// [`DataError::Template`] (also without a chat template) and [`DataError::Tokenizer`].
     pub fn encode_chat(&self, conversation: &Conversation) -> Result<Vec<u32>, DataError> {
         let template = self
-            .template
-            .as_ref()
+            .template_for(conversation)
             .ok_or(crate::error::TemplateError::Missing)?;
         let rendered = template.render(conversation, true)?;
         let encoded = self
