@@ -329,6 +329,21 @@ impl DataError {
         }
     }
 
+    /// The file that an error about a row is in.
+    pub fn path(&self) -> Option<&std::path::Path> {
+        match self {
+            Self::NotUtf8 { path, .. }
+            | Self::LineTooLong { path, .. }
+            | Self::Json { path, .. }
+            | Self::Field { path, .. }
+            | Self::Render { path, .. }
+            | Self::Span { path, .. }
+            | Self::Encode { path, .. }
+            | Self::Layout { path, .. } => Some(path),
+            _ => None,
+        }
+    }
+
     /// Where in its file the error is: the line, or the row of a Parquet file.
     pub fn line(&self) -> Option<usize> {
         match self {

@@ -167,7 +167,8 @@ pub fn parse_line(path: &Path, line: &Line, format: Format) -> Result<Record, Da
         .map_err(|error| field_error(path, line.number, error))
 }
 
-fn field_error(path: &Path, line: usize, error: FieldError) -> DataError {
+/// Adds file and line.
+pub(crate) fn field_error(path: &Path, line: usize, error: FieldError) -> DataError {
     let FieldError {
         field,
         expected,
