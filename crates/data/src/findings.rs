@@ -82,6 +82,22 @@ impl Finding {
         }
     }
 
+    /// What it is, of one row.
+    pub fn row_summary(&self) -> String {
+        match self {
+            Self::Skipped => "cannot be used".to_owned(),
+            Self::WithoutSupervision => "no supervised token".to_owned(),
+            Self::EmptyAnswer => "an empty answer is trained".to_owned(),
+            Self::OpenTurn => "no special token ends an answer".to_owned(),
+            Self::UnknownSpecialToken(token) => format!("{token} is no token of this model"),
+            Self::TextArguments => "tool arguments are a string".to_owned(),
+            Self::Truncated => "longer than max_seq_length".to_owned(),
+            Self::TooLong => "left out as too long".to_owned(),
+            Self::Split => "becomes several rows".to_owned(),
+            Self::Duplicate => "a duplicate".to_owned(),
+        }
+    }
+
     /// What to do about it.
     pub fn next_step(&self) -> &'static str {
         match self {

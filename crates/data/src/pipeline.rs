@@ -138,6 +138,61 @@ pub struct Outcome {
     pub source_rows: Vec<usize>,
 }
 
+impl Outcome {
+    /// Names and numbers, as summaries list them.
+    pub fn counts(&self) -> Vec<(&'static str, u64)> {
+        let DataReport {
+            rows,
+            kept,
+            truncated,
+            dropped,
+            tokens,
+            supervised_tokens,
+            longest,
+            duplicates,
+            ..
+        } = self.report;
+        vec![
+            ("rows", rows as u64),
+            ("kept", kept as u64),
+            ("skipped as broken", self.skipped.len() as u64),
+            ("left out", dropped as u64),
+            ("cut at max_seq_length", truncated as u64),
+            ("duplicates", duplicates as u64),
+            ("tokens", tokens),
+            ("supervised tokens", supervised_tokens),
+            ("tokens of the longest row", longest as u64),
+        ]
+    }
+}
+
+/// Counts, lengths and findings, for people.
+impl std::fmt::Display for Outcome {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (name, value) in self.counts() {
+            writeln!(f, "{value:>12}  {name}")?;
+        }
+        writeln!(f, "lengths in tokens:")?;
+        let classes = self.report.lengths.classes();
+        for (shortest, longest, rows) in classes.filter(|class| class.2 > 0) {
+            writeln!(f, "{rows:>12}  {shortest} to {longest}")?;
+        }
+        for (finding, found) in self.findings.iter() {
+            let level = if finding.is_problem() {
+                "problem"
+            } else {
+                "note"
+            };
+            writeln!(f, "{level}: {} rows {}", found.rows, finding.summary())?;
+            if let Some(first) = found.first.first() {
+                writeln!(f, "  first: {first}")?;
+            }
+            writeln!(f, "  next: {}", finding.next_step())?;
+        }
+        Ok(())
+    }
+}
+
 /// Reads, tokenises and labels sources, on all cores of the current rayon pool.
 ///
 /// The result does not depend on the number of threads. `progress` is called after every few

@@ -34,6 +34,7 @@ pub const MAX_RENDERED_BYTES: usize = 64 << 20;
 pub struct ChatTemplate {
     environment: Environment<'static>,
     marks_answers: bool,
+    source: String,
     bos_token: Option<String>,
     eos_token: Option<String>,
 }
@@ -65,13 +66,14 @@ impl ChatTemplate {
             .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         functions::add(&mut environment, chrono::Local::now().naive_local());
         functions::add_generation(&mut environment);
-        let (source, marks_answers) = source::with_generation_filters(source);
+        let (rewritten, marks_answers) = source::with_generation_filters(source);
         environment
-            .add_template_owned(NAME, source)
+            .add_template_owned(NAME, rewritten)
             .map_err(|source| TemplateError::Parse { source })?;
         Ok(Self {
             environment,
             marks_answers,
+            source: source.to_owned(),
             bos_token: bos_token.map(str::to_owned),
             eos_token: eos_token.map(str::to_owned),
         })
@@ -92,6 +94,11 @@ impl ChatTemplate {
             conversation.tools.as_ref(),
             add_generation_prompt,
         )
+    }
+
+    /// The Jinja text as it was given.
+    pub fn source(&self) -> &str {
+        &self.source
     }
 
     /// Whether the template says by `{% generation %}` what the model writes.

@@ -4,6 +4,7 @@ mod stream;
 #[cfg(test)]
 pub(crate) mod tests;
 
+use sha2::{Digest, Sha256};
 use tokenizers::Tokenizer;
 
 use crate::conversation::{Conversation, Message, Role};
@@ -59,6 +60,8 @@ pub struct ChatTokenizer {
     add_bos: bool,
     end_of_turn: Option<EndOfTurn>,
     eos_token_ids: Vec<u32>,
+    /// SHA-256 of the file and the special tokens.
+    base_fingerprint: String,
 }
 
 impl ChatTokenizer {
@@ -75,6 +78,10 @@ impl ChatTokenizer {
         special: SpecialTokens,
         chat_template: Option<&str>,
     ) -> Result<Self, DataError> {
+        let mut base = Sha256::new();
+        base.update(tokenizer_json);
+        base.update(format!("{special:?}"));
+        let base_fingerprint = crate::hex(&base.finalize());
         let mut tokenizer = Tokenizer::from_bytes(tokenizer_json)
             .map_err(tokenizer_error("parsing tokenizer.json"))?;
         tokenizer
@@ -108,6 +115,7 @@ impl ChatTokenizer {
             add_bos,
             end_of_turn: None,
             eos_token_ids: special.eos_token_ids,
+            base_fingerprint,
         };
         this.find_ends()?;
         Ok(this)
@@ -133,6 +141,39 @@ impl ChatTokenizer {
     pub fn with_tool_use_template(mut self, source: &str) -> Result<Self, DataError> {
         self.tool_use_template = Some(self.compile(source)?);
         Ok(self)
+    }
+
+    /// SHA-256 of everything that ids depend on, in hexadecimal: the file, the special tokens, the
+    /// templates, and today's date where a template writes it.
+    pub fn fingerprint(&self) -> String {
+        let mut hash = Sha256::new();
+        hash.update(&self.base_fingerprint);
+        for template in [&self.template, &self.tool_use_template] {
+            hash.update([u8::from(template.is_some())]);
+            if let Some(template) = template {
+                hash.update((template.source().len() as u64).to_le_bytes());
+                hash.update(template.source());
+                if template.source().contains("strftime_now") {
+                    hash.update(chrono::Local::now().format("%Y-%m-%d").to_string());
+                }
+            }
+        }
+        crate::hex(&hash.finalize())
+    }
+
+    /// Texts like `<|im_end|>` that the chat template writes and the vocabulary lacks: the template
+    /// belongs to another family of models.
+    pub fn foreign_markers(&self) -> Vec<String> {
+        let chat = Conversation::new(vec![
+            Message::new(Role::User, "question"),
+            Message::new(Role::Assistant, "answer"),
+        ]);
+        let rendered = self.template().map(|template| template.render(&chat, true));
+        match rendered {
+            Some(Ok(text)) => crate::findings::unknown_markers(&text, self),
+            // A template that wants other turns shows its markers when rows are rendered.
+            Some(Err(_)) | None => Vec::new(),
+        }
     }
 
     fn compile(&self, source: &str) -> Result<ChatTemplate, DataError> {

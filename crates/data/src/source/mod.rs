@@ -16,7 +16,7 @@ use crate::error::DataError;
 pub use file::{Compression, DataFile, ENDINGS, FileKind};
 pub use rows::{RawBody, RawRow, RowReader};
 pub use stream::DecompressLimits;
-pub(crate) use stream::read_error;
+pub(crate) use stream::{Stamp, read_error};
 
 /// One of the sources of a data set.
 #[derive(Clone, Debug, PartialEq)]

@@ -96,13 +96,13 @@ pub(crate) fn read_error(path: &Path, source: io::Error) -> DataError {
 
 /// What must stay the same while a file is read.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Stamp {
+pub(crate) struct Stamp {
     bytes: u64,
     modified: Option<std::time::SystemTime>,
 }
 
 impl Stamp {
-    pub(super) fn of(path: &Path) -> Result<Self, DataError> {
+    pub(crate) fn of(path: &Path) -> Result<Self, DataError> {
         let metadata: Metadata = std::fs::metadata(path).map_err(|source| DataError::Io {
             path: path.to_owned(),
             source,
@@ -114,7 +114,7 @@ impl Stamp {
     }
 
     /// Refuses a file that is not what it was.
-    pub(super) fn check(&self, path: &Path) -> Result<(), DataError> {
+    pub(crate) fn check(&self, path: &Path) -> Result<(), DataError> {
         let now = Self::of(path)?;
         if *self == now {
             return Ok(());

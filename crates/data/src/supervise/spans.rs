@@ -248,6 +248,9 @@ impl Places<'_> {
         count: usize,
         add_generation_prompt: bool,
     ) -> Result<Option<usize>, TemplateError> {
+        if count == self.chat.messages.len() && !add_generation_prompt {
+            return Ok(Some(self.text.len()));
+        }
         let messages = &self.chat.messages[..count];
         match self.template.render_messages(
             messages,
