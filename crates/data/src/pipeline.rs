@@ -499,3 +499,6 @@ fn key(ids: &[u32]) -> u64 {
     first.copy_from_slice(&digest[..8]);
     u64::from_le_bytes(first)
 }
+
+#[cfg(test)]
+mod tests;
