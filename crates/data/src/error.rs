@@ -398,6 +398,15 @@ pub enum TemplateError {
         #[source]
         source: minijinja::Error,
     },
+    /// The template does more work than any sensible one.
+    #[error(
+        "the chat template did more than {limit} steps of work on one conversation; it loops. Use \
+         the template that belongs to the model, or a built-in one"
+    )]
+    Endless {
+        /// The limit.
+        limit: u64,
+    },
     /// The rendering is larger than any sensible conversation.
     #[error("the chat template wrote more than {limit} bytes; it is broken or hostile")]
     TooLarge {

@@ -23,6 +23,9 @@ const RECURSION_LIMIT: usize = 200;
 /// The largest rendering, in bytes.
 pub const MAX_RENDERED_BYTES: usize = 64 << 20;
 
+/// A rendered text with the bytes of it that are marked, ascending.
+pub type MarkedText = (String, Vec<Range<usize>>);
+
 /// A compiled chat template.
 ///
 /// A template is untrusted code: it sees no file, loads no other template, and stops at a limit
@@ -114,7 +117,7 @@ impl ChatTemplate {
     pub fn render_marked(
         &self,
         conversation: &Conversation,
-    ) -> Result<Option<(String, Vec<Range<usize>>)>, TemplateError> {
+    ) -> Result<Option<MarkedText>, TemplateError> {
         if !self.marks_answers {
             return Ok(None);
         }
@@ -212,7 +215,10 @@ fn render_error(error: minijinja::Error) -> TemplateError {
         }
         source = cause.source();
     }
-    TemplateError::Render { source: error }
+    match error.kind() {
+        ErrorKind::OutOfFuel => TemplateError::Endless { limit: FUEL },
+        _ => TemplateError::Render { source: error },
+    }
 }
 
 struct Limited {

@@ -79,7 +79,7 @@ fn anything_that_matters_makes_another_file() {
     let folder = tempfile::tempdir().unwrap();
     let cache = folder.path().join("cache");
     let source = write(&folder, "a.jsonl", &rows(3));
-    let first = load(&[source.clone()], &options(30), CHATML, &cache).path;
+    let first = load(std::slice::from_ref(&source), &options(30), CHATML, &cache).path;
     let other = CHATML.replace("\n", "\\n\\n");
     let supervision = TokenizeOptions {
         data: DataOptions {
@@ -89,9 +89,9 @@ fn anything_that_matters_makes_another_file() {
         ..options(30)
     };
     let different = [
-        load(&[source.clone()], &options(29), CHATML, &cache),
-        load(&[source.clone()], &options(30), &other, &cache),
-        load(&[source.clone()], &supervision, CHATML, &cache),
+        load(std::slice::from_ref(&source), &options(29), CHATML, &cache),
+        load(std::slice::from_ref(&source), &options(30), &other, &cache),
+        load(std::slice::from_ref(&source), &supervision, CHATML, &cache),
         load(
             &[source.clone(), source.clone()],
             &options(30),

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use csv::{ByteRecord, ErrorKind, Reader, ReaderBuilder};
 use serde_json::{Map, Value};
 
+use super::rows::TableRow;
 use super::stream::{Bytes, read_error};
 use crate::error::DataError;
 use crate::jsonl::MAX_LINE_BYTES;
@@ -45,7 +46,7 @@ impl CsvRows {
         })
     }
 
-    pub(super) fn next_row(&mut self) -> Result<Option<(usize, Map<String, Value>)>, DataError> {
+    pub(super) fn next_row(&mut self) -> Result<Option<TableRow>, DataError> {
         self.since_record.store(0, Ordering::Relaxed);
         let before = self.reader.position().line() as usize;
         let read = self.reader.read_byte_record(&mut self.record);

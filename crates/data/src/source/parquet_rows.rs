@@ -14,6 +14,7 @@ use parquet::record::{Field, Row};
 use parquet::schema::types::Type;
 use serde_json::{Map, Number, Value};
 
+use super::rows::TableRow;
 use crate::error::{DataError, Source};
 
 /// The bytes that a row group may take in memory.
@@ -71,7 +72,7 @@ impl ParquetRows {
         })
     }
 
-    pub(super) fn next_row(&mut self) -> Result<Option<(usize, Map<String, Value>)>, DataError> {
+    pub(super) fn next_row(&mut self) -> Result<Option<TableRow>, DataError> {
         if self.failed {
             return Ok(None);
         }

@@ -26,6 +26,9 @@ pub struct RawRow {
     pub body: RawBody,
 }
 
+/// The fields of a table's row with its line.
+pub(super) type TableRow = (usize, Map<String, Value>);
+
 /// What a row holds, by the kind of its file.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RawBody {

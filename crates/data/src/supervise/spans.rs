@@ -82,10 +82,10 @@ pub(super) fn locate(
 /// The trained answers by their messages' indices.
 fn trained(chat: &Conversation, chosen: Chosen) -> Vec<usize> {
     let messages = chat.messages.iter().enumerate();
-    let answers = messages.filter(|(_, message)| message.role == Role::Assistant);
+    let mut answers = messages.filter(|(_, message)| message.role == Role::Assistant);
     let indices = |(index, message): (usize, &Message)| message.trained.then_some(index);
     match chosen {
-        Chosen::Last => answers.last().and_then(indices).into_iter().collect(),
+        Chosen::Last => answers.next_back().and_then(indices).into_iter().collect(),
         Chosen::Trained | Chosen::From(_) => answers.filter_map(indices).collect(),
     }
 }
@@ -198,10 +198,11 @@ impl Places<'_> {
             return Err(SpanError::Unstable { message });
         };
         let rest = &self.text[start..];
-        Ok(match self.ends.of_turn(rest) {
-            Some(length) => (vec![start..start + length], 0),
-            None => (vec![start..self.text.len()], 1),
-        })
+        let (length, open_turns) = match self.ends.of_turn(rest) {
+            Some(length) => (length, 0),
+            None => (rest.len(), 1),
+        };
+        Ok((std::iter::once(start..start + length).collect(), open_turns))
     }
 
     fn start(&self, index: usize) -> Result<Option<usize>, TemplateError> {
