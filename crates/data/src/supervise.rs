@@ -139,6 +139,7 @@ fn ends(tokenizer: &ChatTokenizer) -> Ends<'_> {
     Ends {
         end_of_turn: tokenizer.end_of_turn(),
         eos_token: tokenizer.eos_token(),
+        generation_prompt: tokenizer.generation_prompt(),
     }
 }
 

@@ -59,6 +59,7 @@ pub struct ChatTokenizer {
     eos: Option<(String, u32)>,
     add_bos: bool,
     end_of_turn: Option<EndOfTurn>,
+    generation_prompt: Option<String>,
     eos_token_ids: Vec<u32>,
     /// SHA-256 of the file and the special tokens.
     base_fingerprint: String,
@@ -114,6 +115,7 @@ impl ChatTokenizer {
             eos,
             add_bos,
             end_of_turn: None,
+            generation_prompt: None,
             eos_token_ids: special.eos_token_ids,
             base_fingerprint,
         };
@@ -186,6 +188,7 @@ impl ChatTokenizer {
 
     fn find_ends(&mut self) -> Result<(), DataError> {
         self.end_of_turn = self.find_end_of_turn()?;
+        self.generation_prompt = self.find_generation_prompt();
         let ends = [
             self.eos.as_ref().map(|(_, id)| *id),
             self.end_of_turn.as_ref().map(|end| end.token_id),
@@ -230,6 +233,12 @@ impl ChatTokenizer {
     /// ends in no special token.
     pub fn end_of_turn(&self) -> Option<&EndOfTurn> {
         self.end_of_turn.as_ref()
+    }
+
+    /// What the chat template writes for the model to answer after, such as
+    /// `<|im_start|>assistant\n`; `None` where it writes nothing or that is not known.
+    pub fn generation_prompt(&self) -> Option<&str> {
+        self.generation_prompt.as_deref()
     }
 
     /// Ids that end a generation: the configuration's, EOS, and the end-of-turn token.
@@ -305,6 +314,15 @@ impl ChatTokenizer {
     /// A decoder for tokens that arrive one by one.
     pub fn stream(&self, skip_special_tokens: bool) -> TokenStream<'_> {
         TokenStream::new(self, skip_special_tokens)
+    }
+
+    fn find_generation_prompt(&self) -> Option<String> {
+        let template = self.template.as_ref()?;
+        let chat = Conversation::new(vec![Message::new(Role::User, "question")]);
+        let without = template.render(&chat, false).ok()?;
+        let with = template.render(&chat, true).ok()?;
+        let prompt = with.strip_prefix(&without)?;
+        (!prompt.is_empty()).then(|| prompt.to_owned())
     }
 
     /// Renders an answer that cannot be mistaken and looks at what the template writes after it.

@@ -66,9 +66,12 @@ pub(super) fn locate(
         Chosen::From(message) => places.rest(message)?,
         Chosen::Trained | Chosen::Last => {
             let trained = trained(chat, chosen);
-            match places.marked(&trained)? {
-                Some(found) => found,
-                None => places.each(&trained)?,
+            if let Some(found) = places.marked(&trained)? {
+                found
+            } else if let Some(found) = places.bracketed(&trained)? {
+                found
+            } else {
+                places.each(&trained)?
             }
         }
     };
@@ -100,6 +103,8 @@ pub(super) struct Ends<'a> {
     pub(super) end_of_turn: Option<&'a EndOfTurn>,
     /// What it may write where that is not known.
     pub(super) eos_token: Option<&'a str>,
+    /// What stands before an answer.
+    pub(super) generation_prompt: Option<&'a str>,
 }
 
 impl Ends<'_> {
@@ -165,6 +170,48 @@ impl Places<'_> {
             spans.push(span.start..span.end + extra);
         }
         Ok(Some((spans, open_turns)))
+    }
+
+    /// The spans of many answers by one rendering with marks around each of them.
+    ///
+    /// It counts only where the mark behind every answer is followed by the known end token, the one
+    /// before it is preceded by the known generation prompt, and the rendering is the whole without
+    /// its marks. One answer alone is found as cheaply without.
+    fn bracketed(&self, trained: &[usize]) -> Result<Option<Spans>, SpanError> {
+        let (Some(end), Some(prompt)) = (self.ends.end_of_turn, self.ends.generation_prompt) else {
+            return Ok(None);
+        };
+        let [open, close, _] = MARKS;
+        if trained.len() < 2 || self.text.contains([open, close]) {
+            return Ok(None);
+        }
+        let mut chat = self.chat.clone();
+        for index in trained {
+            let content = &mut chat.messages[*index].content;
+            *content = format!("{open}{content}{close}");
+        }
+        let Ok(marked) = self.template.render(&chat, false) else {
+            return Ok(None);
+        };
+        let mut spans = Vec::with_capacity(trained.len());
+        let mut text = String::with_capacity(self.text.len());
+        let mut rest = marked.as_str();
+        while let Some((before, after)) = rest.split_once(open) {
+            let Some((answer, behind)) = after.split_once(close) else {
+                return Ok(None);
+            };
+            if !before.ends_with(prompt) || !behind.starts_with(&end.tail[..end.length]) {
+                return Ok(None);
+            }
+            text.push_str(before);
+            let start = text.len();
+            text.push_str(answer);
+            spans.push(start..text.len() + end.length);
+            rest = behind;
+        }
+        text.push_str(rest);
+        let found = text == self.text && spans.len() == trained.len();
+        Ok(found.then_some((spans, 0)))
     }
 
     fn each(&self, trained: &[usize]) -> Result<Spans, SpanError> {

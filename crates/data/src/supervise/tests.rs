@@ -625,3 +625,27 @@ fn built_in_templates_end_turns_in_tokens_and_never_double_bos() {
         ["<start_of_turn>", "<end_of_turn>"]
     );
 }
+
+proptest::proptest! {
+    #[test]
+    fn spans_of_many_answers_are_those_of_each(
+        contents in proptest::collection::vec("(<\\|im_end\\|>|<\\|im_start\\|>|[ab\u{e9} \n]){0,6}", 2..8), weights: u8, trims: bool,
+    ) {
+        let template = if trims { CHATML.replace("m.content", "m.content|trim") } else { CHATML.to_owned() };
+        let tokenizer = tokenizer(Some(&template));
+        let messages = contents.iter().enumerate().map(|(at, content)| {
+            let role = if at % 2 == 0 { User } else { Assistant };
+            let mut message = Message::new(role, content.as_str());
+            message.trained &= weights >> at & 1 == 0;
+            message
+        });
+        let chat = Conversation::new(messages.collect());
+        let template = tokenizer.template().unwrap();
+        let known = ends(&tokenizer);
+        proptest::prop_assert_eq!(known.generation_prompt, Some("<|im_start|>a\n"));
+        let unknown = Ends { generation_prompt: None, ..known };
+        let fast = spans::locate(template, &chat, known, Chosen::Trained);
+        let slow = spans::locate(template, &chat, unknown, Chosen::Trained);
+        proptest::prop_assert_eq!(fast.unwrap(), slow.unwrap());
+    }
+}
