@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Each crate uses only those further down, and the two leaves `data` and `formats`.
+/// Each crate uses only those further down, and `data` and `formats`; `data` uses `formats`.
 const ORDER: [&str; 6] = ["cli", "train", "model", "lora", "quant", "kernels"];
 
 fn manifests() -> BTreeMap<String, toml::Table> {
@@ -31,7 +31,7 @@ fn ours(manifest: &toml::Table) -> Vec<String> {
 fn crates_depend_only_to_their_right() {
     let allowed = |from: &str, to: &str| match to {
         "data" => ["train", "cli"].contains(&from),
-        "formats" => ["lora", "model", "train", "cli"].contains(&from),
+        "formats" => ["data", "lora", "model", "train", "cli"].contains(&from),
         _ => {
             let place = |name| ORDER.iter().position(|other| *other == name);
             place(from)

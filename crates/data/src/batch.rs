@@ -3,6 +3,7 @@
 use crate::IGNORE_INDEX;
 use crate::dataset::Example;
 use crate::error::DataError;
+use crate::store::TokenRows;
 
 /// A micro-batch without padding.
 ///
@@ -37,6 +38,47 @@ impl Batch {
                 actual: row.to_string(),
             })?;
             batch.push(&example.input_ids, &example.labels, row)?;
+        }
+        Ok(batch)
+    }
+
+    /// The batch of these rows of a data set in memory or on the disk.
+    ///
+    /// # Errors
+    /// As [`Self::from_examples`].
+    pub fn from_rows(data: &TokenRows, rows: &[usize]) -> Result<Self, DataError> {
+        let mut batch = Self::empty();
+        for &row in rows {
+            let view = data.row(row).ok_or_else(|| DataError::Batch {
+                what: "row",
+                expected: format!("a number below {}", data.len()),
+                actual: row.to_string(),
+            })?;
+            batch.push(view.input_ids, &view.labels, row)?;
+        }
+        Ok(batch)
+    }
+
+    /// The same batch with every document padded on the right to the longest, for comparison with
+    /// code that pads: `pad_id` without labels, positions counted on.
+    ///
+    /// # Errors
+    /// [`DataError::Batch`] for more than 2³² tokens.
+    pub fn padded(&self, pad_id: u32) -> Result<Self, DataError> {
+        let documents = self.cu_seqlens.windows(2);
+        let longest = documents
+            .clone()
+            .map(|ends| ends[1] - ends[0])
+            .max()
+            .unwrap_or(0) as usize;
+        let mut batch = Self::empty();
+        for (ends, row) in documents.zip(&self.rows) {
+            let range = ends[0] as usize..ends[1] as usize;
+            let mut ids = self.input_ids[range.clone()].to_vec();
+            let mut labels = self.labels[range].to_vec();
+            ids.resize(longest, pad_id);
+            labels.resize(longest, IGNORE_INDEX);
+            batch.push(&ids, &labels, *row)?;
         }
         Ok(batch)
     }

@@ -33,6 +33,15 @@ impl Role {
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|role| role.as_str() == name)
     }
+
+    /// The role with this name, or with one of the names that some models and interfaces use.
+    pub fn from_alias(name: &str) -> Option<Self> {
+        match name {
+            "developer" => Some(Role::System),
+            "function" | "ipython" => Some(Role::Tool),
+            _ => Self::from_name(name),
+        }
+    }
 }
 
 /// One turn.
@@ -105,11 +114,29 @@ impl Instruction {
     }
 }
 
+/// A `prompt_completion` row of texts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Completion {
+    /// What stands before.
+    pub prompt: String,
+    /// What the model is to write.
+    pub completion: String,
+}
+
 /// One row.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Record {
-    /// A `messages` row.
+    /// A `messages` or `sharegpt` row.
     Conversation(Conversation),
+    /// A `prompt_completion` row of messages.
+    Chat {
+        /// Prompt and completion; only turns of the completion are trained.
+        chat: Conversation,
+        /// How many messages are the prompt.
+        prompt_messages: usize,
+    },
+    /// A `prompt_completion` row of texts.
+    Completion(Completion),
     /// An `alpaca` row.
     Instruction(Instruction),
     /// A `text` row.

@@ -1,21 +1,19 @@
 //! A data file as ids and labels.
 
 use std::path::Path;
+use std::time::Duration;
 
-use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use crate::IGNORE_INDEX;
-use crate::conversation::Record;
 use crate::error::{DataError, SpanError};
 use crate::format::Format;
-use crate::jsonl::{JsonlReader, Line, parse_line};
+use crate::lengths::LengthHistogram;
+use crate::pipeline::{RowSink, TokenizeOptions, TokenizedRow, tokenize};
 use crate::prompt_template::PromptTemplate;
-use crate::supervise::{RowError, Supervised, Supervision, supervise};
+use crate::source::Source;
+use crate::supervise::{RowError, Supervision};
 use crate::tokenizer::ChatTokenizer;
-
-/// Lines that are parsed and tokenised together.
-const CHUNK: usize = 512;
 
 /// How a data file is to be read.
 #[derive(Clone, Debug)]
@@ -49,10 +47,11 @@ impl Example {
 }
 
 /// What became of the rows of a file.
-#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
 #[non_exhaustive]
 pub struct DataReport {
-    /// Rows read.
+    /// Rows read, skipped ones included.
     pub rows: usize,
     /// Rows kept.
     pub kept: usize,
@@ -70,6 +69,10 @@ pub struct DataReport {
     pub longest: usize,
     /// Trained turns that no special token ends.
     pub open_turns: usize,
+    /// Rows that say the same as one before them, among the first four million different ones.
+    pub duplicates: usize,
+    /// Rows by length before they were cut.
+    pub lengths: LengthHistogram,
 }
 
 /// A tokenised file.
@@ -88,8 +91,33 @@ pub struct LoadProgress {
     pub rows: usize,
     /// Bytes read.
     pub bytes: u64,
-    /// Bytes of the file.
+    /// Bytes of all files.
     pub total_bytes: u64,
+    /// Time since the beginning.
+    pub elapsed: Duration,
+}
+
+impl LoadProgress {
+    /// Bytes read each second; 0 at the beginning.
+    pub fn bytes_per_second(&self) -> f64 {
+        rate(self.bytes as f64, self.elapsed)
+    }
+
+    /// Rows tokenised each second; 0 at the beginning.
+    pub fn rows_per_second(&self) -> f64 {
+        rate(self.rows as f64, self.elapsed)
+    }
+
+    /// Time that the rest will take if it goes on like this; `None` at the beginning.
+    pub fn time_left(&self) -> Option<Duration> {
+        let rest = self.total_bytes.saturating_sub(self.bytes) as f64;
+        Duration::try_from_secs_f64(rest / self.bytes_per_second()).ok()
+    }
+}
+
+fn rate(count: f64, elapsed: Duration) -> f64 {
+    let seconds = elapsed.as_secs_f64();
+    if seconds > 0.0 { count / seconds } else { 0.0 }
 }
 
 impl Dataset {
@@ -111,10 +139,7 @@ impl Dataset {
                 hash.update(label.to_le_bytes());
             }
         }
-        hash.finalize()
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect()
+        crate::hex(&hash.finalize())
     }
 }
 
@@ -132,40 +157,28 @@ pub fn load(
     tokenizer: &ChatTokenizer,
     progress: &mut dyn FnMut(LoadProgress),
 ) -> Result<Dataset, DataError> {
-    options.check()?;
-    let mut reader = JsonlReader::open(path)?;
-    let total_bytes = std::fs::metadata(path).map_or(0, |file| file.len());
-    let mut dataset = Dataset::default();
-    loop {
-        let (lines, failure) = next_chunk(&mut reader);
-        let rows: Vec<Result<Supervised, DataError>> = lines
-            .par_iter()
-            .map(|line| encode_line(path, line, options, tokenizer))
-            .collect();
-        // In file order, so that the first broken line is the one reported.
-        for (line, row) in lines.iter().zip(rows) {
-            dataset.push(row?, line.number, options.max_seq_length);
-        }
-        if let Some(error) = failure {
-            return Err(error);
-        }
-        if lines.is_empty() {
-            break;
-        }
-        progress(LoadProgress {
-            rows: dataset.report.rows,
-            bytes: reader.bytes(),
-            total_bytes,
-        });
+    let options = TokenizeOptions::from(options.clone());
+    let mut examples = Vec::new();
+    let source = Source::from_file(path);
+    let outcome = tokenize(&[source], &options, tokenizer, &mut examples, progress)?;
+    Ok(Dataset {
+        examples,
+        report: outcome.report,
+    })
+}
+
+impl RowSink for Vec<Example> {
+    fn push(&mut self, row: TokenizedRow) -> Result<(), DataError> {
+        Vec::push(
+            self,
+            Example {
+                input_ids: row.input_ids,
+                labels: row.labels,
+                line: row.line,
+            },
+        );
+        Ok(())
     }
-    if dataset.examples.is_empty() {
-        return Err(DataError::NothingToTrain {
-            path: path.to_owned(),
-            rows: dataset.report.rows,
-            max_seq_length: options.max_seq_length,
-        });
-    }
-    Ok(dataset)
 }
 
 impl DataOptions {
@@ -181,6 +194,14 @@ impl DataOptions {
                 actual: self.max_seq_length.to_string(),
             });
         }
+        let has_completion = matches!(self.format, Format::Alpaca | Format::PromptCompletion);
+        if self.supervision == Supervision::Completion && !has_completion {
+            return Err(DataError::Option {
+                option: "train_on",
+                expected: "\"responses\", \"last_turn\" or \"all\" beside this format".to_owned(),
+                actual: format!("\"completion\" with format \"{}\"", self.format),
+            });
+        }
         if self.template.is_some() && self.format != Format::Alpaca {
             return Err(DataError::Option {
                 option: "prompt_template",
@@ -192,78 +213,13 @@ impl DataOptions {
     }
 }
 
-impl Dataset {
-    fn push(&mut self, row: Supervised, line: usize, max_seq_length: usize) {
-        let Supervised {
-            mut input_ids,
-            mut labels,
-            open_turns,
-        } = row;
-        let length = input_ids.len();
-        input_ids.truncate(max_seq_length);
-        labels.truncate(max_seq_length);
-        let supervised = supervised_tokens(&labels);
-        let report = &mut self.report;
-        report.rows += 1;
-        report.longest = report.longest.max(length);
-        if supervised == 0 {
-            report.dropped += 1;
-            report.dropped_lines.push(line);
-            return;
-        }
-        report.kept += 1;
-        report.truncated += usize::from(length > max_seq_length);
-        report.tokens += input_ids.len() as u64;
-        report.supervised_tokens += supervised as u64;
-        report.open_turns += open_turns;
-        self.examples.push(Example {
-            input_ids,
-            labels,
-            line,
-        });
-    }
-}
-
-fn supervised_tokens(labels: &[i64]) -> usize {
+/// How many labels are predicted.
+pub(crate) fn supervised_tokens(labels: &[i64]) -> usize {
     labels
         .iter()
         .skip(1)
         .filter(|label| **label != IGNORE_INDEX)
         .count()
-}
-
-/// Up to [`CHUNK`] lines and a few megabytes, and the error that cut them short.
-fn next_chunk(reader: &mut JsonlReader) -> (Vec<Line>, Option<DataError>) {
-    const BYTES: usize = 8 << 20;
-    let mut lines = Vec::new();
-    let mut bytes = 0;
-    while lines.len() < CHUNK && bytes < BYTES {
-        match reader.next() {
-            Some(Ok(line)) => {
-                bytes += line.text.len();
-                lines.push(line);
-            }
-            Some(Err(error)) => return (lines, Some(error)),
-            None => break,
-        }
-    }
-    (lines, None)
-}
-
-fn encode_line(
-    path: &Path,
-    line: &Line,
-    options: &DataOptions,
-    tokenizer: &ChatTokenizer,
-) -> Result<Supervised, DataError> {
-    let record: Record = parse_line(path, line, options.format)?;
-    supervise(
-        &record,
-        tokenizer,
-        options.template.as_ref(),
-        options.supervision,
-    )
-    .map_err(|error| row_error(path, line.number, error))
 }
 
 /// Adds file and line.
@@ -280,6 +236,11 @@ pub(crate) fn row_error(path: &Path, line: usize, error: RowError) -> DataError 
             field: "input".to_owned(),
             expected: "nothing, since the prompt template has no {input}".to_owned(),
             found: "text; add {input} to the template".to_owned(),
+        },
+        RowError::NoCompletion => DataError::Option {
+            option: "train_on",
+            expected: "something that conversations have, such as \"responses\"".to_owned(),
+            actual: "\"completion\"".to_owned(),
         },
         RowError::NoEos => DataError::Option {
             option: "eos_token",

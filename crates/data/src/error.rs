@@ -18,6 +18,146 @@ pub enum DataError {
         #[source]
         source: std::io::Error,
     },
+    /// A data source that leads to nothing.
+    #[error(
+        "there is no {spec:?}; expected a file, a folder, a glob such as data/*.jsonl, or the \
+         local copy of a hub data set"
+    )]
+    NoSource {
+        /// The source as given.
+        spec: String,
+    },
+    /// A folder or glob without a file that could be read.
+    #[error(
+        "{spec:?} holds no data file; expected files ending in {expected}, optionally with .gz or \
+         .zst behind (files of other kinds: {others})"
+    )]
+    NoFiles {
+        /// The source as given.
+        spec: String,
+        /// The endings that are read.
+        expected: &'static str,
+        /// How many other files are there.
+        others: usize,
+    },
+    /// A glob that cannot be parsed.
+    #[error("{spec:?} is not a valid glob")]
+    Glob {
+        /// The source as given.
+        spec: String,
+        /// The reason, with the place.
+        #[source]
+        source: glob::PatternError,
+    },
+    /// A file of a kind that is not read.
+    #[error(
+        "{path}: expected a file ending in {expected}, optionally with .gz or .zst behind; rename \
+         or convert it",
+        path = path.display()
+    )]
+    UnknownKind {
+        /// The file.
+        path: PathBuf,
+        /// The endings that are read.
+        expected: &'static str,
+    },
+    /// A compressed file that cannot be decompressed.
+    #[error(
+        "{path} is damaged or not what its ending says; compress it again, or take the ending away",
+        path = path.display()
+    )]
+    Compressed {
+        /// The file.
+        path: PathBuf,
+        /// The decompressor's reason.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A compressed file that grows beyond reason.
+    #[error(
+        "{path}: expected at most {max_ratio} bytes from each compressed byte, found more than \
+         {written} bytes from {read}; if the file is sound, decompress it and name the result",
+        path = path.display()
+    )]
+    Bomb {
+        /// The file.
+        path: PathBuf,
+        /// The limit.
+        max_ratio: u64,
+        /// Compressed bytes read.
+        read: u64,
+        /// Bytes that came of them.
+        written: u64,
+    },
+    /// A file that changed while it was read.
+    #[error(
+        "{path} changed while it was read: expected {expected}, found {actual}; let its writer \
+         finish and start again",
+        path = path.display()
+    )]
+    Changed {
+        /// The file.
+        path: PathBuf,
+        /// Length and time of change at the beginning.
+        expected: String,
+        /// The same at the end.
+        actual: String,
+    },
+    /// A file whose rows are not laid out as its kind asks for.
+    #[error("{path}, line {line}: expected {expected}, found {found}", path = path.display())]
+    Layout {
+        /// The file.
+        path: PathBuf,
+        /// Line number, from 1.
+        line: usize,
+        /// What may stand there.
+        expected: String,
+        /// What stands there.
+        found: String,
+        /// Whether the rows after it can be read all the same.
+        recoverable: bool,
+    },
+    /// A Parquet file that cannot be read.
+    #[error("{path} cannot be read as Parquet (row {row}); write it again", path = path.display())]
+    Parquet {
+        /// The file.
+        path: PathBuf,
+        /// Rows read before, plus 1.
+        row: usize,
+        /// The reader's reason.
+        #[source]
+        source: Source,
+    },
+    /// Rows that look like several formats, or like none.
+    #[error("{path}, line {line}: cannot tell the format: {problem}; set `format` to one of {expected}", path = path.display())]
+    Detect {
+        /// The file.
+        path: PathBuf,
+        /// Line number, from 1.
+        line: usize,
+        /// What is unclear.
+        problem: String,
+        /// The formats that are known.
+        expected: String,
+    },
+    /// More broken rows than allowed.
+    #[error("more than {limit} rows cannot be used; the next one is")]
+    TooManyBadRows {
+        /// The number allowed.
+        limit: usize,
+        /// The row that was one too many.
+        #[source]
+        source: Box<DataError>,
+    },
+    /// The tokenised cache cannot be written or read.
+    #[error("the tokenised data in {path} cannot be used", path = path.display())]
+    Cache {
+        /// The file.
+        path: PathBuf,
+        /// The reason.
+        #[source]
+        source: Box<backdraft_formats::FormatError>,
+    },
     /// A line is not UTF-8.
     #[error(
         "{path}, line {line}: expected UTF-8 text, found an invalid sequence at byte {byte} of the \
@@ -173,6 +313,67 @@ pub enum DataError {
     },
 }
 
+impl DataError {
+    /// Whether the error is about one row only, so that the rows after it can still be used.
+    pub fn is_about_a_row(&self) -> bool {
+        match self {
+            Self::NotUtf8 { .. }
+            | Self::LineTooLong { .. }
+            | Self::Json { .. }
+            | Self::Field { .. }
+            | Self::Render { .. }
+            | Self::Span { .. }
+            | Self::Encode { .. } => true,
+            Self::Layout { recoverable, .. } => *recoverable,
+            _ => false,
+        }
+    }
+
+    /// The file that an error about a row is in.
+    pub fn path(&self) -> Option<&std::path::Path> {
+        match self {
+            Self::NotUtf8 { path, .. }
+            | Self::LineTooLong { path, .. }
+            | Self::Json { path, .. }
+            | Self::Field { path, .. }
+            | Self::Render { path, .. }
+            | Self::Span { path, .. }
+            | Self::Encode { path, .. }
+            | Self::Layout { path, .. } => Some(path),
+            _ => None,
+        }
+    }
+
+    /// Where in its file the error is: the line, or the row of a Parquet file.
+    pub fn line(&self) -> Option<usize> {
+        match self {
+            Self::NotUtf8 { line, .. }
+            | Self::LineTooLong { line, .. }
+            | Self::Json { line, .. }
+            | Self::Field { line, .. }
+            | Self::Render { line, .. }
+            | Self::Span { line, .. }
+            | Self::Encode { line, .. }
+            | Self::Layout { line, .. }
+            | Self::Detect { line, .. } => Some(*line),
+            Self::Parquet { row, .. } => Some(*row),
+            _ => None,
+        }
+    }
+
+    /// The message with those of its causes, on one line.
+    pub fn with_causes(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            text.push_str(": ");
+            text.push_str(&error.to_string());
+            cause = error.source();
+        }
+        text
+    }
+}
+
 /// A problem with a chat template or a prompt template.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -196,6 +397,15 @@ pub enum TemplateError {
         /// The engine's reason.
         #[source]
         source: minijinja::Error,
+    },
+    /// The template does more work than any sensible one.
+    #[error(
+        "the chat template did more than {limit} steps of work on one conversation; it loops. Use \
+         the template that belongs to the model, or a built-in one"
+    )]
+    Endless {
+        /// The limit.
+        limit: u64,
     },
     /// The rendering is larger than any sensible conversation.
     #[error("the chat template wrote more than {limit} bytes; it is broken or hostile")]

@@ -9,6 +9,7 @@ use serde_json::Value;
 use crate::conversation::Record;
 use crate::error::DataError;
 use crate::format::{FieldError, Format};
+use crate::source::read_error;
 
 /// The longest line that is read, in bytes.
 pub const MAX_LINE_BYTES: usize = 32 << 20;
@@ -34,6 +35,7 @@ pub struct JsonlReader<R = BufReader<File>> {
     number: usize,
     bytes: u64,
     failed: bool,
+    inside_long_line: bool,
     buffer: Vec<u8>,
 }
 
@@ -60,6 +62,7 @@ impl<R: BufRead> JsonlReader<R> {
             number: 0,
             bytes: 0,
             failed: false,
+            inside_long_line: false,
             buffer: Vec::new(),
         }
     }
@@ -69,22 +72,25 @@ impl<R: BufRead> JsonlReader<R> {
         self.bytes
     }
 
-    fn read_line(&mut self) -> Result<Option<Line>, DataError> {
+    /// The next line that is not blank. After an error about a line the next ones can be read.
+    ///
+    /// # Errors
+    /// [`DataError::Io`] and its kin, [`DataError::NotUtf8`] and [`DataError::LineTooLong`].
+    pub fn next_line(&mut self) -> Result<Option<Line>, DataError> {
+        self.skip_rest()?;
         loop {
             self.buffer.clear();
             let limit = MAX_LINE_BYTES as u64 + 2;
             let read = (&mut self.reader)
                 .take(limit)
                 .read_until(b'\n', &mut self.buffer)
-                .map_err(|source| DataError::Io {
-                    path: self.path.clone(),
-                    source,
-                })?;
+                .map_err(|source| read_error(&self.path, source))?;
             if read == 0 {
                 return Ok(None);
             }
             self.number += 1;
             self.bytes += read as u64;
+            self.inside_long_line = read as u64 == limit && !self.buffer.ends_with(b"\n");
             let text = self.check_line()?;
             if !text.trim().is_empty() {
                 return Ok(Some(Line {
@@ -93,6 +99,22 @@ impl<R: BufRead> JsonlReader<R> {
                 }));
             }
         }
+    }
+
+    /// Passes over what is left of a line that was too long.
+    fn skip_rest(&mut self) -> Result<(), DataError> {
+        while self.inside_long_line {
+            let buffer = self
+                .reader
+                .fill_buf()
+                .map_err(|source| read_error(&self.path, source))?;
+            let end = buffer.iter().position(|byte| *byte == b'\n');
+            let length = end.map_or(buffer.len(), |at| at + 1);
+            self.inside_long_line = end.is_none() && length > 0;
+            self.reader.consume(length);
+            self.bytes += length as u64;
+        }
+        Ok(())
     }
 
     fn check_line(&self) -> Result<&str, DataError> {
@@ -124,7 +146,7 @@ impl<R: BufRead> Iterator for JsonlReader<R> {
         if self.failed {
             return None;
         }
-        let line = self.read_line().transpose();
+        let line = self.next_line().transpose();
         self.failed = matches!(line, Some(Err(_)));
         line
     }
@@ -145,7 +167,8 @@ pub fn parse_line(path: &Path, line: &Line, format: Format) -> Result<Record, Da
         .map_err(|error| field_error(path, line.number, error))
 }
 
-fn field_error(path: &Path, line: usize, error: FieldError) -> DataError {
+/// Adds file and line.
+pub(crate) fn field_error(path: &Path, line: usize, error: FieldError) -> DataError {
     let FieldError {
         field,
         expected,

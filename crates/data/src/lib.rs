@@ -1,24 +1,31 @@
 //! From a file of rows to padding-free training batches.
 //!
 //! ```text
-//! JSONL line ──format──▶ Record ──template──▶ text + spans ──tokenizer──▶ ids, labels (Example)
-//!                                                                            │
-//!                          Batch ◀──batch── rows of a micro-batch ◀──loader──┘
+//! files ──source──▶ RawRow ──format──▶ Record ──template──▶ text + spans ──tokenizer──▶ ids, labels
+//!                                                                                        │
+//!        Batch ◀──batch── rows of a micro-batch ◀──loader, pack── TokenRows ◀──pipeline, cache
 //! ```
 //!
 //! | module | noun |
 //! |---|---|
+//! | [`source`] | [`Source`]: files, folders and globs behind one streaming reader |
 //! | [`conversation`] | [`Record`]: what one row says, whatever its format |
-//! | [`mod@format`] | [`Format`]: alpaca, messages and text rows |
+//! | [`mod@format`] | [`Format`]: how rows of each kind are read, told apart, and renamed |
 //! | [`jsonl`] | the line reader with bounded memory |
-//! | [`template`] | [`ChatTemplate`] (Jinja, as transformers sets it) |
+//! | [`template`] | [`ChatTemplate`] (Jinja, as transformers sets it), [`BuiltinTemplate`] |
 //! | [`prompt_template`] | [`PromptTemplate`] (placeholders from a recipe) |
 //! | [`tokenizer`] | [`ChatTokenizer`]: ids, byte offsets, end-of-turn, streaming decoder |
 //! | [`supervise`] | which tokens a row trains, by text offsets |
-//! | [`dataset`] | [`Dataset`]: the tokenised file and its report |
-//! | [`prompts`] | prompts and expected answers for generation scores |
-//! | [`loader`] | [`Loader`]: the seeded order, counted in optimiser steps |
+//! | [`pipeline`] | [`tokenize()`]: all rows of all sources, on all cores |
+//! | [`findings`] | [`Findings`]: what is wrong with rows that can be read |
+//! | [`lengths`] | how long rows are |
+//! | [`store`], [`cache`] | [`TokenRows`]: tokenised rows in memory or mapped from the disk |
+//! | [`dataset`] | [`Dataset`]: one file in memory |
+//! | [`eval_split`] | which rows are kept for evaluation |
+//! | [`pack`], [`loader`] | [`Loader`]: which rows share a micro-batch, and the seeded order |
 //! | [`batch`] | [`Batch`]: documents laid end to end |
+//! | [`preview`](mod@preview) | [`Preview`]: rows as the model sees them, as text and as a page |
+//! | [`prompts`] | prompts and expected answers for generation scores |
 //! | [`synthetic`] | the quickstart's generator and its exact scoring |
 //! | [`score`] | exact match and first word of generated answers |
 //!
@@ -26,33 +33,56 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod batch;
+pub mod cache;
 pub mod conversation;
 pub mod dataset;
 pub mod error;
+pub mod eval_split;
+pub mod findings;
 pub mod format;
 pub mod jsonl;
+pub mod lengths;
 pub mod loader;
+pub mod pack;
+pub mod pipeline;
+pub mod preview;
 pub mod prompt_template;
 pub mod prompts;
 pub mod rng;
 pub mod score;
+pub mod source;
+pub mod store;
 pub mod supervise;
 pub mod synthetic;
 pub mod template;
 pub mod tokenizer;
 
 pub use batch::Batch;
+pub use cache::{Cached, tokenize_cached};
 pub use conversation::{Conversation, Instruction, Message, Record, Role};
 pub use dataset::{DataOptions, DataReport, Dataset, Example, LoadProgress, load};
 pub use error::{DataError, SpanError, TemplateError};
-pub use format::Format;
-pub use loader::{Loader, LoaderState};
+pub use eval_split::{EvalSplit, split_fraction, unseen_rows};
+pub use findings::{Finding, Findings, RowPlace};
+pub use format::{FieldMap, Format};
+pub use loader::{Loader, LoaderOptions, LoaderState};
+pub use pack::{Batching, Density};
+pub use pipeline::{Outcome, Overlong, RowSink, SkippedRow, TokenizeOptions, tokenize};
+pub use preview::{Preview, preview};
 pub use prompt_template::PromptTemplate;
 pub use prompts::{Prompt, load_prompts};
 pub use score::GenerationScores;
+pub use source::Source;
+pub use store::TokenRows;
 pub use supervise::Supervision;
 pub use template::ChatTemplate;
+pub use template::builtin::BuiltinTemplate;
 pub use tokenizer::{ChatTokenizer, SpecialTokens, TokenStream};
 
 /// The label of a position that is not trained.
 pub const IGNORE_INDEX: i64 = -100;
+
+/// Bytes in hexadecimal.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -41,10 +41,12 @@ pub fn load_prompts(
             Record::Instruction(row) => {
                 from_instruction(path, line.number, &row, options, tokenizer)?
             }
+            Record::Chat { chat, .. } => from_chat(path, line.number, chat, tokenizer)?,
+            Record::Completion(row) => (row.prompt, row.completion, true),
             Record::Text(_) => {
                 return Err(DataError::Option {
                     option: "format",
-                    expected: "\"messages\" or \"alpaca\", whose rows have answers".to_owned(),
+                    expected: "a format whose rows have answers".to_owned(),
                     actual: "\"text\"".to_owned(),
                 });
             }
@@ -90,7 +92,7 @@ fn from_chat(
         }
     };
     let rendered = tokenizer
-        .template()
+        .template_for(&chat)
         .ok_or(TemplateError::Missing)
         .and_then(|template| template.render(&chat, true))
         .map_err(|error| row_error(path, line, RowError::Template(error)))?;

@@ -1,9 +1,11 @@
 //! Chat templates: Jinja as transformers sets it, in a sandbox.
 
+pub mod builtin;
 mod functions;
 mod source;
 
 use std::io::{self, Write};
+use std::ops::Range;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
@@ -21,6 +23,9 @@ const RECURSION_LIMIT: usize = 200;
 /// The largest rendering, in bytes.
 pub const MAX_RENDERED_BYTES: usize = 64 << 20;
 
+/// A rendered text with the bytes of it that are marked, ascending.
+pub type MarkedText = (String, Vec<Range<usize>>);
+
 /// A compiled chat template.
 ///
 /// A template is untrusted code: it sees no file, loads no other template, and stops at a limit
@@ -31,6 +36,8 @@ pub const MAX_RENDERED_BYTES: usize = 64 << 20;
 /// `raise_exception`, `strftime_now`, `tojson` without HTML escapes, `{% generation %}`.
 pub struct ChatTemplate {
     environment: Environment<'static>,
+    marks_answers: bool,
+    source: String,
     bos_token: Option<String>,
     eos_token: Option<String>,
 }
@@ -61,11 +68,15 @@ impl ChatTemplate {
         environment
             .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         functions::add(&mut environment, chrono::Local::now().naive_local());
+        functions::add_generation(&mut environment);
+        let (rewritten, marks_answers) = source::with_generation_filters(source);
         environment
-            .add_template_owned(NAME, source::without_generation_tags(source))
+            .add_template_owned(NAME, rewritten)
             .map_err(|source| TemplateError::Parse { source })?;
         Ok(Self {
             environment,
+            marks_answers,
+            source: source.to_owned(),
             bos_token: bos_token.map(str::to_owned),
             eos_token: eos_token.map(str::to_owned),
         })
@@ -88,6 +99,33 @@ impl ChatTemplate {
         )
     }
 
+    /// The Jinja text as it was given.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// Whether the template says by `{% generation %}` what the model writes.
+    pub fn marks_answers(&self) -> bool {
+        self.marks_answers
+    }
+
+    /// Renders a conversation and gives the bytes inside `{% generation %}` with it; `None` where
+    /// they cannot be told, as in a template without that tag.
+    ///
+    /// # Errors
+    /// As [`Self::render`].
+    pub fn render_marked(
+        &self,
+        conversation: &Conversation,
+    ) -> Result<Option<MarkedText>, TemplateError> {
+        if !self.marks_answers {
+            return Ok(None);
+        }
+        let mut context = self.context(&conversation.messages, conversation.tools.as_ref(), false);
+        context.insert(functions::MARKS.into(), true.into());
+        Ok(functions::unmark(&self.render_context(context)?))
+    }
+
     /// [`Self::render`] for a part of a conversation.
     ///
     /// # Errors
@@ -98,7 +136,11 @@ impl ChatTemplate {
         tools: Option<&Json>,
         add_generation_prompt: bool,
     ) -> Result<String, TemplateError> {
-        let context = self.context(messages, tools, add_generation_prompt);
+        self.render_context(self.context(messages, tools, add_generation_prompt))
+    }
+
+    fn render_context(&self, context: Map<String, Json>) -> Result<String, TemplateError> {
+        let context = Value::from(Serde(Json::Object(context)));
         let mut output = Limited {
             bytes: Vec::new(),
             exceeded: false,
@@ -124,7 +166,7 @@ impl ChatTemplate {
         messages: &[Message],
         tools: Option<&Json>,
         add_generation_prompt: bool,
-    ) -> Value {
+    ) -> Map<String, Json> {
         let messages: Vec<Json> = messages.iter().map(message_json).collect();
         let mut context = Map::new();
         context.insert("messages".into(), messages.into());
@@ -140,7 +182,7 @@ impl ChatTemplate {
                 context.insert(key.into(), token.as_str().into());
             }
         }
-        Value::from(Serde(Json::Object(context)))
+        context
     }
 }
 
@@ -173,7 +215,10 @@ fn render_error(error: minijinja::Error) -> TemplateError {
         }
         source = cause.source();
     }
-    TemplateError::Render { source: error }
+    match error.kind() {
+        ErrorKind::OutOfFuel => TemplateError::Endless { limit: FUEL },
+        _ => TemplateError::Render { source: error },
+    }
 }
 
 struct Limited {

@@ -4,6 +4,7 @@ mod stream;
 #[cfg(test)]
 pub(crate) mod tests;
 
+use sha2::{Digest, Sha256};
 use tokenizers::Tokenizer;
 
 use crate::conversation::{Conversation, Message, Role};
@@ -53,11 +54,15 @@ pub struct EndOfTurn {
 pub struct ChatTokenizer {
     tokenizer: Tokenizer,
     template: Option<ChatTemplate>,
+    tool_use_template: Option<ChatTemplate>,
     bos: Option<(String, u32)>,
     eos: Option<(String, u32)>,
     add_bos: bool,
     end_of_turn: Option<EndOfTurn>,
+    generation_prompt: Option<String>,
     eos_token_ids: Vec<u32>,
+    /// SHA-256 of the file and the special tokens.
+    base_fingerprint: String,
 }
 
 impl ChatTokenizer {
@@ -74,6 +79,10 @@ impl ChatTokenizer {
         special: SpecialTokens,
         chat_template: Option<&str>,
     ) -> Result<Self, DataError> {
+        let mut base = Sha256::new();
+        base.update(tokenizer_json);
+        base.update(format!("{special:?}"));
+        let base_fingerprint = crate::hex(&base.finalize());
         let mut tokenizer = Tokenizer::from_bytes(tokenizer_json)
             .map_err(tokenizer_error("parsing tokenizer.json"))?;
         tokenizer
@@ -101,28 +110,108 @@ impl ChatTokenizer {
         let mut this = Self {
             tokenizer,
             template,
+            tool_use_template: None,
             bos,
             eos,
             add_bos,
             end_of_turn: None,
+            generation_prompt: None,
             eos_token_ids: special.eos_token_ids,
+            base_fingerprint,
         };
-        this.end_of_turn = this.find_end_of_turn()?;
-        let ends = [
-            this.eos.as_ref().map(|(_, id)| *id),
-            this.end_of_turn.as_ref().map(|end| end.token_id),
-        ];
-        for id in ends.into_iter().flatten() {
-            if !this.eos_token_ids.contains(&id) {
-                this.eos_token_ids.push(id);
+        this.find_ends()?;
+        Ok(this)
+    }
+
+    /// The same tokenizer with another chat template, such as a
+    /// [built-in one](crate::template::builtin::BuiltinTemplate).
+    ///
+    /// # Errors
+    /// [`DataError::Template`] if it cannot be parsed.
+    pub fn with_template(mut self, source: &str) -> Result<Self, DataError> {
+        self.template = Some(self.compile(source)?);
+        self.tool_use_template = None;
+        self.find_ends()?;
+        Ok(self)
+    }
+
+    /// The same tokenizer with a second template for conversations with tools, which models with a
+    /// list of templates call `tool_use`.
+    ///
+    /// # Errors
+    /// [`DataError::Template`] if it cannot be parsed.
+    pub fn with_tool_use_template(mut self, source: &str) -> Result<Self, DataError> {
+        self.tool_use_template = Some(self.compile(source)?);
+        Ok(self)
+    }
+
+    /// SHA-256 of everything that ids depend on, in hexadecimal: the file, the special tokens, the
+    /// templates, and today's date where a template writes it.
+    pub fn fingerprint(&self) -> String {
+        let mut hash = Sha256::new();
+        hash.update(&self.base_fingerprint);
+        for template in [&self.template, &self.tool_use_template] {
+            hash.update([u8::from(template.is_some())]);
+            if let Some(template) = template {
+                hash.update((template.source().len() as u64).to_le_bytes());
+                hash.update(template.source());
+                if template.source().contains("strftime_now") {
+                    hash.update(chrono::Local::now().format("%Y-%m-%d").to_string());
+                }
             }
         }
-        Ok(this)
+        crate::hex(&hash.finalize())
+    }
+
+    /// Texts like `<|im_end|>` that the chat template writes and the vocabulary lacks: the template
+    /// belongs to another family of models.
+    pub fn foreign_markers(&self) -> Vec<String> {
+        let chat = Conversation::new(vec![
+            Message::new(Role::User, "question"),
+            Message::new(Role::Assistant, "answer"),
+        ]);
+        let rendered = self.template().map(|template| template.render(&chat, true));
+        match rendered {
+            Some(Ok(text)) => crate::findings::unknown_markers(&text, self),
+            // A template that wants other turns shows its markers when rows are rendered.
+            Some(Err(_)) | None => Vec::new(),
+        }
+    }
+
+    fn compile(&self, source: &str) -> Result<ChatTemplate, DataError> {
+        Ok(ChatTemplate::new(
+            source,
+            self.bos_token(),
+            self.eos_token(),
+        )?)
+    }
+
+    fn find_ends(&mut self) -> Result<(), DataError> {
+        self.end_of_turn = self.find_end_of_turn()?;
+        self.generation_prompt = self.find_generation_prompt();
+        let ends = [
+            self.eos.as_ref().map(|(_, id)| *id),
+            self.end_of_turn.as_ref().map(|end| end.token_id),
+        ];
+        for id in ends.into_iter().flatten() {
+            if !self.eos_token_ids.contains(&id) {
+                self.eos_token_ids.push(id);
+            }
+        }
+        Ok(())
     }
 
     /// The chat template, if the model has one.
     pub fn template(&self) -> Option<&ChatTemplate> {
         self.template.as_ref()
+    }
+
+    /// The chat template for a conversation: the one for tools where it has tools.
+    pub fn template_for(&self, conversation: &Conversation) -> Option<&ChatTemplate> {
+        let tool_use = self.tool_use_template.as_ref();
+        tool_use
+            .filter(|_| conversation.tools.is_some())
+            .or(self.template())
     }
 
     /// Text of the BOS token.
@@ -144,6 +233,12 @@ impl ChatTokenizer {
     /// ends in no special token.
     pub fn end_of_turn(&self) -> Option<&EndOfTurn> {
         self.end_of_turn.as_ref()
+    }
+
+    /// What the chat template writes for the model to answer after, such as
+    /// `<|im_start|>assistant\n`; `None` where it writes nothing or that is not known.
+    pub fn generation_prompt(&self) -> Option<&str> {
+        self.generation_prompt.as_deref()
     }
 
     /// Ids that end a generation: the configuration's, EOS, and the end-of-turn token.
@@ -199,8 +294,7 @@ impl ChatTokenizer {
     /// [`DataError::Template`] (also without a chat template) and [`DataError::Tokenizer`].
     pub fn encode_chat(&self, conversation: &Conversation) -> Result<Vec<u32>, DataError> {
         let template = self
-            .template
-            .as_ref()
+            .template_for(conversation)
             .ok_or(crate::error::TemplateError::Missing)?;
         let rendered = template.render(conversation, true)?;
         let encoded = self
@@ -220,6 +314,15 @@ impl ChatTokenizer {
     /// A decoder for tokens that arrive one by one.
     pub fn stream(&self, skip_special_tokens: bool) -> TokenStream<'_> {
         TokenStream::new(self, skip_special_tokens)
+    }
+
+    fn find_generation_prompt(&self) -> Option<String> {
+        let template = self.template.as_ref()?;
+        let chat = Conversation::new(vec![Message::new(Role::User, "question")]);
+        let without = template.render(&chat, false).ok()?;
+        let with = template.render(&chat, true).ok()?;
+        let prompt = with.strip_prefix(&without)?;
+        (!prompt.is_empty()).then(|| prompt.to_owned())
     }
 
     /// Renders an answer that cannot be mistaken and looks at what the template writes after it.

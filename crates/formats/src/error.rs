@@ -66,6 +66,16 @@ pub enum FormatError {
         /// The pickle file found.
         file: String,
     },
+    /// A file of tokenised rows that this version did not write, or damaged.
+    #[error("{}: expected {expected}, found {actual}; delete it, and it is made again", path.display())]
+    TokenFile {
+        /// The file.
+        path: PathBuf,
+        /// What it must be.
+        expected: &'static str,
+        /// What it is.
+        actual: String,
+    },
     /// A malformed safetensors file.
     #[error("{} is not a sound safetensors file", path.display())]
     Safetensors {

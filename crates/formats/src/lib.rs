@@ -12,6 +12,7 @@
 //! | one safetensors file | [`SafetensorsFile`], [`SafetensorsWriter`] |
 //! | `adapter_config.json` + `adapter_model.safetensors` | [`PeftDir`], [`PeftConfig`] |
 #![cfg_attr(feature = "hub", doc = "| models by name, from the hub | [`hub`] |")]
+//! | tokenised rows | [`TokenFile`], [`TokenFileWriter`] |
 //! | files and directories that appear whole or not at all | [`AtomicFile`], [`AtomicDir`] |
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -32,6 +33,7 @@ mod peft_dir;
 mod safetensors_file;
 mod safetensors_writer;
 mod tensor;
+mod token_file;
 mod tokenizer_files;
 
 pub use atomic::{AtomicDir, AtomicFile, Existing, write_file};
@@ -45,4 +47,5 @@ pub use peft_dir::{AdapterTensors, LoraPair, PeftDir, PeftWriteOptions};
 pub use safetensors_file::{SafetensorsError, SafetensorsFile};
 pub use safetensors_writer::SafetensorsWriter;
 pub use tensor::{RawTensor, TensorInfo};
+pub use token_file::{StoredRow, TokenFile, TokenFileWriter};
 pub use tokenizer_files::TokenizerFiles;

@@ -11,6 +11,7 @@ const TOKENIZER: &str = "tokenizer.json";
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 const SPECIAL_TOKENS: &str = "special_tokens_map.json";
 const CHAT_TEMPLATE: &str = "chat_template.jinja";
+const ADDITIONAL_TEMPLATES: &str = "additional_chat_templates";
 
 /// A tokenizer, and the texts that go with it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -19,6 +20,8 @@ pub struct TokenizerFiles {
     pub tokenizer_json: Vec<u8>,
     /// The chat template's Jinja text, if the model has one.
     pub chat_template: Option<String>,
+    /// A second one for conversations with tools, if the model has a list with `tool_use`.
+    pub tool_use_template: Option<String>,
     /// The token that begins a text.
     pub bos_token: Option<String>,
     /// The token that ends a text.
@@ -62,6 +65,7 @@ impl TokenizerFiles {
         Ok(Self {
             tokenizer_json: json::read_bytes(&path)?,
             chat_template: chat_template(directory, &config_path, &config)?,
+            tool_use_template: tool_use_template(directory, &config)?,
             bos_token: token("bos_token")?,
             eos_token: token("eos_token")?,
             pad_token: token("pad_token")?,
@@ -81,12 +85,24 @@ impl TokenizerFiles {
             ("eos_token", &self.eos_token),
             ("pad_token", &self.pad_token),
             ("unk_token", &self.unk_token),
-            ("chat_template", &self.chat_template),
         ];
         for (key, value) in tokens {
             if let Some(value) = value {
                 config.insert(key.into(), json!(value));
             }
+        }
+        match (&self.chat_template, &self.tool_use_template) {
+            (Some(default), Some(tool_use)) => {
+                let list = json!([
+                    {"name": "default", "template": default},
+                    {"name": "tool_use", "template": tool_use},
+                ]);
+                config.insert("chat_template".into(), list);
+            }
+            (Some(only), None) => {
+                config.insert("chat_template".into(), json!(only));
+            }
+            (None, _) => {}
         }
         let flags = [
             ("add_bos_token", self.add_bos_token),
@@ -158,6 +174,24 @@ fn chat_template(
             other,
         )),
     }
+}
+
+/// The template named `tool_use`: a file of its own, or of the list.
+fn tool_use_template(directory: &Path, config: &Map<String, Value>) -> Result<Option<String>> {
+    let path = directory.join(ADDITIONAL_TEMPLATES).join("tool_use.jinja");
+    if path.is_file() {
+        let text = std::fs::read_to_string(&path).map_err(FormatError::io(&path, "read"))?;
+        return Ok(Some(text));
+    }
+    // Beside a separate file the list is not looked at, as in transformers.
+    if directory.join(CHAT_TEMPLATE).is_file() {
+        return Ok(None);
+    }
+    let list = config.get("chat_template").and_then(Value::as_array);
+    let named = list.and_then(|list| list.iter().find(|template| template["name"] == "tool_use"));
+    Ok(named
+        .and_then(|template| template["template"].as_str())
+        .map(Into::into))
 }
 
 /// The template named `default`, or the only one.

@@ -54,12 +54,18 @@ pub fn tokenizer(source: &ModelSource) -> Result<ChatTokenizer, TrainError> {
         add_bos: files.add_bos_token,
         eos_token_ids: source.eos_token_ids()?,
     };
-    ChatTokenizer::new(
+    let tokenizer = ChatTokenizer::new(
         &files.tokenizer_json,
         special,
         files.chat_template.as_deref(),
     )
-    .map_err(data_error(source.path()))
+    .map_err(data_error(source.path()))?;
+    match &files.tool_use_template {
+        Some(template) => tokenizer
+            .with_tool_use_template(template)
+            .map_err(data_error(source.path())),
+        None => Ok(tokenizer),
+    }
 }
 
 /// How rows become tokens, from a recipe.

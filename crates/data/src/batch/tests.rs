@@ -137,3 +137,23 @@ fn refuses_inconsistent_arrays() {
         .to_string();
     assert_eq!(error, "row: expected a number below 3, found 3");
 }
+
+#[test]
+fn padding_adds_tokens_that_nothing_predicts() {
+    let example = |ids: &[u32]| Example {
+        input_ids: ids.to_vec(),
+        labels: ids.iter().map(|id| i64::from(*id)).collect(),
+        line: 1,
+    };
+    let batch = Batch::from_examples(&[example(&[1, 2, 3]), example(&[4])], &[1, 0]).unwrap();
+    let padded = batch.padded(9).unwrap();
+    assert_eq!(padded.input_ids, [4, 9, 9, 1, 2, 3]);
+    assert_eq!(padded.labels, [4, IGNORE_INDEX, IGNORE_INDEX, 1, 2, 3]);
+    assert_eq!(padded.position_ids, [0, 1, 2, 0, 1, 2]);
+    assert_eq!(
+        (padded.cu_seqlens, &padded.rows),
+        (vec![0, 3, 6], &batch.rows)
+    );
+    assert_eq!(batch.supervised_tokens(), 2);
+    assert_eq!(Batch::empty().padded(9).unwrap(), Batch::empty());
+}

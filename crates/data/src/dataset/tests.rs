@@ -75,7 +75,10 @@ fn reports_every_row() {
         supervised_tokens: 2 + 4,
         longest: 16,
         open_turns: 0,
+        duplicates: 1,
+        lengths: report.lengths.clone(),
     };
+    assert!(report.lengths.classes().eq([(0, 16, 4)]));
     assert_eq!(report, expected);
     assert_eq!(
         examples

@@ -41,6 +41,26 @@ pub(super) fn string(
     }
 }
 
+/// Takes the list under `key`, which must not be empty; tables hold it as JSON in a string.
+pub(super) fn list(
+    row: &mut Map<String, Value>,
+    key: &str,
+    expected: &str,
+) -> Result<Vec<Value>, FieldError> {
+    let value = match row.remove(key) {
+        None => return Err(FieldError::new(key, expected, missing(row))),
+        Some(Value::String(text)) => match serde_json::from_str(&text) {
+            Ok(list @ Value::Array(_)) => list,
+            _ => Value::String(text),
+        },
+        Some(value) => value,
+    };
+    match value {
+        Value::Array(list) if !list.is_empty() => Ok(list),
+        other => Err(FieldError::new(key, expected, describe(&other))),
+    }
+}
+
 /// "nothing", with the keys that are there instead.
 pub(super) fn missing(row: &Map<String, Value>) -> String {
     const SHOWN: usize = 8;
@@ -71,7 +91,7 @@ pub(super) fn describe(value: &Value) -> String {
     }
 }
 
-fn shorten(text: &str) -> String {
+pub(super) fn shorten(text: &str) -> String {
     const SHOWN: usize = 40;
     let mut short: String = text
         .chars()

@@ -2,40 +2,53 @@
 
 use serde_json::{Map, Value};
 
-use super::field::{FieldError, describe, missing};
+use super::field::{FieldError, describe, list, missing};
 use crate::conversation::{Conversation, Message, Record, Role};
 
 const LIST: &str = "a list with at least one message";
 
 pub(super) fn read(mut row: Map<String, Value>) -> Result<Record, FieldError> {
-    let messages = match row.remove("messages") {
-        Some(Value::Array(list)) if !list.is_empty() => list,
-        Some(other) => return Err(FieldError::new("messages", LIST, describe(&other))),
-        None => return Err(FieldError::new("messages", LIST, missing(&row))),
-    };
-    let messages = messages
+    let messages = list(&mut row, "messages", LIST)?
         .into_iter()
         .enumerate()
-        .map(|(index, message)| read_message(index, message))
+        .map(|(index, message)| read_message("messages", index, message))
         .collect::<Result<_, _>>()?;
-    let tools = row.remove("tools").filter(|tools| !tools.is_null());
+    let tools = read_tools(&mut row)?;
     Ok(Record::Conversation(Conversation { messages, tools }))
 }
 
-fn read_message(index: usize, message: Value) -> Result<Message, FieldError> {
-    let path = |key: &str| format!("messages[{index}].{key}");
+/// The tools of a row; tables hold them as JSON in a string.
+pub(super) fn read_tools(row: &mut Map<String, Value>) -> Result<Option<Value>, FieldError> {
+    const EXPECTED: &str = "a list of tools, as it is or as JSON in a string";
+    match row.remove("tools") {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) if text.trim().is_empty() => Ok(None),
+        Some(Value::String(text)) => match serde_json::from_str(&text) {
+            Ok(Value::Array(tools)) => Ok((!tools.is_empty()).then_some(Value::Array(tools))),
+            _ => Err(FieldError::new(
+                "tools",
+                EXPECTED,
+                describe(&Value::String(text)),
+            )),
+        },
+        Some(tools) => Ok(Some(tools)),
+    }
+}
+
+pub(super) fn read_message(key: &str, index: usize, message: Value) -> Result<Message, FieldError> {
+    let path = |field: &str| format!("{key}[{index}].{field}");
     let Value::Object(mut message) = message else {
         let found = describe(&message);
         return Err(FieldError::new(
-            format!("messages[{index}]"),
+            format!("{key}[{index}]"),
             "an object with `role` and `content`",
             found,
         ));
     };
     let role = read_role(&message, path("role"))?;
     let content = read_content(&message, path("content"))?;
-    let trained = role == Role::Assistant && read_weight(&message, path("weight"))?;
-    for key in ["role", "content", "weight"] {
+    let trained = read_trained(&message, role, &path)?;
+    for key in ["role", "content", "weight", "train"] {
         // `shift_remove` keeps the order of the others, which `tojson` shows.
         message.shift_remove(key);
     }
@@ -54,7 +67,7 @@ fn read_role(message: &Map<String, Value>, path: String) -> Result<Role, FieldEr
     };
     value
         .as_str()
-        .and_then(Role::from_name)
+        .and_then(Role::from_alias)
         .ok_or_else(|| FieldError::new(path, EXPECTED, describe(value)))
 }
 
@@ -63,19 +76,55 @@ fn read_content(message: &Map<String, Value>, path: String) -> Result<String, Fi
         Some(Value::String(text)) => Ok(text.clone()),
         // A turn that only calls tools says nothing.
         None | Some(Value::Null) if message.contains_key("tool_calls") => Ok(String::new()),
+        Some(Value::Array(parts)) if !parts.is_empty() => match joined(parts) {
+            Some(text) => Ok(text),
+            None => Err(FieldError::new(
+                path,
+                "a string, or a list of {\"type\": \"text\", \"text\": …}",
+                describe(&message["content"]),
+            )),
+        },
         Some(other) => Err(FieldError::new(path, "a string", describe(other))),
         None => Err(FieldError::new(path, "a string", missing(message))),
     }
 }
 
-/// OpenAI's `weight`: 0 keeps an assistant turn as context only.
-fn read_weight(message: &Map<String, Value>, path: String) -> Result<bool, FieldError> {
-    match message.get("weight") {
-        None | Some(Value::Null) => Ok(true),
-        Some(value) if value.as_f64() == Some(0.0) => Ok(false),
-        Some(value) if value.as_f64() == Some(1.0) => Ok(true),
-        Some(other) => Err(FieldError::new(path, "0 or 1", describe(other))),
-    }
+/// The text of content in parts; `None` if a part is no text.
+fn joined(parts: &[Value]) -> Option<String> {
+    parts
+        .iter()
+        .map(|part| {
+            (part["type"] == "text")
+                .then(|| part["text"].as_str())
+                .flatten()
+        })
+        .collect()
+}
+
+/// OpenAI's `weight` and its kin `train`: 0 and false keep an assistant turn as context only.
+pub(super) fn read_trained(
+    message: &Map<String, Value>,
+    role: Role,
+    path: &dyn Fn(&str) -> String,
+) -> Result<bool, FieldError> {
+    let weight = match message.get("weight") {
+        None | Some(Value::Null) => true,
+        Some(value) if value.as_f64() == Some(0.0) => false,
+        Some(value) if value.as_f64() == Some(1.0) => true,
+        Some(other) => return Err(FieldError::new(path("weight"), "0 or 1", describe(other))),
+    };
+    let train = match message.get("train") {
+        None | Some(Value::Null) => true,
+        Some(Value::Bool(train)) => *train,
+        Some(other) => {
+            return Err(FieldError::new(
+                path("train"),
+                "true or false",
+                describe(other),
+            ));
+        }
+    };
+    Ok(role == Role::Assistant && weight && train)
 }
 
 #[cfg(test)]
@@ -120,6 +169,32 @@ mod tests {
     }
 
     #[test]
+    fn reads_content_in_parts_flags_and_other_names_of_roles() {
+        let read = Format::Messages.read(json!({
+            "messages": [
+                {"role": "developer", "content": "d"},
+                {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+                {"role": "assistant", "content": "x", "train": false},
+                {"role": "ipython", "content": "1"},
+            ],
+            "tools": "[]",
+        }));
+        let mut messages = vec![
+            Message::new(Role::System, "d"),
+            Message::new(Role::User, "ab"),
+            Message::new(Role::Assistant, "x"),
+            Message::new(Role::Tool, "1"),
+        ];
+        messages[2].trained = false;
+        let expected = Conversation::new(messages);
+        assert_eq!(read.unwrap(), Record::Conversation(expected));
+        let text = r#"[{"role": "user", "content": "Hi"}]"#;
+        let read = Format::Messages.read(json!({"messages": text})).unwrap();
+        let expected = Conversation::new(vec![Message::new(Role::User, "Hi")]);
+        assert_eq!(read, Record::Conversation(expected));
+    }
+
+    #[test]
     fn names_the_broken_field() {
         let message = |value| Format::Messages.read(value).unwrap_err().to_string();
         let cases = [
@@ -141,7 +216,19 @@ mod tests {
             ),
             (
                 json!({"messages": [{"role": "user", "content": [{"type": "text"}]}]}),
-                "field `messages[0].content`: expected a string, found a list of 1",
+                "field `messages[0].content`: expected a string, or a list of {\"type\": \"text\", \"text\": …}, found a list of 1",
+            ),
+            (
+                json!({"messages": "[1"}),
+                "field `messages`: expected a list with at least one message, found the string \"[1\"",
+            ),
+            (
+                json!({"messages": [{"role": "assistant", "content": "x", "train": 2}]}),
+                "field `messages[0].train`: expected true or false, found the number 2",
+            ),
+            (
+                json!({"messages": [{"role": "user", "content": "x"}], "tools": "f()"}),
+                "field `tools`: expected a list of tools, as it is or as JSON in a string, found the string \"f()\"",
             ),
             (
                 json!({"messages": [{"role": "user"}]}),

@@ -1,16 +1,21 @@
 //! Row formats: JSON object → [`Record`].
 
 mod alpaca;
+pub mod detect;
 mod field;
+mod field_map;
 mod messages;
+mod prompt_completion;
+mod sharegpt;
 mod text;
 
 use serde_json::{Map, Value};
 
 use crate::conversation::Record;
 pub use field::FieldError;
+pub use field_map::FieldMap;
 
-/// How the rows of a JSONL file are to be read.
+/// How the rows of a file are to be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
@@ -18,34 +23,71 @@ pub enum Format {
     Alpaca,
     /// OpenAI's `messages`: a list of `{"role": …, "content": …}`.
     Messages,
+    /// ShareGPT's `conversations`: a list of `{"from": …, "value": …}`.
+    Sharegpt,
+    /// `prompt` and `completion`: two texts, or two lists of messages.
+    #[serde(rename = "prompt_completion")]
+    PromptCompletion,
     /// `text`: trained as it stands.
     Text,
 }
 
 impl Format {
     /// Every format.
-    pub const ALL: [Format; 3] = [Format::Alpaca, Format::Messages, Format::Text];
+    pub const ALL: [Format; 5] = [
+        Format::Alpaca,
+        Format::Messages,
+        Format::Sharegpt,
+        Format::PromptCompletion,
+        Format::Text,
+    ];
 
     /// The name used in recipes.
     pub fn as_str(self) -> &'static str {
         match self {
             Format::Alpaca => "alpaca",
             Format::Messages => "messages",
+            Format::Sharegpt => "sharegpt",
+            Format::PromptCompletion => "prompt_completion",
             Format::Text => "text",
         }
     }
 
-    /// The format that a row looks like, judged by its keys.
-    pub fn detect(row: &Map<String, Value>) -> Option<Self> {
-        if row.contains_key("messages") {
-            Some(Format::Messages)
-        } else if row.contains_key("instruction") && row.contains_key("output") {
-            Some(Format::Alpaca)
-        } else if row.contains_key("text") {
-            Some(Format::Text)
-        } else {
-            None
+    /// The names of a row's fields, those that every row must have first.
+    pub fn fields(self) -> &'static [&'static str] {
+        match self {
+            Format::Alpaca => &["instruction", "output", "input"],
+            Format::Messages => &["messages", "tools"],
+            Format::Sharegpt => &["conversations", "system", "tools"],
+            Format::PromptCompletion => &["prompt", "completion", "tools"],
+            Format::Text => &["text"],
         }
+    }
+
+    /// Whether a row's keys fit the format.
+    pub fn fits(self, row: &Map<String, Value>) -> bool {
+        let has = |key: &str| row.contains_key(key);
+        match self {
+            Format::Alpaca => has("instruction") && has("output"),
+            Format::Messages => has("messages"),
+            Format::Sharegpt => has("conversations") || has("conversation"),
+            Format::PromptCompletion => has("prompt") && has("completion"),
+            Format::Text => has("text"),
+        }
+    }
+
+    /// The format that a row looks like, judged by its keys: the richest where several fit.
+    ///
+    /// [`detect::detect`] is stricter.
+    pub fn detect(row: &Map<String, Value>) -> Option<Self> {
+        const ORDER: [Format; 5] = [
+            Format::Messages,
+            Format::Sharegpt,
+            Format::Alpaca,
+            Format::PromptCompletion,
+            Format::Text,
+        ];
+        ORDER.into_iter().find(|format| format.fits(row))
     }
 
     /// Reads one row.
@@ -59,6 +101,8 @@ impl Format {
         match self {
             Format::Alpaca => alpaca::read(&row),
             Format::Messages => messages::read(row),
+            Format::Sharegpt => sharegpt::read(row),
+            Format::PromptCompletion => prompt_completion::read(row),
             Format::Text => text::read(row),
         }
     }

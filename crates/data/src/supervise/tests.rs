@@ -1,5 +1,5 @@
 use super::*;
-use crate::conversation::{Message, Role};
+use crate::conversation::{Completion, Message, Role};
 use crate::tokenizer::tests::{BOS, CHATML, END, EOS, SPACE_B, START, tokenizer};
 
 const X: i64 = IGNORE_INDEX;
@@ -329,4 +329,323 @@ fn a_chat_needs_a_template() {
         error,
         Err(RowError::Template(TemplateError::Missing))
     ));
+}
+
+#[track_caller]
+fn labelled(
+    record: &Record,
+    template: Option<&str>,
+    supervision: Supervision,
+    ids: &[u32],
+    labels: &[i64],
+) {
+    let row = supervise(record, &tokenizer(template), None, supervision).unwrap();
+    assert_eq!(row.input_ids, ids);
+    assert_eq!(row.labels, labels);
+}
+
+const TWO_TURNS: [u32; 25] = [
+    START, 117, 10, 49, END, 10, START, 97, 10, 50, END, 10, START, 117, 10, 51, END, 10, START,
+    97, 10, 52, END, 10, 10,
+];
+
+#[test]
+fn only_the_last_turn_is_trained_where_that_is_asked() {
+    let ids = &TWO_TURNS[..24];
+    let mut labels = vec![X; 24];
+    (labels[21], labels[22]) = (52, END_L);
+    let turns = [(User, "1"), (Assistant, "2"), (User, "3"), (Assistant, "4")];
+    labelled(
+        &chat(&turns),
+        Some(CHATML),
+        Supervision::LastTurn,
+        ids,
+        &labels,
+    );
+    // A last turn of weight 0 leaves nothing, not the turn before it.
+    let Record::Conversation(mut conversation) = chat(&turns) else {
+        unreachable!()
+    };
+    conversation.messages[3].trained = false;
+    let record = Record::Conversation(conversation);
+    labelled(&record, Some(CHATML), Supervision::LastTurn, ids, &[X; 24]);
+}
+
+#[test]
+fn prompt_and_completion_are_texts_one_behind_the_other() {
+    let row = |prompt: &str, completion: &str| {
+        Record::Completion(Completion {
+            prompt: prompt.into(),
+            completion: completion.into(),
+        })
+    };
+    for supervision in [
+        Supervision::Responses,
+        Supervision::LastTurn,
+        Supervision::Completion,
+    ] {
+        let ids = [BOS, 113, 58, SPACE_B, EOS];
+        // The space begins in the prompt and ends in the completion.
+        let labels = [X, X, X, SPACE_B as i64, EOS_L];
+        labelled(&row("q: ", "B"), None, supervision, &ids, &labels);
+        labelled(&row("<s>q: ", "B</s>"), None, supervision, &ids, &labels);
+        labelled(
+            &row("q", ""),
+            None,
+            supervision,
+            &[BOS, 113, EOS],
+            &[X, X, EOS_L],
+        );
+    }
+    let (ids, labels) = ([BOS, 113, 66, EOS], [BOS as i64, 113, 66, EOS_L]);
+    labelled(&row("q", "B"), None, Supervision::All, &ids, &labels);
+}
+
+#[test]
+fn a_completion_of_messages_is_trained_whole_or_by_its_answers() {
+    let Record::Conversation(mut conversation) =
+        chat(&[(User, "1"), (Assistant, "2"), (User, "3"), (Assistant, "4")])
+    else {
+        unreachable!()
+    };
+    conversation.messages[1].trained = false;
+    let record = |prompt_messages| Record::Chat {
+        chat: conversation.clone(),
+        prompt_messages,
+    };
+    let ids = &TWO_TURNS[..24];
+    let with = |trained: std::ops::Range<usize>| -> Vec<i64> {
+        let label = |(at, id): (usize, &u32)| {
+            if trained.contains(&at) {
+                i64::from(*id)
+            } else {
+                X
+            }
+        };
+        ids.iter().enumerate().map(label).collect()
+    };
+    let check = |prompt_messages, supervision, trained| {
+        let labels = with(trained);
+        labelled(
+            &record(prompt_messages),
+            Some(CHATML),
+            supervision,
+            ids,
+            &labels,
+        );
+    };
+    check(3, Supervision::Responses, 21..23);
+    check(3, Supervision::Completion, 21..23);
+    // From the user's second turn on, its marker included.
+    check(2, Supervision::Completion, 12..23);
+    check(1, Supervision::Completion, 9..23);
+    check(1, Supervision::LastTurn, 21..23);
+    check(1, Supervision::All, 0..24);
+}
+
+#[test]
+fn alpaca_rows_have_a_completion_and_chats_have_none() {
+    let mut labels = [X; 13];
+    (labels[10], labels[11]) = (66, END_L);
+    let ids = [START, 117, 10, 72, 105, END, 10, START, 97, 10, 66, END, 10];
+    labelled(
+        &row("Hi", "", "B"),
+        Some(CHATML),
+        Supervision::Completion,
+        &ids,
+        &labels,
+    );
+    let error = supervise(
+        &chat(&[(User, "1"), (Assistant, "2")]),
+        &tokenizer(Some(CHATML)),
+        None,
+        Supervision::Completion,
+    );
+    assert!(matches!(error, Err(RowError::NoCompletion)));
+}
+
+#[test]
+fn generation_tags_say_what_is_trained() {
+    // The mark takes in what prefixes would not: the role's line. The end token stands behind it.
+    let template = "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ 'a:' + m.content }}{% endgeneration %}\
+                    {{ eos_token }}{% else %}{{ 'u:' + m.content + '\n' }}{% endif %}{% endfor %}";
+    let turns = [(User, "1"), (Assistant, "2"), (User, "3"), (Assistant, "4")];
+    let ids = [
+        117, 58, 49, 10, 97, 58, 50, EOS, 117, 58, 51, 10, 97, 58, 52, EOS,
+    ];
+    let mut labels = [X; 16];
+    labels[4..8].copy_from_slice(&[97, 58, 50, EOS_L]);
+    labels[12..16].copy_from_slice(&[97, 58, 52, EOS_L]);
+    labelled(
+        &chat(&turns),
+        Some(template),
+        Supervision::Responses,
+        &ids,
+        &labels,
+    );
+    labels[4..8].fill(X);
+    labelled(
+        &chat(&turns),
+        Some(template),
+        Supervision::LastTurn,
+        &ids,
+        &labels,
+    );
+    // An end token inside the mark, with a line break behind it: trained as the template says.
+    let inside = "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content + eos_token + '\n' }}{% endgeneration %}\
+                  {% else %}{{ m.content }}{% endif %}{% endfor %}";
+    let turns = [(User, "1"), (Assistant, "2")];
+    let labels = [X, 50, EOS_L, 10];
+    labelled(
+        &chat(&turns),
+        Some(inside),
+        Supervision::Responses,
+        &[49, 50, EOS, 10],
+        &labels,
+    );
+    // A mark around every turn says nothing about answers: they are found as without it.
+    let every = "{% for m in messages %}{% generation %}{{ m.content + eos_token }}{% endgeneration %}{% endfor %}";
+    let labels = [X, X, 50, EOS_L];
+    labelled(
+        &chat(&turns),
+        Some(every),
+        Supervision::Responses,
+        &[49, EOS, 50, EOS],
+        &labels,
+    );
+}
+
+#[test]
+fn tools_and_calls_reach_the_template_and_calls_are_trained() {
+    let template = "{% if tools %}{{ tools|length }}\n{% endif %}{% for m in messages %}{{ '<|im_start|>' + m.role[0] + '\n' + m.content }}\
+                    {% for c in m.tool_calls or [] %}{{ c.function.name + c.function.arguments|tojson }}{% endfor %}{{ '<|im_end|>\n' }}\
+                    {% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>a\n' }}{% endif %}";
+    let row = serde_json::json!({
+        "messages": [
+            {"role": "user", "content": "q"},
+            {"role": "assistant", "content": null, "tool_calls": [{"function": {"name": "f", "arguments": {"x": 1}}}]},
+            {"role": "tool", "content": "7"},
+            {"role": "assistant", "content": "B"},
+        ],
+        "tools": [{"name": "f"}],
+    });
+    let record = crate::format::Format::Messages.read(row).unwrap();
+    let call = b"f{\"x\": 1}".map(u32::from);
+    let ids = [
+        &[49, 10, START, 117, 10, 113, END, 10, START, 97, 10],
+        call.as_slice(),
+        &[
+            END, 10, START, 116, 10, 55, END, 10, START, 97, 10, 66, END, 10,
+        ],
+    ]
+    .concat();
+    let mut labels = vec![X; ids.len()];
+    for at in 11..11 + call.len() + 1 {
+        labels[at] = i64::from(ids[at]);
+    }
+    let last = ids.len() - 3;
+    (labels[last], labels[last + 1]) = (66, END_L);
+    labelled(
+        &record,
+        Some(template),
+        Supervision::Responses,
+        &ids,
+        &labels,
+    );
+    let second = tokenizer(Some(CHATML))
+        .with_tool_use_template(template)
+        .unwrap();
+    let with_tools = supervise(&record, &second, None, Supervision::Responses).unwrap();
+    assert_eq!(with_tools.labels, labels);
+    let without = supervise(&chat(&[(User, "1")]), &second, None, Supervision::All).unwrap();
+    assert_eq!(without.input_ids, TWO_TURNS[..6]);
+}
+
+#[test]
+fn sharegpt_rows_are_conversations() {
+    let row = serde_json::json!({"conversations": [{"from": "human", "value": "1"}, {"from": "gpt", "value": "2"}]});
+    let record = crate::format::Format::Sharegpt.read(row).unwrap();
+    let mut labels = [X; 12];
+    (labels[9], labels[10]) = (50, END_L);
+    labelled(
+        &record,
+        Some(CHATML),
+        Supervision::Responses,
+        &TWO_TURNS[..12],
+        &labels,
+    );
+}
+
+#[test]
+fn built_in_templates_end_turns_in_tokens_and_never_double_bos() {
+    use crate::template::builtin::BuiltinTemplate;
+    for template in BuiltinTemplate::ALL {
+        let tokenizer = tokenizer(None).with_template(template.source()).unwrap();
+        let record = chat(&[(User, "1"), (Assistant, "2"), (User, "3"), (Assistant, "4")]);
+        let row = supervise(&record, &tokenizer, None, Supervision::Responses).unwrap();
+        let bos = row.input_ids.iter().filter(|id| **id == BOS).count();
+        // Llama 2 begins every exchange with one.
+        let expected = match template {
+            BuiltinTemplate::Llama2 => 2,
+            BuiltinTemplate::Chatml | BuiltinTemplate::Phi3 | BuiltinTemplate::Zephyr => 0,
+            _ => 1,
+        };
+        assert_eq!(bos, expected, "{template}");
+        let trained: Vec<i64> = row
+            .labels
+            .iter()
+            .copied()
+            .filter(|label| *label != X)
+            .collect();
+        let end = match template {
+            BuiltinTemplate::Chatml => Some(END_L),
+            // Their end tokens are not in this vocabulary.
+            BuiltinTemplate::Llama3 | BuiltinTemplate::Gemma | BuiltinTemplate::Phi3 => None,
+            _ => Some(EOS_L),
+        };
+        assert_eq!(
+            row.open_turns,
+            if end.is_some() { 0 } else { 2 },
+            "{template}"
+        );
+        if let Some(end) = end {
+            assert_eq!(
+                trained.iter().filter(|id| **id == end).count(),
+                2,
+                "{template}"
+            );
+        }
+        assert!(trained.contains(&50) && trained.contains(&52), "{template}");
+    }
+    let gemma = tokenizer(None)
+        .with_template(BuiltinTemplate::Gemma.source())
+        .unwrap();
+    assert_eq!(
+        gemma.foreign_markers(),
+        ["<start_of_turn>", "<end_of_turn>"]
+    );
+}
+
+proptest::proptest! {
+    #[test]
+    fn spans_of_many_answers_are_those_of_each(
+        contents in proptest::collection::vec("(<\\|im_end\\|>|<\\|im_start\\|>|[ab\u{e9} \n]){0,6}", 2..8), weights: u8, trims: bool,
+    ) {
+        let template = if trims { CHATML.replace("m.content", "m.content|trim") } else { CHATML.to_owned() };
+        let tokenizer = tokenizer(Some(&template));
+        let messages = contents.iter().enumerate().map(|(at, content)| {
+            let role = if at % 2 == 0 { User } else { Assistant };
+            let mut message = Message::new(role, content.as_str());
+            message.trained &= weights >> at & 1 == 0;
+            message
+        });
+        let chat = Conversation::new(messages.collect());
+        let template = tokenizer.template().unwrap();
+        let known = ends(&tokenizer);
+        proptest::prop_assert_eq!(known.generation_prompt, Some("<|im_start|>a\n"));
+        let unknown = Ends { generation_prompt: None, ..known };
+        let fast = spans::locate(template, &chat, known, Chosen::Trained);
+        let slow = spans::locate(template, &chat, unknown, Chosen::Trained);
+        proptest::prop_assert_eq!(fast.unwrap(), slow.unwrap());
+    }
 }

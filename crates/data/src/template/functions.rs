@@ -1,9 +1,11 @@
 //! Functions and filters that transformers adds to Jinja.
 
+use std::ops::Range;
+
 use chrono::NaiveDateTime;
 use chrono::format::{Item, StrftimeItems};
 use minijinja::value::Kwargs;
-use minijinja::{Environment, Error, ErrorKind, Value};
+use minijinja::{Environment, Error, ErrorKind, State, Value};
 use serde::Serialize;
 use serde_json::Value as Json;
 use serde_json::ser::{Formatter, Serializer};
@@ -26,6 +28,42 @@ pub(super) fn add(environment: &mut Environment<'_>, now: NaiveDateTime) {
     );
     environment.add_function("strftime_now", move |format: &str| strftime(now, format));
     environment.add_filter("tojson", tojson);
+}
+
+/// The variable that asks for marks around what `{% generation %}` holds.
+pub(super) const MARKS: &str = "backdraft_marks";
+/// Noncharacters, which no text for interchange contains.
+const BEGIN: char = '\u{FDD2}';
+const END: char = '\u{FDD3}';
+
+/// Adds the filter that `{% generation %}` becomes.
+pub(super) fn add_generation(environment: &mut Environment<'_>) {
+    environment.add_filter(
+        super::source::GENERATION_FILTER,
+        |state: &State<'_, '_>, text: String| match state.lookup(MARKS) {
+            Some(marks) if marks.is_true() => format!("{BEGIN}{text}{END}"),
+            _ => text,
+        },
+    );
+}
+
+/// Takes the marks out of a text; `None` if they do not come in pairs.
+pub(super) fn unmark(marked: &str) -> Option<(String, Vec<Range<usize>>)> {
+    let mut text = String::with_capacity(marked.len());
+    let mut spans = Vec::new();
+    let mut begin = None;
+    for c in marked.chars() {
+        match (c, begin) {
+            (BEGIN, None) => begin = Some(text.len()),
+            (END, Some(start)) => {
+                spans.push(start..text.len());
+                begin = None;
+            }
+            (BEGIN | END, _) => return None,
+            _ => text.push(c),
+        }
+    }
+    begin.is_none().then_some((text, spans))
 }
 
 fn strftime(now: NaiveDateTime, format: &str) -> Result<String, Error> {

@@ -189,6 +189,9 @@ pub(super) fn tokenizer_files(
     Ok(TokenizerFiles {
         tokenizer_json: json.to_string().into_bytes(),
         chat_template: metadata.str("tokenizer.chat_template")?.map(Into::into),
+        tool_use_template: metadata
+            .str("tokenizer.chat_template.tool_use")?
+            .map(Into::into),
         bos_token: text(special.bos),
         eos_token: text(special.eos),
         pad_token: text(special.padding),

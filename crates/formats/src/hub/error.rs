@@ -36,6 +36,42 @@ pub enum HubError {
         /// The hub.
         endpoint: String,
     },
+    /// Not a hub id of a data set.
+    #[error(
+        "{name:?} is no hub id of a data set; expected organisation/name, with :split or :config/split behind where it has several"
+    )]
+    NotADataset {
+        /// The name as given.
+        name: String,
+    },
+    /// The hub does not know the data set or the revision.
+    #[error("{endpoint} has no data set {name}; check its spelling (a private one needs HF_TOKEN)")]
+    UnknownDataset {
+        /// The hub id.
+        name: String,
+        /// The hub.
+        endpoint: String,
+    },
+    /// The data set has no files of that split that could be read.
+    #[error("{name} has no data files of the split {split:?}; found {found}")]
+    NoSplit {
+        /// The hub id.
+        name: String,
+        /// The split asked for.
+        split: String,
+        /// What it has.
+        found: String,
+    },
+    /// The data set has several configurations.
+    #[error("{name} has the configurations {}; name one, as in {name}:{}/{split}", configs.join(", "), configs.first().map_or("", String::as_str))]
+    ManyConfigs {
+        /// The hub id.
+        name: String,
+        /// Their names.
+        configs: Vec<String>,
+        /// The split asked for.
+        split: String,
+    },
     /// The hub wants to know who asks.
     #[error(
         "{endpoint} refuses {name} (HTTP {status}); accept its licence at {endpoint}/{name} and set HF_TOKEN to an access token"

@@ -8,7 +8,7 @@ use hf_hub::api::RepoInfo;
 use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
 
 use super::error::HubError;
-use super::name::{HubName, is_plain_part};
+use super::name::{HubName, Kind, is_plain_part};
 use super::options::HubOptions;
 use super::{DownloadProgress, snapshot};
 use crate::hf_dir::{INDEX, WEIGHTS, is_pickle};
@@ -31,8 +31,7 @@ pub(super) fn fetch(
             cache: options.cache.clone(),
         });
     }
-    let api = api(name, options)?;
-    let hub = Hub { name, options, api };
+    let hub = Hub::new(name, options)?;
     match (hub.listing(), cached) {
         (Ok(listing), _) => hub.snapshot(&listing, progress),
         // No answer is no reason to fail where there is a copy.
@@ -59,15 +58,21 @@ fn api(name: &HubName, options: &HubOptions) -> Result<Api, HubError> {
         })
 }
 
-struct Hub<'a> {
-    name: &'a HubName,
-    options: &'a HubOptions,
-    api: Api,
+/// A repository of the hub.
+pub(super) struct Hub<'a> {
+    pub(super) name: &'a HubName,
+    pub(super) options: &'a HubOptions,
+    pub(super) api: Api,
 }
 
-impl Hub<'_> {
+impl<'a> Hub<'a> {
+    pub(super) fn new(name: &'a HubName, options: &'a HubOptions) -> Result<Self, HubError> {
+        let api = api(name, options)?;
+        Ok(Self { name, options, api })
+    }
+
     /// The commit that the revision stands for, and its files.
-    fn listing(&self) -> Result<RepoInfo, HubError> {
+    pub(super) fn listing(&self) -> Result<RepoInfo, HubError> {
         let repository = snapshot::repository(self.name, self.name.revision());
         let what = self.name.to_string();
         let listing: RepoInfo = self
@@ -134,7 +139,7 @@ impl Hub<'_> {
         })
     }
 
-    fn ensure(
+    pub(super) fn ensure(
         &self,
         commit: &ApiRepo,
         snapshot: &Path,
@@ -186,7 +191,7 @@ impl Hub<'_> {
     }
 
     /// So that the snapshot is found without the hub.
-    fn note_revision(&self, commit: &str) -> Result<(), HubError> {
+    pub(super) fn note_revision(&self, commit: &str) -> Result<(), HubError> {
         Cache::new(self.options.cache.clone())
             .repo(snapshot::repository(self.name, self.name.revision()))
             .create_ref(commit)
@@ -207,9 +212,16 @@ impl Hub<'_> {
             _ => None,
         };
         match status {
-            Some(404) => HubError::UnknownModel { name, endpoint },
+            Some(404) => match self.name.kind() {
+                Kind::Model => HubError::UnknownModel { name, endpoint },
+                Kind::Dataset => HubError::UnknownDataset { name, endpoint },
+            },
             Some(status @ (401 | 403)) => HubError::Forbidden {
-                name: self.name.repository().into(),
+                // As in the address of its page.
+                name: match self.name.kind() {
+                    Kind::Model => self.name.repository().into(),
+                    Kind::Dataset => format!("datasets/{}", self.name.repository()),
+                },
                 endpoint,
                 status,
             },

@@ -1,9 +1,11 @@
-//! Models by name: a path, or a hub id that is fetched into Hugging Face's own cache.
+//! Models and data sets by name: a path, or a hub id that is fetched into Hugging Face's own cache.
 //!
-//! Only configs, tokenizer files and safetensors are ever fetched. Nothing is sent but the
+//! Only configs, tokenizer files, safetensors and files of rows are ever fetched; loading scripts
+//! never are. Nothing is sent but the
 //! requests for them, and nothing at all where the cache has the model and
 //! [`HubOptions::offline`] is set.
 
+mod dataset;
 mod error;
 mod fetch;
 mod name;
@@ -12,6 +14,7 @@ mod snapshot;
 
 use std::path::{Path, PathBuf};
 
+pub use dataset::resolve_dataset;
 pub use error::HubError;
 pub use name::HubName;
 pub use options::HubOptions;

@@ -3,9 +3,17 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// A model on the hub: `organisation/name`, at a revision.
+/// What a repository of the hub holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Model,
+    Dataset,
+}
+
+/// A model or data set on the hub: `organisation/name`, at a revision.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HubName {
+    kind: Kind,
     repository: String,
     revision: Option<String>,
 }
@@ -28,9 +36,32 @@ impl HubName {
             return None;
         }
         Some(Self {
+            kind: Kind::Model,
             repository: repository.into(),
             revision: revision.map(Into::into),
         })
+    }
+
+    /// Reads `organisation/name`, `organisation/name@revision`, and either with `:split` or
+    /// `:config/split` behind; gives the split with it.
+    #[must_use]
+    pub fn parse_dataset(name: &str) -> Option<(Self, Option<&str>)> {
+        let (name, split) = match name.split_once(':') {
+            Some((name, split)) => (name, Some(split)),
+            None => (name, None),
+        };
+        if split.is_some_and(|split| !split.split('/').all(is_plain_part)) {
+            return None;
+        }
+        let name = Self {
+            kind: Kind::Dataset,
+            ..Self::parse(name)?
+        };
+        Some((name, split))
+    }
+
+    pub(super) const fn kind(&self) -> Kind {
+        self.kind
     }
 
     /// `organisation/name`.

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use hf_hub::{Cache, Repo, RepoType};
 
-use super::name::{HubName, is_plain_part};
+use super::name::{HubName, Kind, is_plain_part};
 use crate::checkpoint::COMPANIONS;
 use crate::error::FormatError;
 use crate::hf_dir::{INDEX, WEIGHTS, shard_names};
@@ -14,8 +14,14 @@ pub(super) fn is_companion(file: &str) -> bool {
     COMPANIONS.contains(&file)
 }
 
-/// The snapshot that the cache has under this name, if it is complete.
+/// The snapshot of a model that the cache has under this name, if it is complete.
 pub(super) fn cached(cache: &Path, name: &HubName) -> Option<PathBuf> {
+    let snapshot = noted(cache, name)?;
+    is_complete(&snapshot).then_some(snapshot)
+}
+
+/// The snapshot that the cache has noted for this name, whole or not.
+pub(super) fn noted(cache: &Path, name: &HubName) -> Option<PathBuf> {
     let revision = name.revision();
     let repository = repository(name, revision);
     let root = cache.join(repository.folder_name());
@@ -26,8 +32,7 @@ pub(super) fn cached(cache: &Path, name: &HubName) -> Option<PathBuf> {
     if !is_plain_part(&commit) {
         return None;
     }
-    let snapshot = snapshot_path(cache, name, &commit);
-    is_complete(&snapshot).then_some(snapshot)
+    Some(snapshot_path(cache, name, &commit))
 }
 
 /// Where the cache keeps the files of one commit.
@@ -38,11 +43,11 @@ pub(super) fn snapshot_path(cache: &Path, name: &HubName, commit: &str) -> PathB
 }
 
 pub(super) fn repository(name: &HubName, revision: &str) -> Repo {
-    Repo::with_revision(
-        name.repository().into(),
-        RepoType::Model,
-        revision.to_owned(),
-    )
+    let kind = match name.kind() {
+        Kind::Model => RepoType::Model,
+        Kind::Dataset => RepoType::Dataset,
+    };
+    Repo::with_revision(name.repository().into(), kind, revision.to_owned())
 }
 
 /// Whether a directory has a config and every weight file.

@@ -105,7 +105,12 @@ fn answer(path: &str, from: usize, authorised: bool, files: &BTreeMap<String, Ve
         return status("401 Unauthorized");
     }
     let model = "/org/model";
-    if let Some(revision) = path.strip_prefix("/api/models/org/model/revision/") {
+    let dataset = "/datasets/org/model";
+    let api = [
+        "/api/models/org/model/revision/",
+        "/api/datasets/org/model/revision/",
+    ];
+    if let Some(revision) = api.iter().find_map(|api| path.strip_prefix(api)) {
         if revision != "main" && revision != "v1" && revision != COMMIT {
             return status("404 Not Found");
         }
@@ -125,11 +130,14 @@ fn answer(path: &str, from: usize, authorised: bool, files: &BTreeMap<String, Ve
         )
         .into_bytes();
     }
-    let file = path.strip_prefix(model).and_then(|path| {
-        path.strip_prefix("/resolve/")?
-            .strip_prefix(COMMIT)?
-            .strip_prefix('/')
-    });
+    let file = path
+        .strip_prefix(dataset)
+        .or(path.strip_prefix(model))
+        .and_then(|path| {
+            path.strip_prefix("/resolve/")?
+                .strip_prefix(COMMIT)?
+                .strip_prefix('/')
+        });
     let Some(bytes) = file.and_then(|file| files.get(file)) else {
         return status("404 Not Found");
     };
@@ -417,4 +425,83 @@ fn options_follow_the_environment() {
     assert_eq!(token.cache, Path::new("/c"));
     assert!(!format!("{token:?}").contains("mine"));
     assert!(!options(&[("HF_HUB_OFFLINE", "0")]).offline);
+}
+
+#[test]
+fn data_sets_are_fetched_and_found_again_offline() {
+    let hub = FakeHub::new(&[
+        ("data/train-00000-of-00002.parquet", b"one"),
+        ("data/train-00001-of-00002.parquet", b"two"),
+        ("data/test-00000-of-00001.parquet", b"three"),
+        ("script.py", b"import os"),
+    ]);
+    let resolve = |name: &str, options: &HubOptions| resolve_dataset(name, options, &mut ());
+    let paths = resolve("org/model", &hub.options()).unwrap();
+    let contents: Vec<_> = paths.iter().map(|path| fs::read(path).unwrap()).collect();
+    assert_eq!(contents, [b"one", b"two"]);
+    assert!(paths[0].to_str().unwrap().contains("datasets--org--model"));
+    let mut fetched = hub.fetched();
+    fetched.sort();
+    fetched.dedup();
+    assert_eq!(
+        fetched,
+        [
+            "data/train-00000-of-00002.parquet",
+            "data/train-00001-of-00002.parquet"
+        ]
+    );
+    let offline = HubOptions {
+        offline: true,
+        ..hub.options()
+    };
+    assert_eq!(resolve("org/model", &offline).unwrap(), paths);
+    assert!(matches!(
+        resolve("org/model:test", &offline),
+        Err(HubError::Offline { .. })
+    ));
+    // A part that is gone makes the copy useless.
+    fs::remove_file(&paths[1]).unwrap();
+    assert!(matches!(
+        resolve("org/model", &offline),
+        Err(HubError::Offline { .. })
+    ));
+    let nowhere = HubOptions {
+        endpoint: "http://127.0.0.1:1".into(),
+        ..hub.options()
+    };
+    assert!(matches!(
+        resolve("org/model", &nowhere),
+        Err(HubError::Request { .. })
+    ));
+    assert_eq!(resolve("org/model", &hub.options()).unwrap(), paths);
+    assert_eq!(resolve("org/model", &nowhere).unwrap(), paths);
+}
+
+#[test]
+fn data_sets_that_cannot_be_had_are_told_apart() {
+    let hub = FakeHub::new(&[("train.jsonl", b"{}")]);
+    let message = |name: &str| {
+        let error = resolve_dataset(name, &hub.options(), &mut ()).unwrap_err();
+        error.to_string().replace(&hub.endpoint, "HUB")
+    };
+    assert_eq!(
+        message("org/other"),
+        "HUB has no data set org/other; check its spelling (a private one needs HF_TOKEN)"
+    );
+    assert_eq!(
+        message("no id"),
+        "\"no id\" is no hub id of a data set; expected organisation/name, with :split or :config/split \
+         behind where it has several"
+    );
+    let refused = HubOptions {
+        token: None,
+        ..hub.options()
+    };
+    let error = resolve_dataset("org/model", &refused, &mut ()).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("refuses datasets/org/model (HTTP 401)"),
+        "{error}"
+    );
 }

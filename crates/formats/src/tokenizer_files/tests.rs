@@ -31,6 +31,7 @@ fn tokens_as_texts_or_objects() {
     let expected = TokenizerFiles {
         tokenizer_json: b"{}".to_vec(),
         chat_template: Some("{{ text }}".into()),
+        tool_use_template: None,
         bos_token: Some("<s>".into()),
         eos_token: Some("</s>".into()),
         unk_token: Some("<unk>".into()),
@@ -70,7 +71,21 @@ fn chat_templates_in_all_their_places() {
         (TOKENIZER_CONFIG, list),
         (CHAT_TEMPLATE, "J\n"),
     ]);
-    assert_eq!(both.unwrap().chat_template.as_deref(), Some("J\n"));
+    let both = both.unwrap();
+    assert_eq!(both.chat_template.as_deref(), Some("J\n"));
+    assert_eq!(both.tool_use_template, None);
+    let files = read(&[(TOKENIZER, "{}"), (TOKENIZER_CONFIG, list)]).unwrap();
+    assert_eq!(files.tool_use_template.as_deref(), Some("T"));
+    let written: Vec<_> = files.to_files();
+    let text = |(name, bytes): &(&'static str, Vec<u8>)| {
+        (*name, String::from_utf8(bytes.clone()).unwrap())
+    };
+    let written: Vec<_> = written.iter().map(text).collect();
+    let written: Vec<_> = written
+        .iter()
+        .map(|(name, text)| (*name, &**text))
+        .collect();
+    assert_eq!(read(&written).unwrap(), files);
 }
 
 #[test]

@@ -1,0 +1,327 @@
+//! What is wrong with rows that can be read, or worth knowing about them.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::conversation::{Conversation, Record, Role};
+use crate::supervise::Supervised;
+use crate::tokenizer::ChatTokenizer;
+
+/// Where a row stands.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct RowPlace {
+    /// Its file.
+    pub path: PathBuf,
+    /// Its line there, from 1; the row's number in a Parquet file.
+    pub line: usize,
+}
+
+impl std::fmt::Display for RowPlace {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}, line {}", self.path.display(), self.line)
+    }
+}
+
+/// Something about a row.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind", content = "detail")]
+pub enum Finding {
+    /// It cannot be used and was passed over, as `skip_bad_rows` allows.
+    Skipped,
+    /// It has no supervised token within the limit.
+    WithoutSupervision,
+    /// A trained answer is empty.
+    EmptyAnswer,
+    /// A trained turn ends in no special token.
+    OpenTurn,
+    /// Its text has what looks like a special token that the vocabulary lacks.
+    UnknownSpecialToken(String),
+    /// Arguments of a tool call are a string, which many templates quote a second time.
+    TextArguments,
+    /// It is longer than the limit and was cut.
+    Truncated,
+    /// It is longer than the limit and was left out.
+    TooLong,
+    /// It is longer than the limit and became several.
+    Split,
+    /// It says the same as one before it.
+    Duplicate,
+}
+
+impl Finding {
+    /// Whether training on such rows is likely to go wrong: `data check` fails on it.
+    pub fn is_problem(&self) -> bool {
+        match self {
+            Self::Skipped
+            | Self::WithoutSupervision
+            | Self::EmptyAnswer
+            | Self::OpenTurn
+            | Self::UnknownSpecialToken(_)
+            | Self::TextArguments => true,
+            Self::Truncated | Self::TooLong | Self::Split | Self::Duplicate => false,
+        }
+    }
+
+    /// What it is, after a number of rows.
+    pub fn summary(&self) -> String {
+        match self {
+            Self::Skipped => "cannot be used and were skipped".to_owned(),
+            Self::WithoutSupervision => "have no supervised token and were left out".to_owned(),
+            Self::EmptyAnswer => "have an empty answer that is trained".to_owned(),
+            Self::OpenTurn => "have an answer that no special token ends".to_owned(),
+            Self::UnknownSpecialToken(token) => {
+                format!("contain {token}, which is no token of this model")
+            }
+            Self::TextArguments => "have tool arguments as a string".to_owned(),
+            Self::Truncated => "are longer than max_seq_length and were cut".to_owned(),
+            Self::TooLong => "are longer than max_seq_length and were left out".to_owned(),
+            Self::Split => "are longer than max_seq_length and became several".to_owned(),
+            Self::Duplicate => "say the same as a row before them".to_owned(),
+        }
+    }
+
+    /// What it is, of one row.
+    pub fn row_summary(&self) -> String {
+        match self {
+            Self::Skipped => "cannot be used".to_owned(),
+            Self::WithoutSupervision => "no supervised token".to_owned(),
+            Self::EmptyAnswer => "an empty answer is trained".to_owned(),
+            Self::OpenTurn => "no special token ends an answer".to_owned(),
+            Self::UnknownSpecialToken(token) => format!("{token} is no token of this model"),
+            Self::TextArguments => "tool arguments are a string".to_owned(),
+            Self::Truncated => "longer than max_seq_length".to_owned(),
+            Self::TooLong => "left out as too long".to_owned(),
+            Self::Split => "becomes several rows".to_owned(),
+            Self::Duplicate => "a duplicate".to_owned(),
+        }
+    }
+
+    /// What to do about it.
+    pub fn next_step(&self) -> &'static str {
+        match self {
+            Self::Skipped => "mend the rows that are listed, or leave them out",
+            Self::WithoutSupervision => {
+                "check that they hold answers; raise max_seq_length if they were cut"
+            }
+            Self::EmptyAnswer => {
+                "take them out, or keep the model from learning to say nothing with \"weight\": 0"
+            }
+            Self::OpenTurn => {
+                "use a chat template that ends turns in a special token, or the model will not stop"
+            }
+            Self::UnknownSpecialToken(_) => "use the chat template that belongs to this model",
+            Self::TextArguments => "write the arguments as a JSON object",
+            Self::Truncated => "raise max_seq_length, or shorten them",
+            Self::TooLong => "raise max_seq_length to keep them",
+            Self::Split => "nothing, unless the parts make no sense alone",
+            Self::Duplicate => "take them out unless they are meant to weigh more",
+        }
+    }
+}
+
+/// Rows with the same finding.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FoundRows {
+    /// How many.
+    pub rows: usize,
+    /// The first ones.
+    pub first: Vec<RowPlace>,
+}
+
+/// All findings of a data set.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Vec<(Finding, FoundRows)>", into = "Vec<(Finding, FoundRows)>")]
+pub struct Findings {
+    found: BTreeMap<Finding, FoundRows>,
+}
+
+/// Places that are kept of each finding.
+const FIRST: usize = 10;
+/// Different unknown special tokens that are kept.
+const TOKENS: usize = 64;
+
+impl Findings {
+    /// Counts a finding.
+    pub fn add(&mut self, finding: Finding, path: &Path, line: usize) {
+        if matches!(finding, Finding::UnknownSpecialToken(_))
+            && !self.found.contains_key(&finding)
+            && self.found.len() >= TOKENS
+        {
+            return;
+        }
+        let found = self.found.entry(finding).or_default();
+        found.rows += 1;
+        if found.first.len() < FIRST {
+            found.first.push(RowPlace {
+                path: path.to_owned(),
+                line,
+            });
+        }
+    }
+
+    /// The rows with a finding.
+    pub fn get(&self, finding: &Finding) -> Option<&FoundRows> {
+        self.found.get(finding)
+    }
+
+    /// Every finding with its rows, problems first.
+    pub fn iter(&self) -> impl Iterator<Item = (&Finding, &FoundRows)> {
+        self.found.iter()
+    }
+
+    /// Those that `data check` fails on.
+    pub fn problems(&self) -> impl Iterator<Item = (&Finding, &FoundRows)> {
+        self.iter().filter(|(finding, _)| finding.is_problem())
+    }
+
+    /// Whether there is nothing to fail on.
+    pub fn is_sound(&self) -> bool {
+        self.problems().next().is_none()
+    }
+}
+
+impl From<Vec<(Finding, FoundRows)>> for Findings {
+    fn from(found: Vec<(Finding, FoundRows)>) -> Self {
+        Self {
+            found: found.into_iter().collect(),
+        }
+    }
+}
+
+impl From<Findings> for Vec<(Finding, FoundRows)> {
+    fn from(findings: Findings) -> Self {
+        findings.found.into_iter().collect()
+    }
+}
+
+/// What is to say about a row before its length is known to fit.
+pub(crate) fn examine(
+    record: &Record,
+    supervised: &Supervised,
+    tokenizer: &ChatTokenizer,
+) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let empty = match record {
+        Record::Conversation(chat) | Record::Chat { chat, .. } => {
+            if has_text_arguments(chat) {
+                findings.push(Finding::TextArguments);
+            }
+            chat.messages.iter().any(|message| {
+                message.trained
+                    && message.content.trim().is_empty()
+                    && !message.extra.contains_key("tool_calls")
+            })
+        }
+        Record::Instruction(row) => row.output.trim().is_empty(),
+        Record::Completion(row) => row.completion.trim().is_empty(),
+        Record::Text(_) => false,
+    };
+    if empty {
+        findings.push(Finding::EmptyAnswer);
+    }
+    if supervised.open_turns > 0 {
+        findings.push(Finding::OpenTurn);
+    }
+    for token in unknown_markers(&supervised.text, tokenizer) {
+        findings.push(Finding::UnknownSpecialToken(token));
+    }
+    findings
+}
+
+fn has_text_arguments(chat: &Conversation) -> bool {
+    let calls = chat
+        .messages
+        .iter()
+        .filter(|message| message.role == Role::Assistant)
+        .filter_map(|message| message.extra.get("tool_calls")?.as_array());
+    calls.flatten().any(|call| {
+        let function = call.get("function").unwrap_or(call);
+        function["arguments"].is_string()
+    })
+}
+
+/// Texts like `<|im_end|>` that the vocabulary does not hold as one token, each once.
+pub(crate) fn unknown_markers(text: &str, tokenizer: &ChatTokenizer) -> Vec<String> {
+    const OTHERS: [&str; 6] = [
+        "<start_of_turn>",
+        "<end_of_turn>",
+        "<bos>",
+        "<eos>",
+        "<<SYS>>",
+        "<|",
+    ];
+    let mut unknown: Vec<String> = Vec::new();
+    let mut rest = text;
+    while let Some(start) = rest.find('<') {
+        rest = &rest[start..];
+        let Some(opening) = OTHERS.iter().find(|marker| rest.starts_with(**marker)) else {
+            rest = &rest[1..];
+            continue;
+        };
+        let marker = match *opening {
+            "<|" => bar_marker(rest),
+            // Llama 2 has no token for it.
+            "<<SYS>>" => None,
+            other => Some(other),
+        };
+        if let Some(marker) = marker
+            && tokenizer.token_to_id(marker).is_none()
+            && !unknown.iter().any(|known| known == marker)
+        {
+            unknown.push(marker.to_owned());
+        }
+        rest = &rest[opening.len()..];
+    }
+    unknown
+}
+
+/// `<|name|>` at the beginning of a text.
+fn bar_marker(text: &str) -> Option<&str> {
+    const LONGEST: usize = 40;
+    let name = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
+    let length = text.as_bytes()[2..]
+        .iter()
+        .take_while(|byte| name(byte))
+        .count();
+    let end = 2 + length;
+    ((1..=LONGEST).contains(&length) && text[end..].starts_with("|>")).then(|| &text[..end + 2])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tokenizer::tests::{CHATML, tokenizer};
+
+    #[test]
+    fn finds_markers_that_are_no_tokens() {
+        let unknown = |text: &str| unknown_markers(text, &tokenizer(Some(CHATML)));
+        assert!(unknown("<|im_start|>a<|im_end|> <s> 1 < 2 <|> <|a b|> <|é|>").is_empty());
+        assert_eq!(
+            unknown("<|eot_id|><|im_start|><|eot_id|><end_of_turn><|x_1|"),
+            ["<|eot_id|>", "<end_of_turn>"]
+        );
+        assert!(unknown(&format!("<|{}|>", "x".repeat(41))).is_empty());
+        assert!(unknown("<").is_empty());
+        assert!(unknown("<|").is_empty());
+    }
+
+    #[test]
+    fn findings_survive_json() {
+        let mut findings = Findings::default();
+        findings.add(Finding::Truncated, Path::new("a"), 1);
+        for line in 1..20 {
+            let finding = Finding::UnknownSpecialToken("<|x|>".into());
+            findings.add(finding, Path::new("a"), line);
+        }
+        let json = serde_json::to_string(&findings).unwrap();
+        assert_eq!(serde_json::from_str::<Findings>(&json).unwrap(), findings);
+        let order: Vec<_> = findings
+            .iter()
+            .map(|(finding, rows)| (finding.is_problem(), rows.rows, rows.first.len()))
+            .collect();
+        assert_eq!(order, [(true, 19, 10), (false, 1, 1)]);
+        assert!(!findings.is_sound());
+    }
+}

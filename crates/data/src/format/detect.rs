@@ -1,0 +1,123 @@
+//! The format of a source, judged by its first rows.
+
+use serde_json::Value;
+
+use super::Format;
+use crate::error::DataError;
+use crate::source::{DecompressLimits, RowReader, Source};
+
+/// Rows that are looked at.
+pub const ROWS: usize = 64;
+
+/// What a source looks like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Detected {
+    /// Its format.
+    pub format: Format,
+    /// Rows that say so.
+    pub rows: usize,
+}
+
+impl std::fmt::Display for Detected {
+    /// `format "alpaca" (all of the first 64 rows have instruction and output)`
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let fields = match self.format {
+            Format::Alpaca => "instruction and output",
+            Format::Messages => "messages",
+            Format::Sharegpt => "conversations",
+            Format::PromptCompletion => "prompt and completion",
+            Format::Text => "text",
+        };
+        let Self { format, rows } = self;
+        match rows {
+            1 => write!(f, "format \"{format}\" (the first row has {fields})"),
+            _ => write!(
+                f,
+                "format \"{format}\" (the first {rows} rows have {fields})"
+            ),
+        }
+    }
+}
+
+/// Judges a source by its first [`ROWS`] rows: all must fit one format and no other.
+///
+/// # Errors
+/// [`DataError::Detect`] with what is unclear, and errors of reading.
+pub fn detect(source: &Source) -> Result<Detected, DataError> {
+    let mut reader = RowReader::new(&source.files, DecompressLimits::default());
+    let mut detected: Option<Detected> = None;
+    while detected.is_none_or(|detected| detected.rows < ROWS) {
+        let Some(row) = reader.next() else { break };
+        let row = row?;
+        let path = source.files[row.file].path.clone();
+        let line = row.line;
+        let value = row.body.into_value(&path, line)?;
+        let format = match judge(&value) {
+            Ok(format) => format,
+            Err(problem) => return Err(unclear(path, line, problem)),
+        };
+        match &mut detected {
+            None => detected = Some(Detected { format, rows: 1 }),
+            Some(before) if before.format == format => before.rows += 1,
+            Some(before) => {
+                let problem = format!(
+                    "the rows before it look like \"{}\", this one like \"{format}\"",
+                    before.format
+                );
+                return Err(unclear(path, line, problem));
+            }
+        }
+    }
+    detected.ok_or_else(|| {
+        let path = source.files.first().map(|file| file.path.clone());
+        unclear(
+            path.unwrap_or_else(|| source.spec.clone().into()),
+            1,
+            "there are no rows".to_owned(),
+        )
+    })
+}
+
+/// The only format that a row fits.
+fn judge(value: &Value) -> Result<Format, String> {
+    let Value::Object(row) = value else {
+        return Err(format!(
+            "the row is {}, not an object",
+            super::field::describe(value)
+        ));
+    };
+    let fits: Vec<Format> = Format::ALL
+        .into_iter()
+        .filter(|format| format.fits(row))
+        .collect();
+    match fits.as_slice() {
+        [format] => Ok(*format),
+        [] => {
+            let keys: Vec<String> = row
+                .keys()
+                .take(8)
+                .map(|key| format!("`{}`", super::field::shorten(key)))
+                .collect();
+            Err(format!(
+                "no format has the keys {}; name yours in `fields`",
+                keys.join(", ")
+            ))
+        }
+        several => {
+            let names: Vec<String> = several
+                .iter()
+                .map(|format| format!("\"{format}\""))
+                .collect();
+            Err(format!("its keys fit {}", names.join(" and ")))
+        }
+    }
+}
+
+fn unclear(path: std::path::PathBuf, line: usize, problem: String) -> DataError {
+    DataError::Detect {
+        path,
+        line,
+        problem,
+        expected: Format::ALL.map(|format| format!("\"{format}\"")).join(", "),
+    }
+}

@@ -1,0 +1,504 @@
+//! From sources to rows of ids and labels, on all cores, in memory that does not grow with them.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::conversation::Record;
+use crate::dataset::{DataOptions, DataReport, LoadProgress, row_error, supervised_tokens};
+use crate::error::DataError;
+use crate::findings::{Finding, Findings, examine};
+use crate::format::{FieldMap, Format};
+use crate::jsonl::field_error;
+use crate::source::{DecompressLimits, RawRow, RowReader, Source};
+use crate::supervise::{Supervised, supervise};
+use crate::tokenizer::ChatTokenizer;
+
+/// Rows that are parsed and tokenised together.
+const CHUNK: usize = 512;
+/// Bytes after which a chunk is long enough.
+const CHUNK_BYTES: usize = 8 << 20;
+/// Different rows that are remembered to count duplicates.
+const REMEMBERED: usize = 1 << 22;
+
+/// What becomes of rows longer than `max_seq_length`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Overlong {
+    /// Their end is cut away.
+    #[default]
+    Truncate,
+    /// They are left out.
+    Drop,
+    /// They become several rows: for `text` rows only, whose parts make sense alone.
+    Split,
+}
+
+/// How sources are to be read and tokenised.
+#[derive(Clone, Debug)]
+pub struct TokenizeOptions {
+    /// Format, template, supervision and length.
+    pub data: DataOptions,
+    /// Other names of the format's fields.
+    pub fields: FieldMap,
+    /// What becomes of rows that are too long.
+    pub overlong: Overlong,
+    /// How many rows may be unusable; they are listed in [`Outcome::skipped`].
+    pub skip_bad_rows: usize,
+    /// How far compressed files may grow.
+    pub limits: DecompressLimits,
+}
+
+impl From<DataOptions> for TokenizeOptions {
+    fn from(data: DataOptions) -> Self {
+        Self {
+            data,
+            fields: FieldMap::default(),
+            overlong: Overlong::default(),
+            skip_bad_rows: 0,
+            limits: DecompressLimits::default(),
+        }
+    }
+}
+
+impl TokenizeOptions {
+    /// Refuses options that cannot work together.
+    ///
+    /// # Errors
+    /// [`DataError::Option`].
+    pub fn check(&self) -> Result<(), DataError> {
+        self.data.check()?;
+        if self.overlong == Overlong::Split && self.data.format != Format::Text {
+            return Err(DataError::Option {
+                option: "overlong",
+                expected: "\"truncate\" or \"drop\": half a conversation makes no sense".to_owned(),
+                actual: format!("\"split\" with format \"{}\"", self.data.format),
+            });
+        }
+        Ok(())
+    }
+}
+
+/// A row that is trained.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenizedRow {
+    /// Token ids, `[s]`.
+    pub input_ids: Vec<u32>,
+    /// The id where it is trained, else [`crate::IGNORE_INDEX`], `[s]`.
+    pub labels: Vec<i64>,
+    /// Number of its source.
+    pub source: usize,
+    /// Its line in its file, from 1.
+    pub line: usize,
+    /// A hash of its tokens before they were cut: equal rows have equal keys.
+    pub key: u64,
+}
+
+/// What takes the rows, in the order of the sources.
+pub trait RowSink {
+    /// Takes a row.
+    ///
+    /// # Errors
+    /// Whatever keeps the sink from taking it; the work ends there.
+    fn push(&mut self, row: TokenizedRow) -> Result<(), DataError>;
+}
+
+/// Counts only.
+impl RowSink for () {
+    fn push(&mut self, _: TokenizedRow) -> Result<(), DataError> {
+        Ok(())
+    }
+}
+
+/// A row that was passed over.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SkippedRow {
+    /// Its file.
+    pub path: PathBuf,
+    /// Its line there, from 1.
+    pub line: usize,
+    /// The message of the error that it would have been.
+    pub problem: String,
+}
+
+/// What became of all rows.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// Numbers.
+    pub report: DataReport,
+    /// What is wrong with rows, or worth knowing.
+    pub findings: Findings,
+    /// Rows that could not be used, at most as many as allowed.
+    pub skipped: Vec<SkippedRow>,
+    /// Rows kept of each source.
+    pub source_rows: Vec<usize>,
+}
+
+impl Outcome {
+    /// Names and numbers, as summaries list them.
+    pub fn counts(&self) -> Vec<(&'static str, u64)> {
+        let DataReport {
+            rows,
+            kept,
+            truncated,
+            dropped,
+            tokens,
+            supervised_tokens,
+            longest,
+            duplicates,
+            ..
+        } = self.report;
+        vec![
+            ("rows", rows as u64),
+            ("kept", kept as u64),
+            ("skipped as broken", self.skipped.len() as u64),
+            ("left out", dropped as u64),
+            ("cut at max_seq_length", truncated as u64),
+            ("duplicates", duplicates as u64),
+            ("tokens", tokens),
+            ("supervised tokens", supervised_tokens),
+            ("tokens of the longest row", longest as u64),
+        ]
+    }
+}
+
+/// Counts, lengths and findings, for people.
+impl std::fmt::Display for Outcome {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (name, value) in self.counts() {
+            writeln!(f, "{value:>12}  {name}")?;
+        }
+        writeln!(f, "lengths in tokens:")?;
+        let classes = self.report.lengths.classes();
+        for (shortest, longest, rows) in classes.filter(|class| class.2 > 0) {
+            writeln!(f, "{rows:>12}  {shortest} to {longest}")?;
+        }
+        for (finding, found) in self.findings.iter() {
+            let level = if finding.is_problem() {
+                "problem"
+            } else {
+                "note"
+            };
+            writeln!(f, "{level}: {} rows {}", found.rows, finding.summary())?;
+            if let Some(first) = found.first.first() {
+                writeln!(f, "  first: {first}")?;
+            }
+            writeln!(f, "  next: {}", finding.next_step())?;
+        }
+        Ok(())
+    }
+}
+
+/// Reads, tokenises and labels sources, on all cores of the current rayon pool.
+///
+/// The result does not depend on the number of threads. `progress` is called after every few
+/// hundred rows.
+///
+/// # Errors
+/// The first broken row beyond those that may be skipped, anything about a whole file, options that
+/// cannot work together, and [`DataError::NothingToTrain`] if no row is left.
+pub fn tokenize(
+    sources: &[Source],
+    options: &TokenizeOptions,
+    tokenizer: &ChatTokenizer,
+    sink: &mut dyn RowSink,
+    progress: &mut dyn FnMut(LoadProgress),
+) -> Result<Outcome, DataError> {
+    options.check()?;
+    let mut work = Work {
+        options,
+        tokenizer,
+        sink,
+        outcome: Outcome::default(),
+        seen: HashSet::new(),
+        began: Instant::now(),
+        total_bytes: sources.iter().map(Source::bytes).sum(),
+        bytes_before: 0,
+    };
+    for (number, source) in sources.iter().enumerate() {
+        work.outcome.source_rows.push(0);
+        work.read(number, source, progress)?;
+        work.bytes_before += source.bytes();
+    }
+    if work.outcome.report.kept == 0 {
+        let first = sources.first();
+        return Err(DataError::NothingToTrain {
+            path: first.map_or_else(PathBuf::new, |source| source.spec.clone().into()),
+            rows: work.outcome.report.rows,
+            max_seq_length: options.data.max_seq_length,
+        });
+    }
+    Ok(work.outcome)
+}
+
+struct Work<'a> {
+    options: &'a TokenizeOptions,
+    tokenizer: &'a ChatTokenizer,
+    sink: &'a mut dyn RowSink,
+    outcome: Outcome,
+    seen: HashSet<u64>,
+    began: Instant,
+    total_bytes: u64,
+    bytes_before: u64,
+}
+
+type Chunk = Vec<Result<RawRow, DataError>>;
+
+impl Work<'_> {
+    fn read(
+        &mut self,
+        number: usize,
+        source: &Source,
+        progress: &mut dyn FnMut(LoadProgress),
+    ) -> Result<(), DataError> {
+        let mut reader = RowReader::new(&source.files, self.options.limits);
+        let mut chunk = next_chunk(&mut reader);
+        while !chunk.is_empty() {
+            let bytes = self.bytes_before + reader.bytes();
+            // The next chunk is read while this one is tokenised.
+            let (options, tokenizer) = (self.options, self.tokenizer);
+            let (next, rows) = rayon::join(
+                || next_chunk(&mut reader),
+                || tokenize_chunk(chunk, source, options, tokenizer),
+            );
+            // In the order of the file, so that the first broken row is the one reported.
+            for (place, row) in rows {
+                match row {
+                    Ok(row) => self.keep(row, number, &source.files[place.0].path, place.1)?,
+                    Err(error) => self.skip(error)?,
+                }
+            }
+            progress(LoadProgress {
+                rows: self.outcome.report.rows,
+                bytes,
+                total_bytes: self.total_bytes,
+                elapsed: self.began.elapsed(),
+            });
+            chunk = next;
+        }
+        Ok(())
+    }
+
+    fn skip(&mut self, error: DataError) -> Result<(), DataError> {
+        if !error.is_about_a_row() {
+            return Err(error);
+        }
+        let limit = self.options.skip_bad_rows;
+        if self.outcome.skipped.len() == limit {
+            return Err(match limit {
+                0 => error,
+                _ => DataError::TooManyBadRows {
+                    limit,
+                    source: Box::new(error),
+                },
+            });
+        }
+        let path = error.path().unwrap_or(Path::new("")).to_owned();
+        let line = error.line().unwrap_or(0);
+        self.outcome.report.rows += 1;
+        self.outcome.findings.add(Finding::Skipped, &path, line);
+        self.outcome.skipped.push(SkippedRow {
+            path,
+            line,
+            problem: error.with_causes(),
+        });
+        Ok(())
+    }
+
+    fn keep(
+        &mut self,
+        row: Prepared,
+        source: usize,
+        path: &Path,
+        line: usize,
+    ) -> Result<(), DataError> {
+        let Outcome {
+            report,
+            findings,
+            source_rows,
+            ..
+        } = &mut self.outcome;
+        report.rows += 1;
+        report.longest = report.longest.max(row.length);
+        report.lengths.add(row.length);
+        for finding in row.findings {
+            findings.add(finding, path, line);
+        }
+        if self.seen.contains(&row.key) {
+            report.duplicates += 1;
+            findings.add(Finding::Duplicate, path, line);
+        } else if self.seen.len() < REMEMBERED {
+            self.seen.insert(row.key);
+        }
+        if row.pieces.is_empty() {
+            report.dropped += 1;
+            report.dropped_lines.push(line);
+            return Ok(());
+        }
+        report.truncated += usize::from(row.cut);
+        report.open_turns += row.open_turns;
+        for (input_ids, labels) in row.pieces {
+            report.kept += 1;
+            report.tokens += input_ids.len() as u64;
+            report.supervised_tokens += supervised_tokens(&labels) as u64;
+            source_rows[source] += 1;
+            self.sink.push(TokenizedRow {
+                input_ids,
+                labels,
+                source,
+                line,
+                key: row.key,
+            })?;
+        }
+        Ok(())
+    }
+}
+
+/// Up to [`CHUNK`] rows and a few megabytes.
+fn next_chunk(reader: &mut RowReader) -> Chunk {
+    let mut chunk = Vec::new();
+    let mut bytes = 0;
+    while chunk.len() < CHUNK && bytes < CHUNK_BYTES {
+        let Some(row) = reader.next() else { break };
+        if let Ok(row) = &row {
+            bytes += row.body.size();
+        }
+        chunk.push(row);
+    }
+    chunk
+}
+
+/// A row's pieces that are trained, none if there are none.
+struct Prepared {
+    pieces: Vec<(Vec<u32>, Vec<i64>)>,
+    length: usize,
+    cut: bool,
+    open_turns: usize,
+    findings: Vec<Finding>,
+    key: u64,
+}
+
+/// File and line, and what became of the row there.
+type Placed = ((usize, usize), Result<Prepared, DataError>);
+
+fn tokenize_chunk(
+    chunk: Chunk,
+    source: &Source,
+    options: &TokenizeOptions,
+    tokenizer: &ChatTokenizer,
+) -> Vec<Placed> {
+    chunk
+        .into_par_iter()
+        .map(|row| match row {
+            Ok(row) => {
+                let place = (row.file, row.line);
+                let path = &source.files[row.file].path;
+                (place, prepare(path, row, options, tokenizer))
+            }
+            // The error itself names its file.
+            Err(error) => ((0, 0), Err(error)),
+        })
+        .collect()
+}
+
+fn prepare(
+    path: &Path,
+    row: RawRow,
+    options: &TokenizeOptions,
+    tokenizer: &ChatTokenizer,
+) -> Result<Prepared, DataError> {
+    let (record, supervised) = tokenize_row(path, row, options, tokenizer)?;
+    let mut findings = examine(&record, &supervised, tokenizer);
+    let Supervised {
+        input_ids,
+        labels,
+        open_turns,
+        ..
+    } = supervised;
+    let length = input_ids.len();
+    let key = key(&input_ids);
+    let limit = options.data.max_seq_length;
+    let too_long = length > limit;
+    let mut pieces = match options.overlong {
+        Overlong::Drop if too_long => Vec::new(),
+        Overlong::Split => split(&input_ids, &labels, limit),
+        Overlong::Truncate | Overlong::Drop => {
+            let (mut input_ids, mut labels) = (input_ids, labels);
+            input_ids.truncate(limit);
+            labels.truncate(limit);
+            vec![(input_ids, labels)]
+        }
+    };
+    pieces.retain(|(_, labels)| supervised_tokens(labels) > 0);
+    if too_long {
+        findings.push(match options.overlong {
+            Overlong::Truncate => Finding::Truncated,
+            Overlong::Drop => Finding::TooLong,
+            Overlong::Split => Finding::Split,
+        });
+    }
+    if pieces.is_empty() && !(too_long && options.overlong == Overlong::Drop) {
+        findings.push(Finding::WithoutSupervision);
+    }
+    Ok(Prepared {
+        cut: too_long && options.overlong == Overlong::Truncate,
+        pieces,
+        length,
+        open_turns,
+        findings,
+        key,
+    })
+}
+
+/// Parses, renders and tokenises one row.
+pub(crate) fn tokenize_row(
+    path: &Path,
+    row: RawRow,
+    options: &TokenizeOptions,
+    tokenizer: &ChatTokenizer,
+) -> Result<(Record, Supervised), DataError> {
+    let line = row.line;
+    let value = row.body.into_value(path, line)?;
+    let data = &options.data;
+    let record = options
+        .fields
+        .read(data.format, value)
+        .map_err(|error| field_error(path, line, error))?;
+    let template = data.template.as_ref();
+    let supervised = supervise(&record, tokenizer, template, data.supervision)
+        .map_err(|error| row_error(path, line, error))?;
+    Ok((record, supervised))
+}
+
+/// Pieces of at most `limit` tokens; each begins with the last token of the one before, so that
+/// every token but the first is predicted once.
+fn split(ids: &[u32], labels: &[i64], limit: usize) -> Vec<(Vec<u32>, Vec<i64>)> {
+    let mut pieces = Vec::new();
+    let mut start = 0;
+    loop {
+        let end = ids.len().min(start + limit);
+        pieces.push((ids[start..end].to_vec(), labels[start..end].to_vec()));
+        if end == ids.len() {
+            return pieces;
+        }
+        start = end - 1;
+    }
+}
+
+fn key(ids: &[u32]) -> u64 {
+    let mut hash = Sha256::new();
+    for id in ids {
+        hash.update(id.to_le_bytes());
+    }
+    let digest = hash.finalize();
+    let mut first = [0; 8];
+    first.copy_from_slice(&digest[..8]);
+    u64::from_le_bytes(first)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,304 @@
+use std::path::Path;
+
+use super::*;
+use crate::IGNORE_INDEX;
+use crate::store::TokenRows;
+use crate::supervise::Supervision;
+use crate::tokenizer::tests::{CHATML, EOS, tokenizer};
+
+fn write(folder: &tempfile::TempDir, name: &str, text: &str) -> Source {
+    let path = folder.path().join(name);
+    std::fs::write(&path, text).unwrap();
+    Source::from_file(&path)
+}
+
+fn options(format: Format, max_seq_length: usize) -> TokenizeOptions {
+    DataOptions {
+        format,
+        template: None,
+        supervision: Supervision::Responses,
+        max_seq_length,
+    }
+    .into()
+}
+
+fn run(sources: &[Source], options: &TokenizeOptions) -> Result<(TokenRows, Outcome), DataError> {
+    let mut rows = TokenRows::default();
+    let tokenizer = tokenizer(Some(CHATML));
+    let outcome = tokenize(sources, options, &tokenizer, &mut rows, &mut |_| {})?;
+    Ok((rows, outcome))
+}
+
+const BROKEN: &str = "{\"text\":\"a\"}\nnope\n{\"txt\":\"b\"}\n{\"text\":\"c\"}\n{\"text\":1}\n";
+
+#[test]
+fn bad_rows_are_listed_up_to_the_limit() {
+    let folder = tempfile::tempdir().unwrap();
+    let sources = [write(&folder, "a.jsonl", BROKEN)];
+    let mut options = options(Format::Text, 8);
+    options.skip_bad_rows = 3;
+    let (rows, outcome) = run(&sources, &options).unwrap();
+    assert_eq!(rows.len(), 2);
+    assert_eq!((outcome.report.rows, outcome.report.kept), (5, 2));
+    let listed: Vec<_> = outcome
+        .skipped
+        .iter()
+        .map(|row| {
+            assert!(row.path.ends_with("a.jsonl"));
+            format!("{}: {}", row.line, row.problem.split_once(": ").unwrap().1)
+        })
+        .collect();
+    insta::assert_snapshot!(listed.join("\n"), @r#"
+    2: expected one JSON object, found broken JSON: expected ident at line 1 column 2
+    3: expected a string, found no such key (the keys are `txt`)
+    5: expected a string, found the number 1
+    "#);
+    assert_eq!(outcome.findings.get(&Finding::Skipped).unwrap().rows, 3);
+
+    options.skip_bad_rows = 2;
+    let error = run(&sources, &options).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "more than 2 rows cannot be used; the next one is"
+    );
+    let next = std::error::Error::source(&error).unwrap().to_string();
+    assert!(
+        next.ends_with("line 5, field `text`: expected a string, found the number 1"),
+        "{next}"
+    );
+    options.skip_bad_rows = 0;
+    let error = run(&sources, &options).unwrap_err();
+    assert!(matches!(error, DataError::Json { line: 2, .. }));
+}
+
+#[test]
+fn a_broken_file_is_no_broken_row() {
+    let folder = tempfile::tempdir().unwrap();
+    let sources = [write(
+        &folder,
+        "a.json",
+        "[{\"text\":\"a\"} {\"text\":\"b\"}]",
+    )];
+    let mut options = options(Format::Text, 8);
+    options.skip_bad_rows = 100;
+    assert!(matches!(
+        run(&sources, &options),
+        Err(DataError::Layout { .. })
+    ));
+}
+
+#[test]
+fn long_texts_are_cut_left_out_or_split() {
+    let folder = tempfile::tempdir().unwrap();
+    let sources = [write(
+        &folder,
+        "a.jsonl",
+        "{\"text\":\"abcdefg\"}\n{\"text\":\"xy\"}\n",
+    )];
+    let ids = |overlong| {
+        let options = TokenizeOptions {
+            overlong,
+            ..options(Format::Text, 4)
+        };
+        let (rows, outcome) = run(&sources, &options).unwrap();
+        let ids: Vec<Vec<u32>> = (0..rows.len())
+            .map(|row| rows.row(row).unwrap().input_ids.to_vec())
+            .collect();
+        (ids, outcome)
+    };
+    let [a, b, c, d, e, f, g, x, y] = [97, 98, 99, 100, 101, 102, 103, 120, 121];
+    let s = crate::tokenizer::tests::BOS;
+    let (rows, outcome) = ids(Overlong::Truncate);
+    assert_eq!(rows, [[s, a, b, c], [s, x, y, EOS]]);
+    assert_eq!(outcome.findings.get(&Finding::Truncated).unwrap().rows, 1);
+    let (rows, outcome) = ids(Overlong::Drop);
+    assert_eq!(rows, [[s, x, y, EOS]]);
+    assert_eq!((outcome.report.dropped, outcome.report.truncated), (1, 0));
+    assert!(outcome.findings.get(&Finding::WithoutSupervision).is_none());
+    // Every token but the first is predicted once: 3 + 3 + 2 of 8.
+    let (rows, outcome) = ids(Overlong::Split);
+    let expected: [&[u32]; 4] = [&[s, a, b, c], &[c, d, e, f], &[f, g, EOS], &[s, x, y, EOS]];
+    assert_eq!(rows, expected);
+    assert_eq!(outcome.report.supervised_tokens, 3 + 3 + 2 + 3);
+    let refused = TokenizeOptions {
+        overlong: Overlong::Split,
+        ..options(Format::Alpaca, 4)
+    };
+    insta::assert_snapshot!(run(&sources, &refused).unwrap_err(), @r#"overlong: expected "truncate" or "drop": half a conversation makes no sense, found "split" with format "alpaca""#);
+}
+
+#[test]
+fn findings_name_what_is_wrong() {
+    let folder = tempfile::tempdir().unwrap();
+    let row = |user: &str, answer: &str| {
+        serde_json::json!({"messages": [
+            {"role": "user", "content": user}, {"role": "assistant", "content": answer},
+        ]})
+        .to_string()
+    };
+    let call = "{\"messages\":[{\"role\":\"user\",\"content\":\"q\"},{\"role\":\"assistant\",\"content\":null,\
+                \"tool_calls\":[{\"function\":{\"name\":\"f\",\"arguments\":\"{}\"}}]}]}";
+    let question = "{\"messages\":[{\"role\":\"user\",\"content\":\"q\"}]}";
+    let lines = [
+        row("a", "b"),
+        row("a", ""),
+        row("<|eot_id|>", "b"),
+        row("a", "b"),
+        call.to_owned(),
+        question.to_owned(),
+        row("a", &"long".repeat(20)),
+    ];
+    let sources = [write(&folder, "a.jsonl", &lines.join("\n"))];
+    let (_, outcome) = run(&sources, &options(Format::Messages, 40)).unwrap();
+    let place = folder.path().display().to_string();
+    insta::assert_snapshot!(outcome.to_string().replace(&place, "."), @r#"
+               7  rows
+               6  kept
+               0  skipped as broken
+               1  left out
+               1  cut at max_seq_length
+               1  duplicates
+             107  tokens
+              39  supervised tokens
+              91  tokens of the longest row
+    lengths in tokens:
+               5  0 to 16
+               1  17 to 32
+               1  65 to 128
+    problem: 1 rows have no supervised token and were left out
+      first: ./a.jsonl, line 6
+      next: check that they hold answers; raise max_seq_length if they were cut
+    problem: 1 rows have an empty answer that is trained
+      first: ./a.jsonl, line 2
+      next: take them out, or keep the model from learning to say nothing with "weight": 0
+    problem: 1 rows contain <|eot_id|>, which is no token of this model
+      first: ./a.jsonl, line 3
+      next: use the chat template that belongs to this model
+    problem: 1 rows have tool arguments as a string
+      first: ./a.jsonl, line 5
+      next: write the arguments as a JSON object
+    note: 1 rows are longer than max_seq_length and were cut
+      first: ./a.jsonl, line 7
+      next: raise max_seq_length, or shorten them
+    note: 1 rows say the same as a row before them
+      first: ./a.jsonl, line 4
+      next: take them out unless they are meant to weigh more
+    "#);
+    assert!(!outcome.findings.is_sound());
+}
+
+#[test]
+fn fields_of_other_names_and_tables_are_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let sources = [
+        write(&folder, "a.csv", "q,a\nHi,B\n"),
+        write(&folder, "b.json", "[{\"q\":\"Hi\",\"a\":\"B\"}]"),
+    ];
+    let pairs = [("instruction", "q"), ("output", "a")];
+    let options = TokenizeOptions {
+        fields: FieldMap::new(Format::Alpaca, pairs).unwrap(),
+        ..options(Format::Alpaca, 40)
+    };
+    let (rows, outcome) = run(&sources, &options).unwrap();
+    assert_eq!(outcome.source_rows, [1, 1]);
+    assert_eq!(
+        rows.row(0).unwrap().input_ids,
+        rows.row(1).unwrap().input_ids
+    );
+    assert_eq!(
+        (rows.row(0).unwrap().line, rows.row(1).unwrap().line),
+        (2, 1)
+    );
+    assert_eq!(rows.row(1).unwrap().source, 1);
+    assert_eq!(outcome.report.duplicates, 1);
+}
+
+#[test]
+fn progress_knows_rate_and_time_left() {
+    let progress = LoadProgress {
+        rows: 100,
+        bytes: 1_000,
+        total_bytes: 4_000,
+        elapsed: std::time::Duration::from_secs(2),
+    };
+    assert_eq!(progress.bytes_per_second(), 500.0);
+    assert_eq!(progress.rows_per_second(), 50.0);
+    assert_eq!(
+        progress.time_left(),
+        Some(std::time::Duration::from_secs(6))
+    );
+    let start = LoadProgress {
+        bytes: 0,
+        elapsed: std::time::Duration::ZERO,
+        ..progress
+    };
+    assert_eq!((start.bytes_per_second(), start.time_left()), (0.0, None));
+}
+
+#[test]
+fn formats_are_detected_or_refused() {
+    use crate::format::detect::detect;
+    let folder = tempfile::tempdir().unwrap();
+    let shown = |name: &str, text: &str| {
+        let source = write(&folder, name, text);
+        let shown = match detect(&source) {
+            Ok(detected) => detected.to_string(),
+            Err(error) => error.with_causes(),
+        };
+        shown.replace(&format!("{}/", folder.path().display()), "")
+    };
+    let text = "{\"text\":\"a\"}\n";
+    insta::assert_snapshot!(shown("a.jsonl", &text.repeat(100)), @r#"format "text" (the first 64 rows have text)"#);
+    insta::assert_snapshot!(shown("a.csv", "prompt,completion\na,b\n"), @r#"format "prompt_completion" (the first row has prompt and completion)"#);
+    insta::assert_snapshot!(shown("a.jsonl", "{\"conversations\":[]}\n{\"conversation\":[]}"), @r#"format "sharegpt" (the first 2 rows have conversations)"#);
+    insta::assert_snapshot!(shown("a.jsonl", &format!("{text}{{\"messages\":[]}}")), @r#"a.jsonl, line 2: cannot tell the format: the rows before it look like "text", this one like "messages"; set `format` to one of "alpaca", "messages", "sharegpt", "prompt_completion", "text""#);
+    insta::assert_snapshot!(shown("a.jsonl", "{\"instruction\":1,\"output\":2,\"text\":3}"), @r#"a.jsonl, line 1: cannot tell the format: its keys fit "alpaca" and "text"; set `format` to one of "alpaca", "messages", "sharegpt", "prompt_completion", "text""#);
+    insta::assert_snapshot!(shown("a.jsonl", "{\"question\":1,\"answer\":2}"), @r#"a.jsonl, line 1: cannot tell the format: no format has the keys `question`, `answer`; name yours in `fields`; set `format` to one of "alpaca", "messages", "sharegpt", "prompt_completion", "text""#);
+    insta::assert_snapshot!(shown("a.jsonl", "[1]"), @r#"a.jsonl, line 1: cannot tell the format: the row is a list of 1, not an object; set `format` to one of "alpaca", "messages", "sharegpt", "prompt_completion", "text""#);
+    insta::assert_snapshot!(shown("a.jsonl", "{"), @"a.jsonl, line 1: expected one JSON object, found broken JSON: EOF while parsing an object at line 1 column 1");
+    insta::assert_snapshot!(shown("a.jsonl", ""), @r#"a.jsonl, line 1: cannot tell the format: there are no rows; set `format` to one of "alpaca", "messages", "sharegpt", "prompt_completion", "text""#);
+}
+
+#[test]
+fn completion_needs_a_format_that_has_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let sources = [write(&folder, "a.jsonl", "{\"text\":\"a\"}")];
+    let mut options = options(Format::Text, 8);
+    options.data.supervision = Supervision::Completion;
+    insta::assert_snapshot!(run(&sources, &options).unwrap_err(), @r#"train_on: expected "responses", "last_turn" or "all" beside this format, found "completion" with format "text""#);
+}
+
+proptest::proptest! {
+    #[test]
+    fn pieces_give_back_the_whole(length in 0usize..60, limit in 2usize..20) {
+        let ids: Vec<u32> = (0..length as u32).collect();
+        let labels: Vec<i64> = (0..length as i64).map(|id| if id % 3 == 0 { IGNORE_INDEX } else { id }).collect();
+        let pieces = split(&ids, &labels, limit);
+        let mut whole: Vec<u32> = Vec::new();
+        for (index, (piece, piece_labels)) in pieces.iter().enumerate() {
+            proptest::prop_assert!(piece.len() <= limit && piece.len() == piece_labels.len());
+            whole.extend(&piece[usize::from(index > 0)..]);
+        }
+        proptest::prop_assert_eq!(whole, ids);
+        let predicted: usize = pieces.iter().map(|(_, labels)| supervised_tokens(labels)).sum();
+        proptest::prop_assert_eq!(predicted, supervised_tokens(&labels));
+    }
+
+    #[test]
+    fn any_rows_are_tokenised_or_refused(lines in proptest::collection::vec("[{}\\[\\]\":,a-z0-9\u{e9}<|> ]{0,40}", 0..8)) {
+        let folder = tempfile::tempdir().unwrap();
+        let sources = [write(&folder, "a.jsonl", &lines.join("\n"))];
+        for format in Format::ALL {
+            let mut options = options(format, 8);
+            options.skip_bad_rows = 100;
+            let _ = run(&sources, &options);
+        }
+    }
+}
+
+#[test]
+fn sources_without_a_file_are_named() {
+    let missing = Source::from_file(Path::new("no/such.jsonl"));
+    let error = run(&[missing], &options(Format::Text, 8)).unwrap_err();
+    assert_eq!(error.to_string(), "cannot read no/such.jsonl");
+}

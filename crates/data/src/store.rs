@@ -1,0 +1,154 @@
+//! Tokenised rows, in memory or in a mapped file.
+
+use std::borrow::Cow;
+
+use backdraft_formats::{StoredRow, TokenFile};
+use sha2::{Digest, Sha256};
+
+use crate::IGNORE_INDEX;
+use crate::pipeline::{RowSink, TokenizedRow};
+use crate::{DataError, Example};
+
+/// The rows of a data set.
+#[derive(Debug)]
+pub enum TokenRows {
+    /// All of them at hand.
+    Memory(Vec<TokenizedRow>),
+    /// In a file, read as they are needed.
+    File(TokenFile),
+}
+
+impl Default for TokenRows {
+    fn default() -> Self {
+        Self::Memory(Vec::new())
+    }
+}
+
+/// A row's ids and labels.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RowView<'a> {
+    /// Token ids, `[s]`.
+    pub input_ids: &'a [u32],
+    /// The id where it is trained, else [`IGNORE_INDEX`], `[s]`.
+    pub labels: Cow<'a, [i64]>,
+    /// Number of its source.
+    pub source: usize,
+    /// Its line in its file.
+    pub line: usize,
+    /// Equal rows have equal keys.
+    pub key: u64,
+}
+
+impl TokenRows {
+    /// Number of rows.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Memory(rows) => rows.len(),
+            Self::File(file) => file.len(),
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// A row; `None` for one that does not exist.
+    pub fn row(&self, index: usize) -> Option<RowView<'_>> {
+        match self {
+            Self::Memory(rows) => rows.get(index).map(|row| RowView {
+                input_ids: &row.input_ids,
+                labels: Cow::Borrowed(&row.labels),
+                source: row.source,
+                line: row.line,
+                key: row.key,
+            }),
+            Self::File(file) => file.row(index).map(|row| RowView {
+                input_ids: row.ids,
+                labels: Cow::Owned(labels(&row)),
+                source: row.source as usize,
+                line: usize::try_from(row.line).unwrap_or(usize::MAX),
+                key: row.key,
+            }),
+        }
+    }
+
+    /// Tokens of every row, for [`crate::Loader`].
+    pub fn lengths(&self) -> Vec<u32> {
+        let length = |index: usize| match self {
+            Self::Memory(rows) => rows[index].input_ids.len(),
+            Self::File(file) => file.length(index),
+        };
+        // A row of 2^32 tokens is not made.
+        (0..self.len()).map(|index| length(index) as u32).collect()
+    }
+
+    /// The key of every row.
+    pub fn keys(&self) -> Vec<u64> {
+        let key = |index: usize| match self {
+            Self::Memory(rows) => rows[index].key,
+            Self::File(file) => file.row(index).map_or(0, |row| row.key),
+        };
+        (0..self.len()).map(key).collect()
+    }
+
+    /// A row as an [`Example`]; `None` for one that does not exist.
+    pub fn example(&self, index: usize) -> Option<Example> {
+        let row = self.row(index)?;
+        Some(Example {
+            input_ids: row.input_ids.to_vec(),
+            labels: row.labels.into_owned(),
+            line: row.line,
+        })
+    }
+
+    /// SHA-256 over ids and labels in order, in hexadecimal; that of the
+    /// [`Dataset`](crate::Dataset) with the same rows.
+    pub fn fingerprint(&self) -> String {
+        let mut hash = Sha256::new();
+        for row in (0..self.len()).filter_map(|index| self.row(index)) {
+            hash.update((row.input_ids.len() as u64).to_le_bytes());
+            for (id, label) in row.input_ids.iter().zip(row.labels.iter()) {
+                hash.update(id.to_le_bytes());
+                hash.update(label.to_le_bytes());
+            }
+        }
+        crate::hex(&hash.finalize())
+    }
+}
+
+impl RowSink for TokenRows {
+    /// Adds a row to those in memory; a file takes none.
+    fn push(&mut self, row: TokenizedRow) -> Result<(), DataError> {
+        match self {
+            Self::Memory(rows) => {
+                rows.push(row);
+                Ok(())
+            }
+            Self::File(file) => Err(DataError::Option {
+                option: "rows",
+                expected: "rows in memory to add to".to_owned(),
+                actual: format!("the file {}", file.path().display()),
+            }),
+        }
+    }
+}
+
+fn labels(row: &StoredRow<'_>) -> Vec<i64> {
+    let label = |(token, id): (usize, &u32)| match row.is_trained(token) {
+        true => i64::from(*id),
+        false => IGNORE_INDEX,
+    };
+    row.ids.iter().enumerate().map(label).collect()
+}
+
+/// A bit for each label that is trained, lowest first.
+pub(crate) fn trained_bits(labels: &[i64], bits: &mut Vec<u8>) {
+    bits.clear();
+    bits.resize(labels.len().div_ceil(8), 0);
+    for (token, label) in labels.iter().enumerate() {
+        if *label != IGNORE_INDEX {
+            bits[token / 8] |= 1 << (token % 8);
+        }
+    }
+}
