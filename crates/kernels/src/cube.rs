@@ -9,6 +9,7 @@ use burn_cubecl::CubeBackend;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 pub(crate) use burn_cubecl::tensor::CubeTensor;
+use cubecl::client::Client;
 use cubecl::features::Plane;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
@@ -93,6 +94,17 @@ pub(crate) fn line(dtype: DType, width: usize) -> usize {
 pub(crate) fn argument(tensor: &CubeTensor, line: usize) -> BufferArg {
     // SAFETY: a contiguous tensor holds as many values as its shape says.
     unsafe { BufferArg::from_raw_parts(tensor.handle.clone(), len(tensor) / line) }
+}
+
+/// `values` written to the device.
+#[expect(unsafe_code, reason = "CubeCL takes lengths on trust")]
+pub(crate) fn indices(client: &Client, values: &[u32]) -> BufferArg {
+    let bytes: Vec<u8> = values
+        .iter()
+        .flat_map(|value| value.to_ne_bytes())
+        .collect();
+    // SAFETY: as many values were just written.
+    unsafe { BufferArg::from_raw_parts(client.create_from_slice(&bytes), values.len()) }
 }
 
 /// An output that is written over `input`, where nobody else holds that; else new memory.

@@ -9,7 +9,9 @@ use burn::tensor::Device;
 #[non_exhaustive]
 pub enum DeviceError {
     /// The program was built without the backend.
-    #[error("this build has no {backend} backend: build with `--features {backend}`, or use the cpu")]
+    #[error(
+        "this build has no {backend} backend: build with `--features {backend}`, or use the cpu"
+    )]
     NotBuilt {
         /// The backend, also the name of the feature.
         backend: &'static str,
@@ -23,7 +25,9 @@ pub enum DeviceError {
         package: &'static str,
     },
     /// There are fewer devices.
-    #[error("expected a {backend} device number {index}, found {available} of them: name another, or use the cpu")]
+    #[error(
+        "expected a {backend} device number {index}, found {available} of them: name another, or use the cpu"
+    )]
     NoSuchDevice {
         /// The backend.
         backend: &'static str,
@@ -163,11 +167,7 @@ mod found {
         last
     }
 
-    fn unavailable(
-        backend: &'static str,
-        index: usize,
-        error: DeviceUnavailable,
-    ) -> DeviceError {
+    fn unavailable(backend: &'static str, index: usize, error: DeviceUnavailable) -> DeviceError {
         match error {
             DeviceUnavailable::NotLinked(_) => DeviceError::NotBuilt { backend },
             DeviceUnavailable::NoSuchDevice { available, .. } => DeviceError::NoSuchDevice {

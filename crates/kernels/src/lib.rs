@@ -20,6 +20,7 @@
 //! | [`swiglu`] | silu(gate)·up | dgate, dup |
 //! | [`lora_linear`] | x·Wᵀ + s·(x·Aᵀ)·Bᵀ | dx, dA, dB; never dW |
 //! | [`cross_entropy`] | head and loss in chunks of tokens | d(hidden), in the forward pass |
+//! | [`embedding`] | rows of a table | – (the table is frozen) |
 //! | [`dequantize`] | values of 4-bit codes | – (the weight is frozen) |
 //! | [`adamw`] | AdamW with decoupled decay | – |
 
@@ -44,6 +45,7 @@ pub mod cross_entropy;
 pub mod dequantize;
 pub mod device;
 pub mod dropout;
+pub mod embedding;
 pub mod gemm;
 pub mod lora_linear;
 pub mod rms_norm;

@@ -62,7 +62,7 @@ pub fn step<const D: usize>(
         .or_else(|(param, moments)| {
             on_device!(
                 cube::step(param, grad, moments, (lr, t), params),
-                or (param, moments)
+                or(param, moments)
             )
         })
         .unwrap_or_else(|(param, moments)| reference::step(param, grad, moments, (lr, t), params))

@@ -7,7 +7,7 @@ use cubecl::prelude::*;
 
 use super::Loss;
 use crate::cube::{
-    InPlace, RowCube, argument, cubes, elem, empty, into_floats, line, max_cube, on_cube,
+    InPlace, RowCube, argument, cubes, elem, empty, indices, into_floats, line, max_cube, on_cube,
     sum_cube, tensor,
 };
 
@@ -43,11 +43,7 @@ pub(super) fn softmax_nll(
     let cube = RowCube::new(&logits, vectors, UNITS);
     let elem = elem(logits.dtype);
     let client = nll.client.clone();
-    let bytes: Vec<u8> = targets.iter().flat_map(|t| t.to_ne_bytes()).collect();
-    let targets = client.create_from_slice(&bytes);
-    #[expect(unsafe_code, reason = "CubeCL takes lengths on trust")]
-    // SAFETY: one index for each row was just written.
-    let targets = unsafe { BufferArg::from_raw_parts(targets, rows) };
+    let targets = indices(&client, targets);
     // Without a gradient nothing is written, and no copy may be made for it.
     let (out, to) = match scale {
         Some(_) => {

@@ -4,8 +4,8 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 
 use burn::tensor::{DType, Int, Tensor};
-use burn_cubecl::{CubeBackend, CubeDevice};
 use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::{CubeBackend, CubeDevice};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
@@ -174,8 +174,7 @@ fn kernel<F: Float, N: Size>(
                 let shift = comptime!((i / 2 * 8 + 4 * (1 - i % 2)) as u32);
                 let index = (codes >> shift) & 15u32;
                 if first + i < values {
-                    out[first + i] =
-                        Vector::new(F::cast_from(lookup[index as usize] * scale));
+                    out[first + i] = Vector::new(F::cast_from(lookup[index as usize] * scale));
                 }
             }
         }

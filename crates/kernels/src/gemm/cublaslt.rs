@@ -295,11 +295,7 @@ impl Key {
 
 #[expect(unsafe_code, reason = "calls of a C library")]
 impl Plan {
-    fn new(
-        handle: sys::cublasLtHandle_t,
-        product: &Product,
-        key: &Key,
-    ) -> Result<Self, LtError> {
+    fn new(handle: sys::cublasLtHandle_t, product: &Product, key: &Key) -> Result<Self, LtError> {
         use sys::cublasLtMatmulDescAttributes_t as Attribute;
         let [m, n, _] = product.sizes;
         // In f32, `COMPUTE_32F` is without TF32.
@@ -353,7 +349,10 @@ impl Preference {
         let alignments = [
             (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, b),
             (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, a),
-            (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, addend),
+            (
+                Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
+                addend,
+            ),
             (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, out),
         ];
         let limit = Attribute::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;

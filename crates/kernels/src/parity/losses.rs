@@ -36,8 +36,7 @@ fn softmax_nll_over_logits_of_any_size() {
             let exact = place.round(&logits);
             let (expected_nll, expected_d) =
                 cross_entropy::reference::softmax_nll(exact, &targets, Some(0.5));
-            let (nll, d) =
-                cross_entropy::softmax_nll(place.put(&logits), &targets, Some(0.5));
+            let (nll, d) = cross_entropy::softmax_nll(place.put(&logits), &targets, Some(0.5));
             assert_eq!(nll.dtype(), DType::F32);
             place.assert_close("nll", nll, expected_nll.clone());
             place.assert_close("d logits", d.unwrap(), expected_d.unwrap());
@@ -66,8 +65,7 @@ fn adamw_against_its_reference_over_steps() {
             for (t, grad) in (1..).zip(&grads) {
                 let step = (0.01, t);
                 (ours, ours_m) = adamw::step(ours, &place.put(grad), ours_m, step, &params);
-                (theirs, theirs_m) =
-                    adamw::reference::step(theirs, grad, theirs_m, step, &params);
+                (theirs, theirs_m) = adamw::reference::step(theirs, grad, theirs_m, step, &params);
                 place.assert_close("parameter", ours.clone(), theirs.clone());
                 place.assert_close("m", ours_m.m.clone(), theirs_m.m.clone());
                 place.assert_close("v", ours_m.v.clone(), theirs_m.v.clone());

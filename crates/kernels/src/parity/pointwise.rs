@@ -5,7 +5,7 @@ use burn::tensor::{Device, Tensor};
 use super::places::{compare, places, random};
 use crate::dropout::Dropout;
 use crate::rope::RotaryTables;
-use crate::{rms_norm, rope, swiglu};
+use crate::{embedding, rms_norm, rope, swiglu};
 
 #[test]
 fn rms_norm_and_both_gradients() {
@@ -110,6 +110,20 @@ fn swiglu_saturates_without_overflow() {
         let y = swiglu::forward(&there, &there.ones_like());
         let expected = Tensor::from_data([[0.0f32, 300.0, 0.0]], &Device::flex());
         place.assert_close("far out", y, expected);
+    }
+}
+
+#[test]
+fn embedding_gathers_rows() {
+    for (v, h) in [(1, 1), (9, 7), (300, 576)] {
+        let table = random([v, h]);
+        let ids: Vec<u32> = (0..2 * v).map(|i| (i * 7 % v) as u32).collect();
+        for place in places() {
+            let there = place.put(&table);
+            let expected = embedding::reference::forward(&place.round(&table), &ids);
+            place.assert_close("rows", embedding::forward(&there, &ids), expected);
+            assert_eq!(embedding::forward(&there, &[]).dims(), [0, h]);
+        }
     }
 }
 

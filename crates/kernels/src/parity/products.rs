@@ -98,7 +98,11 @@ fn gemm_reads_views() {
         let y = gemm::nn(&cut(place.put(&wide)), &there);
         place.assert_close("a slice", y, expected.clone());
         let turned = place.put(&wide.clone().transpose()).transpose();
-        place.assert_close("a transposed view", gemm::nn(&cut(turned), &there), expected);
+        place.assert_close(
+            "a transposed view",
+            gemm::nn(&cut(turned), &there),
+            expected,
+        );
     }
 }
 

@@ -4,9 +4,7 @@ use burn::tensor::{DType, Tensor};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
-use crate::cube::{
-    RowCube, argument, cubes, elem, empty, floats, len, line, sum_cube, tensor,
-};
+use crate::cube::{RowCube, argument, cubes, elem, empty, floats, len, line, sum_cube, tensor};
 
 /// Units that share a row, at most.
 const UNITS: u32 = 512;

@@ -43,8 +43,7 @@ pub(super) fn backward(
     let (dgate, dup) = (empty(&gate, shape, dtype), empty(&gate, shape, dtype));
     let (count, dim) = elementwise(len(&gate) / line);
     if len(&gate) > 0 {
-        let [dy, g, up, out, out_up] =
-            [&dy, &gate, &up, &dgate, &dup].map(|x| argument(x, line));
+        let [dy, g, up, out, out_up] = [&dy, &gate, &up, &dgate, &dup].map(|x| argument(x, line));
         let (client, elem) = (&gate.client, elem(dtype));
         #[expect(unsafe_code, reason = "a kernel without bounds checks")]
         // SAFETY: all five have as many vectors, and the kernel does not go beyond the last.
