@@ -113,7 +113,8 @@ impl fmt::Display for DeviceReport {
 mod found {
     use burn::tensor::{Device, DeviceKind, Tensor};
     use burn_cubecl::CubeBackend;
-    use cubecl::{DeviceUnavailable, RuntimeId};
+    use cubecl::RuntimeId;
+    use cubecl::device::DeviceUnavailable;
 
     use super::{DeviceError, DeviceReport, FastPath};
 

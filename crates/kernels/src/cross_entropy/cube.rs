@@ -100,7 +100,7 @@ fn kernel<F: Float, N: Size>(
 
     // Per unit: the largest logit so far, and Σ e^(logit − largest). The one unit that meets the target
     // keeps its logit.
-    let mut top = -3.4e38f32;
+    let mut top = f32::new(-3.4e38f32);
     let mut total = 0.0f32;
     let mut chosen = 0.0f32;
     let mut i = UNIT_POS as usize;

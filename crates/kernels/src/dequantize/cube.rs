@@ -150,14 +150,13 @@ fn kernel<F: Float, N: Size>(
     if first < values {
         let codes = packed[word];
         let block = first / block_size;
-        let mut scale = 0.0f32;
-        if comptime!(double) {
+        let scale = if comptime!(double) {
             let shift = (block % 4 * 8) as u32;
             let scale_code = (scale_codes[block / 4] >> shift) & 255u32;
-            scale = map[scale_code as usize] * scales[block / comptime!(NESTED_BLOCK)] + offset;
+            map[scale_code as usize] * scales[block / comptime!(NESTED_BLOCK)] + offset
         } else {
-            scale = scales[block];
-        }
+            scales[block]
+        };
         let lanes = N::value();
         if comptime!(lanes == CODES) {
             let mut vector = Vector::<F, N>::empty();

@@ -356,9 +356,10 @@ impl Preference {
             (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, out),
         ];
         let limit = Attribute::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
+        let workspace = WORKSPACE;
         // SAFETY: the workspace is 64-bit, alignments are 32-bit.
         unsafe {
-            let size = (&raw const WORKSPACE).cast();
+            let size = (&raw const workspace).cast();
             lt::set_matmul_pref_attribute(preference.0, limit, size, size_of::<usize>())?;
             for (attribute, bytes) in alignments {
                 let value = (&raw const bytes).cast();

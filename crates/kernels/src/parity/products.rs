@@ -62,7 +62,7 @@ fn gemm_leaves_a_shared_accumulator_alone() {
         let kept = c.clone();
         let before = c.clone().into_data();
         let y = gemm::gemm((Op::N, &a), (Op::N, &b), 1.0, Some(c));
-        kept.into_data().assert_eq(&before, true);
+        kept.clone().into_data().assert_eq(&before, true);
         let changed: f32 = (y - kept).abs().sum().into_scalar();
         assert!(changed > 0.1, "{place:?}: {changed}");
     }

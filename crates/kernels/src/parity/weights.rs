@@ -33,7 +33,7 @@ fn noise(count: usize, seed: u32) -> Vec<u8> {
 fn four_bit_codes_with_single_and_double_scales() {
     let map: [f32; 256] = std::array::from_fn(|i| (i as f32 - 127.0) / 128.0);
     for (dims, block_size) in [
-        ([1, 1], 64),
+        ([1usize, 1], 64usize),
         ([3, 5], 8),
         ([7, 64], 64),
         ([64, 576], 128),
