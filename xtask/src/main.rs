@@ -3,7 +3,6 @@
 #![expect(clippy::print_stdout, reason = "a command-line program")]
 
 mod bench_cpu;
-mod bench_gpu;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tidy;
@@ -43,13 +42,10 @@ enum Bench {
         #[arg(long, default_value_t = 5)]
         steps: usize,
     },
-    /// Kernels on a GPU: parity with their references, then times.
-    Gpu(bench_gpu::Options),
 }
 
 fn main() -> anyhow::Result<()> {
     match Cli::parse().task {
         Task::Bench(Bench::Cpu { model, rows, steps }) => bench_cpu::run(model, rows, steps),
-        Task::Bench(Bench::Gpu(options)) => bench_gpu::run(options),
     }
 }

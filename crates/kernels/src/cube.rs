@@ -174,6 +174,17 @@ impl RowCube {
     }
 }
 
+/// Σ of a vector's lanes. (CubeCL's own sum does not compile for WebGPU beyond four lanes.)
+#[cube]
+pub(crate) fn sum_lanes<N: Size>(vector: Vector<f32, N>) -> f32 {
+    let mut sum = vector.extract(0usize);
+    #[unroll]
+    for lane in 1..N::value() {
+        sum += vector.extract(lane);
+    }
+    sum
+}
+
 /// Σ `value` over the cube, for every unit.
 #[cube]
 pub(crate) fn sum_cube(value: f32, #[comptime] cube: RowCube) -> f32 {

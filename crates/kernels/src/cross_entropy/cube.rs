@@ -8,7 +8,7 @@ use cubecl::prelude::*;
 use super::Loss;
 use crate::cube::{
     InPlace, RowCube, argument, cubes, elem, empty, indices, into_floats, line, max_cube, on_cube,
-    sum_cube, tensor,
+    sum_cube, sum_lanes, tensor,
 };
 
 /// Units that share a row, at most.
@@ -112,7 +112,7 @@ fn kernel<F: Float, N: Size>(
             highest = max(highest, v.extract(lane));
         }
         let higher = max(top, highest);
-        let sum = (v - Vector::new(higher)).exp().vector_sum();
+        let sum = sum_lanes((v - Vector::new(higher)).exp());
         total = total * (top - higher).exp() + sum;
         top = higher;
         if i == target_vector {

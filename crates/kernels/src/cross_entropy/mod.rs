@@ -101,7 +101,8 @@ struct CrossEntropy {
 
 impl Vjp<1> for CrossEntropy {
     fn vjp(self, dy: DispatchTensor, _: [bool; 1]) -> [Option<DispatchTensor>; 1] {
-        let dy = Tensor::<1>::from_dispatch(dy).unsqueeze();
+        let dtype = self.d_hidden.dtype();
+        let dy = Tensor::<1>::from_dispatch(dy).cast(dtype).unsqueeze();
         [Some((self.d_hidden * dy).into_dispatch())]
     }
 }

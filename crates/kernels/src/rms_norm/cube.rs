@@ -4,7 +4,9 @@ use burn::tensor::{DType, Tensor};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
-use crate::cube::{RowCube, argument, cubes, elem, empty, floats, len, line, sum_cube, tensor};
+use crate::cube::{
+    RowCube, argument, cubes, elem, empty, floats, len, line, sum_cube, sum_lanes, tensor,
+};
 
 /// Units that share a row, at most.
 const UNITS: u32 = 512;
@@ -121,7 +123,7 @@ fn forward_kernel<F: Float, W: Float, N: Size>(
         squares += v * v;
         i += units;
     }
-    let mean = sum_cube(squares.vector_sum(), cube) * scale;
+    let mean = sum_cube(sum_lanes(squares), cube) * scale;
     let r = 1.0f32 / (mean + eps).sqrt();
     if UNIT_POS == 0 {
         rstd[row] = r;
@@ -165,7 +167,7 @@ fn backward_kernel<F: Float, W: Float, N: Size>(
         i += units;
     }
     let r = rstd[row];
-    let c = sum_cube(products.vector_sum(), cube) * r * r * scale;
+    let c = sum_cube(sum_lanes(products), cube) * r * r * scale;
     let mut i = UNIT_POS as usize;
     while i < vectors {
         let v = Vector::<f32, N>::cast_from(x[start + i]);
