@@ -16,6 +16,9 @@ use crate::cube::{CubeTensor, argument, elem, elementwise, empty, floats, len, t
 /// Codes in a word of packed bytes.
 const CODES: usize = 8;
 
+/// Words that a unit expands: enough to have several loads under way.
+const WORDS: usize = 4;
+
 /// Codes of scales that share a scale.
 const NESTED_BLOCK: usize = 256;
 
@@ -60,7 +63,7 @@ pub(super) fn dequantize(
         1
     };
     let words = values.div_ceil(CODES);
-    let (count, dim) = elementwise(words);
+    let (count, dim) = elementwise(words.div_ceil(WORDS));
     let client = out.client.clone();
     #[expect(unsafe_code, reason = "bytes are read as words")]
     // SAFETY: memory is allocated in whole words, and bytes beyond the last code are not used.
@@ -124,7 +127,8 @@ fn table(values: &[f32], on: &CubeTensor) -> BufferArg {
     unsafe { BufferArg::from_raw_parts(handle, values.len()) }
 }
 
-/// One unit expands the eight codes of a word; the lowest byte comes first, its high half before its low.
+/// A unit expands the eight codes of each of its words, which lie a cube apart; the lowest byte comes
+/// first, its high half before its low.
 #[cube(launch_unchecked)]
 fn kernel<F: Float, N: Size>(
     packed: &[u32],
@@ -144,36 +148,40 @@ fn kernel<F: Float, N: Size>(
         lookup[UNIT_POS as usize] = code[UNIT_POS as usize];
     }
     sync_cube();
-    let word = ABSOLUTE_POS;
-    let first = word * 8;
     let values = values as usize;
-    if first < values {
-        let codes = packed[word];
-        let block = first / block_size;
-        let scale = if comptime!(double) {
-            let shift = (block % 4 * 8) as u32;
-            let scale_code = (scale_codes[block / 4] >> shift) & 255u32;
-            map[scale_code as usize] * scales[block / comptime!(NESTED_BLOCK)] + offset
-        } else {
-            scales[block]
-        };
-        let lanes = N::value();
-        if comptime!(lanes == CODES) {
-            let mut vector = Vector::<F, N>::empty();
-            #[unroll]
-            for i in 0..comptime!(CODES) {
-                let shift = comptime!((i / 2 * 8 + 4 * (1 - i % 2)) as u32);
-                let index = (codes >> shift) & 15u32;
-                vector.insert(i, F::cast_from(lookup[index as usize] * scale));
-            }
-            out[word] = vector;
-        } else {
-            #[unroll]
-            for i in 0..comptime!(CODES) {
-                let shift = comptime!((i / 2 * 8 + 4 * (1 - i % 2)) as u32);
-                let index = (codes >> shift) & 15u32;
-                if first + i < values {
-                    out[first + i] = Vector::new(F::cast_from(lookup[index as usize] * scale));
+    let start = CUBE_POS * CUBE_DIM as usize * WORDS + UNIT_POS as usize;
+    #[unroll]
+    for k in 0..WORDS {
+        let word = start + k * CUBE_DIM as usize;
+        let first = word * CODES;
+        if first < values {
+            let codes = packed[word];
+            let block = first / block_size;
+            let scale = if comptime!(double) {
+                let shift = (block % 4 * 8) as u32;
+                let scale_code = (scale_codes[block / 4] >> shift) & 255u32;
+                map[scale_code as usize] * scales[block / NESTED_BLOCK] + offset
+            } else {
+                scales[block]
+            };
+            let lanes = N::value();
+            if comptime!(lanes == CODES) {
+                let mut vector = Vector::<F, N>::empty();
+                #[unroll]
+                for i in 0..CODES {
+                    let shift = comptime!((i / 2 * 8 + 4 * (1 - i % 2)) as u32);
+                    let index = (codes >> shift) & 15u32;
+                    vector.insert(i, F::cast_from(lookup[index as usize] * scale));
+                }
+                out[word] = vector;
+            } else {
+                #[unroll]
+                for i in 0..CODES {
+                    let shift = comptime!((i / 2 * 8 + 4 * (1 - i % 2)) as u32);
+                    let index = (codes >> shift) & 15u32;
+                    if first + i < values {
+                        out[first + i] = Vector::new(F::cast_from(lookup[index as usize] * scale));
+                    }
                 }
             }
         }

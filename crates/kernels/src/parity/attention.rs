@@ -81,7 +81,7 @@ fn attention_and_its_three_gradients() {
 fn attention_on_every_device() {
     for place in places() {
         check(
-            place,
+            &place.with_burns_products(),
             &Segments::from_cumulative(&[0, 3, 20]),
             layout(4, 2, 16),
         );

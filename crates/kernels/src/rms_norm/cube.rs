@@ -9,7 +9,7 @@ use crate::cube::{
 };
 
 /// Units that share a row, at most.
-const UNITS: u32 = 512;
+const UNITS: u32 = 256;
 
 pub(super) fn forward(
     x: &Tensor<2>,
