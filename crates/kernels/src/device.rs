@@ -140,6 +140,15 @@ mod found {
                 package: "the CUDA toolkit's NVRTC, and set LD_LIBRARY_PATH to its folder",
             });
         }
+        let headers = cubecl::cuda::install::cuda_path()
+            .map(|path| path.join("include"))
+            .filter(|path| path.is_dir());
+        if headers.is_none() {
+            return Err(DeviceError::NoLibrary {
+                library: "CUDA's folder `include`",
+                package: "the CUDA toolkit's headers, and set CUDA_PATH to the folder above it",
+            });
+        }
         match cubecl::Device::cuda(index) {
             Ok(_) => Ok(Device::cuda(index)),
             Err(error) => Err(unavailable("cuda", index, error)),
@@ -197,7 +206,7 @@ mod found {
         let missing = match runtime {
             RuntimeId::Cuda if super::products_are_fast() => None,
             RuntimeId::Cuda => Some(
-                "libcublasLt was not found (products run on Burn's kernels, several times slower)"
+                "libcublasLt was not found (products run on Burn's kernels: several times slower, and f32 rounded to TF32)"
                     .to_owned(),
             ),
             _ => Some("it is part of CUDA".to_owned()),
@@ -258,5 +267,40 @@ mod found {
 
     pub(super) fn report(_: &Device) -> Option<DeviceReport> {
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_is_one_line_that_says_what_is_off_and_why() {
+        let report = DeviceReport {
+            name: "GPU".to_owned(),
+            memory: Some(3 << 29),
+            driver: Some("13.0".to_owned()),
+            fast_paths: vec![
+                FastPath {
+                    name: "one",
+                    missing: None,
+                },
+                FastPath {
+                    name: "two",
+                    missing: Some("no such library".to_owned()),
+                },
+            ],
+        };
+        assert_eq!(
+            report.to_string(),
+            "GPU, 1.5 GiB, driver for CUDA 13.0; one on; two off: no such library"
+        );
+        assert_eq!(super::report(&Device::flex()).to_string(), "cpu");
+    }
+
+    #[test]
+    fn a_device_that_is_not_there_is_an_error() {
+        let error = cuda(4095).unwrap_err();
+        assert!(error.to_string().contains("or use the cpu"), "{error}");
     }
 }

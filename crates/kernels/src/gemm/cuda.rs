@@ -94,3 +94,48 @@ fn matrix(op: Op, x: CubeTensor) -> Matrix {
     }
     matrix(op, into_contiguous(x))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use super::*;
+
+    #[test]
+    #[expect(clippy::print_stderr, reason = "what a test leaves out is said")]
+    fn an_error_reaches_whoever_reads_the_output() {
+        let device = match crate::device::cuda(0) {
+            Ok(device) if cublaslt::is_present() => device,
+            Ok(_) => return eprintln!("no errors of cuBLASLt here: it is not installed"),
+            Err(error) => return eprintln!("no errors of cuBLASLt here: {error}"),
+        };
+        let ones = Tensor::<2>::ones([8, 8], &device);
+        let multiply = |stride| {
+            let (a, element) = on_cuda(&ones).unwrap();
+            let (b, _) = on_cuda(&ones).unwrap();
+            let out = empty(&a, [8, 8], DType::F32);
+            let id = a.client.service_id().device;
+            let product = Product {
+                sizes: [8, 8, 8],
+                a: Matrix {
+                    stride,
+                    ..matrix(Op::N, a)
+                },
+                b: matrix(Op::N, b),
+                element,
+                out_element: element,
+                alpha: 1.0,
+                accumulate: false,
+                addend: None,
+                out: out.handle.clone().binding(),
+            };
+            cublaslt::enqueue(product, id);
+            let read = || tensor::<2>(out).into_data().try_into_vec::<f32>();
+            catch_unwind(AssertUnwindSafe(read))
+        };
+        // Rows closer together than they are long: no such matrix.
+        assert!(multiply(1).is_err(), "an impossible product gave a result");
+        let right = multiply(8).unwrap().unwrap();
+        assert_eq!(right, [8.0; 64], "the device goes on after an error");
+    }
+}

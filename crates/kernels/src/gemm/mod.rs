@@ -32,7 +32,8 @@ impl Op {
 
 /// `alpha · op(a) · op(b) + c`; `c` is written over where nothing else holds it.
 ///
-/// Products of f16 or bf16 are summed in f32, and rounded to the dtype of `c`, or that of the factors
+/// Products of f16 or bf16 are summed in f32 (on CUDA by cuBLASLt, where it is installed; its f32 products
+/// are exact f32, those of Burn's kernels, which take over without it, round the factors to TF32), and rounded to the dtype of `c`, or that of the factors
 /// where there is none: an f32 `c` takes up gradients of half-precision activations without loss.
 ///
 /// # Shapes

@@ -1,5 +1,4 @@
-//! In place on a CubeCL device; a unit turns one vector of pairs in each of a few heads, which share its
-//! angles.
+//! In place on a CubeCL device; a unit turns one vector of pairs.
 
 use burn::tensor::{DType, Tensor};
 use cubecl::ir::ElemType;
@@ -9,9 +8,6 @@ use super::RotaryTables;
 use crate::cube::{
     InPlace, argument, elem, elementwise, floats, into_floats, len, line, on_cube, tensor,
 };
-
-/// Heads that a unit turns.
-const HEADS: usize = 4;
 
 /// `Err` hands `x` back when it is not on a CubeCL device.
 pub(super) fn rotate(
@@ -30,12 +26,10 @@ pub(super) fn rotate(
     let heads = x.dims()[1] / (2 * half.max(1));
     let x = into_floats(x)?;
     let (dtype, line) = (x.dtype, line(x.dtype, half));
+    let (count, dim) = elementwise(len(&x) / line / 2);
     if len(&x) == 0 {
         return Ok(tensor(x));
     }
-    let tokens = len(&x) / (2 * half * heads);
-    let units = tokens * heads.div_ceil(HEADS) * (half / line);
-    let (count, dim) = elementwise(units);
     let out = InPlace::over(&x, line, 0);
     let [from, cos, sin] = [&x, &cos, &sin].map(|x| argument(x, line));
     let (half, heads) = ((half / line) as u32, heads as u32);
@@ -62,26 +56,18 @@ fn kernel<F: Float, N: Size>(
     sign: f32,
     #[define(F)] _dtype: ElemType,
 ) {
-    let (half, heads) = (half as usize, heads as usize);
-    let groups = heads.div_ceil(HEADS);
-    let i = ABSOLUTE_POS % half;
-    let group = ABSOLUTE_POS / half % groups;
-    let token = ABSOLUTE_POS / half / groups;
-    let start = token * heads * 2 * half;
-    if start < y.len() {
-        let c = cos[token * half + i];
-        let s = sin[token * half + i] * Vector::new(sign);
-        #[unroll]
-        for k in 0..HEADS {
-            let head = group * HEADS + k;
-            if head < heads {
-                let first = start + head * 2 * half + i;
-                let second = first + half;
-                let a = Vector::<f32, N>::cast_from(x[first]);
-                let b = Vector::<f32, N>::cast_from(x[second]);
-                y[first] = Vector::cast_from(a * c - b * s);
-                y[second] = Vector::cast_from(b * c + a * s);
-            }
-        }
+    let pair = ABSOLUTE_POS;
+    if pair < y.len() / 2 {
+        let half = half as usize;
+        let (head, i) = (pair / half, pair % half);
+        let first = head * 2 * half + i;
+        let second = first + half;
+        let angle = head / (heads as usize) * half + i;
+        let c = cos[angle];
+        let s = sin[angle] * Vector::new(sign);
+        let a = Vector::<f32, N>::cast_from(x[first]);
+        let b = Vector::<f32, N>::cast_from(x[second]);
+        y[first] = Vector::cast_from(a * c - b * s);
+        y[second] = Vector::cast_from(b * c + a * s);
     }
 }
