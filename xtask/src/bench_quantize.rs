@@ -27,7 +27,9 @@ pub(crate) fn throughput() {
     let bf16 = from_f32(Dtype::BF16, &values).unwrap_or_default();
     println!("| format | input | value by value | tuned |\n| --- | --- | ---: | ---: |");
     for format in [FourBitFormat::Nf4, FourBitFormat::Fp4] {
-        let plain = gb_per_second(4, || drop(black_box(reference::four_bit(&values, format, 64))));
+        let plain = gb_per_second(4, || {
+            drop(black_box(reference::four_bit(&values, format, 64)))
+        });
         let tuned = gb_per_second(4, || drop(black_box(four_bit(&values, format, 64))));
         row(format.name(), "f32", Some(plain), tuned);
         let tuned = gb_per_second(2, || {

@@ -76,7 +76,11 @@ pub(crate) fn write(name: &str, out: &Path) -> anyhow::Result<()> {
         writer.write(&info.name, &random_bf16(seed as u64, values))?;
     }
     let bytes = writer.finish()?;
-    println!("wrote {} with {:.2} GB of weights", out.display(), bytes as f64 / 1e9);
+    println!(
+        "wrote {} with {:.2} GB of weights",
+        out.display(),
+        bytes as f64 / 1e9
+    );
     Ok(())
 }
 
@@ -84,17 +88,20 @@ pub(crate) fn write(name: &str, out: &Path) -> anyhow::Result<()> {
 fn random_bf16(seed: u64, values: usize) -> Vec<u8> {
     const TASK: usize = 1 << 20;
     let mut bytes = vec![0; 2 * values];
-    bytes.par_chunks_mut(TASK).enumerate().for_each(|(task, bytes)| {
-        let mut state = (seed << 32 | task as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-        for value in bytes.chunks_exact_mut(2) {
-            // xorshift64
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            let random = (state >> 32) as u16;
-            let exponent = 120 + (random >> 8 & 1);
-            value.copy_from_slice(&(random & 0x807F | exponent << 7).to_le_bytes());
-        }
-    });
+    bytes
+        .par_chunks_mut(TASK)
+        .enumerate()
+        .for_each(|(task, bytes)| {
+            let mut state = (seed << 32 | task as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+            for value in bytes.chunks_exact_mut(2) {
+                // xorshift64
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                let random = (state >> 32) as u16;
+                let exponent = 120 + (random >> 8 & 1);
+                value.copy_from_slice(&(random & 0x807F | exponent << 7).to_le_bytes());
+            }
+        });
     bytes
 }

@@ -14,6 +14,8 @@ use burn::backend::{
     DispatchTensor, DispatchTensorKind, Flex, GradientCheckpointingStrategy,
 };
 use burn::tensor::Tensor;
+#[cfg(feature = "cube")]
+use burn_cubecl::Cube;
 
 /// The vector–Jacobian product of an operation with `N` differentiable inputs.
 pub(crate) trait Vjp<const N: usize>: Clone + Debug + Send + 'static {
@@ -44,13 +46,20 @@ pub(crate) fn attach<V: Vjp<N>, const D: usize, const N: usize>(
         DispatchAutodiffContext::Enabled(GradientCheckpointingStrategy::Balanced)
     );
     let output = output.into_dispatch();
-    // A backend more (`Cube`) is an arm more here.
     let attached = match (&output.kind, balanced) {
         (DispatchTensorKind::Flex(_), false) => {
             register::<Flex, NoCheckpointing, V, N>(output, tracked, rule, wanted)
         }
         (DispatchTensorKind::Flex(_), true) => {
             register::<Flex, BalancedCheckpointing, V, N>(output, tracked, rule, wanted)
+        }
+        #[cfg(feature = "cube")]
+        (DispatchTensorKind::Cube(_), false) => {
+            register::<Cube, NoCheckpointing, V, N>(output, tracked, rule, wanted)
+        }
+        #[cfg(feature = "cube")]
+        (DispatchTensorKind::Cube(_), true) => {
+            register::<Cube, BalancedCheckpointing, V, N>(output, tracked, rule, wanted)
         }
         (other, _) => panic!("no autodiff bridge for this backend: {other:?}"),
     };

@@ -2,7 +2,8 @@
 //!
 //! Every operation is a folder: `mod.rs` holds its signature, documentation and autodiff rule,
 //! `reference.rs` the same maths in plain Burn tensors (the oracle, and the path of every device
-//! and dtype without a kernel), `cpu.rs` the f32 kernel for Burn's Flex backend. A `forward` returns
+//! and dtype without a kernel), `cpu.rs` the f32 kernel for Burn's Flex backend, `cube.rs` the kernels for
+//! GPUs (features `cuda` and `wgpu`; f32, f16 and bf16 with f32 arithmetic). A `forward` returns
 //! what its `backward` needs; both work on tensors without autodiff, so that a training step can
 //! decide itself what to keep. The function named like the operation is the differentiable form:
 //! it records that `backward` as one node of Burn's tape.
@@ -19,6 +20,7 @@
 //! | [`swiglu`] | silu(gate)·up | dgate, dup |
 //! | [`lora_linear`] | x·Wᵀ + s·(x·Aᵀ)·Bᵀ | dx, dA, dB; never dW |
 //! | [`cross_entropy`] | head and loss in chunks of tokens | d(hidden), in the forward pass |
+//! | [`embedding`] | rows of a table | – (the table is frozen) |
 //! | [`adamw`] | AdamW with decoupled decay | – |
 //! | [`adamw8bit`] | the same with both moments in 8 bits | – |
 //! | [`quantize`] | values on the host into codes of 4 or 8 bits | – |
@@ -32,6 +34,9 @@
 
 mod autograd;
 mod cpu;
+#[cfg(feature = "cube")]
+mod cube;
+mod dispatch;
 #[cfg(test)]
 mod parity;
 mod segments;
@@ -42,7 +47,9 @@ pub mod attention;
 pub mod codebook;
 pub mod cross_entropy;
 pub mod dequantize;
+pub mod device;
 pub mod dropout;
+pub mod embedding;
 pub mod gemm;
 pub mod lora_linear;
 pub mod quantize;

@@ -7,9 +7,13 @@
 //! Loshchilov and Hutter 2017, arXiv:1711.05101; the order of operations of `torch.optim.AdamW`.
 
 mod cpu;
+#[cfg(feature = "cube")]
+mod cube;
 pub mod reference;
 
 use burn::tensor::Tensor;
+
+use crate::dispatch::on_device;
 
 /// Constants of the update.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -55,5 +59,11 @@ pub fn step<const D: usize>(
     params: &AdamWParams,
 ) -> (Tensor<D>, Moments<D>) {
     cpu::step(param, grad, moments, (lr, t), params)
+        .or_else(|(param, moments)| {
+            on_device!(
+                cube::step(param, grad, moments, (lr, t), params),
+                or(param, moments)
+            )
+        })
         .unwrap_or_else(|(param, moments)| reference::step(param, grad, moments, (lr, t), params))
 }

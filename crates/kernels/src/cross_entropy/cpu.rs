@@ -3,10 +3,8 @@
 use burn::tensor::Tensor;
 use rayon::prelude::*;
 
+use super::Loss;
 use crate::cpu::{exp, f32s, into_vec, max, simd, sum, tensor};
-
-/// Loss of each row and, with a scale, the gradient of the logits.
-type Loss = (Tensor<1>, Option<Tensor<2>>);
 
 /// `Err` hands `logits` back when they are not f32 on the CPU.
 pub(super) fn softmax_nll(

@@ -5,16 +5,22 @@
 //! The caller passes supervised positions only.
 
 mod cpu;
+#[cfg(feature = "cube")]
+mod cube;
 pub mod reference;
 
 use burn::backend::DispatchTensor;
 use burn::tensor::Tensor;
 
 use crate::autograd::{Vjp, attach, parent};
+use crate::dispatch::on_device;
 use crate::lora_linear::FrozenMatrix;
 
-/// Tokens whose logits exist at a time.
+/// Tokens whose logits exist at a time on the processor; a GPU takes more.
 pub const CHUNK: usize = 256;
+
+/// Loss of each row and, with a scale, the gradient of the logits.
+type Loss = (Tensor<1>, Option<Tensor<2>>);
 
 /// Loss and gradient of the hidden states.
 #[derive(Clone, Debug)]
@@ -42,8 +48,9 @@ pub fn forward(
     assert_eq!(n, targets.len(), "one target for each hidden state");
     assert!(n > 0, "a loss needs at least one supervised token");
     let (mut nll, mut d_hidden) = (Vec::new(), Vec::new());
-    for (i, targets) in targets.chunks(CHUNK).enumerate() {
-        let start = i * CHUNK;
+    let tokens = on_device!(cube::chunk(hidden)).unwrap_or(CHUNK);
+    for (i, targets) in targets.chunks(tokens).enumerate() {
+        let start = i * tokens;
         let chunk = hidden
             .clone()
             .slice([start..start + targets.len(), 0..width]);
@@ -68,6 +75,7 @@ pub fn softmax_nll(
     scale: Option<f32>,
 ) -> (Tensor<1>, Option<Tensor<2>>) {
     cpu::softmax_nll(logits, targets, scale)
+        .or_else(|logits| on_device!(cube::softmax_nll(logits, targets, scale), or logits))
         .unwrap_or_else(|logits| reference::softmax_nll(logits, targets, scale))
 }
 
@@ -93,7 +101,8 @@ struct CrossEntropy {
 
 impl Vjp<1> for CrossEntropy {
     fn vjp(self, dy: DispatchTensor, _: [bool; 1]) -> [Option<DispatchTensor>; 1] {
-        let dy = Tensor::<1>::from_dispatch(dy).unsqueeze();
+        let dtype = self.d_hidden.dtype();
+        let dy = Tensor::<1>::from_dispatch(dy).cast(dtype).unsqueeze();
         [Some((self.d_hidden * dy).into_dispatch())]
     }
 }

@@ -4,11 +4,14 @@
 //! a buffer that each thread keeps, multiplied with, and written over by the next.
 
 mod cpu;
+#[cfg(feature = "cube")]
+mod cube;
 pub mod reference;
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 use crate::codebook::FourBitFormat;
+use crate::dispatch::on_device;
 use crate::gemm;
 use crate::lora_linear::FrozenMatrix;
 use crate::quantize::{NESTED_BLOCK_SIZE, NestedScales};
@@ -174,12 +177,25 @@ impl FourBit {
         self.packed.dims()[0] + absmax
     }
 
-    /// The values.
+    /// The values in f32.
     ///
     /// # Shapes
     /// `[out, in]`.
     pub fn dequantize(&self) -> Tensor<2> {
-        cpu::dequantize(self).unwrap_or_else(|| reference::four_bit(self))
+        self.dequantize_as(DType::F32)
+    }
+
+    /// The values in a float type: what a product with operands of that type takes.
+    ///
+    /// # Shapes
+    /// `[out, in]`.
+    pub fn dequantize_as(&self, dtype: DType) -> Tensor<2> {
+        let on_cpu = (dtype == DType::F32)
+            .then(|| cpu::dequantize(self))
+            .flatten();
+        on_cpu
+            .or_else(|| on_device!(cube::dequantize(self, dtype)))
+            .unwrap_or_else(|| reference::four_bit(self).cast(dtype))
     }
 
     /// Some rows of the values.
@@ -196,11 +212,12 @@ impl FourBit {
 
 impl FrozenMatrix for FourBit {
     fn matmul(&self, x: &Tensor<2>) -> Tensor<2> {
-        cpu::matmul(x, self).unwrap_or_else(|| gemm::nt(x, &self.dequantize()))
+        cpu::matmul(x, self).unwrap_or_else(|| gemm::nt(x, &self.dequantize_as(x.dtype())))
     }
 
     fn matmul_transposed(&self, dy: &Tensor<2>) -> Tensor<2> {
-        cpu::matmul_transposed(dy, self).unwrap_or_else(|| gemm::nn(dy, &self.dequantize()))
+        cpu::matmul_transposed(dy, self)
+            .unwrap_or_else(|| gemm::nn(dy, &self.dequantize_as(dy.dtype())))
     }
 }
 
@@ -292,11 +309,12 @@ impl Int8Rows {
 
 impl FrozenMatrix for Int8Rows {
     fn matmul(&self, x: &Tensor<2>) -> Tensor<2> {
-        cpu::matmul(x, self).unwrap_or_else(|| gemm::nt(x, &self.dequantize()))
+        cpu::matmul(x, self).unwrap_or_else(|| gemm::nt(x, &self.dequantize().cast(x.dtype())))
     }
 
     fn matmul_transposed(&self, dy: &Tensor<2>) -> Tensor<2> {
-        cpu::matmul_transposed(dy, self).unwrap_or_else(|| gemm::nn(dy, &self.dequantize()))
+        cpu::matmul_transposed(dy, self)
+            .unwrap_or_else(|| gemm::nn(dy, &self.dequantize().cast(dy.dtype())))
     }
 }
 

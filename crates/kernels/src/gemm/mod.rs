@@ -1,12 +1,18 @@
 //! Matrix products with the transposes, scale and accumulation a training step needs.
 
 pub(crate) mod cpu;
+#[cfg(feature = "cuda")]
+pub(crate) mod cublaslt;
+#[cfg(feature = "cuda")]
+mod cuda;
 pub mod reference;
 
 use burn::tensor::Tensor;
 
+use crate::dispatch::on_cuda;
+
 /// How an operand enters the product.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Op {
     /// As it lies in memory.
     N,
@@ -14,13 +20,27 @@ pub enum Op {
     T,
 }
 
+#[cfg(feature = "cuda")]
+impl Op {
+    fn flipped(self) -> Self {
+        match self {
+            Self::N => Self::T,
+            Self::T => Self::N,
+        }
+    }
+}
+
 /// `alpha · op(a) · op(b) + c`; `c` is written over where nothing else holds it.
+///
+/// Products of f16 or bf16 are summed in f32 (on CUDA by cuBLASLt, where it is installed; its f32 products
+/// are exact f32, those of Burn's kernels, which take over without it, round the factors to TF32), and rounded to the dtype of `c`, or that of the factors
+/// where there is none: an f32 `c` takes up gradients of half-precision activations without loss.
 ///
 /// # Shapes
 /// `op(a)` `[m, k]`, `op(b)` `[k, n]`, `c` and the result `[m, n]`.
 ///
 /// # Panics
-/// If the shapes do not fit.
+/// If the shapes do not fit, or the factors are of different dtypes.
 pub fn gemm(
     (op_a, a): (Op, &Tensor<2>),
     (op_b, b): (Op, &Tensor<2>),
@@ -36,10 +56,12 @@ pub fn gemm(
         a.dims(),
         b.dims()
     );
+    assert_eq!(a.dtype(), b.dtype(), "dtypes of the factors");
     if let Some(c) = &c {
         assert_eq!(c.dims(), [m, n], "shape of the accumulator");
     }
     cpu::gemm((op_a, a), (op_b, b), alpha, c)
+        .or_else(|c| on_cuda!(cuda::gemm((op_a, a), (op_b, b), alpha, c), or c))
         .unwrap_or_else(|c| reference::gemm((op_a, a), (op_b, b), alpha, c))
 }
 

@@ -22,7 +22,10 @@ pub fn gemm(
         product.mul_scalar(alpha)
     };
     match c {
-        Some(c) => c + product,
+        Some(c) => {
+            let dtype = c.dtype();
+            c + product.cast(dtype)
+        }
         None => product,
     }
 }

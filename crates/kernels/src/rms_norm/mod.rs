@@ -6,19 +6,24 @@
 //! Zhang and Sennrich 2019, arXiv:1910.07467; ε inside the root as Llama has it.
 
 mod cpu;
+#[cfg(feature = "cube")]
+mod cube;
 pub mod reference;
 
 use burn::backend::DispatchTensor;
 use burn::tensor::Tensor;
 
 use crate::autograd::{Vjp, attach, parent};
+use crate::dispatch::on_device;
 
 /// Normalised rows, and the reciprocal root mean square of each row for the backward pass.
 ///
 /// # Shapes
 /// `x` `[t, n]`, `weight` `[n]`; result `[t, n]` and `[t]`.
 pub fn forward(x: &Tensor<2>, weight: &Tensor<1>, eps: f64) -> (Tensor<2>, Tensor<1>) {
-    cpu::forward(x, weight, eps).unwrap_or_else(|| reference::forward(x, weight, eps))
+    cpu::forward(x, weight, eps)
+        .or_else(|| on_device!(cube::forward(x, weight, eps)))
+        .unwrap_or_else(|| reference::forward(x, weight, eps))
 }
 
 /// Gradient of the input: dx = r·(dy∘w − x̂·mean(dy∘w∘x̂)) with x̂ = x·r.
@@ -26,7 +31,9 @@ pub fn forward(x: &Tensor<2>, weight: &Tensor<1>, eps: f64) -> (Tensor<2>, Tenso
 /// # Shapes
 /// `dy`, `x` and the result `[t, n]`; `weight` `[n]`; `rstd` `[t]`.
 pub fn backward(dy: &Tensor<2>, x: &Tensor<2>, weight: &Tensor<1>, rstd: &Tensor<1>) -> Tensor<2> {
-    cpu::backward(dy, x, weight, rstd).unwrap_or_else(|| reference::backward(dy, x, weight, rstd))
+    cpu::backward(dy, x, weight, rstd)
+        .or_else(|| on_device!(cube::backward(dy, x, weight, rstd)))
+        .unwrap_or_else(|| reference::backward(dy, x, weight, rstd))
 }
 
 /// Gradient of the weight: Σₜ dy∘x̂.

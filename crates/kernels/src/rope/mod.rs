@@ -7,12 +7,15 @@
 //! Su et al. 2021, arXiv:2104.09864; the pairing of Hugging Face's Llama.
 
 mod cpu;
+#[cfg(feature = "cube")]
+mod cube;
 pub mod reference;
 
 use burn::backend::DispatchTensor;
 use burn::tensor::Tensor;
 
 use crate::autograd::{Vjp, attach, parent};
+use crate::dispatch::on_device;
 
 /// Cosine and sine of each token's angles.
 ///
@@ -62,7 +65,9 @@ fn rotate(x: Tensor<2>, tables: &RotaryTables, sign: f32) -> Tensor<2> {
         0,
         "{width} features are no whole number of heads of {d}"
     );
-    cpu::rotate(x, tables, sign).unwrap_or_else(|x| reference::rotate(x, tables, sign))
+    cpu::rotate(x, tables, sign)
+        .or_else(|x| on_device!(cube::rotate(x, tables, sign), or x))
+        .unwrap_or_else(|x| reference::rotate(x, tables, sign))
 }
 
 #[derive(Clone, Debug)]

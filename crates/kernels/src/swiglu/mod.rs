@@ -4,19 +4,24 @@
 //! Shazeer 2020, arXiv:2002.05202.
 
 mod cpu;
+#[cfg(feature = "cube")]
+mod cube;
 pub mod reference;
 
 use burn::backend::DispatchTensor;
 use burn::tensor::Tensor;
 
 use crate::autograd::{Vjp, attach, parent};
+use crate::dispatch::on_device;
 
 /// silu(gate)·up.
 ///
 /// # Shapes
 /// All `[t, m]`.
 pub fn forward(gate: &Tensor<2>, up: &Tensor<2>) -> Tensor<2> {
-    cpu::forward(gate, up).unwrap_or_else(|| reference::forward(gate, up))
+    cpu::forward(gate, up)
+        .or_else(|| on_device!(cube::forward(gate, up)))
+        .unwrap_or_else(|| reference::forward(gate, up))
 }
 
 /// Gradients of gate and up: dgate = dy·up·σ(1 + g(1 − σ)), dup = dy·g·σ.
@@ -24,7 +29,9 @@ pub fn forward(gate: &Tensor<2>, up: &Tensor<2>) -> Tensor<2> {
 /// # Shapes
 /// All `[t, m]`.
 pub fn backward(dy: &Tensor<2>, gate: &Tensor<2>, up: &Tensor<2>) -> (Tensor<2>, Tensor<2>) {
-    cpu::backward(dy, gate, up).unwrap_or_else(|| reference::backward(dy, gate, up))
+    cpu::backward(dy, gate, up)
+        .or_else(|| on_device!(cube::backward(dy, gate, up)))
+        .unwrap_or_else(|| reference::backward(dy, gate, up))
 }
 
 /// The differentiable form of [`forward`].

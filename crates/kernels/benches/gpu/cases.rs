@@ -1,0 +1,425 @@
+//! The kernels and shapes of a training step at 8B.
+
+use backdraft_kernels::adamw::{self, AdamWParams, Moments};
+use backdraft_kernels::codebook::FourBitFormat;
+use backdraft_kernels::dequantize::{FourBit, HostAbsmax};
+use backdraft_kernels::gemm::{self, Op};
+use backdraft_kernels::quantize::{four_bit, nested};
+use backdraft_kernels::rope::{self, RotaryTables};
+use backdraft_kernels::{cross_entropy, rms_norm, swiglu};
+use burn::tensor::{DType, Int, Tensor, TensorData};
+
+use super::measure::{Bench, SETS, Work, distance, relative};
+
+/// Sizes of a model and a batch.
+struct Sizes {
+    tokens: usize,
+    hidden: usize,
+    intermediate: usize,
+    kv: usize,
+    head_dim: usize,
+    vocabulary: usize,
+    rank: usize,
+}
+
+pub(super) fn run(bench: &mut Bench, small: bool) {
+    let sizes = if small {
+        Sizes {
+            tokens: 64,
+            hidden: 128,
+            intermediate: 320,
+            kv: 64,
+            head_dim: 64,
+            vocabulary: 1000,
+            rank: 16,
+        }
+    } else {
+        Sizes {
+            tokens: 4096,
+            hidden: 4096,
+            intermediate: 14_336,
+            kv: 1024,
+            head_dim: 128,
+            vocabulary: 128_256,
+            rank: 16,
+        }
+    };
+    copy(bench, &sizes);
+    products(bench, &sizes);
+    norm(bench, &sizes);
+    rotary(bench, &sizes);
+    gated(bench, &sizes);
+    codes(bench, &sizes);
+    loss(bench, &sizes);
+    optimizer(bench, &sizes);
+}
+
+/// The ceiling of everything that moves bytes: Burn's own scaling.
+fn copy(bench: &mut Bench, s: &Sizes) {
+    if !bench.wants("copy") {
+        return;
+    }
+    let shape = [s.tokens, s.intermediate];
+    let x = bench.sets(shape);
+    let work = Work {
+        bytes: 2.0 * bench.size() * (shape[0] * shape[1]) as f64,
+        ..Work::default()
+    };
+    bench.time(("copy", format!("{shape:?}")), work, 0.0, |i| {
+        x[i].clone().mul_scalar(1.5)
+    });
+}
+
+fn products(bench: &mut Bench, s: &Sizes) {
+    let (t, h, m) = (s.tokens, s.hidden, s.intermediate);
+    let large = [
+        (t, h, h),
+        (t, h, m),
+        (t, m, h),
+        (t, h, s.kv),
+        (1024.min(t), h, s.vocabulary),
+    ];
+    for (rows, from, to) in large {
+        product(bench, "gemm nt", [rows, to, from], (Op::N, Op::T), false);
+        product(bench, "gemm nn", [rows, from, to], (Op::N, Op::N), false);
+    }
+    for (from, to) in [(h, h), (h, m), (m, h)] {
+        product(
+            bench,
+            "gemm nt x·Aᵀ",
+            [t, s.rank, from],
+            (Op::N, Op::T),
+            false,
+        );
+        product(
+            bench,
+            "gemm nt += xa·Bᵀ",
+            [t, to, s.rank],
+            (Op::N, Op::T),
+            true,
+        );
+        product(
+            bench,
+            "gemm tn dyᵀ·xa",
+            [to, s.rank, t],
+            (Op::T, Op::N),
+            false,
+        );
+    }
+}
+
+fn product(bench: &mut Bench, op: &str, [m, n, k]: [usize; 3], ops: (Op, Op), add: bool) {
+    if !bench.wants(op) {
+        return;
+    }
+    let orient = |op, [rows, columns]: [usize; 2]| match op {
+        Op::N => [rows, columns],
+        Op::T => [columns, rows],
+    };
+    let a = bench.sets(orient(ops.0, [m, k]));
+    let b = bench.sets(orient(ops.1, [k, n]));
+    let c = bench.random([m, n]);
+    let y = gemm::gemm((ops.0, &a[0]), (ops.1, &b[0]), 1.0, add.then(|| c.clone()));
+    let error = product_error((ops.0, &a[0]), (ops.1, &b[0]), add.then_some(&c), &y);
+    drop(y);
+    let passes = if add { 2.0 } else { 1.0 };
+    let work = Work {
+        bytes: bench.size() * ((m * k + k * n) as f64 + passes * (m * n) as f64),
+        flops: 2.0 * (m * n) as f64 * k as f64,
+    };
+    let mut sum = Some(c);
+    bench.time((op, format!("{m}×{k}×{n}")), work, error, |i| {
+        let (a, b) = ((ops.0, &a[i]), (ops.1, &b[i]));
+        if add {
+            sum = sum.take().map(|c| gemm::gemm(a, b, 1e-3, Some(c)));
+            return None;
+        }
+        Some(gemm::gemm(a, b, 1.0, None))
+    });
+}
+
+/// Three rows of the product, in f64 on the host.
+fn product_error(
+    (op_a, a): (Op, &Tensor<2>),
+    (op_b, b): (Op, &Tensor<2>),
+    c: Option<&Tensor<2>>,
+    y: &Tensor<2>,
+) -> f64 {
+    let [m, n] = y.dims();
+    let b_dims = b.dims();
+    let b = host(b.clone());
+    let (mut actual, mut expected) = (Vec::new(), Vec::new());
+    for row in [0, m / 2, m - 1] {
+        let picked = match op_a {
+            Op::N => a.clone().slice([row..row + 1, 0..a.dims()[1]]),
+            Op::T => a.clone().slice([0..a.dims()[0], row..row + 1]),
+        };
+        let x = host(picked);
+        let mut sums = match c {
+            Some(c) => host(c.clone().slice([row..row + 1, 0..n])),
+            None => vec![0.0; n],
+        }
+        .into_iter()
+        .map(f64::from)
+        .collect::<Vec<_>>();
+        match op_b {
+            Op::N => {
+                for (x, b) in x.iter().zip(b.chunks(b_dims[1])) {
+                    for (sum, b) in sums.iter_mut().zip(b) {
+                        *sum += f64::from(*x) * f64::from(*b);
+                    }
+                }
+            }
+            Op::T => {
+                for (sum, b) in sums.iter_mut().zip(b.chunks(b_dims[1])) {
+                    let terms = x.iter().zip(b).map(|(x, b)| f64::from(*x) * f64::from(*b));
+                    *sum += terms.sum::<f64>();
+                }
+            }
+        }
+        expected.extend(sums.into_iter().map(|sum| sum as f32));
+        actual.extend(host(y.clone().slice([row..row + 1, 0..n])));
+    }
+    relative(&actual, &expected)
+}
+
+fn host(x: Tensor<2>) -> Vec<f32> {
+    let data = x.into_data().convert_dtype(DType::F32);
+    data.try_into_vec().unwrap_or_default()
+}
+
+fn f32(x: &Tensor<2>) -> Tensor<2> {
+    x.clone().cast(DType::F32)
+}
+
+fn norm(bench: &mut Bench, s: &Sizes) {
+    if !bench.wants("rms_norm") {
+        return;
+    }
+    let shape = [s.tokens, s.hidden];
+    let (x, dy) = (bench.sets(shape), bench.sets(shape));
+    let w = bench.random([s.hidden]);
+    let (y, rstd) = rms_norm::forward(&x[0], &w, 1e-5);
+    let w32 = w.clone().cast(DType::F32);
+    let (expected, rstd32) = rms_norm::reference::forward(&f32(&x[0]), &w32, 1e-5);
+    let bytes = bench.size() * (shape[0] * shape[1]) as f64;
+    let work = |passes| Work {
+        bytes: passes * bytes,
+        ..Work::default()
+    };
+    bench.time(
+        ("rms_norm", format!("{shape:?}")),
+        work(2.0),
+        distance(y, expected),
+        |i| rms_norm::forward(&x[i], &w, 1e-5),
+    );
+    let dx = rms_norm::backward(&dy[0], &x[0], &w, &rstd);
+    let expected = rms_norm::reference::backward(&f32(&dy[0]), &f32(&x[0]), &w32, &rstd32);
+    bench.time(
+        ("rms_norm backward", format!("{shape:?}")),
+        work(3.0),
+        distance(dx, expected),
+        |i| rms_norm::backward(&dy[i], &x[i], &w, &rstd),
+    );
+}
+
+fn rotary(bench: &mut Bench, s: &Sizes) {
+    if !bench.wants("rope") {
+        return;
+    }
+    let angles = bench.random_f32([s.tokens, s.head_dim / 2]).mul_scalar(3.0);
+    let tables = RotaryTables {
+        cos: angles.clone().cos(),
+        sin: angles.sin(),
+    };
+    for width in [s.hidden, s.kv] {
+        let shape = [s.tokens, width];
+        let x = bench.sets(shape);
+        let y = rope::forward(x[0].clone(), &tables);
+        let expected = rope::reference::rotate(f32(&x[0]), &tables, 1.0);
+        let error = distance(y, expected);
+        let work = Work {
+            bytes: 2.0 * bench.size() * (shape[0] * shape[1]) as f64,
+            ..Work::default()
+        };
+        // In place, as in a step.
+        let mut x: Vec<_> = x.into_iter().map(Some).collect();
+        bench.time(("rope", format!("{shape:?}")), work, error, |i| {
+            x[i] = x[i].take().map(|x| rope::forward(x, &tables));
+        });
+    }
+}
+
+fn gated(bench: &mut Bench, s: &Sizes) {
+    if !bench.wants("swiglu") {
+        return;
+    }
+    let shape = [s.tokens, s.intermediate];
+    let (gate, up, dy) = (bench.sets(shape), bench.sets(shape), bench.sets(shape));
+    let bytes = bench.size() * (shape[0] * shape[1]) as f64;
+    let work = |passes| Work {
+        bytes: passes * bytes,
+        ..Work::default()
+    };
+    let y = swiglu::forward(&gate[0], &up[0]);
+    let expected = swiglu::reference::forward(&f32(&gate[0]), &f32(&up[0]));
+    bench.time(
+        ("swiglu", format!("{shape:?}")),
+        work(3.0),
+        distance(y, expected),
+        |i| swiglu::forward(&gate[i], &up[i]),
+    );
+    let (dgate, dup) = swiglu::backward(&dy[0], &gate[0], &up[0]);
+    let (expected_gate, expected_up) =
+        swiglu::reference::backward(&f32(&dy[0]), &f32(&gate[0]), &f32(&up[0]));
+    let error = distance(dgate, expected_gate).max(distance(dup, expected_up));
+    bench.time(
+        ("swiglu backward", format!("{shape:?}")),
+        work(5.0),
+        error,
+        |i| swiglu::backward(&dy[i], &gate[i], &up[i]),
+    );
+}
+
+const BLOCK: usize = 64;
+
+fn codes(bench: &mut Bench, s: &Sizes) {
+    if !bench.wants("dequantize") {
+        return;
+    }
+    let code: [f32; 16] = std::array::from_fn(|i| (i as f32 - 7.5) / 7.5);
+    let map: [f32; 256] = std::array::from_fn(|i| (i as f32 - 127.0) / 128.0);
+    for dims in [
+        [s.intermediate, s.hidden],
+        [s.hidden, s.hidden],
+        [s.kv, s.hidden],
+    ] {
+        let values = dims[0] * dims[1];
+        let source: Vec<f32> = (0..values)
+            .map(|i| (i as f32 * 0.618_034).fract() - 0.5)
+            .collect();
+        let blocks = four_bit(&source, FourBitFormat::Nf4, BLOCK);
+        for (name, double) in [("dequantize", false), ("dequantize double", true)] {
+            let matrix = |device: &Device| {
+                let absmax = if double {
+                    HostAbsmax::Double(nested(&blocks.absmax))
+                } else {
+                    HostAbsmax::Single(blocks.absmax.clone())
+                };
+                let packed = blocks.packed.clone();
+                FourBit::from_parts(FourBitFormat::Nf4, BLOCK, dims, packed, absmax, device)
+                    .unwrap_or_else(|error| panic!("{error}"))
+            };
+            let expected = host(&matrix(&Device::flex()).dequantize());
+            let sets: Vec<FourBit> = (0..SETS).map(|_| matrix(&bench.device)).collect();
+            let dtype = bench.dtype;
+            let call = |i: usize| Some(sets[i].dequantize_as(dtype));
+            let error = call(0).map_or(f64::INFINITY, |y| relative(&host(&y), &expected));
+            let scale_bytes = if double { 1.0 } else { 4.0 };
+            let work = Work {
+                bytes: values as f64 * (0.5 + bench.size() + scale_bytes / BLOCK as f64),
+                ..Work::default()
+            };
+            bench.time((name, format!("{dims:?}")), work, error, call);
+        }
+    }
+}
+
+fn loss(bench: &mut Bench, s: &Sizes) {
+    let chunk = 1024.min(s.tokens);
+    let targets: Vec<u32> = (0..s.tokens)
+        .map(|i| (i * 7919 % s.vocabulary) as u32)
+        .collect();
+    if bench.wants("softmax_nll") {
+        let shape = [chunk, s.vocabulary];
+        let logits = bench.random(shape).mul_scalar(3.0);
+        let targets = &targets[..chunk];
+        let check = 16.min(chunk);
+        let rows = logits.clone().slice([0..check, 0..s.vocabulary]);
+        let scale = Some(0.01);
+        let (nll, d) = cross_entropy::softmax_nll(rows.clone(), &targets[..check], scale);
+        let (expected_nll, expected_d) =
+            cross_entropy::reference::softmax_nll(f32(&rows), &targets[..check], scale);
+        let error = distance(nll, expected_nll);
+        let error = match d.zip(expected_d) {
+            Some((d, expected)) => error.max(distance(d, expected)),
+            None => f64::INFINITY,
+        };
+        let work = Work {
+            bytes: 2.0 * bench.size() * (shape[0] * shape[1]) as f64,
+            ..Work::default()
+        };
+        let mut logits = Some(logits);
+        bench.time(("softmax_nll", format!("{shape:?}")), work, error, |_| {
+            let taken = logits.take();
+            if let Some(taken) = taken {
+                logits = cross_entropy::softmax_nll(taken, targets, scale).1;
+            }
+        });
+    }
+    if bench.wants("cross_entropy") {
+        let hidden = bench.sets([s.tokens, s.hidden]);
+        let head = bench
+            .random([s.vocabulary, s.hidden])
+            .mul_scalar((s.hidden as f32).powf(-0.5));
+        let work = Work {
+            flops: 4.0 * (s.tokens * s.hidden) as f64 * s.vocabulary as f64,
+            ..Work::default()
+        };
+        let check = 8.min(s.tokens);
+        let rows = hidden[0].clone().slice([0..check, 0..s.hidden]);
+        let ours = cross_entropy::forward(&rows, &head, &targets[..check], Some(1.0));
+        let logits = gemm::nt(&f32(&rows), &f32(&head));
+        let (nll, d) = cross_entropy::reference::softmax_nll(logits, &targets[..check], Some(1.0));
+        let expected = d.map(|d| gemm::nn(&d, &f32(&head)));
+        let error = match ours.d_hidden.zip(expected) {
+            Some((d, expected)) => distance(d, expected).max(distance(ours.nll, nll)),
+            None => f64::INFINITY,
+        };
+        let shape = format!("{}×{}×{}", s.tokens, s.hidden, s.vocabulary);
+        bench.time(("cross_entropy", shape), work, error, |i| {
+            cross_entropy::forward(&hidden[i], &head, &targets, Some(1e-4))
+        });
+    }
+}
+
+/// Tensors of adapters on seven projections in 32 layers.
+const ADAPTER_TENSORS: usize = 448;
+
+fn optimizer(bench: &mut Bench, s: &Sizes) {
+    if !bench.wants("adamw") {
+        return;
+    }
+    let shape = [s.rank, s.hidden];
+    let params = AdamWParams {
+        beta1: 0.9,
+        beta2: 0.999,
+        epsilon: 1e-8,
+        weight_decay: 0.01,
+    };
+    let grad = bench.random_f32(shape);
+    let start = bench.random_f32(shape);
+    let zeros = Moments::zeros(&start);
+    let (ours, _) = adamw::step(start.clone(), &grad, zeros.clone(), (1e-2, 1), &params);
+    let (expected, _) = adamw::reference::step(start.clone(), &grad, zeros, (1e-2, 1), &params);
+    let error = distance(ours - start.clone(), expected - start);
+    let mut state: Vec<_> = (0..ADAPTER_TENSORS)
+        .map(|_| {
+            let param = bench.random_f32(shape);
+            let moments = Moments::zeros(&param);
+            Some((param, moments))
+        })
+        .collect();
+    let work = Work {
+        bytes: 28.0 * (ADAPTER_TENSORS * shape[0] * shape[1]) as f64,
+        ..Work::default()
+    };
+    let name = format!("{ADAPTER_TENSORS} × {shape:?}");
+    bench.time(("adamw f32", name), work, error, |_| {
+        for slot in &mut state {
+            *slot = slot
+                .take()
+                .map(|(param, moments)| adamw::step(param, &grad, moments, (1e-4, 2), &params));
+        }
+    });
+}

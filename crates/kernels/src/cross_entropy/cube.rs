@@ -1,0 +1,152 @@
+//! One cube for each row of logits on a CubeCL device: a pass for maximum and sum, and one that writes
+//! the gradient over the logits.
+
+use burn::tensor::{DType, Tensor};
+use cubecl::ir::ElemType;
+use cubecl::prelude::*;
+
+use super::Loss;
+use crate::cube::{
+    InPlace, RowCube, argument, cubes, elem, empty, indices, into_floats, line, max_cube, on_cube,
+    sum_cube, sum_lanes, tensor,
+};
+
+/// Units that share a row, at most.
+const UNITS: u32 = 1024;
+
+/// Tokens whose logits exist at a time: each chunk reads the whole head twice.
+const CHUNK: usize = 1024;
+
+/// How many tokens to take at a time, `None` elsewhere than on a CubeCL device.
+pub(super) fn chunk(hidden: &Tensor<2>) -> Option<usize> {
+    on_cube(hidden).then_some(CHUNK)
+}
+
+/// `Err` hands `logits` back when they are not on a CubeCL device.
+pub(super) fn softmax_nll(
+    logits: Tensor<2>,
+    targets: &[u32],
+    scale: Option<f32>,
+) -> Result<Loss, Tensor<2>> {
+    let [rows, width] = logits.dims();
+    let logits = into_floats(logits)?;
+    assert_eq!(rows, targets.len(), "one target for each row of logits");
+    if let Some(target) = targets.iter().find(|&&target| target as usize >= width) {
+        panic!("target {target} of {width} classes");
+    }
+    let nll = empty(&logits, [rows], DType::F32);
+    if rows == 0 {
+        return Ok((tensor(nll), scale.map(|_| tensor(logits))));
+    }
+    let line = line(logits.dtype, width);
+    let vectors = width / line;
+    let cube = RowCube::new(&logits, vectors, UNITS);
+    let elem = elem(logits.dtype);
+    let client = nll.client.clone();
+    let targets = indices(&client, targets);
+    // Without a gradient nothing is written, and no copy may be made for it.
+    let (out, to) = match scale {
+        Some(_) => {
+            let out = InPlace::over(&logits, line, 0);
+            (Some(out.tensor), out.argument)
+        }
+        None => (None, BufferArg::alias(0, rows * vectors)),
+    };
+    #[expect(unsafe_code, reason = "a kernel without bounds checks")]
+    // SAFETY: the logits, read and written, have `rows` rows of `vectors` vectors, targets and nll a
+    // value for each row, and no target is beyond a row.
+    unsafe {
+        kernel::launch_unchecked(
+            &client,
+            cubes(rows),
+            cube.dim(),
+            line,
+            argument(&logits, line),
+            targets,
+            argument(&nll, 1),
+            to,
+            vectors as u32,
+            scale.unwrap_or(0.0),
+            scale.is_some(),
+            cube,
+            elem,
+        );
+    }
+    Ok((tensor(nll), out.map(tensor)))
+}
+
+#[cube(launch_unchecked)]
+fn kernel<F: Float, N: Size>(
+    logits: &[Vector<F, N>],
+    targets: &[u32],
+    nll: &mut [f32],
+    d_logits: &mut [Vector<F, N>],
+    vectors: u32,
+    scale: f32,
+    #[comptime] gradient: bool,
+    #[comptime] cube: RowCube,
+    #[define(F)] _dtype: ElemType,
+) {
+    let row = CUBE_POS;
+    if row >= nll.len() {
+        terminate!();
+    }
+    let vectors = vectors as usize;
+    let start = row * vectors;
+    let units = comptime!(cube.units as usize);
+    let lanes = N::value();
+    let target = targets[row] as usize;
+    let (target_vector, target_lane) = (target / lanes, target % lanes);
+
+    // Per unit: the largest logit so far, and Σ e^(logit − largest). The one unit that meets the target
+    // keeps its logit.
+    let mut top = f32::new(-3.4e38f32);
+    let mut total = 0.0f32;
+    let mut chosen = 0.0f32;
+    let mut i = UNIT_POS as usize;
+    while i < vectors {
+        let v = Vector::<f32, N>::cast_from(logits[start + i]);
+        let mut highest = v.extract(0usize);
+        #[unroll]
+        for lane in 1..lanes {
+            highest = max(highest, v.extract(lane));
+        }
+        let higher = max(top, highest);
+        let sum = sum_lanes((v - Vector::new(higher)).exp());
+        total = total * (top - higher).exp() + sum;
+        top = higher;
+        if i == target_vector {
+            #[unroll]
+            for lane in 0..lanes {
+                if lane == target_lane {
+                    chosen = v.extract(lane);
+                }
+            }
+        }
+        i += units;
+    }
+    let largest = max_cube(top, cube);
+    let denominator = sum_cube(total * (top - largest).exp(), cube);
+    let chosen = sum_cube(chosen, cube);
+    if UNIT_POS == 0 {
+        nll[row] = denominator.ln() + largest - chosen;
+    }
+    if comptime!(gradient) {
+        let factor = scale / denominator;
+        let mut i = UNIT_POS as usize;
+        while i < vectors {
+            let v = Vector::<f32, N>::cast_from(logits[start + i]);
+            let mut d = (v - Vector::new(largest)).exp() * Vector::new(factor);
+            if i == target_vector {
+                #[unroll]
+                for lane in 0..lanes {
+                    if lane == target_lane {
+                        d.insert(lane, d.extract(lane) - scale);
+                    }
+                }
+            }
+            d_logits[start + i] = Vector::cast_from(d);
+            i += units;
+        }
+    }
+}

@@ -1,0 +1,306 @@
+//! The devices of this build, and which of its fast paths run on them.
+
+use std::fmt;
+
+use burn::tensor::Device;
+
+/// Why a device cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum DeviceError {
+    /// The program was built without the backend.
+    #[error(
+        "this build has no {backend} backend: build with `--features {backend}`, or use the cpu"
+    )]
+    NotBuilt {
+        /// The backend, also the name of the feature.
+        backend: &'static str,
+    },
+    /// A library that is opened at run time is not there.
+    #[error("{library} was not found: install {package}, or use the cpu")]
+    NoLibrary {
+        /// What was looked for.
+        library: &'static str,
+        /// What brings it.
+        package: &'static str,
+    },
+    /// There are fewer devices.
+    #[error(
+        "expected a {backend} device number {index}, found {available} of them: name another, or use the cpu"
+    )]
+    NoSuchDevice {
+        /// The backend.
+        backend: &'static str,
+        /// The number that was asked for, from 0.
+        index: usize,
+        /// How many there are.
+        available: usize,
+    },
+}
+
+/// The CUDA device of that number.
+///
+/// # Errors
+/// Without the feature `cuda`, an NVIDIA driver, NVRTC and the CUDA headers, or that device.
+pub fn cuda(index: usize) -> Result<Device, DeviceError> {
+    found::cuda(index)
+}
+
+/// The first WebGPU device: a discrete card, an integrated one, or one in software.
+///
+/// # Errors
+/// Without the feature `wgpu`, or any such device.
+pub fn wgpu() -> Result<Device, DeviceError> {
+    found::wgpu()
+}
+
+/// A path that is faster than the general one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FastPath {
+    /// Its name.
+    pub name: &'static str,
+    /// Why it is off, `None` where it is on.
+    pub missing: Option<String>,
+}
+
+/// A device, and what runs on it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceReport {
+    /// What the device calls itself.
+    pub name: String,
+    /// Its memory.
+    ///
+    /// # Units
+    /// Bytes.
+    pub memory: Option<u64>,
+    /// The newest CUDA that its driver serves, such as `13.0`.
+    pub driver: Option<String>,
+    /// Ours, on or off.
+    pub fast_paths: Vec<FastPath>,
+}
+
+/// Looks at `device`; on a GPU this opens it.
+pub fn report(device: &Device) -> DeviceReport {
+    found::report(device).unwrap_or_else(|| DeviceReport {
+        name: "cpu".to_owned(),
+        memory: None,
+        driver: None,
+        fast_paths: Vec::new(),
+    })
+}
+
+/// One line: name, memory, driver, fast paths and why others are off.
+impl fmt::Display for DeviceReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)?;
+        if let Some(memory) = self.memory {
+            write!(f, ", {:.1} GiB", memory as f64 / f64::from(1 << 30))?;
+        }
+        if let Some(driver) = &self.driver {
+            write!(f, ", driver for CUDA {driver}")?;
+        }
+        for path in &self.fast_paths {
+            match &path.missing {
+                None => write!(f, "; {} on", path.name)?,
+                Some(reason) => write!(f, "; {} off: {reason}", path.name)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(feature = "cube")]
+mod found {
+    use burn::tensor::{Device, DeviceKind, Tensor};
+    use burn_cubecl::CubeBackend;
+    use cubecl::RuntimeId;
+    use cubecl::device::DeviceUnavailable;
+
+    use super::{DeviceError, DeviceReport, FastPath};
+
+    #[cfg(feature = "cuda")]
+    pub(super) fn cuda(index: usize) -> Result<Device, DeviceError> {
+        #[expect(unsafe_code, reason = "opens libraries")]
+        // SAFETY: the initialisers of NVIDIA's libraries have no conditions.
+        let (driver, compiler) = unsafe {
+            (
+                cudarc::driver::sys::is_culib_present(),
+                cudarc::nvrtc::sys::is_culib_present(),
+            )
+        };
+        if !driver {
+            return Err(DeviceError::NoLibrary {
+                library: "libcuda",
+                package: "NVIDIA's driver",
+            });
+        }
+        if !compiler {
+            return Err(DeviceError::NoLibrary {
+                library: "libnvrtc",
+                package: "the CUDA toolkit's NVRTC, and set LD_LIBRARY_PATH to its folder",
+            });
+        }
+        let headers = cubecl::cuda::install::cuda_path()
+            .map(|path| path.join("include"))
+            .filter(|path| path.is_dir());
+        if headers.is_none() {
+            return Err(DeviceError::NoLibrary {
+                library: "CUDA's folder `include`",
+                package: "the CUDA toolkit's headers, and set CUDA_PATH to the folder above it",
+            });
+        }
+        match cubecl::Device::cuda(index) {
+            Ok(_) => Ok(Device::cuda(index)),
+            Err(error) => Err(unavailable("cuda", index, error)),
+        }
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    pub(super) fn cuda(_: usize) -> Result<Device, DeviceError> {
+        Err(DeviceError::NotBuilt { backend: "cuda" })
+    }
+
+    pub(super) fn wgpu() -> Result<Device, DeviceError> {
+        use cubecl::wgpu::WgpuDeviceKind as Kind;
+        let candidates = [
+            (Kind::DiscreteGpu(0), DeviceKind::DiscreteGpu(0)),
+            (Kind::IntegratedGpu(0), DeviceKind::IntegratedGpu(0)),
+            (Kind::Cpu, DeviceKind::Cpu),
+        ];
+        let mut last = Err(DeviceError::NotBuilt { backend: "wgpu" });
+        for (kind, burn_kind) in candidates {
+            match cubecl::Device::wgpu(kind) {
+                Ok(_) => return Ok(Device::wgpu(burn_kind)),
+                Err(error) => last = Err(unavailable("wgpu", 0, error)),
+            }
+        }
+        last
+    }
+
+    fn unavailable(backend: &'static str, index: usize, error: DeviceUnavailable) -> DeviceError {
+        match error {
+            DeviceUnavailable::NotLinked(_) => DeviceError::NotBuilt { backend },
+            DeviceUnavailable::NoSuchDevice { available, .. } => DeviceError::NoSuchDevice {
+                backend,
+                index,
+                available,
+            },
+        }
+    }
+
+    pub(super) fn report(device: &Device) -> Option<DeviceReport> {
+        // A tensor knows the device behind Burn's.
+        let probe = Tensor::<1>::zeros([1], &device.clone().inner());
+        let probe = probe.try_into_primitive::<CubeBackend>().ok()?;
+        let identity = &probe.client.properties().identity;
+        let (memory, driver) = cuda_facts(&probe.device);
+        Some(DeviceReport {
+            name: identity.name.clone(),
+            memory,
+            driver,
+            fast_paths: vec![products(probe.device.runtime())],
+        })
+    }
+
+    fn products(runtime: RuntimeId) -> FastPath {
+        let missing = match runtime {
+            RuntimeId::Cuda if super::products_are_fast() => None,
+            RuntimeId::Cuda => Some(
+                "libcublasLt was not found (products run on Burn's kernels: several times slower, and f32 rounded to TF32)"
+                    .to_owned(),
+            ),
+            _ => Some("it is part of CUDA".to_owned()),
+        };
+        FastPath {
+            name: "cuBLASLt",
+            missing,
+        }
+    }
+
+    /// Memory of a CUDA device, and the version its driver serves.
+    #[cfg(feature = "cuda")]
+    fn cuda_facts(device: &cubecl::Device) -> (Option<u64>, Option<String>) {
+        let cubecl::Device::Cuda(device) = device else {
+            return (None, None);
+        };
+        let mut version = 0;
+        #[expect(unsafe_code, reason = "calls the driver")]
+        // SAFETY: the driver was opened and initialised, and writes one number each time.
+        let (memory, asked) = unsafe {
+            let memory = cudarc::driver::result::device::get(device.index as i32)
+                .and_then(|device| cudarc::driver::result::device::total_mem(device));
+            let asked = cudarc::driver::sys::cuDriverGetVersion(&raw mut version);
+            (memory, asked)
+        };
+        let driver = (asked == cudarc::driver::sys::CUresult::CUDA_SUCCESS)
+            .then(|| format!("{}.{}", version / 1000, version % 1000 / 10));
+        (memory.ok().map(|bytes| bytes as u64), driver)
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    fn cuda_facts(_: &cubecl::Device) -> (Option<u64>, Option<String>) {
+        (None, None)
+    }
+}
+
+#[cfg(feature = "cube")]
+fn products_are_fast() -> bool {
+    #[cfg(feature = "cuda")]
+    return crate::gemm::cublaslt::is_present();
+    #[cfg(not(feature = "cuda"))]
+    false
+}
+
+#[cfg(not(feature = "cube"))]
+mod found {
+    use burn::tensor::Device;
+
+    use super::{DeviceError, DeviceReport};
+
+    pub(super) fn cuda(_: usize) -> Result<Device, DeviceError> {
+        Err(DeviceError::NotBuilt { backend: "cuda" })
+    }
+
+    pub(super) fn wgpu() -> Result<Device, DeviceError> {
+        Err(DeviceError::NotBuilt { backend: "wgpu" })
+    }
+
+    pub(super) fn report(_: &Device) -> Option<DeviceReport> {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_is_one_line_that_says_what_is_off_and_why() {
+        let report = DeviceReport {
+            name: "GPU".to_owned(),
+            memory: Some(3 << 29),
+            driver: Some("13.0".to_owned()),
+            fast_paths: vec![
+                FastPath {
+                    name: "one",
+                    missing: None,
+                },
+                FastPath {
+                    name: "two",
+                    missing: Some("no such library".to_owned()),
+                },
+            ],
+        };
+        assert_eq!(
+            report.to_string(),
+            "GPU, 1.5 GiB, driver for CUDA 13.0; one on; two off: no such library"
+        );
+        assert_eq!(super::report(&Device::flex()).to_string(), "cpu");
+    }
+
+    #[test]
+    fn a_device_that_is_not_there_is_an_error() {
+        let error = cuda(4095).unwrap_err();
+        assert!(error.to_string().contains("or use the cpu"), "{error}");
+    }
+}

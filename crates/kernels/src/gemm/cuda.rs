@@ -1,0 +1,141 @@
+//! [`gemm`](super::gemm) on CUDA: which products cuBLASLt takes, and how their operands lie in memory.
+
+use burn::tensor::{DType, Tensor};
+use burn_cubecl::CubeBackend;
+use burn_cubecl::kernel::into_contiguous;
+use cubecl::RuntimeId;
+
+use super::cublaslt::{self, Element, Matrix, Product};
+use super::{Op, oriented};
+use crate::cube::{CubeTensor, empty, tensor};
+
+/// `Err` hands `c` back when cuBLASLt is missing or has no such product.
+pub(super) fn gemm(
+    (op_a, a): (Op, &Tensor<2>),
+    (op_b, b): (Op, &Tensor<2>),
+    alpha: f32,
+    c: Option<Tensor<2>>,
+) -> Result<Tensor<2>, Option<Tensor<2>>> {
+    let (Some((left, element)), Some((right, _))) = (on_cuda(a), on_cuda(b)) else {
+        return Err(c);
+    };
+    let out_dtype = c.as_ref().map_or(left.dtype, Tensor::dtype);
+    let fits = left.dtype == right.dtype
+        && (out_dtype == left.dtype || out_dtype == DType::F32)
+        && c.as_ref().is_none_or(|c| on_cuda(c).is_some());
+    let Some(out_element) = Element::of(out_dtype).filter(|_| fits) else {
+        return Err(c);
+    };
+    let ([m, k], [_, n]) = (oriented(op_a, a.dims()), oriented(op_b, b.dims()));
+    if k == 0 || m * n == 0 {
+        return Ok(c.unwrap_or_else(|| Tensor::zeros([m, n], (&a.device(), out_dtype))));
+    }
+    // Written over where nobody else holds it; else read, with the sum going into new memory.
+    let addend = c.map(|c| into_contiguous(primitive(c)));
+    let in_place = addend.as_ref().is_some_and(|c| c.handle.can_mut());
+    let (addend, out) = match addend {
+        Some(c) if in_place => (None, c),
+        addend => (addend, empty(&left, [m, n], out_dtype)),
+    };
+    let device = left.client.service_id().device;
+    let product = Product {
+        sizes: [m, n, k],
+        a: matrix(op_a, left),
+        b: matrix(op_b, right),
+        element,
+        out_element,
+        alpha,
+        accumulate: in_place || addend.is_some(),
+        addend: addend.map(|c| c.handle.binding()),
+        out: out.handle.clone().binding(),
+    };
+    cublaslt::enqueue(product, device);
+    Ok(tensor(out))
+}
+
+/// A matrix in CUDA memory of a type that cuBLASLt multiplies.
+fn on_cuda(x: &Tensor<2>) -> Option<(CubeTensor, Element)> {
+    let x = x.clone().try_into_primitive::<CubeBackend>().ok()?;
+    let element = Element::of(x.dtype)?;
+    let usable = x.device.runtime() == RuntimeId::Cuda && cublaslt::is_present();
+    usable.then_some((x, element))
+}
+
+fn primitive(x: Tensor<2>) -> CubeTensor {
+    match x.try_into_primitive::<CubeBackend>() {
+        Ok(x) => x,
+        Err(error) => panic!("a tensor that was on the device is not: {error:?}"),
+    }
+}
+
+/// How `x` lies: as it is, or as its transpose, by rows with a stride; copied where it is neither.
+fn matrix(op: Op, x: CubeTensor) -> Matrix {
+    let (shape, strides) = (x.meta.shape(), x.meta.strides());
+    let ([rows, columns], [down, across]) = ([shape[0], shape[1]], [strides[0], strides[1]]);
+    let by_rows = (across == 1 || columns == 1) && (down >= columns || rows == 1);
+    let by_columns = (down == 1 || rows == 1) && (across >= rows || columns == 1);
+    if by_rows {
+        return Matrix {
+            op,
+            rows,
+            columns,
+            stride: if rows == 1 { columns } else { down },
+            buffer: x.handle.binding(),
+        };
+    }
+    if by_columns {
+        return Matrix {
+            op: op.flipped(),
+            rows: columns,
+            columns: rows,
+            stride: if columns == 1 { rows } else { across },
+            buffer: x.handle.binding(),
+        };
+    }
+    matrix(op, into_contiguous(x))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use super::*;
+
+    #[test]
+    #[expect(clippy::print_stderr, reason = "what a test leaves out is said")]
+    fn an_error_reaches_whoever_reads_the_output() {
+        let device = match crate::device::cuda(0) {
+            Ok(device) if cublaslt::is_present() => device,
+            Ok(_) => return eprintln!("no errors of cuBLASLt here: it is not installed"),
+            Err(error) => return eprintln!("no errors of cuBLASLt here: {error}"),
+        };
+        let ones = Tensor::<2>::ones([8, 8], &device);
+        let multiply = |stride| {
+            let (a, element) = on_cuda(&ones).unwrap();
+            let (b, _) = on_cuda(&ones).unwrap();
+            let out = empty(&a, [8, 8], DType::F32);
+            let id = a.client.service_id().device;
+            let product = Product {
+                sizes: [8, 8, 8],
+                a: Matrix {
+                    stride,
+                    ..matrix(Op::N, a)
+                },
+                b: matrix(Op::N, b),
+                element,
+                out_element: element,
+                alpha: 1.0,
+                accumulate: false,
+                addend: None,
+                out: out.handle.clone().binding(),
+            };
+            cublaslt::enqueue(product, id);
+            let read = || tensor::<2>(out).into_data().try_into_vec::<f32>();
+            catch_unwind(AssertUnwindSafe(read))
+        };
+        // Rows closer together than they are long: no such matrix.
+        assert!(multiply(1).is_err(), "an impossible product gave a result");
+        let right = multiply(8).unwrap().unwrap();
+        assert_eq!(right, [8.0; 64], "the device goes on after an error");
+    }
+}

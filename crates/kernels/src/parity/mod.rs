@@ -1,0 +1,9 @@
+//! Every op against its reference: forward, and each gradient against Burn's autodiff of the
+//! reference's forward, on every device that is there and in each of its dtypes.
+
+mod attention;
+mod losses;
+mod places;
+mod pointwise;
+mod products;
+mod weights;

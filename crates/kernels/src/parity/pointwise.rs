@@ -1,0 +1,159 @@
+//! Ops that work token by token.
+
+use burn::tensor::{Device, Tensor};
+
+use super::places::{compare, places, random};
+use crate::dropout::Dropout;
+use crate::rope::RotaryTables;
+use crate::{embedding, rms_norm, rope, swiglu};
+
+#[test]
+fn rms_norm_and_both_gradients() {
+    for (t, n) in [(1, 1), (5, 64), (37, 576), (3, 1500), (2, 9001)] {
+        compare(
+            [random([t, n]), random([1, n])],
+            |_, [x, w]| rms_norm::rms_norm(x, w.squeeze_dim(0), 1e-5),
+            |_, [x, w]| rms_norm::reference::forward(&x, &w.squeeze_dim(0), 1e-5).0,
+        );
+        let (x, w, dy) = (random([t, n]), random([n]), random([t, n]));
+        for place in places() {
+            let (there, weight) = (place.put(&x), place.put(&w));
+            let (_, rstd) = rms_norm::forward(&there, &weight, 1e-5);
+            let (exact, exact_weight) = (place.round(&x), place.round(&w));
+            let (_, exact_rstd) = rms_norm::reference::forward(&exact, &exact_weight, 1e-5);
+            place.assert_close(
+                "dx against the reference's backward",
+                rms_norm::backward(&place.put(&dy), &there, &weight, &rstd),
+                rms_norm::reference::backward(
+                    &place.round(&dy),
+                    &exact,
+                    &exact_weight,
+                    &exact_rstd,
+                ),
+            );
+            // A norm's weight may be kept in f32 whatever the activations are.
+            let (mixed, _) = rms_norm::forward(&there, &place.put_f32(&w), 1e-5);
+            assert_eq!(mixed.dtype(), place.dtype);
+            let (expected, _) = rms_norm::reference::forward(&exact, &w, 1e-5);
+            place.assert_close("an f32 weight", mixed, expected);
+        }
+    }
+}
+
+fn tables(t: usize, d: usize) -> RotaryTables {
+    let angles = random([t, d / 2]).mul_scalar(3.0);
+    RotaryTables {
+        cos: angles.clone().cos(),
+        sin: angles.sin(),
+    }
+}
+
+#[test]
+fn rope_and_its_gradient() {
+    for (t, heads, d) in [(1, 1, 2), (7, 3, 16), (20, 9, 64), (5, 2, 80), (3, 2, 6)] {
+        let tables = tables(t, d);
+        compare(
+            [random([t, heads * d])],
+            |place, [x]| {
+                let tables = RotaryTables {
+                    cos: place.put_f32(&tables.cos),
+                    sin: place.put_f32(&tables.sin),
+                };
+                rope::rope(x, &tables)
+            },
+            |_, [x]| rope::reference::rotate(x, &tables, 1.0),
+        );
+    }
+}
+
+#[test]
+fn rope_leaves_a_shared_input_alone() {
+    let (x, tables) = (random([3, 8]), tables(3, 8));
+    for place in places() {
+        let x = place.put(&x);
+        let before = x.clone().into_data();
+        let tables = RotaryTables {
+            cos: place.put_f32(&tables.cos),
+            sin: place.put_f32(&tables.sin),
+        };
+        let _ = rope::forward(x.clone(), &tables);
+        x.into_data().assert_eq(&before, true);
+    }
+}
+
+#[test]
+fn swiglu_and_both_gradients() {
+    for (t, m) in [(1, 1), (5, 7), (33, 1536), (70_001, 1)] {
+        let inputs = || [random([t, m]).mul_scalar(4.0), random([t, m])];
+        compare(
+            inputs(),
+            |_, [gate, up]| swiglu::swiglu(gate, up),
+            |_, [gate, up]| swiglu::reference::forward(&gate, &up),
+        );
+        let ([gate, up], dy) = (inputs(), random([t, m]));
+        for place in places() {
+            let [d, g, u] = [&dy, &gate, &up].map(|x| place.put(x));
+            let (dgate, dup) = swiglu::backward(&d, &g, &u);
+            let [d, g, u] = [&dy, &gate, &up].map(|x| place.round(x));
+            let (expected_gate, expected_up) = swiglu::reference::backward(&d, &g, &u);
+            place.assert_close("dgate", dgate, expected_gate);
+            place.assert_close("dup", dup, expected_up);
+        }
+    }
+}
+
+#[test]
+fn swiglu_saturates_without_overflow() {
+    let gate = Tensor::<2>::from_data([[-300.0f32, 300.0, 0.0]], &Device::flex());
+    for place in places() {
+        let there = place.put(&gate);
+        let y = swiglu::forward(&there, &there.ones_like());
+        let expected = Tensor::from_data([[0.0f32, 300.0, 0.0]], &Device::flex());
+        place.assert_close("far out", y, expected);
+    }
+}
+
+#[test]
+fn embedding_gathers_rows() {
+    for (v, h) in [(1, 1), (9, 7), (300, 576)] {
+        let table = random([v, h]);
+        let ids: Vec<u32> = (0..2 * v).map(|i| (i * 7 % v) as u32).collect();
+        for place in places() {
+            let there = place.put(&table);
+            let expected = embedding::reference::forward(&place.round(&table), &ids);
+            place.assert_close("rows", embedding::forward(&there, &ids), expected);
+            assert_eq!(embedding::forward(&there, &[]).dims(), [0, h]);
+        }
+    }
+}
+
+#[test]
+fn empty_tensors_stay_empty() {
+    for place in places() {
+        let x = Tensor::<2>::empty([0, 8], (&place.device, place.dtype));
+        let w = place.put(&random([8]));
+        assert_eq!(rms_norm::forward(&x, &w, 1e-5).0.dims(), [0, 8]);
+        assert_eq!(swiglu::forward(&x, &x).dims(), [0, 8]);
+        let tables = RotaryTables {
+            cos: Tensor::empty([0, 2], &place.device),
+            sin: Tensor::empty([0, 2], &place.device),
+        };
+        assert_eq!(rope::forward(x, &tables).dims(), [0, 8]);
+    }
+}
+
+#[test]
+fn dropout_keeps_the_expectation_and_is_a_function_of_the_seed() {
+    let ones = Tensor::<2>::ones([100, 100], &Device::flex());
+    let dropout = Dropout { p: 0.25, seed: 3 };
+    let dropped = dropout.apply(ones.clone());
+    let mean: f32 = dropped.clone().mean().into_scalar();
+    assert!((mean - 1.0).abs() < 0.03, "mean {mean}");
+    for place in places() {
+        let there = dropout.apply(place.put(&ones));
+        place.assert_close("the same mask", there, dropped.clone());
+    }
+    let other = Dropout { p: 0.25, seed: 4 }.apply(ones);
+    let changed: f32 = (other - dropped).abs().sum().into_scalar();
+    assert!(changed > 100.0);
+}

@@ -1,0 +1,147 @@
+//! Matrix products and the projections made of them.
+
+use burn::tensor::{DType, Tensor};
+
+use super::places::{compare, places, random};
+use crate::dropout::Dropout;
+use crate::gemm::Op;
+use crate::lora_linear::Factors;
+use crate::{gemm, lora_linear};
+
+#[test]
+fn gemm_in_all_orientations_scales_and_accumulates() {
+    for (m, n, k) in [(1, 1, 1), (3, 5, 7), (64, 33, 129), (200, 130, 90)] {
+        for (op_a, op_b) in [
+            (Op::N, Op::N),
+            (Op::N, Op::T),
+            (Op::T, Op::N),
+            (Op::T, Op::T),
+        ] {
+            let a = random(if op_a == Op::N { [m, k] } else { [k, m] });
+            let b = random(if op_b == Op::N { [k, n] } else { [n, k] });
+            let c = random([m, n]);
+            for place in places() {
+                let (exact_a, exact_b) = (place.round(&a), place.round(&b));
+                let (a, b) = (place.put(&a), place.put(&b));
+                for c in [None, Some(&c)] {
+                    let expected = gemm::reference::gemm(
+                        (op_a, &exact_a),
+                        (op_b, &exact_b),
+                        0.5,
+                        c.map(|c| place.round(c)),
+                    );
+                    let c = c.map(|c| place.put(c));
+                    let y = gemm::gemm((op_a, &a), (op_b, &b), 0.5, c);
+                    assert_eq!(y.dtype(), place.dtype);
+                    place.assert_close("gemm", y, expected);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn gemm_adds_to_an_f32_sum_whatever_the_factors() {
+    let (a, b, c) = (random([70, 9]), random([70, 20]), random([9, 20]));
+    for place in places() {
+        let (exact_a, exact_b) = (place.round(&a), place.round(&b));
+        let expected =
+            gemm::reference::gemm((Op::T, &exact_a), (Op::N, &exact_b), 0.25, Some(c.clone()));
+        let (a, b) = (place.put(&a), place.put(&b));
+        let y = gemm::gemm((Op::T, &a), (Op::N, &b), 0.25, Some(place.put_f32(&c)));
+        assert_eq!(y.dtype(), DType::F32);
+        place.assert_close("sum", y, expected);
+    }
+}
+
+#[test]
+fn gemm_leaves_a_shared_accumulator_alone() {
+    let (a, b, c) = (random([4, 4]), random([4, 4]), random([4, 4]));
+    for place in places() {
+        let (a, b, c) = (place.put(&a), place.put(&b), place.put(&c));
+        let kept = c.clone();
+        let before = c.clone().into_data();
+        let y = gemm::gemm((Op::N, &a), (Op::N, &b), 1.0, Some(c));
+        kept.clone().into_data().assert_eq(&before, true);
+        let changed: f32 = (y - kept).abs().sum().into_scalar();
+        assert!(changed > 0.1, "{place:?}: {changed}");
+    }
+}
+
+#[test]
+fn gemm_of_nothing() {
+    for place in places() {
+        let empty = |shape| Tensor::<2>::empty(shape, (&place.device, place.dtype));
+        let y = gemm::nn(&empty([0, 4]), &place.put(&random([4, 3])));
+        assert_eq!(y.dims(), [0, 3]);
+        // Flex and Burn's kernels are not asked: a product over nothing is zero on CUDA.
+        #[cfg(feature = "cuda")]
+        if place.device == burn::tensor::Device::cuda(0) {
+            let y = gemm::nn(&empty([2, 0]), &empty([0, 3]));
+            place.assert_close("nothing", y, Tensor::zeros([2, 3], &place.device));
+        }
+    }
+}
+
+#[test]
+fn gemm_reads_views() {
+    let (wide, b) = (random([6, 20]), random([8, 3]));
+    for place in places() {
+        let cut = |x: Tensor<2>| x.slice([2..5, 4..12]);
+        let expected = gemm::reference::gemm(
+            (Op::N, &cut(place.round(&wide))),
+            (Op::N, &place.round(&b)),
+            1.0,
+            None,
+        );
+        let there = place.put(&b);
+        let y = gemm::nn(&cut(place.put(&wide)), &there);
+        place.assert_close("a slice", y, expected.clone());
+        let turned = place.put(&wide.clone().transpose()).transpose();
+        place.assert_close(
+            "a transposed view",
+            gemm::nn(&cut(turned), &there),
+            expected,
+        );
+    }
+}
+
+#[test]
+fn lora_linear_and_its_three_gradients() {
+    for dropout in [None, Some(Dropout { p: 0.3, seed: 11 })] {
+        for (t, input, output, r) in [(1, 3, 2, 1), (17, 64, 48, 4), (130, 96, 200, 16)] {
+            // Of the size that weights have, so that outputs stay of order 1.
+            let weight = random([output, input]).mul_scalar((input as f32).powf(-0.5));
+            let factors = |a, b| Factors {
+                a,
+                b,
+                scaling: 0.7,
+                dropout,
+            };
+            compare(
+                [
+                    random([t, input]),
+                    random([r, input]).mul_scalar((input as f32).powf(-0.5)),
+                    random([output, r]).mul_scalar((r as f32).powf(-0.5)),
+                ],
+                |place, [x, a, b]| {
+                    lora_linear::lora_linear(x, place.put(&weight), Some(factors(a, b)))
+                },
+                |place, [x, a, b]| {
+                    let weight = place.round(&weight);
+                    lora_linear::reference::forward(x, weight, Some(&factors(a, b)))
+                },
+            );
+        }
+    }
+}
+
+#[test]
+fn a_frozen_weight_without_adapter_passes_its_gradient_on() {
+    let weight = random([5, 8]);
+    compare(
+        [random([3, 8])],
+        |place, [x]| lora_linear::lora_linear(x, place.put(&weight), None),
+        |place, [x]| lora_linear::reference::forward(x, place.round(&weight), None),
+    );
+}

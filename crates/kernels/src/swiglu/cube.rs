@@ -1,0 +1,93 @@
+//! One pass on a CubeCL device.
+
+use burn::tensor::Tensor;
+use cubecl::ir::ElemType;
+use cubecl::prelude::*;
+
+use crate::cube::{argument, elem, elementwise, empty, floats, len, line, sigmoid, tensor};
+
+pub(super) fn forward(gate: &Tensor<2>, up: &Tensor<2>) -> Option<Tensor<2>> {
+    let shape = gate.dims();
+    let (gate, up) = (floats(gate)?, floats(up)?);
+    if gate.dtype != up.dtype {
+        return None;
+    }
+    let (dtype, line) = (gate.dtype, line(gate.dtype, len(&gate)));
+    let y = empty(&gate, shape, dtype);
+    let (count, dim) = elementwise(len(&y) / line);
+    if len(&y) > 0 {
+        let arguments = [&gate, &up, &y].map(|x| argument(x, line));
+        let [gate, up, out] = arguments;
+        let client = &y.client;
+        #[expect(unsafe_code, reason = "a kernel without bounds checks")]
+        // SAFETY: all three have as many vectors, and the kernel does not go beyond the last.
+        unsafe {
+            forward_kernel::launch_unchecked(client, count, dim, line, gate, up, out, elem(dtype));
+        }
+    }
+    Some(tensor(y))
+}
+
+pub(super) fn backward(
+    dy: &Tensor<2>,
+    gate: &Tensor<2>,
+    up: &Tensor<2>,
+) -> Option<(Tensor<2>, Tensor<2>)> {
+    let shape = gate.dims();
+    let (dy, gate, up) = (floats(dy)?, floats(gate)?, floats(up)?);
+    let dtype = gate.dtype;
+    if dy.dtype != dtype || up.dtype != dtype {
+        return None;
+    }
+    let line = line(dtype, len(&gate));
+    let (dgate, dup) = (empty(&gate, shape, dtype), empty(&gate, shape, dtype));
+    let (count, dim) = elementwise(len(&gate) / line);
+    if len(&gate) > 0 {
+        let [dy, g, up, out, out_up] = [&dy, &gate, &up, &dgate, &dup].map(|x| argument(x, line));
+        let (client, elem) = (&gate.client, elem(dtype));
+        #[expect(unsafe_code, reason = "a kernel without bounds checks")]
+        // SAFETY: all five have as many vectors, and the kernel does not go beyond the last.
+        unsafe {
+            backward_kernel::launch_unchecked(
+                client, count, dim, line, dy, g, up, out, out_up, elem,
+            );
+        }
+    }
+    Some((tensor(dgate), tensor(dup)))
+}
+
+#[cube(launch_unchecked)]
+fn forward_kernel<F: Float, N: Size>(
+    gate: &[Vector<F, N>],
+    up: &[Vector<F, N>],
+    y: &mut [Vector<F, N>],
+    #[define(F)] _dtype: ElemType,
+) {
+    let i = ABSOLUTE_POS;
+    if i < y.len() {
+        let g = Vector::<f32, N>::cast_from(gate[i]);
+        let u = Vector::<f32, N>::cast_from(up[i]);
+        y[i] = Vector::cast_from(g * sigmoid(g) * u);
+    }
+}
+
+#[cube(launch_unchecked)]
+fn backward_kernel<F: Float, N: Size>(
+    dy: &[Vector<F, N>],
+    gate: &[Vector<F, N>],
+    up: &[Vector<F, N>],
+    dgate: &mut [Vector<F, N>],
+    dup: &mut [Vector<F, N>],
+    #[define(F)] _dtype: ElemType,
+) {
+    let i = ABSOLUTE_POS;
+    if i < dgate.len() {
+        let one = Vector::<f32, N>::new(1.0f32);
+        let d = Vector::<f32, N>::cast_from(dy[i]);
+        let g = Vector::<f32, N>::cast_from(gate[i]);
+        let u = Vector::<f32, N>::cast_from(up[i]);
+        let s = sigmoid(g);
+        dgate[i] = Vector::cast_from(d * u * s * (one + g * (one - s)));
+        dup[i] = Vector::cast_from(d * g * s);
+    }
+}
