@@ -27,6 +27,13 @@
 //! | [`dequantize`] | a matrix of codes: its values, x·Wᵀ and dy·W | as frozen weight of [`lora_linear`] |
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
+#![cfg_attr(
+    not(feature = "cuda"),
+    allow(
+        clippy::bind_instead_of_map,
+        reason = "without device kernels their place in the chain stays"
+    )
+)]
 #![allow(
     clippy::result_large_err,
     reason = "a kernel that does not apply hands its operands to the reference"

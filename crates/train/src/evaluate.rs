@@ -85,7 +85,7 @@ pub fn mean_kl(
         for start in (0..count).step_by(CHUNK) {
             let end = (start + CHUNK).min(count);
             let log_probabilities = |model: &Llama, states: &Tensor<2>| {
-                let states = states.clone().slice([start..end]);
+                let states = states.clone().narrow(0, start, end - start);
                 log_softmax(model.logits(states), 1)
             };
             let p = log_probabilities(model, &states[0]);

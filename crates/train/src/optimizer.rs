@@ -33,8 +33,8 @@ pub struct AdamW {
 
 #[derive(Clone, Debug)]
 enum State {
-    F32(Moments<2>),
-    Bits8(Moments8Bit),
+    F32(Box<Moments<2>>),
+    Bits8(Box<Moments8Bit>),
 }
 
 /// A tensor of the state as a checkpoint holds it.
@@ -168,9 +168,9 @@ impl State {
     fn zeros(param: &Tensor<2>, precision: StatePrecision) -> Self {
         match precision {
             StatePrecision::Bits8(_) if param.shape().num_elements() >= MIN_8BIT_SIZE => {
-                Self::Bits8(Moments8Bit::zeros(param))
+                Self::Bits8(Box::new(Moments8Bit::zeros(param)))
             }
-            StatePrecision::Bits8(_) | StatePrecision::F32 => Self::F32(Moments::zeros(param)),
+            StatePrecision::Bits8(_) | StatePrecision::F32 => Self::F32(Box::new(Moments::zeros(param))),
         }
     }
 
@@ -188,12 +188,12 @@ impl State {
         };
         match self {
             Self::F32(moments) => {
-                let (param, moments) = adamw::step(param, grad, moments, at, params);
-                (param, Self::F32(moments))
+                let (param, moments) = adamw::step(param, grad, *moments, at, params);
+                (param, Self::F32(Box::new(moments)))
             }
             Self::Bits8(moments) => {
-                let (param, moments) = adamw8bit::step(param, grad, moments, at, params, guard);
-                (param, Self::Bits8(moments))
+                let (param, moments) = adamw8bit::step(param, grad, *moments, at, params, guard);
+                (param, Self::Bits8(Box::new(moments)))
             }
         }
     }
@@ -213,17 +213,17 @@ impl State {
                     let data = TensorData::new(values, param.dims());
                     Ok(Tensor::from_data(data, &device))
                 };
-                Self::F32(Moments {
+                Self::F32(Box::new(Moments {
                     m: read(&m)?,
                     v: read(&v)?,
-                })
+                }))
             }
             Self::Bits8(_) => {
                 let values = param.shape().num_elements();
-                Self::Bits8(Moments8Bit {
+                Self::Bits8(Box::new(Moments8Bit {
                     m: read_codes(file, &m, values, &device)?,
                     v: read_codes(file, &v, values, &device)?,
-                })
+                }))
             }
         })
     }

@@ -7,7 +7,7 @@ use backdraft_kernels::gemm::{self, Op};
 use backdraft_kernels::quantize::{four_bit, nested};
 use backdraft_kernels::rope::{self, RotaryTables};
 use backdraft_kernels::{cross_entropy, rms_norm, swiglu};
-use burn::tensor::{DType, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use super::measure::{Bench, SETS, Work, distance, relative};
 
@@ -287,8 +287,6 @@ fn codes(bench: &mut Bench, s: &Sizes) {
     if !bench.wants("dequantize") {
         return;
     }
-    let code: [f32; 16] = std::array::from_fn(|i| (i as f32 - 7.5) / 7.5);
-    let map: [f32; 256] = std::array::from_fn(|i| (i as f32 - 127.0) / 128.0);
     for dims in [
         [s.intermediate, s.hidden],
         [s.hidden, s.hidden],
@@ -310,11 +308,11 @@ fn codes(bench: &mut Bench, s: &Sizes) {
                 FourBit::from_parts(FourBitFormat::Nf4, BLOCK, dims, packed, absmax, device)
                     .unwrap_or_else(|error| panic!("{error}"))
             };
-            let expected = host(&matrix(&Device::flex()).dequantize());
+            let expected = host(matrix(&Device::flex()).dequantize());
             let sets: Vec<FourBit> = (0..SETS).map(|_| matrix(&bench.device)).collect();
             let dtype = bench.dtype;
             let call = |i: usize| Some(sets[i].dequantize_as(dtype));
-            let error = call(0).map_or(f64::INFINITY, |y| relative(&host(&y), &expected));
+            let error = call(0).map_or(f64::INFINITY, |y| relative(&host(y), &expected));
             let scale_bytes = if double { 1.0 } else { 4.0 };
             let work = Work {
                 bytes: values as f64 * (0.5 + bench.size() + scale_bytes / BLOCK as f64),

@@ -78,5 +78,5 @@ fn spread(blocks: Tensor<1>, n: usize) -> Tensor<1> {
     let count = blocks.dims()[0];
     let blocks: Tensor<2> = blocks.unsqueeze_dim(1);
     let spread: Tensor<1> = blocks.expand([count, BLOCK_SIZE]).flatten(0, 1);
-    spread.slice([0..n])
+    spread.narrow(0, 0, n)
 }

@@ -28,6 +28,10 @@ pub struct FourBit {
 
 /// The scale of each block.
 #[derive(Clone, Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one of a matrix, which owns both kinds of tensor anyway"
+)]
 pub enum Absmax {
     /// As f32.
     ///

@@ -17,7 +17,7 @@ pub fn four_bit(matrix: &FourBit) -> Tensor<2> {
     let low = packed - high.clone().mul_scalar(16);
     let codes: Tensor<1, Int> = Tensor::stack::<2>(vec![high, low], 1).flatten(0, 1);
     let scales = repeat(absmax(&matrix.absmax), matrix.block_size, values);
-    let codes = codes.slice([0..values]);
+    let codes = codes.narrow(0, 0, values);
     (look_up(matrix.format.values(), codes, &scales) * scales).reshape(matrix.dims)
 }
 
@@ -59,5 +59,5 @@ fn repeat(values: Tensor<1>, times: usize, length: usize) -> Tensor<1> {
     let values: Tensor<2> = values.unsqueeze_dim(1);
     let [count, _] = values.dims();
     let values: Tensor<1> = values.expand([count, times]).flatten(0, 1);
-    values.slice([0..length])
+    values.narrow(0, 0, length)
 }
