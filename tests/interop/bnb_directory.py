@@ -129,7 +129,7 @@ if __name__ == "__main__":
         # On x86 bitsandbytes looks nested codes up in a coarse table.
         check(source, directory / "double", ["--format", "nf4", "--double-quant"], four_bit("nf4", True), 1e-2, backdraft)
         check(source, directory / "fp4", ["--format", "fp4"], four_bit("fp4", False), 1e-6, backdraft)
-        # transformers quantises to 8 bits from float16.
-        check(source, directory / "int8", ["--format", "int8"], BitsAndBytesConfig(load_in_8bit=True), 1e-2, backdraft)
+        # transformers quantises to 8 bits from float16, and activations too.
+        check(source, directory / "int8", ["--format", "int8"], BitsAndBytesConfig(load_in_8bit=True), 3e-2, backdraft)
         check_reading(source, directory, backdraft)
     print("all agree")

@@ -170,7 +170,9 @@ impl State {
             StatePrecision::Bits8(_) if param.shape().num_elements() >= MIN_8BIT_SIZE => {
                 Self::Bits8(Box::new(Moments8Bit::zeros(param)))
             }
-            StatePrecision::Bits8(_) | StatePrecision::F32 => Self::F32(Box::new(Moments::zeros(param))),
+            StatePrecision::Bits8(_) | StatePrecision::F32 => {
+                Self::F32(Box::new(Moments::zeros(param)))
+            }
         }
     }
 
