@@ -396,7 +396,7 @@ fn values_of_other_programs_and_later_versions_are_refused_by_name() {
     "#);
     assert_snapshot!(refused("train.optimizer=adam"), @r#"
     one problem in the recipe recipe.toml:
-      --set train.optimizer=adam: `train.optimizer` takes only "adamw", not "adam"; did you mean "adamw"?
+      --set train.optimizer=adam: `train.optimizer` takes "adamw" or "adamw_8bit", not "adam"; did you mean "adamw"?
     "#);
     assert_snapshot!(refused("train.lr_scheduler=reduce_lr_on_plateau"), @r#"
     one problem in the recipe recipe.toml:
