@@ -216,6 +216,87 @@ fn a_run_is_repeatable_and_what_it_leaves_can_be_used() {
 }
 
 #[test]
+fn a_model_in_four_bits_is_written_trained_over_and_merged() {
+    let Some(model) = smollm2() else { return };
+    let directory = project(&model, ROWS);
+    let d = directory.path();
+    let wrong = [
+        &["quantize", "--model", &model, "--out", "q"][..],
+        &["--format", "int8", "--double-quant"],
+    ];
+    says(&fails(d, &wrong.concat(), 2), &["--double-quant", "4 bits"]);
+    let written = succeeds(
+        d,
+        &[
+            "quantize",
+            "--model",
+            &model,
+            "--out",
+            "q",
+            "--double-quant",
+        ],
+    );
+    assert_eq!(written["quantized"], 210);
+    assert!((written["bits_per_weight"].as_f64().unwrap() - 4.127).abs() < 2e-3);
+    let said = fails(d, &["quantize", "--model", &model, "--out", "q"], 1);
+    says(&said, &["q", "--force"]);
+    let seen = String::from_utf8(backdraft(d, &["inspect", "q"]).stdout).unwrap();
+    says(&seen, &["nf4", "4.1"]);
+
+    // Quantised while it is read, or read as it was quantised: the same codes, so the same bits.
+    let train = |model: &str, more: &[&str], out: &str| {
+        let model = format!("model={model:?}");
+        let fixed = ["train", "recipe.toml", "--set", &model, "--output-dir", out];
+        let done = succeeds(
+            d,
+            &[
+                &fixed[..],
+                &["--set", "train.optimizer=\"adamw_8bit\""],
+                more,
+            ]
+            .concat(),
+        );
+        assert!(done["final_loss"].as_f64().unwrap().is_finite());
+        fs::read(d.join(out).join("adapter/adapter_model.safetensors")).unwrap()
+    };
+    let loaded = train(&model, &["--set", "load_in_4bit=true"], "out");
+    assert_eq!(loaded, train("q", &[], "stored"));
+
+    let merge = |base: &str, out: &str| {
+        let fixed = [
+            "merge",
+            "--model",
+            &model,
+            "--adapter",
+            "out/adapter",
+            "--kl-data",
+            "rows.jsonl",
+        ];
+        succeeds(d, &[&fixed[..], &["--base", base, "--out", out]].concat())
+    };
+    // What was trained over the codes is itself again on the codes' values, and another on the file's.
+    let exact = merge("dequantized", "on-codes");
+    assert_eq!(exact["merged"], 210);
+    let (near, far) = (&exact["mean_kl"], &merge("original", "on-file")["mean_kl"]);
+    assert!(near.as_f64().unwrap() < 1e-6, "{near}");
+    assert!(far.as_f64().unwrap() > 1e-2, "{far}");
+    let said = fails(
+        d,
+        &[
+            "merge",
+            "--model",
+            &model,
+            "--adapter",
+            "out/adapter",
+            "--out",
+            "on-file",
+        ],
+        1,
+    );
+    says(&said, &["on-file", "--force"]);
+}
+
+#[test]
 fn a_loss_that_is_no_number_stops_the_run_with_its_rows() {
     let Some(model) = smollm2() else { return };
     let directory = project(&model, ROWS);

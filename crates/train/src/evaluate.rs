@@ -63,42 +63,80 @@ pub fn evaluate(
 /// Tokens whose logits exist at a time, of both models.
 const CHUNK: usize = 256;
 
-/// Mean over all tokens of KL(p ‖ q) for the next token, p being `model`'s and q `other`'s probabilities, in
-/// nats; and the number of tokens.
+/// How far one model's next-token probabilities are from another's.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Divergence {
+    /// Mean of KL(p ‖ q) over all tokens, nats.
+    pub all: f64,
+    /// Tokens.
+    pub tokens: usize,
+    /// The same over the tokens before supervised ones, which is where an adapter was trained.
+    pub supervised: f64,
+    /// Supervised tokens.
+    pub supervised_tokens: usize,
+}
+
+/// KL(p ‖ q) of the next token, p being `model`'s and q `other`'s probabilities.
 ///
 /// # Errors
 /// No example, or a device that failed.
-pub fn mean_kl(
+pub fn divergence(
     model: &Llama,
     other: &Llama,
     examples: &[Example],
-) -> Result<(f64, usize), TrainError> {
+) -> Result<Divergence, TrainError> {
     let data = |source| TrainError::Data {
         path: PathBuf::new(),
         source: Box::new(source),
     };
     let loader = EvalLoader::new(examples, 1).map_err(data)?;
     let (mut sum, mut tokens) = (0.0, 0);
+    let (mut supervised_sum, mut supervised_tokens) = (0.0, 0);
     for batch in loader.iter().flatten() {
         let states = [model, other].map(|m| m.forward_hidden(&batch.tokens, None).inner());
-        let count = states[0].dims()[0];
-        for start in (0..count).step_by(CHUNK) {
-            let end = (start + CHUNK).min(count);
-            let log_probabilities = |model: &Llama, states: &Tensor<2>| {
-                let states = states.clone().narrow(0, start, end - start);
-                log_softmax(model.logits(states), 1)
-            };
-            let p = log_probabilities(model, &states[0]);
-            let q = log_probabilities(other, &states[1]);
-            let kl = (p.clone().exp() * (p - q)).sum();
-            sum += kl
-                .try_into_scalar::<f64>()
+        let values = token_divergences(model, other, &states)?;
+        sum += values.iter().sum::<f64>();
+        tokens += values.len();
+        let rows = &batch.targets.rows;
+        supervised_sum += rows.iter().map(|&row| values[row as usize]).sum::<f64>();
+        supervised_tokens += rows.len();
+    }
+    Ok(Divergence {
+        all: sum / tokens.max(1) as f64,
+        tokens,
+        supervised: supervised_sum / supervised_tokens.max(1) as f64,
+        supervised_tokens,
+    })
+}
+
+/// KL(p ‖ q) at each row of the hidden states `[p's, q's]`, nats.
+///
+/// Rounding takes a divergence of nothing below zero, where none can be.
+fn token_divergences(
+    model: &Llama,
+    other: &Llama,
+    states: &[Tensor<2>; 2],
+) -> Result<Vec<f64>, TrainError> {
+    let count = states[0].dims()[0];
+    let mut values = Vec::with_capacity(count);
+    for start in (0..count).step_by(CHUNK) {
+        let end = (start + CHUNK).min(count);
+        let log_probabilities = |model: &Llama, states: &Tensor<2>| {
+            let states = states.clone().narrow(0, start, end - start);
+            log_softmax(model.logits(states), 1)
+        };
+        let p = log_probabilities(model, &states[0]);
+        let q = log_probabilities(other, &states[1]);
+        let chunk = (p.clone().exp() * (p - q)).sum_dim(1).into_data();
+        let chunk =
+            chunk
+                .convert::<f64>()
+                .into_vec::<f64>()
                 .map_err(|error| TrainError::Device {
                     step: 0,
-                    message: error.to_string(),
+                    message: format!("{error:?}"),
                 })?;
-        }
-        tokens += count;
+        values.extend(chunk.into_iter().map(|kl| kl.max(0.0)));
     }
-    Ok((sum / tokens.max(1) as f64, tokens))
+    Ok(values)
 }

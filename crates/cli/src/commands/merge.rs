@@ -7,7 +7,7 @@ use backdraft_formats::{Existing, ModelSource, PeftDir};
 use backdraft_lora::{AdapterWeights, MergeBase, TrainedOver};
 use backdraft_model::Llama;
 use backdraft_quant::QuantizationPlan;
-use backdraft_train::evaluate::mean_kl;
+use backdraft_train::evaluate::{self, Divergence};
 use clap::{Args, ValueEnum};
 
 use crate::args::QuantizationArg;
@@ -20,7 +20,7 @@ use crate::session;
 ///
 /// An adapter that was trained over a quantised base has learned to make up for its errors. Merged onto
 /// the original weights it meets others: --kl-data measures how far the merged model is from the trained
-/// one, as the mean Kullback–Leibler divergence of the next token.
+/// one, as the mean Kullback–Leibler divergence of the next token, on answers and on everything.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   backdraft merge --model HuggingFaceTB/SmolLM2-135M-Instruct --adapter outputs/adapter --out merged
@@ -102,7 +102,9 @@ pub(crate) fn run(args: &MergeArgs, context: Context) -> Result<(), CliError> {
     };
     output.record(&serde_json::json!({
         "out": args.out, "tensors": report.tensors, "merged": report.merged, "bytes": report.bytes,
-        "mean_kl": kl.map(|(kl, _)| kl), "kl_tokens": kl.map(|(_, tokens)| tokens),
+        "mean_kl": kl.map(|kl| kl.all), "kl_tokens": kl.map(|kl| kl.tokens),
+        "mean_kl_supervised": kl.map(|kl| kl.supervised),
+        "kl_supervised_tokens": kl.map(|kl| kl.supervised_tokens),
     }))?;
     output.line(format!(
         "Wrote {}: {} tensors, {} of them merged, {:.1} MB",
@@ -112,8 +114,9 @@ pub(crate) fn run(args: &MergeArgs, context: Context) -> Result<(), CliError> {
         report.bytes as f64 / 1e6
     ))?;
     match (kl, &plan) {
-        (Some((kl, tokens)), _) => output.line(format!(
-            "Mean KL divergence from the trained model: {kl:.6} nats over {tokens} tokens"
+        (Some(kl), _) => output.line(format!(
+            "Mean KL divergence from the trained model: {:.2e} nats over {} supervised tokens, {:.2e} over all {}",
+            kl.supervised, kl.supervised_tokens, kl.all, kl.tokens
         )),
         (None, Some(plan)) if args.base == Base::Original => output.line(format!(
             "The adapter was trained over {}; --kl-data FILE tells what the change of base costs",
@@ -156,17 +159,17 @@ fn examples(args: &MergeArgs, source: &ModelSource) -> Result<Option<Vec<Example
     Ok(Some(data.examples))
 }
 
-/// Mean KL divergence of the merged model from the trained one, and the tokens that it is over.
+/// KL divergence of the merged model from the trained one.
 fn divergence(
     args: &MergeArgs,
     source: &ModelSource,
     plan: Option<&QuantizationPlan>,
     adapter: &PeftDir,
     examples: &[Example],
-) -> Result<(f64, usize), CliError> {
+) -> Result<Divergence, CliError> {
     let device = session::device();
     let trained = Llama::load_quantized(source, plan, &device)?
         .with_adapter(&AdapterWeights::from_peft(adapter, &device))?;
     let merged = Llama::load(&ModelSource::open(&args.out)?, &device)?;
-    Ok(mean_kl(&trained, &merged, examples)?)
+    Ok(evaluate::divergence(&trained, &merged, examples)?)
 }
