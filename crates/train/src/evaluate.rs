@@ -131,7 +131,7 @@ fn token_divergences(
         let chunk =
             chunk
                 .convert::<f64>()
-                .into_vec::<f64>()
+                .try_into_vec::<f64>()
                 .map_err(|error| TrainError::Device {
                     step: 0,
                     message: format!("{error:?}"),
