@@ -128,14 +128,13 @@ fn token_divergences(
         let p = log_probabilities(model, &states[0]);
         let q = log_probabilities(other, &states[1]);
         let chunk = (p.clone().exp() * (p - q)).sum_dim(1).into_data();
-        let chunk =
-            chunk
-                .convert::<f64>()
-                .try_into_vec::<f64>()
-                .map_err(|error| TrainError::Device {
-                    step: 0,
-                    message: format!("{error:?}"),
-                })?;
+        let chunk = chunk
+            .convert::<f64>()
+            .try_into_vec::<f64>()
+            .map_err(|error| TrainError::Device {
+                step: 0,
+                message: format!("{error:?}"),
+            })?;
         values.extend(chunk.into_iter().map(|kl| kl.max(0.0)));
     }
     Ok(values)
