@@ -437,7 +437,8 @@ fn help_of_merge() {
 
     An adapter that was trained over a quantised base has learned to make up for its errors. Merged onto
     the original weights it meets others: --kl-data measures how far the merged model is from the
-    trained one, as the mean Kullback–Leibler divergence of the next token.
+    trained one, as the mean Kullback–Leibler divergence of the next token, on answers and on
+    everything.
 
     Usage: backdraft merge [OPTIONS] --model <MODEL> --adapter <DIR> --out <DIR>
 
