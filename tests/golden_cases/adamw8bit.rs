@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use backdraft::burn::tensor::{Device, Tensor, TensorData};
-use backdraft::kernels::adamw::AdamWParams;
+use backdraft::kernels::adamw::{self, AdamWParams, Moments};
 use backdraft::kernels::adamw8bit::{Guard, Moment8Bit, Moments8Bit, step};
 use backdraft_testkit::golden::{self, Tensors};
 use serde::Deserialize;
@@ -53,20 +53,22 @@ fn golden_adamw8bit() {
         };
         let mut param = tensor(&tensors.f32(&format!("{name}.initial")));
         let mut moments = Moments8Bit::zeros(&param);
+        // Beside it the same steps with moments in 32 bits.
+        let mut exact = (param.clone(), Moments::zeros(&param));
         let mut compared = 0;
         for t in 1..=cases.steps {
             let grad = tensor(&grads[(t as usize - 1) * n..t as usize * n]);
             let rate = (cases.hyperparameters.lr, t);
             (param, moments) = step(param, &grad, moments, rate, &params, Guard::Off);
+            exact = adamw::step(exact.0, &grad, exact.1, rate, &params);
             let at = format!("{name}.step{t}");
+            let plain = format!("{at}.torch_adamw_f32_param");
+            if tensors.has(&plain) {
+                check_param(&plain, &values(&exact.0), &tensors.f32(&plain));
+                compared += 1;
+            }
             if tensors.has(&format!("{at}.param")) {
-                let expected = tensors.f32(&format!("{at}.param"));
-                for (i, (a, b)) in values(&param).iter().zip(&expected).enumerate() {
-                    assert!(
-                        (a - b).abs() <= 5e-7 * b.abs().max(1.0),
-                        "{at} {i}: {a}, {b}"
-                    );
-                }
+                check_param(&at, &values(&param), &tensors.f32(&format!("{at}.param")));
                 compared += 1;
             }
             if tensors.has(&format!("{at}.m_codes")) {
@@ -75,7 +77,17 @@ fn golden_adamw8bit() {
                 compared += 1;
             }
         }
-        assert!(compared >= 2, "{name}: {compared} states compared");
+        assert!(compared >= 3, "{name}: {compared} states compared");
+    }
+}
+
+fn check_param(what: &str, actual: &[f32], expected: &[f32]) {
+    assert_eq!(actual.len(), expected.len(), "{what}");
+    for (i, (a, b)) in actual.iter().zip(expected).enumerate() {
+        assert!(
+            (a - b).abs() <= 5e-7 * b.abs().max(1.0),
+            "{what} {i}: {a}, not {b}"
+        );
     }
 }
 

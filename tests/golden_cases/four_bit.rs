@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use backdraft::burn::tensor::Device;
+use backdraft::burn::tensor::{DType, Device};
 use backdraft::kernels::codebook::{DynamicMap, FourBitFormat};
-use backdraft::kernels::dequantize::{FourBit, HostAbsmax};
+use backdraft::kernels::dequantize::{self, FourBit, HostAbsmax};
 use backdraft::kernels::quantize::{self, ByteBlocks, PackedBlocks};
 use backdraft_testkit::golden::{self, Tensors};
 use serde::Deserialize;
@@ -97,8 +97,6 @@ fn check_variant(
     assert_eq!(absmax.len(), expected.blocks, "{what}");
     let absmax = match expected.nested_offset {
         None => {
-            let golden = tensors.bytes(&format!("{what}.packed"));
-            assert_eq!(folded(&packed, format), folded(&golden, format), "{what}");
             assert_eq!(absmax, tensors.f32(&format!("{what}.absmax")), "{what}");
             HostAbsmax::Single(absmax)
         }
@@ -114,6 +112,9 @@ fn check_variant(
             HostAbsmax::Double(nested)
         }
     };
+    let single = what.trim_end_matches("_dq");
+    let golden = tensors.bytes(&format!("{single}.packed"));
+    assert_eq!(folded(&packed, format), folded(&golden, format), "{what}");
     let matrix = FourBit::from_parts(
         format,
         block_size,
@@ -122,19 +123,37 @@ fn check_variant(
         absmax,
         &Device::flex(),
     );
-    let dense = values(&matrix.unwrap().dequantize());
-    let key = format!("{what}.dequantised");
-    if case.dtype == "float32" && tensors.has(&key) {
-        for (i, (a, b)) in dense.iter().zip(tensors.f32(&key)).enumerate() {
-            assert_eq!(
-                a.to_bits(),
-                b.to_bits(),
-                "{what}: value {i} is {a}, not {b}"
-            );
-        }
+    let matrix = matrix.unwrap();
+    let round_trip = format!("{what}.absmax_after_round_trip");
+    if expected.nested_offset.is_some() {
+        let scales = values(&dequantize::reference::absmax(matrix.absmax()));
+        check_bits(&round_trip, &scales, &tensors.f32(&round_trip));
     }
+    let key = format!("{what}.dequantised");
+    if tensors.has(&key) {
+        let dtype = match case.dtype.as_str() {
+            "float32" => DType::F32,
+            "bfloat16" => DType::BF16,
+            "float16" => DType::F16,
+            other => panic!("{what}: type {other}"),
+        };
+        let typed: Vec<f32> = matrix.dequantize_as(dtype).into_data().iter().collect();
+        check_bits(&key, &typed, &tensors.f32(&key));
+    }
+    let dense = values(&matrix.dequantize());
     let hash = sha256(&dense);
     assert_eq!(hash, expected.sha256_f32_le_of_dequantised, "{what}");
+}
+
+fn check_bits(what: &str, actual: &[f32], expected: &[f32]) {
+    assert_eq!(actual.len(), expected.len(), "{what}");
+    for (i, (a, b)) in actual.iter().zip(expected).enumerate() {
+        assert_eq!(
+            a.to_bits(),
+            b.to_bits(),
+            "{what}: value {i} is {a}, not {b}"
+        );
+    }
 }
 
 #[derive(Deserialize)]

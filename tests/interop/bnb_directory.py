@@ -58,7 +58,7 @@ def logits(model):
     return model(input_ids=IDS).logits.float()
 
 
-def check_weights(loaded, weights):
+def check_weights(loaded, weights, in_codes):
     """What bitsandbytes makes of our codes are the values that the file format prescribes."""
     compared = 0
     for name, module in loaded.named_modules():
@@ -71,13 +71,13 @@ def check_weights(loaded, weights):
             values = module.weight.CB.float() * (module.weight.SCB / 127)[:, None]
             torch.testing.assert_close(values, weights[f"{name}.weight"], rtol=1e-6, atol=1e-8)
             compared += 1
-    assert compared == 14, compared
+    assert compared == in_codes, (compared, in_codes)
 
 
-def check(source, out, flags, config, tolerance, backdraft):
+def check(source, out, flags, config, tolerance, backdraft, in_codes=14):
     subprocess.run([backdraft, "quantize", "--model", source, "--out", out, *flags], check=True, stdout=subprocess.DEVNULL)
     loaded = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32, device_map="cpu")
-    check_weights(loaded, codes_to_weights(out))
+    check_weights(loaded, codes_to_weights(out), in_codes)
     actual = logits(loaded)
     theirs = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, device_map="cpu", quantization_config=config)
     expected = logits(theirs)
@@ -86,7 +86,7 @@ def check(source, out, flags, config, tolerance, backdraft):
     missing, unexpected = plain.load_state_dict(codes_to_weights(out), strict=False)
     assert not missing and not unexpected, (missing, unexpected)
     rounding = float((actual - logits(plain)).abs().max() / expected.abs().max())
-    print(f"{' '.join(flags):32} weights equal; logits within {error:.1e} of transformers' own quantisation "
+    print(f"{' '.join(flags):52} weights equal; logits within {error:.1e} of transformers' own quantisation "
           f"({rounding:.1e} from float32 arithmetic: bitsandbytes' processor kernels round to bfloat16)")
     assert error <= tolerance, error
 
@@ -131,5 +131,10 @@ if __name__ == "__main__":
         check(source, directory / "fp4", ["--format", "fp4"], four_bit("fp4", False), 1e-6, backdraft)
         # transformers quantises to 8 bits from float16, and activations too.
         check(source, directory / "int8", ["--format", "int8"], BitsAndBytesConfig(load_in_8bit=True), 3e-2, backdraft)
+        # Modules left as they are: transformers has to find each of them listed.
+        skipped = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32,
+                                     llm_int8_skip_modules=["lm_head", "model.layers.1", "down_proj"])
+        check(source, directory / "skip", ["--format", "nf4", "--skip", "layers.1", "--skip", "down_proj"], skipped, 1e-6,
+              backdraft, in_codes=6)
         check_reading(source, directory, backdraft)
     print("all agree")

@@ -18,39 +18,66 @@ use burn::tensor::Device;
 
 const ROWS: usize = 4096;
 const WIDTH: usize = 4096;
+/// Timed runs of each case.
+const RUNS: usize = 15;
+/// Values that are widened at a time.
+const PIECE: usize = 1 << 20;
 
-/// Throughput of each format: value by value, and as it is done.
-pub(crate) fn throughput() {
+/// Throughput of each format: value by value, in vector registers on one core, and on all of them.
+pub(crate) fn throughput() -> anyhow::Result<()> {
     let values: Vec<f32> = (0..ROWS * WIDTH)
         .map(|i| ((i as f32 * 0.618_034).fract() - 0.5) * ((i % 97) as f32 + 1.0) * 1e-3)
         .collect();
     let bf16 = from_f32(Dtype::BF16, &values).unwrap_or_default();
-    println!("| format | input | value by value | tuned |\n| --- | --- | ---: | ---: |");
+    let one_core = rayon::ThreadPoolBuilder::new().num_threads(1).build()?;
+    println!(
+        "GB/s of input, best (median) of {RUNS} runs; {} threads\n\n\
+         | format | input | value by value | vectors, one core | vectors, all cores |\n\
+         | --- | --- | ---: | ---: | ---: |",
+        rayon::current_num_threads()
+    );
     for format in [FourBitFormat::Nf4, FourBitFormat::Fp4] {
-        let plain = gb_per_second(4, || {
-            drop(black_box(reference::four_bit(&values, format, 64)))
-        });
-        let tuned = gb_per_second(4, || drop(black_box(four_bit(&values, format, 64))));
-        row(format.name(), "f32", Some(plain), tuned);
-        let tuned = gb_per_second(2, || {
-            let values = to_f32(Dtype::BF16, &bf16).unwrap_or_default();
-            drop(black_box(four_bit(&values, format, 64)));
-        });
-        row(format.name(), "bf16", None, tuned);
+        let plain = || drop(black_box(reference::four_bit(&values, format, 64)));
+        let tuned = || drop(black_box(four_bit(&values, format, 64)));
+        let widened = || {
+            pieces(&bf16, |values| {
+                drop(black_box(four_bit(values, format, 64)))
+            })
+        };
+        row((format.name(), "f32"), 4, Some(&plain), (&one_core, &tuned));
+        row((format.name(), "bf16"), 2, None, (&one_core, &widened));
     }
-    let tuned = gb_per_second(4, || drop(black_box(int8_rows(&values, WIDTH))));
-    row("int8", "f32", None, tuned);
+    let tuned = || drop(black_box(int8_rows(&values, WIDTH)));
+    let widened = || pieces(&bf16, |values| drop(black_box(int8_rows(values, WIDTH))));
+    row(("int8", "f32"), 4, None, (&one_core, &tuned));
+    row(("int8", "bf16"), 2, None, (&one_core, &widened));
+    Ok(())
 }
 
-fn row(format: &str, input: &str, plain: Option<f64>, tuned: f64) {
-    let plain = plain.map_or("–".to_owned(), |plain| format!("{plain:.3} GB/s"));
-    println!("| {format} | {input} | {plain} | {tuned:.2} GB/s |");
+/// Widens and quantises as a loader does: a piece at a time.
+fn pieces(bf16: &[u8], quantise: impl Fn(&[f32])) {
+    for piece in bf16.chunks(2 * PIECE) {
+        let values = to_f32(Dtype::BF16, piece).unwrap_or_default();
+        quantise(&values);
+    }
 }
 
-/// Gigabytes of input a second, the median of seven runs after one to warm up.
-fn gb_per_second(bytes_per_value: usize, run: impl Fn()) -> f64 {
+fn row(
+    (format, input): (&str, &str),
+    bytes_per_value: usize,
+    plain: Option<&dyn Fn()>,
+    (one_core, tuned): (&rayon::ThreadPool, &(dyn Fn() + Sync)),
+) {
+    let plain = plain.map_or("–".to_owned(), |plain| rate(bytes_per_value, plain));
+    let single = one_core.install(|| rate(bytes_per_value, tuned));
+    let all = rate(bytes_per_value, tuned);
+    println!("| {format} | {input} | {plain} | {single} | {all} |");
+}
+
+/// Gigabytes of input a second: the best run and the median one, after one to warm up.
+fn rate(bytes_per_value: usize, run: impl Fn()) -> String {
     run();
-    let mut seconds: Vec<f64> = (0..7)
+    let mut seconds: Vec<f64> = (0..RUNS)
         .map(|_| {
             let began = Instant::now();
             run();
@@ -58,7 +85,8 @@ fn gb_per_second(bytes_per_value: usize, run: impl Fn()) -> f64 {
         })
         .collect();
     seconds.sort_by(f64::total_cmp);
-    (ROWS * WIDTH * bytes_per_value) as f64 / seconds[3] / 1e9
+    let gb = (ROWS * WIDTH * bytes_per_value) as f64 / 1e9;
+    format!("{:.2} ({:.2})", gb / seconds[0], gb / seconds[RUNS / 2])
 }
 
 /// Reads a model into NF4 and prints the process's memory over time.
@@ -105,7 +133,10 @@ pub(crate) fn load(path: &Path) -> anyhow::Result<()> {
     let quantized: usize = model.stored().iter().map(|share| share.bytes).sum();
     let largest: usize = sizes.iter().take(2).sum();
     println!(
-        "read in {seconds:.1} s; peak resident {}, quantised model {} + its two largest tensors in the file {} = {}",
+        "read {} in {seconds:.1} s, {:.2} GB/s; peak resident {}, quantised model {} + its two largest tensors in \
+         the file {} = {}",
+        gb(sizes.iter().sum()),
+        sizes.iter().sum::<usize>() as f64 / seconds / 1e9,
         gb(peak_resident().unwrap_or(0)),
         gb(quantized),
         gb(largest),

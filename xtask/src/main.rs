@@ -66,10 +66,7 @@ enum Bench {
 fn main() -> anyhow::Result<()> {
     match Cli::parse().task {
         Task::Bench(Bench::Cpu { model, rows, steps }) => bench_cpu::run(model, rows, steps),
-        Task::Bench(Bench::Quantize) => {
-            bench_quantize::throughput();
-            Ok(())
-        }
+        Task::Bench(Bench::Quantize) => bench_quantize::throughput(),
         Task::Bench(Bench::Load { model }) => bench_quantize::load(&model),
         Task::RandomModel { shape, out } => random_model::write(&shape, &out),
     }

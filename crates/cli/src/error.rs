@@ -10,7 +10,7 @@ use backdraft_data::DataError;
 use backdraft_formats::FormatError;
 use backdraft_formats::hub::HubError;
 use backdraft_lora::MergeError;
-use backdraft_model::LoadError;
+use backdraft_model::{LoadError, QuantizeError};
 use backdraft_train::TrainError;
 use backdraft_train::recipe::RecipeError;
 use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme};
@@ -282,6 +282,16 @@ impl From<MergeError> for CliError {
     fn from(error: MergeError) -> Self {
         match error {
             MergeError::Format(error) => error.into(),
+            error => Self::library(error),
+        }
+    }
+}
+
+impl From<QuantizeError> for CliError {
+    fn from(error: QuantizeError) -> Self {
+        match error {
+            QuantizeError::Format(error) => error.into(),
+            QuantizeError::Load(error) => error.into(),
             error => Self::library(error),
         }
     }

@@ -77,8 +77,10 @@ pub(crate) struct Summary {
     pub(crate) final_loss: f64,
     /// Best loss of the rows held out, and its step.
     pub(crate) best_eval: Option<(f64, usize)>,
-    /// Memory that was needed, and what had been predicted.
-    pub(crate) memory: String,
+    /// Memory that had been predicted.
+    pub(crate) predicted: String,
+    /// Memory that was needed.
+    pub(crate) measured: String,
     /// Directory of the adapter.
     pub(crate) adapter: PathBuf,
     /// The model, to show how the adapter is used.
@@ -207,7 +209,8 @@ impl PlainLines {
             ),
             ("final loss", fixed(summary.final_loss)),
             ("best eval loss", best),
-            ("memory", summary.memory.clone()),
+            ("memory predicted", summary.predicted.clone()),
+            ("memory measured", summary.measured.clone()),
             ("adapter", adapter.to_string()),
             (
                 "try it",
@@ -420,18 +423,20 @@ mod tests {
             supervised_tokens_per_second: 99.96,
             final_loss: 1.234_56,
             best_eval: Some((1.781_6, 300)),
-            memory: "1.94 GiB at most".into(),
+            predicted: "1.50 GiB: base 513.1 MiB, …".into(),
+            measured: "1.94 GiB: base 540.0 MiB, …".into(),
             adapter: "outputs/adapter".into(),
             model: "model.gguf".into(),
         };
         assert_snapshot!(LINES.summary(&summary), @"
-        run time        1:12:01 for 330 steps
-        throughput      812 tokens/s, 100.0 supervised tokens/s
-        final loss      1.2346
-        best eval loss  1.7816 (perplexity 5.9394) at step 300
-        memory          1.94 GiB at most
-        adapter         outputs/adapter
-        try it          backdraft generate --model model.gguf --adapter outputs/adapter --chat
+        run time          1:12:01 for 330 steps
+        throughput        812 tokens/s, 100.0 supervised tokens/s
+        final loss        1.2346
+        best eval loss    1.7816 (perplexity 5.9394) at step 300
+        memory predicted  1.50 GiB: base 513.1 MiB, …
+        memory measured   1.94 GiB: base 540.0 MiB, …
+        adapter           outputs/adapter
+        try it            backdraft generate --model model.gguf --adapter outputs/adapter --chat
         ");
         let summary = Summary {
             best_eval: None,
@@ -440,7 +445,7 @@ mod tests {
         assert!(
             LINES
                 .summary(&summary)
-                .contains("best eval loss  not evaluated\n")
+                .contains("best eval loss    not evaluated\n")
         );
     }
 }

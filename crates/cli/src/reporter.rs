@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use backdraft_model::StoredShare;
-use backdraft_train::memory::Memory;
+use backdraft_train::memory::{Measured, Memory};
 use backdraft_train::report::{EvalReport, Reporter, RunInfo, RunSummary, StepReport};
 use burn::train::logger::{EvaluationProgressLogger, TrainingProgressLogger};
 use burn::train::metric::MetricDefinition;
@@ -169,13 +169,10 @@ pub(crate) fn summary(summary: &RunSummary, model: String) -> String {
         supervised_tokens_per_second: summary.supervised_tokens_per_second,
         final_loss: summary.final_loss.unwrap_or(f64::NAN),
         best_eval: summary.best_eval_loss.zip(summary.best_step),
-        memory: match summary.peak_memory {
-            Some(peak) => format!(
-                "{} at most, reading the model included; predicted {}",
-                size(peak),
-                size(summary.memory.total())
-            ),
-            None => format!("predicted {}", size(summary.memory.total())),
+        predicted: memory(&summary.memory),
+        measured: match &summary.measured_memory {
+            Some(measured) => measured_memory(measured),
+            None => "the system does not tell".to_owned(),
         },
         adapter: summary.adapter.clone(),
         model,
@@ -203,6 +200,17 @@ fn memory(memory: &Memory) -> String {
         size(memory.adapters),
         size(memory.optimizer),
         size(memory.activations)
+    )
+}
+
+fn measured_memory(measured: &Measured) -> String {
+    format!(
+        "{}; beside it {} for the program and the rows; the process held {} at most while training, {} while \
+         reading the model",
+        memory(&measured.parts),
+        size(measured.before),
+        size(measured.peak_training),
+        size(measured.peak_loading)
     )
 }
 

@@ -32,6 +32,16 @@ pub enum FormatError {
         /// Line and column of the first problem.
         source: serde_json::Error,
     },
+    /// A JSON file that is longer than any honest one.
+    #[error("{} has {actual} bytes; a file of its kind has at most {expected}", path.display())]
+    JsonTooLong {
+        /// The file.
+        path: PathBuf,
+        /// The most bytes that are read.
+        expected: u64,
+        /// Its length.
+        actual: u64,
+    },
     /// A JSON file whose field has the wrong type or value.
     #[error("{}: `{field}` should be {expected}, but is {actual}", path.display())]
     JsonField {

@@ -7,8 +7,20 @@ use serde_json::Value;
 
 use crate::error::{FormatError, Result};
 
+/// The longest file that is parsed into values, which take many times its length: 32 MiB. The indices of the
+/// largest models have a third of that.
+const MAX_LENGTH: u64 = 1 << 25;
+
 /// Parses a whole file.
 pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let length = std::fs::metadata(path).map_or(0, |metadata| metadata.len());
+    if length > MAX_LENGTH {
+        return Err(FormatError::JsonTooLong {
+            path: path.into(),
+            expected: MAX_LENGTH,
+            actual: length,
+        });
+    }
     let bytes = read_bytes(path)?;
     parse(path, &bytes)
 }

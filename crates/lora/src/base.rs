@@ -197,6 +197,26 @@ pub fn bnb_kind(scheme: Scheme) -> BnbKind {
     }
 }
 
+/// What bitsandbytes' name stands for.
+#[must_use]
+pub fn scheme(kind: BnbKind) -> Scheme {
+    match kind {
+        BnbKind::FourBit {
+            quant_type,
+            block_size,
+            nested,
+        } => Scheme::FourBit {
+            format: match quant_type {
+                BnbQuantType::Nf4 => FourBitFormat::Nf4,
+                BnbQuantType::Fp4 => FourBitFormat::Fp4,
+            },
+            block_size,
+            double_quant: nested,
+        },
+        BnbKind::Int8 => Scheme::Int8,
+    }
+}
+
 fn bnb_quant_type(format: FourBitFormat) -> BnbQuantType {
     match format {
         FourBitFormat::Nf4 => BnbQuantType::Nf4,

@@ -54,6 +54,29 @@ pub enum LoadError {
         /// The tensor.
         tensor: String,
     },
+    /// The checkpoint is in other codes than were asked for.
+    #[error(
+        "{} is stored in {actual} and cannot be kept in {expected}; ask for no quantisation to use it as it is",
+        path.display()
+    )]
+    OtherCodes {
+        /// The model.
+        path: PathBuf,
+        /// What was asked for.
+        expected: String,
+        /// What its weights are in.
+        actual: String,
+    },
+    /// A weight in codes that a list of modules to leave alone names.
+    #[error("{}: `{module}` is in codes, but {list} says that it is not quantised", path.display())]
+    NotSkipped {
+        /// The model.
+        path: PathBuf,
+        /// The module.
+        module: String,
+        /// Where the list stands.
+        list: &'static str,
+    },
     /// A matrix or vector cannot be read.
     #[error(transparent)]
     Matrix(#[from] MatrixError),

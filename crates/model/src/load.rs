@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use backdraft_formats::ModelSource;
 use backdraft_kernels::attention::HeadLayout;
-use backdraft_lora::base::{MatrixError, read_matrix};
+use backdraft_lora::base::{self, MatrixError, read_matrix};
 use backdraft_lora::{Projection, TargetModule};
 use backdraft_quant::{QuantizationPlan, Scheme, Weight};
 use burn::tensor::{Device, Tensor, TensorData};
@@ -47,16 +47,19 @@ impl Llama {
     }
 
     /// Reads a model onto `device` and quantises projections as the plan says, one at a time. A checkpoint
-    /// that is quantised already stays as it is, the modules that it left out too.
+    /// that is quantised already stays as it is, the modules that it left out too; a plan, where there is
+    /// one, must say the same.
     ///
     /// # Errors
-    /// A file that cannot be read, or that disagrees with its configuration.
+    /// A file that cannot be read, that disagrees with its configuration, or whose codes are not those of
+    /// the plan.
     pub fn load_quantized(
         source: &ModelSource,
         plan: Option<&QuantizationPlan>,
         device: &Device,
     ) -> Result<Self, LoadError> {
         let config = LlamaConfig::from_source(source)?;
+        check_codes(source, plan)?;
         let mut reader = Reader {
             source,
             plan: plan.filter(|_| source.quantization().is_none()),
@@ -85,6 +88,48 @@ impl Llama {
             lm_head,
         ))
     }
+}
+
+/// Whether a checkpoint in codes is what its own list and the plan say.
+fn check_codes(source: &ModelSource, plan: Option<&QuantizationPlan>) -> Result<(), LoadError> {
+    let path = || source.path().to_owned();
+    let Some(stored) = source.quantization() else {
+        return Ok(());
+    };
+    for name in source.tensor_names() {
+        let (Some(module), Some(kind)) = (name.strip_suffix(".weight"), source.bnb_kind(name))
+        else {
+            continue;
+        };
+        let scheme = base::scheme(kind);
+        let listed = QuantizationPlan {
+            scheme,
+            skip_modules: stored.skip_modules.clone(),
+        };
+        let not_skipped = |list| LoadError::NotSkipped {
+            path: path(),
+            module: module.to_owned(),
+            list,
+        };
+        if listed.scheme_for(module).is_none() {
+            let list = "`quantization_config.llm_int8_skip_modules` in config.json";
+            return Err(not_skipped(list));
+        }
+        match plan {
+            Some(plan) if plan.scheme != scheme => {
+                return Err(LoadError::OtherCodes {
+                    path: path(),
+                    expected: plan.scheme.to_string(),
+                    actual: scheme.to_string(),
+                });
+            }
+            Some(plan) if plan.scheme_for(module).is_none() => {
+                return Err(not_skipped("the list of modules to skip that was given"));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 struct Reader<'a> {
@@ -219,3 +264,6 @@ impl Reader<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

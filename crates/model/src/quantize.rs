@@ -132,9 +132,21 @@ fn config(source: &ModelSource, plan: &QuantizationPlan) -> Vec<u8> {
         .find(|name| name.ends_with("q_proj.weight"))
         .and_then(|name| source.tensor_info(name))
         .map_or(Dtype::F32, |info| info.dtype);
-    let entry = BnbConfig::to_json(bnb_kind(plan.scheme), compute, &plan.skip_modules);
+    let entry = BnbConfig::to_json(bnb_kind(plan.scheme), compute, &skipped(source, plan));
     if let Some(fields) = config.as_object_mut() {
         fields.insert("quantization_config".to_owned(), entry);
     }
     format!("{config:#}\n").into_bytes()
+}
+
+/// The modules that stay as they are, in full: transformers does not know components of a path.
+fn skipped(source: &ModelSource, plan: &QuantizationPlan) -> Vec<String> {
+    let modules = source
+        .tensor_names()
+        .filter_map(|name| name.strip_suffix("_proj.weight"))
+        .map(|path| format!("{path}_proj"))
+        .filter(|module| plan.scheme_for(module).is_none());
+    std::iter::once("lm_head".to_owned())
+        .chain(modules)
+        .collect()
 }

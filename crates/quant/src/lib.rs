@@ -4,6 +4,8 @@
 //! checkpoints, not visited by optimisers, and may be stored as anything that can be multiplied with:
 //! [`Weight`] lists what. The codes and the products with them are operations of `backdraft-kernels`.
 
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
 mod plan;
 mod weight;
 

@@ -255,7 +255,9 @@ impl Quantizer {
                 FourBit::from_parts(format, block_size, self.dims, packed, absmax, device)
                     .map(Weight::FourBit)
             }
-            Codes::Int8 { codes, absmax } => {
+            Codes::Int8 { codes, mut absmax } => {
+                // Rows without values have a scale nevertheless.
+                absmax.resize(self.dims[0], 0.0);
                 Int8Rows::from_parts(self.dims, codes, absmax, device).map(Weight::Int8)
             }
         };
@@ -265,3 +267,6 @@ impl Quantizer {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

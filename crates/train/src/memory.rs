@@ -30,6 +30,87 @@ impl Memory {
     }
 }
 
+/// What a run held, as the system tells.
+///
+/// # Units
+/// Bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Measured {
+    /// By kind: base and adapters from how much the process grew, the optimiser's from its state, and
+    /// under activations whatever else the process held at its largest while it trained.
+    pub parts: Memory,
+    /// The process before it read the model: the program, tokenizer and rows.
+    pub before: usize,
+    /// The most while the model was read.
+    pub peak_loading: usize,
+    /// The most from then on.
+    pub peak_training: usize,
+}
+
+impl Measured {
+    /// The most that the process held.
+    #[must_use]
+    pub fn peak(self) -> Option<usize> {
+        Some(self.peak_loading.max(self.peak_training))
+    }
+}
+
+/// Looks at the process while a model is read and trained.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Watcher {
+    before: usize,
+    loaded: usize,
+    adapted: usize,
+    peak_loading: usize,
+}
+
+impl Watcher {
+    /// Watches `load`, then `adapt`. `None` in place of a watcher where the system does not tell.
+    pub(crate) fn watch<A, B, E>(
+        load: impl FnOnce() -> Result<A, E>,
+        adapt: impl FnOnce(A) -> Result<B, E>,
+    ) -> Result<(B, Option<Self>), E> {
+        let before = resident().filter(|_| forget_peak());
+        let loaded = load()?;
+        let (peak_loading, after) = (peak_resident(), resident());
+        let adapted = adapt(loaded)?;
+        let watcher = || {
+            Some(Self {
+                before: before?,
+                loaded: after?,
+                adapted: resident()?,
+                peak_loading: peak_loading?,
+            })
+        };
+        let watcher = watcher().filter(|_| forget_peak());
+        Ok((adapted, watcher))
+    }
+
+    /// After the run, whose gradients and optimiser state had these sizes.
+    pub(crate) fn measured(self, gradients: usize, optimizer: usize) -> Option<Measured> {
+        let peak_training = peak_resident()?;
+        let base = self.loaded.saturating_sub(self.before);
+        let adapters = self.adapted.saturating_sub(self.loaded) + gradients;
+        let rest = peak_training.saturating_sub(self.before);
+        Some(Measured {
+            parts: Memory {
+                base,
+                adapters,
+                optimizer,
+                activations: rest.saturating_sub(base + adapters + optimizer),
+            },
+            before: self.before,
+            peak_loading: self.peak_loading,
+            peak_training,
+        })
+    }
+}
+
+/// Lets [`peak_resident`] count from now; `false` where the system cannot.
+pub fn forget_peak() -> bool {
+    std::fs::write("/proc/self/clear_refs", "5").is_ok()
+}
+
 /// Bytes of activations of a pass over `tokens` tokens with adapters of rank `rank` on all projections, in
 /// f32, nothing recomputed.
 #[must_use]
@@ -44,7 +125,7 @@ pub fn activations(config: &LlamaConfig, rank: usize, tokens: usize) -> usize {
     4 * (tokens * floats * config.num_hidden_layers + logits)
 }
 
-/// The most memory that this process has held so far; `None` where the system does not tell.
+/// The most memory that this process has held so far, or since [`forget_peak`]; `None` where the system does not tell.
 ///
 /// # Units
 /// Bytes.
@@ -68,4 +149,35 @@ fn status(name: &str) -> Option<usize> {
     let line = status.lines().find_map(|line| line.strip_prefix(name))?;
     let kib: usize = line.split_whitespace().next()?.parse().ok()?;
     Some(kib * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[allow(
+        clippy::print_stdout,
+        reason = "a check that cannot be made is said so"
+    )]
+    fn what_was_held_while_loading_is_told_from_what_stays() {
+        if resident().is_none() || !forget_peak() {
+            println!("nothing checked: the system does not tell how much memory is held");
+            return;
+        }
+        const MIB: usize = 1 << 20;
+        let fill = |mib: usize| std::hint::black_box(vec![1u8; mib * MIB]);
+        let load = || {
+            drop(fill(200));
+            Ok::<_, ()>(fill(60))
+        };
+        let (kept, watcher) = Watcher::watch(load, |kept| Ok((kept, fill(8)))).unwrap();
+        drop(fill(100));
+        let measured = watcher.unwrap().measured(MIB, 2 * MIB).unwrap();
+        drop(kept);
+        // Other tests run beside this one, so only what they cannot undo is compared.
+        assert!(measured.peak_loading >= 200 * MIB, "{measured:?}");
+        assert!(measured.peak_training >= 168 * MIB, "{measured:?}");
+        assert_eq!(measured.parts.optimizer, 2 * MIB);
+    }
 }

@@ -94,6 +94,18 @@ impl AdamW {
         }
     }
 
+    /// Memory of the state as it is now.
+    ///
+    /// # Units
+    /// Bytes.
+    pub fn num_bytes(&self) -> usize {
+        let bytes = |state: &State| match state {
+            State::F32(moments) => 8 * moments.m.shape().num_elements(),
+            State::Bits8(moments) => moments.num_bytes(),
+        };
+        self.moments.values().map(bytes).sum()
+    }
+
     /// The moments under checkpoint names, such as
     /// `model.layers.0.mlp.up_proj.lora_A.weight.exp_avg`, in the order of the layers. Codes of 8 bits
     /// have their scales beside them, under `….absmax`.

@@ -6,7 +6,7 @@ use backdraft_data::DataReport;
 use backdraft_model::StoredShare;
 use serde::Serialize;
 
-use crate::memory::Memory;
+use crate::memory::{Measured, Memory};
 
 /// What is about to happen.
 #[derive(Clone, Debug, Serialize)]
@@ -102,6 +102,8 @@ pub struct RunSummary {
     pub best_step: Option<usize>,
     /// Memory that the run was to need.
     pub memory: Memory,
+    /// Memory that the process held; `None` where the system does not tell.
+    pub measured_memory: Option<Measured>,
     /// The most memory that the process held, reading the model included.
     ///
     /// # Units

@@ -23,7 +23,7 @@ use burn::train::{Interrupter, Learner, SupervisedTraining, TrainingStrategy};
 
 use crate::error::TrainError;
 use crate::loader::{EvalLoader, StepLoader};
-use crate::memory::{self, Memory};
+use crate::memory::{self, Measured, Memory, Watcher};
 use crate::metrics::{NoFiles, RunMetric};
 use crate::optimizer::{AdamW, StatePrecision};
 use crate::recipe::{DataFormat, DataRecipe, LoraRecipe, Optimizer, QuantType, Recipe, TrainOn};
@@ -40,6 +40,7 @@ pub struct Run {
     eval: Option<Dataset>,
     model_fingerprint: String,
     device: Device,
+    watcher: Option<Watcher>,
 }
 
 /// The tokenizer of a model.
@@ -162,8 +163,10 @@ pub fn prepare(
     let eval = recipe.data.eval.as_deref().map(&mut load).transpose()?;
     let lora = LoraConfig::from(&recipe.lora);
     let plan = recipe.quantization_plan();
-    let model = Llama::load_quantized(&source, plan.as_ref(), device)?;
-    let model = model.with_lora(&lora, recipe.seed)?;
+    let (model, watcher) = Watcher::watch(
+        || Llama::load_quantized(&source, plan.as_ref(), device),
+        |model| model.with_lora(&lora, recipe.seed),
+    )?;
     let longest = model.config().max_position_embeddings;
     if train
         .examples
@@ -183,6 +186,7 @@ pub fn prepare(
         train,
         eval,
         device: device.clone(),
+        watcher,
     })
 }
 
@@ -304,10 +308,17 @@ impl Run {
                 message: error.to_string(),
             });
         }
+        let optimizer = result.model.optimizer().num_bytes();
         let model = result.model.model;
         let adapter = self.write_adapter(&model)?;
+        let gradients = 4 * model.num_trained();
+        let measured = self
+            .watcher
+            .and_then(|watcher| watcher.measured(gradients, optimizer));
         let summary = RunSummary {
             memory,
+            measured_memory: measured,
+            peak_memory: measured.map_or_else(memory::peak_resident, Measured::peak),
             ..summarise(&outcome, total_steps, interrupted, adapter, began)
         };
         Ok((summary, model))
@@ -397,7 +408,8 @@ fn summarise(
         best_eval_loss: outcome.best.map(|(loss, _)| loss),
         best_step: outcome.best.map(|(_, step)| step),
         memory: Memory::default(),
-        peak_memory: memory::peak_resident(),
+        measured_memory: None,
+        peak_memory: None,
         adapter,
     }
 }

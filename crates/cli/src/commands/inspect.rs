@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use backdraft_data::jsonl::JsonlReader;
-use backdraft_formats::bnb::{BnbKind, BnbQuantType};
 use backdraft_formats::{ModelSource, PeftDir};
+use backdraft_lora::base::scheme;
 use backdraft_model::LlamaConfig;
-use backdraft_quant::{FourBitFormat, QuantizationPlan, Scheme};
+use backdraft_quant::QuantizationPlan;
 use backdraft_train::memory::{self, Memory};
 use backdraft_train::recipe::Recipe;
 use clap::Args;
@@ -153,7 +153,7 @@ fn base(source: &ModelSource, plan: Option<&QuantizationPlan>) -> Base {
         let module = name
             .strip_suffix("_proj.weight")
             .map(|m| format!("{m}_proj"));
-        let scheme = match quantized_scheme(source, name) {
+        let scheme = match source.bnb_kind(name).map(scheme) {
             Some(kind) => Some(kind),
             None if source.quantization().is_some() => None,
             None => module.and_then(|module| plan?.scheme_for(&module)),
@@ -171,25 +171,6 @@ fn base(source: &ModelSource, plan: Option<&QuantizationPlan>) -> Base {
     }
     base.bits = (params > 0).then(|| 8.0 * bytes as f64 / params as f64);
     base
-}
-
-/// How the files have a weight in codes.
-fn quantized_scheme(source: &ModelSource, name: &str) -> Option<Scheme> {
-    match source.bnb_kind(name)? {
-        BnbKind::Int8 => Some(Scheme::Int8),
-        BnbKind::FourBit {
-            quant_type,
-            block_size,
-            nested,
-        } => Some(Scheme::FourBit {
-            format: match quant_type {
-                BnbQuantType::Nf4 => FourBitFormat::Nf4,
-                BnbQuantType::Fp4 => FourBitFormat::Fp4,
-            },
-            block_size,
-            double_quant: nested,
-        }),
-    }
 }
 
 /// Trained values with adapters on all projections.

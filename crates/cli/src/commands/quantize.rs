@@ -71,8 +71,7 @@ pub(crate) fn run(args: &QuantizeArgs, context: Context) -> Result<(), CliError>
         if done % 100 == 0 {
             output.progress(format!("{done} of {all} tensors"));
         }
-    })
-    .map_err(CliError::library)?;
+    })?;
     let bits = 8.0 * report.quantized_bytes as f64 / report.quantized_params.max(1) as f64;
     output.record(&serde_json::json!({
         "out": args.out, "format": plan.scheme.to_string(), "quantized": report.quantized,

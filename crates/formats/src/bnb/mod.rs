@@ -174,7 +174,10 @@ impl BnbTensor<'_> {
                 vec![
                     (name.to_owned(), Cow::Borrowed(&*weight.codes)),
                     (format!("{module}.SCB"), floats(&weight.absmax)),
-                    (format!("{module}.weight_format"), Cow::Owned(vec![0])),
+                    (
+                        format!("{module}.weight_format"),
+                        Cow::Owned(vec![state::ROW_MAJOR]),
+                    ),
                 ]
             }
         }

@@ -17,6 +17,8 @@ pub(super) const PADDED: usize = 320;
 /// Bytes of the state that a reader parses; real ones have some 200.
 const MAX_STATE: usize = 1 << 14;
 const MAX_BLOCK_SIZE: usize = 4096;
+/// The `weight_format` of 8-bit codes that lie row by row.
+pub(super) const ROW_MAJOR: u8 = 0;
 
 /// What 4-bit codes stand for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -128,12 +130,9 @@ pub(crate) fn find<'a>(
             parts.extend(rest.map(|rest| format!("{name}.{rest}")));
             parts.push(state.clone());
         } else if tensors.info(&scb).is_some() {
-            entries.insert(name.to_owned(), int8(path, name, &scb, tensors)?);
-            parts.push(format!(
-                "{}.weight_format",
-                name.trim_end_matches(".weight")
-            ));
-            parts.push(scb);
+            let format = format!("{}.weight_format", name.trim_end_matches(".weight"));
+            entries.insert(name.to_owned(), int8(path, name, (&scb, &format), tensors)?);
+            parts.extend([format, scb]);
         } else if tensors.info(&format!("{name}.absmax")).is_some() {
             return Err(malformed(
                 path,
@@ -170,6 +169,19 @@ fn four_bit(path: &Path, name: &str, state_name: &str, tensors: &impl Lookup) ->
         let expected = "JSON with quant_type, blocksize, dtype and a shape of two";
         malformed(path, state_name, expected, error.to_string())
     })?;
+    if !state_name.ends_with(&suffix(state.quant_type)) {
+        let expected = "the quant_type of the tensor's own name";
+        return Err(malformed(
+            path,
+            state_name,
+            expected,
+            state.quant_type.name(),
+        ));
+    }
+    if let Some(offset) = state.nested_offset.filter(|offset| !offset.is_finite()) {
+        let expected = "a nested_offset that is a finite number";
+        return Err(malformed(path, state_name, expected, offset.to_string()));
+    }
     let dtype = match state.dtype.as_str() {
         "float16" => Dtype::F16,
         "bfloat16" => Dtype::BF16,
@@ -225,7 +237,12 @@ fn four_bit(path: &Path, name: &str, state_name: &str, tensors: &impl Lookup) ->
     })
 }
 
-fn int8(path: &Path, name: &str, scb: &str, tensors: &impl Lookup) -> Result<Entry> {
+fn int8(
+    path: &Path,
+    name: &str,
+    (scb, format): (&str, &str),
+    tensors: &impl Lookup,
+) -> Result<Entry> {
     let info = tensors.info(name);
     let Some(info) = info.filter(|info| info.dtype == Dtype::I8 && info.shape.len() == 2) else {
         let actual = info.map(|info| format!("{} of shape {:?}", info.dtype, info.shape));
@@ -242,6 +259,19 @@ fn int8(path: &Path, name: &str, scb: &str, tensors: &impl Lookup) -> Result<Ent
             .map(|s| format!("{} of shape {:?}", s.dtype, s.shape));
         return Err(malformed(path, scb, expected, actual.unwrap_or_default()));
     }
+    // Absent in old checkpoints, which knew rows only; others stand for layouts of one kind of GPU.
+    if tensors.info(format).is_some() {
+        let stored = tensors.raw(format)?.bytes;
+        if *stored != [ROW_MAJOR] {
+            let actual = format!("{:?}", &stored[..stored.len().min(8)]);
+            return Err(malformed(
+                path,
+                format,
+                "[0], rows one after another",
+                actual,
+            ));
+        }
+    }
     Ok(Entry {
         info: TensorInfo::new(name, Dtype::F16, info.shape.clone()),
         kind: Kind::Int8,
@@ -252,7 +282,7 @@ impl Entry {
     /// Reads the weight's parts.
     ///
     /// # Errors
-    /// Maps of other values than `maps`, or scales that are not finite.
+    /// Maps of other values than `maps`, codes out of range, or scales that are negative or not finite.
     pub(crate) fn read<'a>(
         &self,
         path: &Path,
@@ -267,13 +297,30 @@ impl Entry {
                 None => Ok(values),
             }
         };
+        let scales = |part: String| {
+            let values = floats(part.clone())?;
+            match values.iter().find(|value| **value < 0.0) {
+                Some(value) => {
+                    let expected = "largest magnitudes, which are 0 or more";
+                    Err(malformed(path, &part, expected, value.to_string()))
+                }
+                None => Ok(values),
+            }
+        };
         let codes = tensors.raw(name)?.bytes;
         match &self.kind {
-            Kind::Int8 => Ok(BnbTensor::Int8(BnbInt8 {
-                shape: [self.info.shape[0], self.info.shape[1]],
-                codes,
-                absmax: floats(format!("{}.SCB", name.trim_end_matches(".weight")))?,
-            })),
+            Kind::Int8 => {
+                // No early end, so that the loop is one of vector instructions.
+                let beyond = codes.iter().fold(false, |any, &code| any | (code == 0x80));
+                if beyond {
+                    return Err(malformed(path, name, "codes from -127 to 127", "-128"));
+                }
+                Ok(BnbTensor::Int8(BnbInt8 {
+                    shape: [self.info.shape[0], self.info.shape[1]],
+                    codes,
+                    absmax: scales(format!("{}.SCB", name.trim_end_matches(".weight")))?,
+                }))
+            }
             Kind::FourBit(state) => {
                 let part = |suffix: &str| format!("{name}.{suffix}");
                 let check = |part: String, expected: &[f32]| {
@@ -287,12 +334,12 @@ impl Entry {
                 };
                 check(part("quant_map"), maps.of(state.quant_type))?;
                 let absmax = match state.nested_offset {
-                    None => BnbAbsmax::Single(floats(part("absmax"))?),
+                    None => BnbAbsmax::Single(scales(part("absmax"))?),
                     Some(offset) => {
                         check(part("nested_quant_map"), maps.signed)?;
                         BnbAbsmax::Nested {
                             codes: tensors.raw(&part("absmax"))?.bytes.into_owned(),
-                            scales: floats(part("nested_absmax"))?,
+                            scales: scales(part("nested_absmax"))?,
                             offset,
                         }
                     }

@@ -1,5 +1,6 @@
 use std::path::Path;
 
+use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
@@ -39,7 +40,7 @@ fn nested() -> BnbTensor<'static> {
 fn int8() -> BnbTensor<'static> {
     BnbTensor::Int8(BnbInt8 {
         shape: [3, 50],
-        codes: (0..150).collect(),
+        codes: (0..150).map(|i| if i == 0x80 { 0xFF } else { i }).collect(),
         absmax: vec![0.0, 1.0, 2.0],
     })
 }
@@ -202,6 +203,7 @@ fn wrong_states_are_refused() {
         refusal(&single(), |parts| set_state(parts, &state))
     };
     assert!(state("nf4 -> nf3").contains("unknown variant `nf3`"));
+    assert!(state("nf4 -> fp4").ends_with("the quant_type of the tensor's own name, found fp4"));
     assert!(
         state("64 -> 63")
             .ends_with("expected a block size that is a power of two up to 4096, found 63")
@@ -213,11 +215,67 @@ fn wrong_states_are_refused() {
     assert!(state("[3,50] -> [3,50,1]").contains("trailing characters"));
     let huge = state("[3,50] -> [4611686018427387904,4611686018427387904]");
     assert!(huge.contains("codes for shape"), "{huge}");
-    // Depth and length of the JSON are bounded before it is built.
-    let deep = format!("{}{}", "[".repeat(9_000), "]".repeat(7_000));
-    assert!(refusal(&single(), |parts| set_state(parts, &deep)).contains("expected JSON"));
+    let offset = |value: &str| {
+        let nested_state = format!(
+            r#"{{"quant_type":"nf4","blocksize":64,"dtype":"bfloat16","shape":[3,50],"nested_blocksize":256,"nested_offset":{value}}}"#
+        );
+        refusal(&nested(), |parts| set_state(parts, &nested_state))
+    };
+    assert!(
+        offset("1e99").contains("a finite number"),
+        "{}",
+        offset("1e99")
+    );
+    assert!(offset("\"a\"").contains("invalid type"));
+}
+
+/// Depth and length of what is parsed are bounded before values are built.
+#[test]
+fn json_bombs_are_refused() {
+    let deep = format!("{}{}", "[".repeat(8_000), "]".repeat(8_000));
+    for place in ["", r#"{"quant_type":"#, r#"{"other":"#] {
+        let bomb = format!("{place}{deep}");
+        let refused = refusal(&single(), |parts| set_state(parts, &bomb));
+        assert!(refused.contains("expected JSON"), "{place}: {refused}");
+    }
+    let wide = format!(r#"{{"shape":[{}3]}}"#, "3,".repeat(8_000));
+    assert!(refusal(&single(), |parts| set_state(parts, &wide)).contains("trailing characters"));
     let long = " ".repeat(20_000);
     assert!(refusal(&single(), |parts| set_state(parts, &long)).ends_with("found 20000 bytes"));
+
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("model");
+    write(&path, kind(&single()), &parts(&single()));
+    let config = path.join("config.json");
+    let deep = format!(r#"{{"quantization_config": {}"#, "[".repeat(1_000_000));
+    std::fs::write(&config, deep).unwrap();
+    let refused = HfDir::open(&path).unwrap_err();
+    assert!(
+        matches!(refused, crate::FormatError::Json { .. }),
+        "{refused}"
+    );
+    // A file of holes: its length alone is looked at.
+    let file = std::fs::File::create(&config).unwrap();
+    file.set_len(1 << 40).unwrap();
+    let refused = HfDir::open(&path).unwrap_err().to_string();
+    assert!(
+        refused.ends_with("1099511627776 bytes; a file of its kind has at most 33554432"),
+        "{refused}"
+    );
+}
+
+#[test]
+fn codes_out_of_range_are_refused() {
+    let refused = refusal(&int8(), |parts| part(parts, ".weight").1[7] = 0x80);
+    assert!(
+        refused.ends_with("expected codes from -127 to 127, found -128"),
+        "{refused}"
+    );
+    let refused = refusal(&int8(), |parts| part(parts, ".weight_format").1[0] = 2);
+    assert!(
+        refused.ends_with("expected [0], rows one after another, found [2]"),
+        "{refused}"
+    );
 }
 
 #[test]
@@ -229,6 +287,19 @@ fn wrong_values_are_refused() {
         refused.ends_with("expected finite numbers, found NaN"),
         "{refused}"
     );
+    for (tensor, suffix) in [
+        (single(), ".absmax"),
+        (nested(), ".nested_absmax"),
+        (int8(), ".SCB"),
+    ] {
+        let refused = refusal(&tensor, |parts| {
+            part(parts, suffix).1[..4].copy_from_slice(&(-1f32).to_le_bytes());
+        });
+        assert!(
+            refused.ends_with("expected largest magnitudes, which are 0 or more, found -1"),
+            "{suffix}: {refused}"
+        );
+    }
     let refused = refusal(&single(), |parts| {
         part(parts, ".quant_map").1[..4].copy_from_slice(&1f32.to_le_bytes());
     });
@@ -256,4 +327,84 @@ fn other_methods_are_refused() {
     let skip =
         json!({"quant_method": "bitsandbytes", "load_in_8bit": true, "llm_int8_skip_modules": 3});
     assert!(refused(skip).contains("should be a list of module names, but is 3"));
+}
+
+/// Damage to one part of a weight.
+#[derive(Debug, Clone)]
+enum Damage {
+    Remove,
+    Resize(usize),
+    Overwrite(usize, Vec<u8>),
+    Retype(Dtype),
+}
+
+fn damage() -> impl Strategy<Value = Damage> {
+    let types = [Dtype::U8, Dtype::I8, Dtype::F16, Dtype::F32, Dtype::I64];
+    prop_oneof![
+        1 => Just(Damage::Remove),
+        2 => (0usize..700).prop_map(Damage::Resize),
+        3 => (0usize..400, proptest::collection::vec(any::<u8>(), 1..40))
+            .prop_map(|(at, bytes)| Damage::Overwrite(at, bytes)),
+        1 => proptest::sample::select(types.to_vec()).prop_map(Damage::Retype),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// A directory with a damaged weight is refused, or what it holds fits its shape.
+    #[test]
+    fn damaged_weights_are_refused_or_whole(
+        tensor in proptest::sample::select(vec![single(), nested(), int8()]),
+        which in 0usize..6,
+        damage in damage(),
+    ) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("model");
+        let mut parts = parts(&tensor);
+        let which = which % parts.len();
+        let (info, bytes) = &mut parts[which];
+        match damage {
+            Damage::Remove => drop(parts.remove(which)),
+            Damage::Resize(length) => {
+                let length = length / info.dtype.size() * info.dtype.size();
+                bytes.resize(length, 1);
+                info.shape = vec![length / info.dtype.size()];
+            }
+            Damage::Overwrite(at, new) => {
+                let at = at % bytes.len();
+                let end = (at + new.len()).min(bytes.len());
+                bytes[at..end].copy_from_slice(&new[..end - at]);
+            }
+            Damage::Retype(dtype) => {
+                info.shape = vec![bytes.len() / dtype.size()];
+                info.dtype = dtype;
+                bytes.truncate(info.shape[0] * dtype.size());
+            }
+        }
+        write(&path, kind(&tensor), &parts);
+        let Ok(model) = HfDir::open(&path) else { return Ok(()) };
+        match model.quantized(NAME, MAPS) {
+            Ok(Some(BnbTensor::FourBit(weight))) => {
+                let values: usize = weight.shape.iter().product();
+                prop_assert_eq!(weight.packed.len(), values.div_ceil(2));
+                let blocks = values.div_ceil(weight.block_size);
+                match weight.absmax {
+                    BnbAbsmax::Single(absmax) => prop_assert_eq!(absmax.len(), blocks),
+                    BnbAbsmax::Nested { codes, scales, offset } => {
+                        prop_assert_eq!(codes.len(), blocks);
+                        prop_assert_eq!(scales.len(), blocks.div_ceil(256));
+                        prop_assert!(offset.is_finite());
+                    }
+                }
+            }
+            Ok(Some(BnbTensor::Int8(weight))) => {
+                prop_assert_eq!(weight.codes.len(), weight.shape[0] * weight.shape[1]);
+                prop_assert_eq!(weight.absmax.len(), weight.shape[0]);
+                prop_assert!(!weight.codes.contains(&0x80));
+            }
+            // Without its state or its scales a weight is numbers like any other.
+            Ok(None) | Err(_) => {}
+        }
+    }
 }

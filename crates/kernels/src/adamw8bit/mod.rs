@@ -4,11 +4,11 @@
 //! unsigned one, each block with its largest magnitude. An update dequantises them, works in f32 as
 //! [`adamw`](crate::adamw) does, and quantises what it has computed.
 //!
-//! **The guard.** The smallest code above zero stands for 2.8·10⁻⁷ of the block's largest v. A value
-//! whose gradient is some 10⁻³·⁵ of its block's largest has a smaller v: it rounds to zero, while its m,
-//! of the order of the gradient and not of its square, does not, and the next update divides by ε. With
-//! [`Guard::On`] a v above zero never rounds to zero, so that an update is at most what the smallest
-//! code allows; with [`Guard::Off`] the codes are those of bitsandbytes.
+//! **The guard.** The smallest code above zero stands for 3.25·10⁻⁷ of the block's largest v. A value
+//! whose gradient is less than 4·10⁻⁴ of its block's largest has a v below half of that: it rounds to zero,
+//! while its m, of the order of the gradient and not of its square, does not, and the next update divides
+//! by ε. With [`Guard::On`] a v above zero never rounds to zero, so that an update is at most what the
+//! smallest code allows; with [`Guard::Off`] the codes are those of bitsandbytes.
 //!
 //! # Source
 //! Dettmers et al. 2021, arXiv:2110.02861; block size and order of operations of bitsandbytes 0.50.

@@ -82,6 +82,7 @@ fn a_restored_optimizer_goes_on_as_if_never_stopped() {
         let predicted = factors(&model).map(|(_, _, param)| param.shape().num_elements());
         let predicted: usize = predicted.map(|n| AdamW::state_bytes(n, precision)).sum();
         assert_eq!(bytes, predicted);
+        assert_eq!(optimizer.num_bytes(), predicted);
 
         let file = write(&directory.path().join("optimizer.safetensors"), &state);
         let mut restored = AdamW::new(PARAMS, precision);

@@ -28,6 +28,23 @@ fn problems_of_override(text: &str) -> String {
 }
 
 #[test]
+fn recipes_of_the_repository_can_be_read() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../recipes");
+    let mut read = 0;
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path
+            .extension()
+            .is_some_and(|extension| extension == "toml")
+        {
+            Recipe::load(&path, &[]).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+            read += 1;
+        }
+    }
+    assert!(read > 0);
+}
+
+#[test]
 fn defaults_are_the_starting_points() {
     assert_snapshot!(read(SMALLEST, &[]).unwrap().to_toml().unwrap(), @r#"
     model = "org/name"

@@ -1,0 +1,170 @@
+use std::path::{Path, PathBuf};
+
+use backdraft_formats::Existing;
+use backdraft_quant::FourBitFormat;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::families::llama::BaseTensor;
+use crate::quantize::quantize;
+
+/// A small untied model in f32, in two shards.
+fn source() -> ModelSource {
+    let path = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../tests/golden/tiny/llama-untied"
+    );
+    ModelSource::open(path).unwrap()
+}
+
+fn schemes() -> Vec<Scheme> {
+    let mut schemes = vec![Scheme::Int8];
+    for format in [FourBitFormat::Nf4, FourBitFormat::Fp4] {
+        for (block_size, double_quant) in [(64, false), (64, true), (128, false), (128, true)] {
+            schemes.push(Scheme::FourBit {
+                format,
+                block_size,
+                double_quant,
+            });
+        }
+    }
+    schemes
+}
+
+fn plan(scheme: Scheme, skip: &[&str]) -> QuantizationPlan {
+    let mut plan = QuantizationPlan::new(scheme);
+    plan.skip_modules
+        .extend(skip.iter().map(|&name| name.to_owned()));
+    plan
+}
+
+/// Name, scheme and bits of every matrix.
+fn matrices(model: &mut Llama) -> Vec<(String, Option<Scheme>, Vec<u32>)> {
+    let mut matrices = Vec::new();
+    model.visit_base_mut(|name, tensor| {
+        if let BaseTensor::Matrix(weight) = tensor {
+            let values = weight.dequantize().into_data();
+            let bits = values.iter::<f32>().map(f32::to_bits).collect();
+            matrices.push((name.to_owned(), weight.scheme(), bits));
+        }
+    });
+    matrices
+}
+
+/// Writes the model in codes.
+fn written(directory: &Path, plan: &QuantizationPlan) -> PathBuf {
+    let path = directory.join("model");
+    quantize(&source(), plan, &path, Existing::Replace, |_, _| ()).unwrap();
+    path
+}
+
+fn load(path: &Path, plan: Option<&QuantizationPlan>) -> Result<Llama, LoadError> {
+    let source = ModelSource::open(path)?;
+    Llama::load_quantized(&source, plan, &Device::flex())
+}
+
+#[test]
+fn what_is_written_in_codes_reads_as_what_is_quantised_on_the_way() {
+    let directory = tempfile::tempdir().unwrap();
+    for scheme in schemes() {
+        for skip in [&[][..], &["down_proj", "layers.1"]] {
+            let plan = plan(scheme, skip);
+            let mut quantised =
+                Llama::load_quantized(&source(), Some(&plan), &Device::flex()).unwrap();
+            let quantised = matrices(&mut quantised);
+            let path = written(directory.path(), &plan);
+            assert_eq!(quantised, matrices(&mut load(&path, None).unwrap()));
+            assert_eq!(quantised, matrices(&mut load(&path, Some(&plan)).unwrap()));
+            let in_codes = quantised.iter().filter(|matrix| matrix.1.is_some()).count();
+            assert_eq!(in_codes, if skip.is_empty() { 14 } else { 6 });
+        }
+    }
+}
+
+#[test]
+fn modules_that_are_left_out_are_listed_in_full() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = written(
+        directory.path(),
+        &plan(Scheme::NF4, &["self_attn", "layers.1.mlp.up_proj"]),
+    );
+    let config = std::fs::read(path.join("config.json")).unwrap();
+    let config: Value = serde_json::from_slice(&config).unwrap();
+    let mut expected = vec!["lm_head".to_owned()];
+    for layer in 0..2 {
+        for target in ["k_proj", "o_proj", "q_proj", "v_proj"] {
+            expected.push(format!("model.layers.{layer}.self_attn.{target}"));
+        }
+    }
+    expected.push("model.layers.1.mlp.up_proj".to_owned());
+    let mut listed: Vec<String> =
+        serde_json::from_value(config["quantization_config"]["llm_int8_skip_modules"].clone())
+            .unwrap();
+    expected.sort();
+    listed.sort();
+    assert_eq!(listed, expected);
+}
+
+#[test]
+fn codes_that_nobody_asked_for_are_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = written(directory.path(), &plan(Scheme::NF4, &[]));
+    let refusal = |plan: Option<&QuantizationPlan>| {
+        let message = load(&path, plan).unwrap_err().to_string();
+        message.replace(&path.display().to_string(), "DIR")
+    };
+    assert_eq!(
+        refusal(Some(&plan(Scheme::Int8, &[]))),
+        "DIR is stored in nf4 (blocks of 64, double) and cannot be kept in int8 (rows); ask for no \
+         quantisation to use it as it is"
+    );
+    let first = "DIR: `model.layers.0.mlp.down_proj` is in codes, but ";
+    assert_eq!(
+        refusal(Some(&plan(Scheme::NF4, &["down_proj"]))),
+        format!("{first}the list of modules to skip that was given says that it is not quantised")
+    );
+    let file = path.join("config.json");
+    let mut config: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    config["quantization_config"]["llm_int8_skip_modules"] = json!(["down_proj"]);
+    std::fs::write(&file, config.to_string()).unwrap();
+    assert_eq!(
+        refusal(None),
+        format!(
+            "{first}`quantization_config.llm_int8_skip_modules` in config.json says that it is not quantised"
+        )
+    );
+}
+
+#[test]
+fn values_that_are_not_finite_are_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("model");
+    let source = source();
+    let infos: Vec<_> = source
+        .tensor_names()
+        .map(|name| source.tensor_info(name).unwrap().clone())
+        .collect();
+    let spoiled = "model.layers.1.mlp.gate_proj.weight";
+    for value in [f32::NAN, f32::NEG_INFINITY] {
+        let mut writer =
+            backdraft_formats::HfDirWriter::create(&path, infos.clone(), Existing::Replace)
+                .unwrap();
+        writer
+            .companion("config.json", source.config().to_string().as_bytes())
+            .unwrap();
+        for info in &infos {
+            let mut bytes = source.raw(&info.name).unwrap().bytes.into_owned();
+            if info.name == spoiled {
+                let end = bytes.len();
+                bytes[end - 4..].copy_from_slice(&value.to_le_bytes());
+            }
+            writer.write(&info.name, &bytes).unwrap();
+        }
+        writer.finish().unwrap();
+        for plan in [None, Some(plan(Scheme::NF4, &[]))] {
+            let refused = load(&path, plan.as_ref()).unwrap_err().to_string();
+            assert!(refused.contains(spoiled), "{refused}");
+            assert!(refused.ends_with("is not finite"), "{refused}");
+        }
+    }
+}
