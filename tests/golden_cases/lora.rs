@@ -5,6 +5,7 @@ use backdraft::burn::tensor::{Int, Tensor, TensorData};
 use backdraft::lora::AdapterGrads;
 use backdraft::model::{BaseTensor, Llama};
 use backdraft::quant::Weight;
+use backdraft::train::activation::ActivationPlan;
 use backdraft::train::step::{MicroBatch, forward_backward};
 use backdraft_testkit::tolerance::{TINY_GRADIENT, TINY_LOGITS, TINY_LOSS, TINY_NORM};
 
@@ -17,7 +18,8 @@ fn golden_tiny_lora_layer_by_layer() {
     check_all(|model, batch| {
         let mut grads = AdapterGrads::new();
         let scale = 1.0 / batch.targets.len() as f32;
-        let sum = forward_backward(model, batch, scale, None, &mut grads);
+        let plan = ActivationPlan::keep_all(model.num_backward_layers());
+        let sum = forward_backward(model, batch, scale, None, &plan, &mut grads);
         (scalar(&sum) * f64::from(scale), by_name(model, &grads))
     });
 }

@@ -8,6 +8,7 @@ use backdraft::kernels::adamw::AdamWParams;
 use backdraft::lora::{AdapterGrads, AdapterWeights, LoraConfig, TargetModule};
 use backdraft::model::Llama;
 use backdraft::quant::Scheme;
+use backdraft::train::activation::ActivationPlan;
 use backdraft::train::optimizer::{AdamW, StatePrecision, global_norm};
 use backdraft::train::step::{MicroBatch, forward_backward};
 use backdraft_testkit::golden::{self, Tensors};
@@ -143,7 +144,8 @@ fn train(model: &mut Llama, training: &Training, expected: &Steps, allowed: &Tol
         let batch = micro_batch(rows);
         let mut grads = AdapterGrads::new();
         let scale = 1.0 / batch.targets.len() as f32;
-        let nll = forward_backward(model, &batch, scale, None, &mut grads);
+        let plan = ActivationPlan::keep_all(model.num_backward_layers());
+        let nll = forward_backward(model, &batch, scale, None, &plan, &mut grads);
         let loss = scalar(&nll) * f64::from(scale);
         allowed
             .loss

@@ -8,6 +8,7 @@ use backdraft::kernels::adamw::{self, AdamWParams, Moments};
 use backdraft::lora::{AdapterGrads, AdapterWeights, LoraConfig};
 use backdraft::model::{BaseTensor, IGNORE_INDEX, Llama};
 use backdraft::quant::Weight;
+use backdraft::train::activation::ActivationPlan;
 use backdraft::train::optimizer::{self, AdamW, StatePrecision};
 use backdraft::train::schedule::{LrSchedule, ScheduleKind};
 use backdraft::train::step::{MicroBatch, forward_backward};
@@ -199,7 +200,8 @@ impl Trained for Lora {
         let mut grads = AdapterGrads::new();
         let mut sum = 0.0;
         for batch in batches {
-            let nll = forward_backward(&self.model, batch, scale as f32, None, &mut grads);
+            let plan = ActivationPlan::keep_all(self.model.num_backward_layers());
+            let nll = forward_backward(&self.model, batch, scale as f32, None, &plan, &mut grads);
             sum += scalar(&nll);
         }
         let norm = optimizer::global_norm(&self.model, &grads);

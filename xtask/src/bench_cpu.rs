@@ -10,6 +10,7 @@ use backdraft_formats::ModelSource;
 use backdraft_kernels::adamw::AdamWParams;
 use backdraft_lora::{AdapterGrads, LoraConfig};
 use backdraft_model::{Llama, Targets, Tokens};
+use backdraft_train::activation::ActivationPlan;
 use backdraft_train::optimizer::{AdamW, StatePrecision, clip, global_norm};
 use backdraft_train::run::tokenizer;
 use backdraft_train::step::{MicroBatch, forward_backward};
@@ -66,13 +67,14 @@ fn measure(mut model: Llama, case: &Case, steps: usize) -> anyhow::Result<()> {
         },
         StatePrecision::F32,
     );
+    let plan = ActivationPlan::keep_all(model.num_backward_layers());
     let mut seconds = Vec::new();
     for step in 0..=steps {
         let began = Instant::now();
         for batch in &case.batches {
             let mut grads = AdapterGrads::new();
             let scale = 1.0 / batch.targets.len() as f32;
-            let nll = forward_backward(&model, batch, scale, None, &mut grads);
+            let nll = forward_backward(&model, batch, scale, None, &plan, &mut grads);
             let norm = global_norm(&model, &grads);
             optimizer.step(&mut model, &clip(grads, &norm, 1.0), 2e-4);
             nll.try_into_scalar::<f64>()?;

@@ -2,8 +2,10 @@
 
 #![expect(clippy::print_stdout, reason = "a command-line program")]
 
+mod bench_activation;
 mod bench_cpu;
 mod bench_quantize;
+mod plot;
 mod random_model;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
@@ -53,6 +55,8 @@ enum Bench {
         #[arg(long, default_value_t = 5)]
         steps: usize,
     },
+    /// Step time and peak of each activation policy, and of `smart` at budgets between them.
+    Activation(bench_activation::ActivationArgs),
     /// Quantising a matrix of 4096 x 4096 on the processor: GB/s of input.
     Quantize,
     /// Reading a model into NF4: memory over time.
@@ -67,6 +71,7 @@ fn main() -> anyhow::Result<()> {
     match Cli::parse().task {
         Task::Bench(Bench::Cpu { model, rows, steps }) => bench_cpu::run(model, rows, steps),
         Task::Bench(Bench::Quantize) => bench_quantize::throughput(),
+        Task::Bench(Bench::Activation(args)) => bench_activation::run(&args),
         Task::Bench(Bench::Load { model }) => bench_quantize::load(&model),
         Task::RandomModel { shape, out } => random_model::write(&shape, &out),
     }

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use backdraft_quant::{FourBitFormat, QuantizationPlan, Scheme};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::commands::{eval, generate, init, inspect, merge, quantize, quickstart, score, train};
+use crate::commands::{
+    eval, generate, init, inspect, merge, plan, quantize, quickstart, score, train,
+};
 
 /// Fine-tune Llama-class language models from one program.
 #[derive(Debug, Parser)]
@@ -58,6 +60,7 @@ impl DeviceArg {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Train(train::TrainArgs),
+    Plan(plan::PlanArgs),
     Generate(generate::GenerateArgs),
     Eval(eval::EvalArgs),
     Score(score::ScoreArgs),

@@ -253,6 +253,16 @@ impl From<TrainError> for CliError {
                 ),
                 None => "lower train.learning_rate or look at those lines".to_owned(),
             }),
+            TrainError::OutOfMemory { exhausted, .. } => {
+                let advice: Vec<String> =
+                    exhausted.advice.iter().map(ToString::to_string).collect();
+                Some(if advice.is_empty() {
+                    "no single setting helps; `backdraft plan RECIPE` shows what memory goes to"
+                        .to_owned()
+                } else {
+                    format!("change one of these: {}", advice.join("; "))
+                })
+            }
             TrainError::TooLong { expected, .. } => {
                 Some(format!("set max_seq_length = {expected} or less"))
             }

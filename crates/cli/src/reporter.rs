@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use backdraft_model::StoredShare;
 use backdraft_train::memory::{Measured, Memory};
-use backdraft_train::report::{EvalReport, Reporter, RunInfo, RunSummary, StepReport};
+use backdraft_train::report::{
+    EvalReport, ReplanReport, Reporter, RunInfo, RunSummary, StepReport,
+};
 use burn::train::logger::{EvaluationProgressLogger, TrainingProgressLogger};
 use burn::train::metric::MetricDefinition;
 use burn::train::renderer::{
@@ -80,6 +82,17 @@ impl Reporter for PlainReporter {
             total_steps: info.total_steps,
             output_dir: self.output_dir.clone(),
         }));
+        let activations = &info.activations;
+        self.line(format!(
+            "activations: {}, at most {} of {} for a step; {:.1} % of a pass is recomputation",
+            activations.policy,
+            size(activations.prediction.peak.total() as usize),
+            match activations.budget {
+                u64::MAX => "unlimited memory".to_owned(),
+                budget => size(budget as usize),
+            },
+            100.0 * activations.prediction.recompute_share()
+        ));
         for (name, data) in [
             ("train", Some(&info.train_data)),
             ("eval", info.eval_data.as_ref()),
@@ -113,6 +126,11 @@ impl Reporter for PlainReporter {
                 ));
             }
         }
+    }
+
+    fn replanned(&mut self, report: &ReplanReport) {
+        self.event("replanned", report);
+        self.warn(&report.to_string());
     }
 
     fn step(&mut self, report: &StepReport) {

@@ -80,14 +80,19 @@ pub(crate) fn device() -> Device {
 
 /// Where a model lies, fetched from the hub if it must be.
 pub(crate) fn find_model(name: &str, output: Output) -> Result<PathBuf, CliError> {
-    let mut progress = Downloads {
+    let mut progress = downloads(output);
+    Ok(resolve_model(name, &HubOptions::from_env(), &mut progress)?)
+}
+
+/// Tells the user of downloads.
+pub(crate) fn downloads(output: Output) -> impl DownloadProgress {
+    Downloads {
         output,
         file: String::new(),
         total: 0,
         done: 0,
         shown: Instant::now(),
-    };
-    Ok(resolve_model(name, &HubOptions::from_env(), &mut progress)?)
+    }
 }
 
 /// An adapter directory, checked.

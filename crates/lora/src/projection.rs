@@ -19,7 +19,7 @@ pub struct Projection {
 }
 
 /// What [`Projection::backward`] needs besides the layer's input.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct ProjectionSaved {
     /// x·Aᵀ, where there is an adapter.
     xa: Option<Tensor<2>>,
@@ -101,14 +101,31 @@ impl Projection {
         (self.add_bias(y), ProjectionSaved { xa, dropout_seed })
     }
 
-    /// Adds the factors' gradients to `grads` and returns the input's, where it is `wanted`.
+    /// What [`forward_saving`](Self::forward_saving) leaves for the backward pass, without the product with
+    /// the frozen weight.
+    ///
+    /// # Shapes
+    /// `x` `[t, in]`.
+    pub fn saving(&self, x: &Tensor<2>, dropout_seed: Option<u64>) -> ProjectionSaved {
+        let factors = self.adapter.as_ref().map(|a| a.plain_factors(dropout_seed));
+        ProjectionSaved {
+            xa: factors.map(|factors| factors.down(x)),
+            dropout_seed,
+        }
+    }
+
+    /// Adds the factors' gradients to `grads` and returns the input's, where it is `wanted`. The input may be
+    /// absent where there is no adapter.
     ///
     /// # Shapes
     /// `dy` `[t, out]`, `x` and the result `[t, in]`.
+    ///
+    /// # Panics
+    /// If there is an adapter and no input.
     pub fn backward(
         &self,
         dy: &Tensor<2>,
-        x: &Tensor<2>,
+        x: Option<&Tensor<2>>,
         saved: &ProjectionSaved,
         grads: &mut AdapterGrads,
         wanted: bool,
@@ -122,6 +139,14 @@ impl Projection {
             input: wanted,
             factors: true,
         };
+        // Without an adapter nobody looks at the input.
+        let x = x.unwrap_or_else(|| {
+            assert!(
+                self.adapter.is_none(),
+                "an adapter's gradient needs the input"
+            );
+            dy
+        });
         let (dx, factor_grads) = lora_linear::backward(dy, x, &self.weight, adapter, wanted);
         if let (Some(adapter), Some(FactorGrads { a, b })) = (&self.adapter, factor_grads) {
             grads.add(adapter.lora_a.id, a);

@@ -3,6 +3,7 @@
 //! | module | what |
 //! | --- | --- |
 //! | [`golden`] | reading reference values, wherever they lie |
+//! | [`random_model`] | models of any size with random weights |
 //! | [`smollm2`] | where the SmolLM2 weights are, if they are |
 //! | [`tolerance`] | how far from a reference value a correct program may be |
 //!
@@ -10,5 +11,6 @@
 //! to do.
 
 pub mod golden;
+pub mod random_model;
 pub mod smollm2;
 pub mod tolerance;

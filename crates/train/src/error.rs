@@ -68,6 +68,18 @@ pub enum TrainError {
         /// What the model was made for.
         expected: usize,
     },
+    /// A step needs more memory than there is, whatever is recomputed.
+    #[error(
+        "step {step}: it needs {:.2} GiB of memory at least, and may use {:.2} GiB",
+        gib(exhausted.needed),
+        gib(exhausted.budget)
+    )]
+    OutOfMemory {
+        /// The optimiser step, counted from 1.
+        step: usize,
+        /// What is missing, and what to change.
+        exhausted: crate::activation::Exhausted,
+    },
     /// A number could not be read from the device.
     #[error("step {step}: the device failed: {message}")]
     Device {
@@ -82,4 +94,8 @@ pub enum TrainError {
         /// What it said.
         message: String,
     },
+}
+
+fn gib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1u32 << 30)
 }

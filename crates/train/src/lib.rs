@@ -8,6 +8,7 @@
 //! Start reading at [`strategy`].
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod activation;
 pub mod checkpoint;
 pub mod diagnosis;
 pub mod early_stopping;

@@ -1,7 +1,11 @@
 //! What a run needs in memory, predicted and measured.
 
+use std::fmt::Debug;
+
 use backdraft_model::LlamaConfig;
 use serde::Serialize;
+
+use crate::activation::Prediction;
 
 /// Tokens whose logits exist at a time.
 const LOGITS_CHUNK: usize = 256;
@@ -23,6 +27,20 @@ pub struct Memory {
 }
 
 impl Memory {
+    /// As predicted, with `trained` values in the adapters.
+    #[must_use]
+    pub const fn of(prediction: &Prediction, trained: usize) -> Self {
+        let peak = &prediction.peak;
+        let (base, optimizer) = (peak.base as usize, peak.optimizer as usize);
+        let adapters = 8 * trained;
+        Self {
+            base,
+            adapters,
+            optimizer,
+            activations: (peak.total() as usize).saturating_sub(base + adapters + optimizer),
+        }
+    }
+
     /// Everything.
     #[must_use]
     pub const fn total(&self) -> usize {
@@ -143,17 +161,133 @@ pub fn resident() -> Option<usize> {
     status("VmRSS:")
 }
 
+/// Knows how much memory the process could have.
+pub trait MemoryWatch: Debug + Send + Sync {
+    /// What the process holds and what it could still get; `None` where that is not known.
+    ///
+    /// # Units
+    /// Bytes.
+    fn obtainable(&self) -> Option<u64>;
+}
+
+/// The memory of this machine, and of the control group that the process is in.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SystemMemory;
+
+impl MemoryWatch for SystemMemory {
+    fn obtainable(&self) -> Option<u64> {
+        let free = available()?;
+        let group = group_room().unwrap_or(u64::MAX);
+        Some(resident()? as u64 + free.min(group))
+    }
+}
+
+/// Memory that new allocations could take without swapping.
+fn available() -> Option<u64> {
+    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
+    kib_of(&info, "MemAvailable:").map(|kib| kib * 1024)
+}
+
+/// What the control group's limit leaves; `None` without a limit.
+fn group_room() -> Option<u64> {
+    let read = |name: &str| -> Option<u64> {
+        let text = std::fs::read_to_string(format!("/sys/fs/cgroup/{name}")).ok()?;
+        text.trim().parse().ok()
+    };
+    Some(read("memory.max")?.saturating_sub(read("memory.current")?))
+}
+
+fn kib_of(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+/// Memory that a pass was to have and cannot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("memory ran out: {needed} bytes were needed{}", obtainable.map_or_else(String::new, |bytes| format!(", {bytes} could be had")))]
+pub struct OutOfMemory {
+    /// Bytes that the pass was predicted to need.
+    pub needed: u64,
+    /// Bytes that could be had; `None` where only the failure is known.
+    pub obtainable: Option<u64>,
+}
+
+/// Asks before each layer whether the memory of a pass can still be had.
+#[derive(Clone, Copy, Debug)]
+pub struct Guard<'a> {
+    /// Who knows.
+    pub watch: &'a dyn MemoryWatch,
+    /// Bytes that the pass needs at its peak, everything else that the process holds included.
+    pub needed: u64,
+}
+
+impl Guard<'_> {
+    /// # Errors
+    /// Less can be had than is needed.
+    pub fn check(&self) -> Result<(), OutOfMemory> {
+        match self.watch.obtainable() {
+            Some(bytes) if bytes < self.needed => Err(OutOfMemory {
+                needed: self.needed,
+                obtainable: Some(bytes),
+            }),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Whether a device's error says that its memory ran out.
+#[must_use]
+pub fn says_out_of_memory(message: &str) -> bool {
+    let message = message.to_lowercase();
+    [
+        "out of memory",
+        "out_of_memory",
+        "outofmemory",
+        "buffertoobig",
+        "buffer too big",
+    ]
+    .iter()
+    .any(|part| message.contains(part))
+}
+
 /// A count of the Linux kernel's.
 fn status(name: &str) -> Option<usize> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-    let kib: usize = line.split_whitespace().next()?.parse().ok()?;
-    Some(kib * 1024)
+    kib_of(&status, name).map(|kib| kib as usize * 1024)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_guard_stops_where_less_can_be_had() {
+        #[derive(Debug)]
+        struct Fixed(Option<u64>);
+        impl MemoryWatch for Fixed {
+            fn obtainable(&self) -> Option<u64> {
+                self.0
+            }
+        }
+        let check = |bytes| {
+            let watch = &Fixed(bytes);
+            Guard { watch, needed: 10 }.check()
+        };
+        assert_eq!(check(None), Ok(()));
+        assert_eq!(check(Some(10)), Ok(()));
+        let error = check(Some(9)).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "memory ran out: 10 bytes were needed, 9 could be had"
+        );
+    }
+
+    #[test]
+    fn errors_of_devices_are_recognised() {
+        assert!(says_out_of_memory("DriverError(CUDA_ERROR_OUT_OF_MEMORY)"));
+        assert!(says_out_of_memory("BufferTooBig { size: 3 }"));
+        assert!(!says_out_of_memory("launch failed"));
+    }
 
     #[test]
     #[allow(

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use burn::backend::ExecutionError;
-use burn::tensor::{Tensor, TensorReadError};
+use burn::tensor::{Device, Tensor, TensorReadError};
 use burn::train::ItemLazy;
 use burn::train::logger::MetricLogger;
 use burn::train::metric::store::{EpochSummary, MetricsUpdate, Split};
@@ -13,6 +13,7 @@ use burn::train::metric::{
     NumericAttributes, NumericEntry, SerializedEntry,
 };
 
+use crate::activation::StepFailure;
 use crate::loader::Step;
 
 /// What one optimiser step left behind, still on the device.
@@ -24,6 +25,7 @@ pub struct StepOutput {
     tokens: usize,
     lr: f64,
     seconds: f64,
+    failure: Option<StepFailure>,
 }
 
 impl StepOutput {
@@ -39,7 +41,22 @@ impl StepOutput {
             tokens: step.tokens(),
             lr: 0.0,
             seconds: f64::NAN,
+            failure: None,
         }
+    }
+
+    /// A step that was not computed for want of memory.
+    pub fn failed(step: &Step, failure: StepFailure, device: &Device) -> Self {
+        let nothing = || Tensor::from_floats([f32::NAN], device);
+        Self {
+            failure: Some(failure),
+            ..Self::new(step, nothing(), nothing())
+        }
+    }
+
+    /// Why the step was not computed, if it was not.
+    pub fn failure(&self) -> Option<StepFailure> {
+        self.failure
     }
 
     /// With the learning rate that was used.

@@ -6,6 +6,7 @@ use backdraft_data::DataReport;
 use backdraft_model::StoredShare;
 use serde::Serialize;
 
+use crate::activation::Prediction;
 use crate::memory::{Measured, Memory};
 
 /// What is about to happen.
@@ -23,6 +24,8 @@ pub struct RunInfo {
     pub base: Vec<StoredShare>,
     /// Memory that the run will need.
     pub memory: Memory,
+    /// What is kept and recomputed.
+    pub activations: ActivationReport,
     /// What became of the training rows.
     #[serde(skip)]
     pub train_data: DataReport,
@@ -58,6 +61,40 @@ pub struct StepReport {
     pub seconds: f64,
     /// Seconds since the run began.
     pub elapsed: f64,
+}
+
+/// Memory ran out: the step is repeated with more recomputation.
+#[derive(Clone, Debug, Serialize)]
+pub struct ReplanReport {
+    /// The optimiser step, counted from 1.
+    pub step: usize,
+    /// Bytes that a step could use before.
+    pub budget_before: u64,
+    /// Bytes that it may use from now on.
+    pub budget: u64,
+}
+
+impl std::fmt::Display for ReplanReport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let gib = |bytes: u64| bytes as f64 / f64::from(1u32 << 30);
+        write!(
+            f,
+            "memory ran out in step {}, which is repeated: from now on a step may use {:.2} GiB and recomputes more",
+            self.step,
+            gib(self.budget),
+        )
+    }
+}
+
+/// What the passes keep and recompute, for the longest micro-batch.
+#[derive(Clone, Debug, Serialize)]
+pub struct ActivationReport {
+    /// `smart`, or the name of a fixed policy.
+    pub policy: String,
+    /// Bytes that a step may use, base included.
+    pub budget: u64,
+    /// What is predicted.
+    pub prediction: Prediction,
 }
 
 /// One evaluation.
@@ -123,6 +160,10 @@ pub trait Reporter: Send {
     fn eval(&mut self, _: &EvalReport) {}
     /// A checkpoint was written.
     fn saved(&mut self, _step: usize, _: &Path) {}
+    /// Memory ran out, and the step is repeated with more recomputation.
+    fn replanned(&mut self, report: &ReplanReport) {
+        self.warn(&report.to_string());
+    }
     /// Something is not as it should be, but the run goes on.
     fn warn(&mut self, _: &str) {}
 }

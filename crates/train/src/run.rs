@@ -14,20 +14,26 @@ use backdraft_formats::{Existing, FormatError, ModelSource, PeftWriteOptions, wr
 use backdraft_kernels::adamw::AdamWParams;
 use backdraft_kernels::adamw8bit::Guard;
 use backdraft_lora::{LoraConfig, TrainedOver};
-use backdraft_model::Llama;
+use backdraft_model::{Llama, Tokens};
 use backdraft_quant::{FourBitFormat, QuantizationPlan, Scheme};
 use burn::optim::SgdConfig;
 use burn::tensor::Device;
 use burn::train::renderer::MetricsRenderer;
 use burn::train::{Interrupter, Learner, SupervisedTraining, TrainingStrategy};
 
+use crate::activation::cost::{Calibration, CalibrationKey, CostModel, Roofline};
+use crate::activation::tensors::{MemoryModel, PassShape};
+use crate::activation::{ActivationPlan, Activations, Planner, Prediction, Setup, StepShape};
 use crate::error::TrainError;
 use crate::loader::{EvalLoader, StepLoader};
-use crate::memory::{self, Measured, Memory, Watcher};
+use crate::memory::{self, Measured, Memory, MemoryWatch, Watcher};
 use crate::metrics::{NoFiles, RunMetric};
 use crate::optimizer::{AdamW, StatePrecision};
-use crate::recipe::{DataFormat, DataRecipe, LoraRecipe, Optimizer, QuantType, Recipe, TrainOn};
-use crate::report::{Reporter, RunInfo, RunSummary};
+use crate::recipe::{
+    ActivationPolicy, ByteSize, DataFormat, DataRecipe, LoraRecipe, Optimizer, QuantType, Recipe,
+    TrainOn,
+};
+use crate::report::{ActivationReport, Reporter, RunInfo, RunSummary};
 use crate::strategy::{Outcome, Plan, StepStrategy};
 use crate::trainee::{Settings, Trainee};
 
@@ -200,6 +206,8 @@ pub struct Watch {
     pub interrupter: Interrupter,
     /// Replace a run that the output directory holds.
     pub force: bool,
+    /// Knows how much memory the run could have.
+    pub memory: Arc<dyn MemoryWatch>,
 }
 
 impl Run {
@@ -220,13 +228,15 @@ impl Run {
     pub fn train(mut self, watch: Watch) -> Result<(RunSummary, Llama), TrainError> {
         let began = Instant::now();
         let recipe_toml = self.recipe.to_toml()?;
+        let (activations, prediction) =
+            self.activations(self.longest_pass(), watch.memory.clone())?;
+        let memory = Memory::of(&prediction, self.model.num_trained());
         claim(&self.recipe.output_dir, watch.force)?;
         write_file(
             self.recipe.output_dir.join("recipe.toml"),
             recipe_toml.as_bytes(),
             Existing::Replace,
         )?;
-        let memory = self.memory();
         let settings = &self.recipe.train;
         let examples = Arc::new(std::mem::take(&mut self.train.examples));
         let data_fingerprint = Dataset {
@@ -251,6 +261,11 @@ impl Run {
             trained_params: self.model.num_trained(),
             base: self.model.stored(),
             memory,
+            activations: ActivationReport {
+                policy: self.recipe.activation_policy.to_string(),
+                budget: activations.budget(),
+                prediction,
+            },
             train_data: self.train.report.clone(),
             eval_data: self.eval.as_ref().map(|eval| eval.report.clone()),
             total_steps,
@@ -277,7 +292,7 @@ impl Run {
             }),
             outcome: Arc::new(Mutex::new(outcome)),
         };
-        let trainee = self.trainee(total_steps);
+        let trainee = self.trainee(total_steps, activations.clone());
         let steps = Arc::new(StepLoader::new(examples, loader, total_steps));
         let result =
             SupervisedTraining::<Trainee>::new(&self.recipe.output_dir, steps, Arc::new(valid))
@@ -311,12 +326,14 @@ impl Run {
         let optimizer = result.model.optimizer().num_bytes();
         let model = result.model.model;
         let adapter = self.write_adapter(&model)?;
+        // Of the passes that there were, not of the longest that could have been.
+        let highest = activations.highest().unwrap_or(prediction);
         let gradients = 4 * model.num_trained();
         let measured = self
             .watcher
             .and_then(|watcher| watcher.measured(gradients, optimizer));
         let summary = RunSummary {
-            memory,
+            memory: Memory::of(&highest, model.num_trained()),
             measured_memory: measured,
             peak_memory: measured.map_or_else(memory::peak_resident, Measured::peak),
             ..summarise(&outcome, total_steps, interrupted, adapter, began)
@@ -324,14 +341,8 @@ impl Run {
         Ok((summary, model))
     }
 
-    /// What the longest micro-batch that the data can make will need.
-    fn memory(&mut self) -> Memory {
-        let precision = self.recipe.state_precision();
-        let values = self.model.adapters().flat_map(|(_, _, adapter)| {
-            let factors = [&adapter.lora_a, &adapter.lora_b];
-            factors.map(|factor| factor.val().shape().num_elements())
-        });
-        let optimizer = values.map(|n| AdamW::state_bytes(n, precision)).sum();
+    /// A pass over the longest rows of the data, every token supervised.
+    fn longest_pass(&self) -> PassShape {
         let mut lengths: Vec<usize> = self
             .train
             .examples
@@ -339,14 +350,106 @@ impl Run {
             .map(|row| row.input_ids.len())
             .collect();
         lengths.sort_unstable_by(|a, b| b.cmp(a));
-        let size = self.recipe.train.micro_batch_size;
-        let tokens = lengths.iter().take(size).sum();
-        Memory {
-            base: self.model.stored().iter().map(|share| share.bytes).sum(),
-            adapters: 8 * self.model.num_trained(),
-            optimizer,
-            activations: memory::activations(self.model.config(), self.recipe.lora.rank, tokens),
+        lengths.truncate(self.recipe.train.micro_batch_size);
+        PassShape::of_sequences(lengths)
+    }
+
+    /// What decides on the memory of a step.
+    fn setup(&mut self) -> Setup {
+        let train = &self.recipe.train;
+        let setup = Setup {
+            config: self.model.config().clone(),
+            lora: LoraConfig::from(&self.recipe.lora),
+            quantization: self.recipe.quantization_plan(),
+            base: None,
+            dense_element: 4,
+            memory: MemoryModel::cpu(),
+            optimizer: self.recipe.state_precision(),
+            micro_batch_size: train.micro_batch_size,
+            max_seq_length: self.recipe.max_seq_length,
+            grad_accumulation_steps: train.grad_accumulation_steps,
+        };
+        setup.with_model(&mut self.model)
+    }
+
+    /// Who plans the passes, and what the longest one will need.
+    ///
+    /// # Errors
+    /// No plan fits.
+    fn activations(
+        &mut self,
+        pass: PassShape,
+        watch: Arc<dyn MemoryWatch>,
+    ) -> Result<(Activations, Prediction), TrainError> {
+        let setup = self.setup();
+        let step = setup.step();
+        // What the process holds already, the base apart: tokenizer, rows, the program itself.
+        let held = memory::resident().unwrap_or(0) as u64;
+        let overhead = held.saturating_sub(step.base + step.adapters);
+        let budget = match (self.recipe.memory_budget, watch.obtainable()) {
+            (Some(ByteSize(budget)), _) => budget,
+            (None, Some(bytes)) => bytes.saturating_sub(overhead) / 16 * 15,
+            (None, None) => u64::MAX,
+        };
+        let policy = self.recipe.activation_policy;
+        let cost = self.cost(&step, budget, pass)?;
+        let mut planner = Planner::new(step, policy, budget, cost);
+        let planned = planner.plan(pass);
+        let activations = Activations::new(planner, setup, watch, overhead);
+        match planned {
+            Ok(planned) => Ok((activations, planned.prediction)),
+            Err(shortage) => Err(TrainError::OutOfMemory {
+                step: 1,
+                exhausted: activations.exhausted(shortage),
+            }),
         }
+    }
+
+    /// What recomputing costs: measured on a layer of the model where something will have to be recomputed.
+    fn cost(
+        &self,
+        step: &StepShape,
+        budget: u64,
+        pass: PassShape,
+    ) -> Result<CostModel, TrainError> {
+        let line = Roofline::CPU;
+        let estimate = CostModel::Roofline(line);
+        let all = ActivationPlan::keep_all(step.layers.len());
+        let fits = step.predict(&all, pass, &estimate).peak.total() <= budget;
+        let (Some(layer), Some(shape)) = (self.model.layers.last(), step.layers.last()) else {
+            return Ok(estimate);
+        };
+        if fits || self.recipe.activation_policy != ActivationPolicy::Smart {
+            return Ok(estimate);
+        }
+        let key = CalibrationKey {
+            device: format!("{:?}", self.device),
+            layer: *shape,
+            memory: step.memory,
+            tokens: pass.tokens.next_power_of_two(),
+        };
+        let dir = calibration_dir();
+        if let Some(known) = dir
+            .as_deref()
+            .and_then(|dir| Calibration::cached(dir, &key))
+        {
+            return Ok(CostModel::Measured(known, line));
+        }
+        // Of one sequence: few tokens are enough for the ratios between the tensors.
+        let tokens = pass.longest.clamp(1, 2048) as usize;
+        let sample = Tokens::from_sequences(&[vec![0; tokens]]);
+        let context = self.model.context(&sample, None);
+        let h = self.model.embed(&sample.input_ids).inner();
+        let measured = Calibration::measure(layer, &h, &context, PassShape::of_sequences([tokens]));
+        let measured = measured.map_err(|error| TrainError::Device {
+            step: 0,
+            message: error.to_string(),
+        })?;
+        if let Some(dir) = dir {
+            // Without it the next run measures again.
+            let _ = measured.store(&dir, &key);
+        }
+        Ok(CostModel::Measured(measured, line))
     }
 
     fn trained_over(&self) -> TrainedOver {
@@ -357,7 +460,7 @@ impl Run {
         }
     }
 
-    fn trainee(&self, total_steps: usize) -> Trainee {
+    fn trainee(&self, total_steps: usize, activations: Activations) -> Trainee {
         let train = &self.recipe.train;
         let params = AdamWParams {
             beta1: train.adam_beta1,
@@ -370,6 +473,7 @@ impl Run {
             schedule: train.schedule(total_steps),
             max_grad_norm: train.max_grad_norm,
             dropout_seed: (self.recipe.lora.dropout > 0.0).then_some(self.recipe.seed),
+            activations,
         };
         Trainee::new(self.model.clone(), optimizer, settings)
     }
@@ -437,6 +541,14 @@ fn claim(path: &Path, force: bool) -> Result<(), TrainError> {
     }
     fs::create_dir_all(path).map_err(FormatError::io(path, "create"))?;
     Ok(())
+}
+
+/// Where measured times are kept between runs.
+fn calibration_dir() -> Option<PathBuf> {
+    let cache = std::env::var_os("XDG_CACHE_HOME")
+        .map(PathBuf::from)
+        .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")))?;
+    Some(cache.join("backdraft").join("calibration"))
 }
 
 fn data_error(path: &Path) -> impl FnOnce(backdraft_data::DataError) -> TrainError + use<> {

@@ -1,11 +1,15 @@
-//! One micro-batch, layer by layer: no tape is recorded, and each layer's saved values are dropped as
-//! soon as its backward pass is done.
+//! One micro-batch, layer by layer: no tape is recorded. An [`ActivationPlan`] says what a layer keeps, the
+//! backward pass rebuilds the rest, and a layer's values are dropped as soon as its backward pass is done.
 
 use backdraft_data::Batch;
 use backdraft_kernels::cross_entropy;
 use backdraft_lora::AdapterGrads;
+use backdraft_model::layers::{Context, DecoderLayer, KeepSet, LayerSaved};
 use backdraft_model::{Llama, Targets, Tokens};
 use burn::tensor::{Int, Tensor, TensorData};
+
+use crate::activation::{ActivationPlan, Segment};
+use crate::memory::{Guard, OutOfMemory};
 
 /// Tokens, and what they should predict.
 #[derive(Clone, Debug)]
@@ -38,53 +42,154 @@ impl From<Batch> for MicroBatch {
 /// # Shapes
 /// Result `[1]`, in nats.
 ///
+/// The gradients are bit for bit the same under every `plan`: what is not kept is computed again by the same
+/// ops from the same values.
+///
 /// # Panics
-/// If there is no target, or the model has no adapter.
+/// If there is no target, the model has no adapter, or the plan is for another number of layers.
 pub fn forward_backward(
     model: &Llama,
     batch: &MicroBatch,
     scale: f32,
     dropout_seed: Option<u64>,
+    plan: &ActivationPlan,
     grads: &mut AdapterGrads,
 ) -> Tensor<1> {
+    match guarded(model, batch, scale, dropout_seed, (plan, None), grads) {
+        Ok(nll) => nll,
+        Err(error) => unreachable!("nobody watches the memory: {error}"),
+    }
+}
+
+/// As [`forward_backward`], but asks before each segment of the forward pass whether its memory can be had; then
+/// what there is of the pass is dropped, and `grads` hold nothing of it.
+///
+/// # Errors
+/// The guard says no.
+///
+/// # Panics
+/// As [`forward_backward`].
+pub fn guarded(
+    model: &Llama,
+    batch: &MicroBatch,
+    scale: f32,
+    dropout_seed: Option<u64>,
+    (plan, guard): (&ActivationPlan, Option<Guard<'_>>),
+    grads: &mut AdapterGrads,
+) -> Result<Tensor<1>, OutOfMemory> {
     let context = model.context(&batch.tokens, dropout_seed);
     let first = model.first_adapted_layer();
     let first = first.unwrap_or_else(|| panic!("a model without adapters has nothing to train"));
 
     // Below the first adapter nothing needs a gradient, so nothing is saved.
     let (frozen, adapted) = model.layers.split_at(first);
+    assert_eq!(plan.num_layers(), adapted.len(), "layers of the plan");
     let mut h = model.embed(&batch.tokens.input_ids).inner();
     for layer in frozen {
-        h = layer.forward(h, &context, None).inner();
+        h = forward(layer, h, &context);
     }
-    let mut saved = Vec::with_capacity(adapted.len());
-    for layer in adapted {
-        let (next, layer_saved) = layer.forward_saving(h, &context);
-        h = next;
-        saved.push(layer_saved);
+    let mut segments = Vec::with_capacity(plan.segments.len());
+    let mut rest = adapted;
+    for segment in &plan.segments {
+        if let Some(guard) = guard {
+            guard.check()?;
+        }
+        let (layers, others) = rest.split_at(segment.len());
+        rest = others;
+        let saved;
+        (h, saved) = Saved::forward(segment, layers, h, &context);
+        segments.push((layers, saved));
     }
 
     // Norm, head and loss see supervised positions only.
     let [t, width] = h.dims();
     let rows = rows(&batch.targets.rows, &h);
-    let (normed, norm_saved) = model
-        .norm()
-        .forward_saving(h.clone().select(0, rows.clone()));
+    let (device, dtype) = (h.device(), h.dtype());
+    let hidden = h.select(0, rows.clone());
+    let (normed, rstd) = model.norm().forward_saving(&hidden);
     let loss = cross_entropy::forward(&normed, model.head(), &batch.targets.ids, Some(scale));
+    let nll = loss.nll;
     let Some(d_normed) = loss.d_hidden else {
         unreachable!("a scale was given");
     };
-    let d_rows = model.norm().backward(&d_normed, &norm_saved);
-    let zeros = Tensor::zeros([t, width], (&h.device(), h.dtype()));
-    let mut dh = zeros.select_assign(0, rows, d_rows, burn::tensor::IndexingUpdateOp::Add);
+    drop(normed);
+    let d_rows = model.norm().backward(&d_normed, &hidden, &rstd);
+    drop((d_normed, hidden));
+    let zeros = Tensor::zeros([t, width], (&device, dtype));
+    let mut dh = Some(zeros.select_assign(0, rows, d_rows, burn::tensor::IndexingUpdateOp::Add));
 
-    for (i, (layer, saved)) in adapted.iter().zip(saved).enumerate().rev() {
-        match layer.backward(dh, saved, &context, grads, i > 0) {
-            Some(next) => dh = next,
-            None => break,
+    let mut below = adapted.len();
+    while let (Some(dy), Some((layers, saved))) = (dh.take(), segments.pop()) {
+        below -= layers.len();
+        dh = saved.backward(dy, layers, &context, grads, below > 0);
+    }
+    Ok(nll.sum())
+}
+
+/// What is there of a segment between its forward and its backward pass.
+enum Saved {
+    Layer(Box<LayerSaved>),
+    Input(Box<Tensor<2>>, Vec<KeepSet>),
+}
+
+impl Saved {
+    fn forward(
+        segment: &Segment,
+        layers: &[DecoderLayer],
+        h: Tensor<2>,
+        context: &Context,
+    ) -> (Tensor<2>, Self) {
+        match (segment, layers) {
+            (Segment::Stored(keep), [layer]) => {
+                let keep = keep.intersection(layer.uses(true));
+                let (h, saved) = layer.forward_saving(h, context, keep);
+                (h, Self::Layer(Box::new(saved)))
+            }
+            (Segment::Stored(_), _) => unreachable!("a stored segment has one layer"),
+            (Segment::Rerun(keep), layers) => {
+                let input = h.clone();
+                let h = layers.iter().fold(h, |h, layer| forward(layer, h, context));
+                (h, Self::Input(Box::new(input), keep.clone()))
+            }
         }
     }
-    loss.nll.sum()
+
+    /// The gradient of the segment's input, where it is `wanted`.
+    fn backward(
+        self,
+        mut dy: Tensor<2>,
+        layers: &[DecoderLayer],
+        context: &Context,
+        grads: &mut AdapterGrads,
+        wanted: bool,
+    ) -> Option<Tensor<2>> {
+        let mut saved = match self {
+            Self::Layer(saved) => vec![*saved],
+            Self::Input(input, keep) => {
+                let mut h = *input;
+                let mut again = Vec::with_capacity(layers.len());
+                for (layer, keep) in layers.iter().zip(keep) {
+                    let keep = keep.intersection(layer.uses(true));
+                    let saved;
+                    (h, saved) = layer.forward_saving(h, context, keep);
+                    again.push(saved);
+                }
+                again
+            }
+        };
+        for (i, layer) in layers.iter().enumerate().rev() {
+            let Some(saved) = saved.pop() else {
+                unreachable!("every layer has saved something")
+            };
+            dy = layer.backward(dy, saved, context, grads, wanted || i > 0)?;
+        }
+        Some(dy)
+    }
+}
+
+/// A layer's result alone.
+fn forward(layer: &DecoderLayer, h: Tensor<2>, context: &Context) -> Tensor<2> {
+    layer.forward_saving(h, context, KeepSet::NONE).0
 }
 
 fn rows(rows: &[u32], like: &Tensor<2>) -> Tensor<1, Int> {

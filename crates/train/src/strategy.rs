@@ -10,18 +10,21 @@ use std::time::Instant;
 use backdraft_data::Example;
 use backdraft_lora::TrainedOver;
 use burn::data::dataloader::Progress;
+use burn::optim::GradientsParams;
 use burn::train::InferenceStep;
 use burn::train::{
     EventProcessorTraining, Learner, LearnerEvent, SupervisedLearningStrategy,
     SupervisedTrainingEventProcessor, TrainLoader, TrainingComponents, TrainingItem, ValidLoader,
 };
 
+use crate::activation::StepFailure;
 use crate::checkpoint::{self, Checkpoint, RunState};
 use crate::error::TrainError;
 use crate::loader::Step;
-use crate::metrics::StepMetrics;
+use crate::memory::{self, OutOfMemory};
+use crate::metrics::{StepMetrics, StepOutput};
 use crate::recipe::Recipe;
-use crate::report::{EvalReport, Reporter, StepReport};
+use crate::report::{EvalReport, ReplanReport, Reporter, StepReport};
 use crate::run::Records;
 use crate::trainee::Trainee;
 
@@ -146,14 +149,14 @@ impl Loop<'_> {
         let supervised_tokens = step.supervised_tokens();
         let began = Instant::now();
         let lr = self.learner.model().learning_rate(step.number as u64);
-        let output = self.learner.train_step(step);
-        let item = output.item.with_learning_rate(lr);
-        let metrics = item.read().map_err(|error| TrainError::Device {
-            step: number,
-            message: error.to_string(),
-        })?;
+        let (grads, item, metrics) = self.compute(step)?;
+        let item = item.with_learning_rate(lr);
+        let metrics = StepMetrics {
+            learning_rate: lr,
+            ..metrics
+        };
         self.check_finite(number, &rows, &metrics)?;
-        self.learner.optimizer_step(output.grads);
+        self.learner.optimizer_step(grads);
         let seconds = began.elapsed().as_secs_f64();
 
         self.outcome.steps = number;
@@ -187,6 +190,47 @@ impl Loop<'_> {
             self.save(number, after)?;
         }
         Ok(())
+    }
+
+    /// Gradients and numbers of a step. Where memory runs out, the step is repeated from its start under a
+    /// smaller budget; nothing of the attempt has reached the weights.
+    fn compute(
+        &mut self,
+        step: Step,
+    ) -> Result<(GradientsParams, StepOutput, StepMetrics), TrainError> {
+        let number = step.number + 1;
+        loop {
+            let output = self.learner.train_step(step.clone());
+            let failure = match (output.item.failure(), output.item.read()) {
+                (Some(failure), _) => failure,
+                (None, Ok(metrics)) => return Ok((output.grads, output.item, metrics)),
+                (None, Err(error)) => {
+                    let message = error.to_string();
+                    if !memory::says_out_of_memory(&message) {
+                        return Err(TrainError::Device {
+                            step: number,
+                            message,
+                        });
+                    }
+                    StepFailure::OutOfMemory(OutOfMemory {
+                        needed: 0,
+                        obtainable: None,
+                    })
+                }
+            };
+            let lowered = self.learner.model().activations().lower(failure);
+            let lowered = lowered.map_err(|exhausted| TrainError::OutOfMemory {
+                step: number,
+                exhausted,
+            })?;
+            let report = ReplanReport {
+                step: number,
+                budget_before: lowered.from,
+                budget: lowered.to,
+            };
+            self.record(&report)?;
+            self.tell(|reporter| reporter.replanned(&report));
+        }
     }
 
     fn check_finite(

@@ -7,13 +7,16 @@ use backdraft_model::Llama;
 use burn::module::Module;
 use burn::optim::lr_scheduler::module_lr_scheduler::ModuleLearningRate;
 use burn::optim::{GradientsParams, ModuleOptimizer};
+use burn::tensor::Tensor;
 use burn::train::{InferenceStep, TrainOutput, TrainStep};
 
+use crate::activation::tensors::PassShape;
+use crate::activation::{Activations, StepFailure};
 use crate::loader::Step;
 use crate::metrics::{EvalOutput, StepOutput};
 use crate::optimizer::{AdamW, clip, global_norm};
 use crate::schedule::LrSchedule;
-use crate::step::{MicroBatch, forward_backward};
+use crate::step::{MicroBatch, guarded};
 
 /// A model with adapters, its optimiser and its schedule.
 ///
@@ -38,6 +41,8 @@ pub struct Settings {
     pub max_grad_norm: f64,
     /// Seed of the dropout masks; `None` where nothing is dropped.
     pub dropout_seed: Option<u64>,
+    /// What each pass keeps and recomputes.
+    pub activations: Activations,
 }
 
 #[derive(Clone, Debug)]
@@ -69,6 +74,37 @@ impl Trainee {
     }
 }
 
+impl Trainee {
+    /// What the run's passes keep and recompute.
+    pub fn activations(&self) -> &Activations {
+        &self.settings.activations
+    }
+
+    /// One micro-batch under its plan.
+    fn pass(
+        &self,
+        batch: &MicroBatch,
+        scale: f32,
+        seed: Option<u64>,
+        grads: &mut AdapterGrads,
+    ) -> Result<Tensor<1>, StepFailure> {
+        let activations = &self.settings.activations;
+        let planned = activations
+            .plan(PassShape::of_batch(batch))
+            .map_err(StepFailure::Shortage)?;
+        let guard = Some(activations.guard(&planned));
+        guarded(
+            &self.model,
+            batch,
+            scale,
+            seed,
+            (&planned.plan, guard),
+            grads,
+        )
+        .map_err(StepFailure::OutOfMemory)
+    }
+}
+
 impl TrainStep for Trainee {
     type Input = Step;
     type Output = StepOutput;
@@ -83,7 +119,15 @@ impl TrainStep for Trainee {
                 .settings
                 .dropout_seed
                 .map(|seed| mask_seed(seed, step.number, i));
-            let sum = forward_backward(&self.model, batch, scale, seed, &mut grads);
+            let sum = match self.pass(batch, scale, seed, &mut grads) {
+                Ok(sum) => sum,
+                Err(failure) => {
+                    return TrainOutput {
+                        grads: AdapterGrads::new().into_params(),
+                        item: StepOutput::failed(&step, failure, &self.model.device().inner()),
+                    };
+                }
+            };
             nll = Some(match nll {
                 Some(total) => total + sum,
                 None => sum,

@@ -133,6 +133,7 @@ fn help_of_the_program() {
 
     Commands:
       train       Train an adapter as a recipe says
+      plan        Show what a recipe needs in memory and what it recomputes, without reading the weights
       generate    Let a model, with or without an adapter, answer a prompt
       eval        Measure a model on a file, with and without an adapter
       score       Write the logits and the loss of every token for given token ids

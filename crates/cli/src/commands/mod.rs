@@ -5,6 +5,7 @@ pub(crate) mod generate;
 pub(crate) mod init;
 pub(crate) mod inspect;
 pub(crate) mod merge;
+pub(crate) mod plan;
 pub(crate) mod quantize;
 pub(crate) mod quickstart;
 pub(crate) mod score;
@@ -41,6 +42,7 @@ pub(crate) fn main() -> ExitCode {
 fn run(command: Command, context: Context) -> Result<(), CliError> {
     match command {
         Command::Train(args) => train::run(&args, context),
+        Command::Plan(args) => plan::run(&args, context),
         Command::Generate(args) => generate::run(&args, context),
         Command::Eval(args) => eval::run(&args, context),
         Command::Score(args) => score::run(&args, context),

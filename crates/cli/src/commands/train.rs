@@ -1,8 +1,10 @@
 //! `train`: adapt a model as a recipe says.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use backdraft_model::Llama;
+use backdraft_train::memory::SystemMemory;
 use backdraft_train::recipe::Recipe;
 use backdraft_train::report::RunSummary;
 use backdraft_train::run::{Watch, prepare};
@@ -110,6 +112,7 @@ pub(crate) fn train(
         },
         interrupter,
         force,
+        memory: Arc::new(SystemMemory),
     };
     let (summary, trained) = run.train(watch)?;
     output.record(&summary)?;

@@ -43,6 +43,31 @@ pub(super) fn fetch(
     }
 }
 
+/// A directory with the model's `config.json`, from the cache or the hub.
+pub(super) fn config(
+    name: &HubName,
+    options: &HubOptions,
+    progress: &mut dyn DownloadProgress,
+) -> Result<PathBuf, HubError> {
+    const CONFIG: &str = "config.json";
+    let noted = snapshot::noted(&options.cache, name);
+    if let Some(snapshot) = noted.filter(|snapshot| snapshot.join(CONFIG).is_file()) {
+        return Ok(snapshot);
+    }
+    if options.offline {
+        return Err(HubError::Offline {
+            name: name.to_string(),
+            cache: options.cache.clone(),
+        });
+    }
+    let hub = Hub::new(name, options)?;
+    let listing = hub.listing()?;
+    let commit = hub.api.repo(snapshot::repository(name, &listing.sha));
+    let path = snapshot::snapshot_path(&options.cache, name, &listing.sha);
+    hub.ensure(&commit, &path, CONFIG, progress)?;
+    Ok(path)
+}
+
 fn api(name: &HubName, options: &HubOptions) -> Result<Api, HubError> {
     ApiBuilder::from_cache(Cache::new(options.cache.clone()))
         .with_endpoint(options.endpoint.clone())

@@ -68,6 +68,22 @@ pub fn resolve_model(
     }
 }
 
+/// The directory that holds the `config.json` of a model, or its `.gguf` file: as [`resolve_model`], but of a model
+/// on the hub nothing else is fetched.
+///
+/// # Errors
+/// As [`resolve_model`].
+pub fn resolve_config(
+    name: &str,
+    options: &HubOptions,
+    progress: &mut dyn DownloadProgress,
+) -> Result<PathBuf, HubError> {
+    match HubName::parse(name) {
+        Some(hub_name) if !Path::new(name).exists() => fetch::config(&hub_name, options, progress),
+        _ => resolve_model(name, options, progress),
+    }
+}
+
 fn has_gguf_ending(path: &Path) -> bool {
     path.extension()
         .is_some_and(|ending| ending.eq_ignore_ascii_case("gguf"))

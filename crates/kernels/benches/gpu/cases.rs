@@ -269,7 +269,7 @@ fn gated(bench: &mut Bench, s: &Sizes) {
         distance(y, expected),
         |i| swiglu::forward(&gate[i], &up[i]),
     );
-    let (dgate, dup) = swiglu::backward(&dy[0], &gate[0], &up[0]);
+    let (dgate, dup) = swiglu::backward(&dy[0], gate[0].clone(), up[0].clone());
     let (expected_gate, expected_up) =
         swiglu::reference::backward(&f32(&dy[0]), &f32(&gate[0]), &f32(&up[0]));
     let error = distance(dgate, expected_gate).max(distance(dup, expected_up));
@@ -277,7 +277,7 @@ fn gated(bench: &mut Bench, s: &Sizes) {
         ("swiglu backward", format!("{shape:?}")),
         work(5.0),
         error,
-        |i| swiglu::backward(&dy[i], &gate[i], &up[i]),
+        |i| swiglu::backward(&dy[i], gate[i].clone(), up[i].clone()),
     );
 }
 

@@ -58,6 +58,14 @@ pub struct Factors {
 }
 
 impl Factors {
+    /// x·Aᵀ, under dropout where there is some: the adapter's half of the way, which the backward pass needs.
+    ///
+    /// # Shapes
+    /// `x` `[t, in]`, result `[t, r]`.
+    pub fn down(&self, x: &Tensor<2>) -> Tensor<2> {
+        gemm::nt(&self.input(x), &self.a)
+    }
+
     fn input(&self, x: &Tensor<2>) -> Tensor<2> {
         match self.dropout {
             Some(dropout) => dropout.apply(x.clone()),
@@ -91,7 +99,7 @@ pub fn forward(
     match factors {
         None => (y, None),
         Some(f) => {
-            let xa = gemm::nt(&f.input(x), &f.a);
+            let xa = f.down(x);
             let y = gemm((Op::N, &xa), (Op::T, &f.b), f.scaling, Some(y));
             (y, Some(xa))
         }

@@ -18,14 +18,18 @@ pub(super) fn forward(gate: &Tensor<2>, up: &Tensor<2>) -> Option<Tensor<2>> {
     Some(tensor(y, [rows, width]))
 }
 
+/// `Err` hands gate and up back when something is not f32 on the CPU.
 pub(super) fn backward(
     dy: &Tensor<2>,
-    gate: &Tensor<2>,
-    up: &Tensor<2>,
-) -> Option<(Tensor<2>, Tensor<2>)> {
+    gate: Tensor<2>,
+    up: Tensor<2>,
+) -> Result<(Tensor<2>, Tensor<2>), (Tensor<2>, Tensor<2>)> {
     let shape = gate.dims();
-    let (dy, _, _) = (f32s(dy)?, f32s(gate)?, f32s(up)?);
-    let (mut dgate, mut dup) = (into_vec(gate.clone()), into_vec(up.clone()));
+    let ours = f32s(&gate).is_some() && f32s(&up).is_some();
+    let Some(dy) = f32s(dy).filter(|_| ours) else {
+        return Err((gate, up));
+    };
+    let (mut dgate, mut dup) = (into_vec(gate), into_vec(up));
     let width = shape[1].max(1);
     (
         dgate.par_chunks_mut(width),
@@ -44,5 +48,5 @@ pub(super) fn backward(
                 }
             });
         });
-    Some((tensor(dgate, shape), tensor(dup, shape)))
+    Ok((tensor(dgate, shape), tensor(dup, shape)))
 }

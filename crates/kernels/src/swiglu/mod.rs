@@ -24,14 +24,16 @@ pub fn forward(gate: &Tensor<2>, up: &Tensor<2>) -> Tensor<2> {
         .unwrap_or_else(|| reference::forward(gate, up))
 }
 
-/// Gradients of gate and up: dgate = dy·up·σ(1 + g(1 − σ)), dup = dy·g·σ.
+/// Gradients of gate and up: dgate = dy·up·σ(1 + g(1 − σ)), dup = dy·g·σ. They take the place of gate and up
+/// where nobody else holds those and the kernel can.
 ///
 /// # Shapes
 /// All `[t, m]`.
-pub fn backward(dy: &Tensor<2>, gate: &Tensor<2>, up: &Tensor<2>) -> (Tensor<2>, Tensor<2>) {
-    cpu::backward(dy, gate, up)
-        .or_else(|| on_device!(cube::backward(dy, gate, up)))
-        .unwrap_or_else(|| reference::backward(dy, gate, up))
+pub fn backward(dy: &Tensor<2>, gate: Tensor<2>, up: Tensor<2>) -> (Tensor<2>, Tensor<2>) {
+    cpu::backward(dy, gate, up).unwrap_or_else(|(gate, up)| {
+        on_device!(cube::backward(dy, &gate, &up))
+            .unwrap_or_else(|| reference::backward(dy, &gate, &up))
+    })
 }
 
 /// The differentiable form of [`forward`].
@@ -49,7 +51,7 @@ struct SwiGlu {
 
 impl Vjp<2> for SwiGlu {
     fn vjp(self, dy: DispatchTensor, _: [bool; 2]) -> [Option<DispatchTensor>; 2] {
-        let (dgate, dup) = backward(&Tensor::from_dispatch(dy), &self.gate, &self.up);
+        let (dgate, dup) = backward(&Tensor::from_dispatch(dy), self.gate, self.up);
         [Some(dgate.into_dispatch()), Some(dup.into_dispatch())]
     }
 }

@@ -333,6 +333,12 @@ impl Llama {
         self.adapters().map(|(layer, _, _)| layer).min()
     }
 
+    /// Layers that the backward pass goes through: from the lowest one with an adapter to the last.
+    pub fn num_backward_layers(&self) -> usize {
+        self.first_adapted_layer()
+            .map_or(0, |first| self.layers.len() - first)
+    }
+
     /// The number of values that training changes.
     pub fn num_trained(&self) -> usize {
         self.adapters()

@@ -7,6 +7,7 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 
 use super::Context;
+use super::saved::Projected;
 use crate::cache::LayerCache;
 
 /// o(attention(rope(q(x)), rope(k(x)), v(x))).
@@ -22,20 +23,6 @@ pub struct Attention {
     pub o_proj: Projection,
     #[module(skip)]
     layout: HeadLayout,
-}
-
-/// What [`Attention::backward`] needs.
-#[derive(Clone, Debug)]
-pub struct AttentionSaved {
-    x: Tensor<2>,
-    /// After rotation.
-    qkv: Qkv,
-    out: Tensor<2>,
-    lse: Tensor<2>,
-    q_proj: ProjectionSaved,
-    k_proj: ProjectionSaved,
-    v_proj: ProjectionSaved,
-    o_proj: ProjectionSaved,
 }
 
 impl Attention {
@@ -78,75 +65,98 @@ impl Attention {
         self.o_proj.forward(out, seed(TargetModule::OProj))
     }
 
-    /// Without autodiff, with what the backward pass needs.
-    ///
-    /// # Shapes
-    /// As [`forward`](Self::forward).
-    pub fn forward_saving(
-        &self,
-        x: Tensor<2>,
-        context: &Context,
-        layer: usize,
-    ) -> (Tensor<2>, AttentionSaved) {
-        let seed = |target| context.seed(layer, target);
-        let (q, q_proj) = self.q_proj.forward_saving(&x, seed(TargetModule::QProj));
-        let (k, k_proj) = self.k_proj.forward_saving(&x, seed(TargetModule::KProj));
-        let (v, v_proj) = self.v_proj.forward_saving(&x, seed(TargetModule::VProj));
-        let q = rope::forward(q, &context.tables);
-        let k = rope::forward(k, &context.tables);
-        let qkv = Qkv { q, k, v };
-        let (out, lse) = attention::forward(&qkv, &context.segments, self.layout);
-        let (y, o_proj) = self.o_proj.forward_saving(&out, seed(TargetModule::OProj));
-        (
-            y,
-            AttentionSaved {
-                x,
-                qkv,
-                out,
-                lse,
-                q_proj,
-                k_proj,
-                v_proj,
-                o_proj,
-            },
-        )
+    /// Queries after rotation, without autodiff.
+    pub(super) fn query(&self, x: &Tensor<2>, context: &Context, layer: usize) -> Projected {
+        let (y, saved) = self
+            .q_proj
+            .forward_saving(x, context.seed(layer, TargetModule::QProj));
+        let y = rope::forward(y, &context.tables);
+        Projected { y, saved }
     }
 
-    /// The input's gradient, or only the adapters' where it is not `wanted`.
-    ///
-    /// # Shapes
-    /// `dy` and the result `[t, h]`.
-    pub fn backward(
+    /// Keys after rotation, without autodiff.
+    pub(super) fn key(&self, x: &Tensor<2>, context: &Context, layer: usize) -> Projected {
+        let (y, saved) = self
+            .k_proj
+            .forward_saving(x, context.seed(layer, TargetModule::KProj));
+        let y = rope::forward(y, &context.tables);
+        Projected { y, saved }
+    }
+
+    /// Values, without autodiff.
+    pub(super) fn value(&self, x: &Tensor<2>, context: &Context, layer: usize) -> Projected {
+        let (y, saved) = self
+            .v_proj
+            .forward_saving(x, context.seed(layer, TargetModule::VProj));
+        Projected { y, saved }
+    }
+
+    /// Output of the heads and log-sum-exp of the scores, without autodiff.
+    pub(super) fn attend(&self, qkv: &Qkv, context: &Context) -> (Tensor<2>, Tensor<2>) {
+        attention::forward(qkv, &context.segments, self.layout)
+    }
+
+    /// The residual stream behind attention, without autodiff.
+    pub(super) fn output(
         &self,
-        dy: &Tensor<2>,
-        saved: AttentionSaved,
+        h: Tensor<2>,
+        out: &Tensor<2>,
         context: &Context,
+        layer: usize,
+    ) -> Projected {
+        let (y, saved) = self
+            .o_proj
+            .forward_saving(out, context.seed(layer, TargetModule::OProj));
+        Projected { y: h + y, saved }
+    }
+
+    /// From the gradient of the heads' output to those of q, k and v before rotation.
+    pub(super) fn attend_backward(
+        &self,
+        d_out: &Tensor<2>,
+        qkv: &Qkv,
+        forward: (&Tensor<2>, &Tensor<2>),
+        context: &Context,
+    ) -> Qkv {
+        let d = attention::backward(d_out, qkv, forward, &context.segments, self.layout);
+        Qkv {
+            q: rope::backward(d.q, &context.tables),
+            k: rope::backward(d.k, &context.tables),
+            v: d.v,
+        }
+    }
+
+    /// The input's gradient, or only the adapters' where it is not `wanted`; `x` is there where q, k or v has an
+    /// adapter.
+    pub(super) fn project_backward(
+        &self,
+        d: Qkv,
+        x: Option<Tensor<2>>,
+        saved: [&ProjectionSaved; 3],
         grads: &mut AdapterGrads,
         wanted: bool,
     ) -> Option<Tensor<2>> {
-        let Some(d_out) = self
-            .o_proj
-            .backward(dy, &saved.out, &saved.o_proj, grads, true)
-        else {
-            unreachable!("the input's gradient was asked for");
-        };
-        let forward = (&saved.out, &saved.lse);
-        let d = attention::backward(&d_out, &saved.qkv, forward, &context.segments, self.layout);
-        let dq = rope::backward(d.q, &context.tables);
-        let dk = rope::backward(d.k, &context.tables);
+        let [q, k, v] = saved;
         let parts = [
-            (&self.q_proj, dq, &saved.q_proj),
-            (&self.k_proj, dk, &saved.k_proj),
-            (&self.v_proj, d.v, &saved.v_proj),
+            (&self.q_proj, d.q, q),
+            (&self.k_proj, d.k, k),
+            (&self.v_proj, d.v, v),
         ];
         let mut dx: Option<Tensor<2>> = None;
-        for (projection, dy, projection_saved) in parts {
-            let part = projection.backward(&dy, &saved.x, projection_saved, grads, wanted);
+        for (projection, dy, saved) in parts {
+            let part = projection.backward(&dy, x.as_ref(), saved, grads, wanted);
             dx = match (dx, part) {
                 (Some(sum), Some(part)) => Some(sum + part),
                 (sum, part) => sum.or(part),
             };
         }
         dx
+    }
+
+    /// Whether q, k or v has an adapter, whose gradient needs the input.
+    pub(super) fn adapts_input(&self) -> bool {
+        [&self.q_proj, &self.k_proj, &self.v_proj]
+            .iter()
+            .any(|projection| projection.adapter().is_some())
     }
 }

@@ -6,6 +6,7 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 
 use super::Context;
+use super::saved::Projected;
 
 /// down(silu(gate(x))·up(x)).
 #[derive(Module, Debug)]
@@ -16,18 +17,6 @@ pub struct Mlp {
     pub up_proj: Projection,
     /// intermediate → hidden.
     pub down_proj: Projection,
-}
-
-/// What [`Mlp::backward`] needs.
-#[derive(Clone, Debug)]
-pub struct MlpSaved {
-    x: Tensor<2>,
-    gate: Tensor<2>,
-    up: Tensor<2>,
-    product: Tensor<2>,
-    gate_proj: ProjectionSaved,
-    up_proj: ProjectionSaved,
-    down_proj: ProjectionSaved,
 }
 
 impl Mlp {
@@ -43,54 +32,71 @@ impl Mlp {
             .forward(swiglu::swiglu(gate, up), seed(TargetModule::DownProj))
     }
 
-    /// Without autodiff, with what the backward pass needs.
-    ///
-    /// # Shapes
-    /// As [`forward`](Self::forward).
-    pub fn forward_saving(
-        &self,
-        x: Tensor<2>,
-        context: &Context,
-        layer: usize,
-    ) -> (Tensor<2>, MlpSaved) {
-        let seed = |target| context.seed(layer, target);
-        let (gate, gate_proj) = self
+    /// The gate, without autodiff.
+    pub(super) fn gate(&self, x: &Tensor<2>, context: &Context, layer: usize) -> Projected {
+        let (y, saved) = self
             .gate_proj
-            .forward_saving(&x, seed(TargetModule::GateProj));
-        let (up, up_proj) = self.up_proj.forward_saving(&x, seed(TargetModule::UpProj));
-        let product = swiglu::forward(&gate, &up);
-        let (y, down_proj) = self
-            .down_proj
-            .forward_saving(&product, seed(TargetModule::DownProj));
-        (
-            y,
-            MlpSaved {
-                x,
-                gate,
-                up,
-                product,
-                gate_proj,
-                up_proj,
-                down_proj,
-            },
-        )
+            .forward_saving(x, context.seed(layer, TargetModule::GateProj));
+        Projected { y, saved }
     }
 
-    /// Adds the adapters' gradients to `grads` and returns the input's.
-    ///
-    /// # Shapes
-    /// `dy` and the result `[t, h]`.
-    pub fn backward(&self, dy: &Tensor<2>, saved: MlpSaved, grads: &mut AdapterGrads) -> Tensor<2> {
-        let mut through =
-            |projection: &Projection, dy: &Tensor<2>, x: &Tensor<2>, saved| match projection
-                .backward(dy, x, saved, grads, true)
-            {
-                Some(dx) => dx,
-                None => unreachable!("the input's gradient was asked for"),
-            };
-        let d_product = through(&self.down_proj, dy, &saved.product, &saved.down_proj);
-        let (d_gate, d_up) = swiglu::backward(&d_product, &saved.gate, &saved.up);
-        through(&self.gate_proj, &d_gate, &saved.x, &saved.gate_proj)
-            + through(&self.up_proj, &d_up, &saved.x, &saved.up_proj)
+    /// The other factor, without autodiff.
+    pub(super) fn up(&self, x: &Tensor<2>, context: &Context, layer: usize) -> Projected {
+        let (y, saved) = self
+            .up_proj
+            .forward_saving(x, context.seed(layer, TargetModule::UpProj));
+        Projected { y, saved }
+    }
+
+    /// The result, and what `down_proj` needs for its backward pass, without autodiff.
+    pub(super) fn down(
+        &self,
+        product: &Tensor<2>,
+        context: &Context,
+        layer: usize,
+    ) -> (Tensor<2>, ProjectionSaved) {
+        self.down_proj
+            .forward_saving(product, context.seed(layer, TargetModule::DownProj))
+    }
+
+    /// The product once more, with what `down_proj` needs.
+    pub(super) fn product(
+        &self,
+        gate: &Tensor<2>,
+        up: &Tensor<2>,
+        context: &Context,
+        layer: usize,
+    ) -> Projected {
+        let y = swiglu::forward(gate, up);
+        let saved = self
+            .down_proj
+            .saving(&y, context.seed(layer, TargetModule::DownProj));
+        Projected { y, saved }
+    }
+
+    /// From the gradients of gate and up to the input's; `x` is there where either has an adapter.
+    pub(super) fn project_backward(
+        &self,
+        (d_gate, d_up): (Tensor<2>, Tensor<2>),
+        x: Option<&Tensor<2>>,
+        (gate, up): (&ProjectionSaved, &ProjectionSaved),
+        grads: &mut AdapterGrads,
+    ) -> Tensor<2> {
+        let from_gate = wanted(self.gate_proj.backward(&d_gate, x, gate, grads, true));
+        drop(d_gate);
+        from_gate + wanted(self.up_proj.backward(&d_up, x, up, grads, true))
+    }
+
+    /// Whether gate or up has an adapter, whose gradient needs the input.
+    pub(super) fn adapts_input(&self) -> bool {
+        self.gate_proj.adapter().is_some() || self.up_proj.adapter().is_some()
+    }
+}
+
+/// A gradient that was asked for.
+pub(super) fn wanted(gradient: Option<Tensor<2>>) -> Tensor<2> {
+    match gradient {
+        Some(gradient) => gradient,
+        None => unreachable!("the input's gradient was asked for"),
     }
 }

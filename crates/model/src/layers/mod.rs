@@ -1,21 +1,23 @@
 //! The parts of a decoder.
 //!
-//! Each has a differentiable `forward` for programs that use Burn's autodiff and for inference, and a
-//! `forward_saving`/`backward` pair that records no tape: the saved values are a plain struct, so
-//! that a training step can decide what to keep.
+//! Each has a differentiable `forward` for programs that use Burn's autodiff and for inference. The decoder
+//! layer has a `forward_saving`/`backward` pair beside it that records no tape: a [`KeepSet`] says which
+//! tensors stay, the backward pass rebuilds the others from the layer's input with the same ops.
 
 mod attention;
 mod decoder;
 mod mlp;
 mod norm;
+mod saved;
 
 use backdraft_kernels::Segments;
 use backdraft_kernels::rope::RotaryTables;
 
-pub use attention::{Attention, AttentionSaved};
-pub use decoder::{DecoderLayer, LayerSaved};
-pub use mlp::{Mlp, MlpSaved};
-pub use norm::{NormSaved, RmsNorm};
+pub use attention::Attention;
+pub use decoder::DecoderLayer;
+pub use mlp::Mlp;
+pub use norm::RmsNorm;
+pub use saved::{KeepSet, LayerSaved, SavedTensor};
 
 /// What every layer needs to know of the batch.
 #[derive(Clone, Debug)]

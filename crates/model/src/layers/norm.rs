@@ -13,13 +13,6 @@ pub struct RmsNorm {
     eps: f64,
 }
 
-/// What [`RmsNorm::backward`] needs.
-#[derive(Clone, Debug)]
-pub struct NormSaved {
-    x: Tensor<2>,
-    rstd: Tensor<1>,
-}
-
 impl RmsNorm {
     /// # Shapes
     /// `weight` `[h]`.
@@ -43,18 +36,17 @@ impl RmsNorm {
         rms_norm::rms_norm(x, self.weight.clone(), self.eps)
     }
 
-    /// Without autodiff, with what the backward pass needs.
+    /// Without autodiff, with the statistic of each row for the backward pass.
     ///
     /// # Shapes
-    /// As [`forward`](Self::forward).
-    pub fn forward_saving(&self, x: Tensor<2>) -> (Tensor<2>, NormSaved) {
-        let (y, rstd) = rms_norm::forward(&x, &self.weight, self.eps);
-        (y, NormSaved { x, rstd })
+    /// `x` and the result `[t, h]`, the statistic `[t]`.
+    pub fn forward_saving(&self, x: &Tensor<2>) -> (Tensor<2>, Tensor<1>) {
+        rms_norm::forward(x, &self.weight, self.eps)
     }
 
     /// # Shapes
-    /// `dy` and the result `[t, h]`.
-    pub fn backward(&self, dy: &Tensor<2>, saved: &NormSaved) -> Tensor<2> {
-        rms_norm::backward(dy, &saved.x, &self.weight, &saved.rstd)
+    /// `dy`, `x` and the result `[t, h]`, `rstd` `[t]`.
+    pub fn backward(&self, dy: &Tensor<2>, x: &Tensor<2>, rstd: &Tensor<1>) -> Tensor<2> {
+        rms_norm::backward(dy, x, &self.weight, rstd)
     }
 }

@@ -121,8 +121,13 @@ pub const KEYS: &[Key] = &[
     ),
     key(
         "activation_policy",
-        r#""keep-all""#,
-        "What the forward pass keeps for the backward pass. This version keeps all: nothing is recomputed.",
+        r#""smart""#,
+        "What the forward pass keeps for the backward pass: smart recomputes as little as the memory allows, tensor by tensor; keep-all nothing; recompute-all every layer; sqrt keeps every √n-th layer's input. The gradients are the same. `backdraft plan` shows what each costs.",
+    ),
+    optional(
+        "memory_budget",
+        r#""12GiB""#,
+        "Memory that a step may use under smart, base included. Left out: what is free, less a margin.",
     ),
     key("device", r#""auto""#, "Where to compute: auto or cpu."),
     key(

@@ -10,6 +10,7 @@ mod raw;
 mod reader;
 mod resolve;
 mod scheduler;
+mod size;
 mod support;
 mod template;
 
@@ -22,6 +23,7 @@ pub use names::{
     ActivationPolicy, Bias, DType, DataFormat, Device, Optimizer, QuantType, TargetModule, TrainOn,
 };
 pub use problem::{Place, Problem, ProblemKind, RecipeError};
+pub use size::{ByteSize, ByteSizeError};
 pub use template::Choices;
 
 use crate::schedule::{LrSchedule, ScheduleKind, warmup_steps_from_ratio};
@@ -46,6 +48,9 @@ pub struct Recipe {
     pub max_seq_length: usize,
     /// What the forward pass keeps for the backward pass.
     pub activation_policy: ActivationPolicy,
+    /// Memory that a step may use under `smart`, base included; `None` is what is free.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_budget: Option<ByteSize>,
     /// Where to compute.
     pub device: Device,
     /// `[quantization]`

@@ -54,9 +54,15 @@ named! {
 named! {
     /// What the forward pass keeps for the backward pass.
     ActivationPolicy {
-        /// Everything: nothing is recomputed.
+        /// The least recomputation that fits the memory.
         #[default]
+        Smart = "smart",
+        /// Everything: nothing is recomputed.
         KeepAll = "keep-all",
+        /// The input of each layer: each layer runs again.
+        RecomputeAll = "recompute-all",
+        /// The input of every √n-th layer.
+        Sqrt = "sqrt",
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use super::names::{DataFormat, TrainOn};
+use super::names::{ActivationPolicy, DataFormat, TrainOn};
 use super::problem::{Place, Problem};
 use super::raw::RawRecipe;
 use super::reader::Reader;
@@ -56,6 +56,15 @@ fn top(reader: &mut Reader<'_>, bases: &Bases<'_>) -> Recipe {
             "keep the one you mean",
         );
     }
+    let activation_policy: ActivationPolicy = reader.value("activation_policy");
+    let memory_budget = reader.optional("memory_budget");
+    if memory_budget.is_some() && activation_policy != ActivationPolicy::Smart {
+        reader.conflict(
+            "memory_budget",
+            format!("activation_policy = \"{activation_policy}\""),
+            "only \"smart\" goes by a budget; take one of the two out",
+        );
+    }
     let seed = |seed: &u64| i64::try_from(*seed).is_ok();
     Recipe {
         model: model(reader, bases),
@@ -69,7 +78,8 @@ fn top(reader: &mut Reader<'_>, bases: &Bases<'_>) -> Recipe {
             "a whole number, 2 or more",
             |length: &usize| *length >= 2,
         ),
-        activation_policy: reader.value("activation_policy"),
+        activation_policy,
+        memory_budget,
         device: reader.value("device"),
         quantization: quantization(reader, load_in_8bit),
         lora: lora(reader),

@@ -5,7 +5,8 @@ use toml::de::DeValue;
 
 const HALF: &str = r#"this version computes in f32; write dtype = "auto""#;
 const PAGED: &str = r#"this version does not page the optimiser's state; write optimizer = "adamw_8bit" or "adamw""#;
-const KEEP_ALL: &str = r#"this version keeps every activation and recomputes none; write activation_policy = "keep-all""#;
+const NO_OFFLOAD: &str =
+    r#"this version does not move activations to host memory; write activation_policy = "smart""#;
 const BIAS: &str = r#"adapters of this version train no biases; write bias = "none""#;
 const PROJECTIONS: &str =
     "adapters go on the seven projections of a layer; take it out of the list";
@@ -20,9 +21,7 @@ const REFUSED: &[(&str, &str, &str)] = &[
     ("dtype", "bfloat16", HALF),
     ("dtype", "float16", HALF),
     ("dtype", "float32", r#"write dtype = "f32""#),
-    ("activation_policy", "smart", KEEP_ALL),
-    ("activation_policy", "recompute-all", KEEP_ALL),
-    ("activation_policy", "offload", KEEP_ALL),
+    ("activation_policy", "offload", NO_OFFLOAD),
     ("device", "cuda", CPU),
     ("device", "gpu", CPU),
     ("device", "wgpu", CPU),

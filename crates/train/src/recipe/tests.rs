@@ -54,7 +54,7 @@ fn defaults_are_the_starting_points() {
     load_in_4bit = false
     load_in_8bit = false
     max_seq_length = 2048
-    activation_policy = "keep-all"
+    activation_policy = "smart"
     device = "auto"
 
     [quantization]
@@ -387,9 +387,13 @@ fn values_of_other_programs_and_later_versions_are_refused_by_name() {
     one problem in the recipe recipe.toml:
       --set dtype=float32: `dtype = "float32"` is not supported: write dtype = "f32"
     "#);
-    assert_snapshot!(refused("activation_policy=smart"), @r#"
+    assert_snapshot!(refused("activation_policy=offload"), @r#"
     one problem in the recipe recipe.toml:
-      --set activation_policy=smart: `activation_policy = "smart"` is not supported: this version keeps every activation and recomputes none; write activation_policy = "keep-all"
+      --set activation_policy=offload: `activation_policy = "offload"` is not supported: this version does not move activations to host memory; write activation_policy = "smart"
+    "#);
+    assert_snapshot!(refused("memory_budget=12"), @r#"
+    one problem in the recipe recipe.toml:
+      --set memory_budget=12: `memory_budget` takes a size such as "12GiB", not 12
     "#);
     assert_snapshot!(refused("device=cuda"), @r#"
     one problem in the recipe recipe.toml:
@@ -561,8 +565,13 @@ fn the_template_as_a_whole() {
     # Change: out of memory: lower.
     max_seq_length = 2048
 
-    # What the forward pass keeps for the backward pass. This version keeps all: nothing is recomputed.
-    activation_policy = "keep-all"
+    # What the forward pass keeps for the backward pass: smart recomputes as little as the memory
+    # allows, tensor by tensor; keep-all nothing; recompute-all every layer; sqrt keeps every √n-th
+    # layer's input. The gradients are the same. `backdraft plan` shows what each costs.
+    activation_policy = "smart"
+
+    # Memory that a step may use under smart, base included. Left out: what is free, less a margin.
+    # memory_budget = "12GiB"
 
     # Where to compute: auto or cpu.
     device = "auto"

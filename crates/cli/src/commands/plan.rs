@@ -1,0 +1,555 @@
+//! `plan`: what a recipe needs in memory, and what it recomputes, before anything is loaded.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use backdraft_formats::hub::{HubOptions, resolve_config};
+use backdraft_formats::{FormatError, ModelSource};
+use backdraft_model::LlamaConfig;
+use backdraft_model::layers::SavedTensor;
+use backdraft_train::activation::cost::{CostModel, Roofline};
+use backdraft_train::activation::tensors::{MemoryModel, PassShape};
+use backdraft_train::activation::{ActivationPlan, Peak, Prediction, Setup, Shortage, StepShape};
+use backdraft_train::recipe::{ActivationPolicy, ByteSize, DType, Recipe};
+use clap::{Args, ValueEnum};
+use serde_json::{Value, json};
+
+use crate::commands::Context;
+use crate::error::CliError;
+
+/// Show what a recipe needs in memory and what it recomputes, without reading the weights
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  backdraft plan recipe.toml
+  backdraft plan recipe.toml --device-memory 24GiB --sweep
+  backdraft plan recipe.toml --set lora.rank=64 --json")]
+pub(crate) struct PlanArgs {
+    /// The recipe; `backdraft init` writes one
+    #[arg(value_name = "RECIPE")]
+    pub(crate) recipe: PathBuf,
+
+    /// Change a value of the recipe for this plan; may be given again
+    #[arg(long, value_name = "SECTION.KEY=VALUE")]
+    pub(crate) set: Vec<String>,
+
+    /// Plan for a GPU with so much memory, which need not be there
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) device_memory: Option<ByteSize>,
+
+    /// Number format of the activations [default: bf16 with --device-memory, else f32]
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub(crate) dtype: Option<PlanDtype>,
+
+    /// Also show plans at eight budgets, from the least that fits to what keeping everything takes
+    #[arg(long)]
+    pub(crate) sweep: bool,
+}
+
+/// Number format of the activations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PlanDtype {
+    /// Single precision
+    F32,
+    /// bfloat16
+    Bf16,
+}
+
+/// Sizes of memory that people have.
+const CARDS: [u64; 6] = [8, 12, 16, 24, 48, 80];
+/// Budgets of a sweep.
+const SWEEP: u64 = 8;
+
+pub(crate) fn run(args: &PlanArgs, context: Context) -> Result<(), CliError> {
+    let recipe = Recipe::load(&args.recipe, &args.set)?;
+    let config = config(&recipe.model, context)?;
+    recipe_fits(&recipe, &config)?;
+    let on_gpu = args.device_memory.is_some() || args.dtype == Some(PlanDtype::Bf16);
+    let dtype = args.dtype.unwrap_or(match recipe.dtype {
+        DType::Auto if on_gpu => PlanDtype::Bf16,
+        _ => PlanDtype::F32,
+    });
+    let element = match dtype {
+        PlanDtype::F32 => 4,
+        PlanDtype::Bf16 => 2,
+    };
+    let setup = Setup {
+        config,
+        lora: (&recipe.lora).into(),
+        quantization: recipe.quantization_plan(),
+        base: None,
+        dense_element: element,
+        memory: if on_gpu {
+            MemoryModel::cube(element)
+        } else {
+            MemoryModel::cpu()
+        },
+        optimizer: recipe.state_precision(),
+        micro_batch_size: recipe.train.micro_batch_size,
+        max_seq_length: recipe.max_seq_length,
+        grad_accumulation_steps: recipe.train.grad_accumulation_steps,
+    };
+    let plans = Plans::new(args, &recipe, setup, on_gpu);
+    let found = plans.to_json();
+    context.output.record(&found)?;
+    context.output.line(plans.to_text(dtype))?;
+    Ok(())
+}
+
+/// A model's shape from `config.json` or the header of a `.gguf` file.
+fn config(model: &str, context: Context) -> Result<LlamaConfig, CliError> {
+    let mut progress = crate::session::downloads(context.output);
+    let path = resolve_config(model, &HubOptions::from_env(), &mut progress)?;
+    if path.is_file() {
+        return Ok(LlamaConfig::from_source(&ModelSource::open(path)?)?);
+    }
+    let path = path.join("config.json");
+    let text = fs::read(&path).map_err(|source| FormatError::io(&path, "read")(source))?;
+    let value: Value = serde_json::from_slice(&text).map_err(|error| unreadable(&path, error))?;
+    LlamaConfig::from_hf(&value).map_err(|error| unreadable(&path, error))
+}
+
+fn unreadable(path: &Path, error: impl std::error::Error + Send + Sync + 'static) -> CliError {
+    CliError::user(format!("{} does not describe a model", path.display())).because(error)
+}
+
+fn recipe_fits(recipe: &Recipe, config: &LlamaConfig) -> Result<(), CliError> {
+    let lora: backdraft_lora::LoraConfig = (&recipe.lora).into();
+    lora.validate(config.num_hidden_layers)
+        .map_err(CliError::library)
+}
+
+/// Everything that the command shows.
+struct Plans {
+    setup: Setup,
+    step: StepShape,
+    pass: PassShape,
+    cost: CostModel,
+    policy: ActivationPolicy,
+    /// What a step may use; `None` where nobody said.
+    budget: Option<u64>,
+    sweep: bool,
+    accumulation: usize,
+    /// For each size of memory the largest micro-batch and the longest sequence.
+    cards: Vec<(u64, Option<usize>, Option<usize>)>,
+}
+
+impl Plans {
+    fn new(args: &PlanArgs, recipe: &Recipe, setup: Setup, on_gpu: bool) -> Self {
+        let line = if on_gpu { Roofline::GPU } else { Roofline::CPU };
+        let given = recipe.memory_budget.map(|ByteSize(bytes)| bytes);
+        let device = args.device_memory.map(|ByteSize(bytes)| usable(bytes));
+        let budget = match (given, device) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        };
+        Self {
+            step: setup.step(),
+            pass: setup.pass(),
+            cost: CostModel::Roofline(line),
+            policy: recipe.activation_policy,
+            budget,
+            sweep: args.sweep,
+            accumulation: recipe.train.grad_accumulation_steps,
+            cards: cards(&setup),
+            setup,
+        }
+    }
+
+    fn predict(&self, plan: &ActivationPlan) -> Prediction {
+        self.step.predict(plan, self.pass, &self.cost)
+    }
+
+    fn smart(&self, budget: u64) -> Result<(ActivationPlan, Prediction), Shortage> {
+        let plan = self.step.solve(budget, self.pass, &self.cost)?;
+        let prediction = self.predict(&plan);
+        Ok((plan, prediction))
+    }
+
+    /// The plan of the recipe.
+    fn chosen(&self) -> Result<(ActivationPlan, Prediction), Shortage> {
+        match self.policy.fixed(self.step.layers.len()) {
+            Some(plan) => {
+                let prediction = self.predict(&plan);
+                Ok((plan, prediction))
+            }
+            None => self.smart(self.budget.unwrap_or(u64::MAX >> 1)),
+        }
+    }
+
+    /// Each policy with its prediction; `smart` within the budget and where `recompute-all` has its peak.
+    fn policies(&self) -> Vec<(String, Option<Prediction>)> {
+        let layers = self.step.layers.len();
+        let mut rows = Vec::new();
+        for policy in ActivationPolicy::ALL {
+            match policy.fixed(layers) {
+                Some(plan) => rows.push((policy.to_string(), Some(self.predict(&plan)))),
+                None => {
+                    if let Some(budget) = self.budget {
+                        let smart = self.smart(budget).ok().map(|(_, prediction)| prediction);
+                        rows.push((format!("smart in {}", gib(budget)), smart));
+                    }
+                }
+            }
+        }
+        let all = self.predict(&ActivationPlan::recompute_all(layers));
+        let same = self.smart(all.peak.total()).ok();
+        let same = same.map(|(_, prediction)| prediction);
+        rows.push(("smart at recompute-all's peak".to_owned(), same));
+        rows
+    }
+
+    fn sweep(&self) -> Vec<(u64, Prediction)> {
+        let most = self
+            .predict(&ActivationPlan::keep_all(self.step.layers.len()))
+            .peak
+            .total();
+        let least = self.step.least_peak(self.pass);
+        let budgets = (0..SWEEP).map(|i| least + (most - least) / (SWEEP - 1) * i);
+        budgets
+            .chain([most])
+            .filter_map(|budget| Some((budget, self.smart(budget).ok()?.1)))
+            .take(SWEEP as usize)
+            .collect()
+    }
+
+    fn to_json(&self) -> Value {
+        let layers = self.step.layers.len();
+        let (chosen, problem) = match self.chosen() {
+            Ok((plan, prediction)) => (Some((plan, prediction)), None),
+            Err(shortage) => (None, Some(shortage)),
+        };
+        let advice = problem.map(|shortage| self.setup.advice(shortage));
+        let policies: Vec<Value> = self
+            .policies()
+            .into_iter()
+            .map(|(name, prediction)| json!({ "policy": name, "prediction": prediction }))
+            .collect();
+        let cards: Vec<Value> = self
+            .cards
+            .iter()
+            .map(|(card, rows, tokens)| {
+                json!({ "gib": card, "largest_micro_batch": rows, "longest_sequence": tokens })
+            })
+            .collect();
+        let sweep = self.sweep.then(|| {
+            let row = |(budget, prediction): (u64, Prediction)| json!({ "budget": budget, "prediction": prediction });
+            self.sweep().into_iter().map(row).collect::<Vec<_>>()
+        });
+        json!({
+            "policy": self.policy.name(),
+            "budget": self.budget,
+            "needed_at_least": problem.map(|shortage| shortage.needed),
+            "advice": advice,
+            "layers": layers,
+            "plan": chosen.as_ref().map(|(plan, _)| plan),
+            "prediction": chosen.as_ref().map(|(_, prediction)| prediction),
+            "policies": policies,
+            "sweep": sweep,
+            "fits": cards,
+        })
+    }
+
+    fn to_text(&self, dtype: PlanDtype) -> String {
+        let setup = &self.setup;
+        let mut text = format!(
+            "step      {} x {} tokens, {}; {}, base {}\n",
+            setup.micro_batch_size,
+            setup.max_seq_length,
+            match self.accumulation {
+                1 => "1 pass".to_owned(),
+                passes => format!("{passes} passes"),
+            },
+            match dtype {
+                PlanDtype::F32 => "f32",
+                PlanDtype::Bf16 => "bf16",
+            },
+            match &setup.quantization {
+                Some(plan) => plan.scheme.to_string(),
+                None => "not quantised".to_owned(),
+            }
+        );
+        match self.budget {
+            Some(budget) => text += &format!("budget    {}\n", gib(budget)),
+            None => text += "budget    none given; smart is shown without a limit\n",
+        }
+        match self.chosen() {
+            Ok((plan, prediction)) => {
+                text += &peak_lines(&prediction.peak);
+                text += &format!(
+                    "recompute {} of {} a pass, {:.1} % of its time\n\n",
+                    flops(prediction.recompute_flops),
+                    flops(prediction.flops + prediction.recompute_flops),
+                    100.0 * prediction.recompute_share()
+                );
+                text += &format!(
+                    "{} (█ kept, · recomputed), layers {} to {}:\n",
+                    self.policy,
+                    setup.config.num_hidden_layers - self.step.layers.len(),
+                    setup.config.num_hidden_layers - 1
+                );
+                text += &chart(&plan, &self.step);
+            }
+            Err(shortage) => {
+                text += &format!(
+                    "nothing fits: at least {} are needed\n",
+                    gib(shortage.needed)
+                );
+                for advice in setup.advice(shortage) {
+                    text += &format!("  would help: {advice}\n");
+                }
+            }
+        }
+        text += &self.policy_table();
+        if self.sweep {
+            text += &self.sweep_table();
+        }
+        text += &self.card_table();
+        text.trim_end().to_owned()
+    }
+
+    fn policy_table(&self) -> String {
+        let mut text = format!(
+            "\n{:<30} {:>10} {:>14} {:>10}\n",
+            "policy", "peak", "recompute", "of time"
+        );
+        for (name, prediction) in self.policies() {
+            text += &match prediction {
+                Some(prediction) => format!(
+                    "{name:<30} {:>10} {:>14} {:>8.1} %\n",
+                    gib(prediction.peak.total()),
+                    flops(prediction.recompute_flops),
+                    100.0 * prediction.recompute_share()
+                ),
+                None => format!("{name:<30} does not fit\n"),
+            };
+        }
+        text
+    }
+
+    fn sweep_table(&self) -> String {
+        let mut text = format!(
+            "\n{:<10} {:>10} {:>14} {:>10} {:>14}\n",
+            "budget", "peak", "recompute", "of time", "time of a pass"
+        );
+        for (budget, prediction) in self.sweep() {
+            text += &format!(
+                "{:<10} {:>10} {:>14} {:>8.1} % {:>11.1} ms\n",
+                gib(budget),
+                gib(prediction.peak.total()),
+                flops(prediction.recompute_flops),
+                100.0 * prediction.recompute_share(),
+                1e3 * prediction.seconds
+            );
+        }
+        text
+    }
+
+    fn card_table(&self) -> String {
+        let setup = &self.setup;
+        let mut text = format!(
+            "\n{:<10} {:>30} {:>30}\n",
+            "memory",
+            format!("micro-batch at {} tokens", setup.max_seq_length),
+            format!("tokens at micro-batch {}", setup.micro_batch_size)
+        );
+        let or_none = |number: Option<usize>| number.map_or("none".to_owned(), |n| n.to_string());
+        for &(card, rows, tokens) in &self.cards {
+            text += &format!(
+                "{:<10} {:>30} {:>30}\n",
+                format!("{card} GiB"),
+                or_none(rows),
+                or_none(tokens)
+            );
+        }
+        text
+    }
+}
+
+fn cards(setup: &Setup) -> Vec<(u64, Option<usize>, Option<usize>)> {
+    let fits = |&card: &u64| {
+        let budget = usable(card << 30);
+        let rows = setup.largest_micro_batch(budget);
+        (card, rows, setup.longest_sequence(budget))
+    };
+    CARDS.iter().map(fits).collect()
+}
+
+/// What a step may use of a device's memory: a sixteenth, and half a GiB at least, stays for its driver, other
+/// programs and what the allocator cannot fill.
+fn usable(bytes: u64) -> u64 {
+    bytes.saturating_sub((bytes / 16).max(1 << 29))
+}
+
+fn peak_lines(peak: &Peak) -> String {
+    let mut text = format!("peak      {} in {}\n", gib(peak.total()), peak.moment);
+    for (name, bytes) in [
+        ("base", peak.base),
+        ("adapters", peak.adapters),
+        ("gradients", peak.gradients),
+        ("optimizer", peak.optimizer),
+        ("kept", peak.kept),
+        ("working", peak.working),
+        ("workspace", peak.workspace),
+    ] {
+        text += &format!("  {name:<10} {:>10}\n", gib(bytes));
+    }
+    text
+}
+
+/// A strip for each tensor, a column for each layer.
+fn chart(plan: &ActivationPlan, step: &StepShape) -> String {
+    let uses: Vec<_> = step.layers.iter().map(|layer| layer.uses()).collect();
+    let mut text = String::new();
+    let inputs: String = plan
+        .kept()
+        .map(|kept| if kept.is_some() { '█' } else { '·' })
+        .collect();
+    text += &format!("  {:<13} {inputs}\n", "input");
+    for tensor in SavedTensor::ALL {
+        let strip: String = plan
+            .fates(tensor, &uses)
+            .into_iter()
+            .map(backdraft_train::activation::plan::Fate::letter)
+            .collect();
+        text += &format!("  {:<13} {strip}\n", tensor.name());
+    }
+    text
+}
+
+fn gib(bytes: u64) -> String {
+    let gib = bytes as f64 / f64::from(1u32 << 30);
+    if gib < 0.1 {
+        format!("{:.1} MiB", gib * 1024.0)
+    } else {
+        format!("{gib:.2} GiB")
+    }
+}
+
+fn flops(count: u64) -> String {
+    let count = count as f64;
+    if count >= 1e12 {
+        format!("{:.2} TFLOP", count / 1e12)
+    } else {
+        format!("{:.2} GFLOP", count / 1e9)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use insta::assert_snapshot;
+
+    use super::*;
+
+    const RECIPE: &str = "model = \"MODEL\"\nload_in_4bit = true\nmax_seq_length = 2048\n[data]\n\
+        train = \"rows.jsonl\"\n[train]\nmicro_batch_size = 2\ngrad_accumulation_steps = 1\noptimizer = \"adamw_8bit\"\n";
+
+    /// Llama-3.1-8B's shape.
+    const CONFIG: &str = r#"{
+        "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 128256,
+        "max_position_embeddings": 131072, "rms_norm_eps": 1e-5, "rope_theta": 500000.0,
+        "tie_word_embeddings": false
+    }"#;
+
+    fn plans(device_memory: Option<&str>, dtype: Option<PlanDtype>) -> String {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("config.json"), CONFIG).unwrap();
+        let text = RECIPE.replace("MODEL", dir.path().to_str().unwrap());
+        let recipe_path = dir.path().join("recipe.toml");
+        fs::write(&recipe_path, text).unwrap();
+        let args = PlanArgs {
+            recipe: recipe_path,
+            set: Vec::new(),
+            device_memory: device_memory.map(|size| size.parse().unwrap()),
+            dtype,
+            sweep: true,
+        };
+        let recipe = Recipe::load(&args.recipe, &[]).unwrap();
+        let value: Value = serde_json::from_str(CONFIG).unwrap();
+        let setup = Setup {
+            config: LlamaConfig::from_hf(&value).unwrap(),
+            lora: (&recipe.lora).into(),
+            quantization: recipe.quantization_plan(),
+            base: None,
+            dense_element: 2,
+            memory: MemoryModel::cube(2),
+            optimizer: recipe.state_precision(),
+            micro_batch_size: 2,
+            max_seq_length: 2048,
+            grad_accumulation_steps: 1,
+        };
+        let plans = Plans::new(&args, &recipe, setup, true);
+        let json = plans.to_json();
+        assert_eq!(json["sweep"].as_array().unwrap().len(), SWEEP as usize);
+        plans.to_text(PlanDtype::Bf16)
+    }
+
+    #[test]
+    fn a_plan_for_a_small_card_as_a_whole() {
+        assert_snapshot!(plans(Some("12GiB"), None), @r"
+        step      2 x 2048 tokens, 1 pass; bf16, base nf4 (blocks of 64, double)
+        budget    11.25 GiB
+        peak      11.25 GiB in layer 31 backwards
+          base         5.31 GiB
+          adapters     0.16 GiB
+          gradients     0.0 MiB
+          optimizer    81.2 MiB
+          kept         5.02 GiB
+          working      0.62 GiB
+          workspace    66.0 MiB
+        recompute 25.43 TFLOP of 156.91 TFLOP a pass, 17.9 % of its time
+
+        smart (█ kept, · recomputed), layers 0 to 31:
+          input         ████████████████████████████████
+          input_normed  ································
+          query         ██████████████████·████████████·
+          key           ████████████████████████████████
+          value         ███████████████████████████████·
+          attention     ································
+          mid           ███████████████████████████████·
+          post_normed   ································
+          gate          █·················██████████████
+          up            █······························█
+          product       ································
+
+        policy                               peak      recompute    of time
+        smart in 11.25 GiB              11.25 GiB    25.43 TFLOP     17.9 %
+        keep-all                        22.99 GiB     0.00 GFLOP      0.0 %
+        recompute-all                    7.36 GiB    59.72 TFLOP     31.9 %
+        sqrt                             9.19 GiB    59.72 TFLOP     31.9 %
+        smart at recompute-all's peak    7.36 GiB    42.61 TFLOP     25.7 %
+
+        budget           peak      recompute    of time time of a pass
+        6.69 GiB     6.69 GiB   104.03 TFLOP     45.3 %       473.9 ms
+        9.02 GiB     9.01 GiB    35.32 TFLOP     22.5 %       334.3 ms
+        11.34 GiB   11.34 GiB    25.02 TFLOP     17.7 %       315.0 ms
+        13.67 GiB   13.67 GiB    14.80 TFLOP     12.4 %       296.0 ms
+        16.00 GiB   16.00 GiB     4.44 TFLOP      6.4 %       277.0 ms
+        18.33 GiB   18.32 GiB    46.98 GFLOP      2.0 %       264.4 ms
+        20.66 GiB   20.65 GiB     7.52 GFLOP      0.9 %       261.5 ms
+        22.99 GiB   22.96 GiB     0.00 GFLOP      0.0 %       259.2 ms
+
+        memory         micro-batch at 2048 tokens        tokens at micro-batch 2
+        8 GiB                                   3                           3613
+        12 GiB                                 10                          10818
+        16 GiB                                 17                          18023
+        24 GiB                                 31                          32434
+        48 GiB                                 73                          75667
+        80 GiB                                130                         131072
+        ");
+    }
+
+    #[test]
+    fn a_card_that_is_too_small_is_told_what_helps() {
+        let text = plans(Some("7GiB"), None);
+        let head: Vec<&str> = text.lines().take(6).collect();
+        assert_snapshot!(head.join("\n"), @r"
+        step      2 x 2048 tokens, 1 pass; bf16, base nf4 (blocks of 64, double)
+        budget    6.50 GiB
+        nothing fits: at least 6.69 GiB are needed
+          would help: train.micro_batch_size from 2 to 1, and train.grad_accumulation_steps to 2
+          would help: max_seq_length from 2048 to 1652
+          would help: lora.rank from 16 to 3
+        ");
+    }
+}

@@ -1,0 +1,206 @@
+//! What a layer keeps between its forward and its backward pass.
+
+use burn::tensor::Tensor;
+
+use backdraft_lora::ProjectionSaved;
+
+/// A tensor that the backward pass of a layer uses, and that is kept for it or rebuilt.
+///
+/// In the order of the forward pass: each is rebuilt from the layer's input and tensors before it. An
+/// adapter's x·Aᵀ goes with the output of its projection: that of `o_proj` with [`Mid`](Self::Mid), that of
+/// `down_proj` with [`Product`](Self::Product).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum SavedTensor {
+    /// The normed input of attention.
+    InputNormed,
+    /// Queries after rotation.
+    Query,
+    /// Keys after rotation.
+    Key,
+    /// Values.
+    Value,
+    /// Attention's output and the log-sum-exp of its scores.
+    Attention,
+    /// The residual stream between attention and MLP.
+    Mid,
+    /// The normed input of the MLP.
+    PostNormed,
+    /// The gate before its activation.
+    Gate,
+    /// The other factor.
+    Up,
+    /// silu(gate)·up.
+    Product,
+}
+
+impl SavedTensor {
+    /// All of them, in the order of the forward pass.
+    pub const ALL: [Self; 10] = [
+        Self::InputNormed,
+        Self::Query,
+        Self::Key,
+        Self::Value,
+        Self::Attention,
+        Self::Mid,
+        Self::PostNormed,
+        Self::Gate,
+        Self::Up,
+        Self::Product,
+    ];
+
+    /// The name that plans use.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::InputNormed => "input_normed",
+            Self::Query => "query",
+            Self::Key => "key",
+            Self::Value => "value",
+            Self::Attention => "attention",
+            Self::Mid => "mid",
+            Self::PostNormed => "post_normed",
+            Self::Gate => "gate",
+            Self::Up => "up",
+            Self::Product => "product",
+        }
+    }
+}
+
+/// Some of the tensors. Besides them a layer always keeps its input and the statistics of its two norms,
+/// one number for each row.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct KeepSet(u16);
+
+impl KeepSet {
+    /// Nothing but the input and the statistics.
+    pub const NONE: Self = Self(0);
+    /// Every tensor.
+    pub const ALL: Self = Self((1 << SavedTensor::ALL.len()) - 1);
+
+    /// The set with these tensors.
+    #[must_use]
+    pub fn of(tensors: impl IntoIterator<Item = SavedTensor>) -> Self {
+        tensors.into_iter().fold(Self::NONE, Self::with)
+    }
+
+    /// The set and one more tensor.
+    #[must_use]
+    pub const fn with(self, tensor: SavedTensor) -> Self {
+        Self(self.0 | 1 << tensor as u16)
+    }
+
+    /// The set less one tensor.
+    #[must_use]
+    pub const fn without(self, tensor: SavedTensor) -> Self {
+        Self(self.0 & !(1 << tensor as u16))
+    }
+
+    /// Whether the tensor is in it.
+    #[must_use]
+    pub const fn contains(self, tensor: SavedTensor) -> bool {
+        self.0 & 1 << tensor as u16 != 0
+    }
+
+    /// Tensors in both.
+    #[must_use]
+    pub const fn intersection(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+
+    /// Tensors here that are not in `other`.
+    #[must_use]
+    pub const fn difference(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
+    /// Whether nothing is in it.
+    #[must_use]
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// How many tensors it has.
+    #[must_use]
+    pub const fn len(self) -> usize {
+        self.0.count_ones() as usize
+    }
+
+    /// Its tensors, in the order of the forward pass.
+    pub fn iter(self) -> impl Iterator<Item = SavedTensor> {
+        SavedTensor::ALL
+            .into_iter()
+            .filter(move |&tensor| self.contains(tensor))
+    }
+
+    /// Every subset.
+    pub fn subsets(self) -> impl Iterator<Item = Self> {
+        (0..=Self::ALL.0)
+            .filter(move |bits| bits & !self.0 == 0)
+            .map(Self)
+    }
+}
+
+/// The output of a projection and what its backward pass needs.
+#[derive(Clone, Debug)]
+pub(super) struct Projected {
+    pub(super) y: Tensor<2>,
+    pub(super) saved: ProjectionSaved,
+}
+
+/// What is there for a layer's backward pass; what is not there is rebuilt.
+#[derive(Clone, Debug)]
+pub struct LayerSaved {
+    pub(super) input: Tensor<2>,
+    pub(super) input_rstd: Tensor<1>,
+    pub(super) input_normed: Option<Tensor<2>>,
+    pub(super) query: Option<Projected>,
+    pub(super) key: Option<Projected>,
+    pub(super) value: Option<Projected>,
+    /// Output and log-sum-exp.
+    pub(super) attention: Option<(Tensor<2>, Tensor<2>)>,
+    /// With what `o_proj` needs.
+    pub(super) mid: Option<Projected>,
+    pub(super) post_rstd: Tensor<1>,
+    pub(super) post_normed: Option<Tensor<2>>,
+    pub(super) gate: Option<Projected>,
+    pub(super) up: Option<Projected>,
+    /// With what `down_proj` needs.
+    pub(super) product: Option<Projected>,
+}
+
+impl LayerSaved {
+    /// Which tensors are there.
+    #[must_use]
+    pub fn kept(&self) -> KeepSet {
+        let there = |tensor| match tensor {
+            SavedTensor::InputNormed => self.input_normed.is_some(),
+            SavedTensor::Query => self.query.is_some(),
+            SavedTensor::Key => self.key.is_some(),
+            SavedTensor::Value => self.value.is_some(),
+            SavedTensor::Attention => self.attention.is_some(),
+            SavedTensor::Mid => self.mid.is_some(),
+            SavedTensor::PostNormed => self.post_normed.is_some(),
+            SavedTensor::Gate => self.gate.is_some(),
+            SavedTensor::Up => self.up.is_some(),
+            SavedTensor::Product => self.product.is_some(),
+        };
+        KeepSet::of(SavedTensor::ALL.into_iter().filter(|&tensor| there(tensor)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sets_hold_what_was_put_in() {
+        let set = KeepSet::of([SavedTensor::Up, SavedTensor::Mid]);
+        assert_eq!(set.len(), 2);
+        let names: Vec<_> = set.iter().map(SavedTensor::name).collect();
+        assert_eq!(names, ["mid", "up"]);
+        assert_eq!(set.without(SavedTensor::Mid).len(), 1);
+        assert_eq!(set.subsets().count(), 4);
+        assert_eq!(KeepSet::ALL.len(), SavedTensor::ALL.len());
+        assert!(KeepSet::ALL.difference(KeepSet::ALL).is_empty());
+    }
+}

@@ -1,0 +1,280 @@
+//! From work to time: a roofline, or measured times of the present model on the present device.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use backdraft_formats::{Existing, FormatError, write_file};
+use backdraft_model::layers::{Context, DecoderLayer, SavedTensor};
+use burn::tensor::Tensor;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::tensors::{LayerShape, MemoryModel, PassShape, Work};
+
+/// Speeds of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Roofline {
+    /// Floating-point operations of matrix products in a second.
+    pub gemm: f64,
+    /// Those of attention.
+    pub attention: f64,
+    /// Bytes moved in a second.
+    pub bandwidth: f64,
+    /// Bytes of codes dequantised in a second.
+    pub codes: f64,
+    /// Seconds of a launch.
+    pub launch: f64,
+}
+
+impl Roofline {
+    /// A core complex of today: what two cores with AVX-512 reach on f32 products.
+    pub const CPU: Self = Self {
+        gemm: 3e11,
+        attention: 1e11,
+        bandwidth: 1e10,
+        codes: 1e9,
+        launch: 1e-6,
+    };
+    /// A large data-centre GPU in bf16: 60 % of the 989 TFLOP/s and 80 % of the 3.35 TB/s on an H100's data
+    /// sheet. Only ratios matter to a plan.
+    pub const GPU: Self = Self {
+        gemm: 6e14,
+        attention: 3e14,
+        bandwidth: 2.7e12,
+        codes: 4e11,
+        launch: 4e-6,
+    };
+
+    /// How long work takes.
+    ///
+    /// # Units
+    /// Seconds.
+    #[must_use]
+    pub fn seconds(&self, work: Work) -> f64 {
+        let products = work.gemm as f64 / self.gemm + work.attention as f64 / self.attention;
+        let moves = work.bytes as f64 / self.bandwidth;
+        products.max(moves) + work.codes as f64 / self.codes + work.ops as f64 * self.launch
+    }
+}
+
+/// Measured times of the tensors of one layer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Calibration {
+    /// Tokens of the measured pass.
+    pub tokens: u64,
+    /// Its pairs of a query and a key.
+    pub pairs: u64,
+    /// Seconds of each tensor, in the order of [`SavedTensor::ALL`].
+    pub seconds: Vec<f64>,
+}
+
+impl Calibration {
+    /// Runs one layer forwards three times over `h`, and takes the shortest time of each op.
+    ///
+    /// # Errors
+    /// A device that failed.
+    pub fn measure(
+        layer: &DecoderLayer,
+        h: &Tensor<2>,
+        context: &Context,
+        pass: PassShape,
+    ) -> Result<Self, burn::tensor::TensorReadError> {
+        let mut seconds = vec![f64::INFINITY; SavedTensor::ALL.len()];
+        let mut failed = None;
+        for _ in 0..3 {
+            // Whatever was launched before must not count.
+            wait(h)?;
+            let mut began = Instant::now();
+            layer.visit_saved(h.clone(), context, &mut |tensor, value| {
+                if let Err(error) = wait(value) {
+                    failed.get_or_insert(error);
+                }
+                let slot = &mut seconds[tensor as usize];
+                *slot = slot.min(began.elapsed().as_secs_f64());
+                began = Instant::now();
+            });
+        }
+        match failed {
+            Some(error) => Err(error),
+            None => Ok(Self {
+                tokens: pass.tokens,
+                pairs: pass.pairs,
+                seconds,
+            }),
+        }
+    }
+
+    /// What is kept from an earlier run; `None` where there is nothing that can be used.
+    #[must_use]
+    pub fn cached(dir: &Path, key: &CalibrationKey) -> Option<Self> {
+        let text = fs::read(key.path(dir)).ok()?;
+        let calibration: Self = serde_json::from_slice(&text).ok()?;
+        let whole = calibration.seconds.len() == SavedTensor::ALL.len()
+            && calibration.tokens > 0
+            && calibration.pairs > 0
+            && calibration
+                .seconds
+                .iter()
+                .all(|seconds| seconds.is_finite() && *seconds >= 0.0);
+        whole.then_some(calibration)
+    }
+
+    /// Keeps it for the next run.
+    ///
+    /// # Errors
+    /// The system refuses; a run goes on without.
+    pub fn store(&self, dir: &Path, key: &CalibrationKey) -> Result<(), FormatError> {
+        fs::create_dir_all(dir).map_err(FormatError::io(dir, "create"))?;
+        let text = serde_json::to_vec(self).unwrap_or_default();
+        write_file(key.path(dir), &text, Existing::Replace)
+    }
+}
+
+/// What a calibration is valid for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct CalibrationKey {
+    /// The device as it names itself.
+    pub device: String,
+    /// The layer.
+    pub layer: LayerShape,
+    /// How memory is laid out, and with it the number format.
+    pub memory: MemoryModel,
+    /// Tokens, rounded up to a power of two.
+    pub tokens: u64,
+}
+
+impl CalibrationKey {
+    fn path(&self, dir: &Path) -> PathBuf {
+        let digest = Sha256::digest(format!("{self:?}").as_bytes());
+        let name: String = digest[..12]
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        dir.join(format!("{name}.json"))
+    }
+}
+
+/// One value read back: the device has done everything before it.
+fn wait(tensor: &Tensor<2>) -> Result<(), burn::tensor::TensorReadError> {
+    let first = tensor.clone().slice([0..1, 0..1]);
+    first.try_into_data()?;
+    Ok(())
+}
+
+/// How long the tensors of a layer take.
+#[derive(Clone, Debug, PartialEq)]
+pub enum CostModel {
+    /// From the work and the speeds of a device.
+    Roofline(Roofline),
+    /// From measured times, scaled by tokens, attention's by pairs; a device's speeds for all else.
+    Measured(Calibration, Roofline),
+}
+
+impl CostModel {
+    /// The device's speeds.
+    #[must_use]
+    pub fn roofline(&self) -> &Roofline {
+        match self {
+            Self::Roofline(roofline) | Self::Measured(_, roofline) => roofline,
+        }
+    }
+
+    /// Time to rebuild one tensor.
+    ///
+    /// # Units
+    /// Picoseconds, which can be added without rounding.
+    #[must_use]
+    pub fn rebuild(
+        &self,
+        layer: &LayerShape,
+        tensor: SavedTensor,
+        pass: PassShape,
+        memory: &MemoryModel,
+    ) -> u64 {
+        let seconds = match self {
+            Self::Roofline(roofline) => roofline.seconds(layer.work(tensor, pass, memory)),
+            Self::Measured(calibration, _) => {
+                let scale = match tensor {
+                    SavedTensor::Attention => pass.pairs as f64 / calibration.pairs as f64,
+                    _ => pass.tokens as f64 / calibration.tokens as f64,
+                };
+                calibration.seconds[tensor as usize] * scale
+            }
+        };
+        picoseconds(seconds)
+    }
+}
+
+pub(super) fn picoseconds(seconds: f64) -> u64 {
+    (seconds * 1e12).round() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_slower_of_products_and_memory_counts() {
+        let line = Roofline {
+            gemm: 10.0,
+            attention: 5.0,
+            bandwidth: 100.0,
+            codes: 1.0,
+            launch: 0.5,
+        };
+        let work = Work {
+            gemm: 10,
+            attention: 5,
+            bytes: 100,
+            codes: 0,
+            ops: 2,
+        };
+        assert_eq!(line.seconds(work), 3.0);
+        let work = Work {
+            bytes: 1000,
+            ..work
+        };
+        assert_eq!(line.seconds(work), 11.0);
+    }
+
+    #[test]
+    fn a_calibration_is_found_again_under_its_key_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let calibration = Calibration {
+            tokens: 4,
+            pairs: 10,
+            seconds: vec![0.5; SavedTensor::ALL.len()],
+        };
+        let layer = super::super::tests::layer();
+        let key = CalibrationKey {
+            device: "here".to_owned(),
+            layer,
+            memory: super::super::tests::MEMORY,
+            tokens: 4,
+        };
+        assert_eq!(Calibration::cached(dir.path(), &key), None);
+        calibration.store(dir.path(), &key).unwrap();
+        assert_eq!(
+            Calibration::cached(dir.path(), &key),
+            Some(calibration.clone())
+        );
+        let other = CalibrationKey {
+            tokens: 8,
+            ..key.clone()
+        };
+        assert_eq!(Calibration::cached(dir.path(), &other), None);
+        // A damaged file counts as none.
+        fs::write(key.path(dir.path()), b"{\"tokens\":0}").unwrap();
+        assert_eq!(Calibration::cached(dir.path(), &key), None);
+        let cost = CostModel::Measured(calibration, Roofline::CPU);
+        let pass = PassShape::of_sequences([4, 4]);
+        let time = cost.rebuild(
+            &layer,
+            SavedTensor::Gate,
+            pass,
+            &super::super::tests::MEMORY,
+        );
+        assert_eq!(time, 1_000_000_000_000);
+    }
+}
