@@ -392,7 +392,8 @@ fn train(
         reporter: Box::new(heard.clone()),
         renderer: Box::new(NoRenderer),
         interrupter: Default::default(),
-        force: true,
+        control: Default::default(),
+        start: backdraft::train::run::Start::New { force: true },
         memory,
     };
     let run = prepare(recipe, &model, &Device::flex(), &mut |_| ()).unwrap();

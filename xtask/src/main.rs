@@ -5,6 +5,7 @@
 mod bench_activation;
 mod bench_cpu;
 mod bench_quantize;
+mod diagnosis;
 mod plot;
 mod random_model;
 #[cfg(test)]
@@ -57,6 +58,15 @@ enum Bench {
     },
     /// Step time and peak of each activation policy, and of `smart` at budgets between them.
     Activation(bench_activation::ActivationArgs),
+    /// The diagnosis on generated curves: the confusion matrix, into BENCHMARKS.md.
+    Diagnosis {
+        /// Seeds of the curves.
+        #[arg(long, value_delimiter = ',', default_values_t = [77_001, 77_002, 77_003])]
+        seeds: Vec<u64>,
+        /// Curves of each class and seed.
+        #[arg(long, default_value_t = 100)]
+        per_class: usize,
+    },
     /// Quantising a matrix of 4096 x 4096 on the processor: GB/s of input.
     Quantize,
     /// Reading a model into NF4: memory over time.
@@ -72,6 +82,7 @@ fn main() -> anyhow::Result<()> {
         Task::Bench(Bench::Cpu { model, rows, steps }) => bench_cpu::run(model, rows, steps),
         Task::Bench(Bench::Quantize) => bench_quantize::throughput(),
         Task::Bench(Bench::Activation(args)) => bench_activation::run(&args),
+        Task::Bench(Bench::Diagnosis { seeds, per_class }) => diagnosis::run(&seeds, per_class),
         Task::Bench(Bench::Load { model }) => bench_quantize::load(&model),
         Task::RandomModel { shape, out } => random_model::write(&shape, &out),
     }

@@ -6,7 +6,7 @@ use backdraft_quant::{FourBitFormat, QuantizationPlan, Scheme};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::commands::{
-    eval, generate, init, inspect, merge, plan, quantize, quickstart, score, train,
+    eval, generate, init, inspect, merge, plan, quantize, quickstart, report, score, train, watch,
 };
 
 /// Fine-tune Llama-class language models from one program.
@@ -61,6 +61,8 @@ impl DeviceArg {
 pub(crate) enum Command {
     Train(train::TrainArgs),
     Plan(plan::PlanArgs),
+    Watch(watch::WatchArgs),
+    Report(report::ReportArgs),
     Generate(generate::GenerateArgs),
     Eval(eval::EvalArgs),
     Score(score::ScoreArgs),

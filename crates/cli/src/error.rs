@@ -19,6 +19,8 @@ use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme};
 pub(crate) const USER: u8 = 1;
 /// Exit code for a command line that means nothing; clap's too.
 pub(crate) const USAGE: u8 = 2;
+/// Exit code of a run that a signal ended, as shells have it for Ctrl-C.
+pub(crate) const INTERRUPTED: u8 = 130;
 /// Exit code for a bug in the program.
 pub(crate) const INTERNAL: u8 = 255;
 
@@ -73,6 +75,15 @@ impl CliError {
         Self {
             silent: true,
             ..Self::user("the results were not read to the end")
+        }
+    }
+
+    /// A signal ended the run, which has said so itself.
+    pub(crate) fn interrupted() -> Self {
+        let body = Body::Message("the run was interrupted".to_owned(), None);
+        Self {
+            silent: true,
+            ..Self::new(body, INTERRUPTED)
         }
     }
 
@@ -243,8 +254,32 @@ impl From<FormatError> for CliError {
 impl From<TrainError> for CliError {
     fn from(error: TrainError) -> Self {
         let hint = match &error {
-            TrainError::OutputExists { .. } => {
-                Some("choose another --output-dir, or add --force to replace the run".to_owned())
+            TrainError::OutputExists { .. } => Some(
+                "choose another --output-dir, add --resume to go on with the run, or --force to replace it"
+                    .to_owned(),
+            ),
+            TrainError::Locked { .. } => Some(
+                "wait for it, stop it, or choose another --output-dir; `backdraft watch DIR` shows it".to_owned(),
+            ),
+            TrainError::NothingToResume { path } => Some(format!(
+                "`backdraft train RECIPE --output-dir {}` starts a run there",
+                path.display()
+            )),
+            TrainError::NoGoodCheckpoint { .. } => Some(
+                "copy one back if you have it, or start again with --force".to_owned(),
+            ),
+            TrainError::Checkpoint(_) => Some(
+                "`--resume` with the output directory takes the newest good checkpoint".to_owned(),
+            ),
+            TrainError::Changed { differences, .. } => {
+                let flags = differences.iter().map(|d| format!(" --allow-change {}", d.key));
+                Some(format!(
+                    "undo the change, or accept that the run goes on as another one with{}",
+                    flags.collect::<String>()
+                ))
+            }
+            TrainError::CannotChange { .. } => {
+                Some("start a new run in another --output-dir".to_owned())
             }
             TrainError::NotFinite { last_good, .. } => Some(match last_good {
                 Some(path) => format!(

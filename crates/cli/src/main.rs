@@ -3,11 +3,13 @@
 
 mod args;
 mod commands;
+mod dashboard;
 mod error;
 mod output;
 mod plain;
 mod reporter;
 mod session;
+mod signals;
 
 use std::process::ExitCode;
 

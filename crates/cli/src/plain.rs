@@ -67,6 +67,18 @@ pub(crate) struct StepLine {
 pub(crate) struct Summary {
     /// Optimiser steps done.
     pub(crate) steps: usize,
+    /// Optimiser steps planned.
+    pub(crate) total_steps: usize,
+    /// Steps that another process had done.
+    pub(crate) resumed_from: usize,
+    /// Why it ended before its last step.
+    pub(crate) end: Option<String>,
+    /// What the curve means.
+    pub(crate) diagnosis: Option<String>,
+    /// The page about it.
+    pub(crate) report: PathBuf,
+    /// The step whose weights the adapter holds.
+    pub(crate) adapter_step: usize,
     /// Run time.
     pub(crate) elapsed: Duration,
     /// Real tokens per second over the run.
@@ -190,36 +202,53 @@ impl PlainLines {
             None => "not evaluated".to_owned(),
         };
         let adapter = summary.adapter.display();
-        lines(&[
-            (
-                "run time",
-                format!(
-                    "{} for {} steps",
-                    clock(summary.elapsed),
-                    group(summary.steps as u64)
-                ),
+        let done = summary.steps.saturating_sub(summary.resumed_from);
+        let mut time = format!(
+            "{} for {} steps",
+            clock(summary.elapsed),
+            group(done as u64)
+        );
+        if summary.resumed_from > 0 {
+            time.push_str(&format!(" after {}", group(summary.resumed_from as u64)));
+        }
+        let mut rows = vec![("run time", time)];
+        if let Some(end) = &summary.end {
+            let (steps, total) = (
+                group(summary.steps as u64),
+                group(summary.total_steps as u64),
+            );
+            rows.push(("ended", format!("after step {steps} of {total}: {end}")));
+        }
+        rows.push((
+            "throughput",
+            format!(
+                "{} tokens/s, {} supervised tokens/s",
+                rate(summary.tokens_per_second),
+                rate(summary.supervised_tokens_per_second)
             ),
-            (
-                "throughput",
-                format!(
-                    "{} tokens/s, {} supervised tokens/s",
-                    rate(summary.tokens_per_second),
-                    rate(summary.supervised_tokens_per_second)
-                ),
+        ));
+        rows.push(("final loss", fixed(summary.final_loss)));
+        rows.push(("best eval loss", best));
+        if let Some(diagnosis) = &summary.diagnosis {
+            rows.push(("diagnosis", diagnosis.clone()));
+        }
+        rows.push(("memory predicted", summary.predicted.clone()));
+        rows.push(("memory measured", summary.measured.clone()));
+        let of = if summary.adapter_step == summary.steps {
+            String::new()
+        } else {
+            format!(" (step {}, the best evaluation)", summary.adapter_step)
+        };
+        rows.push(("adapter", format!("{adapter}{of}")));
+        rows.push(("report", summary.report.display().to_string()));
+        rows.push((
+            "try it",
+            format!(
+                "backdraft generate --model {} --adapter {adapter} --chat",
+                summary.model
             ),
-            ("final loss", fixed(summary.final_loss)),
-            ("best eval loss", best),
-            ("memory predicted", summary.predicted.clone()),
-            ("memory measured", summary.measured.clone()),
-            ("adapter", adapter.to_string()),
-            (
-                "try it",
-                format!(
-                    "backdraft generate --model {} --adapter {adapter} --chat",
-                    summary.model
-                ),
-            ),
-        ])
+        ));
+        lines(&rows)
     }
 }
 
@@ -239,7 +268,7 @@ fn optional(text: Option<String>) -> String {
 }
 
 /// Four decimals while they fit into eight characters, else an exponent.
-fn fixed(value: f64) -> String {
+pub(crate) fn fixed(value: f64) -> String {
     if value.abs() < 1000.0 || !value.is_finite() {
         format!("{value:.4}")
     } else {
@@ -247,7 +276,7 @@ fn fixed(value: f64) -> String {
     }
 }
 
-fn scientific(value: f64) -> String {
+pub(crate) fn scientific(value: f64) -> String {
     if value == 0.0 {
         "0".to_owned()
     } else {
@@ -255,7 +284,7 @@ fn scientific(value: f64) -> String {
     }
 }
 
-fn rate(value: f64) -> String {
+pub(crate) fn rate(value: f64) -> String {
     if value < 100.0 {
         format!("{value:.1}")
     } else {
@@ -264,7 +293,7 @@ fn rate(value: f64) -> String {
 }
 
 /// Hours, minutes and seconds.
-fn clock(time: Duration) -> String {
+pub(crate) fn clock(time: Duration) -> String {
     let seconds = time.as_secs();
     format!(
         "{}:{:02}:{:02}",
@@ -418,6 +447,12 @@ mod tests {
     fn the_summary_says_what_came_out() {
         let summary = Summary {
             steps: 330,
+            total_steps: 330,
+            resumed_from: 0,
+            end: None,
+            diagnosis: Some("healthy: the loss falls steadily".into()),
+            report: "outputs/report.html".into(),
+            adapter_step: 300,
             elapsed: Duration::from_secs(4_321),
             tokens_per_second: 812.4,
             supervised_tokens_per_second: 99.96,
@@ -433,15 +468,34 @@ mod tests {
         throughput        812 tokens/s, 100.0 supervised tokens/s
         final loss        1.2346
         best eval loss    1.7816 (perplexity 5.9394) at step 300
+        diagnosis         healthy: the loss falls steadily
         memory predicted  1.50 GiB: base 513.1 MiB, …
         memory measured   1.94 GiB: base 540.0 MiB, …
-        adapter           outputs/adapter
+        adapter           outputs/adapter (step 300, the best evaluation)
+        report            outputs/report.html
         try it            backdraft generate --model model.gguf --adapter outputs/adapter --chat
         ");
         let summary = Summary {
             best_eval: None,
+            steps: 120,
+            resumed_from: 100,
+            end: Some("interrupted; `backdraft train --resume outputs` goes on".into()),
+            diagnosis: None,
+            adapter_step: 120,
             ..summary
         };
+        assert_snapshot!(LINES.summary(&summary), @"
+        run time          1:12:01 for 20 steps after 100
+        ended             after step 120 of 330: interrupted; `backdraft train --resume outputs` goes on
+        throughput        812 tokens/s, 100.0 supervised tokens/s
+        final loss        1.2346
+        best eval loss    not evaluated
+        memory predicted  1.50 GiB: base 513.1 MiB, …
+        memory measured   1.94 GiB: base 540.0 MiB, …
+        adapter           outputs/adapter
+        report            outputs/report.html
+        try it            backdraft generate --model model.gguf --adapter outputs/adapter --chat
+        ");
         assert!(
             LINES
                 .summary(&summary)

@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use backdraft_model::StoredShare;
+use backdraft_train::diagnosis::Diagnosis;
 use backdraft_train::memory::{Measured, Memory};
+use backdraft_train::records::Report;
 use backdraft_train::report::{
     EvalReport, ReplanReport, Reporter, RunInfo, RunSummary, StepReport,
 };
@@ -15,17 +17,20 @@ use burn::train::renderer::{
     MetricsRendererTraining,
 };
 
+use crate::dashboard::Shared;
 use crate::output::Output;
 use crate::plain::{Banner, PlainLines, StepLine, Summary};
 
-/// Prints a run as it goes; silent where the dashboard draws it.
+/// Prints a run as it goes, or writes the same lines into the log of the dashboard.
 pub(crate) struct PlainReporter {
     output: Output,
     output_dir: PathBuf,
     rows_per_step: usize,
-    dashboard: bool,
+    log: Option<Shared>,
     lines: PlainLines,
     total_steps: usize,
+    /// Steps of this process, and the seconds they took.
+    steps: usize,
     seconds: f64,
 }
 
@@ -34,24 +39,28 @@ impl PlainReporter {
         output: Output,
         output_dir: PathBuf,
         rows_per_step: usize,
-        dashboard: bool,
+        log: Option<Shared>,
     ) -> Self {
         let lines = PlainLines::new(0, 1);
         Self {
             output,
             output_dir,
             rows_per_step,
-            dashboard,
+            log,
             lines,
             total_steps: 0,
+            steps: 0,
             seconds: 0.0,
         }
     }
 
     /// A reader that went away does not end a run.
     fn line(&self, text: impl AsRef<str>) {
-        if !self.dashboard {
-            let _ = self.output.line(text);
+        match &self.log {
+            Some(shared) => shared.edit().log(text.as_ref()),
+            None => {
+                let _ = self.output.line(text);
+            }
         }
     }
 
@@ -135,8 +144,9 @@ impl Reporter for PlainReporter {
 
     fn step(&mut self, report: &StepReport) {
         self.seconds += report.seconds;
+        self.steps += 1;
         self.event("step", report);
-        let mean = self.seconds / report.step as f64;
+        let mean = self.seconds / self.steps as f64;
         let left = self.total_steps.saturating_sub(report.step) as f64 * mean;
         let line = StepLine {
             step: report.step,
@@ -168,20 +178,87 @@ impl Reporter for PlainReporter {
         ));
     }
 
+    fn diagnosis(&mut self, step: usize, diagnosis: &Diagnosis) {
+        self.event(
+            "diagnosis",
+            &serde_json::json!({ "step": step, "diagnosis": diagnosis }),
+        );
+        self.line(format!(
+            "diagnosis after step {step}: {}",
+            explained(diagnosis)
+        ));
+    }
+
+    fn resumed(&mut self, step: usize, checkpoint: &Path, _: &[Report]) {
+        self.event(
+            "resumed",
+            &serde_json::json!({ "step": step, "checkpoint": checkpoint }),
+        );
+        self.line(format!(
+            "goes on after step {step}, from {}",
+            checkpoint.display()
+        ));
+    }
+
+    fn stopped_early(&mut self, step: usize, best_step: usize) {
+        self.event(
+            "stopped_early",
+            &serde_json::json!({ "step": step, "best_step": best_step }),
+        );
+        self.line(format!(
+            "stops early after step {step}: no better evaluation since step {best_step}"
+        ));
+    }
+
     fn saved(&mut self, step: usize, path: &Path) {
         self.event("saved", &serde_json::json!({ "step": step, "path": path }));
         self.line(format!("saved {}", path.display()));
     }
 
     fn warn(&mut self, message: &str) {
-        self.output.progress(format!("warning: {message}"));
+        self.event("warning", &message);
+        match &self.log {
+            Some(_) => self.line(format!("warning: {message}")),
+            None => self.output.progress(format!("warning: {message}")),
+        }
     }
 }
 
+/// A diagnosis with its evidence and what to change, on one line.
+pub(crate) fn explained(diagnosis: &Diagnosis) -> String {
+    let join = |items: Vec<String>| items.join("; ");
+    let evidence = join(diagnosis.evidence.iter().map(ToString::to_string).collect());
+    let advice = join(diagnosis.advice.iter().map(ToString::to_string).collect());
+    let mut text = diagnosis.verdict.to_string();
+    if !evidence.is_empty() {
+        text.push_str(&format!(" ({evidence})"));
+    }
+    if !advice.is_empty() {
+        text.push_str(&format!(". Change: {advice}"));
+    }
+    text
+}
+
 /// The end of a run, for people.
-pub(crate) fn summary(summary: &RunSummary, model: String) -> String {
+pub(crate) fn summary(summary: &RunSummary, model: String, output_dir: &Path) -> String {
+    let end = if summary.stopped_early {
+        Some("no better evaluation came; patience is at an end".to_owned())
+    } else if summary.interrupted {
+        Some(format!(
+            "interrupted; `backdraft train --resume {}` goes on",
+            output_dir.display()
+        ))
+    } else {
+        None
+    };
     PlainLines::new(summary.total_steps, 1).summary(&Summary {
         steps: summary.steps,
+        total_steps: summary.total_steps,
+        resumed_from: summary.resumed_from,
+        end,
+        diagnosis: summary.diagnosis.as_ref().map(explained),
+        report: output_dir.join(backdraft_train::report_html::FILE),
+        adapter_step: summary.adapter_step,
         elapsed: Duration::from_secs_f64(summary.seconds),
         tokens_per_second: summary.tokens_per_second,
         supervised_tokens_per_second: summary.supervised_tokens_per_second,
@@ -232,7 +309,7 @@ fn measured_memory(measured: &Measured) -> String {
     )
 }
 
-fn size(bytes: usize) -> String {
+pub(crate) fn size(bytes: usize) -> String {
     const GIB: f64 = (1u64 << 30) as f64;
     let bytes = bytes as f64;
     if bytes < 0.1 * GIB {

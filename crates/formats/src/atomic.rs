@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use tempfile::{Builder, NamedTempFile, TempDir};
 
 use crate::error::{FormatError, Result};
+use crate::fault;
 
 /// What to do with a target that is already there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -39,6 +40,7 @@ impl AtomicFile {
     pub fn create(target: impl Into<PathBuf>, existing: Existing) -> Result<Self> {
         let target = target.into();
         refuse_existing(&target, existing)?;
+        fault::point("create", &target)?;
         let mut builder = Builder::new();
         let prefix = temporary_prefix(&target);
         builder.prefix(&prefix);
@@ -59,6 +61,7 @@ impl AtomicFile {
     /// # Errors
     /// If the system refuses, for instance because the disk is full.
     pub fn write_all(&mut self, bytes: &[u8]) -> Result<()> {
+        fault::point("write", &self.target)?;
         self.file
             .write_all(bytes)
             .map_err(FormatError::io(&self.target, "write"))
@@ -91,13 +94,16 @@ impl AtomicFile {
             existing,
             file,
         } = self;
+        fault::point("write", &target)?;
         let file = file
             .into_inner()
             .map_err(io::IntoInnerError::into_error)
             .map_err(FormatError::io(&target, "write"))?;
+        fault::point("flush", &target)?;
         file.as_file()
             .sync_all()
             .map_err(FormatError::io(&target, "flush"))?;
+        fault::point("rename", &target)?;
         let persisted = match existing {
             Existing::Replace => file.persist(&target),
             Existing::Refuse => file.persist_noclobber(&target),
@@ -144,6 +150,7 @@ impl AtomicDir {
             refuse_existing(&target, existing)?;
         }
         let parent = parent(&target);
+        fault::point("create", &target)?;
         fs::create_dir_all(parent).map_err(FormatError::io(parent, "create"))?;
         let mut builder = Builder::new();
         let prefix = temporary_prefix(&target);
@@ -182,6 +189,7 @@ impl AtomicDir {
         sync_tree(self.staging.path())?;
         let parent = parent(&self.target).to_path_buf();
         let aside = self.move_target_aside()?;
+        fault::point("rename", &self.target)?;
         if let Err(source) = fs::rename(self.staging.path(), &self.target) {
             if let Some(aside) = &aside {
                 // Best effort: the first error is the one to report.
@@ -210,12 +218,14 @@ impl AtomicDir {
         let mut name = self.staging.path().as_os_str().to_owned();
         name.push(".replaced");
         let aside = PathBuf::from(name);
+        fault::point("move aside", &self.target)?;
         fs::rename(&self.target, &aside).map_err(FormatError::io(&self.target, "move aside"))?;
         Ok(Some(aside))
     }
 }
 
 fn remove(path: &Path) -> Result<()> {
+    fault::point("remove", path)?;
     let removed = if path.is_dir() && !path.is_symlink() {
         fs::remove_dir_all(path)
     } else {
@@ -257,6 +267,7 @@ fn sync_tree(directory: &Path) -> Result<()> {
         if path.is_dir() {
             sync_tree(&path)?;
         } else {
+            fault::point("flush", &path)?;
             File::open(&path)
                 .and_then(|file| file.sync_all())
                 .map_err(FormatError::io(&path, "flush"))?;
@@ -265,10 +276,37 @@ fn sync_tree(directory: &Path) -> Result<()> {
     sync_directory(directory)
 }
 
+/// Removes what killed processes left of [`AtomicFile`]s and [`AtomicDir`]s in `directory`, and gives the
+/// names. Only for a directory that nobody else writes to.
+///
+/// # Errors
+/// If the system refuses; a directory that does not exist is none.
+pub fn remove_partials(directory: &Path) -> Result<Vec<PathBuf>> {
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(FormatError::io(directory, "list"))?,
+    };
+    let mut removed = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(FormatError::io(directory, "list"))?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with('.') && name.contains(".partial-") {
+            remove(&entry.path())?;
+            removed.push(entry.path());
+        }
+    }
+    Ok(removed)
+}
+
 /// Makes a rename inside `directory` durable.
-fn sync_directory(directory: &Path) -> Result<()> {
+///
+/// # Errors
+/// If the system refuses.
+pub fn sync_directory(directory: &Path) -> Result<()> {
     // Windows cannot open a directory as a file, and makes renames durable by itself.
     if cfg!(unix) {
+        fault::point("flush", directory)?;
         File::open(directory)
             .and_then(|file| file.sync_all())
             .map_err(FormatError::io(directory, "flush"))?;
@@ -364,6 +402,23 @@ mod tests {
         third.commit().unwrap();
         assert_eq!(names(&target), ["third"]);
         assert_eq!(names(root.path()), ["out"]);
+    }
+
+    #[test]
+    fn leftovers_of_a_kill_are_removed_and_nothing_else() {
+        let root = tempfile::tempdir().unwrap();
+        assert!(
+            remove_partials(&root.path().join("nowhere"))
+                .unwrap()
+                .is_empty()
+        );
+        fs::write(root.path().join("a"), b"1").unwrap();
+        fs::write(root.path().join(".hidden"), b"1").unwrap();
+        fs::write(root.path().join(".a.partial-x1"), b"1").unwrap();
+        fs::create_dir(root.path().join(".d.partial-x2")).unwrap();
+        fs::write(root.path().join(".d.partial-x2/y"), b"1").unwrap();
+        assert_eq!(remove_partials(root.path()).unwrap().len(), 2);
+        assert_eq!(names(root.path()), [".hidden", "a"]);
     }
 
     #[test]

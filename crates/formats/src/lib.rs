@@ -14,6 +14,7 @@
 #![cfg_attr(feature = "hub", doc = "| models by name, from the hub | [`hub`] |")]
 //! | tokenised rows | [`TokenFile`], [`TokenFileWriter`] |
 //! | files and directories that appear whole or not at all | [`AtomicFile`], [`AtomicDir`] |
+//! | a place for tests between their operations | [`fault`] |
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod atomic;
@@ -21,6 +22,7 @@ pub mod bnb;
 mod checkpoint;
 pub mod dtype;
 mod error;
+pub mod fault;
 pub mod gguf;
 mod hf_dir;
 mod hf_writer;
@@ -36,7 +38,7 @@ mod tensor;
 mod token_file;
 mod tokenizer_files;
 
-pub use atomic::{AtomicDir, AtomicFile, Existing, write_file};
+pub use atomic::{AtomicDir, AtomicFile, Existing, remove_partials, sync_directory, write_file};
 pub use checkpoint::ModelSource;
 pub use dtype::Dtype;
 pub use error::{FormatError, Result};

@@ -164,6 +164,7 @@ impl PeftDir {
 }
 
 fn write_plain(path: &Path, bytes: &[u8]) -> Result<()> {
+    crate::fault::point("write", path)?;
     fs::write(path, bytes).map_err(FormatError::io(path, "write"))
 }
 

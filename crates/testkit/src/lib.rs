@@ -5,6 +5,7 @@
 //! | [`golden`] | reading reference values, wherever they lie |
 //! | [`random_model`] | models of any size with random weights |
 //! | [`smollm2`] | where the SmolLM2 weights are, if they are |
+//! | [`tiny`] | a model, rows and a recipe of a run that takes no time |
 //! | [`tolerance`] | how far from a reference value a correct program may be |
 //!
 //! Everything here panics with a message that names the file or the value: a test has nothing better
@@ -13,4 +14,5 @@
 pub mod golden;
 pub mod random_model;
 pub mod smollm2;
+pub mod tiny;
 pub mod tolerance;

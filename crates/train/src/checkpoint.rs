@@ -9,24 +9,54 @@
 //!     optimizer.safetensors  moments under the factors' names
 //!     state.json             step, data order, best so far, fingerprints
 //!     recipe.toml
+//!     manifest.json          size and SHA-256 of every file above
 //!   adapter/                 the result
 //! ```
 //!
-//! A checkpoint is a directory that appears whole or not at all.
+//! A checkpoint is a directory that appears whole or not at all: it is written under another name,
+//! flushed with everything in it, and renamed. Whoever reads it holds it against its manifest first, since
+//! disks and copies can still damage it.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::{Component, Path, PathBuf};
 
 use backdraft_data::LoaderState;
 use backdraft_formats::{
-    AtomicDir, Existing, FormatError, PeftWriteOptions, SafetensorsWriter, write_file,
+    AtomicDir, Existing, FormatError, PeftWriteOptions, SafetensorsFile, SafetensorsWriter, fault,
+    sync_directory, write_file,
 };
 use backdraft_lora::{AdapterWeights, TrainedOver};
+use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
+use crate::early_stopping::EarlyStopping;
+use crate::exact;
 use crate::optimizer::StateTensor;
+use crate::records::{RecordsState, hex};
+
+/// Layout of `state.json`.
+const VERSION: u32 = 2;
+const MANIFEST: &str = "manifest.json";
+const STATE: &str = "state.json";
+const RECIPE: &str = "recipe.toml";
+const MOMENTS: &str = "optimizer.safetensors";
+const ADAPTER: &str = "adapter";
+/// What a manifest has to list at least.
+const REQUIRED: [&str; 5] = [
+    STATE,
+    RECIPE,
+    MOMENTS,
+    "adapter/adapter_config.json",
+    "adapter/adapter_model.safetensors",
+];
 
 /// Everything besides tensors that the rest of a run depends on.
+///
+/// There is no state of random generators in it: the order of the rows follows from seed, epoch and
+/// cursor, and masks of dropout from seed, step and micro-batch. There are no summed gradients either:
+/// a checkpoint stands between two optimiser steps.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunState {
@@ -38,12 +68,57 @@ pub struct RunState {
     pub total_steps: usize,
     /// Where the data order stands.
     pub loader: LoaderState,
-    /// Lowest evaluation loss so far, and the step it was measured after.
-    pub best: Option<(f64, usize)>,
+    /// The lowest evaluation loss so far.
+    pub best: Option<Best>,
+    /// How long evaluation has not improved.
+    pub early_stopping: Option<EarlyStopping>,
+    /// Loss of the last step, nats.
+    #[serde(with = "exact::option")]
+    pub final_loss: Option<f64>,
+    /// What the steps so far took.
+    pub effort: Effort,
+    /// `metrics.jsonl` so far.
+    pub records: RecordsState,
     /// Fingerprint of the base model.
     pub model_fingerprint: String,
     /// Fingerprint of the tokenised training rows.
     pub data_fingerprint: String,
+    /// Fingerprint of the tokenised evaluation rows.
+    pub eval_fingerprint: Option<String>,
+    /// What computed, and with how many threads: another may round otherwise.
+    pub computed_by: String,
+}
+
+impl RunState {
+    /// The layout that this program writes.
+    pub const VERSION: u32 = VERSION;
+}
+
+/// The lowest evaluation loss.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Best {
+    /// Mean nll of the held-out tokens, nats.
+    #[serde(with = "exact")]
+    pub eval_loss: f64,
+    /// The step after which it was measured.
+    pub step: usize,
+}
+
+/// What the steps of a run took, over all its resumptions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Effort {
+    /// Tokens computed while training.
+    pub tokens: usize,
+    /// Supervised tokens among them.
+    pub supervised_tokens: usize,
+    /// Seconds of training, without evaluation and saving.
+    #[serde(with = "exact")]
+    pub seconds: f64,
+    /// Seconds of everything.
+    #[serde(with = "exact")]
+    pub elapsed: f64,
 }
 
 /// The parts of a checkpoint.
@@ -60,11 +135,93 @@ pub struct Checkpoint<'a> {
     pub base: &'a TrainedOver,
 }
 
+/// Why a directory is no checkpoint to go on from.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CheckpointError {
+    /// A file is missing, or cannot be read.
+    #[error(transparent)]
+    Format(#[from] FormatError),
+    /// A JSON file is not what this program writes.
+    #[error("{}: {source}", path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
+    /// The manifest lacks a file that every checkpoint has, or names one outside of the checkpoint.
+    #[error("{}: {problem} `{file}`", path.display())]
+    Manifest {
+        /// The manifest.
+        path: PathBuf,
+        /// `does not list` or `names`.
+        problem: &'static str,
+        /// The file.
+        file: String,
+    },
+    /// A file was cut off or has grown.
+    #[error("{}: has {actual} bytes, {expected} were written", path.display())]
+    Size {
+        /// The file.
+        path: PathBuf,
+        /// Bytes that the manifest names.
+        expected: u64,
+        /// Bytes that are there.
+        actual: u64,
+    },
+    /// A file has other bytes than were written.
+    #[error("{}: the SHA-256 is {actual}, that of what was written is {expected}", path.display())]
+    Hash {
+        /// The file.
+        path: PathBuf,
+        /// What the manifest names.
+        expected: String,
+        /// What is there.
+        actual: String,
+    },
+    /// Another version of the program wrote it.
+    #[error(
+        "{}: is of layout {actual}, this program reads layout {VERSION}; go on with the program that wrote it",
+        path.display()
+    )]
+    Version {
+        /// `state.json`.
+        path: PathBuf,
+        /// The layout it has.
+        actual: u64,
+    },
+}
+
+impl CheckpointError {
+    fn json(path: &Path) -> impl FnOnce(serde_json::Error) -> Self + use<> {
+        let path = path.to_owned();
+        move |source| Self::Json { path, source }
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Manifest {
+    files: Vec<Listed>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Listed {
+    path: String,
+    bytes: u64,
+    sha256: String,
+}
+
+/// Where the checkpoints of a run lie.
+pub fn directory(output_dir: &Path) -> PathBuf {
+    output_dir.join("checkpoints")
+}
+
 /// `checkpoints/step-000050` under `output_dir`.
 pub fn path(output_dir: &Path, step: usize) -> PathBuf {
-    output_dir
-        .join("checkpoints")
-        .join(format!("step-{step:06}"))
+    directory(output_dir).join(format!("step-{step:06}"))
 }
 
 /// Writes a checkpoint.
@@ -73,30 +230,24 @@ pub fn path(output_dir: &Path, step: usize) -> PathBuf {
 /// The system refuses; then nothing new is there, and earlier checkpoints are as they were.
 pub fn write(target: &Path, checkpoint: &Checkpoint<'_>) -> Result<(), FormatError> {
     let directory = AtomicDir::create(target, Existing::Replace)?;
-    let adapter = directory.path().join("adapter");
+    let root = directory.path();
     let options = PeftWriteOptions {
         companions: vec![(TrainedOver::FILE.to_owned(), checkpoint.base.to_json())],
         ..PeftWriteOptions::default()
     };
     checkpoint
         .adapter
-        .write(adapter, &checkpoint.base.model, &options)?;
-    write_moments(
-        &directory.path().join("optimizer.safetensors"),
-        &checkpoint.optimizer,
-    )?;
+        .write(root.join(ADAPTER), &checkpoint.base.model, &options)?;
+    write_moments(&root.join(MOMENTS), &checkpoint.optimizer)?;
     let state = serde_json::to_vec_pretty(checkpoint.state).unwrap_or_default();
-    write_file(
-        directory.path().join("state.json"),
-        &state,
-        Existing::Refuse,
-    )?;
+    write_file(root.join(STATE), &state, Existing::Refuse)?;
     let recipe = checkpoint.recipe.as_bytes();
-    write_file(
-        directory.path().join("recipe.toml"),
-        recipe,
-        Existing::Refuse,
-    )?;
+    write_file(root.join(RECIPE), recipe, Existing::Refuse)?;
+    let mut files = Vec::new();
+    list_files(root, root, &mut files)?;
+    files.sort_by(|a, b| a.path.cmp(&b.path));
+    let manifest = serde_json::to_vec_pretty(&Manifest { files }).unwrap_or_default();
+    write_file(root.join(MANIFEST), &manifest, Existing::Refuse)?;
     directory.commit()
 }
 
@@ -109,33 +260,247 @@ fn write_moments(path: &Path, moments: &[StateTensor]) -> Result<(), FormatError
     writer.finish()
 }
 
-/// Removes the oldest checkpoints until `limit` are left; the one of step `keep` stays.
+/// Size and hash of every file under `directory`, by its path from `root`.
+fn list_files(root: &Path, directory: &Path, files: &mut Vec<Listed>) -> Result<(), FormatError> {
+    let entries = fs::read_dir(directory).map_err(FormatError::io(directory, "list"))?;
+    for entry in entries {
+        let path = entry.map_err(FormatError::io(directory, "list"))?.path();
+        if path.is_dir() {
+            list_files(root, &path, files)?;
+            continue;
+        }
+        let (bytes, sha256) = size_and_hash(&path)?;
+        let parts = path.strip_prefix(root).unwrap_or(&path).components();
+        let parts: Vec<_> = parts
+            .map(|part| part.as_os_str().to_string_lossy())
+            .collect();
+        let path = parts.join("/");
+        files.push(Listed {
+            path,
+            bytes,
+            sha256,
+        });
+    }
+    Ok(())
+}
+
+fn size_and_hash(path: &Path) -> Result<(u64, String), FormatError> {
+    let mut file = File::open(path).map_err(FormatError::io(path, "open"))?;
+    let mut hash = Sha256::new();
+    let mut block = vec![0; 1 << 20];
+    let mut bytes = 0;
+    loop {
+        let count = file
+            .read(&mut block)
+            .map_err(FormatError::io(path, "read"))?;
+        if count == 0 {
+            return Ok((bytes, hex(&hash.finalize())));
+        }
+        hash.update(&block[..count]);
+        bytes += count as u64;
+    }
+}
+
+/// A checkpoint that is as it was written.
+#[derive(Debug)]
+pub struct Saved {
+    /// Its directory.
+    pub path: PathBuf,
+    /// Its `state.json`.
+    pub state: RunState,
+    /// Its `recipe.toml`.
+    pub recipe: String,
+}
+
+impl Saved {
+    /// Reads a checkpoint and holds every file against the manifest.
+    ///
+    /// # Errors
+    /// See [`CheckpointError`].
+    pub fn open(path: &Path) -> Result<Self, CheckpointError> {
+        let manifest = manifest(path)?;
+        check_sizes(path, &manifest)?;
+        for listed in &manifest.files {
+            let path = path.join(&listed.path);
+            let (_, actual) = size_and_hash(&path)?;
+            if actual != listed.sha256 {
+                return Err(CheckpointError::Hash {
+                    path,
+                    expected: listed.sha256.clone(),
+                    actual,
+                });
+            }
+        }
+        let state_path = path.join(STATE);
+        let text = read(&state_path)?;
+        let json = || CheckpointError::json(&state_path);
+        let any: serde_json::Value = serde_json::from_str(&text).map_err(json())?;
+        let actual = any["version"].as_u64().unwrap_or_default();
+        if actual != u64::from(VERSION) {
+            return Err(CheckpointError::Version {
+                path: state_path,
+                actual,
+            });
+        }
+        Ok(Self {
+            path: path.to_owned(),
+            state: serde_json::from_str(&text).map_err(json())?,
+            recipe: read(&path.join(RECIPE))?,
+        })
+    }
+
+    /// The adapter.
+    ///
+    /// # Errors
+    /// Files that cannot be read.
+    pub fn adapter(&self, device: &Device) -> Result<AdapterWeights, FormatError> {
+        AdapterWeights::read(self.path.join(ADAPTER), device)
+    }
+
+    /// The optimiser's moments.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub fn optimizer(&self) -> Result<SafetensorsFile, FormatError> {
+        SafetensorsFile::open(self.path.join(MOMENTS))
+    }
+}
+
+fn read(path: &Path) -> Result<String, FormatError> {
+    fs::read_to_string(path).map_err(FormatError::io(path, "read"))
+}
+
+fn manifest(path: &Path) -> Result<Manifest, CheckpointError> {
+    /// More than any checkpoint's manifest has.
+    const LARGEST: u64 = 1 << 20;
+    let path = path.join(MANIFEST);
+    let file = File::open(&path).map_err(FormatError::io(&path, "open"))?;
+    let mut text = Vec::new();
+    file.take(LARGEST)
+        .read_to_end(&mut text)
+        .map_err(FormatError::io(&path, "read"))?;
+    let manifest: Manifest = serde_json::from_slice(&text).map_err(CheckpointError::json(&path))?;
+    let outside = |listed: &&Listed| {
+        let mut parts = Path::new(&listed.path).components();
+        !parts.all(|part| matches!(part, Component::Normal(_)))
+    };
+    let lists = |required: &&str| {
+        manifest
+            .files
+            .iter()
+            .any(|listed| listed.path == **required)
+    };
+    let problem = match manifest.files.iter().find(outside) {
+        Some(listed) => Some(("names", listed.path.clone())),
+        None => REQUIRED
+            .iter()
+            .find(|required| !lists(required))
+            .map(|required| ("does not list", (*required).to_owned())),
+    };
+    match problem {
+        Some((problem, file)) => Err(CheckpointError::Manifest {
+            path,
+            problem,
+            file,
+        }),
+        None => Ok(manifest),
+    }
+}
+
+fn check_sizes(path: &Path, manifest: &Manifest) -> Result<(), CheckpointError> {
+    for listed in &manifest.files {
+        let path = path.join(&listed.path);
+        let actual = fs::metadata(&path)
+            .map_err(FormatError::io(&path, "open"))?
+            .len();
+        if actual != listed.bytes {
+            return Err(CheckpointError::Size {
+                path,
+                expected: listed.bytes,
+                actual,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// The checkpoints of a run by step, the newest last; whether they are good is not known yet.
+///
+/// # Errors
+/// The system refuses; a run without checkpoints has none.
+pub fn list(output_dir: &Path) -> Result<Vec<usize>, FormatError> {
+    let directory = directory(output_dir);
+    let entries = match fs::read_dir(&directory) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(FormatError::io(&directory, "list"))?,
+    };
+    let mut steps: Vec<usize> = entries
+        .filter_map(|entry| step_of(&entry.ok()?.path()))
+        .collect();
+    steps.sort_unstable();
+    Ok(steps)
+}
+
+/// The step of a checkpoint by its directory's name.
+pub fn step_of(path: &Path) -> Option<usize> {
+    let name = path.file_name()?.to_str()?;
+    name.strip_prefix("step-")?.parse().ok()
+}
+
+/// Removes the oldest checkpoints until `limit` are left. The newest good one stays, and that of step
+/// `best`; what is newer than the newest good one is not touched.
+///
+/// Good means here that every file is there in its size: reading everything again after each checkpoint
+/// would take longer than writing it.
 ///
 /// # Errors
 /// The system refuses.
-pub fn prune(output_dir: &Path, limit: usize, keep: Option<usize>) -> Result<(), FormatError> {
-    let directory = output_dir.join("checkpoints");
-    let entries = fs::read_dir(&directory).map_err(FormatError::io(&directory, "list"))?;
-    let mut steps: Vec<usize> = entries
-        .filter_map(|entry| {
-            entry
-                .ok()?
-                .file_name()
-                .to_str()?
-                .strip_prefix("step-")?
-                .parse()
-                .ok()
-        })
-        .collect();
-    steps.sort_unstable();
+pub fn prune(output_dir: &Path, limit: usize, best: Option<usize>) -> Result<(), FormatError> {
+    let steps = list(output_dir)?;
+    let good = |step: usize| {
+        let path = path(output_dir, step);
+        manifest(&path).is_ok_and(|manifest| check_sizes(&path, &manifest).is_ok())
+    };
+    let Some(newest_good) = steps.iter().copied().rev().find(|&step| good(step)) else {
+        return Ok(());
+    };
     let excess = steps.len().saturating_sub(limit.max(1));
-    let newest = steps.last().copied();
     let removable = steps
         .into_iter()
-        .filter(|&step| Some(step) != keep && Some(step) != newest);
+        .filter(|&step| step < newest_good && Some(step) != best);
     for step in removable.take(excess) {
-        let path = path(output_dir, step);
-        fs::remove_dir_all(&path).map_err(FormatError::io(&path, "remove"))?;
+        remove(&path(output_dir, step))?;
     }
     Ok(())
+}
+
+/// Removes a directory so that a kill on the way leaves nothing that looks like one.
+///
+/// # Errors
+/// The system refuses.
+pub fn remove(path: &Path) -> Result<(), FormatError> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let doomed = path.with_file_name(format!(".{name}.partial-removed"));
+    fault::point("move aside", path)?;
+    fs::rename(path, &doomed).map_err(FormatError::io(path, "move aside"))?;
+    fault::point("remove", path)?;
+    fs::remove_dir_all(&doomed).map_err(FormatError::io(doomed, "remove"))
+}
+
+/// Gives a checkpoint a name that nobody takes for one, and says which.
+///
+/// # Errors
+/// The system refuses.
+pub fn set_aside(path: &Path) -> Result<PathBuf, FormatError> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let mut target = path.with_file_name(format!("{name}.set-aside"));
+    let mut count = 1;
+    while fs::symlink_metadata(&target).is_ok() {
+        count += 1;
+        target = path.with_file_name(format!("{name}.set-aside-{count}"));
+    }
+    fault::point("move aside", path)?;
+    fs::rename(path, &target).map_err(FormatError::io(path, "move aside"))?;
+    sync_directory(path.parent().unwrap_or(path))?;
+    Ok(target)
 }

@@ -12,7 +12,9 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EarlyStopping {
     patience: usize,
+    #[serde(with = "crate::exact")]
     min_improvement: f64,
+    #[serde(with = "crate::exact::option")]
     best: Option<f64>,
     best_step: usize,
     without_improvement: usize,
@@ -66,6 +68,22 @@ impl EarlyStopping {
         match self.patience.saturating_sub(self.without_improvement) {
             0 => Progress::Stop,
             left => Progress::Waiting { left },
+        }
+    }
+
+    /// Whether patience is at an end.
+    #[must_use]
+    pub const fn is_spent(&self) -> bool {
+        self.without_improvement >= self.patience
+    }
+
+    /// With what `other` has seen, by this rule's patience and minimum.
+    #[must_use]
+    pub fn having_seen(self, other: &Self) -> Self {
+        Self {
+            patience: self.patience,
+            min_improvement: self.min_improvement,
+            ..*other
         }
     }
 
@@ -124,10 +142,15 @@ mod tests {
 
     #[test]
     fn its_state_survives_a_checkpoint() {
-        let (_, rule) = run(3, 0.01, &[2.0, 2.5]);
+        let (_, rule) = run(3, 0.01, &[2.0 / 3.0, 2.5]);
         let text = serde_json::to_string(&rule).unwrap();
         let mut back: EarlyStopping = serde_json::from_str(&text).unwrap();
         assert_eq!(back, rule);
         assert_eq!(back.observe(30, 2.5), Progress::Waiting { left: 1 });
+        // Another patience goes on from what was seen.
+        assert!(!rule.is_spent());
+        let mut shorter = EarlyStopping::new(2, 0.0).having_seen(&rule);
+        assert_eq!(shorter.best(), rule.best());
+        assert_eq!(shorter.observe(30, 2.5), Progress::Stop);
     }
 }

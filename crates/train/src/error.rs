@@ -7,6 +7,21 @@ use backdraft_formats::FormatError;
 use backdraft_lora::LoraConfigError;
 use backdraft_model::LoadError;
 
+use crate::checkpoint::CheckpointError;
+use crate::recipe::Difference;
+use crate::strategy::with_causes;
+
+/// One on each line, with its causes.
+fn all(problems: &[CheckpointError]) -> String {
+    let lines: Vec<String> = problems.iter().map(|p| with_causes(p)).collect();
+    list(&lines)
+}
+
+/// One on each line.
+fn list(items: &[impl std::fmt::Display]) -> String {
+    items.iter().map(|item| format!("\n  {item}")).collect()
+}
+
 /// Why a run does not start, or ends.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -16,6 +31,60 @@ pub enum TrainError {
     OutputExists {
         /// The directory.
         path: PathBuf,
+    },
+    /// Another process writes to the output directory.
+    #[error(
+        "{}: another run writes to this directory ({})",
+        path.display(),
+        if owner.is_empty() { "which does not say who it is" } else { owner }
+    )]
+    Locked {
+        /// The directory.
+        path: PathBuf,
+        /// The process and its machine.
+        owner: String,
+    },
+    /// There is nothing to go on with.
+    #[error("{}: there is no checkpoint and no recipe.toml of a run", path.display())]
+    NothingToResume {
+        /// The output directory.
+        path: PathBuf,
+    },
+    /// No checkpoint is as it was written.
+    #[error("{}: no checkpoint is as it was written:{}", path.display(), all(problems))]
+    NoGoodCheckpoint {
+        /// The output directory.
+        path: PathBuf,
+        /// What is wrong with each, the newest first.
+        problems: Vec<CheckpointError>,
+    },
+    /// A checkpoint that cannot be gone on from.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The run to go on with is another one by now.
+    #[error("{}: this is no longer the run that was stopped:{}", path.display(), list(differences))]
+    Changed {
+        /// The checkpoint.
+        path: PathBuf,
+        /// What differs, checkpoint → now.
+        differences: Vec<Difference>,
+    },
+    /// A change that a checkpoint cannot follow.
+    #[error("a run cannot go on with another {} ({difference})", difference.key)]
+    CannotChange {
+        /// The key, and its values.
+        difference: Difference,
+    },
+    /// A key that no recipe has.
+    #[error(
+        "unknown key `{key}`{}",
+        nearest.as_ref().map_or(String::new(), |n| format!("; did you mean `{n}`?"))
+    )]
+    UnknownKey {
+        /// The key.
+        key: String,
+        /// The one that was most likely meant.
+        nearest: Option<String>,
     },
     /// The loss or the gradient is no number any more.
     #[error(

@@ -10,20 +10,29 @@
 
 pub mod activation;
 pub mod checkpoint;
+pub mod control;
 pub mod diagnosis;
 pub mod early_stopping;
 pub mod error;
 pub mod evaluate;
+mod exact;
 pub mod loader;
+pub mod lock;
 pub mod memory;
 pub mod metrics;
 pub mod optimizer;
 pub mod recipe;
+pub mod records;
 pub mod report;
+pub mod report_html;
+pub mod resume;
 pub mod run;
+pub mod run_files;
+mod samples;
 pub mod schedule;
 pub mod step;
 pub mod strategy;
+pub mod tensorboard;
 pub mod trainee;
 
 pub use error::TrainError;

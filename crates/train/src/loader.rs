@@ -45,6 +45,7 @@ impl Step {
 pub struct StepLoader {
     examples: Arc<Vec<Example>>,
     loader: Loader,
+    first: usize,
     total_steps: usize,
 }
 
@@ -54,7 +55,17 @@ impl StepLoader {
         Self {
             examples,
             loader,
+            first: 0,
             total_steps,
+        }
+    }
+
+    /// The same run after `steps` of its steps, which is where its loader has to stand.
+    #[must_use]
+    pub fn after(self, steps: usize) -> Self {
+        Self {
+            first: steps,
+            ..self
         }
     }
 }
@@ -64,12 +75,12 @@ impl DataLoader<Step> for StepLoader {
         Box::new(Steps {
             source: self,
             loader: self.loader.clone(),
-            number: 0,
+            number: self.first,
         })
     }
 
     fn num_items(&self) -> usize {
-        self.total_steps
+        self.total_steps.saturating_sub(self.first)
     }
 
     fn to_device(&self, _: &Device) -> Arc<dyn DataLoader<Step>> {
@@ -81,7 +92,8 @@ impl DataLoader<Step> for StepLoader {
         for _ in 0..start {
             part.loader.next_step();
         }
-        part.total_steps = end.min(self.total_steps).saturating_sub(start);
+        part.first += start;
+        part.total_steps = (self.first + end).min(self.total_steps);
         Arc::new(part)
     }
 }
@@ -112,7 +124,7 @@ impl Iterator for Steps<'_> {
     type Item = Result<Step, DatasetError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.number == self.source.total_steps {
+        if self.number >= self.source.total_steps {
             return None;
         }
         let step = self.make().map_err(DatasetError::new);

@@ -3,7 +3,7 @@
 use std::fmt::Debug;
 
 use backdraft_model::LlamaConfig;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::activation::Prediction;
 
@@ -14,7 +14,8 @@ const LOGITS_CHUNK: usize = 256;
 ///
 /// # Units
 /// Bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Memory {
     /// Frozen weights, as they are stored.
     pub base: usize,

@@ -4,10 +4,12 @@ use std::path::{Path, PathBuf};
 
 use backdraft_data::DataReport;
 use backdraft_model::StoredShare;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::activation::Prediction;
+use crate::diagnosis::Diagnosis;
 use crate::memory::{Measured, Memory};
+use crate::records::Report;
 
 /// What is about to happen.
 #[derive(Clone, Debug, Serialize)]
@@ -41,7 +43,7 @@ pub struct RunInfo {
 }
 
 /// One optimiser step.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct StepReport {
     /// Counted from 1.
     pub step: usize,
@@ -98,7 +100,7 @@ pub struct ActivationReport {
 }
 
 /// One evaluation.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct EvalReport {
     /// Steps done.
     pub step: usize,
@@ -125,10 +127,17 @@ pub struct RunSummary {
     pub total_steps: usize,
     /// Whether somebody stopped it early.
     pub interrupted: bool,
+    /// Whether it ended because evaluation no longer improved.
+    pub stopped_early: bool,
+    /// The step that this process went on from; 0 if it began at the beginning.
+    pub resumed_from: usize,
     /// Seconds, evaluation and saving included.
     pub seconds: f64,
     /// Tokens per second of training time.
     pub tokens_per_second: f64,
+    /// Seconds that telling of the steps took (records, events, diagnosis, whoever listens), in the thread
+    /// that computes.
+    pub reporting_seconds: f64,
     /// Supervised tokens per second of training time.
     pub supervised_tokens_per_second: f64,
     /// Loss of the last step, nats.
@@ -137,6 +146,8 @@ pub struct RunSummary {
     pub best_eval_loss: Option<f64>,
     /// The step it was measured after.
     pub best_step: Option<usize>,
+    /// What the curve means.
+    pub diagnosis: Option<Diagnosis>,
     /// Memory that the run was to need.
     pub memory: Memory,
     /// Memory that the process held; `None` where the system does not tell.
@@ -148,6 +159,8 @@ pub struct RunSummary {
     pub peak_memory: Option<usize>,
     /// Where the adapter lies.
     pub adapter: PathBuf,
+    /// The step whose weights it holds: the best by evaluation, or the last.
+    pub adapter_step: usize,
 }
 
 /// Hears of everything that happens in a run, in order.
@@ -158,6 +171,12 @@ pub trait Reporter: Send {
     fn step(&mut self, _: &StepReport) {}
     /// An evaluation is done.
     fn eval(&mut self, _: &EvalReport) {}
+    /// The curve means something else than before.
+    fn diagnosis(&mut self, _step: usize, _: &Diagnosis) {}
+    /// The run goes on from a checkpoint instead of beginning; `history` is what came before.
+    fn resumed(&mut self, _step: usize, _checkpoint: &Path, _history: &[Report]) {}
+    /// The run ends since evaluation no longer improves.
+    fn stopped_early(&mut self, _step: usize, _best_step: usize) {}
     /// A checkpoint was written.
     fn saved(&mut self, _step: usize, _: &Path) {}
     /// Memory ran out, and the step is repeated with more recomputation.

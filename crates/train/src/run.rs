@@ -1,7 +1,6 @@
 //! From a recipe to an adapter.
 
-use std::fs::{self, File};
-use std::io::Write;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -10,7 +9,9 @@ use backdraft_data::{
     ChatTokenizer, DataOptions, Dataset, Format, LoadProgress, Loader, PromptTemplate,
     SpecialTokens, Supervision,
 };
-use backdraft_formats::{Existing, FormatError, ModelSource, PeftWriteOptions, write_file};
+use backdraft_formats::{
+    Existing, FormatError, ModelSource, PeftWriteOptions, remove_partials, write_file,
+};
 use backdraft_kernels::adamw::AdamWParams;
 use backdraft_kernels::adamw8bit::Guard;
 use backdraft_lora::{LoraConfig, TrainedOver};
@@ -24,8 +25,13 @@ use burn::train::{Interrupter, Learner, SupervisedTraining, TrainingStrategy};
 use crate::activation::cost::{Calibration, CalibrationKey, CostModel, Roofline};
 use crate::activation::tensors::{MemoryModel, PassShape};
 use crate::activation::{ActivationPlan, Activations, Planner, Prediction, Setup, StepShape};
+use crate::checkpoint::{self, Saved};
+use crate::control::Control;
+use crate::diagnosis::Monitor;
+use crate::early_stopping::EarlyStopping;
 use crate::error::TrainError;
 use crate::loader::{EvalLoader, StepLoader};
+use crate::lock::RunLock;
 use crate::memory::{self, Measured, Memory, MemoryWatch, Watcher};
 use crate::metrics::{NoFiles, RunMetric};
 use crate::optimizer::{AdamW, StatePrecision};
@@ -33,9 +39,14 @@ use crate::recipe::{
     ActivationPolicy, ByteSize, DataFormat, DataRecipe, LoraRecipe, Optimizer, QuantType, Recipe,
     TrainOn,
 };
+use crate::records::{self, Record, Records};
 use crate::report::{ActivationReport, Reporter, RunInfo, RunSummary};
-use crate::strategy::{Outcome, Plan, StepStrategy};
+use crate::resume::Resume;
+use crate::samples::Questions;
+use crate::strategy::{Outcome, Plan, StepStrategy, with_causes};
+use crate::tensorboard::EventWriter;
 use crate::trainee::{Settings, Trainee};
+use crate::{report_html, run_files, tensorboard};
 
 /// Model and data of a run, read and checked.
 pub struct Run {
@@ -204,10 +215,24 @@ pub struct Watch {
     pub renderer: Box<dyn MetricsRenderer>,
     /// Stops the run after its present step.
     pub interrupter: Interrupter,
-    /// Replace a run that the output directory holds.
-    pub force: bool,
     /// Knows how much memory the run could have.
     pub memory: Arc<dyn MemoryWatch>,
+    /// What whoever watches asks of the run while it goes on.
+    pub control: Control,
+    /// Where the run begins.
+    pub start: Start,
+}
+
+/// Where a run begins.
+#[derive(Debug)]
+pub enum Start {
+    /// At the beginning.
+    New {
+        /// Replace a run that the output directory holds.
+        force: bool,
+    },
+    /// Where another one was stopped.
+    Resume(Box<Resume>),
 }
 
 impl Run {
@@ -231,30 +256,59 @@ impl Run {
         let (activations, prediction) =
             self.activations(self.longest_pass(), watch.memory.clone())?;
         let memory = Memory::of(&prediction, self.model.num_trained());
-        claim(&self.recipe.output_dir, watch.force)?;
+        let data_fingerprint = self.train.fingerprint();
+        let eval_fingerprint = self.eval.as_ref().map(Dataset::fingerprint);
+        let mut notes = Vec::new();
+        let allows_changes = matches!(&watch.start, Start::Resume(r) if r.allows_changes());
+        let (_lock, from) = match watch.start {
+            Start::New { force } => {
+                let lock = RunLock::acquire(&self.recipe.output_dir)?;
+                claim(&self.recipe.output_dir, force)?;
+                (lock, None)
+            }
+            Start::Resume(resume) => {
+                let eval = eval_fingerprint.as_deref();
+                resume.check_content(&self.model_fingerprint, &data_fingerprint, eval)?;
+                notes.extend(go_on(&resume)?);
+                resume.into_parts()
+            }
+        };
+        // What an earlier process said of its end is true no more.
+        let _ = fs::remove_file(self.recipe.output_dir.join(run_files::SUMMARY));
         write_file(
             self.recipe.output_dir.join("recipe.toml"),
             recipe_toml.as_bytes(),
             Existing::Replace,
         )?;
+        if let Some(saved) = &from {
+            let mut adapter = saved.adapter(&self.device)?;
+            adapter.config = LoraConfig::from(&self.recipe.lora);
+            self.model = self.model.with_adapter(&adapter)?;
+        }
         let settings = &self.recipe.train;
         let examples = Arc::new(std::mem::take(&mut self.train.examples));
-        let data_fingerprint = Dataset {
-            examples: examples.to_vec(),
-            report: Default::default(),
-        }
-        .fingerprint();
         let (size, accumulation) = (settings.micro_batch_size, settings.grad_accumulation_steps);
-        let loader = Loader::new(examples.len(), size, accumulation, self.recipe.seed, true)
+        let mut loader = Loader::new(examples.len(), size, accumulation, self.recipe.seed, true)
             .map_err(data_error(&self.recipe.data.train))?;
         let steps_per_epoch = loader.steps_per_epoch();
         let total_steps = settings.length.total_steps(steps_per_epoch);
+        if let Some(saved) = &from {
+            let at = saved.state.loader;
+            let restored = match loader.restore(at) {
+                // Other batch sizes have other ends of steps.
+                Err(_) if allows_changes => loader.seek(at),
+                restored => restored,
+            };
+            restored.map_err(data_error(&self.recipe.data.train))?;
+        }
+        let start = loader.state();
         let eval_examples = self.eval.as_ref().map_or(&[][..], |eval| &eval.examples);
         let valid = EvalLoader::new(eval_examples, settings.micro_batch_size)
             .map_err(data_error(&self.recipe.data.train))?;
 
         let mut reporter = watch.reporter;
-        reporter.start(&RunInfo {
+        let warmup_steps = settings.warmup.steps(total_steps);
+        let info = RunInfo {
             model: self.recipe.model.clone(),
             device: format!("{:?}", self.device),
             base_params: self.model.num_base_params(),
@@ -271,14 +325,42 @@ impl Run {
             total_steps,
             steps_per_epoch,
             logging_steps: settings.logging_steps,
-        });
-        let outcome = Outcome {
-            reporter: Some(reporter),
-            records: Some(Records::create(
-                &self.recipe.output_dir.join("metrics.jsonl"),
-            )?),
-            ..Outcome::default()
         };
+        reporter.start(&info);
+        let computed_by = format!(
+            "{:?}, {} threads",
+            self.device,
+            rayon::current_num_threads()
+        );
+        let (mut outcome, history, more) =
+            self.outcome(from.as_ref(), total_steps, &computed_by)?;
+        notes.extend(more);
+        if let Some(saved) = &from {
+            let history: Vec<_> = records::reports(&history).collect();
+            reporter.resumed(saved.state.step, &saved.path, &history);
+        }
+        let output_dir = self.recipe.output_dir.clone();
+        let steps = outcome.steps;
+        match EventWriter::create(&output_dir.join(tensorboard::DIRECTORY), steps) {
+            Ok(writer) => outcome.tensorboard = Some(writer),
+            Err(error) => notes.push(with_causes(&error)),
+        }
+        let noted = run_files::write_note(&output_dir, &info, warmup_steps);
+        notes.extend(noted.err().map(|error| with_causes(&error)));
+        let asked = self
+            .eval
+            .as_ref()
+            .map_or(&examples[..], |eval| &eval.examples);
+        let questions = Questions::choose(asked, settings.sample_rows);
+        if from.is_none() {
+            let asked = questions.ask_before(&self.model, &self.tokenizer, &output_dir);
+            notes.extend(asked.err().map(|error| with_causes(&error)));
+        }
+        for note in notes {
+            reporter.warn(&note);
+        }
+        outcome.reporter = Some(reporter);
+        let resumed_from = outcome.steps;
         let strategy = StepStrategy {
             plan: Arc::new(Plan {
                 recipe: self.recipe.clone(),
@@ -289,11 +371,16 @@ impl Run {
                 evaluates: self.eval.is_some(),
                 trained_over: self.trained_over(),
                 data_fingerprint,
+                eval_fingerprint,
+                computed_by,
+                start,
+                control: watch.control,
             }),
             outcome: Arc::new(Mutex::new(outcome)),
         };
-        let trainee = self.trainee(total_steps, activations.clone());
-        let steps = Arc::new(StepLoader::new(examples, loader, total_steps));
+        let trainee = self.trainee(total_steps, activations.clone(), from.as_ref())?;
+        let steps = StepLoader::new(examples, loader, total_steps).after(resumed_from);
+        let steps = Arc::new(steps);
         let result =
             SupervisedTraining::<Trainee>::new(&self.recipe.output_dir, steps, Arc::new(valid))
                 .with_metric_logger(NoFiles)
@@ -310,7 +397,6 @@ impl Run {
                 .renderer(watch.renderer)
                 // Our optimiser travels with the model; the learner's own is never used.
                 .launch(Learner::new(trainee, SgdConfig::new().init(), 1.0));
-        let interrupted = result.interrupted.is_some();
         let mut outcome = strategy
             .outcome
             .lock()
@@ -324,21 +410,122 @@ impl Run {
             });
         }
         let optimizer = result.model.optimizer().num_bytes();
-        let model = result.model.model;
+        let gradients = 4 * result.model.model.num_trained();
+        let watcher = self.watcher.take();
+        let measured = watcher.and_then(|watcher| watcher.measured(gradients, optimizer));
+        let (model, adapter_step) = self.best(result.model.model, &mut outcome);
         let adapter = self.write_adapter(&model)?;
         // Of the passes that there were, not of the longest that could have been.
         let highest = activations.highest().unwrap_or(prediction);
-        let gradients = 4 * model.num_trained();
-        let measured = self
-            .watcher
-            .and_then(|watcher| watcher.measured(gradients, optimizer));
+        if let Some(Err(error)) = outcome.records.as_mut().map(Records::sync) {
+            warn(&mut outcome, &with_causes(&error));
+        }
+        let complete = outcome.steps == total_steps || outcome.stopped_early;
+        if complete && let Err(error) = questions.ask_after(&model, &self.tokenizer, &output_dir) {
+            warn(&mut outcome, &with_causes(&error));
+        }
         let summary = RunSummary {
             memory: Memory::of(&highest, model.num_trained()),
             measured_memory: measured,
             peak_memory: measured.map_or_else(memory::peak_resident, Measured::peak),
-            ..summarise(&outcome, total_steps, interrupted, adapter, began)
+            resumed_from,
+            adapter_step,
+            ..summarise(&mut outcome, total_steps, adapter, began)
         };
+        let reported = run_files::write_summary(&output_dir, &summary)
+            .and_then(|()| report_html::write(&output_dir));
+        if let Err(error) = reported {
+            warn(&mut outcome, &format!("no report: {}", with_causes(&error)));
+        }
         Ok((summary, model))
+    }
+
+    /// What is known before the first step, the records so far, and what the user should hear.
+    fn outcome(
+        &self,
+        from: Option<&Saved>,
+        total_steps: usize,
+        computed_by: &str,
+    ) -> Result<(Outcome, String, Vec<String>), TrainError> {
+        let train = &self.recipe.train;
+        let mut monitor = Monitor::new(total_steps, train.warmup.steps(total_steps));
+        let rule = train.early_stopping_patience.map(|patience| {
+            EarlyStopping::new(
+                patience,
+                train.early_stopping_min_improvement.unwrap_or_default(),
+            )
+        });
+        let path = self.recipe.output_dir.join(records::FILE);
+        let Some(Saved {
+            state, path: at, ..
+        }) = from
+        else {
+            let outcome = Outcome {
+                records: Some(Records::create(&path)?),
+                early_stopping: rule,
+                monitor: Some(monitor),
+                ..Outcome::default()
+            };
+            return Ok((outcome, String::new(), Vec::new()));
+        };
+        let mut notes = Vec::new();
+        let (records, text, note) = Records::resume(&path, &state.records, state.step)?;
+        notes.extend(note);
+        if state.computed_by != computed_by {
+            notes.push(format!(
+                "computed by {computed_by}, before by {}: the last bits of what follows may differ from an \
+                 uninterrupted run",
+                state.computed_by
+            ));
+        }
+        for record in records::points(&text) {
+            match record {
+                Record::Train(point) => monitor.train(point),
+                Record::Eval(point) => monitor.eval(point),
+            };
+        }
+        let rule = match (rule, &state.early_stopping) {
+            (Some(rule), Some(seen)) => Some(rule.having_seen(seen)),
+            (rule, _) => rule,
+        };
+        let outcome = Outcome {
+            records: Some(records),
+            steps: state.step,
+            final_loss: state.final_loss,
+            best: state.best,
+            early_stopping: rule,
+            stopped_early: rule.is_some_and(|rule| rule.is_spent()) && state.step < total_steps,
+            effort: state.effort,
+            monitor: Some(monitor),
+            last_checkpoint: Some(at.clone()),
+            ..Outcome::default()
+        };
+        Ok((outcome, text, notes))
+    }
+
+    /// The model of the best evaluation and its step; the last one where nothing was evaluated.
+    fn best(&self, model: Llama, outcome: &mut Outcome) -> (Llama, usize) {
+        let last = outcome.steps;
+        let Some(step) = outcome.best.map(|best| best.step).filter(|&s| s != last) else {
+            return (model, last);
+        };
+        let path = checkpoint::path(&self.recipe.output_dir, step);
+        let read = || -> Result<Llama, TrainError> {
+            let mut adapter = Saved::open(&path)?.adapter(&self.device)?;
+            adapter.config = LoraConfig::from(&self.recipe.lora);
+            Ok(model.clone().with_adapter(&adapter)?)
+        };
+        match read() {
+            Ok(best) => (best, step),
+            Err(error) => {
+                let message = format!(
+                    "the adapter holds step {last}, not step {step}, which was better: {}",
+                    with_causes(&error)
+                );
+                warn(outcome, &message);
+                (model, last)
+            }
+        }
     }
 
     /// A pass over the longest rows of the data, every token supervised.
@@ -460,7 +647,12 @@ impl Run {
         }
     }
 
-    fn trainee(&self, total_steps: usize, activations: Activations) -> Trainee {
+    fn trainee(
+        &self,
+        total_steps: usize,
+        activations: Activations,
+        from: Option<&Saved>,
+    ) -> Result<Trainee, TrainError> {
         let train = &self.recipe.train;
         let params = AdamWParams {
             beta1: train.adam_beta1,
@@ -468,14 +660,17 @@ impl Run {
             epsilon: train.adam_epsilon,
             weight_decay: train.weight_decay,
         };
-        let optimizer = AdamW::new(params, self.recipe.state_precision());
+        let mut optimizer = AdamW::new(params, self.recipe.state_precision());
+        if let Some(saved) = from {
+            optimizer.restore(&self.model, &saved.optimizer()?, saved.state.step as u64)?;
+        }
         let settings = Settings {
             schedule: train.schedule(total_steps),
             max_grad_norm: train.max_grad_norm,
             dropout_seed: (self.recipe.lora.dropout > 0.0).then_some(self.recipe.seed),
             activations,
         };
-        Trainee::new(self.model.clone(), optimizer, settings)
+        Ok(Trainee::new(self.model.clone(), optimizer, settings))
     }
 
     fn write_adapter(&self, model: &Llama) -> Result<PathBuf, TrainError> {
@@ -493,34 +688,60 @@ impl Run {
     }
 }
 
+fn warn(outcome: &mut Outcome, message: &str) {
+    if let Some(reporter) = &mut outcome.reporter {
+        reporter.warn(message);
+    }
+}
+
 fn summarise(
-    outcome: &Outcome,
+    outcome: &mut Outcome,
     total_steps: usize,
-    interrupted: bool,
     adapter: PathBuf,
     began: Instant,
 ) -> RunSummary {
-    let per_second = |count: usize| count as f64 / outcome.seconds.max(1e-9);
+    let effort = outcome.effort;
+    let per_second = |count: usize| count as f64 / effort.seconds.max(1e-9);
     RunSummary {
         steps: outcome.steps,
         total_steps,
-        interrupted,
+        interrupted: outcome.interrupted,
+        stopped_early: outcome.stopped_early,
+        resumed_from: 0,
         seconds: began.elapsed().as_secs_f64(),
-        tokens_per_second: per_second(outcome.tokens),
-        supervised_tokens_per_second: per_second(outcome.supervised_tokens),
+        reporting_seconds: outcome.reporting,
+        tokens_per_second: per_second(effort.tokens),
+        supervised_tokens_per_second: per_second(effort.supervised_tokens),
         final_loss: outcome.final_loss,
-        best_eval_loss: outcome.best.map(|(loss, _)| loss),
-        best_step: outcome.best.map(|(_, step)| step),
+        best_eval_loss: outcome.best.map(|best| best.eval_loss),
+        best_step: outcome.best.map(|best| best.step),
+        diagnosis: outcome
+            .monitor
+            .as_mut()
+            .map(|monitor| monitor.conclude().clone()),
         memory: Memory::default(),
         measured_memory: None,
         peak_memory: None,
         adapter,
+        adapter_step: outcome.steps,
     }
 }
 
-/// Makes the output directory; one that holds a run is replaced only with `force`.
+/// Makes the output directory ready for a run that begins; one that holds a run is replaced only with
+/// `force`.
 fn claim(path: &Path, force: bool) -> Result<(), TrainError> {
-    const PARTS: [&str; 4] = ["recipe.toml", "metrics.jsonl", "checkpoints", "adapter"];
+    // The recipe last: while it is there, the directory is known to hold a run.
+    const PARTS: [&str; 9] = [
+        "checkpoints",
+        "adapter",
+        tensorboard::DIRECTORY,
+        run_files::SAMPLES,
+        run_files::NOTE,
+        run_files::SUMMARY,
+        report_html::FILE,
+        records::FILE,
+        "recipe.toml",
+    ];
     let held: Vec<PathBuf> = PARTS
         .iter()
         .map(|part| path.join(part))
@@ -532,14 +753,13 @@ fn claim(path: &Path, force: bool) -> Result<(), TrainError> {
         });
     }
     for part in held {
-        let removed = if part.is_dir() {
-            fs::remove_dir_all(&part)
+        if part.is_dir() {
+            checkpoint::remove(&part)?;
         } else {
-            fs::remove_file(&part)
-        };
-        removed.map_err(FormatError::io(&part, "remove"))?;
+            fs::remove_file(&part).map_err(FormatError::io(&part, "remove"))?;
+        }
     }
-    fs::create_dir_all(path).map_err(FormatError::io(path, "create"))?;
+    remove_partials(path)?;
     Ok(())
 }
 
@@ -551,39 +771,35 @@ fn calibration_dir() -> Option<PathBuf> {
     Some(cache.join("backdraft").join("calibration"))
 }
 
+/// Makes the output directory ready for a run that goes on, and says what the user should hear of it.
+fn go_on(resume: &Resume) -> Result<Vec<String>, TrainError> {
+    let output_dir = resume.output_dir();
+    if resume.from().is_none() {
+        // An adapter without checkpoints is a result that somebody may want.
+        claim(output_dir, !output_dir.join("adapter").exists())?;
+        let path = output_dir.display();
+        return Ok(vec![format!(
+            "{path} holds no checkpoint yet: the run begins at the beginning"
+        )]);
+    }
+    let skipped = resume
+        .skipped()
+        .iter()
+        .map(|error| format!("a newer checkpoint cannot be used: {}", with_causes(error)));
+    let mut notes: Vec<String> = skipped.collect();
+    let aside = resume.set_newer_aside()?;
+    notes.extend(
+        aside
+            .iter()
+            .map(|path| format!("a newer checkpoint is now called {}", path.display())),
+    );
+    Ok(notes)
+}
+
 fn data_error(path: &Path) -> impl FnOnce(backdraft_data::DataError) -> TrainError + use<> {
     let path = path.to_owned();
     move |source| TrainError::Data {
         path,
         source: Box::new(source),
-    }
-}
-
-/// `metrics.jsonl`: one object for each step and each evaluation.
-pub struct Records {
-    file: File,
-    path: PathBuf,
-}
-
-impl Records {
-    fn create(path: &Path) -> Result<Self, TrainError> {
-        let file = File::create(path).map_err(FormatError::io(path, "create"))?;
-        Ok(Self {
-            file,
-            path: path.to_owned(),
-        })
-    }
-
-    /// Appends one object.
-    ///
-    /// # Errors
-    /// The system refuses.
-    pub fn write(&mut self, report: &impl serde::Serialize) -> Result<(), TrainError> {
-        let mut line = serde_json::to_vec(report).unwrap_or_default();
-        line.push(b'\n');
-        self.file
-            .write_all(&line)
-            .map_err(FormatError::io(&self.path, "append to"))?;
-        Ok(())
     }
 }

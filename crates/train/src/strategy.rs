@@ -7,25 +7,30 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use backdraft_data::Example;
+use backdraft_data::{Example, LoaderState};
+use backdraft_formats::FormatError;
 use backdraft_lora::TrainedOver;
 use burn::data::dataloader::Progress;
 use burn::optim::GradientsParams;
 use burn::train::InferenceStep;
 use burn::train::{
-    EventProcessorTraining, Learner, LearnerEvent, SupervisedLearningStrategy,
+    EventProcessorTraining, Interrupter, Learner, LearnerEvent, SupervisedLearningStrategy,
     SupervisedTrainingEventProcessor, TrainLoader, TrainingComponents, TrainingItem, ValidLoader,
 };
 
 use crate::activation::StepFailure;
-use crate::checkpoint::{self, Checkpoint, RunState};
+use crate::checkpoint::{self, Best, Checkpoint, Effort, RunState};
+use crate::control::Control;
+use crate::diagnosis::{Class, Diagnosis, EvalPoint, Monitor, TrainPoint};
+use crate::early_stopping::{EarlyStopping, Progress as Patience};
 use crate::error::TrainError;
 use crate::loader::Step;
 use crate::memory::{self, OutOfMemory};
 use crate::metrics::{StepMetrics, StepOutput};
 use crate::recipe::Recipe;
+use crate::records::{Records, RecordsState};
 use crate::report::{EvalReport, ReplanReport, Reporter, StepReport};
-use crate::run::Records;
+use crate::tensorboard::EventWriter;
 use crate::trainee::Trainee;
 
 /// What the loop is told, and where it leaves what came of it.
@@ -55,6 +60,14 @@ pub struct Plan {
     pub trained_over: TrainedOver,
     /// Fingerprint of the training rows.
     pub data_fingerprint: String,
+    /// Fingerprint of the evaluation rows.
+    pub eval_fingerprint: Option<String>,
+    /// What computes, and with how many threads.
+    pub computed_by: String,
+    /// Where data stands before the first step.
+    pub start: LoaderState,
+    /// What whoever watches asks for.
+    pub control: Control,
 }
 
 /// What came of a run.
@@ -64,18 +77,26 @@ pub struct Outcome {
     pub reporter: Option<Box<dyn Reporter>>,
     /// `metrics.jsonl`.
     pub records: Option<Records>,
+    /// The event file.
+    pub tensorboard: Option<EventWriter>,
     /// Steps done.
     pub steps: usize,
     /// Loss of the last step.
     pub final_loss: Option<f64>,
     /// Lowest evaluation loss and its step.
-    pub best: Option<(f64, usize)>,
-    /// Tokens computed while training.
-    pub tokens: usize,
-    /// Supervised tokens among them.
-    pub supervised_tokens: usize,
-    /// Seconds of training, without evaluation and saving.
-    pub seconds: f64,
+    pub best: Option<Best>,
+    /// When evaluation ends the run.
+    pub early_stopping: Option<EarlyStopping>,
+    /// Whether it did.
+    pub stopped_early: bool,
+    /// Whether somebody ended the run.
+    pub interrupted: bool,
+    /// What the steps took.
+    pub effort: Effort,
+    /// Seconds of this process that telling of steps took, in the thread that computes.
+    pub reporting: f64,
+    /// What the curve means; nothing looks at it where absent.
+    pub monitor: Option<Monitor>,
     /// The newest checkpoint.
     pub last_checkpoint: Option<PathBuf>,
     /// Why the run ended before its time.
@@ -92,8 +113,14 @@ impl SupervisedLearningStrategy<Trainee> for StepStrategy {
         _: usize,
     ) -> (Trainee, SupervisedTrainingEventProcessor<Trainee>) {
         let mut outcome = self.outcome.lock().unwrap_or_else(PoisonError::into_inner);
+        let shown = outcome.shown();
         let mut run = Loop {
             plan: &self.plan,
+            saved: outcome.last_checkpoint.is_some().then_some(outcome.steps),
+            elapsed_before: outcome.effort.elapsed,
+            shown,
+            after: self.plan.start,
+            records_fail: false,
             outcome: &mut outcome,
             events: components.event_processor,
             learner,
@@ -101,9 +128,14 @@ impl SupervisedLearningStrategy<Trainee> for StepStrategy {
             began: Instant::now(),
         };
         run.start();
-        let mut steps = train.iter();
-        while let Some(step) = steps.next() {
-            let progress = steps.progress();
+        // Patience may have ended just before the run was killed.
+        let mut steps = (!run.outcome.stopped_early).then(|| train.iter());
+        while let Some(step) = steps.as_mut().and_then(Iterator::next) {
+            let progress = Progress::new(
+                run.outcome.steps + 1,
+                self.plan.total_steps,
+                Some("steps".to_owned()),
+            );
             let done = match step {
                 Ok(step) => run.step(step, progress),
                 Err(error) => Err(TrainError::Learner {
@@ -114,7 +146,7 @@ impl SupervisedLearningStrategy<Trainee> for StepStrategy {
                 run.outcome.error = Some(error);
                 break;
             }
-            if components.interrupter.should_stop() {
+            if run.outcome.stopped_early || run.obey(&components.interrupter) {
                 break;
             }
         }
@@ -125,8 +157,26 @@ impl SupervisedLearningStrategy<Trainee> for StepStrategy {
     }
 }
 
+impl Outcome {
+    /// The kind of the present diagnosis.
+    fn shown(&self) -> Option<Class> {
+        let monitor = self.monitor.as_ref()?;
+        Some(monitor.diagnosis().verdict.class())
+    }
+}
+
 struct Loop<'a> {
     plan: &'a Plan,
+    /// The step of the newest checkpoint.
+    saved: Option<usize>,
+    /// Seconds of the run before this process.
+    elapsed_before: f64,
+    /// Kind of the last diagnosis that was told.
+    shown: Option<Class>,
+    /// Where the data stands.
+    after: LoaderState,
+    /// Whether `metrics.jsonl` could not be written to last time.
+    records_fail: bool,
     outcome: &'a mut Outcome,
     events: SupervisedTrainingEventProcessor<Trainee>,
     learner: Learner<Trainee>,
@@ -141,6 +191,10 @@ impl Loop<'_> {
             total_items: self.plan.total_steps,
         };
         self.event(split);
+        if self.saved.is_some() {
+            // A run may have been killed between writing a checkpoint and removing old ones.
+            self.prune();
+        }
     }
 
     fn step(&mut self, step: Step, progress: Progress) -> Result<(), TrainError> {
@@ -159,11 +213,14 @@ impl Loop<'_> {
         self.learner.optimizer_step(grads);
         let seconds = began.elapsed().as_secs_f64();
 
+        let reporting = Instant::now();
+        self.after = after;
         self.outcome.steps = number;
         self.outcome.final_loss = Some(metrics.loss);
-        self.outcome.tokens += tokens;
-        self.outcome.supervised_tokens += supervised_tokens;
-        self.outcome.seconds += seconds;
+        let effort = &mut self.outcome.effort;
+        effort.tokens += tokens;
+        effort.supervised_tokens += supervised_tokens;
+        effort.seconds += seconds;
         let report = StepReport {
             step: number,
             epoch: self.epoch(number),
@@ -173,21 +230,42 @@ impl Loop<'_> {
             tokens,
             supervised_tokens,
             seconds,
-            elapsed: self.began.elapsed().as_secs_f64(),
+            elapsed: self.elapsed(),
         };
-        self.record(&report)?;
+        self.record(&report);
+        self.plot(
+            number,
+            &[
+                ("loss/train", report.loss),
+                ("train/gradient_norm", report.grad_norm),
+                ("train/learning_rate", lr),
+                ("train/epoch", report.epoch),
+                ("train/tokens_per_second", tokens as f64 / seconds.max(1e-9)),
+            ],
+        );
         self.tell(|reporter| reporter.step(&report));
         let item = TrainingItem::new(item.with_seconds(seconds), progress, Some(number), None);
         self.event(LearnerEvent::ProcessedItem(item));
+        if let Some(monitor) = &mut self.outcome.monitor {
+            monitor.train(TrainPoint {
+                step: number,
+                loss: report.loss,
+                grad_norm: Some(report.grad_norm),
+                learning_rate: lr,
+            });
+        }
+
+        self.outcome.reporting += reporting.elapsed().as_secs_f64();
 
         let train = &self.plan.recipe.train;
         let last = number == self.plan.total_steps;
         let due = |every: usize| every > 0 && number.is_multiple_of(every);
-        if self.plan.evaluates && (last || train.eval_steps.is_some_and(due)) {
-            self.evaluate(number)?;
-        }
-        if last || due(train.save_steps) {
-            self.save(number, after)?;
+        let save_due = due(train.save_steps);
+        let evaluates = self.plan.evaluates && (last || train.eval_steps.is_some_and(due));
+        let best = evaluates && self.evaluate(number)?;
+        self.tell_diagnosis(number);
+        if last || best || save_due || self.outcome.stopped_early {
+            self.save();
         }
         Ok(())
     }
@@ -228,9 +306,35 @@ impl Loop<'_> {
                 budget_before: lowered.from,
                 budget: lowered.to,
             };
-            self.record(&report)?;
+            self.record(&report);
             self.tell(|reporter| reporter.replanned(&report));
         }
+    }
+
+    /// Does what was asked for since the last step; `true` ends the run.
+    fn obey(&mut self, interrupter: &Interrupter) -> bool {
+        let control = &self.plan.control;
+        loop {
+            if control.take_save() {
+                self.save();
+            }
+            if self.outcome.steps == self.plan.total_steps {
+                return false;
+            }
+            if control.should_stop() || interrupter.should_stop() {
+                self.outcome.interrupted = true;
+                self.save();
+                return true;
+            }
+            if !control.paused() {
+                return false;
+            }
+            control.wait_while_paused();
+        }
+    }
+
+    fn elapsed(&self) -> f64 {
+        self.elapsed_before + self.began.elapsed().as_secs_f64()
     }
 
     fn check_finite(
@@ -260,7 +364,8 @@ impl Loop<'_> {
         })
     }
 
-    fn evaluate(&mut self, step: usize) -> Result<(), TrainError> {
+    /// Whether it was the best evaluation so far.
+    fn evaluate(&mut self, step: usize) -> Result<bool, TrainError> {
         let began = Instant::now();
         let total_items = self.valid.num_items();
         self.valid_event(LearnerEvent::StartSplit {
@@ -285,9 +390,10 @@ impl Loop<'_> {
         }
         self.valid_event(LearnerEvent::EndSplit(1));
         let eval_loss = sum / tokens.max(1) as f64;
-        let best = self.outcome.best.is_none_or(|(best, _)| eval_loss < best);
+        let so_far = self.outcome.best;
+        let best = so_far.is_none_or(|best| eval_loss < best.eval_loss);
         if best {
-            self.outcome.best = Some((eval_loss, step));
+            self.outcome.best = Some(Best { eval_loss, step });
         }
         let report = EvalReport {
             step,
@@ -298,27 +404,104 @@ impl Loop<'_> {
             best,
             seconds: began.elapsed().as_secs_f64(),
         };
-        self.record(&report)?;
+        self.record(&report);
+        self.plot(
+            step,
+            &[
+                ("loss/eval", eval_loss),
+                ("eval/perplexity", report.perplexity),
+            ],
+        );
         self.tell(|reporter| reporter.eval(&report));
-        Ok(())
+        if let Some(monitor) = &mut self.outcome.monitor {
+            monitor.eval(EvalPoint {
+                step,
+                loss: eval_loss,
+            });
+        }
+        let rule = self.outcome.early_stopping.as_mut();
+        let ends = rule.is_some_and(|rule| rule.observe(step, eval_loss) == Patience::Stop);
+        if ends && step < self.plan.total_steps {
+            self.outcome.stopped_early = true;
+            let best_step = self.outcome.best.map_or(step, |best| best.step);
+            self.tell(|reporter| reporter.stopped_early(step, best_step));
+        }
+        Ok(best)
     }
 
-    fn save(&mut self, step: usize, loader: backdraft_data::LoaderState) -> Result<(), TrainError> {
-        let output_dir = &self.plan.recipe.output_dir;
+    /// Says what the curve means where that is something else than before.
+    fn tell_diagnosis(&mut self, step: usize) {
+        let class = self.outcome.shown();
+        if class == self.shown {
+            return;
+        }
+        self.shown = class;
+        let monitor = self.outcome.monitor.as_ref();
+        let Some(diagnosis) = monitor.map(|monitor| monitor.diagnosis().clone()) else {
+            return;
+        };
+        self.record(&DiagnosisRecord {
+            step,
+            diagnosis: &diagnosis,
+        });
+        self.tell(|reporter| reporter.diagnosis(step, &diagnosis));
+    }
+
+    /// Writes a checkpoint of the present step, unless there is one. A disk that refuses does not end the
+    /// run: the earlier checkpoints stay, and the next save tries again.
+    fn save(&mut self) {
+        let step = self.outcome.steps;
+        if self.saved == Some(step) {
+            return;
+        }
+        match self.write_checkpoint(step) {
+            Ok(path) => {
+                self.saved = Some(step);
+                self.outcome.last_checkpoint = Some(path.clone());
+                self.tell(|reporter| reporter.saved(step, &path));
+                self.prune();
+            }
+            Err(error) => {
+                let kept = match &self.outcome.last_checkpoint {
+                    Some(path) => format!("{} stays the newest one", path.display()),
+                    None => "there is none yet".to_owned(),
+                };
+                let message = format!(
+                    "no checkpoint of step {step}: {}; {kept}, and the next save tries again",
+                    with_causes(&error)
+                );
+                self.tell(|reporter| reporter.warn(&message));
+            }
+        }
+    }
+
+    fn write_checkpoint(&mut self, step: usize) -> Result<PathBuf, FormatError> {
+        let elapsed = self.elapsed();
+        self.outcome.effort.elapsed = elapsed;
+        let records = match &mut self.outcome.records {
+            Some(records) => records.sync()?,
+            None => RecordsState::default(),
+        };
         let trainee = self.learner.model();
         let Some(adapter) = trainee.model.adapter() else {
             unreachable!("a trained model has an adapter");
         };
         let state = RunState {
-            version: 1,
+            version: RunState::VERSION,
             step,
             total_steps: self.plan.total_steps,
-            loader,
+            loader: self.after,
             best: self.outcome.best,
+            early_stopping: self.outcome.early_stopping,
+            final_loss: self.outcome.final_loss,
+            effort: self.outcome.effort,
+            records,
             model_fingerprint: self.plan.trained_over.fingerprint.clone(),
             data_fingerprint: self.plan.data_fingerprint.clone(),
+            eval_fingerprint: self.plan.eval_fingerprint.clone(),
+            computed_by: self.plan.computed_by.clone(),
         };
-        let path = checkpoint::path(output_dir, step);
+        let path = checkpoint::path(&self.plan.recipe.output_dir, step);
         let parts = Checkpoint {
             adapter: &adapter,
             optimizer: trainee.optimizer().state(&trainee.model),
@@ -327,14 +510,24 @@ impl Loop<'_> {
             base: &self.plan.trained_over,
         };
         checkpoint::write(&path, &parts)?;
-        let keep = self.outcome.best.map(|(_, step)| step);
-        checkpoint::prune(output_dir, self.plan.recipe.train.save_total_limit, keep)?;
-        self.outcome.last_checkpoint = Some(path.clone());
-        self.tell(|reporter| reporter.saved(step, &path));
-        Ok(())
+        Ok(path)
+    }
+
+    fn prune(&mut self) {
+        let recipe = &self.plan.recipe;
+        let best = self.outcome.best.map(|best| best.step);
+        let limit = recipe.train.save_total_limit;
+        if let Err(error) = checkpoint::prune(&recipe.output_dir, limit, best) {
+            let message = format!("old checkpoints stay: {}", with_causes(&error));
+            self.tell(|reporter| reporter.warn(&message));
+        }
     }
 
     fn finish(&mut self) -> Result<(), TrainError> {
+        if self.outcome.error.is_none() && self.outcome.steps > 0 {
+            // There is no next save that could try again.
+            self.save();
+        }
         self.event(LearnerEvent::EndSplit(1));
         self.event(LearnerEvent::EndEpoch(1));
         self.events.flush().map_err(|error| TrainError::Learner {
@@ -346,10 +539,34 @@ impl Loop<'_> {
         step as f64 / self.plan.steps_per_epoch as f64
     }
 
-    fn record(&mut self, report: &impl serde::Serialize) -> Result<(), TrainError> {
-        match &mut self.outcome.records {
-            Some(records) => records.write(report),
-            None => Ok(()),
+    /// A disk that is full does not end a run; what could not be written comes with the next line.
+    fn record(&mut self, report: &impl serde::Serialize) {
+        let Some(records) = &mut self.outcome.records else {
+            return;
+        };
+        let failed = records.write(report).err();
+        if let Some(error) = failed.as_ref().filter(|_| !self.records_fail) {
+            let message = format!(
+                "{}; the lines are kept and written as soon as that works",
+                with_causes(error)
+            );
+            self.tell(|reporter| reporter.warn(&message));
+        }
+        self.records_fail = failed.is_some();
+    }
+
+    /// An event file that cannot be written to is given up: `metrics.jsonl` has the same numbers.
+    fn plot(&mut self, step: usize, scalars: &[(&str, f64)]) {
+        let Some(writer) = &mut self.outcome.tensorboard else {
+            return;
+        };
+        if let Err(error) = writer.scalars(step, scalars) {
+            self.outcome.tensorboard = None;
+            let message = format!(
+                "no more is written for TensorBoard: {}",
+                with_causes(&error)
+            );
+            self.tell(|reporter| reporter.warn(&message));
         }
     }
 
@@ -371,4 +588,22 @@ impl Loop<'_> {
             self.tell(|reporter| reporter.warn(&error.to_string()));
         }
     }
+}
+
+/// The line of `metrics.jsonl` for another diagnosis.
+#[derive(serde::Serialize)]
+struct DiagnosisRecord<'a> {
+    step: usize,
+    diagnosis: &'a Diagnosis,
+}
+
+/// An error with what caused it, on one line.
+pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(&format!(": {cause}"));
+        source = cause.source();
+    }
+    text
 }

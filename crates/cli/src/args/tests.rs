@@ -134,6 +134,8 @@ fn help_of_the_program() {
     Commands:
       train       Train an adapter as a recipe says
       plan        Show what a recipe needs in memory and what it recomputes, without reading the weights
+      watch       Show the dashboard of a run that goes on elsewhere, or is over
+      report      Write a run's report.html again, or one that compares several runs
       generate    Let a model, with or without an adapter, answer a prompt
       eval        Measure a model on a file, with and without an adapter
       score       Write the logits and the loss of every token for given token ids
@@ -175,13 +177,21 @@ fn help_of_train() {
     assert_snapshot!(help("train"), @"
     Train an adapter as a recipe says
 
-    Usage: backdraft train [OPTIONS] <RECIPE>
+    Usage: backdraft train [OPTIONS] [RECIPE]
 
     Arguments:
-      <RECIPE>
+      [RECIPE]
               The recipe; `backdraft init` writes one
 
     Options:
+          --resume [<DIR>]
+              Go on with a run that was stopped: its output directory or one of its checkpoints
+              [default: the recipe's output_dir, else outputs]
+
+          --allow-change <KEY>
+              With --resume: let this key (or section) of the recipe differ from the run's; may be given
+              again
+
           --set <SECTION.KEY=VALUE>
               Change a value of the recipe for this run; may be given again
 
@@ -215,6 +225,8 @@ fn help_of_train() {
       backdraft train recipe.toml
       backdraft train recipe.toml --set train.learning_rate=1e-4 --set lora.rank=32
       backdraft train recipe.toml --max-steps 5 --output-dir trial --force
+      backdraft train --resume outputs
+      backdraft train --resume outputs --max-steps 500 --allow-change train
     ");
 }
 

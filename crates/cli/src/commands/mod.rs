@@ -8,8 +8,10 @@ pub(crate) mod merge;
 pub(crate) mod plan;
 pub(crate) mod quantize;
 pub(crate) mod quickstart;
+pub(crate) mod report;
 pub(crate) mod score;
 pub(crate) mod train;
+pub(crate) mod watch;
 
 use std::process::ExitCode;
 
@@ -50,6 +52,8 @@ fn run(command: Command, context: Context) -> Result<(), CliError> {
         Command::Quantize(args) => quantize::run(&args, context),
         Command::Inspect(args) => inspect::run(&args, context),
         Command::Init(args) => init::run(&args, context),
+        Command::Watch(args) => watch::run(&args, context),
+        Command::Report(args) => report::run(&args, context),
         Command::Quickstart(args) => quickstart::run(&args, context),
     }
 }

@@ -11,6 +11,7 @@ use backdraft_formats::{Existing, write_file};
 use backdraft_model::Llama;
 use backdraft_train::evaluate::evaluate;
 use backdraft_train::recipe::Recipe;
+use backdraft_train::run::Start;
 use clap::Args;
 
 use crate::args::ModelArgs;
@@ -77,7 +78,8 @@ pub(crate) fn run(args: &QuickstartArgs, context: Context) -> Result<(), CliErro
 
     output.line("4. Training")?;
     let recipe = Recipe::load(&files.recipe, &[])?;
-    let (summary, trained) = train::train(recipe, context, false, args.force)?;
+    let (summary, trained) =
+        train::train(recipe, context, false, Start::New { force: args.force })?;
 
     output.line("5. After")?;
     let after = measure(&trained, &session.tokenizer, &files)?;

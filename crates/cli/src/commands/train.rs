@@ -1,32 +1,46 @@
 //! `train`: adapt a model as a recipe says.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use backdraft_model::Llama;
+use backdraft_train::control::Control;
 use backdraft_train::memory::SystemMemory;
 use backdraft_train::recipe::Recipe;
-use backdraft_train::report::RunSummary;
-use backdraft_train::run::{Watch, prepare};
+use backdraft_train::report::{Reporter, RunSummary};
+use backdraft_train::resume::Resume;
+use backdraft_train::run::{Start, Watch, prepare};
 use burn::train::Interrupter;
-use burn::train::renderer::default_renderer;
 use clap::Args;
 
 use crate::commands::Context;
+use crate::dashboard::state::{Hands, State};
+use crate::dashboard::{Dashboard, DashboardReporter, Shared};
 use crate::error::CliError;
 use crate::reporter::{self, NoDashboard, PlainReporter};
-use crate::session;
+use crate::{session, signals};
 
 /// Train an adapter as a recipe says
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   backdraft train recipe.toml
   backdraft train recipe.toml --set train.learning_rate=1e-4 --set lora.rank=32
-  backdraft train recipe.toml --max-steps 5 --output-dir trial --force")]
+  backdraft train recipe.toml --max-steps 5 --output-dir trial --force
+  backdraft train --resume outputs
+  backdraft train --resume outputs --max-steps 500 --allow-change train")]
 pub(crate) struct TrainArgs {
     /// The recipe; `backdraft init` writes one
-    #[arg(value_name = "RECIPE")]
-    pub(crate) recipe: PathBuf,
+    #[arg(value_name = "RECIPE", required_unless_present = "resume")]
+    pub(crate) recipe: Option<PathBuf>,
+
+    /// Go on with a run that was stopped: its output directory or one of its checkpoints [default: the
+    /// recipe's output_dir, else outputs]
+    #[arg(long, value_name = "DIR", num_args = 0..=1, conflicts_with = "force")]
+    pub(crate) resume: Option<Option<PathBuf>>,
+
+    /// With --resume: let this key (or section) of the recipe differ from the run's; may be given again
+    #[arg(long, value_name = "KEY", requires = "resume")]
+    pub(crate) allow_change: Vec<String>,
 
     /// Change a value of the recipe for this run; may be given again
     #[arg(long, value_name = "SECTION.KEY=VALUE")]
@@ -79,9 +93,43 @@ fn quote(text: &str) -> String {
 }
 
 pub(crate) fn run(args: &TrainArgs, context: Context) -> Result<(), CliError> {
-    let recipe = Recipe::load(&args.recipe, &args.overrides(context))?;
     let dashboard = context.output.is_terminal() && !args.plain;
-    train(recipe, context, dashboard, args.force).map(|_| ())
+    let overrides = args.overrides(context);
+    let (recipe, start) = match (&args.resume, &args.recipe) {
+        (Some(resume), recipe) => {
+            let at = place(resume.as_deref(), recipe.as_deref(), &overrides)?;
+            let resume = Resume::find(&at, &args.allow_change)?;
+            let recipe = resume.recipe(recipe.as_deref(), &overrides)?;
+            (recipe, Start::Resume(Box::new(resume)))
+        }
+        (None, Some(recipe)) => {
+            let force = args.force;
+            (Recipe::load(recipe, &overrides)?, Start::New { force })
+        }
+        (None, None) => return Err(CliError::usage("there is no recipe")),
+    };
+    train(recipe, context, dashboard, start).map(|_| ())
+}
+
+/// Where the run to go on with lies.
+fn place(
+    resume: Option<&Path>,
+    recipe: Option<&Path>,
+    overrides: &[String],
+) -> Result<PathBuf, CliError> {
+    match (resume, recipe) {
+        (Some(path), None) if path.is_file() => Err(CliError::usage(format!(
+            "--resume takes a directory, and {} is a file",
+            path.display()
+        ))
+        .hint(format!(
+            "`backdraft train {} --resume` takes the output_dir of that recipe",
+            path.display()
+        ))),
+        (Some(path), _) => Ok(path.to_owned()),
+        (None, Some(recipe)) => Ok(Recipe::load(recipe, overrides)?.output_dir),
+        (None, None) => Ok(PathBuf::from("outputs")),
+    }
 }
 
 /// Trains as `recipe` says and tells the user of it; also what `quickstart` does.
@@ -89,7 +137,7 @@ pub(crate) fn train(
     recipe: Recipe,
     context: Context,
     dashboard: bool,
-    force: bool,
+    start: Start,
 ) -> Result<(RunSummary, Llama), CliError> {
     let output = context.output;
     let path = session::find_model(&recipe.model, output)?;
@@ -97,26 +145,41 @@ pub(crate) fn train(
     let (model, output_dir) = (recipe.model.clone(), recipe.output_dir.clone());
     let rows_per_step = recipe.train.rows_per_step();
     let run = prepare(recipe, &path, &session::device(), &mut |_| ())?;
-    let interrupter = Interrupter::default();
+    let control = Control::default();
+    let hangup = signals::guard(&control)?;
+    let shared = dashboard.then(|| {
+        let output = output_dir.display().to_string();
+        Shared::new(State::new(output, Hands::Own))
+    });
+    let lines = PlainReporter::new(output, output_dir.clone(), rows_per_step, shared.clone());
+    let dashboard = match &shared {
+        Some(shared) => Some(Dashboard::start(shared.clone(), control.clone(), hangup)?),
+        None => None,
+    };
+    let reporter: Box<dyn Reporter> = match &shared {
+        Some(shared) => Box::new(DashboardReporter::new(shared.clone(), lines)),
+        None => Box::new(lines),
+    };
     let watch = Watch {
-        reporter: Box::new(PlainReporter::new(
-            output,
-            output_dir,
-            rows_per_step,
-            dashboard,
-        )),
-        renderer: if dashboard {
-            default_renderer(interrupter.clone(), None)
-        } else {
-            Box::new(NoDashboard)
+        reporter,
+        renderer: match &dashboard {
+            Some(dashboard) => dashboard.renderer(),
+            None => Box::new(NoDashboard),
         },
-        interrupter,
-        force,
+        interrupter: Interrupter::default(),
+        control: control.clone(),
+        start,
         memory: Arc::new(SystemMemory),
     };
-    let (summary, trained) = run.train(watch)?;
+    let trained = run.train(watch);
+    // The terminal is free again before anything is printed.
+    drop(dashboard);
+    let (summary, trained) = trained?;
     output.record(&summary)?;
-    output.line(reporter::summary(&summary, model))?;
+    output.line(reporter::summary(&summary, model, &output_dir))?;
+    if summary.interrupted && control.signalled() {
+        return Err(CliError::interrupted());
+    }
     Ok((summary, trained))
 }
 
@@ -133,7 +196,9 @@ mod tests {
     #[test]
     fn flags_win_over_overrides_and_the_recipe() {
         let args = TrainArgs {
-            recipe: "recipe.toml".into(),
+            recipe: Some("recipe.toml".into()),
+            resume: None,
+            allow_change: Vec::new(),
             set: vec!["train.max_steps=3".into(), "seed=7".into()],
             max_steps: Some(5),
             output_dir: Some("1e3".into()),

@@ -314,15 +314,33 @@ pub const KEYS: &[Key] = &[
         "50",
         "Optimiser steps between evaluations; only with data.eval.",
     ),
+    change(
+        optional(
+            "train.early_stopping_patience",
+            "3",
+            "Evaluations in a row without an improvement after which the run ends; only with data.eval. Left out: it runs to the last step.",
+        ),
+        "over-fitting: 2 to 5",
+    ),
+    key(
+        "train.early_stopping_min_improvement",
+        "0.0",
+        "Eval loss must fall by more than this to count as an improvement; only with a patience.",
+    ),
     key(
         "train.save_steps",
         "100",
-        "Optimiser steps between checkpoints; the end of the run is always saved.",
+        "Optimiser steps between checkpoints; the best evaluation and the end of the run are always saved.",
     ),
     key(
         "train.save_total_limit",
         "3",
-        "Checkpoints to keep; older ones are deleted, the best one never.",
+        "Checkpoints to keep; older ones are deleted, the best one and the newest good one never.",
+    ),
+    key(
+        "train.sample_rows",
+        "3",
+        "Held-out rows (else training rows) that are answered before and after the run, for report.html; 0 is none.",
     ),
 ];
 
@@ -370,7 +388,8 @@ pub fn find(path: &str) -> Option<&'static Key> {
 }
 
 /// The valid key that an unknown one most likely stands for.
-pub(super) fn nearest(unknown: &str) -> Option<String> {
+#[must_use]
+pub fn nearest(unknown: &str) -> Option<String> {
     let name = unknown.rsplit('.').next().unwrap_or(unknown);
     let same_name = KEYS
         .iter()

@@ -3,6 +3,7 @@
 //! `raw` reads keys and values with their lines, `resolve` turns them into a [`Recipe`], `keys` is the
 //! table of keys with defaults and documentation, and `support` lists what is refused by name.
 
+mod difference;
 mod keys;
 mod names;
 mod problem;
@@ -18,7 +19,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-pub use keys::{KEYS, Key, SECTIONS, find as find_key};
+pub use difference::{Difference, covers, is_key_or_section};
+pub use keys::{KEYS, Key, SECTIONS, find as find_key, nearest as nearest_key};
 pub use names::{
     ActivationPolicy, Bias, DType, DataFormat, Device, Optimizer, QuantType, TargetModule, TrainOn,
 };
@@ -190,10 +192,18 @@ pub struct TrainRecipe {
     /// Steps between evaluations; given exactly where `data.eval` is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eval_steps: Option<usize>,
+    /// Evaluations without an improvement after which the run ends; `None` runs to the last step.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub early_stopping_patience: Option<usize>,
+    /// What counts as an improvement, nats; given exactly where the patience is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub early_stopping_min_improvement: Option<f64>,
     /// Steps between checkpoints.
     pub save_steps: usize,
     /// Checkpoints kept.
     pub save_total_limit: usize,
+    /// Rows answered before and after the run.
+    pub sample_rows: usize,
 }
 
 impl TrainRecipe {

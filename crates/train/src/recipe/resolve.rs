@@ -257,8 +257,11 @@ fn train(reader: &mut Reader<'_>) -> TrainRecipe {
         max_grad_norm: not_negative(reader, "train.max_grad_norm"),
         logging_steps: reader.count("train.logging_steps"),
         eval_steps: eval_steps(reader),
+        early_stopping_patience: patience(reader),
+        early_stopping_min_improvement: min_improvement(reader),
         save_steps: reader.count("train.save_steps"),
         save_total_limit: reader.count("train.save_total_limit"),
+        sample_rows: reader.value("train.sample_rows"),
     }
 }
 
@@ -332,6 +335,31 @@ fn eval_steps(reader: &mut Reader<'_>) -> Option<usize> {
             "a missing `data.eval`",
             "name the file to evaluate in [data], or take it out",
         );
+    }
+    None
+}
+
+fn patience(reader: &mut Reader<'_>) -> Option<usize> {
+    const KEY: &str = "train.early_stopping_patience";
+    if !reader.has(KEY) {
+        return None;
+    }
+    if !reader.has("data.eval") {
+        let instead = "name the file to evaluate in [data], or take it out";
+        reader.conflict(KEY, "a missing `data.eval`", instead);
+    }
+    Some(reader.count(KEY))
+}
+
+fn min_improvement(reader: &mut Reader<'_>) -> Option<f64> {
+    const KEY: &str = "train.early_stopping_min_improvement";
+    let value = not_negative(reader, KEY);
+    if reader.has("train.early_stopping_patience") {
+        return Some(value);
+    }
+    if reader.has(KEY) {
+        let instead = "say after how many evaluations the run ends, or take it out";
+        reader.conflict(KEY, "a missing `train.early_stopping_patience`", instead);
     }
     None
 }

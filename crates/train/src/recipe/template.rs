@@ -42,6 +42,8 @@ impl Choices {
             "data.train_on" if self.format == DataFormat::Text => {
                 Some(quote(TrainOn::Everything.name()))
             }
+            // Only beside a patience, which has no default.
+            "train.early_stopping_min_improvement" => None,
             "train.eval_steps" if self.eval.is_none() => None,
             _ => key.default.map(str::to_owned),
         }

@@ -91,6 +91,7 @@ fn defaults_are_the_starting_points() {
     logging_steps = 10
     save_steps = 100
     save_total_limit = 3
+    sample_rows = 3
 
     [train.lr_scheduler]
     kind = "cosine"
@@ -100,7 +101,9 @@ fn defaults_are_the_starting_points() {
 
 #[test]
 fn every_default_in_the_table_of_keys_is_valid() {
-    for key in KEYS.iter().filter(|key| key.path != "train.eval_steps") {
+    // Keys that say nothing without another one.
+    let dependent = ["train.eval_steps", "train.early_stopping_min_improvement"];
+    for key in KEYS.iter().filter(|key| !dependent.contains(&key.path)) {
         let Some(default) = key.default else { continue };
         let given = format!("{}={default}", key.path);
         let left_out = read(SMALLEST, &[]).unwrap();
@@ -124,11 +127,12 @@ fn every_example_in_the_table_of_keys_is_valid() {
         let given = format!("{}={}", key.path, key.example);
         let alpaca = key.path == "data.format" || key.path == "data.train_on";
         let text = if alpaca { SMALLEST } else { &text };
-        assert!(
-            read(text, &[&given]).is_ok(),
-            "{given}: {:?}",
-            read(text, &[&given])
-        );
+        let mut given = vec![given.as_str()];
+        if key.path == "train.early_stopping_min_improvement" {
+            given.push("train.early_stopping_patience=3");
+        }
+        let read = read(text, &given);
+        assert!(read.is_ok(), "{given:?}: {read:?}");
     }
 }
 
@@ -690,11 +694,23 @@ fn the_template_as_a_whole() {
     # Optimiser steps between evaluations; only with data.eval.
     # eval_steps = 50
 
-    # Optimiser steps between checkpoints; the end of the run is always saved.
+    # Evaluations in a row without an improvement after which the run ends; only with data.eval. Left
+    # out: it runs to the last step.
+    # Change: over-fitting: 2 to 5.
+    # early_stopping_patience = 3
+
+    # Eval loss must fall by more than this to count as an improvement; only with a patience.
+    # early_stopping_min_improvement = 0.0
+
+    # Optimiser steps between checkpoints; the best evaluation and the end of the run are always saved.
     save_steps = 100
 
-    # Checkpoints to keep; older ones are deleted, the best one never.
+    # Checkpoints to keep; older ones are deleted, the best one and the newest good one never.
     save_total_limit = 3
+
+    # Held-out rows (else training rows) that are answered before and after the run, for report.html; 0
+    # is none.
+    sample_rows = 3
     "#);
 }
 

@@ -1,0 +1,237 @@
+//! Going on with a run that was stopped: which checkpoint, and whether it is still the same run.
+
+use std::path::{Path, PathBuf};
+
+use backdraft_formats::remove_partials;
+
+use crate::checkpoint::{self, CheckpointError, RunState, Saved};
+use crate::error::TrainError;
+use crate::lock::RunLock;
+use crate::recipe::{Difference, Recipe, covers, is_key_or_section, nearest_key};
+
+/// Keys whose values are compared by what they lead to, not by name: a directory may move.
+const BY_CONTENT: [&str; 4] = ["output_dir", "model", "data.train", "data.eval"];
+
+/// Keys that give the adapter or its optimiser another shape.
+const FIXED: [&str; 4] = [
+    "lora.rank",
+    "lora.target_modules",
+    "lora.layers_to_transform",
+    "train.optimizer",
+];
+
+/// A run to go on with; nobody else can while this is there.
+#[derive(Debug)]
+pub struct Resume {
+    lock: RunLock,
+    from: Option<Saved>,
+    skipped: Vec<CheckpointError>,
+    allow: Vec<String>,
+}
+
+impl Resume {
+    /// Finds the newest good checkpoint of the run in `at`, which is its output directory or one of its
+    /// checkpoints. `allow` names keys or sections of the recipe that may have changed.
+    ///
+    /// A directory without any checkpoint is a run that has not come that far; it will begin at the
+    /// beginning.
+    ///
+    /// # Errors
+    /// [`TrainError::Locked`] while the run still goes on, [`TrainError::NoGoodCheckpoint`] if none is as
+    /// it was written, [`TrainError::UnknownKey`] for something in `allow` that no recipe has.
+    pub fn find(at: &Path, allow: &[String]) -> Result<Self, TrainError> {
+        if let Some(key) = allow.iter().find(|key| !is_key_or_section(key)) {
+            return Err(TrainError::UnknownKey {
+                key: key.clone(),
+                nearest: nearest_key(key),
+            });
+        }
+        let at = std::path::absolute(at).unwrap_or_else(|_| at.to_owned());
+        let one = one_checkpoint(&at);
+        let output_dir = match one {
+            Some((output_dir, _)) => output_dir.to_owned(),
+            None => at.clone(),
+        };
+        let lock = RunLock::acquire(&output_dir)?;
+        remove_partials(&output_dir)?;
+        remove_partials(&checkpoint::directory(&output_dir))?;
+        let candidates = match one {
+            Some((_, step)) => vec![step],
+            None => checkpoint::list(&output_dir)?,
+        };
+        let mut skipped = Vec::new();
+        let mut from = None;
+        for step in candidates.into_iter().rev() {
+            match Saved::open(&checkpoint::path(&output_dir, step)) {
+                Ok(saved) => {
+                    from = Some(saved);
+                    break;
+                }
+                Err(error) => skipped.push(error),
+            }
+        }
+        if from.is_none() && !skipped.is_empty() {
+            return Err(TrainError::NoGoodCheckpoint {
+                path: output_dir,
+                problems: skipped,
+            });
+        }
+        Ok(Self {
+            lock,
+            from,
+            skipped,
+            allow: allow.to_vec(),
+        })
+    }
+
+    /// The output directory.
+    #[must_use]
+    pub fn output_dir(&self) -> &Path {
+        self.lock.output_dir()
+    }
+
+    /// The checkpoint; `None` if the run begins at the beginning.
+    #[must_use]
+    pub const fn from(&self) -> Option<&Saved> {
+        self.from.as_ref()
+    }
+
+    /// Newer checkpoints that are not as they were written.
+    #[must_use]
+    pub fn skipped(&self) -> &[CheckpointError] {
+        &self.skipped
+    }
+
+    /// The recipe to go on with: the file `given`, else the one of the run, in both cases with
+    /// `overrides` and this output directory; refused where it is another recipe than the run's.
+    ///
+    /// # Errors
+    /// A recipe with problems; [`TrainError::NothingToResume`] if there is none;
+    /// [`TrainError::Changed`] and [`TrainError::CannotChange`].
+    pub fn recipe(&self, given: Option<&Path>, overrides: &[String]) -> Result<Recipe, TrainError> {
+        let own = match &self.from {
+            Some(saved) => saved.path.join("recipe.toml"),
+            None => self.output_dir().join("recipe.toml"),
+        };
+        let Some(path) = given.or_else(|| own.is_file().then_some(own.as_path())) else {
+            self.lock.forget();
+            return Err(TrainError::NothingToResume {
+                path: self.output_dir().to_owned(),
+            });
+        };
+        let output_dir = self.output_dir().to_string_lossy();
+        let output_dir = toml::Value::from(output_dir.as_ref());
+        let mut overrides = overrides.to_vec();
+        overrides.push(format!("output_dir={output_dir}"));
+        let recipe = Recipe::load(path, &overrides)?;
+        if let Some(saved) = &self.from {
+            let base = saved.path.as_path();
+            let was = Recipe::from_toml(&saved.recipe, base, &[])?;
+            let mut differences = was.differences(&recipe)?;
+            differences.retain(|d| !BY_CONTENT.contains(&d.key.as_str()));
+            self.judge(differences)?;
+        }
+        Ok(recipe)
+    }
+
+    /// Refuses a model or rows that are not those of the run.
+    ///
+    /// # Errors
+    /// [`TrainError::Changed`].
+    pub fn check_content(
+        &self,
+        model: &str,
+        train: &str,
+        eval: Option<&str>,
+    ) -> Result<(), TrainError> {
+        let Some(state) = self.state() else {
+            return Ok(());
+        };
+        let was_and_now = [
+            ("model", Some(state.model_fingerprint.as_str()), Some(model)),
+            (
+                "data.train",
+                Some(state.data_fingerprint.as_str()),
+                Some(train),
+            ),
+            ("data.eval", state.eval_fingerprint.as_deref(), eval),
+        ];
+        let short = |fingerprint: &str| {
+            let start: String = fingerprint.chars().take(12).collect();
+            format!("content {start}…")
+        };
+        let differences = was_and_now.into_iter().filter(|(_, was, now)| was != now);
+        self.judge(
+            differences
+                .map(|(key, was, now)| Difference {
+                    key: key.to_owned(),
+                    was: was.map(short),
+                    now: now.map(short),
+                })
+                .collect(),
+        )
+    }
+
+    fn judge(&self, differences: Vec<Difference>) -> Result<(), TrainError> {
+        let allowed = |d: &Difference| self.allow.iter().any(|asked| covers(asked, &d.key));
+        if let Some(difference) = differences
+            .iter()
+            .find(|d| allowed(d) && FIXED.contains(&d.key.as_str()))
+        {
+            return Err(TrainError::CannotChange {
+                difference: difference.clone(),
+            });
+        }
+        let differences: Vec<_> = differences.into_iter().filter(|d| !allowed(d)).collect();
+        match &self.from {
+            Some(saved) if !differences.is_empty() => Err(TrainError::Changed {
+                path: saved.path.clone(),
+                differences,
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// The state to go on from.
+    #[must_use]
+    pub fn state(&self) -> Option<&RunState> {
+        self.from.as_ref().map(|saved| &saved.state)
+    }
+
+    /// Whether the user accepted any change.
+    #[must_use]
+    pub fn allows_changes(&self) -> bool {
+        !self.allow.is_empty()
+    }
+
+    /// Gives checkpoints that are newer than the one to go on from other names, since the run will write
+    /// its own, and says which.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn set_newer_aside(&self) -> Result<Vec<PathBuf>, TrainError> {
+        let Some(state) = self.state() else {
+            return Ok(Vec::new());
+        };
+        let newer = checkpoint::list(self.output_dir())?;
+        let newer = newer.into_iter().filter(|step| *step > state.step);
+        let moved = newer.map(|step| {
+            let path = checkpoint::path(self.output_dir(), step);
+            Ok(checkpoint::set_aside(&path)?)
+        });
+        moved.collect()
+    }
+
+    /// The lock and the checkpoint.
+    pub(crate) fn into_parts(self) -> (RunLock, Option<Saved>) {
+        (self.lock, self.from)
+    }
+}
+
+/// Output directory and step, if `path` is one checkpoint.
+fn one_checkpoint(path: &Path) -> Option<(&Path, usize)> {
+    let parent = path
+        .parent()
+        .filter(|parent| parent.ends_with("checkpoints"))?;
+    Some((parent.parent()?, checkpoint::step_of(path)?))
+}

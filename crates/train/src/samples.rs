@@ -1,0 +1,140 @@
+//! A few rows answered before and after a run, to be read beside the curves.
+
+use std::path::Path;
+
+use backdraft_data::{ChatTokenizer, Example, IGNORE_INDEX};
+use backdraft_formats::FormatError;
+use backdraft_model::Llama;
+use backdraft_model::generate::GenerateConfig;
+
+use crate::run_files::{SAMPLES, Sample, write_json};
+
+/// Tokens of an answer at most.
+const LONGEST: usize = 48;
+
+/// Rows as questions with the answers that the data gives.
+#[derive(Debug, Default)]
+pub(crate) struct Questions {
+    prompts: Vec<Vec<u32>>,
+    expected: Vec<Vec<u32>>,
+}
+
+impl Questions {
+    /// Up to `count` of `examples`, spread over all of them; rows that begin with what is trained ask
+    /// nothing.
+    pub(crate) fn choose(examples: &[Example], count: usize) -> Self {
+        let mut questions = Self::default();
+        for i in 0..count.min(examples.len()) {
+            let example = &examples[i * examples.len() / count];
+            let labels = &example.labels;
+            let Some(start) = labels.iter().position(|label| *label != IGNORE_INDEX) else {
+                continue;
+            };
+            let length = labels[start..]
+                .iter()
+                .take_while(|label| **label != IGNORE_INDEX)
+                .count();
+            if start > 1 {
+                let ids = &example.input_ids;
+                questions.prompts.push(ids[..start].to_vec());
+                questions.expected.push(ids[start..start + length].to_vec());
+            }
+        }
+        questions
+    }
+
+    /// Notes what the base answers.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub(crate) fn ask_before(
+        &self,
+        model: &Llama,
+        tokenizer: &ChatTokenizer,
+        output_dir: &Path,
+    ) -> Result<(), FormatError> {
+        if self.prompts.is_empty() {
+            return Ok(());
+        }
+        let text = |ids: &Vec<u32>| tokenizer.decode(ids, false).unwrap_or_default();
+        let plain = |ids: &Vec<u32>| tokenizer.decode(ids, true).unwrap_or_default();
+        let answers = self.answers(model, tokenizer);
+        let samples: Vec<Sample> = self
+            .prompts
+            .iter()
+            .zip(&self.expected)
+            .zip(answers)
+            .map(|((prompt, expected), before)| Sample {
+                prompt: text(prompt),
+                expected: plain(expected),
+                before,
+                after: String::new(),
+            })
+            .collect();
+        write_json(&output_dir.join(SAMPLES), &samples)
+    }
+
+    /// Notes what the trained model answers, beside what was noted before.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub(crate) fn ask_after(
+        &self,
+        model: &Llama,
+        tokenizer: &ChatTokenizer,
+        output_dir: &Path,
+    ) -> Result<(), FormatError> {
+        let path = output_dir.join(SAMPLES);
+        let noted = std::fs::read(&path).ok();
+        let noted = noted.and_then(|text| serde_json::from_slice::<Vec<Sample>>(&text).ok());
+        // A run of another version, or with other rows by now.
+        let Some(mut samples) = noted.filter(|noted| noted.len() == self.prompts.len()) else {
+            return Ok(());
+        };
+        for (sample, after) in samples.iter_mut().zip(self.answers(model, tokenizer)) {
+            sample.after = after;
+        }
+        write_json(&path, &samples)
+    }
+
+    fn answers(&self, model: &Llama, tokenizer: &ChatTokenizer) -> Vec<String> {
+        if self.prompts.is_empty() {
+            return Vec::new();
+        }
+        let config = GenerateConfig {
+            max_new_tokens: LONGEST,
+            stop_ids: tokenizer.eos_token_ids().to_vec(),
+            ..GenerateConfig::default()
+        };
+        let answers = model.generate(&self.prompts, &config, |_, _| true);
+        let text = |ids: Vec<u32>| tokenizer.decode(&ids, true).unwrap_or_default();
+        answers.into_iter().map(text).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn questions_end_where_the_answer_begins() {
+        let example = |supervised: &[bool]| Example {
+            input_ids: (0..supervised.len() as u32).collect(),
+            labels: supervised
+                .iter()
+                .enumerate()
+                .map(|(i, yes)| if *yes { i as i64 } else { IGNORE_INDEX })
+                .collect(),
+            line: 1,
+        };
+        let asks = example(&[false, false, true, true, false, true]);
+        let all = example(&[true, true, true]);
+        let rows = [asks.clone(), all, asks.clone(), asks];
+        let questions = Questions::choose(&rows, 4);
+        assert_eq!(questions.prompts, vec![vec![0, 1]; 3]);
+        assert_eq!(questions.expected, vec![vec![2, 3]; 3]);
+        assert_eq!(Questions::choose(&rows, 2).prompts.len(), 2);
+        assert!(Questions::choose(&rows, 0).prompts.is_empty());
+        assert!(Questions::choose(&[], 3).prompts.is_empty());
+    }
+}

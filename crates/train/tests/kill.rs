@@ -1,0 +1,567 @@
+//! A run that is killed anywhere, and resumed, is the run that was never killed.
+//!
+//! The tests start this program again as a child that trains a tiny model. The child stops before a given
+//! file operation and says so; then it gets SIGKILL, or the operation fails as on a full disk.
+#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
+
+use std::collections::BTreeMap;
+use std::env;
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use backdraft_formats::fault;
+use backdraft_testkit::tiny;
+use backdraft_train::checkpoint::{self, Saved};
+use backdraft_train::control::Control;
+use backdraft_train::memory::SystemMemory;
+use backdraft_train::report::Reporter;
+use backdraft_train::resume::Resume;
+use backdraft_train::run::{Start, Watch, prepare};
+use burn::tensor::Device;
+use burn::train::Interrupter;
+use burn::train::renderer::CliMetricsRenderer;
+use serde_json::Value;
+
+/// What makes a process the child: `new` or `resume`.
+const ROLE: &str = "BACKDRAFT_KILL_TEST_ROLE";
+/// The recipe.
+const RECIPE: &str = "BACKDRAFT_KILL_TEST_RECIPE";
+/// The file operation to stop before, or to let fail.
+const AT: &str = "BACKDRAFT_KILL_TEST_AT";
+/// How many operations fail from there on; without it the child waits to be killed.
+const FAILING: &str = "BACKDRAFT_KILL_TEST_FAILING";
+
+static DONE: AtomicUsize = AtomicUsize::new(0);
+
+fn number(name: &str) -> Option<usize> {
+    env::var(name).ok()?.parse().ok()
+}
+
+/// Everything the child says stands on lines of its own, among those of the test harness.
+fn say(text: &str) {
+    println!("\n@{text}");
+    std::io::stdout().flush().unwrap();
+}
+
+fn hook(operation: &'static str, path: &Path) -> std::io::Result<()> {
+    let at = number(AT).unwrap_or(usize::MAX);
+    let n = DONE.fetch_add(1, Ordering::Relaxed);
+    match number(FAILING) {
+        // As the system says it: no space left on device.
+        Some(count) if (at..at + count).contains(&n) => {
+            Err(std::io::Error::from(std::io::ErrorKind::StorageFull))
+        }
+        None if n == at => {
+            say(&format!("at {operation} {}", path.display()));
+            loop {
+                std::thread::park();
+            }
+        }
+        _ => Ok(()),
+    }
+}
+
+struct Speaker;
+
+impl Reporter for Speaker {
+    fn warn(&mut self, text: &str) {
+        say(&format!("warning {text}"));
+    }
+}
+
+/// The child's part; as one of the tests it has nothing to do.
+#[test]
+fn child() {
+    let Ok(role) = env::var(ROLE) else {
+        return;
+    };
+    assert!(fault::install(hook));
+    let recipe = PathBuf::from(env::var(RECIPE).unwrap());
+    let (recipe, start) = if role == "resume" {
+        let resume = Resume::find(&recipe.with_file_name("out"), &[]).unwrap();
+        let recipe = resume.recipe(Some(&recipe), &[]).unwrap();
+        (recipe, Start::Resume(Box::new(resume)))
+    } else {
+        let recipe = backdraft_train::recipe::Recipe::load(&recipe, &[]).unwrap();
+        (recipe, Start::New { force: false })
+    };
+    let model = PathBuf::from(&recipe.model);
+    let run = prepare(recipe, &model, &Device::flex(), &mut |_| ()).unwrap();
+    let watch = Watch {
+        reporter: Box::new(Speaker),
+        renderer: Box::new(CliMetricsRenderer::new()),
+        interrupter: Interrupter::default(),
+        control: Control::default(),
+        start,
+        memory: Arc::new(SystemMemory),
+    };
+    let (summary, _) = run.train(watch).unwrap();
+    let operations = DONE.load(Ordering::Relaxed);
+    say(&format!("done {} {operations}", summary.steps));
+}
+
+fn start(role: &str, recipe: &Path, more: &[(&str, usize)]) -> Child {
+    let mut command = Command::new(env::current_exe().unwrap());
+    command
+        .args(["--exact", "child", "--nocapture", "--test-threads=1"])
+        .env(ROLE, role)
+        .env(RECIPE, recipe)
+        .env("RAYON_NUM_THREADS", "1")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    for (name, value) in more {
+        command.env(name, value.to_string());
+    }
+    command.spawn().unwrap()
+}
+
+/// What a child said, and whether it came to its end.
+struct Said {
+    lines: Vec<String>,
+    finished: bool,
+}
+
+/// Waits for a child; one that stops before a file operation is killed.
+fn attend(mut child: Child) -> Said {
+    let mut lines = Vec::new();
+    for line in BufReader::new(child.stdout.take().unwrap()).lines() {
+        let line = line.unwrap();
+        let Some(said) = line.strip_prefix('@') else {
+            continue;
+        };
+        lines.push(said.to_owned());
+        if said.starts_with("at ") {
+            child.kill().unwrap();
+            break;
+        }
+    }
+    let output = child.wait_with_output().unwrap();
+    let killed = lines.last().is_some_and(|line| line.starts_with("at "));
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(killed != output.status.success(), "{lines:?}\n{stderr}");
+    Said {
+        lines,
+        finished: !killed,
+    }
+}
+
+fn train(role: &str, recipe: &Path, more: &[(&str, usize)]) -> Said {
+    attend(start(role, recipe, more))
+}
+
+/// The last line that begins with `word`, without it.
+fn told<'a>(said: &'a Said, word: &str) -> Option<&'a str> {
+    let mut lines = said.lines.iter().rev();
+    lines.find_map(|line| line.strip_prefix(word)?.strip_prefix(' '))
+}
+
+/// What has to be the same: the files of the adapter and of the optimiser, and the records without time.
+#[derive(Debug, PartialEq)]
+struct Result {
+    files: BTreeMap<PathBuf, Vec<u8>>,
+    records: Vec<Value>,
+    checkpoints: Vec<usize>,
+}
+
+fn result(recipe: &Path) -> Result {
+    let out = recipe.with_file_name("out");
+    let mut files = BTreeMap::new();
+    let mut add = |directory: &Path| {
+        for entry in fs::read_dir(out.join(directory)).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_file() {
+                let name = directory.join(path.file_name().unwrap());
+                files.insert(name, fs::read(&path).unwrap());
+            }
+        }
+    };
+    add(Path::new("adapter"));
+    let checkpoints = checkpoint::list(&out).unwrap();
+    for &step in &checkpoints {
+        let name = PathBuf::from(format!("checkpoints/step-{step:06}"));
+        add(&name.join("adapter"));
+        Saved::open(&out.join(&name)).unwrap();
+    }
+    for step in &checkpoints {
+        let moments = PathBuf::from(format!("checkpoints/step-{step:06}/optimizer.safetensors"));
+        files.insert(moments.clone(), fs::read(out.join(moments)).unwrap());
+    }
+    let text = fs::read_to_string(out.join("metrics.jsonl")).unwrap();
+    let records = text.lines().map(|line| {
+        let mut record: Value = serde_json::from_str(line).unwrap();
+        let object = record.as_object_mut().unwrap();
+        object.remove("seconds");
+        object.remove("elapsed");
+        record
+    });
+    Result {
+        records: records.collect(),
+        files,
+        checkpoints,
+    }
+}
+
+const MORE: &str = "max_steps = 8\neval_steps = 4\nsave_steps = 3\nsave_total_limit = 2\nwarmup_steps = 2\n\
+                    optimizer = \"adamw_8bit\"\nlr_scheduler = \"cosine\"\n";
+
+/// A project, and the result of its uninterrupted run with the number of file operations it took.
+fn reference(directory: &Path) -> (Result, usize) {
+    let recipe = tiny::project(directory, MORE);
+    let said = train("new", &recipe, &[]);
+    let done = told(&said, "done").unwrap();
+    let (steps, operations) = done.split_once(' ').unwrap();
+    assert_eq!(steps, "8");
+    let result = result(&recipe);
+    // Eight steps, two evaluations; perhaps a diagnosis.
+    assert!(result.records.len() >= 10, "{:?}", result.records);
+    assert!(fs::read_dir(directory.join("out")).unwrap().count() > 3);
+    (result, operations.parse().unwrap())
+}
+
+/// The same project elsewhere; paths are part of what is written.
+fn again(directory: &Path, number: usize) -> PathBuf {
+    // A directory of its own, but reached by the same name from inside.
+    let root = directory.join(format!("run-{number}"));
+    tiny::project(&root, MORE)
+}
+
+/// As `again`'s directory is another one, so is the base's name in `adapter_config.json`.
+fn same(mut found: Result, root: &Path, expected: &Result, first: &Path) {
+    let names = |path: &Path| path.display().to_string();
+    for bytes in found.files.values_mut() {
+        if let Ok(text) = std::str::from_utf8(bytes) {
+            *bytes = text.replace(&names(root), &names(first)).into_bytes();
+        }
+    }
+    assert_eq!(found.checkpoints, expected.checkpoints);
+    assert_eq!(found.records, expected.records);
+    let (found, expected) = (&found.files, &expected.files);
+    assert!(found.keys().eq(expected.keys()), "{:?}", found.keys());
+    for (name, bytes) in found {
+        assert!(bytes == &expected[name], "{} differs", name.display());
+    }
+}
+
+#[test]
+fn killed_before_any_file_operation_it_goes_on_as_if_never_killed() {
+    let root = tempfile::tempdir().unwrap();
+    let first = root.path().join("first");
+    let (expected, operations) = reference(&first);
+    // All of them would take minutes; this many are spread over the whole run.
+    let stride = (operations / 150).max(1);
+    let points: Vec<usize> = (0..operations).step_by(stride).collect();
+    assert!(points.len() >= 100, "{} of {operations}", points.len());
+    let next = AtomicUsize::new(0);
+    let resumed_twice = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                loop {
+                    let Some(&at) = points.get(next.fetch_add(1, Ordering::Relaxed)) else {
+                        return;
+                    };
+                    let recipe = again(root.path(), at);
+                    let killed = train("new", &recipe, &[(AT, at)]);
+                    assert!(!killed.finished, "{at}: {:?}", killed.lines);
+                    // Every third one is killed again while it goes on.
+                    if at % 3 == 0 {
+                        let more = train("resume", &recipe, &[(AT, 1 + at * 7 % 60)]);
+                        resumed_twice.fetch_add(usize::from(!more.finished), Ordering::Relaxed);
+                    }
+                    let last = train("resume", &recipe, &[]);
+                    assert!(told(&last, "done").unwrap().starts_with("8 "), "{at}");
+                    let place = recipe.parent().unwrap();
+                    same(result(&recipe), place, &expected, &first);
+                    fs::remove_dir_all(place).unwrap();
+                }
+            });
+        }
+    });
+    let twice = resumed_twice.load(Ordering::Relaxed);
+    assert!(twice >= 20, "only {twice} were killed twice");
+    println!(
+        "killed at {} of {operations} operations, {twice} of them twice",
+        points.len()
+    );
+}
+
+#[test]
+fn a_full_disk_costs_no_run_and_no_earlier_checkpoint() {
+    let root = tempfile::tempdir().unwrap();
+    let first = root.path().join("first");
+    let (expected, operations) = reference(&first);
+    // Somewhere in each checkpoint, for the length of one operation and of a whole checkpoint.
+    let begins = operations / 4;
+    for (i, at) in (begins..operations / 2)
+        .step_by(operations / 30)
+        .enumerate()
+    {
+        let recipe = again(root.path(), at);
+        let length = [1, 6][i % 2];
+        let said = train("new", &recipe, &[(AT, at), (FAILING, length)]);
+        let warnings: Vec<_> = said
+            .lines
+            .iter()
+            .filter(|l| l.starts_with("warning"))
+            .collect();
+        assert!(!warnings.is_empty(), "{at} {length}: nothing was said");
+        assert!(told(&said, "done").unwrap().starts_with("8 "));
+        // What was not written is missing; what is there is good, and the end is the same.
+        let place = recipe.parent().unwrap();
+        let found = result(&recipe);
+        assert_eq!(found.records, expected.records, "{at} {length}");
+        assert!(found.checkpoints.contains(&8));
+        let weights = "adapter/adapter_model.safetensors";
+        let same = |name: &str| found.files[Path::new(name)] == expected.files[Path::new(name)];
+        assert!(same(weights) && same("checkpoints/step-000008/optimizer.safetensors"));
+        let leftovers = |directory: &Path| {
+            let entries = fs::read_dir(directory).unwrap();
+            let names = entries.map(|entry| entry.unwrap().file_name());
+            names
+                .filter(|name| name.to_string_lossy().contains(".partial-"))
+                .count()
+        };
+        // A removal that failed may leave its own; nothing else.
+        assert!(leftovers(&place.join("out/checkpoints")) <= 1);
+        fs::remove_dir_all(place).unwrap();
+    }
+}
+
+/// A run of which checkpoints 3, 4, 6 and 8 are there.
+fn with_four_checkpoints(directory: &Path) -> PathBuf {
+    let more = MORE.replace("save_total_limit = 2", "save_total_limit = 9");
+    let recipe = tiny::project(directory, &more);
+    train("new", &recipe, &[]);
+    let out = recipe.with_file_name("out");
+    assert_eq!(checkpoint::list(&out).unwrap(), [3, 4, 6, 8]);
+    recipe
+}
+
+/// What becomes of a file.
+type Damage = fn(&mut Vec<u8>);
+
+#[test]
+fn damaged_checkpoints_are_passed_over_and_named() {
+    let root = tempfile::tempdir().unwrap();
+    let recipe = with_four_checkpoints(&root.path().join("first"));
+    let out = recipe.with_file_name("out");
+    let expected = result(&recipe);
+    let saved = checkpoint::path(&out, 8);
+    let mut files = Vec::new();
+    walk(&saved, &mut files);
+    assert!(files.len() >= 7, "{files:?}");
+    let damages: [(&str, Damage); 4] = [
+        ("torn", |bytes| bytes.truncate(bytes.len() / 2)),
+        ("empty", Vec::clear),
+        ("longer", |bytes| bytes.push(b' ')),
+        ("flipped", |bytes| {
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 4;
+        }),
+    ];
+    for file in &files {
+        let whole = fs::read(file).unwrap();
+        for (damage, change) in damages {
+            // A space at the end of a manifest changes nothing.
+            if damage == "longer" && file.ends_with("manifest.json") {
+                continue;
+            }
+            let mut bytes = whole.clone();
+            change(&mut bytes);
+            fs::write(file, bytes).unwrap();
+            assert_eq!(newest(&out), 6, "{damage} {}", file.display());
+        }
+        fs::remove_file(file).unwrap();
+        assert_eq!(newest(&out), 6, "without {}", file.display());
+        fs::write(file, whole).unwrap();
+        assert_eq!(newest(&out), 8);
+    }
+    // Two bad ones, and the run goes on from the one before.
+    fs::remove_file(saved.join("state.json")).unwrap();
+    let torn = checkpoint::path(&out, 6).join("optimizer.safetensors");
+    fs::write(&torn, b"half").unwrap();
+    let said = train("resume", &recipe, &[]);
+    let warnings = said.lines.join("\n");
+    for part in [
+        "state.json",
+        "optimizer.safetensors",
+        "has 4 bytes",
+        "set-aside",
+    ] {
+        assert!(warnings.contains(part), "{part} is not in {warnings}");
+    }
+    let place = recipe.parent().unwrap();
+    same(result(&recipe), place, &expected, place);
+    // None is good.
+    for step in [3, 4, 6, 8] {
+        fs::write(checkpoint::path(&out, step).join("recipe.toml"), b"").unwrap();
+    }
+    let error = Resume::find(&out, &[]).unwrap_err().to_string();
+    assert_eq!(error.lines().count(), 5, "{error}");
+}
+
+fn newest(out: &Path) -> usize {
+    Resume::find(out, &[]).unwrap().state().unwrap().step
+}
+
+fn walk(directory: &Path, files: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            walk(&path, files);
+        } else {
+            files.push(path);
+        }
+    }
+}
+
+#[test]
+fn the_best_and_the_newest_good_checkpoint_are_never_removed() {
+    let root = tempfile::tempdir().unwrap();
+    let recipe = with_four_checkpoints(root.path());
+    let out = recipe.with_file_name("out");
+    fs::write(checkpoint::path(&out, 8).join("state.json"), b"torn").unwrap();
+    checkpoint::prune(&out, 1, Some(3)).unwrap();
+    assert_eq!(checkpoint::list(&out).unwrap(), [3, 6, 8]);
+    checkpoint::prune(&out, 1, None).unwrap();
+    assert_eq!(checkpoint::list(&out).unwrap(), [6, 8]);
+    fs::write(checkpoint::path(&out, 6).join("state.json"), b"torn").unwrap();
+    // With none that is good, nothing is removed.
+    checkpoint::prune(&out, 1, None).unwrap();
+    assert_eq!(checkpoint::list(&out).unwrap(), [6, 8]);
+}
+
+#[test]
+fn another_recipe_model_or_data_is_refused_with_the_difference() {
+    let root = tempfile::tempdir().unwrap();
+    let recipe = with_four_checkpoints(root.path());
+    let out = recipe.with_file_name("out");
+    let find = |allow: &[&str]| {
+        let allow: Vec<String> = allow.iter().map(|&key| key.to_owned()).collect();
+        Resume::find(&checkpoint::path(&out, 6), &allow).unwrap()
+    };
+    let set = ["train.learning_rate=1e-4".to_owned(), "seed=7".to_owned()];
+    let refused = find(&[]).recipe(None, &set).unwrap_err().to_string();
+    for part in ["seed: 42 → 7", "train.learning_rate: 0.005 → 0.0001"] {
+        assert!(refused.contains(part), "{part} is not in {refused}");
+    }
+    let refused = find(&["seed"]).recipe(None, &set).unwrap_err().to_string();
+    assert!(!refused.contains("seed"), "{refused}");
+    find(&["seed", "train"]).recipe(None, &set).unwrap();
+    let rank = ["lora.rank=8".to_owned()];
+    let refused = find(&["lora"]).recipe(None, &rank).unwrap_err().to_string();
+    assert!(
+        refused.contains("cannot go on with another lora.rank"),
+        "{refused}"
+    );
+    let unknown = Resume::find(&out, &["train.lerning_rate".to_owned()]).unwrap_err();
+    assert!(
+        unknown.to_string().contains("train.learning_rate"),
+        "{unknown}"
+    );
+
+    // Content counts, not names: a run may move, its rows may not change.
+    let saved = find(&[]);
+    let state = saved.state().unwrap();
+    let (model, data) = (&state.model_fingerprint, &state.data_fingerprint);
+    let eval = state.eval_fingerprint.as_deref();
+    saved.check_content(model, data, eval).unwrap();
+    let refused = saved
+        .check_content("other", data, None)
+        .unwrap_err()
+        .to_string();
+    assert!(refused.contains("model: content"), "{refused}");
+    assert!(
+        refused.contains("data.eval: content") && refused.contains("→ nothing"),
+        "{refused}"
+    );
+    drop(saved);
+    find(&["model", "data"])
+        .check_content("other", "other", None)
+        .unwrap();
+}
+
+#[test]
+fn a_directory_that_cannot_be_written_is_named_before_the_run() {
+    let root = tempfile::tempdir().unwrap();
+    fs::write(root.path().join("file"), b"").unwrap();
+    // A file in the place of a directory refuses everyone, root too.
+    let error = Resume::find(&root.path().join("file/out"), &[]).unwrap_err();
+    assert!(error.to_string().contains("file/out"), "{error}");
+    let locked = root.path().join("locked");
+    fs::create_dir(&locked).unwrap();
+    let mut permissions = fs::metadata(&locked).unwrap().permissions();
+    permissions.set_readonly(true);
+    fs::set_permissions(&locked, permissions).unwrap();
+    if fs::write(locked.join("probe"), b"").is_ok() {
+        println!("read-only permissions not checked: this user may write everywhere");
+        return;
+    }
+    let error = Resume::find(&locked, &[]).unwrap_err();
+    assert!(error.to_string().contains("locked"), "{error}");
+}
+
+/// A small disk of its own, for as long as this lives.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    /// None where this user may not mount.
+    fn new(at: &Path, size: &str) -> Option<Self> {
+        fs::create_dir_all(at).unwrap();
+        let disk = Self(at.to_owned());
+        disk.mount(&format!("size={size}")).then_some(disk)
+    }
+
+    fn mount(&self, options: &str) -> bool {
+        let mut command = Command::new("mount");
+        command
+            .args(["-t", "tmpfs", "-o", options, "tmpfs"])
+            .arg(&self.0);
+        let output = command.stderr(Stdio::null()).status();
+        output.is_ok_and(|status| status.success())
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount")
+            .arg(&self.0)
+            .stderr(Stdio::null())
+            .status();
+    }
+}
+
+#[test]
+fn a_disk_that_stays_full_costs_nothing_but_time() {
+    let root = tempfile::tempdir().unwrap();
+    let place = root.path().join("run");
+    let Some(disk) = SmallDisk::new(&place.join("out"), "256k") else {
+        println!("not checked: this user may not mount a small disk");
+        return;
+    };
+    let first = root.path().join("first");
+    let (expected, _) = reference(&first);
+    let recipe = tiny::project(&place, MORE);
+    // Not even the adapter has room at the end.
+    let output = start("new", &recipe, &[]).wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(!output.status.success(), "{said}");
+    for part in [
+        "@warning no checkpoint of step",
+        "No space left on device",
+        "stays the newest one",
+    ] {
+        assert!(said.contains(part), "{part} is not in {said}");
+    }
+    let held = newest(&place.join("out"));
+    assert!((1..8).contains(&held), "{held}");
+    // Room is made, and the run goes on.
+    assert!(disk.mount("remount,size=8m"));
+    let last = train("resume", &recipe, &[]);
+    assert!(told(&last, "done").unwrap().starts_with("8 "));
+    same(result(&recipe), &place, &expected, &first);
+}

@@ -1,0 +1,53 @@
+//! How often the diagnosis is right on curves that it was not tuned on, written into `BENCHMARKS.md`.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, ensure};
+use backdraft_train::diagnosis::Confusion;
+
+const BEGIN: &str = "<!-- cargo xtask bench diagnosis writes from here -->";
+const END: &str = "<!-- to here -->";
+
+/// Diagnoses the curves of `seeds`, shows the matrix and puts it into `BENCHMARKS.md`.
+pub(crate) fn run(seeds: &[u64], per_class: usize) -> anyhow::Result<()> {
+    let confusion = Confusion::on_seeds(seeds.iter().copied(), per_class);
+    println!("{confusion}");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../BENCHMARKS.md");
+    let text = fs::read_to_string(&path).context("BENCHMARKS.md")?;
+    let seeds: Vec<String> = seeds.iter().map(u64::to_string).collect();
+    let section = format!(
+        "Seeds {}, {per_class} curves of each class and seed.\n\n{confusion}",
+        seeds.join(", ")
+    );
+    fs::write(&path, between(&text, &section)?)?;
+    ensure!(
+        confusion.accuracy() >= 0.95,
+        "accuracy {:.3} is below 0.95",
+        confusion.accuracy()
+    );
+    Ok(())
+}
+
+/// `text` with `section` between the markers.
+fn between(text: &str, section: &str) -> anyhow::Result<String> {
+    let (before, rest) = text
+        .split_once(BEGIN)
+        .with_context(|| format!("BENCHMARKS.md has no {BEGIN}"))?;
+    let (_, after) = rest
+        .split_once(END)
+        .with_context(|| format!("BENCHMARKS.md has no {END}"))?;
+    Ok(format!("{before}{BEGIN}\n{section}\n{END}{after}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_section_changes() {
+        let page = |section: &str| format!("a\n{BEGIN}\n{section}\n{END}\nb");
+        assert!(between(&page("old"), "new").is_ok_and(|text| text == page("new")));
+        assert!(between("a", "new").is_err());
+    }
+}
