@@ -315,3 +315,60 @@ fn what_a_run_leaves_can_be_watched_and_reported() {
     );
     assert_eq!(events(), 2);
 }
+
+/// `script` gives the program a terminal; killing it closes that terminal.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_run_outlives_the_terminal_of_its_dashboard() {
+    let root = tempfile::tempdir().unwrap();
+    let directory = root.path();
+    tiny::project(directory, &MORE.replace("300", "2000"));
+    let program = env!("CARGO_BIN_EXE_backdraft");
+    let spawned = Command::new("script")
+        .current_dir(directory)
+        .args([
+            "-qfc",
+            &format!("stty rows 24 cols 80; exec {program} train recipe.toml"),
+            "screen",
+        ])
+        .env("RAYON_NUM_THREADS", "1")
+        .env("TERM", "xterm")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn();
+    let Ok(mut terminal) = spawned else {
+        println!("not checked: there is no `script` to give a terminal");
+        return;
+    };
+    let wait = |what: &dyn Fn() -> bool, name: &str| {
+        let began = Instant::now();
+        while !what() {
+            assert!(began.elapsed() < Duration::from_secs(60), "{name}");
+            sleep(Duration::from_millis(5));
+        }
+    };
+    wait(&|| steps(directory) >= 100, "no step");
+    terminal.kill().unwrap();
+    terminal.wait().unwrap();
+    let before = steps(directory);
+    assert!(before < 2000, "the run was over before its terminal");
+    let screen = fs::read(directory.join("screen")).unwrap();
+    assert!(
+        String::from_utf8_lossy(&screen).contains("diagnosis"),
+        "no dashboard: {}",
+        String::from_utf8_lossy(&screen)
+    );
+    wait(
+        &|| directory.join("out/report.html").exists(),
+        "it ended with its terminal",
+    );
+    assert!(steps(directory) >= 2000);
+    // It has ended, and given back the lock.
+    let done = || {
+        run(directory, &["train", "--resume", "out"])
+            .status
+            .success()
+    };
+    wait(&done, "it did not end");
+}

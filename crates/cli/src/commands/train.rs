@@ -175,11 +175,14 @@ pub(crate) fn train(
     // The terminal is free again before anything is printed.
     drop(dashboard);
     let (summary, trained) = trained?;
-    output.record(&summary)?;
-    output.line(reporter::summary(&summary, model, &output_dir))?;
+    let told = output
+        .record(&summary)
+        .and_then(|()| output.line(reporter::summary(&summary, model, &output_dir)));
+    // A signal decides on the exit code, also where nobody is left to read.
     if summary.interrupted && control.signalled() {
         return Err(CliError::interrupted());
     }
+    told?;
     Ok((summary, trained))
 }
 

@@ -65,7 +65,7 @@ fn show(tail: Tail) -> Result<(), CliError> {
         }
     });
     dashboard::show(&mut terminal, &shared, None, || false);
-    dashboard::leave();
+    dashboard::leave(terminal);
     over.store(true, Ordering::Relaxed);
     // The reader has nothing to clean up; its panic would have been told.
     let _ = reader.join();

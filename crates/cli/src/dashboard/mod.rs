@@ -129,7 +129,7 @@ impl Dashboard {
             .spawn(move || {
                 let done = || ends.load(Ordering::Relaxed) || hangup.load(Ordering::Relaxed);
                 let action = show(&mut terminal, &drawn, Some(&control), done);
-                leave();
+                leave(terminal);
                 if action == Action::Abort {
                     std::process::exit(i32::from(INTERRUPTED));
                 }
@@ -201,8 +201,12 @@ pub(crate) fn show(
 }
 
 /// Gives the terminal back; one that is gone needs nothing.
-pub(crate) fn leave() {
+pub(crate) fn leave(mut terminal: DefaultTerminal) {
+    let _ = terminal.show_cursor();
     let _ = ratatui::try_restore();
+    // Dropped, it would say on standard error that the cursor cannot be shown, and panic since that is
+    // gone too.
+    std::mem::forget(terminal);
 }
 
 /// Tells the dashboard of the run.
