@@ -173,7 +173,7 @@ impl ModelSource {
     pub fn release(&self, name: &str) {
         match self {
             Self::Hf(directory) => directory.release(name),
-            Self::Gguf(_) => {}
+            Self::Gguf(gguf) => gguf.release(name),
         }
     }
 

@@ -10,12 +10,12 @@ use backdraft_formats::dtype::to_f32;
 use backdraft_formats::{Dtype, FormatError, ModelSource};
 use backdraft_kernels::codebook::{DynamicMap, FourBitFormat};
 use backdraft_kernels::dequantize::{Absmax, FourBit, HostAbsmax, Int8Rows, PartsError};
-use backdraft_kernels::quantize::{ByteBlocks, NestedScales};
+use backdraft_kernels::quantize::{ByteBlocks, NestedScales, all_finite};
 use backdraft_quant::{Quantizer, Scheme, Weight};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
-/// Values that are in f32 at a time while a matrix is quantised: 16 MiB.
-const PIECE: usize = 1 << 22;
+/// Values that are in f32 at a time while a matrix is quantised: 4 MiB, which caches hold.
+const PIECE: usize = 1 << 20;
 
 /// Why a matrix cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -110,11 +110,7 @@ fn quantize(
 }
 
 fn check_finite(source: &ModelSource, name: &str, values: &[f32]) -> Result<(), MatrixError> {
-    // The largest exponent marks infinities and NaN; a maximum of bits is a vector instruction.
-    let largest = values
-        .iter()
-        .fold(0, |largest, x| largest.max(x.abs().to_bits()));
-    if largest < f32::INFINITY.to_bits() {
+    if all_finite(values) {
         return Ok(());
     }
     Err(MatrixError::NotFinite {

@@ -118,6 +118,11 @@ impl GgufFile {
         self.map.get(tensor.range.clone()).unwrap_or_default()
     }
 
+    /// Lets the system take back the memory through which a tensor was read.
+    pub(super) fn release(&self, tensor: &GgufTensor) {
+        self.map.release(tensor.range.clone());
+    }
+
     /// A tensor's elements, dequantised, in the file's own row order.
     #[must_use]
     pub fn read_f32(&self, tensor: &GgufTensor) -> Vec<f32> {

@@ -150,6 +150,13 @@ impl GgufLlama {
         })
     }
 
+    /// Lets the system take back the memory through which a tensor was read.
+    pub fn release(&self, name: &str) {
+        if let Ok((_, tensor)) = self.find(name) {
+            self.file.release(tensor);
+        }
+    }
+
     /// The tokenizer as Hugging Face's `tokenizer.json`, the chat template and the special tokens.
     ///
     /// # Errors

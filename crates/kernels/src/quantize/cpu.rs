@@ -1,5 +1,5 @@
 //! Quantisation in vector registers and on all cores: a code is the number of midpoints below the value,
-//! which sixteen lanes count at once.
+//! counted for 64 values at once.
 
 use rayon::prelude::*;
 
@@ -9,7 +9,8 @@ use crate::cpu::{max_abs, simd};
 
 /// Values of one parallel task, before rounding to whole blocks.
 const TASK: usize = 1 << 15;
-const LANES: usize = 16;
+/// Values whose codes are counted together: enough for all registers, and whole blocks.
+const LANES: usize = 64;
 
 /// A midpoint of the ascending table, and how far the code moves when a value is above it.
 #[derive(Clone, Copy)]
@@ -47,8 +48,9 @@ impl Ladder {
         }
     }
 
+    /// Codes of some values, two to a byte.
     #[inline(always)]
-    fn codes(&self, values: &[f32; LANES], scale: Scale) -> [i32; LANES] {
+    fn packed(&self, values: &[f32; LANES], scale: Scale) -> [u8; LANES / 2] {
         let mut scaled = [0.0; LANES];
         for (scaled, &x) in scaled.iter_mut().zip(values) {
             *scaled = scale.apply(x);
@@ -59,21 +61,37 @@ impl Ladder {
                 *code += if x > above { delta } else { 0 };
             }
         }
-        codes
+        // Narrowed, taken apart and put together in loops of their own, which the compiler turns into a few
+        // shuffles of whole registers.
+        let mut bytes = [0; LANES];
+        for (byte, &code) in bytes.iter_mut().zip(&codes) {
+            *byte = code as u8;
+        }
+        let (mut high, mut low) = ([0; LANES / 2], [0; LANES / 2]);
+        for ((high, low), pair) in high.iter_mut().zip(&mut low).zip(bytes.chunks_exact(2)) {
+            (*high, *low) = (pair[0], pair[1]);
+        }
+        for (high, low) in high.iter_mut().zip(&low) {
+            *high = *high << 4 | low;
+        }
+        high
     }
 
     #[inline(always)]
     fn block(&self, values: &[f32], packed: &mut [u8]) -> f32 {
         let absmax = max_abs(values);
         let scale = Scale::of(absmax);
-        for (values, packed) in values.chunks(LANES).zip(packed.chunks_mut(LANES / 2)) {
+        let (whole, rest) = values.as_chunks::<LANES>();
+        let mut packed = packed.chunks_mut(LANES / 2);
+        for (values, packed) in whole.iter().zip(&mut packed) {
+            packed.copy_from_slice(&self.packed(values, scale));
+        }
+        if let Some(packed) = packed.next() {
+            // Beyond the last value the lanes hold zeros, whose code fills the last byte.
             let mut lanes = [0.0; LANES];
-            lanes[..values.len()].copy_from_slice(values);
-            let codes = self.codes(&lanes, scale);
-            for (i, packed) in packed.iter_mut().enumerate() {
-                // Beyond the last value the lanes hold zeros, whose code fills the last byte.
-                *packed = (codes[2 * i] << 4 | codes[2 * i + 1]) as u8;
-            }
+            lanes[..rest.len()].copy_from_slice(rest);
+            let length = packed.len();
+            packed.copy_from_slice(&self.packed(&lanes, scale)[..length]);
         }
         absmax
     }
@@ -156,6 +174,9 @@ fn rank(x: f32, midpoints: &[f32; 256]) -> u8 {
     rank as u8
 }
 
+/// 1.5·2²³.
+const ROUND: f32 = 12_582_912.0;
+
 pub(super) fn int8_rows(values: &[f32], width: usize) -> (Vec<i8>, Vec<f32>) {
     let rows = values.len() / width.max(1);
     let mut codes = vec![0; values.len()];
@@ -173,12 +194,22 @@ pub(super) fn int8_rows(values: &[f32], width: usize) -> (Vec<i8>, Vec<f32>) {
                     *absmax = max_abs(values);
                     let scale = Scale::of(*absmax);
                     for (code, &x) in codes.iter_mut().zip(values) {
-                        *code = (scale.apply(x) * 127.0).round_ties_even() as i8;
+                        // Added to a number whose last bit is worth 1, x is rounded to a whole number, ties to
+                        // even, which then stands in the last bits.
+                        *code = (scale.apply(x) * 127.0 + ROUND).to_bits() as i8;
                     }
                 });
             });
     }
     (codes, absmax)
+}
+
+pub(super) fn all_finite(values: &[f32]) -> bool {
+    values.par_chunks(TASK).all(|values| {
+        // The largest exponent marks infinities and NaN; a maximum of bits is a vector instruction.
+        let largest = simd(|| values.iter().fold(0, |bits, x| bits.max(x.abs().to_bits())));
+        largest < f32::INFINITY.to_bits()
+    })
 }
 
 #[cfg(test)]
@@ -237,6 +268,31 @@ mod tests {
                 first.packed.extend(second.packed);
                 first.absmax.extend(second.absmax);
                 prop_assert_eq!(first, four_bit(&values, format, 128));
+            }
+        }
+
+        #[test]
+        fn int8_is_the_definition(values in values(), width in 1usize..40) {
+            let whole = values.len() / width * width;
+            let (codes, absmax) = int8_rows(&values[..whole], width);
+            for (i, (&x, &code)) in values[..whole].iter().zip(&codes).enumerate() {
+                let scale = Scale::of(absmax[i / width]);
+                prop_assert_eq!(code, (scale.apply(x) * 127.0).round_ties_even() as i8);
+            }
+        }
+
+        #[test]
+        fn numbers_that_are_not_finite_are_found(
+            values in values(),
+            at in any::<proptest::sample::Index>(),
+            wrong in prop_oneof![Just(f32::NAN), Just(-f32::NAN), Just(f32::INFINITY), Just(f32::NEG_INFINITY)],
+        ) {
+            prop_assert!(all_finite(&values));
+            if !values.is_empty() {
+                let mut values = values;
+                let at = at.index(values.len());
+                values[at] = wrong;
+                prop_assert!(!all_finite(&values));
             }
         }
 

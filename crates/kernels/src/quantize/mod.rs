@@ -72,6 +72,11 @@ pub fn int8_rows(values: &[f32], width: usize) -> (Vec<i8>, Vec<f32>) {
     cpu::int8_rows(values, width)
 }
 
+/// Whether none of `values` is NaN or infinite.
+pub fn all_finite(values: &[f32]) -> bool {
+    cpu::all_finite(values)
+}
+
 /// Scales of 4-bit blocks, themselves quantised: (absmax − offset) in blocks of 256 with the signed map.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NestedScales {
