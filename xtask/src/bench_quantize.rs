@@ -16,10 +16,10 @@ use backdraft_quant::{QuantizationPlan, Scheme};
 use backdraft_train::memory::{peak_resident, resident};
 use burn::tensor::Device;
 
-const ROWS: usize = 4096;
+const ROWS: usize = 1024;
 const WIDTH: usize = 4096;
 /// Timed runs of each case.
-const RUNS: usize = 15;
+const RUNS: usize = 200;
 /// Values that are widened at a time.
 const PIECE: usize = 1 << 20;
 

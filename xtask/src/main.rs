@@ -67,7 +67,7 @@ enum Bench {
         #[arg(long, default_value_t = 100)]
         per_class: usize,
     },
-    /// Quantising a matrix of 4096 x 4096 on the processor: GB/s of input.
+    /// Quantising a matrix of 1024 x 4096 on the processor: GB/s of input.
     Quantize,
     /// Reading a model into NF4: memory over time.
     Load {

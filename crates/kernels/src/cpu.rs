@@ -70,7 +70,8 @@ pub(crate) fn into_vec<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
 
 /// A vector of `rows × width` values that `write` fills row by row, in parallel.
 ///
-/// `write` gets the row's number and must write all of its values.
+/// `write` gets the row's number and must write all of its values; as with [`simd`], it must be marked
+/// `#[inline(always)]`.
 pub(crate) fn build_rows(
     rows: usize,
     width: usize,
@@ -82,7 +83,12 @@ pub(crate) fn build_rows(
             .par_chunks_mut(width)
             .with_min_len(grain(width))
             .enumerate()
-            .for_each(|(row, out)| simd(|| write(row, out)));
+            .for_each(|(row, out)| {
+                simd(
+                    #[inline(always)]
+                    || write(row, out),
+                )
+            });
     }
     #[expect(unsafe_code, reason = "the rows were just written")]
     // SAFETY: capacity is at least `rows * width`, and `write` has initialised each row.
@@ -98,6 +104,9 @@ pub(crate) fn grain(width: usize) -> usize {
 }
 
 /// Runs `f` compiled for the widest vector unit of this processor.
+///
+/// A closure of more than a few lines must be marked `#[inline(always)]` where it is written: it is called once
+/// for each kind of unit, so the compiler would rather make it a function, which knows of no unit.
 #[inline(always)]
 #[expect(
     clippy::redundant_closure,
@@ -108,6 +117,24 @@ pub(crate) fn simd<R>(f: impl FnOnce() -> R) -> R {
         #[inline(always)]
         || f(),
     )
+}
+
+/// As [`simd`], but in registers of 256 bits even where there are wider ones: for comparisons, which compilers
+/// turn into masks there, and additions under a mask that take more time than they save.
+#[inline(always)]
+#[expect(
+    clippy::redundant_closure,
+    reason = "only a closure can be told to inline"
+)]
+pub(crate) fn simd_256<R>(f: impl FnOnce() -> R) -> R {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(registers) = pulp::x86::V3::try_new() {
+        return registers.vectorize(
+            #[inline(always)]
+            || f(),
+        );
+    }
+    f()
 }
 
 const LANES: usize = 16;

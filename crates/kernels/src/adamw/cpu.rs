@@ -42,13 +42,16 @@ pub(super) fn step<const D: usize>(
     )
         .into_par_iter()
         .for_each(|(w, m, v, g)| {
-            simd(|| {
-                for (((w, m), v), &g) in w.iter_mut().zip(m).zip(v).zip(g) {
-                    *m = b1 * *m + c1 * g;
-                    *v = b2 * *v + c2 * g * g;
-                    *w = *w * decay - step_size * (*m / (v.sqrt() * root + epsilon));
-                }
-            });
+            simd(
+                #[inline(always)]
+                || {
+                    for (((w, m), v), &g) in w.iter_mut().zip(m).zip(v).zip(g) {
+                        *m = b1 * *m + c1 * g;
+                        *v = b2 * *v + c2 * g * g;
+                        *w = *w * decay - step_size * (*m / (v.sqrt() * root + epsilon));
+                    }
+                },
+            );
         });
     Ok((
         tensor(w, shape),

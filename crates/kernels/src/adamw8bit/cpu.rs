@@ -65,7 +65,12 @@ pub(super) fn step<const D: usize>(
     )
         .into_par_iter()
         .with_min_len(16)
-        .for_each(|(param, grad, m, v)| simd(|| update.block(Block { param, grad, m, v }, guard)));
+        .for_each(|(param, grad, m, v)| {
+            simd(
+                #[inline(always)]
+                || update.block(Block { param, grad, m, v }, guard),
+            )
+        });
     let moment = |codes, absmax: Vec<f32>| {
         let blocks = [absmax.len()];
         Moment8Bit {

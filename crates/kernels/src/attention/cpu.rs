@@ -52,7 +52,10 @@ pub(super) fn forward(
                     layout.scale,
                 );
                 for (i, row) in p.chunks_mut(shape.n).enumerate() {
-                    let value = simd(|| softmax(row, block.seen_by(i)));
+                    let value = simd(
+                        #[inline(always)]
+                        || softmax(row, block.seen_by(i)),
+                    );
                     #[expect(unsafe_code, reason = "tasks write disjoint columns of one buffer")]
                     // SAFETY: only this task writes (row, head) of `lse`, and the row is below t.
                     unsafe {
@@ -127,10 +130,13 @@ pub(super) fn backward(
                         let span = row * q_width + column..row * q_width + column + d;
                         let lse = lse[row * layout.heads + head];
                         let (d_out, out) = (&d_out[span.clone()], &out[span]);
-                        simd(|| {
-                            let delta = sum2(d_out, out, |a, b| a * b);
-                            d_softmax(p, ds, block.seen_by(i), lse, delta, layout.scale);
-                        });
+                        simd(
+                            #[inline(always)]
+                            || {
+                                let delta = sum2(d_out, out, |a, b| a * b);
+                                d_softmax(p, ds, block.seen_by(i), lse, delta, layout.scale);
+                            },
+                        );
                     }
                     let (p_t, ds_t) = (View::new(p, shape.n, Op::T), View::new(ds, shape.n, Op::T));
                     let to_keys = Shape {

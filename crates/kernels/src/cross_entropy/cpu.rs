@@ -20,7 +20,12 @@ pub(super) fn softmax_nll(
     let nll: Vec<f32> = values
         .par_chunks_mut(v)
         .zip(targets)
-        .map(|(row, &target)| simd(|| row_loss(row, target as usize, scale)))
+        .map(|(row, &target)| {
+            simd(
+                #[inline(always)]
+                || row_loss(row, target as usize, scale),
+            )
+        })
         .collect();
     let d_logits = scale.map(|_| tensor(values, [n, v]));
     Ok((tensor(nll, [n]), d_logits))

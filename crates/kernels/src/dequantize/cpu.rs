@@ -187,9 +187,12 @@ impl Open for OpenInt8 {
 }
 
 fn fill(open: &impl Open, start: usize, out: &mut [f32]) {
-    out.par_chunks_mut(TASK)
-        .enumerate()
-        .for_each(|(i, out)| simd(|| open.fill(start + i * TASK, out)));
+    out.par_chunks_mut(TASK).enumerate().for_each(|(i, out)| {
+        simd(
+            #[inline(always)]
+            || open.fill(start + i * TASK, out),
+        )
+    });
 }
 
 pub(super) fn dequantize(matrix: &impl Stored) -> Option<Tensor<2>> {

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::{ByteBlocks, PackedBlocks, Scale};
 use crate::codebook::{DynamicMap, FourBitFormat};
-use crate::cpu::{max_abs, simd};
+use crate::cpu::{max_abs, simd, simd_256};
 
 /// Values of one parallel task, before rounding to whole blocks.
 const TASK: usize = 1 << 15;
@@ -114,11 +114,14 @@ pub(super) fn four_bit(values: &[f32], format: FourBitFormat, block_size: usize)
             let blocks = values
                 .chunks(block_size)
                 .zip(packed.chunks_mut(block_size / 2));
-            simd(|| {
-                for ((values, packed), absmax) in blocks.zip(absmax) {
-                    *absmax = ladder.block(values, packed);
-                }
-            });
+            simd_256(
+                #[inline(always)]
+                || {
+                    for ((values, packed), absmax) in blocks.zip(absmax) {
+                        *absmax = ladder.block(values, packed);
+                    }
+                },
+            );
         });
     blocks
 }
@@ -137,11 +140,14 @@ pub(super) fn blockwise(values: &[f32], map: DynamicMap, block_size: usize) -> B
         .into_par_iter()
         .for_each(|(values, codes, absmax)| {
             let blocks = values.chunks(block_size).zip(codes.chunks_mut(block_size));
-            simd(|| {
-                for ((values, codes), absmax) in blocks.zip(absmax) {
-                    *absmax = encode(values, map, codes);
-                }
-            });
+            simd(
+                #[inline(always)]
+                || {
+                    for ((values, codes), absmax) in blocks.zip(absmax) {
+                        *absmax = encode(values, map, codes);
+                    }
+                },
+            );
         });
     blocks
 }
@@ -190,15 +196,18 @@ pub(super) fn int8_rows(values: &[f32], width: usize) -> (Vec<i8>, Vec<f32>) {
             .into_par_iter()
             .with_min_len(TASK / width + 1)
             .for_each(|(values, codes, absmax)| {
-                simd(|| {
-                    *absmax = max_abs(values);
-                    let scale = Scale::of(*absmax);
-                    for (code, &x) in codes.iter_mut().zip(values) {
-                        // Added to a number whose last bit is worth 1, x is rounded to a whole number, ties to
-                        // even, which then stands in the last bits.
-                        *code = (scale.apply(x) * 127.0 + ROUND).to_bits() as i8;
-                    }
-                });
+                simd(
+                    #[inline(always)]
+                    || {
+                        *absmax = max_abs(values);
+                        let scale = Scale::of(*absmax);
+                        for (code, &x) in codes.iter_mut().zip(values) {
+                            // Added to a number whose last bit is worth 1, x is rounded to a whole number, ties to
+                            // even, which then stands in the last bits.
+                            *code = (scale.apply(x) * 127.0 + ROUND).to_bits() as i8;
+                        }
+                    },
+                );
             });
     }
     (codes, absmax)
@@ -207,7 +216,10 @@ pub(super) fn int8_rows(values: &[f32], width: usize) -> (Vec<i8>, Vec<f32>) {
 pub(super) fn all_finite(values: &[f32]) -> bool {
     values.par_chunks(TASK).all(|values| {
         // The largest exponent marks infinities and NaN; a maximum of bits is a vector instruction.
-        let largest = simd(|| values.iter().fold(0, |bits, x| bits.max(x.abs().to_bits())));
+        let largest = simd(
+            #[inline(always)]
+            || values.iter().fold(0, |bits, x| bits.max(x.abs().to_bits())),
+        );
         largest < f32::INFINITY.to_bits()
     })
 }

@@ -18,16 +18,24 @@ pub(super) fn forward(
         .into_par_iter()
         .with_min_len(crate::cpu::grain(width))
         .map(|i| {
-            let squares = simd(|| sum(row(i), |x| x * x));
+            let squares = simd(
+                #[inline(always)]
+                || sum(row(i), |x| x * x),
+            );
             (1.0 / (f64::from(squares) / width as f64 + eps).sqrt()) as f32
         })
         .collect();
-    let y = build_rows(rows, width, |i, out| {
-        let r = rstd[i];
-        for ((out, &x), &w) in out.iter_mut().zip(row(i)).zip(w) {
-            out.write(x * r * w);
-        }
-    });
+    let y = build_rows(
+        rows,
+        width,
+        #[inline(always)]
+        |i, out| {
+            let r = rstd[i];
+            for ((out, &x), &w) in out.iter_mut().zip(row(i)).zip(w) {
+                out.write(x * r * w);
+            }
+        },
+    );
     Some((tensor(y, [rows, width]), tensor(rstd, [rows])))
 }
 
@@ -40,21 +48,26 @@ pub(super) fn backward(
     let [rows, width] = x.dims();
     let (dy, x, w, rstd) = (f32s(dy)?, f32s(x)?, f32s(weight)?, f32s(rstd)?);
     let (dy, x, w, rstd): (&[f32], &[f32], &[f32], &[f32]) = (&dy, &x, &w, &rstd);
-    let dx = build_rows(rows, width, |i, out| {
-        let span = i * width..(i + 1) * width;
-        let (dy, x, r) = (&dy[span.clone()], &x[span], rstd[i]);
-        let mut dot = 0.0;
-        for ((dy, x), w) in dy.chunks(1024).zip(x.chunks(1024)).zip(w.chunks(1024)) {
-            let mut scaled = [0f32; 1024];
-            for ((s, &dy), &w) in scaled.iter_mut().zip(dy).zip(w) {
-                *s = dy * w;
+    let dx = build_rows(
+        rows,
+        width,
+        #[inline(always)]
+        |i, out| {
+            let span = i * width..(i + 1) * width;
+            let (dy, x, r) = (&dy[span.clone()], &x[span], rstd[i]);
+            let mut dot = 0.0;
+            for ((dy, x), w) in dy.chunks(1024).zip(x.chunks(1024)).zip(w.chunks(1024)) {
+                let mut scaled = [0f32; 1024];
+                for ((s, &dy), &w) in scaled.iter_mut().zip(dy).zip(w) {
+                    *s = dy * w;
+                }
+                dot += sum2(&scaled[..x.len()], x, |s, x| s * x);
             }
-            dot += sum2(&scaled[..x.len()], x, |s, x| s * x);
-        }
-        let c = dot * r * r / width as f32;
-        for (((out, &dy), &x), &w) in out.iter_mut().zip(dy).zip(x).zip(w) {
-            out.write(r * (dy * w - x * c));
-        }
-    });
+            let c = dot * r * r / width as f32;
+            for (((out, &dy), &x), &w) in out.iter_mut().zip(dy).zip(x).zip(w) {
+                out.write(r * (dy * w - x * c));
+            }
+        },
+    );
     Some(tensor(dx, [rows, width]))
 }

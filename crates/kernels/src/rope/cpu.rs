@@ -26,17 +26,20 @@ pub(super) fn rotate(
         .for_each(|(row, values)| {
             let angles = row * half..(row + 1) * half;
             let (cos, sin) = (&cos[angles.clone()], &sin[angles]);
-            simd(|| {
-                for head in values.chunks_exact_mut(2 * half) {
-                    let (first, second) = head.split_at_mut(half);
-                    for i in 0..half {
-                        let (a, b) = (first[i], second[i]);
-                        let s = sign * sin[i];
-                        first[i] = a * cos[i] - b * s;
-                        second[i] = b * cos[i] + a * s;
+            simd(
+                #[inline(always)]
+                || {
+                    for head in values.chunks_exact_mut(2 * half) {
+                        let (first, second) = head.split_at_mut(half);
+                        for i in 0..half {
+                            let (a, b) = (first[i], second[i]);
+                            let s = sign * sin[i];
+                            first[i] = a * cos[i] - b * s;
+                            second[i] = b * cos[i] + a * s;
+                        }
                     }
-                }
-            });
+                },
+            );
         });
     Ok(tensor(values, [t, width]))
 }

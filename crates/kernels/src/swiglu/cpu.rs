@@ -9,12 +9,17 @@ pub(super) fn forward(gate: &Tensor<2>, up: &Tensor<2>) -> Option<Tensor<2>> {
     let [rows, width] = gate.dims();
     let (gate, up) = (f32s(gate)?, f32s(up)?);
     let (gate, up): (&[f32], &[f32]) = (&gate, &up);
-    let y = build_rows(rows, width, |i, out| {
-        let span = i * width..(i + 1) * width;
-        for ((out, &g), &u) in out.iter_mut().zip(&gate[span.clone()]).zip(&up[span]) {
-            out.write(g * sigmoid(g) * u);
-        }
-    });
+    let y = build_rows(
+        rows,
+        width,
+        #[inline(always)]
+        |i, out| {
+            let span = i * width..(i + 1) * width;
+            for ((out, &g), &u) in out.iter_mut().zip(&gate[span.clone()]).zip(&up[span]) {
+                out.write(g * sigmoid(g) * u);
+            }
+        },
+    );
     Some(tensor(y, [rows, width]))
 }
 
@@ -39,14 +44,17 @@ pub(super) fn backward(
         .into_par_iter()
         .with_min_len(crate::cpu::grain(width))
         .for_each(|(gate, up, dy)| {
-            simd(|| {
-                for ((gate, up), &dy) in gate.iter_mut().zip(up).zip(dy) {
-                    let (g, u) = (*gate, *up);
-                    let s = sigmoid(g);
-                    *gate = dy * u * s * (1.0 + g * (1.0 - s));
-                    *up = dy * g * s;
-                }
-            });
+            simd(
+                #[inline(always)]
+                || {
+                    for ((gate, up), &dy) in gate.iter_mut().zip(up).zip(dy) {
+                        let (g, u) = (*gate, *up);
+                        let s = sigmoid(g);
+                        *gate = dy * u * s * (1.0 + g * (1.0 - s));
+                        *up = dy * g * s;
+                    }
+                },
+            );
         });
     Ok((tensor(dgate, shape), tensor(dup, shape)))
 }
