@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use backdraft_formats::dtype::{from_f32, to_f32};
+use backdraft_formats::dtype::{from_f32, to_f32_into};
 use backdraft_formats::{Dtype, ModelSource};
 use backdraft_kernels::codebook::FourBitFormat;
 use backdraft_kernels::quantize::{four_bit, int8_rows, reference};
@@ -21,7 +21,7 @@ const WIDTH: usize = 4096;
 /// Timed runs of each case.
 const RUNS: usize = 200;
 /// Values that are widened at a time.
-const PIECE: usize = 1 << 20;
+const PIECE: usize = 1 << 18;
 
 /// Throughput of each format: value by value, in vector registers on one core, and on all of them.
 pub(crate) fn throughput() -> anyhow::Result<()> {
@@ -56,9 +56,11 @@ pub(crate) fn throughput() -> anyhow::Result<()> {
 
 /// Widens and quantises as a loader does: a piece at a time.
 fn pieces(bf16: &[u8], quantise: impl Fn(&[f32])) {
+    let mut buffer = vec![0.0; PIECE];
     for piece in bf16.chunks(2 * PIECE) {
-        let values = to_f32(Dtype::BF16, piece).unwrap_or_default();
-        quantise(&values);
+        let values = &mut buffer[..piece.len() / 2];
+        to_f32_into(Dtype::BF16, piece, values);
+        quantise(values);
     }
 }
 

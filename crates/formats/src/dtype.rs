@@ -117,21 +117,38 @@ impl fmt::Display for Dtype {
 /// F16 and BF16 are exact; F64 is rounded to nearest. A trailing partial element is left out.
 #[must_use]
 pub fn to_f32(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
+    if dtype == Dtype::F32 {
+        return Some(copy_to_vec(bytes));
+    }
+    let mut out = vec![0.0; bytes.len() / dtype.size().max(1)];
+    to_f32_into(dtype, bytes, &mut out).then_some(out)
+}
+
+/// [`to_f32`] into memory that is there already: the first elements of `bytes`, as many as `out` holds.
+/// `false`, with nothing written, unless [`Dtype::is_float`].
+///
+/// # Panics
+/// If `bytes` are fewer.
+pub fn to_f32_into(dtype: Dtype, bytes: &[u8], out: &mut [f32]) -> bool {
+    if !dtype.is_float() {
+        return false;
+    }
+    let bytes = &bytes[..out.len() * dtype.size()];
     match dtype {
-        Dtype::F32 => Some(copy_to_vec(bytes)),
-        Dtype::F16 => Some(widen(bytes, |half: &[f16], out| {
+        Dtype::F16 => widen(bytes, out, |half: &[f16], out| {
             half.convert_to_f32_slice(out);
-        })),
-        Dtype::BF16 => Some(widen(bytes, |half: &[bf16], out| {
+        }),
+        Dtype::BF16 => widen(bytes, out, |half: &[bf16], out| {
             half.convert_to_f32_slice(out);
-        })),
-        Dtype::F64 => Some(widen(bytes, |wide: &[f64], out| {
+        }),
+        Dtype::F64 => widen(bytes, out, |wide: &[f64], out| {
             for (out, wide) in out.iter_mut().zip(wide) {
                 *out = *wide as f32;
             }
-        })),
-        _ => None,
+        }),
+        _ => bytemuck::cast_slice_mut(out).copy_from_slice(bytes),
     }
+    true
 }
 
 /// Little-endian integers of `dtype` as `i64`; `None` for other types or a `u64` above `i64::MAX`.
@@ -188,17 +205,15 @@ fn copy_to_vec<T: bytemuck::AnyBitPattern + bytemuck::NoUninit>(bytes: &[u8]) ->
 
 fn widen<T: bytemuck::Pod + Send + Sync>(
     bytes: &[u8],
+    out: &mut [f32],
     convert: impl Fn(&[T], &mut [f32]) + Sync,
-) -> Vec<f32> {
-    let count = bytes.len() / size_of::<T>();
-    let mut out = vec![0.0; count];
+) {
     out.par_chunks_mut(CHUNK)
-        .zip(bytes[..count * size_of::<T>()].par_chunks(CHUNK * size_of::<T>()))
+        .zip(bytes.par_chunks(CHUNK * size_of::<T>()))
         .for_each(|(out, bytes)| match bytemuck::try_cast_slice(bytes) {
             Ok(values) => convert(values, out),
             Err(_) => convert(&copy_to_vec::<T>(bytes), out),
         });
-    out
 }
 
 fn narrow<T: bytemuck::Pod + Send>(
@@ -249,6 +264,9 @@ mod tests {
                 let bytes = from_f32(dtype, &values).unwrap();
                 assert_eq!(bytes.len(), len * dtype.size());
                 assert_eq!(to_f32(dtype, &bytes).unwrap(), values);
+                let mut some = vec![-1.0; len / 2];
+                assert!(to_f32_into(dtype, &bytes, &mut some));
+                assert_eq!(some, values[..len / 2]);
             }
         }
     }
@@ -259,6 +277,7 @@ mod tests {
         assert_eq!(to_i64(Dtype::U64, &[255; 8]), None);
         assert_eq!(to_i64(Dtype::F32, &[0; 4]), None);
         assert_eq!(to_f32(Dtype::U8, &[0; 4]), None);
+        assert!(!to_f32_into(Dtype::I64, &[0; 8], &mut [0.0]));
     }
 
     proptest! {

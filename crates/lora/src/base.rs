@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use backdraft_formats::bnb::{
     BnbAbsmax, BnbFourBit, BnbInt8, BnbKind, BnbMaps, BnbQuantType, BnbTensor,
 };
-use backdraft_formats::dtype::to_f32;
+use backdraft_formats::dtype::to_f32_into;
 use backdraft_formats::{Dtype, FormatError, ModelSource};
 use backdraft_kernels::codebook::{DynamicMap, FourBitFormat};
 use backdraft_kernels::dequantize::{Absmax, FourBit, HostAbsmax, Int8Rows, PartsError};
@@ -14,8 +14,8 @@ use backdraft_kernels::quantize::{ByteBlocks, NestedScales, all_finite};
 use backdraft_quant::{Quantizer, Scheme, Weight};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
-/// Values that are in f32 at a time while a matrix is quantised: 4 MiB, which caches hold.
-const PIECE: usize = 1 << 20;
+/// Values that are in f32 at a time while a matrix is quantised: 1 MiB, which caches hold.
+const PIECE: usize = 1 << 18;
 
 /// Why a matrix cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -91,20 +91,25 @@ fn quantize(
     device: &Device,
 ) -> Result<Weight, MatrixError> {
     let raw = source.raw(name)?;
+    let dtype = raw.info.dtype;
+    if !dtype.is_float() {
+        return Err(MatrixError::Format(FormatError::TensorDtype {
+            path: source.path().to_owned(),
+            tensor: name.to_owned(),
+            expected: "F32, F16, BF16 or F64",
+            actual: dtype,
+        }));
+    }
     let mut quantizer = Quantizer::new(dims, scheme);
     let granularity = quantizer.granularity();
     let piece = (PIECE / granularity).max(1) * granularity;
-    for bytes in raw.bytes.chunks(piece * raw.info.dtype.size()) {
-        let Some(values) = to_f32(raw.info.dtype, bytes) else {
-            return Err(MatrixError::Format(FormatError::TensorDtype {
-                path: source.path().to_owned(),
-                tensor: name.to_owned(),
-                expected: "F32, F16, BF16 or F64",
-                actual: raw.info.dtype,
-            }));
-        };
-        check_finite(source, name, &values)?;
-        quantizer.push(&values);
+    // One buffer for all pieces: fresh memory would take longer to get than to fill.
+    let mut buffer = vec![0.0; piece.min(dims[0] * dims[1])];
+    for bytes in raw.bytes.chunks(piece * dtype.size()) {
+        let values = &mut buffer[..bytes.len() / dtype.size()];
+        to_f32_into(dtype, bytes, values);
+        check_finite(source, name, values)?;
+        quantizer.push(values);
     }
     Ok(quantizer.finish(device))
 }
