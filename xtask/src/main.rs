@@ -4,6 +4,7 @@
 
 mod bench_activation;
 mod bench_cpu;
+mod bench_gpu;
 mod bench_quantize;
 mod diagnosis;
 mod plot;
@@ -67,6 +68,8 @@ enum Bench {
         #[arg(long, default_value_t = 100)]
         per_class: usize,
     },
+    /// LoRA steps of a random model on a CUDA device: loss, time, memory. Build with `--features cuda`.
+    Gpu(bench_gpu::GpuArgs),
     /// Quantising a matrix of 1024 x 4096 on the processor: GB/s of input.
     Quantize,
     /// Reading a model into NF4: memory over time.
@@ -83,6 +86,7 @@ fn main() -> anyhow::Result<()> {
         Task::Bench(Bench::Quantize) => bench_quantize::throughput(),
         Task::Bench(Bench::Activation(args)) => bench_activation::run(&args),
         Task::Bench(Bench::Diagnosis { seeds, per_class }) => diagnosis::run(&seeds, per_class),
+        Task::Bench(Bench::Gpu(args)) => bench_gpu::run(&args),
         Task::Bench(Bench::Load { model }) => bench_quantize::load(&model),
         Task::RandomModel { shape, out } => random_model::write(&shape, &out),
     }

@@ -1,9 +1,13 @@
-//! Models of a real shape with random weights: to measure reading and quantising without a download.
+//! Models of a real shape with random weights: to measure reading, quantising and training without a
+//! download, and to compare losses with other programs.
+//!
+//! A value is a pure function of its tensor's name and its index: [`mix`]. Norms are ones.
 
 use std::path::Path;
 
 use anyhow::bail;
 use backdraft_formats::{Dtype, Existing, HfDirWriter, TensorInfo};
+use half::bf16;
 use rayon::prelude::*;
 use serde_json::json;
 
@@ -16,13 +20,17 @@ struct Shape {
     kv_heads: usize,
     head_dim: usize,
     vocab: usize,
+    tied: bool,
 }
 
 fn shape(name: &str) -> anyhow::Result<Shape> {
-    let (hidden, intermediate, layers, heads, kv_heads, head_dim, vocab) = match name {
-        "8b" => (4096, 14_336, 32, 32, 8, 128, 128_256),
-        "1b" => (2048, 8192, 16, 32, 8, 64, 128_256),
-        _ => bail!("no shape is called {name}: 8b and 1b are Llama-3.1-8B's and Llama-3.2-1B's"),
+    let (hidden, intermediate, layers, heads, kv_heads, head_dim, vocab, tied) = match name {
+        "8b" => (4096, 14_336, 32, 32, 8, 128, 128_256, false),
+        "1b" => (2048, 8192, 16, 32, 8, 64, 128_256, true),
+        "tiny" => (64, 192, 2, 4, 2, 16, 512, false),
+        _ => bail!(
+            "no shape is called {name}: 8b and 1b are Llama-3-8B's and Llama-3.2-1B's, tiny is for trying"
+        ),
     };
     Ok(Shape {
         hidden,
@@ -32,6 +40,7 @@ fn shape(name: &str) -> anyhow::Result<Shape> {
         kv_heads,
         head_dim,
         vocab,
+        tied,
     })
 }
 
@@ -56,7 +65,9 @@ pub(crate) fn write(name: &str, out: &Path) -> anyhow::Result<()> {
         tensors.extend(parts.into_iter().map(named));
     }
     tensors.push(("model.norm".to_owned(), vec![s.hidden]));
-    tensors.push(("lm_head".to_owned(), vec![s.vocab, s.hidden]));
+    if !s.tied {
+        tensors.push(("lm_head".to_owned(), vec![s.vocab, s.hidden]));
+    }
     let infos: Vec<TensorInfo> = tensors
         .into_iter()
         .map(|(name, shape)| TensorInfo::new(format!("{name}.weight"), Dtype::BF16, shape))
@@ -66,14 +77,18 @@ pub(crate) fn write(name: &str, out: &Path) -> anyhow::Result<()> {
         "hidden_size": s.hidden, "intermediate_size": s.intermediate,
         "num_hidden_layers": s.layers, "num_attention_heads": s.heads,
         "num_key_value_heads": s.kv_heads, "head_dim": s.head_dim, "vocab_size": s.vocab,
-        "max_position_embeddings": 131_072, "rms_norm_eps": 1e-5, "rope_theta": 500_000.0,
-        "tie_word_embeddings": false,
+        "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "rope_theta": 500_000.0,
+        "tie_word_embeddings": s.tied,
     });
     let mut writer = HfDirWriter::create(out, infos.clone(), Existing::Refuse)?;
     writer.companion("config.json", config.to_string().as_bytes())?;
-    for (seed, info) in infos.iter().enumerate() {
+    for info in &infos {
         let values = info.checked_elements().unwrap_or(0);
-        writer.write(&info.name, &random_bf16(seed as u64, values))?;
+        let bytes = match info.shape.len() {
+            1 => bf16::ONE.to_le_bytes().repeat(values),
+            _ => normal_bf16(&info.name, values),
+        };
+        writer.write(&info.name, &bytes)?;
     }
     let bytes = writer.finish()?;
     println!(
@@ -84,24 +99,53 @@ pub(crate) fn write(name: &str, out: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Values of magnitude 2⁻⁷ to 2⁻⁵ and either sign.
-fn random_bf16(seed: u64, values: usize) -> Vec<u8> {
+/// The stream that belongs to a name: FNV-1a.
+fn key(name: &str) -> u64 {
+    name.bytes().fold(0xCBF2_9CE4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01B3)
+    })
+}
+
+/// Number `i` of a stream: splitmix64 of a counter.
+pub(crate) fn mix(key: u64, i: u64) -> u64 {
+    let z = key.wrapping_add((i + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
+    let z = (z ^ z >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    let z = (z ^ z >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ z >> 31
+}
+
+/// Near a normal distribution with a standard deviation of 0.02: sums of four uniform numbers.
+fn normal_bf16(name: &str, values: usize) -> Vec<u8> {
     const TASK: usize = 1 << 20;
+    let key = key(name);
+    let scale = (0.02 / 37_837.226_6) as f32;
     let mut bytes = vec![0; 2 * values];
     bytes
-        .par_chunks_mut(TASK)
+        .par_chunks_mut(2 * TASK)
         .enumerate()
         .for_each(|(task, bytes)| {
-            let mut state = (seed << 32 | task as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-            for value in bytes.chunks_exact_mut(2) {
-                // xorshift64
-                state ^= state << 13;
-                state ^= state >> 7;
-                state ^= state << 17;
-                let random = (state >> 32) as u16;
-                let exponent = 120 + (random >> 8 & 1);
-                value.copy_from_slice(&(random & 0x807F | exponent << 7).to_le_bytes());
+            for (i, value) in bytes.chunks_exact_mut(2).enumerate() {
+                let h = mix(key, (task * TASK + i) as u64);
+                let sum: i64 = (0..4).map(|part| (h >> (16 * part) & 0xFFFF) as i64).sum();
+                let x = (sum - 131_070) as f32 * scale;
+                value.copy_from_slice(&bf16::from_f32(x).to_le_bytes());
             }
         });
     bytes
+}
+
+/// Uniform in [−bound, bound).
+pub(crate) fn uniform(name: &str, values: usize, bound: f32) -> Vec<f32> {
+    let key = key(name);
+    let value = |i| ((mix(key, i) >> 40) as f32 * 2f32.powi(-23) - 1.0) * bound;
+    (0..values as u64).map(value).collect()
+}
+
+/// Token ids of a stream, `[batch][length]`.
+pub(crate) fn tokens(stream: &str, [batch, length]: [usize; 2], vocab: usize) -> Vec<Vec<u32>> {
+    let key = key(&format!("tokens/{stream}"));
+    let id = |i: usize| ((mix(key, i as u64) >> 33) % vocab as u64) as u32;
+    (0..batch)
+        .map(|row| (0..length).map(|i| id(row * length + i)).collect())
+        .collect()
 }

@@ -2,12 +2,16 @@
 
 use std::path::PathBuf;
 
+use backdraft_kernels::device::Choice;
 use backdraft_quant::{FourBitFormat, QuantizationPlan, Scheme};
+use backdraft_train::recipe;
+use burn::tensor::{DType, Device};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::commands::{
     eval, generate, init, inspect, merge, plan, quantize, quickstart, report, score, train, watch,
 };
+use crate::error::CliError;
 
 /// Fine-tune Llama-class language models from one program.
 #[derive(Debug, Parser)]
@@ -32,28 +36,9 @@ pub(crate) struct Global {
     #[arg(long, global = true, help_heading = "Everywhere")]
     pub(crate) json: bool,
 
-    /// Where to compute [default: what the recipe says, else the best device of this build]
-    #[arg(long, global = true, value_enum, help_heading = "Everywhere")]
-    pub(crate) device: Option<DeviceArg>,
-}
-
-/// Where to compute.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum DeviceArg {
-    /// The best device of this build
-    Auto,
-    /// The processor
-    Cpu,
-}
-
-impl DeviceArg {
-    /// The name that a recipe uses.
-    pub(crate) const fn name(self) -> &'static str {
-        match self {
-            Self::Auto => "auto",
-            Self::Cpu => "cpu",
-        }
-    }
+    /// Where to compute: auto, cpu, cuda, cuda:N or wgpu [default: what the recipe says, else auto]
+    #[arg(long, global = true, help_heading = "Everywhere")]
+    pub(crate) device: Option<Choice>,
 }
 
 /// What to do.
@@ -87,6 +72,37 @@ pub(crate) struct ModelArgs {
     /// How to keep the model's projections [default: as the adapter was trained, else as in the files]
     #[arg(long, value_enum, value_name = "FORMAT")]
     pub(crate) quantization: Option<QuantizationArg>,
+
+    /// Number format of the computation [default: auto, bf16 where the device has it, else f32]
+    #[arg(long, value_enum, value_name = "DTYPE")]
+    pub(crate) dtype: Option<DtypeArg>,
+}
+
+/// Number format of a computation.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DtypeArg {
+    /// The best that the device has
+    #[default]
+    Auto,
+    /// bfloat16, with sums in f32
+    Bf16,
+    /// Half precision, with sums in f32
+    F16,
+    /// Single precision
+    F32,
+}
+
+impl DtypeArg {
+    /// The type, if `device` computes in it.
+    pub(crate) fn on(self, device: &Device) -> Result<DType, CliError> {
+        let dtype = match self {
+            Self::Auto => recipe::DType::Auto,
+            Self::Bf16 => recipe::DType::Bf16,
+            Self::F16 => recipe::DType::F16,
+            Self::F32 => recipe::DType::F32,
+        };
+        Ok(dtype.on(device)?)
+    }
 }
 
 /// How a base model is kept.

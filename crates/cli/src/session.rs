@@ -6,12 +6,14 @@ use std::time::{Duration, Instant};
 use backdraft_data::{ChatTokenizer, DataOptions, Format, PromptTemplate, Supervision};
 use backdraft_formats::hub::{DownloadProgress, HubOptions, resolve_model};
 use backdraft_formats::{ModelSource, PeftDir};
+use backdraft_kernels::device::{self, Choice};
 use backdraft_lora::{AdapterWeights, TrainedOver};
 use backdraft_model::Llama;
 use backdraft_quant::QuantizationPlan;
 use burn::tensor::Device;
 
 use crate::args::{FormatArg, ModelArgs, QuantizationArg};
+use crate::commands::Context;
 use crate::error::CliError;
 use crate::output::Output;
 
@@ -23,10 +25,12 @@ pub(crate) struct Session {
 
 impl Session {
     /// Finds and loads a model, and its adapter where one is named.
-    pub(crate) fn open(args: &ModelArgs, output: Output) -> Result<Self, CliError> {
+    pub(crate) fn open(args: &ModelArgs, context: Context) -> Result<Self, CliError> {
+        let output = context.output;
+        let device = open_device(context.global.device.unwrap_or_default(), output)?;
+        let dtype = args.dtype.unwrap_or_default().on(&device)?;
         let source = ModelSource::open(find_model(&args.model, output)?)?;
         let tokenizer = backdraft_train::run::tokenizer(&source)?;
-        let device = device();
         let note = trained_over(args.adapter.as_deref(), &source, output)?;
         let plan = plan(args.quantization, note.as_ref());
         if let Some(plan) = plan.as_ref().filter(|_| source.quantization().is_none()) {
@@ -35,7 +39,7 @@ impl Session {
                 plan.scheme
             ));
         }
-        let mut model = Llama::load_quantized(&source, plan.as_ref(), &device)?;
+        let mut model = Llama::load_as(&source, plan.as_ref(), (&device, dtype))?;
         if let Some(adapter) = &args.adapter {
             model = model.with_adapter(&AdapterWeights::read(adapter, &device)?)?;
         }
@@ -73,9 +77,16 @@ pub(crate) fn plan(
     }
 }
 
-/// The only device of this build.
-pub(crate) fn device() -> Device {
-    Device::flex()
+/// Opens a device, and says what a GPU has.
+pub(crate) fn open_device(choice: Choice, output: Output) -> Result<Device, CliError> {
+    let device = choice.open().map_err(|error| {
+        CliError::library(error).hint("--device cpu computes on the processor, in f32")
+    })?;
+    let report = device::report(&device);
+    if report.memory.is_some() || !report.fast_paths.is_empty() {
+        output.progress(report.to_string());
+    }
+    Ok(device)
 }
 
 /// Where a model lies, fetched from the hub if it must be.

@@ -1,8 +1,9 @@
 //! The devices of this build, and which of its fast paths run on them.
 
 use std::fmt;
+use std::str::FromStr;
 
-use burn::tensor::Device;
+use burn::tensor::{DType, Device};
 
 /// Why a device cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -36,6 +37,89 @@ pub enum DeviceError {
         /// How many there are.
         available: usize,
     },
+}
+
+/// A device by the name that users give it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Choice {
+    /// The first CUDA device, where there is one that this build can use; else the processor.
+    #[default]
+    Auto,
+    /// The processor.
+    Cpu,
+    /// The CUDA device of that number.
+    Cuda(usize),
+    /// The first WebGPU device.
+    Wgpu,
+}
+
+impl Choice {
+    /// What a name may be.
+    pub const EXPECTED: &'static str = "auto, cpu, cuda, cuda:N or wgpu";
+
+    /// The device.
+    ///
+    /// # Errors
+    /// A device that was named and cannot be used.
+    pub fn open(self) -> Result<Device, DeviceError> {
+        match self {
+            Self::Auto => Ok(cuda(0).unwrap_or_else(|_| Device::flex())),
+            Self::Cpu => Ok(Device::flex()),
+            Self::Cuda(index) => cuda(index),
+            Self::Wgpu => wgpu(),
+        }
+    }
+}
+
+impl fmt::Display for Choice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(index) => write!(f, "cuda:{index}"),
+            Self::Wgpu => f.write_str("wgpu"),
+        }
+    }
+}
+
+/// A name that is none of a device.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("expected {}, found {actual:?}", Choice::EXPECTED)]
+pub struct UnknownDevice {
+    /// What was given.
+    pub actual: String,
+}
+
+impl FromStr for Choice {
+    type Err = UnknownDevice;
+
+    fn from_str(name: &str) -> Result<Self, UnknownDevice> {
+        let index = |rest: &str| rest.parse().ok();
+        match name {
+            "auto" => Some(Self::Auto),
+            "cpu" => Some(Self::Cpu),
+            "cuda" => Some(Self::Cuda(0)),
+            "wgpu" => Some(Self::Wgpu),
+            _ => name.strip_prefix("cuda:").and_then(index).map(Self::Cuda),
+        }
+        .ok_or_else(|| UnknownDevice {
+            actual: name.to_owned(),
+        })
+    }
+}
+
+/// The best type to train in on `device`: bf16 where its tensor cores have it, else f32.
+pub fn best_dtype(device: &Device) -> DType {
+    if found::has_bf16(device) {
+        DType::BF16
+    } else {
+        DType::F32
+    }
+}
+
+/// Whether activations of `dtype` can be computed on `device`.
+pub fn computes_in(device: &Device, dtype: DType) -> bool {
+    found::computes_in(device, dtype)
 }
 
 /// The CUDA device of that number.
@@ -111,12 +195,13 @@ impl fmt::Display for DeviceReport {
 
 #[cfg(feature = "cube")]
 mod found {
-    use burn::tensor::{Device, DeviceKind, Tensor};
+    use burn::tensor::{DType, Device, Tensor};
     use burn_cubecl::CubeBackend;
     use cubecl::RuntimeId;
     use cubecl::device::DeviceUnavailable;
 
     use super::{DeviceError, DeviceReport, FastPath};
+    use crate::cube::CubeTensor;
 
     #[cfg(feature = "cuda")]
     pub(super) fn cuda(index: usize) -> Result<Device, DeviceError> {
@@ -160,7 +245,14 @@ mod found {
         Err(DeviceError::NotBuilt { backend: "cuda" })
     }
 
+    #[cfg(not(feature = "wgpu"))]
     pub(super) fn wgpu() -> Result<Device, DeviceError> {
+        Err(DeviceError::NotBuilt { backend: "wgpu" })
+    }
+
+    #[cfg(feature = "wgpu")]
+    pub(super) fn wgpu() -> Result<Device, DeviceError> {
+        use burn::tensor::DeviceKind;
         use cubecl::wgpu::WgpuDeviceKind as Kind;
         let candidates = [
             (Kind::DiscreteGpu(0), DeviceKind::DiscreteGpu(0)),
@@ -188,18 +280,60 @@ mod found {
         }
     }
 
+    pub(super) fn has_bf16(device: &Device) -> bool {
+        #[cfg(feature = "cuda")]
+        if let Some(cubecl::Device::Cuda(device)) = probe(device).map(|probe| probe.device) {
+            return crate::hopper::compute_capability(device.index) >= Some((8, 0));
+        }
+        let _ = device;
+        false
+    }
+
+    pub(super) fn computes_in(device: &Device, dtype: DType) -> bool {
+        match probe(device) {
+            None => dtype == DType::F32,
+            Some(probe) => {
+                matches!(dtype, DType::F32 | DType::F16 | DType::BF16)
+                    && probe
+                        .client
+                        .features()
+                        .supports_type(crate::cube::elem(dtype))
+            }
+        }
+    }
+
+    /// A tensor, which knows the device behind Burn's; `None` on the processor.
+    fn probe(device: &Device) -> Option<CubeTensor> {
+        let probe = Tensor::<1>::zeros([1], (&device.clone().inner(), DType::F32));
+        probe.try_into_primitive::<CubeBackend>().ok()
+    }
+
     pub(super) fn report(device: &Device) -> Option<DeviceReport> {
-        // A tensor knows the device behind Burn's.
-        let probe = Tensor::<1>::zeros([1], &device.clone().inner());
-        let probe = probe.try_into_primitive::<CubeBackend>().ok()?;
+        let probe = probe(device)?;
         let identity = &probe.client.properties().identity;
         let (memory, driver) = cuda_facts(&probe.device);
         Some(DeviceReport {
             name: identity.name.clone(),
             memory,
             driver,
-            fast_paths: vec![products(probe.device.runtime())],
+            fast_paths: vec![products(probe.device.runtime()), attention(&probe)],
         })
+    }
+
+    fn attention(probe: &CubeTensor) -> FastPath {
+        #[cfg(feature = "cuda")]
+        let missing = (!crate::hopper::is_hopper(probe)).then_some(
+            "it is written for compute capability 9.0 (attention runs on a general kernel, tens of times slower)",
+        );
+        #[cfg(not(feature = "cuda"))]
+        let missing = {
+            let _ = probe;
+            Some("it is part of CUDA")
+        };
+        FastPath {
+            name: "attention on tensor cores",
+            missing: missing.map(str::to_owned),
+        }
     }
 
     fn products(runtime: RuntimeId) -> FastPath {
@@ -253,9 +387,17 @@ fn products_are_fast() -> bool {
 
 #[cfg(not(feature = "cube"))]
 mod found {
-    use burn::tensor::Device;
+    use burn::tensor::{DType, Device};
 
     use super::{DeviceError, DeviceReport};
+
+    pub(super) fn has_bf16(_: &Device) -> bool {
+        false
+    }
+
+    pub(super) fn computes_in(_: &Device, dtype: DType) -> bool {
+        dtype == DType::F32
+    }
 
     pub(super) fn cuda(_: usize) -> Result<Device, DeviceError> {
         Err(DeviceError::NotBuilt { backend: "cuda" })
@@ -296,6 +438,20 @@ mod tests {
             "GPU, 1.5 GiB, driver for CUDA 13.0; one on; two off: no such library"
         );
         assert_eq!(super::report(&Device::flex()).to_string(), "cpu");
+    }
+
+    #[test]
+    fn devices_have_names() {
+        for name in ["auto", "cpu", "cuda:0", "cuda:3", "wgpu"] {
+            assert_eq!(name.parse::<Choice>().unwrap().to_string(), name);
+        }
+        assert_eq!("cuda".parse(), Ok(Choice::Cuda(0)));
+        for name in ["", "gpu", "cuda:", "cuda:x", "cuda:-1"] {
+            assert!(name.parse::<Choice>().is_err(), "{name}");
+        }
+        assert!(computes_in(&Device::flex(), DType::F32));
+        assert!(!computes_in(&Device::flex(), DType::BF16));
+        assert_eq!(best_dtype(&Device::flex()), DType::F32);
     }
 
     #[test]

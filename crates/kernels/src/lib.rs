@@ -23,6 +23,7 @@
 //! | [`embedding`] | rows of a table | – (the table is frozen) |
 //! | [`adamw`] | AdamW with decoupled decay | – |
 //! | [`adamw8bit`] | the same with both moments in 8 bits | – |
+//! | [`flat`] | norm and AdamW of many matrices in one buffer | – |
 //! | [`quantize`] | values on the host into codes of 4 or 8 bits | – |
 //! | [`dequantize`] | a matrix of codes: its values, x·Wᵀ and dy·W | as frozen weight of [`lora_linear`] |
 
@@ -44,6 +45,8 @@ mod cpu;
 #[cfg(feature = "cube")]
 mod cube;
 mod dispatch;
+#[cfg(feature = "cuda")]
+mod hopper;
 #[cfg(test)]
 mod parity;
 mod segments;
@@ -57,6 +60,7 @@ pub mod dequantize;
 pub mod device;
 pub mod dropout;
 pub mod embedding;
+pub mod flat;
 pub mod gemm;
 pub mod lora_linear;
 pub mod quantize;

@@ -6,7 +6,7 @@
 /// In training both are the same. With a key–value cache a document has more keys than queries; its
 /// queries are then the last positions, so query `j` sees the keys up to
 /// `keys - queries + j`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Segments {
     q: Vec<usize>,
     k: Vec<usize>,

@@ -3,7 +3,7 @@
 use backdraft_kernels::dropout::Dropout;
 use backdraft_kernels::lora_linear::Factors;
 use burn::module::{Module, Param, ParamId};
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 
@@ -20,6 +20,9 @@ pub struct LoraAdapter {
     scaling: f64,
     #[module(skip)]
     dropout: f64,
+    /// The factors in the dtype that activations have, where that is not f32: rounded once an update.
+    #[module(skip)]
+    rounded: Option<[Tensor<2>; 2]>,
 }
 
 impl LoraAdapter {
@@ -51,7 +54,19 @@ impl LoraAdapter {
             lora_b: Param::from_tensor(lora_b),
             scaling: config.scaling(),
             dropout: config.dropout,
+            rounded: None,
         }
+    }
+
+    /// The same adapter for activations of `dtype`; the factors themselves stay as they are.
+    #[must_use]
+    pub fn computing_in(mut self, dtype: DType) -> Self {
+        self.rounded = (self.lora_a.val().dtype() != dtype).then(|| self.round(dtype));
+        self
+    }
+
+    fn round(&self, dtype: DType) -> [Tensor<2>; 2] {
+        [&self.lora_a, &self.lora_b].map(|factor| factor.val().inner().cast(dtype))
     }
 
     /// s in y = x·Wᵀ + s·(x·Aᵀ)·Bᵀ.
@@ -70,6 +85,26 @@ impl LoraAdapter {
             let id = param.id;
             *param = param.clone().map(|tensor| update(id, tensor));
         }
+        if let Some([a, _]) = &self.rounded {
+            self.rounded = Some(self.round(a.dtype()));
+        }
+    }
+
+    /// Both factors, and their copies in the dtype of activations, in memory of the caller's, which holds the
+    /// same values.
+    pub fn store_in(&mut self, factors: [Tensor<2>; 2], rounded: Option<[Tensor<2>; 2]>) {
+        let params = [&mut self.lora_a, &mut self.lora_b];
+        for (param, factor) in params.into_iter().zip(factors) {
+            *param = param.clone().map(|_| factor);
+        }
+        if self.rounded.is_some() {
+            self.rounded = rounded;
+        }
+    }
+
+    /// The dtype of activations, where the factors are kept in another.
+    pub fn rounded_to(&self) -> Option<DType> {
+        self.rounded.as_ref().map(|[a, _]| a.dtype())
     }
 
     /// s·B·A, the dense change that the adapter stands for. For merging only.
@@ -81,8 +116,33 @@ impl LoraAdapter {
         b.matmul(a).mul_scalar(self.scaling)
     }
 
-    /// What the kernels take; dropout only where a seed is given.
-    pub(crate) fn factors(&self, dropout_seed: Option<u64>) -> Factors {
+    /// What the kernels take for activations of `dtype`, tracked by autodiff; dropout only where a seed is
+    /// given.
+    pub(crate) fn factors(&self, dtype: DType, dropout_seed: Option<u64>) -> Factors {
+        let [a, b] = [&self.lora_a, &self.lora_b].map(|factor| {
+            let factor = factor.val();
+            if factor.dtype() == dtype {
+                factor
+            } else {
+                factor.cast(dtype)
+            }
+        });
+        self.with_settings([a, b], dropout_seed)
+    }
+
+    /// As [`factors`](Self::factors), without autodiff.
+    pub(crate) fn plain_factors(&self, dtype: DType, dropout_seed: Option<u64>) -> Factors {
+        let factors = match &self.rounded {
+            Some(rounded) if rounded[0].dtype() == dtype => rounded.clone(),
+            _ if self.lora_a.val().dtype() == dtype => {
+                [self.lora_a.val().inner(), self.lora_b.val().inner()]
+            }
+            _ => self.round(dtype),
+        };
+        self.with_settings(factors, dropout_seed)
+    }
+
+    fn with_settings(&self, [a, b]: [Tensor<2>; 2], dropout_seed: Option<u64>) -> Factors {
         let dropout = dropout_seed
             .filter(|_| self.dropout > 0.0)
             .map(|seed| Dropout {
@@ -90,20 +150,10 @@ impl LoraAdapter {
                 seed,
             });
         Factors {
-            a: self.lora_a.val(),
-            b: self.lora_b.val(),
+            a,
+            b,
             scaling: self.scaling as f32,
             dropout,
-        }
-    }
-
-    /// As [`factors`](Self::factors), without autodiff.
-    pub(crate) fn plain_factors(&self, dropout_seed: Option<u64>) -> Factors {
-        let factors = self.factors(dropout_seed);
-        Factors {
-            a: factors.a.inner(),
-            b: factors.b.inner(),
-            ..factors
         }
     }
 }

@@ -64,7 +64,7 @@ pub fn read_matrix(
     name: &str,
     dims: [usize; 2],
     scheme: Option<Scheme>,
-    device: &Device,
+    (device, dtype): (&Device, DType),
 ) -> Result<Weight, MatrixError> {
     let weight = match (source.quantized(name, maps())?, scheme) {
         (Some(tensor), _) => from_bnb(tensor, device).map_err(|error| MatrixError::Parts {
@@ -73,14 +73,40 @@ pub fn read_matrix(
             source: error,
         })?,
         (None, Some(scheme)) => quantize(source, name, dims, scheme, device)?,
-        (None, None) => {
-            let values = source.read_f32(name)?;
-            check_finite(source, name, &values)?;
-            Weight::Dense(Tensor::from_data(TensorData::new(values, dims), device))
-        }
+        (None, None) => Weight::Dense(read_dense(source, name, dims, (device, dtype))?),
     };
     source.release(name);
     Ok(weight)
+}
+
+/// Reads a tensor into values of `dtype`: as they lie where the file has that type, else through f32.
+///
+/// # Errors
+/// As [`read_matrix`].
+pub fn read_dense<const D: usize>(
+    source: &ModelSource,
+    name: &str,
+    dims: [usize; D],
+    (device, dtype): (&Device, DType),
+) -> Result<Tensor<D>, MatrixError> {
+    let same = match dtype {
+        DType::BF16 => Dtype::BF16,
+        DType::F16 => Dtype::F16,
+        _ => Dtype::F32,
+    };
+    let of_file = source.tensor_info(name).map(|info| info.dtype);
+    let data = if same != Dtype::F32 && of_file == Some(same) {
+        let raw = source.raw(name)?;
+        for bytes in raw.bytes.chunks(PIECE) {
+            check_finite(source, name, &to_f32(same, bytes).unwrap_or_default())?;
+        }
+        TensorData::from_bytes_vec(raw.bytes.into_owned(), dims, dtype)
+    } else {
+        let values = source.read_f32(name)?;
+        check_finite(source, name, &values)?;
+        TensorData::new(values, dims).convert_dtype(dtype)
+    };
+    Ok(Tensor::from_data(data, (device, dtype)))
 }
 
 fn quantize(

@@ -8,7 +8,7 @@ use backdraft_formats::{
 };
 use backdraft_kernels::gemm::{Op, gemm};
 use backdraft_quant::{QuantizationPlan, Scheme};
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use crate::base::{MatrixError, read_matrix, read_values};
 
@@ -145,7 +145,13 @@ fn values(
     match (scheme, &info.shape[..]) {
         (Some(scheme), &[out, input]) => {
             let dims = [out, input];
-            let weight = read_matrix(source, &info.name, dims, Some(scheme), &Device::flex())?;
+            let weight = read_matrix(
+                source,
+                &info.name,
+                dims,
+                Some(scheme),
+                (&Device::flex(), DType::F32),
+            )?;
             Ok(weight.dequantize().into_data().iter::<f32>().collect())
         }
         _ => Ok(read_values(source, &info.name)?),

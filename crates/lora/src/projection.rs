@@ -1,6 +1,6 @@
 //! A linear layer with a frozen weight and perhaps an adapter.
 
-use backdraft_kernels::lora_linear::{self, FactorGrads, Wanted, lora_linear};
+use backdraft_kernels::lora_linear::{self, FactorGrads, Wanted, WantedFactors, lora_linear};
 use backdraft_quant::Weight;
 use burn::module::Module;
 use burn::tensor::Tensor;
@@ -79,7 +79,11 @@ impl Projection {
     /// # Shapes
     /// `x` `[t, in]`, result `[t, out]`.
     pub fn forward(&self, x: Tensor<2>, dropout_seed: Option<u64>) -> Tensor<2> {
-        let factors = self.adapter.as_ref().map(|a| a.factors(dropout_seed));
+        let dtype = x.dtype();
+        let factors = self
+            .adapter
+            .as_ref()
+            .map(|a| a.factors(dtype, dropout_seed));
         let y = match self.weight.tracked() {
             Some(weight) => lora_linear::reference::forward(x, weight, factors.as_ref()),
             None => lora_linear(x, self.weight.clone(), factors),
@@ -96,8 +100,24 @@ impl Projection {
         x: &Tensor<2>,
         dropout_seed: Option<u64>,
     ) -> (Tensor<2>, ProjectionSaved) {
-        let factors = self.adapter.as_ref().map(|a| a.plain_factors(dropout_seed));
-        let (y, xa) = lora_linear::forward(x, &self.weight, factors.as_ref());
+        self.forward_adding(x, dropout_seed, None)
+    }
+
+    /// As [`forward_saving`](Self::forward_saving), added to `sum`: a residual stream.
+    ///
+    /// # Shapes
+    /// `x` `[t, in]`, `sum` and the result `[t, out]`.
+    pub fn forward_adding(
+        &self,
+        x: &Tensor<2>,
+        dropout_seed: Option<u64>,
+        sum: Option<Tensor<2>>,
+    ) -> (Tensor<2>, ProjectionSaved) {
+        let factors = self
+            .adapter
+            .as_ref()
+            .map(|a| a.plain_factors(x.dtype(), dropout_seed));
+        let (y, xa) = lora_linear::forward(x, &self.weight, factors.as_ref(), sum);
         (self.add_bias(y), ProjectionSaved { xa, dropout_seed })
     }
 
@@ -107,18 +127,22 @@ impl Projection {
     /// # Shapes
     /// `x` `[t, in]`.
     pub fn saving(&self, x: &Tensor<2>, dropout_seed: Option<u64>) -> ProjectionSaved {
-        let factors = self.adapter.as_ref().map(|a| a.plain_factors(dropout_seed));
+        let factors = self
+            .adapter
+            .as_ref()
+            .map(|a| a.plain_factors(x.dtype(), dropout_seed));
         ProjectionSaved {
             xa: factors.map(|factors| factors.down(x)),
             dropout_seed,
         }
     }
 
-    /// Adds the factors' gradients to `grads` and returns the input's, where it is `wanted`. The input may be
-    /// absent where there is no adapter.
+    /// Adds the factors' gradients to `grads` and returns the input's, where it is `wanted`, with `sum`
+    /// added: the gradient that reaches the input from elsewhere. The input may be absent where there is no
+    /// adapter.
     ///
     /// # Shapes
-    /// `dy` `[t, out]`, `x` and the result `[t, in]`.
+    /// `dy` `[t, out]`, `x`, `sum` and the result `[t, in]`.
     ///
     /// # Panics
     /// If there is an adapter and no input.
@@ -129,15 +153,20 @@ impl Projection {
         saved: &ProjectionSaved,
         grads: &mut AdapterGrads,
         wanted: bool,
+        sum: Option<Tensor<2>>,
     ) -> Option<Tensor<2>> {
         let factors = self
             .adapter
             .as_ref()
-            .map(|a| a.plain_factors(saved.dropout_seed));
+            .map(|a| a.plain_factors(dy.dtype(), saved.dropout_seed));
         let adapter = factors.as_ref().zip(saved.xa.as_ref());
+        let slots = self.adapter.as_ref().and_then(|adapter| {
+            let ids = [&adapter.lora_a, &adapter.lora_b].map(|factor| factor.id);
+            Some([grads.slot(ids[0])?, grads.slot(ids[1])?])
+        });
         let wanted = Wanted {
             input: wanted,
-            factors: true,
+            factors: slots.map_or(WantedFactors::New, WantedFactors::Into),
         };
         // Without an adapter nobody looks at the input.
         let x = x.unwrap_or_else(|| {
@@ -147,7 +176,7 @@ impl Projection {
             );
             dy
         });
-        let (dx, factor_grads) = lora_linear::backward(dy, x, &self.weight, adapter, wanted);
+        let (dx, factor_grads) = lora_linear::backward(dy, x, &self.weight, adapter, wanted, sum);
         if let (Some(adapter), Some(FactorGrads { a, b })) = (&self.adapter, factor_grads) {
             grads.add(adapter.lora_a.id, a);
             grads.add(adapter.lora_b.id, b);

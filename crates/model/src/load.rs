@@ -5,10 +5,10 @@ use std::path::PathBuf;
 
 use backdraft_formats::ModelSource;
 use backdraft_kernels::attention::HeadLayout;
-use backdraft_lora::base::{self, MatrixError, read_matrix};
+use backdraft_lora::base::{self, read_dense, read_matrix};
 use backdraft_lora::{Projection, TargetModule};
 use backdraft_quant::{QuantizationPlan, Scheme, Weight};
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor};
 
 use crate::config::LlamaConfig;
 use crate::error::LoadError;
@@ -58,12 +58,25 @@ impl Llama {
         plan: Option<&QuantizationPlan>,
         device: &Device,
     ) -> Result<Self, LoadError> {
+        Self::load_as(source, plan, (device, DType::F32))
+    }
+
+    /// As [`load_quantized`](Self::load_quantized); what is not quantised, and all activations, are of
+    /// `dtype`.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or that disagrees with its configuration.
+    pub fn load_as(
+        source: &ModelSource,
+        plan: Option<&QuantizationPlan>,
+        (device, dtype): (&Device, DType),
+    ) -> Result<Self, LoadError> {
         let config = LlamaConfig::from_source(source)?;
         check_codes(source, plan)?;
         let mut reader = Reader {
             source,
             plan: plan.filter(|_| source.quantization().is_none()),
-            device,
+            place: (device, dtype),
             path: source.config_path().to_owned(),
             used: HashSet::new(),
         };
@@ -135,7 +148,7 @@ fn check_codes(source: &ModelSource, plan: Option<&QuantizationPlan>) -> Result<
 struct Reader<'a> {
     source: &'a ModelSource,
     plan: Option<&'a QuantizationPlan>,
-    device: &'a Device,
+    place: (&'a Device, DType),
     path: PathBuf,
     used: HashSet<String>,
 }
@@ -143,12 +156,11 @@ struct Reader<'a> {
 impl Reader<'_> {
     fn layer(&mut self, index: usize, config: &LlamaConfig) -> Result<DecoderLayer, LoadError> {
         let prefix = format!("model.layers.{index}");
-        let layout = HeadLayout {
-            heads: config.num_attention_heads,
-            kv_heads: config.num_key_value_heads,
-            head_dim: config.head_dim,
-            scale: (config.head_dim as f32).powf(-0.5),
-        };
+        let layout = HeadLayout::new(
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.head_dim,
+        );
         let mut projection = |target| self.projection(index, target, config);
         let attention = [
             projection(TargetModule::QProj)?,
@@ -216,18 +228,12 @@ impl Reader<'_> {
         scheme: Option<Scheme>,
     ) -> Result<Weight, LoadError> {
         self.check(name, &shape)?;
-        Ok(read_matrix(self.source, name, shape, scheme, self.device)?)
+        Ok(read_matrix(self.source, name, shape, scheme, self.place)?)
     }
 
     fn read(&mut self, name: &str, shape: [usize; 1]) -> Result<Tensor<1>, LoadError> {
         self.check(name, &shape)?;
-        let values = self.source.read_f32(name)?;
-        if !values.iter().all(|value| value.is_finite()) {
-            let (path, tensor) = (self.path.clone(), name.to_owned());
-            return Err(MatrixError::NotFinite { path, tensor }.into());
-        }
-        let data = TensorData::new(values, shape);
-        Ok(Tensor::from_data(data, self.device))
+        Ok(read_dense(self.source, name, shape, self.place)?)
     }
 
     /// Whether the tensor is there and has this shape; from then on it counts as used.

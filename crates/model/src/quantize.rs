@@ -6,7 +6,7 @@ use backdraft_formats::bnb::BnbConfig;
 use backdraft_formats::{Dtype, Existing, FormatError, HfDirWriter, ModelSource, TensorInfo};
 use backdraft_lora::base::{MatrixError, bnb_kind, maps, read_matrix, to_bnb};
 use backdraft_quant::{QuantizationPlan, Scheme};
-use burn::tensor::Device;
+use burn::tensor::{DType, Device};
 
 use crate::config::LlamaConfig;
 use crate::error::LoadError;
@@ -96,7 +96,13 @@ pub fn quantize(
             (Some(scheme), &[output, input]) => {
                 let dims = [output, input];
                 let device = Device::flex();
-                let weight = read_matrix(source, &info.name, dims, Some(scheme), &device)?;
+                let weight = read_matrix(
+                    source,
+                    &info.name,
+                    dims,
+                    Some(scheme),
+                    (&device, DType::F32),
+                )?;
                 report.quantized += 1;
                 report.quantized_params += weight.num_params();
                 report.quantized_bytes += weight.num_bytes();

@@ -139,6 +139,22 @@ impl FrozenMatrix for Weight {
             Self::Int8(matrix) => matrix.matmul_transposed(dy),
         }
     }
+
+    fn matmul_add(&self, x: &Tensor<2>, sum: Option<Tensor<2>>) -> Tensor<2> {
+        match self {
+            Self::Dense(tensor) => tensor.matmul_add(x, sum),
+            Self::FourBit(matrix) => matrix.matmul_add(x, sum),
+            Self::Int8(matrix) => matrix.matmul_add(x, sum),
+        }
+    }
+
+    fn matmul_transposed_add(&self, dy: &Tensor<2>, sum: Option<Tensor<2>>) -> Tensor<2> {
+        match self {
+            Self::Dense(tensor) => tensor.matmul_transposed_add(dy, sum),
+            Self::FourBit(matrix) => matrix.matmul_transposed_add(dy, sum),
+            Self::Int8(matrix) => matrix.matmul_transposed_add(dy, sum),
+        }
+    }
 }
 
 /// Quantises a matrix that comes in pieces, so that it is never in memory as a whole.

@@ -149,6 +149,16 @@ pub enum TrainError {
         /// What is missing, and what to change.
         exhausted: crate::activation::Exhausted,
     },
+    /// The device does not compute in that type.
+    #[error(
+        "dtype = \"{dtype}\": {device} does not compute in it; write dtype = \"auto\" or \"f32\""
+    )]
+    Dtype {
+        /// What was asked for.
+        dtype: crate::recipe::DType,
+        /// The device's name.
+        device: String,
+    },
     /// A number could not be read from the device.
     #[error("step {step}: the device failed: {message}")]
     Device {

@@ -1,5 +1,7 @@
 //! AdamW over the adapters, and the norm of all gradients.
 
+mod bank;
+
 use std::collections::HashMap;
 
 use backdraft_formats::dtype::from_f32;
@@ -8,8 +10,10 @@ use backdraft_kernels::adamw::{self, AdamWParams, Moments};
 use backdraft_kernels::adamw8bit::{
     self, BLOCK_SIZE, Guard, MIN_8BIT_SIZE, Moment8Bit, Moments8Bit,
 };
+use backdraft_kernels::flat;
 use backdraft_lora::AdapterGrads;
 use backdraft_model::Llama;
+use bank::Bank;
 use burn::module::ParamId;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
@@ -28,6 +32,10 @@ pub struct AdamW {
     params: AdamWParams,
     precision: StatePrecision,
     moments: HashMap<ParamId, State>,
+    /// Takes the place of `moments` where everything lies in one buffer.
+    bank: Option<Bank>,
+    /// What the next update multiplies gradients with, where they lie in one buffer.
+    factor: Option<Tensor<1>>,
     steps: u64,
 }
 
@@ -53,8 +61,61 @@ impl AdamW {
             params,
             precision,
             moments: HashMap::new(),
+            bank: None,
+            factor: None,
             steps: 0,
         }
+    }
+
+    /// Lays the factors, their gradients and moments end to end in memory, where the device has kernels for
+    /// that: from then on norm and update are a launch each, whatever the number of factors, and `model`'s
+    /// factors are views that change with every update.
+    pub fn adopt(&mut self, model: &mut Llama) {
+        let states: Vec<Option<State>> = factors(model)
+            .map(|(_, id, _)| self.moments.remove(&id))
+            .collect();
+        match Bank::new(model, self.precision, &states) {
+            Some(bank) => self.bank = Some(bank),
+            None => {
+                let ids: Vec<ParamId> = factors(model).map(|(_, id, _)| id).collect();
+                let states = ids.into_iter().zip(states);
+                self.moments = states
+                    .filter_map(|(id, state)| Some((id, state?)))
+                    .collect();
+            }
+        }
+    }
+
+    /// For the gradients of one step.
+    pub fn grads(&self) -> AdapterGrads {
+        match &self.bank {
+            Some(bank) => AdapterGrads::within(bank.ids.iter().copied().zip(bank.grads.views())),
+            None => AdapterGrads::new(),
+        }
+    }
+
+    /// The Euclidean norm of all gradients together, `[1]`, and the gradients scaled so that it is at most
+    /// `max_norm`, as `clip_grad_norm_` does; 0 leaves them. Gradients in one buffer are scaled when
+    /// they are used.
+    pub fn clip(
+        &mut self,
+        model: &Llama,
+        grads: AdapterGrads,
+        max_norm: f64,
+    ) -> (AdapterGrads, Tensor<1>) {
+        let norm = match &self.bank {
+            Some(bank) => bank.grads.norm(),
+            None => global_norm(model, &grads),
+        };
+        self.factor = None;
+        if max_norm <= 0.0 {
+            return (grads, norm);
+        }
+        if self.bank.is_some() {
+            self.factor = Some(clip_factor(&norm, max_norm));
+            return (grads, norm);
+        }
+        (clip(grads, &norm, max_norm), norm)
     }
 
     /// Updates done.
@@ -65,6 +126,20 @@ impl AdamW {
     /// Updates every factor that has a gradient in `grads`.
     pub fn step(&mut self, model: &mut Llama, grads: &AdapterGrads, lr: f64) {
         self.steps += 1;
+        if let Some(bank) = &self.bank {
+            assert_eq!(grads.len(), bank.ids.len(), "a gradient for each factor");
+            let factor = self.factor.take();
+            let at = (lr, self.steps);
+            flat::adamw(
+                bank.params(),
+                &bank.grads,
+                factor.as_ref(),
+                &bank.moments,
+                at,
+                &self.params,
+            );
+            return;
+        }
         for (_, _, adapter) in model.adapters_mut() {
             adapter.update(|id, param| {
                 let Some(grad) = grads.get(id) else {
@@ -111,8 +186,13 @@ impl AdamW {
     /// have their scales beside them, under `….absmax`.
     pub fn state(&self, model: &Llama) -> Vec<StateTensor> {
         let mut tensors = Vec::new();
-        for (name, id, _) in factors(model) {
-            match self.moments.get(&id) {
+        for (i, (name, id, _)) in factors(model).enumerate() {
+            let in_bank = self.bank.as_ref().filter(|_| self.steps > 0);
+            let state = match in_bank {
+                Some(bank) => Some(bank.state(i)),
+                None => self.moments.get(&id).cloned(),
+            };
+            match state {
                 None => {}
                 Some(State::F32(moments)) => {
                     tensors.push(f32_tensor(format!("{name}.exp_avg"), &moments.m));
@@ -146,6 +226,11 @@ impl AdamW {
         }
         self.moments = moments;
         self.steps = steps;
+        if let Some(bank) = &mut self.bank {
+            let states: Vec<Option<State>> =
+                bank.ids.iter().map(|id| self.moments.remove(id)).collect();
+            bank.restore(&states);
+        }
         Ok(())
     }
 }
@@ -306,11 +391,15 @@ pub fn global_norm(model: &Llama, grads: &AdapterGrads) -> Tensor<1> {
 
 /// Scales `grads` so that their global norm is at most `max_norm`, as `clip_grad_norm_` does.
 pub fn clip(grads: AdapterGrads, norm: &Tensor<1>, max_norm: f64) -> AdapterGrads {
-    let factor = (norm.clone() + 1e-6)
+    let factor = clip_factor(norm, max_norm);
+    grads.map(|grad| grad * factor.clone().unsqueeze())
+}
+
+fn clip_factor(norm: &Tensor<1>, max_norm: f64) -> Tensor<1> {
+    (norm.clone() + 1e-6)
         .recip()
         .mul_scalar(max_norm)
-        .clamp_max(1.0);
-    grads.map(|grad| grad * factor.clone().unsqueeze())
+        .clamp_max(1.0)
 }
 
 #[cfg(test)]

@@ -180,8 +180,9 @@ pub fn prepare(
     let eval = recipe.data.eval.as_deref().map(&mut load).transpose()?;
     let lora = LoraConfig::from(&recipe.lora);
     let plan = recipe.quantization_plan();
+    let dtype = recipe.dtype.on(device)?;
     let (model, watcher) = Watcher::watch(
-        || Llama::load_quantized(&source, plan.as_ref(), device),
+        || Llama::load_as(&source, plan.as_ref(), (device, dtype)),
         |model| model.with_lora(&lora, recipe.seed),
     )?;
     let longest = model.config().max_position_embeddings;

@@ -2,11 +2,11 @@
 //! backward pass rebuilds the rest, and a layer's values are dropped as soon as its backward pass is done.
 
 use backdraft_data::Batch;
-use backdraft_kernels::cross_entropy;
+use backdraft_kernels::{cross_entropy, embedding};
 use backdraft_lora::AdapterGrads;
 use backdraft_model::layers::{Context, DecoderLayer, KeepSet, LayerSaved};
 use backdraft_model::{Llama, Targets, Tokens};
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::Tensor;
 
 use crate::activation::{ActivationPlan, Segment};
 use crate::memory::{Guard, OutOfMemory};
@@ -102,10 +102,10 @@ pub fn guarded(
     }
 
     // Norm, head and loss see supervised positions only.
-    let [t, width] = h.dims();
-    let rows = rows(&batch.targets.rows, &h);
-    let (device, dtype) = (h.device(), h.dtype());
-    let hidden = h.select(0, rows.clone());
+    let t = h.dims()[0];
+    let rows = &batch.targets.rows;
+    let hidden = embedding::forward(&h, rows);
+    drop(h);
     let (normed, rstd) = model.norm().forward_saving(&hidden);
     let loss = cross_entropy::forward(&normed, model.head(), &batch.targets.ids, Some(scale));
     let nll = loss.nll;
@@ -115,8 +115,8 @@ pub fn guarded(
     drop(normed);
     let d_rows = model.norm().backward(&d_normed, &hidden, &rstd);
     drop((d_normed, hidden));
-    let zeros = Tensor::zeros([t, width], (&device, dtype));
-    let mut dh = Some(zeros.select_assign(0, rows, d_rows, burn::tensor::IndexingUpdateOp::Add));
+    let mut dh = Some(embedding::spread(&d_rows, rows, t));
+    drop(d_rows);
 
     let mut below = adapted.len();
     while let (Some(dy), Some((layers, saved))) = (dh.take(), segments.pop()) {
@@ -190,10 +190,4 @@ impl Saved {
 /// A layer's result alone.
 fn forward(layer: &DecoderLayer, h: Tensor<2>, context: &Context) -> Tensor<2> {
     layer.forward_saving(h, context, KeepSet::NONE).0
-}
-
-fn rows(rows: &[u32], like: &Tensor<2>) -> Tensor<1, Int> {
-    let rows: Vec<i64> = rows.iter().map(|&row| i64::from(row)).collect();
-    let count = rows.len();
-    Tensor::from_data(TensorData::new(rows, [count]), &like.device())
 }

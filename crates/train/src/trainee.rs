@@ -14,7 +14,7 @@ use crate::activation::tensors::PassShape;
 use crate::activation::{Activations, StepFailure};
 use crate::loader::Step;
 use crate::metrics::{EvalOutput, StepOutput};
-use crate::optimizer::{AdamW, clip, global_norm};
+use crate::optimizer::AdamW;
 use crate::schedule::LrSchedule;
 use crate::step::{MicroBatch, guarded};
 
@@ -50,7 +50,8 @@ struct SharedOptimizer(Arc<Mutex<AdamW>>);
 
 impl Trainee {
     /// A model at the beginning of its training.
-    pub fn new(model: Llama, optimizer: AdamW, settings: Settings) -> Self {
+    pub fn new(mut model: Llama, mut optimizer: AdamW, settings: Settings) -> Self {
+        optimizer.adopt(&mut model);
         let optimizer = SharedOptimizer(Arc::new(Mutex::new(optimizer)));
         Self {
             model,
@@ -112,7 +113,7 @@ impl TrainStep for Trainee {
     /// All micro-batches of an optimiser step; the gradients are clipped already.
     fn step(&self, step: Step) -> TrainOutput<StepOutput> {
         let scale = 1.0 / step.supervised_tokens() as f32;
-        let mut grads = AdapterGrads::new();
+        let mut grads = self.optimizer().grads();
         let mut nll = None;
         for (i, batch) in step.micro_batches.iter().enumerate() {
             let seed = self
@@ -136,10 +137,8 @@ impl TrainStep for Trainee {
         let Some(nll) = nll else {
             panic!("an optimiser step has at least one micro-batch");
         };
-        let grad_norm = global_norm(&self.model, &grads);
-        if self.settings.max_grad_norm > 0.0 {
-            grads = clip(grads, &grad_norm, self.settings.max_grad_norm);
-        }
+        let max_norm = self.settings.max_grad_norm;
+        let (grads, grad_norm) = self.optimizer().clip(&self.model, grads, max_norm);
         let item = StepOutput::new(&step, nll, grad_norm);
         TrainOutput {
             grads: grads.into_params(),

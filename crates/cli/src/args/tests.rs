@@ -73,7 +73,7 @@ fn global_flags_stand_before_or_behind_the_command() {
     ] {
         let global = parse(line).unwrap().global;
         assert!(global.json);
-        assert_eq!(global.device, Some(DeviceArg::Cpu));
+        assert_eq!(global.device, Some(Choice::Cpu));
     }
 }
 

@@ -67,7 +67,7 @@ pub(crate) fn run(args: &EvalArgs, context: Context) -> Result<(), CliError> {
                 .hint("give a JSONL file, or leave --generate away"),
         );
     }
-    let session = Session::open(&args.model, output)?;
+    let session = Session::open(&args.model, context)?;
     let examples = examples(args, &session)?;
     let answers = if args.generate {
         Some(prompts(args, &session)?)

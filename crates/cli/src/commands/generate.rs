@@ -43,7 +43,7 @@ pub(crate) struct GenerateArgs {
 }
 
 pub(crate) fn run(args: &GenerateArgs, context: Context) -> Result<(), CliError> {
-    let session = Session::open(&args.model, context.output)?;
+    let session = Session::open(&args.model, context)?;
     let config = config(&args.sampling, &session);
     if args.chat {
         return chat(&session, args, config, context);

@@ -167,7 +167,7 @@ fn divergence(
     adapter: &PeftDir,
     examples: &[Example],
 ) -> Result<Divergence, CliError> {
-    let device = session::device();
+    let device = burn::tensor::Device::flex();
     let trained = Llama::load_quantized(source, plan, &device)?
         .with_adapter(&AdapterWeights::from_peft(adapter, &device))?;
     let merged = Llama::load(&ModelSource::open(&args.out)?, &device)?;

@@ -71,13 +71,18 @@ pub(crate) fn run(args: &QuickstartArgs, context: Context) -> Result<(), CliErro
         model: model.display().to_string(),
         adapter: None,
         quantization: None,
+        dtype: None,
     };
-    let session = Session::open(&model_args, output)?;
+    let session = Session::open(&model_args, context)?;
     let before = measure(&session.model, &session.tokenizer, &files)?;
     output.line(format!("   {}", before.line()))?;
 
     output.line("4. Training")?;
-    let recipe = Recipe::load(&files.recipe, &[])?;
+    let device = context
+        .global
+        .device
+        .map(|device| format!("device={device}"));
+    let recipe = Recipe::load(&files.recipe, device.as_slice())?;
     let (summary, trained) =
         train::train(recipe, context, false, Start::New { force: args.force })?;
 

@@ -38,7 +38,7 @@ pub(crate) struct ScoreArgs {
 
 pub(crate) fn run(args: &ScoreArgs, context: Context) -> Result<(), CliError> {
     let rows = read_ids(&args.ids)?;
-    let session = Session::open(&args.model, context.output)?;
+    let session = Session::open(&args.model, context)?;
     let vocabulary = session.model.config().vocab_size;
     if let Some(id) = rows.iter().flatten().find(|&&id| id as usize >= vocabulary) {
         return Err(CliError::user(format!(

@@ -76,7 +76,7 @@ impl TrainArgs {
         let device = context
             .global
             .device
-            .map(|device| format!("device={}", device.name()));
+            .map(|device| format!("device={device}"));
         self.set
             .iter()
             .cloned()
@@ -144,7 +144,8 @@ pub(crate) fn train(
     output.progress(format!("reading {} and the data", path.display()));
     let (model, output_dir) = (recipe.model.clone(), recipe.output_dir.clone());
     let rows_per_step = recipe.train.rows_per_step();
-    let run = prepare(recipe, &path, &session::device(), &mut |_| ())?;
+    let device = session::open_device(recipe.device.0, output)?;
+    let run = prepare(recipe, &path, &device, &mut |_| ())?;
     let control = Control::default();
     let hangup = signals::guard(&control)?;
     let shared = dashboard.then(|| {
@@ -193,7 +194,9 @@ mod tests {
     use backdraft_train::recipe::{Length, Recipe};
 
     use super::*;
-    use crate::args::{DeviceArg, Global};
+    use backdraft_kernels::device::Choice;
+
+    use crate::args::Global;
     use crate::output::Output;
 
     #[test]
@@ -209,7 +212,7 @@ mod tests {
             plain: false,
         };
         let global = Global {
-            device: Some(DeviceArg::Cpu),
+            device: Some(Choice::Cpu),
             ..Global::default()
         };
         let context = Context {
@@ -221,6 +224,6 @@ mod tests {
         assert_eq!(recipe.train.length, Length::MaxSteps(5));
         assert_eq!(recipe.seed, 7);
         assert_eq!(recipe.output_dir, Path::new("/r/1e3"));
-        assert_eq!(recipe.device.name(), "cpu");
+        assert_eq!(recipe.device.0, Choice::Cpu);
     }
 }

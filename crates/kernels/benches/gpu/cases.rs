@@ -1,12 +1,13 @@
 //! The kernels and shapes of a training step at 8B.
 
 use backdraft_kernels::adamw::{self, AdamWParams, Moments};
+use backdraft_kernels::attention::{self, HeadLayout, Qkv};
 use backdraft_kernels::codebook::FourBitFormat;
 use backdraft_kernels::dequantize::{FourBit, HostAbsmax};
 use backdraft_kernels::gemm::{self, Op};
 use backdraft_kernels::quantize::{four_bit, nested};
 use backdraft_kernels::rope::{self, RotaryTables};
-use backdraft_kernels::{cross_entropy, rms_norm, swiglu};
+use backdraft_kernels::{Segments, cross_entropy, rms_norm, swiglu};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use super::measure::{Bench, SETS, Work, distance, relative};
@@ -49,6 +50,7 @@ pub(super) fn run(bench: &mut Bench, small: bool) {
     norm(bench, &sizes);
     rotary(bench, &sizes);
     gated(bench, &sizes);
+    heads(bench, small);
     codes(bench, &sizes);
     loss(bench, &sizes);
     optimizer(bench, &sizes);
@@ -279,6 +281,67 @@ fn gated(bench: &mut Bench, s: &Sizes) {
         error,
         |i| swiglu::backward(&dy[i], gate[i].clone(), up[i].clone()),
     );
+}
+
+/// Attention at the shapes of 8B and 1B, and at one long document.
+fn heads(bench: &mut Bench, small: bool) {
+    if !bench.wants("attention") {
+        return;
+    }
+    let shapes = if small {
+        [(2, 64, 4, 2, 64), (1, 128, 4, 2, 128), (1, 100, 2, 2, 96)]
+    } else {
+        [
+            (2, 2048, 32, 8, 128),
+            (1, 8192, 32, 8, 128),
+            (2, 2048, 32, 8, 64),
+        ]
+    };
+    for (documents, length, heads, kv_heads, head_dim) in shapes {
+        let layout = HeadLayout::new(heads, kv_heads, head_dim);
+        let segments = Segments::rectangular(documents, length);
+        let t = documents * length;
+        let [q, d_out] = [(); 2].map(|()| bench.sets([t, heads * head_dim]));
+        let [k, v] = [(); 2].map(|()| bench.sets([t, kv_heads * head_dim]));
+        let qkv = |i: usize| Qkv {
+            q: q[i].clone(),
+            k: k[i].clone(),
+            v: v[i].clone(),
+        };
+        let exact = Qkv {
+            q: f32(&q[0]),
+            k: f32(&k[0]),
+            v: f32(&v[0]),
+        };
+        let (expected, expected_lse) = attention::forward(&exact, &segments, layout);
+        let (out, lse) = attention::forward(&qkv(0), &segments, layout);
+        let error = distance(out.clone(), expected.clone())
+            .max(distance(lse.clone(), expected_lse.clone()));
+        // Half of the pairs are masked.
+        let pairs = (documents * length * length * heads * head_dim) as f64;
+        let name = format!("{documents}×{length} h {heads}/{kv_heads} d {head_dim}");
+        let work = |products: f64| Work {
+            flops: products * pairs,
+            ..Work::default()
+        };
+        bench.time(("attention", name.clone()), work(2.0), error, |i| {
+            attention::forward(&qkv(i), &segments, layout)
+        });
+        let ours = attention::backward(&d_out[0], &qkv(0), (&out, &lse), &segments, layout);
+        let theirs = attention::backward(
+            &f32(&d_out[0]),
+            &exact,
+            (&expected, &expected_lse),
+            &segments,
+            layout,
+        );
+        let error = distance(ours.q, theirs.q)
+            .max(distance(ours.k, theirs.k))
+            .max(distance(ours.v, theirs.v));
+        bench.time(("attention backward", name), work(5.0), error, |i| {
+            attention::backward(&d_out[i], &qkv(i), (&out, &lse), &segments, layout)
+        });
+    }
 }
 
 const BLOCK: usize = 64;

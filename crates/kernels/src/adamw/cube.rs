@@ -44,17 +44,7 @@ pub(super) fn step<const D: usize>(
     let ins = [&w, &m, &v, &grad].map(|x| argument(x, line));
     let dtypes = [elem(w.dtype), elem(grad.dtype)];
     let client = w.client.clone();
-    let (correction1, correction2) = (1.0 - p.beta1.powf(t as f64), 1.0 - p.beta2.powf(t as f64));
-    let constants = ConstantsLaunch::new(
-        p.beta1 as f32,
-        (1.0 - p.beta1) as f32,
-        p.beta2 as f32,
-        (1.0 - p.beta2) as f32,
-        (1.0 - lr * p.weight_decay) as f32,
-        (lr / correction1) as f32,
-        (1.0 / correction2.sqrt()) as f32,
-        p.epsilon as f32,
-    );
+    let constants = constants((lr, t), p);
     let [w_in, m_in, v_in, g] = ins;
     let [w_out, m_out, v_out] = outs;
     #[expect(unsafe_code, reason = "a kernel without bounds checks")]
@@ -83,17 +73,32 @@ pub(super) fn step<const D: usize>(
     Ok((tensor(w_out.tensor), moments))
 }
 
-/// What the update multiplies with.
+/// What an update multiplies with.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
-struct Constants {
-    beta1: f32,
-    rest1: f32,
-    beta2: f32,
-    rest2: f32,
-    decay: f32,
-    step_size: f32,
-    root: f32,
-    epsilon: f32,
+pub(crate) struct Constants {
+    pub(crate) beta1: f32,
+    pub(crate) rest1: f32,
+    pub(crate) beta2: f32,
+    pub(crate) rest2: f32,
+    pub(crate) decay: f32,
+    pub(crate) step_size: f32,
+    pub(crate) root: f32,
+    pub(crate) epsilon: f32,
+}
+
+/// The constants of update `t`, counted from 1.
+pub(crate) fn constants((lr, t): (f64, u64), p: &AdamWParams) -> ConstantsLaunch {
+    let (correction1, correction2) = (1.0 - p.beta1.powf(t as f64), 1.0 - p.beta2.powf(t as f64));
+    ConstantsLaunch::new(
+        p.beta1 as f32,
+        (1.0 - p.beta1) as f32,
+        p.beta2 as f32,
+        (1.0 - p.beta2) as f32,
+        (1.0 - lr * p.weight_decay) as f32,
+        (lr / correction1) as f32,
+        (1.0 / correction2.sqrt()) as f32,
+        p.epsilon as f32,
+    )
 }
 
 #[cube(launch_unchecked)]

@@ -8,7 +8,7 @@
 
 mod cpu;
 #[cfg(feature = "cube")]
-mod cube;
+pub(crate) mod cube;
 pub mod reference;
 
 use burn::tensor::Tensor;

@@ -14,6 +14,8 @@
 //! Dettmers et al. 2021, arXiv:2110.02861; block size and order of operations of bitsandbytes 0.50.
 
 mod cpu;
+#[cfg(feature = "cube")]
+pub(crate) mod cube;
 pub mod reference;
 
 use burn::tensor::{Int, Tensor};
@@ -21,6 +23,7 @@ use burn::tensor::{Int, Tensor};
 use crate::adamw::AdamWParams;
 use crate::codebook::DynamicMap;
 use crate::dequantize::bytes;
+use crate::dispatch::on_device;
 use crate::quantize::blockwise;
 
 /// Values that share a scale.
@@ -102,9 +105,16 @@ pub fn step<const D: usize>(
     let n = param.shape().num_elements();
     assert_eq!(moments.m.codes.dims(), [n], "codes of the first moment");
     assert_eq!(moments.v.codes.dims(), [n], "codes of the second moment");
-    cpu::step(param, grad, moments, (lr, t), params, guard).unwrap_or_else(|(param, moments)| {
-        reference::step(param, grad, moments, (lr, t), params, guard)
-    })
+    cpu::step(param, grad, moments, (lr, t), params, guard)
+        .or_else(|(param, moments)| {
+            on_device!(
+                cube::step(param, grad, moments, (lr, t), params, guard),
+                or(param, moments)
+            )
+        })
+        .unwrap_or_else(|(param, moments)| {
+            reference::step(param, grad, moments, (lr, t), params, guard)
+        })
 }
 
 #[cfg(test)]

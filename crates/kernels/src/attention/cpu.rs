@@ -21,6 +21,7 @@ pub(super) fn forward(
     segments: &Segments,
     layout: HeadLayout,
 ) -> Option<(Tensor<2>, Tensor<2>)> {
+    plain(layout)?;
     let (q, k, v) = (f32s(&qkv.q)?, f32s(&qkv.k)?, f32s(&qkv.v)?);
     let t = segments.queries();
     let (q_width, kv_width) = (
@@ -94,6 +95,7 @@ pub(super) fn backward(
     segments: &Segments,
     layout: HeadLayout,
 ) -> Option<Qkv> {
+    plain(layout)?;
     let (q, k, v) = (f32s(&qkv.q)?, f32s(&qkv.k)?, f32s(&qkv.v)?);
     let (d_out, out, lse) = (f32s(d_out)?, f32s(out)?, f32s(lse)?);
     let (tq, tk, d) = (segments.queries(), segments.keys(), layout.head_dim);
@@ -177,6 +179,11 @@ pub(super) fn backward(
         k: tensor(dk, [tk, kv_width]),
         v: tensor(dv, [tk, kv_width]),
     })
+}
+
+/// Windows and caps are the reference's.
+fn plain(layout: HeadLayout) -> Option<()> {
+    (layout.window.is_none() && layout.softcap.is_none()).then_some(())
 }
 
 /// Turns the first `seen` scores of a row into probabilities, the rest into zeroes; returns the

@@ -9,12 +9,19 @@
 //! arXiv:2305.13245 (grouped heads).
 
 mod cpu;
+#[cfg(feature = "cube")]
+mod cube;
+#[cfg(feature = "cuda")]
+mod hopper;
 pub mod reference;
+#[cfg(feature = "cube")]
+mod tiles;
 
 use burn::backend::DispatchTensor;
 use burn::tensor::Tensor;
 
 use crate::autograd::{Vjp, attach, parent};
+use crate::dispatch::on_device;
 use crate::segments::Segments;
 
 /// Head layout and scale.
@@ -28,9 +35,25 @@ pub struct HeadLayout {
     pub head_dim: usize,
     /// Factor on the scores, usually 1/√head_dim.
     pub scale: f32,
+    /// Keys that a query sees, itself included: a sliding window. `None` for all before it.
+    pub window: Option<usize>,
+    /// Scores s become cap·tanh(s / cap). `None` leaves them.
+    pub softcap: Option<f32>,
 }
 
 impl HeadLayout {
+    /// Scores over √head_dim, neither window nor cap.
+    pub fn new(heads: usize, kv_heads: usize, head_dim: usize) -> Self {
+        Self {
+            heads,
+            kv_heads,
+            head_dim,
+            scale: (head_dim as f32).powf(-0.5),
+            window: None,
+            softcap: None,
+        }
+    }
+
     /// Query heads that share one key–value head.
     pub fn group(&self) -> usize {
         self.heads / self.kv_heads
@@ -60,7 +83,9 @@ pub struct Qkv {
 /// If the shapes disagree with `layout` or `segments`.
 pub fn forward(qkv: &Qkv, segments: &Segments, layout: HeadLayout) -> (Tensor<2>, Tensor<2>) {
     check(qkv, segments, layout);
-    cpu::forward(qkv, segments, layout).unwrap_or_else(|| reference::forward(qkv, segments, layout))
+    cpu::forward(qkv, segments, layout)
+        .or_else(|| on_device!(cube::forward(qkv, segments, layout)))
+        .unwrap_or_else(|| reference::forward(qkv, segments, layout))
 }
 
 /// Gradients of queries, keys and values.
@@ -78,6 +103,7 @@ pub fn backward(
     layout: HeadLayout,
 ) -> Qkv {
     cpu::backward(d_out, qkv, (out, lse), segments, layout)
+        .or_else(|| on_device!(cube::backward(d_out, qkv, (out, lse), segments, layout)))
         .unwrap_or_else(|| reference::backward(d_out, qkv, (out, lse), segments, layout))
 }
 

@@ -14,7 +14,7 @@ pub fn forward(qkv: &Qkv, segments: &Segments, layout: HeadLayout) -> (Tensor<2>
         .filter(|(queries, _)| !queries.is_empty())
         .map(|(queries, keys)| {
             let document = Document::cut(qkv, &queries, &keys, layout);
-            let scores = document.scores(layout);
+            let scores = document.masked(document.scores(layout), layout);
             let top = scores.clone().max_dim(2).detach();
             let lse = (scores.clone() - top.clone()).exp().sum_dim(2).log() + top;
             let out = (scores - lse.clone()).exp().matmul(document.v);
@@ -46,10 +46,20 @@ pub fn backward(
             .slice([queries.clone(), 0..layout.heads])
             .transpose()
             .unsqueeze_dim::<3>(2);
-        let p = (document.scores(layout) - lse).exp();
+        let scores = document.scores(layout);
+        let slope = match layout.softcap {
+            None => scores.ones_like(),
+            Some(cap) => scores
+                .clone()
+                .div_scalar(cap)
+                .square()
+                .neg()
+                .add_scalar(1.0),
+        };
+        let p = (document.masked(scores, layout) - lse).exp();
         let delta = (d_out.clone() * out).sum_dim(2);
         let ds = p.clone() * (d_out.clone().matmul(document.v.swap_dims(1, 2)) - delta);
-        let ds = ds.mul_scalar(layout.scale);
+        let ds = (ds * slope).mul_scalar(layout.scale);
         let dq = ds.clone().matmul(document.k);
         let dk = ds.swap_dims(1, 2).matmul(document.q);
         let dv = p.swap_dims(1, 2).matmul(d_out);
@@ -86,14 +96,21 @@ impl Document {
         }
     }
 
-    /// Scaled scores with −∞ where a query may not look.
+    /// Scaled and capped scores.
     fn scores(&self, layout: HeadLayout) -> Tensor<3> {
         let scores = self.q.clone().matmul(self.k.clone().swap_dims(1, 2));
+        let scores = scores.mul_scalar(layout.scale);
+        match layout.softcap {
+            None => scores,
+            Some(cap) => scores.div_scalar(cap).tanh().mul_scalar(cap),
+        }
+    }
+
+    /// −∞ where a query may not look.
+    fn masked(&self, scores: Tensor<3>, layout: HeadLayout) -> Tensor<3> {
         let [_, queries, keys] = scores.dims();
-        let mask = future(queries, keys, &scores.device());
-        scores
-            .mul_scalar(layout.scale)
-            .mask_fill(mask.unsqueeze(), f32::NEG_INFINITY)
+        let hidden = hidden(queries, keys, layout.window, &scores.device());
+        scores.mask_fill(hidden.unsqueeze(), f32::NEG_INFINITY)
     }
 }
 
@@ -119,11 +136,18 @@ fn ungroup(x: Tensor<3>, layout: HeadLayout) -> Tensor<3> {
         .squeeze_dim(1)
 }
 
-fn future(queries: usize, keys: usize, device: &Device) -> Tensor<2, Bool> {
-    let last_seen = Tensor::<1, Int>::arange(0..queries as i64, device)
+/// Keys behind a query, and those before its window.
+fn hidden(queries: usize, keys: usize, window: Option<usize>, device: &Device) -> Tensor<2, Bool> {
+    let position = Tensor::<1, Int>::arange(0..queries as i64, device)
         .add_scalar((keys - queries) as i64)
         .unsqueeze_dim::<2>(1);
-    Tensor::<1, Int>::arange(0..keys as i64, device)
-        .unsqueeze_dim::<2>(0)
-        .greater(last_seen)
+    let key = Tensor::<1, Int>::arange(0..keys as i64, device).unsqueeze_dim::<2>(0);
+    let future = key.clone().greater(position.clone());
+    match window {
+        None => future,
+        Some(window) => {
+            let past = key.add_scalar(window as i64).lower_equal(position);
+            future.bool_or(past)
+        }
+    }
 }

@@ -12,7 +12,7 @@ use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 use crate::codebook::FourBitFormat;
 use crate::dispatch::on_device;
-use crate::gemm;
+use crate::gemm::{self, Op};
 use crate::lora_linear::FrozenMatrix;
 use crate::quantize::{NESTED_BLOCK_SIZE, NestedScales};
 
@@ -222,6 +222,28 @@ impl FrozenMatrix for FourBit {
     fn matmul_transposed(&self, dy: &Tensor<2>) -> Tensor<2> {
         cpu::matmul_transposed(dy, self)
             .unwrap_or_else(|| gemm::nn(dy, &self.dequantize_as(dy.dtype())))
+    }
+
+    fn matmul_add(&self, x: &Tensor<2>, sum: Option<Tensor<2>>) -> Tensor<2> {
+        match (cpu::matmul(x, self), sum) {
+            (Some(product), Some(sum)) => sum + product,
+            (Some(product), None) => product,
+            (None, sum) => {
+                let values = self.dequantize_as(x.dtype());
+                gemm::gemm((Op::N, x), (Op::T, &values), 1.0, sum)
+            }
+        }
+    }
+
+    fn matmul_transposed_add(&self, dy: &Tensor<2>, sum: Option<Tensor<2>>) -> Tensor<2> {
+        match (cpu::matmul_transposed(dy, self), sum) {
+            (Some(product), Some(sum)) => sum + product,
+            (Some(product), None) => product,
+            (None, sum) => {
+                let values = self.dequantize_as(dy.dtype());
+                gemm::gemm((Op::N, dy), (Op::N, &values), 1.0, sum)
+            }
+        }
     }
 }
 

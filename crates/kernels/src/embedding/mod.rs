@@ -1,4 +1,4 @@
-//! Rows of a table: the embedding of token ids.
+//! Rows of a table: the embedding of token ids, and rows put back into place.
 
 #[cfg(feature = "cube")]
 mod cube;
@@ -21,4 +21,21 @@ pub fn forward(table: &Tensor<2>, ids: &[u32]) -> Tensor<2> {
         panic!("id {id} of a table of {rows} rows");
     }
     on_device!(cube::forward(table, ids)).unwrap_or_else(|| reference::forward(table, ids))
+}
+
+/// The other way: row `i` of `values` in row `rows[i]` of the result, zeros elsewhere.
+///
+/// # Shapes
+/// `values` `[rows.len(), h]`, result `[t, h]`.
+///
+/// # Panics
+/// If rows do not ascend, or the last is not below `t`.
+pub fn spread(values: &Tensor<2>, rows: &[u32], t: usize) -> Tensor<2> {
+    assert_eq!(values.dims()[0], rows.len(), "a row for each number");
+    assert!(rows.windows(2).all(|pair| pair[0] < pair[1]), "rows ascend");
+    assert!(
+        rows.last().is_none_or(|&last| (last as usize) < t),
+        "rows below {t}"
+    );
+    on_device!(cube::spread(values, rows, t)).unwrap_or_else(|| reference::spread(values, rows, t))
 }

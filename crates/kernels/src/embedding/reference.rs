@@ -1,6 +1,6 @@
 //! [`embedding`](super) in plain tensors.
 
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{IndexingUpdateOp, Int, Tensor, TensorData};
 
 /// The rows.
 pub fn forward(table: &Tensor<2>, ids: &[u32]) -> Tensor<2> {
@@ -12,4 +12,16 @@ pub fn forward(table: &Tensor<2>, ids: &[u32]) -> Tensor<2> {
     }
     let ids = Tensor::<1, Int>::from_data(TensorData::new(ids, [count]), &table.device());
     table.clone().select(0, ids)
+}
+
+/// The rows in their places.
+pub fn spread(values: &Tensor<2>, rows: &[u32], t: usize) -> Tensor<2> {
+    let [count, width] = values.dims();
+    let zeros = Tensor::zeros([t, width], (&values.device(), values.dtype()));
+    if count == 0 {
+        return zeros;
+    }
+    let rows: Vec<i64> = rows.iter().map(|&row| i64::from(row)).collect();
+    let rows = Tensor::<1, Int>::from_data(TensorData::new(rows, [count]), &values.device());
+    zeros.select_assign(0, rows, values.clone(), IndexingUpdateOp::Add)
 }

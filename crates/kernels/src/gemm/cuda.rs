@@ -6,20 +6,39 @@ use burn_cubecl::kernel::into_contiguous;
 use cubecl::RuntimeId;
 
 use super::cublaslt::{self, Element, Matrix, Product};
-use super::{Op, oriented};
+use super::{Op, Slot, oriented};
 use crate::cube::{CubeTensor, empty, tensor};
 
 /// `Err` hands `c` back when cuBLASLt is missing or has no such product.
 pub(super) fn gemm(
+    a: (Op, &Tensor<2>),
+    b: (Op, &Tensor<2>),
+    alpha: f32,
+    c: Option<Tensor<2>>,
+) -> Result<Tensor<2>, Option<Tensor<2>>> {
+    let dtype = c.as_ref().map_or(a.1.dtype(), Tensor::dtype);
+    product(a, b, alpha, c, dtype)
+}
+
+/// A product in f32, where cuBLASLt has it.
+pub(super) fn gemm_f32(
+    a: (Op, &Tensor<2>),
+    b: (Op, &Tensor<2>),
+    alpha: f32,
+) -> Result<Tensor<2>, ()> {
+    product(a, b, alpha, None, DType::F32).map_err(|_| ())
+}
+
+fn product(
     (op_a, a): (Op, &Tensor<2>),
     (op_b, b): (Op, &Tensor<2>),
     alpha: f32,
     c: Option<Tensor<2>>,
+    out_dtype: DType,
 ) -> Result<Tensor<2>, Option<Tensor<2>>> {
     let (Some((left, element)), Some((right, _))) = (on_cuda(a), on_cuda(b)) else {
         return Err(c);
     };
-    let out_dtype = c.as_ref().map_or(left.dtype, Tensor::dtype);
     let fits = left.dtype == right.dtype
         && (out_dtype == left.dtype || out_dtype == DType::F32)
         && c.as_ref().is_none_or(|c| on_cuda(c).is_some());
@@ -51,6 +70,38 @@ pub(super) fn gemm(
     };
     cublaslt::enqueue(product, device);
     Ok(tensor(out))
+}
+
+/// Into the memory of the slot, whoever else holds it.
+pub(super) fn gemm_into(
+    (op_a, a): (Op, &Tensor<2>),
+    (op_b, b): (Op, &Tensor<2>),
+    alpha: f32,
+    slot: &Slot,
+) -> Result<(), ()> {
+    let operands = (on_cuda(a), on_cuda(b), on_cuda(&slot.view));
+    let (Some((left, element)), Some((right, _)), Some((out, out_element))) = operands else {
+        return Err(());
+    };
+    let ([m, k], [_, n]) = (oriented(op_a, a.dims()), oriented(op_b, b.dims()));
+    let fits = left.dtype == right.dtype && (out.dtype == left.dtype || out.dtype == DType::F32);
+    if !fits || k == 0 || m * n == 0 {
+        return Err(());
+    }
+    let device = left.client.service_id().device;
+    let product = Product {
+        sizes: [m, n, k],
+        a: matrix(op_a, left),
+        b: matrix(op_b, right),
+        element,
+        out_element,
+        alpha,
+        accumulate: slot.accumulate,
+        addend: None,
+        out: out.handle.clone().binding(),
+    };
+    cublaslt::enqueue(product, device);
+    Ok(())
 }
 
 /// A matrix in CUDA memory of a type that cuBLASLt multiplies.

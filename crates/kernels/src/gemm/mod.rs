@@ -7,7 +7,7 @@ pub(crate) mod cublaslt;
 mod cuda;
 pub mod reference;
 
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 
 use crate::dispatch::on_cuda;
 
@@ -63,6 +63,60 @@ pub fn gemm(
     cpu::gemm((op_a, a), (op_b, b), alpha, c)
         .or_else(|c| on_cuda!(cuda::gemm((op_a, a), (op_b, b), alpha, c), or c))
         .unwrap_or_else(|c| reference::gemm((op_a, a), (op_b, b), alpha, c))
+}
+
+/// `alpha · op(a) · op(b)` in f32, whatever the factors are: gradients of parameters.
+///
+/// # Shapes
+/// As [`gemm`].
+pub fn gemm_f32((op_a, a): (Op, &Tensor<2>), (op_b, b): (Op, &Tensor<2>), alpha: f32) -> Tensor<2> {
+    if a.dtype() == DType::F32 {
+        return gemm((op_a, a), (op_b, b), alpha, None);
+    }
+    match on_cuda!(cuda::gemm_f32((op_a, a), (op_b, b), alpha), or()) {
+        Ok(c) => c,
+        Err(()) => {
+            let [a, b] = [a, b].map(|x| x.clone().cast(DType::F32));
+            gemm((op_a, &a), (op_b, &b), alpha, None)
+        }
+    }
+}
+
+/// Where a product goes: a view of a [`Flat`](crate::flat::Flat) buffer in f32, and whether it is added to
+/// what is there.
+#[derive(Clone, Debug)]
+pub struct Slot {
+    /// The view.
+    pub view: Tensor<2>,
+    /// Whether to add.
+    pub accumulate: bool,
+}
+
+/// `alpha · op(a) · op(b)` into a slot, whoever else holds its memory.
+///
+/// # Shapes
+/// As [`gemm`].
+///
+/// # Panics
+/// If the slot has another shape.
+pub fn gemm_into(
+    (op_a, a): (Op, &Tensor<2>),
+    (op_b, b): (Op, &Tensor<2>),
+    alpha: f32,
+    slot: &Slot,
+) {
+    let ([m, _], [_, n]) = (oriented(op_a, a.dims()), oriented(op_b, b.dims()));
+    assert_eq!(slot.view.dims(), [m, n], "shape of the slot");
+    let done: Result<(), ()> = on_cuda!(cuda::gemm_into((op_a, a), (op_b, b), alpha, slot), or());
+    if done.is_err() {
+        let product = gemm_f32((op_a, a), (op_b, b), alpha);
+        let sum = if slot.accumulate {
+            slot.view.clone() + product
+        } else {
+            product
+        };
+        crate::flat::overwrite(&sum, &slot.view);
+    }
 }
 
 /// `x · wᵀ`: a linear layer whose weight lies as checkpoints store it.

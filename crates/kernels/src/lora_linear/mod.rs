@@ -14,7 +14,7 @@ use burn::tensor::Tensor;
 
 use crate::autograd::{Vjp, attach, parent};
 use crate::dropout::Dropout;
-use crate::gemm::{self, Op, gemm};
+use crate::gemm::{self, Op, Slot, gemm, gemm_f32, gemm_into};
 
 /// A frozen weight, however it is stored.
 pub trait FrozenMatrix: Clone + Debug + Send + 'static {
@@ -24,11 +24,35 @@ pub trait FrozenMatrix: Clone + Debug + Send + 'static {
     /// `x` `[t, in]`, result `[t, out]`.
     fn matmul(&self, x: &Tensor<2>) -> Tensor<2>;
 
+    /// `x · Wᵀ`, added to `sum` where there is one, which is written over if nothing else holds it.
+    ///
+    /// # Shapes
+    /// As [`matmul`](Self::matmul).
+    fn matmul_add(&self, x: &Tensor<2>, sum: Option<Tensor<2>>) -> Tensor<2> {
+        let product = self.matmul(x);
+        match sum {
+            Some(sum) => sum + product,
+            None => product,
+        }
+    }
+
     /// `dy · W`.
     ///
     /// # Shapes
     /// `dy` `[t, out]`, result `[t, in]`.
     fn matmul_transposed(&self, dy: &Tensor<2>) -> Tensor<2>;
+
+    /// `dy · W`, added to `sum` where there is one, which is written over if nothing else holds it.
+    ///
+    /// # Shapes
+    /// As [`matmul_transposed`](Self::matmul_transposed).
+    fn matmul_transposed_add(&self, dy: &Tensor<2>, sum: Option<Tensor<2>>) -> Tensor<2> {
+        let product = self.matmul_transposed(dy);
+        match sum {
+            Some(sum) => sum + product,
+            None => product,
+        }
+    }
 }
 
 impl FrozenMatrix for Tensor<2> {
@@ -38,6 +62,14 @@ impl FrozenMatrix for Tensor<2> {
 
     fn matmul_transposed(&self, dy: &Tensor<2>) -> Tensor<2> {
         gemm::nn(dy, self)
+    }
+
+    fn matmul_add(&self, x: &Tensor<2>, sum: Option<Tensor<2>>) -> Tensor<2> {
+        gemm((Op::N, x), (Op::T, self), 1.0, sum)
+    }
+
+    fn matmul_transposed_add(&self, dy: &Tensor<2>, sum: Option<Tensor<2>>) -> Tensor<2> {
+        gemm((Op::N, dy), (Op::N, self), 1.0, sum)
     }
 }
 
@@ -74,7 +106,7 @@ impl Factors {
     }
 }
 
-/// Gradients of the factors.
+/// Gradients of the factors, in f32.
 ///
 /// # Shapes
 /// `a` `[r, in]`, `b` `[out, r]`.
@@ -86,16 +118,18 @@ pub struct FactorGrads {
     pub b: Tensor<2>,
 }
 
-/// The projection, and x·Aᵀ `[t, r]` for the backward pass where there is an adapter.
+/// The projection, added to `sum` where there is one, and x·Aᵀ `[t, r]` for the backward pass where there is
+/// an adapter.
 ///
 /// # Shapes
-/// `x` `[t, in]`, result `[t, out]`.
+/// `x` `[t, in]`, `sum` and result `[t, out]`.
 pub fn forward(
     x: &Tensor<2>,
     weight: &impl FrozenMatrix,
     factors: Option<&Factors>,
+    sum: Option<Tensor<2>>,
 ) -> (Tensor<2>, Option<Tensor<2>>) {
-    let y = weight.matmul(x);
+    let y = weight.matmul_add(x, sum);
     match factors {
         None => (y, None),
         Some(f) => {
@@ -107,19 +141,31 @@ pub fn forward(
 }
 
 /// What a backward pass should compute.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Wanted {
     /// The input's gradient.
     pub input: bool,
     /// The factors' gradients.
-    pub factors: bool,
+    pub factors: WantedFactors,
+}
+
+/// Where the factors' gradients go.
+#[derive(Clone, Debug)]
+pub enum WantedFactors {
+    /// They are not wanted.
+    No,
+    /// Into new tensors.
+    New,
+    /// Those of A and of B into slots; they are not returned.
+    Into([Slot; 2]),
 }
 
 /// Gradient of the input, dx = dy·W + s·(dy·B)·A, and of the factors, dA = s·(dy·B)ᵀ·x and
-/// dB = s·dyᵀ·(x·Aᵀ), as far as they are `wanted`.
+/// dB = s·dyᵀ·(x·Aᵀ), as far as they are `wanted`. dx is added to `sum`, where there is one: the gradient
+/// that reaches x from elsewhere.
 ///
 /// # Shapes
-/// `dy` `[t, out]`, `x` and dx `[t, in]`; `adapter` holds the factors and x·Aᵀ `[t, r]` from
+/// `dy` `[t, out]`, `x`, `sum` and dx `[t, in]`; `adapter` holds the factors and x·Aᵀ `[t, r]` from
 /// [`forward`].
 pub fn backward(
     dy: &Tensor<2>,
@@ -127,16 +173,25 @@ pub fn backward(
     weight: &impl FrozenMatrix,
     adapter: Option<(&Factors, &Tensor<2>)>,
     wanted: Wanted,
+    sum: Option<Tensor<2>>,
 ) -> (Option<Tensor<2>>, Option<FactorGrads>) {
-    let base = wanted.input.then(|| weight.matmul_transposed(dy));
+    let base = wanted.input.then(|| weight.matmul_transposed_add(dy, sum));
     let Some((f, xa)) = adapter else {
         return (base, None);
     };
     let dyb = gemm::nn(dy, &f.b);
-    let grads = wanted.factors.then(|| FactorGrads {
-        a: gemm((Op::T, &dyb), (Op::N, &f.input(x)), f.scaling, None),
-        b: gemm((Op::T, dy), (Op::N, xa), f.scaling, None),
-    });
+    let grads = match wanted.factors {
+        WantedFactors::No => None,
+        WantedFactors::New => Some(FactorGrads {
+            a: gemm_f32((Op::T, &dyb), (Op::N, &f.input(x)), f.scaling),
+            b: gemm_f32((Op::T, dy), (Op::N, xa), f.scaling),
+        }),
+        WantedFactors::Into([a, b]) => {
+            gemm_into((Op::T, &dyb), (Op::N, &f.input(x)), f.scaling, &a);
+            gemm_into((Op::T, dy), (Op::N, xa), f.scaling, &b);
+            None
+        }
+    };
     let dx = base.map(|base| match f.dropout {
         None => gemm((Op::N, &dyb), (Op::N, &f.a), f.scaling, Some(base)),
         Some(dropout) => base + dropout.apply(gemm((Op::N, &dyb), (Op::N, &f.a), f.scaling, None)),
@@ -160,7 +215,7 @@ pub fn lora_linear<W: FrozenMatrix>(
         b: f.b.inner(),
         ..f
     });
-    let (y, xa) = forward(&x, &weight, factors.as_ref());
+    let (y, xa) = forward(&x, &weight, factors.as_ref(), None);
     attach(
         y,
         parents,
@@ -186,13 +241,24 @@ impl<W: FrozenMatrix> Vjp<3> for LoraLinear<W> {
         let dy = Tensor::from_dispatch(dy);
         let wanted = Wanted {
             input: dx,
-            factors: da || db,
+            factors: if da || db {
+                WantedFactors::New
+            } else {
+                WantedFactors::No
+            },
         };
         let adapter = self.factors.as_ref().zip(self.xa.as_ref());
-        let (dx, grads) = backward(&dy, &self.x, &self.weight, adapter, wanted);
+        let (dx, grads) = backward(&dy, &self.x, &self.weight, adapter, wanted, None);
         let dx = dx.map(Tensor::into_dispatch);
+        // On the tape a gradient has the dtype of what it belongs to.
+        let dtype = self.x.dtype();
         let (a, b) = grads
-            .map(|g| (g.a.into_dispatch(), g.b.into_dispatch()))
+            .map(|g| {
+                (
+                    g.a.cast(dtype).into_dispatch(),
+                    g.b.cast(dtype).into_dispatch(),
+                )
+            })
             .unzip();
         [dx, a, b]
     }

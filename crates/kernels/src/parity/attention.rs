@@ -45,12 +45,7 @@ fn check(place: &Place, segments: &Segments, layout: HeadLayout) {
 }
 
 fn layout(heads: usize, kv_heads: usize, head_dim: usize) -> HeadLayout {
-    HeadLayout {
-        heads,
-        kv_heads,
-        head_dim,
-        scale: (head_dim as f32).powf(-0.5),
-    }
+    HeadLayout::new(heads, kv_heads, head_dim)
 }
 
 #[test]
@@ -77,14 +72,75 @@ fn attention_and_its_three_gradients() {
     }
 }
 
+/// One token, an odd number, documents that end within tiles and fill several, a cache.
+fn documents() -> [Segments; 4] {
+    [
+        Segments::from_cumulative(&[0, 1]),
+        Segments::from_cumulative(&[0, 3, 20, 21, 210]),
+        Segments::from_cumulative(&[0, 300]),
+        Segments::continuing([(130, 1), (0, 0), (9, 140), (5, 3)]),
+    ]
+}
+
 #[test]
 fn attention_on_every_device() {
     for place in places() {
-        check(
-            &place.with_burns_products(),
-            &Segments::from_cumulative(&[0, 3, 20]),
-            layout(4, 2, 16),
-        );
+        for segments in documents() {
+            check(place, &segments, layout(4, 2, 16));
+        }
+    }
+}
+
+#[test]
+fn attention_on_gpus_for_every_head_size() {
+    let gpus = places().iter().filter(|place| place.is_gpu());
+    for place in gpus {
+        for head_dim in [64, 80, 96, 128, 256] {
+            for segments in documents() {
+                check(place, &segments, layout(6, 2, head_dim));
+            }
+        }
+        // One head each, and one for all.
+        check(place, &documents()[1], layout(3, 3, 64));
+        check(place, &documents()[1], layout(5, 1, 128));
+    }
+}
+
+#[test]
+fn attention_with_windows_and_capped_scores() {
+    for place in places() {
+        for head_dim in [16, 64] {
+            for window in [2, 7, 70, 1000] {
+                let layout = HeadLayout {
+                    window: Some(window),
+                    ..layout(2, 1, head_dim)
+                };
+                for segments in documents() {
+                    check(place, &segments, layout);
+                }
+            }
+            let layout = HeadLayout {
+                softcap: Some(1.5),
+                window: Some(33),
+                ..layout(2, 1, head_dim)
+            };
+            check(place, &documents()[1], layout);
+        }
+    }
+}
+
+#[test]
+fn a_window_of_one_is_the_query_itself() {
+    let layout = HeadLayout {
+        window: Some(1),
+        ..layout(2, 2, 16)
+    };
+    let [q, k, v] = [(); 3].map(|()| random([20, 32]));
+    for place in places() {
+        let [q, k, there] = [&q, &k, &v].map(|x| place.put(x));
+        let qkv = Qkv { q, k, v: there };
+        let (out, _) = attention::forward(&qkv, &Segments::from_cumulative(&[0, 3, 20]), layout);
+        place.assert_close("values", out, place.round(&v));
     }
 }
 
@@ -95,6 +151,7 @@ fn a_document_does_not_see_its_neighbour() {
         kv_heads: 1,
         head_dim: 8,
         scale: 0.3,
+        ..layout(1, 1, 1)
     };
     let (q, k, v) = (random([12, 16]), random([12, 8]), random([12, 8]));
     let both = Qkv {
@@ -132,6 +189,7 @@ proptest! {
             kv_heads,
             head_dim: 2 * half,
             scale: 0.4,
+            ..layout(1, 1, 1)
         };
         check(&Place::cpu(), &Segments::from_cumulative(&cumulative), layout);
     }

@@ -1,8 +1,10 @@
 //! The loss over the vocabulary, and the optimiser.
 
-use burn::tensor::DType;
+use burn::tensor::{DType, Tensor};
 
 use super::places::{compare, places, random};
+use crate::adamw8bit::{self, Guard, Moment8Bit, Moments8Bit};
+use crate::flat::{self, Flat, FlatMoments, FlatParams};
 use crate::{adamw, cross_entropy};
 
 #[test]
@@ -72,6 +74,122 @@ fn adamw_against_its_reference_over_steps() {
             }
             // The first holder of the parameter sees no change.
             place.assert_close("start", there, start.clone());
+        }
+    }
+}
+
+#[test]
+fn adamw8bit_on_every_device() {
+    let params = adamw::AdamWParams {
+        beta1: 0.9,
+        beta2: 0.95,
+        epsilon: 1e-8,
+        weight_decay: 0.1,
+    };
+    for n in [1usize, 3, 255, 256, 1001, 4608] {
+        let start = random([n]);
+        let grads: Vec<_> = (0..4).map(|_| random([n])).collect();
+        for (place, guard) in places()
+            .iter()
+            .filter(|place| place.dtype == DType::F32)
+            .flat_map(|place| [(place, Guard::On), (place, Guard::Off)])
+        {
+            let there = place.put(&start);
+            let (mut ours, mut ours_m) = (there.clone(), Moments8Bit::zeros(&there));
+            let (mut theirs, mut theirs_m) = (start.clone(), Moments8Bit::zeros(&start));
+            for (t, grad) in (1..).zip(&grads) {
+                let step = (0.01, t);
+                let there = place.put(grad);
+                (ours, ours_m) = adamw8bit::step(ours, &there, ours_m, step, &params, guard);
+                (theirs, theirs_m) =
+                    adamw8bit::reference::step(theirs, grad, theirs_m, step, &params, guard);
+                place.assert_close("parameter", ours.clone(), theirs.clone());
+                for (ours, theirs) in [(&ours_m.m, &theirs_m.m), (&ours_m.v, &theirs_m.v)] {
+                    place.assert_close("scales", ours.absmax.clone(), theirs.absmax.clone());
+                    let codes = |moment: &Moment8Bit| {
+                        let codes = moment.codes.clone().into_data();
+                        codes.try_into_vec::<u8>().unwrap()
+                    };
+                    // A value on an edge may fall on either side.
+                    let pairs = codes(ours).into_iter().zip(codes(theirs));
+                    let differing = pairs.fold(0, |count, (a, b)| {
+                        assert!(a.abs_diff(b) <= 1, "codes {a} and {b}");
+                        count + usize::from(a != b)
+                    });
+                    assert!(differing * 50 <= n, "{differing} of {n} codes differ");
+                }
+            }
+            place.assert_close("start", there, start.clone());
+        }
+    }
+}
+
+/// Matrices in one buffer against the same, each on its own.
+#[test]
+fn flat_buffers_on_gpus() {
+    let params = adamw::AdamWParams {
+        beta1: 0.9,
+        beta2: 0.95,
+        epsilon: 1e-8,
+        weight_decay: 0.1,
+    };
+    let shapes = [[3usize, 5], [16, 40], [1, 1], [64, 129]];
+    let start: Vec<Tensor<2>> = shapes.map(random).to_vec();
+    let all: Vec<Vec<Tensor<2>>> = (0..3).map(|_| shapes.map(random).to_vec()).collect();
+    for place in places().iter().filter(|place| place.is_gpu()) {
+        for eight_bit in [false, true] {
+            let put = |x: &[Tensor<2>]| x.iter().map(|x| place.put_f32(x)).collect::<Vec<_>>();
+            let values = Flat::of(&put(&start), DType::F32).unwrap();
+            let rounded = Flat::of(&put(&start), place.dtype).unwrap();
+            let zeros = || Flat::zeros(&shapes, &place.device, DType::F32).unwrap();
+            let moments = if eight_bit {
+                FlatMoments::Bits8(Moments8Bit::zeros(values.buffer()), Guard::On)
+            } else {
+                FlatMoments::F32 {
+                    m: zeros(),
+                    v: zeros(),
+                }
+            };
+            let views = values.views();
+            let mut theirs = start.clone();
+            let mut f32s: Vec<_> = start.iter().map(adamw::Moments::zeros).collect();
+            let mut bits8: Vec<_> = start.iter().map(Moments8Bit::zeros).collect();
+            for (t, grads) in (1..).zip(&all) {
+                let flat = Flat::of(&put(grads), DType::F32).unwrap();
+                let squares = grads.iter().map(|grad| grad.clone().square().sum());
+                let norm = Tensor::cat(squares.collect(), 0).sum().sqrt();
+                let close = super::places::Place::cpu();
+                let on_host = |x: Tensor<1>| Tensor::<1>::from_data(x.into_data(), &close.device);
+                place.assert_close("norm", on_host(flat.norm()), norm);
+                let factor = Tensor::<1>::from_data([0.5f32], (&place.device, DType::F32));
+                flat::adamw(
+                    FlatParams {
+                        values: &values,
+                        rounded: Some(&rounded),
+                    },
+                    &flat,
+                    Some(&factor),
+                    &moments,
+                    (0.01, t),
+                    &params,
+                );
+                for (i, grad) in grads.iter().enumerate() {
+                    let (param, grad) = (theirs[i].clone(), grad.clone().mul_scalar(0.5));
+                    let step = (0.01, t);
+                    if eight_bit {
+                        let moments = bits8[i].clone();
+                        let guard = Guard::On;
+                        (theirs[i], bits8[i]) =
+                            adamw8bit::reference::step(param, &grad, moments, step, &params, guard);
+                    } else {
+                        let moments = f32s[i].clone();
+                        (theirs[i], f32s[i]) =
+                            adamw::reference::step(param, &grad, moments, step, &params);
+                    }
+                    place.assert_close("parameter", views[i].clone(), theirs[i].clone());
+                    place.assert_close("its copy", rounded.view(i), theirs[i].clone());
+                }
+            }
         }
     }
 }

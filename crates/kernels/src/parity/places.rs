@@ -27,6 +27,11 @@ impl Place {
         }
     }
 
+    /// Whether it is not the processor.
+    pub(super) fn is_gpu(&self) -> bool {
+        self.name != "flex"
+    }
+
     /// For what is made of Burn's own matrix products there: on CUDA they round f32 factors to TF32.
     pub(super) fn with_burns_products(&self) -> Self {
         let tolerance = match self.name {

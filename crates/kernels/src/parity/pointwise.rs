@@ -40,6 +40,28 @@ fn rms_norm_and_both_gradients() {
     }
 }
 
+#[test]
+fn rms_norm_adds_to_what_goes_past_it() {
+    for (t, n) in [(1, 1), (5, 64), (37, 576), (3, 1500)] {
+        let [x, dy, past] = [(); 3].map(|()| random([t, n]));
+        let w = random([n]);
+        for place in places() {
+            let there = |x: &Tensor<2>| place.put(x);
+            let (_, rstd) = rms_norm::forward(&there(&x), &place.put(&w), 1e-5);
+            let (exact, weight) = (place.round(&x), place.round(&w));
+            let (_, exact_rstd) = rms_norm::reference::forward(&exact, &weight, 1e-5);
+            let expected = place.round(&past)
+                + rms_norm::reference::backward(&place.round(&dy), &exact, &weight, &exact_rstd);
+            let backward =
+                |past| rms_norm::backward_add(&there(&dy), &there(&x), &place.put(&w), &rstd, past);
+            place.assert_close("in place", backward(there(&past)), expected.clone());
+            let held = there(&past);
+            place.assert_close("beside it", backward(held.clone()), expected);
+            place.assert_close("held operand", held, place.round(&past));
+        }
+    }
+}
+
 fn tables(t: usize, d: usize) -> RotaryTables {
     let angles = random([t, d / 2]).mul_scalar(3.0);
     RotaryTables {
@@ -123,6 +145,19 @@ fn embedding_gathers_rows() {
             let expected = embedding::reference::forward(&place.round(&table), &ids);
             place.assert_close("rows", embedding::forward(&there, &ids), expected);
             assert_eq!(embedding::forward(&there, &[]).dims(), [0, h]);
+        }
+    }
+}
+
+#[test]
+fn embedding_puts_rows_back() {
+    for (t, h, step) in [(1, 1, 1), (9, 7, 2), (300, 576, 3), (40, 16, 1), (5, 8, 9)] {
+        let rows: Vec<u32> = (0..t as u32).step_by(step).skip(1).collect();
+        let values = random([rows.len(), h]);
+        for place in places() {
+            let spread = embedding::spread(&place.put(&values), &rows, t);
+            let expected = embedding::reference::spread(&place.round(&values), &rows, t);
+            place.assert_close("rows in place", spread, expected);
         }
     }
 }

@@ -51,6 +51,10 @@ fn gemm_adds_to_an_f32_sum_whatever_the_factors() {
         let y = gemm::gemm((Op::T, &a), (Op::N, &b), 0.25, Some(place.put_f32(&c)));
         assert_eq!(y.dtype(), DType::F32);
         place.assert_close("sum", y, expected);
+        let y = gemm::gemm_f32((Op::T, &a), (Op::N, &b), 0.25);
+        assert_eq!(y.dtype(), DType::F32);
+        let expected = gemm::reference::gemm((Op::T, &exact_a), (Op::N, &exact_b), 0.25, None);
+        place.assert_close("product", y, expected);
     }
 }
 

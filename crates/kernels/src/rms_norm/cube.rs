@@ -5,7 +5,8 @@ use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
 use crate::cube::{
-    RowCube, argument, cubes, elem, empty, floats, len, line, sum_cube, sum_lanes, tensor,
+    InPlace, RowCube, argument, cubes, elem, empty, floats, into_floats, len, line, on_cube,
+    sum_cube, sum_lanes, tensor,
 };
 
 /// Units that share a row, at most.
@@ -53,31 +54,53 @@ pub(super) fn forward(
     Some((tensor(y), tensor(rstd)))
 }
 
+/// `Err` hands `sum` back when something is not on a CubeCL device. The result is written over it.
 pub(super) fn backward(
     dy: &Tensor<2>,
     x: &Tensor<2>,
     weight: &Tensor<1>,
     rstd: &Tensor<1>,
-) -> Option<Tensor<2>> {
+    sum: Option<Tensor<2>>,
+) -> Result<Tensor<2>, Option<Tensor<2>>> {
     let [rows, width] = x.dims();
-    let (dy, x, w, rstd) = (floats(dy)?, floats(x)?, floats(weight)?, floats(rstd)?);
-    if dy.dtype != x.dtype || rstd.dtype != DType::F32 {
-        return None;
+    let (Some(dy), Some(x), Some(w), Some(rstd)) =
+        (floats(dy), floats(x), floats(weight), floats(rstd))
+    else {
+        return Err(sum);
+    };
+    let like_x = |sum: &Tensor<2>| on_cube(sum) && sum.dtype() == x.dtype;
+    if dy.dtype != x.dtype || rstd.dtype != DType::F32 || !sum.as_ref().is_none_or(like_x) {
+        return Err(sum);
     }
-    let dx = empty(&x, [rows, width], x.dtype);
+    let sum = match sum.map(into_floats) {
+        None => None,
+        Some(Ok(sum)) => Some(sum),
+        Some(Err(sum)) => return Err(Some(sum)),
+    };
+    let mut dx = sum.is_none().then(|| empty(&x, [rows, width], x.dtype));
     if len(&x) > 0 {
         let line = line(x.dtype, width);
         let vectors = width / line;
         let cube = RowCube::new(&x, vectors, UNITS);
         let dtypes = [elem(x.dtype), elem(w.dtype)];
-        let [dy, x, w, out] = [&dy, &x, &w, &dx].map(|x| argument(x, line));
+        let adds = sum.is_some();
+        let (added, out) = match (&sum, &dx) {
+            (Some(sum), _) => {
+                let out = InPlace::over(sum, line, 4);
+                dx = Some(out.tensor);
+                (argument(sum, line), out.argument)
+            }
+            (None, Some(dx)) => (argument(&x, line), argument(dx, line)),
+            (None, None) => unreachable!("there is new memory where nothing is added to"),
+        };
+        let client = x.client.clone();
+        let [dy, x, w] = [&dy, &x, &w].map(|x| argument(x, line));
         let scale = 1.0 / width as f32;
-        let client = &dx.client;
         #[expect(unsafe_code, reason = "a kernel without bounds checks")]
-        // SAFETY: dy, x and dx have `rows` rows of `vectors` vectors, w one, and rstd a value for each.
+        // SAFETY: dy, x, what is added and dx have `rows` rows of `vectors` vectors, w one, and rstd a value for each.
         unsafe {
             backward_kernel::launch_unchecked(
-                client,
+                &client,
                 cubes(rows),
                 cube.dim(),
                 line,
@@ -85,15 +108,20 @@ pub(super) fn backward(
                 x,
                 w,
                 argument(&rstd, 1),
+                added,
                 out,
                 vectors as u32,
                 scale,
+                adds,
                 cube,
                 dtypes,
             );
         }
     }
-    Some(tensor(dx))
+    let Some(dx) = dx.or(sum) else {
+        unreachable!("there is new memory where nothing is added to");
+    };
+    Ok(tensor(dx))
 }
 
 #[cube(launch_unchecked)]
@@ -143,9 +171,11 @@ fn backward_kernel<F: Float, W: Float, N: Size>(
     x: &[Vector<F, N>],
     weight: &[Vector<W, N>],
     rstd: &[f32],
+    added: &[Vector<F, N>],
     dx: &mut [Vector<F, N>],
     vectors: u32,
     scale: f32,
+    #[comptime] adds: bool,
     #[comptime] cube: RowCube,
     #[define(F, W)] _dtypes: [ElemType; 2],
 ) {
@@ -173,7 +203,11 @@ fn backward_kernel<F: Float, W: Float, N: Size>(
         let v = Vector::<f32, N>::cast_from(x[start + i]);
         let d = Vector::<f32, N>::cast_from(dy[start + i]);
         let w = Vector::<f32, N>::cast_from(weight[i]);
-        dx[start + i] = Vector::cast_from((d * w - v * Vector::new(c)) * Vector::new(r));
+        let mut value = (d * w - v * Vector::new(c)) * Vector::new(r);
+        if comptime!(adds) {
+            value += Vector::<f32, N>::cast_from(added[start + i]);
+        }
+        dx[start + i] = Vector::cast_from(value);
         i += units;
     }
 }

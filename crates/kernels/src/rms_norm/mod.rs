@@ -32,8 +32,31 @@ pub fn forward(x: &Tensor<2>, weight: &Tensor<1>, eps: f64) -> (Tensor<2>, Tenso
 /// `dy`, `x` and the result `[t, n]`; `weight` `[n]`; `rstd` `[t]`.
 pub fn backward(dy: &Tensor<2>, x: &Tensor<2>, weight: &Tensor<1>, rstd: &Tensor<1>) -> Tensor<2> {
     cpu::backward(dy, x, weight, rstd)
-        .or_else(|| on_device!(cube::backward(dy, x, weight, rstd)))
+        .or_else(|| on_device!(cube::backward(dy, x, weight, rstd, None).ok()))
         .unwrap_or_else(|| reference::backward(dy, x, weight, rstd))
+}
+
+/// [`backward`] added to what reaches the input past the norm. `sum` is written over where nothing else
+/// holds it.
+///
+/// # Shapes
+/// As [`backward`]; `sum` `[t, n]`.
+pub fn backward_add(
+    dy: &Tensor<2>,
+    x: &Tensor<2>,
+    weight: &Tensor<1>,
+    rstd: &Tensor<1>,
+    sum: Tensor<2>,
+) -> Tensor<2> {
+    let fused: Result<_, Option<Tensor<2>>> =
+        on_device!(cube::backward(dy, x, weight, rstd, Some(sum)), or Some(sum));
+    fused.unwrap_or_else(|sum| {
+        let dx = backward(dy, x, weight, rstd);
+        match sum {
+            Some(sum) => sum + dx,
+            None => dx,
+        }
+    })
 }
 
 /// Gradient of the weight: Σₜ dy∘x̂.

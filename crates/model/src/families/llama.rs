@@ -123,7 +123,17 @@ impl Llama {
     /// # Panics
     /// If an id is not in the vocabulary.
     pub fn embed(&self, input_ids: &[u32]) -> Tensor<2> {
-        self.embed_tokens.rows(input_ids)
+        let rows = self.embed_tokens.rows(input_ids);
+        if rows.dtype() == self.dtype() {
+            rows
+        } else {
+            rows.cast(self.dtype())
+        }
+    }
+
+    /// The dtype of activations, and of weights that are not quantised.
+    pub fn dtype(&self) -> DType {
+        self.norm.weight().dtype()
     }
 
     /// The residual stream after the embedding and after each layer, without the final norm.
@@ -230,12 +240,13 @@ impl Llama {
     /// Settings that do not fit the model.
     pub fn with_lora(mut self, config: &LoraConfig, seed: u64) -> Result<Self, LoadError> {
         config.validate(self.config.num_hidden_layers)?;
-        let device = self.device();
+        let (device, dtype) = (self.device(), self.dtype());
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         self.replace_adapters(|layer, target, projection| {
             Ok(config
                 .adapts(layer, target)
-                .then(|| LoraAdapter::init(config, projection.weight().dims(), &mut rng, &device)))
+                .then(|| LoraAdapter::init(config, projection.weight().dims(), &mut rng, &device))
+                .map(|adapter| adapter.computing_in(dtype)))
         })?;
         self.lora = Some(config.clone());
         Ok(self)
@@ -251,7 +262,7 @@ impl Llama {
             return Err(LoadError::AdapterModule { module });
         }
         adapter.config.validate(self.config.num_hidden_layers)?;
-        let device = self.device();
+        let (device, dtype) = (self.device(), self.dtype());
         self.replace_adapters(|layer, target, projection| {
             let path = target.path(layer);
             let Some((a, b)) = adapter.factors.get(&path) else {
@@ -268,7 +279,8 @@ impl Llama {
                 });
             }
             let (a, b) = (a.clone().to_device(&device), b.clone().to_device(&device));
-            Ok(Some(LoraAdapter::from_factors(&adapter.config, a, b)))
+            let made = LoraAdapter::from_factors(&adapter.config, a, b);
+            Ok(Some(made.computing_in(dtype)))
         })?;
         self.lora = Some(adapter.config.clone());
         Ok(self)

@@ -104,10 +104,9 @@ impl Attention {
         context: &Context,
         layer: usize,
     ) -> Projected {
-        let (y, saved) = self
-            .o_proj
-            .forward_saving(out, context.seed(layer, TargetModule::OProj));
-        Projected { y: h + y, saved }
+        let seed = context.seed(layer, TargetModule::OProj);
+        let (y, saved) = self.o_proj.forward_adding(out, seed, Some(h));
+        Projected { y, saved }
     }
 
     /// From the gradient of the heads' output to those of q, k and v before rotation.
@@ -144,11 +143,7 @@ impl Attention {
         ];
         let mut dx: Option<Tensor<2>> = None;
         for (projection, dy, saved) in parts {
-            let part = projection.backward(&dy, x.as_ref(), saved, grads, wanted);
-            dx = match (dx, part) {
-                (Some(sum), Some(part)) => Some(sum + part),
-                (sum, part) => sum.or(part),
-            };
+            dx = projection.backward(&dy, x.as_ref(), saved, grads, wanted, dx);
         }
         dx
     }

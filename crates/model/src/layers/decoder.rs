@@ -123,7 +123,7 @@ impl DecoderLayer {
         let product = swiglu::forward(&gate.y, &up.y);
         let gate = keep.contains(T::Gate).then_some(gate);
         let up = keep.contains(T::Up).then_some(up);
-        let (y, saved) = mlp.down(&product, context, i);
+        let (h, saved) = mlp.down(h, &product, context, i);
         let product = keep
             .contains(T::Product)
             .then_some(Projected { y: product, saved });
@@ -142,7 +142,7 @@ impl DecoderLayer {
             up,
             product,
         };
-        (h + y, saved)
+        (h, saved)
     }
 
     /// Computes the tensors of the layer one by one, in the order of the forward pass, and shows each to `made`
@@ -196,11 +196,11 @@ impl DecoderLayer {
         }
         let mid = self.take_mid(&mut saved, context);
         let norm = &self.post_attention_layernorm;
-        let d_mid = dy + norm.backward(&dx, &mid.y, &saved.post_rstd);
+        let d_mid = norm.backward_add(&dx, &mid.y, &saved.post_rstd, dy);
         drop(dx);
         let d_normed = self.attention_backward(&d_mid, mid, &mut saved, context, grads, wanted)?;
         let norm = &self.input_layernorm;
-        Some(d_mid + norm.backward(&d_normed, &saved.input, &saved.input_rstd))
+        Some(norm.backward_add(&d_normed, &saved.input, &saved.input_rstd, d_mid))
     }
 
     /// From the gradient of the MLP's result to that of its normed input.
@@ -224,7 +224,10 @@ impl DecoderLayer {
             Some(Projected { y, saved }) => (Some(y), saved),
             None => (None, ProjectionSaved::default()),
         };
-        let d_product = wanted(mlp.down_proj.backward(dy, x.as_ref(), &down, grads, true));
+        let d_product = wanted(
+            mlp.down_proj
+                .backward(dy, x.as_ref(), &down, grads, true, None),
+        );
         drop((x, down));
         // Handed over, so that their gradients may take their place.
         let d = swiglu::backward(&d_product, gate.y, up.y);
@@ -252,7 +255,7 @@ impl DecoderLayer {
         let (out, lse) = taken(&mut saved.attention);
         let d_out = wanted(
             attn.o_proj
-                .backward(d_mid, Some(&out), &o_proj, grads, true),
+                .backward(d_mid, Some(&out), &o_proj, grads, true, None),
         );
         let [q, k, v] = [&mut saved.query, &mut saved.key, &mut saved.value].map(taken);
         let d = attn.attend_backward(&d_out, &qkv(&q, &k, &v), (&out, &lse), context);

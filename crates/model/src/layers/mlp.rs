@@ -48,15 +48,16 @@ impl Mlp {
         Projected { y, saved }
     }
 
-    /// The result, and what `down_proj` needs for its backward pass, without autodiff.
+    /// The residual stream behind the MLP, and what `down_proj` needs for its backward pass, without autodiff.
     pub(super) fn down(
         &self,
+        h: Tensor<2>,
         product: &Tensor<2>,
         context: &Context,
         layer: usize,
     ) -> (Tensor<2>, ProjectionSaved) {
-        self.down_proj
-            .forward_saving(product, context.seed(layer, TargetModule::DownProj))
+        let seed = context.seed(layer, TargetModule::DownProj);
+        self.down_proj.forward_adding(product, seed, Some(h))
     }
 
     /// The product once more, with what `down_proj` needs.
@@ -82,9 +83,9 @@ impl Mlp {
         (gate, up): (&ProjectionSaved, &ProjectionSaved),
         grads: &mut AdapterGrads,
     ) -> Tensor<2> {
-        let from_gate = wanted(self.gate_proj.backward(&d_gate, x, gate, grads, true));
+        let dx = self.gate_proj.backward(&d_gate, x, gate, grads, true, None);
         drop(d_gate);
-        from_gate + wanted(self.up_proj.backward(&d_up, x, up, grads, true))
+        wanted(self.up_proj.backward(&d_up, x, up, grads, true, dx))
     }
 
     /// Whether gate or up has an adapter, whose gradient needs the input.

@@ -49,4 +49,18 @@ impl RmsNorm {
     pub fn backward(&self, dy: &Tensor<2>, x: &Tensor<2>, rstd: &Tensor<1>) -> Tensor<2> {
         rms_norm::backward(dy, x, &self.weight, rstd)
     }
+
+    /// As [`backward`](Self::backward), added to `sum`: what goes past the norm.
+    ///
+    /// # Shapes
+    /// `dy`, `x`, `sum` and the result `[t, h]`, `rstd` `[t]`.
+    pub fn backward_add(
+        &self,
+        dy: &Tensor<2>,
+        x: &Tensor<2>,
+        rstd: &Tensor<1>,
+        sum: Tensor<2>,
+    ) -> Tensor<2> {
+        rms_norm::backward_add(dy, x, &self.weight, rstd, sum)
+    }
 }

@@ -96,7 +96,7 @@ pub const KEYS: &[Key] = &[
     key(
         "dtype",
         r#""auto""#,
-        "Number format of the computation: auto or f32 (auto is f32 on a CPU).",
+        "Number format of the computation: auto, bf16, f16 or f32; auto is bf16 where the device has it, else f32.",
     ),
     change(
         key(
@@ -129,7 +129,11 @@ pub const KEYS: &[Key] = &[
         r#""12GiB""#,
         "Memory that a step may use under smart, base included. Left out: what is free, less a margin.",
     ),
-    key("device", r#""auto""#, "Where to compute: auto or cpu."),
+    key(
+        "device",
+        r#""auto""#,
+        "Where to compute: auto, cpu, cuda, cuda:N or wgpu; auto is cuda:0 where there is one.",
+    ),
     key(
         "quantization.quant_type",
         r#""nf4""#,

@@ -1,8 +1,10 @@
 //! The values of a recipe that are names.
 
+use backdraft_kernels::device::{self, Choice, UnknownDevice};
 use serde::{Deserialize, Serialize};
 
 use super::reader::Value;
+use crate::error::TrainError;
 
 /// An enum whose variants a recipe writes by name.
 macro_rules! named {
@@ -43,9 +45,13 @@ macro_rules! named {
 named! {
     /// Number format of the computation.
     DType {
-        /// The best the device has: f32 on a CPU.
+        /// The best the device has: bf16 on a GPU with tensor cores for it, else f32.
         #[default]
         Auto = "auto",
+        /// bfloat16, with sums in f32.
+        Bf16 = "bf16",
+        /// Half precision, with sums in f32 and a scaled loss.
+        F16 = "f16",
         /// Single precision.
         F32 = "f32",
     }
@@ -66,15 +72,49 @@ named! {
     }
 }
 
-named! {
-    /// Where to compute.
-    Device {
-        /// The best device of this build.
-        #[default]
-        Auto = "auto",
-        /// The processor.
-        Cpu = "cpu",
+impl DType {
+    /// The type to compute in on `device`.
+    ///
+    /// # Errors
+    /// A type that the device does not compute in.
+    pub fn on(self, device: &burn::tensor::Device) -> Result<burn::tensor::DType, TrainError> {
+        let dtype = match self {
+            Self::Auto => return Ok(device::best_dtype(device)),
+            Self::Bf16 => burn::tensor::DType::BF16,
+            Self::F16 => burn::tensor::DType::F16,
+            Self::F32 => burn::tensor::DType::F32,
+        };
+        if device::computes_in(device, dtype) {
+            return Ok(dtype);
+        }
+        Err(TrainError::Dtype {
+            dtype: self,
+            device: device::report(device).name,
+        })
     }
+}
+
+/// Where to compute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Device(pub Choice);
+
+impl TryFrom<String> for Device {
+    type Error = UnknownDevice;
+
+    fn try_from(name: String) -> Result<Self, UnknownDevice> {
+        name.parse().map(Self)
+    }
+}
+
+impl From<Device> for String {
+    fn from(device: Device) -> Self {
+        device.0.to_string()
+    }
+}
+
+impl Value for Device {
+    const EXPECTED: &'static str = Choice::EXPECTED;
 }
 
 named! {

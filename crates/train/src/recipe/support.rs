@@ -3,28 +3,26 @@
 use toml::Spanned;
 use toml::de::DeValue;
 
-const HALF: &str = r#"this version computes in f32; write dtype = "auto""#;
 const PAGED: &str = r#"this version does not page the optimiser's state; write optimizer = "adamw_8bit" or "adamw""#;
 const NO_OFFLOAD: &str =
     r#"this version does not move activations to host memory; write activation_policy = "smart""#;
 const BIAS: &str = r#"adapters of this version train no biases; write bias = "none""#;
 const PROJECTIONS: &str =
     "adapters go on the seven projections of a layer; take it out of the list";
-const CPU: &str = r#"this version trains on the CPU; write device = "auto" or device = "cpu""#;
 const CHATS: &str =
     r#"rewrite the rows as "messages" with "role" and "content", and write format = "messages""#;
 
 /// Key, value and what to write instead.
 const REFUSED: &[(&str, &str, &str)] = &[
-    ("dtype", "bf16", HALF),
-    ("dtype", "f16", HALF),
-    ("dtype", "bfloat16", HALF),
-    ("dtype", "float16", HALF),
+    ("dtype", "bfloat16", r#"write dtype = "bf16""#),
+    ("dtype", "float16", r#"write dtype = "f16""#),
     ("dtype", "float32", r#"write dtype = "f32""#),
     ("activation_policy", "offload", NO_OFFLOAD),
-    ("device", "cuda", CPU),
-    ("device", "gpu", CPU),
-    ("device", "wgpu", CPU),
+    (
+        "device",
+        "gpu",
+        r#"write device = "cuda" or device = "auto""#,
+    ),
     ("lora.bias", "all", BIAS),
     ("lora.bias", "lora_only", BIAS),
     ("lora.target_modules", "lm_head", PROJECTIONS),

@@ -379,13 +379,9 @@ fn values_of_other_programs_and_later_versions_are_refused_by_name() {
     one problem in the recipe recipe.toml:
       --set quantization.block_size=32: `quantization.block_size` takes 64 or 128, not 32
     ");
-    assert_snapshot!(refused("dtype=bf16"), @r#"
+    assert_snapshot!(refused("dtype=float16"), @r#"
     one problem in the recipe recipe.toml:
-      --set dtype=bf16: `dtype = "bf16"` is not supported: this version computes in f32; write dtype = "auto"
-    "#);
-    assert_snapshot!(refused("dtype=f16"), @r#"
-    one problem in the recipe recipe.toml:
-      --set dtype=f16: `dtype = "f16"` is not supported: this version computes in f32; write dtype = "auto"
+      --set dtype=float16: `dtype = "float16"` is not supported: write dtype = "f16"
     "#);
     assert_snapshot!(refused("dtype=float32"), @r#"
     one problem in the recipe recipe.toml:
@@ -399,9 +395,13 @@ fn values_of_other_programs_and_later_versions_are_refused_by_name() {
     one problem in the recipe recipe.toml:
       --set memory_budget=12: `memory_budget` takes a size such as "12GiB", not 12
     "#);
-    assert_snapshot!(refused("device=cuda"), @r#"
+    assert_snapshot!(refused("device=gpu"), @r#"
     one problem in the recipe recipe.toml:
-      --set device=cuda: `device = "cuda"` is not supported: this version trains on the CPU; write device = "auto" or device = "cpu"
+      --set device=gpu: `device = "gpu"` is not supported: write device = "cuda" or device = "auto"
+    "#);
+    assert_snapshot!(refused("device=cuda:x"), @r#"
+    one problem in the recipe recipe.toml:
+      --set device=cuda:x: `device` takes auto, cpu, cuda, cuda:N or wgpu, not "cuda:x"
     "#);
     assert_snapshot!(refused("lora.bias=all"), @r#"
     one problem in the recipe recipe.toml:

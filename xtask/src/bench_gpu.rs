@@ -1,0 +1,287 @@
+//! LoRA steps of a random model on a CUDA device.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+use backdraft_formats::ModelSource;
+use backdraft_kernels::adamw::AdamWParams;
+use backdraft_kernels::adamw8bit::Guard;
+use backdraft_kernels::device;
+use backdraft_lora::LoraConfig;
+use backdraft_model::layers::{KeepSet, SavedTensor};
+use backdraft_model::{Llama, Targets, Tokens};
+use backdraft_quant::{FourBitFormat, QuantizationPlan, Scheme};
+use backdraft_train::activation::{ActivationPlan, Segment};
+use backdraft_train::optimizer::{AdamW, StatePrecision};
+use backdraft_train::step::{MicroBatch, forward_backward};
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use clap::{Args, ValueEnum};
+use serde_json::json;
+
+use crate::random_model;
+
+#[derive(Args)]
+pub(crate) struct GpuArgs {
+    /// A directory that `random-model` wrote.
+    #[arg(long)]
+    model: PathBuf,
+    /// How the base is kept.
+    #[arg(long, value_enum, default_value = "nf4")]
+    base: Base,
+    /// Which type activations have.
+    #[arg(long, value_enum, default_value = "bf16")]
+    dtype: Dtype,
+    /// Sequences × tokens; may be given again.
+    #[arg(long = "batch", value_name = "BxS", default_value = "2x2048", value_parser = parse_batch)]
+    batches: Vec<[usize; 2]>,
+    /// What layers keep for the backward pass.
+    #[arg(long, value_enum, default_value = "lean")]
+    keep: Keep,
+    /// Timed steps.
+    #[arg(long, default_value_t = 10)]
+    steps: usize,
+    #[arg(long, value_enum, default_value = "adamw8bit")]
+    optimizer: Optimizer,
+    #[arg(long, default_value_t = 2e-4)]
+    learning_rate: f64,
+    /// Largest norm of the gradients; 0 leaves them.
+    #[arg(long, default_value_t = 1.0)]
+    max_grad_norm: f64,
+    #[arg(long, default_value_t = 0.0)]
+    weight_decay: f64,
+    /// Print the loss of every step.
+    #[arg(long)]
+    trace: bool,
+    /// The stream that token ids come from.
+    #[arg(long, default_value = "bench")]
+    stream: String,
+    /// `cuda:N`, or `cpu` to try the program.
+    #[arg(long, default_value = "cuda:0")]
+    device: String,
+    /// What is being measured, for the record.
+    #[arg(long, default_value = "")]
+    commit: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+enum Base {
+    Nf4,
+    Nf4Double,
+    Dense,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+enum Dtype {
+    F32,
+    F16,
+    Bf16,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+enum Keep {
+    /// Everything that the backward pass uses.
+    All,
+    /// All but what one pass over memory rebuilds: normed inputs, and the product of gate and up.
+    Lean,
+    /// The input of each layer.
+    Inputs,
+}
+
+impl Keep {
+    fn plan(self, layers: usize) -> ActivationPlan {
+        use SavedTensor as T;
+        match self {
+            Self::All => ActivationPlan::keep_all(layers),
+            Self::Lean => {
+                let keep = [
+                    T::Query,
+                    T::Key,
+                    T::Value,
+                    T::Attention,
+                    T::Mid,
+                    T::Gate,
+                    T::Up,
+                ];
+                ActivationPlan {
+                    segments: vec![Segment::Stored(KeepSet::of(keep)); layers],
+                }
+            }
+            Self::Inputs => ActivationPlan::recompute_all(layers),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+enum Optimizer {
+    Adamw,
+    Adamw8bit,
+}
+
+impl From<Dtype> for DType {
+    fn from(dtype: Dtype) -> Self {
+        match dtype {
+            Dtype::F32 => Self::F32,
+            Dtype::F16 => Self::F16,
+            Dtype::Bf16 => Self::BF16,
+        }
+    }
+}
+
+fn parse_batch(text: &str) -> Result<[usize; 2], String> {
+    let (batch, length) = text.split_once('x').ok_or("expected, say, 2x2048")?;
+    let number = |text: &str| text.parse().map_err(|_| format!("{text} is no number"));
+    Ok([number(batch)?, number(length)?])
+}
+
+pub(crate) fn run(args: &GpuArgs) -> anyhow::Result<()> {
+    let device = match args.device.strip_prefix("cuda:") {
+        Some(index) => device::cuda(index.parse().context("cuda:N takes a number")?)?,
+        None if args.device == "cpu" => Device::flex(),
+        None => bail!("--device {}: expected cuda:N or cpu", args.device),
+    };
+    println!("{}", device::report(&device));
+    let began = Instant::now();
+    let source = ModelSource::open(&args.model)?;
+    let scheme = |double_quant| Scheme::FourBit {
+        format: FourBitFormat::Nf4,
+        block_size: 64,
+        double_quant,
+    };
+    let plan = match args.base {
+        Base::Dense => None,
+        Base::Nf4 => Some(scheme(false)),
+        Base::Nf4Double => Some(scheme(true)),
+    };
+    let plan = plan.map(|scheme| QuantizationPlan {
+        scheme,
+        skip_modules: ["lm_head", "embed_tokens", "norm"]
+            .map(str::to_owned)
+            .to_vec(),
+    });
+    let dtype = DType::from(args.dtype);
+    let model = Llama::load_as(&source, plan.as_ref(), (&device, dtype))?;
+    let model = with_streams(model.with_lora(&LoraConfig::default(), 42)?);
+    device.sync()?;
+    println!(
+        "loaded in {:.1} s, {}",
+        began.elapsed().as_secs_f64(),
+        memory(&device)
+    );
+    for &batch in &args.batches {
+        measure(args, model.clone(), batch)?;
+    }
+    Ok(())
+}
+
+/// A from streams of numbers named by layer and projection.
+fn with_streams(mut model: Llama) -> Llama {
+    for (layer, target, adapter) in model.adapters_mut() {
+        let path = target.path(layer);
+        let a = adapter.lora_a.id;
+        adapter.update(|id, factor| {
+            if id != a {
+                return factor;
+            }
+            let [rank, input] = factor.dims();
+            let name = format!("lora_A/{}", path.trim_start_matches("model."));
+            let bound = (1.0 / (input as f64).sqrt()) as f32;
+            let values = random_model::uniform(&name, rank * input, bound);
+            let data = TensorData::new(values, [rank, input]);
+            Tensor::from_data(data, (&factor.device(), DType::F32))
+        });
+    }
+    model
+}
+
+fn measure(args: &GpuArgs, mut model: Llama, batch: [usize; 2]) -> anyhow::Result<()> {
+    let device = model.device();
+    let vocabulary = model.config().vocab_size;
+    let documents = random_model::tokens(&args.stream, batch, vocabulary);
+    let labels: Vec<i64> = documents.concat().into_iter().map(i64::from).collect();
+    let tokens = Tokens::from_sequences(&documents);
+    let targets = Targets::from_labels(&tokens.segments, &labels);
+    let batch_of = MicroBatch { tokens, targets };
+    let params = AdamWParams {
+        beta1: 0.9,
+        beta2: 0.999,
+        epsilon: 1e-8,
+        weight_decay: args.weight_decay,
+    };
+    let precision = match args.optimizer {
+        Optimizer::Adamw => StatePrecision::F32,
+        Optimizer::Adamw8bit => StatePrecision::Bits8(Guard::On),
+    };
+    let mut optimizer = AdamW::new(params, precision);
+    optimizer.adopt(&mut model);
+    let plan = args.keep.plan(model.num_backward_layers());
+    let (mut times, mut submits) = (Vec::new(), Vec::new());
+    const WARM: usize = 2;
+    for step in 0..args.steps + WARM {
+        let began = Instant::now();
+        let mut grads = optimizer.grads();
+        let count = batch_of.targets.len() as f32;
+        let nll = forward_backward(&model, &batch_of, 1.0 / count, None, &plan, &mut grads);
+        let (grads, norm) = optimizer.clip(&model, grads, args.max_grad_norm);
+        optimizer.step(&mut model, &grads, args.learning_rate);
+        let submitted = began.elapsed().as_secs_f64();
+        let loss = nll.try_into_scalar::<f64>()? / f64::from(count);
+        device.sync()?;
+        let seconds = began.elapsed().as_secs_f64();
+        if args.trace || step == 0 {
+            let norm = norm.try_into_scalar::<f64>()?;
+            println!(
+                "step {}: loss {loss:.6}, gradient norm {norm:.6}, {seconds:.3} s",
+                step + 1
+            );
+        }
+        if step >= WARM {
+            times.push(1e3 * seconds);
+            submits.push(1e3 * submitted);
+        }
+    }
+    times.sort_by(f64::total_cmp);
+    submits.sort_by(f64::total_cmp);
+    let (median, submit) = (times[times.len() / 2], submits[submits.len() / 2]);
+    let count = batch[0] * batch[1];
+    println!(
+        "{:?} {:?} keep {:?} {}x{}: {median:.1} ms ({:.1} to {:.1}), {:.0} tokens/s, host {submit:.1} ms; {}",
+        args.base,
+        args.dtype,
+        args.keep,
+        batch[0],
+        batch[1],
+        times[0],
+        times[times.len() - 1],
+        1e3 * count as f64 / median,
+        memory(&device),
+    );
+    println!(
+        "{}",
+        json!({
+            "model": args.model, "base": format!("{:?}", args.base), "dtype": format!("{:?}", args.dtype), "keep": format!("{:?}", args.keep),
+            "batch": batch[0], "length": batch[1], "milliseconds": median, "fastest": times[0],
+            "slowest": times[times.len() - 1], "tokens_per_second": 1e3 * count as f64 / median,
+            "host_milliseconds": submit, "reserved_bytes": usage(&device).map(|(_, reserved)| reserved),
+            "device": device::report(&device).name, "commit": args.commit,
+        })
+    );
+    Ok(())
+}
+
+/// Bytes in use and reserved.
+fn usage(device: &Device) -> Option<(u64, u64)> {
+    let usage = device.memory_pool_usage()?;
+    Some((usage.bytes_in_use, usage.bytes_reserved))
+}
+
+fn memory(device: &Device) -> String {
+    match usage(device) {
+        None => "memory unknown".to_owned(),
+        Some((used, reserved)) => format!(
+            "{:.2} GiB in use, {:.2} GiB reserved",
+            used as f64 / f64::from(1 << 30),
+            reserved as f64 / f64::from(1 << 30)
+        ),
+    }
+}
