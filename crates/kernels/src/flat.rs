@@ -71,8 +71,9 @@ impl Flat {
     /// # Panics
     /// If there is no such matrix.
     pub fn view(&self, i: usize) -> Tensor<2> {
-        let (start, dims) = self.places[i];
-        let view: Option<Tensor<2>> = on_device!(cube::view(&self.buffer, start, dims));
+        let place = self.places[i];
+        let view: Option<Tensor<2>> = on_device!(cube::view(&self.buffer, place));
+        let _ = place;
         view.unwrap_or_else(|| unreachable!("a flat buffer is on a CubeCL device"))
     }
 
@@ -110,6 +111,7 @@ impl Flat {
 /// Writes `values` into the memory of `view`, whoever else holds it.
 pub(crate) fn overwrite(values: &Tensor<2>, view: &Tensor<2>) {
     let done: Option<()> = on_device!(cube::copy(values, view));
+    let _ = (values, view);
     assert!(
         done.is_some(),
         "a view of a flat buffer is on a CubeCL device"
@@ -118,6 +120,7 @@ pub(crate) fn overwrite(values: &Tensor<2>, view: &Tensor<2>) {
 
 /// Moments of a [`Flat`] buffer.
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "one of an optimiser")]
 pub enum FlatMoments {
     /// In f32: m and v, as [`adamw`](crate::adamw) keeps them.
     F32 {

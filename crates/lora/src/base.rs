@@ -97,8 +97,11 @@ pub fn read_dense<const D: usize>(
     let of_file = source.tensor_info(name).map(|info| info.dtype);
     let data = if same != Dtype::F32 && of_file == Some(same) {
         let raw = source.raw(name)?;
-        for bytes in raw.bytes.chunks(PIECE) {
-            check_finite(source, name, &to_f32(same, bytes).unwrap_or_default())?;
+        let mut buffer = vec![0.0; PIECE.min(raw.bytes.len() / 2)];
+        for bytes in raw.bytes.chunks(2 * PIECE) {
+            let values = &mut buffer[..bytes.len() / 2];
+            to_f32_into(same, bytes, values);
+            check_finite(source, name, values)?;
         }
         TensorData::from_bytes_vec(raw.bytes.into_owned(), dims, dtype)
     } else {

@@ -18,7 +18,7 @@ pub(super) fn on_device(x: &Tensor<1>) -> Option<()> {
 }
 
 /// `dims` values from `start` on, in the memory of `buffer`.
-pub(super) fn view(buffer: &Tensor<1>, start: usize, dims: [usize; 2]) -> Option<Tensor<2>> {
+pub(super) fn view(buffer: &Tensor<1>, (start, dims): (usize, [usize; 2])) -> Option<Tensor<2>> {
     let buffer = floats(buffer)?;
     let size = buffer.dtype.size();
     let behind = len(&buffer) - start - dims[0] * dims[1];

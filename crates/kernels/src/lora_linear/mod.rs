@@ -151,6 +151,7 @@ pub struct Wanted {
 
 /// Where the factors' gradients go.
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "made for one call")]
 pub enum WantedFactors {
     /// They are not wanted.
     No,

@@ -32,18 +32,6 @@ impl Place {
         self.name != "flex"
     }
 
-    /// For what is made of Burn's own matrix products there: on CUDA they round f32 factors to TF32.
-    pub(super) fn with_burns_products(&self) -> Self {
-        let tolerance = match self.name {
-            "cuda" => self.tolerance.max(2e-3),
-            _ => self.tolerance,
-        };
-        Self {
-            tolerance,
-            ..self.clone()
-        }
-    }
-
     /// `x` there.
     pub(super) fn put<const D: usize>(&self, x: &Tensor<D>) -> Tensor<D> {
         let data = x.clone().inner().into_data().convert_dtype(self.dtype);
