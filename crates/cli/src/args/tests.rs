@@ -114,14 +114,11 @@ fn lines_that_mean_nothing_are_refused() {
 
     For more information, try '--help'.
     ");
-    assert_snapshot!(refused("backdraft init --device cuda"), @"
-    error: invalid value 'cuda' for '--device <DEVICE>'
-      [possible values: auto, cpu]
-
-      tip: a similar value exists: 'cpu'
+    assert_snapshot!(refused("backdraft init --device gpu"), @r#"
+    error: invalid value 'gpu' for '--device <DEVICE>': expected auto, cpu, cuda, cuda:N or wgpu, found "gpu"
 
     For more information, try '--help'.
-    ");
+    "#);
 }
 
 #[test]
@@ -149,7 +146,7 @@ fn help_of_the_program() {
 
     Options:
       -h, --help
-              Print help (see a summary with '-h')
+              Print help
 
       -V, --version
               Print version
@@ -159,11 +156,8 @@ fn help_of_the_program() {
               Write results (and errors) as JSON, one object a line, for programs to read
 
           --device <DEVICE>
-              Where to compute [default: what the recipe says, else the best device of this build]
-
-              Possible values:
-              - auto: The best device of this build
-              - cpu:  The processor
+              Where to compute: auto, cpu, cuda, cuda:N or wgpu [default: what the recipe says, else
+              auto]
 
     Examples:
       backdraft quickstart
@@ -208,18 +202,15 @@ fn help_of_train() {
               Plain lines instead of the dashboard, also on a terminal
 
       -h, --help
-              Print help (see a summary with '-h')
+              Print help
 
     Everywhere:
           --json
               Write results (and errors) as JSON, one object a line, for programs to read
 
           --device <DEVICE>
-              Where to compute [default: what the recipe says, else the best device of this build]
-
-              Possible values:
-              - auto: The best device of this build
-              - cpu:  The processor
+              Where to compute: auto, cpu, cuda, cuda:N or wgpu [default: what the recipe says, else
+              auto]
 
     Examples:
       backdraft train recipe.toml
@@ -257,6 +248,14 @@ fn help_of_generate() {
               - nf4:  4-bit NormalFloat, scales quantised too
               - fp4:  4-bit floating point, scales quantised too
               - int8: 8 bits, one scale for each row
+
+          --dtype <DTYPE>
+              Number format of the computation [default: auto, bf16 where the device has it, else f32]
+
+              Possible values:
+              - auto: The best that the device has
+              - bf16: bfloat16, with sums in f32
+              - f32:  Single precision
 
           --chat
               Talk to the model line by line
@@ -296,11 +295,8 @@ fn help_of_generate() {
               Write results (and errors) as JSON, one object a line, for programs to read
 
           --device <DEVICE>
-              Where to compute [default: what the recipe says, else the best device of this build]
-
-              Possible values:
-              - auto: The best device of this build
-              - cpu:  The processor
+              Where to compute: auto, cpu, cuda, cuda:N or wgpu [default: what the recipe says, else
+              auto]
 
     Examples:
       backdraft generate --model HuggingFaceTB/SmolLM2-135M-Instruct "What is the capital of France?"
@@ -336,6 +332,14 @@ fn help_of_eval() {
               - nf4:  4-bit NormalFloat, scales quantised too
               - fp4:  4-bit floating point, scales quantised too
               - int8: 8 bits, one scale for each row
+
+          --dtype <DTYPE>
+              Number format of the computation [default: auto, bf16 where the device has it, else f32]
+
+              Possible values:
+              - auto: The best that the device has
+              - bf16: bfloat16, with sums in f32
+              - f32:  Single precision
 
           --data <FILE>
               JSONL file, or a text file (.txt)
@@ -375,11 +379,8 @@ fn help_of_eval() {
               Write results (and errors) as JSON, one object a line, for programs to read
 
           --device <DEVICE>
-              Where to compute [default: what the recipe says, else the best device of this build]
-
-              Possible values:
-              - auto: The best device of this build
-              - cpu:  The processor
+              Where to compute: auto, cpu, cuda, cuda:N or wgpu [default: what the recipe says, else
+              auto]
 
     Examples:
       backdraft eval --model model.gguf --adapter outputs/adapter --data test.jsonl
@@ -415,6 +416,14 @@ fn help_of_score() {
               - fp4:  4-bit floating point, scales quantised too
               - int8: 8 bits, one scale for each row
 
+          --dtype <DTYPE>
+              Number format of the computation [default: auto, bf16 where the device has it, else f32]
+
+              Possible values:
+              - auto: The best that the device has
+              - bf16: bfloat16, with sums in f32
+              - f32:  Single precision
+
           --ids <FILE>
               JSON file with the token ids
 
@@ -432,11 +441,8 @@ fn help_of_score() {
               Write results (and errors) as JSON, one object a line, for programs to read
 
           --device <DEVICE>
-              Where to compute [default: what the recipe says, else the best device of this build]
-
-              Possible values:
-              - auto: The best device of this build
-              - cpu:  The processor
+              Where to compute: auto, cpu, cuda, cuda:N or wgpu [default: what the recipe says, else
+              auto]
 
     Example:
       backdraft score --model model.gguf --ids ids.json --out scores.safetensors
@@ -502,11 +508,8 @@ fn help_of_merge() {
               Write results (and errors) as JSON, one object a line, for programs to read
 
           --device <DEVICE>
-              Where to compute [default: what the recipe says, else the best device of this build]
-
-              Possible values:
-              - auto: The best device of this build
-              - cpu:  The processor
+              Where to compute: auto, cpu, cuda, cuda:N or wgpu [default: what the recipe says, else
+              auto]
 
     Examples:
       backdraft merge --model HuggingFaceTB/SmolLM2-135M-Instruct --adapter outputs/adapter --out merged
@@ -562,11 +565,8 @@ fn help_of_inspect() {
               Write results (and errors) as JSON, one object a line, for programs to read
 
           --device <DEVICE>
-              Where to compute [default: what the recipe says, else the best device of this build]
-
-              Possible values:
-              - auto: The best device of this build
-              - cpu:  The processor
+              Where to compute: auto, cpu, cuda, cuda:N or wgpu [default: what the recipe says, else
+              auto]
 
     Examples:
       backdraft inspect model.gguf
@@ -622,11 +622,8 @@ fn help_of_init() {
               Write results (and errors) as JSON, one object a line, for programs to read
 
           --device <DEVICE>
-              Where to compute [default: what the recipe says, else the best device of this build]
-
-              Possible values:
-              - auto: The best device of this build
-              - cpu:  The processor
+              Where to compute: auto, cpu, cuda, cuda:N or wgpu [default: what the recipe says, else
+              auto]
 
     Examples:
       backdraft init
@@ -672,11 +669,8 @@ fn help_of_quickstart() {
               Write results (and errors) as JSON, one object a line, for programs to read
 
           --device <DEVICE>
-              Where to compute [default: what the recipe says, else the best device of this build]
-
-              Possible values:
-              - auto: The best device of this build
-              - cpu:  The processor
+              Where to compute: auto, cpu, cuda, cuda:N or wgpu [default: what the recipe says, else
+              auto]
 
     Example:
       backdraft quickstart

@@ -12,10 +12,13 @@ const PROJECTIONS: &str =
 const CHATS: &str =
     r#"rewrite the rows as "messages" with "role" and "content", and write format = "messages""#;
 
+const HALF: &str = r#"gradients in f16 need a scaled loss, which this version lacks; write dtype = "bf16" or dtype = "f32""#;
+
 /// Key, value and what to write instead.
 const REFUSED: &[(&str, &str, &str)] = &[
     ("dtype", "bfloat16", r#"write dtype = "bf16""#),
-    ("dtype", "float16", r#"write dtype = "f16""#),
+    ("dtype", "f16", HALF),
+    ("dtype", "float16", HALF),
     ("dtype", "float32", r#"write dtype = "f32""#),
     ("activation_policy", "offload", NO_OFFLOAD),
     (

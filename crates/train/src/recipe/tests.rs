@@ -381,7 +381,7 @@ fn values_of_other_programs_and_later_versions_are_refused_by_name() {
     ");
     assert_snapshot!(refused("dtype=float16"), @r#"
     one problem in the recipe recipe.toml:
-      --set dtype=float16: `dtype = "float16"` is not supported: write dtype = "f16"
+      --set dtype=float16: `dtype = "float16"` is not supported: gradients in f16 need a scaled loss, which this version lacks; write dtype = "bf16" or dtype = "f32"
     "#);
     assert_snapshot!(refused("dtype=float32"), @r#"
     one problem in the recipe recipe.toml:
