@@ -555,7 +555,8 @@ fn the_template_as_a_whole() {
     # Fixes the order of rows, the adapter's start and dropout.
     seed = 42
 
-    # Number format of the computation: auto or f32 (auto is f32 on a CPU).
+    # Number format of the computation: auto, bf16 or f32; auto is bf16 where the device has it, else
+    # f32.
     dtype = "auto"
 
     # Keep the frozen projections in 4 bits (QLoRA); see [quantization].
@@ -577,7 +578,7 @@ fn the_template_as_a_whole() {
     # Memory that a step may use under smart, base included. Left out: what is free, less a margin.
     # memory_budget = "12GiB"
 
-    # Where to compute: auto or cpu.
+    # Where to compute: auto, cpu, cuda, cuda:N or wgpu; auto is cuda:0 where there is one.
     device = "auto"
 
 
