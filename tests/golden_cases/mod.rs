@@ -8,6 +8,7 @@ mod full_gradients;
 mod lora;
 mod lora_entry;
 mod misc;
+mod packing;
 mod smollm2;
 mod smollm2_lora;
 mod support;

@@ -1,11 +1,13 @@
 //! LoRA steps on the processor.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context;
-use backdraft_data::{DataOptions, Example, Format, Supervision};
+use backdraft_data::{
+    Batch, Batching, DataOptions, Format, Loader, LoaderOptions, RowSet, Source, Supervision,
+    TokenizeOptions,
+};
 use backdraft_formats::ModelSource;
 use backdraft_kernels::adamw::AdamWParams;
 use backdraft_lora::{AdapterGrads, LoraConfig};
@@ -39,15 +41,28 @@ pub(crate) fn run(
     let mut cases = vec![random(4, 256, vocabulary), random(2, 512, vocabulary)];
     if let Some(rows) = rows {
         let tokenizer = tokenizer(&source)?;
-        let options = DataOptions {
+        let options = TokenizeOptions::from(DataOptions {
             format: Format::Messages,
             template: None,
             supervision: Supervision::Responses,
             max_seq_length: 2048,
-        };
-        let mut data = backdraft_data::load(&rows, &options, &tokenizer, &mut |_| ())?;
-        data.examples.truncate(64);
-        cases.push(from_rows(Arc::new(data.examples)));
+        });
+        let sources = [Source::from_file(&rows)];
+        let (rows, _) = RowSet::load(&sources, &options, &tokenizer, &mut |_| ())?;
+        let rows = rows.choose(0..rows.len().min(64));
+        cases.push(from_rows(&rows)?);
+        for (name, batching) in [
+            ("padded", Batching::LengthGrouped),
+            ("padding-free", Batching::PaddingFree),
+            (
+                "packed",
+                Batching::Packed {
+                    max_seq_length: PACK,
+                },
+            ),
+        ] {
+            cases.push(batched(&rows, name, batching)?);
+        }
     }
     println!("{} threads, after loading {:.2} GiB", threads(), peak_gib());
     for case in &cases {
@@ -125,18 +140,58 @@ fn random(batch: usize, length: usize, vocabulary: u32) -> Case {
     }
 }
 
-fn from_rows(examples: Arc<Vec<Example>>) -> Case {
-    let rows: Vec<usize> = (0..examples.len()).collect();
-    let batches = rows
-        .chunks(4)
-        .filter_map(|rows| backdraft_data::Batch::from_examples(&examples, rows).ok())
-        .map(MicroBatch::from)
-        .collect();
-    Case {
-        name: format!("{} rows by 4", examples.len()),
+fn from_rows(rows: &RowSet) -> anyhow::Result<Case> {
+    let numbers: Vec<usize> = (0..rows.len()).collect();
+    let batches = numbers
+        .chunks(MICRO_BATCH)
+        .map(|numbers| Ok(MicroBatch::from(Batch::from_rows(rows, numbers)?)))
+        .collect::<anyhow::Result<_>>()?;
+    Ok(Case {
+        name: format!("{} rows by {MICRO_BATCH}", rows.len()),
         batches,
-        rows: examples.len(),
+        rows: rows.len(),
+    })
+}
+
+/// Rows of a micro-batch.
+const MICRO_BATCH: usize = 4;
+/// Tokens of a pack.
+const PACK: usize = 512;
+
+/// An epoch as training deals it out: the same rows, put together in one of three ways.
+fn batched(rows: &RowSet, name: &str, batching: Batching) -> anyhow::Result<Case> {
+    let packed = matches!(batching, Batching::Packed { .. });
+    let options = LoaderOptions {
+        // A pack holds as many rows as fit: one of them is a micro-batch.
+        micro_batch_size: if packed { 1 } else { MICRO_BATCH },
+        grad_accumulation_steps: 1,
+        seed: 42,
+        shuffle: true,
+        batching,
+        sources: Vec::new(),
+    };
+    let mut loader = Loader::with_options(rows.lengths(), options)?;
+    let density = loader.density().unwrap_or_default();
+    let mut batches = Vec::new();
+    for _ in 0..loader.steps_per_epoch() {
+        for numbers in loader.next_step() {
+            let batch = Batch::from_rows(rows, &numbers)?;
+            batches.push(MicroBatch::from(match batching {
+                Batching::LengthGrouped => batch.padded(0)?,
+                Batching::PaddingFree | Batching::Packed { .. } => batch,
+            }));
+        }
     }
+    Ok(Case {
+        name: format!(
+            "{} rows {name}, {} passes, {:.1} % full",
+            rows.len(),
+            batches.len(),
+            100.0 * density.density()
+        ),
+        batches,
+        rows: rows.len(),
+    })
 }
 
 fn default_model() -> Option<PathBuf> {

@@ -5,6 +5,7 @@
 mod bench_activation;
 mod bench_cpu;
 mod bench_gpu;
+mod bench_plan;
 mod bench_quantize;
 mod diagnosis;
 mod plot;
@@ -70,6 +71,8 @@ enum Bench {
     },
     /// LoRA steps of a random model on a CUDA device: loss, time, memory. Build with `--features cuda`.
     Gpu(bench_gpu::GpuArgs),
+    /// Time to find an activation plan for 8B and 70B, and what the plans save.
+    Plan,
     /// Quantising a matrix of 1024 x 4096 on the processor: GB/s of input.
     Quantize,
     /// Reading a model into NF4: memory over time.
@@ -84,6 +87,7 @@ fn main() -> anyhow::Result<()> {
     match Cli::parse().task {
         Task::Bench(Bench::Cpu { model, rows, steps }) => bench_cpu::run(model, rows, steps),
         Task::Bench(Bench::Quantize) => bench_quantize::throughput(),
+        Task::Bench(Bench::Plan) => bench_plan::run(),
         Task::Bench(Bench::Activation(args)) => bench_activation::run(&args),
         Task::Bench(Bench::Diagnosis { seeds, per_class }) => diagnosis::run(&seeds, per_class),
         Task::Bench(Bench::Gpu(args)) => bench_gpu::run(&args),

@@ -4,12 +4,13 @@ use std::path::PathBuf;
 
 use backdraft_kernels::device::Choice;
 use backdraft_quant::{FourBitFormat, QuantizationPlan, Scheme};
-use backdraft_train::recipe;
+use backdraft_train::recipe::{self, DataFormat};
 use burn::tensor::{DType, Device};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::commands::{
-    eval, generate, init, inspect, merge, plan, quantize, quickstart, report, score, train, watch,
+    data, eval, generate, init, inspect, merge, plan, quantize, quickstart, report, score, train,
+    watch,
 };
 use crate::error::CliError;
 
@@ -45,6 +46,7 @@ pub(crate) struct Global {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Train(train::TrainArgs),
+    Data(data::DataArgs),
     Plan(plan::PlanArgs),
     Watch(watch::WatchArgs),
     Report(report::ReportArgs),
@@ -157,15 +159,35 @@ pub(crate) struct SamplingArgs {
     pub(crate) seed: u64,
 }
 
-/// Shape of the rows of a data file.
+/// Shape of rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum FormatArg {
+    /// Seen from the first rows
+    Auto,
     /// Chats: {"messages": [{"role": …, "content": …}, …]}
     Messages,
     /// {"instruction": …, "input": … (optional), "output": …}
     Alpaca,
+    /// Chats: {"conversations": [{"from": …, "value": …}, …]}
+    Sharegpt,
+    /// {"prompt": …, "completion": …}
+    #[value(name = "prompt_completion")]
+    PromptCompletion,
     /// {"text": …}
     Text,
+}
+
+impl From<FormatArg> for DataFormat {
+    fn from(format: FormatArg) -> Self {
+        match format {
+            FormatArg::Auto => Self::Auto,
+            FormatArg::Messages => Self::Messages,
+            FormatArg::Alpaca => Self::Alpaca,
+            FormatArg::Sharegpt => Self::Sharegpt,
+            FormatArg::PromptCompletion => Self::PromptCompletion,
+            FormatArg::Text => Self::Text,
+        }
+    }
 }
 
 fn non_negative(text: &str) -> Result<f64, String> {

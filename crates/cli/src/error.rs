@@ -301,6 +301,10 @@ impl From<TrainError> for CliError {
             TrainError::TooLong { expected, .. } => {
                 Some(format!("set max_seq_length = {expected} or less"))
             }
+            TrainError::ForeignTemplate { .. } => Some(
+                "leave data.chat_template out to use the model's own; alpaca and vicuna of `backdraft init --templates` need no special tokens".to_owned(),
+            ),
+            TrainError::Data { source, .. } | TrainError::Rows(source) => data_hint(source),
             _ => None,
         };
         let error = Self::library(error);
@@ -309,6 +313,20 @@ impl From<TrainError> for CliError {
             None => error,
         }
     }
+}
+
+fn data_hint(error: &DataError) -> Option<String> {
+    let hint = match error {
+        DataError::Cache { .. } => {
+            "free some space, or keep rows in memory with data.cache = \"off\""
+        }
+        DataError::TooManyBadRows { .. } => "mend the rows, or allow more of them",
+        error if error.is_about_a_row() => {
+            "mend the row, or pass over some with --skip-bad-rows N, which lists them"
+        }
+        _ => return None,
+    };
+    Some(hint.to_owned())
 }
 
 impl From<LoadError> for CliError {
@@ -421,7 +439,7 @@ mod tests {
         assert_snapshot!(CliError::from(error).render(Look::Plain), @r#"
         error: 2 problems in the recipe recipe.toml:
         |   line 2: unknown key `sede`; did you mean `seed`?
-        |   `data.train` is missing: Rows to learn from, one JSON object a line. For instance `data.train = "train.jsonl"`
+        |   `data.train` is missing: Rows to learn from: a file, a folder, a glob, a hub data set (org/name:split), a table with path, weight, format and fields, or a list of these. For instance `data.train = "train.jsonl"`
         hint: `backdraft init example.toml` writes a recipe that explains every key
         "#);
     }

@@ -4,6 +4,7 @@
 mod args;
 mod commands;
 mod dashboard;
+mod data_summary;
 mod error;
 mod output;
 mod plain;

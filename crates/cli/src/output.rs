@@ -52,6 +52,12 @@ impl Output {
         }
     }
 
+    /// Whether text on standard output may have colour.
+    pub(crate) fn wants_colour(self) -> bool {
+        let wanted = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        wanted && !self.json && std::io::stdout().is_terminal()
+    }
+
     /// Whether a dashboard or a prompt makes sense.
     pub(crate) fn is_terminal(self) -> bool {
         !self.json && std::io::stdin().is_terminal() && std::io::stdout().is_terminal()

@@ -252,7 +252,7 @@ impl PlainLines {
     }
 }
 
-fn lines(rows: &[(&str, String)]) -> String {
+pub(crate) fn lines(rows: &[(&str, String)]) -> String {
     let width = rows
         .iter()
         .map(|(name, _)| name.len())
@@ -304,7 +304,7 @@ pub(crate) fn clock(time: Duration) -> String {
 }
 
 /// Digits in groups of three.
-fn group(number: u64) -> String {
+pub(crate) fn group(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
     for (index, digit) in digits.chars().enumerate() {

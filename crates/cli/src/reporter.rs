@@ -102,39 +102,6 @@ impl Reporter for PlainReporter {
             },
             100.0 * activations.prediction.recompute_share()
         ));
-        for (name, data) in [
-            ("train", Some(&info.train_data)),
-            ("eval", info.eval_data.as_ref()),
-        ] {
-            let Some(data) = data else { continue };
-            if data.truncated > 0 {
-                self.line(format!(
-                    "{name} data: {} of {} rows cut to max_seq_length (longest {} tokens)",
-                    data.truncated, data.rows, data.longest
-                ));
-            }
-            if data.dropped > 0 {
-                let lines: Vec<String> = data
-                    .dropped_lines
-                    .iter()
-                    .take(10)
-                    .map(ToString::to_string)
-                    .collect();
-                self.line(format!(
-                    "{name} data: {} rows dropped, which have no supervised token (lines {}{})",
-                    data.dropped,
-                    lines.join(", "),
-                    if data.dropped > 10 { ", …" } else { "" }
-                ));
-            }
-            if data.open_turns > 0 {
-                self.line(format!(
-                    "{name} data: {} trained turns end without an end-of-turn token; the model may not \
-                     learn to stop",
-                    data.open_turns
-                ));
-            }
-        }
     }
 
     fn replanned(&mut self, report: &ReplanReport) {

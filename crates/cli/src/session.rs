@@ -3,19 +3,22 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use backdraft_data::{ChatTokenizer, DataOptions, Format, PromptTemplate, Supervision};
-use backdraft_formats::hub::{DownloadProgress, HubOptions, resolve_model};
+use backdraft_data::{ChatTokenizer, LoadProgress, Outcome, RowSet};
+use backdraft_formats::hub::{DownloadProgress, HubOptions, resolve_dataset, resolve_model};
 use backdraft_formats::{ModelSource, PeftDir};
 use backdraft_kernels::device::{self, Choice};
 use backdraft_lora::{AdapterWeights, TrainedOver};
 use backdraft_model::Llama;
 use backdraft_quant::QuantizationPlan;
+use backdraft_train::data::{self, DataSources};
+use backdraft_train::recipe::{DataRecipe, Recipe};
 use burn::tensor::Device;
 
-use crate::args::{FormatArg, ModelArgs, QuantizationArg};
+use crate::args::{ModelArgs, QuantizationArg};
 use crate::commands::Context;
 use crate::error::CliError;
 use crate::output::Output;
+use crate::plain::{clock, group};
 
 /// A model that is ready to compute.
 pub(crate) struct Session {
@@ -30,7 +33,7 @@ impl Session {
         let device = open_device(context.global.device.unwrap_or_default(), output)?;
         let dtype = args.dtype.unwrap_or_default().on(&device)?;
         let source = ModelSource::open(find_model(&args.model, output)?)?;
-        let tokenizer = backdraft_train::run::tokenizer(&source)?;
+        let tokenizer = tokenizer(&source, args.adapter.as_deref())?;
         let note = trained_over(args.adapter.as_deref(), &source, output)?;
         let plan = plan(args.quantization, note.as_ref());
         if let Some(plan) = plan.as_ref().filter(|_| source.quantization().is_none()) {
@@ -44,6 +47,18 @@ impl Session {
             model = model.with_adapter(&AdapterWeights::read(adapter, &device)?)?;
         }
         Ok(Self { model, tokenizer })
+    }
+}
+
+/// A model's tokenizer, with the chat template that the adapter was trained with.
+pub(crate) fn tokenizer(
+    source: &ModelSource,
+    adapter: Option<&Path>,
+) -> Result<ChatTokenizer, CliError> {
+    let tokenizer = backdraft_train::run::tokenizer(source)?;
+    match adapter.map(PeftDir::chat_template).transpose()?.flatten() {
+        Some(template) => Ok(tokenizer.with_template(&template)?),
+        None => Ok(tokenizer),
     }
 }
 
@@ -97,13 +112,7 @@ pub(crate) fn find_model(name: &str, output: Output) -> Result<PathBuf, CliError
 
 /// Tells the user of downloads.
 pub(crate) fn downloads(output: Output) -> impl DownloadProgress {
-    Downloads {
-        output,
-        file: String::new(),
-        total: 0,
-        done: 0,
-        shown: Instant::now(),
-    }
+    Downloads::new(output)
 }
 
 /// An adapter directory, checked.
@@ -111,32 +120,96 @@ pub(crate) fn read_adapter(path: &Path) -> Result<PeftDir, CliError> {
     Ok(PeftDir::read(path)?)
 }
 
-/// How rows of a file become tokens, from flags.
-pub(crate) fn data_options(
-    format: Format,
-    prompt_template: Option<&str>,
-    max_seq_length: usize,
-) -> Result<DataOptions, CliError> {
-    let template = prompt_template
-        .map(PromptTemplate::parse)
-        .transpose()
-        .map_err(CliError::library)?;
-    Ok(DataOptions {
-        format,
-        template,
-        supervision: Supervision::default(),
-        max_seq_length,
-    })
+/// Finds the rows of a recipe, fetched from the hub where they must be.
+pub(crate) fn find_data(recipe: &DataRecipe, output: Output) -> Result<DataSources, CliError> {
+    let mut progress = Downloads::new(output);
+    let mut fetch = |name: &str| {
+        resolve_dataset(name, &HubOptions::from_env(), &mut progress).map_err(Into::into)
+    };
+    Ok(DataSources::find(recipe, &mut fetch)?)
 }
 
-impl From<FormatArg> for Format {
-    fn from(format: FormatArg) -> Self {
-        match format {
-            FormatArg::Messages => Self::Messages,
-            FormatArg::Alpaca => Self::Alpaca,
-            FormatArg::Text => Self::Text,
+/// A recipe for rows that the command line names: the same keys, the same checks.
+pub(crate) fn recipe_for(
+    rows: &str,
+    model: &str,
+    others: impl IntoIterator<Item = (impl std::fmt::Display, String)>,
+) -> Result<Recipe, CliError> {
+    let mut overrides = vec![
+        format!("model={}", quote(model)),
+        format!("data.train={}", quote(rows)),
+    ];
+    overrides.extend(
+        others
+            .into_iter()
+            .map(|(key, value)| format!("{key}={value}")),
+    );
+    let directory = std::env::current_dir()
+        .map_err(|error| CliError::user("cannot find the working directory").because(error))?;
+    Ok(Recipe::from_toml("", &directory, &overrides)?)
+}
+
+/// A TOML string.
+pub(crate) fn quote(text: &str) -> String {
+    toml::Value::from(text).to_string()
+}
+
+/// Tokenises rows that the command line names, into memory.
+pub(crate) fn load_rows(
+    recipe: &Recipe,
+    tokenizer: &ChatTokenizer,
+    output: Output,
+) -> Result<(RowSet, Outcome), CliError> {
+    let sources = data::plain(&find_data(&recipe.data, output)?.train);
+    let options = data::tokenize_options(recipe)?;
+    let mut shown = Loading::new(output);
+    let mut progress = |progress| shown.show(progress);
+    Ok(RowSet::load(&sources, &options, tokenizer, &mut progress)?)
+}
+
+/// Shows how far reading rows has come.
+pub(crate) struct Loading {
+    output: Output,
+    shown: Instant,
+}
+
+impl Loading {
+    pub(crate) fn new(output: Output) -> Self {
+        Self {
+            output,
+            shown: Instant::now(),
         }
     }
+
+    /// A line every two seconds.
+    pub(crate) fn show(&mut self, progress: LoadProgress) {
+        if self.shown.elapsed() > Duration::from_secs(2) {
+            self.shown = Instant::now();
+            self.output.progress(loading_line(progress));
+        }
+    }
+}
+
+fn loading_line(progress: LoadProgress) -> String {
+    let percent = 100.0 * progress.bytes as f64 / progress.total_bytes.max(1) as f64;
+    let rows = match progress.rows {
+        0 => String::new(),
+        rows => format!(
+            ", {} rows, {:.0} rows/s",
+            group(rows as u64),
+            progress.rows_per_second()
+        ),
+    };
+    format!(
+        "  {} {percent:.0} %{rows}, {:.1} MB/s, {} left",
+        if progress.rows == 0 {
+            "reading"
+        } else {
+            "tokenising"
+        },
+        progress.bytes_per_second() / 1e6,
+        progress.time_left().map_or_else(|| "?".to_owned(), clock)
+    )
 }
 
 struct Downloads {
@@ -145,6 +218,18 @@ struct Downloads {
     total: u64,
     done: u64,
     shown: Instant,
+}
+
+impl Downloads {
+    fn new(output: Output) -> Self {
+        Self {
+            output,
+            file: String::new(),
+            total: 0,
+            done: 0,
+            shown: Instant::now(),
+        }
+    }
 }
 
 impl DownloadProgress for Downloads {
@@ -165,4 +250,30 @@ impl DownloadProgress for Downloads {
     }
 
     fn finish(&mut self, _: &str) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reading_rows_shows_rate_and_time_left() {
+        let progress = LoadProgress {
+            rows: 12_345,
+            bytes: 25_000_000,
+            total_bytes: 100_000_000,
+            elapsed: Duration::from_secs(5),
+        };
+        assert_eq!(
+            loading_line(progress),
+            "  tokenising 25 %, 12,345 rows, 2469 rows/s, 5.0 MB/s, 0:00:15 left"
+        );
+        let first = LoadProgress {
+            rows: 0,
+            bytes: 0,
+            elapsed: Duration::ZERO,
+            ..progress
+        };
+        assert_eq!(loading_line(first), "  reading 0 %, 0.0 MB/s, ? left");
+    }
 }

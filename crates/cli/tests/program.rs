@@ -13,6 +13,7 @@ fn backdraft(directory: &Path, arguments: &[&str]) -> Output {
         .args(arguments)
         .env("HF_HUB_OFFLINE", "1")
         .env("HF_HOME", directory)
+        .env("XDG_CACHE_HOME", directory.join("cache"))
         .output()
         .unwrap()
 }
@@ -314,4 +315,177 @@ fn a_loss_that_is_no_number_stops_the_run_with_its_rows() {
     );
     says(&said, &["step", "rows.jsonl", "lines [", "hint:"]);
     assert!(!directory.path().join("out/adapter").exists());
+}
+
+#[test]
+fn rows_are_checked_and_shown_before_they_are_trained_on() {
+    let Some(model) = smollm2() else { return };
+    let directory = project(&model, ROWS);
+    let d = directory.path();
+    let run = |arguments: &[&str]| {
+        let output = backdraft(d, arguments);
+        let said = String::from_utf8(output.stdout).unwrap();
+        (
+            output.status.code(),
+            said.replace(&d.display().to_string(), "DIR"),
+        )
+    };
+    let (code, said) = run(&["data", "check", "recipe.toml"]);
+    assert_eq!(code, Some(0), "{said}");
+    says(
+        &said,
+        &[
+            "the first 4 rows have messages",
+            "padding-free",
+            "no problems",
+            "4 rows held out are also",
+        ],
+    );
+    let (code, said) = run(&[
+        "data",
+        "preview",
+        "rows.jsonl",
+        "--model",
+        &model,
+        "--rows",
+        "1",
+        "--ids",
+    ]);
+    assert_eq!(code, Some(0), "{said}");
+    says(
+        &said,
+        &[
+            "One?<|im_end|>",
+            "⟦Un.<|im_end|>⟧",
+            "ids: 1 ",
+            "lengths in tokens",
+            "cache made",
+        ],
+    );
+    let page = ["data", "preview", "recipe.toml", "--html", "page.html"];
+    assert_eq!(run(&page).0, Some(0));
+    let text = fs::read_to_string(d.join("page.html")).unwrap();
+    assert!(
+        text.contains("<mark>Trois.&lt;|im_end|&gt;</mark>"),
+        "{text}"
+    );
+    says(&fails(d, &page, 1), &["page.html", "--force"]);
+
+    // A broken row stops a check, or is listed where that is allowed; it stays a problem.
+    fs::write(d.join("rows.jsonl"), format!("{ROWS}nonsense\n")).unwrap();
+    says(
+        &fails(d, &["data", "check", "recipe.toml"], 1),
+        &["rows.jsonl, line 5", "broken JSON"],
+    );
+    let (code, said) = run(&["data", "check", "recipe.toml", "--skip-bad-rows", "3"]);
+    assert_eq!(code, Some(1), "{said}");
+    says(
+        &said,
+        &[
+            "1 skipped as broken",
+            "rows.jsonl, line 5",
+            "skipped_rows.jsonl",
+        ],
+    );
+    let listed = fs::read_to_string(d.join("skipped_rows.jsonl")).unwrap();
+    assert!(listed.contains("\"line\":5"), "{listed}");
+    says(&fails(d, &["data", "check", "rows.jsonl"], 2), &["--model"]);
+}
+
+#[test]
+fn sources_are_mixed_packed_and_trained_with_another_template() {
+    let Some(model) = smollm2() else { return };
+    let directory = project(&model, ROWS);
+    let d = directory.path();
+    fs::write(
+        d.join("more.csv"),
+        "question,answer\nFive?,Cinq.\nSix?,Six.\n",
+    )
+    .unwrap();
+    fs::create_dir(d.join("texts")).unwrap();
+    fs::write(d.join("texts/a.txt"), "Sept, huit, neuf.").unwrap();
+    fs::write(d.join("bad.jsonl"), "{\"text\": \"dix\"}\n{\"txt\": 1}\n").unwrap();
+    let path = d.join("recipe.toml");
+    let recipe = fs::read_to_string(&path).unwrap();
+    let sources = "train = [\"rows.jsonl\", { path = \"more.csv\", weight = 2, fields = { instruction = \"question\", \
+                   output = \"answer\" } }, \"texts\", \"bad.jsonl\"]\nbatching = \"packed\"\nchat_template = \"alpaca\"\n\
+                   skip_bad_rows = 1";
+    let recipe = recipe
+        .replace("train = \"rows.jsonl\"", sources)
+        .replace("eval = \"rows.jsonl\"", "eval = 0.2");
+    fs::write(&path, &recipe).unwrap();
+    let train = |out: &str| {
+        let arguments = ["--json", "train", "recipe.toml", "--output-dir", out];
+        let output = backdraft(d, &arguments);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{said}");
+        let lines = String::from_utf8(output.stdout).unwrap();
+        let data: Value = lines
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .find(|line: &Value| line["event"] == "data")
+            .unwrap();
+        data["value"].clone()
+    };
+    let check = train("out");
+    let formats: Vec<&str> = check["sources"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|source| {
+            source["format"]
+                .as_str()
+                .unwrap()
+                .split(' ')
+                .nth(1)
+                .unwrap()
+        })
+        .collect();
+    assert_eq!(
+        formats,
+        ["\"messages\"", "\"alpaca\"", "\"text\"", "\"text\""]
+    );
+    assert_eq!(check["eval_rows"]["rows"], 2);
+    assert_eq!(check["train_rows"]["rows"], 6);
+    let density = &check["density"];
+    assert!(density["packs"].as_u64().unwrap() < density["rows"].as_u64().unwrap());
+    assert_eq!(check["cache"][0]["hit"], false);
+    let skipped = fs::read_to_string(d.join("out/skipped_rows.jsonl")).unwrap();
+    assert!(skipped.contains("\"line\":2"), "{skipped}");
+    // The same rows come from the cache, and make the same bits.
+    assert_eq!(train("again")["cache"][0]["hit"], true);
+    let bytes =
+        |run: &str| fs::read(d.join(run).join("adapter/adapter_model.safetensors")).unwrap();
+    assert_eq!(bytes("out"), bytes("again"));
+    // The template goes with the adapter, and with what is made of it.
+    let template = fs::read_to_string(d.join("out/adapter/chat_template.jinja")).unwrap();
+    assert!(template.contains("### Response:"), "{template}");
+    let merge = [
+        "merge",
+        "--model",
+        &model,
+        "--adapter",
+        "out/adapter",
+        "--out",
+        "merged",
+    ];
+    succeeds(d, &merge);
+    assert_eq!(
+        fs::read_to_string(d.join("merged/chat_template.jinja")).unwrap(),
+        template
+    );
+
+    let foreign = [
+        "train",
+        "recipe.toml",
+        "--set",
+        "data.chat_template=llama3",
+        "--output-dir",
+        "no",
+    ];
+    says(
+        &fails(d, &foreign, 1),
+        &["<|eot_id|>", "another family", "hint:"],
+    );
+    assert!(!d.join("no").exists());
 }

@@ -38,7 +38,7 @@ fn main() -> Result<(), Error> {
     let arguments = arguments()?;
     let tokenizer = tokenizer(&arguments)?;
     let source = Source::open(&arguments.data)?;
-    let detected = detect(&source)?;
+    let detected = detect(&source, &[], 0)?;
     println!("{}: {detected}", arguments.data);
     let options = TokenizeOptions::from(DataOptions {
         format: detected.format,

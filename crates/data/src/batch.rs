@@ -1,9 +1,8 @@
 //! Documents of a micro-batch laid end to end.
 
 use crate::IGNORE_INDEX;
-use crate::dataset::Example;
 use crate::error::DataError;
-use crate::store::TokenRows;
+use crate::row_set::RowSet;
 
 /// A micro-batch without padding.
 ///
@@ -25,28 +24,11 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// The batch of these rows of a data set.
+    /// The batch of these rows of a set.
     ///
     /// # Errors
     /// [`DataError::Batch`] for a row that does not exist, or more than 2³² tokens.
-    pub fn from_examples(examples: &[Example], rows: &[usize]) -> Result<Self, DataError> {
-        let mut batch = Self::empty();
-        for &row in rows {
-            let example = examples.get(row).ok_or_else(|| DataError::Batch {
-                what: "row",
-                expected: format!("a number below {}", examples.len()),
-                actual: row.to_string(),
-            })?;
-            batch.push(&example.input_ids, &example.labels, row)?;
-        }
-        Ok(batch)
-    }
-
-    /// The batch of these rows of a data set in memory or on the disk.
-    ///
-    /// # Errors
-    /// As [`Self::from_examples`].
-    pub fn from_rows(data: &TokenRows, rows: &[usize]) -> Result<Self, DataError> {
+    pub fn from_rows(data: &RowSet, rows: &[usize]) -> Result<Self, DataError> {
         let mut batch = Self::empty();
         for &row in rows {
             let view = data.row(row).ok_or_else(|| DataError::Batch {

@@ -8,9 +8,9 @@ use std::time::Instant;
 use backdraft_formats::{FormatError, StoredRow, TokenFile, TokenFileWriter};
 use sha2::{Digest, Sha256};
 
-use crate::dataset::LoadProgress;
 use crate::error::DataError;
 use crate::pipeline::{Outcome, RowSink, TokenizeOptions, TokenizedRow, tokenize};
+use crate::report::LoadProgress;
 use crate::source::{Source, Stamp};
 use crate::store::{TokenRows, trained_bits};
 use crate::tokenizer::ChatTokenizer;
@@ -43,7 +43,9 @@ pub fn tokenize_cached(
     folder: &Path,
     progress: &mut dyn FnMut(LoadProgress),
 ) -> Result<Cached, DataError> {
-    options.check()?;
+    for source in sources {
+        options.of(source).check()?;
+    }
     let stamps = stamps(sources)?;
     let key = key(sources, options, tokenizer, progress)?;
     let path = folder.join(format!("{key}.tokens"));
@@ -115,7 +117,7 @@ impl RowSink for FileSink<'_> {
         let stored = StoredRow {
             ids: &row.input_ids,
             trained: &self.bits,
-            source: row.source as u32,
+            source: row.file as u32,
             line: row.line as u64,
             key: row.key,
         };
@@ -140,7 +142,7 @@ fn key(
         hash.update((bytes.len() as u64).to_le_bytes());
         hash.update(bytes);
     };
-    part(b"tokens 1");
+    part(b"tokens 2");
     part(tokenizer.fingerprint().as_bytes());
     let TokenizeOptions {
         data,
@@ -166,6 +168,13 @@ fn key(
     let mut bytes = 0;
     for source in sources {
         part(b"source");
+        if let Some(own) = &source.rows {
+            part(own.format.as_str().as_bytes());
+            for (ours, theirs) in own.fields.pairs() {
+                part(ours.as_bytes());
+                part(theirs.as_bytes());
+            }
+        }
         for file in &source.files {
             part(format!("{:?}", (&file.path, file.kind, file.compression)).as_bytes());
             let mut report = |read: u64| {

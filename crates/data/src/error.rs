@@ -20,8 +20,8 @@ pub enum DataError {
     },
     /// A data source that leads to nothing.
     #[error(
-        "there is no {spec:?}; expected a file, a folder, a glob such as data/*.jsonl, or the \
-         local copy of a hub data set"
+        "there is no {spec:?}; expected a file, a folder, a glob such as data/*.jsonl, or a hub \
+         data set (org/name or org/name:split)"
     )]
     NoSource {
         /// The source as given.
@@ -329,6 +329,20 @@ impl DataError {
         }
     }
 
+    /// Whether the message says which file it is about.
+    pub fn names_its_file(&self) -> bool {
+        !matches!(
+            self,
+            Self::TooManyBadRows { .. }
+                | Self::Tokenizer { .. }
+                | Self::SpecialToken { .. }
+                | Self::Template(_)
+                | Self::Option { .. }
+                | Self::Batch { .. }
+                | Self::LoaderState { .. }
+        )
+    }
+
     /// The file that an error about a row is in.
     pub fn path(&self) -> Option<&std::path::Path> {
         match self {
@@ -415,8 +429,8 @@ pub enum TemplateError {
     },
     /// The tokenizer has no chat template where one is needed.
     #[error(
-        "the model has no chat template; use an instruction-tuned model, or alpaca rows with a \
-         prompt_template"
+        "the model has no chat template; name one with chat_template (`backdraft init --templates` \
+         lists them), use an instruction-tuned model, or alpaca rows with a prompt_template"
     )]
     Missing,
     /// A prompt template is malformed.
@@ -442,7 +456,7 @@ pub enum SpanError {
     #[error(
         "the chat template changes the text of assistant message {message} or of what precedes it \
          as the conversation grows; expected a template that renders every answer in place. Train \
-         on all tokens (train_on = \"all\") or use another template"
+         on all tokens (train_on = \"everything\") or use another template"
     )]
     Unstable {
         /// Index of the message, from 0.

@@ -16,11 +16,12 @@
 //! | [`prompt_template`] | [`PromptTemplate`] (placeholders from a recipe) |
 //! | [`tokenizer`] | [`ChatTokenizer`]: ids, byte offsets, end-of-turn, streaming decoder |
 //! | [`supervise`] | which tokens a row trains, by text offsets |
+//! | [`options`], [`report`] | how rows are read, and what became of them |
 //! | [`pipeline`] | [`tokenize()`]: all rows of all sources, on all cores |
 //! | [`findings`] | [`Findings`]: what is wrong with rows that can be read |
 //! | [`lengths`] | how long rows are |
 //! | [`store`], [`cache`] | [`TokenRows`]: tokenised rows in memory or mapped from the disk |
-//! | [`dataset`] | [`Dataset`]: one file in memory |
+//! | [`row_set`] | [`RowSet`]: the rows of a run, all or some of those stored |
 //! | [`eval_split`] | which rows are kept for evaluation |
 //! | [`pack`], [`loader`] | [`Loader`]: which rows share a micro-batch, and the seeded order |
 //! | [`batch`] | [`Batch`]: documents laid end to end |
@@ -35,7 +36,6 @@
 pub mod batch;
 pub mod cache;
 pub mod conversation;
-pub mod dataset;
 pub mod error;
 pub mod eval_split;
 pub mod findings;
@@ -43,12 +43,15 @@ pub mod format;
 pub mod jsonl;
 pub mod lengths;
 pub mod loader;
+pub mod options;
 pub mod pack;
 pub mod pipeline;
 pub mod preview;
 pub mod prompt_template;
 pub mod prompts;
+pub mod report;
 pub mod rng;
+pub mod row_set;
 pub mod score;
 pub mod source;
 pub mod store;
@@ -60,19 +63,21 @@ pub mod tokenizer;
 pub use batch::Batch;
 pub use cache::{Cached, tokenize_cached};
 pub use conversation::{Conversation, Instruction, Message, Record, Role};
-pub use dataset::{DataOptions, DataReport, Dataset, Example, LoadProgress, load};
 pub use error::{DataError, SpanError, TemplateError};
-pub use eval_split::{EvalSplit, split_fraction, unseen_rows};
+pub use eval_split::{EvalSplit, count_seen, split_fraction};
 pub use findings::{Finding, Findings, RowPlace};
 pub use format::{FieldMap, Format};
 pub use loader::{Loader, LoaderOptions, LoaderState};
+pub use options::DataOptions;
 pub use pack::{Batching, Density};
 pub use pipeline::{Outcome, Overlong, RowSink, SkippedRow, TokenizeOptions, tokenize};
 pub use preview::{Preview, preview};
 pub use prompt_template::PromptTemplate;
 pub use prompts::{Prompt, load_prompts};
+pub use report::{DataReport, LoadProgress};
+pub use row_set::{RowCounts, RowSet};
 pub use score::GenerationScores;
-pub use source::Source;
+pub use source::{RowFormat, Source};
 pub use store::TokenRows;
 pub use supervise::Supervision;
 pub use template::ChatTemplate;

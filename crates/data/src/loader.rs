@@ -8,7 +8,12 @@ use crate::error::DataError;
 use crate::pack::{Batching, Density, length_grouped, packs};
 use crate::rng::SplitMix64;
 
-/// Where a loader stands; together with the loader's arguments it determines all that follows.
+/// Where a loader stands, as a checkpoint stores it: two numbers.
+///
+/// There is no state of a random generator in it. Everything else that the order depends on is what
+/// the loader was made of: seed, batch sizes, batching, the lengths of the rows in their order, and
+/// the sources with their weights. A loader made of the same goes on from here as if it had never
+/// stopped, on any number of threads.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LoaderState {
@@ -247,6 +252,45 @@ impl Loader {
             tokens,
             places,
         })
+    }
+
+    /// Tokens of each document of a micro-batch that needs as much memory as any that an epoch can
+    /// have, padding included where rows are padded; empty if the loader does not know lengths.
+    pub fn largest_micro_batch(&self) -> Vec<usize> {
+        let mut lengths: Vec<usize> = self.lengths.iter().map(|length| *length as usize).collect();
+        lengths.sort_unstable_by(|a, b| b.cmp(a));
+        let longest = lengths.first().copied().unwrap_or(0);
+        let LoaderOptions {
+            micro_batch_size,
+            batching,
+            sources,
+            ..
+        } = &self.options;
+        // Where weights choose rows, other epochs have other ones, and a row may come twice.
+        let same_rows = sources.iter().all(|(_, weight)| *weight == 1.0);
+        let size = (*micro_batch_size).min(self.packs());
+        match batching {
+            _ if lengths.is_empty() => Vec::new(),
+            Batching::PaddingFree if same_rows => {
+                lengths.truncate(size);
+                lengths
+            }
+            Batching::PaddingFree | Batching::LengthGrouped => vec![longest; size],
+            Batching::Packed { max_seq_length } => {
+                let packs = (0..self.packs()).map(|pack| self.pack_tokens(pack));
+                let fullest = packs.max().unwrap_or(0);
+                vec![if same_rows { fullest } else { *max_seq_length }; size]
+            }
+        }
+    }
+
+    fn pack_tokens(&self, pack: usize) -> usize {
+        let Some(ends) = &self.pack_ends else {
+            return 0;
+        };
+        let start = pack.checked_sub(1).map_or(0, |before| ends[before]);
+        let rows = &self.order[start..ends[pack]];
+        rows.iter().map(|row| self.lengths[*row] as usize).sum()
     }
 
     fn packs(&self) -> usize {

@@ -1,5 +1,6 @@
 //! From sources to rows of ids and labels, on all cores, in memory that does not grow with them.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -9,11 +10,12 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::conversation::Record;
-use crate::dataset::{DataOptions, DataReport, LoadProgress, row_error, supervised_tokens};
 use crate::error::DataError;
 use crate::findings::{Finding, Findings, examine};
 use crate::format::{FieldMap, Format};
 use crate::jsonl::field_error;
+use crate::options::{DataOptions, row_error};
+use crate::report::{DataReport, LoadProgress, supervised_tokens};
 use crate::source::{DecompressLimits, RawRow, RowReader, Source};
 use crate::supervise::{Supervised, supervise};
 use crate::tokenizer::ChatTokenizer;
@@ -36,6 +38,17 @@ pub enum Overlong {
     Drop,
     /// They become several rows: for `text` rows only, whose parts make sense alone.
     Split,
+}
+
+impl Overlong {
+    /// What is to say about a row that is too long.
+    pub(crate) fn finding(self) -> Finding {
+        match self {
+            Self::Truncate => Finding::Truncated,
+            Self::Drop => Finding::TooLong,
+            Self::Split => Finding::Split,
+        }
+    }
 }
 
 /// How sources are to be read and tokenised.
@@ -66,6 +79,21 @@ impl From<DataOptions> for TokenizeOptions {
 }
 
 impl TokenizeOptions {
+    /// The options for one source: a format that it names itself counts, and a prompt template is
+    /// for its alpaca rows.
+    pub fn of(&self, source: &Source) -> Cow<'_, Self> {
+        let Some(own) = &source.rows else {
+            return Cow::Borrowed(self);
+        };
+        let mut options = self.clone();
+        options.data.format = own.format;
+        options.fields = own.fields.clone();
+        if own.format != Format::Alpaca {
+            options.data.template = None;
+        }
+        Cow::Owned(options)
+    }
+
     /// Refuses options that cannot work together.
     ///
     /// # Errors
@@ -90,8 +118,8 @@ pub struct TokenizedRow {
     pub input_ids: Vec<u32>,
     /// The id where it is trained, else [`crate::IGNORE_INDEX`], `[s]`.
     pub labels: Vec<i64>,
-    /// Number of its source.
-    pub source: usize,
+    /// Number of its file among those of all sources.
+    pub file: usize,
     /// Its line in its file, from 1.
     pub line: usize,
     /// A hash of its tokens before they were cut: equal rows have equal keys.
@@ -208,7 +236,9 @@ pub fn tokenize(
     sink: &mut dyn RowSink,
     progress: &mut dyn FnMut(LoadProgress),
 ) -> Result<Outcome, DataError> {
-    options.check()?;
+    for source in sources {
+        options.of(source).check()?;
+    }
     let mut work = Work {
         options,
         tokenizer,
@@ -218,11 +248,13 @@ pub fn tokenize(
         began: Instant::now(),
         total_bytes: sources.iter().map(Source::bytes).sum(),
         bytes_before: 0,
+        files_before: 0,
     };
     for (number, source) in sources.iter().enumerate() {
         work.outcome.source_rows.push(0);
         work.read(number, source, progress)?;
         work.bytes_before += source.bytes();
+        work.files_before += source.files.len();
     }
     if work.outcome.report.kept == 0 {
         let first = sources.first();
@@ -244,6 +276,7 @@ struct Work<'a> {
     began: Instant,
     total_bytes: u64,
     bytes_before: u64,
+    files_before: usize,
 }
 
 type Chunk = Vec<Result<RawRow, DataError>>;
@@ -255,20 +288,23 @@ impl Work<'_> {
         source: &Source,
         progress: &mut dyn FnMut(LoadProgress),
     ) -> Result<(), DataError> {
-        let mut reader = RowReader::new(&source.files, self.options.limits);
+        let options = self.options.of(source);
+        let mut reader = RowReader::new(&source.files, options.limits);
         let mut chunk = next_chunk(&mut reader);
         while !chunk.is_empty() {
             let bytes = self.bytes_before + reader.bytes();
             // The next chunk is read while this one is tokenised.
-            let (options, tokenizer) = (self.options, self.tokenizer);
+            let tokenizer = self.tokenizer;
             let (next, rows) = rayon::join(
                 || next_chunk(&mut reader),
-                || tokenize_chunk(chunk, source, options, tokenizer),
+                || tokenize_chunk(chunk, source, &options, tokenizer),
             );
             // In the order of the file, so that the first broken row is the one reported.
             for (place, row) in rows {
                 match row {
-                    Ok(row) => self.keep(row, number, &source.files[place.0].path, place.1)?,
+                    Ok(row) => {
+                        self.keep(row, number, place.0, &source.files[place.0].path, place.1)?
+                    }
                     Err(error) => self.skip(error)?,
                 }
             }
@@ -313,9 +349,11 @@ impl Work<'_> {
         &mut self,
         row: Prepared,
         source: usize,
+        file: usize,
         path: &Path,
         line: usize,
     ) -> Result<(), DataError> {
+        let file = self.files_before + file;
         let Outcome {
             report,
             findings,
@@ -336,7 +374,6 @@ impl Work<'_> {
         }
         if row.pieces.is_empty() {
             report.dropped += 1;
-            report.dropped_lines.push(line);
             return Ok(());
         }
         report.truncated += usize::from(row.cut);
@@ -349,7 +386,7 @@ impl Work<'_> {
             self.sink.push(TokenizedRow {
                 input_ids,
                 labels,
-                source,
+                file,
                 line,
                 key: row.key,
             })?;
@@ -435,11 +472,7 @@ fn prepare(
     };
     pieces.retain(|(_, labels)| supervised_tokens(labels) > 0);
     if too_long {
-        findings.push(match options.overlong {
-            Overlong::Truncate => Finding::Truncated,
-            Overlong::Drop => Finding::TooLong,
-            Overlong::Split => Finding::Split,
-        });
+        findings.push(options.overlong.finding());
     }
     if pieces.is_empty() && !(too_long && options.overlong == Overlong::Drop) {
         findings.push(Finding::WithoutSupervision);
@@ -462,16 +495,26 @@ pub(crate) fn tokenize_row(
     tokenizer: &ChatTokenizer,
 ) -> Result<(Record, Supervised), DataError> {
     let line = row.line;
-    let value = row.body.into_value(path, line)?;
     let data = &options.data;
-    let record = options
-        .fields
-        .read(data.format, value)
-        .map_err(|error| field_error(path, line, error))?;
+    let record = parse_row(path, row, options)?;
     let template = data.template.as_ref();
     let supervised = supervise(&record, tokenizer, template, data.supervision)
         .map_err(|error| row_error(path, line, error))?;
     Ok((record, supervised))
+}
+
+/// Reads one row as a record of its format.
+pub(crate) fn parse_row(
+    path: &Path,
+    row: RawRow,
+    options: &TokenizeOptions,
+) -> Result<Record, DataError> {
+    let line = row.line;
+    let value = row.body.into_value(path, line)?;
+    options
+        .fields
+        .read(options.data.format, value)
+        .map_err(|error| field_error(path, line, error))
 }
 
 /// Pieces of at most `limit` tokens; each begins with the last token of the one before, so that
@@ -500,5 +543,7 @@ fn key(ids: &[u32]) -> u64 {
     u64::from_le_bytes(first)
 }
 
+#[cfg(test)]
+mod rows_tests;
 #[cfg(test)]
 mod tests;

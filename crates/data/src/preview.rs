@@ -5,19 +5,24 @@ mod html;
 mod tests;
 mod text;
 
+pub use text::TextLook;
+
 use std::ops::Range;
 
+use serde::Serialize;
+
 use crate::IGNORE_INDEX;
-use crate::dataset::supervised_tokens;
 use crate::error::DataError;
 use crate::findings::{Finding, RowPlace, examine};
-use crate::pipeline::{TokenizeOptions, tokenize_row};
+use crate::pipeline::{Overlong, TokenizeOptions, tokenize_row};
+use crate::report::supervised_tokens;
 use crate::source::{RowReader, Source};
 use crate::supervise::Supervised;
 use crate::tokenizer::ChatTokenizer;
 
 /// What the model does with a piece of text.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Part {
     /// It reads it.
     Context,
@@ -28,14 +33,14 @@ pub enum Part {
 }
 
 /// The first rows of some sources.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Preview {
     /// The rows.
     pub rows: Vec<PreviewRow>,
 }
 
 /// A row, or why there is none.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct PreviewRow {
     /// Where it stands.
     pub place: RowPlace,
@@ -44,7 +49,7 @@ pub struct PreviewRow {
 }
 
 /// A row as text and tokens.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ShownRow {
     /// The rendered text.
     pub text: String,
@@ -64,7 +69,7 @@ pub struct ShownRow {
     pub findings: Vec<Finding>,
 }
 
-/// Renders and tokenises the first rows of some sources, broken ones included.
+/// Renders and tokenises the first rows of some sources, as many of each, broken ones included.
 ///
 /// # Errors
 /// Anything about a whole file, and options that cannot work together.
@@ -74,11 +79,14 @@ pub fn preview(
     tokenizer: &ChatTokenizer,
     rows: usize,
 ) -> Result<Preview, DataError> {
-    options.check()?;
     let mut preview = Preview::default();
+    let of_each = rows.div_ceil(sources.len().max(1));
     for source in sources {
+        let options = &*options.of(source);
+        options.check()?;
         let mut reader = RowReader::new(&source.files, options.limits);
-        while preview.rows.len() < rows {
+        let enough = rows.min(preview.rows.len() + of_each);
+        while preview.rows.len() < enough {
             let Some(row) = reader.next() else { break };
             let row = match row {
                 Ok(row) => {
@@ -124,12 +132,17 @@ fn show(
         offsets,
         ..
     } = supervised;
-    let kept_tokens = input_ids.len().min(limit);
+    let too_long = input_ids.len() > limit;
+    let kept_tokens = match options.overlong {
+        Overlong::Truncate => input_ids.len().min(limit),
+        Overlong::Drop if too_long => 0,
+        Overlong::Drop | Overlong::Split => input_ids.len(),
+    };
     let supervised_tokens = supervised_tokens(&labels[..kept_tokens]);
-    if input_ids.len() > limit {
-        findings.push(Finding::Truncated);
+    if too_long {
+        findings.push(options.overlong.finding());
     }
-    if supervised_tokens == 0 {
+    if supervised_tokens == 0 && kept_tokens > 0 {
         findings.push(Finding::WithoutSupervision);
     }
     let added_bos = match (input_ids.first(), offsets.first()) {

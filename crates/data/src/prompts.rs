@@ -3,9 +3,10 @@
 use std::path::Path;
 
 use crate::conversation::{Conversation, Instruction, Record, Role};
-use crate::dataset::{DataOptions, row_error};
 use crate::error::{DataError, TemplateError};
-use crate::jsonl::{JsonlReader, parse_line};
+use crate::options::{DataOptions, row_error};
+use crate::pipeline::{TokenizeOptions, parse_row};
+use crate::source::{RowReader, Source};
 use crate::supervise::RowError;
 use crate::tokenizer::ChatTokenizer;
 
@@ -22,26 +23,28 @@ pub struct Prompt {
     pub line: usize,
 }
 
-/// Reads the first `limit` rows of a file as prompts: everything before the last answer.
+/// Reads the first `limit` rows of a source as prompts: everything before the last answer.
 ///
 /// # Errors
-/// As [`crate::load`]; also rows that do not end in an answer, and `text` rows, which have none.
+/// As [`crate::tokenize`]; also rows that do not end in an answer, and `text` rows, which have none.
 pub fn load_prompts(
-    path: &Path,
-    options: &DataOptions,
+    source: &Source,
+    options: &TokenizeOptions,
     tokenizer: &ChatTokenizer,
     limit: usize,
 ) -> Result<Vec<Prompt>, DataError> {
+    let options = options.of(source);
     options.check()?;
     let mut prompts = Vec::new();
-    for line in JsonlReader::open(path)?.take(limit) {
-        let line = line?;
-        let (text, answer, plain) = match parse_line(path, &line, options.format)? {
-            Record::Conversation(chat) => from_chat(path, line.number, chat, tokenizer)?,
+    for row in RowReader::new(&source.files, options.limits).take(limit) {
+        let row = row?;
+        let (path, line) = (source.files[row.file].path.as_path(), row.line);
+        let (text, answer, plain) = match parse_row(path, row, &options)? {
+            Record::Conversation(chat) => from_chat(path, line, chat, tokenizer)?,
             Record::Instruction(row) => {
-                from_instruction(path, line.number, &row, options, tokenizer)?
+                from_instruction(path, line, &row, &options.data, tokenizer)?
             }
-            Record::Chat { chat, .. } => from_chat(path, line.number, chat, tokenizer)?,
+            Record::Chat { chat, .. } => from_chat(path, line, chat, tokenizer)?,
             Record::Completion(row) => (row.prompt, row.completion, true),
             Record::Text(_) => {
                 return Err(DataError::Option {
@@ -56,13 +59,12 @@ pub fn load_prompts(
         } else {
             tokenizer.encode_rendered(&text)
         };
-        let encoded =
-            encoded.map_err(|error| row_error(path, line.number, RowError::Encode(error)))?;
+        let encoded = encoded.map_err(|error| row_error(path, line, RowError::Encode(error)))?;
         prompts.push(Prompt {
             input_ids: encoded.ids,
             text,
             answer,
-            line: line.number,
+            line,
         });
     }
     Ok(prompts)

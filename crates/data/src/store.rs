@@ -2,12 +2,10 @@
 
 use std::borrow::Cow;
 
-use backdraft_formats::{StoredRow, TokenFile};
-use sha2::{Digest, Sha256};
-
+use crate::DataError;
 use crate::IGNORE_INDEX;
 use crate::pipeline::{RowSink, TokenizedRow};
-use crate::{DataError, Example};
+use backdraft_formats::{StoredRow, TokenFile};
 
 /// The rows of a data set.
 #[derive(Debug)]
@@ -31,8 +29,8 @@ pub struct RowView<'a> {
     pub input_ids: &'a [u32],
     /// The id where it is trained, else [`IGNORE_INDEX`], `[s]`.
     pub labels: Cow<'a, [i64]>,
-    /// Number of its source.
-    pub source: usize,
+    /// Number of its file among those of all sources.
+    pub file: usize,
     /// Its line in its file.
     pub line: usize,
     /// Equal rows have equal keys.
@@ -59,14 +57,14 @@ impl TokenRows {
             Self::Memory(rows) => rows.get(index).map(|row| RowView {
                 input_ids: &row.input_ids,
                 labels: Cow::Borrowed(&row.labels),
-                source: row.source,
+                file: row.file,
                 line: row.line,
                 key: row.key,
             }),
             Self::File(file) => file.row(index).map(|row| RowView {
                 input_ids: row.ids,
                 labels: Cow::Owned(labels(&row)),
-                source: row.source as usize,
+                file: row.source as usize,
                 line: usize::try_from(row.line).unwrap_or(usize::MAX),
                 key: row.key,
             }),
@@ -90,30 +88,6 @@ impl TokenRows {
             Self::File(file) => file.row(index).map_or(0, |row| row.key),
         };
         (0..self.len()).map(key).collect()
-    }
-
-    /// A row as an [`Example`]; `None` for one that does not exist.
-    pub fn example(&self, index: usize) -> Option<Example> {
-        let row = self.row(index)?;
-        Some(Example {
-            input_ids: row.input_ids.to_vec(),
-            labels: row.labels.into_owned(),
-            line: row.line,
-        })
-    }
-
-    /// SHA-256 over ids and labels in order, in hexadecimal; that of the
-    /// [`Dataset`](crate::Dataset) with the same rows.
-    pub fn fingerprint(&self) -> String {
-        let mut hash = Sha256::new();
-        for row in (0..self.len()).filter_map(|index| self.row(index)) {
-            hash.update((row.input_ids.len() as u64).to_le_bytes());
-            for (id, label) in row.input_ids.iter().zip(row.labels.iter()) {
-                hash.update(id.to_le_bytes());
-                hash.update(label.to_le_bytes());
-            }
-        }
-        crate::hex(&hash.finalize())
     }
 }
 

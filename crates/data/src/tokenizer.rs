@@ -60,6 +60,7 @@ pub struct ChatTokenizer {
     add_bos: bool,
     end_of_turn: Option<EndOfTurn>,
     generation_prompt: Option<String>,
+    foreign_markers: Vec<String>,
     eos_token_ids: Vec<u32>,
     /// SHA-256 of the file and the special tokens.
     base_fingerprint: String,
@@ -116,6 +117,7 @@ impl ChatTokenizer {
             add_bos,
             end_of_turn: None,
             generation_prompt: None,
+            foreign_markers: Vec::new(),
             eos_token_ids: special.eos_token_ids,
             base_fingerprint,
         };
@@ -163,9 +165,13 @@ impl ChatTokenizer {
         crate::hex(&hash.finalize())
     }
 
-    /// Texts like `<|im_end|>` that the chat template writes and the vocabulary lacks: the template
-    /// belongs to another family of models.
-    pub fn foreign_markers(&self) -> Vec<String> {
+    /// Texts like `<|im_end|>` that the chat template writes and the vocabulary lacks. Where turns
+    /// do not end in a token either, the template belongs to another family of models.
+    pub fn foreign_markers(&self) -> &[String] {
+        &self.foreign_markers
+    }
+
+    fn find_foreign_markers(&self) -> Vec<String> {
         let chat = Conversation::new(vec![
             Message::new(Role::User, "question"),
             Message::new(Role::Assistant, "answer"),
@@ -189,6 +195,7 @@ impl ChatTokenizer {
     fn find_ends(&mut self) -> Result<(), DataError> {
         self.end_of_turn = self.find_end_of_turn()?;
         self.generation_prompt = self.find_generation_prompt();
+        self.foreign_markers = self.find_foreign_markers();
         let ends = [
             self.eos.as_ref().map(|(_, id)| *id),
             self.end_of_turn.as_ref().map(|end| end.token_id),

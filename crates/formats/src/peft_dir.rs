@@ -110,6 +110,23 @@ pub struct PeftDir {
 }
 
 impl PeftDir {
+    /// The file that holds a chat template of the adapter's own.
+    pub const CHAT_TEMPLATE: &str = "chat_template.jinja";
+
+    /// The chat template that an adapter was trained with, where it lies in its directory: it takes
+    /// the place of the base model's.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub fn chat_template(directory: &Path) -> Result<Option<String>> {
+        let path = directory.join(Self::CHAT_TEMPLATE);
+        match std::fs::read_to_string(&path) {
+            Ok(text) => Ok(Some(text)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(FormatError::io(&path, "read")(error)),
+        }
+    }
+
     /// Reads a directory, and checks that the tensors come in pairs and agree with the rank.
     ///
     /// # Errors

@@ -66,7 +66,8 @@ pub enum MergeBase<'a> {
 }
 
 /// Writes `out`, a Hugging Face directory with W + s·B·A in place of each adapted W, in the base's
-/// types (f32 where a GGUF file is quantised); it appears whole or not at all.
+/// types (f32 where a GGUF file is quantised); it appears whole or not at all. A chat template of the
+/// adapter's own takes the place of the base's.
 ///
 /// # Errors
 /// An adapter for another base, a file that cannot be read, a target that exists, a full disk.
@@ -85,7 +86,14 @@ pub fn merge(
         .filter_map(|name| source.tensor_info(name).cloned())
         .collect();
     let mut writer = HfDirWriter::create(out, infos.clone(), existing)?;
+    let chat_template = PeftDir::chat_template(&adapter.path)?;
+    if let Some(template) = &chat_template {
+        writer.companion(PeftDir::CHAT_TEMPLATE, template.as_bytes())?;
+    }
     for (name, bytes) in source.companion_files()? {
+        if chat_template.is_some() && name == PeftDir::CHAT_TEMPLATE {
+            continue;
+        }
         let bytes = match name.as_str() {
             "config.json" => without_quantization(source.config()),
             _ => bytes,

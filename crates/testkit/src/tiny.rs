@@ -90,7 +90,7 @@ pub fn project(directory: &Path, more: &str) -> PathBuf {
     let recipe = format!(
         "model = \"model\"\noutput_dir = \"out\"\nmax_seq_length = 32\n[lora]\nrank = 64\nalpha = 64\n\
          dropout = 0.1\ntarget_modules = [\"q_proj\", \"down_proj\"]\nlayers_to_transform = [1]\n\
-         [data]\ntrain = \"train.jsonl\"\neval = \"eval.jsonl\"\nformat = \"alpaca\"\n\
+         [data]\ntrain = \"train.jsonl\"\neval = \"eval.jsonl\"\nformat = \"alpaca\"\ncache = \"off\"\n\
          prompt_template = \"w3 {{instruction}} w4 {{output}}\"\n[train]\nmicro_batch_size = 2\n\
          grad_accumulation_steps = 2\nlearning_rate = 5e-3\nlogging_steps = 1\nsample_rows = 0\n{more}"
     );

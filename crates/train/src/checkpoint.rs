@@ -23,8 +23,8 @@ use std::path::{Component, Path, PathBuf};
 
 use backdraft_data::LoaderState;
 use backdraft_formats::{
-    AtomicDir, Existing, FormatError, PeftWriteOptions, SafetensorsFile, SafetensorsWriter, fault,
-    sync_directory, write_file,
+    AtomicDir, Existing, FormatError, PeftDir, PeftWriteOptions, SafetensorsFile,
+    SafetensorsWriter, fault, sync_directory, write_file,
 };
 use backdraft_lora::{AdapterWeights, TrainedOver};
 use burn::tensor::Device;
@@ -133,6 +133,16 @@ pub struct Checkpoint<'a> {
     pub recipe: &'a str,
     /// The base model.
     pub base: &'a TrainedOver,
+    /// A chat template other than the base model's own.
+    pub chat_template: Option<&'a str>,
+}
+
+/// What lies beside the factors of an adapter.
+pub fn companions(base: &TrainedOver, chat_template: Option<&str>) -> Vec<(String, Vec<u8>)> {
+    let base = (TrainedOver::FILE.to_owned(), base.to_json());
+    let name = PeftDir::CHAT_TEMPLATE.to_owned();
+    let template = chat_template.map(|template| (name, template.as_bytes().to_vec()));
+    std::iter::once(base).chain(template).collect()
 }
 
 /// Why a directory is no checkpoint to go on from.
@@ -232,7 +242,7 @@ pub fn write(target: &Path, checkpoint: &Checkpoint<'_>) -> Result<(), FormatErr
     let directory = AtomicDir::create(target, Existing::Replace)?;
     let root = directory.path();
     let options = PeftWriteOptions {
-        companions: vec![(TrainedOver::FILE.to_owned(), checkpoint.base.to_json())],
+        companions: companions(checkpoint.base, checkpoint.chat_template),
         ..PeftWriteOptions::default()
     };
     checkpoint

@@ -1,5 +1,6 @@
 //! Why a run does not start, or ends.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use backdraft_data::DataError;
@@ -87,9 +88,7 @@ pub enum TrainError {
         nearest: Option<String>,
     },
     /// The loss or the gradient is no number any more.
-    #[error(
-        "step {step}: the {what} is {value}; its rows are lines {lines:?} of {}", file.display()
-    )]
+    #[error("step {step}: the {what} is {value}; its rows are {}", places(rows))]
     NotFinite {
         /// The optimiser step, counted from 1.
         step: usize,
@@ -97,17 +96,18 @@ pub enum TrainError {
         what: &'static str,
         /// NaN or an infinity.
         value: f64,
-        /// The training file.
-        file: PathBuf,
-        /// Its lines that the step consisted of.
-        lines: Vec<usize>,
+        /// The training files, with the lines that the step consisted of.
+        rows: BTreeMap<PathBuf, Vec<usize>>,
         /// The last checkpoint before it.
         last_good: Option<PathBuf>,
     },
-    /// Rows that hold nothing to learn were all there was.
-    #[error("{}: {source}", path.display())]
+    /// Something is wrong with rows; the error names their file.
+    #[error(transparent)]
+    Rows(Box<DataError>),
+    /// Something is wrong with rows or a tokenizer, and the error does not name the file.
+    #[error("cannot use {}", path.display())]
     Data {
-        /// The file.
+        /// The file, or what the rows are known by.
         path: PathBuf,
         /// What is wrong with it.
         source: Box<DataError>,
@@ -124,6 +124,41 @@ pub enum TrainError {
     /// The recipe cannot be written down.
     #[error(transparent)]
     Recipe(#[from] crate::recipe::RecipeError),
+    /// A hub data set cannot be had.
+    #[error("cannot get the data set {name}")]
+    Fetch {
+        /// Its name.
+        name: String,
+        /// Why.
+        #[source]
+        source: crate::data::FetchError,
+    },
+    /// The chat template of the recipe cannot be read.
+    #[error("data.chat_template: cannot read {}", path.display())]
+    ChatTemplate {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The chat template of the recipe belongs to another family of models.
+    #[error(
+        "the chat template writes {}, which this model does not have as tokens: it belongs to models of another family, and the tuned model would not know where to stop",
+        markers.join(", ")
+    )]
+    ForeignTemplate {
+        /// Texts that stand for special tokens elsewhere.
+        markers: Vec<String>,
+    },
+    /// A prompt template without rows that it is for.
+    #[error(
+        "data.prompt_template: expected alpaca rows beside it, found {}; take it out, or name the format",
+        found.join(", ")
+    )]
+    NoAlpaca {
+        /// How each source's format is known.
+        found: Vec<String>,
+    },
     /// The prompt template of the recipe.
     #[error("data.prompt_template: {0}")]
     PromptTemplate(#[source] backdraft_data::TemplateError),
@@ -177,4 +212,11 @@ pub enum TrainError {
 
 fn gib(bytes: u64) -> f64 {
     bytes as f64 / f64::from(1u32 << 30)
+}
+
+/// `lines [1, 2] of a.jsonl and lines [7] of b.jsonl`
+fn places(rows: &BTreeMap<PathBuf, Vec<usize>>) -> String {
+    let of_file =
+        |(path, lines): (&PathBuf, &Vec<usize>)| format!("lines {lines:?} of {}", path.display());
+    rows.iter().map(of_file).collect::<Vec<_>>().join(" and ")
 }

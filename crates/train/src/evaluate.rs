@@ -1,8 +1,6 @@
 //! Mean nll over a data set.
 
-use std::path::PathBuf;
-
-use backdraft_data::Example;
+use backdraft_data::RowSet;
 use backdraft_model::Llama;
 use burn::data::dataloader::DataLoader;
 use burn::tensor::Tensor;
@@ -28,23 +26,20 @@ impl Evaluation {
     }
 }
 
-/// Mean nll of the supervised tokens of `examples`, in micro-batches of `size` rows.
+/// Mean nll of the supervised tokens of some rows, in micro-batches of `size` rows.
 ///
 /// # Errors
 /// No example, or a device that failed.
 pub fn evaluate(
     model: &Llama,
-    examples: &[Example],
+    rows: &RowSet,
     size: usize,
     mut progress: impl FnMut(usize, usize),
 ) -> Result<Evaluation, TrainError> {
-    let data = |source| TrainError::Data {
-        path: PathBuf::new(),
-        source: Box::new(source),
-    };
-    let loader = EvalLoader::new(examples, size).map_err(data)?;
+    let loader = EvalLoader::new(rows.clone(), size);
     let (mut sum, mut tokens) = (0.0, 0);
-    for (done, batch) in loader.iter().flatten().enumerate() {
+    for (done, batch) in loader.iter().enumerate() {
+        let batch = batch.map_err(unreadable)?;
         let output = EvalOutput::new(model.nll(&batch.tokens, &batch.targets));
         let (nll, count) = output.read().map_err(|error| TrainError::Device {
             step: 0,
@@ -58,6 +53,12 @@ pub fn evaluate(
         nll: sum / tokens.max(1) as f64,
         tokens,
     })
+}
+
+fn unreadable(error: burn::data::dataset::DatasetError) -> TrainError {
+    TrainError::Learner {
+        message: error.to_string(),
+    }
 }
 
 /// Tokens whose logits exist at a time, of both models.
@@ -80,19 +81,12 @@ pub struct Divergence {
 ///
 /// # Errors
 /// No example, or a device that failed.
-pub fn divergence(
-    model: &Llama,
-    other: &Llama,
-    examples: &[Example],
-) -> Result<Divergence, TrainError> {
-    let data = |source| TrainError::Data {
-        path: PathBuf::new(),
-        source: Box::new(source),
-    };
-    let loader = EvalLoader::new(examples, 1).map_err(data)?;
+pub fn divergence(model: &Llama, other: &Llama, rows: &RowSet) -> Result<Divergence, TrainError> {
+    let loader = EvalLoader::new(rows.clone(), 1);
     let (mut sum, mut tokens) = (0.0, 0);
     let (mut supervised_sum, mut supervised_tokens) = (0.0, 0);
-    for batch in loader.iter().flatten() {
+    for batch in loader.iter() {
+        let batch = batch.map_err(unreadable)?;
         let states = [model, other].map(|m| m.forward_hidden(&batch.tokens, None).inner());
         let values = token_divergences(model, other, &states)?;
         sum += values.iter().sum::<f64>();

@@ -1,6 +1,7 @@
 //! A training run.
 //!
-//! [`Recipe`](recipe::Recipe) says what to do, [`prepare`](run::prepare) reads model and data, and
+//! [`Recipe`](recipe::Recipe) says what to do, [`data`] reads and checks
+//! its rows, [`prepare`](run::prepare) the model, and
 //! [`Run::train`](run::Run::train) goes through the optimiser steps: [`step`] computes one,
 //! [`strategy`] drives burn-train's learner through them, evaluates, and saves.
 //! Nothing here prints: a [`Reporter`](report::Reporter) hears of everything.
@@ -11,6 +12,7 @@
 pub mod activation;
 pub mod checkpoint;
 pub mod control;
+pub mod data;
 pub mod diagnosis;
 pub mod early_stopping;
 pub mod error;

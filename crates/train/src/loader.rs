@@ -1,8 +1,8 @@
-//! Optimiser steps out of a data set, as a burn data loader.
+//! Optimiser steps out of rows, as a burn data loader.
 
 use std::sync::Arc;
 
-use backdraft_data::{Batch, DataError, Example, Loader, LoaderState};
+use backdraft_data::{Batch, DataError, Loader, LoaderState, RowSet};
 use burn::data::dataloader::{DataLoader, DataLoaderIterator, Progress};
 use burn::data::dataset::DatasetError;
 use burn::tensor::Device;
@@ -18,6 +18,8 @@ pub struct Step {
     pub micro_batches: Vec<MicroBatch>,
     /// Rows of the data set, in the order of the micro-batches.
     pub rows: Vec<usize>,
+    /// Tokens of those rows, padding not among them.
+    pub tokens: usize,
     /// Where the data stands after this step.
     pub after: LoaderState,
 }
@@ -30,33 +32,37 @@ impl Step {
             .map(|batch| batch.targets.len())
             .sum()
     }
-
-    /// Tokens of all micro-batches.
-    pub fn tokens(&self) -> usize {
-        self.micro_batches
-            .iter()
-            .map(|batch| batch.tokens.len())
-            .sum()
-    }
 }
 
 /// The steps of a run, in order.
 #[derive(Clone)]
 pub struct StepLoader {
-    examples: Arc<Vec<Example>>,
+    rows: RowSet,
     loader: Loader,
     first: usize,
     total_steps: usize,
+    pad_id: Option<u32>,
 }
 
 impl StepLoader {
     /// `total_steps` steps from where `loader` stands.
-    pub fn new(examples: Arc<Vec<Example>>, loader: Loader, total_steps: usize) -> Self {
+    pub fn new(rows: RowSet, loader: Loader, total_steps: usize) -> Self {
         Self {
-            examples,
+            rows,
             loader,
             first: 0,
             total_steps,
+            pad_id: None,
+        }
+    }
+
+    /// The same with every row of a micro-batch filled up with `pad_id` to the longest, for
+    /// comparison with code that pads.
+    #[must_use]
+    pub fn padded(self, pad_id: u32) -> Self {
+        Self {
+            pad_id: Some(pad_id),
+            ..self
         }
     }
 
@@ -107,13 +113,19 @@ struct Steps<'a> {
 impl Steps<'_> {
     fn make(&mut self) -> Result<Step, DataError> {
         let row_groups = self.loader.next_step();
-        let micro_batches = row_groups
-            .iter()
-            .map(|rows| Batch::from_examples(&self.source.examples, rows).map(MicroBatch::from))
-            .collect::<Result<_, _>>()?;
+        let (mut micro_batches, mut tokens) = (Vec::new(), 0);
+        for rows in &row_groups {
+            let batch = Batch::from_rows(&self.source.rows, rows)?;
+            tokens += batch.tokens();
+            micro_batches.push(MicroBatch::from(match self.source.pad_id {
+                Some(pad_id) => batch.padded(pad_id)?,
+                None => batch,
+            }));
+        }
         Ok(Step {
             number: self.number,
             micro_batches,
+            tokens,
             rows: row_groups.concat(),
             after: self.loader.state(),
         })
@@ -143,39 +155,38 @@ impl DataLoaderIterator<Step> for Steps<'_> {
     }
 }
 
-/// Rows in the order of the file, for evaluation.
+/// Rows in their own order, for evaluation.
 #[derive(Clone)]
 pub struct EvalLoader {
-    batches: Arc<Vec<MicroBatch>>,
+    rows: RowSet,
+    size: usize,
+    /// Rows that are left out at the beginning.
+    start: usize,
+    end: usize,
 }
 
 impl EvalLoader {
     /// Micro-batches of `size` rows.
-    ///
-    /// # Errors
-    /// More tokens in a micro-batch than can be counted.
-    pub fn new(examples: &[Example], size: usize) -> Result<Self, DataError> {
-        let rows: Vec<usize> = (0..examples.len()).collect();
-        let batches = rows
-            .chunks(size.max(1))
-            .map(|rows| Batch::from_examples(examples, rows).map(MicroBatch::from))
-            .collect::<Result<_, _>>()?;
-        Ok(Self {
-            batches: Arc::new(batches),
-        })
+    pub fn new(rows: RowSet, size: usize) -> Self {
+        Self {
+            end: rows.len(),
+            rows,
+            size: size.max(1),
+            start: 0,
+        }
     }
 }
 
 impl DataLoader<MicroBatch> for EvalLoader {
     fn iter<'a>(&'a self) -> Box<dyn DataLoaderIterator<MicroBatch> + 'a> {
         Box::new(EvalBatches {
-            batches: &self.batches,
-            next: 0,
+            source: self,
+            done: 0,
         })
     }
 
     fn num_items(&self) -> usize {
-        self.batches.len()
+        (self.end - self.start).div_ceil(self.size)
     }
 
     fn to_device(&self, _: &Device) -> Arc<dyn DataLoader<MicroBatch>> {
@@ -183,29 +194,47 @@ impl DataLoader<MicroBatch> for EvalLoader {
     }
 
     fn slice(&self, start: usize, end: usize) -> Arc<dyn DataLoader<MicroBatch>> {
-        let end = end.min(self.batches.len());
-        let batches = Arc::new(self.batches[start.min(end)..end].to_vec());
-        Arc::new(Self { batches })
+        let row = |batch: usize| self.end.min(self.start + batch.saturating_mul(self.size));
+        Arc::new(Self {
+            start: row(start),
+            end: row(end.max(start)),
+            ..self.clone()
+        })
     }
 }
 
 struct EvalBatches<'a> {
-    batches: &'a [MicroBatch],
-    next: usize,
+    source: &'a EvalLoader,
+    done: usize,
 }
 
 impl Iterator for EvalBatches<'_> {
     type Item = Result<MicroBatch, DatasetError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let batch = self.batches.get(self.next)?;
-        self.next += 1;
-        Some(Ok(batch.clone()))
+        let EvalLoader {
+            rows,
+            size,
+            start,
+            end,
+        } = self.source;
+        let first = start + self.done * size;
+        if first >= *end {
+            return None;
+        }
+        self.done += 1;
+        let numbers: Vec<usize> = (first..(first + size).min(*end)).collect();
+        let batch = Batch::from_rows(rows, &numbers);
+        Some(batch.map(MicroBatch::from).map_err(DatasetError::new))
     }
 }
 
 impl DataLoaderIterator<MicroBatch> for EvalBatches<'_> {
     fn progress(&self) -> Progress {
-        Progress::new(self.next, self.batches.len(), Some("batches".to_owned()))
+        Progress::new(
+            self.done,
+            self.source.num_items(),
+            Some("batches".to_owned()),
+        )
     }
 }

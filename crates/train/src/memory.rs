@@ -2,13 +2,9 @@
 
 use std::fmt::Debug;
 
-use backdraft_model::LlamaConfig;
 use serde::{Deserialize, Serialize};
 
 use crate::activation::Prediction;
-
-/// Tokens whose logits exist at a time.
-const LOGITS_CHUNK: usize = 256;
 
 /// Memory by kind.
 ///
@@ -23,7 +19,7 @@ pub struct Memory {
     pub adapters: usize,
     /// The optimiser's moments.
     pub optimizer: usize,
-    /// What the layers keep for the backward pass, and the largest block of logits.
+    /// What comes and goes in a step: what layers keep and rebuild, the loss, buffers.
     pub activations: usize,
 }
 
@@ -128,20 +124,6 @@ impl Watcher {
 /// Lets [`peak_resident`] count from now; `false` where the system cannot.
 pub fn forget_peak() -> bool {
     std::fs::write("/proc/self/clear_refs", "5").is_ok()
-}
-
-/// Bytes of activations of a pass over `tokens` tokens with adapters of rank `rank` on all projections, in
-/// f32, nothing recomputed.
-#[must_use]
-pub fn activations(config: &LlamaConfig, rank: usize, tokens: usize) -> usize {
-    let (h, m) = (config.hidden_size, config.intermediate_size);
-    let q = config.num_attention_heads * config.head_dim;
-    let kv = config.num_key_value_heads * config.head_dim;
-    // Kept for each layer: two inputs and two normed inputs, q, k, v, the attention's output, gate, up,
-    // their product, x·Aᵀ of seven projections, and a statistic for each row and head.
-    let floats = 4 * h + 2 * q + 2 * kv + 3 * m + 7 * rank + 2 + config.num_attention_heads;
-    let logits = 2 * tokens.min(LOGITS_CHUNK) * config.vocab_size;
-    4 * (tokens * floats * config.num_hidden_layers + logits)
 }
 
 /// The most memory that this process has held so far, or since [`forget_peak`]; `None` where the system does not tell.

@@ -38,7 +38,7 @@ impl StepOutput {
             nll,
             grad_norm,
             supervised_tokens: step.supervised_tokens(),
-            tokens: step.tokens(),
+            tokens: step.tokens,
             lr: 0.0,
             seconds: f64::NAN,
             failure: None,

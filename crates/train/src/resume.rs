@@ -10,7 +10,13 @@ use crate::lock::RunLock;
 use crate::recipe::{Difference, Recipe, covers, is_key_or_section, nearest_key};
 
 /// Keys whose values are compared by what they lead to, not by name: a directory may move.
-const BY_CONTENT: [&str; 4] = ["output_dir", "model", "data.train", "data.eval"];
+const BY_CONTENT: [&str; 5] = [
+    "output_dir",
+    "model",
+    "data.train",
+    "data.eval",
+    "data.cache",
+];
 
 /// Keys that give the adapter or its optimiser another shape.
 const FIXED: [&str; 4] = [

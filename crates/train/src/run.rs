@@ -5,10 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use backdraft_data::{
-    ChatTokenizer, DataOptions, Dataset, Format, LoadProgress, Loader, PromptTemplate,
-    SpecialTokens, Supervision,
-};
+use backdraft_data::{ChatTokenizer, RowSet, SpecialTokens};
 use backdraft_formats::{
     Existing, FormatError, ModelSource, PeftWriteOptions, remove_partials, write_file,
 };
@@ -23,10 +20,14 @@ use burn::train::renderer::MetricsRenderer;
 use burn::train::{Interrupter, Learner, SupervisedTraining, TrainingStrategy};
 
 use crate::activation::cost::{Calibration, CalibrationKey, CostModel, Roofline};
-use crate::activation::tensors::{MemoryModel, PassShape};
-use crate::activation::{ActivationPlan, Activations, Planner, Prediction, Setup, StepShape};
+use crate::activation::device::usable;
+use crate::activation::tensors::PassShape;
+use crate::activation::{
+    ActivationPlan, Activations, DeviceFacts, Planner, Prediction, Setup, StepShape,
+};
 use crate::checkpoint::{self, Saved};
 use crate::control::Control;
+use crate::data::RunData;
 use crate::diagnosis::Monitor;
 use crate::early_stopping::EarlyStopping;
 use crate::error::TrainError;
@@ -36,8 +37,7 @@ use crate::memory::{self, Measured, Memory, MemoryWatch, Watcher};
 use crate::metrics::{NoFiles, RunMetric};
 use crate::optimizer::{AdamW, StatePrecision};
 use crate::recipe::{
-    ActivationPolicy, ByteSize, DataFormat, DataRecipe, LoraRecipe, Optimizer, QuantType, Recipe,
-    TrainOn,
+    ActivationPolicy, ByteSize, LoraRecipe, Optimizer, QuantType, Recipe, RowBatching,
 };
 use crate::records::{self, Record, Records};
 use crate::report::{ActivationReport, Reporter, RunInfo, RunSummary};
@@ -48,13 +48,11 @@ use crate::tensorboard::EventWriter;
 use crate::trainee::{Settings, Trainee};
 use crate::{report_html, run_files, tensorboard};
 
-/// Model and data of a run, read and checked.
+/// Model and rows of a run, read and checked.
 pub struct Run {
     recipe: Recipe,
     model: Llama,
-    tokenizer: ChatTokenizer,
-    train: Dataset,
-    eval: Option<Dataset>,
+    data: RunData,
     model_fingerprint: String,
     device: Device,
     watcher: Option<Watcher>,
@@ -84,31 +82,6 @@ pub fn tokenizer(source: &ModelSource) -> Result<ChatTokenizer, TrainError> {
             .map_err(data_error(source.path())),
         None => Ok(tokenizer),
     }
-}
-
-/// How rows become tokens, from a recipe.
-///
-/// # Errors
-/// A prompt template that cannot be read.
-pub fn data_options(data: &DataRecipe, max_seq_length: usize) -> Result<DataOptions, TrainError> {
-    let template = data
-        .prompt_template
-        .as_deref()
-        .map(PromptTemplate::parse)
-        .transpose();
-    Ok(DataOptions {
-        format: match data.format {
-            DataFormat::Messages => Format::Messages,
-            DataFormat::Alpaca => Format::Alpaca,
-            DataFormat::Text => Format::Text,
-        },
-        template: template.map_err(TrainError::PromptTemplate)?,
-        supervision: match data.train_on {
-            TrainOn::Responses => Supervision::Responses,
-            TrainOn::Everything => Supervision::All,
-        },
-        max_seq_length,
-    })
 }
 
 impl Recipe {
@@ -160,37 +133,33 @@ impl From<&LoraRecipe> for LoraConfig {
     }
 }
 
-/// Reads model and data of `recipe`; `model_path` is where the model lies on disk.
+/// Reads the model of `recipe`, whose rows are `data`; `source` is where the model lies on disk.
 ///
 /// # Errors
 /// Anything that would stop the run, before the output directory is touched.
 pub fn prepare(
     recipe: Recipe,
-    model_path: &Path,
+    source: &ModelSource,
+    data: RunData,
     device: &Device,
-    progress: &mut dyn FnMut(LoadProgress),
 ) -> Result<Run, TrainError> {
-    let source = ModelSource::open(model_path)?;
-    let tokenizer = tokenizer(&source)?;
-    let options = data_options(&recipe.data, recipe.max_seq_length)?;
-    let mut load = |path: &Path| {
-        backdraft_data::load(path, &options, &tokenizer, progress).map_err(data_error(path))
-    };
-    let train = load(&recipe.data.train)?;
-    let eval = recipe.data.eval.as_deref().map(&mut load).transpose()?;
+    let check = &data.check;
+    let is_foreign = !check.template_ends_turns && !check.foreign_markers.is_empty();
+    if recipe.data.chat_template.is_some() && is_foreign {
+        return Err(TrainError::ForeignTemplate {
+            markers: check.foreign_markers.clone(),
+        });
+    }
     let lora = LoraConfig::from(&recipe.lora);
     let plan = recipe.quantization_plan();
     let dtype = recipe.dtype.on(device)?;
     let (model, watcher) = Watcher::watch(
-        || Llama::load_as(&source, plan.as_ref(), (device, dtype)),
+        || Llama::load_as(source, plan.as_ref(), (device, dtype)),
         |model| model.with_lora(&lora, recipe.seed),
     )?;
     let longest = model.config().max_position_embeddings;
-    if train
-        .examples
-        .iter()
-        .any(|row| row.input_ids.len() > longest)
-    {
+    let rows = data.train.lengths();
+    if rows.iter().any(|length| *length as usize > longest) {
         return Err(TrainError::TooLong {
             actual: recipe.max_seq_length,
             expected: longest,
@@ -200,13 +169,14 @@ pub fn prepare(
         model_fingerprint: source.fingerprint()?,
         recipe,
         model,
-        tokenizer,
-        train,
-        eval,
+        data,
         device: device.clone(),
         watcher,
     })
 }
+
+/// Lists the rows that were passed over, in the output directory.
+pub const SKIPPED: &str = "skipped_rows.jsonl";
 
 /// Who watches a run, and what it may overwrite.
 pub struct Watch {
@@ -216,8 +186,8 @@ pub struct Watch {
     pub renderer: Box<dyn MetricsRenderer>,
     /// Stops the run after its present step.
     pub interrupter: Interrupter,
-    /// Knows how much memory the run could have.
-    pub memory: Arc<dyn MemoryWatch>,
+    /// Knows how much memory the run could have; `None` asks the system, and nobody about a GPU.
+    pub memory: Option<Arc<dyn MemoryWatch>>,
     /// What whoever watches asks of the run while it goes on.
     pub control: Control,
     /// Where the run begins.
@@ -244,7 +214,7 @@ impl Run {
 
     /// The model's tokenizer.
     pub fn tokenizer(&self) -> &ChatTokenizer {
-        &self.tokenizer
+        &self.data.tokenizer
     }
 
     /// Trains, and leaves the adapter in `output_dir/adapter`.
@@ -257,8 +227,8 @@ impl Run {
         let (activations, prediction) =
             self.activations(self.longest_pass(), watch.memory.clone())?;
         let memory = Memory::of(&prediction, self.model.num_trained());
-        let data_fingerprint = self.train.fingerprint();
-        let eval_fingerprint = self.eval.as_ref().map(Dataset::fingerprint);
+        let data_fingerprint = self.data.train.fingerprint();
+        let eval_fingerprint = self.data.eval.as_ref().map(RowSet::fingerprint);
         let mut notes = Vec::new();
         let allows_changes = matches!(&watch.start, Start::Resume(r) if r.allows_changes());
         let (_lock, from) = match watch.start {
@@ -281,16 +251,15 @@ impl Run {
             recipe_toml.as_bytes(),
             Existing::Replace,
         )?;
+        let skipped = self.recipe.output_dir.join(SKIPPED);
+        self.data.check.write_skipped(&skipped)?;
         if let Some(saved) = &from {
             let mut adapter = saved.adapter(&self.device)?;
             adapter.config = LoraConfig::from(&self.recipe.lora);
             self.model = self.model.with_adapter(&adapter)?;
         }
         let settings = &self.recipe.train;
-        let examples = Arc::new(std::mem::take(&mut self.train.examples));
-        let (size, accumulation) = (settings.micro_batch_size, settings.grad_accumulation_steps);
-        let mut loader = Loader::new(examples.len(), size, accumulation, self.recipe.seed, true)
-            .map_err(data_error(&self.recipe.data.train))?;
+        let mut loader = self.data.loader.clone();
         let steps_per_epoch = loader.steps_per_epoch();
         let total_steps = settings.length.total_steps(steps_per_epoch);
         if let Some(saved) = &from {
@@ -300,12 +269,11 @@ impl Run {
                 Err(_) if allows_changes => loader.seek(at),
                 restored => restored,
             };
-            restored.map_err(data_error(&self.recipe.data.train))?;
+            restored.map_err(data_error(Path::new("data.train")))?;
         }
         let start = loader.state();
-        let eval_examples = self.eval.as_ref().map_or(&[][..], |eval| &eval.examples);
-        let valid = EvalLoader::new(eval_examples, settings.micro_batch_size)
-            .map_err(data_error(&self.recipe.data.train))?;
+        let eval_rows = self.data.eval.clone().unwrap_or_default();
+        let valid = EvalLoader::new(eval_rows, settings.micro_batch_size);
 
         let mut reporter = watch.reporter;
         let warmup_steps = settings.warmup.steps(total_steps);
@@ -321,8 +289,8 @@ impl Run {
                 budget: activations.budget(),
                 prediction,
             },
-            train_data: self.train.report.clone(),
-            eval_data: self.eval.as_ref().map(|eval| eval.report.clone()),
+            train_data: self.data.check.train_report(),
+            eval_data: self.data.check.eval_report(),
             total_steps,
             steps_per_epoch,
             logging_steps: settings.logging_steps,
@@ -348,13 +316,10 @@ impl Run {
         }
         let noted = run_files::write_note(&output_dir, &info, warmup_steps);
         notes.extend(noted.err().map(|error| with_causes(&error)));
-        let asked = self
-            .eval
-            .as_ref()
-            .map_or(&examples[..], |eval| &eval.examples);
+        let asked = self.data.eval.as_ref().unwrap_or(&self.data.train);
         let questions = Questions::choose(asked, settings.sample_rows);
         if from.is_none() {
-            let asked = questions.ask_before(&self.model, &self.tokenizer, &output_dir);
+            let asked = questions.ask_before(&self.model, &self.data.tokenizer, &output_dir);
             notes.extend(asked.err().map(|error| with_causes(&error)));
         }
         for note in notes {
@@ -366,11 +331,12 @@ impl Run {
             plan: Arc::new(Plan {
                 recipe: self.recipe.clone(),
                 recipe_toml,
-                examples: examples.clone(),
+                rows: self.data.train.clone(),
                 steps_per_epoch,
                 total_steps,
-                evaluates: self.eval.is_some(),
+                evaluates: self.data.eval.is_some(),
                 trained_over: self.trained_over(),
+                chat_template: self.chat_template().map(str::to_owned),
                 data_fingerprint,
                 eval_fingerprint,
                 computed_by,
@@ -380,8 +346,12 @@ impl Run {
             outcome: Arc::new(Mutex::new(outcome)),
         };
         let trainee = self.trainee(total_steps, activations.clone(), from.as_ref())?;
-        let steps = StepLoader::new(examples, loader, total_steps).after(resumed_from);
-        let steps = Arc::new(steps);
+        let steps =
+            StepLoader::new(self.data.train.clone(), loader, total_steps).after(resumed_from);
+        let steps = Arc::new(match self.recipe.data.batching {
+            RowBatching::Padded => steps.padded(self.pad_id()),
+            RowBatching::PaddingFree | RowBatching::Packed => steps,
+        });
         let result =
             SupervisedTraining::<Trainee>::new(&self.recipe.output_dir, steps, Arc::new(valid))
                 .with_metric_logger(NoFiles)
@@ -422,7 +392,9 @@ impl Run {
             warn(&mut outcome, &with_causes(&error));
         }
         let complete = outcome.steps == total_steps || outcome.stopped_early;
-        if complete && let Err(error) = questions.ask_after(&model, &self.tokenizer, &output_dir) {
+        if complete
+            && let Err(error) = questions.ask_after(&model, &self.data.tokenizer, &output_dir)
+        {
             warn(&mut outcome, &with_causes(&error));
         }
         let summary = RunSummary {
@@ -529,29 +501,21 @@ impl Run {
         }
     }
 
-    /// A pass over the longest rows of the data, every token supervised.
+    /// A pass over the largest micro-batch that the data can make, every token supervised.
     fn longest_pass(&self) -> PassShape {
-        let mut lengths: Vec<usize> = self
-            .train
-            .examples
-            .iter()
-            .map(|row| row.input_ids.len())
-            .collect();
-        lengths.sort_unstable_by(|a, b| b.cmp(a));
-        lengths.truncate(self.recipe.train.micro_batch_size);
-        PassShape::of_sequences(lengths)
+        PassShape::of_sequences(self.data.loader.largest_micro_batch())
     }
 
     /// What decides on the memory of a step.
-    fn setup(&mut self) -> Setup {
+    fn setup(&mut self, facts: &DeviceFacts) -> Setup {
         let train = &self.recipe.train;
         let setup = Setup {
             config: self.model.config().clone(),
             lora: LoraConfig::from(&self.recipe.lora),
             quantization: self.recipe.quantization_plan(),
             base: None,
-            dense_element: 4,
-            memory: MemoryModel::cpu(),
+            dense_element: facts.memory.element,
+            memory: facts.memory,
             optimizer: self.recipe.state_precision(),
             micro_batch_size: train.micro_batch_size,
             max_seq_length: self.recipe.max_seq_length,
@@ -567,20 +531,31 @@ impl Run {
     fn activations(
         &mut self,
         pass: PassShape,
-        watch: Arc<dyn MemoryWatch>,
+        watch: Option<Arc<dyn MemoryWatch>>,
     ) -> Result<(Activations, Prediction), TrainError> {
-        let setup = self.setup();
+        let element = self.model.norm().weight().dtype().size() as u64;
+        let facts = DeviceFacts::of(&self.device, element);
+        let watch = watch.unwrap_or_else(|| facts.watch());
+        let setup = self.setup(&facts);
         let step = setup.step();
         // What the process holds already, the base apart: tokenizer, rows, the program itself.
         let held = memory::resident().unwrap_or(0) as u64;
-        let overhead = held.saturating_sub(step.base + step.adapters);
-        let budget = match (self.recipe.memory_budget, watch.obtainable()) {
-            (Some(ByteSize(budget)), _) => budget,
-            (None, Some(bytes)) => bytes.saturating_sub(overhead) / 16 * 15,
-            (None, None) => u64::MAX,
+        let overhead = match facts.capacity {
+            None => held.saturating_sub(step.base + step.adapters),
+            Some(_) => 0,
+        };
+        let budget = match (
+            self.recipe.memory_budget,
+            facts.capacity,
+            watch.obtainable(),
+        ) {
+            (Some(ByteSize(budget)), ..) => budget,
+            (None, Some(capacity), _) => usable(capacity),
+            (None, None, Some(bytes)) => bytes.saturating_sub(overhead) / 16 * 15,
+            (None, None, None) => u64::MAX,
         };
         let policy = self.recipe.activation_policy;
-        let cost = self.cost(&step, budget, pass)?;
+        let cost = self.cost(&step, (budget, facts.roofline), pass)?;
         let mut planner = Planner::new(step, policy, budget, cost);
         let planned = planner.plan(pass);
         let activations = Activations::new(planner, setup, watch, overhead);
@@ -597,10 +572,9 @@ impl Run {
     fn cost(
         &self,
         step: &StepShape,
-        budget: u64,
+        (budget, line): (u64, Roofline),
         pass: PassShape,
     ) -> Result<CostModel, TrainError> {
-        let line = Roofline::CPU;
         let estimate = CostModel::Roofline(line);
         let all = ActivationPlan::keep_all(step.layers.len());
         let fits = step.predict(&all, pass, &estimate).peak.total() <= budget;
@@ -638,6 +612,19 @@ impl Run {
             let _ = measured.store(&dir, &key);
         }
         Ok(CostModel::Measured(measured, line))
+    }
+
+    /// What fills padded rows; nothing looks at it.
+    fn pad_id(&self) -> u32 {
+        let tokenizer = &self.data.tokenizer;
+        let eos = tokenizer.eos_token();
+        eos.and_then(|eos| tokenizer.token_to_id(eos)).unwrap_or(0)
+    }
+
+    /// The chat template, where it is not the base model's own.
+    fn chat_template(&self) -> Option<&str> {
+        self.recipe.data.chat_template.as_ref()?;
+        Some(self.data.tokenizer.template()?.source())
     }
 
     fn trained_over(&self) -> TrainedOver {
@@ -681,7 +668,7 @@ impl Run {
         };
         let options = PeftWriteOptions {
             existing: Existing::Replace,
-            companions: vec![(TrainedOver::FILE.to_owned(), self.trained_over().to_json())],
+            companions: checkpoint::companions(&self.trained_over(), self.chat_template()),
             ..Default::default()
         };
         adapter.write(&path, &self.recipe.model, &options)?;
@@ -732,7 +719,7 @@ fn summarise(
 /// `force`.
 fn claim(path: &Path, force: bool) -> Result<(), TrainError> {
     // The recipe last: while it is there, the directory is known to hold a run.
-    const PARTS: [&str; 9] = [
+    const PARTS: [&str; 10] = [
         "checkpoints",
         "adapter",
         tensorboard::DIRECTORY,
@@ -741,6 +728,7 @@ fn claim(path: &Path, force: bool) -> Result<(), TrainError> {
         run_files::SUMMARY,
         report_html::FILE,
         records::FILE,
+        SKIPPED,
         "recipe.toml",
     ];
     let held: Vec<PathBuf> = PARTS
@@ -797,10 +785,15 @@ fn go_on(resume: &Resume) -> Result<Vec<String>, TrainError> {
     Ok(notes)
 }
 
-fn data_error(path: &Path) -> impl FnOnce(backdraft_data::DataError) -> TrainError + use<> {
+pub(crate) fn data_error(
+    path: &Path,
+) -> impl FnOnce(backdraft_data::DataError) -> TrainError + use<> {
     let path = path.to_owned();
-    move |source| TrainError::Data {
-        path,
-        source: Box::new(source),
+    move |source| {
+        let source = Box::new(source);
+        match source.names_its_file() {
+            true => TrainError::Rows(source),
+            false => TrainError::Data { path, source },
+        }
     }
 }

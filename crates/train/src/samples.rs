@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use backdraft_data::{ChatTokenizer, Example, IGNORE_INDEX};
+use backdraft_data::{ChatTokenizer, IGNORE_INDEX, RowSet};
 use backdraft_formats::FormatError;
 use backdraft_model::Llama;
 use backdraft_model::generate::GenerateConfig;
@@ -20,13 +20,13 @@ pub(crate) struct Questions {
 }
 
 impl Questions {
-    /// Up to `count` of `examples`, spread over all of them; rows that begin with what is trained ask
+    /// Up to `count` of `rows`, spread over all of them; rows that begin with what is trained ask
     /// nothing.
-    pub(crate) fn choose(examples: &[Example], count: usize) -> Self {
+    pub(crate) fn choose(rows: &RowSet, count: usize) -> Self {
         let mut questions = Self::default();
-        for i in 0..count.min(examples.len()) {
-            let example = &examples[i * examples.len() / count];
-            let labels = &example.labels;
+        let count = count.min(rows.len());
+        for row in (0..count).filter_map(|i| rows.row(i * rows.len() / count)) {
+            let labels = &row.labels;
             let Some(start) = labels.iter().position(|label| *label != IGNORE_INDEX) else {
                 continue;
             };
@@ -35,7 +35,7 @@ impl Questions {
                 .take_while(|label| **label != IGNORE_INDEX)
                 .count();
             if start > 1 {
-                let ids = &example.input_ids;
+                let ids = row.input_ids;
                 questions.prompts.push(ids[..start].to_vec());
                 questions.expected.push(ids[start..start + length].to_vec());
             }
@@ -114,27 +114,33 @@ impl Questions {
 
 #[cfg(test)]
 mod tests {
+    use backdraft_data::TokenRows;
+    use backdraft_data::pipeline::TokenizedRow;
+
     use super::*;
 
     #[test]
     fn questions_end_where_the_answer_begins() {
-        let example = |supervised: &[bool]| Example {
+        let example = |supervised: &[bool]| TokenizedRow {
             input_ids: (0..supervised.len() as u32).collect(),
             labels: supervised
                 .iter()
                 .enumerate()
                 .map(|(i, yes)| if *yes { i as i64 } else { IGNORE_INDEX })
                 .collect(),
+            file: 0,
             line: 1,
+            key: 0,
         };
+        let set = |rows| RowSet::new(TokenRows::Memory(rows), &[]);
         let asks = example(&[false, false, true, true, false, true]);
         let all = example(&[true, true, true]);
-        let rows = [asks.clone(), all, asks.clone(), asks];
+        let rows = set(vec![asks.clone(), all, asks.clone(), asks]);
         let questions = Questions::choose(&rows, 4);
         assert_eq!(questions.prompts, vec![vec![0, 1]; 3]);
         assert_eq!(questions.expected, vec![vec![2, 3]; 3]);
         assert_eq!(Questions::choose(&rows, 2).prompts.len(), 2);
         assert!(Questions::choose(&rows, 0).prompts.is_empty());
-        assert!(Questions::choose(&[], 3).prompts.is_empty());
+        assert!(Questions::choose(&set(Vec::new()), 3).prompts.is_empty());
     }
 }

@@ -3,11 +3,12 @@
 //! burn-train's learner computes a step and applies it; this strategy decides when to log, evaluate,
 //! save and stop, and stops before a gradient that is no number reaches the weights.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use backdraft_data::{Example, LoaderState};
+use backdraft_data::{LoaderState, RowSet};
 use backdraft_formats::FormatError;
 use backdraft_lora::TrainedOver;
 use burn::data::dataloader::Progress;
@@ -49,7 +50,7 @@ pub struct Plan {
     /// The recipe as it is saved.
     pub recipe_toml: String,
     /// The training rows, to name lines in errors.
-    pub examples: Arc<Vec<Example>>,
+    pub rows: RowSet,
     /// Optimiser steps in an epoch.
     pub steps_per_epoch: usize,
     /// Optimiser steps of the run.
@@ -58,6 +59,8 @@ pub struct Plan {
     pub evaluates: bool,
     /// The base, as it is noted beside adapters.
     pub trained_over: TrainedOver,
+    /// A chat template other than the base model's own.
+    pub chat_template: Option<String>,
     /// Fingerprint of the training rows.
     pub data_fingerprint: String,
     /// Fingerprint of the evaluation rows.
@@ -199,7 +202,7 @@ impl Loop<'_> {
 
     fn step(&mut self, step: Step, progress: Progress) -> Result<(), TrainError> {
         let (rows, after) = (step.rows.clone(), step.after);
-        let (number, tokens) = (step.number + 1, step.tokens());
+        let (number, tokens) = (step.number + 1, step.tokens);
         let supervised_tokens = step.supervised_tokens();
         let began = Instant::now();
         let lr = self.learner.model().learning_rate(step.number as u64);
@@ -351,15 +354,15 @@ impl Loop<'_> {
         } else {
             ("loss", metrics.loss)
         };
+        let mut places: BTreeMap<PathBuf, Vec<usize>> = BTreeMap::new();
+        for place in rows.iter().filter_map(|&row| self.plan.rows.place(row)) {
+            places.entry(place.path).or_default().push(place.line);
+        }
         Err(TrainError::NotFinite {
             step,
             what,
             value,
-            file: self.plan.recipe.data.train.clone(),
-            lines: rows
-                .iter()
-                .map(|&row| self.plan.examples[row].line)
-                .collect(),
+            rows: places,
             last_good: self.outcome.last_checkpoint.clone(),
         })
     }
@@ -376,7 +379,10 @@ impl Loop<'_> {
         let (mut sum, mut tokens) = (0.0, 0);
         let valid = self.valid.clone();
         let mut batches = valid.iter();
-        while let Some(Ok(batch)) = batches.next() {
+        while let Some(batch) = batches.next() {
+            let batch = batch.map_err(|error| TrainError::Learner {
+                message: error.to_string(),
+            })?;
             let progress = batches.progress();
             let output = InferenceStep::step(&model, batch);
             let (nll, count) = output.read().map_err(|error| TrainError::Device {
@@ -508,6 +514,7 @@ impl Loop<'_> {
             state: &state,
             recipe: &self.plan.recipe_toml,
             base: &self.plan.trained_over,
+            chat_template: self.plan.chat_template.as_deref(),
         };
         checkpoint::write(&path, &parts)?;
         Ok(path)

@@ -10,14 +10,13 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use backdraft_formats::fault;
+use backdraft_formats::{ModelSource, fault};
 use backdraft_testkit::tiny;
 use backdraft_train::checkpoint::{self, Saved};
 use backdraft_train::control::Control;
-use backdraft_train::memory::SystemMemory;
+use backdraft_train::data;
 use backdraft_train::report::Reporter;
 use backdraft_train::resume::Resume;
 use backdraft_train::run::{Start, Watch, prepare};
@@ -90,14 +89,16 @@ fn child() {
         (recipe, Start::New { force: false })
     };
     let model = PathBuf::from(&recipe.model);
-    let run = prepare(recipe, &model, &Device::flex(), &mut |_| ()).unwrap();
+    let source = ModelSource::open(&model).unwrap();
+    let data = data::read(&recipe, &source, &mut |_| ()).unwrap();
+    let run = prepare(recipe, &source, data, &Device::flex()).unwrap();
     let watch = Watch {
         reporter: Box::new(Speaker),
         renderer: Box::new(CliMetricsRenderer::new()),
         interrupter: Interrupter::default(),
         control: Control::default(),
         start,
-        memory: Arc::new(SystemMemory),
+        memory: None,
     };
     let (summary, _) = run.train(watch).unwrap();
     let operations = DONE.load(Ordering::Relaxed);

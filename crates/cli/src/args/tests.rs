@@ -21,10 +21,9 @@ fn refused(line: &str) -> String {
 fn help(command: &str) -> String {
     let mut cli = Cli::command().term_width(100);
     cli.build();
-    let command = match command {
-        "" => &mut cli,
-        name => cli.find_subcommand_mut(name).unwrap(),
-    };
+    let command = command
+        .split_whitespace()
+        .fold(&mut cli, |cli, name| cli.find_subcommand_mut(name).unwrap());
     let text = command.render_long_help().to_string();
     text.lines()
         .map(|line| format!("{}\n", line.trim_end()))
@@ -38,7 +37,11 @@ fn the_command_line_is_consistent() {
 
 #[test]
 fn every_command_shows_an_example_that_parses() {
-    for command in Cli::command().get_subcommands() {
+    let cli = Cli::command();
+    let nested = cli
+        .get_subcommands()
+        .flat_map(clap::Command::get_subcommands);
+    for command in cli.get_subcommands().chain(nested) {
         let help = command
             .get_after_help()
             .map(ToString::to_string)
@@ -130,6 +133,7 @@ fn help_of_the_program() {
 
     Commands:
       train       Train an adapter as a recipe says
+      data        Look at rows before they are trained on
       plan        Show what a recipe needs in memory and what it recomputes, without reading the weights
       watch       Show the dashboard of a run that goes on elsewhere, or is over
       report      Write a run's report.html again, or one that compares several runs
@@ -194,6 +198,9 @@ fn help_of_train() {
 
           --output-dir <DIR>
               Where the run's files go [same as --set output_dir=DIR]
+
+          --skip-bad-rows <N>
+              Pass over up to this many broken rows [same as --set data.skip_bad_rows=N]
 
           --force
               Replace the run that the output directory holds
@@ -314,7 +321,7 @@ fn help_of_eval() {
     both without and with it. With --generate also the share of answers that match exactly, and that
     start with the same word.
 
-    Usage: backdraft eval [OPTIONS] --model <MODEL> --data <FILE>
+    Usage: backdraft eval [OPTIONS] --model <MODEL> --data <ROWS>
 
     Options:
           --model <MODEL>
@@ -341,16 +348,21 @@ fn help_of_eval() {
               - bf16: bfloat16, with sums in f32
               - f32:  Single precision
 
-          --data <FILE>
-              JSONL file, or a text file (.txt)
+          --data <ROWS>
+              Rows: file, folder, glob, or hub data set (org/name:split); a .txt file is cut into pieces
 
           --format <FORMAT>
-              Shape of the rows [default: seen from the first row]
+              Shape of the rows
 
               Possible values:
-              - messages: Chats: {"messages": [{"role": …, "content": …}, …]}
-              - alpaca:   {"instruction": …, "input": … (optional), "output": …}
-              - text:     {"text": …}
+              - auto:              Seen from the first rows
+              - messages:          Chats: {"messages": [{"role": …, "content": …}, …]}
+              - alpaca:            {"instruction": …, "input": … (optional), "output": …}
+              - sharegpt:          Chats: {"conversations": [{"from": …, "value": …}, …]}
+              - prompt_completion: {"prompt": …, "completion": …}
+              - text:              {"text": …}
+
+              [default: auto]
 
           --prompt-template <TEMPLATE>
               Turns alpaca rows into text, as in a recipe
@@ -489,8 +501,9 @@ fn help_of_merge() {
               - fp4:  4-bit floating point, scales quantised too
               - int8: 8 bits, one scale for each row
 
-          --kl-data <FILE>
-              Rows to measure the merged model against the trained one
+          --kl-data <ROWS>
+              Rows to measure the merged model against the trained one: file, folder, glob, or hub data
+              set
 
           --kl-limit <N>
               Only the first N of those rows
@@ -592,24 +605,30 @@ fn help_of_init() {
           --model <MODEL>
               The model to adapt: directory, .gguf file, or hub id (org/name)
 
-          --train <FILE>
-              JSONL file to learn from
+          --train <ROWS>
+              Rows to learn from: file, folder, glob, or hub data set (org/name:split)
 
-          --eval <FILE>
-              JSONL file held out
+          --eval <ROWS>
+              Rows held out: as --train, or a share of its rows such as 0.05
 
           --format <FORMAT>
               Shape of the rows
 
               Possible values:
-              - messages: Chats: {"messages": [{"role": …, "content": …}, …]}
-              - alpaca:   {"instruction": …, "input": … (optional), "output": …}
-              - text:     {"text": …}
+              - auto:              Seen from the first rows
+              - messages:          Chats: {"messages": [{"role": …, "content": …}, …]}
+              - alpaca:            {"instruction": …, "input": … (optional), "output": …}
+              - sharegpt:          Chats: {"conversations": [{"from": …, "value": …}, …]}
+              - prompt_completion: {"prompt": …, "completion": …}
+              - text:              {"text": …}
 
-              [default: messages]
+              [default: auto]
 
           --output-dir <DIR>
               Where the run's files go
+
+          --templates
+              List the built-in chat templates for data.chat_template, and write nothing
 
           --force
               Replace the file if it exists
@@ -627,6 +646,7 @@ fn help_of_init() {
 
     Examples:
       backdraft init
+      backdraft init --templates
       backdraft init my.toml --model model.gguf --train train.jsonl --eval test.jsonl --format alpaca
     "#);
 }
@@ -675,4 +695,152 @@ fn help_of_quickstart() {
     Example:
       backdraft quickstart
     ");
+}
+
+#[test]
+fn help_of_data() {
+    assert_snapshot!(help("data"), @"
+    Look at rows before they are trained on
+
+    Usage: backdraft data [OPTIONS] <COMMAND>
+
+    Commands:
+      preview  Show rows as the model sees them, with what is trained marked
+      check    Read all rows and fail if training on them is likely to go wrong
+      help     Print this message or the help of the given subcommand(s)
+
+    Options:
+      -h, --help
+              Print help
+
+    Everywhere:
+          --json
+              Write results (and errors) as JSON, one object a line, for programs to read
+
+          --device <DEVICE>
+              Where to compute: auto, cpu, cuda, cuda:N or wgpu [default: what the recipe says, else
+              auto]
+
+    Examples:
+      backdraft data preview recipe.toml
+      backdraft data check recipe.toml
+    ");
+    assert_snapshot!(help("data preview"), @r#"
+    Show rows as the model sees them, with what is trained marked
+
+    Rows are rendered by the chat template; what the model learns to write stands between ⟦ and ⟧ (in
+    colour on a terminal), what is cut away after ✂. Counts, lengths and findings of all rows follow.
+
+    Usage: backdraft data preview [OPTIONS] <WHAT>
+
+    Arguments:
+      <WHAT>
+              A recipe (.toml), or rows: file, folder, glob, or hub data set (org/name:split)
+
+    Options:
+          --model <MODEL>
+              Model whose tokenizer and chat template are used; needed where WHAT is no recipe
+
+          --format <FORMAT>
+              Shape of the rows [same as --set data.format=FORMAT]
+
+              Possible values:
+              - auto:              Seen from the first rows
+              - messages:          Chats: {"messages": [{"role": …, "content": …}, …]}
+              - alpaca:            {"instruction": …, "input": … (optional), "output": …}
+              - sharegpt:          Chats: {"conversations": [{"from": …, "value": …}, …]}
+              - prompt_completion: {"prompt": …, "completion": …}
+              - text:              {"text": …}
+
+          --set <SECTION.KEY=VALUE>
+              Change a value of the recipe, or give one; may be given again
+
+          --skip-bad-rows <N>
+              Pass over up to this many broken rows [same as --set data.skip_bad_rows=N]
+
+          --rows <N>
+              Rows to show
+
+              [default: 10]
+
+          --ids
+              Show the token ids too
+
+          --html <FILE>
+              Write a page that any browser shows, instead of text
+
+          --force
+              Replace that page if it exists
+
+      -h, --help
+              Print help (see a summary with '-h')
+
+    Everywhere:
+          --json
+              Write results (and errors) as JSON, one object a line, for programs to read
+
+          --device <DEVICE>
+              Where to compute: auto, cpu, cuda, cuda:N or wgpu [default: what the recipe says, else
+              auto]
+
+    Examples:
+      backdraft data preview recipe.toml --rows 5 --ids
+      backdraft data preview recipe.toml --html preview.html
+      backdraft data preview train.jsonl --model model.gguf --set max_seq_length=1024
+    "#);
+    assert_snapshot!(help("data check"), @r#"
+    Read all rows and fail if training on them is likely to go wrong
+
+    Problems are broken rows, rows without a supervised token, empty answers that are trained, answers
+    that no special token ends, and texts that look like special tokens and are none. Rows that are cut
+    or said twice are noted. Exits with 1 where there is a problem.
+
+    Usage: backdraft data check [OPTIONS] <WHAT>
+
+    Arguments:
+      <WHAT>
+              A recipe (.toml), or rows: file, folder, glob, or hub data set (org/name:split)
+
+    Options:
+          --model <MODEL>
+              Model whose tokenizer and chat template are used; needed where WHAT is no recipe
+
+          --format <FORMAT>
+              Shape of the rows [same as --set data.format=FORMAT]
+
+              Possible values:
+              - auto:              Seen from the first rows
+              - messages:          Chats: {"messages": [{"role": …, "content": …}, …]}
+              - alpaca:            {"instruction": …, "input": … (optional), "output": …}
+              - sharegpt:          Chats: {"conversations": [{"from": …, "value": …}, …]}
+              - prompt_completion: {"prompt": …, "completion": …}
+              - text:              {"text": …}
+
+          --set <SECTION.KEY=VALUE>
+              Change a value of the recipe, or give one; may be given again
+
+          --skip-bad-rows <N>
+              Pass over up to this many broken rows [same as --set data.skip_bad_rows=N]
+
+          --skipped <FILE>
+              Where rows that are passed over are listed, as JSON lines
+
+              [default: skipped_rows.jsonl]
+
+      -h, --help
+              Print help (see a summary with '-h')
+
+    Everywhere:
+          --json
+              Write results (and errors) as JSON, one object a line, for programs to read
+
+          --device <DEVICE>
+              Where to compute: auto, cpu, cuda, cuda:N or wgpu [default: what the recipe says, else
+              auto]
+
+    Examples:
+      backdraft data check recipe.toml
+      backdraft data check recipe.toml --skip-bad-rows 10
+      backdraft data check data/*.parquet --model model.gguf --format alpaca
+    "#);
 }

@@ -1,20 +1,21 @@
 //! `eval`: how well a model predicts, or answers, a file.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use backdraft_data::jsonl::JsonlReader;
-use backdraft_data::{
-    ChatTokenizer, DataOptions, Example, Format, GenerationScores, Prompt, load_prompts,
-};
+use backdraft_data::pipeline::TokenizedRow;
+use backdraft_data::{ChatTokenizer, GenerationScores, Prompt, RowSet, TokenRows, load_prompts};
 use backdraft_model::Llama;
 use backdraft_model::generate::GenerateConfig;
+use backdraft_train::data;
 use backdraft_train::evaluate::{Evaluation, evaluate};
+use backdraft_train::recipe::{DataFormat, Recipe};
 use clap::Args;
 
 use crate::args::{FormatArg, ModelArgs};
 use crate::commands::Context;
 use crate::error::CliError;
-use crate::session::{self, Session};
+use crate::output::Output;
+use crate::session::{self, Session, quote};
 
 /// Measure a model on a file, with and without an adapter
 ///
@@ -30,13 +31,13 @@ pub(crate) struct EvalArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
 
-    /// JSONL file, or a text file (.txt)
-    #[arg(long, value_name = "FILE")]
-    pub(crate) data: PathBuf,
+    /// Rows: file, folder, glob, or hub data set (org/name:split); a .txt file is cut into pieces
+    #[arg(long, value_name = "ROWS")]
+    pub(crate) data: String,
 
-    /// Shape of the rows [default: seen from the first row]
-    #[arg(long, value_enum)]
-    pub(crate) format: Option<FormatArg>,
+    /// Shape of the rows
+    #[arg(long, value_enum, default_value = "auto")]
+    pub(crate) format: FormatArg,
 
     /// Turns alpaca rows into text, as in a recipe
     #[arg(long, value_name = "TEMPLATE")]
@@ -68,9 +69,9 @@ pub(crate) fn run(args: &EvalArgs, context: Context) -> Result<(), CliError> {
         );
     }
     let session = Session::open(&args.model, context)?;
-    let examples = examples(args, &session)?;
+    let rows = rows(args, &session, output)?;
     let answers = if args.generate {
-        Some(prompts(args, &session)?)
+        Some(prompts(args, &session, output)?)
     } else {
         None
     };
@@ -79,14 +80,8 @@ pub(crate) fn run(args: &EvalArgs, context: Context) -> Result<(), CliError> {
     let base = session.model.clone().without_adapter();
     let with = adapted.then(|| ("with adapter", session.model.clone()));
     for (name, model) in std::iter::once(("base", base)).chain(with) {
-        output.progress(format!("{name}: {} rows", examples.len()));
-        let measured = measure(
-            &model,
-            &session.tokenizer,
-            &examples,
-            answers.as_deref(),
-            args,
-        )?;
+        output.progress(format!("{name}: {} rows", rows.len()));
+        let measured = measure(&model, &session.tokenizer, &rows, answers.as_deref(), args)?;
         output.line(measured.line(name))?;
         results.push((if name == "base" { "base" } else { "adapter" }, measured));
     }
@@ -139,11 +134,11 @@ impl Measured {
 fn measure(
     model: &Llama,
     tokenizer: &ChatTokenizer,
-    examples: &[Example],
+    rows: &RowSet,
     prompts: Option<&[Prompt]>,
     args: &EvalArgs,
 ) -> Result<Measured, CliError> {
-    let evaluation = evaluate(model, examples, ROWS_AT_A_TIME, |_, _| ())?;
+    let evaluation = evaluate(model, rows, ROWS_AT_A_TIME, |_, _| ())?;
     let answers = match prompts {
         Some(prompts) => answer(model, tokenizer, prompts, args.max_new_tokens as usize)?,
         None => Vec::new(),
@@ -183,66 +178,49 @@ pub(crate) fn answer(
 const ROWS_AT_A_TIME: usize = 8;
 const ANSWERS_AT_A_TIME: usize = 40;
 
-fn examples(args: &EvalArgs, session: &Session) -> Result<Vec<Example>, CliError> {
+fn rows(args: &EvalArgs, session: &Session, output: Output) -> Result<RowSet, CliError> {
     let limit = args.limit.map_or(usize::MAX, |limit| limit as usize);
     if is_text(args) {
         return text(args, session, limit);
     }
-    let options = options(args)?;
-    let mut data = backdraft_data::load(&args.data, &options, &session.tokenizer, &mut |_| ())?;
-    data.examples.truncate(limit);
-    Ok(data.examples)
+    let (rows, _) = session::load_rows(&recipe(args)?, &session.tokenizer, output)?;
+    let count = rows.len().min(limit);
+    Ok(rows.choose(0..count))
 }
 
 fn is_text(args: &EvalArgs) -> bool {
-    args.data
-        .extension()
-        .is_some_and(|extension| extension == "txt")
+    let extension = Path::new(&args.data).extension();
+    extension.is_some_and(|extension| extension == "txt")
 }
 
-fn prompts(args: &EvalArgs, session: &Session) -> Result<Vec<Prompt>, CliError> {
+fn prompts(args: &EvalArgs, session: &Session, output: Output) -> Result<Vec<Prompt>, CliError> {
     let limit = args.limit.map_or(usize::MAX, |limit| limit as usize);
-    Ok(load_prompts(
-        &args.data,
-        &options(args)?,
-        &session.tokenizer,
-        limit,
-    )?)
+    let recipe = recipe(args)?;
+    let options = data::tokenize_options(&recipe)?;
+    let mut prompts = Vec::new();
+    for source in data::plain(&session::find_data(&recipe.data, output)?.train) {
+        let left = limit - prompts.len();
+        prompts.extend(load_prompts(&source, &options, &session.tokenizer, left)?);
+    }
+    Ok(prompts)
 }
 
-fn options(args: &EvalArgs) -> Result<DataOptions, CliError> {
-    let format = match args.format {
-        Some(format) => format.into(),
-        None => detect(&args.data)?,
-    };
+/// What the flags say, as a recipe says it.
+fn recipe(args: &EvalArgs) -> Result<Recipe, CliError> {
+    let format = DataFormat::from(args.format).name();
     let template = args.prompt_template.as_deref();
-    session::data_options(format, template, args.max_seq_length as usize)
-}
-
-/// The format of the first row.
-pub(crate) fn detect(path: &Path) -> Result<Format, CliError> {
-    let unknown = || {
-        CliError::user(format!(
-            "{}: the first row has no format that is known",
-            path.display()
-        ))
-        .hint("name it with --format messages, alpaca or text")
-    };
-    let line = JsonlReader::open(path)?.next().ok_or_else(unknown)??;
-    let row: serde_json::Value = serde_json::from_str(&line.text).map_err(|error| {
-        CliError::user(format!(
-            "{}:{}: not a JSON object",
-            path.display(),
-            line.number
-        ))
-        .because(error)
-    })?;
-    row.as_object().and_then(Format::detect).ok_or_else(unknown)
+    let template = template.map(|template| ("data.prompt_template", quote(template)));
+    let others = [
+        ("data.format", quote(format)),
+        ("max_seq_length", args.max_seq_length.to_string()),
+    ];
+    let others = others.into_iter().chain(template);
+    session::recipe_for(&args.data, &args.model.model, others)
 }
 
 /// A text file in pieces of the longest length.
-fn text(args: &EvalArgs, session: &Session, limit: usize) -> Result<Vec<Example>, CliError> {
-    let path = args.data.display();
+fn text(args: &EvalArgs, session: &Session, limit: usize) -> Result<RowSet, CliError> {
+    let path = &args.data;
     let text = std::fs::read_to_string(&args.data)
         .map_err(|error| CliError::user(format!("cannot read {path}")).because(error))?;
     let ids = session
@@ -253,18 +231,20 @@ fn text(args: &EvalArgs, session: &Session, limit: usize) -> Result<Vec<Example>
     let pieces = ids
         .chunks(args.max_seq_length as usize)
         .filter(|piece| piece.len() > 1);
-    let examples: Vec<Example> = pieces
+    let rows: Vec<TokenizedRow> = pieces
         .take(limit)
-        .map(|piece| Example {
+        .map(|piece| TokenizedRow {
             input_ids: piece.to_vec(),
             labels: piece.iter().map(|&id| i64::from(id)).collect(),
+            file: 0,
             line: 1,
+            key: 0,
         })
         .collect();
-    if examples.is_empty() {
+    if rows.is_empty() {
         return Err(CliError::user(format!(
             "{path} has fewer than two tokens: nothing to predict"
         )));
     }
-    Ok(examples)
+    Ok(RowSet::new(TokenRows::Memory(rows), &[]))
 }

@@ -2,8 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+use backdraft_data::BuiltinTemplate;
 use backdraft_formats::{Existing, write_file};
-use backdraft_train::recipe::{Choices, DataFormat, Recipe};
+use backdraft_train::recipe::{Choices, Recipe};
 use clap::Args;
 
 use crate::args::FormatArg;
@@ -14,6 +15,7 @@ use crate::error::CliError;
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   backdraft init
+  backdraft init --templates
   backdraft init my.toml --model model.gguf --train train.jsonl --eval test.jsonl --format alpaca")]
 pub(crate) struct InitArgs {
     /// The file to write
@@ -24,21 +26,25 @@ pub(crate) struct InitArgs {
     #[arg(long, value_name = "MODEL")]
     pub(crate) model: Option<String>,
 
-    /// JSONL file to learn from
-    #[arg(long, value_name = "FILE")]
+    /// Rows to learn from: file, folder, glob, or hub data set (org/name:split)
+    #[arg(long, value_name = "ROWS")]
     pub(crate) train: Option<String>,
 
-    /// JSONL file held out
-    #[arg(long, value_name = "FILE")]
+    /// Rows held out: as --train, or a share of its rows such as 0.05
+    #[arg(long, value_name = "ROWS")]
     pub(crate) eval: Option<String>,
 
     /// Shape of the rows
-    #[arg(long, value_enum, default_value = "messages")]
+    #[arg(long, value_enum, default_value = "auto")]
     pub(crate) format: FormatArg,
 
     /// Where the run's files go
     #[arg(long, value_name = "DIR")]
     pub(crate) output_dir: Option<String>,
+
+    /// List the built-in chat templates for data.chat_template, and write nothing
+    #[arg(long)]
+    pub(crate) templates: bool,
 
     /// Replace the file if it exists
     #[arg(long)]
@@ -58,11 +64,7 @@ impl InitArgs {
                 .as_deref()
                 .map_or(standard.train, |path| self.seen_from_recipe(path)),
             eval: self.eval.as_deref().map(|path| self.seen_from_recipe(path)),
-            format: match self.format {
-                FormatArg::Messages => DataFormat::Messages,
-                FormatArg::Alpaca => DataFormat::Alpaca,
-                FormatArg::Text => DataFormat::Text,
-            },
+            format: self.format.into(),
             output_dir: self
                 .output_dir
                 .as_deref()
@@ -74,7 +76,8 @@ impl InitArgs {
     fn seen_from_recipe(&self, path: &str) -> String {
         let beside = directory(&self.recipe).as_os_str().is_empty();
         let hub_id = self.model.as_deref() == Some(path) && !Path::new(path).exists();
-        if beside || hub_id {
+        let share = path.parse::<f64>().is_ok();
+        if beside || hub_id || share {
             return path.to_owned();
         }
         let absolute = std::path::absolute(path).ok();
@@ -86,6 +89,9 @@ impl InitArgs {
 
 /// Writes the recipe; what it says is checked first, so that `train` takes it.
 pub(crate) fn run(args: &InitArgs, context: Context) -> Result<(), CliError> {
+    if args.templates {
+        return list_templates(context);
+    }
     let text = Recipe::template(&args.choices());
     let directory = directory(&args.recipe);
     Recipe::from_toml(&text, directory, &[])?;
@@ -109,12 +115,27 @@ pub(crate) fn run(args: &InitArgs, context: Context) -> Result<(), CliError> {
         .line(format!("Wrote {path}. Next: backdraft train {path}"))
 }
 
+fn list_templates(context: Context) -> Result<(), CliError> {
+    for template in BuiltinTemplate::ALL {
+        context.output.record(&serde_json::json!({
+            "name": template, "turn": template.summary(), "template": template.source(),
+        }))?;
+        context
+            .output
+            .line(format!("{:<8} {}", template.as_str(), template.summary()))?;
+    }
+    context
+        .output
+        .line("\nIn a recipe: chat_template = \"chatml\" under [data]; left out, the model's own.")
+}
+
 fn directory(file: &Path) -> &Path {
     file.parent().unwrap_or(Path::new(""))
 }
 
 #[cfg(test)]
 mod tests {
+    use backdraft_train::recipe::DataFormat;
     use insta::assert_snapshot;
 
     use super::*;
@@ -130,6 +151,7 @@ mod tests {
             eval: None,
             format: FormatArg::Alpaca,
             output_dir: None,
+            templates: false,
             force: false,
         }
     }
@@ -149,8 +171,8 @@ mod tests {
         run(&args, context()).unwrap();
         let recipe = Recipe::load(&args.recipe, &[]).unwrap();
         assert_eq!(recipe.data.format, DataFormat::Alpaca);
-        let working_dir = std::env::current_dir().unwrap();
-        assert_eq!(recipe.data.train, working_dir.join("rows.jsonl"));
+        let rows = std::env::current_dir().unwrap().join("rows.jsonl");
+        assert_eq!(recipe.data.train.0[0].path, rows.to_str().unwrap());
         assert_eq!(recipe.output_dir, dir.path().join("outputs"));
     }
 

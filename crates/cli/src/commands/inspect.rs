@@ -3,19 +3,24 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use backdraft_data::jsonl::JsonlReader;
+use backdraft_data::source::{DataFile, RowReader};
 use backdraft_formats::{ModelSource, PeftDir};
+use backdraft_lora::LoraConfig;
 use backdraft_lora::base::scheme;
 use backdraft_model::LlamaConfig;
 use backdraft_quant::QuantizationPlan;
-use backdraft_train::memory::{self, Memory};
+use backdraft_train::activation::cost::{CostModel, Roofline};
+use backdraft_train::activation::tensors::MemoryModel;
+use backdraft_train::activation::{ActivationPlan, Setup};
+use backdraft_train::data::{plain, tokenize_options};
+use backdraft_train::memory::Memory;
+use backdraft_train::optimizer::StatePrecision;
 use backdraft_train::recipe::Recipe;
 use clap::Args;
 use serde_json::{Value, json};
 
 use crate::args::QuantizationArg;
 use crate::commands::Context;
-use crate::commands::eval::detect;
 use crate::error::CliError;
 use crate::session;
 
@@ -57,7 +62,7 @@ pub(crate) fn run(args: &InspectArgs, context: Context) -> Result<(), CliError> 
         adapter(path)?
     } else if has_extension(path, &["toml"]) {
         recipe(path)?
-    } else if has_extension(path, &["jsonl", "json"]) {
+    } else if DataFile::by_name(path).is_some() {
         data(path, args, context)?
     } else {
         model(args, context)?
@@ -91,14 +96,26 @@ fn model(args: &InspectArgs, context: Context) -> Result<Value, CliError> {
         args.quantization.and_then(QuantizationArg::plan).as_ref(),
     );
     let tokenizer = source.tokenizer().ok();
-    let tokens = (args.micro_batch_size * args.max_seq_length) as usize;
     let adapter = adapter_params(&config, args.rank as usize);
-    let memory = Memory {
-        base: base.bytes,
-        adapters: 8 * adapter,
-        optimizer: 8 * adapter,
-        activations: memory::activations(&config, args.rank as usize, tokens),
+    let setup = Setup {
+        config: config.clone(),
+        lora: LoraConfig {
+            rank: args.rank as usize,
+            ..LoraConfig::default()
+        },
+        quantization: args.quantization.and_then(QuantizationArg::plan),
+        base: Some(base.bytes as u64),
+        dense_element: 4,
+        memory: MemoryModel::cpu(),
+        optimizer: StatePrecision::F32,
+        micro_batch_size: args.micro_batch_size as usize,
+        max_seq_length: args.max_seq_length as usize,
+        grad_accumulation_steps: 1,
     };
+    let step = setup.step();
+    let all = ActivationPlan::keep_all(step.layers.len());
+    let cost = CostModel::Roofline(Roofline::CPU);
+    let memory = Memory::of(&step.predict(&all, setup.pass(), &cost), adapter);
     Ok(json!({
         "kind": if matches!(source, ModelSource::Gguf(_)) { "GGUF model" } else { "Hugging Face model" },
         "path": source.path(),
@@ -123,7 +140,7 @@ fn model(args: &InspectArgs, context: Context) -> Result<Value, CliError> {
         "memory_optimizer": gib(memory.optimizer),
         "memory_activations": gib(memory.activations),
         "memory_total": gib(memory.total()),
-        "memory_is_for": format!("f32, {} rows of {} tokens, AdamW in f32", args.micro_batch_size, args.max_seq_length),
+        "memory_is_for": format!("f32, {} rows of {} tokens, AdamW in f32, nothing recomputed", args.micro_batch_size, args.max_seq_length),
     }))
 }
 
@@ -221,33 +238,39 @@ fn recipe(path: &Path) -> Result<Value, CliError> {
 }
 
 fn data(path: &Path, args: &InspectArgs, context: Context) -> Result<Value, CliError> {
-    let format = detect(path)?;
-    let mut found = json!({
+    // Any name passes as a model where none is looked at.
+    let model = args.model.as_deref().unwrap_or("none/named");
+    let length = [("max_seq_length", args.max_seq_length.to_string())];
+    let recipe = session::recipe_for(&args.what, model, length)?;
+    let found = session::find_data(&recipe.data, context.output)?;
+    let mut shown = json!({
         "kind": "data",
         "path": path,
-        "format": format.as_str(),
+        "format": found.train.first().map(|found| found.format.clone()),
     });
     let Some(name) = &args.model else {
         let mut rows = 0usize;
-        for line in JsonlReader::open(path)? {
-            line?;
-            rows += 1;
+        let options = tokenize_options(&recipe)?;
+        for source in plain(&found.train) {
+            for row in RowReader::new(&source.files, options.limits) {
+                row?;
+                rows += 1;
+            }
         }
-        found["rows"] = rows.into();
-        found["tokens"] = "name a tokenizer with --model to count them".into();
-        return Ok(found);
+        shown["rows"] = rows.into();
+        shown["tokens"] = "name a tokenizer with --model to count them".into();
+        return Ok(shown);
     };
     let source = ModelSource::open(session::find_model(name, context.output)?)?;
     let tokenizer = backdraft_train::run::tokenizer(&source)?;
-    let options = session::data_options(format, None, args.max_seq_length as usize)?;
-    let data = backdraft_data::load(path, &options, &tokenizer, &mut |_| ())?;
-    let mut lengths = data.lengths();
+    let (rows, outcome) = session::load_rows(&recipe, &tokenizer, context.output)?;
+    let mut lengths = rows.lengths();
     lengths.sort_unstable();
     let at = |share: f64| lengths[((lengths.len() - 1) as f64 * share) as usize];
-    let report = serde_json::to_value(&data.report).map_err(CliError::internal)?;
-    if let (Value::Object(found), Value::Object(report)) = (&mut found, report) {
-        found.extend(report);
+    let report = serde_json::to_value(&outcome.report).map_err(CliError::internal)?;
+    if let (Value::Object(shown), Value::Object(report)) = (&mut shown, report) {
+        shown.extend(report);
     }
-    found["tokens_per_row"] = json!({ "median": at(0.5), "p90": at(0.9), "max": at(1.0) });
-    Ok(found)
+    shown["tokens_per_row"] = json!({ "median": at(0.5), "p90": at(0.9), "max": at(1.0) });
+    Ok(shown)
 }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use backdraft_data::Example;
+use backdraft_data::RowSet;
 use backdraft_formats::{Existing, ModelSource, PeftDir};
 use backdraft_lora::{AdapterWeights, MergeBase, TrainedOver};
 use backdraft_model::Llama;
@@ -12,7 +12,6 @@ use clap::{Args, ValueEnum};
 
 use crate::args::QuantizationArg;
 use crate::commands::Context;
-use crate::commands::eval::detect;
 use crate::error::CliError;
 use crate::session;
 
@@ -46,9 +45,9 @@ pub(crate) struct MergeArgs {
     #[arg(long, value_enum, value_name = "FORMAT")]
     pub(crate) quantization: Option<QuantizationArg>,
 
-    /// Rows to measure the merged model against the trained one
-    #[arg(long, value_name = "FILE")]
-    pub(crate) kl_data: Option<PathBuf>,
+    /// Rows to measure the merged model against the trained one: file, folder, glob, or hub data set
+    #[arg(long, value_name = "ROWS")]
+    pub(crate) kl_data: Option<String>,
 
     /// Only the first N of those rows
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..))]
@@ -75,7 +74,7 @@ pub(crate) fn run(args: &MergeArgs, context: Context) -> Result<(), CliError> {
     let note = session::trained_over(Some(&args.adapter), &source, output)?;
     let plan = session::plan(args.quantization, note.as_ref());
     let base = base(args.base, &source, plan.as_ref(), note.as_ref())?;
-    let examples = examples(args, &source)?;
+    let rows = rows(args, &source, context)?;
     let existing = if args.force {
         Existing::Replace
     } else {
@@ -87,17 +86,11 @@ pub(crate) fn run(args: &MergeArgs, context: Context) -> Result<(), CliError> {
                 output.progress(format!("{done} of {all} tensors"));
             }
         })?;
-    let kl = match &examples {
+    let kl = match &rows {
         None => None,
-        Some(examples) => {
+        Some(rows) => {
             output.progress("comparing the merged model with the trained one");
-            Some(divergence(
-                args,
-                &source,
-                plan.as_ref(),
-                &adapter,
-                examples,
-            )?)
+            Some(divergence(args, &source, plan.as_ref(), &adapter, rows)?)
         }
     };
     output.record(&serde_json::json!({
@@ -148,15 +141,19 @@ fn base<'a>(
     }
 }
 
-fn examples(args: &MergeArgs, source: &ModelSource) -> Result<Option<Vec<Example>>, CliError> {
+fn rows(
+    args: &MergeArgs,
+    source: &ModelSource,
+    context: Context,
+) -> Result<Option<RowSet>, CliError> {
     let Some(path) = &args.kl_data else {
         return Ok(None);
     };
-    let tokenizer = backdraft_train::run::tokenizer(source)?;
-    let options = session::data_options(detect(path)?, None, 2048)?;
-    let mut data = backdraft_data::load(path, &options, &tokenizer, &mut |_| ())?;
-    data.examples.truncate(args.kl_limit as usize);
-    Ok(Some(data.examples))
+    let tokenizer = session::tokenizer(source, Some(&args.adapter))?;
+    let recipe = session::recipe_for(path, &args.model, [("max_seq_length", "2048".to_owned())])?;
+    let (rows, _) = session::load_rows(&recipe, &tokenizer, context.output)?;
+    let count = rows.len().min(args.kl_limit as usize);
+    Ok(Some(rows.choose(0..count)))
 }
 
 /// KL divergence of the merged model from the trained one.
@@ -165,11 +162,11 @@ fn divergence(
     source: &ModelSource,
     plan: Option<&QuantizationPlan>,
     adapter: &PeftDir,
-    examples: &[Example],
+    rows: &RowSet,
 ) -> Result<Divergence, CliError> {
     let device = burn::tensor::Device::flex();
     let trained = Llama::load_quantized(source, plan, &device)?
         .with_adapter(&AdapterWeights::from_peft(adapter, &device))?;
     let merged = Llama::load(&ModelSource::open(&args.out)?, &device)?;
-    Ok(evaluate::divergence(&trained, &merged, examples)?)
+    Ok(evaluate::divergence(&trained, &merged, rows)?)
 }

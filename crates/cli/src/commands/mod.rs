@@ -1,5 +1,6 @@
 //! One file per command: its flags and what it does.
 
+pub(crate) mod data;
 pub(crate) mod eval;
 pub(crate) mod generate;
 pub(crate) mod init;
@@ -44,6 +45,7 @@ pub(crate) fn main() -> ExitCode {
 fn run(command: Command, context: Context) -> Result<(), CliError> {
     match command {
         Command::Train(args) => train::run(&args, context),
+        Command::Data(args) => data::run(&args, context),
         Command::Plan(args) => plan::run(&args, context),
         Command::Generate(args) => generate::run(&args, context),
         Command::Eval(args) => eval::run(&args, context),

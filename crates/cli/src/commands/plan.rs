@@ -8,6 +8,7 @@ use backdraft_formats::{FormatError, ModelSource};
 use backdraft_model::LlamaConfig;
 use backdraft_model::layers::SavedTensor;
 use backdraft_train::activation::cost::{CostModel, Roofline};
+use backdraft_train::activation::device::usable;
 use backdraft_train::activation::tensors::{MemoryModel, PassShape};
 use backdraft_train::activation::{ActivationPlan, Peak, Prediction, Setup, Shortage, StepShape};
 use backdraft_train::recipe::{ActivationPolicy, ByteSize, DType, Recipe};
@@ -374,12 +375,6 @@ fn cards(setup: &Setup) -> Vec<(u64, Option<usize>, Option<usize>)> {
     CARDS.iter().map(fits).collect()
 }
 
-/// What a step may use of a device's memory: a sixteenth, and half a GiB at least, stays for its driver, other
-/// programs and what the allocator cannot fill.
-fn usable(bytes: u64) -> u64 {
-    bytes.saturating_sub((bytes / 16).max(1 << 29))
-}
-
 fn peak_lines(peak: &Peak) -> String {
     let mut text = format!("peak      {} in {}\n", gib(peak.total()), peak.moment);
     for (name, bytes) in [
@@ -494,22 +489,22 @@ mod tests {
           adapters     0.16 GiB
           gradients     0.0 MiB
           optimizer    81.2 MiB
-          kept         5.02 GiB
-          working      0.62 GiB
+          kept         4.95 GiB
+          working      0.69 GiB
           workspace    66.0 MiB
         recompute 25.43 TFLOP of 156.91 TFLOP a pass, 17.9 % of its time
 
         smart (█ kept, · recomputed), layers 0 to 31:
           input         ████████████████████████████████
           input_normed  ································
-          query         ██████████████████·████████████·
+          query         █··█████████████████████████████
           key           ████████████████████████████████
-          value         ███████████████████████████████·
+          value         █·██████████████████████████████
           attention     ································
-          mid           ███████████████████████████████·
+          mid           █·██████████████████████████████
           post_normed   ································
-          gate          █·················██████████████
-          up            █······························█
+          gate          █·······················████████
+          up            █························███████
           product       ································
 
         policy                               peak      recompute    of time

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use backdraft_data::synthetic::{self, Split};
-use backdraft_data::{ChatTokenizer, Format, load_prompts};
+use backdraft_data::{
+    ChatTokenizer, DataOptions, Format, RowSet, Source, Supervision, TokenizeOptions, load_prompts,
+};
 use backdraft_formats::{Existing, write_file};
 use backdraft_model::Llama;
 use backdraft_train::evaluate::evaluate;
@@ -207,10 +209,21 @@ impl Held {
 }
 
 fn measure(model: &Llama, tokenizer: &ChatTokenizer, files: &Files) -> Result<Held, CliError> {
-    let options = session::data_options(Format::Messages, None, 256)?;
-    let data = backdraft_data::load(&files.test, &options, tokenizer, &mut |_| ())?;
-    let evaluation = evaluate(model, &data.examples, 8, |_, _| ())?;
-    let prompts = load_prompts(&files.test, &options, tokenizer, usize::MAX)?;
+    let options = TokenizeOptions::from(DataOptions {
+        format: Format::Messages,
+        template: None,
+        supervision: Supervision::Responses,
+        max_seq_length: 256,
+    });
+    let source = Source::from_file(&files.test);
+    let (rows, _) = RowSet::load(
+        std::slice::from_ref(&source),
+        &options,
+        tokenizer,
+        &mut |_| (),
+    )?;
+    let evaluation = evaluate(model, &rows, 8, |_, _| ())?;
+    let prompts = load_prompts(&source, &options, tokenizer, usize::MAX)?;
     let answers = answer(model, tokenizer, &prompts, MAX_NEW_TOKENS)?;
     let scores: Vec<_> = answers
         .iter()

@@ -1,11 +1,11 @@
 //! `train`: adapt a model as a recipe says.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
+use backdraft_formats::ModelSource;
 use backdraft_model::Llama;
 use backdraft_train::control::Control;
-use backdraft_train::memory::SystemMemory;
+use backdraft_train::data::{self, RunData};
 use backdraft_train::recipe::Recipe;
 use backdraft_train::report::{Reporter, RunSummary};
 use backdraft_train::resume::Resume;
@@ -16,9 +16,12 @@ use clap::Args;
 use crate::commands::Context;
 use crate::dashboard::state::{Hands, State};
 use crate::dashboard::{Dashboard, DashboardReporter, Shared};
+use crate::data_summary;
 use crate::error::CliError;
+use crate::output::Output;
 use crate::reporter::{self, NoDashboard, PlainReporter};
-use crate::{session, signals};
+use crate::session::{self, Loading, quote};
+use crate::signals;
 
 /// Train an adapter as a recipe says
 #[derive(Debug, Args)]
@@ -54,6 +57,10 @@ pub(crate) struct TrainArgs {
     #[arg(long, value_name = "DIR")]
     pub(crate) output_dir: Option<String>,
 
+    /// Pass over up to this many broken rows [same as --set data.skip_bad_rows=N]
+    #[arg(long, value_name = "N")]
+    pub(crate) skip_bad_rows: Option<u64>,
+
     /// Replace the run that the output directory holds
     #[arg(long)]
     pub(crate) force: bool,
@@ -73,6 +80,9 @@ impl TrainArgs {
             .output_dir
             .as_deref()
             .map(|dir| format!("output_dir={}", quote(dir)));
+        let skip_bad_rows = self
+            .skip_bad_rows
+            .map(|rows| format!("data.skip_bad_rows={rows}"));
         let device = context
             .global
             .device
@@ -82,14 +92,10 @@ impl TrainArgs {
             .cloned()
             .chain(max_steps)
             .chain(output_dir)
+            .chain(skip_bad_rows)
             .chain(device)
             .collect()
     }
-}
-
-/// A directory called `1e3` or `true` is still a name.
-fn quote(text: &str) -> String {
-    toml::Value::from(text).to_string()
 }
 
 pub(crate) fn run(args: &TrainArgs, context: Context) -> Result<(), CliError> {
@@ -140,12 +146,13 @@ pub(crate) fn train(
     start: Start,
 ) -> Result<(RunSummary, Llama), CliError> {
     let output = context.output;
-    let path = session::find_model(&recipe.model, output)?;
-    output.progress(format!("reading {} and the data", path.display()));
+    let source = ModelSource::open(session::find_model(&recipe.model, output)?)?;
+    let data = check_data(&recipe, &source, output)?;
+    output.progress(format!("reading {}", source.path().display()));
     let (model, output_dir) = (recipe.model.clone(), recipe.output_dir.clone());
     let rows_per_step = recipe.train.rows_per_step();
     let device = session::open_device(recipe.device.0, output)?;
-    let run = prepare(recipe, &path, &device, &mut |_| ())?;
+    let run = prepare(recipe, &source, data, &device)?;
     let control = Control::default();
     let hangup = signals::guard(&control)?;
     let shared = dashboard.then(|| {
@@ -170,7 +177,7 @@ pub(crate) fn train(
         interrupter: Interrupter::default(),
         control: control.clone(),
         start,
-        memory: Arc::new(SystemMemory),
+        memory: None,
     };
     let trained = run.train(watch);
     // The terminal is free again before anything is printed.
@@ -187,6 +194,24 @@ pub(crate) fn train(
     Ok((summary, trained))
 }
 
+/// Tokenises the rows of a recipe and says what was found.
+pub(crate) fn check_data(
+    recipe: &Recipe,
+    model: &ModelSource,
+    output: Output,
+) -> Result<RunData, CliError> {
+    let sources = session::find_data(&recipe.data, output)?;
+    let tokenizer = data::tokenizer_of(&recipe.data, model)?;
+    output.progress("reading the data");
+    let mut shown = Loading::new(output);
+    let data = data::load(recipe, &sources, tokenizer, &mut |progress| {
+        shown.show(progress);
+    })?;
+    output.record(&serde_json::json!({ "event": "data", "value": data.check }))?;
+    output.line(data_summary::text(&data.check))?;
+    Ok(data)
+}
+
 #[cfg(test)]
 mod tests {
     use std::path::Path;
@@ -197,7 +222,6 @@ mod tests {
     use backdraft_kernels::device::Choice;
 
     use crate::args::Global;
-    use crate::output::Output;
 
     #[test]
     fn flags_win_over_overrides_and_the_recipe() {
@@ -208,6 +232,7 @@ mod tests {
             set: vec!["train.max_steps=3".into(), "seed=7".into()],
             max_steps: Some(5),
             output_dir: Some("1e3".into()),
+            skip_bad_rows: Some(2),
             force: false,
             plain: false,
         };
@@ -225,5 +250,6 @@ mod tests {
         assert_eq!(recipe.seed, 7);
         assert_eq!(recipe.output_dir, Path::new("/r/1e3"));
         assert_eq!(recipe.device.0, Choice::Cpu);
+        assert_eq!(recipe.data.skip_bad_rows, 2);
     }
 }

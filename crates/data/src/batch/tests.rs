@@ -1,25 +1,31 @@
 use super::*;
+use crate::pipeline::TokenizedRow;
+use crate::store::TokenRows;
 
 const X: i64 = IGNORE_INDEX;
 
-fn examples() -> Vec<Example> {
-    [
+fn set(rows: &[(&[u32], &[i64])]) -> RowSet {
+    let rows = rows.iter().map(|(ids, labels)| TokenizedRow {
+        input_ids: ids.to_vec(),
+        labels: labels.to_vec(),
+        file: 0,
+        line: 1,
+        key: 0,
+    });
+    RowSet::new(TokenRows::Memory(rows.collect()), &[])
+}
+
+fn examples() -> RowSet {
+    set(&[
         (&[5u32, 6, 7][..], &[5i64, X, 7][..]),
         (&[8], &[8]),
         (&[9, 10], &[X, 10]),
-    ]
-    .into_iter()
-    .map(|(ids, labels)| Example {
-        input_ids: ids.to_vec(),
-        labels: labels.to_vec(),
-        line: 1,
-    })
-    .collect()
+    ])
 }
 
 #[test]
 fn lays_documents_end_to_end() {
-    let batch = Batch::from_examples(&examples(), &[2, 0, 1]).unwrap();
+    let batch = Batch::from_rows(&examples(), &[2, 0, 1]).unwrap();
     let expected = Batch {
         input_ids: vec![9, 10, 5, 6, 7, 8],
         labels: vec![X, 10, 5, X, 7, 8],
@@ -36,12 +42,11 @@ fn lays_documents_end_to_end() {
 
 #[test]
 fn the_first_label_of_a_document_is_never_a_target() {
-    let batch = Batch::from_examples(&examples(), &[2, 0, 1]).unwrap();
+    let batch = Batch::from_rows(&examples(), &[2, 0, 1]).unwrap();
     assert_eq!(batch.targets().collect::<Vec<_>>(), [(0, 10), (3, 7)]);
     assert_eq!(batch.supervised_tokens(), 2);
-    let of_rows: usize = examples().iter().map(Example::supervised_tokens).sum();
-    assert_eq!(of_rows, 2);
-    let empty = Batch::from_examples(&examples(), &[]).unwrap();
+    assert_eq!(examples().counts().supervised_tokens, 2);
+    let empty = Batch::from_rows(&examples(), &[]).unwrap();
     assert_eq!(
         (
             empty.supervised_tokens(),
@@ -58,7 +63,7 @@ fn cuts_right_padding_away() {
     let mask = [1, 1, 1, 1, 1, 0];
     let labels = [5, X, 7, X, 10, X];
     let batch = Batch::from_rectangular(2, &ids, &mask, &labels).unwrap();
-    let mut expected = Batch::from_examples(&examples(), &[0, 2]).unwrap();
+    let mut expected = Batch::from_rows(&examples(), &[0, 2]).unwrap();
     expected.rows = vec![0, 1];
     assert_eq!(batch, expected);
 }
@@ -132,20 +137,14 @@ fn refuses_inconsistent_arrays() {
             expected
         );
     }
-    let error = Batch::from_examples(&examples(), &[3])
-        .unwrap_err()
-        .to_string();
+    let error = Batch::from_rows(&examples(), &[3]).unwrap_err().to_string();
     assert_eq!(error, "row: expected a number below 3, found 3");
 }
 
 #[test]
 fn padding_adds_tokens_that_nothing_predicts() {
-    let example = |ids: &[u32]| Example {
-        input_ids: ids.to_vec(),
-        labels: ids.iter().map(|id| i64::from(*id)).collect(),
-        line: 1,
-    };
-    let batch = Batch::from_examples(&[example(&[1, 2, 3]), example(&[4])], &[1, 0]).unwrap();
+    let rows = set(&[(&[1, 2, 3], &[1, 2, 3]), (&[4], &[4])]);
+    let batch = Batch::from_rows(&rows, &[1, 0]).unwrap();
     let padded = batch.padded(9).unwrap();
     assert_eq!(padded.input_ids, [4, 9, 9, 1, 2, 3]);
     assert_eq!(padded.labels, [4, IGNORE_INDEX, IGNORE_INDEX, 1, 2, 3]);

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::Format;
+use super::{Format, field_map};
 use crate::error::DataError;
 use crate::source::{DecompressLimits, RowReader, Source};
 
@@ -41,20 +41,38 @@ impl std::fmt::Display for Detected {
 
 /// Judges a source by its first [`ROWS`] rows: all must fit one format and no other.
 ///
+/// Up to `skip` of them may be broken or fit none, and are passed over. `names` are pairs of a
+/// format's name for a field and the file's, as [`FieldMap`](super::FieldMap) has them.
+///
 /// # Errors
 /// [`DataError::Detect`] with what is unclear, and errors of reading.
-pub fn detect(source: &Source) -> Result<Detected, DataError> {
+pub fn detect(source: &Source, names: &[(&str, &str)], skip: usize) -> Result<Detected, DataError> {
+    let mut bad = 0;
     let mut reader = RowReader::new(&source.files, DecompressLimits::default());
     let mut detected: Option<Detected> = None;
     while detected.is_none_or(|detected| detected.rows < ROWS) {
         let Some(row) = reader.next() else { break };
-        let row = row?;
-        let path = source.files[row.file].path.clone();
-        let line = row.line;
-        let value = row.body.into_value(&path, line)?;
-        let format = match judge(&value) {
+        let read = row.and_then(|row| {
+            let (path, line) = (source.files[row.file].path.clone(), row.line);
+            let value = row.body.into_value(&path, line)?;
+            Ok((path, line, judge(value, names)))
+        });
+        let (path, line, judged) = match read {
+            Err(error) if error.is_about_a_row() && bad < skip => {
+                bad += 1;
+                continue;
+            }
+            read => read?,
+        };
+        let format = match judged {
             Ok(format) => format,
-            Err(problem) => return Err(unclear(path, line, problem)),
+            Err(Unclear::None(_)) if bad < skip => {
+                bad += 1;
+                continue;
+            }
+            Err(Unclear::None(problem) | Unclear::Several(problem)) => {
+                return Err(unclear(path, line, problem));
+            }
         };
         match &mut detected {
             None => detected = Some(Detected { format, rows: 1 }),
@@ -78,17 +96,28 @@ pub fn detect(source: &Source) -> Result<Detected, DataError> {
     })
 }
 
+/// Why a row's format is not known.
+enum Unclear {
+    /// It fits none.
+    None(String),
+    /// It fits several.
+    Several(String),
+}
+
 /// The only format that a row fits.
-fn judge(value: &Value) -> Result<Format, String> {
-    let Value::Object(row) = value else {
-        return Err(format!(
-            "the row is {}, not an object",
-            super::field::describe(value)
-        ));
+fn judge(value: Value, names: &[(&str, &str)]) -> Result<Format, Unclear> {
+    let mut row = match value {
+        Value::Object(row) => row,
+        other => {
+            let found = super::field::describe(&other);
+            let problem = format!("the row is {found}, not an object");
+            return Err(Unclear::None(problem));
+        }
     };
+    field_map::rename(&mut row, names.iter().copied());
     let fits: Vec<Format> = Format::ALL
         .into_iter()
-        .filter(|format| format.fits(row))
+        .filter(|format| format.fits(&row))
         .collect();
     match fits.as_slice() {
         [format] => Ok(*format),
@@ -98,17 +127,20 @@ fn judge(value: &Value) -> Result<Format, String> {
                 .take(8)
                 .map(|key| format!("`{}`", super::field::shorten(key)))
                 .collect();
-            Err(format!(
+            Err(Unclear::None(format!(
                 "no format has the keys {}; name yours in `fields`",
                 keys.join(", ")
-            ))
+            )))
         }
         several => {
             let names: Vec<String> = several
                 .iter()
                 .map(|format| format!("\"{format}\""))
                 .collect();
-            Err(format!("its keys fit {}", names.join(" and ")))
+            Err(Unclear::Several(format!(
+                "its keys fit {}",
+                names.join(" and ")
+            )))
         }
     }
 }

@@ -73,21 +73,11 @@ impl FieldMap {
             return format.read(row);
         };
         let found = row.keys().cloned().collect::<Vec<_>>();
-        let renamed = self.rename(row);
+        let mut renamed = row;
+        rename(&mut renamed, self.pairs());
         format
             .read(Value::Object(renamed))
             .map_err(|error| self.in_their_words(error, &found))
-    }
-
-    fn rename(&self, mut row: Map<String, Value>) -> Map<String, Value> {
-        for (ours, theirs) in &self.pairs {
-            // What has the format's name but is not meant must not be read.
-            row.shift_remove(ours);
-            if let Some(value) = row.shift_remove(theirs) {
-                row.insert(ours.clone(), value);
-            }
-        }
-        row
     }
 
     fn in_their_words(&self, mut error: FieldError, keys: &[String]) -> FieldError {
@@ -104,6 +94,23 @@ impl FieldMap {
             error.found = field::missing(&row);
         }
         error
+    }
+}
+
+/// Gives fields the format's names: pairs of the format's name and the file's.
+pub(super) fn rename<'a>(
+    row: &mut Map<String, Value>,
+    pairs: impl Iterator<Item = (&'a str, &'a str)>,
+) {
+    let found: Vec<(&str, Option<Value>)> = pairs
+        .map(|(ours, theirs)| (ours, row.shift_remove(theirs)))
+        .collect();
+    for (ours, value) in found {
+        // What has the format's name but is not meant must not be read.
+        row.shift_remove(ours);
+        if let Some(value) = value {
+            row.insert(ours.to_owned(), value);
+        }
     }
 }
 

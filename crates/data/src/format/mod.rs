@@ -76,20 +76,6 @@ impl Format {
         }
     }
 
-    /// The format that a row looks like, judged by its keys: the richest where several fit.
-    ///
-    /// [`detect::detect`] is stricter.
-    pub fn detect(row: &Map<String, Value>) -> Option<Self> {
-        const ORDER: [Format; 5] = [
-            Format::Messages,
-            Format::Sharegpt,
-            Format::Alpaca,
-            Format::PromptCompletion,
-            Format::Text,
-        ];
-        ORDER.into_iter().find(|format| format.fits(row))
-    }
-
     /// Reads one row.
     ///
     /// # Errors

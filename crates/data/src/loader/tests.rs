@@ -213,6 +213,29 @@ proptest! {
     }
 
     #[test]
+    fn no_micro_batch_is_larger_than_the_largest(
+        lengths in proptest::collection::vec(1u32..11, 2..40), batching in any_batching(), weight in 0.3f64..2.5, weighted: bool, seed: u64,
+    ) {
+        let half = lengths.len() / 2;
+        let weight = if weighted { weight } else { 1.0 };
+        let sources = [(half, 1.0), (lengths.len() - half, weight)];
+        let options = LoaderOptions { seed, ..options(batching, &sources) };
+        let mut loader = Loader::with_options(lengths.clone(), options).unwrap();
+        let largest = loader.largest_micro_batch();
+        while loader.state().epoch < 3 {
+            for rows in loader.next_step() {
+                let mut tokens: Vec<usize> = rows.iter().map(|row| lengths[*row] as usize).collect();
+                if batching == Batching::LengthGrouped {
+                    let longest = tokens.iter().copied().max().unwrap();
+                    tokens.fill(longest);
+                }
+                prop_assert!(tokens.iter().sum::<usize>() <= largest.iter().sum());
+                prop_assert!(tokens.iter().max() <= largest.iter().max());
+            }
+        }
+    }
+
+    #[test]
     fn every_way_of_batching_goes_on_from_any_step_and_row(
         lengths in proptest::collection::vec(1u32..11, 1..40), batching in any_batching(), steps in 0usize..20, row in 0usize..40,
     ) {

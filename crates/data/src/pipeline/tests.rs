@@ -209,8 +209,64 @@ fn fields_of_other_names_and_tables_are_read() {
         (rows.row(0).unwrap().line, rows.row(1).unwrap().line),
         (2, 1)
     );
-    assert_eq!(rows.row(1).unwrap().source, 1);
+    assert_eq!(rows.row(1).unwrap().file, 1);
     assert_eq!(outcome.report.duplicates, 1);
+}
+
+#[test]
+fn each_source_may_have_its_own_format() {
+    let folder = tempfile::tempdir().unwrap();
+    let names = FieldMap::new(Format::Alpaca, [("instruction", "q"), ("output", "a")]).unwrap();
+    let chat = "{\"messages\":[{\"role\":\"user\",\"content\":\"Hi\"},{\"role\":\"assistant\",\"content\":\"B\"}]}";
+    let sources = [
+        write(&folder, "a.jsonl", "{\"q\":\"Hi\",\"a\":\"B\"}").with_rows(Format::Alpaca, names),
+        write(&folder, "b.jsonl", chat).with_rows(Format::Messages, FieldMap::default()),
+        write(&folder, "c.txt", "Hi").with_rows(Format::Text, FieldMap::default()),
+    ];
+    let (rows, outcome) = run(&sources, &options(Format::Sharegpt, 40)).unwrap();
+    assert_eq!(outcome.source_rows, [1, 1, 1]);
+    let row = |number| rows.row(number).unwrap();
+    assert_eq!(row(0).input_ids, row(1).input_ids);
+    assert_eq!(row(0).labels, row(1).labels);
+    assert_eq!([row(0).file, row(1).file, row(2).file], [0, 1, 2]);
+    // What one source cannot do is refused though another could.
+    let completion = TokenizeOptions {
+        data: DataOptions {
+            supervision: Supervision::Completion,
+            ..options(Format::Alpaca, 40).data
+        },
+        ..options(Format::Alpaca, 40)
+    };
+    insta::assert_snapshot!(run(&sources, &completion).unwrap_err(), @r#"train_on: expected "responses", "last_turn" or "everything" beside this format, found "completion" with format "messages""#);
+}
+
+#[test]
+fn other_names_are_known_to_the_detection() {
+    use crate::format::detect::detect;
+    let folder = tempfile::tempdir().unwrap();
+    let source = write(
+        &folder,
+        "a.jsonl",
+        "{\"question\":\"q\",\"output\":\"x\",\"answer\":\"a\"}",
+    );
+    let names = [("instruction", "question"), ("output", "answer")];
+    assert_eq!(detect(&source, &names, 0).unwrap().format, Format::Alpaca);
+    let swapped = [("prompt", "completion"), ("completion", "prompt")];
+    let source = write(
+        &folder,
+        "b.jsonl",
+        "{\"prompt\":\"a\",\"completion\":\"q\"}",
+    );
+    assert_eq!(
+        detect(&source, &swapped, 0).unwrap().format,
+        Format::PromptCompletion
+    );
+    let map = FieldMap::new(Format::PromptCompletion, swapped).unwrap();
+    let row = serde_json::json!({"prompt": "a", "completion": "q"});
+    let Record::Completion(read) = map.read(Format::PromptCompletion, row).unwrap() else {
+        panic!("two texts are a completion");
+    };
+    assert_eq!((read.prompt.as_str(), read.completion.as_str()), ("q", "a"));
 }
 
 #[test]
@@ -241,7 +297,7 @@ fn formats_are_detected_or_refused() {
     let folder = tempfile::tempdir().unwrap();
     let shown = |name: &str, text: &str| {
         let source = write(&folder, name, text);
-        let shown = match detect(&source) {
+        let shown = match detect(&source, &[], 0) {
             Ok(detected) => detected.to_string(),
             Err(error) => error.with_causes(),
         };
@@ -256,6 +312,14 @@ fn formats_are_detected_or_refused() {
     insta::assert_snapshot!(shown("a.jsonl", "{\"question\":1,\"answer\":2}"), @r#"a.jsonl, line 1: cannot tell the format: no format has the keys `question`, `answer`; name yours in `fields`; set `format` to one of "alpaca", "messages", "sharegpt", "prompt_completion", "text""#);
     insta::assert_snapshot!(shown("a.jsonl", "[1]"), @r#"a.jsonl, line 1: cannot tell the format: the row is a list of 1, not an object; set `format` to one of "alpaca", "messages", "sharegpt", "prompt_completion", "text""#);
     insta::assert_snapshot!(shown("a.jsonl", "{"), @"a.jsonl, line 1: expected one JSON object, found broken JSON: EOF while parsing an object at line 1 column 1");
+    let bad = write(&folder, "bad.jsonl", &format!("nope\n{text}{{}}\n{text}"));
+    let detected = |skip| detect(&bad, &[], skip);
+    assert!(matches!(detected(0), Err(DataError::Json { line: 1, .. })));
+    assert!(matches!(
+        detected(1),
+        Err(DataError::Detect { line: 3, .. })
+    ));
+    assert_eq!(detected(2).unwrap().rows, 2);
     insta::assert_snapshot!(shown("a.jsonl", ""), @r#"a.jsonl, line 1: cannot tell the format: there are no rows; set `format` to one of "alpaca", "messages", "sharegpt", "prompt_completion", "text""#);
 }
 
@@ -265,7 +329,7 @@ fn completion_needs_a_format_that_has_one() {
     let sources = [write(&folder, "a.jsonl", "{\"text\":\"a\"}")];
     let mut options = options(Format::Text, 8);
     options.data.supervision = Supervision::Completion;
-    insta::assert_snapshot!(run(&sources, &options).unwrap_err(), @r#"train_on: expected "responses", "last_turn" or "all" beside this format, found "completion" with format "text""#);
+    insta::assert_snapshot!(run(&sources, &options).unwrap_err(), @r#"train_on: expected "responses", "last_turn" or "everything" beside this format, found "completion" with format "text""#);
 }
 
 proptest::proptest! {

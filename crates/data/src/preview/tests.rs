@@ -1,6 +1,6 @@
 use super::*;
-use crate::dataset::DataOptions;
 use crate::format::Format;
+use crate::options::DataOptions;
 use crate::pipeline::tokenize;
 use crate::supervise::Supervision;
 use crate::tokenizer::tests::{CHATML, tokenizer};
@@ -37,7 +37,7 @@ fn previewed(folder: &tempfile::TempDir, rows: usize) -> Preview {
 #[test]
 fn text_shows_what_is_trained_and_cut() {
     let folder = tempfile::tempdir().unwrap();
-    let text = previewed(&folder, 10).to_text();
+    let text = previewed(&folder, 10).to_text(TextLook::default());
     let place = format!("{}/", folder.path().display());
     insta::assert_snapshot!(text.replace(&place, ""), @r#"
     ── a.jsonl, line 1 ──
@@ -63,6 +63,20 @@ fn text_shows_what_is_trained_and_cut() {
     <|eot_id|><|im_end|>
     "#);
     assert_eq!(previewed(&folder, 1).rows.len(), 1);
+    let look = TextLook {
+        colour: true,
+        token_ids: true,
+    };
+    let text = previewed(&folder, 1).to_text(look).replace('\u{1b}', "␛");
+    insta::assert_snapshot!(text.replace(&place, ""), @r#"
+    ── a.jsonl, line 1 ──
+    17 tokens, 6 supervised
+    <|im_start|>u
+    Hi<|im_end|>
+    <|im_start|>a
+    ␛[32m⟦é<b><|im_end|>⟧␛[0m
+    ids: 259 117 10 72 105 260 10 259 97 10 195 169 60 98 62 260 10
+    "#);
 }
 
 #[test]

@@ -2,9 +2,31 @@
 
 use super::{Part, Preview, ShownRow};
 
+/// How a preview looks as text.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TextLook {
+    /// Whether the terminal's colours are used, besides the brackets.
+    pub colour: bool,
+    /// Whether the token ids follow each row.
+    pub token_ids: bool,
+}
+
+impl TextLook {
+    fn mark(self, piece: &str, part: Part) -> String {
+        const RESET: &str = "\u{1b}[0m";
+        match (part, self.colour) {
+            (Part::Context, _) => piece.to_owned(),
+            (Part::Trained, false) => format!("⟦{piece}⟧"),
+            (Part::Trained, true) => format!("\u{1b}[32m⟦{piece}⟧{RESET}"),
+            (Part::Cut, false) => format!("✂{piece}"),
+            (Part::Cut, true) => format!("\u{1b}[2m✂{piece}{RESET}"),
+        }
+    }
+}
+
 impl Preview {
     /// The rows as text: `⟦` and `⟧` around what is trained, `✂` before what is cut away.
-    pub fn to_text(&self) -> String {
+    pub fn to_text(&self, look: TextLook) -> String {
         let mut text = String::new();
         for row in &self.rows {
             text.push_str(&format!("── {} ──\n", row.place));
@@ -12,13 +34,13 @@ impl Preview {
                 Ok(shown) => {
                     text.push_str(&shown.headline());
                     text.push('\n');
-                    let body = shown.render(&mut |piece, part| match part {
-                        Part::Context => piece.to_owned(),
-                        Part::Trained => format!("⟦{piece}⟧"),
-                        Part::Cut => format!("✂{piece}"),
-                    });
+                    let body = shown.render(&mut |piece, part| look.mark(piece, part));
                     text.push_str(body.trim_end_matches('\n'));
                     text.push('\n');
+                    if look.token_ids {
+                        let ids: Vec<String> = shown.input_ids.iter().map(u32::to_string).collect();
+                        text.push_str(&format!("ids: {}\n", ids.join(" ")));
+                    }
                 }
                 Err(problem) => text.push_str(&format!("cannot be used: {}\n", visible(problem))),
             }

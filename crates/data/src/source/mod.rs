@@ -13,6 +13,7 @@ mod text_rows;
 use std::path::{Path, PathBuf};
 
 use crate::error::DataError;
+use crate::format::{FieldMap, Format};
 pub use file::{Compression, DataFile, ENDINGS, FileKind};
 pub use rows::{RawBody, RawRow, RowReader};
 pub use stream::DecompressLimits;
@@ -27,6 +28,17 @@ pub struct Source {
     pub files: Vec<DataFile>,
     /// How often an epoch visits each of its rows; 0.5 visits half of them, others each time.
     pub weight: f64,
+    /// What its rows are, where that is not what the options of all sources say.
+    pub rows: Option<RowFormat>,
+}
+
+/// What the rows of one source are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RowFormat {
+    /// Their format.
+    pub format: Format,
+    /// Their names for its fields.
+    pub fields: FieldMap,
 }
 
 impl Source {
@@ -57,6 +69,7 @@ impl Source {
             spec: spec.to_owned(),
             files,
             weight: 1.0,
+            rows: None,
         })
     }
 
@@ -75,6 +88,7 @@ impl Source {
                 .map(|path| named_file(path))
                 .collect::<Result<_, _>>()?,
             weight: 1.0,
+            rows: None,
         })
     }
 
@@ -84,6 +98,7 @@ impl Source {
             spec: path.display().to_string(),
             files: vec![DataFile::by_name(path).unwrap_or_else(|| DataFile::jsonl(path))],
             weight: 1.0,
+            rows: None,
         }
     }
 
@@ -101,6 +116,13 @@ impl Source {
         }
         self.weight = weight;
         Ok(self)
+    }
+
+    /// The same source with rows of this format.
+    #[must_use]
+    pub fn with_rows(mut self, format: Format, fields: FieldMap) -> Self {
+        self.rows = Some(RowFormat { format, fields });
+        self
     }
 
     /// Bytes of all its files on disk.

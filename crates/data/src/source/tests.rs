@@ -168,7 +168,7 @@ fn what_is_no_source_is_refused() {
         let error = Source::open(&format!("{root}/{spec}")).unwrap_err();
         error.with_causes().replace(&root, ".")
     };
-    insta::assert_snapshot!(message("no.jsonl"), @r#"there is no "./no.jsonl"; expected a file, a folder, a glob such as data/*.jsonl, or the local copy of a hub data set"#);
+    insta::assert_snapshot!(message("no.jsonl"), @r#"there is no "./no.jsonl"; expected a file, a folder, a glob such as data/*.jsonl, or a hub data set (org/name or org/name:split)"#);
     insta::assert_snapshot!(message("sub"), @r#""./sub" holds no data file; expected files ending in .jsonl, .ndjson, .json, .csv, .tsv, .parquet, .txt or .md, optionally with .gz or .zst behind (files of other kinds: 1)"#);
     insta::assert_snapshot!(message("*.csv"), @r#""./*.csv" holds no data file; expected files ending in .jsonl, .ndjson, .json, .csv, .tsv, .parquet, .txt or .md, optionally with .gz or .zst behind (files of other kinds: 0)"#);
     insta::assert_snapshot!(message("sub/x.bin"), @"./sub/x.bin: expected a file ending in .jsonl, .ndjson, .json, .csv, .tsv, .parquet, .txt or .md, optionally with .gz or .zst behind; rename or convert it");

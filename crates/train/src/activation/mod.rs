@@ -8,6 +8,7 @@
 //! beside the computation, and one that the step waits for costs more than recomputing.
 
 pub mod cost;
+pub mod device;
 pub mod plan;
 pub mod policies;
 pub mod predict;
@@ -16,6 +17,7 @@ pub mod setup;
 pub mod solver;
 pub mod tensors;
 
+pub use device::DeviceFacts;
 pub use plan::{ActivationPlan, Segment};
 pub use policies::{Lowered, Planned, Planner};
 pub use predict::{Moment, Peak, Prediction, Shortage, StepShape};

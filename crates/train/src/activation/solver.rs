@@ -3,15 +3,18 @@
 //! Layer i (first to last) takes a [`Choice`]. With Sᵢ the bytes kept by layers 1 to i, a step fits if for every
 //! layer Sᵢ₋₁ + peakᵢ + extraᵢ ≤ budget, and Sₙ + after ≤ budget. The time is a sum.
 //!
-//! The search is a dynamic programme over (layers done, bytes kept) that holds the states no other dominates and
-//! drops those that cannot be completed or cannot beat the best solution known. What layers can still cost is
-//! bounded from below by the linear relaxation of the knapsack that remains.
+//! The search is a dynamic programme from the last layer to the first, over (layers done, bytes that the others may
+//! keep): the last layers have most below them, so that their peaks decide, and what is left is nearly a plain
+//! knapsack, whose linear relaxation is a good lower bound. States that another dominates, that cannot be completed,
+//! or that cannot beat the best solution known are dropped.
 //!
 //! Identical layers are interchangeable, so only one order of their choices is tried: the one that puts the
 //! largest difference between peak and kept bytes first. Exchanging two neighbours into that order never raises
 //! the peak, because bytes kept below are fewest for the first layer (Liu 1987's argument for pebbling
 //! sequences), as long as no layer keeps less than `extra` falls by from one layer to the next; where one does,
-//! layers are treated one by one.
+//! layers are treated one by one. And no pair of them takes choices for which another pair does better.
+
+use std::rc::Rc;
 
 /// One way to treat a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -172,9 +175,7 @@ impl Problem {
 }
 
 /// States kept in the rough search.
-const BEAM: usize = 48;
-/// How far below the last layer the other relaxations end.
-const ENDS: [usize; 3] = [0, 1, 3];
+const BEAM: usize = 16;
 
 /// Layers with the same choices, those sorted and without the useless ones.
 struct Run {
@@ -183,35 +184,97 @@ struct Run {
     choices: Vec<Choice>,
     /// Where each choice stands in the problem.
     names: Vec<usize>,
+    /// For each choice, those that no layer above needs to have taken beside it.
+    needless: Rc<Vec<Set>>,
 }
+
+/// Some of the choices of a run.
+type Set = [u64; SET_WORDS];
+/// Runs with more choices than this has bits do without the rule of pairs.
+const SET_WORDS: usize = 2;
 
 struct Prepared<'a> {
     problem: &'a Problem,
     runs: Vec<Run>,
-    caps: Vec<u64>,
-    relaxations: Vec<Relaxation>,
+    /// For each number of lowest layers, what they can still do.
+    below: Vec<Below>,
 }
 
-/// A state: some layers done.
+/// Makes equal times unequal: in multiples of a power of two, less a share of it that grows with the square of the kept
+/// bytes, and that all layers together do not fill. The best solution stays one of the best, and among ways to spread
+/// kept tensors over layers that cost the same, all but one become worse.
+struct Unequal {
+    shift: u32,
+    most: u64,
+    largest: u64,
+}
+
+impl Unequal {
+    fn new(problem: &Problem) -> Self {
+        let slowest = |group: &Group| {
+            let slowest = group.choices.iter().map(|choice| choice.time).max();
+            slowest.unwrap_or(0).saturating_mul(group.count as u64)
+        };
+        let total = problem
+            .groups
+            .iter()
+            .map(slowest)
+            .fold(0, u64::saturating_add);
+        let shift = total.leading_zeros().saturating_sub(1).min(24);
+        let choices = problem.groups.iter().flat_map(|group| &group.choices);
+        Self {
+            shift,
+            most: (1 << shift) / (problem.num_layers() as u64 + 1),
+            largest: choices.map(|choice| choice.kept).max().unwrap_or(0).max(1),
+        }
+    }
+
+    fn times(&self, choices: &[Choice]) -> Vec<Choice> {
+        let time = |choice: &Choice| {
+            let share = choice.kept as f64 / self.largest as f64;
+            let bonus = (share * share * self.most as f64) as u64;
+            // One more, so that nothing falls below zero.
+            ((choice.time + 1) << self.shift) - bonus.min(self.most)
+        };
+        choices
+            .iter()
+            .map(|choice| Choice {
+                time: time(choice),
+                ..*choice
+            })
+            .collect()
+    }
+}
+
+/// A state: the uppermost layers are done.
 #[derive(Clone, Copy)]
 struct Node {
     parent: u32,
     pick: u32,
-    kept: u64,
+    /// What the layers below may keep.
+    room: u64,
     time: u64,
+    /// Choices that layers of the present run have taken.
+    used: Set,
 }
 
 impl<'a> Prepared<'a> {
     fn new(problem: &'a Problem) -> Option<Self> {
-        let caps = problem.caps()?;
+        problem.caps()?;
+        let unequal = Unequal::new(problem);
         let falls = problem.extra.windows(2).map(|pair| pair[0] - pair[1]);
         let fall = falls.max().unwrap_or(0);
         let mut runs = Vec::new();
         let mut first = 0;
         for group in &problem.groups {
-            let (choices, names) = undominated(&group.choices);
+            let (choices, names) = undominated(&unequal.times(&group.choices));
             let together = choices.iter().all(|choice| choice.kept >= fall);
             let size = if together { group.count } else { 1 };
+            let needless = Rc::new(if size > 1 {
+                needless_pairs(&choices)
+            } else {
+                vec![Set::default(); choices.len()]
+            });
             let mut left = group.count;
             while left > 0 {
                 runs.push(Run {
@@ -219,38 +282,18 @@ impl<'a> Prepared<'a> {
                     count: size,
                     choices: choices.clone(),
                     names: names.clone(),
+                    needless: needless.clone(),
                 });
                 first += size;
                 left -= size;
             }
         }
-        let ends = if runs.len() > 16 {
-            &ENDS[..2]
-        } else {
-            &ENDS[..]
-        };
-        let relaxations = ends
-            .iter()
-            .filter_map(|below| first.checked_sub(*below))
-            .map(|end| Relaxation::new(&runs, end, caps[end]))
-            .collect();
+        let below = Below::all(&runs, first);
         Some(Self {
             problem,
             runs,
-            caps,
-            relaxations,
+            below,
         })
-    }
-
-    /// The least that the layers after the first `done` can add; `None` if they cannot fit.
-    fn bound(&self, done: usize, kept: u64) -> Option<u64> {
-        let mut bound = 0;
-        for relaxation in &self.relaxations {
-            if done <= relaxation.end {
-                bound = bound.max(relaxation.bound(done, kept)?);
-            }
-        }
-        Some(bound)
     }
 
     /// The best picks that take less time than `upper`; only the most promising states are followed where a
@@ -259,40 +302,53 @@ impl<'a> Prepared<'a> {
         let mut nodes = vec![Node {
             parent: u32::MAX,
             pick: 0,
-            kept: 0,
+            room: self.problem.budget.checked_sub(self.problem.after)?,
             time: 0,
+            used: Set::default(),
         }];
         let mut frontier = vec![0u32];
-        for run in &self.runs {
+        for run in self.runs.iter().rev() {
             let mut levels: Vec<Vec<u32>> = vec![Vec::new(); run.count + 1];
+            for &at in &frontier {
+                nodes[at as usize].used = Set::default();
+            }
             levels[0] = frontier;
-            for (pick, choice) in run.choices.iter().enumerate() {
+            // The other way round than along the layers: the last of them takes the least surplus.
+            for (pick, choice) in run.choices.iter().enumerate().rev() {
                 for n in 0..run.count {
-                    let layer = run.first + n;
+                    let layer = run.first + run.count - 1 - n;
+                    let during = choice.peak + self.problem.extra[layer];
+                    let Some(during) = self.problem.budget.checked_sub(during) else {
+                        continue;
+                    };
+                    let below = &self.below[layer];
+                    let needless = &run.needless[pick];
                     let mut made = Vec::new();
                     for &at in &levels[n] {
                         let node = nodes[at as usize];
-                        if node.kept + choice.peak + self.problem.extra[layer] > self.problem.budget
-                        {
-                            // Sorted by kept bytes: the others have more.
-                            break;
-                        }
-                        let (kept, time) = (node.kept + choice.kept, node.time + choice.time);
-                        if kept > self.caps[layer + 1] {
-                            break;
-                        }
-                        if time >= upper {
+                        if (0..SET_WORDS).any(|word| node.used[word] & needless[word] != 0) {
                             continue;
                         }
-                        match self.bound(layer + 1, kept) {
+                        let Some(room) = node.room.checked_sub(choice.kept) else {
+                            // Sorted by room: the others have less.
+                            break;
+                        };
+                        let (room, time) = (room.min(during), node.time + choice.time);
+                        match below.bound(room) {
+                            None => break,
                             Some(bound) if time.saturating_add(bound) < upper => {}
-                            _ => continue,
+                            Some(_) => continue,
+                        }
+                        let mut used = node.used;
+                        if let Some(word) = used.get_mut(pick / 64) {
+                            *word |= 1 << (pick % 64);
                         }
                         nodes.push(Node {
                             parent: at,
                             pick: pick as u32,
-                            kept,
+                            room,
                             time,
+                            used,
                         });
                         made.push(nodes.len() as u32 - 1);
                     }
@@ -300,7 +356,7 @@ impl<'a> Prepared<'a> {
                         let level = std::mem::take(&mut levels[n + 1]);
                         levels[n + 1] = merge(&nodes, level, made);
                         if let Some(width) = beam {
-                            self.narrow(&nodes, &mut levels[n + 1], layer + 1, width);
+                            narrow(&nodes, &mut levels[n + 1], below, width);
                         }
                     }
                 }
@@ -313,47 +369,49 @@ impl<'a> Prepared<'a> {
         Some((nodes[best as usize].time, self.picks(&nodes, best)))
     }
 
-    /// Leaves the `width` most promising states, and the one that keeps least.
-    fn narrow(&self, nodes: &[Node], level: &mut Vec<u32>, done: usize, width: usize) {
-        if level.len() <= width {
-            return;
-        }
-        let least = level[0];
-        let promise = |&at: &u32| {
-            let node = nodes[at as usize];
-            let bound = self.bound(done, node.kept).unwrap_or(u64::MAX);
-            node.time.saturating_add(bound)
-        };
-        let mut ranked: Vec<(u64, u32)> = level.iter().map(|at| (promise(at), *at)).collect();
-        ranked.sort_unstable();
-        ranked.truncate(width);
-        let mut kept: Vec<u32> = ranked.into_iter().map(|(_, at)| at).collect();
-        if !kept.contains(&least) {
-            kept.push(least);
-        }
-        kept.sort_unstable_by_key(|&at| nodes[at as usize].kept);
-        *level = kept;
-    }
-
     fn picks(&self, nodes: &[Node], last: u32) -> Vec<usize> {
         let mut picks = Vec::with_capacity(self.problem.num_layers());
         let mut at = last;
-        for run in self.runs.iter().rev() {
+        for run in &self.runs {
             for _ in 0..run.count {
                 let node = nodes[at as usize];
                 picks.push(run.names[node.pick as usize]);
                 at = node.parent;
             }
         }
-        picks.reverse();
         picks
     }
 }
 
-/// The states of both lists that no other dominates, by kept bytes.
+/// Leaves the `width` most promising states, and the one with most room.
+fn narrow(nodes: &[Node], level: &mut Vec<u32>, below: &Below, width: usize) {
+    if level.len() <= width {
+        return;
+    }
+    let most = level[0];
+    let promise = |&at: &u32| {
+        let node = nodes[at as usize];
+        let bound = below.bound(node.room).unwrap_or(u64::MAX);
+        (node.time.saturating_add(bound), at)
+    };
+    let mut ranked: Vec<(u64, u32)> = level.iter().map(promise).collect();
+    ranked.select_nth_unstable(width);
+    ranked.truncate(width);
+    let mut kept: Vec<u32> = ranked.into_iter().map(|(_, at)| at).collect();
+    if !kept.contains(&most) {
+        kept.push(most);
+    }
+    kept.sort_unstable_by_key(|&at| std::cmp::Reverse(nodes[at as usize].room));
+    *level = kept;
+}
+
+/// The states of both lists that no other dominates, those with most room first.
 fn merge(nodes: &[Node], mut level: Vec<u32>, made: Vec<u32>) -> Vec<u32> {
     level.extend(made);
-    level.sort_unstable_by_key(|&at| (nodes[at as usize].kept, nodes[at as usize].time));
+    level.sort_unstable_by_key(|&at| {
+        let node = nodes[at as usize];
+        (std::cmp::Reverse(node.room), node.time)
+    });
     let mut best = u64::MAX;
     level.retain(|&at| {
         let better = nodes[at as usize].time < best;
@@ -383,19 +441,10 @@ fn undominated(choices: &[Choice]) -> (Vec<Choice>, Vec<usize>) {
     (left.iter().map(|&i| choices[i]).collect(), left)
 }
 
-/// The knapsack of the layers up to `end` with choices that may be mixed.
-struct Relaxation {
-    end: usize,
-    cap: u64,
-    /// What the layers after `end` add at least.
-    tail: u64,
-    /// For each number of layers done.
-    stages: Vec<Stage>,
-}
-
-/// What remains: everything at its smallest, and what more bytes buy, best first.
+/// The knapsack of the lowest layers with choices that may be mixed: everything at its smallest, and what more
+/// bytes buy, best first.
 #[derive(Clone, Default)]
-struct Stage {
+struct Below {
     kept: u64,
     time: u64,
     /// Bytes and time saved up to and with each piece.
@@ -409,17 +458,11 @@ struct Piece {
     saves: u64,
 }
 
-impl Relaxation {
-    fn new(runs: &[Run], end: usize, cap: u64) -> Self {
-        let least = |run: &Run| run.choices.iter().map(|c| c.time).min().unwrap_or(0);
-        let tail = runs
-            .iter()
-            .map(|run| {
-                least(run) * (run.first + run.count).saturating_sub(end.max(run.first)) as u64
-            })
-            .sum();
+impl Below {
+    /// For each number of lowest layers.
+    fn all(runs: &[Run], layers: usize) -> Vec<Self> {
         let hulls: Vec<(Choice, Vec<Piece>)> = runs.iter().map(|run| hull(&run.choices)).collect();
-        // All pieces once, best first; each stage takes those of the layers that remain.
+        // All pieces once, best first; each stage takes those of its layers.
         let mut pieces: Vec<(usize, Piece)> = Vec::new();
         for (i, (_, hull)) in hulls.iter().enumerate() {
             pieces.extend(hull.iter().map(|&piece| (i, piece)));
@@ -431,42 +474,36 @@ impl Relaxation {
             );
             right.cmp(&left)
         });
-        let stages = (0..=end).map(|done| {
-            let remaining = |run: &Run| {
-                let last = (run.first + run.count).min(end);
-                last.saturating_sub(run.first.max(done)) as u64
-            };
-            let counts: Vec<u64> = runs.iter().map(remaining).collect();
-            let mut stage = Stage::default();
+        let stage = |layers: usize| {
+            let counts: Vec<u64> = runs
+                .iter()
+                .map(|run| layers.saturating_sub(run.first).min(run.count) as u64)
+                .collect();
+            let mut below = Self::default();
             for ((smallest, _), count) in hulls.iter().zip(&counts) {
-                stage.kept += smallest.kept * count;
-                stage.time += smallest.time * count;
+                below.kept += smallest.kept * count;
+                below.time += smallest.time * count;
             }
             let (mut bytes, mut saves) = (0, 0);
             for (run, piece) in pieces.iter().filter(|(run, _)| counts[*run] > 0) {
                 bytes += piece.bytes * counts[*run];
                 saves += piece.saves * counts[*run];
-                stage.bought.push((bytes, saves));
+                below.bought.push((bytes, saves));
             }
-            stage
-        });
-        Self {
-            end,
-            cap,
-            tail,
-            stages: stages.collect(),
-        }
+            below
+        };
+        (0..=layers).map(stage).collect()
     }
 
-    fn bound(&self, done: usize, kept: u64) -> Option<u64> {
-        let stage = &self.stages[done];
-        let room = self.cap.checked_sub(kept)?.checked_sub(stage.kept)?;
-        let whole = stage.bought.partition_point(|(bytes, _)| *bytes <= room);
+    /// The least time that the layers can add within `room`; `None` if they cannot fit.
+    fn bound(&self, room: u64) -> Option<u64> {
+        let room = room.checked_sub(self.kept)?;
+        let whole = self.bought.partition_point(|(bytes, _)| *bytes <= room);
         let (bytes, saves) = match whole {
             0 => (0, 0),
-            n => stage.bought[n - 1],
+            n => self.bought[n - 1],
         };
-        let part = match stage.bought.get(whole) {
+        let part = match self.bought.get(whole) {
             Some((next_bytes, next_saves)) => {
                 let (width, gain) = (next_bytes - bytes, next_saves - saves);
                 let part = u128::from(room - bytes) * u128::from(gain);
@@ -474,8 +511,43 @@ impl Relaxation {
             }
             None => 0,
         };
-        Some((stage.time - (saves + part).min(stage.time)) + self.tail)
+        Some(self.time - (saves + part).min(self.time))
     }
+}
+
+/// For each choice of a lower layer, the choices of a layer above it that some other pair makes needless: the other
+/// pair adds less time, keeps no more, and needs no more memory at either layer or between them. No best solution has
+/// such a pair.
+fn needless_pairs(choices: &[Choice]) -> Vec<Set> {
+    let mut needless = vec![Set::default(); choices.len()];
+    if choices.len() > 64 * SET_WORDS {
+        return needless;
+    }
+    for (lower, a) in choices.iter().enumerate() {
+        let instead: Vec<&Choice> = choices
+            .iter()
+            .filter(|c| c.kept <= a.kept && c.peak <= a.peak)
+            .collect();
+        // From the top downwards, choices come in the reverse of their order: the upper one has a later number.
+        for (upper, b) in choices.iter().enumerate().skip(lower) {
+            let (time, kept) = (a.time + b.time, a.kept + b.kept);
+            let replaced = instead.iter().any(|c| {
+                let (Some(most_time), Some(most_kept)) =
+                    (time.checked_sub(c.time), kept.checked_sub(c.kept))
+                else {
+                    return false;
+                };
+                let most_peak = b.peak + (a.kept - c.kept);
+                choices
+                    .iter()
+                    .any(|d| d.time < most_time && d.kept <= most_kept && d.peak <= most_peak)
+            });
+            if replaced {
+                needless[lower][upper / 64] |= 1 << (upper % 64);
+            }
+        }
+    }
+    needless
 }
 
 /// The smallest choice, and the pieces of the lower convex hull of time over kept bytes behind it.

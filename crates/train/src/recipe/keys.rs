@@ -198,17 +198,27 @@ pub const KEYS: &[Key] = &[
     optional(
         "data.train",
         r#""train.jsonl""#,
-        "Rows to learn from, one JSON object a line.",
+        "Rows to learn from: a file, a folder, a glob, a hub data set (org/name:split), a table with path, weight, format and fields, or a list of these.",
     ),
     optional(
         "data.eval",
         r#""eval.jsonl""#,
-        "Rows held out, to see over-fitting. Left out: no evaluation.",
+        "Rows held out, to see over-fitting: sources as in train, or a share of its rows such as 0.05, chosen by the seed. Left out: no evaluation.",
     ),
     key(
         "data.format",
-        r#""messages""#,
-        "Shape of a row: messages (chats), alpaca (instruction, input, output) or text.",
+        r#""auto""#,
+        "Shape of a row: messages, sharegpt (chats), alpaca (instruction, input, output), prompt_completion, text, or auto: seen from the first rows.",
+    ),
+    optional(
+        "data.fields",
+        r#"{ instruction = "question", output = "answer" }"#,
+        "Your names for the fields of the format. Left out: the format's own.",
+    ),
+    optional(
+        "data.chat_template",
+        r#""chatml""#,
+        "Template for chats: a built-in one (`backdraft init --templates` lists them) or a .jinja file. Left out: the model's own.",
     ),
     optional(
         "data.prompt_template",
@@ -218,7 +228,30 @@ pub const KEYS: &[Key] = &[
     key(
         "data.train_on",
         r#""responses""#,
-        "Tokens that count in the loss: responses or everything (always everything for text).",
+        "Tokens that count in the loss: responses, last_turn, completion (after the prompt of alpaca and prompt_completion rows) or everything (always so for text).",
+    ),
+    key(
+        "data.overlong",
+        r#""truncate""#,
+        "Rows longer than max_seq_length: truncate cuts their end, drop leaves them out, split makes several of them (text only).",
+    ),
+    change(
+        key(
+            "data.batching",
+            r#""padding-free""#,
+            "Rows of a micro-batch: padding-free lays them end to end; packed does so with packs of rows that fill max_seq_length, and counts packs as rows; padded fills up similar ones, for comparison.",
+        ),
+        "many short rows: packed, with fewer packs per step than rows before",
+    ),
+    key(
+        "data.skip_bad_rows",
+        "0",
+        "Broken rows to pass over; they are listed in skipped_rows.jsonl. One more ends the run.",
+    ),
+    key(
+        "data.cache",
+        r#""auto""#,
+        "Folder for tokenised rows, so that the next run starts at once: auto is backdraft/tokens in the user's cache, off keeps them in memory.",
     ),
     change(
         key(
@@ -355,6 +388,13 @@ pub(super) const FOREIGN: &[(&str, &str)] = &[
     ("bf16", "dtype"),
     ("bnb_4bit_quant_type", "quantization.quant_type"),
     ("bnb_4bit_use_double_quant", "quantization.double_quant"),
+    ("assistant_only_loss", "data.train_on"),
+    ("completion_only_loss", "data.train_on"),
+    ("dataset", "data.train"),
+    ("dataset_name", "data.train"),
+    ("dataset_prepared_path", "data.cache"),
+    ("dataset_text_field", "data.fields"),
+    ("datasets", "data.train"),
     ("eval_file", "data.eval"),
     ("fp16", "dtype"),
     (
@@ -375,13 +415,16 @@ pub(super) const FOREIGN: &[(&str, &str)] = &[
     ("num_epochs", "train.epochs"),
     ("num_train_epochs", "train.epochs"),
     ("optim", "train.optimizer"),
+    ("packing", "data.batching"),
     ("per_device_train_batch_size", "train.micro_batch_size"),
     ("r", "lora.rank"),
     ("random_state", "seed"),
+    ("sample_packing", "data.batching"),
     ("scheduler", "train.lr_scheduler"),
     ("sequence_len", "max_seq_length"),
     ("train_file", "data.train"),
     ("train_on_inputs", "data.train_on"),
+    ("val_set_size", "data.eval"),
     ("warmup", "train.warmup_steps"),
 ];
 

@@ -1,6 +1,6 @@
 //! The recipe of a training run: TOML in, one checked [`Recipe`] out, or every problem at once.
 //!
-//! `raw` reads keys and values with their lines, `resolve` turns them into a [`Recipe`], `keys` is the
+//! `raw` reads keys and values with their lines, `resolve` (with `sources` for rows) turns them into a [`Recipe`], `keys` is the
 //! table of keys with defaults and documentation, and `support` lists what is refused by name.
 
 mod difference;
@@ -12,20 +12,25 @@ mod reader;
 mod resolve;
 mod scheduler;
 mod size;
+mod sources;
 mod support;
 mod template;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use backdraft_data::BuiltinTemplate;
 use serde::Serialize;
 
 pub use difference::{Difference, covers, is_key_or_section};
 pub use keys::{KEYS, Key, SECTIONS, find as find_key, nearest as nearest_key};
 pub use names::{
-    ActivationPolicy, Bias, DType, DataFormat, Device, Optimizer, QuantType, TargetModule, TrainOn,
+    ActivationPolicy, Bias, DType, DataFormat, Device, Optimizer, OverlongRows, QuantType,
+    RowBatching, TargetModule, TrainOn,
 };
 pub use problem::{Place, Problem, ProblemKind, RecipeError};
 pub use size::{ByteSize, ByteSizeError};
+pub use sources::{EvalRecipe, SourceRecipe, Sources};
 pub use template::Choices;
 
 use crate::schedule::{LrSchedule, ScheduleKind, warmup_steps_from_ratio};
@@ -101,18 +106,63 @@ pub struct LoraRecipe {
 /// `[data]`: the rows.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct DataRecipe {
-    /// JSONL file to learn from.
-    pub train: PathBuf,
-    /// JSONL file held out.
+    /// Rows to learn from.
+    pub train: Sources,
+    /// Rows held out.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub eval: Option<PathBuf>,
+    pub eval: Option<EvalRecipe>,
     /// Shape of a row.
     pub format: DataFormat,
+    /// Other names for the fields of the format.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fields: Option<BTreeMap<String, String>>,
+    /// A template for chats; `None` is the model's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub chat_template: Option<ChatTemplateRecipe>,
     /// Text around an alpaca row; `None` is the model's chat template.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt_template: Option<String>,
     /// Tokens that count in the loss.
     pub train_on: TrainOn,
+    /// What becomes of rows that are too long.
+    pub overlong: OverlongRows,
+    /// Which rows share a micro-batch.
+    pub batching: RowBatching,
+    /// Broken rows that may be passed over.
+    pub skip_bad_rows: usize,
+    /// Where tokenised rows are kept.
+    pub cache: CacheRecipe,
+}
+
+/// A chat template other than the model's own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum ChatTemplateRecipe {
+    /// One that this program has.
+    Builtin(BuiltinTemplate),
+    /// A file with Jinja text.
+    File(PathBuf),
+}
+
+/// Where tokenised rows are kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CacheRecipe {
+    /// In the user's cache folder.
+    Auto,
+    /// In memory only.
+    Off,
+    /// In this folder.
+    Folder(PathBuf),
+}
+
+impl Serialize for CacheRecipe {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Auto => "auto".serialize(serializer),
+            Self::Off => "off".serialize(serializer),
+            Self::Folder(path) => path.serialize(serializer),
+        }
+    }
 }
 
 /// How long a run is.

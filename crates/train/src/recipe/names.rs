@@ -147,13 +147,45 @@ named! {
 named! {
     /// Shape of a row.
     DataFormat {
-        /// `{"messages": [{"role": …, "content": …}, …]}`
+        /// Seen from the first rows.
         #[default]
+        Auto = "auto",
+        /// `{"messages": [{"role": …, "content": …}, …]}`
         Messages = "messages",
         /// `{"instruction": …, "input": … (optional), "output": …}`
         Alpaca = "alpaca",
+        /// `{"conversations": [{"from": …, "value": …}, …]}`
+        Sharegpt = "sharegpt",
+        /// `{"prompt": …, "completion": …}`
+        PromptCompletion = "prompt_completion",
         /// `{"text": …}`
         Text = "text",
+    }
+}
+
+named! {
+    /// What becomes of rows longer than `max_seq_length`.
+    OverlongRows {
+        /// Their end is cut away.
+        #[default]
+        Truncate = "truncate",
+        /// They are left out.
+        Drop = "drop",
+        /// They become several rows; for text only.
+        Split = "split",
+    }
+}
+
+named! {
+    /// Which rows share a micro-batch.
+    RowBatching {
+        /// Rows in random order, laid end to end.
+        #[default]
+        PaddingFree = "padding-free",
+        /// Packs of rows that fill `max_seq_length`, laid end to end.
+        Packed = "packed",
+        /// Rows of similar length, padded to the longest.
+        Padded = "padded",
     }
 }
 
@@ -163,6 +195,10 @@ named! {
         /// The model's own turns.
         #[default]
         Responses = "responses",
+        /// The last of them in each row.
+        LastTurn = "last_turn",
+        /// Everything after the prompt of a row that has one.
+        Completion = "completion",
         /// All tokens.
         Everything = "everything",
     }

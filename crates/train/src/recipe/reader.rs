@@ -1,6 +1,6 @@
 //! Takes values out of a [`RawRecipe`] one by one and notes everything that is wrong with them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Deserialize as _;
 use serde::de::DeserializeOwned;
@@ -45,6 +45,14 @@ impl Value for String {
 impl Value for Vec<String> {
     const EXPECTED: &'static str = "a list of names";
 }
+
+impl Value for BTreeMap<String, String> {
+    const EXPECTED: &'static str = FIELDS;
+}
+
+/// What `fields` takes.
+pub(super) const FIELDS: &str =
+    "a table of the format's names and yours, such as { instruction = \"question\" }";
 
 impl Value for Vec<usize> {
     const EXPECTED: &'static str = "a list of whole numbers";
@@ -99,6 +107,13 @@ impl<'a> Reader<'a> {
         self.problems.push(Problem { place, kind });
     }
 
+    /// Notes a problem unless the last one says the same.
+    pub(super) fn report_once(&mut self, place: Place, kind: ProblemKind) {
+        if self.problems.last().is_none_or(|last| last.kind != kind) {
+            self.report(place, kind);
+        }
+    }
+
     /// Notes that the value of `key` is not what it takes.
     pub(super) fn reject(&mut self, key: &str, expected: &'static str) {
         let actual = self.written(key);
@@ -137,7 +152,19 @@ impl<'a> Reader<'a> {
         Some(self.decode(key, entry, expected))
     }
 
-    fn decode<T: Value>(&mut self, key: &str, entry: Entry<'_>, expected: &'static str) -> T {
+    /// The value of a key as it was written, for those who read it themselves.
+    pub(super) fn entry(&mut self, key: &str) -> Option<Entry<'a>> {
+        self.known.insert(key.to_owned());
+        self.raw.entries.get(key).cloned()
+    }
+
+    /// Reads a value that belongs to `key`, and notes what is wrong with it.
+    pub(super) fn decode<T: Value>(
+        &mut self,
+        key: &str,
+        entry: Entry<'_>,
+        expected: &'static str,
+    ) -> T {
         if let Some(instead) = support::refusal(key, &entry.value) {
             let actual = shorten(&entry.text);
             let kind = ProblemKind::Unsupported {

@@ -3,22 +3,27 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use backdraft_data::BuiltinTemplate;
+
 use super::names::{ActivationPolicy, DataFormat, TrainOn};
 use super::problem::{Place, Problem};
 use super::raw::RawRecipe;
 use super::reader::Reader;
 use super::scheduler::scheduler;
-use super::{DataRecipe, Length, LoraRecipe, QuantizationRecipe, Recipe, TrainRecipe, Warmup};
+use super::{
+    CacheRecipe, ChatTemplateRecipe, DataRecipe, Length, LoraRecipe, QuantizationRecipe, Recipe,
+    TrainRecipe, Warmup, sources,
+};
 use crate::schedule::ScheduleKind;
 
 /// Directories that relative paths start from.
-struct Bases<'a> {
+pub(super) struct Bases<'a> {
     recipe: &'a Path,
     working_dir: &'a Path,
 }
 
 impl Bases<'_> {
-    fn of(&self, place: &Place) -> &Path {
+    pub(super) fn of(&self, place: &Place) -> &Path {
         match place {
             Place::Override(_) => self.working_dir,
             Place::Line(_) | Place::Recipe => self.recipe,
@@ -109,7 +114,7 @@ fn model(reader: &mut Reader<'_>, bases: &Bases<'_>) -> String {
     name
 }
 
-fn is_hub_id(name: &str) -> bool {
+pub(super) fn is_hub_id(name: &str) -> bool {
     let part = |part: &str| {
         !part.is_empty()
             && part
@@ -191,31 +196,65 @@ fn layers(reader: &mut Reader<'_>) -> Option<Vec<usize>> {
 }
 
 fn data(reader: &mut Reader<'_>, bases: &Bases<'_>) -> DataRecipe {
-    let train = if reader.has("data.train") {
-        path(reader, "data.train", bases)
-    } else {
-        reader.missing("data.train");
-        PathBuf::new()
-    };
-    let eval = reader
-        .has("data.eval")
-        .then(|| path(reader, "data.eval", bases));
     let format: DataFormat = reader.value("data.format");
+    let train = sources::train(reader, bases);
+    let own_formats = train.0.iter().any(|source| source.format.is_some());
     DataRecipe {
         train,
-        eval,
+        eval: sources::eval(reader, bases),
         format,
-        prompt_template: template(reader, format),
+        fields: reader.optional("data.fields"),
+        chat_template: chat_template(reader, bases),
+        prompt_template: template(reader, format, own_formats),
         train_on: train_on(reader, format),
+        overlong: reader.value("data.overlong"),
+        batching: reader.value("data.batching"),
+        skip_bad_rows: reader.value("data.skip_bad_rows"),
+        cache: cache(reader, bases),
     }
 }
 
-fn template(reader: &mut Reader<'_>, format: DataFormat) -> Option<String> {
+/// A built-in name, else a file.
+fn chat_template(reader: &mut Reader<'_>, bases: &Bases<'_>) -> Option<ChatTemplateRecipe> {
+    const KEY: &str = "data.chat_template";
+    let name = reader.optional::<String>(KEY)?;
+    if let Some(builtin) = BuiltinTemplate::from_name(&name) {
+        return Some(ChatTemplateRecipe::Builtin(builtin));
+    }
+    let file = bases.of(&reader.place(KEY)).join(&name);
+    if !file.is_file() {
+        reader.reject(
+            KEY,
+            "a file with Jinja text, or a name that `backdraft init --templates` lists",
+        );
+    }
+    Some(ChatTemplateRecipe::File(file))
+}
+
+fn cache(reader: &mut Reader<'_>, bases: &Bases<'_>) -> CacheRecipe {
+    const KEY: &str = "data.cache";
+    let expected = "\"auto\", \"off\" or a folder";
+    let name = reader.checked(KEY, expected, |name: &String| !name.is_empty());
+    match name.as_str() {
+        "auto" => CacheRecipe::Auto,
+        "off" => CacheRecipe::Off,
+        folder => CacheRecipe::Folder(bases.of(&reader.place(KEY)).join(folder)),
+    }
+}
+
+fn template(reader: &mut Reader<'_>, format: DataFormat, own_formats: bool) -> Option<String> {
     const KEY: &str = "data.prompt_template";
     let template = reader.optional::<String>(KEY)?;
     let instead = match format {
-        DataFormat::Alpaca => return Some(template),
-        DataFormat::Messages => "chats use the model's own chat template; take it out",
+        DataFormat::Alpaca | DataFormat::Auto => return Some(template),
+        // Whether any of them is alpaca shows when they are read.
+        _ if own_formats => return Some(template),
+        DataFormat::Messages | DataFormat::Sharegpt => {
+            "chats use a chat template; take it out, or write chat_template"
+        }
+        DataFormat::PromptCompletion => {
+            "prompt and completion stand one behind the other; take it out"
+        }
         DataFormat::Text => "text is used as it is; take it out",
     };
     reader.conflict(KEY, format!("format = \"{format}\""), instead);
@@ -228,7 +267,7 @@ fn train_on(reader: &mut Reader<'_>, format: DataFormat) -> TrainOn {
     if format != DataFormat::Text {
         return given.unwrap_or_default();
     }
-    if given == Some(TrainOn::Responses) {
+    if given.is_some_and(|given| given != TrainOn::Everything) {
         reader.conflict(
             KEY,
             "format = \"text\"",

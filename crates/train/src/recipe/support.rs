@@ -9,8 +9,6 @@ const NO_OFFLOAD: &str =
 const BIAS: &str = r#"adapters of this version train no biases; write bias = "none""#;
 const PROJECTIONS: &str =
     "adapters go on the seven projections of a layer; take it out of the list";
-const CHATS: &str =
-    r#"rewrite the rows as "messages" with "role" and "content", and write format = "messages""#;
 
 const HALF: &str = r#"gradients in f16 need a scaled loss, which this version lacks; write dtype = "bf16" or dtype = "f32""#;
 
@@ -30,7 +28,12 @@ const REFUSED: &[(&str, &str, &str)] = &[
     ("lora.bias", "lora_only", BIAS),
     ("lora.target_modules", "lm_head", PROJECTIONS),
     ("lora.target_modules", "embed_tokens", PROJECTIONS),
-    ("data.format", "sharegpt", CHATS),
+    ("data.train_on", "all", r#"write train_on = "everything""#),
+    (
+        "data.batching",
+        "length-grouped",
+        r#"rows that are padded come by length; write batching = "padded""#,
+    ),
     ("train.optimizer", "paged_adamw_8bit", PAGED),
     (
         "train.optimizer",

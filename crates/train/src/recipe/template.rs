@@ -8,9 +8,9 @@ use super::names::{DataFormat, TrainOn};
 pub struct Choices {
     /// The model: hub id, directory or `.gguf` file.
     pub model: String,
-    /// JSONL file to learn from.
+    /// Rows to learn from.
     pub train: String,
-    /// JSONL file held out, if there is one.
+    /// Rows held out, if there are any: a path, or a share of the others.
     pub eval: Option<String>,
     /// Shape of a row.
     pub format: DataFormat,
@@ -37,7 +37,10 @@ impl Choices {
             "model" => Some(quote(&self.model)),
             "output_dir" => Some(quote(&self.output_dir)),
             "data.train" => Some(quote(&self.train)),
-            "data.eval" => self.eval.as_deref().map(quote),
+            "data.eval" => self.eval.as_deref().map(|eval| match eval.parse::<f64>() {
+                Ok(_) => eval.to_owned(),
+                Err(_) => quote(eval),
+            }),
             "data.format" => Some(quote(self.format.name())),
             "data.train_on" if self.format == DataFormat::Text => {
                 Some(quote(TrainOn::Everything.name()))

@@ -73,8 +73,12 @@ fn defaults_are_the_starting_points() {
 
     [data]
     train = "/recipes/rows.jsonl"
-    format = "messages"
+    format = "auto"
     train_on = "responses"
+    overlong = "truncate"
+    batching = "padding-free"
+    skip_bad_rows = 0
+    cache = "auto"
 
     [train]
     micro_batch_size = 2
@@ -136,6 +140,19 @@ fn every_example_in_the_table_of_keys_is_valid() {
     }
 }
 
+fn one(path: &str) -> Sources {
+    Sources(vec![source(path)])
+}
+
+fn source(path: &str) -> SourceRecipe {
+    SourceRecipe {
+        path: path.into(),
+        weight: 1.0,
+        format: None,
+        fields: None,
+    }
+}
+
 fn with_eval(rest: &str) -> String {
     format!("{SMALLEST}eval = \"held-out.jsonl\"\n{rest}")
 }
@@ -152,6 +169,13 @@ fn a_resolved_recipe_reads_back_as_itself() {
         ),
         with_eval("[train.lr_scheduler]\nkind = \"cosine_with_min_lr\"\nmin_lr = 2e-5\n"),
         with_eval("[train]\nlr_scheduler = { kind = \"inverse_sqrt\", timescale = 9 }\n"),
+        format!("{SMALLEST}eval = 0.1\nbatching = \"packed\"\ncache = \"off\"\nchat_template = \"llama3\"\n"),
+        with_eval("cache = \"here\"\nfields = { text = \"body\" }\nskip_bad_rows = 3\noverlong = \"drop\"\n"),
+        SMALLEST.replace(
+            "\"rows.jsonl\"",
+            "[\"a/*.jsonl\", \"org/set:test\", { path = \"b\", weight = 0.25, format = \"alpaca\", fields = { output = \"o\" } }]",
+        ),
+        SMALLEST.replace("\"rows.jsonl\"", "[{ path = \"b\", weight = 2 }, { path = \"c\", weight = 3 }]"),
     ];
     for text in texts {
         let recipe = read(&text, &[]).unwrap();
@@ -166,11 +190,9 @@ fn paths_start_at_the_recipe_and_hub_ids_stay() {
     let recipe = read(&with_eval(""), &["model=./local", "output_dir=\"/abs\""]).unwrap();
     assert_eq!(recipe.model, "/recipes/./local");
     assert_eq!(recipe.output_dir, Path::new("/abs"));
-    assert_eq!(recipe.data.train, Path::new("/recipes/rows.jsonl"));
-    assert_eq!(
-        recipe.data.eval.as_deref(),
-        Some(Path::new("/recipes/held-out.jsonl"))
-    );
+    assert_eq!(recipe.data.train, one("/recipes/rows.jsonl"));
+    let held_out = EvalRecipe::Sources(one("/recipes/held-out.jsonl"));
+    assert_eq!(recipe.data.eval, Some(held_out));
     assert_eq!(read(SMALLEST, &[]).unwrap().model, "org/name");
     assert_eq!(
         read(SMALLEST, &["model=m.gguf"]).unwrap().model,
@@ -185,9 +207,13 @@ fn a_recipe_file_is_read_from_its_own_directory() {
     let path = dir.join("recipe.toml");
     std::fs::write(&path, SMALLEST).unwrap();
     let recipe = Recipe::load(&path, &["data.eval=here.jsonl".to_owned()]).unwrap();
-    assert_eq!(recipe.data.train, dir.join("rows.jsonl"));
-    let working_dir = std::env::current_dir().unwrap();
-    assert_eq!(recipe.data.eval, Some(working_dir.join("here.jsonl")));
+    assert_eq!(
+        recipe.data.train,
+        one(dir.join("rows.jsonl").to_str().unwrap())
+    );
+    let here = std::env::current_dir().unwrap().join("here.jsonl");
+    let here = EvalRecipe::Sources(one(here.to_str().unwrap()));
+    assert_eq!(recipe.data.eval, Some(here));
     std::fs::remove_dir_all(&dir).unwrap();
     assert!(matches!(
         Recipe::load(&path, &[]),
@@ -261,12 +287,12 @@ optimizer = "adamw_8bit"
       line 8: `lora.alpha` takes a number above 0, not -1
       line 9: `lora.target_modules = "lm_head"` is not supported: adapters go on the seven projections of a layer; take it out of the list
       line 9: `lora.target_modules` takes "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj" or "down_proj", not "qproj"; did you mean "q_proj"?
-      line 12: `data.format` takes "messages", "alpaca" or "text", not "mesages"; did you mean "messages"?
+      line 12: `data.format` takes "auto", "messages", "alpaca", "sharegpt", "prompt_completion" or "text", not "mesages"; did you mean "messages"?
       line 15: `train.learning_rate` takes a number above 0, not "fast"
       line 17: `train.max_steps` does not go with `train.epochs`: keep the one you mean
       --set nonsense: an override is written section.key=value, for instance train.learning_rate=1e-4
       --set train.lr=1e-3: unknown key `train.lr`; did you mean `train.learning_rate`?
-      `data.train` is missing: Rows to learn from, one JSON object a line. For instance `data.train = "train.jsonl"`
+      `data.train` is missing: Rows to learn from: a file, a folder, a glob, a hub data set (org/name:split), a table with path, weight, format and fields, or a list of these. For instance `data.train = "train.jsonl"`
     "#);
 }
 
@@ -289,7 +315,7 @@ fn missing_keys() {
     assert_snapshot!(read("", &[]).unwrap_err(), @r#"
     2 problems in the recipe recipe.toml:
       `model` is missing: The model to adapt: a hub id, a Hugging Face directory, or a .gguf file. For instance `model = "HuggingFaceTB/SmolLM2-135M-Instruct"`
-      `data.train` is missing: Rows to learn from, one JSON object a line. For instance `data.train = "train.jsonl"`
+      `data.train` is missing: Rows to learn from: a file, a folder, a glob, a hub data set (org/name:split), a table with path, weight, format and fields, or a list of these. For instance `data.train = "train.jsonl"`
     "#);
 }
 
@@ -308,7 +334,7 @@ fn unknown_keys() {
       line 2: `train` is a section: write `[train]` on its own line and its keys below, for instance `micro_batch_size = 2`
       line 3: unknown key `rank`; did you mean `lora.rank`?
       line 4: unknown key `learning-rate`; did you mean `train.learning_rate`?
-      `data.train` is missing: Rows to learn from, one JSON object a line. For instance `data.train = "train.jsonl"`
+      `data.train` is missing: Rows to learn from: a file, a folder, a glob, a hub data set (org/name:split), a table with path, weight, format and fields, or a list of these. For instance `data.train = "train.jsonl"`
     "#);
     assert_snapshot!(problems_of_override("train.learning_rates=1"), @"
     one problem in the recipe recipe.toml:
@@ -320,7 +346,7 @@ fn unknown_keys() {
 fn wrong_types() {
     assert_snapshot!(problems("eval = 3\n[lora]\nrank = 2.5\nuse_rslora = \"yes\"\ntarget_modules = \"q_proj\"\nlayers_to_transform = [-1]\n[train]\nepochs = [3]\nlogging_steps = -10\n"), @r#"
     7 problems in the recipe recipe.toml:
-      line 4: `data.eval` takes a path, not 3
+      line 4: `data.eval` takes a path or a list of them as data.train does, or a share of the training rows such as 0.05, not 3
       line 6: `lora.rank` takes a whole number, 1 or more, not 2.5
       line 7: `lora.use_rslora` takes true or false, not "yes"
       line 8: `lora.target_modules` takes a list of names, not "q_proj"
@@ -411,10 +437,6 @@ fn values_of_other_programs_and_later_versions_are_refused_by_name() {
     one problem in the recipe recipe.toml:
       --set lora.target_modules=['embed_tokens', 'q_proj']: `lora.target_modules = "embed_tokens"` is not supported: adapters go on the seven projections of a layer; take it out of the list
     "#);
-    assert_snapshot!(refused("data.format=sharegpt"), @r#"
-    one problem in the recipe recipe.toml:
-      --set data.format=sharegpt: `data.format = "sharegpt"` is not supported: rewrite the rows as "messages" with "role" and "content", and write format = "messages"
-    "#);
     assert_snapshot!(refused("train.optimizer=paged_adamw_8bit"), @r#"
     one problem in the recipe recipe.toml:
       --set train.optimizer=paged_adamw_8bit: `train.optimizer = "paged_adamw_8bit"` is not supported: this version does not page the optimiser's state; write optimizer = "adamw_8bit" or "adamw"
@@ -478,12 +500,12 @@ fn schedules_with_wrong_options() {
 
 #[test]
 fn keys_that_exclude_each_other() {
-    assert_snapshot!(problems("prompt_template = \"{output}\"\n[train]\nepochs = 1\nmax_steps = 5\nwarmup_steps = 2\nwarmup_ratio = 0.1\neval_steps = 5\n"), @r#"
+    assert_snapshot!(problems("format = \"messages\"\nprompt_template = \"{output}\"\n[train]\nepochs = 1\nmax_steps = 5\nwarmup_steps = 2\nwarmup_ratio = 0.1\neval_steps = 5\n"), @r#"
     4 problems in the recipe recipe.toml:
-      line 4: `data.prompt_template` does not go with format = "messages": chats use the model's own chat template; take it out
-      line 7: `train.max_steps` does not go with `train.epochs`: keep the one you mean
-      line 8: `train.warmup_steps` does not go with `train.warmup_ratio`: keep the one you mean
-      line 10: `train.eval_steps` does not go with a missing `data.eval`: name the file to evaluate in [data], or take it out
+      line 5: `data.prompt_template` does not go with format = "messages": chats use a chat template; take it out, or write chat_template
+      line 8: `train.max_steps` does not go with `train.epochs`: keep the one you mean
+      line 9: `train.warmup_steps` does not go with `train.warmup_ratio`: keep the one you mean
+      line 11: `train.eval_steps` does not go with a missing `data.eval`: name the file to evaluate in [data], or take it out
     "#);
     assert_snapshot!(problems("format = \"text\"\ntrain_on = \"responses\"\nprompt_template = \"x\"\n"), @r#"
     2 problems in the recipe recipe.toml:
@@ -517,7 +539,8 @@ fn the_template_reads_back_as_the_defaults() {
         ..choices
     };
     let recipe = read(&Recipe::template(&choices), &[]).unwrap();
-    assert_eq!(recipe.data.eval, Some("/recipes/held \"out\".jsonl".into()));
+    let held_out = EvalRecipe::Sources(one("/recipes/held \"out\".jsonl"));
+    assert_eq!(recipe.data.eval, Some(held_out));
     assert_eq!(recipe.data.train_on, TrainOn::Everything);
     assert_eq!(recipe.train.eval_steps, Some(50));
     assert_eq!(recipe.output_dir, Path::new("/recipes/runs\\1"));
@@ -622,21 +645,48 @@ fn the_template_as_a_whole() {
 
 
     [data]
-    # Rows to learn from, one JSON object a line.
+    # Rows to learn from: a file, a folder, a glob, a hub data set (org/name:split), a table with path,
+    # weight, format and fields, or a list of these.
     train = "train.jsonl"
 
-    # Rows held out, to see over-fitting. Left out: no evaluation.
+    # Rows held out, to see over-fitting: sources as in train, or a share of its rows such as 0.05,
+    # chosen by the seed. Left out: no evaluation.
     # eval = "eval.jsonl"
 
-    # Shape of a row: messages (chats), alpaca (instruction, input, output) or text.
-    format = "messages"
+    # Shape of a row: messages, sharegpt (chats), alpaca (instruction, input, output),
+    # prompt_completion, text, or auto: seen from the first rows.
+    format = "auto"
+
+    # Your names for the fields of the format. Left out: the format's own.
+    # fields = { instruction = "question", output = "answer" }
+
+    # Template for chats: a built-in one (`backdraft init --templates` lists them) or a .jinja file.
+    # Left out: the model's own.
+    # chat_template = "chatml"
 
     # Turns an alpaca row into text: {instruction}, {input}, {output}; the EOS token is added at the
     # end. Left out: the model's own chat template.
     # prompt_template = "Task: {instruction}\nAnswer: {output}"
 
-    # Tokens that count in the loss: responses or everything (always everything for text).
+    # Tokens that count in the loss: responses, last_turn, completion (after the prompt of alpaca and
+    # prompt_completion rows) or everything (always so for text).
     train_on = "responses"
+
+    # Rows longer than max_seq_length: truncate cuts their end, drop leaves them out, split makes
+    # several of them (text only).
+    overlong = "truncate"
+
+    # Rows of a micro-batch: padding-free lays them end to end; packed does so with packs of rows that
+    # fill max_seq_length, and counts packs as rows; padded fills up similar ones, for comparison.
+    # Change: many short rows: packed, with fewer packs per step than rows before.
+    batching = "padding-free"
+
+    # Broken rows to pass over; they are listed in skipped_rows.jsonl. One more ends the run.
+    skip_bad_rows = 0
+
+    # Folder for tokenised rows, so that the next run starts at once: auto is backdraft/tokens in the
+    # user's cache, off keeps them in memory.
+    cache = "auto"
 
 
     [train]
@@ -747,4 +797,59 @@ fn quantisation_keys() {
 
 fn recipe_of_override(text: &str) -> Recipe {
     read(SMALLEST, &[text]).unwrap()
+}
+
+#[test]
+fn sources_of_rows() {
+    let text = |train: &str| SMALLEST.replace("\"rows.jsonl\"", train);
+    let list = r#"["a/*.jsonl", "org/set@v1:cfg/test", { path = "./org/x", weight = 0.25, format = "alpaca", fields = { output = "o" } }]"#;
+    let recipe = read(&text(list), &["data.eval=0.05"]).unwrap();
+    let expected = [
+        source("/recipes/a/*.jsonl"),
+        source("org/set@v1:cfg/test"),
+        SourceRecipe {
+            weight: 0.25,
+            format: Some(DataFormat::Alpaca),
+            fields: Some([("output".to_owned(), "o".to_owned())].into()),
+            ..source("/recipes/./org/x")
+        },
+    ];
+    assert_eq!(recipe.data.train.0, expected);
+    assert_eq!(recipe.data.eval, Some(EvalRecipe::Fraction(0.05)));
+    assert_eq!(recipe.train.eval_steps, Some(50));
+    assert!(recipe.data.train.0[1].is_hub() && !recipe.data.train.0[0].is_hub());
+
+    let refused = |train: &str| read(&text(train), &[]).unwrap_err().to_string();
+    assert_snapshot!(refused("[]"), @r#"
+    one problem in the recipe recipe.toml:
+      line 3: `data.train` takes a path, a hub data set (org/name:split), a table { path = "…", weight = 0.5 }, or a list of these, not []
+    "#);
+    assert_snapshot!(refused("{ pat = 'a', weight = 0 }"), @r#"
+    3 problems in the recipe recipe.toml:
+      line 3: unknown key `data.train.pat`; did you mean `data.train.path`?
+      line 3: `data.train.weight` takes a number above 0, at most 1000, not 0
+      line 3: `data.train.path` is missing: A file, a folder, a glob or a hub data set. For instance `data.train.path = "train.jsonl"`
+    "#);
+    assert_snapshot!(refused("['a', { path = 'b', format = 'sharegp', fields = 3 }, 4]"), @r#"
+    3 problems in the recipe recipe.toml:
+      line 3: `data.train.fields` takes a table of the format's names and yours, such as { instruction = "question" }, not 3
+      line 3: `data.train.format` takes "auto", "messages", "alpaca", "sharegpt", "prompt_completion" or "text", not "sharegp"; did you mean "sharegpt"?
+      line 3: `data.train` takes a path, a hub data set (org/name:split), a table { path = "…", weight = 0.5 }, or a list of these, not ['a', { path = 'b', format = 'sharegp', fields = 3 }, 4]
+    "#);
+    assert_snapshot!(problems_of_override("data.eval=1.5"), @"
+    one problem in the recipe recipe.toml:
+      --set data.eval=1.5: `data.eval` takes a path or a list of them as data.train does, or a share of the training rows such as 0.05, not 1.5
+    ");
+    assert_snapshot!(problems_of_override("data.chat_template=chatlm"), @r#"
+    one problem in the recipe recipe.toml:
+      --set data.chat_template=chatlm: `data.chat_template` takes a file with Jinja text, or a name that `backdraft init --templates` lists, not "chatlm"
+    "#);
+    assert_snapshot!(problems_of_override("data.train_on=all"), @r#"
+    one problem in the recipe recipe.toml:
+      --set data.train_on=all: `data.train_on = "all"` is not supported: write train_on = "everything"
+    "#);
+    assert_snapshot!(problems_of_override("data.packing=true"), @"
+    one problem in the recipe recipe.toml:
+      --set data.packing=true: unknown key `data.packing`; did you mean `data.batching`?
+    ");
 }

@@ -1,0 +1,215 @@
+//! `data`: look at rows before they are trained on.
+
+use std::path::PathBuf;
+
+use backdraft_data::preview::{TextLook, preview};
+use backdraft_formats::{Existing, ModelSource, write_file};
+use backdraft_train::data::{self, DataCheck, plain, tokenize_options};
+use backdraft_train::recipe::{DataFormat, Recipe};
+use backdraft_train::run::SKIPPED;
+use clap::{Args, Subcommand};
+
+use crate::args::FormatArg;
+use crate::commands::{Context, train};
+use crate::error::CliError;
+use crate::session::{self, quote};
+
+/// Look at rows before they are trained on
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  backdraft data preview recipe.toml
+  backdraft data check recipe.toml")]
+pub(crate) struct DataArgs {
+    #[command(subcommand)]
+    pub(crate) command: DataCommand,
+}
+
+/// What to do with the rows.
+#[derive(Debug, Subcommand)]
+pub(crate) enum DataCommand {
+    Preview(PreviewArgs),
+    Check(CheckArgs),
+}
+
+/// Which rows, and how they are read.
+#[derive(Debug, Args)]
+pub(crate) struct RowsArgs {
+    /// A recipe (.toml), or rows: file, folder, glob, or hub data set (org/name:split)
+    #[arg(value_name = "WHAT")]
+    pub(crate) what: String,
+
+    /// Model whose tokenizer and chat template are used; needed where WHAT is no recipe
+    #[arg(long, value_name = "MODEL")]
+    pub(crate) model: Option<String>,
+
+    /// Shape of the rows [same as --set data.format=FORMAT]
+    #[arg(long, value_enum)]
+    pub(crate) format: Option<FormatArg>,
+
+    /// Change a value of the recipe, or give one; may be given again
+    #[arg(long, value_name = "SECTION.KEY=VALUE")]
+    pub(crate) set: Vec<String>,
+
+    /// Pass over up to this many broken rows [same as --set data.skip_bad_rows=N]
+    #[arg(long, value_name = "N")]
+    pub(crate) skip_bad_rows: Option<u64>,
+}
+
+impl RowsArgs {
+    fn recipe(&self) -> Result<Recipe, CliError> {
+        let model = self.model.as_deref();
+        let format = self.format.map(|format| DataFormat::from(format).name());
+        let flags = [
+            ("data.format", format.map(quote)),
+            (
+                "data.skip_bad_rows",
+                self.skip_bad_rows.map(|rows| rows.to_string()),
+            ),
+        ];
+        let flags = flags
+            .into_iter()
+            .filter_map(|(key, value)| Some((key, value?)));
+        let sets = self.set.iter().map(|set| {
+            let (key, value) = set.split_once('=').unwrap_or((set, ""));
+            (key.to_owned(), value.to_owned())
+        });
+        let others = sets.chain(flags.map(|(key, value)| (key.to_owned(), value)));
+        if self.what.ends_with(".toml") {
+            let model = model.map(|model| ("model".to_owned(), quote(model)));
+            let overrides: Vec<String> = others
+                .chain(model)
+                .map(|(key, value)| format!("{key}={value}"))
+                .collect();
+            return Ok(Recipe::load(self.what.as_ref(), &overrides)?);
+        }
+        let Some(model) = model else {
+            return Err(CliError::usage(
+                "rows alone do not say which tokenizer and chat template they are for",
+            )
+            .hint("name the model with --model, or give a recipe"));
+        };
+        session::recipe_for(&self.what, model, others)
+    }
+}
+
+/// Show rows as the model sees them, with what is trained marked
+///
+/// Rows are rendered by the chat template; what the model learns to write stands between ⟦ and ⟧ (in
+/// colour on a terminal), what is cut away after ✂. Counts, lengths and findings of all rows follow.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  backdraft data preview recipe.toml --rows 5 --ids
+  backdraft data preview recipe.toml --html preview.html
+  backdraft data preview train.jsonl --model model.gguf --set max_seq_length=1024")]
+pub(crate) struct PreviewArgs {
+    #[command(flatten)]
+    pub(crate) rows_args: RowsArgs,
+
+    /// Rows to show
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    pub(crate) rows: u64,
+
+    /// Show the token ids too
+    #[arg(long)]
+    pub(crate) ids: bool,
+
+    /// Write a page that any browser shows, instead of text
+    #[arg(long, value_name = "FILE")]
+    pub(crate) html: Option<PathBuf>,
+
+    /// Replace that page if it exists
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+/// Read all rows and fail if training on them is likely to go wrong
+///
+/// Problems are broken rows, rows without a supervised token, empty answers that are trained, answers
+/// that no special token ends, and texts that look like special tokens and are none. Rows that are
+/// cut or said twice are noted. Exits with 1 where there is a problem.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  backdraft data check recipe.toml
+  backdraft data check recipe.toml --skip-bad-rows 10
+  backdraft data check data/*.parquet --model model.gguf --format alpaca")]
+pub(crate) struct CheckArgs {
+    #[command(flatten)]
+    pub(crate) rows_args: RowsArgs,
+
+    /// Where rows that are passed over are listed, as JSON lines
+    #[arg(long, value_name = "FILE", default_value = SKIPPED)]
+    pub(crate) skipped: PathBuf,
+}
+
+pub(crate) fn run(args: &DataArgs, context: Context) -> Result<(), CliError> {
+    match &args.command {
+        DataCommand::Preview(args) => run_preview(args, context),
+        DataCommand::Check(args) => run_check(args, context),
+    }
+}
+
+fn run_preview(args: &PreviewArgs, context: Context) -> Result<(), CliError> {
+    let output = context.output;
+    let recipe = args.rows_args.recipe()?;
+    let model = ModelSource::open(session::find_model(&recipe.model, output)?)?;
+    let tokenizer = data::tokenizer_of(&recipe.data, &model)?;
+    let sources = session::find_data(&recipe.data, output)?;
+    let options = tokenize_options(&recipe)?;
+    let preview = preview(
+        &plain(&sources.train),
+        &options,
+        &tokenizer,
+        usize::try_from(args.rows).unwrap_or(usize::MAX),
+    )?;
+    if args.html.is_none() {
+        output.record(&serde_json::json!({ "event": "preview", "value": preview }))?;
+        let look = TextLook {
+            colour: output.wants_colour(),
+            token_ids: args.ids,
+        };
+        output.line(preview.to_text(look))?;
+    }
+    let check = train::check_data(&recipe, &model, output)?.check;
+    if let Some(path) = &args.html {
+        let page = preview.to_html(Some(&check.train), args.ids);
+        let existing = if args.force {
+            Existing::Replace
+        } else {
+            Existing::Refuse
+        };
+        write_file(path, page.as_bytes(), existing)?;
+        output.record(&serde_json::json!({ "html": path }))?;
+        return output.line(format!("Wrote {}", path.display()));
+    }
+    output.line(lengths(&check))
+}
+
+fn run_check(args: &CheckArgs, context: Context) -> Result<(), CliError> {
+    let output = context.output;
+    let recipe = args.rows_args.recipe()?;
+    let model = ModelSource::open(session::find_model(&recipe.model, output)?)?;
+    let check = train::check_data(&recipe, &model, output)?.check;
+    output.line(lengths(&check))?;
+    if check.write_skipped(&args.skipped)? {
+        let path = args.skipped.display();
+        output.line(format!("rows that were passed over: {path}"))?;
+    }
+    if check.is_sound() {
+        return output.line("no problems");
+    }
+    Err(CliError::user("the data has problems; each is named above")
+        .hint("`backdraft data preview` shows rows as the model will see them"))
+}
+
+/// The rows by length.
+fn lengths(check: &DataCheck) -> String {
+    let classes = check.train.report.lengths.classes();
+    let classes: Vec<_> = classes.filter(|class| class.2 > 0).collect();
+    let most = classes.iter().map(|class| class.2).max().unwrap_or(1);
+    let mut text = "lengths in tokens, before rows are cut:".to_owned();
+    for (shortest, longest, rows) in classes {
+        let bar = "█".repeat((40 * rows).div_ceil(most));
+        text.push_str(&format!("\n{shortest:>9} – {longest:<9}{rows:>12}  {bar}"));
+    }
+    text
+}

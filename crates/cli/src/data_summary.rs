@@ -1,0 +1,216 @@
+//! What a look at the data found, for people.
+
+use backdraft_data::{Finding, Outcome, RowCounts};
+use backdraft_train::data::{DataCheck, SourceCheck};
+use backdraft_train::recipe::RowBatching;
+
+use crate::plain::{group, lines};
+
+/// Sources, rows, batches and findings, on a few lines without the last line break.
+pub(crate) fn text(check: &DataCheck) -> String {
+    let mut rows: Vec<(&str, String)> = Vec::new();
+    rows.extend(check.sources.iter().map(|s| ("source", source(s))));
+    rows.push(("rows", became(&check.train, check.train_rows)));
+    rows.extend(check.eval_sources.iter().map(|s| ("held out", source(s))));
+    match (&check.eval, check.eval_rows) {
+        (Some(outcome), Some(counts)) => rows.push(("held out", became(outcome, counts))),
+        (None, Some(held)) => {
+            rows.push(("held out", format!("{}; a share of the rows", counts(held))))
+        }
+        _ => {}
+    }
+    rows.push(("batches", batches(check)));
+    rows.extend(check.cache.iter().map(|cache| {
+        let how = if cache.hit { "found" } else { "made" };
+        ("cache", format!("{how} {}", cache.path.display()))
+    }));
+    let mut text = lines(&rows);
+    for (name, outcome) in [
+        ("", Some(&check.train)),
+        ("held out: ", check.eval.as_ref()),
+    ] {
+        for (finding, found) in outcome.iter().flat_map(|outcome| outcome.findings.iter()) {
+            text.push_str(&finding_lines(name, finding, found.rows, outcome));
+        }
+    }
+    if !check.foreign_markers.is_empty() {
+        let markers = check.foreign_markers.join(", ");
+        text.push_str(&match check.template_ends_turns {
+            true => format!("note: the chat template writes {markers} as plain text\n"),
+            false => format!(
+                "problem: the chat template writes {markers}, which this model does not have as tokens\n  \
+                 next: use the template that belongs to the model, or one that needs no special tokens\n"
+            ),
+        });
+    }
+    if check.eval_rows_seen > 0 {
+        text.push_str(&format!(
+            "note: {} rows held out are also learned from; they will look better than they are\n",
+            group(check.eval_rows_seen as u64)
+        ));
+    }
+    text.trim_end().to_owned()
+}
+
+fn source(source: &SourceCheck) -> String {
+    let mut text = format!("{}: {}", source.name, source.format);
+    if source.files != 1 {
+        text.push_str(&format!(", {} files", source.files));
+    }
+    text.push_str(&format!(", {} rows", group(source.rows as u64)));
+    if source.weight != 1.0 {
+        text.push_str(&format!(", each {} times an epoch", source.weight));
+    }
+    text
+}
+
+/// Counts, and what was lost on the way.
+fn became(outcome: &Outcome, kept: RowCounts) -> String {
+    let report = &outcome.report;
+    let mut text = counts(kept);
+    for (number, what) in [
+        (outcome.skipped.len(), "skipped as broken"),
+        (report.dropped, "left out"),
+        (report.truncated, "cut"),
+        (report.duplicates, "duplicates"),
+    ] {
+        if number > 0 {
+            text.push_str(&format!("; {} {what}", group(number as u64)));
+        }
+    }
+    text.push_str(&format!(
+        "; longest {} tokens",
+        group(report.longest as u64)
+    ));
+    text
+}
+
+fn counts(counts: RowCounts) -> String {
+    format!(
+        "{} rows, {} tokens, {} of them in the loss",
+        group(counts.rows as u64),
+        group(counts.tokens),
+        group(counts.supervised_tokens)
+    )
+}
+
+fn batches(check: &DataCheck) -> String {
+    let density = check.density;
+    let packs = match check.batching {
+        RowBatching::Packed => format!("{} packs in ", group(density.packs as u64)),
+        _ => String::new(),
+    };
+    format!(
+        "{}: {} rows an epoch, {packs}{} micro-batches, {:.2} % full, {} of {} places wasted",
+        check.batching,
+        group(density.rows as u64),
+        group(density.micro_batches as u64),
+        100.0 * density.density(),
+        group(density.wasted()),
+        group(density.places)
+    )
+}
+
+fn finding_lines(name: &str, finding: &Finding, rows: usize, outcome: Option<&Outcome>) -> String {
+    let level = if finding.is_problem() {
+        "problem"
+    } else {
+        "note"
+    };
+    let found = outcome.and_then(|outcome| outcome.findings.get(finding));
+    let places: Vec<String> = found
+        .iter()
+        .flat_map(|found| &found.first)
+        .take(3)
+        .map(ToString::to_string)
+        .collect();
+    let more = if rows > places.len() { "; …" } else { "" };
+    format!(
+        "{level}: {name}{} rows {}\n  first: {}{more}\n  next: {}\n",
+        group(rows as u64),
+        finding.summary(),
+        places.join("; "),
+        finding.next_step()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use backdraft_data::{Density, Findings};
+    use backdraft_train::data::CacheUse;
+    use insta::assert_snapshot;
+
+    use super::*;
+
+    #[test]
+    fn says_what_was_found() {
+        let mut outcome = Outcome::default();
+        outcome.report.rows = 1_205;
+        outcome.report.kept = 1_200;
+        outcome.report.dropped = 5;
+        outcome.report.truncated = 2;
+        outcome.report.longest = 3_000;
+        let mut findings = Findings::default();
+        for line in 1..=5 {
+            findings.add(Finding::WithoutSupervision, Path::new("a.jsonl"), line);
+        }
+        findings.add(Finding::Truncated, Path::new("a.jsonl"), 7);
+        findings.add(Finding::Truncated, Path::new("a.jsonl"), 9);
+        outcome.findings = findings;
+        let source = |name: &str, files, weight| SourceCheck {
+            name: name.into(),
+            files,
+            format: "format \"text\" (the first 64 rows have text)".into(),
+            rows: 600,
+            weight,
+        };
+        let counts = |rows, tokens, supervised_tokens| RowCounts {
+            rows,
+            tokens,
+            supervised_tokens,
+        };
+        let check = DataCheck {
+            sources: vec![source("a.jsonl", 1, 1.0), source("docs", 12, 0.5)],
+            train: outcome,
+            train_rows: counts(1_140, 123_456, 34_567),
+            eval_sources: Vec::new(),
+            eval: None,
+            eval_rows: Some(counts(60, 6_000, 2_000)),
+            eval_rows_seen: 3,
+            batching: RowBatching::Packed,
+            density: Density {
+                rows: 840,
+                packs: 50,
+                micro_batches: 25,
+                tokens: 98_000,
+                places: 102_400,
+            },
+            foreign_markers: vec!["<|eot_id|>".into()],
+            template_ends_turns: false,
+            cache: vec![CacheUse {
+                path: "/c/x.tokens".into(),
+                hit: true,
+            }],
+        };
+        assert!(!check.is_sound());
+        assert_snapshot!(text(&check), @r#"
+        source    a.jsonl: format "text" (the first 64 rows have text), 600 rows
+        source    docs: format "text" (the first 64 rows have text), 12 files, 600 rows, each 0.5 times an epoch
+        rows      1,140 rows, 123,456 tokens, 34,567 of them in the loss; 5 left out; 2 cut; longest 3,000 tokens
+        held out  60 rows, 6,000 tokens, 2,000 of them in the loss; a share of the rows
+        batches   packed: 840 rows an epoch, 50 packs in 25 micro-batches, 95.70 % full, 4,400 of 102,400 places wasted
+        cache     found /c/x.tokens
+        problem: 5 rows have no supervised token and were left out
+          first: a.jsonl, line 1; a.jsonl, line 2; a.jsonl, line 3; …
+          next: check that they hold answers; raise max_seq_length if they were cut
+        note: 2 rows are longer than max_seq_length and were cut
+          first: a.jsonl, line 7; a.jsonl, line 9
+          next: raise max_seq_length, or shorten them
+        problem: the chat template writes <|eot_id|>, which this model does not have as tokens
+          next: use the template that belongs to the model, or one that needs no special tokens
+        note: 3 rows held out are also learned from; they will look better than they are
+        "#);
+    }
+}

@@ -1,0 +1,479 @@
+//! From the `[data]` of a recipe to rows of tokens, checked on the way.
+
+use std::path::{Path, PathBuf};
+
+use backdraft_data::format::detect::detect;
+use backdraft_data::{
+    Batching, ChatTokenizer, DataOptions, DataReport, Density, FieldMap, Format, LoadProgress,
+    Loader, LoaderOptions, Outcome, Overlong, PromptTemplate, RowCounts, RowSet, SkippedRow,
+    Source, Supervision, TokenizeOptions, count_seen, split_fraction, tokenize_cached,
+};
+use backdraft_formats::{Existing, ModelSource, write_file};
+use serde::Serialize;
+
+use crate::error::TrainError;
+use crate::recipe::{
+    CacheRecipe, ChatTemplateRecipe, DataFormat, DataRecipe, EvalRecipe, OverlongRows, Recipe,
+    RowBatching, SourceRecipe, TrainOn,
+};
+use crate::run::{data_error, tokenizer};
+
+/// What goes wrong where a hub data set is fetched.
+pub type FetchError = Box<dyn std::error::Error + Send + Sync>;
+
+/// The files of the sources of a recipe.
+#[derive(Clone, Debug)]
+pub struct DataSources {
+    /// Rows to learn from.
+    pub train: Vec<FoundSource>,
+    /// Rows held out, where they are no share of the others.
+    pub eval: Option<Vec<FoundSource>>,
+}
+
+/// A source whose format is known.
+#[derive(Clone, Debug)]
+pub struct FoundSource {
+    /// Its files, with their format.
+    pub source: Source,
+    /// How the format is known, such as `format "text" (the first 64 rows have text)`.
+    pub format: String,
+}
+
+impl DataSources {
+    /// Finds the files of all sources and says what their rows are.
+    ///
+    /// `fetch` gives the files of a hub data set by its name.
+    ///
+    /// # Errors
+    /// A source that is not there, or whose format is not clear.
+    pub fn find(
+        recipe: &DataRecipe,
+        fetch: &mut dyn FnMut(&str) -> Result<Vec<PathBuf>, FetchError>,
+    ) -> Result<Self, TrainError> {
+        let mut find = |sources: &[SourceRecipe]| -> Result<Vec<FoundSource>, TrainError> {
+            let found = sources.iter().map(|source| find(source, recipe, fetch));
+            found.collect()
+        };
+        let train = find(&recipe.train.0)?;
+        let is_alpaca = |found: &FoundSource| {
+            let rows = found.source.rows.as_ref();
+            rows.is_some_and(|rows| rows.format == Format::Alpaca)
+        };
+        if recipe.prompt_template.is_some() && !train.iter().any(is_alpaca) {
+            return Err(TrainError::NoAlpaca {
+                found: train.iter().map(|found| found.format.clone()).collect(),
+            });
+        }
+        let eval = match &recipe.eval {
+            Some(EvalRecipe::Sources(sources)) => Some(find(&sources.0)?),
+            Some(EvalRecipe::Fraction(_)) | None => None,
+        };
+        Ok(Self { train, eval })
+    }
+}
+
+fn find(
+    recipe: &SourceRecipe,
+    data: &DataRecipe,
+    fetch: &mut dyn FnMut(&str) -> Result<Vec<PathBuf>, FetchError>,
+) -> Result<FoundSource, TrainError> {
+    let error = || data_error(Path::new(&recipe.path));
+    let source = if recipe.is_hub() {
+        let files = fetch(&recipe.path).map_err(|source| TrainError::Fetch {
+            name: recipe.path.clone(),
+            source,
+        })?;
+        Source::from_paths(&recipe.path, &files)
+    } else {
+        Source::open(&recipe.path)
+    };
+    let source = source
+        .and_then(|source| source.with_weight(recipe.weight))
+        .map_err(error())?;
+    let names = recipe.fields.as_ref().or(data.fields.as_ref());
+    let names: Vec<(&str, &str)> = names
+        .into_iter()
+        .flatten()
+        .map(|(ours, theirs)| (&**ours, &**theirs))
+        .collect();
+    let (format, said) = match named_format(recipe.format.unwrap_or(data.format)) {
+        Some(format) => (format, format!("format \"{format}\"")),
+        None => {
+            let detected = detect(&source, &names, data.skip_bad_rows).map_err(error())?;
+            (detected.format, detected.to_string())
+        }
+    };
+    let fields = FieldMap::new(format, names).map_err(error())?;
+    Ok(FoundSource {
+        source: source.with_rows(format, fields),
+        format: said,
+    })
+}
+
+fn named_format(format: DataFormat) -> Option<Format> {
+    Some(match format {
+        DataFormat::Auto => return None,
+        DataFormat::Messages => Format::Messages,
+        DataFormat::Alpaca => Format::Alpaca,
+        DataFormat::Sharegpt => Format::Sharegpt,
+        DataFormat::PromptCompletion => Format::PromptCompletion,
+        DataFormat::Text => Format::Text,
+    })
+}
+
+/// The model's tokenizer, with the recipe's chat template where it names one.
+///
+/// # Errors
+/// No tokenizer, or a template that cannot be read.
+pub fn tokenizer_of(recipe: &DataRecipe, model: &ModelSource) -> Result<ChatTokenizer, TrainError> {
+    let tokenizer = tokenizer(model)?;
+    let error = data_error(model.path());
+    match chat_template(recipe)? {
+        Some(template) => tokenizer.with_template(&template).map_err(error),
+        None => Ok(tokenizer),
+    }
+}
+
+/// The Jinja text of the recipe's own chat template.
+///
+/// # Errors
+/// A file that cannot be read.
+pub fn chat_template(recipe: &DataRecipe) -> Result<Option<String>, TrainError> {
+    Ok(match &recipe.chat_template {
+        None => None,
+        Some(ChatTemplateRecipe::Builtin(template)) => Some(template.source().to_owned()),
+        Some(ChatTemplateRecipe::File(path)) => {
+            let text = std::fs::read_to_string(path);
+            Some(text.map_err(|source| TrainError::ChatTemplate {
+                path: path.clone(),
+                source,
+            })?)
+        }
+    })
+}
+
+/// How rows become tokens, from a recipe; formats are the sources' own.
+///
+/// # Errors
+/// A prompt template that cannot be read.
+pub fn tokenize_options(recipe: &Recipe) -> Result<TokenizeOptions, TrainError> {
+    let data = &recipe.data;
+    let template = data.prompt_template.as_deref().map(PromptTemplate::parse);
+    let options = DataOptions {
+        format: named_format(data.format).unwrap_or(Format::Messages),
+        template: template.transpose().map_err(TrainError::PromptTemplate)?,
+        supervision: match data.train_on {
+            TrainOn::Responses => Supervision::Responses,
+            TrainOn::LastTurn => Supervision::LastTurn,
+            TrainOn::Completion => Supervision::Completion,
+            TrainOn::Everything => Supervision::All,
+        },
+        max_seq_length: recipe.max_seq_length,
+    };
+    Ok(TokenizeOptions {
+        overlong: match data.overlong {
+            OverlongRows::Truncate => Overlong::Truncate,
+            OverlongRows::Drop => Overlong::Drop,
+            OverlongRows::Split => Overlong::Split,
+        },
+        skip_bad_rows: data.skip_bad_rows,
+        ..options.into()
+    })
+}
+
+impl Recipe {
+    /// How the loader puts rows together.
+    #[must_use]
+    pub fn batching(&self) -> Batching {
+        match self.data.batching {
+            RowBatching::PaddingFree => Batching::PaddingFree,
+            RowBatching::Packed => Batching::Packed {
+                max_seq_length: self.max_seq_length,
+            },
+            RowBatching::Padded => Batching::LengthGrouped,
+        }
+    }
+}
+
+/// Rows of tokens, ready for a run.
+#[derive(Debug)]
+pub struct RunData {
+    /// Reads and writes their tokens.
+    pub tokenizer: ChatTokenizer,
+    /// Rows to learn from.
+    pub train: RowSet,
+    /// Rows held out.
+    pub eval: Option<RowSet>,
+    /// Deals out the rows to learn from, from the beginning.
+    pub loader: Loader,
+    /// What was found.
+    pub check: DataCheck,
+}
+
+/// What a look at all rows found.
+#[derive(Clone, Debug, Serialize)]
+pub struct DataCheck {
+    /// Each source of rows to learn from.
+    pub sources: Vec<SourceCheck>,
+    /// What became of the training sources' rows, those of an evaluation share included.
+    pub train: Outcome,
+    /// Rows to learn from.
+    pub train_rows: RowCounts,
+    /// Each source of rows held out.
+    pub eval_sources: Vec<SourceCheck>,
+    /// What became of the rows held out, where they have sources of their own.
+    pub eval: Option<Outcome>,
+    /// Rows held out.
+    pub eval_rows: Option<RowCounts>,
+    /// Rows held out that are also learned from.
+    pub eval_rows_seen: usize,
+    /// How rows are put together in the first epoch.
+    pub batching: RowBatching,
+    /// What a first epoch computes, and what of it is for nothing.
+    pub density: Density,
+    /// Texts that the chat template writes for special tokens that the model lacks.
+    pub foreign_markers: Vec<String>,
+    /// Whether the chat template ends answers in a token that the model has.
+    pub template_ends_turns: bool,
+    /// Token files of this check, where there is a cache.
+    pub cache: Vec<CacheUse>,
+}
+
+/// A source and what it holds.
+#[derive(Clone, Debug, Serialize)]
+pub struct SourceCheck {
+    /// The source as the recipe names it.
+    pub name: String,
+    /// Its files.
+    pub files: usize,
+    /// How its format is known.
+    pub format: String,
+    /// Rows kept of it.
+    pub rows: usize,
+    /// How often an epoch visits each of them.
+    pub weight: f64,
+}
+
+/// A file of tokenised rows.
+#[derive(Clone, Debug, Serialize)]
+pub struct CacheUse {
+    /// The file.
+    pub path: PathBuf,
+    /// Whether it was there already.
+    pub hit: bool,
+}
+
+impl DataCheck {
+    /// Whether nothing was found that training is likely to go wrong on.
+    pub fn is_sound(&self) -> bool {
+        (self.template_ends_turns || self.foreign_markers.is_empty())
+            && self.outcomes().all(|outcome| outcome.findings.is_sound())
+    }
+
+    /// Rows that were passed over.
+    pub fn skipped(&self) -> impl Iterator<Item = &SkippedRow> {
+        self.outcomes().flat_map(|outcome| &outcome.skipped)
+    }
+
+    /// Writes the rows that were passed over as JSON lines; no file where there are none.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn write_skipped(&self, path: &Path) -> Result<bool, TrainError> {
+        let lines: Vec<String> = self
+            .skipped()
+            .filter_map(|row| serde_json::to_string(row).ok())
+            .map(|row| row + "\n")
+            .collect();
+        if !lines.is_empty() {
+            write_file(path, lines.concat().as_bytes(), Existing::Replace)?;
+        }
+        Ok(!lines.is_empty())
+    }
+
+    /// What became of the rows to learn from.
+    pub fn train_report(&self) -> DataReport {
+        let mut report = self.train.report.clone();
+        report.kept = self.train_rows.rows;
+        report.tokens = self.train_rows.tokens;
+        report.supervised_tokens = self.train_rows.supervised_tokens;
+        report
+    }
+
+    /// What became of the rows held out; a share of the others has no losses of its own.
+    pub fn eval_report(&self) -> Option<DataReport> {
+        let counts = self.eval_rows?;
+        let mut report = match &self.eval {
+            Some(outcome) => outcome.report.clone(),
+            None => DataReport::default(),
+        };
+        report.rows = report.rows.max(counts.rows);
+        report.kept = counts.rows;
+        report.tokens = counts.tokens;
+        report.supervised_tokens = counts.supervised_tokens;
+        Some(report)
+    }
+
+    fn outcomes(&self) -> impl Iterator<Item = &Outcome> {
+        std::iter::once(&self.train).chain(&self.eval)
+    }
+}
+
+/// Tokenises all rows of a recipe, or takes them from the cache, and looks at them.
+///
+/// # Errors
+/// Anything that would keep the rows from being trained on.
+pub fn load(
+    recipe: &Recipe,
+    sources: &DataSources,
+    tokenizer: ChatTokenizer,
+    progress: &mut dyn FnMut(LoadProgress),
+) -> Result<RunData, TrainError> {
+    let options = tokenize_options(recipe)?;
+    let mut cache = Vec::new();
+    let mut load = |found: &[FoundSource]| -> Result<(RowSet, Outcome), TrainError> {
+        let sources = plain(found);
+        let name = sources.first().map(|source| source.spec.clone());
+        let error = data_error(Path::new(&name.unwrap_or_default()));
+        let Some(folder) = cache_folder(&recipe.data.cache) else {
+            return RowSet::load(&sources, &options, &tokenizer, progress).map_err(error);
+        };
+        let cached =
+            tokenize_cached(&sources, &options, &tokenizer, &folder, progress).map_err(error)?;
+        cache.push(CacheUse {
+            path: cached.path,
+            hit: cached.hit,
+        });
+        Ok((RowSet::new(cached.rows, &sources), cached.outcome))
+    };
+    let (all, outcome) = load(&sources.train)?;
+    let (train, eval, eval_outcome) = match (&sources.eval, &recipe.data.eval) {
+        (Some(sources), _) => {
+            let (eval, outcome) = load(sources)?;
+            (all, Some(eval), Some(outcome))
+        }
+        (None, Some(EvalRecipe::Fraction(share))) => {
+            let split = split_fraction(&all.keys(), *share, recipe.seed)
+                .map_err(data_error(Path::new("data.eval")))?;
+            (all.choose(split.train), Some(all.choose(split.eval)), None)
+        }
+        (None, _) => (all, None, None),
+    };
+    let loader = loader(recipe, &train, &plain(&sources.train))?;
+    let uses_template = sources
+        .train
+        .iter()
+        .any(|found| needs_chat_template(found, recipe));
+    let check = DataCheck {
+        sources: described(&sources.train, &outcome),
+        train_rows: match sources.eval.is_none() && eval.is_some() {
+            true => train.counts(),
+            false => counts(&outcome),
+        },
+        eval_sources: match (&sources.eval, &eval_outcome) {
+            (Some(sources), Some(outcome)) => described(sources, outcome),
+            _ => Vec::new(),
+        },
+        train: outcome,
+        eval: eval_outcome,
+        eval_rows: eval.as_ref().map(RowSet::counts),
+        eval_rows_seen: eval
+            .as_ref()
+            .map_or(0, |eval| count_seen(&train.keys(), &eval.keys())),
+        batching: recipe.data.batching,
+        density: loader.density().unwrap_or_default(),
+        foreign_markers: match uses_template {
+            true => tokenizer.foreign_markers().to_vec(),
+            false => Vec::new(),
+        },
+        template_ends_turns: tokenizer.end_of_turn().is_some(),
+        cache,
+    };
+    Ok(RunData {
+        tokenizer,
+        train,
+        eval,
+        loader,
+        check,
+    })
+}
+
+/// Reads, tokenises and checks the rows of a recipe whose sources are all files.
+///
+/// # Errors
+/// As [`DataSources::find`], [`tokenizer_of`] and [`load`]; a hub data set is not fetched.
+pub fn read(
+    recipe: &Recipe,
+    model: &ModelSource,
+    progress: &mut dyn FnMut(LoadProgress),
+) -> Result<RunData, TrainError> {
+    let mut fetch = |_: &str| Err("only files are read here; fetch it first".into());
+    let sources = DataSources::find(&recipe.data, &mut fetch)?;
+    load(
+        recipe,
+        &sources,
+        tokenizer_of(&recipe.data, model)?,
+        progress,
+    )
+}
+
+/// The sources alone.
+pub fn plain(found: &[FoundSource]) -> Vec<Source> {
+    found.iter().map(|found| found.source.clone()).collect()
+}
+
+fn described(sources: &[FoundSource], outcome: &Outcome) -> Vec<SourceCheck> {
+    let rows = outcome.source_rows.iter();
+    let describe = |(found, rows): (&FoundSource, &usize)| SourceCheck {
+        name: found.source.spec.clone(),
+        files: found.source.files.len(),
+        format: found.format.clone(),
+        rows: *rows,
+        weight: found.source.weight,
+    };
+    sources.iter().zip(rows).map(describe).collect()
+}
+
+fn counts(outcome: &Outcome) -> RowCounts {
+    RowCounts {
+        rows: outcome.report.kept,
+        tokens: outcome.report.tokens,
+        supervised_tokens: outcome.report.supervised_tokens,
+    }
+}
+
+fn needs_chat_template(found: &FoundSource, recipe: &Recipe) -> bool {
+    match found.source.rows.as_ref().map(|rows| rows.format) {
+        Some(Format::Messages | Format::Sharegpt) => true,
+        Some(Format::Alpaca) => recipe.data.prompt_template.is_none(),
+        // Its rows may be chats; what they lack is found row by row.
+        Some(Format::PromptCompletion | Format::Text) | None => false,
+    }
+}
+
+fn loader(recipe: &Recipe, train: &RowSet, sources: &[Source]) -> Result<Loader, TrainError> {
+    let options = LoaderOptions {
+        micro_batch_size: recipe.train.micro_batch_size,
+        grad_accumulation_steps: recipe.train.grad_accumulation_steps,
+        seed: recipe.seed,
+        shuffle: true,
+        batching: recipe.batching(),
+        sources: train.source_rows(sources),
+    };
+    Loader::with_options(train.lengths(), options).map_err(data_error(Path::new("data")))
+}
+
+/// Where tokenised rows are kept: `backdraft/tokens` under `XDG_CACHE_HOME` or `~/.cache`; `None`
+/// in memory.
+pub fn cache_folder(cache: &CacheRecipe) -> Option<PathBuf> {
+    match cache {
+        CacheRecipe::Off => None,
+        CacheRecipe::Folder(folder) => Some(folder.clone()),
+        CacheRecipe::Auto => {
+            let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+            let cache = set("XDG_CACHE_HOME").map(PathBuf::from);
+            let cache = cache.or_else(|| Some(Path::new(&set("HOME")?).join(".cache")))?;
+            Some(cache.join("backdraft/tokens"))
+        }
+    }
+}
