@@ -232,9 +232,10 @@ pub(crate) fn summary(summary: &RunSummary, model: String, output_dir: &Path) ->
         final_loss: summary.final_loss.unwrap_or(f64::NAN),
         best_eval: summary.best_eval_loss.zip(summary.best_step),
         predicted: memory(&summary.memory),
-        measured: match &summary.measured_memory {
-            Some(measured) => measured_memory(measured),
-            None => "the system does not tell".to_owned(),
+        measured: match (&summary.measured_memory, summary.device_memory) {
+            (Some(measured), _) => measured_memory(measured),
+            (None, Some(bytes)) => format!("{} that the device's allocator took", size(bytes)),
+            (None, None) => "the system does not tell".to_owned(),
         },
         adapter: summary.adapter.clone(),
         model,

@@ -10,7 +10,6 @@ use backdraft_kernels::adamw::{self, AdamWParams, Moments};
 use backdraft_kernels::adamw8bit::{
     self, BLOCK_SIZE, Guard, MIN_8BIT_SIZE, Moment8Bit, Moments8Bit,
 };
-use backdraft_kernels::flat;
 use backdraft_lora::AdapterGrads;
 use backdraft_model::Llama;
 use bank::Bank;
@@ -89,7 +88,7 @@ impl AdamW {
     /// For the gradients of one step.
     pub fn grads(&self) -> AdapterGrads {
         match &self.bank {
-            Some(bank) => AdapterGrads::within(bank.ids.iter().copied().zip(bank.grads.views())),
+            Some(bank) => AdapterGrads::within(bank.grads()),
             None => AdapterGrads::new(),
         }
     }
@@ -104,7 +103,7 @@ impl AdamW {
         max_norm: f64,
     ) -> (AdapterGrads, Tensor<1>) {
         let norm = match &self.bank {
-            Some(bank) => bank.grads.norm(),
+            Some(bank) => bank.norm(),
             None => global_norm(model, &grads),
         };
         self.factor = None;
@@ -130,14 +129,7 @@ impl AdamW {
             assert_eq!(grads.len(), bank.ids.len(), "a gradient for each factor");
             let factor = self.factor.take();
             let at = (lr, self.steps);
-            flat::adamw(
-                bank.params(),
-                &bank.grads,
-                factor.as_ref(),
-                &bank.moments,
-                at,
-                &self.params,
-            );
+            bank.update(factor.as_ref(), at, &self.params);
             return;
         }
         for (_, _, adapter) in model.adapters_mut() {
@@ -178,7 +170,10 @@ impl AdamW {
             State::F32(moments) => 8 * moments.m.shape().num_elements(),
             State::Bits8(moments) => moments.num_bytes(),
         };
-        self.moments.values().map(bytes).sum()
+        match &self.bank {
+            Some(bank) => bank.num_bytes(),
+            None => self.moments.values().map(bytes).sum(),
+        }
     }
 
     /// The moments under checkpoint names, such as

@@ -152,7 +152,13 @@ pub struct RunSummary {
     pub memory: Memory,
     /// Memory that the process held; `None` where the system does not tell.
     pub measured_memory: Option<Measured>,
-    /// The most memory that the process held, reading the model included.
+    /// What the device's allocator held at the end, which is its most: it gives nothing back. `None` on the
+    /// processor.
+    ///
+    /// # Units
+    /// Bytes.
+    pub device_memory: Option<usize>,
+    /// The most memory that the process held, reading the model included; on a GPU as `device_memory`.
     ///
     /// # Units
     /// Bytes.

@@ -382,7 +382,10 @@ impl Run {
         }
         let optimizer = result.model.optimizer().num_bytes();
         let gradients = 4 * result.model.model.num_trained();
-        let watcher = self.watcher.take();
+        // A GPU's memory is its own; what the process holds beside it says little.
+        let device_memory = self.device.memory_pool_usage();
+        let device_memory = device_memory.map(|usage| usage.bytes_reserved as usize);
+        let watcher = self.watcher.take().filter(|_| device_memory.is_none());
         let measured = watcher.and_then(|watcher| watcher.measured(gradients, optimizer));
         let (model, adapter_step) = self.best(result.model.model, &mut outcome);
         let adapter = self.write_adapter(&model)?;
@@ -400,7 +403,9 @@ impl Run {
         let summary = RunSummary {
             memory: Memory::of(&highest, model.num_trained()),
             measured_memory: measured,
-            peak_memory: measured.map_or_else(memory::peak_resident, Measured::peak),
+            device_memory,
+            peak_memory: device_memory
+                .or_else(|| measured.map_or_else(memory::peak_resident, Measured::peak)),
             resumed_from,
             adapter_step,
             ..summarise(&mut outcome, total_steps, adapter, began)
@@ -709,6 +714,7 @@ fn summarise(
             .map(|monitor| monitor.conclude().clone()),
         memory: Memory::default(),
         measured_memory: None,
+        device_memory: None,
         peak_memory: None,
         adapter,
         adapter_step: outcome.steps,

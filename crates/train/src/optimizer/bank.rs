@@ -1,9 +1,9 @@
 //! All factors with their gradients and moments in buffers of their own, on devices that have kernels for it.
 
-use backdraft_kernels::adamw::Moments;
+use backdraft_kernels::adamw::{AdamWParams, Moments};
 use backdraft_kernels::adamw8bit::{BLOCK_SIZE, MIN_8BIT_SIZE, Moment8Bit, Moments8Bit};
 use backdraft_kernels::codebook::DynamicMap;
-use backdraft_kernels::flat::{Flat, FlatMoments, FlatParams};
+use backdraft_kernels::flat::{self, Flat, FlatMoments, FlatParams};
 use backdraft_kernels::quantize::blockwise;
 use backdraft_model::Llama;
 use burn::module::ParamId;
@@ -11,19 +11,27 @@ use burn::tensor::{DType, Int, Tensor, TensorData};
 
 use super::{State, StatePrecision, factors};
 
-/// Buffers of all factors, in the order of the layers.
+/// All factors, in the order of the layers, each in a buffer of those whose moments are kept alike.
 #[derive(Clone, Debug)]
 pub(super) struct Bank {
     pub(super) ids: Vec<ParamId>,
-    pub(super) grads: Flat,
-    pub(super) moments: FlatMoments,
+    groups: Vec<Group>,
+    /// The group of each factor, and its number there.
+    places: Vec<(usize, usize)>,
+}
+
+/// Factors whose moments are kept alike.
+#[derive(Clone, Debug)]
+struct Group {
     values: Flat,
+    /// Copies in the dtype of activations, where that is another.
     rounded: Option<Flat>,
+    grads: Flat,
+    moments: FlatMoments,
 }
 
 impl Bank {
-    /// Moves the factors of `model` into buffers. `None` where the device has no kernels for them, or a factor is
-    /// too small for moments of 8 bits: those are kept one by one.
+    /// Moves the factors of `model` into buffers. `None` where the device has no kernels for them.
     pub(super) fn new(
         model: &mut Llama,
         precision: StatePrecision,
@@ -32,40 +40,145 @@ impl Bank {
         let (ids, params): (Vec<_>, Vec<_>) = factors(model)
             .map(|(_, id, param)| (id, param.inner()))
             .unzip();
-        let small = |param: &Tensor<2>| param.shape().num_elements() < MIN_8BIT_SIZE;
-        if precision != StatePrecision::F32 && params.iter().any(small) {
-            return None;
-        }
-        let values = Flat::of(&params, DType::F32)?;
         let rounded_to = model.adapters().find_map(|(_, _, a)| a.rounded_to());
-        let rounded = rounded_to.and_then(|dtype| Flat::of(&params, dtype));
-        let dims: Vec<_> = params.iter().map(Tensor::dims).collect();
-        let grads = Flat::zeros(&dims, &params.first()?.device(), DType::F32)?;
-        let moments = moments(&values, precision, states)?;
-        // A then B of each adapter.
-        let pairs = |flat: &Flat, i: usize| [flat.view(2 * i), flat.view(2 * i + 1)];
-        for (i, (_, _, adapter)) in model.adapters_mut().enumerate() {
-            let rounded = rounded.as_ref().map(|rounded| pairs(rounded, i));
-            adapter.store_in(pairs(&values, i), rounded);
+        let (mut groups, mut places) = (Vec::new(), vec![(0, 0); params.len()]);
+        for (precision, members) in split(&params, precision) {
+            for (j, &i) in members.iter().enumerate() {
+                places[i] = (groups.len(), j);
+            }
+            let params: Vec<_> = members.iter().map(|&i| params[i].clone()).collect();
+            let states: Vec<_> = members.iter().map(|&i| states[i].clone()).collect();
+            groups.push(Group::new(&params, rounded_to, precision, &states)?);
         }
-        Some(Self {
+        let bank = Self {
             ids,
-            grads,
-            moments,
-            values,
-            rounded,
-        })
+            groups,
+            places,
+        };
+        // A then B of each adapter.
+        for (i, (_, _, adapter)) in model.adapters_mut().enumerate() {
+            let pair = [2 * i, 2 * i + 1];
+            let rounded = pair.map(|i| bank.view(i, |group| group.rounded.as_ref()));
+            let rounded = match rounded {
+                [Some(a), Some(b)] => Some([a, b]),
+                _ => None,
+            };
+            let [Some(a), Some(b)] = pair.map(|i| bank.view(i, |group| Some(&group.values))) else {
+                unreachable!("every group has values");
+            };
+            adapter.store_in([a, b], rounded);
+        }
+        Some(bank)
     }
 
-    pub(super) fn params(&self) -> FlatParams<'_> {
-        FlatParams {
-            values: &self.values,
-            rounded: self.rounded.as_ref(),
+    fn view(&self, i: usize, of: impl Fn(&Group) -> Option<&Flat>) -> Option<Tensor<2>> {
+        let (group, j) = self.places[i];
+        of(&self.groups[group]).map(|flat| flat.view(j))
+    }
+
+    /// Where the gradient of each factor goes.
+    pub(super) fn grads(&self) -> impl Iterator<Item = (ParamId, Tensor<2>)> {
+        let views = (0..self.ids.len()).filter_map(|i| self.view(i, |group| Some(&group.grads)));
+        self.ids.iter().copied().zip(views)
+    }
+
+    /// The Euclidean norm of all gradients, `[1]`.
+    pub(super) fn norm(&self) -> Tensor<1> {
+        let norms: Vec<_> = self.groups.iter().map(|group| group.grads.norm()).collect();
+        match <[Tensor<1>; 1]>::try_from(norms) {
+            Ok([norm]) => norm,
+            Err(norms) => Tensor::cat(norms, 0).square().sum().sqrt(),
+        }
+    }
+
+    /// One update of everything, with gradients multiplied by `factor`.
+    pub(super) fn update(
+        &self,
+        factor: Option<&Tensor<1>>,
+        at: (f64, u64),
+        constants: &AdamWParams,
+    ) {
+        for group in &self.groups {
+            let params = FlatParams {
+                values: &group.values,
+                rounded: group.rounded.as_ref(),
+            };
+            flat::adamw(params, &group.grads, factor, &group.moments, at, constants);
         }
     }
 
     /// The moments of factor `i`, apart.
     pub(super) fn state(&self, i: usize) -> State {
+        let (group, j) = self.places[i];
+        self.groups[group].state(j)
+    }
+
+    /// Takes over moments that were read from a checkpoint, one for each factor or none.
+    pub(super) fn restore(&mut self, states: &[Option<State>]) {
+        let places = &self.places;
+        for (g, group) in self.groups.iter_mut().enumerate() {
+            let own = places.iter().zip(states).filter(|((of, _), _)| *of == g);
+            let own: Vec<_> = own.map(|(_, state)| state.clone()).collect();
+            if let Some(moments) = moments(&group.values, group.precision(), &own) {
+                group.moments = moments;
+            }
+        }
+    }
+
+    /// Memory of the moments.
+    pub(super) fn num_bytes(&self) -> usize {
+        let bytes = |group: &Group| match &group.moments {
+            FlatMoments::F32 { m, .. } => 8 * m.buffer().dims()[0],
+            FlatMoments::Bits8(moments, _) => moments.num_bytes(),
+        };
+        self.groups.iter().map(bytes).sum()
+    }
+}
+
+/// Numbers of the factors by how their moments are kept: those too small for 8 bits in f32.
+fn split(
+    params: &[Tensor<2>],
+    precision: StatePrecision,
+) -> impl Iterator<Item = (StatePrecision, Vec<usize>)> {
+    let small = |i: &usize| params[*i].shape().num_elements() < MIN_8BIT_SIZE;
+    let all = 0..params.len();
+    let groups = match precision {
+        StatePrecision::F32 => vec![(StatePrecision::F32, all.collect())],
+        StatePrecision::Bits8(_) => {
+            let (small, large): (Vec<_>, Vec<_>) = all.partition(small);
+            vec![(precision, large), (StatePrecision::F32, small)]
+        }
+    };
+    groups
+        .into_iter()
+        .filter(|(_, members)| !members.is_empty())
+}
+
+impl Group {
+    fn new(
+        params: &[Tensor<2>],
+        rounded_to: Option<DType>,
+        precision: StatePrecision,
+        states: &[Option<State>],
+    ) -> Option<Self> {
+        let values = Flat::of(params, DType::F32)?;
+        let dims: Vec<_> = params.iter().map(Tensor::dims).collect();
+        Some(Self {
+            rounded: rounded_to.and_then(|dtype| Flat::of(params, dtype)),
+            grads: Flat::zeros(&dims, &params.first()?.device(), DType::F32)?,
+            moments: moments(&values, precision, states)?,
+            values,
+        })
+    }
+
+    fn precision(&self) -> StatePrecision {
+        match &self.moments {
+            FlatMoments::F32 { .. } => StatePrecision::F32,
+            FlatMoments::Bits8(_, guard) => StatePrecision::Bits8(*guard),
+        }
+    }
+
+    fn state(&self, i: usize) -> State {
         match &self.moments {
             FlatMoments::F32 { m, v } => State::F32(Box::new(Moments {
                 m: m.view(i),
@@ -86,17 +199,6 @@ impl Bank {
                     v: cut(v),
                 }))
             }
-        }
-    }
-
-    /// Takes over moments that were read from a checkpoint, one for each factor or none.
-    pub(super) fn restore(&mut self, states: &[Option<State>]) {
-        let precision = match &self.moments {
-            FlatMoments::F32 { .. } => StatePrecision::F32,
-            FlatMoments::Bits8(_, guard) => StatePrecision::Bits8(*guard),
-        };
-        if let Some(moments) = moments(&self.values, precision, states) {
-            self.moments = moments;
         }
     }
 }

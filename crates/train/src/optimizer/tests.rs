@@ -2,10 +2,14 @@ use std::path::Path;
 
 use backdraft_formats::{Existing, ModelSource, SafetensorsFile, SafetensorsWriter};
 use backdraft_kernels::adamw8bit::Guard;
+use backdraft_kernels::device;
 use backdraft_lora::{LoraConfig, TargetModule};
+use backdraft_model::{Targets, Tokens};
 use burn::tensor::Distribution;
 
 use super::*;
+use crate::activation::ActivationPlan;
+use crate::step::{MicroBatch, forward_backward};
 
 const PARAMS: AdamWParams = AdamWParams {
     beta1: 0.9,
@@ -16,6 +20,10 @@ const PARAMS: AdamWParams = AdamWParams {
 
 /// A tiny model whose adapters are large enough for codes of 8 bits on some sides.
 fn model() -> Llama {
+    model_on(&Device::flex())
+}
+
+fn model_on(device: &Device) -> Llama {
     let path = concat!(
         env!("CARGO_MANIFEST_DIR"),
         "/../../tests/golden/tiny/llama-tied"
@@ -26,7 +34,7 @@ fn model() -> Llama {
         target_modules: vec![TargetModule::QProj, TargetModule::KProj],
         ..LoraConfig::default()
     };
-    let model = Llama::load(&source, &Device::flex()).unwrap();
+    let model = Llama::load(&source, device).unwrap();
     model.with_lora(&lora, 3).unwrap()
 }
 
@@ -116,4 +124,74 @@ fn a_state_of_another_model_is_refused() {
     let error = optimizer.restore(&model, &file, 1).unwrap_err();
     assert!(error.to_string().contains("has no tensor"), "{error}");
     assert_eq!(optimizer.steps(), 1);
+}
+
+/// Steps on a GPU, with everything in flat buffers, against the same steps on the processor; and from a restored
+/// state against those that were never interrupted.
+#[test]
+#[expect(clippy::print_stderr, reason = "what a test leaves out is said")]
+fn a_gpu_trains_as_the_processor_does() {
+    let gpus = [device::cuda(0), device::wgpu()];
+    for gpu in gpus {
+        let gpu = match gpu {
+            Ok(gpu) => gpu,
+            Err(error) => {
+                eprintln!("no training there: {error}");
+                continue;
+            }
+        };
+        for precision in [StatePrecision::F32, StatePrecision::Bits8(Guard::On)] {
+            let (mut here, mut ours) = (model_on(&Device::flex()), AdamW::new(PARAMS, precision));
+            let (mut there, mut theirs) = (model_on(&gpu), AdamW::new(PARAMS, precision));
+            ours.adopt(&mut here);
+            theirs.adopt(&mut there);
+            train(&mut here, &mut ours, 3);
+            train(&mut there, &mut theirs, 3);
+            let start = weights(&model_on(&Device::flex()));
+            let distance = |a: &[f32], b: &[f32]| -> f64 {
+                let squares = a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2));
+                squares.sum::<f64>().sqrt()
+            };
+            let (here, there_now) = (weights(&here), weights(&there));
+            let (off, moved) = (distance(&here, &there_now), distance(&here, &start));
+            // Where a gradient is nothing but rounding, Adam moves by its sign.
+            assert!(off < 2e-2 * moved, "{off} apart after moving by {moved}");
+
+            let directory = tempfile::tempdir().unwrap();
+            let file = write(&directory.path().join("state"), &theirs.state(&there));
+            let adapter = there.adapter().unwrap();
+            let factors = adapter.factors.iter().map(|(path, (a, b))| {
+                let copy = |x: &Tensor<2>| Tensor::from_data(x.clone().into_data(), &gpu);
+                (path.clone(), (copy(a), copy(b)))
+            });
+            let factors = factors.collect();
+            let copied = backdraft_lora::AdapterWeights { factors, ..adapter };
+            let mut again = model_on(&gpu).with_adapter(&copied).unwrap();
+            let mut restored = AdamW::new(PARAMS, precision);
+            restored.restore(&again, &file, theirs.steps()).unwrap();
+            restored.adopt(&mut again);
+            train(&mut there, &mut theirs, 2);
+            train(&mut again, &mut restored, 2);
+            assert_eq!(weights(&there), weights(&again));
+            assert_eq!(theirs.state(&there), restored.state(&again));
+        }
+    }
+}
+
+fn train(model: &mut Llama, optimizer: &mut AdamW, steps: usize) {
+    let documents: [Vec<u32>; 2] = [(1..20).collect(), (40..47).collect()];
+    let labels: Vec<i64> = documents.concat().into_iter().map(i64::from).collect();
+    let tokens = Tokens::from_sequences(&documents);
+    let targets = Targets::from_labels(&tokens.segments, &labels);
+    let batch = MicroBatch { tokens, targets };
+    let plan = ActivationPlan::keep_all(model.num_backward_layers());
+    for _ in 0..steps {
+        let mut grads = optimizer.grads();
+        // Two passes, whose gradients add up.
+        for _ in 0..2 {
+            forward_backward(model, &batch, 0.02, None, &plan, &mut grads);
+        }
+        let (grads, _) = optimizer.clip(model, grads, 1.0);
+        optimizer.step(model, &grads, 1e-2);
+    }
 }
