@@ -43,7 +43,8 @@ pub(crate) fn compute_capability(index: usize) -> Option<(i32, i32)> {
 
     use cudarc::driver::result::device;
     use cudarc::driver::sys::CUdevice_attribute as Attribute;
-    static KNOWN: Mutex<Option<HashMap<usize, Option<(i32, i32)>>>> = Mutex::new(None);
+    type Known = HashMap<usize, Option<(i32, i32)>>;
+    static KNOWN: Mutex<Option<Known>> = Mutex::new(None);
     let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
     *known
         .get_or_insert_default()
@@ -150,7 +151,7 @@ impl Product {
     const TAIL: &str = "wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 0;\n}";
 
     /// A and B by descriptors: `$0 = A·B`.
-    fn from_memory(self) -> String {
+    fn text_for_memory(self) -> String {
         let mut text = Self::HEAD.to_owned();
         text.push_str("mov.b64 A, $1;\nmov.b64 B, $2;\nwgmma.fence.sync.aligned;\n");
         for step in 0..self.steps {
@@ -162,7 +163,7 @@ impl Product {
     }
 
     /// A in registers, B by a descriptor: `$0 = $1 + A·B`.
-    fn from_registers(self) -> String {
+    fn text_for_registers(self) -> String {
         let results = self.results();
         let mut text = Self::HEAD.to_owned();
         // Assembly cannot take an operand that is both read and written; the assembler sees through the
@@ -198,7 +199,7 @@ fn loaded<T: CubePrimitive>(value: T) -> T {
 /// A `[64, 16·steps]`, B as `product` says; the result lies as [`row_and_column`] says.
 #[cube]
 pub(crate) fn multiply<N: Size>(a: u64, b: u64, #[comptime] product: Product) -> Vector<f32, N> {
-    let text = comptime!(product.from_memory());
+    let text = comptime!(product.text_for_memory());
     let a = loaded::<u64>(a);
     let b = loaded::<u64>(b);
     let out: Vector<f32, N>;
@@ -214,7 +215,7 @@ pub(crate) fn multiply_add<N: Size, P: Size>(
     b: u64,
     #[comptime] product: Product,
 ) -> Vector<f32, N> {
-    let text = comptime!(product.from_registers());
+    let text = comptime!(product.text_for_registers());
     let sum = loaded::<Vector<f32, N>>(sum);
     let a = loaded::<Vector<u32, P>>(a);
     let b = loaded::<u64>(b);
@@ -301,6 +302,11 @@ pub(crate) struct TileShape {
 }
 
 impl TileShape {
+    /// Whether every unit loads as many chunks.
+    fn is_even(self) -> bool {
+        (self.rows * self.columns / 8).is_multiple_of(self.units)
+    }
+
     /// Shared memory that it takes.
     pub(crate) fn bytes(self) -> usize {
         self.columns.div_ceil(COLUMNS) * self.rows * ROW
@@ -334,7 +340,7 @@ pub(crate) fn load_tile(
         let bytes = select(token < end, 16u32, 0u32);
         let token = min(token, end - 1u32);
         let address = from + u64::cast_from(token) * stride + u64::cast_from(chunk * 16u32);
-        if comptime!(tile.rows * tile.columns / 8 % tile.units == 0) {
+        if comptime!(tile.is_even()) {
             copy_chunk(address, to + place, bytes);
         } else {
             if index < total {
@@ -395,13 +401,13 @@ mod tests {
             a_rows: 128,
             b_rows: 64,
         };
-        let text = product.from_memory();
+        let text = product.text_for_memory();
         assert_eq!(text.matches("wgmma.mma_async").count(), 5);
         assert_eq!(text.matches("no, 1, 1, 0, 1;").count(), 1);
         // The fifth step of A is in its second panel.
         assert!(text.contains("add.s64 a, A, 1024;"), "{text}");
         assert!(text.contains("add.s64 b, B, 512;"), "{text}");
-        let text = product.from_registers();
+        let text = product.text_for_registers();
         assert!(text.contains("mov.b32 %31, %63;"), "{text}");
         assert!(
             text.contains("$0, {%80, %81, %82, %83}, b, yes, 1, 1, 1;"),

@@ -8,7 +8,7 @@ use backdraft_kernels::gemm::{self, Op};
 use backdraft_kernels::quantize::{four_bit, nested};
 use backdraft_kernels::rope::{self, RotaryTables};
 use backdraft_kernels::{Segments, cross_entropy, rms_norm, swiglu};
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor};
 
 use super::measure::{Bench, SETS, Work, distance, relative};
 

@@ -310,9 +310,7 @@ fn kernel<G: Float, R: Float>(
                 let m_code = nearest(ms[j] * m_factor, &table, SIGNED_MIDPOINTS);
                 let mut v_code = nearest(vs[j] * v_factor, &table, UNSIGNED_MIDPOINTS);
                 if comptime!(guarded) {
-                    if v_code == 0u32 && vs[j] > 0.0f32 {
-                        v_code = 1u32;
-                    }
+                    v_code = select(v_code == 0u32 && vs[j] > 0.0f32, 1u32, v_code);
                 }
                 m_word |= m_code << shift;
                 v_word |= v_code << shift;

@@ -420,7 +420,7 @@ fn forward_kernel<F: Float>(
         total *= shrink;
         #[unroll]
         for i in 0..comptime!(shape.head_dim.div_ceil(shape.tile)) {
-            sums[i] = sums[i] * shrink;
+            sums[i] *= shrink;
         }
         for other in 0..tile {
             let weight = (scores[line + other] - highest).exp();
@@ -429,7 +429,7 @@ fn forward_kernel<F: Float>(
             for i in 0..comptime!(shape.head_dim.div_ceil(shape.tile)) {
                 let column = x as usize + comptime!(i * shape.tile);
                 if column < comptime!(shape.head_dim) {
-                    sums[i] = sums[i] + weight * vs[other * width + column];
+                    sums[i] += weight * vs[other * width + column];
                 }
             }
         }
@@ -546,7 +546,7 @@ fn queries_kernel<F: Float>(
             for i in 0..comptime!(shape.head_dim.div_ceil(shape.tile)) {
                 let column = x as usize + comptime!(i * shape.tile);
                 if column < comptime!(shape.head_dim) {
-                    sums[i] = sums[i] + d * ks[other * width + column];
+                    sums[i] += d * ks[other * width + column];
                 }
             }
         }
@@ -677,8 +677,8 @@ fn keys_kernel<F: Float>(
                 for i in 0..comptime!(shape.head_dim.div_ceil(shape.tile)) {
                     let column = x as usize + comptime!(i * shape.tile);
                     if column < comptime!(shape.head_dim) {
-                        dk_sums[i] = dk_sums[i] + d * qs[other * width + column];
-                        dv_sums[i] = dv_sums[i] + w * ds[other * width + column];
+                        dk_sums[i] += d * qs[other * width + column];
+                        dv_sums[i] += w * ds[other * width + column];
                     }
                 }
             }

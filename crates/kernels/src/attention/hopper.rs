@@ -423,7 +423,8 @@ fn forward_kernel<F: Float>(
         half,
         head_dim,
     );
-    if UNIT_POS % 4u32 == 0u32 {
+    let lane = UNIT_POS % 4u32;
+    if lane == 0u32 {
         let heads = comptime!(shape.heads);
         if row < end {
             lse[(row * heads + head) as usize] = top_0 * scale + total_0.ln();

@@ -96,8 +96,14 @@ fn attention_on_gpus_for_every_head_size() {
     let gpus = places().iter().filter(|place| place.is_gpu());
     for place in gpus {
         for head_dim in [64, 80, 96, 128, 256] {
+            // Three heads of 256 over 300 rows are 100,000 turns.
+            let group = if place.ends_loops && head_dim > 128 {
+                1
+            } else {
+                3
+            };
             for segments in documents() {
-                check(place, &segments, layout(6, 2, head_dim));
+                check(place, &segments, layout(2 * group, 2, head_dim));
             }
         }
         // One head each, and one for all.
