@@ -11,14 +11,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use backdraft::burn::tensor::{Device, Tensor};
 use backdraft::formats::ModelSource;
 use backdraft::kernels::adamw::AdamWParams;
+use backdraft::kernels::device::{self, free_and_held};
 use backdraft::lora::{AdapterGrads, LoraConfig};
-use backdraft::model::layers::KeepSet;
+use backdraft::model::layers::{AwaySet, KeepSet, SavedTensor};
 use backdraft::model::{Llama, Targets, Tokens};
 use backdraft::quant::{QuantizationPlan, Scheme};
 use backdraft::train::TrainError;
 use backdraft::train::activation::cost::{CostModel, Roofline};
 use backdraft::train::activation::tensors::{MemoryModel, PassShape};
-use backdraft::train::activation::{ActivationPlan, Setup, StepShape};
+use backdraft::train::activation::{ActivationPlan, Segment, Setup, StepShape};
 use backdraft::train::data;
 use backdraft::train::memory::{self, MemoryWatch};
 use backdraft::train::optimizer::{AdamW, StatePrecision, clip, global_norm};
@@ -99,6 +100,7 @@ fn setup(model: &Llama, lora: &LoraConfig, nf4: bool, lengths: &[usize]) -> Setu
         micro_batch_size: lengths.len(),
         max_seq_length: lengths[0],
         grad_accumulation_steps: 1,
+        host: 0,
     }
 }
 
@@ -132,6 +134,30 @@ fn plans(step: &StepShape, pass: PassShape, smart: u64) -> Vec<(String, Activati
         plans.push((format!("smart at {budget}"), plan));
     }
     plans
+}
+
+/// Plans that send tensors to the host's memory, which on the processor is where they are.
+fn away(layers: usize) -> Vec<(String, ActivationPlan)> {
+    use SavedTensor as T;
+    let plan = |input, tensors: &[T]| ActivationPlan {
+        segments: vec![
+            Segment::Stored(
+                KeepSet::ALL.without(T::Product),
+                AwaySet {
+                    input,
+                    tensors: KeepSet::of(tensors.iter().copied()),
+                }
+            );
+            layers
+        ],
+    };
+    vec![
+        ("all away".to_owned(), plan(true, &T::ALL)),
+        (
+            "gate and mid away".to_owned(),
+            plan(false, &[T::Gate, T::Mid]),
+        ),
+    ]
 }
 
 fn bits(tensor: Tensor<2>) -> Vec<u32> {
@@ -195,7 +221,10 @@ fn gradients_and_losses_do_not_depend_on_the_plan() {
         let step = setup(&model, &lora, nf4, &lengths).step();
         let pass = PassShape::of_sequences(lengths);
         let mut expected = None;
-        for (name, plan) in plans(&step, pass, 5) {
+        for (name, plan) in plans(&step, pass, 5)
+            .into_iter()
+            .chain(away(step.layers.len()))
+        {
             let found = (
                 gradients(&model, &batch, Some(5), &plan),
                 ten_losses(model.clone(), &batch, &plan),
@@ -207,7 +236,7 @@ fn gradients_and_losses_do_not_depend_on_the_plan() {
         let losses = &expected.unwrap().1;
         assert!(f64::from_bits(losses[9]) < f64::from_bits(losses[0]));
     }
-    assert_eq!(checked, 18);
+    assert_eq!(checked, 22);
 }
 
 #[test]
@@ -233,7 +262,10 @@ fn adapters_on_some_projections_and_layers_only() {
         let pass = PassShape::of_sequences(lengths);
         assert_eq!(step.layers.len(), model.num_backward_layers());
         let mut expected = None;
-        for (name, plan) in plans(&step, pass, 3) {
+        for (name, plan) in plans(&step, pass, 3)
+            .into_iter()
+            .chain(away(step.layers.len()))
+        {
             let found = gradients(&model, &batch, None, &plan);
             let expected = expected.get_or_insert_with(|| found.clone());
             assert!(found == *expected, "{name}, {targets}");
@@ -336,9 +368,12 @@ impl MemoryWatch for Shrinking {
     }
 }
 
-/// What a run said.
-#[derive(Clone, Debug, Default)]
-struct Heard(Arc<Mutex<Said>>);
+/// What a run said, and what happens after one of its steps.
+#[derive(Clone, Default)]
+struct Heard(
+    Arc<Mutex<Said>>,
+    Option<(usize, Arc<dyn Fn() + Send + Sync>)>,
+);
 
 /// Bits of the losses, plans made anew, and what was said at the start.
 type Said = (Vec<u64>, Vec<ReplanReport>, Vec<RunInfo>);
@@ -350,6 +385,11 @@ impl Reporter for Heard {
 
     fn step(&mut self, report: &StepReport) {
         self.0.lock().unwrap().0.push(report.loss.to_bits());
+        if let Some((step, happens)) = &self.1
+            && report.step == *step
+        {
+            happens();
+        }
     }
 
     fn replanned(&mut self, report: &ReplanReport) {
@@ -372,11 +412,23 @@ fn train(
     overrides: &[&str],
     memory: Arc<dyn MemoryWatch>,
 ) -> (Result<RunSummary, TrainError>, Heard) {
+    let heard = Heard::default();
+    let result = train_on(&Device::flex(), dir, overrides, Some(memory), heard.clone());
+    (result, heard)
+}
+
+fn train_on(
+    device: &Device,
+    dir: &Path,
+    overrides: &[&str],
+    memory: Option<Arc<dyn MemoryWatch>>,
+    heard: Heard,
+) -> Result<RunSummary, TrainError> {
     let model = dir.join("model");
     if !model.exists() {
         DRILLED.write(&model);
         let row = |row: usize| {
-            let words: Vec<String> = (0..300)
+            let words: Vec<String> = (0..2100)
                 .map(|i| format!("w{}", 2 + (i * (row + 3) + row) % 500))
                 .collect();
             format!("{{\"text\": \"{}\"}}\n", words.join(" "))
@@ -389,19 +441,98 @@ fn train(
     }
     let overrides: Vec<String> = overrides.iter().map(ToString::to_string).collect();
     let recipe = Recipe::load(&dir.join("recipe.toml"), &overrides).unwrap();
-    let heard = Heard::default();
     let watch = Watch {
-        reporter: Box::new(heard.clone()),
+        reporter: Box::new(heard),
         renderer: Box::new(NoRenderer),
         interrupter: Default::default(),
         control: Default::default(),
         start: backdraft::train::run::Start::New { force: true },
-        memory: Some(memory),
+        memory,
     };
     let source = ModelSource::open(&model).unwrap();
     let data = data::read(&recipe, &source, &mut |_| ()).unwrap();
-    let run = prepare(recipe, &source, data, &Device::flex()).unwrap();
-    (run.train(watch).map(|(summary, _)| summary), heard)
+    let run = prepare(recipe, &source, data, device).unwrap();
+    run.train(watch).map(|(summary, _)| summary)
+}
+
+/// Whose memory nobody knows, so that only its failures tell.
+#[derive(Debug)]
+struct Blind;
+
+impl MemoryWatch for Blind {
+    fn obtainable(&self) -> Option<u64> {
+        None
+    }
+}
+
+/// Takes a GPU's memory until `leave` bytes are free.
+fn take(gpu: &Device, leave: u64) -> Vec<Tensor<1>> {
+    let mut taken = Vec::new();
+    while let Some([free, _]) = free_and_held(gpu)
+        && free > leave + (64 << 20)
+    {
+        let bytes = (free - leave).min(8 << 30);
+        // Of just that size.
+        taken.push(device::lasting(gpu, (), |()| {
+            Tensor::zeros([bytes as usize / 4], gpu)
+        }));
+        gpu.sync().unwrap();
+    }
+    taken
+}
+
+/// After the second step everything that the run does not hold is given back to the driver, and another thread takes it
+/// all but a part of what a step needs.
+#[test]
+fn a_run_goes_on_when_something_else_takes_the_memory_of_its_gpu() {
+    let _alone = alone();
+    let gpu = match device::cuda(0) {
+        Ok(gpu) => gpu,
+        Err(error) => return println!("nothing checked: {error}"),
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let long = [
+        "max_seq_length=2048",
+        "train.micro_batch_size=12",
+        "train.grad_accumulation_steps=1",
+    ];
+    let heard = Heard::default();
+    let undisturbed = train_on(&gpu, dir.path(), &long, None, heard.clone()).unwrap();
+    let (losses, replans, infos) = heard.0.lock().unwrap().clone();
+    assert_eq!((losses.len(), replans.len()), (6, 0));
+    let of_step = infos[0].activations.prediction.peak.of_step();
+    assert!(of_step > 512 << 20, "{of_step}");
+    let adapter =
+        |summary: &RunSummary| fs::read(summary.adapter.join("adapter_model.safetensors")).unwrap();
+    let expected = adapter(&undisturbed);
+    for (name, watch) in [
+        ("seen coming", None),
+        (
+            "found out by failing",
+            Some(Arc::new(Blind) as Arc<dyn MemoryWatch>),
+        ),
+    ] {
+        let taken = Arc::new(Mutex::new(Vec::new()));
+        let (gpu_then, kept) = (gpu.clone(), taken.clone());
+        let happens = move || {
+            gpu_then.memory_cleanup();
+            let gpu = gpu_then.clone();
+            // A thread of its own has a stream and pages of its own.
+            let others = std::thread::spawn(move || take(&gpu, of_step * 6 / 10));
+            *kept.lock().unwrap() = others.join().unwrap();
+        };
+        let heard = Heard(Default::default(), Some((2, Arc::new(happens))));
+        let summary = train_on(&gpu, dir.path(), &long, watch, heard.clone()).unwrap();
+        let (found, replans, _) = heard.0.lock().unwrap().clone();
+        println!("{name}: {replans:?}");
+        assert!(!taken.lock().unwrap().is_empty());
+        assert!(!replans.is_empty(), "{name}");
+        assert!(replans.iter().all(|replan| replan.step == 3), "{replans:?}");
+        assert_eq!(found, losses, "{name}");
+        assert_eq!(adapter(&summary), expected, "{name}");
+        drop(taken);
+        gpu.memory_cleanup();
+    }
 }
 
 #[test]

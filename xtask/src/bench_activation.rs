@@ -1,31 +1,34 @@
 //! Step time against memory budget: fixed policies, and `smart` at budgets between them.
 //!
-//! Every case runs in a process of its own, this same program started again, because allocators do not give back
-//! what an earlier case had.
+//! On the processor every case runs in a process of its own, this same program started again, because its allocator
+//! does not give back what an earlier case had. A GPU's does, and reading a model takes longer than the steps.
+//!
+//! Every case trains the same adapters on the same rows, and all must end with the same bits.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, bail};
 use backdraft_formats::ModelSource;
 use backdraft_kernels::adamw::AdamWParams;
 use backdraft_kernels::adamw8bit::Guard;
-use backdraft_lora::{AdapterGrads, LoraConfig};
+use backdraft_kernels::device;
+use backdraft_lora::LoraConfig;
 use backdraft_model::{Llama, Targets, Tokens};
-use backdraft_quant::{QuantizationPlan, Scheme};
-use backdraft_train::activation::cost::{Calibration, CostModel, Roofline};
-use backdraft_train::activation::tensors::{MemoryModel, PassShape};
-use backdraft_train::activation::{ActivationPlan, Prediction, Setup};
+use backdraft_quant::QuantizationPlan;
+use backdraft_train::activation::cost::{Calibration, CostModel};
+use backdraft_train::activation::tensors::PassShape;
+use backdraft_train::activation::{ActivationPlan, DeviceFacts, Prediction, Setup};
 use backdraft_train::memory;
-use backdraft_train::optimizer::{AdamW, StatePrecision, clip, global_norm};
+use backdraft_train::optimizer::{AdamW, StatePrecision};
 use backdraft_train::step::{MicroBatch, forward_backward};
-use burn::tensor::Device;
+use burn::tensor::{DType, Device};
 use clap::Args;
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
+use crate::bench_gpu::{Base, parse_batch};
 use crate::plot::{Plot, Point};
 
 /// What is measured.
@@ -34,37 +37,43 @@ pub(crate) struct ActivationArgs {
     /// The model: a directory or a .gguf file; `cargo xtask random-model` writes one.
     #[arg(long)]
     model: PathBuf,
-    /// Keep the projections in NF4.
-    #[arg(long)]
-    nf4: bool,
-    /// Rows of a pass.
-    #[arg(long, default_value_t = 2)]
-    rows: usize,
-    /// Tokens of a row.
-    #[arg(long, default_value_t = 512)]
-    tokens: usize,
+    /// How the base is kept.
+    #[arg(long, value_enum, default_value = "nf4")]
+    base: Base,
+    /// Sequences × tokens; may be given again.
+    #[arg(long = "batch", value_name = "BxS", default_value = "2x512", value_parser = parse_batch)]
+    batches: Vec<[usize; 2]>,
     /// Columns of the adapters.
     #[arg(long, default_value_t = 16)]
     rank: usize,
     /// Budgets of `smart`, from recompute-all's peak to keep-all's.
     #[arg(long, default_value_t = 8)]
     budgets: u64,
-    /// Timed steps of each case, after one that is not.
-    #[arg(long, default_value_t = 5)]
+    /// Timed steps of each case, after two that are not.
+    #[arg(long, default_value_t = 8)]
     steps: usize,
-    /// cpu or cuda.
+    /// cpu, where everything is f32, or cuda, where it is bf16.
     #[arg(long, default_value = "cpu")]
     device: String,
-    /// Directory for `activation.json` and `activation.svg`.
+    /// Directory for `activation-BxS.json` and `.svg`.
     #[arg(long)]
     out: PathBuf,
+    /// Let nothing wait in the host's memory.
+    #[arg(long)]
+    no_offload: bool,
     /// Draw Unsloth's two measured points, which are for an 8B model in NF4 at 2 x 2048 tokens on an H100.
     #[arg(long)]
     unsloth: bool,
+    /// What is being measured, for the record.
+    #[arg(long, default_value = "")]
+    commit: String,
     /// Internal: measure this one case and print it.
     #[arg(long, hide = true)]
     case: Option<String>,
 }
+
+/// Steps that are not timed.
+const WARM: usize = 2;
 
 /// Unsloth's step of an 8B model in NF4, rank 16, at 2 x 2048 tokens on an H100: with its checkpointing, and without.
 ///
@@ -75,38 +84,66 @@ const UNSLOTH: [(&str, f64, f64); 2] = [
     ("Unsloth, keeping all", 20.8, 288.0),
 ];
 
-/// Measures, prints a table and a JSON object for each row, and writes both files.
+/// Measures, prints a table and a JSON object for each row, and writes both files of each batch.
 pub(crate) fn run(args: &ActivationArgs) -> anyhow::Result<()> {
     if let Some(case) = &args.case {
-        let row = measure(args, case)?;
-        println!("{row}");
+        let [batch] = args.batches[..] else {
+            bail!("one case is of one batch");
+        };
+        println!("{}", Bench::load(args)?.measure(args, batch, case)?);
         return Ok(());
     }
-    let mut rows = Vec::new();
-    let recompute = child(args, "recompute-all")?;
-    let keep = child(args, "keep-all")?;
+    let bench = (args.device != "cpu")
+        .then(|| Bench::load(args))
+        .transpose()?;
+    for &batch in &args.batches {
+        let measure = |case: &str| match &bench {
+            Some(bench) => bench.measure(args, batch, case),
+            None => child(args, batch, case),
+        };
+        measure_batch(args, batch, measure)?;
+    }
+    Ok(())
+}
+
+fn measure_batch(
+    args: &ActivationArgs,
+    batch @ [rows, tokens]: [usize; 2],
+    measure: impl Fn(&str) -> anyhow::Result<Value>,
+) -> anyhow::Result<()> {
+    println!("{rows}x{tokens}:");
+    let mut cases = vec![measure("recompute-all")?];
+    show(&cases[0]);
+    let keep = measure("keep-all")?;
     let peak = |row: &Value| {
         row["predicted_peak"]
             .as_u64()
-            .context("a child without a peak")
+            .context("a case without a peak")
     };
-    let (least, most) = (peak(&recompute)?, peak(&keep)?);
-    show(&recompute);
-    rows.push(recompute);
+    let (least, most) = (peak(&cases[0])?, peak(&keep)?);
+    let gaps = args.budgets.saturating_sub(1).max(1);
     for i in 0..args.budgets {
-        let budget = least + (most - least) / args.budgets.saturating_sub(1).max(1) * i;
-        let budget = if i + 1 == args.budgets { most } else { budget };
-        let row = child(args, &budget.to_string())?;
+        let row = measure(&(least + (most - least) * i / gaps).to_string())?;
         show(&row);
-        rows.push(row);
+        cases.push(row);
     }
     show(&keep);
-    rows.push(keep);
+    cases.push(keep);
+    let result = |row: &Value| (row["losses"].clone(), row["factors"].clone());
+    if let Some(other) = cases.iter().find(|row| result(row) != result(&cases[0])) {
+        bail!("losses or factors differ: {other}");
+    }
+    println!(
+        "{} losses and the factors after them are the same in all {} cases",
+        args.steps + WARM,
+        cases.len()
+    );
     std::fs::create_dir_all(&args.out)?;
-    let text = serde_json::to_string_pretty(&rows)?;
-    std::fs::write(args.out.join("activation.json"), text)?;
-    std::fs::write(args.out.join("activation.svg"), plot(args, &rows).to_svg())?;
-    println!("wrote {}", args.out.join("activation.svg").display());
+    let file = args.out.join(format!("activation-{rows}x{tokens}.svg"));
+    let text = serde_json::to_string_pretty(&cases)?;
+    std::fs::write(file.with_extension("json"), text)?;
+    std::fs::write(&file, plot(args, batch, &cases).to_svg())?;
+    println!("wrote {}", file.display());
     Ok(())
 }
 
@@ -123,7 +160,7 @@ fn show(row: &Value) {
 }
 
 /// The same program again, for one case.
-fn child(args: &ActivationArgs, case: &str) -> anyhow::Result<Value> {
+fn child(args: &ActivationArgs, [rows, tokens]: [usize; 2], case: &str) -> anyhow::Result<Value> {
     let mut command = Command::new(std::env::current_exe()?);
     command.args(["bench", "activation", "--case", case]);
     command
@@ -131,17 +168,15 @@ fn child(args: &ActivationArgs, case: &str) -> anyhow::Result<Value> {
         .arg(&args.model)
         .arg("--out")
         .arg(&args.out);
-    command.args(["--device", &args.device]);
     for (flag, value) in [
-        ("--rows", args.rows),
-        ("--tokens", args.tokens),
-        ("--rank", args.rank),
-        ("--steps", args.steps),
+        ("--device", args.device.clone()),
+        ("--base", args.base.name()),
+        ("--batch", format!("{rows}x{tokens}")),
+        ("--rank", args.rank.to_string()),
+        ("--steps", args.steps.to_string()),
+        ("--commit", args.commit.clone()),
     ] {
-        command.arg(flag).arg(value.to_string());
-    }
-    if args.nf4 {
-        command.arg("--nf4");
+        command.args([flag, &value]);
     }
     let output = command.stderr(Stdio::inherit()).output()?;
     if !output.status.success() {
@@ -155,76 +190,104 @@ fn child(args: &ActivationArgs, case: &str) -> anyhow::Result<Value> {
     Ok(serde_json::from_str(line)?)
 }
 
-/// One case: `recompute-all`, `keep-all`, or a budget of `smart` in bytes.
-fn measure(args: &ActivationArgs, case: &str) -> anyhow::Result<Value> {
-    let on_gpu = args.device == "cuda";
-    let device = match args.device.as_str() {
-        "cpu" => Device::flex(),
-        "cuda" => backdraft_kernels::device::cuda(0)?,
-        other => bail!("--device takes cpu or cuda, not {other}"),
-    };
-    let source = ModelSource::open(&args.model)?;
-    let quantization = args.nf4.then(|| QuantizationPlan::new(Scheme::NF4));
-    let lora = LoraConfig {
-        rank: args.rank,
-        ..LoraConfig::default()
-    };
-    let model = Llama::load_quantized(&source, quantization.as_ref(), &device)?;
-    let mut model = model.with_lora(&lora, 42)?;
-    let element = model.norm().weight().dtype().size() as u64;
-    let setup = Setup {
-        config: model.config().clone(),
-        lora,
-        quantization,
-        base: None,
-        dense_element: element,
-        memory: if on_gpu {
-            MemoryModel::cube(element)
-        } else {
-            MemoryModel::cpu()
-        },
-        optimizer: StatePrecision::Bits8(Guard::On),
-        micro_batch_size: args.rows,
-        max_seq_length: args.tokens,
-        grad_accumulation_steps: 1,
-    }
-    .with_model(&mut model);
-    let (step, pass) = (setup.step(), setup.pass());
-    let line = if on_gpu { Roofline::GPU } else { Roofline::CPU };
-    let cost = CostModel::Measured(calibrate(&model, args.tokens)?, line);
-    let layers = step.layers.len();
-    let plan = match case {
-        "recompute-all" => ActivationPlan::recompute_all(layers),
-        "keep-all" => ActivationPlan::keep_all(layers),
-        budget => step
-            .solve(budget.parse()?, pass, &cost)
-            .map_err(|shortage| anyhow::anyhow!("{shortage:?}"))?,
-    };
-    let prediction = step.predict(&plan, pass, &cost);
-    let (seconds, peak) = steps(args, model, &plan, on_gpu)?;
-    Ok(row(case, &plan, prediction, &seconds, peak))
+/// A base model on its device.
+struct Bench {
+    model: Llama,
+    device: Device,
+    quantization: Option<QuantizationPlan>,
+    lora: LoraConfig,
 }
 
-fn row(
-    case: &str,
-    plan: &ActivationPlan,
-    prediction: Prediction,
-    seconds: &[f64],
-    peak: Option<u64>,
-) -> Value {
-    let budget: Option<u64> = case.parse().ok();
-    json!({
-        "case": if budget.is_some() { "smart" } else { case },
-        "budget": budget,
-        "milliseconds": 1e3 * seconds[seconds.len() / 2],
-        "milliseconds_min": 1e3 * seconds[0],
-        "milliseconds_max": 1e3 * seconds[seconds.len() - 1],
-        "measured_peak": peak,
-        "predicted_peak": prediction.peak.total(),
-        "recompute_flops": prediction.recompute_flops,
-        "flops": prediction.flops,
-        "plan": plan,
-    })
+impl Bench {
+    fn load(args: &ActivationArgs) -> anyhow::Result<Self> {
+        let (device, dtype) = match args.device.as_str() {
+            "cpu" => (Device::flex(), DType::F32),
+            "cuda" => (device::cuda(0)?, DType::BF16),
+            other => bail!("--device takes cpu or cuda, not {other}"),
+        };
+        eprintln!("{}", device::report(&device));
+        let source = ModelSource::open(&args.model)?;
+        let quantization = args.base.scheme().map(QuantizationPlan::new);
+        let model = Llama::load_as(&source, quantization.as_ref(), (&device, dtype))?;
+        Ok(Self {
+            model,
+            device,
+            quantization,
+            lora: LoraConfig {
+                rank: args.rank,
+                ..LoraConfig::default()
+            },
+        })
+    }
+
+    /// One case: `recompute-all`, `keep-all`, or a budget of `smart` in bytes.
+    fn measure(
+        &self,
+        args: &ActivationArgs,
+        [rows, tokens]: [usize; 2],
+        case: &str,
+    ) -> anyhow::Result<Value> {
+        let mut model = self.model.clone().with_lora(&self.lora, 42)?;
+        let element = model.dtype().size() as u64;
+        let facts = DeviceFacts::of(&self.device, element);
+        let setup = Setup {
+            config: model.config().clone(),
+            lora: self.lora.clone(),
+            quantization: self.quantization.clone(),
+            base: None,
+            dense_element: element,
+            memory: facts.memory,
+            optimizer: StatePrecision::Bits8(Guard::On),
+            micro_batch_size: rows,
+            max_seq_length: tokens,
+            grad_accumulation_steps: 1,
+            host: if args.no_offload { 0 } else { facts.host },
+        }
+        .with_model(&mut model);
+        let (step, pass) = (setup.step(), setup.pass());
+        let cost = CostModel::Measured(calibrate(&model, tokens)?, facts.roofline);
+        let layers = step.layers.len();
+        let plan = match case {
+            "recompute-all" => ActivationPlan::recompute_all(layers),
+            "keep-all" => ActivationPlan::keep_all(layers),
+            budget => step
+                .solve(budget.parse()?, pass, &cost)
+                .map_err(|shortage| anyhow::anyhow!("{shortage:?}"))?,
+        };
+        let prediction = step.predict(&plan, pass, &cost);
+        let steps = Steps::run(args, model, [rows, tokens], &plan)?;
+        Ok(self.row(args, case, &plan, prediction, &steps))
+    }
+
+    fn row(
+        &self,
+        args: &ActivationArgs,
+        case: &str,
+        plan: &ActivationPlan,
+        prediction: Prediction,
+        steps: &Steps,
+    ) -> Value {
+        let budget: Option<u64> = case.parse().ok();
+        let seconds = &steps.seconds;
+        json!({
+            "case": if budget.is_some() { "smart" } else { case },
+            "budget": budget,
+            "milliseconds": 1e3 * seconds[seconds.len() / 2],
+            "milliseconds_min": 1e3 * seconds[0],
+            "milliseconds_max": 1e3 * seconds[seconds.len() - 1],
+            "measured_peak": steps.peak,
+            "predicted_peak": prediction.peak.total(),
+            "recompute_flops": prediction.recompute_flops,
+            "flops": prediction.flops,
+            "offloaded": prediction.offloaded,
+            "recompute_milliseconds": 1e3 * prediction.recompute_seconds,
+            "losses": steps.losses,
+            "factors": steps.factors,
+            "plan": plan,
+            "device": device::report(&self.device).name,
+            "commit": args.commit,
+        })
+    }
 }
 
 /// Times of one layer's tensors.
@@ -241,55 +304,73 @@ fn calibrate(model: &Llama, tokens: usize) -> anyhow::Result<Calibration> {
     )?)
 }
 
-/// Sorted times of steps, and the peak.
-fn steps(
-    args: &ActivationArgs,
-    mut model: Llama,
-    plan: &ActivationPlan,
-    on_gpu: bool,
-) -> anyhow::Result<(Vec<f64>, Option<u64>)> {
-    let batch = batch(args.rows, args.tokens, model.config().vocab_size as u32);
-    let params = AdamWParams {
-        beta1: 0.9,
-        beta2: 0.999,
-        epsilon: 1e-8,
-        weight_decay: 0.01,
-    };
-    let mut optimizer = AdamW::new(params, StatePrecision::Bits8(Guard::On));
-    let mut seconds = Vec::new();
-    let watch = on_gpu.then(GpuPeak::start);
-    if !on_gpu {
-        forget_peak();
-    }
-    for i in 0..=args.steps {
-        let began = Instant::now();
-        let mut grads = AdapterGrads::new();
-        let scale = 1.0 / batch.targets.len() as f32;
-        let nll = forward_backward(&model, &batch, scale, None, plan, &mut grads);
-        let norm = global_norm(&model, &grads);
-        optimizer.step(&mut model, &clip(grads, &norm, 1.0), 2e-4);
-        nll.try_into_scalar::<f64>()?;
-        for (_, _, adapter) in model.adapters().take(1) {
-            adapter
-                .lora_a
-                .val()
-                .inner()
-                .sum()
-                .try_into_scalar::<f64>()?;
-        }
-        if i > 0 {
-            seconds.push(began.elapsed().as_secs_f64());
-        }
-    }
-    seconds.sort_by(f64::total_cmp);
-    let peak = match watch {
-        Some(watch) => watch.stop(),
-        None => memory::peak_resident().map(|bytes| bytes as u64),
-    };
-    Ok((seconds, peak))
+/// What came of some steps.
+struct Steps {
+    /// Of the timed ones, sorted.
+    seconds: Vec<f64>,
+    /// The most memory, in bytes.
+    peak: Option<u64>,
+    /// Of every step.
+    losses: Vec<f64>,
+    /// A digest of the factors after the last step.
+    factors: String,
 }
 
-fn batch(rows: usize, tokens: usize, vocabulary: u32) -> MicroBatch {
+impl Steps {
+    fn run(
+        args: &ActivationArgs,
+        mut model: Llama,
+        batch: [usize; 2],
+        plan: &ActivationPlan,
+    ) -> anyhow::Result<Self> {
+        let device = model.device();
+        let batch = batch_of(batch, model.config().vocab_size as u32);
+        let params = AdamWParams {
+            beta1: 0.9,
+            beta2: 0.999,
+            epsilon: 1e-8,
+            weight_decay: 0.01,
+        };
+        let mut optimizer = AdamW::new(params, StatePrecision::Bits8(Guard::On));
+        optimizer.adopt(&mut model);
+        device.memory_cleanup();
+        memory::forget_peak();
+        let (mut seconds, mut losses) = (Vec::new(), Vec::new());
+        for i in 0..args.steps + WARM {
+            let began = Instant::now();
+            let mut grads = optimizer.grads();
+            let scale = 1.0 / batch.targets.len() as f32;
+            let nll = forward_backward(&model, &batch, scale, None, plan, &mut grads);
+            let (grads, _) = optimizer.clip(&model, grads, 1.0);
+            optimizer.step(&mut model, &grads, 2e-4);
+            losses.push(nll.try_into_scalar::<f64>()?);
+            device.sync()?;
+            if i >= WARM {
+                seconds.push(began.elapsed().as_secs_f64());
+            }
+        }
+        seconds.sort_by(f64::total_cmp);
+        // The allocator keeps what it had.
+        let reserved = device.memory_pool_usage().map(|usage| usage.bytes_reserved);
+        let peak = reserved.or_else(|| memory::peak_resident().map(|bytes| bytes as u64));
+        let mut digest = Sha256::new();
+        for (_, _, adapter) in model.adapters() {
+            for factor in [&adapter.lora_a, &adapter.lora_b] {
+                digest.update(factor.val().inner().try_into_data()?.as_bytes());
+            }
+        }
+        let digest = digest.finalize();
+        let factors = digest[..8].iter().map(|byte| format!("{byte:02x}"));
+        Ok(Self {
+            seconds,
+            peak,
+            losses,
+            factors: factors.collect(),
+        })
+    }
+}
+
+fn batch_of([rows, tokens]: [usize; 2], vocabulary: u32) -> MicroBatch {
     let mut state = 1u32;
     let mut next = || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -304,64 +385,7 @@ fn batch(rows: usize, tokens: usize, vocabulary: u32) -> MicroBatch {
     MicroBatch { tokens, targets }
 }
 
-/// Lets the kernel count the peak from now on: reading the model is higher than a step of a small one.
-fn forget_peak() {
-    // Without the right to do so the peak includes reading the model.
-    let _ = std::fs::write(Path::new("/proc/self/clear_refs"), "5");
-}
-
-/// The highest memory that `nvidia-smi` has seen in use.
-struct GpuPeak {
-    stop: Arc<AtomicBool>,
-    peak: Arc<AtomicU64>,
-    thread: std::thread::JoinHandle<()>,
-}
-
-impl GpuPeak {
-    fn start() -> Self {
-        let (stop, peak) = (
-            Arc::new(AtomicBool::new(false)),
-            Arc::new(AtomicU64::new(0)),
-        );
-        let (stopped, highest) = (stop.clone(), peak.clone());
-        let thread = std::thread::spawn(move || {
-            while !stopped.load(Ordering::Relaxed) {
-                if let Some(bytes) = gpu_memory() {
-                    highest.fetch_max(bytes, Ordering::Relaxed);
-                }
-                std::thread::sleep(Duration::from_millis(50));
-            }
-        });
-        Self { stop, peak, thread }
-    }
-
-    fn stop(self) -> Option<u64> {
-        // The allocator keeps what it had, so a look after the last step sees the peak.
-        if let Some(bytes) = gpu_memory() {
-            self.peak.fetch_max(bytes, Ordering::Relaxed);
-        }
-        self.stop.store(true, Ordering::Relaxed);
-        let _ = self.thread.join();
-        Some(self.peak.load(Ordering::Relaxed)).filter(|bytes| *bytes > 0)
-    }
-}
-
-fn gpu_memory() -> Option<u64> {
-    let output = Command::new("nvidia-smi")
-        .args([
-            "--query-gpu=memory.used",
-            "--format=csv,noheader,nounits",
-            "-i",
-            "0",
-        ])
-        .output()
-        .ok()?;
-    let text = String::from_utf8(output.stdout).ok()?;
-    let mib: u64 = text.trim().parse().ok()?;
-    Some(mib << 20)
-}
-
-fn plot(args: &ActivationArgs, rows: &[Value]) -> Plot {
+fn plot(args: &ActivationArgs, [sequences, tokens]: [usize; 2], rows: &[Value]) -> Plot {
     let point = |row: &Value| {
         let peak = row["measured_peak"]
             .as_f64()
@@ -394,11 +418,9 @@ fn plot(args: &ActivationArgs, rows: &[Value]) -> Plot {
     }
     Plot {
         title: format!(
-            "{} x {} tokens, rank {}, {}",
-            args.rows,
-            args.tokens,
+            "{sequences} x {tokens} tokens, rank {}, {}",
             args.rank,
-            if args.nf4 { "nf4" } else { "dense" }
+            args.base.name()
         ),
         x: "peak memory, GiB".to_owned(),
         y: "step, ms".to_owned(),

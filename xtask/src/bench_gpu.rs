@@ -9,7 +9,7 @@ use backdraft_kernels::adamw::AdamWParams;
 use backdraft_kernels::adamw8bit::Guard;
 use backdraft_kernels::device;
 use backdraft_lora::LoraConfig;
-use backdraft_model::layers::{KeepSet, SavedTensor};
+use backdraft_model::layers::{AwaySet, KeepSet, SavedTensor};
 use backdraft_model::{Llama, Targets, Tokens};
 use backdraft_quant::{FourBitFormat, QuantizationPlan, Scheme};
 use backdraft_train::activation::{ActivationPlan, Segment};
@@ -65,10 +65,31 @@ pub(crate) struct GpuArgs {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
-enum Base {
+pub(crate) enum Base {
     Nf4,
     Nf4Double,
     Dense,
+}
+
+impl Base {
+    pub(crate) fn scheme(self) -> Option<Scheme> {
+        let four_bit = |double_quant| Scheme::FourBit {
+            format: FourBitFormat::Nf4,
+            block_size: 64,
+            double_quant,
+        };
+        match self {
+            Self::Dense => None,
+            Self::Nf4 => Some(four_bit(false)),
+            Self::Nf4Double => Some(four_bit(true)),
+        }
+    }
+
+    /// As an argument.
+    pub(crate) fn name(self) -> String {
+        let value = self.to_possible_value();
+        value.map_or_else(String::new, |value| value.get_name().to_owned())
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
@@ -104,7 +125,7 @@ impl Keep {
                     T::Up,
                 ];
                 ActivationPlan {
-                    segments: vec![Segment::Stored(KeepSet::of(keep)); layers],
+                    segments: vec![Segment::Stored(KeepSet::of(keep), AwaySet::NONE); layers],
                 }
             }
             Self::Inputs => ActivationPlan::recompute_all(layers),
@@ -128,7 +149,7 @@ impl From<Dtype> for DType {
     }
 }
 
-fn parse_batch(text: &str) -> Result<[usize; 2], String> {
+pub(crate) fn parse_batch(text: &str) -> Result<[usize; 2], String> {
     let (batch, length) = text.split_once('x').ok_or("expected, say, 2x2048")?;
     let number = |text: &str| text.parse().map_err(|_| format!("{text} is no number"));
     Ok([number(batch)?, number(length)?])
@@ -143,17 +164,7 @@ pub(crate) fn run(args: &GpuArgs) -> anyhow::Result<()> {
     println!("{}", device::report(&device));
     let began = Instant::now();
     let source = ModelSource::open(&args.model)?;
-    let scheme = |double_quant| Scheme::FourBit {
-        format: FourBitFormat::Nf4,
-        block_size: 64,
-        double_quant,
-    };
-    let plan = match args.base {
-        Base::Dense => None,
-        Base::Nf4 => Some(scheme(false)),
-        Base::Nf4Double => Some(scheme(true)),
-    };
-    let plan = plan.map(|scheme| QuantizationPlan {
+    let plan = args.base.scheme().map(|scheme| QuantizationPlan {
         scheme,
         skip_modules: ["lm_head", "embed_tokens", "norm"]
             .map(str::to_owned)

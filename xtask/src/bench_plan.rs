@@ -34,6 +34,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
                 micro_batch_size: rows,
                 max_seq_length: tokens,
                 grad_accumulation_steps: 1,
+                host: 64 << 30,
             };
             measure(name, &setup);
         }

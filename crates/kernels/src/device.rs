@@ -138,6 +138,23 @@ pub fn wgpu() -> Result<Device, DeviceError> {
     found::wgpu()
 }
 
+/// Runs `make` with every allocation on `device` given memory of its own size, apart from the pages that tensors which
+/// come and go share, and gives back what is free afterwards: for what lives as long as a run.
+pub fn lasting<T: Send, I: Send>(device: &Device, input: I, make: impl Fn(I) -> T + Send) -> T {
+    let made = device.memory_persistent_allocations(input, make);
+    device.memory_cleanup();
+    made
+}
+
+/// Bytes that programs could still take from the device, and bytes that this process holds there; `None` where the
+/// memory is not a device's own.
+///
+/// The device's thread answers once it has launched what it was given.
+pub fn free_and_held(device: &Device) -> Option<[u64; 2]> {
+    let held = device.memory_pool_usage()?.bytes_reserved;
+    Some([found::free(device)?, held])
+}
+
 /// A path that is faster than the general one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FastPath {
@@ -371,6 +388,28 @@ mod found {
         (memory.ok().map(|bytes| bytes as u64), driver)
     }
 
+    /// Bytes of a CUDA device that nobody has.
+    #[cfg(feature = "cuda")]
+    pub(super) fn free(device: &Device) -> Option<u64> {
+        use cubecl_common::device_handle::DeviceHandle;
+        use cubecl_server::runtime::Runtime;
+        let probe = probe(device)?;
+        let cubecl::Device::Cuda(_) = probe.device else {
+            return None;
+        };
+        let id = probe.client.service_id().device;
+        let handle = DeviceHandle::<<cubecl::cuda::CudaRuntime as Runtime>::Server>::new(id);
+        // On the device's thread its context is the current one.
+        let asked = handle.submit_blocking(|_| cudarc::driver::result::mem_get_info());
+        let (free, _) = asked.ok()?.ok()?;
+        Some(free as u64)
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    pub(super) fn free(_: &Device) -> Option<u64> {
+        None
+    }
+
     #[cfg(not(feature = "cuda"))]
     fn cuda_facts(_: &cubecl::Device) -> (Option<u64>, Option<String>) {
         (None, None)
@@ -408,6 +447,10 @@ mod found {
     }
 
     pub(super) fn report(_: &Device) -> Option<DeviceReport> {
+        None
+    }
+
+    pub(super) fn free(_: &Device) -> Option<u64> {
         None
     }
 }

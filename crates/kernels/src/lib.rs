@@ -24,6 +24,7 @@
 //! | [`adamw`] | AdamW with decoupled decay | – |
 //! | [`adamw8bit`] | the same with both moments in 8 bits | – |
 //! | [`flat`] | norm and AdamW of many matrices in one buffer | – |
+//! | [`offload`] | copies to the host's memory and back, beside the computation | – |
 //! | [`quantize`] | values on the host into codes of 4 or 8 bits | – |
 //! | [`dequantize`] | a matrix of codes: its values, x·Wᵀ and dy·W | as frozen weight of [`lora_linear`] |
 
@@ -63,6 +64,7 @@ pub mod embedding;
 pub mod flat;
 pub mod gemm;
 pub mod lora_linear;
+pub mod offload;
 pub mod quantize;
 pub mod rms_norm;
 pub mod rope;

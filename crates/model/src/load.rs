@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use backdraft_formats::ModelSource;
 use backdraft_kernels::attention::HeadLayout;
+use backdraft_kernels::device;
 use backdraft_lora::base::{self, read_dense, read_matrix};
 use backdraft_lora::{Projection, TargetModule};
 use backdraft_quant::{QuantizationPlan, Scheme, Weight};
@@ -71,8 +72,16 @@ impl Llama {
         plan: Option<&QuantizationPlan>,
         (device, dtype): (&Device, DType),
     ) -> Result<Self, LoadError> {
-        let config = LlamaConfig::from_source(source)?;
         check_codes(source, plan)?;
+        device::lasting(device, (), |()| Self::read(source, plan, (device, dtype)))
+    }
+
+    fn read(
+        source: &ModelSource,
+        plan: Option<&QuantizationPlan>,
+        (device, dtype): (&Device, DType),
+    ) -> Result<Self, LoadError> {
+        let config = LlamaConfig::from_source(source)?;
         let mut reader = Reader {
             source,
             plan: plan.filter(|_| source.quantization().is_none()),

@@ -10,6 +10,7 @@ use backdraft_kernels::adamw::{self, AdamWParams, Moments};
 use backdraft_kernels::adamw8bit::{
     self, BLOCK_SIZE, Guard, MIN_8BIT_SIZE, Moment8Bit, Moments8Bit,
 };
+use backdraft_kernels::device;
 use backdraft_lora::AdapterGrads;
 use backdraft_model::Llama;
 use bank::Bank;
@@ -73,7 +74,11 @@ impl AdamW {
         let states: Vec<Option<State>> = factors(model)
             .map(|(_, id, _)| self.moments.remove(&id))
             .collect();
-        match Bank::new(model, self.precision, &states) {
+        let (device, precision) = (model.device(), self.precision);
+        let bank = device::lasting(&device, &mut *model, |model| {
+            Bank::new(model, precision, &states)
+        });
+        match bank {
             Some(bank) => self.bank = Some(bank),
             None => {
                 let ids: Vec<ParamId> = factors(model).map(|(_, id, _)| id).collect();

@@ -525,6 +525,10 @@ impl Run {
             micro_batch_size: train.micro_batch_size,
             max_seq_length: self.recipe.max_seq_length,
             grad_accumulation_steps: train.grad_accumulation_steps,
+            host: match self.recipe.activation_offloading {
+                true => facts.host,
+                false => 0,
+            },
         };
         setup.with_model(&mut self.model)
     }

@@ -2,9 +2,10 @@
 //! backward pass rebuilds the rest, and a layer's values are dropped as soon as its backward pass is done.
 
 use backdraft_data::Batch;
+use backdraft_kernels::offload::Lane;
 use backdraft_kernels::{cross_entropy, embedding};
 use backdraft_lora::AdapterGrads;
-use backdraft_model::layers::{Context, DecoderLayer, KeepSet, LayerSaved};
+use backdraft_model::layers::{Context, DecoderLayer, KeepSet, LayerAway, LayerComing, LayerSaved};
 use backdraft_model::{Llama, Targets, Tokens};
 use burn::tensor::Tensor;
 
@@ -90,16 +91,19 @@ pub fn guarded(
     }
     let mut segments = Vec::with_capacity(plan.segments.len());
     let mut rest = adapted;
+    let mut lane = Lane::default();
     for segment in &plan.segments {
         if let Some(guard) = guard {
-            guard.check()?;
+            guard.check(adapted.len() - rest.len())?;
         }
         let (layers, others) = rest.split_at(segment.len());
         rest = others;
         let saved;
-        (h, saved) = Saved::forward(segment, layers, h, &context);
+        (h, saved) = Saved::forward(segment, layers, h, &context, &mut lane);
         segments.push((layers, saved));
+        lane.turn();
     }
+    drop(lane);
 
     // Norm, head and loss see supervised positions only.
     let t = h.dims()[0];
@@ -121,14 +125,21 @@ pub fn guarded(
     let mut below = adapted.len();
     while let (Some(dy), Some((layers, saved))) = (dh.take(), segments.pop()) {
         below -= layers.len();
+        if let Some((_, next)) = segments.last_mut() {
+            // Its copies back run while this segment computes.
+            next.fetch();
+        }
         dh = saved.backward(dy, layers, &context, grads, below > 0);
     }
-    Ok(nll.sum())
+    Ok(cross_entropy::total(&nll))
 }
 
 /// What is there of a segment between its forward and its backward pass.
 enum Saved {
     Layer(Box<LayerSaved>),
+    Away(Box<LayerAway>),
+    Coming(Box<LayerComing>),
+    Taken,
     Input(Box<Tensor<2>>, Vec<KeepSet>),
 }
 
@@ -138,20 +149,32 @@ impl Saved {
         layers: &[DecoderLayer],
         h: Tensor<2>,
         context: &Context,
+        lane: &mut Lane,
     ) -> (Tensor<2>, Self) {
         match (segment, layers) {
-            (Segment::Stored(keep), [layer]) => {
+            (Segment::Stored(keep, away), [layer]) => {
                 let keep = keep.intersection(layer.uses(true));
                 let (h, saved) = layer.forward_saving(h, context, keep);
-                (h, Self::Layer(Box::new(saved)))
+                if away.is_empty() {
+                    return (h, Self::Layer(Box::new(saved)));
+                }
+                (h, Self::Away(Box::new(saved.send(*away, lane))))
             }
-            (Segment::Stored(_), _) => unreachable!("a stored segment has one layer"),
+            (Segment::Stored(..), _) => unreachable!("a stored segment has one layer"),
             (Segment::Rerun(keep), layers) => {
                 let input = h.clone();
                 let h = layers.iter().fold(h, |h, layer| forward(layer, h, context));
                 (h, Self::Input(Box::new(input), keep.clone()))
             }
         }
+    }
+
+    /// Starts the copies of what waits in the host's memory.
+    fn fetch(&mut self) {
+        *self = match std::mem::replace(self, Self::Taken) {
+            Self::Away(away) => Self::Coming(Box::new(away.fetch())),
+            other => other,
+        };
     }
 
     /// The gradient of the segment's input, where it is `wanted`.
@@ -165,6 +188,9 @@ impl Saved {
     ) -> Option<Tensor<2>> {
         let mut saved = match self {
             Self::Layer(saved) => vec![*saved],
+            Self::Away(away) => vec![away.fetch().arrived()],
+            Self::Coming(coming) => vec![coming.arrived()],
+            Self::Taken => unreachable!("it was put back"),
             Self::Input(input, keep) => {
                 let mut h = *input;
                 let mut again = Vec::with_capacity(layers.len());

@@ -111,6 +111,7 @@ fn model(args: &InspectArgs, context: Context) -> Result<Value, CliError> {
         micro_batch_size: args.micro_batch_size as usize,
         max_seq_length: args.max_seq_length as usize,
         grad_accumulation_steps: 1,
+        host: 0,
     };
     let step = setup.step();
     let all = ActivationPlan::keep_all(step.layers.len());

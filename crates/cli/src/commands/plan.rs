@@ -9,8 +9,11 @@ use backdraft_model::LlamaConfig;
 use backdraft_model::layers::SavedTensor;
 use backdraft_train::activation::cost::{CostModel, Roofline};
 use backdraft_train::activation::device::usable;
+use backdraft_train::activation::plan::Fate;
 use backdraft_train::activation::tensors::{MemoryModel, PassShape};
-use backdraft_train::activation::{ActivationPlan, Peak, Prediction, Setup, Shortage, StepShape};
+use backdraft_train::activation::{
+    ActivationPlan, Peak, Prediction, Setup, Shortage, StepShape, host_room,
+};
 use backdraft_train::recipe::{ActivationPolicy, ByteSize, DType, Recipe};
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
@@ -88,6 +91,10 @@ pub(crate) fn run(args: &PlanArgs, context: Context) -> Result<(), CliError> {
         micro_batch_size: recipe.train.micro_batch_size,
         max_seq_length: recipe.max_seq_length,
         grad_accumulation_steps: recipe.train.grad_accumulation_steps,
+        host: match on_gpu && recipe.activation_offloading {
+            true => host_room(),
+            false => 0,
+        },
     };
     let plans = Plans::new(args, &recipe, setup, on_gpu);
     let found = plans.to_json();
@@ -277,13 +284,18 @@ impl Plans {
             Ok((plan, prediction)) => {
                 text += &peak_lines(&prediction.peak);
                 text += &format!(
-                    "recompute {} of {} a pass, {:.1} % of its time\n\n",
+                    "recompute {} of {} a pass, {:.1} % of its time\n",
                     flops(prediction.recompute_flops),
                     flops(prediction.flops + prediction.recompute_flops),
                     100.0 * prediction.recompute_share()
                 );
+                if prediction.offloaded > 0 {
+                    let host = gib(prediction.offloaded);
+                    text += &format!("offload   {host} to the host and back\n");
+                }
+                text += "\n";
                 text += &format!(
-                    "{} (█ kept, · recomputed), layers {} to {}:\n",
+                    "{} (█ kept, ▒ kept by the host, · recomputed), layers {} to {}:\n",
                     self.policy,
                     setup.config.num_hidden_layers - self.step.layers.len(),
                     setup.config.num_hidden_layers - 1
@@ -397,14 +409,19 @@ fn chart(plan: &ActivationPlan, step: &StepShape) -> String {
     let mut text = String::new();
     let inputs: String = plan
         .kept()
-        .map(|kept| if kept.is_some() { '█' } else { '·' })
+        .zip(plan.away())
+        .map(|(kept, away)| match kept {
+            Some(_) if away.input => Fate::Offload.letter(),
+            Some(_) => Fate::Keep.letter(),
+            None => Fate::Recompute.letter(),
+        })
         .collect();
     text += &format!("  {:<13} {inputs}\n", "input");
     for tensor in SavedTensor::ALL {
         let strip: String = plan
             .fates(tensor, &uses)
             .into_iter()
-            .map(backdraft_train::activation::plan::Fate::letter)
+            .map(Fate::letter)
             .collect();
         text += &format!("  {:<13} {strip}\n", tensor.name());
     }
@@ -446,7 +463,7 @@ mod tests {
         "tie_word_embeddings": false
     }"#;
 
-    fn plans(device_memory: Option<&str>, dtype: Option<PlanDtype>) -> String {
+    fn plans(device_memory: Option<&str>, dtype: Option<PlanDtype>, host: u64) -> String {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("config.json"), CONFIG).unwrap();
         let text = RECIPE.replace("MODEL", dir.path().to_str().unwrap());
@@ -472,6 +489,7 @@ mod tests {
             micro_batch_size: 2,
             max_seq_length: 2048,
             grad_accumulation_steps: 1,
+            host,
         };
         let plans = Plans::new(&args, &recipe, setup, true);
         let json = plans.to_json();
@@ -480,8 +498,15 @@ mod tests {
     }
 
     #[test]
+    fn what_does_not_fit_may_wait_in_the_hosts_memory() {
+        let text = plans(Some("7GiB"), None, 64 << 30);
+        let plan = text.split("\n\npolicy").next().unwrap();
+        assert_snapshot!(plan, @"");
+    }
+
+    #[test]
     fn a_plan_for_a_small_card_as_a_whole() {
-        assert_snapshot!(plans(Some("12GiB"), None), @r"
+        assert_snapshot!(plans(Some("12GiB"), None, 0), @r"
         step      2 x 2048 tokens, 1 pass; bf16, base nf4 (blocks of 64, double)
         budget    11.25 GiB
         peak      11.25 GiB in layer 31 backwards
@@ -536,7 +561,7 @@ mod tests {
 
     #[test]
     fn a_card_that_is_too_small_is_told_what_helps() {
-        let text = plans(Some("7GiB"), None);
+        let text = plans(Some("7GiB"), None, 0);
         let head: Vec<&str> = text.lines().take(6).collect();
         assert_snapshot!(head.join("\n"), @r"
         step      2 x 2048 tokens, 1 pass; bf16, base nf4 (blocks of 64, double)

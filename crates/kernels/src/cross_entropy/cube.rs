@@ -7,8 +7,8 @@ use cubecl::prelude::*;
 
 use super::Loss;
 use crate::cube::{
-    InPlace, RowCube, argument, cubes, elem, empty, indices, into_floats, line, max_cube, on_cube,
-    sum_cube, sum_lanes, tensor,
+    InPlace, RowCube, argument, cubes, elem, empty, floats, indices, into_floats, len, line,
+    max_cube, on_cube, sum_cube, sum_lanes, tensor,
 };
 
 /// Units that share a row, at most.
@@ -73,6 +73,42 @@ pub(super) fn softmax_nll(
         );
     }
     Ok((tensor(nll), out.map(tensor)))
+}
+
+/// The sum in one order, whatever else happens on the device; `None` elsewhere than on a CubeCL device.
+pub(super) fn total(nll: &Tensor<1>) -> Option<Tensor<1>> {
+    let nll = floats(nll).filter(|nll| nll.dtype == DType::F32)?;
+    let cube = RowCube::new(&nll, len(&nll), UNITS);
+    let sum = empty(&nll, [1], DType::F32);
+    #[expect(unsafe_code, reason = "a kernel without bounds checks")]
+    // SAFETY: it reads up to the length and writes one value.
+    unsafe {
+        total_kernel::launch_unchecked(
+            &nll.client,
+            CubeCount::Static(1, 1, 1),
+            cube.dim(),
+            argument(&nll, 1),
+            argument(&sum, 1),
+            len(&nll) as u32,
+            cube,
+        );
+    }
+    Some(tensor(sum))
+}
+
+#[cube(launch_unchecked)]
+fn total_kernel(nll: &[f32], sum: &mut [f32], count: u32, #[comptime] cube: RowCube) {
+    let units = comptime!(cube.units as usize);
+    let mut part = 0.0f32;
+    let mut i = UNIT_POS as usize;
+    while i < count as usize {
+        part += nll[i];
+        i += units;
+    }
+    let all = sum_cube(part, cube);
+    if UNIT_POS == 0 {
+        sum[0] = all;
+    }
 }
 
 #[cube(launch_unchecked)]

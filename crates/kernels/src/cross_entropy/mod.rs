@@ -79,6 +79,14 @@ pub fn softmax_nll(
         .unwrap_or_else(|logits| reference::softmax_nll(logits, targets, scale))
 }
 
+/// Σ nll, in one order, so that the same losses have the same sum.
+///
+/// # Shapes
+/// `nll` `[n]`, result `[1]`.
+pub fn total(nll: &Tensor<1>) -> Tensor<1> {
+    on_device!(cube::total(nll)).unwrap_or_else(|| nll.clone().sum())
+}
+
 /// Σ nll as a differentiable scalar; its gradient is formed here and only scaled in the backward
 /// pass.
 ///
@@ -89,8 +97,8 @@ pub fn cross_entropy(hidden: Tensor<2>, head: &impl FrozenMatrix, targets: &[u32
     let scale = parents[0].is_some().then_some(1.0);
     let HeadLoss { nll, d_hidden } = forward(&hidden.inner(), head, targets, scale);
     match d_hidden {
-        Some(d_hidden) => attach(nll.sum(), parents, CrossEntropy { d_hidden }),
-        None => nll.sum(),
+        Some(d_hidden) => attach(total(&nll), parents, CrossEntropy { d_hidden }),
+        None => total(&nll),
     }
 }
 

@@ -357,10 +357,17 @@ impl Preference {
         ];
         let limit = Attribute::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
         let workspace = WORKSPACE;
-        // SAFETY: the workspace is 64-bit, alignments are 32-bit.
+        // Parts of a long inner product are added in f32 in the workspace. Added in the output, in its type, the sum
+        // would depend on whether an addend lies there or elsewhere.
+        let reductions = Attribute::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK;
+        let in_workspace =
+            sys::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32;
+        // SAFETY: the workspace is 64-bit, the mask and alignments are 32-bit.
         unsafe {
             let size = (&raw const workspace).cast();
             lt::set_matmul_pref_attribute(preference.0, limit, size, size_of::<usize>())?;
+            let mask = (&raw const in_workspace).cast();
+            lt::set_matmul_pref_attribute(preference.0, reductions, mask, size_of::<u32>())?;
             for (attribute, bytes) in alignments {
                 let value = (&raw const bytes).cast();
                 lt::set_matmul_pref_attribute(preference.0, attribute, value, size_of::<u32>())?;

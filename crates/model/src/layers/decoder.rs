@@ -128,7 +128,7 @@ impl DecoderLayer {
             .contains(T::Product)
             .then_some(Projected { y: product, saved });
         let saved = LayerSaved {
-            input,
+            input: Some(input),
             input_rstd,
             input_normed,
             query,
@@ -200,7 +200,7 @@ impl DecoderLayer {
         drop(dx);
         let d_normed = self.attention_backward(&d_mid, mid, &mut saved, context, grads, wanted)?;
         let norm = &self.input_layernorm;
-        Some(norm.backward_add(&d_normed, &saved.input, &saved.input_rstd, d_mid))
+        Some(norm.backward_add(&d_normed, saved.input(), &saved.input_rstd, d_mid))
     }
 
     /// From the gradient of the MLP's result to that of its normed input.
@@ -270,7 +270,7 @@ impl DecoderLayer {
 
     fn rebuild_input_normed(&self, saved: &mut LayerSaved) {
         if saved.input_normed.is_none() {
-            let (x, _) = self.input_layernorm.forward_saving(&saved.input);
+            let (x, _) = self.input_layernorm.forward_saving(saved.input());
             saved.input_normed = Some(x);
         }
     }
@@ -314,7 +314,7 @@ impl DecoderLayer {
         };
         let mid = self
             .self_attn
-            .output(saved.input.clone(), out, context, self.index);
+            .output(saved.input().clone(), out, context, self.index);
         saved.mid = Some(mid);
     }
 

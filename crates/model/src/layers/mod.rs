@@ -17,7 +17,7 @@ pub use attention::Attention;
 pub use decoder::DecoderLayer;
 pub use mlp::Mlp;
 pub use norm::RmsNorm;
-pub use saved::{KeepSet, LayerSaved, SavedTensor};
+pub use saved::{AwaySet, KeepSet, LayerAway, LayerComing, LayerSaved, SavedTensor};
 
 /// What every layer needs to know of the batch.
 #[derive(Clone, Debug)]

@@ -1,8 +1,8 @@
 //! What a layer keeps between its forward and its backward pass.
 
-use burn::tensor::Tensor;
-
+use backdraft_kernels::offload::{Fetching, Lane, Offloaded};
 use backdraft_lora::ProjectionSaved;
+use burn::tensor::Tensor;
 
 /// A tensor that the backward pass of a layer uses, and that is kept for it or rebuilt.
 ///
@@ -150,7 +150,8 @@ pub(super) struct Projected {
 /// What is there for a layer's backward pass; what is not there is rebuilt.
 #[derive(Clone, Debug)]
 pub struct LayerSaved {
-    pub(super) input: Tensor<2>,
+    /// Not there while it waits in the host's memory.
+    pub(super) input: Option<Tensor<2>>,
     pub(super) input_rstd: Tensor<1>,
     pub(super) input_normed: Option<Tensor<2>>,
     pub(super) query: Option<Projected>,
@@ -168,7 +169,172 @@ pub struct LayerSaved {
     pub(super) product: Option<Projected>,
 }
 
+/// What of a layer waits in the host's memory between its two passes: tensors that are kept, and its input.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct AwaySet {
+    /// The layer's input.
+    pub input: bool,
+    /// Of what is kept. What an adapter has beside it, and the statistics of attention's scores, stay.
+    pub tensors: KeepSet,
+}
+
+impl AwaySet {
+    /// Nothing.
+    pub const NONE: Self = Self {
+        input: false,
+        tensors: KeepSet::NONE,
+    };
+
+    /// Whether nothing is in it.
+    #[must_use]
+    pub const fn is_empty(self) -> bool {
+        !self.input && self.tensors.is_empty()
+    }
+}
+
+/// What goes with a tensor and stays on the device.
+#[derive(Debug)]
+enum Beside {
+    Nothing,
+    Projection(ProjectionSaved),
+    LogSumExp(Tensor<2>),
+}
+
+/// A tensor that was kept, as `T`.
+#[derive(Debug)]
+struct Moved<T> {
+    tensor: SavedTensor,
+    main: T,
+    beside: Beside,
+}
+
+impl<T> Moved<T> {
+    fn map<U>(self, to: impl FnOnce(T) -> U) -> Moved<U> {
+        Moved {
+            tensor: self.tensor,
+            main: to(self.main),
+            beside: self.beside,
+        }
+    }
+}
+
+/// What is kept of a layer, a part of it in the host's memory, as `T`.
+#[derive(Debug)]
+pub struct LayerMoved<T> {
+    saved: LayerSaved,
+    input: Option<T>,
+    tensors: Vec<Moved<T>>,
+}
+
+/// A layer of which a part waits in the host's memory.
+pub type LayerAway = LayerMoved<Offloaded>;
+/// A layer of which a part is on its way back.
+pub type LayerComing = LayerMoved<Fetching>;
+
+impl<T> LayerMoved<T> {
+    fn map<U>(self, mut to: impl FnMut(T) -> U) -> LayerMoved<U> {
+        LayerMoved {
+            saved: self.saved,
+            input: self.input.map(&mut to),
+            tensors: self.tensors.into_iter().map(|it| it.map(&mut to)).collect(),
+        }
+    }
+}
+
+impl LayerAway {
+    /// Starts the copies back.
+    #[must_use]
+    pub fn fetch(self) -> LayerComing {
+        self.map(Offloaded::fetch)
+    }
+}
+
+impl LayerComing {
+    /// As it was kept.
+    #[must_use]
+    pub fn arrived(self) -> LayerSaved {
+        let LayerMoved {
+            mut saved,
+            input,
+            tensors,
+        } = self.map(Fetching::arrived);
+        saved.input = saved.input.or(input);
+        for moved in tensors {
+            saved.put(moved);
+        }
+        saved
+    }
+}
+
 impl LayerSaved {
+    /// Sends what `away` names to the host, as far as it is there.
+    #[must_use]
+    pub fn send(mut self, away: AwaySet, lane: &mut Lane) -> LayerAway {
+        let input = if away.input { self.input.take() } else { None };
+        let tensors = away.tensors.iter();
+        let tensors = tensors.filter_map(|tensor| self.take(tensor)).collect();
+        LayerMoved {
+            saved: self,
+            input,
+            tensors,
+        }
+        .map(|tensor| lane.store(tensor))
+    }
+
+    pub(super) fn input(&self) -> &Tensor<2> {
+        match &self.input {
+            Some(input) => input,
+            None => unreachable!("it has come back"),
+        }
+    }
+
+    fn projected(&mut self, tensor: SavedTensor) -> Option<&mut Option<Projected>> {
+        match tensor {
+            SavedTensor::Query => Some(&mut self.query),
+            SavedTensor::Key => Some(&mut self.key),
+            SavedTensor::Value => Some(&mut self.value),
+            SavedTensor::Mid => Some(&mut self.mid),
+            SavedTensor::Gate => Some(&mut self.gate),
+            SavedTensor::Up => Some(&mut self.up),
+            SavedTensor::Product => Some(&mut self.product),
+            SavedTensor::InputNormed | SavedTensor::Attention | SavedTensor::PostNormed => None,
+        }
+    }
+
+    fn take(&mut self, tensor: SavedTensor) -> Option<Moved<Tensor<2>>> {
+        let (main, beside) = match tensor {
+            SavedTensor::InputNormed => (self.input_normed.take()?, Beside::Nothing),
+            SavedTensor::PostNormed => (self.post_normed.take()?, Beside::Nothing),
+            SavedTensor::Attention => {
+                let (out, lse) = self.attention.take()?;
+                (out, Beside::LogSumExp(lse))
+            }
+            _ => {
+                let Projected { y, saved } = self.projected(tensor)?.take()?;
+                (y, Beside::Projection(saved))
+            }
+        };
+        Some(Moved {
+            tensor,
+            main,
+            beside,
+        })
+    }
+
+    fn put(&mut self, moved: Moved<Tensor<2>>) {
+        let (tensor, y) = (moved.tensor, moved.main);
+        match moved.beside {
+            Beside::LogSumExp(lse) => self.attention = Some((y, lse)),
+            Beside::Nothing if tensor == SavedTensor::InputNormed => self.input_normed = Some(y),
+            Beside::Nothing => self.post_normed = Some(y),
+            Beside::Projection(saved) => {
+                if let Some(place) = self.projected(tensor) {
+                    *place = Some(Projected { y, saved });
+                }
+            }
+        }
+    }
+
     /// Which tensors are there.
     #[must_use]
     pub fn kept(&self) -> KeepSet {

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use backdraft_formats::{Existing, FormatError, write_file};
-use backdraft_model::layers::{Context, DecoderLayer, SavedTensor};
+use backdraft_kernels::offload;
+use backdraft_model::layers::{Context, DecoderLayer, KeepSet, SavedTensor};
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -25,6 +26,8 @@ pub struct Roofline {
     pub codes: f64,
     /// Seconds of a launch.
     pub launch: f64,
+    /// Bytes that go to the host's memory, or come back, in a second.
+    pub host: f64,
 }
 
 impl Roofline {
@@ -35,15 +38,17 @@ impl Roofline {
         bandwidth: 1e10,
         codes: 1e9,
         launch: 1e-6,
+        host: 1e10,
     };
     /// A large data-centre GPU in bf16: 60 % of the 989 TFLOP/s and 80 % of the 3.35 TB/s on an H100's data
-    /// sheet. Only ratios matter to a plan.
+    /// sheet; 20 GB/s to the host, as over PCIe 4. Only ratios matter to a plan.
     pub const GPU: Self = Self {
         gemm: 6e14,
         attention: 3e14,
         bandwidth: 2.7e12,
         codes: 4e11,
         launch: 4e-6,
+        host: 2e10,
     };
 
     /// How long work takes.
@@ -67,6 +72,9 @@ pub struct Calibration {
     pub pairs: u64,
     /// Seconds of each tensor, in the order of [`SavedTensor::ALL`].
     pub seconds: Vec<f64>,
+    /// Bytes that go to the host's memory in a second; `None` where none go.
+    #[serde(default)]
+    pub host: Option<f64>,
 }
 
 impl Calibration {
@@ -101,6 +109,7 @@ impl Calibration {
                 tokens: pass.tokens,
                 pairs: pass.pairs,
                 seconds,
+                host: offload::measure(&h.device())?,
             }),
         }
     }
@@ -116,7 +125,8 @@ impl Calibration {
             && calibration
                 .seconds
                 .iter()
-                .all(|seconds| seconds.is_finite() && *seconds >= 0.0);
+                .all(|seconds| seconds.is_finite() && *seconds >= 0.0)
+            && calibration.host.is_none_or(|speed| speed > 0.0);
         whole.then_some(calibration)
     }
 
@@ -180,6 +190,64 @@ impl CostModel {
         }
     }
 
+    /// Bytes that go to the host's memory, or come back, in a second.
+    #[must_use]
+    pub fn host(&self) -> f64 {
+        match self {
+            Self::Measured(calibration, line) => calibration.host.unwrap_or(line.host),
+            Self::Roofline(line) => line.host,
+        }
+    }
+
+    /// Time of a layer's whole forward pass.
+    ///
+    /// # Units
+    /// Picoseconds.
+    #[must_use]
+    pub fn forward(&self, layer: &LayerShape, pass: PassShape, memory: &MemoryModel) -> u64 {
+        let tensors: u64 = KeepSet::ALL
+            .iter()
+            .map(|tensor| self.rebuild(layer, tensor, pass, memory))
+            .sum();
+        let whole = layer.forward_work(pass, memory);
+        let parts = layer.rebuilding(KeepSet::ALL, pass, memory);
+        let down = Work {
+            gemm: whole.gemm - parts.gemm,
+            bytes: whole.bytes - parts.bytes,
+            codes: whole.codes - parts.codes,
+            ops: whole.ops - parts.ops,
+            attention: 0,
+        };
+        tensors + picoseconds(self.roofline().seconds(down))
+    }
+
+    /// Time that copies of `bytes` to the host and back add to a layer: what the next layer's forward pass and its
+    /// backward pass do not hide, and the launches of `tensors` copies.
+    ///
+    /// # Units
+    /// Picoseconds.
+    #[must_use]
+    pub fn offload(
+        &self,
+        layer: &LayerShape,
+        (bytes, tensors): (u64, usize),
+        pass: PassShape,
+        memory: &MemoryModel,
+    ) -> u64 {
+        if bytes == 0 {
+            return 0;
+        }
+        let line = self.roofline();
+        let copy = picoseconds(bytes as f64 / self.host());
+        let forward = self.forward(layer, pass, memory);
+        let seconds = |work| line.seconds(work);
+        let ratio = seconds(layer.backward_work(pass, memory))
+            / seconds(layer.forward_work(pass, memory)).max(f64::MIN_POSITIVE);
+        let backward = (forward as f64 * ratio) as u64;
+        let launches = picoseconds(4.0 * tensors as f64 * line.launch);
+        copy.saturating_sub(forward) + copy.saturating_sub(backward) + launches
+    }
+
     /// Time to rebuild one tensor.
     ///
     /// # Units
@@ -222,6 +290,7 @@ mod tests {
             bandwidth: 100.0,
             codes: 1.0,
             launch: 0.5,
+            host: 1.0,
         };
         let work = Work {
             gemm: 10,
@@ -245,6 +314,7 @@ mod tests {
             tokens: 4,
             pairs: 10,
             seconds: vec![0.5; SavedTensor::ALL.len()],
+            host: None,
         };
         let layer = super::super::tests::layer();
         let key = CalibrationKey {

@@ -3,9 +3,6 @@
 //! [`tensors`] lists the tensors of a layer with their bytes and their work, [`cost`] turns work into time,
 //! [`predict`] simulates the memory of a whole step under a plan, [`solver`] finds the best plan for a budget,
 //! [`policies`] chooses by the recipe, and [`plan`] is what the step obeys.
-//!
-//! Offloading to host memory is not among the choices: with what the tensor library offers today a copy cannot run
-//! beside the computation, and one that the step waits for costs more than recomputing.
 
 pub mod cost;
 pub mod device;
@@ -17,7 +14,7 @@ pub mod setup;
 pub mod solver;
 pub mod tensors;
 
-pub use device::DeviceFacts;
+pub use device::{DeviceFacts, host_room};
 pub use plan::{ActivationPlan, Segment};
 pub use policies::{Lowered, Planned, Planner};
 pub use predict::{Moment, Peak, Prediction, Shortage, StepShape};

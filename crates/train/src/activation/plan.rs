@@ -1,14 +1,15 @@
 //! A plan: for each layer of the backward pass, what is kept for it.
 
-use backdraft_model::layers::{KeepSet, SavedTensor};
+use backdraft_model::layers::{AwaySet, KeepSet, SavedTensor};
 use serde::Serialize;
 use serde::ser::{SerializeSeq, Serializer};
 
 /// Layers that are treated as one.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Segment {
-    /// One layer, which keeps its input and these tensors; its backward pass rebuilds the others that it uses.
-    Stored(KeepSet),
+    /// One layer, which keeps its input and these tensors, some of that in the host's memory; its backward pass rebuilds
+    /// the others that it uses.
+    Stored(KeepSet, AwaySet),
     /// Layers of which only the first one's input is kept. Their forward pass runs again before their backward
     /// pass, and then each keeps these tensors besides its input.
     Rerun(Vec<KeepSet>),
@@ -19,7 +20,7 @@ impl Segment {
     #[must_use]
     pub fn len(&self) -> usize {
         match self {
-            Self::Stored(_) => 1,
+            Self::Stored(..) => 1,
             Self::Rerun(layers) => layers.len(),
         }
     }
@@ -44,6 +45,8 @@ pub struct ActivationPlan {
 pub enum Fate {
     /// Kept from the forward pass to the backward pass.
     Keep,
+    /// Kept in the host's memory.
+    Offload,
     /// Rebuilt in the backward pass.
     Recompute,
     /// Nobody needs it.
@@ -56,6 +59,7 @@ impl Fate {
     pub const fn letter(self) -> char {
         match self {
             Self::Keep => '█',
+            Self::Offload => '▒',
             Self::Recompute => '·',
             Self::Unused => ' ',
         }
@@ -67,7 +71,7 @@ impl ActivationPlan {
     #[must_use]
     pub fn keep_all(layers: usize) -> Self {
         Self {
-            segments: vec![Segment::Stored(KeepSet::ALL); layers],
+            segments: vec![Segment::Stored(KeepSet::ALL, AwaySet::NONE); layers],
         }
     }
 
@@ -110,12 +114,23 @@ impl ActivationPlan {
     /// What is kept of each layer between the two passes; `None` where not even the input is.
     pub fn kept(&self) -> impl Iterator<Item = Option<KeepSet>> {
         self.segments.iter().flat_map(|segment| match segment {
-            Segment::Stored(keep) => vec![Some(*keep)],
+            Segment::Stored(keep, _) => vec![Some(*keep)],
             Segment::Rerun(layers) => {
                 let inner = layers.len().saturating_sub(1);
                 let first = (!layers.is_empty()).then_some(Some(KeepSet::NONE));
                 first.into_iter().chain(vec![None; inner]).collect()
             }
+        })
+    }
+
+    /// What of each layer waits in the host's memory.
+    pub fn away(&self) -> impl Iterator<Item = AwaySet> {
+        self.segments.iter().flat_map(|segment| {
+            let away = match segment {
+                Segment::Stored(_, away) => *away,
+                Segment::Rerun(_) => AwaySet::NONE,
+            };
+            vec![away; segment.len()]
         })
     }
 
@@ -125,26 +140,36 @@ impl ActivationPlan {
     /// If `uses` has another number of layers.
     pub fn fates(&self, tensor: SavedTensor, uses: &[KeepSet]) -> Vec<Fate> {
         assert_eq!(uses.len(), self.num_layers(), "layers of the plan");
-        let fate = |(kept, uses): (Option<KeepSet>, &KeepSet)| {
+        let fate = |((kept, away), uses): ((Option<KeepSet>, AwaySet), &KeepSet)| {
             if !uses.contains(tensor) {
                 Fate::Unused
+            } else if away.tensors.contains(tensor) {
+                Fate::Offload
             } else if kept.is_some_and(|kept| kept.contains(tensor)) {
                 Fate::Keep
             } else {
                 Fate::Recompute
             }
         };
-        self.kept().zip(uses).map(fate).collect()
+        self.kept().zip(self.away()).zip(uses).map(fate).collect()
     }
 }
 
 impl Serialize for ActivationPlan {
-    /// For each layer the names of the tensors that are kept.
+    /// For each layer the names of the tensors that are kept; those in the host's memory, `input` among them, begin with
+    /// a `^`.
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut layers = serializer.serialize_seq(Some(self.num_layers()))?;
-        for kept in self.kept() {
-            let names: Option<Vec<&str>> =
-                kept.map(|kept| kept.iter().map(SavedTensor::name).collect());
+        for (kept, away) in self.kept().zip(self.away()) {
+            let name = |tensor: SavedTensor| match away.tensors.contains(tensor) {
+                true => format!("^{}", tensor.name()),
+                false => tensor.name().to_owned(),
+            };
+            let input = away.input.then(|| "^input".to_owned());
+            let names = kept.map(|kept| {
+                let tensors = kept.iter().map(name);
+                input.into_iter().chain(tensors).collect::<Vec<String>>()
+            });
             layers.serialize_element(&names)?;
         }
         layers.end()
@@ -176,7 +201,13 @@ mod tests {
     fn fates_follow_what_is_kept_and_used() {
         let plan = ActivationPlan {
             segments: vec![
-                Segment::Stored(KeepSet::of([SavedTensor::Gate])),
+                Segment::Stored(
+                    KeepSet::of([SavedTensor::Gate, SavedTensor::Up]),
+                    AwaySet {
+                        input: true,
+                        tensors: KeepSet::of([SavedTensor::Up]),
+                    },
+                ),
                 Segment::Rerun(vec![KeepSet::ALL; 2]),
             ],
         };
@@ -184,6 +215,12 @@ mod tests {
         assert_eq!(
             plan.fates(SavedTensor::Gate, &uses),
             [Fate::Keep, Fate::Recompute, Fate::Unused]
+        );
+        assert_eq!(plan.fates(SavedTensor::Up, &uses)[0], Fate::Offload);
+        let names = serde_json::to_value(&plan).unwrap();
+        assert_eq!(
+            names,
+            serde_json::json!([["^input", "gate", "^up"], [], null])
         );
     }
 }

@@ -1,11 +1,12 @@
 //! The peak of a whole step and the work of its backward pass, for a plan; and the plan that suits a budget.
 
 use std::collections::HashMap;
+use std::rc::Rc;
 
-use backdraft_model::layers::KeepSet;
+use backdraft_model::layers::{AwaySet, KeepSet, SavedTensor};
 use serde::Serialize;
 
-use super::cost::{CostModel, picoseconds};
+use super::cost::CostModel;
 use super::plan::{ActivationPlan, Segment};
 use super::solver::{Choice, Group, Problem};
 use super::tensors::{LayerShape, MemoryModel, PassShape, Work};
@@ -33,7 +34,12 @@ pub struct StepShape {
     pub optimizer: u64,
     /// Whether gradients of an earlier micro-batch of the step are there already.
     pub accumulated: bool,
+    /// Bytes of the host's memory in which tensors may wait; 0 for none.
+    pub host: u64,
 }
+
+/// Times that a plan is made again because pages leave too much unfilled.
+const REFITS: usize = 8;
 
 /// When memory is highest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -80,6 +86,8 @@ pub struct Peak {
     pub working: u64,
     /// Libraries' buffers, and what belongs to the batch.
     pub workspace: u64,
+    /// What the allocator's pages have room for and nothing fills.
+    pub unfilled: u64,
     /// When that is.
     pub moment: Moment,
 }
@@ -95,6 +103,7 @@ impl Peak {
             + self.kept
             + self.working
             + self.workspace
+            + self.unfilled
     }
 
     /// What comes and goes in a step: everything but base, factors and the optimiser's state.
@@ -113,7 +122,9 @@ pub struct Prediction {
     pub flops: u64,
     /// Those of recomputation, on top.
     pub recompute_flops: u64,
-    /// Time of recomputation, in seconds.
+    /// Bytes that go to the host's memory and come back.
+    pub offloaded: u64,
+    /// Time of recomputation and of copies that nothing hides, in seconds.
     pub recompute_seconds: f64,
     /// Time of a micro-batch with it, in seconds.
     pub seconds: f64,
@@ -189,11 +200,15 @@ impl StepShape {
         let peak = self.peak(plan, pass);
         let roofline = cost.roofline();
         let work = self.work(pass);
-        let (mut again, mut extra) = (0, 0);
+        let (mut again, mut extra, mut offloaded) = (0, 0, 0);
         for (segment, layers) in self.segments(plan) {
             match segment {
-                Segment::Stored(keep) => {
+                Segment::Stored(keep, away) => {
                     let layer = &layers[0];
+                    let bytes = layer.away(*away, pass, &self.memory);
+                    let copies = (bytes, away.tensors.len() + usize::from(away.input));
+                    offloaded += bytes;
+                    extra += cost.offload(layer, copies, pass, &self.memory);
                     let tensors = layer.rebuilt(*keep);
                     again += layer.rebuilding(tensors, pass, &self.memory).flops();
                     extra += self.rebuild_time(layer, *keep, pass, cost);
@@ -201,7 +216,7 @@ impl StepShape {
                 Segment::Rerun(keeps) => {
                     for (layer, keep) in layers.iter().zip(keeps) {
                         again += layer.forward_work(pass, &self.memory).flops();
-                        extra += self.rerun_time(layer, pass, cost);
+                        extra += cost.forward(layer, pass, &self.memory);
                         let tensors = layer.rebuilt(*keep);
                         again += layer.rebuilding(tensors, pass, &self.memory).flops();
                         extra += self.rebuild_time(layer, *keep, pass, cost);
@@ -215,6 +230,7 @@ impl StepShape {
             peak,
             flops: work.iter().map(Work::flops).sum(),
             recompute_flops: again,
+            offloaded,
             recompute_seconds,
             seconds: without + recompute_seconds,
         }
@@ -253,24 +269,6 @@ impl StepShape {
             .sum()
     }
 
-    fn rerun_time(&self, layer: &LayerShape, pass: PassShape, cost: &CostModel) -> u64 {
-        let tensors: u64 = KeepSet::ALL
-            .iter()
-            .map(|tensor| cost.rebuild(layer, tensor, pass, &self.memory))
-            .sum();
-        let line = cost.roofline();
-        let whole = layer.forward_work(pass, &self.memory);
-        let parts = layer.rebuilding(KeepSet::ALL, pass, &self.memory);
-        let down = Work {
-            gemm: whole.gemm - parts.gemm,
-            bytes: whole.bytes - parts.bytes,
-            codes: whole.codes - parts.codes,
-            ops: whole.ops - parts.ops,
-            attention: 0,
-        };
-        tensors + picoseconds(line.seconds(down))
-    }
-
     fn segments<'a>(
         &'a self,
         plan: &'a ActivationPlan,
@@ -296,6 +294,7 @@ impl StepShape {
             // A copy of the factors while they are replaced.
             working: self.adapters,
             workspace: self.memory.workspace,
+            unfilled: 0,
             moment: Moment::Update,
         };
         let workspace = self.workspace(pass);
@@ -321,17 +320,20 @@ impl StepShape {
             );
         }
         let before = self.gradients_before();
-        let (mut kept, mut first) = (0, 0);
+        // Between two layers, what of the lower one is on its way to the host or back.
+        let (mut kept, mut moving, mut first) = (0, 0, 0);
         for (segment, layers) in self.segments(plan) {
             let stream = layers[0].stream(pass, memory);
             match segment {
-                Segment::Stored(keep) => {
+                Segment::Stored(keep, away) => {
                     let keep = keep.intersection(layers[0].uses());
                     let forward = layers[0].forward(keep, pass, memory);
-                    see(Moment::Forward(first), kept, forward, early);
+                    let below = kept + moving;
+                    see(Moment::Forward(first), below, forward, early);
                     let backward = layers[0].backward(keep, pass, memory, self.accumulated);
-                    see(Moment::Backward(first), kept, backward, before[first]);
-                    kept += layers[0].kept(keep, pass, memory);
+                    see(Moment::Backward(first), below, backward, before[first]);
+                    moving = layers[0].away(*away, pass, memory);
+                    kept += layers[0].kept(keep, pass, memory) - moving;
                 }
                 Segment::Rerun(keeps) => {
                     let last = before[first + layers.len() - 1];
@@ -339,6 +341,7 @@ impl StepShape {
                     for (i, (layer, keep)) in layers.iter().zip(keeps).enumerate() {
                         let held = if i > 0 { stream } else { 0 };
                         let once = layer.forward(KeepSet::NONE, pass, memory) + held;
+                        let kept = kept + moving;
                         see(Moment::Forward(first + i), kept, once, early);
                         let keep = keep.intersection(layer.uses());
                         let again = stream + inside + layer.forward(keep, pass, memory);
@@ -348,15 +351,69 @@ impl StepShape {
                         inside += layer.kept(keep, pass, memory);
                     }
                     kept += stream;
+                    moving = 0;
                 }
             }
             first += layers.len();
         }
-        see(Moment::Loss, kept, self.loss(pass), early);
+        see(Moment::Loss, kept + moving, self.loss(pass), early);
+        highest.unfilled = self.unfilled(plan, &highest, pass);
         highest
     }
 
+    /// Where tensors share pages: what is left of them between the kept tensors, each put into the first page with room
+    /// for it, and between the others, which need a page more.
+    fn unfilled(&self, plan: &ActivationPlan, peak: &Peak, pass: PassShape) -> u64 {
+        if !self.memory.paged {
+            return 0;
+        }
+        let memory = &self.memory;
+        let below = match peak.moment {
+            Moment::Forward(layer) | Moment::Backward(layer) => layer,
+            Moment::Loss => self.layers.len(),
+            Moment::Update => 0,
+        };
+        let logits = memory.logits_chunk.min(pass.supervised) * self.vocab * memory.element;
+        let mut largest = logits;
+        let mut kept = Vec::new();
+        let plans = plan.kept().zip(plan.away());
+        for (i, (layer, (keep, away))) in self.layers.iter().zip(plans).enumerate() {
+            for target in &layer.projections {
+                let scratch = target.out * target.input * memory.element;
+                let output = target.out * pass.tokens * memory.element;
+                largest = largest.max(scratch).max(output);
+            }
+            let (Some(keep), true) = (keep, i < below) else {
+                continue;
+            };
+            let one = |tensor| {
+                let tensors = KeepSet::of([tensor]);
+                let input = false;
+                layer.away(AwaySet { input, tensors }, pass, memory)
+            };
+            if !away.input {
+                kept.push(layer.stream(pass, memory));
+            }
+            let stays = keep.intersection(layer.uses()).difference(away.tensors);
+            kept.extend(stays.iter().map(one));
+        }
+        let paged = peak.of_step() - peak.workspace - peak.gradients;
+        let others = paged.saturating_sub(kept.iter().sum());
+        let mut rooms: Vec<u64> = Vec::new();
+        for size in kept {
+            match rooms.iter_mut().find(|room| **room >= size) {
+                Some(room) => *room -= size,
+                None => rooms.push(largest.saturating_sub(size)),
+            }
+        }
+        let pages = rooms.len() as u64 + others.div_ceil(largest.max(1)) + 1;
+        (pages * largest).saturating_sub(paged)
+    }
+
     /// The plan that adds the least time within `budget` bytes for everything.
+    ///
+    /// Tensors on their way to the host's memory and back get one of a few shares of the budget, and for each the choice
+    /// is exact.
     ///
     /// Where not even the smallest choice of every layer fits, runs of layers of which only the first one's input
     /// is kept are tried, the shortest first; those are not part of the exact choice.
@@ -370,26 +427,33 @@ impl StepShape {
         cost: &CostModel,
     ) -> Result<ActivationPlan, Shortage> {
         let fixed = self.fixed(pass);
-        let (problem, sets) = self.problem(budget.saturating_sub(fixed), pass, cost);
         // Most runs have room for everything, which needs no search.
         let all = ActivationPlan::keep_all(self.layers.len());
         if self.peak(&all, pass).total() <= budget {
             return Ok(all);
         }
-        if budget > fixed
-            && let Some(solution) = problem.solve()
-        {
-            let segments = solution.picks.iter().zip(&sets);
-            let plan = ActivationPlan {
-                segments: segments
-                    .map(|(&pick, sets)| Segment::Stored(sets[pick]))
-                    .collect(),
-            };
-            if self.peak(&plan, pass).total() <= budget {
-                return Ok(plan);
+        let within = |reserve| {
+            let room = budget.checked_sub(fixed + reserve)?;
+            let (mut problem, treatments) = self.problem((room, reserve), pass, cost);
+            // What pages leave unfilled is known of a plan only: the next has to do with so much less.
+            for _ in 0..REFITS {
+                let solution = problem.solve()?;
+                let plan = treated(&solution.picks, &treatments);
+                let over = self.peak(&plan, pass).total().saturating_sub(budget);
+                if over == 0 {
+                    return Some((solution.time, plan));
+                }
+                problem.budget = problem.budget.checked_sub(over)?;
             }
+            None
+        };
+        let best = self.reserves(pass, cost).into_iter().filter_map(within);
+        let best = best.min_by_key(|(time, _)| *time);
+        if let Some((_, plan)) = best {
+            return Ok(plan);
         }
-        for plan in self.last_resorts() {
+        let least = self.least_plans(pass);
+        for plan in least.into_iter().chain(self.last_resorts()) {
             if self.peak(&plan, pass).total() <= budget {
                 return Ok(plan);
             }
@@ -400,10 +464,47 @@ impl StepShape {
         })
     }
 
+    /// Bytes of a layer that may be on their way to the host or back at a time: none, the layer's input alone, and
+    /// multiples of what its forward pass hides.
+    fn reserves(&self, pass: PassShape, cost: &CostModel) -> Vec<u64> {
+        let mut reserves = self.least_reserves(pass);
+        if let ([_, input], Some(layer)) = (&reserves[..], self.layers.last()) {
+            let (input, layers) = (*input, self.layers.len() as u64);
+            let forward = cost.forward(layer, pass, &self.memory);
+            let hidden = (forward as f64 / 1e12 * cost.host()) as u64;
+            let more = [hidden / 2, hidden, hidden * 2].into_iter();
+            reserves.extend(more.filter(|&more| more > input && more * layers <= self.host));
+        }
+        reserves
+    }
+
+    /// None, and the input of a layer, where the host has room for that of every layer.
+    fn least_reserves(&self, pass: PassShape) -> Vec<u64> {
+        let stream = |layer: &LayerShape| layer.stream(pass, &self.memory);
+        let input = self.layers.last().map_or(0, stream);
+        match input * self.layers.len() as u64 <= self.host && input > 0 {
+            true => vec![0, input],
+            false => vec![0],
+        }
+    }
+
     /// Plans that keep the input of every n-th layer only, for n from 2.
     fn last_resorts(&self) -> impl Iterator<Item = ActivationPlan> {
         let layers = self.layers.len();
         (2..=layers).map(move |size| ActivationPlan::rerun(layers, size, KeepSet::NONE))
+    }
+
+    /// The plans with the least tensors at a time, without offloading and with that of inputs.
+    fn least_plans(&self, pass: PassShape) -> Vec<ActivationPlan> {
+        // Only peaks matter here, not times.
+        let cost = CostModel::Roofline(super::cost::Roofline::CPU);
+        let plan = |reserve| {
+            let (mut problem, treatments) = self.problem((u64::MAX >> 1, reserve), pass, &cost);
+            problem.budget = problem.least_budget();
+            Some(treated(&problem.solve()?.picks, &treatments))
+        };
+        let reserves = self.least_reserves(pass).into_iter();
+        reserves.filter_map(plan).collect()
     }
 
     /// The least memory of any plan that [`solve`](Self::solve) may give.
@@ -412,10 +513,9 @@ impl StepShape {
     /// Bytes.
     #[must_use]
     pub fn least_peak(&self, pass: PassShape) -> u64 {
-        // Only peaks matter here, not times.
-        let cost = CostModel::Roofline(super::cost::Roofline::CPU);
-        let (problem, _) = self.problem(u64::MAX >> 1, pass, &cost);
-        let stored = problem.least_budget().saturating_add(self.fixed(pass));
+        let stored = self.least_plans(pass).into_iter();
+        let stored = stored.map(|plan| self.peak(&plan, pass).total());
+        let stored = stored.min().unwrap_or(u64::MAX);
         let update = self.peak(&ActivationPlan::keep_all(0), pass);
         let resorts = self
             .last_resorts()
@@ -423,29 +523,34 @@ impl StepShape {
         resorts.fold(stored, u64::min).max(update.total())
     }
 
-    /// The choices of every layer, and the set that each stands for.
+    /// The choices of every layer within `room`, and what each stands for; of a layer, bytes up to `reserve` may wait in
+    /// the host's memory.
     fn problem(
         &self,
-        budget: u64,
+        (room, reserve): (u64, u64),
         pass: PassShape,
         cost: &CostModel,
-    ) -> (Problem, Vec<std::rc::Rc<Vec<KeepSet>>>) {
-        let mut known: HashMap<LayerShape, (Vec<Choice>, std::rc::Rc<Vec<KeepSet>>)> =
+    ) -> (Problem, Vec<Rc<Vec<Treatment>>>) {
+        let mut known: HashMap<(LayerShape, u64), (Vec<Choice>, Rc<Vec<Treatment>>)> =
             HashMap::new();
-        let (mut groups, mut sets): (Vec<(LayerShape, Group)>, Vec<_>) = (Vec::new(), Vec::new());
-        for layer in &self.layers {
+        let mut groups: Vec<((LayerShape, u64), Group)> = Vec::new();
+        let mut treatments = Vec::new();
+        for (i, layer) in self.layers.iter().enumerate() {
+            // The last layer's backward pass is the first: nothing would hide its copies.
+            let last = i + 1 == self.layers.len();
+            let key = (*layer, if last { 0 } else { reserve });
             let (choices, names) = known
-                .entry(*layer)
-                .or_insert_with(|| self.choices(layer, pass, cost));
-            sets.push(names.clone());
+                .entry(key)
+                .or_insert_with(|| self.choices(layer, key.1, pass, cost));
+            treatments.push(names.clone());
             match groups.last_mut() {
-                Some((last, group)) if last == layer => group.count += 1,
+                Some((before, group)) if *before == key => group.count += 1,
                 _ => {
                     let group = Group {
                         count: 1,
                         choices: choices.clone(),
                     };
-                    groups.push((*layer, group));
+                    groups.push((key, group));
                 }
             }
         }
@@ -458,34 +563,91 @@ impl StepShape {
                 } else {
                     0
                 },
-            budget,
+            budget: room,
         };
-        (problem, sets)
+        (problem, treatments)
     }
 
     fn choices(
         &self,
         layer: &LayerShape,
+        reserve: u64,
         pass: PassShape,
         cost: &CostModel,
-    ) -> (Vec<Choice>, std::rc::Rc<Vec<KeepSet>>) {
+    ) -> (Vec<Choice>, Rc<Vec<Treatment>>) {
         let memory = &self.memory;
-        let times: Vec<u64> = backdraft_model::layers::SavedTensor::ALL
-            .into_iter()
-            .map(|tensor| cost.rebuild(layer, tensor, pass, memory))
+        let times = SavedTensor::ALL.map(|tensor| cost.rebuild(layer, tensor, pass, memory));
+        let input = layer.stream(pass, memory);
+        let copies: Vec<(AwaySet, u64, u64)> = away_sets(layer, reserve, input)
+            .map(|away| {
+                let bytes = layer.away(away, pass, memory);
+                let count = away.tensors.len() + usize::from(away.input);
+                let time = cost.offload(layer, (bytes, count), pass, memory);
+                (away, bytes, time)
+            })
+            .filter(|(_, bytes, _)| *bytes <= reserve)
             .collect();
-        let (mut choices, mut sets) = (Vec::new(), Vec::new());
+        let (mut choices, mut treatments) = (Vec::new(), Vec::new());
         for keep in layer.uses().subsets() {
             let forward = layer.forward(keep, pass, memory);
             let backward = layer.backward(keep, pass, memory, self.accumulated);
             let rebuilt = layer.rebuilt(keep).iter();
-            choices.push(Choice {
-                kept: layer.kept(keep, pass, memory),
-                peak: forward.max(backward),
-                time: rebuilt.map(|tensor| times[tensor as usize]).sum(),
-            });
-            sets.push(keep);
+            let time: u64 = rebuilt.map(|tensor| times[tensor as usize]).sum();
+            let kept = layer.kept(keep, pass, memory);
+            let copies = copies.iter();
+            for (away, bytes, copying) in
+                copies.filter(|(away, ..)| away.tensors.difference(keep).is_empty())
+            {
+                choices.push(Choice {
+                    kept: kept - bytes,
+                    peak: forward.max(backward),
+                    time: time + copying,
+                });
+                treatments.push((keep, *away));
+            }
         }
-        (choices, std::rc::Rc::new(sets))
+        (choices, Rc::new(treatments))
     }
+}
+
+/// The plan of the choices that were picked.
+fn treated(picks: &[usize], treatments: &[Rc<Vec<Treatment>>]) -> ActivationPlan {
+    let segment = |(&pick, treatments): (&usize, &Rc<Vec<Treatment>>)| {
+        let (keep, away) = treatments[pick];
+        Segment::Stored(keep, away)
+    };
+    ActivationPlan {
+        segments: picks.iter().zip(treatments).map(segment).collect(),
+    }
+}
+
+/// What a layer keeps, and what of that waits in the host's memory.
+type Treatment = (KeepSet, AwaySet);
+
+/// What of a layer may wait in the host's memory: its `input`, and where `reserve` is larger whatever takes a product to
+/// rebuild.
+fn away_sets(layer: &LayerShape, reserve: u64, input: u64) -> impl Iterator<Item = AwaySet> {
+    use SavedTensor as T;
+    let tensors = [
+        T::Query,
+        T::Key,
+        T::Value,
+        T::Attention,
+        T::Mid,
+        T::Gate,
+        T::Up,
+    ];
+    let tensors = KeepSet::of(tensors).intersection(layer.uses());
+    let tensors = if reserve > input {
+        tensors
+    } else {
+        KeepSet::NONE
+    };
+    let inputs = [false, true].into_iter();
+    let inputs = inputs.filter(move |input| reserve > 0 || !input);
+    inputs.flat_map(move |input| {
+        tensors
+            .subsets()
+            .map(move |tensors| AwaySet { input, tensors })
+    })
 }

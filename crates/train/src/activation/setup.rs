@@ -31,6 +31,8 @@ pub struct Setup {
     pub max_seq_length: usize,
     /// Passes of a step.
     pub grad_accumulation_steps: usize,
+    /// Bytes of the host's memory in which activations may wait; 0 for none.
+    pub host: u64,
 }
 
 impl MemoryModel {
@@ -46,6 +48,7 @@ impl MemoryModel {
             logits_chunk: backdraft_kernels::cross_entropy::CHUNK as u64,
             // Packed panels of products.
             workspace: 512 << 10,
+            paged: false,
         }
     }
 
@@ -59,6 +62,7 @@ impl MemoryModel {
             score_rows: 0,
             logits_chunk: 1024,
             workspace: 64 << 20,
+            paged: true,
         }
     }
 }
@@ -173,9 +177,19 @@ impl Setup {
             head_dim: self.config.head_dim as u64,
             memory: self.memory,
             base: self.base_bytes(),
-            adapters: 4 * factors.iter().sum::<usize>() as u64,
+            adapters: self.bytes_of_factor() * factors.iter().sum::<usize>() as u64,
             optimizer: moments.sum::<usize>() as u64,
-            accumulated: self.grad_accumulation_steps > 1,
+            // In buffers that are there from the start.
+            accumulated: self.memory.paged || self.grad_accumulation_steps > 1,
+            host: self.host,
+        }
+    }
+
+    /// Bytes of a value of the factors, with its copy in the dtype of activations.
+    fn bytes_of_factor(&self) -> u64 {
+        match self.memory.element {
+            4 => 4,
+            element => 4 + element,
         }
     }
 

@@ -6,7 +6,7 @@
 //! them.
 
 use backdraft_lora::TargetModule;
-use backdraft_model::layers::{KeepSet, SavedTensor};
+use backdraft_model::layers::{AwaySet, KeepSet, SavedTensor};
 
 use SavedTensor as T;
 
@@ -25,6 +25,8 @@ pub struct MemoryModel {
     pub logits_chunk: u64,
     /// Buffers that the device's libraries hold on to.
     pub workspace: u64,
+    /// Whether tensors share pages that are as large as the largest of them.
+    pub paged: bool,
 }
 
 /// The tokens of a pass.
@@ -273,6 +275,25 @@ impl LayerShape {
                 t * e * (down.input + down.rank)
             }
         }
+    }
+
+    /// Bytes of what can wait in the host's memory, without what stays beside it.
+    #[must_use]
+    pub fn away(&self, away: AwaySet, pass: PassShape, memory: &MemoryModel) -> u64 {
+        use TargetModule as M;
+        let features = |tensor| match tensor {
+            T::InputNormed | T::PostNormed => self.hidden,
+            T::Query | T::Attention => self.projection(M::QProj).out,
+            T::Key => self.projection(M::KProj).out,
+            T::Value => self.projection(M::VProj).out,
+            T::Mid => self.projection(M::OProj).out,
+            T::Gate => self.projection(M::GateProj).out,
+            T::Up => self.projection(M::UpProj).out,
+            T::Product => self.projection(M::DownProj).input,
+        };
+        let input = if away.input { self.hidden } else { 0 };
+        let tensors: u64 = away.tensors.iter().map(features).sum();
+        pass.tokens * memory.element * (input + tensors)
     }
 
     /// The statistics of both norms.

@@ -15,6 +15,7 @@ pub(super) const MEMORY: MemoryModel = MemoryModel {
     score_rows: 128,
     logits_chunk: 256,
     workspace: 0,
+    paged: false,
 };
 
 const COST: CostModel = CostModel::Roofline(Roofline::CPU);
@@ -63,6 +64,7 @@ fn step(layers: usize) -> StepShape {
         adapters: 50_000,
         optimizer: 100_000,
         accumulated: true,
+        host: 0,
     }
 }
 
@@ -177,6 +179,34 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 40, ..ProptestConfig::default() })]
 
     #[test]
+    fn a_host_with_room_saves_time_and_memory(
+        layers in 2usize..12,
+        lengths in prop::collection::vec(40usize..300, 1..4),
+        sixteenths in 0u64..17,
+    ) {
+        let alone = step(layers);
+        let helped = StepShape { host: 1 << 40, ..alone.clone() };
+        let pass = PassShape::of_sequences(lengths);
+        prop_assert!(helped.least_peak(pass) <= alone.least_peak(pass));
+        let all = ActivationPlan::keep_all(layers);
+        let most = alone.predict(&all, pass, &COST).peak.total();
+        let least = helped.least_peak(pass);
+        let budget = least + (most - least) * sixteenths / 16;
+        let plan = helped.solve(budget, pass, &COST).unwrap();
+        let prediction = helped.predict(&plan, pass, &COST);
+        prop_assert!(prediction.peak.total() <= budget);
+        prop_assert!(plan.away().last().unwrap().is_empty());
+        let moved: u64 = plan.away().zip(&helped.layers).map(|(away, layer)| layer.away(away, pass, &MEMORY)).sum();
+        prop_assert_eq!(prediction.offloaded, moved);
+        if let Ok(other) = alone.solve(budget, pass, &COST)
+            && other.segments.iter().all(|s| matches!(s, Segment::Stored(..)))
+        {
+            let other = alone.predict(&other, pass, &COST);
+            prop_assert!(prediction.recompute_seconds <= other.recompute_seconds + 1e-11);
+        }
+    }
+
+    #[test]
     fn plans_fit_and_more_memory_never_hurts(
         layers in 1usize..12,
         lengths in prop::collection::vec(2usize..300, 1..4),
@@ -198,7 +228,7 @@ proptest! {
             let plan = step.solve(budget, pass, &COST).unwrap();
             let prediction = step.predict(&plan, pass, &COST);
             prop_assert!(prediction.peak.total() <= budget);
-            let stored = plan.segments.iter().all(|s| matches!(s, Segment::Stored(_)));
+            let stored = plan.segments.iter().all(|s| matches!(s, Segment::Stored(..)));
             // Runs of layers are a last resort and not part of the exact choice.
             if stored {
                 let time = (prediction.recompute_seconds * 1e12).round() as u64;

@@ -130,6 +130,11 @@ pub const KEYS: &[Key] = &[
         "Memory that a step may use under smart, base included. Left out: what is free, less a margin.",
     ),
     key(
+        "activation_offloading",
+        "true",
+        "Whether smart may let tensors wait in the host's memory between the passes, where a device copies beside its computation (CUDA) and that costs less than recomputing.",
+    ),
+    key(
         "device",
         r#""auto""#,
         "Where to compute: auto, cpu, cuda, cuda:N or wgpu; auto is cuda:0 where there is one.",

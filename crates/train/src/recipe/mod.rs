@@ -58,6 +58,8 @@ pub struct Recipe {
     /// Memory that a step may use under `smart`, base included; `None` is what is free.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_budget: Option<ByteSize>,
+    /// Whether activations may wait in the host's memory under `smart`.
+    pub activation_offloading: bool,
     /// Where to compute.
     pub device: Device,
     /// `[quantization]`

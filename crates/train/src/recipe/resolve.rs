@@ -85,6 +85,7 @@ fn top(reader: &mut Reader<'_>, bases: &Bases<'_>) -> Recipe {
         ),
         activation_policy,
         memory_budget,
+        activation_offloading: reader.value("activation_offloading"),
         device: reader.value("device"),
         quantization: quantization(reader, load_in_8bit),
         lora: lora(reader),
