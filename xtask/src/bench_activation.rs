@@ -245,7 +245,13 @@ impl Bench {
         }
         .with_model(&mut model);
         let (step, pass) = (setup.step(), setup.pass());
-        let cost = CostModel::Measured(calibrate(&model, tokens)?, facts.roofline);
+        let calibration = calibrate(&model, &step.sample(pass))?;
+        eprintln!(
+            "a layer takes {:.3} ms forwards without down_proj, {:.1} GB/s to the host",
+            1e3 * calibration.seconds.iter().sum::<f64>(),
+            calibration.host.unwrap_or(0.0) / 1e9
+        );
+        let cost = CostModel::Measured(calibration, facts.roofline);
         let layers = step.layers.len();
         let plan = match case {
             "recompute-all" => ActivationPlan::recompute_all(layers),
@@ -291,8 +297,9 @@ impl Bench {
 }
 
 /// Times of one layer's tensors.
-fn calibrate(model: &Llama, tokens: usize) -> anyhow::Result<Calibration> {
-    let sample = Tokens::from_sequences(&[vec![0; tokens]]);
+fn calibrate(model: &Llama, lengths: &[usize]) -> anyhow::Result<Calibration> {
+    let rows: Vec<_> = lengths.iter().map(|&length| vec![0; length]).collect();
+    let sample = Tokens::from_sequences(&rows);
     let context = model.context(&sample, None);
     let h = model.embed(&sample.input_ids).inner();
     let layer = model.layers.last().context("a model without layers")?;
@@ -300,7 +307,7 @@ fn calibrate(model: &Llama, tokens: usize) -> anyhow::Result<Calibration> {
         layer,
         &h,
         &context,
-        PassShape::of_sequences([tokens]),
+        PassShape::of_sequences(lengths.iter().copied()),
     )?)
 }
 

@@ -606,12 +606,13 @@ impl Run {
         {
             return Ok(CostModel::Measured(known, line));
         }
-        // Of one sequence: few tokens are enough for the ratios between the tensors.
-        let tokens = pass.longest.clamp(1, 2048) as usize;
-        let sample = Tokens::from_sequences(&[vec![0; tokens]]);
+        let lengths = step.sample(pass);
+        let rows: Vec<_> = lengths.iter().map(|&length| vec![0; length]).collect();
+        let sample = Tokens::from_sequences(&rows);
         let context = self.model.context(&sample, None);
         let h = self.model.embed(&sample.input_ids).inner();
-        let measured = Calibration::measure(layer, &h, &context, PassShape::of_sequences([tokens]));
+        let sample = PassShape::of_sequences(lengths);
+        let measured = Calibration::measure(layer, &h, &context, sample);
         let measured = measured.map_err(|error| TrainError::Device {
             step: 0,
             message: error.to_string(),

@@ -115,6 +115,9 @@ impl DecoderLayer {
         let attention = keep.contains(T::Attention).then_some((out, lse));
 
         let h = mid.y.clone();
+        // Held until its sum with the MLP is there: a product that adds to what nobody else holds adds in place, and
+        // cuBLASLt may round that otherwise. The result must not depend on what is kept.
+        let held = h.clone();
         let mid = keep.contains(T::Mid).then_some(mid);
         let (x, post_rstd) = self.post_attention_layernorm.forward_saving(&h);
         let gate = mlp.gate(&x, context, i);
@@ -124,6 +127,7 @@ impl DecoderLayer {
         let gate = keep.contains(T::Gate).then_some(gate);
         let up = keep.contains(T::Up).then_some(up);
         let (h, saved) = mlp.down(h, &product, context, i);
+        drop(held);
         let product = keep
             .contains(T::Product)
             .then_some(Projected { y: product, saved });

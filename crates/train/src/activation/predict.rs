@@ -148,6 +148,17 @@ pub struct Shortage {
 }
 
 impl StepShape {
+    /// Lengths of the sequences over which a layer is measured for a pass: one where few tokens are enough for the
+    /// ratios between the tensors, and on a GPU, which more of them fill, all up to 8192 tokens.
+    #[must_use]
+    pub fn sample(&self, pass: PassShape) -> Vec<usize> {
+        let longest = pass.longest.clamp(1, 8192);
+        match self.memory.paged {
+            false => vec![longest.min(2048) as usize],
+            true => vec![longest as usize; (pass.tokens.min(8192) / longest).max(1) as usize],
+        }
+    }
+
     /// What is there throughout the step.
     fn fixed(&self, pass: PassShape) -> u64 {
         self.base + self.adapters + self.optimizer + self.workspace(pass)
@@ -357,57 +368,18 @@ impl StepShape {
             first += layers.len();
         }
         see(Moment::Loss, kept + moving, self.loss(pass), early);
-        highest.unfilled = self.unfilled(plan, &highest, pass);
+        if memory.paged {
+            let pages = Pages::new(self, plan, pass);
+            let below = match highest.moment {
+                Moment::Forward(layer) | Moment::Backward(layer) => layer,
+                Moment::Loss | Moment::Update => self.layers.len(),
+            };
+            let most = pages.taken(below, highest.working);
+            let most = most.max(pages.taken_at_loss(self.loss(pass)));
+            let shared = highest.kept + highest.working;
+            highest.unfilled = most.saturating_sub(shared);
+        }
         highest
-    }
-
-    /// Where tensors share pages: what is left of them between the kept tensors, each put into the first page with room
-    /// for it, and between the others, which need a page more.
-    fn unfilled(&self, plan: &ActivationPlan, peak: &Peak, pass: PassShape) -> u64 {
-        if !self.memory.paged {
-            return 0;
-        }
-        let memory = &self.memory;
-        let below = match peak.moment {
-            Moment::Forward(layer) | Moment::Backward(layer) => layer,
-            Moment::Loss => self.layers.len(),
-            Moment::Update => 0,
-        };
-        let logits = memory.logits_chunk.min(pass.supervised) * self.vocab * memory.element;
-        let mut largest = logits;
-        let mut kept = Vec::new();
-        let plans = plan.kept().zip(plan.away());
-        for (i, (layer, (keep, away))) in self.layers.iter().zip(plans).enumerate() {
-            for target in &layer.projections {
-                let scratch = target.out * target.input * memory.element;
-                let output = target.out * pass.tokens * memory.element;
-                largest = largest.max(scratch).max(output);
-            }
-            let (Some(keep), true) = (keep, i < below) else {
-                continue;
-            };
-            let one = |tensor| {
-                let tensors = KeepSet::of([tensor]);
-                let input = false;
-                layer.away(AwaySet { input, tensors }, pass, memory)
-            };
-            if !away.input {
-                kept.push(layer.stream(pass, memory));
-            }
-            let stays = keep.intersection(layer.uses()).difference(away.tensors);
-            kept.extend(stays.iter().map(one));
-        }
-        let paged = peak.of_step() - peak.workspace - peak.gradients;
-        let others = paged.saturating_sub(kept.iter().sum());
-        let mut rooms: Vec<u64> = Vec::new();
-        for size in kept {
-            match rooms.iter_mut().find(|room| **room >= size) {
-                Some(room) => *room -= size,
-                None => rooms.push(largest.saturating_sub(size)),
-            }
-        }
-        let pages = rooms.len() as u64 + others.div_ceil(largest.max(1)) + 1;
-        (pages * largest).saturating_sub(paged)
     }
 
     /// The plan that adds the least time within `budget` bytes for everything.
@@ -607,6 +579,76 @@ impl StepShape {
             }
         }
         (choices, Rc::new(treatments))
+    }
+}
+
+/// Pages that tensors share, each as large as the largest of them.
+struct Pages {
+    page: u64,
+    /// For each layer, the tensors that it keeps.
+    kept: Vec<Vec<u64>>,
+    /// The usual size of a tensor that comes and goes.
+    usual: u64,
+    logits: u64,
+}
+
+impl Pages {
+    fn new(step: &StepShape, plan: &ActivationPlan, pass: PassShape) -> Self {
+        let memory = &step.memory;
+        let logits = memory.logits_chunk.min(pass.supervised) * step.vocab * memory.element;
+        let (mut page, mut usual) = (logits, 1);
+        let plans = plan.kept().zip(plan.away());
+        let kept = step.layers.iter().zip(plans).map(|(layer, (keep, away))| {
+            for target in &layer.projections {
+                let scratch = target.out * target.input * memory.element;
+                let output = target.out * pass.tokens * memory.element;
+                page = page.max(scratch).max(output);
+                usual = usual.max(output);
+            }
+            let Some(keep) = keep else {
+                return Vec::new();
+            };
+            let one = |tensor| {
+                let tensors = KeepSet::of([tensor]);
+                let input = false;
+                layer.away(AwaySet { input, tensors }, pass, memory)
+            };
+            let input = (!away.input).then(|| layer.stream(pass, memory));
+            let stays = keep.intersection(layer.uses()).difference(away.tensors);
+            input.into_iter().chain(stays.iter().map(one)).collect()
+        });
+        Self {
+            kept: kept.collect(),
+            page,
+            usual,
+            logits,
+        }
+    }
+
+    /// Bytes of pages when `working` bytes are there besides what the layers `below` keep.
+    fn taken(&self, below: usize, working: u64) -> u64 {
+        let whole = std::iter::repeat_n(self.usual, (working / self.usual) as usize);
+        self.first_fit(below, whole.chain([working % self.usual]))
+    }
+
+    /// As [`taken`](Self::taken), when every layer has kept its tensors and the loss has `working` bytes.
+    fn taken_at_loss(&self, working: u64) -> u64 {
+        let others = working.saturating_sub(self.logits);
+        let whole = std::iter::repeat_n(self.usual, (others / self.usual) as usize);
+        let working = [others % self.usual, self.logits].into_iter();
+        self.first_fit(self.kept.len(), whole.chain(working))
+    }
+
+    /// Each tensor goes into the first page with room for it.
+    fn first_fit(&self, below: usize, working: impl Iterator<Item = u64>) -> u64 {
+        let mut rooms: Vec<u64> = Vec::new();
+        for size in self.kept[..below].iter().flatten().copied().chain(working) {
+            match rooms.iter_mut().find(|room| **room >= size) {
+                Some(room) => *room -= size,
+                None => rooms.push(self.page.saturating_sub(size)),
+            }
+        }
+        rooms.len() as u64 * self.page
     }
 }
 
