@@ -9,6 +9,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 mod text_rows;
+mod thrift;
 
 use std::path::{Path, PathBuf};
 

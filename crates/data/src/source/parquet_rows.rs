@@ -1,13 +1,14 @@
 //! The rows of a Parquet file as maps.
 
 use std::fs::File;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parquet::basic::{ConvertedType, LogicalType, Type as Physical};
-use parquet::file::metadata::ParquetMetaData;
+use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData};
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::reader::RowIter;
 use parquet::record::{Field, Row};
@@ -15,6 +16,7 @@ use parquet::schema::types::Type;
 use serde_json::{Map, Number, Value};
 
 use super::rows::TableRow;
+use super::thrift;
 use crate::error::{DataError, Source};
 
 /// The bytes that a row group may take in memory.
@@ -52,9 +54,19 @@ impl ParquetRows {
         };
         let file = File::open(path).map_err(io)?;
         let bytes = file.metadata().map_err(io)?.len();
+        let mut check = File::open(path).map_err(io)?;
+        if let Some(elements) = thrift::false_claim(&mut check, bytes).map_err(io)? {
+            return Err(fail(too_many("metadata", elements)));
+        }
         let reader =
             guarded(|| SerializedFileReader::new(file).map_err(Into::into)).map_err(fail)?;
         let (total_rows, columns) = examine(reader.metadata(), bytes).map_err(fail)?;
+        for column in columns_of(reader.metadata()) {
+            let claim = thrift::false_claim_of_pages(&mut check, column).map_err(io)?;
+            if let Some(elements) = claim {
+                return Err(fail(too_many("a page header", elements)));
+            }
+        }
         let rows = guarded(|| {
             let rows = RowIter::from_file_into(Box::new(reader));
             rows.project(Some(columns)).map_err(Into::into)
@@ -117,6 +129,28 @@ fn guarded<T>(read: impl FnOnce() -> Result<T, Source>) -> Result<T, Source> {
     })
 }
 
+fn too_many(of: &str, elements: u64) -> Source {
+    Box::new(Fault {
+        expected: "lists no longer than the bytes they stand in",
+        found: format!("one of {elements} elements in {of}"),
+    })
+}
+
+/// The bytes of each column of each row group, after [`examine`].
+fn columns_of(metadata: &ParquetMetaData) -> impl Iterator<Item = Range<u64>> {
+    let groups = metadata.row_groups().iter();
+    groups.flat_map(|group| group.columns()).map(|column| {
+        let start = first_page(column).max(0) as u64;
+        start..start.saturating_add(column.compressed_size().max(0) as u64)
+    })
+}
+
+/// Where a column begins; the crate's own accessor asserts what a damaged file need not hold.
+fn first_page(column: &ColumnChunkMetaData) -> i64 {
+    let dictionary = column.dictionary_page_offset();
+    dictionary.unwrap_or_else(|| column.data_page_offset())
+}
+
 /// Refuses metadata that cannot be true; gives the rows and the columns that can be shown.
 pub(crate) fn examine(metadata: &ParquetMetaData, bytes: u64) -> Result<(u64, Type), Source> {
     let fault = |expected, found: String| -> Source { Box::new(Fault { expected, found }) };
@@ -130,10 +164,7 @@ pub(crate) fn examine(metadata: &ParquetMetaData, bytes: u64) -> Result<(u64, Ty
             .map_err(|_| fault("a number of rows", group.num_rows().to_string()))?;
         rows = rows.saturating_add(count);
         for column in group.columns() {
-            // The crate's own accessor asserts what a damaged file need not hold.
-            let start = column
-                .dictionary_page_offset()
-                .unwrap_or_else(|| column.data_page_offset());
+            let start = first_page(column);
             let inside = u64::try_from(start)
                 .ok()
                 .zip(u64::try_from(column.compressed_size()).ok())

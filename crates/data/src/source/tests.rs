@@ -250,6 +250,9 @@ fn broken_files_end_in_one_error() {
     "#);
     insta::assert_snapshot!(shown("a.jsonl.zst", b"no zstd"), @"error: a.jsonl.zst is damaged or not what its ending says; compress it again, or take the ending away: Unknown frame descriptor");
     insta::assert_snapshot!(shown("a.parquet", b"no parquet"), @"error: a.parquet cannot be read as Parquet (row 1); write it again: Parquet error: Invalid Parquet file. Corrupt footer");
+    // Found by fuzzing: an unknown field with 2³¹ − 1 booleans, which take no bytes.
+    let endless = b"PAR1\x19\xf1\xff\xff\xff\xff\x07\x00\x08\x00\x00\x00PAR1";
+    insta::assert_snapshot!(shown("b.parquet", endless), @"error: b.parquet cannot be read as Parquet (row 1); write it again: expected lists no longer than the bytes they stand in, found one of 2147483647 elements in metadata");
 }
 
 #[test]

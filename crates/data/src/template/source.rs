@@ -10,10 +10,12 @@ pub(super) fn with_generation_filters(source: &str) -> (String, bool) {
     let mut rewritten = String::with_capacity(source.len());
     let mut found = false;
     while let Some(start) = rest.find("{%") {
-        let Some(length) = rest[start..].find("%}") else {
+        let (before, tag) = (&rest[..start], &rest[start + 2..]);
+        // Behind the opening: `{%}` is no tag.
+        let Some(length) = tag.find("%}") else {
             break;
         };
-        let (before, tag) = (&rest[..start], &rest[start + 2..start + length]);
+        let tag = &tag[..length];
         rewritten.push_str(before);
         rewritten.push_str("{%");
         match tag.trim_matches(|c: char| c.is_whitespace() || c == '-' || c == '+') {
@@ -26,7 +28,7 @@ pub(super) fn with_generation_filters(source: &str) -> (String, bool) {
             _ => rewritten.push_str(tag),
         }
         rewritten.push_str("%}");
-        rest = &rest[start + length + 2..];
+        rest = &rest[start + 2 + length + 2..];
     }
     rewritten.push_str(rest);
     (rewritten, found)
@@ -56,6 +58,8 @@ mod tests {
             ),
             ("{%generation%}", "{% filter backdraft_generation %}", true),
             ("", "", false),
+            ("{%}", "{%}", false),
+            ("{%}{% generation %}%}", "{%}{% generation %}%}", false),
         ];
         for (source, expected, found) in cases {
             assert_eq!(
