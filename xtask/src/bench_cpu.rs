@@ -29,6 +29,7 @@ struct Case {
 pub(crate) fn run(
     model: Option<PathBuf>,
     rows: Option<PathBuf>,
+    only_batching: bool,
     steps: usize,
 ) -> anyhow::Result<()> {
     let path = model
@@ -38,7 +39,10 @@ pub(crate) fn run(
     let source = ModelSource::open(&path)?;
     let model = Llama::load(&source, &device)?.with_lora(&LoraConfig::default(), 42)?;
     let vocabulary = model.config().vocab_size as u32;
-    let mut cases = vec![random(4, 256, vocabulary), random(2, 512, vocabulary)];
+    let mut cases = match only_batching {
+        true => Vec::new(),
+        false => vec![random(4, 256, vocabulary), random(2, 512, vocabulary)],
+    };
     if let Some(rows) = rows {
         let tokenizer = tokenizer(&source)?;
         let options = TokenizeOptions::from(DataOptions {
@@ -50,7 +54,9 @@ pub(crate) fn run(
         let sources = [Source::from_file(&rows)];
         let (rows, _) = RowSet::load(&sources, &options, &tokenizer, &mut |_| ())?;
         let rows = rows.choose(0..rows.len().min(64));
-        cases.push(from_rows(&rows)?);
+        if !only_batching {
+            cases.push(from_rows(&rows)?);
+        }
         for (name, batching) in [
             ("padded", Batching::LengthGrouped),
             ("padding-free", Batching::PaddingFree),
@@ -184,17 +190,19 @@ fn batched(rows: &RowSet, name: &str, batching: Batching) -> anyhow::Result<Case
     }
     Ok(Case {
         name: format!(
-            "{} rows {name}, {} passes, {:.1} % full",
+            "{} rows {name}, {} passes, {:.1} % full, {} tokens wasted",
             rows.len(),
             batches.len(),
-            100.0 * density.density()
+            100.0 * density.density(),
+            density.wasted()
         ),
         batches,
         rows: rows.len(),
     })
 }
 
-fn default_model() -> Option<PathBuf> {
+/// Where `quickstart` keeps its model.
+pub(crate) fn default_model() -> Option<PathBuf> {
     let cache = std::env::var_os("XDG_CACHE_HOME")
         .map(PathBuf::from)
         .or_else(|| {

@@ -4,6 +4,7 @@
 
 mod bench_activation;
 mod bench_cpu;
+mod bench_data;
 mod bench_gpu;
 mod bench_plan;
 mod bench_quantize;
@@ -54,12 +55,17 @@ enum Bench {
         /// Chat rows to measure rows/s on.
         #[arg(long)]
         rows: Option<PathBuf>,
+        /// Only those rows: padded, padding-free and packed.
+        #[arg(long, requires = "rows")]
+        batching: bool,
         /// Timed optimiser steps of each case.
         #[arg(long, default_value_t = 5)]
         steps: usize,
     },
     /// Step time and peak of each activation policy, and of `smart` at budgets between them.
     Activation(bench_activation::ActivationArgs),
+    /// Tokenising and packing chat rows on all cores: MB/s, rows/s, peak memory, and against Python.
+    Data(bench_data::DataArgs),
     /// The diagnosis on generated curves: the confusion matrix, into BENCHMARKS.md.
     Diagnosis {
         /// Seeds of the curves.
@@ -85,7 +91,13 @@ enum Bench {
 
 fn main() -> anyhow::Result<()> {
     match Cli::parse().task {
-        Task::Bench(Bench::Cpu { model, rows, steps }) => bench_cpu::run(model, rows, steps),
+        Task::Bench(Bench::Cpu {
+            model,
+            rows,
+            batching,
+            steps,
+        }) => bench_cpu::run(model, rows, batching, steps),
+        Task::Bench(Bench::Data(args)) => bench_data::run(&args),
         Task::Bench(Bench::Quantize) => bench_quantize::throughput(),
         Task::Bench(Bench::Plan) => bench_plan::run(),
         Task::Bench(Bench::Activation(args)) => bench_activation::run(&args),

@@ -3,6 +3,7 @@
 mod stream;
 #[cfg(test)]
 pub(crate) mod tests;
+mod words;
 
 use sha2::{Digest, Sha256};
 use tokenizers::Tokenizer;
@@ -11,6 +12,7 @@ use crate::conversation::{Conversation, Message, Role};
 use crate::error::{DataError, Source};
 use crate::template::ChatTemplate;
 pub use stream::TokenStream;
+use words::Words;
 
 /// What a model's configuration says about special tokens.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -53,6 +55,7 @@ pub struct EndOfTurn {
 /// if the model wants one and the text does not already begin with it.
 pub struct ChatTokenizer {
     tokenizer: Tokenizer,
+    words: Option<Words>,
     template: Option<ChatTemplate>,
     tool_use_template: Option<ChatTemplate>,
     bos: Option<(String, u32)>,
@@ -109,6 +112,7 @@ impl ChatTokenizer {
             .map(|source| ChatTemplate::new(source, text(&bos), text(&eos)))
             .transpose()?;
         let mut this = Self {
+            words: Words::of(&tokenizer),
             tokenizer,
             template,
             tool_use_template: None,
@@ -273,11 +277,10 @@ impl ChatTokenizer {
     /// # Errors
     /// The tokenizer library's reason.
     pub fn encode_rendered(&self, text: &str) -> Result<Encoded, Source> {
-        let encoding = self.tokenizer.encode(text, false)?;
-        Ok(Encoded {
-            ids: encoding.get_ids().to_vec(),
-            offsets: encoding.get_offsets().to_vec(),
-        })
+        match &self.words {
+            Some(words) => words.encode(&self.tokenizer, text),
+            None => words::whole(&self.tokenizer, text),
+        }
     }
 
     /// Encodes plain text, with a BOS if the model wants one and the text does not begin with it.
