@@ -321,6 +321,9 @@ fn data_hint(error: &DataError) -> Option<String> {
             "free some space, or keep rows in memory with data.cache = \"off\""
         }
         DataError::TooManyBadRows { .. } => "mend the rows, or allow more of them",
+        DataError::Render { .. } => {
+            "look at the row, or name another template with data.chat_template; --skip-bad-rows N passes over some rows and lists them"
+        }
         error if error.is_about_a_row() => {
             "mend the row, or pass over some with --skip-bad-rows N, which lists them"
         }

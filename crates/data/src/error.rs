@@ -267,6 +267,12 @@ pub enum DataError {
     /// The chat or prompt template is broken.
     #[error(transparent)]
     Template(#[from] TemplateError),
+    /// A source without a single row.
+    #[error("{path}: expected rows, found none; name a file that has some", path = path.display())]
+    NoRows {
+        /// The file, or the source as the user wrote it.
+        path: PathBuf,
+    },
     /// Options that cannot work together.
     #[error("{option}: expected {expected}, found {actual}")]
     Option {
@@ -326,6 +332,18 @@ impl DataError {
             | Self::Encode { .. } => true,
             Self::Layout { recoverable, .. } => *recoverable,
             _ => false,
+        }
+    }
+
+    /// The error of a row that comes after as many broken ones as are allowed.
+    pub(crate) fn beyond(self, limit: usize) -> Self {
+        let about_rows = self.is_about_a_row() || matches!(self, Self::Detect { .. });
+        match limit {
+            1.. if about_rows => Self::TooManyBadRows {
+                limit,
+                source: Box::new(self),
+            },
+            _ => self,
         }
     }
 

@@ -228,7 +228,7 @@ impl std::fmt::Display for Outcome {
 ///
 /// # Errors
 /// The first broken row beyond those that may be skipped, anything about a whole file, options that
-/// cannot work together, and [`DataError::NothingToTrain`] if no row is left.
+/// cannot work together, [`DataError::NoRows`], and [`DataError::NothingToTrain`] if no row is left.
 pub fn tokenize(
     sources: &[Source],
     options: &TokenizeOptions,
@@ -256,12 +256,17 @@ pub fn tokenize(
         work.bytes_before += source.bytes();
         work.files_before += source.files.len();
     }
-    if work.outcome.report.kept == 0 {
+    let DataReport { rows, kept, .. } = work.outcome.report;
+    if kept == 0 {
         let first = sources.first();
-        return Err(DataError::NothingToTrain {
-            path: first.map_or_else(PathBuf::new, |source| source.spec.clone().into()),
-            rows: work.outcome.report.rows,
-            max_seq_length: options.data.max_seq_length,
+        let path = first.map_or_else(PathBuf::new, |source| source.spec.clone().into());
+        return Err(match rows {
+            0 => DataError::NoRows { path },
+            _ => DataError::NothingToTrain {
+                path,
+                rows,
+                max_seq_length: options.data.max_seq_length,
+            },
         });
     }
     Ok(work.outcome)
@@ -325,13 +330,7 @@ impl Work<'_> {
         }
         let limit = self.options.skip_bad_rows;
         if self.outcome.skipped.len() == limit {
-            return Err(match limit {
-                0 => error,
-                _ => DataError::TooManyBadRows {
-                    limit,
-                    source: Box::new(error),
-                },
-            });
+            return Err(error.beyond(limit));
         }
         let path = error.path().unwrap_or(Path::new("")).to_owned();
         let line = error.line().unwrap_or(0);

@@ -122,8 +122,11 @@ impl RowSet {
             .flat_map(|(number, source)| source.files.iter().map(move |_| number))
             .collect();
         let mut rows: Vec<(usize, f64)> = sources.iter().map(|s| (0, s.weight)).collect();
-        for row in self.iter() {
-            if let Some(source) = source_of.get(row.file).and_then(|at| rows.get_mut(*at)) {
+        for file in self.of_chosen(self.rows.files()) {
+            if let Some(source) = source_of
+                .get(file as usize)
+                .and_then(|at| rows.get_mut(*at))
+            {
                 source.0 += 1;
             }
         }

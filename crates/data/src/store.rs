@@ -81,6 +81,15 @@ impl TokenRows {
         (0..self.len()).map(|index| length(index) as u32).collect()
     }
 
+    /// The number of every row's file.
+    pub fn files(&self) -> Vec<u32> {
+        let file = |index: usize| match self {
+            Self::Memory(rows) => rows[index].file as u32,
+            Self::File(file) => file.row(index).map_or(u32::MAX, |row| row.source),
+        };
+        (0..self.len()).map(file).collect()
+    }
+
     /// The key of every row.
     pub fn keys(&self) -> Vec<u64> {
         let key = |index: usize| match self {

@@ -127,9 +127,12 @@ fn named_format(format: DataFormat) -> Option<Format> {
 /// No tokenizer, or a template that cannot be read.
 pub fn tokenizer_of(recipe: &DataRecipe, model: &ModelSource) -> Result<ChatTokenizer, TrainError> {
     let tokenizer = tokenizer(model)?;
-    let error = data_error(model.path());
+    let path = match &recipe.chat_template {
+        Some(ChatTemplateRecipe::File(path)) => path,
+        Some(ChatTemplateRecipe::Builtin(_)) | None => model.path(),
+    };
     match chat_template(recipe)? {
-        Some(template) => tokenizer.with_template(&template).map_err(error),
+        Some(template) => tokenizer.with_template(&template).map_err(data_error(path)),
         None => Ok(tokenizer),
     }
 }

@@ -290,6 +290,47 @@ fn killed_before_any_file_operation_it_goes_on_as_if_never_killed() {
     );
 }
 
+/// A project whose rows come in packs, from a cache: two steps an epoch.
+fn packed(directory: &Path) -> PathBuf {
+    let recipe = tiny::project(directory, MORE);
+    let text = fs::read_to_string(&recipe).unwrap();
+    let text = text.replace(
+        "cache = \"off\"",
+        "cache = \"tokens\"\nbatching = \"packed\"",
+    );
+    fs::write(&recipe, text).unwrap();
+    recipe
+}
+
+#[test]
+fn packed_rows_go_on_as_if_never_killed() {
+    let root = tempfile::tempdir().unwrap();
+    let first = root.path().join("first");
+    let recipe = packed(&first);
+    let said = train("new", &recipe, &[]);
+    let (steps, operations) = told(&said, "done").unwrap().split_once(' ').unwrap();
+    assert_eq!(steps, "8");
+    let operations: usize = operations.parse().unwrap();
+    let expected = result(&recipe);
+    let unpacked = tiny::project(&root.path().join("unpacked"), MORE);
+    train("new", &unpacked, &[]);
+    let (ours, theirs) = (&expected.records, &result(&unpacked).records);
+    assert_ne!(ours, theirs, "packs are no packs");
+    for at in (0..operations).step_by(operations / 8) {
+        let place = root.path().join(format!("run-{at}"));
+        let recipe = packed(&place);
+        assert!(!train("new", &recipe, &[(AT, at)]).finished, "{at}");
+        // Before its output directory is there, a run has nothing to go on from.
+        let role = match recipe.with_file_name("out").exists() {
+            true => "resume",
+            false => "new",
+        };
+        let last = train(role, &recipe, &[]);
+        assert!(told(&last, "done").unwrap().starts_with("8 "), "{at}");
+        same(result(&recipe), &place, &expected, &first);
+    }
+}
+
 #[test]
 fn a_full_disk_costs_no_run_and_no_earlier_checkpoint() {
     let root = tempfile::tempdir().unwrap();

@@ -45,7 +45,8 @@ impl std::fmt::Display for Detected {
 /// format's name for a field and the file's, as [`FieldMap`](super::FieldMap) has them.
 ///
 /// # Errors
-/// [`DataError::Detect`] with what is unclear, and errors of reading.
+/// [`DataError::Detect`] with what is unclear, [`DataError::NoRows`], [`DataError::TooManyBadRows`],
+/// and errors of reading.
 pub fn detect(source: &Source, names: &[(&str, &str)], skip: usize) -> Result<Detected, DataError> {
     let mut bad = 0;
     let mut reader = RowReader::new(&source.files, DecompressLimits::default());
@@ -62,7 +63,8 @@ pub fn detect(source: &Source, names: &[(&str, &str)], skip: usize) -> Result<De
                 bad += 1;
                 continue;
             }
-            read => read?,
+            Err(error) => return Err(error.beyond(skip)),
+            Ok(read) => read,
         };
         let format = match judged {
             Ok(format) => format,
@@ -70,9 +72,8 @@ pub fn detect(source: &Source, names: &[(&str, &str)], skip: usize) -> Result<De
                 bad += 1;
                 continue;
             }
-            Err(Unclear::None(problem) | Unclear::Several(problem)) => {
-                return Err(unclear(path, line, problem));
-            }
+            Err(Unclear::None(problem)) => return Err(unclear(path, line, problem).beyond(skip)),
+            Err(Unclear::Several(problem)) => return Err(unclear(path, line, problem)),
         };
         match &mut detected {
             None => detected = Some(Detected { format, rows: 1 }),
@@ -86,13 +87,8 @@ pub fn detect(source: &Source, names: &[(&str, &str)], skip: usize) -> Result<De
             }
         }
     }
-    detected.ok_or_else(|| {
-        let path = source.files.first().map(|file| file.path.clone());
-        unclear(
-            path.unwrap_or_else(|| source.spec.clone().into()),
-            1,
-            "there are no rows".to_owned(),
-        )
+    detected.ok_or_else(|| DataError::NoRows {
+        path: source.spec.clone().into(),
     })
 }
 

@@ -215,10 +215,7 @@ fn refuses_options_that_cannot_work() {
     );
     assert!(matches!(missing, Err(DataError::Io { .. })));
     let empty = read("", &options(Format::Text, 8));
-    assert!(matches!(
-        empty,
-        Err(DataError::NothingToTrain { rows: 0, .. })
-    ));
+    assert!(matches!(empty, Err(DataError::NoRows { .. })));
 }
 
 #[test]

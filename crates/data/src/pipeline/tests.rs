@@ -317,10 +317,11 @@ fn formats_are_detected_or_refused() {
     assert!(matches!(detected(0), Err(DataError::Json { line: 1, .. })));
     assert!(matches!(
         detected(1),
-        Err(DataError::Detect { line: 3, .. })
+        Err(DataError::TooManyBadRows { limit: 1, source })
+            if matches!(*source, DataError::Detect { line: 3, .. })
     ));
     assert_eq!(detected(2).unwrap().rows, 2);
-    insta::assert_snapshot!(shown("a.jsonl", ""), @r#"a.jsonl, line 1: cannot tell the format: there are no rows; set `format` to one of "alpaca", "messages", "sharegpt", "prompt_completion", "text""#);
+    insta::assert_snapshot!(shown("a.jsonl", ""), @"a.jsonl: expected rows, found none; name a file that has some");
 }
 
 #[test]
