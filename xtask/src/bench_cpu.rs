@@ -90,8 +90,9 @@ fn measure(mut model: Llama, case: &Case, steps: usize) -> anyhow::Result<()> {
     );
     let plan = ActivationPlan::keep_all(model.num_backward_layers());
     let mut seconds = Vec::new();
+    let mut processor = 0.0;
     for step in 0..=steps {
-        let began = Instant::now();
+        let (began, used) = (Instant::now(), processor_seconds());
         for batch in &case.batches {
             let mut grads = AdapterGrads::new();
             let scale = 1.0 / batch.targets.len() as f32;
@@ -102,6 +103,7 @@ fn measure(mut model: Llama, case: &Case, steps: usize) -> anyhow::Result<()> {
         }
         if step > 0 {
             seconds.push(began.elapsed().as_secs_f64());
+            processor += (processor_seconds() - used) / steps as f64;
         }
     }
     seconds.sort_by(f64::total_cmp);
@@ -111,6 +113,8 @@ fn measure(mut model: Llama, case: &Case, steps: usize) -> anyhow::Result<()> {
         "seconds": median,
         "seconds_min": seconds[0],
         "seconds_max": seconds[seconds.len() - 1],
+        // Of all threads, the mean of the steps: what other programs take of the machine is not in it.
+        "processor_seconds": processor,
         "tokens_per_second": tokens as f64 / median,
         "rows_per_second": case.rows as f64 / median,
         "peak_gib": peak_gib(),
@@ -214,6 +218,18 @@ pub(crate) fn default_model() -> Option<PathBuf> {
 
 fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+/// Processor time of all threads so far; Linux counts in hundredths.
+fn processor_seconds() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    // The name of the program, in brackets, may have spaces.
+    let fields = stat.rsplit(')').next().unwrap_or_default();
+    let ticks = fields.split_whitespace().skip(11).take(2);
+    ticks
+        .filter_map(|ticks| ticks.parse::<f64>().ok())
+        .sum::<f64>()
+        / 100.0
 }
 
 /// Peak resident memory of this process, from the kernel's own count.

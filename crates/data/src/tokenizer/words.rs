@@ -151,7 +151,8 @@ fn is_cut(tokenizer: &Tokenizer) -> bool {
     };
     let added = tokenizer.get_added_tokens_decoder();
     let by_themselves = added.values().all(|token| {
-        !(token.single_word || token.lstrip || token.rstrip) && !token.content.contains([' ', '\n'])
+        let looks_around = token.single_word || token.lstrip || token.rstrip;
+        !(looks_around || token.content.contains([' ', '\n']))
     });
     let json = |part: Result<Value, serde_json::Error>| part.unwrap_or_default();
     let normalizer = json(serde_json::to_value(tokenizer.get_normalizer()));
