@@ -2,7 +2,7 @@
 //!
 //! Metadata and page headers are structs of Thrift's compact protocol. A list of booleans in a
 //! field that the crate does not know takes no bytes there, whatever length it claims: a few bytes
-//! keep the crate busy for hours. Here a file may not claim more elements than it has bytes.
+//! keep the crate busy for minutes and more. Here a file may not claim more elements than it has bytes.
 //!
 //! # Source
 //! `doc/specs/thrift-compact-protocol.md` of Apache Thrift; the layout of `parquet.thrift`.
