@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use backdraft::burn::tensor::{Device, Tensor, TensorData};
+use backdraft::burn::tensor::{Tensor, TensorData};
 use backdraft::kernels::adamw::{self, AdamWParams, Moments};
 use backdraft::kernels::adamw8bit::{Guard, Moment8Bit, Moments8Bit, step};
 use backdraft_testkit::golden::{self, Tensors};
 use serde::Deserialize;
 
 use super::compare::values;
+use super::place;
 
 #[derive(Deserialize)]
 struct Cases {
@@ -49,7 +50,7 @@ fn golden_adamw8bit() {
         let grads = tensors.f32(&format!("{name}.grads"));
         let tensor = |values: &[f32]| {
             let data = TensorData::new(values.to_vec(), [n]);
-            Tensor::<1>::from_data(data, &Device::flex())
+            Tensor::<1>::from_data(data, &place::device())
         };
         let mut param = tensor(&tensors.f32(&format!("{name}.initial")));
         let mut moments = Moments8Bit::zeros(&param);

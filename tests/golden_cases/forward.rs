@@ -1,12 +1,15 @@
 //! Tiny models: logits, hidden states, losses, greedy tokens.
 
-use backdraft::burn::tensor::{Int, Tensor, TensorData};
-use backdraft::model::Tokens;
+use backdraft::burn::tensor::{Device, Int, Tensor, TensorData};
+use backdraft::formats::ModelSource;
 use backdraft::model::generate::GenerateConfig;
+use backdraft::model::{BaseTensor, Llama, Tokens};
+use backdraft::quant::Weight;
 use backdraft_testkit::tolerance::{TINY_LOGITS, TINY_LOSS, Tolerance};
 use serde_json::{Value, from_value};
 
 use super::compare::{scalar, values};
+use super::smollm2::{quantised, scheme};
 use super::tiny_case::TinyCase;
 
 #[test]
@@ -84,6 +87,34 @@ fn golden_tiny_greedy() {
         let prompts = [prompt.clone(), prompt[1..].to_vec()];
         let outputs = case.model.generate(&prompts, &config, |_, _| true);
         assert_eq!(outputs[0], expected, "{}", case.name);
+    }
+}
+
+/// Generation reads codes in a kernel of its own where a device has one; on the processor, the weights that the
+/// codes stand for continue the prompts with the same tokens.
+#[test]
+fn golden_tiny_greedy_from_codes() {
+    for case in TinyCase::all() {
+        let source = ModelSource::open(&case.path).unwrap();
+        let on_cpu = Llama::load(&source, &Device::flex()).unwrap();
+        let prompt: Vec<u32> = from_value(case.golden["greedy_prompt_ids"].clone()).unwrap();
+        let prompts = [prompt.clone(), prompt[1..].to_vec(), prompt[..1].to_vec()];
+        let config = GenerateConfig {
+            max_new_tokens: 24,
+            ..GenerateConfig::default()
+        };
+        for name in ["nf4_b64", "nf4_b64_double_quant", "fp4_b128"] {
+            let mut dense = quantised(&on_cpu, scheme(name));
+            dense.visit_base_mut(|_, tensor| {
+                if let BaseTensor::Matrix(weight) = tensor {
+                    *weight = Weight::Dense(weight.dequantize());
+                }
+            });
+            let expected = dense.generate(&prompts, &config, |_, _| true);
+            let in_codes = quantised(&case.model, scheme(name));
+            let outputs = in_codes.generate(&prompts, &config, |_, _| true);
+            assert_eq!(outputs, expected, "{}, {name}", case.name);
+        }
     }
 }
 

@@ -4,7 +4,6 @@ use std::error::Error;
 use std::fs;
 use std::path::Path;
 
-use backdraft::burn::tensor::Device;
 use backdraft::formats::dtype::{Dtype, from_f32};
 use backdraft::formats::{Existing, SafetensorsWriter, TensorInfo};
 use backdraft::lora::AdapterWeights;
@@ -13,6 +12,7 @@ use backdraft_testkit::golden::Tensors;
 use serde::Deserialize;
 use serde_json::{Map, Value, from_value, json};
 
+use super::place;
 use super::support;
 use super::tiny_case::TinyCase;
 
@@ -93,7 +93,7 @@ fn adapted(model: &Llama, entry: &Entry, tensors: &Tensors) -> Result<Llama, Box
         config.to_string(),
     )?;
     write_weights(&directory.path().join("adapter_model.safetensors"), tensors)?;
-    let adapter = AdapterWeights::read(directory.path(), &Device::flex())?;
+    let adapter = AdapterWeights::read(directory.path(), &place::device())?;
     Ok(model.clone().with_adapter(&adapter)?)
 }
 

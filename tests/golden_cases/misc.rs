@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use backdraft::burn::tensor::{Device, Tensor, TensorData};
+use backdraft::burn::tensor::{Tensor, TensorData};
 use backdraft::kernels::adamw::{self, AdamWParams, Moments};
 use backdraft::model::LlamaConfig;
 use backdraft_testkit::golden;
@@ -11,6 +11,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::compare::values;
+use super::place;
 use super::support;
 
 /// An entry of `rope.json`.
@@ -61,7 +62,7 @@ fn check_rope(name: &str, config: &LlamaConfig, case: &Rope) {
     }
     let scaling = rope.attention_scaling();
     Tolerance::Relative(1e-6).check_one(name, scaling, case.attention_scaling);
-    let tables = rope.tables(&case.positions, &Device::flex());
+    let tables = rope.tables(&case.positions, &place::device());
     let (cos, sin) = (values(&tables.cos), values(&tables.sin));
     let half = inv_freq.len();
     for (row, &position) in case.positions.iter().enumerate() {
@@ -122,7 +123,7 @@ fn check_adamw(
 ) {
     let tensor = |values: &[f32]| {
         let data = TensorData::new(values.to_vec(), [values.len()]);
-        Tensor::<1>::from_data(data, &Device::flex())
+        Tensor::<1>::from_data(data, &place::device())
     };
     let mut param = tensor(&case.initial);
     let mut moments = Moments::zeros(&param);

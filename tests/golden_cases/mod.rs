@@ -9,6 +9,7 @@ mod lora;
 mod lora_entry;
 mod misc;
 mod packing;
+mod place;
 mod smollm2;
 mod smollm2_lora;
 mod support;

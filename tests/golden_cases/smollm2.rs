@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use backdraft::burn::tensor::Device;
 use backdraft::data::{ChatTokenizer, Conversation, Message, Role};
 use backdraft::formats::ModelSource;
 use backdraft::model::generate::GenerateConfig;
@@ -20,6 +19,7 @@ use serde::Deserialize;
 
 use super::compare::{norm, values};
 use super::four_bit::sha256;
+use super::place;
 
 /// The model, read once for all tests.
 pub(super) struct Smollm2 {
@@ -36,7 +36,7 @@ pub(super) fn load(file: &str) -> Option<(&'static Smollm2, PathBuf)> {
             .ok()?;
         let source = ModelSource::open(path).unwrap();
         Some(Smollm2 {
-            model: Llama::load(&source, &Device::flex()).unwrap(),
+            model: Llama::load(&source, &place::device()).unwrap(),
             tokenizer: run::tokenizer(&source).unwrap(),
         })
     });

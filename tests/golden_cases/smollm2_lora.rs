@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use backdraft::burn::tensor::{Device, Tensor, TensorData};
+use backdraft::burn::tensor::{Tensor, TensorData};
 use backdraft::data::Batch;
 use backdraft::kernels::adamw::AdamWParams;
 use backdraft::lora::{AdapterGrads, AdapterWeights, LoraConfig, TargetModule};
@@ -20,6 +20,7 @@ use serde::Deserialize;
 
 use super::compare::{norm, scalar, values};
 use super::lora::merged;
+use super::place;
 use super::smollm2::{at, first_prompt, last_logits, load, quantised, top};
 
 /// `lora_train.json`.
@@ -199,7 +200,7 @@ fn micro_batch(rows: &[Vec<i64>]) -> MicroBatch {
 impl Config {
     /// A from the file, B zero.
     fn fresh_adapter(&self, model: &Llama, init: &Tensors) -> AdapterWeights {
-        let device = Device::flex();
+        let device = place::device();
         let targets = self.target_modules.iter().map(|name| name.parse().unwrap());
         let config = LoraConfig {
             rank: self.r,

@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 
-use backdraft::burn::tensor::Device;
 use backdraft::data::Batch;
 use backdraft::formats::ModelSource;
 use backdraft::model::Llama;
@@ -10,6 +9,7 @@ use backdraft::train::step::MicroBatch;
 use backdraft_testkit::golden::{self, Tensors};
 use serde_json::{Map, Value};
 
+use super::place;
 use super::support;
 
 /// A case, and its model.
@@ -31,7 +31,7 @@ impl TinyCase {
     fn open(path: PathBuf) -> Option<Self> {
         let name = golden::name(&path);
         let source = ModelSource::open(&path).unwrap_or_else(|e| panic!("{name}: {e}"));
-        let model = match Llama::load(&source, &Device::flex()) {
+        let model = match Llama::load(&source, &place::device()) {
             Ok(model) => model,
             Err(error) => {
                 support::check_load_refusal(&name, source.config(), &error);

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use backdraft::burn::tensor::{Device, Tensor, TensorData};
+use backdraft::burn::tensor::{Tensor, TensorData};
 use backdraft::data::Batch;
 use backdraft::kernels::adamw::{self, AdamWParams, Moments};
 use backdraft::lora::{AdapterGrads, AdapterWeights, LoraConfig};
@@ -19,6 +19,7 @@ use serde_json::json;
 
 use super::compare::{norm, scalar, values};
 use super::full_gradients::{gradients, track};
+use super::place;
 use super::tiny_case::TinyCase;
 
 /// `trainer.json`.
@@ -170,7 +171,7 @@ fn scale(batches: &[MicroBatch]) -> f64 {
 
 /// A from the file, B zero.
 fn fresh_adapter(tensors: &Tensors, trainer: &Trainer) -> AdapterWeights {
-    let device = Device::flex();
+    let device = place::device();
     let mut factors = BTreeMap::new();
     for name in tensors.names().filter(|name| !name.contains("grad.")) {
         if let Some(module) = name.strip_suffix(".lora_A.weight") {

@@ -5,7 +5,8 @@ use backdraft_kernels::attention::{self, HeadLayout, Qkv};
 use backdraft_kernels::codebook::FourBitFormat;
 use backdraft_kernels::dequantize::{FourBit, HostAbsmax};
 use backdraft_kernels::gemm::{self, Op};
-use backdraft_kernels::quantize::{four_bit, nested};
+use backdraft_kernels::lora_linear::FrozenMatrix;
+use backdraft_kernels::quantize::{PackedBlocks, four_bit, nested};
 use backdraft_kernels::rope::{self, RotaryTables};
 use backdraft_kernels::{Segments, cross_entropy, rms_norm, swiglu};
 use burn::tensor::{DType, Device, Tensor};
@@ -52,6 +53,7 @@ pub(super) fn run(bench: &mut Bench, small: bool) {
     gated(bench, &sizes);
     heads(bench, small);
     codes(bench, &sizes);
+    few_rows(bench, &sizes);
     loss(bench, &sizes);
     optimizer(bench, &sizes);
 }
@@ -250,6 +252,24 @@ fn rotary(bench: &mut Bench, s: &Sizes) {
             x[i] = x[i].take().map(|x| rope::forward(x, &tables));
         });
     }
+    let shapes = [[s.tokens, s.hidden], [s.tokens, s.kv]];
+    let (q, k) = (bench.sets(shapes[0]), bench.sets(shapes[1]));
+    let (y_q, y_k) = rope::forward_both(q[0].clone(), k[0].clone(), &tables);
+    let error = [(y_q, &q[0]), (y_k, &k[0])].map(|(y, x)| {
+        let expected = rope::reference::rotate(f32(x), &tables, 1.0);
+        distance(y, expected)
+    });
+    let work = Work {
+        bytes: 2.0 * bench.size() * (s.tokens * (s.hidden + s.kv)) as f64,
+        ..Work::default()
+    };
+    let mut sets: Vec<_> = q.into_iter().zip(k).map(Some).collect();
+    let name = format!("{} × {} and {}", s.tokens, s.hidden, s.kv);
+    bench.time(("rope both", name), work, error[0].max(error[1]), |i| {
+        sets[i] = sets[i]
+            .take()
+            .map(|(q, k)| rope::forward_both(q, k, &tables));
+    });
 }
 
 fn gated(bench: &mut Bench, s: &Sizes) {
@@ -361,16 +381,7 @@ fn codes(bench: &mut Bench, s: &Sizes) {
             .collect();
         let blocks = four_bit(&source, FourBitFormat::Nf4, BLOCK);
         for (name, double) in [("dequantize", false), ("dequantize double", true)] {
-            let matrix = |device: &Device| {
-                let absmax = if double {
-                    HostAbsmax::Double(nested(&blocks.absmax))
-                } else {
-                    HostAbsmax::Single(blocks.absmax.clone())
-                };
-                let packed = blocks.packed.clone();
-                FourBit::from_parts(FourBitFormat::Nf4, BLOCK, dims, packed, absmax, device)
-                    .unwrap_or_else(|error| panic!("{error}"))
-            };
+            let matrix = |device: &Device| matrix(dims, &blocks, double, device);
             let expected = host(matrix(&Device::flex()).dequantize());
             let sets: Vec<FourBit> = (0..SETS).map(|_| matrix(&bench.device)).collect();
             let dtype = bench.dtype;
@@ -382,6 +393,61 @@ fn codes(bench: &mut Bench, s: &Sizes) {
                 ..Work::default()
             };
             bench.time((name, format!("{dims:?}")), work, error, call);
+        }
+    }
+}
+
+fn matrix(dims: [usize; 2], blocks: &PackedBlocks, double: bool, device: &Device) -> FourBit {
+    let absmax = if double {
+        HostAbsmax::Double(nested(&blocks.absmax))
+    } else {
+        HostAbsmax::Single(blocks.absmax.clone())
+    };
+    let packed = blocks.packed.clone();
+    FourBit::from_parts(FourBitFormat::Nf4, BLOCK, dims, packed, absmax, device)
+        .unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// Products of generation, straight from codes.
+fn few_rows(bench: &mut Bench, s: &Sizes) {
+    if !bench.wants("gemv nf4") {
+        return;
+    }
+    for dims in [
+        [s.intermediate, s.hidden],
+        [s.hidden, s.intermediate],
+        [s.hidden, s.hidden],
+        [s.kv, s.hidden],
+    ] {
+        let [out, input] = dims;
+        let source: Vec<f32> = (0..out * input)
+            .map(|i| (i as f32 * 0.618_034).fract() - 0.5)
+            .collect();
+        let blocks = four_bit(&source, FourBitFormat::Nf4, BLOCK);
+        for (name, double) in [("gemv nf4", false), ("gemv nf4 double", true)] {
+            let there = matrix(dims, &blocks, double, &Device::flex()).dequantize();
+            // More than a GPU's second-level cache holds.
+            let count = 256_000_000_usize.div_ceil(out * input).clamp(SETS, 64);
+            let sets: Vec<FourBit> = (0..count)
+                .map(|_| matrix(dims, &blocks, double, &bench.device))
+                .collect();
+            for rows in [1, 2, 4, 8] {
+                let x = bench.random([rows, input]);
+                let on_host = Tensor::<2>::from_data(x.clone().into_data(), &Device::flex());
+                let expected = gemm::nt(&f32(&on_host), &there);
+                let error = distance(sets[0].matmul(&x), expected);
+                let scale_bytes = if double { 1.0 } else { 4.0 };
+                let work = Work {
+                    bytes: (out * input) as f64 * (0.5 + scale_bytes / BLOCK as f64)
+                        + (rows * (input + out)) as f64 * bench.size(),
+                    flops: 2.0 * (rows * out * input) as f64,
+                };
+                let mut turn = 0;
+                bench.time((name, format!("{rows} × {dims:?}")), work, error, |_| {
+                    turn += 1;
+                    sets[turn % count].matmul(&x)
+                });
+            }
         }
     }
 }

@@ -15,7 +15,7 @@ use crate::codebook::DynamicMap;
 use crate::cube::{CubeTensor, argument, elem, elementwise, empty, floats, len, tensor};
 
 /// Codes in a word of packed bytes.
-const CODES: usize = 8;
+pub(super) const CODES: usize = 8;
 
 /// Words that a unit expands: enough to have several loads under way.
 const WORDS: usize = 4;
@@ -28,29 +28,13 @@ const NESTED_BLOCK: usize = crate::quantize::NESTED_BLOCK_SIZE;
 /// # Shapes
 /// `[out, in]`.
 pub(super) fn dequantize(matrix: &FourBit, dtype: DType) -> Option<Tensor<2>> {
-    let packed = bytes(&matrix.packed)?;
     let (block_size, dims) = (matrix.block_size, matrix.dims);
     if !block_size.is_multiple_of(CODES) {
         return None;
     }
-    // Unused buffers of the other kind of scale are bound to something that is there.
-    let (absmax, nested, map, offset, double) = match &matrix.absmax {
-        Absmax::Single(absmax) => {
-            let absmax = floats(absmax)?;
-            (absmax.clone(), absmax, &[0.0][..], 0.0, false)
-        }
-        Absmax::Double {
-            codes,
-            scales,
-            offset,
-        } => {
-            let map = &DynamicMap::Signed.values()[..];
-            (bytes(codes)?, floats(scales)?, map, *offset, true)
-        }
-    };
-    let code = matrix.format.values();
+    let parts = Parts::of(matrix)?;
     let values = dims[0] * dims[1];
-    let out = empty(&packed, dims, dtype);
+    let out = empty(&parts.packed, dims, dtype);
     if values == 0 {
         return Some(tensor(out));
     }
@@ -62,16 +46,6 @@ pub(super) fn dequantize(matrix: &FourBit, dtype: DType) -> Option<Tensor<2>> {
     let words = values.div_ceil(CODES);
     let (count, dim) = elementwise(words.div_ceil(WORDS));
     let client = out.client.clone();
-    #[expect(unsafe_code, reason = "bytes are read as words")]
-    // SAFETY: memory is allocated in whole words, and bytes beyond the last code are not used.
-    let (codes, scale_words) = unsafe {
-        let codes = BufferArg::from_raw_parts(packed.handle.clone(), words);
-        let scales = len(&absmax).div_ceil(4);
-        let scales = BufferArg::from_raw_parts(absmax.handle.clone(), scales);
-        (codes, scales)
-    };
-    let single = argument(if double { &nested } else { &absmax }, 1);
-    let (code, map) = (table(code, &out), table(map, &out));
     let (out_argument, elem) = (argument(&out, line), elem(dtype));
     #[expect(unsafe_code, reason = "a kernel without bounds checks")]
     // SAFETY: there is a scale for each started block, and the kernel does not go beyond the last word.
@@ -81,20 +55,100 @@ pub(super) fn dequantize(matrix: &FourBit, dtype: DType) -> Option<Tensor<2>> {
             count,
             dim,
             line,
-            codes,
-            scale_words,
-            single,
-            code,
-            map,
+            parts.codes(1),
+            parts.scale_codes(),
+            parts.scales(),
+            parts.code_table(),
+            parts.scale_table(),
             out_argument,
             values as u32,
-            offset,
+            parts.offset,
             block_size,
-            double,
+            parts.double,
             elem,
         );
     }
     Some(tensor(out))
+}
+
+/// A matrix on a CubeCL device, as kernels take it. Buffers of the kind of scale that it has not are bound to
+/// something that is there.
+pub(super) struct Parts {
+    pub(super) packed: CubeTensor,
+    /// Scales, or their codes.
+    absmax: CubeTensor,
+    /// Scales of scales.
+    nested: CubeTensor,
+    pub(super) offset: f32,
+    /// Whether scales are in codes.
+    pub(super) double: bool,
+    values: usize,
+    code: &'static [f32],
+}
+
+impl Parts {
+    pub(super) fn of(matrix: &FourBit) -> Option<Self> {
+        let packed = bytes(&matrix.packed)?;
+        let (absmax, nested, offset, double) = match &matrix.absmax {
+            Absmax::Single(absmax) => {
+                let absmax = floats(absmax)?;
+                (absmax.clone(), absmax, 0.0, false)
+            }
+            Absmax::Double {
+                codes,
+                scales,
+                offset,
+            } => (bytes(codes)?, floats(scales)?, *offset, true),
+        };
+        Some(Self {
+            packed,
+            absmax,
+            nested,
+            offset,
+            double,
+            values: matrix.dims[0] * matrix.dims[1],
+            code: matrix.format.values(),
+        })
+    }
+
+    /// Codes in vectors of `line` words.
+    #[expect(unsafe_code, reason = "bytes are read as words")]
+    pub(super) fn codes(&self, line: usize) -> BufferArg {
+        let words = self.values.div_ceil(CODES);
+        // SAFETY: memory is allocated in whole words, and bytes beyond the last code are not used.
+        unsafe { BufferArg::from_raw_parts(self.packed.handle.clone(), words / line) }
+    }
+
+    /// Codes of scales, four to a word.
+    #[expect(unsafe_code, reason = "bytes are read as words")]
+    pub(super) fn scale_codes(&self) -> BufferArg {
+        let words = len(&self.absmax).div_ceil(4);
+        // SAFETY: as above.
+        unsafe { BufferArg::from_raw_parts(self.absmax.handle.clone(), words) }
+    }
+
+    /// Scales, or scales of scales.
+    pub(super) fn scales(&self) -> BufferArg {
+        let scales = if self.double {
+            &self.nested
+        } else {
+            &self.absmax
+        };
+        argument(scales, 1)
+    }
+
+    pub(super) fn code_table(&self) -> BufferArg {
+        table(self.code, &self.packed)
+    }
+
+    pub(super) fn scale_table(&self) -> BufferArg {
+        let values = if self.double {
+            &DynamicMap::Signed.values()[..]
+        } else {
+            &[0.0]
+        };
+        table(values, &self.packed)
+    }
 }
 
 /// Contiguous bytes on a CubeCL device.
@@ -124,8 +178,7 @@ fn table(values: &[f32], on: &CubeTensor) -> BufferArg {
     unsafe { BufferArg::from_raw_parts(handle, values.len()) }
 }
 
-/// A unit expands the eight codes of each of its words, which lie a cube apart; the lowest byte comes
-/// first, its high half before its low.
+/// A unit expands the eight codes of each of its words, which lie a cube apart.
 #[cube(launch_unchecked)]
 fn kernel<F: Float, N: Size>(
     packed: &[u32],
@@ -154,19 +207,13 @@ fn kernel<F: Float, N: Size>(
         if first < values {
             let codes = packed[word];
             let block = first / block_size;
-            let scale = if comptime!(double) {
-                let shift = (block % 4 * 8) as u32;
-                let scale_code = (scale_codes[block / 4] >> shift) & 255u32;
-                map[scale_code as usize] * scales[block / NESTED_BLOCK] + offset
-            } else {
-                scales[block]
-            };
+            let scale = scale(block, scale_codes, scales, map, offset, double);
             let lanes = N::value();
             if comptime!(lanes == CODES) {
                 let mut vector = Vector::<F, N>::empty();
                 #[unroll]
                 for i in 0..CODES {
-                    let shift = comptime!((i / 2 * 8 + 4 * (1 - i % 2)) as u32);
+                    let shift = comptime!(shift(i));
                     let index = (codes >> shift) & 15u32;
                     vector.insert(i, F::cast_from(lookup[index as usize] * scale));
                 }
@@ -174,7 +221,7 @@ fn kernel<F: Float, N: Size>(
             } else {
                 #[unroll]
                 for i in 0..CODES {
-                    let shift = comptime!((i / 2 * 8 + 4 * (1 - i % 2)) as u32);
+                    let shift = comptime!(shift(i));
                     let index = (codes >> shift) & 15u32;
                     if first + i < values {
                         out[first + i] = Vector::new(F::cast_from(lookup[index as usize] * scale));
@@ -183,4 +230,28 @@ fn kernel<F: Float, N: Size>(
             }
         }
     }
+}
+
+/// The scale of a block.
+#[cube]
+pub(super) fn scale(
+    block: usize,
+    scale_codes: &[u32],
+    scales: &[f32],
+    map: &[f32],
+    offset: f32,
+    #[comptime] double: bool,
+) -> f32 {
+    if comptime!(double) {
+        let shift = (block % 4 * 8) as u32;
+        let scale_code = (scale_codes[block / 4] >> shift) & 255u32;
+        map[scale_code as usize] * scales[block / NESTED_BLOCK] + offset
+    } else {
+        scales[block]
+    }
+}
+
+/// How far to shift a word for its code `i`: the lowest byte comes first, its high half before its low.
+pub(super) fn shift(i: usize) -> u32 {
+    (i / 2 * 8 + 4 * (1 - i % 2)) as u32
 }

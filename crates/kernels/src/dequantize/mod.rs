@@ -1,11 +1,15 @@
 //! Matrices kept in codes: their values, and products with them.
 //!
 //! The products never hold the whole matrix in f32: on the processor a panel of rows is dequantised into
-//! a buffer that each thread keeps, multiplied with, and written over by the next.
+//! a buffer that each thread keeps, multiplied with, and written over by the next. On a CubeCL device 4-bit codes
+//! are multiplied with up to eight rows as they are (`few_rows.rs`), with more after the whole matrix was
+//! dequantised into the operands' type.
 
 mod cpu;
 #[cfg(feature = "cube")]
 mod cube;
+#[cfg(feature = "cube")]
+mod few_rows;
 pub mod reference;
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
@@ -216,7 +220,7 @@ impl FourBit {
 
 impl FrozenMatrix for FourBit {
     fn matmul(&self, x: &Tensor<2>) -> Tensor<2> {
-        cpu::matmul(x, self).unwrap_or_else(|| gemm::nt(x, &self.dequantize_as(x.dtype())))
+        self.matmul_add(x, None)
     }
 
     fn matmul_transposed(&self, dy: &Tensor<2>) -> Tensor<2> {
@@ -229,8 +233,10 @@ impl FrozenMatrix for FourBit {
             (Some(product), Some(sum)) => sum + product,
             (Some(product), None) => product,
             (None, sum) => {
-                let values = self.dequantize_as(x.dtype());
-                gemm::gemm((Op::N, x), (Op::T, &values), 1.0, sum)
+                on_device!(few_rows::matmul(x, self, sum), or sum).unwrap_or_else(|sum| {
+                    let values = self.dequantize_as(x.dtype());
+                    gemm::gemm((Op::N, x), (Op::T, &values), 1.0, sum)
+                })
             }
         }
     }

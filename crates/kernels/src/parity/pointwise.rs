@@ -89,6 +89,39 @@ fn rope_and_its_gradient() {
 }
 
 #[test]
+fn rope_of_queries_and_keys_in_one_launch() {
+    for (t, heads, kv_heads, d) in [(1, 1, 1, 2), (7, 4, 2, 16), (33, 9, 3, 64), (3, 2, 5, 6)] {
+        let exact = tables(t, d);
+        let (q, k) = (random([t, heads * d]), random([t, kv_heads * d]));
+        for place in places() {
+            let tables = RotaryTables {
+                cos: place.put_f32(&exact.cos),
+                sin: place.put_f32(&exact.sin),
+            };
+            let there = || (place.put(&q), place.put(&k));
+            for (sign, both) in [
+                (1.0, rope::forward_both as fn(_, _, &_) -> _),
+                (-1.0, rope::backward_both),
+            ] {
+                let (q_there, k_there) = there();
+                let kept = q_there.clone();
+                let (y_q, y_k) = both(q_there, k_there, &tables);
+                for (what, y, x) in [("queries", y_q, &q), ("keys", y_k, &k)] {
+                    let expected = rope::reference::rotate(place.round(x), &exact, sign);
+                    place.assert_close(what, y, expected);
+                }
+                place.assert_close("a shared input", kept, place.round(&q));
+            }
+            let (q_there, k_there) = there();
+            let (y_q, y_k) = rope::forward_both(q_there, k_there, &tables);
+            let (q_again, k_again) = rope::backward_both(y_q, y_k, &tables);
+            place.assert_close("there and back", q_again, place.round(&q));
+            place.assert_close("there and back", k_again, place.round(&k));
+        }
+    }
+}
+
+#[test]
 fn rope_leaves_a_shared_input_alone() {
     let (x, tables) = (random([3, 8]), tables(3, 8));
     for place in places() {

@@ -51,20 +51,63 @@ pub fn backward(dy: Tensor<2>, tables: &RotaryTables) -> Tensor<2> {
     rotate(dy, tables, -1.0)
 }
 
+/// [`forward`] of queries and keys, in one launch where a device has a kernel for that.
+///
+/// # Shapes
+/// `q` `[t, h·d]`, `k` `[t, kv·d]`, and so the results.
+pub fn forward_both(q: Tensor<2>, k: Tensor<2>, tables: &RotaryTables) -> (Tensor<2>, Tensor<2>) {
+    rotate_both(q, k, tables, 1.0)
+}
+
+/// [`backward`] of queries and keys, as [`forward_both`].
+///
+/// # Shapes
+/// As [`forward_both`].
+pub fn backward_both(
+    dq: Tensor<2>,
+    dk: Tensor<2>,
+    tables: &RotaryTables,
+) -> (Tensor<2>, Tensor<2>) {
+    rotate_both(dq, dk, tables, -1.0)
+}
+
+/// The differentiable form of [`forward_both`]; what is tracked has a node and a launch of its own.
+pub fn rope_both(q: Tensor<2>, k: Tensor<2>, tables: &RotaryTables) -> (Tensor<2>, Tensor<2>) {
+    if parent(&q).is_some() || parent(&k).is_some() {
+        return (rope(q, tables), rope(k, tables));
+    }
+    forward_both(q.inner(), k.inner(), tables)
+}
+
 /// The differentiable form of [`forward`].
 pub fn rope(x: Tensor<2>, tables: &RotaryTables) -> Tensor<2> {
     let parents = [parent(&x)];
     attach(forward(x.inner(), tables), parents, Rope(tables.clone()))
 }
 
-fn rotate(x: Tensor<2>, tables: &RotaryTables, sign: f32) -> Tensor<2> {
-    let [_, width] = x.dims();
-    let d = tables.head_dim();
+fn rotate_both(
+    q: Tensor<2>,
+    k: Tensor<2>,
+    tables: &RotaryTables,
+    sign: f32,
+) -> (Tensor<2>, Tensor<2>) {
+    check(&q, tables);
+    check(&k, tables);
+    on_device!(cube::rotate_both(q, k, tables, sign), or(q, k))
+        .unwrap_or_else(|(q, k)| (rotate(q, tables, sign), rotate(k, tables, sign)))
+}
+
+fn check(x: &Tensor<2>, tables: &RotaryTables) {
+    let ([_, width], d) = (x.dims(), tables.head_dim());
     assert_eq!(
         width % d,
         0,
         "{width} features are no whole number of heads of {d}"
     );
+}
+
+fn rotate(x: Tensor<2>, tables: &RotaryTables, sign: f32) -> Tensor<2> {
+    check(&x, tables);
     cpu::rotate(x, tables, sign)
         .or_else(|x| on_device!(cube::rotate(x, tables, sign), or x))
         .unwrap_or_else(|x| reference::rotate(x, tables, sign))

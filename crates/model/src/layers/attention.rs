@@ -53,16 +53,28 @@ impl Attention {
         let q = self.q_proj.forward(x.clone(), seed(TargetModule::QProj));
         let k = self.k_proj.forward(x.clone(), seed(TargetModule::KProj));
         let v = self.v_proj.forward(x, seed(TargetModule::VProj));
-        let (q, k) = (
-            rope::rope(q, &context.tables),
-            rope::rope(k, &context.tables),
-        );
+        let (q, k) = rope::rope_both(q, k, &context.tables);
         let (k, v) = match cache {
             Some(cache) => cache.extend(k, v, &context.segments),
             None => (k, v),
         };
         let out = attention::attention(Qkv { q, k, v }, &context.segments, self.layout);
         self.o_proj.forward(out, seed(TargetModule::OProj))
+    }
+
+    /// Queries and keys after rotation, without autodiff.
+    pub(super) fn query_and_key(
+        &self,
+        x: &Tensor<2>,
+        context: &Context,
+        layer: usize,
+    ) -> (Projected, Projected) {
+        let seed = |target| context.seed(layer, target);
+        let (q, q_saved) = self.q_proj.forward_saving(x, seed(TargetModule::QProj));
+        let (k, k_saved) = self.k_proj.forward_saving(x, seed(TargetModule::KProj));
+        let (q, k) = rope::forward_both(q, k, &context.tables);
+        let projected = |y, saved| Projected { y, saved };
+        (projected(q, q_saved), projected(k, k_saved))
     }
 
     /// Queries after rotation, without autodiff.
@@ -118,11 +130,8 @@ impl Attention {
         context: &Context,
     ) -> Qkv {
         let d = attention::backward(d_out, qkv, forward, &context.segments, self.layout);
-        Qkv {
-            q: rope::backward(d.q, &context.tables),
-            k: rope::backward(d.k, &context.tables),
-            v: d.v,
-        }
+        let (q, k) = rope::backward_both(d.q, d.k, &context.tables);
+        Qkv { q, k, v: d.v }
     }
 
     /// The input's gradient, or only the adapters' where it is not `wanted`; `x` is there where q, k or v has an

@@ -103,8 +103,7 @@ impl DecoderLayer {
         let (attn, mlp, i) = (&self.self_attn, &self.mlp, self.index);
         let input = h.clone();
         let (x, input_rstd) = self.input_layernorm.forward_saving(&h);
-        let query = attn.query(&x, context, i);
-        let key = attn.key(&x, context, i);
+        let (query, key) = attn.query_and_key(&x, context, i);
         let value = attn.value(&x, context, i);
         let input_normed = keep.contains(T::InputNormed).then_some(x);
         let (out, lse) = attn.attend(&qkv(&query, &key, &value), context);
@@ -288,6 +287,10 @@ impl DecoderLayer {
             unreachable!("it was just rebuilt")
         };
         let (attn, i) = (&self.self_attn, self.index);
+        if saved.query.is_none() && saved.key.is_none() {
+            let (query, key) = attn.query_and_key(x, context, i);
+            (saved.query, saved.key) = (Some(query), Some(key));
+        }
         saved.query.get_or_insert_with(|| attn.query(x, context, i));
         saved.key.get_or_insert_with(|| attn.key(x, context, i));
         saved.value.get_or_insert_with(|| attn.value(x, context, i));

@@ -1,0 +1,33 @@
+//! Where the cases run.
+
+use std::env;
+use std::sync::OnceLock;
+
+use backdraft::burn::tensor::Device;
+use backdraft::kernels::device::{self, Choice};
+
+const VARIABLE: &str = "BACKDRAFT_TEST_DEVICE";
+
+/// The device that `BACKDRAFT_TEST_DEVICE` names (`cpu`, `cuda:0`, `wgpu`), by default the processor.
+///
+/// # Panics
+/// If it cannot be had.
+pub(super) fn device() -> Device {
+    static DEVICE: OnceLock<Device> = OnceLock::new();
+    let open = || {
+        let name = env::var(VARIABLE).unwrap_or_else(|_| "cpu".to_owned());
+        let choice: Choice = name.parse().unwrap_or_else(|e| panic!("{VARIABLE}: {e}"));
+        assert_ne!(choice, Choice::Auto, "{VARIABLE} must name one device");
+        let device = choice
+            .open()
+            .unwrap_or_else(|e| panic!("{VARIABLE}={name}: {e}"));
+        println!("golden cases on {}", device::report(&device));
+        device
+    };
+    DEVICE.get_or_init(open).clone()
+}
+
+/// Whether they run elsewhere than on the processor.
+pub(super) fn on_gpu() -> bool {
+    device() != Device::flex()
+}
