@@ -88,6 +88,8 @@ pub(crate) enum DtypeArg {
     Auto,
     /// bfloat16, with sums in f32
     Bf16,
+    /// Half precision, with sums in f32
+    F16,
     /// Single precision
     F32,
 }
@@ -98,6 +100,7 @@ impl DtypeArg {
         let dtype = match self {
             Self::Auto => recipe::DType::Auto,
             Self::Bf16 => recipe::DType::Bf16,
+            Self::F16 => recipe::DType::F16,
             Self::F32 => recipe::DType::F32,
         };
         Ok(dtype.on(device)?)

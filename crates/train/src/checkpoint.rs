@@ -33,6 +33,7 @@ use sha2::{Digest, Sha256};
 
 use crate::early_stopping::EarlyStopping;
 use crate::exact;
+use crate::loss_scale::LossScale;
 use crate::optimizer::StateTensor;
 use crate::records::{RecordsState, hex};
 
@@ -79,6 +80,9 @@ pub struct RunState {
     pub effort: Effort,
     /// `metrics.jsonl` so far.
     pub records: RecordsState,
+    /// What the loss is multiplied by, where it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_scale: Option<LossScale>,
     /// Fingerprint of the base model.
     pub model_fingerprint: String,
     /// Fingerprint of the tokenised training rows.

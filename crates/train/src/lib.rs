@@ -20,6 +20,7 @@ pub mod evaluate;
 mod exact;
 pub mod loader;
 pub mod lock;
+pub mod loss_scale;
 pub mod memory;
 pub mod metrics;
 pub mod optimizer;

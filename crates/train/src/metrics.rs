@@ -102,6 +102,11 @@ impl StepMetrics {
     pub fn is_finite(&self) -> bool {
         self.loss.is_finite() && self.grad_norm.is_finite()
     }
+
+    /// Whether only the gradient is no number.
+    pub fn overflows(&self) -> bool {
+        self.loss.is_finite() && !self.grad_norm.is_finite()
+    }
 }
 
 impl ItemLazy for StepOutput {

@@ -17,6 +17,8 @@ use bank::Bank;
 use burn::module::ParamId;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
+use crate::loss_scale::LossScale;
+
 /// How the moments are kept between updates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StatePrecision {
@@ -36,6 +38,8 @@ pub struct AdamW {
     bank: Option<Bank>,
     /// What the next update multiplies gradients with, where they lie in one buffer.
     factor: Option<Tensor<1>>,
+    /// What the loss of the next step is multiplied by, if by anything.
+    loss_scale: Option<LossScale>,
     steps: u64,
 }
 
@@ -63,6 +67,7 @@ impl AdamW {
             moments: HashMap::new(),
             bank: None,
             factor: None,
+            loss_scale: None,
             steps: 0,
         }
     }
@@ -98,9 +103,19 @@ impl AdamW {
         }
     }
 
+    /// Takes gradients of a loss that is multiplied by the scale; `None` takes the loss as it is.
+    pub fn scale_loss(&mut self, scale: Option<LossScale>) {
+        self.loss_scale = scale;
+    }
+
+    /// What the loss of the next step has to be multiplied by, if by anything.
+    pub fn loss_scale(&self) -> Option<LossScale> {
+        self.loss_scale
+    }
+
     /// The Euclidean norm of all gradients together, `[1]`, and the gradients scaled so that it is at most
-    /// `max_norm`, as `clip_grad_norm_` does; 0 leaves them. Gradients in one buffer are scaled when
-    /// they are used.
+    /// `max_norm`, as `clip_grad_norm_` does; 0 leaves them. The loss scale is divided out of both. Gradients in
+    /// one buffer are scaled when they are used.
     pub fn clip(
         &mut self,
         model: &Llama,
@@ -112,14 +127,25 @@ impl AdamW {
             None => global_norm(model, &grads),
         };
         self.factor = None;
-        if max_norm <= 0.0 {
-            return (grads, norm);
-        }
+        let unscale = self.loss_scale.map(|scale| 1.0 / scale.factor());
+        let norm = match unscale {
+            Some(unscale) => norm.mul_scalar(unscale),
+            None => norm,
+        };
+        let factor = match (
+            (max_norm > 0.0).then(|| clip_factor(&norm, max_norm)),
+            unscale,
+        ) {
+            (Some(factor), Some(unscale)) => factor.mul_scalar(unscale),
+            (Some(factor), None) => factor,
+            (None, Some(unscale)) => norm.ones_like().mul_scalar(unscale),
+            (None, None) => return (grads, norm),
+        };
         if self.bank.is_some() {
-            self.factor = Some(clip_factor(&norm, max_norm));
+            self.factor = Some(factor);
             return (grads, norm);
         }
-        (clip(grads, &norm, max_norm), norm)
+        (multiply(grads, &factor), norm)
     }
 
     /// Updates done.
@@ -130,6 +156,7 @@ impl AdamW {
     /// Updates every factor that has a gradient in `grads`.
     pub fn step(&mut self, model: &mut Llama, grads: &AdapterGrads, lr: f64) {
         self.steps += 1;
+        self.loss_scale = self.loss_scale.map(LossScale::after_update);
         if let Some(bank) = &self.bank {
             assert_eq!(grads.len(), bank.ids.len(), "a gradient for each factor");
             let factor = self.factor.take();
@@ -391,7 +418,10 @@ pub fn global_norm(model: &Llama, grads: &AdapterGrads) -> Tensor<1> {
 
 /// Scales `grads` so that their global norm is at most `max_norm`, as `clip_grad_norm_` does.
 pub fn clip(grads: AdapterGrads, norm: &Tensor<1>, max_norm: f64) -> AdapterGrads {
-    let factor = clip_factor(norm, max_norm);
+    multiply(grads, &clip_factor(norm, max_norm))
+}
+
+fn multiply(grads: AdapterGrads, factor: &Tensor<1>) -> AdapterGrads {
     grads.map(|grad| grad * factor.clone().unsqueeze())
 }
 

@@ -33,6 +33,7 @@ use crate::early_stopping::EarlyStopping;
 use crate::error::TrainError;
 use crate::loader::{EvalLoader, StepLoader};
 use crate::lock::RunLock;
+use crate::loss_scale::LossScale;
 use crate::memory::{self, Measured, Memory, MemoryWatch, Watcher};
 use crate::metrics::{NoFiles, RunMetric};
 use crate::optimizer::{AdamW, StatePrecision};
@@ -56,6 +57,7 @@ pub struct Run {
     model_fingerprint: String,
     device: Device,
     watcher: Option<Watcher>,
+    loss_scale: Option<LossScale>,
 }
 
 /// The tokenizer of a model.
@@ -172,6 +174,7 @@ pub fn prepare(
         data,
         device: device.clone(),
         watcher,
+        loss_scale: (dtype == burn::tensor::DType::F16).then(LossScale::default),
     })
 }
 
@@ -215,6 +218,11 @@ impl Run {
     /// The model's tokenizer.
     pub fn tokenizer(&self) -> &ChatTokenizer {
         &self.data.tokenizer
+    }
+
+    /// Scales the loss, beginning with `scale`, as a run in f16 does anyway.
+    pub fn scale_loss(&mut self, scale: LossScale) {
+        self.loss_scale = Some(scale);
     }
 
     /// Trains, and leaves the adapter in `output_dir/adapter`.
@@ -662,6 +670,8 @@ impl Run {
         if let Some(saved) = from {
             optimizer.restore(&self.model, &saved.optimizer()?, saved.state.step as u64)?;
         }
+        let saved_scale = from.and_then(|saved| saved.state.loss_scale);
+        optimizer.scale_loss(self.loss_scale.map(|scale| saved_scale.unwrap_or(scale)));
         let settings = Settings {
             schedule: train.schedule(total_steps),
             max_grad_norm: train.max_grad_norm,

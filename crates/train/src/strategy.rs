@@ -274,7 +274,8 @@ impl Loop<'_> {
     }
 
     /// Gradients and numbers of a step. Where memory runs out, the step is repeated from its start under a
-    /// smaller budget; nothing of the attempt has reached the weights.
+    /// smaller budget, where scaled gradients overflow, under a smaller scale; nothing of the attempt has reached
+    /// the weights.
     fn compute(
         &mut self,
         step: Step,
@@ -284,6 +285,7 @@ impl Loop<'_> {
             let output = self.learner.train_step(step.clone());
             let failure = match (output.item.failure(), output.item.read()) {
                 (Some(failure), _) => failure,
+                (None, Ok(metrics)) if metrics.overflows() && self.rescale(number) => continue,
                 (None, Ok(metrics)) => return Ok((output.grads, output.item, metrics)),
                 (None, Err(error)) => {
                     let message = error.to_string();
@@ -312,6 +314,26 @@ impl Loop<'_> {
             self.record(&report);
             self.tell(|reporter| reporter.replanned(&report));
         }
+    }
+
+    /// Halves the loss scale; `false` where there is none, or none above 1.
+    fn rescale(&mut self, step: usize) -> bool {
+        let trainee = self.learner.model();
+        let mut optimizer = trainee.optimizer();
+        let scale = optimizer.loss_scale();
+        let Some((scale, next)) = scale.and_then(|scale| Some((scale, scale.after_overflow()?)))
+        else {
+            return false;
+        };
+        optimizer.scale_loss(Some(next));
+        drop(optimizer);
+        let (scale, next) = (scale.factor(), next.factor());
+        self.tell(|reporter| {
+            reporter.warn(&format!(
+                "a gradient of step {step} overflows under a loss scale of {scale}; it is repeated under {next}"
+            ));
+        });
+        true
     }
 
     /// Does what was asked for since the last step; `true` ends the run.
@@ -502,6 +524,7 @@ impl Loop<'_> {
             final_loss: self.outcome.final_loss,
             effort: self.outcome.effort,
             records,
+            loss_scale: trainee.optimizer().loss_scale(),
             model_fingerprint: self.plan.trained_over.fingerprint.clone(),
             data_fingerprint: self.plan.data_fingerprint.clone(),
             eval_fingerprint: self.plan.eval_fingerprint.clone(),

@@ -13,6 +13,7 @@ use burn::train::{InferenceStep, TrainOutput, TrainStep};
 use crate::activation::tensors::PassShape;
 use crate::activation::{Activations, StepFailure};
 use crate::loader::Step;
+use crate::loss_scale::LossScale;
 use crate::metrics::{EvalOutput, StepOutput};
 use crate::optimizer::AdamW;
 use crate::schedule::LrSchedule;
@@ -112,8 +113,10 @@ impl TrainStep for Trainee {
 
     /// All micro-batches of an optimiser step; the gradients are clipped already.
     fn step(&self, step: Step) -> TrainOutput<StepOutput> {
-        let scale = 1.0 / step.supervised_tokens() as f32;
-        let mut grads = self.optimizer().grads();
+        let optimizer = self.optimizer();
+        let (mut grads, loss_scale) = (optimizer.grads(), optimizer.loss_scale());
+        drop(optimizer);
+        let scale = loss_scale.map_or(1.0, LossScale::factor) / step.supervised_tokens() as f32;
         let mut nll = None;
         for (i, batch) in step.micro_batches.iter().enumerate() {
             let seed = self

@@ -262,6 +262,7 @@ fn help_of_generate() {
               Possible values:
               - auto: The best that the device has
               - bf16: bfloat16, with sums in f32
+              - f16:  Half precision, with sums in f32
               - f32:  Single precision
 
           --chat
@@ -346,6 +347,7 @@ fn help_of_eval() {
               Possible values:
               - auto: The best that the device has
               - bf16: bfloat16, with sums in f32
+              - f16:  Half precision, with sums in f32
               - f32:  Single precision
 
           --data <ROWS>
@@ -434,6 +436,7 @@ fn help_of_score() {
               Possible values:
               - auto: The best that the device has
               - bf16: bfloat16, with sums in f32
+              - f16:  Half precision, with sums in f32
               - f32:  Single precision
 
           --ids <FILE>

@@ -56,6 +56,8 @@ pub(crate) enum PlanDtype {
     F32,
     /// bfloat16
     Bf16,
+    /// Half precision
+    F16,
 }
 
 /// Sizes of memory that people have.
@@ -67,14 +69,16 @@ pub(crate) fn run(args: &PlanArgs, context: Context) -> Result<(), CliError> {
     let recipe = Recipe::load(&args.recipe, &args.set)?;
     let config = config(&recipe.model, context)?;
     recipe_fits(&recipe, &config)?;
-    let on_gpu = args.device_memory.is_some() || args.dtype == Some(PlanDtype::Bf16);
+    let half = args.dtype.is_some_and(|dtype| dtype != PlanDtype::F32);
+    let on_gpu = args.device_memory.is_some() || half;
     let dtype = args.dtype.unwrap_or(match recipe.dtype {
-        DType::Auto if on_gpu => PlanDtype::Bf16,
+        DType::Auto | DType::Bf16 if on_gpu => PlanDtype::Bf16,
+        DType::F16 if on_gpu => PlanDtype::F16,
         _ => PlanDtype::F32,
     });
     let element = match dtype {
         PlanDtype::F32 => 4,
-        PlanDtype::Bf16 => 2,
+        PlanDtype::Bf16 | PlanDtype::F16 => 2,
     };
     let setup = Setup {
         config,
@@ -270,6 +274,7 @@ impl Plans {
             match dtype {
                 PlanDtype::F32 => "f32",
                 PlanDtype::Bf16 => "bf16",
+                PlanDtype::F16 => "f16",
             },
             match &setup.quantization {
                 Some(plan) => plan.scheme.to_string(),

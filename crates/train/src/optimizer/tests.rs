@@ -179,6 +179,10 @@ fn a_gpu_trains_as_the_processor_does() {
 }
 
 fn train(model: &mut Llama, optimizer: &mut AdamW, steps: usize) {
+    train_clipped(model, optimizer, steps, 1.0);
+}
+
+fn train_clipped(model: &mut Llama, optimizer: &mut AdamW, steps: usize, max_norm: f64) {
     let documents: [Vec<u32>; 2] = [(1..20).collect(), (40..47).collect()];
     let labels: Vec<i64> = documents.concat().into_iter().map(i64::from).collect();
     let tokens = Tokens::from_sequences(&documents);
@@ -187,11 +191,36 @@ fn train(model: &mut Llama, optimizer: &mut AdamW, steps: usize) {
     let plan = ActivationPlan::keep_all(model.num_backward_layers());
     for _ in 0..steps {
         let mut grads = optimizer.grads();
+        let scale = 0.02 * optimizer.loss_scale().map_or(1.0, LossScale::factor);
         // Two passes, whose gradients add up.
         for _ in 0..2 {
-            forward_backward(model, &batch, 0.02, None, &plan, &mut grads);
+            forward_backward(model, &batch, scale, None, &plan, &mut grads);
         }
-        let (grads, _) = optimizer.clip(model, grads, 1.0);
+        let (grads, _) = optimizer.clip(model, grads, max_norm);
         optimizer.step(model, &grads, 1e-2);
+    }
+}
+
+/// A power of two goes into the gradients and out again, wherever they lie.
+#[test]
+fn a_loss_scale_leaves_updates_as_they_are() {
+    let devices = [Ok(Device::flex()), device::cuda(0), device::wgpu()];
+    for device in devices.into_iter().flatten() {
+        for max_norm in [0.0, 0.1] {
+            let run = |scale: Option<LossScale>| {
+                let mut model = model_on(&device);
+                let mut optimizer = AdamW::new(PARAMS, StatePrecision::F32);
+                optimizer.adopt(&mut model);
+                optimizer.scale_loss(scale);
+                train_clipped(&mut model, &mut optimizer, 2, max_norm);
+                weights(&model)
+            };
+            let (scaled, plain) = (run(Some(LossScale::new(10))), run(None));
+            // A GPU may take what is too small for a normal number for zero.
+            let allowed = if device == Device::flex() { 0.0 } else { 1e-6 };
+            let off = scaled.iter().zip(&plain).map(|(a, b)| (a - b).abs());
+            let off = off.fold(0f32, f32::max);
+            assert!(off <= allowed, "{off}, clipped at {max_norm} on {device:?}");
+        }
     }
 }

@@ -96,7 +96,7 @@ pub const KEYS: &[Key] = &[
     key(
         "dtype",
         r#""auto""#,
-        "Number format of the computation: auto, bf16 or f32; auto is bf16 where the device has it, else f32.",
+        "Number format of the computation: auto, bf16, f16 or f32; auto is bf16 where the device has it, else f32.",
     ),
     change(
         key(

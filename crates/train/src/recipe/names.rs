@@ -50,6 +50,8 @@ named! {
         Auto = "auto",
         /// bfloat16, with sums in f32.
         Bf16 = "bf16",
+        /// Half precision, with sums in f32 and a scaled loss.
+        F16 = "f16",
         /// Single precision.
         F32 = "f32",
     }
@@ -79,6 +81,7 @@ impl DType {
         let dtype = match self {
             Self::Auto => return Ok(device::best_dtype(device)),
             Self::Bf16 => burn::tensor::DType::BF16,
+            Self::F16 => burn::tensor::DType::F16,
             Self::F32 => burn::tensor::DType::F32,
         };
         if device::computes_in(device, dtype) {

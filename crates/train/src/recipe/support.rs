@@ -10,13 +10,10 @@ const BIAS: &str = r#"adapters of this version train no biases; write bias = "no
 const PROJECTIONS: &str =
     "adapters go on the seven projections of a layer; take it out of the list";
 
-const HALF: &str = r#"gradients in f16 need a scaled loss, which this version lacks; write dtype = "bf16" or dtype = "f32""#;
-
 /// Key, value and what to write instead.
 const REFUSED: &[(&str, &str, &str)] = &[
     ("dtype", "bfloat16", r#"write dtype = "bf16""#),
-    ("dtype", "f16", HALF),
-    ("dtype", "float16", HALF),
+    ("dtype", "float16", r#"write dtype = "f16""#),
     ("dtype", "float32", r#"write dtype = "f32""#),
     ("activation_policy", "offload", NO_OFFLOAD),
     (

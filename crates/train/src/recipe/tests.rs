@@ -407,7 +407,7 @@ fn values_of_other_programs_and_later_versions_are_refused_by_name() {
     ");
     assert_snapshot!(refused("dtype=float16"), @r#"
     one problem in the recipe recipe.toml:
-      --set dtype=float16: `dtype = "float16"` is not supported: gradients in f16 need a scaled loss, which this version lacks; write dtype = "bf16" or dtype = "f32"
+      --set dtype=float16: `dtype = "float16"` is not supported: write dtype = "f16"
     "#);
     assert_snapshot!(refused("dtype=float32"), @r#"
     one problem in the recipe recipe.toml:
@@ -578,8 +578,8 @@ fn the_template_as_a_whole() {
     # Fixes the order of rows, the adapter's start and dropout.
     seed = 42
 
-    # Number format of the computation: auto, bf16 or f32; auto is bf16 where the device has it, else
-    # f32.
+    # Number format of the computation: auto, bf16, f16 or f32; auto is bf16 where the device has it,
+    # else f32.
     dtype = "auto"
 
     # Keep the frozen projections in 4 bits (QLoRA); see [quantization].
