@@ -127,12 +127,13 @@ fn check_variant(
         let scales = values(&dequantize::reference::absmax(there.absmax()));
         check_bits(&round_trip, &scales, &tensors.f32(&round_trip));
     }
-    // A GPU may multiply a scale's code and add its offset in one instruction, with one rounding.
+    // A GPU may multiply a scale's code and add its offset in one instruction, with one rounding; where the two nearly
+    // cancel, that is several bits.
     let exact = expected.nested_offset.is_none() || !place::on_gpu();
     let key = format!("{what}.dequantised");
     if tensors.has(&key) {
         let (dtype, last_bit) = match case.dtype.as_str() {
-            "float32" => (DType::F32, 1e-6),
+            "float32" => (DType::F32, 1e-5),
             "bfloat16" => (DType::BF16, 8e-3),
             "float16" => (DType::F16, 1e-3),
             other => panic!("{what}: type {other}"),
@@ -150,7 +151,7 @@ fn check_variant(
         dense
     } else {
         let exactly = values(&matrix(&Device::flex()).dequantize());
-        check_last_bits(what, &dense, &exactly, 1e-6);
+        check_last_bits(what, &dense, &exactly, 1e-5);
         exactly
     };
     let hash = sha256(&exactly);

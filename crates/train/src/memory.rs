@@ -232,6 +232,7 @@ pub fn says_out_of_memory(message: &str) -> bool {
     let message = message.to_lowercase();
     [
         "out of memory",
+        "out of device memory",
         "out_of_memory",
         "outofmemory",
         "buffertoobig",
@@ -277,6 +278,9 @@ mod tests {
     fn errors_of_devices_are_recognised() {
         assert!(says_out_of_memory("DriverError(CUDA_ERROR_OUT_OF_MEMORY)"));
         assert!(says_out_of_memory("BufferTooBig { size: 3 }"));
+        assert!(says_out_of_memory(
+            "An IO error happened\nCaused by:\n  out of device memory allocating 38797312 bytes"
+        ));
         assert!(!says_out_of_memory("launch failed"));
     }
 

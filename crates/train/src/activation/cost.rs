@@ -7,7 +7,7 @@ use std::time::Instant;
 use backdraft_formats::{Existing, FormatError, write_file};
 use backdraft_kernels::offload;
 use backdraft_model::layers::{Context, DecoderLayer, KeepSet, SavedTensor};
-use burn::tensor::Tensor;
+use burn::tensor::{ExecutionError, Tensor};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -91,7 +91,7 @@ impl Calibration {
         h: &Tensor<2>,
         context: &Context,
         pass: PassShape,
-    ) -> Result<Self, burn::tensor::TensorReadError> {
+    ) -> Result<Self, ExecutionError> {
         let mut seconds = vec![f64::INFINITY; SavedTensor::ALL.len()];
         let mut failed = None;
         for _ in 0..3 {
@@ -184,11 +184,9 @@ impl CalibrationKey {
     }
 }
 
-/// One value read back: the device has done everything before it.
-fn wait(tensor: &Tensor<2>) -> Result<(), burn::tensor::TensorReadError> {
-    let first = tensor.clone().slice([0..1, 0..1]);
-    first.try_into_data()?;
-    Ok(())
+/// Until the device has done everything. (Reading a value of `tensor` waits for what wrote it only.)
+fn wait(tensor: &Tensor<2>) -> Result<(), ExecutionError> {
+    tensor.device().sync()
 }
 
 /// How long the tensors of a layer take.

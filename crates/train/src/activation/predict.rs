@@ -38,6 +38,10 @@ pub struct StepShape {
     pub host: u64,
 }
 
+/// A share of what pages hold: first fit fills them at one moment better than a step of many sizes does, by up to 4.4 %
+/// of 27 plans measured on a GPU.
+const LOOSE: u64 = 22;
+
 /// Times that a plan is made again because pages leave too much unfilled.
 const REFITS: usize = 8;
 
@@ -374,9 +378,9 @@ impl StepShape {
                 Moment::Forward(layer) | Moment::Backward(layer) => layer,
                 Moment::Loss | Moment::Update => self.layers.len(),
             };
-            let most = pages.taken(below, highest.working);
-            let most = most.max(pages.taken_at_loss(self.loss(pass)));
             let shared = highest.kept + highest.working;
+            let most = pages.taken(below, shared);
+            let most = most.max(pages.taken_at_loss(self.loss(pass))) + shared / LOOSE;
             highest.unfilled = most.saturating_sub(shared);
         }
         highest
@@ -625,8 +629,11 @@ impl Pages {
         }
     }
 
-    /// Bytes of pages when `working` bytes are there besides what the layers `below` keep.
-    fn taken(&self, below: usize, working: u64) -> u64 {
+    /// Bytes of pages when `all` bytes are there, among them what the layers `below` keep. Tensors do not come and go
+    /// so that every page is filled at that moment: there is room for one more.
+    fn taken(&self, below: usize, all: u64) -> u64 {
+        let kept: u64 = self.kept[..below].iter().flatten().sum();
+        let working = all.saturating_sub(kept) + self.usual;
         let whole = std::iter::repeat_n(self.usual, (working / self.usual) as usize);
         self.first_fit(below, whole.chain([working % self.usual]))
     }
