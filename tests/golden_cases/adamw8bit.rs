@@ -84,8 +84,8 @@ fn golden_adamw8bit() {
 
 fn check_param(what: &str, actual: &[f32], expected: &[f32]) {
     assert_eq!(actual.len(), expected.len(), "{what}");
-    // Ten steps; a GPU fuses products and sums.
-    let allowed = if place::on_gpu() { 2e-6 } else { 5e-7 };
+    // A GPU fuses products and sums: a moment on an edge may get the code beside.
+    let allowed = if place::on_gpu() { 1e-4 } else { 5e-7 };
     for (i, (a, b)) in actual.iter().zip(expected).enumerate() {
         assert!(
             (a - b).abs() <= allowed * b.abs().max(1.0),

@@ -205,7 +205,7 @@ impl Bench {
             "cuda" => (device::cuda(0)?, DType::BF16),
             other => bail!("--device takes cpu or cuda, not {other}"),
         };
-        eprintln!("{}", device::report(&device));
+        println!("{}", device::report(&device));
         let source = ModelSource::open(&args.model)?;
         let quantization = args.base.scheme().map(QuantizationPlan::new);
         let model = Llama::load_as(&source, quantization.as_ref(), (&device, dtype))?;
@@ -246,11 +246,10 @@ impl Bench {
         .with_model(&mut model);
         let (step, pass) = (setup.step(), setup.pass());
         let calibration = calibrate(&model, &step.sample(pass))?;
-        eprintln!(
-            "a layer takes {:.3} ms forwards without down_proj, {:.1} GB/s to the host",
-            1e3 * calibration.seconds.iter().sum::<f64>(),
-            calibration.host.unwrap_or(0.0) / 1e9
-        );
+        let measured = json!({
+            "tensors_milliseconds": calibration.seconds.iter().map(|s| 1e3 * s).collect::<Vec<_>>(),
+            "bytes_per_second_to_host": calibration.host,
+        });
         let cost = CostModel::Measured(calibration, facts.roofline);
         let layers = step.layers.len();
         let plan = match case {
@@ -262,7 +261,9 @@ impl Bench {
         };
         let prediction = step.predict(&plan, pass, &cost);
         let steps = Steps::run(args, model, [rows, tokens], &plan)?;
-        Ok(self.row(args, case, &plan, prediction, &steps))
+        let mut row = self.row(args, case, &plan, prediction, &steps);
+        row["calibration"] = measured;
+        Ok(row)
     }
 
     fn row(

@@ -103,7 +103,7 @@ pub fn guarded(
         segments.push((layers, saved));
         lane.turn();
     }
-    drop(lane);
+    lane.finish();
 
     // Norm, head and loss see supervised positions only.
     let t = h.dims()[0];

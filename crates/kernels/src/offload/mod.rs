@@ -68,6 +68,12 @@ impl Lane {
         #[cfg(feature = "cuda")]
         self.groups.turn();
     }
+
+    /// Ends the last group; what is computed from now on waits for every copy.
+    pub fn finish(mut self) {
+        self.turn();
+        self.turn();
+    }
 }
 
 impl Offloaded {
@@ -110,8 +116,7 @@ pub fn measure(device: &Device) -> Result<Option<f64>, ExecutionError> {
         let began = Instant::now();
         let mut lane = Lane::default();
         let away: Vec<Offloaded> = (0..COPIES).map(|_| lane.store(x.clone())).collect();
-        lane.turn();
-        lane.turn();
+        lane.finish();
         device.sync()?;
         best = best.min(began.elapsed().as_secs_f64());
         drop(away);
@@ -149,7 +154,7 @@ mod tests {
                         noise = noise * 3.0;
                     }
                 }
-                lane.turn();
+                lane.finish();
                 let mut coming: Vec<Fetching> = Vec::new();
                 for tensor in away {
                     coming.push(tensor.fetch());

@@ -507,8 +507,7 @@ impl StepShape {
         pass: PassShape,
         cost: &CostModel,
     ) -> (Problem, Vec<Rc<Vec<Treatment>>>) {
-        let mut known: HashMap<(LayerShape, u64), (Vec<Choice>, Rc<Vec<Treatment>>)> =
-            HashMap::new();
+        let mut known: HashMap<(LayerShape, u64), Choices> = HashMap::new();
         let mut groups: Vec<((LayerShape, u64), Group)> = Vec::new();
         let mut treatments = Vec::new();
         for (i, layer) in self.layers.iter().enumerate() {
@@ -550,7 +549,7 @@ impl StepShape {
         reserve: u64,
         pass: PassShape,
         cost: &CostModel,
-    ) -> (Vec<Choice>, Rc<Vec<Treatment>>) {
+    ) -> Choices {
         let memory = &self.memory;
         let times = SavedTensor::ALL.map(|tensor| cost.rebuild(layer, tensor, pass, memory));
         let input = layer.stream(pass, memory);
@@ -669,6 +668,9 @@ fn treated(picks: &[usize], treatments: &[Rc<Vec<Treatment>>]) -> ActivationPlan
         segments: picks.iter().zip(treatments).map(segment).collect(),
     }
 }
+
+/// The choices of a layer, and what each stands for.
+type Choices = (Vec<Choice>, Rc<Vec<Treatment>>);
 
 /// What a layer keeps, and what of that waits in the host's memory.
 type Treatment = (KeepSet, AwaySet);
