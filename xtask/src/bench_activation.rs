@@ -61,7 +61,7 @@ pub(crate) struct ActivationArgs {
     /// Let nothing wait in the host's memory.
     #[arg(long)]
     no_offload: bool,
-    /// Draw Unsloth's two measured points, which are for an 8B model in NF4 at 2 x 2048 tokens on an H100.
+    /// Draw Unsloth's two measured points, which are for an 8B model in NF4 at 2x2048 or 1x8192 tokens on an H100.
     #[arg(long)]
     unsloth: bool,
     /// What is being measured, for the record.
@@ -75,13 +75,13 @@ pub(crate) struct ActivationArgs {
 /// Steps that are not timed.
 const WARM: usize = 2;
 
-/// Unsloth's step of an 8B model in NF4, rank 16, at 2 x 2048 tokens on an H100: with its checkpointing, and without.
+/// Unsloth's steps of an 8B model in NF4, rank 16, on an H100: batch, with its checkpointing, and without.
 ///
 /// # Units
 /// GiB and milliseconds.
-const UNSLOTH: [(&str, f64, f64); 2] = [
-    ("Unsloth, recomputing", 6.79, 415.0),
-    ("Unsloth, keeping all", 20.8, 288.0),
+const UNSLOTH: [([usize; 2], [(f64, f64); 2]); 2] = [
+    ([2, 2048], [(6.79, 415.0), (20.8, 288.0)]),
+    ([1, 8192], [(7.8, 892.0), (35.7, 639.0)]),
 ];
 
 /// Measures, prints a table and a JSON object for each row, and writes both files of each batch.
@@ -418,11 +418,13 @@ fn plot(args: &ActivationArgs, [sequences, tokens]: [usize; 2], rows: &[Value]) 
         })
         .collect();
     if args.unsloth {
-        points.extend(UNSLOTH.map(|(name, x, y)| Point {
-            name: name.to_owned(),
-            x,
-            y,
-        }));
+        let known = UNSLOTH.iter().filter(|(batch, _)| *batch == [sequences, tokens]);
+        for (_, [recomputing, keeping]) in known {
+            for (name, &(x, y)) in [("recomputing", recomputing), ("keeping all", keeping)] {
+                let name = format!("Unsloth, {name}");
+                points.push(Point { name, x, y });
+            }
+        }
     }
     Plot {
         title: format!(
