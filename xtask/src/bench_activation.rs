@@ -418,7 +418,9 @@ fn plot(args: &ActivationArgs, [sequences, tokens]: [usize; 2], rows: &[Value]) 
         })
         .collect();
     if args.unsloth {
-        let known = UNSLOTH.iter().filter(|(batch, _)| *batch == [sequences, tokens]);
+        let known = UNSLOTH
+            .iter()
+            .filter(|(batch, _)| *batch == [sequences, tokens]);
         for (_, [recomputing, keeping]) in known {
             for (name, &(x, y)) in [("recomputing", recomputing), ("keeping all", keeping)] {
                 let name = format!("Unsloth, {name}");

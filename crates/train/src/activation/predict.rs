@@ -43,7 +43,7 @@ pub struct StepShape {
 const LOOSE: u64 = 22;
 
 /// Times that a plan is made again because pages leave too much unfilled.
-const REFITS: usize = 8;
+const REFITS: usize = 16;
 
 /// When memory is highest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -376,7 +376,7 @@ impl StepShape {
             let pages = Pages::new(self, plan, pass);
             let below = match highest.moment {
                 Moment::Forward(layer) | Moment::Backward(layer) => layer,
-                Moment::Loss | Moment::Update => self.layers.len(),
+                Moment::Loss | Moment::Update => plan.num_layers(),
             };
             let shared = highest.kept + highest.working;
             let most = pages.taken(below, shared);
@@ -419,7 +419,7 @@ impl StepShape {
                 if over == 0 {
                     return Some((solution.time, plan));
                 }
-                problem.budget = problem.budget.checked_sub(over)?;
+                problem.budget = problem.budget.checked_sub(over.max(budget >> 7))?;
             }
             None
         };
@@ -599,7 +599,7 @@ impl Pages {
     fn new(step: &StepShape, plan: &ActivationPlan, pass: PassShape) -> Self {
         let memory = &step.memory;
         let logits = memory.logits_chunk.min(pass.supervised) * step.vocab * memory.element;
-        let (mut page, mut usual) = (logits, 1);
+        let (mut page, mut usual) = (logits.max(1), 0);
         let plans = plan.kept().zip(plan.away());
         let kept = step.layers.iter().zip(plans).map(|(layer, (keep, away))| {
             for target in &layer.projections {
@@ -623,7 +623,7 @@ impl Pages {
         Self {
             kept: kept.collect(),
             page,
-            usual,
+            usual: if usual > 0 { usual } else { page },
             logits,
         }
     }

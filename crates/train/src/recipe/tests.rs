@@ -55,6 +55,7 @@ fn defaults_are_the_starting_points() {
     load_in_8bit = false
     max_seq_length = 2048
     activation_policy = "smart"
+    activation_offloading = true
     device = "auto"
 
     [quantization]
@@ -600,6 +601,10 @@ fn the_template_as_a_whole() {
 
     # Memory that a step may use under smart, base included. Left out: what is free, less a margin.
     # memory_budget = "12GiB"
+
+    # Whether smart may let tensors wait in the host's memory between the passes, where a device copies
+    # beside its computation (CUDA) and that costs less than recomputing.
+    activation_offloading = true
 
     # Where to compute: auto, cpu, cuda, cuda:N or wgpu; auto is cuda:0 where there is one.
     device = "auto"
