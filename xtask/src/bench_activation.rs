@@ -75,14 +75,18 @@ pub(crate) struct ActivationArgs {
 /// Steps that are not timed.
 const WARM: usize = 2;
 
-/// Unsloth's steps of an 8B model in NF4, rank 16, on an H100: batch, with its checkpointing, and without.
+/// Unsloth's steps of an 8B model in NF4, rank 16, on an H100, with its checkpointing and without.
 ///
 /// # Units
 /// GiB and milliseconds.
-const UNSLOTH: [([usize; 2], [(f64, f64); 2]); 2] = [
-    ([2, 2048], [(6.79, 415.0), (20.8, 288.0)]),
-    ([1, 8192], [(7.8, 892.0), (35.7, 639.0)]),
-];
+fn unsloth(batch: [usize; 2]) -> Vec<(&'static str, f64, f64)> {
+    let [recomputing, keeping] = ["Unsloth, recomputing", "Unsloth, keeping all"];
+    match batch {
+        [2, 2048] => vec![(recomputing, 6.79, 415.0), (keeping, 20.8, 288.0)],
+        [1, 8192] => vec![(recomputing, 7.8, 892.0), (keeping, 35.7, 639.0)],
+        _ => Vec::new(),
+    }
+}
 
 /// Measures, prints a table and a JSON object for each row, and writes both files of each batch.
 pub(crate) fn run(args: &ActivationArgs) -> anyhow::Result<()> {
@@ -418,15 +422,12 @@ fn plot(args: &ActivationArgs, [sequences, tokens]: [usize; 2], rows: &[Value]) 
         })
         .collect();
     if args.unsloth {
-        let known = UNSLOTH
-            .iter()
-            .filter(|(batch, _)| *batch == [sequences, tokens]);
-        for (_, [recomputing, keeping]) in known {
-            for (name, &(x, y)) in [("recomputing", recomputing), ("keeping all", keeping)] {
-                let name = format!("Unsloth, {name}");
-                points.push(Point { name, x, y });
-            }
-        }
+        let known = unsloth([sequences, tokens]).into_iter();
+        points.extend(known.map(|(name, x, y)| Point {
+            name: name.to_owned(),
+            x,
+            y,
+        }));
     }
     Plot {
         title: format!(
