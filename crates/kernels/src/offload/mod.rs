@@ -37,7 +37,7 @@ pub struct Offloaded(Place);
 #[derive(Debug)]
 enum Place {
     /// It stayed.
-    Device(Tensor<2>),
+    Device(Box<Tensor<2>>),
     #[cfg(feature = "cuda")]
     Host(cuda::Away),
 }
@@ -60,7 +60,7 @@ impl Lane {
         if let Some(away) = self.groups.store(&tensor) {
             return Offloaded(Place::Host(away));
         }
-        Offloaded(Place::Device(tensor))
+        Offloaded(Place::Device(Box::new(tensor)))
     }
 
     /// Ends a group. What is computed from now on waits for the copies of the group before, whose memory is free then.
@@ -80,7 +80,7 @@ impl Offloaded {
     /// Starts to copy the tensor back.
     pub fn fetch(self) -> Fetching {
         match self.0 {
-            Place::Device(tensor) => Fetching(Return::Device(tensor)),
+            Place::Device(tensor) => Fetching(Return::Device(*tensor)),
             #[cfg(feature = "cuda")]
             Place::Host(away) => Fetching(Return::Host(away.fetch())),
         }
