@@ -18,7 +18,6 @@ use backdraft_lora::LoraConfig;
 use backdraft_model::{Llama, Targets, Tokens};
 use backdraft_quant::QuantizationPlan;
 use backdraft_train::activation::cost::{Calibration, CostModel};
-use backdraft_train::activation::tensors::PassShape;
 use backdraft_train::activation::{ActivationPlan, DeviceFacts, Prediction, Setup};
 use backdraft_train::memory;
 use backdraft_train::optimizer::{AdamW, StatePrecision};
@@ -249,7 +248,7 @@ impl Bench {
         }
         .with_model(&mut model);
         let (step, pass) = (setup.step(), setup.pass());
-        let calibration = calibrate(&model, &step.sample(pass))?;
+        let calibration = Calibration::measure(&model, &step.sample(pass))?;
         let measured = json!({
             "tensors_milliseconds": calibration.seconds.iter().map(|s| 1e3 * s).collect::<Vec<_>>(),
             "bytes_per_second_to_host": calibration.host,
@@ -299,21 +298,6 @@ impl Bench {
             "commit": args.commit,
         })
     }
-}
-
-/// Times of one layer's tensors.
-fn calibrate(model: &Llama, lengths: &[usize]) -> anyhow::Result<Calibration> {
-    let rows: Vec<_> = lengths.iter().map(|&length| vec![0; length]).collect();
-    let sample = Tokens::from_sequences(&rows);
-    let context = model.context(&sample, None);
-    let h = model.embed(&sample.input_ids).inner();
-    let layer = model.layers.last().context("a model without layers")?;
-    Ok(Calibration::measure(
-        layer,
-        &h,
-        &context,
-        PassShape::of_sequences(lengths.iter().copied()),
-    )?)
 }
 
 /// What came of some steps.

@@ -9,7 +9,7 @@ use backdraft_kernels::adamw::AdamWParams;
 use backdraft_kernels::adamw8bit::Guard;
 use backdraft_kernels::device;
 use backdraft_lora::LoraConfig;
-use backdraft_model::layers::{AwaySet, KeepSet, SavedTensor};
+use backdraft_model::layers::{AwaySet, KeepSet};
 use backdraft_model::{Llama, Targets, Tokens};
 use backdraft_quant::{FourBitFormat, QuantizationPlan, Scheme};
 use backdraft_train::activation::{ActivationPlan, Segment};
@@ -111,23 +111,11 @@ enum Keep {
 
 impl Keep {
     fn plan(self, layers: usize) -> ActivationPlan {
-        use SavedTensor as T;
         match self {
             Self::All => ActivationPlan::keep_all(layers),
-            Self::Lean => {
-                let keep = [
-                    T::Query,
-                    T::Key,
-                    T::Value,
-                    T::Attention,
-                    T::Mid,
-                    T::Gate,
-                    T::Up,
-                ];
-                ActivationPlan {
-                    segments: vec![Segment::Stored(KeepSet::of(keep), AwaySet::NONE); layers],
-                }
-            }
+            Self::Lean => ActivationPlan {
+                segments: vec![Segment::Stored(KeepSet::COSTLY, AwaySet::NONE); layers],
+            },
             Self::Inputs => ActivationPlan::recompute_all(layers),
         }
     }

@@ -12,7 +12,7 @@ use backdraft_formats::{
 use backdraft_kernels::adamw::AdamWParams;
 use backdraft_kernels::adamw8bit::Guard;
 use backdraft_lora::{LoraConfig, TrainedOver};
-use backdraft_model::{Llama, Tokens};
+use backdraft_model::Llama;
 use backdraft_quant::{FourBitFormat, QuantizationPlan, Scheme};
 use burn::optim::SgdConfig;
 use burn::tensor::Device;
@@ -595,7 +595,7 @@ impl Run {
         let estimate = CostModel::Roofline(line);
         let all = ActivationPlan::keep_all(step.layers.len());
         let fits = step.predict(&all, pass, &estimate).peak.total() <= budget;
-        let (Some(layer), Some(shape)) = (self.model.layers.last(), step.layers.last()) else {
+        let Some(shape) = step.layers.last() else {
             return Ok(estimate);
         };
         if fits || self.recipe.activation_policy != ActivationPolicy::Smart {
@@ -614,13 +614,7 @@ impl Run {
         {
             return Ok(CostModel::Measured(known, line));
         }
-        let lengths = step.sample(pass);
-        let rows: Vec<_> = lengths.iter().map(|&length| vec![0; length]).collect();
-        let sample = Tokens::from_sequences(&rows);
-        let context = self.model.context(&sample, None);
-        let h = self.model.embed(&sample.input_ids).inner();
-        let sample = PassShape::of_sequences(lengths);
-        let measured = Calibration::measure(layer, &h, &context, sample);
+        let measured = Calibration::measure(&self.model, &step.sample(pass));
         let measured = measured.map_err(|error| TrainError::Device {
             step: 0,
             message: error.to_string(),

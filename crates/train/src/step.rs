@@ -125,9 +125,9 @@ pub fn guarded(
     let mut below = adapted.len();
     while let (Some(dy), Some((layers, saved))) = (dh.take(), segments.pop()) {
         below -= layers.len();
-        if let Some((_, next)) = segments.last_mut() {
+        if let Some((next, kept)) = segments.pop() {
             // Its copies back run while this segment computes.
-            next.fetch();
+            segments.push((next, kept.fetch()));
         }
         dh = saved.backward(dy, layers, &context, grads, below > 0);
     }
@@ -139,7 +139,6 @@ enum Saved {
     Layer(Box<LayerSaved>),
     Away(Box<LayerAway>),
     Coming(Box<LayerComing>),
-    Taken,
     Input(Box<Tensor<2>>, Vec<KeepSet>),
 }
 
@@ -170,11 +169,11 @@ impl Saved {
     }
 
     /// Starts the copies of what waits in the host's memory.
-    fn fetch(&mut self) {
-        *self = match std::mem::replace(self, Self::Taken) {
+    fn fetch(self) -> Self {
+        match self {
             Self::Away(away) => Self::Coming(Box::new(away.fetch())),
             other => other,
-        };
+        }
     }
 
     /// The gradient of the segment's input, where it is `wanted`.
@@ -190,7 +189,6 @@ impl Saved {
             Self::Layer(saved) => vec![*saved],
             Self::Away(away) => vec![away.fetch().arrived()],
             Self::Coming(coming) => vec![coming.arrived()],
-            Self::Taken => unreachable!("it was put back"),
             Self::Input(input, keep) => {
                 let mut h = *input;
                 let mut again = Vec::with_capacity(layers.len());

@@ -357,8 +357,7 @@ impl Preference {
         ];
         let limit = Attribute::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
         let workspace = WORKSPACE;
-        // Parts of a long inner product are added in f32 in the workspace. Added in the output, in its type, the sum
-        // would depend on whether an addend lies there or elsewhere.
+        // Parts of a long inner product are added in f32 in the workspace, not in the output's type.
         let reductions = Attribute::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK;
         let in_workspace =
             sys::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32;

@@ -22,6 +22,7 @@ use cudarc::driver::DriverError;
 use cudarc::driver::result::{event, free_host, malloc_host, stream};
 use cudarc::driver::sys;
 
+use super::idle::Idle;
 use crate::cube::{CubeTensor, floats, len, tensor};
 
 type CudaServer = <CudaRuntime as Runtime>::Server;
@@ -155,7 +156,7 @@ impl Drop for Away {
         submit(device, move |_| {
             if let Some(Ok(host)) = with_held(device, |held| held.remove(&id)) {
                 let _ = with_link(device, |link| {
-                    link.free.entry(host.bytes).or_default().push(host);
+                    link.idle.put(host.bytes, host);
                     Ok(())
                 });
             }
@@ -235,8 +236,7 @@ type Held = HashMap<u64, Result<Host, ServerError>>;
 /// The way between a device and the host; it lives as long as the device's thread.
 struct Link {
     copies: sys::CUstream,
-    /// Memory that waits to be used again.
-    free: HashMap<usize, Vec<Host>>,
+    idle: Idle<Host>,
     /// When the copies before the last turn are done.
     mark: Option<sys::CUevent>,
     /// When a tensor has come back.
@@ -277,16 +277,20 @@ impl Link {
     fn open() -> Result<Self, DriverError> {
         Ok(Self {
             copies: stream::create(stream::StreamKind::NonBlocking)?,
-            free: HashMap::new(),
+            idle: Idle::default(),
             mark: None,
             arrivals: HashMap::new(),
             held: HashMap::new(),
         })
     }
 
+    /// Memory for at least so many bytes.
     fn host(&mut self, bytes: usize) -> Result<Host, DriverError> {
-        if let Some(host) = self.free.get_mut(&bytes).and_then(Vec::pop) {
+        if let Some(host) = self.idle.take(bytes) {
             return Ok(host);
+        }
+        if let Some(host) = self.idle.outgrown(bytes) {
+            self.unpin([host])?;
         }
         let pin = || {
             // SAFETY: nobody reads the memory before the copy that fills it.
@@ -295,12 +299,20 @@ impl Link {
         };
         pin().or_else(|_: DriverError| {
             // What passes of other shapes have left.
-            for host in self.free.drain().flat_map(|(_, hosts)| hosts) {
-                // SAFETY: nothing is in it, and copies from it are done when the driver frees it.
-                unsafe { free_host(host.address) }?;
-            }
+            let idle = self.idle.drain();
+            self.unpin(idle)?;
             pin()
         })
+    }
+
+    fn unpin(&self, idle: impl IntoIterator<Item = Host>) -> Result<(), DriverError> {
+        // SAFETY: the stream lives as long as this.
+        unsafe { stream::synchronize(self.copies) }?;
+        for host in idle {
+            // SAFETY: nothing is in it, and all copies from it are done.
+            unsafe { free_host(host.address) }?;
+        }
+        Ok(())
     }
 
     fn store(
@@ -312,7 +324,7 @@ impl Link {
     ) -> Result<(), DriverError> {
         let host = self.host(bytes)?;
         wait(self.copies, compute)?;
-        // SAFETY: both ends have that many bytes; the device's end is held until `turn` has waited, the host's until
+        // SAFETY: both ends have at least that many bytes; the device's end is held until `turn` has waited, the host's until
         // it is fetched, by a copy on the same stream.
         unsafe { sys::cuMemcpyDtoHAsync_v2(host.address, address, bytes, self.copies) }.result()?;
         self.held.insert(id, Ok(host));
@@ -336,10 +348,10 @@ impl Link {
     ) -> Result<(), DriverError> {
         // Who had the device's end before is done with it then.
         wait(self.copies, compute)?;
-        // SAFETY: both ends have that many bytes; the device's end is held until `arrived` has waited, and what is
+        // SAFETY: both ends have at least that many bytes; the device's end is held until `arrived` has waited, and what is
         // copied into the host's end later comes after this on the same stream.
         unsafe { sys::cuMemcpyHtoDAsync_v2(address, host.address, bytes, self.copies) }.result()?;
-        self.free.entry(host.bytes).or_default().push(host);
+        self.idle.put(host.bytes, host);
         self.arrivals.insert(id, recorded(self.copies)?);
         Ok(())
     }

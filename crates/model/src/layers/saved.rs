@@ -74,6 +74,15 @@ pub struct KeepSet(u16);
 impl KeepSet {
     /// Nothing but the input and the statistics.
     pub const NONE: Self = Self(0);
+    /// What takes a product or attention to rebuild; the others take a pass over memory.
+    pub const COSTLY: Self = Self::NONE
+        .with(SavedTensor::Query)
+        .with(SavedTensor::Key)
+        .with(SavedTensor::Value)
+        .with(SavedTensor::Attention)
+        .with(SavedTensor::Mid)
+        .with(SavedTensor::Gate)
+        .with(SavedTensor::Up);
     /// Every tensor.
     pub const ALL: Self = Self((1 << SavedTensor::ALL.len()) - 1);
 
@@ -188,7 +197,13 @@ impl AwaySet {
     /// Whether nothing is in it.
     #[must_use]
     pub const fn is_empty(self) -> bool {
-        !self.input && self.tensors.is_empty()
+        self.len() == 0
+    }
+
+    /// How many tensors it has, the input included.
+    #[must_use]
+    pub const fn len(self) -> usize {
+        self.tensors.len() + self.input as usize
     }
 }
 

@@ -6,7 +6,8 @@ use std::time::Instant;
 
 use backdraft_formats::{Existing, FormatError, write_file};
 use backdraft_kernels::offload;
-use backdraft_model::layers::{Context, DecoderLayer, KeepSet, SavedTensor};
+use backdraft_model::layers::{KeepSet, SavedTensor};
+use backdraft_model::{Llama, Tokens};
 use burn::tensor::{ExecutionError, Tensor};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -81,17 +82,23 @@ pub struct Calibration {
 }
 
 impl Calibration {
-    /// Runs one layer forwards over `h`: three times waiting after each op, of whose times the shortest count, and some
+    /// Runs one layer forwards over sequences of these lengths: three times waiting after each op, of whose times the shortest count, and some
     /// times without, since waiting costs more than a small op on a GPU: what all take together is the time of those.
     ///
     /// # Errors
     /// A device that failed.
-    pub fn measure(
-        layer: &DecoderLayer,
-        h: &Tensor<2>,
-        context: &Context,
-        pass: PassShape,
-    ) -> Result<Self, ExecutionError> {
+    ///
+    /// # Panics
+    /// If the model has no layer.
+    pub fn measure(model: &Llama, lengths: &[usize]) -> Result<Self, ExecutionError> {
+        let Some(layer) = model.layers.last() else {
+            panic!("a model without layers has none to measure");
+        };
+        let rows: Vec<Vec<u32>> = lengths.iter().map(|&length| vec![0; length]).collect();
+        let sample = Tokens::from_sequences(&rows);
+        let context = &model.context(&sample, None);
+        let h = &model.embed(&sample.input_ids).inner();
+        let pass = PassShape::of_sequences(lengths.iter().copied());
         let mut seconds = vec![f64::INFINITY; SavedTensor::ALL.len()];
         let mut failed = None;
         for _ in 0..3 {

@@ -221,9 +221,8 @@ impl StepShape {
                 Segment::Stored(keep, away) => {
                     let layer = &layers[0];
                     let bytes = layer.away(*away, pass, &self.memory);
-                    let copies = (bytes, away.tensors.len() + usize::from(away.input));
                     offloaded += bytes;
-                    extra += cost.offload(layer, copies, pass, &self.memory);
+                    extra += cost.offload(layer, (bytes, away.len()), pass, &self.memory);
                     let tensors = layer.rebuilt(*keep);
                     again += layer.rebuilding(tensors, pass, &self.memory).flops();
                     extra += self.rebuild_time(layer, *keep, pass, cost);
@@ -556,8 +555,7 @@ impl StepShape {
         let copies: Vec<(AwaySet, u64, u64)> = away_sets(layer, reserve, input)
             .map(|away| {
                 let bytes = layer.away(away, pass, memory);
-                let count = away.tensors.len() + usize::from(away.input);
-                let time = cost.offload(layer, (bytes, count), pass, memory);
+                let time = cost.offload(layer, (bytes, away.len()), pass, memory);
                 (away, bytes, time)
             })
             .filter(|(_, bytes, _)| *bytes <= reserve)
@@ -678,17 +676,7 @@ type Treatment = (KeepSet, AwaySet);
 /// What of a layer may wait in the host's memory: its `input`, and where `reserve` is larger whatever takes a product to
 /// rebuild.
 fn away_sets(layer: &LayerShape, reserve: u64, input: u64) -> impl Iterator<Item = AwaySet> {
-    use SavedTensor as T;
-    let tensors = [
-        T::Query,
-        T::Key,
-        T::Value,
-        T::Attention,
-        T::Mid,
-        T::Gate,
-        T::Up,
-    ];
-    let tensors = KeepSet::of(tensors).intersection(layer.uses());
+    let tensors = KeepSet::COSTLY.intersection(layer.uses());
     let tensors = if reserve > input {
         tensors
     } else {

@@ -4,8 +4,7 @@ use toml::Spanned;
 use toml::de::DeValue;
 
 const PAGED: &str = r#"this version does not page the optimiser's state; write optimizer = "adamw_8bit" or "adamw""#;
-const NO_OFFLOAD: &str =
-    r#"this version does not move activations to host memory; write activation_policy = "smart""#;
+const OFFLOAD: &str = r#"tensors wait in the host's memory where that pays under activation_policy = "smart", unless activation_offloading = false"#;
 const BIAS: &str = r#"adapters of this version train no biases; write bias = "none""#;
 const PROJECTIONS: &str =
     "adapters go on the seven projections of a layer; take it out of the list";
@@ -15,7 +14,7 @@ const REFUSED: &[(&str, &str, &str)] = &[
     ("dtype", "bfloat16", r#"write dtype = "bf16""#),
     ("dtype", "float16", r#"write dtype = "f16""#),
     ("dtype", "float32", r#"write dtype = "f32""#),
-    ("activation_policy", "offload", NO_OFFLOAD),
+    ("activation_policy", "offload", OFFLOAD),
     (
         "device",
         "gpu",

@@ -416,7 +416,7 @@ fn values_of_other_programs_and_later_versions_are_refused_by_name() {
     "#);
     assert_snapshot!(refused("activation_policy=offload"), @r#"
     one problem in the recipe recipe.toml:
-      --set activation_policy=offload: `activation_policy = "offload"` is not supported: this version does not move activations to host memory; write activation_policy = "smart"
+      --set activation_policy=offload: `activation_policy = "offload"` is not supported: tensors wait in the host's memory where that pays under activation_policy = "smart", unless activation_offloading = false
     "#);
     assert_snapshot!(refused("memory_budget=12"), @r#"
     one problem in the recipe recipe.toml:
