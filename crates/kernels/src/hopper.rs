@@ -78,7 +78,7 @@ impl Half {
         }
     }
 
-    fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::F16 => "f16",
             Self::Bf16 => "bf16",
@@ -189,7 +189,7 @@ impl Product {
 
 /// `value` as it is now, in registers: assembly takes no variables.
 #[cube]
-fn loaded<T: CubePrimitive>(value: T) -> T {
+pub(crate) fn loaded<T: CubePrimitive>(value: T) -> T {
     intrinsic!(|scope| value.read_value(scope).into())
 }
 

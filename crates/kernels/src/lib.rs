@@ -64,6 +64,7 @@ pub mod embedding;
 pub mod flat;
 pub mod gemm;
 pub mod lora_linear;
+pub mod low_rank;
 pub mod offload;
 pub mod quantize;
 pub mod rms_norm;

@@ -1,6 +1,9 @@
 //! A linear layer with a frozen weight and perhaps an adapter.
 
-use backdraft_kernels::lora_linear::{self, FactorGrads, Wanted, WantedFactors, lora_linear};
+use backdraft_kernels::lora_linear::{
+    self, Branch, FactorGrads, Factors, WantedFactors, lora_linear,
+};
+use backdraft_kernels::low_rank::Adapted;
 use backdraft_quant::Weight;
 use burn::module::Module;
 use burn::tensor::Tensor;
@@ -91,16 +94,18 @@ impl Projection {
         self.add_bias(y)
     }
 
-    /// The same without autodiff, with what the backward pass needs.
+    /// The same without autodiff, with what the backward pass needs. `xa` is x·Aᵀ, where
+    /// [`down_together`](Self::down_together) has made it.
     ///
     /// # Shapes
-    /// As [`forward`](Self::forward).
+    /// As [`forward`](Self::forward); `xa` `[t, r]`.
     pub fn forward_saving(
         &self,
         x: &Tensor<2>,
+        xa: Option<Tensor<2>>,
         dropout_seed: Option<u64>,
     ) -> (Tensor<2>, ProjectionSaved) {
-        self.forward_adding(x, dropout_seed, None)
+        self.forward_from(x, xa, dropout_seed, None)
     }
 
     /// As [`forward_saving`](Self::forward_saving), added to `sum`: a residual stream.
@@ -111,14 +116,59 @@ impl Projection {
         &self,
         x: &Tensor<2>,
         dropout_seed: Option<u64>,
+        sum: Tensor<2>,
+    ) -> (Tensor<2>, ProjectionSaved) {
+        self.forward_from(x, None, dropout_seed, Some(sum))
+    }
+
+    /// As [`forward_saving`](Self::forward_saving); the adapter's term waits where there is a kernel that adds it in
+    /// passing.
+    ///
+    /// # Shapes
+    /// As [`forward_saving`](Self::forward_saving).
+    pub fn forward_adapted(
+        &self,
+        x: &Tensor<2>,
+        xa: Option<Tensor<2>>,
+        dropout_seed: Option<u64>,
+    ) -> (Adapted, ProjectionSaved) {
+        let factors = self.plain_factors(x, dropout_seed);
+        let (y, xa) = lora_linear::forward_adapted(x, &self.weight, factors.as_ref(), xa, None);
+        let base = self.add_bias(y.base);
+        (Adapted { base, ..y }, ProjectionSaved { xa, dropout_seed })
+    }
+
+    fn forward_from(
+        &self,
+        x: &Tensor<2>,
+        xa: Option<Tensor<2>>,
+        dropout_seed: Option<u64>,
         sum: Option<Tensor<2>>,
     ) -> (Tensor<2>, ProjectionSaved) {
-        let factors = self
-            .adapter
-            .as_ref()
-            .map(|a| a.plain_factors(x.dtype(), dropout_seed));
-        let (y, xa) = lora_linear::forward(x, &self.weight, factors.as_ref(), sum);
+        let factors = self.plain_factors(x, dropout_seed);
+        let (y, xa) = lora_linear::forward(x, &self.weight, factors.as_ref(), xa, sum);
         (self.add_bias(y), ProjectionSaved { xa, dropout_seed })
+    }
+
+    /// x·Aᵀ of several projections of the same input in one product, where their factors lie together in one
+    /// buffer, as an optimiser on a GPU has them; elsewhere `None`, and each projection computes its own.
+    ///
+    /// # Shapes
+    /// `x` `[t, in]`, results `[t, r]`.
+    pub fn down_together<const N: usize>(
+        projections: [&Self; N],
+        x: &Tensor<2>,
+        dropout_seeds: [Option<u64>; N],
+    ) -> Option<[Tensor<2>; N]> {
+        let mut seeds = dropout_seeds.into_iter();
+        let factors = projections.map(|p| p.plain_factors(x, seeds.next().flatten()));
+        let all = lora_linear::down_together(x, &factors.each_ref().map(Option::as_ref))?;
+        all.try_into().ok()
+    }
+
+    fn plain_factors(&self, like: &Tensor<2>, dropout_seed: Option<u64>) -> Option<Factors> {
+        let adapter = self.adapter.as_ref()?;
+        Some(adapter.plain_factors(like.dtype(), dropout_seed))
     }
 
     /// What [`forward_saving`](Self::forward_saving) leaves for the backward pass, without the product with
@@ -127,59 +177,91 @@ impl Projection {
     /// # Shapes
     /// `x` `[t, in]`.
     pub fn saving(&self, x: &Tensor<2>, dropout_seed: Option<u64>) -> ProjectionSaved {
-        let factors = self
-            .adapter
-            .as_ref()
-            .map(|a| a.plain_factors(x.dtype(), dropout_seed));
+        let factors = self.plain_factors(x, dropout_seed);
         ProjectionSaved {
             xa: factors.map(|factors| factors.down(x)),
             dropout_seed,
         }
     }
 
-    /// Adds the factors' gradients to `grads` and returns the input's, where it is `wanted`, with `sum`
-    /// added: the gradient that reaches the input from elsewhere. The input may be absent where there is no
-    /// adapter.
+    /// Adds the factors' gradients to `grads` and returns the input's, where it is `wanted`. The input may be absent
+    /// where there is no adapter.
     ///
     /// # Shapes
-    /// `dy` `[t, out]`, `x`, `sum` and the result `[t, in]`.
+    /// `dy` `[t, out]`, `x` and the result `[t, in]`.
     ///
     /// # Panics
     /// If there is an adapter and no input.
     pub fn backward(
         &self,
-        dy: &Tensor<2>,
+        dy: Tensor<2>,
         x: Option<&Tensor<2>>,
         saved: &ProjectionSaved,
         grads: &mut AdapterGrads,
         wanted: bool,
-        sum: Option<Tensor<2>>,
     ) -> Option<Tensor<2>> {
-        let factors = self
-            .adapter
-            .as_ref()
-            .map(|a| a.plain_factors(dy.dtype(), saved.dropout_seed));
-        let adapter = factors.as_ref().zip(saved.xa.as_ref());
-        let slots = self.adapter.as_ref().and_then(|adapter| {
-            let ids = [&adapter.lora_a, &adapter.lora_b].map(|factor| factor.id);
-            Some([grads.slot(ids[0])?, grads.slot(ids[1])?])
+        Self::backward_together([(self, dy, saved)], x, grads, wanted)
+    }
+
+    /// [`backward`](Self::backward) of several projections of the same input: the sum of their gradients of it. Each
+    /// `dy` is let go when it was used.
+    ///
+    /// # Shapes
+    /// As [`backward`](Self::backward).
+    ///
+    /// # Panics
+    /// If one has an adapter and there is no input.
+    pub fn backward_together<const N: usize>(
+        branches: [(&Self, Tensor<2>, &ProjectionSaved); N],
+        x: Option<&Tensor<2>>,
+        grads: &mut AdapterGrads,
+        wanted: bool,
+    ) -> Option<Tensor<2>> {
+        Self::backward_adapted(branches, x, grads, wanted).map(Adapted::complete)
+    }
+
+    /// As [`backward_together`](Self::backward_together); what the adapters add waits where there is a kernel that
+    /// adds it in passing.
+    ///
+    /// # Shapes
+    /// As [`backward`](Self::backward).
+    ///
+    /// # Panics
+    /// If one has an adapter and there is no input.
+    pub fn backward_adapted<const N: usize>(
+        branches: [(&Self, Tensor<2>, &ProjectionSaved); N],
+        x: Option<&Tensor<2>>,
+        grads: &mut AdapterGrads,
+        wanted: bool,
+    ) -> Option<Adapted> {
+        let adapters = branches.each_ref().map(|(p, ..)| p.adapter.as_ref());
+        let factors = branches
+            .each_ref()
+            .map(|(p, dy, saved)| p.plain_factors(dy, saved.dropout_seed));
+        assert!(
+            x.is_some() || adapters.iter().all(Option::is_none),
+            "an adapter's gradient needs the input"
+        );
+        let mut each = factors.iter();
+        let branches = branches.map(|(projection, dy, saved)| {
+            let factors = each.next().and_then(Option::as_ref);
+            let slots = projection.adapter.as_ref().and_then(|adapter| {
+                let ids = [&adapter.lora_a, &adapter.lora_b].map(|factor| factor.id);
+                Some([grads.slot(ids[0])?, grads.slot(ids[1])?])
+            });
+            Branch {
+                dy,
+                weight: &projection.weight,
+                adapter: factors.zip(saved.xa.as_ref()),
+                factors: slots.map_or(WantedFactors::New, WantedFactors::Into),
+            }
         });
-        let wanted = Wanted {
-            input: wanted,
-            factors: slots.map_or(WantedFactors::New, WantedFactors::Into),
-        };
-        // Without an adapter nobody looks at the input.
-        let x = x.unwrap_or_else(|| {
-            assert!(
-                self.adapter.is_none(),
-                "an adapter's gradient needs the input"
-            );
-            dy
-        });
-        let (dx, factor_grads) = lora_linear::backward(dy, x, &self.weight, adapter, wanted, sum);
-        if let (Some(adapter), Some(FactorGrads { a, b })) = (&self.adapter, factor_grads) {
-            grads.add(adapter.lora_a.id, a);
-            grads.add(adapter.lora_b.id, b);
+        let (dx, factor_grads) = lora_linear::backward_together(branches, x, wanted);
+        for (adapter, factor_grads) in adapters.into_iter().zip(factor_grads) {
+            if let (Some(adapter), Some(FactorGrads { a, b })) = (adapter, factor_grads) {
+                grads.add(adapter.lora_a.id, a);
+                grads.add(adapter.lora_b.id, b);
+            }
         }
         dx
     }

@@ -301,7 +301,11 @@ impl Loop<'_> {
                     })
                 }
             };
-            let lowered = self.learner.model().activations().lower(failure);
+            drop(output);
+            let trainee = self.learner.model();
+            // The smaller plan's tensors may not fit into the pages of the larger one.
+            trainee.model.device().memory_cleanup();
+            let lowered = trainee.activations().lower(failure);
             let lowered = lowered.map_err(|exhausted| TrainError::OutOfMemory {
                 step: number,
                 exhausted,

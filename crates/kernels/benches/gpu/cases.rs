@@ -6,6 +6,7 @@ use backdraft_kernels::codebook::FourBitFormat;
 use backdraft_kernels::dequantize::{FourBit, HostAbsmax};
 use backdraft_kernels::gemm::{self, Op};
 use backdraft_kernels::lora_linear::FrozenMatrix;
+use backdraft_kernels::low_rank::{Adapted, LowRank};
 use backdraft_kernels::quantize::{PackedBlocks, four_bit, nested};
 use backdraft_kernels::rope::{self, RotaryTables};
 use backdraft_kernels::{Segments, cross_entropy, rms_norm, swiglu};
@@ -50,6 +51,7 @@ pub(super) fn run(bench: &mut Bench, small: bool) {
     products(bench, &sizes);
     norm(bench, &sizes);
     rotary(bench, &sizes);
+    low_rank(bench, &sizes);
     gated(bench, &sizes);
     heads(bench, small);
     codes(bench, &sizes);
@@ -301,6 +303,74 @@ fn gated(bench: &mut Bench, s: &Sizes) {
         error,
         |i| swiglu::backward(&dy[i], gate[i].clone(), up[i].clone()),
     );
+
+    let term = term(bench, shape, s.rank);
+    let adapted = |base: &Tensor<2>| Adapted {
+        base: base.clone(),
+        term: Some(term.clone()),
+    };
+    let [g, u] = [&gate[0], &up[0]].map(|x| term.add_to(x.clone()));
+    let y = swiglu::forward(&g, &u);
+    let [found_g, found_u, found_y] = swiglu::forward_adapted(adapted(&gate[0]), adapted(&up[0]));
+    let error = distance(found_g, f32(&g))
+        .max(distance(found_u, f32(&u)))
+        .max(distance(found_y, f32(&y)));
+    bench.time(
+        ("swiglu of adapters", format!("{shape:?}")),
+        work(5.0),
+        error,
+        |i| swiglu::forward_adapted(adapted(&gate[i]), adapted(&up[i])),
+    );
+    let (expected_gate, expected_up) = swiglu::reference::backward(
+        &f32(&term.add_to(dy[0].clone())),
+        &f32(&gate[0]),
+        &f32(&up[0]),
+    );
+    let (dgate, dup) = swiglu::backward_adapted(adapted(&dy[0]), gate[0].clone(), up[0].clone());
+    let error = distance(dgate, expected_gate).max(distance(dup, expected_up));
+    bench.time(
+        ("swiglu of adapters, backward", format!("{shape:?}")),
+        work(5.0),
+        error,
+        |i| swiglu::backward_adapted(adapted(&dy[i]), gate[i].clone(), up[i].clone()),
+    );
+}
+
+/// What an adapter adds to something of `shape`.
+fn term(bench: &Bench, shape: [usize; 2], rank: usize) -> LowRank {
+    LowRank {
+        left: bench.random([shape[0], rank]),
+        right: bench.random([shape[1], rank]),
+        scaling: 0.02,
+    }
+}
+
+/// What an adapter adds, in a pass of its own.
+fn low_rank(bench: &mut Bench, s: &Sizes) {
+    if !bench.wants("low_rank") {
+        return;
+    }
+    for (columns, rank) in [
+        (s.hidden, s.rank),
+        (s.hidden, 3 * s.rank),
+        (s.intermediate, s.rank),
+    ] {
+        let shape = [s.tokens, columns];
+        let (y, term) = (bench.sets(shape), term(bench, shape, rank));
+        let work = Work {
+            bytes: 2.0 * bench.size() * (shape[0] * shape[1]) as f64,
+            ..Work::default()
+        };
+        let expected = f32(&term.left)
+            .matmul(f32(&term.right).transpose())
+            .mul_scalar(term.scaling)
+            + f32(&y[0]);
+        let error = distance(term.add_to(y[0].clone()), expected);
+        let name = format!("{shape:?} rank {rank}");
+        bench.time(("low_rank", name), work, error, |i| {
+            term.add_to(y[i].clone())
+        });
+    }
 }
 
 /// Attention at the shapes of 8B and 1B, and at one long document.

@@ -18,10 +18,24 @@ pub(super) fn on_device(x: &Tensor<1>) -> Option<()> {
 }
 
 /// `dims` values from `start` on, in the memory of `buffer`.
-pub(super) fn view(buffer: &Tensor<1>, (start, dims): (usize, [usize; 2])) -> Option<Tensor<2>> {
-    let buffer = floats(buffer)?;
+pub(super) fn view(buffer: &Tensor<1>, place: (usize, [usize; 2])) -> Option<Tensor<2>> {
+    Some(cut(&floats(buffer)?, place))
+}
+
+/// Burn's own `empty` may leave gaps between rows.
+pub(super) fn unwritten(dims: [usize; 2], like: &Tensor<2>) -> Option<Tensor<2>> {
+    let like = floats(like)?;
+    Some(tensor(empty(&like, dims, like.dtype)))
+}
+
+pub(super) fn rows(x: &Tensor<2>, start: usize, n: usize) -> Option<Tensor<2>> {
+    let [_, k] = x.dims();
+    Some(cut(&floats(x)?, (start * k, [n, k])))
+}
+
+fn cut(buffer: &CubeTensor, (start, dims): (usize, [usize; 2])) -> Tensor<2> {
     let size = buffer.dtype.size();
-    let behind = len(&buffer) - start - dims[0] * dims[1];
+    let behind = len(buffer) - start - dims[0] * dims[1];
     let handle = buffer
         .handle
         .clone()
@@ -29,12 +43,40 @@ pub(super) fn view(buffer: &Tensor<1>, (start, dims): (usize, [usize; 2])) -> Op
         .offset_end((behind * size) as u64);
     let (client, device) = (buffer.client.clone(), buffer.device.clone());
     let shape = Shape::from(dims);
-    Some(tensor(CubeTensor::new_contiguous(
+    tensor(CubeTensor::new_contiguous(
         client,
         device,
         shape,
         handle,
         buffer.dtype,
+    ))
+}
+
+pub(super) fn stacked(parts: &[&Tensor<2>]) -> Option<Tensor<2>> {
+    let [_, k] = parts.first()?.dims();
+    let parts: Vec<_> = parts.iter().map(|x| floats(x)).collect::<Option<_>>()?;
+    let follow = |[upper, lower]: [&CubeTensor; 2]| {
+        let (above, below) = (&upper.handle, &lower.handle);
+        above.memory.descriptor() == below.memory.descriptor()
+            && upper.dtype == lower.dtype
+            && lower.meta.shape()[1] == k
+            && above.size() - above.offset_end.unwrap_or(0) == below.offset_start.unwrap_or(0)
+    };
+    if !parts.windows(2).all(|pair| follow([&pair[0], &pair[1]])) {
+        return None;
+    }
+    let (first, last) = (parts.first()?, parts.last()?);
+    let mut handle = first.handle.clone();
+    handle.offset_end = last.handle.offset_end;
+    let (client, device) = (first.client.clone(), first.device.clone());
+    let rows = parts.iter().map(|x| x.meta.shape()[0]).sum::<usize>();
+    let shape = Shape::from([rows, k]);
+    Some(tensor(CubeTensor::new_contiguous(
+        client,
+        device,
+        shape,
+        handle,
+        first.dtype,
     )))
 }
 

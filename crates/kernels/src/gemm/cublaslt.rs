@@ -90,13 +90,26 @@ pub(super) struct Product {
     pub(super) out: BufferBinding,
 }
 
+impl Product {
+    /// Whether the output is added to what it holds.
+    fn reads_output(&self) -> bool {
+        self.accumulate && self.addend.is_none()
+    }
+}
+
 /// Puts the product in line on its device.
 pub(super) fn enqueue(product: Product, device: DeviceId) {
     let stream = StreamId::current();
     DeviceHandle::<CudaServer>::new(device).submit(move |server: &mut CudaServer| {
         let written = vec![product.out.clone()];
         // Operands are looked up before the output is claimed: it may be one of them.
-        match Located::find(server, &product, stream) {
+        let mut located = Located::find(server, &product, stream);
+        if located.is_err() && !product.reads_output() {
+            // What an earlier failure left unwritten is refused like an operand, and is written over now.
+            ExecuteScope::over(server, stream, written.clone()).execute(|_| Ok(()));
+            located = Located::find(server, &product, stream);
+        }
+        match located {
             Ok(located) => {
                 ExecuteScope::over(server, stream, written)
                     .execute(|_| located.multiply(&product, device));

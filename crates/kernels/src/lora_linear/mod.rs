@@ -14,7 +14,9 @@ use burn::tensor::Tensor;
 
 use crate::autograd::{Vjp, attach, parent};
 use crate::dropout::Dropout;
+use crate::flat;
 use crate::gemm::{self, Op, Slot, gemm, gemm_f32, gemm_into};
+use crate::low_rank::{Adapted, LowRank};
 
 /// A frozen weight, however it is stored.
 pub trait FrozenMatrix: Clone + Debug + Send + 'static {
@@ -118,8 +120,59 @@ pub struct FactorGrads {
     pub b: Tensor<2>,
 }
 
+/// Adapters of the same input whose A lie one behind the other in one [`Flat`](crate::flat::Flat) buffer, without
+/// dropout, so that one product serves all of them: x is read once, and the gradient of x is added to once.
+#[derive(Clone, Debug)]
+struct Together {
+    /// All rows.
+    a: Tensor<2>,
+    /// Rows of each.
+    ranks: Vec<usize>,
+    scaling: f32,
+}
+
+impl Together {
+    fn of(factors: &[Option<&Factors>]) -> Option<Self> {
+        let factors: Vec<_> = factors.iter().copied().collect::<Option<_>>()?;
+        let scaling = factors.first()?.scaling;
+        let alike = |f: &&Factors| f.dropout.is_none() && f.scaling == scaling;
+        if !factors.iter().all(alike) {
+            return None;
+        }
+        let a = flat::stacked(&factors.iter().map(|f| &f.a).collect::<Vec<_>>())?;
+        let ranks = factors.iter().map(|f| f.a.dims()[0]).collect();
+        Some(Self { a, ranks, scaling })
+    }
+
+    /// The rows of each adapter, in the memory of `all`.
+    ///
+    /// # Shapes
+    /// `all` `[Σ r, n]`, each `[r, n]`.
+    fn split(&self, all: &Tensor<2>) -> Vec<Tensor<2>> {
+        let mut start = 0;
+        let part = |&rank: &usize| {
+            let part = flat::rows(all, start, rank);
+            start += rank;
+            part.unwrap_or_else(|| unreachable!("it is where the factors are"))
+        };
+        self.ranks.iter().map(part).collect()
+    }
+}
+
+/// x·Aᵀ of each of several adapters of one input in one product, where their A lie together; elsewhere `None`, and
+/// [`forward`] computes its own.
+///
+/// # Shapes
+/// `x` `[t, in]`, results `[t, r]`.
+pub fn down_together(x: &Tensor<2>, factors: &[Option<&Factors>]) -> Option<Vec<Tensor<2>>> {
+    let together = Together::of(factors)?;
+    let all = gemm((Op::N, &together.a), (Op::T, x), 1.0, None);
+    let parts = together.split(&all).into_iter();
+    Some(parts.map(Tensor::transpose).collect())
+}
+
 /// The projection, added to `sum` where there is one, and x·Aᵀ `[t, r]` for the backward pass where there is
-/// an adapter.
+/// an adapter; `xa` is that, where it is there already.
 ///
 /// # Shapes
 /// `x` `[t, in]`, `sum` and result `[t, out]`.
@@ -127,17 +180,35 @@ pub fn forward(
     x: &Tensor<2>,
     weight: &impl FrozenMatrix,
     factors: Option<&Factors>,
+    xa: Option<Tensor<2>>,
     sum: Option<Tensor<2>>,
 ) -> (Tensor<2>, Option<Tensor<2>>) {
-    let y = weight.matmul_add(x, sum);
-    match factors {
-        None => (y, None),
-        Some(f) => {
-            let xa = f.down(x);
-            let y = gemm((Op::N, &xa), (Op::T, &f.b), f.scaling, Some(y));
-            (y, Some(xa))
-        }
-    }
+    let (y, xa) = forward_adapted(x, weight, factors, xa, sum);
+    (y.complete(), xa)
+}
+
+/// As [`forward`]; the adapter's term waits where there is a kernel that adds it in passing.
+///
+/// # Shapes
+/// As [`forward`].
+pub fn forward_adapted(
+    x: &Tensor<2>,
+    weight: &impl FrozenMatrix,
+    factors: Option<&Factors>,
+    xa: Option<Tensor<2>>,
+    sum: Option<Tensor<2>>,
+) -> (Adapted, Option<Tensor<2>>) {
+    let base = weight.matmul_add(x, sum);
+    let Some(f) = factors else {
+        return (Adapted { base, term: None }, None);
+    };
+    let xa = xa.unwrap_or_else(|| f.down(x));
+    let term = LowRank {
+        left: xa.clone(),
+        right: f.b.clone(),
+        scaling: f.scaling,
+    };
+    (Adapted::waiting(base, term), Some(xa))
 }
 
 /// What a backward pass should compute.
@@ -200,6 +271,92 @@ pub fn backward(
     (dx, grads)
 }
 
+/// One of several projections of the same input, in their backward pass.
+#[derive(Debug)]
+pub struct Branch<'a, W> {
+    /// The gradient of its output.
+    pub dy: Tensor<2>,
+    /// Its weight.
+    pub weight: &'a W,
+    /// Its factors and x·Aᵀ.
+    pub adapter: Option<(&'a Factors, &'a Tensor<2>)>,
+    /// Where their gradients go.
+    pub factors: WantedFactors,
+}
+
+/// [`backward`] of several projections of the same input: the sum of the input's gradients, if it is `wanted`, and
+/// the gradients of each branch's factors. Those of adapters whose A lie together, and so do the slots for dA, take
+/// one product for dA, and one term of low rank for what they add to the input's gradient, which waits where there is
+/// a kernel that adds it in passing. The input may be absent where there is no adapter.
+///
+/// # Shapes
+/// As [`backward`].
+pub fn backward_together<W: FrozenMatrix, const N: usize>(
+    branches: [Branch<'_, W>; N],
+    x: Option<&Tensor<2>>,
+    wanted: bool,
+) -> (Option<Adapted>, [Option<FactorGrads>; N]) {
+    let factors = branches.each_ref().map(|b| b.adapter.map(|(f, _)| f));
+    let together = Together::of(&factors).zip(slot_of_all(&branches));
+    let mut dx = None;
+    let Some(((together, slot), x)) = together.zip(x) else {
+        let grads = branches.map(|b| {
+            let wanted = Wanted {
+                input: wanted,
+                factors: b.factors,
+            };
+            let x = x.unwrap_or(&b.dy);
+            let (sum, grads) = backward(&b.dy, x, b.weight, b.adapter, wanted, dx.take());
+            dx = sum;
+            grads
+        });
+        let dx = dx.map(|base| Adapted { base, term: None });
+        return (dx, grads);
+    };
+    let [t, _] = x.dims();
+    let rank = together.ranks.iter().sum();
+    // (dy·B)ᵀ of all, one behind the other.
+    let all = flat::unwritten([rank, t], x);
+    let parts = together.split(&all);
+    for (branch, view) in branches.into_iter().zip(parts) {
+        let (Some((f, xa)), WantedFactors::Into([_, b])) = (branch.adapter, branch.factors) else {
+            unreachable!("all have adapters and slots");
+        };
+        let (dy, weight) = (branch.dy, branch.weight);
+        dx = wanted.then(|| weight.matmul_transposed_add(&dy, dx.take()));
+        let accumulate = false;
+        gemm_into((Op::T, &f.b), (Op::T, &dy), 1.0, &Slot { view, accumulate });
+        gemm_into((Op::T, &dy), (Op::N, xa), f.scaling, &b);
+    }
+    let scaling = together.scaling;
+    gemm_into((Op::N, &all), (Op::N, x), scaling, &slot);
+    let term = LowRank {
+        left: all.transpose(),
+        right: together.a.transpose(),
+        scaling,
+    };
+    let dx = dx.map(|base| Adapted::waiting(base, term));
+    (dx, [const { None }; N])
+}
+
+/// One slot for dA of all, where theirs lie together.
+fn slot_of_all<W>(branches: &[Branch<'_, W>]) -> Option<Slot> {
+    let slot = |branch| match branch {
+        &Branch {
+            factors: WantedFactors::Into([ref a, _]),
+            ..
+        } => Some(a),
+        _ => None,
+    };
+    let slots: Vec<&Slot> = branches.iter().map(slot).collect::<Option<_>>()?;
+    let accumulate = slots.first()?.accumulate;
+    if slots.iter().any(|slot| slot.accumulate != accumulate) {
+        return None;
+    }
+    let view = flat::stacked(&slots.iter().map(|slot| &slot.view).collect::<Vec<_>>())?;
+    Some(Slot { view, accumulate })
+}
+
 /// The differentiable form of [`forward`].
 pub fn lora_linear<W: FrozenMatrix>(
     x: Tensor<2>,
@@ -216,7 +373,7 @@ pub fn lora_linear<W: FrozenMatrix>(
         b: f.b.inner(),
         ..f
     });
-    let (y, xa) = forward(&x, &weight, factors.as_ref(), None);
+    let (y, xa) = forward(&x, &weight, factors.as_ref(), None, None);
     attach(
         y,
         parents,

@@ -62,11 +62,10 @@ impl Groups {
         self.device = Some(device);
         submit(device, move |server| {
             let stored = locate(server, &buffer, here).and_then(|(address, compute)| {
-                with_link(device, |link| link.store(id, address, bytes, compute))
+                with_link(device, |link| link.store(address, bytes, compute))
             });
-            if let Err(error) = stored {
-                with_held(device, |held| held.insert(id, Err(error)));
-            }
+            // An error too: it reaches whoever fetches the tensor.
+            HELD.with_borrow_mut(|held| held.insert(id, stored));
         });
         let shape = x.meta.shape();
         Some(Away {
@@ -85,10 +84,12 @@ impl Groups {
         };
         let done = std::mem::replace(before, std::mem::take(now));
         submit(device, move |server| {
-            let compute = server.write_streams().resolve(here, done.iter());
+            // Of nothing in particular: a buffer that never got its memory must not keep the others.
+            let compute = server.write_streams().resolve(here, std::iter::empty());
             let waited = compute.and_then(|mut compute| {
                 let compute = compute.current().sys;
-                with_link(device, |link| link.turn(compute))
+                // Without a link nothing was copied.
+                with_open_link(device, |link| link.turn(compute)).unwrap_or(Ok(()))
             });
             if waited.is_err() {
                 // Memory that may still be read is never given back. A driver that cannot wait has failed for good,
@@ -131,7 +132,7 @@ impl Away {
         let (buffer, here) = (x.handle.clone().binding(), StreamId::current());
         let bytes = len(&x) * x.dtype.size();
         submit(device, move |server| {
-            let stored = with_held(device, |held| held.remove(&id));
+            let stored = HELD.with_borrow_mut(|held| held.remove(&id));
             let located = locate(server, &buffer, here);
             ExecuteScope::over(server, here, vec![buffer]).execute(|_| {
                 let (address, compute) = located?;
@@ -154,7 +155,7 @@ impl Drop for Away {
         // Nothing is left of one that was fetched.
         let (id, device) = (self.id, self.client.service_id().device);
         submit(device, move |_| {
-            if let Some(Ok(host)) = with_held(device, |held| held.remove(&id)) {
+            if let Some(Ok(host)) = HELD.with_borrow_mut(|held| held.remove(&id)) {
                 let _ = with_link(device, |link| {
                     link.idle.put(host.bytes, host);
                     Ok(())
@@ -230,9 +231,6 @@ struct Host {
     bytes: usize,
 }
 
-/// Tensors on the host, by number.
-type Held = HashMap<u64, Result<Host, ServerError>>;
-
 /// The way between a device and the host; it lives as long as the device's thread.
 struct Link {
     copies: sys::CUstream,
@@ -241,14 +239,17 @@ struct Link {
     mark: Option<sys::CUevent>,
     /// When a tensor has come back.
     arrivals: HashMap<u64, sys::CUevent>,
-    held: Held,
 }
 
 thread_local! {
     /// Of the device thread, which alone copies.
     static LINKS: RefCell<HashMap<DeviceId, Link>> = RefCell::new(HashMap::new());
+
+    /// Tensors on the host, by number.
+    static HELD: RefCell<HashMap<u64, Result<Host, ServerError>>> = RefCell::new(HashMap::new());
 }
 
+/// Opens the link first where it is not open.
 fn with_link<T>(
     device: DeviceId,
     work: impl FnOnce(&mut Link) -> Result<T, DriverError>,
@@ -260,16 +261,25 @@ fn with_link<T>(
                 Link::open().map(|link| entry.insert(link))
             }
         };
-        link.and_then(work).map_err(|error| {
-            failure(&format!(
-                "a tensor could not be copied between device and host: {error}"
-            ))
-        })
+        link.and_then(work).map_err(|error| not_copied(&error))
     })
 }
 
-fn with_held<T>(device: DeviceId, work: impl FnOnce(&mut Held) -> Option<T>) -> Option<T> {
-    LINKS.with_borrow_mut(|links| work(&mut links.get_mut(&device)?.held))
+/// `None` where there is no link.
+fn with_open_link<T>(
+    device: DeviceId,
+    work: impl FnOnce(&mut Link) -> Result<T, DriverError>,
+) -> Option<Result<T, ServerError>> {
+    LINKS.with_borrow_mut(|links| {
+        let link = links.get_mut(&device)?;
+        Some(work(link).map_err(|error| not_copied(&error)))
+    })
+}
+
+fn not_copied(error: &DriverError) -> ServerError {
+    failure(&format!(
+        "a tensor could not be copied between device and host: {error}"
+    ))
 }
 
 #[expect(unsafe_code, reason = "calls of the driver")]
@@ -280,7 +290,6 @@ impl Link {
             idle: Idle::default(),
             mark: None,
             arrivals: HashMap::new(),
-            held: HashMap::new(),
         })
     }
 
@@ -317,18 +326,16 @@ impl Link {
 
     fn store(
         &mut self,
-        id: u64,
         address: u64,
         bytes: usize,
         compute: sys::CUstream,
-    ) -> Result<(), DriverError> {
+    ) -> Result<Host, DriverError> {
         let host = self.host(bytes)?;
         wait(self.copies, compute)?;
         // SAFETY: both ends have at least that many bytes; the device's end is held until `turn` has waited, the host's until
         // it is fetched, by a copy on the same stream.
         unsafe { sys::cuMemcpyDtoHAsync_v2(host.address, address, bytes, self.copies) }.result()?;
-        self.held.insert(id, Ok(host));
-        Ok(())
+        Ok(host)
     }
 
     fn turn(&mut self, compute: sys::CUstream) -> Result<(), DriverError> {

@@ -3,6 +3,7 @@
 
 mod attention;
 mod losses;
+mod low_rank;
 mod places;
 mod pointwise;
 mod products;

@@ -4,8 +4,9 @@ use burn::tensor::{DType, Tensor};
 
 use super::places::{compare, places, random};
 use crate::dropout::Dropout;
-use crate::gemm::Op;
-use crate::lora_linear::Factors;
+use crate::flat::Flat;
+use crate::gemm::{Op, Slot};
+use crate::lora_linear::{Factors, Wanted, WantedFactors};
 use crate::{gemm, lora_linear};
 
 #[test]
@@ -148,4 +149,89 @@ fn a_frozen_weight_without_adapter_passes_its_gradient_on() {
         |place, [x]| lora_linear::lora_linear(x, place.put(&weight), None),
         |place, [x]| lora_linear::reference::forward(x, place.round(&weight), None),
     );
+}
+
+/// Forward and backward of projections that share their input, one by one and together.
+#[test]
+fn adapters_together_are_what_they_are_apart() {
+    const T: usize = 130;
+    const INPUT: usize = 64;
+    let outputs = [96, 40, 200];
+    let small = |shape: [usize; 2]| random(shape).mul_scalar((shape[1] as f32).powf(-0.5));
+    let x = random([T, INPUT]);
+    let weights = outputs.map(|output| small([output, INPUT]));
+    // 16·64 values are whole blocks of a flat buffer: nothing lies between.
+    let downs = outputs.map(|_| small([16, INPUT]));
+    let ups = outputs.map(|output| small([output, 16]));
+    let dys = outputs.map(|output| random([T, output]));
+    let sums = outputs.map(|_| random([16, INPUT]));
+    for place in places() {
+        let put = |x: &[Tensor<2>; 3]| x.each_ref().map(|x| place.put(x));
+        let (input, weights, dys) = (place.put(&x), put(&weights), put(&dys));
+        let factors_of = |downs: &[Tensor<2>]| {
+            let mut ups = put(&ups).into_iter();
+            let factors = downs.iter().zip(&mut ups).map(|(a, b)| Factors {
+                a: a.clone(),
+                b,
+                scaling: 0.7,
+                dropout: None,
+            });
+            factors.collect::<Vec<_>>()
+        };
+        let flat = Flat::of(&put(&downs), place.dtype);
+        assert_eq!(flat.is_some(), place.is_gpu(), "{place:?}");
+        let Some(flat) = flat else {
+            let apart = factors_of(&put(&downs));
+            let apart: Vec<_> = apart.iter().map(Some).collect();
+            assert!(lora_linear::down_together(&input, &apart).is_none());
+            continue;
+        };
+        let factors = factors_of(&flat.views());
+        let given: Vec<_> = factors.iter().map(Some).collect();
+        let downs = lora_linear::down_together(&input, &given).unwrap();
+        for (down, f) in downs.iter().zip(&factors) {
+            place.assert_close("x·Aᵀ", down.clone(), f.down(&input).cast(DType::F32));
+        }
+        for accumulate in [false, true] {
+            let grads = Flat::of(&sums.each_ref().map(|s| place.put_f32(s)), DType::F32).unwrap();
+            let apart = Flat::of(&sums.each_ref().map(|s| place.put_f32(s)), DType::F32).unwrap();
+            let ups = outputs.map(|output| Tensor::zeros([output, 16], &place.device));
+            let branch = |grads: &Flat, i: usize| lora_linear::Branch {
+                dy: dys[i].clone(),
+                weight: &weights[i],
+                adapter: Some((&factors[i], &downs[i])),
+                factors: WantedFactors::Into([
+                    Slot {
+                        view: grads.view(i),
+                        accumulate,
+                    },
+                    Slot {
+                        view: ups[i].clone(),
+                        accumulate: false,
+                    },
+                ]),
+            };
+            let together = [0, 1, 2].map(|i| branch(&grads, i));
+            let (dx, _) = lora_linear::backward_together(together, Some(&input), true);
+            let mut sum = None;
+            for i in 0..3 {
+                let expected = gemm::gemm_f32((Op::T, &dys[i]), (Op::N, &downs[i]), 0.7);
+                place.assert_close("dB", ups[i].clone(), expected);
+                let b = branch(&apart, i);
+                let wanted = Wanted {
+                    input: true,
+                    factors: b.factors,
+                };
+                (sum, _) = lora_linear::backward(&b.dy, &input, b.weight, b.adapter, wanted, sum);
+                place.assert_close("dA", grads.view(i), apart.view(i));
+            }
+            place.assert_close("dx", dx.unwrap().complete(), sum.unwrap().cast(DType::F32));
+            let (none, _) = lora_linear::backward_together(
+                [0, 1, 2].map(|i| branch(&grads, i)),
+                Some(&input),
+                false,
+            );
+            assert!(none.is_none());
+        }
+    }
 }

@@ -82,12 +82,20 @@ fn backward_kernel<F: Float, N: Size>(
 ) {
     let i = ABSOLUTE_POS;
     if i < dgate.len() {
-        let one = Vector::<f32, N>::new(1.0f32);
         let d = Vector::<f32, N>::cast_from(dy[i]);
-        let g = Vector::<f32, N>::cast_from(gate[i]);
-        let u = Vector::<f32, N>::cast_from(up[i]);
-        let s = sigmoid(g);
-        dgate[i] = Vector::cast_from(d * u * s * (one + g * (one - s)));
-        dup[i] = Vector::cast_from(d * g * s);
+        let (dg, du) = gradients::<N>(d, Vector::cast_from(gate[i]), Vector::cast_from(up[i]));
+        dgate[i] = Vector::cast_from(dg);
+        dup[i] = Vector::cast_from(du);
     }
+}
+
+#[cube]
+pub(super) fn gradients<N: Size>(
+    d: Vector<f32, N>,
+    g: Vector<f32, N>,
+    u: Vector<f32, N>,
+) -> (Vector<f32, N>, Vector<f32, N>) {
+    let one = Vector::<f32, N>::new(1.0f32);
+    let s = sigmoid(g);
+    (d * u * s * (one + g * (one - s)), d * g * s)
 }

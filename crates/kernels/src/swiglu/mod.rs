@@ -6,13 +6,16 @@
 mod cpu;
 #[cfg(feature = "cube")]
 mod cube;
+#[cfg(feature = "cuda")]
+mod cuda;
 pub mod reference;
 
 use burn::backend::DispatchTensor;
 use burn::tensor::Tensor;
 
 use crate::autograd::{Vjp, attach, parent};
-use crate::dispatch::on_device;
+use crate::dispatch::{on_cuda, on_device};
+use crate::low_rank::Adapted;
 
 /// silu(gate)·up.
 ///
@@ -34,6 +37,32 @@ pub fn backward(dy: &Tensor<2>, gate: Tensor<2>, up: Tensor<2>) -> (Tensor<2>, T
         on_device!(cube::backward(dy, &gate, &up))
             .unwrap_or_else(|| reference::backward(dy, &gate, &up))
     })
+}
+
+/// Gate and up with their terms, and [`forward`] of them, in one pass where there is a kernel for it.
+///
+/// # Shapes
+/// All `[t, m]`.
+pub fn forward_adapted(gate: Adapted, up: Adapted) -> [Tensor<2>; 3] {
+    on_cuda!(cuda::forward(gate, up), or(gate, up)).unwrap_or_else(|(gate, up)| {
+        let (gate, up) = (gate.complete(), up.complete());
+        let product = forward(&gate, &up);
+        [gate, up, product]
+    })
+}
+
+/// [`backward`] of a gradient whose term may still have to be added.
+///
+/// # Shapes
+/// As [`backward`].
+pub fn backward_adapted(dy: Adapted, gate: Tensor<2>, up: Tensor<2>) -> (Tensor<2>, Tensor<2>) {
+    #[cfg(feature = "cuda")]
+    if let Some(term) = &dy.term
+        && let Some(gradients) = cuda::backward(&dy.base, term, &gate, &up)
+    {
+        return gradients;
+    }
+    backward(&dy.complete(), gate, up)
 }
 
 /// The differentiable form of [`forward`].

@@ -7,7 +7,7 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 
 use super::Context;
-use super::saved::Projected;
+use super::saved::{Downs, Projected};
 use crate::cache::LayerCache;
 
 /// o(attention(rope(q(x)), rope(k(x)), v(x))).
@@ -62,44 +62,79 @@ impl Attention {
         self.o_proj.forward(out, seed(TargetModule::OProj))
     }
 
+    /// What the adapters of q, k and v make of their input, where one product does it for all.
+    pub(super) fn downs(&self, x: &Tensor<2>, context: &Context, layer: usize) -> Downs<3> {
+        let seeds = [
+            TargetModule::QProj,
+            TargetModule::KProj,
+            TargetModule::VProj,
+        ];
+        let seeds = seeds.map(|target| context.seed(layer, target));
+        Downs(Projection::down_together(
+            [&self.q_proj, &self.k_proj, &self.v_proj],
+            x,
+            seeds,
+        ))
+    }
+
     /// Queries and keys after rotation, without autodiff.
     pub(super) fn query_and_key(
         &self,
         x: &Tensor<2>,
+        downs: &Downs<3>,
         context: &Context,
         layer: usize,
     ) -> (Projected, Projected) {
         let seed = |target| context.seed(layer, target);
-        let (q, q_saved) = self.q_proj.forward_saving(x, seed(TargetModule::QProj));
-        let (k, k_saved) = self.k_proj.forward_saving(x, seed(TargetModule::KProj));
+        let (q, q_saved) = self
+            .q_proj
+            .forward_saving(x, downs.of(0), seed(TargetModule::QProj));
+        let (k, k_saved) = self
+            .k_proj
+            .forward_saving(x, downs.of(1), seed(TargetModule::KProj));
         let (q, k) = rope::forward_both(q, k, &context.tables);
         let projected = |y, saved| Projected { y, saved };
         (projected(q, q_saved), projected(k, k_saved))
     }
 
     /// Queries after rotation, without autodiff.
-    pub(super) fn query(&self, x: &Tensor<2>, context: &Context, layer: usize) -> Projected {
-        let (y, saved) = self
-            .q_proj
-            .forward_saving(x, context.seed(layer, TargetModule::QProj));
+    pub(super) fn query(
+        &self,
+        x: &Tensor<2>,
+        downs: &Downs<3>,
+        context: &Context,
+        layer: usize,
+    ) -> Projected {
+        let seed = context.seed(layer, TargetModule::QProj);
+        let (y, saved) = self.q_proj.forward_saving(x, downs.of(0), seed);
         let y = rope::forward(y, &context.tables);
         Projected { y, saved }
     }
 
     /// Keys after rotation, without autodiff.
-    pub(super) fn key(&self, x: &Tensor<2>, context: &Context, layer: usize) -> Projected {
-        let (y, saved) = self
-            .k_proj
-            .forward_saving(x, context.seed(layer, TargetModule::KProj));
+    pub(super) fn key(
+        &self,
+        x: &Tensor<2>,
+        downs: &Downs<3>,
+        context: &Context,
+        layer: usize,
+    ) -> Projected {
+        let seed = context.seed(layer, TargetModule::KProj);
+        let (y, saved) = self.k_proj.forward_saving(x, downs.of(1), seed);
         let y = rope::forward(y, &context.tables);
         Projected { y, saved }
     }
 
     /// Values, without autodiff.
-    pub(super) fn value(&self, x: &Tensor<2>, context: &Context, layer: usize) -> Projected {
-        let (y, saved) = self
-            .v_proj
-            .forward_saving(x, context.seed(layer, TargetModule::VProj));
+    pub(super) fn value(
+        &self,
+        x: &Tensor<2>,
+        downs: &Downs<3>,
+        context: &Context,
+        layer: usize,
+    ) -> Projected {
+        let seed = context.seed(layer, TargetModule::VProj);
+        let (y, saved) = self.v_proj.forward_saving(x, downs.of(2), seed);
         Projected { y, saved }
     }
 
@@ -117,7 +152,7 @@ impl Attention {
         layer: usize,
     ) -> Projected {
         let seed = context.seed(layer, TargetModule::OProj);
-        let (y, saved) = self.o_proj.forward_adding(out, seed, Some(h));
+        let (y, saved) = self.o_proj.forward_adding(out, seed, h);
         Projected { y, saved }
     }
 
@@ -139,22 +174,18 @@ impl Attention {
     pub(super) fn project_backward(
         &self,
         d: Qkv,
-        x: Option<Tensor<2>>,
+        x: Option<&Tensor<2>>,
         saved: [&ProjectionSaved; 3],
         grads: &mut AdapterGrads,
         wanted: bool,
     ) -> Option<Tensor<2>> {
         let [q, k, v] = saved;
-        let parts = [
+        let branches = [
             (&self.q_proj, d.q, q),
             (&self.k_proj, d.k, k),
             (&self.v_proj, d.v, v),
         ];
-        let mut dx: Option<Tensor<2>> = None;
-        for (projection, dy, saved) in parts {
-            dx = projection.backward(&dy, x.as_ref(), saved, grads, wanted, dx);
-        }
-        dx
+        Projection::backward_together(branches, x, grads, wanted)
     }
 
     /// Whether q, k or v has an adapter, whose gradient needs the input.

@@ -103,8 +103,9 @@ impl DecoderLayer {
         let (attn, mlp, i) = (&self.self_attn, &self.mlp, self.index);
         let input = h.clone();
         let (x, input_rstd) = self.input_layernorm.forward_saving(&h);
-        let (query, key) = attn.query_and_key(&x, context, i);
-        let value = attn.value(&x, context, i);
+        let downs = attn.downs(&x, context, i);
+        let (query, key) = attn.query_and_key(&x, &downs, context, i);
+        let value = attn.value(&x, &downs, context, i);
         let input_normed = keep.contains(T::InputNormed).then_some(x);
         let (out, lse) = attn.attend(&qkv(&query, &key, &value), context);
         let query = keep.contains(T::Query).then_some(query);
@@ -119,10 +120,9 @@ impl DecoderLayer {
         let held = h.clone();
         let mid = keep.contains(T::Mid).then_some(mid);
         let (x, post_rstd) = self.post_attention_layernorm.forward_saving(&h);
-        let gate = mlp.gate(&x, context, i);
-        let up = mlp.up(&x, context, i);
+        let gate_and_up = mlp.gate_and_up(&x, context, i);
         let post_normed = keep.contains(T::PostNormed).then_some(x);
-        let product = swiglu::forward(&gate.y, &up.y);
+        let (gate, up, product) = Mlp::activate(gate_and_up);
         let gate = keep.contains(T::Gate).then_some(gate);
         let up = keep.contains(T::Up).then_some(up);
         let (h, saved) = mlp.down(h, &product, context, i);
@@ -160,11 +160,12 @@ impl DecoderLayer {
         let (attn, mlp, i) = (&self.self_attn, &self.mlp, self.index);
         let (x, _) = self.input_layernorm.forward_saving(&h);
         made(T::InputNormed, &x);
-        let query = attn.query(&x, context, i);
+        let downs = attn.downs(&x, context, i);
+        let query = attn.query(&x, &downs, context, i);
         made(T::Query, &query.y);
-        let key = attn.key(&x, context, i);
+        let key = attn.key(&x, &downs, context, i);
         made(T::Key, &key.y);
-        let value = attn.value(&x, context, i);
+        let value = attn.value(&x, &downs, context, i);
         made(T::Value, &value.y);
         let (out, _) = attn.attend(&qkv(&query, &key, &value), context);
         made(T::Attention, &out);
@@ -172,9 +173,10 @@ impl DecoderLayer {
         made(T::Mid, &mid.y);
         let (x, _) = self.post_attention_layernorm.forward_saving(&mid.y);
         made(T::PostNormed, &x);
-        let gate = mlp.gate(&x, context, i);
+        let downs = mlp.downs(&x, context, i);
+        let gate = mlp.gate(&x, &downs, context, i);
         made(T::Gate, &gate.y);
-        let up = mlp.up(&x, context, i);
+        let up = mlp.up(&x, &downs, context, i);
         made(T::Up, &up.y);
         let product = mlp.product(&gate.y, &up.y, context, i);
         made(T::Product, &product.y);
@@ -227,14 +229,16 @@ impl DecoderLayer {
             Some(Projected { y, saved }) => (Some(y), saved),
             None => (None, ProjectionSaved::default()),
         };
-        let d_product = wanted(
-            mlp.down_proj
-                .backward(dy, x.as_ref(), &down, grads, true, None),
-        );
+        let branch = [(&mlp.down_proj, dy.clone(), &down)];
+        let d_product = wanted(Projection::backward_adapted(
+            branch,
+            x.as_ref(),
+            grads,
+            true,
+        ));
         drop((x, down));
         // Handed over, so that their gradients may take their place.
-        let d = swiglu::backward(&d_product, gate.y, up.y);
-        drop(d_product);
+        let d = swiglu::backward_adapted(d_product, gate.y, up.y);
         let x = mlp.adapts_input().then(|| {
             self.rebuild_post_normed(saved, context);
             taken(&mut saved.post_normed)
@@ -258,7 +262,7 @@ impl DecoderLayer {
         let (out, lse) = taken(&mut saved.attention);
         let d_out = wanted(
             attn.o_proj
-                .backward(d_mid, Some(&out), &o_proj, grads, true, None),
+                .backward(d_mid.clone(), Some(&out), &o_proj, grads, true),
         );
         let [q, k, v] = [&mut saved.query, &mut saved.key, &mut saved.value].map(taken);
         let d = attn.attend_backward(&d_out, &qkv(&q, &k, &v), (&out, &lse), context);
@@ -268,7 +272,7 @@ impl DecoderLayer {
             self.rebuild_input_normed(saved);
             taken(&mut saved.input_normed)
         });
-        attn.project_backward(d, x, projections.each_ref(), grads, wanted_input)
+        attn.project_backward(d, x.as_ref(), projections.each_ref(), grads, wanted_input)
     }
 
     fn rebuild_input_normed(&self, saved: &mut LayerSaved) {
@@ -287,13 +291,20 @@ impl DecoderLayer {
             unreachable!("it was just rebuilt")
         };
         let (attn, i) = (&self.self_attn, self.index);
+        let downs = &attn.downs(x, context, i);
         if saved.query.is_none() && saved.key.is_none() {
-            let (query, key) = attn.query_and_key(x, context, i);
+            let (query, key) = attn.query_and_key(x, downs, context, i);
             (saved.query, saved.key) = (Some(query), Some(key));
         }
-        saved.query.get_or_insert_with(|| attn.query(x, context, i));
-        saved.key.get_or_insert_with(|| attn.key(x, context, i));
-        saved.value.get_or_insert_with(|| attn.value(x, context, i));
+        saved
+            .query
+            .get_or_insert_with(|| attn.query(x, downs, context, i));
+        saved
+            .key
+            .get_or_insert_with(|| attn.key(x, downs, context, i));
+        saved
+            .value
+            .get_or_insert_with(|| attn.value(x, downs, context, i));
         if !attn.adapts_input() {
             saved.input_normed = None;
         }
@@ -350,8 +361,29 @@ impl DecoderLayer {
             unreachable!("it was just rebuilt")
         };
         let (mlp, i) = (&self.mlp, self.index);
-        saved.gate.get_or_insert_with(|| mlp.gate(x, context, i));
-        saved.up.get_or_insert_with(|| mlp.up(x, context, i));
+        if saved.gate.is_none() && saved.up.is_none() {
+            let gate_and_up = mlp.gate_and_up(x, context, i);
+            let waits = gate_and_up.iter().any(|(y, _)| y.term.is_some());
+            let adapted = mlp.down_proj.adapter().is_some();
+            if waits && adapted && saved.product.is_none() {
+                let (gate, up, y) = Mlp::activate(gate_and_up);
+                let down = mlp.down_saved(&y, context, i);
+                saved.product = Some(Projected { y, saved: down });
+                (saved.gate, saved.up) = (Some(gate), Some(up));
+            } else {
+                let [gate, up] = gate_and_up.map(|(y, saved)| Projected {
+                    y: y.complete(),
+                    saved,
+                });
+                (saved.gate, saved.up) = (Some(gate), Some(up));
+            }
+        } else {
+            let downs = &mlp.downs(x, context, i);
+            saved
+                .gate
+                .get_or_insert_with(|| mlp.gate(x, downs, context, i));
+            saved.up.get_or_insert_with(|| mlp.up(x, downs, context, i));
+        }
         if !mlp.adapts_input() {
             saved.post_normed = None;
         }

@@ -1,12 +1,13 @@
 //! The gated MLP.
 
+use backdraft_kernels::low_rank::Adapted;
 use backdraft_kernels::swiglu;
 use backdraft_lora::{AdapterGrads, Projection, ProjectionSaved, TargetModule};
 use burn::module::Module;
 use burn::tensor::Tensor;
 
 use super::Context;
-use super::saved::Projected;
+use super::saved::{Downs, Projected};
 
 /// down(silu(gate(x))·up(x)).
 #[derive(Module, Debug)]
@@ -32,19 +33,82 @@ impl Mlp {
             .forward(swiglu::swiglu(gate, up), seed(TargetModule::DownProj))
     }
 
+    /// What the adapters of gate and up make of their input, where one product does it for both.
+    pub(super) fn downs(&self, x: &Tensor<2>, context: &Context, layer: usize) -> Downs<2> {
+        let seeds = [TargetModule::GateProj, TargetModule::UpProj];
+        let seeds = seeds.map(|target| context.seed(layer, target));
+        Downs(Projection::down_together(
+            [&self.gate_proj, &self.up_proj],
+            x,
+            seeds,
+        ))
+    }
+
+    /// Gate and up, without autodiff; see [`activate`](Self::activate).
+    pub(super) fn gate_and_up(
+        &self,
+        x: &Tensor<2>,
+        context: &Context,
+        layer: usize,
+    ) -> [(Adapted, ProjectionSaved); 2] {
+        let downs = self.downs(x, context, layer);
+        let seed = |target| context.seed(layer, target);
+        let gate = seed(TargetModule::GateProj);
+        let up = seed(TargetModule::UpProj);
+        [
+            self.gate_proj.forward_adapted(x, downs.of(0), gate),
+            self.up_proj.forward_adapted(x, downs.of(1), up),
+        ]
+    }
+
+    /// Gate and up with what their adapters add, and silu(gate)·up.
+    pub(super) fn activate(
+        [gate, up]: [(Adapted, ProjectionSaved); 2],
+    ) -> (Projected, Projected, Tensor<2>) {
+        let ((gate, gate_saved), (up, up_saved)) = (gate, up);
+        let [gate, up, product] = swiglu::forward_adapted(gate, up);
+        let projected = |y, saved| Projected { y, saved };
+        (
+            projected(gate, gate_saved),
+            projected(up, up_saved),
+            product,
+        )
+    }
+
+    /// What `down_proj` needs of its input for the backward pass.
+    pub(super) fn down_saved(
+        &self,
+        product: &Tensor<2>,
+        context: &Context,
+        layer: usize,
+    ) -> ProjectionSaved {
+        let seed = context.seed(layer, TargetModule::DownProj);
+        self.down_proj.saving(product, seed)
+    }
+
     /// The gate, without autodiff.
-    pub(super) fn gate(&self, x: &Tensor<2>, context: &Context, layer: usize) -> Projected {
-        let (y, saved) = self
-            .gate_proj
-            .forward_saving(x, context.seed(layer, TargetModule::GateProj));
+    pub(super) fn gate(
+        &self,
+        x: &Tensor<2>,
+        downs: &Downs<2>,
+        context: &Context,
+        layer: usize,
+    ) -> Projected {
+        let seed = context.seed(layer, TargetModule::GateProj);
+        let (y, saved) = self.gate_proj.forward_saving(x, downs.of(0), seed);
         Projected { y, saved }
     }
 
     /// The other factor, without autodiff.
-    pub(super) fn up(&self, x: &Tensor<2>, context: &Context, layer: usize) -> Projected {
-        let (y, saved) = self
-            .up_proj
-            .forward_saving(x, context.seed(layer, TargetModule::UpProj));
+    pub(super) fn up(
+        &self,
+        x: &Tensor<2>,
+        downs: &Downs<2>,
+        context: &Context,
+        layer: usize,
+    ) -> Projected {
+        let seed = context.seed(layer, TargetModule::UpProj);
+        let (y, saved) = self.up_proj.forward_saving(x, downs.of(1), seed);
         Projected { y, saved }
     }
 
@@ -57,7 +121,7 @@ impl Mlp {
         layer: usize,
     ) -> (Tensor<2>, ProjectionSaved) {
         let seed = context.seed(layer, TargetModule::DownProj);
-        self.down_proj.forward_adding(product, seed, Some(h))
+        self.down_proj.forward_adding(product, seed, h)
     }
 
     /// The product once more, with what `down_proj` needs.
@@ -69,9 +133,7 @@ impl Mlp {
         layer: usize,
     ) -> Projected {
         let y = swiglu::forward(gate, up);
-        let saved = self
-            .down_proj
-            .saving(&y, context.seed(layer, TargetModule::DownProj));
+        let saved = self.down_saved(&y, context, layer);
         Projected { y, saved }
     }
 
@@ -83,9 +145,8 @@ impl Mlp {
         (gate, up): (&ProjectionSaved, &ProjectionSaved),
         grads: &mut AdapterGrads,
     ) -> Tensor<2> {
-        let dx = self.gate_proj.backward(&d_gate, x, gate, grads, true, None);
-        drop(d_gate);
-        wanted(self.up_proj.backward(&d_up, x, up, grads, true, dx))
+        let branches = [(&self.gate_proj, d_gate, gate), (&self.up_proj, d_up, up)];
+        wanted(Projection::backward_together(branches, x, grads, true))
     }
 
     /// Whether gate or up has an adapter, whose gradient needs the input.
@@ -95,7 +156,7 @@ impl Mlp {
 }
 
 /// A gradient that was asked for.
-pub(super) fn wanted(gradient: Option<Tensor<2>>) -> Tensor<2> {
+pub(super) fn wanted<T>(gradient: Option<T>) -> T {
     match gradient {
         Some(gradient) => gradient,
         None => unreachable!("the input's gradient was asked for"),

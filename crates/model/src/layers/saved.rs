@@ -156,6 +156,17 @@ pub(super) struct Projected {
     pub(super) saved: ProjectionSaved,
 }
 
+/// x·Aᵀ of several projections of one input, where one product made all; where none did, each makes its own. All are
+/// made whatever is kept, since a product of all may round otherwise than one of each.
+pub(super) struct Downs<const N: usize>(pub(super) Option<[Tensor<2>; N]>);
+
+impl<const N: usize> Downs<N> {
+    /// That of the projection with this number.
+    pub(super) fn of(&self, i: usize) -> Option<Tensor<2>> {
+        self.0.as_ref().map(|all| all[i].clone())
+    }
+}
+
 /// What is there for a layer's backward pass; what is not there is rebuilt.
 #[derive(Clone, Debug)]
 pub struct LayerSaved {

@@ -11,7 +11,8 @@ use burn::tensor::{DType, Int, Tensor, TensorData};
 
 use super::{State, StatePrecision, factors};
 
-/// All factors, in the order of the layers, each in a buffer of those whose moments are kept alike.
+/// All factors, each in a buffer of those whose moments are kept alike. There those of a layer stand together, all A
+/// before all B: A's of projections that share their input are one matrix to `lora_linear`.
 #[derive(Clone, Debug)]
 pub(super) struct Bank {
     pub(super) ids: Vec<ParamId>,
@@ -41,8 +42,12 @@ impl Bank {
             .map(|(_, id, param)| (id, param.inner()))
             .unzip();
         let rounded_to = model.adapters().find_map(|(_, _, a)| a.rounded_to());
+        // A then B of each adapter.
+        let layers = model.adapters().map(|(layer, _, _)| layer);
+        let sides: Vec<_> = layers.flat_map(|layer| [(layer, 0), (layer, 1)]).collect();
         let (mut groups, mut places) = (Vec::new(), vec![(0, 0); params.len()]);
-        for (precision, members) in split(&params, precision) {
+        for (precision, mut members) in split(&params, precision) {
+            members.sort_by_key(|&i| sides[i]);
             for (j, &i) in members.iter().enumerate() {
                 places[i] = (groups.len(), j);
             }
@@ -55,7 +60,6 @@ impl Bank {
             groups,
             places,
         };
-        // A then B of each adapter.
         for (i, (_, _, adapter)) in model.adapters_mut().enumerate() {
             let pair = [2 * i, 2 * i + 1];
             let rounded = pair.map(|i| bank.view(i, |group| group.rounded.as_ref()));
@@ -115,10 +119,13 @@ impl Bank {
 
     /// Takes over moments that were read from a checkpoint, one for each factor or none.
     pub(super) fn restore(&mut self, states: &[Option<State>]) {
-        let places = &self.places;
         for (g, group) in self.groups.iter_mut().enumerate() {
-            let own = places.iter().zip(states).filter(|((of, _), _)| *of == g);
-            let own: Vec<_> = own.map(|(_, state)| state.clone()).collect();
+            let mut own = vec![None; group.values.len()];
+            for (&(of, j), state) in self.places.iter().zip(states) {
+                if of == g {
+                    own[j].clone_from(state);
+                }
+            }
             if let Some(moments) = moments(&group.values, group.precision(), &own) {
                 group.moments = moments;
             }
