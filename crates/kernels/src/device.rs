@@ -146,6 +146,13 @@ pub fn lasting<T: Send, I: Send>(device: &Device, input: I, make: impl Fn(I) -> 
     made
 }
 
+/// After work on `device` has failed: gives back the memory that is free, and lets go of what kernels that this thread
+/// launches keep there (tables, tiles of documents), since a failure may have spoiled it.
+pub fn recover(device: &Device) {
+    found::forget();
+    device.memory_cleanup();
+}
+
 /// Bytes that programs could still take from the device, and bytes that this process holds there; `None` where the
 /// memory is not a device's own.
 ///
@@ -219,6 +226,12 @@ mod found {
 
     use super::{DeviceError, DeviceReport, FastPath};
     use crate::cube::CubeTensor;
+
+    pub(super) fn forget() {
+        crate::attention::forget();
+        crate::dequantize::cube::forget();
+        crate::adamw8bit::cube::forget();
+    }
 
     #[cfg(feature = "cuda")]
     pub(super) fn cuda(index: usize) -> Result<Device, DeviceError> {
@@ -453,6 +466,8 @@ mod found {
     pub(super) fn free(_: &Device) -> Option<u64> {
         None
     }
+
+    pub(super) fn forget() {}
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use backdraft_data::{LoaderState, RowSet};
 use backdraft_formats::FormatError;
+use backdraft_kernels::device;
 use backdraft_lora::TrainedOver;
 use burn::data::dataloader::Progress;
 use burn::optim::GradientsParams;
@@ -304,7 +305,7 @@ impl Loop<'_> {
             drop(output);
             let trainee = self.learner.model();
             // The smaller plan's tensors may not fit into the pages of the larger one.
-            trainee.model.device().memory_cleanup();
+            device::recover(&trainee.model.device());
             let lowered = trainee.activations().lower(failure);
             let lowered = lowered.map_err(|exhausted| TrainError::OutOfMemory {
                 step: number,

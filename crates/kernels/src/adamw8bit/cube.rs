@@ -209,6 +209,11 @@ fn tables(on: &CubeTensor) -> BufferArg {
     unsafe { BufferArg::from_raw_parts(handle, 4 * 256) }
 }
 
+/// Lets this thread's tables go.
+pub(crate) fn forget() {
+    TABLES.with_borrow_mut(HashMap::clear);
+}
+
 /// The number of midpoints below `x`.
 #[cube]
 fn nearest(x: f32, midpoints: &[f32], #[comptime] first: usize) -> u32 {

@@ -24,6 +24,9 @@ use crate::autograd::{Vjp, attach, parent};
 use crate::dispatch::on_device;
 use crate::segments::Segments;
 
+#[cfg(feature = "cube")]
+pub(crate) use tiles::forget;
+
 /// Head layout and scale.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct HeadLayout {

@@ -72,6 +72,11 @@ pub(super) fn tiles(segments: &Segments, side: Side, rows: usize, like: &CubeTen
     })
 }
 
+/// Lets this thread's tiles go.
+pub(crate) fn forget() {
+    WRITTEN.with_borrow_mut(HashMap::clear);
+}
+
 fn cut(segments: &Segments, side: Side, rows: usize) -> Vec<[u32; FIELDS]> {
     let mut tiles = Vec::new();
     for (queries, keys) in segments.iter() {

@@ -178,6 +178,11 @@ fn table(values: &[f32], on: &CubeTensor) -> BufferArg {
     unsafe { BufferArg::from_raw_parts(handle, values.len()) }
 }
 
+/// Lets this thread's tables go.
+pub(crate) fn forget() {
+    TABLES.with_borrow_mut(HashMap::clear);
+}
+
 /// A unit expands the eight codes of each of its words, which lie a cube apart.
 #[cube(launch_unchecked)]
 fn kernel<F: Float, N: Size>(

@@ -7,7 +7,7 @@
 
 mod cpu;
 #[cfg(feature = "cube")]
-mod cube;
+pub(crate) mod cube;
 #[cfg(feature = "cube")]
 mod few_rows;
 pub mod reference;

@@ -86,15 +86,16 @@ impl Attention {
         layer: usize,
     ) -> (Projected, Projected) {
         let seed = |target| context.seed(layer, target);
-        let (q, q_saved) = self
-            .q_proj
-            .forward_saving(x, downs.of(0), seed(TargetModule::QProj));
-        let (k, k_saved) = self
-            .k_proj
-            .forward_saving(x, downs.of(1), seed(TargetModule::KProj));
-        let (q, k) = rope::forward_both(q, k, &context.tables);
-        let projected = |y, saved| Projected { y, saved };
-        (projected(q, q_saved), projected(k, k_saved))
+        let [q, k] = [
+            (&self.q_proj, 0, TargetModule::QProj),
+            (&self.k_proj, 1, TargetModule::KProj),
+        ]
+        .map(|(projection, i, target)| Projected::of(projection, x, downs.of(i), seed(target)));
+        let (q_turned, k_turned) = rope::forward_both(q.y, k.y, &context.tables);
+        (
+            Projected { y: q_turned, ..q },
+            Projected { y: k_turned, ..k },
+        )
     }
 
     /// Queries after rotation, without autodiff.
@@ -106,9 +107,9 @@ impl Attention {
         layer: usize,
     ) -> Projected {
         let seed = context.seed(layer, TargetModule::QProj);
-        let (y, saved) = self.q_proj.forward_saving(x, downs.of(0), seed);
-        let y = rope::forward(y, &context.tables);
-        Projected { y, saved }
+        let query = Projected::of(&self.q_proj, x, downs.of(0), seed);
+        let y = rope::forward(query.y, &context.tables);
+        Projected { y, ..query }
     }
 
     /// Keys after rotation, without autodiff.
@@ -120,9 +121,9 @@ impl Attention {
         layer: usize,
     ) -> Projected {
         let seed = context.seed(layer, TargetModule::KProj);
-        let (y, saved) = self.k_proj.forward_saving(x, downs.of(1), seed);
-        let y = rope::forward(y, &context.tables);
-        Projected { y, saved }
+        let key = Projected::of(&self.k_proj, x, downs.of(1), seed);
+        let y = rope::forward(key.y, &context.tables);
+        Projected { y, ..key }
     }
 
     /// Values, without autodiff.
@@ -134,8 +135,7 @@ impl Attention {
         layer: usize,
     ) -> Projected {
         let seed = context.seed(layer, TargetModule::VProj);
-        let (y, saved) = self.v_proj.forward_saving(x, downs.of(2), seed);
-        Projected { y, saved }
+        Projected::of(&self.v_proj, x, downs.of(2), seed)
     }
 
     /// Output of the heads and log-sum-exp of the scores, without autodiff.

@@ -95,8 +95,7 @@ impl Mlp {
         layer: usize,
     ) -> Projected {
         let seed = context.seed(layer, TargetModule::GateProj);
-        let (y, saved) = self.gate_proj.forward_saving(x, downs.of(0), seed);
-        Projected { y, saved }
+        Projected::of(&self.gate_proj, x, downs.of(0), seed)
     }
 
     /// The other factor, without autodiff.
@@ -108,8 +107,7 @@ impl Mlp {
         layer: usize,
     ) -> Projected {
         let seed = context.seed(layer, TargetModule::UpProj);
-        let (y, saved) = self.up_proj.forward_saving(x, downs.of(1), seed);
-        Projected { y, saved }
+        Projected::of(&self.up_proj, x, downs.of(1), seed)
     }
 
     /// The residual stream behind the MLP, and what `down_proj` needs for its backward pass, without autodiff.

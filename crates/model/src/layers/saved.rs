@@ -1,7 +1,7 @@
 //! What a layer keeps between its forward and its backward pass.
 
 use backdraft_kernels::offload::{Fetching, Lane, Offloaded};
-use backdraft_lora::ProjectionSaved;
+use backdraft_lora::{Projection, ProjectionSaved};
 use burn::tensor::Tensor;
 
 /// A tensor that the backward pass of a layer uses, and that is kept for it or rebuilt.
@@ -154,6 +154,19 @@ impl KeepSet {
 pub(super) struct Projected {
     pub(super) y: Tensor<2>,
     pub(super) saved: ProjectionSaved,
+}
+
+impl Projected {
+    /// Without autodiff; `xa` is x·Aᵀ, where it is there.
+    pub(super) fn of(
+        projection: &Projection,
+        x: &Tensor<2>,
+        xa: Option<Tensor<2>>,
+        dropout_seed: Option<u64>,
+    ) -> Self {
+        let (y, saved) = projection.forward_saving(x, xa, dropout_seed);
+        Self { y, saved }
+    }
 }
 
 /// x·Aᵀ of several projections of one input, where one product made all; where none did, each makes its own. All are
