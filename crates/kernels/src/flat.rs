@@ -123,7 +123,7 @@ pub(crate) fn overwrite(values: &Tensor<2>, view: &Tensor<2>) {
 ///
 /// # Shapes
 /// Each `[n, k]`, result `[Σ n, k]`.
-pub fn stacked(parts: &[&Tensor<2>]) -> Option<Tensor<2>> {
+pub(crate) fn stacked(parts: &[&Tensor<2>]) -> Option<Tensor<2>> {
     let _ = parts;
     on_device!(cube::stacked(parts))
 }

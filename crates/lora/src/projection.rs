@@ -160,8 +160,8 @@ impl Projection {
         x: &Tensor<2>,
         dropout_seeds: [Option<u64>; N],
     ) -> Option<[Tensor<2>; N]> {
-        let mut seeds = dropout_seeds.into_iter();
-        let factors = projections.map(|p| p.plain_factors(x, seeds.next().flatten()));
+        let factors: [_; N] =
+            std::array::from_fn(|i| projections[i].plain_factors(x, dropout_seeds[i]));
         let all = lora_linear::down_together(x, &factors.each_ref().map(Option::as_ref))?;
         all.try_into().ok()
     }

@@ -272,6 +272,9 @@ pub fn backward(
 }
 
 /// One of several projections of the same input, in their backward pass.
+///
+/// # Shapes
+/// `dy` `[t, out]`, `weight` `[out, in]`, x·Aᵀ `[t, r]`.
 #[derive(Debug)]
 pub struct Branch<'a, W> {
     /// The gradient of its output.
