@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use backdraft::burn::tensor::{Device, Tensor};
+use backdraft::burn::tensor::{DType, Device, Tensor};
 use backdraft::formats::ModelSource;
 use backdraft::kernels::adamw::AdamWParams;
 use backdraft::kernels::device::{self, free_and_held};
@@ -54,13 +54,23 @@ const SMALL: RandomModel = RandomModel {
 
 /// A model with adapters whose B is not zero, so that every gradient is one.
 fn adapted(dir: &Path, shape: RandomModel, nf4: bool, lora: &LoraConfig) -> Llama {
+    adapted_on((&Device::flex(), DType::F32), dir, shape, nf4, lora)
+}
+
+fn adapted_on(
+    place: (&Device, DType),
+    dir: &Path,
+    shape: RandomModel,
+    nf4: bool,
+    lora: &LoraConfig,
+) -> Llama {
     let path = dir.join("model");
     if !path.exists() {
         shape.write(&path);
     }
     let source = ModelSource::open(&path).unwrap();
     let plan = nf4.then(|| QuantizationPlan::new(Scheme::NF4));
-    let model = Llama::load_quantized(&source, plan.as_ref(), &Device::flex()).unwrap();
+    let model = Llama::load_as(&source, plan.as_ref(), place).unwrap();
     let mut model = model.with_lora(lora, 7).unwrap();
     for (i, (_, _, adapter)) in model.adapters_mut().enumerate() {
         adapter.update(|_, factor| {
@@ -239,6 +249,63 @@ fn gradients_and_losses_do_not_depend_on_the_plan() {
         assert!(f64::from_bits(losses[9]) < f64::from_bits(losses[0]));
     }
     assert_eq!(checked, 22);
+}
+
+#[test]
+fn gradients_do_not_depend_on_the_plan_on_a_gpu() {
+    let _alone = alone();
+    let gpu = match device::cuda(0) {
+        Ok(gpu) => gpu,
+        Err(error) => return println!("nothing checked: {error}"),
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let mut off = Vec::new();
+    for (dtype, nf4, dropout, lengths) in [
+        (DType::F32, false, 0.0, vec![2048; 12]),
+        (DType::F32, false, 0.1, vec![2048; 12]),
+        (DType::F32, true, 0.1, vec![700, 300]),
+        (DType::BF16, false, 0.1, vec![2048; 12]),
+        (DType::BF16, true, 0.0, vec![2048; 4]),
+        (DType::BF16, true, 0.1, vec![700, 300]),
+        (DType::F16, true, 0.1, vec![700, 300]),
+    ] {
+        let lora = LoraConfig {
+            rank: 16,
+            dropout,
+            ..LoraConfig::default()
+        };
+        let model = adapted_on((&gpu, dtype), dir.path(), DRILLED, nf4, &lora);
+        let batch = batch(&lengths, DRILLED.vocab);
+        let setup = Setup {
+            dense_element: dtype.size() as u64,
+            ..setup(&model, &lora, nf4, &lengths)
+        };
+        let step = setup.step();
+        let pass = PassShape::of_sequences(lengths.clone());
+        let ids: Vec<String> = model
+            .adapters()
+            .flat_map(|(n, p, _)| [format!("{n} {p:?} A"), format!("{n} {p:?} B")])
+            .collect();
+        let mut expected = None;
+        let all = ActivationPlan::keep_all(step.layers.len());
+        for (name, plan) in plans(&step, pass, 5)
+            .into_iter()
+            .chain([("keep-all again".to_owned(), all)])
+            .chain(away(step.layers.len()))
+        {
+            let found = gradients(&model, &batch, Some(5), &plan);
+            let expected = expected.get_or_insert_with(|| found.clone());
+            let differ: Vec<_> = (0..found.len())
+                .filter(|&i| found[i] != expected[i])
+                .map(|i| ids.get(i).map_or("loss", |s| s))
+                .collect();
+            println!("{dtype:?} nf4 {nf4} dropout {dropout} {name}: {differ:?}");
+            if !differ.is_empty() {
+                off.push(format!("{dtype:?} nf4 {nf4} dropout {dropout} {name}"));
+            }
+        }
+    }
+    assert!(off.is_empty(), "{off:#?}");
 }
 
 #[test]
@@ -436,7 +503,7 @@ fn train_on(
             format!("{{\"text\": \"{}\"}}\n", words.join(" "))
         };
         fs::write(dir.join("rows.jsonl"), (0..24).map(row).collect::<String>()).unwrap();
-        let recipe = "model = \"model\"\noutput_dir = \"out\"\nmax_seq_length = 256\n[lora]\nrank = 4\ndropout = 0.1\n[data]\n\
+        let recipe = "model = \"model\"\noutput_dir = \"out\"\nmax_seq_length = 256\n[lora]\nrank = 16\ndropout = 0.1\n[data]\n\
                       train = \"rows.jsonl\"\nformat = \"text\"\ncache = \"off\"\n[train]\nmicro_batch_size = 3\n\
                       grad_accumulation_steps = 2\nmax_steps = 6\nlearning_rate = 1e-2\nsave_steps = 100\n";
         fs::write(dir.join("recipe.toml"), recipe).unwrap();

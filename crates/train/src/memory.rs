@@ -192,12 +192,16 @@ fn kib_of(text: &str, name: &str) -> Option<u64> {
 
 /// Memory that a pass was to have and cannot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("memory ran out: {needed} bytes were needed{}", obtainable.map_or_else(String::new, |bytes| format!(", {bytes} could be had")))]
+#[error("memory ran out: {:.2} GiB were needed{}", gib(*needed), obtainable.map_or_else(String::new, |bytes| format!(", {:.2} GiB could be had", gib(bytes))))]
 pub struct OutOfMemory {
     /// Bytes that the pass was predicted to need.
     pub needed: u64,
     /// Bytes that could be had; `None` where only the failure is known.
     pub obtainable: Option<u64>,
+}
+
+fn gib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1u32 << 30)
 }
 
 /// Asks before each layer, or once where that takes time, whether the memory of a pass can still be had.
@@ -226,20 +230,22 @@ impl Guard<'_> {
     }
 }
 
-/// Whether a device's error says that its memory ran out.
+/// The line of a device's error that says that its memory ran out; `None` where none does.
 #[must_use]
-pub fn says_out_of_memory(message: &str) -> bool {
-    let message = message.to_lowercase();
-    [
-        "out of memory",
-        "out of device memory",
-        "out_of_memory",
-        "outofmemory",
-        "buffertoobig",
-        "buffer too big",
-    ]
-    .iter()
-    .any(|part| message.contains(part))
+pub fn says_out_of_memory(message: &str) -> Option<&str> {
+    message.lines().map(str::trim).find(|line| {
+        let line = line.to_lowercase();
+        [
+            "out of memory",
+            "out of device memory",
+            "out_of_memory",
+            "outofmemory",
+            "buffertoobig",
+            "buffer too big",
+        ]
+        .iter()
+        .any(|part| line.contains(part))
+    })
 }
 
 /// A count of the Linux kernel's.
@@ -263,25 +269,33 @@ mod tests {
         }
         let check = |bytes| {
             let watch = &Fixed(bytes);
-            Guard { watch, needed: 10 }.check(0)
+            let needed = 10 << 30;
+            Guard { watch, needed }.check(0)
         };
         assert_eq!(check(None), Ok(()));
-        assert_eq!(check(Some(10)), Ok(()));
-        let error = check(Some(9)).unwrap_err();
+        assert_eq!(check(Some(10 << 30)), Ok(()));
+        let error = check(Some(9 << 30)).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "memory ran out: 10 bytes were needed, 9 could be had"
+            "memory ran out: 10.00 GiB were needed, 9.00 GiB could be had"
         );
     }
 
     #[test]
     fn errors_of_devices_are_recognised() {
-        assert!(says_out_of_memory("DriverError(CUDA_ERROR_OUT_OF_MEMORY)"));
-        assert!(says_out_of_memory("BufferTooBig { size: 3 }"));
-        assert!(says_out_of_memory(
-            "An IO error happened\nCaused by:\n  out of device memory allocating 38797312 bytes"
-        ));
-        assert!(!says_out_of_memory("launch failed"));
+        for message in [
+            "DriverError(CUDA_ERROR_OUT_OF_MEMORY)",
+            "BufferTooBig { size: 3 }",
+        ] {
+            assert_eq!(says_out_of_memory(message), Some(message));
+        }
+        assert_eq!(
+            says_out_of_memory(
+                "An IO error happened\nCaused by:\n  out of device memory allocating 38797312 bytes\n  at 3"
+            ),
+            Some("out of device memory allocating 38797312 bytes")
+        );
+        assert_eq!(says_out_of_memory("launch failed"), None);
     }
 
     #[test]

@@ -74,6 +74,8 @@ pub struct ReplanReport {
     pub budget_before: u64,
     /// Bytes that it may use from now on.
     pub budget: u64,
+    /// What was needed and could be had, or what the device said.
+    pub reason: String,
 }
 
 impl std::fmt::Display for ReplanReport {
@@ -81,9 +83,10 @@ impl std::fmt::Display for ReplanReport {
         let gib = |bytes: u64| bytes as f64 / f64::from(1u32 << 30);
         write!(
             f,
-            "memory ran out in step {}, which is repeated: from now on a step may use {:.2} GiB and recomputes more",
+            "step {} is repeated, and from now on a step may use {:.2} GiB and recomputes more: {}",
             self.step,
             gib(self.budget),
+            self.reason,
         )
     }
 }

@@ -284,22 +284,23 @@ impl Loop<'_> {
         let number = step.number + 1;
         loop {
             let output = self.learner.train_step(step.clone());
-            let failure = match (output.item.failure(), output.item.read()) {
-                (Some(failure), _) => failure,
+            let (failure, reason) = match (output.item.failure(), output.item.read()) {
+                (Some(failure), _) => (failure, failure.to_string()),
                 (None, Ok(metrics)) if metrics.overflows() && self.rescale(number) => continue,
                 (None, Ok(metrics)) => return Ok((output.grads, output.item, metrics)),
                 (None, Err(error)) => {
                     let message = error.to_string();
-                    if !memory::says_out_of_memory(&message) {
+                    let Some(reason) = memory::says_out_of_memory(&message) else {
                         return Err(TrainError::Device {
                             step: number,
                             message,
                         });
-                    }
-                    StepFailure::OutOfMemory(OutOfMemory {
+                    };
+                    let failure = OutOfMemory {
                         needed: 0,
                         obtainable: None,
-                    })
+                    };
+                    (StepFailure::OutOfMemory(failure), reason.to_owned())
                 }
             };
             drop(output);
@@ -315,6 +316,7 @@ impl Loop<'_> {
                 step: number,
                 budget_before: lowered.from,
                 budget: lowered.to,
+                reason,
             };
             self.record(&report);
             self.tell(|reporter| reporter.replanned(&report));

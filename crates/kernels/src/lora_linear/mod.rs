@@ -266,7 +266,7 @@ pub fn backward(
     };
     let dx = base.map(|base| match f.dropout {
         None => gemm((Op::N, &dyb), (Op::N, &f.a), f.scaling, Some(base)),
-        Some(dropout) => base + dropout.apply(gemm((Op::N, &dyb), (Op::N, &f.a), f.scaling, None)),
+        Some(dropout) => dropout.add_to(&gemm((Op::N, &dyb), (Op::N, &f.a), f.scaling, None), base),
     });
     (dx, grads)
 }

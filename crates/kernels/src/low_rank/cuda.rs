@@ -391,7 +391,8 @@ fn multiply_add(
     let out: Vector<f32, Const<4>>;
     gpu_asm!(
         "mma.sync.aligned.m16n8k16.row.col.f32.{name}.{name}.f32 {o}, {a}, {b}, {s};",
-        o = out(_) out, a = in(_) a, b = in(_) b, s = in(_) sum
+        o = out(_) out, a = in(_) a, b = in(_) b, s = in(_) sum,
+        options(nomem)
     );
     out
 }

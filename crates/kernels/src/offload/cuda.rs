@@ -144,8 +144,8 @@ impl Away {
         });
         Coming {
             id,
+            bound: Some(x.handle.clone().binding()),
             x: tensor(x),
-            waited: false,
         }
     }
 }
@@ -170,7 +170,8 @@ impl Drop for Away {
 pub(super) struct Coming {
     id: u64,
     x: Tensor<2>,
-    waited: bool,
+    /// What is bound is not moved to other memory while the copy writes it; `None` once the computation waits for it.
+    bound: Option<BufferBinding>,
 }
 
 impl Coming {
@@ -180,12 +181,10 @@ impl Coming {
     }
 
     fn wait(&mut self) {
-        let Some(x) = floats(&self.x) else {
-            unreachable!("it was made on the device");
+        let (Some(x), Some(buffer)) = (floats(&self.x), self.bound.take()) else {
+            return;
         };
-        self.waited = true;
-        let (id, device) = (self.id, x.client.service_id().device);
-        let (buffer, here) = (x.handle.binding(), StreamId::current());
+        let (id, device, here) = (self.id, x.client.service_id().device, StreamId::current());
         submit(device, move |server| {
             let waited = locate(server, &buffer, here)
                 .and_then(|(_, compute)| with_link(device, |link| link.arrived(id, compute)));
@@ -199,9 +198,7 @@ impl Coming {
 impl Drop for Coming {
     fn drop(&mut self) {
         // The copy writes until then.
-        if !self.waited {
-            self.wait();
-        }
+        self.wait();
     }
 }
 

@@ -225,3 +225,27 @@ fn dropout_keeps_the_expectation_and_is_a_function_of_the_seed() {
     let changed: f32 = (other - dropped).abs().sum().into_scalar();
     assert!(changed > 100.0);
 }
+
+#[test]
+fn dropout_of_any_shape_and_added() {
+    for ([t, n], seed) in [
+        ([1, 1], 0),
+        ([37, 576], u64::MAX),
+        ([300, 1001], 0x0123_4567_89AB_CDEF),
+    ] {
+        let (x, past) = (random([t, n]), random([t, n]));
+        let dropout = Dropout { p: 0.1, seed };
+        for place in places() {
+            let expected = dropout.apply(place.round(&x));
+            place.assert_close("in place", dropout.apply(place.put(&x)), expected.clone());
+            let held = place.put(&x);
+            place.assert_close("beside it", dropout.apply(held.clone()), expected.clone());
+            let (there, sum) = (place.put(&past), place.round(&past) + expected);
+            let added = dropout.add_to(&held, place.put(&past));
+            place.assert_close("added in place", added, sum.clone());
+            place.assert_close("added", dropout.add_to(&held, there.clone()), sum);
+            place.assert_close("held operand", there, place.round(&past));
+            place.assert_close("what is dropped out", held, place.round(&x));
+        }
+    }
+}

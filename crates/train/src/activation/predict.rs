@@ -143,7 +143,8 @@ impl Prediction {
 }
 
 /// No plan fits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no plan fits: {needed} bytes are needed at least, {budget} may be used")]
 pub struct Shortage {
     /// Bytes that the smallest plan needs.
     pub needed: u64,

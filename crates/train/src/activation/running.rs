@@ -22,11 +22,13 @@ impl PassShape {
 }
 
 /// Why a step was not computed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StepFailure {
     /// No plan fits the budget.
+    #[error(transparent)]
     Shortage(Shortage),
     /// The plan did not get its memory.
+    #[error(transparent)]
     OutOfMemory(OutOfMemory),
 }
 
