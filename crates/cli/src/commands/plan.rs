@@ -514,24 +514,24 @@ mod tests {
         assert_snapshot!(plan, @r"
         step      2 x 2048 tokens, 1 pass; bf16, base nf4 (blocks of 64, double)
         budget    7.50 GiB
-        peak      7.37 GiB in layer 31 backwards
+        peak      7.36 GiB in layer 31 backwards
           base         5.31 GiB
           adapters     0.23 GiB
           gradients    0.16 GiB
           optimizer    81.2 MiB
-          kept         0.52 GiB
+          kept         0.40 GiB
           working      0.69 GiB
           workspace    66.0 MiB
-          unfilled     0.31 GiB
-        recompute 35.66 TFLOP of 167.14 TFLOP a pass, 23.0 % of its time
+          unfilled     0.43 GiB
+        recompute 36.18 TFLOP of 167.66 TFLOP a pass, 23.2 % of its time
         offload   2.18 GiB to the host and back
 
         smart (█ kept, ▒ kept by the host, · recomputed), layers 0 to 31:
           input         █▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒███████
           input_normed  ································
-          query         ▒························▒▒▒▒▒▒█
+          query         ▒····························▒▒█
           key           ▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒█
-          value         █···████████████████████████████
+          value         █··█████████████████████████████
           attention     ································
           mid           ▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒█
           post_normed   ································

@@ -591,6 +591,8 @@ struct Pages {
     kept: Vec<Vec<u64>>,
     /// The usual size of a tensor that comes and goes.
     usual: u64,
+    /// Tensors for which there is room besides those that are there.
+    spare: u64,
     logits: u64,
 }
 
@@ -623,15 +625,21 @@ impl Pages {
             kept: kept.collect(),
             page,
             usual: if usual > 0 { usual } else { page },
+            spare: if plan.away().any(|away| !away.is_empty()) {
+                2
+            } else {
+                1
+            },
             logits,
         }
     }
 
     /// Bytes of pages when `all` bytes are there, among them what the layers `below` keep. Tensors do not come and go
-    /// so that every page is filled at that moment: there is room for one more.
+    /// so that every page is filled at that moment: there is room for one more, and for another where some are on
+    /// their way to the host, since those go a layer later than the others.
     fn taken(&self, below: usize, all: u64) -> u64 {
         let kept: u64 = self.kept[..below].iter().flatten().sum();
-        let working = all.saturating_sub(kept) + self.usual;
+        let working = all.saturating_sub(kept) + self.spare * self.usual;
         let whole = std::iter::repeat_n(self.usual, (working / self.usual) as usize);
         self.first_fit(below, whole.chain([working % self.usual]))
     }
