@@ -108,7 +108,7 @@ impl Projection {
         self.forward_from(x, xa, dropout_seed, None)
     }
 
-    /// As [`forward_saving`](Self::forward_saving), added to `sum`: a residual stream.
+    /// As [`forward_saving`](Self::forward_saving), and `sum`: a residual stream.
     ///
     /// # Shapes
     /// `x` `[t, in]`, `sum` and the result `[t, out]`.
@@ -116,7 +116,7 @@ impl Projection {
         &self,
         x: &Tensor<2>,
         dropout_seed: Option<u64>,
-        sum: Tensor<2>,
+        sum: &Tensor<2>,
     ) -> (Tensor<2>, ProjectionSaved) {
         self.forward_from(x, None, dropout_seed, Some(sum))
     }
@@ -143,7 +143,7 @@ impl Projection {
         x: &Tensor<2>,
         xa: Option<Tensor<2>>,
         dropout_seed: Option<u64>,
-        sum: Option<Tensor<2>>,
+        sum: Option<&Tensor<2>>,
     ) -> (Tensor<2>, ProjectionSaved) {
         let factors = self.plain_factors(x, dropout_seed);
         let (y, xa) = lora_linear::forward(x, &self.weight, factors.as_ref(), xa, sum);

@@ -140,7 +140,7 @@ impl FrozenMatrix for Weight {
         }
     }
 
-    fn matmul_add(&self, x: &Tensor<2>, sum: Option<Tensor<2>>) -> Tensor<2> {
+    fn matmul_add(&self, x: &Tensor<2>, sum: Option<&Tensor<2>>) -> Tensor<2> {
         match self {
             Self::Dense(tensor) => tensor.matmul_add(x, sum),
             Self::FourBit(matrix) => matrix.matmul_add(x, sum),

@@ -11,10 +11,7 @@ use cubecl::prelude::*;
 
 use super::FourBit;
 use super::cube::{CODES, Parts, scale, shift};
-use crate::cube::{
-    CubeTensor, InPlace, argument, cubes, elem, empty, floats, into_floats, on_cube, sum_lanes,
-    tensor,
-};
+use crate::cube::{CubeTensor, argument, cubes, elem, empty, floats, sum_lanes, tensor};
 
 /// Rows of x at most. Beyond, a product with dequantised values has enough to do with each of them.
 pub(super) const MOST: usize = 8;
@@ -56,30 +53,23 @@ impl Shape {
 pub(super) fn matmul(
     x: &Tensor<2>,
     matrix: &FourBit,
-    sum: Option<Tensor<2>>,
-) -> Result<Tensor<2>, Option<Tensor<2>>> {
+    sum: Option<&Tensor<2>>,
+) -> Option<Tensor<2>> {
     let [t, input] = x.dims();
     let out = matrix.dims[0];
     let whole_words = input.is_multiple_of(CODES) && matrix.block_size.is_multiple_of(CODES);
     if t == 0 || t > MOST || out * input == 0 || !whole_words {
-        return Err(sum);
+        return None;
     }
-    let like_x = |sum: &Tensor<2>| on_cube(sum) && sum.dtype() == x.dtype();
-    if !on_cube(x) || !sum.as_ref().is_none_or(like_x) {
-        return Err(sum);
-    }
-    let (Some(x), Some(parts)) = (floats(x), Parts::of(matrix)) else {
-        return Err(sum);
-    };
-    let sum = match sum.map(into_floats) {
+    let (x, parts) = (floats(x)?, Parts::of(matrix)?);
+    let sum = match sum {
+        Some(sum) => Some(floats(sum).filter(|sum| sum.dtype == x.dtype)?),
         None => None,
-        Some(Ok(sum)) => Some(sum),
-        Some(Err(sum)) => return Err(Some(sum)),
     };
-    Ok(tensor(launch(&x, matrix, &parts, sum)))
+    Some(tensor(launch(&x, matrix, &parts, sum.as_ref())))
 }
 
-fn launch(x: &CubeTensor, matrix: &FourBit, parts: &Parts, sum: Option<CubeTensor>) -> CubeTensor {
+fn launch(x: &CubeTensor, matrix: &FourBit, parts: &Parts, sum: Option<&CubeTensor>) -> CubeTensor {
     let [out, input] = matrix.dims;
     let t = x.meta.shape()[0];
     let hardware = &x.client.properties().hardware;
@@ -102,17 +92,7 @@ fn launch(x: &CubeTensor, matrix: &FourBit, parts: &Parts, sum: Option<CubeTenso
         adds: sum.is_some(),
         planes,
     };
-    let (added, y, y_argument) = match sum {
-        Some(sum) => {
-            let y = InPlace::over(&sum, 1, 6);
-            (argument(&sum, 1), y.tensor, y.argument)
-        }
-        None => {
-            let y = empty(x, [t, out], x.dtype);
-            let y_argument = argument(&y, 1);
-            (argument(x, 1), y, y_argument)
-        }
-    };
+    let y = empty(x, [t, out], x.dtype);
     let count = cubes(out.div_ceil(GROUPS * shape.rows));
     let dim = CubeDim::new_2d(group, GROUPS as u32);
     #[expect(unsafe_code, reason = "a kernel without bounds checks")]
@@ -131,8 +111,8 @@ fn launch(x: &CubeTensor, matrix: &FourBit, parts: &Parts, sum: Option<CubeTenso
             parts.code_table(),
             parts.scale_table(),
             argument(x, CODES),
-            added,
-            y_argument,
+            argument(sum.unwrap_or(x), 1),
+            argument(&y, 1),
             out as u32,
             (input / (CODES * words)) as u32,
             t as u32,

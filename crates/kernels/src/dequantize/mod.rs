@@ -228,16 +228,12 @@ impl FrozenMatrix for FourBit {
             .unwrap_or_else(|| gemm::nn(dy, &self.dequantize_as(dy.dtype())))
     }
 
-    fn matmul_add(&self, x: &Tensor<2>, sum: Option<Tensor<2>>) -> Tensor<2> {
+    fn matmul_add(&self, x: &Tensor<2>, sum: Option<&Tensor<2>>) -> Tensor<2> {
         match (cpu::matmul(x, self), sum) {
-            (Some(product), Some(sum)) => sum + product,
+            (Some(product), Some(sum)) => sum.clone() + product,
             (Some(product), None) => product,
-            (None, sum) => {
-                on_device!(few_rows::matmul(x, self, sum), or sum).unwrap_or_else(|sum| {
-                    let values = self.dequantize_as(x.dtype());
-                    gemm::gemm((Op::N, x), (Op::T, &values), 1.0, sum)
-                })
-            }
+            (None, sum) => on_device!(few_rows::matmul(x, self, sum))
+                .unwrap_or_else(|| gemm::project(x, &self.dequantize_as(x.dtype()), sum)),
         }
     }
 

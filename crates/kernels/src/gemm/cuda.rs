@@ -17,7 +17,24 @@ pub(super) fn gemm(
     c: Option<Tensor<2>>,
 ) -> Result<Tensor<2>, Option<Tensor<2>>> {
     let dtype = c.as_ref().map_or(a.1.dtype(), Tensor::dtype);
-    product(a, b, alpha, c, dtype)
+    let sum = match c {
+        Some(c) => Sum::Over(c),
+        None => Sum::New,
+    };
+    product(a, b, alpha, sum, dtype).map_err(|sum| match sum {
+        Sum::Over(c) => Some(c),
+        Sum::New | Sum::Beside(_) => None,
+    })
+}
+
+/// Into new memory.
+pub(super) fn gemm_beside(
+    a: (Op, &Tensor<2>),
+    b: (Op, &Tensor<2>),
+    alpha: f32,
+    c: &Tensor<2>,
+) -> Result<Tensor<2>, ()> {
+    product(a, b, alpha, Sum::Beside(c), c.dtype()).map_err(|_| ())
 }
 
 /// A product in f32, where cuBLASLt has it.
@@ -26,35 +43,55 @@ pub(super) fn gemm_f32(
     b: (Op, &Tensor<2>),
     alpha: f32,
 ) -> Result<Tensor<2>, ()> {
-    product(a, b, alpha, None, DType::F32).map_err(|_| ())
+    product(a, b, alpha, Sum::New, DType::F32).map_err(|_| ())
 }
 
-fn product(
+/// What a product is added to.
+enum Sum<'a> {
+    New,
+    Over(Tensor<2>),
+    Beside(&'a Tensor<2>),
+}
+
+impl Sum<'_> {
+    fn addend(&self) -> Option<&Tensor<2>> {
+        match self {
+            Self::New => None,
+            Self::Over(c) => Some(c),
+            Self::Beside(c) => Some(c),
+        }
+    }
+}
+
+fn product<'a>(
     (op_a, a): (Op, &Tensor<2>),
     (op_b, b): (Op, &Tensor<2>),
     alpha: f32,
-    c: Option<Tensor<2>>,
+    sum: Sum<'a>,
     out_dtype: DType,
-) -> Result<Tensor<2>, Option<Tensor<2>>> {
+) -> Result<Tensor<2>, Sum<'a>> {
     let (Some((left, element)), Some((right, _))) = (on_cuda(a), on_cuda(b)) else {
-        return Err(c);
+        return Err(sum);
     };
     let fits = left.dtype == right.dtype
         && (out_dtype == left.dtype || out_dtype == DType::F32)
-        && c.as_ref().is_none_or(|c| on_cuda(c).is_some());
+        && sum.addend().is_none_or(|c| on_cuda(c).is_some());
     let Some(out_element) = Element::of(out_dtype).filter(|_| fits) else {
-        return Err(c);
+        return Err(sum);
     };
     let ([m, k], [_, n]) = (oriented(op_a, a.dims()), oriented(op_b, b.dims()));
     if k == 0 || m * n == 0 {
-        return Ok(c.unwrap_or_else(|| Tensor::zeros([m, n], (&a.device(), out_dtype))));
+        return Ok(match sum {
+            Sum::New => Tensor::zeros([m, n], (&a.device(), out_dtype)),
+            Sum::Over(c) => c,
+            Sum::Beside(c) => c.clone(),
+        });
     }
-    // Written over where nobody else holds it; else read, with the sum going into new memory.
-    let addend = c.map(|c| into_contiguous(primitive(c)));
-    let in_place = addend.as_ref().is_some_and(|c| c.handle.can_mut());
-    let (addend, out) = match addend {
-        Some(c) if in_place => (None, c),
-        addend => (addend, empty(&left, [m, n], out_dtype)),
+    let new = || empty(&left, [m, n], out_dtype);
+    let (accumulate, addend, out) = match sum {
+        Sum::New => (false, None, new()),
+        Sum::Over(c) => (true, None, own(into_contiguous(primitive(c)), new)),
+        Sum::Beside(c) => (true, Some(into_contiguous(primitive(c.clone()))), new()),
     };
     let device = left.client.service_id().device;
     let product = Product {
@@ -64,12 +101,22 @@ fn product(
         element,
         out_element,
         alpha,
-        accumulate: in_place || addend.is_some(),
+        accumulate,
         addend: addend.map(|c| c.handle.binding()),
         out: out.handle.clone().binding(),
     };
     cublaslt::enqueue(product, device);
     Ok(tensor(out))
+}
+
+/// `c` where nothing else holds it, else a copy. (A tensor seems held too while the device's thread makes its memory.)
+fn own(c: CubeTensor, new: impl FnOnce() -> CubeTensor) -> CubeTensor {
+    if c.handle.can_mut() {
+        return c;
+    }
+    let copy = new();
+    crate::flat::overwrite(&tensor(c), &tensor(copy.clone()));
+    copy
 }
 
 /// Into the memory of the slot, whoever else holds it.

@@ -30,7 +30,7 @@ impl Op {
     }
 }
 
-/// `alpha · op(a) · op(b) + c`; `c` is written over where nothing else holds it.
+/// `alpha · op(a) · op(b) + c`; `c` is written over, or a copy of it where something else holds it.
 ///
 /// Products of f16 or bf16 are summed in f32 (on CUDA by cuBLASLt, where it is installed; its f32 products
 /// are exact f32, those of Burn's kernels, which take over without it, round the factors to TF32), and rounded to the dtype of `c`, or that of the factors
@@ -47,6 +47,35 @@ pub fn gemm(
     alpha: f32,
     c: Option<Tensor<2>>,
 ) -> Tensor<2> {
+    check((op_a, a), (op_b, b), c.as_ref());
+    cpu::gemm((op_a, a), (op_b, b), alpha, c)
+        .or_else(|c| on_cuda!(cuda::gemm((op_a, a), (op_b, b), alpha, c), or c))
+        .unwrap_or_else(|c| reference::gemm((op_a, a), (op_b, b), alpha, c))
+}
+
+/// As [`gemm`] into new memory, whoever holds `c`: for a residual stream, which is needed again.
+///
+/// cuBLASLt may round a sum in place otherwise than one beside it. Which of them a product is must therefore be said
+/// where it is called: who holds a tensor depends on what a run keeps, and for moments on what the device's thread is at.
+///
+/// # Shapes
+/// As [`gemm`].
+///
+/// # Panics
+/// As [`gemm`].
+pub fn gemm_beside(
+    (op_a, a): (Op, &Tensor<2>),
+    (op_b, b): (Op, &Tensor<2>),
+    alpha: f32,
+    c: &Tensor<2>,
+) -> Tensor<2> {
+    check((op_a, a), (op_b, b), Some(c));
+    let done: Result<Tensor<2>, ()> =
+        on_cuda!(cuda::gemm_beside((op_a, a), (op_b, b), alpha, c), or());
+    done.unwrap_or_else(|()| gemm((op_a, a), (op_b, b), alpha, Some(c.clone())))
+}
+
+fn check((op_a, a): (Op, &Tensor<2>), (op_b, b): (Op, &Tensor<2>), c: Option<&Tensor<2>>) {
     let [m, k] = oriented(op_a, a.dims());
     let [k_b, n] = oriented(op_b, b.dims());
     assert_eq!(
@@ -57,12 +86,9 @@ pub fn gemm(
         b.dims()
     );
     assert_eq!(a.dtype(), b.dtype(), "dtypes of the factors");
-    if let Some(c) = &c {
+    if let Some(c) = c {
         assert_eq!(c.dims(), [m, n], "shape of the accumulator");
     }
-    cpu::gemm((op_a, a), (op_b, b), alpha, c)
-        .or_else(|c| on_cuda!(cuda::gemm((op_a, a), (op_b, b), alpha, c), or c))
-        .unwrap_or_else(|c| reference::gemm((op_a, a), (op_b, b), alpha, c))
 }
 
 /// `alpha · op(a) · op(b)` in f32, whatever the factors are: gradients of parameters.
@@ -125,6 +151,17 @@ pub fn gemm_into(
 /// `x` `[t, in]`, `w` `[out, in]`, result `[t, out]`.
 pub fn nt(x: &Tensor<2>, w: &Tensor<2>) -> Tensor<2> {
     gemm((Op::N, x), (Op::T, w), 1.0, None)
+}
+
+/// [`nt`], and `sum` where there is one, [beside](gemm_beside) it.
+///
+/// # Shapes
+/// As [`nt`]; `sum` `[t, out]`.
+pub(crate) fn project(x: &Tensor<2>, w: &Tensor<2>, sum: Option<&Tensor<2>>) -> Tensor<2> {
+    match sum {
+        Some(sum) => gemm_beside((Op::N, x), (Op::T, w), 1.0, sum),
+        None => nt(x, w),
+    }
 }
 
 /// `x · w`.

@@ -26,14 +26,14 @@ pub trait FrozenMatrix: Clone + Debug + Send + 'static {
     /// `x` `[t, in]`, result `[t, out]`.
     fn matmul(&self, x: &Tensor<2>) -> Tensor<2>;
 
-    /// `x · Wᵀ`, added to `sum` where there is one, which is written over if nothing else holds it.
+    /// `x · Wᵀ`, and `sum` where there is one.
     ///
     /// # Shapes
     /// As [`matmul`](Self::matmul).
-    fn matmul_add(&self, x: &Tensor<2>, sum: Option<Tensor<2>>) -> Tensor<2> {
+    fn matmul_add(&self, x: &Tensor<2>, sum: Option<&Tensor<2>>) -> Tensor<2> {
         let product = self.matmul(x);
         match sum {
-            Some(sum) => sum + product,
+            Some(sum) => sum.clone() + product,
             None => product,
         }
     }
@@ -44,7 +44,8 @@ pub trait FrozenMatrix: Clone + Debug + Send + 'static {
     /// `dy` `[t, out]`, result `[t, in]`.
     fn matmul_transposed(&self, dy: &Tensor<2>) -> Tensor<2>;
 
-    /// `dy · W`, added to `sum` where there is one, which is written over if nothing else holds it.
+    /// `dy · W`, added to `sum` where there is one, which is written over, or a copy of it where something else holds
+    /// it.
     ///
     /// # Shapes
     /// As [`matmul_transposed`](Self::matmul_transposed).
@@ -66,8 +67,8 @@ impl FrozenMatrix for Tensor<2> {
         gemm::nn(dy, self)
     }
 
-    fn matmul_add(&self, x: &Tensor<2>, sum: Option<Tensor<2>>) -> Tensor<2> {
-        gemm((Op::N, x), (Op::T, self), 1.0, sum)
+    fn matmul_add(&self, x: &Tensor<2>, sum: Option<&Tensor<2>>) -> Tensor<2> {
+        gemm::project(x, self, sum)
     }
 
     fn matmul_transposed_add(&self, dy: &Tensor<2>, sum: Option<Tensor<2>>) -> Tensor<2> {
@@ -181,7 +182,7 @@ pub fn forward(
     weight: &impl FrozenMatrix,
     factors: Option<&Factors>,
     xa: Option<Tensor<2>>,
-    sum: Option<Tensor<2>>,
+    sum: Option<&Tensor<2>>,
 ) -> (Tensor<2>, Option<Tensor<2>>) {
     let (y, xa) = forward_adapted(x, weight, factors, xa, sum);
     (y.complete(), xa)
@@ -196,7 +197,7 @@ pub fn forward_adapted(
     weight: &impl FrozenMatrix,
     factors: Option<&Factors>,
     xa: Option<Tensor<2>>,
-    sum: Option<Tensor<2>>,
+    sum: Option<&Tensor<2>>,
 ) -> (Adapted, Option<Tensor<2>>) {
     let base = weight.matmul_add(x, sum);
     let Some(f) = factors else {

@@ -60,16 +60,33 @@ fn gemm_adds_to_an_f32_sum_whatever_the_factors() {
 }
 
 #[test]
-fn gemm_leaves_a_shared_accumulator_alone() {
-    let (a, b, c) = (random([4, 4]), random([4, 4]), random([4, 4]));
-    for place in places() {
-        let (a, b, c) = (place.put(&a), place.put(&b), place.put(&c));
-        let kept = c.clone();
-        let before = c.clone().into_data();
-        let y = gemm::gemm((Op::N, &a), (Op::N, &b), 1.0, Some(c));
-        kept.clone().into_data().assert_eq(&before, true);
-        let changed: f32 = (y - kept).abs().sum().into_scalar();
-        assert!(changed > 0.1, "{place:?}: {changed}");
+fn gemm_leaves_a_shared_accumulator_alone_and_rounds_as_over_one_of_its_own() {
+    for (m, n, k) in [
+        (4, 4, 4),
+        (300, 128, 64),
+        (2048, 128, 384),
+        (512, 1024, 256),
+    ] {
+        let small = (k as f32).powf(-0.5);
+        let (a, b, c) = (random([m, k]), random([k, n]) * small, random([m, n]));
+        for place in places() {
+            let what = format!("{place:?}, [{m}, {n}, {k}]");
+            let (exact_a, exact_b, exact_c) = (place.round(&a), place.round(&b), place.round(&c));
+            let sum = (Op::N, &exact_a);
+            let expected = gemm::reference::gemm(sum, (Op::N, &exact_b), 1.0, Some(exact_c));
+            let (a, b) = (place.put(&a), place.put(&b));
+            let over = |c| gemm::gemm((Op::N, &a), (Op::N, &b), 1.0, Some(c));
+            let own = over(place.put(&c));
+            place.assert_close("over its own", own.clone(), expected.clone());
+            let kept = place.put(&c);
+            let before = kept.clone().into_data();
+            let shared = over(kept.clone()).into_data();
+            assert!(shared == own.into_data(), "{what}: bits");
+            let beside = gemm::gemm_beside((Op::N, &a), (Op::N, &b), 1.0, &kept);
+            assert_eq!(beside.dtype(), place.dtype);
+            place.assert_close("beside", beside, expected);
+            assert!(kept.into_data() == before, "{what}: what was added to");
+        }
     }
 }
 

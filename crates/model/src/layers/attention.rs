@@ -146,7 +146,7 @@ impl Attention {
     /// The residual stream behind attention, without autodiff.
     pub(super) fn output(
         &self,
-        h: Tensor<2>,
+        h: &Tensor<2>,
         out: &Tensor<2>,
         context: &Context,
         layer: usize,

@@ -101,8 +101,8 @@ impl DecoderLayer {
     ) -> (Tensor<2>, LayerSaved) {
         use SavedTensor as T;
         let (attn, mlp, i) = (&self.self_attn, &self.mlp, self.index);
-        let input = h.clone();
-        let (x, input_rstd) = self.input_layernorm.forward_saving(&h);
+        let input = h;
+        let (x, input_rstd) = self.input_layernorm.forward_saving(&input);
         let downs = attn.downs(&x, context, i);
         let (query, key) = attn.query_and_key(&x, &downs, context, i);
         let value = attn.value(&x, &downs, context, i);
@@ -111,13 +111,10 @@ impl DecoderLayer {
         let query = keep.contains(T::Query).then_some(query);
         let key = keep.contains(T::Key).then_some(key);
         let value = keep.contains(T::Value).then_some(value);
-        let mid = attn.output(h, &out, context, i);
+        let mid = attn.output(&input, &out, context, i);
         let attention = keep.contains(T::Attention).then_some((out, lse));
 
         let h = mid.y.clone();
-        // Held until its sum with the MLP is there: a product that adds to what nobody else holds adds in place, and
-        // cuBLASLt may round that otherwise. The result must not depend on what is kept.
-        let held = h.clone();
         let mid = keep.contains(T::Mid).then_some(mid);
         let (x, post_rstd) = self.post_attention_layernorm.forward_saving(&h);
         let gate_and_up = mlp.gate_and_up(&x, context, i);
@@ -125,8 +122,7 @@ impl DecoderLayer {
         let (gate, up, product) = Mlp::activate(gate_and_up);
         let gate = keep.contains(T::Gate).then_some(gate);
         let up = keep.contains(T::Up).then_some(up);
-        let (h, saved) = mlp.down(h, &product, context, i);
-        drop(held);
+        let (h, saved) = mlp.down(&h, &product, context, i);
         let product = keep
             .contains(T::Product)
             .then_some(Projected { y: product, saved });
@@ -169,7 +165,7 @@ impl DecoderLayer {
         made(T::Value, &value.y);
         let (out, _) = attn.attend(&qkv(&query, &key, &value), context);
         made(T::Attention, &out);
-        let mid = attn.output(h, &out, context, i);
+        let mid = attn.output(&h, &out, context, i);
         made(T::Mid, &mid.y);
         let (x, _) = self.post_attention_layernorm.forward_saving(&mid.y);
         made(T::PostNormed, &x);
@@ -332,7 +328,7 @@ impl DecoderLayer {
         };
         let mid = self
             .self_attn
-            .output(saved.input().clone(), out, context, self.index);
+            .output(saved.input(), out, context, self.index);
         saved.mid = Some(mid);
     }
 

@@ -113,7 +113,7 @@ impl Mlp {
     /// The residual stream behind the MLP, and what `down_proj` needs for its backward pass, without autodiff.
     pub(super) fn down(
         &self,
-        h: Tensor<2>,
+        h: &Tensor<2>,
         product: &Tensor<2>,
         context: &Context,
         layer: usize,
