@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use backdraft_formats::{Existing, FormatError, write_file};
+use backdraft_kernels::adamw::AdamWParams;
 use backdraft_kernels::offload;
 use backdraft_model::layers::{KeepSet, SavedTensor};
 use backdraft_model::{Llama, Tokens};
@@ -13,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::tensors::{LayerShape, MemoryModel, PassShape, Work};
+use crate::optimizer::{AdamW, StatePrecision};
 
 /// Speeds of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -91,6 +93,7 @@ impl Calibration {
     /// # Panics
     /// If the model has no layer.
     pub fn measure(model: &Llama, lengths: &[usize]) -> Result<Self, ExecutionError> {
+        let model = &as_trained(model);
         let Some(layer) = model.layers.last() else {
             panic!("a model without layers has none to measure");
         };
@@ -189,6 +192,21 @@ impl CalibrationKey {
             .collect();
         dir.join(format!("{name}.json"))
     }
+}
+
+/// The last layer, with its factors where an optimiser lays them: one product serves several adapters there.
+fn as_trained(model: &Llama) -> Llama {
+    let mut model = model.clone();
+    let before = model.layers.len().saturating_sub(1);
+    model.layers.drain(..before);
+    let constants = AdamWParams {
+        beta1: 0.0,
+        beta2: 0.0,
+        epsilon: 0.0,
+        weight_decay: 0.0,
+    };
+    AdamW::new(constants, StatePrecision::F32).adopt(&mut model);
+    model
 }
 
 /// Until the device has done everything. (Reading a value of `tensor` waits for what wrote it only.)
