@@ -610,7 +610,7 @@ fn a_run_on_a_gpu_is_the_same_under_every_budget() {
         for percent in [95, 80, 65, 55] {
             let budget = format!(
                 "memory_budget={}MiB",
-                all.peak.total() * percent / 100 >> 20
+                (all.peak.total() * percent / 100) >> 20
             );
             for offloads in ["activation_offloading=true", "activation_offloading=false"] {
                 let (less, found, file) = run(&[&budget, offloads]);

@@ -527,7 +527,7 @@ mod tests {
         offload   2.18 GiB to the host and back
 
         smart (█ kept, ▒ kept by the host, · recomputed), layers 0 to 31:
-          input         █▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒███████
+          input         █▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒███
           input_normed  ································
           query         ▒····························▒▒█
           key           ▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒█
