@@ -251,6 +251,7 @@ impl Bench {
         let calibration = Calibration::measure(&model, &step.sample(pass))?;
         let measured = json!({
             "tensors_milliseconds": calibration.seconds.iter().map(|s| 1e3 * s).collect::<Vec<_>>(),
+            "forward_milliseconds": 1e3 * calibration.forward,
             "bytes_per_second_to_host": calibration.host,
         });
         let cost = CostModel::Measured(calibration, facts.roofline);

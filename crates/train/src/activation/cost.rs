@@ -78,14 +78,18 @@ pub struct Calibration {
     pub pairs: u64,
     /// Seconds of each tensor, in the order of [`SavedTensor::ALL`].
     pub seconds: Vec<f64>,
+    /// Seconds of the layer's forward pass as training runs it, which is less than the sum of its parts: products
+    /// serve several adapters, and ops take what follows with them.
+    pub forward: f64,
     /// Bytes that go to the host's memory in a second; `None` where none go.
     #[serde(default)]
     pub host: Option<f64>,
 }
 
 impl Calibration {
-    /// Runs one layer forwards over sequences of these lengths: three times waiting after each op, of whose times the shortest count, and some
-    /// times without, since waiting costs more than a small op on a GPU: what all take together is the time of those.
+    /// Runs one layer forwards over sequences of these lengths: three times waiting after each op, of whose times the
+    /// shortest count, and some times without, since waiting costs more than a small op on a GPU: what all take together
+    /// is the time of those. Then as training runs it.
     ///
     /// # Errors
     /// A device that failed.
@@ -119,16 +123,19 @@ impl Calibration {
         }
         let apart: f64 = seconds.iter().sum();
         let rounds = (ENOUGH / apart).clamp(1.0, 16.0) as u32;
-        let mut together = f64::INFINITY;
-        for _ in 0..2 {
-            wait(h)?;
-            let began = Instant::now();
-            for _ in 0..rounds {
-                layer.visit_saved(h.clone(), context, &mut |_, _| ());
+        let time = |run: &dyn Fn()| {
+            let mut shortest = f64::INFINITY;
+            for _ in 0..2 {
+                wait(h)?;
+                let began = Instant::now();
+                (0..rounds).for_each(|_| run());
+                wait(h)?;
+                shortest = shortest.min(began.elapsed().as_secs_f64() / f64::from(rounds));
             }
-            wait(h)?;
-            together = together.min(began.elapsed().as_secs_f64() / f64::from(rounds));
-        }
+            Ok(shortest)
+        };
+        let together = time(&|| layer.visit_saved(h.clone(), context, &mut |_, _| ()))?;
+        let forward = time(&|| drop(layer.forward_saving(h.clone(), context, KeepSet::NONE)))?;
         for seconds in &mut seconds {
             *seconds *= (together / apart).min(1.0);
         }
@@ -138,6 +145,7 @@ impl Calibration {
                 tokens: pass.tokens,
                 pairs: pass.pairs,
                 seconds,
+                forward,
                 host: offload::measure(&h.device())?,
             }),
         }
@@ -155,6 +163,8 @@ impl Calibration {
                 .seconds
                 .iter()
                 .all(|seconds| seconds.is_finite() && *seconds >= 0.0)
+            && calibration.forward.is_finite()
+            && calibration.forward >= 0.0
             && calibration.host.is_none_or(|speed| speed > 0.0);
         whole.then_some(calibration)
     }
@@ -247,6 +257,12 @@ impl CostModel {
     /// Picoseconds.
     #[must_use]
     pub fn forward(&self, layer: &LayerShape, pass: PassShape, memory: &MemoryModel) -> u64 {
+        if let Self::Measured(calibration, _) = self {
+            let attention = calibration.seconds[SavedTensor::Attention as usize];
+            let others = (calibration.forward - attention).max(0.0);
+            return self.rebuild(layer, SavedTensor::Attention, pass, memory)
+                + picoseconds(others * pass.tokens as f64 / calibration.tokens as f64);
+        }
         let tensors: u64 = KeepSet::ALL
             .iter()
             .map(|tensor| self.rebuild(layer, tensor, pass, memory))
@@ -356,6 +372,7 @@ mod tests {
             tokens: 4,
             pairs: 10,
             seconds: vec![0.5; SavedTensor::ALL.len()],
+            forward: 3.5,
             host: None,
         };
         let layer = super::super::tests::layer();
@@ -388,5 +405,11 @@ mod tests {
             &super::super::tests::MEMORY,
         );
         assert_eq!(time, 1_000_000_000_000);
+        // Twice as many tokens and pairs.
+        let memory = &super::super::tests::MEMORY;
+        assert_eq!(cost.forward(&layer, pass, memory), 7_000_000_000_000);
+        // One sequence of both: 36 pairs.
+        let pass = PassShape::of_sequences([8]);
+        assert_eq!(cost.forward(&layer, pass, memory), 7_800_000_000_000);
     }
 }
