@@ -47,6 +47,7 @@ pub(super) fn gemm_f32(
 }
 
 /// What a product is added to.
+#[expect(clippy::large_enum_variant, reason = "made for one call")]
 enum Sum<'a> {
     New,
     Over(Tensor<2>),
