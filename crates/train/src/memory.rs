@@ -5,6 +5,7 @@ use std::fmt::Debug;
 use serde::{Deserialize, Serialize};
 
 use crate::activation::Prediction;
+use crate::error::gib;
 
 /// Memory by kind.
 ///
@@ -198,10 +199,6 @@ pub struct OutOfMemory {
     pub needed: u64,
     /// Bytes that could be had; `None` where only the failure is known.
     pub obtainable: Option<u64>,
-}
-
-fn gib(bytes: u64) -> f64 {
-    bytes as f64 / f64::from(1u32 << 30)
 }
 
 /// Asks before each layer, or once where that takes time, whether the memory of a pass can still be had.

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::activation::Prediction;
 use crate::diagnosis::Diagnosis;
+use crate::error::gib;
 use crate::memory::{Measured, Memory};
 use crate::records::Report;
 
@@ -80,7 +81,6 @@ pub struct ReplanReport {
 
 impl std::fmt::Display for ReplanReport {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let gib = |bytes: u64| bytes as f64 / f64::from(1u32 << 30);
         write!(
             f,
             "step {} is repeated, and from now on a step may use {:.2} GiB and recomputes more: {}",

@@ -34,6 +34,9 @@ impl Dropout {
     ///
     /// # Shapes
     /// `x` and the result `[t, n]`.
+    ///
+    /// # Panics
+    /// On a GPU, if there are 2³² values or more.
     pub fn apply(self, x: Tensor<2>) -> Tensor<2> {
         let shape = x.dims();
         if f32s(&x).is_some() {
@@ -57,6 +60,9 @@ impl Dropout {
     ///
     /// # Shapes
     /// `x`, `sum` and the result `[t, n]`.
+    ///
+    /// # Panics
+    /// As [`apply`](Self::apply).
     pub fn add_to(self, x: &Tensor<2>, sum: Tensor<2>) -> Tensor<2> {
         on_device!(cube::add(self, x, sum), or sum)
             .unwrap_or_else(|sum: Tensor<2>| sum + self.apply(x.clone()))

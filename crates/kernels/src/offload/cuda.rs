@@ -181,8 +181,11 @@ impl Coming {
     }
 
     fn wait(&mut self) {
-        let (Some(x), Some(buffer)) = (floats(&self.x), self.bound.take()) else {
+        let Some(buffer) = self.bound.take() else {
             return;
+        };
+        let Some(x) = floats(&self.x) else {
+            unreachable!("it was made on the device");
         };
         let (id, device, here) = (self.id, x.client.service_id().device, StreamId::current());
         submit(device, move |server| {

@@ -95,13 +95,12 @@ impl DecoderLayer {
     /// As [`forward`](Self::forward).
     pub fn forward_saving(
         &self,
-        h: Tensor<2>,
+        input: Tensor<2>,
         context: &Context,
         keep: KeepSet,
     ) -> (Tensor<2>, LayerSaved) {
         use SavedTensor as T;
         let (attn, mlp, i) = (&self.self_attn, &self.mlp, self.index);
-        let input = h;
         let (x, input_rstd) = self.input_layernorm.forward_saving(&input);
         let downs = attn.downs(&x, context, i);
         let (query, key) = attn.query_and_key(&x, &downs, context, i);

@@ -78,7 +78,7 @@ pub struct Calibration {
     pub pairs: u64,
     /// Seconds of each tensor, in the order of [`SavedTensor::ALL`].
     pub seconds: Vec<f64>,
-    /// Seconds of the layer's forward pass as training runs it, which is less than the sum of its parts: products
+    /// Seconds of the layer's forward pass as training runs it, `down_proj` included. Not the sum of its parts: products
     /// serve several adapters, and ops take what follows with them.
     pub forward: f64,
     /// Bytes that go to the host's memory in a second; `None` where none go.

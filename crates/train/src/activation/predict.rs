@@ -625,11 +625,7 @@ impl Pages {
             kept: kept.collect(),
             page,
             usual: if usual > 0 { usual } else { page },
-            spare: if plan.away().any(|away| !away.is_empty()) {
-                2
-            } else {
-                1
-            },
+            spare: 1 + u64::from(plan.away().any(|away| !away.is_empty())),
             logits,
         }
     }
