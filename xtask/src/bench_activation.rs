@@ -5,6 +5,7 @@
 //!
 //! Every case trains the same adapters on the same rows, and all must end with the same bits.
 
+use std::cell::Cell;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -199,6 +200,8 @@ struct Bench {
     device: Device,
     quantization: Option<QuantizationPlan>,
     lora: LoraConfig,
+    /// Bytes of the device's pages so far.
+    page: Cell<u64>,
 }
 
 impl Bench {
@@ -220,6 +223,7 @@ impl Bench {
                 rank: args.rank,
                 ..LoraConfig::default()
             },
+            page: Cell::new(0),
         })
     }
 
@@ -247,12 +251,17 @@ impl Bench {
             host: if args.no_offload { 0 } else { facts.host },
         }
         .with_model(&mut model);
-        let (step, pass) = (setup.step(), setup.pass());
+        let (mut step, pass) = (setup.step(), setup.pass());
+        // Pages stay as large as those of the batch before.
+        step.page = self.page.get().max(step.page);
+        self.page.set(step.page);
+        device::size_pages(&self.device, step.page);
         let calibration = Calibration::measure(&model, &step.sample(pass))?;
         let measured = json!({
             "tensors_milliseconds": calibration.seconds.iter().map(|s| 1e3 * s).collect::<Vec<_>>(),
             "forward_milliseconds": 1e3 * calibration.forward,
-            "bytes_per_second_to_host": calibration.host,
+            "bytes_per_second_to_host": calibration.host.map(|host| host.bytes),
+            "round_trip_milliseconds": calibration.host.map(|host| host.round_trip * 1e3),
         });
         let cost = CostModel::Measured(calibration, facts.roofline);
         let layers = step.layers.len();
@@ -288,6 +297,8 @@ impl Bench {
             "milliseconds_max": 1e3 * seconds[seconds.len() - 1],
             "measured_peak": steps.peak,
             "predicted_peak": prediction.peak.total(),
+            "predicted": prediction.peak,
+            "page": self.page.get(),
             "recompute_flops": prediction.recompute_flops,
             "flops": prediction.flops,
             "offloaded": prediction.offloaded,
@@ -348,8 +359,8 @@ impl Steps {
         }
         seconds.sort_by(f64::total_cmp);
         // The allocator keeps what it had.
-        let reserved = device.memory_pool_usage().map(|usage| usage.bytes_reserved);
-        let peak = reserved.or_else(|| memory::peak_resident().map(|bytes| bytes as u64));
+        let peak =
+            device::held(&device).or_else(|| memory::peak_resident().map(|bytes| bytes as u64));
         let mut digest = Sha256::new();
         for (_, _, adapter) in model.adapters() {
             for factor in [&adapter.lora_a, &adapter.lora_b] {

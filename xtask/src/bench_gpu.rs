@@ -261,26 +261,26 @@ fn measure(args: &GpuArgs, mut model: Llama, batch: [usize; 2]) -> anyhow::Resul
             "model": args.model, "base": format!("{:?}", args.base), "dtype": format!("{:?}", args.dtype), "keep": format!("{:?}", args.keep),
             "batch": batch[0], "length": batch[1], "milliseconds": median, "fastest": times[0],
             "slowest": times[times.len() - 1], "tokens_per_second": 1e3 * count as f64 / median,
-            "host_milliseconds": submit, "reserved_bytes": usage(&device).map(|(_, reserved)| reserved),
+            "host_milliseconds": submit, "held_bytes": usage(&device).map(|(_, held)| held),
             "device": device::report(&device).name, "commit": args.commit,
         })
     );
     Ok(())
 }
 
-/// Bytes in use and reserved.
+/// Bytes in use and held, empty pages and libraries included.
 fn usage(device: &Device) -> Option<(u64, u64)> {
-    let usage = device.memory_pool_usage()?;
-    Some((usage.bytes_in_use, usage.bytes_reserved))
+    let used = device.memory_pool_usage()?.bytes_in_use;
+    Some((used, device::held(device)?))
 }
 
 fn memory(device: &Device) -> String {
     match usage(device) {
         None => "memory unknown".to_owned(),
-        Some((used, reserved)) => format!(
-            "{:.2} GiB in use, {:.2} GiB reserved",
+        Some((used, held)) => format!(
+            "{:.2} GiB in use, {:.2} GiB held",
             used as f64 / f64::from(1 << 30),
-            reserved as f64 / f64::from(1 << 30)
+            held as f64 / f64::from(1 << 30)
         ),
     }
 }

@@ -146,6 +146,13 @@ pub fn lasting<T: Send, I: Send>(device: &Device, input: I, make: impl Fn(I) -> 
     made
 }
 
+/// Has pages of at least so many bytes shared by the tensors that come and go on `device`, from the next one on. CubeCL's
+/// are as large as the largest tensor so far, so that is what this makes and drops; where the device has no tensors of
+/// that size, pages are as they were.
+pub fn size_pages(device: &Device, bytes: u64) {
+    found::size_pages(device, bytes);
+}
+
 /// After work on `device` has failed: gives back the memory that is free, and lets go of what kernels that this thread
 /// launches keep there (tables, tiles of documents), since a failure may have spoiled it.
 pub fn recover(device: &Device) {
@@ -153,13 +160,19 @@ pub fn recover(device: &Device) {
     device.memory_cleanup();
 }
 
-/// Bytes that programs could still take from the device, and bytes that this process holds there; `None` where the
-/// memory is not a device's own.
+/// Bytes that programs could still take from the device, and bytes that this process [holds](held) there; `None` where
+/// the memory is not a device's own.
 ///
 /// The device's thread answers once it has launched what it was given.
 pub fn free_and_held(device: &Device) -> Option<[u64; 2]> {
-    let held = device.memory_pool_usage()?.bytes_reserved;
-    Some([found::free(device)?, held])
+    Some([found::free(device)?, held(device)?])
+}
+
+/// Bytes of the device that this process holds: the allocator's pages, filled or not, and what cuBLASLt works in. `None`
+/// on the processor. (The driver's own memory, kernels and context, is no part of it.)
+pub fn held(device: &Device) -> Option<u64> {
+    let pages = device.memory_pool_usage()?.bytes_reserved;
+    Some(pages + found::held_by_libraries(device))
 }
 
 /// A path that is faster than the general one.
@@ -338,6 +351,15 @@ mod found {
         probe.try_into_primitive::<CubeBackend>().ok()
     }
 
+    pub(super) fn size_pages(device: &Device, bytes: u64) {
+        if let Some(probe) = probe(device)
+            && bytes <= probe.client.properties().memory.max_page_size
+        {
+            let values = bytes.div_ceil(4) as usize;
+            drop(Tensor::<1>::empty([values], (device, DType::F32)));
+        }
+    }
+
     pub(super) fn report(device: &Device) -> Option<DeviceReport> {
         let probe = probe(device)?;
         let identity = &probe.client.properties().identity;
@@ -418,6 +440,22 @@ mod found {
         Some(free as u64)
     }
 
+    /// Bytes of a CUDA device in which cuBLASLt works.
+    #[cfg(feature = "cuda")]
+    pub(super) fn held_by_libraries(device: &Device) -> u64 {
+        match probe(device) {
+            Some(probe) if matches!(probe.device, cubecl::Device::Cuda(_)) => {
+                crate::gemm::cublaslt::held(probe.client.service_id().device)
+            }
+            _ => 0,
+        }
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    pub(super) fn held_by_libraries(_: &Device) -> u64 {
+        0
+    }
+
     #[cfg(not(feature = "cuda"))]
     pub(super) fn free(_: &Device) -> Option<u64> {
         None
@@ -465,6 +503,12 @@ mod found {
 
     pub(super) fn free(_: &Device) -> Option<u64> {
         None
+    }
+
+    pub(super) fn size_pages(_: &Device, _: u64) {}
+
+    pub(super) fn held_by_libraries(_: &Device) -> u64 {
+        0
     }
 
     pub(super) fn forget() {}

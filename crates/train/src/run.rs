@@ -11,6 +11,7 @@ use backdraft_formats::{
 };
 use backdraft_kernels::adamw::AdamWParams;
 use backdraft_kernels::adamw8bit::Guard;
+use backdraft_kernels::device::{held, size_pages};
 use backdraft_lora::{LoraConfig, TrainedOver};
 use backdraft_model::Llama;
 use backdraft_quant::{FourBitFormat, QuantizationPlan, Scheme};
@@ -391,8 +392,7 @@ impl Run {
         let optimizer = result.model.optimizer().num_bytes();
         let gradients = 4 * result.model.model.num_trained();
         // A GPU's memory is its own; what the process holds beside it says little.
-        let device_memory = self.device.memory_pool_usage();
-        let device_memory = device_memory.map(|usage| usage.bytes_reserved as usize);
+        let device_memory = held(&self.device).map(|bytes| bytes as usize);
         let watcher = self.watcher.take().filter(|_| device_memory.is_none());
         let measured = watcher.and_then(|watcher| watcher.measured(gradients, optimizer));
         let (model, adapter_step) = self.best(result.model.model, &mut outcome);
@@ -554,7 +554,9 @@ impl Run {
         let facts = DeviceFacts::of(&self.device, element);
         let watch = watch.unwrap_or_else(|| facts.watch());
         let setup = self.setup(&facts);
-        let step = setup.step();
+        let mut step = setup.step();
+        step.page = step.page_for(pass);
+        size_pages(&self.device, step.page);
         // What the process holds already, the base apart: tokenizer, rows, the program itself.
         let held = memory::resident().unwrap_or(0) as u64;
         let overhead = match facts.capacity {

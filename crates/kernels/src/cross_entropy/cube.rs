@@ -15,7 +15,7 @@ use crate::cube::{
 const UNITS: u32 = 1024;
 
 /// Tokens whose logits exist at a time: each chunk reads the whole head twice.
-const CHUNK: usize = 1024;
+const CHUNK: usize = 512;
 
 /// How many tokens to take at a time, `None` elsewhere than on a CubeCL device.
 pub(super) fn chunk(hidden: &Tensor<2>) -> Option<usize> {

@@ -185,6 +185,18 @@ fn failure(product: &Product, error: &dyn std::fmt::Debug) -> ServerError {
     }
 }
 
+/// Bytes of a device that the library works in.
+pub(crate) fn held(device: DeviceId) -> u64 {
+    let count = |libraries: &HashMap<DeviceId, Library>| {
+        let library = libraries.get(&device);
+        library.map_or(0, |library| library.workspaces.len() * WORKSPACE)
+    };
+    let handle = DeviceHandle::<CudaServer>::new(device);
+    let bytes = handle.submit_blocking(move |_| LIBRARIES.with_borrow(count));
+    // Only a device's thread that is gone does not answer, and what it held with it.
+    bytes.map_or(0, |bytes| bytes as u64)
+}
+
 thread_local! {
     /// Of the device thread, which alone calls cuBLASLt.
     static LIBRARIES: RefCell<HashMap<DeviceId, Library>> = RefCell::new(HashMap::new());

@@ -13,6 +13,7 @@ mod idle;
 use std::time::Instant;
 
 use burn::tensor::{DType, Device, ExecutionError, Tensor};
+use serde::{Deserialize, Serialize};
 
 /// Whether tensors on `device` can wait elsewhere.
 pub fn is_there(device: &Device) -> bool {
@@ -100,30 +101,65 @@ impl Fetching {
     }
 }
 
-/// Bytes that go to the host in a second; `None` where none go.
+/// How fast tensors go to the host's memory and come back.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Speed {
+    /// Bytes in a second, one way.
+    pub bytes: f64,
+    /// Seconds that a tensor of no size takes to go and come back: its memory, copies and events.
+    pub round_trip: f64,
+}
+
+/// How fast copies are; `None` where there are none.
 ///
 /// # Errors
 /// A device that failed.
-pub fn measure(device: &Device) -> Result<Option<f64>, ExecutionError> {
+pub fn measure(device: &Device) -> Result<Option<Speed>, ExecutionError> {
     const SIDE: usize = 4096;
     const COPIES: usize = 4;
+    const SMALL: usize = 64;
     if !is_there(device) {
         return Ok(None);
     }
-    let x = Tensor::<2>::zeros([SIDE, SIDE], (device, DType::F32));
-    let mut best = f64::INFINITY;
+    let zeros = |shape| Tensor::<2>::zeros(shape, (device, DType::F32));
     // The first time the host's memory is pinned.
-    for _ in 0..3 {
-        device.sync()?;
-        let began = Instant::now();
+    let shortest = |run: &dyn Fn()| {
+        let mut shortest = f64::INFINITY;
+        for _ in 0..3 {
+            device.sync()?;
+            let began = Instant::now();
+            run();
+            device.sync()?;
+            shortest = shortest.min(began.elapsed().as_secs_f64());
+        }
+        Ok(shortest)
+    };
+    let large = zeros([SIDE, SIDE]);
+    let there = shortest(&|| {
         let mut lane = Lane::default();
-        let away: Vec<Offloaded> = (0..COPIES).map(|_| lane.store(x.clone())).collect();
+        let away: Vec<Offloaded> = (0..COPIES).map(|_| lane.store(large.clone())).collect();
         lane.finish();
-        device.sync()?;
-        best = best.min(began.elapsed().as_secs_f64());
         drop(away);
-    }
-    Ok(Some((COPIES * SIDE * SIDE * 4) as f64 / best))
+    })?;
+    let small = zeros([1, SMALL]);
+    let both_ways = shortest(&|| {
+        let mut lane = Lane::default();
+        let away: Vec<Offloaded> = (0..SMALL)
+            .map(|_| {
+                let away = lane.store(small.clone());
+                lane.turn();
+                away
+            })
+            .collect();
+        lane.finish();
+        for away in away {
+            drop(away.fetch().arrived());
+        }
+    })?;
+    Ok(Some(Speed {
+        bytes: (COPIES * SIDE * SIDE * 4) as f64 / there,
+        round_trip: both_ways / SMALL as f64,
+    }))
 }
 
 #[cfg(test)]

@@ -66,6 +66,7 @@ fn gemm_leaves_a_shared_accumulator_alone_and_rounds_as_over_one_of_its_own() {
         (300, 128, 64),
         (2048, 128, 384),
         (512, 1024, 256),
+        (24_576, 128, 64),
     ] {
         let small = (k as f32).powf(-0.5);
         let (a, b, c) = (random([m, k]), random([k, n]) * small, random([m, n]));

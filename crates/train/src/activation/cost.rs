@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use backdraft_formats::{Existing, FormatError, write_file};
 use backdraft_kernels::adamw::AdamWParams;
-use backdraft_kernels::offload;
+use backdraft_kernels::offload::{self, Speed};
 use backdraft_model::layers::{KeepSet, SavedTensor};
 use backdraft_model::{Llama, Tokens};
 use burn::tensor::{ExecutionError, Tensor};
@@ -81,9 +81,8 @@ pub struct Calibration {
     /// Seconds of the layer's forward pass as training runs it, `down_proj` included. Not the sum of its parts: products
     /// serve several adapters, and ops take what follows with them.
     pub forward: f64,
-    /// Bytes that go to the host's memory in a second; `None` where none go.
-    #[serde(default)]
-    pub host: Option<f64>,
+    /// How fast tensors go to the host's memory; `None` where none go.
+    pub host: Option<Speed>,
 }
 
 impl Calibration {
@@ -125,7 +124,7 @@ impl Calibration {
         let rounds = (ENOUGH / apart).clamp(1.0, 16.0) as u32;
         let time = |run: &dyn Fn()| {
             let mut shortest = f64::INFINITY;
-            for _ in 0..2 {
+            for _ in 0..5 {
                 wait(h)?;
                 let began = Instant::now();
                 (0..rounds).for_each(|_| run());
@@ -165,7 +164,9 @@ impl Calibration {
                 .all(|seconds| seconds.is_finite() && *seconds >= 0.0)
             && calibration.forward.is_finite()
             && calibration.forward >= 0.0
-            && calibration.host.is_none_or(|speed| speed > 0.0);
+            && calibration
+                .host
+                .is_none_or(|speed| speed.bytes > 0.0 && speed.round_trip >= 0.0);
         whole.then_some(calibration)
     }
 
@@ -242,13 +243,18 @@ impl CostModel {
         }
     }
 
-    /// Bytes that go to the host's memory, or come back, in a second.
+    /// How fast tensors go to the host's memory and come back.
     #[must_use]
-    pub fn host(&self) -> f64 {
-        match self {
-            Self::Measured(calibration, line) => calibration.host.unwrap_or(line.host),
-            Self::Roofline(line) => line.host,
-        }
+    pub fn host(&self) -> Speed {
+        let measured = match self {
+            Self::Measured(calibration, _) => calibration.host,
+            Self::Roofline(_) => None,
+        };
+        let line = self.roofline();
+        measured.unwrap_or(Speed {
+            bytes: line.host,
+            round_trip: 4.0 * line.launch,
+        })
     }
 
     /// Time of a layer's whole forward pass.
@@ -280,7 +286,7 @@ impl CostModel {
     }
 
     /// Time that copies of `bytes` to the host and back add to a layer: what the next layer's forward pass and its
-    /// backward pass do not hide, and the launches of `tensors` copies.
+    /// backward pass do not hide, and what each of `tensors` takes whatever its size.
     ///
     /// # Units
     /// Picoseconds.
@@ -296,14 +302,15 @@ impl CostModel {
             return 0;
         }
         let line = self.roofline();
-        let copy = picoseconds(bytes as f64 / self.host());
+        let host = self.host();
+        let copy = picoseconds(bytes as f64 / host.bytes);
         let forward = self.forward(layer, pass, memory);
         let seconds = |work| line.seconds(work);
         let ratio = seconds(layer.backward_work(pass, memory))
             / seconds(layer.forward_work(pass, memory)).max(f64::MIN_POSITIVE);
         let backward = (forward as f64 * ratio) as u64;
-        let launches = picoseconds(4.0 * tensors as f64 * line.launch);
-        copy.saturating_sub(forward) + copy.saturating_sub(backward) + launches
+        let trips = picoseconds(tensors as f64 * host.round_trip);
+        copy.saturating_sub(forward) + copy.saturating_sub(backward) + trips
     }
 
     /// Time to rebuild one tensor.

@@ -1,11 +1,12 @@
 //! What a step keeps of its forward pass, and what it computes again.
 //!
 //! [`tensors`] lists the tensors of a layer with their bytes and their work, [`cost`] turns work into time,
-//! [`predict`] simulates the memory of a whole step under a plan, [`solver`] finds the best plan for a budget,
+//! [`predict`] simulates the memory of a whole step under a plan (and `pages` how CubeCL's allocator lays it out), [`solver`] finds the best plan for a budget,
 //! [`policies`] chooses by the recipe, and [`plan`] is what the step obeys.
 
 pub mod cost;
 pub mod device;
+mod pages;
 pub mod plan;
 pub mod policies;
 pub mod predict;

@@ -7,6 +7,7 @@ use backdraft_model::layers::{AwaySet, KeepSet, SavedTensor};
 use serde::Serialize;
 
 use super::cost::CostModel;
+use super::pages;
 use super::plan::{ActivationPlan, Segment};
 use super::solver::{Choice, Group, Problem};
 use super::tensors::{LayerShape, MemoryModel, PassShape, Work};
@@ -36,11 +37,9 @@ pub struct StepShape {
     pub accumulated: bool,
     /// Bytes of the host's memory in which tensors may wait; 0 for none.
     pub host: u64,
+    /// Bytes of the pages that tensors share at least, see [`page_for`](Self::page_for).
+    pub page: u64,
 }
-
-/// A share of what pages hold: first fit fills them at one moment better than a step of many sizes does, by up to 4.4 %
-/// of 27 plans measured on a GPU.
-const LOOSE: u64 = 22;
 
 /// Times that a plan is made again because pages leave too much unfilled.
 const REFITS: usize = 16;
@@ -162,6 +161,34 @@ impl StepShape {
             false => vec![longest.min(2048) as usize],
             true => vec![longest as usize; (pass.tokens.min(8192) / longest).max(1) as usize],
         }
+    }
+
+    /// The page for passes up to `pass`: room for the largest tensor, and filled by whole outputs of the widest
+    /// projection, which take most of the memory. 0 where tensors share no pages.
+    ///
+    /// # Units
+    /// Bytes.
+    #[must_use]
+    pub fn page_for(&self, pass: PassShape) -> u64 {
+        if !self.memory.paged {
+            return 0;
+        }
+        let (largest, output) = self.tensors(pass);
+        largest.next_multiple_of(output.max(1))
+    }
+
+    /// Bytes of the largest tensor of a pass, and of the largest output of a projection.
+    pub(super) fn tensors(&self, pass: PassShape) -> (u64, u64) {
+        let element = self.memory.element;
+        let logits = self.memory.logits_chunk.min(pass.supervised) * self.vocab * element;
+        let (mut largest, mut output) = (logits, 0);
+        let layers = self.layers.iter().flat_map(|layer| &layer.projections);
+        for target in layers {
+            let scratch = target.out * target.input * element;
+            output = output.max(target.out * pass.tokens * element);
+            largest = largest.max(scratch).max(output);
+        }
+        (largest, output)
     }
 
     /// What is there throughout the step.
@@ -373,15 +400,9 @@ impl StepShape {
         }
         see(Moment::Loss, kept + moving, self.loss(pass), early);
         if memory.paged {
-            let pages = Pages::new(self, plan, pass);
-            let below = match highest.moment {
-                Moment::Forward(layer) | Moment::Backward(layer) => layer,
-                Moment::Loss | Moment::Update => plan.num_layers(),
-            };
-            let shared = highest.kept + highest.working;
-            let most = pages.taken(below, shared);
-            let most = most.max(pages.taken_at_loss(self.loss(pass))) + shared / LOOSE;
-            highest.unfilled = most.saturating_sub(shared);
+            // The batch's tables share pages too.
+            let shared = highest.kept + highest.working + workspace - memory.workspace;
+            highest.unfilled = pages::reserved(self, plan, pass).saturating_sub(shared);
         }
         highest
     }
@@ -408,23 +429,43 @@ impl StepShape {
         if self.peak(&all, pass).total() <= budget {
             return Ok(all);
         }
-        let within = |reserve| {
+        // As if every page were filled, no share can do better than this.
+        let first = |reserve| {
             let room = budget.checked_sub(fixed + reserve)?;
-            let (mut problem, treatments) = self.problem((room, reserve), pass, cost);
+            let (problem, treatments) = self.problem((room, reserve), pass, cost);
+            let solution = problem.solve()?;
+            Some((problem, treatments, solution))
+        };
+        let firsts = self.reserves(pass, cost).into_iter().filter_map(first);
+        let mut firsts: Vec<_> = firsts.collect();
+        firsts.sort_by_key(|(.., solution)| solution.time);
+        let mut best: Option<(u64, ActivationPlan)> = None;
+        for (mut problem, treatments, solution) in firsts {
+            if best
+                .as_ref()
+                .is_some_and(|(time, _)| *time <= solution.time)
+            {
+                break;
+            }
             // What pages leave unfilled is known of a plan only: the next has to do with so much less.
+            let mut next = Some(solution);
             for _ in 0..REFITS {
-                let solution = problem.solve()?;
+                let Some(solution) = next else {
+                    break;
+                };
                 let plan = treated(&solution.picks, &treatments);
                 let over = self.peak(&plan, pass).total().saturating_sub(budget);
                 if over == 0 {
-                    return Some((solution.time, plan));
+                    if best.as_ref().is_none_or(|(time, _)| solution.time < *time) {
+                        best = Some((solution.time, plan));
+                    }
+                    break;
                 }
-                problem.budget = problem.budget.checked_sub(over.max(budget >> 7))?;
+                let less = problem.budget.checked_sub(over.max(budget >> 7));
+                problem.budget = less.unwrap_or(0);
+                next = problem.solve();
             }
-            None
-        };
-        let best = self.reserves(pass, cost).into_iter().filter_map(within);
-        let best = best.min_by_key(|(time, _)| *time);
+        }
         if let Some((_, plan)) = best {
             return Ok(plan);
         }
@@ -447,7 +488,7 @@ impl StepShape {
         if let ([_, input], Some(layer)) = (&reserves[..], self.layers.last()) {
             let (input, layers) = (*input, self.layers.len() as u64);
             let forward = cost.forward(layer, pass, &self.memory);
-            let hidden = (forward as f64 / 1e12 * cost.host()) as u64;
+            let hidden = (forward as f64 / 1e12 * cost.host().bytes) as u64;
             let more = [hidden / 2, hidden, hidden * 2].into_iter();
             reserves.extend(more.filter(|&more| more > input && more * layers <= self.host));
         }
@@ -492,11 +533,10 @@ impl StepShape {
         let stored = self.least_plans(pass).into_iter();
         let stored = stored.map(|plan| self.peak(&plan, pass).total());
         let stored = stored.min().unwrap_or(u64::MAX);
-        let update = self.peak(&ActivationPlan::keep_all(0), pass);
         let resorts = self
             .last_resorts()
             .map(|plan| self.peak(&plan, pass).total());
-        resorts.fold(stored, u64::min).max(update.total())
+        resorts.fold(stored, u64::min)
     }
 
     /// The choices of every layer within `room`, and what each stands for; of a layer, bytes up to `reserve` may wait in
@@ -581,83 +621,6 @@ impl StepShape {
             }
         }
         (choices, Rc::new(treatments))
-    }
-}
-
-/// Pages that tensors share, each as large as the largest of them.
-struct Pages {
-    page: u64,
-    /// For each layer, the tensors that it keeps.
-    kept: Vec<Vec<u64>>,
-    /// The usual size of a tensor that comes and goes.
-    usual: u64,
-    /// Tensors for which there is room besides those that are there.
-    spare: u64,
-    logits: u64,
-}
-
-impl Pages {
-    fn new(step: &StepShape, plan: &ActivationPlan, pass: PassShape) -> Self {
-        let memory = &step.memory;
-        let logits = memory.logits_chunk.min(pass.supervised) * step.vocab * memory.element;
-        let (mut page, mut usual) = (logits.max(1), 0);
-        let plans = plan.kept().zip(plan.away());
-        let kept = step.layers.iter().zip(plans).map(|(layer, (keep, away))| {
-            for target in &layer.projections {
-                let scratch = target.out * target.input * memory.element;
-                let output = target.out * pass.tokens * memory.element;
-                page = page.max(scratch).max(output);
-                usual = usual.max(output);
-            }
-            let Some(keep) = keep else {
-                return Vec::new();
-            };
-            let one = |tensor| {
-                let tensors = KeepSet::of([tensor]);
-                let input = false;
-                layer.away(AwaySet { input, tensors }, pass, memory)
-            };
-            let input = (!away.input).then(|| layer.stream(pass, memory));
-            let stays = keep.intersection(layer.uses()).difference(away.tensors);
-            input.into_iter().chain(stays.iter().map(one)).collect()
-        });
-        Self {
-            kept: kept.collect(),
-            page,
-            usual: if usual > 0 { usual } else { page },
-            spare: 1 + u64::from(plan.away().any(|away| !away.is_empty())),
-            logits,
-        }
-    }
-
-    /// Bytes of pages when `all` bytes are there, among them what the layers `below` keep. Tensors do not come and go
-    /// so that every page is filled at that moment: there is room for one more, and for another where some are on
-    /// their way to the host, since those go a layer later than the others.
-    fn taken(&self, below: usize, all: u64) -> u64 {
-        let kept: u64 = self.kept[..below].iter().flatten().sum();
-        let working = all.saturating_sub(kept) + self.spare * self.usual;
-        let whole = std::iter::repeat_n(self.usual, (working / self.usual) as usize);
-        self.first_fit(below, whole.chain([working % self.usual]))
-    }
-
-    /// As [`taken`](Self::taken), when every layer has kept its tensors and the loss has `working` bytes.
-    fn taken_at_loss(&self, working: u64) -> u64 {
-        let others = working.saturating_sub(self.logits);
-        let whole = std::iter::repeat_n(self.usual, (others / self.usual) as usize);
-        let working = [others % self.usual, self.logits].into_iter();
-        self.first_fit(self.kept.len(), whole.chain(working))
-    }
-
-    /// Each tensor goes into the first page with room for it.
-    fn first_fit(&self, below: usize, working: impl Iterator<Item = u64>) -> u64 {
-        let mut rooms: Vec<u64> = Vec::new();
-        for size in self.kept[..below].iter().flatten().copied().chain(working) {
-            match rooms.iter_mut().find(|room| **room >= size) {
-                Some(room) => *room -= size,
-                None => rooms.push(self.page.saturating_sub(size)),
-            }
-        }
-        rooms.len() as u64 * self.page
     }
 }
 

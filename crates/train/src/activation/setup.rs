@@ -60,7 +60,7 @@ impl MemoryModel {
             dequantizes_whole: true,
             swiglu_in_place: false,
             score_rows: 0,
-            logits_chunk: 1024,
+            logits_chunk: 512,
             workspace: 64 << 20,
             paged: true,
         }
@@ -169,7 +169,7 @@ impl Setup {
         let moments = factors
             .iter()
             .map(|&values| AdamW::state_bytes(values, self.optimizer));
-        StepShape {
+        let mut step = StepShape {
             frozen: (first > 0).then(|| (first, self.layer(0, false))),
             layers,
             vocab: self.config.vocab_size as u64,
@@ -182,7 +182,10 @@ impl Setup {
             // In buffers that are there from the start.
             accumulated: self.memory.paged || self.grad_accumulation_steps > 1,
             host: self.host,
-        }
+            page: 0,
+        };
+        step.page = step.page_for(self.pass());
+        step
     }
 
     /// Bytes of a value of the factors, with its copy in the dtype of activations.

@@ -65,6 +65,7 @@ fn step(layers: usize) -> StepShape {
         optimizer: 100_000,
         accumulated: true,
         host: 0,
+        page: 0,
     }
 }
 
