@@ -2,7 +2,7 @@
 //!
 //! Tensors share pages of one size, which come as they are needed and stay. One goes into the first gap that is wide
 //! enough of the first page that has such a gap. How well pages are filled therefore depends on the order in which
-//! tensors come and go, and a sum of bytes says too little: measured on a GPU, up to a fifth stays empty.
+//! tensors come and go, and a sum of bytes says too little: measured on a GPU, up to a third stays empty.
 //!
 //! The order here is that of `DecoderLayer::forward_saving` and `backward`, of the loss and of [`Lane`]. Whoever changes
 //! one changes the other.
@@ -837,7 +837,7 @@ mod tests {
             exact += u32::from(pages == measured);
             all += 1;
         }
-        assert_eq!((exact, all), (25, 29));
+        assert_eq!((exact, all), (44, 51));
     }
 
     #[test]

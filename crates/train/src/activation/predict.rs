@@ -41,6 +41,10 @@ pub struct StepShape {
     pub page: u64,
 }
 
+/// What the tensors of a base take beyond their own bytes, each rounded up for itself: with room to spare, 8 kB were
+/// measured.
+const ROUNDED: u64 = 1 << 20;
+
 /// Times that a plan is made again because pages leave too much unfilled.
 const REFITS: usize = 16;
 
@@ -402,7 +406,8 @@ impl StepShape {
         if memory.paged {
             // The batch's tables share pages too.
             let shared = highest.kept + highest.working + workspace - memory.workspace;
-            highest.unfilled = pages::reserved(self, plan, pass).saturating_sub(shared);
+            let reserved = pages::reserved(self, plan, pass) + ROUNDED;
+            highest.unfilled = reserved.saturating_sub(shared);
         }
         highest
     }
