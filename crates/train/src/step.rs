@@ -99,7 +99,8 @@ pub fn guarded(
         let (layers, others) = rest.split_at(segment.len());
         rest = others;
         let saved;
-        (h, saved) = Saved::forward(segment, layers, h, &context, &mut lane);
+        let wanted = !segments.is_empty();
+        (h, saved) = Saved::forward(segment, layers, (h, wanted), &context, &mut lane);
         segments.push((layers, saved));
         lane.turn();
     }
@@ -143,16 +144,18 @@ enum Saved {
 }
 
 impl Saved {
+    /// The segment's result, and what its backward pass takes: to the gradient of its input, or, where that is not
+    /// `wanted`, to its lowest adapter's.
     fn forward(
         segment: &Segment,
         layers: &[DecoderLayer],
-        h: Tensor<2>,
+        (h, wanted): (Tensor<2>, bool),
         context: &Context,
         lane: &mut Lane,
     ) -> (Tensor<2>, Self) {
         match (segment, layers) {
             (Segment::Stored(keep, away), [layer]) => {
-                let keep = keep.intersection(layer.uses(true));
+                let keep = keep.intersection(layer.uses(wanted));
                 let (h, saved) = layer.forward_saving(h, context, keep);
                 if away.is_empty() {
                     return (h, Self::Layer(Box::new(saved)));
@@ -192,8 +195,8 @@ impl Saved {
             Self::Input(input, keep) => {
                 let mut h = *input;
                 let mut again = Vec::with_capacity(layers.len());
-                for (layer, keep) in layers.iter().zip(keep) {
-                    let keep = keep.intersection(layer.uses(true));
+                for (i, (layer, keep)) in layers.iter().zip(keep).enumerate() {
+                    let keep = keep.intersection(layer.uses(wanted || i > 0));
                     let saved;
                     (h, saved) = layer.forward_saving(h, context, keep);
                     again.push(saved);

@@ -514,22 +514,22 @@ mod tests {
         assert_snapshot!(plan, @r"
         step      2 x 2048 tokens, 1 pass; bf16, base nf4 (blocks of 64, double)
         budget    7.50 GiB
-        peak      7.36 GiB in layer 31 backwards
+        peak      7.39 GiB in layer 31 backwards
           base         5.31 GiB
           adapters     0.23 GiB
           gradients    0.16 GiB
           optimizer    81.2 MiB
-          kept         0.40 GiB
+          kept         0.78 GiB
           working      0.69 GiB
           workspace    66.0 MiB
-          unfilled     0.43 GiB
-        recompute 36.18 TFLOP of 167.66 TFLOP a pass, 23.2 % of its time
+          unfilled     78.8 MiB
+        recompute 34.52 TFLOP of 165.99 TFLOP a pass, 22.4 % of its time
         offload   2.18 GiB to the host and back
 
         smart (█ kept, ▒ kept by the host, · recomputed), layers 0 to 31:
-          input         █▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒███
+          input         █▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒███████████████
           input_normed  ································
-          query         ▒····························▒▒█
+          query         ▒················▒▒▒▒▒▒▒▒▒▒▒▒▒▒█
           key           ▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒█
           value         █··█████████████████████████████
           attention     ································
@@ -537,7 +537,7 @@ mod tests {
           post_normed   ································
           gate          ·······························█
           up            ·······························█
-          product       ································
+          product       ·······························█
         ");
     }
 
@@ -546,54 +546,54 @@ mod tests {
         assert_snapshot!(plans(Some("12GiB"), None, 0), @r"
         step      2 x 2048 tokens, 1 pass; bf16, base nf4 (blocks of 64, double)
         budget    11.25 GiB
-        peak      11.20 GiB in layer 31 backwards
+        peak      11.13 GiB in layer 31 backwards
           base         5.31 GiB
           adapters     0.23 GiB
           gradients    0.16 GiB
           optimizer    81.2 MiB
-          kept         4.00 GiB
+          kept         4.43 GiB
           working      0.69 GiB
           workspace    66.0 MiB
-          unfilled     0.66 GiB
-        recompute 29.61 TFLOP of 161.09 TFLOP a pass, 19.9 % of its time
+          unfilled     0.16 GiB
+        recompute 27.71 TFLOP of 159.19 TFLOP a pass, 19.0 % of its time
 
         smart (█ kept, ▒ kept by the host, · recomputed), layers 0 to 31:
           input         ████████████████████████████████
           input_normed  ································
           query         █·██████████████████████████████
           key           ████████████████████████████████
-          value         ████████████████████████████████
+          value         █·██████████████████████████████
           attention     ································
           mid           █·██████████████████████████████
           post_normed   ································
-          gate          █····························███
-          up            █····························███
-          product       ································
+          gate          █··························█████
+          up            █··························█████
+          product       ·······························█
 
         policy                               peak      recompute    of time
-        smart in 11.25 GiB              11.20 GiB    29.61 TFLOP     19.9 %
-        keep-all                        25.23 GiB     0.00 GFLOP      0.0 %
-        recompute-all                    8.13 GiB    59.72 TFLOP     31.9 %
-        sqrt                            10.17 GiB    59.72 TFLOP     31.9 %
-        smart at recompute-all's peak    7.88 GiB    42.82 TFLOP     25.8 %
+        smart in 11.25 GiB              11.13 GiB    27.71 TFLOP     19.0 %
+        keep-all                        23.87 GiB     0.00 GFLOP      0.0 %
+        recompute-all                    7.83 GiB    59.72 TFLOP     31.9 %
+        sqrt                             9.59 GiB    59.72 TFLOP     31.9 %
+        smart at recompute-all's peak    7.83 GiB    42.54 TFLOP     25.6 %
 
         budget           peak      recompute    of time time of a pass
-        7.36 GiB     7.36 GiB   104.03 TFLOP     45.3 %       473.9 ms
-        9.91 GiB     9.67 GiB    35.35 TFLOP     22.5 %       334.4 ms
-        12.47 GiB   12.22 GiB    24.95 TFLOP     17.7 %       314.9 ms
-        15.02 GiB   14.78 GiB    14.38 TFLOP     12.2 %       295.3 ms
-        17.57 GiB   17.33 GiB     4.37 TFLOP      6.4 %       276.9 ms
-        20.12 GiB   19.88 GiB    46.98 GFLOP      2.0 %       264.4 ms
-        22.67 GiB   22.43 GiB     7.52 GFLOP      0.9 %       261.5 ms
-        25.23 GiB   24.97 GiB     0.00 GFLOP      0.1 %       259.4 ms
+        6.95 GiB     6.95 GiB   104.03 TFLOP     45.3 %       473.9 ms
+        9.37 GiB     9.37 GiB    35.73 TFLOP     22.6 %       335.1 ms
+        11.78 GiB   11.78 GiB    25.09 TFLOP     17.7 %       315.1 ms
+        14.20 GiB   14.20 GiB    14.41 TFLOP     12.2 %       295.3 ms
+        16.62 GiB   16.62 GiB     3.74 TFLOP      5.9 %       275.6 ms
+        19.04 GiB   19.04 GiB    41.34 GFLOP      1.8 %       264.1 ms
+        21.45 GiB   21.45 GiB     0.00 GFLOP      0.7 %       261.0 ms
+        23.87 GiB   23.87 GiB     0.00 GFLOP      0.0 %       259.2 ms
 
         memory         micro-batch at 2048 tokens        tokens at micro-batch 2
-        8 GiB                                   2                           2290
-        12 GiB                                  8                           8834
-        16 GiB                                 14                          14961
-        24 GiB                                 26                          27215
-        48 GiB                                 62                          63977
-        80 GiB                                110                         112993
+        8 GiB                                   2                           2779
+        12 GiB                                  8                           9179
+        16 GiB                                 15                          15561
+        24 GiB                                 27                          28324
+        48 GiB                                 65                          66633
+        80 GiB                                114                         117686
         ");
     }
 
@@ -604,8 +604,8 @@ mod tests {
         assert_snapshot!(head.join("\n"), @r"
         step      2 x 2048 tokens, 1 pass; bf16, base nf4 (blocks of 64, double)
         budget    6.50 GiB
-        nothing fits: at least 7.36 GiB are needed
-          would help: max_seq_length from 2048 to 451
+        nothing fits: at least 6.95 GiB are needed
+          would help: max_seq_length from 2048 to 798
 
         policy                               peak      recompute    of time
         ");

@@ -110,13 +110,16 @@ pub struct Speed {
     pub round_trip: f64,
 }
 
+/// Bytes of the largest tensor that [`measure`] makes. (Pages of a device's memory follow the largest tensor.)
+pub const MEASURED: u64 = 16 << 20;
+
 /// How fast copies are; `None` where there are none.
 ///
 /// # Errors
 /// A device that failed.
 pub fn measure(device: &Device) -> Result<Option<Speed>, ExecutionError> {
-    const SIDE: usize = 4096;
-    const COPIES: usize = 4;
+    const SIDE: usize = 2048;
+    const COPIES: usize = 8;
     const SMALL: usize = 64;
     if !is_there(device) {
         return Ok(None);

@@ -194,7 +194,7 @@ struct Kept {
     lse: Option<Place>,
     /// Statistics of the two norms.
     rstd: [Option<Place>; 2],
-    /// x·Aᵀ, in the order of [`TargetModule::ALL`].
+    /// x·Aᵀ, in the order of [`TargetModule::ALL`]; where one product makes several, all with the first of them.
     downs: [Option<Place>; M::ALL.len()],
     /// What is in the host's memory.
     away: Option<AwaySet>,
@@ -301,7 +301,10 @@ impl<'a> Run<'a> {
                         let input = kept.input.take_if(|_| away.input);
                         sent.extend(input);
                         sent.extend(away.tensors.iter().filter_map(|t| kept.take(t)));
-                        kept.away = Some(*away);
+                        kept.away = Some(AwaySet {
+                            tensors: away.tensors.intersection(keep),
+                            ..*away
+                        });
                     }
                     waiting.push(Waiting::Layer(layer, kept));
                 }
@@ -410,29 +413,30 @@ impl<'a> Run<'a> {
         Some(down)
     }
 
-    /// x·Aᵀ of those targets, for which nothing is there, where one product makes it for all.
+    /// x·Aᵀ of those targets, where one product makes it for all.
     fn downs(&mut self, layer: &LayerShape, kept: &mut Kept, targets: &[TargetModule]) {
-        let together = |&target: &TargetModule| {
-            let p = layer.projection(target);
-            p.rank > 0 && !p.dropout
-        };
-        if !targets.iter().all(together) {
+        if !together(layer, targets) {
             return;
         }
-        for &target in targets {
-            if kept.downs[target as usize].is_none() {
-                let rank = layer.projection(target).rank;
-                kept.downs[target as usize] = Some(self.alloc(self.features(rank)));
-            }
-        }
+        let rank: u64 = targets.iter().map(|&t| layer.projection(t).rank).sum();
+        let all = self.alloc(self.features(rank));
+        let before = kept.downs[targets[0] as usize].replace(all);
+        self.free(before);
     }
 
     /// A product with what its adapter adds.
     fn project(&mut self, layer: &LayerShape, kept: &mut Kept, target: TargetModule) -> Place {
         let p = layer.projection(target);
         let y = self.with_weight(p, |run| run.alloc(run.features(p.out)));
-        if kept.downs[target as usize].is_none() {
-            kept.downs[target as usize] = self.down(p);
+        let group: &[TargetModule] = match target {
+            M::QProj | M::KProj | M::VProj => &QKV,
+            M::GateProj | M::UpProj => &GATE_AND_UP,
+            M::OProj | M::DownProj => &[],
+        };
+        if group.is_empty() || !together(layer, group) {
+            let down = self.down(p);
+            let before = std::mem::replace(&mut kept.downs[target as usize], down);
+            self.free(before);
         }
         y
     }
@@ -461,8 +465,8 @@ impl<'a> Run<'a> {
         });
         let k = &mut *kept;
         let x = self.norm(k, 0);
-        self.downs(layer, k, &[M::QProj, M::KProj, M::VProj]);
-        let qkv = [M::QProj, M::KProj, M::VProj].map(|target| self.project(layer, k, target));
+        self.downs(layer, k, &QKV);
+        let qkv = QKV.map(|target| self.project(layer, k, target));
         self.keep(k, keep, T::InputNormed, x);
         let out = self.attend(layer, k);
         for (tensor, place) in [T::Query, T::Key, T::Value].into_iter().zip(qkv) {
@@ -477,8 +481,8 @@ impl<'a> Run<'a> {
         self.keep_downs(k, keep, &[T::Mid]);
 
         let x = self.norm(k, 1);
-        self.downs(layer, k, &[M::GateProj, M::UpProj]);
-        let gate_and_up = [M::GateProj, M::UpProj].map(|target| self.project(layer, k, target));
+        self.downs(layer, k, &GATE_AND_UP);
+        let gate_and_up = GATE_AND_UP.map(|target| self.project(layer, k, target));
         self.keep(k, keep, T::PostNormed, x);
         let product = self.alloc(self.features(layer.projection(M::DownProj).input));
         for (tensor, place) in [T::Gate, T::Up].into_iter().zip(gate_and_up) {
@@ -596,7 +600,7 @@ impl<'a> Run<'a> {
         // The MLP.
         if !k.has(T::Gate) || !k.has(T::Up) {
             self.rebuild(layer, k, T::PostNormed);
-            self.downs(layer, k, &[M::GateProj, M::UpProj]);
+            self.downs(layer, k, &GATE_AND_UP);
             self.rebuild(layer, k, T::Gate);
             self.rebuild(layer, k, T::Up);
             if !uses.contains(T::PostNormed) {
@@ -608,13 +612,13 @@ impl<'a> Run<'a> {
         if uses.contains(T::Product) {
             self.rebuild(layer, k, T::Product);
         }
-        let d_product = self.project_back(down, None);
         let back = self.backs(layer, &[M::DownProj]);
+        let d_product = self.project_back(down, None);
         let product = k.take(T::Product);
         self.free(product);
         let xa = k.downs[M::DownProj as usize].take();
         self.free(xa);
-        let d = [M::GateProj, M::UpProj].map(|target| {
+        let d = GATE_AND_UP.map(|target| {
             let out = layer.projection(target).out;
             self.alloc(self.features(out))
         });
@@ -623,9 +627,9 @@ impl<'a> Run<'a> {
         if uses.contains(T::PostNormed) {
             self.rebuild(layer, k, T::PostNormed);
         }
-        let back = self.backs(layer, &[M::GateProj, M::UpProj]);
+        let back = self.backs(layer, &GATE_AND_UP);
         let mut dx = None;
-        for (target, dy) in [M::GateProj, M::UpProj].into_iter().zip(d) {
+        for (target, dy) in GATE_AND_UP.into_iter().zip(d) {
             dx = Some(self.project_back(layer.projection(target), dx));
             self.free([dy]);
         }
@@ -650,14 +654,18 @@ impl<'a> Run<'a> {
         // Attention.
         let mid = k.take(T::Mid);
         self.free(mid);
-        for tensor in [T::Query, T::Key, T::Value, T::Attention] {
+        for tensor in [T::Query, T::Key, T::Value] {
             self.rebuild(layer, k, tensor);
         }
-        let d_out = self.project_back(layer.projection(M::OProj), None);
+        if !uses.contains(T::InputNormed) {
+            let x = k.take(T::InputNormed);
+            self.free(x);
+        }
+        self.rebuild(layer, k, T::Attention);
         let back = self.backs(layer, &[M::OProj]);
+        let d_out = self.project_back(layer.projection(M::OProj), None);
         self.free(back);
-        let qkv = [M::QProj, M::KProj, M::VProj];
-        let d = qkv.map(|target| {
+        let d = QKV.map(|target| {
             let out = layer.projection(target).out;
             self.alloc(self.features(out))
         });
@@ -675,11 +683,14 @@ impl<'a> Run<'a> {
         if uses.contains(T::InputNormed) {
             self.rebuild(layer, k, T::InputNormed);
         }
-        let back = self.backs(layer, &qkv);
+        let back = self.backs(layer, &QKV);
         let mut dx = None;
-        for (target, dy) in qkv.into_iter().zip(d) {
+        for (target, dy) in QKV.into_iter().zip(d) {
+            let p = layer.projection(target);
             if wanted {
-                dx = Some(self.project_back(layer.projection(target), dx));
+                dx = Some(self.project_back(p, dx));
+            } else if p.dropout && p.rank > 0 {
+                self.transient(self.features(p.input));
             }
             self.free([dy]);
         }
@@ -694,13 +705,19 @@ impl<'a> Run<'a> {
         if kept.has(tensor) {
             return;
         }
-        let attention = &[M::QProj, M::KProj, M::VProj];
         let place = match tensor {
             T::InputNormed => self.norm(kept, 0),
             T::Query | T::Key | T::Value => {
+                // All that are missing at once.
                 self.rebuild(layer, kept, T::InputNormed);
-                self.downs(layer, kept, attention);
-                self.project(layer, kept, target(tensor))
+                self.downs(layer, kept, &QKV);
+                for tensor in [T::Query, T::Key, T::Value] {
+                    if !kept.has(tensor) {
+                        let place = self.project(layer, kept, target(tensor));
+                        kept.tensors[tensor as usize] = Some(place);
+                    }
+                }
+                return;
             }
             T::Attention => {
                 for part in [T::Query, T::Key, T::Value] {
@@ -733,6 +750,19 @@ impl<'a> Run<'a> {
         };
         kept.tensors[tensor as usize] = Some(place);
     }
+}
+
+/// Projections of attention's input.
+const QKV: [TargetModule; 3] = [M::QProj, M::KProj, M::VProj];
+/// Projections of the MLP's input.
+const GATE_AND_UP: [TargetModule; 2] = [M::GateProj, M::UpProj];
+
+/// Whether one product makes x·Aᵀ of all of them.
+fn together(layer: &LayerShape, targets: &[TargetModule]) -> bool {
+    targets.iter().all(|&target| {
+        let p = layer.projection(target);
+        p.rank > 0 && !p.dropout
+    })
 }
 
 /// The projection whose x·Aᵀ goes with a tensor.
@@ -845,18 +875,51 @@ mod tests {
         let mut setup = setup("1b", "1x512");
         setup.config.num_hidden_layers = 4;
         setup.lora.layers_to_transform = Some(vec![1, 3]);
-        for quantization in [None, Some(QuantizationPlan::new(Scheme::NF4))] {
-            setup.quantization = quantization;
+        let targets = [
+            M::ALL.to_vec(),
+            vec![M::OProj],
+            vec![M::DownProj],
+            vec![M::QProj, M::UpProj],
+        ];
+        for (targets, dense) in targets
+            .into_iter()
+            .flat_map(|t| [(t.clone(), false), (t, true)])
+        {
+            setup.lora.target_modules = targets;
+            setup.quantization = (!dense).then(|| QuantizationPlan::new(Scheme::NF4));
             for dropout in [0.0, 0.1] {
                 setup.lora.dropout = dropout;
                 let (step, pass) = (setup.step(), setup.pass());
                 let layers = step.layers.len();
+                let stored = |keep: &[SavedTensor], away: &[SavedTensor]| {
+                    let [keep, away] = [keep, away].map(|t| KeepSet::of(t.iter().copied()));
+                    let input = !away.is_empty();
+                    Segment::Stored(
+                        keep,
+                        AwaySet {
+                            input,
+                            tensors: away,
+                        },
+                    )
+                };
+                let mixed = [
+                    stored(&[T::Attention], &[]),
+                    stored(&[T::Mid, T::Up], &[T::Up, T::Query]),
+                    Segment::Rerun(vec![KeepSet::ALL]),
+                    stored(&[T::Query, T::Gate, T::PostNormed], &[T::Gate]),
+                ];
+                let mut turned = mixed.clone();
+                turned.rotate_left(2);
+                let mixed = [mixed, turned].map(|segments| ActivationPlan {
+                    segments: segments[4 - layers..].to_vec(),
+                });
                 let plans = (1..=layers)
                     .map(|size| ActivationPlan::rerun(layers, size, KeepSet::NONE))
                     .chain([
                         ActivationPlan::keep_all(layers),
                         ActivationPlan::sqrt(layers),
-                    ]);
+                    ])
+                    .chain(mixed);
                 for plan in plans {
                     let mut run = Run {
                         step: &step,

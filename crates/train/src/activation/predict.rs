@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::rc::Rc;
 
+use backdraft_kernels::offload::MEASURED;
 use backdraft_model::layers::{AwaySet, KeepSet, SavedTensor};
 use serde::Serialize;
 
@@ -93,7 +94,7 @@ pub struct Peak {
     pub working: u64,
     /// Libraries' buffers, and what belongs to the batch.
     pub workspace: u64,
-    /// What the allocator's pages have room for and nothing fills.
+    /// What the allocator's pages have room for and nothing fills, and what lasting tensors are rounded up by.
     pub unfilled: u64,
     /// When that is.
     pub moment: Moment,
@@ -178,7 +179,7 @@ impl StepShape {
             return 0;
         }
         let (largest, output) = self.tensors(pass);
-        largest.next_multiple_of(output.max(1))
+        largest.max(MEASURED).next_multiple_of(output.max(1))
     }
 
     /// Bytes of the largest tensor of a pass, and of the largest output of a projection.
@@ -188,7 +189,12 @@ impl StepShape {
         let (mut largest, mut output) = (logits, 0);
         let layers = self.layers.iter().flat_map(|layer| &layer.projections);
         for target in layers {
-            let scratch = target.out * target.input * element;
+            let whole = target.quantized && self.memory.dequantizes_whole;
+            let scratch = if whole {
+                target.out * target.input * element
+            } else {
+                0
+            };
             output = output.max(target.out * pass.tokens * element);
             largest = largest.max(scratch).max(output);
         }
@@ -529,7 +535,8 @@ impl StepShape {
         reserves.filter_map(plan).collect()
     }
 
-    /// The least memory of any plan that [`solve`](Self::solve) may give.
+    /// The memory of the plans that keep least, the least of them: that of any plan that [`solve`](Self::solve) may give,
+    /// but where tensors share pages another may fill fewer.
     ///
     /// # Units
     /// Bytes.

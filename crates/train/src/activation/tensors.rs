@@ -25,7 +25,7 @@ pub struct MemoryModel {
     pub logits_chunk: u64,
     /// Buffers that the device's libraries hold on to.
     pub workspace: u64,
-    /// Whether tensors share pages that are as large as the largest of them.
+    /// Whether tensors share pages, see `StepShape::page_for`.
     pub paged: bool,
 }
 
