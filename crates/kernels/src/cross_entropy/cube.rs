@@ -5,7 +5,7 @@ use burn::tensor::{DType, Tensor};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
-use super::Loss;
+use super::{CUBE_CHUNK, Loss};
 use crate::cube::{
     InPlace, RowCube, argument, cubes, elem, empty, floats, indices, into_floats, len, line,
     max_cube, on_cube, sum_cube, sum_lanes, tensor,
@@ -14,12 +14,9 @@ use crate::cube::{
 /// Units that share a row, at most.
 const UNITS: u32 = 1024;
 
-/// Tokens whose logits exist at a time: each chunk reads the whole head twice.
-const CHUNK: usize = 512;
-
 /// How many tokens to take at a time, `None` elsewhere than on a CubeCL device.
 pub(super) fn chunk(hidden: &Tensor<2>) -> Option<usize> {
-    on_cube(hidden).then_some(CHUNK)
+    on_cube(hidden).then_some(CUBE_CHUNK)
 }
 
 /// `Err` hands `logits` back when they are not on a CubeCL device.

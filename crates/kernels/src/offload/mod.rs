@@ -110,15 +110,17 @@ pub struct Speed {
     pub round_trip: f64,
 }
 
-/// Bytes of the largest tensor that [`measure`] makes. (Pages of a device's memory follow the largest tensor.)
-pub const MEASURED: u64 = 16 << 20;
+/// Rows and columns, in f32, of the largest tensor that [`measure`] makes.
+const SIDE: usize = 2048;
+
+/// Bytes of that tensor. (Pages of a device's memory follow the largest tensor.)
+pub const MEASURED: u64 = (4 * SIDE * SIDE) as u64;
 
 /// How fast copies are; `None` where there are none.
 ///
 /// # Errors
 /// A device that failed.
 pub fn measure(device: &Device) -> Result<Option<Speed>, ExecutionError> {
-    const SIDE: usize = 2048;
     const COPIES: usize = 8;
     const SMALL: usize = 64;
     if !is_there(device) {
@@ -160,7 +162,7 @@ pub fn measure(device: &Device) -> Result<Option<Speed>, ExecutionError> {
         }
     })?;
     Ok(Some(Speed {
-        bytes: (COPIES * SIDE * SIDE * 4) as f64 / there,
+        bytes: (COPIES as u64 * MEASURED) as f64 / there,
         round_trip: both_ways / SMALL as f64,
     }))
 }

@@ -6,6 +6,7 @@
 
 pub mod cost;
 pub mod device;
+mod heap;
 mod pages;
 pub mod plan;
 pub mod policies;

@@ -1,5 +1,6 @@
 //! What a recipe and a model's configuration say of a step's memory, without the weights.
 
+use backdraft_kernels::cross_entropy::{CHUNK, CUBE_CHUNK};
 use backdraft_lora::{LoraConfig, TargetModule};
 use backdraft_model::{Llama, LlamaConfig};
 use backdraft_quant::{QuantizationPlan, Scheme};
@@ -45,7 +46,7 @@ impl MemoryModel {
             dequantizes_whole: false,
             swiglu_in_place: true,
             score_rows: 64 * threads,
-            logits_chunk: backdraft_kernels::cross_entropy::CHUNK as u64,
+            logits_chunk: CHUNK as u64,
             // Packed panels of products.
             workspace: 512 << 10,
             paged: false,
@@ -60,7 +61,7 @@ impl MemoryModel {
             dequantizes_whole: true,
             swiglu_in_place: false,
             score_rows: 0,
-            logits_chunk: 512,
+            logits_chunk: CUBE_CHUNK as u64,
             workspace: 64 << 20,
             paged: true,
         }
