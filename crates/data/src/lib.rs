@@ -36,6 +36,7 @@
 pub mod batch;
 pub mod cache;
 pub mod conversation;
+pub mod count;
 pub mod error;
 pub mod eval_split;
 pub mod findings;
@@ -63,6 +64,7 @@ pub mod tokenizer;
 pub use batch::Batch;
 pub use cache::{Cached, tokenize_cached};
 pub use conversation::{Conversation, Instruction, Message, Record, Role};
+pub use count::count;
 pub use error::{DataError, SpanError, TemplateError};
 pub use eval_split::{EvalSplit, count_seen, split_fraction};
 pub use findings::{Finding, Findings, RowPlace};
