@@ -9,8 +9,8 @@ use burn::tensor::{DType, Device};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::commands::{
-    data, eval, generate, init, inspect, merge, plan, quantize, quickstart, report, score, train,
-    watch,
+    completions, data, eval, generate, init, inspect, man, merge, plan, quantize, quickstart,
+    report, score, train, watch,
 };
 use crate::error::CliError;
 
@@ -26,6 +26,10 @@ pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) global: Global,
 
+    // Before the command too, as before any of those that compute.
+    #[arg(long, hide = true)]
+    pub(crate) device: Option<Choice>,
+
     #[command(subcommand)]
     pub(crate) command: Command,
 }
@@ -33,12 +37,20 @@ pub(crate) struct Cli {
 /// Flags that every command takes.
 #[derive(Debug, Clone, Copy, Default, Args)]
 pub(crate) struct Global {
-    /// Write results (and errors) as JSON, one object a line, for programs to read
-    #[arg(long, global = true, help_heading = "Everywhere")]
+    /// Print results and errors as JSON, one object per line (described in docs/json.md)
+    #[arg(long, global = true, help_heading = "Global options")]
     pub(crate) json: bool,
 
-    /// Where to compute: auto, cpu, cuda, cuda:N or wgpu [default: what the recipe says, else auto]
-    #[arg(long, global = true, help_heading = "Everywhere")]
+    /// What `--device` said, wherever it stood.
+    #[arg(skip)]
+    pub(crate) device: Option<Choice>,
+}
+
+/// The device, for commands that compute.
+#[derive(Debug, Clone, Copy, Default, Args)]
+pub(crate) struct DeviceArgs {
+    /// Where to compute: auto, cpu, cuda, cuda:N or wgpu [default: the recipe's device, else auto]
+    #[arg(long)]
     pub(crate) device: Option<Choice>,
 }
 
@@ -58,6 +70,31 @@ pub(crate) enum Command {
     Inspect(inspect::InspectArgs),
     Init(init::InitArgs),
     Quickstart(quickstart::QuickstartArgs),
+    Completions(completions::CompletionsArgs),
+    Man(man::ManArgs),
+}
+
+impl Command {
+    /// What `--device` said behind the command; `None` for a command that does not compute.
+    pub(crate) const fn device(&self) -> Option<Option<Choice>> {
+        match self {
+            Self::Train(args) => Some(args.device.device),
+            Self::Generate(args) => Some(args.model.device.device),
+            Self::Eval(args) => Some(args.model.device.device),
+            Self::Score(args) => Some(args.model.device.device),
+            Self::Quickstart(args) => Some(args.device.device),
+            Self::Data(_)
+            | Self::Plan(_)
+            | Self::Watch(_)
+            | Self::Report(_)
+            | Self::Merge(_)
+            | Self::Quantize(_)
+            | Self::Inspect(_)
+            | Self::Init(_)
+            | Self::Completions(_)
+            | Self::Man(_) => None,
+        }
+    }
 }
 
 /// A model, with or without an adapter.
@@ -67,28 +104,31 @@ pub(crate) struct ModelArgs {
     #[arg(long, value_name = "MODEL")]
     pub(crate) model: String,
 
-    /// PEFT adapter directory to put on the model
+    /// PEFT adapter to apply: its directory
     #[arg(long, value_name = "DIR")]
     pub(crate) adapter: Option<PathBuf>,
 
-    /// How to keep the model's projections [default: as the adapter was trained, else as in the files]
+    /// Quantize the linear layers on load [default: as the adapter was trained, else as in the files]
     #[arg(long, value_enum, value_name = "FORMAT")]
     pub(crate) quantization: Option<QuantizationArg>,
 
-    /// Number format of the computation [default: auto, bf16 where the device has it, else f32]
+    /// Data type to compute in [default: auto, bf16 where the device supports it, else f32]
     #[arg(long, value_enum, value_name = "DTYPE")]
     pub(crate) dtype: Option<DtypeArg>,
+
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
 }
 
-/// Number format of a computation.
+/// Data type of a computation.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum DtypeArg {
-    /// The best that the device has
+    /// bf16 where the device supports it, else f32
     #[default]
     Auto,
-    /// bfloat16, with sums in f32
+    /// bfloat16, accumulated in f32
     Bf16,
-    /// Half precision, with sums in f32
+    /// Half precision, accumulated in f32
     F16,
     /// Single precision
     F32,
@@ -110,13 +150,13 @@ impl DtypeArg {
 /// How a base model is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum QuantizationArg {
-    /// As in the files
+    /// No quantization beyond that of the files
     None,
-    /// 4-bit NormalFloat, scales quantised too
+    /// 4-bit NormalFloat, double quantization
     Nf4,
-    /// 4-bit floating point, scales quantised too
+    /// 4-bit floating point, double quantization
     Fp4,
-    /// 8 bits, one scale for each row
+    /// 8 bits, one scale per row
     Int8,
 }
 
@@ -141,23 +181,23 @@ impl QuantizationArg {
 /// How the next token is chosen.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct SamplingArgs {
-    /// Most tokens to write
+    /// Maximum new tokens
     #[arg(long, value_name = "N", default_value_t = 256)]
     pub(crate) max_new_tokens: usize,
 
-    /// Sampling temperature; 0 always takes the likeliest token
+    /// Sampling temperature; 0 is greedy decoding
     #[arg(long, value_name = "T", default_value_t = 0.0, allow_negative_numbers = true, value_parser = non_negative)]
     pub(crate) temperature: f64,
 
-    /// Choose among the K likeliest tokens
+    /// Sample from the K most likely tokens
     #[arg(long, value_name = "K", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) top_k: Option<u32>,
 
-    /// Choose among the likeliest tokens that together have probability P
+    /// Sample from the most likely tokens whose probabilities add up to P
     #[arg(long, value_name = "P", value_parser = probability)]
     pub(crate) top_p: Option<f64>,
 
-    /// Seed of the sampling
+    /// Random seed for sampling
     #[arg(long, value_name = "SEED", default_value_t = 42)]
     pub(crate) seed: u64,
 }
@@ -165,7 +205,7 @@ pub(crate) struct SamplingArgs {
 /// Shape of rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum FormatArg {
-    /// Seen from the first rows
+    /// Detected from the first rows
     Auto,
     /// Chats: {"messages": [{"role": …, "content": …}, …]}
     Messages,

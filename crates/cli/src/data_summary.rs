@@ -4,10 +4,10 @@ use backdraft_data::{Finding, Outcome, RowCounts};
 use backdraft_train::data::{DataCheck, SourceCheck};
 use backdraft_train::recipe::RowBatching;
 
-use crate::plain::{group, lines};
+use crate::plain::{count, group, wrapped};
 
 /// Sources, rows, batches and findings, on a few lines without the last line break.
-pub(crate) fn text(check: &DataCheck) -> String {
+pub(crate) fn text(check: &DataCheck, columns: Option<usize>) -> String {
     let mut rows: Vec<(&str, String)> = Vec::new();
     rows.extend(check.sources.iter().map(|s| ("source", source(s))));
     rows.push(("rows", became(&check.train, check.train_rows)));
@@ -24,7 +24,7 @@ pub(crate) fn text(check: &DataCheck) -> String {
         let how = if cache.hit { "found" } else { "made" };
         ("cache", format!("{how} {}", cache.path.display()))
     }));
-    let mut text = lines(&rows);
+    let mut text = wrapped(&rows, columns);
     for (name, outcome) in [
         ("", Some(&check.train)),
         ("held out: ", check.eval.as_ref()),
@@ -45,8 +45,14 @@ pub(crate) fn text(check: &DataCheck) -> String {
     }
     if check.eval_rows_seen > 0 {
         text.push_str(&format!(
-            "note: {} rows held out are also learned from; they will look better than they are\n",
-            group(check.eval_rows_seen as u64)
+            "note: {}; eval loss will look better than it is\n",
+            match check.eval_rows_seen {
+                1 => "1 held-out row is also a training row".to_owned(),
+                rows => format!(
+                    "{} held-out rows are also training rows",
+                    group(rows as u64)
+                ),
+            }
         ));
     }
     text.trim_end().to_owned()
@@ -55,11 +61,11 @@ pub(crate) fn text(check: &DataCheck) -> String {
 fn source(source: &SourceCheck) -> String {
     let mut text = format!("{}: {}", source.name, source.format);
     if source.files != 1 {
-        text.push_str(&format!(", {} files", source.files));
+        text.push_str(&format!(", {}", count(source.files as u64, "file")));
     }
-    text.push_str(&format!(", {} rows", group(source.rows as u64)));
+    text.push_str(&format!(", {}", count(source.rows as u64, "row")));
     if source.weight != 1.0 {
-        text.push_str(&format!(", each {} times an epoch", source.weight));
+        text.push_str(&format!(", weight {}", source.weight));
     }
     text
 }
@@ -72,24 +78,29 @@ fn became(outcome: &Outcome, kept: RowCounts) -> String {
         (outcome.skipped.len(), "skipped as broken"),
         (report.dropped, "left out"),
         (report.truncated, "cut"),
-        (report.duplicates, "duplicates"),
     ] {
         if number > 0 {
             text.push_str(&format!("; {} {what}", group(number as u64)));
         }
     }
+    if report.duplicates > 0 {
+        text.push_str(&format!(
+            "; {}",
+            count(report.duplicates as u64, "duplicate")
+        ));
+    }
     text.push_str(&format!(
-        "; longest {} tokens",
-        group(report.longest as u64)
+        "; longest {}",
+        count(report.longest as u64, "token")
     ));
     text
 }
 
 fn counts(counts: RowCounts) -> String {
     format!(
-        "{} rows, {} tokens, {} of them in the loss",
-        group(counts.rows as u64),
-        group(counts.tokens),
+        "{}, {}, {} supervised",
+        count(counts.rows as u64, "row"),
+        count(counts.tokens, "token"),
         group(counts.supervised_tokens)
     )
 }
@@ -97,17 +108,23 @@ fn counts(counts: RowCounts) -> String {
 fn batches(check: &DataCheck) -> String {
     let density = check.density;
     let packs = match check.batching {
-        RowBatching::Packed => format!("{} packs in ", group(density.packs as u64)),
+        RowBatching::Packed => format!("{}, ", count(density.packs as u64, "pack")),
         _ => String::new(),
     };
+    let padding = match density.wasted() {
+        0 => "no padding".to_owned(),
+        wasted => format!(
+            "{:.2} % full, {} of {} positions are padding",
+            100.0 * density.density(),
+            group(wasted),
+            group(density.places)
+        ),
+    };
     format!(
-        "{}: {} rows an epoch, {packs}{} micro-batches, {:.2} % full, {} of {} places wasted",
+        "{}: {} per epoch, {packs}{}, {padding}",
         check.batching,
-        group(density.rows as u64),
-        group(density.micro_batches as u64),
-        100.0 * density.density(),
-        group(density.wasted()),
-        group(density.places)
+        count(density.rows as u64, "row"),
+        count(density.micro_batches as u64, "micro-batch"),
     )
 }
 
@@ -195,12 +212,12 @@ mod tests {
             }],
         };
         assert!(!check.is_sound());
-        assert_snapshot!(text(&check), @r#"
+        assert_snapshot!(text(&check, None), @r#"
         source    a.jsonl: format "text" (the first 64 rows have text), 600 rows
-        source    docs: format "text" (the first 64 rows have text), 12 files, 600 rows, each 0.5 times an epoch
-        rows      1,140 rows, 123,456 tokens, 34,567 of them in the loss; 5 left out; 2 cut; longest 3,000 tokens
-        held out  60 rows, 6,000 tokens, 2,000 of them in the loss; a share of the rows
-        batches   packed: 840 rows an epoch, 50 packs in 25 micro-batches, 95.70 % full, 4,400 of 102,400 places wasted
+        source    docs: format "text" (the first 64 rows have text), 12 files, 600 rows, weight 0.5
+        rows      1,140 rows, 123,456 tokens, 34,567 supervised; 5 left out; 2 cut; longest 3,000 tokens
+        held out  60 rows, 6,000 tokens, 2,000 supervised; a share of the rows
+        batches   packed: 840 rows per epoch, 50 packs, 25 micro-batches, 95.70 % full, 4,400 of 102,400 positions are padding
         cache     found /c/x.tokens
         problem: 5 rows have no supervised token and were left out
           first: a.jsonl, line 1; a.jsonl, line 2; a.jsonl, line 3; …
@@ -210,7 +227,7 @@ mod tests {
           next: raise max_seq_length, or shorten them
         problem: the chat template writes <|eot_id|>, which this model does not have as tokens
           next: use the template that belongs to the model, or one that needs no special tokens
-        note: 3 rows held out are also learned from; they will look better than they are
+        note: 3 held-out rows are also training rows; eval loss will look better than it is
         "#);
     }
 }

@@ -15,6 +15,8 @@ use backdraft_train::TrainError;
 use backdraft_train::recipe::RecipeError;
 use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme};
 
+use crate::{about, envelope, output};
+
 /// Exit code for a mistake in what the user gave: a file, a recipe, a model.
 pub(crate) const USER: u8 = 1;
 /// Exit code for a command line that means nothing; clap's too.
@@ -31,6 +33,8 @@ type Source = Box<dyn Error + Send + Sync>;
 pub(crate) struct CliError {
     body: Body,
     hint: Option<String>,
+    /// What is wrong, one by one, where that is more than one sentence.
+    problems: Vec<String>,
     code: u8,
     silent: bool,
 }
@@ -70,14 +74,6 @@ impl CliError {
         Self::new(body, INTERNAL).hint(format!("this is a bug; please report it at {ISSUES}"))
     }
 
-    /// The reader of the results has gone away, as `head` does: no error to speak of.
-    pub(crate) fn closed_pipe() -> Self {
-        Self {
-            silent: true,
-            ..Self::user("the results were not read to the end")
-        }
-    }
-
     /// A signal ended the run, which has said so itself.
     pub(crate) fn interrupted() -> Self {
         let body = Body::Message("the run was interrupted".to_owned(), None);
@@ -91,6 +87,7 @@ impl CliError {
         Self {
             body,
             hint: None,
+            problems: Vec::new(),
             code,
             silent: false,
         }
@@ -110,6 +107,12 @@ impl CliError {
         self
     }
 
+    /// Adds the single problems that the message lists below its first line.
+    pub(crate) fn problems(mut self, problems: impl IntoIterator<Item = String>) -> Self {
+        self.problems = problems.into_iter().collect();
+        self
+    }
+
     /// Shows the error on standard error and gives the exit code.
     pub(crate) fn report(&self, json: bool) -> ExitCode {
         if !self.silent {
@@ -118,13 +121,13 @@ impl CliError {
             } else {
                 self.render(Look::of_stderr())
             };
-            // Nobody is left to tell that standard error is closed.
+            // Standard error may be closed; the exit code still tells.
             let _ = writeln!(std::io::stderr(), "{}", text.trim_end());
         }
         ExitCode::from(self.code)
     }
 
-    /// One line with `error`, `causes`, `hint` and `exit_code`.
+    /// One line with `error`, `problems`, `causes`, `hint` and `exit_code`.
     pub(crate) fn to_json(&self) -> String {
         let mut causes = Vec::new();
         let mut cause = self.source();
@@ -132,9 +135,25 @@ impl CliError {
             causes.push(error.to_string());
             cause = error.source();
         }
-        let (hint, exit_code) = (&self.hint, self.code);
-        serde_json::json!({ "error": self.to_string(), "causes": causes, "hint": hint, "exit_code": exit_code })
-            .to_string()
+        let message = self.to_string();
+        // What people read as a list below the first line is a list of its own.
+        let message = match self.problems.is_empty() {
+            true => message.as_str(),
+            false => message
+                .lines()
+                .next()
+                .unwrap_or_default()
+                .trim_end_matches(':'),
+        };
+        let value = serde_json::json!({
+            "error": message,
+            "problems": self.problems,
+            "causes": causes,
+            "hint": self.hint,
+            "exit_code": self.code,
+        });
+        // Strings and numbers, which JSON has.
+        envelope::line("error", &value).unwrap_or_default()
     }
 
     /// The error for people.
@@ -177,13 +196,9 @@ pub(crate) enum Look {
 
 impl Look {
     fn of_stderr() -> Self {
-        let wants_colour = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-        if std::io::stderr().is_terminal() && wants_colour {
-            let columns = std::env::var("COLUMNS")
-                .ok()
-                .and_then(|columns| columns.parse().ok());
+        if std::io::stderr().is_terminal() && output::colour_allowed() {
             Self::Terminal {
-                columns: columns.unwrap_or(100),
+                columns: output::terminal_columns().unwrap_or(100),
             }
         } else {
             Self::Plain
@@ -231,7 +246,13 @@ impl From<RecipeError> for CliError {
             }
             _ => None,
         };
-        let error = Self::library(error);
+        let problems: Vec<String> = match &error {
+            RecipeError::Invalid { problems, .. } => {
+                problems.iter().map(ToString::to_string).collect()
+            }
+            _ => Vec::new(),
+        };
+        let error = Self::library(error).problems(problems);
         match hint {
             Some(hint) => error.hint(hint),
             None => error,
@@ -255,7 +276,7 @@ impl From<TrainError> for CliError {
     fn from(error: TrainError) -> Self {
         let hint = match &error {
             TrainError::OutputExists { .. } => Some(
-                "choose another --output-dir, add --resume to go on with the run, or --force to replace it"
+                "choose another --output-dir, add --resume to continue the run, or --force to replace it"
                     .to_owned(),
             ),
             TrainError::Locked { .. } => Some(
@@ -274,7 +295,7 @@ impl From<TrainError> for CliError {
             TrainError::Changed { differences, .. } => {
                 let flags = differences.iter().map(|d| format!(" --allow-change {}", d.key));
                 Some(format!(
-                    "undo the change, or accept that the run goes on as another one with{}",
+                    "revert it, or accept it with{}",
                     flags.collect::<String>()
                 ))
             }
@@ -320,12 +341,14 @@ fn data_hint(error: &DataError) -> Option<String> {
         DataError::Cache { .. } => {
             "free some space, or keep rows in memory with data.cache = \"off\""
         }
-        DataError::TooManyBadRows { .. } => "mend the rows, or allow more of them",
+        DataError::TooManyBadRows { .. } => {
+            "fix the rows, or allow more bad ones with --skip-bad-rows N"
+        }
         DataError::Render { .. } => {
-            "look at the row, or name another template with data.chat_template; --skip-bad-rows N passes over some rows and lists them"
+            "look at the row, or name another template with data.chat_template; --skip-bad-rows N skips up to N bad rows and lists them"
         }
         error if error.is_about_a_row() => {
-            "mend the row, or pass over some with --skip-bad-rows N, which lists them"
+            "fix the row, or skip up to N bad rows with --skip-bad-rows N (listed in skipped_rows.jsonl)"
         }
         _ => return None,
     };
@@ -372,10 +395,16 @@ impl From<HubError> for CliError {
 const ISSUES: &str = concat!(env!("CARGO_PKG_REPOSITORY"), "/issues");
 
 /// Makes a panic one clear line that says how to report it; `RUST_BACKTRACE` still brings the rest.
-pub(crate) fn install_panic_hook() {
+pub(crate) fn install_panic_hook(json: bool) {
     let standard = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
-        let _ = writeln!(std::io::stderr(), "{}", panic_line(panic));
+        let line = panic_line(panic);
+        let value = || serde_json::json!({ "error": line, "problems": [], "causes": [], "hint": null, "exit_code": INTERNAL });
+        let said = match json {
+            true => envelope::line("error", &value()).unwrap_or_default(),
+            false => format!("error: {line}"),
+        };
+        let _ = writeln!(std::io::stderr(), "{said}");
         if std::env::var_os("RUST_BACKTRACE").is_some() {
             standard(panic);
         }
@@ -388,9 +417,9 @@ fn panic_line(panic: &PanicHookInfo<'_>) -> String {
         .location()
         .map_or_else(String::new, |place| format!(" ({place})"));
     let message: Vec<&str> = message.split_whitespace().collect();
-    let (message, version) = (message.join(" "), env!("CARGO_PKG_VERSION"));
+    let (message, build) = (message.join(" "), about::build());
     format!(
-        "error: internal error: {message}{place}; this is a bug in backdraft {version}: please report this line and the command at {ISSUES}"
+        "internal error: {message}{place}; this is a bug in {build}: please report this line and the command at {ISSUES}"
     )
 }
 
@@ -432,7 +461,7 @@ mod tests {
 
     #[test]
     fn says_the_same_to_programs() {
-        assert_snapshot!(disk_full().to_json(), @r#"{"error":"cannot write outputs/adapter","causes":["No space left on device"],"hint":"free some space","exit_code":1}"#);
+        assert_snapshot!(disk_full().to_json(), @r#"{"event":"error","schema_version":1,"error":"cannot write outputs/adapter","problems":[],"causes":["No space left on device"],"hint":"free some space","exit_code":1}"#);
     }
 
     #[test]

@@ -1,16 +1,21 @@
 //! The `backdraft` program.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod about;
 mod args;
 mod commands;
+mod counter;
 mod dashboard;
 mod data_summary;
+mod envelope;
 mod error;
 mod output;
 mod plain;
 mod reporter;
 mod session;
+mod shell;
 mod signals;
+mod usage;
 
 use std::process::ExitCode;
 
@@ -18,6 +23,5 @@ use std::process::ExitCode;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    error::install_panic_hook();
     std::panic::catch_unwind(commands::main).unwrap_or(ExitCode::from(error::INTERNAL))
 }

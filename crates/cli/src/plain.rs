@@ -1,10 +1,16 @@
 //! A training run as plain lines, where there is no terminal for the dashboard.
 //!
 //! Every step line has the same columns in the same places, each a name and a value, so that `grep`,
-//! `awk` and a person find their way; a value that is not known is `-`.
+//! `awk` and a person find their way.
 
 use std::path::PathBuf;
 use std::time::Duration;
+
+pub(crate) use backdraft_data::count;
+pub(crate) use backdraft_data::count::group;
+use backdraft_train::report::StepReport;
+
+use crate::shell;
 
 /// What is known about a run before its first step.
 #[derive(Debug, Clone, PartialEq)]
@@ -29,8 +35,8 @@ pub(crate) struct Banner {
     pub(crate) supervised_tokens: u64,
     /// Rows held out; `None` without evaluation.
     pub(crate) eval_rows: Option<usize>,
-    /// Rows of one optimiser step.
-    pub(crate) rows_per_step: usize,
+    /// Rows of one optimiser step: micro-batch and accumulation.
+    pub(crate) batch: (usize, usize),
     /// Optimiser steps of the run.
     pub(crate) total_steps: usize,
     /// Where the run's files go.
@@ -46,8 +52,6 @@ pub(crate) struct StepLine {
     pub(crate) epoch: f64,
     /// Loss per supervised token.
     pub(crate) loss: f64,
-    /// Loss of the rows held out, after a step that evaluates.
-    pub(crate) eval_loss: Option<f64>,
     /// Learning rate of the step.
     pub(crate) learning_rate: f64,
     /// Global norm of the gradients before clipping.
@@ -58,8 +62,26 @@ pub(crate) struct StepLine {
     pub(crate) supervised_tokens_per_second: f64,
     /// Time since the first step began.
     pub(crate) elapsed: Duration,
-    /// Time left; `None` while nothing is known.
+    /// Time left; `None` for a step of the past.
     pub(crate) eta: Option<Duration>,
+}
+
+impl StepLine {
+    /// A step as it was reported.
+    pub(crate) fn of(report: &StepReport, eta: Option<Duration>) -> Self {
+        let seconds = report.seconds.max(1e-9);
+        Self {
+            step: report.step,
+            epoch: report.epoch,
+            loss: report.loss,
+            learning_rate: report.learning_rate,
+            grad_norm: report.grad_norm,
+            tokens_per_second: report.tokens as f64 / seconds,
+            supervised_tokens_per_second: report.supervised_tokens as f64 / seconds,
+            elapsed: Duration::try_from_secs_f64(report.elapsed).unwrap_or_default(),
+            eta,
+        }
+    }
 }
 
 /// What is known after the last step.
@@ -71,8 +93,8 @@ pub(crate) struct Summary {
     pub(crate) total_steps: usize,
     /// Steps that another process had done.
     pub(crate) resumed_from: usize,
-    /// Why it ended before its last step.
-    pub(crate) end: Option<String>,
+    /// How and why it ended before its last step.
+    pub(crate) end: Option<(&'static str, String)>,
     /// What the curve means.
     pub(crate) diagnosis: Option<String>,
     /// The page about it.
@@ -115,15 +137,14 @@ impl PlainLines {
         }
     }
 
-    /// Whether a step gets a line: each `logging_steps`, the last one, and each that evaluates.
-    pub(crate) const fn wants(&self, line: &StepLine) -> bool {
-        line.eval_loss.is_some()
-            || line.step == self.total_steps
-            || (self.logging_steps > 0 && line.step.is_multiple_of(self.logging_steps))
+    /// Whether a step gets a line: each `logging_steps`, and the last one.
+    pub(crate) const fn wants(&self, step: usize) -> bool {
+        step == self.total_steps
+            || (self.logging_steps > 0 && step.is_multiple_of(self.logging_steps))
     }
 
-    /// The lines before the first step.
-    pub(crate) fn banner(&self, banner: &Banner) -> String {
+    /// The lines before the first step, as wide as a terminal where there is one.
+    pub(crate) fn banner(&self, banner: &Banner, columns: Option<usize>) -> String {
         let Banner {
             trainable_parameters: trainable,
             base_parameters: base,
@@ -131,17 +152,18 @@ impl PlainLines {
         } = *banner;
         let share = 100.0 * trainable as f64 / (base as f64).max(1.0);
         let eval = match banner.eval_rows {
-            Some(rows) => format!("{} rows held out", group(rows as u64)),
-            None => "none: the recipe names no data.eval".to_owned(),
+            Some(rows) => format!("{} held out", count(rows as u64, "row")),
+            None => "none (data.eval is not set)".to_owned(),
         };
-        lines(&[
+        let (micro_batch, accumulation) = banner.batch;
+        let rows = [
             (
                 "model",
-                format!("{} ({} weights)", banner.model, group(base)),
+                format!("{} ({} parameters)", banner.model, group(base)),
             ),
             (
                 "adapter",
-                format!("{} weights to train ({share:.2} %)", group(trainable)),
+                format!("{} trainable parameters ({share:.2} %)", group(trainable)),
             ),
             ("base", banner.base.clone()),
             ("memory", banner.memory.clone()),
@@ -149,9 +171,9 @@ impl PlainLines {
             (
                 "data",
                 format!(
-                    "{} rows, {} tokens, {} of them in the loss",
-                    group(banner.train_rows as u64),
-                    group(banner.train_tokens),
+                    "{}, {}, {} supervised",
+                    count(banner.train_rows as u64, "row"),
+                    count(banner.train_tokens, "token"),
                     group(banner.supervised_tokens)
                 ),
             ),
@@ -159,38 +181,38 @@ impl PlainLines {
             (
                 "steps",
                 format!(
-                    "{} of {} rows",
+                    "{} × {} (micro-batch {micro_batch} × accumulation {accumulation})",
                     group(banner.total_steps as u64),
-                    banner.rows_per_step
+                    count((micro_batch * accumulation) as u64, "row"),
                 ),
             ),
             ("output", banner.output_dir.display().to_string()),
-        ])
+        ];
+        wrapped(&rows, columns)
     }
 
     /// One step, without a line break.
     pub(crate) fn step(&self, line: &StepLine) -> String {
         let width = self.total_steps.to_string().len();
         let (step, total) = (line.step, self.total_steps);
-        let (eval_loss, perplexity) = (line.eval_loss, line.eval_loss.map(f64::exp));
+        let eta = line
+            .eta
+            .map_or_else(String::new, |eta| format!("  eta {:>9}", clock(eta)));
         format!(
-            "step {step:>width$}/{total}  epoch {:>6.2}  loss {:>8}  eval_loss {:>8}  eval_ppl {:>8}  lr {:>9}  \
-             grad_norm {:>8}  tok/s {:>7}  sup_tok/s {:>7}  elapsed {:>9}  eta {:>9}",
+            "step {step:>width$}/{total}  epoch {:>6.2}  loss {:>8}  lr {:>9}  \
+             grad_norm {:>8}  tok/s {:>7}  sup_tok/s {:>7}  elapsed {:>9}{eta}",
             line.epoch,
             fixed(line.loss),
-            optional(eval_loss.map(fixed)),
-            optional(perplexity.map(fixed)),
             scientific(line.learning_rate),
             fixed(line.grad_norm),
             rate(line.tokens_per_second),
             rate(line.supervised_tokens_per_second),
             clock(line.elapsed),
-            optional(line.eta.map(clock)),
         )
     }
 
-    /// The lines after the last step.
-    pub(crate) fn summary(&self, summary: &Summary) -> String {
+    /// The lines after the last step, as wide as a terminal where there is one.
+    pub(crate) fn summary(&self, summary: &Summary, columns: Option<usize>) -> String {
         let best = match summary.best_eval {
             Some((loss, step)) => {
                 format!(
@@ -201,15 +223,17 @@ impl PlainLines {
             }
             None => "not evaluated".to_owned(),
         };
-        let adapter = summary.adapter.display();
         let done = summary.steps.saturating_sub(summary.resumed_from);
         let mut time = format!(
-            "{} for {} steps",
+            "{} for {}",
             clock(summary.elapsed),
-            group(done as u64)
+            count(done as u64, "step")
         );
         if summary.resumed_from > 0 {
-            time.push_str(&format!(" after {}", group(summary.resumed_from as u64)));
+            time.push_str(&format!(
+                " (resumed at step {})",
+                group(summary.resumed_from as u64)
+            ));
         }
         let mut rows = vec![("run time", time)];
         if let Some(end) = &summary.end {
@@ -217,7 +241,8 @@ impl PlainLines {
                 group(summary.steps as u64),
                 group(summary.total_steps as u64),
             );
-            rows.push(("ended", format!("after step {steps} of {total}: {end}")));
+            let (how, why) = end;
+            rows.push(("ended", format!("{how} at step {steps} of {total}: {why}")));
         }
         rows.push((
             "throughput",
@@ -239,32 +264,49 @@ impl PlainLines {
         } else {
             format!(" (step {}, the best evaluation)", summary.adapter_step)
         };
-        rows.push(("adapter", format!("{adapter}{of}")));
+        rows.push(("adapter", format!("{}{of}", summary.adapter.display())));
         rows.push(("report", summary.report.display().to_string()));
         rows.push((
-            "try it",
+            TRY,
             format!(
-                "backdraft generate --model {} --adapter {adapter} --chat",
-                summary.model
+                "backdraft generate --model {} --adapter {} --chat",
+                shell::quote(&summary.model),
+                shell::path(&summary.adapter)
             ),
         ));
-        lines(&rows)
+        wrapped(&rows, columns)
     }
 }
 
+/// The row of a command to paste, which stays on one line.
+const TRY: &str = "try it";
+
+/// Names and values in two columns.
 pub(crate) fn lines(rows: &[(&str, String)]) -> String {
+    wrapped(rows, None)
+}
+
+/// Names and values in two columns, values wrapped within theirs where there is a width.
+pub(crate) fn wrapped(rows: &[(&str, String)], columns: Option<usize>) -> String {
     let width = rows
         .iter()
         .map(|(name, _)| name.len())
         .max()
         .unwrap_or_default();
-    rows.iter()
-        .map(|(name, value)| format!("{name:<width$}  {value}\n"))
-        .collect()
-}
-
-fn optional(text: Option<String>) -> String {
-    text.unwrap_or_else(|| "-".to_owned())
+    let indent = " ".repeat(width + 2);
+    let line = |(name, value): &(&str, String)| {
+        let line = format!("{name:<width$}  {value}");
+        match columns {
+            Some(columns) if *name != TRY && columns > width + 20 => {
+                let options = textwrap::Options::new(columns)
+                    .subsequent_indent(&indent)
+                    .break_words(false);
+                format!("{}\n", textwrap::fill(&line, options))
+            }
+            _ => format!("{line}\n"),
+        }
+    };
+    rows.iter().map(line).collect()
 }
 
 /// Four decimals while they fit into eight characters, else an exponent.
@@ -303,19 +345,6 @@ pub(crate) fn clock(time: Duration) -> String {
     )
 }
 
-/// Digits in groups of three.
-pub(crate) fn group(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use insta::assert_snapshot;
@@ -329,7 +358,6 @@ mod tests {
             step,
             epoch: step as f64 / 110.0,
             loss: 2.103_44,
-            eval_loss: None,
             learning_rate: 1.176_470_588e-4,
             grad_norm: 1.234_56,
             tokens_per_second: 812.4,
@@ -344,30 +372,23 @@ mod tests {
         let first = StepLine {
             loss: f64::NAN,
             learning_rate: 0.0,
-            eta: None,
             ..line(1)
-        };
-        let evaluated = StepLine {
-            eval_loss: Some(1.987_65),
-            ..line(50)
         };
         let wild = StepLine {
             loss: 12_345.6,
-            eval_loss: Some(900.0),
             grad_norm: f64::INFINITY,
             tokens_per_second: 1_234_567.0,
             elapsed: Duration::from_secs(3_599_999),
             ..line(330)
         };
-        let text: Vec<String> = [first, line(10), evaluated, wild]
+        let text: Vec<String> = [first, line(10), wild]
             .iter()
             .map(|line| LINES.step(line))
             .collect();
         assert_snapshot!(text.join("\n"), @"
-        step   1/330  epoch   0.01  loss      NaN  eval_loss        -  eval_ppl        -  lr         0  grad_norm   1.2346  tok/s     812  sup_tok/s   100.0  elapsed   0:01:12  eta         -
-        step  10/330  epoch   0.09  loss   2.1034  eval_loss        -  eval_ppl        -  lr  1.176e-4  grad_norm   1.2346  tok/s     812  sup_tok/s   100.0  elapsed   0:01:12  eta   0:36:20
-        step  50/330  epoch   0.45  loss   2.1034  eval_loss   1.9876  eval_ppl   7.2984  lr  1.176e-4  grad_norm   1.2346  tok/s     812  sup_tok/s   100.0  elapsed   0:01:12  eta   0:36:20
-        step 330/330  epoch   3.00  loss   1.23e4  eval_loss 900.0000  eval_ppl      inf  lr  1.176e-4  grad_norm      inf  tok/s 1234567  sup_tok/s   100.0  elapsed 999:59:59  eta   0:36:20
+        step   1/330  epoch   0.01  loss      NaN  lr         0  grad_norm   1.2346  tok/s     812  sup_tok/s   100.0  elapsed   0:01:12  eta   0:36:20
+        step  10/330  epoch   0.09  loss   2.1034  lr  1.176e-4  grad_norm   1.2346  tok/s     812  sup_tok/s   100.0  elapsed   0:01:12  eta   0:36:20
+        step 330/330  epoch   3.00  loss   1.23e4  lr  1.176e-4  grad_norm      inf  tok/s 1234567  sup_tok/s   100.0  elapsed 999:59:59  eta   0:36:20
         ");
         let widths: Vec<usize> = text.iter().map(String::len).collect();
         assert!(
@@ -383,25 +404,17 @@ mod tests {
         let value = |name: &str| words[words.iter().position(|word| *word == name).unwrap() + 1];
         assert_eq!(words.len() % 2, 0);
         assert_eq!(
-            (value("loss"), value("eval_loss"), value("eta")),
-            ("2.1034", "-", "0:36:20")
+            (value("loss"), value("grad_norm"), value("eta")),
+            ("2.1034", "1.2346", "0:36:20")
         );
         assert_eq!(value("lr").parse::<f64>().unwrap(), 1.176e-4);
     }
 
     #[test]
-    fn logs_every_so_many_steps_the_last_and_evaluations() {
+    fn logs_every_so_many_steps_and_the_last() {
         let lines = PlainLines::new(25, 10);
-        let logged: Vec<usize> = (1..=25)
-            .filter(|&step| {
-                let eval_loss = (step == 7).then_some(1.0);
-                lines.wants(&StepLine {
-                    eval_loss,
-                    ..line(step)
-                })
-            })
-            .collect();
-        assert_eq!(logged, [7, 10, 20, 25]);
+        let logged: Vec<usize> = (1..=25).filter(|&step| lines.wants(step)).collect();
+        assert_eq!(logged, [10, 20, 25]);
     }
 
     #[test]
@@ -417,19 +430,19 @@ mod tests {
             train_tokens: 61_234,
             supervised_tokens: 9_876,
             eval_rows: Some(100),
-            rows_per_step: 8,
+            batch: (4, 2),
             total_steps: 330,
             output_dir: "outputs".into(),
         };
-        assert_snapshot!(LINES.banner(&banner), @"
-        model       HuggingFaceTB/SmolLM2-135M-Instruct (134,515,008 weights)
-        adapter     4,884,480 weights to train (3.63 %)
+        assert_snapshot!(LINES.banner(&banner, None), @"
+        model       HuggingFaceTB/SmolLM2-135M-Instruct (134,515,008 parameters)
+        adapter     4,884,480 trainable parameters (3.63 %)
         base        f32 134.5 M at 32.00 bits
         memory      1.50 GiB: base 513.1 MiB, …
         device      cpu, f32, 2 threads
-        data        880 rows, 61,234 tokens, 9,876 of them in the loss
+        data        880 rows, 61,234 tokens, 9,876 supervised
         evaluation  100 rows held out
-        steps       330 of 8 rows
+        steps       330 × 8 rows (micro-batch 4 × accumulation 2)
         output      outputs
         ");
         let banner = Banner {
@@ -438,8 +451,8 @@ mod tests {
         };
         assert!(
             LINES
-                .banner(&banner)
-                .contains("evaluation  none: the recipe names no data.eval\n")
+                .banner(&banner, None)
+                .contains("evaluation  none (data.eval is not set)\n")
         );
     }
 
@@ -463,7 +476,7 @@ mod tests {
             adapter: "outputs/adapter".into(),
             model: "model.gguf".into(),
         };
-        assert_snapshot!(LINES.summary(&summary), @"
+        assert_snapshot!(LINES.summary(&summary, None), @"
         run time          1:12:01 for 330 steps
         throughput        812 tokens/s, 100.0 supervised tokens/s
         final loss        1.2346
@@ -479,14 +492,17 @@ mod tests {
             best_eval: None,
             steps: 120,
             resumed_from: 100,
-            end: Some("interrupted; `backdraft train --resume outputs` goes on".into()),
+            end: Some((
+                "interrupted",
+                "resume with `backdraft train --resume outputs`".into(),
+            )),
             diagnosis: None,
             adapter_step: 120,
             ..summary
         };
-        assert_snapshot!(LINES.summary(&summary), @"
-        run time          1:12:01 for 20 steps after 100
-        ended             after step 120 of 330: interrupted; `backdraft train --resume outputs` goes on
+        assert_snapshot!(LINES.summary(&summary, None), @"
+        run time          1:12:01 for 20 steps (resumed at step 100)
+        ended             interrupted at step 120 of 330: resume with `backdraft train --resume outputs`
         throughput        812 tokens/s, 100.0 supervised tokens/s
         final loss        1.2346
         best eval loss    not evaluated
@@ -498,8 +514,34 @@ mod tests {
         ");
         assert!(
             LINES
-                .summary(&summary)
+                .summary(&summary, None)
                 .contains("best eval loss    not evaluated\n")
         );
+    }
+    #[test]
+    fn values_are_wrapped_within_their_column() {
+        let rows = [
+            (
+                "diagnosis",
+                "healthy: the loss falls steadily and nothing speaks against it".to_owned(),
+            ),
+            (
+                "adapter",
+                "a/path/that/is/longer/than/the/terminal/adapter".to_owned(),
+            ),
+            (
+                "try it",
+                "backdraft generate --model model.gguf --adapter outputs/adapter".to_owned(),
+            ),
+        ];
+        assert_snapshot!(wrapped(&rows, Some(40)), @"
+        diagnosis  healthy: the loss falls
+                   steadily and nothing speaks
+                   against it
+        adapter    a/path/that/is/longer/than/
+                   the/terminal/adapter
+        try it     backdraft generate --model model.gguf --adapter outputs/adapter
+        ");
+        assert_eq!(wrapped(&rows, None).lines().count(), 3);
     }
 }

@@ -19,13 +19,14 @@ use burn::train::renderer::{
 
 use crate::dashboard::Shared;
 use crate::output::Output;
-use crate::plain::{Banner, PlainLines, StepLine, Summary};
+use crate::plain::{Banner, PlainLines, StepLine, Summary, count};
+use crate::shell;
 
 /// Prints a run as it goes, or writes the same lines into the log of the dashboard.
 pub(crate) struct PlainReporter {
     output: Output,
     output_dir: PathBuf,
-    rows_per_step: usize,
+    batch: (usize, usize),
     log: Option<Shared>,
     lines: PlainLines,
     total_steps: usize,
@@ -38,14 +39,14 @@ impl PlainReporter {
     pub(crate) fn new(
         output: Output,
         output_dir: PathBuf,
-        rows_per_step: usize,
+        batch: (usize, usize),
         log: Option<Shared>,
     ) -> Self {
         let lines = PlainLines::new(0, 1);
         Self {
             output,
             output_dir,
-            rows_per_step,
+            batch,
             log,
             lines,
             total_steps: 0,
@@ -54,20 +55,21 @@ impl PlainReporter {
         }
     }
 
-    /// A reader that went away does not end a run.
+    /// What cannot be written does not end a run.
     fn line(&self, text: impl AsRef<str>) {
         match &self.log {
             Some(shared) => shared.edit().log(text.as_ref()),
-            None => {
-                let _ = self.output.line(text);
-            }
+            None => self.output.go_on(self.output.line(text)),
         }
     }
 
-    fn event(&self, kind: &str, value: &impl serde::Serialize) {
-        let _ = self
-            .output
-            .record(&serde_json::json!({ "event": kind, "value": value }));
+    fn event(&self, event: &str, value: &impl serde::Serialize) {
+        self.output.go_on(self.output.record(event, value));
+    }
+
+    /// Columns of the terminal; the dashboard wraps its log itself.
+    fn columns(&self) -> Option<usize> {
+        self.output.columns().filter(|_| self.log.is_none())
     }
 }
 
@@ -76,7 +78,7 @@ impl Reporter for PlainReporter {
         self.lines = PlainLines::new(info.total_steps, info.logging_steps);
         self.total_steps = info.total_steps;
         self.event("start", info);
-        self.line(self.lines.banner(&Banner {
+        let banner = Banner {
             model: info.model.clone(),
             base_parameters: info.base_params as u64,
             trainable_parameters: info.trained_params as u64,
@@ -87,13 +89,15 @@ impl Reporter for PlainReporter {
             train_tokens: info.train_data.tokens,
             supervised_tokens: info.train_data.supervised_tokens,
             eval_rows: info.eval_data.as_ref().map(|data| data.kept),
-            rows_per_step: self.rows_per_step,
+            batch: self.batch,
             total_steps: info.total_steps,
             output_dir: self.output_dir.clone(),
-        }));
+        };
+        let text = self.lines.banner(&banner, self.columns());
+        self.line(text.trim_end());
         let activations = &info.activations;
         self.line(format!(
-            "activations: {}, at most {} of {} for a step; {:.1} % of a pass is recomputation",
+            "activation policy {}: a step peaks at {} of {}; {:.1} % of its time is recomputation",
             activations.policy,
             size(activations.prediction.peak.total() as usize),
             match activations.budget {
@@ -115,34 +119,15 @@ impl Reporter for PlainReporter {
         self.event("step", report);
         let mean = self.seconds / self.steps as f64;
         let left = self.total_steps.saturating_sub(report.step) as f64 * mean;
-        let line = StepLine {
-            step: report.step,
-            epoch: report.epoch,
-            loss: report.loss,
-            eval_loss: None,
-            learning_rate: report.learning_rate,
-            grad_norm: report.grad_norm,
-            tokens_per_second: report.tokens as f64 / report.seconds,
-            supervised_tokens_per_second: report.supervised_tokens as f64 / report.seconds,
-            elapsed: Duration::from_secs_f64(report.elapsed),
-            eta: Some(Duration::from_secs_f64(left)),
-        };
-        if self.lines.wants(&line) {
+        let line = StepLine::of(report, Some(Duration::from_secs_f64(left)));
+        if self.lines.wants(line.step) {
             self.line(self.lines.step(&line));
         }
     }
 
     fn eval(&mut self, report: &EvalReport) {
         self.event("eval", report);
-        self.line(format!(
-            "eval after step {}: loss {:.4}, perplexity {:.2}, {} tokens, {:.0} s{}",
-            report.step,
-            report.eval_loss,
-            report.perplexity,
-            report.tokens,
-            report.seconds,
-            if report.best { " (best so far)" } else { "" }
-        ));
+        self.line(eval_line(report));
     }
 
     fn diagnosis(&mut self, step: usize, diagnosis: &Diagnosis) {
@@ -151,7 +136,7 @@ impl Reporter for PlainReporter {
             &serde_json::json!({ "step": step, "diagnosis": diagnosis }),
         );
         self.line(format!(
-            "diagnosis after step {step}: {}",
+            "diagnosis at step {step}: {}",
             explained(diagnosis)
         ));
     }
@@ -162,7 +147,7 @@ impl Reporter for PlainReporter {
             &serde_json::json!({ "step": step, "checkpoint": checkpoint }),
         );
         self.line(format!(
-            "goes on after step {step}, from {}",
+            "resumed at step {step}, from checkpoint {}",
             checkpoint.display()
         ));
     }
@@ -173,22 +158,34 @@ impl Reporter for PlainReporter {
             &serde_json::json!({ "step": step, "best_step": best_step }),
         );
         self.line(format!(
-            "stops early after step {step}: no better evaluation since step {best_step}"
+            "stopping early at step {step}: eval loss has not improved since step {best_step}"
         ));
     }
 
     fn saved(&mut self, step: usize, path: &Path) {
         self.event("saved", &serde_json::json!({ "step": step, "path": path }));
-        self.line(format!("saved {}", path.display()));
+        self.line(format!("saved checkpoint {}", path.display()));
     }
 
     fn warn(&mut self, message: &str) {
-        self.event("warning", &message);
         match &self.log {
             Some(_) => self.line(format!("warning: {message}")),
-            None => self.output.progress(format!("warning: {message}")),
+            None => self.output.warn(message),
         }
     }
+}
+
+/// An evaluation on one line.
+pub(crate) fn eval_line(report: &EvalReport) -> String {
+    format!(
+        "eval at step {}: loss {:.4}, perplexity {:.2}, {}, {:.0} s{}",
+        report.step,
+        report.eval_loss,
+        report.perplexity,
+        count(report.tokens as u64, "token"),
+        report.seconds,
+        if report.best { " (best so far)" } else { "" }
+    )
 }
 
 /// A diagnosis with its evidence and what to change, on one line.
@@ -201,24 +198,34 @@ pub(crate) fn explained(diagnosis: &Diagnosis) -> String {
         text.push_str(&format!(" ({evidence})"));
     }
     if !advice.is_empty() {
-        text.push_str(&format!(". Change: {advice}"));
+        text.push_str(&format!(". To change: {advice}"));
     }
     text
 }
 
 /// The end of a run, for people.
-pub(crate) fn summary(summary: &RunSummary, model: String, output_dir: &Path) -> String {
+pub(crate) fn summary(
+    summary: &RunSummary,
+    model: String,
+    output_dir: &Path,
+    columns: Option<usize>,
+) -> String {
     let end = if summary.stopped_early {
-        Some("no better evaluation came; patience is at an end".to_owned())
+        let since = match summary.best_step {
+            Some(step) => format!("eval loss has not improved since step {step}"),
+            None => "eval loss has not improved".to_owned(),
+        };
+        Some(("stopped early", since))
     } else if summary.interrupted {
-        Some(format!(
-            "interrupted; `backdraft train --resume {}` goes on",
-            output_dir.display()
-        ))
+        let again = format!(
+            "resume with `backdraft train --resume {}`",
+            shell::path(output_dir)
+        );
+        Some(("interrupted", again))
     } else {
         None
     };
-    PlainLines::new(summary.total_steps, 1).summary(&Summary {
+    let told = Summary {
         steps: summary.steps,
         total_steps: summary.total_steps,
         resumed_from: summary.resumed_from,
@@ -234,12 +241,13 @@ pub(crate) fn summary(summary: &RunSummary, model: String, output_dir: &Path) ->
         predicted: memory(&summary.memory),
         measured: match (&summary.measured_memory, summary.device_memory) {
             (Some(measured), _) => measured_memory(measured),
-            (None, Some(bytes)) => format!("{} that the device's allocator took", size(bytes)),
-            (None, None) => "the system does not tell".to_owned(),
+            (None, Some(bytes)) => format!("{} taken by the device's allocator", size(bytes)),
+            (None, None) => "not reported by this system".to_owned(),
         },
         adapter: summary.adapter.clone(),
         model,
-    })
+    };
+    PlainLines::new(summary.total_steps, 1).summary(&told, columns)
 }
 
 /// How a base is stored: `nf4 (blocks of 64, double) 106.2 M at 4.13 bits, f32 28.3 M at 32.00 bits`.
@@ -268,8 +276,7 @@ fn memory(memory: &Memory) -> String {
 
 fn measured_memory(measured: &Measured) -> String {
     format!(
-        "{}; beside it {} for the program and the rows; the process held {} at most while training, {} while \
-         reading the model",
+        "{}; program and data {}; peak RSS {} training, {} loading",
         memory(&measured.parts),
         size(measured.before),
         size(measured.peak_training),

@@ -18,7 +18,7 @@ use crate::args::{ModelArgs, QuantizationArg};
 use crate::commands::Context;
 use crate::error::CliError;
 use crate::output::Output;
-use crate::plain::{clock, group};
+use crate::plain::{clock, count};
 
 /// A model that is ready to compute.
 pub(crate) struct Session {
@@ -37,10 +37,7 @@ impl Session {
         let note = trained_over(args.adapter.as_deref(), &source, output)?;
         let plan = plan(args.quantization, note.as_ref());
         if let Some(plan) = plan.as_ref().filter(|_| source.quantization().is_none()) {
-            output.progress(format!(
-                "the base's projections are kept in {}",
-                plan.scheme
-            ));
+            output.progress(format!("quantizing the base to {}", plan.scheme));
         }
         let mut model = Llama::load_as(&source, plan.as_ref(), (&device, dtype))?;
         if let Some(adapter) = &args.adapter {
@@ -72,8 +69,8 @@ pub(crate) fn trained_over(
         return Ok(None);
     };
     if note.fingerprint != source.fingerprint()? {
-        output.progress(format!(
-            "warning: the adapter was trained over {}, whose files differ from {}",
+        output.warn(format!(
+            "the adapter was trained over {}, whose files differ from {}",
             note.model,
             source.path().display()
         ));
@@ -102,6 +99,15 @@ pub(crate) fn open_device(choice: Choice, output: Output) -> Result<Device, CliE
         output.progress(report.to_string());
     }
     Ok(device)
+}
+
+/// `backdraft` in the user's cache directory; `None` where there is none.
+pub(crate) fn cache_dir() -> Option<PathBuf> {
+    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+    variable("XDG_CACHE_HOME")
+        .map(PathBuf::from)
+        .or_else(|| Some(PathBuf::from(variable("HOME")?).join(".cache")))
+        .map(|cache| cache.join("backdraft"))
 }
 
 /// Where a model lies, fetched from the hub if it must be.
@@ -195,8 +201,8 @@ fn loading_line(progress: LoadProgress) -> String {
     let rows = match progress.rows {
         0 => String::new(),
         rows => format!(
-            ", {} rows, {:.0} rows/s",
-            group(rows as u64),
+            ", {}, {:.0} rows/s",
+            count(rows as u64, "row"),
             progress.rows_per_second()
         ),
     };

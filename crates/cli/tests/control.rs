@@ -106,7 +106,7 @@ fn a_run_that_is_stopped_and_killed_ends_as_one_that_was_not() {
     assert_eq!(output.status.code(), Some(130), "{}", text(&output.stderr));
     says(
         &output.stdout,
-        &["goes on after step 50", "ended", "train --resume"],
+        &["resumed at step 50", "ended", "train --resume"],
     );
     // The same from a service manager, with the recipe named.
     let child = start(directory, &["train", "recipe.toml", "--resume"], 180);
@@ -125,7 +125,7 @@ fn a_run_that_is_stopped_and_killed_ends_as_one_that_was_not() {
     let output = run(directory, &["train", "--resume", "out"]);
     says(
         &output.stdout,
-        &["goes on after step 300", "0 for 0 steps after 300"],
+        &["resumed at step 300", "0 for 0 steps (resumed at step 300)"],
     );
     assert!(result(directory) == expected);
     let output = run(directory, &["train", "--resume", "out", "--set", "seed=1"]);
@@ -223,7 +223,11 @@ fn a_run_stops_early_and_keeps_its_best() {
     let output = run(directory, &["train", "--resume", "out"]);
     says(
         &output.stdout,
-        &["patience is at an end", "for 0 steps after"],
+        &[
+            "stopped early at step",
+            "has not improved since step",
+            "for 0 steps (resumed",
+        ],
     );
     // More patience goes on.
     let more = [
@@ -236,7 +240,7 @@ fn a_run_stops_early_and_keeps_its_best() {
         directory,
         &[&["train", "--resume", "out"][..], &more].concat(),
     );
-    let again = format!("for 0 steps after {steps}");
+    let again = format!("for 0 steps (resumed at step {steps})");
     assert!(
         !text(&output.stdout).contains(&again),
         "{}",

@@ -338,7 +338,7 @@ fn rows_are_checked_and_shown_before_they_are_trained_on() {
             "the first 4 rows have messages",
             "padding-free",
             "no problems",
-            "4 rows held out are also",
+            "4 held-out rows are also",
         ],
     );
     let (code, said) = run(&[
@@ -425,7 +425,7 @@ fn sources_are_mixed_packed_and_trained_with_another_template() {
             .map(|line| serde_json::from_str(line).unwrap())
             .find(|line: &Value| line["event"] == "data")
             .unwrap();
-        data["value"].clone()
+        data
     };
     let check = train("out");
     let formats: Vec<&str> = check["sources"]

@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use backdraft_data::{ChatTokenizer, RowSet, SpecialTokens};
+use backdraft_data::{ChatTokenizer, RowSet, SpecialTokens, count};
 use backdraft_formats::{
     Existing, FormatError, ModelSource, PeftWriteOptions, remove_partials, write_file,
 };
 use backdraft_kernels::adamw::AdamWParams;
 use backdraft_kernels::adamw8bit::Guard;
-use backdraft_kernels::device::{held, size_pages};
+use backdraft_kernels::device::{self, held, size_pages};
 use backdraft_lora::{LoraConfig, TrainedOver};
 use backdraft_model::Llama;
 use backdraft_quant::{FourBitFormat, QuantizationPlan, Scheme};
@@ -179,6 +179,18 @@ pub fn prepare(
     })
 }
 
+/// A device as people name it, and what its results depend on: `cpu, 2 threads`.
+fn device_name(device: &Device) -> String {
+    let report = device::report(device);
+    if report.name != "cpu" {
+        return report.name;
+    }
+    format!(
+        "cpu, {}",
+        count(rayon::current_num_threads() as u64, "thread")
+    )
+}
+
 /// Lists the rows that were passed over, in the output directory.
 pub const SKIPPED: &str = "skipped_rows.jsonl";
 
@@ -288,7 +300,7 @@ impl Run {
         let warmup_steps = settings.warmup.steps(total_steps);
         let info = RunInfo {
             model: self.recipe.model.clone(),
-            device: format!("{:?}", self.device),
+            device: device_name(&self.device),
             base_params: self.model.num_base_params(),
             trained_params: self.model.num_trained(),
             base: self.model.stored(),
@@ -305,11 +317,7 @@ impl Run {
             logging_steps: settings.logging_steps,
         };
         reporter.start(&info);
-        let computed_by = format!(
-            "{:?}, {} threads",
-            self.device,
-            rayon::current_num_threads()
-        );
+        let computed_by = device_name(&self.device);
         let (mut outcome, history, more) =
             self.outcome(from.as_ref(), total_steps, &computed_by)?;
         notes.extend(more);

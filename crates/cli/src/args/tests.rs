@@ -52,6 +52,7 @@ fn every_command_shows_an_example_that_parses() {
             .collect();
         assert!(!examples.is_empty(), "{}", command.get_name());
         for example in examples {
+            let example = example.split(" > ").next().unwrap_or_default();
             let quoted = example.split('"').enumerate();
             let mut words = vec!["backdraft".to_owned()];
             for (index, part) in quoted {
@@ -71,13 +72,16 @@ fn every_command_shows_an_example_that_parses() {
 #[test]
 fn global_flags_stand_before_or_behind_the_command() {
     for line in [
-        "backdraft --json --device cpu init",
-        "backdraft init --json --device cpu",
+        "backdraft --json --device cpu train r.toml",
+        "backdraft train r.toml --json --device cpu",
+        "backdraft generate --json --model m --device cpu hi",
     ] {
-        let global = parse(line).unwrap().global;
-        assert!(global.json);
-        assert_eq!(global.device, Some(Choice::Cpu));
+        let cli = parse(line).unwrap();
+        assert!(cli.global.json);
+        let device = cli.command.device().unwrap();
+        assert_eq!(device.or(cli.device), Some(Choice::Cpu));
     }
+    assert_eq!(parse("backdraft init").unwrap().command.device(), None);
 }
 
 #[test]
@@ -117,7 +121,7 @@ fn lines_that_mean_nothing_are_refused() {
 
     For more information, try '--help'.
     ");
-    assert_snapshot!(refused("backdraft init --device gpu"), @r#"
+    assert_snapshot!(refused("backdraft train r.toml --device gpu"), @r#"
     error: invalid value 'gpu' for '--device <DEVICE>': expected auto, cpu, cuda, cuda:N or wgpu, found "gpu"
 
     For more information, try '--help'.
@@ -132,21 +136,25 @@ fn help_of_the_program() {
     Usage: backdraft [OPTIONS] <COMMAND>
 
     Commands:
-      train       Train an adapter as a recipe says
-      data        Look at rows before they are trained on
-      plan        Show what a recipe needs in memory and what it recomputes, without reading the weights
-      watch       Show the dashboard of a run that goes on elsewhere, or is over
-      report      Write a run's report.html again, or one that compares several runs
-      generate    Let a model, with or without an adapter, answer a prompt
-      eval        Measure a model on a file, with and without an adapter
-      score       Write the logits and the loss of every token for given token ids
-      merge       Fold an adapter into a new Hugging Face directory, in the base model's number format
-      quantize    Write a model in 4 or 8 bits, as bitsandbytes stores it and transformers loads it
-      inspect     Show what a model, adapter, recipe or data file contains, and what it would cost to
-                  train
-      init        Write a recipe with every key explained, set to where to start
-      quickstart  Fine-tune a small model in a few minutes, with nothing prepared
-      help        Print this message or the help of the given subcommand(s)
+      train        Fine-tune a LoRA or QLoRA adapter from a recipe
+      data         Preview and check rows before training
+      plan         Show how much memory a recipe needs and what it recomputes, without loading the
+                   weights
+      watch        Show the dashboard of a run in another terminal, or of one that has ended
+      report       Rebuild a run's report.html, or compare several runs
+      generate     Generate text from a prompt, or chat
+      eval         Evaluate a model on a file, with and without an adapter
+      score        Write logits and per-token losses for given token ids
+      merge        Merge an adapter into its base and save a Hugging Face checkpoint in the base's dtype
+      quantize     Quantize a model to 4 or 8 bits, in the format of bitsandbytes, which transformers
+                   loads
+      inspect      Show what a model, adapter, recipe or data file contains, and what training would
+                   take
+      init         Write a starter recipe with every key explained
+      quickstart   Fine-tune a small model in a few minutes, with nothing prepared
+      completions  Print a script that completes commands and flags in your shell
+      man          Write manual pages, one for each command
+      help         Print this message or the help of the given subcommand(s)
 
     Options:
       -h, --help
@@ -155,13 +163,9 @@ fn help_of_the_program() {
       -V, --version
               Print version
 
-    Everywhere:
+    Global options:
           --json
-              Write results (and errors) as JSON, one object a line, for programs to read
-
-          --device <DEVICE>
-              Where to compute: auto, cpu, cuda, cuda:N or wgpu [default: what the recipe says, else
-              auto]
+              Print results and errors as JSON, one object per line (described in docs/json.md)
 
     Examples:
       backdraft quickstart
@@ -173,7 +177,11 @@ fn help_of_the_program() {
 #[test]
 fn help_of_train() {
     assert_snapshot!(help("train"), @"
-    Train an adapter as a recipe says
+    Fine-tune a LoRA or QLoRA adapter from a recipe
+
+    On a terminal a dashboard shows the run: 1 to 4 or Tab change the view, p pauses, s saves a
+    checkpoint, q stops after the current step with a checkpoint (exit code 0). Ctrl-C does the same
+    with exit code 130; a second one ends the program at once.
 
     Usage: backdraft train [OPTIONS] [RECIPE]
 
@@ -183,41 +191,40 @@ fn help_of_train() {
 
     Options:
           --resume [<DIR>]
-              Go on with a run that was stopped: its output directory or one of its checkpoints
-              [default: the recipe's output_dir, else outputs]
+              Resume a run that was stopped: its output directory or one of its checkpoints [default:
+              the recipe's output_dir, else outputs]
 
           --allow-change <KEY>
-              With --resume: let this key (or section) of the recipe differ from the run's; may be given
-              again
+              With --resume: accept that this key (or section) differs from the run's recipe; repeatable
 
           --set <SECTION.KEY=VALUE>
-              Change a value of the recipe for this run; may be given again
+              Override a key of the recipe for this run; repeatable
 
           --max-steps <N>
-              Stop after this many optimiser steps [same as --set train.max_steps=N]
+              Stop after this many optimizer steps [same as --set train.max_steps=N]
 
           --output-dir <DIR>
-              Where the run's files go [same as --set output_dir=DIR]
+              Output directory of the run [same as --set output_dir=DIR]
 
           --skip-bad-rows <N>
-              Pass over up to this many broken rows [same as --set data.skip_bad_rows=N]
+              Skip up to this many bad rows [same as --set data.skip_bad_rows=N]
 
           --force
-              Replace the run that the output directory holds
+              Replace the run in the output directory
 
           --plain
-              Plain lines instead of the dashboard, also on a terminal
-
-      -h, --help
-              Print help
-
-    Everywhere:
-          --json
-              Write results (and errors) as JSON, one object a line, for programs to read
+              Print plain lines instead of the dashboard, on a terminal too
 
           --device <DEVICE>
-              Where to compute: auto, cpu, cuda, cuda:N or wgpu [default: what the recipe says, else
+              Where to compute: auto, cpu, cuda, cuda:N or wgpu [default: the recipe's device, else
               auto]
+
+      -h, --help
+              Print help (see a summary with '-h')
+
+    Global options:
+          --json
+              Print results and errors as JSON, one object per line (described in docs/json.md)
 
     Examples:
       backdraft train recipe.toml
@@ -231,96 +238,103 @@ fn help_of_train() {
 #[test]
 fn help_of_generate() {
     assert_snapshot!(help("generate"), @r#"
-    Let a model, with or without an adapter, answer a prompt
+    Generate text from a prompt, or chat
+
+    In a chat, /exit, an empty line or the end of input ends it; Ctrl-C stops an answer, or the program
+    where no answer is being written.
 
     Usage: backdraft generate [OPTIONS] --model <MODEL> [PROMPT]
 
     Arguments:
       [PROMPT]
-              What to say to the model
+              The user's message; - reads it from standard input
 
     Options:
           --model <MODEL>
               Directory, .gguf file, or hub id (org/name)
 
           --adapter <DIR>
-              PEFT adapter directory to put on the model
+              PEFT adapter to apply: its directory
 
           --quantization <FORMAT>
-              How to keep the model's projections [default: as the adapter was trained, else as in the
+              Quantize the linear layers on load [default: as the adapter was trained, else as in the
               files]
 
               Possible values:
-              - none: As in the files
-              - nf4:  4-bit NormalFloat, scales quantised too
-              - fp4:  4-bit floating point, scales quantised too
-              - int8: 8 bits, one scale for each row
+              - none: No quantization beyond that of the files
+              - nf4:  4-bit NormalFloat, double quantization
+              - fp4:  4-bit floating point, double quantization
+              - int8: 8 bits, one scale per row
 
           --dtype <DTYPE>
-              Number format of the computation [default: auto, bf16 where the device has it, else f32]
+              Data type to compute in [default: auto, bf16 where the device supports it, else f32]
 
               Possible values:
-              - auto: The best that the device has
-              - bf16: bfloat16, with sums in f32
-              - f16:  Half precision, with sums in f32
+              - auto: bf16 where the device supports it, else f32
+              - bf16: bfloat16, accumulated in f32
+              - f16:  Half precision, accumulated in f32
               - f32:  Single precision
 
+          --device <DEVICE>
+              Where to compute: auto, cpu, cuda, cuda:N or wgpu [default: the recipe's device, else
+              auto]
+
+          --prompt-file <FILE>
+              Read the message from a file
+
           --chat
-              Talk to the model line by line
+              Chat with the model line by line
 
           --raw
-              Give the prompt to the model as it is, without its chat template
+              Use the prompt as it is, without the chat template
 
           --system <TEXT>
-              System message before the prompt
+              System message
 
           --max-new-tokens <N>
-              Most tokens to write
+              Maximum new tokens
 
               [default: 256]
 
           --temperature <T>
-              Sampling temperature; 0 always takes the likeliest token
+              Sampling temperature; 0 is greedy decoding
 
               [default: 0]
 
           --top-k <K>
-              Choose among the K likeliest tokens
+              Sample from the K most likely tokens
 
           --top-p <P>
-              Choose among the likeliest tokens that together have probability P
+              Sample from the most likely tokens whose probabilities add up to P
 
           --seed <SEED>
-              Seed of the sampling
+              Random seed for sampling
 
               [default: 42]
 
       -h, --help
               Print help (see a summary with '-h')
 
-    Everywhere:
+    Global options:
           --json
-              Write results (and errors) as JSON, one object a line, for programs to read
-
-          --device <DEVICE>
-              Where to compute: auto, cpu, cuda, cuda:N or wgpu [default: what the recipe says, else
-              auto]
+              Print results and errors as JSON, one object per line (described in docs/json.md)
 
     Examples:
       backdraft generate --model HuggingFaceTB/SmolLM2-135M-Instruct "What is the capital of France?"
       backdraft generate --model model.gguf --temperature 0.7 --top-p 0.9 "Tell a story"
       backdraft generate --model model.gguf --adapter outputs/adapter --chat
+      backdraft generate --model model.gguf --prompt-file question.txt
     "#);
 }
 
 #[test]
 fn help_of_eval() {
     assert_snapshot!(help("eval"), @r#"
-    Measure a model on a file, with and without an adapter
+    Evaluate a model on a file, with and without an adapter
 
-    Reports the mean negative log-likelihood per supervised token and the perplexity; with an adapter,
-    both without and with it. With --generate also the share of answers that match exactly, and that
-    start with the same word.
+    Prints the mean negative log-likelihood per supervised token and the perplexity: of the base, and
+    with the adapter. With --generate also how many generated answers match exactly, and how many start
+    with the right word.
 
     Usage: backdraft eval [OPTIONS] --model <MODEL> --data <ROWS>
 
@@ -329,35 +343,39 @@ fn help_of_eval() {
               Directory, .gguf file, or hub id (org/name)
 
           --adapter <DIR>
-              PEFT adapter directory to put on the model
+              PEFT adapter to apply: its directory
 
           --quantization <FORMAT>
-              How to keep the model's projections [default: as the adapter was trained, else as in the
+              Quantize the linear layers on load [default: as the adapter was trained, else as in the
               files]
 
               Possible values:
-              - none: As in the files
-              - nf4:  4-bit NormalFloat, scales quantised too
-              - fp4:  4-bit floating point, scales quantised too
-              - int8: 8 bits, one scale for each row
+              - none: No quantization beyond that of the files
+              - nf4:  4-bit NormalFloat, double quantization
+              - fp4:  4-bit floating point, double quantization
+              - int8: 8 bits, one scale per row
 
           --dtype <DTYPE>
-              Number format of the computation [default: auto, bf16 where the device has it, else f32]
+              Data type to compute in [default: auto, bf16 where the device supports it, else f32]
 
               Possible values:
-              - auto: The best that the device has
-              - bf16: bfloat16, with sums in f32
-              - f16:  Half precision, with sums in f32
+              - auto: bf16 where the device supports it, else f32
+              - bf16: bfloat16, accumulated in f32
+              - f16:  Half precision, accumulated in f32
               - f32:  Single precision
 
+          --device <DEVICE>
+              Where to compute: auto, cpu, cuda, cuda:N or wgpu [default: the recipe's device, else
+              auto]
+
           --data <ROWS>
-              Rows: file, folder, glob, or hub data set (org/name:split); a .txt file is cut into pieces
+              Rows: file, folder, glob, or hub data set (org/name:split); a .txt file is cut into chunks
 
           --format <FORMAT>
-              Shape of the rows
+              Format of the rows
 
               Possible values:
-              - auto:              Seen from the first rows
+              - auto:              Detected from the first rows
               - messages:          Chats: {"messages": [{"role": …, "content": …}, …]}
               - alpaca:            {"instruction": …, "input": … (optional), "output": …}
               - sharegpt:          Chats: {"conversations": [{"from": …, "value": …}, …]}
@@ -367,34 +385,30 @@ fn help_of_eval() {
               [default: auto]
 
           --prompt-template <TEMPLATE>
-              Turns alpaca rows into text, as in a recipe
+              Template that turns alpaca rows into text, as in a recipe
 
           --limit <N>
               Only the first N rows
 
           --max-seq-length <N>
-              Tokens per row; longer rows are cut and counted
+              Maximum tokens per row; longer rows are truncated
 
               [default: 2048]
 
           --generate
-              Also answer every row and compare with the expected answer
+              Also generate an answer for every row and compare it with the expected one
 
           --max-new-tokens <N>
-              Most tokens of an answer
+              Maximum new tokens per answer
 
               [default: 64]
 
       -h, --help
               Print help (see a summary with '-h')
 
-    Everywhere:
+    Global options:
           --json
-              Write results (and errors) as JSON, one object a line, for programs to read
-
-          --device <DEVICE>
-              Where to compute: auto, cpu, cuda, cuda:N or wgpu [default: what the recipe says, else
-              auto]
+              Print results and errors as JSON, one object per line (described in docs/json.md)
 
     Examples:
       backdraft eval --model model.gguf --adapter outputs/adapter --data test.jsonl
@@ -406,10 +420,10 @@ fn help_of_eval() {
 #[test]
 fn help_of_score() {
     assert_snapshot!(help("score"), @"
-    Write the logits and the loss of every token for given token ids
+    Write logits and per-token losses for given token ids
 
-    The ids are a JSON list, or a list of lists of one length. The output holds `logits` [b, s, v] and
-    `nll` [b, s - 1], in float32.
+    The ids are a JSON list, or a list of lists of the same length. The output file holds `logits` [b,
+    s, v] and `nll` [b, s - 1], in float32.
 
     Usage: backdraft score [OPTIONS] --model <MODEL> --ids <FILE> --out <FILE>
 
@@ -418,26 +432,30 @@ fn help_of_score() {
               Directory, .gguf file, or hub id (org/name)
 
           --adapter <DIR>
-              PEFT adapter directory to put on the model
+              PEFT adapter to apply: its directory
 
           --quantization <FORMAT>
-              How to keep the model's projections [default: as the adapter was trained, else as in the
+              Quantize the linear layers on load [default: as the adapter was trained, else as in the
               files]
 
               Possible values:
-              - none: As in the files
-              - nf4:  4-bit NormalFloat, scales quantised too
-              - fp4:  4-bit floating point, scales quantised too
-              - int8: 8 bits, one scale for each row
+              - none: No quantization beyond that of the files
+              - nf4:  4-bit NormalFloat, double quantization
+              - fp4:  4-bit floating point, double quantization
+              - int8: 8 bits, one scale per row
 
           --dtype <DTYPE>
-              Number format of the computation [default: auto, bf16 where the device has it, else f32]
+              Data type to compute in [default: auto, bf16 where the device supports it, else f32]
 
               Possible values:
-              - auto: The best that the device has
-              - bf16: bfloat16, with sums in f32
-              - f16:  Half precision, with sums in f32
+              - auto: bf16 where the device supports it, else f32
+              - bf16: bfloat16, accumulated in f32
+              - f16:  Half precision, accumulated in f32
               - f32:  Single precision
+
+          --device <DEVICE>
+              Where to compute: auto, cpu, cuda, cuda:N or wgpu [default: the recipe's device, else
+              auto]
 
           --ids <FILE>
               JSON file with the token ids
@@ -451,13 +469,9 @@ fn help_of_score() {
       -h, --help
               Print help (see a summary with '-h')
 
-    Everywhere:
+    Global options:
           --json
-              Write results (and errors) as JSON, one object a line, for programs to read
-
-          --device <DEVICE>
-              Where to compute: auto, cpu, cuda, cuda:N or wgpu [default: what the recipe says, else
-              auto]
+              Print results and errors as JSON, one object per line (described in docs/json.md)
 
     Example:
       backdraft score --model model.gguf --ids ids.json --out scores.safetensors
@@ -467,12 +481,11 @@ fn help_of_score() {
 #[test]
 fn help_of_merge() {
     assert_snapshot!(help("merge"), @"
-    Fold an adapter into a new Hugging Face directory, in the base model's number format
+    Merge an adapter into its base and save a Hugging Face checkpoint in the base's dtype
 
-    An adapter that was trained over a quantised base has learned to make up for its errors. Merged onto
-    the original weights it meets others: --kl-data measures how far the merged model is from the
-    trained one, as the mean Kullback–Leibler divergence of the next token, on answers and on
-    everything.
+    An adapter trained over a quantized base has learned to compensate for its quantization errors,
+    which the original weights do not have. --kl-data measures how far the merged model is from the
+    trained one: the mean Kullback–Leibler divergence of the next token, on answers and on all tokens.
 
     Usage: backdraft merge [OPTIONS] --model <MODEL> --adapter <DIR> --out <DIR>
 
@@ -487,25 +500,25 @@ fn help_of_merge() {
               Directory to write
 
           --base <BASE>
-              Weights to add the adapter to
+              Weights to merge the adapter into
 
               Possible values:
-              - original:    Those of the model's files
-              - dequantized: Those that the adapter was trained over: quantised and back
+              - original:    The weights in the model's files
+              - dequantized: The weights that the adapter was trained over: quantized and dequantized
 
               [default: original]
 
           --quantization <FORMAT>
-              How the base was quantised in training [default: what is noted beside the adapter]
+              How the base was quantized in training [default: as trained_over.json of the adapter says]
 
               Possible values:
-              - none: As in the files
-              - nf4:  4-bit NormalFloat, scales quantised too
-              - fp4:  4-bit floating point, scales quantised too
-              - int8: 8 bits, one scale for each row
+              - none: No quantization beyond that of the files
+              - nf4:  4-bit NormalFloat, double quantization
+              - fp4:  4-bit floating point, double quantization
+              - int8: 8 bits, one scale per row
 
           --kl-data <ROWS>
-              Rows to measure the merged model against the trained one: file, folder, glob, or hub data
+              Rows to compare the merged model with the trained one on: file, folder, glob, or hub data
               set
 
           --kl-limit <N>
@@ -519,13 +532,9 @@ fn help_of_merge() {
       -h, --help
               Print help (see a summary with '-h')
 
-    Everywhere:
+    Global options:
           --json
-              Write results (and errors) as JSON, one object a line, for programs to read
-
-          --device <DEVICE>
-              Where to compute: auto, cpu, cuda, cuda:N or wgpu [default: what the recipe says, else
-              auto]
+              Print results and errors as JSON, one object per line (described in docs/json.md)
 
     Examples:
       backdraft merge --model HuggingFaceTB/SmolLM2-135M-Instruct --adapter outputs/adapter --out merged
@@ -537,7 +546,7 @@ fn help_of_merge() {
 #[test]
 fn help_of_inspect() {
     assert_snapshot!(help("inspect"), @"
-    Show what a model, adapter, recipe or data file contains, and what it would cost to train
+    Show what a model, adapter, recipe or data file contains, and what training would take
 
     Usage: backdraft inspect [OPTIONS] <WHAT>
 
@@ -547,42 +556,38 @@ fn help_of_inspect() {
 
     Options:
           --model <MODEL>
-              Model whose tokenizer counts the tokens of a data file
+              Model whose tokenizer is used to count tokens of a data file
 
           --rank <N>
-              Rank of the adapter whose cost is estimated
+              LoRA rank, for the memory estimate
 
               [default: 16]
 
           --micro-batch-size <N>
-              Rows in one pass, for the estimate
+              Rows per micro-batch, for the memory estimate
 
               [default: 2]
 
           --quantization <FORMAT>
-              How the model's projections would be kept, for the estimate
+              Quantization of the linear layers, for the memory estimate
 
               Possible values:
-              - none: As in the files
-              - nf4:  4-bit NormalFloat, scales quantised too
-              - fp4:  4-bit floating point, scales quantised too
-              - int8: 8 bits, one scale for each row
+              - none: No quantization beyond that of the files
+              - nf4:  4-bit NormalFloat, double quantization
+              - fp4:  4-bit floating point, double quantization
+              - int8: 8 bits, one scale per row
 
           --max-seq-length <N>
-              Tokens per row, for the estimate
+              Tokens per row, for the memory estimate
 
               [default: 2048]
 
       -h, --help
               Print help (see a summary with '-h')
 
-    Everywhere:
+    Global options:
           --json
-              Write results (and errors) as JSON, one object a line, for programs to read
-
-          --device <DEVICE>
-              Where to compute: auto, cpu, cuda, cuda:N or wgpu [default: what the recipe says, else
-              auto]
+              Print results and errors as JSON, one object per line (described in docs/json.md)
 
     Examples:
       backdraft inspect model.gguf
@@ -594,7 +599,7 @@ fn help_of_inspect() {
 #[test]
 fn help_of_init() {
     assert_snapshot!(help("init"), @r#"
-    Write a recipe with every key explained, set to where to start
+    Write a starter recipe with every key explained
 
     Usage: backdraft init [OPTIONS] [RECIPE]
 
@@ -606,19 +611,19 @@ fn help_of_init() {
 
     Options:
           --model <MODEL>
-              The model to adapt: directory, .gguf file, or hub id (org/name)
+              The model to fine-tune: directory, .gguf file, or hub id (org/name)
 
           --train <ROWS>
-              Rows to learn from: file, folder, glob, or hub data set (org/name:split)
+              Training rows: file, folder, glob, or hub data set (org/name:split)
 
           --eval <ROWS>
-              Rows held out: as --train, or a share of its rows such as 0.05
+              Held-out rows: as --train, or a share of its rows such as 0.05
 
           --format <FORMAT>
-              Shape of the rows
+              Format of the rows
 
               Possible values:
-              - auto:              Seen from the first rows
+              - auto:              Detected from the first rows
               - messages:          Chats: {"messages": [{"role": …, "content": …}, …]}
               - alpaca:            {"instruction": …, "input": … (optional), "output": …}
               - sharegpt:          Chats: {"conversations": [{"from": …, "value": …}, …]}
@@ -628,7 +633,7 @@ fn help_of_init() {
               [default: auto]
 
           --output-dir <DIR>
-              Where the run's files go
+              Output directory of the run
 
           --templates
               List the built-in chat templates for data.chat_template, and write nothing
@@ -639,13 +644,9 @@ fn help_of_init() {
       -h, --help
               Print help (see a summary with '-h')
 
-    Everywhere:
+    Global options:
           --json
-              Write results (and errors) as JSON, one object a line, for programs to read
-
-          --device <DEVICE>
-              Where to compute: auto, cpu, cuda, cuda:N or wgpu [default: what the recipe says, else
-              auto]
+              Print results and errors as JSON, one object per line (described in docs/json.md)
 
     Examples:
       backdraft init
@@ -659,56 +660,61 @@ fn help_of_quickstart() {
     assert_snapshot!(help("quickstart"), @"
     Fine-tune a small model in a few minutes, with nothing prepared
 
-    Finds or fetches SmolLM2-135M-Instruct, makes a small data set (text to JSON), trains on it, scores
-    held-out rows before and after, and leaves the adapter, the recipe and the logs behind.
+    Finds or downloads SmolLM2-135M-Instruct, makes a small data set (sentences to JSON), trains on it,
+    scores held-out rows before and after, and leaves the adapter, the recipe and the logs behind. A
+    quickstart that was stopped is resumed by the same command; after one that has finished, the next
+    goes to another directory.
 
     Usage: backdraft quickstart [OPTIONS]
 
     Options:
           --output-dir <DIR>
-              Where the data, the recipe and the adapter go
-
-              [default: backdraft-quickstart]
+              Directory for the data, the recipe and the adapter [default: backdraft-quickstart, or the
+              first of backdraft-quickstart-2, -3, … that is free]
 
           --model <MODEL>
               Another model than SmolLM2-135M-Instruct: directory, .gguf file, or hub id
 
           --max-steps <N>
-              Optimiser steps [default: enough for a clear result in a few minutes]
+              Optimizer steps [default: one epoch, enough for a clear result]
 
           --seed <SEED>
-              Seed of the data set and the training
+              Seed for the data set and the training
 
               [default: 42]
 
           --force
               Replace an earlier quickstart in the same directory
 
+          --plain
+              Print plain lines instead of the dashboard, on a terminal too
+
+          --device <DEVICE>
+              Where to compute: auto, cpu, cuda, cuda:N or wgpu [default: the recipe's device, else
+              auto]
+
       -h, --help
               Print help (see a summary with '-h')
 
-    Everywhere:
+    Global options:
           --json
-              Write results (and errors) as JSON, one object a line, for programs to read
+              Print results and errors as JSON, one object per line (described in docs/json.md)
 
-          --device <DEVICE>
-              Where to compute: auto, cpu, cuda, cuda:N or wgpu [default: what the recipe says, else
-              auto]
-
-    Example:
+    Examples:
       backdraft quickstart
+      backdraft quickstart --output-dir trial --max-steps 20
     ");
 }
 
 #[test]
 fn help_of_data() {
     assert_snapshot!(help("data"), @"
-    Look at rows before they are trained on
+    Preview and check rows before training
 
     Usage: backdraft data [OPTIONS] <COMMAND>
 
     Commands:
-      preview  Show rows as the model sees them, with what is trained marked
+      preview  Show rows as the model sees them, supervised tokens marked
       check    Read all rows and fail if training on them is likely to go wrong
       help     Print this message or the help of the given subcommand(s)
 
@@ -716,23 +722,19 @@ fn help_of_data() {
       -h, --help
               Print help
 
-    Everywhere:
+    Global options:
           --json
-              Write results (and errors) as JSON, one object a line, for programs to read
-
-          --device <DEVICE>
-              Where to compute: auto, cpu, cuda, cuda:N or wgpu [default: what the recipe says, else
-              auto]
+              Print results and errors as JSON, one object per line (described in docs/json.md)
 
     Examples:
       backdraft data preview recipe.toml
       backdraft data check recipe.toml
     ");
     assert_snapshot!(help("data preview"), @r#"
-    Show rows as the model sees them, with what is trained marked
+    Show rows as the model sees them, supervised tokens marked
 
-    Rows are rendered by the chat template; what the model learns to write stands between ⟦ and ⟧ (in
-    colour on a terminal), what is cut away after ✂. Counts, lengths and findings of all rows follow.
+    Rows are rendered by the chat template. Supervised tokens are between ⟦ and ⟧ (in colour on a
+    terminal), truncated ones after ✂. Counts, lengths and findings of all rows follow.
 
     Usage: backdraft data preview [OPTIONS] <WHAT>
 
@@ -742,13 +744,13 @@ fn help_of_data() {
 
     Options:
           --model <MODEL>
-              Model whose tokenizer and chat template are used; needed where WHAT is no recipe
+              Model whose tokenizer and chat template are used; required where WHAT is not a recipe
 
           --format <FORMAT>
-              Shape of the rows [same as --set data.format=FORMAT]
+              Format of the rows [same as --set data.format=FORMAT]
 
               Possible values:
-              - auto:              Seen from the first rows
+              - auto:              Detected from the first rows
               - messages:          Chats: {"messages": [{"role": …, "content": …}, …]}
               - alpaca:            {"instruction": …, "input": … (optional), "output": …}
               - sharegpt:          Chats: {"conversations": [{"from": …, "value": …}, …]}
@@ -756,10 +758,10 @@ fn help_of_data() {
               - text:              {"text": …}
 
           --set <SECTION.KEY=VALUE>
-              Change a value of the recipe, or give one; may be given again
+              Set a key of the recipe; repeatable
 
           --skip-bad-rows <N>
-              Pass over up to this many broken rows [same as --set data.skip_bad_rows=N]
+              Skip up to this many bad rows [same as --set data.skip_bad_rows=N]
 
           --rows <N>
               Rows to show
@@ -770,21 +772,17 @@ fn help_of_data() {
               Show the token ids too
 
           --html <FILE>
-              Write a page that any browser shows, instead of text
+              Write an HTML page instead of text
 
           --force
-              Replace that page if it exists
+              Replace the page if it exists
 
       -h, --help
               Print help (see a summary with '-h')
 
-    Everywhere:
+    Global options:
           --json
-              Write results (and errors) as JSON, one object a line, for programs to read
-
-          --device <DEVICE>
-              Where to compute: auto, cpu, cuda, cuda:N or wgpu [default: what the recipe says, else
-              auto]
+              Print results and errors as JSON, one object per line (described in docs/json.md)
 
     Examples:
       backdraft data preview recipe.toml --rows 5 --ids
@@ -795,8 +793,9 @@ fn help_of_data() {
     Read all rows and fail if training on them is likely to go wrong
 
     Problems are broken rows, rows without a supervised token, empty answers that are trained, answers
-    that no special token ends, and texts that look like special tokens and are none. Rows that are cut
-    or said twice are noted. Exits with 1 where there is a problem.
+    that do not end in EOS or an end-of-turn token, and text that looks like a special token but is not
+    one in this tokenizer. Truncated and duplicate rows are notes. The exit code is 1 if there is a
+    problem.
 
     Usage: backdraft data check [OPTIONS] <WHAT>
 
@@ -806,13 +805,13 @@ fn help_of_data() {
 
     Options:
           --model <MODEL>
-              Model whose tokenizer and chat template are used; needed where WHAT is no recipe
+              Model whose tokenizer and chat template are used; required where WHAT is not a recipe
 
           --format <FORMAT>
-              Shape of the rows [same as --set data.format=FORMAT]
+              Format of the rows [same as --set data.format=FORMAT]
 
               Possible values:
-              - auto:              Seen from the first rows
+              - auto:              Detected from the first rows
               - messages:          Chats: {"messages": [{"role": …, "content": …}, …]}
               - alpaca:            {"instruction": …, "input": … (optional), "output": …}
               - sharegpt:          Chats: {"conversations": [{"from": …, "value": …}, …]}
@@ -820,26 +819,22 @@ fn help_of_data() {
               - text:              {"text": …}
 
           --set <SECTION.KEY=VALUE>
-              Change a value of the recipe, or give one; may be given again
+              Set a key of the recipe; repeatable
 
           --skip-bad-rows <N>
-              Pass over up to this many broken rows [same as --set data.skip_bad_rows=N]
+              Skip up to this many bad rows [same as --set data.skip_bad_rows=N]
 
           --skipped <FILE>
-              Where rows that are passed over are listed, as JSON lines
+              File to list skipped rows in, as JSON lines
 
               [default: skipped_rows.jsonl]
 
       -h, --help
               Print help (see a summary with '-h')
 
-    Everywhere:
+    Global options:
           --json
-              Write results (and errors) as JSON, one object a line, for programs to read
-
-          --device <DEVICE>
-              Where to compute: auto, cpu, cuda, cuda:N or wgpu [default: what the recipe says, else
-              auto]
+              Print results and errors as JSON, one object per line (described in docs/json.md)
 
     Examples:
       backdraft data check recipe.toml

@@ -14,7 +14,7 @@ use crate::commands::{Context, train};
 use crate::error::CliError;
 use crate::session::{self, quote};
 
-/// Look at rows before they are trained on
+/// Preview and check rows before training
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   backdraft data preview recipe.toml
@@ -38,19 +38,19 @@ pub(crate) struct RowsArgs {
     #[arg(value_name = "WHAT")]
     pub(crate) what: String,
 
-    /// Model whose tokenizer and chat template are used; needed where WHAT is no recipe
+    /// Model whose tokenizer and chat template are used; required where WHAT is not a recipe
     #[arg(long, value_name = "MODEL")]
     pub(crate) model: Option<String>,
 
-    /// Shape of the rows [same as --set data.format=FORMAT]
+    /// Format of the rows [same as --set data.format=FORMAT]
     #[arg(long, value_enum)]
     pub(crate) format: Option<FormatArg>,
 
-    /// Change a value of the recipe, or give one; may be given again
+    /// Set a key of the recipe; repeatable
     #[arg(long, value_name = "SECTION.KEY=VALUE")]
     pub(crate) set: Vec<String>,
 
-    /// Pass over up to this many broken rows [same as --set data.skip_bad_rows=N]
+    /// Skip up to this many bad rows [same as --set data.skip_bad_rows=N]
     #[arg(long, value_name = "N")]
     pub(crate) skip_bad_rows: Option<u64>,
 }
@@ -92,10 +92,10 @@ impl RowsArgs {
     }
 }
 
-/// Show rows as the model sees them, with what is trained marked
+/// Show rows as the model sees them, supervised tokens marked
 ///
-/// Rows are rendered by the chat template; what the model learns to write stands between ⟦ and ⟧ (in
-/// colour on a terminal), what is cut away after ✂. Counts, lengths and findings of all rows follow.
+/// Rows are rendered by the chat template. Supervised tokens are between ⟦ and ⟧ (in colour on a terminal), truncated
+/// ones after ✂. Counts, lengths and findings of all rows follow.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   backdraft data preview recipe.toml --rows 5 --ids
@@ -113,20 +113,20 @@ pub(crate) struct PreviewArgs {
     #[arg(long)]
     pub(crate) ids: bool,
 
-    /// Write a page that any browser shows, instead of text
+    /// Write an HTML page instead of text
     #[arg(long, value_name = "FILE")]
     pub(crate) html: Option<PathBuf>,
 
-    /// Replace that page if it exists
+    /// Replace the page if it exists
     #[arg(long)]
     pub(crate) force: bool,
 }
 
 /// Read all rows and fail if training on them is likely to go wrong
 ///
-/// Problems are broken rows, rows without a supervised token, empty answers that are trained, answers
-/// that no special token ends, and texts that look like special tokens and are none. Rows that are
-/// cut or said twice are noted. Exits with 1 where there is a problem.
+/// Problems are broken rows, rows without a supervised token, empty answers that are trained, answers that do not end
+/// in EOS or an end-of-turn token, and text that looks like a special token but is not one in this tokenizer. Truncated
+/// and duplicate rows are notes. The exit code is 1 if there is a problem.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   backdraft data check recipe.toml
@@ -136,7 +136,7 @@ pub(crate) struct CheckArgs {
     #[command(flatten)]
     pub(crate) rows_args: RowsArgs,
 
-    /// Where rows that are passed over are listed, as JSON lines
+    /// File to list skipped rows in, as JSON lines
     #[arg(long, value_name = "FILE", default_value = SKIPPED)]
     pub(crate) skipped: PathBuf,
 }
@@ -162,7 +162,7 @@ fn run_preview(args: &PreviewArgs, context: Context) -> Result<(), CliError> {
         usize::try_from(args.rows).unwrap_or(usize::MAX),
     )?;
     if args.html.is_none() {
-        output.record(&serde_json::json!({ "event": "preview", "value": preview }))?;
+        output.record("preview", &preview)?;
         let look = TextLook {
             colour: output.wants_colour(),
             token_ids: args.ids,
@@ -178,7 +178,7 @@ fn run_preview(args: &PreviewArgs, context: Context) -> Result<(), CliError> {
             Existing::Refuse
         };
         write_file(path, page.as_bytes(), existing)?;
-        output.record(&serde_json::json!({ "html": path }))?;
+        output.record("preview_page", &serde_json::json!({ "html": path }))?;
         return output.line(format!("Wrote {}", path.display()));
     }
     output.line(lengths(&check))
@@ -192,7 +192,7 @@ fn run_check(args: &CheckArgs, context: Context) -> Result<(), CliError> {
     output.line(lengths(&check))?;
     if check.write_skipped(&args.skipped)? {
         let path = args.skipped.display();
-        output.line(format!("rows that were passed over: {path}"))?;
+        output.line(format!("skipped rows are listed in {path}"))?;
     }
     if check.is_sound() {
         return output.line("no problems");
@@ -206,7 +206,7 @@ fn lengths(check: &DataCheck) -> String {
     let classes = check.train.report.lengths.classes();
     let classes: Vec<_> = classes.filter(|class| class.2 > 0).collect();
     let most = classes.iter().map(|class| class.2).max().unwrap_or(1);
-    let mut text = "lengths in tokens, before rows are cut:".to_owned();
+    let mut text = "lengths in tokens, before truncation:".to_owned();
     for (shortest, longest, rows) in classes {
         let bar = "█".repeat((40 * rows).div_ceil(most));
         text.push_str(&format!("\n{shortest:>9} – {longest:<9}{rows:>12}  {bar}"));

@@ -17,11 +17,10 @@ use crate::error::CliError;
 use crate::output::Output;
 use crate::session::{self, Session, quote};
 
-/// Measure a model on a file, with and without an adapter
+/// Evaluate a model on a file, with and without an adapter
 ///
-/// Reports the mean negative log-likelihood per supervised token and the perplexity; with an adapter,
-/// both without and with it. With --generate also the share of answers that match exactly, and that
-/// start with the same word.
+/// Prints the mean negative log-likelihood per supervised token and the perplexity: of the base, and with the adapter.
+/// With --generate also how many generated answers match exactly, and how many start with the right word.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   backdraft eval --model model.gguf --adapter outputs/adapter --data test.jsonl
@@ -31,15 +30,15 @@ pub(crate) struct EvalArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
 
-    /// Rows: file, folder, glob, or hub data set (org/name:split); a .txt file is cut into pieces
+    /// Rows: file, folder, glob, or hub data set (org/name:split); a .txt file is cut into chunks
     #[arg(long, value_name = "ROWS")]
     pub(crate) data: String,
 
-    /// Shape of the rows
+    /// Format of the rows
     #[arg(long, value_enum, default_value = "auto")]
     pub(crate) format: FormatArg,
 
-    /// Turns alpaca rows into text, as in a recipe
+    /// Template that turns alpaca rows into text, as in a recipe
     #[arg(long, value_name = "TEMPLATE")]
     pub(crate) prompt_template: Option<String>,
 
@@ -47,15 +46,15 @@ pub(crate) struct EvalArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) limit: Option<u64>,
 
-    /// Tokens per row; longer rows are cut and counted
+    /// Maximum tokens per row; longer rows are truncated
     #[arg(long, value_name = "N", default_value_t = 2048, value_parser = clap::value_parser!(u64).range(2..))]
     pub(crate) max_seq_length: u64,
 
-    /// Also answer every row and compare with the expected answer
+    /// Also generate an answer for every row and compare it with the expected one
     #[arg(long)]
     pub(crate) generate: bool,
 
-    /// Most tokens of an answer
+    /// Maximum new tokens per answer
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) max_new_tokens: u64,
 }
@@ -65,7 +64,7 @@ pub(crate) fn run(args: &EvalArgs, context: Context) -> Result<(), CliError> {
     if args.generate && is_text(args) {
         return Err(
             CliError::usage("--generate needs rows with answers, not a text file")
-                .hint("give a JSONL file, or leave --generate away"),
+                .hint("give a JSONL file, or leave --generate out"),
         );
     }
     let session = Session::open(&args.model, context)?;
@@ -89,7 +88,7 @@ pub(crate) fn run(args: &EvalArgs, context: Context) -> Result<(), CliError> {
         .into_iter()
         .map(|(name, measured)| (name.to_owned(), measured.to_json()))
         .collect();
-    output.record(&results)
+    output.record("evaluation", &results)
 }
 
 /// What one model achieves on a file.
@@ -140,7 +139,13 @@ fn measure(
 ) -> Result<Measured, CliError> {
     let evaluation = evaluate(model, rows, ROWS_AT_A_TIME, |_, _| ())?;
     let answers = match prompts {
-        Some(prompts) => answer(model, tokenizer, prompts, args.max_new_tokens as usize)?,
+        Some(prompts) => answer(
+            model,
+            tokenizer,
+            prompts,
+            args.max_new_tokens as usize,
+            |_| (),
+        )?,
         None => Vec::new(),
     };
     let scores = prompts.map(|prompts| {
@@ -150,13 +155,27 @@ fn measure(
     Ok(Measured { evaluation, scores })
 }
 
-/// Greedy answers to all prompts.
+/// How far answers have come.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Answered {
+    pub(crate) answers: usize,
+    pub(crate) of: usize,
+    pub(crate) tokens: usize,
+}
+
+/// Greedy answers to all prompts; `told` hears of each token.
 pub(crate) fn answer(
     model: &Llama,
     tokenizer: &ChatTokenizer,
     prompts: &[Prompt],
     max_new_tokens: usize,
+    mut told: impl FnMut(Answered),
 ) -> Result<Vec<String>, CliError> {
+    let mut so_far = Answered {
+        answers: 0,
+        of: prompts.len(),
+        tokens: 0,
+    };
     let config = GenerateConfig {
         max_new_tokens,
         stop_ids: tokenizer.eos_token_ids().to_vec(),
@@ -168,7 +187,16 @@ pub(crate) fn answer(
             .iter()
             .map(|prompt| prompt.input_ids.as_slice())
             .collect();
-        for ids in model.generate(&ids, &config, |_, _| true) {
+        let mut lengths = vec![0; ids.len()];
+        let count = |sequence: usize, id: u32| {
+            lengths[sequence] += 1;
+            so_far.tokens += 1;
+            let ended = config.stop_ids.contains(&id) || lengths[sequence] == max_new_tokens;
+            so_far.answers += usize::from(ended);
+            told(so_far);
+            true
+        };
+        for ids in model.generate(&ids, &config, count) {
             answers.push(tokenizer.decode(&ids, true).map_err(CliError::boxed)?);
         }
     }

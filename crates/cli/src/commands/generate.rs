@@ -1,5 +1,8 @@
-//! `generate`: let a model write.
+//! `generate`: text from a prompt, or a chat.
 
+use std::io::Read;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use backdraft_data::{Conversation, Message, Role};
@@ -7,34 +10,42 @@ use backdraft_model::generate::{GenerateConfig, SamplingConfig};
 use clap::Args;
 
 use crate::args::{ModelArgs, SamplingArgs};
-use crate::commands::Context;
+use crate::commands::{Context, chat};
 use crate::error::CliError;
 use crate::output::Output;
 use crate::session::Session;
 
-/// Let a model, with or without an adapter, answer a prompt
+/// Generate text from a prompt, or chat
+///
+/// In a chat, /exit, an empty line or the end of input ends it; Ctrl-C stops an answer, or the program where no answer
+/// is being written.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   backdraft generate --model HuggingFaceTB/SmolLM2-135M-Instruct \"What is the capital of France?\"
   backdraft generate --model model.gguf --temperature 0.7 --top-p 0.9 \"Tell a story\"
-  backdraft generate --model model.gguf --adapter outputs/adapter --chat")]
+  backdraft generate --model model.gguf --adapter outputs/adapter --chat
+  backdraft generate --model model.gguf --prompt-file question.txt")]
 pub(crate) struct GenerateArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
 
-    /// What to say to the model
-    #[arg(value_name = "PROMPT", required_unless_present = "chat")]
+    /// The user's message; - reads it from standard input
+    #[arg(value_name = "PROMPT", required_unless_present_any = ["chat", "prompt_file"])]
     pub(crate) prompt: Option<String>,
 
-    /// Talk to the model line by line
+    /// Read the message from a file
+    #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
+    pub(crate) prompt_file: Option<PathBuf>,
+
+    /// Chat with the model line by line
     #[arg(long, conflicts_with = "raw")]
     pub(crate) chat: bool,
 
-    /// Give the prompt to the model as it is, without its chat template
+    /// Use the prompt as it is, without the chat template
     #[arg(long)]
     pub(crate) raw: bool,
 
-    /// System message before the prompt
+    /// System message
     #[arg(long, value_name = "TEXT", conflicts_with = "raw")]
     pub(crate) system: Option<String>,
 
@@ -43,12 +54,13 @@ pub(crate) struct GenerateArgs {
 }
 
 pub(crate) fn run(args: &GenerateArgs, context: Context) -> Result<(), CliError> {
+    let prompt = prompt(args)?;
     let session = Session::open(&args.model, context)?;
     let config = config(&args.sampling, &session);
     if args.chat {
-        return chat(&session, args, config, context);
+        return chat::chat(&session, system(args), prompt, &config, context.output);
     }
-    let prompt = args.prompt.as_deref().unwrap_or_default();
+    let prompt = prompt.as_deref().unwrap_or_default();
     let ids = if args.raw {
         session
             .tokenizer
@@ -63,53 +75,50 @@ pub(crate) fn run(args: &GenerateArgs, context: Context) -> Result<(), CliError>
             tools: None,
         })?
     };
-    let answer = answer(&session, &ids, &config, context.output)?;
+    let answer = answer(
+        &session,
+        &ids,
+        &config,
+        context.output,
+        &AtomicBool::new(false),
+    )?;
     context.output.line("")?;
-    context.output.record(&serde_json::json!({
-        "prompt": prompt,
-        "text": answer.text,
-        "ids": answer.ids,
-        "seconds": answer.seconds,
-        "tokens_per_second": answer.ids.len() as f64 / answer.seconds.max(1e-9),
-    }))
+    context
+        .output
+        .record("answer", &answer.to_json(Some(prompt)))
 }
 
-fn chat(
-    session: &Session,
-    args: &GenerateArgs,
-    config: GenerateConfig,
-    context: Context,
-) -> Result<(), CliError> {
-    let output = context.output;
-    output.progress("An empty line or the end of the input ends the chat.");
-    let mut messages = system(args);
-    let mut next = args.prompt.clone();
-    loop {
-        let line = match next.take() {
-            Some(line) => line,
-            None => {
-                output.stream("> ")?;
-                let mut line = String::new();
-                std::io::stdin()
-                    .read_line(&mut line)
-                    .map_err(|error| CliError::user("cannot read the input").because(error))?;
-                line
-            }
-        };
-        if line.trim().is_empty() {
-            return Ok(());
+/// The prompt from the command line, standard input or a file.
+fn prompt(args: &GenerateArgs) -> Result<Option<String>, CliError> {
+    let text = match (&args.prompt, &args.prompt_file) {
+        (Some(prompt), _) if prompt == "-" && args.chat => {
+            return Err(CliError::usage(
+                "a chat reads standard input itself: leave - out",
+            ));
         }
-        messages.push(Message::new(Role::User, line.trim()));
-        let chat = Conversation {
-            messages: messages.clone(),
-            tools: None,
-        };
-        let ids = session.tokenizer.encode_chat(&chat)?;
-        let answer = answer(session, &ids, &config, output)?;
-        output.line("")?;
-        output.record(&serde_json::json!({ "text": answer.text, "ids": answer.ids }))?;
-        messages.push(Message::new(Role::Assistant, answer.text));
+        (Some(prompt), _) if prompt == "-" => {
+            let mut text = String::new();
+            std::io::stdin()
+                .read_to_string(&mut text)
+                .map_err(|error| {
+                    CliError::user("cannot read the prompt from standard input").because(error)
+                })?;
+            text
+        }
+        (Some(prompt), _) => return Ok(Some(prompt.clone())),
+        (None, Some(path)) => std::fs::read_to_string(path).map_err(|error| {
+            CliError::user(format!("cannot read {}", path.display())).because(error)
+        })?,
+        (None, None) => return Ok(None),
+    };
+    // The line end that editors and `echo` leave is not meant.
+    let text = text.strip_suffix('\n').map_or(text.as_str(), |text| {
+        text.strip_suffix('\r').unwrap_or(text)
+    });
+    if text.trim().is_empty() {
+        return Err(CliError::user("the prompt is empty"));
     }
+    Ok(Some(text.to_owned()))
 }
 
 fn system(args: &GenerateArgs) -> Vec<Message> {
@@ -132,18 +141,32 @@ fn config(sampling: &SamplingArgs, session: &Session) -> GenerateConfig {
     }
 }
 
-struct Answer {
-    text: String,
+/// What a model has written.
+pub(crate) struct Answer {
+    pub(crate) text: String,
     ids: Vec<u32>,
     seconds: f64,
 }
 
-/// Continues `ids`, showing the text as it comes.
-fn answer(
+impl Answer {
+    pub(crate) fn to_json(&self, prompt: Option<&str>) -> serde_json::Value {
+        serde_json::json!({
+            "prompt": prompt,
+            "text": self.text,
+            "ids": self.ids,
+            "seconds": self.seconds,
+            "tokens_per_second": self.ids.len() as f64 / self.seconds.max(1e-9),
+        })
+    }
+}
+
+/// Continues `ids`, showing the text as it comes, until its end or until `stopped` is set.
+pub(crate) fn answer(
     session: &Session,
     ids: &[u32],
     config: &GenerateConfig,
     output: Output,
+    stopped: &AtomicBool,
 ) -> Result<Answer, CliError> {
     let vocabulary = session.model.config().vocab_size;
     if ids.is_empty() || ids.iter().any(|&id| id as usize >= vocabulary) {
@@ -172,7 +195,7 @@ fn answer(
             output.stream(&piece)
         });
         failure = shown.err();
-        failure.is_none()
+        failure.is_none() && !output.is_closed() && !stopped.load(Ordering::Relaxed)
     });
     if let Some(error) = failure {
         return Err(error);

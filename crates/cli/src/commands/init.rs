@@ -10,8 +10,9 @@ use clap::Args;
 use crate::args::FormatArg;
 use crate::commands::Context;
 use crate::error::CliError;
+use crate::shell;
 
-/// Write a recipe with every key explained, set to where to start
+/// Write a starter recipe with every key explained
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   backdraft init
@@ -22,23 +23,23 @@ pub(crate) struct InitArgs {
     #[arg(value_name = "RECIPE", default_value = "recipe.toml")]
     pub(crate) recipe: PathBuf,
 
-    /// The model to adapt: directory, .gguf file, or hub id (org/name)
+    /// The model to fine-tune: directory, .gguf file, or hub id (org/name)
     #[arg(long, value_name = "MODEL")]
     pub(crate) model: Option<String>,
 
-    /// Rows to learn from: file, folder, glob, or hub data set (org/name:split)
+    /// Training rows: file, folder, glob, or hub data set (org/name:split)
     #[arg(long, value_name = "ROWS")]
     pub(crate) train: Option<String>,
 
-    /// Rows held out: as --train, or a share of its rows such as 0.05
+    /// Held-out rows: as --train, or a share of its rows such as 0.05
     #[arg(long, value_name = "ROWS")]
     pub(crate) eval: Option<String>,
 
-    /// Shape of the rows
+    /// Format of the rows
     #[arg(long, value_enum, default_value = "auto")]
     pub(crate) format: FormatArg,
 
-    /// Where the run's files go
+    /// Output directory of the run
     #[arg(long, value_name = "DIR")]
     pub(crate) output_dir: Option<String>,
 
@@ -106,20 +107,25 @@ pub(crate) fn run(args: &InitArgs, context: Context) -> Result<(), CliError> {
         Existing::Refuse
     };
     write_file(&args.recipe, text.as_bytes(), existing)?;
-    let path = args.recipe.display();
+    let path = shell::path(&args.recipe);
     context
         .output
-        .record(&serde_json::json!({ "recipe": args.recipe }))?;
-    context
-        .output
-        .line(format!("Wrote {path}. Next: backdraft train {path}"))
+        .record("recipe", &serde_json::json!({ "recipe": args.recipe }))?;
+    context.output.line(format!(
+        "Wrote {}. Next:\n  backdraft data preview {path}   # see the rows as the model will\n  \
+             backdraft train {path}",
+        args.recipe.display()
+    ))
 }
 
 fn list_templates(context: Context) -> Result<(), CliError> {
     for template in BuiltinTemplate::ALL {
-        context.output.record(&serde_json::json!({
-            "name": template, "turn": template.summary(), "template": template.source(),
-        }))?;
+        context.output.record(
+            "template",
+            &serde_json::json!({
+                "name": template, "turn": template.summary(), "template": template.source(),
+            }),
+        )?;
         context
             .output
             .line(format!("{:<8} {}", template.as_str(), template.summary()))?;

@@ -24,7 +24,7 @@ use crate::commands::Context;
 use crate::error::CliError;
 use crate::session;
 
-/// Show what a model, adapter, recipe or data file contains, and what it would cost to train
+/// Show what a model, adapter, recipe or data file contains, and what training would take
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   backdraft inspect model.gguf
@@ -35,23 +35,23 @@ pub(crate) struct InspectArgs {
     #[arg(value_name = "WHAT")]
     pub(crate) what: String,
 
-    /// Model whose tokenizer counts the tokens of a data file
+    /// Model whose tokenizer is used to count tokens of a data file
     #[arg(long, value_name = "MODEL")]
     pub(crate) model: Option<String>,
 
-    /// Rank of the adapter whose cost is estimated
+    /// LoRA rank, for the memory estimate
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) rank: u64,
 
-    /// Rows in one pass, for the estimate
+    /// Rows per micro-batch, for the memory estimate
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) micro_batch_size: u64,
 
-    /// How the model's projections would be kept, for the estimate
+    /// Quantization of the linear layers, for the memory estimate
     #[arg(long, value_enum, value_name = "FORMAT")]
     pub(crate) quantization: Option<QuantizationArg>,
 
-    /// Tokens per row, for the estimate
+    /// Tokens per row, for the memory estimate
     #[arg(long, value_name = "N", default_value_t = 2048, value_parser = clap::value_parser!(u64).range(2..))]
     pub(crate) max_seq_length: u64,
 }
@@ -67,7 +67,7 @@ pub(crate) fn run(args: &InspectArgs, context: Context) -> Result<(), CliError> 
     } else {
         model(args, context)?
     };
-    context.output.record(&found)?;
+    context.output.record("inspected", &found)?;
     for (key, value) in found.as_object().into_iter().flatten() {
         context.output.line(line(key, value))?;
     }

@@ -1,4 +1,4 @@
-//! `merge`: fold an adapter into its model.
+//! `merge`: an adapter and its base as one checkpoint.
 
 use std::path::PathBuf;
 
@@ -13,13 +13,14 @@ use clap::{Args, ValueEnum};
 use crate::args::QuantizationArg;
 use crate::commands::Context;
 use crate::error::CliError;
+use crate::plain::count;
 use crate::session;
 
-/// Fold an adapter into a new Hugging Face directory, in the base model's number format
+/// Merge an adapter into its base and save a Hugging Face checkpoint in the base's dtype
 ///
-/// An adapter that was trained over a quantised base has learned to make up for its errors. Merged onto
-/// the original weights it meets others: --kl-data measures how far the merged model is from the trained
-/// one, as the mean Kullback–Leibler divergence of the next token, on answers and on everything.
+/// An adapter trained over a quantized base has learned to compensate for its quantization errors, which the original
+/// weights do not have. --kl-data measures how far the merged model is from the trained one: the mean
+/// Kullback–Leibler divergence of the next token, on answers and on all tokens.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   backdraft merge --model HuggingFaceTB/SmolLM2-135M-Instruct --adapter outputs/adapter --out merged
@@ -37,15 +38,15 @@ pub(crate) struct MergeArgs {
     #[arg(long, value_name = "DIR")]
     pub(crate) out: PathBuf,
 
-    /// Weights to add the adapter to
+    /// Weights to merge the adapter into
     #[arg(long, value_enum, default_value = "original")]
     pub(crate) base: Base,
 
-    /// How the base was quantised in training [default: what is noted beside the adapter]
+    /// How the base was quantized in training [default: as trained_over.json of the adapter says]
     #[arg(long, value_enum, value_name = "FORMAT")]
     pub(crate) quantization: Option<QuantizationArg>,
 
-    /// Rows to measure the merged model against the trained one: file, folder, glob, or hub data set
+    /// Rows to compare the merged model with the trained one on: file, folder, glob, or hub data set
     #[arg(long, value_name = "ROWS")]
     pub(crate) kl_data: Option<String>,
 
@@ -61,9 +62,9 @@ pub(crate) struct MergeArgs {
 /// Weights to add an adapter to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Base {
-    /// Those of the model's files
+    /// The weights in the model's files
     Original,
-    /// Those that the adapter was trained over: quantised and back
+    /// The weights that the adapter was trained over: quantized and dequantized
     Dequantized,
 }
 
@@ -93,16 +94,16 @@ pub(crate) fn run(args: &MergeArgs, context: Context) -> Result<(), CliError> {
             Some(divergence(args, &source, plan.as_ref(), &adapter, rows)?)
         }
     };
-    output.record(&serde_json::json!({
+    output.record("merged", &serde_json::json!({
         "out": args.out, "tensors": report.tensors, "merged": report.merged, "bytes": report.bytes,
         "mean_kl": kl.map(|kl| kl.all), "kl_tokens": kl.map(|kl| kl.tokens),
         "mean_kl_supervised": kl.map(|kl| kl.supervised),
         "kl_supervised_tokens": kl.map(|kl| kl.supervised_tokens),
     }))?;
     output.line(format!(
-        "Wrote {}: {} tensors, {} of them merged, {:.1} MB",
+        "Wrote {}: {}, {} of them merged, {:.1} MB",
         args.out.display(),
-        report.tensors,
+        count(report.tensors as u64, "tensor"),
         report.merged,
         report.bytes as f64 / 1e6
     ))?;
@@ -112,7 +113,7 @@ pub(crate) fn run(args: &MergeArgs, context: Context) -> Result<(), CliError> {
             kl.supervised, kl.supervised_tokens, kl.all, kl.tokens
         )),
         (None, Some(plan)) if args.base == Base::Original => output.line(format!(
-            "The adapter was trained over {}; --kl-data FILE tells what the change of base costs",
+            "The adapter was trained over {}; --kl-data FILE measures what the change of base costs",
             plan.scheme
         )),
         _ => Ok(()),

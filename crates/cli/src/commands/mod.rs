@@ -1,10 +1,13 @@
 //! One file per command: its flags and what it does.
 
+pub(crate) mod chat;
+pub(crate) mod completions;
 pub(crate) mod data;
 pub(crate) mod eval;
 pub(crate) mod generate;
 pub(crate) mod init;
 pub(crate) mod inspect;
+pub(crate) mod man;
 pub(crate) mod merge;
 pub(crate) mod plan;
 pub(crate) mod quantize;
@@ -14,13 +17,15 @@ pub(crate) mod score;
 pub(crate) mod train;
 pub(crate) mod watch;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::Parser;
 
 use crate::args::{Cli, Command, Global};
-use crate::error::CliError;
+use crate::error::{self, CliError};
 use crate::output::Output;
+use crate::usage;
 
 /// What every command is given besides its own flags.
 #[derive(Debug, Clone, Copy)]
@@ -31,15 +36,32 @@ pub(crate) struct Context {
 
 /// Reads the command line, runs the command, reports its error.
 pub(crate) fn main() -> ExitCode {
-    let Cli { global, command } = Cli::parse();
-    let context = Context {
-        global,
-        output: Output::new(global.json),
+    let words: Vec<OsString> = std::env::args_os().collect();
+    let json = usage::wants_json(&words);
+    error::install_panic_hook(json);
+    let cli = match Cli::try_parse_from(&words) {
+        Ok(cli) => cli,
+        Err(error) => return usage::answer(error, &words, json),
     };
-    match run(command, context) {
+    match start(cli) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => error.report(global.json),
+        Err(error) => error.report(json),
     }
+}
+
+fn start(cli: Cli) -> Result<(), CliError> {
+    let (before, behind) = (cli.device, cli.command.device());
+    if before.is_some() && behind.is_none() {
+        return Err(CliError::usage(
+            "--device has no meaning for this command, which computes nothing",
+        ));
+    }
+    let global = Global {
+        device: behind.flatten().or(before),
+        ..cli.global
+    };
+    let output = Output::new(global.json);
+    run(cli.command, Context { global, output })
 }
 
 fn run(command: Command, context: Context) -> Result<(), CliError> {
@@ -57,5 +79,7 @@ fn run(command: Command, context: Context) -> Result<(), CliError> {
         Command::Watch(args) => watch::run(&args, context),
         Command::Report(args) => report::run(&args, context),
         Command::Quickstart(args) => quickstart::run(&args, context),
+        Command::Completions(args) => completions::run(&args, context),
+        Command::Man(args) => man::run(&args, context),
     }
 }

@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 use crate::commands::Context;
 use crate::error::CliError;
 
-/// Show what a recipe needs in memory and what it recomputes, without reading the weights
+/// Show how much memory a recipe needs and what it recomputes, without loading the weights
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   backdraft plan recipe.toml
@@ -32,24 +32,24 @@ pub(crate) struct PlanArgs {
     #[arg(value_name = "RECIPE")]
     pub(crate) recipe: PathBuf,
 
-    /// Change a value of the recipe for this plan; may be given again
+    /// Override a key of the recipe for this plan; repeatable
     #[arg(long, value_name = "SECTION.KEY=VALUE")]
     pub(crate) set: Vec<String>,
 
-    /// Plan for a GPU with so much memory, which need not be there
+    /// Plan for a GPU with this much memory, which this machine need not have
     #[arg(long, value_name = "SIZE")]
     pub(crate) device_memory: Option<ByteSize>,
 
-    /// Number format of the activations [default: bf16 with --device-memory, else f32]
+    /// Data type of the activations [default: bf16 with --device-memory, else f32]
     #[arg(long, value_enum, value_name = "FORMAT")]
     pub(crate) dtype: Option<PlanDtype>,
 
-    /// Also show plans at eight budgets, from the least that fits to what keeping everything takes
+    /// Also show plans for eight memory budgets, from the smallest that works to one that keeps everything
     #[arg(long)]
     pub(crate) sweep: bool,
 }
 
-/// Number format of the activations.
+/// Data type of the activations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum PlanDtype {
     /// Single precision
@@ -102,7 +102,7 @@ pub(crate) fn run(args: &PlanArgs, context: Context) -> Result<(), CliError> {
     };
     let plans = Plans::new(args, &recipe, setup, on_gpu);
     let found = plans.to_json();
-    context.output.record(&found)?;
+    context.output.record("plan", &found)?;
     context.output.line(plans.to_text(dtype))?;
     Ok(())
 }
@@ -268,8 +268,8 @@ impl Plans {
             setup.micro_batch_size,
             setup.max_seq_length,
             match self.accumulation {
-                1 => "1 pass".to_owned(),
-                passes => format!("{passes} passes"),
+                1 => "1 micro-batch".to_owned(),
+                passes => format!("{passes} micro-batches"),
             },
             match dtype {
                 PlanDtype::F32 => "f32",
@@ -278,29 +278,29 @@ impl Plans {
             },
             match &setup.quantization {
                 Some(plan) => plan.scheme.to_string(),
-                None => "not quantised".to_owned(),
+                None => "not quantized".to_owned(),
             }
         );
         match self.budget {
             Some(budget) => text += &format!("budget    {}\n", gib(budget)),
-            None => text += "budget    none given; smart is shown without a limit\n",
+            None => text += "budget    unlimited (set memory_budget or --device-memory)\n",
         }
         match self.chosen() {
             Ok((plan, prediction)) => {
                 text += &peak_lines(&prediction.peak);
                 text += &format!(
-                    "recompute {} of {} a pass, {:.1} % of its time\n",
+                    "recompute {} of {} per micro-batch, {:.1} % of its time\n",
                     flops(prediction.recompute_flops),
                     flops(prediction.flops + prediction.recompute_flops),
                     100.0 * prediction.recompute_share()
                 );
                 if prediction.offloaded > 0 {
                     let host = gib(prediction.offloaded);
-                    text += &format!("offload   {host} to the host and back\n");
+                    text += &format!("offload   {host} to host memory and back\n");
                 }
                 text += "\n";
                 text += &format!(
-                    "{} (█ kept, ▒ kept by the host, · recomputed), layers {} to {}:\n",
+                    "{} (█ kept, ▒ offloaded to the host, · recomputed), layers {} to {}:\n",
                     self.policy,
                     setup.config.num_hidden_layers - self.step.layers.len(),
                     setup.config.num_hidden_layers - 1
@@ -309,7 +309,7 @@ impl Plans {
             }
             Err(shortage) => {
                 text += &format!(
-                    "nothing fits: at least {} are needed\n",
+                    "does not fit: a step needs at least {}\n",
                     gib(shortage.needed)
                 );
                 for advice in setup.advice(shortage) {
@@ -346,12 +346,12 @@ impl Plans {
 
     fn sweep_table(&self) -> String {
         let mut text = format!(
-            "\n{:<10} {:>10} {:>14} {:>10} {:>14}\n",
-            "budget", "peak", "recompute", "of time", "time of a pass"
+            "\n{:<10} {:>10} {:>14} {:>10} {:>15}\n",
+            "budget", "peak", "recompute", "of time", "per micro-batch"
         );
         for (budget, prediction) in self.sweep() {
             text += &format!(
-                "{:<10} {:>10} {:>14} {:>8.1} % {:>11.1} ms\n",
+                "{:<10} {:>10} {:>14} {:>8.1} % {:>12.1} ms\n",
                 gib(budget),
                 gib(prediction.peak.total()),
                 flops(prediction.recompute_flops),
@@ -402,10 +402,10 @@ fn peak_lines(peak: &Peak) -> String {
         ("kept", peak.kept),
         ("working", peak.working),
         ("workspace", peak.workspace),
-        ("unfilled", peak.unfilled),
+        ("fragments", peak.unfilled),
     ] {
         // Only where tensors share pages.
-        if name == "unfilled" && bytes == 0 {
+        if name == "fragments" && bytes == 0 {
             continue;
         }
         text += &format!("  {name:<10} {:>10}\n", gib(bytes));
@@ -512,7 +512,7 @@ mod tests {
         let text = plans(Some("8GiB"), None, 64 << 30);
         let plan = text.split("\n\npolicy").next().unwrap();
         assert_snapshot!(plan, @r"
-        step      2 x 2048 tokens, 1 pass; bf16, base nf4 (blocks of 64, double)
+        step      2 x 2048 tokens, 1 micro-batch; bf16, base nf4 (blocks of 64, double)
         budget    7.50 GiB
         peak      7.39 GiB in layer 31 backwards
           base         5.31 GiB
@@ -522,11 +522,11 @@ mod tests {
           kept         0.78 GiB
           working      0.69 GiB
           workspace    66.0 MiB
-          unfilled     78.8 MiB
-        recompute 34.52 TFLOP of 165.99 TFLOP a pass, 22.4 % of its time
-        offload   2.18 GiB to the host and back
+          fragments    78.8 MiB
+        recompute 34.52 TFLOP of 165.99 TFLOP per micro-batch, 22.4 % of its time
+        offload   2.18 GiB to host memory and back
 
-        smart (█ kept, ▒ kept by the host, · recomputed), layers 0 to 31:
+        smart (█ kept, ▒ offloaded to the host, · recomputed), layers 0 to 31:
           input         █▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒███████████████
           input_normed  ································
           query         ▒················▒▒▒▒▒▒▒▒▒▒▒▒▒▒█
@@ -544,7 +544,7 @@ mod tests {
     #[test]
     fn a_plan_for_a_small_card_as_a_whole() {
         assert_snapshot!(plans(Some("12GiB"), None, 0), @r"
-        step      2 x 2048 tokens, 1 pass; bf16, base nf4 (blocks of 64, double)
+        step      2 x 2048 tokens, 1 micro-batch; bf16, base nf4 (blocks of 64, double)
         budget    11.25 GiB
         peak      11.13 GiB in layer 31 backwards
           base         5.31 GiB
@@ -554,10 +554,10 @@ mod tests {
           kept         4.43 GiB
           working      0.69 GiB
           workspace    66.0 MiB
-          unfilled     0.16 GiB
-        recompute 27.71 TFLOP of 159.19 TFLOP a pass, 19.0 % of its time
+          fragments    0.16 GiB
+        recompute 27.71 TFLOP of 159.19 TFLOP per micro-batch, 19.0 % of its time
 
-        smart (█ kept, ▒ kept by the host, · recomputed), layers 0 to 31:
+        smart (█ kept, ▒ offloaded to the host, · recomputed), layers 0 to 31:
           input         ████████████████████████████████
           input_normed  ································
           query         █·██████████████████████████████
@@ -577,15 +577,15 @@ mod tests {
         sqrt                             9.59 GiB    59.72 TFLOP     31.9 %
         smart at recompute-all's peak    7.83 GiB    42.54 TFLOP     25.6 %
 
-        budget           peak      recompute    of time time of a pass
-        6.95 GiB     6.95 GiB   104.03 TFLOP     45.3 %       473.9 ms
-        9.37 GiB     9.37 GiB    35.73 TFLOP     22.6 %       335.1 ms
-        11.78 GiB   11.78 GiB    25.09 TFLOP     17.7 %       315.1 ms
-        14.20 GiB   14.20 GiB    14.41 TFLOP     12.2 %       295.3 ms
-        16.62 GiB   16.62 GiB     3.74 TFLOP      5.9 %       275.6 ms
-        19.04 GiB   19.04 GiB    41.34 GFLOP      1.8 %       264.1 ms
-        21.45 GiB   21.45 GiB     0.00 GFLOP      0.7 %       261.0 ms
-        23.87 GiB   23.87 GiB     0.00 GFLOP      0.0 %       259.2 ms
+        budget           peak      recompute    of time per micro-batch
+        6.95 GiB     6.95 GiB   104.03 TFLOP     45.3 %        473.9 ms
+        9.37 GiB     9.37 GiB    35.73 TFLOP     22.6 %        335.1 ms
+        11.78 GiB   11.78 GiB    25.09 TFLOP     17.7 %        315.1 ms
+        14.20 GiB   14.20 GiB    14.41 TFLOP     12.2 %        295.3 ms
+        16.62 GiB   16.62 GiB     3.74 TFLOP      5.9 %        275.6 ms
+        19.04 GiB   19.04 GiB    41.34 GFLOP      1.8 %        264.1 ms
+        21.45 GiB   21.45 GiB     0.00 GFLOP      0.7 %        261.0 ms
+        23.87 GiB   23.87 GiB     0.00 GFLOP      0.0 %        259.2 ms
 
         memory         micro-batch at 2048 tokens        tokens at micro-batch 2
         8 GiB                                   2                           2779
@@ -602,9 +602,9 @@ mod tests {
         let text = plans(Some("7GiB"), None, 0);
         let head: Vec<&str> = text.lines().take(6).collect();
         assert_snapshot!(head.join("\n"), @r"
-        step      2 x 2048 tokens, 1 pass; bf16, base nf4 (blocks of 64, double)
+        step      2 x 2048 tokens, 1 micro-batch; bf16, base nf4 (blocks of 64, double)
         budget    6.50 GiB
-        nothing fits: at least 6.95 GiB are needed
+        does not fit: a step needs at least 6.95 GiB
           would help: max_seq_length from 2048 to 798
 
         policy                               peak      recompute    of time

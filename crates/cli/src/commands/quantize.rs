@@ -9,9 +9,10 @@ use clap::{Args, ValueEnum};
 
 use crate::commands::Context;
 use crate::error::CliError;
+use crate::plain::count;
 use crate::session;
 
-/// Write a model in 4 or 8 bits, as bitsandbytes stores it and transformers loads it
+/// Quantize a model to 4 or 8 bits, in the format of bitsandbytes, which transformers loads
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   backdraft quantize --model HuggingFaceTB/SmolLM2-135M-Instruct --out smollm2-nf4 --double-quant
@@ -25,19 +26,19 @@ pub(crate) struct QuantizeArgs {
     #[arg(long, value_name = "DIR")]
     pub(crate) out: PathBuf,
 
-    /// What the codes stand for
+    /// Data type of the quantized weights
     #[arg(long, value_enum, default_value = "nf4")]
     pub(crate) format: Format,
 
-    /// Values that share a scale, in 4 bits
+    /// Quantization block size, for 4 bits
     #[arg(long, value_name = "N", default_value = "64", value_parser = ["64", "128"])]
     pub(crate) block_size: String,
 
-    /// Quantise the scales too, in 4 bits
+    /// Double quantization: quantize the scales too, for 4 bits
     #[arg(long)]
     pub(crate) double_quant: bool,
 
-    /// Leave this module as it is: a path, or components of one; may be given again
+    /// Module to leave unquantized: a path, or components of one; repeatable
     #[arg(long, value_name = "MODULE")]
     pub(crate) skip: Vec<String>,
 
@@ -46,14 +47,14 @@ pub(crate) struct QuantizeArgs {
     pub(crate) force: bool,
 }
 
-/// Number formats of few bits.
+/// Data types of few bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
     /// 4-bit NormalFloat
     Nf4,
     /// 4-bit floating point
     Fp4,
-    /// 8 bits, one scale for each row
+    /// 8 bits, one scale per row
     Int8,
 }
 
@@ -73,17 +74,17 @@ pub(crate) fn run(args: &QuantizeArgs, context: Context) -> Result<(), CliError>
         }
     })?;
     let bits = 8.0 * report.quantized_bytes as f64 / report.quantized_params.max(1) as f64;
-    output.record(&serde_json::json!({
+    output.record("quantized", &serde_json::json!({
         "out": args.out, "format": plan.scheme.to_string(), "quantized": report.quantized,
         "quantized_params": report.quantized_params, "bits_per_weight": bits, "kept": report.kept,
         "bytes": report.bytes, "seconds": began.elapsed().as_secs_f64(),
     }))?;
     output.line(format!(
-        "Wrote {}: {} weights in {} at {bits:.2} bits, {} other tensors as they were, {:.1} MB",
+        "Wrote {}: {} in {} at {bits:.2} bits per weight, {} unchanged, {:.1} MB",
         args.out.display(),
-        report.quantized,
+        count(report.quantized as u64, "tensor"),
         plan.scheme,
-        report.kept,
+        count(report.kept as u64, "tensor"),
         report.bytes as f64 / 1e6
     ))
 }
@@ -99,7 +100,7 @@ fn plan(args: &QuantizeArgs) -> Result<QuantizationPlan, CliError> {
         Format::Fp4 => four_bit(FourBitFormat::Fp4),
         Format::Int8 if args.double_quant => {
             return Err(CliError::usage(
-                "--double-quant is for 4 bits: --format int8 has one scale for each row",
+                "--double-quant is for 4 bits: --format int8 has one scale per row",
             ));
         }
         Format::Int8 => Scheme::Int8,

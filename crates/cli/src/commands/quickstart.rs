@@ -1,5 +1,6 @@
 //! `quickstart`: a whole fine-tune with nothing prepared.
 
+mod place;
 mod smollm2;
 
 use std::path::{Path, PathBuf};
@@ -13,106 +14,174 @@ use backdraft_formats::{Existing, write_file};
 use backdraft_model::Llama;
 use backdraft_train::evaluate::evaluate;
 use backdraft_train::recipe::Recipe;
+use backdraft_train::resume::Resume;
 use backdraft_train::run::Start;
 use clap::Args;
 
-use crate::args::ModelArgs;
+use crate::args::{DeviceArgs, ModelArgs};
 use crate::commands::eval::answer;
 use crate::commands::{Context, train};
+use crate::counter::Counter;
 use crate::error::CliError;
 use crate::output::Output;
 use crate::session::{self, Session};
+use crate::shell;
+use place::{ANSWERS, Place};
 
 /// Fine-tune a small model in a few minutes, with nothing prepared
 ///
-/// Finds or fetches SmolLM2-135M-Instruct, makes a small data set (text to JSON), trains on it, scores
-/// held-out rows before and after, and leaves the adapter, the recipe and the logs behind.
+/// Finds or downloads SmolLM2-135M-Instruct, makes a small data set (sentences to JSON), trains on it, scores
+/// held-out rows before and after, and leaves the adapter, the recipe and the logs behind. A quickstart that was
+/// stopped is resumed by the same command; after one that has finished, the next goes to another directory.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:
-  backdraft quickstart")]
+#[command(after_help = "Examples:
+  backdraft quickstart
+  backdraft quickstart --output-dir trial --max-steps 20")]
 pub(crate) struct QuickstartArgs {
-    /// Where the data, the recipe and the adapter go
-    #[arg(long, value_name = "DIR", default_value = "backdraft-quickstart")]
-    pub(crate) output_dir: PathBuf,
+    /// Directory for the data, the recipe and the adapter [default: backdraft-quickstart, or the first of
+    /// backdraft-quickstart-2, -3, … that is free]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) output_dir: Option<PathBuf>,
 
     /// Another model than SmolLM2-135M-Instruct: directory, .gguf file, or hub id
     #[arg(long, value_name = "MODEL")]
     pub(crate) model: Option<String>,
 
-    /// Optimiser steps [default: enough for a clear result in a few minutes]
+    /// Optimizer steps [default: one epoch, enough for a clear result]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) max_steps: Option<u64>,
 
-    /// Seed of the data set and the training
+    /// Seed for the data set and the training
     #[arg(long, value_name = "SEED", default_value_t = 42, value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64))]
     pub(crate) seed: u64,
 
     /// Replace an earlier quickstart in the same directory
     #[arg(long)]
     pub(crate) force: bool,
+
+    /// Print plain lines instead of the dashboard, on a terminal too
+    #[arg(long)]
+    pub(crate) plain: bool,
+
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
 }
 
 pub(crate) fn run(args: &QuickstartArgs, context: Context) -> Result<(), CliError> {
     let output = context.output;
     let began = Instant::now();
-    output.line("1. The model")?;
+    output.line("1. Model")?;
     let model = match &args.model {
         Some(name) => session::find_model(name, output)?,
         None => smollm2::find(output)?,
     };
     output.line(format!("   {}", model.display()))?;
 
-    output.line("2. The data: sentences to JSON, made from a seed")?;
-    let files = write_files(args, &model)?;
+    output.line("2. Data: sentences to JSON, made from a seed")?;
+    let place = place::find(args, |directory| recipe_text(args, &model, directory))?;
+    if let Some(note) = place.note() {
+        output.line(format!("   {note}"))?;
+    }
+    let files = write_files(args, &model, &place)?;
     output.line(format!(
-        "   {TRAIN_ROWS} rows to learn from, {TEST_ROWS} held out with other names and other sentences"
+        "   {TRAIN_ROWS} training rows, {TEST_ROWS} held out with other names and other sentences"
     ))?;
 
-    output.line("3. Before")?;
+    output.line("3. Before training")?;
     let model_args = ModelArgs {
         model: model.display().to_string(),
         adapter: None,
         quantization: None,
         dtype: None,
+        device: args.device,
     };
-    let session = Session::open(&model_args, context)?;
-    let before = measure(&session.model, &session.tokenizer, &files)?;
+    let Session {
+        model: base,
+        tokenizer,
+    } = Session::open(&model_args, context)?;
+    let before = measure(&base, &tokenizer, &files, output)?;
+    drop(base);
     output.line(format!("   {}", before.line()))?;
 
     output.line("4. Training")?;
+    let (recipe, start) = start(&files, &place, context)?;
+    let dashboard = output.is_terminal() && !args.plain;
+    let (summary, trained) = train::train(recipe, context, dashboard, start)?;
+    if summary.interrupted {
+        let again = command_again(args);
+        return output.line(format!("\nStopped before its end. To resume: {again}"));
+    }
+
+    output.line("5. After training")?;
+    let after = measure(&trained, &tokenizer, &files, output)?;
+    show(&files, &before, &after, output)?;
+    write_answers(&files, &before, &after, place.directory())?;
+    output.line(format!(
+        "\nIn {}: recipe.toml, train.jsonl, test.jsonl, {ANSWERS}, and run/ with the adapter and report.html. Next:\n  \
+         backdraft generate --model {} --adapter {} \"{} {}\"\n  \
+         backdraft train {} --force",
+        place.directory().display(),
+        shell::path(&model),
+        shell::path(&summary.adapter),
+        synthetic::INSTRUCTION,
+        "On 3 May 2024 Ana Silva paid 42.50 EUR to Brill Ltd.",
+        shell::path(&files.recipe),
+    ))?;
+    output.record(
+        "quickstart",
+        &serde_json::json!({
+            "output_dir": place.directory(),
+            "before": before.to_json(),
+            "after": after.to_json(),
+            "tokens_per_second": summary.tokens_per_second,
+            "seconds": began.elapsed().as_secs_f64(),
+        }),
+    )
+}
+
+/// The command that continues this quickstart.
+fn command_again(args: &QuickstartArgs) -> String {
+    let mut command = "backdraft quickstart".to_owned();
+    if let Some(directory) = &args.output_dir {
+        command.push_str(&format!(" --output-dir {}", shell::path(directory)));
+    }
+    if let Some(model) = &args.model {
+        command.push_str(&format!(" --model {}", shell::quote(model)));
+    }
+    if let Some(steps) = args.max_steps {
+        command.push_str(&format!(" --max-steps {steps}"));
+    }
+    if args.seed != 42 {
+        command.push_str(&format!(" --seed {}", args.seed));
+    }
+    command
+}
+
+/// What is trained, and from where.
+fn start(files: &Files, place: &Place, context: Context) -> Result<(Recipe, Start), CliError> {
     let device = context
         .global
         .device
         .map(|device| format!("device={device}"));
-    let recipe = Recipe::load(&files.recipe, device.as_slice())?;
-    let (summary, trained) =
-        train::train(recipe, context, false, Start::New { force: args.force })?;
-
-    output.line("5. After")?;
-    let after = measure(&trained, &session.tokenizer, &files)?;
-    show(&files, &before, &after, output)?;
-    write_answers(&files, &before, &after, args)?;
-    let adapter = summary.adapter.display();
-    let model = model.display();
-    output.line(format!(
-        "\nLeft in {}: recipe.toml, train.jsonl, test.jsonl, answers.jsonl, run/ with the adapter and metrics.jsonl. Try\n  \
-         backdraft generate --model {model} --adapter {adapter} \"{} {}\"\n  \
-         backdraft train {} --force",
-        args.output_dir.display(),
-        synthetic::INSTRUCTION,
-        "On 3 May 2024 Ana Silva paid 42.50 EUR to Brill Ltd.",
-        files.recipe.display(),
-    ))?;
-    output.record(&serde_json::json!({
-        "before": before.to_json(),
-        "after": after.to_json(),
-        "tokens_per_second": summary.tokens_per_second,
-        "seconds": began.elapsed().as_secs_f64(),
-    }))
+    let run = place.directory().join(RUN);
+    if matches!(place, Place::Unfinished(_)) && run.is_dir() {
+        let resume = Resume::find(&run, &[])?;
+        let recipe = resume.recipe(Some(&files.recipe), device.as_slice())?;
+        return Ok((recipe, Start::Resume(Box::new(resume))));
+    }
+    let force = matches!(place, Place::Replaced(_));
+    Ok((
+        Recipe::load(&files.recipe, device.as_slice())?,
+        Start::New { force },
+    ))
 }
 
+/// The run's directory within the quickstart's.
+const RUN: &str = "run";
 const TRAIN_ROWS: usize = 880;
 const TEST_ROWS: usize = 50;
+/// Rows of a step.
+const BATCH: usize = 8;
 const MAX_NEW_TOKENS: usize = 64;
 
 struct Files {
@@ -121,17 +190,15 @@ struct Files {
     rows: Vec<synthetic::Row>,
 }
 
-/// Data and recipe in the output directory, which must not hold others.
-fn write_files(args: &QuickstartArgs, model: &Path) -> Result<Files, CliError> {
-    let directory = std::path::absolute(&args.output_dir)
-        .map_err(|error| CliError::user("cannot find the working directory").because(error))?;
-    std::fs::create_dir_all(&directory).map_err(|error| {
+/// Data and recipe in the output directory, where nothing else is replaced.
+fn write_files(args: &QuickstartArgs, model: &Path, place: &Place) -> Result<Files, CliError> {
+    let directory = place.directory();
+    std::fs::create_dir_all(directory).map_err(|error| {
         CliError::user(format!("cannot make {}", directory.display())).because(error)
     })?;
-    let existing = if args.force {
-        Existing::Replace
-    } else {
-        Existing::Refuse
+    let existing = match place {
+        Place::New(_) => Existing::Refuse,
+        Place::Unfinished(_) | Place::Replaced(_) => Existing::Replace,
     };
     let write = |name: &str, text: &str| -> Result<PathBuf, CliError> {
         let path = directory.join(name);
@@ -140,41 +207,38 @@ fn write_files(args: &QuickstartArgs, model: &Path) -> Result<Files, CliError> {
     };
     let train = synthetic::rows(Split::Train, TRAIN_ROWS, args.seed);
     let rows = synthetic::rows(Split::Test, TEST_ROWS, args.seed);
-    let train = write("train.jsonl", &synthetic::to_jsonl(&train))?;
-    let test = write("test.jsonl", &synthetic::to_jsonl(&rows))?;
-    let recipe = write(
-        "recipe.toml",
-        &recipe_text(args, model, &train, &test, &directory),
-    )?;
+    write(TRAIN, &synthetic::to_jsonl(&train))?;
+    let test = write(TEST, &synthetic::to_jsonl(&rows))?;
+    let recipe = write(place::RECIPE, &recipe_text(args, model, directory))?;
     Ok(Files { recipe, test, rows })
 }
 
-fn recipe_text(
-    args: &QuickstartArgs,
-    model: &Path,
-    train: &Path,
-    test: &Path,
-    directory: &Path,
-) -> String {
+const TRAIN: &str = "train.jsonl";
+const TEST: &str = "test.jsonl";
+
+fn recipe_text(args: &QuickstartArgs, model: &Path, directory: &Path) -> String {
     let quote = |path: &Path| toml::Value::from(path.display().to_string()).to_string();
+    let steps = args.max_steps.unwrap_or((TRAIN_ROWS / BATCH) as u64);
     let length = match args.max_steps {
         Some(steps) => format!("max_steps = {steps}"),
         None => "epochs = 1".to_owned(),
     };
+    let half = steps.div_ceil(2);
     format!(
         "# backdraft train {}\n\
          model = {}\noutput_dir = {}\nseed = {}\nmax_seq_length = 256\n\n\
          [lora]\nrank = 16\nalpha = 32\n\n\
          [data]\ntrain = {}\neval = {}\nformat = \"messages\"\n\n\
-         [train]\nmicro_batch_size = 8\ngrad_accumulation_steps = 1\n{length}\n\
-         learning_rate = 1e-3\nlr_scheduler = \"cosine\"\nwarmup_steps = 5\n\
-         logging_steps = 10\neval_steps = 55\nsave_steps = 55\n",
-        directory.join("recipe.toml").display(),
+         [train]\nmicro_batch_size = {BATCH}\ngrad_accumulation_steps = 1\n{length}\n\
+         learning_rate = 1e-3\nlr_scheduler = \"cosine\"\nwarmup_steps = {}\n\
+         logging_steps = 10\neval_steps = {half}\nsave_steps = {half}\n",
+        shell::path(&directory.join(place::RECIPE)),
         quote(model),
-        quote(&directory.join("run")),
+        quote(&directory.join(RUN)),
         args.seed,
-        quote(train),
-        quote(test),
+        quote(&directory.join(TRAIN)),
+        quote(&directory.join(TEST)),
+        (steps / 2).min(5),
     )
 }
 
@@ -208,7 +272,12 @@ impl Held {
     }
 }
 
-fn measure(model: &Llama, tokenizer: &ChatTokenizer, files: &Files) -> Result<Held, CliError> {
+fn measure(
+    model: &Llama,
+    tokenizer: &ChatTokenizer,
+    files: &Files,
+    output: Output,
+) -> Result<Held, CliError> {
     let options = TokenizeOptions::from(DataOptions {
         format: Format::Messages,
         template: None,
@@ -222,9 +291,16 @@ fn measure(model: &Llama, tokenizer: &ChatTokenizer, files: &Files) -> Result<He
         tokenizer,
         &mut |_| (),
     )?;
-    let evaluation = evaluate(model, &rows, 8, |_, _| ())?;
+    let mut counter = Counter::new(output);
+    let evaluation = evaluate(model, &rows, BATCH, |done, all| {
+        counter.show(|| format!("   loss of held-out rows: {done}/{all} batches"));
+    })?;
     let prompts = load_prompts(&source, &options, tokenizer, usize::MAX)?;
-    let answers = answer(model, tokenizer, &prompts, MAX_NEW_TOKENS)?;
+    let answers = answer(model, tokenizer, &prompts, MAX_NEW_TOKENS, |so_far| {
+        let (done, all, tokens) = (so_far.answers, so_far.of, so_far.tokens);
+        counter
+            .show(|| format!("   answering held-out rows: {done}/{all} answers, {tokens} tokens"));
+    })?;
     let scores: Vec<_> = answers
         .iter()
         .zip(&files.rows)
@@ -248,7 +324,7 @@ fn write_answers(
     files: &Files,
     before: &Held,
     after: &Held,
-    args: &QuickstartArgs,
+    directory: &Path,
 ) -> Result<(), CliError> {
     let rows = files
         .rows
@@ -262,7 +338,7 @@ fn write_answers(
             format!("{line}\n")
         })
         .collect();
-    let path = args.output_dir.join("answers.jsonl");
+    let path = directory.join(ANSWERS);
     Ok(write_file(&path, lines.as_bytes(), Existing::Replace)?)
 }
 

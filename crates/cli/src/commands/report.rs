@@ -1,4 +1,4 @@
-//! `report`: make `report.html` again, or put several runs side by side.
+//! `report`: `report.html` of a run again, or a comparison of several runs.
 
 use std::path::PathBuf;
 
@@ -10,7 +10,7 @@ use clap::Args;
 use crate::commands::Context;
 use crate::error::CliError;
 
-/// Write a run's report.html again, or one that compares several runs
+/// Rebuild a run's report.html, or compare several runs
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   backdraft report outputs
@@ -39,19 +39,22 @@ pub(crate) fn run(args: &ReportArgs, context: Context) -> Result<(), CliError> {
         (Some(path), _) => path.clone(),
         (None, [directory]) => directory.join(report_html::FILE),
         (None, _) => {
-            return Err(CliError::usage("several runs need a file for their report")
-                .hint("add --out comparison.html"));
+            return Err(
+                CliError::usage("a comparison of several runs needs a file to write")
+                    .hint("add --out comparison.html"),
+            );
         }
     };
     let mut runs = Vec::new();
     for directory in &args.directories {
         runs.push(RunFiles::read(directory).map_err(|error| {
-            CliError::from(error).hint("`report` takes the output_dir of a run that has begun")
+            CliError::from(error).hint("`report` takes the output_dir of a run that has started")
         })?);
     }
     write_file(&path, report_html::page(&runs).as_bytes(), existing)?;
-    context
-        .output
-        .record(&serde_json::json!({ "report": path, "runs": runs.len() }))?;
-    context.output.line(format!("wrote {}", path.display()))
+    context.output.record(
+        "report",
+        &serde_json::json!({ "report": path, "runs": runs.len() }),
+    )?;
+    context.output.line(format!("Wrote {}", path.display()))
 }

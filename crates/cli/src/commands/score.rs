@@ -12,9 +12,9 @@ use crate::commands::Context;
 use crate::error::CliError;
 use crate::session::Session;
 
-/// Write the logits and the loss of every token for given token ids
+/// Write logits and per-token losses for given token ids
 ///
-/// The ids are a JSON list, or a list of lists of one length. The output holds `logits` [b, s, v] and
+/// The ids are a JSON list, or a list of lists of the same length. The output file holds `logits` [b, s, v] and
 /// `nll` [b, s - 1], in float32.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
@@ -77,9 +77,12 @@ pub(crate) fn run(args: &ScoreArgs, context: Context) -> Result<(), CliError> {
     writer.write("nll", &bytes(&nll))?;
     writer.finish()?;
     let mean = nll.iter().map(|&x| f64::from(x)).sum::<f64>() / nll.len() as f64;
-    context.output.record(&serde_json::json!({
-        "out": args.out, "mean_nll": mean, "tokens": nll.len(),
-    }))?;
+    context.output.record(
+        "scores",
+        &serde_json::json!({
+            "out": args.out, "mean_nll": mean, "tokens": nll.len(),
+        }),
+    )?;
     context.output.line(format!(
         "Wrote {}: logits [{b}, {s}, {vocabulary}], mean nll {mean:.6} over {} tokens",
         args.out.display(),

@@ -13,6 +13,7 @@ use backdraft_train::run::{Start, Watch, prepare};
 use burn::train::Interrupter;
 use clap::Args;
 
+use crate::args::DeviceArgs;
 use crate::commands::Context;
 use crate::dashboard::state::{Hands, State};
 use crate::dashboard::{Dashboard, DashboardReporter, Shared};
@@ -23,7 +24,11 @@ use crate::reporter::{self, NoDashboard, PlainReporter};
 use crate::session::{self, Loading, quote};
 use crate::signals;
 
-/// Train an adapter as a recipe says
+/// Fine-tune a LoRA or QLoRA adapter from a recipe
+///
+/// On a terminal a dashboard shows the run: 1 to 4 or Tab change the view, p pauses, s saves a checkpoint, q stops
+/// after the current step with a checkpoint (exit code 0). Ctrl-C does the same with exit code 130; a second one ends
+/// the program at once.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   backdraft train recipe.toml
@@ -36,38 +41,41 @@ pub(crate) struct TrainArgs {
     #[arg(value_name = "RECIPE", required_unless_present = "resume")]
     pub(crate) recipe: Option<PathBuf>,
 
-    /// Go on with a run that was stopped: its output directory or one of its checkpoints [default: the
-    /// recipe's output_dir, else outputs]
+    /// Resume a run that was stopped: its output directory or one of its checkpoints [default: the recipe's
+    /// output_dir, else outputs]
     #[arg(long, value_name = "DIR", num_args = 0..=1, conflicts_with = "force")]
     pub(crate) resume: Option<Option<PathBuf>>,
 
-    /// With --resume: let this key (or section) of the recipe differ from the run's; may be given again
+    /// With --resume: accept that this key (or section) differs from the run's recipe; repeatable
     #[arg(long, value_name = "KEY", requires = "resume")]
     pub(crate) allow_change: Vec<String>,
 
-    /// Change a value of the recipe for this run; may be given again
+    /// Override a key of the recipe for this run; repeatable
     #[arg(long, value_name = "SECTION.KEY=VALUE")]
     pub(crate) set: Vec<String>,
 
-    /// Stop after this many optimiser steps [same as --set train.max_steps=N]
+    /// Stop after this many optimizer steps [same as --set train.max_steps=N]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) max_steps: Option<u64>,
 
-    /// Where the run's files go [same as --set output_dir=DIR]
+    /// Output directory of the run [same as --set output_dir=DIR]
     #[arg(long, value_name = "DIR")]
     pub(crate) output_dir: Option<String>,
 
-    /// Pass over up to this many broken rows [same as --set data.skip_bad_rows=N]
+    /// Skip up to this many bad rows [same as --set data.skip_bad_rows=N]
     #[arg(long, value_name = "N")]
     pub(crate) skip_bad_rows: Option<u64>,
 
-    /// Replace the run that the output directory holds
+    /// Replace the run in the output directory
     #[arg(long)]
     pub(crate) force: bool,
 
-    /// Plain lines instead of the dashboard, also on a terminal
+    /// Print plain lines instead of the dashboard, on a terminal too
     #[arg(long)]
     pub(crate) plain: bool,
+
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
 }
 
 impl TrainArgs {
@@ -117,7 +125,7 @@ pub(crate) fn run(args: &TrainArgs, context: Context) -> Result<(), CliError> {
     train(recipe, context, dashboard, start).map(|_| ())
 }
 
-/// Where the run to go on with lies.
+/// Directory of the run to resume.
 fn place(
     resume: Option<&Path>,
     recipe: Option<&Path>,
@@ -150,7 +158,10 @@ pub(crate) fn train(
     let data = check_data(&recipe, &source, output)?;
     output.progress(format!("reading {}", source.path().display()));
     let (model, output_dir) = (recipe.model.clone(), recipe.output_dir.clone());
-    let rows_per_step = recipe.train.rows_per_step();
+    let batch = (
+        recipe.train.micro_batch_size,
+        recipe.train.grad_accumulation_steps,
+    );
     let device = session::open_device(recipe.device.0, output)?;
     let run = prepare(recipe, &source, data, &device)?;
     let control = Control::default();
@@ -159,7 +170,7 @@ pub(crate) fn train(
         let output = output_dir.display().to_string();
         Shared::new(State::new(output, Hands::Own))
     });
-    let lines = PlainReporter::new(output, output_dir.clone(), rows_per_step, shared.clone());
+    let lines = PlainReporter::new(output, output_dir.clone(), batch, shared.clone());
     let dashboard = match &shared {
         Some(shared) => Some(Dashboard::start(shared.clone(), control.clone(), hangup)?),
         None => None,
@@ -183,14 +194,13 @@ pub(crate) fn train(
     // The terminal is free again before anything is printed.
     drop(dashboard);
     let (summary, trained) = trained?;
-    let told = output
-        .record(&summary)
-        .and_then(|()| output.line(reporter::summary(&summary, model, &output_dir)));
-    // A signal decides on the exit code, also where nobody is left to read.
+    // All results are on the disk: nothing that cannot be printed makes the run a failure.
+    output.go_on(output.record("summary", &summary));
+    let text = reporter::summary(&summary, model, &output_dir, output.columns());
+    output.go_on(output.line(text.trim_end()));
     if summary.interrupted && control.signalled() {
         return Err(CliError::interrupted());
     }
-    told?;
     Ok((summary, trained))
 }
 
@@ -207,8 +217,8 @@ pub(crate) fn check_data(
     let data = data::load(recipe, &sources, tokenizer, &mut |progress| {
         shown.show(progress);
     })?;
-    output.record(&serde_json::json!({ "event": "data", "value": data.check }))?;
-    output.line(data_summary::text(&data.check))?;
+    output.go_on(output.record("data", &data.check));
+    output.go_on(output.line(data_summary::text(&data.check, output.columns())));
     Ok(data)
 }
 
@@ -235,6 +245,7 @@ mod tests {
             skip_bad_rows: Some(2),
             force: false,
             plain: false,
+            device: DeviceArgs::default(),
         };
         let global = Global {
             device: Some(Choice::Cpu),

@@ -1,4 +1,4 @@
-//! `watch`: the dashboard of a run that goes on elsewhere, or is over.
+//! `watch`: the dashboard of a run of another process, or of one that has ended.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -18,13 +18,15 @@ use crate::commands::Context;
 use crate::dashboard::state::{Hands, Phase, State};
 use crate::dashboard::{self, Shared};
 use crate::error::CliError;
+use crate::plain::{PlainLines, StepLine};
+use crate::reporter::eval_line;
 
 /// Time between two looks at the files.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// Show the dashboard of a run that goes on elsewhere, or is over
+/// Show the dashboard of a run in another terminal, or of one that has ended
 ///
-/// Without a terminal it says once where the run stands.
+/// Without a terminal it prints the state of the run once.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
   backdraft watch outputs")]
@@ -40,7 +42,7 @@ pub(crate) fn run(args: &WatchArgs, context: Context) -> Result<(), CliError> {
     if context.output.is_terminal() {
         return show(tail);
     }
-    context.output.record(&tail.to_json())?;
+    context.output.record("status", &tail.to_json())?;
     context.output.line(tail.to_line())
 }
 
@@ -57,9 +59,12 @@ fn show(tail: Tail) -> Result<(), CliError> {
                 // A file that is being replaced is there again the next time.
                 if tail.read().unwrap_or(false) {
                     let mut state = shared.edit();
-                    let view = state.view;
+                    let (view, scroll, page) = (state.view, state.scroll, state.page);
+                    let new = tail.state.log.len().saturating_sub(state.log.len());
                     state.clone_from(&tail.state);
-                    state.view = view;
+                    // What is being read stays where it is.
+                    let scroll = if scroll > 0 { scroll + new } else { 0 };
+                    (state.view, state.scroll, state.page) = (view, scroll, page);
                 }
             }
         }
@@ -84,7 +89,7 @@ struct Tail {
 impl Tail {
     fn open(directory: &Path) -> Result<Self, CliError> {
         let files = RunFiles::read(directory).map_err(|error| {
-            CliError::from(error).hint("`watch` takes the output_dir of a run that has begun")
+            CliError::from(error).hint("`watch` takes the output_dir of a run that has started")
         })?;
         let mut state = State::new(directory.display().to_string(), Hands::Watching);
         state.model = files.text("/info/model").to_owned();
@@ -126,7 +131,7 @@ impl Tail {
             };
         }
         for report in records::reports(&text) {
-            self.state.log(&told(&report));
+            self.state.log(&told(&report, self.state.total_steps));
             self.state.replay(std::slice::from_ref(&report));
         }
         let phase = self.phase();
@@ -158,10 +163,7 @@ impl Tail {
 
     fn verdict(&self) -> String {
         let diagnosis = self.state.diagnosis.as_ref();
-        diagnosis.map_or_else(
-            || "nothing to judge by yet".to_owned(),
-            crate::reporter::explained,
-        )
+        diagnosis.map_or_else(|| "no diagnosis yet".to_owned(), crate::reporter::explained)
     }
 
     fn phase_name(&self) -> &'static str {
@@ -203,16 +205,11 @@ impl Tail {
     }
 }
 
-fn told(report: &records::Report) -> String {
+fn told(report: &records::Report, total_steps: usize) -> String {
     match report {
         records::Report::Step(step) => {
-            format!("step {}: loss {:.4}", step.step, step.loss)
+            PlainLines::new(total_steps, 1).step(&StepLine::of(step, None))
         }
-        records::Report::Eval(eval) => format!(
-            "eval after step {}: loss {:.4}{}",
-            eval.step,
-            eval.eval_loss,
-            if eval.best { " (best so far)" } else { "" }
-        ),
+        records::Report::Eval(eval) => eval_line(eval),
     }
 }

@@ -15,6 +15,12 @@ pub(crate) enum Key {
     BackTab,
     Left,
     Right,
+    Up,
+    Down,
+    PageUp,
+    PageDown,
+    Home,
+    End,
     Escape,
     /// Ctrl-C, which is no signal while the terminal is in raw mode.
     Interrupt,
@@ -64,9 +70,20 @@ fn escape(bytes: &[u8]) -> (Option<Key>, &[u8]) {
         return (None, &[]);
     };
     let key = match bytes[end] {
+        b'A' => Some(Key::Up),
+        b'B' => Some(Key::Down),
         b'C' => Some(Key::Right),
         b'D' => Some(Key::Left),
+        b'F' => Some(Key::End),
+        b'H' => Some(Key::Home),
         b'Z' => Some(Key::BackTab),
+        b'~' => match bytes[..end].split(|byte| *byte == b';').next() {
+            Some(b"1" | b"7") => Some(Key::Home),
+            Some(b"4" | b"8") => Some(Key::End),
+            Some(b"5") => Some(Key::PageUp),
+            Some(b"6") => Some(Key::PageDown),
+            _ => None,
+        },
         _ => None,
     };
     (key, &bytes[end + 1..])
@@ -78,11 +95,22 @@ mod tests {
 
     #[test]
     fn keys_are_told_apart() {
-        use Key::{BackTab, Char, Escape, Interrupt, Left, Right, Tab};
+        use Key::{
+            BackTab, Char, Down, End, Escape, Home, Interrupt, Left, PageDown, PageUp, Right, Tab,
+            Up,
+        };
         let check = |bytes: &[u8], keys: &[Key]| assert_eq!(parse(bytes), keys, "{bytes:?}");
         check(b"p1", &[Char('p'), Char('1')]);
         check(b"\t\x03", &[Tab, Interrupt]);
         check(b"\x1b[C\x1b[D\x1b[Z\x1bOC", &[Right, Left, BackTab, Right]);
+        check(
+            b"\x1b[A\x1b[B\x1bOA\x1b[H\x1b[F",
+            &[Up, Down, Up, Home, End],
+        );
+        check(
+            b"\x1b[5~\x1b[6~\x1b[1~\x1b[4~\x1b[5;5~",
+            &[PageUp, PageDown, Home, End, PageUp],
+        );
         check(b"\x1b", &[Escape]);
         // Delete, Ctrl-Right, a mouse, half a sequence, a letter of another alphabet.
         check(b"\x1b[3~q", &[Char('q')]);

@@ -1,8 +1,12 @@
 //! The dashboard in the terminal: a thread that draws [`State`], fed by the run's reports and by
 //! burn-train's renderer interface.
 
+mod chart;
 pub(crate) mod keys;
+mod log;
 pub(crate) mod state;
+mod text;
+mod ticks;
 pub(crate) mod view;
 
 use std::path::Path;
@@ -62,7 +66,7 @@ impl Shared {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Action {
     None,
-    /// Leave the dashboard; the run of another process goes on.
+    /// Leave the dashboard; the run of another process continues.
     Leave,
     /// End the program at once.
     Abort,
@@ -77,6 +81,12 @@ pub(crate) fn press(key: Key, state: &mut State, control: Option<&Control>) -> A
         (Key::Char(digit @ '1'..='4'), _) => {
             state.view = View::ALL[digit as usize - '1' as usize];
         }
+        (Key::Up, _) if state.view == View::Log => state.scroll_by(1),
+        (Key::Down, _) if state.view == View::Log => state.scroll_by(-1),
+        (Key::PageUp, _) if state.view == View::Log => state.scroll_by(state.page.cast_signed()),
+        (Key::PageDown, _) if state.view == View::Log => state.scroll_by(-state.page.cast_signed()),
+        (Key::Home, _) if state.view == View::Log => state.scroll_by(isize::MAX),
+        (Key::End, _) if state.view == View::Log => state.scroll = 0,
         (Key::Interrupt, Some(control)) => {
             if control.signalled() {
                 return Action::Abort;
@@ -94,7 +104,7 @@ pub(crate) fn press(key: Key, state: &mut State, control: Option<&Control>) -> A
         }
         (Key::Char('s'), Some(control)) => {
             control.save();
-            state.log("saves after this step");
+            state.log("will save a checkpoint after this step");
         }
         (Key::Char('q'), Some(control)) => {
             control.stop();
@@ -178,6 +188,9 @@ pub(crate) fn show(
             let mut state = shared.state.lock().unwrap_or_else(PoisonError::into_inner);
             if control.is_some() {
                 state.resident = memory::resident();
+            }
+            if let Some(size) = size {
+                view::settle(&mut state, size);
             }
             let picture = state.clone();
             drop(state);

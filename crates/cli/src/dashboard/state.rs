@@ -106,6 +106,10 @@ pub(crate) struct State {
     pub(crate) phase: Phase,
     pub(crate) diagnosis: Option<Diagnosis>,
     pub(crate) log: VecDeque<String>,
+    /// Lines at the end of the log that are scrolled away; 0 follows it.
+    pub(crate) scroll: usize,
+    /// Lines that a page key scrolls by.
+    pub(crate) page: usize,
     pub(crate) view: View,
     pub(crate) hands: Hands,
     /// Sum of weights of the smoothed loss so far, which starts with no past.
@@ -131,6 +135,8 @@ impl State {
             phase: Phase::Starting,
             diagnosis: None,
             log: VecDeque::new(),
+            scroll: 0,
+            page: 1,
             view: View::Loss,
             hands,
             weight: 0.0,
@@ -192,7 +198,16 @@ impl State {
                 self.log.pop_front();
             }
             self.log.push_back(line.to_owned());
+            // What is being read stays where it is.
+            if self.scroll > 0 {
+                self.scroll += 1;
+            }
         }
+    }
+
+    /// Moves through the log, up where `lines` is positive.
+    pub(crate) fn scroll_by(&mut self, lines: isize) {
+        self.scroll = self.scroll.saturating_add_signed(lines).min(self.log.len());
     }
 
     /// Steps done.

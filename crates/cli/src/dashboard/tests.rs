@@ -5,6 +5,7 @@ use ratatui::backend::TestBackend;
 
 use super::state::{Hands, View};
 use super::*;
+use crate::plain::{PlainLines, StepLine};
 use backdraft_train::memory::Memory;
 
 /// What a terminal of this size shows, without colour.
@@ -20,7 +21,7 @@ fn screen(state: &State, width: u16, height: u16) -> String {
 fn empty() -> State {
     let mut state = State::new("outputs".to_owned(), Hands::Own);
     state.model = "HuggingFaceTB/SmolLM2-135M-Instruct".to_owned();
-    state.device = "flex".to_owned();
+    state.device = "cpu, 2 threads".to_owned();
     state.memory = Memory {
         base: 538 << 20,
         adapters: 37 << 20,
@@ -54,6 +55,10 @@ fn run(steps: usize, train: impl Fn(f64) -> f64, eval: impl Fn(f64) -> f64) -> S
             elapsed: 2.1 * step as f64,
         };
         state.step(&report);
+        let line = PlainLines::new(330, 10);
+        if line.wants(step) {
+            state.log(&line.step(&StepLine::of(&report, None)));
+        }
         monitor.train(TrainPoint {
             step,
             loss,
@@ -76,8 +81,10 @@ fn run(steps: usize, train: impl Fn(f64) -> f64, eval: impl Fn(f64) -> f64) -> S
                 step,
                 loss: eval_loss,
             });
-            state.log(&format!("eval after step {step}: loss {eval_loss:.4}"));
-            state.log(&format!("saved outputs/checkpoints/step-{step:06}"));
+            state.log(&format!("eval at step {step}: loss {eval_loss:.4}"));
+            state.log(&format!(
+                "saved checkpoint outputs/checkpoints/step-{step:06}"
+            ));
         }
     }
     state.diagnosis = Some(monitor.conclude().clone());
@@ -92,19 +99,78 @@ fn healthy(steps: usize) -> State {
     )
 }
 
+/// The sizes that screens are looked at in: the least, the usual and a large one.
+const SIZES: [(u16, u16); 3] = [(60, 16), (80, 24), (200, 50)];
+
+/// The same state at each size.
+fn screens(state: &State) -> String {
+    let screens = SIZES.map(|(width, height)| {
+        let mut state = state.clone();
+        view::settle(&mut state, ratatui::layout::Size { width, height });
+        format!("{width}×{height}\n{}\n", screen(&state, width, height))
+    });
+    screens.join("\n")
+}
+
 #[test]
 fn before_the_first_step() {
-    assert_snapshot!(screen(&empty(), 80, 24));
+    assert_snapshot!(screens(&empty()));
 }
 
 #[test]
 fn a_healthy_run() {
-    assert_snapshot!(screen(&healthy(140), 80, 24));
+    assert_snapshot!(screens(&healthy(140)));
 }
 
 #[test]
-fn a_healthy_run_on_a_large_terminal() {
-    assert_snapshot!(screen(&healthy(260), 200, 50));
+fn a_run_without_evaluation_has_no_empty_rows() {
+    let mut state = healthy(140);
+    (state.eval, state.best) = (Vec::new(), None);
+    let text = screen(&state, 80, 24);
+    assert!(
+        !text.contains("eval") || text.contains("eval at step"),
+        "{text}"
+    );
+    assert!(!text.contains(" -\n"), "{text}");
+}
+
+/// What is not cut at any size: the ends of each line that has some.
+#[test]
+fn nothing_is_cut_at_the_least_size() {
+    let mut state = healthy(140);
+    state.output = "/home/someone/experiments/2026-11/first/outputs".to_owned();
+    for (phase, hands) in [
+        (Phase::Training, Hands::Own),
+        (Phase::Evaluating(13, 200), Hands::Own),
+        (Phase::Stopping, Hands::Own),
+        (Phase::Paused, Hands::Own),
+        (Phase::Training, Hands::Watching),
+        (Phase::Over("stopped early"), Hands::Watching),
+    ] {
+        (state.phase, state.hands) = (phase, hands);
+        let text = screen(&state, 60, 16);
+        let lines: Vec<&str> = text.lines().collect();
+        let ends = |line: &str, end: &str| {
+            assert!(line.ends_with(end), "{end} is not at the end of\n{text}")
+        };
+        ends(lines[0], "]");
+        assert!(lines[0].contains("outputs "), "{text}");
+        assert!(
+            lines[1].starts_with('█') && lines[1].contains("step 140/330"),
+            "{text}"
+        );
+        let over = matches!(state.phase, Phase::Over(_));
+        assert_eq!(lines[1].contains("left 0:06:20"), !over, "{text}");
+        assert!(
+            lines[2].contains("◆ best ") && lines[2].contains(" now "),
+            "{text}"
+        );
+        let last = match hands {
+            Hands::Own => "p pause  s save  q stop",
+            Hands::Watching => "q quit viewer",
+        };
+        ends(lines[15], last);
+    }
 }
 
 #[test]
@@ -114,8 +180,12 @@ fn an_over_fitting_run_has_its_best_evaluation_marked() {
         |at| 0.3 + 1.7 * (-3.0 * at).exp(),
         |at| 1.0 + 2.0 * (at - 0.35).powi(2),
     );
-    let text = screen(&state, 80, 24);
-    assert!(text.contains("over-fitting since step"), "{text}");
+    let text = screens(&state);
+    assert_eq!(
+        text.matches("over-fitting since step").count(),
+        SIZES.len(),
+        "{text}"
+    );
     assert_snapshot!(text);
 }
 
@@ -123,8 +193,12 @@ fn an_over_fitting_run_has_its_best_evaluation_marked() {
 fn a_loss_that_is_no_number() {
     let mut state = run(60, |at| if at > 0.17 { f64::NAN } else { 2.0 }, |_| 2.0);
     state.phase = Phase::Over("failed");
-    let text = screen(&state, 80, 24);
-    assert!(text.contains("diverged at step 57"), "{text}");
+    let text = screens(&state);
+    assert_eq!(
+        text.matches("diverged at step 57").count(),
+        SIZES.len(),
+        "{text}"
+    );
     assert_snapshot!(text);
 }
 
@@ -134,8 +208,8 @@ fn other_views() {
     let mut views = String::new();
     for view in View::ALL.into_iter().skip(1) {
         state.view = view;
-        views.push_str(&screen(&state, 80, 24));
-        views.push_str("\n\n");
+        views.push_str(&screens(&state));
+        views.push('\n');
     }
     assert_snapshot!(views);
 }
@@ -148,6 +222,7 @@ fn phases_are_named() {
         (Phase::Evaluating(3, 20), Hands::Own),
         (Phase::Paused, Hands::Own),
         (Phase::Stopping, Hands::Own),
+        (Phase::Training, Hands::Watching),
         (Phase::Over("finished"), Hands::Watching),
     ] {
         (state.phase, state.hands) = (phase, hands);
@@ -158,13 +233,67 @@ fn phases_are_named() {
     assert_snapshot!(titles.join("\n"), @"
     backdraft  SmolLM2-135M-Instruct → outputs                     [evaluating 3/20]
     [1 loss] 2 rates  3 memory  4 log   p pause  s save now  q stop after step
-    backdraft  SmolLM2-135M-Instruct → outputs                   [paused: p goes on]
+    backdraft  SmolLM2-135M-Instruct → outputs                   [paused: p resumes]
     [1 loss] 2 rates  3 memory  4 log   p pause  s save now  q stop after step
     backdraft  SmolLM2-135M-Instruct → outputs            [stopping after this step]
     [1 loss] 2 rates  3 memory  4 log   p pause  s save now  q stop after step
+    backdraft  SmolLM2-135M-Instruct → outputs                            [training]
+    [1 loss] 2 rates  3 memory  4 log   q quit viewer (the run continues)
     backdraft  SmolLM2-135M-Instruct → outputs                            [finished]
-    [1 loss] 2 rates  3 memory  4 log   q leave (the run goes on)
+    [1 loss] 2 rates  3 memory  4 log   q quit viewer
     ");
+}
+
+#[test]
+fn the_log_is_wrapped_and_scrolls_to_its_beginning() {
+    let (mut state, size) = (
+        healthy(140),
+        ratatui::layout::Size {
+            width: 80,
+            height: 24,
+        },
+    );
+    state.view = View::Log;
+    let shown = |state: &mut State| {
+        view::settle(state, size);
+        screen(state, 80, 24)
+    };
+    let end = shown(&mut state);
+    // All of a step's numbers, and the last line of the log.
+    for part in ["lr ", "grad_norm ", "tok/s ", "sup_tok/s ", "step 140/330"] {
+        assert!(end.contains(part), "{part} is not in\n{end}");
+    }
+    for _ in 0..100 {
+        press(Key::Up, &mut state, None);
+        view::settle(&mut state, size);
+    }
+    let beginning = shown(&mut state);
+    assert!(beginning.contains("step  10/330"), "{beginning}");
+    // One down is one line further, however often up was pressed.
+    press(Key::Down, &mut state, None);
+    assert!(!shown(&mut state).contains("step  10/330"));
+    // What is read stays, while the log grows.
+    let before = shown(&mut state);
+    state.log("another line");
+    let rows = |text: &str| {
+        text.lines()
+            .skip(3)
+            .take(14)
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(rows(&shown(&mut state)), rows(&before));
+    press(Key::PageDown, &mut state, None);
+    assert_ne!(rows(&shown(&mut state)), rows(&before));
+    press(Key::End, &mut state, None);
+    assert!(shown(&mut state).contains("another line"));
+    press(Key::Home, &mut state, None);
+    assert_eq!(shown(&mut state).contains("step  10/330"), true);
+    // Other views do not scroll.
+    press(Key::End, &mut state, None);
+    state.view = View::Loss;
+    press(Key::Up, &mut state, None);
+    assert_eq!(state.scroll, 0);
 }
 
 #[test]

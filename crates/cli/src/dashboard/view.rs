@@ -2,25 +2,25 @@
 //! alone: curves have shapes, states have names.
 
 use ratatui::Frame;
-use ratatui::layout::{Alignment, Constraint, Layout, Rect};
-use ratatui::style::{Color, Modifier, Style};
-use ratatui::symbols::Marker;
+use ratatui::layout::{Constraint, Layout, Rect, Size};
+use ratatui::style::{Modifier, Style};
 use ratatui::text::{Line, Span};
-use ratatui::widgets::{Axis, Block, Borders, Chart, Dataset, GraphType, Paragraph, Wrap};
+use ratatui::widgets::{Block, Borders, Paragraph, Wrap};
 
-use super::state::{Hands, Phase, Point, State, View};
+use super::state::{Hands, Phase, State, View};
+use super::text::{clipped, ending, wrapped};
+use super::{chart, log};
 use crate::plain::{clock, fixed, rate, scientific};
 use crate::reporter::size;
 
 /// The smallest terminal that everything fits into.
 const SMALLEST: (u16, u16) = (60, 16);
-/// A terminal that has room for more of the log.
+/// A terminal that has room for some of the log below the other views.
+const MEDIUM: u16 = 22;
+/// A terminal that has room for more of it.
 const TALL: u16 = 36;
-
-/// A number of a step.
-type Number = fn(&Point) -> f64;
-/// How a number is written.
-type Format = fn(f64) -> String;
+/// Columns of the numbers beside the curves.
+const NUMBERS: u16 = 29;
 
 /// Draws the whole dashboard.
 pub(crate) fn draw(frame: &mut Frame<'_>, state: &State) {
@@ -28,7 +28,6 @@ pub(crate) fn draw(frame: &mut Frame<'_>, state: &State) {
     if area.width < SMALLEST.0 || area.height < SMALLEST.1 {
         return too_small(frame, state);
     }
-    let (diagnosis_height, log_height) = if area.height < TALL { (4, 4) } else { (6, 12) };
     let [
         title_area,
         progress_area,
@@ -36,31 +35,58 @@ pub(crate) fn draw(frame: &mut Frame<'_>, state: &State) {
         diagnosis_area,
         log_area,
         keys_area,
-    ] = Layout::vertical([
-        Constraint::Length(1),
-        Constraint::Length(1),
-        Constraint::Min(5),
-        Constraint::Length(diagnosis_height),
-        Constraint::Length(log_height),
-        Constraint::Length(1),
-    ])
-    .areas(area);
+    ] = areas(area, state.view);
     title(frame, title_area, state);
     progress(frame, progress_area, state);
     match state.view {
         View::Loss => {
-            let [chart, side] =
-                Layout::horizontal([Constraint::Min(30), Constraint::Length(30)]).areas(body);
-            loss(frame, chart, state);
+            let [curves, side] =
+                Layout::horizontal([Constraint::Min(30), Constraint::Length(NUMBERS)]).areas(body);
+            chart::loss(frame, curves, state);
             numbers(frame, side, state);
         }
-        View::Rates => rates(frame, body, state),
+        View::Rates => chart::rates(frame, body, state),
         View::Memory => memory(frame, body, state),
-        View::Log => log(frame, body, state, "log"),
+        View::Log => log::view(frame, body, state),
     }
-    diagnosis(frame, diagnosis_area, state);
-    log(frame, log_area, state, "last lines");
+    if diagnosis_area.height > 0 {
+        diagnosis(frame, diagnosis_area, state);
+    }
+    if log_area.height > 0 {
+        log::tail(frame, log_area, state);
+    }
     keys(frame, keys_area, state);
+}
+
+/// Title, progress, the view, diagnosis, last lines and keys; what a small terminal has no room for is empty.
+fn areas(area: Rect, view: View) -> [Rect; 6] {
+    let (diagnosis, log) = match (area.height, view) {
+        (TALL.., View::Log) => (6, 0),
+        (TALL.., _) => (6, 12),
+        (MEDIUM.., View::Log) => (5, 0),
+        (MEDIUM.., _) => (5, 3),
+        (_, View::Loss) => (5, 0),
+        _ => (0, 0),
+    };
+    Layout::vertical([
+        Constraint::Length(1),
+        Constraint::Length(1),
+        Constraint::Min(5),
+        Constraint::Length(diagnosis),
+        Constraint::Length(log),
+        Constraint::Length(1),
+    ])
+    .areas(area)
+}
+
+/// Keeps the scrolling of the log within what there is, on a terminal of this size.
+pub(crate) fn settle(state: &mut State, size: Size) {
+    let [_, _, body, ..] = areas(Rect::new(0, 0, size.width, size.height), View::Log);
+    let height = usize::from(body.height).saturating_sub(1);
+    state.page = height.saturating_sub(1).max(1);
+    state.scroll = state
+        .scroll
+        .min(log::limit(state, usize::from(body.width), height));
 }
 
 fn too_small(frame: &mut Frame<'_>, state: &State) {
@@ -79,7 +105,7 @@ fn phase(phase: &Phase) -> String {
         Phase::Starting => "starting".to_owned(),
         Phase::Training => "training".to_owned(),
         Phase::Evaluating(done, all) => format!("evaluating {done}/{all}"),
-        Phase::Paused => "paused: p goes on".to_owned(),
+        Phase::Paused => "paused: p resumes".to_owned(),
         Phase::Stopping => "stopping after this step".to_owned(),
         Phase::Over(why) => (*why).to_owned(),
     }
@@ -90,178 +116,82 @@ fn bold() -> Style {
 }
 
 fn title(frame: &mut Frame<'_>, area: Rect, state: &State) {
-    let phase = format!("[{}]", phase(&state.phase));
-    let [left, right] = Layout::horizontal([
-        Constraint::Min(10),
-        Constraint::Length(phase.chars().count() as u16),
-    ])
-    .areas(area);
+    let phase = match &state.phase {
+        Phase::Stopping if area.width < 72 => "[stopping]".to_owned(),
+        other => format!("[{}]", phase(other)),
+    };
+    let phase_width = phase.chars().count() as u16;
+    let [left, right] =
+        Layout::horizontal([Constraint::Min(10), Constraint::Length(phase_width)]).areas(area);
+    let name = "backdraft";
     // The end of a path says more than its beginning.
     let model = state.model.rsplit(['/', '\\']).next().unwrap_or_default();
+    let room = usize::from(left.width).saturating_sub(name.len() + 3);
+    let room = room.saturating_sub(3);
+    let output = room.saturating_sub(model.chars().count());
+    let output = ending(&state.output, output.max(room / 3));
+    let model = ending(model, room.saturating_sub(output.chars().count()));
     let line = Line::from(vec![
-        Span::styled("backdraft", bold()),
-        Span::raw(format!("  {model} → {}", state.output)),
+        Span::styled(name, bold()),
+        Span::raw(format!("  {model} → {output}")),
     ]);
     frame.render_widget(Paragraph::new(line), left);
     frame.render_widget(Paragraph::new(Span::styled(phase, bold())), right);
 }
 
+/// A bar and numbers, as many as there is room for.
 fn progress(frame: &mut Frame<'_>, area: Rect, state: &State) {
+    const BAR: usize = 8;
     let (steps, total) = (state.steps(), state.total_steps.max(1));
     let share = (steps as f64 / total as f64).min(1.0);
     let epoch = steps as f64 / state.steps_per_epoch.max(1) as f64;
     let time = |seconds: f64| clock(std::time::Duration::from_secs_f64(seconds.clamp(0.0, 1e9)));
-    let left = state.left().map_or_else(|| "-".to_owned(), time);
-    let text = format!(
-        " step {steps}/{}  {:>3.0} %  epoch {epoch:.2}  elapsed {}  left {left}",
-        state.total_steps,
-        100.0 * share,
-        time(state.elapsed)
-    );
-    let room = usize::from(area.width).saturating_sub(text.chars().count());
-    let done = (room as f64 * share).round() as usize;
-    let bar = format!("{}{}", "█".repeat(done), "░".repeat(room - done));
+    // By importance; what has no room is left out from the end.
+    let mut parts = vec![(0, format!("step {steps}/{}", state.total_steps))];
+    if !matches!(state.phase, Phase::Over(_)) {
+        let left = state.left().map_or_else(|| "-".to_owned(), time);
+        parts.push((4, format!("left {left}")));
+    }
+    parts.push((3, format!("elapsed {}", time(state.elapsed))));
+    parts.push((1, format!("{:.0} %", 100.0 * share)));
+    parts.push((2, format!("epoch {epoch:.2}")));
+    let width = |parts: &[(u8, String)]| -> usize {
+        parts.iter().map(|(_, part)| part.chars().count() + 2).sum()
+    };
+    let room = usize::from(area.width);
+    while parts.len() > 1 && width(&parts) + BAR > room {
+        parts.pop();
+    }
+    parts.sort_by_key(|(place, _)| *place);
+    let bar = room.saturating_sub(width(&parts));
+    let done = (bar as f64 * share).round() as usize;
+    let bar = format!("{}{}", "█".repeat(done), "░".repeat(bar - done));
+    let text: String = parts
+        .into_iter()
+        .map(|(_, part)| format!("  {part}"))
+        .collect();
     frame.render_widget(Paragraph::new(format!("{bar}{text}")), area);
 }
 
 /// A block with a title and only a line above, since rows are scarce.
-fn section(title: impl Into<String>) -> Block<'static> {
+pub(super) fn section(title: impl Into<String>) -> Block<'static> {
     Block::new()
         .borders(Borders::TOP)
         .title(format!(" {} ", title.into()))
 }
 
-fn loss(frame: &mut Frame<'_>, area: Rect, state: &State) {
-    let train = thinned(&state.points, area.width, |point| point.smoothed);
-    let eval: Vec<(f64, f64)> = state
-        .eval
-        .iter()
-        .map(|&(s, loss)| (s as f64, loss))
-        .collect();
-    let best: Vec<(f64, f64)> = state
-        .best
-        .iter()
-        .map(|&(s, loss)| (s as f64, loss))
-        .collect();
-    let mut datasets = vec![line(&train, Color::Cyan)];
-    if !eval.is_empty() {
-        datasets.push(dots(&eval, 'o', Color::Yellow));
-        datasets.push(dots(&best, '◆', Color::Green));
-    }
-    let values = train.iter().chain(&eval).map(|(_, loss)| *loss);
-    // The names of the curves stand above: a legend would hide where evaluation rises.
-    let title = "loss: ── train, smoothed  o eval  ◆ best";
-    chart(frame, area, title, datasets, values, state, fixed);
-}
-
-fn rates(frame: &mut Frame<'_>, area: Rect, state: &State) {
-    let areas: [Rect; 3] = Layout::vertical([Constraint::Fill(1); 3]).areas(area);
-    let all: [(&str, Number, Format); 3] = [
-        ("learning rate", |point| point.learning_rate, scientific),
-        ("gradient norm", |point| point.grad_norm, fixed),
-        ("tokens per second", |point| point.tokens_per_second, rate),
-    ];
-    for ((name, value, format), area) in all.into_iter().zip(areas) {
-        let points = thinned(&state.points, area.width, value);
-        let datasets = vec![line(&points, Color::Cyan)];
-        let values = points.iter().map(|(_, value)| *value);
-        let last = state.points.last().map(|point| format(value(point)));
-        let title = format!("{name} {}", last.unwrap_or_default());
-        chart(frame, area, &title, datasets, values, state, format);
-    }
-}
-
-fn line<'a>(points: &'a [(f64, f64)], color: Color) -> Dataset<'a> {
-    Dataset::default()
-        .marker(Marker::Braille)
-        .graph_type(GraphType::Line)
-        .style(Style::new().fg(color))
-        .data(points)
-}
-
-fn dots<'a>(points: &'a [(f64, f64)], sign: char, color: Color) -> Dataset<'a> {
-    Dataset::default()
-        .marker(Marker::Custom(sign))
-        .graph_type(GraphType::Scatter)
-        .style(Style::new().fg(color))
-        .data(points)
-}
-
-fn chart(
-    frame: &mut Frame<'_>,
-    area: Rect,
-    title: &str,
-    datasets: Vec<Dataset<'_>>,
-    values: impl Iterator<Item = f64>,
-    state: &State,
-    format: Format,
-) {
-    let block = section(title);
-    let finite = values.filter(|value| value.is_finite());
-    let Some((low, high)) = bounds(finite) else {
-        let text = Paragraph::new("no step yet").alignment(Alignment::Center);
-        return frame.render_widget(text.block(block), area);
-    };
-    let last = state.total_steps.max(state.steps()).max(1) as f64;
-    let labels = [low, 0.5 * (low + high), high].map(|value| Line::from(format(value)));
-    let steps = [0.0, last].map(|step| Line::from(format!("{step:.0}")));
-    let chart = Chart::new(datasets)
-        .block(block)
-        .legend_position(None)
-        .x_axis(Axis::default().bounds([0.0, last]).labels(steps))
-        .y_axis(Axis::default().bounds([low, high]).labels(labels));
-    frame.render_widget(chart, area);
-}
-
-/// The range of the values with some room; `None` without values.
-fn bounds(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
-    let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| {
-        (low.min(value), high.max(value))
-    });
-    if low > high {
-        return None;
-    }
-    let room = if high > low {
-        0.05 * (high - low)
-    } else {
-        0.05 * high.abs().max(1e-9)
-    };
-    // Nothing that is drawn here goes below zero by itself.
-    let bottom = if low >= 0.0 {
-        (low - room).max(0.0)
-    } else {
-        low - room
-    };
-    Some((bottom, high + room))
-}
-
-/// Means over so few runs of points that each has a column of dots.
-fn thinned(points: &[Point], width: u16, value: impl Fn(&Point) -> f64) -> Vec<(f64, f64)> {
-    let columns = usize::from(width).max(1) * 2;
-    let run = points.len().div_ceil(columns).max(1);
-    points
-        .chunks(run)
-        .map(|chunk| {
-            let n = chunk.len() as f64;
-            let step = chunk.iter().map(|point| point.step as f64).sum::<f64>() / n;
-            (step, chunk.iter().map(&value).sum::<f64>() / n)
-        })
-        .collect()
-}
-
+/// The last step in numbers, and its memory: as many as there are rows for, the more important ones first.
 fn numbers(frame: &mut Frame<'_>, area: Rect, state: &State) {
     let last = state.points.last();
     let of = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
-    let best = state
-        .best
-        .map(|(step, loss)| format!("{} at {step}", fixed(loss)));
-    let rows = [
-        ("loss", of(last.map(|point| fixed(point.loss)))),
-        (
-            "eval loss",
-            of(state.eval.last().map(|&(_, loss)| fixed(loss))),
-        ),
-        ("best eval", of(best)),
+    let mut rows = vec![("loss", of(last.map(|point| fixed(point.loss))))];
+    if let Some((_, loss)) = state.eval.last() {
+        rows.push(("eval loss", fixed(*loss)));
+    }
+    if let Some((step, loss)) = state.best {
+        rows.push(("best eval", format!("{} at {step}", fixed(loss))));
+    }
+    rows.extend([
         (
             "learn. rate",
             of(last.map(|point| scientific(point.learning_rate))),
@@ -271,21 +201,30 @@ fn numbers(frame: &mut Frame<'_>, area: Rect, state: &State) {
             "tokens/s",
             of(last.map(|point| rate(point.tokens_per_second))),
         ),
-        ("planned", size(state.memory.total())),
+    ]);
+    let parts = [
         ("  base", size(state.memory.base)),
         ("  adapters", size(state.memory.adapters)),
         ("  optimizer", size(state.memory.optimizer)),
         ("  activations", size(state.memory.activations)),
-        ("  in use", of(state.resident.map(size))),
     ];
+    let in_use = state.resident.map(|bytes| ("in use", size(bytes)));
+    let room = usize::from(area.height).saturating_sub(1);
+    let whole = rows.len() + 1 + parts.len() + usize::from(in_use.is_some()) <= room;
+    rows.push(("memory plan", size(state.memory.total())));
+    if whole {
+        rows.extend(parts);
+    }
+    rows.extend(in_use);
     table(frame, area, "now", &rows);
 }
 
 fn table(frame: &mut Frame<'_>, area: Rect, title: &str, rows: &[(&str, String)]) {
     let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+    let room = usize::from(area.width).saturating_sub(width + 3);
     let lines: Vec<Line<'_>> = rows
         .iter()
-        .map(|(name, value)| Line::from(format!(" {name:<width$}  {value}")))
+        .map(|(name, value)| Line::from(format!(" {name:<width$}  {}", ending(value, room))))
         .collect();
     frame.render_widget(Paragraph::new(lines).block(section(title)), area);
 }
@@ -298,7 +237,7 @@ fn memory(frame: &mut Frame<'_>, area: Rect, state: &State) {
         ("adapters and gradients", memory.adapters),
         ("optimizer", memory.optimizer),
         ("activations", memory.activations),
-        ("planned in all", memory.total()),
+        ("predicted in all", memory.total()),
     ];
     let room = usize::from(area.width).saturating_sub(46);
     let bar =
@@ -323,40 +262,41 @@ fn memory(frame: &mut Frame<'_>, area: Rect, state: &State) {
     table(frame, area, "memory", &rows);
 }
 
+/// The verdict in bold, then what to change and the evidence.
 fn diagnosis(frame: &mut Frame<'_>, area: Rect, state: &State) {
-    let text = match &state.diagnosis {
-        None => vec![Line::from("nothing to judge by yet")],
+    let (width, height) = (
+        usize::from(area.width),
+        usize::from(area.height).saturating_sub(1),
+    );
+    let (verdict, rest) = match &state.diagnosis {
+        None => ("no diagnosis yet".to_owned(), Vec::new()),
         Some(diagnosis) => {
             let join = |items: Vec<String>| items.join("; ");
             let evidence = join(diagnosis.evidence.iter().map(ToString::to_string).collect());
             let advice = join(diagnosis.advice.iter().map(ToString::to_string).collect());
-            let mut lines = vec![Line::from(Span::styled(
-                diagnosis.verdict.to_string(),
-                bold(),
-            ))];
+            let mut rest = Vec::new();
             if !advice.is_empty() {
-                lines.push(Line::from(format!("change: {advice}")));
+                rest.push(format!("to change: {advice}"));
             }
             if !evidence.is_empty() {
-                lines.push(Line::from(evidence));
+                rest.push(evidence);
             }
-            lines
+            (diagnosis.verdict.to_string(), rest)
         }
     };
-    let paragraph = Paragraph::new(text).wrap(Wrap { trim: true });
-    frame.render_widget(paragraph.block(section("diagnosis")), area);
-}
-
-fn log(frame: &mut Frame<'_>, area: Rect, state: &State, title: &str) {
-    let room = usize::from(area.height).saturating_sub(1);
-    let skip = state.log.len().saturating_sub(room);
-    let lines: Vec<Line<'_>> = state
-        .log
-        .iter()
-        .skip(skip)
-        .map(|line| Line::from(line.as_str()))
+    let verdict = wrapped(&verdict, width, 2);
+    let bold_lines = verdict.len();
+    let mut lines = verdict;
+    lines.extend(rest.iter().flat_map(|text| wrapped(text, width, 2)));
+    let lines: Vec<Line<'_>> = clipped(lines, width, height)
+        .into_iter()
+        .enumerate()
+        .map(|(i, line)| match i < bold_lines {
+            true => Line::from(Span::styled(line, bold())),
+            false => Line::from(line),
+        })
         .collect();
-    frame.render_widget(Paragraph::new(lines).block(section(title)), area);
+    frame.render_widget(Paragraph::new(lines).block(section("diagnosis")), area);
 }
 
 fn keys(frame: &mut Frame<'_>, area: Rect, state: &State) {
@@ -370,9 +310,17 @@ fn keys(frame: &mut Frame<'_>, area: Rect, state: &State) {
         };
         spans.push(name);
     }
-    spans.push(Span::raw(match state.hands {
-        Hands::Own => "  p pause  s save now  q stop after step",
-        Hands::Watching => "  q leave (the run goes on)",
-    }));
+    let running = !matches!(state.phase, Phase::Over(_));
+    let (long, short) = match (state.hands, running) {
+        (Hands::Own, _) => (
+            "  p pause  s save now  q stop after step",
+            " p pause  s save  q stop",
+        ),
+        (Hands::Watching, true) => ("  q quit viewer (the run continues)", "  q quit viewer"),
+        (Hands::Watching, false) => ("  q quit viewer", "  q quit viewer"),
+    };
+    let views: usize = spans.iter().map(Span::width).sum();
+    let fits = views + long.chars().count() <= usize::from(area.width);
+    spans.push(Span::raw(if fits { long } else { short }));
     frame.render_widget(Paragraph::new(Line::from(spans)), area);
 }

