@@ -52,7 +52,7 @@ fn write_pages(
         .render(&mut page)
         .map_err(CliError::internal)?;
     let file = format!("{name}.1");
-    write_file(&directory.join(&file), &page, Existing::Replace)?;
+    write_file(directory.join(&file), &page, Existing::Replace)?;
     pages.push(file);
     for sub in command.get_subcommands() {
         write_pages(sub, directory, pages)?;

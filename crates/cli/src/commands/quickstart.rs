@@ -178,7 +178,7 @@ fn start(files: &Files, place: &Place, context: Context) -> Result<(Recipe, Star
 
 /// The run's directory within the quickstart's.
 const RUN: &str = "run";
-const TRAIN_ROWS: usize = 880;
+const TRAIN_ROWS: usize = 640;
 const TEST_ROWS: usize = 50;
 /// Rows of a step.
 const BATCH: usize = 8;
