@@ -7,6 +7,11 @@ use std::process::{Command, Output};
 
 use serde_json::Value;
 
+#[path = "program/schema.rs"]
+mod schema;
+#[path = "program/terminal.rs"]
+mod terminal;
+
 fn backdraft(directory: &Path, arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_backdraft"))
         .current_dir(directory)

@@ -124,4 +124,18 @@ mod tests {
         let lines: Vec<String> = (0..3).map(|_| line(&mut input).unwrap()).collect();
         assert_eq!(lines, ["one\n", "two", ""]);
     }
+
+    #[cfg(unix)]
+    #[test]
+    fn ctrl_c_ends_the_answer_and_not_the_program() {
+        let keyboard = Keyboard::listen().unwrap();
+        let stopped = keyboard.answering(|stopped| {
+            assert!(!stopped.load(Ordering::Relaxed));
+            signal_hook::low_level::raise(SIGINT).unwrap();
+            stopped.load(Ordering::Relaxed)
+        });
+        assert!(stopped);
+        // The next answer begins afresh.
+        assert!(!keyboard.answering(|stopped| stopped.load(Ordering::Relaxed)));
+    }
 }

@@ -240,7 +240,7 @@ impl Plans {
             .cards
             .iter()
             .map(|(card, rows, tokens)| {
-                json!({ "gib": card, "largest_micro_batch": rows, "longest_sequence": tokens })
+                json!({ "memory": card << 30, "largest_micro_batch": rows, "longest_sequence": tokens })
             })
             .collect();
         let sweep = self.sweep.then(|| {

@@ -75,6 +75,9 @@ pub(crate) fn run(args: &QuickstartArgs, context: Context) -> Result<(), CliErro
         Some(name) => session::find_model(name, output)?,
         None => smollm2::find(output)?,
     };
+    // The recipe, in another directory, names it too.
+    let model = std::path::absolute(&model)
+        .map_err(|error| CliError::user("cannot find the working directory").because(error))?;
     output.line(format!("   {}", model.display()))?;
 
     output.line("2. Data: sentences to JSON, made from a seed")?;
