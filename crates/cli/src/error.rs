@@ -15,7 +15,7 @@ use backdraft_train::TrainError;
 use backdraft_train::recipe::RecipeError;
 use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme};
 
-use crate::{about, envelope, output};
+use crate::{about, envelope, output, shell};
 
 /// Exit code for a mistake in what the user gave: a file, a recipe, a model.
 pub(crate) const USER: u8 = 1;
@@ -284,7 +284,7 @@ impl From<TrainError> for CliError {
             ),
             TrainError::NothingToResume { path } => Some(format!(
                 "`backdraft train RECIPE --output-dir {}` starts a run there",
-                path.display()
+                shell::path(path)
             )),
             TrainError::NoGoodCheckpoint { .. } => Some(
                 "copy one back if you have it, or start again with --force".to_owned(),

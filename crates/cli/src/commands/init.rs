@@ -97,9 +97,9 @@ pub(crate) fn run(args: &InitArgs, context: Context) -> Result<(), CliError> {
     let directory = directory(&args.recipe);
     Recipe::from_toml(&text, directory, &[])?;
     if !directory.as_os_str().is_empty() && !directory.is_dir() {
-        let directory = directory.display();
-        return Err(CliError::user(format!("there is no directory {directory}"))
-            .hint(format!("make it first: mkdir -p {directory}")));
+        let make = format!("make it first: mkdir -p {}", shell::path(directory));
+        let missing = format!("there is no directory {}", directory.display());
+        return Err(CliError::user(missing).hint(make));
     }
     let existing = if args.force {
         Existing::Replace

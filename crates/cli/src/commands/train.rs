@@ -22,7 +22,7 @@ use crate::error::CliError;
 use crate::output::Output;
 use crate::reporter::{self, NoDashboard, PlainReporter};
 use crate::session::{self, Loading, quote};
-use crate::signals;
+use crate::{shell, signals};
 
 /// Fine-tune a LoRA or QLoRA adapter from a recipe
 ///
@@ -138,7 +138,7 @@ fn place(
         ))
         .hint(format!(
             "`backdraft train {} --resume` takes the output_dir of that recipe",
-            path.display()
+            shell::path(path)
         ))),
         (Some(path), _) => Ok(path.to_owned()),
         (None, Some(recipe)) => Ok(Recipe::load(recipe, overrides)?.output_dir),
