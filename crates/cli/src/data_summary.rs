@@ -4,7 +4,7 @@ use backdraft_data::{Finding, Outcome, RowCounts};
 use backdraft_train::data::{DataCheck, SourceCheck};
 use backdraft_train::recipe::RowBatching;
 
-use crate::plain::{count, group, wrapped};
+use crate::plain::{count, filled, group, wrapped};
 
 /// Sources, rows, batches and findings, on a few lines without the last line break.
 pub(crate) fn text(check: &DataCheck, columns: Option<usize>) -> String {
@@ -55,7 +55,7 @@ pub(crate) fn text(check: &DataCheck, columns: Option<usize>) -> String {
             }
         ));
     }
-    text.trim_end().to_owned()
+    filled(text.trim_end(), columns)
 }
 
 fn source(source: &SourceCheck) -> String {

@@ -193,22 +193,35 @@ impl PlainLines {
 
     /// One step, without a line break.
     pub(crate) fn step(&self, line: &StepLine) -> String {
+        self.columns(line).join("  ")
+    }
+
+    /// The same where lines are wrapped: a value stays with its name.
+    pub(crate) fn step_to_wrap(&self, line: &StepLine) -> String {
+        let columns = self.columns(line);
+        let columns: Vec<String> = columns
+            .iter()
+            .map(|column| column.replace(' ', "\u{a0}"))
+            .collect();
+        columns.join("  ")
+    }
+
+    /// Names and values.
+    fn columns(&self, line: &StepLine) -> Vec<String> {
         let width = self.total_steps.to_string().len();
         let (step, total) = (line.step, self.total_steps);
-        let eta = line
-            .eta
-            .map_or_else(String::new, |eta| format!("  eta {:>9}", clock(eta)));
-        format!(
-            "step {step:>width$}/{total}  epoch {:>6.2}  loss {:>8}  lr {:>9}  \
-             grad_norm {:>8}  tok/s {:>7}  sup_tok/s {:>7}  elapsed {:>9}{eta}",
-            line.epoch,
-            fixed(line.loss),
-            scientific(line.learning_rate),
-            fixed(line.grad_norm),
-            rate(line.tokens_per_second),
-            rate(line.supervised_tokens_per_second),
-            clock(line.elapsed),
-        )
+        let mut columns = vec![
+            format!("step {step:>width$}/{total}"),
+            format!("epoch {:>6.2}", line.epoch),
+            format!("loss {:>8}", fixed(line.loss)),
+            format!("lr {:>9}", scientific(line.learning_rate)),
+            format!("grad_norm {:>8}", fixed(line.grad_norm)),
+            format!("tok/s {:>7}", rate(line.tokens_per_second)),
+            format!("sup_tok/s {:>7}", rate(line.supervised_tokens_per_second)),
+            format!("elapsed {:>9}", clock(line.elapsed)),
+        ];
+        columns.extend(line.eta.map(|eta| format!("eta {:>9}", clock(eta))));
+        columns
     }
 
     /// The lines after the last step, as wide as a terminal where there is one.
@@ -297,16 +310,38 @@ pub(crate) fn wrapped(rows: &[(&str, String)], columns: Option<usize>) -> String
     let line = |(name, value): &(&str, String)| {
         let line = format!("{name:<width$}  {value}");
         match columns {
-            Some(columns) if *name != TRY && columns > width + 20 => {
-                let options = textwrap::Options::new(columns)
-                    .subsequent_indent(&indent)
-                    .break_words(false);
-                format!("{}\n", textwrap::fill(&line, options))
+            Some(columns) if *name != TRY && value.contains(' ') && columns > width + 20 => {
+                format!("{}\n", textwrap::fill(&line, wrapping(columns, &indent)))
             }
             _ => format!("{line}\n"),
         }
     };
     rows.iter().map(line).collect()
+}
+
+/// How text is wrapped: at spaces only, so that paths and numbers stay whole.
+fn wrapping(columns: usize, indent: &str) -> textwrap::Options<'_> {
+    textwrap::Options::new(columns)
+        .subsequent_indent(indent)
+        .break_words(false)
+        .word_separator(textwrap::WordSeparator::AsciiSpace)
+        .word_splitter(textwrap::WordSplitter::NoHyphenation)
+}
+
+/// Lines no wider than a terminal where there is one, further rows of each set off.
+pub(crate) fn filled(text: &str, columns: Option<usize>) -> String {
+    let Some(columns) = columns else {
+        return text.to_owned();
+    };
+    let options = wrapping(columns, "    ");
+    let lines: Vec<String> = text
+        .lines()
+        .map(|line| match line.chars().count() > columns {
+            true => textwrap::fill(line, &options),
+            false => line.to_owned(),
+        })
+        .collect();
+    lines.join("\n")
 }
 
 /// Four decimals while they fit into eight characters, else an exponent.
@@ -538,8 +573,7 @@ mod tests {
         diagnosis  healthy: the loss falls
                    steadily and nothing speaks
                    against it
-        adapter    a/path/that/is/longer/than/
-                   the/terminal/adapter
+        adapter    a/path/that/is/longer/than/the/terminal/adapter
         try it     backdraft generate --model model.gguf --adapter outputs/adapter
         ");
         assert_eq!(wrapped(&rows, None).lines().count(), 3);

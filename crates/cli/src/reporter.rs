@@ -121,7 +121,10 @@ impl Reporter for PlainReporter {
         let left = self.total_steps.saturating_sub(report.step) as f64 * mean;
         let line = StepLine::of(report, Some(Duration::from_secs_f64(left)));
         if self.lines.wants(line.step) {
-            self.line(self.lines.step(&line));
+            self.line(match self.log {
+                Some(_) => self.lines.step_to_wrap(&line),
+                None => self.lines.step(&line),
+            });
         }
     }
 

@@ -242,7 +242,7 @@ impl DownloadProgress for Downloads {
     fn start(&mut self, file: &str, bytes: u64) {
         (self.file, self.total, self.done) = (file.to_owned(), bytes, 0);
         self.output
-            .progress(format!("fetching {file} ({:.1} MB)", bytes as f64 / 1e6));
+            .progress(format!("downloading {file} ({:.1} MB)", bytes as f64 / 1e6));
     }
 
     fn advance(&mut self, bytes: u64) {

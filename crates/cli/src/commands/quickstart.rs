@@ -24,6 +24,7 @@ use crate::commands::{Context, train};
 use crate::counter::Counter;
 use crate::error::CliError;
 use crate::output::Output;
+use crate::plain::filled;
 use crate::session::{self, Session};
 use crate::shell;
 use place::{ANSWERS, Place};
@@ -119,11 +120,14 @@ pub(crate) fn run(args: &QuickstartArgs, context: Context) -> Result<(), CliErro
     let after = measure(&trained, &tokenizer, &files, output)?;
     show(&files, &before, &after, output)?;
     write_answers(&files, &before, &after, place.directory())?;
+    let left = format!(
+        "\nIn {}: recipe.toml, train.jsonl, test.jsonl, {ANSWERS}, and run/ with the adapter and report.html. Next:",
+        place.directory().display()
+    );
+    output.line(filled(&left, output.columns()))?;
     output.line(format!(
-        "\nIn {}: recipe.toml, train.jsonl, test.jsonl, {ANSWERS}, and run/ with the adapter and report.html. Next:\n  \
-         backdraft generate --model {} --adapter {} \"{} {}\"\n  \
+        "  backdraft generate --model {} --adapter {} \"{} {}\"\n  \
          backdraft train {} --force",
-        place.directory().display(),
         shell::path(&model),
         shell::path(&summary.adapter),
         synthetic::INSTRUCTION,
@@ -347,9 +351,12 @@ fn write_answers(
 
 fn show(files: &Files, before: &Held, after: &Held, output: Output) -> Result<(), CliError> {
     for (i, row) in files.rows.iter().enumerate().take(3) {
+        let room = output
+            .columns()
+            .map_or(100, |columns| columns.saturating_sub(16).max(20));
         let short = |text: &str| {
             let text = text.replace('\n', " ");
-            let mut short: String = text.chars().take(100).collect();
+            let mut short: String = text.chars().take(room).collect();
             if short.len() < text.len() {
                 short.push('…');
             }

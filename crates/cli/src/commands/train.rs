@@ -156,7 +156,7 @@ pub(crate) fn train(
     let output = context.output;
     let source = ModelSource::open(session::find_model(&recipe.model, output)?)?;
     let data = check_data(&recipe, &source, output)?;
-    output.progress(format!("reading {}", source.path().display()));
+    output.progress(format!("loading {}", source.path().display()));
     let (model, output_dir) = (recipe.model.clone(), recipe.output_dir.clone());
     let batch = (
         recipe.train.micro_batch_size,

@@ -208,7 +208,7 @@ impl Tail {
 fn told(report: &records::Report, total_steps: usize) -> String {
     match report {
         records::Report::Step(step) => {
-            PlainLines::new(total_steps, 1).step(&StepLine::of(step, None))
+            PlainLines::new(total_steps, 1).step_to_wrap(&StepLine::of(step, None))
         }
         records::Report::Eval(eval) => eval_line(eval),
     }

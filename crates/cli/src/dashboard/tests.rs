@@ -57,7 +57,7 @@ fn run(steps: usize, train: impl Fn(f64) -> f64, eval: impl Fn(f64) -> f64) -> S
         state.step(&report);
         let line = PlainLines::new(330, 10);
         if line.wants(step) {
-            state.log(&line.step(&StepLine::of(&report, None)));
+            state.log(&line.step_to_wrap(&StepLine::of(&report, None)));
         }
         monitor.train(TrainPoint {
             step,

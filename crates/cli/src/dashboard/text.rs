@@ -17,13 +17,16 @@ pub(super) fn ending(text: &str, width: usize) -> String {
     format!("…{kept}")
 }
 
-/// Lines of `text` in `width` columns, the further ones set off by `indent` spaces.
+/// Lines of `text` in `width` columns, the further ones set off by `indent` spaces; no-break spaces keep words together.
 pub(super) fn wrapped(text: &str, width: usize, indent: usize) -> Vec<String> {
     let indent = " ".repeat(indent.min(width / 2));
-    let options = textwrap::Options::new(width.max(1)).subsequent_indent(&indent);
+    let options = textwrap::Options::new(width.max(1))
+        .subsequent_indent(&indent)
+        .word_separator(textwrap::WordSeparator::AsciiSpace)
+        .word_splitter(textwrap::WordSplitter::NoHyphenation);
     textwrap::wrap(text, options)
         .into_iter()
-        .map(|line| line.into_owned())
+        .map(|line| line.replace('\u{a0}', " "))
         .collect()
 }
 
@@ -63,5 +66,10 @@ mod tests {
         assert_eq!(clipped(lines.clone(), 9, 2), ["one two", "  three …"]);
         assert_eq!(clipped(lines.clone(), 9, 4), lines);
         assert_eq!(clipped(wrapped("one two three", 7, 0), 7, 1), ["one …"]);
+        // Numbers are not cut at their signs, and stay with their names.
+        assert_eq!(
+            wrapped("lr 2e-5  loss\u{a0}1.5", 10, 2),
+            ["lr 2e-5", "  loss 1.5"]
+        );
     }
 }

