@@ -24,7 +24,7 @@ use crate::commands::{Context, train};
 use crate::counter::Counter;
 use crate::error::CliError;
 use crate::output::Output;
-use crate::plain::filled;
+use crate::plain::{count, filled};
 use crate::session::{self, Session};
 use crate::shell;
 use place::{ANSWERS, Place};
@@ -113,7 +113,7 @@ pub(crate) fn run(args: &QuickstartArgs, context: Context) -> Result<(), CliErro
     let (summary, trained) = train::train(recipe, context, dashboard, start)?;
     if summary.interrupted {
         let again = command_again(args);
-        return output.line(format!("\nStopped before its end. To resume: {again}"));
+        return output.line(format!("\nStopped before its end. To resume:\n  {again}"));
     }
 
     output.line("5. After training")?;
@@ -185,8 +185,9 @@ fn start(files: &Files, place: &Place, context: Context) -> Result<(Recipe, Star
 
 /// The run's directory within the quickstart's.
 const RUN: &str = "run";
-const TRAIN_ROWS: usize = 640;
-const TEST_ROWS: usize = 50;
+const TRAIN_ROWS: usize = 400;
+/// As many as are answered at a time.
+const TEST_ROWS: usize = 40;
 /// Rows of a step.
 const BATCH: usize = 8;
 const MAX_NEW_TOKENS: usize = 64;
@@ -305,8 +306,10 @@ fn measure(
     let prompts = load_prompts(&source, &options, tokenizer, usize::MAX)?;
     let answers = answer(model, tokenizer, &prompts, MAX_NEW_TOKENS, |so_far| {
         let (done, all, tokens) = (so_far.answers, so_far.of, so_far.tokens);
-        counter
-            .show(|| format!("   answering held-out rows: {done}/{all} answers, {tokens} tokens"));
+        counter.show(|| {
+            let tokens = count(tokens as u64, "token");
+            format!("   answering held-out rows: {done}/{all} answers, {tokens}")
+        });
     })?;
     let scores: Vec<_> = answers
         .iter()

@@ -134,6 +134,14 @@ fn a_run_without_evaluation_has_no_empty_rows() {
     assert!(!text.contains(" -\n"), "{text}");
 }
 
+#[test]
+fn numbers_keep_all_their_digits() {
+    let mut state = healthy(140);
+    state.best = Some((123_456, 0.782_7));
+    let text = screen(&state, 80, 24);
+    assert!(text.contains("best eval      0.7827\n"), "{text}");
+}
+
 /// What is not cut at any size: the ends of each line that has some.
 #[test]
 fn nothing_is_cut_at_the_least_size() {

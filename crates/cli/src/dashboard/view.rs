@@ -189,7 +189,10 @@ fn numbers(frame: &mut Frame<'_>, area: Rect, state: &State) {
         rows.push(("eval loss", fixed(*loss)));
     }
     if let Some((step, loss)) = state.best {
-        rows.push(("best eval", format!("{} at {step}", fixed(loss))));
+        let at = format!("{} at {step}", fixed(loss));
+        // A number must not lose digits; the step is in the log too.
+        let fits = at.len() <= usize::from(NUMBERS) - "   activations  ".len();
+        rows.push(("best eval", if fits { at } else { fixed(loss) }));
     }
     rows.extend([
         (
