@@ -52,9 +52,7 @@ pub(crate) fn main() -> ExitCode {
 fn start(cli: Cli) -> Result<(), CliError> {
     let (before, behind) = (cli.device, cli.command.device());
     if before.is_some() && behind.is_none() {
-        return Err(CliError::usage(
-            "--device has no meaning for this command, which computes nothing",
-        ));
+        return Err(CliError::usage("--device does not apply to this command"));
     }
     let global = Global {
         device: behind.flatten().or(before),
