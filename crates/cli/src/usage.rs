@@ -3,7 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::process::ExitCode;
 
-use backdraft_train::recipe::{find_key, nearest_key};
+use backdraft_train::recipe::{KEYS, nearest_key};
 use clap::CommandFactory;
 use clap::builder::StyledStr;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -84,11 +84,11 @@ fn recipe_key(error: &mut clap::Error, words: &[OsString]) -> Option<String> {
         return None;
     };
     let flag = flag.clone();
-    let name = flag.strip_prefix("--")?.replace('-', "_");
+    let name = flag.strip_prefix("--")?.replace(['-', '.'], "_");
     if !takes_set(words) {
         return None;
     }
-    let key = match find_key(&name) {
+    let key = match KEYS.iter().find(|key| key.path.replace('.', "_") == name) {
         Some(key) => key.path.to_owned(),
         None => nearest_key(&name)?,
     };
