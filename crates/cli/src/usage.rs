@@ -225,6 +225,11 @@ mod tests {
             "train.epochs=1",
         );
         sets("backdraft train r.toml --epochs", "train.epochs=VALUE");
+        sets("backdraft train r.toml --lora-rank 8", "lora.rank=8");
+        sets(
+            "backdraft train r.toml --train.weight-decay 0",
+            "train.weight_decay=0",
+        );
         sets(
             "backdraft plan r.toml --max-seq-length 512",
             "max_seq_length=512",
