@@ -83,6 +83,11 @@ impl CliError {
         }
     }
 
+    /// Whether a signal ended the run.
+    pub(crate) const fn is_interruption(&self) -> bool {
+        self.code == INTERRUPTED
+    }
+
     const fn new(body: Body, code: u8) -> Self {
         Self {
             body,

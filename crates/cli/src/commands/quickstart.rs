@@ -110,11 +110,21 @@ pub(crate) fn run(args: &QuickstartArgs, context: Context) -> Result<(), CliErro
     output.line("4. Training")?;
     let (recipe, start) = start(&files, &place, context)?;
     let dashboard = output.is_terminal() && !args.plain;
-    let (summary, trained) = train::train(recipe, context, dashboard, start)?;
-    if summary.interrupted {
-        let again = command_again(args);
-        return output.line(format!("\nStopped before its end. To resume:\n  {again}"));
-    }
+    let trained = train::train(recipe, context, dashboard, start);
+    let again = || {
+        format!(
+            "\nStopped before its end. To resume:\n  {}",
+            command_again(args)
+        )
+    };
+    let (summary, trained) = match trained {
+        Ok((summary, _)) if summary.interrupted => return output.line(again()),
+        Err(error) if error.is_interruption() => {
+            output.go_on(output.line(again()));
+            return Err(error);
+        }
+        trained => trained?,
+    };
 
     output.line("5. After training")?;
     let after = measure(&trained, &tokenizer, &files, output)?;
