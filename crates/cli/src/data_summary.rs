@@ -143,9 +143,9 @@ fn finding_lines(name: &str, finding: &Finding, rows: usize, outcome: Option<&Ou
         .collect();
     let more = if rows > places.len() { "; …" } else { "" };
     format!(
-        "{level}: {name}{} rows {}\n  first: {}{more}\n  next: {}\n",
+        "{level}: {name}{} {}\n  first: {}{more}\n  next: {}\n",
         group(rows as u64),
-        finding.summary(),
+        finding.summary(rows),
         places.join("; "),
         finding.next_step()
     )

@@ -49,8 +49,8 @@ impl Role {
 pub struct Message {
     /// Who speaks.
     pub role: Role,
-    /// What is said.
-    pub content: String,
+    /// What is said; `None` where the row has null or no such key, as beside a tool call.
+    pub content: Option<String>,
     /// Whether an assistant turn is trained (`"weight": 0` in a row says no).
     pub trained: bool,
     /// Other keys of the row's message (`name`, `tool_calls`, …), handed to the template.
@@ -62,12 +62,60 @@ impl Message {
     pub fn new(role: Role, content: impl Into<String>) -> Self {
         Self {
             role,
-            content: content.into(),
+            content: Some(content.into()),
             trained: role == Role::Assistant,
             extra: Map::new(),
         }
     }
+
+    /// What is said; nothing where the row says nothing.
+    pub fn text(&self) -> &str {
+        self.content.as_deref().unwrap_or_default()
+    }
+
+    /// The tool calls of the turn.
+    pub fn calls(&self) -> &[Value] {
+        let calls = self.extra.get("tool_calls").and_then(Value::as_array);
+        calls.map_or(&[], Vec::as_slice)
+    }
+
+    /// What the model thinks before it answers, under the first of [`REASONING_KEYS`].
+    pub fn reasoning(&self) -> Option<&str> {
+        let mut texts = REASONING_KEYS.iter().filter_map(|key| self.extra.get(*key));
+        texts.find_map(Value::as_str)
+    }
+
+    /// The message as a template sees it.
+    ///
+    /// A key without a value is absent, and reasoning has every name that templates read it by.
+    ///
+    /// # Source
+    /// `_normalize_chat_messages` and `_alias_reasoning_fields` in
+    /// `transformers/utils/chat_template_utils.py`; `reasoning` is filled here only.
+    pub fn to_json(&self) -> Value {
+        let mut json = Map::new();
+        json.insert("role".into(), self.role.as_str().into());
+        if let Some(content) = &self.content {
+            json.insert("content".into(), content.as_str().into());
+        }
+        for (key, value) in self.extra.iter().filter(|(_, value)| !value.is_null()) {
+            json.insert(key.clone(), value.clone());
+        }
+        if let Some(reasoning) = REASONING_KEYS
+            .iter()
+            .find_map(|key| json.get(*key))
+            .cloned()
+        {
+            for key in REASONING_KEYS {
+                json.entry(key).or_insert_with(|| reasoning.clone());
+            }
+        }
+        Value::Object(json)
+    }
 }
+
+/// The names under which rows and templates have a turn's reasoning; the first is the usual one.
+pub const REASONING_KEYS: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
 /// A list of turns.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -97,20 +145,37 @@ pub struct Instruction {
     pub input: String,
     /// The answer.
     pub output: String,
+    /// Instructions for the whole conversation; may be empty.
+    pub system: String,
+    /// Questions and answers before this one.
+    pub history: Vec<(String, String)>,
 }
 
 impl Instruction {
-    /// The row as one user turn (instruction, blank line, input) and one assistant turn.
+    /// A field beside the turn that the row has, `system` or `history`.
+    pub fn beside_turn(&self) -> Option<&'static str> {
+        match (self.system.trim().is_empty(), self.history.is_empty()) {
+            (false, _) => Some("system"),
+            (true, false) => Some("history"),
+            (true, true) => None,
+        }
+    }
+
+    /// The row as turns: system prompt, history, one user turn (instruction, blank line, input) and
+    /// the answer.
     pub fn to_conversation(&self) -> Conversation {
         let user = if self.input.is_empty() {
             self.instruction.clone()
         } else {
             format!("{}\n\n{}", self.instruction, self.input)
         };
-        Conversation::new(vec![
-            Message::new(Role::User, user),
-            Message::new(Role::Assistant, self.output.clone()),
-        ])
+        let system = (!self.system.is_empty()).then_some((Role::System, self.system.as_str()));
+        let history = self.history.iter();
+        let history = history
+            .flat_map(|(question, answer)| [(Role::User, &**question), (Role::Assistant, answer)]);
+        let turn = [(Role::User, &*user), (Role::Assistant, &self.output)];
+        let turns = system.into_iter().chain(history).chain(turn);
+        Conversation::new(turns.map(|(role, text)| Message::new(role, text)).collect())
     }
 }
 

@@ -244,6 +244,40 @@ pub enum DataError {
         #[source]
         source: Source,
     },
+    /// A row has a token that the model has no embedding for.
+    #[error(
+        "{path}, line {line}: the token {token:?} has id {id}, but the model's embedding has {rows} \
+         rows (ids 0 to {last}); take the token out of the row or the template, or use the tokenizer \
+         that belongs to the model",
+        path = path.display(), last = rows.saturating_sub(1)
+    )]
+    RowBeyondEmbedding {
+        /// The file.
+        path: PathBuf,
+        /// Line number, from 1.
+        line: usize,
+        /// The token's text.
+        token: String,
+        /// Its id.
+        id: u32,
+        /// Rows of the embedding.
+        rows: usize,
+    },
+    /// A text has a token that the model has no embedding for.
+    #[error(
+        "the token {token:?} has id {id}, but the model's embedding has {rows} rows (ids 0 to \
+         {last}); take the token out of the text or the template, or use the tokenizer that belongs \
+         to the model",
+        last = rows.saturating_sub(1)
+    )]
+    BeyondEmbedding {
+        /// The token's text.
+        token: String,
+        /// Its id.
+        id: u32,
+        /// Rows of the embedding.
+        rows: usize,
+    },
     /// `tokenizer.json` cannot be used.
     #[error("cannot read the tokenizer: {what}")]
     Tokenizer {
@@ -329,6 +363,7 @@ impl DataError {
             | Self::Field { .. }
             | Self::Render { .. }
             | Self::Span { .. }
+            | Self::RowBeyondEmbedding { .. }
             | Self::Encode { .. } => true,
             Self::Layout { recoverable, .. } => *recoverable,
             _ => false,
@@ -354,6 +389,7 @@ impl DataError {
             Self::TooManyBadRows { .. }
                 | Self::Tokenizer { .. }
                 | Self::SpecialToken { .. }
+                | Self::BeyondEmbedding { .. }
                 | Self::Template(_)
                 | Self::Option { .. }
                 | Self::Batch { .. }
@@ -370,6 +406,7 @@ impl DataError {
             | Self::Field { path, .. }
             | Self::Render { path, .. }
             | Self::Span { path, .. }
+            | Self::RowBeyondEmbedding { path, .. }
             | Self::Encode { path, .. }
             | Self::Layout { path, .. } => Some(path),
             _ => None,
@@ -385,6 +422,7 @@ impl DataError {
             | Self::Field { line, .. }
             | Self::Render { line, .. }
             | Self::Span { line, .. }
+            | Self::RowBeyondEmbedding { line, .. }
             | Self::Encode { line, .. }
             | Self::Layout { line, .. }
             | Self::Detect { line, .. } => Some(*line),

@@ -5,8 +5,10 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::conversation::{Conversation, Record, Role};
-use crate::supervise::Supervised;
+use crate::conversation::{Conversation, REASONING_KEYS, Record, Role};
+use crate::format::is_nothing;
+use crate::supervise::{Supervised, Unseen};
+use crate::template::ChatTemplate;
 use crate::tokenizer::ChatTokenizer;
 
 /// Where a row stands.
@@ -34,12 +36,18 @@ pub enum Finding {
     WithoutSupervision,
     /// A trained answer is empty.
     EmptyAnswer,
-    /// A trained turn ends in no special token.
+    /// A trained turn ends in no token that stops generation.
     OpenTurn,
+    /// A field of the row leaves no trace in the text that the chat template makes of it.
+    Unseen(Unseen),
     /// Its text has what looks like a special token that the vocabulary lacks.
     UnknownSpecialToken(String),
     /// Arguments of a tool call are a string, which many templates quote a second time.
     TextArguments,
+    /// The chat template leaves out what the model thought in earlier turns.
+    EarlierReasoning,
+    /// It has keys that nothing reads, by name.
+    UnreadFields(Vec<String>),
     /// It is longer than the limit and was cut.
     Truncated,
     /// It is longer than the limit and was left out.
@@ -58,27 +66,58 @@ impl Finding {
             | Self::WithoutSupervision
             | Self::EmptyAnswer
             | Self::OpenTurn
+            | Self::Unseen(_)
             | Self::UnknownSpecialToken(_)
             | Self::TextArguments => true,
-            Self::Truncated | Self::TooLong | Self::Split | Self::Duplicate => false,
+            Self::EarlierReasoning
+            | Self::UnreadFields(_)
+            | Self::Truncated
+            | Self::TooLong
+            | Self::Split
+            | Self::Duplicate => false,
         }
     }
 
-    /// What it is, after a number of rows.
-    pub fn summary(&self) -> String {
+    /// What it is, after a number of rows: "rows have an empty answer that is trained".
+    pub fn summary(&self, rows: usize) -> String {
+        let one = rows == 1;
+        let rows = if one { "row" } else { "rows" };
+        let have = if one { "has" } else { "have" };
+        let are = if one { "is" } else { "are" };
+        let were = if one { "was" } else { "were" };
         match self {
-            Self::Skipped => "cannot be used and were skipped".to_owned(),
-            Self::WithoutSupervision => "have no supervised token and were left out".to_owned(),
-            Self::EmptyAnswer => "have an empty answer that is trained".to_owned(),
-            Self::OpenTurn => "have an answer that no special token ends".to_owned(),
-            Self::UnknownSpecialToken(token) => {
-                format!("contain {token}, which is no token of this model")
+            Self::Skipped => format!("{rows} cannot be used and {were} skipped"),
+            Self::WithoutSupervision => {
+                format!("{rows} {have} no supervised token and {were} left out")
             }
-            Self::TextArguments => "have tool arguments as a string".to_owned(),
-            Self::Truncated => "are longer than max_seq_length and were cut".to_owned(),
-            Self::TooLong => "are longer than max_seq_length and were left out".to_owned(),
-            Self::Split => "are longer than max_seq_length and became several".to_owned(),
-            Self::Duplicate => "say the same as a row before them".to_owned(),
+            Self::EmptyAnswer => format!("{rows} {have} an empty answer that is trained"),
+            Self::OpenTurn => {
+                format!("{rows} {have} an answer that does not end in EOS or an end-of-turn token")
+            }
+            Self::Unseen(field) => {
+                let field = field.field();
+                format!("{rows} {have} {field} that the chat template does not show")
+            }
+            Self::UnknownSpecialToken(token) => {
+                let contain = if one { "contains" } else { "contain" };
+                format!(
+                    "{rows} {contain} {token}, which looks like a special token but is not one in this \
+                     tokenizer"
+                )
+            }
+            Self::TextArguments => format!("{rows} {have} tool arguments as a string"),
+            Self::EarlierReasoning => {
+                format!(
+                    "{rows} {have} reasoning in earlier turns that the chat template leaves out"
+                )
+            }
+            Self::UnreadFields(names) => {
+                format!("{rows} {have} fields that are not read: {}", quoted(names))
+            }
+            Self::Truncated => format!("{rows} {are} longer than max_seq_length and {were} cut"),
+            Self::TooLong => format!("{rows} {are} longer than max_seq_length and {were} left out"),
+            Self::Split => format!("{rows} {are} longer than max_seq_length and became several"),
+            Self::Duplicate => format!("duplicate {rows}"),
         }
     }
 
@@ -88,9 +127,14 @@ impl Finding {
             Self::Skipped => "cannot be used".to_owned(),
             Self::WithoutSupervision => "no supervised token".to_owned(),
             Self::EmptyAnswer => "an empty answer is trained".to_owned(),
-            Self::OpenTurn => "no special token ends an answer".to_owned(),
-            Self::UnknownSpecialToken(token) => format!("{token} is no token of this model"),
+            Self::OpenTurn => "an answer does not end in EOS or an end-of-turn token".to_owned(),
+            Self::Unseen(field) => format!("{} is not in the text", field.field()),
+            Self::UnknownSpecialToken(token) => {
+                format!("{token} looks like a special token but is not one in this tokenizer")
+            }
             Self::TextArguments => "tool arguments are a string".to_owned(),
+            Self::EarlierReasoning => "reasoning of earlier turns is not in the text".to_owned(),
+            Self::UnreadFields(names) => format!("not read: {}", quoted(names)),
             Self::Truncated => "longer than max_seq_length".to_owned(),
             Self::TooLong => "left out as too long".to_owned(),
             Self::Split => "becomes several rows".to_owned(),
@@ -101,7 +145,7 @@ impl Finding {
     /// What to do about it.
     pub fn next_step(&self) -> &'static str {
         match self {
-            Self::Skipped => "mend the rows that are listed, or leave them out",
+            Self::Skipped => "fix the rows that are listed, or leave them out",
             Self::WithoutSupervision => {
                 "check that they hold answers; raise max_seq_length if they were cut"
             }
@@ -111,14 +155,45 @@ impl Finding {
             Self::OpenTurn => {
                 "use a chat template that ends turns in a special token, or the model will not stop"
             }
+            Self::Unseen(Unseen::Call | Unseen::Arguments | Unseen::Tools) => {
+                "use a chat template that knows tools, or write tools and calls into the contents"
+            }
+            Self::Unseen(Unseen::Reasoning) => {
+                "use a chat template that shows reasoning, or write it into the content"
+            }
+            Self::Unseen(_) => {
+                "use a chat template that shows it, or move the text to another turn"
+            }
             Self::UnknownSpecialToken(_) => "use the chat template that belongs to this model",
             Self::TextArguments => "write the arguments as a JSON object",
+            Self::EarlierReasoning => {
+                "nothing, if the model is to answer without its earlier reasoning; else make one row of \
+                 each answer"
+            }
+            Self::UnreadFields(_) => {
+                "nothing, unless they should be learned: give them the names of the format's fields \
+                 with data.fields"
+            }
             Self::Truncated => "raise max_seq_length, or shorten them",
             Self::TooLong => "raise max_seq_length to keep them",
             Self::Split => "nothing, unless the parts make no sense alone",
             Self::Duplicate => "take them out unless they are meant to weigh more",
         }
     }
+}
+
+/// Names in backticks, the first few.
+fn quoted(names: &[String]) -> String {
+    const SHOWN: usize = 12;
+    let mut quoted: Vec<String> = names
+        .iter()
+        .take(SHOWN)
+        .map(|name| format!("`{name}`"))
+        .collect();
+    if names.len() > SHOWN {
+        quoted.push(format!("and {} more", names.len() - SHOWN));
+    }
+    quoted.join(", ")
 }
 
 /// Rows with the same finding.
@@ -144,7 +219,20 @@ const TOKENS: usize = 64;
 
 impl Findings {
     /// Counts a finding.
+    ///
+    /// Fields that are not read are one finding, with the names of all rows.
     pub fn add(&mut self, finding: Finding, path: &Path, line: usize) {
+        if let Finding::UnreadFields(names) = &finding {
+            self.merge_unread(names);
+        }
+        let finding = match finding {
+            Finding::UnreadFields(names) => self.unread().cloned().unwrap_or_else(|| {
+                let mut names = names;
+                names.sort();
+                Finding::UnreadFields(names)
+            }),
+            other => other,
+        };
         if matches!(finding, Finding::UnknownSpecialToken(_))
             && !self.found.contains_key(&finding)
             && self.found.len() >= TOKENS
@@ -158,6 +246,28 @@ impl Findings {
                 path: path.to_owned(),
                 line,
             });
+        }
+    }
+
+    fn unread(&self) -> Option<&Finding> {
+        let mut found = self.found.keys();
+        found.find(|finding| matches!(finding, Finding::UnreadFields(_)))
+    }
+
+    /// Adds names to the finding that there is.
+    fn merge_unread(&mut self, names: &[String]) {
+        let Some(Finding::UnreadFields(known)) = self.unread() else {
+            return;
+        };
+        let new = names.iter().filter(|name| !known.contains(name));
+        let mut all: Vec<String> = known.iter().chain(new).cloned().collect();
+        if all.len() == known.len() || known.len() >= TOKENS {
+            return;
+        }
+        let before = Finding::UnreadFields(known.clone());
+        all.sort();
+        if let Some(rows) = self.found.remove(&before) {
+            self.found.insert(Finding::UnreadFields(all), rows);
         }
     }
 
@@ -203,26 +313,20 @@ pub(crate) fn examine(
     tokenizer: &ChatTokenizer,
 ) -> Vec<Finding> {
     let mut findings = Vec::new();
-    let empty = match record {
-        Record::Conversation(chat) | Record::Chat { chat, .. } => {
-            if has_text_arguments(chat) {
-                findings.push(Finding::TextArguments);
-            }
-            chat.messages.iter().any(|message| {
-                message.trained
-                    && message.content.trim().is_empty()
-                    && !message.extra.contains_key("tool_calls")
-            })
-        }
-        Record::Instruction(row) => row.output.trim().is_empty(),
-        Record::Completion(row) => row.completion.trim().is_empty(),
-        Record::Text(_) => false,
-    };
-    if empty {
+    if let Record::Conversation(chat) | Record::Chat { chat, .. } = record
+        && has_text_arguments(chat)
+    {
+        findings.push(Finding::TextArguments);
+    }
+    if supervised.empty_answer {
         findings.push(Finding::EmptyAnswer);
     }
     if supervised.open_turns > 0 {
         findings.push(Finding::OpenTurn);
+    }
+    findings.extend(supervised.unseen.iter().copied().map(Finding::Unseen));
+    if supervised.earlier_reasoning {
+        findings.push(Finding::EarlierReasoning);
     }
     for token in unknown_markers(&supervised.text, tokenizer) {
         // What the template writes in every row is said once, of the template.
@@ -232,6 +336,43 @@ pub(crate) fn examine(
         findings.push(Finding::UnknownSpecialToken(token));
     }
     findings
+}
+
+/// Fields that nothing reads: of the row, as its format named them, and of its messages where the
+/// template does not so much as name them.
+pub(crate) fn unread_fields(
+    record: &Record,
+    mut unread: Vec<String>,
+    tokenizer: &ChatTokenizer,
+) -> Option<Finding> {
+    if let Record::Conversation(chat) | Record::Chat { chat, .. } = record {
+        let source = tokenizer.template_for(chat).map(ChatTemplate::source);
+        for message in &chat.messages {
+            for (key, value) in &message.extra {
+                let path = || format!("messages[].{key}");
+                let is_read = is_structure(key, message.role)
+                    || source.is_some_and(|source| names(source, key));
+                if !is_read && !is_nothing(value) && !unread.contains(&path()) {
+                    unread.push(path());
+                }
+            }
+        }
+    }
+    (!unread.is_empty()).then_some(Finding::UnreadFields(unread))
+}
+
+/// Keys that tie calls to results, and those that are looked for by their texts.
+fn is_structure(key: &str, role: Role) -> bool {
+    let ties = matches!(key, "tool_calls" | "tool_call_id" | "id" | "type");
+    ties || REASONING_KEYS.contains(&key) || (key == "name" && role == Role::Tool)
+}
+
+/// Whether a template has a key as a word.
+fn names(source: &str, key: &str) -> bool {
+    let is_word = |c: char| c.is_alphanumeric() || c == '_';
+    source.match_indices(key).any(|(at, _)| {
+        !source[..at].ends_with(is_word) && !source[at + key.len()..].starts_with(is_word)
+    })
 }
 
 fn has_text_arguments(chat: &Conversation) -> bool {

@@ -81,7 +81,7 @@ pub use row_set::{RowCounts, RowSet};
 pub use score::GenerationScores;
 pub use source::{RowFormat, Source};
 pub use store::TokenRows;
-pub use supervise::Supervision;
+pub use supervise::{Supervision, Unseen};
 pub use template::ChatTemplate;
 pub use template::builtin::BuiltinTemplate;
 pub use tokenizer::{ChatTokenizer, SpecialTokens, TokenStream};

@@ -68,6 +68,20 @@ pub(crate) fn row_error(path: &Path, line: usize, error: RowError) -> DataError 
             expected: "nothing, since the prompt template has no {input}".to_owned(),
             found: "text; add {input} to the template".to_owned(),
         },
+        RowError::NoPlace { field } => DataError::Field {
+            path,
+            line,
+            field: field.to_owned(),
+            expected: "nothing, since a prompt template has no place for it".to_owned(),
+            found: "text; train with a chat template, or take it out".to_owned(),
+        },
+        RowError::BeyondEmbedding { token, id, rows } => DataError::RowBeyondEmbedding {
+            path,
+            line,
+            token,
+            id,
+            rows,
+        },
         RowError::NoCompletion => DataError::Option {
             option: "train_on",
             expected: "something that conversations have, such as \"responses\"".to_owned(),

@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 use crate::conversation::Record;
 use crate::error::DataError;
-use crate::findings::{Finding, Findings, examine};
+use crate::findings::{Finding, Findings, examine, unread_fields};
 use crate::format::{FieldMap, Format};
 use crate::jsonl::field_error;
 use crate::options::{DataOptions, row_error};
@@ -211,7 +211,8 @@ impl std::fmt::Display for Outcome {
             } else {
                 "note"
             };
-            writeln!(f, "{level}: {} rows {}", found.rows, finding.summary())?;
+            let summary = finding.summary(found.rows);
+            writeln!(f, "{level}: {} {summary}", found.rows)?;
             if let Some(first) = found.first.first() {
                 writeln!(f, "  first: {first}")?;
             }
@@ -447,8 +448,7 @@ fn prepare(
     options: &TokenizeOptions,
     tokenizer: &ChatTokenizer,
 ) -> Result<Prepared, DataError> {
-    let (record, supervised) = tokenize_row(path, row, options, tokenizer)?;
-    let mut findings = examine(&record, &supervised, tokenizer);
+    let (supervised, mut findings) = tokenize_row(path, row, options, tokenizer)?;
     let Supervised {
         input_ids,
         labels,
@@ -486,34 +486,38 @@ fn prepare(
     })
 }
 
-/// Parses, renders and tokenises one row.
+/// Parses, renders and tokenises one row, and says what is to say about it.
 pub(crate) fn tokenize_row(
     path: &Path,
     row: RawRow,
     options: &TokenizeOptions,
     tokenizer: &ChatTokenizer,
-) -> Result<(Record, Supervised), DataError> {
+) -> Result<(Supervised, Vec<Finding>), DataError> {
     let line = row.line;
     let data = &options.data;
-    let record = parse_row(path, row, options)?;
+    let (record, unread) = parse_row(path, row, options)?;
     let template = data.template.as_ref();
     let supervised = supervise(&record, tokenizer, template, data.supervision)
         .map_err(|error| row_error(path, line, error))?;
-    Ok((record, supervised))
+    let mut findings = examine(&record, &supervised, tokenizer);
+    findings.extend(unread_fields(&record, unread, tokenizer));
+    Ok((supervised, findings))
 }
 
-/// Reads one row as a record of its format.
+/// Reads one row as a record of its format, and names the fields that the format does not read.
 pub(crate) fn parse_row(
     path: &Path,
     row: RawRow,
     options: &TokenizeOptions,
-) -> Result<Record, DataError> {
+) -> Result<(Record, Vec<String>), DataError> {
     let line = row.line;
     let value = row.body.into_value(path, line)?;
-    options
-        .fields
-        .read(options.data.format, value)
-        .map_err(|error| field_error(path, line, error))
+    let (fields, format) = (&options.fields, options.data.format);
+    let unread = fields.unread(format, &value);
+    let record = fields
+        .read(format, value)
+        .map_err(|error| field_error(path, line, error))?;
+    Ok((record, unread))
 }
 
 /// Pieces of at most `limit` tokens; each begins with the last token of the one before, so that

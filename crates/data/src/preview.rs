@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use crate::IGNORE_INDEX;
 use crate::error::DataError;
-use crate::findings::{Finding, RowPlace, examine};
+use crate::findings::{Finding, RowPlace};
 use crate::pipeline::{Overlong, TokenizeOptions, tokenize_row};
 use crate::report::supervised_tokens;
 use crate::source::{RowReader, Source};
@@ -93,8 +93,7 @@ pub fn preview(
                     let path = source.files[row.file].path.clone();
                     let line = row.line;
                     let shown = tokenize_row(&path, row, options, tokenizer)
-                        .map(|(record, supervised)| {
-                            let findings = examine(&record, &supervised, tokenizer);
+                        .map(|(supervised, findings)| {
                             show(supervised, findings, options, tokenizer)
                         })
                         .map_err(|error| error.with_causes());

@@ -173,6 +173,7 @@ mod tests {
             instruction: instruction.into(),
             input: input.into(),
             output: output.into(),
+            ..Instruction::default()
         }
     }
 

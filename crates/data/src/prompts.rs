@@ -7,7 +7,7 @@ use crate::error::{DataError, TemplateError};
 use crate::options::{DataOptions, row_error};
 use crate::pipeline::{TokenizeOptions, parse_row};
 use crate::source::{RowReader, Source};
-use crate::supervise::RowError;
+use crate::supervise::{RowError, render_chat};
 use crate::tokenizer::ChatTokenizer;
 
 /// A prompt and its expected answer.
@@ -39,7 +39,7 @@ pub fn load_prompts(
     for row in RowReader::new(&source.files, options.limits).take(limit) {
         let row = row?;
         let (path, line) = (source.files[row.file].path.as_path(), row.line);
-        let (text, answer, plain) = match parse_row(path, row, &options)? {
+        let (text, answer, plain) = match parse_row(path, row, &options)?.0 {
             Record::Conversation(chat) => from_chat(path, line, chat, tokenizer)?,
             Record::Instruction(row) => {
                 from_instruction(path, line, &row, &options.data, tokenizer)?
@@ -60,6 +60,10 @@ pub fn load_prompts(
             tokenizer.encode_rendered(&text)
         };
         let encoded = encoded.map_err(|error| row_error(path, line, RowError::Encode(error)))?;
+        if let Some((token, id, rows)) = tokenizer.beyond_embedding(&encoded.ids) {
+            let error = RowError::BeyondEmbedding { token, id, rows };
+            return Err(row_error(path, line, error));
+        }
         prompts.push(Prompt {
             input_ids: encoded.ids,
             text,
@@ -79,7 +83,7 @@ fn from_chat(
     tokenizer: &ChatTokenizer,
 ) -> Result<Parts, DataError> {
     let answer = match chat.messages.pop() {
-        Some(message) if message.role == Role::Assistant => message.content,
+        Some(message) if message.role == Role::Assistant => message.text().to_owned(),
         other => {
             return Err(DataError::Field {
                 path: path.to_owned(),
@@ -96,7 +100,7 @@ fn from_chat(
     let rendered = tokenizer
         .template_for(&chat)
         .ok_or(TemplateError::Missing)
-        .and_then(|template| template.render(&chat, true))
+        .and_then(|template| Ok(render_chat(template, &chat, true)?.1))
         .map_err(|error| row_error(path, line, RowError::Template(error)))?;
     Ok((rendered, answer, false))
 }
@@ -112,6 +116,10 @@ fn from_instruction(
         None => from_chat(path, line, row.to_conversation(), tokenizer),
         Some(template) if !row.input.is_empty() && !template.uses_input() => {
             Err(row_error(path, line, RowError::UnusedInput))
+        }
+        Some(_) if row.beside_turn().is_some() => {
+            let field = row.beside_turn().unwrap_or_default();
+            Err(row_error(path, line, RowError::NoPlace { field }))
         }
         Some(template) => Ok((template.prompt(row), row.output.clone(), true)),
     }

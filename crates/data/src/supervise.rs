@@ -3,17 +3,26 @@
 //! Trained text is known by its place in the rendered text, never by searching for marker tokens:
 //! a row whose content quotes a marker is no special case, and a template without markers works.
 
+mod marks;
+mod reach;
+#[cfg(test)]
+mod reach_tests;
 mod spans;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use crate::IGNORE_INDEX;
 use crate::conversation::{Completion, Conversation, Instruction, Record};
 use crate::error::{Source, SpanError, TemplateError};
 use crate::prompt_template::PromptTemplate;
+use crate::template::ChatTemplate;
 use crate::tokenizer::{ChatTokenizer, Encoded};
+use reach::Reach;
+pub use reach::Unseen;
 use spans::{Chosen, Ends, Rendered};
 
 /// What is trained.
@@ -40,8 +49,14 @@ pub struct Supervised {
     pub input_ids: Vec<u32>,
     /// The id where it is trained, else [`IGNORE_INDEX`], `[s]`.
     pub labels: Vec<i64>,
-    /// Trained turns that no special token ends: a tuned model would not know where to stop.
+    /// Trained turns that no end token ends: a tuned model would not know where to stop.
     pub open_turns: usize,
+    /// Whether a trained turn says nothing and shows no call either.
+    pub empty_answer: bool,
+    /// Fields of the row that leave no trace in the text.
+    pub unseen: BTreeSet<Unseen>,
+    /// Whether the template leaves out the reasoning of earlier turns, which it shows in the last.
+    pub earlier_reasoning: bool,
     /// The text that was encoded.
     pub text: String,
     /// Start and end of every token, in bytes of the text, `[s]`.
@@ -64,6 +79,25 @@ pub enum RowError {
     /// The row has an `input` that the prompt template would drop silently.
     #[error("the prompt template has no {{input}} but the row has an `input`")]
     UnusedInput,
+    /// The row has a field that no prompt template shows.
+    #[error("a prompt template has no place for the row's `{field}`")]
+    NoPlace {
+        /// `system` or `history`.
+        field: &'static str,
+    },
+    /// The row has a token that the model has no embedding for.
+    #[error(
+        "the token {token:?} has id {id}, but the model's embedding has {rows} rows (ids 0 to {})",
+        rows.saturating_sub(1)
+    )]
+    BeyondEmbedding {
+        /// The token's text.
+        token: String,
+        /// Its id.
+        id: u32,
+        /// Rows of the embedding.
+        rows: usize,
+    },
     /// A conversation has no completion to tell from its prompt.
     #[error("a conversation has no `completion`")]
     NoCompletion,
@@ -106,7 +140,11 @@ pub fn supervise(
             supervise_chat(chat, tokenizer, supervision, chosen)
         }
         (Record::Instruction(row), None) => {
-            supervise_chat(&row.to_conversation(), tokenizer, supervision, Chosen::Last)
+            let chosen = match supervision {
+                Supervision::Completion | Supervision::LastTurn => Chosen::Last,
+                Supervision::Responses | Supervision::All => Chosen::Trained,
+            };
+            supervise_chat(&row.to_conversation(), tokenizer, supervision, chosen)
         }
         (Record::Instruction(row), Some(template)) => {
             supervise_prompt(row, tokenizer, template, supervision)
@@ -123,16 +161,72 @@ fn supervise_chat(
     chosen: Chosen,
 ) -> Result<Supervised, RowError> {
     let template = tokenizer.template_for(chat).ok_or(TemplateError::Missing)?;
+    let (chat, text) = render_chat(template, chat, false)?;
+    let marked = marks::everywhere(template, &chat, &text);
+    let found = reach::reach(template, &chat, &text, marked.as_ref());
     let rendered = match supervision {
-        Supervision::All => Rendered::whole(template.render(chat, false)?),
+        Supervision::All => Rendered::whole(text),
         Supervision::Responses | Supervision::LastTurn | Supervision::Completion => {
-            spans::locate(template, chat, ends(tokenizer), chosen)?
+            let whole = (text.as_str(), marked.as_ref());
+            let (spans, open_turns) =
+                spans::locate(template, &chat, whole, ends(tokenizer), chosen)?;
+            Rendered {
+                text,
+                spans,
+                open_turns,
+            }
         }
     };
-    let encoded = tokenizer
-        .encode_rendered(&rendered.text)
-        .map_err(RowError::Encode)?;
-    Ok(label(encoded, rendered, supervision))
+    let encoded = encode(tokenizer.encode_rendered(&rendered.text), tokenizer)?;
+    let Reach {
+        unseen,
+        earlier_reasoning,
+        empty_answer,
+    } = found;
+    Ok(Supervised {
+        unseen,
+        earlier_reasoning,
+        empty_answer,
+        ..label(encoded, rendered, supervision)
+    })
+}
+
+/// Renders a conversation. Where a template cannot put up with a turn that has no content, as many
+/// cannot that know no tools, the turn's content is empty.
+pub(crate) fn render_chat<'a>(
+    template: &ChatTemplate,
+    chat: &'a Conversation,
+    add_generation_prompt: bool,
+) -> Result<(Cow<'a, Conversation>, String), TemplateError> {
+    let absent = chat
+        .messages
+        .iter()
+        .any(|message| message.content.is_none());
+    let error = match template.render(chat, add_generation_prompt) {
+        Ok(text) => return Ok((Cow::Borrowed(chat), text)),
+        Err(error @ TemplateError::Render { .. }) if absent => error,
+        Err(error) => return Err(error),
+    };
+    let mut filled = chat.clone();
+    for message in &mut filled.messages {
+        message.content.get_or_insert_default();
+    }
+    match template.render(&filled, add_generation_prompt) {
+        Ok(text) => Ok((Cow::Owned(filled), text)),
+        Err(_) => Err(error),
+    }
+}
+
+/// What was encoded, if the model has an embedding for each token.
+fn encode(
+    encoded: Result<Encoded, Source>,
+    tokenizer: &ChatTokenizer,
+) -> Result<Encoded, RowError> {
+    let encoded = encoded.map_err(RowError::Encode)?;
+    match tokenizer.beyond_embedding(&encoded.ids) {
+        None => Ok(encoded),
+        Some((token, id, rows)) => Err(RowError::BeyondEmbedding { token, id, rows }),
+    }
 }
 
 fn ends(tokenizer: &ChatTokenizer) -> Ends<'_> {
@@ -140,6 +234,8 @@ fn ends(tokenizer: &ChatTokenizer) -> Ends<'_> {
         end_of_turn: tokenizer.end_of_turn(),
         eos_token: tokenizer.eos_token(),
         generation_prompt: tokenizer.generation_prompt(),
+        turn_ends: tokenizer.turn_ends(),
+        added_tokens: tokenizer.added_tokens(),
     }
 }
 
@@ -152,8 +248,13 @@ fn supervise_prompt(
     if !row.input.is_empty() && !template.uses_input() {
         return Err(RowError::UnusedInput);
     }
+    if let Some(field) = row.beside_turn() {
+        return Err(RowError::NoPlace { field });
+    }
     let rendered = template.render(row, tokenizer.eos_token().ok_or(RowError::NoEos)?);
-    encode_answer(tokenizer, rendered.text, rendered.answer, supervision)
+    let empty = row.output.trim().is_empty();
+    let answer = (rendered.answer, empty);
+    encode_answer(tokenizer, rendered.text, answer, supervision)
 }
 
 /// Prompt and completion stand one behind the other as they are; EOS ends them.
@@ -168,23 +269,27 @@ fn supervise_completion(
         text.push_str(eos);
     }
     let answer = row.prompt.len()..text.len();
-    encode_answer(tokenizer, text, answer, supervision)
+    let empty = row.completion.trim().is_empty();
+    encode_answer(tokenizer, text, (answer, empty), supervision)
 }
 
-/// Encodes a text of which one part is the answer.
+/// Encodes a text of which one part is the answer, which may be empty.
 fn encode_answer(
     tokenizer: &ChatTokenizer,
     text: String,
-    answer: Range<usize>,
+    (answer, empty_answer): (Range<usize>, bool),
     supervision: Supervision,
 ) -> Result<Supervised, RowError> {
-    let encoded = tokenizer.encode_text(&text).map_err(RowError::Encode)?;
+    let encoded = encode(tokenizer.encode_text(&text), tokenizer)?;
     let rendered = Rendered {
         text,
         spans: std::iter::once(answer).collect(),
         open_turns: 0,
     };
-    Ok(label(encoded, rendered, supervision))
+    Ok(Supervised {
+        empty_answer,
+        ..label(encoded, rendered, supervision)
+    })
 }
 
 /// A text row ends in EOS where the model has one, so that documents stay apart.
@@ -195,7 +300,7 @@ fn supervise_text(text: &str, tokenizer: &ChatTokenizer) -> Result<Supervised, R
     {
         text.push_str(eos);
     }
-    let encoded = tokenizer.encode_text(&text).map_err(RowError::Encode)?;
+    let encoded = encode(tokenizer.encode_text(&text), tokenizer)?;
     Ok(label(encoded, Rendered::whole(text), Supervision::All))
 }
 
@@ -226,5 +331,6 @@ fn label(encoded: Encoded, rendered: Rendered, supervision: Supervision) -> Supe
         open_turns: rendered.open_turns,
         text: rendered.text,
         offsets: encoded.offsets,
+        ..Supervised::default()
     }
 }

@@ -167,7 +167,7 @@ impl ChatTemplate {
         tools: Option<&Json>,
         add_generation_prompt: bool,
     ) -> Map<String, Json> {
-        let messages: Vec<Json> = messages.iter().map(message_json).collect();
+        let messages: Vec<Json> = messages.iter().map(Message::to_json).collect();
         let mut context = Map::new();
         context.insert("messages".into(), messages.into());
         context.insert("tools".into(), tools.cloned().unwrap_or(Json::Null));
@@ -193,16 +193,6 @@ impl std::fmt::Debug for ChatTemplate {
             .field("eos_token", &self.eos_token)
             .finish_non_exhaustive()
     }
-}
-
-fn message_json(message: &Message) -> Json {
-    let mut json = Map::new();
-    json.insert("role".into(), message.role.as_str().into());
-    json.insert("content".into(), message.content.as_str().into());
-    for (key, value) in &message.extra {
-        json.insert(key.clone(), value.clone());
-    }
-    Json::Object(json)
 }
 
 fn render_error(error: minijinja::Error) -> TemplateError {

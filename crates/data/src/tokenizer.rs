@@ -1,5 +1,6 @@
 //! A tokenizer that knows its model's special tokens and chat template.
 
+mod ends;
 mod stream;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -9,8 +10,9 @@ use sha2::{Digest, Sha256};
 use tokenizers::Tokenizer;
 
 use crate::conversation::{Conversation, Message, Role};
-use crate::error::{DataError, Source};
+use crate::error::{DataError, Source, TemplateError};
 use crate::template::ChatTemplate;
+pub use ends::EndOfTurn;
 pub use stream::TokenStream;
 use words::Words;
 
@@ -36,19 +38,6 @@ pub struct Encoded {
     pub offsets: Vec<(usize, usize)>,
 }
 
-/// How the chat template ends an assistant turn.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct EndOfTurn {
-    /// The token's text, such as `<|im_end|>`.
-    pub token: String,
-    /// The token's id.
-    pub token_id: u32,
-    /// Everything between the answer and the end of the turn, such as `<|im_end|>\n`.
-    pub tail: String,
-    /// Bytes of `tail` up to the end of the token.
-    pub length: usize,
-}
-
 /// A tokenizer, its special tokens and its chat template.
 ///
 /// BOS is never doubled: rendered chats are encoded as they stand, and plain text gets a BOS only
@@ -62,6 +51,9 @@ pub struct ChatTokenizer {
     eos: Option<(String, u32)>,
     add_bos: bool,
     end_of_turn: Option<EndOfTurn>,
+    turn_ends: Vec<String>,
+    added_tokens: Vec<String>,
+    embedding_rows: Option<usize>,
     generation_prompt: Option<String>,
     foreign_markers: Vec<String>,
     eos_token_ids: Vec<u32>,
@@ -111,6 +103,8 @@ impl ChatTokenizer {
         let template = chat_template
             .map(|source| ChatTemplate::new(source, text(&bos), text(&eos)))
             .transpose()?;
+        let added_tokens = tokenizer.get_added_tokens_decoder().into_values();
+        let added_tokens = added_tokens.map(|token| token.content).collect();
         let mut this = Self {
             words: Words::of(&tokenizer),
             tokenizer,
@@ -120,6 +114,9 @@ impl ChatTokenizer {
             eos,
             add_bos,
             end_of_turn: None,
+            turn_ends: Vec::new(),
+            added_tokens,
+            embedding_rows: None,
             generation_prompt: None,
             foreign_markers: Vec::new(),
             eos_token_ids: special.eos_token_ids,
@@ -151,11 +148,33 @@ impl ChatTokenizer {
         Ok(self)
     }
 
+    /// The same tokenizer for a model whose embedding has this many rows: a text with a token beyond
+    /// them is refused.
+    #[must_use]
+    pub fn with_embedding_rows(mut self, rows: usize) -> Self {
+        self.embedding_rows = Some(rows);
+        self
+    }
+
+    /// The first of some ids that the model has no embedding for: its token, itself, and the rows of
+    /// the embedding.
+    pub fn beyond_embedding(&self, ids: &[u32]) -> Option<(String, u32, usize)> {
+        let rows = self.embedding_rows?;
+        let id = *ids.iter().find(|id| **id as usize >= rows)?;
+        Some((self.id_to_token(id).unwrap_or_default(), id, rows))
+    }
+
     /// SHA-256 of everything that ids depend on, in hexadecimal: the file, the special tokens, the
     /// templates, and today's date where a template writes it.
     pub fn fingerprint(&self) -> String {
         let mut hash = Sha256::new();
         hash.update(&self.base_fingerprint);
+        // Rows that were tokenised for a larger embedding may have ids that this one lacks.
+        let largest = self.tokenizer.get_vocab(true).into_values().max();
+        let rows = self.embedding_rows;
+        if let Some(rows) = rows.filter(|rows| largest.is_some_and(|id| id as usize >= *rows)) {
+            hash.update((rows as u64).to_le_bytes());
+        }
         for template in [&self.template, &self.tool_use_template] {
             hash.update([u8::from(template.is_some())]);
             if let Some(template) = template {
@@ -197,14 +216,12 @@ impl ChatTokenizer {
     }
 
     fn find_ends(&mut self) -> Result<(), DataError> {
-        self.end_of_turn = self.find_end_of_turn()?;
+        let ends = ends::find(self)?;
+        self.end_of_turn = ends.end_of_turn;
+        self.turn_ends = ends.tokens;
         self.generation_prompt = self.find_generation_prompt();
         self.foreign_markers = self.find_foreign_markers();
-        let ends = [
-            self.eos.as_ref().map(|(_, id)| *id),
-            self.end_of_turn.as_ref().map(|end| end.token_id),
-        ];
-        for id in ends.into_iter().flatten() {
+        for id in ends.stop_ids {
             if !self.eos_token_ids.contains(&id) {
                 self.eos_token_ids.push(id);
             }
@@ -241,9 +258,20 @@ impl ChatTokenizer {
     }
 
     /// How the chat template ends an assistant turn; `None` without a template, or when the turn
-    /// ends in no special token.
+    /// ends in no token of the vocabulary's own kind.
     pub fn end_of_turn(&self) -> Option<&EndOfTurn> {
         self.end_of_turn.as_ref()
+    }
+
+    /// Texts of all tokens that are known to end an answer: the end-of-turn token, EOS, those of the
+    /// configuration, and those of turns that the template ends in another way.
+    pub fn turn_ends(&self) -> &[String] {
+        &self.turn_ends
+    }
+
+    /// Texts of the tokens that were added to the vocabulary, special or not.
+    pub fn added_tokens(&self) -> &[String] {
+        &self.added_tokens
     }
 
     /// What the chat template writes for the model to answer after, such as
@@ -301,16 +329,29 @@ impl ChatTokenizer {
     /// Renders a conversation and encodes it, ready for the model to answer.
     ///
     /// # Errors
-    /// [`DataError::Template`] (also without a chat template) and [`DataError::Tokenizer`].
+    /// [`DataError::Template`] (also without a chat template), [`DataError::Tokenizer`], and
+    /// [`DataError::BeyondEmbedding`].
     pub fn encode_chat(&self, conversation: &Conversation) -> Result<Vec<u32>, DataError> {
         let template = self
             .template_for(conversation)
-            .ok_or(crate::error::TemplateError::Missing)?;
-        let rendered = template.render(conversation, true)?;
+            .ok_or(TemplateError::Missing)?;
+        let (_, rendered) = crate::supervise::render_chat(template, conversation, true)?;
         let encoded = self
             .encode_rendered(&rendered)
             .map_err(tokenizer_error("encoding a conversation"))?;
+        self.check_ids(&encoded.ids)?;
         Ok(encoded.ids)
+    }
+
+    /// Refuses ids that the model has no embedding for.
+    ///
+    /// # Errors
+    /// [`DataError::BeyondEmbedding`].
+    pub fn check_ids(&self, ids: &[u32]) -> Result<(), DataError> {
+        match self.beyond_embedding(ids) {
+            None => Ok(()),
+            Some((token, id, rows)) => Err(DataError::BeyondEmbedding { token, id, rows }),
+        }
     }
 
     /// The text of ids.
@@ -333,52 +374,6 @@ impl ChatTokenizer {
         let with = template.render(&chat, true).ok()?;
         let prompt = with.strip_prefix(&without)?;
         (!prompt.is_empty()).then(|| prompt.to_owned())
-    }
-
-    /// Renders an answer that cannot be mistaken and looks at what the template writes after it.
-    fn find_end_of_turn(&self) -> Result<Option<EndOfTurn>, DataError> {
-        const ANSWER: &str = "Zq7answer7qZ";
-        let Some(template) = &self.template else {
-            return Ok(None);
-        };
-        let chat = Conversation::new(vec![
-            Message::new(Role::User, "question"),
-            Message::new(Role::Assistant, ANSWER),
-        ]);
-        // A template that wants other turns has no tail that could be known beforehand.
-        let Ok(rendered) = template.render(&chat, false) else {
-            return Ok(None);
-        };
-        let Some((_, tail)) = rendered.rsplit_once(ANSWER) else {
-            return Ok(None);
-        };
-        let encoded = self
-            .encode_rendered(tail)
-            .map_err(tokenizer_error("encoding the end of a turn"))?;
-        let added = self.tokenizer.get_added_tokens_decoder();
-        let is_end = |id: &u32| {
-            self.eos_token_ids.contains(id)
-                || self.eos.as_ref().is_some_and(|(_, eos)| eos == id)
-                || added.get(id).is_some_and(|token| token.special)
-        };
-        let Some(index) = encoded.ids.iter().position(is_end) else {
-            return Ok(None);
-        };
-        let token_id = encoded.ids[index];
-        let Some(token) = self.tokenizer.id_to_token(token_id) else {
-            return Ok(None);
-        };
-        // Not the token's offsets: a token that swallows following whitespace would include it.
-        let Some(at) = tail.find(&token) else {
-            return Ok(None);
-        };
-        let length = at + token.len();
-        Ok(Some(EndOfTurn {
-            token,
-            token_id,
-            tail: tail.to_owned(),
-            length,
-        }))
     }
 }
 

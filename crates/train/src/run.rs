@@ -79,12 +79,23 @@ pub fn tokenizer(source: &ModelSource) -> Result<ChatTokenizer, TrainError> {
         files.chat_template.as_deref(),
     )
     .map_err(data_error(source.path()))?;
+    let tokenizer = match embedding_rows(source) {
+        Some(rows) => tokenizer.with_embedding_rows(rows),
+        None => tokenizer,
+    };
     match &files.tool_use_template {
         Some(template) => tokenizer
             .with_tool_use_template(template)
             .map_err(data_error(source.path())),
         None => Ok(tokenizer),
     }
+}
+
+/// Rows of a model's embedding, by its file or else by its config.
+fn embedding_rows(source: &ModelSource) -> Option<usize> {
+    let tensor = source.tensor_info("model.embed_tokens.weight");
+    let rows = tensor.and_then(|info| info.shape.first().copied());
+    rows.or_else(|| usize::try_from(source.config()["vocab_size"].as_u64()?).ok())
 }
 
 impl Recipe {

@@ -57,7 +57,15 @@ impl Questions {
             return Ok(());
         }
         let text = |ids: &Vec<u32>| tokenizer.decode(ids, false).unwrap_or_default();
-        let plain = |ids: &Vec<u32>| tokenizer.decode(ids, true).unwrap_or_default();
+        // The token that ends an answer need not be one that decoding leaves out.
+        let ends = tokenizer.eos_token_ids();
+        let plain = |ids: &Vec<u32>| {
+            let length = ids
+                .iter()
+                .rposition(|id| !ends.contains(id))
+                .map_or(0, |at| at + 1);
+            tokenizer.decode(&ids[..length], true).unwrap_or_default()
+        };
         let answers = self.answers(model, tokenizer);
         let samples: Vec<Sample> = self
             .prompts

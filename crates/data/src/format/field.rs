@@ -41,6 +41,21 @@ pub(super) fn string(
     }
 }
 
+/// The string under `key`; nothing where it is null or not there.
+pub(super) fn optional_string(
+    row: &Map<String, Value>,
+    key: &'static str,
+) -> Result<String, FieldError> {
+    match row.get(key) {
+        None | Some(Value::Null) => Ok(String::new()),
+        Some(Value::String(text)) => Ok(text.clone()),
+        Some(other) => {
+            let expected = "a string, null or nothing";
+            Err(FieldError::new(key, expected, describe(other)))
+        }
+    }
+}
+
 /// Takes the list under `key`, which must not be empty; tables hold it as JSON in a string.
 pub(super) fn list(
     row: &mut Map<String, Value>,

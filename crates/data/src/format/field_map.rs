@@ -80,6 +80,29 @@ impl FieldMap {
             .map_err(|error| self.in_their_words(error, &found))
     }
 
+    /// As [`Format::unread`], by the file's names.
+    pub fn unread(&self, format: Format, row: &Value) -> Vec<String> {
+        let Value::Object(row) = row else {
+            return Vec::new();
+        };
+        if self.is_empty() {
+            return format.unread(row);
+        }
+        let mut renamed = row.clone();
+        rename(&mut renamed, self.pairs());
+        let mut unread = format.unread(&renamed);
+        // What has the format's name but is not meant was taken away above.
+        let hidden = self.pairs().map(|(ours, _)| ours);
+        let hidden = hidden.filter(|ours| row.contains_key(*ours) && !self.names(ours));
+        unread.extend(hidden.map(str::to_owned));
+        unread
+    }
+
+    /// Whether a name of the file stands for a field.
+    fn names(&self, theirs: &str) -> bool {
+        self.pairs().any(|(_, other)| other == theirs)
+    }
+
     fn in_their_words(&self, mut error: FieldError, keys: &[String]) -> FieldError {
         let end = error.field.find(['[', '.']).unwrap_or(error.field.len());
         let pair = self
@@ -127,8 +150,8 @@ mod tests {
         let read = |row| map.read(Format::Alpaca, row);
         let expected = Record::Instruction(Instruction {
             instruction: "q".into(),
-            input: String::new(),
             output: "a".into(),
+            ..Instruction::default()
         });
         assert_eq!(
             read(json!({"question": "q", "answer": "a", "output": "not meant"})).unwrap(),
@@ -161,7 +184,7 @@ mod tests {
         };
         assert_eq!(
             error(&[("question", "q")]),
-            "fields: expected names of format \"alpaca\" (instruction, output, input), found \"question\""
+            "fields: expected names of format \"alpaca\" (instruction, output, input, system, history), found \"question\""
         );
         assert_eq!(
             error(&[("output", "a"), ("input", "a")]),

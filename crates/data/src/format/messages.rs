@@ -3,36 +3,21 @@
 use serde_json::{Map, Value};
 
 use super::field::{FieldError, describe, list, missing};
-use crate::conversation::{Conversation, Message, Record, Role};
+use super::system;
+use super::tools::{read_calls, read_tools};
+use crate::conversation::{Conversation, Message, REASONING_KEYS, Record, Role};
 
 const LIST: &str = "a list with at least one message";
 
 pub(super) fn read(mut row: Map<String, Value>) -> Result<Record, FieldError> {
-    let messages = list(&mut row, "messages", LIST)?
+    let mut messages = list(&mut row, "messages", LIST)?
         .into_iter()
         .enumerate()
         .map(|(index, message)| read_message("messages", index, message))
         .collect::<Result<_, _>>()?;
+    system::put_before(&row, &mut messages)?;
     let tools = read_tools(&mut row)?;
     Ok(Record::Conversation(Conversation { messages, tools }))
-}
-
-/// The tools of a row; tables hold them as JSON in a string.
-pub(super) fn read_tools(row: &mut Map<String, Value>) -> Result<Option<Value>, FieldError> {
-    const EXPECTED: &str = "a list of tools, as it is or as JSON in a string";
-    match row.remove("tools") {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::String(text)) if text.trim().is_empty() => Ok(None),
-        Some(Value::String(text)) => match serde_json::from_str(&text) {
-            Ok(Value::Array(tools)) => Ok((!tools.is_empty()).then_some(Value::Array(tools))),
-            _ => Err(FieldError::new(
-                "tools",
-                EXPECTED,
-                describe(&Value::String(text)),
-            )),
-        },
-        Some(tools) => Ok(Some(tools)),
-    }
 }
 
 pub(super) fn read_message(key: &str, index: usize, message: Value) -> Result<Message, FieldError> {
@@ -46,7 +31,8 @@ pub(super) fn read_message(key: &str, index: usize, message: Value) -> Result<Me
         ));
     };
     let role = read_role(&message, path("role"))?;
-    let content = read_content(&message, path("content"))?;
+    read_calls(&mut message, &path)?;
+    let content = read_content(&message, "content", path("content"))?;
     let trained = read_trained(&message, role, &path)?;
     for key in ["role", "content", "weight", "train"] {
         // `shift_remove` keeps the order of the others, which `tojson` shows.
@@ -71,22 +57,34 @@ fn read_role(message: &Map<String, Value>, path: String) -> Result<Role, FieldEr
         .ok_or_else(|| FieldError::new(path, EXPECTED, describe(value)))
 }
 
-fn read_content(message: &Map<String, Value>, path: String) -> Result<String, FieldError> {
-    match message.get("content") {
-        Some(Value::String(text)) => Ok(text.clone()),
-        // A turn that only calls tools says nothing.
-        None | Some(Value::Null) if message.contains_key("tool_calls") => Ok(String::new()),
+/// What a message says under `key`; `None` where it says nothing and calls a tool or thinks instead.
+pub(super) fn read_content(
+    message: &Map<String, Value>,
+    key: &str,
+    path: String,
+) -> Result<Option<String>, FieldError> {
+    match message.get(key) {
+        Some(Value::String(text)) => Ok(Some(text.clone())),
+        None | Some(Value::Null) if says_otherwise(message) => Ok(None),
+        Some(Value::Array(parts)) if parts.is_empty() && says_otherwise(message) => Ok(None),
         Some(Value::Array(parts)) if !parts.is_empty() => match joined(parts) {
-            Some(text) => Ok(text),
+            Some(text) => Ok(Some(text)),
             None => Err(FieldError::new(
                 path,
                 "a string, or a list of {\"type\": \"text\", \"text\": …}",
-                describe(&message["content"]),
+                describe(&message[key]),
             )),
         },
         Some(other) => Err(FieldError::new(path, "a string", describe(other))),
         None => Err(FieldError::new(path, "a string", missing(message))),
     }
+}
+
+/// Whether a message has something beside its content.
+fn says_otherwise(message: &Map<String, Value>) -> bool {
+    let calls = message.get("tool_calls").and_then(Value::as_array);
+    let mut reasoning = REASONING_KEYS.iter().filter_map(|key| message.get(*key));
+    calls.is_some_and(|calls| !calls.is_empty()) || reasoning.any(Value::is_string)
 }
 
 /// The text of content in parts; `None` if a part is no text.
@@ -157,6 +155,7 @@ mod tests {
             Message::new(Role::Assistant, "yes"),
         ];
         messages[2].trained = false;
+        messages[3].content = None;
         messages[3]
             .extra
             .insert("tool_calls".into(), json!([{"name": "f"}]));

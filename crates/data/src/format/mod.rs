@@ -7,7 +7,9 @@ mod field_map;
 mod messages;
 mod prompt_completion;
 mod sharegpt;
+mod system;
 mod text;
+mod tools;
 
 use serde_json::{Map, Value};
 
@@ -56,12 +58,27 @@ impl Format {
     /// The names of a row's fields, those that every row must have first.
     pub fn fields(self) -> &'static [&'static str] {
         match self {
-            Format::Alpaca => &["instruction", "output", "input"],
-            Format::Messages => &["messages", "tools"],
+            Format::Alpaca => &["instruction", "output", "input", "system", "history"],
+            Format::Messages => &["messages", "system", "tools"],
             Format::Sharegpt => &["conversations", "system", "tools"],
-            Format::PromptCompletion => &["prompt", "completion", "tools"],
+            Format::PromptCompletion => &["prompt", "completion", "system", "tools"],
             Format::Text => &["text"],
         }
+    }
+
+    /// Keys of a row that hold something and that the format does not read.
+    pub fn unread(self, row: &Map<String, Value>) -> Vec<String> {
+        let older: &[&str] = match self {
+            Format::Messages => &["functions"],
+            Format::Sharegpt => &["conversation", "functions"],
+            // Only messages have a system prompt and tools beside them.
+            Format::PromptCompletion if !row.get("prompt").is_some_and(Value::is_array) => {
+                return unread(row, &["prompt", "completion"]);
+            }
+            Format::PromptCompletion => &["functions"],
+            Format::Alpaca | Format::Text => &[],
+        };
+        unread(row, &[self.fields(), older].concat())
     }
 
     /// Whether a row's keys fit the format.
@@ -91,6 +108,24 @@ impl Format {
             Format::PromptCompletion => prompt_completion::read(row),
             Format::Text => text::read(row),
         }
+    }
+}
+
+fn unread(row: &Map<String, Value>, read: &[&str]) -> Vec<String> {
+    row.iter()
+        .filter(|(key, value)| !read.contains(&key.as_str()) && !is_nothing(value))
+        .map(|(key, _)| key.clone())
+        .collect()
+}
+
+/// Whether a value says nothing.
+pub(crate) fn is_nothing(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::String(text) => text.trim().is_empty(),
+        Value::Array(list) => list.is_empty(),
+        Value::Object(map) => map.is_empty(),
+        Value::Bool(_) | Value::Number(_) => false,
     }
 }
 

@@ -3,7 +3,9 @@
 use serde_json::{Map, Value};
 
 use super::field::{FieldError, describe, missing, string};
-use super::messages::{read_message, read_tools};
+use super::messages::read_message;
+use super::system;
+use super::tools::read_tools;
 use crate::conversation::{Completion, Conversation, Message, Record};
 
 const EITHER: &str = "a string, or a list of messages";
@@ -16,6 +18,7 @@ pub(super) fn read(mut row: Map<String, Value>) -> Result<Record, FieldError> {
         })),
         Some(Value::Array(_)) => {
             let mut messages = turns(&mut row, "prompt", false)?;
+            system::put_before(&row, &mut messages)?;
             let prompt_messages = messages.len();
             messages.extend(turns(&mut row, "completion", true)?);
             let tools = read_tools(&mut row)?;

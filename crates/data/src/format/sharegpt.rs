@@ -3,7 +3,9 @@
 use serde_json::{Map, Value, json};
 
 use super::field::{FieldError, describe, list, missing};
-use super::messages::{read_tools, read_trained};
+use super::messages::{read_content, read_trained};
+use super::system;
+use super::tools::{read_calls, read_tools};
 use crate::conversation::{Conversation, Message, Record, Role};
 
 const LIST: &str = "a list with at least one turn";
@@ -16,29 +18,14 @@ pub(super) fn read(mut row: Map<String, Value>) -> Result<Record, FieldError> {
         false => return Err(FieldError::new("conversations", LIST, missing(&row))),
     };
     let turns = list(&mut row, key, LIST)?;
-    let mut messages = Vec::with_capacity(turns.len() + 1);
-    if let Some(system) = system(&row)? {
-        messages.push(system);
-    }
-    for (index, turn) in turns.into_iter().enumerate() {
-        messages.push(read_turn(key, index, turn)?);
-    }
+    let mut messages = turns
+        .into_iter()
+        .enumerate()
+        .map(|(index, turn)| read_turn(key, index, turn))
+        .collect::<Result<_, _>>()?;
+    system::put_before(&row, &mut messages)?;
     let tools = read_tools(&mut row)?;
     Ok(Record::Conversation(Conversation { messages, tools }))
-}
-
-/// A system prompt beside the turns.
-fn system(row: &Map<String, Value>) -> Result<Option<Message>, FieldError> {
-    match row.get("system") {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::String(text)) if text.is_empty() => Ok(None),
-        Some(Value::String(text)) => Ok(Some(Message::new(Role::System, text.as_str()))),
-        Some(other) => Err(FieldError::new(
-            "system",
-            "a string, null or nothing",
-            describe(other),
-        )),
-    }
 }
 
 /// What a dialect calls a turn.
@@ -64,7 +51,7 @@ fn speaker(name: &str) -> Option<Speaker> {
 
 fn read_turn(key: &str, index: usize, turn: Value) -> Result<Message, FieldError> {
     let path = |field: &str| format!("{key}[{index}].{field}");
-    let Value::Object(turn) = turn else {
+    let Value::Object(mut turn) = turn else {
         let found = describe(&turn);
         let expected = "an object with `from` and `value`";
         return Err(FieldError::new(format!("{key}[{index}]"), expected, found));
@@ -83,38 +70,48 @@ fn read_turn(key: &str, index: usize, turn: Value) -> Result<Message, FieldError
         let found = format!("the string \"{}\"", super::field::shorten(name));
         return Err(FieldError::new(path(from), ROLES, found));
     };
-    let text = match turn.get(value) {
-        Some(Value::String(text)) => text.clone(),
-        Some(other) => return Err(FieldError::new(path(value), "a string", describe(other))),
-        None => return Err(FieldError::new(path(value), "a string", missing(&turn))),
+    read_calls(&mut turn, &path)?;
+    let (role, content) = match speaker {
+        Speaker::Role(role) => (role, read_content(&turn, value, path(value))?),
+        Speaker::Call => {
+            let calls = calls(turn.get(value), path(value))?;
+            turn.insert("tool_calls".to_owned(), calls);
+            (Role::Assistant, None)
+        }
     };
-    let mut message = match speaker {
-        Speaker::Role(role) => Message::new(role, text),
-        Speaker::Call => call(&text, path(value))?,
-    };
-    message.trained = read_trained(&turn, message.role, &path)?;
-    Ok(message)
+    let trained = read_trained(&turn, role, &path)?;
+    for key in [from, value, "weight", "train"] {
+        // `shift_remove` keeps the order of the others, which `tojson` shows.
+        turn.shift_remove(key);
+    }
+    Ok(Message {
+        role,
+        content,
+        trained,
+        extra: turn,
+    })
 }
 
-/// A turn that is one call, `{"name": …, "arguments": …}`, or a list of calls.
-fn call(text: &str, path: String) -> Result<Message, FieldError> {
+/// A turn that is one call in JSON, `{"name": …, "arguments": …}`, or a list of calls.
+fn calls(call: Option<&Value>, path: String) -> Result<Value, FieldError> {
     const EXPECTED: &str = "a call in JSON, {\"name\": …, \"arguments\": …}, or a list of them";
-    let found = || format!("the string \"{}\"", super::field::shorten(text));
-    let calls = match serde_json::from_str(text) {
-        Ok(Value::Array(calls)) if !calls.is_empty() => calls,
-        Ok(call @ Value::Object(_)) => vec![call],
-        _ => return Err(FieldError::new(path, EXPECTED, found())),
+    let read = match call {
+        Some(Value::String(text)) => serde_json::from_str(text).ok(),
+        other => other.cloned(),
     };
-    if calls.iter().any(|call| !call["name"].is_string()) {
-        return Err(FieldError::new(path, EXPECTED, found()));
+    let calls = match read {
+        Some(Value::Array(calls)) if !calls.is_empty() => calls,
+        Some(call @ Value::Object(_)) => vec![call],
+        _ => Vec::new(),
+    };
+    if calls.is_empty() || calls.iter().any(|call| !call["name"].is_string()) {
+        let found = call.map_or_else(|| "no such key".to_owned(), describe);
+        return Err(FieldError::new(path, EXPECTED, found));
     }
-    let mut message = Message::new(Role::Assistant, "");
-    let calls: Vec<Value> = calls
-        .into_iter()
+    let calls = calls.into_iter();
+    Ok(calls
         .map(|call| json!({"type": "function", "function": call}))
-        .collect();
-    message.extra.insert("tool_calls".to_owned(), calls.into());
-    Ok(message)
+        .collect())
 }
 
 #[cfg(test)]

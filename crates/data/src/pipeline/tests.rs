@@ -165,26 +165,103 @@ fn findings_name_what_is_wrong() {
                5  0 to 16
                1  17 to 32
                1  65 to 128
-    problem: 1 rows have no supervised token and were left out
+    problem: 1 row has no supervised token and was left out
       first: ./a.jsonl, line 6
       next: check that they hold answers; raise max_seq_length if they were cut
-    problem: 1 rows have an empty answer that is trained
+    problem: 2 rows have an empty answer that is trained
       first: ./a.jsonl, line 2
       next: take them out, or keep the model from learning to say nothing with "weight": 0
-    problem: 1 rows contain <|eot_id|>, which is no token of this model
+    problem: 1 row has `tool_calls` of an assistant message that the chat template does not show
+      first: ./a.jsonl, line 5
+      next: use a chat template that knows tools, or write tools and calls into the contents
+    problem: 1 row contains <|eot_id|>, which looks like a special token but is not one in this tokenizer
       first: ./a.jsonl, line 3
       next: use the chat template that belongs to this model
-    problem: 1 rows have tool arguments as a string
+    problem: 1 row has tool arguments as a string
       first: ./a.jsonl, line 5
       next: write the arguments as a JSON object
-    note: 1 rows are longer than max_seq_length and were cut
+    note: 1 row is longer than max_seq_length and was cut
       first: ./a.jsonl, line 7
       next: raise max_seq_length, or shorten them
-    note: 1 rows say the same as a row before them
+    note: 1 duplicate row
       first: ./a.jsonl, line 4
       next: take them out unless they are meant to weigh more
     "#);
     assert!(!outcome.findings.is_sound());
+}
+
+#[test]
+fn fields_that_nothing_reads_are_listed_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let turns = serde_json::json!([
+        {"role": "user", "content": "q", "name": "Ann", "id": 7},
+        {"role": "assistant", "content": "a", "refusal": null, "annotations": []},
+    ]);
+    let lines = [
+        serde_json::json!({"messages": turns, "source": "web", "note": "", "score": 1}),
+        serde_json::json!({"messages": turns, "lang": "en"}),
+        serde_json::json!({"messages": [turns[1]], "system": "S", "tools": null}),
+    ];
+    let lines = lines.map(|line| line.to_string()).join("\n");
+    let sources = [write(&folder, "a.jsonl", &lines)];
+    let (_, outcome) = run(&sources, &options(Format::Messages, 40)).unwrap();
+    let text = outcome.to_string();
+    let place = folder.path().display().to_string();
+    let (_, notes) = text.split_once("problem: ").unwrap_or(("", &text));
+    let notes = notes.split_once("note: ").unwrap().1.replace(&place, ".");
+    insta::assert_snapshot!(notes, @"
+    2 rows have fields that are not read: `lang`, `messages[].name`, `score`, `source`
+      first: ./a.jsonl, line 1
+      next: nothing, unless they should be learned: give them the names of the format's fields with data.fields
+    note: 1 duplicate row
+      first: ./a.jsonl, line 2
+      next: take them out unless they are meant to weigh more
+    ");
+    assert!(outcome.findings.is_sound());
+
+    let rename = |pairs: [(&str, &str); 2]| FieldMap::new(Format::Alpaca, pairs).unwrap();
+    let fields = rename([("instruction", "q"), ("output", "a")]);
+    let row = serde_json::json!({"q": "1", "a": "2", "output": "old", "more": 1});
+    assert_eq!(fields.unread(Format::Alpaca, &row), ["more", "output"]);
+    // A name that stands for another field is read.
+    let swapped = rename([("instruction", "output"), ("output", "instruction")]);
+    let row = serde_json::json!({"instruction": "a", "output": "q"});
+    assert!(swapped.unread(Format::Alpaca, &row).is_empty());
+}
+
+#[test]
+fn a_row_with_a_token_that_has_no_embedding_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let sources = [write(
+        &folder,
+        "a.jsonl",
+        "{\"text\":\"a\"}\n{\"text\":\"b<|im_end|>\"}\n",
+    )];
+    let options = options(Format::Text, 40);
+    let tokenizer = tokenizer(None).with_embedding_rows(260);
+    let mut rows = TokenRows::default();
+    let error = tokenize(&sources, &options, &tokenizer, &mut rows, &mut |_| {}).unwrap_err();
+    let place = folder.path().join("a.jsonl").display().to_string();
+    insta::assert_snapshot!(error.to_string().replace(&place, "a.jsonl"), @r#"a.jsonl, line 2: the token "<|im_end|>" has id 260, but the model's embedding has 260 rows (ids 0 to 259); take the token out of the row or the template, or use the tokenizer that belongs to the model"#);
+    assert!(error.is_about_a_row());
+    let error = crate::load_prompts(&sources[0], &options, &tokenizer, 2).unwrap_err();
+    assert!(matches!(error, DataError::Option { .. }), "{error}");
+    let chats = "{\"prompt\":\"<|im_end|>\",\"completion\":\"b\"}";
+    let source = write(&folder, "b.jsonl", chats);
+    let options = super::tests::options(Format::PromptCompletion, 40);
+    let error = crate::load_prompts(&source, &options, &tokenizer, 2).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            DataError::RowBeyondEmbedding {
+                line: 1,
+                id: 260,
+                rows: 260,
+                ..
+            }
+        ),
+        "{error}"
+    );
 }
 
 #[test]

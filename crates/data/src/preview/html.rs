@@ -82,7 +82,7 @@ fn summary(page: &mut String, outcome: &Outcome) {
             page,
             "<tr><td class=\"n\">{}</td><td{class}>{}; {}</td><td>{}</td></tr>\n",
             found.rows,
-            escape(&finding.summary()),
+            escape(&finding.summary(found.rows)),
             escape(finding.next_step()),
             places.join("<br>"),
         );

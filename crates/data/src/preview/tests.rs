@@ -58,7 +58,7 @@ fn text_shows_what_is_trained_and_cut() {
     ⟦a long a⟧✂nswer<|im_end|>
     
     ── a.jsonl, line 4 ──
-    15 tokens, 0 supervised; <|eot_id|> is no token of this model; no supervised token
+    15 tokens, 0 supervised; <|eot_id|> looks like a special token but is not one in this tokenizer; no supervised token
     <|im_start|>u
     <|eot_id|><|im_end|>
     "#);
@@ -124,10 +124,10 @@ fn the_page_shows_everything_and_runs_nothing() {
     </table>
     <h2>Findings</h2>
     <table>
-    <tr><td class="n">1</td><td class="bad">cannot be used and were skipped; mend the rows that are listed, or leave them out</td><td>a.jsonl, line 2</td></tr>
-    <tr><td class="n">1</td><td class="bad">have no supervised token and were left out; check that they hold answers; raise max_seq_length if they were cut</td><td>a.jsonl, line 4</td></tr>
-    <tr><td class="n">1</td><td class="bad">contain &lt;|eot_id|&gt;, which is no token of this model; use the chat template that belongs to this model</td><td>a.jsonl, line 4</td></tr>
-    <tr><td class="n">1</td><td>are longer than max_seq_length and were cut; raise max_seq_length, or shorten them</td><td>a.jsonl, line 3</td></tr>
+    <tr><td class="n">1</td><td class="bad">row cannot be used and was skipped; fix the rows that are listed, or leave them out</td><td>a.jsonl, line 2</td></tr>
+    <tr><td class="n">1</td><td class="bad">row has no supervised token and was left out; check that they hold answers; raise max_seq_length if they were cut</td><td>a.jsonl, line 4</td></tr>
+    <tr><td class="n">1</td><td class="bad">row contains &lt;|eot_id|&gt;, which looks like a special token but is not one in this tokenizer; use the chat template that belongs to this model</td><td>a.jsonl, line 4</td></tr>
+    <tr><td class="n">1</td><td>row is longer than max_seq_length and was cut; raise max_seq_length, or shorten them</td><td>a.jsonl, line 3</td></tr>
     </table>
     <h2>Rows</h2>
     <p><mark>Marked</mark> text is trained; <del>struck</del> text lies beyond max_seq_length.</p>
@@ -150,7 +150,7 @@ fn the_page_shows_everything_and_runs_nothing() {
     </del></pre>
     <details><summary>Token ids</summary><code>259 117 10 27 91 51 49 109 226 128 174 260 10 259 97 10 97 32 108 111 110 103 32 97 110 115 119 101 114 260 10</code></details>
     <h3>a.jsonl, line 4</h3>
-    <p>15 tokens, 0 supervised; &lt;|eot_id|&gt; is no token of this model; no supervised token</p>
+    <p>15 tokens, 0 supervised; &lt;|eot_id|&gt; looks like a special token but is not one in this tokenizer; no supervised token</p>
     <pre>&lt;|im_start|&gt;u
     &lt;|eot_id|&gt;&lt;|im_end|&gt;
     </pre>

@@ -1,7 +1,9 @@
 //! Where a chat template puts the answers.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
+use super::marks::{self, Edge, Field, Marked, Place, Sides};
 use crate::conversation::{Conversation, Message, Role};
 use crate::error::{SpanError, TemplateError};
 use crate::template::ChatTemplate;
@@ -41,45 +43,42 @@ pub(super) enum Chosen {
     From(usize),
 }
 
-/// Renders a conversation and locates its trained answers.
+/// Locates the trained answers of a conversation in its rendering.
 ///
 /// A template with `{% generation %}` says itself where answers are. In any other, an answer
 /// begins where the rendering of the turns before it, with the generation prompt, ends: there the
 /// model will begin to write. Its turn ends where the rendering of the turns up to and including
 /// it ends. Both renderings must be prefixes of the whole. Where one is not (templates that look
-/// ahead), a mark put into the answer shows the place instead; it counts only if the rendering
-/// with the mark taken out is the whole again.
+/// ahead), marks around the texts of the conversation show their places in the whole, and what the
+/// template writes between them is looked at by itself; they count only if the rendering without
+/// its marks is the whole again.
 pub(super) fn locate(
     template: &ChatTemplate,
     chat: &Conversation,
+    (text, marked): (&str, Option<&Marked>),
     ends: Ends<'_>,
     chosen: Chosen,
-) -> Result<Rendered, SpanError> {
-    let text = template.render(chat, false)?;
+) -> Result<Spans, SpanError> {
     let places = Places {
         template,
         chat,
-        text: &text,
+        text,
+        marked,
         ends,
     };
-    let (spans, open_turns) = match chosen {
-        Chosen::From(message) => places.rest(message)?,
+    match chosen {
+        Chosen::From(message) => places.rest(message),
         Chosen::Trained | Chosen::Last => {
             let trained = trained(chat, chosen);
-            if let Some(found) = places.marked(&trained)? {
-                found
-            } else if let Some(found) = places.bracketed(&trained)? {
-                found
+            if let Some(found) = places.tagged(&trained)? {
+                Ok(found)
+            } else if let Some(found) = places.between_marks(&trained) {
+                Ok(found)
             } else {
-                places.each(&trained)?
+                places.each(&trained)
             }
         }
-    };
-    Ok(Rendered {
-        text,
-        spans,
-        open_turns,
-    })
+    }
 }
 
 /// The trained answers by their messages' indices.
@@ -93,8 +92,8 @@ fn trained(chat: &Conversation, chosen: Chosen) -> Vec<usize> {
     }
 }
 
-/// Trained bytes, ascending, and how many of them no special token ends.
-type Spans = (Vec<Range<usize>>, usize);
+/// Trained bytes, ascending, and how many of them no end token ends.
+pub(super) type Spans = (Vec<Range<usize>>, usize);
 
 /// The tokens that end an answer.
 #[derive(Clone, Copy)]
@@ -105,6 +104,10 @@ pub(super) struct Ends<'a> {
     pub(super) eos_token: Option<&'a str>,
     /// What stands before an answer.
     pub(super) generation_prompt: Option<&'a str>,
+    /// Every token that is known to end a turn of some kind.
+    pub(super) turn_ends: &'a [String],
+    /// Every added token.
+    pub(super) added_tokens: &'a [String],
 }
 
 impl Ends<'_> {
@@ -117,22 +120,43 @@ impl Ends<'_> {
         }
         // Another tail than the last turn's, as where only the last ends in a line break.
         let trimmed = turn.trim_end();
-        trimmed.ends_with(self.token()?).then_some(trimmed.len())
+        let mut tokens = self.tokens();
+        let ends = tokens.any(|token| trimmed.ends_with(token))
+            // A template that could not be asked: whatever token its turns end in.
+            || (self.end_of_turn.is_none() && self.ends_in_added(trimmed));
+        ends.then_some(trimmed.len())
     }
 
-    /// The bytes of the end token that follows an answer.
+    fn ends_in_added(&self, turn: &str) -> bool {
+        let mut tokens = self.added_tokens.iter();
+        tokens.any(|token| !token.is_empty() && turn.ends_with(token.as_str()))
+    }
+
+    /// The bytes up to and with the end token that follows an answer.
     fn after_answer(&self, after: &str) -> Option<usize> {
-        let end = match self.end_of_turn {
-            Some(end) => &end.tail[..end.length],
-            None => self.eos_token?,
-        };
-        after.starts_with(end).then_some(end.len())
+        let known = self.end_of_turn.map(|end| &end.tail[..end.length]);
+        if let Some(end) = known.filter(|end| after.starts_with(end)) {
+            return Some(end.len());
+        }
+        let space = after.len() - after.trim_start().len();
+        let mut tokens = self.tokens();
+        let token = tokens.find(|token| after[space..].starts_with(token))?;
+        Some(space + token.len())
     }
 
-    fn token(&self) -> Option<&str> {
-        self.end_of_turn
-            .map(|end| end.token.as_str())
-            .or(self.eos_token)
+    /// The bytes up to and with the first end token in what the template wrote.
+    fn in_template_text(&self, written: &str) -> Option<usize> {
+        let ends = self.tokens().filter_map(|token| {
+            let at = written.find(token)?;
+            Some((at, at + token.len()))
+        });
+        ends.min().map(|(_, end)| end)
+    }
+
+    fn tokens(&self) -> impl Iterator<Item = &str> {
+        let known = self.end_of_turn.map(|end| end.token.as_str());
+        let others = self.turn_ends.iter().map(String::as_str);
+        known.into_iter().chain(self.eos_token).chain(others)
     }
 }
 
@@ -140,12 +164,13 @@ struct Places<'a> {
     template: &'a ChatTemplate,
     chat: &'a Conversation,
     text: &'a str,
+    marked: Option<&'a Marked>,
     ends: Ends<'a>,
 }
 
 impl Places<'_> {
     /// The spans that the template itself marks, if it marks every answer once.
-    fn marked(&self, trained: &[usize]) -> Result<Option<Spans>, SpanError> {
+    fn tagged(&self, trained: &[usize]) -> Result<Option<Spans>, SpanError> {
         let Some((text, marked)) = self.template.render_marked(self.chat)? else {
             return Ok(None);
         };
@@ -172,46 +197,37 @@ impl Places<'_> {
         Ok(Some((spans, open_turns)))
     }
 
-    /// The spans of many answers by one rendering with marks around each of them.
-    ///
-    /// It counts only where the mark behind every answer is followed by the known end token, the one
-    /// before it is preceded by the known generation prompt, and the rendering is the whole without
-    /// its marks. One answer alone is found as cheaply without.
-    fn bracketed(&self, trained: &[usize]) -> Result<Option<Spans>, SpanError> {
-        let (Some(end), Some(prompt)) = (self.ends.end_of_turn, self.ends.generation_prompt) else {
-            return Ok(None);
-        };
-        let [open, close, _] = MARKS;
-        if trained.len() < 2 || self.text.contains([open, close]) {
-            return Ok(None);
-        }
-        let mut chat = self.chat.clone();
-        for index in trained {
-            let content = &mut chat.messages[*index].content;
-            *content = format!("{open}{content}{close}");
-        }
-        let Ok(marked) = self.template.render(&chat, false) else {
-            return Ok(None);
-        };
-        let mut spans = Vec::with_capacity(trained.len());
-        let mut text = String::with_capacity(self.text.len());
-        let mut rest = marked.as_str();
-        while let Some((before, after)) = rest.split_once(open) {
-            let Some((answer, behind)) = after.split_once(close) else {
-                return Ok(None);
+    /// The spans of answers that the known generation prompt precedes and the known end token
+    /// follows, if all are such: no other rendering is needed for them.
+    fn between_marks(&self, trained: &[usize]) -> Option<Spans> {
+        let marked = self.marked?;
+        let (end, prompt) = (self.ends.end_of_turn?, self.ends.generation_prompt?);
+        let end = &end.tail[..end.length];
+        let span = |index: &usize| {
+            let own = Own::of(marked, *index).ok()?;
+            let [place] = own.places.as_slice() else {
+                return None;
             };
-            if !before.ends_with(prompt) || !behind.starts_with(&end.tail[..end.length]) {
-                return Ok(None);
-            }
-            text.push_str(before);
-            let start = text.len();
-            text.push_str(answer);
-            spans.push(start..text.len() + end.length);
-            rest = behind;
-        }
-        text.push_str(rest);
-        let found = text == self.text && spans.len() == trained.len();
-        Ok(found.then_some((spans, 0)))
+            let (open, close) = (place.open?, place.close?);
+            let (before, behind) = (&self.text[..open], &self.text[close..]);
+            let (lead, trail) = (&place.around.0, &place.around.1);
+            let start = before
+                .strip_suffix(lead.as_str())
+                .filter(|before| before.ends_with(prompt));
+            let start = start.or(before.ends_with(prompt).then_some(before))?.len();
+            let behind = behind
+                .strip_prefix(trail.as_str())
+                .filter(|behind| behind.starts_with(end));
+            let stop = match behind {
+                Some(_) => close + trail.len(),
+                None if self.text[close..].starts_with(end) => close,
+                None => return None,
+            };
+            Some(start..stop + end.len())
+        };
+        let spans: Vec<Range<usize>> = trained.iter().map(span).collect::<Option<_>>()?;
+        let ascending = spans.windows(2).all(|pair| pair[0].end <= pair[1].start);
+        ascending.then_some((spans, 0))
     }
 
     fn each(&self, trained: &[usize]) -> Result<Spans, SpanError> {
@@ -241,8 +257,11 @@ impl Places<'_> {
             .messages
             .get(message)
             .is_some_and(|next| next.role == Role::Assistant);
-        let Some(start) = self.prefix(message, answers_first)? else {
-            return Err(SpanError::Unstable { message });
+        let start = match self.prefix(message, answers_first)? {
+            Some(start) => start,
+            None => self
+                .boundary(message, answers_first)
+                .ok_or(SpanError::Unstable { message })?,
         };
         let rest = &self.text[start..];
         let (length, open_turns) = match self.ends.of_turn(rest) {
@@ -255,11 +274,11 @@ impl Places<'_> {
     fn start(&self, index: usize) -> Result<Option<usize>, TemplateError> {
         match self.prefix(index, true)? {
             Some(start) => Ok(Some(start)),
-            None => self.mark(index, Side::Before),
+            None => Ok(self.marked_start(index)),
         }
     }
 
-    /// The end of the trained text, and whether an end-of-turn token closes it.
+    /// The end of the trained text, and whether an end token closes it.
     fn end(&self, index: usize, start: usize) -> Result<Option<(usize, bool)>, TemplateError> {
         if let Some(turn_end) = self.prefix(index + 1, false)?
             && let Some(turn) = self.text.get(start..turn_end)
@@ -269,25 +288,118 @@ impl Places<'_> {
                 None => (turn_end, false),
             }));
         }
-        let Some(answer_end) = self.mark(index, Side::After)? else {
-            return Ok(None);
+        Ok(self.marked_end(index))
+    }
+
+    /// Where a turn begins by the marks of its texts: behind the generation prompt in what the
+    /// template wrote before them, or where the turns before it end when they stand alone.
+    fn marked_start(&self, index: usize) -> Option<usize> {
+        let (marked, own) = self.own(index)?;
+        let (first, place) = own.first()?;
+        let lead = place.around.0.as_str();
+        let written = &self.text[own.before..first];
+        let opens = place.open == Some(first);
+        let written = match opens {
+            true => written.strip_suffix(lead).unwrap_or(written),
+            false => written,
         };
-        // Only an answer's last character in that place makes the mark believable.
-        let answer = self.chat.messages[index].content.trim_end();
-        let seen = self.text.get(start..answer_end).unwrap_or_default();
-        if !answer
-            .chars()
-            .next_back()
-            .is_none_or(|last| seen.trim_end().ends_with(last))
-        {
-            return Ok(None);
+        if let Some(prompt) = self.ends.generation_prompt {
+            let found = match marked.complete {
+                true if opens => written.rfind(prompt),
+                // A text before the first mark may have it too.
+                true => written
+                    .find(prompt)
+                    .filter(|at| written.rfind(prompt) == Some(*at)),
+                false => written
+                    .ends_with(prompt)
+                    .then(|| written.len() - prompt.len()),
+            };
+            if let Some(at) = found {
+                return Some(own.before + at + prompt.len());
+            }
         }
-        Ok(Some(
-            match self.ends.after_answer(&self.text[answer_end..]) {
-                Some(length) => (answer_end + length, true),
-                None => (answer_end, false),
-            },
-        ))
+        let before = self.boundary(index, true).filter(|at| *at <= first);
+        if !(opens && matches!(place.field, Field::Content(_))) {
+            return before;
+        }
+        let content = own.before + written.len();
+        // Words before an answer that no generation prompt announces are not known to be its own.
+        let known = self.ends.generation_prompt.is_some();
+        let near = |at: &usize| known || self.text[*at..content].trim().is_empty();
+        Some(
+            before
+                .filter(|at| *at <= content)
+                .filter(near)
+                .unwrap_or(content),
+        )
+    }
+
+    /// Where a turn ends by the marks of its texts, and whether an end token closes it.
+    fn marked_end(&self, index: usize) -> Option<(usize, bool)> {
+        let (marked, own) = self.own(index)?;
+        let (last, place) = own.last()?;
+        let written = &self.text[last..own.behind];
+        let trail = place.around.1.as_str();
+        let trail = if written.starts_with(trail) {
+            trail.len()
+        } else {
+            0
+        };
+        let token = match marked.complete {
+            true => self.ends.in_template_text(&written[trail..]),
+            false => self.ends.after_answer(&written[trail..]),
+        };
+        if let Some(length) = token {
+            return Some((last + trail + length, true));
+        }
+        if matches!(place.field, Field::Content(_)) {
+            return Some((last + trail, false));
+        }
+        self.boundary(index + 1, false)
+            .filter(|end| *end >= last)
+            .map(|end| (end, false))
+    }
+
+    /// The marks of a turn's own texts: among those of all texts, or by themselves.
+    fn own(&self, index: usize) -> Option<(Cow<'_, Marked>, Own)> {
+        if let Some(marked) = self.marked
+            && let Ok(own) = Own::of(marked, index)
+        {
+            return Some((Cow::Borrowed(marked), own));
+        }
+        let wanted = |field: Field| field.message() == Some(index);
+        let marked = marks::render(self.template, self.chat, false, Sides::Both, &wanted)?;
+        let own = Own::of(&marked, index).ok()?;
+        (marked.text == self.text).then_some((Cow::Owned(marked), own))
+    }
+
+    /// Where the first `count` messages end in the whole, though their own rendering is no prefix
+    /// of it: as far behind their last text as there, if what follows that text is the same.
+    fn boundary(&self, count: usize, add_generation_prompt: bool) -> Option<usize> {
+        let whole = self.marked.filter(|marked| marked.complete)?;
+        let part = Conversation {
+            messages: self.chat.messages[..count].to_vec(),
+            tools: self.chat.tools.clone(),
+        };
+        let part = marks::render(
+            self.template,
+            &part,
+            add_generation_prompt,
+            Sides::Both,
+            &|_| true,
+        )?;
+        let (number, edge, tail) = part.tail()?;
+        let field = part.places.get(number)?.field;
+        let place = whole.places.get(number)?;
+        if place.field != field || whole.repeated.contains(&field) || part.repeated.contains(&field)
+        {
+            return None;
+        }
+        let at = match edge {
+            Edge::Open => place.open?,
+            Edge::Close => place.close?,
+        };
+        self.text[at..].starts_with(tail).then_some(at + tail.len())
     }
 
     /// The length of the rendering of the first `count` messages, if the whole begins with it.
@@ -311,41 +423,58 @@ impl Places<'_> {
             Err(error) => Err(error),
         }
     }
+}
 
-    /// Finds a side of an answer by a mark that nothing else in the text contains.
-    fn mark(&self, index: usize, side: Side) -> Result<Option<usize>, TemplateError> {
-        let Some(mark) = MARKS.into_iter().find(|mark| !self.text.contains(*mark)) else {
-            return Ok(None);
+/// The texts of one turn in a rendering, and the nearest marks of others around them.
+struct Own {
+    places: Vec<Place>,
+    /// Behind the last mark of another turn before them.
+    before: usize,
+    /// Before the first mark of another turn behind them.
+    behind: usize,
+}
+
+/// The places of a turn's texts are not known.
+struct Unknown;
+
+impl Own {
+    fn of(marked: &Marked, message: usize) -> Result<Self, Unknown> {
+        let is_own = |place: &&Place| place.field.message() == Some(message);
+        let places: Vec<Place> = marked.places.iter().filter(is_own).cloned().collect();
+        let points: Vec<usize> = places.iter().flat_map(Place::points).collect();
+        let (Some(&first), Some(&last)) = (points.iter().min(), points.iter().max()) else {
+            return Err(Unknown);
         };
-        let content = &self.chat.messages[index].content;
-        // The second spelling is for templates that trim: a mark would keep them from it.
-        for content in [content.as_str(), content.trim()] {
-            let marked = match side {
-                Side::Before => format!("{mark}{content}"),
-                Side::After => format!("{content}{mark}"),
-            };
-            let mut chat = self.chat.clone();
-            chat.messages[index].content = marked;
-            let Ok(text) = self.template.render(&chat, false) else {
-                continue;
-            };
-            if let Some((before, after)) = text.split_once(mark)
-                && let Some(rest) = self.text.strip_prefix(before)
-                && rest == after
-                && (matches!(side, Side::After) || rest.starts_with(content))
-            {
-                return Ok(Some(before.len()));
-            }
+        let unclear = places.iter().any(|place| {
+            // The name of a call may come again, with its result.
+            let named = matches!(place.field, Field::CallName(..));
+            marked.repeated.contains(&place.field) && !named
+        });
+        let others = marked.places.iter().filter(|place| !is_own(place));
+        let others: Vec<usize> = others.flat_map(Place::points).collect();
+        if unclear || others.iter().any(|at| (first + 1..last).contains(at)) {
+            return Err(Unknown);
         }
-        Ok(None)
+        let before = others.iter().filter(|at| **at <= first).max();
+        let behind = others.iter().filter(|at| **at >= last).min();
+        Ok(Self {
+            places,
+            before: before.copied().unwrap_or(0),
+            behind: behind.copied().unwrap_or(marked.text.len()),
+        })
+    }
+
+    /// The first known place, and whose it is.
+    fn first(&self) -> Option<(usize, &Place)> {
+        let points = self.places.iter();
+        let points = points.filter_map(|place| Some((place.points().min()?, place)));
+        points.min_by_key(|(at, _)| *at)
+    }
+
+    /// The last known place, and whose it is.
+    fn last(&self) -> Option<(usize, &Place)> {
+        let points = self.places.iter();
+        let points = points.filter_map(|place| Some((place.points().max()?, place)));
+        points.max_by_key(|(at, _)| *at)
     }
 }
-
-#[derive(Clone, Copy)]
-enum Side {
-    Before,
-    After,
-}
-
-/// Noncharacters: no text for interchange contains them.
-const MARKS: [char; 3] = ['\u{FDD0}', '\u{FDD1}', '\u{FDEF}'];

@@ -20,6 +20,7 @@ fn row(instruction: &str, input: &str, output: &str) -> Record {
         instruction,
         input,
         output,
+        ..Instruction::default()
     })
 }
 
@@ -644,8 +645,11 @@ proptest::proptest! {
         let known = ends(&tokenizer);
         proptest::prop_assert_eq!(known.generation_prompt, Some("<|im_start|>a\n"));
         let unknown = Ends { generation_prompt: None, ..known };
-        let fast = spans::locate(template, &chat, known, Chosen::Trained);
-        let slow = spans::locate(template, &chat, unknown, Chosen::Trained);
+        let text = template.render(&chat, false).unwrap();
+        let marked = marks::everywhere(template, &chat, &text);
+        proptest::prop_assert!(marked.is_some());
+        let fast = spans::locate(template, &chat, (&text, marked.as_ref()), known, Chosen::Trained);
+        let slow = spans::locate(template, &chat, (&text, None), unknown, Chosen::Trained);
         proptest::prop_assert_eq!(fast.unwrap(), slow.unwrap());
     }
 }

@@ -151,6 +151,105 @@ fn finds_how_a_turn_ends() {
     assert_eq!(tokenizer(None).end_of_turn(), None);
 }
 
+/// The tokenizer whose `<|im_start|>` and `<|im_end|>` are added tokens that are not special, with
+/// one more of that kind.
+fn plain_tokens(template: &str) -> ChatTokenizer {
+    let mut json: serde_json::Value = serde_json::from_slice(&tokenizer_json(true)).unwrap();
+    let added = json["added_tokens"].as_array_mut().unwrap();
+    let mut another = added[3].clone();
+    another["id"] = json!(END + 1);
+    another["content"] = json!("</answer>");
+    added.push(another);
+    for token in &mut added[2..] {
+        token["special"] = json!(false);
+    }
+    ChatTokenizer::new(json.to_string().as_bytes(), special(), Some(template)).unwrap()
+}
+
+#[test]
+fn any_added_token_may_end_a_turn() {
+    let turn = "{{ '<|im_start|>' + m.role + '\n' + m.content }}";
+    let each = |behind: &str, at_the_end: &str| {
+        let template = format!(
+            "{{% for m in messages %}}{turn}{behind}{{% endfor %}}{{% if add_generation_prompt %}}\
+             {{{{ '<|im_start|>assistant\n' }}}}{{% else %}}{at_the_end}{{% endif %}}"
+        );
+        let tokenizer = plain_tokens(&template);
+        let end = tokenizer
+            .end_of_turn()
+            .map(|end| (end.token.clone(), end.length));
+        (end, tokenizer.eos_token_ids().to_vec())
+    };
+    let end = |token: &str, length| Some((token.to_owned(), length));
+    let im_end = end("<|im_end|>", 10);
+    assert_eq!(each("<|im_end|>\n", ""), (im_end.clone(), vec![EOS, END]));
+    // EOS ends the conversation only.
+    assert_eq!(
+        each("<|im_end|>\n", "{{ eos_token }}"),
+        (im_end.clone(), vec![EOS, END])
+    );
+    // A token that closes the answer, and one that ends the turn.
+    assert_eq!(
+        each("</answer><|im_end|>\n", ""),
+        (end("<|im_end|>", 19), vec![EOS, END])
+    );
+    // No end but that of the conversation, whose EOS is special.
+    assert_eq!(each("\n", "{{ eos_token }}"), (end("</s>", 5), vec![EOS]));
+    // An end that the next turn writes.
+    let between = "{% if not loop.last %}<|im_end|>{% endif %}";
+    assert_eq!(each(between, ""), (im_end, vec![EOS, END]));
+    // What begins a turn ends none.
+    assert_eq!(each("\n", ""), (None, vec![EOS]));
+    assert_eq!(each("\n", "<|im_start|>"), (None, vec![EOS]));
+}
+
+#[test]
+fn turns_of_several_kinds_end_in_several_tokens() {
+    // The last answer ends in EOS, those before it in another token, calls in a third.
+    let template = "{% for m in messages %}{{ '<|im_start|>' + m.content }}{% if m.tool_calls %}\
+                    {{ m.tool_calls[0].function.arguments | tojson + '</answer>' }}\
+                    {% elif m.role == 'assistant' and loop.last %}{{ eos_token }}{% else %}<|im_end|>{% endif %}{% endfor %}";
+    let tokenizer = plain_tokens(template);
+    assert_eq!(tokenizer.end_of_turn().unwrap().token, "</s>");
+    // Generation is after the last answer.
+    assert_eq!(tokenizer.eos_token_ids(), [EOS, END + 1]);
+    assert_eq!(tokenizer.turn_ends(), ["</s>", "</answer>", "<|im_end|>"]);
+    // A template that wants a system prompt is asked with one.
+    let picky = format!(
+        "{{% if messages[0].role != 'system' %}}{{{{ raise_exception('no') }}}}{{% endif %}}{CHATML}"
+    );
+    assert_eq!(
+        plain_tokens(&picky).end_of_turn().unwrap().token,
+        "<|im_end|>"
+    );
+    // BOS and EOS may be one token.
+    let same = SpecialTokens {
+        bos_token: Some("</s>".into()),
+        ..special()
+    };
+    let template = "{{ bos_token }}{% for m in messages %}{{ m.role + ':' + m.content }}\
+                    {% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}";
+    let same = ChatTokenizer::new(&tokenizer_json(true), same, Some(template)).unwrap();
+    assert_eq!(same.end_of_turn().unwrap().token, "</s>");
+}
+
+#[test]
+fn tokens_without_an_embedding_are_refused() {
+    let tokenizer = tokenizer(Some(CHATML)).with_embedding_rows(END as usize);
+    let chat = Conversation::new(vec![Message::new(Role::User, "Hi")]);
+    assert_eq!(
+        tokenizer.encode_chat(&chat).unwrap_err().to_string(),
+        "the token \"<|im_end|>\" has id 260, but the model's embedding has 260 rows (ids 0 to 259); take \
+         the token out of the text or the template, or use the tokenizer that belongs to the model"
+    );
+    let fits = |rows| super::tests::tokenizer(Some(CHATML)).with_embedding_rows(rows);
+    assert!(fits(END as usize + 1).encode_chat(&chat).is_ok());
+    // Rows that were tokenised for another embedding are not taken from a cache.
+    let whole = super::tests::tokenizer(Some(CHATML)).fingerprint();
+    assert_eq!(fits(END as usize + 1).fingerprint(), whole);
+    assert_ne!(fits(END as usize).fingerprint(), whole);
+}
+
 #[test]
 fn refuses_tokens_and_files_that_do_not_fit() {
     let new = |json: &[u8], special| {
