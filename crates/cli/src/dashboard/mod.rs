@@ -4,6 +4,7 @@
 mod chart;
 pub(crate) mod keys;
 mod log;
+mod panels;
 pub(crate) mod state;
 mod text;
 mod ticks;

@@ -8,10 +8,9 @@ use ratatui::text::{Line, Span};
 use ratatui::widgets::{Block, Borders, Paragraph, Wrap};
 
 use super::state::{Hands, Phase, State, View};
-use super::text::{clipped, ending, wrapped};
-use super::{chart, log};
-use crate::plain::{clock, fixed, rate, scientific};
-use crate::reporter::size;
+use super::text::ending;
+use super::{chart, log, panels};
+use crate::plain::clock;
 
 /// The smallest terminal that everything fits into.
 const SMALLEST: (u16, u16) = (60, 16);
@@ -20,7 +19,7 @@ const MEDIUM: u16 = 22;
 /// A terminal that has room for more of it.
 const TALL: u16 = 36;
 /// Columns of the numbers beside the curves.
-const NUMBERS: u16 = 29;
+pub(super) const NUMBERS: u16 = 29;
 
 /// Draws the whole dashboard.
 pub(crate) fn draw(frame: &mut Frame<'_>, state: &State) {
@@ -43,14 +42,14 @@ pub(crate) fn draw(frame: &mut Frame<'_>, state: &State) {
             let [curves, side] =
                 Layout::horizontal([Constraint::Min(30), Constraint::Length(NUMBERS)]).areas(body);
             chart::loss(frame, curves, state);
-            numbers(frame, side, state);
+            panels::numbers(frame, side, state);
         }
         View::Rates => chart::rates(frame, body, state),
-        View::Memory => memory(frame, body, state),
+        View::Memory => panels::memory(frame, body, state),
         View::Log => log::view(frame, body, state),
     }
     if diagnosis_area.height > 0 {
-        diagnosis(frame, diagnosis_area, state);
+        panels::diagnosis(frame, diagnosis_area, state);
     }
     if log_area.height > 0 {
         log::tail(frame, log_area, state);
@@ -111,7 +110,7 @@ fn phase(phase: &Phase) -> String {
     }
 }
 
-fn bold() -> Style {
+pub(super) fn bold() -> Style {
     Style::new().add_modifier(Modifier::BOLD)
 }
 
@@ -178,128 +177,6 @@ pub(super) fn section(title: impl Into<String>) -> Block<'static> {
     Block::new()
         .borders(Borders::TOP)
         .title(format!(" {} ", title.into()))
-}
-
-/// The last step in numbers, and its memory: as many as there are rows for, the more important ones first.
-fn numbers(frame: &mut Frame<'_>, area: Rect, state: &State) {
-    let last = state.points.last();
-    let of = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
-    let mut rows = vec![("loss", of(last.map(|point| fixed(point.loss))))];
-    if let Some((_, loss)) = state.eval.last() {
-        rows.push(("eval loss", fixed(*loss)));
-    }
-    if let Some((step, loss)) = state.best {
-        let at = format!("{} at {step}", fixed(loss));
-        // A number must not lose digits; the step is in the log too.
-        let fits = at.len() <= usize::from(NUMBERS) - "   activations  ".len();
-        rows.push(("best eval", if fits { at } else { fixed(loss) }));
-    }
-    rows.extend([
-        (
-            "learn. rate",
-            of(last.map(|point| scientific(point.learning_rate))),
-        ),
-        ("grad norm", of(last.map(|point| fixed(point.grad_norm)))),
-        (
-            "tokens/s",
-            of(last.map(|point| rate(point.tokens_per_second))),
-        ),
-    ]);
-    let parts = [
-        ("  base", size(state.memory.base)),
-        ("  adapters", size(state.memory.adapters)),
-        ("  optimizer", size(state.memory.optimizer)),
-        ("  activations", size(state.memory.activations)),
-    ];
-    let in_use = state.resident.map(|bytes| ("in use", size(bytes)));
-    let room = usize::from(area.height).saturating_sub(1);
-    let whole = rows.len() + 1 + parts.len() + usize::from(in_use.is_some()) <= room;
-    rows.push(("memory plan", size(state.memory.total())));
-    if whole {
-        rows.extend(parts);
-    }
-    rows.extend(in_use);
-    table(frame, area, "now", &rows);
-}
-
-fn table(frame: &mut Frame<'_>, area: Rect, title: &str, rows: &[(&str, String)]) {
-    let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
-    let room = usize::from(area.width).saturating_sub(width + 3);
-    let lines: Vec<Line<'_>> = rows
-        .iter()
-        .map(|(name, value)| Line::from(format!(" {name:<width$}  {}", ending(value, room))))
-        .collect();
-    frame.render_widget(Paragraph::new(lines).block(section(title)), area);
-}
-
-fn memory(frame: &mut Frame<'_>, area: Rect, state: &State) {
-    let memory = state.memory;
-    let total = memory.total().max(1);
-    let parts = [
-        ("base", memory.base),
-        ("adapters and gradients", memory.adapters),
-        ("optimizer", memory.optimizer),
-        ("activations", memory.activations),
-        ("predicted in all", memory.total()),
-    ];
-    let room = usize::from(area.width).saturating_sub(46);
-    let bar =
-        |bytes: usize| "█".repeat((room as f64 * bytes as f64 / total as f64).round() as usize);
-    let mut rows: Vec<(&str, String)> = parts
-        .into_iter()
-        .map(|(name, bytes)| {
-            let share = 100.0 * bytes as f64 / total as f64;
-            (
-                name,
-                format!("{:>10} {share:>4.0} %  {}", size(bytes), bar(bytes)),
-            )
-        })
-        .collect();
-    if let Some(resident) = state.resident {
-        rows.push(("in use by the process", format!("{:>10}", size(resident))));
-    }
-    rows.push(("", String::new()));
-    rows.push(("model", state.model.clone()));
-    rows.push(("device", state.device.clone()));
-    rows.push(("output", state.output.clone()));
-    table(frame, area, "memory", &rows);
-}
-
-/// The verdict in bold, then what to change and the evidence.
-fn diagnosis(frame: &mut Frame<'_>, area: Rect, state: &State) {
-    let (width, height) = (
-        usize::from(area.width),
-        usize::from(area.height).saturating_sub(1),
-    );
-    let (verdict, rest) = match &state.diagnosis {
-        None => ("no diagnosis yet".to_owned(), Vec::new()),
-        Some(diagnosis) => {
-            let join = |items: Vec<String>| items.join("; ");
-            let evidence = join(diagnosis.evidence.iter().map(ToString::to_string).collect());
-            let advice = join(diagnosis.advice.iter().map(ToString::to_string).collect());
-            let mut rest = Vec::new();
-            if !advice.is_empty() {
-                rest.push(format!("to change: {advice}"));
-            }
-            if !evidence.is_empty() {
-                rest.push(evidence);
-            }
-            (diagnosis.verdict.to_string(), rest)
-        }
-    };
-    let verdict = wrapped(&verdict, width, 2);
-    let bold_lines = verdict.len();
-    let mut lines = verdict;
-    lines.extend(rest.iter().flat_map(|text| wrapped(text, width, 2)));
-    let lines: Vec<Line<'_>> = clipped(lines, width, height)
-        .into_iter()
-        .enumerate()
-        .map(|(i, line)| match i < bold_lines {
-            true => Line::from(Span::styled(line, bold())),
-            false => Line::from(line),
-        })
-        .collect();
-    frame.render_widget(Paragraph::new(lines).block(section("diagnosis")), area);
 }
 
 fn keys(frame: &mut Frame<'_>, area: Rect, state: &State) {
