@@ -157,6 +157,29 @@ fn mark(
     (!failed && !too_many).then_some((Conversation { messages, tools }, places))
 }
 
+/// The rendering of a whole conversation with marks around the texts of one message, its content
+/// included where that is empty.
+pub(super) fn one(template: &ChatTemplate, chat: &Conversation, index: usize) -> Option<Marked> {
+    let wanted = |field: Field| field.message() == Some(index);
+    let known = render(template, chat, false, Sides::Both, &wanted)?;
+    if known
+        .places
+        .iter()
+        .any(|place| place.points().next().is_some())
+    {
+        return Some(known);
+    }
+    let mut bare = chat.clone();
+    let message = bare.messages.get_mut(index)?;
+    message.extra.clear();
+    let (marked, places) = mark(&bare, (Sides::Both, Kind::Numbered), &wanted)?;
+    let mut marked = marked.messages.into_iter().nth(index)?;
+    marked.extra = chat.messages[index].extra.clone();
+    bare = chat.clone();
+    bare.messages[index] = marked;
+    Some(unmark(&template.render(&bare, false).ok()?, places))
+}
+
 /// The rendering of a whole conversation with as many marks as its template bears: it counts only
 /// where it is `text` without them.
 pub(super) fn everywhere(

@@ -322,6 +322,71 @@ fn reasoning_of_earlier_turns_may_be_left_out_on_purpose() {
 }
 
 #[test]
+fn turns_are_located_where_the_generation_prompt_opens_a_thought() {
+    let (before, prompt) = THINKS.rsplit_once("'<|im_start|>assistant\n'").unwrap();
+    for opened in ["<think>\n\n", "<think>\n\n</think>\n\n", "<think>\n"] {
+        let template = format!("{before}'<|im_start|>assistant\n{opened}'{prompt}");
+        let mut thought = answer("4");
+        thought["thinking"] = "two and two".into();
+        let inside = answer("<think>\ntwo and two\n</think>\n\n4");
+        for turn in [thought, inside] {
+            let found = row(&template, question("S", turn));
+            // What the generation prompt writes is not learned.
+            assert_eq!(
+                found.trained,
+                ["two and two\n</think>\n\n4<|im_end|>"],
+                "{opened:?}"
+            );
+            assert_eq!(found.unseen, []);
+        }
+        // A tag that begins as the thought's does.
+        let turn = json!({"role": "assistant", "content": "", "tool_calls": [numbered(1)]});
+        let given = json!({"messages": [
+            {"role": "user", "content": "1"}, turn, {"role": "user", "content": "2"}, answer("b"),
+        ]});
+        let found = row(&template, given);
+        assert_eq!(
+            found.trained[0],
+            "\n<tool_call>f1<k>x</k><v>1</v></tool_call><|im_end|>"
+        );
+    }
+}
+
+#[test]
+fn results_that_a_template_writes_into_the_answer_are_not_trained() {
+    // The second answer takes the result of the first's call into it.
+    let template = "{% for m in messages %}{% if m.role == 'tool' %}{% elif m.role == 'assistant' %}{{ '<|im_start|>assistant\n' }}\
+        {% for c in m.tool_calls or [] %}{{ c.function.name + '(' + c.function.arguments | tojson + ')' }}{% endfor %}\
+        {% if m.tool_calls %}{{ messages[loop.index0 + 1].content }}{% endif %}{{ m.content or '' }}{{ '<|im_end|>\n' }}\
+        {% else %}{{ '<|im_start|>user\n' + m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+    let mut given = with_tools();
+    given["messages"][1]["content"] = "So.".into();
+    let tokenizer = tokenizer(Some(template));
+    let error = supervise(&messages(given), &tokenizer, None, Supervision::Responses);
+    assert!(
+        matches!(
+            error,
+            Err(RowError::Span(SpanError::Unstable { message: 1 }))
+        ),
+        "{error:?}"
+    );
+}
+
+#[test]
+fn a_turn_without_a_text_is_located_too() {
+    // EOS at the end of the conversation keeps prefixes from being any; the call is lost.
+    let template = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}\
+        {% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% else %}{{ eos_token }}{% endif %}";
+    let found = row(template, with_tools());
+    assert_eq!(found.unseen, [Unseen::Call, Unseen::Tools]);
+    assert_eq!(
+        found.trained,
+        ["<|im_end|>", "Sunny. <|im_end|>", "Bye<|im_end|>"]
+    );
+    assert!(found.findings.contains(&Finding::EmptyAnswer));
+}
+
+#[test]
 fn contents_that_are_dropped_or_cut_are_named() {
     let turn = |body: &str| {
         format!(

@@ -71,12 +71,14 @@ pub(super) fn locate(
         Chosen::Trained | Chosen::Last => {
             let trained = trained(chat, chosen);
             if let Some(found) = places.tagged(&trained)? {
-                Ok(found)
-            } else if let Some(found) = places.between_marks(&trained) {
-                Ok(found)
-            } else {
-                places.each(&trained)
+                return Ok(found);
             }
+            if let Some(found) = places.between_marks(&trained) {
+                return Ok(found);
+            }
+            let found = places.each(&trained)?;
+            places.refuse_others(&trained, &found.0)?;
+            Ok(found)
         }
     }
 }
@@ -250,6 +252,23 @@ impl Places<'_> {
         Ok((spans, open_turns))
     }
 
+    /// Refuses spans that hold a text of another turn, as where a template writes the results of
+    /// tools into the answer.
+    fn refuse_others(&self, trained: &[usize], spans: &[Range<usize>]) -> Result<(), SpanError> {
+        let places = self.marked.map_or(&[][..], |marked| &marked.places);
+        for (&message, span) in trained.iter().zip(spans) {
+            let other = places.iter().find(|place| {
+                let turn = place.field.message().is_some_and(|turn| turn != message);
+                let inside = |at: usize| span.start < at && at < span.end;
+                turn && place.points().any(inside)
+            });
+            if other.is_some() {
+                return Err(SpanError::Unstable { message });
+            }
+        }
+        Ok(())
+    }
+
     /// Everything from a message on, up to the last end token.
     fn rest(&self, message: usize) -> Result<Spans, SpanError> {
         let answers_first = self
@@ -274,8 +293,39 @@ impl Places<'_> {
     fn start(&self, index: usize) -> Result<Option<usize>, TemplateError> {
         match self.prefix(index, true)? {
             Some(start) => Ok(Some(start)),
-            None => Ok(self.marked_start(index)),
+            None => match self.marked_start(index) {
+                Some(start) => Ok(Some(start)),
+                None => self.shared_start(index),
+            },
         }
+    }
+
+    /// Where a turn begins whose generation prompt goes on otherwise than the turn does, as with a
+    /// thought that is opened for the model: behind what they have in common.
+    fn shared_start(&self, index: usize) -> Result<Option<usize>, TemplateError> {
+        let Some(prompt) = self.ends.generation_prompt else {
+            return Ok(None);
+        };
+        let before = match self.prefix(index, false)? {
+            Some(before) => Some(before),
+            None => self.boundary(index, false),
+        };
+        let Some(before) = before else {
+            return Ok(None);
+        };
+        let written = &self.text[before..];
+        let pairs = prompt.char_indices().zip(written.chars());
+        let differ = pairs.filter(|((_, one), other)| one != other);
+        let shared = differ.map(|((at, _), _)| at).next();
+        let shared = &prompt[..shared.unwrap_or(prompt.len()).min(written.len())];
+        // Two tags that begin alike have nothing in common.
+        let whole = |c: char| c.is_whitespace() || matches!(c, '>' | ']' | ':');
+        let length = shared.rfind(whole).map(|at| at + 1);
+        let start = length.map(|length| before + length);
+        let first = self
+            .own(index)
+            .and_then(|(_, own)| own.first().map(|(at, _)| at));
+        Ok(start.map(|start| first.map_or(start, |first| start.min(first))))
     }
 
     /// The end of the trained text, and whether an end token closes it.
@@ -367,8 +417,7 @@ impl Places<'_> {
         {
             return Some((Cow::Borrowed(marked), own));
         }
-        let wanted = |field: Field| field.message() == Some(index);
-        let marked = marks::render(self.template, self.chat, false, Sides::Both, &wanted)?;
+        let marked = marks::one(self.template, self.chat, index)?;
         let own = Own::of(&marked, index).ok()?;
         (marked.text == self.text).then_some((Cow::Owned(marked), own))
     }
