@@ -256,6 +256,7 @@ fn text(args: &EvalArgs, session: &Session, limit: usize) -> Result<RowSet, CliE
         .encode_text(&text)
         .map_err(CliError::boxed)?
         .ids;
+    session.tokenizer.check_ids(&ids)?;
     let pieces = ids
         .chunks(args.max_seq_length as usize)
         .filter(|piece| piece.len() > 1);

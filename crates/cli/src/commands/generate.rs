@@ -62,11 +62,13 @@ pub(crate) fn run(args: &GenerateArgs, context: Context) -> Result<(), CliError>
     }
     let prompt = prompt.as_deref().unwrap_or_default();
     let ids = if args.raw {
-        session
+        let ids = session
             .tokenizer
             .encode_text(prompt)
             .map_err(CliError::boxed)?
-            .ids
+            .ids;
+        session.tokenizer.check_ids(&ids)?;
+        ids
     } else {
         let mut messages = system(args);
         messages.push(Message::new(Role::User, prompt));
