@@ -100,11 +100,11 @@ impl Command {
 /// A model, with or without an adapter.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ModelArgs {
-    /// Directory, .gguf file, or hub id (org/name)
+    /// Directory, .gguf file, or hub id (org/name) [default: the model that the adapter was trained over]
     #[arg(long, value_name = "MODEL")]
-    pub(crate) model: String,
+    pub(crate) model: Option<String>,
 
-    /// PEFT adapter to apply: its directory
+    /// PEFT adapter to apply: its directory, or the output directory of a run
     #[arg(long, value_name = "DIR")]
     pub(crate) adapter: Option<PathBuf>,
 
@@ -120,6 +120,18 @@ pub(crate) struct ModelArgs {
     pub(crate) device: DeviceArgs,
 }
 
+/// What prompts are put into, where it is not what the adapter was trained with.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct TemplateArgs {
+    /// Built-in chat template, or a .jinja file [default: as the adapter was trained, else the model's own]
+    #[arg(long, value_name = "NAME|FILE", conflicts_with = "raw")]
+    pub(crate) chat_template: Option<String>,
+
+    /// Prompt template, as in a recipe [default: as the adapter was trained]
+    #[arg(long, value_name = "TEMPLATE", conflicts_with_all = ["raw", "chat_template"])]
+    pub(crate) prompt_template: Option<String>,
+}
+
 /// Data type of a computation.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum DtypeArg {
@@ -132,6 +144,17 @@ pub(crate) enum DtypeArg {
     F16,
     /// Single precision
     F32,
+}
+
+impl From<recipe::DType> for DtypeArg {
+    fn from(dtype: recipe::DType) -> Self {
+        match dtype {
+            recipe::DType::Bf16 => Self::Bf16,
+            recipe::DType::F16 => Self::F16,
+            recipe::DType::F32 => Self::F32,
+            _ => Self::Auto,
+        }
+    }
 }
 
 impl DtypeArg {

@@ -15,7 +15,8 @@ use backdraft_train::TrainError;
 use backdraft_train::recipe::RecipeError;
 use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme};
 
-use crate::{about, envelope, output, shell};
+use crate::shell::{CommandLine, quote};
+use crate::{about, envelope, output};
 
 /// Exit code for a mistake in what the user gave: a file, a recipe, a model.
 pub(crate) const USER: u8 = 1;
@@ -243,7 +244,7 @@ impl Diagnostic for CliError {}
 impl From<RecipeError> for CliError {
     fn from(error: RecipeError) -> Self {
         let hint = match &error {
-            RecipeError::Read { .. } => {
+            RecipeError::Read { .. } | RecipeError::Language { .. } => {
                 Some("`backdraft init recipe.toml` writes a recipe to start from")
             }
             RecipeError::Invalid { .. } => {
@@ -284,12 +285,13 @@ impl From<TrainError> for CliError {
                 "choose another --output-dir, add --resume to continue the run, or --force to replace it"
                     .to_owned(),
             ),
-            TrainError::Locked { .. } => Some(
-                "wait for it, stop it, or choose another --output-dir; `backdraft watch DIR` shows it".to_owned(),
-            ),
+            TrainError::Locked { path, .. } => Some(format!(
+                "wait for it, stop it, or choose another --output-dir; `{}` shows it",
+                CommandLine::new("watch").path(path)
+            )),
             TrainError::NothingToResume { path } => Some(format!(
-                "`backdraft train RECIPE --output-dir {}` starts a run there",
-                shell::path(path)
+                "`{}` starts a run there, where recipe.toml is a recipe of yours",
+                CommandLine::new("train recipe.toml").flag("--output-dir", path)
             )),
             TrainError::NoGoodCheckpoint { .. } => Some(
                 "copy one back if you have it, or start again with --force".to_owned(),
@@ -298,7 +300,8 @@ impl From<TrainError> for CliError {
                 "`--resume` with the output directory takes the newest good checkpoint".to_owned(),
             ),
             TrainError::Changed { differences, .. } => {
-                let flags = differences.iter().map(|d| format!(" --allow-change {}", d.key));
+                let flags = (differences.iter())
+                    .map(|d| format!(" --allow-change {}", quote(&d.key)));
                 Some(format!(
                     "revert it, or accept it with{}",
                     flags.collect::<String>()
@@ -331,6 +334,10 @@ impl From<TrainError> for CliError {
                 "leave data.chat_template out to use the model's own; alpaca and vicuna of `backdraft init --templates` need no special tokens".to_owned(),
             ),
             TrainError::Data { source, .. } | TrainError::Rows(source) => data_hint(source),
+            TrainError::Fetch { source, .. } => {
+                let hub = source.downcast_ref::<HubError>();
+                hub.and_then(hub_hint).map(str::to_owned)
+            }
             _ => None,
         };
         let error = Self::library(error);
@@ -393,7 +400,27 @@ impl From<QuantizeError> for CliError {
 
 impl From<HubError> for CliError {
     fn from(error: HubError) -> Self {
-        Self::library(error)
+        let hint = hub_hint(&error);
+        let error = Self::library(error);
+        match hint {
+            Some(hint) => error.hint(hint),
+            None => error,
+        }
+    }
+}
+
+fn hub_hint(error: &HubError) -> Option<&'static str> {
+    match error {
+        HubError::NotFound { name, .. } if name.starts_with('~') => {
+            Some("a shell expands ~ outside quotes only; write the whole path")
+        }
+        HubError::Request { .. } => Some(
+            "without a network, name a directory or a .gguf file; HF_HUB_OFFLINE=1 uses what the cache has without asking",
+        ),
+        HubError::Offline { .. } => {
+            Some("unset HF_HUB_OFFLINE to download it, or name a directory or a .gguf file")
+        }
+        _ => None,
     }
 }
 

@@ -10,8 +10,6 @@ pub(crate) use backdraft_data::count;
 pub(crate) use backdraft_data::count::group;
 use backdraft_train::report::StepReport;
 
-use crate::shell;
-
 /// What is known about a run before its first step.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Banner {
@@ -117,8 +115,8 @@ pub(crate) struct Summary {
     pub(crate) measured: String,
     /// Directory of the adapter.
     pub(crate) adapter: PathBuf,
-    /// The model, to show how the adapter is used.
-    pub(crate) model: String,
+    /// The command that uses the adapter.
+    pub(crate) try_it: String,
 }
 
 /// Formats a run as lines.
@@ -279,14 +277,7 @@ impl PlainLines {
         };
         rows.push(("adapter", format!("{}{of}", summary.adapter.display())));
         rows.push(("report", summary.report.display().to_string()));
-        rows.push((
-            TRY,
-            format!(
-                "backdraft generate --model {} --adapter {} --chat",
-                shell::quote(&summary.model),
-                shell::path(&summary.adapter)
-            ),
-        ));
+        rows.push((TRY, summary.try_it.clone()));
         wrapped(&rows, columns)
     }
 }
@@ -509,7 +500,7 @@ mod tests {
             predicted: "1.50 GiB: base 513.1 MiB, …".into(),
             measured: "1.94 GiB: base 540.0 MiB, …".into(),
             adapter: "outputs/adapter".into(),
-            model: "model.gguf".into(),
+            try_it: "backdraft generate --model model.gguf --adapter outputs/adapter --chat".into(),
         };
         assert_snapshot!(LINES.summary(&summary, None), @"
         run time          1:12:01 for 330 steps

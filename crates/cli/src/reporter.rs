@@ -10,6 +10,7 @@ use backdraft_train::records::Report;
 use backdraft_train::report::{
     EvalReport, ReplanReport, Reporter, RunInfo, RunSummary, StepReport,
 };
+use backdraft_train::trained_with::{Prompting, TrainedWith};
 use burn::train::logger::{EvaluationProgressLogger, TrainingProgressLogger};
 use burn::train::metric::MetricDefinition;
 use burn::train::renderer::{
@@ -20,7 +21,7 @@ use burn::train::renderer::{
 use crate::dashboard::Shared;
 use crate::output::Output;
 use crate::plain::{Banner, PlainLines, StepLine, Summary, count};
-use crate::shell;
+use crate::shell::CommandLine;
 
 /// Prints a run as it goes, or writes the same lines into the log of the dashboard.
 pub(crate) struct PlainReporter {
@@ -220,11 +221,8 @@ pub(crate) fn summary(
         };
         Some(("stopped early", since))
     } else if summary.interrupted {
-        let again = format!(
-            "resume with `backdraft train --resume {}`",
-            shell::path(output_dir)
-        );
-        Some(("interrupted", again))
+        let resume = CommandLine::new("train").flag("--resume", output_dir);
+        Some(("interrupted", format!("resume with `{resume}`")))
     } else {
         None
     };
@@ -248,9 +246,23 @@ pub(crate) fn summary(
             (None, None) => "not reported by this system".to_owned(),
         },
         adapter: summary.adapter.clone(),
-        model,
+        try_it: try_it(&model, &summary.adapter),
     };
     PlainLines::new(summary.total_steps, 1).summary(&told, columns)
+}
+
+/// The command that shows what was learned.
+fn try_it(model: &str, adapter: &Path) -> String {
+    let generate = CommandLine::new("generate")
+        .flag("--model", model)
+        .flag("--adapter", adapter);
+    // A model that never saw a template does not chat.
+    let prompting = TrainedWith::read(adapter).ok().flatten();
+    let generate = match prompting.map(|noted| noted.prompting) {
+        Some(Prompting::Nothing) => generate.text("Once upon a time"),
+        _ => generate.switch("--chat"),
+    };
+    generate.to_string()
 }
 
 /// How a base is stored: `nf4 (blocks of 64, double) 106.2 M at 4.13 bits, f32 28.3 M at 32.00 bits`.

@@ -3,20 +3,25 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use backdraft_data::{ChatTokenizer, LoadProgress, Outcome, RowSet};
+use backdraft_data::{
+    BuiltinTemplate, ChatTokenizer, LoadProgress, Outcome, PromptTemplate, RowSet, Source,
+    TokenizeOptions,
+};
 use backdraft_formats::hub::{DownloadProgress, HubOptions, resolve_dataset, resolve_model};
 use backdraft_formats::{ModelSource, PeftDir};
 use backdraft_kernels::device::{self, Choice};
-use backdraft_lora::{AdapterWeights, TrainedOver};
+use backdraft_lora::AdapterWeights;
 use backdraft_model::Llama;
 use backdraft_quant::QuantizationPlan;
 use backdraft_train::data::{self, DataSources};
 use backdraft_train::recipe::{DataRecipe, Recipe};
-use burn::tensor::Device;
+use backdraft_train::trained_with::Prompting;
+use burn::tensor::{DType, Device};
 
-use crate::args::{ModelArgs, QuantizationArg};
+use crate::args::{DtypeArg, ModelArgs, TemplateArgs};
 use crate::commands::Context;
 use crate::error::CliError;
+use crate::noted::{self, NotedAdapter};
 use crate::output::Output;
 use crate::plain::{clock, count};
 
@@ -24,69 +29,181 @@ use crate::plain::{clock, count};
 pub(crate) struct Session {
     pub(crate) model: Llama,
     pub(crate) tokenizer: ChatTokenizer,
+    pub(crate) adapter: Option<NotedAdapter>,
+    /// The model's files.
+    pub(crate) source: ModelSource,
+    /// Whether prompts were trained on as they are, without a template.
+    pub(crate) plain_prompts: bool,
 }
 
 impl Session {
     /// Finds and loads a model, and its adapter where one is named.
     pub(crate) fn open(args: &ModelArgs, context: Context) -> Result<Self, CliError> {
+        Self::open_as(args, None, context)
+    }
+
+    /// As [`open`](Self::open); without an adapter or a flag that says it, the base is kept by `plan`.
+    pub(crate) fn open_as(
+        args: &ModelArgs,
+        plan: Option<QuantizationPlan>,
+        context: Context,
+    ) -> Result<Self, CliError> {
+        let mut chosen = Chosen::find(args, context)?;
+        chosen.plan = plan;
+        // A missing tokenizer should be heard of before the weights are read.
+        let tokenizer = chosen.tokenizer()?;
+        if let Some(adapter) = &chosen.adapter {
+            let prompting = adapter.prompting_in_words();
+            context.output.progress(format!("prompting: {prompting}"));
+        }
+        let model = chosen.load(args, context)?;
+        let prompting = chosen.adapter.as_ref().map(NotedAdapter::prompting);
+        Ok(Self {
+            model,
+            tokenizer,
+            plain_prompts: prompting == Some(Prompting::Nothing),
+            adapter: chosen.adapter,
+            source: chosen.source,
+        })
+    }
+
+    /// The same with the template that flags name.
+    pub(crate) fn with_template(mut self, args: &TemplateArgs) -> Result<Self, CliError> {
+        let tokenizer = &self.tokenizer;
+        let source = if let Some(template) = &args.prompt_template {
+            let template = PromptTemplate::parse(template).map_err(CliError::library)?;
+            let bos = tokenizer.bos_token().filter(|_| tokenizer.add_bos());
+            template.to_chat_template(bos)
+        } else if let Some(name) = &args.chat_template {
+            match BuiltinTemplate::from_name(name) {
+                Some(builtin) => builtin.source().to_owned(),
+                None => std::fs::read_to_string(name).map_err(|error| {
+                    CliError::user(format!("cannot read the chat template {name}"))
+                        .because(error)
+                        .hint("`backdraft init --templates` lists the built-in ones")
+                })?,
+            }
+        } else {
+            return Ok(self);
+        };
+        self.plain_prompts = false;
+        self.tokenizer = self.tokenizer.with_template(&source)?;
+        Ok(self)
+    }
+}
+
+/// A model and an adapter, found and not loaded yet.
+pub(crate) struct Chosen {
+    pub(crate) adapter: Option<NotedAdapter>,
+    /// The adapter's files.
+    pub(crate) factors: Option<PeftDir>,
+    pub(crate) source: ModelSource,
+    /// How the base is kept where neither a flag nor an adapter says it.
+    plan: Option<QuantizationPlan>,
+}
+
+impl Chosen {
+    /// The model that is named, else the one that the adapter was trained over.
+    pub(crate) fn find(args: &ModelArgs, context: Context) -> Result<Self, CliError> {
+        let adapter = args.adapter.as_deref();
+        Self::of(args.model.as_deref(), adapter, context.output)
+    }
+
+    /// As [`find`](Self::find).
+    pub(crate) fn of(
+        model: Option<&str>,
+        adapter: Option<&Path>,
+        output: Output,
+    ) -> Result<Self, CliError> {
+        let adapter = adapter.map(|path| NotedAdapter::find(path, output));
+        let adapter = adapter.transpose()?;
+        let known = match (model, &adapter) {
+            (Some(model), _) => Some(model.to_owned()),
+            (None, Some(adapter)) => adapter.model()?,
+            (None, None) => None,
+        };
+        let Some(name) = known else {
+            let unknown = match adapter {
+                Some(_) => "nothing beside the adapter says which model it is for",
+                None => "no model is named",
+            };
+            return Err(CliError::usage(unknown)
+                .hint("--model takes a directory, a .gguf file or a hub id (org/name)"));
+        };
+        if model.is_none() {
+            output.progress(format!(
+                "the model that the adapter was trained over: {name}"
+            ));
+        }
+        let source = open_model(&name, output)?;
+        let mut factors = None;
+        if let Some(adapter) = &adapter {
+            adapter.check_base(&source, output)?;
+            let read = PeftDir::read(&adapter.path)?;
+            backdraft_lora::check_adapter(&source, &read)?;
+            factors = Some(read);
+        }
+        Ok(Self {
+            adapter,
+            factors,
+            source,
+            plan: None,
+        })
+    }
+
+    /// The tokenizer, as the adapter was trained with it.
+    pub(crate) fn tokenizer(&self) -> Result<ChatTokenizer, CliError> {
+        let tokenizer = backdraft_train::run::tokenizer(&self.source)?;
+        match &self.adapter {
+            Some(adapter) => adapter.tokenizer(tokenizer),
+            None => Ok(tokenizer),
+        }
+    }
+
+    /// Reads the weights.
+    pub(crate) fn load(&self, args: &ModelArgs, context: Context) -> Result<Llama, CliError> {
         let output = context.output;
         let device = open_device(context.global.device.unwrap_or_default(), output)?;
-        let dtype = args.dtype.unwrap_or_default().on(&device)?;
-        let source = ModelSource::open(find_model(&args.model, output)?)?;
-        let tokenizer = tokenizer(&source, args.adapter.as_deref())?;
-        let note = trained_over(args.adapter.as_deref(), &source, output)?;
-        let plan = plan(args.quantization, note.as_ref());
-        if let Some(plan) = plan.as_ref().filter(|_| source.quantization().is_none()) {
+        let dtype = self.dtype(args.dtype, &device)?;
+        let plan = match (args.quantization, &self.adapter) {
+            (None, None) => self.plan.clone(),
+            (asked, adapter) => noted::plan(asked, adapter.as_ref()),
+        };
+        if let Some(plan) = (plan.as_ref()).filter(|_| self.source.quantization().is_none()) {
             output.progress(format!("quantizing the base to {}", plan.scheme));
         }
-        let mut model = Llama::load_as(&source, plan.as_ref(), (&device, dtype))?;
-        if let Some(adapter) = &args.adapter {
-            model = model.with_adapter(&AdapterWeights::read(adapter, &device)?)?;
+        let model = Llama::load_as(&self.source, plan.as_ref(), (&device, dtype))?;
+        match &self.factors {
+            Some(factors) => Ok(model.with_adapter(&AdapterWeights::from_peft(factors, &device))?),
+            None => Ok(model),
         }
-        Ok(Self { model, tokenizer })
+    }
+
+    /// The type asked for, else that of training where the device computes in it.
+    fn dtype(&self, asked: Option<DtypeArg>, device: &Device) -> Result<DType, CliError> {
+        let with = self
+            .adapter
+            .as_ref()
+            .and_then(|adapter| adapter.with.as_ref());
+        if let (None, Some(with)) = (asked, with)
+            && let Ok(dtype) = with.dtype.on(device)
+        {
+            return Ok(dtype);
+        }
+        asked.unwrap_or_default().on(device)
     }
 }
 
-/// A model's tokenizer, with the chat template that the adapter was trained with.
-pub(crate) fn tokenizer(
-    source: &ModelSource,
-    adapter: Option<&Path>,
-) -> Result<ChatTokenizer, CliError> {
-    let tokenizer = backdraft_train::run::tokenizer(source)?;
-    match adapter.map(PeftDir::chat_template).transpose()?.flatten() {
-        Some(template) => Ok(tokenizer.with_template(&template)?),
-        None => Ok(tokenizer),
-    }
-}
-
-/// What the adapter was trained over; says so where that was another model.
-pub(crate) fn trained_over(
-    adapter: Option<&Path>,
-    source: &ModelSource,
-    output: Output,
-) -> Result<Option<TrainedOver>, CliError> {
-    let Some(note) = adapter.map(TrainedOver::read).transpose()?.flatten() else {
-        return Ok(None);
-    };
-    if note.fingerprint != source.fingerprint()? {
+/// Finds and opens a model; says so where its files contradict each other and it can be used all the same.
+pub(crate) fn open_model(name: &str, output: Output) -> Result<ModelSource, CliError> {
+    let source = ModelSource::open(find_model(name, output)?)?;
+    if source.has_untied_head() {
         output.warn(format!(
-            "the adapter was trained over {}, whose files differ from {}",
-            note.model,
-            source.path().display()
+            "{} ties the head to the embedding, but lm_head.weight differs from it; the head of the file is used",
+            source.config_path().display()
         ));
     }
-    Ok(Some(note))
-}
-
-/// How the base is to be kept: as asked for, else as the adapter was trained.
-pub(crate) fn plan(
-    asked: Option<QuantizationArg>,
-    note: Option<&TrainedOver>,
-) -> Option<QuantizationPlan> {
-    match asked {
-        Some(asked) => asked.plan(),
-        None => Some(note?.quantization.as_ref()?.into()),
-    }
+    Ok(source)
 }
 
 /// Opens a device, and says what a GPU has.
@@ -119,11 +236,6 @@ pub(crate) fn find_model(name: &str, output: Output) -> Result<PathBuf, CliError
 /// Tells the user of downloads.
 pub(crate) fn downloads(output: Output) -> impl DownloadProgress {
     Downloads::new(output)
-}
-
-/// An adapter directory, checked.
-pub(crate) fn read_adapter(path: &Path) -> Result<PeftDir, CliError> {
-    Ok(PeftDir::read(path)?)
 }
 
 /// Finds the rows of a recipe, fetched from the hub where they must be.
@@ -167,10 +279,24 @@ pub(crate) fn load_rows(
     output: Output,
 ) -> Result<(RowSet, Outcome), CliError> {
     let sources = data::plain(&find_data(&recipe.data, output)?.train);
-    let options = data::tokenize_options(recipe)?;
+    load_sources(
+        &sources,
+        &data::tokenize_options(recipe)?,
+        tokenizer,
+        output,
+    )
+}
+
+/// Tokenises rows of sources that were found, into memory.
+pub(crate) fn load_sources(
+    sources: &[Source],
+    options: &TokenizeOptions,
+    tokenizer: &ChatTokenizer,
+    output: Output,
+) -> Result<(RowSet, Outcome), CliError> {
     let mut shown = Loading::new(output);
     let mut progress = |progress| shown.show(progress);
-    Ok(RowSet::load(&sources, &options, tokenizer, &mut progress)?)
+    Ok(RowSet::load(sources, options, tokenizer, &mut progress)?)
 }
 
 /// Shows how far reading rows has come.

@@ -1,6 +1,9 @@
 //! The program as a user runs it: exit codes, messages, files.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
+#[path = "program/settings.rs"]
+mod settings;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

@@ -1,5 +1,7 @@
 //! Prompt templates of a recipe: text with placeholders, ending in EOS.
 
+mod chat_template;
+
 use std::ops::Range;
 
 use crate::conversation::Instruction;

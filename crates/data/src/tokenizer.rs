@@ -148,6 +148,17 @@ impl ChatTokenizer {
         Ok(self)
     }
 
+    /// The same tokenizer with more ids that end a generation.
+    #[must_use]
+    pub fn with_stop_ids(mut self, ids: &[u32]) -> Self {
+        for id in ids {
+            if !self.eos_token_ids.contains(id) {
+                self.eos_token_ids.push(*id);
+            }
+        }
+        self
+    }
+
     /// The same tokenizer for a model whose embedding has this many rows: a text with a token beyond
     /// them is refused.
     #[must_use]

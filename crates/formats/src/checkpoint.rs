@@ -51,7 +51,22 @@ impl ModelSource {
         if is_gguf && !path.is_dir() {
             GgufLlama::open(path).map(|gguf| Self::Gguf(Box::new(gguf)))
         } else {
-            HfDir::open(path).map(|directory| Self::Hf(Box::new(directory)))
+            let directory = HfDir::open(path)?;
+            let directory = match head_contradicts_config(&directory)? {
+                true => directory.with_config(TIE, Value::Bool(false)),
+                false => directory,
+            };
+            Ok(Self::Hf(Box::new(directory)))
+        }
+    }
+
+    /// Whether `config.json` ties the head to the embedding, and the files hold another head: that one
+    /// counts, as in transformers, and [`config`](Self::config) says so.
+    #[must_use]
+    pub fn has_untied_head(&self) -> bool {
+        match self {
+            Self::Hf(directory) => directory.is_corrected(),
+            Self::Gguf(_) => false,
         }
     }
 
@@ -64,7 +79,7 @@ impl ModelSource {
         }
     }
 
-    /// `config.json`, or its equivalent; always an object.
+    /// `config.json`, or its equivalent; always an object. `tie_word_embeddings` is that of the tensors.
     #[must_use]
     pub fn config(&self) -> &Value {
         match self {
@@ -253,6 +268,33 @@ impl ModelSource {
             }
         }
     }
+}
+
+const TIE: &str = "tie_word_embeddings";
+const EMBEDDING: &str = "model.embed_tokens.weight";
+const HEAD: &str = "lm_head.weight";
+
+/// Whether a directory has a head that is not the embedding, although its config ties the two.
+fn head_contradicts_config(directory: &HfDir) -> Result<bool> {
+    let tied = directory.config().get(TIE) == Some(&Value::Bool(true));
+    let (Some(head), Some(embedding)) = (directory.info(HEAD), directory.info(EMBEDDING)) else {
+        return Ok(false);
+    };
+    if !tied {
+        return Ok(false);
+    }
+    let in_codes = |name| directory.bnb_kind(name).is_some();
+    if head.shape != embedding.shape || in_codes(HEAD) || in_codes(EMBEDDING) {
+        return Ok(true);
+    }
+    let same = if head.dtype == embedding.dtype {
+        directory.raw(HEAD)?.bytes == directory.raw(EMBEDDING)?.bytes
+    } else {
+        directory.read_f32(HEAD)? == directory.read_f32(EMBEDDING)?
+    };
+    directory.release(HEAD);
+    directory.release(EMBEDDING);
+    Ok(!same)
 }
 
 /// Files beside the weights that belong to a model.

@@ -28,6 +28,7 @@ const PICKLES: [&str; 5] = ["bin", "pt", "pth", "pkl", "ckpt"];
 pub struct HfDir {
     path: PathBuf,
     config: Value,
+    corrected: bool,
     generation_config: Option<Value>,
     /// Tensor names in the order of the files, without the parts of quantised weights.
     names: Vec<String>,
@@ -85,7 +86,8 @@ impl HfDir {
         }
         let generation_config = json::read_optional(&path.join(GENERATION_CONFIG))?;
         let quantization = BnbConfig::read(&path.join(CONFIG), &config)?;
-        let (shards, names) = open_weights(&path)?;
+        let (mut shards, mut names) = open_weights(&path)?;
+        with_base_prefix(&mut shards, &mut names);
         let files = Files {
             path: path.clone(),
             shards,
@@ -104,6 +106,7 @@ impl HfDir {
         Ok(Self {
             path,
             config,
+            corrected: false,
             generation_config,
             names,
             files,
@@ -122,6 +125,18 @@ impl HfDir {
     #[must_use]
     pub fn config(&self) -> &Value {
         &self.config
+    }
+
+    /// The same directory with a value in its config that the tensors contradict put right.
+    pub(crate) fn with_config(mut self, key: &str, value: Value) -> Self {
+        self.config[key] = value;
+        self.corrected = true;
+        self
+    }
+
+    /// Whether the tensors contradicted the config.
+    pub(crate) const fn is_corrected(&self) -> bool {
+        self.corrected
     }
 
     /// Where `config.json` lies.
@@ -241,6 +256,31 @@ impl HfDir {
     }
 }
 
+/// What a language model puts before the names of its decoder's tensors.
+const BASE_PREFIX: &str = "model.";
+
+/// A checkpoint of the decoder alone, as `AutoModel` saves it, under the names of the language model.
+fn with_base_prefix(shards: &mut [SafetensorsFile], names: &mut [(String, usize)]) {
+    let is_decoder = names.iter().any(|(name, _)| name == "embed_tokens.weight")
+        && !names.iter().any(|(name, _)| name.starts_with(BASE_PREFIX));
+    if !is_decoder {
+        return;
+    }
+    let of_decoder = |name: &str| {
+        let parts = ["embed_tokens.", "layers.", "norm.", "rotary_emb."];
+        let inside = parts.iter().any(|part| name.starts_with(part));
+        inside.then(|| format!("{BASE_PREFIX}{name}"))
+    };
+    for shard in shards {
+        shard.rename(of_decoder);
+    }
+    for (name, _) in names {
+        if let Some(renamed) = of_decoder(name) {
+            *name = renamed;
+        }
+    }
+}
+
 type Weights = (Vec<SafetensorsFile>, Vec<(String, usize)>);
 
 fn open_weights(path: &Path) -> Result<Weights> {
@@ -290,6 +330,7 @@ fn open_shards(path: &Path, index_path: &Path) -> Result<Weights> {
     }
     let mut shards = Vec::new();
     let mut names = Vec::new();
+    let mut unlisted: HashMap<String, &str> = HashMap::new();
     for (shard, tensors) in &by_shard {
         let file_path = path.join(shard);
         if !file_path.is_file() {
@@ -308,19 +349,20 @@ fn open_shards(path: &Path, index_path: &Path) -> Result<Weights> {
             });
         }
         for info in file.tensors() {
-            match weight_map.get(&info.name) {
-                Some(owner) if owner == shard => names.push((info.name.clone(), shards.len())),
-                Some(owner) => {
-                    return Err(FormatError::ShardDuplicate {
-                        path: index_path.into(),
-                        tensor: info.name.clone(),
-                        first: owner.clone(),
-                        second: (*shard).into(),
-                    });
-                }
-                // Not listed, so not part of the model; a tensor that is needed is missed later.
-                None => {}
+            // transformers reads whole shards, whatever the index leaves out.
+            let owner = match weight_map.get(&info.name) {
+                Some(owner) => owner.as_str(),
+                None => unlisted.entry(info.name.clone()).or_insert(*shard),
+            };
+            if owner != *shard {
+                return Err(FormatError::ShardDuplicate {
+                    path: index_path.into(),
+                    tensor: info.name.clone(),
+                    first: owner.into(),
+                    second: (*shard).into(),
+                });
             }
+            names.push((info.name.clone(), shards.len()));
         }
         shards.push(file);
     }

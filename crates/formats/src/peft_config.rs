@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 
 use crate::error::{FormatError, Result};
 use crate::json;
+use crate::peft_pattern::ModulePattern;
 
 /// The version of PEFT whose keys are written.
 const PEFT_VERSION: &str = "0.21.2";
@@ -55,13 +56,17 @@ impl TargetModules {
     /// Whether a module is meant; `None` where only the tensors can tell.
     #[must_use]
     pub fn includes(&self, module: &str) -> Option<bool> {
+        // A path in full may lack what the module's name has in front, or have more of it.
+        let ends = |whole: &str, end: &str| {
+            let before = whole.strip_suffix(end);
+            before.is_some_and(|before| before.is_empty() || before.ends_with('.'))
+        };
         match self {
             Self::Pattern(_) => None,
-            Self::Names(names) => Some(names.iter().any(|name| {
-                module
-                    .strip_suffix(name.as_str())
-                    .is_some_and(|before| before.is_empty() || before.ends_with('.'))
-            })),
+            Self::Names(names) => {
+                let named = |name: &String| ends(module, name) || ends(name, module);
+                Some(names.iter().any(named))
+            }
         }
     }
 }
@@ -85,6 +90,10 @@ pub struct PeftConfig {
     pub target_modules: TargetModules,
     /// Which layers carry an adapter; all if `None`.
     pub layers_to_transform: Option<Vec<usize>>,
+    /// Modules of another rank.
+    pub rank_pattern: ModulePattern<usize>,
+    /// Modules with another numerator of the scaling.
+    pub alpha_pattern: ModulePattern<f64>,
 }
 
 impl PeftConfig {
@@ -103,14 +112,33 @@ impl PeftConfig {
             use_rslora: false,
             target_modules: TargetModules::Names(names.into_iter().map(Into::into).collect()),
             layers_to_transform: None,
+            rank_pattern: ModulePattern::default(),
+            alpha_pattern: ModulePattern::default(),
         }
     }
 
-    /// What the product `B · A` is multiplied by.
+    /// What the product `B · A` is multiplied by, in modules that no pattern matches.
     #[must_use]
     pub fn scaling(&self) -> f64 {
-        let rank = self.r as f64;
-        self.lora_alpha / if self.use_rslora { rank.sqrt() } else { rank }
+        self.scaling_by(self.r, self.lora_alpha)
+    }
+
+    /// The rank of a module's adapter.
+    #[must_use]
+    pub fn rank_of(&self, module: &str) -> usize {
+        self.rank_pattern.get(module).unwrap_or(self.r)
+    }
+
+    /// What a module's product `B · A` is multiplied by.
+    #[must_use]
+    pub fn scaling_of(&self, module: &str) -> f64 {
+        let alpha = self.alpha_pattern.get(module);
+        self.scaling_by(self.rank_of(module), alpha.unwrap_or(self.lora_alpha))
+    }
+
+    fn scaling_by(&self, rank: usize, alpha: f64) -> f64 {
+        let rank = rank as f64;
+        alpha / if self.use_rslora { rank.sqrt() } else { rank }
     }
 
     /// Reads a file, and refuses every feature that is switched on and not supported.
@@ -136,10 +164,15 @@ impl PeftConfig {
     fn from_fields(fields: &Map<String, Value>) -> Result<Self, PeftConfigError> {
         refuse_features(fields)?;
         let field = Fields(fields);
-        let r = field.number("r", "a whole number of at least 1", |r| {
-            r >= 1.0 && r.fract() == 0.0 && r <= f64::from(u32::MAX)
-        })?;
-        let alpha = field.number("lora_alpha", "a finite number", f64::is_finite)?;
+        // PEFT's defaults, where an old or a hand-written file leaves them out.
+        let r = match fields.get("r") {
+            None => 8.0,
+            Some(_) => field.number("r", RANK, is_rank)?,
+        };
+        let alpha = match fields.get("lora_alpha") {
+            None => 8.0,
+            Some(_) => field.number("lora_alpha", "a finite number", f64::is_finite)?,
+        };
         let dropout = match fields.get("lora_dropout") {
             None | Some(Value::Null) => 0.0,
             Some(_) => field.number("lora_dropout", "a number from 0 to 1", |p| {
@@ -155,24 +188,31 @@ impl PeftConfig {
             use_rslora: field.flag("use_rslora")?,
             target_modules: field.target_modules()?,
             layers_to_transform: field.layers_to_transform()?,
+            rank_pattern: field.pattern("rank_pattern", is_rank, |rank| rank as usize)?,
+            alpha_pattern: field.pattern("alpha_pattern", f64::is_finite, |alpha| alpha)?,
         })
     }
 
     /// The file's content: every key that PEFT writes, sorted as PEFT sorts them.
     #[must_use]
     pub fn to_json(&self) -> Value {
-        let alpha = if self.lora_alpha.fract() == 0.0 && self.lora_alpha.abs() < 1e15 {
-            json!(self.lora_alpha as i64)
-        } else {
-            json!(self.lora_alpha)
+        let number = |alpha: f64| match alpha.fract() == 0.0 && alpha.abs() < 1e15 {
+            true => json!(alpha as i64),
+            false => json!(alpha),
         };
+        let ranks: Map<_, _> = (self.rank_pattern.iter())
+            .map(|(key, rank)| (key.to_owned(), json!(rank)))
+            .collect();
+        let alphas: Map<_, _> = (self.alpha_pattern.iter())
+            .map(|(key, alpha)| (key.to_owned(), number(alpha)))
+            .collect();
         let target_modules = match &self.target_modules {
             TargetModules::Names(names) => json!(names),
             TargetModules::Pattern(pattern) => json!(pattern),
         };
         json!({
             "alora_invocation_tokens": null,
-            "alpha_pattern": {},
+            "alpha_pattern": alphas,
             "arrow_config": null,
             "auto_mapping": null,
             "base_model_name_or_path": self.base_model_name_or_path,
@@ -189,7 +229,7 @@ impl PeftConfig {
             "layers_pattern": null,
             "layers_to_transform": self.layers_to_transform,
             "loftq_config": {},
-            "lora_alpha": alpha,
+            "lora_alpha": number(self.lora_alpha),
             "lora_bias": false,
             "lora_dropout": self.lora_dropout,
             "lora_ga_config": null,
@@ -201,7 +241,7 @@ impl PeftConfig {
             "peft_version": PEFT_VERSION,
             "qalora_group_size": 16,
             "r": self.r,
-            "rank_pattern": {},
+            "rank_pattern": ranks,
             "revision": self.revision,
             "target_modules": target_modules,
             "target_parameters": null,
@@ -217,7 +257,8 @@ impl PeftConfig {
 }
 
 /// Fields that are understood here, or say nothing about an adapter that is already trained.
-const UNDERSTOOD: [&str; 19] = [
+const UNDERSTOOD: [&str; 21] = [
+    "alpha_pattern",
     "auto_mapping",
     "base_model_name_or_path",
     "bias",
@@ -234,10 +275,18 @@ const UNDERSTOOD: [&str; 19] = [
     "peft_version",
     "qalora_group_size",
     "r",
+    "rank_pattern",
     "revision",
     "target_modules",
     "use_rslora",
 ];
+
+/// What a rank must be.
+const RANK: &str = "a whole number of at least 1";
+
+fn is_rank(number: f64) -> bool {
+    number >= 1.0 && number.fract() == 0.0 && number <= f64::from(u32::MAX)
+}
 
 /// Initialisations that leave the base model as it is.
 const HARMLESS_INITS: [&str; 3] = ["gaussian", "eva", "orthogonal"];
@@ -332,6 +381,30 @@ impl Fields<'_> {
         }
     }
 
+    fn pattern<T: Copy>(
+        &self,
+        field: &'static str,
+        accept: impl Fn(f64) -> bool,
+        value: impl Fn(f64) -> T,
+    ) -> Result<ModulePattern<T>, PeftConfigError> {
+        let entries = match self.0.get(field) {
+            None | Some(Value::Null) => return Ok(ModulePattern::default()),
+            Some(Value::Object(entries)) => entries,
+            Some(_) => return self.invalid(field, "an object"),
+        };
+        let mut values = Vec::new();
+        for (key, number) in entries {
+            match number.as_f64().filter(|number| accept(*number)) {
+                Some(number) => values.push((key.clone(), value(number))),
+                None => return self.invalid(field, "an object of modules and their numbers"),
+            }
+        }
+        ModulePattern::new(values).map_err(|actual| PeftConfigError::Feature {
+            field: field.into(),
+            actual: format!("the pattern {actual:?}"),
+        })
+    }
+
     fn target_modules(&self) -> Result<TargetModules, PeftConfigError> {
         let field = "target_modules";
         let expected = "a list of names, or a pattern";
@@ -355,6 +428,8 @@ impl Fields<'_> {
         let layer = |value: &Value| value.as_u64().and_then(|n| usize::try_from(n).ok());
         let layers = match self.0.get(field) {
             None | Some(Value::Null) => return Ok(None),
+            // To PEFT an empty list is none.
+            Some(Value::Array(layers)) if layers.is_empty() => return Ok(None),
             Some(Value::Array(layers)) => layers.iter().map(layer).collect(),
             Some(one) => layer(one).map(|layer| vec![layer]),
         };

@@ -9,6 +9,7 @@ use crate::dtype::{Dtype, from_f32};
 use crate::error::{FormatError, Result};
 use crate::json;
 use crate::peft_config::PeftConfig;
+use crate::peft_names::LoraName;
 use crate::safetensors_file::SafetensorsFile;
 use crate::safetensors_writer::SafetensorsWriter;
 use crate::tensor::TensorInfo;
@@ -16,11 +17,6 @@ use crate::tensor::TensorInfo;
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
 const PICKLE: &str = "adapter_model.bin";
-/// What PEFT puts before a module's name.
-const PREFIX: &str = "base_model.model.";
-const LORA_A: &str = ".lora_A.weight";
-const LORA_B: &str = ".lora_B.weight";
-
 /// The two matrices of one adapted projection.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LoraPair {
@@ -34,6 +30,14 @@ pub struct LoraPair {
     pub lora_a: Vec<f32>,
     /// B, `[out_features, r]`, row-major.
     pub lora_b: Vec<f32>,
+}
+
+impl LoraPair {
+    /// The rank.
+    #[must_use]
+    pub fn rank(&self) -> usize {
+        self.lora_a.len() / self.in_features.max(1)
+    }
 }
 
 /// Every pair of an adapter, in the order of the modules' names.
@@ -131,7 +135,7 @@ impl PeftDir {
     ///
     /// # Errors
     /// If a file is missing or malformed, a feature is not supported, or a tensor has no partner,
-    /// the wrong shape, or a name that PEFT does not give to a LoRA matrix.
+    /// the wrong shape, or a name that is no spelling of a LoRA matrix's.
     pub fn read(path: impl Into<PathBuf>) -> Result<Self> {
         let path = path.into();
         let config_path = path.join(CONFIG);
@@ -175,7 +179,7 @@ impl PeftDir {
         for (name, bytes) in &options.companions {
             write_plain(&directory.path().join(name), bytes)?;
         }
-        write_tensors(&directory, config.r, tensors, options.dtype)?;
+        write_tensors(&directory, config, tensors, options.dtype)?;
         directory.commit()
     }
 }
@@ -187,13 +191,13 @@ fn write_plain(path: &Path, bytes: &[u8]) -> Result<()> {
 
 fn write_tensors(
     directory: &AtomicDir,
-    rank: usize,
+    config: &PeftConfig,
     tensors: &AdapterTensors,
     dtype: Dtype,
 ) -> Result<()> {
     let mut infos = Vec::new();
     for pair in tensors.iter() {
-        for (key, shape, values) in matrices(pair, rank) {
+        for (key, shape, values) in matrices(pair, config) {
             let fits = shape[0].checked_mul(shape[1]) == Some(values.len());
             if !fits || !dtype.is_float() {
                 return Err(FormatError::TensorShape {
@@ -209,7 +213,7 @@ fn write_tensors(
     let path = directory.path().join(WEIGHTS);
     let mut writer = SafetensorsWriter::create(path, infos, Existing::Refuse)?;
     for pair in tensors.iter() {
-        for (key, _, values) in matrices(pair, rank) {
+        for (key, _, values) in matrices(pair, config) {
             writer.write(&key, &from_f32(dtype, values).unwrap_or_default())?;
         }
     }
@@ -217,58 +221,67 @@ fn write_tensors(
 }
 
 /// Key, shape and values of A and of B.
-fn matrices(pair: &LoraPair, rank: usize) -> [(String, [usize; 2], &[f32]); 2] {
-    let module = &pair.module;
+fn matrices<'a>(pair: &'a LoraPair, config: &PeftConfig) -> [(String, [usize; 2], &'a [f32]); 2] {
+    let rank = config.rank_of(&pair.module);
+    let key = |is_a| LoraName::canonical(&pair.module, is_a);
     [
-        (
-            format!("{PREFIX}{module}{LORA_A}"),
-            [rank, pair.in_features],
-            &pair.lora_a,
-        ),
-        (
-            format!("{PREFIX}{module}{LORA_B}"),
-            [pair.out_features, rank],
-            &pair.lora_b,
-        ),
+        (key(true), [rank, pair.in_features], &pair.lora_a),
+        (key(false), [pair.out_features, rank], &pair.lora_b),
     ]
 }
 
+/// The matrices of a file that belong together.
+#[derive(Default)]
+struct Found<'a> {
+    a: Option<&'a TensorInfo>,
+    b: Option<&'a TensorInfo>,
+}
+
 fn read_tensors(file: &SafetensorsFile, config: &PeftConfig) -> Result<AdapterTensors> {
-    let mut pairs = Vec::new();
+    let mut found: BTreeMap<String, Found<'_>> = BTreeMap::new();
+    let mut adapter = None;
     for info in file.tensors() {
-        let (module, is_a) = module_of(file, &info.name)?;
-        let partner = format!("{PREFIX}{module}{}", if is_a { LORA_B } else { LORA_A });
-        let Some(partner) = file.info(&partner) else {
-            return Err(FormatError::TensorMissing {
-                path: file.path().into(),
-                tensor: partner,
-            });
-        };
-        if config.target_modules.includes(module) == Some(false) {
-            return Err(unexpected(
-                file,
-                &info.name,
+        let refuse = |reason| unexpected(file, &info.name, reason);
+        let name = LoraName::parse(&info.name).map_err(refuse)?;
+        if *adapter.get_or_insert_with(|| name.adapter.clone()) != name.adapter {
+            return Err(refuse(
+                "the file holds several adapters; save one alone (`save_pretrained(…, selected_adapters=[…])`)",
+            ));
+        }
+        if config.target_modules.includes(&name.module) == Some(false) {
+            return Err(refuse(
                 "its module is not among the target_modules of adapter_config.json",
             ));
         }
-        if is_a {
-            pairs.push(read_pair(file, module, info, partner, config.r)?);
+        let pair = found.entry(name.module).or_default();
+        let side = if name.is_a { &mut pair.a } else { &mut pair.b };
+        if side.replace(info).is_some() {
+            return Err(refuse("the same matrix is in the file under another name"));
         }
     }
-    if pairs.is_empty() {
+    if found.is_empty() {
         return Err(FormatError::TensorMissing {
             path: file.path().into(),
-            tensor: format!("{PREFIX}…{LORA_A}"),
+            tensor: LoraName::canonical("…", true),
         });
     }
-    Ok(pairs.into_iter().collect())
+    let pair = |(module, found): (String, Found<'_>)| match found {
+        Found {
+            a: Some(a),
+            b: Some(b),
+        } => read_pair(file, &module, [a, b], config.rank_of(&module)),
+        Found { a, .. } => Err(FormatError::TensorMissing {
+            path: file.path().into(),
+            tensor: LoraName::canonical(&module, a.is_none()),
+        }),
+    };
+    found.into_iter().map(pair).collect()
 }
 
 fn read_pair(
     file: &SafetensorsFile,
     module: &str,
-    a: &TensorInfo,
-    b: &TensorInfo,
+    [a, b]: [&TensorInfo; 2],
     rank: usize,
 ) -> Result<LoraPair> {
     let wrong = |info: &TensorInfo, expected| FormatError::TensorShape {
@@ -292,35 +305,6 @@ fn read_pair(
         lora_a: file.read_f32(&a.name)?,
         lora_b: file.read_f32(&b.name)?,
     })
-}
-
-/// The module that a tensor belongs to, and whether it is the A of the two.
-fn module_of<'a>(file: &SafetensorsFile, name: &'a str) -> Result<(&'a str, bool)> {
-    let Some(key) = name.strip_prefix(PREFIX) else {
-        return Err(unexpected(
-            file,
-            name,
-            "PEFT's names begin with base_model.model.",
-        ));
-    };
-    if let Some(module) = key.strip_suffix(LORA_A) {
-        return Ok((module, true));
-    }
-    if let Some(module) = key.strip_suffix(LORA_B) {
-        return Ok((module, false));
-    }
-    let reason = if key.contains("lora_magnitude_vector") {
-        "DoRA is not supported"
-    } else if key.contains("lora_embedding_") {
-        "adapters of embeddings are not supported"
-    } else if key.contains("trainable_tokens") {
-        "trainable tokens are not supported"
-    } else if key.ends_with(".bias") {
-        "biases in adapters are not supported"
-    } else {
-        "it is neither lora_A.weight nor lora_B.weight; whole saved modules are not supported"
-    };
-    Err(unexpected(file, name, reason))
 }
 
 fn unexpected(file: &SafetensorsFile, name: &str, reason: &'static str) -> FormatError {

@@ -151,6 +151,18 @@ impl SafetensorsFile {
         &self.path
     }
 
+    /// Gives tensors other names, each to be unlike all others; `None` keeps a name.
+    pub(crate) fn rename(&mut self, new_name: impl Fn(&str) -> Option<String>) {
+        let header = &mut self.header;
+        for (index, info) in header.infos.iter_mut().enumerate() {
+            if let Some(name) = new_name(&info.name) {
+                header.index.remove(&info.name);
+                header.index.insert(name.clone(), index);
+                info.name = name;
+            }
+        }
+    }
+
     /// The header's `__metadata__`.
     #[must_use]
     pub fn metadata(&self) -> &BTreeMap<String, String> {

@@ -58,6 +58,13 @@ impl LoraAdapter {
         }
     }
 
+    /// The same adapter with another s in y = x·Wᵀ + s·(x·Aᵀ)·Bᵀ.
+    #[must_use]
+    pub fn with_scaling(mut self, scaling: f64) -> Self {
+        self.scaling = scaling;
+        self
+    }
+
     /// The same adapter for activations of `dtype`; the factors themselves stay as they are.
     #[must_use]
     pub fn computing_in(mut self, dtype: DType) -> Self {

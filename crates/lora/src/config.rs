@@ -1,5 +1,6 @@
 //! Which projections are adapted, and how.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
@@ -77,7 +78,7 @@ impl FromStr for TargetModule {
 /// Low-rank adaptation of a model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LoraConfig {
-    /// r, the inner size of the factors.
+    /// r, the inner size of the factors; an adapter that was read may have others in some modules.
     pub rank: usize,
     /// α; the adapter's output is scaled by α/r, or α/√r with `use_rslora`.
     pub alpha: f64,
@@ -89,6 +90,8 @@ pub struct LoraConfig {
     pub target_modules: Vec<TargetModule>,
     /// The adapted layers, all where absent.
     pub layers_to_transform: Option<Vec<usize>>,
+    /// α of modules that have another one, by their paths; only adapters that were read have any.
+    pub alpha_pattern: BTreeMap<String, f64>,
 }
 
 impl Default for LoraConfig {
@@ -100,6 +103,7 @@ impl Default for LoraConfig {
             use_rslora: false,
             target_modules: TargetModule::ALL.to_vec(),
             layers_to_transform: None,
+            alpha_pattern: BTreeMap::new(),
         }
     }
 }
@@ -107,8 +111,18 @@ impl Default for LoraConfig {
 impl LoraConfig {
     /// s in y = x·Wᵀ + s·(x·Aᵀ)·Bᵀ.
     pub fn scaling(&self) -> f64 {
-        let rank = self.rank as f64;
-        self.alpha / if self.use_rslora { rank.sqrt() } else { rank }
+        self.scaling_by(self.rank, self.alpha)
+    }
+
+    /// As [`scaling`](Self::scaling), for the module at `path`, whose factors are of `rank`.
+    pub fn scaling_of(&self, path: &str, rank: usize) -> f64 {
+        let alpha = self.alpha_pattern.get(path).copied();
+        self.scaling_by(rank, alpha.unwrap_or(self.alpha))
+    }
+
+    fn scaling_by(&self, rank: usize, alpha: f64) -> f64 {
+        let rank = rank as f64;
+        alpha / if self.use_rslora { rank.sqrt() } else { rank }
     }
 
     /// Whether projection `target` of layer `layer` is adapted.

@@ -1,6 +1,6 @@
 //! Folding an adapter into its base, tensor by tensor.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use backdraft_formats::dtype::from_f32;
 use backdraft_formats::{
@@ -11,6 +11,7 @@ use backdraft_quant::{QuantizationPlan, Scheme};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use crate::base::{MatrixError, read_matrix, read_values};
+use crate::merged_files::merged_files;
 
 /// Why a merge is not possible.
 #[derive(Debug, thiserror::Error)]
@@ -24,18 +25,30 @@ pub enum MergeError {
     Matrix(#[from] MatrixError),
     /// The adapter names a module that the base does not have.
     #[error(
-        "the adapter adapts `{module}`, which the model does not have; was it made for another base?"
+        "{}: the adapter adapts `{module}`, which the model with its {layers} layers does not have; {}",
+        path.display(), made_for(base.as_ref())
     )]
     NoSuchModule {
+        /// The adapter.
+        path: PathBuf,
+        /// The base that the adapter names.
+        base: Option<String>,
+        /// Layers of the model.
+        layers: String,
         /// The module.
         module: String,
     },
     /// The factors do not fit the module's weight.
     #[error(
-        "the adapter does not fit this model: `{module}` has weight shape {expected:?}, but its factors \
-         make {actual:?}; was it made for another base?"
+        "{}: the adapter does not fit this model: `{module}` has weight shape {expected:?}, but its factors \
+         make {actual:?}; {}",
+        path.display(), made_for(base.as_ref())
     )]
     Shape {
+        /// The adapter.
+        path: PathBuf,
+        /// The base that the adapter names.
+        base: Option<String>,
         /// The module.
         module: String,
         /// Shape of the weight.
@@ -67,7 +80,8 @@ pub enum MergeBase<'a> {
 
 /// Writes `out`, a Hugging Face directory with W + s·B·A in place of each adapted W, in the base's
 /// types (f32 where a GGUF file is quantised); it appears whole or not at all. A chat template of the
-/// adapter's own takes the place of the base's.
+/// adapter's own takes the place of the base's, and generation also ends at `stop_token_ids`, which ended
+/// answers in training.
 ///
 /// # Errors
 /// An adapter for another base, a file that cannot be read, a target that exists, a full disk.
@@ -75,11 +89,12 @@ pub fn merge(
     source: &ModelSource,
     base: MergeBase<'_>,
     adapter: &PeftDir,
+    stop_token_ids: &[u32],
     out: &Path,
     existing: Existing,
     mut progress: impl FnMut(usize, usize),
 ) -> Result<MergeReport, MergeError> {
-    check(source, adapter)?;
+    check_adapter(source, adapter)?;
     let infos: Vec<TensorInfo> = source
         .tensor_names()
         .filter(|name| *name != "rope_freqs.weight")
@@ -87,17 +102,8 @@ pub fn merge(
         .collect();
     let mut writer = HfDirWriter::create(out, infos.clone(), existing)?;
     let chat_template = PeftDir::chat_template(&adapter.path)?;
-    if let Some(template) = &chat_template {
-        writer.companion(PeftDir::CHAT_TEMPLATE, template.as_bytes())?;
-    }
-    for (name, bytes) in source.companion_files()? {
-        if chat_template.is_some() && name == PeftDir::CHAT_TEMPLATE {
-            continue;
-        }
-        let bytes = match name.as_str() {
-            "config.json" => without_quantization(source.config()),
-            _ => bytes,
-        };
+    let files = merged_files(source, chat_template.as_deref(), stop_token_ids)?;
+    for (name, bytes) in files {
         writer.companion(&name, &bytes)?;
     }
     let mut report = MergeReport {
@@ -120,7 +126,7 @@ pub fn merge(
         } else {
             let values = values(source, info, scheme)?;
             let values = match pair {
-                Some(pair) => merged(values, pair, adapter.config.scaling()),
+                Some(pair) => merged(values, pair, adapter.config.scaling_of(&pair.module)),
                 None => values,
             };
             report.merged += usize::from(pair.is_some());
@@ -134,15 +140,6 @@ pub fn merge(
     }
     report.bytes = writer.finish()?;
     Ok(report)
-}
-
-/// The config of a model whose weights are numbers again.
-fn without_quantization(config: &serde_json::Value) -> Vec<u8> {
-    let mut config = config.clone();
-    if let Some(fields) = config.as_object_mut() {
-        fields.remove("quantization_config");
-    }
-    format!("{config:#}\n").into_bytes()
 }
 
 fn values(
@@ -166,23 +163,44 @@ fn values(
     }
 }
 
-/// Everything that could be wrong, before anything is written.
-fn check(source: &ModelSource, adapter: &PeftDir) -> Result<(), MergeError> {
+/// Whether an adapter fits a model, by the headers of the files alone.
+///
+/// # Errors
+/// [`MergeError::NoSuchModule`] and [`MergeError::Shape`].
+pub fn check_adapter(source: &ModelSource, adapter: &PeftDir) -> Result<(), MergeError> {
     for pair in adapter.tensors.iter() {
         let module = pair.module.clone();
+        let path = adapter.path.clone();
         let Some(info) = source.tensor_info(&format!("{module}.weight")) else {
-            return Err(MergeError::NoSuchModule { module });
+            let layers = source.config().get("num_hidden_layers");
+            let layers = layers.map_or_else(|| "?".to_owned(), ToString::to_string);
+            return Err(MergeError::NoSuchModule {
+                path,
+                module,
+                layers,
+                base: adapter.config.base_model_name_or_path.clone(),
+            });
         };
         let actual = [pair.out_features, pair.in_features];
         if info.shape != actual {
             return Err(MergeError::Shape {
+                path,
                 module,
                 expected: info.shape.clone(),
                 actual,
+                base: adapter.config.base_model_name_or_path.clone(),
             });
         }
     }
     Ok(())
+}
+
+/// Which base an adapter names.
+fn made_for(base: Option<&String>) -> String {
+    match base {
+        Some(base) => format!("it was made for {base}"),
+        None => "was it made for another base?".to_owned(),
+    }
 }
 
 fn merged(values: Vec<f32>, pair: &LoraPair, scaling: f64) -> Vec<f32> {
@@ -190,7 +208,7 @@ fn merged(values: Vec<f32>, pair: &LoraPair, scaling: f64) -> Vec<f32> {
     let tensor = |values: Vec<f32>, shape: [usize; 2]| {
         Tensor::<2>::from_data(TensorData::new(values, shape), &device)
     };
-    let rank = pair.lora_a.len() / pair.in_features.max(1);
+    let rank = pair.rank();
     let base = tensor(values, [pair.out_features, pair.in_features]);
     let a = tensor(pair.lora_a.clone(), [rank, pair.in_features]);
     let b = tensor(pair.lora_b.clone(), [pair.out_features, rank]);

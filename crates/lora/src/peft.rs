@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use backdraft_formats::{
-    AdapterTensors, FormatError, LoraPair, PeftConfig, PeftDir, PeftWriteOptions,
+    AdapterTensors, FormatError, LoraPair, ModulePattern, PeftConfig, PeftDir, PeftWriteOptions,
 };
 use burn::tensor::{Device, Tensor, TensorData};
 
@@ -24,23 +24,32 @@ impl AdapterWeights {
         let tensor = |values: &[f32], shape: [usize; 2]| {
             Tensor::from_data(TensorData::new(values.to_vec(), shape), device)
         };
-        let rank = directory.config.r;
+        let peft = &directory.config;
         let factors = directory
             .tensors
             .iter()
             .map(|pair| {
+                let rank = pair.rank();
                 let a = tensor(&pair.lora_a, [rank, pair.in_features]);
                 let b = tensor(&pair.lora_b, [pair.out_features, rank]);
                 (pair.module.clone(), (a, b))
             })
             .collect();
         let config = LoraConfig {
-            rank,
-            alpha: directory.config.lora_alpha,
-            dropout: directory.config.lora_dropout,
-            use_rslora: directory.config.use_rslora,
+            rank: peft.r,
+            alpha: peft.lora_alpha,
+            dropout: peft.lora_dropout,
+            use_rslora: peft.use_rslora,
             target_modules: targets(&directory.tensors),
-            layers_to_transform: directory.config.layers_to_transform.clone(),
+            layers_to_transform: peft.layers_to_transform.clone(),
+            alpha_pattern: directory
+                .tensors
+                .iter()
+                .filter_map(|pair| {
+                    let alpha = peft.alpha_pattern.get(&pair.module)?;
+                    Some((pair.module.clone(), alpha))
+                })
+                .collect(),
         };
         Self { config, factors }
     }
@@ -67,6 +76,14 @@ impl AdapterWeights {
         config.lora_dropout = self.config.dropout;
         config.use_rslora = self.config.use_rslora;
         config.layers_to_transform = self.config.layers_to_transform.clone();
+        let ranks = self
+            .factors
+            .iter()
+            .map(|(module, (a, _))| (module, a.dims()[0]));
+        let others = ranks.filter(|(_, rank)| *rank != config.r);
+        config.rank_pattern =
+            ModulePattern::of_modules(others.map(|(module, rank)| (module.clone(), rank)));
+        config.alpha_pattern = ModulePattern::of_modules(self.config.alpha_pattern.clone());
         let values = |tensor: &Tensor<2>| -> Vec<f32> {
             tensor.clone().inner().into_data().iter::<f32>().collect()
         };

@@ -90,7 +90,7 @@ impl From<&Quantization> for QuantizationPlan {
 }
 
 impl TrainedOver {
-    /// The file's name in an adapter's directory.
+    /// The file's name in an adapter's directory, as earlier versions wrote it alone.
     pub const FILE: &str = "trained_over.json";
 
     /// The file's contents.
@@ -114,18 +114,27 @@ impl TrainedOver {
             path: path.clone(),
             source,
         })?;
-        match &note.quantization {
+        note.check(&path)?;
+        Ok(Some(note))
+    }
+
+    /// Refuses values that no quantisation has; `path` is where they were read.
+    ///
+    /// # Errors
+    /// [`FormatError::JsonField`].
+    pub fn check(&self, path: &Path) -> Result<(), FormatError> {
+        match &self.quantization {
             Some(Quantization::Nf4(four_bit) | Quantization::Fp4(four_bit))
                 if ![64, 128].contains(&four_bit.block_size) =>
             {
                 Err(FormatError::JsonField {
-                    path,
+                    path: path.to_owned(),
                     field: "quantization.block_size".to_owned(),
                     expected: "64 or 128",
                     actual: four_bit.block_size.to_string(),
                 })
             }
-            _ => Ok(Some(note)),
+            _ => Ok(()),
         }
     }
 }

@@ -94,7 +94,18 @@ impl LlamaConfig {
         let num_attention_heads = keys.size("num_attention_heads")?;
         let head_dim = match keys.optional("head_dim") {
             Some(_) => keys.size("head_dim")?,
-            None => hidden_size / num_attention_heads,
+            None if hidden_size.is_multiple_of(num_attention_heads) => {
+                hidden_size / num_attention_heads
+            }
+            None => {
+                return Err(ConfigError::Inconsistent {
+                    key: "hidden_size",
+                    actual: hidden_size,
+                    expected: format!(
+                        "a multiple of num_attention_heads = {num_attention_heads}, or head_dim beside it"
+                    ),
+                });
+            }
         };
         let max_position_embeddings = keys.size_or("max_position_embeddings", 2048)?;
         let config = Self {

@@ -25,6 +25,7 @@ pub mod rope;
 pub use config::{ConfigError, LlamaConfig};
 pub use error::LoadError;
 pub use families::llama::{BaseTensor, Llama, StoredShare};
+pub use load::check;
 pub use quantize::{QuantizeError, QuantizeReport, quantize};
 pub use rope::{RopeConfig, RopeScaling};
 pub use tokens::{IGNORE_INDEX, Targets, Tokens};

@@ -1,7 +1,6 @@
 //! Building a model from its files, one tensor at a time.
 
 use std::collections::HashSet;
-use std::path::PathBuf;
 
 use backdraft_formats::ModelSource;
 use backdraft_kernels::attention::HeadLayout;
@@ -19,6 +18,8 @@ use crate::rope::RopeScaling;
 
 /// Divisors of the rotary frequencies in GGUF files.
 const ROPE_FACTORS: &str = "rope_freqs.weight";
+const EMBEDDING: &str = "model.embed_tokens.weight";
+const HEAD: &str = "lm_head.weight";
 
 impl LlamaConfig {
     /// The shape of the model in `source`.
@@ -81,27 +82,22 @@ impl Llama {
         plan: Option<&QuantizationPlan>,
         (device, dtype): (&Device, DType),
     ) -> Result<Self, LoadError> {
-        let config = LlamaConfig::from_source(source)?;
-        let mut reader = Reader {
+        let config = check(source)?;
+        let reader = Reader {
             source,
             plan: plan.filter(|_| source.quantization().is_none()),
             place: (device, dtype),
-            path: source.config_path().to_owned(),
-            used: HashSet::new(),
         };
         let embedding = [config.vocab_size, config.hidden_size];
-        let embed_tokens = reader.weight("model.embed_tokens.weight", embedding)?;
+        let embed_tokens = reader.weight(EMBEDDING, embedding)?;
         let layers = (0..config.num_hidden_layers)
             .map(|i| reader.layer(i, &config))
             .collect::<Result<_, _>>()?;
         let norm = reader.norm("model.norm", &config)?;
-        let lm_head = if config.tie_word_embeddings {
-            reader.used.insert("lm_head.weight".to_owned());
-            None
-        } else {
-            Some(reader.weight("lm_head.weight", embedding)?)
+        let lm_head = match config.tie_word_embeddings {
+            true => None,
+            false => Some(reader.weight(HEAD, embedding)?),
         };
-        reader.refuse_leftovers()?;
         Ok(Self::from_parts(
             config,
             embed_tokens,
@@ -109,6 +105,79 @@ impl Llama {
             norm,
             lm_head,
         ))
+    }
+}
+
+/// The tensors of a projection of any layer: the shape of its weight, and whether it has a bias.
+fn projection_shape(config: &LlamaConfig, target: TargetModule) -> ([usize; 2], bool) {
+    let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+    let q = config.num_attention_heads * config.head_dim;
+    let kv = config.num_key_value_heads * config.head_dim;
+    match target {
+        TargetModule::QProj => ([q, hidden], config.attention_bias),
+        TargetModule::KProj | TargetModule::VProj => ([kv, hidden], config.attention_bias),
+        TargetModule::OProj => ([hidden, q], config.attention_bias),
+        TargetModule::GateProj | TargetModule::UpProj => ([inner, hidden], config.mlp_bias),
+        TargetModule::DownProj => ([hidden, inner], config.mlp_bias),
+    }
+}
+
+/// Every tensor that a configuration asks for, with its shape.
+fn expected_tensors(config: &LlamaConfig) -> impl Iterator<Item = (String, Vec<usize>)> {
+    let embedding = vec![config.vocab_size, config.hidden_size];
+    let layer = move |layer: usize| {
+        let norms = ["input_layernorm", "post_attention_layernorm"];
+        let norms = norms.map(|norm| {
+            let name = format!("model.layers.{layer}.{norm}.weight");
+            (name, vec![config.hidden_size])
+        });
+        let projections = TargetModule::ALL.into_iter().flat_map(move |target| {
+            let (shape, biased) = projection_shape(config, target);
+            let path = target.path(layer);
+            let bias = biased.then(|| (format!("{path}.bias"), vec![shape[0]]));
+            std::iter::once((format!("{path}.weight"), shape.to_vec())).chain(bias)
+        });
+        norms.into_iter().chain(projections)
+    };
+    let head = (!config.tie_word_embeddings).then(|| (HEAD.to_owned(), embedding.clone()));
+    std::iter::once((EMBEDDING.to_owned(), embedding))
+        .chain((0..config.num_hidden_layers).flat_map(layer))
+        .chain([("model.norm.weight".to_owned(), vec![config.hidden_size])])
+        .chain(head)
+}
+
+/// Whether the files hold the model that its configuration describes, by their headers alone: every
+/// tensor, in its shape, and none besides.
+///
+/// # Errors
+/// The first contradiction, with file and tensor.
+pub fn check(source: &ModelSource) -> Result<LlamaConfig, LoadError> {
+    let config = LlamaConfig::from_source(source)?;
+    let path = source.config_path().to_owned();
+    let mut used = HashSet::new();
+    for (tensor, expected) in expected_tensors(&config) {
+        let Some(info) = source.tensor_info(&tensor) else {
+            return Err(LoadError::MissingTensor { path, tensor });
+        };
+        if info.shape != expected {
+            return Err(LoadError::Shape {
+                path,
+                tensor,
+                expected,
+                actual: info.shape.clone(),
+            });
+        }
+        used.insert(tensor);
+    }
+    let is_copy = |name: &str| config.tie_word_embeddings && name == HEAD;
+    let derived = |name: &str| name == ROPE_FACTORS || name.ends_with("rotary_emb.inv_freq");
+    let leftover = |name: &&str| !(used.contains(*name) || is_copy(name) || derived(name));
+    match source.tensor_names().find(leftover) {
+        None => Ok(config),
+        Some(name) => Err(LoadError::UnexpectedTensor {
+            path,
+            tensor: name.to_owned(),
+        }),
     }
 }
 
@@ -158,19 +227,17 @@ struct Reader<'a> {
     source: &'a ModelSource,
     plan: Option<&'a QuantizationPlan>,
     place: (&'a Device, DType),
-    path: PathBuf,
-    used: HashSet<String>,
 }
 
 impl Reader<'_> {
-    fn layer(&mut self, index: usize, config: &LlamaConfig) -> Result<DecoderLayer, LoadError> {
+    fn layer(&self, index: usize, config: &LlamaConfig) -> Result<DecoderLayer, LoadError> {
         let prefix = format!("model.layers.{index}");
         let layout = HeadLayout::new(
             config.num_attention_heads,
             config.num_key_value_heads,
             config.head_dim,
         );
-        let mut projection = |target| self.projection(index, target, config);
+        let projection = |target| self.projection(index, target, config);
         let attention = [
             projection(TargetModule::QProj)?,
             projection(TargetModule::KProj)?,
@@ -195,21 +262,12 @@ impl Reader<'_> {
     }
 
     fn projection(
-        &mut self,
+        &self,
         layer: usize,
         target: TargetModule,
         config: &LlamaConfig,
     ) -> Result<Projection, LoadError> {
-        let (hidden, inner) = (config.hidden_size, config.intermediate_size);
-        let q = config.num_attention_heads * config.head_dim;
-        let kv = config.num_key_value_heads * config.head_dim;
-        let (shape, biased) = match target {
-            TargetModule::QProj => ([q, hidden], config.attention_bias),
-            TargetModule::KProj | TargetModule::VProj => ([kv, hidden], config.attention_bias),
-            TargetModule::OProj => ([hidden, q], config.attention_bias),
-            TargetModule::GateProj | TargetModule::UpProj => ([inner, hidden], config.mlp_bias),
-            TargetModule::DownProj => ([hidden, inner], config.mlp_bias),
-        };
+        let (shape, biased) = projection_shape(config, target);
         let path = target.path(layer);
         let scheme = self.plan.and_then(|plan| plan.scheme_for(&path));
         let weight = self.matrix(&format!("{path}.weight"), shape, scheme)?;
@@ -221,62 +279,26 @@ impl Reader<'_> {
         Ok(Projection::new(weight, bias))
     }
 
-    fn norm(&mut self, path: &str, config: &LlamaConfig) -> Result<RmsNorm, LoadError> {
+    fn norm(&self, path: &str, config: &LlamaConfig) -> Result<RmsNorm, LoadError> {
         let weight = self.read(&format!("{path}.weight"), [config.hidden_size])?;
         Ok(RmsNorm::new(weight, config.rms_norm_eps))
     }
 
-    fn weight(&mut self, name: &str, shape: [usize; 2]) -> Result<Weight, LoadError> {
+    fn weight(&self, name: &str, shape: [usize; 2]) -> Result<Weight, LoadError> {
         self.matrix(name, shape, None)
     }
 
     fn matrix(
-        &mut self,
+        &self,
         name: &str,
         shape: [usize; 2],
         scheme: Option<Scheme>,
     ) -> Result<Weight, LoadError> {
-        self.check(name, &shape)?;
         Ok(read_matrix(self.source, name, shape, scheme, self.place)?)
     }
 
-    fn read(&mut self, name: &str, shape: [usize; 1]) -> Result<Tensor<1>, LoadError> {
-        self.check(name, &shape)?;
+    fn read(&self, name: &str, shape: [usize; 1]) -> Result<Tensor<1>, LoadError> {
         Ok(read_dense(self.source, name, shape, self.place)?)
-    }
-
-    /// Whether the tensor is there and has this shape; from then on it counts as used.
-    fn check(&mut self, name: &str, shape: &[usize]) -> Result<(), LoadError> {
-        let (path, tensor) = (self.path.clone(), name.to_owned());
-        let Some(info) = self.source.tensor_info(name) else {
-            return Err(LoadError::MissingTensor { path, tensor });
-        };
-        if info.shape != shape {
-            let (expected, actual) = (shape.to_vec(), info.shape.clone());
-            return Err(LoadError::Shape {
-                path,
-                tensor,
-                expected,
-                actual,
-            });
-        }
-        self.used.insert(tensor);
-        Ok(())
-    }
-
-    fn refuse_leftovers(&self) -> Result<(), LoadError> {
-        let derived = |name: &str| name == ROPE_FACTORS || name.ends_with("rotary_emb.inv_freq");
-        match self
-            .source
-            .tensor_names()
-            .find(|name| !self.used.contains(*name) && !derived(name))
-        {
-            None => Ok(()),
-            Some(name) => Err(LoadError::UnexpectedTensor {
-                path: self.path.clone(),
-                tensor: name.to_owned(),
-            }),
-        }
     }
 }
 

@@ -8,8 +8,8 @@ use backdraft_lora::base::{MatrixError, bnb_kind, maps, read_matrix, to_bnb};
 use backdraft_quant::{QuantizationPlan, Scheme};
 use burn::tensor::{DType, Device};
 
-use crate::config::LlamaConfig;
 use crate::error::LoadError;
+use crate::load::check;
 
 /// Why a model cannot be written in codes.
 #[derive(Debug, thiserror::Error)]
@@ -59,7 +59,7 @@ pub fn quantize(
     existing: Existing,
     mut progress: impl FnMut(usize, usize),
 ) -> Result<QuantizeReport, QuantizeError> {
-    LlamaConfig::from_source(source)?;
+    check(source)?;
     if source.quantization().is_some() {
         let path = source.path().to_owned();
         return Err(QuantizeError::Quantized { path });

@@ -23,10 +23,10 @@ use std::path::{Component, Path, PathBuf};
 
 use backdraft_data::LoaderState;
 use backdraft_formats::{
-    AtomicDir, Existing, FormatError, PeftDir, PeftWriteOptions, SafetensorsFile,
-    SafetensorsWriter, fault, sync_directory, write_file,
+    AtomicDir, Existing, FormatError, PeftWriteOptions, SafetensorsFile, SafetensorsWriter, fault,
+    sync_directory, write_file,
 };
-use backdraft_lora::{AdapterWeights, TrainedOver};
+use backdraft_lora::AdapterWeights;
 use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -135,18 +135,10 @@ pub struct Checkpoint<'a> {
     pub state: &'a RunState,
     /// The resolved recipe.
     pub recipe: &'a str,
-    /// The base model.
-    pub base: &'a TrainedOver,
-    /// A chat template other than the base model's own.
-    pub chat_template: Option<&'a str>,
-}
-
-/// What lies beside the factors of an adapter.
-pub fn companions(base: &TrainedOver, chat_template: Option<&str>) -> Vec<(String, Vec<u8>)> {
-    let base = (TrainedOver::FILE.to_owned(), base.to_json());
-    let name = PeftDir::CHAT_TEMPLATE.to_owned();
-    let template = chat_template.map(|template| (name, template.as_bytes().to_vec()));
-    std::iter::once(base).chain(template).collect()
+    /// The base model's name or path.
+    pub model: &'a str,
+    /// What lies beside the adapter's factors, by name.
+    pub companions: &'a [(String, Vec<u8>)],
 }
 
 /// Why a directory is no checkpoint to go on from.
@@ -246,12 +238,12 @@ pub fn write(target: &Path, checkpoint: &Checkpoint<'_>) -> Result<(), FormatErr
     let directory = AtomicDir::create(target, Existing::Replace)?;
     let root = directory.path();
     let options = PeftWriteOptions {
-        companions: companions(checkpoint.base, checkpoint.chat_template),
+        companions: checkpoint.companions.to_vec(),
         ..PeftWriteOptions::default()
     };
     checkpoint
         .adapter
-        .write(root.join(ADAPTER), &checkpoint.base.model, &options)?;
+        .write(root.join(ADAPTER), checkpoint.model, &options)?;
     write_moments(&root.join(MOMENTS), &checkpoint.optimizer)?;
     let state = serde_json::to_vec_pretty(checkpoint.state).unwrap_or_default();
     write_file(root.join(STATE), &state, Existing::Refuse)?;

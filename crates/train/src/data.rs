@@ -209,6 +209,8 @@ pub struct RunData {
     pub eval: Option<RowSet>,
     /// Deals out the rows to learn from, from the beginning.
     pub loader: Loader,
+    /// The format of each source of rows to learn from.
+    pub formats: Vec<Format>,
     /// What was found.
     pub check: DataCheck,
 }
@@ -397,6 +399,9 @@ pub fn load(
         train,
         eval,
         loader,
+        formats: (sources.train.iter())
+            .filter_map(|found| Some(found.source.rows.as_ref()?.format))
+            .collect(),
         check,
     })
 }

@@ -36,6 +36,7 @@ pub mod schedule;
 pub mod step;
 pub mod strategy;
 pub mod tensorboard;
+pub mod trained_with;
 pub mod trainee;
 
 pub use error::TrainError;

@@ -1,11 +1,12 @@
 //! From a recipe to an adapter.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use backdraft_data::{ChatTokenizer, RowSet, SpecialTokens, count};
+use backdraft_data::{ChatTokenizer, PromptTemplate, RowSet, SpecialTokens, count};
 use backdraft_formats::{
     Existing, FormatError, ModelSource, PeftWriteOptions, remove_partials, write_file,
 };
@@ -47,8 +48,9 @@ use crate::resume::Resume;
 use crate::samples::Questions;
 use crate::strategy::{Outcome, Plan, StepStrategy, with_causes};
 use crate::tensorboard::EventWriter;
+use crate::trained_with::{Prompting, TrainedWith};
 use crate::trainee::{Settings, Trainee};
-use crate::{report_html, run_files, tensorboard};
+use crate::{report_html, run_files, tensorboard, trained_with};
 
 /// Model and rows of a run, read and checked.
 pub struct Run {
@@ -143,6 +145,7 @@ impl From<&LoraRecipe> for LoraConfig {
                 .filter_map(|target| target.name().parse().ok())
                 .collect(),
             layers_to_transform: recipe.layers_to_transform.clone(),
+            alpha_pattern: BTreeMap::new(),
         }
     }
 }
@@ -363,8 +366,8 @@ impl Run {
                 steps_per_epoch,
                 total_steps,
                 evaluates: self.data.eval.is_some(),
-                trained_over: self.trained_over(),
-                chat_template: self.chat_template().map(str::to_owned),
+                model_fingerprint: self.model_fingerprint.clone(),
+                companions: self.companions(),
                 data_fingerprint,
                 eval_fingerprint,
                 computed_by,
@@ -654,18 +657,28 @@ impl Run {
         eos.and_then(|eos| tokenizer.token_to_id(eos)).unwrap_or(0)
     }
 
-    /// The chat template, where it is not the base model's own.
-    fn chat_template(&self) -> Option<&str> {
-        self.recipe.data.chat_template.as_ref()?;
-        Some(self.data.tokenizer.template()?.source())
-    }
-
-    fn trained_over(&self) -> TrainedOver {
-        TrainedOver {
+    /// What lies beside the factors of the adapter.
+    fn companions(&self) -> Vec<(String, Vec<u8>)> {
+        let tokenizer = &self.data.tokenizer;
+        let over = TrainedOver {
             model: self.recipe.model.clone(),
             fingerprint: self.model_fingerprint.clone(),
             quantization: self.recipe.quantization_plan().as_ref().map(Into::into),
-        }
+        };
+        let stops = tokenizer.eos_token_ids();
+        let rows = (&self.data.formats[..], tokenizer.template().is_some());
+        let noted = TrainedWith::new(&self.recipe, over, rows, stops);
+        let prompt_template = (noted.prompt_template.as_deref())
+            .filter(|_| noted.prompting == Prompting::PromptTemplate)
+            .and_then(|template| PromptTemplate::parse(template).ok())
+            .map(|template| {
+                let bos = tokenizer.bos_token().filter(|_| tokenizer.add_bos());
+                template.to_chat_template(bos)
+            });
+        // The base's own lies with the base.
+        let named = self.recipe.data.chat_template.as_ref();
+        let named = named.and_then(|_| Some(tokenizer.template()?.source()));
+        trained_with::companions(&noted, prompt_template.as_deref().or(named))
     }
 
     fn trainee(
@@ -703,7 +716,7 @@ impl Run {
         };
         let options = PeftWriteOptions {
             existing: Existing::Replace,
-            companions: checkpoint::companions(&self.trained_over(), self.chat_template()),
+            companions: self.companions(),
             ..Default::default()
         };
         adapter.write(&path, &self.recipe.model, &options)?;

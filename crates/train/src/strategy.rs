@@ -11,7 +11,6 @@ use std::time::Instant;
 use backdraft_data::{LoaderState, RowSet};
 use backdraft_formats::FormatError;
 use backdraft_kernels::device;
-use backdraft_lora::TrainedOver;
 use burn::data::dataloader::Progress;
 use burn::optim::GradientsParams;
 use burn::train::InferenceStep;
@@ -58,10 +57,10 @@ pub struct Plan {
     pub total_steps: usize,
     /// Whether there is evaluation data.
     pub evaluates: bool,
-    /// The base, as it is noted beside adapters.
-    pub trained_over: TrainedOver,
-    /// A chat template other than the base model's own.
-    pub chat_template: Option<String>,
+    /// Fingerprint of the base.
+    pub model_fingerprint: String,
+    /// What lies beside the factors of adapters, by name.
+    pub companions: Vec<(String, Vec<u8>)>,
     /// Fingerprint of the training rows.
     pub data_fingerprint: String,
     /// Fingerprint of the evaluation rows.
@@ -532,7 +531,7 @@ impl Loop<'_> {
             effort: self.outcome.effort,
             records,
             loss_scale: trainee.optimizer().loss_scale(),
-            model_fingerprint: self.plan.trained_over.fingerprint.clone(),
+            model_fingerprint: self.plan.model_fingerprint.clone(),
             data_fingerprint: self.plan.data_fingerprint.clone(),
             eval_fingerprint: self.plan.eval_fingerprint.clone(),
             computed_by: self.plan.computed_by.clone(),
@@ -543,8 +542,8 @@ impl Loop<'_> {
             optimizer: trainee.optimizer().state(&trainee.model),
             state: &state,
             recipe: &self.plan.recipe_toml,
-            base: &self.plan.trained_over,
-            chat_template: self.plan.chat_template.as_deref(),
+            model: &self.plan.recipe.model,
+            companions: &self.plan.companions,
         };
         checkpoint::write(&path, &parts)?;
         Ok(path)

@@ -148,8 +148,8 @@ fn help_of_the_program() {
       merge        Merge an adapter into its base and save a Hugging Face checkpoint in the base's dtype
       quantize     Quantize a model to 4 or 8 bits, in the format of bitsandbytes, which transformers
                    loads
-      inspect      Show what a model, adapter, recipe or data file contains, and what training would
-                   take
+      inspect      Show what a model, adapter, run, recipe or data file contains, and what training
+                   would take
       init         Write a starter recipe with every key explained
       quickstart   Fine-tune a small model in a few minutes, with nothing prepared
       completions  Print a script that completes commands and flags in your shell
@@ -243,7 +243,7 @@ fn help_of_generate() {
     In a chat, /exit, an empty line or the end of input ends it; Ctrl-C stops an answer, or the program
     where no answer is being written.
 
-    Usage: backdraft generate [OPTIONS] --model <MODEL> [PROMPT]
+    Usage: backdraft generate [OPTIONS] [PROMPT]
 
     Arguments:
       [PROMPT]
@@ -251,10 +251,11 @@ fn help_of_generate() {
 
     Options:
           --model <MODEL>
-              Directory, .gguf file, or hub id (org/name)
+              Directory, .gguf file, or hub id (org/name) [default: the model that the adapter was
+              trained over]
 
           --adapter <DIR>
-              PEFT adapter to apply: its directory
+              PEFT adapter to apply: its directory, or the output directory of a run
 
           --quantization <FORMAT>
               Quantize the linear layers on load [default: as the adapter was trained, else as in the
@@ -290,6 +291,13 @@ fn help_of_generate() {
 
           --system <TEXT>
               System message
+
+          --chat-template <NAME|FILE>
+              Built-in chat template, or a .jinja file [default: as the adapter was trained, else the
+              model's own]
+
+          --prompt-template <TEMPLATE>
+              Prompt template, as in a recipe [default: as the adapter was trained]
 
           --max-new-tokens <N>
               Maximum new tokens
@@ -336,14 +344,23 @@ fn help_of_eval() {
     with the adapter. With --generate also how many generated answers match exactly, and how many start
     with the right word.
 
-    Usage: backdraft eval [OPTIONS] --model <MODEL> --data <ROWS>
+    Rows are read as the adapter's run read its own (format, fields, templates, what is trained,
+    length), unless flags say otherwise. A recipe names the model, the adapter of its run and the
+    held-out rows.
+
+    Usage: backdraft eval [OPTIONS] [RECIPE]
+
+    Arguments:
+      [RECIPE]
+              A recipe (.toml): its model, the adapter in its output_dir, its held-out rows
 
     Options:
           --model <MODEL>
-              Directory, .gguf file, or hub id (org/name)
+              Directory, .gguf file, or hub id (org/name) [default: the model that the adapter was
+              trained over]
 
           --adapter <DIR>
-              PEFT adapter to apply: its directory
+              PEFT adapter to apply: its directory, or the output directory of a run
 
           --quantization <FORMAT>
               Quantize the linear layers on load [default: as the adapter was trained, else as in the
@@ -370,9 +387,10 @@ fn help_of_eval() {
 
           --data <ROWS>
               Rows: file, folder, glob, or hub data set (org/name:split); a .txt file is cut into chunks
+              [default: the rows that the recipe holds out]
 
           --format <FORMAT>
-              Format of the rows
+              Shape of the rows [default: as in training, else detected]
 
               Possible values:
               - auto:              Detected from the first rows
@@ -382,18 +400,20 @@ fn help_of_eval() {
               - prompt_completion: {"prompt": …, "completion": …}
               - text:              {"text": …}
 
-              [default: auto]
+          --fields <OURS=YOURS,…>
+              Other names for the fields of the format, such as instruction=question,output=answer
 
           --prompt-template <TEMPLATE>
-              Template that turns alpaca rows into text, as in a recipe
+              Prompt template for alpaca rows, as in a recipe [default: as in training]
+
+          --set <SECTION.KEY=VALUE>
+              Change a value of the recipe that the rows are read by; may be given again
 
           --limit <N>
               Only the first N rows
 
           --max-seq-length <N>
-              Maximum tokens per row; longer rows are truncated
-
-              [default: 2048]
+              Maximum tokens per row; longer rows are truncated [default: as in training, else 2048]
 
           --generate
               Also generate an answer for every row and compare it with the expected one
@@ -411,8 +431,9 @@ fn help_of_eval() {
               Print results and errors as JSON, one object per line (described in docs/json.md)
 
     Examples:
-      backdraft eval --model model.gguf --adapter outputs/adapter --data test.jsonl
-      backdraft eval --model model.gguf --adapter outputs/adapter --data test.jsonl --generate
+      backdraft eval recipe.toml
+      backdraft eval --adapter outputs --data test.jsonl --generate
+      backdraft eval --adapter outputs --data test.csv --fields instruction=question,output=answer
       backdraft eval --model model.gguf --data book.txt
     "#);
 }
@@ -425,14 +446,15 @@ fn help_of_score() {
     The ids are a JSON list, or a list of lists of the same length. The output file holds `logits` [b,
     s, v] and `nll` [b, s - 1], in float32.
 
-    Usage: backdraft score [OPTIONS] --model <MODEL> --ids <FILE> --out <FILE>
+    Usage: backdraft score [OPTIONS] --ids <FILE> --out <FILE>
 
     Options:
           --model <MODEL>
-              Directory, .gguf file, or hub id (org/name)
+              Directory, .gguf file, or hub id (org/name) [default: the model that the adapter was
+              trained over]
 
           --adapter <DIR>
-              PEFT adapter to apply: its directory
+              PEFT adapter to apply: its directory, or the output directory of a run
 
           --quantization <FORMAT>
               Quantize the linear layers on load [default: as the adapter was trained, else as in the
@@ -480,21 +502,22 @@ fn help_of_score() {
 
 #[test]
 fn help_of_merge() {
-    assert_snapshot!(help("merge"), @"
+    assert_snapshot!(help("merge"), @r#"
     Merge an adapter into its base and save a Hugging Face checkpoint in the base's dtype
 
     An adapter trained over a quantized base has learned to compensate for its quantization errors,
     which the original weights do not have. --kl-data measures how far the merged model is from the
     trained one: the mean Kullback–Leibler divergence of the next token, on answers and on all tokens.
 
-    Usage: backdraft merge [OPTIONS] --model <MODEL> --adapter <DIR> --out <DIR>
+    Usage: backdraft merge [OPTIONS] --adapter <DIR> --out <DIR>
 
     Options:
           --model <MODEL>
-              Base model: directory, .gguf file, or hub id (org/name)
+              Base model: directory, .gguf file, or hub id (org/name) [default: the model that the
+              adapter was trained over]
 
           --adapter <DIR>
-              PEFT adapter directory
+              PEFT adapter directory, or the output directory of a run
 
           --out <DIR>
               Directory to write
@@ -509,7 +532,7 @@ fn help_of_merge() {
               [default: original]
 
           --quantization <FORMAT>
-              How the base was quantized in training [default: as trained_over.json of the adapter says]
+              How the base was quantized in training [default: as noted beside the adapter]
 
               Possible values:
               - none: No quantization beyond that of the files
@@ -520,6 +543,26 @@ fn help_of_merge() {
           --kl-data <ROWS>
               Rows to compare the merged model with the trained one on: file, folder, glob, or hub data
               set
+
+          --format <FORMAT>
+              Shape of the rows [default: as in training, else detected]
+
+              Possible values:
+              - auto:              Detected from the first rows
+              - messages:          Chats: {"messages": [{"role": …, "content": …}, …]}
+              - alpaca:            {"instruction": …, "input": … (optional), "output": …}
+              - sharegpt:          Chats: {"conversations": [{"from": …, "value": …}, …]}
+              - prompt_completion: {"prompt": …, "completion": …}
+              - text:              {"text": …}
+
+          --fields <OURS=YOURS,…>
+              Other names for the fields of the format, such as instruction=question,output=answer
+
+          --prompt-template <TEMPLATE>
+              Prompt template for alpaca rows, as in a recipe [default: as in training]
+
+          --set <SECTION.KEY=VALUE>
+              Change a value of the recipe that the rows are read by; may be given again
 
           --kl-limit <N>
               Only the first N of those rows
@@ -540,19 +583,20 @@ fn help_of_merge() {
       backdraft merge --model HuggingFaceTB/SmolLM2-135M-Instruct --adapter outputs/adapter --out merged
       backdraft merge --model model.gguf --adapter outputs/adapter --out merged --base dequantized
       --kl-data test.jsonl
-    ");
+    "#);
 }
 
 #[test]
 fn help_of_inspect() {
     assert_snapshot!(help("inspect"), @"
-    Show what a model, adapter, recipe or data file contains, and what training would take
+    Show what a model, adapter, run, recipe or data file contains, and what training would take
 
     Usage: backdraft inspect [OPTIONS] <WHAT>
 
     Arguments:
       <WHAT>
-              Model (directory, .gguf file, hub id), adapter directory, recipe or data file
+              Model (directory, .gguf file, hub id), adapter directory, output directory of a run,
+              recipe or data file
 
     Options:
           --model <MODEL>

@@ -1,6 +1,6 @@
 //! `eval`: how well a model predicts, or answers, a file.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use backdraft_data::pipeline::TokenizedRow;
 use backdraft_data::{ChatTokenizer, GenerationScores, Prompt, RowSet, TokenRows, load_prompts};
@@ -8,47 +8,52 @@ use backdraft_model::Llama;
 use backdraft_model::generate::GenerateConfig;
 use backdraft_train::data;
 use backdraft_train::evaluate::{Evaluation, evaluate};
-use backdraft_train::recipe::{DataFormat, Recipe};
+use backdraft_train::recipe::{EvalRecipe, Recipe};
+use backdraft_train::trained_with::{TrainedWith, adapter_in};
 use clap::Args;
 
-use crate::args::{FormatArg, ModelArgs};
+use crate::args::ModelArgs;
 use crate::commands::Context;
 use crate::error::CliError;
-use crate::output::Output;
-use crate::session::{self, Session, quote};
+use crate::rows::{RowFlags, Rows};
+use crate::session::{self, Loading, Session};
 
 /// Evaluate a model on a file, with and without an adapter
 ///
 /// Prints the mean negative log-likelihood per supervised token and the perplexity: of the base, and with the adapter.
 /// With --generate also how many generated answers match exactly, and how many start with the right word.
+///
+/// Rows are read as the adapter's run read its own (format, fields, templates, what is trained, length),
+/// unless flags say otherwise. A recipe names the model, the adapter of its run and the held-out rows.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  backdraft eval --model model.gguf --adapter outputs/adapter --data test.jsonl
-  backdraft eval --model model.gguf --adapter outputs/adapter --data test.jsonl --generate
+  backdraft eval recipe.toml
+  backdraft eval --adapter outputs --data test.jsonl --generate
+  backdraft eval --adapter outputs --data test.csv --fields instruction=question,output=answer
   backdraft eval --model model.gguf --data book.txt")]
 pub(crate) struct EvalArgs {
+    /// A recipe (.toml): its model, the adapter in its output_dir, its held-out rows
+    #[arg(value_name = "RECIPE")]
+    pub(crate) recipe: Option<PathBuf>,
+
     #[command(flatten)]
     pub(crate) model: ModelArgs,
 
-    /// Rows: file, folder, glob, or hub data set (org/name:split); a .txt file is cut into chunks
-    #[arg(long, value_name = "ROWS")]
-    pub(crate) data: String,
+    /// Rows: file, folder, glob, or hub data set (org/name:split); a .txt file is cut into chunks [default: the rows that
+    /// the recipe holds out]
+    #[arg(long, value_name = "ROWS", required_unless_present = "recipe")]
+    pub(crate) data: Option<String>,
 
-    /// Format of the rows
-    #[arg(long, value_enum, default_value = "auto")]
-    pub(crate) format: FormatArg,
-
-    /// Template that turns alpaca rows into text, as in a recipe
-    #[arg(long, value_name = "TEMPLATE")]
-    pub(crate) prompt_template: Option<String>,
+    #[command(flatten)]
+    pub(crate) rows: RowFlags,
 
     /// Only the first N rows
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) limit: Option<u64>,
 
-    /// Maximum tokens per row; longer rows are truncated
-    #[arg(long, value_name = "N", default_value_t = 2048, value_parser = clap::value_parser!(u64).range(2..))]
-    pub(crate) max_seq_length: u64,
+    /// Maximum tokens per row; longer rows are truncated [default: as in training, else 2048]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(2..))]
+    pub(crate) max_seq_length: Option<u64>,
 
     /// Also generate an answer for every row and compare it with the expected one
     #[arg(long)]
@@ -67,15 +72,12 @@ pub(crate) fn run(args: &EvalArgs, context: Context) -> Result<(), CliError> {
                 .hint("give a JSONL file, or leave --generate out"),
         );
     }
-    let session = Session::open(&args.model, context)?;
-    let rows = rows(args, &session, output)?;
-    let answers = if args.generate {
-        Some(prompts(args, &session, output)?)
-    } else {
-        None
-    };
+    let plan = Plan::of(args, context)?;
+    let kept = plan.recipe.as_ref().and_then(Recipe::quantization_plan);
+    let mut session = Session::open_as(&plan.model, kept, plan.context)?;
+    let (rows, answers) = plan.read(args, &mut session)?;
     let mut results = Vec::new();
-    let adapted = args.model.adapter.is_some();
+    let adapted = session.adapter.is_some();
     let base = session.model.clone().without_adapter();
     let with = adapted.then(|| ("with adapter", session.model.clone()));
     for (name, model) in std::iter::once(("base", base)).chain(with) {
@@ -206,50 +208,171 @@ pub(crate) fn answer(
 const ROWS_AT_A_TIME: usize = 8;
 const ANSWERS_AT_A_TIME: usize = 40;
 
-fn rows(args: &EvalArgs, session: &Session, output: Output) -> Result<RowSet, CliError> {
-    let limit = args.limit.map_or(usize::MAX, |limit| limit as usize);
-    if is_text(args) {
-        return text(args, session, limit);
+/// The model and adapter to measure, and on what.
+struct Plan {
+    model: ModelArgs,
+    recipe: Option<Recipe>,
+    context: Context,
+}
+
+impl Plan {
+    fn of(args: &EvalArgs, context: Context) -> Result<Self, CliError> {
+        let mut model = args.model.clone();
+        let Some(path) = &args.recipe else {
+            return Ok(Self {
+                model,
+                recipe: None,
+                context,
+            });
+        };
+        let mut overrides = args.rows.overrides();
+        overrides.extend(args.max_seq_length.map(|n| format!("max_seq_length={n}")));
+        let recipe = Recipe::load(path, &overrides)?;
+        let mut global = context.global;
+        global.device = global.device.or(Some(recipe.device.0));
+        let output_dir = &recipe.output_dir;
+        let trained = adapter_in(output_dir);
+        match &model.adapter {
+            None if trained.join("adapter_config.json").is_file() => model.adapter = Some(trained),
+            None => context.output.progress(format!(
+                "there is no adapter in {} yet: the base alone is measured",
+                output_dir.display()
+            )),
+            Some(_) => {}
+        }
+        model.model = model.model.or_else(|| Some(recipe.model.clone()));
+        model.dtype = model.dtype.or(Some(recipe.dtype.into()));
+        Ok(Self {
+            model,
+            recipe: Some(recipe),
+            context: Context { global, ..context },
+        })
     }
-    let (rows, _) = session::load_rows(&recipe(args)?, &session.tokenizer, output)?;
-    let count = rows.len().min(limit);
-    Ok(rows.choose(0..count))
+
+    /// The rows as tokens, and as questions where they are to be answered.
+    fn read(
+        &self,
+        args: &EvalArgs,
+        session: &mut Session,
+    ) -> Result<(RowSet, Option<Vec<Prompt>>), CliError> {
+        let output = self.context.output;
+        let limit = args.limit.map_or(usize::MAX, |limit| limit as usize);
+        let first = |rows: RowSet| {
+            let count = rows.len().min(limit);
+            rows.choose(0..count)
+        };
+        let rows = match (&args.data, &self.recipe) {
+            (Some(path), _) if is_text(args) => {
+                return Ok((text(path, args, session, limit)?, None));
+            }
+            (Some(path), recipe) => self.named(path, recipe.as_ref(), args, session)?,
+            (None, Some(recipe)) => match &recipe.data.eval {
+                Some(EvalRecipe::Sources(_)) => Rows::held_out(recipe, output)?,
+                Some(EvalRecipe::Fraction(_)) => {
+                    let share = self.share(recipe, args, session)?;
+                    return Ok((first(share), None));
+                }
+                None => None,
+            },
+            (None, None) => None,
+        };
+        let Some(rows) = rows else {
+            return Err(CliError::usage("the recipe holds out no rows (data.eval)")
+                .hint("name rows with --data"));
+        };
+        let named = [Some(&rows.recipe), self.recipe.as_ref()]
+            .into_iter()
+            .flatten();
+        if let Some(recipe) = named
+            .into_iter()
+            .find(|recipe| recipe.data.chat_template.is_some())
+        {
+            session.tokenizer = data::tokenizer_of(&recipe.data, &session.source)?;
+        }
+        output.progress(format!("rows: {}", rows.in_words()));
+        let (set, _) = rows.load(&session.tokenizer, output)?;
+        let answers = match args.generate {
+            true => Some(prompts(&rows, &session.tokenizer, limit)?),
+            false => None,
+        };
+        Ok((first(set), answers))
+    }
+
+    /// Rows of `--data`, read as the recipe or the adapter's run says.
+    fn named(
+        &self,
+        path: &str,
+        recipe: Option<&Recipe>,
+        args: &EvalArgs,
+        session: &Session,
+    ) -> Result<Option<Rows>, CliError> {
+        let model = session.source.path().display().to_string();
+        let noted = match recipe {
+            Some(recipe) => Some(TrainedWith::of_recipe(recipe)),
+            None => session
+                .adapter
+                .as_ref()
+                .and_then(|adapter| adapter.with.clone()),
+        };
+        let length = args.max_seq_length.map(|n| format!("max_seq_length={n}"));
+        let length = length.or_else(|| noted.is_none().then(|| "max_seq_length=2048".to_owned()));
+        let (flags, noted) = (&args.rows, noted.as_ref());
+        let others = length.into_iter().collect();
+        Rows::named(path, &model, flags, noted, others, self.context.output).map(Some)
+    }
+
+    /// The share of its training rows that a recipe holds out: the very rows that its run does.
+    fn share(
+        &self,
+        recipe: &Recipe,
+        args: &EvalArgs,
+        session: &mut Session,
+    ) -> Result<RowSet, CliError> {
+        if args.generate {
+            return Err(CliError::usage(
+                "--generate needs rows of their own, and the recipe holds out a share of its training rows",
+            )
+            .hint("name a file of questions and answers with --data"));
+        }
+        let output = self.context.output;
+        let sources = session::find_data(&recipe.data, output)?;
+        let tokenizer = data::tokenizer_of(&recipe.data, &session.source)?;
+        let mut shown = Loading::new(output);
+        let mut progress = |progress| shown.show(progress);
+        let read = data::load(recipe, &sources, tokenizer, &mut progress)?;
+        output.progress("rows: the share of its rows that the recipe holds out");
+        session.tokenizer = read.tokenizer;
+        Ok(read.eval.unwrap_or_default())
+    }
 }
 
 fn is_text(args: &EvalArgs) -> bool {
-    let extension = Path::new(&args.data).extension();
+    let extension = args
+        .data
+        .as_deref()
+        .and_then(|data| Path::new(data).extension());
     extension.is_some_and(|extension| extension == "txt")
 }
 
-fn prompts(args: &EvalArgs, session: &Session, output: Output) -> Result<Vec<Prompt>, CliError> {
-    let limit = args.limit.map_or(usize::MAX, |limit| limit as usize);
-    let recipe = recipe(args)?;
-    let options = data::tokenize_options(&recipe)?;
+fn prompts(rows: &Rows, tokenizer: &ChatTokenizer, limit: usize) -> Result<Vec<Prompt>, CliError> {
+    let options = rows.options()?;
     let mut prompts = Vec::new();
-    for source in data::plain(&session::find_data(&recipe.data, output)?.train) {
+    for source in rows.sources() {
         let left = limit - prompts.len();
-        prompts.extend(load_prompts(&source, &options, &session.tokenizer, left)?);
+        prompts.extend(load_prompts(&source, &options, tokenizer, left)?);
     }
     Ok(prompts)
 }
 
-/// What the flags say, as a recipe says it.
-fn recipe(args: &EvalArgs) -> Result<Recipe, CliError> {
-    let format = DataFormat::from(args.format).name();
-    let template = args.prompt_template.as_deref();
-    let template = template.map(|template| ("data.prompt_template", quote(template)));
-    let others = [
-        ("data.format", quote(format)),
-        ("max_seq_length", args.max_seq_length.to_string()),
-    ];
-    let others = others.into_iter().chain(template);
-    session::recipe_for(&args.data, &args.model.model, others)
-}
-
 /// A text file in pieces of the longest length.
-fn text(args: &EvalArgs, session: &Session, limit: usize) -> Result<RowSet, CliError> {
-    let path = &args.data;
-    let text = std::fs::read_to_string(&args.data)
+fn text(path: &str, args: &EvalArgs, session: &Session, limit: usize) -> Result<RowSet, CliError> {
+    let noted = session
+        .adapter
+        .as_ref()
+        .and_then(|adapter| adapter.with.as_ref());
+    let noted = noted.map_or(2048, |noted| noted.rows.max_seq_length);
+    let length = args.max_seq_length.map_or(noted, |n| n as usize);
+    let text = std::fs::read_to_string(path)
         .map_err(|error| CliError::user(format!("cannot read {path}")).because(error))?;
     let ids = session
         .tokenizer
@@ -257,9 +380,7 @@ fn text(args: &EvalArgs, session: &Session, limit: usize) -> Result<RowSet, CliE
         .map_err(CliError::boxed)?
         .ids;
     session.tokenizer.check_ids(&ids)?;
-    let pieces = ids
-        .chunks(args.max_seq_length as usize)
-        .filter(|piece| piece.len() > 1);
+    let pieces = ids.chunks(length).filter(|piece| piece.len() > 1);
     let rows: Vec<TokenizedRow> = pieces
         .take(limit)
         .map(|piece| TokenizedRow {

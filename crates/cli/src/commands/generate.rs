@@ -9,7 +9,7 @@ use backdraft_data::{Conversation, Message, Role};
 use backdraft_model::generate::{GenerateConfig, SamplingConfig};
 use clap::Args;
 
-use crate::args::{ModelArgs, SamplingArgs};
+use crate::args::{ModelArgs, SamplingArgs, TemplateArgs};
 use crate::commands::{Context, chat};
 use crate::error::CliError;
 use crate::output::Output;
@@ -50,18 +50,21 @@ pub(crate) struct GenerateArgs {
     pub(crate) system: Option<String>,
 
     #[command(flatten)]
+    pub(crate) template: TemplateArgs,
+
+    #[command(flatten)]
     pub(crate) sampling: SamplingArgs,
 }
 
 pub(crate) fn run(args: &GenerateArgs, context: Context) -> Result<(), CliError> {
     let prompt = prompt(args)?;
-    let session = Session::open(&args.model, context)?;
+    let session = Session::open(&args.model, context)?.with_template(&args.template)?;
     let config = config(&args.sampling, &session);
     if args.chat {
         return chat::chat(&session, system(args), prompt, &config, context.output);
     }
     let prompt = prompt.as_deref().unwrap_or_default();
-    let ids = if args.raw {
+    let ids = if args.raw || session.plain_prompts && args.system.is_none() {
         let ids = session
             .tokenizer
             .encode_text(prompt)

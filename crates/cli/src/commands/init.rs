@@ -10,7 +10,7 @@ use clap::Args;
 use crate::args::FormatArg;
 use crate::commands::Context;
 use crate::error::CliError;
-use crate::shell;
+use crate::shell::{CommandLine, quote};
 
 /// Write a starter recipe with every key explained
 #[derive(Debug, Args)]
@@ -97,7 +97,10 @@ pub(crate) fn run(args: &InitArgs, context: Context) -> Result<(), CliError> {
     let directory = directory(&args.recipe);
     Recipe::from_toml(&text, directory, &[])?;
     if !directory.as_os_str().is_empty() && !directory.is_dir() {
-        let make = format!("make it first: mkdir -p {}", shell::path(directory));
+        let make = format!(
+            "make it first: mkdir -p {}",
+            quote(&directory.to_string_lossy())
+        );
         let missing = format!("there is no directory {}", directory.display());
         return Err(CliError::user(missing).hint(make));
     }
@@ -107,13 +110,13 @@ pub(crate) fn run(args: &InitArgs, context: Context) -> Result<(), CliError> {
         Existing::Refuse
     };
     write_file(&args.recipe, text.as_bytes(), existing)?;
-    let path = shell::path(&args.recipe);
     context
         .output
         .record("recipe", &serde_json::json!({ "recipe": args.recipe }))?;
+    let look = CommandLine::new("data preview").path(&args.recipe);
+    let train = CommandLine::new("train").path(&args.recipe);
     context.output.line(format!(
-        "Wrote {}. Next:\n  backdraft data preview {path}   # see the rows as the model will\n  \
-             backdraft train {path}",
+        "Wrote {}. Next:\n  {look}   # see the rows as the model will\n  {train}",
         args.recipe.display()
     ))
 }

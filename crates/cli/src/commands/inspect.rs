@@ -1,13 +1,17 @@
 //! `inspect`: what a file or directory contains, and what training it would cost.
 
+mod adapter;
+mod run;
+mod shown;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use backdraft_data::source::{DataFile, RowReader};
-use backdraft_formats::{ModelSource, PeftDir};
+use backdraft_formats::ModelSource;
 use backdraft_lora::LoraConfig;
 use backdraft_lora::base::scheme;
-use backdraft_model::LlamaConfig;
+use backdraft_model::{LlamaConfig, RopeScaling};
 use backdraft_quant::QuantizationPlan;
 use backdraft_train::activation::cost::{CostModel, Roofline};
 use backdraft_train::activation::tensors::MemoryModel;
@@ -23,15 +27,16 @@ use crate::args::QuantizationArg;
 use crate::commands::Context;
 use crate::error::CliError;
 use crate::session;
+use shown::Shown;
 
-/// Show what a model, adapter, recipe or data file contains, and what training would take
+/// Show what a model, adapter, run, recipe or data file contains, and what training would take
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   backdraft inspect model.gguf
   backdraft inspect outputs/adapter
   backdraft inspect train.jsonl --model model.gguf")]
 pub(crate) struct InspectArgs {
-    /// Model (directory, .gguf file, hub id), adapter directory, recipe or data file
+    /// Model (directory, .gguf file, hub id), adapter directory, output directory of a run, recipe or data file
     #[arg(value_name = "WHAT")]
     pub(crate) what: String,
 
@@ -59,7 +64,9 @@ pub(crate) struct InspectArgs {
 pub(crate) fn run(args: &InspectArgs, context: Context) -> Result<(), CliError> {
     let path = Path::new(&args.what);
     let found = if path.join("adapter_config.json").is_file() {
-        adapter(path)?
+        adapter::adapter(path)?
+    } else if let Some(found) = run::run(path)? {
+        found
     } else if has_extension(path, &["toml"]) {
         recipe(path)?
     } else if DataFile::by_name(path).is_some() {
@@ -67,9 +74,9 @@ pub(crate) fn run(args: &InspectArgs, context: Context) -> Result<(), CliError> 
     } else {
         model(args, context)?
     };
-    context.output.record("inspected", &found)?;
-    for (key, value) in found.as_object().into_iter().flatten() {
-        context.output.line(line(key, value))?;
+    context.output.record("inspected", &found.to_json())?;
+    for line in found.lines() {
+        context.output.line(line)?;
     }
     Ok(())
 }
@@ -80,17 +87,9 @@ fn has_extension(path: &Path, extensions: &[&str]) -> bool {
         .is_some_and(|e| extensions.contains(&e))
 }
 
-fn line(key: &str, value: &Value) -> String {
-    let value = match value {
-        Value::String(text) => text.clone(),
-        other => other.to_string(),
-    };
-    format!("{:<26} {value}", key.replace('_', " "))
-}
-
-fn model(args: &InspectArgs, context: Context) -> Result<Value, CliError> {
-    let source = ModelSource::open(session::find_model(&args.what, context.output)?)?;
-    let config = LlamaConfig::from_source(&source)?;
+fn model(args: &InspectArgs, context: Context) -> Result<Shown, CliError> {
+    let source = session::open_model(&args.what, context.output)?;
+    let config = backdraft_model::check(&source)?;
     let base = base(
         &source,
         args.quantization.and_then(QuantizationArg::plan).as_ref(),
@@ -117,32 +116,76 @@ fn model(args: &InspectArgs, context: Context) -> Result<Value, CliError> {
     let all = ActivationPlan::keep_all(step.layers.len());
     let cost = CostModel::Roofline(Roofline::CPU);
     let memory = Memory::of(&step.predict(&all, setup.pass(), &cost), adapter);
-    Ok(json!({
-        "kind": if matches!(source, ModelSource::Gguf(_)) { "GGUF model" } else { "Hugging Face model" },
-        "path": source.path(),
-        "parameters": base.params,
-        "tensors": base.types,
-        "layers": config.num_hidden_layers,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "heads": format!("{} query, {} key-value, of {}", config.num_attention_heads, config.num_key_value_heads, config.head_dim),
-        "vocab_size": config.vocab_size,
-        "tied_head": config.tie_word_embeddings,
-        "rope": format!("{:?}", config.rope.scaling),
-        "max_position_embeddings": config.max_position_embeddings,
-        "chat_template": tokenizer.is_some_and(|t| t.chat_template.is_some()),
-        "eos_token_ids": source.eos_token_ids()?,
-        "adapter_parameters": adapter,
-        "adapter_rank": args.rank,
-        "quantized_as": base.quantized_as,
-        "quantized_bits_per_weight": base.bits.map(|bits| format!("{bits:.3}")),
-        "memory_base": gib(memory.base),
-        "memory_adapter": gib(memory.adapters),
-        "memory_optimizer": gib(memory.optimizer),
-        "memory_activations": gib(memory.activations),
-        "memory_total": gib(memory.total()),
-        "memory_is_for": format!("f32, {} rows of {} tokens, AdamW in f32, nothing recomputed", args.micro_batch_size, args.max_seq_length),
-    }))
+    let kind = match source {
+        ModelSource::Gguf(_) => "GGUF model",
+        _ => "Hugging Face model",
+    };
+    let heads = format!(
+        "{} query, {} key-value, of {}",
+        config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    );
+    let context_is = format!(
+        "f32, {} rows of {} tokens, AdamW in f32, nothing recomputed",
+        args.micro_batch_size, args.max_seq_length
+    );
+    let (rope, rope_words) = rope(&config);
+    let types = base
+        .types
+        .iter()
+        .map(|(name, count)| format!("{count} {name}"));
+    let types = types.collect::<Vec<_>>().join(", ");
+    Ok(Shown::default()
+        .fact("kind", kind)
+        .fact("path", source.path().display().to_string())
+        .count("parameters", base.params)
+        .told("tensors", json!(base.types), types)
+        .fact("layers", config.num_hidden_layers)
+        .fact("hidden_size", config.hidden_size)
+        .fact("intermediate_size", config.intermediate_size)
+        .told("heads", config.num_attention_heads, heads)
+        .told(
+            "key_value_heads",
+            config.num_key_value_heads,
+            config.num_key_value_heads.to_string(),
+        )
+        .told("head_dim", config.head_dim, config.head_dim.to_string())
+        .fact("vocab_size", config.vocab_size)
+        .fact("tied_head", config.tie_word_embeddings)
+        .told("rope", rope, rope_words)
+        .fact("max_position_embeddings", config.max_position_embeddings)
+        .fact(
+            "chat_template",
+            tokenizer.is_some_and(|t| t.chat_template.is_some()),
+        )
+        .fact("eos_token_ids", source.eos_token_ids()?)
+        .count("adapter_parameters", adapter)
+        .fact("adapter_rank", args.rank)
+        .fact("quantized_as", base.quantized_as)
+        .fact(
+            "quantized_bits_per_weight",
+            base.bits.map(|bits| (bits * 1e3).round() / 1e3),
+        )
+        .bytes("memory_base", memory.base)
+        .bytes("memory_adapter", memory.adapters)
+        .bytes("memory_optimizer", memory.optimizer)
+        .bytes("memory_activations", memory.activations)
+        .bytes("memory_total", memory.total())
+        .fact("memory_is_for", context_is))
+}
+
+/// The rotary embedding as `rope_parameters` has it, and in words.
+fn rope(config: &LlamaConfig) -> (Value, String) {
+    let theta = config.rope.theta;
+    let (kind, factor) = match &config.rope.scaling {
+        RopeScaling::Default => ("default", None),
+        RopeScaling::Linear { factor } => ("linear", Some(*factor)),
+        RopeScaling::Llama3 { factor, .. } => ("llama3", Some(*factor)),
+        RopeScaling::Yarn { factor, .. } => ("yarn", Some(*factor)),
+        RopeScaling::Factors(_) => ("factors of its own", None),
+    };
+    let scaled = factor.map_or_else(String::new, |factor| format!(", factor {factor}"));
+    let value = json!({"rope_type": kind, "rope_theta": theta, "factor": factor});
+    (value, format!("{kind}, theta {theta}{scaled}"))
 }
 
 /// What a base model holds, and what it takes once it is loaded.
@@ -201,54 +244,28 @@ fn adapter_params(config: &LlamaConfig, rank: usize) -> usize {
     layer * config.num_hidden_layers
 }
 
-fn gib(bytes: usize) -> String {
-    format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30))
-}
-
-fn adapter(path: &Path) -> Result<Value, CliError> {
-    let adapter = PeftDir::read(path)?;
-    let values: usize = adapter
-        .tensors
-        .iter()
-        .map(|p| p.lora_a.len() + p.lora_b.len())
-        .sum();
-    let norm = |values: &[f32]| values.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>();
-    let b: f64 = adapter.tensors.iter().map(|pair| norm(&pair.lora_b)).sum();
-    Ok(json!({
-        "kind": "PEFT LoRA adapter",
-        "path": path,
-        "base_model": adapter.config.base_model_name_or_path,
-        "rank": adapter.config.r,
-        "alpha": adapter.config.lora_alpha,
-        "scaling": adapter.config.scaling(),
-        "use_rslora": adapter.config.use_rslora,
-        "adapted_modules": adapter.tensors.len(),
-        "parameters": values,
-        "norm_of_b": b.sqrt(),
-    }))
-}
-
-fn recipe(path: &Path) -> Result<Value, CliError> {
+fn recipe(path: &Path) -> Result<Shown, CliError> {
     let recipe = Recipe::load(path, &[])?;
-    let mut found = json!({ "kind": "recipe", "path": path });
     let resolved = serde_json::to_value(&recipe).map_err(CliError::internal)?;
-    if let (Value::Object(found), Value::Object(resolved)) = (&mut found, resolved) {
-        found.extend(resolved);
-    }
-    Ok(found)
+    Ok(Shown::default()
+        .fact("kind", "recipe")
+        .fact("path", path.display().to_string())
+        .all(resolved))
 }
 
-fn data(path: &Path, args: &InspectArgs, context: Context) -> Result<Value, CliError> {
+fn data(path: &Path, args: &InspectArgs, context: Context) -> Result<Shown, CliError> {
     // Any name passes as a model where none is looked at.
     let model = args.model.as_deref().unwrap_or("none/named");
     let length = [("max_seq_length", args.max_seq_length.to_string())];
     let recipe = session::recipe_for(&args.what, model, length)?;
     let found = session::find_data(&recipe.data, context.output)?;
-    let mut shown = json!({
-        "kind": "data",
-        "path": path,
-        "format": found.train.first().map(|found| found.format.clone()),
-    });
+    let shown = Shown::default()
+        .fact("kind", "data")
+        .fact("path", path.display().to_string())
+        .fact(
+            "format",
+            found.train.first().map(|found| found.format.clone()),
+        );
     let Some(name) = &args.model else {
         let mut rows = 0usize;
         let options = tokenize_options(&recipe)?;
@@ -258,20 +275,20 @@ fn data(path: &Path, args: &InspectArgs, context: Context) -> Result<Value, CliE
                 rows += 1;
             }
         }
-        shown["rows"] = rows.into();
-        shown["tokens"] = "name a tokenizer with --model to count them".into();
-        return Ok(shown);
+        return Ok(shown.fact("rows", rows).told(
+            "tokens",
+            Value::Null,
+            "name a tokenizer with --model to count them".to_owned(),
+        ));
     };
-    let source = ModelSource::open(session::find_model(name, context.output)?)?;
+    let source = session::open_model(name, context.output)?;
     let tokenizer = backdraft_train::run::tokenizer(&source)?;
     let (rows, outcome) = session::load_rows(&recipe, &tokenizer, context.output)?;
     let mut lengths = rows.lengths();
     lengths.sort_unstable();
-    let at = |share: f64| lengths[((lengths.len() - 1) as f64 * share) as usize];
+    let last = lengths.len().saturating_sub(1) as f64;
+    let at = |share: f64| lengths.get((last * share) as usize);
+    let tokens = json!({ "median": at(0.5), "p90": at(0.9), "max": at(1.0) });
     let report = serde_json::to_value(&outcome.report).map_err(CliError::internal)?;
-    if let (Value::Object(shown), Value::Object(report)) = (&mut shown, report) {
-        shown.extend(report);
-    }
-    shown["tokens_per_row"] = json!({ "median": at(0.5), "p90": at(0.9), "max": at(1.0) });
-    Ok(shown)
+    Ok(shown.all(report).fact("tokens_per_row", tokens))
 }

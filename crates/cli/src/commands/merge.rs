@@ -2,19 +2,22 @@
 
 use std::path::PathBuf;
 
-use backdraft_data::RowSet;
+use backdraft_data::{ChatTokenizer, RowSet};
 use backdraft_formats::{Existing, ModelSource, PeftDir};
-use backdraft_lora::{AdapterWeights, MergeBase, TrainedOver};
+use backdraft_lora::{AdapterWeights, MergeBase};
 use backdraft_model::Llama;
 use backdraft_quant::QuantizationPlan;
+use backdraft_train::data;
 use backdraft_train::evaluate::{self, Divergence};
 use clap::{Args, ValueEnum};
 
 use crate::args::QuantizationArg;
 use crate::commands::Context;
 use crate::error::CliError;
+use crate::noted::{self, NotedAdapter};
 use crate::plain::count;
-use crate::session;
+use crate::rows::{RowFlags, Rows};
+use crate::session::Chosen;
 
 /// Merge an adapter into its base and save a Hugging Face checkpoint in the base's dtype
 ///
@@ -26,11 +29,11 @@ use crate::session;
   backdraft merge --model HuggingFaceTB/SmolLM2-135M-Instruct --adapter outputs/adapter --out merged
   backdraft merge --model model.gguf --adapter outputs/adapter --out merged --base dequantized --kl-data test.jsonl")]
 pub(crate) struct MergeArgs {
-    /// Base model: directory, .gguf file, or hub id (org/name)
+    /// Base model: directory, .gguf file, or hub id (org/name) [default: the model that the adapter was trained over]
     #[arg(long, value_name = "MODEL")]
-    pub(crate) model: String,
+    pub(crate) model: Option<String>,
 
-    /// PEFT adapter directory
+    /// PEFT adapter directory, or the output directory of a run
     #[arg(long, value_name = "DIR")]
     pub(crate) adapter: PathBuf,
 
@@ -42,13 +45,16 @@ pub(crate) struct MergeArgs {
     #[arg(long, value_enum, default_value = "original")]
     pub(crate) base: Base,
 
-    /// How the base was quantized in training [default: as trained_over.json of the adapter says]
+    /// How the base was quantized in training [default: as noted beside the adapter]
     #[arg(long, value_enum, value_name = "FORMAT")]
     pub(crate) quantization: Option<QuantizationArg>,
 
     /// Rows to compare the merged model with the trained one on: file, folder, glob, or hub data set
     #[arg(long, value_name = "ROWS")]
     pub(crate) kl_data: Option<String>,
+
+    #[command(flatten)]
+    pub(crate) rows: RowFlags,
 
     /// Only the first N of those rows
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..))]
@@ -70,28 +76,45 @@ pub(crate) enum Base {
 
 pub(crate) fn run(args: &MergeArgs, context: Context) -> Result<(), CliError> {
     let output = context.output;
-    let source = ModelSource::open(session::find_model(&args.model, output)?)?;
-    let adapter = session::read_adapter(&args.adapter)?;
-    let note = session::trained_over(Some(&args.adapter), &source, output)?;
-    let plan = session::plan(args.quantization, note.as_ref());
-    let base = base(args.base, &source, plan.as_ref(), note.as_ref())?;
-    let rows = rows(args, &source, context)?;
+    let chosen = Chosen::of(args.model.as_deref(), Some(&args.adapter), output)?;
+    // A model that cannot be loaded should not be written either.
+    backdraft_model::check(&chosen.source)?;
+    let (Some(noted), Some(adapter)) = (&chosen.adapter, &chosen.factors) else {
+        return Err(CliError::usage("there is no adapter"));
+    };
+    let source = &chosen.source;
+    let plan = noted::plan(args.quantization, Some(noted));
+    let base = base(args.base, source, plan.as_ref(), noted)?;
+    // A model without a tokenizer has no ends of answers either.
+    let tokenizer = chosen.tokenizer().ok();
+    let stop_token_ids = tokenizer
+        .as_ref()
+        .map_or(&[][..], ChatTokenizer::eos_token_ids);
+    let rows = rows(args, &chosen, context)?;
     let existing = if args.force {
         Existing::Replace
     } else {
         Existing::Refuse
     };
-    let report =
-        backdraft_lora::merge(&source, base, &adapter, &args.out, existing, |done, all| {
-            if done % 100 == 0 {
-                output.progress(format!("{done} of {all} tensors"));
-            }
-        })?;
+    let progress = |done, all| {
+        if done % 100 == 0 {
+            output.progress(format!("{done} of {all} tensors"));
+        }
+    };
+    let report = backdraft_lora::merge(
+        source,
+        base,
+        adapter,
+        stop_token_ids,
+        &args.out,
+        existing,
+        progress,
+    )?;
     let kl = match &rows {
         None => None,
         Some(rows) => {
             output.progress("comparing the merged model with the trained one");
-            Some(divergence(args, &source, plan.as_ref(), &adapter, rows)?)
+            Some(divergence(args, source, plan.as_ref(), adapter, rows)?)
         }
     };
     output.record("merged", &serde_json::json!({
@@ -107,6 +130,17 @@ pub(crate) fn run(args: &MergeArgs, context: Context) -> Result<(), CliError> {
         report.merged,
         report.bytes as f64 / 1e6
     ))?;
+    let weight = source
+        .tensor_names()
+        .find(|name| name.ends_with("_proj.weight"));
+    if let Some(info) = (weight.filter(|_| source.quantization().is_some()))
+        .and_then(|name| source.tensor_info(name))
+    {
+        output.line(format!(
+            "The base is stored in codes; its merged weights are written as {} numbers",
+            info.dtype
+        ))?;
+    }
     match (kl, &plan) {
         (Some(kl), _) => output.line(format!(
             "Mean KL divergence from the trained model: {:.2e} nats over {} supervised tokens, {:.2e} over all {}",
@@ -124,7 +158,7 @@ fn base<'a>(
     base: Base,
     source: &ModelSource,
     plan: Option<&'a QuantizationPlan>,
-    note: Option<&TrainedOver>,
+    noted: &NotedAdapter,
 ) -> Result<MergeBase<'a>, CliError> {
     match (base, plan) {
         (Base::Original, _) => Ok(MergeBase::Original),
@@ -132,9 +166,9 @@ fn base<'a>(
         (Base::Dequantized, _) if source.quantization().is_some() => Ok(MergeBase::Original),
         (Base::Dequantized, Some(plan)) => Ok(MergeBase::Dequantized(plan)),
         (Base::Dequantized, None) => {
-            let known = match note {
-                Some(_) => "the adapter was trained over an unquantised base",
-                None => "nothing beside the adapter says how its base was quantised",
+            let known = match noted.knows_base() {
+                true => "the adapter was trained over an unquantised base",
+                false => "nothing beside the adapter says how its base was quantised",
             };
             Err(CliError::user(known)
                 .hint("name the format with --quantization, or use --base original"))
@@ -142,17 +176,26 @@ fn base<'a>(
     }
 }
 
-fn rows(
-    args: &MergeArgs,
-    source: &ModelSource,
-    context: Context,
-) -> Result<Option<RowSet>, CliError> {
+fn rows(args: &MergeArgs, chosen: &Chosen, context: Context) -> Result<Option<RowSet>, CliError> {
     let Some(path) = &args.kl_data else {
         return Ok(None);
     };
-    let tokenizer = session::tokenizer(source, Some(&args.adapter))?;
-    let recipe = session::recipe_for(path, &args.model, [("max_seq_length", "2048".to_owned())])?;
-    let (rows, _) = session::load_rows(&recipe, &tokenizer, context.output)?;
+    let noted = chosen
+        .adapter
+        .as_ref()
+        .and_then(|adapter| adapter.with.as_ref());
+    let model = chosen.source.path().display().to_string();
+    let length = noted.is_none().then(|| "max_seq_length=2048".to_owned());
+    let others = length.into_iter().collect();
+    let rows = Rows::named(path, &model, &args.rows, noted, others, context.output)?;
+    let tokenizer = match rows.recipe.data.chat_template {
+        Some(_) => data::tokenizer_of(&rows.recipe.data, &chosen.source)?,
+        None => chosen.tokenizer()?,
+    };
+    context
+        .output
+        .progress(format!("rows: {}", rows.in_words()));
+    let (rows, _) = rows.load(&tokenizer, context.output)?;
     let count = rows.len().min(args.kl_limit as usize);
     Ok(Some(rows.choose(0..count)))
 }

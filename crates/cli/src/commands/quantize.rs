@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use backdraft_formats::{Existing, ModelSource};
+use backdraft_formats::Existing;
 use backdraft_quant::{FourBitFormat, QuantizationPlan, Scheme};
 use clap::{Args, ValueEnum};
 
@@ -61,7 +61,7 @@ pub(crate) enum Format {
 pub(crate) fn run(args: &QuantizeArgs, context: Context) -> Result<(), CliError> {
     let output = context.output;
     let plan = plan(args)?;
-    let source = ModelSource::open(session::find_model(&args.model, output)?)?;
+    let source = session::open_model(&args.model, output)?;
     let existing = if args.force {
         Existing::Replace
     } else {

@@ -26,7 +26,7 @@ use crate::error::CliError;
 use crate::output::Output;
 use crate::plain::{count, filled};
 use crate::session::{self, Session};
-use crate::shell;
+use crate::shell::CommandLine;
 use place::{ANSWERS, Place};
 
 /// Fine-tune a small model in a few minutes, with nothing prepared
@@ -93,7 +93,7 @@ pub(crate) fn run(args: &QuickstartArgs, context: Context) -> Result<(), CliErro
 
     output.line("3. Before training")?;
     let model_args = ModelArgs {
-        model: model.display().to_string(),
+        model: Some(model.display().to_string()),
         adapter: None,
         quantization: None,
         dtype: None,
@@ -102,6 +102,7 @@ pub(crate) fn run(args: &QuickstartArgs, context: Context) -> Result<(), CliErro
     let Session {
         model: base,
         tokenizer,
+        ..
     } = Session::open(&model_args, context)?;
     let before = measure(&base, &tokenizer, &files, output)?;
     drop(base);
@@ -135,15 +136,18 @@ pub(crate) fn run(args: &QuickstartArgs, context: Context) -> Result<(), CliErro
         place.directory().display()
     );
     output.line(filled(&left, output.columns()))?;
-    output.line(format!(
-        "  backdraft generate --model {} --adapter {} \"{} {}\"\n  \
-         backdraft train {} --force",
-        shell::path(&model),
-        shell::path(&summary.adapter),
-        synthetic::INSTRUCTION,
-        "On 3 May 2024 Ana Silva paid 42.50 EUR to Brill Ltd.",
-        shell::path(&files.recipe),
-    ))?;
+    let question = format!(
+        "{} On 3 May 2024 Ana Silva paid 42.50 EUR to Brill Ltd.",
+        synthetic::INSTRUCTION
+    );
+    let generate = CommandLine::new("generate")
+        .flag("--model", &model)
+        .flag("--adapter", &summary.adapter)
+        .text(&question);
+    let train = CommandLine::new("train")
+        .path(&files.recipe)
+        .switch("--force");
+    output.line(format!("  {generate}\n  {train}"))?;
     output.record(
         "quickstart",
         &serde_json::json!({
@@ -158,20 +162,14 @@ pub(crate) fn run(args: &QuickstartArgs, context: Context) -> Result<(), CliErro
 
 /// The command that continues this quickstart.
 fn command_again(args: &QuickstartArgs) -> String {
-    let mut command = "backdraft quickstart".to_owned();
-    if let Some(directory) = &args.output_dir {
-        command.push_str(&format!(" --output-dir {}", shell::path(directory)));
-    }
-    if let Some(model) = &args.model {
-        command.push_str(&format!(" --model {}", shell::quote(model)));
-    }
-    if let Some(steps) = args.max_steps {
-        command.push_str(&format!(" --max-steps {steps}"));
-    }
-    if args.seed != 42 {
-        command.push_str(&format!(" --seed {}", args.seed));
-    }
-    command
+    let seed = (args.seed != 42).then(|| args.seed.to_string());
+    let steps = args.max_steps.map(|steps| steps.to_string());
+    CommandLine::new("quickstart")
+        .optional("--output-dir", args.output_dir.as_deref())
+        .optional("--model", args.model.as_deref())
+        .optional("--max-steps", steps)
+        .optional("--seed", seed)
+        .to_string()
 }
 
 /// What is trained, and from where.
@@ -243,14 +241,14 @@ fn recipe_text(args: &QuickstartArgs, model: &Path, directory: &Path) -> String 
     };
     let half = steps.div_ceil(2);
     format!(
-        "# backdraft train {}\n\
+        "# {}\n\
          model = {}\noutput_dir = {}\nseed = {}\nmax_seq_length = 256\n\n\
          [lora]\nrank = 16\nalpha = 32\n\n\
          [data]\ntrain = {}\neval = {}\nformat = \"messages\"\n\n\
          [train]\nmicro_batch_size = {BATCH}\ngrad_accumulation_steps = 1\n{length}\n\
          learning_rate = 1e-3\nlr_scheduler = \"cosine\"\nwarmup_steps = {}\n\
          logging_steps = 10\neval_steps = {half}\nsave_steps = {half}\n",
-        shell::path(&directory.join(place::RECIPE)),
+        CommandLine::new("train").path(&directory.join(place::RECIPE)),
         quote(model),
         quote(&directory.join(RUN)),
         args.seed,

@@ -10,7 +10,7 @@ use clap::Args;
 use crate::args::ModelArgs;
 use crate::commands::Context;
 use crate::error::CliError;
-use crate::session::Session;
+use crate::session::Chosen;
 
 /// Write logits and per-token losses for given token ids
 ///
@@ -38,8 +38,9 @@ pub(crate) struct ScoreArgs {
 
 pub(crate) fn run(args: &ScoreArgs, context: Context) -> Result<(), CliError> {
     let rows = read_ids(&args.ids)?;
-    let session = Session::open(&args.model, context)?;
-    let vocabulary = session.model.config().vocab_size;
+    // Ids need no tokenizer.
+    let model = Chosen::find(&args.model, context)?.load(&args.model, context)?;
+    let vocabulary = model.config().vocab_size;
     if let Some(id) = rows.iter().flatten().find(|&&id| id as usize >= vocabulary) {
         return Err(CliError::user(format!(
             "{}: id {id} is not in the vocabulary of {vocabulary} tokens",
@@ -60,17 +61,11 @@ pub(crate) fn run(args: &ScoreArgs, context: Context) -> Result<(), CliError> {
     let (mut logits, mut nll) = (Vec::new(), Vec::new());
     for row in &rows {
         let tokens = Tokens::from_sequences(&[row]);
-        let hidden = session.model.forward_hidden(&tokens, None);
-        logits.extend(session.model.logits(hidden).into_data().iter::<f32>());
+        let hidden = model.forward_hidden(&tokens, None);
+        logits.extend(model.logits(hidden).into_data().iter::<f32>());
         let labels: Vec<i64> = row.iter().map(|&id| i64::from(id)).collect();
         let targets = Targets::from_labels(&tokens.segments, &labels);
-        nll.extend(
-            session
-                .model
-                .nll(&tokens, &targets)
-                .into_data()
-                .iter::<f32>(),
-        );
+        nll.extend(model.nll(&tokens, &targets).into_data().iter::<f32>());
     }
     let bytes = |values: &[f32]| from_f32(Dtype::F32, values).unwrap_or_default();
     writer.write("logits", &bytes(&logits))?;

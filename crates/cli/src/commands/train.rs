@@ -22,7 +22,8 @@ use crate::error::CliError;
 use crate::output::Output;
 use crate::reporter::{self, NoDashboard, PlainReporter};
 use crate::session::{self, Loading, quote};
-use crate::{shell, signals};
+use crate::shell::CommandLine;
+use crate::signals;
 
 /// Fine-tune a LoRA or QLoRA adapter from a recipe
 ///
@@ -137,8 +138,8 @@ fn place(
             path.display()
         ))
         .hint(format!(
-            "`backdraft train {} --resume` takes the output_dir of that recipe",
-            shell::path(path)
+            "`{}` takes the output_dir of that recipe",
+            CommandLine::new("train").path(path).switch("--resume")
         ))),
         (Some(path), _) => Ok(path.to_owned()),
         (None, Some(recipe)) => Ok(Recipe::load(recipe, overrides)?.output_dir),
@@ -154,7 +155,7 @@ pub(crate) fn train(
     start: Start,
 ) -> Result<(RunSummary, Llama), CliError> {
     let output = context.output;
-    let source = ModelSource::open(session::find_model(&recipe.model, output)?)?;
+    let source = session::open_model(&recipe.model, output)?;
     let data = check_data(&recipe, &source, output)?;
     output.progress(format!("loading {}", source.path().display()));
     let (model, output_dir) = (recipe.model.clone(), recipe.output_dir.clone());

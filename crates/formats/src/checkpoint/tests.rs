@@ -62,6 +62,36 @@ fn directory_behind_the_common_face() {
     assert!(error.unwrap_err().to_string().contains("generation_config"));
 }
 
+/// A tied model whose files hold a head too.
+fn with_head(embedding: (Dtype, &[f32]), head: (Dtype, &[f32])) -> bool {
+    let root = tempfile::tempdir().unwrap();
+    let config = json!({"tie_word_embeddings": true, "vocab_size": 2});
+    fs::write(root.path().join("config.json"), config.to_string()).unwrap();
+    let tensors = [(EMBEDDING, embedding), (HEAD, head)];
+    let infos = tensors.map(|(name, (dtype, v))| TensorInfo::new(name, dtype, [v.len(), 1]));
+    let path = root.path().join("model.safetensors");
+    let mut writer = SafetensorsWriter::create(path, infos, Existing::Refuse).unwrap();
+    for (name, (dtype, values)) in tensors {
+        writer
+            .write(name, &from_f32(dtype, values).unwrap())
+            .unwrap();
+    }
+    writer.finish().unwrap();
+    let source = ModelSource::open(root.path()).unwrap();
+    assert_eq!(source.config()[TIE], !source.has_untied_head());
+    source.has_untied_head()
+}
+
+#[test]
+fn a_head_that_is_not_the_embedding_is_never_tied_to_it() {
+    let (f32, bf16) = (Dtype::F32, Dtype::BF16);
+    assert!(!with_head((f32, &[1.0, 2.0]), (f32, &[1.0, 2.0])));
+    assert!(!with_head((bf16, &[1.0, 2.0]), (f32, &[1.0, 2.0])));
+    assert!(with_head((f32, &[1.0, 2.0]), (f32, &[1.0, 2.5])));
+    assert!(with_head((bf16, &[1.0, 2.0]), (f32, &[1.0, 2.001])));
+    assert!(with_head((f32, &[1.0, 2.0]), (f32, &[1.0, 2.0, 3.0])));
+}
+
 #[test]
 fn fingerprint_tells_bases_apart() {
     let config = json!({"hidden_size": 2, "rope_theta": 10000.0});

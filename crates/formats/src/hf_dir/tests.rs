@@ -66,8 +66,44 @@ fn shards() {
         .tensors(SECOND, &["b", "unlisted"])
         .index(&[("a", FIRST), ("b", SECOND)]);
     let directory = case.open().unwrap();
-    assert_eq!(directory.tensor_names().collect::<Vec<_>>(), ["a", "b"]);
+    let names: Vec<_> = directory.tensor_names().collect();
+    assert_eq!(names, ["a", "b", "unlisted"]);
+    assert_eq!(*directory.raw("unlisted").unwrap().bytes, [7]);
     assert_eq!(directory.shards().len(), 2);
+    let twice = Case::new()
+        .tensors(FIRST, &["a", "unlisted"])
+        .tensors(SECOND, &["b", "unlisted"])
+        .index(&[("a", FIRST), ("b", SECOND)]);
+    assert!(matches!(
+        twice.open().unwrap_err(),
+        FormatError::ShardDuplicate { tensor, .. } if tensor == "unlisted"
+    ));
+}
+
+#[test]
+fn a_decoder_alone_has_the_names_of_the_language_model() {
+    let bare = ["embed_tokens.weight", "layers.0.x.weight", "norm.weight"];
+    let full = [
+        "model.embed_tokens.weight",
+        "model.layers.0.x.weight",
+        "lm_head.weight",
+        "model.norm.weight",
+    ];
+    let case = Case::new().tensors(WEIGHTS, &[&bare[..], &["lm_head.weight"]].concat());
+    let directory = case.open().unwrap();
+    assert_eq!(directory.tensor_names().collect::<Vec<_>>(), full);
+    assert_eq!(*directory.raw(full[1]).unwrap().bytes, [7]);
+    assert_eq!(directory.info(full[3]).unwrap().name, full[3]);
+    assert!(directory.info(bare[0]).is_none());
+    // Where some names have the prefix, others are not theirs.
+    let mixed = Case::new().tensors(WEIGHTS, &[bare[0], full[3]]);
+    let names: Vec<_> = mixed
+        .open()
+        .unwrap()
+        .tensor_names()
+        .map(str::to_owned)
+        .collect();
+    assert_eq!(names, [bare[0], full[3]]);
 }
 
 #[test]

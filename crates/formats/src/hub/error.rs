@@ -1,6 +1,30 @@
 //! Why a model could not be had.
 
+use std::error::Error;
+use std::fmt;
 use std::path::PathBuf;
+
+/// A failure of the network: its innermost cause, since the errors around it only say the same again.
+#[derive(Debug)]
+pub struct NetworkError(Box<hf_hub::api::sync::ApiError>);
+
+impl From<hf_hub::api::sync::ApiError> for NetworkError {
+    fn from(error: hf_hub::api::sync::ApiError) -> Self {
+        Self(Box::new(error))
+    }
+}
+
+impl fmt::Display for NetworkError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut innermost: &dyn Error = &self.0;
+        while let Some(source) = innermost.source() {
+            innermost = source;
+        }
+        fmt::Display::fmt(innermost, f)
+    }
+}
+
+impl Error for NetworkError {}
 
 /// Why a name did not lead to a model.
 #[derive(Debug, thiserror::Error)]
@@ -21,7 +45,7 @@ pub enum HubError {
         path: PathBuf,
     },
     /// Nothing may be fetched, and the cache has no complete copy.
-    #[error("{name} is not in the cache {}, and HF_HUB_OFFLINE forbids to fetch it", cache.display())]
+    #[error("{name} is not in the cache {}, and HF_HUB_OFFLINE forbids downloading it", cache.display())]
     Offline {
         /// The hub id.
         name: String,
@@ -92,7 +116,7 @@ pub enum HubError {
         /// The hub.
         endpoint: String,
         /// The network's error.
-        source: Box<hf_hub::api::sync::ApiError>,
+        source: NetworkError,
     },
     /// The hub's answer cannot be trusted or understood.
     #[error("{endpoint} gave an unusable answer for {what}: {problem}")]

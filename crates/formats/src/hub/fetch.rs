@@ -79,7 +79,7 @@ fn api(name: &HubName, options: &HubOptions) -> Result<Api, HubError> {
         .map_err(|source| HubError::Request {
             what: name.to_string(),
             endpoint: options.endpoint.clone(),
-            source: Box::new(source),
+            source: source.into(),
         })
 }
 
@@ -135,7 +135,7 @@ impl<'a> Hub<'a> {
         if weights == INDEX {
             let shards = snapshot::shards(&path).map_err(|source| HubError::Index {
                 name: self.name.to_string(),
-                source: Box::new(source),
+                source: source.into(),
             })?;
             for shard in shards {
                 self.ensure(&commit, &path, &shard, progress)?;
@@ -253,7 +253,7 @@ impl<'a> Hub<'a> {
             _ => HubError::Request {
                 what: what.into(),
                 endpoint,
-                source: Box::new(source),
+                source: source.into(),
             },
         }
     }

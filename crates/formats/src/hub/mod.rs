@@ -15,7 +15,7 @@ mod snapshot;
 use std::path::{Path, PathBuf};
 
 pub use dataset::resolve_dataset;
-pub use error::HubError;
+pub use error::{HubError, NetworkError};
 pub use name::HubName;
 pub use options::HubOptions;
 

@@ -2,6 +2,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::peft_config::{PeftConfigError, TargetModules};
+use crate::peft_names::{LORA_A, LORA_B, PREFIX};
 
 const MODULE: &str = "model.layers.0.self_attn.q_proj";
 
@@ -116,8 +117,8 @@ fn active_features_are_refused_by_name() {
         ("bias", json!("all")),
         ("fan_in_fan_out", json!(true)),
         ("modules_to_save", json!(["lm_head"])),
-        ("rank_pattern", json!({"q_proj": 4})),
-        ("alpha_pattern", json!({"q_proj": 4})),
+        ("rank_pattern", json!({"(?!q)_proj": 4})),
+        ("alpha_pattern", json!({"q_proj(": 4})),
         ("lora_bias", json!(true)),
         ("layer_replication", json!([[0, 4]])),
         ("trainable_token_indices", json!([1])),
@@ -149,6 +150,10 @@ fn inactive_and_harmless_fields_are_read() {
         ("third", json!({})),
         ("init_lora_weights", json!("gaussian")),
         ("modules_to_save", json!([])),
+        ("exclude_modules", json!("lm_head")),
+        ("layers_pattern", json!("layers")),
+        ("rank_pattern", json!({})),
+        ("alpha_pattern", json!(null)),
         ("target_modules", json!("all-linear")),
         ("layers_to_transform", json!(0)),
         ("use_rslora", json!(true)),
@@ -175,6 +180,9 @@ fn broken_fields_are_refused() {
         ("target_modules", json!([1])),
         ("target_modules", json!(null)),
         ("layers_to_transform", json!([-1])),
+        ("rank_pattern", json!({"q_proj": 0})),
+        ("rank_pattern", json!(["q_proj"])),
+        ("alpha_pattern", json!({"q_proj": "8"})),
         ("use_rslora", json!("yes")),
     ] {
         match Case::new().set(field, value).read().unwrap_err() {
@@ -201,7 +209,7 @@ fn tensors_must_fit_together() {
     assert!(message(&[(a, [4, 3]), (b, [4, 2])]).contains("expected [out, 4]"));
     assert!(message(&[]).contains("no tensor"));
     for (name, reason) in [
-        ("model.layers.0.x.lora_A.weight", "begin with base_model"),
+        ("model.layers.0.x.lora_a", "mlx-lm"),
         ("base_model.model.q_proj.lora_magnitude_vector", "DoRA"),
         (
             "base_model.model.model.embed_tokens.lora_embedding_A",
@@ -214,6 +222,103 @@ fn tensors_must_fit_together() {
     let other = format!("{PREFIX}model.layers.0.mlp.up_proj");
     let (a, b) = (format!("{other}{LORA_A}"), format!("{other}{LORA_B}"));
     assert!(message(&[(&a, [4, 3]), (&b, [2, 4])]).contains("target_modules"));
+}
+
+#[test]
+fn other_spellings_of_names_are_read() {
+    let case = Case::new();
+    for spelling in [
+        "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.default.weight",
+        "model.layers.0.self_attn.q_proj.lora_{}.weight",
+        "base_model.model.layers.0.self_attn.q_proj.lora_{}.weight",
+    ] {
+        let [a, b] = ["A", "B"].map(|side| spelling.replace("{}", side));
+        let read = case.tensors(&[(&b, [2, 4]), (&a, [4, 3])]).read().unwrap();
+        let modules: Vec<_> = read.tensors.iter().map(|pair| &pair.module).collect();
+        assert_eq!(modules, [MODULE], "{spelling}");
+    }
+    let message =
+        |tensors: &[(&str, [usize; 2])]| case.tensors(tensors).read().unwrap_err().to_string();
+    let name = |adapter: &str, side| format!("{PREFIX}{MODULE}.lora_{side}{adapter}.weight");
+    let [a, b] = ["A", "B"].map(|side| name("", side));
+    let [da, db] = ["A", "B"].map(|side| name(".default", side));
+    let of = |name: &str, dims| (name.to_owned(), dims);
+    let tensors = [
+        of(&a, [4, 3]),
+        of(&b, [2, 4]),
+        of(&da, [4, 3]),
+        of(&db, [2, 4]),
+    ];
+    let tensors: Vec<_> = tensors
+        .iter()
+        .map(|(n, dims)| (n.as_str(), *dims))
+        .collect();
+    assert!(message(&tensors).contains("several adapters"));
+    let again = format!("{MODULE}{LORA_A}");
+    let tensors = [(&*a, [4, 3]), (&b, [2, 4]), (&again, [4, 3])];
+    assert!(message(&tensors).contains("under another name"));
+}
+
+#[test]
+fn ranks_and_alphas_by_module() {
+    let case = Case::new();
+    case.set(
+        "rank_pattern",
+        json!({"k_proj": 9, "layers.0.self_attn.q_proj": 2}),
+    )
+    .set("alpha_pattern", json!({r".*\.q_proj": 3}))
+    .set("use_rslora", json!(false));
+    let a = &format!("{PREFIX}{MODULE}{LORA_A}");
+    let b = &format!("{PREFIX}{MODULE}{LORA_B}");
+    let other = "model.layers.0.self_attn.v_proj";
+    let (other_a, other_b) = (
+        format!("{PREFIX}{other}{LORA_A}"),
+        format!("{PREFIX}{other}{LORA_B}"),
+    );
+    let others = [(&*other_a, [4, 3]), (&*other_b, [2, 4])];
+    case.tensors(&[&others[..], &[(a, [2, 3]), (b, [2, 2])]].concat());
+    let read = case.read().unwrap();
+    let ranks: Vec<_> = read.tensors.iter().map(LoraPair::rank).collect();
+    assert_eq!(ranks, [2, 4]);
+    assert_eq!(read.config.scaling_of(MODULE), 1.5);
+    assert_eq!(read.config.scaling_of(other), 2.0);
+    // Written again it is the same, and a rank that is not that of the pattern is named.
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path().join("again");
+    PeftDir::write(
+        &path,
+        &read.config,
+        &read.tensors,
+        &PeftWriteOptions::default(),
+    )
+    .unwrap();
+    let again = PeftDir::read(&path).unwrap();
+    assert_eq!((again.config, again.tensors), (read.config, read.tensors));
+    case.tensors(&[&others[..], &[(a, [4, 3]), (b, [2, 4])]].concat());
+    let error = case.read().unwrap_err().to_string();
+    assert!(error.contains("expected [2, in]"), "{error}");
+}
+
+#[test]
+fn what_an_old_config_leaves_out_has_pefts_default() {
+    let case = Case::new();
+    let path = case.0.path().join(CONFIG);
+    let config =
+        json!({"peft_type": "LORA", "target_modules": ["q_proj"], "layers_to_transform": []});
+    fs::write(path, config.to_string()).unwrap();
+    let (a, b) = (
+        format!("{PREFIX}{MODULE}{LORA_A}"),
+        format!("{PREFIX}{MODULE}{LORA_B}"),
+    );
+    let config = case
+        .tensors(&[(&a, [8, 3]), (&b, [2, 8])])
+        .read()
+        .unwrap()
+        .config;
+    assert_eq!(
+        (config.r, config.lora_alpha, config.layers_to_transform),
+        (8, 8.0, None)
+    );
 }
 
 #[test]

@@ -278,8 +278,9 @@ impl Llama {
                     actual,
                 });
             }
+            let scaling = adapter.config.scaling_of(&path, a_dims[0]);
             let (a, b) = (a.clone().to_device(&device), b.clone().to_device(&device));
-            let made = LoraAdapter::from_factors(&adapter.config, a, b);
+            let made = LoraAdapter::from_factors(&adapter.config, a, b).with_scaling(scaling);
             Ok(Some(made.computing_in(dtype)))
         })?;
         self.lora = Some(adapter.config.clone());

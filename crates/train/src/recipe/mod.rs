@@ -291,6 +291,10 @@ impl Recipe {
             path: path.to_owned(),
             source,
         };
+        if let Some(language) = other_language(path) {
+            let path = path.to_owned();
+            return Err(RecipeError::Language { path, language });
+        }
         let text = std::fs::read_to_string(path).map_err(read_error)?;
         let absolute = std::path::absolute(path).map_err(read_error)?;
         let base = absolute.parent().unwrap_or(&absolute);
@@ -337,6 +341,17 @@ impl Recipe {
     #[must_use]
     pub fn template(choices: &Choices) -> String {
         template::template(choices)
+    }
+}
+
+/// The language that a file's name speaks of, where it is not that of recipes.
+fn other_language(path: &Path) -> Option<&'static str> {
+    match path.extension()?.to_str()?.to_ascii_lowercase().as_str() {
+        "yml" | "yaml" => Some("YAML"),
+        "json" => Some("JSON"),
+        "jsonl" => Some("a file of rows"),
+        "py" => Some("Python"),
+        _ => None,
     }
 }
 

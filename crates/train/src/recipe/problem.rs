@@ -17,6 +17,14 @@ pub enum RecipeError {
         /// What the operating system said.
         source: std::io::Error,
     },
+    /// A file of another language, by its name.
+    #[error("{} is {language}, and a recipe is TOML", path.display())]
+    Language {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        language: &'static str,
+    },
     /// The recipe was read and is wrong; all problems are listed.
     #[error("{}", describe(path, problems))]
     Invalid {
@@ -133,6 +141,16 @@ pub enum ProblemKind {
         /// What was written.
         actual: String,
     },
+    /// A path that leads to nothing.
+    #[error("`{key}` is a path, and {}", no_path(path, written))]
+    NoSuchPath {
+        /// The key.
+        key: String,
+        /// What was written.
+        written: String,
+        /// Where that is.
+        path: PathBuf,
+    },
     /// A name that is not one of the names a key takes.
     #[error("`{key}` takes {}, not {actual}{}", names(expected), nearest.as_ref().map_or(String::new(), |n| format!("; did you mean \"{n}\"?")))]
     Name {
@@ -165,6 +183,20 @@ pub enum ProblemKind {
         /// What to write instead.
         instead: &'static str,
     },
+}
+
+fn no_path(path: &std::path::Path, written: &str) -> String {
+    match (written.strip_prefix('~'), std::env::home_dir()) {
+        (Some(rest), Some(home)) => {
+            let whole = home.join(rest.trim_start_matches('/'));
+            format!(
+                "`~` is not expanded in a recipe: write the whole path, {}",
+                whole.display()
+            )
+        }
+        (Some(_), None) => "`~` is not expanded in a recipe: write the whole path".to_owned(),
+        (None, _) => format!("{} does not exist", path.display()),
+    }
 }
 
 fn example(section: &str) -> String {

@@ -142,10 +142,19 @@ fn syntax_problem(text: &str, error: &toml::de::Error) -> Problem {
     let place = error
         .span()
         .map_or(Place::Recipe, |span| Place::Line(line_of(text, &span)));
+    let mut message = error.message().to_owned();
+    // A path of Windows', most likely.
+    let line = |place: &Place| match place {
+        Place::Line(line) => text.lines().nth(line.saturating_sub(1)),
+        Place::Override(_) | Place::Recipe => None,
+    };
+    if line(&place).is_some_and(|line| line.contains('"') && line.contains('\\')) {
+        message.push_str(
+            "; in double quotes a backslash begins an escape: write a path with /, or between single quotes",
+        );
+    }
     Problem {
         place,
-        kind: ProblemKind::Syntax {
-            message: error.message().to_owned(),
-        },
+        kind: ProblemKind::Syntax { message },
     }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use backdraft_data::BuiltinTemplate;
 
 use super::names::{ActivationPolicy, DataFormat, TrainOn};
-use super::problem::{Place, Problem};
+use super::problem::{Place, Problem, ProblemKind};
 use super::raw::RawRecipe;
 use super::reader::Reader;
 use super::scheduler::scheduler;
@@ -106,7 +106,18 @@ fn model(reader: &mut Reader<'_>, bases: &Bases<'_>) -> String {
     if is_path && !name.is_empty() {
         return resolved.to_str().map_or(name, str::to_owned);
     }
-    if !is_hub_id(&name) {
+    let looks_like_path = name.starts_with('~')
+        || name.ends_with('/')
+        || name.contains('\\')
+        || name.matches('/').count() > 1;
+    if looks_like_path && !is_hub_id(&name) {
+        let problem = ProblemKind::NoSuchPath {
+            key: "model".to_owned(),
+            written: name.clone(),
+            path: resolved,
+        };
+        reader.report(reader.place("model"), problem);
+    } else if !is_hub_id(&name) {
         reader.reject(
             "model",
             "a hub id (org/name) or the path of a directory or .gguf file",

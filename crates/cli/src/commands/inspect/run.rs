@@ -1,0 +1,88 @@
+//! A run's output directory, or one of its checkpoints.
+
+use std::path::{Path, PathBuf};
+
+use backdraft_train::checkpoint;
+use backdraft_train::records::Report;
+use backdraft_train::run_files::RunFiles;
+use backdraft_train::trained_with::adapter_in;
+use serde_json::Value;
+
+use super::adapter;
+use super::shown::Shown;
+use crate::error::CliError;
+use crate::reporter::explained;
+use crate::shell::CommandLine;
+
+/// What a run left in `path`; `None` where that is no run's directory.
+pub(super) fn run(path: &Path) -> Result<Option<Shown>, CliError> {
+    if let Some(step) = checkpoint::step_of(path).filter(|_| path.join("state.json").is_file()) {
+        return checkpoint_of(path, step).map(Some);
+    }
+    if !path.join("recipe.toml").is_file() || !path.join("metrics.jsonl").is_file() {
+        return Ok(None);
+    }
+    let files = RunFiles::read(path)?;
+    let summed_up = |key: &str| files.summed_up(key).cloned().unwrap_or_default();
+    let step = |report: &Report| match report {
+        Report::Step(report) => report.step,
+        Report::Eval(report) => report.step,
+    };
+    let steps = files.reports.iter().map(step).max().unwrap_or_default();
+    let total = files.count("/info/total_steps");
+    let adapter = Some(adapter_in(path)).filter(|adapter| adapter != path);
+    let checkpoints = checkpoint::list(path)?;
+    let shown = Shown::default()
+        .fact("kind", "run")
+        .fact("path", path.display().to_string())
+        .fact("model", files.text("/info/model"))
+        .told("steps", steps, format!("{steps} of {total}"))
+        .quiet("total_steps", total)
+        .fact("finished", summed_up("steps") == Value::from(total))
+        .told(
+            "final_loss",
+            summed_up("final_loss"),
+            loss(&summed_up("final_loss")),
+        )
+        .told(
+            "best_eval_loss",
+            summed_up("best_eval_loss"),
+            loss(&summed_up("best_eval_loss")),
+        )
+        .fact("best_step", summed_up("best_step"))
+        .fact("diagnosis", explained(&files.diagnosis))
+        .fact("checkpoints", checkpoints)
+        .fact("adapter", adapter.as_deref().map(shown_path));
+    let watch = CommandLine::new("watch").path(path).to_string();
+    Ok(Some(with_adapter(shown, adapter)?.fact("watch", watch)))
+}
+
+fn checkpoint_of(path: &Path, step: usize) -> Result<Shown, CliError> {
+    let adapter = Some(adapter_in(path)).filter(|adapter| adapter != path);
+    let shown = Shown::default()
+        .fact("kind", "checkpoint of a run")
+        .fact("path", path.display().to_string())
+        .fact("step", step)
+        .fact("adapter", adapter.as_deref().map(shown_path));
+    let resume = CommandLine::new("train").flag("--resume", path).to_string();
+    Ok(with_adapter(shown, adapter)?.fact("resume", resume))
+}
+
+/// What the adapter is, beside the run that made it.
+fn with_adapter(shown: Shown, path: Option<PathBuf>) -> Result<Shown, CliError> {
+    match path {
+        Some(path) => adapter::facts(shown, &path),
+        None => Ok(shown),
+    }
+}
+
+/// Four decimals, as everywhere; nothing where there is none.
+fn loss(value: &Value) -> String {
+    value
+        .as_f64()
+        .map_or_else(String::new, |loss| format!("{loss:.4}"))
+}
+
+fn shown_path(path: &Path) -> String {
+    path.display().to_string()
+}

@@ -1,0 +1,310 @@
+//! What an adapter was trained with, noted beside it, so that nobody has to say it again.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use backdraft_data::{Format, PromptTemplate};
+use backdraft_formats::{FormatError, PeftDir};
+use backdraft_lora::TrainedOver;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::recipe::{DType, DataFormat, OverlongRows, Recipe, TrainOn};
+
+/// Layout of the file.
+const VERSION: u32 = 1;
+
+/// What a prompt was put into while an adapter was trained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Prompting {
+    /// The chat template: the model's own, or the one beside the adapter.
+    ChatTemplate,
+    /// The prompt template of the recipe.
+    PromptTemplate,
+    /// Nothing: the prompt stood there as it is.
+    Nothing,
+}
+
+/// How rows were read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrainedRows {
+    /// Their shape.
+    pub format: DataFormat,
+    /// Other names for the fields of the format.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fields: Option<BTreeMap<String, String>>,
+    /// Tokens that counted in the loss.
+    pub train_on: TrainOn,
+    /// What became of rows that were too long.
+    pub overlong: OverlongRows,
+    /// Longest row in tokens.
+    pub max_seq_length: usize,
+}
+
+/// What an adapter was trained with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrainedWith {
+    version: u32,
+    /// The base.
+    #[serde(flatten)]
+    pub over: TrainedOver,
+    /// Number format of the computation, as the recipe has it.
+    pub dtype: DType,
+    /// What prompts were put into.
+    pub prompting: Prompting,
+    /// Text around an alpaca row.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt_template: Option<String>,
+    /// How rows were read.
+    pub rows: TrainedRows,
+    /// Ids that end an answer.
+    pub stop_token_ids: Vec<u32>,
+}
+
+impl TrainedWith {
+    /// The file's name in an adapter's directory.
+    pub const FILE: &str = "trained_with.json";
+
+    /// The settings of a run over rows of these formats, whose tokenizer has a chat template or not.
+    #[must_use]
+    pub fn new(
+        recipe: &Recipe,
+        over: TrainedOver,
+        (formats, has_chat_template): (&[Format], bool),
+        stop_token_ids: &[u32],
+    ) -> Self {
+        let all = |wanted| !formats.is_empty() && formats.iter().all(|format| *format == wanted);
+        let prompting = match &recipe.data.prompt_template {
+            Some(_) if all(Format::Alpaca) => Prompting::PromptTemplate,
+            None if all(Format::PromptCompletion) => Prompting::Nothing,
+            None if all(Format::Text) && !has_chat_template => Prompting::Nothing,
+            _ => Prompting::ChatTemplate,
+        };
+        let data = &recipe.data;
+        let sources = &data.train.0;
+        // What every source says counts as said for all of them.
+        let first = sources.first();
+        let fields = first.and_then(|source| source.fields.clone());
+        let same_fields = sources.iter().all(|source| source.fields == fields);
+        let format = first.and_then(|source| source.format);
+        let same_format = sources.iter().all(|source| source.format == format);
+        Self {
+            version: VERSION,
+            over,
+            dtype: recipe.dtype,
+            prompting,
+            prompt_template: data.prompt_template.clone(),
+            rows: TrainedRows {
+                format: format.filter(|_| same_format).unwrap_or(data.format),
+                fields: (fields.filter(|_| same_fields)).or_else(|| data.fields.clone()),
+                train_on: data.train_on,
+                overlong: data.overlong,
+                max_seq_length: recipe.max_seq_length,
+            },
+            stop_token_ids: stop_token_ids.to_vec(),
+        }
+    }
+
+    /// The settings of a recipe, for rows that are read as its own; the base is not looked at.
+    #[must_use]
+    pub fn of_recipe(recipe: &Recipe) -> Self {
+        let over = TrainedOver {
+            model: recipe.model.clone(),
+            fingerprint: String::new(),
+            quantization: recipe.quantization_plan().as_ref().map(Into::into),
+        };
+        Self::new(recipe, over, (&[], true), &[])
+    }
+
+    /// The file's contents.
+    #[must_use]
+    pub fn to_json(&self) -> Vec<u8> {
+        serde_json::to_vec_pretty(self).unwrap_or_default()
+    }
+
+    /// The settings noted in an adapter's directory; `None` for an adapter that was made elsewhere, or by an
+    /// earlier version (see [`TrainedOver::read`]).
+    ///
+    /// # Errors
+    /// A file that is malformed, or of a later version.
+    pub fn read(directory: &Path) -> Result<Option<Self>, FormatError> {
+        let path = directory.join(Self::FILE);
+        let bytes = match std::fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(FormatError::io(path, "read")(error)),
+        };
+        let json = |source| FormatError::Json {
+            path: path.clone(),
+            source,
+        };
+        let value: Value = serde_json::from_slice(&bytes).map_err(json)?;
+        let wrong = |field: &str, expected, actual: String| FormatError::JsonField {
+            path: path.clone(),
+            field: field.to_owned(),
+            expected,
+            actual,
+        };
+        // First, since a later version may have other fields.
+        match value.get("version") {
+            Some(version) if *version == VERSION => {}
+            other => {
+                let actual = other.map_or_else(|| "missing".to_owned(), Value::to_string);
+                return Err(wrong(
+                    "version",
+                    "1 (a newer backdraft reads others)",
+                    actual,
+                ));
+            }
+        }
+        let noted: Self = serde_json::from_value(value).map_err(json)?;
+        noted.over.check(&path)?;
+        if noted.rows.max_seq_length < 2 {
+            let actual = noted.rows.max_seq_length.to_string();
+            return Err(wrong("rows.max_seq_length", "at least 2", actual));
+        }
+        match noted.prompt_template.as_deref().map(PromptTemplate::parse) {
+            Some(Err(error)) => Err(wrong(
+                "prompt_template",
+                "a prompt template",
+                error.to_string(),
+            )),
+            None if noted.prompting == Prompting::PromptTemplate => Err(wrong(
+                "prompt_template",
+                "a prompt template",
+                "missing".to_owned(),
+            )),
+            _ => Ok(Some(noted)),
+        }
+    }
+}
+
+/// Where the adapter lies that a path leads to: an adapter's directory itself, the output directory of a
+/// run, or one of its checkpoints.
+#[must_use]
+pub fn adapter_in(path: &Path) -> PathBuf {
+    let is_adapter = |path: &Path| path.join("adapter_config.json").is_file();
+    let inner = path.join("adapter");
+    if !is_adapter(path) && is_adapter(&inner) {
+        return inner;
+    }
+    if is_adapter(path) {
+        return path.to_owned();
+    }
+    // A run that was stopped before its end: its newest checkpoint.
+    let newest = crate::checkpoint::list(path)
+        .ok()
+        .and_then(|steps| steps.last().copied())
+        .map(|step| crate::checkpoint::path(path, step).join("adapter"));
+    newest
+        .filter(|newest| is_adapter(newest))
+        .unwrap_or_else(|| path.to_owned())
+}
+
+/// What lies beside the factors of an adapter: its settings, and the chat template that its answers need
+/// where the base has another.
+pub(crate) fn companions(
+    noted: &TrainedWith,
+    chat_template: Option<&str>,
+) -> Vec<(String, Vec<u8>)> {
+    let settings = (TrainedWith::FILE.to_owned(), noted.to_json());
+    let name = PeftDir::CHAT_TEMPLATE.to_owned();
+    let template = chat_template.map(|template| (name, template.as_bytes().to_vec()));
+    std::iter::once(settings).chain(template).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn noted(toml: &str, formats: &[Format], has_chat_template: bool) -> TrainedWith {
+        let recipe = Recipe::from_toml(toml, Path::new("/r"), &[]).unwrap();
+        let over = TrainedOver {
+            model: recipe.model.clone(),
+            fingerprint: "00".to_owned(),
+            quantization: recipe.quantization_plan().as_ref().map(Into::into),
+        };
+        TrainedWith::new(&recipe, over, (formats, has_chat_template), &[2, 7])
+    }
+
+    const ALPACA: &str = "model = \"a/b\"\nload_in_4bit = true\nmax_seq_length = 512\n[data]\n\
+        train = [{ path = \"a.csv\", fields = { instruction = \"q\" } }]\n\
+        format = \"alpaca\"\nprompt_template = \"{instruction}: {output}\"\n";
+
+    #[test]
+    fn settings_survive_a_file() {
+        let directory = tempfile::tempdir().unwrap();
+        assert_eq!(TrainedWith::read(directory.path()).unwrap(), None);
+        let noted = noted(ALPACA, &[Format::Alpaca], true);
+        assert_eq!(noted.prompting, Prompting::PromptTemplate);
+        assert_eq!(noted.rows.fields.as_ref().unwrap()["instruction"], "q");
+        std::fs::write(directory.path().join(TrainedWith::FILE), noted.to_json()).unwrap();
+        let read = TrainedWith::read(directory.path()).unwrap().unwrap();
+        assert_eq!(read, noted);
+        assert!(read.over.quantization.is_some());
+    }
+
+    #[test]
+    fn prompts_go_where_all_rows_went() {
+        let plain = "model = \"a/b\"\n[data]\ntrain = \"a.jsonl\"\n";
+        let prompting = |toml, formats: &[Format]| noted(toml, formats, true).prompting;
+        let completion = Format::PromptCompletion;
+        assert_eq!(prompting(plain, &[Format::Alpaca]), Prompting::ChatTemplate);
+        assert_eq!(prompting(plain, &[completion]), Prompting::Nothing);
+        let mixed = prompting(plain, &[completion, Format::Messages]);
+        assert_eq!(mixed, Prompting::ChatTemplate);
+        assert_eq!(prompting(plain, &[Format::Text]), Prompting::ChatTemplate);
+        let base = noted(plain, &[Format::Text], false);
+        assert_eq!(base.prompting, Prompting::Nothing);
+    }
+
+    #[test]
+    fn broken_settings_are_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let good = noted(ALPACA, &[Format::Alpaca], true).to_json();
+        let good: Value = serde_json::from_slice(&good).unwrap();
+        for (pointer, value, expected) in [
+            ("/version", Value::from(2), "`version` should be 1"),
+            ("/rows/max_seq_length", 1.into(), "`rows.max_seq_length`"),
+            ("/prompt_template", "no".into(), "`prompt_template`"),
+            ("/prompt_template", Value::Null, "`prompt_template`"),
+            (
+                "/quantization/block_size",
+                3.into(),
+                "`quantization.block_size`",
+            ),
+            ("/prompting", "loud".into(), "not valid JSON"),
+            ("/stop_token_ids", (-1).into(), "not valid JSON"),
+        ] {
+            let mut broken = good.clone();
+            *broken.pointer_mut(pointer).unwrap() = value;
+            let path = directory.path().join(TrainedWith::FILE);
+            std::fs::write(&path, broken.to_string()).unwrap();
+            let error = TrainedWith::read(directory.path()).unwrap_err().to_string();
+            assert!(error.contains(expected), "{pointer}: {error}");
+            assert!(error.contains(TrainedWith::FILE), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_run_is_taken_for_its_adapter() {
+        let root = tempfile::tempdir().unwrap();
+        let make = |path: &str| {
+            let path = root.path().join(path);
+            std::fs::create_dir_all(&path).unwrap();
+            std::fs::write(path.join("adapter_config.json"), "{}").unwrap();
+            path
+        };
+        let newest = make("stopped/checkpoints/step-000020/adapter");
+        make("stopped/checkpoints/step-000010/adapter");
+        let finished = make("run/adapter");
+        make("run/checkpoints/step-000010/adapter");
+        let at = |path: &str| adapter_in(&root.path().join(path));
+        assert_eq!(at("stopped"), newest);
+        assert_eq!(at("stopped/checkpoints/step-000020"), newest);
+        assert_eq!(at("run"), finished);
+        assert_eq!(at("run/adapter"), finished);
+        assert_eq!(at("none"), root.path().join("none"));
+    }
+}
