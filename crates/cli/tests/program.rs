@@ -115,7 +115,7 @@ fn a_model_that_is_not_there_is_named() {
         1,
     );
     says(&said, &["m.gguf"]);
-    let said = fails(directory.path(), &["generate"], 2);
+    let said = fails(directory.path(), &["generate", "Hi"], 2);
     says(&said, &["--model"]);
 }
 
