@@ -100,6 +100,9 @@ pub(super) fn reach(
     reach
 }
 
+/// Longer conversations are not rendered once for each of their texts.
+const RENDERED_AGAIN: usize = 64;
+
 struct Look<'a> {
     template: &'a ChatTemplate,
     chat: &'a Conversation,
@@ -156,9 +159,12 @@ impl Look<'_> {
 
     /// Whether a rendering in which only this text is marked has the mark.
     ///
-    /// A template that refuses every marked text is asked no further than whether its rendering
-    /// has the text somewhere.
+    /// Of a template that refuses every marked text, and of a conversation too long to be rendered
+    /// so often, no more is asked than whether the rendering has the text somewhere.
     fn shows_alone(&self, field: Field) -> bool {
+        if self.chat.messages.len() > RENDERED_AGAIN {
+            return self.has_text(field);
+        }
         let mut rendered = false;
         for sides in [Sides::After, Sides::Before] {
             // A text whose end is missing was cut.

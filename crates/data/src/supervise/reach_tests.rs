@@ -425,6 +425,18 @@ fn contents_that_are_dropped_or_cut_are_named() {
     let found = row(&picky, given());
     assert_eq!(found.unseen, []);
     assert_eq!(found.trained, ["a q answer<|im_end|>"]);
+    // Of a long conversation it is asked whether the text is there.
+    let mut long = given();
+    for number in 0..40 {
+        let turns = [
+            json!({"role": "user", "content": "q"}),
+            answer(&number.to_string()),
+        ];
+        long["messages"].as_array_mut().unwrap().extend(turns);
+    }
+    let found = row(&picky, long);
+    assert_eq!(found.unseen, []);
+    assert_eq!(found.trained.len(), 41);
 }
 
 #[test]
