@@ -218,6 +218,11 @@ pub(crate) fn check_data(
     let data = data::load(recipe, &sources, tokenizer, &mut |progress| {
         shown.show(progress);
     })?;
+    for problem in data.check.cache.iter().filter_map(|cache| cache.problem.as_ref()) {
+        output.warn(format!(
+            "tokenised rows are not kept for the next run: {problem}"
+        ));
+    }
     output.go_on(output.record("data", &data.check));
     output.go_on(output.line(data_summary::text(&data.check, output.columns())));
     Ok(data)

@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use super::suggest::suggest;
 use super::{Format, field_map};
 use crate::error::DataError;
 use crate::source::{DecompressLimits, RowReader, Source};
@@ -123,9 +124,12 @@ fn judge(value: Value, names: &[(&str, &str)]) -> Result<Format, Unclear> {
                 .take(8)
                 .map(|key| format!("`{}`", super::field::shorten(key)))
                 .collect();
+            let keys = keys.join(", ");
+            let example = suggest(&row).map_or_else(String::new, |line| {
+                format!(", under [data] of a recipe: {line}")
+            });
             Err(Unclear::None(format!(
-                "no format has the keys {}; name yours in `fields`",
-                keys.join(", ")
+                "no format has the keys {keys}; name yours in `fields`{example}"
             )))
         }
         several => {
