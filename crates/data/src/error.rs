@@ -471,7 +471,9 @@ impl DataError {
 
 /// Where a row stands, in words: its line, or its number in a Parquet file.
 pub(crate) fn place(path: &Path, line: usize) -> String {
-    let is_parquet = path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("parquet"));
+    let is_parquet = path
+        .extension()
+        .is_some_and(|ending| ending.eq_ignore_ascii_case("parquet"));
     let unit = if is_parquet { "row" } else { "line" };
     format!("{}, {unit} {line}", path.display())
 }

@@ -212,9 +212,18 @@ pub fn sync_directory(directory: &Path) -> Result<()> {
     // Windows cannot open a directory as a file, and makes renames durable by itself.
     if cfg!(unix) {
         fault::point("flush", directory)?;
-        File::open(directory)
-            .and_then(|file| file.sync_all())
-            .map_err(FormatError::io(directory, "flush"))?;
+        match File::open(directory).and_then(|file| file.sync_all()) {
+            // Some network file systems flush no directories, and one that may be written need not be
+            // readable: what is in it is there all the same.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::InvalidInput
+                        | io::ErrorKind::Unsupported
+                        | io::ErrorKind::PermissionDenied
+                ) => {}
+            flushed => flushed.map_err(FormatError::io(directory, "flush"))?,
+        }
     }
     Ok(())
 }

@@ -41,11 +41,7 @@ impl AtomicDir {
     ///
     /// # Errors
     /// If the target exists and must not be replaced, is a file, or the temporary cannot be made.
-    pub fn create(
-        target: impl Into<PathBuf>,
-        existing: Existing,
-        is_ours: IsOurs,
-    ) -> Result<Self> {
+    pub fn create(target: impl Into<PathBuf>, existing: Existing, is_ours: IsOurs) -> Result<Self> {
         let mut target = target.into();
         if !is_empty_directory(&target) {
             refuse_existing(&target, existing)?;
@@ -449,7 +445,10 @@ mod tests {
         let file = root.path().join("notes.md");
         fs::write(&file, "mine").unwrap();
         let error = AtomicDir::create(&file, Existing::Replace, ours).unwrap_err();
-        assert!(matches!(error, FormatError::NotADirectory { .. }), "{error}");
+        assert!(
+            matches!(error, FormatError::NotADirectory { .. }),
+            "{error}"
+        );
         assert_eq!(read(file), "mine");
         let target = root.path().join("out");
         write(&target, &[("config.json/mine", "mine"), ("a", "old")]);

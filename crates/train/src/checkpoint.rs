@@ -31,9 +31,9 @@ use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::clear;
 use crate::early_stopping::EarlyStopping;
 use crate::exact;
-use crate::clear;
 use crate::loss_scale::LossScale;
 use crate::optimizer::StateTensor;
 use crate::records::{RecordsState, hex};
@@ -485,14 +485,18 @@ pub fn prune(output_dir: &Path, limit: usize, best: Option<usize>) -> Result<(),
 fn is_ours(file: &Path) -> bool {
     match file.strip_prefix(ADAPTER) {
         Ok(inside) => PeftDir::is_ours(inside),
-        Err(_) => [STATE, RECIPE, MOMENTS, MANIFEST].iter().any(|name| file == Path::new(name)),
+        Err(_) => [STATE, RECIPE, MOMENTS, MANIFEST]
+            .iter()
+            .any(|name| file == Path::new(name)),
     }
 }
 
 /// Whether a path has the name of a checkpoint, or of one that was set aside.
 pub(crate) fn is_one(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let name = name.split_once(".set-aside").map_or(&*name, |(name, _)| name);
+    let name = name
+        .split_once(".set-aside")
+        .map_or(&*name, |(name, _)| name);
     step_of(Path::new(name)).is_some() && path.is_dir() && !path.is_symlink()
 }
 

@@ -61,7 +61,10 @@ fn clear_checkpoints(directory: &Path) -> Result<(), FormatError> {
 }
 
 /// Removes files that are ours from a directory, and it where that leaves nothing.
-pub(crate) fn clear_folder(directory: &Path, is_ours: fn(&Path) -> bool) -> Result<(), FormatError> {
+pub(crate) fn clear_folder(
+    directory: &Path,
+    is_ours: fn(&Path) -> bool,
+) -> Result<(), FormatError> {
     for (path, name) in entries(directory)? {
         if path.is_file() && is_ours(&name) {
             remove_file(&path)?;
@@ -115,7 +118,9 @@ mod tests {
             for (path, _) in entries(&folder).unwrap() {
                 match path.is_dir() {
                     true => pending.push(path),
-                    false => names.push(path.strip_prefix(directory).unwrap().display().to_string()),
+                    false => {
+                        names.push(path.strip_prefix(directory).unwrap().display().to_string())
+                    }
                 }
             }
         }

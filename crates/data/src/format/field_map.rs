@@ -151,7 +151,9 @@ fn with_suggestion(mut error: FieldError, format: Format, keys: &[String]) -> Fi
     if error.found.starts_with("no such key")
         && let Some(line) = suggest_for(format, &keys)
     {
-        error.found.push_str("; name yours under [data] of a recipe: ");
+        error
+            .found
+            .push_str("; name yours under [data] of a recipe: ");
         error.found.push_str(&line);
     }
     error

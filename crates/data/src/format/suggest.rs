@@ -11,15 +11,39 @@ const ALPACA: Names = &[
     (
         "instruction",
         &[
-            "instruction", "question", "query", "prompt", "problem", "request", "task", "user",
-            "human", "user_input", "user_message", "q", "input", "source",
+            "instruction",
+            "question",
+            "query",
+            "prompt",
+            "problem",
+            "request",
+            "task",
+            "user",
+            "human",
+            "user_input",
+            "user_message",
+            "q",
+            "input",
+            "source",
         ],
     ),
     (
         "output",
         &[
-            "output", "answer", "response", "completion", "reply", "assistant", "solution",
-            "bot", "gpt", "model", "target", "a", "answers", "chosen",
+            "output",
+            "answer",
+            "response",
+            "completion",
+            "reply",
+            "assistant",
+            "solution",
+            "bot",
+            "gpt",
+            "model",
+            "target",
+            "a",
+            "answers",
+            "chosen",
         ],
     ),
     ("input", &["input", "context", "passage"]),
@@ -27,22 +51,43 @@ const ALPACA: Names = &[
 const PROMPT_COMPLETION: Names = &[
     (
         "prompt",
-        &["prompt", "question", "query", "instruction", "problem", "input", "source"],
+        &[
+            "prompt",
+            "question",
+            "query",
+            "instruction",
+            "problem",
+            "input",
+            "source",
+        ],
     ),
     (
         "completion",
-        &["completion", "answer", "response", "output", "solution", "target", "chosen"],
+        &[
+            "completion",
+            "answer",
+            "response",
+            "output",
+            "solution",
+            "target",
+            "chosen",
+        ],
     ),
 ];
 const TEXT: Names = &[(
     "text",
-    &["text", "content", "document", "body", "article", "story", "passage", "code", "sentence"],
+    &[
+        "text", "content", "document", "body", "article", "story", "passage", "code", "sentence",
+    ],
 )];
 
 /// The line of a recipe that names the fields of a row that fits no format; `None` where nothing is
 /// likely.
 pub(super) fn suggest(row: &Map<String, Value>) -> Option<String> {
-    if let Some((key, ours)) = row.iter().find_map(|(key, value)| Some((key, list(value)?))) {
+    if let Some((key, ours)) = row
+        .iter()
+        .find_map(|(key, value)| Some((key, list(value)?)))
+    {
         return Some(line(&[(ours, key)]));
     }
     let texts: Vec<&str> = row

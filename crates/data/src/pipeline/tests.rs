@@ -38,9 +38,15 @@ fn a_survey_reads_on_and_tells_kinds() {
     std::fs::write(&path, "[{\"text\":\"d\"}, {\"text\":\"e\"},]").unwrap();
     let mut sources = [
         write(&folder, "a.jsonl", &BROKEN.repeat(2)),
-        write(&folder, "c.jsonl", "{\"text\":\"f\"}\n{\"text\":NaN}\n{\"text\":\"g\",\"n\":NaN}\n"),
+        write(
+            &folder,
+            "c.jsonl",
+            "{\"text\":\"f\"}\n{\"text\":NaN}\n{\"text\":\"g\",\"n\":NaN}\n",
+        ),
     ];
-    sources[0].files.push(Source::from_file(&path).files.remove(0));
+    sources[0]
+        .files
+        .push(Source::from_file(&path).files.remove(0));
     let tokenizer = tokenizer(Some(CHATML));
     let options = options(Format::Text, 8);
     let outcome = survey(&sources, &options, &tokenizer, &mut |_| {}).unwrap();
@@ -49,7 +55,11 @@ fn a_survey_reads_on_and_tells_kinds() {
     assert_eq!(outcome.broken.rows(), 8);
     let root = format!("{}/", folder.path().display());
     let kinds = outcome.broken.kinds().iter().map(|kind| {
-        let first: Vec<_> = kind.first.iter().map(|row| row.problem.replace(&root, "")).collect();
+        let first: Vec<_> = kind
+            .first
+            .iter()
+            .map(|row| row.problem.replace(&root, ""))
+            .collect();
         format!("{} {}\n  {}\n", kind.rows, kind.kind, first.join("\n  "))
     });
     insta::assert_snapshot!(kinds.collect::<String>(), @r#"

@@ -90,16 +90,20 @@ pub(super) fn check_text(path: &Path, kind: FileKind, head: &[u8]) -> Result<(),
     const CONVERT: &str = "convert it, for instance with iconv -f UTF-16 -t UTF-8";
     let (found, next) = match head {
         [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => ("UTF-16", CONVERT),
-        [0, 0, ..] => ("NUL bytes", "it is damaged or not written to its end; copy it again"),
+        [0, 0, ..] => (
+            "NUL bytes",
+            "it is damaged or not written to its end; copy it again",
+        ),
         [0, _, ..] | [_, 0, ..] => ("UTF-16", CONVERT),
         _ if head.starts_with(PARQUET) => ("a Parquet file", "give it the ending .parquet"),
         _ if head.starts_with(b"PK\x03\x04") => ("a zip archive", "unpack it"),
         _ if head.starts_with(b"BZh") => ("a bzip2 file", "decompress it"),
         _ if head.starts_with(b"\xfd7zXZ\0") => ("an xz file", "decompress it"),
         _ if kind == FileKind::Text => return Ok(()),
-        _ if head.starts_with(b"version https://git-lfs") => {
-            ("the pointer of Git LFS", "fetch the file itself with git lfs pull")
-        }
+        _ if head.starts_with(b"version https://git-lfs") => (
+            "the pointer of Git LFS",
+            "fetch the file itself with git lfs pull",
+        ),
         _ if is_page(head) => ("a web page", "download the file itself"),
         _ => return Ok(()),
     };

@@ -233,7 +233,10 @@ mod tests {
     fn other_words_are_still_errors() {
         let error = |text| settled(text).unwrap_err();
         assert_eq!(error(r#"{"a": nan}"#), "expected ident at column 8");
-        assert_eq!(error(r#"{"a": NaN, "b": None}"#), "expected value at column 17");
+        assert_eq!(
+            error(r#"{"a": NaN, "b": None}"#),
+            "expected value at column 17"
+        );
         assert_eq!(
             error("{\"a\": [NaN,\n Infinity, 1, nope]}"),
             "expected ident at column 16"

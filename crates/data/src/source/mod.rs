@@ -22,10 +22,10 @@ use std::path::{Path, PathBuf};
 
 use crate::error::DataError;
 use crate::format::{FieldMap, Format};
-use spool::is_pipe;
 pub use file::{Compression, DataFile, ENDINGS, FileKind};
 pub use rows::{RawBody, RawRow, RowReader};
 pub use spool::Spool;
+use spool::is_pipe;
 pub use stream::DecompressLimits;
 pub(crate) use stream::{Stamp, read_error};
 

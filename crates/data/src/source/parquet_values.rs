@@ -148,7 +148,8 @@ fn date(days: i32) -> Value {
 
 fn time_of_day(micros: i64) -> Value {
     let seconds = u32::try_from(micros.div_euclid(1_000_000)).ok();
-    let time = seconds.and_then(|seconds| NaiveTime::from_num_seconds_from_midnight_opt(seconds, 0));
+    let time =
+        seconds.and_then(|seconds| NaiveTime::from_num_seconds_from_midnight_opt(seconds, 0));
     let Some(time) = time else {
         return Value::Null;
     };
@@ -235,7 +236,10 @@ mod tests {
         assert_eq!(date(-719_162), "0001-01-01");
         assert_eq!(date(i32::MAX), Value::Null);
         let at = |micros, is_utc| timestamp(Some(micros), is_utc);
-        assert_eq!(at(1_681_000_000_123_456, false), "2023-04-09T00:26:40.123456");
+        assert_eq!(
+            at(1_681_000_000_123_456, false),
+            "2023-04-09T00:26:40.123456"
+        );
         assert_eq!(at(1_681_000_000_000_000, true), "2023-04-09T00:26:40+00:00");
         assert_eq!(at(-1, false), "1969-12-31T23:59:59.999999");
         assert_eq!(at(i64::MAX, false), Value::Null);
@@ -243,12 +247,22 @@ mod tests {
         assert_eq!(time_of_day(86_400_000_000), Value::Null);
         assert_eq!(time_of_day(-1), Value::Null);
         let bytes = |bytes: &[u8], scale| {
-            decimal(&Decimal::from_bytes(ByteArray::from(bytes.to_vec()), 76, scale))
+            decimal(&Decimal::from_bytes(
+                ByteArray::from(bytes.to_vec()),
+                76,
+                scale,
+            ))
         };
         assert_eq!(decimal(&Decimal::from_i32(-5, 9, 2)), "-0.05");
         assert_eq!(decimal(&Decimal::from_i64(1_234_500, 18, 4)), "123.4500");
-        assert_eq!(decimal(&Decimal::from_i64(i64::MIN, 19, 0)), "-9223372036854775808");
-        assert_eq!(bytes(&[0x01, 0, 0, 0, 0, 0, 0, 0, 0], 0), "18446744073709551616");
+        assert_eq!(
+            decimal(&Decimal::from_i64(i64::MIN, 19, 0)),
+            "-9223372036854775808"
+        );
+        assert_eq!(
+            bytes(&[0x01, 0, 0, 0, 0, 0, 0, 0, 0], 0),
+            "18446744073709551616"
+        );
         assert_eq!(bytes(&[0xff], 3), "-0.001");
         assert_eq!(bytes(&[], 0), "0");
     }

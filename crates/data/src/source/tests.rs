@@ -198,7 +198,11 @@ fn json_is_read_as_what_it_is_whatever_the_ending_says() {
         check(name, b"[{\"n\":1},\n{\"n\":2}]\n", rows);
         check(name, b"[{\"n\":1}]\n[{\"n\":2}]", rows);
         check(name, b"\xef\xbb\xbf{\"n\":1}\r\n{\"n\":2}\r\n", rows);
-        check(name, b"{\"n\":\n1}{\"n\":2}", "1: {\"n\":1}\n2: {\"n\":2}\n");
+        check(
+            name,
+            b"{\"n\":\n1}{\"n\":2}",
+            "1: {\"n\":1}\n2: {\"n\":2}\n",
+        );
         check(name, b"{\"n\":1} {\"n\":2}", "1: {\"n\":1}\n1: {\"n\":2}\n");
         check(
             name,
@@ -296,7 +300,11 @@ fn gzip_is_known_by_its_bytes_and_may_be_padded() {
     check("a.jsonl.gz", &padded, rows);
     check("a.jsonl", &padded, rows);
     let empty = gzip(b"");
-    check("a.jsonl.gz", &[empty.as_slice(), &one, &empty, &two].concat(), rows);
+    check(
+        "a.jsonl.gz",
+        &[empty.as_slice(), &one, &empty, &two].concat(),
+        rows,
+    );
     let zstd = zstd::encode_all(b"n\n1\n".as_slice(), 3).unwrap();
     check("a.csv", &zstd, "2: {\"n\":\"1\"}\n");
 }
@@ -329,9 +337,17 @@ fn a_pipe_is_read_once_for_as_long_as_somebody_holds_it() {
         std::thread::spawn(move || std::fs::write(name, bytes).unwrap())
     };
     let spec = name.to_str().unwrap();
-    let rows = |source: &Source| show(&folder, read_within(&source.files, DecompressLimits::default()));
+    let rows = |source: &Source| {
+        show(
+            &folder,
+            read_within(&source.files, DecompressLimits::default()),
+        )
+    };
     for (bytes, expected) in [
-        (b"{\"n\":1}\n{\"n\":2}\n".to_vec(), "1: {\"n\":1}\n2: {\"n\":2}\n"),
+        (
+            b"{\"n\":1}\n{\"n\":2}\n".to_vec(),
+            "1: {\"n\":1}\n2: {\"n\":2}\n",
+        ),
         (b"[{\"n\":1}]".to_vec(), "1: {\"n\":1}\n"),
         (gzip(b"a\tb\n1\t2,3\n"), "2: {\"a\":\"1\",\"b\":\"2,3\"}\n"),
         (b"nope\n".to_vec(), ""),
