@@ -16,6 +16,9 @@ use super::rows::TableRow;
 use super::thrift;
 use crate::error::{DataError, Source};
 
+/// The metadata of a file with thousands of columns and row groups takes some dozens of megabytes.
+const MAX_METADATA: u64 = 256 << 20;
+
 pub(super) struct ParquetRows {
     path: PathBuf,
     rows: RowIter<'static>,
@@ -56,6 +59,14 @@ impl ParquetRows {
         let file = File::open(content).map_err(io)?;
         let bytes = file.metadata().map_err(io)?.len();
         let mut check = File::open(content).map_err(io)?;
+        let metadata = thrift::metadata(&mut check, bytes).map_err(io)?;
+        let length = metadata.map_or(0, |place| place.end - place.start);
+        if length > MAX_METADATA {
+            return Err(fail(Box::new(Fault {
+                expected: "metadata of at most 256 MiB",
+                found: format!("{length} bytes"),
+            })));
+        }
         if let Some(elements) = thrift::false_claim(&mut check, bytes).map_err(io)? {
             return Err(fail(too_many("metadata", elements)));
         }

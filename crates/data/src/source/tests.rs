@@ -289,6 +289,15 @@ fn a_large_sparse_file_is_not_read_through() {
         let rows = read(&path);
         assert!(matches!(rows.as_slice(), [Err(_)]), "{name}: {rows:?}");
     }
+    // It claims metadata of two gigabytes.
+    let path = write(&folder, "b.parquet", b"PAR1");
+    let mut file = std::fs::OpenOptions::new()
+        .append(true)
+        .open(&path)
+        .unwrap();
+    file.set_len(100 << 30).unwrap();
+    file.write_all(b"\x00\x00\x00\x80PAR1").unwrap();
+    insta::assert_snapshot!(show(&folder, read(&path)), @"error: b.parquet cannot be read as Parquet (row 1); write it again: expected metadata of at most 256 MiB, found 2147483648 bytes");
 }
 
 #[test]
