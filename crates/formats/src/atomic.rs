@@ -36,9 +36,12 @@ impl AtomicFile {
     /// Starts a file that will be called `target`, in a directory that exists.
     ///
     /// # Errors
-    /// If the target exists and must not be replaced, or the temporary cannot be made.
+    /// If the target exists and must not be replaced, is a directory, or the temporary cannot be made.
     pub fn create(target: impl Into<PathBuf>, existing: Existing) -> Result<Self> {
         let target = target.into();
+        if target.is_dir() {
+            return Err(FormatError::NotAFile { path: target });
+        }
         refuse_existing(&target, existing)?;
         fault::point("create", &target)?;
         let mut builder = Builder::new();
@@ -272,6 +275,16 @@ mod tests {
         assert_eq!(fs::read(&target).unwrap(), b"old");
         write_file(&target, b"new", Existing::Replace).unwrap();
         assert_eq!(fs::read(&target).unwrap(), b"new");
+    }
+
+    #[test]
+    fn a_directory_is_never_replaced_by_a_file() {
+        let root = tempfile::tempdir().unwrap();
+        for existing in [Existing::Refuse, Existing::Replace] {
+            let error = write_file(root.path(), b"new", existing).unwrap_err();
+            assert!(matches!(error, FormatError::NotAFile { .. }), "{error}");
+        }
+        assert!(names(root.path()).is_empty());
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! From the `[data]` of a recipe to rows of tokens, checked on the way.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use backdraft_data::format::detect::detect;
+use backdraft_data::source::Spool;
 use backdraft_data::{
     Batching, ChatTokenizer, DataOptions, DataReport, Density, FieldMap, Format, LoadProgress,
     Loader, LoaderOptions, Outcome, Overlong, PromptTemplate, RowCounts, RowSet, SkippedRow,
@@ -416,7 +418,7 @@ pub fn load(
 
 /// The pipes among the sources of a recipe, each read to its end. While these are held, whoever opens
 /// a pipe again finds the same rows; one that cannot be read is left to whoever opens it.
-pub fn pipes(recipe: &DataRecipe) -> Vec<Source> {
+pub fn pipes(recipe: &DataRecipe) -> Vec<Arc<Spool>> {
     let held_out = match &recipe.eval {
         Some(EvalRecipe::Sources(sources)) => sources.0.as_slice(),
         Some(EvalRecipe::Fraction(_)) | None => &[],
@@ -424,7 +426,7 @@ pub fn pipes(recipe: &DataRecipe) -> Vec<Source> {
     let sources = recipe.train.0.iter().chain(held_out);
     sources
         .filter(|source| !source.is_hub())
-        .filter_map(|source| Source::open_pipe(&source.path)?.ok())
+        .filter_map(|source| Source::hold_pipe(&source.path))
         .collect()
 }
 

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use backdraft_data::preview::{TextLook, preview};
+use backdraft_data::{BrokenKind, Outcome};
 use backdraft_formats::{Existing, ModelSource, write_file};
 use backdraft_train::data::{self, DataCheck, DataSources, plain, tokenize_options};
 use backdraft_train::recipe::{DataFormat, Recipe};
@@ -213,8 +214,12 @@ fn check(recipe: &Recipe, model: &ModelSource, output: Output) -> Result<DataChe
         Err(error) => error,
     };
     // What is wrong with the command, the recipe or the model is no matter of rows.
-    let Ok(sources) = find_any(recipe, output) else {
-        return Err(error);
+    let (sources, is_guess) = match find_any(recipe, output) {
+        Ok(sources) => (sources, false),
+        Err(_) => match find_as_messages(recipe, output) {
+            Ok(sources) => (sources, true),
+            Err(_) => return Err(error),
+        },
     };
     let tokenizer = data::tokenizer_of(&recipe.data, model)?;
     let mut shown = Loading::new(output);
@@ -222,12 +227,25 @@ fn check(recipe: &Recipe, model: &ModelSource, output: Output) -> Result<DataChe
         shown.show(progress);
     });
     match surveyed {
-        Ok(outcome) if outcome.broken.rows() > 0 => {
+        Ok(outcome) if outcome.broken.rows() > 0 && !(is_guess && says_fields(&outcome)) => {
             output.line(data_summary::survey(&outcome, output.columns()))?;
             Err(has_problems().problems(data_summary::broken_kinds(&outcome.broken)))
         }
         _ => Err(error),
     }
+}
+
+/// Finds rows of which none can be read: their format makes no difference.
+fn find_as_messages(recipe: &Recipe, output: Output) -> Result<DataSources, CliError> {
+    let mut data = recipe.data.clone();
+    data.format = DataFormat::Messages;
+    session::find_data(&data, output)
+}
+
+/// Whether a row can be read and lacks fields.
+fn says_fields(outcome: &Outcome) -> bool {
+    let fields = |kind: &BrokenKind| kind.kind.starts_with("field ");
+    outcome.report.kept > 0 || outcome.broken.kinds().iter().any(fields)
 }
 
 fn has_problems() -> CliError {

@@ -98,6 +98,12 @@ fn a_check_names_every_kind_of_bad_row() {
         4
     );
     assert!(!d.join("skipped_rows.jsonl").exists());
+    fs::write(d.join("none.jsonl"), "{'a': 1}\n{'a': 2}\n").unwrap();
+    let none = ["data", "check", "none.jsonl", "--model", "model"];
+    says(
+        &said(&backdraft(d, &none), 1),
+        &["2 rows: broken JSON", "--skip-bad-rows 2"],
+    );
     let preview = [&["data", "preview"], &check[2..]].concat();
     says(
         &said(&backdraft(d, &preview), 1),

@@ -75,6 +75,8 @@ pub(super) fn kind(path: &Path, head: &[u8]) -> Result<FileKind, DataError> {
     match text {
         _ if head.starts_with(PARQUET) => Ok(FileKind::Parquet),
         [] | [b'{' | b'[', ..] => Ok(FileKind::Jsonl),
+        // A broken line may come first.
+        _ if text.windows(2).any(|two| two == b"\n{") => Ok(FileKind::Jsonl),
         _ if first_line.contains(&b'\t') => Ok(FileKind::Csv { delimiter: b'\t' }),
         _ if first_line.contains(&b',') => Ok(FileKind::Csv { delimiter: b',' }),
         _ => Err(DataError::NotRows {
@@ -82,6 +84,19 @@ pub(super) fn kind(path: &Path, head: &[u8]) -> Result<FileKind, DataError> {
             found: "text that is neither JSON nor a table",
             next: "write it to a file whose ending says what it is",
         }),
+    }
+}
+
+/// The separator of a table: where the header of a `.csv` has no comma but semicolons or tabs, as
+/// spreadsheets write them in some languages, it is those.
+pub(super) fn delimiter(named: u8, head: &[u8]) -> u8 {
+    let header = head.split(|byte| *byte == b'\n').next().unwrap_or(head);
+    match [b';', b'\t']
+        .into_iter()
+        .find(|other| header.contains(other))
+    {
+        Some(other) if named == b',' && !header.contains(&b',') => other,
+        _ => named,
     }
 }
 

@@ -41,10 +41,7 @@ impl<R: BufRead> JsonRows<R> {
         let Line { number, text } = line;
         let start = text.len() - text.trim_start().len();
         if !text[start..].starts_with(['{', '[']) {
-            return match text[start..].starts_with(',') {
-                true => Err(self.comma(number)),
-                false => Ok(Some((number, text))),
-            };
+            return Ok(Some((number, text)));
         }
         let mut nest = Nest::default();
         let (length, ended) = nest.advance(&text.as_bytes()[start..]);
@@ -55,7 +52,8 @@ impl<R: BufRead> JsonRows<R> {
         let rest = text[end..].trim_start();
         match rest.bytes().next() {
             None => Ok(Some((number, text))),
-            Some(b'{' | b',') => {
+            Some(b',') => Err(self.comma(number)),
+            Some(b'{') => {
                 let rest = rest.to_owned();
                 self.put_back(number, rest);
                 Ok(Some((number, text[start..end].to_owned())))
@@ -120,6 +118,9 @@ impl<R: BufRead> JsonRows<R> {
             at = line.number;
             if ended && json::parse(&text).is_ok() {
                 let rest = line.text[length..].trim_start();
+                if rest.starts_with(',') {
+                    return Err(self.comma(line.number));
+                }
                 if !rest.is_empty() {
                     self.put_back(line.number, rest.to_owned());
                 }

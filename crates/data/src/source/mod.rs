@@ -19,6 +19,7 @@ mod text_rows;
 mod thrift;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::error::DataError;
 use crate::format::{FieldMap, Format};
@@ -87,9 +88,11 @@ impl Source {
         })
     }
 
-    /// Opens a source if it is a pipe; `None` for any other.
-    pub fn open_pipe(spec: &str) -> Option<Result<Self, DataError>> {
-        is_pipe(Path::new(spec)).then(|| Self::open(spec))
+    /// Reads a pipe to its end; `None` for any other source, and for a pipe that cannot be read. While
+    /// the result is held, whoever opens the pipe finds the same bytes.
+    pub fn hold_pipe(spec: &str) -> Option<Arc<Spool>> {
+        let path = Path::new(spec);
+        is_pipe(path).then(|| spool::spool(path))?.ok()
     }
 
     /// A source of known files, such as the local copy of a hub data set.

@@ -196,7 +196,10 @@ impl RowReader {
             let Opened { head, bytes } = stream::open(&file, self.limits, &self.read)?;
             head::check_text(path, file.kind, &head)?;
             match file.kind {
-                FileKind::Csv { delimiter } => Rows::Csv(CsvRows::new(path, bytes, delimiter)?),
+                FileKind::Csv { delimiter } => {
+                    let delimiter = head::delimiter(delimiter, &head);
+                    Rows::Csv(CsvRows::new(path, bytes, delimiter)?)
+                }
                 FileKind::Text => Rows::Text(TextRows::new(path, bytes)),
                 FileKind::Jsonl | FileKind::Json | FileKind::Parquet => match Layout::of(&head) {
                     Layout::List => Rows::JsonList(JsonList::new(path, bytes)),

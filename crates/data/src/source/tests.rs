@@ -246,10 +246,8 @@ fn faults_inside_a_value_of_several_lines_have_their_own_line() {
 #[test]
 fn commas_that_do_not_belong_are_named() {
     insta::assert_snapshot!(shown("a.jsonl", b"{\"n\":1},\n{\"n\":2,}\n{\n\"n\":3},{\"n\":4}\n"), @r#"
-    1: {"n":1}
     error: a.jsonl, line 1: expected objects without commas between them, found a comma after an object; remove it, or put all of them into one list in [ ]
     error: a.jsonl, line 2: expected one JSON object, found broken JSON: trailing comma at column 8
-    3: {"n":3}
     error: a.jsonl, line 4: expected objects without commas between them, found a comma after an object; remove it, or put all of them into one list in [ ]
     "#);
     insta::assert_snapshot!(shown("a.json", b"[{\"n\":1},\n]"), @r#"
@@ -322,6 +320,12 @@ fn gzip_is_known_by_its_bytes_and_may_be_padded() {
 fn lines_of_csv_are_those_of_an_editor() {
     let rows = "2: {\"a\":\"1\"}\n5: {\"a\":\"x\\r\\ny\"}\n7: {\"a\":\"2\"}\n";
     check("a.csv", b"a\r\n1\r\n\r\n\r\n\"x\r\ny\"\r\n2", rows);
+    check(
+        "a.csv",
+        b"a;b\r\n1;\"2,3\"\r\n",
+        "2: {\"a\":\"1\",\"b\":\"2,3\"}\n",
+    );
+    check("a.csv", b"a;b,c\n1,2\n", "2: {\"a;b\":\"1\",\"c\":\"2\"}\n");
     let rows = rows.replace("\\r", "");
     check("a.csv", b"\xef\xbb\xbf\"a\"\n1\n\n\n\"x\ny\"\n2\n", &rows);
     insta::assert_snapshot!(shown("a.csv", b"a,b\r\n1,2\r\n\r\n3\r\n4,5"), @r#"
@@ -359,11 +363,16 @@ fn a_pipe_is_read_once_for_as_long_as_somebody_holds_it() {
         ),
         (b"[{\"n\":1}]".to_vec(), "1: {\"n\":1}\n"),
         (gzip(b"a\tb\n1\t2,3\n"), "2: {\"a\":\"1\",\"b\":\"2,3\"}\n"),
+        (
+            b"nope\n{\"n\":1}\n".to_vec(),
+            "error: pipe, line 1: expected one JSON object, found broken JSON: expected ident at column 2\n2: {\"n\":1}\n",
+        ),
         (b"nope\n".to_vec(), ""),
     ] {
         let writer = fill(&bytes);
-        let opened = Source::open(spec);
+        let held = Source::hold_pipe(spec).unwrap();
         writer.join().unwrap();
+        let opened = Source::open(spec);
         let Ok(source) = opened else {
             assert!(matches!(opened, Err(DataError::NotRows { .. })));
             assert!(expected.is_empty());
@@ -376,6 +385,8 @@ fn a_pipe_is_read_once_for_as_long_as_somebody_holds_it() {
         assert_eq!(rows(&again), expected);
         let kept = source.files[0].content().to_owned();
         drop((source, again));
+        assert!(kept.exists());
+        drop(held);
         assert!(!kept.exists());
     }
     let error = Source::open("/dev/zero").unwrap_err().to_string();
