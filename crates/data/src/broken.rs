@@ -81,6 +81,9 @@ fn kind_of(error: &DataError) -> String {
         },
         DataError::Span { .. } => "it is not clear which tokens are the answer".to_owned(),
         DataError::Encode { .. } => "the tokenizer cannot encode them".to_owned(),
+        DataError::RowBeyondEmbedding { .. } => {
+            "a token that the model has no embedding for".to_owned()
+        }
         DataError::Layout { expected, .. } => format!("expected {expected}"),
         error if error.is_about_a_row() => "other faults".to_owned(),
         _ => "files that cannot be read, or not to their end".to_owned(),

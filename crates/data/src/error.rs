@@ -271,10 +271,10 @@ pub enum DataError {
     },
     /// A row has a token that the model has no embedding for.
     #[error(
-        "{path}, line {line}: the token {token:?} has id {id}, but the model's embedding has {rows} \
+        "{place}: the token {token:?} has id {id}, but the model's embedding has {rows} \
          rows (ids 0 to {last}); take the token out of the row or the template, or use the tokenizer \
          that belongs to the model",
-        path = path.display(), last = rows.saturating_sub(1)
+        place = place(path, *line), last = rows.saturating_sub(1)
     )]
     RowBeyondEmbedding {
         /// The file.

@@ -133,7 +133,11 @@ impl PeftDir {
     }
 
     /// What may lie beside the config and the matrices: see [`PeftWriteOptions::companions`].
-    pub const COMPANIONS: [&str; 2] = [Self::CHAT_TEMPLATE, "trained_over.json"];
+    pub const COMPANIONS: [&str; 3] = [
+        Self::CHAT_TEMPLATE,
+        "trained_over.json",
+        "trained_with.json",
+    ];
 
     /// Whether a file inside an adapter's directory is one that [`Self::write`] may have left: another
     /// adapter does without it.
