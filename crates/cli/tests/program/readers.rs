@@ -107,7 +107,7 @@ fn a_check_names_every_kind_of_bad_row() {
     let preview = [&["data", "preview"], &check[2..]].concat();
     says(
         &said(&backdraft(d, &preview), 1),
-        &["⟦w6", "4 rows cannot be used"],
+        &["⟦ w6", "4 rows cannot be used"],
     );
 }
 
