@@ -23,8 +23,8 @@ use std::path::{Component, Path, PathBuf};
 
 use backdraft_data::LoaderState;
 use backdraft_formats::{
-    AtomicDir, Existing, FormatError, PeftWriteOptions, SafetensorsFile, SafetensorsWriter, fault,
-    sync_directory, write_file,
+    AtomicDir, Existing, FormatError, PeftDir, PeftWriteOptions, SafetensorsFile,
+    SafetensorsWriter, fault, sync_directory, write_file,
 };
 use backdraft_lora::AdapterWeights;
 use burn::tensor::Device;

@@ -7,9 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use backdraft_data::{ChatTokenizer, PromptTemplate, RowSet, SpecialTokens, count};
-use backdraft_formats::{
-    Existing, ModelSource, PeftWriteOptions, remove_partials, write_file,
-};
+use backdraft_formats::{Existing, ModelSource, PeftWriteOptions, remove_partials, write_file};
 use backdraft_kernels::adamw::AdamWParams;
 use backdraft_kernels::adamw8bit::Guard;
 use backdraft_kernels::device::{self, held, size_pages};
