@@ -1,6 +1,6 @@
 //! What a look at the data found, for people.
 
-use backdraft_data::{Finding, Outcome, RowCounts};
+use backdraft_data::{BrokenRows, Finding, Outcome, RowCounts};
 use backdraft_train::data::{DataCheck, SourceCheck};
 use backdraft_train::recipe::RowBatching;
 
@@ -20,16 +20,24 @@ pub(crate) fn text(check: &DataCheck, columns: Option<usize>) -> String {
         _ => {}
     }
     rows.push(("batches", batches(check)));
-    rows.extend(check.cache.iter().map(|cache| {
+    let cached = check.cache.iter().filter(|cache| cache.problem.is_none());
+    rows.extend(cached.map(|cache| {
         let how = if cache.hit { "found" } else { "made" };
         ("cache", format!("{how} {}", cache.path.display()))
     }));
     let mut text = wrapped(&rows, columns);
+    for note in check.notes() {
+        text.push_str(&format!("note: {note}\n"));
+    }
     for (name, outcome) in [
         ("", Some(&check.train)),
         ("held out: ", check.eval.as_ref()),
     ] {
-        for (finding, found) in outcome.iter().flat_map(|outcome| outcome.findings.iter()) {
+        if let Some(outcome) = outcome {
+            text.push_str(&broken(name, &outcome.broken));
+        }
+        let findings = outcome.iter().flat_map(|outcome| outcome.findings.iter());
+        for (finding, found) in findings.filter(|(finding, _)| **finding != Finding::Skipped) {
             text.push_str(&finding_lines(name, finding, found.rows, outcome));
         }
     }
@@ -58,6 +66,64 @@ pub(crate) fn text(check: &DataCheck, columns: Option<usize>) -> String {
     filled(text.trim_end(), columns)
 }
 
+/// What a look at all rows found where some cannot be used.
+pub(crate) fn survey(outcome: &Outcome, columns: Option<usize>) -> String {
+    let report = &outcome.report;
+    let skipped = outcome.findings.get(&Finding::Skipped);
+    let usable = report.rows - skipped.map_or(0, |found| found.rows);
+    let rows = format!(
+        "{} read, {} usable; longest {}",
+        count(report.rows as u64, "row"),
+        group(usable as u64),
+        count(report.longest as u64, "token")
+    );
+    let mut text = wrapped(&[("rows", rows)], columns);
+    for note in &outcome.notes {
+        text.push_str(&format!("note: {note}\n"));
+    }
+    text.push_str(&broken("", &outcome.broken));
+    for (finding, found) in outcome.findings.iter() {
+        if *finding != Finding::Skipped {
+            text.push_str(&finding_lines("", finding, found.rows, Some(outcome)));
+        }
+    }
+    text.trim_end().to_owned()
+}
+
+/// What is wrong with rows that cannot be used, a kind each.
+pub(crate) fn broken_kinds(broken: &BrokenRows) -> Vec<String> {
+    let kinds = broken.kinds().iter();
+    let told = kinds.map(|kind| {
+        let first = kind.first.first().map_or("", |row| &row.problem);
+        let rows = count(kind.rows as u64, "row");
+        format!("{rows}: {}; first: {first}", kind.kind)
+    });
+    told.collect()
+}
+
+/// Rows that cannot be used, by what is wrong with them.
+fn broken(name: &str, broken: &BrokenRows) -> String {
+    let rows = broken.rows();
+    if rows == 0 {
+        return String::new();
+    }
+    let counted = |rows: usize| count(rows as u64, "row");
+    let mut text = format!("problem: {name}{} cannot be used\n", counted(rows));
+    for kind in broken.kinds() {
+        text.push_str(&format!("  {}: {}\n", counted(kind.rows), kind.kind));
+        for row in &kind.first {
+            text.push_str(&format!("    {}\n", row.problem));
+        }
+        if kind.rows > kind.first.len() {
+            text.push_str("    …\n");
+        }
+    }
+    text.push_str(&format!(
+        "  next: fix them, or skip them with --skip-bad-rows {rows}\n"
+    ));
+    text
+}
+
 fn source(source: &SourceCheck) -> String {
     let mut text = format!("{}: {}", source.name, source.format);
     if source.files != 1 {
@@ -75,7 +141,7 @@ fn became(outcome: &Outcome, kept: RowCounts) -> String {
     let report = &outcome.report;
     let mut text = counts(kept);
     for (number, what) in [
-        (outcome.skipped.len(), "skipped as broken"),
+        (outcome.broken.rows(), "skipped as broken"),
         (report.dropped, "left out"),
         (report.truncated, "cut"),
     ] {
@@ -209,6 +275,7 @@ mod tests {
             cache: vec![CacheUse {
                 path: "/c/x.tokens".into(),
                 hit: true,
+                problem: None,
             }],
         };
         assert!(!check.is_sound());

@@ -354,13 +354,13 @@ fn data_hint(error: &DataError) -> Option<String> {
             "free some space, or keep rows in memory with data.cache = \"off\""
         }
         DataError::TooManyBadRows { .. } => {
-            "fix the rows, or allow more bad ones with --skip-bad-rows N"
+            "fix the rows, or allow more bad ones with --skip-bad-rows N; `backdraft data check` names all of them"
         }
         DataError::Render { .. } => {
             "look at the row, or name another template with data.chat_template; --skip-bad-rows N skips up to N bad rows and lists them"
         }
         error if error.is_about_a_row() => {
-            "fix the row, or skip up to N bad rows with --skip-bad-rows N (listed in skipped_rows.jsonl)"
+            "fix the row, or skip up to N bad rows with --skip-bad-rows N; `backdraft data check` names all of them"
         }
         _ => return None,
     };

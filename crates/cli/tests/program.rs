@@ -10,6 +10,8 @@ use std::process::{Command, Output};
 
 use serde_json::Value;
 
+#[path = "program/readers.rs"]
+mod readers;
 #[path = "program/schema.rs"]
 mod schema;
 #[path = "program/terminal.rs"]
@@ -379,13 +381,15 @@ fn rows_are_checked_and_shown_before_they_are_trained_on() {
     );
     says(&fails(d, &page, 1), &["page.html", "--force"]);
 
-    // A broken row stops a check, or is listed where that is allowed; it stays a problem.
+    // Broken rows are all named, and listed where they are skipped; they stay problems.
     fs::write(d.join("rows.jsonl"), format!("{ROWS}nonsense\n")).unwrap();
-    says(
-        &fails(d, &["data", "check", "recipe.toml"], 1),
-        &["rows.jsonl, line 5", "broken JSON"],
-    );
-    let (code, said) = run(&["data", "check", "recipe.toml", "--skip-bad-rows", "3"]);
+    let (code, said) = run(&["data", "check", "recipe.toml"]);
+    assert_eq!(code, Some(1), "{said}");
+    says(&said, &["rows.jsonl, line 5", "broken JSON"]);
+    let skipped = "skipped_rows.jsonl";
+    assert!(!d.join(skipped).exists());
+    let check = ["data", "check", "recipe.toml", "--skip-bad-rows", "3"];
+    let (code, said) = run(&[check.as_slice(), &["--skipped", skipped]].concat());
     assert_eq!(code, Some(1), "{said}");
     says(
         &said,

@@ -8,10 +8,10 @@ use std::time::Instant;
 use backdraft_formats::{FormatError, StoredRow, TokenFile, TokenFileWriter};
 use sha2::{Digest, Sha256};
 
-use crate::error::DataError;
+use crate::error::{DataError, JsonFault};
 use crate::pipeline::{Outcome, RowSink, TokenizeOptions, TokenizedRow, tokenize};
 use crate::report::LoadProgress;
-use crate::source::{Source, Stamp};
+use crate::source::{DataFile, Source, Stamp};
 use crate::store::{TokenRows, trained_bits};
 use crate::tokenizer::ChatTokenizer;
 
@@ -26,16 +26,19 @@ pub struct Cached {
     pub hit: bool,
     /// The file.
     pub path: PathBuf,
+    /// Why the cache could not be used: the rows are in a temporary file or in memory.
+    pub problem: Option<DataError>,
 }
 
 /// Tokenises sources into a file in `folder`, or finds them there.
 ///
 /// The file's name is a hash of the contents of all files, of the tokenizer with its template, and
 /// of everything else that the result depends on. A file that cannot be read is made again. Rows
-/// are never in memory all together.
+/// are never in memory all together, unless neither the cache nor the folder for temporary files can
+/// be written.
 ///
 /// # Errors
-/// As [`tokenize`], and [`DataError::Cache`] where the folder cannot be written.
+/// As [`tokenize`].
 pub fn tokenize_cached(
     sources: &[Source],
     options: &TokenizeOptions,
@@ -55,43 +58,89 @@ pub fn tokenize_cached(
             outcome,
             hit: true,
             path,
+            problem: None,
         });
     }
-    std::fs::create_dir_all(folder).map_err(|source| DataError::Io {
-        path: folder.to_owned(),
-        source,
-    })?;
-    let cache = |source| DataError::Cache {
-        path: path.clone(),
-        source: Box::new(source),
+    let mut tokenize_to = |path: &Path| {
+        let outcome = write_tokens(sources, options, tokenizer, path, progress)?;
+        // The name says what was hashed before: it must be what was read afterwards.
+        for (file, stamp) in files(sources).zip(&stamps) {
+            stamp.check(file)?;
+        }
+        let file = TokenFile::open(path).map_err(cache_error(path))?;
+        Ok((TokenRows::File(file), outcome))
     };
-    let mut sink = FileSink {
-        path: &path,
-        writer: TokenFileWriter::create(&path).map_err(cache)?,
-        bits: Vec::new(),
+    let (made, problem) = match tokenize_to(&path) {
+        Err(problem @ DataError::Cache { .. }) => (tokenize_aside(&mut tokenize_to), Some(problem)),
+        made => (made, None),
     };
-    let outcome = tokenize(sources, options, tokenizer, &mut sink, progress)?;
-    // The name says what was hashed before: it must be what was read afterwards.
-    for (file, stamp) in files(sources).zip(&stamps) {
-        stamp.check(file)?;
-    }
-    let note = serde_json::to_vec(&outcome).map_err(|source| DataError::Json {
-        path: path.clone(),
-        line: 1,
-        source,
-    })?;
-    sink.writer.finish(&note).map_err(cache)?;
+    let (rows, outcome) = match (made, &problem) {
+        (Err(DataError::Cache { .. }), Some(_)) => {
+            let mut rows = TokenRows::default();
+            let outcome = tokenize(sources, options, tokenizer, &mut rows, progress)?;
+            (rows, outcome)
+        }
+        (made, _) => made?,
+    };
     Ok(Cached {
-        rows: TokenRows::File(TokenFile::open(&path).map_err(cache)?),
+        rows,
         outcome,
         hit: false,
         path,
+        problem,
     })
+}
+
+type Made = Result<(TokenRows, Outcome), DataError>;
+
+/// Tokenises into a temporary file that has no name any more when it is read.
+fn tokenize_aside(tokenize_to: &mut dyn FnMut(&Path) -> Made) -> Made {
+    let folder = std::env::temp_dir();
+    let aside = tempfile::Builder::new()
+        .prefix("backdraft-tokens-")
+        .tempdir_in(&folder)
+        .map_err(|source| cache_error(&folder)(FormatError::io(&folder, "write in")(source)))?;
+    tokenize_to(&aside.path().join("rows.tokens"))
+}
+
+fn write_tokens(
+    sources: &[Source],
+    options: &TokenizeOptions,
+    tokenizer: &ChatTokenizer,
+    path: &Path,
+    progress: &mut dyn FnMut(LoadProgress),
+) -> Result<Outcome, DataError> {
+    let error = || cache_error(path);
+    let folder = path.parent().unwrap_or(Path::new("."));
+    std::fs::create_dir_all(folder)
+        .map_err(FormatError::io(folder, "create"))
+        .map_err(error())?;
+    let mut sink = FileSink {
+        path,
+        writer: TokenFileWriter::create(path).map_err(error())?,
+        bits: Vec::new(),
+    };
+    let outcome = tokenize(sources, options, tokenizer, &mut sink, progress)?;
+    let note = serde_json::to_vec(&outcome).map_err(|source| DataError::Json {
+        path: path.to_owned(),
+        line: 1,
+        source: JsonFault::of(&source),
+    })?;
+    sink.writer.finish(&note).map_err(error())?;
+    Ok(outcome)
+}
+
+fn cache_error(path: &Path) -> impl FnOnce(FormatError) -> DataError + use<> {
+    let path = path.to_owned();
+    move |source| DataError::Cache {
+        path,
+        source: Box::new(source),
+    }
 }
 
 fn files(sources: &[Source]) -> impl Iterator<Item = &Path> {
     let files = sources.iter().flat_map(|source| &source.files);
-    files.map(|file| file.path.as_path())
+    files.map(DataFile::content)
 }
 
 fn stamps(sources: &[Source]) -> Result<Vec<Stamp>, DataError> {
@@ -121,12 +170,7 @@ impl RowSink for FileSink<'_> {
             line: row.line as u64,
             key: row.key,
         };
-        self.writer
-            .push(stored)
-            .map_err(|source: FormatError| DataError::Cache {
-                path: self.path.to_owned(),
-                source: Box::new(source),
-            })
+        self.writer.push(stored).map_err(cache_error(self.path))
     }
 }
 
@@ -142,7 +186,7 @@ fn key(
         hash.update((bytes.len() as u64).to_le_bytes());
         hash.update(bytes);
     };
-    part(b"tokens 2");
+    part(b"tokens 3");
     part(tokenizer.fingerprint().as_bytes());
     let TokenizeOptions {
         data,
@@ -186,7 +230,7 @@ fn key(
                     elapsed: began.elapsed(),
                 });
             };
-            part(&hash_file(&file.path, &mut report)?);
+            part(&hash_file(file.content(), &mut report)?);
         }
     }
     Ok(crate::hex(&hash.finalize()[..16]))

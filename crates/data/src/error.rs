@@ -1,6 +1,6 @@
 //! What can go wrong between a data file and a batch.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Boxed source of a foreign error.
 pub type Source = Box<dyn std::error::Error + Send + Sync>;
@@ -61,6 +61,31 @@ pub enum DataError {
         /// The endings that are read.
         expected: &'static str,
     },
+    /// A file that holds something other than rows.
+    #[error("{path}: expected rows, found {found}; {next}", path = path.display())]
+    NotRows {
+        /// The file.
+        path: PathBuf,
+        /// What it holds.
+        found: &'static str,
+        /// What to do.
+        next: &'static str,
+    },
+    /// A pipe whose bytes cannot be kept.
+    #[error(
+        "cannot keep what comes out of {path} in {folder}; set TMPDIR to a folder with enough room",
+        path = path.display(),
+        folder = folder.display()
+    )]
+    Spool {
+        /// The pipe.
+        path: PathBuf,
+        /// The folder for temporary files.
+        folder: PathBuf,
+        /// The operating system's reason.
+        #[source]
+        source: std::io::Error,
+    },
     /// A compressed file that cannot be decompressed.
     #[error(
         "{path} is damaged or not what its ending says; compress it again, or take the ending away",
@@ -104,7 +129,7 @@ pub enum DataError {
         actual: String,
     },
     /// A file whose rows are not laid out as its kind asks for.
-    #[error("{path}, line {line}: expected {expected}, found {found}", path = path.display())]
+    #[error("{place}: expected {expected}, found {found}", place = place(path, *line))]
     Layout {
         /// The file.
         path: PathBuf,
@@ -129,7 +154,7 @@ pub enum DataError {
         source: Source,
     },
     /// Rows that look like several formats, or like none.
-    #[error("{path}, line {line}: cannot tell the format: {problem}; set `format` to one of {expected}", path = path.display())]
+    #[error("{place}: cannot tell the format: {problem}; set `format` to one of {expected}", place = place(path, *line))]
     Detect {
         /// The file.
         path: PathBuf,
@@ -160,9 +185,9 @@ pub enum DataError {
     },
     /// A line is not UTF-8.
     #[error(
-        "{path}, line {line}: expected UTF-8 text, found an invalid sequence at byte {byte} of the \
+        "{place}: expected UTF-8 text, found an invalid sequence at byte {byte} of the \
          line; convert the file to UTF-8",
-        path = path.display()
+        place = place(path, *line)
     )]
     NotUtf8 {
         /// The file.
@@ -174,9 +199,9 @@ pub enum DataError {
     },
     /// A line is longer than any sensible row.
     #[error(
-        "{path}, line {line}: expected a JSON object on one line of at most {limit} bytes, found a \
-         longer line; a file with one big JSON list must be split into one object per line",
-        path = path.display()
+        "{place}: expected a row of at most {limit} bytes, found a longer line; put one \
+         JSON object on each line",
+        place = place(path, *line)
     )]
     LineTooLong {
         /// The file.
@@ -187,7 +212,7 @@ pub enum DataError {
         limit: usize,
     },
     /// A line is not JSON.
-    #[error("{path}, line {line}: expected one JSON object, found broken JSON", path = path.display())]
+    #[error("{place}: expected one JSON object, found broken JSON", place = place(path, *line))]
     Json {
         /// The file.
         path: PathBuf,
@@ -195,10 +220,10 @@ pub enum DataError {
         line: usize,
         /// The parser's reason, with the column.
         #[source]
-        source: serde_json::Error,
+        source: JsonFault,
     },
     /// A field is missing or of the wrong type.
-    #[error("{path}, line {line}, field `{field}`: expected {expected}, found {found}", path = path.display())]
+    #[error("{place}, field `{field}`: expected {expected}, found {found}", place = place(path, *line))]
     Field {
         /// The file.
         path: PathBuf,
@@ -212,7 +237,7 @@ pub enum DataError {
         found: String,
     },
     /// The template cannot render a row.
-    #[error("{path}, line {line}: the template cannot render this row", path = path.display())]
+    #[error("{place}: the template cannot render this row", place = place(path, *line))]
     Render {
         /// The file.
         path: PathBuf,
@@ -223,7 +248,7 @@ pub enum DataError {
         source: TemplateError,
     },
     /// The trained text of a row cannot be located.
-    #[error("{path}, line {line}: cannot tell which tokens are the answer", path = path.display())]
+    #[error("{place}: cannot tell which tokens are the answer", place = place(path, *line))]
     Span {
         /// The file.
         path: PathBuf,
@@ -234,7 +259,7 @@ pub enum DataError {
         source: SpanError,
     },
     /// The tokenizer rejects a row.
-    #[error("{path}, line {line}: the tokenizer cannot encode this row", path = path.display())]
+    #[error("{place}: the tokenizer cannot encode this row", place = place(path, *line))]
     Encode {
         /// The file.
         path: PathBuf,
@@ -246,10 +271,10 @@ pub enum DataError {
     },
     /// A row has a token that the model has no embedding for.
     #[error(
-        "{path}, line {line}: the token {token:?} has id {id}, but the model's embedding has {rows} \
+        "{place}: the token {token:?} has id {id}, but the model's embedding has {rows} \
          rows (ids 0 to {last}); take the token out of the row or the template, or use the tokenizer \
          that belongs to the model",
-        path = path.display(), last = rows.saturating_sub(1)
+        place = place(path, *line), last = rows.saturating_sub(1)
     )]
     RowBeyondEmbedding {
         /// The file.
@@ -441,6 +466,39 @@ impl DataError {
             cause = error.source();
         }
         text
+    }
+}
+
+/// Where a row stands, in words: its line, or its number in a Parquet file.
+pub(crate) fn place(path: &Path, line: usize) -> String {
+    let is_parquet = path
+        .extension()
+        .is_some_and(|ending| ending.eq_ignore_ascii_case("parquet"));
+    let unit = if is_parquet { "row" } else { "line" };
+    format!("{}, {unit} {line}", path.display())
+}
+
+/// What is wrong with a JSON text.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{problem} at column {column}")]
+pub struct JsonFault {
+    /// The parser's words.
+    pub problem: String,
+    /// Lines of the text before the fault.
+    pub lines_before: usize,
+    /// Its column, from 1.
+    pub column: usize,
+}
+
+impl JsonFault {
+    pub(crate) fn of(error: &serde_json::Error) -> Self {
+        let place = format!(" at line {} column {}", error.line(), error.column());
+        let text = error.to_string();
+        Self {
+            problem: text.strip_suffix(&place).unwrap_or(&text).to_owned(),
+            lines_before: error.line().saturating_sub(1),
+            column: error.column(),
+        }
     }
 }
 

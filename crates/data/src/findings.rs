@@ -22,7 +22,7 @@ pub struct RowPlace {
 
 impl std::fmt::Display for RowPlace {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}, line {}", self.path.display(), self.line)
+        f.write_str(&crate::error::place(&self.path, self.line))
     }
 }
 

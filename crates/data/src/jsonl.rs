@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::conversation::Record;
-use crate::error::DataError;
+use crate::error::{DataError, JsonFault};
 use crate::format::{FieldError, Format};
 use crate::source::read_error;
 
@@ -160,7 +160,7 @@ pub fn parse_line(path: &Path, line: &Line, format: Format) -> Result<Record, Da
     let value: Value = serde_json::from_str(&line.text).map_err(|source| DataError::Json {
         path: path.to_owned(),
         line: line.number,
-        source,
+        source: JsonFault::of(&source),
     })?;
     format
         .read(value)
@@ -250,7 +250,7 @@ mod tests {
             "a.jsonl, line 7: expected one JSON object, found broken JSON"
         );
         let source = std::error::Error::source(&error).unwrap().to_string();
-        assert_eq!(source, "expected ident at line 1 column 11");
+        assert_eq!(source, "expected ident at column 11");
     }
 
     #[test]

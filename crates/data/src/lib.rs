@@ -18,6 +18,7 @@
 //! | [`supervise`] | which tokens a row trains, by text offsets |
 //! | [`options`], [`report`] | how rows are read, and what became of them |
 //! | [`pipeline`] | [`tokenize()`]: all rows of all sources, on all cores |
+//! | [`broken`] | [`BrokenRows`]: rows that cannot be used, by what is wrong with them |
 //! | [`findings`] | [`Findings`]: what is wrong with rows that can be read |
 //! | [`lengths`] | how long rows are |
 //! | [`store`], [`cache`] | [`TokenRows`]: tokenised rows in memory or mapped from the disk |
@@ -34,6 +35,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod batch;
+pub mod broken;
 pub mod cache;
 pub mod conversation;
 pub mod count;
@@ -62,17 +64,18 @@ pub mod template;
 pub mod tokenizer;
 
 pub use batch::Batch;
+pub use broken::{BrokenKind, BrokenRows};
 pub use cache::{Cached, tokenize_cached};
 pub use conversation::{Conversation, Instruction, Message, Record, Role};
 pub use count::count;
-pub use error::{DataError, SpanError, TemplateError};
+pub use error::{DataError, JsonFault, SpanError, TemplateError};
 pub use eval_split::{EvalSplit, count_seen, split_fraction};
 pub use findings::{Finding, Findings, RowPlace};
 pub use format::{FieldMap, Format};
 pub use loader::{Loader, LoaderOptions, LoaderState};
 pub use options::DataOptions;
 pub use pack::{Batching, Density};
-pub use pipeline::{Outcome, Overlong, RowSink, SkippedRow, TokenizeOptions, tokenize};
+pub use pipeline::{Outcome, Overlong, RowSink, SkippedRow, TokenizeOptions, survey, tokenize};
 pub use preview::{Preview, preview};
 pub use prompt_template::PromptTemplate;
 pub use prompts::{Prompt, load_prompts};

@@ -9,6 +9,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::broken::BrokenRows;
 use crate::conversation::Record;
 use crate::error::DataError;
 use crate::findings::{Finding, Findings, examine, unread_fields};
@@ -24,6 +25,8 @@ use crate::tokenizer::ChatTokenizer;
 const CHUNK: usize = 512;
 /// Bytes after which a chunk is long enough.
 const CHUNK_BYTES: usize = 8 << 20;
+/// Rows that could not be used and are listed.
+const LISTED: usize = 1 << 20;
 /// Different rows that are remembered to count duplicates.
 const REMEMBERED: usize = 1 << 22;
 
@@ -160,10 +163,16 @@ pub struct Outcome {
     pub report: DataReport,
     /// What is wrong with rows, or worth knowing.
     pub findings: Findings,
-    /// Rows that could not be used, at most as many as allowed.
+    /// Rows that could not be used, at most a million.
     pub skipped: Vec<SkippedRow>,
     /// Rows kept of each source.
     pub source_rows: Vec<usize>,
+    /// What is wrong with rows that could not be used, by kind.
+    #[serde(default)]
+    pub broken: BrokenRows,
+    /// What is not read of the files, such as columns that no row can hold.
+    #[serde(default)]
+    pub notes: Vec<String>,
 }
 
 impl Outcome {
@@ -183,7 +192,7 @@ impl Outcome {
         vec![
             ("rows", rows as u64),
             ("kept", kept as u64),
-            ("skipped as broken", self.skipped.len() as u64),
+            ("skipped as broken", self.broken.rows() as u64),
             ("left out", dropped as u64),
             ("cut at max_seq_length", truncated as u64),
             ("duplicates", duplicates as u64),
@@ -237,11 +246,53 @@ pub fn tokenize(
     sink: &mut dyn RowSink,
     progress: &mut dyn FnMut(LoadProgress),
 ) -> Result<Outcome, DataError> {
+    let limit = Some(options.skip_bad_rows);
+    let outcome = work(sources, options, tokenizer, sink, limit, progress)?;
+    let DataReport { rows, kept, .. } = outcome.report;
+    if kept == 0 {
+        let first = sources.first();
+        let path = first.map_or_else(PathBuf::new, |source| source.spec.clone().into());
+        return Err(match rows {
+            0 => DataError::NoRows { path },
+            _ => DataError::NothingToTrain {
+                path,
+                rows,
+                max_seq_length: options.data.max_seq_length,
+            },
+        });
+    }
+    Ok(outcome)
+}
+
+/// Reads all rows of all sources, however many cannot be used: [`Outcome::broken`] says what is wrong
+/// with them. A file that breaks off is left there, and the next one is read.
+///
+/// # Errors
+/// Options that cannot work together.
+pub fn survey(
+    sources: &[Source],
+    options: &TokenizeOptions,
+    tokenizer: &ChatTokenizer,
+    progress: &mut dyn FnMut(LoadProgress),
+) -> Result<Outcome, DataError> {
+    work(sources, options, tokenizer, &mut (), None, progress)
+}
+
+/// Tokenises all rows; `limit` of them may be unusable, all where there is none.
+fn work(
+    sources: &[Source],
+    options: &TokenizeOptions,
+    tokenizer: &ChatTokenizer,
+    sink: &mut dyn RowSink,
+    limit: Option<usize>,
+    progress: &mut dyn FnMut(LoadProgress),
+) -> Result<Outcome, DataError> {
     for source in sources {
         options.of(source).check()?;
     }
     let mut work = Work {
         options,
+        limit,
         tokenizer,
         sink,
         outcome: Outcome::default(),
@@ -257,24 +308,12 @@ pub fn tokenize(
         work.bytes_before += source.bytes();
         work.files_before += source.files.len();
     }
-    let DataReport { rows, kept, .. } = work.outcome.report;
-    if kept == 0 {
-        let first = sources.first();
-        let path = first.map_or_else(PathBuf::new, |source| source.spec.clone().into());
-        return Err(match rows {
-            0 => DataError::NoRows { path },
-            _ => DataError::NothingToTrain {
-                path,
-                rows,
-                max_seq_length: options.data.max_seq_length,
-            },
-        });
-    }
     Ok(work.outcome)
 }
 
 struct Work<'a> {
     options: &'a TokenizeOptions,
+    limit: Option<usize>,
     tokenizer: &'a ChatTokenizer,
     sink: &'a mut dyn RowSink,
     outcome: Outcome,
@@ -296,13 +335,14 @@ impl Work<'_> {
     ) -> Result<(), DataError> {
         let options = self.options.of(source);
         let mut reader = RowReader::new(&source.files, options.limits);
-        let mut chunk = next_chunk(&mut reader);
+        let reads_on = self.limit.is_none();
+        let mut chunk = next_chunk(&mut reader, reads_on);
         while !chunk.is_empty() {
             let bytes = self.bytes_before + reader.bytes();
             // The next chunk is read while this one is tokenised.
             let tokenizer = self.tokenizer;
             let (next, rows) = rayon::join(
-                || next_chunk(&mut reader),
+                || next_chunk(&mut reader, reads_on),
                 || tokenize_chunk(chunk, source, &options, tokenizer),
             );
             // In the order of the file, so that the first broken row is the one reported.
@@ -322,26 +362,35 @@ impl Work<'_> {
             });
             chunk = next;
         }
+        self.outcome.notes.extend_from_slice(reader.notes());
         Ok(())
     }
 
     fn skip(&mut self, error: DataError) -> Result<(), DataError> {
-        if !error.is_about_a_row() {
-            return Err(error);
-        }
-        let limit = self.options.skip_bad_rows;
-        if self.outcome.skipped.len() == limit {
-            return Err(error.beyond(limit));
+        let is_row = error.is_about_a_row();
+        if let Some(limit) = self.limit {
+            if !is_row {
+                return Err(error);
+            }
+            if self.outcome.broken.rows() == limit {
+                return Err(error.beyond(limit));
+            }
         }
         let path = error.path().unwrap_or(Path::new("")).to_owned();
         let line = error.line().unwrap_or(0);
-        self.outcome.report.rows += 1;
-        self.outcome.findings.add(Finding::Skipped, &path, line);
-        self.outcome.skipped.push(SkippedRow {
+        let row = SkippedRow {
             path,
             line,
             problem: error.with_causes(),
-        });
+        };
+        self.outcome.broken.add(&error, &row);
+        if is_row {
+            self.outcome.report.rows += 1;
+            self.outcome.findings.add(Finding::Skipped, &row.path, line);
+        }
+        if self.outcome.skipped.len() < LISTED {
+            self.outcome.skipped.push(row);
+        }
         Ok(())
     }
 
@@ -395,14 +444,17 @@ impl Work<'_> {
     }
 }
 
-/// Up to [`CHUNK`] rows and a few megabytes.
-fn next_chunk(reader: &mut RowReader) -> Chunk {
+/// Up to [`CHUNK`] rows and a few megabytes. After an error that ends a file, the next one is read
+/// where `reads_on` says so.
+fn next_chunk(reader: &mut RowReader, reads_on: bool) -> Chunk {
     let mut chunk = Vec::new();
     let mut bytes = 0;
     while chunk.len() < CHUNK && bytes < CHUNK_BYTES {
         let Some(row) = reader.next() else { break };
-        if let Ok(row) = &row {
-            bytes += row.body.size();
+        match &row {
+            Ok(row) => bytes += row.body.size(),
+            Err(error) if reads_on && !error.is_about_a_row() => reader.pass_over_file(),
+            Err(_) => {}
         }
         chunk.push(row);
     }
@@ -511,8 +563,9 @@ pub(crate) fn parse_row(
     options: &TokenizeOptions,
 ) -> Result<(Record, Vec<String>), DataError> {
     let line = row.line;
-    let value = row.body.into_value(path, line)?;
     let (fields, format) = (&options.fields, options.data.format);
+    let reads = |name: &str| fields.reads(format, name);
+    let value = row.body.read_by(path, line, &reads)?;
     let unread = fields.unread(format, &value);
     let record = fields
         .read(format, value)

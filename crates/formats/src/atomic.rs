@@ -1,4 +1,4 @@
-//! Files and directories that appear whole or not at all.
+//! Files that appear whole or not at all; directories do in [`crate::atomic_dir`].
 //!
 //! Both kinds are written under a hidden temporary name beside their target, flushed to the disk,
 //! and renamed. Whatever fails on the way, a full disk included, the temporary is removed and the
@@ -9,7 +9,7 @@ use std::fs::{self, File};
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use tempfile::{Builder, NamedTempFile, TempDir};
+use tempfile::{Builder, NamedTempFile};
 
 use crate::error::{FormatError, Result};
 use crate::fault;
@@ -36,9 +36,12 @@ impl AtomicFile {
     /// Starts a file that will be called `target`, in a directory that exists.
     ///
     /// # Errors
-    /// If the target exists and must not be replaced, or the temporary cannot be made.
+    /// If the target exists and must not be replaced, is a directory, or the temporary cannot be made.
     pub fn create(target: impl Into<PathBuf>, existing: Existing) -> Result<Self> {
         let target = target.into();
+        if target.is_dir() {
+            return Err(FormatError::NotAFile { path: target });
+        }
         refuse_existing(&target, existing)?;
         fault::point("create", &target)?;
         let mut builder = Builder::new();
@@ -129,102 +132,7 @@ pub fn write_file(target: impl Into<PathBuf>, bytes: &[u8], existing: Existing) 
     file.commit()
 }
 
-/// A directory being filled under a temporary name.
-#[derive(Debug)]
-pub struct AtomicDir {
-    target: PathBuf,
-    existing: Existing,
-    staging: TempDir,
-}
-
-impl AtomicDir {
-    /// Starts a directory that will be called `target`; missing parents are made.
-    ///
-    /// An empty directory of that name does not count as existing.
-    ///
-    /// # Errors
-    /// If the target exists and must not be replaced, or the temporary cannot be made.
-    pub fn create(target: impl Into<PathBuf>, existing: Existing) -> Result<Self> {
-        let target = target.into();
-        if !is_empty_directory(&target) {
-            refuse_existing(&target, existing)?;
-        }
-        let parent = parent(&target);
-        fault::point("create", &target)?;
-        fs::create_dir_all(parent).map_err(FormatError::io(parent, "create"))?;
-        let mut builder = Builder::new();
-        let prefix = temporary_prefix(&target);
-        builder.prefix(&prefix);
-        #[cfg(unix)]
-        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
-        let staging = builder
-            .tempdir_in(parent)
-            .map_err(FormatError::io(&target, "create"))?;
-        Ok(Self {
-            target,
-            existing,
-            staging,
-        })
-    }
-
-    /// The temporary directory, to write into.
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        self.staging.path()
-    }
-
-    /// The name that the directory will have.
-    #[must_use]
-    pub fn target(&self) -> &Path {
-        &self.target
-    }
-
-    /// Flushes everything inside to the disk and gives the directory its name.
-    ///
-    /// A directory that is replaced is first moved aside, and moved back if the rename fails.
-    ///
-    /// # Errors
-    /// If the system refuses, or a target has appeared that must not be replaced.
-    pub fn commit(self) -> Result<()> {
-        sync_tree(self.staging.path())?;
-        let parent = parent(&self.target).to_path_buf();
-        let aside = self.move_target_aside()?;
-        fault::point("rename", &self.target)?;
-        if let Err(source) = fs::rename(self.staging.path(), &self.target) {
-            if let Some(aside) = &aside {
-                // Best effort: the first error is the one to report.
-                let _ = fs::rename(aside, &self.target);
-            }
-            return Err(match source.kind() {
-                io::ErrorKind::AlreadyExists | io::ErrorKind::DirectoryNotEmpty => {
-                    FormatError::TargetExists { path: self.target }
-                }
-                _ => FormatError::io(self.target, "rename")(source),
-            });
-        }
-        // The rename took the directory away from its guard.
-        let _ = self.staging.keep();
-        sync_directory(&parent)?;
-        match aside {
-            Some(aside) => remove(&aside),
-            None => Ok(()),
-        }
-    }
-
-    fn move_target_aside(&self) -> Result<Option<PathBuf>> {
-        if self.existing == Existing::Refuse || fs::symlink_metadata(&self.target).is_err() {
-            return Ok(None);
-        }
-        let mut name = self.staging.path().as_os_str().to_owned();
-        name.push(".replaced");
-        let aside = PathBuf::from(name);
-        fault::point("move aside", &self.target)?;
-        fs::rename(&self.target, &aside).map_err(FormatError::io(&self.target, "move aside"))?;
-        Ok(Some(aside))
-    }
-}
-
-fn remove(path: &Path) -> Result<()> {
+pub(crate) fn remove(path: &Path) -> Result<()> {
     fault::point("remove", path)?;
     let removed = if path.is_dir() && !path.is_symlink() {
         fs::remove_dir_all(path)
@@ -234,7 +142,7 @@ fn remove(path: &Path) -> Result<()> {
     removed.map_err(FormatError::io(path, "remove"))
 }
 
-fn refuse_existing(target: &Path, existing: Existing) -> Result<()> {
+pub(crate) fn refuse_existing(target: &Path, existing: Existing) -> Result<()> {
     // `symlink_metadata`: a dangling link is something too.
     if existing == Existing::Refuse && fs::symlink_metadata(target).is_ok() {
         return Err(FormatError::TargetExists {
@@ -244,23 +152,23 @@ fn refuse_existing(target: &Path, existing: Existing) -> Result<()> {
     Ok(())
 }
 
-fn is_empty_directory(path: &Path) -> bool {
+pub(crate) fn is_empty_directory(path: &Path) -> bool {
     fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none())
 }
 
-fn parent(target: &Path) -> &Path {
+pub(crate) fn parent(target: &Path) -> &Path {
     match target.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     }
 }
 
-fn temporary_prefix(target: &Path) -> String {
+pub(crate) fn temporary_prefix(target: &Path) -> String {
     let name = target.file_name().unwrap_or_default().to_string_lossy();
     format!(".{name}.partial-")
 }
 
-fn sync_tree(directory: &Path) -> Result<()> {
+pub(crate) fn sync_tree(directory: &Path) -> Result<()> {
     let entries = fs::read_dir(directory).map_err(FormatError::io(directory, "list"))?;
     for entry in entries {
         let path = entry.map_err(FormatError::io(directory, "list"))?.path();
@@ -307,9 +215,18 @@ pub fn sync_directory(directory: &Path) -> Result<()> {
     // Windows cannot open a directory as a file, and makes renames durable by itself.
     if cfg!(unix) {
         fault::point("flush", directory)?;
-        File::open(directory)
-            .and_then(|file| file.sync_all())
-            .map_err(FormatError::io(directory, "flush"))?;
+        match File::open(directory).and_then(|file| file.sync_all()) {
+            // Some network file systems flush no directories, and one that may be written need not be
+            // readable: what is in it is there all the same.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::InvalidInput
+                        | io::ErrorKind::Unsupported
+                        | io::ErrorKind::PermissionDenied
+                ) => {}
+            flushed => flushed.map_err(FormatError::io(directory, "flush"))?,
+        }
     }
     Ok(())
 }
@@ -361,6 +278,16 @@ mod tests {
     }
 
     #[test]
+    fn a_directory_is_never_replaced_by_a_file() {
+        let root = tempfile::tempdir().unwrap();
+        for existing in [Existing::Refuse, Existing::Replace] {
+            let error = write_file(root.path(), b"new", existing).unwrap_err();
+            assert!(matches!(error, FormatError::NotAFile { .. }), "{error}");
+        }
+        assert!(names(root.path()).is_empty());
+    }
+
+    #[test]
     fn file_that_appears_meanwhile_is_kept() {
         let root = tempfile::tempdir().unwrap();
         let target = root.path().join("a");
@@ -370,38 +297,6 @@ mod tests {
         assert!(matches!(error, FormatError::TargetExists { .. }), "{error}");
         assert_eq!(fs::read(&target).unwrap(), b"other");
         assert_eq!(names(root.path()), ["a"]);
-    }
-
-    #[test]
-    fn directory_is_renamed_whole() {
-        let root = tempfile::tempdir().unwrap();
-        let target = root.path().join("deep/er/out");
-        let dir = AtomicDir::create(&target, Existing::Refuse).unwrap();
-        fs::create_dir(dir.path().join("sub")).unwrap();
-        fs::write(dir.path().join("sub/x"), b"1").unwrap();
-        assert!(!target.exists());
-        dir.commit().unwrap();
-        assert_eq!(fs::read(target.join("sub/x")).unwrap(), b"1");
-        assert_eq!(names(target.parent().unwrap()), ["out"]);
-    }
-
-    #[test]
-    fn directory_with_content_is_kept_unless_told() {
-        let root = tempfile::tempdir().unwrap();
-        let target = root.path().join("out");
-        fs::create_dir(&target).unwrap();
-        let first = AtomicDir::create(&target, Existing::Refuse).unwrap();
-        fs::write(first.path().join("first"), b"1").unwrap();
-        let second = AtomicDir::create(&target, Existing::Refuse).unwrap();
-        first.commit().unwrap();
-        let error = second.commit().unwrap_err();
-        assert!(matches!(error, FormatError::TargetExists { .. }), "{error}");
-        assert!(AtomicDir::create(&target, Existing::Refuse).is_err());
-        let third = AtomicDir::create(&target, Existing::Replace).unwrap();
-        fs::write(third.path().join("third"), b"3").unwrap();
-        third.commit().unwrap();
-        assert_eq!(names(&target), ["third"]);
-        assert_eq!(names(root.path()), ["out"]);
     }
 
     #[test]
@@ -419,15 +314,6 @@ mod tests {
         fs::write(root.path().join(".d.partial-x2/y"), b"1").unwrap();
         assert_eq!(remove_partials(root.path()).unwrap().len(), 2);
         assert_eq!(names(root.path()), [".hidden", "a"]);
-    }
-
-    #[test]
-    fn dropped_directory_leaves_nothing() {
-        let root = tempfile::tempdir().unwrap();
-        let dir = AtomicDir::create(root.path().join("out"), Existing::Refuse).unwrap();
-        fs::write(dir.path().join("x"), b"1").unwrap();
-        drop(dir);
-        assert!(names(root.path()).is_empty());
     }
 
     #[cfg(unix)]

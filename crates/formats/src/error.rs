@@ -236,6 +236,24 @@ pub enum FormatError {
         /// The file or directory.
         path: PathBuf,
     },
+    /// Something else where a directory is to be written.
+    #[error(
+        "{} is a file, where a directory is to be written; choose another name, or move it away",
+        path.display()
+    )]
+    NotADirectory {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A directory where a file is to be written.
+    #[error(
+        "{} is a directory, where a file is to be written; choose another name, or move it away",
+        path.display()
+    )]
+    NotAFile {
+        /// The directory.
+        path: PathBuf,
+    },
     /// A writer was given a tensor that it did not announce, gave twice, or never got.
     #[error("{}: {problem} tensor {tensor}", path.display())]
     WriteOrder {

@@ -1,9 +1,11 @@
 //! Writing model directories, tensor by tensor.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use crate::atomic::{AtomicDir, Existing, write_file};
+use crate::atomic::{Existing, write_file};
+use crate::atomic_dir::{AtomicDir, IsOurs};
+use crate::checkpoint::COMPANIONS;
 use crate::error::{FormatError, Result};
 use crate::hf_dir::{INDEX, WEIGHTS};
 use crate::safetensors_writer::SafetensorsWriter;
@@ -40,7 +42,14 @@ impl HfDirWriter {
         tensors: Vec<TensorInfo>,
         existing: Existing,
     ) -> Result<Self> {
-        let directory = AtomicDir::create(out, existing)?;
+        let out = out.into();
+        // Beside other weights a tokenizer or a template would be another model's.
+        let holds_model = [WEIGHTS, INDEX].iter().any(|name| out.join(name).is_file());
+        let is_ours: IsOurs = match holds_model {
+            true => |file| is_weights(file) || is_companion(file),
+            false => is_weights,
+        };
+        let directory = AtomicDir::create(out, existing, is_ours)?;
         let groups = shards(tensors);
         let count = groups.len();
         let files: Vec<ShardFile> = groups
@@ -151,6 +160,26 @@ fn shards(tensors: Vec<TensorInfo>) -> Vec<Vec<TensorInfo>> {
     }
     shards.push(shard);
     shards
+}
+
+/// Whether a file holds weights, or says which files do.
+fn is_weights(file: &Path) -> bool {
+    file.to_str()
+        .is_some_and(|name| name == WEIGHTS || name == INDEX || is_shard(name))
+}
+
+fn is_companion(file: &Path) -> bool {
+    file.to_str().is_some_and(|name| COMPANIONS.contains(&name))
+}
+
+/// `model-00001-of-00002.safetensors`
+fn is_shard(name: &str) -> bool {
+    let numbers = name
+        .strip_prefix("model-")
+        .and_then(|name| name.strip_suffix(".safetensors"))
+        .and_then(|numbers| numbers.split_once("-of-"));
+    let is_number = |text: &str| text.len() >= 5 && text.bytes().all(|b| b.is_ascii_digit());
+    numbers.is_some_and(|(index, count)| is_number(index) && is_number(count))
 }
 
 fn shard_name(index: usize, count: usize) -> String {

@@ -18,6 +18,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod atomic;
+mod atomic_dir;
 pub mod bnb;
 mod checkpoint;
 pub mod dtype;
@@ -40,7 +41,8 @@ mod tensor;
 mod token_file;
 mod tokenizer_files;
 
-pub use atomic::{AtomicDir, AtomicFile, Existing, remove_partials, sync_directory, write_file};
+pub use atomic::{AtomicFile, Existing, remove_partials, sync_directory, write_file};
+pub use atomic_dir::{AtomicDir, IsOurs};
 pub use checkpoint::ModelSource;
 pub use dtype::Dtype;
 pub use error::{FormatError, Result};

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::atomic::{AtomicDir, Existing};
+use crate::atomic::Existing;
+use crate::atomic_dir::AtomicDir;
 use crate::dtype::{Dtype, from_f32};
 use crate::error::{FormatError, Result};
 use crate::json;
@@ -131,6 +132,21 @@ impl PeftDir {
         }
     }
 
+    /// What may lie beside the config and the matrices: see [`PeftWriteOptions::companions`].
+    pub const COMPANIONS: [&str; 3] = [
+        Self::CHAT_TEMPLATE,
+        "trained_over.json",
+        "trained_with.json",
+    ];
+
+    /// Whether a file inside an adapter's directory is one that [`Self::write`] may have left: another
+    /// adapter does without it.
+    #[must_use]
+    pub fn is_ours(file: &Path) -> bool {
+        let name = file.to_str().unwrap_or_default();
+        [CONFIG, WEIGHTS].contains(&name) || Self::COMPANIONS.contains(&name)
+    }
+
     /// Reads a directory, and checks that the tensors come in pairs and agree with the rank.
     ///
     /// # Errors
@@ -173,7 +189,7 @@ impl PeftDir {
         tensors: &AdapterTensors,
         options: &PeftWriteOptions,
     ) -> Result<()> {
-        let directory = AtomicDir::create(path, options.existing)?;
+        let directory = AtomicDir::create(path, options.existing, Self::is_ours)?;
         let config_path = directory.path().join(CONFIG);
         write_plain(&config_path, &json::pretty(&config.to_json()))?;
         for (name, bytes) in &options.companions {

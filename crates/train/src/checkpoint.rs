@@ -23,14 +23,15 @@ use std::path::{Component, Path, PathBuf};
 
 use backdraft_data::LoaderState;
 use backdraft_formats::{
-    AtomicDir, Existing, FormatError, PeftWriteOptions, SafetensorsFile, SafetensorsWriter, fault,
-    sync_directory, write_file,
+    AtomicDir, Existing, FormatError, PeftDir, PeftWriteOptions, SafetensorsFile,
+    SafetensorsWriter, fault, sync_directory, write_file,
 };
 use backdraft_lora::AdapterWeights;
 use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::clear;
 use crate::early_stopping::EarlyStopping;
 use crate::exact;
 use crate::loss_scale::LossScale;
@@ -235,7 +236,7 @@ pub fn path(output_dir: &Path, step: usize) -> PathBuf {
 /// # Errors
 /// The system refuses; then nothing new is there, and earlier checkpoints are as they were.
 pub fn write(target: &Path, checkpoint: &Checkpoint<'_>) -> Result<(), FormatError> {
-    let directory = AtomicDir::create(target, Existing::Replace)?;
+    let directory = AtomicDir::create(target, Existing::Replace, is_ours)?;
     let root = directory.path();
     let options = PeftWriteOptions {
         companions: checkpoint.companions.to_vec(),
@@ -480,17 +481,72 @@ pub fn prune(output_dir: &Path, limit: usize, best: Option<usize>) -> Result<(),
     Ok(())
 }
 
-/// Removes a directory so that a kill on the way leaves nothing that looks like one.
+/// Whether a file inside a checkpoint is one that [`write`] writes.
+fn is_ours(file: &Path) -> bool {
+    match file.strip_prefix(ADAPTER) {
+        Ok(inside) => PeftDir::is_ours(inside),
+        Err(_) => [STATE, RECIPE, MOMENTS, MANIFEST]
+            .iter()
+            .any(|name| file == Path::new(name)),
+    }
+}
+
+/// Whether a path has the name of a checkpoint, or of one that was set aside.
+pub(crate) fn is_one(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let name = name
+        .split_once(".set-aside")
+        .map_or(&*name, |(name, _)| name);
+    step_of(Path::new(name)).is_some() && path.is_dir() && !path.is_symlink()
+}
+
+/// Removes a checkpoint so that a kill on the way leaves nothing that looks like one. One that holds
+/// anything else loses what is ours, and is set aside.
 ///
 /// # Errors
 /// The system refuses.
 pub fn remove(path: &Path) -> Result<(), FormatError> {
+    if holds_others(path)? {
+        return remove_ours(path);
+    }
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let doomed = path.with_file_name(format!(".{name}.partial-removed"));
     fault::point("move aside", path)?;
     fs::rename(path, &doomed).map_err(FormatError::io(path, "move aside"))?;
     fault::point("remove", path)?;
     fs::remove_dir_all(&doomed).map_err(FormatError::io(doomed, "remove"))
+}
+
+fn holds_others(path: &Path) -> Result<bool, FormatError> {
+    for (entry, name) in clear::entries(path)? {
+        if entry.is_dir() && name == Path::new(ADAPTER) {
+            for (entry, name) in clear::entries(&entry)? {
+                if entry.is_dir() || !PeftDir::is_ours(&name) {
+                    return Ok(true);
+                }
+            }
+        } else if entry.is_dir() || !is_ours(&name) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn remove_ours(path: &Path) -> Result<(), FormatError> {
+    // The manifest first: without it nothing is a checkpoint.
+    let names = [MANIFEST, STATE, RECIPE, MOMENTS].map(|name| path.join(name));
+    for file in names.iter().filter(|file| file.is_file()) {
+        clear::remove_file(file)?;
+    }
+    let adapter = path.join(ADAPTER);
+    if adapter.is_dir() {
+        clear::clear_folder(&adapter, PeftDir::is_ours)?;
+    }
+    let is_aside = path.to_string_lossy().contains(".set-aside");
+    if !is_aside {
+        set_aside(path)?;
+    }
+    Ok(())
 }
 
 /// Gives a checkpoint a name that nobody takes for one, and says which.

@@ -1,8 +1,10 @@
 //! From the `[data]` of a recipe to rows of tokens, checked on the way.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use backdraft_data::format::detect::detect;
+use backdraft_data::source::Spool;
 use backdraft_data::{
     Batching, ChatTokenizer, DataOptions, DataReport, Density, FieldMap, Format, LoadProgress,
     Loader, LoaderOptions, Outcome, Overlong, PromptTemplate, RowCounts, RowSet, SkippedRow,
@@ -266,6 +268,8 @@ pub struct CacheUse {
     pub path: PathBuf,
     /// Whether it was there already.
     pub hit: bool,
+    /// Why it could not be used: the rows are in a temporary file or in memory.
+    pub problem: Option<String>,
 }
 
 impl DataCheck {
@@ -278,6 +282,11 @@ impl DataCheck {
     /// Rows that were passed over.
     pub fn skipped(&self) -> impl Iterator<Item = &SkippedRow> {
         self.outcomes().flat_map(|outcome| &outcome.skipped)
+    }
+
+    /// What is not read of the files, such as columns that no row can hold.
+    pub fn notes(&self) -> impl Iterator<Item = &String> {
+        self.outcomes().flat_map(|outcome| &outcome.notes)
     }
 
     /// Writes the rows that were passed over as JSON lines; no file where there are none.
@@ -348,6 +357,7 @@ pub fn load(
         cache.push(CacheUse {
             path: cached.path,
             hit: cached.hit,
+            problem: cached.problem.map(|problem| problem.with_causes()),
         });
         Ok((RowSet::new(cached.rows, &sources), cached.outcome))
     };
@@ -404,6 +414,38 @@ pub fn load(
             .collect(),
         check,
     })
+}
+
+/// The pipes among the sources of a recipe, each read to its end. While these are held, whoever opens
+/// a pipe again finds the same rows; one that cannot be read is left to whoever opens it.
+pub fn pipes(recipe: &DataRecipe) -> Vec<Arc<Spool>> {
+    let held_out = match &recipe.eval {
+        Some(EvalRecipe::Sources(sources)) => sources.0.as_slice(),
+        Some(EvalRecipe::Fraction(_)) | None => &[],
+    };
+    let sources = recipe.train.0.iter().chain(held_out);
+    sources
+        .filter(|source| !source.is_hub())
+        .filter_map(|source| Source::hold_pipe(&source.path))
+        .collect()
+}
+
+/// Reads all rows of a recipe, however many cannot be used: what is wrong with them is in
+/// [`Outcome::broken`].
+///
+/// # Errors
+/// A prompt template that cannot be read, options that cannot work together.
+pub fn survey(
+    recipe: &Recipe,
+    sources: &DataSources,
+    tokenizer: &ChatTokenizer,
+    progress: &mut dyn FnMut(LoadProgress),
+) -> Result<Outcome, TrainError> {
+    let options = tokenize_options(recipe)?;
+    let held_out = sources.eval.iter().flatten();
+    let sources: Vec<FoundSource> = sources.train.iter().chain(held_out).cloned().collect();
+    backdraft_data::survey(&plain(&sources), &options, tokenizer, progress)
+        .map_err(data_error(Path::new("data")))
 }
 
 /// Reads, tokenises and checks the rows of a recipe whose sources are all files.

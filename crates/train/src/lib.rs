@@ -11,6 +11,7 @@
 
 pub mod activation;
 pub mod checkpoint;
+mod clear;
 pub mod control;
 pub mod data;
 pub mod diagnosis;

@@ -45,6 +45,8 @@ impl RunLock {
                     owner: owner.trim().to_owned(),
                 });
             }
+            // Some network file systems know no locks: a run there goes without.
+            Err(TryLockError::Error(source)) if knows_no_locks(&source) => {}
             Err(TryLockError::Error(source)) => {
                 return Err(FormatError::io(path, "lock")(source).into());
             }
@@ -81,6 +83,12 @@ impl Drop for RunLock {
         let _ = self.file.set_len(0);
         let _ = self.file.unlock();
     }
+}
+
+fn knows_no_locks(error: &std::io::Error) -> bool {
+    const ENOLCK: i32 = 37;
+    error.kind() == std::io::ErrorKind::Unsupported
+        || cfg!(target_os = "linux") && error.raw_os_error() == Some(ENOLCK)
 }
 
 /// Whether a process that is alive holds the lock of `output_dir`.

@@ -7,9 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use backdraft_data::{ChatTokenizer, PromptTemplate, RowSet, SpecialTokens, count};
-use backdraft_formats::{
-    Existing, FormatError, ModelSource, PeftWriteOptions, remove_partials, write_file,
-};
+use backdraft_formats::{Existing, ModelSource, PeftWriteOptions, remove_partials, write_file};
 use backdraft_kernels::adamw::AdamWParams;
 use backdraft_kernels::adamw8bit::Guard;
 use backdraft_kernels::device::{self, held, size_pages};
@@ -28,6 +26,7 @@ use crate::activation::{
     ActivationPlan, Activations, DeviceFacts, Planner, Prediction, Setup, StepShape,
 };
 use crate::checkpoint::{self, Saved};
+use crate::clear;
 use crate::control::Control;
 use crate::data::RunData;
 use crate::diagnosis::Monitor;
@@ -287,7 +286,8 @@ impl Run {
             Existing::Replace,
         )?;
         let skipped = self.recipe.output_dir.join(SKIPPED);
-        self.data.check.write_skipped(&skipped)?;
+        let listed = self.data.check.write_skipped(&skipped);
+        notes.extend(listed.err().map(|error| with_causes(&error)));
         if let Some(saved) = &from {
             let mut adapter = saved.adapter(&self.device)?;
             adapter.config = LoraConfig::from(&self.recipe.lora);
@@ -767,36 +767,12 @@ fn summarise(
 /// Makes the output directory ready for a run that begins; one that holds a run is replaced only with
 /// `force`.
 fn claim(path: &Path, force: bool) -> Result<(), TrainError> {
-    // The recipe last: while it is there, the directory is known to hold a run.
-    const PARTS: [&str; 10] = [
-        "checkpoints",
-        "adapter",
-        tensorboard::DIRECTORY,
-        run_files::SAMPLES,
-        run_files::NOTE,
-        run_files::SUMMARY,
-        report_html::FILE,
-        records::FILE,
-        SKIPPED,
-        "recipe.toml",
-    ];
-    let held: Vec<PathBuf> = PARTS
-        .iter()
-        .map(|part| path.join(part))
-        .filter(|part| part.exists())
-        .collect();
-    if !held.is_empty() && !force {
+    if !force && !clear::held(path).is_empty() {
         return Err(TrainError::OutputExists {
             path: path.to_owned(),
         });
     }
-    for part in held {
-        if part.is_dir() {
-            checkpoint::remove(&part)?;
-        } else {
-            fs::remove_file(&part).map_err(FormatError::io(&part, "remove"))?;
-        }
-    }
+    clear::clear(path)?;
     remove_partials(path)?;
     Ok(())
 }

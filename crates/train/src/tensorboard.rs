@@ -16,6 +16,11 @@ use crate::lock::host;
 /// Directory of the event files in an output directory.
 pub const DIRECTORY: &str = "tensorboard";
 
+/// Whether a file of that directory is an event file.
+pub(crate) fn is_ours(file: &Path) -> bool {
+    file.to_string_lossy().starts_with("events.out.tfevents.")
+}
+
 /// An event file, open for appending.
 #[derive(Debug)]
 pub struct EventWriter {

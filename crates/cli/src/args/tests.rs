@@ -836,10 +836,10 @@ fn help_of_data() {
     assert_snapshot!(help("data check"), @r#"
     Read all rows and fail if training on them is likely to go wrong
 
-    Problems are broken rows, rows without a supervised token, empty answers that are trained, answers
-    that do not end in EOS or an end-of-turn token, and text that looks like a special token but is not
-    one in this tokenizer. Truncated and duplicate rows are notes. The exit code is 1 if there is a
-    problem.
+    Problems are rows that cannot be used, rows without a supervised token, empty answers that are
+    trained, answers that do not end in EOS or an end-of-turn token, and text that looks like a special
+    token but is not one in this tokenizer. Each kind is listed with its count and its first rows.
+    Truncated and duplicate rows are notes. The exit code is 1 if there is a problem.
 
     Usage: backdraft data check [OPTIONS] <WHAT>
 
@@ -869,9 +869,7 @@ fn help_of_data() {
               Skip up to this many bad rows [same as --set data.skip_bad_rows=N]
 
           --skipped <FILE>
-              File to list skipped rows in, as JSON lines
-
-              [default: skipped_rows.jsonl]
+              Write the rows that are skipped to this file, as JSON lines
 
       -h, --help
               Print help (see a summary with '-h')

@@ -3,16 +3,18 @@
 use std::path::PathBuf;
 
 use backdraft_data::preview::{TextLook, preview};
+use backdraft_data::{BrokenKind, Outcome};
 use backdraft_formats::{Existing, ModelSource, write_file};
-use backdraft_train::data::{self, DataCheck, plain, tokenize_options};
+use backdraft_train::data::{self, DataCheck, DataSources, plain, tokenize_options};
 use backdraft_train::recipe::{DataFormat, Recipe};
-use backdraft_train::run::SKIPPED;
 use clap::{Args, Subcommand};
 
 use crate::args::FormatArg;
 use crate::commands::{Context, train};
+use crate::data_summary;
 use crate::error::CliError;
-use crate::session::{self, quote};
+use crate::output::Output;
+use crate::session::{self, Loading, quote};
 
 /// Preview and check rows before training
 #[derive(Debug, Args)]
@@ -124,9 +126,10 @@ pub(crate) struct PreviewArgs {
 
 /// Read all rows and fail if training on them is likely to go wrong
 ///
-/// Problems are broken rows, rows without a supervised token, empty answers that are trained, answers that do not end
-/// in EOS or an end-of-turn token, and text that looks like a special token but is not one in this tokenizer. Truncated
-/// and duplicate rows are notes. The exit code is 1 if there is a problem.
+/// Problems are rows that cannot be used, rows without a supervised token, empty answers that are trained, answers that
+/// do not end in EOS or an end-of-turn token, and text that looks like a special token but is not one in this
+/// tokenizer. Each kind is listed with its count and its first rows. Truncated and duplicate rows are notes. The exit
+/// code is 1 if there is a problem.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   backdraft data check recipe.toml
@@ -136,9 +139,9 @@ pub(crate) struct CheckArgs {
     #[command(flatten)]
     pub(crate) rows_args: RowsArgs,
 
-    /// File to list skipped rows in, as JSON lines
-    #[arg(long, value_name = "FILE", default_value = SKIPPED)]
-    pub(crate) skipped: PathBuf,
+    /// Write the rows that are skipped to this file, as JSON lines
+    #[arg(long, value_name = "FILE")]
+    pub(crate) skipped: Option<PathBuf>,
 }
 
 pub(crate) fn run(args: &DataArgs, context: Context) -> Result<(), CliError> {
@@ -151,9 +154,10 @@ pub(crate) fn run(args: &DataArgs, context: Context) -> Result<(), CliError> {
 fn run_preview(args: &PreviewArgs, context: Context) -> Result<(), CliError> {
     let output = context.output;
     let recipe = args.rows_args.recipe()?;
+    let _pipes = data::pipes(&recipe.data);
     let model = ModelSource::open(session::find_model(&recipe.model, output)?)?;
     let tokenizer = data::tokenizer_of(&recipe.data, &model)?;
-    let sources = session::find_data(&recipe.data, output)?;
+    let sources = find_any(&recipe, output)?;
     let options = tokenize_options(&recipe)?;
     let preview = preview(
         &plain(&sources.train),
@@ -169,7 +173,7 @@ fn run_preview(args: &PreviewArgs, context: Context) -> Result<(), CliError> {
         };
         output.line(preview.to_text(look))?;
     }
-    let check = train::check_data(&recipe, &model, output)?.check;
+    let check = check(&recipe, &model, output)?;
     if let Some(path) = &args.html {
         let page = preview.to_html(Some(&check.train), args.ids);
         let existing = if args.force {
@@ -188,17 +192,72 @@ fn run_check(args: &CheckArgs, context: Context) -> Result<(), CliError> {
     let output = context.output;
     let recipe = args.rows_args.recipe()?;
     let model = ModelSource::open(session::find_model(&recipe.model, output)?)?;
-    let check = train::check_data(&recipe, &model, output)?.check;
+    let check = check(&recipe, &model, output)?;
     output.line(lengths(&check))?;
-    if check.write_skipped(&args.skipped)? {
-        let path = args.skipped.display();
-        output.line(format!("skipped rows are listed in {path}"))?;
+    if let Some(path) = &args.skipped
+        && check.write_skipped(path)?
+    {
+        output.line(format!("skipped rows are listed in {}", path.display()))?;
     }
     if check.is_sound() {
         return output.line("no problems");
     }
-    Err(CliError::user("the data has problems; each is named above")
-        .hint("`backdraft data preview` shows rows as the model will see them"))
+    Err(has_problems())
+}
+
+/// Looks at all rows. Where some cannot be used, all of them are told, and the look is a failure.
+fn check(recipe: &Recipe, model: &ModelSource, output: Output) -> Result<DataCheck, CliError> {
+    // A pipe can be read once: its rows are kept until all looks are over.
+    let _pipes = data::pipes(&recipe.data);
+    let error = match train::check_data(recipe, model, output) {
+        Ok(data) => return Ok(data.check),
+        Err(error) => error,
+    };
+    // What is wrong with the command, the recipe or the model is no matter of rows.
+    let (sources, is_guess) = match find_any(recipe, output) {
+        Ok(sources) => (sources, false),
+        Err(_) => match find_as_messages(recipe, output) {
+            Ok(sources) => (sources, true),
+            Err(_) => return Err(error),
+        },
+    };
+    let tokenizer = data::tokenizer_of(&recipe.data, model)?;
+    let mut shown = Loading::new(output);
+    let surveyed = data::survey(recipe, &sources, &tokenizer, &mut |progress| {
+        shown.show(progress);
+    });
+    match surveyed {
+        Ok(outcome) if outcome.broken.rows() > 0 && !(is_guess && says_fields(&outcome)) => {
+            output.line(data_summary::survey(&outcome, output.columns()))?;
+            Err(has_problems().problems(data_summary::broken_kinds(&outcome.broken)))
+        }
+        _ => Err(error),
+    }
+}
+
+/// Finds rows of which none can be read: their format makes no difference.
+fn find_as_messages(recipe: &Recipe, output: Output) -> Result<DataSources, CliError> {
+    let mut data = recipe.data.clone();
+    data.format = DataFormat::Messages;
+    session::find_data(&data, output)
+}
+
+/// Whether a row can be read and lacks fields.
+fn says_fields(outcome: &Outcome) -> bool {
+    let fields = |kind: &BrokenKind| kind.kind.starts_with("field ");
+    outcome.report.kept > 0 || outcome.broken.kinds().iter().any(fields)
+}
+
+fn has_problems() -> CliError {
+    CliError::user("the data has problems; each is named above")
+        .hint("`backdraft data preview` shows rows as the model will see them")
+}
+
+/// Finds the rows, whose format is known by those that can be read.
+fn find_any(recipe: &Recipe, output: Output) -> Result<DataSources, CliError> {
+    let mut data = recipe.data.clone();
+    data.skip_bad_rows = usize::MAX;
+    session::find_data(&data, output).or_else(|_| session::find_data(&recipe.data, output))
 }
 
 /// The rows by length.

@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use backdraft_data::pipeline::TokenizedRow;
-use backdraft_data::{ChatTokenizer, GenerationScores, Prompt, RowSet, TokenRows, load_prompts};
+use backdraft_data::{
+    ChatTokenizer, GenerationScores, Prompt, RowSet, Source, TokenRows, load_prompts,
+};
 use backdraft_model::Llama;
 use backdraft_model::generate::GenerateConfig;
 use backdraft_train::data;
@@ -75,6 +77,8 @@ pub(crate) fn run(args: &EvalArgs, context: Context) -> Result<(), CliError> {
     let plan = Plan::of(args, context)?;
     let kept = plan.recipe.as_ref().and_then(Recipe::quantization_plan);
     let mut session = Session::open_as(&plan.model, kept, plan.context)?;
+    // A pipe can be read once: its rows are kept for the answers too.
+    let _pipe = args.data.as_deref().and_then(Source::hold_pipe);
     let (rows, answers) = plan.read(args, &mut session)?;
     let mut results = Vec::new();
     let adapted = session.adapter.is_some();

@@ -12,7 +12,7 @@ use backdraft_train::evaluate::{self, Divergence};
 use clap::{Args, ValueEnum};
 
 use crate::args::QuantizationArg;
-use crate::commands::Context;
+use crate::commands::{self, Context};
 use crate::error::CliError;
 use crate::noted::{self, NotedAdapter};
 use crate::plain::count;
@@ -83,6 +83,7 @@ pub(crate) fn run(args: &MergeArgs, context: Context) -> Result<(), CliError> {
         return Err(CliError::usage("there is no adapter"));
     };
     let source = &chosen.source;
+    commands::keep_inputs(&args.out, &[source.path(), &adapter.path])?;
     let plan = noted::plan(args.quantization, Some(noted));
     let base = base(args.base, source, plan.as_ref(), noted)?;
     // A model without a tokenizer has no ends of answers either.

@@ -18,6 +18,7 @@ pub(crate) mod train;
 pub(crate) mod watch;
 
 use std::ffi::OsString;
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -79,5 +80,22 @@ fn run(command: Command, context: Context) -> Result<(), CliError> {
         Command::Quickstart(args) => quickstart::run(&args, context),
         Command::Completions(args) => completions::run(&args, context),
         Command::Man(args) => man::run(&args, context),
+    }
+}
+
+/// Refuses to write a directory in the place of one that it is made of, with --force too.
+pub(crate) fn keep_inputs(out: &Path, inputs: &[&Path]) -> Result<(), CliError> {
+    let Ok(target) = out.canonicalize() else {
+        return Ok(());
+    };
+    let is_input = |input: &&&Path| input.canonicalize().is_ok_and(|input| input == target);
+    match inputs.iter().find(is_input) {
+        None => Ok(()),
+        Some(input) => Err(CliError::user(format!(
+            "--out {} is {}, which is read: nothing of it would be left",
+            out.display(),
+            input.display()
+        ))
+        .hint("choose another directory")),
     }
 }

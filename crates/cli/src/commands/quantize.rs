@@ -7,7 +7,7 @@ use backdraft_formats::Existing;
 use backdraft_quant::{FourBitFormat, QuantizationPlan, Scheme};
 use clap::{Args, ValueEnum};
 
-use crate::commands::Context;
+use crate::commands::{self, Context};
 use crate::error::CliError;
 use crate::plain::count;
 use crate::session;
@@ -62,6 +62,7 @@ pub(crate) fn run(args: &QuantizeArgs, context: Context) -> Result<(), CliError>
     let output = context.output;
     let plan = plan(args)?;
     let source = session::open_model(&args.model, output)?;
+    commands::keep_inputs(&args.out, &[source.path()])?;
     let existing = if args.force {
         Existing::Replace
     } else {

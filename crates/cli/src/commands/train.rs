@@ -171,11 +171,19 @@ pub(crate) fn train(
         let output = output_dir.display().to_string();
         Shared::new(State::new(output, Hands::Own))
     });
-    let lines = PlainReporter::new(output, output_dir.clone(), batch, shared.clone());
-    let dashboard = match &shared {
-        Some(shared) => Some(Dashboard::start(shared.clone(), control.clone(), hangup)?),
-        None => None,
+    let start_dashboard = |shared: Shared| {
+        let started = Dashboard::start(shared.clone(), control.clone(), hangup);
+        started.map(|dashboard| (shared, dashboard))
     };
+    // A terminal that cannot be drawn on is no reason not to train.
+    let (shared, dashboard) = match shared.map(start_dashboard).transpose() {
+        Ok(started) => started.unzip(),
+        Err(error) => {
+            output.warn(format!("no dashboard, plain lines instead: {error}"));
+            (None, None)
+        }
+    };
+    let lines = PlainReporter::new(output, output_dir.clone(), batch, shared.clone());
     let reporter: Box<dyn Reporter> = match &shared {
         Some(shared) => Box::new(DashboardReporter::new(shared.clone(), lines)),
         None => Box::new(lines),
@@ -218,6 +226,16 @@ pub(crate) fn check_data(
     let data = data::load(recipe, &sources, tokenizer, &mut |progress| {
         shown.show(progress);
     })?;
+    for problem in data
+        .check
+        .cache
+        .iter()
+        .filter_map(|cache| cache.problem.as_ref())
+    {
+        output.warn(format!(
+            "tokenised rows are not kept for the next run: {problem}"
+        ));
+    }
     output.go_on(output.record("data", &data.check));
     output.go_on(output.line(data_summary::text(&data.check, output.columns())));
     Ok(data)

@@ -152,3 +152,23 @@ fn nothing_is_left_of_work_that_failed() {
     assert!(matches!(error, DataError::TooManyBadRows { limit: 1, .. }));
     assert_eq!(std::fs::read_dir(&cache).unwrap().count(), 0);
 }
+
+/// A file where the folder should be, as where `HOME` is no directory.
+#[test]
+fn a_cache_that_cannot_be_written_is_no_reason_to_stop() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = [write(&folder, "a.jsonl", &rows(5))];
+    let sound = load(&source, &options(30), CHATML, &folder.path().join("cache"));
+    let file = folder.path().join("file");
+    std::fs::write(&file, "mine").unwrap();
+    let aside = load(&source, &options(30), CHATML, &file.join("tokens"));
+    assert!(sound.problem.is_none());
+    let problem = aside.problem.unwrap();
+    assert!(matches!(problem, DataError::Cache { .. }), "{problem}");
+    assert!(!aside.hit);
+    assert_eq!(aside.outcome, sound.outcome);
+    assert_eq!(aside.rows.keys(), sound.rows.keys());
+    assert_eq!(aside.rows.row(4), sound.rows.row(4));
+    assert!(matches!(aside.rows, TokenRows::File(_)));
+    assert_eq!(std::fs::read_to_string(file).unwrap(), "mine");
+}

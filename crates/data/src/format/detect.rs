@@ -1,7 +1,8 @@
 //! The format of a source, judged by its first rows.
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
+use super::suggest::suggest;
 use super::{Format, field_map};
 use crate::error::DataError;
 use crate::source::{DecompressLimits, RowReader, Source};
@@ -72,7 +73,14 @@ pub fn detect(source: &Source, names: &[(&str, &str)], skip: usize) -> Result<De
                 bad += 1;
                 continue;
             }
-            Err(Unclear::None(problem)) => return Err(unclear(path, line, problem).beyond(skip)),
+            Err(Unclear::None(mut problem)) => {
+                // The key may be among what is not read.
+                for note in reader.notes() {
+                    problem.push_str("; ");
+                    problem.push_str(note);
+                }
+                return Err(unclear(path, line, problem).beyond(skip));
+            }
             Err(Unclear::Several(problem)) => return Err(unclear(path, line, problem)),
         };
         match &mut detected {
@@ -123,9 +131,15 @@ fn judge(value: Value, names: &[(&str, &str)]) -> Result<Format, Unclear> {
                 .take(8)
                 .map(|key| format!("`{}`", super::field::shorten(key)))
                 .collect();
+            if let Some(problem) = wrong_layout(&row) {
+                return Err(Unclear::None(problem));
+            }
+            let keys = keys.join(", ");
+            let example = suggest(&row).map_or_else(String::new, |line| {
+                format!(", under [data] of a recipe: {line}")
+            });
             Err(Unclear::None(format!(
-                "no format has the keys {}; name yours in `fields`",
-                keys.join(", ")
+                "no format has the keys {keys}; name yours in `fields`{example}"
             )))
         }
         several => {
@@ -139,6 +153,28 @@ fn judge(value: Value, names: &[(&str, &str)]) -> Result<Format, Unclear> {
             )))
         }
     }
+}
+
+/// What is wrong with a row that is a part of one, or holds several.
+fn wrong_layout(row: &Map<String, Value>) -> Option<String> {
+    let has = |a, b| row.contains_key(a) && row.contains_key(b);
+    if has("role", "content") || has("from", "value") {
+        return Some(
+            "the row is one message; put the messages of a chat into a list under one key, such as \
+             `messages`"
+                .to_owned(),
+        );
+    }
+    let holds_rows = |value: &Value| {
+        let first = value.as_array().and_then(|list| list.first());
+        let first = first.and_then(Value::as_object);
+        first.is_some_and(|first| Format::ALL.iter().any(|format| format.fits(first)))
+    };
+    let (key, _) = row.iter().find(|(_, value)| holds_rows(value))?;
+    Some(format!(
+        "`{}` is a list of rows; write that list to a file by itself",
+        super::field::shorten(key)
+    ))
 }
 
 fn unclear(path: std::path::PathBuf, line: usize, problem: String) -> DataError {

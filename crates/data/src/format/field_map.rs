@@ -3,6 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::field::FieldError;
+use super::suggest::suggest_for;
 use super::{Format, field};
 use crate::conversation::Record;
 use crate::error::DataError;
@@ -61,13 +62,31 @@ impl FieldMap {
         self.pairs.iter().map(|(ours, theirs)| (&**ours, &**theirs))
     }
 
+    /// Whether a field of the file is one that `format` reads.
+    pub fn reads(&self, format: Format, name: &str) -> bool {
+        let mut pairs = self.pairs();
+        match pairs.find(|(_, theirs)| *theirs == name) {
+            Some(_) => true,
+            None => {
+                let is_renamed = self.pairs().any(|(ours, _)| ours == name);
+                let is_ours = format.fields().contains(&name)
+                    || format == Format::Sharegpt && name == "conversation";
+                is_ours && !is_renamed
+            }
+        }
+    }
+
     /// Reads a row whose fields have the file's names; errors name them so too.
     ///
     /// # Errors
     /// As [`Format::read`].
     pub fn read(&self, format: Format, row: Value) -> Result<Record, FieldError> {
         if self.is_empty() {
-            return format.read(row);
+            let unknown = unknown_keys(format, &row);
+            return format.read(row).map_err(|error| match unknown {
+                Some(keys) => with_suggestion(error, format, &keys),
+                None => error,
+            });
         }
         let Value::Object(row) = row else {
             return format.read(row);
@@ -118,6 +137,26 @@ impl FieldMap {
         }
         error
     }
+}
+
+/// The keys of a row that does not fit the format.
+fn unknown_keys(format: Format, row: &Value) -> Option<Vec<String>> {
+    let row = row.as_object().filter(|row| !format.fits(row))?;
+    Some(row.keys().cloned().collect())
+}
+
+/// Says which keys are probably meant by the one that is missing.
+fn with_suggestion(mut error: FieldError, format: Format, keys: &[String]) -> FieldError {
+    let keys: Vec<&str> = keys.iter().map(|key| &**key).collect();
+    if error.found.starts_with("no such key")
+        && let Some(line) = suggest_for(format, &keys)
+    {
+        error
+            .found
+            .push_str("; name yours under [data] of a recipe: ");
+        error.found.push_str(&line);
+    }
+    error
 }
 
 /// Gives fields the format's names: pairs of the format's name and the file's.

@@ -7,6 +7,7 @@ mod field_map;
 mod messages;
 mod prompt_completion;
 mod sharegpt;
+mod suggest;
 mod system;
 mod text;
 mod tools;

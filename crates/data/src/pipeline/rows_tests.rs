@@ -183,11 +183,11 @@ fn the_first_broken_line_is_named() {
         ),
         "{error}"
     );
-    let error = read("\n\n[1]\n", &options(Format::Text, 8))
+    let error = read("\n\n\"a\"\n", &options(Format::Text, 8))
         .unwrap_err()
         .to_string();
     assert!(
-        error.ends_with("line 3, field `(row)`: expected a JSON object, found a list of 1"),
+        error.ends_with("line 3, field `(row)`: expected a JSON object, found the string \"a\""),
         "{error}"
     );
 }

@@ -32,6 +32,55 @@ fn run(sources: &[Source], options: &TokenizeOptions) -> Result<(TokenRows, Outc
 const BROKEN: &str = "{\"text\":\"a\"}\nnope\n{\"txt\":\"b\"}\n{\"text\":\"c\"}\n{\"text\":1}\n";
 
 #[test]
+fn a_survey_reads_on_and_tells_kinds() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("b.json");
+    std::fs::write(&path, "[{\"text\":\"d\"}, {\"text\":\"e\"},]").unwrap();
+    let mut sources = [
+        write(&folder, "a.jsonl", &BROKEN.repeat(2)),
+        write(
+            &folder,
+            "c.jsonl",
+            "{\"text\":\"f\"}\n{\"text\":NaN}\n{\"text\":\"g\",\"n\":NaN}\n",
+        ),
+    ];
+    sources[0]
+        .files
+        .push(Source::from_file(&path).files.remove(0));
+    let tokenizer = tokenizer(Some(CHATML));
+    let options = options(Format::Text, 8);
+    let outcome = survey(&sources, &options, &tokenizer, &mut |_| {}).unwrap();
+    // Seven of ten rows, two before the comma, two of three.
+    assert_eq!((outcome.report.rows, outcome.report.kept), (15, 8));
+    assert_eq!(outcome.broken.rows(), 8);
+    let root = format!("{}/", folder.path().display());
+    let kinds = outcome.broken.kinds().iter().map(|kind| {
+        let first: Vec<_> = kind
+            .first
+            .iter()
+            .map(|row| row.problem.replace(&root, ""))
+            .collect();
+        format!("{} {}\n  {}\n", kind.rows, kind.kind, first.join("\n  "))
+    });
+    insta::assert_snapshot!(kinds.collect::<String>(), @r#"
+    2 broken JSON
+      a.jsonl, line 2: expected one JSON object, found broken JSON: expected ident at column 2
+      a.jsonl, line 7: expected one JSON object, found broken JSON: expected ident at column 2
+    4 field `text`: expected a string
+      a.jsonl, line 3, field `text`: expected a string, found no such key (the keys are `txt`)
+      a.jsonl, line 5, field `text`: expected a string, found the number 1
+      a.jsonl, line 8, field `text`: expected a string, found no such key (the keys are `txt`)
+    1 expected a value
+      b.json, line 1: expected a value, found a comma before `]`; remove it
+    1 field `text`: expected a value that JSON has
+      c.jsonl, line 2, field `text`: expected a value that JSON has, found NaN; write a number, a string or null
+    "#);
+    let none = [write(&folder, "d.jsonl", "nope\n")];
+    let outcome = survey(&none, &options, &tokenizer, &mut |_| {}).unwrap();
+    assert_eq!((outcome.report.kept, outcome.broken.rows()), (0, 1));
+}
+
+#[test]
 fn bad_rows_are_listed_up_to_the_limit() {
     let folder = tempfile::tempdir().unwrap();
     let sources = [write(&folder, "a.jsonl", BROKEN)];
@@ -49,7 +98,7 @@ fn bad_rows_are_listed_up_to_the_limit() {
         })
         .collect();
     insta::assert_snapshot!(listed.join("\n"), @r#"
-    2: expected one JSON object, found broken JSON: expected ident at line 1 column 2
+    2: expected one JSON object, found broken JSON: expected ident at column 2
     3: expected a string, found no such key (the keys are `txt`)
     5: expected a string, found the number 1
     "#);
@@ -387,8 +436,8 @@ fn formats_are_detected_or_refused() {
     insta::assert_snapshot!(shown("a.jsonl", &format!("{text}{{\"messages\":[]}}")), @r#"a.jsonl, line 2: cannot tell the format: the rows before it look like "text", this one like "messages"; set `format` to one of "alpaca", "messages", "sharegpt", "prompt_completion", "text""#);
     insta::assert_snapshot!(shown("a.jsonl", "{\"instruction\":1,\"output\":2,\"text\":3}"), @r#"a.jsonl, line 1: cannot tell the format: its keys fit "alpaca" and "text"; set `format` to one of "alpaca", "messages", "sharegpt", "prompt_completion", "text""#);
     insta::assert_snapshot!(shown("a.jsonl", "{\"question\":1,\"answer\":2}"), @r#"a.jsonl, line 1: cannot tell the format: no format has the keys `question`, `answer`; name yours in `fields`; set `format` to one of "alpaca", "messages", "sharegpt", "prompt_completion", "text""#);
-    insta::assert_snapshot!(shown("a.jsonl", "[1]"), @r#"a.jsonl, line 1: cannot tell the format: the row is a list of 1, not an object; set `format` to one of "alpaca", "messages", "sharegpt", "prompt_completion", "text""#);
-    insta::assert_snapshot!(shown("a.jsonl", "{"), @"a.jsonl, line 1: expected one JSON object, found broken JSON: EOF while parsing an object at line 1 column 1");
+    insta::assert_snapshot!(shown("a.jsonl", "[[1]]"), @r#"a.jsonl, line 1: cannot tell the format: the row is a list of 1, not an object; set `format` to one of "alpaca", "messages", "sharegpt", "prompt_completion", "text""#);
+    insta::assert_snapshot!(shown("a.jsonl", "{"), @"a.jsonl, line 1: expected one JSON object, found broken JSON: EOF while parsing an object at column 1");
     let bad = write(&folder, "bad.jsonl", &format!("nope\n{text}{{}}\n{text}"));
     let detected = |skip| detect(&bad, &[], skip);
     assert!(matches!(detected(0), Err(DataError::Json { line: 1, .. })));

@@ -48,7 +48,7 @@ fn text_shows_what_is_trained_and_cut() {
     ⟦é<b><|im_end|>⟧
     
     ── a.jsonl, line 2 ──
-    cannot be used: a.jsonl, line 2: expected one JSON object, found broken JSON: expected ident at line 1 column 2
+    cannot be used: a.jsonl, line 2: expected one JSON object, found broken JSON: expected ident at column 2
     
     ── a.jsonl, line 3 ──
     31 tokens, 8 supervised, cut after 24
@@ -140,7 +140,7 @@ fn the_page_shows_everything_and_runs_nothing() {
     </pre>
     <details><summary>Token ids</summary><code>259 117 10 72 105 260 10 259 97 10 195 169 60 98 62 260 10</code></details>
     <h3>a.jsonl, line 2</h3>
-    <p class="bad">cannot be used: a.jsonl, line 2: expected one JSON object, found broken JSON: expected ident at line 1 column 2</p>
+    <p class="bad">cannot be used: a.jsonl, line 2: expected one JSON object, found broken JSON: expected ident at column 2</p>
     <h3>a.jsonl, line 3</h3>
     <p>31 tokens, 8 supervised, cut after 24</p>
     <pre>&lt;|im_start|&gt;u

@@ -1,9 +1,9 @@
 //! The records of a CSV or TSV file as maps of strings.
 
+use std::collections::VecDeque;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use csv::{ByteRecord, ErrorKind, Reader, ReaderBuilder};
 use serde_json::{Map, Value};
@@ -16,7 +16,7 @@ use crate::jsonl::MAX_LINE_BYTES;
 pub(super) struct CsvRows {
     path: PathBuf,
     reader: Reader<Metered>,
-    since_record: Arc<AtomicU64>,
+    passed: Arc<Mutex<Passed>>,
     columns: Vec<String>,
     record: ByteRecord,
 }
@@ -24,10 +24,10 @@ pub(super) struct CsvRows {
 impl CsvRows {
     /// Reads the header.
     pub(super) fn new(path: &Path, bytes: Bytes, delimiter: u8) -> Result<Self, DataError> {
-        let since_record = Arc::new(AtomicU64::new(0));
+        let passed = Arc::new(Mutex::new(Passed::default()));
         let metered = Metered {
             inner: bytes,
-            since_record: Arc::clone(&since_record),
+            passed: Arc::clone(&passed),
         };
         let mut reader = ReaderBuilder::new()
             .delimiter(delimiter)
@@ -40,25 +40,23 @@ impl CsvRows {
         Ok(Self {
             path: path.to_owned(),
             reader,
-            since_record,
+            passed,
             columns,
             record: ByteRecord::new(),
         })
     }
 
     pub(super) fn next_row(&mut self) -> Result<Option<TableRow>, DataError> {
-        self.since_record.store(0, Ordering::Relaxed);
-        let before = self.reader.position().line() as usize;
+        let start = self.reader.position().byte();
+        self.passed().since_record = 0;
         let read = self.reader.read_byte_record(&mut self.record);
+        // The crate counts a line break that ends a record with the next one.
+        let line = self.passed().line_of_record(start);
         match read {
             Ok(false) => return Ok(None),
             Ok(true) => {}
-            Err(error) => return Err(csv_error(&self.path, before, error)),
+            Err(error) => return Err(csv_error(&self.path, line, error)),
         }
-        let line = match self.record.position() {
-            Some(position) => position.line() as usize,
-            None => before,
-        };
         let mut row = Map::new();
         for (column, field) in self.columns.iter().zip(&self.record) {
             let text = std::str::from_utf8(field).map_err(|error| DataError::NotUtf8 {
@@ -69,6 +67,10 @@ impl CsvRows {
             row.insert(column.clone(), Value::String(text.to_owned()));
         }
         Ok(Some((line, row)))
+    }
+
+    fn passed(&self) -> MutexGuard<'_, Passed> {
+        self.passed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -87,8 +89,7 @@ fn columns(path: &Path, header: &ByteRecord) -> Result<Vec<String>, DataError> {
             line: 1,
             byte: problem.valid_up_to() + 1,
         })?;
-        // The mark stays in the first name where the csv crate sees a quote behind it.
-        let name = name.trim_start_matches('\u{feff}').trim();
+        let name = name.trim();
         if columns.iter().any(|other| other == name) {
             return Err(error(format!("the name {name:?} twice")));
         }
@@ -117,12 +118,10 @@ fn csv_error(path: &Path, line: usize, error: csv::Error) -> DataError {
         }
         ErrorKind::Io(source) => read_error(path, source),
         ErrorKind::UnequalLengths {
-            pos,
-            expected_len,
-            len,
+            expected_len, len, ..
         } => DataError::Layout {
             path: path.to_owned(),
-            line: pos.map_or(line, |pos| pos.line() as usize),
+            line,
             expected: format!("{expected_len} fields, as in the header"),
             found: format!("{len}; put fields with a separator or a line break into quotes"),
             recoverable: true,
@@ -142,19 +141,55 @@ fn csv_error(path: &Path, line: usize, error: csv::Error) -> DataError {
 #[error("the record is too long")]
 struct TooLong;
 
+/// Bytes that the csv crate was given, from the record at hand on.
+#[derive(Default)]
+struct Passed {
+    bytes: VecDeque<u8>,
+    /// Where they begin in the file.
+    start: u64,
+    /// Lines that end before them.
+    lines: usize,
+    after_return: bool,
+    since_record: u64,
+}
+
+impl Passed {
+    /// The line of the first record at or behind byte `start`.
+    fn line_of_record(&mut self, start: u64) -> usize {
+        while self.start < start && self.pop() {}
+        while matches!(self.bytes.front(), Some(b'\r' | b'\n')) {
+            self.pop();
+        }
+        self.lines + 1
+    }
+
+    fn pop(&mut self) -> bool {
+        let Some(byte) = self.bytes.pop_front() else {
+            return false;
+        };
+        self.start += 1;
+        // `\r\n` is one line break.
+        self.lines += usize::from(byte == b'\r' || byte == b'\n' && !self.after_return);
+        self.after_return = byte == b'\r';
+        true
+    }
+}
+
 /// The csv crate holds a whole record: a limit keeps an open quote from taking all memory.
 struct Metered {
     inner: Bytes,
-    since_record: Arc<AtomicU64>,
+    passed: Arc<Mutex<Passed>>,
 }
 
 impl Read for Metered {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.inner.read(buffer)?;
-        let since = self.since_record.fetch_add(count as u64, Ordering::Relaxed);
-        if since > MAX_LINE_BYTES as u64 {
+        let mut passed = self.passed.lock().unwrap_or_else(PoisonError::into_inner);
+        if passed.since_record > MAX_LINE_BYTES as u64 {
             return Err(io::Error::other(TooLong));
         }
+        passed.since_record += count as u64;
+        passed.bytes.extend(&buffer[..count]);
         Ok(count)
     }
 }

@@ -1,6 +1,12 @@
 //! What a data file holds, judged by its name.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::head;
+use super::spool::{Spool, spool};
+use super::stream::{self, DecompressLimits};
+use crate::error::DataError;
 
 /// The endings that are read, for messages.
 pub const ENDINGS: &str = ".jsonl, .ndjson, .json, .csv, .tsv, .parquet, .txt or .md";
@@ -8,9 +14,9 @@ pub const ENDINGS: &str = ".jsonl, .ndjson, .json, .csv, .tsv, .parquet, .txt or
 /// How the rows of a file are laid out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum FileKind {
-    /// One JSON object on each line.
+    /// JSON objects, usually one on each line; read as what it is where it is a list.
     Jsonl,
-    /// A JSON list of objects; a file that does not begin with `[` is read as [`Self::Jsonl`].
+    /// A JSON list of objects; read as what it is where it is objects one after another.
     Json,
     /// A table with a header, its fields separated by this byte.
     Csv {
@@ -44,6 +50,8 @@ pub struct DataFile {
     pub kind: FileKind,
     /// How it is compressed.
     pub compression: Compression,
+    /// What came out of it, where it is a pipe.
+    pub spool: Option<Arc<Spool>>,
 }
 
 impl DataFile {
@@ -72,6 +80,7 @@ impl DataFile {
             path: path.to_owned(),
             kind,
             compression,
+            spool: None,
         })
     }
 
@@ -81,6 +90,29 @@ impl DataFile {
             path: path.to_owned(),
             kind: FileKind::Jsonl,
             compression: Compression::None,
+            spool: None,
+        }
+    }
+
+    /// Reads a pipe to its end. What it holds is judged by its name, else by its first bytes.
+    pub(super) fn pipe(path: &Path) -> Result<Self, DataError> {
+        let spool = spool(path)?;
+        let named = Self::by_name(path);
+        let is_named = named.is_some();
+        let mut file = named.unwrap_or_else(|| Self::jsonl(path));
+        file.spool = Some(spool);
+        if !is_named {
+            let opened = stream::open(&file, DecompressLimits::default(), &Arc::default())?;
+            file.kind = head::kind(path, &opened.head)?;
+        }
+        Ok(file)
+    }
+
+    /// Where its bytes lie.
+    pub fn content(&self) -> &Path {
+        match &self.spool {
+            Some(spool) => spool.path(),
+            None => &self.path,
         }
     }
 }

@@ -3,91 +3,147 @@
 use std::io::BufRead;
 use std::path::{Path, PathBuf};
 
+use super::nest::Nest;
 use super::stream::read_error;
 use crate::error::DataError;
 use crate::jsonl::MAX_LINE_BYTES;
 
-const BOM: &[u8] = b"\xef\xbb\xbf";
-
 /// Cuts a list into the texts of its elements; what is inside them is checked by whoever parses
-/// them.
+/// them. The list may be a value of an object, and another list may follow.
 pub(super) struct JsonList<R> {
     path: PathBuf,
     reader: R,
     line: usize,
     state: State,
+    wrapper: Option<String>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
+    /// Before an object that holds the list.
+    Wrapper,
     Start,
     AfterElement,
     Done,
 }
 
 impl<R: BufRead> JsonList<R> {
-    /// Whether the text at hand begins with `[`; nothing but white space is consumed.
-    pub(super) fn begins_here(path: &Path, reader: &mut R) -> Result<bool, DataError> {
-        let error = |source| read_error(path, source);
-        if reader.fill_buf().map_err(error)?.starts_with(BOM) {
-            reader.consume(BOM.len());
-        }
-        // Line numbers of a list count from its bracket, so nothing may be consumed but a mark;
-        // white space before a bracket within the first buffer is looked past.
-        let buffer = reader.fill_buf().map_err(error)?;
-        Ok(buffer.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'['))
-    }
-
     pub(super) fn new(path: &Path, reader: R) -> Self {
         Self {
             path: path.to_owned(),
             reader,
             line: 1,
             state: State::Start,
+            wrapper: None,
+        }
+    }
+
+    /// The list under a key of an object.
+    pub(super) fn wrapped(path: &Path, reader: R, key: String) -> Self {
+        Self {
+            state: State::Wrapper,
+            wrapper: Some(key),
+            ..Self::new(path, reader)
         }
     }
 
     /// The next element with the line on which it begins.
     pub(super) fn next_row(&mut self) -> Result<Option<(usize, String)>, DataError> {
-        match self.state {
-            State::Done => return Ok(None),
-            State::Start => {
-                self.expect(b"[", "`[`")?;
-                if self.peek()? == Some(b']') {
-                    return self.finish();
+        loop {
+            match self.state {
+                State::Done => return Ok(None),
+                State::Wrapper => {
+                    self.expect(b"{", "`{`")?;
+                    self.skip_to_list()?;
+                    self.state = State::Start;
+                    continue;
+                }
+                State::Start => {
+                    self.expect(b"[", "`[`")?;
+                    if self.peek()? == Some(b']') {
+                        self.expect(b"]", "`]`")?;
+                        self.end()?;
+                        continue;
+                    }
+                }
+                State::AfterElement => {
+                    if self.expect(b",]", "`,` or `]` after an element")? == b']' {
+                        self.end()?;
+                        continue;
+                    }
+                    if self.peek()? == Some(b']') {
+                        return Err(self.fault("a value", "a comma before `]`; remove it"));
+                    }
                 }
             }
-            State::AfterElement => {
-                if self.expect(b",]", "`,` or `]` after an element")? == b']' {
-                    return self.end();
-                }
-            }
+            self.peek()?;
+            let line = self.line;
+            let bytes = self.element()?;
+            self.state = State::AfterElement;
+            return match String::from_utf8(bytes) {
+                Ok(text) => Ok(Some((line, text))),
+                Err(error) => Err(DataError::NotUtf8 {
+                    path: self.path.clone(),
+                    line,
+                    byte: error.utf8_error().valid_up_to() + 1,
+                }),
+            };
         }
+    }
+
+    /// Passes over the keys before that of the list.
+    fn skip_to_list(&mut self) -> Result<(), DataError> {
+        while Some(self.key()?) != self.wrapper {
+            self.peek()?;
+            self.element()?;
+            self.expect(b",", "`,` and a list of rows")?;
+        }
+        Ok(())
+    }
+
+    /// A key and its colon.
+    fn key(&mut self) -> Result<String, DataError> {
         self.peek()?;
-        let line = self.line;
         let bytes = self.element()?;
-        self.state = State::AfterElement;
-        match String::from_utf8(bytes) {
-            Ok(text) => Ok(Some((line, text))),
-            Err(error) => Err(DataError::NotUtf8 {
-                path: self.path.clone(),
-                line,
-                byte: error.utf8_error().valid_up_to() + 1,
-            }),
+        let key: Option<String> = serde_json::from_slice(&bytes).ok();
+        self.expect(b":", "`:` after a key")?;
+        match key {
+            Some(key) => Ok(key),
+            None => Err(self.fault("a key in quotes", "something else")),
         }
     }
 
-    fn finish(&mut self) -> Result<Option<(usize, String)>, DataError> {
-        self.expect(b"]", "`]`")?;
-        self.end()
-    }
-
-    fn end(&mut self) -> Result<Option<(usize, String)>, DataError> {
+    /// After a list: the rest of the object around it, another list, or the end of the file.
+    fn end(&mut self) -> Result<(), DataError> {
+        if self.wrapper.is_some() {
+            self.end_of_wrapper()?;
+        }
         self.state = State::Done;
         match self.peek()? {
-            None => Ok(None),
+            None => Ok(()),
+            Some(b'[') if self.wrapper.is_none() => {
+                self.state = State::Start;
+                Ok(())
+            }
             Some(byte) => Err(self.error("the end of the file after the list", Some(byte))),
         }
+    }
+
+    fn end_of_wrapper(&mut self) -> Result<(), DataError> {
+        while self.expect(b",}", "`,` or `}` after the list")? == b',' {
+            let key = self.key()?;
+            self.peek()?;
+            let value = self.element()?;
+            let is_list = value
+                .strip_prefix(b"[")
+                .is_some_and(|list| list.trim_ascii_start().starts_with(b"{"));
+            if is_list {
+                let first = self.wrapper.clone().unwrap_or_default();
+                let found = format!("`{first}` and `{key}`; write each to a file of its own");
+                return Err(self.fault("one list of rows", &found));
+            }
+        }
+        Ok(())
     }
 
     /// The next byte that is no white space, which stays where it is.
@@ -125,7 +181,7 @@ impl<R: BufRead> JsonList<R> {
 
     fn element(&mut self) -> Result<Vec<u8>, DataError> {
         let mut bytes = Vec::new();
-        let mut scan = Scan::default();
+        let mut nest = Nest::default();
         loop {
             let buffer = self
                 .reader
@@ -134,7 +190,7 @@ impl<R: BufRead> JsonList<R> {
             if buffer.is_empty() {
                 return Err(self.error("the rest of an element", None));
             }
-            let (length, ended) = scan.advance(buffer);
+            let (length, ended) = nest.advance(buffer);
             bytes.extend_from_slice(&buffer[..length]);
             self.line += count_lines(&buffer[..length]);
             self.reader.consume(length);
@@ -160,11 +216,16 @@ impl<R: BufRead> JsonList<R> {
             None if expected.contains("32 MiB") => "a longer one".to_owned(),
             None => "the end of the file".to_owned(),
         };
+        self.fault(expected, &found)
+    }
+
+    fn fault(&mut self, expected: &str, found: &str) -> DataError {
+        self.state = State::Done;
         DataError::Layout {
             path: self.path.clone(),
             line: self.line,
             expected: expected.to_owned(),
-            found,
+            found: found.to_owned(),
             recoverable: false,
         }
     }
@@ -172,48 +233,4 @@ impl<R: BufRead> JsonList<R> {
 
 fn count_lines(bytes: &[u8]) -> usize {
     bytes.iter().filter(|byte| **byte == b'\n').count()
-}
-
-/// Where in an element a scan stands.
-#[derive(Default)]
-struct Scan {
-    depth: usize,
-    in_string: bool,
-    escaped: bool,
-}
-
-impl Scan {
-    /// How many bytes belong to the element, and whether it ends there.
-    fn advance(&mut self, bytes: &[u8]) -> (usize, bool) {
-        for (at, &byte) in bytes.iter().enumerate() {
-            if self.in_string {
-                match byte {
-                    _ if self.escaped => self.escaped = false,
-                    b'\\' => self.escaped = true,
-                    b'"' => {
-                        self.in_string = false;
-                        if self.depth == 0 {
-                            return (at + 1, true);
-                        }
-                    }
-                    _ => {}
-                }
-                continue;
-            }
-            match byte {
-                b'"' => self.in_string = true,
-                b'{' | b'[' => self.depth += 1,
-                b'}' | b']' if self.depth > 0 => {
-                    self.depth -= 1;
-                    if self.depth == 0 {
-                        return (at + 1, true);
-                    }
-                }
-                b',' | b']' | b'}' if self.depth == 0 => return (at, true),
-                _ if self.depth == 0 && byte.is_ascii_whitespace() => return (at, true),
-                _ => {}
-            }
-        }
-        (bytes.len(), false)
-    }
 }

@@ -2,9 +2,16 @@
 
 mod csv_rows;
 mod file;
+mod head;
+mod json;
 mod json_list;
+mod json_rows;
+mod nest;
 mod parquet_rows;
+mod parquet_schema;
+mod parquet_values;
 mod rows;
+mod spool;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -12,11 +19,14 @@ mod text_rows;
 mod thrift;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::error::DataError;
 use crate::format::{FieldMap, Format};
 pub use file::{Compression, DataFile, ENDINGS, FileKind};
 pub use rows::{RawBody, RawRow, RowReader};
+pub use spool::Spool;
+use spool::is_pipe;
 pub use stream::DecompressLimits;
 pub(crate) use stream::{Stamp, read_error};
 
@@ -43,17 +53,21 @@ pub struct RowFormat {
 }
 
 impl Source {
-    /// Finds the files of a path, a folder (with those inside it) or a glob.
+    /// Finds the files of a path, a folder (with those inside it) or a glob. A pipe is read to its
+    /// end, into a temporary file.
     ///
     /// A file without an ending is read as JSON lines. Of a folder or glob, files of kinds that
     /// are not read are left out, and hidden ones too.
     ///
     /// # Errors
     /// [`DataError::NoSource`], [`DataError::NoFiles`], [`DataError::UnknownKind`],
-    /// [`DataError::Glob`] and [`DataError::Io`].
+    /// [`DataError::Glob`], [`DataError::Io`], and [`DataError::NotRows`] and [`DataError::Spool`]
+    /// for a pipe.
     pub fn open(spec: &str) -> Result<Self, DataError> {
         let path = Path::new(spec);
-        let files = if path.is_file() {
+        let files = if is_pipe(path) {
+            vec![DataFile::pipe(path)?]
+        } else if path.is_file() {
             vec![named_file(path)?]
         } else if path.is_dir() {
             let mut paths = Vec::new();
@@ -72,6 +86,13 @@ impl Source {
             weight: 1.0,
             rows: None,
         })
+    }
+
+    /// Reads a pipe to its end; `None` for any other source, and for a pipe that cannot be read. While
+    /// the result is held, whoever opens the pipe finds the same bytes.
+    pub fn hold_pipe(spec: &str) -> Option<Arc<Spool>> {
+        let path = Path::new(spec);
+        is_pipe(path).then(|| spool::spool(path))?.ok()
     }
 
     /// A source of known files, such as the local copy of a hub data set.
@@ -130,7 +151,7 @@ impl Source {
     pub fn bytes(&self) -> u64 {
         self.files
             .iter()
-            .filter_map(|file| std::fs::metadata(&file.path).ok())
+            .filter_map(|file| std::fs::metadata(file.content()).ok())
             .map(|metadata| metadata.len())
             .sum()
     }

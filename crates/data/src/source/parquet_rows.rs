@@ -1,30 +1,29 @@
 //! The rows of a Parquet file as maps.
 
 use std::fs::File;
-use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use parquet::basic::{ConvertedType, LogicalType, Type as Physical};
-use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData};
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::reader::RowIter;
-use parquet::record::{Field, Row};
 use parquet::schema::types::Type;
-use serde_json::{Map, Number, Value};
 
+use super::parquet_schema::{Readable, columns_of, examine};
+use super::parquet_values::object;
 use super::rows::TableRow;
 use super::thrift;
 use crate::error::{DataError, Source};
 
-/// The bytes that a row group may take in memory.
-const MAX_ROW_GROUP: i64 = 4 << 30;
+/// The metadata of a file with thousands of columns and row groups takes some dozens of megabytes.
+const MAX_METADATA: u64 = 256 << 20;
 
 pub(super) struct ParquetRows {
     path: PathBuf,
     rows: RowIter<'static>,
+    columns: Type,
+    left_out: Vec<String>,
     row: usize,
     total_rows: u64,
     bytes: u64,
@@ -36,13 +35,18 @@ pub(super) struct ParquetRows {
 /// A fault of a file, where the reader has no words of its own.
 #[derive(Debug, thiserror::Error)]
 #[error("expected {expected}, found {found}")]
-struct Fault {
-    expected: &'static str,
-    found: String,
+pub(super) struct Fault {
+    pub(super) expected: &'static str,
+    pub(super) found: String,
 }
 
 impl ParquetRows {
-    pub(super) fn open(path: &Path, read: &Arc<AtomicU64>) -> Result<Self, DataError> {
+    /// Opens `content`, which errors call `path`.
+    pub(super) fn open(
+        path: &Path,
+        content: &Path,
+        read: &Arc<AtomicU64>,
+    ) -> Result<Self, DataError> {
         let io = |source| DataError::Io {
             path: path.to_owned(),
             source,
@@ -52,15 +56,28 @@ impl ParquetRows {
             row: 1,
             source,
         };
-        let file = File::open(path).map_err(io)?;
+        let file = File::open(content).map_err(io)?;
         let bytes = file.metadata().map_err(io)?.len();
-        let mut check = File::open(path).map_err(io)?;
+        let mut check = File::open(content).map_err(io)?;
+        let metadata = thrift::metadata(&mut check, bytes).map_err(io)?;
+        let length = metadata.map_or(0, |place| place.end - place.start);
+        if length > MAX_METADATA {
+            return Err(fail(Box::new(Fault {
+                expected: "metadata of at most 256 MiB",
+                found: format!("{length} bytes"),
+            })));
+        }
         if let Some(elements) = thrift::false_claim(&mut check, bytes).map_err(io)? {
             return Err(fail(too_many("metadata", elements)));
         }
         let reader =
             guarded(|| SerializedFileReader::new(file).map_err(Into::into)).map_err(fail)?;
-        let (total_rows, columns) = examine(reader.metadata(), bytes).map_err(fail)?;
+        let readable = guarded(|| examine(reader.metadata(), bytes)).map_err(fail)?;
+        let Readable {
+            rows: total_rows,
+            columns,
+            left_out,
+        } = readable;
         for column in columns_of(reader.metadata()) {
             let claim = thrift::false_claim_of_pages(&mut check, column).map_err(io)?;
             if let Some(elements) = claim {
@@ -69,12 +86,14 @@ impl ParquetRows {
         }
         let rows = guarded(|| {
             let rows = RowIter::from_file_into(Box::new(reader));
-            rows.project(Some(columns)).map_err(Into::into)
+            rows.project(Some(columns.clone())).map_err(Into::into)
         })
         .map_err(fail)?;
         Ok(Self {
             path: path.to_owned(),
             rows,
+            columns,
+            left_out,
             row: 0,
             total_rows,
             bytes,
@@ -82,6 +101,11 @@ impl ParquetRows {
             before: read.load(Ordering::Relaxed),
             failed: false,
         })
+    }
+
+    /// Leaves of its schema that are not read, such as `images[].raw (FIXED_LEN_BYTE_ARRAY)`.
+    pub(super) fn left_out(&self) -> &[String] {
+        &self.left_out
     }
 
     pub(super) fn next_row(&mut self) -> Result<Option<TableRow>, DataError> {
@@ -98,7 +122,7 @@ impl ParquetRows {
             Ok(Some(row)) => {
                 self.row += 1;
                 self.show_progress();
-                Ok(Some((self.row, object(&row))))
+                Ok(Some((self.row, object(&row, &self.columns))))
             }
             Err(source) => {
                 self.failed = true;
@@ -134,140 +158,4 @@ fn too_many(of: &str, elements: u64) -> Source {
         expected: "lists no longer than the bytes they stand in",
         found: format!("one of {elements} elements in {of}"),
     })
-}
-
-/// The bytes of each column of each row group, after [`examine`].
-fn columns_of(metadata: &ParquetMetaData) -> impl Iterator<Item = Range<u64>> {
-    let groups = metadata.row_groups().iter();
-    groups.flat_map(|group| group.columns()).map(|column| {
-        let start = first_page(column).max(0) as u64;
-        start..start.saturating_add(column.compressed_size().max(0) as u64)
-    })
-}
-
-/// Where a column begins; the crate's own accessor asserts what a damaged file need not hold.
-fn first_page(column: &ColumnChunkMetaData) -> i64 {
-    let dictionary = column.dictionary_page_offset();
-    dictionary.unwrap_or_else(|| column.data_page_offset())
-}
-
-/// Refuses metadata that cannot be true; gives the rows and the columns that can be shown.
-pub(crate) fn examine(metadata: &ParquetMetaData, bytes: u64) -> Result<(u64, Type), Source> {
-    let fault = |expected, found: String| -> Source { Box::new(Fault { expected, found }) };
-    let mut rows = 0u64;
-    for group in metadata.row_groups() {
-        if group.total_byte_size() > MAX_ROW_GROUP {
-            let found = format!("one of {} bytes", group.total_byte_size());
-            return Err(fault("row groups of at most 4 GiB", found));
-        }
-        let count = u64::try_from(group.num_rows())
-            .map_err(|_| fault("a number of rows", group.num_rows().to_string()))?;
-        rows = rows.saturating_add(count);
-        for column in group.columns() {
-            let start = first_page(column);
-            let inside = u64::try_from(start)
-                .ok()
-                .zip(u64::try_from(column.compressed_size()).ok())
-                .and_then(|(start, length)| start.checked_add(length))
-                .is_some_and(|end| end <= bytes);
-            if !inside {
-                let found = format!("one at byte {start} of {} bytes", column.compressed_size());
-                return Err(fault("columns inside the file", found));
-            }
-        }
-    }
-    let schema = metadata.file_metadata().schema();
-    let shown: Vec<_> = schema
-        .get_fields()
-        .iter()
-        .filter(|field| can_show(field))
-        .cloned()
-        .collect();
-    if shown.is_empty() {
-        return Err(fault(
-            "a column of text, numbers, or lists and structs of them",
-            "none".to_owned(),
-        ));
-    }
-    let columns = Type::group_type_builder(schema.name())
-        .with_fields(shown)
-        .build()?;
-    Ok((rows, columns))
-}
-
-/// Whether the records can hold a column: dates, decimals and raw bytes are left out.
-fn can_show(field: &Type) -> bool {
-    if !field.is_primitive() {
-        return field.get_fields().iter().all(|field| can_show(field));
-    }
-    let converted = field.get_basic_info().converted_type();
-    match field.get_physical_type() {
-        Physical::BOOLEAN | Physical::FLOAT | Physical::DOUBLE => converted == ConvertedType::NONE,
-        Physical::INT32 | Physical::INT64 => {
-            matches!(
-                converted,
-                ConvertedType::NONE
-                    | ConvertedType::INT_8
-                    | ConvertedType::INT_16
-                    | ConvertedType::INT_32
-                    | ConvertedType::INT_64
-                    | ConvertedType::UINT_8
-                    | ConvertedType::UINT_16
-                    | ConvertedType::UINT_32
-                    | ConvertedType::UINT_64
-            ) && !matches!(
-                field.get_basic_info().logical_type_ref(),
-                Some(
-                    LogicalType::Timestamp { .. }
-                        | LogicalType::Time { .. }
-                        | LogicalType::Decimal { .. }
-                )
-            )
-        }
-        Physical::BYTE_ARRAY => matches!(
-            converted,
-            ConvertedType::UTF8 | ConvertedType::ENUM | ConvertedType::JSON
-        ),
-        Physical::INT96 | Physical::FIXED_LEN_BYTE_ARRAY => false,
-    }
-}
-
-fn object(row: &Row) -> Map<String, Value> {
-    row.get_column_iter()
-        // A struct has every key that any row has: null is how the others lack it.
-        .filter(|(_, field)| !matches!(field, Field::Null))
-        .map(|(key, field)| (key.clone(), value(field)))
-        .collect()
-}
-
-fn value(field: &Field) -> Value {
-    let float = |number: f64| Number::from_f64(number).map_or(Value::Null, Value::Number);
-    match field {
-        Field::Bool(value) => (*value).into(),
-        Field::Byte(value) => (*value).into(),
-        Field::Short(value) => (*value).into(),
-        Field::Int(value) => (*value).into(),
-        Field::Long(value) => (*value).into(),
-        Field::UByte(value) => (*value).into(),
-        Field::UShort(value) => (*value).into(),
-        Field::UInt(value) => (*value).into(),
-        Field::ULong(value) => (*value).into(),
-        Field::Float(value) => float(f64::from(*value)),
-        Field::Double(value) => float(*value),
-        Field::Str(text) => text.as_str().into(),
-        Field::Group(row) => Value::Object(object(row)),
-        Field::ListInternal(list) => list.elements().iter().map(value).collect(),
-        Field::MapInternal(map) => {
-            let pairs = map.entries().iter().map(|(key, item)| {
-                let key = match value(key) {
-                    Value::String(text) => text,
-                    other => other.to_string(),
-                };
-                (key, value(item))
-            });
-            Value::Object(pairs.collect())
-        }
-        // `can_show` lets no other column through.
-        _ => Value::Null,
-    }
 }

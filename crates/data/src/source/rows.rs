@@ -8,12 +8,15 @@ use serde_json::{Map, Value};
 
 use super::csv_rows::CsvRows;
 use super::file::{DataFile, FileKind};
+use super::head::{self, Layout};
+use super::json::{self, Parsed};
 use super::json_list::JsonList;
+use super::json_rows::JsonRows;
 use super::parquet_rows::ParquetRows;
-use super::stream::{self, Bytes, DecompressLimits, Stamp};
+use super::stream::{self, Bytes, DecompressLimits, Opened, Stamp};
 use super::text_rows::TextRows;
 use crate::error::DataError;
-use crate::jsonl::JsonlReader;
+use crate::jsonl::field_error;
 
 /// A row that is not yet parsed: that is left to many threads.
 #[derive(Clone, Debug, PartialEq)]
@@ -58,11 +61,7 @@ impl RawBody {
     /// [`DataError::Json`] with `path` and `line`.
     pub fn into_value(self, path: &Path, line: usize) -> Result<Value, DataError> {
         match self {
-            Self::Json(text) => serde_json::from_str(&text).map_err(|source| DataError::Json {
-                path: path.to_owned(),
-                line,
-                source,
-            }),
+            Self::Json(text) => Ok(parse(path, line, &text)?.value),
             Self::Fields(fields) => Ok(Value::Object(fields)),
             Self::Text(text) => {
                 let mut row = Map::new();
@@ -71,6 +70,36 @@ impl RawBody {
             }
         }
     }
+
+    /// The row as JSON, without numbers that JSON does not have: where `reads` says that a field is
+    /// read, they are errors.
+    ///
+    /// # Errors
+    /// [`DataError::Json`] and [`DataError::Field`].
+    pub(crate) fn read_by(
+        self,
+        path: &Path,
+        line: usize,
+        reads: &dyn Fn(&str) -> bool,
+    ) -> Result<Value, DataError> {
+        let Self::Json(text) = self else {
+            return self.into_value(path, line);
+        };
+        let mut parsed = parse(path, line, &text)?;
+        if parsed.marked {
+            json::settle(&mut parsed.value, reads)
+                .map_err(|error| field_error(path, line, error))?;
+        }
+        Ok(parsed.value)
+    }
+}
+
+fn parse(path: &Path, line: usize, text: &str) -> Result<Parsed, DataError> {
+    json::parse(text).map_err(|source| DataError::Json {
+        path: path.to_owned(),
+        line: line + source.lines_before,
+        source,
+    })
 }
 
 /// Reads the files of a source one after another, never holding more than a row and some buffers.
@@ -84,6 +113,7 @@ pub struct RowReader {
     limits: DecompressLimits,
     read: Arc<AtomicU64>,
     failed: bool,
+    notes: Vec<String>,
 }
 
 struct Open {
@@ -92,7 +122,7 @@ struct Open {
 }
 
 enum Rows {
-    Jsonl(JsonlReader<Bytes>),
+    JsonRows(JsonRows<Bytes>),
     JsonList(JsonList<Bytes>),
     Csv(CsvRows),
     Parquet(ParquetRows),
@@ -109,6 +139,7 @@ impl RowReader {
             limits,
             read: Arc::default(),
             failed: false,
+            notes: Vec::new(),
         }
     }
 
@@ -122,26 +153,60 @@ impl RowReader {
         self.read.load(Ordering::Relaxed)
     }
 
+    /// What is not read of the files opened so far, in words.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// After an error that ends a file: goes on with the next one.
+    pub(crate) fn pass_over_file(&mut self) {
+        self.open = None;
+        self.failed = false;
+    }
+
+    fn note_left_out(&mut self, path: &Path, leaves: &[String]) {
+        const SHOWN: usize = 8;
+        if leaves.is_empty() {
+            return;
+        }
+        let mut text = leaves[..leaves.len().min(SHOWN)].join(", ");
+        if leaves.len() > SHOWN {
+            text.push_str(&format!(" and {} more", leaves.len() - SHOWN));
+        }
+        // The shards of a data set have one schema: it is said once.
+        let said = |note: &String| note.ends_with(&format!(": {text}"));
+        if !self.notes.iter().any(said) {
+            let path = path.display();
+            self.notes.push(format!("not read of {path}: {text}"));
+        }
+    }
+
     fn open_next(&mut self) -> Result<bool, DataError> {
-        let Some(file) = self.files.get(self.next) else {
+        let Some(file) = self.files.get(self.next).cloned() else {
             return Ok(false);
         };
         self.next += 1;
-        let stamp = Stamp::of(&file.path)?;
+        let stamp = Stamp::of(file.content())?;
         let path = file.path.as_path();
-        let bytes = || stream::open(file, self.limits, &self.read);
-        let rows = match file.kind {
-            FileKind::Jsonl => Rows::Jsonl(JsonlReader::new(path, bytes()?)),
-            FileKind::Json => {
-                let mut bytes = bytes()?;
-                match JsonList::<Bytes>::begins_here(path, &mut bytes)? {
-                    true => Rows::JsonList(JsonList::new(path, bytes)),
-                    false => Rows::Jsonl(JsonlReader::new(path, bytes)),
+        let rows = if file.kind == FileKind::Parquet {
+            let rows = ParquetRows::open(path, file.content(), &self.read)?;
+            self.note_left_out(path, rows.left_out());
+            Rows::Parquet(rows)
+        } else {
+            let Opened { head, bytes } = stream::open(&file, self.limits, &self.read)?;
+            head::check_text(path, file.kind, &head)?;
+            match file.kind {
+                FileKind::Csv { delimiter } => {
+                    let delimiter = head::delimiter(delimiter, &head);
+                    Rows::Csv(CsvRows::new(path, bytes, delimiter)?)
                 }
+                FileKind::Text => Rows::Text(TextRows::new(path, bytes)),
+                FileKind::Jsonl | FileKind::Json | FileKind::Parquet => match Layout::of(&head) {
+                    Layout::List => Rows::JsonList(JsonList::new(path, bytes)),
+                    Layout::Wrapped(key) => Rows::JsonList(JsonList::wrapped(path, bytes, key)),
+                    Layout::Rows => Rows::JsonRows(JsonRows::new(path, bytes)),
+                },
             }
-            FileKind::Csv { delimiter } => Rows::Csv(CsvRows::new(path, bytes()?, delimiter)?),
-            FileKind::Parquet => Rows::Parquet(ParquetRows::open(path, &self.read)?),
-            FileKind::Text => Rows::Text(TextRows::new(path, bytes()?)),
         };
         self.open = Some(Open { rows, stamp });
         Ok(true)
@@ -157,9 +222,9 @@ impl RowReader {
             };
             let file = self.next - 1;
             let row = match &mut open.rows {
-                Rows::Jsonl(lines) => lines
-                    .next_line()?
-                    .map(|line| (line.number, RawBody::Json(line.text))),
+                Rows::JsonRows(rows) => rows
+                    .next_row()?
+                    .map(|(line, text)| (line, RawBody::Json(text))),
                 Rows::JsonList(list) => list
                     .next_row()?
                     .map(|(line, text)| (line, RawBody::Json(text))),
@@ -176,7 +241,7 @@ impl RowReader {
             if let Some((line, body)) = row {
                 return Ok(Some(RawRow { file, line, body }));
             }
-            open.stamp.check(&self.files[file].path)?;
+            open.stamp.check(self.files[file].content())?;
             self.open = None;
         }
     }

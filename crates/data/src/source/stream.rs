@@ -6,7 +6,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use flate2::bufread::GzDecoder;
+
 use super::file::{Compression, DataFile};
+use super::head;
 use crate::error::DataError;
 
 const BUFFER: usize = 1 << 18;
@@ -33,8 +36,46 @@ impl Default for DecompressLimits {
 /// The readable side of a file.
 pub(super) type Bytes = Box<dyn BufRead + Send>;
 
+/// Bytes that are looked at before the rest is read.
+const HEAD: u64 = 1 << 16;
+
+/// A file whose first bytes are known.
+pub(super) struct Opened {
+    /// The first bytes, without a byte-order mark.
+    pub(super) head: Vec<u8>,
+    /// All of them.
+    pub(super) bytes: Bytes,
+}
+
 /// Opens a file for reading its text; bytes taken from the disk are added to `read`.
 pub(super) fn open(
+    file: &DataFile,
+    limits: DecompressLimits,
+    read: &Arc<AtomicU64>,
+) -> Result<Opened, DataError> {
+    let mut bytes = decompressed(file, limits, read)?;
+    let mut head = Vec::new();
+    let failed = (&mut bytes).take(HEAD).read_to_end(&mut head).err();
+    head.drain(..head::mark_length(&head));
+    let begin = io::Cursor::new(head.clone());
+    let bytes: Bytes = match failed {
+        None => Box::new(begin.chain(bytes)),
+        // What can be read before is read before.
+        Some(error) => Box::new(begin.chain(BufReader::new(Fails(Some(error))))),
+    };
+    Ok(Opened { head, bytes })
+}
+
+/// A reader that fails, once.
+struct Fails(Option<io::Error>);
+
+impl Read for Fails {
+    fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+        self.0.take().map_or(Ok(0), Err)
+    }
+}
+
+fn decompressed(
     file: &DataFile,
     limits: DecompressLimits,
     read: &Arc<AtomicU64>,
@@ -43,15 +84,19 @@ pub(super) fn open(
         path: file.path.clone(),
         source,
     };
-    let disk = File::open(&file.path).map_err(io)?;
+    let disk = File::open(file.content()).map_err(io)?;
     let before = read.load(Ordering::Relaxed);
-    let counted = BufReader::with_capacity(
+    let mut counted = BufReader::with_capacity(
         BUFFER,
         Counted {
             inner: disk,
             read: Arc::clone(read),
         },
     );
+    let compression = match file.compression {
+        Compression::None => head::compression(counted.fill_buf().map_err(io)?),
+        named => named,
+    };
     let limited = |inner| Limited {
         inner,
         read: Arc::clone(read),
@@ -59,17 +104,68 @@ pub(super) fn open(
         written: 0,
         limits,
     };
-    Ok(match file.compression {
+    Ok(match compression {
         Compression::None => Box::new(counted),
         Compression::Gzip => Box::new(BufReader::with_capacity(
             BUFFER,
-            limited(Box::new(flate2::bufread::MultiGzDecoder::new(counted)) as Box<dyn Read + Send>),
+            limited(Box::new(Members::new(counted)) as Box<dyn Read + Send>),
         )),
         Compression::Zstd => {
             let decoder = zstd::stream::read::Decoder::with_buffer(counted).map_err(io)?;
             Box::new(BufReader::with_capacity(BUFFER, limited(Box::new(decoder))))
         }
     })
+}
+
+/// The members of a gzip file one after another; zeros behind the last one are padding, as gzip
+/// itself has it.
+struct Members<R: BufRead> {
+    decoder: Option<GzDecoder<R>>,
+}
+
+impl<R: BufRead> Members<R> {
+    fn new(reader: R) -> Self {
+        Self {
+            decoder: Some(GzDecoder::new(reader)),
+        }
+    }
+}
+
+impl<R: BufRead> Read for Members<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while let Some(decoder) = &mut self.decoder {
+            let count = decoder.read(buffer)?;
+            if count > 0 || buffer.is_empty() {
+                return Ok(count);
+            }
+            let mut reader = match self.decoder.take() {
+                Some(decoder) => decoder.into_inner(),
+                None => break,
+            };
+            if !skip_zeros(&mut reader)? {
+                self.decoder = Some(GzDecoder::new(reader));
+            }
+        }
+        Ok(0)
+    }
+}
+
+/// Whether nothing but zeros is left.
+fn skip_zeros(reader: &mut impl BufRead) -> io::Result<bool> {
+    loop {
+        let bytes = reader.fill_buf()?;
+        let (zeros, all) = match bytes.iter().position(|byte| *byte != 0) {
+            Some(at) => (at, false),
+            None => (bytes.len(), true),
+        };
+        if bytes.is_empty() {
+            return Ok(true);
+        }
+        reader.consume(zeros);
+        if !all {
+            return Ok(false);
+        }
+    }
 }
 
 /// The error of reading `path`, told apart from what our own readers raise.
@@ -153,7 +249,7 @@ impl Read for Counted {
 
 /// More bytes than the limits allow.
 #[derive(Debug, thiserror::Error)]
-#[error("{written} bytes came of {read}")]
+#[error("{read} compressed bytes became {written}")]
 struct Grown {
     max_ratio: u64,
     read: u64,

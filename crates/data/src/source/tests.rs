@@ -133,6 +133,269 @@ fn parquet_files_of_the_datasets_library_are_read() {
     assert_eq!(alpaca[4], json!({"instruction": "a", "output": "c"}));
 }
 
+/// The texts are those of Python's `isoformat` and `str` for what pyarrow reads.
+#[test]
+fn of_a_parquet_file_only_leaves_that_cannot_be_read_are_left_out() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/files/types.parquet");
+    let source = Source::open(path.to_str().unwrap()).unwrap();
+    let mut reader = RowReader::new(&source.files, DecompressLimits::default());
+    let row = reader.next().unwrap().unwrap();
+    let expected = json!({
+        "messages": [
+            {"role": "user", "content": "Hi", "timestamp": "2023-04-09T00:02:53.120000+00:00"},
+            {"role": "assistant", "content": "B"},
+        ],
+        "nanos": "2023-04-09T00:26:40.123456",
+        "seconds": "2023-04-09T00:00:00",
+        "day": "1969-12-31",
+        "time": "01:02:03.000004",
+        "price": "-12.50",
+        "large": "1000000000000000000000000000000000000000",
+        "half": 0.5,
+        "words": "café",
+        "image": {"path": "a.png"},
+        "scores": {"a": 1.5},
+    });
+    assert_eq!(row.body.into_value(&path, 1).unwrap(), expected);
+    assert!(reader.next().is_none());
+    let note = reader.notes().concat();
+    let (_, leaves) = note.split_once("types.parquet: ").unwrap();
+    insta::assert_snapshot!(leaves, @"messages[].digest (FIXED_LEN_BYTE_ARRAY), image.bytes (BYTE_ARRAY), raw (FIXED_LEN_BYTE_ARRAY), sums.value (FIXED_LEN_BYTE_ARRAY)");
+}
+
+#[test]
+fn what_is_left_out_of_shards_is_said_once() {
+    let folder = folder();
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/files/types.parquet");
+    let bytes = std::fs::read(fixture).unwrap();
+    write(&folder, "0.parquet", &bytes);
+    write(&folder, "1.parquet", &bytes);
+    let source = Source::open(folder.path().to_str().unwrap()).unwrap();
+    let mut reader = RowReader::new(&source.files, DecompressLimits::default());
+    assert_eq!((&mut reader).count(), 2);
+    assert_eq!(reader.notes().len(), 1);
+}
+
+#[test]
+fn rows_of_parquet_are_called_rows() {
+    let error = DataError::Field {
+        path: "a/b.parquet".into(),
+        line: 3,
+        field: "output".to_owned(),
+        expected: "a string".to_owned(),
+        found: "null".to_owned(),
+    };
+    assert_eq!(
+        error.to_string(),
+        "a/b.parquet, row 3, field `output`: expected a string, found null"
+    );
+}
+
+#[test]
+fn json_is_read_as_what_it_is_whatever_the_ending_says() {
+    let rows = "1: {\"n\":1}\n2: {\"n\":2}\n";
+    for name in ["a.jsonl", "a.json", "a.ndjson", "a"] {
+        check(name, b"[{\"n\":1},\n{\"n\":2}]\n", rows);
+        check(name, b"[{\"n\":1}]\n[{\"n\":2}]", rows);
+        check(name, b"\xef\xbb\xbf{\"n\":1}\r\n{\"n\":2}\r\n", rows);
+        check(
+            name,
+            b"{\"n\":\n1}{\"n\":2}",
+            "1: {\"n\":1}\n2: {\"n\":2}\n",
+        );
+        check(name, b"{\"n\":1} {\"n\":2}", "1: {\"n\":1}\n1: {\"n\":2}\n");
+        check(
+            name,
+            b"{\r\n  \"n\": [\r\n    {\r\n}\r\n,\r\n\r\n2]\r\n}\r\n\r\n{\"n\":2}\r\n{\r\n\"n\":3}",
+            "1: {\"n\":[{},2]}\n10: {\"n\":2}\n11: {\"n\":3}\n",
+        );
+        check(
+            name,
+            b"{\"version\": 1,\n\"data\": [\n{\"n\":1},\n{\"n\":2}],\n\"note\": {\"x\": [1]}}\n",
+            "3: {\"n\":1}\n4: {\"n\":2}\n",
+        );
+    }
+}
+
+#[test]
+fn a_row_that_breaks_off_is_one_broken_row() {
+    insta::assert_snapshot!(shown("a.jsonl", b"{\"n\":[1,\n{\"n\":2}\n{\"n\":\"x\n{\"n\":3}\n{\"n\":\n"), @r#"
+    error: a.jsonl, line 1: expected one JSON object, found broken JSON: EOF while parsing a value at column 8
+    2: {"n":2}
+    error: a.jsonl, line 3: expected one JSON object, found broken JSON: EOF while parsing a string at column 7
+    4: {"n":3}
+    error: a.jsonl, line 5: expected one JSON object, found broken JSON: EOF while parsing a value at column 5
+    "#);
+    // Thousands of such lines do not mean thousands of looks at all that follow.
+    let many = "{\"n\":[\n".repeat(3_000) + "{\"n\":1}\n";
+    let folder = folder();
+    let rows = read(&write(&folder, "a.jsonl", many.as_bytes()));
+    assert_eq!(rows.iter().filter(|row| row.is_err()).count(), 3_000);
+    assert_eq!(rows.last().unwrap().as_ref().unwrap().0, 3_001);
+}
+
+#[test]
+fn faults_inside_a_value_of_several_lines_have_their_own_line() {
+    insta::assert_snapshot!(shown("a.json", b"[{\"n\":1},\n{\n\"n\":\n  nope}, {\"n\":2}]"), @r#"
+    1: {"n":1}
+    error: a.json, line 4: expected one JSON object, found broken JSON: expected ident at column 4
+    4: {"n":2}
+    "#);
+}
+
+#[test]
+fn commas_that_do_not_belong_are_named() {
+    insta::assert_snapshot!(shown("a.jsonl", b"{\"n\":1},\n{\"n\":2,}\n{\n\"n\":3},{\"n\":4}\n"), @r#"
+    error: a.jsonl, line 1: expected objects without commas between them, found a comma after an object; remove it, or put all of them into one list in [ ]
+    error: a.jsonl, line 2: expected one JSON object, found broken JSON: trailing comma at column 8
+    error: a.jsonl, line 4: expected objects without commas between them, found a comma after an object; remove it, or put all of them into one list in [ ]
+    "#);
+    insta::assert_snapshot!(shown("a.json", b"[{\"n\":1},\n]"), @r#"
+    1: {"n":1}
+    error: a.json, line 2: expected a value, found a comma before `]`; remove it
+    "#);
+    insta::assert_snapshot!(shown("a.json", b"{\"train\": [{\"n\":1}],\n \"rows\": [{\"n\":2}]}"), @r#"
+    1: {"n":1}
+    error: a.json, line 2: expected one list of rows, found `train` and `rows`; write each to a file of its own
+    "#);
+}
+
+#[test]
+fn what_holds_no_rows_is_named() {
+    let utf16: Vec<u8> = "\u{feff}{\"n\":1}"
+        .encode_utf16()
+        .flat_map(u16::to_le_bytes)
+        .collect();
+    insta::assert_snapshot!(shown("a.jsonl", &utf16), @"error: a.jsonl: expected rows, found UTF-16; convert it, for instance with iconv -f UTF-16 -t UTF-8");
+    insta::assert_snapshot!(shown("a.csv", &utf16[2..]), @"error: a.csv: expected rows, found UTF-16; convert it, for instance with iconv -f UTF-16 -t UTF-8");
+    insta::assert_snapshot!(shown("a.json", &[0; 100]), @"error: a.json: expected rows, found NUL bytes; it is damaged or not written to its end; copy it again");
+    insta::assert_snapshot!(shown("a.jsonl", b"PAR1x"), @"error: a.jsonl: expected rows, found a Parquet file; give it the ending .parquet");
+    insta::assert_snapshot!(shown("a.jsonl", b"version https://git-lfs.github.com/spec/v1\n"), @"error: a.jsonl: expected rows, found the pointer of Git LFS; fetch the file itself with git lfs pull");
+    insta::assert_snapshot!(shown("a.csv", b"\n<!DOCTYPE html>"), @"error: a.csv: expected rows, found a web page; download the file itself");
+    check("a.md", b"<html>", "1: {\"text\":\"<html>\"}\n");
+}
+
+/// A file of a hundred gigabytes that takes no room: nothing of it is read but its first bytes.
+#[cfg(unix)]
+#[test]
+fn a_large_sparse_file_is_not_read_through() {
+    let folder = folder();
+    for name in ["a.jsonl", "a.json", "a.csv", "a.parquet"] {
+        let path = write(&folder, name, b"");
+        let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+        file.set_len(100 << 30).unwrap();
+        let rows = read(&path);
+        assert!(matches!(rows.as_slice(), [Err(_)]), "{name}: {rows:?}");
+    }
+    // It claims metadata of two gigabytes.
+    let path = write(&folder, "b.parquet", b"PAR1");
+    let mut file = std::fs::OpenOptions::new()
+        .append(true)
+        .open(&path)
+        .unwrap();
+    file.set_len(100 << 30).unwrap();
+    file.write_all(b"\x00\x00\x00\x80PAR1").unwrap();
+    insta::assert_snapshot!(show(&folder, read(&path)), @"error: b.parquet cannot be read as Parquet (row 1); write it again: expected metadata of at most 256 MiB, found 2147483648 bytes");
+}
+
+#[test]
+fn gzip_is_known_by_its_bytes_and_may_be_padded() {
+    let rows = "1: {\"n\":1}\n2: {\"n\":2}\n";
+    let one = gzip(b"{\"n\":1}\n");
+    let two = gzip(b"{\"n\":2}\n");
+    let padded = [one.as_slice(), &two, &[0; 1000]].concat();
+    check("a.jsonl.gz", &padded, rows);
+    check("a.jsonl", &padded, rows);
+    let empty = gzip(b"");
+    check(
+        "a.jsonl.gz",
+        &[empty.as_slice(), &one, &empty, &two].concat(),
+        rows,
+    );
+    let zstd = zstd::encode_all(b"n\n1\n".as_slice(), 3).unwrap();
+    check("a.csv", &zstd, "2: {\"n\":\"1\"}\n");
+}
+
+#[test]
+fn lines_of_csv_are_those_of_an_editor() {
+    let rows = "2: {\"a\":\"1\"}\n5: {\"a\":\"x\\r\\ny\"}\n7: {\"a\":\"2\"}\n";
+    check("a.csv", b"a\r\n1\r\n\r\n\r\n\"x\r\ny\"\r\n2", rows);
+    check(
+        "a.csv",
+        b"a;b\r\n1;\"2,3\"\r\n",
+        "2: {\"a\":\"1\",\"b\":\"2,3\"}\n",
+    );
+    check("a.csv", b"a;b,c\n1,2\n", "2: {\"a;b\":\"1\",\"c\":\"2\"}\n");
+    let rows = rows.replace("\\r", "");
+    check("a.csv", b"\xef\xbb\xbf\"a\"\n1\n\n\n\"x\ny\"\n2\n", &rows);
+    insta::assert_snapshot!(shown("a.csv", b"a,b\r\n1,2\r\n\r\n3\r\n4,5"), @r#"
+    2: {"a":"1","b":"2"}
+    error: a.csv, line 4: expected 2 fields, as in the header, found 1; put fields with a separator or a line break into quotes
+    5: {"a":"4","b":"5"}
+    "#);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_pipe_is_read_once_for_as_long_as_somebody_holds_it() {
+    let folder = folder();
+    let name = folder.path().join("pipe");
+    let made = std::process::Command::new("mkfifo").arg(&name).status();
+    if !made.is_ok_and(|status| status.success()) {
+        eprintln!("no mkfifo here");
+        return;
+    }
+    let fill = |bytes: &[u8]| {
+        let (name, bytes) = (name.clone(), bytes.to_vec());
+        std::thread::spawn(move || std::fs::write(name, bytes).unwrap())
+    };
+    let spec = name.to_str().unwrap();
+    let rows = |source: &Source| {
+        show(
+            &folder,
+            read_within(&source.files, DecompressLimits::default()),
+        )
+    };
+    for (bytes, expected) in [
+        (
+            b"{\"n\":1}\n{\"n\":2}\n".to_vec(),
+            "1: {\"n\":1}\n2: {\"n\":2}\n",
+        ),
+        (b"[{\"n\":1}]".to_vec(), "1: {\"n\":1}\n"),
+        (gzip(b"a\tb\n1\t2,3\n"), "2: {\"a\":\"1\",\"b\":\"2,3\"}\n"),
+        (
+            b"nope\n{\"n\":1}\n".to_vec(),
+            "error: pipe, line 1: expected one JSON object, found broken JSON: expected ident at column 2\n2: {\"n\":1}\n",
+        ),
+        (b"nope\n".to_vec(), ""),
+    ] {
+        let writer = fill(&bytes);
+        let held = Source::hold_pipe(spec).unwrap();
+        writer.join().unwrap();
+        let opened = Source::open(spec);
+        let Ok(source) = opened else {
+            assert!(matches!(opened, Err(DataError::NotRows { .. })));
+            assert!(expected.is_empty());
+            continue;
+        };
+        assert_eq!(source.files[0].path, name);
+        assert_eq!(rows(&source), expected);
+        // Nobody writes any more: it would wait for ever.
+        let again = Source::open(spec).unwrap();
+        assert_eq!(rows(&again), expected);
+        let kept = source.files[0].content().to_owned();
+        drop((source, again));
+        assert!(kept.exists());
+        drop(held);
+        assert!(!kept.exists());
+    }
+    let error = Source::open("/dev/zero").unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "/dev/zero: expected rows, found a device; name a file, or pipe rows into it"
+    );
+}
+
 #[test]
 fn folders_and_globs_are_read_in_order() {
     let folder = folder();
@@ -190,7 +453,7 @@ fn broken_rows_are_named_and_the_next_ones_read() {
     let lines = b"{\"n\":1}\nnope\n\xff\n{\"n\":2}\n";
     insta::assert_snapshot!(shown("a.jsonl", lines), @r#"
     1: {"n":1}
-    error: a.jsonl, line 2: expected one JSON object, found broken JSON: expected ident at line 1 column 2
+    error: a.jsonl, line 2: expected one JSON object, found broken JSON: expected ident at column 2
     error: a.jsonl, line 3: expected UTF-8 text, found an invalid sequence at byte 1 of the line; convert the file to UTF-8
     4: {"n":2}
     "#);
@@ -201,7 +464,7 @@ fn broken_rows_are_named_and_the_next_ones_read() {
     "#);
     insta::assert_snapshot!(shown("a.json", b"[{\"n\":1},\n{\"n\" 2},\n\"\xff\",{\"n\":3}]"), @r#"
     1: {"n":1}
-    error: a.json, line 2: expected one JSON object, found broken JSON: expected `:` at line 1 column 6
+    error: a.json, line 2: expected one JSON object, found broken JSON: expected `:` at column 6
     error: a.json, line 3: expected UTF-8 text, found an invalid sequence at byte 2 of the line; convert the file to UTF-8
     3: {"n":3}
     "#);
@@ -211,9 +474,9 @@ fn broken_rows_are_named_and_the_next_ones_read() {
 fn a_line_too_long_is_passed_over() {
     let long = "x".repeat(crate::jsonl::MAX_LINE_BYTES + 100);
     insta::assert_snapshot!(shown("a.jsonl", format!("{long}\n{{\"n\":1}}\n{long}").as_bytes()), @r#"
-    error: a.jsonl, line 1: expected a JSON object on one line of at most 33554432 bytes, found a longer line; a file with one big JSON list must be split into one object per line
+    error: a.jsonl, line 1: expected a row of at most 33554432 bytes, found a longer line; put one JSON object on each line
     2: {"n":1}
-    error: a.jsonl, line 3: expected a JSON object on one line of at most 33554432 bytes, found a longer line; a file with one big JSON list must be split into one object per line
+    error: a.jsonl, line 3: expected a row of at most 33554432 bytes, found a longer line; put one JSON object on each line
     "#);
     insta::assert_snapshot!(shown("a.txt", long.as_bytes()), @"error: a.txt, line 1: expected a line of at most 33554432 bytes, found a longer one");
     insta::assert_snapshot!(shown("a.csv", format!("a\n1\n\"{long}\n{long}").as_bytes()), @r#"

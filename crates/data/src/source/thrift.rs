@@ -27,20 +27,24 @@ enum Stop {
     Unreadable,
 }
 
-/// The elements that the metadata claims, where they cannot be there.
-pub(super) fn false_claim(file: &mut File, bytes: u64) -> io::Result<Option<u64>> {
+/// Where the metadata lies, by the file's own words; `None` if that is nowhere inside it.
+pub(super) fn metadata(file: &mut File, bytes: u64) -> io::Result<Option<Range<u64>>> {
     const TRAILER: u64 = 8;
-    if bytes < TRAILER {
-        return Ok(None);
-    }
-    let trailer = read(file, bytes - TRAILER..bytes)?;
-    let length = u64::from(u32::from_le_bytes([
-        trailer[0], trailer[1], trailer[2], trailer[3],
-    ]));
-    let Some(start) = (bytes - TRAILER).checked_sub(length) else {
+    let Some(end) = bytes.checked_sub(TRAILER) else {
         return Ok(None);
     };
-    let metadata = read(file, start..bytes - TRAILER)?;
+    let trailer = read(file, end..bytes)?;
+    let length = u32::from_le_bytes([trailer[0], trailer[1], trailer[2], trailer[3]]);
+    let start = end.checked_sub(u64::from(length));
+    Ok(start.map(|start| start..end))
+}
+
+/// The elements that the metadata claims, where they cannot be there.
+pub(super) fn false_claim(file: &mut File, bytes: u64) -> io::Result<Option<u64>> {
+    let Some(place) = metadata(file, bytes)? else {
+        return Ok(None);
+    };
+    let metadata = read(file, place)?;
     Ok(match Walk::new(&metadata).page_size() {
         Err(Stop::Claims(elements)) => Some(elements),
         Ok(_) | Err(Stop::Unreadable) => None,

@@ -141,7 +141,9 @@ impl<'a> Hub<'a> {
                 self.ensure(&commit, &path, &shard, progress)?;
             }
         }
-        self.note_revision(&listing.sha)?;
+        // Without the note the next run asks the hub again: a cache that is complete and cannot be
+        // written is no reason to stop.
+        let _ = self.note_revision(&listing.sha);
         Ok(path)
     }
 

