@@ -10,6 +10,8 @@ use std::process::{Command, Output};
 
 use serde_json::Value;
 
+#[path = "program/run.rs"]
+mod run;
 #[path = "program/schema.rs"]
 mod schema;
 #[path = "program/terminal.rs"]
