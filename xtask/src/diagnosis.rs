@@ -12,20 +12,21 @@ const END: &str = "<!-- to here -->";
 /// Diagnoses the curves of `seeds`, shows the matrix and puts it into `BENCHMARKS.md`.
 pub(crate) fn run(seeds: &[u64], per_class: usize) -> anyhow::Result<()> {
     let confusion = Confusion::on_seeds(seeds.iter().copied(), per_class);
-    println!("{confusion}");
+    let brief = Confusion::of_brief_runs(seeds.iter().copied(), per_class);
+    println!("{confusion}\n\n{brief}");
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../BENCHMARKS.md");
     let text = fs::read_to_string(&path).context("BENCHMARKS.md")?;
     let seeds: Vec<String> = seeds.iter().map(u64::to_string).collect();
     let section = format!(
-        "Seeds {}, {per_class} curves of each class and seed.\n\n{confusion}",
+        "Seeds {}, {per_class} curves of each class and seed.\n\n{confusion}\n\nTrials of 3 to 20 steps with up to 4 \
+         evaluations, where no verdict is about evaluation:\n\n{brief}",
         seeds.join(", ")
     );
     fs::write(&path, between(&text, &section)?)?;
-    ensure!(
-        confusion.accuracy() >= 0.95,
-        "accuracy {:.3} is below 0.95",
-        confusion.accuracy()
-    );
+    for (confusion, least) in [(confusion, 0.95), (brief, 0.93)] {
+        let accuracy = confusion.accuracy();
+        ensure!(accuracy >= least, "accuracy {accuracy:.3} is below {least}");
+    }
     Ok(())
 }
 

@@ -95,6 +95,8 @@ pub(crate) struct Summary {
     pub(crate) end: Option<(&'static str, String)>,
     /// What the curve means.
     pub(crate) diagnosis: Option<String>,
+    /// Why the run, or a part of it, trained nothing.
+    pub(crate) warnings: Vec<String>,
     /// The page about it.
     pub(crate) report: PathBuf,
     /// The step whose weights the adapter holds.
@@ -268,6 +270,8 @@ impl PlainLines {
         if let Some(diagnosis) = &summary.diagnosis {
             rows.push(("diagnosis", diagnosis.clone()));
         }
+        let warnings = summary.warnings.iter();
+        rows.extend(warnings.map(|warning| ("warning", warning.clone())));
         rows.push(("memory predicted", summary.predicted.clone()));
         rows.push(("memory measured", summary.measured.clone()));
         let of = if summary.adapter_step == summary.steps {
@@ -490,6 +494,7 @@ mod tests {
             resumed_from: 0,
             end: None,
             diagnosis: Some("healthy: the loss falls steadily".into()),
+            warnings: Vec::new(),
             report: "outputs/report.html".into(),
             adapter_step: 300,
             elapsed: Duration::from_secs(4_321),

@@ -194,17 +194,7 @@ pub(crate) fn eval_line(report: &EvalReport) -> String {
 
 /// A diagnosis with its evidence and what to change, on one line.
 pub(crate) fn explained(diagnosis: &Diagnosis) -> String {
-    let join = |items: Vec<String>| items.join("; ");
-    let evidence = join(diagnosis.evidence.iter().map(ToString::to_string).collect());
-    let advice = join(diagnosis.advice.iter().map(ToString::to_string).collect());
-    let mut text = diagnosis.verdict.to_string();
-    if !evidence.is_empty() {
-        text.push_str(&format!(" ({evidence})"));
-    }
-    if !advice.is_empty() {
-        text.push_str(&format!(". To change: {advice}"));
-    }
-    text
+    diagnosis.to_string()
 }
 
 /// The end of a run, for people.
@@ -232,6 +222,7 @@ pub(crate) fn summary(
         resumed_from: summary.resumed_from,
         end,
         diagnosis: summary.diagnosis.as_ref().map(explained),
+        warnings: summary.no_effect.iter().map(ToString::to_string).collect(),
         report: output_dir.join(backdraft_train::report_html::FILE),
         adapter_step: summary.adapter_step,
         elapsed: Duration::from_secs_f64(summary.seconds),

@@ -7,16 +7,19 @@ use backdraft_data::{
     BuiltinTemplate, ChatTokenizer, LoadProgress, Outcome, PromptTemplate, RowSet, Source,
     TokenizeOptions,
 };
-use backdraft_formats::hub::{DownloadProgress, HubOptions, resolve_dataset, resolve_model};
-use backdraft_formats::{ModelSource, PeftDir};
+use backdraft_formats::hub::{
+    DownloadProgress, HubOptions, resolve_config, resolve_dataset, resolve_model,
+};
+use backdraft_formats::{FormatError, ModelSource, PeftDir};
 use backdraft_kernels::device::{self, Choice};
 use backdraft_lora::AdapterWeights;
-use backdraft_model::Llama;
+use backdraft_model::{Llama, LlamaConfig};
 use backdraft_quant::QuantizationPlan;
 use backdraft_train::data::{self, DataSources};
 use backdraft_train::recipe::{DataRecipe, Recipe};
 use backdraft_train::trained_with::Prompting;
 use burn::tensor::{DType, Device};
+use serde_json::Value;
 
 use crate::args::{DtypeArg, ModelArgs, TemplateArgs};
 use crate::commands::Context;
@@ -231,6 +234,37 @@ pub(crate) fn cache_dir() -> Option<PathBuf> {
 pub(crate) fn find_model(name: &str, output: Output) -> Result<PathBuf, CliError> {
     let mut progress = downloads(output);
     Ok(resolve_model(name, &HubOptions::from_env(), &mut progress)?)
+}
+
+/// The shape of a model.
+pub(crate) struct Shape {
+    pub(crate) config: LlamaConfig,
+    /// Whether its files hold codes already.
+    pub(crate) quantized: bool,
+}
+
+/// A model's shape from `config.json` or the header of a `.gguf` file; of a model of the hub nothing else is fetched.
+pub(crate) fn shape(name: &str, output: Output) -> Result<Shape, CliError> {
+    let mut progress = downloads(output);
+    let path = resolve_config(name, &HubOptions::from_env(), &mut progress)?;
+    if path.is_file() {
+        let source = ModelSource::open(path)?;
+        return Ok(Shape {
+            config: LlamaConfig::from_source(&source)?,
+            quantized: source.quantization().is_some(),
+        });
+    }
+    let path = path.join("config.json");
+    let text = std::fs::read(&path).map_err(FormatError::io(&path, "read"))?;
+    let value: Value = serde_json::from_slice(&text).map_err(|error| unreadable(&path, error))?;
+    Ok(Shape {
+        config: LlamaConfig::from_hf(&value).map_err(|error| unreadable(&path, error))?,
+        quantized: value.get("quantization_config").is_some(),
+    })
+}
+
+fn unreadable(path: &Path, error: impl std::error::Error + Send + Sync + 'static) -> CliError {
+    CliError::user(format!("{} does not describe a model", path.display())).because(error)
 }
 
 /// Tells the user of downloads.

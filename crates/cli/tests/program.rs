@@ -12,6 +12,8 @@ use serde_json::Value;
 
 #[path = "program/readers.rs"]
 mod readers;
+#[path = "program/run.rs"]
+mod run;
 #[path = "program/schema.rs"]
 mod schema;
 #[path = "program/terminal.rs"]

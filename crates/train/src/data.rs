@@ -217,6 +217,20 @@ pub struct RunData {
     pub check: DataCheck,
 }
 
+impl RunData {
+    /// What became of the rows held out, with the lengths of a share of the others.
+    pub fn eval_report(&self) -> Option<DataReport> {
+        let mut report = self.check.eval_report()?;
+        if report.longest == 0 {
+            for length in self.eval.iter().flat_map(RowSet::lengths) {
+                report.longest = report.longest.max(length as usize);
+                report.lengths.add(length as usize);
+            }
+        }
+        Some(report)
+    }
+}
+
 /// What a look at all rows found.
 #[derive(Clone, Debug, Serialize)]
 pub struct DataCheck {

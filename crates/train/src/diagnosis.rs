@@ -37,7 +37,7 @@ pub use monitor::Monitor;
 pub use rules::diagnose;
 pub use verdict::{Cause, Class, Verdict};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// The training loss at one optimiser step, or averaged over the steps of a log interval.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -75,10 +75,12 @@ pub struct Series<'a> {
     pub total_steps: usize,
     /// Steps over which the learning rate rises.
     pub warmup_steps: usize,
+    /// Whether evaluation ended the run, since it no longer improved.
+    pub stopped_early: bool,
 }
 
 /// What a curve means.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Diagnosis {
     /// The one thing that the curve shows.
     pub verdict: Verdict,
@@ -95,5 +97,22 @@ impl Diagnosis {
             evidence,
             advice: Advice::for_verdict(verdict),
         }
+    }
+}
+
+/// Verdict, evidence and what to change, on one line.
+impl std::fmt::Display for Diagnosis {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.verdict.fmt(f)?;
+        let joined = |items: Vec<String>| items.join("; ");
+        if !self.evidence.is_empty() {
+            let evidence = self.evidence.iter().map(ToString::to_string);
+            write!(f, " ({})", joined(evidence.collect()))?;
+        }
+        if !self.advice.is_empty() {
+            let advice = self.advice.iter().map(ToString::to_string);
+            write!(f, ". To change: {}", joined(advice.collect()))?;
+        }
+        Ok(())
     }
 }

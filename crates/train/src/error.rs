@@ -33,6 +33,26 @@ pub enum TrainError {
         /// The directory.
         path: PathBuf,
     },
+    /// The output directory is a file, or lies below one.
+    #[error(
+        "output_dir = {}: {} is a file; name a directory",
+        path.display(),
+        if path == file { "it".into() } else { file.to_string_lossy() }
+    )]
+    OutputIsFile {
+        /// The directory.
+        path: PathBuf,
+        /// The file.
+        file: PathBuf,
+    },
+    /// The output directory cannot be written to.
+    #[error("cannot write to the output directory {}", path.display())]
+    OutputDir {
+        /// The directory.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// Another process writes to the output directory.
     #[error(
         "{}: another run writes to this directory ({})",
@@ -51,8 +71,8 @@ pub enum TrainError {
         /// The output directory.
         path: PathBuf,
     },
-    /// No checkpoint is as it was written.
-    #[error("{}: no checkpoint is as it was written:{}", path.display(), all(problems))]
+    /// Every checkpoint is corrupt or incomplete.
+    #[error("{}: every checkpoint is corrupt or incomplete:{}", path.display(), all(problems))]
     NoGoodCheckpoint {
         /// The output directory.
         path: PathBuf,
@@ -63,7 +83,7 @@ pub enum TrainError {
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
     /// The run to go on with is another one by now.
-    #[error("{}: this is no longer the run that was stopped:{}", path.display(), list(differences))]
+    #[error("{}: the recipe or its files differ from the checkpoint's:{}", path.display(), list(differences))]
     Changed {
         /// The checkpoint.
         path: PathBuf,
@@ -71,7 +91,7 @@ pub enum TrainError {
         differences: Vec<Difference>,
     },
     /// A change that a checkpoint cannot follow.
-    #[error("a run cannot go on with another {} ({difference})", difference.key)]
+    #[error("a run cannot be resumed with another {} ({difference})", difference.key)]
     CannotChange {
         /// The key, and its values.
         difference: Difference,
@@ -173,11 +193,7 @@ pub enum TrainError {
         expected: usize,
     },
     /// A step needs more memory than there is, whatever is recomputed.
-    #[error(
-        "step {step}: it needs {:.2} GiB of memory at least, and may use {:.2} GiB",
-        gib(exhausted.needed),
-        gib(exhausted.budget)
-    )]
+    #[error("{}{exhausted}", if *step > 1 { format!("step {step}: ") } else { String::new() })]
     OutOfMemory {
         /// The optimiser step, counted from 1.
         step: usize,
@@ -212,6 +228,14 @@ pub enum TrainError {
 
 pub(crate) fn gib(bytes: u64) -> f64 {
     bytes as f64 / f64::from(1u32 << 30)
+}
+
+/// `1.25 GiB`, or `1.2 MiB` of little.
+pub(crate) fn size(bytes: u64) -> String {
+    match gib(bytes) {
+        few if few < 0.1 => format!("{:.1} MiB", 1024.0 * few),
+        many => format!("{many:.2} GiB"),
+    }
 }
 
 /// `lines [1, 2] of a.jsonl and lines [7] of b.jsonl`

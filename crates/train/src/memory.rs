@@ -50,7 +50,7 @@ impl Memory {
 ///
 /// # Units
 /// Bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Measured {
     /// By kind: base and adapters from how much the process grew, the optimiser's from its state, and
     /// under activations whatever else the process held at its largest while it trained.

@@ -1,12 +1,14 @@
 //! `metrics.jsonl`: one object for each step, each evaluation and each change of the diagnosis.
 //!
-//! | line | keys |
+//! | `event` | keys |
 //! | --- | --- |
-//! | a step | `step epoch loss grad_norm learning_rate tokens supervised_tokens seconds elapsed` |
-//! | an evaluation | `step epoch eval_loss perplexity tokens best seconds` |
-//! | another diagnosis | `step diagnosis` |
+//! | `step` | `step epoch loss grad_norm learning_rate tokens supervised_tokens seconds elapsed` |
+//! | `eval` | `step epoch eval_loss perplexity tokens best seconds` |
+//! | `diagnosis` | `step diagnosis` |
+//! | `replanned` | `step budget_before budget reason` |
 //!
-//! Only `seconds` and `elapsed` depend on the clock. The file grows while the run goes on; a checkpoint
+//! Every line has `event` and `schema_version` before these; files of earlier versions have neither, and are read by
+//! their keys. Only `seconds` and `elapsed` depend on the clock. The file grows while the run goes on; a checkpoint
 //! notes how long it was, and a resumed run goes on from there, so that nothing stands in it twice.
 
 use std::fs::{File, OpenOptions};
@@ -23,6 +25,18 @@ use crate::report::{EvalReport, StepReport};
 
 /// Name of the file in an output directory.
 pub const FILE: &str = "metrics.jsonl";
+
+/// Version of the lines, in each of them: it rises when a key is renamed, removed or given another meaning.
+pub const SCHEMA_VERSION: u32 = 1;
+
+/// A line of the file.
+#[derive(Serialize)]
+struct Line<'a, T> {
+    event: &'a str,
+    schema_version: u32,
+    #[serde(flatten)]
+    report: &'a T,
+}
 
 /// What a checkpoint notes of the file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -98,11 +112,12 @@ impl Records {
                 let length = whole_lines(&bytes, step);
                 let lines = bytes[..length].iter().filter(|b| **b == b'\n').count();
                 let warning = format!(
-                    "{} is not as the checkpoint of step {step} knew it ({} bytes of {}); its {lines} whole \
-                     lines up to that step are kept",
+                    "{} is not as it was at the checkpoint of step {step} ({} bytes of {}); kept of it: {} up to \
+                     that step",
                     path.display(),
                     bytes.len(),
                     state.bytes,
+                    backdraft_data::count(lines as u64, "whole line"),
                 );
                 (length, Some(warning))
             }
@@ -124,12 +139,17 @@ impl Records {
         Ok((records, text, warning))
     }
 
-    /// Appends one object. What the disk has no room for is kept and tried again with the next.
+    /// Appends one object under the name of its event. What the disk has no room for is kept and tried again with the next.
     ///
     /// # Errors
     /// The system refuses.
-    pub fn write(&mut self, report: &impl Serialize) -> Result<(), FormatError> {
-        let line = serde_json::to_vec(report).unwrap_or_default();
+    pub fn write(&mut self, event: &str, report: &impl Serialize) -> Result<(), FormatError> {
+        let line = Line {
+            event,
+            schema_version: SCHEMA_VERSION,
+            report,
+        };
+        let line = serde_json::to_vec(&line).unwrap_or_default();
         self.pending.extend(line);
         self.pending.push(b'\n');
         self.flush()
@@ -182,6 +202,9 @@ pub enum Record {
 /// The steps and evaluations of a file, in its order; lines that are neither, or are broken, are left out.
 pub fn points(text: &str) -> impl Iterator<Item = Record> + '_ {
     text.lines().filter_map(|line| {
+        if !is_point(line) {
+            return None;
+        }
         let step = exact::number(line, "step")? as usize;
         if let Some(loss) = exact::number(line, "eval_loss") {
             return Some(Record::Eval(EvalPoint { step, loss }));
@@ -208,15 +231,25 @@ pub enum Report {
 ///
 /// Numbers may differ in their last bit from what was written; [`points`] has every bit.
 pub fn reports(text: &str) -> impl Iterator<Item = Report> + '_ {
-    text.lines().filter_map(|line| {
-        let eval = || serde_json::from_str(line).ok().map(Report::Eval);
-        let step = || serde_json::from_str(line).ok().map(Report::Step);
-        if line.contains("\"eval_loss\":") {
-            eval()
-        } else {
-            step()
-        }
-    })
+    text.lines()
+        .filter(|line| is_point(line))
+        .filter_map(|line| {
+            let eval = || serde_json::from_str(line).ok().map(Report::Eval);
+            let step = || serde_json::from_str(line).ok().map(Report::Step);
+            if line.contains("\"eval_loss\":") {
+                eval()
+            } else {
+                step()
+            }
+        })
+}
+
+/// Whether a line is a step or an evaluation, or does not say what it is, as those of earlier versions.
+fn is_point(line: &str) -> bool {
+    !line.starts_with("{\"event\":")
+        || ["step", "eval"]
+            .iter()
+            .any(|event| line.starts_with(&format!("{{\"event\":\"{event}\",")))
 }
 
 /// Bytes of the whole lines of steps up to `step`.
@@ -251,11 +284,14 @@ mod tests {
         let mut state = RecordsState::default();
         for step in 1..=3 {
             records
-                .write(&json!({ "step": step, "loss": 1.5, "grad_norm": 2, "learning_rate": 0.1 }))
+                .write(
+                    "step",
+                    &json!({ "step": step, "loss": 1.5, "grad_norm": 2, "learning_rate": 0.1 }),
+                )
                 .unwrap();
             if step == 2 {
                 records
-                    .write(&json!({ "step": 2, "eval_loss": 1.25 }))
+                    .write("eval", &json!({ "step": 2, "eval_loss": 1.25 }))
                     .unwrap();
                 state = records.sync().unwrap();
             }
@@ -280,7 +316,10 @@ mod tests {
             }))
         );
         records
-            .write(&json!({ "step": 3, "loss": 1.5, "grad_norm": 2, "learning_rate": 0.1 }))
+            .write(
+                "step",
+                &json!({ "step": 3, "loss": 1.5, "grad_norm": 2, "learning_rate": 0.1 }),
+            )
             .unwrap();
         assert_eq!(fs::read(&path).unwrap(), whole);
         let end = records.sync().unwrap();
@@ -294,10 +333,10 @@ mod tests {
         let state = three_steps(&path);
         let whole = fs::read(&path).unwrap();
         // Torn in the second line.
-        fs::write(&path, &whole[..70]).unwrap();
+        fs::write(&path, &whole[..130]).unwrap();
         let (_, text, warning) = Records::resume(&path, &state, 2).unwrap();
         assert_eq!(text.lines().count(), 1);
-        assert!(warning.unwrap().contains("its 1 whole lines"));
+        assert!(warning.unwrap().contains("kept of it: 1 whole line up"));
         assert_eq!(fs::read(&path).unwrap(), text.as_bytes());
         // Gone.
         fs::remove_file(&path).unwrap();

@@ -10,6 +10,7 @@ use crate::activation::Prediction;
 use crate::diagnosis::Diagnosis;
 use crate::error::gib;
 use crate::memory::{Measured, Memory};
+use crate::no_effect::NoEffect;
 use crate::records::Report;
 
 /// What is about to happen.
@@ -83,7 +84,7 @@ impl std::fmt::Display for ReplanReport {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "step {} is repeated, and from now on a step may use {:.2} GiB and recomputes more: {}",
+            "step {} is repeated with more recomputation, and from now on a step may use {:.2} GiB: {}",
             self.step,
             gib(self.budget),
             self.reason,
@@ -122,7 +123,8 @@ pub struct EvalReport {
 }
 
 /// The whole run.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct RunSummary {
     /// Steps done.
     pub steps: usize,
@@ -166,6 +168,8 @@ pub struct RunSummary {
     /// # Units
     /// Bytes.
     pub peak_memory: Option<usize>,
+    /// Why the run, or a part of it, trained nothing; empty of most.
+    pub no_effect: Vec<NoEffect>,
     /// Where the adapter lies.
     pub adapter: PathBuf,
     /// The step whose weights it holds: the best by evaluation, or the last.
@@ -182,7 +186,7 @@ pub trait Reporter: Send {
     fn eval(&mut self, _: &EvalReport) {}
     /// The curve means something else than before.
     fn diagnosis(&mut self, _step: usize, _: &Diagnosis) {}
-    /// The run goes on from a checkpoint instead of beginning; `history` is what came before.
+    /// The run is resumed from a checkpoint; `history` is what came before.
     fn resumed(&mut self, _step: usize, _checkpoint: &Path, _history: &[Report]) {}
     /// The run ends since evaluation no longer improves.
     fn stopped_early(&mut self, _step: usize, _best_step: usize) {}

@@ -2,18 +2,20 @@
 
 mod svg;
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
+use backdraft_data::DataReport;
+use backdraft_data::count::{count, group};
 use backdraft_formats::{Existing, FormatError, write_file};
-use serde_json::Value;
 
-use crate::diagnosis::Diagnosis;
+use crate::memory::Memory;
 use crate::recipe::{Difference, Recipe};
 use crate::records::Report;
 use crate::report::StepReport;
 use crate::run_files::RunFiles;
-use svg::{Curve, Mark, figure, number};
+use svg::{Curve, Mark, figure};
 
 /// Name of the file in an output directory.
 pub const FILE: &str = "report.html";
@@ -33,8 +35,8 @@ table{border-collapse:collapse;max-width:100%;display:block;overflow-x:auto}\
 td,th{text-align:left;vertical-align:top;padding:.25rem .75rem .25rem 0;border-bottom:1px solid var(--faint)}\
 th{font-weight:600;white-space:nowrap}\
 .figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(30rem,100%),1fr));gap:1rem}\
-figure{margin:0}figcaption{font-weight:600}svg{width:100%;height:auto}svg text{font-size:11px;fill:var(--ink)}\
-.grid{stroke:var(--faint)}.line{fill:none;stroke-width:1.6}.ring{fill:none;stroke-width:2}.dot{stroke:none}\
+figure{margin:0}figcaption{font-weight:600}svg{width:100%;height:auto}svg.key{width:2.2rem;vertical-align:middle}svg text{font-size:11px;fill:var(--ink)}\
+.grid{stroke:var(--faint)}.line{fill:none;stroke-width:1.6}.faint{opacity:.35;stroke-width:1;stroke-dasharray:none}.ring{fill:none;stroke-width:2}.dot{stroke:none}\
 .s0{stroke:var(--c0)}.s1{stroke:var(--c1);stroke-dasharray:7 3}.s2{stroke:var(--c2);stroke-dasharray:2 3}\
 .s3{stroke:var(--c3);stroke-dasharray:9 3 2 3}.s4{stroke:var(--c4);stroke-dasharray:4 4}\
 .s5{stroke:var(--c5);stroke-dasharray:12 4}\
@@ -64,7 +66,7 @@ pub fn write(directory: &Path) -> Result<PathBuf, FormatError> {
 #[must_use]
 pub fn page(runs: &[RunFiles]) -> String {
     let title = match runs {
-        [run] => format!("{} → {}", run.text("/info/model"), run.name()),
+        [run] => format!("{} → {}", short(model(run)), short(&run.name())),
         runs => format!("{} runs", runs.len()),
     };
     let title = escape(&title);
@@ -74,6 +76,7 @@ pub fn page(runs: &[RunFiles]) -> String {
          <title>Backdraft: {title}</title>\n<style>{STYLE}</style></head>\n<body>\n<h1>{title}</h1>\n"
     );
     html.push_str(&table("Results", runs, results));
+    html.push_str(&differing(runs));
     html.push_str("<h2>Curves</h2>\n<div class=\"figures\">\n");
     html.push_str(&figure("Loss, nats", &losses(runs)));
     let rates: [(&str, Rate); 3] = [
@@ -142,6 +145,14 @@ fn losses(runs: &[RunFiles]) -> Vec<Curve> {
             (step.step as f64, sum / weight)
         });
         curves.push(Curve {
+            name: name_of(run, runs, "train, each step"),
+            run: i,
+            mark: Mark::Faint,
+            points: steps(run)
+                .map(|step| (step.step as f64, step.loss))
+                .collect(),
+        });
+        curves.push(Curve {
             name: name_of(run, runs, "train, smoothed"),
             run: i,
             mark: Mark::Line,
@@ -203,92 +214,186 @@ fn table(
 }
 
 fn results(run: &RunFiles) -> Vec<(&'static str, String)> {
-    let summed = |key: &str| run.summed_up(key).and_then(Value::as_f64);
+    let summary = run.summary.as_ref();
+    let info = run.note.as_ref().map(|note| &note.info);
+    let process = run.note.as_ref().and_then(|note| note.process.as_ref());
     let or_dash = |text: Option<String>| text.unwrap_or_else(|| "–".to_owned());
     let done = steps(run).last().map_or(0, |step| step.step);
     let best = evals(run).min_by(|a, b| a.1.total_cmp(&b.1));
-    let elapsed = steps(run).last().map(|step| step.elapsed);
-    let end = match run.summed_up("stopped_early") {
-        None => " (goes on, or was killed)",
-        Some(Value::Bool(true)) => " (stopped early)",
-        Some(_) if run.summed_up("interrupted") == Some(&Value::Bool(true)) => " (interrupted)",
+    let end = match summary {
+        None => " (not finished)",
+        Some(summary) if summary.stopped_early => " (stopped early)",
+        Some(summary) if summary.interrupted => " (interrupted)",
         Some(_) => "",
     };
-    vec![
-        ("Model", run.text("/info/model").to_owned()),
-        ("Device", run.text("/info/device").to_owned()),
+    let no_effect = summary.into_iter().flat_map(|summary| &summary.no_effect);
+    let warnings: Vec<String> = no_effect.map(ToString::to_string).collect();
+    let mut rows = vec![
+        ("Model", model(run).to_owned()),
+        ("Output directory", run.name()),
+        ("Date", or_dash(process.map(|process| date(process.began)))),
         (
-            "Trained weights",
-            grouped(run.count("/info/trained_params")),
+            "Version",
+            or_dash(process.map(|process| process.program.clone())),
+        ),
+        (
+            "Command",
+            or_dash(process.map(|process| process.command.join(" "))),
+        ),
+        ("Device", or_dash(info.map(|info| info.device.clone()))),
+        (
+            "Trained parameters",
+            or_dash(info.map(|info| group(info.trained_params as u64))),
         ),
         (
             "Steps",
-            format!("{done} of {}{end}", run.count("/info/total_steps")),
+            format!(
+                "{} of {}{end}",
+                group(done as u64),
+                group(run.total_steps() as u64)
+            ),
         ),
-        ("Time", or_dash(elapsed.map(time))),
+        ("Run time", or_dash(run_time(run))),
         (
             "Throughput",
-            or_dash(summed("tokens_per_second").map(|rate| format!("{} tokens/s", number(rate)))),
+            or_dash(summary.map(|summary| {
+                let rate = summary.tokens_per_second.round() as u64;
+                format!("{} tokens/s", group(rate))
+            })),
         ),
         (
             "Final loss",
-            or_dash(steps(run).last().map(|step| format!("{:.4}", step.loss))),
+            or_dash(steps(run).last().map(|step| loss(step.loss))),
         ),
         (
             "Best eval loss",
-            or_dash(best.map(|(step, loss)| {
-                format!("{loss:.4} (perplexity {:.2}) after step {step}", loss.exp())
-            })),
+            or_dash(best.map(|(step, best)| format!("{} after step {step}", loss(best)))),
         ),
-        ("Diagnosis", explained(&run.diagnosis)),
-        ("Peak memory", or_dash(summed("peak_memory").map(bytes))),
-    ]
+        ("Diagnosis", run.diagnosis.to_string()),
+        (
+            "Peak memory",
+            or_dash(summary.and_then(|summary| Some(bytes(summary.peak_memory? as f64)))),
+        ),
+    ];
+    if !warnings.is_empty() {
+        rows.push(("Warnings", warnings.join("; ")));
+    }
+    rows
 }
 
-/// Verdict, evidence and what to change.
-fn explained(diagnosis: &Diagnosis) -> String {
-    let join = |items: Vec<String>| items.join("; ");
-    let evidence = join(diagnosis.evidence.iter().map(ToString::to_string).collect());
-    let advice = join(diagnosis.advice.iter().map(ToString::to_string).collect());
-    let mut text = diagnosis.verdict.to_string();
-    if !evidence.is_empty() {
-        let _ = write!(text, " ({evidence})");
+fn model(run: &RunFiles) -> &str {
+    run.note.as_ref().map_or("", |note| &note.info.model)
+}
+
+/// The last part of a path, or all of a hub id.
+fn short(name: &str) -> &str {
+    match Path::new(name).is_absolute() {
+        true => name
+            .trim_end_matches('/')
+            .rsplit('/')
+            .next()
+            .unwrap_or(name),
+        false => name,
     }
-    if !advice.is_empty() {
-        let _ = write!(text, ". Change: {advice}");
-    }
-    text
+}
+
+/// A loss with its perplexity.
+fn loss(loss: f64) -> String {
+    format!("{loss:.4} (perplexity {:.2})", loss.exp())
+}
+
+/// As the terminal says it at the end; of a run that has not ended, the time of its steps.
+fn run_time(run: &RunFiles) -> Option<String> {
+    let Some(summary) = &run.summary else {
+        return steps(run).last().map(|step| time(step.elapsed));
+    };
+    let steps = summary.steps.saturating_sub(summary.resumed_from);
+    let resumed = match summary.resumed_from {
+        0 => String::new(),
+        step => format!(" (resumed at step {step})"),
+    };
+    Some(format!(
+        "{} for {}{resumed}",
+        time(summary.seconds),
+        count(steps as u64, "step")
+    ))
+}
+
+/// A day and a time of day in UTC.
+///
+/// # Source
+/// Howard Hinnant, chrono-Compatible Low-Level Date Algorithms: `civil_from_days`.
+fn date(seconds: u64) -> String {
+    let (days, second) = (seconds / 86_400 + 719_468, seconds % 86_400);
+    let (era, day_of_era) = (days / 146_097, days % 146_097);
+    let year_of_era =
+        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted + 2) / 5 + 1;
+    let month = if shifted < 10 {
+        shifted + 3
+    } else {
+        shifted - 9
+    };
+    let year = year_of_era + 400 * era + u64::from(month <= 2);
+    format!(
+        "{year:04}-{month:02}-{day:02} {:02}:{:02} UTC",
+        second / 3600,
+        second / 60 % 60
+    )
 }
 
 fn data(run: &RunFiles) -> Vec<(&'static str, String)> {
-    let of = |part: &str, key: &str| run.count(&format!("/{part}/{key}"));
-    let line = |part: &str| {
-        if run.noted(&format!("/{part}")).is_none() {
+    let note = run.note.as_ref();
+    let line = |report: Option<&DataReport>| {
+        let Some(report) = report else {
             return "–".to_owned();
+        };
+        let mut line = format!(
+            "{} of {}, {}, {} of them in the loss; longest row {}; {} truncated, {} dropped",
+            group(report.kept as u64),
+            count(report.rows as u64, "row"),
+            count(report.tokens, "token"),
+            group(report.supervised_tokens),
+            count(report.longest as u64, "token"),
+            group(report.truncated as u64),
+            group(report.dropped as u64),
+        );
+        match report.duplicates as u64 {
+            0 => line.push_str(", no duplicates"),
+            rows => {
+                let _ = write!(line, ", {}", count(rows, "duplicate row"));
+            }
         }
-        format!(
-            "{} of {} rows, {} tokens, {} of them in the loss; longest row {} tokens; {} cut, {} dropped, {} twice",
-            grouped(of(part, "kept")),
-            grouped(of(part, "rows")),
-            grouped(of(part, "tokens")),
-            grouped(of(part, "supervised_tokens")),
-            grouped(of(part, "longest")),
-            grouped(of(part, "truncated")),
-            grouped(of(part, "dropped")),
-            grouped(of(part, "duplicates")),
-        )
+        line
     };
-    vec![("Train", line("train_data")), ("Eval", line("eval_data"))]
+    vec![
+        ("Train", line(note.map(|note| &note.train_data))),
+        ("Eval", line(note.and_then(|note| note.eval_data.as_ref()))),
+    ]
 }
 
 fn memory(run: &RunFiles, runs: &[RunFiles]) -> String {
-    let Some(Value::Object(parts)) = run.noted("/info/memory") else {
+    let Some(note) = &run.note else {
         return String::new();
     };
-    let parts: Vec<(&String, f64)> = parts
-        .iter()
-        .filter_map(|(name, value)| Some((name, value.as_f64()?)))
-        .filter(|(_, bytes)| *bytes > 0.0)
+    let Memory {
+        base,
+        adapters,
+        optimizer,
+        activations,
+    } = note.info.memory;
+    let parts = [
+        ("base", base),
+        ("adapters and gradients", adapters),
+        ("optimizer", optimizer),
+        ("activations", activations),
+    ];
+    let parts: Vec<(&str, f64)> = parts
+        .into_iter()
+        .filter(|(_, bytes)| *bytes > 0)
+        .map(|(name, bytes)| (name, bytes as f64))
         .collect();
     let total: f64 = parts.iter().map(|(_, bytes)| bytes).sum();
     let mut html = String::new();
@@ -306,7 +411,6 @@ fn memory(run: &RunFiles, runs: &[RunFiles]) -> String {
     }
     html.push_str("</div>\n<p class=\"legend\">");
     for (i, (name, part)) in parts.iter().enumerate() {
-        let name = escape(&name.replace('_', " "));
         let _ = write!(
             html,
             "<span class=\"c{}\">■</span> {name} {} ",
@@ -314,7 +418,7 @@ fn memory(run: &RunFiles, runs: &[RunFiles]) -> String {
             bytes(*part)
         );
     }
-    let _ = writeln!(html, "; {} planned in all</p>", bytes(total));
+    let _ = writeln!(html, "; {} predicted in total</p>", bytes(total));
     html
 }
 
@@ -324,13 +428,16 @@ fn samples(runs: &[RunFiles]) -> String {
         let _ = writeln!(
             html,
             "<h2>Answers {}</h2>",
-            escape(&name_of(run, runs, "before and after"))
+            escape(&match runs {
+                [_] => "before and after".to_owned(),
+                _ => format!("before and after: {}", run.name()),
+            })
         );
         for sample in &run.samples {
             let _ = writeln!(
                 html,
-                "<div class=\"sample\"><pre>{}</pre><table><tr><th>in the data</th><td>{}</td></tr>\
-                 <tr><th>before</th><td>{}</td></tr><tr><th>after</th><td>{}</td></tr></table></div>",
+                "<div class=\"sample\"><pre>{}</pre><table><tr><th>reference</th><td>{}</td></tr>\
+                 <tr><th>base model</th><td>{}</td></tr><tr><th>fine-tuned</th><td>{}</td></tr></table></div>",
                 escape(&sample.prompt),
                 escape(&sample.expected),
                 escape(&sample.before),
@@ -341,27 +448,64 @@ fn samples(runs: &[RunFiles]) -> String {
     html
 }
 
+/// A row for each key in which the recipes of several runs differ, a column for each run.
+fn differing(runs: &[RunFiles]) -> String {
+    if runs.len() < 2 {
+        return String::new();
+    }
+    let mut html = "<h2>Differences between the recipes</h2>\n".to_owned();
+    let read = |run: &RunFiles| Recipe::from_toml(&run.recipe, &run.directory, &[]).ok();
+    let recipes: Option<Vec<Recipe>> = runs.iter().map(read).collect();
+    let Some([first, rest @ ..]) = recipes.as_deref() else {
+        html.push_str("<p>Not known: a recipe is missing or was written by another version.</p>\n");
+        return html;
+    };
+    // What each of the others says where it is not what the first one says.
+    let mut rows: BTreeMap<String, Vec<Option<Difference>>> = BTreeMap::new();
+    for (i, recipe) in rest.iter().enumerate() {
+        for difference in first.differences(recipe).unwrap_or_default() {
+            let row = rows.entry(difference.key.clone());
+            row.or_insert_with(|| vec![None; rest.len()])[i] = Some(difference);
+        }
+    }
+    rows.remove("output_dir");
+    if rows.is_empty() {
+        html.push_str("<p>None but output_dir.</p>\n");
+        return html;
+    }
+    html.push_str("<table>\n<tr><th></th>");
+    for (i, run) in runs.iter().enumerate() {
+        let _ = write!(
+            html,
+            "<th class=\"c{}\">{}</th>",
+            i % 6,
+            escape(&run.name())
+        );
+    }
+    html.push_str("</tr>\n");
+    let shown =
+        |value: Option<&String>| value.map_or_else(|| "–".to_owned(), |value| escape(value));
+    for (key, row) in &rows {
+        let was = row
+            .iter()
+            .flatten()
+            .next()
+            .and_then(|difference| difference.was.as_ref());
+        let _ = write!(html, "<tr><th>{}</th><td>{}</td>", escape(key), shown(was));
+        for difference in row {
+            let now = difference
+                .as_ref()
+                .map_or(was, |difference| difference.now.as_ref());
+            let _ = write!(html, "<td>{}</td>", shown(now));
+        }
+        html.push_str("</tr>\n");
+    }
+    html.push_str("</table>\n");
+    html
+}
+
 fn recipes(runs: &[RunFiles]) -> String {
     let mut html = String::new();
-    if let [first, rest @ ..] = runs
-        && !rest.is_empty()
-    {
-        html.push_str("<h2>What sets the recipes apart</h2>\n<table>\n");
-        for run in rest {
-            for Difference { key, was, now } in differences(first, run) {
-                let nothing = || "–".to_owned();
-                let _ = writeln!(
-                    html,
-                    "<tr><th>{}</th><td>{}</td><td>{}: {}</td></tr>",
-                    escape(&key),
-                    escape(&was.unwrap_or_else(nothing)),
-                    escape(&run.name()),
-                    escape(&now.unwrap_or_else(nothing))
-                );
-            }
-        }
-        html.push_str("</table>\n");
-    }
     for run in runs {
         let _ = writeln!(
             html,
@@ -374,15 +518,6 @@ fn recipes(runs: &[RunFiles]) -> String {
         );
     }
     html
-}
-
-/// None where a recipe cannot be read, which another version may have written.
-fn differences(a: &RunFiles, b: &RunFiles) -> Vec<Difference> {
-    let read = |run: &RunFiles| Recipe::from_toml(&run.recipe, &run.directory, &[]).ok();
-    match (read(a), read(b)) {
-        (Some(a), Some(b)) => a.differences(&b).unwrap_or_default(),
-        _ => Vec::new(),
-    }
 }
 
 /// Text that means itself in HTML.
@@ -420,19 +555,6 @@ fn time(seconds: f64) -> String {
     )
 }
 
-/// Digits in groups of three.
-fn grouped(number: usize) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            text.push(' ');
-        }
-        text.push(digit);
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -463,12 +585,21 @@ mod tests {
         lines.push_str("{\"step\":41,\"ep");
         fs::write(directory.join("metrics.jsonl"), lines).unwrap();
         let recipe = format!(
-            "model = \"org/a-model\"\n[lora]\nrank = {rank}\n[data]\ntrain = \"<t>.jsonl\"\n"
+            "model = \"org/a-model\"\n[lora]\nrank = {rank}\n[data]\ntrain = \"/<t>.jsonl\"\n"
         );
         fs::write(directory.join("recipe.toml"), recipe).unwrap();
         let note = serde_json::json!({
-            "info": { "model": "org/<model>", "total_steps": 50, "memory": { "base": 1u64 << 30, "optimizer": 1 << 20 } },
-            "train_data": { "rows": 1234, "kept": 1200 },
+            "version": 1,
+            "info": {
+                "model": "org/<model>", "device": "Device<Flex(Cpu)>", "trained_params": 1000, "total_steps": 50,
+                "steps_per_epoch": 10, "memory": { "base": 1u64 << 30, "optimizer": 1 << 20 },
+            },
+            "warmup_steps": 2,
+            "train_data": { "rows": 1234, "kept": 1200, "tokens": 3290, "longest": 64, "duplicates": 1 },
+            "eval_data": null,
+            "process": {
+                "began": 1_772_323_199, "program": "backdraft 0.1.0", "command": ["backdraft", "train", "recipe.toml"],
+            },
         });
         write_json(&directory.join("run.json"), &note).unwrap();
         let sample = Sample {
@@ -489,9 +620,17 @@ mod tests {
         let html = fs::read_to_string(run.directory.join(FILE)).unwrap();
         for part in [
             "org/&lt;model&gt;",
-            "40 of 50 (goes on, or was killed)",
+            "40 of 50 (not finished)",
             "1.0250 (perplexity 2.79) after step 40",
-            "1 200 of 1 234 rows",
+            "1,200 of 1,234 rows, 3,290 tokens",
+            "longest row 64 tokens",
+            "1 duplicate row",
+            "train, each step",
+            "train, smoothed",
+            "2026-02-28 23:59 UTC",
+            "backdraft 0.1.0",
+            "backdraft train recipe.toml",
+            "<td>cpu</td>",
             "base 1.00 GiB",
             "Say &lt;b&gt;.",
             "a &amp; c",
@@ -501,7 +640,7 @@ mod tests {
         ] {
             assert!(html.contains(part), "{part} is not in the page");
         }
-        assert_eq!(html.matches("<svg").count(), 4);
+        assert_eq!(html.matches("<svg viewBox").count(), 4);
         for foreign in ["http", "src=", "@import", "<script"] {
             assert!(!html.contains(foreign), "{foreign}");
         }
@@ -519,9 +658,61 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let runs = [run(root.path(), "a", 16), run(root.path(), "b", 32)];
         let html = page(&runs);
-        assert!(html.contains("What sets the recipes apart"));
-        assert!(html.contains("<tr><th>lora.rank</th><td>16</td>"));
-        assert_eq!(html.matches("<polyline").count(), 8);
+        assert!(html.contains("Differences between the recipes"));
+        assert!(html.contains("<tr><th>lora.rank</th><td>16</td><td>32</td></tr>"));
+        assert!(!html.contains("<th>output_dir</th>"));
+        // Each step and smoothed, and three rates.
+        assert_eq!(html.matches("<polyline").count(), 2 * 5);
+        let same = page(&[run(root.path(), "a", 16), run(root.path(), "c", 16)]);
+        assert!(same.contains("None but output_dir."));
         assert!(RunFiles::read(&root.path().join("nowhere")).is_err());
+    }
+
+    #[test]
+    fn days_are_those_of_the_calendar() {
+        for (seconds, expected) in [
+            (0, "1970-01-01 00:00 UTC"),
+            (951_782_400, "2000-02-29 00:00 UTC"),
+            (1_798_761_599, "2026-12-31 23:59 UTC"),
+            (4_107_542_400, "2100-03-01 00:00 UTC"),
+        ] {
+            assert_eq!(date(seconds), expected);
+        }
+    }
+
+    #[test]
+    fn a_finished_run_shows_what_it_concluded() {
+        use crate::diagnosis::{Advice, Diagnosis, Verdict};
+        use crate::report::RunSummary;
+
+        let root = tempfile::tempdir().unwrap();
+        let directory = run(root.path(), "a", 16).directory;
+        let stored = Diagnosis {
+            verdict: Verdict::Stuck,
+            evidence: Vec::new(),
+            advice: vec![Advice::RaiseLearningRate],
+        };
+        let summary = RunSummary {
+            steps: 40,
+            resumed_from: 5,
+            seconds: 3725.0,
+            diagnosis: Some(stored.clone()),
+            no_effect: vec![crate::no_effect::NoEffect::Untrained { step: 40 }],
+            ..RunSummary::default()
+        };
+        write_json(&directory.join("summary.json"), &summary).unwrap();
+        let read = RunFiles::read(&directory).unwrap();
+        assert_eq!(read.diagnosis, stored);
+        let html = page(&[read]);
+        for part in [
+            "1:02:05 for 35 steps (resumed at step 5)",
+            "stuck: ",
+            "nothing was trained",
+        ] {
+            assert!(html.contains(part), "{part} is not in the page");
+        }
+        fs::write(directory.join("run.json"), "{\"version\": 1}").unwrap();
+        let error = RunFiles::read(&directory).unwrap_err().to_string();
+        assert!(error.contains("run.json"), "{error}");
     }
 }

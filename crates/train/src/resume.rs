@@ -1,4 +1,4 @@
-//! Going on with a run that was stopped: which checkpoint, and whether it is still the same run.
+//! Resuming a run that was stopped: which checkpoint, and whether it is still the same run.
 
 use std::path::{Path, PathBuf};
 
@@ -7,7 +7,10 @@ use backdraft_formats::remove_partials;
 use crate::checkpoint::{self, CheckpointError, RunState, Saved};
 use crate::error::TrainError;
 use crate::lock::RunLock;
-use crate::recipe::{Difference, Recipe, covers, is_key_or_section, nearest_key};
+use crate::recipe::{Difference, Length, Recipe, covers, is_key_or_section, nearest_key};
+use crate::report::RunSummary;
+use crate::run::is_over;
+use crate::run_files;
 
 /// Keys whose values are compared by what they lead to, not by name: a directory may move.
 const BY_CONTENT: [&str; 5] = [
@@ -16,6 +19,19 @@ const BY_CONTENT: [&str; 5] = [
     "data.train",
     "data.eval",
     "data.cache",
+];
+
+/// Keys that alter no number of a run: how it is shown and kept, and how its memory is used, under which gradients are
+/// the same bit for bit.
+const HARMLESS: [&str; 8] = [
+    "activation_offloading",
+    "activation_policy",
+    "data.skip_bad_rows",
+    "memory_budget",
+    "train.logging_steps",
+    "train.sample_rows",
+    "train.save_steps",
+    "train.save_total_limit",
 ];
 
 /// Keys that give the adapter or its optimiser another shape.
@@ -134,7 +150,8 @@ impl Resume {
             let base = saved.path.as_path();
             let was = Recipe::from_toml(&saved.recipe, base, &[])?;
             let mut differences = was.differences(&recipe)?;
-            differences.retain(|d| !BY_CONTENT.contains(&d.key.as_str()));
+            let harmless = |key: &str| BY_CONTENT.contains(&key) || HARMLESS.contains(&key);
+            differences.retain(|d| !harmless(d.key.as_str()));
             self.judge(differences)?;
         }
         Ok(recipe)
@@ -153,29 +170,27 @@ impl Resume {
         let Some(state) = self.state() else {
             return Ok(());
         };
-        let was_and_now = [
-            ("model", Some(state.model_fingerprint.as_str()), Some(model)),
-            (
-                "data.train",
-                Some(state.data_fingerprint.as_str()),
-                Some(train),
-            ),
-            ("data.eval", state.eval_fingerprint.as_deref(), eval),
-        ];
-        let short = |fingerprint: &str| {
-            let start: String = fingerprint.chars().take(12).collect();
-            format!("content {start}…")
-        };
-        let differences = was_and_now.into_iter().filter(|(_, was, now)| was != now);
-        self.judge(
-            differences
-                .map(|(key, was, now)| Difference {
-                    key: key.to_owned(),
-                    was: was.map(short),
-                    now: now.map(short),
-                })
-                .collect(),
-        )
+        let model = content("model", Some(&state.model_fingerprint), Some(model));
+        self.judge(model.into_iter().chain(rows(state, train, eval)).collect())
+    }
+
+    /// Refuses a model that is not that of the run, before its rows are read.
+    ///
+    /// # Errors
+    /// [`TrainError::Changed`].
+    pub fn check_model(&self, fingerprint: &str) -> Result<(), TrainError> {
+        let was = self.state().map(|state| state.model_fingerprint.as_str());
+        let changed = was.and_then(|was| content("model", Some(was), Some(fingerprint)));
+        self.judge(changed.into_iter().collect())
+    }
+
+    /// Refuses rows that are not those of the run, before its model is read.
+    ///
+    /// # Errors
+    /// [`TrainError::Changed`].
+    pub fn check_rows(&self, train: &str, eval: Option<&str>) -> Result<(), TrainError> {
+        let changed = self.state().map(|state| rows(state, train, eval).collect());
+        self.judge(changed.unwrap_or_default())
     }
 
     fn judge(&self, differences: Vec<Difference>) -> Result<(), TrainError> {
@@ -202,6 +217,28 @@ impl Resume {
     #[must_use]
     pub fn state(&self) -> Option<&RunState> {
         self.from.as_ref().map(|saved| &saved.state)
+    }
+
+    /// What the run's end left behind, where nothing is left to do for `recipe`; none where that shows only once its
+    /// rows are read.
+    ///
+    /// # Errors
+    /// A summary that is none of this program's.
+    pub fn finished(&self, recipe: &Recipe) -> Result<Option<RunSummary>, TrainError> {
+        let Some(saved) = &self.from else {
+            return Ok(None);
+        };
+        let was = Recipe::from_toml(&saved.recipe, saved.path.as_path(), &[])?;
+        let total_steps = match recipe.train.length {
+            length if length == was.train.length => saved.state.total_steps,
+            Length::MaxSteps(steps) => steps,
+            Length::Epochs(_) => return Ok(None),
+        };
+        if !is_over(&saved.state, recipe, total_steps) {
+            return Ok(None);
+        }
+        let summary = run_files::read_summary(self.output_dir())?;
+        Ok(summary.filter(|summary| summary.steps == saved.state.step && summary.adapter.exists()))
     }
 
     /// Whether the user accepted any change.
@@ -232,6 +269,26 @@ impl Resume {
     pub(crate) fn into_parts(self) -> (RunLock, Option<Saved>) {
         (self.lock, self.from)
     }
+}
+
+/// Differences between the rows of a checkpoint and those of now.
+fn rows(state: &RunState, train: &str, eval: Option<&str>) -> impl Iterator<Item = Difference> {
+    let train = content("data.train", Some(&state.data_fingerprint), Some(train));
+    let eval = content("data.eval", state.eval_fingerprint.as_deref(), eval);
+    train.into_iter().chain(eval)
+}
+
+/// A key whose files are others, by the beginnings of their fingerprints.
+fn content(key: &str, was: Option<&str>, now: Option<&str>) -> Option<Difference> {
+    let short = |fingerprint: &str| {
+        let start: String = fingerprint.chars().take(12).collect();
+        format!("content {start}…")
+    };
+    (was != now).then(|| Difference {
+        key: key.to_owned(),
+        was: was.map(short),
+        now: now.map(short),
+    })
 }
 
 /// Output directory and step, if `path` is one checkpoint.

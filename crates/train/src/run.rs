@@ -12,7 +12,7 @@ use backdraft_kernels::adamw::AdamWParams;
 use backdraft_kernels::adamw8bit::Guard;
 use backdraft_kernels::device::{self, held, size_pages};
 use backdraft_lora::{LoraConfig, TrainedOver};
-use backdraft_model::Llama;
+use backdraft_model::{Llama, LlamaConfig};
 use backdraft_quant::{FourBitFormat, QuantizationPlan, Scheme};
 use burn::optim::SgdConfig;
 use burn::tensor::Device;
@@ -25,7 +25,7 @@ use crate::activation::tensors::PassShape;
 use crate::activation::{
     ActivationPlan, Activations, DeviceFacts, Planner, Prediction, Setup, StepShape,
 };
-use crate::checkpoint::{self, Saved};
+use crate::checkpoint::{self, RunState, Saved};
 use crate::clear;
 use crate::control::Control;
 use crate::data::RunData;
@@ -37,6 +37,7 @@ use crate::lock::RunLock;
 use crate::loss_scale::LossScale;
 use crate::memory::{self, Measured, Memory, MemoryWatch, Watcher};
 use crate::metrics::{NoFiles, RunMetric};
+use crate::no_effect::NoEffect;
 use crate::optimizer::{AdamW, StatePrecision};
 use crate::recipe::{
     ActivationPolicy, ByteSize, LoraRecipe, Optimizer, QuantType, Recipe, RowBatching,
@@ -166,14 +167,7 @@ pub fn prepare(
             markers: check.foreign_markers.clone(),
         });
     }
-    let lora = LoraConfig::from(&recipe.lora);
-    let plan = recipe.quantization_plan();
-    let dtype = recipe.dtype.on(device)?;
-    let (model, watcher) = Watcher::watch(
-        || Llama::load_as(source, plan.as_ref(), (device, dtype)),
-        |model| model.with_lora(&lora, recipe.seed),
-    )?;
-    let longest = model.config().max_position_embeddings;
+    let longest = LlamaConfig::from_source(source)?.max_position_embeddings;
     let rows = data.train.lengths();
     if rows.iter().any(|length| *length as usize > longest) {
         return Err(TrainError::TooLong {
@@ -181,6 +175,13 @@ pub fn prepare(
             expected: longest,
         });
     }
+    let lora = LoraConfig::from(&recipe.lora);
+    let plan = recipe.quantization_plan();
+    let dtype = recipe.dtype.on(device)?;
+    let (model, watcher) = Watcher::watch(
+        || Llama::load_as(source, plan.as_ref(), (device, dtype)),
+        |model| model.with_lora(&lora, recipe.seed),
+    )?;
     Ok(Run {
         model_fingerprint: source.fingerprint()?,
         recipe,
@@ -278,8 +279,6 @@ impl Run {
                 resume.into_parts()
             }
         };
-        // What an earlier process said of its end is true no more.
-        let _ = fs::remove_file(self.recipe.output_dir.join(run_files::SUMMARY));
         write_file(
             self.recipe.output_dir.join("recipe.toml"),
             recipe_toml.as_bytes(),
@@ -310,8 +309,17 @@ impl Run {
         let eval_rows = self.data.eval.clone().unwrap_or_default();
         let valid = EvalLoader::new(eval_rows, settings.micro_batch_size);
 
+        let concluded = self.concluded(from.as_ref(), total_steps);
+        if concluded.is_none() {
+            // What an earlier process said of its end is true no more.
+            let _ = fs::remove_file(self.recipe.output_dir.join(run_files::SUMMARY));
+        }
         let mut reporter = watch.reporter;
         let warmup_steps = settings.warmup.steps(total_steps);
+        let mut no_effect: Vec<NoEffect> = NoEffect::of_schedule(&settings.schedule(total_steps))
+            .into_iter()
+            .collect();
+        notes.extend(no_effect.iter().map(ToString::to_string));
         let info = RunInfo {
             model: self.recipe.model.clone(),
             device: device_name(&self.device),
@@ -325,7 +333,7 @@ impl Run {
                 prediction,
             },
             train_data: self.data.check.train_report(),
-            eval_data: self.data.check.eval_report(),
+            eval_data: self.data.eval_report(),
             total_steps,
             steps_per_epoch,
             logging_steps: settings.logging_steps,
@@ -345,8 +353,10 @@ impl Run {
             Ok(writer) => outcome.tensorboard = Some(writer),
             Err(error) => notes.push(with_causes(&error)),
         }
-        let noted = run_files::write_note(&output_dir, &info, warmup_steps);
-        notes.extend(noted.err().map(|error| with_causes(&error)));
+        if concluded.is_none() {
+            let noted = run_files::write_note(&output_dir, &info, warmup_steps);
+            notes.extend(noted.err().map(|error| with_causes(&error)));
+        }
         let asked = self.data.eval.as_ref().unwrap_or(&self.data.train);
         let questions = Questions::choose(asked, settings.sample_rows);
         if from.is_none() {
@@ -430,7 +440,16 @@ impl Run {
         {
             warn(&mut outcome, &with_causes(&error));
         }
+        if let Some(concluded) = concluded {
+            return Ok((concluded, model));
+        }
+        if outcome.steps > resumed_from && !outcome.had_gradient {
+            let steps = outcome.steps - resumed_from;
+            no_effect.push(NoEffect::NoGradient { steps });
+        }
+        no_effect.extend(NoEffect::of_adapter(&model, adapter_step));
         let summary = RunSummary {
+            no_effect,
             memory: Memory::of(&highest, model.num_trained()),
             measured_memory: measured,
             device_memory,
@@ -479,11 +498,11 @@ impl Run {
         let mut notes = Vec::new();
         let (records, text, note) = Records::resume(&path, &state.records, state.step)?;
         notes.extend(note);
-        if state.computed_by != computed_by {
+        let before = shown_computer(&state.computed_by);
+        if before != computed_by {
             notes.push(format!(
-                "computed by {computed_by}, before by {}: the last bits of what follows may differ from an \
-                 uninterrupted run",
-                state.computed_by
+                "computed by {computed_by}, before by {before}: the last bits of what follows may differ from an \
+                 uninterrupted run"
             ));
         }
         for record in records::points(&text) {
@@ -496,19 +515,33 @@ impl Run {
             (Some(rule), Some(seen)) => Some(rule.having_seen(seen)),
             (rule, _) => rule,
         };
+        let stopped_early = rule.is_some_and(|rule| rule.is_spent()) && state.step < total_steps;
+        if stopped_early {
+            monitor.stop_early();
+        }
         let outcome = Outcome {
             records: Some(records),
             steps: state.step,
             final_loss: state.final_loss,
             best: state.best,
             early_stopping: rule,
-            stopped_early: rule.is_some_and(|rule| rule.is_spent()) && state.step < total_steps,
+            stopped_early,
             effort: state.effort,
             monitor: Some(monitor),
             last_checkpoint: Some(at.clone()),
             ..Outcome::default()
         };
         Ok((outcome, text, notes))
+    }
+
+    /// What an earlier process said of the end of a run that it has brought to its end.
+    fn concluded(&self, from: Option<&Saved>, total_steps: usize) -> Option<RunSummary> {
+        let state = &from?.state;
+        is_over(state, &self.recipe, total_steps).then(|| {
+            run_files::read_summary(&self.recipe.output_dir)
+                .ok()
+                .flatten()
+        })?
     }
 
     /// The model of the best evaluation and its step; the last one where nothing was evaluated.
@@ -604,7 +637,9 @@ impl Run {
             Ok(planned) => Ok((activations, planned.prediction)),
             Err(shortage) => Err(TrainError::OutOfMemory {
                 step: 1,
-                exhausted: activations.exhausted(shortage),
+                exhausted: activations
+                    .exhausted(shortage)
+                    .under(self.recipe.memory_budget),
             }),
         }
     }
@@ -759,9 +794,47 @@ fn summarise(
         measured_memory: None,
         device_memory: None,
         peak_memory: None,
+        no_effect: Vec::new(),
         adapter,
         adapter_step: outcome.steps,
     }
+}
+
+/// Whether a run of `total_steps` has nothing left to do.
+pub(crate) fn is_over(state: &RunState, recipe: &Recipe, total_steps: usize) -> bool {
+    let patience = recipe.train.early_stopping_patience;
+    let rule = patience.map(|patience| {
+        let least = recipe.train.early_stopping_min_improvement;
+        EarlyStopping::new(patience, least.unwrap_or_default())
+    });
+    let spent = match (rule, &state.early_stopping) {
+        (Some(rule), Some(seen)) => rule.having_seen(seen).is_spent(),
+        _ => false,
+    };
+    state.step >= total_steps || spent
+}
+
+/// The name of the processor in what earlier versions wrote.
+const FLEX: &str = "Device<Flex(Cpu)>";
+
+/// A device by its name now, whatever version wrote it.
+pub(crate) fn shown_device(written: &str) -> &str {
+    if written == FLEX { "cpu" } else { written }
+}
+
+/// What computed, as [`device_name`] says it, whatever version wrote it.
+fn shown_computer(written: &str) -> String {
+    let Some(threads) = written.strip_prefix(FLEX) else {
+        return written.to_owned();
+    };
+    let number = threads.trim_start_matches(", ").split(' ').next();
+    let number = number.and_then(|number| number.parse().ok());
+    format!("cpu, {}", count(number.unwrap_or(0), "thread"))
+}
+
+/// Whether a directory holds anything of a run.
+pub(crate) fn holds_run(path: &Path) -> bool {
+    !clear::held(path).is_empty()
 }
 
 /// Makes the output directory ready for a run that begins; one that holds a run is replaced only with
@@ -793,19 +866,19 @@ fn go_on(resume: &Resume) -> Result<Vec<String>, TrainError> {
         claim(output_dir, !output_dir.join("adapter").exists())?;
         let path = output_dir.display();
         return Ok(vec![format!(
-            "{path} holds no checkpoint yet: the run begins at the beginning"
+            "{path} holds no checkpoint yet: the run starts over"
         )]);
     }
     let skipped = resume
         .skipped()
         .iter()
-        .map(|error| format!("a newer checkpoint cannot be used: {}", with_causes(error)));
+        .map(|error| format!("skipped a newer checkpoint: {}", with_causes(error)));
     let mut notes: Vec<String> = skipped.collect();
     let aside = resume.set_newer_aside()?;
     notes.extend(
         aside
             .iter()
-            .map(|path| format!("a newer checkpoint is now called {}", path.display())),
+            .map(|path| format!("renamed a newer checkpoint to {}", path.display())),
     );
     Ok(notes)
 }

@@ -3,9 +3,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use backdraft_data::DataReport;
 use backdraft_formats::{Existing, FormatError, write_file};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 
 use crate::diagnosis::{Diagnosis, Monitor};
 use crate::memory::Memory;
@@ -33,6 +34,77 @@ pub struct Sample {
     pub after: String,
 }
 
+/// `run.json`: what is known before the first step.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RunNote {
+    /// Layout of this file.
+    pub version: u32,
+    /// The run.
+    pub info: NotedInfo,
+    /// Steps over which the learning rate rises.
+    pub warmup_steps: usize,
+    /// What became of the training rows.
+    pub train_data: DataReport,
+    /// What became of the evaluation rows.
+    pub eval_data: Option<DataReport>,
+    /// Which process wrote it; none by earlier versions.
+    #[serde(default)]
+    pub process: Option<Process>,
+}
+
+/// What a report needs of [`RunInfo`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NotedInfo {
+    /// The model as the recipe names it.
+    pub model: String,
+    /// The device that computes.
+    #[serde(deserialize_with = "device")]
+    pub device: String,
+    /// Values in the adapters, trained.
+    pub trained_params: usize,
+    /// Memory that the run will need.
+    pub memory: Memory,
+    /// Optimiser steps.
+    pub total_steps: usize,
+    /// Optimiser steps in an epoch.
+    pub steps_per_epoch: usize,
+}
+
+/// A process that trained.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    /// When it began the run or resumed it.
+    ///
+    /// # Units
+    /// Seconds since 1970.
+    pub began: u64,
+    /// Version of the program.
+    pub program: String,
+    /// The command line, word by word.
+    pub command: Vec<String>,
+}
+
+impl Process {
+    /// This one, now.
+    #[must_use]
+    pub fn this() -> Self {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        Self {
+            began: now.map_or(0, |time| time.as_secs()),
+            program: format!("backdraft {}", env!("CARGO_PKG_VERSION")),
+            command: std::env::args_os()
+                .map(|word| word.to_string_lossy().into_owned())
+                .collect(),
+        }
+    }
+}
+
+/// Earlier versions wrote the name that the device has in Rust.
+fn device<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let name = String::deserialize(deserializer)?;
+    Ok(crate::run::shown_device(&name).to_owned())
+}
+
 /// Notes what is known before the first step.
 ///
 /// # Errors
@@ -42,13 +114,24 @@ pub fn write_note(
     info: &RunInfo,
     warmup_steps: usize,
 ) -> Result<(), FormatError> {
-    let note = json!({
-        "version": 1,
-        "info": info,
-        "warmup_steps": warmup_steps,
-        "train_data": info.train_data,
-        "eval_data": info.eval_data,
-    });
+    /// As [`RunNote`], with everything that is known.
+    #[derive(Serialize)]
+    struct Whole<'a> {
+        version: u32,
+        info: &'a RunInfo,
+        warmup_steps: usize,
+        train_data: &'a DataReport,
+        eval_data: Option<&'a DataReport>,
+        process: Process,
+    }
+    let note = Whole {
+        version: 1,
+        info,
+        warmup_steps,
+        train_data: &info.train_data,
+        eval_data: info.eval_data.as_ref(),
+        process: Process::this(),
+    };
     write_json(&output_dir.join(NOTE), &note)
 }
 
@@ -58,6 +141,14 @@ pub fn write_note(
 /// The system refuses.
 pub fn write_summary(output_dir: &Path, summary: &RunSummary) -> Result<(), FormatError> {
     write_json(&output_dir.join(SUMMARY), summary)
+}
+
+/// What came out of a run, as noted; none while it goes on, or if it was killed.
+///
+/// # Errors
+/// A file that is none of this program's.
+pub fn read_summary(output_dir: &Path) -> Result<Option<RunSummary>, FormatError> {
+    read_json(&output_dir.join(SUMMARY))
 }
 
 pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<(), FormatError> {
@@ -70,86 +161,54 @@ pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<(), Form
 pub struct RunFiles {
     /// The output directory.
     pub directory: PathBuf,
-    /// `run.json`; null where it is missing.
-    note: Value,
-    /// `summary.json`; null where it is missing.
-    summary: Value,
+    /// `run.json`; none of a run that earlier versions began.
+    pub note: Option<RunNote>,
+    /// `summary.json`; none while the run goes on, or if it was killed.
+    pub summary: Option<RunSummary>,
     /// `recipe.toml`.
     pub recipe: String,
     /// Steps and evaluations.
     pub reports: Vec<Report>,
-    /// What the curve means.
+    /// What the curve means: as the run concluded, else as it stands.
     pub diagnosis: Diagnosis,
     /// Answers before and after.
     pub samples: Vec<Sample>,
 }
 
 impl RunFiles {
-    /// Reads an output directory. What a run has not written yet, or an older version did not write, is
-    /// empty.
+    /// Reads an output directory. What a run has not written yet is empty.
     ///
     /// # Errors
-    /// A directory without `metrics.jsonl`.
+    /// A directory without `metrics.jsonl`, and files that are none of this program's.
     pub fn read(directory: &Path) -> Result<Self, FormatError> {
         let path = directory.join(records::FILE);
         let bytes = fs::read(&path).map_err(FormatError::io(&path, "read"))?;
         // The last line may be half written.
         let text = String::from_utf8_lossy(&bytes);
-        let note = read_json(&directory.join(NOTE));
-        let number = |value: &Value| value.as_u64().unwrap_or_default() as usize;
-        let total_steps = number(&note["info"]["total_steps"]);
-        let mut monitor = Monitor::new(total_steps, number(&note["warmup_steps"]));
-        for record in records::points(&text) {
-            match record {
-                Record::Train(point) => monitor.train(point),
-                Record::Eval(point) => monitor.eval(point),
-            };
-        }
-        let samples = serde_json::from_value(read_json(&directory.join(SAMPLES)));
+        let note: Option<RunNote> = read_json(&directory.join(NOTE))?;
+        let summary = read_summary(directory)?;
+        let diagnosis = match summary
+            .as_ref()
+            .and_then(|summary| summary.diagnosis.clone())
+        {
+            Some(concluded) => concluded,
+            None => diagnosis(&text, note.as_ref(), summary.as_ref()),
+        };
         Ok(Self {
             directory: directory.to_owned(),
-            summary: read_json(&directory.join(SUMMARY)),
             recipe: fs::read_to_string(directory.join("recipe.toml")).unwrap_or_default(),
             reports: records::reports(&text).collect(),
-            diagnosis: monitor.conclude().clone(),
-            samples: samples.unwrap_or_default(),
+            samples: read_json(&directory.join(SAMPLES))?.unwrap_or_default(),
             note,
+            summary,
+            diagnosis,
         })
     }
 
-    /// A value of `run.json` by its JSON pointer, such as `/info/model`.
+    /// Steps that the run is planned to have; 0 where nobody knows.
     #[must_use]
-    pub fn noted(&self, pointer: &str) -> Option<&Value> {
-        self.note.pointer(pointer).filter(|value| !value.is_null())
-    }
-
-    /// A whole number of `run.json`, 0 where it is missing.
-    #[must_use]
-    pub fn count(&self, pointer: &str) -> usize {
-        let value = self.noted(pointer).and_then(Value::as_u64);
-        value.unwrap_or_default() as usize
-    }
-
-    /// A text of `run.json`, empty where it is missing.
-    #[must_use]
-    pub fn text(&self, pointer: &str) -> &str {
-        let value = self.noted(pointer).and_then(Value::as_str);
-        value.unwrap_or_default()
-    }
-
-    /// A value of `summary.json`; none while the run goes on, or if it was killed.
-    #[must_use]
-    pub fn summed_up(&self, key: &str) -> Option<&Value> {
-        self.summary.get(key).filter(|value| !value.is_null())
-    }
-
-    /// Memory that the run was to need.
-    #[must_use]
-    pub fn memory(&self) -> Memory {
-        let memory = self.noted("/info/memory").cloned();
-        memory
-            .and_then(|memory| serde_json::from_value(memory).ok())
-            .unwrap_or_default()
+    pub fn total_steps(&self) -> usize {
+        self.note.as_ref().map_or(0, |note| note.info.total_steps)
     }
 
     /// The name of the directory, which is what sets runs apart.
@@ -159,7 +218,32 @@ impl RunFiles {
     }
 }
 
-fn read_json(path: &Path) -> Value {
-    let text = fs::read(path).unwrap_or_default();
-    serde_json::from_slice(&text).unwrap_or_default()
+/// What the records of a run mean, by the rule by which the run itself concludes.
+fn diagnosis(text: &str, note: Option<&RunNote>, summary: Option<&RunSummary>) -> Diagnosis {
+    let (total_steps, warmup_steps) =
+        note.map_or((0, 0), |note| (note.info.total_steps, note.warmup_steps));
+    let mut monitor = Monitor::new(total_steps, warmup_steps);
+    for record in records::points(text) {
+        match record {
+            Record::Train(point) => monitor.train(point),
+            Record::Eval(point) => monitor.eval(point),
+        };
+    }
+    if summary.is_some_and(|summary| summary.stopped_early) {
+        monitor.stop_early();
+    }
+    monitor.conclude().clone()
+}
+
+fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, FormatError> {
+    let text = match fs::read(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(FormatError::io(path, "read")(error)),
+    };
+    let read = serde_json::from_slice(&text);
+    read.map(Some).map_err(|source| FormatError::Json {
+        path: path.to_owned(),
+        source,
+    })
 }

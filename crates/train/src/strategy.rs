@@ -94,6 +94,8 @@ pub struct Outcome {
     pub stopped_early: bool,
     /// Whether somebody ended the run.
     pub interrupted: bool,
+    /// Whether a step of this process had a gradient.
+    pub had_gradient: bool,
     /// What the steps took.
     pub effort: Effort,
     /// Seconds of this process that telling of steps took, in the thread that computes.
@@ -220,6 +222,7 @@ impl Loop<'_> {
         self.after = after;
         self.outcome.steps = number;
         self.outcome.final_loss = Some(metrics.loss);
+        self.outcome.had_gradient |= metrics.grad_norm > 0.0;
         let effort = &mut self.outcome.effort;
         effort.tokens += tokens;
         effort.supervised_tokens += supervised_tokens;
@@ -235,12 +238,12 @@ impl Loop<'_> {
             seconds,
             elapsed: self.elapsed(),
         };
-        self.record(&report);
+        self.record("step", &report);
         self.plot(
             number,
             &[
-                ("loss/train", report.loss),
-                ("train/gradient_norm", report.grad_norm),
+                ("train/loss", report.loss),
+                ("train/grad_norm", report.grad_norm),
                 ("train/learning_rate", lr),
                 ("train/epoch", report.epoch),
                 ("train/tokens_per_second", tokens as f64 / seconds.max(1e-9)),
@@ -307,9 +310,10 @@ impl Loop<'_> {
             // The smaller plan's tensors may not fit into the pages of the larger one.
             device::recover(&trainee.model.device());
             let lowered = trainee.activations().lower(failure);
+            let budget = self.plan.recipe.memory_budget;
             let lowered = lowered.map_err(|exhausted| TrainError::OutOfMemory {
                 step: number,
-                exhausted,
+                exhausted: exhausted.under(budget),
             })?;
             let report = ReplanReport {
                 step: number,
@@ -317,7 +321,7 @@ impl Loop<'_> {
                 budget: lowered.to,
                 reason,
             };
-            self.record(&report);
+            self.record("replanned", &report);
             self.tell(|reporter| reporter.replanned(&report));
         }
     }
@@ -438,11 +442,11 @@ impl Loop<'_> {
             best,
             seconds: began.elapsed().as_secs_f64(),
         };
-        self.record(&report);
+        self.record("eval", &report);
         self.plot(
             step,
             &[
-                ("loss/eval", eval_loss),
+                ("eval/loss", eval_loss),
                 ("eval/perplexity", report.perplexity),
             ],
         );
@@ -457,6 +461,9 @@ impl Loop<'_> {
         let ends = rule.is_some_and(|rule| rule.observe(step, eval_loss) == Patience::Stop);
         if ends && step < self.plan.total_steps {
             self.outcome.stopped_early = true;
+            if let Some(monitor) = &mut self.outcome.monitor {
+                monitor.stop_early();
+            }
             let best_step = self.outcome.best.map_or(step, |best| best.step);
             self.tell(|reporter| reporter.stopped_early(step, best_step));
         }
@@ -474,11 +481,27 @@ impl Loop<'_> {
         let Some(diagnosis) = monitor.map(|monitor| monitor.diagnosis().clone()) else {
             return;
         };
-        self.record(&DiagnosisRecord {
-            step,
-            diagnosis: &diagnosis,
-        });
+        self.record_diagnosis(step, &diagnosis);
         self.tell(|reporter| reporter.diagnosis(step, &diagnosis));
+    }
+
+    fn record_diagnosis(&mut self, step: usize, diagnosis: &Diagnosis) {
+        self.record("diagnosis", &DiagnosisRecord { step, diagnosis });
+    }
+
+    /// Looks at the whole curve once more; what the run's end and its report say is what the records say last.
+    fn conclude(&mut self) {
+        let step = self.outcome.steps;
+        let Some(monitor) = &mut self.outcome.monitor else {
+            return;
+        };
+        let before = monitor.diagnosis().clone();
+        let concluded = monitor.conclude().clone();
+        if concluded.verdict.class() != before.verdict.class() {
+            self.tell_diagnosis(step);
+        } else if concluded != before {
+            self.record_diagnosis(step, &concluded);
+        }
     }
 
     /// Writes a checkpoint of the present step, unless there is one. A disk that refuses does not end the
@@ -564,6 +587,7 @@ impl Loop<'_> {
             // There is no next save that could try again.
             self.save();
         }
+        self.conclude();
         self.event(LearnerEvent::EndSplit(1));
         self.event(LearnerEvent::EndEpoch(1));
         self.events.flush().map_err(|error| TrainError::Learner {
@@ -576,11 +600,11 @@ impl Loop<'_> {
     }
 
     /// A disk that is full does not end a run; what could not be written comes with the next line.
-    fn record(&mut self, report: &impl serde::Serialize) {
+    fn record(&mut self, event: &str, report: &impl serde::Serialize) {
         let Some(records) = &mut self.outcome.records else {
             return;
         };
-        let failed = records.write(report).err();
+        let failed = records.write(event, report).err();
         if let Some(error) = failed.as_ref().filter(|_| !self.records_fail) {
             let message = format!(
                 "{}; the lines are kept and written as soon as that works",

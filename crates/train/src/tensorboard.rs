@@ -197,14 +197,14 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let mut writer = EventWriter::create(root.path(), 0).unwrap();
         writer
-            .scalars(300, &[("loss/train", 1.5), ("lr", 2.0)])
+            .scalars(300, &[("train/loss", 1.5), ("lr", 2.0)])
             .unwrap();
         let first = records(&fs::read(&writer.path).unwrap());
         assert_eq!(first.len(), 2);
         assert!(first[0].ends_with(b"\x1a\x0dbrain.Event:2"));
         // After the time: step 300, then the summary with a tag and a float in each value.
         let expected = [
-            &b"\x10\xac\x02\x2a\x1e\x0a\x11\x0a\x0aloss/train\x15\x00\x00\xc0\x3f"[..],
+            &b"\x10\xac\x02\x2a\x1e\x0a\x11\x0a\x0atrain/loss\x15\x00\x00\xc0\x3f"[..],
             b"\x0a\x09\x0a\x02lr\x15\x00\x00\x00\x40",
         ];
         assert_eq!(first[1][9..], expected.concat());

@@ -497,7 +497,7 @@ fn another_recipe_model_or_data_is_refused_with_the_difference() {
     let rank = ["lora.rank=8".to_owned()];
     let refused = find(&["lora"]).recipe(None, &rank).unwrap_err().to_string();
     assert!(
-        refused.contains("cannot go on with another lora.rank"),
+        refused.contains("cannot be resumed with another lora.rank"),
         "{refused}"
     );
     let unknown = Resume::find(&out, &["train.lerning_rate".to_owned()]).unwrap_err();
@@ -505,6 +505,18 @@ fn another_recipe_model_or_data_is_refused_with_the_difference() {
         unknown.to_string().contains("train.learning_rate"),
         "{unknown}"
     );
+
+    // What alters no number may change without a word.
+    let harmless = [
+        "train.logging_steps=3",
+        "train.save_steps=7",
+        "train.save_total_limit=9",
+        "train.sample_rows=1",
+        "memory_budget='8GiB'",
+        "activation_offloading=false",
+    ]
+    .map(str::to_owned);
+    find(&[]).recipe(None, &harmless).unwrap();
 
     // Content counts, not names: a run may move, its rows may not change.
     let saved = find(&[]);
@@ -521,6 +533,14 @@ fn another_recipe_model_or_data_is_refused_with_the_difference() {
         refused.contains("data.eval: content") && refused.contains("→ nothing"),
         "{refused}"
     );
+    saved.check_model(model).unwrap();
+    saved.check_rows(data, eval).unwrap();
+    let refused = saved.check_model("other").unwrap_err().to_string();
+    assert!(
+        refused.contains("model: content") && !refused.contains("data."),
+        "{refused}"
+    );
+    assert!(saved.check_rows("other", eval).is_err());
     drop(saved);
     find(&["model", "data"])
         .check_content("other", "other", None)

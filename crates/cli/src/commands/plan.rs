@@ -1,10 +1,7 @@
 //! `plan`: what a recipe needs in memory, and what it recomputes, before anything is loaded.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use backdraft_formats::hub::{HubOptions, resolve_config};
-use backdraft_formats::{FormatError, ModelSource};
 use backdraft_model::LlamaConfig;
 use backdraft_model::layers::SavedTensor;
 use backdraft_train::activation::cost::{CostModel, Roofline};
@@ -14,12 +11,14 @@ use backdraft_train::activation::tensors::{MemoryModel, PassShape};
 use backdraft_train::activation::{
     ActivationPlan, Peak, Prediction, Setup, Shortage, StepShape, host_room,
 };
-use backdraft_train::recipe::{ActivationPolicy, ByteSize, DType, Recipe};
+use backdraft_train::no_effect::NoEffect;
+use backdraft_train::recipe::{ActivationPolicy, ByteSize, DType, Length, Recipe};
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
 use crate::commands::Context;
 use crate::error::CliError;
+use crate::session;
 
 /// Show how much memory a recipe needs and what it recomputes, without loading the weights
 #[derive(Debug, Args)]
@@ -67,7 +66,12 @@ const SWEEP: u64 = 8;
 
 pub(crate) fn run(args: &PlanArgs, context: Context) -> Result<(), CliError> {
     let recipe = Recipe::load(&args.recipe, &args.set)?;
-    let config = config(&recipe.model, context)?;
+    let config = session::shape(&recipe.model, context.output)?.config;
+    if let Length::MaxSteps(steps) = recipe.train.length
+        && let Some(found) = NoEffect::of_schedule(&recipe.train.schedule(steps))
+    {
+        context.output.warn(found.to_string());
+    }
     recipe_fits(&recipe, &config)?;
     let half = args.dtype.is_some_and(|dtype| dtype != PlanDtype::F32);
     let on_gpu = args.device_memory.is_some() || half;
@@ -105,23 +109,6 @@ pub(crate) fn run(args: &PlanArgs, context: Context) -> Result<(), CliError> {
     context.output.record("plan", &found)?;
     context.output.line(plans.to_text(dtype))?;
     Ok(())
-}
-
-/// A model's shape from `config.json` or the header of a `.gguf` file.
-fn config(model: &str, context: Context) -> Result<LlamaConfig, CliError> {
-    let mut progress = crate::session::downloads(context.output);
-    let path = resolve_config(model, &HubOptions::from_env(), &mut progress)?;
-    if path.is_file() {
-        return Ok(LlamaConfig::from_source(&ModelSource::open(path)?)?);
-    }
-    let path = path.join("config.json");
-    let text = fs::read(&path).map_err(|source| FormatError::io(&path, "read")(source))?;
-    let value: Value = serde_json::from_slice(&text).map_err(|error| unreadable(&path, error))?;
-    LlamaConfig::from_hf(&value).map_err(|error| unreadable(&path, error))
-}
-
-fn unreadable(path: &Path, error: impl std::error::Error + Send + Sync + 'static) -> CliError {
-    CliError::user(format!("{} does not describe a model", path.display())).because(error)
 }
 
 fn recipe_fits(recipe: &Recipe, config: &LlamaConfig) -> Result<(), CliError> {
@@ -459,6 +446,8 @@ fn flops(count: u64) -> String {
 #[cfg(test)]
 mod tests {
     use insta::assert_snapshot;
+
+    use std::fs;
 
     use super::*;
 

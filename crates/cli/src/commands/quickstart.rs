@@ -91,6 +91,10 @@ pub(crate) fn run(args: &QuickstartArgs, context: Context) -> Result<(), CliErro
         "   {TRAIN_ROWS} training rows, {TEST_ROWS} held out with other names and other sentences"
     ))?;
 
+    // What would stop the training is said before the scoring, which takes minutes.
+    let (recipe, start) = start(&files, &place, context)?;
+    train::preflight(&recipe, &start, output)?;
+
     output.line("3. Before training")?;
     let model_args = ModelArgs {
         model: Some(model.display().to_string()),
@@ -109,7 +113,6 @@ pub(crate) fn run(args: &QuickstartArgs, context: Context) -> Result<(), CliErro
     output.line(format!("   {}", before.line()))?;
 
     output.line("4. Training")?;
-    let (recipe, start) = start(&files, &place, context)?;
     let dashboard = output.is_terminal() && !args.plain;
     let trained = train::train(recipe, context, dashboard, start);
     let again = || {

@@ -2,14 +2,18 @@
 
 use std::path::{Path, PathBuf};
 
+use backdraft_data::RowSet;
+use backdraft_data::count::group;
 use backdraft_formats::ModelSource;
 use backdraft_model::Llama;
 use backdraft_train::control::Control;
 use backdraft_train::data::{self, RunData};
+use backdraft_train::preflight;
 use backdraft_train::recipe::Recipe;
 use backdraft_train::report::{Reporter, RunSummary};
 use backdraft_train::resume::Resume;
 use backdraft_train::run::{Start, Watch, prepare};
+use burn::tensor::Device;
 use burn::train::Interrupter;
 use clap::Args;
 
@@ -115,6 +119,9 @@ pub(crate) fn run(args: &TrainArgs, context: Context) -> Result<(), CliError> {
             let at = place(resume.as_deref(), recipe.as_deref(), &overrides)?;
             let resume = Resume::find(&at, &args.allow_change)?;
             let recipe = resume.recipe(recipe.as_deref(), &overrides)?;
+            if let Some(summary) = resume.finished(&recipe)? {
+                return finished(&summary, &recipe, context.output);
+            }
             (recipe, Start::Resume(Box::new(resume)))
         }
         (None, Some(recipe)) => {
@@ -124,6 +131,33 @@ pub(crate) fn run(args: &TrainArgs, context: Context) -> Result<(), CliError> {
         (None, None) => return Err(CliError::usage("there is no recipe")),
     };
     train(recipe, context, dashboard, start).map(|_| ())
+}
+
+/// Says again what came out of a run that has nothing left to do, and leaves its files alone.
+fn finished(summary: &RunSummary, recipe: &Recipe, output: Output) -> Result<(), CliError> {
+    let step = group(summary.steps as u64);
+    output.warn(format!(
+        "nothing to resume: the run has finished at step {step}. To train further, raise its length: --set \
+         train.max_steps=N --allow-change train"
+    ));
+    output.record("summary", summary)?;
+    let model = recipe.model.clone();
+    let text = reporter::summary(summary, model, &recipe.output_dir, output.columns());
+    output.line(text.trim_end())
+}
+
+/// Refuses what is known to be wrong before rows are read or weights are loaded, and opens the device.
+pub(crate) fn preflight(
+    recipe: &Recipe,
+    start: &Start,
+    output: Output,
+) -> Result<Device, CliError> {
+    preflight::output_dir(&recipe.output_dir, start)?;
+    preflight::sources(&recipe.data)?;
+    let device = session::open_device(recipe.device.0, output)?;
+    let shape = session::shape(&recipe.model, output)?;
+    preflight::model(recipe, &shape.config, &device, shape.quantized)?;
+    Ok(device)
 }
 
 /// Directory of the run to resume.
@@ -155,15 +189,22 @@ pub(crate) fn train(
     start: Start,
 ) -> Result<(RunSummary, Llama), CliError> {
     let output = context.output;
+    let device = preflight(&recipe, &start, output)?;
     let source = session::open_model(&recipe.model, output)?;
+    if let Start::Resume(resume) = &start {
+        resume.check_model(&source.fingerprint()?)?;
+    }
     let data = check_data(&recipe, &source, output)?;
+    if let Start::Resume(resume) = &start {
+        let eval = data.eval.as_ref().map(RowSet::fingerprint);
+        resume.check_rows(&data.train.fingerprint(), eval.as_deref())?;
+    }
     output.progress(format!("loading {}", source.path().display()));
     let (model, output_dir) = (recipe.model.clone(), recipe.output_dir.clone());
     let batch = (
         recipe.train.micro_batch_size,
         recipe.train.grad_accumulation_steps,
     );
-    let device = session::open_device(recipe.device.0, output)?;
     let run = prepare(recipe, &source, data, &device)?;
     let control = Control::default();
     let hangup = signals::guard(&control)?;
@@ -219,8 +260,8 @@ pub(crate) fn check_data(
     model: &ModelSource,
     output: Output,
 ) -> Result<RunData, CliError> {
-    let sources = session::find_data(&recipe.data, output)?;
     let tokenizer = data::tokenizer_of(&recipe.data, model)?;
+    let sources = session::find_data(&recipe.data, output)?;
     output.progress("reading the data");
     let mut shown = Loading::new(output);
     let data = data::load(recipe, &sources, tokenizer, &mut |progress| {

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use backdraft_train::diagnosis::Monitor;
+use backdraft_train::diagnosis::{Diagnosis, Monitor};
 use backdraft_train::lock;
 use backdraft_train::records::{self, Record};
-use backdraft_train::run_files::RunFiles;
+use backdraft_train::run_files::{RunFiles, RunNote};
 use clap::Args;
 use serde_json::Value;
 
@@ -92,12 +92,15 @@ impl Tail {
             CliError::from(error).hint("`watch` takes the output_dir of a run that has started")
         })?;
         let mut state = State::new(directory.display().to_string(), Hands::Watching);
-        state.model = files.text("/info/model").to_owned();
-        state.device = files.text("/info/device").to_owned();
-        state.total_steps = files.count("/info/total_steps");
-        state.steps_per_epoch = files.count("/info/steps_per_epoch").max(1);
-        state.memory = files.memory();
-        let monitor = Monitor::new(state.total_steps, files.count("/warmup_steps"));
+        let warmup_steps = files.note.as_ref().map_or(0, |note| note.warmup_steps);
+        if let Some(RunNote { info, .. }) = files.note {
+            state.model = info.model;
+            state.device = info.device;
+            state.total_steps = info.total_steps;
+            state.steps_per_epoch = info.steps_per_epoch.max(1);
+            state.memory = info.memory;
+        }
+        let monitor = Monitor::new(state.total_steps, warmup_steps);
         Ok(Self {
             directory: directory.to_owned(),
             state,
@@ -134,31 +137,36 @@ impl Tail {
             self.state.log(&told(&report, self.state.total_steps));
             self.state.replay(std::slice::from_ref(&report));
         }
-        let phase = self.phase();
+        let (phase, concluded) = self.phase();
         let changed = !new.is_empty() || phase != self.state.phase;
         self.state.phase = phase;
         if self.state.steps() > 0 {
-            self.state.diagnosis = Some(self.monitor.diagnosis().clone());
+            // A run that is over says what it concluded itself.
+            self.state.diagnosis =
+                Some(concluded.unwrap_or_else(|| self.monitor.diagnosis().clone()));
         }
         Ok(changed)
     }
 
-    fn phase(&self) -> Phase {
+    /// Whether the run goes on, and what it means where it does not.
+    fn phase(&self) -> (Phase, Option<Diagnosis>) {
         if lock::is_held(&self.directory) {
-            return Phase::Training;
+            return (Phase::Training, None);
         }
-        let files = RunFiles::read(&self.directory).ok();
-        let done = self.state.steps() >= self.state.total_steps;
-        let is = |key| {
-            let value = files.as_ref().and_then(|files| files.summed_up(key));
-            value == Some(&Value::Bool(true))
+        let Ok(RunFiles {
+            summary, diagnosis, ..
+        }) = RunFiles::read(&self.directory)
+        else {
+            return (Phase::Over("not finished"), None);
         };
-        Phase::Over(match done {
-            true => "finished",
-            false if is("stopped_early") => "stopped early",
-            false if is("interrupted") => "interrupted",
-            false => "not finished",
-        })
+        let done = self.state.steps() >= self.state.total_steps;
+        let phase = match summary {
+            _ if done => "finished",
+            Some(summary) if summary.stopped_early => "stopped early",
+            Some(summary) if summary.interrupted => "interrupted",
+            _ => "not finished",
+        };
+        (Phase::Over(phase), Some(diagnosis))
     }
 
     fn verdict(&self) -> String {
@@ -175,12 +183,15 @@ impl Tail {
 
     fn to_line(&self) -> String {
         let state = &self.state;
-        let loss = state.points.last().map_or(f64::NAN, |point| point.smoothed);
+        let loss = state.points.last().map_or_else(
+            || "no loss yet".to_owned(),
+            |point| format!("loss {:.4} (smoothed {:.4})", point.loss, point.smoothed),
+        );
         let eval = state.best.map_or_else(String::new, |(step, loss)| {
             format!(", best eval loss {loss:.4} after step {step}")
         });
         format!(
-            "{}: {}, step {} of {}, loss {loss:.4}{eval}; {}",
+            "{}: {}, step {} of {}, {loss}{eval}; {}",
             state.output,
             self.phase_name(),
             state.steps(),

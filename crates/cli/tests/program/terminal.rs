@@ -78,6 +78,10 @@ fn every_json_line_is_as_the_page_says() {
     };
     fs::write(d.join("ids.json"), "[3, 4, 5]").unwrap();
     run("train recipe.toml", 0);
+    run(
+        "train --resume out --max-steps 9 --allow-change train.max_steps",
+        0,
+    );
     run("train --resume out", 0);
     run(
         "train recipe.toml --output-dir early --set train.eval_steps=1 --set train.max_steps=60 \

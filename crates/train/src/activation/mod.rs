@@ -20,7 +20,7 @@ pub use device::{DeviceFacts, host_room};
 pub use plan::{ActivationPlan, Segment};
 pub use policies::{Lowered, Planned, Planner};
 pub use predict::{Moment, Peak, Prediction, Shortage, StepShape};
-pub use running::{Activations, Exhausted, StepFailure};
+pub use running::{Activations, Exhausted, Limit, StepFailure};
 pub use setup::{Advice, Setup};
 
 #[cfg(test)]

@@ -6,7 +6,9 @@ use super::policies::{Lowered, Planned, Planner};
 use super::predict::{Prediction, Shortage};
 use super::setup::{Advice, Setup};
 use super::tensors::PassShape;
+use crate::error::size;
 use crate::memory::{MemoryWatch, OutOfMemory};
+use crate::recipe::ByteSize;
 use crate::step::MicroBatch;
 
 impl PassShape {
@@ -136,6 +138,8 @@ impl Activations {
             Exhausted {
                 needed,
                 budget: obtainable.unwrap_or(needed),
+                base: self.setup.base_bytes(),
+                limit: Limit::Machine,
                 advice: vec![Advice::Smart],
             }
         })
@@ -147,6 +151,8 @@ impl Activations {
         Exhausted {
             needed: shortage.needed,
             budget: shortage.budget,
+            base: self.setup.base_bytes(),
+            limit: Limit::Machine,
             advice: self.setup.advice(shortage),
         }
     }
@@ -159,6 +165,53 @@ pub struct Exhausted {
     pub needed: u64,
     /// Bytes that may be used.
     pub budget: u64,
+    /// Bytes of the base model among those that are needed.
+    pub base: u64,
+    /// Who sets the budget.
+    pub limit: Limit,
     /// Settings of which each alone would help.
     pub advice: Vec<Advice>,
+}
+
+/// Who says how much memory a step may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limit {
+    /// The recipe's `memory_budget`.
+    Recipe,
+    /// What the machine or the device has, or had left when memory ran out.
+    Machine,
+}
+
+impl Limit {
+    /// Of a budget of so many bytes, where the recipe may name one.
+    #[must_use]
+    pub fn of(recipe: Option<ByteSize>, budget: u64) -> Self {
+        match recipe {
+            Some(ByteSize(named)) if named == budget => Self::Recipe,
+            _ => Self::Machine,
+        }
+    }
+}
+
+impl Exhausted {
+    /// With the budget ascribed to the recipe where it is the one that it names.
+    #[must_use]
+    pub fn under(self, recipe: Option<ByteSize>) -> Self {
+        Self {
+            limit: Limit::of(recipe, self.budget),
+            ..self
+        }
+    }
+}
+
+impl std::fmt::Display for Exhausted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (needed, budget, base) = (size(self.needed), size(self.budget), size(self.base));
+        write!(f, "a step needs at least {needed}, ")?;
+        match self.limit {
+            Limit::Recipe => write!(f, "memory_budget allows {budget}")?,
+            Limit::Machine => write!(f, "{budget} can be used")?,
+        }
+        write!(f, " (the base alone takes {base})")
+    }
 }

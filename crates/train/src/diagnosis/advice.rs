@@ -2,12 +2,12 @@
 
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::verdict::{Cause, Verdict};
 
 /// A change to make in the recipe, or something to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Advice {
     /// End the run.
@@ -43,7 +43,7 @@ impl Advice {
     #[must_use]
     pub fn for_verdict(verdict: Verdict) -> Vec<Self> {
         match verdict {
-            Verdict::WarmingUp | Verdict::Healthy => Vec::new(),
+            Verdict::WarmingUp | Verdict::NoClearChange | Verdict::Healthy => Vec::new(),
             Verdict::Converged { .. } => vec![Self::StopEarly, Self::FewerEpochs, Self::RaiseRank],
             Verdict::Overfitting { best_step, .. } => vec![
                 Self::StopEarly,
@@ -83,10 +83,13 @@ impl fmt::Display for Advice {
             }
             Self::FewerEpochs => write!(f, "train for fewer epochs"),
             Self::RaiseRank => write!(f, "raise the rank if the result is too weak"),
-            Self::LowerLearningRate => write!(f, "lower the learning rate, first to a half"),
-            Self::RaiseLearningRate => write!(f, "raise the learning rate, first to the double"),
-            Self::LongerWarmup => write!(f, "warm up over more steps, 5 % of the run at least"),
-            Self::LargerBatch => write!(f, "raise micro-batch × accumulation, to 16 or more"),
+            Self::LowerLearningRate => write!(f, "lower the learning rate; try halving it"),
+            Self::RaiseLearningRate => write!(f, "raise the learning rate; try doubling it"),
+            Self::LongerWarmup => write!(f, "warm up for longer, at least 5 % of the run"),
+            Self::LargerBatch => write!(
+                f,
+                "use a larger batch: micro-batch × accumulation of 16 or more"
+            ),
             Self::MoreEvalRows => write!(f, "evaluate on more rows"),
         }
     }

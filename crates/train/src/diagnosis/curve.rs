@@ -138,6 +138,11 @@ impl Curve {
         }
     }
 
+    /// Level over one of `parts` equal stretches of the time.
+    pub(super) fn level(&self, parts: usize, index: usize) -> f64 {
+        self.stretch(parts, index).median
+    }
+
     fn stretch(&self, parts: usize, index: usize) -> Stretch {
         let (mut low, mut high) = self.bounds(parts, index);
         if low >= high {
@@ -227,6 +232,7 @@ mod tests {
             eval: &[],
             total_steps: 10,
             warmup_steps: 0,
+            stopped_early: false,
         })
     }
 

@@ -74,6 +74,40 @@ impl AgainstBest {
     }
 }
 
+/// The end of a run that evaluation ended.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ended {
+    pub(super) best: f64,
+    pub(super) best_step: usize,
+    /// First evaluation after the best one.
+    pub(super) since: usize,
+    pub(super) now: f64,
+    /// Evaluations after the best one.
+    pub(super) evaluations: usize,
+}
+
+impl Ended {
+    /// By the lowest value itself, as early stopping goes; where that is the last one, since it is lower by too
+    /// little, by the one before. None of a single evaluation.
+    pub(super) fn new(curve: &Curve) -> Option<Self> {
+        let values = &curve.values;
+        let before_last = 0..values.len().saturating_sub(1);
+        let lowest =
+            |range: std::ops::Range<usize>| range.min_by(|&a, &b| values[a].total_cmp(&values[b]));
+        let at = match lowest(0..values.len())? {
+            last if last + 1 == values.len() => lowest(before_last)?,
+            best => best,
+        };
+        Some(Self {
+            best: values[at],
+            best_step: curve.steps[at],
+            since: *curve.steps.get(at + 1)?,
+            now: *values.last()?,
+            evaluations: values.len() - at - 1,
+        })
+    }
+}
+
 /// Level at the lowest value, which alone would be too low by chance, and how many values it is worth.
 fn level_around(values: &[f64], at: usize) -> (f64, f64) {
     let around = &values[at.saturating_sub(1)..(at + 2).min(values.len())];

@@ -2,12 +2,12 @@
 
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// One finding. Losses are in nats, shares are fractions of one.
 ///
 /// `Display` says it in plain words with rounded numbers.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Evidence {
     /// The learning rate still rises.
@@ -28,6 +28,22 @@ pub enum Evidence {
         first: f64,
         /// Now.
         now: f64,
+    },
+    /// The evaluation loss from the beginning to now, without noise.
+    EvalLoss {
+        /// At the beginning.
+        first: f64,
+        /// Now.
+        now: f64,
+    },
+    /// How far the training loss is from where it was, and how far noise alone may put it.
+    NoClearChange {
+        /// From the first to the last third, negative where it rose.
+        fall: f64,
+        /// What noise alone may make of it.
+        noise: f64,
+        /// Losses there are.
+        points: usize,
     },
     /// How much of the whole gain came in the last third of the effective time.
     RecentFall {
@@ -51,6 +67,17 @@ pub enum Evidence {
         now: f64,
         /// The rise in units of its standard error.
         standard_errors: f64,
+    },
+    /// The evaluations that ended the run.
+    NoBetterEval {
+        /// Best loss.
+        best: f64,
+        /// Its step.
+        best_step: usize,
+        /// The last loss.
+        now: f64,
+        /// Evaluations after the best one.
+        evaluations: usize,
     },
     /// The evaluation loss has stopped falling.
     EvalFlat {
@@ -112,17 +139,29 @@ impl fmt::Display for Evidence {
                 write!(f, "step {step} of {warmup_steps} warm-up steps")
             }
             Self::TooFewPoints { points } => {
-                write!(f, "{points} losses so far do not show a direction")
+                write!(f, "{} logged", count(points, "step"))
             }
             Self::TrainLoss { first, now } => {
                 write!(f, "train loss {} → {}", Loss(first), Loss(now))
             }
-            Self::RecentFall {
-                share,
-                standard_errors,
+            Self::EvalLoss { first, now } => {
+                write!(f, "eval loss {} → {}", Loss(first), Loss(now))
+            }
+            Self::NoClearChange {
+                fall,
+                noise,
+                points,
             } => write!(
                 f,
-                "{:.0} % of the fall came in the last third ({standard_errors:.1} standard errors)",
+                "train loss {} by {} over {}, and noise alone may do {}",
+                if fall < 0.0 { "rose" } else { "fell" },
+                Loss(fall.abs()),
+                count(points, "step"),
+                Loss(noise)
+            ),
+            Self::RecentFall { share, .. } => write!(
+                f,
+                "{:.0} % of the drop in the last third of the run",
                 100.0 * share
             ),
             Self::Pace { expected_fall } => write!(
@@ -141,9 +180,33 @@ impl fmt::Display for Evidence {
                 Loss(best),
                 Loss(now)
             ),
+            Self::NoBetterEval {
+                best,
+                best_step,
+                now,
+                evaluations,
+            } if now < best => write!(
+                f,
+                "eval loss {} at step {best_step}, and only {} after {} more",
+                Loss(best),
+                Loss(now),
+                count(evaluations, "evaluation")
+            ),
+            Self::NoBetterEval {
+                best,
+                best_step,
+                now,
+                evaluations,
+            } => write!(
+                f,
+                "eval loss {} at step {best_step}, not better in {} since, now {}",
+                Loss(best),
+                count(evaluations, "evaluation"),
+                Loss(now)
+            ),
             Self::EvalFlat { loss, share } => write!(
                 f,
-                "eval loss stays at {} ({:.0} % of its fall came in the last third)",
+                "eval loss stays at {} ({:.0} % of its drop in the last third of the run)",
                 Loss(loss),
                 100.0 * share
             ),
@@ -153,18 +216,19 @@ impl fmt::Display for Evidence {
                 points,
             } => write!(
                 f,
-                "{points} eval losses scatter by ±{}, training gained {}",
+                "{points} eval losses scatter by ±{}, train loss fell by {}",
                 Loss(noise),
                 Loss(gain)
             ),
             Self::Jumps {
-                count,
+                count: jumps,
                 largest,
                 first_step,
                 last_step,
             } => write!(
                 f,
-                "train loss jumped up {count} times between steps {first_step} and {last_step}, once by {}",
+                "train loss jumped up {} between steps {first_step} and {last_step}, once by {}",
+                count(jumps, "time"),
                 Loss(largest)
             ),
             Self::Scatter { share } => write!(
@@ -172,11 +236,17 @@ impl fmt::Display for Evidence {
                 "train loss scatters by ±{:.0} % of where it began",
                 100.0 * share
             ),
-            Self::GradNormSpikes { count, largest } => write!(
+            Self::GradNormSpikes {
+                count: spikes,
+                largest,
+            } => write!(
                 f,
-                "{count} spikes of the gradient norm, the largest {largest:.1} times the median"
+                "{} of the gradient norm, the largest {largest:.1} times the median",
+                count(spikes, "spike")
             ),
-            Self::NotFinite { step } => write!(f, "loss or gradient is no number at step {step}"),
+            Self::NotFinite { step } => {
+                write!(f, "loss or gradient is not a number at step {step}")
+            }
             Self::AboveStart { first, now } => write!(
                 f,
                 "train loss {}, above the {} it began with",
@@ -185,6 +255,10 @@ impl fmt::Display for Evidence {
             ),
         }
     }
+}
+
+fn count(number: usize, noun: &str) -> String {
+    backdraft_data::count(number as u64, noun)
 }
 
 /// A loss with about three digits that mean something.

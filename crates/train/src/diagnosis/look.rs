@@ -6,10 +6,16 @@ use super::{Evidence, Series, evaluation};
 
 /// Standard errors between the first and the last third that make a gain real.
 const REAL_GAIN: f64 = 3.0;
+/// Standard errors that make a rise real, and its least share of the first loss.
+const REAL_RISE: f64 = 4.0;
+const LEAST_RISE: f64 = 0.05;
 /// Least gain, as a share of the first loss.
 const LEAST_GAIN: f64 = 0.03;
 /// Share of the gain in the last third below which a curve is flat.
 const FLAT: f64 = 0.045;
+/// Below this many values their noise is known badly, by so many values.
+const SHORT: usize = 24;
+const FEW_VALUES: f64 = 6.0;
 /// Standard errors that make a fall real.
 const REAL_FALL: f64 = 2.5;
 
@@ -70,11 +76,35 @@ impl<'a> Look<'a> {
         (whole / seen).max(1.0)
     }
 
-    /// Whether the loss has fallen at all, beyond doubt and by an amount that matters.
+    /// How much further noise may reach than it seems to: it is known badly from few values.
+    pub(super) fn doubt(&self) -> f64 {
+        match self.train.len() {
+            0..SHORT => 1.0 + FEW_VALUES / self.train.len().max(1) as f64,
+            _ => 1.0,
+        }
+    }
+
+    /// Whether a loss has fallen at all, beyond doubt and by an amount that matters.
     pub(super) fn gains(&self) -> bool {
-        let by_thirds = self.overall.in_errors() > REAL_GAIN;
-        let by_ends = self.gain > 4.0 * self.train.noise / 3f64.sqrt();
-        self.gain > LEAST_GAIN * self.first.abs() && (by_thirds || by_ends) || self.eval_gains()
+        self.train_gains() || self.eval_gains()
+    }
+
+    /// The same of the training loss.
+    pub(super) fn train_gains(&self) -> bool {
+        let by_thirds = self.overall.in_errors() > REAL_GAIN * self.doubt();
+        let by_ends = self.gain > 4.0 * self.doubt() * self.train.noise / 3f64.sqrt();
+        self.gain > LEAST_GAIN * self.first.abs() && (by_thirds || by_ends)
+    }
+
+    /// Whether the training loss stands below where it began, as it is shown.
+    pub(super) fn falls(&self) -> bool {
+        self.now < self.first
+    }
+
+    /// Whether the training loss has risen beyond doubt, and by an amount that matters.
+    pub(super) fn rises(&self) -> bool {
+        self.overall.in_errors() < -REAL_RISE * self.doubt()
+            && self.overall.fall < -LEAST_RISE * self.first.abs()
     }
 
     pub(super) fn eval_gains(&self) -> bool {
@@ -120,6 +150,38 @@ impl<'a> Look<'a> {
             first: self.first,
             now: self.now,
         }
+    }
+
+    /// The training loss, where it has fallen.
+    pub(super) fn train_fall(&self) -> Option<Evidence> {
+        self.falls().then(|| self.train_loss())
+    }
+
+    /// The training loss by thirds of the run, which single values do not move.
+    pub(super) fn train_thirds(&self) -> Evidence {
+        let now = self.overall_end();
+        Evidence::TrainLoss {
+            first: now + self.overall.fall,
+            now,
+        }
+    }
+
+    /// The level of the training loss over the last third of the run.
+    pub(super) fn overall_end(&self) -> f64 {
+        self.train.level(3, 2)
+    }
+
+    /// The evaluation loss, where it has fallen beyond doubt.
+    pub(super) fn eval_fall(&self) -> Option<Evidence> {
+        self.eval_gains().then(|| Evidence::EvalLoss {
+            first: self.eval.first(),
+            now: self.eval.last(1.0 / 3.0),
+        })
+    }
+
+    /// How much of the gain came lately, where that is no chance.
+    pub(super) fn still_falls(&self) -> Option<Evidence> {
+        (self.recent.in_errors() > 1.0 && self.recent.fall > 0.0).then(|| self.recent_fall())
     }
 
     pub(super) fn recent_fall(&self) -> Evidence {

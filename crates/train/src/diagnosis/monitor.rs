@@ -17,6 +17,7 @@ pub struct Monitor {
     eval: Vec<EvalPoint>,
     total_steps: usize,
     warmup_steps: usize,
+    stopped_early: bool,
     shown: Diagnosis,
     /// Kind of the last looks and how many there were of it in a row.
     seen: (Class, usize),
@@ -32,12 +33,14 @@ impl Monitor {
             eval: &[],
             total_steps,
             warmup_steps,
+            stopped_early: false,
         });
         Self {
             train: Vec::new(),
             eval: Vec::new(),
             total_steps,
             warmup_steps,
+            stopped_early: false,
             seen: (shown.verdict.class(), 0),
             shown,
             looked_at: 0,
@@ -78,7 +81,13 @@ impl Monitor {
             eval: &self.eval,
             total_steps: self.total_steps,
             warmup_steps: self.warmup_steps,
+            stopped_early: self.stopped_early,
         }
+    }
+
+    /// Takes in that evaluation ended the run, since it no longer improved.
+    pub const fn stop_early(&mut self) {
+        self.stopped_early = true;
     }
 
     /// Looks at everything and shows what it sees, as at the end of a run.

@@ -1,10 +1,10 @@
 //! From findings to one verdict. The order of the rules is the order in which troubles matter.
 
 use super::curve::ordered;
-use super::evaluation::{self, AgainstBest};
+use super::evaluation::{self, AgainstBest, Ended};
 use super::jumps::{self, Jumps};
 use super::look::{EvalDirection, Look, settled};
-use super::{Cause, Diagnosis, Evidence, Series, Verdict};
+use super::{Advice, Cause, Diagnosis, Evidence, Series, Verdict};
 
 /// Losses after the warm-up below which nothing is said.
 const MIN_POINTS: usize = 5;
@@ -37,10 +37,13 @@ pub fn diagnose(series: &Series<'_>) -> Diagnosis {
         .or_else(|| look.in_warmup())
         .or_else(|| look.jumping())
         .or_else(|| look.overfitting())
+        .or_else(|| look.stopped_early())
+        .or_else(|| look.rising())
         .or_else(|| look.stuck())
         .or_else(|| look.eval_too_noisy())
         .or_else(|| look.converged())
         .or_else(|| look.healthy())
+        .or_else(|| look.no_clear_change())
         .unwrap_or_else(|| look.too_early())
 }
 
@@ -105,10 +108,27 @@ impl Look<'_> {
         ))
     }
 
+    /// A rise that is smaller and yet no chance, at the end of a run.
+    fn rising(&self) -> Option<Diagnosis> {
+        let enough = self.points_after_warmup() >= MIN_POINTS && self.late();
+        let now = self.overall_end();
+        (enough && self.rises() && now > self.first).then(|| {
+            let since = self.train.steps[0];
+            Diagnosis::new(
+                Verdict::Diverged { since },
+                vec![Evidence::AboveStart {
+                    first: self.first,
+                    now,
+                }],
+            )
+        })
+    }
+
     fn in_warmup(&self) -> Option<Diagnosis> {
         let step = self.train.last_step();
         let Series { warmup_steps, .. } = *self.series;
-        (step <= warmup_steps && warmup_steps > 0).then(|| {
+        let ended = self.series.stopped_early;
+        (step <= warmup_steps && warmup_steps > 0 && !ended).then(|| {
             Diagnosis::new(
                 Verdict::WarmingUp,
                 vec![Evidence::InWarmup { step, warmup_steps }],
@@ -175,15 +195,13 @@ impl Look<'_> {
             return None;
         }
         let against = AgainstBest::new(&self.eval).filter(AgainstBest::rises)?;
-        let evidence = vec![
-            Evidence::EvalAgainstBest {
-                best: against.best,
-                best_step: against.best_step,
-                now: against.now,
-                standard_errors: against.standard_errors,
-            },
-            self.train_loss(),
-        ];
+        let mut evidence = vec![Evidence::EvalAgainstBest {
+            best: against.best,
+            best_step: against.best_step,
+            now: against.now,
+            standard_errors: against.standard_errors,
+        }];
+        evidence.extend(self.train_fall());
         let verdict = Verdict::Overfitting {
             since: against.since,
             best_step: against.best_step,
@@ -192,20 +210,52 @@ impl Look<'_> {
         Some(Diagnosis::new(verdict, evidence))
     }
 
+    /// A run that evaluation ended, which it does where more training no longer helps.
+    fn stopped_early(&self) -> Option<Diagnosis> {
+        if !self.series.stopped_early {
+            return None;
+        }
+        let ended = Ended::new(&self.eval)?;
+        let mut evidence = vec![Evidence::NoBetterEval {
+            best: ended.best,
+            best_step: ended.best_step,
+            now: ended.now,
+            evaluations: ended.evaluations,
+        }];
+        evidence.extend(self.train_fall());
+        let verdict = if ended.now > ended.best {
+            Verdict::Overfitting {
+                since: ended.since,
+                best_step: ended.best_step,
+                best_loss: ended.best,
+            }
+        } else {
+            Verdict::Converged {
+                since: ended.best_step,
+            }
+        };
+        let mut diagnosis = Diagnosis::new(verdict, evidence);
+        diagnosis
+            .advice
+            .retain(|advice| *advice != Advice::StopEarly);
+        Some(diagnosis)
+    }
+
     fn stuck(&self) -> Option<Diagnosis> {
         let enough = self.points_after_warmup() >= MIN_POINTS;
-        let error = self.overall.standard_error;
+        let error = self.overall.standard_error * self.doubt();
         let fall = self.overall.fall.max(0.0) + error;
         let expected_fall = fall * self.run_ahead() / self.first.abs();
         // A fall before the first third was over is a fall as well.
         let early = self.gain > SLOW_PACE * self.first.abs() + 2.0 * self.train.noise / 3f64.sqrt();
-        // When much of the run is over, no sign of a fall is enough.
+        // When much of the run is over, a fall that noise cannot have hidden is none either.
+        let most = (fall + error) * self.run_ahead() / self.first.abs();
         let hidden = self.late() && self.train.len() >= EARLY_POINTS && !self.gains();
-        let slow = expected_fall < SLOW_PACE && !early || hidden && expected_fall < HIDDEN_FALL;
-        (enough && slow && !self.eval_gains()).then(|| {
+        let slow = expected_fall < SLOW_PACE && !early || hidden && most < HIDDEN_FALL;
+        (enough && slow && !self.rises() && !self.eval_gains()).then(|| {
             Diagnosis::new(
                 Verdict::Stuck,
-                vec![Evidence::Pace { expected_fall }, self.train_loss()],
+                vec![Evidence::Pace { expected_fall }, self.train_thirds()],
             )
         })
     }
@@ -214,20 +264,17 @@ impl Look<'_> {
         let blind = 3.0 * evaluation::third_error(&self.eval);
         let noisy = self.eval.len() > evaluation::MIN_POINTS + 1
             && self.gains()
+            && self.gain > 0.0
             && blind > BLIND * self.gain
             && evaluation::trend(&self.eval).abs() < CLEAR_TREND;
         noisy.then(|| {
-            Diagnosis::new(
-                Verdict::EvalTooNoisy,
-                vec![
-                    Evidence::EvalNoise {
-                        noise: self.eval.noise,
-                        gain: self.gain,
-                        points: self.eval.len(),
-                    },
-                    self.train_loss(),
-                ],
-            )
+            let mut evidence = vec![Evidence::EvalNoise {
+                noise: self.eval.noise,
+                gain: self.gain,
+                points: self.eval.len(),
+            }];
+            evidence.extend(self.train_fall());
+            Diagnosis::new(Verdict::EvalTooNoisy, evidence)
         })
     }
 
@@ -238,7 +285,7 @@ impl Look<'_> {
             EARLY_POINTS
         };
         let enough = self.points_after_warmup() >= least;
-        if !self.gains() || !enough {
+        if !self.gains() || !self.falls() || !enough {
             return None;
         }
         let eval = self.eval_direction();
@@ -260,12 +307,23 @@ impl Look<'_> {
     }
 
     fn healthy(&self) -> Option<Diagnosis> {
-        let enough = self.points_after_warmup() >= MIN_POINTS;
-        (enough && self.gains()).then(|| {
-            Diagnosis::new(
-                Verdict::Healthy,
-                vec![self.train_loss(), self.recent_fall()],
-            )
+        if self.points_after_warmup() < MIN_POINTS {
+            return None;
+        }
+        let fall = self.train_fall().filter(|_| self.train_gains());
+        let mut evidence = vec![fall.or_else(|| self.eval_fall())?];
+        evidence.extend(self.still_falls());
+        Some(Diagnosis::new(Verdict::Healthy, evidence))
+    }
+
+    fn no_clear_change(&self) -> Option<Diagnosis> {
+        (self.points_after_warmup() >= MIN_POINTS).then(|| {
+            let evidence = Evidence::NoClearChange {
+                fall: self.overall.fall,
+                noise: 2.0 * self.overall.standard_error * self.doubt(),
+                points: self.train.len(),
+            };
+            Diagnosis::new(Verdict::NoClearChange, vec![evidence])
         })
     }
 

@@ -26,6 +26,7 @@ fn whole_run(train_losses: &[f64], eval_losses: &[f64]) -> Diagnosis {
         eval: &eval(eval_losses),
         total_steps: train_losses.len(),
         warmup_steps: 0,
+        stopped_early: false,
     })
 }
 
@@ -87,10 +88,14 @@ fn small_batches_are_no_instability() {
             eval: &[],
             total_steps: REAL.len(),
             warmup_steps: 5,
+            stopped_early: false,
         });
         let class = diagnosis.verdict.class();
         assert!(
-            matches!(class, Class::WarmingUp | Class::Healthy | Class::Converged),
+            matches!(
+                class,
+                Class::WarmingUp | Class::NoClearChange | Class::Healthy | Class::Converged
+            ),
             "{end}: {diagnosis:?}"
         );
     }
@@ -106,6 +111,125 @@ fn generated_curves_are_recognised() {
         assert!(confusion.recall(class) >= 0.9, "{class}: {confusion}");
         assert!(confusion.precision(class) >= 0.88, "{class}: {confusion}");
     }
+}
+
+/// Trials of 3 to 20 steps with up to 4 evaluations.
+#[test]
+fn brief_runs_are_recognised() {
+    let confusion = Confusion::of_brief_runs(9001..9004, 100);
+    assert_eq!(confusion.total(), 3 * 100 * 7);
+    assert!(confusion.accuracy() >= 0.93, "{confusion}");
+    let alarms = [Class::Overfitting, Class::Unstable, Class::Diverged];
+    let calm = [Class::WarmingUp, Class::Healthy, Class::Converged];
+    for (truth, alarm) in calm.iter().flat_map(|t| alarms.map(|a| (*t, a))) {
+        assert!(confusion.count(truth, alarm) <= 2, "{confusion}");
+    }
+    for truth in Class::ALL {
+        let known = confusion.recall(truth);
+        assert!(known.is_nan() || known >= 0.82, "{truth}: {confusion}");
+    }
+}
+
+/// The numbers of a verdict say the same as the verdict.
+#[track_caller]
+fn has_its_sign(diagnosis: &Diagnosis) {
+    let fails = diagnosis.evidence.iter().any(|evidence| match *evidence {
+        Evidence::TrainLoss { first, now } => {
+            let class = diagnosis.verdict.class();
+            now >= first && !matches!(class, Class::Unstable | Class::Stuck)
+        }
+        Evidence::EvalLoss { first, now } => now >= first,
+        Evidence::AboveStart { first, now } => now <= first,
+        Evidence::EvalAgainstBest { best, now, .. } => now <= best,
+        Evidence::NoBetterEval { best, now, .. } => {
+            (now > best) != (diagnosis.verdict.class() == Class::Overfitting)
+        }
+        Evidence::RecentFall { share, .. } => !(0.0..=1.0).contains(&share),
+        Evidence::EvalNoise { gain, .. } => gain <= 0.0,
+        _ => false,
+    });
+    assert!(!fails, "{diagnosis:?}");
+}
+
+#[test]
+fn evidence_has_the_sign_of_its_verdict_at_every_step() {
+    let long = Corpus::generate(31, 20).specimens;
+    for specimen in Corpus::brief(31, 40).specimens.iter().chain(&long) {
+        let mut evals = specimen.eval.iter().peekable();
+        let mut seen = Monitor::new(specimen.total_steps, specimen.warmup_steps);
+        for (i, point) in specimen.train.iter().enumerate().take(80) {
+            has_its_sign(seen.train(*point));
+            while let Some(eval) = evals.next_if(|e| e.step <= point.step) {
+                has_its_sign(seen.eval(*eval));
+            }
+            has_its_sign(&diagnose(&Series {
+                train: &specimen.train[..=i],
+                ..specimen.series()
+            }));
+        }
+        for stopped_early in [false, true] {
+            has_its_sign(&diagnose(&Series {
+                stopped_early,
+                ..specimen.series()
+            }));
+        }
+    }
+}
+
+#[test]
+fn losses_that_only_scatter_are_not_healthy() {
+    // Rates that are too high for twelve steps on random rows.
+    let losses = [
+        5.681, 5.912, 5.774, 5.655, 5.803, 5.590, 5.701, 5.842, 5.633, 5.688, 5.574, 6.058,
+    ];
+    for end in 5..=losses.len() {
+        let class = whole_run(&losses[..end], &[]).verdict.class();
+        assert!(
+            matches!(class, Class::NoClearChange | Class::Stuck),
+            "{end}: {class}"
+        );
+    }
+    let diagnosis = whole_run(&losses, &[]);
+    assert_eq!(diagnosis.verdict, Verdict::NoClearChange);
+    assert!(diagnosis.advice.is_empty());
+}
+
+#[test]
+fn early_stopping_is_a_sign_of_over_fitting() {
+    let stopped = |eval_losses: &[f64]| {
+        diagnose(&Series {
+            train: &train(&[2.0, 1.8, 1.6, 1.45, 1.3, 1.2, 1.1, 1.0]),
+            eval: &eval(eval_losses),
+            total_steps: 40,
+            warmup_steps: 0,
+            stopped_early: true,
+        })
+    };
+    let rising = stopped(&[2.1, 1.7, 1.71, 1.705]);
+    let expected = Verdict::Overfitting {
+        since: 3,
+        best_step: 2,
+        best_loss: 1.7,
+    };
+    assert_eq!(rising.verdict, expected);
+    assert_eq!(rising.advice[0], Advice::KeepCheckpoint { step: 2 });
+    let said = rising.evidence[0].to_string();
+    assert!(
+        said.starts_with("eval loss 1.700 at step 2, not better in 2"),
+        "{said}"
+    );
+    // Better by less than early stopping asks for.
+    let flat = stopped(&[2.1, 1.7, 1.699, 1.698]);
+    assert_eq!(flat.verdict.class(), Class::Converged, "{flat:?}");
+}
+
+#[test]
+fn a_loss_that_rises_is_not_stuck() {
+    let losses: Vec<f64> = (0..30)
+        .map(|i| 2.0 + 0.008 * f64::from(i) + 0.01 * f64::from(i % 3))
+        .collect();
+    let diagnosis = whole_run(&losses, &[]);
+    assert_eq!(diagnosis.verdict, Verdict::Diverged { since: 1 });
 }
 
 #[test]
@@ -125,6 +249,7 @@ fn verdict_of(train: &[TrainPoint], total_steps: usize) -> Verdict {
         eval: &[],
         total_steps,
         warmup_steps: 0,
+        stopped_early: false,
     };
     diagnose(&series).verdict
 }
@@ -152,6 +277,7 @@ fn a_gradient_or_an_evaluation_that_is_no_number_counts() {
         eval: &[],
         total_steps: 5,
         warmup_steps: 0,
+        stopped_early: false,
     };
     assert_eq!(diagnose(&series).verdict, Verdict::Diverged { since: 5 });
     let diagnosis = whole_run(&HEALTHY[0], &[2.0, f64::NAN]);
@@ -181,6 +307,7 @@ fn a_cosine_that_ends_is_not_convergence() {
         eval: &[],
         total_steps: steps,
         warmup_steps: 0,
+        stopped_early: false,
     };
     assert_eq!(diagnose(&series).verdict, Verdict::Healthy);
     let blind: Vec<TrainPoint> = points
@@ -212,6 +339,7 @@ fn early_jumps_ask_for_more_warmup() {
             eval: &[],
             total_steps,
             warmup_steps: 5,
+            stopped_early: false,
         })
     };
     let advice = |d: &Diagnosis| d.advice[0];
@@ -253,6 +381,7 @@ fn nothing_to_judge_by() {
         eval: &eval(&[1.0; 30]),
         total_steps: usize::MAX,
         warmup_steps: usize::MAX,
+        stopped_early: false,
     };
     assert_eq!(diagnose(&series).verdict, Verdict::WarmingUp);
 }
@@ -289,6 +418,7 @@ fn the_monitor_waits_for_three_looks_but_not_after_a_nan() {
             eval: &[],
             total_steps: 40,
             warmup_steps: 0,
+            stopped_early: false,
         };
         diagnose(&series).verdict == Verdict::Healthy
     });
@@ -348,10 +478,11 @@ proptest! {
         eval in prop::collection::vec((0..200usize, any_loss()), 0..40),
         total_steps in any::<usize>(),
         warmup_steps in prop_oneof![0..300usize, any::<usize>()],
+        stopped_early in any::<bool>(),
     ) {
         let eval: Vec<EvalPoint> =
             eval.into_iter().map(|(step, loss)| EvalPoint { step, loss }).collect();
-        let series = Series { train: &train, eval: &eval, total_steps, warmup_steps };
+        let series = Series { train: &train, eval: &eval, total_steps, warmup_steps, stopped_early };
         let diagnosis = diagnose(&series);
         prop_assert!(!diagnosis.evidence.is_empty());
         prop_assert!(!diagnosis.verdict.to_string().is_empty());

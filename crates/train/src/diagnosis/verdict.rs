@@ -2,10 +2,10 @@
 
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// The kinds of verdicts, without their numbers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Class {
     /// The learning rate still rises, or there is too little to judge by.
@@ -24,11 +24,13 @@ pub enum Class {
     Diverged,
     /// Training gains something, but evaluation scatters too much to say whether it gains too.
     EvalTooNoisy,
+    /// The loss has neither fallen nor risen beyond its noise, which could hide either.
+    NoClearChange,
 }
 
 impl Class {
     /// Every class.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::WarmingUp,
         Self::Healthy,
         Self::Converged,
@@ -37,6 +39,7 @@ impl Class {
         Self::Stuck,
         Self::Diverged,
         Self::EvalTooNoisy,
+        Self::NoClearChange,
     ];
 
     /// Name in tables.
@@ -44,6 +47,7 @@ impl Class {
     pub const fn name(self) -> &'static str {
         match self {
             Self::WarmingUp => "warming up",
+            Self::NoClearChange => "no clear change",
             Self::Healthy => "healthy",
             Self::Converged => "converged",
             Self::Overfitting => "over-fitting",
@@ -66,7 +70,7 @@ impl fmt::Display for Class {
 }
 
 /// Why a loss jumps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Cause {
     /// The jumps began soon after the learning rate had reached its peak.
@@ -78,11 +82,13 @@ pub enum Cause {
 /// What a curve means.
 ///
 /// `Display` says it in a few plain words, as for a line of a dashboard.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Verdict {
     /// See [`Class::WarmingUp`].
     WarmingUp,
+    /// See [`Class::NoClearChange`].
+    NoClearChange,
     /// See [`Class::Healthy`].
     Healthy,
     /// See [`Class::Converged`].
@@ -123,6 +129,7 @@ impl Verdict {
     pub const fn class(self) -> Class {
         match self {
             Self::WarmingUp => Class::WarmingUp,
+            Self::NoClearChange => Class::NoClearChange,
             Self::Healthy => Class::Healthy,
             Self::Converged { .. } => Class::Converged,
             Self::Overfitting { .. } => Class::Overfitting,
@@ -137,8 +144,9 @@ impl Verdict {
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::WarmingUp => write!(f, "warming up: too early to judge"),
-            Self::Healthy => write!(f, "healthy: the loss falls steadily"),
+            Self::WarmingUp => write!(f, "too early to tell"),
+            Self::NoClearChange => write!(f, "no clear change yet"),
+            Self::Healthy => write!(f, "healthy: the loss is falling"),
             Self::Converged { since } => {
                 write!(f, "converged: hardly any change since step {since}")
             }
@@ -158,9 +166,9 @@ impl fmt::Display for Verdict {
                     "unstable since step {since}: the loss jumps up and down ({cause})"
                 )
             }
-            Self::Stuck => write!(f, "stuck: the loss hardly falls (learning rate too low)"),
+            Self::Stuck => write!(f, "stuck: the loss barely falls (learning rate too low)"),
             Self::Diverged { since } => {
-                write!(f, "diverged at step {since}: the loss does not come back")
+                write!(f, "diverged at step {since}: the loss has not come back")
             }
             Self::EvalTooNoisy => write!(f, "eval loss too noisy to tell"),
         }

@@ -386,110 +386,10 @@ pub const KEYS: &[Key] = &[
     ),
 ];
 
-/// Names from other trainers, and the key that means the same here.
-pub(super) const FOREIGN: &[(&str, &str)] = &[
-    ("base_model", "model"),
-    ("batch_size", "train.micro_batch_size"),
-    ("bf16", "dtype"),
-    ("bnb_4bit_quant_type", "quantization.quant_type"),
-    ("bnb_4bit_use_double_quant", "quantization.double_quant"),
-    ("assistant_only_loss", "data.train_on"),
-    ("completion_only_loss", "data.train_on"),
-    ("dataset", "data.train"),
-    ("dataset_name", "data.train"),
-    ("dataset_prepared_path", "data.cache"),
-    ("dataset_text_field", "data.fields"),
-    ("datasets", "data.train"),
-    ("eval_file", "data.eval"),
-    ("fp16", "dtype"),
-    (
-        "gradient_accumulation_steps",
-        "train.grad_accumulation_steps",
-    ),
-    ("gradient_checkpointing", "activation_policy"),
-    ("llm_int8_skip_modules", "quantization.skip_modules"),
-    ("lora_alpha", "lora.alpha"),
-    ("lora_dropout", "lora.dropout"),
-    ("lora_r", "lora.rank"),
-    ("lora_target_modules", "lora.target_modules"),
-    ("lr", "train.learning_rate"),
-    ("lr_scheduler_type", "train.lr_scheduler"),
-    ("max_length", "max_seq_length"),
-    ("model_name", "model"),
-    ("model_name_or_path", "model"),
-    ("num_epochs", "train.epochs"),
-    ("num_train_epochs", "train.epochs"),
-    ("optim", "train.optimizer"),
-    ("packing", "data.batching"),
-    ("per_device_train_batch_size", "train.micro_batch_size"),
-    ("r", "lora.rank"),
-    ("random_state", "seed"),
-    ("sample_packing", "data.batching"),
-    ("scheduler", "train.lr_scheduler"),
-    ("sequence_len", "max_seq_length"),
-    ("train_file", "data.train"),
-    ("train_on_inputs", "data.train_on"),
-    ("val_set_size", "data.eval"),
-    ("warmup", "train.warmup_steps"),
-];
-
 /// The documentation of a key.
 #[must_use]
 pub fn find(path: &str) -> Option<&'static Key> {
     KEYS.iter().find(|key| key.path == path)
-}
-
-/// The valid key that an unknown one most likely stands for.
-#[must_use]
-pub fn nearest(unknown: &str) -> Option<String> {
-    let name = unknown.rsplit('.').next().unwrap_or(unknown);
-    let same_name = KEYS
-        .iter()
-        .find(|key| key.name() == name)
-        .map(|key| key.path);
-    let foreign = || {
-        FOREIGN
-            .iter()
-            .find(|(other, _)| *other == name)
-            .map(|(_, path)| *path)
-    };
-    same_name
-        .or_else(foreign)
-        .map(str::to_owned)
-        .or_else(|| most_similar(unknown))
-}
-
-/// Compares names only: a section in common would make all keys of the section look alike.
-fn most_similar(unknown: &str) -> Option<String> {
-    let (section, name) = unknown.rsplit_once('.').unwrap_or(("", unknown));
-    if section == SCHEDULER {
-        let options = SCHEDULER_OPTIONS.iter();
-        return closest(
-            name,
-            options.map(|option| (*option, format!("{SCHEDULER}.{option}"))),
-        );
-    }
-    let keys = |same_section: bool| {
-        KEYS.iter()
-            .filter(move |key| (key.section() == section) == same_section)
-            .map(|key| (key.name(), key.path.to_owned()))
-    };
-    closest(name, keys(true)).or_else(|| closest(name, keys(false)))
-}
-
-/// Below this similarity a proposal would confuse more than it helps.
-const SIMILAR: f64 = 0.75;
-
-/// The second half of the pair whose first half is most like `unknown`.
-pub(super) fn closest<T>(
-    unknown: &str,
-    options: impl Iterator<Item = (&'static str, T)>,
-) -> Option<T> {
-    options
-        .map(|(compared, proposed)| (strsim::jaro_winkler(unknown, compared), proposed))
-        .filter(|(similarity, _)| *similarity >= SIMILAR)
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map(|(_, proposed)| proposed)
 }
 
 #[cfg(test)]
@@ -511,32 +411,5 @@ mod tests {
                 key.path
             );
         }
-    }
-
-    #[test]
-    fn foreign_names_point_at_keys() {
-        for (_, path) in FOREIGN {
-            assert!(find(path).is_some(), "{path}");
-        }
-    }
-
-    #[test]
-    fn proposes_the_key_that_was_meant() {
-        let check = |unknown: &str, expected: Option<&str>| {
-            assert_eq!(nearest(unknown).as_deref(), expected, "{unknown}");
-        };
-        check("train.learning_rat", Some("train.learning_rate"));
-        check("learning_rate", Some("train.learning_rate"));
-        check("lora.r", Some("lora.rank"));
-        check("train.num_train_epochs", Some("train.epochs"));
-        check("max_seq_len", Some("max_seq_length"));
-        check("epoch", Some("train.epochs"));
-        check(
-            "train.lr_scheduler.min_lr_rat",
-            Some("train.lr_scheduler.min_lr_rate"),
-        );
-        check("train.lr_scheduler.patience", None);
-        check("wandb_project", None);
-        check("train.neftune_noise_alpha", None);
     }
 }

@@ -1,9 +1,11 @@
 //! The recipe of a training run: TOML in, one checked [`Recipe`] out, or every problem at once.
 //!
 //! `raw` reads keys and values with their lines, `resolve` (with `sources` for rows) turns them into a [`Recipe`], `keys` is the
-//! table of keys with defaults and documentation, and `support` lists what is refused by name.
+//! table of keys with defaults and documentation, `support` lists values that are refused by name, `foreign` the keys of other
+//! trainers, and `unknown` says what becomes of them.
 
 mod difference;
+mod foreign;
 mod keys;
 mod names;
 mod problem;
@@ -15,6 +17,7 @@ mod size;
 mod sources;
 mod support;
 mod template;
+mod unknown;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -23,7 +26,8 @@ use backdraft_data::BuiltinTemplate;
 use serde::Serialize;
 
 pub use difference::{Difference, covers, is_key_or_section};
-pub use keys::{KEYS, Key, SECTIONS, find as find_key, nearest as nearest_key};
+pub use foreign::Foreign;
+pub use keys::{KEYS, Key, SECTIONS, find as find_key};
 pub use names::{
     ActivationPolicy, Bias, DType, DataFormat, Device, Optimizer, OverlongRows, QuantType,
     RowBatching, TargetModule, TrainOn,
@@ -32,6 +36,7 @@ pub use problem::{Place, Problem, ProblemKind, RecipeError};
 pub use size::{ByteSize, ByteSizeError};
 pub use sources::{EvalRecipe, SourceRecipe, Sources};
 pub use template::Choices;
+pub use unknown::{foreign as foreign_key, nearest as nearest_key};
 
 use crate::schedule::{LrSchedule, ScheduleKind, warmup_steps_from_ratio};
 use raw::RawRecipe;

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
+use super::foreign::Foreign;
+
 /// Why a recipe could not be used.
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -112,6 +114,16 @@ pub enum ProblemKind {
         /// The valid key nearest to it.
         nearest: Option<String>,
     },
+    /// A key that another trainer has.
+    #[error("unknown key `{key}`; {}", said(*foreign, instead.as_deref()))]
+    ForeignKey {
+        /// The key as written.
+        key: String,
+        /// What it stands for here.
+        foreign: Foreign,
+        /// What to write instead, where its value has a counterpart or is refused by name.
+        instead: Option<String>,
+    },
     /// A section was given a value.
     #[error(
         "`{key}` is a section: write `[{key}]` on its own line and its keys below{}",
@@ -196,6 +208,20 @@ fn no_path(path: &std::path::Path, written: &str) -> String {
         }
         (Some(_), None) => "`~` is not expanded in a recipe: write the whole path".to_owned(),
         (None, _) => format!("{} does not exist", path.display()),
+    }
+}
+
+/// What another trainer's name stands for here.
+fn said(foreign: Foreign, instead: Option<&str>) -> String {
+    match (foreign, instead) {
+        (Foreign::Key(path) | Foreign::Like(path, _), Some(instead)) => {
+            format!("here it is `{path}`: {instead}")
+        }
+        (Foreign::Key(path), None) => format!("here it is `{path}`"),
+        (Foreign::Like(path, how), None) => format!("here it is `{path}`: {how}"),
+        (Foreign::Always(why), _) => format!("always so here: {why}"),
+        (Foreign::Command(what), _) => format!("not a key of a recipe: {what}"),
+        (Foreign::NotYet(what), _) => format!("not supported yet: {what}"),
     }
 }
 

@@ -8,6 +8,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::keys::{SCHEDULER, SECTIONS};
 use super::problem::{Place, Problem, ProblemKind};
+use super::unknown::is_section_of_others;
 
 /// One value of a recipe.
 #[derive(Debug, Clone)]
@@ -50,7 +51,9 @@ impl<'a> RawRecipe<'a> {
             let path = join(prefix, key.get_ref());
             let (key_span, value_span) = (key.span(), value.span());
             match value.into_inner() {
-                DeValue::Table(table) if is_table(&path) => self.flatten(&path, table, text),
+                DeValue::Table(table) if is_table(&path, &table) => {
+                    self.flatten(&path, table, text);
+                }
                 value => {
                     let entry = Entry {
                         text: text.get(value_span.clone()).unwrap_or_default().to_owned(),
@@ -87,7 +90,7 @@ impl<'a> RawRecipe<'a> {
         let span = parsed.span();
         self.forget_alternatives(key);
         match parsed.into_inner() {
-            DeValue::Table(table) if is_table(key) => {
+            DeValue::Table(table) if is_table(key, &table) => {
                 for (name, option) in table {
                     let entry = Entry {
                         text: value.get(option.span()).unwrap_or_default().to_owned(),
@@ -121,8 +124,10 @@ impl<'a> RawRecipe<'a> {
     }
 }
 
-fn is_table(path: &str) -> bool {
-    SECTIONS.contains(&path) || path == SCHEDULER
+/// Whether a table is read key by key.
+fn is_table(path: &str, table: &DeTable<'_>) -> bool {
+    let names = table.keys().map(|name| name.get_ref().as_ref());
+    SECTIONS.contains(&path) || path == SCHEDULER || is_section_of_others(path, names)
 }
 
 fn join(prefix: &str, name: &str) -> String {

@@ -9,7 +9,7 @@ use toml::de::{DeValue, ValueDeserializer};
 use super::keys;
 use super::problem::{Place, Problem, ProblemKind};
 use super::raw::{Entry, RawRecipe};
-use super::support;
+use super::{support, unknown};
 
 /// A type that a key of a recipe can have.
 ///
@@ -165,7 +165,7 @@ impl<'a> Reader<'a> {
         entry: Entry<'_>,
         expected: &'static str,
     ) -> T {
-        if let Some(instead) = support::refusal(key, &entry.value) {
+        if let Some(instead) = support::refusal(key, entry.value.get_ref()) {
             let actual = shorten(&entry.text);
             let kind = ProblemKind::Unsupported {
                 key: key.to_owned(),
@@ -259,6 +259,10 @@ impl<'a> Reader<'a> {
                 .and_then(|parsed| Vec::<T>::deserialize(parsed).ok())
                 .unwrap_or_default();
         };
+        if support::refusal(key, entry.value.get_ref()).is_some() {
+            self.decode::<T>(key, entry, "a list of names");
+            return Vec::new();
+        }
         let DeValue::Array(items) = entry.value.into_inner() else {
             self.reject(key, "a list of names");
             return Vec::new();
@@ -284,29 +288,12 @@ impl<'a> Reader<'a> {
         let entries = std::mem::take(&mut self.raw.entries);
         for (key, entry) in entries {
             if !self.known.contains(&key) {
-                self.report(entry.place, unknown(key, entry.value.get_ref()));
+                let problem = unknown::problem(key, entry.value.get_ref(), &entry.text);
+                self.report(entry.place, problem);
             }
         }
         self.problems.sort_by(|a, b| a.place.cmp(&b.place));
         self.problems
-    }
-}
-
-/// A key that nobody read.
-fn unknown(key: String, value: &DeValue<'_>) -> ProblemKind {
-    if keys::SECTIONS.contains(&key.as_str()) {
-        return ProblemKind::Section { key };
-    }
-    if matches!(value, DeValue::Table(_)) && keys::find(&key).is_none() {
-        let sections = keys::SECTIONS.iter().map(|section| (*section, *section));
-        return ProblemKind::UnknownSection {
-            nearest: keys::closest(&key, sections),
-            section: key,
-        };
-    }
-    ProblemKind::UnknownKey {
-        nearest: keys::nearest(&key),
-        key,
     }
 }
 
@@ -317,7 +304,7 @@ pub(super) fn name_problem(
     actual: String,
 ) -> ProblemKind {
     let names = expected.iter().map(|name| (*name, (*name).to_owned()));
-    let nearest = keys::closest(actual.trim_matches(['"', '\'']), names);
+    let nearest = unknown::closest(actual.trim_matches(['"', '\'']), names);
     ProblemKind::Name {
         key,
         expected,

@@ -299,7 +299,7 @@ fn train(reader: &mut Reader<'_>) -> TrainRecipe {
         length,
         learning_rate,
         lr_scheduler,
-        warmup: warmup(reader, lr_scheduler, length),
+        warmup: warmup(reader, lr_scheduler),
         optimizer: reader.value("train.optimizer"),
         weight_decay: not_negative(reader, "train.weight_decay"),
         adam_beta1: below_one(reader, "train.adam_beta1"),
@@ -328,7 +328,7 @@ fn length(reader: &mut Reader<'_>) -> Length {
     Length::Epochs(epochs)
 }
 
-fn warmup(reader: &mut Reader<'_>, kind: ScheduleKind, length: Length) -> Warmup {
+fn warmup(reader: &mut Reader<'_>, kind: ScheduleKind) -> Warmup {
     let steps = reader.optional::<usize>("train.warmup_steps");
     if steps.is_some() && reader.has("train.warmup_ratio") {
         reader.conflict(
@@ -339,16 +339,6 @@ fn warmup(reader: &mut Reader<'_>, kind: ScheduleKind, length: Length) -> Warmup
     }
     let share = |ratio: &f64| (0.0..=1.0).contains(ratio);
     let ratio = reader.checked("train.warmup_ratio", "a number from 0 to 1", share);
-    if let (Some(steps), Length::MaxSteps(total)) = (steps, length)
-        && steps > total
-    {
-        let instead = "the learning rate would never reach its peak; lower it";
-        reader.conflict(
-            "train.warmup_steps",
-            format!("{total} steps in all"),
-            instead,
-        );
-    }
     let warmup = steps.map_or(Warmup::Ratio(ratio), Warmup::Steps);
     if kind.warms_up() {
         return warmup;

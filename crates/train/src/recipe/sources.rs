@@ -7,7 +7,6 @@ use serde::{Serialize, Serializer};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::keys;
 use super::names::DataFormat;
 use super::problem::{Place, ProblemKind};
 use super::raw::Entry;
@@ -191,7 +190,8 @@ fn table(
             "fields" => source.fields = Some(reader.decode(&full, entry, super::reader::FIELDS)),
             _ => {
                 let names = TABLE_KEYS.iter().map(|known| (*known, *known));
-                let nearest = keys::closest(&name, names).map(|near| format!("{key}.{near}"));
+                let nearest =
+                    super::unknown::closest(&name, names).map(|near| format!("{key}.{near}"));
                 let kind = ProblemKind::UnknownKey { key: full, nearest };
                 reader.report(place.clone(), kind);
             }

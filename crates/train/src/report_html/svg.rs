@@ -19,6 +19,8 @@ const COLORS: usize = 6;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Mark {
     Line,
+    /// A thin line behind the others.
+    Faint,
     Dots,
     /// A ring around one point.
     Best,
@@ -97,9 +99,11 @@ pub(super) fn figure(title: &str, curves: &[Curve]) -> String {
     svg.push_str("</svg>\n<p class=\"legend\">");
     for curve in curves.iter().filter(|curve| !curve.points.is_empty()) {
         let sign = match curve.mark {
-            Mark::Line => "━",
-            Mark::Dots => "●",
-            Mark::Best => "◎",
+            // As the curve is drawn, dashes and all.
+            Mark::Line => stroke(curve.run % COLORS, ""),
+            Mark::Faint => stroke(curve.run % COLORS, " faint"),
+            Mark::Dots => "●".to_owned(),
+            Mark::Best => "◎".to_owned(),
         };
         let _ = write!(
             svg,
@@ -112,14 +116,27 @@ pub(super) fn figure(title: &str, curves: &[Curve]) -> String {
     svg
 }
 
+/// A piece of a line for the legend.
+fn stroke(color: usize, more: &str) -> String {
+    format!(
+        "<svg class=\"key\" viewBox=\"0 0 36 8\"><line class=\"line s{color}{more}\" x1=\"0\" x2=\"36\" y1=\"4\" \
+         y2=\"4\"/></svg>"
+    )
+}
+
 fn draw(svg: &mut String, curve: &Curve, points: impl Iterator<Item = (f64, f64)>) {
     let color = curve.run % COLORS;
     match curve.mark {
-        Mark::Line => {
+        Mark::Line | Mark::Faint => {
+            let faint = if curve.mark == Mark::Faint {
+                " faint"
+            } else {
+                ""
+            };
             let path: Vec<String> = points.map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
             let _ = writeln!(
                 svg,
-                "<polyline class=\"line s{color}\" points=\"{}\"/>",
+                "<polyline class=\"line s{color}{faint}\" points=\"{}\"/>",
                 path.join(" ")
             );
         }

@@ -6,7 +6,6 @@ use backdraft_train::checkpoint;
 use backdraft_train::records::Report;
 use backdraft_train::run_files::RunFiles;
 use backdraft_train::trained_with::adapter_in;
-use serde_json::Value;
 
 use super::adapter;
 use super::shown::Shown;
@@ -23,33 +22,31 @@ pub(super) fn run(path: &Path) -> Result<Option<Shown>, CliError> {
         return Ok(None);
     }
     let files = RunFiles::read(path)?;
-    let summed_up = |key: &str| files.summed_up(key).cloned().unwrap_or_default();
+    let summary = files.summary.as_ref();
+    let final_loss = summary.and_then(|summary| summary.final_loss);
+    let best_loss = summary.and_then(|summary| summary.best_eval_loss);
     let step = |report: &Report| match report {
         Report::Step(report) => report.step,
         Report::Eval(report) => report.step,
     };
     let steps = files.reports.iter().map(step).max().unwrap_or_default();
-    let total = files.count("/info/total_steps");
+    let total = files.total_steps();
     let adapter = Some(adapter_in(path)).filter(|adapter| adapter != path);
     let checkpoints = checkpoint::list(path)?;
+    let model = files.note.as_ref().map(|note| note.info.model.clone());
     let shown = Shown::default()
         .fact("kind", "run")
         .fact("path", path.display().to_string())
-        .fact("model", files.text("/info/model"))
+        .fact("model", model)
         .told("steps", steps, format!("{steps} of {total}"))
         .quiet("total_steps", total)
-        .fact("finished", summed_up("steps") == Value::from(total))
-        .told(
-            "final_loss",
-            summed_up("final_loss"),
-            loss(&summed_up("final_loss")),
+        .fact(
+            "finished",
+            summary.is_some_and(|summary| summary.steps == total),
         )
-        .told(
-            "best_eval_loss",
-            summed_up("best_eval_loss"),
-            loss(&summed_up("best_eval_loss")),
-        )
-        .fact("best_step", summed_up("best_step"))
+        .told("final_loss", final_loss, loss(final_loss))
+        .told("best_eval_loss", best_loss, loss(best_loss))
+        .fact("best_step", summary.and_then(|summary| summary.best_step))
         .fact("diagnosis", explained(&files.diagnosis))
         .fact("checkpoints", checkpoints)
         .fact("adapter", adapter.as_deref().map(shown_path));
@@ -77,10 +74,8 @@ fn with_adapter(shown: Shown, path: Option<PathBuf>) -> Result<Shown, CliError> 
 }
 
 /// Four decimals, as everywhere; nothing where there is none.
-fn loss(value: &Value) -> String {
-    value
-        .as_f64()
-        .map_or_else(String::new, |loss| format!("{loss:.4}"))
+fn loss(loss: Option<f64>) -> String {
+    loss.map_or_else(String::new, |loss| format!("{loss:.4}"))
 }
 
 fn shown_path(path: &Path) -> String {

@@ -20,6 +20,8 @@ pub(super) struct Plan {
     pub(super) time: Vec<f64>,
     /// Whether the whole run has few log lines, each an average of many steps.
     pub(super) short: bool,
+    /// Whether the whole run has few steps.
+    pub(super) brief: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -54,6 +56,35 @@ impl Plan {
             _ if short || rng.random_bool(0.5) => lines,
             _ => (lines as f64 * rng.random_range(0.3..1.0)) as usize,
         };
+        Self {
+            short,
+            ..Self::of(rng, total_steps, warmup_steps, (seen, interval))
+        }
+    }
+
+    /// Draws a layout of a trial of 3 to 20 steps, each a log line, mostly seen to its end.
+    pub(super) fn draw_brief(rng: &mut ChaCha8Rng, class: Class) -> Self {
+        let total_steps = rng.random_range(3..=20);
+        let warmup_steps = match class {
+            Class::WarmingUp => rng.random_range(0..=total_steps),
+            _ => rng.random_range(0..=total_steps / 5),
+        };
+        let seen = match rng.random_bool(0.7) {
+            true => total_steps,
+            false => rng.random_range(2..=total_steps),
+        };
+        Self {
+            brief: true,
+            ..Self::of(rng, total_steps, warmup_steps, (seen, 1))
+        }
+    }
+
+    fn of(
+        rng: &mut ChaCha8Rng,
+        total_steps: usize,
+        warmup_steps: usize,
+        (seen, interval): (usize, usize),
+    ) -> Self {
         let schedule =
             [Schedule::Constant, Schedule::Linear, Schedule::Cosine][rng.random_range(0..3)];
         let peak = log_uniform(rng, 1e-6, 1e-2);
@@ -73,7 +104,8 @@ impl Plan {
             rates: steps.iter().map(|&s| peak * share(s)).collect(),
             steps,
             time,
-            short,
+            short: false,
+            brief: false,
         }
     }
 

@@ -97,7 +97,7 @@ impl Clean {
             _ => log_uniform(rng, 0.4, 6.0),
         };
         let depth = match class {
-            Class::Stuck => rng.random_range(-0.01..0.02),
+            Class::Stuck | Class::NoClearChange => rng.random_range(-0.01..0.02),
             Class::Unstable | Class::WarmingUp => rng.random_range(0.0..0.6),
             _ => rng.random_range(0.1..0.97),
         };
@@ -122,7 +122,7 @@ impl Clean {
         for (value, excess) in clean.train.iter_mut().zip(&clean.excess) {
             *value += excess;
         }
-        clean.draw_train_noise(rng, start);
+        clean.draw_train_noise(rng, class, start);
         clean.draw_eval(rng, class, &elapsed);
         clean
     }
@@ -130,7 +130,7 @@ impl Clean {
     fn add_trouble(&mut self, rng: &mut ChaCha8Rng, class: Class, start: f64) {
         match class {
             Class::Unstable => match rng.random_range(0..4) {
-                0 | 1 if !self.plan.short => self.spikes(rng, start),
+                0 | 1 if !self.plan.short && !self.plan.brief => self.spikes(rng, start),
                 2 => self.swings(rng, start, true),
                 _ => self.swings(rng, start, false),
             },
@@ -185,7 +185,7 @@ impl Clean {
         self.made = if growing { "growing swings" } else { "swings" };
         let n = self.plan.len();
         let size = start * rng.random_range(0.12..0.4);
-        let memory: f64 = if self.plan.short {
+        let memory: f64 = if self.plan.short || self.plan.brief {
             rng.random_range(-0.5..0.3)
         } else if rng.random_bool(0.2) {
             rng.random_range(-0.95..-0.5)
@@ -236,8 +236,10 @@ impl Clean {
         }
     }
 
-    fn draw_train_noise(&mut self, rng: &mut ChaCha8Rng, start: f64) {
-        let share = if self.plan.short {
+    fn draw_train_noise(&mut self, rng: &mut ChaCha8Rng, class: Class, start: f64) {
+        let share = if class == Class::NoClearChange && self.plan.len() < 24 {
+            rng.random_range(0.03..0.07)
+        } else if self.plan.short || self.plan.brief {
             log_uniform(rng, 0.002, 0.05)
         } else if rng.random_bool(0.5) {
             // Single steps of a few rows each, as most runs log them.
@@ -265,13 +267,16 @@ impl Clean {
         if !needed && rng.random_bool(0.35) {
             return;
         }
-        let count = if self.plan.short {
+        let count = if self.plan.brief {
+            rng.random_range(1..=4)
+        } else if self.plan.short {
             n
         } else {
             log_uniform(rng, 2.0, 41.0) as usize
         };
         let every = (n / count.max(1)).max(1);
-        self.eval_at = (every - 1..n).step_by(every).collect();
+        let most = if self.plan.brief { count } else { n };
+        self.eval_at = (every - 1..n).step_by(every).take(most).collect();
         let gain = (self.train[0] - self.train[n - 1]).abs();
         let gap = rng.random_range(-0.1..0.3) * self.train[0];
         let turn = rng.random_range(0.1..0.75);

@@ -20,13 +20,18 @@ pub(super) fn class(clean: &Clean) -> Option<Class> {
     if clean.plan.warmup_steps > 0 && last_step <= clean.plan.warmup_steps {
         return train.rises(0.12).is_empty().then_some(Class::WarmingUp);
     }
-    if train.n() < 5 || train.after(clean.plan.warmup_steps, clean) < 8.min(train.n()) {
+    if clean.plan.brief && train.after(clean.plan.warmup_steps, clean) < 5 {
+        return train.rises(0.12).is_empty().then_some(Class::WarmingUp);
+    }
+    if train.n() < 5
+        || (!clean.plan.brief && train.after(clean.plan.warmup_steps, clean) < 8.min(train.n()))
+    {
         return None;
     }
-    if train.n() < 24 && train.noise > 0.05 * train.values[0] {
+    if train.n() < 24 && train.noise > 0.07 * train.values[0] {
         return None;
     }
-    match train.jumping(clean.plan.short || alternates(&clean.excess)) {
+    match train.jumping(clean.plan.short || clean.plan.brief || alternates(&clean.excess)) {
         Jumping::Yes => return (!train.ends_above(0.12)).then_some(Class::Unstable),
         Jumping::Between => return None,
         Jumping::No => {}
@@ -65,7 +70,15 @@ fn calm(clean: &Clean, train: &View) -> Option<Class> {
     let visible = train.falls()[0] >= 4.0 * error || gain >= 6.0 * train.noise;
     if (train.values[0] - train.lowest()).abs() * ahead < 0.025 * train.values[0] {
         let visible = 2.0 * error * ahead < 0.025 * train.values[0];
-        return visible.then_some(Class::Stuck);
+        let hidden = error * ahead > 0.06 * train.values[0];
+        return match (visible, hidden) {
+            (true, _) => Some(Class::Stuck),
+            (false, true) => Some(Class::NoClearChange),
+            (false, false) => None,
+        };
+    }
+    if train.n() < 24 && train.noise > 0.05 * train.values[0] {
+        return None;
     }
     if gain < 0.08 * train.values[0] || !visible {
         return None;

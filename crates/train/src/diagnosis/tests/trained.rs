@@ -99,6 +99,7 @@ impl Regression {
             eval: &eval,
             total_steps: self.steps,
             warmup_steps: 0,
+            stopped_early: false,
         })
     }
 }
@@ -197,6 +198,7 @@ fn product_of_two(rate: f64, seed: u64) -> Option<Diagnosis> {
         eval: &[],
         total_steps: 300,
         warmup_steps: 0,
+        stopped_early: false,
     });
     (a.abs() < 10.0 && b.abs() < 10.0).then_some(diagnosis)
 }

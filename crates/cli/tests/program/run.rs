@@ -1,0 +1,257 @@
+//! What `train`, `watch` and `report` say of runs of a few steps: what is refused at once, what trains nothing, and
+//! whether all say the same.
+
+use std::fs;
+use std::path::Path;
+
+use backdraft_testkit::tiny;
+use serde_json::Value;
+
+use super::{backdraft, fails, says, succeeds};
+
+/// A tiny project whose recipe ends in `more`.
+fn project(more: &str) -> tempfile::TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    tiny::project(directory.path(), more);
+    directory
+}
+
+fn json(path: &Path) -> Value {
+    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+}
+
+fn records(directory: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(directory.join("out/metrics.jsonl")).unwrap();
+    text.lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+/// What a command says on standard error, and whether it succeeded.
+fn said(directory: &Path, arguments: &[&str]) -> (String, bool) {
+    let output = backdraft(directory, arguments);
+    let text = String::from_utf8(output.stderr).unwrap();
+    (text, output.status.success())
+}
+
+#[test]
+fn what_is_known_at_once_is_said_before_rows_are_read() {
+    let directory = project("max_steps = 2\n");
+    let d = directory.path();
+    fs::create_dir(d.join("held")).unwrap();
+    fs::write(d.join("held/recipe.toml"), "").unwrap();
+    fs::write(d.join("file"), "").unwrap();
+    for (arguments, part) in [
+        (vec!["--output-dir", "held"], "already holds a run"),
+        (vec!["--output-dir", "file"], "it is a file"),
+        (
+            vec!["--output-dir", "file/below"],
+            "is a file; name a directory",
+        ),
+        (vec!["--device", "cuda:7"], "cuda"),
+        (
+            vec!["--set", "memory_budget='100KiB'"],
+            "memory_budget allows 0.1 MiB (the base alone takes",
+        ),
+        (vec!["--set", "lora.layers_to_transform=[9]"], "layer 9"),
+        (vec!["--set", "data.eval=nowhere.jsonl"], "nowhere.jsonl"),
+        (
+            vec!["--set", "data.train=['train.jsonl', 'nowhere.jsonl']"],
+            "nowhere.jsonl",
+        ),
+        (vec!["--set", "model=nothing"], "nothing"),
+        (vec!["--set", "dtype=bf16"], "bf16"),
+    ] {
+        let (text, ok) = said(
+            d,
+            &[&["train", "recipe.toml", "--plain"], &arguments[..]].concat(),
+        );
+        assert!(!ok && !text.contains("reading"), "{arguments:?}: {text}");
+        says(&text, &[part]);
+        assert!(!d.join("out").exists(), "{arguments:?}");
+    }
+}
+
+#[test]
+fn a_warm_up_that_outlasts_the_run_is_a_warning() {
+    let directory = project("max_steps = 3\nwarmup_steps = 5\nlr_scheduler = \"linear\"\n");
+    let d = directory.path();
+    let (text, ok) = said(d, &["train", "recipe.toml", "--plain"]);
+    assert!(ok, "{text}");
+    says(
+        &text,
+        &[
+            "warning: the learning rate never reaches its peak: the warm-up of 5 steps outlasts the run of 3",
+        ],
+    );
+    // As transformers warms up: as far as it gets.
+    let rates: Vec<f64> = records(d)
+        .iter()
+        .filter_map(|record| record["learning_rate"].as_f64())
+        .collect();
+    assert_eq!(rates, [0.0, 5e-3 / 5.0, 2.0 * 5e-3 / 5.0]);
+    let summary = json(&d.join("out/summary.json"));
+    assert_eq!(summary["no_effect"][0]["kind"], "peak_not_reached");
+    let (text, ok) = said(d, &["plan", "recipe.toml"]);
+    assert!(ok && text.contains("never reaches its peak"), "{text}");
+}
+
+#[test]
+fn a_run_that_trains_nothing_says_so_before_and_at_the_end() {
+    let directory = project("max_steps = 1\n");
+    let d = directory.path();
+    let output = backdraft(d, &["train", "recipe.toml", "--plain"]);
+    assert!(output.status.success());
+    let before = String::from_utf8(output.stderr).unwrap();
+    says(
+        &before,
+        &["warning: nothing is trained: the learning rate is 0 in every step"],
+    );
+    let at_the_end = String::from_utf8(output.stdout).unwrap();
+    says(
+        &at_the_end,
+        &["nothing was trained: every B of the adapter of step 1 is still zero"],
+    );
+    let summary = json(&d.join("out/summary.json"));
+    let kinds: Vec<&str> = summary["no_effect"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(|found| found["kind"].as_str())
+        .collect();
+    assert_eq!(kinds, ["no_learning_rate", "untrained"]);
+    let report = fs::read_to_string(d.join("out/report.html")).unwrap();
+    assert!(report.contains("nothing was trained"), "{report}");
+}
+
+#[test]
+fn every_view_has_the_same_diagnosis() {
+    for steps in [3, 4, 5, 6, 7, 9, 12] {
+        let directory = project(&format!(
+            "max_steps = {steps}\nwarmup_steps = 1\neval_steps = 3\n"
+        ));
+        let d = directory.path();
+        let summary = succeeds(d, &["train", "recipe.toml"]);
+        assert!(
+            summary["no_effect"].as_array().unwrap().is_empty(),
+            "{summary}"
+        );
+        let diagnosis = &summary["diagnosis"];
+        assert_eq!(&succeeds(d, &["watch", "out"])["diagnosis"], diagnosis);
+        assert_eq!(&json(&d.join("out/summary.json"))["diagnosis"], diagnosis);
+        let last = records(d);
+        let last = last
+            .iter()
+            .rev()
+            .find(|record| record["event"] == "diagnosis");
+        // None where it is still the one that every run begins with.
+        let noted = last.map_or(&diagnosis["verdict"]["kind"], |record| {
+            &record["diagnosis"]["verdict"]["kind"]
+        });
+        assert_eq!(noted, &diagnosis["verdict"]["kind"], "{steps}");
+        // Without what the run concluded, the same rule comes to the same.
+        fs::remove_file(d.join("out/summary.json")).unwrap();
+        assert_eq!(&succeeds(d, &["watch", "out"])["diagnosis"], diagnosis);
+        let line = String::from_utf8(backdraft(d, &["watch", "out"]).stdout).unwrap();
+        says(&line, &["(smoothed "]);
+    }
+}
+
+#[test]
+fn early_stopping_is_never_healthy() {
+    let directory = project(
+        "max_steps = 60\neval_steps = 1\nearly_stopping_patience = 2\nearly_stopping_min_improvement = 0.5\n",
+    );
+    let summary = succeeds(directory.path(), &["train", "recipe.toml"]);
+    assert_eq!(summary["stopped_early"], true, "{summary}");
+    let kind = summary["diagnosis"]["verdict"]["kind"].as_str().unwrap();
+    assert!(
+        ["overfitting", "converged", "diverged", "unstable"].contains(&kind),
+        "{summary}"
+    );
+}
+
+#[test]
+fn a_finished_run_is_left_as_it_is() {
+    let directory = project("max_steps = 3\nwarmup_steps = 1\n");
+    let d = directory.path();
+    succeeds(d, &["train", "recipe.toml"]);
+    let files = [
+        "out/summary.json",
+        "out/run.json",
+        "out/metrics.jsonl",
+        "out/report.html",
+    ];
+    let before = files.map(|file| fs::read(d.join(file)).unwrap());
+    let again = succeeds(
+        d,
+        &["train", "--resume", "out", "--set", "train.logging_steps=2"],
+    );
+    assert_eq!(again["steps"], 3);
+    let (text, ok) = said(d, &["train", "--resume", "out", "--plain"]);
+    assert!(
+        ok && text.contains("nothing to resume") && !text.contains("reading"),
+        "{text}"
+    );
+    assert_eq!(files.map(|file| fs::read(d.join(file)).unwrap()), before);
+
+    let refused = fails(d, &["train", "--resume", "out", "--set", "seed=7"], 1);
+    says(&refused, &["seed: 42 → 7", "--allow-change seed"]);
+    let more = [
+        "train",
+        "--resume",
+        "out",
+        "--max-steps",
+        "5",
+        "--allow-change",
+        "train.max_steps",
+    ];
+    assert_eq!(succeeds(d, &more)["steps"], 5);
+}
+
+#[test]
+fn lines_say_what_they_are_and_those_of_earlier_versions_are_read() {
+    let directory = project("max_steps = 6\nwarmup_steps = 1\neval_steps = 3\n");
+    let d = directory.path();
+    succeeds(d, &["train", "recipe.toml"]);
+    let before = records(d);
+    for record in &before {
+        let event = record["event"].as_str().unwrap();
+        assert!(["step", "eval", "diagnosis"].contains(&event), "{record}");
+        assert_eq!(record["schema_version"], 1);
+    }
+    let run = json(&d.join("out/run.json"));
+    assert!(
+        run["info"]["device"].as_str().unwrap().starts_with("cpu"),
+        "{run}"
+    );
+    assert!(run["eval_data"]["longest"].as_u64().unwrap() > 0, "{run}");
+    let share = [
+        "train",
+        "recipe.toml",
+        "--set",
+        "data.eval=0.25",
+        "--output-dir",
+        "share",
+    ];
+    succeeds(d, &share);
+    let run = json(&d.join("share/run.json"));
+    assert!(run["eval_data"]["longest"].as_u64().unwrap() > 0, "{run}");
+    let watched = succeeds(d, &["watch", "out"]);
+
+    let path = d.join("out/metrics.jsonl");
+    let text = fs::read_to_string(&path).unwrap();
+    let old: String = text
+        .lines()
+        .map(|line| {
+            let mut record: Value = serde_json::from_str(line).unwrap();
+            let object = record.as_object_mut().unwrap();
+            object.shift_remove("event");
+            object.shift_remove("schema_version");
+            format!("{record}\n")
+        })
+        .collect();
+    fs::write(&path, old).unwrap();
+    assert_eq!(succeeds(d, &["watch", "out"]), watched);
+    succeeds(d, &["report", "out"]);
+}

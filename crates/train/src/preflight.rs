@@ -1,0 +1,170 @@
+//! What keeps a run from starting and is known from the recipe, the machine and the headers of files: refused
+//! before rows are read or weights are loaded, which may take an hour.
+//!
+//! Nothing here claims anything. What has changed by the time a run starts is found again when it does.
+
+use std::fs::{self, OpenOptions};
+use std::io::ErrorKind;
+use std::path::Path;
+
+use backdraft_data::Source;
+use backdraft_lora::LoraConfig;
+use backdraft_model::LlamaConfig;
+use burn::tensor::{DType, Device};
+
+use crate::activation::device::usable;
+use crate::activation::tensors::PassShape;
+use crate::activation::{DeviceFacts, Exhausted, Limit, Setup, Shortage};
+use crate::error::TrainError;
+use crate::lock::{self, RunLock};
+use crate::recipe::{ByteSize, DataRecipe, EvalRecipe, Recipe};
+use crate::run::{self, Start, data_error};
+
+/// Refuses an output directory that a run cannot have.
+///
+/// # Errors
+/// A directory that holds a run, where `start` does not replace or continue it; one that another process writes to;
+/// a path that is a file, lies in one, or cannot be written to.
+pub fn output_dir(path: &Path, start: &Start) -> Result<(), TrainError> {
+    let cannot = |source| TrainError::OutputDir {
+        path: path.to_owned(),
+        source,
+    };
+    let parent = existing(path).map_err(cannot)?;
+    if !parent.is_dir() {
+        return Err(TrainError::OutputIsFile {
+            path: path.to_owned(),
+            file: parent.to_owned(),
+        });
+    }
+    let Start::New { force } = *start else {
+        // A run that is continued holds its directory already.
+        return Ok(());
+    };
+    if lock::is_held(path) {
+        // Says who has it.
+        RunLock::acquire(path)?;
+    }
+    if !force && run::holds_run(path) {
+        return Err(TrainError::OutputExists {
+            path: path.to_owned(),
+        });
+    }
+    writable(parent).map_err(cannot)
+}
+
+/// The path itself, or the nearest part of it that is there.
+fn existing(path: &Path) -> std::io::Result<&Path> {
+    for part in path.ancestors() {
+        match fs::metadata(part) {
+            Ok(_) => return Ok(part),
+            // A name below a file is no directory, and the file is what is looked for.
+            Err(error)
+                if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(Path::new("."))
+}
+
+/// Whether a file can be made there: the only question that every system answers truly.
+fn writable(directory: &Path) -> std::io::Result<()> {
+    let path = directory.join(format!(".backdraft-{}", std::process::id()));
+    OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .open(&path)?;
+    fs::remove_file(path)
+}
+
+/// Refuses rows that are not there. Those of the hub are not asked for.
+///
+/// # Errors
+/// The first source that is no file, folder or glob.
+pub fn sources(recipe: &DataRecipe) -> Result<(), TrainError> {
+    let eval = match &recipe.eval {
+        Some(EvalRecipe::Sources(sources)) => sources.0.as_slice(),
+        Some(EvalRecipe::Fraction(_)) | None => &[],
+    };
+    let local = recipe.train.0.iter().chain(eval);
+    for source in local.filter(|source| !source.is_hub()) {
+        // What is there may be a pipe, which is opened once.
+        if !Path::new(&source.path).exists() {
+            Source::open(&source.path).map_err(data_error(Path::new(&source.path)))?;
+        }
+    }
+    Ok(())
+}
+
+/// Refuses a recipe that does not fit a model of that shape, or a model that does not fit the memory.
+///
+/// `quantized` says that the model's files hold codes already, whose size the shape does not tell.
+///
+/// # Errors
+/// A number format that the device lacks, layers or projections that the model lacks, and a budget below what the
+/// least step of one row would need.
+pub fn model(
+    recipe: &Recipe,
+    config: &LlamaConfig,
+    device: &Device,
+    quantized: bool,
+) -> Result<(), TrainError> {
+    let dtype = recipe.dtype.on(device)?;
+    let lora = LoraConfig::from(&recipe.lora);
+    lora.validate(config.num_hidden_layers)?;
+    if quantized {
+        return Ok(());
+    }
+    let facts = DeviceFacts::of(device, dtype.size() as u64);
+    memory(recipe, config, &facts, dtype)
+}
+
+fn memory(
+    recipe: &Recipe,
+    config: &LlamaConfig,
+    facts: &DeviceFacts,
+    dtype: DType,
+) -> Result<(), TrainError> {
+    let setup = Setup {
+        config: config.clone(),
+        lora: LoraConfig::from(&recipe.lora),
+        quantization: recipe.quantization_plan(),
+        base: None,
+        dense_element: match facts.capacity {
+            None => facts.memory.element,
+            Some(_) => dtype.size() as u64,
+        },
+        memory: facts.memory,
+        optimizer: recipe.state_precision(),
+        micro_batch_size: recipe.train.micro_batch_size,
+        max_seq_length: recipe.max_seq_length,
+        grad_accumulation_steps: recipe.train.grad_accumulation_steps,
+        host: match recipe.activation_offloading {
+            true => facts.host,
+            false => 0,
+        },
+    };
+    let budget = match (recipe.memory_budget, facts.capacity) {
+        (Some(ByteSize(budget)), _) => Some(budget),
+        (None, Some(capacity)) => Some(usable(capacity)),
+        (None, None) => facts.watch().obtainable(),
+    };
+    // How long the rows are shows later; none is shorter than this.
+    let pass = PassShape::of_sequences([2]);
+    let mut step = setup.step();
+    step.page = step.page_for(pass);
+    let needed = step.least_peak(pass);
+    match budget {
+        Some(budget) if needed > budget => Err(TrainError::OutOfMemory {
+            step: 1,
+            exhausted: Exhausted {
+                needed,
+                budget,
+                base: step.base,
+                limit: Limit::of(recipe.memory_budget, budget),
+                advice: setup.advice(Shortage { needed, budget }),
+            },
+        }),
+        _ => Ok(()),
+    }
+}
