@@ -1,5 +1,6 @@
 //! What a chat template sees.
 
+use indexmap::IndexMap;
 use serde_json::{Map, Value as Json};
 
 use crate::conversation::Message;
@@ -7,29 +8,21 @@ use crate::conversation::Message;
 /// Special tokens by the names that templates know them by, such as `bos_token`.
 ///
 /// A token that the model lacks is undefined in the template, not empty, as in transformers.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub struct NamedTokens(Vec<(String, String)>);
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NamedTokens(IndexMap<String, String>);
 
 impl NamedTokens {
     /// Names a token, or says that there is none of this name.
     pub fn set(&mut self, name: &str, token: Option<String>) {
-        self.0.retain(|(known, _)| known != name);
-        self.0.extend(token.map(|token| (name.to_owned(), token)));
-    }
-
-    /// The token of this name.
-    pub fn get(&self, name: &str) -> Option<&str> {
-        let mut tokens = self.0.iter();
-        tokens
-            .find(|(known, _)| known == name)
-            .map(|(_, token)| token.as_str())
+        match token {
+            Some(token) => self.0.insert(name.to_owned(), token),
+            None => self.0.shift_remove(name),
+        };
     }
 
     /// Names with their tokens.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.0
-            .iter()
-            .map(|(name, token)| (name.as_str(), token.as_str()))
+        self.0.iter().map(|(name, token)| (&**name, &**token))
     }
 }
 
