@@ -163,13 +163,15 @@ pub(super) fn identical(a: &Value, b: &Value) -> bool {
         (Value::Int(a), Value::Int(b)) => a == b && (-5..=256).contains(a),
         (Value::Str(a), Value::Str(b)) => Arc::ptr_eq(a, b) || (a == b && a.chars().count() < 2),
         (Value::List(a), Value::List(b)) => Arc::ptr_eq(a, b),
-        (Value::Tuple(a), Value::Tuple(b)) => Arc::ptr_eq(a, b),
+        (Value::Tuple(a), Value::Tuple(b)) | (Value::Group(a), Value::Group(b)) => {
+            Arc::ptr_eq(a, b)
+        }
         (Value::Dict(a), Value::Dict(b)) => Arc::ptr_eq(a, b),
         (Value::Int(_) | Value::Float(_) | Value::Bool(_), _)
         | (_, Value::Int(_) | Value::Float(_) | Value::Bool(_))
         | (Value::Undefined(_), _)
         | (Value::Markup(_) | Value::Str(_) | Value::Bytes(_), _)
-        | (Value::Range(_), _) => false,
+        | (Value::Tuple(_) | Value::Group(_) | Value::Range(_), _) => false,
         _ => same_key(a, b),
     }
 }

@@ -64,7 +64,7 @@ impl Function {
                 for name in dict.keys().filter_map(Value::as_str) {
                     check_name(name)?;
                 }
-                Ok(renderer.namespace(Namespace::new(dict)))
+                renderer.namespace(Namespace::new(dict))
             }
             Self::Cycler => {
                 if args.positional.is_empty() {

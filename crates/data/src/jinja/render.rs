@@ -77,10 +77,12 @@ impl<'t> Renderer<'t> {
         rendered.map(|_| out)
     }
 
-    pub(super) fn namespace(&mut self, namespace: Namespace) -> Value {
+    pub(super) fn namespace(&mut self, namespace: Namespace) -> Result<Value> {
+        // It stays until the end.
+        self.meter.steps(16)?;
         let namespace = Arc::new(namespace);
         self.namespaces.push(Arc::clone(&namespace));
-        Value::Namespace(namespace)
+        Ok(Value::Namespace(namespace))
     }
 
     /// Goes one level down for as long as something runs.

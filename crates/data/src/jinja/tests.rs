@@ -118,6 +118,9 @@ fn hostile_templates_end_in_an_error() {
         "{% set ns = namespace(l=[1]) %}{% for i in range(60) %}{% set ns.l = [ns.l, ns.l] %}{% endfor %}{{ ns.l }}".to_owned(),
         "{% set ns = namespace(l=[1]) %}{% for i in range(9999) %}{% set ns.l = [ns.l] %}{% endfor %}".to_owned(),
         "{% set ns = namespace() %}{% set ns.me = ns %}{{ ns }}".to_owned(),
+        "{% set ns = namespace(t=(1,), u=(1,)) %}{% for i in range(90) %}{% set ns.t = (ns.t, ns.t) %}\
+         {% set ns.u = (ns.u, ns.u) %}{% endfor %}{{ {ns.t: 1}[ns.u] }}".to_owned(),
+        "{{ ('a ' * 10**7).split() }}{{ ('\\n' * 10**7).splitlines() }}".to_owned(),
         "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}".to_owned(),
         "{% macro m(x) %}{% if x %}{% for i in [1] %}{{ (m([x]) ~ '')|upper }}{% endfor %}{% endif %}{% endmacro %}{{ m([1]) }}".to_owned(),
         "{% for x in [[1]] recursive %}{{ loop([x]) }}{% endfor %}".to_owned(),

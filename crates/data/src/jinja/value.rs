@@ -11,6 +11,9 @@ use super::loop_context::LoopContext;
 /// How deeply lists and dictionaries may nest: what walks them does so on the stack.
 const MAX_DEPTH: u32 = 160;
 
+/// The most values in a tuple that is a key.
+const MAX_KEY_WEIGHT: u64 = 1000;
+
 /// A value.
 #[derive(Clone, Debug)]
 pub(super) enum Value {
@@ -81,6 +84,8 @@ impl Undefined {
 pub(super) struct Seq {
     items: Vec<Value>,
     depth: u32,
+    /// Values in it, and in what it holds: shared parts count as often as they are held.
+    weight: u64,
 }
 
 impl std::ops::Deref for Seq {
@@ -98,7 +103,13 @@ impl Seq {
 
     pub(super) fn new(items: Vec<Value>) -> Result<Arc<Self>> {
         let depth = deeper(0, &items)?;
-        Ok(Arc::new(Self { items, depth }))
+        let weights = items.iter().map(Value::weight);
+        let weight = weights.fold(1, u64::saturating_add);
+        Ok(Arc::new(Self {
+            items,
+            depth,
+            weight,
+        }))
     }
 }
 
@@ -301,8 +312,18 @@ impl Value {
     pub(super) fn is_hashable(&self) -> bool {
         match self {
             Self::List(_) | Self::Dict(_) | Self::View(..) => false,
-            Self::Tuple(items) | Self::Group(items) => items.iter().all(Self::is_hashable),
+            // A key is compared without an end in sight, so it must be small.
+            Self::Tuple(items) | Self::Group(items) => {
+                items.weight <= MAX_KEY_WEIGHT && items.iter().all(Self::is_hashable)
+            }
             _ => true,
+        }
+    }
+
+    fn weight(&self) -> u64 {
+        match self {
+            Self::List(items) | Self::Tuple(items) | Self::Group(items) => items.weight,
+            _ => 1,
         }
     }
 

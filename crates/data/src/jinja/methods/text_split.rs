@@ -12,8 +12,6 @@ pub(super) fn call(
     method: &'static str,
     args: Args,
 ) -> Result<Value> {
-    // Each piece is a value, and there are at most as many as there are characters.
-    renderer.meter.bytes(text.len().saturating_mul(4))?;
     match method {
         "partition" | "rpartition" => {
             let bound = args.bind_positional::<1>(method, 1)?;
@@ -34,6 +32,8 @@ pub(super) fn call(
         }
         "splitlines" => {
             let bound = args.bind(method, ["keepends"], 0)?;
+            // Each piece is a value, which is paid for before there is one.
+            renderer.meter.steps(text.matches(is_line_end).count())?;
             let lines = lines(text, bound.truth_or(0, false));
             Value::list(lines.into_iter().map(Value::from).collect())
         }
@@ -41,7 +41,13 @@ pub(super) fn call(
             let bound = args.bind(method, ["sep", "maxsplit"], 0)?;
             let most = usize::try_from(bound.int_or(1, -1, method)?).unwrap_or(usize::MAX);
             let from_right = method == "rsplit";
-            let pieces = match bound.optional_str(0, method)? {
+            let separator = bound.optional_str(0, method)?;
+            let cuts = match separator {
+                Some(separator) => text.matches(separator).count(),
+                None => text.matches(is_space).count(),
+            };
+            renderer.meter.steps(cuts.min(most))?;
+            let pieces = match separator {
                 Some("") => fail!("empty separator"),
                 Some(separator) if from_right => {
                     let mut pieces: Vec<&str> =
