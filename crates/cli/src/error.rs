@@ -6,7 +6,7 @@ use std::io::{IsTerminal, Write};
 use std::panic::PanicHookInfo;
 use std::process::ExitCode;
 
-use backdraft_data::DataError;
+use backdraft_data::{DataError, TemplateError};
 use backdraft_formats::FormatError;
 use backdraft_formats::hub::HubError;
 use backdraft_lora::MergeError;
@@ -332,6 +332,9 @@ impl From<TrainError> for CliError {
             }
             TrainError::ForeignTemplate { .. } => Some(
                 "leave data.chat_template out to use the model's own; alpaca and vicuna of `backdraft init --templates` need no special tokens".to_owned(),
+            ),
+            TrainError::Template(TemplateError::Broken { .. }) => Some(
+                "name another template with data.chat_template (`backdraft init --templates` lists the built-in ones)".to_owned(),
             ),
             TrainError::Data { source, .. } | TrainError::Rows(source) => data_hint(source),
             TrainError::Fetch { source, .. } => {

@@ -517,14 +517,21 @@ pub enum TemplateError {
     Parse {
         /// The parser's reason.
         #[source]
-        source: minijinja::Error,
+        source: Box<crate::jinja::JinjaError>,
+    },
+    /// The template asks for what no chat template has, whatever the rows say.
+    #[error("the chat template is at fault, whatever the rows say")]
+    Broken {
+        /// What is missing, and the template's line.
+        #[source]
+        source: Box<crate::jinja::JinjaError>,
     },
     /// Rendering failed.
     #[error("the chat template failed")]
     Render {
         /// The engine's reason.
         #[source]
-        source: minijinja::Error,
+        source: Box<crate::jinja::JinjaError>,
     },
     /// The template does more work than any sensible one.
     #[error(
@@ -543,8 +550,10 @@ pub enum TemplateError {
     },
     /// The tokenizer has no chat template where one is needed.
     #[error(
-        "the model has no chat template; name one with chat_template (`backdraft init --templates` \
-         lists them), use an instruction-tuned model, or alpaca rows with a prompt_template"
+        "the model has no chat template, as is usual for base models, and these rows need one. \
+         Name one with data.chat_template = \"chatml\" (`backdraft init --templates` lists the \
+         built-in ones) or the path of a .jinja file; or use the instruction-tuned version of the \
+         model; or write alpaca rows as plain text with data.prompt_template"
     )]
     Missing,
     /// A prompt template is malformed.

@@ -13,6 +13,7 @@
 //! | [`mod@format`] | [`Format`]: how rows of each kind are read, told apart, and renamed |
 //! | [`jsonl`] | the line reader with bounded memory |
 //! | [`template`] | [`ChatTemplate`] (Jinja, as transformers sets it), [`BuiltinTemplate`] |
+//! | `jinja` | the Jinja that chat templates are written in, on Python's types |
 //! | [`prompt_template`] | [`PromptTemplate`] (placeholders from a recipe) |
 //! | [`tokenizer`] | [`ChatTokenizer`]: ids, byte offsets, end-of-turn, streaming decoder |
 //! | [`supervise`] | which tokens a row trains, by text offsets |
@@ -43,6 +44,7 @@ pub mod error;
 pub mod eval_split;
 pub mod findings;
 pub mod format;
+mod jinja;
 pub mod jsonl;
 pub mod lengths;
 pub mod loader;
@@ -72,6 +74,7 @@ pub use error::{DataError, JsonFault, SpanError, TemplateError};
 pub use eval_split::{EvalSplit, count_seen, split_fraction};
 pub use findings::{Finding, Findings, RowPlace};
 pub use format::{FieldMap, Format};
+pub use jinja::{JinjaError, JinjaErrorKind};
 pub use loader::{Loader, LoaderOptions, LoaderState};
 pub use options::DataOptions;
 pub use pack::{Batching, Density};
@@ -85,8 +88,8 @@ pub use score::GenerationScores;
 pub use source::{RowFormat, Source};
 pub use store::TokenRows;
 pub use supervise::{Supervision, Unseen};
-pub use template::ChatTemplate;
 pub use template::builtin::BuiltinTemplate;
+pub use template::{ChatTemplate, NamedTokens};
 pub use tokenizer::{ChatTokenizer, SpecialTokens, TokenStream};
 
 /// The label of a position that is not trained.

@@ -2,10 +2,11 @@
 
 use std::path::Path;
 
-use crate::error::{DataError, SpanError};
+use crate::error::{DataError, SpanError, TemplateError};
 use crate::format::Format;
 use crate::prompt_template::PromptTemplate;
 use crate::supervise::{RowError, Supervision};
+use crate::tokenizer::ChatTokenizer;
 
 /// How a data file is to be read.
 #[derive(Clone, Debug)]
@@ -51,14 +52,34 @@ impl DataOptions {
         }
         Ok(())
     }
+
+    /// Refuses rows that need a chat template where there is none, before any of them is read.
+    ///
+    /// # Errors
+    /// [`DataError::Template`].
+    pub fn check_template(&self, tokenizer: &ChatTokenizer) -> Result<(), DataError> {
+        let needs_one = match self.format {
+            Format::Messages | Format::Sharegpt => true,
+            Format::Alpaca => self.template.is_none(),
+            // Prompts may be messages, which is seen with the rows.
+            Format::PromptCompletion | Format::Text => false,
+        };
+        match needs_one && tokenizer.template().is_none() {
+            true => Err(TemplateError::Missing.into()),
+            false => Ok(()),
+        }
+    }
 }
 
 /// Adds file and line.
 pub(crate) fn row_error(path: &Path, line: usize, error: RowError) -> DataError {
     let path = path.to_owned();
     match error {
-        RowError::Template(source) => DataError::Render { path, line, source },
-        RowError::Span(SpanError::Template(source)) => DataError::Render { path, line, source },
+        RowError::Template(source) | RowError::Span(SpanError::Template(source)) => match source {
+            // No row is to blame, and skipping rows would not help.
+            TemplateError::Missing | TemplateError::Broken { .. } => DataError::Template(source),
+            source => DataError::Render { path, line, source },
+        },
         RowError::Span(source) => DataError::Span { path, line, source },
         RowError::Encode(source) => DataError::Encode { path, line, source },
         RowError::UnusedInput => DataError::Field {

@@ -288,7 +288,9 @@ fn work(
     progress: &mut dyn FnMut(LoadProgress),
 ) -> Result<Outcome, DataError> {
     for source in sources {
-        options.of(source).check()?;
+        let options = options.of(source);
+        options.check()?;
+        options.data.check_template(tokenizer)?;
     }
     let mut work = Work {
         options,

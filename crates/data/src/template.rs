@@ -1,25 +1,19 @@
 //! Chat templates: Jinja as transformers sets it, in a sandbox.
 
 pub mod builtin;
-mod functions;
-mod source;
+mod context;
 
-use std::io::{self, Write};
 use std::ops::Range;
 
-use minijinja::syntax::SyntaxConfig;
-use minijinja::value::Serde;
-use minijinja::{AutoEscape, Environment, ErrorKind, Value};
 use serde_json::{Map, Value as Json};
 
 use crate::conversation::{Conversation, Message};
 use crate::error::TemplateError;
-use functions::Raised;
+use crate::jinja::{JinjaError, JinjaErrorKind, Limits, Template};
+pub use context::NamedTokens;
 
-const NAME: &str = "chat_template";
-/// Instructions plus 64-byte blocks of text that one rendering may cost: about a second.
+/// Steps of work that one rendering may cost, 64 bytes of text being one: about a second.
 const FUEL: u64 = 10_000_000;
-const RECURSION_LIMIT: usize = 200;
 /// The largest rendering, in bytes.
 pub const MAX_RENDERED_BYTES: usize = 64 << 20;
 
@@ -35,15 +29,14 @@ pub type MarkedText = (String, Vec<Range<usize>>);
 /// `transformers/utils/chat_template_utils.py`: `trim_blocks`, `lstrip_blocks`, loop controls,
 /// `raise_exception`, `strftime_now`, `tojson` without HTML escapes, `{% generation %}`.
 pub struct ChatTemplate {
-    environment: Environment<'static>,
-    marks_answers: bool,
+    template: Template,
     source: String,
-    bos_token: Option<String>,
-    eos_token: Option<String>,
+    tokens: NamedTokens,
+    limits: Limits,
 }
 
 impl ChatTemplate {
-    /// Compiles a template; the tokens are what it sees as `bos_token` and `eos_token`.
+    /// Compiles a template that sees these two special tokens.
     ///
     /// # Errors
     /// [`TemplateError::Parse`].
@@ -52,33 +45,29 @@ impl ChatTemplate {
         bos_token: Option<&str>,
         eos_token: Option<&str>,
     ) -> Result<Self, TemplateError> {
-        let mut environment = Environment::new();
-        environment.set_debug(false);
-        environment.set_syntax(
-            SyntaxConfig::builder()
-                .trim_blocks(true)
-                .lstrip_blocks(true)
-                .keep_trailing_newline(false)
-                .build()
-                .map_err(|source| TemplateError::Parse { source })?,
-        );
-        environment.set_auto_escape_callback(|_| AutoEscape::None);
-        environment.set_fuel(Some(FUEL));
-        environment.set_recursion_limit(RECURSION_LIMIT);
-        environment
-            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        functions::add(&mut environment, chrono::Local::now().naive_local());
-        functions::add_generation(&mut environment);
-        let (rewritten, marks_answers) = source::with_generation_filters(source);
-        environment
-            .add_template_owned(NAME, rewritten)
-            .map_err(|source| TemplateError::Parse { source })?;
+        let mut tokens = NamedTokens::default();
+        for (name, token) in [("bos_token", bos_token), ("eos_token", eos_token)] {
+            tokens.set(name, token.map(str::to_owned));
+        }
+        Self::with_tokens(source, tokens)
+    }
+
+    /// Compiles a template that sees these special tokens.
+    ///
+    /// `strftime_now` tells the time of this call, so that every row of a run sees one date.
+    ///
+    /// # Errors
+    /// [`TemplateError::Parse`].
+    pub fn with_tokens(source: &str, tokens: NamedTokens) -> Result<Self, TemplateError> {
         Ok(Self {
-            environment,
-            marks_answers,
+            template: Template::parse(source).map_err(|source| TemplateError::Parse { source })?,
             source: source.to_owned(),
-            bos_token: bos_token.map(str::to_owned),
-            eos_token: eos_token.map(str::to_owned),
+            tokens,
+            limits: Limits {
+                fuel: FUEL,
+                max_bytes: MAX_RENDERED_BYTES,
+                now: chrono::Local::now().naive_local(),
+            },
         })
     }
 
@@ -86,7 +75,9 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// [`TemplateError::Raised`] when the template refuses the conversation,
-    /// [`TemplateError::TooLarge`], and [`TemplateError::Render`] for anything else, fuel included.
+    /// [`TemplateError::TooLarge`] and [`TemplateError::Endless`] at the limits,
+    /// [`TemplateError::Broken`] when it is at fault for any conversation, and
+    /// [`TemplateError::Render`] for anything else.
     pub fn render(
         &self,
         conversation: &Conversation,
@@ -106,7 +97,7 @@ impl ChatTemplate {
 
     /// Whether the template says by `{% generation %}` what the model writes.
     pub fn marks_answers(&self) -> bool {
-        self.marks_answers
+        self.template.has_generation()
     }
 
     /// Renders a conversation and gives the bytes inside `{% generation %}` with it; `None` where
@@ -118,12 +109,13 @@ impl ChatTemplate {
         &self,
         conversation: &Conversation,
     ) -> Result<Option<MarkedText>, TemplateError> {
-        if !self.marks_answers {
+        if !self.marks_answers() {
             return Ok(None);
         }
-        let mut context = self.context(&conversation.messages, conversation.tools.as_ref(), false);
-        context.insert(functions::MARKS.into(), true.into());
-        Ok(functions::unmark(&self.render_context(context)?))
+        let context = self.context(&conversation.messages, conversation.tools.as_ref(), false);
+        self.template
+            .render_marked(&context, &self.limits)
+            .map_err(render_error)
     }
 
     /// [`Self::render`] for a part of a conversation.
@@ -136,29 +128,10 @@ impl ChatTemplate {
         tools: Option<&Json>,
         add_generation_prompt: bool,
     ) -> Result<String, TemplateError> {
-        self.render_context(self.context(messages, tools, add_generation_prompt))
-    }
-
-    fn render_context(&self, context: Map<String, Json>) -> Result<String, TemplateError> {
-        let context = Value::from(Serde(Json::Object(context)));
-        let mut output = Limited {
-            bytes: Vec::new(),
-            exceeded: false,
-        };
-        let rendered = self
-            .environment
-            .get_template(NAME)
-            .and_then(|template| template.render_captured_to(context, &mut output).map(drop));
-        if output.exceeded {
-            return Err(TemplateError::TooLarge {
-                limit: MAX_RENDERED_BYTES,
-            });
-        }
-        rendered.map_err(render_error)?;
-        String::from_utf8(output.bytes).map_err(|error| TemplateError::Render {
-            source: minijinja::Error::new(ErrorKind::BadSerialization, "not UTF-8")
-                .with_source(error),
-        })
+        let context = self.context(messages, tools, add_generation_prompt);
+        self.template
+            .render(&context, &self.limits)
+            .map_err(render_error)
     }
 
     fn context(
@@ -167,67 +140,31 @@ impl ChatTemplate {
         tools: Option<&Json>,
         add_generation_prompt: bool,
     ) -> Map<String, Json> {
-        let messages: Vec<Json> = messages.iter().map(Message::to_json).collect();
-        let mut context = Map::new();
-        context.insert("messages".into(), messages.into());
-        context.insert("tools".into(), tools.cloned().unwrap_or(Json::Null));
-        context.insert("documents".into(), Json::Null);
-        context.insert("add_generation_prompt".into(), add_generation_prompt.into());
-        // As in transformers, a token that the model lacks is undefined, not empty.
-        for (key, token) in [
-            ("bos_token", &self.bos_token),
-            ("eos_token", &self.eos_token),
-        ] {
-            if let Some(token) = token {
-                context.insert(key.into(), token.as_str().into());
-            }
-        }
-        context
+        context::of(messages, tools, add_generation_prompt, &self.tokens)
     }
 }
 
 impl std::fmt::Debug for ChatTemplate {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ChatTemplate")
-            .field("bos_token", &self.bos_token)
-            .field("eos_token", &self.eos_token)
+            .field("tokens", &self.tokens)
             .finish_non_exhaustive()
     }
 }
 
-fn render_error(error: minijinja::Error) -> TemplateError {
-    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(&error);
-    while let Some(cause) = source {
-        if let Some(Raised(message)) = cause.downcast_ref::<Raised>() {
-            return TemplateError::Raised {
-                message: message.clone(),
-            };
+fn render_error(error: Box<JinjaError>) -> TemplateError {
+    match error.kind {
+        JinjaErrorKind::Raised => TemplateError::Raised {
+            message: error.message,
+        },
+        JinjaErrorKind::Fuel => TemplateError::Endless { limit: FUEL },
+        JinjaErrorKind::Large => TemplateError::TooLarge {
+            limit: MAX_RENDERED_BYTES,
+        },
+        JinjaErrorKind::Unknown => TemplateError::Broken { source: error },
+        JinjaErrorKind::Syntax | JinjaErrorKind::Undefined | JinjaErrorKind::Runtime => {
+            TemplateError::Render { source: error }
         }
-        source = cause.source();
-    }
-    match error.kind() {
-        ErrorKind::OutOfFuel => TemplateError::Endless { limit: FUEL },
-        _ => TemplateError::Render { source: error },
-    }
-}
-
-struct Limited {
-    bytes: Vec<u8>,
-    exceeded: bool,
-}
-
-impl Write for Limited {
-    fn write(&mut self, chunk: &[u8]) -> io::Result<usize> {
-        if self.bytes.len().saturating_add(chunk.len()) > MAX_RENDERED_BYTES {
-            self.exceeded = true;
-            return Err(io::Error::from(io::ErrorKind::StorageFull));
-        }
-        self.bytes.extend_from_slice(chunk);
-        Ok(chunk.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }
 

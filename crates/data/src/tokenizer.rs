@@ -11,7 +11,7 @@ use tokenizers::Tokenizer;
 
 use crate::conversation::{Conversation, Message, Role};
 use crate::error::{DataError, Source, TemplateError};
-use crate::template::ChatTemplate;
+use crate::template::{ChatTemplate, NamedTokens};
 pub use ends::EndOfTurn;
 pub use stream::TokenStream;
 use words::Words;
@@ -23,6 +23,8 @@ pub struct SpecialTokens {
     pub bos_token: Option<String>,
     /// Text of the token that ends a document.
     pub eos_token: Option<String>,
+    /// Tokens that only templates ask for, such as `pad_token` and `unk_token`.
+    pub others: NamedTokens,
     /// Whether plain text gets a BOS; `None` asks `tokenizer.json`.
     pub add_bos: Option<bool>,
     /// The configuration's ids that end a generation.
@@ -47,6 +49,8 @@ pub struct ChatTokenizer {
     words: Option<Words>,
     template: Option<ChatTemplate>,
     tool_use_template: Option<ChatTemplate>,
+    /// What templates see.
+    tokens: NamedTokens,
     bos: Option<(String, u32)>,
     eos: Option<(String, u32)>,
     add_bos: bool,
@@ -100,8 +104,11 @@ impl ChatTokenizer {
             (None, None) => false,
         };
         tokenizer.with_post_processor(None::<tokenizers::PostProcessorWrapper>);
+        let mut tokens = special.others;
+        tokens.set("bos_token", text(&bos).map(str::to_owned));
+        tokens.set("eos_token", text(&eos).map(str::to_owned));
         let template = chat_template
-            .map(|source| ChatTemplate::new(source, text(&bos), text(&eos)))
+            .map(|source| ChatTemplate::with_tokens(source, tokens.clone()))
             .transpose()?;
         let added_tokens = tokenizer.get_added_tokens_decoder().into_values();
         let added_tokens = added_tokens.map(|token| token.content).collect();
@@ -110,6 +117,7 @@ impl ChatTokenizer {
             tokenizer,
             template,
             tool_use_template: None,
+            tokens,
             bos,
             eos,
             add_bos,
@@ -219,11 +227,7 @@ impl ChatTokenizer {
     }
 
     fn compile(&self, source: &str) -> Result<ChatTemplate, DataError> {
-        Ok(ChatTemplate::new(
-            source,
-            self.bos_token(),
-            self.eos_token(),
-        )?)
+        Ok(ChatTemplate::with_tokens(source, self.tokens.clone())?)
     }
 
     fn find_ends(&mut self) -> Result<(), DataError> {

@@ -1,5 +1,6 @@
 //! What a model directory says about its tokenizer.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
@@ -11,6 +12,8 @@ const TOKENIZER: &str = "tokenizer.json";
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 const SPECIAL_TOKENS: &str = "special_tokens_map.json";
 const CHAT_TEMPLATE: &str = "chat_template.jinja";
+/// Tokens that have a field of their own.
+const NAMED_TOKENS: [&str; 4] = ["bos_token", "eos_token", "pad_token", "unk_token"];
 const ADDITIONAL_TEMPLATES: &str = "additional_chat_templates";
 
 /// A tokenizer, and the texts that go with it.
@@ -30,6 +33,8 @@ pub struct TokenizerFiles {
     pub pad_token: Option<String>,
     /// The token for what the vocabulary lacks.
     pub unk_token: Option<String>,
+    /// Tokens with other names, such as `sep_token`, by their names; templates may ask for them.
+    pub other_tokens: BTreeMap<String, String>,
     /// Whether BOS is put before every plain text; unsaid if `None`.
     pub add_bos_token: Option<bool>,
     /// Whether EOS is put after every plain text; unsaid if `None`.
@@ -70,6 +75,7 @@ impl TokenizerFiles {
             eos_token: token("eos_token")?,
             pad_token: token("pad_token")?,
             unk_token: token("unk_token")?,
+            other_tokens: other_tokens(&[(&specials_path, &specials), (&config_path, &config)])?,
             add_bos_token: flag("add_bos_token")?,
             add_eos_token: flag("add_eos_token")?,
         })
@@ -90,6 +96,9 @@ impl TokenizerFiles {
             if let Some(value) = value {
                 config.insert(key.into(), json!(value));
             }
+        }
+        for (key, value) in &self.other_tokens {
+            config.insert(key.clone(), json!(value));
         }
         match (&self.chat_template, &self.tool_use_template) {
             (Some(default), Some(tool_use)) => {
@@ -150,6 +159,32 @@ fn token_text(path: &Path, object: &Map<String, Value>, key: &str) -> Result<Opt
             other,
         )),
     }
+}
+
+/// Tokens whose names end in `_token`, and those that `extra_special_tokens` names; later files win.
+///
+/// # Source
+/// `PreTrainedTokenizerBase.__init__` and `special_tokens_map` of transformers.
+fn other_tokens(files: &[(&Path, &Map<String, Value>)]) -> Result<BTreeMap<String, String>> {
+    let is_text = |value: &Value| value.is_string() || value["content"].is_string();
+    let mut found = BTreeMap::new();
+    for (path, object) in files {
+        let named = object
+            .iter()
+            .filter(|(key, _)| key.ends_with("_token") && !NAMED_TOKENS.contains(&key.as_str()));
+        for (key, _) in named.filter(|(_, value)| is_text(value)) {
+            found.extend(token_text(path, object, key)?.map(|token| (key.clone(), token)));
+        }
+        for extra in ["extra_special_tokens", "model_specific_special_tokens"] {
+            let Some(Value::Object(extra)) = object.get(extra) else {
+                continue;
+            };
+            for (key, _) in extra.iter().filter(|(_, value)| is_text(value)) {
+                found.extend(token_text(path, extra, key)?.map(|token| (key.clone(), token)));
+            }
+        }
+    }
+    Ok(found)
 }
 
 fn chat_template(

@@ -161,6 +161,9 @@ pub enum TrainError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// There is no chat template, or none that could render anything.
+    #[error(transparent)]
+    Template(backdraft_data::TemplateError),
     /// The chat template of the recipe belongs to another family of models.
     #[error(
         "the chat template writes {}, which this model does not have as tokens: it belongs to models of another family, and the tuned model would not know where to stop",

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use backdraft_data::{ChatTokenizer, PromptTemplate, RowSet, SpecialTokens, count};
+use backdraft_data::{ChatTokenizer, NamedTokens, PromptTemplate, RowSet, SpecialTokens, count};
 use backdraft_formats::{Existing, ModelSource, PeftWriteOptions, remove_partials, write_file};
 use backdraft_kernels::adamw::AdamWParams;
 use backdraft_kernels::adamw8bit::Guard;
@@ -69,7 +69,14 @@ pub struct Run {
 /// No tokenizer, or one that cannot be read.
 pub fn tokenizer(source: &ModelSource) -> Result<ChatTokenizer, TrainError> {
     let files = source.tokenizer()?;
+    let mut others = NamedTokens::default();
+    others.set("pad_token", files.pad_token);
+    others.set("unk_token", files.unk_token);
+    for (name, token) in files.other_tokens {
+        others.set(&name, Some(token));
+    }
     let special = SpecialTokens {
+        others,
         bos_token: files.bos_token,
         eos_token: files.eos_token,
         add_bos: files.add_bos_token,
@@ -888,6 +895,14 @@ pub(crate) fn data_error(
 ) -> impl FnOnce(backdraft_data::DataError) -> TrainError + use<> {
     let path = path.to_owned();
     move |source| {
+        use backdraft_data::{DataError, TemplateError};
+        // A matter of model and recipe, not of the rows.
+        if let DataError::Template(
+            error @ (TemplateError::Missing | TemplateError::Broken { .. }),
+        ) = source
+        {
+            return TrainError::Template(error);
+        }
         let source = Box::new(source);
         match source.names_its_file() {
             true => TrainError::Rows(source),

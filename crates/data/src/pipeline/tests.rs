@@ -121,6 +121,33 @@ fn bad_rows_are_listed_up_to_the_limit() {
 }
 
 #[test]
+fn a_model_without_chat_template_is_told_so_before_rows_are_read() {
+    let folder = tempfile::tempdir().unwrap();
+    // The rows are broken, which is not what is said.
+    let sources = [write(&folder, "a.jsonl", BROKEN)];
+    let told = |format, template: Option<&str>| {
+        let mut options = options(format, 8);
+        options.skip_bad_rows = 9;
+        options.data.template = template.map(|text| crate::PromptTemplate::parse(text).unwrap());
+        let read = tokenize(&sources, &options, &tokenizer(None), &mut (), &mut |_| {});
+        let error = read.unwrap_err();
+        assert!(!error.is_about_a_row(), "{error}");
+        error.to_string()
+    };
+    for format in [Format::Messages, Format::Sharegpt, Format::Alpaca] {
+        let said = told(format, None);
+        for way_out in [
+            "data.chat_template = \"chatml\"",
+            "instruction-tuned version",
+            "data.prompt_template",
+        ] {
+            assert!(said.contains(way_out), "{said}");
+        }
+    }
+    assert!(told(Format::Alpaca, Some("{instruction}{output}")).contains("none of its"));
+}
+
+#[test]
 fn a_broken_file_is_no_broken_row() {
     let folder = tempfile::tempdir().unwrap();
     let sources = [write(

@@ -468,7 +468,11 @@ impl Places<'_> {
         ) {
             Ok(prefix) => Ok(self.text.starts_with(&prefix).then_some(prefix.len())),
             // A part of a conversation may be refused where the whole is not.
-            Err(TemplateError::Raised { .. } | TemplateError::Render { .. }) => Ok(None),
+            Err(
+                TemplateError::Raised { .. }
+                | TemplateError::Render { .. }
+                | TemplateError::Broken { .. },
+            ) => Ok(None),
             Err(error) => Err(error),
         }
     }

@@ -140,3 +140,76 @@ fn extra_keys_reach_the_template() {
         .render_messages(&[message], Some(&tools), false);
     assert_eq!(text.unwrap(), "{\"x\": 1}t");
 }
+
+#[test]
+fn templates_see_all_special_tokens_by_name() {
+    let mut tokens = NamedTokens::default();
+    for (name, token) in [
+        ("pad_token", "<pad>"),
+        ("unk_token", "<unk>"),
+        ("image_token", "<img>"),
+    ] {
+        tokens.set(name, Some(token.to_owned()));
+    }
+    let source = "{{ pad_token }}{{ unk_token }}{{ image_token }}{{ sep_token is defined }}";
+    let template = ChatTemplate::with_tokens(source, tokens).unwrap();
+    let chat = Conversation::new(vec![Message::new(Role::User, "a")]);
+    assert_eq!(
+        template.render(&chat, false).unwrap(),
+        "<pad><unk><img>False"
+    );
+}
+
+#[test]
+fn null_keys_of_messages_are_absent_and_those_inside_stay() {
+    let mut message = Message::new(Role::Assistant, "a");
+    message.extra.insert("name".into(), Json::Null);
+    message.extra.insert(
+        "tool_calls".into(),
+        json!([{"name": "f", "arguments": {"x": null}}]),
+    );
+    let source =
+        "{{ 'name' in messages[0] }}{{ messages[0].name is defined }}{{ messages[0].tool_calls }}";
+    let template = ChatTemplate::new(source, None, None).unwrap();
+    assert_eq!(
+        template.render_messages(&[message], None, false).unwrap(),
+        "FalseFalse[{'name': 'f', 'arguments': {'x': None}}]"
+    );
+}
+
+#[test]
+fn reasoning_is_there_under_both_names() {
+    let source = "{{ messages[0].reasoning_content }}|{{ messages[0].thinking }}";
+    let template = ChatTemplate::new(source, None, None).unwrap();
+    for (key, expected) in [
+        ("reasoning_content", "r|r"),
+        ("thinking", "r|r"),
+        ("reasoning", "r|r"),
+        ("thoughts", "|"),
+    ] {
+        let mut message = Message::new(Role::Assistant, "a");
+        message.extra.insert(key.into(), "r".into());
+        let text = template.render_messages(&[message], None, false).unwrap();
+        assert_eq!(text, expected, "{key}");
+    }
+}
+
+#[test]
+fn a_template_that_is_at_fault_for_every_row_is_told_apart() {
+    let broken = |source: &str| match render(source) {
+        Err(TemplateError::Broken { source }) => source.to_string(),
+        other => panic!("{source}: {other:?}"),
+    };
+    assert_eq!(
+        broken("\n{{ helper(messages) }}"),
+        "line 2: 'helper' is undefined"
+    );
+    assert_eq!(
+        broken("{{ eos_token + 'x' }}"),
+        "line 1: 'eos_token' is undefined"
+    );
+    assert!(matches!(
+        render("{{ messages[0].name.x }}"),
+        Err(TemplateError::Render { .. })
+    ));
+}

@@ -70,6 +70,7 @@ pub(crate) fn special() -> SpecialTokens {
         eos_token: Some("</s>".into()),
         add_bos: None,
         eos_token_ids: vec![EOS],
+        ..SpecialTokens::default()
     }
 }
 

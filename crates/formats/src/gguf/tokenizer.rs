@@ -84,12 +84,22 @@ impl<'a> Vocabulary<'a> {
     }
 }
 
+/// Further tokens by transformers' names and GGUF's keys, one of which is misspelt for good.
+const OTHER_TOKENS: [(&str, &str); 4] = [
+    ("sep_token", "tokenizer.ggml.seperator_token_id"),
+    ("sep_token", "tokenizer.ggml.separator_token_id"),
+    ("cls_token", "tokenizer.ggml.cls_token_id"),
+    ("mask_token", "tokenizer.ggml.mask_token_id"),
+];
+
 /// Tokens that stand for themselves, and whether they are added around every text.
 pub(super) struct SpecialTokens {
     pub(super) bos: Option<(u32, String)>,
     pub(super) eos: Option<(u32, String)>,
     pub(super) unknown: Option<(u32, String)>,
     pub(super) padding: Option<(u32, String)>,
+    /// Tokens with other names, as transformers calls them.
+    pub(super) others: Vec<(&'static str, String)>,
     pub(super) add_bos: Option<bool>,
     pub(super) add_eos: Option<bool>,
 }
@@ -107,7 +117,12 @@ impl SpecialTokens {
                 }),
             },
         };
+        let mut others = Vec::new();
+        for (name, key) in OTHER_TOKENS {
+            others.extend(token(key)?.map(|(_, token)| (name, token)));
+        }
         Ok(Self {
+            others,
             bos: token("tokenizer.ggml.bos_token_id")?,
             eos: token("tokenizer.ggml.eos_token_id")?,
             unknown: token("tokenizer.ggml.unknown_token_id")?,
@@ -196,6 +211,9 @@ pub(super) fn tokenizer_files(
         eos_token: text(special.eos),
         pad_token: text(special.padding),
         unk_token: text(special.unknown),
+        other_tokens: (special.others.into_iter())
+            .map(|(name, token)| (name.to_owned(), token))
+            .collect(),
         add_bos_token: special.add_bos,
         add_eos_token: special.add_eos,
     })

@@ -20,9 +20,13 @@ fn tokens_as_texts_or_objects() {
         "eos_token": "</s>",
         "pad_token": null,
         "add_bos_token": true,
+        "sep_token": {"content": "<sep>"},
+        "image_token": "<image>",
+        "cls_token": null,
+        "extra_special_tokens": {"audio_token": "<audio>"},
         "chat_template": "{{ text }}"
     }"#;
-    let specials = r#"{"bos_token": "ignored", "unk_token": {"content": "<unk>"}}"#;
+    let specials = r#"{"bos_token": "ignored", "unk_token": {"content": "<unk>"}, "mask_token": "<mask>"}"#;
     let files = read(&[
         (TOKENIZER, "{}"),
         (TOKENIZER_CONFIG, config),
@@ -35,6 +39,14 @@ fn tokens_as_texts_or_objects() {
         bos_token: Some("<s>".into()),
         eos_token: Some("</s>".into()),
         unk_token: Some("<unk>".into()),
+        other_tokens: [
+            ("sep_token", "<sep>"),
+            ("image_token", "<image>"),
+            ("audio_token", "<audio>"),
+            ("mask_token", "<mask>"),
+        ]
+        .map(|(name, token)| (name.to_owned(), token.to_owned()))
+        .into(),
         add_bos_token: Some(true),
         ..TokenizerFiles::default()
     };
