@@ -3,10 +3,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use backdraft_arch::SavedTensor;
 use backdraft_formats::hub::{HubOptions, resolve_config};
 use backdraft_formats::{FormatError, ModelSource};
 use backdraft_model::LlamaConfig;
-use backdraft_model::layers::SavedTensor;
 use backdraft_train::activation::cost::{CostModel, Roofline};
 use backdraft_train::activation::device::usable;
 use backdraft_train::activation::plan::Fate;
