@@ -41,6 +41,7 @@
 //!
 //! `examples/embed.rs` does this inside a module of its own, in a loop.
 
+pub use backdraft_arch as arch;
 pub use backdraft_data as data;
 pub use backdraft_formats as formats;
 pub use backdraft_kernels as kernels;

@@ -10,12 +10,12 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use backdraft::arch::{KeepSet, OffloadSet, SavedTensor};
 use backdraft::burn::tensor::{DType, Device, Tensor};
 use backdraft::formats::ModelSource;
 use backdraft::kernels::adamw::AdamWParams;
 use backdraft::kernels::device::{self, free_and_held};
 use backdraft::lora::{AdapterGrads, LoraConfig};
-use backdraft::model::layers::{AwaySet, KeepSet, SavedTensor};
 use backdraft::model::{Llama, Targets, Tokens};
 use backdraft::quant::{QuantizationPlan, Scheme};
 use backdraft::train::TrainError;
@@ -155,7 +155,7 @@ fn away(layers: usize) -> Vec<(String, ActivationPlan)> {
         segments: vec![
             Segment::Stored(
                 KeepSet::ALL.without(T::Product),
-                AwaySet {
+                OffloadSet {
                     input,
                     tensors: KeepSet::of(tensors.iter().copied()),
                 }

@@ -4,12 +4,12 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, bail};
+use backdraft_arch::{KeepSet, OffloadSet};
 use backdraft_formats::ModelSource;
 use backdraft_kernels::adamw::AdamWParams;
 use backdraft_kernels::adamw8bit::Guard;
 use backdraft_kernels::device;
 use backdraft_lora::LoraConfig;
-use backdraft_model::layers::{AwaySet, KeepSet};
 use backdraft_model::{Llama, Targets, Tokens};
 use backdraft_quant::{FourBitFormat, QuantizationPlan, Scheme};
 use backdraft_train::activation::{ActivationPlan, Segment};
@@ -114,7 +114,7 @@ impl Keep {
         match self {
             Self::All => ActivationPlan::keep_all(layers),
             Self::Lean => ActivationPlan {
-                segments: vec![Segment::Stored(KeepSet::COSTLY, AwaySet::NONE); layers],
+                segments: vec![Segment::Stored(KeepSet::COSTLY, OffloadSet::NONE); layers],
             },
             Self::Inputs => ActivationPlan::recompute_all(layers),
         }

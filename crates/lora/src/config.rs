@@ -1,79 +1,8 @@
 //! Which projections are adapted, and how.
 
 use std::collections::BTreeMap;
-use std::fmt;
-use std::str::FromStr;
 
-/// A projection of a decoder layer that can carry an adapter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[expect(missing_docs, reason = "the names are Hugging Face's")]
-pub enum TargetModule {
-    QProj,
-    KProj,
-    VProj,
-    OProj,
-    GateProj,
-    UpProj,
-    DownProj,
-}
-
-impl TargetModule {
-    /// All seven.
-    pub const ALL: [Self; 7] = [
-        Self::QProj,
-        Self::KProj,
-        Self::VProj,
-        Self::OProj,
-        Self::GateProj,
-        Self::UpProj,
-        Self::DownProj,
-    ];
-
-    /// The name that checkpoints and PEFT use.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::QProj => "q_proj",
-            Self::KProj => "k_proj",
-            Self::VProj => "v_proj",
-            Self::OProj => "o_proj",
-            Self::GateProj => "gate_proj",
-            Self::UpProj => "up_proj",
-            Self::DownProj => "down_proj",
-        }
-    }
-
-    /// The block of a layer that holds it.
-    pub fn block(self) -> &'static str {
-        match self {
-            Self::QProj | Self::KProj | Self::VProj | Self::OProj => "self_attn",
-            Self::GateProj | Self::UpProj | Self::DownProj => "mlp",
-        }
-    }
-
-    /// Its path in layer `layer`, for instance `model.layers.3.mlp.up_proj`.
-    pub fn path(self, layer: usize) -> String {
-        format!("model.layers.{layer}.{}.{}", self.block(), self.name())
-    }
-}
-
-impl fmt::Display for TargetModule {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-impl FromStr for TargetModule {
-    type Err = LoraConfigError;
-
-    fn from_str(name: &str) -> Result<Self, Self::Err> {
-        Self::ALL
-            .into_iter()
-            .find(|target| target.name() == name)
-            .ok_or_else(|| LoraConfigError::UnknownTarget {
-                name: name.to_owned(),
-            })
-    }
-}
+use backdraft_arch::{TargetModule, UnknownTarget};
 
 /// Low-rank adaptation of a model.
 #[derive(Clone, Debug, PartialEq)]
@@ -187,12 +116,6 @@ pub enum LoraConfigError {
         num_layers: usize,
     },
     /// A module that cannot be adapted.
-    #[error(
-        "`{name}` cannot carry an adapter: expected one of q_proj, k_proj, v_proj, o_proj, gate_proj, \
-         up_proj, down_proj"
-    )]
-    UnknownTarget {
-        /// The name found.
-        name: String,
-    },
+    #[error(transparent)]
+    UnknownTarget(#[from] UnknownTarget),
 }

@@ -18,7 +18,8 @@ mod trained_over;
 mod weights;
 
 pub use adapter::LoraAdapter;
-pub use config::{LoraConfig, LoraConfigError, TargetModule};
+pub use backdraft_arch::TargetModule;
+pub use config::{LoraConfig, LoraConfigError};
 pub use gradients::AdapterGrads;
 pub use merge::{MergeBase, MergeError, MergeReport, check_adapter, merge};
 pub use projection::{Projection, ProjectionSaved};

@@ -7,7 +7,9 @@ use backdraft_formats::{
 };
 use burn::tensor::{Device, Tensor, TensorData};
 
-use crate::config::{LoraConfig, TargetModule};
+use backdraft_arch::TargetModule;
+
+use crate::config::LoraConfig;
 use crate::weights::AdapterWeights;
 
 impl AdapterWeights {

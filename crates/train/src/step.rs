@@ -1,11 +1,14 @@
 //! One micro-batch, layer by layer: no tape is recorded. An [`ActivationPlan`] says what a layer keeps, the
 //! backward pass rebuilds the rest, and a layer's values are dropped as soon as its backward pass is done.
 
+use backdraft_arch::{InputGrad, KeepSet};
 use backdraft_data::Batch;
 use backdraft_kernels::offload::Lane;
 use backdraft_kernels::{cross_entropy, embedding};
 use backdraft_lora::AdapterGrads;
-use backdraft_model::layers::{Context, DecoderLayer, KeepSet, LayerAway, LayerComing, LayerSaved};
+use backdraft_model::layers::{
+    Context, DecoderLayer, LayerSaved, OffloadedLayer, PrefetchedLayer, offload,
+};
 use backdraft_model::{Llama, Targets, Tokens};
 use burn::tensor::Tensor;
 
@@ -99,8 +102,8 @@ pub fn guarded(
         let (layers, others) = rest.split_at(segment.len());
         rest = others;
         let saved;
-        let wanted = !segments.is_empty();
-        (h, saved) = Saved::forward(segment, layers, (h, wanted), &context, &mut lane);
+        let input_grad = InputGrad::needed_if(!segments.is_empty());
+        (h, saved) = Saved::forward(segment, layers, (h, input_grad), &context, &mut lane);
         segments.push((layers, saved));
         lane.turn();
     }
@@ -128,9 +131,10 @@ pub fn guarded(
         below -= layers.len();
         if let Some((next, kept)) = segments.pop() {
             // Its copies back run while this segment computes.
-            segments.push((next, kept.fetch()));
+            segments.push((next, kept.prefetch()));
         }
-        dh = saved.backward(dy, layers, &context, grads, below > 0);
+        let input_grad = InputGrad::needed_if(below > 0);
+        dh = saved.backward(dy, layers, &context, grads, input_grad);
     }
     Ok(cross_entropy::total(&nll))
 }
@@ -138,29 +142,29 @@ pub fn guarded(
 /// What is there of a segment between its forward and its backward pass.
 enum Saved {
     Layer(Box<LayerSaved>),
-    Away(Box<LayerAway>),
-    Coming(Box<LayerComing>),
+    Offloaded(Box<OffloadedLayer>),
+    Prefetched(Box<PrefetchedLayer>),
     Input(Box<Tensor<2>>, Vec<KeepSet>),
 }
 
 impl Saved {
     /// The segment's result, and what its backward pass takes: to the gradient of its input, or, where that is not
-    /// `wanted`, to its lowest adapter's.
+    /// needed, to its lowest adapter's.
     fn forward(
         segment: &Segment,
         layers: &[DecoderLayer],
-        (h, wanted): (Tensor<2>, bool),
+        (h, input_grad): (Tensor<2>, InputGrad),
         context: &Context,
         lane: &mut Lane,
     ) -> (Tensor<2>, Self) {
         match (segment, layers) {
             (Segment::Stored(keep, away), [layer]) => {
-                let keep = keep.intersection(layer.uses(wanted));
+                let keep = keep.intersection(layer.uses(input_grad));
                 let (h, saved) = layer.forward_saving(h, context, keep);
                 if away.is_empty() {
                     return (h, Self::Layer(Box::new(saved)));
                 }
-                (h, Self::Away(Box::new(saved.send(*away, lane))))
+                (h, Self::Offloaded(Box::new(offload(saved, *away, lane))))
             }
             (Segment::Stored(..), _) => unreachable!("a stored segment has one layer"),
             (Segment::Rerun(keep), layers) => {
@@ -172,31 +176,31 @@ impl Saved {
     }
 
     /// Starts the copies of what waits in the host's memory.
-    fn fetch(self) -> Self {
+    fn prefetch(self) -> Self {
         match self {
-            Self::Away(away) => Self::Coming(Box::new(away.fetch())),
+            Self::Offloaded(layer) => Self::Prefetched(Box::new(layer.prefetch())),
             other => other,
         }
     }
 
-    /// The gradient of the segment's input, where it is `wanted`.
+    /// The gradient of the segment's input, where it is needed.
     fn backward(
         self,
         mut dy: Tensor<2>,
         layers: &[DecoderLayer],
         context: &Context,
         grads: &mut AdapterGrads,
-        wanted: bool,
+        input_grad: InputGrad,
     ) -> Option<Tensor<2>> {
         let mut saved = match self {
             Self::Layer(saved) => vec![*saved],
-            Self::Away(away) => vec![away.fetch().arrived()],
-            Self::Coming(coming) => vec![coming.arrived()],
+            Self::Offloaded(layer) => vec![layer.prefetch().arrived()],
+            Self::Prefetched(layer) => vec![layer.arrived()],
             Self::Input(input, keep) => {
                 let mut h = *input;
                 let mut again = Vec::with_capacity(layers.len());
                 for (i, (layer, keep)) in layers.iter().zip(keep).enumerate() {
-                    let keep = keep.intersection(layer.uses(wanted || i > 0));
+                    let keep = keep.intersection(layer.uses(above(input_grad, i)));
                     let saved;
                     (h, saved) = layer.forward_saving(h, context, keep);
                     again.push(saved);
@@ -208,10 +212,15 @@ impl Saved {
             let Some(saved) = saved.pop() else {
                 unreachable!("every layer has saved something")
             };
-            dy = layer.backward(dy, saved, context, grads, wanted || i > 0)?;
+            dy = layer.backward(dy, saved, context, grads, above(input_grad, i))?;
         }
         Some(dy)
     }
+}
+
+/// Of layer `i` of a segment: all but the lowest give their input's gradient to the one below.
+const fn above(lowest: InputGrad, i: usize) -> InputGrad {
+    if i == 0 { lowest } else { InputGrad::Needed }
 }
 
 /// A layer's result alone.

@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
+use backdraft_arch::SavedTensor;
 use backdraft_model::LlamaConfig;
-use backdraft_model::layers::SavedTensor;
 use backdraft_train::activation::cost::{CostModel, Roofline};
 use backdraft_train::activation::device::usable;
 use backdraft_train::activation::plan::Fate;

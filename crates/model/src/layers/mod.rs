@@ -1,23 +1,35 @@
 //! The parts of a decoder.
 //!
-//! Each has a differentiable `forward` for programs that use Burn's autodiff and for inference. The decoder
-//! layer has a `forward_saving`/`backward` pair beside it that records no tape: a [`KeepSet`] says which
-//! tensors stay, the backward pass rebuilds the others from the layer's input with the same ops.
+//! What a layer does with its parts is told once, in [`backdraft_arch::layer`], for whoever executes it:
+//!
+//! | executor | for |
+//! |---|---|
+//! | `device_ops` | training: [`DecoderLayer::forward_saving`] and [`DecoderLayer::backward`] record no tape; a [`KeepSet`] says which tensors stay, the backward pass rebuilds the others from the layer's input with the same ops |
+//! | `tape_ops` | programs that use Burn's autodiff, and inference with a cache: [`DecoderLayer::forward`] |
+//! | `timed_ops` | calibration of the activation planner: [`DecoderLayer::visit_saved`] |
+//!
+//! The planner executes it on sizes.
+//!
+//! [`KeepSet`]: backdraft_arch::KeepSet
 
 mod attention;
 mod decoder;
+mod device_ops;
 mod mlp;
 mod norm;
-mod saved;
+mod offload;
+mod tape_ops;
+mod timed_ops;
 
 use backdraft_kernels::Segments;
 use backdraft_kernels::rope::RotaryTables;
 
 pub use attention::Attention;
 pub use decoder::DecoderLayer;
+pub use device_ops::OnDevice;
 pub use mlp::Mlp;
 pub use norm::RmsNorm;
-pub use saved::{AwaySet, KeepSet, LayerAway, LayerComing, LayerSaved, SavedTensor};
+pub use offload::{LayerSaved, OffloadedLayer, PrefetchedLayer, offload};
 
 /// What every layer needs to know of the batch.
 #[derive(Clone, Debug)]

@@ -4,10 +4,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use backdraft_arch::{KeepSet, SavedTensor};
 use backdraft_formats::{Existing, FormatError, write_file};
 use backdraft_kernels::adamw::AdamWParams;
 use backdraft_kernels::offload::{self, Speed};
-use backdraft_model::layers::{KeepSet, SavedTensor};
 use backdraft_model::{Llama, Tokens};
 use burn::tensor::{ExecutionError, Tensor};
 use serde::{Deserialize, Serialize};
@@ -111,14 +111,17 @@ impl Calibration {
             // Whatever was launched before must not count.
             wait(h)?;
             let mut began = Instant::now();
+            let mut round = vec![0.0; SavedTensor::ALL.len()];
             layer.visit_saved(h.clone(), context, &mut |tensor, value| {
                 if let Err(error) = wait(value) {
                     failed.get_or_insert(error);
                 }
-                let slot = &mut seconds[tensor as usize];
-                *slot = slot.min(began.elapsed().as_secs_f64());
+                round[tensor as usize] += began.elapsed().as_secs_f64();
                 began = Instant::now();
             });
+            for (shortest, this) in seconds.iter_mut().zip(round) {
+                *shortest = f64::min(*shortest, this);
+            }
         }
         let apart: f64 = seconds.iter().sum();
         let rounds = (ENOUGH / apart).clamp(1.0, 16.0) as u32;

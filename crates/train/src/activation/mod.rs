@@ -1,6 +1,6 @@
 //! What a step keeps of its forward pass, and what it computes again.
 //!
-//! [`tensors`] lists the tensors of a layer with their bytes and their work, [`cost`] turns work into time,
+//! [`tensors`] runs a layer on sizes (`size_ops`) for the bytes and the work of its tensors, [`cost`] turns work into time,
 //! [`predict`] simulates the memory of a whole step under a plan (and `pages` how CubeCL's allocator lays it out), [`solver`] finds the best plan for a budget,
 //! [`policies`] chooses by the recipe, and [`plan`] is what the step obeys.
 
@@ -13,6 +13,7 @@ pub mod policies;
 pub mod predict;
 pub mod running;
 pub mod setup;
+mod size_ops;
 pub mod solver;
 pub mod tensors;
 

@@ -1,6 +1,6 @@
 //! A plan: for each layer of the backward pass, what is kept for it.
 
-use backdraft_model::layers::{AwaySet, KeepSet, SavedTensor};
+use backdraft_arch::{KeepSet, OffloadSet, SavedTensor};
 use serde::Serialize;
 use serde::ser::{SerializeSeq, Serializer};
 
@@ -9,7 +9,7 @@ use serde::ser::{SerializeSeq, Serializer};
 pub enum Segment {
     /// One layer, which keeps its input and these tensors, some of that in the host's memory; its backward pass rebuilds
     /// the others that it uses.
-    Stored(KeepSet, AwaySet),
+    Stored(KeepSet, OffloadSet),
     /// Layers of which only the first one's input is kept. Their forward pass runs again before their backward
     /// pass, and then each keeps these tensors besides its input.
     Rerun(Vec<KeepSet>),
@@ -71,7 +71,7 @@ impl ActivationPlan {
     #[must_use]
     pub fn keep_all(layers: usize) -> Self {
         Self {
-            segments: vec![Segment::Stored(KeepSet::ALL, AwaySet::NONE); layers],
+            segments: vec![Segment::Stored(KeepSet::ALL, OffloadSet::NONE); layers],
         }
     }
 
@@ -124,11 +124,11 @@ impl ActivationPlan {
     }
 
     /// What of each layer waits in the host's memory.
-    pub fn away(&self) -> impl Iterator<Item = AwaySet> {
+    pub fn away(&self) -> impl Iterator<Item = OffloadSet> {
         self.segments.iter().flat_map(|segment| {
             let away = match segment {
                 Segment::Stored(_, away) => *away,
-                Segment::Rerun(_) => AwaySet::NONE,
+                Segment::Rerun(_) => OffloadSet::NONE,
             };
             vec![away; segment.len()]
         })
@@ -140,7 +140,7 @@ impl ActivationPlan {
     /// If `uses` has another number of layers.
     pub fn fates(&self, tensor: SavedTensor, uses: &[KeepSet]) -> Vec<Fate> {
         assert_eq!(uses.len(), self.num_layers(), "layers of the plan");
-        let fate = |((kept, away), uses): ((Option<KeepSet>, AwaySet), &KeepSet)| {
+        let fate = |((kept, away), uses): ((Option<KeepSet>, OffloadSet), &KeepSet)| {
             if !uses.contains(tensor) {
                 Fate::Unused
             } else if away.tensors.contains(tensor) {
@@ -203,7 +203,7 @@ mod tests {
             segments: vec![
                 Segment::Stored(
                     KeepSet::of([SavedTensor::Gate, SavedTensor::Up]),
-                    AwaySet {
+                    OffloadSet {
                         input: true,
                         tensors: KeepSet::of([SavedTensor::Up]),
                     },

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::rc::Rc;
 
+use backdraft_arch::{KeepSet, OffloadSet, SavedTensor};
 use backdraft_kernels::offload::MEASURED;
-use backdraft_model::layers::{AwaySet, KeepSet, SavedTensor};
 use serde::Serialize;
 
 use super::cost::CostModel;
@@ -605,7 +605,7 @@ impl StepShape {
         let memory = &self.memory;
         let times = SavedTensor::ALL.map(|tensor| cost.rebuild(layer, tensor, pass, memory));
         let input = layer.stream(pass, memory);
-        let copies: Vec<(AwaySet, u64, u64)> = away_sets(layer, reserve, input)
+        let copies: Vec<(OffloadSet, u64, u64)> = away_sets(layer, reserve, input)
             .map(|away| {
                 let bytes = layer.away(away, pass, memory);
                 let time = cost.offload(layer, (bytes, away.len()), pass, memory);
@@ -651,11 +651,11 @@ fn treated(picks: &[usize], treatments: &[Rc<Vec<Treatment>>]) -> ActivationPlan
 type Choices = (Vec<Choice>, Rc<Vec<Treatment>>);
 
 /// What a layer keeps, and what of that waits in the host's memory.
-type Treatment = (KeepSet, AwaySet);
+type Treatment = (KeepSet, OffloadSet);
 
 /// What of a layer may wait in the host's memory: its `input`, and where `reserve` is larger whatever takes a product to
 /// rebuild.
-fn away_sets(layer: &LayerShape, reserve: u64, input: u64) -> impl Iterator<Item = AwaySet> {
+fn away_sets(layer: &LayerShape, reserve: u64, input: u64) -> impl Iterator<Item = OffloadSet> {
     let tensors = KeepSet::COSTLY.intersection(layer.uses());
     let tensors = if reserve > input {
         tensors
@@ -667,6 +667,6 @@ fn away_sets(layer: &LayerShape, reserve: u64, input: u64) -> impl Iterator<Item
     inputs.flat_map(move |input| {
         tensors
             .subsets()
-            .map(move |tensors| AwaySet { input, tensors })
+            .map(move |tensors| OffloadSet { input, tensors })
     })
 }

@@ -1,5 +1,6 @@
 //! What a recipe and a model's configuration say of a step's memory, without the weights.
 
+use backdraft_arch::InputGrad;
 use backdraft_kernels::cross_entropy::{CHUNK, CUBE_CHUNK};
 use backdraft_lora::{LoraConfig, TargetModule};
 use backdraft_model::{Llama, LlamaConfig};
@@ -116,12 +117,12 @@ impl Setup {
         }
     }
 
-    fn layer(&self, index: usize, wanted: bool) -> LayerShape {
+    fn layer(&self, index: usize, input_grad: InputGrad) -> LayerShape {
         LayerShape {
             hidden: self.config.hidden_size as u64,
             heads: self.config.num_attention_heads as u64,
             projections: TargetModule::ALL.map(|target| self.projection(index, target)),
-            wanted,
+            input_grad,
         }
     }
 
@@ -160,7 +161,7 @@ impl Setup {
     pub fn step(&self) -> StepShape {
         let first = self.first_adapted();
         let layers: Vec<LayerShape> = (first..self.config.num_hidden_layers)
-            .map(|layer| self.layer(layer, layer > first))
+            .map(|layer| self.layer(layer, InputGrad::needed_if(layer > first)))
             .collect();
         let factors = layers
             .iter()
@@ -171,7 +172,7 @@ impl Setup {
             .iter()
             .map(|&values| AdamW::state_bytes(values, self.optimizer));
         let mut step = StepShape {
-            frozen: (first > 0).then(|| (first, self.layer(0, false))),
+            frozen: (first > 0).then(|| (first, self.layer(0, InputGrad::Skipped))),
             layers,
             vocab: self.config.vocab_size as u64,
             hidden: self.config.hidden_size as u64,

@@ -1,14 +1,13 @@
 //! The tensors of a decoder layer: their bytes, what rebuilds them, and how memory goes while the layer is
-//! computed.
-//!
-//! [`LayerShape::forward`] and [`LayerShape::backward`] follow `DecoderLayer::forward_saving` and `backward`
-//! allocation by allocation. Whoever changes one changes the other: a test with a counting allocator compares
-//! them.
+//! computed. All of it comes from running the layer on sizes, see `size_ops`.
 
-use backdraft_lora::TargetModule;
-use backdraft_model::layers::{AwaySet, KeepSet, SavedTensor};
+use std::cell::RefCell;
+use std::rc::Rc;
 
-use SavedTensor as T;
+use backdraft_arch::layer::{self, Kept};
+use backdraft_arch::{InputGrad, KeepSet, OffloadSet, SavedTensor, TargetModule};
+
+use super::size_ops::{Done, Factors, Memory, SizeOps, Sized, Value, alloc};
 
 /// How the ops of a device take memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -87,15 +86,15 @@ impl ProjectionShape {
         self.rank * (self.out + self.input)
     }
 
-    const fn forward_flops(&self, tokens: u64) -> u64 {
+    pub(super) const fn forward_flops(&self, tokens: u64) -> u64 {
         2 * tokens * (self.out * self.input + self.adapter_values())
     }
 
-    /// With the gradients of both factors; the input's where it is wanted.
-    const fn backward_flops(&self, tokens: u64, wanted: bool) -> u64 {
+    /// With the gradients of both factors; the input's where it is needed.
+    pub(super) const fn backward_flops(&self, tokens: u64, needed: bool) -> u64 {
         let factors = 2 * tokens * self.rank * (2 * self.out + self.input);
         let input = 2 * tokens * (self.out * self.input + self.rank * self.input);
-        factors + if wanted { input } else { 0 }
+        factors + if needed { input } else { 0 }
     }
 }
 
@@ -151,8 +150,8 @@ pub struct LayerShape {
     pub heads: u64,
     /// The projections, in the order of [`TargetModule::ALL`].
     pub projections: [ProjectionShape; 7],
-    /// Whether the gradient of its input is wanted: not in the lowest adapted layer.
-    pub wanted: bool,
+    /// Whether the gradient of its input is needed: not in the lowest adapted layer.
+    pub input_grad: InputGrad,
 }
 
 /// Live and highest bytes.
@@ -162,88 +161,89 @@ struct Meter {
     peak: u64,
 }
 
-impl Meter {
-    fn add(&mut self, bytes: u64) {
+impl Memory for Meter {
+    type Place = u64;
+
+    fn alloc(&mut self, bytes: u64) -> u64 {
         self.live += bytes;
         self.peak = self.peak.max(self.live);
+        bytes
     }
 
-    fn drop(&mut self, bytes: u64) {
-        debug_assert!(self.live >= bytes, "{bytes} of {}", self.live);
+    fn free(&mut self, bytes: &u64) {
         self.live -= bytes;
     }
+}
 
-    fn transient(&mut self, bytes: u64) {
-        self.add(bytes);
-        self.drop(bytes);
-    }
+/// A layer after its forward pass, on a meter.
+struct Computed {
+    meter: Rc<RefCell<Meter>>,
+    output: Value<Meter>,
+    kept: Kept<Sized<Meter>>,
+    done: Done,
 }
 
 impl LayerShape {
     /// A projection.
     #[must_use]
-    pub fn projection(&self, target: TargetModule) -> &ProjectionShape {
+    pub const fn projection(&self, target: TargetModule) -> &ProjectionShape {
         &self.projections[target as usize]
     }
 
-    fn adapted(&self, targets: &[TargetModule]) -> bool {
-        targets
-            .iter()
-            .any(|&target| self.projection(target).rank > 0)
-    }
-
-    fn adapts_attention_input(&self) -> bool {
-        use TargetModule as M;
-        self.adapted(&[M::QProj, M::KProj, M::VProj])
-    }
-
-    fn adapts_mlp_input(&self) -> bool {
-        use TargetModule as M;
-        self.adapted(&[M::GateProj, M::UpProj])
-    }
-
-    fn goes_on(&self) -> bool {
-        self.wanted || self.adapts_attention_input() || self.adapted(&[TargetModule::OProj])
-    }
-
-    /// What the backward pass uses, as `DecoderLayer::uses` says.
+    /// What the backward pass uses.
     #[must_use]
     pub fn uses(&self) -> KeepSet {
-        let mut set = KeepSet::of([T::Gate, T::Up]);
-        if self.adapted(&[TargetModule::DownProj]) {
-            set = set.with(T::Product);
+        layer::uses(|target| self.projection(target).rank > 0, self.input_grad)
+    }
+
+    fn computed(&self, keep: KeepSet, pass: PassShape, memory: &MemoryModel) -> Computed {
+        let meter = Rc::default();
+        let factors = Factors::Apart { accumulated: true };
+        let mut ops = SizeOps::new(self, pass, memory, factors, &meter);
+        let input = alloc(&meter, self.stream(pass, memory));
+        let (output, kept) = layer::forward(&mut ops, input, keep);
+        Computed {
+            done: ops.done,
+            meter,
+            output,
+            kept,
         }
-        if self.adapts_mlp_input() {
-            set = set.with(T::PostNormed);
-        }
-        if !self.goes_on() {
-            return set;
-        }
-        set = [T::Query, T::Key, T::Value, T::Attention, T::Mid]
-            .into_iter()
-            .fold(set, KeepSet::with);
-        if self.adapts_attention_input() {
-            set = set.with(T::InputNormed);
-        }
-        set
+    }
+
+    /// The backward pass after a forward pass that kept `keep`: the highest bytes, and what was done.
+    fn run_backward(
+        &self,
+        keep: KeepSet,
+        pass: PassShape,
+        memory: &MemoryModel,
+        accumulated: bool,
+    ) -> (u64, Done) {
+        // A gradient takes the place of the output.
+        let Computed {
+            meter,
+            output: dy,
+            kept,
+            ..
+        } = self.computed(keep, pass, memory);
+        let live = meter.borrow().live;
+        meter.borrow_mut().peak = live;
+        let factors = Factors::Apart { accumulated };
+        let mut ops = SizeOps::new(self, pass, memory, factors, &meter);
+        layer::backward(&mut ops, dy, kept, self.input_grad);
+        let peak = meter.borrow().peak;
+        (peak, ops.done)
     }
 
     /// The tensors that are rebuilt when `kept` are there: those that are used, and those that it takes to
     /// rebuild them.
     #[must_use]
     pub fn rebuilt(&self, kept: KeepSet) -> KeepSet {
-        let mut missing = self.uses().difference(kept);
-        // From the last to the first: each asks for what it is made of.
-        for tensor in T::ALL.into_iter().rev() {
-            if missing.contains(tensor) {
-                for &part in parts(tensor) {
-                    if !kept.contains(part) {
-                        missing = missing.with(part);
-                    }
-                }
-            }
-        }
-        missing
+        // Whatever the sizes.
+        let pass = PassShape::of_sequences([1]);
+        let keep = kept.intersection(self.uses());
+        self.run_backward(keep, pass, &MemoryModel::cube(2), true)
+            .1
+            .made
     }
 
     /// Bytes of the residual stream.
@@ -252,173 +252,62 @@ impl LayerShape {
         pass.tokens * self.hidden * memory.element
     }
 
-    /// Bytes of one tensor with what goes with it.
+    /// Bytes of what can wait in the host's memory, without what stays on the device.
     #[must_use]
-    pub fn bytes(&self, tensor: SavedTensor, pass: PassShape, memory: &MemoryModel) -> u64 {
-        let (t, e) = (pass.tokens, memory.element);
-        let output = |target| {
-            let p = self.projection(target);
-            t * e * (p.out + p.rank)
-        };
-        use TargetModule as M;
-        match tensor {
-            T::InputNormed | T::PostNormed => t * e * self.hidden,
-            T::Query => output(M::QProj),
-            T::Key => output(M::KProj),
-            T::Value => output(M::VProj),
-            T::Attention => t * e * self.projection(M::QProj).out + 4 * t * self.heads,
-            T::Mid => output(M::OProj),
-            T::Gate => output(M::GateProj),
-            T::Up => output(M::UpProj),
-            T::Product => {
-                let down = self.projection(M::DownProj);
-                t * e * (down.input + down.rank)
+    pub fn away(&self, away: OffloadSet, pass: PassShape, memory: &MemoryModel) -> u64 {
+        let mut kept = self.computed(away.tensors, pass, memory).kept;
+        let tensors = away.tensors.iter().filter_map(|tensor| kept.take(tensor));
+        let tensors: u64 = tensors.map(|(tensor, _)| tensor.bytes()).sum();
+        tensors
+            + if away.input {
+                self.stream(pass, memory)
+            } else {
+                0
             }
-        }
     }
 
-    /// Bytes of what can wait in the host's memory, without what stays beside it.
-    #[must_use]
-    pub fn away(&self, away: AwaySet, pass: PassShape, memory: &MemoryModel) -> u64 {
-        use TargetModule as M;
-        let features = |tensor| match tensor {
-            T::InputNormed | T::PostNormed => self.hidden,
-            T::Query | T::Attention => self.projection(M::QProj).out,
-            T::Key => self.projection(M::KProj).out,
-            T::Value => self.projection(M::VProj).out,
-            T::Mid => self.projection(M::OProj).out,
-            T::Gate => self.projection(M::GateProj).out,
-            T::Up => self.projection(M::UpProj).out,
-            T::Product => self.projection(M::DownProj).input,
-        };
-        let input = if away.input { self.hidden } else { 0 };
-        let tensors: u64 = away.tensors.iter().map(features).sum();
-        pass.tokens * memory.element * (input + tensors)
-    }
-
-    /// The statistics of both norms.
-    const fn statistics(pass: PassShape) -> u64 {
-        2 * 4 * pass.tokens
-    }
-
-    /// What a layer keeps: its input, the statistics and these tensors.
+    /// What a layer keeps: its input, the statistics of its norms and these tensors.
     #[must_use]
     pub fn kept(&self, keep: KeepSet, pass: PassShape, memory: &MemoryModel) -> u64 {
-        let tensors: u64 = keep
-            .iter()
-            .map(|tensor| self.bytes(tensor, pass, memory))
-            .sum();
-        self.stream(pass, memory) + Self::statistics(pass) + tensors
+        let Computed {
+            meter,
+            output,
+            kept,
+            ..
+        } = self.computed(keep, pass, memory);
+        drop(output);
+        let live = meter.borrow().live;
+        drop(kept);
+        live
     }
 
     /// The work of one tensor, from the tensors that it is made of.
     #[must_use]
     pub fn work(&self, tensor: SavedTensor, pass: PassShape, memory: &MemoryModel) -> Work {
-        let (t, e) = (pass.tokens, memory.element);
-        let project = |target| {
-            let p = self.projection(target);
-            Work {
-                gemm: p.forward_flops(t),
-                bytes: t * e * (p.input + p.out),
-                codes: if p.quantized { p.weight_bytes } else { 0 },
-                ops: if p.rank > 0 { 3 } else { 1 },
-                ..Work::default()
-            }
-        };
-        let pass_over = |bytes| Work {
-            bytes,
-            ops: 1,
-            ..Work::default()
-        };
-        use TargetModule as M;
-        match tensor {
-            T::InputNormed | T::PostNormed => pass_over(2 * t * e * self.hidden),
-            T::Query => project(M::QProj) + pass_over(2 * t * e * self.projection(M::QProj).out),
-            T::Key => project(M::KProj) + pass_over(2 * t * e * self.projection(M::KProj).out),
-            T::Value => project(M::VProj),
-            T::Attention => {
-                let (q, k) = (self.projection(M::QProj).out, self.projection(M::KProj).out);
-                Work {
-                    attention: 4 * pass.pairs * q,
-                    bytes: t * e * 2 * (q + k),
-                    ops: 1,
-                    ..Work::default()
-                }
-            }
-            T::Mid => project(M::OProj) + pass_over(2 * t * e * self.hidden),
-            T::Gate => project(M::GateProj),
-            T::Up => project(M::UpProj),
-            T::Product => {
-                let down = self.projection(M::DownProj);
-                Work {
-                    gemm: 2 * t * down.input * down.rank,
-                    bytes: 3 * t * e * down.input,
-                    ops: 2,
-                    ..Work::default()
-                }
-            }
-        }
+        self.computed(KeepSet::NONE, pass, memory).done.tensors[tensor as usize]
     }
 
     /// What it takes to rebuild tensors.
     #[must_use]
     pub fn rebuilding(&self, tensors: KeepSet, pass: PassShape, memory: &MemoryModel) -> Work {
+        let done = self.computed(KeepSet::NONE, pass, memory).done;
         tensors
             .iter()
-            .map(|tensor| self.work(tensor, pass, memory))
+            .map(|tensor| done.tensors[tensor as usize])
             .sum()
     }
 
     /// The whole forward pass.
     #[must_use]
     pub fn forward_work(&self, pass: PassShape, memory: &MemoryModel) -> Work {
-        let down = self.projection(TargetModule::DownProj);
-        let (t, e) = (pass.tokens, memory.element);
-        let last = Work {
-            gemm: 2 * t * (down.out * down.input + down.out * down.rank),
-            bytes: t * e * (down.input + 3 * down.out),
-            codes: if down.quantized { down.weight_bytes } else { 0 },
-            ops: 3,
-            ..Work::default()
-        };
-        self.rebuilding(KeepSet::ALL, pass, memory) + last
+        let done = self.computed(KeepSet::NONE, pass, memory).done;
+        done.tensors.into_iter().sum::<Work>() + done.rest
     }
 
     /// The backward pass without what it rebuilds.
     #[must_use]
     pub fn backward_work(&self, pass: PassShape, memory: &MemoryModel) -> Work {
-        use TargetModule as M;
-        let (t, e) = (pass.tokens, memory.element);
-        let mut work = Work::default();
-        for target in M::ALL {
-            let p = self.projection(target);
-            let input = matches!(target, M::QProj | M::KProj | M::VProj);
-            let behind = matches!(target, M::GateProj | M::UpProj | M::DownProj);
-            if !behind && !self.goes_on() {
-                continue;
-            }
-            let wanted = if input { self.wanted } else { true };
-            work = work
-                + Work {
-                    gemm: p.backward_flops(t, wanted),
-                    bytes: t * e * (p.input + p.out),
-                    codes: if p.quantized && wanted {
-                        p.weight_bytes
-                    } else {
-                        0
-                    },
-                    ops: if p.rank > 0 { 5 } else { 1 },
-                    ..Work::default()
-                };
-        }
-        if self.goes_on() {
-            let q = self.projection(M::QProj).out;
-            work.attention += 10 * pass.pairs * q;
-        }
-        let inner = self.projection(M::GateProj).out;
-        work.bytes += t * e * (5 * inner + 8 * self.hidden);
-        work.ops += 8;
-        work
+        self.run_backward(self.uses(), pass, memory, true).1.rest
     }
 
     /// Gradients of the layer's adapters, in f32.
@@ -435,106 +324,7 @@ impl LayerShape {
     /// The most bytes while the layer runs forwards, its input included.
     #[must_use]
     pub fn forward(&self, keep: KeepSet, pass: PassShape, memory: &MemoryModel) -> u64 {
-        use TargetModule as M;
-        let size = |tensor| self.bytes(tensor, pass, memory);
-        let stream = self.stream(pass, memory);
-        let mut meter = Meter::default();
-        let let_go = |meter: &mut Meter, tensor| {
-            if !keep.contains(tensor) {
-                meter.drop(size(tensor));
-            }
-        };
-        meter.add(stream);
-        meter.add(size(T::InputNormed) + 4 * pass.tokens);
-        for (tensor, target) in [
-            (T::Query, M::QProj),
-            (T::Key, M::KProj),
-            (T::Value, M::VProj),
-        ] {
-            self.project(&mut meter, target, pass, memory);
-            meter.add(size(tensor));
-        }
-        let_go(&mut meter, T::InputNormed);
-        meter.add(size(T::Attention));
-        meter.transient(4 * memory.score_rows * pass.longest);
-        for tensor in [T::Query, T::Key, T::Value] {
-            let_go(&mut meter, tensor);
-        }
-        self.project(&mut meter, M::OProj, pass, memory);
-        meter.add(size(T::Mid));
-        let_go(&mut meter, T::Attention);
-        // The adapter's part of `mid` goes at once, the stream itself is needed to the end.
-        if !keep.contains(T::Mid) {
-            meter.drop(size(T::Mid) - stream);
-        }
-        meter.add(size(T::PostNormed) + 4 * pass.tokens);
-        for (tensor, target) in [(T::Gate, M::GateProj), (T::Up, M::UpProj)] {
-            self.project(&mut meter, target, pass, memory);
-            meter.add(size(tensor));
-        }
-        let_go(&mut meter, T::PostNormed);
-        let down = self.projection(M::DownProj);
-        let xa = pass.tokens * memory.element * down.rank;
-        meter.add(size(T::Product) - xa);
-        let_go(&mut meter, T::Gate);
-        let_go(&mut meter, T::Up);
-        self.project(&mut meter, M::DownProj, pass, memory);
-        meter.add(stream + xa);
-        meter.peak
-    }
-
-    /// What a product with a frozen weight takes besides its operands and its result.
-    fn project(
-        &self,
-        meter: &mut Meter,
-        target: TargetModule,
-        pass: PassShape,
-        memory: &MemoryModel,
-    ) {
-        let p = self.projection(target);
-        if p.quantized && memory.dequantizes_whole {
-            let result = pass.tokens * p.out * memory.element;
-            meter.transient(p.out * p.input * memory.element + result);
-        }
-        if p.dropout && p.rank > 0 {
-            let result = pass.tokens * (p.out + p.rank) * memory.element;
-            meter.transient(pass.tokens * p.input * memory.element + result);
-        }
-    }
-
-    /// A projection backwards: the gradient of its input is made, gradients of its factors are made and added.
-    /// `gradients` is where those stay; `None` where they are added to ones that are there.
-    fn project_back(
-        &self,
-        meter: &mut Meter,
-        target: TargetModule,
-        wanted: bool,
-        pass: PassShape,
-        memory: &MemoryModel,
-        accumulated: bool,
-    ) {
-        let p = self.projection(target);
-        let (t, e) = (pass.tokens, memory.element);
-        if wanted {
-            if p.quantized && memory.dequantizes_whole {
-                meter.transient(p.out * p.input * e + t * p.input * e);
-            }
-            meter.add(t * p.input * e);
-        }
-        if p.rank > 0 {
-            meter.add(t * p.rank * e);
-            if p.dropout {
-                meter.transient(t * p.input * e);
-            }
-            meter.add(4 * p.adapter_values());
-            if p.dropout && wanted {
-                meter.transient(t * p.input * e);
-            }
-            meter.drop(t * p.rank * e);
-            if accumulated {
-                meter.drop(4 * p.adapter_values());
-            }
-        }
+        self.computed(keep, pass, memory).meter.borrow().peak
     }
 
     /// The most bytes while the layer runs backwards, beyond what the layers below keep: the gradient of its
@@ -548,168 +338,7 @@ impl LayerShape {
         memory: &MemoryModel,
         accumulated: bool,
     ) -> u64 {
-        use TargetModule as M;
-        let size = |tensor| self.bytes(tensor, pass, memory);
-        let (t, e) = (pass.tokens, memory.element);
-        let stream = self.stream(pass, memory);
-        let kept = keep.intersection(self.uses());
-        let mut meter = Meter::default();
-        meter.add(self.kept(kept, pass, memory) + stream);
-        let mut there = kept;
-
-        // The MLP.
-        let no_gate = !there.contains(T::Gate) || !there.contains(T::Up);
-        if no_gate {
-            self.rebuild(&mut meter, &mut there, T::PostNormed, pass, memory);
-            self.rebuild(&mut meter, &mut there, T::Gate, pass, memory);
-            self.rebuild(&mut meter, &mut there, T::Up, pass, memory);
-            if !self.adapts_mlp_input() {
-                self.let_go(&mut meter, &mut there, T::PostNormed, pass, memory);
-            }
-        }
-        if self.adapted(&[M::DownProj]) {
-            self.rebuild(&mut meter, &mut there, T::Product, pass, memory);
-        }
-        let back = |meter: &mut Meter, target, wanted| {
-            self.project_back(meter, target, wanted, pass, memory, accumulated);
-        };
-        back(&mut meter, M::DownProj, true);
-        self.let_go(&mut meter, &mut there, T::Product, pass, memory);
-        let inner = t * e * self.projection(M::GateProj).out;
-        if !memory.swiglu_in_place {
-            meter.transient(2 * inner);
-        }
-        meter.drop(inner);
-        if self.adapts_mlp_input() {
-            self.rebuild(&mut meter, &mut there, T::PostNormed, pass, memory);
-        }
-        back(&mut meter, M::GateProj, true);
-        meter.drop(inner);
-        back(&mut meter, M::UpProj, true);
-        // Sum of both, then the other half and the adapters' parts.
-        meter.drop(stream);
-        meter.drop(size(T::Gate) + size(T::Up) - inner);
-        there = there.without(T::Gate).without(T::Up);
-        self.let_go(&mut meter, &mut there, T::PostNormed, pass, memory);
-        if !self.goes_on() {
-            return meter.peak;
-        }
-        self.rebuild(&mut meter, &mut there, T::Mid, pass, memory);
-        // The norm's gradient is added to dy in place.
-        meter.transient(stream);
-        meter.drop(stream);
-
-        // Attention.
-        meter.drop(stream);
-        for tensor in [T::Query, T::Key, T::Value, T::Attention] {
-            self.rebuild(&mut meter, &mut there, tensor, pass, memory);
-        }
-        if !self.adapts_attention_input() {
-            self.let_go(&mut meter, &mut there, T::InputNormed, pass, memory);
-        }
-        back(&mut meter, M::OProj, true);
-        let (q, kv) = (
-            t * e * self.projection(M::QProj).out,
-            t * e * self.projection(M::KProj).out,
-        );
-        meter.add(q + 2 * kv);
-        meter.transient(2 * 4 * memory.score_rows * pass.longest);
-        meter.drop(q);
-        self.let_go(&mut meter, &mut there, T::Attention, pass, memory);
-        // The adapters' parts stay to the end; they are counted with the tensors all the same.
-        let xa: u64 = [M::QProj, M::KProj, M::VProj]
-            .iter()
-            .map(|&target| t * e * self.projection(target).rank)
-            .sum();
-        meter.drop(q + 2 * kv);
-        there = there.without(T::Query).without(T::Key).without(T::Value);
-        if self.adapts_attention_input() {
-            self.rebuild(&mut meter, &mut there, T::InputNormed, pass, memory);
-        }
-        let mut first = true;
-        for (target, bytes) in [(M::QProj, q), (M::KProj, kv), (M::VProj, kv)] {
-            back(&mut meter, target, self.wanted);
-            if self.wanted && !first {
-                meter.drop(stream);
-            }
-            first = false;
-            meter.drop(bytes);
-        }
-        meter.drop(xa);
-        self.let_go(&mut meter, &mut there, T::InputNormed, pass, memory);
-        if self.wanted {
-            meter.transient(stream);
-        }
-        meter.peak
-    }
-
-    /// Makes a tensor that is not there, and what it takes for it.
-    fn rebuild(
-        &self,
-        meter: &mut Meter,
-        there: &mut KeepSet,
-        tensor: SavedTensor,
-        pass: PassShape,
-        memory: &MemoryModel,
-    ) {
-        use TargetModule as M;
-        if there.contains(tensor) {
-            return;
-        }
-        for &part in parts(tensor) {
-            self.rebuild(meter, there, part, pass, memory);
-        }
-        if tensor == T::Attention && !self.adapts_attention_input() {
-            self.let_go(meter, there, T::InputNormed, pass, memory);
-        }
-        match tensor {
-            T::Query => self.project(meter, M::QProj, pass, memory),
-            T::Key => self.project(meter, M::KProj, pass, memory),
-            T::Value => self.project(meter, M::VProj, pass, memory),
-            T::Mid => self.project(meter, M::OProj, pass, memory),
-            T::Gate => self.project(meter, M::GateProj, pass, memory),
-            T::Up => self.project(meter, M::UpProj, pass, memory),
-            T::InputNormed | T::PostNormed => {
-                meter.transient(self.bytes(tensor, pass, memory) + 4 * pass.tokens)
-            }
-            T::Attention => meter
-                .transient(self.bytes(tensor, pass, memory) + 4 * memory.score_rows * pass.longest),
-            T::Product => {
-                let down = self.projection(M::DownProj);
-                if down.dropout {
-                    let product = pass.tokens * memory.element * down.input;
-                    meter.transient(2 * product);
-                }
-            }
-        }
-        meter.add(self.bytes(tensor, pass, memory));
-        *there = there.with(tensor);
-    }
-
-    fn let_go(
-        &self,
-        meter: &mut Meter,
-        there: &mut KeepSet,
-        tensor: SavedTensor,
-        pass: PassShape,
-        memory: &MemoryModel,
-    ) {
-        if there.contains(tensor) {
-            meter.drop(self.bytes(tensor, pass, memory));
-            *there = there.without(tensor);
-        }
-    }
-}
-
-/// What a tensor is made of, besides the layer's input.
-const fn parts(tensor: SavedTensor) -> &'static [SavedTensor] {
-    match tensor {
-        T::InputNormed => &[],
-        T::Query | T::Key | T::Value => &[T::InputNormed],
-        T::Attention => &[T::Query, T::Key, T::Value],
-        T::Mid => &[T::Attention],
-        T::PostNormed => &[T::Mid],
-        T::Gate | T::Up => &[T::PostNormed],
-        T::Product => &[T::Gate, T::Up],
+        let keep = keep.intersection(self.uses());
+        self.run_backward(keep, pass, memory, accumulated).0
     }
 }

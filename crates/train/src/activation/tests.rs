@@ -1,6 +1,6 @@
 //! Predictions and plans of whole steps.
 
-use backdraft_model::layers::{KeepSet, SavedTensor};
+use backdraft_arch::{InputGrad, KeepSet, SavedTensor};
 use proptest::prelude::*;
 
 use super::cost::{CostModel, Roofline};
@@ -42,13 +42,13 @@ pub(super) fn layer() -> LayerShape {
             shape(128, 64),
             shape(64, 128),
         ],
-        wanted: true,
+        input_grad: InputGrad::Needed,
     }
 }
 
 fn step(layers: usize) -> StepShape {
     let lowest = LayerShape {
-        wanted: false,
+        input_grad: InputGrad::Skipped,
         ..layer()
     };
     let mut shapes = vec![layer(); layers];
@@ -97,7 +97,7 @@ fn a_frozen_projection_needs_no_input() {
     for projection in &mut layer.projections[..4] {
         projection.rank = 0;
     }
-    layer.wanted = false;
+    layer.input_grad = InputGrad::Skipped;
     assert_eq!(
         layer.uses(),
         KeepSet::of([SavedTensor::Gate, SavedTensor::Up])

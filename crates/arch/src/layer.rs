@@ -1,0 +1,512 @@
+//! A decoder layer, told once: h ← h + attention(norm(h)); h ← h + mlp(norm(h)).
+//!
+//! Values are dropped as soon as nothing needs them any more, by their scopes; since executors free memory when a
+//! value is dropped, this order is also the order of allocations that the planner simulates.
+
+use crate::ops::{Backward, Forward, Norm, Values};
+use crate::saved::{KeepSet, SavedTensor};
+use crate::target::{Group, TargetModule};
+
+use SavedTensor as T;
+use TargetModule as M;
+
+/// Whether a backward pass should give the gradient of its input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum InputGrad {
+    /// It is needed below.
+    Needed,
+    /// Nothing below has an adapter.
+    Skipped,
+}
+
+impl InputGrad {
+    /// Needed where that is so.
+    #[must_use]
+    pub const fn needed_if(needed: bool) -> Self {
+        if needed { Self::Needed } else { Self::Skipped }
+    }
+
+    /// Whether it is needed.
+    #[must_use]
+    pub const fn is_needed(self) -> bool {
+        matches!(self, Self::Needed)
+    }
+}
+
+/// The output of a projection, or its input where that is what is kept, and what its backward pass needs besides.
+#[derive(Clone, Debug)]
+pub struct Projected<T, S> {
+    /// The tensor that is kept.
+    pub y: T,
+    /// What stays with it.
+    pub side: S,
+}
+
+type TensorOf<O> = <<O as Forward>::Values as Values>::Tensor;
+type SideOf<O> = <<O as Forward>::Values as Values>::Side;
+type ProjectedOf<O> = Projected<TensorOf<O>, SideOf<O>>;
+type KeptOf<O> = Kept<<O as Forward>::Values>;
+
+/// What there is of a layer for its backward pass; what is not there is rebuilt.
+pub struct Kept<V: Values> {
+    /// Absent while it is offloaded.
+    pub input: Option<V::Tensor>,
+    /// Statistics of the norm before attention.
+    pub input_stats: V::Stats,
+    /// See [`SavedTensor::InputNormed`]; the others likewise.
+    pub input_normed: Option<V::Tensor>,
+    /// After RoPE.
+    pub query: Option<Projected<V::Tensor, V::Side>>,
+    /// After RoPE.
+    pub key: Option<Projected<V::Tensor, V::Side>>,
+    /// As projected.
+    pub value: Option<Projected<V::Tensor, V::Side>>,
+    /// The heads' output and the log-sum-exp of the scores.
+    pub attention: Option<(V::Tensor, V::LogSumExp)>,
+    /// With what `o_proj` needs.
+    pub mid: Option<Projected<V::Tensor, V::Side>>,
+    /// Statistics of the norm before the MLP.
+    pub post_stats: V::Stats,
+    /// The normed input of the MLP.
+    pub post_normed: Option<V::Tensor>,
+    /// Before its activation.
+    pub gate: Option<Projected<V::Tensor, V::Side>>,
+    /// The other factor.
+    pub up: Option<Projected<V::Tensor, V::Side>>,
+    /// With what `down_proj` needs.
+    pub product: Option<Projected<V::Tensor, V::Side>>,
+}
+
+/// What stays on the device when a tensor of a layer is offloaded.
+pub enum Companion<V: Values> {
+    /// Nothing belongs to it.
+    Nothing,
+    /// An adapter's x·Aᵀ.
+    Side(V::Side),
+    /// Of attention's scores.
+    LogSumExp(V::LogSumExp),
+}
+
+impl<V: Values> Kept<V> {
+    fn projected(&mut self, tensor: T) -> Option<&mut Option<Projected<V::Tensor, V::Side>>> {
+        match tensor {
+            T::Query => Some(&mut self.query),
+            T::Key => Some(&mut self.key),
+            T::Value => Some(&mut self.value),
+            T::Mid => Some(&mut self.mid),
+            T::Gate => Some(&mut self.gate),
+            T::Up => Some(&mut self.up),
+            T::Product => Some(&mut self.product),
+            T::InputNormed | T::Attention | T::PostNormed => None,
+        }
+    }
+
+    /// Takes a tensor out, apart from what goes with it.
+    pub fn take(&mut self, tensor: T) -> Option<(V::Tensor, Companion<V>)> {
+        match tensor {
+            T::InputNormed => Some((self.input_normed.take()?, Companion::Nothing)),
+            T::PostNormed => Some((self.post_normed.take()?, Companion::Nothing)),
+            T::Attention => {
+                let (out, lse) = self.attention.take()?;
+                Some((out, Companion::LogSumExp(lse)))
+            }
+            _ => {
+                let Projected { y, side } = self.projected(tensor)?.take()?;
+                Some((y, Companion::Side(side)))
+            }
+        }
+    }
+
+    /// Puts back what [`take`](Self::take) gave.
+    pub fn put(&mut self, tensor: T, y: V::Tensor, companion: Companion<V>) {
+        match companion {
+            Companion::LogSumExp(lse) => self.attention = Some((y, lse)),
+            Companion::Nothing if tensor == T::InputNormed => self.input_normed = Some(y),
+            Companion::Nothing => self.post_normed = Some(y),
+            Companion::Side(side) => {
+                if let Some(place) = self.projected(tensor) {
+                    *place = Some(Projected { y, side });
+                }
+            }
+        }
+    }
+
+    /// Which tensors are there.
+    #[must_use]
+    pub fn tensors(&self) -> KeepSet {
+        let there = |tensor| match tensor {
+            T::InputNormed => self.input_normed.is_some(),
+            T::Query => self.query.is_some(),
+            T::Key => self.key.is_some(),
+            T::Value => self.value.is_some(),
+            T::Attention => self.attention.is_some(),
+            T::Mid => self.mid.is_some(),
+            T::PostNormed => self.post_normed.is_some(),
+            T::Gate => self.gate.is_some(),
+            T::Up => self.up.is_some(),
+            T::Product => self.product.is_some(),
+        };
+        KeepSet::of(T::ALL.into_iter().filter(|&tensor| there(tensor)))
+    }
+}
+
+/// Whether a projection of the group has an adapter, whose gradient needs the group's input.
+fn adapts_input(adapts: &impl Fn(TargetModule) -> bool, group: Group) -> bool {
+    group.targets().iter().any(|&target| adapts(target))
+}
+
+/// Whether the backward pass goes beyond the MLP.
+fn reaches_attention(adapts: &impl Fn(TargetModule) -> bool, input_grad: InputGrad) -> bool {
+    input_grad.is_needed() || adapts_input(adapts, Group::Qkv) || adapts(M::OProj)
+}
+
+/// The tensors that the backward pass uses, given which projections have adapters: what `keep-all` keeps. The input of
+/// a projection without an adapter is not among them; where the gradient of the layer's own input is skipped and
+/// attention has no adapter, the pass ends in the MLP.
+pub fn uses(adapts: impl Fn(TargetModule) -> bool, input_grad: InputGrad) -> KeepSet {
+    let mut set = KeepSet::of([T::Gate, T::Up]);
+    if adapts(M::DownProj) {
+        set = set.with(T::Product);
+    }
+    if adapts_input(&adapts, Group::GateUp) {
+        set = set.with(T::PostNormed);
+    }
+    if !reaches_attention(&adapts, input_grad) {
+        return set;
+    }
+    set = [T::Query, T::Key, T::Value, T::Attention, T::Mid]
+        .into_iter()
+        .fold(set, KeepSet::with);
+    if adapts_input(&adapts, Group::Qkv) {
+        set = set.with(T::InputNormed);
+    }
+    set
+}
+
+/// The forward pass; keeps what `keep` names for the backward pass.
+///
+/// # Shapes
+/// `input` and the result `[t, hidden]`.
+pub fn forward<O: Forward>(
+    o: &mut O,
+    input: TensorOf<O>,
+    keep: KeepSet,
+) -> (TensorOf<O>, KeptOf<O>) {
+    let (x, input_stats) = o.norm(Norm::Input, &input);
+    let down = o.shared_down(Group::Qkv, &x);
+    let (query, key) = query_and_key(o, &x, &down);
+    let value = project(o, M::VProj, &x, &down);
+    let input_normed = keep.contains(T::InputNormed).then_some(x);
+    drop(down);
+    let (out, lse) = o.attend([&query.y, &key.y, &value.y]);
+    let query = keep.contains(T::Query).then_some(query);
+    let key = keep.contains(T::Key).then_some(key);
+    let value = keep.contains(T::Value).then_some(value);
+    let (h, side) = o.project_onto(M::OProj, &out, &input);
+    let attention = keep.contains(T::Attention).then_some((out, lse));
+    let mid = keep
+        .contains(T::Mid)
+        .then(|| Projected { y: h.clone(), side });
+
+    let (x, post_stats) = o.norm(Norm::PostAttention, &h);
+    let [gate, up] = gate_and_up(o, &x);
+    let post_normed = keep.contains(T::PostNormed).then_some(x);
+    let (gate, up, product) = activate(o, gate, up);
+    let gate = keep.contains(T::Gate).then_some(gate);
+    let up = keep.contains(T::Up).then_some(up);
+    let (y, side) = o.project_onto(M::DownProj, &product, &h);
+    drop(h);
+    let product = keep
+        .contains(T::Product)
+        .then_some(Projected { y: product, side });
+    let kept = Kept {
+        input: Some(input),
+        input_stats,
+        input_normed,
+        query,
+        key,
+        value,
+        attention,
+        mid,
+        post_stats,
+        post_normed,
+        gate,
+        up,
+        product,
+    };
+    (y, kept)
+}
+
+/// The backward pass: from the gradient of the layer's result to its input's, where that is needed. What was not kept
+/// is rebuilt when it is first needed, once, by the same ops from the same values, and dropped after its last use.
+///
+/// # Shapes
+/// `dy` and the result `[t, hidden]`.
+pub fn backward<O: Backward>(
+    o: &mut O,
+    dy: TensorOf<O>,
+    mut kept: KeptOf<O>,
+    input_grad: InputGrad,
+) -> Option<TensorOf<O>> {
+    let dx = mlp_backward(o, &dy, &mut kept);
+    if !reaches_attention(&|target| o.adapts(target), input_grad) {
+        return None;
+    }
+    rebuild_mid(o, &mut kept);
+    let mid = taken(&mut kept.mid);
+    let d_mid = o.norm_backward(Norm::PostAttention, &dx, &mid.y, &kept.post_stats, dy);
+    drop(dx);
+    let d_normed = attention_backward(o, &d_mid, mid, &mut kept, input_grad)?;
+    let input = input(&kept.input);
+    Some(o.norm_backward(Norm::Input, &d_normed, input, &kept.input_stats, d_mid))
+}
+
+/// From the gradient of the MLP's result to that of its normed input.
+fn mlp_backward<O: Backward>(o: &mut O, dy: &TensorOf<O>, kept: &mut KeptOf<O>) -> TensorOf<O> {
+    rebuild_gate_and_up(o, kept);
+    let (gate, up) = (taken(&mut kept.gate), taken(&mut kept.up));
+    let product = match kept.product.take() {
+        None if o.adapts(M::DownProj) => {
+            let y = o.glu_again(&gate.y, &up.y);
+            let side = o.side(M::DownProj, &y);
+            Some(Projected { y, side })
+        }
+        product => product,
+    };
+    let (x, side) =
+        product.map_or_else(Default::default, |product| (Some(product.y), product.side));
+    let branch = [(M::DownProj, dy.clone(), &side)];
+    let d_product = needed(o.project_backward(branch, x.as_ref(), InputGrad::Needed));
+    drop((x, side));
+    let [d_gate, d_up] = o.glu_backward(d_product, gate.y, up.y);
+    let x = reads_input(o, Group::GateUp).then(|| {
+        rebuild_post_normed(o, kept);
+        taken(&mut kept.post_normed)
+    });
+    let branches = [
+        (M::GateProj, d_gate, &gate.side),
+        (M::UpProj, d_up, &up.side),
+    ];
+    let dx = needed(o.project_backward(branches, x.as_ref(), InputGrad::Needed));
+    o.complete(dx)
+}
+
+/// From the gradient behind attention to that of its normed input.
+fn attention_backward<O: Backward>(
+    o: &mut O,
+    d_mid: &TensorOf<O>,
+    mid: ProjectedOf<O>,
+    kept: &mut KeptOf<O>,
+    input_grad: InputGrad,
+) -> Option<TensorOf<O>> {
+    drop(mid.y);
+    rebuild_attention(o, kept);
+    let (out, lse) = taken(&mut kept.attention);
+    let branch = [(M::OProj, d_mid.clone(), &mid.side)];
+    let d_out = needed(o.project_backward(branch, Some(&out), InputGrad::Needed));
+    let d_out = o.complete(d_out);
+    let [q, k, v] = [&mut kept.query, &mut kept.key, &mut kept.value].map(taken);
+    let d = o.attend_backward(&d_out, [&q.y, &k.y, &v.y], (&out, &lse));
+    drop((d_out, out, lse));
+    let sides = [q, k, v].map(|projected| projected.side);
+    let x = reads_input(o, Group::Qkv).then(|| {
+        rebuild_input_normed(o, kept);
+        taken(&mut kept.input_normed)
+    });
+    let ([dq, dk, dv], [q, k, v]) = (d, sides.each_ref());
+    let branches = [(M::QProj, dq, q), (M::KProj, dk, k), (M::VProj, dv, v)];
+    let dx = o.project_backward(branches, x.as_ref(), input_grad)?;
+    Some(o.complete(dx))
+}
+
+/// Whether the backward pass of a group reads the group's input.
+fn reads_input<O: Forward>(o: &O, group: Group) -> bool {
+    adapts_input(&|target| o.adapts(target), group)
+}
+
+fn project<O: Forward>(
+    o: &mut O,
+    target: TargetModule,
+    x: &TensorOf<O>,
+    down: &O::SharedDown,
+) -> ProjectedOf<O> {
+    let (y, side) = o.project(target, x, down);
+    Projected { y, side }
+}
+
+fn query_and_key<O: Forward>(
+    o: &mut O,
+    x: &TensorOf<O>,
+    down: &O::SharedDown,
+) -> (ProjectedOf<O>, ProjectedOf<O>) {
+    let query = project(o, M::QProj, x, down);
+    let key = project(o, M::KProj, x, down);
+    let (q, k) = o.rope(query.y, key.y);
+    (
+        Projected {
+            y: q,
+            side: query.side,
+        },
+        Projected {
+            y: k,
+            side: key.side,
+        },
+    )
+}
+
+/// Queries or keys alone, turned.
+fn turned<O: Forward>(
+    o: &mut O,
+    target: TargetModule,
+    x: &TensorOf<O>,
+    down: &O::SharedDown,
+) -> ProjectedOf<O> {
+    let Projected { y, side } = project(o, target, x, down);
+    let y = o.rope_one(target, y);
+    Projected { y, side }
+}
+
+/// A deferred output and what its backward pass needs.
+type DeferredOf<O> = (<O as Forward>::Deferred, SideOf<O>);
+
+fn gate_and_up<O: Forward>(o: &mut O, x: &TensorOf<O>) -> [DeferredOf<O>; 2] {
+    let down = o.shared_down(Group::GateUp, x);
+    [M::GateProj, M::UpProj].map(|target| o.project_deferred(target, x, &down))
+}
+
+fn activate<O: Forward>(
+    o: &mut O,
+    (gate, gate_side): DeferredOf<O>,
+    (up, up_side): DeferredOf<O>,
+) -> (ProjectedOf<O>, ProjectedOf<O>, TensorOf<O>) {
+    let [gate, up, product] = o.glu(gate, up);
+    let projected = |y, side| Projected { y, side };
+    (projected(gate, gate_side), projected(up, up_side), product)
+}
+
+fn rebuild_input_normed<O: Forward>(o: &mut O, kept: &mut KeptOf<O>) {
+    if kept.input_normed.is_none() {
+        let (x, _) = o.norm(Norm::Input, input(&kept.input));
+        kept.input_normed = Some(x);
+    }
+}
+
+fn rebuild_qkv<O: Forward>(o: &mut O, kept: &mut KeptOf<O>) {
+    if kept.query.is_some() && kept.key.is_some() && kept.value.is_some() {
+        return;
+    }
+    rebuild_input_normed(o, kept);
+    let x = there(&kept.input_normed);
+    let down = o.shared_down(Group::Qkv, x);
+    if kept.query.is_none() && kept.key.is_none() {
+        let (query, key) = query_and_key(o, x, &down);
+        (kept.query, kept.key) = (Some(query), Some(key));
+    }
+    if kept.query.is_none() {
+        kept.query = Some(turned(o, M::QProj, x, &down));
+    }
+    if kept.key.is_none() {
+        kept.key = Some(turned(o, M::KProj, x, &down));
+    }
+    if kept.value.is_none() {
+        kept.value = Some(project(o, M::VProj, x, &down));
+    }
+    if !reads_input(o, Group::Qkv) {
+        kept.input_normed = None;
+    }
+}
+
+/// Attention's output, and q, k and v, which its own backward pass needs too.
+fn rebuild_attention<O: Forward>(o: &mut O, kept: &mut KeptOf<O>) {
+    rebuild_qkv(o, kept);
+    if kept.attention.is_none() {
+        let qkv = [&kept.query, &kept.key, &kept.value].map(|projected| &there(projected).y);
+        kept.attention = Some(o.attend(qkv));
+    }
+}
+
+fn rebuild_mid<O: Forward>(o: &mut O, kept: &mut KeptOf<O>) {
+    if kept.mid.is_some() {
+        return;
+    }
+    if kept.attention.is_none() {
+        rebuild_attention(o, kept);
+    }
+    let (out, _) = there(&kept.attention);
+    let (y, side) = o.project_onto(M::OProj, out, input(&kept.input));
+    kept.mid = Some(Projected { y, side });
+}
+
+fn rebuild_post_normed<O: Forward>(o: &mut O, kept: &mut KeptOf<O>) {
+    if kept.post_normed.is_some() {
+        return;
+    }
+    rebuild_mid(o, kept);
+    let (x, _) = o.norm(Norm::PostAttention, &there(&kept.mid).y);
+    kept.post_normed = Some(x);
+}
+
+fn rebuild_gate_and_up<O: Forward>(o: &mut O, kept: &mut KeptOf<O>) {
+    if kept.gate.is_some() && kept.up.is_some() {
+        return;
+    }
+    rebuild_post_normed(o, kept);
+    let x = there(&kept.post_normed);
+    if kept.gate.is_none() && kept.up.is_none() {
+        let [gate, up] = gate_and_up(o, x);
+        let deferred = o.is_deferred(&gate.0) || o.is_deferred(&up.0);
+        if deferred && o.adapts(M::DownProj) && kept.product.is_none() {
+            // One pass adds the terms and gives the product, which is needed too.
+            let (gate, up, y) = activate(o, gate, up);
+            let side = o.side(M::DownProj, &y);
+            kept.product = Some(Projected { y, side });
+            (kept.gate, kept.up) = (Some(gate), Some(up));
+        } else {
+            let [gate, up] = [gate, up].map(|(y, side)| Projected {
+                y: o.complete(y),
+                side,
+            });
+            (kept.gate, kept.up) = (Some(gate), Some(up));
+        }
+    } else {
+        let down = o.shared_down(Group::GateUp, x);
+        if kept.gate.is_none() {
+            kept.gate = Some(project(o, M::GateProj, x, &down));
+        }
+        if kept.up.is_none() {
+            kept.up = Some(project(o, M::UpProj, x, &down));
+        }
+    }
+    if !reads_input(o, Group::GateUp) {
+        kept.post_normed = None;
+    }
+}
+
+/// The layer's input, which has come back if it was offloaded.
+fn input<T>(input: &Option<T>) -> &T {
+    there(input)
+}
+
+/// A value that was kept or rebuilt.
+fn there<T>(value: &Option<T>) -> &T {
+    match value {
+        Some(value) => value,
+        None => unreachable!("it was kept, fetched or rebuilt"),
+    }
+}
+
+/// A value that was kept or rebuilt, for its last use.
+fn taken<T>(value: &mut Option<T>) -> T {
+    match value.take() {
+        Some(value) => value,
+        None => unreachable!("it was kept or rebuilt"),
+    }
+}
+
+/// A gradient that was asked for.
+fn needed<T>(gradient: Option<T>) -> T {
+    match gradient {
+        Some(gradient) => gradient,
+        None => unreachable!("the input's gradient was asked for"),
+    }
+}

@@ -1,0 +1,175 @@
+//! The ops of a layer, for an executor to implement.
+//!
+//! [`layer`](crate::layer) says in which order they run and how long their results live; an executor says what they
+//! do: compute on a device, build a tape, take times, or count bytes. What they compute is documented where it is
+//! computed, in the kernels.
+
+use crate::layer::InputGrad;
+use crate::saved::SavedTensor;
+use crate::target::{Group, TargetModule};
+
+/// What an executor's values are. Dropping the last clone of one frees its memory.
+pub trait Values {
+    /// Activations, `[t, features]`.
+    type Tensor: Clone;
+    /// What a norm remembers of each row, `[t]`.
+    type Stats;
+    /// Log-sum-exp of attention's scores, `[t, heads]`.
+    type LogSumExp;
+    /// What a projection's backward pass needs besides its input: x·Aᵀ `[t, r]` where there is an adapter.
+    type Side: Default;
+}
+
+/// A norm of a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Norm {
+    /// Before attention.
+    Input,
+    /// Before the MLP.
+    PostAttention,
+}
+
+impl Norm {
+    /// The tensor that holds its output.
+    #[must_use]
+    pub const fn output(self) -> SavedTensor {
+        match self {
+            Self::Input => SavedTensor::InputNormed,
+            Self::PostAttention => SavedTensor::PostNormed,
+        }
+    }
+}
+
+/// Shorthand for the values of an executor.
+type TensorOf<O> = <<O as Forward>::Values as Values>::Tensor;
+type StatsOf<O> = <<O as Forward>::Values as Values>::Stats;
+type LogSumExpOf<O> = <<O as Forward>::Values as Values>::LogSumExp;
+type SideOf<O> = <<O as Forward>::Values as Values>::Side;
+
+/// Ops of the forward pass.
+pub trait Forward {
+    /// What the ops take and give.
+    type Values: Values;
+    /// The output of a projection whose adapter's term may be left to the op that reads it next.
+    type Deferred;
+    /// x·Aᵀ of all projections of a group, where one product makes it for all.
+    type SharedDown;
+
+    /// Whether a projection has an adapter.
+    fn adapts(&self, target: TargetModule) -> bool;
+
+    /// # Shapes
+    /// `x` and the result `[t, hidden]`.
+    fn norm(&mut self, norm: Norm, x: &TensorOf<Self>) -> (TensorOf<Self>, StatsOf<Self>);
+
+    /// x·Aᵀ of a group. It is made for the whole group whichever outputs are wanted of it, since one product of all may
+    /// round otherwise than one of each.
+    fn shared_down(&mut self, group: Group, x: &TensorOf<Self>) -> Self::SharedDown;
+
+    /// A projection of a group.
+    ///
+    /// # Shapes
+    /// `x` `[t, in]`, result `[t, out]`.
+    fn project(
+        &mut self,
+        target: TargetModule,
+        x: &TensorOf<Self>,
+        down: &Self::SharedDown,
+    ) -> (TensorOf<Self>, SideOf<Self>);
+
+    /// As [`project`](Self::project); the adapter's term may be left to [`glu`](Self::glu).
+    fn project_deferred(
+        &mut self,
+        target: TargetModule,
+        x: &TensorOf<Self>,
+        down: &Self::SharedDown,
+    ) -> (Self::Deferred, SideOf<Self>);
+
+    /// Whether the term is left to the next op.
+    fn is_deferred(&self, output: &Self::Deferred) -> bool;
+
+    /// With the term.
+    fn complete(&mut self, output: Self::Deferred) -> TensorOf<Self>;
+
+    /// A projection added to the residual stream.
+    ///
+    /// # Shapes
+    /// `x` `[t, in]`, `stream` and the result `[t, hidden]`.
+    fn project_onto(
+        &mut self,
+        target: TargetModule,
+        x: &TensorOf<Self>,
+        stream: &TensorOf<Self>,
+    ) -> (TensorOf<Self>, SideOf<Self>);
+
+    /// What [`project_onto`](Self::project_onto) leaves for the backward pass, without the product with the frozen
+    /// weight.
+    fn side(&mut self, target: TargetModule, x: &TensorOf<Self>) -> SideOf<Self>;
+
+    /// Queries and keys turned by their positions, in one op.
+    fn rope(
+        &mut self,
+        query: TensorOf<Self>,
+        key: TensorOf<Self>,
+    ) -> (TensorOf<Self>, TensorOf<Self>);
+
+    /// Queries or keys alone.
+    fn rope_one(&mut self, target: TargetModule, x: TensorOf<Self>) -> TensorOf<Self>;
+
+    /// # Shapes
+    /// Query and result `[t, heads·d]`, key and value `[t, kv_heads·d]`.
+    fn attend(&mut self, qkv: [&TensorOf<Self>; 3]) -> (TensorOf<Self>, LogSumExpOf<Self>);
+
+    /// Gate and up with what their adapters add, and act(gate)·up.
+    ///
+    /// # Shapes
+    /// All `[t, intermediate]`.
+    fn glu(&mut self, gate: Self::Deferred, up: Self::Deferred) -> [TensorOf<Self>; 3];
+
+    /// The product alone, once more.
+    fn glu_again(&mut self, gate: &TensorOf<Self>, up: &TensorOf<Self>) -> TensorOf<Self>;
+}
+
+/// A projection in its backward pass: which, the gradient of its output, and what its forward pass left.
+pub type Branch<'a, O> = (TargetModule, TensorOf<O>, &'a SideOf<O>);
+
+/// Ops of the backward pass. Gradients of adapters go where the executor has them.
+pub trait Backward: Forward {
+    /// The gradient of a norm's input, added to `sum`: what goes past the norm.
+    ///
+    /// # Shapes
+    /// All tensors `[t, hidden]`.
+    fn norm_backward(
+        &mut self,
+        norm: Norm,
+        dy: &TensorOf<Self>,
+        x: &TensorOf<Self>,
+        stats: &StatsOf<Self>,
+        sum: TensorOf<Self>,
+    ) -> TensorOf<Self>;
+
+    /// Projections of one input: the gradients of their adapters, and the sum of the input's gradients where it is
+    /// needed. Each branch's gradient is dropped when it was used; the input may be absent where there is no adapter.
+    fn project_backward<const N: usize>(
+        &mut self,
+        branches: [Branch<'_, Self>; N],
+        x: Option<&TensorOf<Self>>,
+        input_grad: InputGrad,
+    ) -> Option<Self::Deferred>;
+
+    /// Gradients of query, key and value before they were turned.
+    fn attend_backward(
+        &mut self,
+        d_out: &TensorOf<Self>,
+        qkv: [&TensorOf<Self>; 3],
+        forward: (&TensorOf<Self>, &LogSumExpOf<Self>),
+    ) -> [TensorOf<Self>; 3];
+
+    /// Gradients of gate and up, which are handed over so that these may take their place.
+    fn glu_backward(
+        &mut self,
+        d_product: Self::Deferred,
+        gate: TensorOf<Self>,
+        up: TensorOf<Self>,
+    ) -> [TensorOf<Self>; 2];
+}

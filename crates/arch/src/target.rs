@@ -1,0 +1,144 @@
+//! The projections of a decoder layer.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// A projection of a decoder layer that can carry an adapter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[expect(missing_docs, reason = "the names are Hugging Face's")]
+pub enum TargetModule {
+    QProj,
+    KProj,
+    VProj,
+    OProj,
+    GateProj,
+    UpProj,
+    DownProj,
+}
+
+/// Projections that read the same input, so that one product can serve the A of all their adapters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Group {
+    /// Query, key and value.
+    Qkv,
+    /// Gate and up.
+    GateUp,
+}
+
+impl Group {
+    /// Its projections, in the order in which they are computed.
+    #[must_use]
+    pub const fn targets(self) -> &'static [TargetModule] {
+        use TargetModule as M;
+        match self {
+            Self::Qkv => &[M::QProj, M::KProj, M::VProj],
+            Self::GateUp => &[M::GateProj, M::UpProj],
+        }
+    }
+}
+
+impl TargetModule {
+    /// All seven.
+    pub const ALL: [Self; 7] = [
+        Self::QProj,
+        Self::KProj,
+        Self::VProj,
+        Self::OProj,
+        Self::GateProj,
+        Self::UpProj,
+        Self::DownProj,
+    ];
+
+    /// The name that checkpoints and PEFT use.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::QProj => "q_proj",
+            Self::KProj => "k_proj",
+            Self::VProj => "v_proj",
+            Self::OProj => "o_proj",
+            Self::GateProj => "gate_proj",
+            Self::UpProj => "up_proj",
+            Self::DownProj => "down_proj",
+        }
+    }
+
+    /// The block of a layer that holds it.
+    #[must_use]
+    pub const fn block(self) -> &'static str {
+        match self {
+            Self::QProj | Self::KProj | Self::VProj | Self::OProj => "self_attn",
+            Self::GateProj | Self::UpProj | Self::DownProj => "mlp",
+        }
+    }
+
+    /// Its path in layer `layer`, for instance `model.layers.3.mlp.up_proj`.
+    #[must_use]
+    pub fn path(self, layer: usize) -> String {
+        format!("model.layers.{layer}.{}.{}", self.block(), self.name())
+    }
+
+    /// The projections that share its input, where there are others.
+    #[must_use]
+    pub const fn group(self) -> Option<Group> {
+        match self {
+            Self::QProj | Self::KProj | Self::VProj => Some(Group::Qkv),
+            Self::GateProj | Self::UpProj => Some(Group::GateUp),
+            Self::OProj | Self::DownProj => None,
+        }
+    }
+
+    /// Its place among those that share its input.
+    #[must_use]
+    pub const fn place_in_group(self) -> usize {
+        match self {
+            Self::QProj | Self::GateProj | Self::OProj | Self::DownProj => 0,
+            Self::KProj | Self::UpProj => 1,
+            Self::VProj => 2,
+        }
+    }
+}
+
+impl fmt::Display for TargetModule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A name that no projection has.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{name}` cannot carry an adapter: expected one of {}", TargetModule::ALL.map(TargetModule::name).join(", "))]
+pub struct UnknownTarget {
+    /// As it was given.
+    pub name: String,
+}
+
+impl FromStr for TargetModule {
+    type Err = UnknownTarget;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        Self::ALL
+            .into_iter()
+            .find(|target| target.name() == name)
+            .ok_or_else(|| UnknownTarget {
+                name: name.to_owned(),
+            })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_and_groups_are_whole() {
+        for target in TargetModule::ALL {
+            assert_eq!(target.name().parse(), Ok(target));
+            if let Some(group) = target.group() {
+                assert_eq!(group.targets()[target.place_in_group()], target);
+            }
+        }
+        let error = "qproj".parse::<TargetModule>().unwrap_err();
+        assert!(error.to_string().contains("q_proj, k_proj"), "{error}");
+    }
+}

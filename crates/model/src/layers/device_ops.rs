@@ -1,0 +1,192 @@
+//! The ops of a layer on a device, without a tape.
+
+use backdraft_arch::ops::Branch;
+use backdraft_arch::{Backward, Forward, Group, InputGrad, Norm, TargetModule, Values};
+use backdraft_kernels::attention::{self, Qkv};
+use backdraft_kernels::low_rank::Adapted;
+use backdraft_kernels::{rope, swiglu};
+use backdraft_lora::{AdapterGrads, Projection, ProjectionSaved};
+use burn::tensor::Tensor;
+
+use super::{Context, DecoderLayer};
+
+/// Values that are tensors of a device.
+#[derive(Clone, Copy, Debug)]
+pub struct OnDevice;
+
+impl Values for OnDevice {
+    type Tensor = Tensor<2>;
+    type Stats = Tensor<1>;
+    type LogSumExp = Tensor<2>;
+    type Side = ProjectionSaved;
+}
+
+/// One layer on one batch. Gradients of adapters go to `grads`.
+pub(super) struct DeviceOps<'a> {
+    pub(super) layer: &'a DecoderLayer,
+    pub(super) context: &'a Context,
+    pub(super) grads: &'a mut AdapterGrads,
+}
+
+impl DeviceOps<'_> {
+    fn projection(&self, target: TargetModule) -> (&Projection, Option<u64>) {
+        (
+            self.layer.projection(target),
+            self.layer.dropout_seed(target, self.context),
+        )
+    }
+
+    fn down_together<const N: usize>(
+        &self,
+        targets: [TargetModule; N],
+        x: &Tensor<2>,
+    ) -> Option<Vec<Tensor<2>>> {
+        let (projections, seeds) = (
+            targets.map(|target| self.layer.projection(target)),
+            targets.map(|target| self.layer.dropout_seed(target, self.context)),
+        );
+        Projection::down_together(projections, x, seeds).map(Vec::from)
+    }
+}
+
+impl Forward for DeviceOps<'_> {
+    type Values = OnDevice;
+    type Deferred = Adapted;
+    type SharedDown = Option<Vec<Tensor<2>>>;
+
+    fn adapts(&self, target: TargetModule) -> bool {
+        self.layer.adapts(target)
+    }
+
+    fn norm(&mut self, norm: Norm, x: &Tensor<2>) -> (Tensor<2>, Tensor<1>) {
+        self.layer.norm(norm).forward_saving(x)
+    }
+
+    fn shared_down(&mut self, group: Group, x: &Tensor<2>) -> Self::SharedDown {
+        use TargetModule as M;
+        match group {
+            Group::Qkv => self.down_together([M::QProj, M::KProj, M::VProj], x),
+            Group::GateUp => self.down_together([M::GateProj, M::UpProj], x),
+        }
+    }
+
+    fn project(
+        &mut self,
+        target: TargetModule,
+        x: &Tensor<2>,
+        down: &Self::SharedDown,
+    ) -> (Tensor<2>, ProjectionSaved) {
+        let (projection, seed) = self.projection(target);
+        projection.forward_saving(x, part(down, target), seed)
+    }
+
+    fn project_deferred(
+        &mut self,
+        target: TargetModule,
+        x: &Tensor<2>,
+        down: &Self::SharedDown,
+    ) -> (Adapted, ProjectionSaved) {
+        let (projection, seed) = self.projection(target);
+        projection.forward_adapted(x, part(down, target), seed)
+    }
+
+    fn is_deferred(&self, output: &Adapted) -> bool {
+        output.term.is_some()
+    }
+
+    fn complete(&mut self, output: Adapted) -> Tensor<2> {
+        output.complete()
+    }
+
+    fn project_onto(
+        &mut self,
+        target: TargetModule,
+        x: &Tensor<2>,
+        stream: &Tensor<2>,
+    ) -> (Tensor<2>, ProjectionSaved) {
+        let (projection, seed) = self.projection(target);
+        projection.forward_adding(x, seed, stream)
+    }
+
+    fn side(&mut self, target: TargetModule, x: &Tensor<2>) -> ProjectionSaved {
+        let (projection, seed) = self.projection(target);
+        projection.saving(x, seed)
+    }
+
+    fn rope(&mut self, query: Tensor<2>, key: Tensor<2>) -> (Tensor<2>, Tensor<2>) {
+        rope::forward_both(query, key, &self.context.tables)
+    }
+
+    fn rope_one(&mut self, _: TargetModule, x: Tensor<2>) -> Tensor<2> {
+        rope::forward(x, &self.context.tables)
+    }
+
+    fn attend(&mut self, qkv: [&Tensor<2>; 3]) -> (Tensor<2>, Tensor<2>) {
+        let layout = self.layer.self_attn.layout();
+        attention::forward(&operands(qkv), &self.context.segments, layout)
+    }
+
+    fn glu(&mut self, gate: Adapted, up: Adapted) -> [Tensor<2>; 3] {
+        swiglu::forward_adapted(gate, up)
+    }
+
+    fn glu_again(&mut self, gate: &Tensor<2>, up: &Tensor<2>) -> Tensor<2> {
+        swiglu::forward(gate, up)
+    }
+}
+
+impl Backward for DeviceOps<'_> {
+    fn norm_backward(
+        &mut self,
+        norm: Norm,
+        dy: &Tensor<2>,
+        x: &Tensor<2>,
+        stats: &Tensor<1>,
+        sum: Tensor<2>,
+    ) -> Tensor<2> {
+        self.layer.norm(norm).backward_add(dy, x, stats, sum)
+    }
+
+    fn project_backward<const N: usize>(
+        &mut self,
+        branches: [Branch<'_, Self>; N],
+        x: Option<&Tensor<2>>,
+        input_grad: InputGrad,
+    ) -> Option<Adapted> {
+        let layer = self.layer;
+        let branches = branches.map(|(target, dy, side)| (layer.projection(target), dy, side));
+        Projection::backward_adapted(branches, x, self.grads, input_grad.is_needed())
+    }
+
+    fn attend_backward(
+        &mut self,
+        d_out: &Tensor<2>,
+        qkv: [&Tensor<2>; 3],
+        forward: (&Tensor<2>, &Tensor<2>),
+    ) -> [Tensor<2>; 3] {
+        let (segments, layout) = (&self.context.segments, self.layer.self_attn.layout());
+        let d = attention::backward(d_out, &operands(qkv), forward, segments, layout);
+        let (q, k) = rope::backward_both(d.q, d.k, &self.context.tables);
+        [q, k, d.v]
+    }
+
+    fn glu_backward(
+        &mut self,
+        d_product: Adapted,
+        gate: Tensor<2>,
+        up: Tensor<2>,
+    ) -> [Tensor<2>; 2] {
+        swiglu::backward_adapted(d_product, gate, up).into()
+    }
+}
+
+/// That of one projection of a group.
+fn part(down: &Option<Vec<Tensor<2>>>, target: TargetModule) -> Option<Tensor<2>> {
+    down.as_ref()
+        .map(|all| all[target.place_in_group()].clone())
+}
+
+fn operands([q, k, v]: [&Tensor<2>; 3]) -> Qkv {
+    let [q, k, v] = [q, k, v].map(Tensor::clone);
+    Qkv { q, k, v }
+}

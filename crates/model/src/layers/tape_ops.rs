@@ -1,0 +1,104 @@
+//! The ops of a layer on Burn's tape, one node each, and with a cache of keys and values.
+
+use backdraft_arch::{Forward, Group, Norm, TargetModule, Values};
+use backdraft_kernels::attention::{self, Qkv};
+use backdraft_kernels::{rope, swiglu};
+use burn::tensor::Tensor;
+
+use super::{Context, DecoderLayer};
+use crate::cache::LayerCache;
+
+/// Values that Burn's autodiff follows, so that nothing needs to be remembered beside them.
+pub(super) struct OnTape;
+
+impl Values for OnTape {
+    type Tensor = Tensor<2>;
+    type Stats = ();
+    type LogSumExp = ();
+    type Side = ();
+}
+
+/// One layer on one batch. With a cache, keys and values of earlier tokens come from it and new ones go into it.
+pub(super) struct TapeOps<'a> {
+    pub(super) layer: &'a DecoderLayer,
+    pub(super) context: &'a Context,
+    pub(super) cache: Option<&'a mut LayerCache>,
+}
+
+impl Forward for TapeOps<'_> {
+    type Values = OnTape;
+    type Deferred = Tensor<2>;
+    type SharedDown = ();
+
+    fn adapts(&self, target: TargetModule) -> bool {
+        self.layer.adapts(target)
+    }
+
+    fn norm(&mut self, norm: Norm, x: &Tensor<2>) -> (Tensor<2>, ()) {
+        (self.layer.norm(norm).forward(x.clone()), ())
+    }
+
+    fn shared_down(&mut self, _: Group, _: &Tensor<2>) {}
+
+    fn project(&mut self, target: TargetModule, x: &Tensor<2>, (): &()) -> (Tensor<2>, ()) {
+        let seed = self.layer.dropout_seed(target, self.context);
+        (self.layer.projection(target).forward(x.clone(), seed), ())
+    }
+
+    fn project_deferred(
+        &mut self,
+        target: TargetModule,
+        x: &Tensor<2>,
+        down: &(),
+    ) -> (Tensor<2>, ()) {
+        self.project(target, x, down)
+    }
+
+    fn is_deferred(&self, _: &Tensor<2>) -> bool {
+        false
+    }
+
+    fn complete(&mut self, output: Tensor<2>) -> Tensor<2> {
+        output
+    }
+
+    fn project_onto(
+        &mut self,
+        target: TargetModule,
+        x: &Tensor<2>,
+        stream: &Tensor<2>,
+    ) -> (Tensor<2>, ()) {
+        let (y, ()) = self.project(target, x, &());
+        (stream.clone() + y, ())
+    }
+
+    fn side(&mut self, _: TargetModule, _: &Tensor<2>) {}
+
+    fn rope(&mut self, query: Tensor<2>, key: Tensor<2>) -> (Tensor<2>, Tensor<2>) {
+        rope::rope_both(query, key, &self.context.tables)
+    }
+
+    fn rope_one(&mut self, _: TargetModule, x: Tensor<2>) -> Tensor<2> {
+        rope::rope(x, &self.context.tables)
+    }
+
+    fn attend(&mut self, [q, k, v]: [&Tensor<2>; 3]) -> (Tensor<2>, ()) {
+        let [q, k, v] = [q, k, v].map(Tensor::clone);
+        let segments = &self.context.segments;
+        let (k, v) = match self.cache.as_deref_mut() {
+            Some(cache) => cache.extend(k, v, segments),
+            None => (k, v),
+        };
+        let layout = self.layer.self_attn.layout();
+        (attention::attention(Qkv { q, k, v }, segments, layout), ())
+    }
+
+    fn glu(&mut self, gate: Tensor<2>, up: Tensor<2>) -> [Tensor<2>; 3] {
+        let product = self.glu_again(&gate, &up);
+        [gate, up, product]
+    }
+
+    fn glu_again(&mut self, gate: &Tensor<2>, up: &Tensor<2>) -> Tensor<2> {
+        swiglu::swiglu(gate.clone(), up.clone())
+    }
+}

@@ -1,0 +1,106 @@
+//! The ops of a layer one by one, to time them.
+
+use backdraft_arch::{Forward, Group, Norm, SavedTensor, TargetModule};
+use backdraft_lora::ProjectionSaved;
+use burn::tensor::Tensor;
+
+use super::device_ops::{DeviceOps, OnDevice};
+
+/// Shows each tensor as soon as the op that makes it, or a part of it, has been issued. Each projection computes its own
+/// output, as when it alone is rebuilt; `down_proj`, whose output nothing rebuilds, leaves only its x·Aᵀ.
+pub(super) struct TimedOps<'a, 'b> {
+    pub(super) ops: DeviceOps<'a>,
+    pub(super) made: &'b mut dyn FnMut(SavedTensor, &Tensor<2>),
+}
+
+impl Forward for TimedOps<'_, '_> {
+    type Values = OnDevice;
+    type Deferred = Tensor<2>;
+    type SharedDown = Option<Vec<Tensor<2>>>;
+
+    fn adapts(&self, target: TargetModule) -> bool {
+        self.ops.adapts(target)
+    }
+
+    fn norm(&mut self, norm: Norm, x: &Tensor<2>) -> (Tensor<2>, Tensor<1>) {
+        let (y, stats) = self.ops.norm(norm, x);
+        (self.made)(norm.output(), &y);
+        (y, stats)
+    }
+
+    fn shared_down(&mut self, group: Group, x: &Tensor<2>) -> Self::SharedDown {
+        self.ops.shared_down(group, x)
+    }
+
+    fn project(
+        &mut self,
+        target: TargetModule,
+        x: &Tensor<2>,
+        down: &Self::SharedDown,
+    ) -> (Tensor<2>, ProjectionSaved) {
+        let (y, side) = self.ops.project(target, x, down);
+        (self.made)(SavedTensor::of(target), &y);
+        (y, side)
+    }
+
+    fn project_deferred(
+        &mut self,
+        target: TargetModule,
+        x: &Tensor<2>,
+        down: &Self::SharedDown,
+    ) -> (Tensor<2>, ProjectionSaved) {
+        self.project(target, x, down)
+    }
+
+    fn is_deferred(&self, _: &Tensor<2>) -> bool {
+        false
+    }
+
+    fn complete(&mut self, output: Tensor<2>) -> Tensor<2> {
+        output
+    }
+
+    fn project_onto(
+        &mut self,
+        target: TargetModule,
+        x: &Tensor<2>,
+        stream: &Tensor<2>,
+    ) -> (Tensor<2>, ProjectionSaved) {
+        let (y, side) = match target {
+            TargetModule::DownProj => (stream.clone(), self.side(target, x)),
+            _ => self.ops.project_onto(target, x, stream),
+        };
+        (self.made)(SavedTensor::of(target), &y);
+        (y, side)
+    }
+
+    fn side(&mut self, target: TargetModule, x: &Tensor<2>) -> ProjectionSaved {
+        self.ops.side(target, x)
+    }
+
+    fn rope(&mut self, query: Tensor<2>, key: Tensor<2>) -> (Tensor<2>, Tensor<2>) {
+        let query = self.rope_one(TargetModule::QProj, query);
+        (query, self.rope_one(TargetModule::KProj, key))
+    }
+
+    fn rope_one(&mut self, target: TargetModule, x: Tensor<2>) -> Tensor<2> {
+        let y = self.ops.rope_one(target, x);
+        (self.made)(SavedTensor::of(target), &y);
+        y
+    }
+
+    fn attend(&mut self, qkv: [&Tensor<2>; 3]) -> (Tensor<2>, Tensor<2>) {
+        let (out, lse) = self.ops.attend(qkv);
+        (self.made)(SavedTensor::Attention, &out);
+        (out, lse)
+    }
+
+    fn glu(&mut self, gate: Tensor<2>, up: Tensor<2>) -> [Tensor<2>; 3] {
+        let product = self.glu_again(&gate, &up);
+        [gate, up, product]
+    }
+
+    fn glu_again(&mut self, gate: &Tensor<2>, up: &Tensor<2>) -> Tensor<2> {
+        self.ops.glu_again(gate, up)
+    }
+}
