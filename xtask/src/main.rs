@@ -34,6 +34,8 @@ enum Task {
     /// Measure; timing is never a test.
     #[command(subcommand)]
     Bench(Bench),
+    /// Write docs/recipe.md from the table of recipe keys.
+    Docs,
     /// Write a model of a real shape with random bf16 weights, sharded.
     RandomModel {
         /// 8b or 1b.
@@ -104,6 +106,15 @@ fn main() -> anyhow::Result<()> {
         Task::Bench(Bench::Diagnosis { seeds, per_class }) => diagnosis::run(&seeds, per_class),
         Task::Bench(Bench::Gpu(args)) => bench_gpu::run(&args),
         Task::Bench(Bench::Load { model }) => bench_quantize::load(&model),
+        Task::Docs => docs(),
         Task::RandomModel { shape, out } => random_model::write(&shape, &out),
     }
+}
+
+/// Writes the pages that are made from the code.
+fn docs() -> anyhow::Result<()> {
+    let docs = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../docs");
+    std::fs::create_dir_all(&docs)?;
+    std::fs::write(docs.join("recipe.md"), backdraft_train::recipe::page())?;
+    Ok(())
 }

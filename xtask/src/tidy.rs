@@ -4,14 +4,15 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 /// What each crate may use. `ARCHITECTURE.md` draws the same.
-const EDGES: [(&str, &[&str]); 10] = [
+const EDGES: [(&str, &[&str]); 11] = [
     ("arch", &[]),
     ("kernels", &[]),
     ("formats", &[]),
     ("quant", &["kernels"]),
     ("lora", &["quant", "kernels", "formats", "arch"]),
     ("model", &["lora", "quant", "kernels", "formats", "arch"]),
-    ("data", &["formats"]),
+    ("jinja", &[]),
+    ("data", &["formats", "jinja"]),
     (
         "train",
         &[

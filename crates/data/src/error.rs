@@ -517,21 +517,21 @@ pub enum TemplateError {
     Parse {
         /// The parser's reason.
         #[source]
-        source: Box<crate::jinja::JinjaError>,
+        source: Box<backdraft_jinja::JinjaError>,
     },
     /// The template asks for what no chat template has, whatever the rows say.
     #[error("the chat template is at fault, whatever the rows say")]
     Broken {
         /// What is missing, and the template's line.
         #[source]
-        source: Box<crate::jinja::JinjaError>,
+        source: Box<backdraft_jinja::JinjaError>,
     },
     /// Rendering failed.
     #[error("the chat template failed")]
     Render {
         /// The engine's reason.
         #[source]
-        source: Box<crate::jinja::JinjaError>,
+        source: Box<backdraft_jinja::JinjaError>,
     },
     /// The template does more work than any sensible one.
     #[error(

@@ -13,7 +13,6 @@
 //! | [`mod@format`] | [`Format`]: how rows of each kind are read, told apart, and renamed |
 //! | [`jsonl`] | the line reader with bounded memory |
 //! | [`template`] | [`ChatTemplate`] (Jinja, as transformers sets it), [`BuiltinTemplate`] |
-//! | `jinja` | the Jinja that chat templates are written in, on Python's types |
 //! | [`prompt_template`] | [`PromptTemplate`] (placeholders from a recipe) |
 //! | [`tokenizer`] | [`ChatTokenizer`]: ids, byte offsets, end-of-turn, streaming decoder |
 //! | [`supervise`] | which tokens a row trains, by text offsets |
@@ -44,7 +43,6 @@ pub mod error;
 pub mod eval_split;
 pub mod findings;
 pub mod format;
-mod jinja;
 pub mod jsonl;
 pub mod lengths;
 pub mod loader;
@@ -65,6 +63,7 @@ pub mod synthetic;
 pub mod template;
 pub mod tokenizer;
 
+pub use backdraft_jinja::{JinjaError, JinjaErrorKind};
 pub use batch::Batch;
 pub use broken::{BrokenKind, BrokenRows};
 pub use cache::{Cached, tokenize_cached};
@@ -74,7 +73,6 @@ pub use error::{DataError, JsonFault, SpanError, TemplateError};
 pub use eval_split::{EvalSplit, count_seen, split_fraction};
 pub use findings::{Finding, Findings, RowPlace};
 pub use format::{FieldMap, Format};
-pub use jinja::{JinjaError, JinjaErrorKind};
 pub use loader::{Loader, LoaderOptions, LoaderState};
 pub use options::DataOptions;
 pub use pack::{Batching, Density};

@@ -268,7 +268,12 @@ impl Loader {
         } = &self.options;
         // Where weights choose rows, other epochs have other ones, and a row may come twice.
         let same_rows = sources.iter().all(|(_, weight)| *weight == 1.0);
-        let size = (*micro_batch_size).min(self.packs());
+        let packs = if same_rows {
+            self.packs()
+        } else {
+            self.order.len()
+        };
+        let size = (*micro_batch_size).min(packs);
         match batching {
             _ if lengths.is_empty() => Vec::new(),
             Batching::PaddingFree if same_rows => {

@@ -9,7 +9,7 @@ use serde_json::{Map, Value as Json};
 
 use crate::conversation::{Conversation, Message};
 use crate::error::TemplateError;
-use crate::jinja::{JinjaError, JinjaErrorKind, Limits, Template};
+use backdraft_jinja::{JinjaError, JinjaErrorKind, Limits, Template};
 pub use context::NamedTokens;
 
 /// Steps of work that one rendering may cost, 64 bytes of text being one: about a second.

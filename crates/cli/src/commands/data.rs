@@ -216,7 +216,7 @@ fn check(recipe: &Recipe, model: &ModelSource, output: Output) -> Result<DataChe
     // What is wrong with the command, the recipe or the model is no matter of rows.
     let (sources, is_guess) = match find_any(recipe, output) {
         Ok(sources) => (sources, false),
-        Err(_) => match find_as_messages(recipe, output) {
+        Err(_) => match find_as_text(recipe, output) {
             Ok(sources) => (sources, true),
             Err(_) => return Err(error),
         },
@@ -235,10 +235,10 @@ fn check(recipe: &Recipe, model: &ModelSource, output: Output) -> Result<DataChe
     }
 }
 
-/// Finds rows of which none can be read: their format makes no difference.
-fn find_as_messages(recipe: &Recipe, output: Output) -> Result<DataSources, CliError> {
+/// Finds rows of which none can be read: their format makes no difference, and text needs no template.
+fn find_as_text(recipe: &Recipe, output: Output) -> Result<DataSources, CliError> {
     let mut data = recipe.data.clone();
-    data.format = DataFormat::Messages;
+    data.format = DataFormat::Text;
     session::find_data(&data, output)
 }
 

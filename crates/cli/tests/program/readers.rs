@@ -174,7 +174,7 @@ fn rows_come_through_a_pipe() {
         "--max-new-tokens",
         "2",
     ];
-    let text = "{\"prompt\":\"w5\",\"completion\":\"w6\"}\n".repeat(3);
+    let text = "{\"instruction\":\"w5\",\"output\":\"w6\"}\n".repeat(3);
     said(&with_input(d, d, &eval, &text), 0);
 }
 

@@ -62,6 +62,26 @@ fn refuses_zeros_and_foreign_states() {
     assert_eq!(json, r#"{"epoch":2,"cursor":4}"#);
 }
 
+#[test]
+fn another_epoch_of_weighted_rows_may_have_more_packs() {
+    let lengths = vec![1, 4, 1, 6, 1];
+    let batching = Batching::Packed { max_seq_length: 10 };
+    for seed in 0..50 {
+        let options = LoaderOptions {
+            seed,
+            ..options(batching, &[(2, 1.0), (3, 0.3)])
+        };
+        let mut loader = Loader::with_options(lengths.clone(), options).unwrap();
+        let largest = loader.largest_micro_batch().len();
+        while loader.state().epoch < 8 {
+            for rows in loader.next_step() {
+                let tokens: u32 = rows.iter().map(|row| lengths[*row]).sum();
+                assert!(tokens as usize <= 10 * largest, "seed {seed}");
+            }
+        }
+    }
+}
+
 proptest! {
     #[test]
     fn every_epoch_visits_every_row_once(rows in 1usize..60, micro in 1usize..9, accumulation in 1usize..5, seed: u64) {

@@ -26,7 +26,8 @@ fn tokens_as_texts_or_objects() {
         "extra_special_tokens": {"audio_token": "<audio>"},
         "chat_template": "{{ text }}"
     }"#;
-    let specials = r#"{"bos_token": "ignored", "unk_token": {"content": "<unk>"}, "mask_token": "<mask>"}"#;
+    let specials =
+        r#"{"bos_token": "ignored", "unk_token": {"content": "<unk>"}, "mask_token": "<mask>"}"#;
     let files = read(&[
         (TOKENIZER, "{}"),
         (TOKENIZER_CONFIG, config),

@@ -8,6 +8,7 @@ mod difference;
 mod foreign;
 mod keys;
 mod names;
+mod page;
 mod problem;
 mod raw;
 mod reader;
@@ -32,6 +33,7 @@ pub use names::{
     ActivationPolicy, Bias, DType, DataFormat, Device, Optimizer, OverlongRows, QuantType,
     RowBatching, TargetModule, TrainOn,
 };
+pub use page::page;
 pub use problem::{Place, Problem, ProblemKind, RecipeError};
 pub use size::{ByteSize, ByteSizeError};
 pub use sources::{EvalRecipe, SourceRecipe, Sources};

@@ -1,6 +1,6 @@
 //! Methods of `str` that say what it consists of.
 
-use crate::jinja::unicode;
+use crate::unicode;
 
 pub(super) fn call(text: &str, method: &str) -> bool {
     let all = |holds: fn(char) -> bool| !text.is_empty() && text.chars().all(holds);
@@ -23,12 +23,12 @@ pub(super) fn call(text: &str, method: &str) -> bool {
     }
 }
 
-pub(in crate::jinja) fn is_lower(text: &str) -> bool {
+pub(crate) fn is_lower(text: &str) -> bool {
     let capital = |c: char| c.is_uppercase() || unicode::is_title(c);
     text.contains(char::is_lowercase) && !text.contains(capital)
 }
 
-pub(in crate::jinja) fn is_upper(text: &str) -> bool {
+pub(crate) fn is_upper(text: &str) -> bool {
     let small = |c: char| c.is_lowercase() || unicode::is_title(c);
     text.contains(char::is_uppercase) && !text.contains(small)
 }

@@ -1,14 +1,14 @@
 //! Attributes and methods of `int` and `float`.
 
-use crate::jinja::args::Args;
-use crate::jinja::error::{Result, fail};
-use crate::jinja::value::Value;
+use crate::args::Args;
+use crate::error::{Result, fail};
+use crate::value::Value;
 
 pub(super) const INT: [&str; 4] = ["as_integer_ratio", "bit_count", "bit_length", "conjugate"];
 pub(super) const FLOAT: [&str; 2] = ["conjugate", "is_integer"];
 
 /// An attribute that is no method.
-pub(in crate::jinja) fn attribute(value: &Value, name: &str) -> Option<Value> {
+pub(crate) fn attribute(value: &Value, name: &str) -> Option<Value> {
     let is_float = matches!(value, Value::Float(_));
     let real = || match value.as_index() {
         Some(number) => Value::Int(number),

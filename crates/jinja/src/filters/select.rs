@@ -2,11 +2,11 @@
 
 use super::Filter;
 use super::collections::{lazily, lookup, name_of, walk_if_true};
-use crate::jinja::args::Args;
-use crate::jinja::error::{JinjaError, Result, fail};
-use crate::jinja::is_tests::Test;
-use crate::jinja::render::Renderer;
-use crate::jinja::value::{Iter, Value};
+use crate::args::Args;
+use crate::error::{JinjaError, Result, fail};
+use crate::is_tests::Test;
+use crate::render::Renderer;
+use crate::value::{Iter, Value};
 
 pub(super) fn map(renderer: &mut Renderer<'_>, value: Value, mut args: Args) -> Result<Value> {
     let walk = match walk_if_true(&value) {

@@ -3,17 +3,17 @@
 use std::sync::Arc;
 
 use super::{text_split, text_tests};
-use crate::jinja::args::{Args, Bound};
-use crate::jinja::braces;
-use crate::jinja::dict::Dict;
-use crate::jinja::error::{Result, fail};
-use crate::jinja::iterate::{self, Walk};
-use crate::jinja::render::Renderer;
-use crate::jinja::repr;
-use crate::jinja::unicode;
-use crate::jinja::value::Value;
+use crate::args::{Args, Bound};
+use crate::braces;
+use crate::dict::Dict;
+use crate::error::{Result, fail};
+use crate::iterate::{self, Walk};
+use crate::render::Renderer;
+use crate::repr;
+use crate::unicode;
+use crate::value::Value;
 
-pub(in crate::jinja) fn call(
+pub(crate) fn call(
     renderer: &mut Renderer<'_>,
     text: &Arc<str>,
     method: &'static str,
@@ -165,7 +165,7 @@ fn make_translation(renderer: &mut Renderer<'_>, args: Args) -> Result<Value> {
 }
 
 /// Text in another case.
-pub(in crate::jinja) fn cased(text: &str, method: &str) -> String {
+pub(crate) fn cased(text: &str, method: &str) -> String {
     match method {
         "lower" => text.to_lowercase(),
         "upper" => text.to_uppercase(),
@@ -219,7 +219,7 @@ pub(in crate::jinja) fn cased(text: &str, method: &str) -> String {
 }
 
 /// Text without white space, or without some characters, at its ends.
-pub(in crate::jinja) fn strip<'t>(text: &'t str, chars: Option<&str>, method: &str) -> &'t str {
+pub(crate) fn strip<'t>(text: &'t str, chars: Option<&str>, method: &str) -> &'t str {
     let drops = |c: char| match chars {
         Some(chars) => chars.contains(c),
         None => unicode::is_space(c),
@@ -294,7 +294,7 @@ fn part<'t, const N: usize>(
         match bound.given(index) {
             None | Some(Value::None) => Ok(default),
             Some(value) => {
-                let at = crate::jinja::args::integer(value, method)?;
+                let at = crate::args::integer(value, method)?;
                 Ok(if at < 0 { (at + length).max(0) } else { at })
             }
         }
@@ -359,7 +359,7 @@ fn affixed(text: &str, method: &'static str, bound: &Bound<3>) -> Result<Value> 
 }
 
 /// `text.replace(old, new, count)`, paid for beforehand.
-pub(in crate::jinja) fn replace(
+pub(crate) fn replace(
     renderer: &mut Renderer<'_>,
     text: &str,
     old: &str,
@@ -428,7 +428,7 @@ fn expand_tabs(renderer: &mut Renderer<'_>, text: &str, args: Args) -> Result<Va
 }
 
 /// `str.join` for filters: any values, written as `str` does.
-pub(in crate::jinja) fn join_all(
+pub(crate) fn join_all(
     renderer: &mut Renderer<'_>,
     separator: &str,
     values: &Value,

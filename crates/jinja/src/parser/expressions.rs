@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use super::{Parser, Unknown};
-use crate::jinja::ast::{Arguments, Comparison, Expr, ExprKind, FilterName, Operator, TestName};
-use crate::jinja::error::{JinjaError, Result};
-use crate::jinja::filters::Filter;
-use crate::jinja::is_tests::Test;
-use crate::jinja::lexer::Kind;
-use crate::jinja::value::Value;
+use crate::ast::{Arguments, Comparison, Expr, ExprKind, FilterName, Operator, TestName};
+use crate::error::{JinjaError, Result};
+use crate::filters::Filter;
+use crate::is_tests::Test;
+use crate::lexer::Kind;
+use crate::value::Value;
 
 /// How deeply expressions may nest: as many parentheses as Python allows.
 const MAX_DEPTH: usize = 200;

@@ -2,18 +2,18 @@
 
 use std::sync::Arc;
 
-use crate::jinja::args::Args;
-use crate::jinja::arithmetic;
-use crate::jinja::ast::Operator;
-use crate::jinja::attribute;
-use crate::jinja::compare;
-use crate::jinja::error::{JinjaError, JinjaErrorKind, Result, fail};
-use crate::jinja::iterate::{self, Walk};
-use crate::jinja::meter::Meter;
-use crate::jinja::methods;
-use crate::jinja::render::Renderer;
-use crate::jinja::repr;
-use crate::jinja::value::{Iter, Seq, Undefined, Value};
+use crate::args::Args;
+use crate::arithmetic;
+use crate::ast::Operator;
+use crate::attribute;
+use crate::compare;
+use crate::error::{JinjaError, JinjaErrorKind, Result, fail};
+use crate::iterate::{self, Walk};
+use crate::meter::Meter;
+use crate::methods;
+use crate::render::Renderer;
+use crate::repr;
+use crate::value::{Iter, Seq, Undefined, Value};
 
 /// The item that an attribute such as `"a.b.0"` or `3` leads to, with a default for what is not
 /// there.

@@ -3,7 +3,7 @@
     pip install "transformers==5.24.0" jinja2==3.1.6
     pip download --no-deps --dest wheels trl==1.16.0 axolotl==0.19.0       # both Apache-2.0
     python make_renderings.py wheels templates                             # unpacks the templates, renders them
-    BACKDRAFT_TEMPLATES=$PWD/templates cargo test --release -p backdraft-data --lib public_templates
+    BACKDRAFT_TEMPLATES=$PWD/templates cargo test --release -p backdraft-jinja public_templates
 
 Templates are other people's work: only the hash of each and of its renderings is kept here. The test takes the
 texts from the folder that BACKDRAFT_TEMPLATES names, and checks nothing where there is none.
@@ -14,7 +14,6 @@ import datetime
 import hashlib
 import json
 import sys
-import zipfile
 from pathlib import Path
 
 import jinja2
@@ -24,6 +23,8 @@ from transformers.utils.chat_template_utils import (
     _normalize_chat_messages,
     render_jinja_template,
 )
+
+from unpack_templates import unpack
 
 TOKENS = {
     "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>", "sep_token": "<sep>",
@@ -97,17 +98,6 @@ def sha(text):
 
 def short(text):
     return sha(text)[:16]
-
-
-def unpack(wheels, folder):
-    """Every template of the wheels, as PACKAGE.NAME.jinja."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for wheel in sorted(wheels.glob("*.whl")):
-        package = wheel.name.split("-")[0]
-        with zipfile.ZipFile(wheel) as archive:
-            for name in archive.namelist():
-                if name.endswith(".jinja"):
-                    (folder / f"{package}.{Path(name).name}").write_bytes(archive.read(name))
 
 
 def context(messages, tools, prompt, extra):

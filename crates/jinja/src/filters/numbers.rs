@@ -1,10 +1,10 @@
 //! Filters of numbers.
 
-use crate::jinja::args::Args;
-use crate::jinja::error::{Result, fail};
-use crate::jinja::render::Renderer;
-use crate::jinja::unicode;
-use crate::jinja::value::Value;
+use crate::args::Args;
+use crate::error::{Result, fail};
+use crate::render::Renderer;
+use crate::unicode;
+use crate::value::Value;
 
 pub(super) fn abs(_: &mut Renderer<'_>, value: Value, args: Args) -> Result<Value> {
     args.bind::<0>("abs", [], 0)?;
@@ -19,7 +19,7 @@ pub(super) fn abs(_: &mut Renderer<'_>, value: Value, args: Args) -> Result<Valu
 }
 
 /// `int(number)` of a float.
-pub(in crate::jinja) fn truncated(number: f64) -> Result<i128> {
+pub(crate) fn truncated(number: f64) -> Result<i128> {
     if number.is_nan() {
         fail!("cannot convert float NaN to integer");
     }

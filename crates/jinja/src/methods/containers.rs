@@ -2,15 +2,15 @@
 
 use std::sync::Arc;
 
-use crate::jinja::args::Args;
-use crate::jinja::compare;
-use crate::jinja::dict::Dict;
-use crate::jinja::error::{Result, fail};
-use crate::jinja::functions::Function;
-use crate::jinja::iterate::Walk;
-use crate::jinja::render::Renderer;
-use crate::jinja::repr;
-use crate::jinja::value::{Value, View};
+use crate::args::Args;
+use crate::compare;
+use crate::dict::Dict;
+use crate::error::{Result, fail};
+use crate::functions::Function;
+use crate::iterate::Walk;
+use crate::render::Renderer;
+use crate::repr;
+use crate::value::{Value, View};
 
 pub(super) fn dict(
     renderer: &mut Renderer<'_>,

@@ -1,13 +1,13 @@
 //! `pprint`: Python's `pprint.pformat`.
 
-use crate::jinja::args::Args;
-use crate::jinja::compare;
-use crate::jinja::error::Result;
-use crate::jinja::meter::Meter;
-use crate::jinja::render::Renderer;
-use crate::jinja::repr;
-use crate::jinja::unicode;
-use crate::jinja::value::Value;
+use crate::args::Args;
+use crate::compare;
+use crate::error::Result;
+use crate::meter::Meter;
+use crate::render::Renderer;
+use crate::repr;
+use crate::unicode;
+use crate::value::Value;
 
 const WIDTH: usize = 80;
 

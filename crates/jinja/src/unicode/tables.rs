@@ -1,4 +1,4 @@
-//! Made by `tests/jinja/make_unicode.py`, from Unicode 14.0.0 of Python.
+//! Made by `tests/make_unicode.py`, from Unicode 14.0.0 of Python.
 #![cfg_attr(rustfmt, rustfmt_skip)]
 
 /// Ranges of the characters for which `isalpha()` holds, both ends included.

@@ -3,7 +3,7 @@
 //! Chat templates are written against Python: they call its strings' methods, print its floats and
 //! lists, and rely on what its sandbox refuses. A template that renders one byte differently here
 //! trains another model, so this follows `jinja2` and CPython in all that a template can see, and
-//! `crates/data/tests/jinja` holds it to what those two answer.
+//! `crates/jinja/tests` holds it to what those two answer.
 //!
 //! | module | noun |
 //! |---|---|
@@ -17,6 +17,8 @@
 //! # Source
 //! Jinja 3.1.6 (`lexer.py`, `parser.py`, `compiler.py`, `runtime.py`, `filters.py`, `tests.py`,
 //! `sandbox.py`), transformers' `chat_template_utils.py`, the documentation of Python 3.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod args;
 mod arithmetic;
@@ -59,35 +61,43 @@ use render::Renderer;
 
 /// A compiled template.
 #[derive(Debug)]
-pub(crate) struct Template {
+pub struct Template {
     parsed: Parsed,
 }
 
 /// What a rendering may cost, and what it sees of the world.
-pub(crate) struct Limits {
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
     /// Steps of work, of which 64 bytes of text cost one.
-    pub(crate) fuel: u64,
+    pub fuel: u64,
     /// The largest output in bytes.
-    pub(crate) max_bytes: usize,
+    pub max_bytes: usize,
     /// What `strftime_now` tells.
-    pub(crate) now: NaiveDateTime,
+    pub now: NaiveDateTime,
 }
 
 impl Template {
     /// Compiles a template.
-    pub(crate) fn parse(source: &str) -> Result<Self, Box<JinjaError>> {
+    ///
+    /// # Errors
+    /// What Jinja's parser refuses, and constructs that are refused by name.
+    pub fn parse(source: &str) -> Result<Self, Box<JinjaError>> {
         Ok(Self {
             parsed: parser::parse(source)?,
         })
     }
 
     /// Whether there is a `{% generation %}`.
-    pub(crate) fn has_generation(&self) -> bool {
+    #[must_use]
+    pub fn has_generation(&self) -> bool {
         self.parsed.has_generation
     }
 
     /// Renders with these variables.
-    pub(crate) fn render(
+    ///
+    /// # Errors
+    /// What transformers' sandbox raises, and more work or text than `limits` allow.
+    pub fn render(
         &self,
         context: &Map<String, Json>,
         limits: &Limits,
@@ -97,7 +107,10 @@ impl Template {
 
     /// Renders with these variables and tells which bytes `{% generation %}` holds; `None` where
     /// that cannot be told, as where a filter took a mark away.
-    pub(crate) fn render_marked(
+    ///
+    /// # Errors
+    /// As [`render`](Self::render).
+    pub fn render_marked(
         &self,
         context: &Map<String, Json>,
         limits: &Limits,

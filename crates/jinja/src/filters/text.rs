@@ -1,18 +1,18 @@
 //! Filters of strings.
 
 use super::collections::pairs_of;
-use crate::jinja::args::Args;
-use crate::jinja::dict::Dict;
-use crate::jinja::error::{Result, fail};
-use crate::jinja::html;
-use crate::jinja::iterate;
-use crate::jinja::meter::Meter;
-use crate::jinja::methods;
-use crate::jinja::percent;
-use crate::jinja::render::Renderer;
-use crate::jinja::repr;
-use crate::jinja::unicode;
-use crate::jinja::value::Value;
+use crate::args::Args;
+use crate::dict::Dict;
+use crate::error::{Result, fail};
+use crate::html;
+use crate::iterate;
+use crate::meter::Meter;
+use crate::methods;
+use crate::percent;
+use crate::render::Renderer;
+use crate::repr;
+use crate::unicode;
+use crate::value::Value;
 
 /// What `str` makes of a value, unless it is a string.
 fn soft(value: &Value, meter: &Meter) -> Result<String> {
@@ -160,7 +160,7 @@ pub(super) fn replace(renderer: &mut Renderer<'_>, value: Value, args: Args) -> 
     let new = soft(&bound.value(1), meter)?;
     let count = match bound.value(2) {
         Value::None => -1,
-        other => crate::jinja::args::integer(&other, "replace")?,
+        other => crate::args::integer(&other, "replace")?,
     };
     methods::text::replace(renderer, &text, &old, &new, count).map(Value::from)
 }
@@ -178,7 +178,7 @@ pub(super) fn truncate(renderer: &mut Renderer<'_>, value: Value, args: Args) ->
     let end = bound.optional_str(2, "truncate")?.unwrap_or("...");
     let leeway = match bound.value(3) {
         Value::None => 5,
-        other => crate::jinja::args::integer(&other, "truncate")?,
+        other => crate::args::integer(&other, "truncate")?,
     };
     let end_length = end.chars().count() as i128;
     if length < end_length {

@@ -2,12 +2,12 @@
 
 use std::collections::VecDeque;
 
-use crate::jinja::args::Args;
-use crate::jinja::error::{Result, fail};
-use crate::jinja::methods;
-use crate::jinja::render::Renderer;
-use crate::jinja::unicode;
-use crate::jinja::value::Value;
+use crate::args::Args;
+use crate::error::{Result, fail};
+use crate::methods;
+use crate::render::Renderer;
+use crate::unicode;
+use crate::value::Value;
 
 pub(super) fn wordwrap(renderer: &mut Renderer<'_>, value: Value, args: Args) -> Result<Value> {
     let names = [

@@ -125,7 +125,7 @@ pub(super) fn call(
                 Ok(text) => Ok(text.into()),
                 Err(_) => fail!("'utf-8' codec can't decode these bytes"),
             },
-            _ => Ok(crate::hex(bytes).into()),
+            _ => Ok(hex(bytes).into()),
         },
         Value::Int(_) | Value::Bool(_) | Value::Float(_) => number::call(of, method, args),
         Value::Cycler(cycler) => match method {
@@ -175,4 +175,8 @@ pub(super) use text_tests::{is_lower, is_upper};
 /// `text.splitlines()`.
 pub(super) fn lines(text: &str) -> Vec<&str> {
     text_split::lines(text, false)
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

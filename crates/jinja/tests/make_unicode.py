@@ -1,4 +1,4 @@
-"""Writes crates/data/src/jinja/unicode/tables.rs: what Python's str knows of characters and Rust's does not.
+"""Writes crates/jinja/src/unicode/tables.rs: what Python's str knows of characters and Rust's does not.
 
     python3 make_unicode.py > ../../src/jinja/unicode/tables.rs
 """
@@ -43,7 +43,7 @@ def mapping(name, what, left, right):
     print("];")
 
 
-print(f"//! Made by `tests/jinja/make_unicode.py`, from Unicode {unicodedata.unidata_version} of Python.")
+print(f"//! Made by `tests/make_unicode.py`, from Unicode {unicodedata.unidata_version} of Python.")
 print("#![cfg_attr(rustfmt, rustfmt_skip)]")
 table("ALPHA", "isalpha()", str.isalpha)
 table("DECIMAL", "isdecimal()", str.isdecimal)

@@ -1,10 +1,10 @@
 //! Methods of `str` that cut it into pieces.
 
-use crate::jinja::args::Args;
-use crate::jinja::error::{Result, fail};
-use crate::jinja::render::Renderer;
-use crate::jinja::unicode::{is_line_end, is_space};
-use crate::jinja::value::Value;
+use crate::args::Args;
+use crate::error::{Result, fail};
+use crate::render::Renderer;
+use crate::unicode::{is_line_end, is_space};
+use crate::value::Value;
 
 pub(super) fn call(
     renderer: &mut Renderer<'_>,
@@ -100,7 +100,7 @@ fn words_from_right(text: &str, most: usize) -> Vec<&str> {
 }
 
 /// `text.splitlines(keep_ends)`.
-pub(in crate::jinja) fn lines(text: &str, keep_ends: bool) -> Vec<&str> {
+pub(crate) fn lines(text: &str, keep_ends: bool) -> Vec<&str> {
     let mut lines = Vec::new();
     let mut rest = text;
     while let Some((at, c)) = rest.char_indices().find(|(_, c)| is_line_end(*c)) {

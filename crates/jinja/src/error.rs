@@ -69,7 +69,7 @@ impl JinjaError {
 /// Ends a function with a [`JinjaErrorKind::Runtime`] error.
 macro_rules! fail {
     ($($text:tt)*) => {
-        return Err($crate::jinja::error::JinjaError::runtime(format!($($text)*)))
+        return Err($crate::error::JinjaError::runtime(format!($($text)*)))
     };
 }
 pub(super) use fail;
