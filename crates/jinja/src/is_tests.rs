@@ -13,6 +13,7 @@ use super::value::Value;
 
 /// A test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::enum_variant_names, reason = "the names are Jinja's")]
 pub(super) enum Test {
     Odd,
     Even,

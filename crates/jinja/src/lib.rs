@@ -76,6 +76,9 @@ pub struct Limits {
     pub now: NaiveDateTime,
 }
 
+/// A rendering, and the bytes of it that `{% generation %}` holds.
+pub type Marked = (String, Vec<Range<usize>>);
+
 impl Template {
     /// Compiles a template.
     ///
@@ -114,7 +117,7 @@ impl Template {
         &self,
         context: &Map<String, Json>,
         limits: &Limits,
-    ) -> Result<Option<(String, Vec<Range<usize>>)>, Box<JinjaError>> {
+    ) -> Result<Option<Marked>, Box<JinjaError>> {
         let marked =
             Renderer::new(&self.parsed, limits, true).template(&self.parsed.body, context)?;
         Ok(render::unmark(&marked))
