@@ -164,10 +164,10 @@ impl Instruction {
     /// The row as turns: system prompt, history, one user turn (instruction, blank line, input) and
     /// the answer.
     pub fn to_conversation(&self) -> Conversation {
-        let user = if self.input.is_empty() {
-            self.instruction.clone()
-        } else {
-            format!("{}\n\n{}", self.instruction, self.input)
+        let user = match (self.instruction.is_empty(), self.input.is_empty()) {
+            (_, true) => self.instruction.clone(),
+            (true, false) => self.input.clone(),
+            (false, false) => format!("{}\n\n{}", self.instruction, self.input),
         };
         let system = (!self.system.is_empty()).then_some((Role::System, self.system.as_str()));
         let history = self.history.iter();

@@ -323,6 +323,20 @@ pub enum DataError {
         /// The token's text.
         token: String,
     },
+    /// A token whose id differs between the tokenizer's files.
+    #[error(
+        "the token `{token}` is declared with id {declared}, but would get id {found}, the next one \
+         after those of tokenizer.json; the tokenizer's files contradict each other: save the \
+         tokenizer again, or take the files of one model"
+    )]
+    DeclaredToken {
+        /// The token's text.
+        token: String,
+        /// The id in `tokenizer_config.json` or `added_tokens.json`.
+        declared: u32,
+        /// The id that it gets.
+        found: u32,
+    },
     /// The chat or prompt template is broken.
     #[error(transparent)]
     Template(#[from] TemplateError),
@@ -344,9 +358,10 @@ pub enum DataError {
     },
     /// Nothing to train on.
     #[error(
-        "{path}: none of its {rows} rows has a supervised token within max_seq_length = \
-         {max_seq_length}; raise max_seq_length, or check that rows hold answers",
-        path = path.display()
+        "{path}: {none} a supervised token within max_seq_length = {max_seq_length}; raise \
+         max_seq_length, or check that rows hold answers",
+        path = path.display(),
+        none = if *rows == 1 { "its only row does not have".to_owned() } else { format!("none of its {rows} rows has") }
     )]
     NothingToTrain {
         /// The file.
@@ -414,6 +429,7 @@ impl DataError {
             Self::TooManyBadRows { .. }
                 | Self::Tokenizer { .. }
                 | Self::SpecialToken { .. }
+                | Self::DeclaredToken { .. }
                 | Self::BeyondEmbedding { .. }
                 | Self::Template(_)
                 | Self::Option { .. }

@@ -161,6 +161,9 @@ impl Finding {
             Self::Unseen(Unseen::Reasoning) => {
                 "use a chat template that shows reasoning, or write it into the content"
             }
+            Self::Unseen(Unseen::Thought) => {
+                "use a chat template that keeps it, or the model learns to answer without it"
+            }
             Self::Unseen(_) => {
                 "use a chat template that shows it, or move the text to another turn"
             }
@@ -339,20 +342,22 @@ pub(crate) fn examine(
 }
 
 /// Fields that nothing reads: of the row, as its format named them, and of its messages where the
-/// template does not so much as name them.
+/// template writes the same without them.
 pub(crate) fn unread_fields(
     record: &Record,
     mut unread: Vec<String>,
     tokenizer: &ChatTokenizer,
 ) -> Option<Finding> {
     if let Record::Conversation(chat) | Record::Chat { chat, .. } = record {
-        let source = tokenizer.template_for(chat).map(ChatTemplate::source);
+        let template = tokenizer.template_for(chat);
         for message in &chat.messages {
             for (key, value) in &message.extra {
                 let path = || format!("messages[].{key}");
-                let is_read = is_structure(key, message.role)
-                    || source.is_some_and(|source| names(source, key));
-                if !is_read && !is_nothing(value) && !unread.contains(&path()) {
+                if is_structure(key, message.role) || is_nothing(value) || unread.contains(&path())
+                {
+                    continue;
+                }
+                if !template.is_some_and(|template| reads(template, chat, key)) {
                     unread.push(path());
                 }
             }
@@ -365,6 +370,19 @@ pub(crate) fn unread_fields(
 fn is_structure(key: &str, role: Role) -> bool {
     let ties = matches!(key, "tool_calls" | "tool_call_id" | "id" | "type");
     ties || REASONING_KEYS.contains(&key) || (key == "name" && role == Role::Tool)
+}
+
+/// Whether a key of messages makes a difference to a template.
+fn reads(template: &ChatTemplate, chat: &Conversation, key: &str) -> bool {
+    if !names(template.source(), key) {
+        return false;
+    }
+    let mut without = chat.clone();
+    for message in &mut without.messages {
+        message.extra.remove(key);
+    }
+    let render = |chat| template.render(chat, false).ok();
+    render(chat) != render(&without)
 }
 
 /// Whether a template has a key as a word.
@@ -450,6 +468,23 @@ mod tests {
         assert!(unknown(&format!("<|{}|>", "x".repeat(41))).is_empty());
         assert!(unknown("<").is_empty());
         assert!(unknown("<|").is_empty());
+    }
+
+    #[test]
+    fn a_key_of_a_message_is_read_where_it_makes_a_difference() {
+        // The name of a tool is not the name of a speaker.
+        let calls = "{% for m in messages %}{{ m.role }}: {{ m.content }}{% for c in m.tool_calls or [] %}\
+                     {{ c.function.name }}{% endfor %}{% endfor %}";
+        let speakers = "{% for m in messages %}{{ m.name or m.role }}: {{ m.content }}{% endfor %}";
+        let row = serde_json::json!({"messages": [
+            {"role": "user", "content": "Hi", "name": "Ada"},
+            {"role": "assistant", "content": "Hello"},
+        ]});
+        let record = crate::format::Format::Messages.read(row).unwrap();
+        let unread = |template| unread_fields(&record, Vec::new(), &tokenizer(Some(template)));
+        let name = Finding::UnreadFields(vec!["messages[].name".to_owned()]);
+        assert_eq!(unread(calls), Some(name));
+        assert_eq!(unread(speakers), None);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! A tokenizer that knows its model's special tokens and chat template.
 
+mod declared;
 mod ends;
 mod stream;
 #[cfg(test)]
@@ -214,16 +215,17 @@ impl ChatTokenizer {
     }
 
     fn find_foreign_markers(&self) -> Vec<String> {
-        let chat = Conversation::new(vec![
+        let turns = [
+            Message::new(Role::System, "system"),
             Message::new(Role::User, "question"),
             Message::new(Role::Assistant, "answer"),
-        ]);
-        let rendered = self.template().map(|template| template.render(&chat, true));
-        match rendered {
-            Some(Ok(text)) => crate::findings::unknown_markers(&text, self),
-            // A template that wants other turns shows its markers when rows are rendered.
-            Some(Err(_)) | None => Vec::new(),
-        }
+        ];
+        // Some templates know no system prompt. One that wants other turns shows its markers when
+        // rows are rendered.
+        let chats = [&turns[..], &turns[1..]].map(|turns| Conversation::new(turns.to_vec()));
+        let render = |chat| self.template()?.render(chat, true).ok();
+        let text = chats.iter().find_map(render).unwrap_or_default();
+        crate::findings::unknown_markers(&text, self)
     }
 
     fn compile(&self, source: &str) -> Result<ChatTemplate, DataError> {

@@ -55,4 +55,4 @@ pub use safetensors_file::{SafetensorsError, SafetensorsFile};
 pub use safetensors_writer::SafetensorsWriter;
 pub use tensor::{RawTensor, TensorInfo};
 pub use token_file::{StoredRow, TokenFile, TokenFileWriter};
-pub use tokenizer_files::TokenizerFiles;
+pub use tokenizer_files::{DeclaredFlags, DeclaredToken, TokenizerFiles};

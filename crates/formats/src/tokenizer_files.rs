@@ -8,6 +8,10 @@ use serde_json::{Map, Value, json};
 use crate::error::{FormatError, Result};
 use crate::json;
 
+mod added;
+
+pub use added::{DeclaredFlags, DeclaredToken};
+
 const TOKENIZER: &str = "tokenizer.json";
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 const SPECIAL_TOKENS: &str = "special_tokens_map.json";
@@ -35,6 +39,8 @@ pub struct TokenizerFiles {
     pub unk_token: Option<String>,
     /// Tokens with other names, such as `sep_token`, by their names; templates may ask for them.
     pub other_tokens: BTreeMap<String, String>,
+    /// Tokens that files beside `tokenizer.json` declare, by their ids.
+    pub declared_tokens: Vec<DeclaredToken>,
     /// Whether BOS is put before every plain text; unsaid if `None`.
     pub add_bos_token: Option<bool>,
     /// Whether EOS is put after every plain text; unsaid if `None`.
@@ -76,6 +82,7 @@ impl TokenizerFiles {
             pad_token: token("pad_token")?,
             unk_token: token("unk_token")?,
             other_tokens: other_tokens(&[(&specials_path, &specials), (&config_path, &config)])?,
+            declared_tokens: added::declared(directory, &config_path, &config)?,
             add_bos_token: flag("add_bos_token")?,
             add_eos_token: flag("add_eos_token")?,
         })

@@ -87,6 +87,7 @@ pub fn tokenizer(source: &ModelSource) -> Result<ChatTokenizer, TrainError> {
         special,
         files.chat_template.as_deref(),
     )
+    .and_then(|tokenizer| tokenizer.with_declared_tokens(&files.declared_tokens))
     .map_err(data_error(source.path()))?;
     let tokenizer = match embedding_rows(source) {
         Some(rows) => tokenizer.with_embedding_rows(rows),

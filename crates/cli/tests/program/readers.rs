@@ -98,6 +98,21 @@ fn a_check_names_every_kind_of_bad_row() {
         4
     );
     assert!(!d.join("skipped_rows.jsonl").exists());
+    // A row of another format ends no check, and neither does a first row that is broken.
+    let stray =
+        format!("nope\n{good}{{\"messages\":[{{\"role\":\"user\",\"content\":\"w5\"}}]}}\n{good}");
+    fs::write(d.join("stray.jsonl"), stray).unwrap();
+    let mut strays = check;
+    strays[2] = "stray.jsonl";
+    says(
+        &said(&backdraft(d, &strays), 1),
+        &[
+            "4 rows read, 2 usable",
+            "1 row: broken JSON",
+            "1 row: field `instruction`: expected a string",
+            "(the keys are `messages`)",
+        ],
+    );
     fs::write(d.join("none.jsonl"), "{'a': 1}\n{'a': 2}\n").unwrap();
     let none = ["data", "check", "none.jsonl", "--model", "model"];
     says(

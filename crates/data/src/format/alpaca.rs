@@ -74,6 +74,15 @@ mod tests {
     }
 
     #[test]
+    fn a_row_without_instruction_asks_its_input_alone() {
+        let row = json!({"instruction": "", "input": "1 + 2", "output": "3"});
+        let Record::Instruction(row) = Format::Alpaca.read(row).unwrap() else {
+            panic!("an alpaca row");
+        };
+        assert_eq!(row.to_conversation().messages[0].text(), "1 + 2");
+    }
+
+    #[test]
     fn reads_a_system_prompt_and_earlier_turns() {
         use crate::conversation::{Message, Role};
         let expected = [

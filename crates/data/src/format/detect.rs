@@ -42,7 +42,7 @@ impl std::fmt::Display for Detected {
 
 /// Judges a source by its first [`ROWS`] rows: all must fit one format and no other.
 ///
-/// Up to `skip` of them may be broken or fit none, and are passed over. `names` are pairs of a
+/// Up to `skip` of them may be broken, fit none or another than those before, and are passed over. `names` are pairs of a
 /// format's name for a field and the file's, as [`FieldMap`](super::FieldMap) has them.
 ///
 /// # Errors
@@ -86,6 +86,7 @@ pub fn detect(source: &Source, names: &[(&str, &str)], skip: usize) -> Result<De
         match &mut detected {
             None => detected = Some(Detected { format, rows: 1 }),
             Some(before) if before.format == format => before.rows += 1,
+            Some(_) if bad < skip => bad += 1,
             Some(before) => {
                 let problem = format!(
                     "the rows before it look like \"{}\", this one like \"{format}\"",

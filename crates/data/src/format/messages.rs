@@ -34,7 +34,7 @@ pub(super) fn read_message(key: &str, index: usize, message: Value) -> Result<Me
     read_calls(&mut message, &path)?;
     let content = read_content(&message, "content", path("content"))?;
     let trained = read_trained(&message, role, &path)?;
-    for key in ["role", "content", "weight", "train"] {
+    for key in ["role", "content", "weight", "train", "masked"] {
         // `shift_remove` keeps the order of the others, which `tojson` shows.
         message.shift_remove(key);
     }
@@ -99,7 +99,8 @@ fn joined(parts: &[Value]) -> Option<String> {
         .collect()
 }
 
-/// OpenAI's `weight` and its kin `train`: 0 and false keep an assistant turn as context only.
+/// OpenAI's `weight` and its kin `train` and torchtune's `masked`: 0, false and true keep an assistant
+/// turn as context only.
 pub(super) fn read_trained(
     message: &Map<String, Value>,
     role: Role,
@@ -111,18 +112,14 @@ pub(super) fn read_trained(
         Some(value) if value.as_f64() == Some(1.0) => true,
         Some(other) => return Err(FieldError::new(path("weight"), "0 or 1", describe(other))),
     };
-    let train = match message.get("train") {
-        None | Some(Value::Null) => true,
-        Some(Value::Bool(train)) => *train,
-        Some(other) => {
-            return Err(FieldError::new(
-                path("train"),
-                "true or false",
-                describe(other),
-            ));
-        }
+    let flag = |key: &str| match message.get(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::Bool(flag)) => Ok(Some(*flag)),
+        Some(other) => Err(FieldError::new(path(key), "true or false", describe(other))),
     };
-    Ok(role == Role::Assistant && weight && train)
+    let train = flag("train")?.unwrap_or(true);
+    let masked = flag("masked")?.unwrap_or(false);
+    Ok(role == Role::Assistant && weight && train && !masked)
 }
 
 #[cfg(test)]
@@ -139,6 +136,7 @@ mod tests {
                     {"role": "system", "content": ""},
                     {"role": "user", "content": "Hi"},
                     {"role": "assistant", "content": "no", "weight": 0},
+                    {"role": "assistant", "content": "no", "masked": true},
                     {"role": "assistant", "content": null, "tool_calls": [{"name": "f"}]},
                     {"role": "tool", "content": "1", "name": "f"},
                     {"role": "assistant", "content": "yes", "weight": 1},
@@ -150,16 +148,18 @@ mod tests {
             Message::new(Role::System, ""),
             Message::new(Role::User, "Hi"),
             Message::new(Role::Assistant, "no"),
+            Message::new(Role::Assistant, "no"),
             Message::new(Role::Assistant, ""),
             Message::new(Role::Tool, "1"),
             Message::new(Role::Assistant, "yes"),
         ];
         messages[2].trained = false;
-        messages[3].content = None;
-        messages[3]
+        messages[3].trained = false;
+        messages[4].content = None;
+        messages[4]
             .extra
             .insert("tool_calls".into(), json!([{"name": "f"}]));
-        messages[4].extra.insert("name".into(), json!("f"));
+        messages[5].extra.insert("name".into(), json!("f"));
         let expected = Conversation {
             messages,
             tools: Some(json!([{"name": "f"}])),

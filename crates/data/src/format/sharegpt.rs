@@ -80,7 +80,7 @@ fn read_turn(key: &str, index: usize, turn: Value) -> Result<Message, FieldError
         }
     };
     let trained = read_trained(&turn, role, &path)?;
-    for key in [from, value, "weight", "train"] {
+    for key in [from, value, "weight", "train", "masked"] {
         // `shift_remove` keeps the order of the others, which `tojson` shows.
         turn.shift_remove(key);
     }

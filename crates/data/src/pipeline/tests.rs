@@ -474,6 +474,16 @@ fn formats_are_detected_or_refused() {
             if matches!(*source, DataError::Detect { line: 3, .. })
     ));
     assert_eq!(detected(2).unwrap().rows, 2);
+    let stray = write(
+        &folder,
+        "stray.jsonl",
+        &format!("{text}{{\"messages\":[]}}\n{text}"),
+    );
+    assert!(matches!(
+        detect(&stray, &[], 0),
+        Err(DataError::Detect { line: 2, .. })
+    ));
+    assert_eq!(detect(&stray, &[], 1).unwrap().rows, 2);
     insta::assert_snapshot!(shown("a.jsonl", ""), @"a.jsonl: expected rows, found none; name a file that has some");
 }
 

@@ -11,8 +11,10 @@ const WORDS: [&str; 3] = ["NaN", "Infinity", "-Infinity"];
 const MARK: &str = "\0";
 /// Bytes of `{"\u0000":""}`, which a mark adds to its word.
 const MARK_BYTES: usize = 13;
+/// The digits of the smallest integer that 64 bits do not hold.
+const LARGE: usize = 19;
 /// The keys of a message that have a meaning of their own; others are only there for templates.
-const OF_A_MESSAGE: [&str; 16] = [
+const OF_A_MESSAGE: [&str; 17] = [
     "role",
     "from",
     "content",
@@ -27,6 +29,7 @@ const OF_A_MESSAGE: [&str; 16] = [
     "thinking",
     "weight",
     "train",
+    "masked",
     "text",
     "type",
 ];
@@ -37,18 +40,21 @@ pub(super) struct Parsed {
     pub(super) marked: bool,
 }
 
-/// Reads a JSON text in which numbers may be `NaN`, `Infinity` or out of range.
+/// Reads a JSON text in which numbers may be `NaN`, `Infinity` or out of range, integers of any size.
 pub(super) fn parse(text: &str) -> Result<Parsed, JsonFault> {
-    let error = match serde_json::from_str(text) {
-        Ok(value) => {
-            return Ok(Parsed {
-                value,
-                marked: false,
-            });
-        }
-        Err(error) => error,
+    let read: Result<Value, _> = serde_json::from_str(text);
+    let marks = match &read {
+        // A large integer is read, as a float with other digits.
+        Ok(_) if !has_many_digits(text) => None,
+        Ok(_) | Err(_) => mark(text),
     };
-    let (marked, ends) = mark(text).ok_or_else(|| JsonFault::of(&error))?;
+    let Some((marked, ends)) = marks else {
+        let value = read.map_err(|error| JsonFault::of(&error))?;
+        return Ok(Parsed {
+            value,
+            marked: false,
+        });
+    };
     let value = serde_json::from_str(&marked).map_err(|error| {
         let mut fault = JsonFault::of(&error);
         fault.column -= added_before(&marked, &ends, &fault);
@@ -82,7 +88,7 @@ fn mark(text: &str) -> Option<(String, Vec<usize>)> {
             false => rest.find(|c| !is_of_a_word(c)).unwrap_or(rest.len()),
         };
         let (word, behind) = rest.split_at(length);
-        if WORDS.contains(&word) || is_out_of_range(word) {
+        if WORDS.contains(&word) || is_out_of_range(word) || is_large_integer(word) {
             marked.push_str(&format!("{{\"\\u0000\":\"{word}\"}}"));
             ends.push(marked.len());
         } else {
@@ -119,6 +125,20 @@ fn is_out_of_range(word: &str) -> bool {
         && word.parse::<f64>().is_ok_and(f64::is_infinite)
 }
 
+/// An integer that 64 bits do not hold.
+fn is_large_integer(word: &str) -> bool {
+    let digits = word.strip_prefix('-').unwrap_or(word);
+    digits.len() >= LARGE
+        && digits.bytes().all(|byte| byte.is_ascii_digit())
+        && word.parse::<u64>().is_err()
+        && word.parse::<i64>().is_err()
+}
+
+fn has_many_digits(text: &str) -> bool {
+    let mut words = text.as_bytes().split(|byte| !byte.is_ascii_digit());
+    words.any(|digits| digits.len() >= LARGE)
+}
+
 /// Takes out of a row what is marked and not read; `reads` knows the names of the fields that are.
 ///
 /// # Errors
@@ -136,7 +156,10 @@ pub(super) fn settle(row: &mut Value, reads: &dyn Fn(&str) -> bool) -> Result<()
 }
 
 fn settle_field(value: &mut Value, path: String) -> Result<(), FieldError> {
-    if let Value::Array(messages) = value {
+    // Of a tool every key is shown.
+    if let Value::Array(messages) = value
+        && !matches!(path.as_str(), "tools" | "functions")
+    {
         let objects = messages.iter_mut().filter_map(Value::as_object_mut);
         for message in objects.filter(|message| !is_mark(message)) {
             message.retain(|key, value| OF_A_MESSAGE.contains(&&**key) || !is_marked(value));
@@ -149,10 +172,14 @@ fn refuse(value: &Value, path: String) -> Result<(), FieldError> {
     match value {
         Value::Object(fields) if is_mark(fields) => {
             let word = fields[MARK].as_str().unwrap_or_default();
+            let (expected, instead) = match is_large_integer(word) {
+                true => ("an integer of at most 64 bits", "it as a string"),
+                false => ("a value that JSON has", "a number, a string or null"),
+            };
             Err(FieldError {
                 field: path,
-                expected: "a value that JSON has".to_owned(),
-                found: format!("{word}; write a number, a string or null"),
+                expected: expected.to_owned(),
+                found: format!("{word}; write {instead}"),
             })
         }
         Value::Object(fields) => fields.iter().try_for_each(|(key, value)| {
@@ -226,6 +253,29 @@ mod tests {
         assert_eq!(
             error("NaN"),
             "field ``: expected a value that JSON has, found NaN; write a number, a string or null"
+        );
+    }
+
+    #[test]
+    fn integers_beyond_64_bits_do_not_change_their_digits() {
+        // The largest and smallest that are exact, and one beyond each.
+        let exact = r#"{"output": [18446744073709551615, -9223372036854775808], "id": 18446744073709551616}"#;
+        assert_eq!(
+            settled(exact).unwrap(),
+            json!({"output": [u64::MAX, i64::MIN]})
+        );
+        let error = |text| settled(text).unwrap_err();
+        assert_eq!(
+            error(r#"{"tools": [{"x": 18446744073709551616}]}"#),
+            "field `tools[0].x`: expected an integer of at most 64 bits, found 18446744073709551616; write it as a string"
+        );
+        assert!(error(r#"{"output": -9223372036854775809}"#).contains("64 bits"));
+        // Digits in texts, and floats, are what they are.
+        let others =
+            r#"{"output": "18446744073709551616", "tools": [0.12345678901234567890123, 1e22]}"#;
+        assert_eq!(
+            settled(others).unwrap(),
+            json!({"output": "18446744073709551616", "tools": [0.12345678901234568, 1e22]})
         );
     }
 

@@ -22,6 +22,8 @@ pub enum Unseen {
     ToolResult,
     /// What the model thinks before an answer.
     Reasoning,
+    /// The same, between tags inside the content of an answer.
+    Thought,
     /// A tool call, or its name.
     Call,
     /// Arguments of a tool call.
@@ -39,6 +41,7 @@ impl Unseen {
             Self::Answer => "`content` of an assistant message",
             Self::ToolResult => "`content` of a tool message",
             Self::Reasoning => "`reasoning_content` of an assistant message",
+            Self::Thought => "text before `</think>` in `content` of an assistant message",
             Self::Call => "`tool_calls` of an assistant message",
             Self::Arguments => "`arguments` of a tool call",
             Self::Tools => "`tools`",
@@ -87,6 +90,13 @@ pub(super) fn reach(
             _ => {
                 reach.unseen.insert(look.kind(field));
             }
+        }
+    }
+    for message in look.lost_thoughts() {
+        if look.thinks_when_last(message) {
+            reach.earlier_reasoning = true;
+        } else {
+            reach.unseen.insert(Unseen::Thought);
         }
     }
     let calls_nothing = |message: usize, calls: usize| {
@@ -201,6 +211,24 @@ impl Look<'_> {
         }
     }
 
+    /// Answers whose content has a thought between tags that the rendering lacks: many templates cut
+    /// contents at such a tag.
+    fn lost_thoughts(&self) -> impl Iterator<Item = usize> {
+        let messages = self.chat.messages.iter().enumerate();
+        messages.filter_map(|(index, message)| {
+            let lost = message.role == Role::Assistant && !has_thoughts(self.text, message.text());
+            lost.then_some(index)
+        })
+    }
+
+    /// Whether an answer's thought is shown as long as no other turn follows.
+    fn thinks_when_last(&self, message: usize) -> bool {
+        let messages = &self.chat.messages[..=message];
+        let tools = self.chat.tools.as_ref();
+        let text = self.template.render_messages(messages, tools, false);
+        text.is_ok_and(|text| has_thoughts(&text, messages[message].text()))
+    }
+
     /// Whether a turn's reasoning is shown as long as no other turn follows.
     fn shows_when_last(&self, field: Field, message: usize) -> bool {
         let earlier = Conversation {
@@ -210,6 +238,17 @@ impl Look<'_> {
         let count = marks::count(self.template, &earlier, Sides::After, field);
         count.is_some_and(|count| enough(field, count))
     }
+}
+
+/// Whether a text has all that a content says before its last `</think>`.
+fn has_thoughts(text: &str, content: &str) -> bool {
+    let Some((thoughts, _)) = content.rsplit_once("</think>") else {
+        return true;
+    };
+    let mut parts = thoughts
+        .split("</think>")
+        .flat_map(|part| part.split("<think>"));
+    parts.all(|part| text.contains(part.trim()))
 }
 
 /// Whether enough of a field's texts are shown: each of several texts; of several names for one

@@ -279,6 +279,34 @@ fn reasoning_reaches_templates_under_any_name() {
 }
 
 #[test]
+fn thoughts_inside_the_content_are_not_lost_in_silence() {
+    // DeepSeek's distilled models: what stands before the last tag is cut, in every turn.
+    let cuts = "{% for m in messages %}{% set content = m.content.split('</think>')[-1] %}\
+        {{ '<|im_start|>' + m.role + '\n' + content + '<|im_end|>\n' }}{% endfor %}\
+        {% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+    let turns = |content: &str| {
+        json!({"messages": [
+            {"role": "user", "content": "1"},
+            {"role": "assistant", "content": content},
+            {"role": "user", "content": "2"},
+            {"role": "assistant", "content": "<think>\nsecond\n</think>\n\nd"},
+        ]})
+    };
+    let thinking = turns("<think>\nfirst\n</think>\n\nb");
+    assert_eq!(row(cuts, thinking.clone()).unseen, [Unseen::Thought]);
+    // Of the earlier turn only, as it is shown where it is the last one.
+    let found = row(THINKS, thinking.clone());
+    assert_eq!(found.findings, [Finding::EarlierReasoning]);
+    assert_eq!(row(CHATML, thinking).findings, []);
+    // A tag without a thought has nothing to lose, and the opening tag may be the template's.
+    assert_eq!(row(THINKS, turns("<think>\n\n</think>\n\nb")).findings, []);
+    let headless =
+        json!({"messages": [{"role": "user", "content": "1"}, answer("first</think>b")]});
+    assert_eq!(row(cuts, headless.clone()).unseen, [Unseen::Thought]);
+    assert_eq!(row(THINKS, headless).findings, []);
+}
+
+#[test]
 fn reasoning_of_earlier_turns_may_be_left_out_on_purpose() {
     let turns = |reasoning: &str, content: &str| {
         json!({"messages": [

@@ -625,6 +625,14 @@ fn built_in_templates_end_turns_in_tokens_and_never_double_bos() {
         gemma.foreign_markers(),
         ["<start_of_turn>", "<end_of_turn>"]
     );
+    // As plain text on purpose, the system prompt's too.
+    let zephyr = tokenizer(None)
+        .with_template(BuiltinTemplate::Zephyr.source())
+        .unwrap();
+    assert_eq!(
+        zephyr.foreign_markers(),
+        ["<|system|>", "<|user|>", "<|assistant|>"]
+    );
 }
 
 proptest::proptest! {

@@ -214,6 +214,7 @@ pub(super) fn tokenizer_files(
         other_tokens: (special.others.into_iter())
             .map(|(name, token)| (name.to_owned(), token))
             .collect(),
+        declared_tokens: Vec::new(),
         add_bos_token: special.add_bos,
         add_eos_token: special.add_eos,
     })

@@ -116,3 +116,40 @@ fn broken_files_are_named() {
         assert!(message.contains(TOKENIZER_CONFIG), "{message}");
     }
 }
+
+#[test]
+fn tokens_that_other_files_declare_are_read_by_their_ids() {
+    let config = r#"{"added_tokens_decoder": {
+        "12": {"content": "<b>", "lstrip": true, "normalized": true, "special": true},
+        "3": {"content": "<a>"}}}"#;
+    let legacy = ("added_tokens.json", r#"{"<c>": 5, "<d>": 4}"#);
+    let read = |files: &[(&str, &str)]| read(&[&[("tokenizer.json", "{}")], files].concat());
+    let texts = |files: &[(&str, &str)]| {
+        let tokens = read(files).unwrap().declared_tokens;
+        let tokens = tokens.into_iter();
+        tokens
+            .map(|token| (token.id, token.content))
+            .collect::<Vec<_>>()
+    };
+    let (a, b) = ((3, "<a>".to_owned()), (12, "<b>".to_owned()));
+    assert_eq!(texts(&[("tokenizer_config.json", config), legacy]), [a, b]);
+    let (c, d) = ((5, "<c>".to_owned()), (4, "<d>".to_owned()));
+    assert_eq!(texts(&[legacy]), [d, c]);
+    let tokens = read(&[("tokenizer_config.json", config)])
+        .unwrap()
+        .declared_tokens;
+    let flags = |index: usize| tokens[index].flags.unwrap();
+    assert!(flags(0).normalized && !flags(0).special);
+    assert!(flags(1).lstrip && flags(1).normalized && flags(1).special);
+    for wrong in [
+        r#"{"added_tokens_decoder": []}"#,
+        r#"{"added_tokens_decoder": {"x": {"content": "<a>"}}}"#,
+        r#"{"added_tokens_decoder": {"1": "<a>"}}"#,
+    ] {
+        let error = read(&[("tokenizer_config.json", wrong)]).unwrap_err();
+        assert!(
+            error.to_string().contains("added_tokens_decoder"),
+            "{error}"
+        );
+    }
+}
