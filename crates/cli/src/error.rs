@@ -285,6 +285,9 @@ impl From<TrainError> for CliError {
                 "choose another --output-dir, add --resume to continue the run, or --force to replace it"
                     .to_owned(),
             ),
+            TrainError::RecipeInOutput { .. } => Some(
+                "choose another --output-dir, such as a directory beside the recipe".to_owned(),
+            ),
             TrainError::Locked { path, .. } => Some(format!(
                 "wait for it, stop it, or choose another --output-dir; `{}` shows it",
                 CommandLine::new("watch").path(path)
