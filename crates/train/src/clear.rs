@@ -201,7 +201,7 @@ mod tests {
         let path = root.path().join("recipe.toml");
         assert_eq!(users_recipe(root.path()), None);
         let mine =
-            "# mine\nmodel = \"model\"\noutput_dir = \".\"\n[data]\ntrain = \"train.jsonl\"\n";
+            "# mine\nmodel = \"org/name\"\noutput_dir = \".\"\n[data]\ntrain = \"train.jsonl\"\n";
         fs::write(&path, mine).unwrap();
         assert_eq!(users_recipe(root.path()), Some(path.clone()));
         // What is no recipe yet is somebody's as well.

@@ -153,7 +153,7 @@ pub(crate) struct CheckArgs {
     #[command(flatten)]
     pub(crate) rows_args: RowsArgs,
 
-    /// Write the rows that are skipped to this file, as JSON lines; an earlier list is replaced
+    /// Write the rows that are skipped to this file, as JSON lines
     #[arg(long, value_name = "FILE")]
     pub(crate) skipped: Option<PathBuf>,
 }

@@ -262,13 +262,7 @@ fn what_a_command_reads_is_never_replaced() {
     let d = directory.path();
     fs::write(d.join("ids.json"), "[[1, 2, 3]]").unwrap();
     fs::write(d.join("notes"), "mine").unwrap();
-    let kept = [
-        "recipe.toml",
-        "train.jsonl",
-        "ids.json",
-        "notes",
-        "model/model.safetensors",
-    ];
+    let kept = ["recipe.toml", "train.jsonl", "ids.json", "notes"];
     let read = || kept.map(|name| fs::read(d.join(name)).unwrap());
     let before = read();
     let score = [
@@ -299,8 +293,8 @@ fn what_a_command_reads_is_never_replaced() {
             "ids.json is read by this command",
         ),
         (
-            [&score[..], &["model/model.safetensors"]].concat(),
-            "model/model.safetensors, of ",
+            [&score[..], &["model/config.json"]].concat(),
+            "model/config.json, of ",
         ),
         (
             vec![

@@ -293,7 +293,7 @@ optimizer = "adamw_8bit"
       line 17: `train.max_steps` does not go with `train.epochs`: keep the one you mean
       --set nonsense: an override is written section.key=value, for instance train.learning_rate=1e-4
       --set train.lr=1e-3: unknown key `train.lr`; here it is `train.learning_rate`: write `train.learning_rate = 1e-3`
-      `data.train` is missing: Rows to learn from: a file, a folder, a glob, a hub data set (org/name:split), a table with path, weight, format and fields, or a list of these. For instance `data.train = "train.jsonl"`
+      `data.train` is missing: Training rows: a file, a folder, a glob, a hub data set (org/name:split), a table with path, weight, format and fields, or a list of these. For instance `data.train = "train.jsonl"`
     "#);
 }
 
@@ -315,8 +315,8 @@ fn text_that_is_not_toml_is_reported_with_its_lines() {
 fn missing_keys() {
     assert_snapshot!(read("", &[]).unwrap_err(), @r#"
     2 problems in the recipe recipe.toml:
-      `model` is missing: The model to adapt: a hub id, a Hugging Face directory, or a .gguf file. For instance `model = "HuggingFaceTB/SmolLM2-135M-Instruct"`
-      `data.train` is missing: Rows to learn from: a file, a folder, a glob, a hub data set (org/name:split), a table with path, weight, format and fields, or a list of these. For instance `data.train = "train.jsonl"`
+      `model` is missing: The model to fine-tune: a hub id, a Hugging Face directory, or a .gguf file. For instance `model = "HuggingFaceTB/SmolLM2-135M-Instruct"`
+      `data.train` is missing: Training rows: a file, a folder, a glob, a hub data set (org/name:split), a table with path, weight, format and fields, or a list of these. For instance `data.train = "train.jsonl"`
     "#);
 }
 
@@ -335,7 +335,7 @@ fn unknown_keys() {
       line 2: `train` is a section: write `[train]` on its own line and its keys below, for instance `micro_batch_size = 2`
       line 3: unknown key `rank`; did you mean `lora.rank`?
       line 4: unknown key `learning-rate`; did you mean `train.learning_rate`?
-      `data.train` is missing: Rows to learn from: a file, a folder, a glob, a hub data set (org/name:split), a table with path, weight, format and fields, or a list of these. For instance `data.train = "train.jsonl"`
+      `data.train` is missing: Training rows: a file, a folder, a glob, a hub data set (org/name:split), a table with path, weight, format and fields, or a list of these. For instance `data.train = "train.jsonl"`
     "#);
     assert_snapshot!(problems_of_override("train.learning_rates=1"), @"
     one problem in the recipe recipe.toml:
