@@ -34,7 +34,7 @@ pub(crate) fn text(check: &DataCheck, columns: Option<usize>) -> String {
         ("held out: ", check.eval.as_ref()),
     ] {
         if let Some(outcome) = outcome {
-            text.push_str(&broken(name, &outcome.broken));
+            text.push_str(&broken(name, &outcome.broken, true));
         }
         let findings = outcome.iter().flat_map(|outcome| outcome.findings.iter());
         for (finding, found) in findings.filter(|(finding, _)| **finding != Finding::Skipped) {
@@ -81,7 +81,7 @@ pub(crate) fn survey(outcome: &Outcome, columns: Option<usize>) -> String {
     for note in &outcome.notes {
         text.push_str(&format!("note: {note}\n"));
     }
-    text.push_str(&broken("", &outcome.broken));
+    text.push_str(&broken("", &outcome.broken, false));
     for (finding, found) in outcome.findings.iter() {
         if *finding != Finding::Skipped {
             text.push_str(&finding_lines("", finding, found.rows, Some(outcome)));
@@ -101,8 +101,8 @@ pub(crate) fn broken_kinds(broken: &BrokenRows) -> Vec<String> {
     told.collect()
 }
 
-/// Rows that cannot be used, by what is wrong with them.
-fn broken(name: &str, broken: &BrokenRows) -> String {
+/// Rows that cannot be used, by what is wrong with them; `allowed` says that skip_bad_rows covers them.
+fn broken(name: &str, broken: &BrokenRows, allowed: bool) -> String {
     let rows = broken.rows();
     if rows == 0 {
         return String::new();
@@ -118,9 +118,10 @@ fn broken(name: &str, broken: &BrokenRows) -> String {
             text.push_str("    …\n");
         }
     }
-    text.push_str(&format!(
-        "  next: fix them, or skip them with --skip-bad-rows {rows}\n"
-    ));
+    text.push_str(&match allowed {
+        true => "  next: fix them; training skips them, as skip_bad_rows allows\n".to_owned(),
+        false => format!("  next: fix them, or skip them with --skip-bad-rows {rows}\n"),
+    });
     text
 }
 

@@ -285,6 +285,9 @@ impl From<TrainError> for CliError {
                 "choose another --output-dir, add --resume to continue the run, or --force to replace it"
                     .to_owned(),
             ),
+            TrainError::RecipeInOutput { .. } => Some(
+                "choose another --output-dir, such as a directory beside the recipe".to_owned(),
+            ),
             TrainError::Locked { path, .. } => Some(format!(
                 "wait for it, stop it, or choose another --output-dir; `{}` shows it",
                 CommandLine::new("watch").path(path)
@@ -506,7 +509,7 @@ mod tests {
         assert_snapshot!(CliError::from(error).render(Look::Plain), @r#"
         error: 2 problems in the recipe recipe.toml:
         |   line 2: unknown key `sede`; did you mean `seed`?
-        |   `data.train` is missing: Rows to learn from: a file, a folder, a glob, a hub data set (org/name:split), a table with path, weight, format and fields, or a list of these. For instance `data.train = "train.jsonl"`
+        |   `data.train` is missing: Training rows: a file, a folder, a glob, a hub data set (org/name:split), a table with path, weight, format and fields, or a list of these. For instance `data.train = "train.jsonl"`
         hint: `backdraft init example.toml` writes a recipe that explains every key
         "#);
     }

@@ -143,5 +143,24 @@ fn no_adapter(path: &Path) -> CliError {
             "the run there has not saved an adapter yet; `{resume}` continues it"
         ));
     }
-    error.hint("name a PEFT adapter's directory, or the output directory of a run")
+    match last_checkpoint(path) {
+        Some(checkpoint) => error.hint(format!(
+            "another trainer left checkpoints there; name one, such as --adapter {}",
+            crate::shell::quote(&checkpoint.to_string_lossy())
+        )),
+        None => error.hint("name a PEFT adapter's directory, or the output directory of a run"),
+    }
+}
+
+/// The newest adapter among the checkpoints that another trainer left in a directory.
+fn last_checkpoint(path: &Path) -> Option<PathBuf> {
+    let entries = std::fs::read_dir(path).ok()?.flatten();
+    let step = |path: &PathBuf| {
+        let name = path.file_name()?.to_str()?;
+        name.strip_prefix("checkpoint-")?.parse::<u64>().ok()
+    };
+    entries
+        .map(|entry| entry.path())
+        .filter(|path| path.join("adapter_config.json").is_file())
+        .max_by_key(step)
 }

@@ -26,7 +26,11 @@ pub(crate) struct RowFlags {
     #[arg(long, value_name = "TEMPLATE")]
     pub(crate) prompt_template: Option<String>,
 
-    /// Change a value of the recipe that the rows are read by; may be given again
+    /// Skip up to this many bad rows [same as --set data.skip_bad_rows=N]
+    #[arg(long, value_name = "N")]
+    pub(crate) skip_bad_rows: Option<u64>,
+
+    /// Override a key of the recipe that the rows are read by; repeatable
     #[arg(long, value_name = "SECTION.KEY=VALUE")]
     pub(crate) set: Vec<String>,
 }
@@ -58,8 +62,11 @@ impl RowFlags {
         let template = template.map(|text| format!("data.prompt_template={}", quote(text)));
         let fields =
             (!self.fields.is_empty()).then(|| fields_override(self.fields.iter().cloned()));
+        let skip = self.skip_bad_rows;
+        let skip = skip.map(|rows| format!("data.skip_bad_rows={rows}"));
         let set = self.set.iter().cloned();
-        set.chain(format).chain(fields).chain(template).collect()
+        let flags = format.into_iter().chain(fields).chain(template).chain(skip);
+        set.chain(flags).collect()
     }
 
     /// What a run noted, as overrides of a recipe, where no flag says otherwise.

@@ -21,6 +21,11 @@ pub enum PeftConfigError {
         /// The field.
         field: &'static str,
     },
+    /// An adapter of mlx-lm, whose files are others.
+    #[error(
+        "it is an adapter of mlx-lm, not of PEFT; `mlx_lm.fuse` merges it into its base, which is read as a model"
+    )]
+    MlxLm,
     /// A field of the wrong type or range.
     #[error("`{field}` should be {expected}, but is {actual}")]
     Invalid {
@@ -293,6 +298,9 @@ const HARMLESS_INITS: [&str; 3] = ["gaussian", "eva", "orthogonal"];
 
 fn refuse_features(fields: &Map<String, Value>) -> Result<(), PeftConfigError> {
     match fields.get("peft_type") {
+        None if fields.contains_key("lora_parameters") || fields.contains_key("lora_layers") => {
+            return Err(PeftConfigError::MlxLm);
+        }
         None => return Err(PeftConfigError::Missing { field: "peft_type" }),
         Some(kind) if kind == "LORA" => {}
         Some(_) => return refuse(fields, "peft_type"),

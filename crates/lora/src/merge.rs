@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use backdraft_formats::dtype::from_f32;
 use backdraft_formats::{
-    Existing, FormatError, HfDirWriter, LoraPair, ModelSource, PeftDir, TensorInfo,
+    Dtype, Existing, FormatError, HfDirWriter, LoraPair, ModelSource, PeftDir, TensorInfo,
 };
 use backdraft_kernels::gemm::{Op, gemm};
 use backdraft_quant::{QuantizationPlan, Scheme};
@@ -56,6 +56,28 @@ pub enum MergeError {
         /// Shape of B·A.
         actual: [usize; 2],
     },
+    /// A factor that makes every output NaN.
+    #[error(
+        "{}: the factors of `{module}` hold NaN or infinity: the training diverged, or the file is damaged; take an \
+         earlier checkpoint",
+        path.display()
+    )]
+    NotFinite {
+        /// The adapter.
+        path: PathBuf,
+        /// The module.
+        module: String,
+    },
+    /// A merged weight that its type cannot hold.
+    #[error("{}: the merged weight of `{module}` is too large for {dtype}", path.display())]
+    Overflow {
+        /// The adapter.
+        path: PathBuf,
+        /// The module.
+        module: String,
+        /// Type of the weight.
+        dtype: String,
+    },
 }
 
 /// What a merge wrote.
@@ -63,8 +85,10 @@ pub enum MergeError {
 pub struct MergeReport {
     /// Tensors written.
     pub tensors: usize,
-    /// Weights that an adapter changed.
+    /// Weights that an adapter was added to.
     pub merged: usize,
+    /// Those of them that are as they were: the adapter is zero there, or too small for their type.
+    pub unchanged: usize,
     /// Bytes of all tensors.
     pub bytes: usize,
 }
@@ -109,6 +133,7 @@ pub fn merge(
     let mut report = MergeReport {
         tensors: infos.len(),
         merged: 0,
+        unchanged: 0,
         bytes: 0,
     };
     for (i, info) in infos.iter().enumerate() {
@@ -125,15 +150,23 @@ pub fn merge(
             writer.write(&info.name, &source.raw(&info.name)?.bytes)?;
         } else {
             let values = values(source, info, scheme)?;
-            let values = match pair {
-                Some(pair) => merged(values, pair, adapter.config.scaling_of(&pair.module)),
-                None => values,
-            };
-            report.merged += usize::from(pair.is_some());
-            writer.write(
-                &info.name,
-                &from_f32(info.dtype, &values).unwrap_or_default(),
-            )?;
+            let mut bytes = from_f32(info.dtype, &values).unwrap_or_default();
+            if let Some(pair) = pair {
+                let scaling = adapter.config.scaling_of(&pair.module);
+                let sums = merged(values, pair, scaling);
+                if !fits(&sums, info.dtype) {
+                    return Err(MergeError::Overflow {
+                        path: adapter.path.clone(),
+                        module: pair.module.clone(),
+                        dtype: info.dtype.to_string(),
+                    });
+                }
+                let sums = from_f32(info.dtype, &sums).unwrap_or_default();
+                report.merged += 1;
+                report.unchanged += usize::from(sums == bytes);
+                bytes = sums;
+            }
+            writer.write(&info.name, &bytes)?;
         }
         source.release(&info.name);
         progress(i + 1, infos.len());
@@ -166,7 +199,7 @@ fn values(
 /// Whether an adapter fits a model, by the headers of the files alone.
 ///
 /// # Errors
-/// [`MergeError::NoSuchModule`] and [`MergeError::Shape`].
+/// [`MergeError::NoSuchModule`], [`MergeError::Shape`] and [`MergeError::NotFinite`].
 pub fn check_adapter(source: &ModelSource, adapter: &PeftDir) -> Result<(), MergeError> {
     for pair in adapter.tensors.iter() {
         let module = pair.module.clone();
@@ -181,6 +214,10 @@ pub fn check_adapter(source: &ModelSource, adapter: &PeftDir) -> Result<(), Merg
                 base: adapter.config.base_model_name_or_path.clone(),
             });
         };
+        let mut factors = pair.lora_a.iter().chain(&pair.lora_b);
+        if !factors.all(|factor| factor.is_finite()) {
+            return Err(MergeError::NotFinite { path, module });
+        }
         let actual = [pair.out_features, pair.in_features];
         if info.shape != actual {
             return Err(MergeError::Shape {
@@ -201,6 +238,16 @@ fn made_for(base: Option<&String>) -> String {
         Some(base) => format!("it was made for {base}"),
         None => "was it made for another base?".to_owned(),
     }
+}
+
+/// Whether no value becomes infinite.
+fn fits(values: &[f32], dtype: Dtype) -> bool {
+    // Half of the last place above the largest number of half precision is rounded to infinity.
+    let limit = match dtype {
+        Dtype::F16 => 65520.0,
+        _ => f32::INFINITY,
+    };
+    values.iter().all(|value| value.abs() < limit)
 }
 
 fn merged(values: Vec<f32>, pair: &LoraPair, scaling: f64) -> Vec<f32> {

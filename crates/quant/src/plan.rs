@@ -89,6 +89,15 @@ impl QuantizationPlan {
         let skipped = self.skip_modules.iter().any(|skip| matches(path, skip));
         (!skipped).then_some(self.scheme)
     }
+
+    /// Modules to skip that are none of `paths`.
+    #[must_use]
+    pub fn unmatched(&self, paths: &[String]) -> Vec<&str> {
+        let skips = self.skip_modules.iter().map(String::as_str);
+        skips
+            .filter(|skip| !paths.iter().any(|path| matches(path, skip)))
+            .collect()
+    }
 }
 
 /// Whether `skip` is a run of whole components of `path`.
@@ -99,6 +108,18 @@ fn matches(path: &str, skip: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_skip_that_matches_nothing_is_told() {
+        let paths = ["lm_head", "model.layers.1.self_attn.q_proj"].map(str::to_owned);
+        let plan = QuantizationPlan {
+            scheme: Scheme::NF4,
+            skip_modules: ["q_proj", "layers.1", "q_pro", "layers.2", "lm_head"]
+                .map(str::to_owned)
+                .to_vec(),
+        };
+        assert_eq!(plan.unmatched(&paths), ["q_pro", "layers.2"]);
+    }
 
     #[test]
     fn modules_are_skipped_by_whole_components() {

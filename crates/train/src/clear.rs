@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use backdraft_formats::{FormatError, PeftDir, fault};
 
+use crate::recipe::Recipe;
 use crate::{checkpoint, records, report_html, run, run_files, tensorboard};
 
 /// Names of what a run leaves; the recipe last: while it is there, the directory is known to hold a
@@ -29,6 +30,20 @@ pub(crate) fn held(output_dir: &Path) -> Vec<PathBuf> {
         .map(|part| output_dir.join(part))
         .filter(|part| part.exists())
         .collect()
+}
+
+/// A recipe in `output_dir` that somebody wrote there, in whose place a run would put its copy. A copy lies beside
+/// the run's note, or reads as this program writes recipes: without a comment, every key given.
+pub(crate) fn users_recipe(output_dir: &Path) -> Option<PathBuf> {
+    let path = output_dir.join("recipe.toml");
+    let text = fs::read_to_string(&path).ok()?;
+    let is_copy = || {
+        let recipe = Recipe::from_toml(&text, output_dir, &[]);
+        recipe
+            .and_then(|recipe| recipe.to_toml())
+            .is_ok_and(|copy| copy == text)
+    };
+    (!output_dir.join(run_files::NOTE).exists() && !is_copy()).then_some(path)
 }
 
 /// Removes what runs leave, and nothing else: whatever somebody put beside or between it stays.
@@ -178,6 +193,28 @@ mod tests {
         expected.sort();
         assert_eq!(names(root.path()), expected);
         assert!(held(root.path()).iter().all(|part| part.is_dir()));
+    }
+
+    #[test]
+    fn a_recipe_that_somebody_wrote_is_no_part_of_a_run() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("recipe.toml");
+        assert_eq!(users_recipe(root.path()), None);
+        let mine =
+            "# mine\nmodel = \"org/name\"\noutput_dir = \".\"\n[data]\ntrain = \"train.jsonl\"\n";
+        fs::write(&path, mine).unwrap();
+        assert_eq!(users_recipe(root.path()), Some(path.clone()));
+        // What is no recipe yet is somebody's as well.
+        fs::write(&path, "model =").unwrap();
+        assert_eq!(users_recipe(root.path()), Some(path.clone()));
+
+        let copy = Recipe::from_toml(mine, root.path(), &[]).unwrap();
+        fs::write(&path, copy.to_toml().unwrap()).unwrap();
+        assert_eq!(users_recipe(root.path()), None);
+        // Copies of other versions have other keys; the note tells whose they are.
+        fs::write(&path, mine).unwrap();
+        fs::write(root.path().join(run_files::NOTE), "{}").unwrap();
+        assert_eq!(users_recipe(root.path()), None);
     }
 
     #[cfg(unix)]

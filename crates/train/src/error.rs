@@ -33,6 +33,15 @@ pub enum TrainError {
         /// The directory.
         path: PathBuf,
     },
+    /// The output directory holds a recipe of the user's, in whose place the run would put its copy.
+    #[error(
+        "{}: the run would put its copy of the recipe in place of this one, which you wrote",
+        path.display()
+    )]
+    RecipeInOutput {
+        /// The recipe.
+        path: PathBuf,
+    },
     /// The output directory is a file, or lies below one.
     #[error(
         "output_dir = {}: {} is a file; name a directory",
@@ -241,9 +250,31 @@ pub(crate) fn size(bytes: u64) -> String {
     }
 }
 
-/// `lines [1, 2] of a.jsonl and lines [7] of b.jsonl`
+/// `lines 1, 2 of a.jsonl and line 7 of b.jsonl`
 fn places(rows: &BTreeMap<PathBuf, Vec<usize>>) -> String {
-    let of_file =
-        |(path, lines): (&PathBuf, &Vec<usize>)| format!("lines {lines:?} of {}", path.display());
+    let of_file = |(path, lines): (&PathBuf, &Vec<usize>)| {
+        let mut lines = lines.clone();
+        lines.sort_unstable();
+        let word = if lines.len() == 1 { "line" } else { "lines" };
+        let lines: Vec<String> = lines.iter().map(ToString::to_string).collect();
+        format!("{word} {} of {}", lines.join(", "), path.display())
+    };
     rows.iter().map(of_file).collect::<Vec<_>>().join(" and ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_listed_in_order() {
+        let rows = BTreeMap::from([
+            (PathBuf::from("a.jsonl"), vec![68, 9, 61]),
+            (PathBuf::from("b.jsonl"), vec![7]),
+        ]);
+        assert_eq!(
+            places(&rows),
+            "lines 9, 61, 68 of a.jsonl and line 7 of b.jsonl"
+        );
+    }
 }

@@ -15,6 +15,7 @@ use burn::tensor::{DType, Device};
 use crate::activation::device::usable;
 use crate::activation::tensors::PassShape;
 use crate::activation::{DeviceFacts, Exhausted, Limit, Setup, Shortage};
+use crate::clear;
 use crate::error::TrainError;
 use crate::lock::{self, RunLock};
 use crate::recipe::{ByteSize, DataRecipe, EvalRecipe, Recipe};
@@ -44,6 +45,9 @@ pub fn output_dir(path: &Path, start: &Start) -> Result<(), TrainError> {
     if lock::is_held(path) {
         // Says who has it.
         RunLock::acquire(path)?;
+    }
+    if let Some(path) = clear::users_recipe(path) {
+        return Err(TrainError::RecipeInOutput { path });
     }
     if !force && run::holds_run(path) {
         return Err(TrainError::OutputExists {

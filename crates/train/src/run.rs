@@ -848,6 +848,9 @@ pub(crate) fn holds_run(path: &Path) -> bool {
 /// Makes the output directory ready for a run that begins; one that holds a run is replaced only with
 /// `force`.
 fn claim(path: &Path, force: bool) -> Result<(), TrainError> {
+    if let Some(path) = clear::users_recipe(path) {
+        return Err(TrainError::RecipeInOutput { path });
+    }
     if !force && !clear::held(path).is_empty() {
         return Err(TrainError::OutputExists {
             path: path.to_owned(),

@@ -406,8 +406,11 @@ fn help_of_eval() {
           --prompt-template <TEMPLATE>
               Prompt template for alpaca rows, as in a recipe [default: as in training]
 
+          --skip-bad-rows <N>
+              Skip up to this many bad rows [same as --set data.skip_bad_rows=N]
+
           --set <SECTION.KEY=VALUE>
-              Change a value of the recipe that the rows are read by; may be given again
+              Override a key of the recipe that the rows are read by; repeatable
 
           --limit <N>
               Only the first N rows
@@ -561,8 +564,11 @@ fn help_of_merge() {
           --prompt-template <TEMPLATE>
               Prompt template for alpaca rows, as in a recipe [default: as in training]
 
+          --skip-bad-rows <N>
+              Skip up to this many bad rows [same as --set data.skip_bad_rows=N]
+
           --set <SECTION.KEY=VALUE>
-              Change a value of the recipe that the rows are read by; may be given again
+              Override a key of the recipe that the rows are read by; repeatable
 
           --kl-limit <N>
               Only the first N of those rows
@@ -580,9 +586,9 @@ fn help_of_merge() {
               Print results and errors as JSON, one object per line (described in docs/json.md)
 
     Examples:
-      backdraft merge --model HuggingFaceTB/SmolLM2-135M-Instruct --adapter outputs/adapter --out merged
-      backdraft merge --model model.gguf --adapter outputs/adapter --out merged --base dequantized
-      --kl-data test.jsonl
+      backdraft merge --adapter outputs --out merged
+      backdraft merge --adapter outputs --out merged --base dequantized --kl-data test.jsonl
+      backdraft merge --model model.gguf --adapter outputs/adapter --out merged
     "#);
 }
 

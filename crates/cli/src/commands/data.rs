@@ -1,16 +1,18 @@
 //! `data`: look at rows before they are trained on.
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
 
 use backdraft_data::preview::{TextLook, preview};
 use backdraft_data::{BrokenKind, Outcome};
-use backdraft_formats::{Existing, ModelSource, write_file};
+use backdraft_formats::{ModelSource, write_file};
 use backdraft_train::data::{self, DataCheck, DataSources, plain, tokenize_options};
-use backdraft_train::recipe::{DataFormat, Recipe};
+use backdraft_train::recipe::{DataFormat, EvalRecipe, Recipe};
 use clap::{Args, Subcommand};
 
 use crate::args::FormatArg;
-use crate::commands::{Context, train};
+use crate::commands::{self, Context, train};
 use crate::data_summary;
 use crate::error::CliError;
 use crate::output::Output;
@@ -92,6 +94,18 @@ impl RowsArgs {
         };
         session::recipe_for(&self.what, model, others)
     }
+
+    /// Files and folders that are read.
+    fn files(&self, recipe: &Recipe) -> Vec<PathBuf> {
+        let eval = match &recipe.data.eval {
+            Some(EvalRecipe::Sources(sources)) => sources.0.as_slice(),
+            _ => &[],
+        };
+        let rows = recipe.data.train.0.iter().chain(eval);
+        rows.map(|source| PathBuf::from(&source.path))
+            .chain([PathBuf::from(&self.what)])
+            .collect()
+    }
 }
 
 /// Show rows as the model sees them, supervised tokens marked
@@ -154,6 +168,11 @@ pub(crate) fn run(args: &DataArgs, context: Context) -> Result<(), CliError> {
 fn run_preview(args: &PreviewArgs, context: Context) -> Result<(), CliError> {
     let output = context.output;
     let recipe = args.rows_args.recipe()?;
+    let inputs = args.rows_args.files(&recipe);
+    let page = match &args.html {
+        Some(path) => Some((path, commands::new_file(path, args.force, &inputs)?)),
+        None => None,
+    };
     let _pipes = data::pipes(&recipe.data);
     let model = ModelSource::open(session::find_model(&recipe.model, output)?)?;
     let tokenizer = data::tokenizer_of(&recipe.data, &model)?;
@@ -174,13 +193,8 @@ fn run_preview(args: &PreviewArgs, context: Context) -> Result<(), CliError> {
         output.line(preview.to_text(look))?;
     }
     let check = check(&recipe, &model, output)?;
-    if let Some(path) = &args.html {
+    if let Some((path, existing)) = page {
         let page = preview.to_html(Some(&check.train), args.ids);
-        let existing = if args.force {
-            Existing::Replace
-        } else {
-            Existing::Refuse
-        };
         write_file(path, page.as_bytes(), existing)?;
         output.record("preview_page", &serde_json::json!({ "html": path }))?;
         return output.line(format!("Wrote {}", path.display()));
@@ -191,6 +205,11 @@ fn run_preview(args: &PreviewArgs, context: Context) -> Result<(), CliError> {
 fn run_check(args: &CheckArgs, context: Context) -> Result<(), CliError> {
     let output = context.output;
     let recipe = args.rows_args.recipe()?;
+    if let Some(path) = &args.skipped {
+        let inputs = args.rows_args.files(&recipe);
+        commands::new_file(path, is_list_of_skipped(path), &inputs)
+            .map_err(|error| error.hint("choose another name"))?;
+    }
     let model = ModelSource::open(session::find_model(&recipe.model, output)?)?;
     let check = check(&recipe, &model, output)?;
     output.line(lengths(&check))?;
@@ -203,6 +222,22 @@ fn run_check(args: &CheckArgs, context: Context) -> Result<(), CliError> {
         return output.line("no problems");
     }
     Err(has_problems())
+}
+
+/// Whether a file is a list of skipped rows, by its first line.
+fn is_list_of_skipped(path: &Path) -> bool {
+    let Ok(file) = File::open(path) else {
+        return false;
+    };
+    let mut line = String::new();
+    // Longer than any such line is what may be a file of one line.
+    let read = BufReader::new(file.take(1 << 16)).read_line(&mut line);
+    let object: Option<serde_json::Map<String, serde_json::Value>> =
+        read.ok().and_then(|_| serde_json::from_str(&line).ok());
+    let keys = ["path", "line", "problem"];
+    object.is_some_and(|object| {
+        object.len() == keys.len() && keys.iter().all(|key| object.contains_key(*key))
+    })
 }
 
 /// Looks at all rows. Where some cannot be used, all of them are told, and the look is a failure.

@@ -17,6 +17,7 @@ use clap::Args;
 use crate::args::ModelArgs;
 use crate::commands::Context;
 use crate::error::CliError;
+use crate::plain::count;
 use crate::rows::{RowFlags, Rows};
 use crate::session::{self, Loading, Session};
 
@@ -85,7 +86,7 @@ pub(crate) fn run(args: &EvalArgs, context: Context) -> Result<(), CliError> {
     let base = session.model.clone().without_adapter();
     let with = adapted.then(|| ("with adapter", session.model.clone()));
     for (name, model) in std::iter::once(("base", base)).chain(with) {
-        output.progress(format!("{name}: {} rows", rows.len()));
+        output.progress(format!("{name}: {}", count(rows.len() as u64, "row")));
         let measured = measure(&model, &session.tokenizer, &rows, answers.as_deref(), args)?;
         output.line(measured.line(name))?;
         results.push((if name == "base" { "base" } else { "adapter" }, measured));

@@ -26,8 +26,9 @@ use crate::session::Chosen;
 /// Kullback–Leibler divergence of the next token, on answers and on all tokens.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  backdraft merge --model HuggingFaceTB/SmolLM2-135M-Instruct --adapter outputs/adapter --out merged
-  backdraft merge --model model.gguf --adapter outputs/adapter --out merged --base dequantized --kl-data test.jsonl")]
+  backdraft merge --adapter outputs --out merged
+  backdraft merge --adapter outputs --out merged --base dequantized --kl-data test.jsonl
+  backdraft merge --model model.gguf --adapter outputs/adapter --out merged")]
 pub(crate) struct MergeArgs {
     /// Base model: directory, .gguf file, or hub id (org/name) [default: the model that the adapter was trained over]
     #[arg(long, value_name = "MODEL")]
@@ -118,12 +119,22 @@ pub(crate) fn run(args: &MergeArgs, context: Context) -> Result<(), CliError> {
             Some(divergence(args, source, plan.as_ref(), adapter, rows)?)
         }
     };
-    output.record("merged", &serde_json::json!({
-        "out": args.out, "tensors": report.tensors, "merged": report.merged, "bytes": report.bytes,
-        "mean_kl": kl.map(|kl| kl.all), "kl_tokens": kl.map(|kl| kl.tokens),
-        "mean_kl_supervised": kl.map(|kl| kl.supervised),
-        "kl_supervised_tokens": kl.map(|kl| kl.supervised_tokens),
-    }))?;
+    if report.unchanged > 0 {
+        output.warn(format!(
+            "{} of the {} merged weights are as in the base: the adapter is zero there, or too small for their dtype",
+            report.unchanged, report.merged
+        ));
+    }
+    output.record(
+        "merged",
+        &serde_json::json!({
+            "out": args.out, "tensors": report.tensors, "merged": report.merged,
+            "unchanged": report.unchanged, "bytes": report.bytes,
+            "mean_kl": kl.map(|kl| kl.all), "kl_tokens": kl.map(|kl| kl.tokens),
+            "mean_kl_supervised": kl.map(|kl| kl.supervised),
+            "kl_supervised_tokens": kl.map(|kl| kl.supervised_tokens),
+        }),
+    )?;
     output.line(format!(
         "Wrote {}: {}, {} of them merged, {:.1} MB",
         args.out.display(),

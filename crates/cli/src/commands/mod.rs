@@ -18,9 +18,11 @@ pub(crate) mod train;
 pub(crate) mod watch;
 
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use backdraft_formats::{AtomicFile, Existing};
+use backdraft_quant::QuantizationPlan;
 use clap::Parser;
 
 use crate::args::{Cli, Command, Global};
@@ -80,6 +82,49 @@ fn run(command: Command, context: Context) -> Result<(), CliError> {
         Command::Quickstart(args) => quickstart::run(&args, context),
         Command::Completions(args) => completions::run(&args, context),
         Command::Man(args) => man::run(&args, context),
+    }
+}
+
+/// Refuses a file that cannot be written, or that is made of what it would replace, before any work is done for it.
+pub(crate) fn new_file(path: &Path, force: bool, inputs: &[PathBuf]) -> Result<Existing, CliError> {
+    let existing = match force {
+        true => Existing::Replace,
+        false => Existing::Refuse,
+    };
+    let target = path.canonicalize().ok();
+    let holds = |input: &&PathBuf| {
+        let input = input.canonicalize().ok();
+        input.is_some_and(|input| {
+            (target.as_ref()).is_some_and(|target| target.is_file() && target.starts_with(input))
+        })
+    };
+    if let Some(input) = inputs.iter().find(holds) {
+        let of = match input.is_dir() {
+            true => format!(", of {},", input.display()),
+            false => String::new(),
+        };
+        return Err(CliError::user(format!(
+            "{}{of} is read by this command and is not replaced",
+            path.display()
+        ))
+        .hint("choose another name"));
+    }
+    // What cannot be started cannot be finished; nothing is left of it.
+    AtomicFile::create(path, existing)?;
+    Ok(existing)
+}
+
+/// Says which modules are to be left unquantized and are not there.
+pub(crate) fn warn_unmatched(plan: &QuantizationPlan, paths: &[String], output: Output) {
+    // A standard that also stands for the embedding of a tied head.
+    for module in plan
+        .unmatched(paths)
+        .iter()
+        .filter(|skip| **skip != "lm_head")
+    {
+        output.warn(format!(
+            "the model has no module {module} to leave unquantized"
+        ));
     }
 }
 

@@ -68,6 +68,8 @@ pub(crate) fn run(args: &QuantizeArgs, context: Context) -> Result<(), CliError>
     } else {
         Existing::Refuse
     };
+    let modules: Vec<String> = source.tensor_names().map(str::to_owned).collect();
+    commands::warn_unmatched(&plan, &modules, output);
     let began = Instant::now();
     let report = backdraft_model::quantize(&source, &plan, &args.out, existing, |done, all| {
         if done % 100 == 0 {

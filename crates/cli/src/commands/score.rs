@@ -3,12 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use backdraft_formats::dtype::from_f32;
-use backdraft_formats::{Dtype, Existing, SafetensorsWriter, TensorInfo};
+use backdraft_formats::{Dtype, SafetensorsWriter, TensorInfo};
 use backdraft_model::{Targets, Tokens};
 use clap::Args;
 
 use crate::args::ModelArgs;
-use crate::commands::Context;
+use crate::commands::{self, Context};
 use crate::error::CliError;
 use crate::session::Chosen;
 
@@ -39,7 +39,14 @@ pub(crate) struct ScoreArgs {
 pub(crate) fn run(args: &ScoreArgs, context: Context) -> Result<(), CliError> {
     let rows = read_ids(&args.ids)?;
     // Ids need no tokenizer.
-    let model = Chosen::find(&args.model, context)?.load(&args.model, context)?;
+    let chosen = Chosen::find(&args.model, context)?;
+    let adapter = chosen.factors.as_ref().map(|adapter| adapter.path.clone());
+    let inputs: Vec<PathBuf> = [args.ids.clone(), chosen.source.path().to_owned()]
+        .into_iter()
+        .chain(adapter)
+        .collect();
+    let existing = commands::new_file(&args.out, args.force, &inputs)?;
+    let model = chosen.load(&args.model, context)?;
     let vocabulary = model.config().vocab_size;
     if let Some(id) = rows.iter().flatten().find(|&&id| id as usize >= vocabulary) {
         return Err(CliError::user(format!(
@@ -52,11 +59,6 @@ pub(crate) fn run(args: &ScoreArgs, context: Context) -> Result<(), CliError> {
         TensorInfo::new("logits", Dtype::F32, [b, s, vocabulary]),
         TensorInfo::new("nll", Dtype::F32, [b, s - 1]),
     ];
-    let existing = if args.force {
-        Existing::Replace
-    } else {
-        Existing::Refuse
-    };
     let mut writer = SafetensorsWriter::create(&args.out, infos, existing)?;
     let (mut logits, mut nll) = (Vec::new(), Vec::new());
     for row in &rows {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use backdraft_data::RowSet;
 use backdraft_data::count::group;
 use backdraft_formats::ModelSource;
+use backdraft_lora::TargetModule;
 use backdraft_model::Llama;
 use backdraft_train::control::Control;
 use backdraft_train::data::{self, RunData};
@@ -18,7 +19,7 @@ use burn::train::Interrupter;
 use clap::Args;
 
 use crate::args::DeviceArgs;
-use crate::commands::Context;
+use crate::commands::{self, Context};
 use crate::dashboard::state::{Hands, State};
 use crate::dashboard::{Dashboard, DashboardReporter, Shared};
 use crate::data_summary;
@@ -157,6 +158,16 @@ pub(crate) fn preflight(
     let device = session::open_device(recipe.device.0, output)?;
     let shape = session::shape(&recipe.model, output)?;
     preflight::model(recipe, &shape.config, &device, shape.quantized)?;
+    if let Some(plan) = recipe.quantization_plan() {
+        let layers = 0..shape.config.num_hidden_layers;
+        let paths: Vec<String> = layers
+            .flat_map(|layer| {
+                let path = move |target: TargetModule| target.path(layer);
+                TargetModule::ALL.into_iter().map(path)
+            })
+            .collect();
+        commands::warn_unmatched(&plan, &paths, output);
+    }
     Ok(device)
 }
 

@@ -39,7 +39,7 @@ fn what_is_known_at_once_is_said_before_rows_are_read() {
     let directory = project("max_steps = 2\n");
     let d = directory.path();
     fs::create_dir(d.join("held")).unwrap();
-    fs::write(d.join("held/recipe.toml"), "").unwrap();
+    fs::write(d.join("held/metrics.jsonl"), "").unwrap();
     fs::write(d.join("file"), "").unwrap();
     for (arguments, part) in [
         (vec!["--output-dir", "held"], "already holds a run"),
@@ -254,4 +254,151 @@ fn lines_say_what_they_are_and_those_of_earlier_versions_are_read() {
     fs::write(&path, old).unwrap();
     assert_eq!(succeeds(d, &["watch", "out"]), watched);
     succeeds(d, &["report", "out"]);
+}
+
+#[test]
+fn what_a_command_reads_is_never_replaced() {
+    let directory = project("max_steps = 2\n");
+    let d = directory.path();
+    fs::write(d.join("ids.json"), "[[1, 2, 3]]").unwrap();
+    fs::write(d.join("notes"), "mine").unwrap();
+    let kept = ["recipe.toml", "train.jsonl", "ids.json", "notes"];
+    let read = || kept.map(|name| fs::read(d.join(name)).unwrap());
+    let before = read();
+    let score = [
+        "score", "--model", "model", "--ids", "ids.json", "--force", "--out",
+    ];
+    for (arguments, part) in [
+        (
+            vec!["train", "recipe.toml", "--force", "--output-dir", "."],
+            "in place of this one, which you wrote",
+        ),
+        (
+            vec!["train", "recipe.toml", "--output-dir", "."],
+            "hint: choose another --output-dir, such as a directory beside the recipe",
+        ),
+        (
+            vec![
+                "quickstart",
+                "--model",
+                "model",
+                "--force",
+                "--output-dir",
+                ".",
+            ],
+            "was not made by quickstart and is not replaced",
+        ),
+        (
+            [&score[..], &["ids.json"]].concat(),
+            "ids.json is read by this command",
+        ),
+        (
+            [&score[..], &["model/config.json"]].concat(),
+            "model/config.json, of ",
+        ),
+        (
+            vec![
+                "data",
+                "preview",
+                "recipe.toml",
+                "--force",
+                "--html",
+                "train.jsonl",
+            ],
+            "train.jsonl is read by this command",
+        ),
+        (
+            vec!["data", "check", "recipe.toml", "--skipped", "train.jsonl"],
+            "train.jsonl is read by this command",
+        ),
+        (
+            vec!["data", "check", "recipe.toml", "--skipped", "notes"],
+            "notes already exists and is not replaced",
+        ),
+    ] {
+        let (text, ok) = said(d, &arguments);
+        assert!(!ok && !text.contains("reading"), "{arguments:?}: {text}");
+        says(&text, &[part]);
+        assert_eq!(read(), before, "{arguments:?}");
+    }
+}
+
+#[test]
+fn a_list_of_skipped_rows_is_replaced_by_the_next() {
+    let directory = project("max_steps = 2\n");
+    let d = directory.path();
+    let rows = fs::read_to_string(d.join("train.jsonl")).unwrap();
+    fs::write(d.join("train.jsonl"), format!("{rows}{{broken\n")).unwrap();
+    let check = [
+        "data",
+        "check",
+        "recipe.toml",
+        "--skip-bad-rows",
+        "1",
+        "--skipped",
+        "bad.jsonl",
+    ];
+    for _ in 0..2 {
+        let output = backdraft(d, &check);
+        let text =
+            String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap();
+        // What was asked for is not advised again.
+        says(
+            &text,
+            &[
+                "training skips them, as skip_bad_rows allows",
+                "skipped rows are listed in bad.jsonl",
+            ],
+        );
+        assert_eq!(
+            fs::read_to_string(d.join("bad.jsonl"))
+                .unwrap()
+                .lines()
+                .count(),
+            1
+        );
+    }
+    let template = "w3 {instruction} w4 {output}";
+    let eval = [
+        "eval",
+        "--model",
+        "model",
+        "--data",
+        "train.jsonl",
+        "--prompt-template",
+        template,
+    ];
+    let (text, ok) = said(d, &eval);
+    assert!(!ok, "{text}");
+    says(&text, &["--skip-bad-rows N"]);
+    succeeds(d, &[&eval[..], &["--skip-bad-rows", "1"]].concat());
+}
+
+#[test]
+fn a_merge_that_changes_nothing_says_so() {
+    // One step at a learning rate of zero leaves B zero.
+    let directory = project("max_steps = 1\n");
+    let d = directory.path();
+    succeeds(d, &["train", "recipe.toml"]);
+    let (text, ok) = said(d, &["merge", "--adapter", "out", "--out", "merged"]);
+    assert!(ok, "{text}");
+    says(&text, &["merged weights are as in the base"]);
+    let merged = succeeds(d, &["merge", "--adapter", "out", "--out", "again"]);
+    assert_eq!(merged["event"], "merged");
+    assert_eq!(merged["unchanged"], merged["merged"]);
+}
+
+#[test]
+fn modules_to_skip_that_are_not_there_are_told() {
+    let directory = project("max_steps = 2\n");
+    let d = directory.path();
+    let quantize = ["quantize", "--model", "model", "--out", "q", "--skip"];
+    let (text, ok) = said(d, &[&quantize[..], &["q_pro"]].concat());
+    assert!(ok, "{text}");
+    says(
+        &text,
+        &["warning: the model has no module q_pro to leave unquantized"],
+    );
+    let (text, _) = said(d, &[&quantize[..], &["q_proj", "--force"]].concat());
+    assert!(!text.contains("warning"), "{text}");
 }

@@ -31,14 +31,13 @@ const PREFERENCE: &str =
 const DISTILLATION: &str = "distillation from a teacher; train on its answers as rows";
 const FULL: &str = "training the base's own weights; LoRA adapters are trained";
 const OTHER_ADAPTERS: &str = "adapters other than LoRA; take it out for plain LoRA";
-const OTHER_START: &str =
-    "another start of the adapter; A is drawn as by Kaiming and B is zero, as PEFT's default is";
+const OTHER_START: &str = "another initialization of the adapter; A is Kaiming-uniform and B is zero, as by PEFT's default";
 const DISTRIBUTED: &str = "several processes or GPUs; a run has one device";
 const TRACKERS: &str = "trackers; every run writes tensorboard event files, metrics.jsonl and report.html into output_dir";
 const HUB: &str =
     "uploading; the adapter in output_dir/adapter is PEFT's format, which `hf upload` takes";
 const VISION: &str = "images, audio and video; rows are text";
-const OTHER_OPTIMIZERS: &str = "other optimisers; `train.optimizer` is \"adamw\" or \"adamw_8bit\"";
+const OTHER_OPTIMIZERS: &str = "other optimizers; `train.optimizer` is \"adamw\" or \"adamw_8bit\"";
 const OTHER_LOSS: &str = "another loss; it is the mean cross-entropy of the supervised tokens";
 const VOCABULARY: &str = "changing the vocabulary; the model's own tokens are used";
 const STREAMING: &str =
@@ -60,6 +59,48 @@ const SAFETENSORS: &str = "files are safetensors, written whole or not at all; t
 const LOGS: &str =
     "every step is recorded, and a line is printed every train.logging_steps; take it out";
 const CACHE: &str = "models come from the hub's usual cache (HF_HOME); take it out";
+
+/// Switches whose name says what being on means: what to write where they are on, and where they are off.
+pub(super) const SWITCHES: &[(&str, &str, &str)] = &[
+    (
+        "train_on_inputs train_on_prompt train_on_input train_on_source",
+        r#"write train_on = "everything""#,
+        r#"write train_on = "responses""#,
+    ),
+    (
+        "assistant_only_loss train_on_responses_only only_train_on_response mask_prompt mask_inputs use_label_mask",
+        r#"write train_on = "responses""#,
+        r#"write train_on = "everything""#,
+    ),
+    (
+        "completion_only_loss",
+        r#"write train_on = "completion""#,
+        r#"write train_on = "everything""#,
+    ),
+    (
+        "mask_history last_response_only train_on_last_step_only",
+        r#"write train_on = "last_turn""#,
+        r#"write train_on = "responses""#,
+    ),
+    (
+        "padding_free batch_flattening dpo_padding_free",
+        r#"write batching = "padding-free", the default"#,
+        r#"write batching = "padded", or take it out"#,
+    ),
+    (
+        "group_by_length",
+        r#"write batching = "padded", which puts rows of similar length together"#,
+        "take it out",
+    ),
+    (
+        "disable_gradient_checkpointing",
+        r#"write activation_policy = "keep-all""#,
+        r#"write activation_policy = "smart", or "recompute-all" for what gradient checkpointing does elsewhere"#,
+    ),
+    ("fp16 float16", r#"write dtype = "f16""#, "take it out"),
+    ("bf16 bfloat16", r#"write dtype = "bf16""#, "take it out"),
+    ("no_cuda use_cpu", r#"write device = "cpu""#, "take it out"),
+];
 
 /// Meanings, and the names that have them.
 pub(super) const FOREIGN: &[(Foreign, &str)] = &[
@@ -369,7 +410,7 @@ pub(super) const FOREIGN: &[(Foreign, &str)] = &[
             "\"padding-free\" lays rows end to end, \"packed\" fills max_seq_length with them, \"padded\" groups rows by length",
         ),
         "packing sample_packing packed neat_packing eval_packing eval_sample_packing padding_free packing_strategy dataset.packed group_by_length \
-         train_sampling_strategy length_column_name batch_flattening multipack_real_batches use_packing dataset_packing pad_to_sequence_len \
+         train_sampling_strategy length_column_name batch_flattening multipack_real_batches use_packing dataset_packing \
          dpo_padding_free curriculum_sampling sample_packing_sequentially pretraining_sample_concatenation",
     ),
     (
@@ -392,7 +433,7 @@ pub(super) const FOREIGN: &[(Foreign, &str)] = &[
     ),
     (
         Always(NO_PADDING),
-        "pad_to_multiple_of pad_token padding_side pad_token_id padding padding_value pad_to_max_length ignore_pad_token_for_loss label_pad_token_id \
+        "pad_to_sequence_len pad_to_multiple_of pad_token padding_side pad_token_id padding padding_value pad_to_max_length ignore_pad_token_for_loss label_pad_token_id \
          sample_packing_group_size sample_packing_bin_size sample_packing_mp_start_method sample_packing_eff_est",
     ),
     (
@@ -590,7 +631,7 @@ pub(super) const FOREIGN: &[(Foreign, &str)] = &[
             "train.eval_steps",
             "evaluation comes every so many steps and at the end, wherever data.eval names rows",
         ),
-        "eval_strategy evaluation_strategy evals_per_epoch eval_delay eval_on_start do_train do_predict evaluate_during_training eval_at_end",
+        "eval_strategy evaluation_strategy evals_per_epoch eval_delay eval_on_start evaluate_during_training eval_at_end",
     ),
     (
         Key("train.save_steps"),
@@ -705,6 +746,14 @@ pub(super) const FOREIGN: &[(Foreign, &str)] = &[
          use_hyper_parallel hyper_parallel_args devices accelerate accelerate_config nproc_per_node disable_grad_sync ds3_gather_for_generation",
     ),
     (
+        Always("rows are supervised fine-tuning (SFT), which `train` does; take it out"),
+        "stage do_train",
+    ),
+    (
+        Command("`backdraft eval --generate` answers rows and compares the answers"),
+        "do_predict",
+    ),
+    (
         NotYet(PREFERENCE),
         "rl trl dpo kto orpo simpo cpo grpo ppo rlhf rm beta rl_beta dpo_beta pref_beta pref_ftx pref_loss pref_bco_weight dpo_loss_type \
          dpo_loss_weights loss_weights dpo_use_weighting use_weighting dpo_norm_loss dpo_use_logits_to_keep dpo_generate_during_eval \
@@ -723,7 +772,7 @@ pub(super) const FOREIGN: &[(Foreign, &str)] = &[
          vllm_maxlen vllm_gpu_util vllm_enforce_eager vllm_max_lora_rank vllm_config sglang_maxlen sglang_mem_fraction sglang_tp_size \
          sglang_config sglang_lora_backend log_completions num_completions_to_print log_unique_prompts log_multimodal \
          max_tool_calling_iterations ppo_buffer_size ppo_epochs ppo_score_norm ppo_target ppo_whiten_rewards whiten_rewards kl_coeff \
-         kl_coef kl_loss_weight gamma lam cliprange cliprange_value vf_coef stage use_adaptive_entropy entropy_coef_min entropy_coef_max \
+         kl_coef kl_loss_weight gamma lam cliprange cliprange_value vf_coef use_adaptive_entropy entropy_coef_min entropy_coef_max \
          entropy_coef_delta entropy_target off_policy_mask_threshold use_bias_correction_kl multi_objective_aggregation disable_dropout \
          use_transformers_paged use_transformers_continuous_batching transformers_continuous_batching_config sapo_temperature_neg \
          sapo_temperature_pos vespo_k_pos vespo_k_neg vespo_lambda_pos vespo_lambda_neg rl_coef ebft policy_model reward_and_value_model \

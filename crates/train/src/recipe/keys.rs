@@ -81,7 +81,7 @@ pub const KEYS: &[Key] = &[
     optional(
         "model",
         r#""HuggingFaceTB/SmolLM2-135M-Instruct""#,
-        "The model to adapt: a hub id, a Hugging Face directory, or a .gguf file.",
+        "The model to fine-tune: a hub id, a Hugging Face directory, or a .gguf file.",
     ),
     key(
         "output_dir",
@@ -91,31 +91,31 @@ pub const KEYS: &[Key] = &[
     key(
         "seed",
         "42",
-        "Fixes the order of rows, the adapter's start and dropout.",
+        "Seed for shuffling, adapter initialization and dropout.",
     ),
     key(
         "dtype",
         r#""auto""#,
-        "Number format of the computation: auto, bf16, f16 or f32; auto is bf16 where the device has it, else f32.",
+        "Data type to compute in: auto, bf16, f16 or f32; auto is bf16 where the device supports it, else f32.",
     ),
     change(
         key(
             "load_in_4bit",
             "false",
-            "Keep the frozen projections in 4 bits (QLoRA); see [quantization].",
+            "Load the frozen linear layers in 4 bits (QLoRA); see [quantization].",
         ),
         "out of memory: true",
     ),
     key(
         "load_in_8bit",
         "false",
-        "Keep the frozen projections in 8 bits, one scale for each row.",
+        "Load the frozen linear layers in 8 bits, one scale per row.",
     ),
     change(
         key(
             "max_seq_length",
             "2048",
-            "Tokens per row; longer rows are cut, and counted in the report.",
+            "Maximum tokens per row; longer rows are truncated (see data.overlong), and counted in the report.",
         ),
         "out of memory: lower",
     ),
@@ -132,7 +132,7 @@ pub const KEYS: &[Key] = &[
     key(
         "activation_offloading",
         "true",
-        "Whether smart may let tensors wait in the host's memory between the passes, where a device copies beside its computation (CUDA) and that costs less than recomputing.",
+        "Whether smart may offload activations to host memory between the forward and backward pass, where the device copies while it computes (CUDA) and that costs less than recomputing.",
     ),
     key(
         "device",
@@ -142,53 +142,53 @@ pub const KEYS: &[Key] = &[
     key(
         "quantization.quant_type",
         r#""nf4""#,
-        "What 4-bit codes stand for: nf4 or fp4. Only with load_in_4bit.",
+        "Data type of the 4-bit weights: nf4 or fp4. Only with load_in_4bit.",
     ),
     key(
         "quantization.block_size",
         "64",
-        "Values that share a scale: 64 or 128. Only with load_in_4bit.",
+        "Quantization block size: 64 or 128 weights per scale. Only with load_in_4bit.",
     ),
     key(
         "quantization.double_quant",
         "true",
-        "Quantise the scales too: 4.13 bits per weight instead of 4.5. Only with load_in_4bit.",
+        "Double quantization: quantize the scales too, 4.13 bits per weight instead of 4.5. Only with load_in_4bit.",
     ),
     key(
         "quantization.skip_modules",
         r#"["lm_head"]"#,
-        "Modules that stay as they are: a path, or components of one such as \"down_proj\" or \"layers.0\".",
+        "Modules to leave unquantized: a path, or components of one such as \"down_proj\" or \"layers.0\".",
     ),
     change(
         key(
             "lora.rank",
             "16",
-            "Columns of each adapter matrix: how much it can learn.",
+            "LoRA rank (r): more can learn more, and takes more memory.",
         ),
         "result too weak: raise; out of memory: lower",
     ),
     key(
         "lora.alpha",
         "32",
-        "Adapters are scaled by alpha / rank (alpha / sqrt(rank) with rsLoRA).",
+        "LoRA alpha: adapters are scaled by alpha / rank (alpha / sqrt(rank) with rsLoRA).",
     ),
     change(
         key(
             "lora.dropout",
             "0.0",
-            "Share of an adapter's inputs set to zero while training, 0 to below 1.",
+            "LoRA dropout: the share of an adapter's inputs set to zero in training, from 0 to below 1.",
         ),
         "over-fitting on few rows: 0.05 to 0.1",
     ),
     key(
         "lora.use_rslora",
         "false",
-        "Scale by alpha / sqrt(rank), which suits high ranks.",
+        "Rank-stabilized LoRA: scale by alpha / sqrt(rank), which suits high ranks.",
     ),
     key(
         "lora.target_modules",
         r#"["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]"#,
-        "The projections that get an adapter.",
+        "The linear layers that get an adapter.",
     ),
     key(
         "lora.bias",
@@ -203,7 +203,7 @@ pub const KEYS: &[Key] = &[
     optional(
         "data.train",
         r#""train.jsonl""#,
-        "Rows to learn from: a file, a folder, a glob, a hub data set (org/name:split), a table with path, weight, format and fields, or a list of these.",
+        "Training rows: a file, a folder, a glob, a hub data set (org/name:split), a table with path, weight, format and fields, or a list of these.",
     ),
     optional(
         "data.eval",
@@ -213,7 +213,7 @@ pub const KEYS: &[Key] = &[
     key(
         "data.format",
         r#""auto""#,
-        "Shape of a row: messages, sharegpt (chats), alpaca (instruction, input, output), prompt_completion, text, or auto: seen from the first rows.",
+        "Format of the rows: messages, sharegpt (chats), alpaca (instruction, input, output), prompt_completion, text, or auto: detected from the first rows.",
     ),
     optional(
         "data.fields",
@@ -251,12 +251,12 @@ pub const KEYS: &[Key] = &[
     key(
         "data.skip_bad_rows",
         "0",
-        "Broken rows to pass over; they are listed in skipped_rows.jsonl. One more ends the run.",
+        "How many bad rows may be skipped; they are listed in skipped_rows.jsonl. One more ends the run.",
     ),
     key(
         "data.cache",
         r#""auto""#,
-        "Folder for tokenised rows, so that the next run starts at once: auto is backdraft/tokens in the user's cache, off keeps them in memory.",
+        "Folder for tokenized rows, so that the next run starts at once: auto is backdraft/tokens in the user's cache, off keeps them in memory.",
     ),
     change(
         key(
@@ -270,7 +270,7 @@ pub const KEYS: &[Key] = &[
         key(
             "train.grad_accumulation_steps",
             "4",
-            "Passes per optimiser step: rows per step = micro_batch_size x this, 8 to 16 to start.",
+            "Micro-batches per optimizer step: rows per step = micro_batch_size x this, 8 to 16 to start.",
         ),
         "unstable: larger",
     ),
@@ -278,27 +278,27 @@ pub const KEYS: &[Key] = &[
         key(
             "train.epochs",
             "3",
-            "Times to go through the training rows. Or give max_steps.",
+            "Passes over the training rows. Or give max_steps.",
         ),
         "eval loss starts to rise: fewer",
     ),
     optional(
         "train.max_steps",
         "100",
-        "Optimiser steps of the run, instead of epochs.",
+        "Optimizer steps of the run, instead of epochs.",
     ),
     change(
         key(
             "train.learning_rate",
             "2e-4",
-            "Highest learning rate, reached after the warm-up.",
+            "Peak learning rate, reached after the warm-up.",
         ),
         "loss falls too slowly: raise; unstable: lower",
     ),
     key(
         "train.lr_scheduler",
         r#""cosine""#,
-        "How the learning rate falls: constant, constant_with_warmup, linear, cosine, or a table with a kind and options.",
+        "Learning rate schedule: constant, constant_with_warmup, linear, cosine, or a table with a kind and options.",
     ),
     optional(
         "train.warmup_steps",
@@ -317,24 +317,24 @@ pub const KEYS: &[Key] = &[
         key(
             "train.optimizer",
             r#""adamw""#,
-            "The optimiser: adamw, or adamw_8bit, which keeps its state in 8 bits.",
+            "The optimizer: adamw, or adamw_8bit, which keeps its state in 8 bits.",
         ),
         "out of memory with a high rank: adamw_8bit",
     ),
     key(
         "train.weight_decay",
         "0.01",
-        "Decay of the trained weights per step, times the learning rate.",
+        "Weight decay (decoupled): applied at every step, times the learning rate.",
     ),
     key(
         "train.adam_beta1",
         "0.9",
-        "Decay of AdamW's mean of gradients.",
+        "AdamW's beta1: decay of the mean of gradients.",
     ),
     key(
         "train.adam_beta2",
         "0.999",
-        "Decay of AdamW's mean of squared gradients.",
+        "AdamW's beta2: decay of the mean of squared gradients.",
     ),
     key(
         "train.adam_epsilon",
@@ -344,17 +344,17 @@ pub const KEYS: &[Key] = &[
     key(
         "train.max_grad_norm",
         "1.0",
-        "Gradients are scaled down to this global norm; 0 turns that off.",
+        "Gradient clipping: gradients are scaled down to this global norm; 0 turns it off.",
     ),
     key(
         "train.logging_steps",
         "10",
-        "Optimiser steps between log lines.",
+        "Optimizer steps between log lines.",
     ),
     key(
         "train.eval_steps",
         "50",
-        "Optimiser steps between evaluations; only with data.eval.",
+        "Optimizer steps between evaluations; only with data.eval.",
     ),
     change(
         optional(
@@ -372,7 +372,7 @@ pub const KEYS: &[Key] = &[
     key(
         "train.save_steps",
         "100",
-        "Optimiser steps between checkpoints; the best evaluation and the end of the run are always saved.",
+        "Optimizer steps between checkpoints; the best evaluation and the end of the run are always saved.",
     ),
     key(
         "train.save_total_limit",

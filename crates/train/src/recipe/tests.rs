@@ -293,7 +293,7 @@ optimizer = "adamw_8bit"
       line 17: `train.max_steps` does not go with `train.epochs`: keep the one you mean
       --set nonsense: an override is written section.key=value, for instance train.learning_rate=1e-4
       --set train.lr=1e-3: unknown key `train.lr`; here it is `train.learning_rate`: write `train.learning_rate = 1e-3`
-      `data.train` is missing: Rows to learn from: a file, a folder, a glob, a hub data set (org/name:split), a table with path, weight, format and fields, or a list of these. For instance `data.train = "train.jsonl"`
+      `data.train` is missing: Training rows: a file, a folder, a glob, a hub data set (org/name:split), a table with path, weight, format and fields, or a list of these. For instance `data.train = "train.jsonl"`
     "#);
 }
 
@@ -315,8 +315,8 @@ fn text_that_is_not_toml_is_reported_with_its_lines() {
 fn missing_keys() {
     assert_snapshot!(read("", &[]).unwrap_err(), @r#"
     2 problems in the recipe recipe.toml:
-      `model` is missing: The model to adapt: a hub id, a Hugging Face directory, or a .gguf file. For instance `model = "HuggingFaceTB/SmolLM2-135M-Instruct"`
-      `data.train` is missing: Rows to learn from: a file, a folder, a glob, a hub data set (org/name:split), a table with path, weight, format and fields, or a list of these. For instance `data.train = "train.jsonl"`
+      `model` is missing: The model to fine-tune: a hub id, a Hugging Face directory, or a .gguf file. For instance `model = "HuggingFaceTB/SmolLM2-135M-Instruct"`
+      `data.train` is missing: Training rows: a file, a folder, a glob, a hub data set (org/name:split), a table with path, weight, format and fields, or a list of these. For instance `data.train = "train.jsonl"`
     "#);
 }
 
@@ -335,7 +335,7 @@ fn unknown_keys() {
       line 2: `train` is a section: write `[train]` on its own line and its keys below, for instance `micro_batch_size = 2`
       line 3: unknown key `rank`; did you mean `lora.rank`?
       line 4: unknown key `learning-rate`; did you mean `train.learning_rate`?
-      `data.train` is missing: Rows to learn from: a file, a folder, a glob, a hub data set (org/name:split), a table with path, weight, format and fields, or a list of these. For instance `data.train = "train.jsonl"`
+      `data.train` is missing: Training rows: a file, a folder, a glob, a hub data set (org/name:split), a table with path, weight, format and fields, or a list of these. For instance `data.train = "train.jsonl"`
     "#);
     assert_snapshot!(problems_of_override("train.learning_rates=1"), @"
     one problem in the recipe recipe.toml:
@@ -641,27 +641,27 @@ fn the_template_as_a_whole() {
     # changes a value for one run. Relative paths start at the directory of this file.
     # A line that begins with `# key =` shows a key that is not set.
 
-    # The model to adapt: a hub id, a Hugging Face directory, or a .gguf file.
+    # The model to fine-tune: a hub id, a Hugging Face directory, or a .gguf file.
     model = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
     # Where the adapter, checkpoints and logs go.
     output_dir = "outputs"
 
-    # Fixes the order of rows, the adapter's start and dropout.
+    # Seed for shuffling, adapter initialization and dropout.
     seed = 42
 
-    # Number format of the computation: auto, bf16, f16 or f32; auto is bf16 where the device has it,
-    # else f32.
+    # Data type to compute in: auto, bf16, f16 or f32; auto is bf16 where the device supports it, else
+    # f32.
     dtype = "auto"
 
-    # Keep the frozen projections in 4 bits (QLoRA); see [quantization].
+    # Load the frozen linear layers in 4 bits (QLoRA); see [quantization].
     # Change: out of memory: true.
     load_in_4bit = false
 
-    # Keep the frozen projections in 8 bits, one scale for each row.
+    # Load the frozen linear layers in 8 bits, one scale per row.
     load_in_8bit = false
 
-    # Tokens per row; longer rows are cut, and counted in the report.
+    # Maximum tokens per row; longer rows are truncated (see data.overlong), and counted in the report.
     # Change: out of memory: lower.
     max_seq_length = 2048
 
@@ -673,8 +673,8 @@ fn the_template_as_a_whole() {
     # Memory that a step may use under smart, base included. Left out: what is free, less a margin.
     # memory_budget = "12GiB"
 
-    # Whether smart may let tensors wait in the host's memory between the passes, where a device copies
-    # beside its computation (CUDA) and that costs less than recomputing.
+    # Whether smart may offload activations to host memory between the forward and backward pass, where
+    # the device copies while it computes (CUDA) and that costs less than recomputing.
     activation_offloading = true
 
     # Where to compute: auto, cpu, cuda, cuda:N or wgpu; auto is cuda:0 where there is one.
@@ -682,35 +682,36 @@ fn the_template_as_a_whole() {
 
 
     [quantization]
-    # What 4-bit codes stand for: nf4 or fp4. Only with load_in_4bit.
+    # Data type of the 4-bit weights: nf4 or fp4. Only with load_in_4bit.
     quant_type = "nf4"
 
-    # Values that share a scale: 64 or 128. Only with load_in_4bit.
+    # Quantization block size: 64 or 128 weights per scale. Only with load_in_4bit.
     block_size = 64
 
-    # Quantise the scales too: 4.13 bits per weight instead of 4.5. Only with load_in_4bit.
+    # Double quantization: quantize the scales too, 4.13 bits per weight instead of 4.5. Only with
+    # load_in_4bit.
     double_quant = true
 
-    # Modules that stay as they are: a path, or components of one such as "down_proj" or "layers.0".
+    # Modules to leave unquantized: a path, or components of one such as "down_proj" or "layers.0".
     skip_modules = ["lm_head"]
 
 
     [lora]
-    # Columns of each adapter matrix: how much it can learn.
+    # LoRA rank (r): more can learn more, and takes more memory.
     # Change: result too weak: raise; out of memory: lower.
     rank = 16
 
-    # Adapters are scaled by alpha / rank (alpha / sqrt(rank) with rsLoRA).
+    # LoRA alpha: adapters are scaled by alpha / rank (alpha / sqrt(rank) with rsLoRA).
     alpha = 32
 
-    # Share of an adapter's inputs set to zero while training, 0 to below 1.
+    # LoRA dropout: the share of an adapter's inputs set to zero in training, from 0 to below 1.
     # Change: over-fitting on few rows: 0.05 to 0.1.
     dropout = 0.0
 
-    # Scale by alpha / sqrt(rank), which suits high ranks.
+    # Rank-stabilized LoRA: scale by alpha / sqrt(rank), which suits high ranks.
     use_rslora = false
 
-    # The projections that get an adapter.
+    # The linear layers that get an adapter.
     target_modules = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
     # Biases to train. This version takes none only.
@@ -721,7 +722,7 @@ fn the_template_as_a_whole() {
 
 
     [data]
-    # Rows to learn from: a file, a folder, a glob, a hub data set (org/name:split), a table with path,
+    # Training rows: a file, a folder, a glob, a hub data set (org/name:split), a table with path,
     # weight, format and fields, or a list of these.
     train = "train.jsonl"
 
@@ -729,8 +730,8 @@ fn the_template_as_a_whole() {
     # chosen by the seed. Left out: no evaluation.
     # eval = "eval.jsonl"
 
-    # Shape of a row: messages, sharegpt (chats), alpaca (instruction, input, output),
-    # prompt_completion, text, or auto: seen from the first rows.
+    # Format of the rows: messages, sharegpt (chats), alpaca (instruction, input, output),
+    # prompt_completion, text, or auto: detected from the first rows.
     format = "auto"
 
     # Your names for the fields of the format. Left out: the format's own.
@@ -757,10 +758,10 @@ fn the_template_as_a_whole() {
     # Change: many short rows: packed, with fewer packs per step than rows before.
     batching = "padding-free"
 
-    # Broken rows to pass over; they are listed in skipped_rows.jsonl. One more ends the run.
+    # How many bad rows may be skipped; they are listed in skipped_rows.jsonl. One more ends the run.
     skip_bad_rows = 0
 
-    # Folder for tokenised rows, so that the next run starts at once: auto is backdraft/tokens in the
+    # Folder for tokenized rows, so that the next run starts at once: auto is backdraft/tokens in the
     # user's cache, off keeps them in memory.
     cache = "auto"
 
@@ -770,23 +771,23 @@ fn the_template_as_a_whole() {
     # Change: out of memory: lower it, and raise grad_accumulation_steps by as much.
     micro_batch_size = 2
 
-    # Passes per optimiser step: rows per step = micro_batch_size x this, 8 to 16 to start.
+    # Micro-batches per optimizer step: rows per step = micro_batch_size x this, 8 to 16 to start.
     # Change: unstable: larger.
     grad_accumulation_steps = 4
 
-    # Times to go through the training rows. Or give max_steps.
+    # Passes over the training rows. Or give max_steps.
     # Change: eval loss starts to rise: fewer.
     epochs = 3
 
-    # Optimiser steps of the run, instead of epochs.
+    # Optimizer steps of the run, instead of epochs.
     # max_steps = 100
 
-    # Highest learning rate, reached after the warm-up.
+    # Peak learning rate, reached after the warm-up.
     # Change: loss falls too slowly: raise; unstable: lower.
     learning_rate = 2e-4
 
-    # How the learning rate falls: constant, constant_with_warmup, linear, cosine, or a table with a
-    # kind and options.
+    # Learning rate schedule: constant, constant_with_warmup, linear, cosine, or a table with a kind and
+    # options.
     lr_scheduler = "cosine"
 
     # Steps over which the learning rate rises from 0, instead of warmup_ratio.
@@ -796,29 +797,29 @@ fn the_template_as_a_whole() {
     # Change: loss jumps early on: more.
     warmup_ratio = 0.05
 
-    # The optimiser: adamw, or adamw_8bit, which keeps its state in 8 bits.
+    # The optimizer: adamw, or adamw_8bit, which keeps its state in 8 bits.
     # Change: out of memory with a high rank: adamw_8bit.
     optimizer = "adamw"
 
-    # Decay of the trained weights per step, times the learning rate.
+    # Weight decay (decoupled): applied at every step, times the learning rate.
     weight_decay = 0.01
 
-    # Decay of AdamW's mean of gradients.
+    # AdamW's beta1: decay of the mean of gradients.
     adam_beta1 = 0.9
 
-    # Decay of AdamW's mean of squared gradients.
+    # AdamW's beta2: decay of the mean of squared gradients.
     adam_beta2 = 0.999
 
     # Added to AdamW's denominator.
     adam_epsilon = 1e-8
 
-    # Gradients are scaled down to this global norm; 0 turns that off.
+    # Gradient clipping: gradients are scaled down to this global norm; 0 turns it off.
     max_grad_norm = 1.0
 
-    # Optimiser steps between log lines.
+    # Optimizer steps between log lines.
     logging_steps = 10
 
-    # Optimiser steps between evaluations; only with data.eval.
+    # Optimizer steps between evaluations; only with data.eval.
     # eval_steps = 50
 
     # Evaluations in a row without an improvement after which the run ends; only with data.eval. Left
@@ -829,7 +830,7 @@ fn the_template_as_a_whole() {
     # Eval loss must fall by more than this to count as an improvement; only with a patience.
     # early_stopping_min_improvement = 0.0
 
-    # Optimiser steps between checkpoints; the best evaluation and the end of the run are always saved.
+    # Optimizer steps between checkpoints; the best evaluation and the end of the run are always saved.
     save_steps = 100
 
     # Checkpoints to keep; older ones are deleted, the best one and the newest good one never.

@@ -2,7 +2,7 @@
 
 use toml::de::DeValue;
 
-use super::foreign::{FOREIGN, Foreign};
+use super::foreign::{FOREIGN, Foreign, SWITCHES};
 use super::keys::{KEYS, SCHEDULER, SCHEDULER_OPTIONS, SECTIONS, find};
 use super::problem::ProblemKind;
 use super::{Recipe, support};
@@ -43,6 +43,9 @@ pub(super) fn problem(key: String, value: &DeValue<'_>, text: &str) -> ProblemKi
     }
     if let Some(foreign) = foreign(&key) {
         let instead = match foreign {
+            Foreign::Key(_) | Foreign::Like(..) if switched(&key, value).is_some() => {
+                switched(&key, value).map(str::to_owned)
+            }
             Foreign::Key(path) => translated(path, value, text),
             // A name may be the same; a number means something else.
             Foreign::Like(path, _) => match value {
@@ -97,6 +100,18 @@ fn translated(path: &str, value: &DeValue<'_>, text: &str) -> Option<String> {
     let smallest = "model = \"org/name\"\n[data]\ntrain = \"rows.jsonl\"\neval = 0.1\n";
     let read = Recipe::from_toml(smallest, std::path::Path::new("/"), &[assignment.clone()]);
     read.is_ok().then(|| format!("write `{assignment}`"))
+}
+
+/// What to write for a switch that is on or off.
+fn switched(key: &str, value: &DeValue<'_>) -> Option<&'static str> {
+    let key = normal(key);
+    let known = |names: &str| names.split_whitespace().any(|known| known == last(&key));
+    let (_, on, off) = SWITCHES.iter().find(|(names, ..)| known(names))?;
+    match value {
+        DeValue::Boolean(true) => Some(on),
+        DeValue::Boolean(false) => Some(off),
+        _ => None,
+    }
 }
 
 /// The meaning of exactly this name.
@@ -221,6 +236,36 @@ mod tests {
             for section in SECTIONS.iter().filter(|_| !name.contains('.')) {
                 let inside = format!("{section}.{name}");
                 assert_eq!(foreign(&inside), Some(meaning), "{inside}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_switch_means_what_its_name_says() {
+        for (name, on, off) in [
+            ("data.assistant_only_loss", "responses", "everything"),
+            ("train.completion_only_loss", "completion", "everything"),
+            ("mask_prompt", "responses", "everything"),
+            ("train_on_inputs", "everything", "responses"),
+            ("dataset.train_on_input", "everything", "responses"),
+            ("mask_history", "last_turn", "responses"),
+            ("padding_free", "padding-free", "padded"),
+            ("disable_gradient_checkpointing", "keep-all", "smart"),
+            ("train.fp16", "f16", "take it out"),
+            ("train.bf16", "bf16", "take it out"),
+            ("group_by_length", "padded", "take it out"),
+        ] {
+            for (value, expected) in [(true, on), (false, off)] {
+                let told = problem(name.to_owned(), &DeValue::Boolean(value), "").to_string();
+                assert!(told.contains(expected), "{name} = {value}: {told}");
+            }
+        }
+        for (names, ..) in SWITCHES {
+            for name in names.split_whitespace() {
+                assert!(
+                    matches!(foreign(name), Some(Foreign::Key(_) | Foreign::Like(..))),
+                    "{name}"
+                );
             }
         }
     }

@@ -59,7 +59,7 @@ pub(super) fn find(
     };
     if let Some(named) = &args.output_dir {
         let directory = absolute(named)?;
-        return look(&directory, args.force, &recipe).ok_or_else(|| taken(&directory));
+        return look(&directory, args.force, &recipe).ok_or_else(|| taken(&directory, args.force));
     }
     for number in 1..=TRIES {
         let name = match number {
@@ -70,7 +70,7 @@ pub(super) fn find(
             return Ok(place);
         }
     }
-    Err(taken(&absolute(Path::new(STANDARD))?))
+    Err(taken(&absolute(Path::new(STANDARD))?, args.force))
 }
 
 /// What a directory is to this quickstart; `None` where it is taken.
@@ -84,15 +84,36 @@ fn look(directory: &Path, force: bool, recipe: impl Fn(&Path) -> String) -> Opti
         return Some(Place::New(here));
     }
     if force {
-        return Some(Place::Replaced(here));
+        return users_file(directory)
+            .is_none()
+            .then_some(Place::Replaced(here));
     }
     let same =
         fs::read_to_string(directory.join(RECIPE)).is_ok_and(|text| text == recipe(directory));
     (same && !directory.join(ANSWERS).exists()).then_some(Place::Unfinished(here))
 }
 
-fn taken(directory: &Path) -> CliError {
+/// What a quickstart would write over where none has been: its recipe names the command that made it.
+fn users_file(directory: &Path) -> Option<PathBuf> {
+    let is_ours = fs::read_to_string(directory.join(RECIPE))
+        .is_ok_and(|text| text.starts_with("# backdraft train "));
+    let named = [RECIPE, super::TRAIN, super::TEST, ANSWERS, super::RUN];
+    let mut held = named.iter().map(|name| directory.join(name));
+    held.find(|path| !is_ours && fs::symlink_metadata(path).is_ok())
+}
+
+fn taken(directory: &Path, force: bool) -> CliError {
     let shown = directory.display();
+    if let Some(file) = users_file(directory) {
+        let what = match force {
+            true => format!(
+                "{} was not made by quickstart and is not replaced",
+                file.display()
+            ),
+            false => format!("{shown} is not empty"),
+        };
+        return CliError::user(what).hint("choose another --output-dir");
+    }
     let what = match directory.join(ANSWERS).exists() {
         true => format!("{shown} holds a quickstart that has finished"),
         false => format!("{shown} is not empty"),
@@ -129,9 +150,10 @@ mod tests {
         assert_eq!(find(false, "a").unwrap(), Place::New(directory.clone()));
         fs::create_dir(&directory).unwrap();
         assert_eq!(find(false, "a").unwrap(), Place::New(directory.clone()));
-        fs::write(directory.join(RECIPE), "a").unwrap();
+        let recipe = "# backdraft train a\n";
+        fs::write(directory.join(RECIPE), recipe).unwrap();
         assert_eq!(
-            find(false, "a").unwrap(),
+            find(false, recipe).unwrap(),
             Place::Unfinished(directory.clone())
         );
         // Other flags make another quickstart.
@@ -141,12 +163,43 @@ mod tests {
             "{said}"
         );
         fs::write(directory.join(ANSWERS), "").unwrap();
-        let said = find(false, "a").unwrap_err().render(Look::Plain);
+        let said = find(false, recipe).unwrap_err().render(Look::Plain);
         assert!(
             said.contains("has finished") && said.contains("--output-dir"),
             "{said}"
         );
-        assert_eq!(find(true, "a").unwrap(), Place::Replaced(directory.clone()));
+        assert_eq!(find(true, "b").unwrap(), Place::Replaced(directory.clone()));
+    }
+
+    #[test]
+    fn what_no_quickstart_made_is_not_replaced() {
+        for name in [
+            "train.jsonl",
+            "test.jsonl",
+            "recipe.toml",
+            "answers.jsonl",
+            "run/adapter",
+        ] {
+            let root = tempfile::tempdir().unwrap();
+            let path = root.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(&path, "mine").unwrap();
+            let asked = args(Some(root.path().to_owned()), true);
+            let said = find(&asked, |_| String::new())
+                .unwrap_err()
+                .render(Look::Plain);
+            assert!(
+                said.contains("was not made by quickstart"),
+                "{name}: {said}"
+            );
+            assert!(!said.contains("--force"), "{name}: {said}");
+        }
+        // Beside something else a quickstart has room.
+        let root = tempfile::tempdir().unwrap();
+        fs::write(root.path().join("notes.md"), "mine").unwrap();
+        let asked = args(Some(root.path().to_owned()), true);
+        let place = find(&asked, |_| String::new()).unwrap();
+        assert_eq!(place, Place::Replaced(root.path().to_owned()));
     }
 
     #[test]
