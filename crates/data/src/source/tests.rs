@@ -342,8 +342,7 @@ fn a_pipe_is_read_once_for_as_long_as_somebody_holds_it() {
     let name = folder.path().join("pipe");
     let made = std::process::Command::new("mkfifo").arg(&name).status();
     if !made.is_ok_and(|status| status.success()) {
-        eprintln!("no mkfifo here");
-        return;
+        return println!("nothing checked: there is no mkfifo here");
     }
     let fill = |bytes: &[u8]| {
         let (name, bytes) = (name.clone(), bytes.to_vec());
