@@ -12,6 +12,8 @@
 //!
 //! Start reading at [`layer`].
 
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
 pub mod layer;
 pub mod ops;
 pub mod saved;
