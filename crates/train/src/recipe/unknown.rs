@@ -98,7 +98,11 @@ fn translated(path: &str, value: &DeValue<'_>, text: &str) -> Option<String> {
     }
     let assignment = format!("{path} = {text}");
     let smallest = "model = \"org/name\"\n[data]\ntrain = \"rows.jsonl\"\neval = 0.1\n";
-    let read = Recipe::from_toml(smallest, std::path::Path::new("/"), std::slice::from_ref(&assignment));
+    let read = Recipe::from_toml(
+        smallest,
+        std::path::Path::new("/"),
+        std::slice::from_ref(&assignment),
+    );
     read.is_ok().then(|| format!("write `{assignment}`"))
 }
 
