@@ -325,7 +325,7 @@ fn a_loss_that_is_no_number_stops_the_run_with_its_rows() {
         &[&wild[..], &["train.max_grad_norm=0"]].concat(),
         1,
     );
-    says(&said, &["step", "rows.jsonl", "lines [", "hint:"]);
+    says(&said, &["step", "rows.jsonl", "lines ", "hint:"]);
     assert!(!directory.path().join("out/adapter").exists());
 }
 
