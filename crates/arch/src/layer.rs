@@ -3,7 +3,7 @@
 //! Values are dropped as soon as nothing needs them any more, by their scopes; since executors free memory when a
 //! value is dropped, this order is also the order of allocations that the planner simulates.
 
-use crate::ops::{Backward, Forward, Norm, Values};
+use crate::ops::{Backward, Forward, Norm, SideOf, TensorOf, Values};
 use crate::saved::{KeepSet, SavedTensor};
 use crate::target::{Group, TargetModule};
 
@@ -42,8 +42,6 @@ pub struct Projected<T, S> {
     pub side: S,
 }
 
-type TensorOf<O> = <<O as Forward>::Values as Values>::Tensor;
-type SideOf<O> = <<O as Forward>::Values as Values>::Side;
 type ProjectedOf<O> = Projected<TensorOf<O>, SideOf<O>>;
 type KeptOf<O> = Kept<<O as Forward>::Values>;
 
@@ -257,7 +255,7 @@ pub fn backward<O: Backward>(
     let d_mid = o.norm_backward(Norm::PostAttention, &dx, &mid.y, &kept.post_stats, dy);
     drop(dx);
     let d_normed = attention_backward(o, &d_mid, mid, &mut kept, input_grad)?;
-    let input = input(&kept.input);
+    let input = there(&kept.input);
     Some(o.norm_backward(Norm::Input, &d_normed, input, &kept.input_stats, d_mid))
 }
 
@@ -386,7 +384,7 @@ fn activate<O: Forward>(
 
 fn rebuild_input_normed<O: Forward>(o: &mut O, kept: &mut KeptOf<O>) {
     if kept.input_normed.is_none() {
-        let (x, _) = o.norm(Norm::Input, input(&kept.input));
+        let (x, _) = o.norm(Norm::Input, there(&kept.input));
         kept.input_normed = Some(x);
     }
 }
@@ -433,7 +431,7 @@ fn rebuild_mid<O: Forward>(o: &mut O, kept: &mut KeptOf<O>) {
         rebuild_attention(o, kept);
     }
     let (out, _) = there(&kept.attention);
-    let (y, side) = o.project_onto(M::OProj, out, input(&kept.input));
+    let (y, side) = o.project_onto(M::OProj, out, there(&kept.input));
     kept.mid = Some(Projected { y, side });
 }
 
@@ -482,12 +480,7 @@ fn rebuild_gate_and_up<O: Forward>(o: &mut O, kept: &mut KeptOf<O>) {
     }
 }
 
-/// The layer's input, which has come back if it was offloaded.
-fn input<T>(input: &Option<T>) -> &T {
-    there(input)
-}
-
-/// A value that was kept or rebuilt.
+/// A value that was kept, has come back from the host, or was rebuilt.
 fn there<T>(value: &Option<T>) -> &T {
     match value {
         Some(value) => value,

@@ -40,11 +40,14 @@ impl Norm {
     }
 }
 
-/// Shorthand for the values of an executor.
-type TensorOf<O> = <<O as Forward>::Values as Values>::Tensor;
+/// An executor's [`Values::Tensor`].
+pub(crate) type TensorOf<O> = <<O as Forward>::Values as Values>::Tensor;
+/// An executor's [`Values::Stats`].
 type StatsOf<O> = <<O as Forward>::Values as Values>::Stats;
+/// An executor's [`Values::LogSumExp`].
 type LogSumExpOf<O> = <<O as Forward>::Values as Values>::LogSumExp;
-type SideOf<O> = <<O as Forward>::Values as Values>::Side;
+/// An executor's [`Values::Side`].
+pub(crate) type SideOf<O> = <<O as Forward>::Values as Values>::Side;
 
 /// Ops of the forward pass.
 pub trait Forward {

@@ -10,7 +10,7 @@ use std::path::Path;
 use backdraft_data::Source;
 use backdraft_lora::LoraConfig;
 use backdraft_model::LlamaConfig;
-use burn::tensor::{DType, Device};
+use burn::tensor::Device;
 
 use crate::activation::device::usable;
 use crate::activation::tensors::PassShape;
@@ -120,34 +120,11 @@ pub fn model(
         return Ok(());
     }
     let facts = DeviceFacts::of(device, dtype.size() as u64);
-    memory(recipe, config, &facts, dtype)
+    memory(recipe, config, &facts)
 }
 
-fn memory(
-    recipe: &Recipe,
-    config: &LlamaConfig,
-    facts: &DeviceFacts,
-    dtype: DType,
-) -> Result<(), TrainError> {
-    let setup = Setup {
-        config: config.clone(),
-        lora: LoraConfig::from(&recipe.lora),
-        quantization: recipe.quantization_plan(),
-        base: None,
-        dense_element: match facts.capacity {
-            None => facts.memory.element,
-            Some(_) => dtype.size() as u64,
-        },
-        memory: facts.memory,
-        optimizer: recipe.state_precision(),
-        micro_batch_size: recipe.train.micro_batch_size,
-        max_seq_length: recipe.max_seq_length,
-        grad_accumulation_steps: recipe.train.grad_accumulation_steps,
-        host: match recipe.activation_offloading {
-            true => facts.host,
-            false => 0,
-        },
-    };
+fn memory(recipe: &Recipe, config: &LlamaConfig, facts: &DeviceFacts) -> Result<(), TrainError> {
+    let setup = Setup::of_recipe(recipe, config.clone(), facts.memory, facts.host);
     let budget = match (recipe.memory_budget, facts.capacity) {
         (Some(ByteSize(budget)), _) => Some(budget),
         (None, Some(capacity)) => Some(usable(capacity)),

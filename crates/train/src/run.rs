@@ -584,23 +584,8 @@ impl Run {
 
     /// What decides on the memory of a step.
     fn setup(&mut self, facts: &DeviceFacts) -> Setup {
-        let train = &self.recipe.train;
-        let setup = Setup {
-            config: self.model.config().clone(),
-            lora: LoraConfig::from(&self.recipe.lora),
-            quantization: self.recipe.quantization_plan(),
-            base: None,
-            dense_element: facts.memory.element,
-            memory: facts.memory,
-            optimizer: self.recipe.state_precision(),
-            micro_batch_size: train.micro_batch_size,
-            max_seq_length: self.recipe.max_seq_length,
-            grad_accumulation_steps: train.grad_accumulation_steps,
-            host: match self.recipe.activation_offloading {
-                true => facts.host,
-                false => 0,
-            },
-        };
+        let config = self.model.config().clone();
+        let setup = Setup::of_recipe(&self.recipe, config, facts.memory, facts.host);
         setup.with_model(&mut self.model)
     }
 

@@ -84,26 +84,12 @@ pub(crate) fn run(args: &PlanArgs, context: Context) -> Result<(), CliError> {
         PlanDtype::F32 => 4,
         PlanDtype::Bf16 | PlanDtype::F16 => 2,
     };
-    let setup = Setup {
-        config,
-        lora: (&recipe.lora).into(),
-        quantization: recipe.quantization_plan(),
-        base: None,
-        dense_element: element,
-        memory: if on_gpu {
-            MemoryModel::cube(element)
-        } else {
-            MemoryModel::cpu()
-        },
-        optimizer: recipe.state_precision(),
-        micro_batch_size: recipe.train.micro_batch_size,
-        max_seq_length: recipe.max_seq_length,
-        grad_accumulation_steps: recipe.train.grad_accumulation_steps,
-        host: match on_gpu && recipe.activation_offloading {
-            true => host_room(),
-            false => 0,
-        },
+    let (memory, host) = if on_gpu {
+        (MemoryModel::cube(element), host_room())
+    } else {
+        (MemoryModel::cpu(), 0)
     };
+    let setup = Setup::of_recipe(&recipe, config, memory, host);
     let plans = Plans::new(args, &recipe, setup, on_gpu);
     let found = plans.to_json();
     context.output.record("plan", &found)?;

@@ -9,6 +9,7 @@ use backdraft_quant::{QuantizationPlan, Scheme};
 use super::predict::{Shortage, StepShape};
 use super::tensors::{LayerShape, MemoryModel, PassShape, ProjectionShape};
 use crate::optimizer::{AdamW, StatePrecision};
+use crate::recipe::Recipe;
 
 /// A run, as far as memory is concerned.
 #[derive(Clone, Debug)]
@@ -70,6 +71,29 @@ impl MemoryModel {
 }
 
 impl Setup {
+    /// What a recipe asks for of a model of that shape, on a device that takes memory so; activations may wait in `host`
+    /// bytes of the host's memory where the recipe lets them.
+    #[must_use]
+    pub fn of_recipe(recipe: &Recipe, config: LlamaConfig, memory: MemoryModel, host: u64) -> Self {
+        Self {
+            config,
+            lora: LoraConfig::from(&recipe.lora),
+            quantization: recipe.quantization_plan(),
+            base: None,
+            dense_element: memory.element,
+            memory,
+            optimizer: recipe.state_precision(),
+            micro_batch_size: recipe.train.micro_batch_size,
+            max_seq_length: recipe.max_seq_length,
+            grad_accumulation_steps: recipe.train.grad_accumulation_steps,
+            host: if recipe.activation_offloading {
+                host
+            } else {
+                0
+            },
+        }
+    }
+
     /// Weights and their shapes, `[out, in]`.
     fn dims(&self, target: TargetModule) -> [usize; 2] {
         let c = &self.config;
