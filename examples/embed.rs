@@ -17,7 +17,7 @@ use backdraft::burn::optim::{AdamWConfig, GradientsParams};
 use backdraft::burn::tensor::{Device, Int, Tensor};
 use backdraft::formats::ModelSource;
 use backdraft::lora::{LoraConfig, TargetModule};
-use backdraft::model::{Llama, Tokens};
+use backdraft::model::{CausalLm, Tokens};
 
 const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/tiny/llama-tied");
 
@@ -25,7 +25,7 @@ const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/tiny/llama
 /// were loaded are none.
 #[derive(Module, Debug)]
 struct Classifier {
-    llama: Llama,
+    llama: CausalLm,
     head: Linear,
 }
 
@@ -64,8 +64,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         target_modules: vec![TargetModule::QProj, TargetModule::VProj],
         ..LoraConfig::default()
     };
-    let llama = Llama::load(&source, &device)?.with_lora(&lora, 42)?;
-    let head = LinearConfig::new(llama.config().hidden_size, 2).init(&device);
+    let llama = CausalLm::load(&source, &device)?.with_lora(&lora, 42)?;
+    let head = LinearConfig::new(llama.spec().hidden_size, 2).init(&device);
     // From here on the parameters are tracked by autodiff.
     let mut model = Classifier { llama, head }.train();
     println!("{} trained values", model.num_params());

@@ -1,10 +1,10 @@
-//! Backdraft as a library: Llama, adapters, kernels and the training loop, as Burn modules and ops.
+//! Backdraft as a library: CausalLm, adapters, kernels and the training loop, as Burn modules and ops.
 //!
 //! This crate only gathers the others under one name.
 //!
 //! | module | what |
 //! | --- | --- |
-//! | [`model`] | [`Llama`](model::Llama), loaded from a Hugging Face directory or a GGUF file |
+//! | [`model`] | [`CausalLm`](model::Llama), loaded from a Hugging Face directory or a GGUF file |
 //! | [`lora`] | adapters, and the frozen projections that carry them |
 //! | [`quant`] | frozen weights, whatever they are stored as |
 //! | [`kernels`] | the operations, each with its backward pass and its reference |
@@ -21,11 +21,11 @@
 //! use backdraft::burn::tensor::Device;
 //! use backdraft::formats::ModelSource;
 //! use backdraft::lora::LoraConfig;
-//! use backdraft::model::{Llama, Targets, Tokens};
+//! use backdraft::model::{CausalLm, Targets, Tokens};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let source = ModelSource::open("SmolLM2-135M-Instruct.gguf")?;
-//! let model = Llama::load(&source, &Device::flex())?;
+//! let model = CausalLm::load(&source, &Device::flex())?;
 //! let mut model = model.with_lora(&LoraConfig::default(), 42)?.train();
 //! let mut optimizer = AdamWConfig::new().init();
 //!

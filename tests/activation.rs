@@ -16,7 +16,7 @@ use backdraft::formats::ModelSource;
 use backdraft::kernels::adamw::AdamWParams;
 use backdraft::kernels::device::{self, free_and_held};
 use backdraft::lora::{AdapterGrads, LoraConfig};
-use backdraft::model::{Llama, Targets, Tokens};
+use backdraft::model::{CausalLm, Targets, Tokens};
 use backdraft::quant::{QuantizationPlan, Scheme};
 use backdraft::train::TrainError;
 use backdraft::train::activation::cost::{CostModel, Roofline};
@@ -53,7 +53,7 @@ const SMALL: RandomModel = RandomModel {
 };
 
 /// A model with adapters whose B is not zero, so that every gradient is one.
-fn adapted(dir: &Path, shape: RandomModel, nf4: bool, lora: &LoraConfig) -> Llama {
+fn adapted(dir: &Path, shape: RandomModel, nf4: bool, lora: &LoraConfig) -> CausalLm {
     adapted_on((&Device::flex(), DType::F32), dir, shape, nf4, lora)
 }
 
@@ -63,14 +63,14 @@ fn adapted_on(
     shape: RandomModel,
     nf4: bool,
     lora: &LoraConfig,
-) -> Llama {
+) -> CausalLm {
     let path = dir.join("model");
     if !path.exists() {
         shape.write(&path);
     }
     let source = ModelSource::open(&path).unwrap();
     let plan = nf4.then(|| QuantizationPlan::new(Scheme::NF4));
-    let model = Llama::load_as(&source, plan.as_ref(), place).unwrap();
+    let model = CausalLm::load_as(&source, plan.as_ref(), place).unwrap();
     let mut model = model.with_lora(lora, 7).unwrap();
     for (i, (_, _, adapter)) in model.adapters_mut().enumerate() {
         adapter.update(|_, factor| {
@@ -100,9 +100,9 @@ fn batch(lengths: &[usize], vocab: usize) -> MicroBatch {
     MicroBatch { tokens, targets }
 }
 
-fn setup(model: &Llama, lora: &LoraConfig, nf4: bool, lengths: &[usize]) -> Setup {
+fn setup(model: &CausalLm, lora: &LoraConfig, nf4: bool, lengths: &[usize]) -> Setup {
     Setup {
-        config: model.config().clone(),
+        spec: model.spec().clone(),
         lora: lora.clone(),
         quantization: nf4.then(|| QuantizationPlan::new(Scheme::NF4)),
         base: None,
@@ -179,7 +179,7 @@ fn bits(tensor: Tensor<2>) -> Vec<u32> {
 
 /// Loss and every gradient, bit for bit.
 fn gradients(
-    model: &Llama,
+    model: &CausalLm,
     batch: &MicroBatch,
     seed: Option<u64>,
     plan: &ActivationPlan,
@@ -196,7 +196,7 @@ fn gradients(
 }
 
 /// Losses of ten steps of AdamW, bit for bit.
-fn ten_losses(mut model: Llama, batch: &MicroBatch, plan: &ActivationPlan) -> Vec<u64> {
+fn ten_losses(mut model: CausalLm, batch: &MicroBatch, plan: &ActivationPlan) -> Vec<u64> {
     let params = AdamWParams {
         beta1: 0.9,
         beta2: 0.999,
@@ -333,7 +333,7 @@ fn adapters_on_some_projections_and_layers_only() {
 }
 
 /// The highest memory of a pass with the gradients that it leaves, beyond what was there before.
-fn measured(model: &Llama, batch: &MicroBatch, plan: &ActivationPlan) -> usize {
+fn measured(model: &CausalLm, batch: &MicroBatch, plan: &ActivationPlan) -> usize {
     let before = ALLOCATOR.current_usage();
     ALLOCATOR.reset_peak_usage();
     let mut grads = AdapterGrads::new();

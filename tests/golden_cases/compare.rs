@@ -2,7 +2,7 @@
 
 use backdraft::burn::tensor::Tensor;
 use backdraft::lora::AdapterGrads;
-use backdraft::model::Llama;
+use backdraft::model::CausalLm;
 
 /// The values of a tensor.
 pub(super) fn values<const D: usize>(tensor: &Tensor<D>) -> Vec<f32> {
@@ -23,7 +23,7 @@ pub(super) fn norm<'a>(values: impl IntoIterator<Item = &'a f32>) -> f64 {
 }
 
 /// Every factor's gradient by its name in an adapter file.
-pub(super) fn by_name(model: &Llama, grads: &AdapterGrads) -> Vec<(String, Vec<f32>)> {
+pub(super) fn by_name(model: &CausalLm, grads: &AdapterGrads) -> Vec<(String, Vec<f32>)> {
     let mut named = Vec::new();
     for (layer, target, adapter) in model.adapters() {
         for (factor, id) in [("lora_A", adapter.lora_a.id), ("lora_B", adapter.lora_b.id)] {

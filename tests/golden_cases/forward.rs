@@ -3,7 +3,7 @@
 use backdraft::burn::tensor::{Device, Int, Tensor, TensorData};
 use backdraft::formats::ModelSource;
 use backdraft::model::generate::GenerateConfig;
-use backdraft::model::{BaseTensor, Llama, Tokens};
+use backdraft::model::{BaseTensor, CausalLm, Tokens};
 use backdraft::quant::Weight;
 use backdraft_testkit::tolerance::{TINY_LOGITS, TINY_LOSS, Tolerance};
 use serde_json::{Value, from_value};
@@ -96,7 +96,7 @@ fn golden_tiny_greedy() {
 fn golden_tiny_greedy_from_codes() {
     for case in TinyCase::all() {
         let source = ModelSource::open(&case.path).unwrap();
-        let on_cpu = Llama::load(&source, &Device::flex()).unwrap();
+        let on_cpu = CausalLm::load(&source, &Device::flex()).unwrap();
         let prompt: Vec<u32> = from_value(case.golden["greedy_prompt_ids"].clone()).unwrap();
         let prompts = [prompt.clone(), prompt[1..].to_vec(), prompt[..1].to_vec()];
         let config = GenerateConfig {
@@ -125,7 +125,7 @@ fn golden_tiny_shapes() {
             case.number("parameters"),
             case.model.num_base_params() as f64
         );
-        let rope = &case.model.config().rope;
+        let rope = &case.model.spec().rope;
         let expected: Vec<f32> = from_value(case.golden["rope_inv_freq"].clone()).unwrap();
         Tolerance::OfLargest(3e-7).check(&case.name, &rope.inv_freq(), &expected);
         let scaling = case

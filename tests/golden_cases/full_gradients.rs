@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use backdraft::burn::tensor::{Gradients, Tensor};
-use backdraft::model::{BaseTensor, Llama};
+use backdraft::model::{BaseTensor, CausalLm};
 use backdraft::quant::Weight;
 use backdraft_testkit::golden::Tensors;
 use backdraft_testkit::tolerance::{TINY_GRADIENT, TINY_LOSS, TINY_NORM, Tolerance};
@@ -70,7 +70,7 @@ fn check_summary(what: &str, grad: &[f32], expected: &Summary) {
 }
 
 /// Makes every base tensor a leaf whose gradient is kept.
-pub(super) fn track(model: &mut Llama) {
+pub(super) fn track(model: &mut CausalLm) {
     model.visit_base_mut(|_, tensor| match tensor {
         BaseTensor::Matrix(Weight::Dense(weight)) => {
             *weight = weight.clone().inner().autodiff().require_grad();
@@ -81,7 +81,7 @@ pub(super) fn track(model: &mut Llama) {
 }
 
 /// The gradient of every base tensor, by its name in a checkpoint.
-pub(super) fn gradients(model: &mut Llama, grads: &Gradients) -> BTreeMap<String, Vec<f32>> {
+pub(super) fn gradients(model: &mut CausalLm, grads: &Gradients) -> BTreeMap<String, Vec<f32>> {
     fn grad<const D: usize>(name: &str, tensor: &Tensor<D>, grads: &Gradients) -> Vec<f32> {
         let grad = tensor.grad(grads);
         values(&grad.unwrap_or_else(|| panic!("no gradient for {name}")))

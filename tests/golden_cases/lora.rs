@@ -3,7 +3,7 @@
 use backdraft::burn::module::Module;
 use backdraft::burn::tensor::{Int, Tensor, TensorData};
 use backdraft::lora::AdapterGrads;
-use backdraft::model::{BaseTensor, Llama};
+use backdraft::model::{BaseTensor, CausalLm};
 use backdraft::quant::Weight;
 use backdraft::train::activation::ActivationPlan;
 use backdraft::train::step::{MicroBatch, forward_backward};
@@ -43,7 +43,7 @@ fn golden_tiny_lora_autodiff() {
 }
 
 /// Compares what `step` says: the mean loss, and every gradient by name.
-fn check_all(step: impl Fn(&Llama, &MicroBatch) -> (f64, Vec<(String, Vec<f32>)>)) {
+fn check_all(step: impl Fn(&CausalLm, &MicroBatch) -> (f64, Vec<(String, Vec<f32>)>)) {
     for case in TinyCase::all() {
         for lora in LoraCase::all(&case) {
             let LoraCase {
@@ -130,7 +130,7 @@ fn golden_tiny_lora_merged() {
 }
 
 /// The base model with its adapter added to the weights.
-pub(super) fn merged(model: Llama) -> Llama {
+pub(super) fn merged(model: CausalLm) -> CausalLm {
     let deltas: Vec<_> = model
         .adapters()
         .map(|(layer, target, adapter)| (format!("{}.weight", target.path(layer)), adapter.delta()))

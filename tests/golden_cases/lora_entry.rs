@@ -7,7 +7,7 @@ use std::path::Path;
 use backdraft::formats::dtype::{Dtype, from_f32};
 use backdraft::formats::{Existing, SafetensorsWriter, TensorInfo};
 use backdraft::lora::AdapterWeights;
-use backdraft::model::Llama;
+use backdraft::model::CausalLm;
 use backdraft_testkit::golden::Tensors;
 use serde::Deserialize;
 use serde_json::{Map, Value, from_value, json};
@@ -36,7 +36,7 @@ pub(super) struct LoraCase {
     pub(super) name: String,
     pub(super) entry: Entry,
     pub(super) tensors: Tensors,
-    pub(super) model: Llama,
+    pub(super) model: CausalLm,
 }
 
 impl LoraCase {
@@ -76,7 +76,7 @@ impl LoraCase {
 }
 
 /// The model with the adapter, which goes through a directory as PEFT writes it.
-fn adapted(model: &Llama, entry: &Entry, tensors: &Tensors) -> Result<Llama, Box<dyn Error>> {
+fn adapted(model: &CausalLm, entry: &Entry, tensors: &Tensors) -> Result<CausalLm, Box<dyn Error>> {
     let directory = tempfile::tempdir()?;
     let mut config = json!({
         "peft_type": "LORA",

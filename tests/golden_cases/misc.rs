@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use backdraft::burn::tensor::{Tensor, TensorData};
 use backdraft::kernels::adamw::{self, AdamWParams, Moments};
-use backdraft::model::LlamaConfig;
+use backdraft::model::ModelSpec;
 use backdraft_testkit::golden;
 use backdraft_testkit::tolerance::Tolerance;
 use serde::Deserialize;
@@ -40,7 +40,7 @@ fn golden_rope() {
         for (key, value) in &case.config {
             config[key] = value.clone();
         }
-        match LlamaConfig::from_hf(&config) {
+        match ModelSpec::from_hf(&config) {
             Ok(loaded) => {
                 let feature = support::unsupported_feature(&config);
                 assert_eq!(feature, None, "{name}: should have been refused");
@@ -51,7 +51,7 @@ fn golden_rope() {
     }
 }
 
-fn check_rope(name: &str, config: &LlamaConfig, case: &Rope) {
+fn check_rope(name: &str, config: &ModelSpec, case: &Rope) {
     let rope = &config.rope;
     // Frequencies span orders of magnitude, and each is a rounded power.
     let inv_freq = rope.inv_freq();
@@ -62,7 +62,7 @@ fn check_rope(name: &str, config: &LlamaConfig, case: &Rope) {
     }
     let scaling = rope.attention_scaling();
     Tolerance::Relative(1e-6).check_one(name, scaling, case.attention_scaling);
-    let tables = rope.tables(&case.positions, &place::device());
+    let tables = backdraft::model::rope::tables(rope, &case.positions, &place::device());
     let (cos, sin) = (values(&tables.cos), values(&tables.sin));
     let half = inv_freq.len();
     for (row, &position) in case.positions.iter().enumerate() {

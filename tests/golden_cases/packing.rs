@@ -4,7 +4,7 @@ use backdraft::data::pipeline::TokenizedRow;
 use backdraft::data::rng::SplitMix64;
 use backdraft::data::{Batch, Batching, IGNORE_INDEX, Loader, LoaderOptions, RowSet, TokenRows};
 use backdraft::lora::AdapterGrads;
-use backdraft::model::Llama;
+use backdraft::model::CausalLm;
 use backdraft::train::activation::ActivationPlan;
 use backdraft::train::step::{MicroBatch, forward_backward};
 use backdraft_testkit::tolerance::Tolerance;
@@ -45,7 +45,7 @@ fn documents(count: usize, vocabulary: usize, seed: u64) -> RowSet {
 }
 
 /// Σ nll and the gradients of `scale`·Σ nll, over micro-batches.
-fn step(model: &Llama, batches: &[Batch], scale: f32) -> (f64, Vec<(String, Vec<f32>)>) {
+fn step(model: &CausalLm, batches: &[Batch], scale: f32) -> (f64, Vec<(String, Vec<f32>)>) {
     let plan = ActivationPlan::keep_all(model.layers.len());
     let mut grads = AdapterGrads::new();
     let mut nll = 0.0;
@@ -82,7 +82,7 @@ fn epoch(rows: &RowSet, batching: Batching, micro_batch_size: usize) -> Vec<Batc
 fn golden_tiny_packed_equals_unpacked() {
     for case in TinyCase::all() {
         for LoraCase { name, model, .. } in LoraCase::all(&case) {
-            let rows = documents(24, model.config().vocab_size, 3);
+            let rows = documents(24, model.spec().vocab_size, 3);
             let targets = rows.counts().supervised_tokens;
             let scale = 1.0 / targets as f32;
             let alone: Vec<Batch> = (0..rows.len())
@@ -125,8 +125,8 @@ fn golden_tiny_packed_equals_unpacked() {
 fn golden_tiny_documents_of_a_pack_do_not_see_each_other() {
     for case in TinyCase::all() {
         for LoraCase { name, model, .. } in LoraCase::all(&case) {
-            let rows = documents(3, model.config().vocab_size, 11);
-            let others = documents(3, model.config().vocab_size, 12);
+            let rows = documents(3, model.spec().vocab_size, 11);
+            let others = documents(3, model.spec().vocab_size, 12);
             // The same middle document between different neighbours of the same lengths.
             let batch = Batch::from_rows(&rows, &[0, 1, 2]).unwrap();
             let mut changed = batch.clone();
@@ -137,8 +137,7 @@ fn golden_tiny_documents_of_a_pack_do_not_see_each_other() {
                 .collect();
             for (at, id) in changed.input_ids.iter_mut().enumerate() {
                 if !middle.contains(&at) {
-                    *id =
-                        (*id + 1 + noise[at % noise.len()] % 7) % model.config().vocab_size as u32;
+                    *id = (*id + 1 + noise[at % noise.len()] % 7) % model.spec().vocab_size as u32;
                 }
             }
             assert_ne!(batch.input_ids, changed.input_ids);

@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use backdraft::data::{ChatTokenizer, Conversation, Message, Role};
 use backdraft::formats::ModelSource;
 use backdraft::model::generate::GenerateConfig;
-use backdraft::model::{BaseTensor, Llama, Targets, Tokens};
+use backdraft::model::{BaseTensor, CausalLm, Targets, Tokens};
 use backdraft::quant::{FourBitFormat, Scheme, Weight};
 use backdraft::train::run;
 use backdraft_testkit::golden;
@@ -23,7 +23,7 @@ use super::place;
 
 /// The model, read once for all tests.
 pub(super) struct Smollm2 {
-    pub(super) model: Llama,
+    pub(super) model: CausalLm,
     pub(super) tokenizer: ChatTokenizer,
 }
 
@@ -36,7 +36,7 @@ pub(super) fn load(file: &str) -> Option<(&'static Smollm2, PathBuf)> {
             .ok()?;
         let source = ModelSource::open(path).unwrap();
         Some(Smollm2 {
-            model: Llama::load(&source, &place::device()).unwrap(),
+            model: CausalLm::load(&source, &place::device()).unwrap(),
             tokenizer: run::tokenizer(&source).unwrap(),
         })
     });
@@ -44,7 +44,7 @@ pub(super) fn load(file: &str) -> Option<(&'static Smollm2, PathBuf)> {
 }
 
 /// The logits after the last of these tokens.
-pub(super) fn last_logits(model: &Llama, ids: &[u32]) -> Vec<f32> {
+pub(super) fn last_logits(model: &CausalLm, ids: &[u32]) -> Vec<f32> {
     let hidden = model.forward_hidden(&Tokens::from_sequences(&[ids]), None);
     let [tokens, width] = hidden.dims();
     values(&model.logits(hidden.slice([tokens - 1..tokens, 0..width])))
@@ -275,7 +275,7 @@ pub(super) fn scheme(name: &str) -> Scheme {
 }
 
 /// The model with its projections quantised, as a loader leaves it.
-pub(super) fn quantised(model: &Llama, scheme: Scheme) -> Llama {
+pub(super) fn quantised(model: &CausalLm, scheme: Scheme) -> CausalLm {
     let mut model = model.clone();
     let device = model.device();
     model.visit_base_mut(|name, tensor| {

@@ -6,7 +6,7 @@ use backdraft::burn::tensor::{Tensor, TensorData};
 use backdraft::data::Batch;
 use backdraft::kernels::adamw::AdamWParams;
 use backdraft::lora::{AdapterGrads, AdapterWeights, LoraConfig, TargetModule};
-use backdraft::model::Llama;
+use backdraft::model::CausalLm;
 use backdraft::quant::Scheme;
 use backdraft::train::activation::ActivationPlan;
 use backdraft::train::optimizer::{AdamW, StatePrecision, global_norm};
@@ -130,7 +130,7 @@ const NF4_BASE: Tolerances = Tolerances {
 };
 
 /// Ten steps, their losses and norms, and what has become of the adapter.
-fn train(model: &mut Llama, training: &Training, expected: &Steps, allowed: &Tolerances) {
+fn train(model: &mut CausalLm, training: &Training, expected: &Steps, allowed: &Tolerances) {
     let config = &training.config;
     let mut optimizer = AdamW::new(
         AdamWParams {
@@ -167,7 +167,7 @@ fn train(model: &mut Llama, training: &Training, expected: &Steps, allowed: &Tol
     check_factors(model, expected, allowed.final_norm);
 }
 
-fn check_factors(model: &Llama, expected: &Steps, allowed: Tolerance) {
+fn check_factors(model: &CausalLm, expected: &Steps, allowed: Tolerance) {
     let (mut all_a, mut all_b, mut compared) = (Vec::new(), Vec::new(), 0);
     for (layer, target, adapter) in model.adapters() {
         let (a, b) = (values(&adapter.lora_a.val()), values(&adapter.lora_b.val()));
@@ -199,7 +199,7 @@ fn micro_batch(rows: &[Vec<i64>]) -> MicroBatch {
 
 impl Config {
     /// A from the file, B zero.
-    fn fresh_adapter(&self, model: &Llama, init: &Tensors) -> AdapterWeights {
+    fn fresh_adapter(&self, model: &CausalLm, init: &Tensors) -> AdapterWeights {
         let device = place::device();
         let targets = self.target_modules.iter().map(|name| name.parse().unwrap());
         let config = LoraConfig {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use backdraft::data::Batch;
 use backdraft::formats::ModelSource;
-use backdraft::model::Llama;
+use backdraft::model::CausalLm;
 use backdraft::train::step::MicroBatch;
 use backdraft_testkit::golden::{self, Tensors};
 use serde_json::{Map, Value};
@@ -18,7 +18,7 @@ pub(super) struct TinyCase {
     pub(super) path: PathBuf,
     pub(super) golden: Map<String, Value>,
     pub(super) tensors: Tensors,
-    pub(super) model: Llama,
+    pub(super) model: CausalLm,
 }
 
 impl TinyCase {
@@ -31,7 +31,7 @@ impl TinyCase {
     fn open(path: PathBuf) -> Option<Self> {
         let name = golden::name(&path);
         let source = ModelSource::open(&path).unwrap_or_else(|e| panic!("{name}: {e}"));
-        let model = match Llama::load(&source, &place::device()) {
+        let model = match CausalLm::load(&source, &place::device()) {
             Ok(model) => model,
             Err(error) => {
                 support::check_load_refusal(&name, source.config(), &error);

@@ -6,7 +6,7 @@ use backdraft::burn::tensor::{Tensor, TensorData};
 use backdraft::data::Batch;
 use backdraft::kernels::adamw::{self, AdamWParams, Moments};
 use backdraft::lora::{AdapterGrads, AdapterWeights, LoraConfig};
-use backdraft::model::{BaseTensor, IGNORE_INDEX, Llama};
+use backdraft::model::{BaseTensor, CausalLm, IGNORE_INDEX};
 use backdraft::quant::Weight;
 use backdraft::train::activation::ActivationPlan;
 use backdraft::train::optimizer::{self, AdamW, StatePrecision};
@@ -194,7 +194,7 @@ fn fresh_adapter(tensors: &Tensors, trainer: &Trainer) -> AdapterWeights {
 
 /// Adapters, layer by layer.
 struct Lora {
-    model: Llama,
+    model: CausalLm,
     optimizer: AdamW,
 }
 
@@ -227,7 +227,7 @@ impl Trained for Lora {
 
 /// Everything, under Burn's autodiff.
 struct Full {
-    model: Llama,
+    model: CausalLm,
     params: AdamWParams,
     moments: HashMap<String, (Vec<f32>, Vec<f32>)>,
     steps: u64,

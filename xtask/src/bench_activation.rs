@@ -16,7 +16,7 @@ use backdraft_kernels::adamw::AdamWParams;
 use backdraft_kernels::adamw8bit::Guard;
 use backdraft_kernels::device;
 use backdraft_lora::LoraConfig;
-use backdraft_model::{Llama, Targets, Tokens};
+use backdraft_model::{CausalLm, Targets, Tokens};
 use backdraft_quant::QuantizationPlan;
 use backdraft_train::activation::cost::{Calibration, CostModel};
 use backdraft_train::activation::{ActivationPlan, DeviceFacts, Prediction, Setup};
@@ -196,7 +196,7 @@ fn child(args: &ActivationArgs, [rows, tokens]: [usize; 2], case: &str) -> anyho
 
 /// A base model on its device.
 struct Bench {
-    model: Llama,
+    model: CausalLm,
     device: Device,
     quantization: Option<QuantizationPlan>,
     lora: LoraConfig,
@@ -214,7 +214,7 @@ impl Bench {
         println!("{}", device::report(&device));
         let source = ModelSource::open(&args.model)?;
         let quantization = args.base.scheme().map(QuantizationPlan::new);
-        let model = Llama::load_as(&source, quantization.as_ref(), (&device, dtype))?;
+        let model = CausalLm::load_as(&source, quantization.as_ref(), (&device, dtype))?;
         Ok(Self {
             model,
             device,
@@ -238,7 +238,7 @@ impl Bench {
         let element = model.dtype().size() as u64;
         let facts = DeviceFacts::of(&self.device, element);
         let setup = Setup {
-            config: model.config().clone(),
+            spec: model.spec().clone(),
             lora: self.lora.clone(),
             quantization: self.quantization.clone(),
             base: None,
@@ -327,12 +327,12 @@ struct Steps {
 impl Steps {
     fn run(
         args: &ActivationArgs,
-        mut model: Llama,
+        mut model: CausalLm,
         batch: [usize; 2],
         plan: &ActivationPlan,
     ) -> anyhow::Result<Self> {
         let device = model.device();
-        let batch = batch_of(batch, model.config().vocab_size as u32);
+        let batch = batch_of(batch, model.spec().vocab_size as u32);
         let params = AdamWParams {
             beta1: 0.9,
             beta2: 0.999,

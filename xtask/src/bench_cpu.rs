@@ -11,7 +11,7 @@ use backdraft_data::{
 use backdraft_formats::ModelSource;
 use backdraft_kernels::adamw::AdamWParams;
 use backdraft_lora::{AdapterGrads, LoraConfig};
-use backdraft_model::{Llama, Targets, Tokens};
+use backdraft_model::{CausalLm, Targets, Tokens};
 use backdraft_train::activation::ActivationPlan;
 use backdraft_train::optimizer::{AdamW, StatePrecision, clip, global_norm};
 use backdraft_train::run::tokenizer;
@@ -37,8 +37,8 @@ pub(crate) fn run(
         .context("name the model with --model")?;
     let device = Device::flex();
     let source = ModelSource::open(&path)?;
-    let model = Llama::load(&source, &device)?.with_lora(&LoraConfig::default(), 42)?;
-    let vocabulary = model.config().vocab_size as u32;
+    let model = CausalLm::load(&source, &device)?.with_lora(&LoraConfig::default(), 42)?;
+    let vocabulary = model.spec().vocab_size as u32;
     let mut cases = match only_batching {
         true => Vec::new(),
         false => vec![random(4, 256, vocabulary), random(2, 512, vocabulary)],
@@ -77,7 +77,7 @@ pub(crate) fn run(
     Ok(())
 }
 
-fn measure(mut model: Llama, case: &Case, steps: usize) -> anyhow::Result<()> {
+fn measure(mut model: CausalLm, case: &Case, steps: usize) -> anyhow::Result<()> {
     let tokens: usize = case.batches.iter().map(|batch| batch.tokens.len()).sum();
     let mut optimizer = AdamW::new(
         AdamWParams {

@@ -10,7 +10,7 @@ use backdraft_kernels::adamw::AdamWParams;
 use backdraft_kernels::adamw8bit::Guard;
 use backdraft_kernels::device;
 use backdraft_lora::LoraConfig;
-use backdraft_model::{Llama, Targets, Tokens};
+use backdraft_model::{CausalLm, Targets, Tokens};
 use backdraft_quant::{FourBitFormat, QuantizationPlan, Scheme};
 use backdraft_train::activation::{ActivationPlan, Segment};
 use backdraft_train::optimizer::{AdamW, StatePrecision};
@@ -159,7 +159,7 @@ pub(crate) fn run(args: &GpuArgs) -> anyhow::Result<()> {
             .to_vec(),
     });
     let dtype = DType::from(args.dtype);
-    let model = Llama::load_as(&source, plan.as_ref(), (&device, dtype))?;
+    let model = CausalLm::load_as(&source, plan.as_ref(), (&device, dtype))?;
     let model = with_streams(model.with_lora(&LoraConfig::default(), 42)?);
     device.sync()?;
     println!(
@@ -174,7 +174,7 @@ pub(crate) fn run(args: &GpuArgs) -> anyhow::Result<()> {
 }
 
 /// A from streams of numbers named by layer and projection.
-fn with_streams(mut model: Llama) -> Llama {
+fn with_streams(mut model: CausalLm) -> CausalLm {
     for (layer, target, adapter) in model.adapters_mut() {
         let path = target.path(layer);
         let a = adapter.lora_a.id;
@@ -193,9 +193,9 @@ fn with_streams(mut model: Llama) -> Llama {
     model
 }
 
-fn measure(args: &GpuArgs, mut model: Llama, batch: [usize; 2]) -> anyhow::Result<()> {
+fn measure(args: &GpuArgs, mut model: CausalLm, batch: [usize; 2]) -> anyhow::Result<()> {
     let device = model.device();
-    let vocabulary = model.config().vocab_size;
+    let vocabulary = model.spec().vocab_size;
     let documents = random_model::tokens(&args.stream, batch, vocabulary);
     let labels: Vec<i64> = documents.concat().into_iter().map(i64::from).collect();
     let tokens = Tokens::from_sequences(&documents);

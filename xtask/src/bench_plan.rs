@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use backdraft_kernels::adamw8bit::Guard;
 use backdraft_lora::LoraConfig;
-use backdraft_model::LlamaConfig;
+use backdraft_model::ModelSpec;
 use backdraft_quant::{QuantizationPlan, Scheme};
 use backdraft_train::activation::cost::{CostModel, Roofline};
 use backdraft_train::activation::tensors::MemoryModel;
@@ -17,14 +17,14 @@ pub(crate) fn run() -> anyhow::Result<()> {
     let models = [("8B", 4096, 14_336, 32, 32), ("70B", 8192, 28_672, 80, 64)];
     for (name, hidden, intermediate, layers, heads) in models {
         for (rows, tokens) in [(2, 2048), (1, 8192)] {
-            let config = LlamaConfig::from_hf(&json!({
+            let spec = ModelSpec::from_hf(&json!({
                 "model_type": "llama", "hidden_size": hidden, "intermediate_size": intermediate,
                 "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": 8,
                 "head_dim": 128, "vocab_size": 128_256, "max_position_embeddings": 131_072,
                 "rms_norm_eps": 1e-5, "rope_theta": 500_000.0, "tie_word_embeddings": false,
             }))?;
             let setup = Setup {
-                config,
+                spec,
                 lora: LoraConfig::default(),
                 quantization: Some(QuantizationPlan::new(Scheme::NF4)),
                 base: None,

@@ -11,7 +11,7 @@ use backdraft_formats::dtype::{from_f32, to_f32_into};
 use backdraft_formats::{Dtype, ModelSource};
 use backdraft_kernels::codebook::FourBitFormat;
 use backdraft_kernels::quantize::{four_bit, int8_rows, reference};
-use backdraft_model::Llama;
+use backdraft_model::CausalLm;
 use backdraft_quant::{QuantizationPlan, Scheme};
 use backdraft_train::memory::{peak_resident, resident};
 use burn::tensor::Device;
@@ -116,7 +116,7 @@ pub(crate) fn load(path: &Path) -> anyhow::Result<()> {
         }
     });
     let plan = QuantizationPlan::new(Scheme::NF4);
-    let mut model = Llama::load_quantized(&source, Some(&plan), &Device::flex())?;
+    let mut model = CausalLm::load_quantized(&source, Some(&plan), &Device::flex())?;
     let seconds = began.elapsed().as_secs_f64();
     done.store(true, Ordering::Relaxed);
     if watcher.join().is_err() {

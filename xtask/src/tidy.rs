@@ -6,9 +6,9 @@ use std::path::Path;
 /// What each crate may use. `ARCHITECTURE.md` draws the same.
 const EDGES: [(&str, &[&str]); 11] = [
     ("arch", &[]),
-    ("kernels", &[]),
+    ("kernels", &["arch"]),
     ("formats", &[]),
-    ("quant", &["kernels"]),
+    ("quant", &["kernels", "arch"]),
     ("lora", &["quant", "kernels", "formats", "arch"]),
     ("model", &["lora", "quant", "kernels", "formats", "arch"]),
     ("jinja", &[]),

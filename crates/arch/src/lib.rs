@@ -5,6 +5,13 @@
 //!
 //! | module | noun |
 //! |---|---|
+//! | [`spec`] | [`ModelSpec`], [`LayerSpec`]: what a model is made of, every tensor with name and shape |
+//! | [`config`] | reading a `config.json` |
+//! | [`families`] | [`Family`]: what each has of its own |
+//! | [`rope`] | [`RopeConfig`]: rotary frequencies |
+//! | [`quantization`] | [`Scheme`], [`QuantizationPlan`]: which matrix is stored how |
+//! | [`four_bit`] | [`FourBitFormat`]: what 4-bit codes stand for |
+//! | [`lora`] | [`LoraConfig`]: which projections carry adapters |
 //! | [`target`] | [`TargetModule`]: the projections of a layer, and which of them share an input |
 //! | [`saved`] | [`SavedTensor`], [`KeepSet`], [`OffloadSet`]: what stays for the backward pass |
 //! | [`ops`] | [`Forward`] and [`Backward`]: the ops of a layer, for an executor to implement |
@@ -14,12 +21,26 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod config;
+pub mod families;
+pub mod four_bit;
 pub mod layer;
+pub mod lora;
 pub mod ops;
+pub mod quantization;
+pub mod rope;
 pub mod saved;
+pub mod spec;
 pub mod target;
 
+pub use config::ConfigError;
+pub use families::Family;
+pub use four_bit::FourBitFormat;
 pub use layer::{InputGrad, Kept, Projected};
+pub use lora::{LoraConfig, LoraConfigError};
 pub use ops::{Backward, Forward, Norm, Values};
+pub use quantization::{QuantizationPlan, Scheme};
+pub use rope::{RopeConfig, RopeScaling};
 pub use saved::{KeepSet, OffloadSet, SavedTensor};
-pub use target::{Group, TargetModule, UnknownTarget};
+pub use spec::{LayerSpec, ModelSpec, TensorSpec};
+pub use target::{Group, TargetModule, TargetSet, UnknownTarget};

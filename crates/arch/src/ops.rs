@@ -38,6 +38,16 @@ impl Norm {
             Self::PostAttention => SavedTensor::PostNormed,
         }
     }
+
+    /// The name of its weight in Hugging Face's files.
+    #[must_use]
+    pub fn tensor(self, layer: usize) -> String {
+        let name = match self {
+            Self::Input => "input_layernorm",
+            Self::PostAttention => "post_attention_layernorm",
+        };
+        format!("model.layers.{layer}.{name}.weight")
+    }
 }
 
 /// An executor's [`Values::Tensor`].

@@ -99,6 +99,28 @@ impl TargetModule {
     }
 }
 
+/// Some of the projections.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct TargetSet(u8);
+
+impl TargetSet {
+    /// None of them.
+    pub const NONE: Self = Self(0);
+
+    /// The set and these projections.
+    #[must_use]
+    pub fn with(self, targets: impl IntoIterator<Item = TargetModule>) -> Self {
+        let bits = targets.into_iter().map(|target| 1 << target as u8);
+        Self(bits.fold(self.0, |set, bit| set | bit))
+    }
+
+    /// Whether a projection is in it.
+    #[must_use]
+    pub const fn contains(self, target: TargetModule) -> bool {
+        self.0 & 1 << target as u8 != 0
+    }
+}
+
 impl fmt::Display for TargetModule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())

@@ -13,7 +13,7 @@ use backdraft_formats::hub::{
 use backdraft_formats::{FormatError, ModelSource, PeftDir};
 use backdraft_kernels::device::{self, Choice};
 use backdraft_lora::AdapterWeights;
-use backdraft_model::{Llama, LlamaConfig};
+use backdraft_model::{CausalLm, ModelSpec};
 use backdraft_quant::QuantizationPlan;
 use backdraft_train::data::{self, DataSources};
 use backdraft_train::recipe::{DataRecipe, Recipe};
@@ -30,7 +30,7 @@ use crate::plain::{clock, count};
 
 /// A model that is ready to compute.
 pub(crate) struct Session {
-    pub(crate) model: Llama,
+    pub(crate) model: CausalLm,
     pub(crate) tokenizer: ChatTokenizer,
     pub(crate) adapter: Option<NotedAdapter>,
     /// The model's files.
@@ -164,7 +164,7 @@ impl Chosen {
     }
 
     /// Reads the weights.
-    pub(crate) fn load(&self, args: &ModelArgs, context: Context) -> Result<Llama, CliError> {
+    pub(crate) fn load(&self, args: &ModelArgs, context: Context) -> Result<CausalLm, CliError> {
         let output = context.output;
         let device = open_device(context.global.device.unwrap_or_default(), output)?;
         let dtype = self.dtype(args.dtype, &device)?;
@@ -175,7 +175,7 @@ impl Chosen {
         if let Some(plan) = (plan.as_ref()).filter(|_| self.source.quantization().is_none()) {
             output.progress(format!("quantizing the base to {}", plan.scheme));
         }
-        let model = Llama::load_as(&self.source, plan.as_ref(), (&device, dtype))?;
+        let model = CausalLm::load_as(&self.source, plan.as_ref(), (&device, dtype))?;
         match &self.factors {
             Some(factors) => Ok(model.with_adapter(&AdapterWeights::from_peft(factors, &device))?),
             None => Ok(model),
@@ -238,7 +238,7 @@ pub(crate) fn find_model(name: &str, output: Output) -> Result<PathBuf, CliError
 
 /// The shape of a model.
 pub(crate) struct Shape {
-    pub(crate) config: LlamaConfig,
+    pub(crate) spec: ModelSpec,
     /// Whether its files hold codes already.
     pub(crate) quantized: bool,
 }
@@ -250,7 +250,7 @@ pub(crate) fn shape(name: &str, output: Output) -> Result<Shape, CliError> {
     if path.is_file() {
         let source = ModelSource::open(path)?;
         return Ok(Shape {
-            config: LlamaConfig::from_source(&source)?,
+            spec: backdraft_model::spec(&source)?,
             quantized: source.quantization().is_some(),
         });
     }
@@ -258,7 +258,7 @@ pub(crate) fn shape(name: &str, output: Output) -> Result<Shape, CliError> {
     let text = std::fs::read(&path).map_err(FormatError::io(&path, "read"))?;
     let value: Value = serde_json::from_slice(&text).map_err(|error| unreadable(&path, error))?;
     Ok(Shape {
-        config: LlamaConfig::from_hf(&value).map_err(|error| unreadable(&path, error))?,
+        spec: ModelSpec::from_hf(&value).map_err(|error| unreadable(&path, error))?,
         quantized: value.get("quantization_config").is_some(),
     })
 }

@@ -7,7 +7,7 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 
-use crate::config::LoraConfig;
+use backdraft_arch::LoraConfig;
 
 /// Low-rank factors A `[r, in]` and B `[out, r]`.
 #[derive(Module, Debug)]

@@ -8,7 +8,6 @@
 
 mod adapter;
 pub mod base;
-mod config;
 mod gradients;
 mod merge;
 mod merged_files;
@@ -18,8 +17,7 @@ mod trained_over;
 mod weights;
 
 pub use adapter::LoraAdapter;
-pub use backdraft_arch::TargetModule;
-pub use config::{LoraConfig, LoraConfigError};
+pub use backdraft_arch::{LoraConfig, LoraConfigError, TargetModule};
 pub use gradients::AdapterGrads;
 pub use merge::{MergeBase, MergeError, MergeReport, check_adapter, merge};
 pub use projection::{Projection, ProjectionSaved};

@@ -9,8 +9,8 @@ use burn::tensor::{Device, Tensor, TensorData};
 
 use backdraft_arch::TargetModule;
 
-use crate::config::LoraConfig;
 use crate::weights::AdapterWeights;
+use backdraft_arch::LoraConfig;
 
 impl AdapterWeights {
     /// Reads an adapter.

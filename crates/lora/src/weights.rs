@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use burn::tensor::Tensor;
 
-use crate::config::LoraConfig;
+use backdraft_arch::LoraConfig;
 
 /// The factors of every adapted projection, by module path such as
 /// `model.layers.0.self_attn.q_proj`.

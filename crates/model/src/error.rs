@@ -6,7 +6,7 @@ use backdraft_formats::FormatError;
 use backdraft_lora::LoraConfigError;
 use backdraft_lora::base::MatrixError;
 
-use crate::config::ConfigError;
+use backdraft_arch::ConfigError;
 
 /// Why a model or an adapter cannot be loaded.
 #[derive(Debug, thiserror::Error)]

@@ -5,7 +5,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use crate::cache::KvCache;
-use crate::families::llama::{Llama, index};
+use crate::causal_lm::{CausalLm, index};
 use crate::tokens::Tokens;
 
 /// How the next token is chosen.
@@ -43,7 +43,7 @@ pub struct GenerateConfig {
     pub sampling: SamplingConfig,
 }
 
-impl Llama {
+impl CausalLm {
     /// Continues each prompt on its own, all in one batch.
     ///
     /// `on_token` sees (sequence, token) as it is chosen; where it returns `false`, that sequence ends.
@@ -61,7 +61,7 @@ impl Llama {
             .map(|i| ChaCha8Rng::seed_from_u64(config.sampling.seed.wrapping_add(i)))
             .collect();
         let mut active: Vec<usize> = (0..prompts.len()).collect();
-        let mut cache = KvCache::new(self.config().num_hidden_layers, prompts.len());
+        let mut cache = KvCache::new(self.layers.len(), prompts.len());
         let mut pending: Vec<Vec<u32>> = prompts.iter().map(|p| p.as_ref().to_vec()).collect();
         for _ in 0..config.max_new_tokens {
             if active.is_empty() {

@@ -2,6 +2,8 @@
 
 use std::collections::HashSet;
 
+use backdraft_arch::spec::{EMBEDDING, FINAL_NORM, HEAD};
+use backdraft_arch::{LayerSpec, ModelSpec, Norm, RopeScaling, TensorSpec};
 use backdraft_formats::ModelSource;
 use backdraft_kernels::attention::HeadLayout;
 use backdraft_kernels::device;
@@ -10,36 +12,30 @@ use backdraft_lora::{Projection, TargetModule};
 use backdraft_quant::{QuantizationPlan, Scheme, Weight};
 use burn::tensor::{DType, Device, Tensor};
 
-use crate::config::LlamaConfig;
+use crate::causal_lm::CausalLm;
 use crate::error::LoadError;
-use crate::families::llama::Llama;
 use crate::layers::{Attention, DecoderLayer, Mlp, RmsNorm};
-use crate::rope::RopeScaling;
 
 /// Divisors of the rotary frequencies in GGUF files.
 const ROPE_FACTORS: &str = "rope_freqs.weight";
-const EMBEDDING: &str = "model.embed_tokens.weight";
-const HEAD: &str = "lm_head.weight";
 
-impl LlamaConfig {
-    /// The shape of the model in `source`.
-    ///
-    /// # Errors
-    /// A configuration that cannot be used.
-    pub fn from_source(source: &ModelSource) -> Result<Self, LoadError> {
-        let wrap = |error| LoadError::Config {
-            path: source.config_path().to_owned(),
-            source: error,
-        };
-        let mut config = Self::from_hf(source.config()).map_err(wrap)?;
-        if source.tensor_info(ROPE_FACTORS).is_some() {
-            config.rope.scaling = RopeScaling::Factors(source.read_f32(ROPE_FACTORS)?);
-        }
-        Ok(config)
+/// What the model in `source` is made of, by its configuration.
+///
+/// # Errors
+/// A configuration that cannot be used.
+pub fn spec(source: &ModelSource) -> Result<ModelSpec, LoadError> {
+    let wrap = |error| LoadError::Config {
+        path: source.config_path().to_owned(),
+        source: error,
+    };
+    let mut spec = ModelSpec::from_hf(source.config()).map_err(wrap)?;
+    if source.tensor_info(ROPE_FACTORS).is_some() {
+        spec.rope.scaling = RopeScaling::Factors(source.read_f32(ROPE_FACTORS)?);
     }
+    Ok(spec)
 }
 
-impl Llama {
+impl CausalLm {
     /// Reads a model onto `device`: f32, or the codes that the checkpoint has.
     ///
     /// # Errors
@@ -82,68 +78,25 @@ impl Llama {
         plan: Option<&QuantizationPlan>,
         (device, dtype): (&Device, DType),
     ) -> Result<Self, LoadError> {
-        let config = check(source)?;
+        let spec = check(source)?;
         let reader = Reader {
             source,
             plan: plan.filter(|_| source.quantization().is_none()),
             place: (device, dtype),
         };
-        let embedding = [config.vocab_size, config.hidden_size];
-        let embed_tokens = reader.weight(EMBEDDING, embedding)?;
-        let layers = (0..config.num_hidden_layers)
-            .map(|i| reader.layer(i, &config))
+        let table = [spec.vocab_size, spec.hidden_size];
+        let embed_tokens = reader.weight(EMBEDDING, table)?;
+        let layers = spec.layers.iter().enumerate();
+        let layers = layers
+            .map(|(i, layer)| reader.layer(i, layer, spec.rms_norm_eps))
             .collect::<Result<_, _>>()?;
-        let norm = reader.norm("model.norm", &config)?;
-        let lm_head = match config.tie_word_embeddings {
+        let norm = reader.norm(FINAL_NORM, spec.hidden_size, spec.rms_norm_eps)?;
+        let lm_head = match spec.tie_word_embeddings {
             true => None,
-            false => Some(reader.weight(HEAD, embedding)?),
+            false => Some(reader.weight(HEAD, table)?),
         };
-        Ok(Self::from_parts(
-            config,
-            embed_tokens,
-            layers,
-            norm,
-            lm_head,
-        ))
+        Ok(Self::from_parts(spec, embed_tokens, layers, norm, lm_head))
     }
-}
-
-/// The tensors of a projection of any layer: the shape of its weight, and whether it has a bias.
-fn projection_shape(config: &LlamaConfig, target: TargetModule) -> ([usize; 2], bool) {
-    let (hidden, inner) = (config.hidden_size, config.intermediate_size);
-    let q = config.num_attention_heads * config.head_dim;
-    let kv = config.num_key_value_heads * config.head_dim;
-    match target {
-        TargetModule::QProj => ([q, hidden], config.attention_bias),
-        TargetModule::KProj | TargetModule::VProj => ([kv, hidden], config.attention_bias),
-        TargetModule::OProj => ([hidden, q], config.attention_bias),
-        TargetModule::GateProj | TargetModule::UpProj => ([inner, hidden], config.mlp_bias),
-        TargetModule::DownProj => ([hidden, inner], config.mlp_bias),
-    }
-}
-
-/// Every tensor that a configuration asks for, with its shape.
-fn expected_tensors(config: &LlamaConfig) -> impl Iterator<Item = (String, Vec<usize>)> {
-    let embedding = vec![config.vocab_size, config.hidden_size];
-    let layer = move |layer: usize| {
-        let norms = ["input_layernorm", "post_attention_layernorm"];
-        let norms = norms.map(|norm| {
-            let name = format!("model.layers.{layer}.{norm}.weight");
-            (name, vec![config.hidden_size])
-        });
-        let projections = TargetModule::ALL.into_iter().flat_map(move |target| {
-            let (shape, biased) = projection_shape(config, target);
-            let path = target.path(layer);
-            let bias = biased.then(|| (format!("{path}.bias"), vec![shape[0]]));
-            std::iter::once((format!("{path}.weight"), shape.to_vec())).chain(bias)
-        });
-        norms.into_iter().chain(projections)
-    };
-    let head = (!config.tie_word_embeddings).then(|| (HEAD.to_owned(), embedding.clone()));
-    std::iter::once((EMBEDDING.to_owned(), embedding))
-        .chain((0..config.num_hidden_layers).flat_map(layer))
-        .chain([("model.norm.weight".to_owned(), vec![config.hidden_size])])
-        .chain(head)
 }
 
 /// Whether the files hold the model that its configuration describes, by their headers alone: every
@@ -151,11 +104,12 @@ fn expected_tensors(config: &LlamaConfig) -> impl Iterator<Item = (String, Vec<u
 ///
 /// # Errors
 /// The first contradiction, with file and tensor.
-pub fn check(source: &ModelSource) -> Result<LlamaConfig, LoadError> {
-    let config = LlamaConfig::from_source(source)?;
+pub fn check(source: &ModelSource) -> Result<ModelSpec, LoadError> {
+    let spec = spec(source)?;
     let path = source.config_path().to_owned();
     let mut used = HashSet::new();
-    for (tensor, expected) in expected_tensors(&config) {
+    for TensorSpec { name, shape } in spec.tensors() {
+        let (tensor, expected) = (name, shape);
         let Some(info) = source.tensor_info(&tensor) else {
             return Err(LoadError::MissingTensor { path, tensor });
         };
@@ -169,11 +123,11 @@ pub fn check(source: &ModelSource) -> Result<LlamaConfig, LoadError> {
         }
         used.insert(tensor);
     }
-    let is_copy = |name: &str| config.tie_word_embeddings && name == HEAD;
+    let is_copy = |name: &str| spec.tie_word_embeddings && name == HEAD;
     let derived = |name: &str| name == ROPE_FACTORS || name.ends_with("rotary_emb.inv_freq");
     let leftover = |name: &&str| !(used.contains(*name) || is_copy(name) || derived(name));
     match source.tensor_names().find(leftover) {
-        None => Ok(config),
+        None => Ok(spec),
         Some(name) => Err(LoadError::UnexpectedTensor {
             path,
             tensor: name.to_owned(),
@@ -230,14 +184,13 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    fn layer(&self, index: usize, config: &LlamaConfig) -> Result<DecoderLayer, LoadError> {
-        let prefix = format!("model.layers.{index}");
+    fn layer(&self, index: usize, spec: &LayerSpec, eps: f64) -> Result<DecoderLayer, LoadError> {
         let layout = HeadLayout::new(
-            config.num_attention_heads,
-            config.num_key_value_heads,
-            config.head_dim,
+            spec.num_attention_heads,
+            spec.num_key_value_heads,
+            spec.head_dim,
         );
-        let projection = |target| self.projection(index, target, config);
+        let projection = |target| self.projection(index, target, spec);
         let attention = [
             projection(TargetModule::QProj)?,
             projection(TargetModule::KProj)?,
@@ -249,10 +202,8 @@ impl Reader<'_> {
             up_proj: projection(TargetModule::UpProj)?,
             down_proj: projection(TargetModule::DownProj)?,
         };
-        let norms = [
-            self.norm(&format!("{prefix}.input_layernorm"), config)?,
-            self.norm(&format!("{prefix}.post_attention_layernorm"), config)?,
-        ];
+        let norm = |norm: Norm| self.norm(&norm.tensor(index), spec.hidden_size, eps);
+        let norms = [norm(Norm::Input)?, norm(Norm::PostAttention)?];
         Ok(DecoderLayer::new(
             index,
             norms,
@@ -265,13 +216,13 @@ impl Reader<'_> {
         &self,
         layer: usize,
         target: TargetModule,
-        config: &LlamaConfig,
+        spec: &LayerSpec,
     ) -> Result<Projection, LoadError> {
-        let (shape, biased) = projection_shape(config, target);
+        let shape = spec.shape(target);
         let path = target.path(layer);
         let scheme = self.plan.and_then(|plan| plan.scheme_for(&path));
         let weight = self.matrix(&format!("{path}.weight"), shape, scheme)?;
-        let bias = if biased {
+        let bias = if spec.biases.contains(target) {
             Some(self.read(&format!("{path}.bias"), [shape[0]])?)
         } else {
             None
@@ -279,9 +230,8 @@ impl Reader<'_> {
         Ok(Projection::new(weight, bias))
     }
 
-    fn norm(&self, path: &str, config: &LlamaConfig) -> Result<RmsNorm, LoadError> {
-        let weight = self.read(&format!("{path}.weight"), [config.hidden_size])?;
-        Ok(RmsNorm::new(weight, config.rms_norm_eps))
+    fn norm(&self, name: &str, features: usize, eps: f64) -> Result<RmsNorm, LoadError> {
+        Ok(RmsNorm::new(self.read(name, [features])?, eps))
     }
 
     fn weight(&self, name: &str, shape: [usize; 2]) -> Result<Weight, LoadError> {

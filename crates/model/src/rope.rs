@@ -1,163 +1,18 @@
-//! Rotary frequencies and the tables made of them.
+//! Rotary tables on a device.
 
-use std::f64::consts::TAU;
-
+use backdraft_arch::RopeConfig;
 use backdraft_kernels::rope::RotaryTables;
 use burn::tensor::{Device, Tensor, TensorData};
 
-/// Rotary position embedding of a model.
-#[derive(Clone, Debug, PartialEq)]
-pub struct RopeConfig {
-    /// Base of the geometric progression of wavelengths.
-    pub theta: f64,
-    /// Features of a head.
-    pub head_dim: usize,
-    /// How the frequencies were changed to reach longer sequences.
-    pub scaling: RopeScaling,
-}
-
-/// Changes to the default frequencies.
-#[derive(Clone, Debug, PartialEq)]
-pub enum RopeScaling {
-    /// None: fᵢ = θ^(−2i/d).
-    Default,
-    /// fᵢ / factor: positions interpolated.
-    Linear {
-        /// Stretch of the context.
-        factor: f64,
-    },
-    /// Llama 3.1: long wavelengths divided by the factor, short ones kept, a ramp between.
-    Llama3 {
-        /// Stretch of the context.
-        factor: f64,
-        /// Wavelengths above `original / low_freq_factor` are divided.
-        low_freq_factor: f64,
-        /// Wavelengths below `original / high_freq_factor` are kept.
-        high_freq_factor: f64,
-        /// Context length before stretching, in tokens.
-        original_max_position_embeddings: f64,
-    },
-    /// YaRN (Peng et al. 2023, arXiv:2309.00071): by rotations over the original context.
-    Yarn {
-        /// Stretch of the context.
-        factor: f64,
-        /// Context length before stretching, in tokens.
-        original_max_position_embeddings: f64,
-        /// Dimensions with more rotations are kept.
-        beta_fast: f64,
-        /// Dimensions with fewer rotations are interpolated.
-        beta_slow: f64,
-        /// Whether the ramp's ends are rounded to whole dimensions.
-        truncate: bool,
-        /// Factor on cosine and sine.
-        attention_factor: f64,
-    },
-    /// A divisor for each frequency, as GGUF files store Llama 3.1's.
-    Factors(Vec<f32>),
-}
-
-impl RopeConfig {
-    /// fᵢ, `[d / 2]`, in radians for each position.
-    pub fn inv_freq(&self) -> Vec<f32> {
-        let half = self.head_dim / 2;
-        (0..half).map(|i| self.scaled(i) as f32).collect()
-    }
-
-    /// Factor that cosine and sine are multiplied by.
-    pub fn attention_scaling(&self) -> f64 {
-        match &self.scaling {
-            RopeScaling::Yarn {
-                attention_factor, ..
-            } => *attention_factor,
-            _ => 1.0,
-        }
-    }
-
-    /// Cosine and sine for each token.
-    ///
-    /// # Shapes
-    /// `position_ids` `[t]`; tables `[t, d / 2]`.
-    pub fn tables(&self, position_ids: &[u32], device: &Device) -> RotaryTables {
-        let inv_freq = self.inv_freq();
-        let scaling = self.attention_scaling();
-        let shape = [position_ids.len(), inv_freq.len()];
-        // The angle is rounded to f32 first, as the reference implementation has it.
-        let angles = position_ids.iter().flat_map(|&position| {
-            inv_freq
-                .iter()
-                .map(move |&frequency| f64::from(position as f32 * frequency))
-        });
-        let (cos, sin): (Vec<f32>, Vec<f32>) = angles
-            .map(|angle| {
-                let (sin, cos) = angle.sin_cos();
-                ((cos * scaling) as f32, (sin * scaling) as f32)
-            })
-            .unzip();
-        RotaryTables {
-            cos: Tensor::from_data(TensorData::new(cos, shape), device),
-            sin: Tensor::from_data(TensorData::new(sin, shape), device),
-        }
-    }
-
-    fn unscaled(&self, i: usize) -> f64 {
-        self.theta.powf(-((2 * i) as f64) / self.head_dim as f64)
-    }
-
-    fn scaled(&self, i: usize) -> f64 {
-        let frequency = self.unscaled(i);
-        match &self.scaling {
-            RopeScaling::Default => frequency,
-            RopeScaling::Linear { factor } => frequency / factor,
-            RopeScaling::Factors(factors) => frequency / f64::from(factors[i]),
-            &RopeScaling::Llama3 {
-                factor,
-                low_freq_factor,
-                high_freq_factor,
-                original_max_position_embeddings: original,
-            } => {
-                let turns = original * frequency / TAU;
-                let kept = (turns - low_freq_factor) / (high_freq_factor - low_freq_factor);
-                blend(frequency, factor, kept.clamp(0.0, 1.0))
-            }
-            &RopeScaling::Yarn {
-                factor,
-                original_max_position_embeddings: original,
-                beta_fast,
-                beta_slow,
-                truncate,
-                ..
-            } => {
-                let dimension = |rotations: f64| {
-                    self.head_dim as f64 * (original / (rotations * TAU)).ln()
-                        / (2.0 * self.theta.ln())
-                };
-                let (low, high) = (dimension(beta_fast), dimension(beta_slow));
-                let (low, high) = if truncate {
-                    (low.floor(), high.ceil())
-                } else {
-                    (low, high)
-                };
-                let (low, mut high) = (low.max(0.0), high.min(self.head_dim as f64 - 1.0));
-                if low == high {
-                    high += 0.001;
-                }
-                let interpolated = ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
-                blend(frequency, factor, 1.0 - interpolated)
-            }
-        }
-    }
-}
-
-/// Between `frequency / factor` (kept = 0) and `frequency` (kept = 1).
-fn blend(frequency: f64, factor: f64, kept: f64) -> f64 {
-    frequency / factor * (1.0 - kept) + frequency * kept
-}
-
-/// YaRN's factor on cosine and sine: 0.1·mscale·ln(factor) + 1.
-pub(crate) fn yarn_mscale(factor: f64, mscale: f64) -> f64 {
-    if factor <= 1.0 {
-        1.0
-    } else {
-        0.1 * mscale * factor.ln() + 1.0
+/// Cosine and sine for each token.
+///
+/// # Shapes
+/// `position_ids` `[t]`; tables `[t, d / 2]`.
+pub fn tables(rope: &RopeConfig, position_ids: &[u32], device: &Device) -> RotaryTables {
+    let (cos, sin) = rope.cos_sin(position_ids);
+    let shape = [position_ids.len(), rope.head_dim / 2];
+    RotaryTables {
+        cos: Tensor::from_data(TensorData::new(cos, shape), device),
+        sin: Tensor::from_data(TensorData::new(sin, shape), device),
     }
 }

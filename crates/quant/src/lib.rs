@@ -6,9 +6,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
-mod plan;
 mod weight;
 
-pub use backdraft_kernels::codebook::FourBitFormat;
-pub use plan::{QuantizationPlan, Scheme};
+pub use backdraft_arch::{FourBitFormat, QuantizationPlan, Scheme};
 pub use weight::{Quantizer, Weight};

@@ -6,7 +6,7 @@ use backdraft_kernels::lora_linear::FrozenMatrix;
 use backdraft_kernels::quantize::{self, PackedBlocks};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
-use crate::plan::Scheme;
+use backdraft_arch::Scheme;
 
 /// A frozen matrix `[out, in]`, laid out as checkpoints store it.
 #[derive(Clone, Debug)]

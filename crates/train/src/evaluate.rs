@@ -1,7 +1,7 @@
 //! Mean nll over a data set.
 
 use backdraft_data::RowSet;
-use backdraft_model::Llama;
+use backdraft_model::CausalLm;
 use burn::data::dataloader::DataLoader;
 use burn::tensor::Tensor;
 use burn::tensor::activation::log_softmax;
@@ -31,7 +31,7 @@ impl Evaluation {
 /// # Errors
 /// No example, or a device that failed.
 pub fn evaluate(
-    model: &Llama,
+    model: &CausalLm,
     rows: &RowSet,
     size: usize,
     mut progress: impl FnMut(usize, usize),
@@ -81,7 +81,11 @@ pub struct Divergence {
 ///
 /// # Errors
 /// No example, or a device that failed.
-pub fn divergence(model: &Llama, other: &Llama, rows: &RowSet) -> Result<Divergence, TrainError> {
+pub fn divergence(
+    model: &CausalLm,
+    other: &CausalLm,
+    rows: &RowSet,
+) -> Result<Divergence, TrainError> {
     let loader = EvalLoader::new(rows.clone(), 1);
     let (mut sum, mut tokens) = (0.0, 0);
     let (mut supervised_sum, mut supervised_tokens) = (0.0, 0);
@@ -107,15 +111,15 @@ pub fn divergence(model: &Llama, other: &Llama, rows: &RowSet) -> Result<Diverge
 ///
 /// Rounding takes a divergence of nothing below zero, where none can be.
 fn token_divergences(
-    model: &Llama,
-    other: &Llama,
+    model: &CausalLm,
+    other: &CausalLm,
     states: &[Tensor<2>; 2],
 ) -> Result<Vec<f64>, TrainError> {
     let count = states[0].dims()[0];
     let mut values = Vec::with_capacity(count);
     for start in (0..count).step_by(CHUNK) {
         let end = (start + CHUNK).min(count);
-        let log_probabilities = |model: &Llama, states: &Tensor<2>| {
+        let log_probabilities = |model: &CausalLm, states: &Tensor<2>| {
             let states = states.clone().narrow(0, start, end - start);
             log_softmax(model.logits(states), 1)
         };

@@ -6,7 +6,7 @@
 
 use std::fmt;
 
-use backdraft_model::Llama;
+use backdraft_model::CausalLm;
 use serde::{Deserialize, Serialize};
 
 use crate::schedule::LrSchedule;
@@ -74,7 +74,7 @@ impl NoEffect {
 
     /// Whether the adapter of `step` changes nothing. Reads it from the device.
     #[must_use]
-    pub fn of_adapter(model: &Llama, step: usize) -> Option<Self> {
+    pub fn of_adapter(model: &CausalLm, step: usize) -> Option<Self> {
         let is_zero = model.adapters().all(|(_, _, adapter)| {
             let values = adapter.lora_b.val().inner().try_into_data();
             values.is_ok_and(|values| values.iter::<f32>().all(|value| value == 0.0))

@@ -12,7 +12,7 @@ use backdraft_kernels::adamw8bit::{
 };
 use backdraft_kernels::device;
 use backdraft_lora::AdapterGrads;
-use backdraft_model::Llama;
+use backdraft_model::CausalLm;
 use bank::Bank;
 use burn::module::ParamId;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
@@ -75,7 +75,7 @@ impl AdamW {
     /// Lays the factors, their gradients and moments end to end in memory, where the device has kernels for
     /// that: from then on norm and update are a launch each, whatever the number of factors, and `model`'s
     /// factors are views that change with every update.
-    pub fn adopt(&mut self, model: &mut Llama) {
+    pub fn adopt(&mut self, model: &mut CausalLm) {
         let states: Vec<Option<State>> = factors(model)
             .map(|(_, id, _)| self.moments.remove(&id))
             .collect();
@@ -118,7 +118,7 @@ impl AdamW {
     /// one buffer are scaled when they are used.
     pub fn clip(
         &mut self,
-        model: &Llama,
+        model: &CausalLm,
         grads: AdapterGrads,
         max_norm: f64,
     ) -> (AdapterGrads, Tensor<1>) {
@@ -154,7 +154,7 @@ impl AdamW {
     }
 
     /// Updates every factor that has a gradient in `grads`.
-    pub fn step(&mut self, model: &mut Llama, grads: &AdapterGrads, lr: f64) {
+    pub fn step(&mut self, model: &mut CausalLm, grads: &AdapterGrads, lr: f64) {
         self.steps += 1;
         self.loss_scale = self.loss_scale.map(LossScale::after_update);
         if let Some(bank) = &self.bank {
@@ -211,7 +211,7 @@ impl AdamW {
     /// The moments under checkpoint names, such as
     /// `model.layers.0.mlp.up_proj.lora_A.weight.exp_avg`, in the order of the layers. Codes of 8 bits
     /// have their scales beside them, under `….absmax`.
-    pub fn state(&self, model: &Llama) -> Vec<StateTensor> {
+    pub fn state(&self, model: &CausalLm) -> Vec<StateTensor> {
         let mut tensors = Vec::new();
         for (i, (name, id, _)) in factors(model).enumerate() {
             let in_bank = self.bank.as_ref().filter(|_| self.steps > 0);
@@ -240,7 +240,7 @@ impl AdamW {
     /// A moment that is missing or has another size; then nothing has changed.
     pub fn restore(
         &mut self,
-        model: &Llama,
+        model: &CausalLm,
         file: &SafetensorsFile,
         steps: u64,
     ) -> Result<(), FormatError> {
@@ -263,7 +263,7 @@ impl AdamW {
 }
 
 /// Every factor with its name and number, in the order of the layers.
-fn factors(model: &Llama) -> impl Iterator<Item = (String, ParamId, Tensor<2>)> {
+fn factors(model: &CausalLm) -> impl Iterator<Item = (String, ParamId, Tensor<2>)> {
     model.adapters().flat_map(|(layer, target, adapter)| {
         let path = target.path(layer);
         [("lora_A", &adapter.lora_a), ("lora_B", &adapter.lora_b)]
@@ -404,7 +404,7 @@ fn check(
 
 /// The Euclidean norm of all gradients together, `[1]`; computed in the order of the layers, so that
 /// it does not depend on how gradients are stored.
-pub fn global_norm(model: &Llama, grads: &AdapterGrads) -> Tensor<1> {
+pub fn global_norm(model: &CausalLm, grads: &AdapterGrads) -> Tensor<1> {
     let ids = model
         .adapters()
         .flat_map(|(_, _, a)| [a.lora_a.id, a.lora_b.id]);

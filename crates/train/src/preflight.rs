@@ -9,7 +9,7 @@ use std::path::Path;
 
 use backdraft_data::Source;
 use backdraft_lora::LoraConfig;
-use backdraft_model::LlamaConfig;
+use backdraft_model::ModelSpec;
 use burn::tensor::Device;
 
 use crate::activation::device::usable;
@@ -109,22 +109,22 @@ pub fn sources(recipe: &DataRecipe) -> Result<(), TrainError> {
 /// least step of one row would need.
 pub fn model(
     recipe: &Recipe,
-    config: &LlamaConfig,
+    spec: &ModelSpec,
     device: &Device,
     quantized: bool,
 ) -> Result<(), TrainError> {
     let dtype = recipe.dtype.on(device)?;
     let lora = LoraConfig::from(&recipe.lora);
-    lora.validate(config.num_hidden_layers)?;
+    lora.validate(spec.layers.len())?;
     if quantized {
         return Ok(());
     }
     let facts = DeviceFacts::of(device, dtype.size() as u64);
-    memory(recipe, config, &facts)
+    memory(recipe, spec, &facts)
 }
 
-fn memory(recipe: &Recipe, config: &LlamaConfig, facts: &DeviceFacts) -> Result<(), TrainError> {
-    let setup = Setup::of_recipe(recipe, config.clone(), facts.memory, facts.host);
+fn memory(recipe: &Recipe, spec: &ModelSpec, facts: &DeviceFacts) -> Result<(), TrainError> {
+    let setup = Setup::of_recipe(recipe, spec.clone(), facts.memory, facts.host);
     let budget = match (recipe.memory_budget, facts.capacity) {
         (Some(ByteSize(budget)), _) => Some(budget),
         (None, Some(capacity)) => Some(usable(capacity)),

@@ -12,7 +12,7 @@ use backdraft_kernels::adamw::AdamWParams;
 use backdraft_kernels::adamw8bit::Guard;
 use backdraft_kernels::device::{self, held, size_pages};
 use backdraft_lora::{LoraConfig, TrainedOver};
-use backdraft_model::{Llama, LlamaConfig};
+use backdraft_model::CausalLm;
 use backdraft_quant::{FourBitFormat, QuantizationPlan, Scheme};
 use burn::optim::SgdConfig;
 use burn::tensor::Device;
@@ -55,7 +55,7 @@ use crate::{report_html, run_files, tensorboard, trained_with};
 /// Model and rows of a run, read and checked.
 pub struct Run {
     recipe: Recipe,
-    model: Llama,
+    model: CausalLm,
     data: RunData,
     model_fingerprint: String,
     device: Device,
@@ -175,7 +175,7 @@ pub fn prepare(
             markers: check.foreign_markers.clone(),
         });
     }
-    let longest = LlamaConfig::from_source(source)?.max_position_embeddings;
+    let longest = backdraft_model::spec(source)?.max_position_embeddings;
     let rows = data.train.lengths();
     if rows.iter().any(|length| *length as usize > longest) {
         return Err(TrainError::TooLong {
@@ -187,7 +187,7 @@ pub fn prepare(
     let plan = recipe.quantization_plan();
     let dtype = recipe.dtype.on(device)?;
     let (model, watcher) = Watcher::watch(
-        || Llama::load_as(source, plan.as_ref(), (device, dtype)),
+        || CausalLm::load_as(source, plan.as_ref(), (device, dtype)),
         |model| model.with_lora(&lora, recipe.seed),
     )?;
     Ok(Run {
@@ -246,7 +246,7 @@ pub enum Start {
 
 impl Run {
     /// The model, with adapters.
-    pub fn model(&self) -> &Llama {
+    pub fn model(&self) -> &CausalLm {
         &self.model
     }
 
@@ -264,7 +264,7 @@ impl Run {
     ///
     /// # Errors
     /// See [`TrainError`]; checkpoints that were written stay.
-    pub fn train(mut self, watch: Watch) -> Result<(RunSummary, Llama), TrainError> {
+    pub fn train(mut self, watch: Watch) -> Result<(RunSummary, CausalLm), TrainError> {
         let began = Instant::now();
         let recipe_toml = self.recipe.to_toml()?;
         let (activations, prediction) =
@@ -553,13 +553,13 @@ impl Run {
     }
 
     /// The model of the best evaluation and its step; the last one where nothing was evaluated.
-    fn best(&self, model: Llama, outcome: &mut Outcome) -> (Llama, usize) {
+    fn best(&self, model: CausalLm, outcome: &mut Outcome) -> (CausalLm, usize) {
         let last = outcome.steps;
         let Some(step) = outcome.best.map(|best| best.step).filter(|&s| s != last) else {
             return (model, last);
         };
         let path = checkpoint::path(&self.recipe.output_dir, step);
-        let read = || -> Result<Llama, TrainError> {
+        let read = || -> Result<CausalLm, TrainError> {
             let mut adapter = Saved::open(&path)?.adapter(&self.device)?;
             adapter.config = LoraConfig::from(&self.recipe.lora);
             Ok(model.clone().with_adapter(&adapter)?)
@@ -584,8 +584,8 @@ impl Run {
 
     /// What decides on the memory of a step.
     fn setup(&mut self, facts: &DeviceFacts) -> Setup {
-        let config = self.model.config().clone();
-        let setup = Setup::of_recipe(&self.recipe, config, facts.memory, facts.host);
+        let spec = self.model.spec().clone();
+        let setup = Setup::of_recipe(&self.recipe, spec, facts.memory, facts.host);
         setup.with_model(&mut self.model)
     }
 
@@ -737,7 +737,7 @@ impl Run {
         Ok(Trainee::new(self.model.clone(), optimizer, settings))
     }
 
-    fn write_adapter(&self, model: &Llama) -> Result<PathBuf, TrainError> {
+    fn write_adapter(&self, model: &CausalLm) -> Result<PathBuf, TrainError> {
         let path = self.recipe.output_dir.join("adapter");
         let Some(adapter) = model.adapter() else {
             unreachable!("a trained model has an adapter");

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use backdraft_data::{ChatTokenizer, IGNORE_INDEX, RowSet};
 use backdraft_formats::FormatError;
-use backdraft_model::Llama;
+use backdraft_model::CausalLm;
 use backdraft_model::generate::GenerateConfig;
 
 use crate::run_files::{SAMPLES, Sample, write_json};
@@ -49,7 +49,7 @@ impl Questions {
     /// The system refuses.
     pub(crate) fn ask_before(
         &self,
-        model: &Llama,
+        model: &CausalLm,
         tokenizer: &ChatTokenizer,
         output_dir: &Path,
     ) -> Result<(), FormatError> {
@@ -88,7 +88,7 @@ impl Questions {
     /// The system refuses.
     pub(crate) fn ask_after(
         &self,
-        model: &Llama,
+        model: &CausalLm,
         tokenizer: &ChatTokenizer,
         output_dir: &Path,
     ) -> Result<(), FormatError> {
@@ -105,7 +105,7 @@ impl Questions {
         write_json(&path, &samples)
     }
 
-    fn answers(&self, model: &Llama, tokenizer: &ChatTokenizer) -> Vec<String> {
+    fn answers(&self, model: &CausalLm, tokenizer: &ChatTokenizer) -> Vec<String> {
         if self.prompts.is_empty() {
             return Vec::new();
         }

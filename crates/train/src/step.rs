@@ -9,7 +9,7 @@ use backdraft_lora::AdapterGrads;
 use backdraft_model::layers::{
     Context, DecoderLayer, LayerSaved, OffloadedLayer, PrefetchedLayer, offload,
 };
-use backdraft_model::{Llama, Targets, Tokens};
+use backdraft_model::{CausalLm, Targets, Tokens};
 use burn::tensor::Tensor;
 
 use crate::activation::{ActivationPlan, Segment};
@@ -52,7 +52,7 @@ impl From<Batch> for MicroBatch {
 /// # Panics
 /// If there is no target, the model has no adapter, or the plan is for another number of layers.
 pub fn forward_backward(
-    model: &Llama,
+    model: &CausalLm,
     batch: &MicroBatch,
     scale: f32,
     dropout_seed: Option<u64>,
@@ -74,7 +74,7 @@ pub fn forward_backward(
 /// # Panics
 /// As [`forward_backward`].
 pub fn guarded(
-    model: &Llama,
+    model: &CausalLm,
     batch: &MicroBatch,
     scale: f32,
     dropout_seed: Option<u64>,

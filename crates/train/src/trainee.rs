@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use backdraft_lora::AdapterGrads;
-use backdraft_model::Llama;
+use backdraft_model::CausalLm;
 use burn::module::Module;
 use burn::optim::lr_scheduler::module_lr_scheduler::ModuleLearningRate;
 use burn::optim::{GradientsParams, ModuleOptimizer};
@@ -26,7 +26,7 @@ use crate::step::{MicroBatch, guarded};
 #[derive(Module, Debug)]
 pub struct Trainee {
     /// The model.
-    pub model: Llama,
+    pub model: CausalLm,
     #[module(skip)]
     optimizer: SharedOptimizer,
     #[module(skip)]
@@ -51,7 +51,7 @@ struct SharedOptimizer(Arc<Mutex<AdamW>>);
 
 impl Trainee {
     /// A model at the beginning of its training.
-    pub fn new(mut model: Llama, mut optimizer: AdamW, settings: Settings) -> Self {
+    pub fn new(mut model: CausalLm, mut optimizer: AdamW, settings: Settings) -> Self {
         optimizer.adopt(&mut model);
         let optimizer = SharedOptimizer(Arc::new(Mutex::new(optimizer)));
         Self {

@@ -6,7 +6,7 @@ use backdraft_data::pipeline::TokenizedRow;
 use backdraft_data::{
     ChatTokenizer, GenerationScores, Prompt, RowSet, Source, TokenRows, load_prompts,
 };
-use backdraft_model::Llama;
+use backdraft_model::CausalLm;
 use backdraft_model::generate::GenerateConfig;
 use backdraft_train::data;
 use backdraft_train::evaluate::{Evaluation, evaluate};
@@ -138,7 +138,7 @@ impl Measured {
 }
 
 fn measure(
-    model: &Llama,
+    model: &CausalLm,
     tokenizer: &ChatTokenizer,
     rows: &RowSet,
     prompts: Option<&[Prompt]>,
@@ -172,7 +172,7 @@ pub(crate) struct Answered {
 
 /// Greedy answers to all prompts; `told` hears of each token.
 pub(crate) fn answer(
-    model: &Llama,
+    model: &CausalLm,
     tokenizer: &ChatTokenizer,
     prompts: &[Prompt],
     max_new_tokens: usize,

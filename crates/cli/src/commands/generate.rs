@@ -173,14 +173,14 @@ pub(crate) fn answer(
     output: Output,
     stopped: &AtomicBool,
 ) -> Result<Answer, CliError> {
-    let vocabulary = session.model.config().vocab_size;
+    let vocabulary = session.model.spec().vocab_size;
     if ids.is_empty() || ids.iter().any(|&id| id as usize >= vocabulary) {
         return Err(CliError::user(format!(
             "the prompt has {} tokens, of which every id must be below {vocabulary}",
             ids.len()
         )));
     }
-    let longest = session.model.config().max_position_embeddings;
+    let longest = session.model.spec().max_position_embeddings;
     if ids.len() >= longest {
         return Err(CliError::user(format!(
             "the prompt has {} tokens, but the model takes {longest} at most",

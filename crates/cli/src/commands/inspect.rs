@@ -11,7 +11,7 @@ use backdraft_data::source::{DataFile, RowReader};
 use backdraft_formats::ModelSource;
 use backdraft_lora::LoraConfig;
 use backdraft_lora::base::scheme;
-use backdraft_model::{LlamaConfig, RopeScaling};
+use backdraft_model::{ModelSpec, RopeScaling};
 use backdraft_quant::QuantizationPlan;
 use backdraft_train::activation::cost::{CostModel, Roofline};
 use backdraft_train::activation::tensors::MemoryModel;
@@ -89,15 +89,18 @@ fn has_extension(path: &Path, extensions: &[&str]) -> bool {
 
 fn model(args: &InspectArgs, context: Context) -> Result<Shown, CliError> {
     let source = session::open_model(&args.what, context.output)?;
-    let config = backdraft_model::check(&source)?;
+    let spec = backdraft_model::check(&source)?;
     let base = base(
         &source,
         args.quantization.and_then(QuantizationArg::plan).as_ref(),
     );
     let tokenizer = source.tokenizer().ok();
-    let adapter = adapter_params(&config, args.rank as usize);
+    let layers = spec.layers.iter();
+    let adapter = layers.map(|layer| layer.adapter_params(args.rank as usize));
+    let adapter = adapter.sum();
+    let first = &spec.layers[0];
     let setup = Setup {
-        config: config.clone(),
+        spec: spec.clone(),
         lora: LoraConfig {
             rank: args.rank as usize,
             ..LoraConfig::default()
@@ -122,13 +125,13 @@ fn model(args: &InspectArgs, context: Context) -> Result<Shown, CliError> {
     };
     let heads = format!(
         "{} query, {} key-value, of {}",
-        config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        first.num_attention_heads, first.num_key_value_heads, first.head_dim
     );
     let context_is = format!(
         "f32, {} rows of {} tokens, AdamW in f32, nothing recomputed",
         args.micro_batch_size, args.max_seq_length
     );
-    let (rope, rope_words) = rope(&config);
+    let (rope, rope_words) = rope(&spec);
     let types = base
         .types
         .iter()
@@ -139,20 +142,20 @@ fn model(args: &InspectArgs, context: Context) -> Result<Shown, CliError> {
         .fact("path", source.path().display().to_string())
         .count("parameters", base.params)
         .told("tensors", json!(base.types), types)
-        .fact("layers", config.num_hidden_layers)
-        .fact("hidden_size", config.hidden_size)
-        .fact("intermediate_size", config.intermediate_size)
-        .told("heads", config.num_attention_heads, heads)
+        .fact("layers", spec.layers.len())
+        .fact("hidden_size", spec.hidden_size)
+        .fact("intermediate_size", first.intermediate_size)
+        .told("heads", first.num_attention_heads, heads)
         .told(
             "key_value_heads",
-            config.num_key_value_heads,
-            config.num_key_value_heads.to_string(),
+            first.num_key_value_heads,
+            first.num_key_value_heads.to_string(),
         )
-        .told("head_dim", config.head_dim, config.head_dim.to_string())
-        .fact("vocab_size", config.vocab_size)
-        .fact("tied_head", config.tie_word_embeddings)
+        .told("head_dim", first.head_dim, first.head_dim.to_string())
+        .fact("vocab_size", spec.vocab_size)
+        .fact("tied_head", spec.tie_word_embeddings)
         .told("rope", rope, rope_words)
-        .fact("max_position_embeddings", config.max_position_embeddings)
+        .fact("max_position_embeddings", spec.max_position_embeddings)
         .fact(
             "chat_template",
             tokenizer.is_some_and(|t| t.chat_template.is_some()),
@@ -174,9 +177,9 @@ fn model(args: &InspectArgs, context: Context) -> Result<Shown, CliError> {
 }
 
 /// The rotary embedding as `rope_parameters` has it, and in words.
-fn rope(config: &LlamaConfig) -> (Value, String) {
-    let theta = config.rope.theta;
-    let (kind, factor) = match &config.rope.scaling {
+fn rope(spec: &ModelSpec) -> (Value, String) {
+    let theta = spec.rope.theta;
+    let (kind, factor) = match &spec.rope.scaling {
         RopeScaling::Default => ("default", None),
         RopeScaling::Linear { factor } => ("linear", Some(*factor)),
         RopeScaling::Llama3 { factor, .. } => ("llama3", Some(*factor)),
@@ -232,16 +235,6 @@ fn base(source: &ModelSource, plan: Option<&QuantizationPlan>) -> Base {
     }
     base.bits = (params > 0).then(|| 8.0 * bytes as f64 / params as f64);
     base
-}
-
-/// Trained values with adapters on all projections.
-fn adapter_params(config: &LlamaConfig, rank: usize) -> usize {
-    let (h, m) = (config.hidden_size, config.intermediate_size);
-    let q = config.num_attention_heads * config.head_dim;
-    let kv = config.num_key_value_heads * config.head_dim;
-    let sides = [(q, h), (kv, h), (kv, h), (h, q), (m, h), (m, h), (h, m)];
-    let layer: usize = sides.iter().map(|(out, input)| rank * (out + input)).sum();
-    layer * config.num_hidden_layers
 }
 
 fn recipe(path: &Path) -> Result<Shown, CliError> {

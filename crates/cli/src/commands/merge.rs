@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use backdraft_data::{ChatTokenizer, RowSet};
 use backdraft_formats::{Existing, ModelSource, PeftDir};
 use backdraft_lora::{AdapterWeights, MergeBase};
-use backdraft_model::Llama;
+use backdraft_model::CausalLm;
 use backdraft_quant::QuantizationPlan;
 use backdraft_train::data;
 use backdraft_train::evaluate::{self, Divergence};
@@ -221,8 +221,8 @@ fn divergence(
     rows: &RowSet,
 ) -> Result<Divergence, CliError> {
     let device = burn::tensor::Device::flex();
-    let trained = Llama::load_quantized(source, plan, &device)?
+    let trained = CausalLm::load_quantized(source, plan, &device)?
         .with_adapter(&AdapterWeights::from_peft(adapter, &device))?;
-    let merged = Llama::load(&ModelSource::open(&args.out)?, &device)?;
+    let merged = CausalLm::load(&ModelSource::open(&args.out)?, &device)?;
     Ok(evaluate::divergence(&trained, &merged, rows)?)
 }

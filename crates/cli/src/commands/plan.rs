@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use backdraft_arch::SavedTensor;
-use backdraft_model::LlamaConfig;
+use backdraft_model::ModelSpec;
 use backdraft_train::activation::cost::{CostModel, Roofline};
 use backdraft_train::activation::device::usable;
 use backdraft_train::activation::plan::Fate;
@@ -66,13 +66,13 @@ const SWEEP: u64 = 8;
 
 pub(crate) fn run(args: &PlanArgs, context: Context) -> Result<(), CliError> {
     let recipe = Recipe::load(&args.recipe, &args.set)?;
-    let config = session::shape(&recipe.model, context.output)?.config;
+    let spec = session::shape(&recipe.model, context.output)?.spec;
     if let Length::MaxSteps(steps) = recipe.train.length
         && let Some(found) = NoEffect::of_schedule(&recipe.train.schedule(steps))
     {
         context.output.warn(found.to_string());
     }
-    recipe_fits(&recipe, &config)?;
+    recipe_fits(&recipe, &spec)?;
     let half = args.dtype.is_some_and(|dtype| dtype != PlanDtype::F32);
     let on_gpu = args.device_memory.is_some() || half;
     let dtype = args.dtype.unwrap_or(match recipe.dtype {
@@ -89,7 +89,7 @@ pub(crate) fn run(args: &PlanArgs, context: Context) -> Result<(), CliError> {
     } else {
         (MemoryModel::cpu(), 0)
     };
-    let setup = Setup::of_recipe(&recipe, config, memory, host);
+    let setup = Setup::of_recipe(&recipe, spec, memory, host);
     let plans = Plans::new(args, &recipe, setup, on_gpu);
     let found = plans.to_json();
     context.output.record("plan", &found)?;
@@ -97,10 +97,9 @@ pub(crate) fn run(args: &PlanArgs, context: Context) -> Result<(), CliError> {
     Ok(())
 }
 
-fn recipe_fits(recipe: &Recipe, config: &LlamaConfig) -> Result<(), CliError> {
+fn recipe_fits(recipe: &Recipe, spec: &ModelSpec) -> Result<(), CliError> {
     let lora: backdraft_lora::LoraConfig = (&recipe.lora).into();
-    lora.validate(config.num_hidden_layers)
-        .map_err(CliError::library)
+    lora.validate(spec.layers.len()).map_err(CliError::library)
 }
 
 /// Everything that the command shows.
@@ -275,8 +274,8 @@ impl Plans {
                 text += &format!(
                     "{} (█ kept, ▒ offloaded to the host, · recomputed), layers {} to {}:\n",
                     self.policy,
-                    setup.config.num_hidden_layers - self.step.layers.len(),
-                    setup.config.num_hidden_layers - 1
+                    setup.spec.layers.len() - self.step.layers.len(),
+                    setup.spec.layers.len() - 1
                 );
                 text += &chart(&plan, &self.step);
             }
@@ -464,7 +463,7 @@ mod tests {
         let recipe = Recipe::load(&args.recipe, &[]).unwrap();
         let value: Value = serde_json::from_str(CONFIG).unwrap();
         let setup = Setup {
-            config: LlamaConfig::from_hf(&value).unwrap(),
+            spec: ModelSpec::from_hf(&value).unwrap(),
             lora: (&recipe.lora).into(),
             quantization: recipe.quantization_plan(),
             base: None,

@@ -11,7 +11,7 @@ use backdraft_data::{
     ChatTokenizer, DataOptions, Format, RowSet, Source, Supervision, TokenizeOptions, load_prompts,
 };
 use backdraft_formats::{Existing, write_file};
-use backdraft_model::Llama;
+use backdraft_model::CausalLm;
 use backdraft_train::evaluate::evaluate;
 use backdraft_train::recipe::Recipe;
 use backdraft_train::resume::Resume;
@@ -292,7 +292,7 @@ impl Held {
 }
 
 fn measure(
-    model: &Llama,
+    model: &CausalLm,
     tokenizer: &ChatTokenizer,
     files: &Files,
     output: Output,

@@ -47,7 +47,7 @@ pub(crate) fn run(args: &ScoreArgs, context: Context) -> Result<(), CliError> {
         .collect();
     let existing = commands::new_file(&args.out, args.force, &inputs)?;
     let model = chosen.load(&args.model, context)?;
-    let vocabulary = model.config().vocab_size;
+    let vocabulary = model.spec().vocab_size;
     if let Some(id) = rows.iter().flatten().find(|&&id| id as usize >= vocabulary) {
         return Err(CliError::user(format!(
             "{}: id {id} is not in the vocabulary of {vocabulary} tokens",

@@ -5,8 +5,7 @@ use std::path::{Path, PathBuf};
 use backdraft_data::RowSet;
 use backdraft_data::count::group;
 use backdraft_formats::ModelSource;
-use backdraft_lora::TargetModule;
-use backdraft_model::Llama;
+use backdraft_model::CausalLm;
 use backdraft_train::control::Control;
 use backdraft_train::data::{self, RunData};
 use backdraft_train::preflight;
@@ -157,15 +156,10 @@ pub(crate) fn preflight(
     preflight::sources(&recipe.data)?;
     let device = session::open_device(recipe.device.0, output)?;
     let shape = session::shape(&recipe.model, output)?;
-    preflight::model(recipe, &shape.config, &device, shape.quantized)?;
+    preflight::model(recipe, &shape.spec, &device, shape.quantized)?;
     if let Some(plan) = recipe.quantization_plan() {
-        let layers = 0..shape.config.num_hidden_layers;
-        let paths: Vec<String> = layers
-            .flat_map(|layer| {
-                let path = move |target: TargetModule| target.path(layer);
-                TargetModule::ALL.into_iter().map(path)
-            })
-            .collect();
+        let paths = shape.spec.projections();
+        let paths: Vec<String> = paths.map(|(layer, target)| target.path(layer)).collect();
         commands::warn_unmatched(&plan, &paths, output);
     }
     Ok(device)
@@ -198,7 +192,7 @@ pub(crate) fn train(
     context: Context,
     dashboard: bool,
     start: Start,
-) -> Result<(RunSummary, Llama), CliError> {
+) -> Result<(RunSummary, CausalLm), CliError> {
     let output = context.output;
     let device = preflight(&recipe, &start, output)?;
     let source = session::open_model(&recipe.model, output)?;

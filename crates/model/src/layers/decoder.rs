@@ -130,6 +130,13 @@ impl DecoderLayer {
         }
     }
 
+    pub(crate) fn norm_mut(&mut self, norm: Norm) -> &mut RmsNorm {
+        match norm {
+            Norm::Input => &mut self.input_layernorm,
+            Norm::PostAttention => &mut self.post_attention_layernorm,
+        }
+    }
+
     pub(super) fn dropout_seed(&self, target: TargetModule, context: &Context) -> Option<u64> {
         context.seed(self.index, target)
     }

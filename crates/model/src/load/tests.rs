@@ -5,7 +5,7 @@ use backdraft_quant::FourBitFormat;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::families::llama::BaseTensor;
+use crate::causal_lm::BaseTensor;
 use crate::quantize::quantize;
 
 /// A small untied model in f32, in two shards.
@@ -39,7 +39,7 @@ fn plan(scheme: Scheme, skip: &[&str]) -> QuantizationPlan {
 }
 
 /// Name, scheme and bits of every matrix.
-fn matrices(model: &mut Llama) -> Vec<(String, Option<Scheme>, Vec<u32>)> {
+fn matrices(model: &mut CausalLm) -> Vec<(String, Option<Scheme>, Vec<u32>)> {
     let mut matrices = Vec::new();
     model.visit_base_mut(|name, tensor| {
         if let BaseTensor::Matrix(weight) = tensor {
@@ -58,9 +58,9 @@ fn written(directory: &Path, plan: &QuantizationPlan) -> PathBuf {
     path
 }
 
-fn load(path: &Path, plan: Option<&QuantizationPlan>) -> Result<Llama, LoadError> {
+fn load(path: &Path, plan: Option<&QuantizationPlan>) -> Result<CausalLm, LoadError> {
     let source = ModelSource::open(path)?;
-    Llama::load_quantized(&source, plan, &Device::flex())
+    CausalLm::load_quantized(&source, plan, &Device::flex())
 }
 
 #[test]
@@ -70,7 +70,7 @@ fn what_is_written_in_codes_reads_as_what_is_quantised_on_the_way() {
         for skip in [&[][..], &["down_proj", "layers.1"]] {
             let plan = plan(scheme, skip);
             let mut quantised =
-                Llama::load_quantized(&source(), Some(&plan), &Device::flex()).unwrap();
+                CausalLm::load_quantized(&source(), Some(&plan), &Device::flex()).unwrap();
             let quantised = matrices(&mut quantised);
             let path = written(directory.path(), &plan);
             assert_eq!(quantised, matrices(&mut load(&path, None).unwrap()));

@@ -8,7 +8,7 @@ use backdraft_arch::{KeepSet, SavedTensor};
 use backdraft_formats::{Existing, FormatError, write_file};
 use backdraft_kernels::adamw::AdamWParams;
 use backdraft_kernels::offload::{self, Speed};
-use backdraft_model::{Llama, Tokens};
+use backdraft_model::{CausalLm, Tokens};
 use burn::tensor::{ExecutionError, Tensor};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -95,7 +95,7 @@ impl Calibration {
     ///
     /// # Panics
     /// If the model has no layer.
-    pub fn measure(model: &Llama, lengths: &[usize]) -> Result<Self, ExecutionError> {
+    pub fn measure(model: &CausalLm, lengths: &[usize]) -> Result<Self, ExecutionError> {
         let model = &as_trained(model);
         let Some(layer) = model.layers.last() else {
             panic!("a model without layers has none to measure");
@@ -209,7 +209,7 @@ impl CalibrationKey {
 }
 
 /// The last layer, with its factors where an optimiser lays them: one product serves several adapters there.
-fn as_trained(model: &Llama) -> Llama {
+fn as_trained(model: &CausalLm) -> CausalLm {
     let mut model = model.clone();
     let before = model.layers.len().saturating_sub(1);
     model.layers.drain(..before);

@@ -308,7 +308,7 @@ fn offload(kept: &mut LayerKept, away: OffloadSet) -> (Offloaded, Vec<Tensor>) {
 mod tests {
     use backdraft_kernels::adamw8bit::Guard;
     use backdraft_lora::{LoraConfig, TargetModule};
-    use backdraft_model::LlamaConfig;
+    use backdraft_model::ModelSpec;
     use backdraft_quant::{QuantizationPlan, Scheme};
     use serde_json::json;
 
@@ -325,7 +325,7 @@ mod tests {
             "1b" => (2048, 8192, 16),
             _ => (4096, 14_336, 32),
         };
-        let config = LlamaConfig::from_hf(&json!({
+        let spec = ModelSpec::from_hf(&json!({
             "model_type": "llama", "hidden_size": hidden, "intermediate_size": intermediate,
             "num_hidden_layers": layers, "num_attention_heads": 32, "num_key_value_heads": 8,
             "head_dim": hidden / 32, "vocab_size": 128_256, "max_position_embeddings": 131_072,
@@ -333,7 +333,7 @@ mod tests {
         }));
         let (rows, tokens) = batch.split_once('x').unwrap();
         Setup {
-            config: config.unwrap(),
+            spec: spec.unwrap(),
             lora: LoraConfig::default(),
             quantization: Some(QuantizationPlan::new(Scheme::NF4)),
             base: None,
@@ -402,7 +402,7 @@ mod tests {
     #[test]
     fn every_kind_of_step_gives_its_memory_back() {
         let mut setup = setup("1b", "1x512");
-        setup.config.num_hidden_layers = 4;
+        setup.spec.layers.truncate(4);
         setup.lora.layers_to_transform = Some(vec![1, 3]);
         let targets = [
             M::ALL.to_vec(),

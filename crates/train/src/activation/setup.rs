@@ -3,7 +3,7 @@
 use backdraft_arch::InputGrad;
 use backdraft_kernels::cross_entropy::{CHUNK, CUBE_CHUNK};
 use backdraft_lora::{LoraConfig, TargetModule};
-use backdraft_model::{Llama, LlamaConfig};
+use backdraft_model::{CausalLm, ModelSpec};
 use backdraft_quant::{QuantizationPlan, Scheme};
 
 use super::predict::{Shortage, StepShape};
@@ -15,7 +15,7 @@ use crate::recipe::Recipe;
 #[derive(Clone, Debug)]
 pub struct Setup {
     /// The model's shape.
-    pub config: LlamaConfig,
+    pub spec: ModelSpec,
     /// The adapters.
     pub lora: LoraConfig,
     /// How projections are kept; `None` where they are dense.
@@ -74,9 +74,9 @@ impl Setup {
     /// What a recipe asks for of a model of that shape, on a device that takes memory so; activations may wait in `host`
     /// bytes of the host's memory where the recipe lets them.
     #[must_use]
-    pub fn of_recipe(recipe: &Recipe, config: LlamaConfig, memory: MemoryModel, host: u64) -> Self {
+    pub fn of_recipe(recipe: &Recipe, spec: ModelSpec, memory: MemoryModel, host: u64) -> Self {
         Self {
-            config,
+            spec,
             lora: LoraConfig::from(&recipe.lora),
             quantization: recipe.quantization_plan(),
             base: None,
@@ -94,26 +94,8 @@ impl Setup {
         }
     }
 
-    /// Weights and their shapes, `[out, in]`.
-    fn dims(&self, target: TargetModule) -> [usize; 2] {
-        let c = &self.config;
-        let (h, m) = (c.hidden_size, c.intermediate_size);
-        let (q, kv) = (
-            c.num_attention_heads * c.head_dim,
-            c.num_key_value_heads * c.head_dim,
-        );
-        use TargetModule as M;
-        match target {
-            M::QProj => [q, h],
-            M::KProj | M::VProj => [kv, h],
-            M::OProj => [h, q],
-            M::GateProj | M::UpProj => [m, h],
-            M::DownProj => [h, m],
-        }
-    }
-
     fn projection(&self, layer: usize, target: TargetModule) -> ProjectionShape {
-        let dims @ [out, input] = self.dims(target);
+        let dims @ [out, input] = self.spec.layers[layer].shape(target);
         let path = target.path(layer);
         let scheme = self
             .quantization
@@ -143,8 +125,8 @@ impl Setup {
 
     fn layer(&self, index: usize, input_grad: InputGrad) -> LayerShape {
         LayerShape {
-            hidden: self.config.hidden_size as u64,
-            heads: self.config.num_attention_heads as u64,
+            hidden: self.spec.hidden_size as u64,
+            heads: self.spec.layers[index].num_attention_heads as u64,
             projections: TargetModule::ALL.map(|target| self.projection(index, target)),
             input_grad,
         }
@@ -156,21 +138,23 @@ impl Setup {
         if let Some(base) = self.base {
             return base;
         }
-        let c = &self.config;
-        let tables = if c.tie_word_embeddings { 1 } else { 2 };
-        let dense =
-            tables * c.vocab_size * c.hidden_size + (2 * c.num_hidden_layers + 1) * c.hidden_size;
-        let layers = (0..c.num_hidden_layers).map(|layer| {
-            let weights =
-                TargetModule::ALL.map(|target| self.projection(layer, target).weight_bytes);
-            weights.iter().sum::<u64>()
-        });
-        dense as u64 * self.dense_element + layers.sum::<u64>()
+        let spec = &self.spec;
+        let values = spec.tensors().map(|tensor| tensor.num_values());
+        let (mut dense, mut quantized) = (values.sum::<usize>(), 0);
+        for (layer, target) in spec.projections() {
+            let dims = spec.layers[layer].shape(target);
+            let weights = self.projection(layer, target);
+            if weights.quantized {
+                dense -= dims[0] * dims[1];
+                quantized += weights.weight_bytes;
+            }
+        }
+        dense as u64 * self.dense_element + quantized
     }
 
     /// The lowest layer with an adapter.
     fn first_adapted(&self) -> usize {
-        let layers = self.config.num_hidden_layers;
+        let layers = self.spec.layers.len();
         (0..layers)
             .find(|&layer| {
                 TargetModule::ALL
@@ -184,7 +168,7 @@ impl Setup {
     #[must_use]
     pub fn step(&self) -> StepShape {
         let first = self.first_adapted();
-        let layers: Vec<LayerShape> = (first..self.config.num_hidden_layers)
+        let layers: Vec<LayerShape> = (first..self.spec.layers.len())
             .map(|layer| self.layer(layer, InputGrad::needed_if(layer > first)))
             .collect();
         let factors = layers
@@ -198,9 +182,9 @@ impl Setup {
         let mut step = StepShape {
             frozen: (first > 0).then(|| (first, self.layer(0, InputGrad::Skipped))),
             layers,
-            vocab: self.config.vocab_size as u64,
-            hidden: self.config.hidden_size as u64,
-            head_dim: self.config.head_dim as u64,
+            vocab: self.spec.vocab_size as u64,
+            hidden: self.spec.hidden_size as u64,
+            head_dim: self.spec.rope.head_dim as u64,
             memory: self.memory,
             base: self.base_bytes(),
             adapters: self.bytes_of_factor() * factors.iter().sum::<usize>() as u64,
@@ -252,7 +236,7 @@ impl Setup {
     /// The most tokens of a row for which a plan fits, up to what the model was made for.
     #[must_use]
     pub fn longest_sequence(&self, budget: u64) -> Option<usize> {
-        largest(2, self.config.max_position_embeddings.max(2), |tokens| {
+        largest(2, self.spec.max_position_embeddings.max(2), |tokens| {
             let setup = Self {
                 max_seq_length: tokens,
                 ..self.clone()
@@ -316,7 +300,7 @@ impl Setup {
 
     /// As a model that is loaded has it: with the bytes that its weights take.
     #[must_use]
-    pub fn with_model(self, model: &mut Llama) -> Self {
+    pub fn with_model(self, model: &mut CausalLm) -> Self {
         let bytes: usize = model.stored().iter().map(|share| share.bytes).sum();
         Self {
             base: Some(bytes as u64),

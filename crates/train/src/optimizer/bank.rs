@@ -5,7 +5,7 @@ use backdraft_kernels::adamw8bit::{BLOCK_SIZE, MIN_8BIT_SIZE, Moment8Bit, Moment
 use backdraft_kernels::codebook::DynamicMap;
 use backdraft_kernels::flat::{self, Flat, FlatMoments, FlatParams};
 use backdraft_kernels::quantize::blockwise;
-use backdraft_model::Llama;
+use backdraft_model::CausalLm;
 use burn::module::ParamId;
 use burn::tensor::{DType, Int, Tensor, TensorData};
 
@@ -34,7 +34,7 @@ struct Group {
 impl Bank {
     /// Moves the factors of `model` into buffers. `None` where the device has no kernels for them.
     pub(super) fn new(
-        model: &mut Llama,
+        model: &mut CausalLm,
         precision: StatePrecision,
         states: &[Option<State>],
     ) -> Option<Self> {

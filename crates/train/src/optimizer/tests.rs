@@ -19,11 +19,11 @@ const PARAMS: AdamWParams = AdamWParams {
 };
 
 /// A tiny model whose adapters are large enough for codes of 8 bits on some sides.
-fn model() -> Llama {
+fn model() -> CausalLm {
     model_on(&Device::flex())
 }
 
-fn model_on(device: &Device) -> Llama {
+fn model_on(device: &Device) -> CausalLm {
     let path = concat!(
         env!("CARGO_MANIFEST_DIR"),
         "/../../tests/golden/tiny/llama-tied"
@@ -34,11 +34,11 @@ fn model_on(device: &Device) -> Llama {
         target_modules: vec![TargetModule::QProj, TargetModule::KProj],
         ..LoraConfig::default()
     };
-    let model = Llama::load(&source, device).unwrap();
+    let model = CausalLm::load(&source, device).unwrap();
     model.with_lora(&lora, 3).unwrap()
 }
 
-fn grads(model: &Llama) -> AdapterGrads {
+fn grads(model: &CausalLm) -> AdapterGrads {
     let mut grads = AdapterGrads::new();
     for (_, id, param) in factors(model) {
         let normal = Distribution::Normal(0.0, 1.0);
@@ -57,7 +57,7 @@ fn write(path: &Path, tensors: &[StateTensor]) -> SafetensorsFile {
     SafetensorsFile::open(path).unwrap()
 }
 
-fn weights(model: &Llama) -> Vec<f32> {
+fn weights(model: &CausalLm) -> Vec<f32> {
     let factors = factors(model).map(|(_, _, param)| param.inner().into_data());
     factors
         .flat_map(|data| data.iter::<f32>().collect::<Vec<_>>())
@@ -178,11 +178,11 @@ fn a_gpu_trains_as_the_processor_does() {
     }
 }
 
-fn train(model: &mut Llama, optimizer: &mut AdamW, steps: usize) {
+fn train(model: &mut CausalLm, optimizer: &mut AdamW, steps: usize) {
     train_clipped(model, optimizer, steps, 1.0);
 }
 
-fn train_clipped(model: &mut Llama, optimizer: &mut AdamW, steps: usize, max_norm: f64) {
+fn train_clipped(model: &mut CausalLm, optimizer: &mut AdamW, steps: usize, max_norm: f64) {
     let documents: [Vec<u32>; 2] = [(1..20).collect(), (40..47).collect()];
     let labels: Vec<i64> = documents.concat().into_iter().map(i64::from).collect();
     let tokens = Tokens::from_sequences(&documents);

@@ -1,5 +1,7 @@
 //! Llama: embedding, decoder layers, norm and head.
 
+use backdraft_arch::spec::{EMBEDDING, FINAL_NORM, HEAD};
+use backdraft_arch::{ModelSpec, Norm};
 use backdraft_kernels::cross_entropy::{self, HeadLoss};
 use backdraft_lora::{AdapterWeights, LoraAdapter, LoraConfig, Projection, TargetModule};
 use backdraft_quant::Weight;
@@ -9,18 +11,18 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 use crate::cache::KvCache;
-use crate::config::LlamaConfig;
 use crate::error::LoadError;
 use crate::layers::{Context, DecoderLayer, RmsNorm};
+use crate::rope;
 use crate::tokens::{Targets, Tokens};
 
 /// A causal language model of the Llama family.
 ///
 /// Only its adapters are Burn parameters; see [`Projection`].
 #[derive(Module, Debug)]
-pub struct Llama {
+pub struct CausalLm {
     #[module(skip)]
-    config: LlamaConfig,
+    spec: ModelSpec,
     #[module(skip)]
     embed_tokens: Weight,
     /// The decoder layers, first to last.
@@ -65,16 +67,16 @@ pub enum BaseTensor<'a> {
     Vector(&'a mut Tensor<1>),
 }
 
-impl Llama {
+impl CausalLm {
     pub(crate) fn from_parts(
-        config: LlamaConfig,
+        spec: ModelSpec,
         embed_tokens: Weight,
         layers: Vec<DecoderLayer>,
         norm: RmsNorm,
         lm_head: Option<Weight>,
     ) -> Self {
         Self {
-            config,
+            spec,
             embed_tokens,
             layers,
             norm,
@@ -83,9 +85,9 @@ impl Llama {
         }
     }
 
-    /// The model's shape.
-    pub fn config(&self) -> &LlamaConfig {
-        &self.config
+    /// What the model is made of.
+    pub fn spec(&self) -> &ModelSpec {
+        &self.spec
     }
 
     /// The device of the base weights.
@@ -106,10 +108,11 @@ impl Llama {
     /// Rotary tables and boundaries of a batch.
     pub fn context(&self, tokens: &Tokens, dropout_seed: Option<u64>) -> Context {
         Context {
-            tables: self
-                .config
-                .rope
-                .tables(&tokens.position_ids, &self.device().inner()),
+            tables: rope::tables(
+                &self.spec.rope,
+                &tokens.position_ids,
+                &self.device().inner(),
+            ),
             segments: tokens.segments.clone(),
             dropout_seed,
         }
@@ -203,7 +206,7 @@ impl Llama {
             .collect();
         let sequences: Vec<&[u32]> = ids.chunks(s.max(1)).collect();
         let hidden = self.forward_hidden(&Tokens::from_sequences(&sequences), None);
-        self.logits(hidden).reshape([b, s, self.config.vocab_size])
+        self.logits(hidden).reshape([b, s, self.spec.vocab_size])
     }
 
     /// Σ nll over the supervised positions in nats, differentiable. Divide by the number of targets
@@ -239,7 +242,7 @@ impl Llama {
     /// # Errors
     /// Settings that do not fit the model.
     pub fn with_lora(mut self, config: &LoraConfig, seed: u64) -> Result<Self, LoadError> {
-        config.validate(self.config.num_hidden_layers)?;
+        config.validate(self.layers.len())?;
         let (device, dtype) = (self.device(), self.dtype());
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         self.replace_adapters(|layer, target, projection| {
@@ -261,7 +264,7 @@ impl Llama {
             let module = module.clone();
             return Err(LoadError::AdapterModule { module });
         }
-        adapter.config.validate(self.config.num_hidden_layers)?;
+        adapter.config.validate(self.layers.len())?;
         let (device, dtype) = (self.device(), self.dtype());
         self.replace_adapters(|layer, target, projection| {
             let path = target.path(layer);
@@ -409,10 +412,7 @@ impl Llama {
 
     /// Visits every frozen tensor under its checkpoint name: to quantise it, or to train it.
     pub fn visit_base_mut(&mut self, mut visit: impl FnMut(&str, BaseTensor<'_>)) {
-        visit(
-            "model.embed_tokens.weight",
-            BaseTensor::Matrix(&mut self.embed_tokens),
-        );
+        visit(EMBEDDING, BaseTensor::Matrix(&mut self.embed_tokens));
         for (i, layer) in self.layers.iter_mut().enumerate() {
             for target in TargetModule::ALL {
                 let path = target.path(i);
@@ -423,29 +423,21 @@ impl Llama {
                     visit(&format!("{path}.bias"), BaseTensor::Vector(bias));
                 }
             }
-            for (name, norm) in [
-                ("input_layernorm", &mut layer.input_layernorm),
-                (
-                    "post_attention_layernorm",
-                    &mut layer.post_attention_layernorm,
-                ),
-            ] {
-                let name = format!("model.layers.{i}.{name}.weight");
-                visit(&name, BaseTensor::Vector(norm.weight_mut()));
+            for norm in [Norm::Input, Norm::PostAttention] {
+                let weight = layer.norm_mut(norm).weight_mut();
+                visit(&norm.tensor(i), BaseTensor::Vector(weight));
             }
         }
-        visit(
-            "model.norm.weight",
-            BaseTensor::Vector(self.norm.weight_mut()),
-        );
+        visit(FINAL_NORM, BaseTensor::Vector(self.norm.weight_mut()));
         if let Some(head) = &mut self.lm_head {
-            visit("lm_head.weight", BaseTensor::Matrix(head));
+            visit(HEAD, BaseTensor::Matrix(head));
         }
     }
 
     fn can_adapt(&self, path: &str) -> bool {
-        let is_path = |layer| TargetModule::ALL.iter().any(|t| t.path(layer) == path);
-        (0..self.config.num_hidden_layers).any(is_path)
+        self.spec
+            .projections()
+            .any(|(layer, target)| target.path(layer) == path)
     }
 
     fn replace_adapters(

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use backdraft_arch::{TargetModule, UnknownTarget};
+use crate::target::{TargetModule, UnknownTarget};
 
 /// Low-rank adaptation of a model.
 #[derive(Clone, Debug, PartialEq)]

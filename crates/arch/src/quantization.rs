@@ -1,6 +1,6 @@
 //! Which matrix is stored how.
 
-use backdraft_kernels::codebook::FourBitFormat;
+use crate::four_bit::FourBitFormat;
 
 /// How a matrix is quantised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -1,40 +1,14 @@
-//! The shape of a model, from its `config.json`.
+//! Reading a `config.json`.
+//!
+//! What all decoders have in common is read here, what a family has of its own in [`families`](crate::families).
+//! Unknown keys are ignored; an active feature that is not supported is refused by name.
 
 use serde_json::{Map, Value};
 
+use crate::families::Family;
 use crate::rope::{RopeConfig, RopeScaling, yarn_mscale};
-
-/// A Llama's shape. Unknown keys of a `config.json` are ignored; an active feature that is not
-/// supported is refused by name.
-#[derive(Clone, Debug, PartialEq)]
-pub struct LlamaConfig {
-    /// Tokens in the vocabulary.
-    pub vocab_size: usize,
-    /// Features of the residual stream.
-    pub hidden_size: usize,
-    /// Features inside the MLP.
-    pub intermediate_size: usize,
-    /// Decoder layers.
-    pub num_hidden_layers: usize,
-    /// Query heads.
-    pub num_attention_heads: usize,
-    /// Key–value heads.
-    pub num_key_value_heads: usize,
-    /// Features of a head.
-    pub head_dim: usize,
-    /// ε of the norms.
-    pub rms_norm_eps: f64,
-    /// Longest sequence the model was made for, in tokens.
-    pub max_position_embeddings: usize,
-    /// Whether the head is the embedding.
-    pub tie_word_embeddings: bool,
-    /// Biases on q, k, v and o.
-    pub attention_bias: bool,
-    /// Biases in the MLP.
-    pub mlp_bias: bool,
-    /// Rotary embedding.
-    pub rope: RopeConfig,
-}
+use crate::spec::{LayerSpec, ModelSpec};
+use crate::target::TargetSet;
 
 /// Why a `config.json` does not describe a model that can be loaded.
 #[derive(Debug, thiserror::Error, PartialEq)]
@@ -78,7 +52,7 @@ pub enum ConfigError {
     },
 }
 
-impl LlamaConfig {
+impl ModelSpec {
     /// Reads the object of a `config.json`.
     ///
     /// # Errors
@@ -89,73 +63,92 @@ impl LlamaConfig {
                 .as_object()
                 .ok_or(ConfigError::Missing { key: "model_type" })?,
         );
+        let family = family(&keys)?;
         refuse_unsupported(&keys)?;
-        let hidden_size = keys.size("hidden_size")?;
-        let num_attention_heads = keys.size("num_attention_heads")?;
-        let head_dim = match keys.optional("head_dim") {
-            Some(_) => keys.size("head_dim")?,
-            None if hidden_size.is_multiple_of(num_attention_heads) => {
-                hidden_size / num_attention_heads
-            }
-            None => {
-                return Err(ConfigError::Inconsistent {
-                    key: "hidden_size",
-                    actual: hidden_size,
-                    expected: format!(
-                        "a multiple of num_attention_heads = {num_attention_heads}, or head_dim beside it"
-                    ),
-                });
-            }
-        };
-        let max_position_embeddings = keys.size_or("max_position_embeddings", 2048)?;
-        let config = Self {
-            vocab_size: keys.size("vocab_size")?,
-            hidden_size,
-            intermediate_size: keys.size("intermediate_size")?,
-            num_hidden_layers: keys.size("num_hidden_layers")?,
-            num_attention_heads,
-            num_key_value_heads: keys.size_or("num_key_value_heads", num_attention_heads)?,
-            head_dim,
-            rms_norm_eps: keys.number_or("rms_norm_eps", 1e-6)?,
-            max_position_embeddings,
-            tie_word_embeddings: keys.flag_or("tie_word_embeddings", false)?,
-            attention_bias: keys.flag_or("attention_bias", false)?,
-            mlp_bias: keys.flag_or("mlp_bias", false)?,
-            rope: rope(&keys, head_dim, max_position_embeddings)?,
-        };
-        config.check()?;
-        Ok(config)
+        let mut spec = decoder(&keys, family)?;
+        family.describe(&keys, &mut spec)?;
+        check(&spec)?;
+        Ok(spec)
     }
+}
 
-    fn check(&self) -> Result<(), ConfigError> {
-        let inconsistent = |key, actual, expected: String| {
-            Err(ConfigError::Inconsistent {
-                key,
-                actual,
-                expected,
-            })
-        };
-        if !self
-            .num_attention_heads
-            .is_multiple_of(self.num_key_value_heads)
-        {
-            let expected = format!(
-                "a divisor of num_attention_heads = {}",
-                self.num_attention_heads
-            );
-            return inconsistent("num_key_value_heads", self.num_key_value_heads, expected);
+fn family(keys: &Keys<'_>) -> Result<Family, ConfigError> {
+    let key = "model_type";
+    let value = keys.optional(key).ok_or(ConfigError::Missing { key })?;
+    let named = value.as_str().and_then(Family::of_model_type);
+    named.ok_or_else(|| ConfigError::Unsupported {
+        key,
+        actual: value.to_string(),
+        supported: Family::supported(),
+    })
+}
+
+/// What every family has: all layers alike, full attention, no biases.
+fn decoder(keys: &Keys<'_>, family: Family) -> Result<ModelSpec, ConfigError> {
+    let hidden_size = keys.size("hidden_size")?;
+    let num_attention_heads = keys.size("num_attention_heads")?;
+    let head_dim = match keys.optional("head_dim") {
+        Some(_) => keys.size("head_dim")?,
+        None if hidden_size.is_multiple_of(num_attention_heads) => {
+            hidden_size / num_attention_heads
         }
-        if !self.head_dim.is_multiple_of(2) {
-            return inconsistent("head_dim", self.head_dim, "an even number".to_owned());
+        None => {
+            return Err(ConfigError::Inconsistent {
+                key: "hidden_size",
+                actual: hidden_size,
+                expected: format!(
+                    "a multiple of num_attention_heads = {num_attention_heads}, or head_dim beside it"
+                ),
+            });
         }
-        if let RopeScaling::Factors(factors) = &self.rope.scaling
-            && factors.len() != self.head_dim / 2
-        {
-            let expected = format!("one factor for each of {} frequencies", self.head_dim / 2);
-            return inconsistent("rope factors", factors.len(), expected);
+    };
+    let layer = LayerSpec {
+        hidden_size,
+        intermediate_size: keys.size("intermediate_size")?,
+        num_attention_heads,
+        num_key_value_heads: keys.size_or("num_key_value_heads", num_attention_heads)?,
+        head_dim,
+        biases: TargetSet::NONE,
+    };
+    let max_position_embeddings = keys.size_or("max_position_embeddings", 2048)?;
+    Ok(ModelSpec {
+        family,
+        vocab_size: keys.size("vocab_size")?,
+        hidden_size,
+        rms_norm_eps: keys.number_or("rms_norm_eps", 1e-6)?,
+        max_position_embeddings,
+        tie_word_embeddings: keys.flag_or("tie_word_embeddings", false)?,
+        rope: rope(keys, head_dim, max_position_embeddings)?,
+        layers: vec![layer; keys.count("num_hidden_layers")?],
+    })
+}
+
+fn check(spec: &ModelSpec) -> Result<(), ConfigError> {
+    let inconsistent = |key, actual, expected: String| {
+        Err(ConfigError::Inconsistent {
+            key,
+            actual,
+            expected,
+        })
+    };
+    for layer in &spec.layers {
+        let (heads, groups) = (layer.num_attention_heads, layer.num_key_value_heads);
+        if !heads.is_multiple_of(groups) {
+            let expected = format!("a divisor of num_attention_heads = {heads}");
+            return inconsistent("num_key_value_heads", groups, expected);
         }
-        Ok(())
+        if !layer.head_dim.is_multiple_of(2) {
+            return inconsistent("head_dim", layer.head_dim, "an even number".to_owned());
+        }
     }
+    let half = spec.rope.head_dim / 2;
+    if let RopeScaling::Factors(factors) = &spec.rope.scaling
+        && factors.len() != half
+    {
+        let expected = format!("one factor for each of {half} frequencies");
+        return inconsistent("rope factors", factors.len(), expected);
+    }
+    Ok(())
 }
 
 fn refuse_unsupported(keys: &Keys<'_>) -> Result<(), ConfigError> {
@@ -168,10 +161,6 @@ fn refuse_unsupported(keys: &Keys<'_>) -> Result<(), ConfigError> {
             supported,
         }),
     };
-    let Some(_) = keys.optional("model_type") else {
-        return Err(ConfigError::Missing { key: "model_type" });
-    };
-    expect("model_type", "\"llama\"", &["llama"])?;
     expect("hidden_act", "\"silu\"", &["silu", "swish"])?;
     if let Some(actual) = keys.optional("sliding_window") {
         return Err(ConfigError::Unsupported {
@@ -292,14 +281,14 @@ fn yarn(keys: &Keys<'_>, original: f64) -> Result<RopeScaling, ConfigError> {
 }
 
 /// Typed access to an object; `null` counts as absent.
-struct Keys<'a>(&'a Map<String, Value>);
+pub(crate) struct Keys<'a>(&'a Map<String, Value>);
 
 impl<'a> Keys<'a> {
-    fn optional(&self, key: &str) -> Option<&'a Value> {
+    pub(crate) fn optional(&self, key: &str) -> Option<&'a Value> {
         self.0.get(key).filter(|value| !value.is_null())
     }
 
-    fn size(&self, key: &'static str) -> Result<usize, ConfigError> {
+    pub(crate) fn size(&self, key: &'static str) -> Result<usize, ConfigError> {
         let value = self.optional(key).ok_or(ConfigError::Missing { key })?;
         // Far above any model, far below what could overflow a product of three.
         const LIMIT: u64 = 1 << 31;
@@ -309,11 +298,24 @@ impl<'a> Keys<'a> {
         }
     }
 
-    fn size_or(&self, key: &'static str, default: usize) -> Result<usize, ConfigError> {
+    /// A number of layers: each takes memory as soon as it is read.
+    pub(crate) fn count(&self, key: &'static str) -> Result<usize, ConfigError> {
+        const LIMIT: usize = 1 << 16;
+        match self.size(key)? {
+            count if count <= LIMIT => Ok(count),
+            count => Err(invalid(
+                key,
+                "a whole number of at most 65536",
+                &count.into(),
+            )),
+        }
+    }
+
+    pub(crate) fn size_or(&self, key: &'static str, default: usize) -> Result<usize, ConfigError> {
         self.optional(key).map_or(Ok(default), |_| self.size(key))
     }
 
-    fn number(&self, key: &'static str) -> Result<f64, ConfigError> {
+    pub(crate) fn number(&self, key: &'static str) -> Result<f64, ConfigError> {
         let value = self.optional(key).ok_or(ConfigError::Missing { key })?;
         value
             .as_f64()
@@ -321,11 +323,11 @@ impl<'a> Keys<'a> {
             .ok_or_else(|| invalid(key, "a finite number of at least 0", value))
     }
 
-    fn number_or(&self, key: &'static str, default: f64) -> Result<f64, ConfigError> {
+    pub(crate) fn number_or(&self, key: &'static str, default: f64) -> Result<f64, ConfigError> {
         self.optional(key).map_or(Ok(default), |_| self.number(key))
     }
 
-    fn flag_or(&self, key: &'static str, default: bool) -> Result<bool, ConfigError> {
+    pub(crate) fn flag_or(&self, key: &'static str, default: bool) -> Result<bool, ConfigError> {
         self.optional(key).map_or(Ok(default), |value| {
             value
                 .as_bool()
@@ -334,7 +336,7 @@ impl<'a> Keys<'a> {
     }
 }
 
-fn invalid(key: &'static str, expected: &'static str, actual: &Value) -> ConfigError {
+pub(crate) fn invalid(key: &'static str, expected: &'static str, actual: &Value) -> ConfigError {
     let actual: String = actual.to_string().chars().take(60).collect();
     ConfigError::Invalid {
         key,
@@ -363,7 +365,7 @@ mod tests {
         for (key, value) in change.as_object().unwrap() {
             config[key] = value.clone();
         }
-        let actual = match LlamaConfig::from_hf(&config) {
+        let actual = match ModelSpec::from_hf(&config) {
             Ok(_) => "fine".to_owned(),
             Err(error) => error.to_string(),
         };
@@ -372,8 +374,8 @@ mod tests {
 
     #[test]
     fn unknown_keys_are_ignored_and_defaults_filled_in() {
-        let config = LlamaConfig::from_hf(&config()).unwrap();
-        assert_eq!(config.head_dim, 16);
+        let config = ModelSpec::from_hf(&config()).unwrap();
+        assert_eq!(config.layers[0].head_dim, 16);
         assert!(!config.tie_word_embeddings);
         assert_eq!(config.rope.scaling, RopeScaling::Default);
     }
@@ -439,8 +441,8 @@ mod tests {
         new["rope_parameters"] = scaling;
         new["rope_parameters"]["rope_theta"] = json!(500000.0);
         let (old, new) = (
-            LlamaConfig::from_hf(&old).unwrap(),
-            LlamaConfig::from_hf(&new).unwrap(),
+            ModelSpec::from_hf(&old).unwrap(),
+            ModelSpec::from_hf(&new).unwrap(),
         );
         assert_eq!(old, new);
     }

@@ -1,0 +1,140 @@
+//! What a model is made of: its layers, their matrices and vectors, with names and shapes.
+
+use crate::families::Family;
+use crate::ops::Norm;
+use crate::rope::RopeConfig;
+use crate::target::{TargetModule, TargetSet};
+
+/// The name of the embedding.
+pub const EMBEDDING: &str = "model.embed_tokens.weight";
+/// The name of the norm before the head.
+pub const FINAL_NORM: &str = "model.norm.weight";
+/// The name of a head that is not the embedding.
+pub const HEAD: &str = "lm_head.weight";
+
+/// A decoder-only language model. Names are those of `config.json`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelSpec {
+    /// The family that it belongs to.
+    pub family: Family,
+    /// Tokens in the vocabulary.
+    pub vocab_size: usize,
+    /// Features of the residual stream.
+    pub hidden_size: usize,
+    /// ε of the norms.
+    pub rms_norm_eps: f64,
+    /// Longest sequence the model was made for, in tokens.
+    pub max_position_embeddings: usize,
+    /// Whether the head is the embedding.
+    pub tie_word_embeddings: bool,
+    /// Rotary embedding.
+    pub rope: RopeConfig,
+    /// The decoder layers, first to last; at least one.
+    pub layers: Vec<LayerSpec>,
+}
+
+/// One decoder layer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LayerSpec {
+    /// Features of the residual stream.
+    pub hidden_size: usize,
+    /// Features inside the MLP.
+    pub intermediate_size: usize,
+    /// Query heads.
+    pub num_attention_heads: usize,
+    /// Key–value heads.
+    pub num_key_value_heads: usize,
+    /// Features of a head.
+    pub head_dim: usize,
+    /// The projections that have a bias.
+    pub biases: TargetSet,
+}
+
+/// A tensor of a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorSpec {
+    /// Its name in Hugging Face's files.
+    pub name: String,
+    /// Row by row: `[out, in]` for a matrix.
+    pub shape: Vec<usize>,
+}
+
+impl TensorSpec {
+    fn new(name: String, shape: impl Into<Vec<usize>>) -> Self {
+        let shape = shape.into();
+        Self { name, shape }
+    }
+
+    /// How many values it has.
+    #[must_use]
+    pub fn num_values(&self) -> usize {
+        self.shape.iter().product()
+    }
+}
+
+impl LayerSpec {
+    /// The shape of a projection's weight, `[out, in]`.
+    #[must_use]
+    pub fn shape(&self, target: TargetModule) -> [usize; 2] {
+        let (hidden, inner) = (self.hidden_size, self.intermediate_size);
+        let query = self.num_attention_heads * self.head_dim;
+        let key_value = self.num_key_value_heads * self.head_dim;
+        match target {
+            TargetModule::QProj => [query, hidden],
+            TargetModule::KProj | TargetModule::VProj => [key_value, hidden],
+            TargetModule::OProj => [hidden, query],
+            TargetModule::GateProj | TargetModule::UpProj => [inner, hidden],
+            TargetModule::DownProj => [hidden, inner],
+        }
+    }
+
+    /// Its norms with the lengths of their weights.
+    pub fn norms(&self) -> impl Iterator<Item = (Norm, usize)> + use<> {
+        [Norm::Input, Norm::PostAttention]
+            .map(|norm| (norm, self.hidden_size))
+            .into_iter()
+    }
+
+    /// Values of an adapter of rank `rank` on each projection.
+    #[must_use]
+    pub fn adapter_params(&self, rank: usize) -> usize {
+        let sides = TargetModule::ALL.map(|target| self.shape(target).iter().sum::<usize>());
+        rank * sides.iter().sum::<usize>()
+    }
+
+    /// Every tensor of layer `index`.
+    pub fn tensors(&self, index: usize) -> impl Iterator<Item = TensorSpec> {
+        let norms = self
+            .norms()
+            .map(move |(norm, length)| TensorSpec::new(norm.tensor(index), [length]));
+        let projections = TargetModule::ALL.into_iter().flat_map(move |target| {
+            let shape = self.shape(target);
+            let path = target.path(index);
+            let bias = self
+                .biases
+                .contains(target)
+                .then(|| TensorSpec::new(format!("{path}.bias"), [shape[0]]));
+            std::iter::once(TensorSpec::new(format!("{path}.weight"), shape)).chain(bias)
+        });
+        norms.chain(projections)
+    }
+}
+
+impl ModelSpec {
+    /// Every tensor, in the order of the forward pass.
+    pub fn tensors(&self) -> impl Iterator<Item = TensorSpec> {
+        let table = [self.vocab_size, self.hidden_size];
+        let layers = self.layers.iter().enumerate();
+        let head = (!self.tie_word_embeddings).then(|| TensorSpec::new(HEAD.to_owned(), table));
+        std::iter::once(TensorSpec::new(EMBEDDING.to_owned(), table))
+            .chain(layers.flat_map(|(index, layer)| layer.tensors(index)))
+            .chain([TensorSpec::new(FINAL_NORM.to_owned(), [self.hidden_size])])
+            .chain(head)
+    }
+
+    /// Every projection of every layer, with its layer.
+    pub fn projections(&self) -> impl Iterator<Item = (usize, TargetModule)> + use<> {
+        let layers = 0..self.layers.len();
+        layers.flat_map(|layer| TargetModule::ALL.map(|target| (layer, target)))
+    }
+}

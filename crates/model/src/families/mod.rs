@@ -1,3 +1,0 @@
-//! Model families.
-
-pub(crate) mod llama;
