@@ -190,6 +190,10 @@ impl Reader<'_> {
             spec.num_key_value_heads,
             spec.head_dim,
         );
+        let layout = match spec.sliding_window {
+            Some(window) => layout.with_window(window),
+            None => layout,
+        };
         let projection = |target| self.projection(index, target, spec);
         let attention = [
             projection(TargetModule::QProj)?,
@@ -202,12 +206,23 @@ impl Reader<'_> {
             up_proj: projection(TargetModule::UpProj)?,
             down_proj: projection(TargetModule::DownProj)?,
         };
-        let norm = |norm: Norm| self.norm(&norm.tensor(index), spec.hidden_size, eps);
-        let norms = [norm(Norm::Input)?, norm(Norm::PostAttention)?];
+        let norm = |norm: Norm, features| self.norm(&norm.tensor(index), features, eps);
+        let hidden = spec.hidden_size;
+        let norms = [
+            norm(Norm::Input, hidden)?,
+            norm(Norm::PostAttention, hidden)?,
+        ];
+        let head_norms = match spec.head_norms {
+            true => Some([
+                norm(Norm::Query, spec.head_dim)?,
+                norm(Norm::Key, spec.head_dim)?,
+            ]),
+            false => None,
+        };
         Ok(DecoderLayer::new(
             index,
             norms,
-            Attention::new(attention, layout),
+            Attention::new(attention, head_norms, layout),
             mlp,
         ))
     }
