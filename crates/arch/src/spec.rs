@@ -107,7 +107,7 @@ impl LayerSpec {
         rank * sides.iter().sum::<usize>()
     }
 
-    /// Every tensor of layer `index`.
+    /// Every tensor of layer `index`, norms first.
     pub fn tensors(&self, index: usize) -> impl Iterator<Item = TensorSpec> {
         let norms = self
             .norms()
@@ -126,7 +126,7 @@ impl LayerSpec {
 }
 
 impl ModelSpec {
-    /// Every tensor, in the order of the forward pass.
+    /// Every tensor, layer by layer.
     pub fn tensors(&self) -> impl Iterator<Item = TensorSpec> {
         let table = [self.vocab_size, self.hidden_size];
         let layers = self.layers.iter().enumerate();

@@ -1,4 +1,4 @@
-//! Llama: embedding, decoder layers, norm and head.
+//! A language model: embedding, decoder layers, norm and head.
 
 use backdraft_arch::ModelSpec;
 use backdraft_arch::spec::{EMBEDDING, FINAL_NORM, HEAD};
@@ -16,7 +16,7 @@ use crate::layers::{Context, DecoderLayer, RmsNorm};
 use crate::rope;
 use crate::tokens::{Targets, Tokens};
 
-/// A causal language model of the Llama family.
+/// A causal language model of one of the families of [`ModelSpec`].
 ///
 /// Only its adapters are Burn parameters; see [`Projection`].
 #[derive(Module, Debug)]

@@ -148,8 +148,8 @@ fn check_codes(source: &ModelSource, plan: Option<&QuantizationPlan>) -> Result<
         };
         let scheme = base::scheme(kind);
         let listed = QuantizationPlan {
-            scheme,
             skip_modules: stored.skip_modules.clone(),
+            ..QuantizationPlan::new(scheme)
         };
         let not_skipped = |list| LoadError::NotSkipped {
             path: path(),
@@ -160,16 +160,16 @@ fn check_codes(source: &ModelSource, plan: Option<&QuantizationPlan>) -> Result<
             let list = "`quantization_config.llm_int8_skip_modules` in config.json";
             return Err(not_skipped(list));
         }
-        match plan {
-            Some(plan) if plan.scheme != scheme => {
+        match plan.map(|plan| (plan, plan.scheme_for(module))) {
+            Some((plan, None)) if plan.scheme == scheme => {
+                return Err(not_skipped("the list of modules to skip that was given"));
+            }
+            Some((plan, asked)) if asked != Some(scheme) => {
                 return Err(LoadError::OtherCodes {
                     path: path(),
-                    expected: plan.scheme.to_string(),
+                    expected: asked.unwrap_or(plan.scheme).to_string(),
                     actual: scheme.to_string(),
                 });
-            }
-            Some(plan) if plan.scheme_for(module).is_none() => {
-                return Err(not_skipped("the list of modules to skip that was given"));
             }
             _ => {}
         }
