@@ -85,11 +85,11 @@ fn golden_smollm2_prompts() {
 fn golden_tokenizers() {
     let Some(folder) = std::env::var_os("BACKDRAFT_TOKENIZERS").map(PathBuf::from) else {
         eprintln!(
-            "nothing checked: BACKDRAFT_TOKENIZERS names no folder with llama2.json, llama3_1.json, qwen3.json"
+            "nothing checked: BACKDRAFT_TOKENIZERS names no folder with llama2.json, llama3_1.json, qwen3.json, tekken.json"
         );
         return;
     };
-    for name in ["llama2", "llama3_1", "qwen3"] {
+    for name in ["llama2", "llama3_1", "qwen3", "tekken"] {
         let Some(expected) = golden(&format!("misc/tokenizer_{name}.json")) else {
             continue;
         };

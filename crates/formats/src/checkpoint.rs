@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 
 use crate::bnb::{BnbConfig, BnbKind, BnbMaps, BnbTensor};
 use crate::error::{FormatError, Result};
-use crate::gguf::GgufLlama;
+use crate::gguf::GgufModel;
 use crate::hf_dir::HfDir;
 use crate::json;
 use crate::tensor::{RawTensor, TensorInfo};
@@ -22,8 +22,8 @@ use crate::tokenizer_files::TokenizerFiles;
 pub enum ModelSource {
     /// A directory with `config.json` and safetensors.
     Hf(Box<HfDir>),
-    /// A GGUF file with a Llama in it.
-    Gguf(Box<GgufLlama>),
+    /// A GGUF file with a decoder of a supported architecture in it.
+    Gguf(Box<GgufModel>),
 }
 
 /// Keys of a config that say nothing about the weights.
@@ -49,7 +49,7 @@ impl ModelSource {
             .extension()
             .is_some_and(|ending| ending.eq_ignore_ascii_case("gguf"));
         if is_gguf && !path.is_dir() {
-            GgufLlama::open(path).map(|gguf| Self::Gguf(Box::new(gguf)))
+            GgufModel::open(path).map(|gguf| Self::Gguf(Box::new(gguf)))
         } else {
             let directory = HfDir::open(path)?;
             let directory = match head_contradicts_config(&directory)? {

@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use backdraft_formats::gguf::{GgmlType, GgufFile, GgufLlama, GgufValue, dequantize};
+use backdraft_formats::gguf::{GgmlType, GgufFile, GgufModel, GgufValue, dequantize};
 use backdraft_formats::{Existing, ModelSource, SafetensorsFile, SafetensorsWriter};
 use backdraft_testkit::golden;
 use serde_json::{Value, json};
@@ -16,7 +16,7 @@ fn read_json(path: &Path) -> Value {
 }
 
 /// The SmolLM2 weights, which are not kept in the project.
-fn smollm2() -> Option<GgufLlama> {
+fn smollm2() -> Option<GgufModel> {
     let file = "backdraft/models/SmolLM2-135M-Instruct.Q4_1.gguf";
     let variable = |name| std::env::var_os(name).map(PathBuf::from);
     let path = variable("BACKDRAFT_SMOLLM2")
@@ -26,7 +26,7 @@ fn smollm2() -> Option<GgufLlama> {
         println!("nothing is tested: {} is not there", path.display());
         return None;
     }
-    Some(GgufLlama::open(path).unwrap())
+    Some(GgufModel::open(path).unwrap())
 }
 
 fn hex(bytes: impl AsRef<[u8]>) -> String {
@@ -117,7 +117,7 @@ fn golden_smollm2_metadata() {
     }
 }
 
-fn metadata_list(model: &GgufLlama, key: &str) -> Vec<Value> {
+fn metadata_list(model: &GgufModel, key: &str) -> Vec<Value> {
     let metadata = model.file().metadata();
     match metadata.strings(key) {
         Ok(strings) => strings.unwrap().into_iter().map(Into::into).collect(),
@@ -171,7 +171,7 @@ fn golden_smollm2_tensors() {
 }
 
 /// In Hugging Face's terms: the same values, with the rows of q and k drawn apart.
-fn check_rows(model: &GgufLlama, name: &str, values: &[f32]) {
+fn check_rows(model: &GgufModel, name: &str, values: &[f32]) {
     let Some(layer) = name.strip_prefix("blk.") else {
         return;
     };

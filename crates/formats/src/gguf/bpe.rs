@@ -17,14 +17,17 @@ enum PreTokenizer {
     Llama3,
     /// Qwen 2: digits alone, text in NFC.
     Qwen2,
+    /// Mistral's from Nemo on: words by the case of their letters, digits alone; a piece that is a token is not merged.
+    Tekken,
     /// What llama.cpp does with a file that says `default`.
     LlamaCppDefault,
 }
 
-const KNOWN: &str = "smollm, llama-bpe, llama3, llama-v3, qwen2, gpt-2 and default";
+const KNOWN: &str = "smollm, llama-bpe, llama3, llama-v3, qwen2, tekken, gpt-2 and default";
 
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// Each expression splits the pieces that the one before it left.
 const DEFAULT: [&str; 4] = [
     r"[\p{P}\$\+<=>\^~\|]+",
@@ -40,6 +43,7 @@ impl PreTokenizer {
             Some("smollm") => Ok(Self::SmolLm),
             Some("llama-bpe" | "llama3" | "llama-v3") => Ok(Self::Llama3),
             Some("qwen2") => Ok(Self::Qwen2),
+            Some("tekken") => Ok(Self::Tekken),
             Some("default") => Ok(Self::LlamaCppDefault),
             other => Err(GgufTokenizerError::PreTokenizer {
                 actual: other.unwrap_or_default().into(),
@@ -54,12 +58,22 @@ impl PreTokenizer {
             Self::SmolLm => vec![json!({"type": "Digits", "individual_digits": true})],
             Self::Llama3 => vec![split(LLAMA3)],
             Self::Qwen2 => vec![split(QWEN2)],
+            Self::Tekken => vec![split(TEKKEN)],
             Self::LlamaCppDefault => DEFAULT.map(split).to_vec(),
         };
         // The byte-level step brings the GPT-2 expression along.
         let gpt2_regex = matches!(self, Self::Gpt2 | Self::SmolLm);
         steps.push(byte_level(false, true, gpt2_regex));
         json!({"type": "Sequence", "pretokenizers": steps})
+    }
+
+    /// Whether a piece that is a token stays whole, and whether a text begins with BOS where the metadata does not say:
+    /// llama.cpp's defaults, the same for both.
+    const fn takes_whole_tokens(self) -> bool {
+        match self {
+            Self::Llama3 | Self::Tekken => true,
+            Self::Gpt2 | Self::SmolLm | Self::Qwen2 | Self::LlamaCppDefault => false,
+        }
     }
 
     fn normalizer(self) -> Value {
@@ -94,8 +108,7 @@ pub(super) fn tokenizer_json(
     special: &mut SpecialTokens,
 ) -> Result<Value, GgufTokenizerError> {
     let pre = PreTokenizer::from_name(metadata.str("tokenizer.ggml.pre")?)?;
-    if pre == PreTokenizer::Llama3 {
-        // llama.cpp's default for this family; the metadata rarely says.
+    if pre.takes_whole_tokens() {
         special.add_bos.get_or_insert(special.bos.is_some());
     }
     let merges = merges(metadata, &vocabulary)?;
@@ -135,7 +148,7 @@ pub(super) fn tokenizer_json(
             "end_of_word_suffix": null,
             "fuse_unk": false,
             "byte_fallback": false,
-            "ignore_merges": pre == PreTokenizer::Llama3,
+            "ignore_merges": pre.takes_whole_tokens(),
             "vocab": vocabulary.ids,
             "merges": merges,
         },

@@ -1,12 +1,13 @@
-//! The metadata of a Llama as a Hugging Face `config.json`.
+//! The metadata of a decoder as a Hugging Face `config.json`.
 
 use serde_json::{Map, Value, json};
 
+use super::architectures::Architecture;
 use super::error::GgufError;
 use super::file::GgufFile;
 use super::value::GgufMetadata;
 
-/// Keys below `llama.` that are understood here; any other that is set is refused.
+/// Keys below the architecture's name that are understood here; any other that is set is refused.
 const KNOWN: [&str; 23] = [
     "attention.causal",
     "attention.head_count",
@@ -43,12 +44,20 @@ pub(super) struct Sizes {
 }
 
 /// The names of metadata keys, and typed access to them.
-struct Keys<'a>(GgufMetadata<'a>);
+struct Keys<'a> {
+    metadata: GgufMetadata<'a>,
+    architecture: Architecture,
+}
 
 impl Keys<'_> {
+    /// A key with the architecture before it.
+    fn full(&self, key: &str) -> String {
+        format!("{}.{key}", self.architecture.name())
+    }
+
     fn positive(&self, key: &str) -> Result<Option<u64>, GgufError> {
-        let key = format!("llama.{key}");
-        match self.0.unsigned(&key)? {
+        let key = self.full(key);
+        match self.metadata.unsigned(&key)? {
             Some(value) if value == 0 || value > u64::from(u32::MAX) => Err(GgufError::KeyValue {
                 key,
                 expected: "a number from 1 to 2^32",
@@ -60,13 +69,13 @@ impl Keys<'_> {
 
     fn required(&self, key: &str) -> Result<u64, GgufError> {
         self.positive(key)?.ok_or_else(|| GgufError::KeyMissing {
-            key: format!("llama.{key}"),
+            key: self.full(key),
         })
     }
 
     fn number(&self, key: &str) -> Result<Option<f64>, GgufError> {
-        let key = format!("llama.{key}");
-        match self.0.f64(&key)? {
+        let key = self.full(key);
+        match self.metadata.f64(&key)? {
             Some(value) if !value.is_finite() => Err(GgufError::KeyValue {
                 key,
                 expected: "a finite number",
@@ -78,36 +87,27 @@ impl Keys<'_> {
     }
 
     fn text(&self, key: &str) -> Result<Option<&str>, GgufError> {
-        self.0.str(&format!("llama.{key}"))
+        self.metadata.str(&self.full(key))
     }
 
     fn refuse_unless(&self, key: &str, fine: impl Fn(f64) -> bool) -> Result<(), GgufError> {
         match self.number(key)? {
-            Some(value) if !fine(value) => Err(feature(key, value)),
+            Some(value) if !fine(value) => Err(self.feature(key, value)),
             _ => Ok(()),
         }
     }
-}
 
-fn feature(key: &str, value: impl ToString) -> GgufError {
-    GgufError::Feature {
-        key: format!("llama.{key}"),
-        actual: value.to_string(),
-    }
-}
-
-/// Refuses what is not a Llama of the kind that the model code knows.
-pub(super) fn check_architecture(metadata: &GgufMetadata<'_>) -> Result<(), GgufError> {
-    let key = "general.architecture";
-    match metadata.str(key)? {
-        Some("llama") => {}
-        Some(actual) => {
-            return Err(GgufError::Architecture {
-                actual: actual.into(),
-            });
+    fn feature(&self, key: &str, value: impl ToString) -> GgufError {
+        GgufError::Feature {
+            key: self.full(key),
+            actual: value.to_string(),
         }
-        None => return Err(GgufError::KeyMissing { key: key.into() }),
     }
+}
+
+/// The architecture, if every active feature is one that the model code knows.
+pub(super) fn architecture(metadata: GgufMetadata<'_>) -> Result<Architecture, GgufError> {
+    let architecture = Architecture::of(metadata)?;
     match metadata.str("general.type")? {
         None | Some("model") => {}
         Some(actual) => {
@@ -120,10 +120,15 @@ pub(super) fn check_architecture(metadata: &GgufMetadata<'_>) -> Result<(), Gguf
     if let Some(actual) = metadata.unsigned("split.count")?.filter(|parts| *parts > 1) {
         return Err(GgufError::Split { actual });
     }
+    let keys = Keys {
+        metadata,
+        architecture,
+    };
+    let prefix = keys.full("");
     for (key, value) in metadata.iter() {
         let known = key
-            .strip_prefix("llama.")
-            .is_none_or(|key| KNOWN.contains(&key));
+            .strip_prefix(&prefix)
+            .is_none_or(|key| KNOWN.contains(&key) || architecture.has_key(key));
         if !known && !value.is_inactive() {
             return Err(GgufError::Feature {
                 key: key.into(),
@@ -131,15 +136,21 @@ pub(super) fn check_architecture(metadata: &GgufMetadata<'_>) -> Result<(), Gguf
             });
         }
     }
-    if metadata.bool("llama.attention.causal")? == Some(false) {
-        return Err(feature("attention.causal", false));
+    if metadata.bool(&keys.full("attention.causal"))? == Some(false) {
+        return Err(keys.feature("attention.causal", false));
     }
-    Ok(())
+    Ok(architecture)
 }
 
 /// Head counts and sizes.
-pub(super) fn sizes(metadata: GgufMetadata<'_>) -> Result<Sizes, GgufError> {
-    let keys = Keys(metadata);
+pub(super) fn sizes(
+    metadata: GgufMetadata<'_>,
+    architecture: Architecture,
+) -> Result<Sizes, GgufError> {
+    let keys = Keys {
+        metadata,
+        architecture,
+    };
     let heads = keys.required("attention.head_count")?;
     let hidden = keys.required("embedding_length")?;
     let head_dim = match keys.positive("attention.key_length")? {
@@ -147,18 +158,18 @@ pub(super) fn sizes(metadata: GgufMetadata<'_>) -> Result<Sizes, GgufError> {
         None if hidden.is_multiple_of(heads) => hidden / heads,
         None => {
             return Err(GgufError::KeyValue {
-                key: "llama.attention.head_count".into(),
-                expected: "a divisor of llama.embedding_length",
+                key: keys.full("attention.head_count"),
+                expected: "a divisor of the embedding length, or a key length beside it",
                 actual: heads.to_string(),
             });
         }
     };
     if !head_dim.is_multiple_of(2) {
-        return Err(feature("attention.key_length", head_dim));
+        return Err(keys.feature("attention.key_length", head_dim));
     }
     for key in ["attention.value_length", "rope.dimension_count"] {
         if let Some(other) = keys.positive(key)?.filter(|other| *other != head_dim) {
-            return Err(feature(key, other));
+            return Err(keys.feature(key, other));
         }
     }
     let key_value_heads = keys.positive("attention.head_count_kv")?.unwrap_or(heads);
@@ -172,19 +183,23 @@ pub(super) fn sizes(metadata: GgufMetadata<'_>) -> Result<Sizes, GgufError> {
 }
 
 /// The `config.json` that transformers would have written.
-pub(super) fn config(file: &GgufFile, sizes: Sizes) -> Result<Value, GgufError> {
-    let keys = Keys(file.metadata());
+pub(super) fn config(
+    file: &GgufFile,
+    sizes: Sizes,
+    architecture: Architecture,
+) -> Result<Value, GgufError> {
+    let keys = Keys {
+        metadata: file.metadata(),
+        architecture,
+    };
     let hidden_size = keys.required("embedding_length")?;
-    let mut config = json!({
-        "architectures": ["LlamaForCausalLM"],
-        "attention_bias": file.tensor("blk.0.attn_q.bias").is_some(),
+    let mut config = architecture.config(file)?;
+    let common = json!({
         "head_dim": sizes.head_dim,
         "hidden_act": "silu",
         "hidden_size": hidden_size,
         "intermediate_size": keys.required("feed_forward_length")?,
         "max_position_embeddings": keys.required("context_length")?,
-        "mlp_bias": file.tensor("blk.0.ffn_gate.bias").is_some(),
-        "model_type": "llama",
         "num_attention_heads": sizes.heads,
         "num_hidden_layers": sizes.layers,
         "num_key_value_heads": sizes.key_value_heads,
@@ -195,8 +210,10 @@ pub(super) fn config(file: &GgufFile, sizes: Sizes) -> Result<Value, GgufError> 
         "torch_dtype": "float32",
         "vocab_size": vocab_size(file, &keys, hidden_size)?,
     });
-    if let Value::Object(config) = &mut config {
-        special_tokens(&keys.0, config)?;
+    if let (Value::Object(config), Value::Object(common)) = (&mut config, common) {
+        config.extend(common);
+        config.sort_keys();
+        special_tokens(keys.metadata, config)?;
     }
     Ok(config)
 }
@@ -204,18 +221,16 @@ pub(super) fn config(file: &GgufFile, sizes: Sizes) -> Result<Value, GgufError> 
 fn rms_norm_eps(keys: &Keys<'_>) -> Result<f64, GgufError> {
     let key = "attention.layer_norm_rms_epsilon";
     keys.number(key)?.ok_or_else(|| GgufError::KeyMissing {
-        key: format!("llama.{key}"),
+        key: keys.full(key),
     })
 }
 
 /// The rows of the embedding; the metadata need not say.
 fn vocab_size(file: &GgufFile, keys: &Keys<'_>, hidden_size: u64) -> Result<u64, GgufError> {
     let name = "token_embd.weight";
-    let Some(embedding) = file.tensor(name) else {
-        return Err(GgufError::KeyMissing {
-            key: format!("(tensor) {name}"),
-        });
-    };
+    let embedding = file.tensor(name).ok_or_else(|| GgufError::TensorMissing {
+        tensor: name.into(),
+    })?;
     let claimed = keys.positive("vocab_size")?;
     match embedding.shape[..] {
         [rows, columns]
@@ -267,13 +282,13 @@ fn rope_scaling(keys: &Keys<'_>) -> Result<Value, GgufError> {
             }
             Ok(Value::Object(scaling))
         }
-        (Some(other), _) => Err(feature("rope.scaling.type", format!("{other:?}"))),
+        (Some(other), _) => Err(keys.feature("rope.scaling.type", format!("{other:?}"))),
     }
 }
 
 /// Special token ids; the end of a turn also ends generation, so `eos_token_id` may be a list.
 fn special_tokens(
-    metadata: &GgufMetadata<'_>,
+    metadata: GgufMetadata<'_>,
     config: &mut Map<String, Value>,
 ) -> Result<(), GgufError> {
     let id = |name| metadata.unsigned(&format!("tokenizer.ggml.{name}_token_id"));

@@ -203,11 +203,13 @@ pub enum GgufError {
         /// The number of parts.
         actual: u64,
     },
-    /// A model of another family.
-    #[error("its architecture is {actual:?}; only \"llama\" is supported")]
+    /// A model of an architecture that is not supported.
+    #[error("its architecture is {actual:?}; supported are {expected}")]
     Architecture {
         /// The value of `general.architecture`.
         actual: String,
+        /// Those that are supported.
+        expected: &'static str,
     },
     /// An active feature that the model code does not have.
     #[error("it uses {key} = {actual}, which is not supported")]
@@ -217,9 +219,23 @@ pub enum GgufError {
         /// Its value.
         actual: String,
     },
-    /// A tensor that a Llama does not have.
-    #[error("tensor {tensor} does not belong to a Llama of the supported kind")]
+    /// A tensor that the architecture does not have.
+    #[error(
+        "tensor {tensor} does not belong to a model of the architecture {architecture:?} with {layers} layers"
+    )]
     UnknownTensor {
+        /// The tensor.
+        tensor: String,
+        /// The value of `general.architecture`.
+        architecture: &'static str,
+        /// Its layers, by the metadata.
+        layers: u64,
+    },
+    /// A tensor that every model of the architecture has.
+    #[error(
+        "tensor {tensor} is missing; the file is damaged, or was not converted as llama.cpp does it"
+    )]
+    TensorMissing {
         /// The tensor.
         tensor: String,
     },

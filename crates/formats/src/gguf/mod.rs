@@ -1,18 +1,19 @@
 //! GGUF files, versions 2 and 3.
 //!
-//! [`GgufFile`] reads any file of the format, trusting none of its lengths; [`GgufLlama`] shows a
-//! Llama among them in Hugging Face's terms.
+//! [`GgufFile`] reads any file of the format, trusting none of its lengths; [`GgufModel`] shows a decoder of a
+//! supported architecture among them in Hugging Face's terms.
 //!
 //! # Source
 //! <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>
 
+mod architectures;
 mod bpe;
 mod config;
 mod dequantize;
 mod error;
 mod file;
 mod ggml_type;
-mod llama;
+mod model;
 mod names;
 mod reader;
 mod rope_freqs;
@@ -26,5 +27,5 @@ pub use dequantize::dequantize;
 pub use error::{GgufError, GgufTokenizerError};
 pub use file::{GgufFile, GgufTensor};
 pub use ggml_type::GgmlType;
-pub use llama::GgufLlama;
+pub use model::GgufModel;
 pub use value::{GgufArray, GgufMetadata, GgufValue, ValueType};

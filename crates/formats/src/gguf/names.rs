@@ -1,33 +1,43 @@
-//! Tensor names of a Llama: GGUF's and Hugging Face's.
+//! Tensor names of a decoder: GGUF's and Hugging Face's.
 
-/// What has to happen to a tensor's rows on the way.
+use super::architectures::Architecture;
+
+/// What a tensor's rows are, or the elements of a vector.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Rows {
-    /// They stay where they are.
-    AsTheyAre,
-    /// The rotary pairs of each query head are interleaved, and have to be drawn apart.
+    /// Nothing that has to do with heads.
+    Features,
+    /// Those of every query head.
     QueryHeads,
-    /// The same for key heads.
+    /// Those of every key head.
     KeyHeads,
+    /// Those of every value head.
+    ValueHeads,
+    /// Those of one head.
+    Head,
 }
 
 /// The factors by which Llama 3.1 divides its rotary frequencies; no Hugging Face model has them.
 pub(super) const ROPE_FREQS: &str = "rope_freqs.weight";
 
-/// The Hugging Face name of a tensor, and what has to happen to its rows; `None` if a Llama of
-/// `layers` layers has no such tensor.
-pub(super) fn hugging_face_name(name: &str, layers: u64) -> Option<(String, Rows)> {
+/// The Hugging Face name of a tensor, and what its rows are; `None` if a model of `layers` layers has no such tensor in
+/// this architecture.
+pub(super) fn hugging_face_name(
+    name: &str,
+    layers: u64,
+    architecture: Architecture,
+) -> Option<(String, Rows)> {
     let top = match name {
         "token_embd.weight" => "model.embed_tokens.weight",
         "output_norm.weight" => "model.norm.weight",
         "output.weight" => "lm_head.weight",
-        ROPE_FREQS => ROPE_FREQS,
-        _ => return layer_name(name, layers),
+        ROPE_FREQS if architecture.rope_factors() => ROPE_FREQS,
+        _ => return layer_name(name, layers, architecture),
     };
-    Some((top.into(), Rows::AsTheyAre))
+    Some((top.into(), Rows::Features))
 }
 
-fn layer_name(name: &str, layers: u64) -> Option<(String, Rows)> {
+fn layer_name(name: &str, layers: u64, architecture: Architecture) -> Option<(String, Rows)> {
     let (layer, rest) = name.strip_prefix("blk.")?.split_once('.')?;
     let number: u64 = layer.parse().ok().filter(|number| *number < layers)?;
     // "007" and "+7" would give two names to one layer.
@@ -35,25 +45,36 @@ fn layer_name(name: &str, layers: u64) -> Option<(String, Rows)> {
         return None;
     }
     let (module, parameter) = rest.rsplit_once('.')?;
+    if !architecture.has_parameter(module, parameter) {
+        return None;
+    }
     let (module, rows) = match module {
         "attn_q" => ("self_attn.q_proj", Rows::QueryHeads),
         "attn_k" => ("self_attn.k_proj", Rows::KeyHeads),
-        "attn_v" => ("self_attn.v_proj", Rows::AsTheyAre),
-        "attn_output" => ("self_attn.o_proj", Rows::AsTheyAre),
-        "ffn_gate" => ("mlp.gate_proj", Rows::AsTheyAre),
-        "ffn_up" => ("mlp.up_proj", Rows::AsTheyAre),
-        "ffn_down" => ("mlp.down_proj", Rows::AsTheyAre),
-        "attn_norm" => ("input_layernorm", Rows::AsTheyAre),
-        "ffn_norm" => ("post_attention_layernorm", Rows::AsTheyAre),
+        "attn_v" => ("self_attn.v_proj", Rows::ValueHeads),
+        "attn_output" => ("self_attn.o_proj", Rows::Features),
+        "attn_q_norm" => ("self_attn.q_norm", Rows::Head),
+        "attn_k_norm" => ("self_attn.k_norm", Rows::Head),
+        "ffn_gate" => ("mlp.gate_proj", Rows::Features),
+        "ffn_up" => ("mlp.up_proj", Rows::Features),
+        "ffn_down" => ("mlp.down_proj", Rows::Features),
+        "attn_norm" => ("input_layernorm", Rows::Features),
+        "ffn_norm" => ("post_attention_layernorm", Rows::Features),
         _ => return None,
     };
-    let has_bias = !module.ends_with("norm");
-    match parameter {
-        "weight" => {}
-        "bias" if has_bias => {}
-        _ => return None,
-    }
     Some((format!("model.layers.{number}.{module}.{parameter}"), rows))
+}
+
+/// The tensors without which a model of `layers` layers is none. A head may be the embedding.
+pub(super) fn required(layers: u64, architecture: Architecture) -> impl Iterator<Item = String> {
+    let layer = move |number| {
+        let parameters = architecture.layer_parameters();
+        parameters.map(move |(module, parameter)| format!("blk.{number}.{module}.{parameter}"))
+    };
+    ["token_embd.weight", "output_norm.weight"]
+        .map(str::to_owned)
+        .into_iter()
+        .chain((0..layers).flat_map(layer))
 }
 
 /// The row of the file that holds row `row` in Hugging Face's order.
@@ -72,7 +93,7 @@ mod tests {
 
     #[test]
     fn names_of_a_layer() {
-        let map = |name| hugging_face_name(name, 8);
+        let map = |name| hugging_face_name(name, 8, Architecture::Llama);
         assert_eq!(
             map("blk.7.attn_q.weight"),
             Some((
@@ -96,6 +117,34 @@ mod tests {
             "",
         ] {
             assert_eq!(map(unknown), None, "{unknown}");
+        }
+    }
+
+    #[test]
+    fn what_only_some_architectures_have() {
+        use Architecture::{Llama, Mistral, Qwen2, Qwen3};
+        let with = |name: &str| {
+            let all = [Llama, Mistral, Qwen2, Qwen3].into_iter();
+            all.filter(|it| hugging_face_name(name, 1, *it).is_some())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(with("blk.0.attn_q.bias"), [Llama, Qwen2]);
+        assert_eq!(with("blk.0.attn_v.bias"), [Llama, Qwen2]);
+        assert_eq!(with("blk.0.attn_output.bias"), [Llama]);
+        assert_eq!(with("blk.0.ffn_up.bias"), [Llama]);
+        assert_eq!(with("blk.0.attn_q_norm.weight"), [Qwen3]);
+        assert_eq!(with("blk.0.attn_k_norm.weight"), [Qwen3]);
+        assert_eq!(with("blk.0.attn_q_norm.bias"), []);
+        assert_eq!(with(ROPE_FREQS), [Llama, Mistral]);
+        assert_eq!(required(2, Qwen2).count(), 2 + 2 * (9 + 3));
+        assert_eq!(required(2, Qwen3).count(), 2 + 2 * (9 + 2));
+        for architecture in [Llama, Mistral, Qwen2, Qwen3] {
+            for name in required(2, architecture) {
+                assert!(
+                    hugging_face_name(&name, 2, architecture).is_some(),
+                    "{name}"
+                );
+            }
         }
     }
 

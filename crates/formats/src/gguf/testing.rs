@@ -104,6 +104,12 @@ impl Builder {
         self
     }
 
+    /// Another shape for a tensor, with as many zeros as it has elements.
+    pub(super) fn reshaped(self, name: &str, shape: &[u64]) -> Self {
+        let zeros = vec![0.0; shape.iter().product::<u64>() as usize];
+        self.without_tensor(name).tensor(name, shape, &zeros)
+    }
+
     pub(super) fn spec(mut self, spec: TensorSpec) -> Self {
         self.tensors.push(spec);
         self

@@ -221,4 +221,6 @@ pub(super) fn tokenizer_files(
 }
 
 #[cfg(test)]
+mod golden_tests;
+#[cfg(test)]
 mod tests;

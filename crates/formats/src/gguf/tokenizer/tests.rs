@@ -9,11 +9,11 @@ fn files(builder: &Builder) -> Result<TokenizerFiles, GgufTokenizerError> {
     tokenizer_files(GgufFile::open(path).unwrap().metadata())
 }
 
-fn tokenizer(builder: &Builder) -> Tokenizer {
+pub(super) fn tokenizer(builder: &Builder) -> Tokenizer {
     Tokenizer::from_bytes(files(builder).unwrap().tokenizer_json).unwrap()
 }
 
-fn ids(tokenizer: &Tokenizer, text: &str) -> Vec<u32> {
+pub(super) fn ids(tokenizer: &Tokenizer, text: &str) -> Vec<u32> {
     tokenizer.encode(text, false).unwrap().get_ids().to_vec()
 }
 
@@ -42,6 +42,7 @@ fn digits_by_pre_tokenizer() {
         ("llama-bpe", "1111", &[5, 3]),
         ("llama3", "1111", &[5, 3]),
         ("qwen2", "111", &[3, 3, 3]),
+        ("tekken", "111", &[3, 3, 3]),
         ("default", "1111", &[5, 3]),
         ("gpt-2", " 1", &[7]),
         ("smollm", " 1", &[6, 3]),
@@ -98,10 +99,27 @@ fn qwen2_normalises() {
     assert_eq!(ids(&tokenizer, "e\u{301}"), [5]);
 }
 
+/// A word ends where a small letter is followed by a capital one, and slashes stay with the line break before them.
+#[test]
+fn tekken_splits_by_case() {
+    let tokens = ["a", "B", "aB", "Ba", "BB", "/", "Ċ", "/Ċ", "Ċ/"];
+    let merges = ["a B", "B a", "B B", "Ċ /", "/ Ċ"];
+    let split = |pre, text| ids(&tokenizer(&bpe(pre, &tokens, &merges)), text);
+    // Ba, not aB.
+    assert_eq!(split("tekken", "aBa"), [3, 6]);
+    assert_eq!(split("qwen2", "aBa"), [5, 3]);
+    assert_eq!(split("tekken", "BB"), [7]);
+    assert_eq!(split("tekken", "/\n/"), [8, 11]);
+    assert_eq!(split("qwen2", "/\n/"), [10, 8]);
+    let whole = tokenizer(&bpe("tekken", &["a", "b", "ab"], &[]));
+    // A token is taken whole, and BOS stands before a text.
+    assert_eq!(whole.encode("ab", true).unwrap().get_ids(), [0, 5]);
+}
+
 #[test]
 fn what_cannot_be_rebuilt_is_named() {
     let message = |builder: Builder| files(&builder).unwrap_err().to_string();
-    assert!(message(bpe("tekken", &["a"], &[])).contains("\"tekken\""));
+    assert!(message(bpe("gpt-4o", &["a"], &[])).contains("\"gpt-4o\""));
     let missing = bpe("gpt-2", &["a"], &[]).without("tokenizer.ggml.pre");
     assert!(message(missing).contains("pre is \"\""));
     let model = bpe("gpt-2", &["a"], &[])

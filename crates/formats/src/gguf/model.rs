@@ -1,4 +1,4 @@
-//! A Llama in a GGUF file, in Hugging Face's terms.
+//! A model in a GGUF file, in Hugging Face's terms.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use super::architectures::Architecture;
 use super::config::{self, Sizes};
 use super::error::GgufError;
 use super::file::{GgufFile, GgufTensor};
 use super::ggml_type::GgmlType;
-use super::names::{ROPE_FREQS, Rows, hugging_face_name, interleaved_row};
+use super::names::{ROPE_FREQS, Rows, hugging_face_name, interleaved_row, required};
 use super::rope_freqs::Llama3Scaling;
 use super::tokenizer;
 use crate::dtype::{Dtype, from_f32};
@@ -18,7 +19,7 @@ use crate::error::{FormatError, Result};
 use crate::tensor::{RawTensor, TensorInfo};
 use crate::tokenizer_files::TokenizerFiles;
 
-/// An open GGUF file that holds a Llama.
+/// An open GGUF file that holds a decoder of a supported architecture: `llama` (Mistral's files too), `qwen2` or `qwen3`.
 ///
 /// Names, shapes and row orders are Hugging Face's; quantised tensors are read as `f32`.
 ///
@@ -26,9 +27,10 @@ use crate::tokenizer_files::TokenizerFiles;
 /// parameters reproduce them they appear as `rope_scaling` of type `llama3` in the config, and the
 /// tensor is left out; otherwise `rope_scaling` is left as it is and the tensor is listed.
 #[derive(Debug)]
-pub struct GgufLlama {
+pub struct GgufModel {
     file: GgufFile,
     config: Value,
+    architecture: Architecture,
     sizes: Sizes,
     tensors: Vec<Entry>,
     index: HashMap<String, usize>,
@@ -42,21 +44,22 @@ struct Entry {
     rows: Rows,
 }
 
-impl GgufLlama {
-    /// Opens a file, and checks that it is a Llama whose every feature is supported.
+impl GgufModel {
+    /// Opens a file, and checks that every feature of the model in it is supported and that no tensor is missing.
     ///
     /// # Errors
     /// [`FormatError::Gguf`].
     pub fn open(path: impl Into<PathBuf>) -> Result<Self> {
         let file = GgufFile::open(path)?;
         match Self::from_file(&file) {
-            Ok((config, sizes, tensors)) => {
+            Ok((config, architecture, sizes, tensors)) => {
                 let index = (tensors.iter().enumerate())
                     .map(|(index, entry)| (entry.info.name.clone(), index))
                     .collect();
                 Ok(Self {
                     file,
                     config,
+                    architecture,
                     sizes,
                     tensors,
                     index,
@@ -69,18 +72,23 @@ impl GgufLlama {
         }
     }
 
-    fn from_file(file: &GgufFile) -> Result<(Value, Sizes, Vec<Entry>), GgufError> {
-        config::check_architecture(&file.metadata())?;
-        let sizes = config::sizes(file.metadata())?;
+    fn from_file(file: &GgufFile) -> Result<(Value, Architecture, Sizes, Vec<Entry>), GgufError> {
+        let architecture = config::architecture(file.metadata())?;
+        let sizes = config::sizes(file.metadata(), architecture)?;
         let mut tensors = Vec::new();
         for (source, tensor) in file.tensors().iter().enumerate() {
-            tensors.push(entry(source, tensor, sizes)?);
+            tensors.push(entry(source, tensor, sizes, architecture)?);
         }
-        let mut config = config::config(file, sizes)?;
-        if recover_rope_scaling(file, &mut config)? {
+        let mut config = config::config(file, sizes, architecture)?;
+        if let Some(tensor) =
+            required(sizes.layers, architecture).find(|name| file.tensor(name).is_none())
+        {
+            return Err(GgufError::TensorMissing { tensor });
+        }
+        if recover_rope_scaling(file, architecture, &mut config)? {
             tensors.retain(|entry| entry.info.name != ROPE_FREQS);
         }
-        Ok((config, sizes, tensors))
+        Ok((config, architecture, sizes, tensors))
     }
 
     /// The file itself, in its own terms.
@@ -185,10 +193,9 @@ impl GgufLlama {
 
     fn row_source(&self, rows: Rows) -> Option<impl Fn(usize) -> usize + Sync + use<>> {
         let head_dim = self.sizes.head_dim;
-        match rows {
-            Rows::AsTheyAre => None,
-            Rows::QueryHeads | Rows::KeyHeads => Some(move |row| interleaved_row(row, head_dim)),
-        }
+        let rotary = matches!(rows, Rows::QueryHeads | Rows::KeyHeads);
+        (rotary && self.architecture.interleaved())
+            .then_some(move |row| interleaved_row(row, head_dim))
     }
 }
 
@@ -202,16 +209,25 @@ fn plain_dtype(kind: GgmlType) -> Option<Dtype> {
     }
 }
 
-fn entry(source: usize, tensor: &GgufTensor, sizes: Sizes) -> Result<Entry, GgufError> {
-    let Some((name, rows)) = hugging_face_name(&tensor.name, sizes.layers) else {
+fn entry(
+    source: usize,
+    tensor: &GgufTensor,
+    sizes: Sizes,
+    architecture: Architecture,
+) -> Result<Entry, GgufError> {
+    let named = hugging_face_name(&tensor.name, sizes.layers, architecture);
+    let Some((name, rows)) = named else {
         return Err(GgufError::UnknownTensor {
             tensor: tensor.name.clone(),
+            architecture: architecture.name(),
+            layers: sizes.layers,
         });
     };
     let heads = match rows {
-        Rows::AsTheyAre => None,
+        Rows::Features => None,
         Rows::QueryHeads => Some(sizes.heads),
-        Rows::KeyHeads => Some(sizes.key_value_heads),
+        Rows::KeyHeads | Rows::ValueHeads => Some(sizes.key_value_heads),
+        Rows::Head => Some(1),
     };
     if let Some(heads) = heads {
         // Both factors are below 2^32.
@@ -219,7 +235,11 @@ fn entry(source: usize, tensor: &GgufTensor, sizes: Sizes) -> Result<Entry, Gguf
         if tensor.shape.first().is_none_or(|&n| n as u64 != expected) {
             return Err(GgufError::TensorShape {
                 tensor: tensor.name.clone(),
-                expected: format!("{expected} rows ({heads} heads of {})", sizes.head_dim),
+                expected: format!(
+                    "{expected} rows ({heads} head{} of {})",
+                    if heads == 1 { "" } else { "s" },
+                    sizes.head_dim
+                ),
                 actual: tensor.shape.clone(),
             });
         }
@@ -233,7 +253,11 @@ fn entry(source: usize, tensor: &GgufTensor, sizes: Sizes) -> Result<Entry, Gguf
 }
 
 /// Puts the factors of `rope_freqs.weight` into the config; `false` where that is not possible.
-fn recover_rope_scaling(file: &GgufFile, config: &mut Value) -> Result<bool, GgufError> {
+fn recover_rope_scaling(
+    file: &GgufFile,
+    architecture: Architecture,
+    config: &mut Value,
+) -> Result<bool, GgufError> {
     let Some(tensor) = file.tensor(ROPE_FREQS) else {
         return Ok(false);
     };
@@ -248,7 +272,7 @@ fn recover_rope_scaling(file: &GgufFile, config: &mut Value) -> Result<bool, Ggu
     if !config["rope_scaling"].is_null() {
         return Err(GgufError::Feature {
             key: ROPE_FREQS.into(),
-            actual: "together with llama.rope.scaling".into(),
+            actual: format!("together with {}.rope.scaling", architecture.name()),
         });
     }
     let factors = file.read_f32(tensor);
@@ -269,5 +293,7 @@ fn recover_rope_scaling(file: &GgufFile, config: &mut Value) -> Result<bool, Ggu
     Ok(true)
 }
 
+#[cfg(test)]
+mod golden_tests;
 #[cfg(test)]
 mod tests;

@@ -1,0 +1,349 @@
+//! The tiny reference checkpoints as GGUF files, written here as llama.cpp's converter would.
+
+use backdraft_testkit::golden;
+use serde_json::{Value, json};
+
+use super::super::testing::Builder;
+use super::*;
+use crate::checkpoint::ModelSource;
+
+/// A Hugging Face directory, and what its file says.
+struct Case {
+    name: String,
+    source: ModelSource,
+    _folder: golden::Folder,
+    architecture: &'static str,
+    builder: Builder,
+}
+
+impl Case {
+    /// Every tiny checkpoint of a supported architecture.
+    fn all() -> Vec<Self> {
+        let folders = golden::folders("tiny", "config.json");
+        folders.into_iter().filter_map(Self::new).collect()
+    }
+
+    /// The first one of a `model_type`.
+    fn of(model_type: &str) -> Option<Self> {
+        let mut cases = Self::all().into_iter();
+        cases.find(|case| case.source.config()["model_type"] == model_type)
+    }
+
+    fn new(folder: golden::Folder) -> Option<Self> {
+        let source = ModelSource::open(&*folder).unwrap();
+        let architecture = match source.config()["model_type"].as_str()? {
+            "llama" | "mistral" => "llama",
+            "qwen2" => "qwen2",
+            "qwen3" => "qwen3",
+            _ => return None,
+        };
+        Some(Self {
+            name: folder.name(),
+            builder: builder(&source, architecture),
+            source,
+            _folder: folder,
+            architecture,
+        })
+    }
+
+    fn open(&self) -> GgufModel {
+        let (_root, path) = self.builder.write();
+        GgufModel::open(path).unwrap_or_else(|e| panic!("{}: {:?}", self.name, e))
+    }
+
+    fn key(&self, key: &str) -> String {
+        format!("{}.{key}", self.architecture)
+    }
+}
+
+/// The message of the one error that a file gives.
+fn problem(builder: &Builder) -> String {
+    let (_root, path) = builder.write();
+    match GgufModel::open(path).unwrap_err() {
+        FormatError::Gguf { source, .. } => source.to_string(),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn builder(source: &ModelSource, architecture: &str) -> Builder {
+    let config = source.config();
+    let heads = config["num_attention_heads"].as_u64().unwrap();
+    let head_dim = config["head_dim"].as_u64();
+    let head_dim = head_dim.unwrap_or_else(|| config["hidden_size"].as_u64().unwrap() / heads);
+    let mut builder = Builder::new().string("general.architecture", architecture);
+    for (key, name) in [
+        ("block_count", "num_hidden_layers"),
+        ("context_length", "max_position_embeddings"),
+        ("embedding_length", "hidden_size"),
+        ("feed_forward_length", "intermediate_size"),
+        ("attention.head_count", "num_attention_heads"),
+        ("attention.head_count_kv", "num_key_value_heads"),
+        ("attention.sliding_window", "sliding_window"),
+    ] {
+        if let Some(value) = config[name].as_u64() {
+            builder = builder.u32(&format!("{architecture}.{key}"), value as u32);
+        }
+    }
+    for key in ["attention.key_length", "attention.value_length"] {
+        builder = builder.u32(&format!("{architecture}.{key}"), head_dim as u32);
+    }
+    let theta = config["rope_theta"].as_f64();
+    let theta = theta.or(config["rope_parameters"]["rope_theta"].as_f64());
+    let eps = config["rms_norm_eps"].as_f64().unwrap();
+    builder = builder
+        .f32(
+            &format!("{architecture}.rope.freq_base"),
+            theta.unwrap() as f32,
+        )
+        .f32(
+            &format!("{architecture}.attention.layer_norm_rms_epsilon"),
+            eps as f32,
+        )
+        .u32("tokenizer.ggml.bos_token_id", 1)
+        .u32("tokenizer.ggml.eos_token_id", 2);
+    for name in source.tensor_names() {
+        let shape = &source.tensor_info(name).unwrap().shape;
+        let mut values = source.read_f32(name).unwrap();
+        let rotary = name.contains("q_proj") || name.contains("k_proj");
+        if rotary && architecture == "llama" {
+            values = interleave(&values, shape[0], head_dim as usize);
+        }
+        let shape: Vec<u64> = shape.iter().map(|&dim| dim as u64).collect();
+        builder = builder.tensor(&gguf_name(name), &shape, &values);
+    }
+    builder
+}
+
+fn gguf_name(name: &str) -> String {
+    let mut name = name.replace("model.layers.", "blk.");
+    for (from, to) in [
+        ("self_attn.q_proj", "attn_q"),
+        ("self_attn.k_proj", "attn_k"),
+        ("self_attn.v_proj", "attn_v"),
+        ("self_attn.o_proj", "attn_output"),
+        ("self_attn.q_norm", "attn_q_norm"),
+        ("self_attn.k_norm", "attn_k_norm"),
+        ("mlp.gate_proj", "ffn_gate"),
+        ("mlp.up_proj", "ffn_up"),
+        ("mlp.down_proj", "ffn_down"),
+        ("input_layernorm", "attn_norm"),
+        ("post_attention_layernorm", "ffn_norm"),
+        ("model.embed_tokens", "token_embd"),
+        ("model.norm", "output_norm"),
+        ("lm_head", "output"),
+    ] {
+        name = name.replace(from, to);
+    }
+    name
+}
+
+/// Within each head, row i and row i + d/2 side by side.
+fn interleave(values: &[f32], rows: usize, head_dim: usize) -> Vec<f32> {
+    let width = values.len() / rows;
+    let row = |row: usize| &values[row * width..(row + 1) * width];
+    let mut out = Vec::new();
+    for head in 0..rows / head_dim {
+        for pair in 0..head_dim / 2 {
+            out.extend(row(head * head_dim + pair));
+            out.extend(row(head * head_dim + pair + head_dim / 2));
+        }
+    }
+    out
+}
+
+#[test]
+fn golden_gguf_tensors_are_those_of_the_directory() {
+    for case in Case::all() {
+        let model = case.open();
+        let mut names: Vec<_> = model.tensor_names().collect();
+        let mut expected: Vec<_> = case.source.tensor_names().collect();
+        names.sort_unstable();
+        expected.sort_unstable();
+        assert_eq!(names, expected, "{}", case.name);
+        for name in names {
+            let what = format!("{}, {name}", case.name);
+            let (ours, theirs) = (model.info(name), case.source.tensor_info(name));
+            assert_eq!(ours.unwrap().shape, theirs.unwrap().shape, "{what}");
+            let values = case.source.read_f32(name).unwrap();
+            assert!(model.read_f32(name).unwrap() == values, "{what}");
+            assert!(
+                model.raw(name).unwrap().to_f32().unwrap() == values,
+                "{what}"
+            );
+        }
+    }
+}
+
+#[test]
+fn golden_gguf_config_is_that_of_the_directory() {
+    // What a file does not hold, or says otherwise in the same sense.
+    let apart = [
+        "attention_dropout",
+        "dtype",
+        "initializer_range",
+        "max_window_layers",
+        "pad_token_id",
+        "rope_parameters",
+        "rope_scaling",
+        "torch_dtype",
+        "transformers_version",
+        "use_cache",
+    ];
+    for case in Case::all() {
+        let (model, expected) = (case.open(), case.source.config().as_object().unwrap());
+        let config = model.config();
+        for (key, expected) in expected {
+            let what = format!("{}, {key}: {}", case.name, config[key]);
+            match key.as_str() {
+                key if apart.contains(&key) => {}
+                // Without a window a Mistral is a Llama.
+                "model_type" if expected == "mistral" && config["sliding_window"].is_null() => {
+                    assert_eq!(config["model_type"], "llama", "{what}");
+                }
+                "architectures" => {
+                    let class = match config["model_type"].as_str().unwrap() {
+                        "llama" => "LlamaForCausalLM",
+                        "mistral" => "MistralForCausalLM",
+                        "qwen2" => "Qwen2ForCausalLM",
+                        _ => "Qwen3ForCausalLM",
+                    };
+                    assert_eq!(config["architectures"], json!([class]), "{what}");
+                }
+                "pretraining_tp" | "eos_token_id" if config[key] != *expected => {
+                    // The file of this test has one end; a directory may name several.
+                    assert!(key != "eos_token_id" || expected.is_array(), "{what}");
+                }
+                key => assert_eq!(&config[key], expected, "{what}"),
+            }
+        }
+    }
+}
+
+/// What is said of windows, biases and head sizes is what transformers' config classes would say.
+#[test]
+fn golden_gguf_configs_of_the_families() {
+    let config = |model_type| Some(Case::of(model_type)?.open().config().clone());
+    if let Some(qwen2) = config("qwen2") {
+        assert_eq!(qwen2["use_sliding_window"], false);
+        assert_eq!(qwen2["sliding_window"], Value::Null);
+        assert_eq!(qwen2.get("attention_bias"), None);
+        assert_eq!(qwen2["tie_word_embeddings"], true);
+    }
+    if let Some(qwen3) = config("qwen3") {
+        assert_eq!(qwen3["use_sliding_window"], false);
+        assert_eq!(qwen3["attention_bias"], false);
+        assert_eq!(qwen3["head_dim"], 32);
+        assert_eq!(qwen3["rope_theta"], 1e6);
+        assert_eq!(qwen3["rms_norm_eps"], 1e-6);
+    }
+    let sliding = Case::all().into_iter().find(|case| {
+        let config = case.source.config();
+        config["model_type"] == "mistral" && config["sliding_window"].is_number()
+    });
+    if let Some(case) = sliding {
+        let model = case.open();
+        assert_eq!(model.config()["model_type"], "mistral");
+        assert_eq!(model.config()["sliding_window"], 7);
+        assert_eq!(model.config().get("attention_bias"), None);
+        let biased = case.builder.tensor("blk.0.attn_q.bias", &[64], &[0.0; 64]);
+        let message = problem(&biased);
+        assert!(message.contains("attn_q.bias does not belong"), "{message}");
+    }
+}
+
+#[test]
+fn golden_gguf_faults_of_the_families() {
+    for case in Case::all() {
+        let check = |builder: &Builder, expected: &str| {
+            let message = problem(builder);
+            assert!(message.contains(expected), "{}: {message}", case.name);
+        };
+        let file = case.builder.clone();
+        for missing in [
+            "blk.1.ffn_norm.weight",
+            "output_norm.weight",
+            "token_embd.weight",
+        ] {
+            let expected = format!("tensor {missing} is missing");
+            check(&file.clone().without_tensor(missing), &expected);
+        }
+        let more = file.clone().without(&case.key("block_count"));
+        let more = more.u32(&case.key("block_count"), 3);
+        check(&more, "tensor blk.2.attn_norm.weight is missing");
+        let sizes = file.clone().without(&case.key("attention.key_length"));
+        let sizes = sizes.without(&case.key("attention.value_length"));
+        let odd = sizes
+            .u32(&case.key("attention.key_length"), 12)
+            .u32(&case.key("attention.value_length"), 12);
+        check(&odd, " of 12)");
+        let window = file.without(&case.key("attention.sliding_window"));
+        let window = window.u32(&case.key("attention.sliding_window"), 9);
+        match case.architecture {
+            "llama" => {}
+            _ => check(
+                &window,
+                "attention.sliding_window = 9, which is not supported",
+            ),
+        }
+    }
+}
+
+#[test]
+fn golden_gguf_faults_of_qwen2() {
+    let Some(case) = Case::of("qwen2") else {
+        return;
+    };
+    let check = |builder: Builder, expected: &str| {
+        let message = problem(&builder);
+        assert!(message.contains(expected), "{message}");
+    };
+    let file = || case.builder.clone();
+    let bias = "blk.1.attn_v.bias";
+    check(file().without_tensor(bias), "blk.1.attn_v.bias is missing");
+    check(
+        file().reshaped(bias, &[64]),
+        "blk.1.attn_v.bias has shape [64], the metadata needs 32 rows (2 heads of 16)",
+    );
+    for strange in ["blk.0.attn_output.bias", "blk.0.attn_q_norm.weight"] {
+        let expected = format!(
+            "tensor {strange} does not belong to a model of the architecture \"qwen2\" with 2 layers"
+        );
+        check(file().tensor(strange, &[64], &[0.0; 64]), &expected);
+    }
+}
+
+#[test]
+fn golden_gguf_faults_of_qwen3() {
+    let Some(case) = Case::of("qwen3") else {
+        return;
+    };
+    let check = |builder: Builder, expected: &str| {
+        let message = problem(&builder);
+        assert!(message.contains(expected), "{message}");
+    };
+    let file = || case.builder.clone();
+    let norm = "blk.0.attn_q_norm.weight";
+    check(
+        file().without_tensor(norm),
+        "blk.0.attn_q_norm.weight is missing",
+    );
+    // The norm is of one head, not of all of them.
+    check(
+        file().reshaped(norm, &[128]),
+        "blk.0.attn_q_norm.weight has shape [128], the metadata needs 32 rows (1 head of 32)",
+    );
+    check(
+        file().tensor("blk.0.attn_q.bias", &[128], &[0.0; 128]),
+        "tensor blk.0.attn_q.bias does not belong",
+    );
+    // Without its key, the size of a head would be hidden / heads.
+    let guessed = file().without("qwen3.attention.key_length");
+    check(guessed, "qwen3.attention.value_length = 32");
+    let other = file()
+        .without("general.architecture")
+        .string("general.architecture", "qwen3moe");
+    check(
+        other,
+        "its architecture is \"qwen3moe\"; supported are \"llama\" (Mistral's files too), \"qwen2\" and \"qwen3\"",
+    );
+}
