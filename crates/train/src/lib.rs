@@ -25,6 +25,7 @@ pub mod loss_scale;
 pub mod memory;
 pub mod metrics;
 pub mod no_effect;
+pub mod objective;
 pub mod optimizer;
 pub mod preflight;
 pub mod recipe;

@@ -38,6 +38,7 @@ use crate::loss_scale::LossScale;
 use crate::memory::{self, Measured, Memory, MemoryWatch, Watcher};
 use crate::metrics::{NoFiles, RunMetric};
 use crate::no_effect::NoEffect;
+use crate::objective::Objective;
 use crate::optimizer::{AdamW, StatePrecision};
 use crate::recipe::{
     ActivationPolicy, ByteSize, LoraRecipe, Optimizer, QuantType, Recipe, RowBatching,
@@ -732,6 +733,7 @@ impl Run {
             schedule: train.schedule(total_steps),
             max_grad_norm: train.max_grad_norm,
             dropout_seed: (self.recipe.lora.dropout > 0.0).then_some(self.recipe.seed),
+            objective: Objective::NextToken,
             activations,
         };
         Ok(Trainee::new(self.model.clone(), optimizer, settings))
