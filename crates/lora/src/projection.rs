@@ -1,14 +1,12 @@
 //! A linear layer with a frozen weight and perhaps an adapter.
 
-use backdraft_kernels::lora_linear::{
-    self, Branch, FactorGrads, Factors, WantedFactors, lora_linear,
-};
+use backdraft_kernels::lora_linear::{self, Branch, Factors, WantedFactors, lora_linear};
 use backdraft_kernels::low_rank::Adapted;
 use backdraft_quant::Weight;
 use burn::module::Module;
 use burn::tensor::Tensor;
 
-use crate::adapter::LoraAdapter;
+use crate::adapter::Adapter;
 use crate::gradients::AdapterGrads;
 
 /// y = x·Wᵀ + bias + s·(x·Aᵀ)·Bᵀ with W and bias frozen.
@@ -18,7 +16,7 @@ pub struct Projection {
     weight: Weight,
     #[module(skip)]
     bias: Option<Tensor<1>>,
-    adapter: Option<LoraAdapter>,
+    adapter: Option<Adapter>,
 }
 
 /// What [`Projection::backward`] needs besides the layer's input.
@@ -43,7 +41,7 @@ impl Projection {
     }
 
     /// The same with `adapter` in place of the one it had.
-    pub fn with_adapter(self, adapter: Option<LoraAdapter>) -> Self {
+    pub fn with_adapter(self, adapter: Option<Adapter>) -> Self {
         Self { adapter, ..self }
     }
 
@@ -68,12 +66,12 @@ impl Projection {
     }
 
     /// The adapter, if there is one.
-    pub fn adapter(&self) -> Option<&LoraAdapter> {
+    pub fn adapter(&self) -> Option<&Adapter> {
         self.adapter.as_ref()
     }
 
     /// The adapter, to be changed.
-    pub fn adapter_mut(&mut self) -> Option<&mut LoraAdapter> {
+    pub fn adapter_mut(&mut self) -> Option<&mut Adapter> {
         self.adapter.as_mut()
     }
 
@@ -83,10 +81,9 @@ impl Projection {
     /// `x` `[t, in]`, result `[t, out]`.
     pub fn forward(&self, x: Tensor<2>, dropout_seed: Option<u64>) -> Tensor<2> {
         let dtype = x.dtype();
-        let factors = self
-            .adapter
-            .as_ref()
-            .map(|a| a.factors(dtype, dropout_seed));
+        let factors = self.adapter.as_ref().map(|adapter| match adapter {
+            Adapter::Lora(lora) => lora.factors(dtype, dropout_seed),
+        });
         let y = match self.weight.tracked() {
             Some(weight) => lora_linear::reference::forward(x, weight, factors.as_ref()),
             None => lora_linear(x, self.weight.clone(), factors),
@@ -167,8 +164,9 @@ impl Projection {
     }
 
     fn plain_factors(&self, like: &Tensor<2>, dropout_seed: Option<u64>) -> Option<Factors> {
-        let adapter = self.adapter.as_ref()?;
-        Some(adapter.plain_factors(like.dtype(), dropout_seed))
+        self.adapter.as_ref().map(|adapter| match adapter {
+            Adapter::Lora(lora) => lora.plain_factors(like.dtype(), dropout_seed),
+        })
     }
 
     /// What [`forward_saving`](Self::forward_saving) leaves for the backward pass, without the product with
@@ -245,10 +243,12 @@ impl Projection {
         let mut each = factors.iter();
         let branches = branches.map(|(projection, dy, saved)| {
             let factors = each.next().and_then(Option::as_ref);
-            let slots = projection.adapter.as_ref().and_then(|adapter| {
-                let ids = [&adapter.lora_a, &adapter.lora_b].map(|factor| factor.id);
-                Some([grads.slot(ids[0])?, grads.slot(ids[1])?])
-            });
+            let slots = projection
+                .adapter
+                .as_ref()
+                .and_then(|adapter| match adapter {
+                    Adapter::Lora(lora) => lora.slots(grads),
+                });
             Branch {
                 dy,
                 weight: &projection.weight,
@@ -258,9 +258,8 @@ impl Projection {
         });
         let (dx, factor_grads) = lora_linear::backward_together(branches, x, wanted);
         for (adapter, factor_grads) in adapters.into_iter().zip(factor_grads) {
-            if let (Some(adapter), Some(FactorGrads { a, b })) = (adapter, factor_grads) {
-                grads.add(adapter.lora_a.id, a);
-                grads.add(adapter.lora_b.id, b);
+            if let (Some(Adapter::Lora(lora)), Some(factor_grads)) = (adapter, factor_grads) {
+                lora.add_grads(grads, factor_grads);
             }
         }
         dx

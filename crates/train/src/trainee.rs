@@ -159,11 +159,8 @@ impl TrainStep for Trainee {
         _: ModuleLearningRate,
         mut grads: GradientsParams,
     ) -> Self {
-        let ids = self
-            .model
-            .adapters()
-            .flat_map(|(_, _, a)| [a.lora_a.id, a.lora_b.id]);
-        let grads = AdapterGrads::from_params(&mut grads, ids.collect::<Vec<_>>());
+        let params = self.model.trained_params().map(|(_, param)| param);
+        let grads = AdapterGrads::from_params(&mut grads, params);
         let optimizer = self.optimizer.clone();
         let mut optimizer = optimizer.0.lock().unwrap_or_else(PoisonError::into_inner);
         let lr = self.learning_rate(optimizer.steps());
