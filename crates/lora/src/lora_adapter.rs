@@ -3,6 +3,7 @@
 use backdraft_kernels::dropout::Dropout;
 use backdraft_kernels::gemm::Slot;
 use backdraft_kernels::lora_linear::{FactorGrads, Factors};
+use backdraft_quant::Frozen;
 use burn::module::{Module, Param, ParamId};
 use burn::tensor::{DType, Device, Tensor, TensorData, TensorReadError};
 use rand::RngExt;
@@ -28,8 +29,7 @@ pub struct LoraAdapter {
     #[module(skip)]
     dropout: f64,
     /// The factors in the dtype that activations have, where that is not f32: rounded once an update.
-    #[module(skip)]
-    rounded: Option<[Tensor<2>; 2]>,
+    rounded: Option<Frozen<[Tensor<2>; 2]>>,
 }
 
 impl LoraAdapter {
@@ -84,7 +84,7 @@ impl LoraAdapter {
     /// The same adapter for activations of `dtype`; the factors themselves stay as they are.
     #[must_use]
     pub(crate) fn computing_in(mut self, dtype: DType) -> Self {
-        self.rounded = (self.lora_a.val().dtype() != dtype).then(|| self.round(dtype));
+        self.rounded = (self.lora_a.val().dtype() != dtype).then(|| Frozen(self.round(dtype)));
         self
     }
 
@@ -109,8 +109,8 @@ impl LoraAdapter {
                 update(AdapterParam::new(names, id, tensor)).reshape(dims)
             });
         }
-        if let Some([a, _]) = &self.rounded {
-            self.rounded = Some(self.round(a.dtype()));
+        if let Some(dtype) = self.rounded_to() {
+            self.rounded = Some(Frozen(self.round(dtype)));
         }
     }
 
@@ -122,7 +122,7 @@ impl LoraAdapter {
         });
         if self.rounded.is_some() {
             let [a, b] = rounded;
-            self.rounded = a.zip(b).map(|(a, b)| [a, b]);
+            self.rounded = a.zip(b).map(|(a, b)| Frozen([a, b]));
         }
     }
 
@@ -144,7 +144,7 @@ impl LoraAdapter {
 
     /// The dtype of activations, where the factors are kept in another.
     pub(crate) fn rounded_to(&self) -> Option<DType> {
-        self.rounded.as_ref().map(|[a, _]| a.dtype())
+        self.rounded.as_ref().map(|Frozen([a, _])| a.dtype())
     }
 
     /// s·B·A, the dense change that the adapter stands for. For merging only.
@@ -173,7 +173,7 @@ impl LoraAdapter {
     /// As [`factors`](Self::factors), without autodiff.
     pub(crate) fn plain_factors(&self, dtype: DType, dropout_seed: Option<u64>) -> Factors {
         let factors = match &self.rounded {
-            Some(rounded) if rounded[0].dtype() == dtype => rounded.clone(),
+            Some(Frozen(rounded)) if rounded[0].dtype() == dtype => rounded.clone(),
             _ if self.lora_a.val().dtype() == dtype => {
                 [self.lora_a.val().inner(), self.lora_b.val().inner()]
             }

@@ -2,7 +2,7 @@
 
 use backdraft_kernels::lora_linear::{self, Branch, Factors, WantedFactors, lora_linear};
 use backdraft_kernels::low_rank::Adapted;
-use backdraft_quant::Weight;
+use backdraft_quant::{Frozen, Weight};
 use burn::module::Module;
 use burn::tensor::Tensor;
 
@@ -12,10 +12,8 @@ use crate::gradients::AdapterGrads;
 /// y = x·Wᵀ + bias + s·(x·Aᵀ)·Bᵀ with W and bias frozen.
 #[derive(Module, Debug)]
 pub struct Projection {
-    #[module(skip)]
-    weight: Weight,
-    #[module(skip)]
-    bias: Option<Tensor<1>>,
+    weight: Frozen<Weight>,
+    bias: Option<Frozen<Tensor<1>>>,
     adapter: Option<Adapter>,
 }
 
@@ -34,8 +32,8 @@ impl Projection {
     /// `weight` `[out, in]`, `bias` `[out]`.
     pub fn new(weight: Weight, bias: Option<Tensor<1>>) -> Self {
         Self {
-            weight,
-            bias,
+            weight: Frozen(weight),
+            bias: bias.map(Frozen),
             adapter: None,
         }
     }
@@ -57,12 +55,12 @@ impl Projection {
 
     /// The frozen bias, `[out]`.
     pub fn bias(&self) -> Option<&Tensor<1>> {
-        self.bias.as_ref()
+        self.bias.as_deref()
     }
 
     /// The frozen bias, to be replaced by one that is trained.
     pub fn bias_mut(&mut self) -> Option<&mut Tensor<1>> {
-        self.bias.as_mut()
+        self.bias.as_deref_mut()
     }
 
     /// The adapter, if there is one.
@@ -86,7 +84,7 @@ impl Projection {
         });
         let y = match self.weight.tracked() {
             Some(weight) => lora_linear::reference::forward(x, weight, factors.as_ref()),
-            None => lora_linear(x, self.weight.clone(), factors),
+            None => lora_linear(x, self.weight().clone(), factors),
         };
         self.add_bias(y)
     }
@@ -130,7 +128,7 @@ impl Projection {
         dropout_seed: Option<u64>,
     ) -> (Adapted, ProjectionSaved) {
         let factors = self.plain_factors(x, dropout_seed);
-        let (y, xa) = lora_linear::forward_adapted(x, &self.weight, factors.as_ref(), xa, None);
+        let (y, xa) = lora_linear::forward_adapted(x, self.weight(), factors.as_ref(), xa, None);
         let base = self.add_bias(y.base);
         (Adapted { base, ..y }, ProjectionSaved { xa, dropout_seed })
     }
@@ -143,7 +141,7 @@ impl Projection {
         sum: Option<&Tensor<2>>,
     ) -> (Tensor<2>, ProjectionSaved) {
         let factors = self.plain_factors(x, dropout_seed);
-        let (y, xa) = lora_linear::forward(x, &self.weight, factors.as_ref(), xa, sum);
+        let (y, xa) = lora_linear::forward(x, self.weight(), factors.as_ref(), xa, sum);
         (self.add_bias(y), ProjectionSaved { xa, dropout_seed })
     }
 
@@ -251,7 +249,7 @@ impl Projection {
                 });
             Branch {
                 dy,
-                weight: &projection.weight,
+                weight: projection.weight(),
                 adapter: factors.zip(saved.xa.as_ref()),
                 factors: slots.map_or(WantedFactors::New, WantedFactors::Into),
             }
@@ -267,7 +265,7 @@ impl Projection {
 
     fn add_bias(&self, y: Tensor<2>) -> Tensor<2> {
         match &self.bias {
-            Some(bias) => y + bias.clone().unsqueeze(),
+            Some(Frozen(bias)) => y + bias.clone().unsqueeze(),
             None => y,
         }
     }

@@ -4,7 +4,7 @@ use backdraft_arch::spec::{EMBEDDING, FINAL_NORM, HEAD};
 use backdraft_arch::{ModelSpec, Norm};
 use backdraft_kernels::cross_entropy::{self, HeadLoss};
 use backdraft_lora::{Adapter, AdapterParam, AdapterWeights, LoraConfig, Projection, TargetModule};
-use backdraft_quant::Weight;
+use backdraft_quant::{Frozen, Weight};
 use burn::module::Module;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use rand::SeedableRng;
@@ -23,13 +23,11 @@ use crate::tokens::{Targets, Tokens};
 pub struct CausalLm {
     #[module(skip)]
     spec: ModelSpec,
-    #[module(skip)]
-    embed_tokens: Weight,
+    embed_tokens: Frozen<Weight>,
     /// The decoder layers, first to last.
     pub layers: Vec<DecoderLayer>,
     norm: RmsNorm,
-    #[module(skip)]
-    lm_head: Option<Weight>,
+    lm_head: Option<Frozen<Weight>>,
     #[module(skip)]
     lora: Option<LoraConfig>,
 }
@@ -77,10 +75,10 @@ impl CausalLm {
     ) -> Self {
         Self {
             spec,
-            embed_tokens,
+            embed_tokens: Frozen(embed_tokens),
             layers,
             norm,
-            lm_head,
+            lm_head: lm_head.map(Frozen),
             lora: None,
         }
     }
@@ -464,3 +462,6 @@ pub(crate) fn index(rows: &[u32], device: &Device) -> Tensor<1, Int> {
     let count = rows.len();
     Tensor::from_data(TensorData::new(rows, [count]), device)
 }
+
+#[cfg(test)]
+mod tests;
