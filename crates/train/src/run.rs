@@ -36,7 +36,7 @@ use crate::loader::{EvalLoader, StepLoader};
 use crate::lock::RunLock;
 use crate::loss_scale::LossScale;
 use crate::memory::{self, Measured, Memory, MemoryWatch, Watcher};
-use crate::metrics::{NoFiles, RunMetric};
+use crate::metrics::NoFiles;
 use crate::no_effect::NoEffect;
 use crate::objective::Objective;
 use crate::optimizer::{AdamW, StatePrecision};
@@ -406,12 +406,6 @@ impl Run {
             SupervisedTraining::<Trainee>::new(&self.recipe.output_dir, steps, Arc::new(valid))
                 .with_metric_logger(NoFiles)
                 .with_training_strategy(TrainingStrategy::Custom(Arc::new(strategy.clone())))
-                .metric_train_numeric(RunMetric::loss())
-                .metric_train_numeric(RunMetric::grad_norm())
-                .metric_train_numeric(RunMetric::learning_rate())
-                .metric_train_numeric(RunMetric::tokens_per_second())
-                .metric_valid_numeric(RunMetric::loss())
-                .metric_valid_numeric(RunMetric::perplexity())
                 .num_epochs(1)
                 .with_application_logger(None)
                 .with_interrupter(watch.interrupter)
