@@ -75,12 +75,11 @@ fn adapted_on(
     let model = CausalLm::load_as(&source, plan.as_ref(), place).unwrap();
     let mut model = model.with_lora(lora, 7).unwrap();
     for (i, (_, _, adapter)) in model.adapters_mut().enumerate() {
-        adapter.update(|_, factor| {
-            let [rows, columns] = factor.dims();
-            let wave: Vec<f32> = (0..rows * columns)
+        adapter.update(|param| {
+            let wave: Vec<f32> = (0..param.len())
                 .map(|n| 0.03 * ((n * 7 + i * 13) as f32).sin())
                 .collect();
-            Tensor::<1>::from_floats(wave.as_slice(), &factor.device()).reshape([rows, columns])
+            Tensor::<1>::from_floats(wave.as_slice(), &param.values.device())
         });
     }
     model
@@ -174,7 +173,7 @@ fn away(layers: usize) -> Vec<(String, ActivationPlan)> {
     ]
 }
 
-fn bits(tensor: Tensor<2>) -> Vec<u32> {
+fn bits(tensor: Tensor<1>) -> Vec<u32> {
     let data = tensor.into_data();
     data.iter::<f32>().map(f32::to_bits).collect()
 }
@@ -189,11 +188,11 @@ fn gradients(
     let mut grads = AdapterGrads::new();
     let scale = 1.0 / batch.targets.len() as f32;
     let nll = forward_backward(model, batch, scale, seed, plan, &mut grads);
-    let ids = model
-        .adapters()
-        .flat_map(|(_, _, a)| [a.lora_a.id, a.lora_b.id]);
-    let mut found: Vec<Vec<u32>> = ids.map(|id| bits(grads.get(id).unwrap().clone())).collect();
-    found.push(bits(nll.unsqueeze()));
+    let mut found: Vec<Vec<u32>> = model
+        .trained_params()
+        .map(|(_, param)| bits(grads.get(param.id).unwrap().clone()))
+        .collect();
+    found.push(bits(nll));
     found
 }
 

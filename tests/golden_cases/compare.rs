@@ -24,15 +24,12 @@ pub(super) fn norm<'a>(values: impl IntoIterator<Item = &'a f32>) -> f64 {
 
 /// Every factor's gradient by its name in an adapter file.
 pub(super) fn by_name(model: &CausalLm, grads: &AdapterGrads) -> Vec<(String, Vec<f32>)> {
-    let mut named = Vec::new();
-    for (layer, target, adapter) in model.adapters() {
-        for (factor, id) in [("lora_A", adapter.lora_a.id), ("lora_B", adapter.lora_b.id)] {
-            let name = format!("{}.{factor}.weight", target.path(layer));
-            let grad = grads
-                .get(id)
-                .unwrap_or_else(|| panic!("no gradient for {name}"));
-            named.push((name, values(grad)));
-        }
-    }
-    named
+    let named = model.trained_params().map(|(path, param)| {
+        let name = format!("{path}.{}", param.file_name);
+        let grad = grads
+            .get(param.id)
+            .unwrap_or_else(|| panic!("no gradient for {name}"));
+        (name, values(grad))
+    });
+    named.collect()
 }

@@ -2,7 +2,7 @@
 
 use backdraft::burn::module::Module;
 use backdraft::burn::tensor::{Int, Tensor, TensorData};
-use backdraft::lora::AdapterGrads;
+use backdraft::lora::{Adapter, AdapterGrads};
 use backdraft::model::{BaseTensor, CausalLm};
 use backdraft::quant::Weight;
 use backdraft::train::activation::ActivationPlan;
@@ -31,7 +31,7 @@ fn golden_tiny_lora_autodiff() {
         let loss = model.loss(&batch.tokens, &batch.targets, None) / batch.targets.len() as f32;
         let tape = loss.backward();
         let mut grads = AdapterGrads::new();
-        for (_, _, adapter) in model.adapters() {
+        for (_, _, Adapter::Lora(adapter)) in model.adapters() {
             for factor in [&adapter.lora_a, &adapter.lora_b] {
                 if let Some(grad) = factor.val().grad(&tape) {
                     grads.add(factor.id, grad);
@@ -133,7 +133,9 @@ fn golden_tiny_lora_merged() {
 pub(super) fn merged(model: CausalLm) -> CausalLm {
     let deltas: Vec<_> = model
         .adapters()
-        .map(|(layer, target, adapter)| (format!("{}.weight", target.path(layer)), adapter.delta()))
+        .map(|(layer, target, Adapter::Lora(adapter))| {
+            (format!("{}.weight", target.path(layer)), adapter.delta())
+        })
         .collect();
     let mut merged = model.without_adapter();
     merged.visit_base_mut(|name, tensor| {

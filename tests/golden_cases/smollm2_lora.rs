@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use backdraft::burn::tensor::{Tensor, TensorData};
 use backdraft::data::Batch;
 use backdraft::kernels::adamw::AdamWParams;
-use backdraft::lora::{AdapterGrads, AdapterWeights, LoraConfig, TargetModule};
+use backdraft::lora::{
+    Adapter, AdapterGrads, AdapterWeights, LoraAdapter, LoraConfig, TargetModule,
+};
 use backdraft::model::CausalLm;
 use backdraft::quant::Scheme;
 use backdraft::train::activation::ActivationPlan;
@@ -170,9 +172,10 @@ fn train(model: &mut CausalLm, training: &Training, expected: &Steps, allowed: &
 fn check_factors(model: &CausalLm, expected: &Steps, allowed: Tolerance) {
     let (mut all_a, mut all_b, mut compared) = (Vec::new(), Vec::new(), 0);
     for (layer, target, adapter) in model.adapters() {
-        let (a, b) = (values(&adapter.lora_a.val()), values(&adapter.lora_b.val()));
-        for (factor, values) in [("lora_A", &a), ("lora_B", &b)] {
-            let name = format!("{}.{factor}.weight", target.path(layer));
+        let params = adapter.params();
+        let [a, b] = [&params[0], &params[1]].map(|param| values(&param.values));
+        for (param, values) in params.iter().zip([&a, &b]) {
+            let name = format!("{}.{}", target.path(layer), param.file_name);
             let expected = expected.final_norms[&name];
             allowed.check_one(&name, norm(values), expected);
             compared += 1;
@@ -208,7 +211,7 @@ impl Config {
             target_modules: targets.collect::<Vec<TargetModule>>(),
             ..LoraConfig::default()
         };
-        let mut factors = BTreeMap::new();
+        let mut adapters = BTreeMap::new();
         for (i, layer) in model.layers.iter().enumerate() {
             for &target in &config.target_modules {
                 let path = target.path(i);
@@ -216,9 +219,10 @@ impl Config {
                 let a = TensorData::new(init.f32(&name), init.shape::<2>(&name));
                 let [output, _] = layer.projection(target).weight().dims();
                 let b = Tensor::zeros([output, self.r], &device);
-                factors.insert(path, (Tensor::from_data(a, &device), b));
+                let lora = LoraAdapter::from_factors(&config, Tensor::from_data(a, &device), b);
+                adapters.insert(path, Adapter::Lora(lora));
             }
         }
-        AdapterWeights { config, factors }
+        AdapterWeights { config, adapters }
     }
 }

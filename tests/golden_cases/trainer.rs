@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use backdraft::burn::tensor::{Tensor, TensorData};
 use backdraft::data::Batch;
 use backdraft::kernels::adamw::{self, AdamWParams, Moments};
-use backdraft::lora::{AdapterGrads, AdapterWeights, LoraConfig};
+use backdraft::lora::{self, AdapterGrads, AdapterWeights, LoraAdapter, LoraConfig};
 use backdraft::model::{BaseTensor, CausalLm, IGNORE_INDEX};
 use backdraft::quant::Weight;
 use backdraft::train::activation::ActivationPlan;
@@ -175,21 +175,22 @@ fn scale(batches: &[MicroBatch]) -> f64 {
 /// A from the file, B zero.
 fn fresh_adapter(tensors: &Tensors, trainer: &Trainer) -> AdapterWeights {
     let device = place::device();
-    let mut factors = BTreeMap::new();
-    for name in tensors.names().filter(|name| !name.contains("grad.")) {
-        if let Some(module) = name.strip_suffix(".lora_A.weight") {
-            let a = TensorData::new(tensors.f32(name), tensors.shape::<2>(name));
-            let [output, rank] = tensors.shape(&format!("{module}.lora_B.weight"));
-            let b = Tensor::zeros([output, rank], &device);
-            factors.insert(module.to_owned(), (Tensor::from_data(a, &device), b));
-        }
-    }
     let config = LoraConfig {
         rank: trainer.lora.r,
         alpha: trainer.lora.lora_alpha,
         ..LoraConfig::default()
     };
-    AdapterWeights { config, factors }
+    let mut adapters = BTreeMap::new();
+    for name in tensors.names().filter(|name| !name.contains("grad.")) {
+        if let Some(module) = name.strip_suffix(".lora_A.weight") {
+            let a = TensorData::new(tensors.f32(name), tensors.shape::<2>(name));
+            let [output, rank] = tensors.shape(&format!("{module}.lora_B.weight"));
+            let b = Tensor::zeros([output, rank], &device);
+            let factors = LoraAdapter::from_factors(&config, Tensor::from_data(a, &device), b);
+            adapters.insert(module.to_owned(), lora::Adapter::Lora(factors));
+        }
+    }
+    AdapterWeights { config, adapters }
 }
 
 /// Adapters, layer by layer.
@@ -215,11 +216,10 @@ impl Trained for Lora {
     }
 
     fn norm(&mut self) -> f64 {
-        let adapters = self.model.adapters();
-        let factors = adapters.flat_map(|(_, _, a)| [a.lora_a.val(), a.lora_b.val()]);
+        let factors = self.model.trained_params();
         norm(
             &factors
-                .flat_map(|factor| values(&factor))
+                .flat_map(|(_, factor)| values(&factor.values))
                 .collect::<Vec<_>>(),
         )
     }

@@ -362,10 +362,8 @@ impl Steps {
         let peak =
             device::held(&device).or_else(|| memory::peak_resident().map(|bytes| bytes as u64));
         let mut digest = Sha256::new();
-        for (_, _, adapter) in model.adapters() {
-            for factor in [&adapter.lora_a, &adapter.lora_b] {
-                digest.update(factor.val().inner().try_into_data()?.as_bytes());
-            }
+        for (_, param) in model.trained_params() {
+            digest.update(param.values.inner().try_into_data()?.as_bytes());
         }
         let digest = digest.finalize();
         let factors = digest[..8].iter().map(|byte| format!("{byte:02x}"));

@@ -172,17 +172,16 @@ pub(crate) fn run(args: &GpuArgs) -> anyhow::Result<()> {
 fn with_streams(mut model: CausalLm) -> CausalLm {
     for (layer, target, adapter) in model.adapters_mut() {
         let path = target.path(layer);
-        let a = adapter.lora_a.id;
-        adapter.update(|id, factor| {
-            if id != a {
-                return factor;
+        adapter.update(|param| {
+            if param.name != "lora_a" {
+                return param.values;
             }
-            let [rank, input] = factor.dims();
+            let [rank, input] = param.matrix_dims();
             let name = format!("lora_A/{}", path.trim_start_matches("model."));
             let bound = (1.0 / (input as f64).sqrt()) as f32;
             let values = random_model::uniform(&name, rank * input, bound);
-            let data = TensorData::new(values, [rank, input]);
-            Tensor::from_data(data, (&factor.device(), DType::F32))
+            let data = TensorData::new(values, [param.len()]);
+            Tensor::from_data(data, (&param.values.device(), DType::F32))
         });
     }
     model

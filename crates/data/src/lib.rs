@@ -76,7 +76,9 @@ pub use format::{FieldMap, Format};
 pub use loader::{Loader, LoaderOptions, LoaderState};
 pub use options::DataOptions;
 pub use pack::{Batching, Density};
-pub use pipeline::{Outcome, Overlong, RowSink, SkippedRow, TokenizeOptions, survey, tokenize};
+pub use pipeline::{
+    Outcome, Overlong, RowSink, SkippedRow, TokenizeOptions, TokenizedRow, survey, tokenize,
+};
 pub use preview::{Preview, preview};
 pub use prompt_template::PromptTemplate;
 pub use prompts::{Prompt, load_prompts};

@@ -1,166 +1,156 @@
-//! The trainable factors of one projection.
-
-use backdraft_kernels::dropout::Dropout;
-use backdraft_kernels::lora_linear::Factors;
-use burn::module::{Module, Param, ParamId};
-use burn::tensor::{DType, Device, Tensor, TensorData};
-use rand::RngExt;
-use rand_chacha::ChaCha8Rng;
+//! What is trained beside a frozen projection, whatever kind of adapter it is.
 
 use backdraft_arch::LoraConfig;
+use burn::module::{Module, Param, ParamId};
+use burn::tensor::{DType, Device, Tensor, TensorReadError};
+use rand_chacha::ChaCha8Rng;
 
-/// Low-rank factors A `[r, in]` and B `[out, r]`.
+use crate::lora_adapter::LoraAdapter;
+
+/// The adapter of one projection. Optimisers, checkpoints and files know its tensors by [`params`](Self::params)
+/// alone; what it computes is between its kind and [`Projection`](crate::Projection).
 #[derive(Module, Debug)]
-pub struct LoraAdapter {
-    /// A, applied first.
-    pub lora_a: Param<Tensor<2>>,
-    /// B, applied second; zero at the start, so that training begins at the base model.
-    pub lora_b: Param<Tensor<2>>,
-    #[module(skip)]
-    scaling: f64,
-    #[module(skip)]
-    dropout: f64,
-    /// The factors in the dtype that activations have, where that is not f32: rounded once an update.
-    #[module(skip)]
-    rounded: Option<[Tensor<2>; 2]>,
+pub enum Adapter {
+    /// Low-rank factors.
+    Lora(LoraAdapter),
 }
 
-impl LoraAdapter {
-    /// A drawn uniformly from ±1/√in (Kaiming-uniform with a = √5, as PEFT), B zero.
+/// One trained tensor of an adapter.
+#[derive(Clone, Debug)]
+pub struct AdapterParam {
+    /// Its name, such as `lora_a`.
+    pub name: &'static str,
+    /// Its name in adapter files, behind the module's path: PEFT's, such as `lora_A.weight`.
+    pub file_name: &'static str,
+    /// Its number.
+    pub id: ParamId,
+    /// Its shape.
+    pub dims: Vec<usize>,
+    /// Its values row by row, `[product of dims]`.
+    pub values: Tensor<1>,
+}
+
+impl AdapterParam {
+    pub(crate) fn new<const D: usize>(
+        [name, file_name]: [&'static str; 2],
+        id: ParamId,
+        value: Tensor<D>,
+    ) -> Self {
+        Self {
+            name,
+            file_name,
+            id,
+            dims: value.dims().to_vec(),
+            values: value.flatten(0, D - 1),
+        }
+    }
+
+    pub(crate) fn of<const D: usize>(names: [&'static str; 2], param: &Param<Tensor<D>>) -> Self {
+        Self::new(names, param.id, param.val())
+    }
+
+    /// The number of values.
+    pub fn len(&self) -> usize {
+        self.dims.iter().product()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The parameter as a matrix; one with a single dimension is a row.
+    pub fn matrix_dims(&self) -> [usize; 2] {
+        let columns = self.dims.last().copied().unwrap_or(1);
+        [self.len() / columns.max(1), columns]
+    }
+}
+
+/// Where a parameter's values are from now on: memory of the caller's, which holds the same values.
+#[derive(Clone, Debug)]
+pub struct Stored {
+    /// The values, as [`AdapterParam::matrix_dims`].
+    pub values: Tensor<2>,
+    /// Their copy in the dtype of activations, where that is another.
+    pub rounded: Option<Tensor<2>>,
+}
+
+impl Adapter {
+    /// A fresh adapter of the kind that `config` describes; it changes nothing yet.
     ///
     /// # Shapes
     /// For a weight `[output, input]`.
     pub fn init(
         config: &LoraConfig,
-        [output, input]: [usize; 2],
+        dims: [usize; 2],
         rng: &mut ChaCha8Rng,
         device: &Device,
     ) -> Self {
-        let bound = 1.0 / (input as f32).sqrt();
-        let values: Vec<f32> = (0..config.rank * input)
-            .map(|_| rng.random_range(-bound..bound))
-            .collect();
-        let lora_a = Tensor::from_data(TensorData::new(values, [config.rank, input]), device);
-        Self::from_factors(config, lora_a, Tensor::zeros([output, config.rank], device))
+        Self::Lora(LoraAdapter::init(config, dims, rng, device))
     }
 
-    /// An adapter with given factors.
-    ///
-    /// # Shapes
-    /// `lora_a` `[r, in]`, `lora_b` `[out, r]`.
-    pub fn from_factors(config: &LoraConfig, lora_a: Tensor<2>, lora_b: Tensor<2>) -> Self {
-        Self {
-            lora_a: Param::from_tensor(lora_a),
-            lora_b: Param::from_tensor(lora_b),
-            scaling: config.scaling(),
-            dropout: config.dropout,
-            rounded: None,
+    /// Its trained tensors, in the order of files.
+    pub fn params(&self) -> Vec<AdapterParam> {
+        match self {
+            Self::Lora(lora) => lora.params().to_vec(),
         }
-    }
-
-    /// The same adapter with another s in y = x·Wᵀ + s·(x·Aᵀ)·Bᵀ.
-    #[must_use]
-    pub fn with_scaling(mut self, scaling: f64) -> Self {
-        self.scaling = scaling;
-        self
-    }
-
-    /// The same adapter for activations of `dtype`; the factors themselves stay as they are.
-    #[must_use]
-    pub fn computing_in(mut self, dtype: DType) -> Self {
-        self.rounded = (self.lora_a.val().dtype() != dtype).then(|| self.round(dtype));
-        self
-    }
-
-    fn round(&self, dtype: DType) -> [Tensor<2>; 2] {
-        [&self.lora_a, &self.lora_b].map(|factor| factor.val().inner().cast(dtype))
-    }
-
-    /// s in y = x·Wᵀ + s·(x·Aᵀ)·Bᵀ.
-    pub fn scaling(&self) -> f64 {
-        self.scaling
     }
 
     /// The number of trained values.
     pub fn num_trained(&self) -> usize {
-        self.lora_a.val().shape().num_elements() + self.lora_b.val().shape().num_elements()
+        self.params().iter().map(AdapterParam::len).sum()
     }
 
-    /// Replaces both factors by what `update` makes of them.
-    pub fn update(&mut self, mut update: impl FnMut(ParamId, Tensor<2>) -> Tensor<2>) {
-        for param in [&mut self.lora_a, &mut self.lora_b] {
-            let id = param.id;
-            *param = param.clone().map(|tensor| update(id, tensor));
-        }
-        if let Some([a, _]) = &self.rounded {
-            self.rounded = Some(self.round(a.dtype()));
+    /// Replaces the values of every parameter by what `update` makes of it.
+    pub fn update(&mut self, update: impl FnMut(AdapterParam) -> Tensor<1>) {
+        match self {
+            Self::Lora(lora) => lora.update(update),
         }
     }
 
-    /// Both factors, and their copies in the dtype of activations, in memory of the caller's, which holds the
-    /// same values.
-    pub fn store_in(&mut self, factors: [Tensor<2>; 2], rounded: Option<[Tensor<2>; 2]>) {
-        let params = [&mut self.lora_a, &mut self.lora_b];
-        for (param, factor) in params.into_iter().zip(factors) {
-            *param = param.clone().map(|_| factor);
-        }
-        if self.rounded.is_some() {
-            self.rounded = rounded;
+    /// Moves every parameter, and its copy in the dtype of activations, to where `place` says.
+    pub fn store_in(&mut self, place: impl FnMut(ParamId) -> Stored) {
+        match self {
+            Self::Lora(lora) => lora.store_in(place),
         }
     }
 
-    /// The dtype of activations, where the factors are kept in another.
+    /// The same adapter for activations of `dtype`; its parameters stay as they are.
+    #[must_use]
+    pub fn computing_in(self, dtype: DType) -> Self {
+        match self {
+            Self::Lora(lora) => Self::Lora(lora.computing_in(dtype)),
+        }
+    }
+
+    /// The dtype of activations, where the parameters are kept in another.
     pub fn rounded_to(&self) -> Option<DType> {
-        self.rounded.as_ref().map(|[a, _]| a.dtype())
+        match self {
+            Self::Lora(lora) => lora.rounded_to(),
+        }
     }
 
-    /// s·B·A, the dense change that the adapter stands for. For merging only.
+    /// Whether it fits a weight `[output, input]`.
+    pub fn fits(&self, dims: [usize; 2]) -> bool {
+        match self {
+            Self::Lora(lora) => lora.fits(dims),
+        }
+    }
+
+    /// A copy with parameters of its own for the module at `path`, scaled as `config` says.
+    pub fn for_module(&self, config: &LoraConfig, path: &str, device: &Device) -> Self {
+        match self {
+            Self::Lora(lora) => Self::Lora(lora.for_module(config, path, device)),
+        }
+    }
+
+    /// Whether its output is still that of the projection alone. Reads it from the device.
     ///
-    /// # Shapes
-    /// `[out, in]`.
-    pub fn delta(&self) -> Tensor<2> {
-        let (a, b) = (self.lora_a.val().inner(), self.lora_b.val().inner());
-        b.matmul(a).mul_scalar(self.scaling)
-    }
-
-    /// What the kernels take for activations of `dtype`, tracked by autodiff; dropout only where a seed is
-    /// given.
-    pub(crate) fn factors(&self, dtype: DType, dropout_seed: Option<u64>) -> Factors {
-        let [a, b] = [&self.lora_a, &self.lora_b].map(|factor| {
-            let factor = factor.val();
-            if factor.dtype() == dtype {
-                factor
-            } else {
-                factor.cast(dtype)
-            }
-        });
-        self.with_settings([a, b], dropout_seed)
-    }
-
-    /// As [`factors`](Self::factors), without autodiff.
-    pub(crate) fn plain_factors(&self, dtype: DType, dropout_seed: Option<u64>) -> Factors {
-        let factors = match &self.rounded {
-            Some(rounded) if rounded[0].dtype() == dtype => rounded.clone(),
-            _ if self.lora_a.val().dtype() == dtype => {
-                [self.lora_a.val().inner(), self.lora_b.val().inner()]
-            }
-            _ => self.round(dtype),
-        };
-        self.with_settings(factors, dropout_seed)
-    }
-
-    fn with_settings(&self, [a, b]: [Tensor<2>; 2], dropout_seed: Option<u64>) -> Factors {
-        let dropout = dropout_seed
-            .filter(|_| self.dropout > 0.0)
-            .map(|seed| Dropout {
-                p: self.dropout as f32,
-                seed,
-            });
-        Factors {
-            a,
-            b,
-            scaling: self.scaling as f32,
-            dropout,
+    /// # Errors
+    /// A device that failed.
+    pub fn changes_nothing(&self) -> Result<bool, TensorReadError> {
+        match self {
+            Self::Lora(lora) => lora.changes_nothing(),
         }
     }
 }

@@ -7,12 +7,39 @@ use burn::module::ParamId;
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 
-/// Gradients by parameter; adding to one that is there sums.
+use crate::adapter::AdapterParam;
+
+/// Gradients by parameter, of any rank; adding to one that is there sums.
 #[derive(Clone, Debug, Default)]
 pub struct AdapterGrads {
-    tensors: HashMap<ParamId, Tensor<2>>,
+    tensors: HashMap<ParamId, Gradient>,
     /// Views that gradients are written into, where they all lie in one buffer.
     slots: HashMap<ParamId, Tensor<2>>,
+}
+
+/// Values row by row, and the shape that they are of.
+#[derive(Clone, Debug)]
+struct Gradient {
+    dims: Vec<usize>,
+    values: Tensor<1>,
+}
+
+impl Gradient {
+    fn of<const D: usize>(tensor: Tensor<D>) -> Self {
+        Self {
+            dims: tensor.dims().to_vec(),
+            values: tensor.flatten(0, D - 1),
+        }
+    }
+
+    /// # Panics
+    /// If it has another rank.
+    fn shaped<const D: usize>(self) -> Tensor<D> {
+        match <[usize; D]>::try_from(self.dims) {
+            Ok(dims) => self.values.reshape(dims),
+            Err(dims) => panic!("a gradient of rank {D}, found {dims:?}"),
+        }
+    }
 }
 
 impl AdapterGrads {
@@ -32,22 +59,34 @@ impl AdapterGrads {
     /// Where the next gradient of a parameter goes, where it has a place; it counts as there from now on.
     pub(crate) fn slot(&mut self, id: ParamId) -> Option<Slot> {
         let view = self.slots.get(&id)?.clone();
-        let accumulate = self.tensors.insert(id, view.clone()).is_some();
+        let there = Gradient::of(view.clone());
+        let accumulate = self.tensors.insert(id, there).is_some();
         Some(Slot { view, accumulate })
     }
 
     /// Adds the gradient of one micro-batch.
-    pub fn add(&mut self, id: ParamId, grad: Tensor<2>) {
+    ///
+    /// # Panics
+    /// If one that is there has another shape.
+    pub fn add<const D: usize>(&mut self, id: ParamId, grad: Tensor<D>) {
+        let grad = Gradient::of(grad);
         let sum = match self.tensors.remove(&id) {
-            Some(sum) => sum + grad,
+            Some(Gradient { dims, values }) => {
+                assert_eq!(dims, grad.dims, "shape of a parameter's gradients");
+                let values = values + grad.values;
+                Gradient { dims, values }
+            }
             None => grad,
         };
         self.tensors.insert(id, sum);
     }
 
-    /// The gradient of one parameter.
-    pub fn get(&self, id: ParamId) -> Option<&Tensor<2>> {
-        self.tensors.get(&id)
+    /// The gradient of one parameter, row by row.
+    ///
+    /// # Shapes
+    /// `[values of the parameter]`.
+    pub fn get(&self, id: ParamId) -> Option<&Tensor<1>> {
+        self.tensors.get(&id).map(|grad| &grad.values)
     }
 
     /// How many parameters have one.
@@ -60,35 +99,101 @@ impl AdapterGrads {
         self.tensors.is_empty()
     }
 
-    /// Every gradient through `f`.
-    pub fn map(self, f: impl Fn(Tensor<2>) -> Tensor<2>) -> Self {
-        let tensors = self.tensors.into_iter();
+    /// The values of every gradient through `f`.
+    pub fn map(self, f: impl Fn(Tensor<1>) -> Tensor<1>) -> Self {
+        let tensors = self.tensors.into_iter().map(|(id, grad)| {
+            let values = f(grad.values);
+            (id, Gradient { values, ..grad })
+        });
         Self {
-            tensors: tensors.map(|(id, grad)| (id, f(grad))).collect(),
+            tensors: tensors.collect(),
             slots: self.slots,
         }
     }
 
     /// The other way of [`into_params`](Self::into_params), for the given parameters.
     pub fn from_params(
-        params: &mut GradientsParams,
-        ids: impl IntoIterator<Item = ParamId>,
+        grads: &mut GradientsParams,
+        params: impl IntoIterator<Item = AdapterParam>,
     ) -> Self {
-        let grads = ids
+        let found = params
             .into_iter()
-            .filter_map(|id| Some((id, params.remove::<2>(id)?)));
+            .filter_map(|AdapterParam { id, dims, .. }| {
+                let grad = match dims.len() {
+                    1 => Gradient::of(grads.remove::<1>(id)?),
+                    2 => Gradient::of(grads.remove::<2>(id)?),
+                    3 => Gradient::of(grads.remove::<3>(id)?),
+                    _ => panic!("a parameter of one to three dimensions, found {dims:?}"),
+                };
+                Some((id, grad))
+            });
         Self {
-            tensors: grads.collect(),
+            tensors: found.collect(),
             slots: HashMap::new(),
         }
     }
 
-    /// In the form that Burn's optimisers take.
+    /// In the form that Burn's optimisers take: as the parameters are shaped.
     pub fn into_params(self) -> GradientsParams {
         let mut params = GradientsParams::new();
         for (id, grad) in self.tensors {
-            params.register(id, grad);
+            match grad.dims.len() {
+                1 => params.register(id, grad.shaped::<1>()),
+                2 => params.register(id, grad.shaped::<2>()),
+                3 => params.register(id, grad.shaped::<3>()),
+                _ => panic!(
+                    "a gradient of one to three dimensions, found {:?}",
+                    grad.dims
+                ),
+            }
         }
         params
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::module::Param;
+    use burn::tensor::Device;
+
+    use super::*;
+
+    fn values(x: &Tensor<1>) -> Vec<f32> {
+        x.clone().into_data().try_into_vec().unwrap()
+    }
+
+    #[test]
+    fn gradients_of_any_rank_add_up_and_keep_their_shape() {
+        let device = Device::flex();
+        let vector = Param::from_tensor(Tensor::<1>::ones([3], &device));
+        let matrix = Param::from_tensor(Tensor::<2>::ones([2, 3], &device));
+        let cube = Param::from_tensor(Tensor::<3>::ones([2, 1, 2], &device));
+        let params = || {
+            [
+                AdapterParam::of(["v", "v"], &vector),
+                AdapterParam::of(["m", "m"], &matrix),
+                AdapterParam::of(["c", "c"], &cube),
+            ]
+        };
+        let mut grads = AdapterGrads::new();
+        for _ in 0..2 {
+            grads.add(vector.id, vector.val() * 2.0);
+            // Not in the order of memory: what it is row by row counts.
+            let wide = Tensor::<2>::from_floats([[1.0, 4.0], [2.0, 5.0], [3.0, 6.0]], &device);
+            grads.add(matrix.id, wide.transpose());
+            grads.add(cube.id, cube.val());
+        }
+        let mut burns = grads.map(|grad| grad * 0.5).into_params();
+        let shaped = burns.get::<2>(matrix.id).unwrap();
+        assert_eq!(shaped.dims(), [2, 3]);
+        assert_eq!(burns.get::<3>(cube.id).unwrap().dims(), [2, 1, 2]);
+
+        let back = AdapterGrads::from_params(&mut burns, params());
+        assert!(burns.is_empty());
+        assert_eq!(back.len(), 3);
+        assert_eq!(values(back.get(vector.id).unwrap()), [2.0; 3]);
+        let expected = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
+        assert_eq!(values(back.get(matrix.id).unwrap()), expected);
+        assert_eq!(values(back.get(cube.id).unwrap()), [1.0; 4]);
     }
 }

@@ -1,7 +1,7 @@
 //! Low-rank adapters over frozen projections.
 //!
-//! [`Projection`] is a linear layer whose weight is frozen and which may carry an [`LoraAdapter`];
-//! only the adapter's factors are Burn parameters. [`LoraConfig`] says which projections of a model
+//! [`Projection`] is a linear layer whose weight is frozen and which may carry an [`Adapter`];
+//! only the adapter's tensors are Burn parameters, and whoever trains or stores them knows them by name. [`LoraConfig`] says which projections of a model
 //! get one.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
@@ -9,6 +9,7 @@
 mod adapter;
 pub mod base;
 mod gradients;
+mod lora_adapter;
 mod merge;
 mod merged_files;
 mod peft;
@@ -16,9 +17,10 @@ mod projection;
 mod trained_over;
 mod weights;
 
-pub use adapter::LoraAdapter;
+pub use adapter::{Adapter, AdapterParam, Stored};
 pub use backdraft_arch::{LoraConfig, LoraConfigError, TargetModule};
 pub use gradients::AdapterGrads;
+pub use lora_adapter::LoraAdapter;
 pub use merge::{MergeBase, MergeError, MergeReport, check_adapter, merge};
 pub use projection::{Projection, ProjectionSaved};
 pub use trained_over::TrainedOver;

@@ -5,10 +5,13 @@ use std::path::Path;
 use backdraft_formats::{
     AdapterTensors, FormatError, LoraPair, ModulePattern, PeftConfig, PeftDir, PeftWriteOptions,
 };
+use burn::module::Param;
 use burn::tensor::{Device, Tensor, TensorData};
 
 use backdraft_arch::TargetModule;
 
+use crate::adapter::Adapter;
+use crate::lora_adapter::LoraAdapter;
 use crate::weights::AdapterWeights;
 use backdraft_arch::LoraConfig;
 
@@ -27,16 +30,6 @@ impl AdapterWeights {
             Tensor::from_data(TensorData::new(values.to_vec(), shape), device)
         };
         let peft = &directory.config;
-        let factors = directory
-            .tensors
-            .iter()
-            .map(|pair| {
-                let rank = pair.rank();
-                let a = tensor(&pair.lora_a, [rank, pair.in_features]);
-                let b = tensor(&pair.lora_b, [pair.out_features, rank]);
-                (pair.module.clone(), (a, b))
-            })
-            .collect();
         let config = LoraConfig {
             rank: peft.r,
             alpha: peft.lora_alpha,
@@ -53,7 +46,15 @@ impl AdapterWeights {
                 })
                 .collect(),
         };
-        Self { config, factors }
+        let adapter = |pair: &LoraPair| {
+            let rank = pair.rank();
+            let a = tensor(&pair.lora_a, [rank, pair.in_features]);
+            let b = tensor(&pair.lora_b, [pair.out_features, rank]);
+            let lora = LoraAdapter::from_factors(&config, a, b);
+            (pair.module.clone(), Adapter::Lora(lora))
+        };
+        let adapters = directory.tensors.iter().map(adapter).collect();
+        Self { config, adapters }
     }
 
     /// Writes the adapter as a directory that PEFT loads; it appears whole or not at all.
@@ -78,28 +79,26 @@ impl AdapterWeights {
         config.lora_dropout = self.config.dropout;
         config.use_rslora = self.config.use_rslora;
         config.layers_to_transform = self.config.layers_to_transform.clone();
-        let ranks = self
-            .factors
-            .iter()
-            .map(|(module, (a, _))| (module, a.dims()[0]));
-        let others = ranks.filter(|(_, rank)| *rank != config.r);
-        config.rank_pattern =
-            ModulePattern::of_modules(others.map(|(module, rank)| (module.clone(), rank)));
-        config.alpha_pattern = ModulePattern::of_modules(self.config.alpha_pattern.clone());
-        let values = |tensor: &Tensor<2>| -> Vec<f32> {
-            tensor.clone().inner().into_data().iter::<f32>().collect()
+        let values = |tensor: &Param<Tensor<2>>| -> Vec<f32> {
+            tensor.val().inner().into_data().iter::<f32>().collect()
         };
         let tensors: AdapterTensors = self
-            .factors
+            .adapters
             .iter()
-            .map(|(module, (a, b))| LoraPair {
+            .map(|(module, Adapter::Lora(lora))| LoraPair {
                 module: module.clone(),
-                in_features: a.dims()[1],
-                out_features: b.dims()[0],
-                lora_a: values(a),
-                lora_b: values(b),
+                in_features: lora.lora_a.dims()[1],
+                out_features: lora.lora_b.dims()[0],
+                lora_a: values(&lora.lora_a),
+                lora_b: values(&lora.lora_b),
             })
             .collect();
+        let ranks = tensors
+            .iter()
+            .map(|pair| (pair.module.clone(), pair.rank()));
+        config.rank_pattern =
+            ModulePattern::of_modules(ranks.filter(|(_, rank)| *rank != config.r));
+        config.alpha_pattern = ModulePattern::of_modules(self.config.alpha_pattern.clone());
         PeftDir::write(path.as_ref(), &config, &tensors, options)
     }
 }

@@ -1,24 +1,20 @@
 //! A linear layer with a frozen weight and perhaps an adapter.
 
-use backdraft_kernels::lora_linear::{
-    self, Branch, FactorGrads, Factors, WantedFactors, lora_linear,
-};
+use backdraft_kernels::lora_linear::{self, Branch, Factors, WantedFactors, lora_linear};
 use backdraft_kernels::low_rank::Adapted;
-use backdraft_quant::Weight;
+use backdraft_quant::{Frozen, Weight};
 use burn::module::Module;
 use burn::tensor::Tensor;
 
-use crate::adapter::LoraAdapter;
+use crate::adapter::Adapter;
 use crate::gradients::AdapterGrads;
 
 /// y = x·Wᵀ + bias + s·(x·Aᵀ)·Bᵀ with W and bias frozen.
 #[derive(Module, Debug)]
 pub struct Projection {
-    #[module(skip)]
-    weight: Weight,
-    #[module(skip)]
-    bias: Option<Tensor<1>>,
-    adapter: Option<LoraAdapter>,
+    weight: Frozen<Weight>,
+    bias: Option<Frozen<Tensor<1>>>,
+    adapter: Option<Adapter>,
 }
 
 /// What [`Projection::backward`] needs besides the layer's input.
@@ -36,14 +32,14 @@ impl Projection {
     /// `weight` `[out, in]`, `bias` `[out]`.
     pub fn new(weight: Weight, bias: Option<Tensor<1>>) -> Self {
         Self {
-            weight,
-            bias,
+            weight: Frozen(weight),
+            bias: bias.map(Frozen),
             adapter: None,
         }
     }
 
     /// The same with `adapter` in place of the one it had.
-    pub fn with_adapter(self, adapter: Option<LoraAdapter>) -> Self {
+    pub fn with_adapter(self, adapter: Option<Adapter>) -> Self {
         Self { adapter, ..self }
     }
 
@@ -59,21 +55,21 @@ impl Projection {
 
     /// The frozen bias, `[out]`.
     pub fn bias(&self) -> Option<&Tensor<1>> {
-        self.bias.as_ref()
+        self.bias.as_deref()
     }
 
     /// The frozen bias, to be replaced by one that is trained.
     pub fn bias_mut(&mut self) -> Option<&mut Tensor<1>> {
-        self.bias.as_mut()
+        self.bias.as_deref_mut()
     }
 
     /// The adapter, if there is one.
-    pub fn adapter(&self) -> Option<&LoraAdapter> {
+    pub fn adapter(&self) -> Option<&Adapter> {
         self.adapter.as_ref()
     }
 
     /// The adapter, to be changed.
-    pub fn adapter_mut(&mut self) -> Option<&mut LoraAdapter> {
+    pub fn adapter_mut(&mut self) -> Option<&mut Adapter> {
         self.adapter.as_mut()
     }
 
@@ -83,13 +79,12 @@ impl Projection {
     /// `x` `[t, in]`, result `[t, out]`.
     pub fn forward(&self, x: Tensor<2>, dropout_seed: Option<u64>) -> Tensor<2> {
         let dtype = x.dtype();
-        let factors = self
-            .adapter
-            .as_ref()
-            .map(|a| a.factors(dtype, dropout_seed));
+        let factors = self.adapter.as_ref().map(|adapter| match adapter {
+            Adapter::Lora(lora) => lora.factors(dtype, dropout_seed),
+        });
         let y = match self.weight.tracked() {
             Some(weight) => lora_linear::reference::forward(x, weight, factors.as_ref()),
-            None => lora_linear(x, self.weight.clone(), factors),
+            None => lora_linear(x, self.weight().clone(), factors),
         };
         self.add_bias(y)
     }
@@ -133,7 +128,7 @@ impl Projection {
         dropout_seed: Option<u64>,
     ) -> (Adapted, ProjectionSaved) {
         let factors = self.plain_factors(x, dropout_seed);
-        let (y, xa) = lora_linear::forward_adapted(x, &self.weight, factors.as_ref(), xa, None);
+        let (y, xa) = lora_linear::forward_adapted(x, self.weight(), factors.as_ref(), xa, None);
         let base = self.add_bias(y.base);
         (Adapted { base, ..y }, ProjectionSaved { xa, dropout_seed })
     }
@@ -146,7 +141,7 @@ impl Projection {
         sum: Option<&Tensor<2>>,
     ) -> (Tensor<2>, ProjectionSaved) {
         let factors = self.plain_factors(x, dropout_seed);
-        let (y, xa) = lora_linear::forward(x, &self.weight, factors.as_ref(), xa, sum);
+        let (y, xa) = lora_linear::forward(x, self.weight(), factors.as_ref(), xa, sum);
         (self.add_bias(y), ProjectionSaved { xa, dropout_seed })
     }
 
@@ -167,8 +162,9 @@ impl Projection {
     }
 
     fn plain_factors(&self, like: &Tensor<2>, dropout_seed: Option<u64>) -> Option<Factors> {
-        let adapter = self.adapter.as_ref()?;
-        Some(adapter.plain_factors(like.dtype(), dropout_seed))
+        self.adapter.as_ref().map(|adapter| match adapter {
+            Adapter::Lora(lora) => lora.plain_factors(like.dtype(), dropout_seed),
+        })
     }
 
     /// What [`forward_saving`](Self::forward_saving) leaves for the backward pass, without the product with
@@ -245,22 +241,23 @@ impl Projection {
         let mut each = factors.iter();
         let branches = branches.map(|(projection, dy, saved)| {
             let factors = each.next().and_then(Option::as_ref);
-            let slots = projection.adapter.as_ref().and_then(|adapter| {
-                let ids = [&adapter.lora_a, &adapter.lora_b].map(|factor| factor.id);
-                Some([grads.slot(ids[0])?, grads.slot(ids[1])?])
-            });
+            let slots = projection
+                .adapter
+                .as_ref()
+                .and_then(|adapter| match adapter {
+                    Adapter::Lora(lora) => lora.slots(grads),
+                });
             Branch {
                 dy,
-                weight: &projection.weight,
+                weight: projection.weight(),
                 adapter: factors.zip(saved.xa.as_ref()),
                 factors: slots.map_or(WantedFactors::New, WantedFactors::Into),
             }
         });
         let (dx, factor_grads) = lora_linear::backward_together(branches, x, wanted);
         for (adapter, factor_grads) in adapters.into_iter().zip(factor_grads) {
-            if let (Some(adapter), Some(FactorGrads { a, b })) = (adapter, factor_grads) {
-                grads.add(adapter.lora_a.id, a);
-                grads.add(adapter.lora_b.id, b);
+            if let (Some(Adapter::Lora(lora)), Some(factor_grads)) = (adapter, factor_grads) {
+                lora.add_grads(grads, factor_grads);
             }
         }
         dx
@@ -268,7 +265,7 @@ impl Projection {
 
     fn add_bias(&self, y: Tensor<2>) -> Tensor<2> {
         match &self.bias {
-            Some(bias) => y + bias.clone().unsqueeze(),
+            Some(Frozen(bias)) => y + bias.clone().unsqueeze(),
             None => y,
         }
     }

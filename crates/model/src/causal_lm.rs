@@ -3,8 +3,8 @@
 use backdraft_arch::ModelSpec;
 use backdraft_arch::spec::{EMBEDDING, FINAL_NORM, HEAD};
 use backdraft_kernels::cross_entropy::{self, HeadLoss};
-use backdraft_lora::{AdapterWeights, LoraAdapter, LoraConfig, Projection, TargetModule};
-use backdraft_quant::Weight;
+use backdraft_lora::{Adapter, AdapterParam, AdapterWeights, LoraConfig, Projection, TargetModule};
+use backdraft_quant::{Frozen, Weight};
 use burn::module::Module;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use rand::SeedableRng;
@@ -23,13 +23,11 @@ use crate::tokens::{Targets, Tokens};
 pub struct CausalLm {
     #[module(skip)]
     spec: ModelSpec,
-    #[module(skip)]
-    embed_tokens: Weight,
+    embed_tokens: Frozen<Weight>,
     /// The decoder layers, first to last.
     pub layers: Vec<DecoderLayer>,
     norm: RmsNorm,
-    #[module(skip)]
-    lm_head: Option<Weight>,
+    lm_head: Option<Frozen<Weight>>,
     #[module(skip)]
     lora: Option<LoraConfig>,
 }
@@ -77,10 +75,10 @@ impl CausalLm {
     ) -> Self {
         Self {
             spec,
-            embed_tokens,
+            embed_tokens: Frozen(embed_tokens),
             layers,
             norm,
-            lm_head,
+            lm_head: lm_head.map(Frozen),
             lora: None,
         }
     }
@@ -248,7 +246,7 @@ impl CausalLm {
         self.replace_adapters(|layer, target, projection| {
             Ok(config
                 .adapts(layer, target)
-                .then(|| LoraAdapter::init(config, projection.weight().dims(), &mut rng, &device))
+                .then(|| Adapter::init(config, projection.weight().dims(), &mut rng, &device))
                 .map(|adapter| adapter.computing_in(dtype)))
         })?;
         self.lora = Some(config.clone());
@@ -260,7 +258,7 @@ impl CausalLm {
     /// # Errors
     /// An adapter that does not fit the model.
     pub fn with_adapter(mut self, adapter: &AdapterWeights) -> Result<Self, LoadError> {
-        if let Some(module) = adapter.factors.keys().find(|path| !self.can_adapt(path)) {
+        if let Some(module) = adapter.adapters.keys().find(|path| !self.can_adapt(path)) {
             let module = module.clone();
             return Err(LoadError::AdapterModule { module });
         }
@@ -268,22 +266,21 @@ impl CausalLm {
         let (device, dtype) = (self.device(), self.dtype());
         self.replace_adapters(|layer, target, projection| {
             let path = target.path(layer);
-            let Some((a, b)) = adapter.factors.get(&path) else {
+            let Some(found) = adapter.adapters.get(&path) else {
                 return Ok(None);
             };
-            let expected @ [output, input] = projection.weight().dims();
-            let (a_dims, b_dims) = (a.dims(), b.dims());
-            if a_dims[1] != input || b_dims[0] != output || a_dims[0] != b_dims[1] {
-                let actual = format!("A {a_dims:?} and B {b_dims:?}");
+            let expected = projection.weight().dims();
+            if !found.fits(expected) {
+                let shape = |param: &AdapterParam| format!("{} {:?}", param.name, param.dims);
+                let params: Vec<String> = found.params().iter().map(shape).collect();
+                let actual = params.join(" and ");
                 return Err(LoadError::Adapter {
                     module: path,
                     expected,
                     actual,
                 });
             }
-            let scaling = adapter.config.scaling_of(&path, a_dims[0]);
-            let (a, b) = (a.clone().to_device(&device), b.clone().to_device(&device));
-            let made = LoraAdapter::from_factors(&adapter.config, a, b).with_scaling(scaling);
+            let made = found.for_module(&adapter.config, &path, &device);
             Ok(Some(made.computing_in(dtype)))
         })?;
         self.lora = Some(adapter.config.clone());
@@ -305,14 +302,11 @@ impl CausalLm {
     /// The present adapter, apart from the model.
     pub fn adapter(&self) -> Option<AdapterWeights> {
         let config = self.lora.clone()?;
-        let factors = self
+        let adapters = self
             .adapters()
-            .map(|(layer, target, adapter)| {
-                let factors = (adapter.lora_a.val().inner(), adapter.lora_b.val().inner());
-                (target.path(layer), factors)
-            })
+            .map(|(layer, target, adapter)| (target.path(layer), adapter.valid()))
             .collect();
-        Some(AdapterWeights { config, factors })
+        Some(AdapterWeights { config, adapters })
     }
 
     /// The settings of the present adapter.
@@ -321,7 +315,7 @@ impl CausalLm {
     }
 
     /// Every adapter with its layer and projection, in the order of the layers.
-    pub fn adapters(&self) -> impl Iterator<Item = (usize, TargetModule, &LoraAdapter)> {
+    pub fn adapters(&self) -> impl Iterator<Item = (usize, TargetModule, &Adapter)> {
         self.layers.iter().enumerate().flat_map(|(i, layer)| {
             TargetModule::ALL.into_iter().filter_map(move |target| {
                 layer
@@ -332,10 +326,17 @@ impl CausalLm {
         })
     }
 
+    /// Every trained tensor with the path of its module, in the order of the layers and of files.
+    pub fn trained_params(&self) -> impl Iterator<Item = (String, AdapterParam)> {
+        self.adapters().flat_map(|(layer, target, adapter)| {
+            let path = target.path(layer);
+            let params = adapter.params().into_iter();
+            params.map(move |param| (path.clone(), param))
+        })
+    }
+
     /// Every adapter, to be changed, in the order of [`adapters`](Self::adapters).
-    pub fn adapters_mut(
-        &mut self,
-    ) -> impl Iterator<Item = (usize, TargetModule, &mut LoraAdapter)> {
+    pub fn adapters_mut(&mut self) -> impl Iterator<Item = (usize, TargetModule, &mut Adapter)> {
         self.layers.iter_mut().enumerate().flat_map(|(i, layer)| {
             layer
                 .projections_mut()
@@ -441,7 +442,7 @@ impl CausalLm {
 
     fn replace_adapters(
         &mut self,
-        mut make: impl FnMut(usize, TargetModule, &Projection) -> Result<Option<LoraAdapter>, LoadError>,
+        mut make: impl FnMut(usize, TargetModule, &Projection) -> Result<Option<Adapter>, LoadError>,
     ) -> Result<(), LoadError> {
         for (i, layer) in self.layers.iter_mut().enumerate() {
             for target in TargetModule::ALL {
@@ -460,3 +461,6 @@ pub(crate) fn index(rows: &[u32], device: &Device) -> Tensor<1, Int> {
     let count = rows.len();
     Tensor::from_data(TensorData::new(rows, [count]), device)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,9 @@
 //! A batch as the model sees it.
 
-use backdraft_kernels::Segments;
+use std::ops::Range;
+
+use backdraft_kernels::{Segments, cross_entropy};
+use burn::tensor::{DType, Tensor};
 
 /// Label of a position that does not count in the loss.
 pub const IGNORE_INDEX: i64 = -100;
@@ -102,6 +105,34 @@ impl Targets {
         targets
     }
 
+    /// The targets of each segment: they are in the order of the segments.
+    pub fn by_segment(&self, segments: &Segments) -> Vec<Range<usize>> {
+        let before = |row: usize| self.rows.partition_point(|&of| (of as usize) < row);
+        segments
+            .iter()
+            .map(|(rows, _)| before(rows.start)..before(rows.end))
+            .collect()
+    }
+
+    /// Log-likelihood of the supervised tokens of each segment: −Σ nll over its targets, 0 where it has none.
+    ///
+    /// # Shapes
+    /// `nll` `[targets]`, as [`CausalLm::nll`](crate::CausalLm::nll) gives it; result `[segments]`, f32.
+    ///
+    /// # Units
+    /// Nats.
+    pub fn log_likelihoods(&self, segments: &Segments, nll: &Tensor<1>) -> Tensor<1> {
+        assert_eq!(nll.dims(), [self.len()], "one nll for each target");
+        let sums = self.by_segment(segments).into_iter().map(|targets| {
+            if targets.is_empty() {
+                return Tensor::zeros([1], (&nll.device(), DType::F32));
+            }
+            let nll = nll.clone().narrow(0, targets.start, targets.len());
+            cross_entropy::total(&nll).neg()
+        });
+        Tensor::cat(sums.collect(), 0)
+    }
+
     /// How many there are.
     pub fn len(&self) -> usize {
         self.rows.len()
@@ -115,6 +146,8 @@ impl Targets {
 
 #[cfg(test)]
 mod tests {
+    use burn::tensor::Device;
+
     use super::*;
 
     #[test]
@@ -129,5 +162,16 @@ mod tests {
                 ids: vec![7, 9]
             }
         );
+    }
+
+    #[test]
+    fn log_likelihoods_are_sums_over_each_segment() {
+        let tokens = Tokens::from_sequences(&[vec![5, 6, 7], vec![], vec![8, 9, 1, 2]]);
+        let labels = [5, -100, 7, 8, 9, 1, 2];
+        let targets = Targets::from_labels(&tokens.segments, &labels);
+        assert_eq!(targets.by_segment(&tokens.segments), [0..1, 1..1, 1..4]);
+        let nll = Tensor::from_floats([0.5, 1.0, 2.0, 4.0], &Device::flex());
+        let sums = targets.log_likelihoods(&tokens.segments, &nll).into_data();
+        assert_eq!(sums.try_into_vec::<f32>().unwrap(), [-0.5, 0.0, -7.0]);
     }
 }

@@ -6,7 +6,9 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod frozen;
 mod weight;
 
 pub use backdraft_arch::{FourBitFormat, QuantizationPlan, Scheme};
+pub use frozen::{Frozen, Movable};
 pub use weight::{Quantizer, Weight};

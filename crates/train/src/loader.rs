@@ -7,6 +7,7 @@ use burn::data::dataloader::{DataLoader, DataLoaderIterator, Progress};
 use burn::data::dataset::DatasetError;
 use burn::tensor::Device;
 
+use crate::prefetch::Prefetch;
 use crate::step::MicroBatch;
 
 /// Everything one optimiser step computes on.
@@ -34,7 +35,8 @@ impl Step {
     }
 }
 
-/// The steps of a run, in order.
+/// The steps of a run, in order. The next one is made while the device computes the last; where the data stands comes
+/// with each step, so a run that stops goes on behind the step it took, not behind the one that was ready.
 #[derive(Clone)]
 pub struct StepLoader {
     rows: RowSet,
@@ -78,10 +80,14 @@ impl StepLoader {
 
 impl DataLoader<Step> for StepLoader {
     fn iter<'a>(&'a self) -> Box<dyn DataLoaderIterator<Step> + 'a> {
-        Box::new(Steps {
-            source: self,
-            loader: self.loader.clone(),
+        let steps = Steps {
             number: self.first,
+            source: self.clone(),
+        };
+        Box::new(StepsAhead {
+            number: self.first,
+            total_steps: self.total_steps,
+            steps: Prefetch::new(steps),
         })
     }
 
@@ -104,15 +110,15 @@ impl DataLoader<Step> for StepLoader {
     }
 }
 
-struct Steps<'a> {
-    source: &'a StepLoader,
-    loader: Loader,
+/// Makes one step after the other.
+struct Steps {
+    source: StepLoader,
     number: usize,
 }
 
-impl Steps<'_> {
+impl Steps {
     fn make(&mut self) -> Result<Step, DataError> {
-        let row_groups = self.loader.next_step();
+        let row_groups = self.source.loader.next_step();
         let (mut micro_batches, mut tokens) = (Vec::new(), 0);
         for rows in &row_groups {
             let batch = Batch::from_rows(&self.source.rows, rows)?;
@@ -127,12 +133,12 @@ impl Steps<'_> {
             micro_batches,
             tokens,
             rows: row_groups.concat(),
-            after: self.loader.state(),
+            after: self.source.loader.state(),
         })
     }
 }
 
-impl Iterator for Steps<'_> {
+impl Iterator for Steps {
     type Item = Result<Step, DatasetError>;
 
     fn next(&mut self) -> Option<Self::Item> {
@@ -145,13 +151,26 @@ impl Iterator for Steps<'_> {
     }
 }
 
-impl DataLoaderIterator<Step> for Steps<'_> {
+struct StepsAhead {
+    steps: Prefetch<Result<Step, DatasetError>>,
+    /// Steps taken.
+    number: usize,
+    total_steps: usize,
+}
+
+impl Iterator for StepsAhead {
+    type Item = Result<Step, DatasetError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let step = self.steps.next()?;
+        self.number += 1;
+        Some(step)
+    }
+}
+
+impl DataLoaderIterator<Step> for StepsAhead {
     fn progress(&self) -> Progress {
-        Progress::new(
-            self.number,
-            self.source.total_steps,
-            Some("steps".to_owned()),
-        )
+        Progress::new(self.number, self.total_steps, Some("steps".to_owned()))
     }
 }
 
@@ -236,5 +255,48 @@ impl DataLoaderIterator<MicroBatch> for EvalBatches<'_> {
             self.source.num_items(),
             Some("batches".to_owned()),
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use backdraft_data::{TokenRows, TokenizedRow};
+
+    use super::*;
+
+    /// Seven rows, three steps an epoch.
+    fn loader() -> StepLoader {
+        let row = |i: u32| TokenizedRow {
+            input_ids: (0..i + 2).collect(),
+            labels: (0..i64::from(i) + 2).collect(),
+            file: 0,
+            line: i as usize + 1,
+            key: u64::from(i),
+        };
+        let rows = RowSet::new(TokenRows::Memory((0..7).map(row).collect()), &[]);
+        StepLoader::new(rows, Loader::new(7, 2, 2, 3, true).unwrap(), 6)
+    }
+
+    fn rows(steps: &[Step]) -> Vec<&[usize]> {
+        steps.iter().map(|step| &step.rows[..]).collect()
+    }
+
+    #[test]
+    fn a_run_goes_on_behind_the_step_it_took() {
+        let whole: Vec<Step> = loader().iter().map(Result::unwrap).collect();
+        let numbers: Vec<usize> = whole.iter().map(|step| step.number).collect();
+        assert_eq!(numbers, [0, 1, 2, 3, 4, 5]);
+        for taken in 1..6 {
+            let all = loader();
+            let mut steps = all.iter();
+            let last = steps.by_ref().take(taken).last().unwrap().unwrap();
+            assert_eq!(steps.progress().items_processed, taken);
+            drop(steps);
+            let mut again = loader().after(taken);
+            again.loader.restore(last.after).unwrap();
+            let rest: Vec<Step> = again.iter().map(Result::unwrap).collect();
+            assert_eq!(rows(&rest), rows(&whole[taken..]));
+            assert_eq!(rest[0].number, taken);
+        }
     }
 }

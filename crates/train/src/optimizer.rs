@@ -11,7 +11,7 @@ use backdraft_kernels::adamw8bit::{
     self, BLOCK_SIZE, Guard, MIN_8BIT_SIZE, Moment8Bit, Moments8Bit,
 };
 use backdraft_kernels::device;
-use backdraft_lora::AdapterGrads;
+use backdraft_lora::{AdapterGrads, AdapterParam};
 use backdraft_model::CausalLm;
 use bank::Bank;
 use burn::module::ParamId;
@@ -45,7 +45,8 @@ pub struct AdamW {
 
 #[derive(Clone, Debug)]
 enum State {
-    F32(Box<Moments<2>>),
+    /// Row by row, as gradients are.
+    F32(Box<Moments<1>>),
     Bits8(Box<Moments8Bit>),
 }
 
@@ -76,9 +77,8 @@ impl AdamW {
     /// that: from then on norm and update are a launch each, whatever the number of factors, and `model`'s
     /// factors are views that change with every update.
     pub fn adopt(&mut self, model: &mut CausalLm) {
-        let states: Vec<Option<State>> = factors(model)
-            .map(|(_, id, _)| self.moments.remove(&id))
-            .collect();
+        let ids: Vec<ParamId> = model.trained_params().map(|(_, param)| param.id).collect();
+        let states: Vec<Option<State>> = ids.iter().map(|id| self.moments.remove(id)).collect();
         let (device, precision) = (model.device(), self.precision);
         let bank = device::lasting(&device, &mut *model, |model| {
             Bank::new(model, precision, &states)
@@ -86,7 +86,6 @@ impl AdamW {
         match bank {
             Some(bank) => self.bank = Some(bank),
             None => {
-                let ids: Vec<ParamId> = factors(model).map(|(_, id, _)| id).collect();
                 let states = ids.into_iter().zip(states);
                 self.moments = states
                     .filter_map(|(id, state)| Some((id, state?)))
@@ -165,17 +164,17 @@ impl AdamW {
             return;
         }
         for (_, _, adapter) in model.adapters_mut() {
-            adapter.update(|id, param| {
+            adapter.update(|AdapterParam { id, values, .. }| {
                 let Some(grad) = grads.get(id) else {
-                    return param;
+                    return values;
                 };
-                let param = param.inner();
+                let values = values.inner();
                 let state = self.moments.remove(&id);
-                let state = state.unwrap_or_else(|| State::zeros(&param, self.precision));
-                let (param, state) =
-                    state.step(param, grad, (lr, self.steps), &self.params, self.precision);
+                let state = state.unwrap_or_else(|| State::zeros(&values, self.precision));
+                let (values, state) =
+                    state.step(values, grad, (lr, self.steps), &self.params, self.precision);
                 self.moments.insert(id, state);
-                param
+                values
             });
         }
     }
@@ -213,17 +212,19 @@ impl AdamW {
     /// have their scales beside them, under `….absmax`.
     pub fn state(&self, model: &CausalLm) -> Vec<StateTensor> {
         let mut tensors = Vec::new();
-        for (i, (name, id, _)) in factors(model).enumerate() {
+        for (i, (path, param)) in model.trained_params().enumerate() {
+            let name = format!("{path}.{}", param.file_name);
             let in_bank = self.bank.as_ref().filter(|_| self.steps > 0);
             let state = match in_bank {
                 Some(bank) => Some(bank.state(i)),
-                None => self.moments.get(&id).cloned(),
+                None => self.moments.get(&param.id).cloned(),
             };
             match state {
                 None => {}
                 Some(State::F32(moments)) => {
-                    tensors.push(f32_tensor(format!("{name}.exp_avg"), &moments.m));
-                    tensors.push(f32_tensor(format!("{name}.exp_avg_sq"), &moments.v));
+                    let tensor = |name, values| f32_tensor(name, &param.dims, values);
+                    tensors.push(tensor(format!("{name}.exp_avg"), &moments.m));
+                    tensors.push(tensor(format!("{name}.exp_avg_sq"), &moments.v));
                 }
                 Some(State::Bits8(moments)) => {
                     tensors.extend(codes(&format!("{name}.exp_avg"), &moments.m));
@@ -246,9 +247,9 @@ impl AdamW {
     ) -> Result<(), FormatError> {
         let mut moments = HashMap::new();
         if steps > 0 {
-            for (name, id, param) in factors(model) {
-                let state = State::read(file, &name, &param.inner(), self.precision)?;
-                moments.insert(id, state);
+            for (path, param) in model.trained_params() {
+                let name = format!("{path}.{}", param.file_name);
+                moments.insert(param.id, State::read(file, &name, &param, self.precision)?);
             }
         }
         self.moments = moments;
@@ -262,19 +263,10 @@ impl AdamW {
     }
 }
 
-/// Every factor with its name and number, in the order of the layers.
-fn factors(model: &CausalLm) -> impl Iterator<Item = (String, ParamId, Tensor<2>)> {
-    model.adapters().flat_map(|(layer, target, adapter)| {
-        let path = target.path(layer);
-        [("lora_A", &adapter.lora_a), ("lora_B", &adapter.lora_b)]
-            .map(|(factor, param)| (format!("{path}.{factor}.weight"), param.id, param.val()))
-    })
-}
-
-fn f32_tensor<const D: usize>(name: String, tensor: &Tensor<D>) -> StateTensor {
-    let values: Vec<f32> = tensor.clone().into_data().iter::<f32>().collect();
+fn f32_tensor(name: String, dims: &[usize], values: &Tensor<1>) -> StateTensor {
+    let values: Vec<f32> = values.clone().into_data().iter::<f32>().collect();
     StateTensor {
-        info: TensorInfo::new(name, Dtype::F32, tensor.dims()),
+        info: TensorInfo::new(name, Dtype::F32, dims),
         bytes: from_f32(Dtype::F32, &values).unwrap_or_default(),
     }
 }
@@ -285,29 +277,33 @@ fn codes(name: &str, moment: &Moment8Bit) -> [StateTensor; 2] {
         info: TensorInfo::new(name, Dtype::U8, [bytes.len()]),
         bytes,
     };
-    [codes, f32_tensor(format!("{name}.absmax"), &moment.absmax)]
+    let absmax = format!("{name}.absmax");
+    [
+        codes,
+        f32_tensor(absmax, &moment.absmax.dims(), &moment.absmax),
+    ]
 }
 
 impl State {
-    fn zeros(param: &Tensor<2>, precision: StatePrecision) -> Self {
+    fn zeros(values: &Tensor<1>, precision: StatePrecision) -> Self {
         match precision {
-            StatePrecision::Bits8(_) if param.shape().num_elements() >= MIN_8BIT_SIZE => {
-                Self::Bits8(Box::new(Moments8Bit::zeros(param)))
+            StatePrecision::Bits8(_) if values.dims()[0] >= MIN_8BIT_SIZE => {
+                Self::Bits8(Box::new(Moments8Bit::zeros(values)))
             }
             StatePrecision::Bits8(_) | StatePrecision::F32 => {
-                Self::F32(Box::new(Moments::zeros(param)))
+                Self::F32(Box::new(Moments::zeros(values)))
             }
         }
     }
 
     fn step(
         self,
-        param: Tensor<2>,
-        grad: &Tensor<2>,
+        param: Tensor<1>,
+        grad: &Tensor<1>,
         at: (f64, u64),
         params: &AdamWParams,
         precision: StatePrecision,
-    ) -> (Tensor<2>, Self) {
+    ) -> (Tensor<1>, Self) {
         let guard = match precision {
             StatePrecision::Bits8(guard) => guard,
             StatePrecision::F32 => Guard::default(),
@@ -327,16 +323,17 @@ impl State {
     fn read(
         file: &SafetensorsFile,
         name: &str,
-        param: &Tensor<2>,
+        param: &AdapterParam,
         precision: StatePrecision,
     ) -> Result<Self, FormatError> {
-        let device = param.device();
+        let values = param.values.clone().inner();
+        let device = values.device();
         let (m, v) = (format!("{name}.exp_avg"), format!("{name}.exp_avg_sq"));
-        Ok(match Self::zeros(param, precision) {
+        Ok(match Self::zeros(&values, precision) {
             Self::F32(_) => {
-                let read = |name: &str| -> Result<Tensor<2>, FormatError> {
-                    let values = floats(file, name, &param.dims())?;
-                    let data = TensorData::new(values, param.dims());
+                let read = |name: &str| -> Result<Tensor<1>, FormatError> {
+                    let values = floats(file, name, &param.dims)?;
+                    let data = TensorData::new(values, [param.len()]);
                     Ok(Tensor::from_data(data, &device))
                 };
                 Self::F32(Box::new(Moments {
@@ -345,7 +342,7 @@ impl State {
                 }))
             }
             Self::Bits8(_) => {
-                let values = param.shape().num_elements();
+                let values = param.len();
                 Self::Bits8(Box::new(Moments8Bit {
                     m: read_codes(file, &m, values, &device)?,
                     v: read_codes(file, &v, values, &device)?,
@@ -405,11 +402,9 @@ fn check(
 /// The Euclidean norm of all gradients together, `[1]`; computed in the order of the layers, so that
 /// it does not depend on how gradients are stored.
 pub fn global_norm(model: &CausalLm, grads: &AdapterGrads) -> Tensor<1> {
-    let ids = model
-        .adapters()
-        .flat_map(|(_, _, a)| [a.lora_a.id, a.lora_b.id]);
-    let squares: Vec<Tensor<1>> = ids
-        .filter_map(|id| grads.get(id))
+    let squares: Vec<Tensor<1>> = model
+        .trained_params()
+        .filter_map(|(_, param)| grads.get(param.id))
         .map(|grad| grad.clone().square().sum())
         .collect();
     assert!(!squares.is_empty(), "a model with adapters has gradients");
@@ -422,7 +417,7 @@ pub fn clip(grads: AdapterGrads, norm: &Tensor<1>, max_norm: f64) -> AdapterGrad
 }
 
 fn multiply(grads: AdapterGrads, factor: &Tensor<1>) -> AdapterGrads {
-    grads.map(|grad| grad * factor.clone().unsqueeze())
+    grads.map(|grad| grad * factor.clone())
 }
 
 fn clip_factor(norm: &Tensor<1>, max_norm: f64) -> Tensor<1> {

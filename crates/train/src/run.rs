@@ -36,8 +36,9 @@ use crate::loader::{EvalLoader, StepLoader};
 use crate::lock::RunLock;
 use crate::loss_scale::LossScale;
 use crate::memory::{self, Measured, Memory, MemoryWatch, Watcher};
-use crate::metrics::{NoFiles, RunMetric};
+use crate::metrics::NoFiles;
 use crate::no_effect::NoEffect;
+use crate::objective::Objective;
 use crate::optimizer::{AdamW, StatePrecision};
 use crate::recipe::{
     ActivationPolicy, ByteSize, LoraRecipe, Optimizer, QuantType, Recipe, RowBatching,
@@ -405,12 +406,6 @@ impl Run {
             SupervisedTraining::<Trainee>::new(&self.recipe.output_dir, steps, Arc::new(valid))
                 .with_metric_logger(NoFiles)
                 .with_training_strategy(TrainingStrategy::Custom(Arc::new(strategy.clone())))
-                .metric_train_numeric(RunMetric::loss())
-                .metric_train_numeric(RunMetric::grad_norm())
-                .metric_train_numeric(RunMetric::learning_rate())
-                .metric_train_numeric(RunMetric::tokens_per_second())
-                .metric_valid_numeric(RunMetric::loss())
-                .metric_valid_numeric(RunMetric::perplexity())
                 .num_epochs(1)
                 .with_application_logger(None)
                 .with_interrupter(watch.interrupter)
@@ -732,6 +727,7 @@ impl Run {
             schedule: train.schedule(total_steps),
             max_grad_norm: train.max_grad_norm,
             dropout_seed: (self.recipe.lora.dropout > 0.0).then_some(self.recipe.seed),
+            objective: Objective::NextToken,
             activations,
         };
         Ok(Trainee::new(self.model.clone(), optimizer, settings))

@@ -14,6 +14,7 @@ use burn::tensor::Tensor;
 
 use crate::activation::{ActivationPlan, Segment};
 use crate::memory::{Guard, OutOfMemory};
+use crate::objective::{Objective, Outputs};
 
 /// Tokens, and what they should predict.
 #[derive(Clone, Debug)]
@@ -37,7 +38,7 @@ impl From<Batch> for MicroBatch {
     }
 }
 
-/// Forward and backward pass of one micro-batch: Σ nll over its targets, and the gradient of
+/// Forward and backward pass of one micro-batch of plain fine-tuning: Σ nll over its targets, and the gradient of
 /// `scale`·Σ nll added to `grads`.
 ///
 /// With `scale` = 1 / (targets of the whole optimiser step), the sum over micro-batches is the exact
@@ -59,13 +60,21 @@ pub fn forward_backward(
     plan: &ActivationPlan,
     grads: &mut AdapterGrads,
 ) -> Tensor<1> {
-    match guarded(model, batch, scale, dropout_seed, (plan, None), grads) {
+    match guarded(
+        model,
+        batch,
+        Objective::NextToken,
+        scale,
+        dropout_seed,
+        (plan, None),
+        grads,
+    ) {
         Ok(nll) => nll,
         Err(error) => unreachable!("nobody watches the memory: {error}"),
     }
 }
 
-/// As [`forward_backward`], but asks before each segment of the forward pass whether its memory can be had; then
+/// As [`forward_backward`], for any [`Objective`]; asks before each segment of the forward pass whether its memory can be had; then
 /// what there is of the pass is dropped, and `grads` hold nothing of it.
 ///
 /// # Errors
@@ -76,6 +85,7 @@ pub fn forward_backward(
 pub fn guarded(
     model: &CausalLm,
     batch: &MicroBatch,
+    objective: Objective,
     scale: f32,
     dropout_seed: Option<u64>,
     (plan, guard): (&ActivationPlan, Option<Guard<'_>>),
@@ -115,12 +125,15 @@ pub fn guarded(
     let hidden = embedding::forward(&h, rows);
     drop(h);
     let (normed, rstd) = model.norm().forward_saving(&hidden);
-    let loss = cross_entropy::forward(&normed, model.head(), &batch.targets.ids, Some(scale));
-    let nll = loss.nll;
-    let Some(d_normed) = loss.d_hidden else {
-        unreachable!("a scale was given");
+    let outputs = Outputs {
+        normed: &normed,
+        head: model.head(),
+        targets: &batch.targets,
+        segments: &batch.tokens.segments,
     };
-    drop(normed);
+    let weights = objective.weights(&outputs, scale);
+    let (nll, d_normed) = outputs.loss(&weights);
+    drop((normed, weights));
     let d_rows = model.norm().backward(&d_normed, &hidden, &rstd);
     drop((d_normed, hidden));
     let mut dh = Some(embedding::spread(&d_rows, rows, t));

@@ -209,11 +209,6 @@ impl Loop<'_> {
         let began = Instant::now();
         let lr = self.learner.model().learning_rate(step.number as u64);
         let (grads, item, metrics) = self.compute(step)?;
-        let item = item.with_learning_rate(lr);
-        let metrics = StepMetrics {
-            learning_rate: lr,
-            ..metrics
-        };
         self.check_finite(number, &rows, &metrics)?;
         self.learner.optimizer_step(grads);
         let seconds = began.elapsed().as_secs_f64();
@@ -250,7 +245,7 @@ impl Loop<'_> {
             ],
         );
         self.tell(|reporter| reporter.step(&report));
-        let item = TrainingItem::new(item.with_seconds(seconds), progress, Some(number), None);
+        let item = TrainingItem::new(item, progress, Some(number), None);
         self.event(LearnerEvent::ProcessedItem(item));
         if let Some(monitor) = &mut self.outcome.monitor {
             monitor.train(TrainPoint {

@@ -15,6 +15,7 @@ use crate::activation::{Activations, StepFailure};
 use crate::loader::Step;
 use crate::loss_scale::LossScale;
 use crate::metrics::{EvalOutput, StepOutput};
+use crate::objective::Objective;
 use crate::optimizer::AdamW;
 use crate::schedule::LrSchedule;
 use crate::step::{MicroBatch, guarded};
@@ -42,6 +43,8 @@ pub struct Settings {
     pub max_grad_norm: f64,
     /// Seed of the dropout masks; `None` where nothing is dropped.
     pub dropout_seed: Option<u64>,
+    /// What the steps minimise.
+    pub objective: Objective,
     /// What each pass keeps and recomputes.
     pub activations: Activations,
 }
@@ -98,6 +101,7 @@ impl Trainee {
         guarded(
             &self.model,
             batch,
+            self.settings.objective,
             scale,
             seed,
             (&planned.plan, guard),
@@ -155,11 +159,8 @@ impl TrainStep for Trainee {
         _: ModuleLearningRate,
         mut grads: GradientsParams,
     ) -> Self {
-        let ids = self
-            .model
-            .adapters()
-            .flat_map(|(_, _, a)| [a.lora_a.id, a.lora_b.id]);
-        let grads = AdapterGrads::from_params(&mut grads, ids.collect::<Vec<_>>());
+        let params = self.model.trained_params().map(|(_, param)| param);
+        let grads = AdapterGrads::from_params(&mut grads, params);
         let optimizer = self.optimizer.clone();
         let mut optimizer = optimizer.0.lock().unwrap_or_else(PoisonError::into_inner);
         let lr = self.learning_rate(optimizer.steps());

@@ -533,10 +533,11 @@ fn loss(bench: &mut Bench, s: &Sizes) {
         let targets = &targets[..chunk];
         let check = 16.min(chunk);
         let rows = logits.clone().slice([0..check, 0..s.vocabulary]);
-        let scale = Some(0.01);
-        let (nll, d) = cross_entropy::softmax_nll(rows.clone(), &targets[..check], scale);
+        let weights: Tensor<1> = Tensor::full([chunk], 0.01, (&bench.device, DType::F32));
+        let few = weights.clone().narrow(0, 0, check);
+        let (nll, d) = cross_entropy::softmax_nll(rows.clone(), &targets[..check], Some(&few));
         let (expected_nll, expected_d) =
-            cross_entropy::reference::softmax_nll(f32(&rows), &targets[..check], scale);
+            cross_entropy::reference::softmax_nll(f32(&rows), &targets[..check], Some(&few));
         let error = distance(nll, expected_nll);
         let error = match d.zip(expected_d) {
             Some((d, expected)) => error.max(distance(d, expected)),
@@ -550,7 +551,7 @@ fn loss(bench: &mut Bench, s: &Sizes) {
         bench.time(("softmax_nll", format!("{shape:?}")), work, error, |_| {
             let taken = logits.take();
             if let Some(taken) = taken {
-                logits = cross_entropy::softmax_nll(taken, targets, scale).1;
+                logits = cross_entropy::softmax_nll(taken, targets, Some(&weights)).1;
             }
         });
     }
@@ -565,9 +566,12 @@ fn loss(bench: &mut Bench, s: &Sizes) {
         };
         let check = 8.min(s.tokens);
         let rows = hidden[0].clone().slice([0..check, 0..s.hidden]);
-        let ours = cross_entropy::forward(&rows, &head, &targets[..check], Some(1.0));
+        let weights: Tensor<1> = Tensor::full([s.tokens], 1e-4, (&bench.device, DType::F32));
+        let ones = Tensor::ones([check], (&bench.device, DType::F32));
+        let ours = cross_entropy::forward(&rows, &head, &targets[..check], Some(&ones));
         let logits = gemm::nt(&f32(&rows), &f32(&head));
-        let (nll, d) = cross_entropy::reference::softmax_nll(logits, &targets[..check], Some(1.0));
+        let (nll, d) =
+            cross_entropy::reference::softmax_nll(logits, &targets[..check], Some(&ones));
         let expected = d.map(|d| gemm::nn(&d, &f32(&head)));
         let error = match ours.d_hidden.zip(expected) {
             Some((d, expected)) => distance(d, expected).max(distance(ours.nll, nll)),
@@ -575,7 +579,7 @@ fn loss(bench: &mut Bench, s: &Sizes) {
         };
         let shape = format!("{}×{}×{}", s.tokens, s.hidden, s.vocabulary);
         bench.time(("cross_entropy", shape), work, error, |i| {
-            cross_entropy::forward(&hidden[i], &head, &targets, Some(1e-4))
+            cross_entropy::forward(&hidden[i], &head, &targets, Some(&weights))
         });
     }
 }

@@ -10,32 +10,38 @@ use crate::cpu::{exp, f32s, into_vec, max, simd, sum, tensor};
 pub(super) fn softmax_nll(
     logits: Tensor<2>,
     targets: &[u32],
-    scale: Option<f32>,
+    weights: Option<&Tensor<1>>,
 ) -> Result<Loss, Tensor<2>> {
     if f32s(&logits).is_none() {
         return Err(logits);
     }
     let [n, v] = logits.dims();
+    let weights = weights.map(|weights| match f32s(weights) {
+        Some(weights) => weights,
+        None => panic!("weights in f32 beside the logits, found {weights:?}"),
+    });
     let mut values = into_vec(logits);
     let nll: Vec<f32> = values
         .par_chunks_mut(v)
         .zip(targets)
-        .map(|(row, &target)| {
+        .enumerate()
+        .map(|(i, (row, &target))| {
+            let weight = weights.as_ref().map(|weights| weights[i]);
             simd(
                 #[inline(always)]
-                || row_loss(row, target as usize, scale),
+                || row_loss(row, target as usize, weight),
             )
         })
         .collect();
-    let d_logits = scale.map(|_| tensor(values, [n, v]));
+    let d_logits = weights.map(|_| tensor(values, [n, v]));
     Ok((tensor(nll, [n]), d_logits))
 }
 
 #[inline(always)]
-fn row_loss(row: &mut [f32], target: usize, scale: Option<f32>) -> f32 {
+fn row_loss(row: &mut [f32], target: usize, weight: Option<f32>) -> f32 {
     let top = max(row);
     let chosen = row[target] - top;
-    let total = match scale {
+    let total = match weight {
         None => sum(row, |x| exp(x - top)),
         Some(_) => {
             for x in row.iter_mut() {
@@ -44,12 +50,12 @@ fn row_loss(row: &mut [f32], target: usize, scale: Option<f32>) -> f32 {
             sum(row, |x| x)
         }
     };
-    if let Some(scale) = scale {
-        let factor = scale / total;
+    if let Some(weight) = weight {
+        let factor = weight / total;
         for x in row.iter_mut() {
             *x *= factor;
         }
-        row[target] -= scale;
+        row[target] -= weight;
     }
     total.ln() - chosen
 }

@@ -23,7 +23,7 @@ pub(super) fn chunk(hidden: &Tensor<2>) -> Option<usize> {
 pub(super) fn softmax_nll(
     logits: Tensor<2>,
     targets: &[u32],
-    scale: Option<f32>,
+    weights: Option<&Tensor<1>>,
 ) -> Result<Loss, Tensor<2>> {
     let [rows, width] = logits.dims();
     let logits = into_floats(logits)?;
@@ -33,7 +33,7 @@ pub(super) fn softmax_nll(
     }
     let nll = empty(&logits, [rows], DType::F32);
     if rows == 0 {
-        return Ok((tensor(nll), scale.map(|_| tensor(logits))));
+        return Ok((tensor(nll), weights.map(|_| tensor(logits))));
     }
     let line = line(logits.dtype, width);
     let vectors = width / line;
@@ -42,15 +42,20 @@ pub(super) fn softmax_nll(
     let client = nll.client.clone();
     let targets = indices(&client, targets);
     // Without a gradient nothing is written, and no copy may be made for it.
-    let (out, to) = match scale {
-        Some(_) => {
+    let (out, to, weights) = match weights {
+        Some(weights) => {
             let out = InPlace::over(&logits, line, 0);
-            (Some(out.tensor), out.argument)
+            (Some(out.tensor), out.argument, row_weights(weights, rows))
         }
-        None => (None, BufferArg::alias(0, rows * vectors)),
+        None => (
+            None,
+            BufferArg::alias(0, rows * vectors),
+            BufferArg::alias(2, rows),
+        ),
     };
+    let gradient = out.is_some();
     #[expect(unsafe_code, reason = "a kernel without bounds checks")]
-    // SAFETY: the logits, read and written, have `rows` rows of `vectors` vectors, targets and nll a
+    // SAFETY: the logits, read and written, have `rows` rows of `vectors` vectors, targets, nll and weights a
     // value for each row, and no target is beyond a row.
     unsafe {
         kernel::launch_unchecked(
@@ -62,14 +67,22 @@ pub(super) fn softmax_nll(
             targets,
             argument(&nll, 1),
             to,
+            weights,
             vectors as u32,
-            scale.unwrap_or(0.0),
-            scale.is_some(),
+            gradient,
             cube,
             elem,
         );
     }
     Ok((tensor(nll), out.map(tensor)))
+}
+
+/// The weights of `rows` rows.
+fn row_weights(weights: &Tensor<1>, rows: usize) -> BufferArg {
+    match floats(weights).filter(|weights| weights.dtype == DType::F32 && len(weights) == rows) {
+        Some(weights) => argument(&weights, 1),
+        None => panic!("{rows} weights in f32 beside the logits, found {weights:?}"),
+    }
 }
 
 /// The sum in one order, whatever else happens on the device; `None` elsewhere than on a CubeCL device.
@@ -114,8 +127,8 @@ fn kernel<F: Float, N: Size>(
     targets: &[u32],
     nll: &mut [f32],
     d_logits: &mut [Vector<F, N>],
+    weights: &[f32],
     vectors: u32,
-    scale: f32,
     #[comptime] gradient: bool,
     #[comptime] cube: RowCube,
     #[define(F)] _dtype: ElemType,
@@ -165,7 +178,8 @@ fn kernel<F: Float, N: Size>(
         nll[row] = denominator.ln() + largest - chosen;
     }
     if comptime!(gradient) {
-        let factor = scale / denominator;
+        let weight = weights[row];
+        let factor = weight / denominator;
         let mut i = UNIT_POS as usize;
         while i < vectors {
             let v = Vector::<f32, N>::cast_from(logits[start + i]);
@@ -174,7 +188,7 @@ fn kernel<F: Float, N: Size>(
                 #[unroll]
                 for lane in 0..lanes {
                     if lane == target_lane {
-                        d.insert(lane, d.extract(lane) - scale);
+                        d.insert(lane, d.extract(lane) - weight);
                     }
                 }
             }

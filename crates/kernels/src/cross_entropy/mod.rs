@@ -1,8 +1,9 @@
 //! The vocabulary head and its loss, in chunks of tokens: the full logits never exist.
 //!
 //! For hidden state h and target y, nll = logsumexp(h·Wᵀ) − (h·Wᵀ)ᵧ. The gradient with respect to
-//! the hidden states is formed in the same pass: dh = (softmax − onehot)·W.
-//! The caller passes supervised positions only.
+//! the hidden states is formed in the same pass: of Σ wᵢ·nllᵢ it is dhᵢ = wᵢ·(softmax − onehot)·W. The
+//! weights are the caller's: 1 / tokens of a step for a mean, of either sign and different by document for an
+//! objective that compares answers. The caller passes supervised positions only.
 
 mod cpu;
 #[cfg(feature = "cube")]
@@ -10,7 +11,7 @@ mod cube;
 pub mod reference;
 
 use burn::backend::DispatchTensor;
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 
 use crate::autograd::{Vjp, attach, parent};
 use crate::dispatch::on_device;
@@ -21,7 +22,7 @@ pub const CHUNK: usize = 256;
 /// Tokens whose logits exist at a time on a CubeCL device: each chunk reads the whole head twice.
 pub const CUBE_CHUNK: usize = 512;
 
-/// Loss of each row and, with a scale, the gradient of the logits.
+/// Loss of each row and, with weights, the gradient of the logits.
 type Loss = (Tensor<1>, Option<Tensor<2>>);
 
 /// Loss and gradient of the hidden states.
@@ -29,25 +30,28 @@ type Loss = (Tensor<1>, Option<Tensor<2>>);
 pub struct HeadLoss {
     /// Negative log-likelihood of each token in nats, `[n]`, f32.
     pub nll: Tensor<1>,
-    /// d(scale·Σ nll) / d(hidden), `[n, h]`; `None` where it was not asked for.
+    /// d(Σ weightᵢ·nllᵢ) / d(hidden), `[n, h]`; `None` where there are no weights.
     pub d_hidden: Option<Tensor<2>>,
 }
 
-/// Loss of every token, and with `scale` the gradient of `scale`·Σ nll.
+/// Loss of every token, and with `weights` the gradient of Σ weightᵢ·nllᵢ.
 ///
 /// # Shapes
-/// `hidden` `[n, h]`, `head` `[v, h]`, `targets` n token ids below v.
+/// `hidden` `[n, h]`, `head` `[v, h]`, `targets` n token ids below v, `weights` `[n]` in f32, of either sign.
 ///
 /// # Panics
-/// If `targets` has another length than `hidden`, or there is no token at all.
+/// If `targets` or `weights` have another length than `hidden`, or there is no token at all.
 pub fn forward(
     hidden: &Tensor<2>,
     head: &impl FrozenMatrix,
     targets: &[u32],
-    scale: Option<f32>,
+    weights: Option<&Tensor<1>>,
 ) -> HeadLoss {
     let [n, width] = hidden.dims();
     assert_eq!(n, targets.len(), "one target for each hidden state");
+    if let Some(weights) = weights {
+        assert_eq!(weights.dims(), [n], "one weight for each hidden state");
+    }
     assert!(n > 0, "a loss needs at least one supervised token");
     let (mut nll, mut d_hidden) = (Vec::new(), Vec::new());
     let tokens = on_device!(cube::chunk(hidden)).unwrap_or(CHUNK);
@@ -57,28 +61,29 @@ pub fn forward(
             .clone()
             .slice([start..start + targets.len(), 0..width]);
         let logits = head.matmul(&chunk);
-        let (losses, d_logits) = softmax_nll(logits, targets, scale);
+        let weights = weights.map(|weights| weights.clone().narrow(0, start, targets.len()));
+        let (losses, d_logits) = softmax_nll(logits, targets, weights.as_ref());
         nll.push(losses);
         d_hidden.extend(d_logits.map(|d| head.matmul_transposed(&d)));
     }
     HeadLoss {
         nll: Tensor::cat(nll, 0),
-        d_hidden: scale.map(|_| Tensor::cat(d_hidden, 0)),
+        d_hidden: weights.map(|_| Tensor::cat(d_hidden, 0)),
     }
 }
 
-/// Loss of each row of `logits`, and with `scale` the rows turned into `scale`·(softmax − onehot).
+/// Loss of each row of `logits`, and with `weights` the rows turned into weightᵢ·(softmax − onehot).
 ///
 /// # Shapes
-/// `logits` `[n, v]`; result `[n]` and `[n, v]`.
+/// `logits` `[n, v]`, `weights` `[n]` in f32; result `[n]` and `[n, v]`.
 pub fn softmax_nll(
     logits: Tensor<2>,
     targets: &[u32],
-    scale: Option<f32>,
+    weights: Option<&Tensor<1>>,
 ) -> (Tensor<1>, Option<Tensor<2>>) {
-    cpu::softmax_nll(logits, targets, scale)
-        .or_else(|logits| on_device!(cube::softmax_nll(logits, targets, scale), or logits))
-        .unwrap_or_else(|logits| reference::softmax_nll(logits, targets, scale))
+    cpu::softmax_nll(logits, targets, weights)
+        .or_else(|logits| on_device!(cube::softmax_nll(logits, targets, weights), or logits))
+        .unwrap_or_else(|logits| reference::softmax_nll(logits, targets, weights))
 }
 
 /// Σ nll, in one order, so that the same losses have the same sum.
@@ -96,8 +101,10 @@ pub fn total(nll: &Tensor<1>) -> Tensor<1> {
 /// As [`forward`]; result `[1]`.
 pub fn cross_entropy(hidden: Tensor<2>, head: &impl FrozenMatrix, targets: &[u32]) -> Tensor<1> {
     let parents = [parent(&hidden)];
-    let scale = parents[0].is_some().then_some(1.0);
-    let HeadLoss { nll, d_hidden } = forward(&hidden.inner(), head, targets, scale);
+    let hidden = hidden.inner();
+    let ones = || Tensor::ones([targets.len()], (&hidden.device(), DType::F32));
+    let weights = parents[0].is_some().then(ones);
+    let HeadLoss { nll, d_hidden } = forward(&hidden, head, targets, weights.as_ref());
     match d_hidden {
         Some(d_hidden) => attach(total(&nll), parents, CrossEntropy { d_hidden }),
         None => total(&nll),

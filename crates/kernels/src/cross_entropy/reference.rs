@@ -3,11 +3,11 @@
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{DType, Int, Tensor, TensorData};
 
-/// Loss of each row, and its gradient with respect to the logits times `scale`.
+/// Loss of each row, and the gradient of Σ weightᵢ·nllᵢ with respect to the logits.
 pub fn softmax_nll(
     logits: Tensor<2>,
     targets: &[u32],
-    scale: Option<f32>,
+    weights: Option<&Tensor<1>>,
 ) -> (Tensor<1>, Option<Tensor<2>>) {
     let [n, v] = logits.dims();
     let (dtype, device) = (logits.dtype(), logits.device());
@@ -19,11 +19,12 @@ pub fn softmax_nll(
         .gather(1, index.clone())
         .neg()
         .squeeze_dim(1);
-    let d_logits = scale.map(|scale| {
+    let d_logits = weights.map(|weights| {
         let onehot = index
             .equal(Tensor::arange(0..v as i64, &device).unsqueeze())
             .float();
-        ((log_probs.exp() - onehot.cast(DType::F32)) * scale).cast(dtype)
+        let weights = weights.clone().unsqueeze_dim(1);
+        ((log_probs.exp() - onehot.cast(DType::F32)) * weights).cast(dtype)
     });
     (nll, d_logits)
 }

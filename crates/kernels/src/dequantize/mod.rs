@@ -173,6 +173,33 @@ impl FourBit {
         &self.absmax
     }
 
+    /// Where it is.
+    pub fn device(&self) -> Device {
+        self.packed.device()
+    }
+
+    /// The same matrix there.
+    #[must_use]
+    pub fn to_device(self, device: &Device) -> Self {
+        let absmax = match self.absmax {
+            Absmax::Single(absmax) => Absmax::Single(absmax.to_device(device)),
+            Absmax::Double {
+                codes,
+                scales,
+                offset,
+            } => Absmax::Double {
+                codes: codes.to_device(device),
+                scales: scales.to_device(device),
+                offset,
+            },
+        };
+        Self {
+            packed: self.packed.to_device(device),
+            absmax,
+            ..self
+        }
+    }
+
     /// Memory of codes and scales.
     ///
     /// # Units
@@ -304,6 +331,20 @@ impl Int8Rows {
     /// `[out]`.
     pub fn absmax(&self) -> &Tensor<1> {
         &self.absmax
+    }
+
+    /// Where it is.
+    pub fn device(&self) -> Device {
+        self.codes.device()
+    }
+
+    /// The same matrix there.
+    #[must_use]
+    pub fn to_device(self, device: &Device) -> Self {
+        Self {
+            codes: self.codes.to_device(device),
+            absmax: self.absmax.to_device(device),
+        }
     }
 
     /// Memory of codes and scales.

@@ -1,6 +1,6 @@
 //! The loss over the vocabulary, and the optimiser.
 
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 
 use super::places::{compare, places, random};
 use crate::adamw8bit::{self, Guard, Moment8Bit, Moments8Bit};
@@ -29,16 +29,72 @@ fn cross_entropy_and_the_gradient_of_the_hidden_states() {
     }
 }
 
+/// Weights of either sign, and none at all: what preferred and rejected answers have.
+fn signed_weights(n: usize) -> Tensor<1> {
+    let weights: Vec<f32> = (0..n).map(|i| [0.5, -0.25, 0.0, 1.0][i % 4]).collect();
+    Tensor::from_floats(weights.as_slice(), &Device::flex())
+}
+
+/// Over several chunks, in forward and gradient, against autodiff over whole logits.
+#[test]
+fn cross_entropy_with_a_weight_for_each_token() {
+    for (n, h, v) in [(3, 2, 5), (cross_entropy::CHUNK + 3, 8, 100), (1030, 4, 16)] {
+        let head = random([v, h]).mul_scalar((h as f32).powf(-0.5));
+        let hidden = random([n, h]);
+        let targets: Vec<u32> = (0..n).map(|i| (i * 31 % v) as u32).collect();
+        let weights = signed_weights(n);
+        for place in places() {
+            let leaf = place.round(&hidden).autodiff().require_grad();
+            let logits = leaf
+                .clone()
+                .matmul(place.round(&head).autodiff().transpose());
+            let (nll, _) = cross_entropy::reference::softmax_nll(logits, &targets, None);
+            let sum = (nll.clone() * weights.clone().autodiff()).sum();
+            let expected = leaf.grad(&sum.backward()).unwrap();
+
+            let (hidden, head) = (place.put(&hidden), place.put(&head));
+            let there = place.put_f32(&weights);
+            let loss = cross_entropy::forward(&hidden, &head, &targets, Some(&there));
+            place.assert_close("nll", loss.nll, nll.inner());
+            place.assert_close("d hidden", loss.d_hidden.unwrap(), expected);
+        }
+    }
+}
+
+/// dᵢ of a weight is the weight times dᵢ of 1, where that is exact: a power of two, of either sign.
+#[test]
+fn a_weight_enters_as_a_factor_bit_for_bit() {
+    let (n, v) = (5, 4096);
+    let logits = random([n, v]).mul_scalar(8.0);
+    let targets: Vec<u32> = (0..n).map(|i| (i * 31) as u32).collect();
+    for place in places().iter().filter(|place| place.dtype == DType::F32) {
+        let bits = |weights: [f32; 5]| {
+            let weights = place.put_f32(&Tensor::from_floats(weights, &Device::flex()));
+            let loss = cross_entropy::softmax_nll(place.put(&logits), &targets, Some(&weights));
+            let d: Vec<f32> = loss.1.unwrap().into_data().try_into_vec().unwrap();
+            d
+        };
+        let (one, each) = (bits([1.0; 5]), [0.25, -2.0, 1.0, -0.5, 4.0]);
+        let weighted = bits(each);
+        for (i, (one, weighted)) in one.iter().zip(&weighted).enumerate() {
+            let expected = one * each[i / v];
+            assert_eq!(weighted.to_bits(), expected.to_bits(), "{i}: {weighted}");
+        }
+    }
+}
+
 #[test]
 fn softmax_nll_over_logits_of_any_size() {
     for (n, v) in [(1, 1), (3, 5), (9, 4096), (5, 50_257), (2, 128_256)] {
         let logits = random([n, v]).mul_scalar(20.0);
         let targets: Vec<u32> = (0..n).map(|i| ((i * 31 + v - 1) % v) as u32).collect();
+        let weights = signed_weights(n);
         for place in places() {
             let exact = place.round(&logits);
             let (expected_nll, expected_d) =
-                cross_entropy::reference::softmax_nll(exact, &targets, Some(0.5));
-            let (nll, d) = cross_entropy::softmax_nll(place.put(&logits), &targets, Some(0.5));
+                cross_entropy::reference::softmax_nll(exact, &targets, Some(&weights));
+            let there = place.put_f32(&weights);
+            let (nll, d) = cross_entropy::softmax_nll(place.put(&logits), &targets, Some(&there));
             assert_eq!(nll.dtype(), DType::F32);
             place.assert_close("nll", nll, expected_nll.clone());
             place.assert_close("d logits", d.unwrap(), expected_d.unwrap());

@@ -1,14 +1,14 @@
 //! RMSNorm with a frozen weight.
 
 use backdraft_kernels::rms_norm;
+use backdraft_quant::Frozen;
 use burn::module::Module;
 use burn::tensor::Tensor;
 
 /// y = x·w / rms(x).
 #[derive(Module, Debug)]
 pub struct RmsNorm {
-    #[module(skip)]
-    weight: Tensor<1>,
+    weight: Frozen<Tensor<1>>,
     #[module(skip)]
     eps: f64,
 }
@@ -17,7 +17,10 @@ impl RmsNorm {
     /// # Shapes
     /// `weight` `[h]`.
     pub fn new(weight: Tensor<1>, eps: f64) -> Self {
-        Self { weight, eps }
+        Self {
+            weight: Frozen(weight),
+            eps,
+        }
     }
 
     /// The weight, `[h]`.
@@ -38,7 +41,7 @@ impl RmsNorm {
     /// # Shapes
     /// `x` and the result `[t, h]`.
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        rms_norm::rms_norm(x, self.weight.clone(), self.eps)
+        rms_norm::rms_norm(x, self.weight().clone(), self.eps)
     }
 
     /// Without autodiff, with the statistic of each row for the backward pass.

@@ -1,15 +1,18 @@
 //! All factors with their gradients and moments in buffers of their own, on devices that have kernels for it.
 
+use std::collections::HashMap;
+
 use backdraft_kernels::adamw::{AdamWParams, Moments};
 use backdraft_kernels::adamw8bit::{BLOCK_SIZE, MIN_8BIT_SIZE, Moment8Bit, Moments8Bit};
 use backdraft_kernels::codebook::DynamicMap;
 use backdraft_kernels::flat::{self, Flat, FlatMoments, FlatParams};
 use backdraft_kernels::quantize::blockwise;
+use backdraft_lora::{AdapterParam, Stored};
 use backdraft_model::CausalLm;
 use burn::module::ParamId;
 use burn::tensor::{DType, Int, Tensor, TensorData};
 
-use super::{State, StatePrecision, factors};
+use super::{State, StatePrecision};
 
 /// All factors, each in a buffer of those whose moments are kept alike. There those of a layer stand together, all A
 /// before all B: A's of projections that share their input are one matrix to `lora_linear`.
@@ -38,13 +41,16 @@ impl Bank {
         precision: StatePrecision,
         states: &[Option<State>],
     ) -> Option<Self> {
-        let (ids, params): (Vec<_>, Vec<_>) = factors(model)
-            .map(|(_, id, param)| (id, param.inner()))
+        let (ids, params): (Vec<_>, Vec<_>) = model
+            .trained_params()
+            .map(|(_, param)| (param.id, matrix(&param)))
             .unzip();
         let rounded_to = model.adapters().find_map(|(_, _, a)| a.rounded_to());
-        // A then B of each adapter.
-        let layers = model.adapters().map(|(layer, _, _)| layer);
-        let sides: Vec<_> = layers.flat_map(|layer| [(layer, 0), (layer, 1)]).collect();
+        // Of a layer, the first parameters of all adapters, then the second ones: all A, then all B.
+        let sides: Vec<_> = model
+            .adapters()
+            .flat_map(|(layer, _, adapter)| (0..adapter.params().len()).map(move |j| (layer, j)))
+            .collect();
         let (mut groups, mut places) = (Vec::new(), vec![(0, 0); params.len()]);
         for (precision, mut members) in split(&params, precision) {
             members.sort_by_key(|&i| sides[i]);
@@ -60,30 +66,25 @@ impl Bank {
             groups,
             places,
         };
-        for (i, (_, _, adapter)) in model.adapters_mut().enumerate() {
-            let pair = [2 * i, 2 * i + 1];
-            let rounded = pair.map(|i| bank.view(i, |group| group.rounded.as_ref()));
-            let rounded = match rounded {
-                [Some(a), Some(b)] => Some([a, b]),
-                _ => None,
-            };
-            let [Some(a), Some(b)] = pair.map(|i| bank.view(i, |group| Some(&group.values))) else {
-                unreachable!("every group has values");
-            };
-            adapter.store_in([a, b], rounded);
+        let numbers = bank.ids.iter().enumerate().map(|(i, id)| (*id, i));
+        let numbers: HashMap<ParamId, usize> = numbers.collect();
+        for (_, _, adapter) in model.adapters_mut() {
+            adapter.store_in(|id| {
+                let (group, j) = bank.places[numbers[&id]];
+                let group = &bank.groups[group];
+                Stored {
+                    values: group.values.view(j),
+                    rounded: group.rounded.as_ref().map(|rounded| rounded.view(j)),
+                }
+            });
         }
         Some(bank)
     }
 
-    fn view(&self, i: usize, of: impl Fn(&Group) -> Option<&Flat>) -> Option<Tensor<2>> {
-        let (group, j) = self.places[i];
-        of(&self.groups[group]).map(|flat| flat.view(j))
-    }
-
     /// Where the gradient of each factor goes.
     pub(super) fn grads(&self) -> impl Iterator<Item = (ParamId, Tensor<2>)> {
-        let views = (0..self.ids.len()).filter_map(|i| self.view(i, |group| Some(&group.grads)));
-        self.ids.iter().copied().zip(views)
+        let places = self.ids.iter().zip(&self.places);
+        places.map(|(&id, &(group, j))| (id, self.groups[group].grads.view(j)))
     }
 
     /// The Euclidean norm of all gradients, `[1]`.
@@ -142,6 +143,10 @@ impl Bank {
     }
 }
 
+fn matrix(param: &AdapterParam) -> Tensor<2> {
+    param.values.clone().inner().reshape(param.matrix_dims())
+}
+
 /// Numbers of the factors by how their moments are kept: those too small for 8 bits in f32.
 fn split(
     params: &[Tensor<2>],
@@ -188,8 +193,8 @@ impl Group {
     fn state(&self, i: usize) -> State {
         match &self.moments {
             FlatMoments::F32 { m, v } => State::F32(Box::new(Moments {
-                m: m.view(i),
-                v: v.view(i),
+                m: m.view(i).flatten(0, 1),
+                v: v.view(i).flatten(0, 1),
             })),
             FlatMoments::Bits8(Moments8Bit { m, v }, _) => {
                 let range = self.values.range(i);
@@ -220,9 +225,9 @@ fn moments(
     match precision {
         StatePrecision::F32 => {
             let dims: Vec<_> = values.views().iter().map(Tensor::dims).collect();
-            let one = |pick: fn(&Moments<2>) -> &Tensor<2>| {
+            let one = |pick: fn(&Moments<1>) -> &Tensor<1>| {
                 let tensors = states.iter().zip(&dims).map(|(state, dims)| match state {
-                    Some(State::F32(moments)) => pick(moments).clone(),
+                    Some(State::F32(moments)) => pick(moments).clone().reshape(*dims),
                     _ => Tensor::zeros(*dims, (&device, DType::F32)),
                 });
                 Flat::of(&tensors.collect::<Vec<_>>(), DType::F32)

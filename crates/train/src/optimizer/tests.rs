@@ -40,9 +40,10 @@ fn model_on(device: &Device) -> CausalLm {
 
 fn grads(model: &CausalLm) -> AdapterGrads {
     let mut grads = AdapterGrads::new();
-    for (_, id, param) in factors(model) {
+    for (_, param) in model.trained_params() {
         let normal = Distribution::Normal(0.0, 1.0);
-        grads.add(id, Tensor::random(param.dims(), normal, &Device::flex()));
+        let grad: Tensor<2> = Tensor::random(param.matrix_dims(), normal, &Device::flex());
+        grads.add(param.id, grad);
     }
     grads
 }
@@ -58,7 +59,9 @@ fn write(path: &Path, tensors: &[StateTensor]) -> SafetensorsFile {
 }
 
 fn weights(model: &CausalLm) -> Vec<f32> {
-    let factors = factors(model).map(|(_, _, param)| param.inner().into_data());
+    let factors = model
+        .trained_params()
+        .map(|(_, param)| param.values.inner().into_data());
     factors
         .flat_map(|data| data.iter::<f32>().collect::<Vec<_>>())
         .collect()
@@ -87,7 +90,7 @@ fn a_restored_optimizer_goes_on_as_if_never_stopped() {
             StatePrecision::Bits8(_) => assert_eq!((kinds(Dtype::U8), kinds(Dtype::F32)), (12, 16)),
         }
         let bytes: usize = state.iter().map(|tensor| tensor.bytes.len()).sum();
-        let predicted = factors(&model).map(|(_, _, param)| param.shape().num_elements());
+        let predicted = model.trained_params().map(|(_, param)| param.len());
         let predicted: usize = predicted.map(|n| AdamW::state_bytes(n, precision)).sum();
         assert_eq!(bytes, predicted);
         assert_eq!(optimizer.num_bytes(), predicted);
@@ -159,13 +162,10 @@ fn a_gpu_trains_as_the_processor_does() {
 
             let directory = tempfile::tempdir().unwrap();
             let file = write(&directory.path().join("state"), &theirs.state(&there));
-            let adapter = there.adapter().unwrap();
-            let factors = adapter.factors.iter().map(|(path, (a, b))| {
-                let copy = |x: &Tensor<2>| Tensor::from_data(x.clone().into_data(), &gpu);
-                (path.clone(), (copy(a), copy(b)))
-            });
-            let factors = factors.collect();
-            let copied = backdraft_lora::AdapterWeights { factors, ..adapter };
+            let mut copied = there.adapter().unwrap();
+            for adapter in copied.adapters.values_mut() {
+                adapter.update(|param| Tensor::from_data(param.values.into_data(), &gpu));
+            }
             let mut again = model_on(&gpu).with_adapter(&copied).unwrap();
             let mut restored = AdamW::new(PARAMS, precision);
             restored.restore(&again, &file, theirs.steps()).unwrap();

@@ -1,0 +1,199 @@
+//! Low-rank factors.
+
+use backdraft_kernels::dropout::Dropout;
+use backdraft_kernels::gemm::Slot;
+use backdraft_kernels::lora_linear::{FactorGrads, Factors};
+use backdraft_quant::Frozen;
+use burn::module::{Module, Param, ParamId};
+use burn::tensor::{DType, Device, Tensor, TensorData, TensorReadError};
+use rand::RngExt;
+use rand_chacha::ChaCha8Rng;
+
+use backdraft_arch::LoraConfig;
+
+use crate::adapter::{AdapterParam, Stored};
+use crate::gradients::AdapterGrads;
+
+const A: [&str; 2] = ["lora_a", "lora_A.weight"];
+const B: [&str; 2] = ["lora_b", "lora_B.weight"];
+
+/// Low-rank factors A `[r, in]` and B `[out, r]`.
+#[derive(Module, Debug)]
+pub struct LoraAdapter {
+    /// A, applied first.
+    pub lora_a: Param<Tensor<2>>,
+    /// B, applied second; zero at the start, so that training begins at the base model.
+    pub lora_b: Param<Tensor<2>>,
+    #[module(skip)]
+    scaling: f64,
+    #[module(skip)]
+    dropout: f64,
+    /// The factors in the dtype that activations have, where that is not f32: rounded once an update.
+    rounded: Option<Frozen<[Tensor<2>; 2]>>,
+}
+
+impl LoraAdapter {
+    /// A drawn uniformly from ±1/√in (Kaiming-uniform with a = √5, as PEFT), B zero.
+    ///
+    /// # Shapes
+    /// For a weight `[output, input]`.
+    pub fn init(
+        config: &LoraConfig,
+        [output, input]: [usize; 2],
+        rng: &mut ChaCha8Rng,
+        device: &Device,
+    ) -> Self {
+        let bound = 1.0 / (input as f32).sqrt();
+        let values: Vec<f32> = (0..config.rank * input)
+            .map(|_| rng.random_range(-bound..bound))
+            .collect();
+        let lora_a = Tensor::from_data(TensorData::new(values, [config.rank, input]), device);
+        Self::from_factors(config, lora_a, Tensor::zeros([output, config.rank], device))
+    }
+
+    /// An adapter with given factors.
+    ///
+    /// # Shapes
+    /// `lora_a` `[r, in]`, `lora_b` `[out, r]`.
+    pub fn from_factors(config: &LoraConfig, lora_a: Tensor<2>, lora_b: Tensor<2>) -> Self {
+        Self {
+            lora_a: Param::from_tensor(lora_a),
+            lora_b: Param::from_tensor(lora_b),
+            scaling: config.scaling(),
+            dropout: config.dropout,
+            rounded: None,
+        }
+    }
+
+    /// New factors with the values of these for the module at `path`, scaled as `config` says.
+    pub(crate) fn for_module(&self, config: &LoraConfig, path: &str, device: &Device) -> Self {
+        let [a, b] =
+            [&self.lora_a, &self.lora_b].map(|factor| factor.val().inner().to_device(device));
+        let scaling = config.scaling_of(path, a.dims()[0]);
+        Self {
+            scaling,
+            ..Self::from_factors(config, a, b)
+        }
+    }
+
+    pub(crate) fn fits(&self, [output, input]: [usize; 2]) -> bool {
+        let ([rank, columns], [rows, inner]) = (self.lora_a.dims(), self.lora_b.dims());
+        columns == input && rows == output && rank == inner
+    }
+
+    /// The same adapter for activations of `dtype`; the factors themselves stay as they are.
+    #[must_use]
+    pub(crate) fn computing_in(mut self, dtype: DType) -> Self {
+        self.rounded = (self.lora_a.val().dtype() != dtype).then(|| Frozen(self.round(dtype)));
+        self
+    }
+
+    fn round(&self, dtype: DType) -> [Tensor<2>; 2] {
+        [&self.lora_a, &self.lora_b].map(|factor| factor.val().inner().cast(dtype))
+    }
+
+    /// A and B.
+    pub(crate) fn params(&self) -> [AdapterParam; 2] {
+        [
+            AdapterParam::of(A, &self.lora_a),
+            AdapterParam::of(B, &self.lora_b),
+        ]
+    }
+
+    /// Replaces both factors by what `update` makes of them.
+    pub(crate) fn update(&mut self, mut update: impl FnMut(AdapterParam) -> Tensor<1>) {
+        for (names, param) in [(A, &mut self.lora_a), (B, &mut self.lora_b)] {
+            let id = param.id;
+            *param = param.clone().map(|tensor| {
+                let dims = tensor.dims();
+                update(AdapterParam::new(names, id, tensor)).reshape(dims)
+            });
+        }
+        if let Some(dtype) = self.rounded_to() {
+            self.rounded = Some(Frozen(self.round(dtype)));
+        }
+    }
+
+    pub(crate) fn store_in(&mut self, mut place: impl FnMut(ParamId) -> Stored) {
+        let rounded = [&mut self.lora_a, &mut self.lora_b].map(|param| {
+            let Stored { values, rounded } = place(param.id);
+            *param = param.clone().map(|_| values);
+            rounded
+        });
+        if self.rounded.is_some() {
+            let [a, b] = rounded;
+            self.rounded = a.zip(b).map(|(a, b)| Frozen([a, b]));
+        }
+    }
+
+    /// Whether B is zero, as at the start.
+    pub(crate) fn changes_nothing(&self) -> Result<bool, TensorReadError> {
+        let values = self.lora_b.val().inner().try_into_data()?;
+        Ok(values.iter::<f32>().all(|value| value == 0.0))
+    }
+
+    /// Where the factors' gradients go, where they have places.
+    pub(crate) fn slots(&self, grads: &mut AdapterGrads) -> Option<[Slot; 2]> {
+        Some([grads.slot(self.lora_a.id)?, grads.slot(self.lora_b.id)?])
+    }
+
+    pub(crate) fn add_grads(&self, grads: &mut AdapterGrads, FactorGrads { a, b }: FactorGrads) {
+        grads.add(self.lora_a.id, a);
+        grads.add(self.lora_b.id, b);
+    }
+
+    /// The dtype of activations, where the factors are kept in another.
+    pub(crate) fn rounded_to(&self) -> Option<DType> {
+        self.rounded.as_ref().map(|Frozen([a, _])| a.dtype())
+    }
+
+    /// s·B·A, the dense change that the adapter stands for. For merging only.
+    ///
+    /// # Shapes
+    /// `[out, in]`.
+    pub fn delta(&self) -> Tensor<2> {
+        let (a, b) = (self.lora_a.val().inner(), self.lora_b.val().inner());
+        b.matmul(a).mul_scalar(self.scaling)
+    }
+
+    /// What the kernels take for activations of `dtype`, tracked by autodiff; dropout only where a seed is
+    /// given.
+    pub(crate) fn factors(&self, dtype: DType, dropout_seed: Option<u64>) -> Factors {
+        let [a, b] = [&self.lora_a, &self.lora_b].map(|factor| {
+            let factor = factor.val();
+            if factor.dtype() == dtype {
+                factor
+            } else {
+                factor.cast(dtype)
+            }
+        });
+        self.with_settings([a, b], dropout_seed)
+    }
+
+    /// As [`factors`](Self::factors), without autodiff.
+    pub(crate) fn plain_factors(&self, dtype: DType, dropout_seed: Option<u64>) -> Factors {
+        let factors = match &self.rounded {
+            Some(Frozen(rounded)) if rounded[0].dtype() == dtype => rounded.clone(),
+            _ if self.lora_a.val().dtype() == dtype => {
+                [self.lora_a.val().inner(), self.lora_b.val().inner()]
+            }
+            _ => self.round(dtype),
+        };
+        self.with_settings(factors, dropout_seed)
+    }
+
+    fn with_settings(&self, [a, b]: [Tensor<2>; 2], dropout_seed: Option<u64>) -> Factors {
+        let dropout = dropout_seed
+            .filter(|_| self.dropout > 0.0)
+            .map(|seed| Dropout {
+                p: self.dropout as f32,
+                seed,
+            });
+        Factors {
+            a,
+            b,
+            scaling: self.scaling as f32,
+            dropout,
+        }
+    }
+}
