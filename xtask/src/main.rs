@@ -13,11 +13,11 @@ mod library;
 #[cfg(any(feature = "bench", test))]
 #[cfg_attr(not(feature = "bench"), allow(dead_code, reason = "only tested"))]
 mod plot;
-#[cfg(any(feature = "bench", test))]
 mod section;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tidy;
+mod timings;
 
 use std::process::ExitCode;
 
@@ -37,6 +37,8 @@ struct Cli {
 enum Task {
     /// Run the project's checks: all stages, or those named.
     Ci(ci::CiArgs),
+    /// Where a build's time goes, by crate, from the page of `cargo build --timings`.
+    Timings(timings::TimingsArgs),
     #[command(flatten)]
     Library(library::LibraryTask),
 }
@@ -44,6 +46,7 @@ enum Task {
 fn main() -> anyhow::Result<ExitCode> {
     match Cli::parse().task {
         Task::Ci(args) => ci::run(&args),
+        Task::Timings(args) => timings::run(&args).map(|()| ExitCode::SUCCESS),
         Task::Library(task) => library::run(task).map(|()| ExitCode::SUCCESS),
     }
 }
