@@ -25,7 +25,7 @@ const EDGES: [(&str, &[&str]); 11] = [
             "train", "model", "lora", "quant", "kernels", "data", "formats", "arch",
         ],
     ),
-    ("testkit", &["formats"]),
+    ("testkit", &["formats", "arch"]),
 ];
 
 fn manifests() -> BTreeMap<String, toml::Table> {

@@ -126,8 +126,8 @@ impl Recipe {
             (false, true) => Scheme::Int8,
         };
         Some(QuantizationPlan {
-            scheme,
             skip_modules: recipe.skip_modules.clone(),
+            ..QuantizationPlan::new(scheme)
         })
     }
 
@@ -691,7 +691,7 @@ impl Run {
         let over = TrainedOver {
             model: self.recipe.model.clone(),
             fingerprint: self.model_fingerprint.clone(),
-            quantization: self.recipe.quantization_plan().as_ref().map(Into::into),
+            quantization: self.recipe.quantization_plan(),
         };
         let stops = tokenizer.eos_token_ids();
         let rows = (&self.data.formats[..], tokenizer.template().is_some());

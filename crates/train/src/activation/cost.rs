@@ -116,7 +116,9 @@ impl Calibration {
                 if let Err(error) = wait(value) {
                     failed.get_or_insert(error);
                 }
-                round[tensor as usize] += began.elapsed().as_secs_f64();
+                if let Some(tensor) = tensor {
+                    round[tensor as usize] += began.elapsed().as_secs_f64();
+                }
                 began = Instant::now();
             });
             for (shortest, this) in seconds.iter_mut().zip(round) {
@@ -145,7 +147,7 @@ impl Calibration {
             Some(error) => Err(error),
             None => Ok(Self {
                 tokens: pass.tokens,
-                pairs: pass.pairs,
+                pairs: pass.pairs_seen(layer.self_attn.layout().window.map(|w| w as u64)),
                 seconds,
                 forward,
                 host: offload::measure(&h.device())?,
@@ -332,7 +334,9 @@ impl CostModel {
             Self::Roofline(roofline) => roofline.seconds(layer.work(tensor, pass, memory)),
             Self::Measured(calibration, _) => {
                 let scale = match tensor {
-                    SavedTensor::Attention => pass.pairs as f64 / calibration.pairs as f64,
+                    SavedTensor::Attention => {
+                        pass.pairs_seen(layer.window) as f64 / calibration.pairs as f64
+                    }
                     _ => pass.tokens as f64 / calibration.tokens as f64,
                 };
                 calibration.seconds[tensor as usize] * scale

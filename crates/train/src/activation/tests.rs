@@ -33,6 +33,8 @@ pub(super) fn layer() -> LayerShape {
     LayerShape {
         hidden: 64,
         heads: 4,
+        head_norms: false,
+        window: None,
         projections: [
             shape(64, 64),
             shape(32, 64),
