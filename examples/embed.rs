@@ -55,7 +55,7 @@ fn task() -> (Vec<Vec<u32>>, Vec<i64>) {
     (0..32).map(example).unzip()
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
+pub(crate) fn main() -> Result<(), Box<dyn Error>> {
     let device = Device::flex();
     let source = ModelSource::open(env::args().nth(1).unwrap_or_else(|| TINY.to_owned()))?;
     let lora = LoraConfig {

@@ -4,13 +4,16 @@
 //!
 //! | module | what |
 //! | --- | --- |
-//! | [`model`] | [`CausalLm`](model::Llama), loaded from a Hugging Face directory or a GGUF file |
+//! | [`model`] | [`CausalLm`](model::CausalLm), loaded from a Hugging Face directory or a GGUF file |
 //! | [`lora`] | adapters, and the frozen projections that carry them |
 //! | [`quant`] | frozen weights, whatever they are stored as |
 //! | [`kernels`] | the operations, each with its backward pass and its reference |
 //! | [`formats`] | safetensors, GGUF and PEFT files |
-//! | [`data`] | conversations, chat templates, tokens, padding-free batches |
-//! | [`train`] | recipes, and the training run that `backdraft train` does |
+//! | `data` | conversations, chat templates, tokens, padding-free batches (feature `data`) |
+//! | `train` | recipes, and the training run that `backdraft train` does (feature `train`) |
+//!
+//! Both features are on by default. A program that brings its own rows and its own loop does without them, and
+//! compiles about a third fewer crates.
 //!
 //! A model with adapters is a Burn module whose only parameters are the adapters' factors, so Burn's
 //! own optimisers train it:
@@ -42,12 +45,14 @@
 //! `examples/embed.rs` does this inside a module of its own, in a loop.
 
 pub use backdraft_arch as arch;
+#[cfg(feature = "data")]
 pub use backdraft_data as data;
 pub use backdraft_formats as formats;
 pub use backdraft_kernels as kernels;
 pub use backdraft_lora as lora;
 pub use backdraft_model as model;
 pub use backdraft_quant as quant;
+#[cfg(feature = "train")]
 pub use backdraft_train as train;
 /// The Burn that everything here is built on.
 pub use burn;

@@ -6,8 +6,9 @@ use std::path::Path;
 use anyhow::{Context, ensure};
 use backdraft_train::diagnosis::Confusion;
 
+use crate::section;
+
 const BEGIN: &str = "<!-- cargo xtask bench diagnosis writes from here -->";
-const END: &str = "<!-- to here -->";
 
 /// Diagnoses the curves of `seeds`, shows the matrix and puts it into `BENCHMARKS.md`.
 pub(crate) fn run(seeds: &[u64], per_class: usize) -> anyhow::Result<()> {
@@ -22,33 +23,10 @@ pub(crate) fn run(seeds: &[u64], per_class: usize) -> anyhow::Result<()> {
          evaluations, where no verdict is about evaluation:\n\n{brief}",
         seeds.join(", ")
     );
-    fs::write(&path, between(&text, &section)?)?;
+    fs::write(&path, section::replace(&text, BEGIN, &section)?)?;
     for (confusion, least) in [(confusion, 0.95), (brief, 0.93)] {
         let accuracy = confusion.accuracy();
         ensure!(accuracy >= least, "accuracy {accuracy:.3} is below {least}");
     }
     Ok(())
-}
-
-/// `text` with `section` between the markers.
-fn between(text: &str, section: &str) -> anyhow::Result<String> {
-    let (before, rest) = text
-        .split_once(BEGIN)
-        .with_context(|| format!("BENCHMARKS.md has no {BEGIN}"))?;
-    let (_, after) = rest
-        .split_once(END)
-        .with_context(|| format!("BENCHMARKS.md has no {END}"))?;
-    Ok(format!("{before}{BEGIN}\n{section}\n{END}{after}"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_the_section_changes() {
-        let page = |section: &str| format!("a\n{BEGIN}\n{section}\n{END}\nb");
-        assert!(between(&page("old"), "new").is_ok_and(|text| text == page("new")));
-        assert!(between("a", "new").is_err());
-    }
 }

@@ -28,7 +28,7 @@ use clap::Args;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::bench_gpu::{Base, parse_batch};
+use super::gpu::{Base, parse_batch};
 use crate::plot::{Plot, Point};
 
 /// What is measured.

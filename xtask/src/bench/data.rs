@@ -22,7 +22,7 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::bench_cpu::default_model;
+use super::cpu::default_model;
 
 #[derive(Args)]
 pub(crate) struct DataArgs {

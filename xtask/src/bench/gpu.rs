@@ -19,7 +19,7 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use clap::{Args, ValueEnum};
 use serde_json::json;
 
-use crate::random_model;
+use super::random_model;
 
 #[derive(Args)]
 pub(crate) struct GpuArgs {
