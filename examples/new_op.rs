@@ -12,6 +12,7 @@ use std::error::Error;
 
 use backdraft::burn::backend::DispatchTensor;
 use backdraft::burn::tensor::{Device, Distribution, Tensor};
+use backdraft::kernels::autograd::{Vjp, attach, parent};
 
 /// y = c·tanh(x/c), in one pass over the values on the host.
 ///
@@ -36,12 +37,9 @@ fn reference(x: Tensor<2>, cap: f32) -> Tensor<2> {
 
 /// The differentiable form of [`forward`]: one node on the tape.
 fn soft_cap(x: Tensor<2>, cap: f32) -> Tensor<2> {
-    if !x.is_tracked() {
-        return forward(&x, cap);
-    }
-    let parent = x.clone().into_dispatch();
+    let parents = [parent(&x)];
     let y = forward(&x.inner(), cap);
-    tape::attach(y.clone(), parent, SoftCap { y, cap })
+    attach(y.clone(), parents, SoftCap { y, cap })
 }
 
 /// What the backward pass needs.
@@ -51,9 +49,10 @@ struct SoftCap {
     cap: f32,
 }
 
-impl tape::Rule for SoftCap {
-    fn vjp(self, dy: DispatchTensor) -> DispatchTensor {
-        backward(&Tensor::from_dispatch(dy), &self.y, self.cap).into_dispatch()
+impl Vjp<1> for SoftCap {
+    fn vjp(self, dy: DispatchTensor, [dx]: [bool; 1]) -> [Option<DispatchTensor>; 1] {
+        let dy = Tensor::from_dispatch(dy);
+        [dx.then(|| backward(&dy, &self.y, self.cap).into_dispatch())]
     }
 }
 
@@ -96,72 +95,4 @@ fn main() -> Result<(), Box<dyn Error>> {
         return Err("the op and its reference differ".into());
     }
     Ok(())
-}
-
-/// A rule on Burn's tape, for an op with one input on the processor. `backdraft-kernels` has the same for up to three
-/// inputs and every device (`crates/kernels/src/autograd.rs`).
-mod tape {
-    use std::fmt::Debug;
-    use std::marker::PhantomData;
-
-    use backdraft::burn::backend::autodiff::checkpoint::base::Checkpointer;
-    use backdraft::burn::backend::autodiff::checkpoint::strategy::NoCheckpointing;
-    use backdraft::burn::backend::autodiff::grads::Gradients;
-    use backdraft::burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
-    use backdraft::burn::backend::{
-        Autodiff, Backend, BackendTensor, DispatchKindConversion, DispatchTensor, Flex,
-    };
-    use backdraft::burn::tensor::Tensor;
-
-    type Tracked = Autodiff<Flex, NoCheckpointing>;
-
-    /// From the gradient of an op's output to that of its input.
-    pub(crate) trait Rule: Clone + Debug + Send + 'static {
-        fn vjp(self, dy: DispatchTensor) -> DispatchTensor;
-    }
-
-    /// `output`, computed without autodiff from `parent`, as a node of the tape that goes back by `rule`.
-    pub(crate) fn attach<R: Rule>(output: Tensor<2>, parent: DispatchTensor, rule: R) -> Tensor<2> {
-        let node = float::<Tracked>(parent).node();
-        let output = float::<Flex>(output.into_dispatch());
-        let prepared = Node::<R>(PhantomData).prepare::<NoCheckpointing>([node]);
-        let output = match prepared.compute_bound().stateful() {
-            OpsKind::Tracked(prepared) => prepared.finish(rule, output),
-            OpsKind::UnTracked(prepared) => prepared.finish(output),
-        };
-        let output = BackendTensor::Float(output);
-        Tensor::from_dispatch(
-            <DispatchTensor as DispatchKindConversion<Tracked>>::from_backend(output),
-        )
-    }
-
-    #[derive(Debug)]
-    struct Node<R>(PhantomData<fn() -> R>);
-
-    impl<R: Rule> Backward<Flex, 1> for Node<R> {
-        type State = R;
-
-        fn backward(self, ops: Ops<R, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
-            let dy = grads.consume::<Flex>(&ops.node);
-            let dx = ops
-                .state
-                .vjp(DispatchTensor::from_backend(BackendTensor::<Flex>::Float(
-                    dy,
-                )));
-            if let [Some(parent)] = ops.parents {
-                grads.register::<Flex>(parent.id, float::<Flex>(dx));
-            }
-        }
-    }
-
-    fn float<B: Backend>(tensor: DispatchTensor) -> B::FloatTensorPrimitive
-    where
-        DispatchTensor: DispatchKindConversion<B>,
-    {
-        match DispatchTensor::try_into_backend(tensor) {
-            Ok(BackendTensor::Float(primitive)) => primitive,
-            Ok(other) => panic!("expected a float tensor, found {}", other.name()),
-            Err(error) => panic!("a tensor of another backend: {error}"),
-        }
-    }
 }

@@ -184,7 +184,7 @@ pub(crate) fn sync_tree(directory: &Path) -> Result<()> {
     sync_directory(directory)
 }
 
-/// Removes what killed processes left of [`AtomicFile`]s and [`AtomicDir`]s in `directory`, and gives the
+/// Removes what killed processes left of [`AtomicFile`]s and [`AtomicDir`](crate::AtomicDir)s in `directory`, and gives the
 /// names. Only for a directory that nobody else writes to.
 ///
 /// # Errors

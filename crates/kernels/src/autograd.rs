@@ -1,4 +1,4 @@
-//! A hand-written backward pass as one node of Burn's tape.
+//! A hand-written backward pass as one node of Burn's tape, also for ops of other crates (`examples/new_op.rs`).
 
 use std::fmt::Debug;
 use std::marker::PhantomData;
@@ -18,20 +18,23 @@ use burn::tensor::Tensor;
 use burn_cubecl::Cube;
 
 /// The vector–Jacobian product of an operation with `N` differentiable inputs.
-pub(crate) trait Vjp<const N: usize>: Clone + Debug + Send + 'static {
+pub trait Vjp<const N: usize>: Clone + Debug + Send + 'static {
     /// Gradients of the inputs from the gradient of the output, `None` where not `wanted`.
     fn vjp(self, dy: DispatchTensor, wanted: [bool; N]) -> [Option<DispatchTensor>; N];
 }
 
 /// `tensor` as an input that may want a gradient: `None` for constants.
-pub(crate) fn parent<const D: usize>(tensor: &Tensor<D>) -> Option<DispatchTensor> {
+pub fn parent<const D: usize>(tensor: &Tensor<D>) -> Option<DispatchTensor> {
     tensor.is_tracked().then(|| tensor.clone().into_dispatch())
 }
 
 /// Puts `output`, computed without autodiff, on the tape of its tracked `parents`.
 ///
 /// Returns `output` as it is when no parent is tracked.
-pub(crate) fn attach<V: Vjp<N>, const D: usize, const N: usize>(
+///
+/// # Panics
+/// If more than three parents are tracked, or they lie on a backend without kernels here.
+pub fn attach<V: Vjp<N>, const D: usize, const N: usize>(
     output: Tensor<D>,
     parents: [Option<DispatchTensor>; N],
     rule: V,

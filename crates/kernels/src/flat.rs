@@ -1,6 +1,6 @@
 //! Many matrices in one buffer on a CubeCL device, so that a norm or an update of all of them is one launch.
 //!
-//! Each begins at a multiple of [`BLOCK_SIZE`](crate::adamw8bit::BLOCK_SIZE) values; what lies between is
+//! Each begins at a multiple of [`BLOCK_SIZE`] values; what lies between is
 //! zero, and stays so. Views of the matrices share the buffer's memory: whoever holds one sees every update.
 
 #[cfg(feature = "cube")]

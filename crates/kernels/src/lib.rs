@@ -42,7 +42,6 @@
     reason = "a kernel that does not apply hands its operands to the reference"
 )]
 
-mod autograd;
 mod cpu;
 #[cfg(feature = "cube")]
 mod cube;
@@ -56,6 +55,7 @@ mod segments;
 pub mod adamw;
 pub mod adamw8bit;
 pub mod attention;
+pub mod autograd;
 pub mod codebook;
 pub mod cross_entropy;
 pub mod dequantize;

@@ -1,4 +1,4 @@
-//! [`adamw8bit`](super) through [`adamw`](crate::adamw) and the definition of the codes.
+//! [`adamw8bit`](super) through [`adamw`] and the definition of the codes.
 
 use burn::tensor::{DType, Int, Tensor, TensorData};
 

@@ -53,16 +53,16 @@ pub fn gemm(
         .unwrap_or_else(|c| reference::gemm((op_a, a), (op_b, b), alpha, c))
 }
 
-/// As [`gemm`] into new memory, whoever holds `c`: for a residual stream, which is needed again.
+/// As [`gemm`](fn@gemm) into new memory, whoever holds `c`: for a residual stream, which is needed again.
 ///
 /// cuBLASLt may round a sum in place otherwise than one beside it. Which of them a product is must therefore be said
 /// where it is called: who holds a tensor depends on what a run keeps, and for moments on what the device's thread is at.
 ///
 /// # Shapes
-/// As [`gemm`].
+/// As [`gemm`](fn@gemm).
 ///
 /// # Panics
-/// As [`gemm`].
+/// As [`gemm`](fn@gemm).
 pub fn gemm_beside(
     (op_a, a): (Op, &Tensor<2>),
     (op_b, b): (Op, &Tensor<2>),
@@ -94,7 +94,7 @@ fn check((op_a, a): (Op, &Tensor<2>), (op_b, b): (Op, &Tensor<2>), c: Option<&Te
 /// `alpha · op(a) · op(b)` in f32, whatever the factors are: gradients of parameters.
 ///
 /// # Shapes
-/// As [`gemm`].
+/// As [`gemm`](fn@gemm).
 pub fn gemm_f32((op_a, a): (Op, &Tensor<2>), (op_b, b): (Op, &Tensor<2>), alpha: f32) -> Tensor<2> {
     if a.dtype() == DType::F32 {
         return gemm((op_a, a), (op_b, b), alpha, None);
@@ -121,7 +121,7 @@ pub struct Slot {
 /// `alpha · op(a) · op(b)` into a slot, whoever else holds its memory.
 ///
 /// # Shapes
-/// As [`gemm`].
+/// As [`gemm`](fn@gemm).
 ///
 /// # Panics
 /// If the slot has another shape.

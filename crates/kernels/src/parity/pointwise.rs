@@ -159,7 +159,7 @@ fn norm_rope_and_both_gradients() {
         );
         let (x, dy, w) = (random([t, heads * d]), random([t, heads * d]), random([d]));
         for place in places() {
-            let (there, weight, tables) = (place.put(&x), place.put(&w), put(&place));
+            let (there, weight, tables) = (place.put(&x), place.put(&w), put(place));
             let expected = norm_rope::reference::backward(
                 &place.round(&dy),
                 &place.round(&x),
