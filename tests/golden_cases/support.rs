@@ -19,7 +19,7 @@ pub(super) fn unsupported_feature(config: &Value) -> Option<&'static str> {
     if outside("hidden_act", &["silu", "swish"]) {
         return Some("hidden_act");
     }
-    if let Some(key) = unsupported_window(config, model_type) {
+    if let Some(key) = unsupported_in_family(config, model_type) {
         return Some(key);
     }
     if active("quantization_config").is_some() {
@@ -39,17 +39,15 @@ pub(super) fn unsupported_feature(config: &Value) -> Option<&'static str> {
     }
 }
 
-/// What each family says of a sliding window.
-fn unsupported_window(config: &Value, model_type: Option<&str>) -> Option<&'static str> {
-    match model_type {
-        // Every layer slides where there is a window.
-        Some("mistral") => None,
-        // A window without `use_sliding_window` is none; with it, only the layers above `max_window_layers` slide.
-        Some("qwen2" | "qwen3") => {
-            (config["use_sliding_window"] == true).then_some("use_sliding_window")
-        }
-        _ => (!config["sliding_window"].is_null()).then_some("sliding_window"),
-    }
+/// What the other families have and this one has not.
+fn unsupported_in_family(config: &Value, model_type: Option<&str>) -> Option<&'static str> {
+    let active = |key: &&str| !config[*key].is_null() && config[*key] != false;
+    let keys: &[&str] = match model_type {
+        Some("mistral") => &["attention_bias", "mlp_bias"],
+        Some("qwen2" | "qwen3") => &[],
+        _ => &["sliding_window"],
+    };
+    keys.iter().copied().find(active)
 }
 
 /// A refused configuration must have the feature, and the refusal its name.

@@ -3,6 +3,8 @@
 //! Trained text is known by its place in the rendered text, never by searching for marker tokens:
 //! a row whose content quotes a marker is no special case, and a template without markers works.
 
+#[cfg(test)]
+mod family_tests;
 mod marks;
 mod reach;
 #[cfg(test)]

@@ -40,10 +40,10 @@ const THINKS: &str = "{% set ns = namespace(last=-1) %}{% for m in messages %}{%
     {% for c in m.tool_calls or [] %}{{ '\n<tool_call>' + c.function.name }}{% for k in c.function.arguments %}{{ '<k>' + k + '</k><v>' + c.function.arguments[k] | string + '</v>' }}{% endfor %}{{ '</tool_call>' }}{% endfor %}{{ '<|im_end|>\n' }}\
     {% else %}{{ '<|im_start|>' + m.role + '\n' + content + '<|im_end|>\n' }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
 
-struct Row {
-    text: String,
-    trained: Vec<String>,
-    unseen: Vec<Unseen>,
+pub(super) struct Row {
+    pub(super) text: String,
+    pub(super) trained: Vec<String>,
+    pub(super) unseen: Vec<Unseen>,
     findings: Vec<Finding>,
 }
 
@@ -52,7 +52,7 @@ fn messages(row: Value) -> Record {
 }
 
 #[track_caller]
-fn row(template: &str, row: Value) -> Row {
+pub(super) fn row(template: &str, row: Value) -> Row {
     let (record, tokenizer) = (messages(row), tokenizer(Some(template)));
     let row = supervise(&record, &tokenizer, None, Supervision::Responses).unwrap();
     let mut trained: Vec<Range<usize>> = Vec::new();

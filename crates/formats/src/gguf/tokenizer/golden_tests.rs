@@ -1,6 +1,7 @@
 //! Tokenizers of real models, written as llama.cpp's converter would, against the ids of the reference values.
 //!
 //! The vocabularies are not kept here: `BACKDRAFT_TOKENIZERS` names a folder with them.
+#![allow(clippy::print_stdout, reason = "a test says what it left out")]
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
