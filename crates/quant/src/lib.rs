@@ -2,7 +2,7 @@
 //!
 //! A base model never trains, so its weights stand outside Burn's `Param`: they are not recorded in
 //! checkpoints, not visited by optimisers, and may be stored as anything that can be multiplied with:
-//! [`Weight`] lists what. The codes and the products with them are operations of `backdraft-kernels`.
+//! [`Weight`] lists what. A module holds them in [`Frozen`], so that they move with it. The codes and the products with them are operations of `backdraft-kernels`.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
