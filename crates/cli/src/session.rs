@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use backdraft_arch::DeviceChoice;
 use backdraft_data::{
     BuiltinTemplate, ChatTokenizer, LoadProgress, Outcome, PromptTemplate, RowSet, Source,
     TokenizeOptions,
@@ -11,7 +12,7 @@ use backdraft_formats::hub::{
     DownloadProgress, HubOptions, resolve_config, resolve_dataset, resolve_model,
 };
 use backdraft_formats::{FormatError, ModelSource, PeftDir};
-use backdraft_kernels::device::{self, Choice};
+use backdraft_kernels::device;
 use backdraft_lora::AdapterWeights;
 use backdraft_model::{CausalLm, ModelSpec};
 use backdraft_quant::QuantizationPlan;
@@ -210,8 +211,8 @@ pub(crate) fn open_model(name: &str, output: Output) -> Result<ModelSource, CliE
 }
 
 /// Opens a device, and says what a GPU has.
-pub(crate) fn open_device(choice: Choice, output: Output) -> Result<Device, CliError> {
-    let device = choice.open().map_err(|error| {
+pub(crate) fn open_device(choice: DeviceChoice, output: Output) -> Result<Device, CliError> {
+    let device = device::open(choice).map_err(|error| {
         CliError::library(error).hint("--device cpu computes on the processor, in f32")
     })?;
     let report = device::report(&device);

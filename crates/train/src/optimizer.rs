@@ -4,6 +4,7 @@ mod bank;
 
 use std::collections::HashMap;
 
+pub use backdraft_arch::StatePrecision;
 use backdraft_formats::dtype::from_f32;
 use backdraft_formats::{Dtype, FormatError, SafetensorsFile, TensorInfo};
 use backdraft_kernels::adamw::{self, AdamWParams, Moments};
@@ -18,15 +19,6 @@ use burn::module::ParamId;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 use crate::loss_scale::LossScale;
-
-/// How the moments are kept between updates.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StatePrecision {
-    /// In f32.
-    F32,
-    /// In 8 bits; tensors of fewer than [`MIN_8BIT_SIZE`] values in f32.
-    Bits8(Guard),
-}
 
 /// AdamW's state: moments of every factor, and the number of updates.
 #[derive(Clone, Debug)]
@@ -177,19 +169,6 @@ impl AdamW {
                 self.moments.insert(id, state);
                 param
             });
-        }
-    }
-
-    /// Bytes of the state of a parameter with `values` values.
-    ///
-    /// # Units
-    /// Bytes.
-    pub fn state_bytes(values: usize, precision: StatePrecision) -> usize {
-        match precision {
-            StatePrecision::Bits8(_) if values >= MIN_8BIT_SIZE => {
-                2 * (values + 4 * values.div_ceil(BLOCK_SIZE))
-            }
-            StatePrecision::Bits8(_) | StatePrecision::F32 => 8 * values,
         }
     }
 

@@ -154,7 +154,7 @@ pub(crate) fn preflight(
 ) -> Result<Device, CliError> {
     preflight::output_dir(&recipe.output_dir, start)?;
     preflight::sources(&recipe.data)?;
-    let device = session::open_device(recipe.device.0, output)?;
+    let device = session::open_device(recipe.device, output)?;
     let shape = session::shape(&recipe.model, output)?;
     preflight::model(recipe, &shape.spec, &device, shape.quantized)?;
     if let Some(plan) = recipe.quantization_plan() {
@@ -294,7 +294,7 @@ mod tests {
     use backdraft_train::recipe::{Length, Recipe};
 
     use super::*;
-    use backdraft_kernels::device::Choice;
+    use backdraft_arch::DeviceChoice;
 
     use crate::args::Global;
 
@@ -313,7 +313,7 @@ mod tests {
             device: DeviceArgs::default(),
         };
         let global = Global {
-            device: Some(Choice::Cpu),
+            device: Some(DeviceChoice::Cpu),
             ..Global::default()
         };
         let context = Context {
@@ -325,7 +325,7 @@ mod tests {
         assert_eq!(recipe.train.length, Length::MaxSteps(5));
         assert_eq!(recipe.seed, 7);
         assert_eq!(recipe.output_dir, Path::new("/r/1e3"));
-        assert_eq!(recipe.device.0, Choice::Cpu);
+        assert_eq!(recipe.device, DeviceChoice::Cpu);
         assert_eq!(recipe.data.skip_bad_rows, 2);
     }
 }

@@ -4,10 +4,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use backdraft_arch::sizes::Speed;
 use backdraft_arch::{KeepSet, SavedTensor};
 use backdraft_formats::{Existing, FormatError, write_file};
 use backdraft_kernels::adamw::AdamWParams;
-use backdraft_kernels::offload::{self, Speed};
+use backdraft_kernels::offload;
 use backdraft_model::{CausalLm, Tokens};
 use burn::tensor::{ExecutionError, Tensor};
 use serde::{Deserialize, Serialize};

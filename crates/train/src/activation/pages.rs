@@ -306,10 +306,10 @@ fn offload(kept: &mut LayerKept, away: OffloadSet) -> (Offloaded, Vec<Tensor>) {
 
 #[cfg(test)]
 mod tests {
-    use backdraft_kernels::adamw8bit::Guard;
-    use backdraft_lora::{LoraConfig, TargetModule};
-    use backdraft_model::ModelSpec;
-    use backdraft_quant::{QuantizationPlan, Scheme};
+    use backdraft_arch::optimizer::Guard;
+    use backdraft_arch::{
+        LoraConfig, ModelSpec, QuantizationPlan, Scheme, StatePrecision, TargetModule,
+    };
     use serde_json::json;
 
     use SavedTensor as T;
@@ -318,7 +318,6 @@ mod tests {
     use super::*;
     use crate::activation::Setup;
     use crate::activation::tensors::MemoryModel;
-    use crate::optimizer::StatePrecision;
 
     fn setup(model: &str, batch: &str) -> Setup {
         let (hidden, intermediate, layers) = match model {

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::rc::Rc;
 
+use backdraft_arch::sizes::MEASURED;
 use backdraft_arch::{KeepSet, OffloadSet, SavedTensor};
-use backdraft_kernels::offload::MEASURED;
 use serde::Serialize;
 
 use super::cost::CostModel;

@@ -1,14 +1,13 @@
 //! What a recipe and a model's configuration say of a step's memory, without the weights.
 
-use backdraft_arch::InputGrad;
-use backdraft_kernels::cross_entropy::{CHUNK, CUBE_CHUNK};
-use backdraft_lora::{LoraConfig, TargetModule};
-use backdraft_model::{CausalLm, ModelSpec};
-use backdraft_quant::{QuantizationPlan, Scheme};
+use backdraft_arch::sizes::{CHUNK, CUBE_CHUNK};
+use backdraft_arch::{
+    InputGrad, LoraConfig, ModelSpec, QuantizationPlan, Scheme, StatePrecision, TargetModule,
+};
+use backdraft_model::CausalLm;
 
 use super::predict::{Shortage, StepShape};
 use super::tensors::{LayerShape, MemoryModel, PassShape, ProjectionShape};
-use crate::optimizer::{AdamW, StatePrecision};
 use crate::recipe::Recipe;
 
 /// A run, as far as memory is concerned.
@@ -178,7 +177,7 @@ impl Setup {
         let factors: Vec<usize> = factors.filter(|&values| values > 0).collect();
         let moments = factors
             .iter()
-            .map(|&values| AdamW::state_bytes(values, self.optimizer));
+            .map(|&values| self.optimizer.state_bytes(values));
         let mut step = StepShape {
             frozen: (first > 0).then(|| (first, self.layer(0, InputGrad::Skipped))),
             layers,

@@ -88,7 +88,7 @@ fn a_restored_optimizer_goes_on_as_if_never_stopped() {
         }
         let bytes: usize = state.iter().map(|tensor| tensor.bytes.len()).sum();
         let predicted = factors(&model).map(|(_, _, param)| param.shape().num_elements());
-        let predicted: usize = predicted.map(|n| AdamW::state_bytes(n, precision)).sum();
+        let predicted: usize = predicted.map(|n| precision.state_bytes(n)).sum();
         assert_eq!(bytes, predicted);
         assert_eq!(optimizer.num_bytes(), predicted);
 

@@ -23,6 +23,7 @@ mod unknown;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use backdraft_arch::DeviceChoice;
 use backdraft_data::BuiltinTemplate;
 use serde::Serialize;
 
@@ -30,8 +31,8 @@ pub use difference::{Difference, covers, is_key_or_section};
 pub use foreign::Foreign;
 pub use keys::{KEYS, Key, SECTIONS, find as find_key};
 pub use names::{
-    ActivationPolicy, Bias, DType, DataFormat, Device, Optimizer, OverlongRows, QuantType,
-    RowBatching, TargetModule, TrainOn,
+    ActivationPolicy, Bias, DType, DataFormat, Optimizer, OverlongRows, QuantType, RowBatching,
+    TargetModule, TrainOn,
 };
 pub use page::page;
 pub use problem::{Place, Problem, ProblemKind, RecipeError};
@@ -68,7 +69,7 @@ pub struct Recipe {
     /// Whether activations may wait in the host's memory under `smart`.
     pub activation_offloading: bool,
     /// Where to compute.
-    pub device: Device,
+    pub device: DeviceChoice,
     /// `[quantization]`
     pub quantization: QuantizationRecipe,
     /// `[lora]`

@@ -1,6 +1,7 @@
 //! The values of a recipe that are names.
 
-use backdraft_kernels::device::{self, Choice, UnknownDevice};
+use backdraft_arch::DeviceChoice;
+use backdraft_kernels::device;
 use serde::{Deserialize, Serialize};
 
 use super::reader::Value;
@@ -94,27 +95,8 @@ impl DType {
     }
 }
 
-/// Where to compute.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct Device(pub Choice);
-
-impl TryFrom<String> for Device {
-    type Error = UnknownDevice;
-
-    fn try_from(name: String) -> Result<Self, UnknownDevice> {
-        name.parse().map(Self)
-    }
-}
-
-impl From<Device> for String {
-    fn from(device: Device) -> Self {
-        device.0.to_string()
-    }
-}
-
-impl Value for Device {
-    const EXPECTED: &'static str = Choice::EXPECTED;
+impl Value for DeviceChoice {
+    const EXPECTED: &'static str = Self::EXPECTED;
 }
 
 named! {
