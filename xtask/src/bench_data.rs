@@ -16,7 +16,7 @@ use backdraft_data::{
     TokenizeOptions, tokenize_cached,
 };
 use backdraft_formats::ModelSource;
-use backdraft_train::memory::peak_resident;
+use backdraft_plan::memory::peak_resident;
 use backdraft_train::run::tokenizer;
 use clap::Args;
 use serde::{Deserialize, Serialize};

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 /// What each crate may use. `ARCHITECTURE.md` draws the same.
-const EDGES: [(&str, &[&str]); 11] = [
+const EDGES: [(&str, &[&str]); 12] = [
     ("arch", &[]),
     ("kernels", &["arch"]),
     ("formats", &[]),
@@ -13,16 +13,17 @@ const EDGES: [(&str, &[&str]); 11] = [
     ("model", &["lora", "quant", "kernels", "formats", "arch"]),
     ("jinja", &[]),
     ("data", &["formats", "jinja"]),
+    ("plan", &["arch"]),
     (
         "train",
         &[
-            "model", "lora", "quant", "kernels", "data", "formats", "arch",
+            "model", "lora", "quant", "kernels", "plan", "data", "formats", "arch",
         ],
     ),
     (
         "cli",
         &[
-            "train", "model", "lora", "quant", "kernels", "data", "formats", "arch",
+            "train", "model", "lora", "quant", "kernels", "plan", "data", "formats", "arch",
         ],
     ),
     ("testkit", &["formats"]),

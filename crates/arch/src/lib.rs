@@ -17,6 +17,7 @@
 //! | [`ops`] | [`Forward`] and [`Backward`]: the ops of a layer, for an executor to implement |
 //! | [`optimizer`] | [`StatePrecision`]: how an optimiser keeps its state |
 //! | [`device`] | [`DeviceChoice`]: devices by name |
+//! | [`named`](mod@named) | [`named!`]: enums whose variants people write by name |
 //! | [`sizes`] | what kernels work with and a plan of memory counts on |
 //! | [`layer`] | [`forward`](layer::forward), [`backward`](layer::backward), [`Kept`] |
 //!
@@ -30,6 +31,7 @@ pub mod families;
 pub mod four_bit;
 pub mod layer;
 pub mod lora;
+pub mod named;
 pub mod ops;
 pub mod optimizer;
 pub mod quantization;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use backdraft_arch::DeviceChoice;
 use backdraft_quant::{FourBitFormat, QuantizationPlan, Scheme};
+use backdraft_train::device::dtype_on;
 use backdraft_train::recipe::{self, DataFormat};
 use burn::tensor::{DType, Device};
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -166,7 +167,7 @@ impl DtypeArg {
             Self::F16 => recipe::DType::F16,
             Self::F32 => recipe::DType::F32,
         };
-        Ok(dtype.on(device)?)
+        Ok(dtype_on(dtype, device)?)
     }
 }
 

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use backdraft_model::StoredShare;
+use backdraft_plan::memory::{Measured, Memory};
 use backdraft_train::diagnosis::Diagnosis;
-use backdraft_train::memory::{Measured, Memory};
 use backdraft_train::records::Report;
 use backdraft_train::report::{
     EvalReport, ReplanReport, Reporter, RunInfo, RunSummary, StepReport,

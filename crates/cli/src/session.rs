@@ -17,6 +17,7 @@ use backdraft_lora::AdapterWeights;
 use backdraft_model::{CausalLm, ModelSpec};
 use backdraft_quant::QuantizationPlan;
 use backdraft_train::data::{self, DataSources};
+use backdraft_train::device::dtype_on;
 use backdraft_train::recipe::{DataRecipe, Recipe};
 use backdraft_train::trained_with::Prompting;
 use burn::tensor::{DType, Device};
@@ -190,7 +191,7 @@ impl Chosen {
             .as_ref()
             .and_then(|adapter| adapter.with.as_ref());
         if let (None, Some(with)) = (asked, with)
-            && let Ok(dtype) = with.dtype.on(device)
+            && let Ok(dtype) = dtype_on(with.dtype, device)
         {
             return Ok(dtype);
         }

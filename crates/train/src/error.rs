@@ -210,7 +210,7 @@ pub enum TrainError {
         /// The optimiser step, counted from 1.
         step: usize,
         /// What is missing, and what to change.
-        exhausted: crate::activation::Exhausted,
+        exhausted: backdraft_plan::Exhausted,
     },
     /// The device does not compute in that type.
     #[error(
@@ -236,18 +236,6 @@ pub enum TrainError {
         /// What it said.
         message: String,
     },
-}
-
-pub(crate) fn gib(bytes: u64) -> f64 {
-    bytes as f64 / f64::from(1u32 << 30)
-}
-
-/// `1.25 GiB`, or `1.2 MiB` of little.
-pub(crate) fn size(bytes: u64) -> String {
-    match gib(bytes) {
-        few if few < 0.1 => format!("{:.1} MiB", 1024.0 * few),
-        many => format!("{many:.2} GiB"),
-    }
 }
 
 /// `lines 1, 2 of a.jsonl and line 7 of b.jsonl`

@@ -9,11 +9,12 @@
 //! Start reading at [`strategy`].
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
-pub mod activation;
+pub mod calibrate;
 pub mod checkpoint;
 mod clear;
 pub mod control;
 pub mod data;
+pub mod device;
 pub mod diagnosis;
 pub mod early_stopping;
 pub mod error;
@@ -22,7 +23,6 @@ mod exact;
 pub mod loader;
 pub mod lock;
 pub mod loss_scale;
-pub mod memory;
 pub mod metrics;
 pub mod no_effect;
 pub mod optimizer;

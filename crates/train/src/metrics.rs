@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use backdraft_plan::StepFailure;
 use burn::backend::ExecutionError;
 use burn::tensor::{Device, Tensor, TensorReadError};
 use burn::train::ItemLazy;
@@ -13,7 +14,6 @@ use burn::train::metric::{
     NumericAttributes, NumericEntry, SerializedEntry,
 };
 
-use crate::activation::StepFailure;
 use crate::loader::Step;
 
 /// What one optimiser step left behind, still on the device.

@@ -4,12 +4,12 @@ use std::path::{Path, PathBuf};
 
 use backdraft_data::DataReport;
 use backdraft_model::StoredShare;
+use backdraft_plan::Prediction;
+use backdraft_plan::bytes::gib;
+use backdraft_plan::memory::{Measured, Memory};
 use serde::{Deserialize, Serialize};
 
-use crate::activation::Prediction;
 use crate::diagnosis::Diagnosis;
-use crate::error::gib;
-use crate::memory::{Measured, Memory};
 use crate::no_effect::NoEffect;
 use crate::records::Report;
 

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use backdraft_data::DataReport;
 use backdraft_data::count::{count, group};
 use backdraft_formats::{Existing, FormatError, write_file};
+use backdraft_plan::memory::Memory;
 
-use crate::memory::Memory;
 use crate::recipe::{Difference, Recipe};
 use crate::records::Report;
 use crate::report::StepReport;

@@ -1,6 +1,5 @@
 //! From a recipe to an adapter.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,39 +8,36 @@ use std::time::Instant;
 use backdraft_data::{ChatTokenizer, NamedTokens, PromptTemplate, RowSet, SpecialTokens, count};
 use backdraft_formats::{Existing, ModelSource, PeftWriteOptions, remove_partials, write_file};
 use backdraft_kernels::adamw::AdamWParams;
-use backdraft_kernels::adamw8bit::Guard;
 use backdraft_kernels::device::{self, held, size_pages};
 use backdraft_lora::{LoraConfig, TrainedOver};
 use backdraft_model::CausalLm;
-use backdraft_quant::{FourBitFormat, QuantizationPlan, Scheme};
+use backdraft_plan::cost::{CostModel, Roofline};
+use backdraft_plan::memory::{self, Measured, Memory, MemoryWatch, Watcher, usable};
+use backdraft_plan::tensors::PassShape;
+use backdraft_plan::{
+    ActivationPlan, ActivationPolicy, Activations, Planner, Prediction, Setup, StepShape,
+};
 use burn::optim::SgdConfig;
 use burn::tensor::Device;
 use burn::train::renderer::MetricsRenderer;
 use burn::train::{Interrupter, Learner, SupervisedTraining, TrainingStrategy};
 
-use crate::activation::cost::{Calibration, CalibrationKey, CostModel, Roofline};
-use crate::activation::device::usable;
-use crate::activation::tensors::PassShape;
-use crate::activation::{
-    ActivationPlan, Activations, DeviceFacts, Planner, Prediction, Setup, StepShape,
-};
+use crate::calibrate::{self, CalibrationKey};
 use crate::checkpoint::{self, RunState, Saved};
 use crate::clear;
 use crate::control::Control;
 use crate::data::RunData;
+use crate::device::{DeviceFacts, dtype_on};
 use crate::diagnosis::Monitor;
 use crate::early_stopping::EarlyStopping;
 use crate::error::TrainError;
 use crate::loader::{EvalLoader, StepLoader};
 use crate::lock::RunLock;
 use crate::loss_scale::LossScale;
-use crate::memory::{self, Measured, Memory, MemoryWatch, Watcher};
 use crate::metrics::{NoFiles, RunMetric};
 use crate::no_effect::NoEffect;
-use crate::optimizer::{AdamW, StatePrecision};
-use crate::recipe::{
-    ActivationPolicy, ByteSize, LoraRecipe, Optimizer, QuantType, Recipe, RowBatching,
-};
+use crate::optimizer::AdamW;
+use crate::recipe::{ByteSize, Recipe, RowBatching};
 use crate::records::{self, Record, Records};
 use crate::report::{ActivationReport, Reporter, RunInfo, RunSummary};
 use crate::resume::Resume;
@@ -108,56 +104,6 @@ fn embedding_rows(source: &ModelSource) -> Option<usize> {
     rows.or_else(|| usize::try_from(source.config()["vocab_size"].as_u64()?).ok())
 }
 
-impl Recipe {
-    /// How the base is quantised while it is loaded.
-    #[must_use]
-    pub fn quantization_plan(&self) -> Option<QuantizationPlan> {
-        let recipe = &self.quantization;
-        let scheme = match (self.load_in_4bit, self.load_in_8bit) {
-            (false, false) => return None,
-            (true, _) => Scheme::FourBit {
-                format: match recipe.quant_type {
-                    QuantType::Nf4 => FourBitFormat::Nf4,
-                    QuantType::Fp4 => FourBitFormat::Fp4,
-                },
-                block_size: recipe.block_size,
-                double_quant: recipe.double_quant,
-            },
-            (false, true) => Scheme::Int8,
-        };
-        Some(QuantizationPlan {
-            scheme,
-            skip_modules: recipe.skip_modules.clone(),
-        })
-    }
-
-    /// How the optimiser's moments are kept.
-    #[must_use]
-    pub fn state_precision(&self) -> StatePrecision {
-        match self.train.optimizer {
-            Optimizer::Adamw => StatePrecision::F32,
-            Optimizer::Adamw8bit => StatePrecision::Bits8(Guard::On),
-        }
-    }
-}
-
-impl From<&LoraRecipe> for LoraConfig {
-    fn from(recipe: &LoraRecipe) -> Self {
-        let targets = recipe.target_modules.iter();
-        Self {
-            rank: recipe.rank,
-            alpha: recipe.alpha,
-            dropout: recipe.dropout,
-            use_rslora: recipe.use_rslora,
-            target_modules: targets
-                .filter_map(|target| target.name().parse().ok())
-                .collect(),
-            layers_to_transform: recipe.layers_to_transform.clone(),
-            alpha_pattern: BTreeMap::new(),
-        }
-    }
-}
-
 /// Reads the model of `recipe`, whose rows are `data`; `source` is where the model lies on disk.
 ///
 /// # Errors
@@ -185,7 +131,7 @@ pub fn prepare(
     }
     let lora = LoraConfig::from(&recipe.lora);
     let plan = recipe.quantization_plan();
-    let dtype = recipe.dtype.on(device)?;
+    let dtype = dtype_on(recipe.dtype, device)?;
     let (model, watcher) = Watcher::watch(
         || CausalLm::load_as(source, plan.as_ref(), (device, dtype)),
         |model| model.with_lora(&lora, recipe.seed),
@@ -585,8 +531,9 @@ impl Run {
     /// What decides on the memory of a step.
     fn setup(&mut self, facts: &DeviceFacts) -> Setup {
         let spec = self.model.spec().clone();
-        let setup = Setup::of_recipe(&self.recipe, spec, facts.memory, facts.host);
-        setup.with_model(&mut self.model)
+        let setup = self.recipe.setup(spec, facts.memory, facts.host);
+        let bytes: usize = self.model.stored().iter().map(|share| share.bytes).sum();
+        setup.with_base(bytes as u64)
     }
 
     /// Who plans the passes, and what the longest one will need.
@@ -632,7 +579,7 @@ impl Run {
                 step: 1,
                 exhausted: activations
                     .exhausted(shortage)
-                    .under(self.recipe.memory_budget),
+                    .under(self.recipe.memory_budget.map(|bytes| bytes.0)),
             }),
         }
     }
@@ -660,20 +607,17 @@ impl Run {
             tokens: pass.tokens.next_power_of_two(),
         };
         let dir = calibration_dir();
-        if let Some(known) = dir
-            .as_deref()
-            .and_then(|dir| Calibration::cached(dir, &key))
-        {
+        if let Some(known) = dir.as_deref().and_then(|dir| calibrate::cached(dir, &key)) {
             return Ok(CostModel::Measured(known, line));
         }
-        let measured = Calibration::measure(&self.model, &step.sample(pass));
+        let measured = calibrate::measure(&self.model, &step.sample(pass));
         let measured = measured.map_err(|error| TrainError::Device {
             step: 0,
             message: error.to_string(),
         })?;
         if let Some(dir) = dir {
             // Without it the next run measures again.
-            let _ = measured.store(&dir, &key);
+            let _ = calibrate::store(&dir, &key, &measured);
         }
         Ok(CostModel::Measured(measured, line))
     }

@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 
 use backdraft_data::DataReport;
 use backdraft_formats::{Existing, FormatError, write_file};
+use backdraft_plan::memory::Memory;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::diagnosis::{Diagnosis, Monitor};
-use crate::memory::Memory;
 use crate::records::{self, Record, Report};
 use crate::report::{RunInfo, RunSummary};
 

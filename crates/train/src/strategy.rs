@@ -11,6 +11,8 @@ use std::time::Instant;
 use backdraft_data::{LoaderState, RowSet};
 use backdraft_formats::FormatError;
 use backdraft_kernels::device;
+use backdraft_plan::StepFailure;
+use backdraft_plan::memory::{self, OutOfMemory};
 use burn::data::dataloader::Progress;
 use burn::optim::GradientsParams;
 use burn::train::InferenceStep;
@@ -19,14 +21,12 @@ use burn::train::{
     SupervisedTrainingEventProcessor, TrainLoader, TrainingComponents, TrainingItem, ValidLoader,
 };
 
-use crate::activation::StepFailure;
 use crate::checkpoint::{self, Best, Checkpoint, Effort, RunState};
 use crate::control::Control;
 use crate::diagnosis::{Class, Diagnosis, EvalPoint, Monitor, TrainPoint};
 use crate::early_stopping::{EarlyStopping, Progress as Patience};
 use crate::error::TrainError;
 use crate::loader::Step;
-use crate::memory::{self, OutOfMemory};
 use crate::metrics::{StepMetrics, StepOutput};
 use crate::recipe::Recipe;
 use crate::records::{Records, RecordsState};
@@ -313,7 +313,7 @@ impl Loop<'_> {
             let budget = self.plan.recipe.memory_budget;
             let lowered = lowered.map_err(|exhausted| TrainError::OutOfMemory {
                 step: number,
-                exhausted: exhausted.under(budget),
+                exhausted: exhausted.under(budget.map(|bytes| bytes.0)),
             })?;
             let report = ReplanReport {
                 step: number,

@@ -4,14 +4,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use backdraft_lora::AdapterGrads;
 use backdraft_model::CausalLm;
+use backdraft_plan::{Activations, StepFailure};
 use burn::module::Module;
 use burn::optim::lr_scheduler::module_lr_scheduler::ModuleLearningRate;
 use burn::optim::{GradientsParams, ModuleOptimizer};
 use burn::tensor::Tensor;
 use burn::train::{InferenceStep, TrainOutput, TrainStep};
 
-use crate::activation::tensors::PassShape;
-use crate::activation::{Activations, StepFailure};
 use crate::loader::Step;
 use crate::loss_scale::LossScale;
 use crate::metrics::{EvalOutput, StepOutput};
@@ -92,7 +91,7 @@ impl Trainee {
     ) -> Result<Tensor<1>, StepFailure> {
         let activations = &self.settings.activations;
         let planned = activations
-            .plan(PassShape::of_batch(batch))
+            .plan(batch.shape())
             .map_err(StepFailure::Shortage)?;
         let guard = Some(activations.guard(&planned));
         guarded(

@@ -2,8 +2,8 @@
 
 use std::collections::VecDeque;
 
+use backdraft_plan::memory::Memory;
 use backdraft_train::diagnosis::Diagnosis;
-use backdraft_train::memory::Memory;
 use backdraft_train::records::Report;
 use backdraft_train::report::{EvalReport, RunInfo, StepReport};
 

@@ -6,7 +6,7 @@ use ratatui::backend::TestBackend;
 use super::state::{Hands, View};
 use super::*;
 use crate::plain::{PlainLines, StepLine};
-use backdraft_train::memory::Memory;
+use backdraft_plan::memory::Memory;
 
 /// What a terminal of this size shows, without colour.
 fn screen(state: &State, width: u16, height: u16) -> String {

@@ -5,10 +5,10 @@ use backdraft_kernels::adamw8bit::Guard;
 use backdraft_kernels::device;
 use backdraft_lora::{LoraConfig, TargetModule};
 use backdraft_model::{Targets, Tokens};
+use backdraft_plan::ActivationPlan;
 use burn::tensor::Distribution;
 
 use super::*;
-use crate::activation::ActivationPlan;
 use crate::step::{MicroBatch, forward_backward};
 
 const PARAMS: AdamWParams = AdamWParams {

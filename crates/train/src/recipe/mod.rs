@@ -14,6 +14,7 @@ mod raw;
 mod reader;
 mod resolve;
 mod scheduler;
+mod setup;
 mod size;
 mod sources;
 mod support;
@@ -25,14 +26,14 @@ use std::path::{Path, PathBuf};
 
 use backdraft_arch::DeviceChoice;
 use backdraft_data::BuiltinTemplate;
+use backdraft_plan::ActivationPolicy;
 use serde::Serialize;
 
 pub use difference::{Difference, covers, is_key_or_section};
 pub use foreign::Foreign;
 pub use keys::{KEYS, Key, SECTIONS, find as find_key};
 pub use names::{
-    ActivationPolicy, Bias, DType, DataFormat, Optimizer, OverlongRows, QuantType, RowBatching,
-    TargetModule, TrainOn,
+    Bias, DType, DataFormat, Optimizer, OverlongRows, QuantType, RowBatching, TargetModule, TrainOn,
 };
 pub use page::page;
 pub use problem::{Place, Problem, ProblemKind, RecipeError};

@@ -1,47 +1,9 @@
 //! The values of a recipe that are names.
 
-use backdraft_arch::DeviceChoice;
-use backdraft_kernels::device;
-use serde::{Deserialize, Serialize};
+use backdraft_arch::{DeviceChoice, named};
+use backdraft_plan::ActivationPolicy;
 
 use super::reader::Value;
-use crate::error::TrainError;
-
-/// An enum whose variants a recipe writes by name.
-macro_rules! named {
-    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $text:literal,)+ }) => {
-        $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
-        #[non_exhaustive]
-        pub enum $name {
-            $($(#[$variant_doc])* #[serde(rename = $text)] $variant,)+
-        }
-
-        impl $name {
-            /// All values, in the order of the documentation.
-            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
-
-            /// The name as a recipe writes it.
-            #[must_use]
-            pub const fn name(self) -> &'static str {
-                match self {
-                    $(Self::$variant => $text,)+
-                }
-            }
-        }
-
-        impl std::fmt::Display for $name {
-            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str(self.name())
-            }
-        }
-
-        impl Value for $name {
-            const EXPECTED: &'static str = "a name in quotes";
-            const NAMES: &'static [&'static str] = &[$($text),+];
-        }
-    };
-}
 
 named! {
     /// Number format of the computation.
@@ -58,41 +20,17 @@ named! {
     }
 }
 
-named! {
-    /// What the forward pass keeps for the backward pass.
-    ActivationPolicy {
-        /// The least recomputation that fits the memory.
-        #[default]
-        Smart = "smart",
-        /// Everything: nothing is recomputed.
-        KeepAll = "keep-all",
-        /// The input of each layer: each layer runs again.
-        RecomputeAll = "recompute-all",
-        /// The input of every √n-th layer.
-        Sqrt = "sqrt",
-    }
+macro_rules! by_name {
+    ($($name:ident)+) => {
+        $(impl Value for $name {
+            const EXPECTED: &'static str = "a name in quotes";
+            const NAMES: &'static [&'static str] = Self::NAMES;
+        })+
+    };
 }
 
-impl DType {
-    /// The type to compute in on `device`.
-    ///
-    /// # Errors
-    /// A type that the device does not compute in.
-    pub fn on(self, device: &burn::tensor::Device) -> Result<burn::tensor::DType, TrainError> {
-        let dtype = match self {
-            Self::Auto => return Ok(device::best_dtype(device)),
-            Self::Bf16 => burn::tensor::DType::BF16,
-            Self::F16 => burn::tensor::DType::F16,
-            Self::F32 => burn::tensor::DType::F32,
-        };
-        if device::computes_in(device, dtype) {
-            return Ok(dtype);
-        }
-        Err(TrainError::Dtype {
-            dtype: self,
-            device: device::report(device).name,
-        })
-    }
+by_name! {
+    ActivationPolicy Bias DType DataFormat Optimizer OverlongRows QuantType RowBatching TargetModule TrainOn
 }
 
 impl Value for DeviceChoice {

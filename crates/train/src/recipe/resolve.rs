@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use backdraft_data::BuiltinTemplate;
+use backdraft_plan::ActivationPolicy;
 
-use super::names::{ActivationPolicy, DataFormat, TrainOn};
+use super::names::{DataFormat, TrainOn};
 use super::problem::{Place, Problem, ProblemKind};
 use super::raw::RawRecipe;
 use super::reader::Reader;

@@ -11,13 +11,13 @@ use backdraft_arch::{
     Backward, Forward, Group, InputGrad, KeepSet, Norm, SavedTensor, TargetModule, Values,
 };
 
-use super::tensors::{LayerShape, MemoryModel, PassShape, ProjectionShape, Work};
+use crate::tensors::{LayerShape, MemoryModel, PassShape, ProjectionShape, Work};
 
 use SavedTensor as T;
 use TargetModule as M;
 
 /// Something that values take their places in.
-pub(super) trait Memory {
+pub(crate) trait Memory {
     /// Where a value is.
     type Place;
 
@@ -26,7 +26,7 @@ pub(super) trait Memory {
 }
 
 /// A value: so many bytes of a memory.
-pub(super) struct Block<A: Memory> {
+pub(crate) struct Block<A: Memory> {
     place: A::Place,
     bytes: u64,
     memory: Rc<RefCell<A>>,
@@ -39,10 +39,10 @@ impl<A: Memory> Drop for Block<A> {
 }
 
 /// A value with its clones.
-pub(super) type Value<A> = Rc<Block<A>>;
+pub(crate) type Value<A> = Rc<Block<A>>;
 
 /// Values that are places in a memory.
-pub(super) struct Sized<A>(std::marker::PhantomData<A>);
+pub(crate) struct Sized<A>(std::marker::PhantomData<A>);
 
 impl<A: Memory> Values for Sized<A> {
     type Tensor = Value<A>;
@@ -52,7 +52,7 @@ impl<A: Memory> Values for Sized<A> {
 }
 
 /// The output of a projection, and the left factor of the adapter's term where the next op adds it.
-pub(super) struct Deferred<A: Memory> {
+pub(crate) struct Deferred<A: Memory> {
     y: Value<A>,
     term: Option<Value<A>>,
 }
@@ -65,7 +65,7 @@ impl<A: Memory> Deferred<A> {
 
 /// Where an optimiser has the adapters' factors and gradients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Factors {
+pub(crate) enum Factors {
     /// Each by itself: gradients are made, and stay or are added to those that are there.
     Apart {
         /// Whether there are some already.
@@ -78,17 +78,17 @@ pub(super) enum Factors {
 
 /// What ops did.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Done {
+pub(crate) struct Done {
     /// For each tensor, in the order of [`SavedTensor::ALL`].
-    pub(super) tensors: [Work; T::ALL.len()],
+    pub(crate) tensors: [Work; T::ALL.len()],
     /// The tensors that were made.
-    pub(super) made: KeepSet,
+    pub(crate) made: KeepSet,
     /// All else: `down_proj`'s output, and gradients.
-    pub(super) rest: Work,
+    pub(crate) rest: Work,
 }
 
 /// One layer on one pass.
-pub(super) struct SizeOps<'a, A: Memory> {
+pub(crate) struct SizeOps<'a, A: Memory> {
     layer: &'a LayerShape,
     pass: PassShape,
     model: &'a MemoryModel,
@@ -96,11 +96,11 @@ pub(super) struct SizeOps<'a, A: Memory> {
     memory: Rc<RefCell<A>>,
     /// Gradients that came to stay.
     gradients: Vec<Value<A>>,
-    pub(super) done: Done,
+    pub(crate) done: Done,
 }
 
 impl<'a, A: Memory> SizeOps<'a, A> {
-    pub(super) fn new(
+    pub(crate) fn new(
         layer: &'a LayerShape,
         pass: PassShape,
         model: &'a MemoryModel,
@@ -241,7 +241,7 @@ impl<'a, A: Memory> SizeOps<'a, A> {
 }
 
 /// A value of `bytes`.
-pub(super) fn alloc<A: Memory>(memory: &Rc<RefCell<A>>, bytes: u64) -> Value<A> {
+pub(crate) fn alloc<A: Memory>(memory: &Rc<RefCell<A>>, bytes: u64) -> Value<A> {
     let place = memory.borrow_mut().alloc(bytes);
     Rc::new(Block {
         place,
@@ -251,7 +251,7 @@ pub(super) fn alloc<A: Memory>(memory: &Rc<RefCell<A>>, bytes: u64) -> Value<A> 
 }
 
 impl<A: Memory> Block<A> {
-    pub(super) const fn bytes(&self) -> u64 {
+    pub(crate) const fn bytes(&self) -> u64 {
         self.bytes
     }
 }

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use backdraft_arch::layer::{self, Kept};
 use backdraft_arch::{InputGrad, KeepSet, OffloadSet, SavedTensor, TargetModule};
 
-use super::size_ops::{Done, Factors, Memory, SizeOps, Sized, Value, alloc};
+use crate::size_ops::{Done, Factors, Memory, SizeOps, Sized, Value, alloc};
 
 /// How the ops of a device take memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -86,12 +86,12 @@ impl ProjectionShape {
         self.rank * (self.out + self.input)
     }
 
-    pub(super) const fn forward_flops(&self, tokens: u64) -> u64 {
+    pub(crate) const fn forward_flops(&self, tokens: u64) -> u64 {
         2 * tokens * (self.out * self.input + self.adapter_values())
     }
 
     /// With the gradients of both factors; the input's where it is needed.
-    pub(super) const fn backward_flops(&self, tokens: u64, needed: bool) -> u64 {
+    pub(crate) const fn backward_flops(&self, tokens: u64, needed: bool) -> u64 {
         let factors = 2 * tokens * self.rank * (2 * self.out + self.input);
         let input = 2 * tokens * (self.out * self.input + self.rank * self.input);
         factors + if needed { input } else { 0 }

@@ -1,21 +1,10 @@
 //! From work to time: a roofline, or measured times of the present model on the present device.
 
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::time::Instant;
-
 use backdraft_arch::sizes::Speed;
 use backdraft_arch::{KeepSet, SavedTensor};
-use backdraft_formats::{Existing, FormatError, write_file};
-use backdraft_kernels::adamw::AdamWParams;
-use backdraft_kernels::offload;
-use backdraft_model::{CausalLm, Tokens};
-use burn::tensor::{ExecutionError, Tensor};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
-use super::tensors::{LayerShape, MemoryModel, PassShape, Work};
-use crate::optimizer::{AdamW, StatePrecision};
+use crate::tensors::{LayerShape, MemoryModel, PassShape, Work};
 
 /// Speeds of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -67,9 +56,6 @@ impl Roofline {
     }
 }
 
-/// Seconds of passes that are waited for once.
-const ENOUGH: f64 = 0.02;
-
 /// Measured times of the tensors of one layer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Calibration {
@@ -87,146 +73,19 @@ pub struct Calibration {
 }
 
 impl Calibration {
-    /// Runs one layer forwards over sequences of these lengths: three times waiting after each op, of whose times the
-    /// shortest count, and some times without, since waiting costs more than a small op on a GPU: what all take together
-    /// is the time of those. Then as training runs it.
-    ///
-    /// # Errors
-    /// A device that failed.
-    ///
-    /// # Panics
-    /// If the model has no layer.
-    pub fn measure(model: &CausalLm, lengths: &[usize]) -> Result<Self, ExecutionError> {
-        let model = &as_trained(model);
-        let Some(layer) = model.layers.last() else {
-            panic!("a model without layers has none to measure");
-        };
-        let rows: Vec<Vec<u32>> = lengths.iter().map(|&length| vec![0; length]).collect();
-        let sample = Tokens::from_sequences(&rows);
-        let context = &model.context(&sample, None);
-        let h = &model.embed(&sample.input_ids).inner();
-        let pass = PassShape::of_sequences(lengths.iter().copied());
-        let mut seconds = vec![f64::INFINITY; SavedTensor::ALL.len()];
-        let mut failed = None;
-        for _ in 0..3 {
-            // Whatever was launched before must not count.
-            wait(h)?;
-            let mut began = Instant::now();
-            let mut round = vec![0.0; SavedTensor::ALL.len()];
-            layer.visit_saved(h.clone(), context, &mut |tensor, value| {
-                if let Err(error) = wait(value) {
-                    failed.get_or_insert(error);
-                }
-                round[tensor as usize] += began.elapsed().as_secs_f64();
-                began = Instant::now();
-            });
-            for (shortest, this) in seconds.iter_mut().zip(round) {
-                *shortest = f64::min(*shortest, this);
-            }
-        }
-        let apart: f64 = seconds.iter().sum();
-        let rounds = (ENOUGH / apart).clamp(1.0, 16.0) as u32;
-        let time = |run: &dyn Fn()| {
-            let mut shortest = f64::INFINITY;
-            for _ in 0..5 {
-                wait(h)?;
-                let began = Instant::now();
-                (0..rounds).for_each(|_| run());
-                wait(h)?;
-                shortest = shortest.min(began.elapsed().as_secs_f64() / f64::from(rounds));
-            }
-            Ok(shortest)
-        };
-        let together = time(&|| layer.visit_saved(h.clone(), context, &mut |_, _| ()))?;
-        let forward = time(&|| drop(layer.forward_saving(h.clone(), context, KeepSet::NONE)))?;
-        for seconds in &mut seconds {
-            *seconds *= (together / apart).min(1.0);
-        }
-        match failed {
-            Some(error) => Err(error),
-            None => Ok(Self {
-                tokens: pass.tokens,
-                pairs: pass.pairs,
-                seconds,
-                forward,
-                host: offload::measure(&h.device())?,
-            }),
-        }
-    }
-
-    /// What is kept from an earlier run; `None` where there is nothing that can be used.
+    /// Whether its numbers can be times.
     #[must_use]
-    pub fn cached(dir: &Path, key: &CalibrationKey) -> Option<Self> {
-        let text = fs::read(key.path(dir)).ok()?;
-        let calibration: Self = serde_json::from_slice(&text).ok()?;
-        let whole = calibration.seconds.len() == SavedTensor::ALL.len()
-            && calibration.tokens > 0
-            && calibration.pairs > 0
-            && calibration
-                .seconds
-                .iter()
-                .all(|seconds| seconds.is_finite() && *seconds >= 0.0)
-            && calibration.forward.is_finite()
-            && calibration.forward >= 0.0
-            && calibration
+    pub fn is_valid(&self) -> bool {
+        let time = |seconds: f64| seconds.is_finite() && seconds >= 0.0;
+        self.seconds.len() == SavedTensor::ALL.len()
+            && self.tokens > 0
+            && self.pairs > 0
+            && self.seconds.iter().all(|&seconds| time(seconds))
+            && time(self.forward)
+            && self
                 .host
-                .is_none_or(|speed| speed.bytes > 0.0 && speed.round_trip >= 0.0);
-        whole.then_some(calibration)
+                .is_none_or(|speed| speed.bytes > 0.0 && speed.round_trip >= 0.0)
     }
-
-    /// Keeps it for the next run.
-    ///
-    /// # Errors
-    /// The system refuses; a run goes on without.
-    pub fn store(&self, dir: &Path, key: &CalibrationKey) -> Result<(), FormatError> {
-        fs::create_dir_all(dir).map_err(FormatError::io(dir, "create"))?;
-        let text = serde_json::to_vec(self).unwrap_or_default();
-        write_file(key.path(dir), &text, Existing::Replace)
-    }
-}
-
-/// What a calibration is valid for.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct CalibrationKey {
-    /// The device as it names itself.
-    pub device: String,
-    /// The layer.
-    pub layer: LayerShape,
-    /// How memory is laid out, and with it the number format.
-    pub memory: MemoryModel,
-    /// Tokens, rounded up to a power of two.
-    pub tokens: u64,
-}
-
-impl CalibrationKey {
-    fn path(&self, dir: &Path) -> PathBuf {
-        let digest = Sha256::digest(format!("{self:?}").as_bytes());
-        let name: String = digest[..12]
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
-        dir.join(format!("{name}.json"))
-    }
-}
-
-/// The last layer, with its factors where an optimiser lays them: one product serves several adapters there.
-fn as_trained(model: &CausalLm) -> CausalLm {
-    let mut model = model.clone();
-    let before = model.layers.len().saturating_sub(1);
-    model.layers.drain(..before);
-    let constants = AdamWParams {
-        beta1: 0.0,
-        beta2: 0.0,
-        epsilon: 0.0,
-        weight_decay: 0.0,
-    };
-    AdamW::new(constants, StatePrecision::F32).adopt(&mut model);
-    model
-}
-
-/// Until the device has done everything. (Reading a value of `tensor` waits for what wrote it only.)
-fn wait(tensor: &Tensor<2>) -> Result<(), ExecutionError> {
-    tensor.device().sync()
 }
 
 /// How long the tensors of a layer take.
@@ -343,7 +202,7 @@ impl CostModel {
     }
 }
 
-pub(super) fn picoseconds(seconds: f64) -> u64 {
+pub(crate) fn picoseconds(seconds: f64) -> u64 {
     (seconds * 1e12).round() as u64
 }
 
@@ -377,8 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn a_calibration_is_found_again_under_its_key_only() {
-        let dir = tempfile::tempdir().unwrap();
+    fn measured_times_grow_with_tokens_and_pairs() {
         let calibration = Calibration {
             tokens: 4,
             pairs: 10,
@@ -386,38 +244,13 @@ mod tests {
             forward: 3.5,
             host: None,
         };
-        let layer = super::super::tests::layer();
-        let key = CalibrationKey {
-            device: "here".to_owned(),
-            layer,
-            memory: super::super::tests::MEMORY,
-            tokens: 4,
-        };
-        assert_eq!(Calibration::cached(dir.path(), &key), None);
-        calibration.store(dir.path(), &key).unwrap();
-        assert_eq!(
-            Calibration::cached(dir.path(), &key),
-            Some(calibration.clone())
-        );
-        let other = CalibrationKey {
-            tokens: 8,
-            ..key.clone()
-        };
-        assert_eq!(Calibration::cached(dir.path(), &other), None);
-        // A damaged file counts as none.
-        fs::write(key.path(dir.path()), b"{\"tokens\":0}").unwrap();
-        assert_eq!(Calibration::cached(dir.path(), &key), None);
+        assert!(calibration.is_valid());
+        let (layer, memory) = (crate::tests::layer(), &crate::tests::MEMORY);
         let cost = CostModel::Measured(calibration, Roofline::CPU);
         let pass = PassShape::of_sequences([4, 4]);
-        let time = cost.rebuild(
-            &layer,
-            SavedTensor::Gate,
-            pass,
-            &super::super::tests::MEMORY,
-        );
+        let time = cost.rebuild(&layer, SavedTensor::Gate, pass, memory);
         assert_eq!(time, 1_000_000_000_000);
         // Twice as many tokens and pairs.
-        let memory = &super::super::tests::MEMORY;
         assert_eq!(cost.forward(&layer, pass, memory), 7_000_000_000_000);
         // One sequence of both: 36 pairs.
         let pass = PassShape::of_sequences([8]);

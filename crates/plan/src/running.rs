@@ -2,26 +2,12 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::policies::{Lowered, Planned, Planner};
-use super::predict::{Prediction, Shortage};
-use super::setup::{Advice, Setup};
-use super::tensors::PassShape;
-use crate::error::size;
+use crate::bytes::size;
 use crate::memory::{MemoryWatch, OutOfMemory};
-use crate::recipe::ByteSize;
-use crate::step::MicroBatch;
-
-impl PassShape {
-    /// The shape of a micro-batch.
-    #[must_use]
-    pub fn of_batch(batch: &MicroBatch) -> Self {
-        let lengths = batch.tokens.segments.iter().map(|(rows, _)| rows.len());
-        Self {
-            supervised: batch.targets.len() as u64,
-            ..Self::of_sequences(lengths)
-        }
-    }
-}
+use crate::policies::{Lowered, Planned, Planner};
+use crate::predict::{Prediction, Shortage};
+use crate::setup::{Advice, Setup};
+use crate::tensors::PassShape;
 
 /// Why a step was not computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -185,9 +171,9 @@ pub enum Limit {
 impl Limit {
     /// Of a budget of so many bytes, where the recipe may name one.
     #[must_use]
-    pub fn of(recipe: Option<ByteSize>, budget: u64) -> Self {
+    pub fn of(recipe: Option<u64>, budget: u64) -> Self {
         match recipe {
-            Some(ByteSize(named)) if named == budget => Self::Recipe,
+            Some(named) if named == budget => Self::Recipe,
             _ => Self::Machine,
         }
     }
@@ -196,7 +182,7 @@ impl Limit {
 impl Exhausted {
     /// With the budget ascribed to the recipe where it is the one that it names.
     #[must_use]
-    pub fn under(self, recipe: Option<ByteSize>) -> Self {
+    pub fn under(self, recipe: Option<u64>) -> Self {
         Self {
             limit: Limit::of(recipe, self.budget),
             ..self

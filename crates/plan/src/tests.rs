@@ -3,12 +3,11 @@
 use backdraft_arch::{InputGrad, KeepSet, SavedTensor};
 use proptest::prelude::*;
 
-use super::cost::{CostModel, Roofline};
-use super::tensors::{LayerShape, MemoryModel, PassShape, ProjectionShape};
-use super::*;
-use crate::recipe::ActivationPolicy;
+use crate::cost::{CostModel, Roofline};
+use crate::tensors::{LayerShape, MemoryModel, PassShape, ProjectionShape};
+use crate::*;
 
-pub(super) const MEMORY: MemoryModel = MemoryModel {
+pub(crate) const MEMORY: MemoryModel = MemoryModel {
     element: 4,
     dequantizes_whole: false,
     swiglu_in_place: true,
@@ -21,7 +20,7 @@ pub(super) const MEMORY: MemoryModel = MemoryModel {
 const COST: CostModel = CostModel::Roofline(Roofline::CPU);
 
 /// A small layer with adapters on all projections.
-pub(super) fn layer() -> LayerShape {
+pub(crate) fn layer() -> LayerShape {
     let shape = |out, input| ProjectionShape {
         out,
         input,

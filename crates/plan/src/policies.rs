@@ -3,14 +3,31 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::cost::CostModel;
-use super::plan::ActivationPlan;
-use super::predict::{Prediction, Shortage, StepShape};
-use super::tensors::PassShape;
-use crate::recipe::ActivationPolicy;
+use backdraft_arch::named;
+use serde::Serialize;
+
+use crate::cost::CostModel;
+use crate::plan::ActivationPlan;
+use crate::predict::{Prediction, Shortage, StepShape};
+use crate::tensors::PassShape;
 
 /// Plans that are remembered.
 const REMEMBERED: usize = 256;
+
+named! {
+    /// What the forward pass keeps for the backward pass.
+    ActivationPolicy {
+        /// The least recomputation that fits the memory.
+        #[default]
+        Smart = "smart",
+        /// Everything: nothing is recomputed.
+        KeepAll = "keep-all",
+        /// The input of each layer: each layer runs again.
+        RecomputeAll = "recompute-all",
+        /// The input of every √n-th layer.
+        Sqrt = "sqrt",
+    }
+}
 
 /// A plan for passes of one shape.
 #[derive(Clone, Debug, PartialEq)]
@@ -24,7 +41,7 @@ pub struct Planned {
 }
 
 /// A budget that was lowered while a run went on.
-#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Lowered {
     /// Bytes that a step could use before.
     pub from: u64,

@@ -14,7 +14,7 @@ struct Stretch {
 
 /// Pages of one size.
 #[derive(Debug)]
-pub(super) struct Heap {
+pub(crate) struct Heap {
     page: u64,
     /// The stretches of each page, in order; no two neighbours are free.
     pages: Vec<Vec<Stretch>>,
@@ -23,7 +23,7 @@ pub(super) struct Heap {
 }
 
 impl Heap {
-    pub(super) fn new(page: u64) -> Self {
+    pub(crate) fn new(page: u64) -> Self {
         Self {
             page,
             pages: Vec::new(),
@@ -32,7 +32,7 @@ impl Heap {
     }
 
     /// Bytes of all pages.
-    pub(super) fn bytes(&self) -> u64 {
+    pub(crate) fn bytes(&self) -> u64 {
         self.page * self.pages.len() as u64
     }
 
@@ -78,7 +78,7 @@ impl Heap {
 
     /// Whether nothing lies in any page.
     #[cfg(test)]
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.pages.iter().flatten().all(|stretch| stretch.free)
     }
 
@@ -95,7 +95,7 @@ impl Heap {
     }
 
     /// The page and the offset of a new tensor.
-    pub(super) fn alloc(&mut self, bytes: u64) -> (usize, u64) {
+    pub(crate) fn alloc(&mut self, bytes: u64) -> (usize, u64) {
         let bytes = bytes.next_multiple_of(ALIGNMENT);
         let number = self.page_for(bytes);
         let page = &mut self.pages[number];
@@ -126,7 +126,7 @@ impl Heap {
     }
 
     /// Lets go of the tensor at that place.
-    pub(super) fn free(&mut self, number: usize, offset: u64) {
+    pub(crate) fn free(&mut self, number: usize, offset: u64) {
         let page = &mut self.pages[number];
         let Ok(mut at) = page.binary_search_by_key(&offset, |stretch| stretch.offset) else {
             unreachable!("a tensor that was placed")

@@ -14,11 +14,11 @@ use std::rc::Rc;
 use backdraft_arch::layer::{self, Companion, Kept};
 use backdraft_arch::{InputGrad, KeepSet, OffloadSet, SavedTensor};
 
-use super::heap::Heap;
-use super::plan::{ActivationPlan, Segment};
-use super::predict::StepShape;
-use super::size_ops::{Factors, Memory, SizeOps, Sized, Value, alloc};
-use super::tensors::{LayerShape, PassShape};
+use crate::heap::Heap;
+use crate::plan::{ActivationPlan, Segment};
+use crate::predict::StepShape;
+use crate::size_ops::{Factors, Memory, SizeOps, Sized, Value, alloc};
+use crate::tensors::{LayerShape, PassShape};
 
 /// What a page has beyond the largest tensor, and what its size is a multiple of.
 const SLACK: u64 = 1 << 20;
@@ -31,7 +31,7 @@ const SMALL: u64 = 64 << 10;
 ///
 /// # Panics
 /// If the plan is for another number of layers.
-pub(super) fn reserved(step: &StepShape, plan: &ActivationPlan, pass: PassShape) -> u64 {
+pub(crate) fn reserved(step: &StepShape, plan: &ActivationPlan, pass: PassShape) -> u64 {
     assert_eq!(plan.num_layers(), step.layers.len(), "layers of the plan");
     let page = (step.page.max(step.tensors(pass).0) + SLACK).next_multiple_of(SLACK);
     let run = Run::new(step, pass, page);
@@ -316,8 +316,8 @@ mod tests {
     use TargetModule as M;
 
     use super::*;
-    use crate::activation::Setup;
-    use crate::activation::tensors::MemoryModel;
+    use crate::Setup;
+    use crate::tensors::MemoryModel;
 
     fn setup(model: &str, batch: &str) -> Setup {
         let (hidden, intermediate, layers) = match model {

@@ -1,14 +1,12 @@
-//! What a recipe and a model's configuration say of a step's memory, without the weights.
+//! What settings and a model's configuration say of a step's memory, without the weights.
 
 use backdraft_arch::sizes::{CHUNK, CUBE_CHUNK};
 use backdraft_arch::{
     InputGrad, LoraConfig, ModelSpec, QuantizationPlan, Scheme, StatePrecision, TargetModule,
 };
-use backdraft_model::CausalLm;
 
-use super::predict::{Shortage, StepShape};
-use super::tensors::{LayerShape, MemoryModel, PassShape, ProjectionShape};
-use crate::recipe::Recipe;
+use crate::predict::{Shortage, StepShape};
+use crate::tensors::{LayerShape, MemoryModel, PassShape, ProjectionShape};
 
 /// A run, as far as memory is concerned.
 #[derive(Clone, Debug)]
@@ -70,29 +68,6 @@ impl MemoryModel {
 }
 
 impl Setup {
-    /// What a recipe asks for of a model of that shape, on a device that takes memory so; activations may wait in `host`
-    /// bytes of the host's memory where the recipe lets them.
-    #[must_use]
-    pub fn of_recipe(recipe: &Recipe, spec: ModelSpec, memory: MemoryModel, host: u64) -> Self {
-        Self {
-            spec,
-            lora: LoraConfig::from(&recipe.lora),
-            quantization: recipe.quantization_plan(),
-            base: None,
-            dense_element: memory.element,
-            memory,
-            optimizer: recipe.state_precision(),
-            micro_batch_size: recipe.train.micro_batch_size,
-            max_seq_length: recipe.max_seq_length,
-            grad_accumulation_steps: recipe.train.grad_accumulation_steps,
-            host: if recipe.activation_offloading {
-                host
-            } else {
-                0
-            },
-        }
-    }
-
     fn projection(&self, layer: usize, target: TargetModule) -> ProjectionShape {
         let dims @ [out, input] = self.spec.layers[layer].shape(target);
         let path = target.path(layer);
@@ -260,6 +235,15 @@ impl Setup {
         })
     }
 
+    /// With the bytes that the weights of a loaded model take.
+    #[must_use]
+    pub fn with_base(self, bytes: u64) -> Self {
+        Self {
+            base: Some(bytes),
+            ..self
+        }
+    }
+
     /// What to change so that a step fits.
     #[must_use]
     pub fn advice(&self, shortage: Shortage) -> Vec<Advice> {
@@ -295,16 +279,6 @@ impl Setup {
             }
         }
         advice
-    }
-
-    /// As a model that is loaded has it: with the bytes that its weights take.
-    #[must_use]
-    pub fn with_model(self, model: &mut CausalLm) -> Self {
-        let bytes: usize = model.stored().iter().map(|share| share.bytes).sum();
-        Self {
-            base: Some(bytes as u64),
-            ..self
-        }
     }
 }
 

@@ -4,8 +4,8 @@ use std::fmt::Debug;
 
 use serde::{Deserialize, Serialize};
 
-use crate::activation::Prediction;
-use crate::error::gib;
+use crate::bytes::gib;
+use crate::predict::Prediction;
 
 /// Memory by kind.
 ///
@@ -73,7 +73,7 @@ impl Measured {
 
 /// Looks at the process while a model is read and trained.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Watcher {
+pub struct Watcher {
     before: usize,
     loaded: usize,
     adapted: usize,
@@ -82,7 +82,7 @@ pub(crate) struct Watcher {
 
 impl Watcher {
     /// Watches `load`, then `adapt`. `None` in place of a watcher where the system does not tell.
-    pub(crate) fn watch<A, B, E>(
+    pub fn watch<A, B, E>(
         load: impl FnOnce() -> Result<A, E>,
         adapt: impl FnOnce(A) -> Result<B, E>,
     ) -> Result<(B, Option<Self>), E> {
@@ -103,7 +103,7 @@ impl Watcher {
     }
 
     /// After the run, whose gradients and optimiser state had these sizes.
-    pub(crate) fn measured(self, gradients: usize, optimizer: usize) -> Option<Measured> {
+    pub fn measured(self, gradients: usize, optimizer: usize) -> Option<Measured> {
         let peak_training = peak_resident()?;
         let base = self.loaded.saturating_sub(self.before);
         let adapters = self.adapted.saturating_sub(self.loaded) + gradients;
@@ -169,6 +169,21 @@ impl MemoryWatch for SystemMemory {
         let group = group_room().unwrap_or(u64::MAX);
         Some(resident()? as u64 + free.min(group))
     }
+}
+
+/// Bytes of this machine's memory in which a GPU's tensors may wait: half of what is free.
+#[must_use]
+pub fn host_room() -> u64 {
+    let resident = resident().unwrap_or(0) as u64;
+    let free = SystemMemory.obtainable().unwrap_or(0);
+    free.saturating_sub(resident) / 2
+}
+
+/// What a step may use of a GPU's memory: a sixteenth, and half a GiB at least, stays for its driver, other
+/// programs and what the allocator cannot fill.
+#[must_use]
+pub fn usable(capacity: u64) -> u64 {
+    capacity.saturating_sub((capacity / 16).max(1 << 29))
 }
 
 /// Memory that new allocations could take without swapping.

@@ -7,11 +7,11 @@ use backdraft_arch::sizes::MEASURED;
 use backdraft_arch::{KeepSet, OffloadSet, SavedTensor};
 use serde::Serialize;
 
-use super::cost::CostModel;
-use super::pages;
-use super::plan::{ActivationPlan, Segment};
-use super::solver::{Choice, Group, Problem};
-use super::tensors::{LayerShape, MemoryModel, PassShape, Work};
+use crate::cost::CostModel;
+use crate::pages;
+use crate::plan::{ActivationPlan, Segment};
+use crate::solver::{Choice, Group, Problem};
+use crate::tensors::{LayerShape, MemoryModel, PassShape, Work};
 
 /// Everything that a prediction needs to know of a step.
 #[derive(Clone, Debug, PartialEq)]
@@ -183,7 +183,7 @@ impl StepShape {
     }
 
     /// Bytes of the largest tensor of a pass, and of the largest output of a projection.
-    pub(super) fn tensors(&self, pass: PassShape) -> (u64, u64) {
+    pub(crate) fn tensors(&self, pass: PassShape) -> (u64, u64) {
         let element = self.memory.element;
         let logits = self.memory.logits_chunk.min(pass.supervised) * self.vocab * element;
         let (mut largest, mut output) = (logits, 0);

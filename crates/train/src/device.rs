@@ -2,13 +2,35 @@
 
 use std::sync::Arc;
 
-use backdraft_kernels::device::{free_and_held, report};
+use backdraft_kernels::device::{best_dtype, computes_in, free_and_held, report};
 use backdraft_kernels::offload::is_there;
-use burn::tensor::Device;
+use backdraft_plan::cost::Roofline;
+use backdraft_plan::memory::{MemoryWatch, SystemMemory, host_room};
+use backdraft_plan::tensors::MemoryModel;
+use burn::tensor::{self, Device};
 
-use super::cost::Roofline;
-use super::tensors::MemoryModel;
-use crate::memory::{self, MemoryWatch, SystemMemory};
+use crate::error::TrainError;
+use crate::recipe::DType;
+
+/// The type in which a recipe has `device` compute.
+///
+/// # Errors
+/// A type that the device does not compute in.
+pub fn dtype_on(recipe: DType, device: &Device) -> Result<tensor::DType, TrainError> {
+    let dtype = match recipe {
+        DType::Auto => return Ok(best_dtype(device)),
+        DType::Bf16 => tensor::DType::BF16,
+        DType::F16 => tensor::DType::F16,
+        DType::F32 => tensor::DType::F32,
+    };
+    if computes_in(device, dtype) {
+        return Ok(dtype);
+    }
+    Err(TrainError::Dtype {
+        dtype: recipe,
+        device: report(device).name,
+    })
+}
 
 /// What the planner needs to know of a device.
 #[derive(Clone, Debug)]
@@ -63,14 +85,6 @@ impl DeviceFacts {
     }
 }
 
-/// Bytes of this machine's memory in which a GPU's tensors may wait: half of what is free.
-#[must_use]
-pub fn host_room() -> u64 {
-    let resident = memory::resident().unwrap_or(0) as u64;
-    let free = SystemMemory.obtainable().unwrap_or(0);
-    free.saturating_sub(resident) / 2
-}
-
 /// What a GPU's driver says, asked once for each pass: the answer comes after the launches before it. Unknown where
 /// the driver does not say, as on WebGPU, whose own errors have to do.
 #[derive(Clone, Debug)]
@@ -85,11 +99,4 @@ impl MemoryWatch for DeviceMemory {
     fn is_cheap(&self) -> bool {
         false
     }
-}
-
-/// What a step may use of a GPU's memory: a sixteenth, and half a GiB at least, stays for its driver, other
-/// programs and what the allocator cannot fill.
-#[must_use]
-pub fn usable(capacity: u64) -> u64 {
-    capacity.saturating_sub((capacity / 16).max(1 << 29))
 }
