@@ -11,7 +11,8 @@
 //! | [`formats`] | safetensors, GGUF and PEFT files |
 //! | [`data`] | conversations, chat templates, tokens, padding-free batches |
 //! | [`plan`] | the memory and time of a step, predicted without tensors |
-//! | [`train`] | recipes, and the training run that `backdraft train` does |
+//! | [`recipe`] | what a run does, read from TOML and checked |
+//! | [`train`] | the training run that `backdraft train` does |
 //!
 //! A model with adapters is a Burn module whose only parameters are the adapters' factors, so Burn's
 //! own optimisers train it:
@@ -50,6 +51,7 @@ pub use backdraft_lora as lora;
 pub use backdraft_model as model;
 pub use backdraft_plan as plan;
 pub use backdraft_quant as quant;
+pub use backdraft_recipe as recipe;
 pub use backdraft_train as train;
 /// The Burn that everything here is built on.
 pub use burn;

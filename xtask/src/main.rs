@@ -115,6 +115,6 @@ fn main() -> anyhow::Result<()> {
 fn docs() -> anyhow::Result<()> {
     let docs = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../docs");
     std::fs::create_dir_all(&docs)?;
-    std::fs::write(docs.join("recipe.md"), backdraft_train::recipe::page())?;
+    std::fs::write(docs.join("recipe.md"), backdraft_recipe::page())?;
     Ok(())
 }

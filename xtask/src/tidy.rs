@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 /// What each crate may use. `ARCHITECTURE.md` draws the same.
-const EDGES: [(&str, &[&str]); 12] = [
+const EDGES: [(&str, &[&str]); 13] = [
     ("arch", &[]),
     ("kernels", &["arch"]),
     ("formats", &[]),
@@ -14,16 +14,18 @@ const EDGES: [(&str, &[&str]); 12] = [
     ("jinja", &[]),
     ("data", &["formats", "jinja"]),
     ("plan", &["arch"]),
+    ("recipe", &["plan", "data", "arch"]),
     (
         "train",
         &[
-            "model", "lora", "quant", "kernels", "plan", "data", "formats", "arch",
+            "model", "lora", "quant", "kernels", "recipe", "plan", "data", "formats", "arch",
         ],
     ),
     (
         "cli",
         &[
-            "train", "model", "lora", "quant", "kernels", "plan", "data", "formats", "arch",
+            "train", "model", "lora", "quant", "kernels", "recipe", "plan", "data", "formats",
+            "arch",
         ],
     ),
     ("testkit", &["formats"]),

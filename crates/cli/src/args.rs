@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use backdraft_arch::DeviceChoice;
 use backdraft_quant::{FourBitFormat, QuantizationPlan, Scheme};
+use backdraft_recipe::{self as recipe, DataFormat};
 use backdraft_train::device::dtype_on;
-use backdraft_train::recipe::{self, DataFormat};
 use burn::tensor::{DType, Device};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use backdraft_formats::{FormatError, PeftDir, fault};
 
-use crate::recipe::Recipe;
 use crate::{checkpoint, records, report_html, run, run_files, tensorboard};
+use backdraft_recipe::Recipe;
 
 /// Names of what a run leaves; the recipe last: while it is there, the directory is known to hold a
 /// run.

@@ -6,19 +6,19 @@ use std::sync::Arc;
 use backdraft_data::format::detect::detect;
 use backdraft_data::source::Spool;
 use backdraft_data::{
-    Batching, ChatTokenizer, DataOptions, DataReport, Density, FieldMap, Format, LoadProgress,
-    Loader, LoaderOptions, Outcome, Overlong, PromptTemplate, RowCounts, RowSet, SkippedRow,
-    Source, Supervision, TokenizeOptions, count_seen, split_fraction, tokenize_cached,
+    ChatTokenizer, DataOptions, DataReport, Density, FieldMap, Format, LoadProgress, Loader,
+    LoaderOptions, Outcome, Overlong, PromptTemplate, RowCounts, RowSet, SkippedRow, Source,
+    Supervision, TokenizeOptions, count_seen, split_fraction, tokenize_cached,
 };
 use backdraft_formats::{Existing, ModelSource, write_file};
 use serde::Serialize;
 
 use crate::error::TrainError;
-use crate::recipe::{
+use crate::run::{data_error, tokenizer};
+use backdraft_recipe::{
     CacheRecipe, ChatTemplateRecipe, DataFormat, DataRecipe, EvalRecipe, OverlongRows, Recipe,
     RowBatching, SourceRecipe, TrainOn,
 };
-use crate::run::{data_error, tokenizer};
 
 /// What goes wrong where a hub data set is fetched.
 pub type FetchError = Box<dyn std::error::Error + Send + Sync>;
@@ -184,20 +184,6 @@ pub fn tokenize_options(recipe: &Recipe) -> Result<TokenizeOptions, TrainError> 
         skip_bad_rows: data.skip_bad_rows,
         ..options.into()
     })
-}
-
-impl Recipe {
-    /// How the loader puts rows together.
-    #[must_use]
-    pub fn batching(&self) -> Batching {
-        match self.data.batching {
-            RowBatching::PaddingFree => Batching::PaddingFree,
-            RowBatching::Packed => Batching::Packed {
-                max_seq_length: self.max_seq_length,
-            },
-            RowBatching::Padded => Batching::LengthGrouped,
-        }
-    }
 }
 
 /// Rows of tokens, ready for a run.

@@ -10,7 +10,7 @@ use backdraft_plan::tensors::MemoryModel;
 use burn::tensor::{self, Device};
 
 use crate::error::TrainError;
-use crate::recipe::DType;
+use backdraft_recipe::DType;
 
 /// The type in which a recipe has `device` compute.
 ///

@@ -9,8 +9,8 @@ use backdraft_lora::LoraConfigError;
 use backdraft_model::LoadError;
 
 use crate::checkpoint::CheckpointError;
-use crate::recipe::Difference;
 use crate::strategy::with_causes;
+use backdraft_recipe::Difference;
 
 /// One on each line, with its causes.
 fn all(problems: &[CheckpointError]) -> String {
@@ -152,7 +152,7 @@ pub enum TrainError {
     Lora(#[from] LoraConfigError),
     /// The recipe cannot be written down.
     #[error(transparent)]
-    Recipe(#[from] crate::recipe::RecipeError),
+    Recipe(#[from] backdraft_recipe::RecipeError),
     /// A hub data set cannot be had.
     #[error("cannot get the data set {name}")]
     Fetch {
@@ -218,7 +218,7 @@ pub enum TrainError {
     )]
     Dtype {
         /// What was asked for.
-        dtype: crate::recipe::DType,
+        dtype: backdraft_recipe::DType,
         /// The device's name.
         device: String,
     },

@@ -19,8 +19,8 @@ use crate::clear;
 use crate::device::{DeviceFacts, dtype_on};
 use crate::error::TrainError;
 use crate::lock::{self, RunLock};
-use crate::recipe::{ByteSize, DataRecipe, EvalRecipe, Recipe};
 use crate::run::{self, Start, data_error};
+use backdraft_recipe::{ByteSize, DataRecipe, EvalRecipe, Recipe};
 
 /// Refuses an output directory that a run cannot have.
 ///

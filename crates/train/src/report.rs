@@ -10,8 +10,8 @@ use backdraft_plan::memory::{Measured, Memory};
 use serde::{Deserialize, Serialize};
 
 use crate::diagnosis::Diagnosis;
-use crate::no_effect::NoEffect;
 use crate::records::Report;
+use backdraft_recipe::no_effect::NoEffect;
 
 /// What is about to happen.
 #[derive(Clone, Debug, Serialize)]

@@ -11,10 +11,10 @@ use backdraft_data::count::{count, group};
 use backdraft_formats::{Existing, FormatError, write_file};
 use backdraft_plan::memory::Memory;
 
-use crate::recipe::{Difference, Recipe};
 use crate::records::Report;
 use crate::report::StepReport;
 use crate::run_files::RunFiles;
+use backdraft_recipe::{Difference, Recipe};
 use svg::{Curve, Mark, figure};
 
 /// Name of the file in an output directory.
@@ -697,7 +697,7 @@ mod tests {
             resumed_from: 5,
             seconds: 3725.0,
             diagnosis: Some(stored.clone()),
-            no_effect: vec![crate::no_effect::NoEffect::Untrained { step: 40 }],
+            no_effect: vec![backdraft_recipe::no_effect::NoEffect::Untrained { step: 40 }],
             ..RunSummary::default()
         };
         write_json(&directory.join("summary.json"), &summary).unwrap();

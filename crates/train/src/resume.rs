@@ -7,10 +7,10 @@ use backdraft_formats::remove_partials;
 use crate::checkpoint::{self, CheckpointError, RunState, Saved};
 use crate::error::TrainError;
 use crate::lock::RunLock;
-use crate::recipe::{Difference, Length, Recipe, covers, is_key_or_section, nearest_key};
 use crate::report::RunSummary;
 use crate::run::is_over;
 use crate::run_files;
+use backdraft_recipe::{Difference, Length, Recipe, covers, is_key_or_section, nearest_key};
 
 /// Keys whose values are compared by what they lead to, not by name: a directory may move.
 const BY_CONTENT: [&str; 5] = [

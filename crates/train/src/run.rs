@@ -35,9 +35,7 @@ use crate::loader::{EvalLoader, StepLoader};
 use crate::lock::RunLock;
 use crate::loss_scale::LossScale;
 use crate::metrics::{NoFiles, RunMetric};
-use crate::no_effect::NoEffect;
 use crate::optimizer::AdamW;
-use crate::recipe::{ByteSize, Recipe, RowBatching};
 use crate::records::{self, Record, Records};
 use crate::report::{ActivationReport, Reporter, RunInfo, RunSummary};
 use crate::resume::Resume;
@@ -47,6 +45,8 @@ use crate::tensorboard::EventWriter;
 use crate::trained_with::{Prompting, TrainedWith};
 use crate::trainee::{Settings, Trainee};
 use crate::{report_html, run_files, tensorboard, trained_with};
+use backdraft_recipe::no_effect::NoEffect;
+use backdraft_recipe::{ByteSize, Recipe, RowBatching};
 
 /// Model and rows of a run, read and checked.
 pub struct Run {
@@ -401,7 +401,7 @@ impl Run {
             let steps = outcome.steps - resumed_from;
             no_effect.push(NoEffect::NoGradient { steps });
         }
-        no_effect.extend(NoEffect::of_adapter(&model, adapter_step));
+        no_effect.extend(untrained(&model, adapter_step));
         let summary = RunSummary {
             no_effect,
             memory: Memory::of(&highest, model.num_trained()),
@@ -694,6 +694,15 @@ impl Run {
         adapter.write(&path, &self.recipe.model, &options)?;
         Ok(path)
     }
+}
+
+/// Whether the adapter of `step` changes nothing. Reads it from the device.
+fn untrained(model: &CausalLm, step: usize) -> Option<NoEffect> {
+    let is_zero = model.adapters().all(|(_, _, adapter)| {
+        let values = adapter.lora_b.val().inner().try_into_data();
+        values.is_ok_and(|values| values.iter::<f32>().all(|value| value == 0.0))
+    });
+    is_zero.then_some(NoEffect::Untrained { step })
 }
 
 fn warn(outcome: &mut Outcome, message: &str) {

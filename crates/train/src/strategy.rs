@@ -28,11 +28,11 @@ use crate::early_stopping::{EarlyStopping, Progress as Patience};
 use crate::error::TrainError;
 use crate::loader::Step;
 use crate::metrics::{StepMetrics, StepOutput};
-use crate::recipe::Recipe;
 use crate::records::{Records, RecordsState};
 use crate::report::{EvalReport, ReplanReport, Reporter, StepReport};
 use crate::tensorboard::EventWriter;
 use crate::trainee::Trainee;
+use backdraft_recipe::Recipe;
 
 /// What the loop is told, and where it leaves what came of it.
 #[derive(Clone)]

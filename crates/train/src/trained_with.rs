@@ -9,7 +9,7 @@ use backdraft_lora::TrainedOver;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::recipe::{DType, DataFormat, OverlongRows, Recipe, TrainOn};
+use backdraft_recipe::{DType, DataFormat, OverlongRows, Recipe, TrainOn};
 
 /// Layout of the file.
 const VERSION: u32 = 1;

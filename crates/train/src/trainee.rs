@@ -15,8 +15,8 @@ use crate::loader::Step;
 use crate::loss_scale::LossScale;
 use crate::metrics::{EvalOutput, StepOutput};
 use crate::optimizer::AdamW;
-use crate::schedule::LrSchedule;
 use crate::step::{MicroBatch, guarded};
+use backdraft_recipe::schedule::LrSchedule;
 
 /// A model with adapters, its optimiser and its schedule.
 ///

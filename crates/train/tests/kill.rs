@@ -85,7 +85,7 @@ fn child() {
         let recipe = resume.recipe(Some(&recipe), &[]).unwrap();
         (recipe, Start::Resume(Box::new(resume)))
     } else {
-        let recipe = backdraft_train::recipe::Recipe::load(&recipe, &[]).unwrap();
+        let recipe = backdraft_recipe::Recipe::load(&recipe, &[]).unwrap();
         (recipe, Start::New { force: false })
     };
     let model = PathBuf::from(&recipe.model);

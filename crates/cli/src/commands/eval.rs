@@ -8,9 +8,9 @@ use backdraft_data::{
 };
 use backdraft_model::CausalLm;
 use backdraft_model::generate::GenerateConfig;
+use backdraft_recipe::{EvalRecipe, Recipe};
 use backdraft_train::data;
 use backdraft_train::evaluate::{Evaluation, evaluate};
-use backdraft_train::recipe::{EvalRecipe, Recipe};
 use backdraft_train::trained_with::{TrainedWith, adapter_in};
 use clap::Args;
 

@@ -18,8 +18,8 @@ use backdraft_plan::memory::Memory;
 use backdraft_plan::tensors::MemoryModel;
 use backdraft_plan::{ActivationPlan, Setup};
 use backdraft_quant::QuantizationPlan;
+use backdraft_recipe::Recipe;
 use backdraft_train::data::{plain, tokenize_options};
-use backdraft_train::recipe::Recipe;
 use clap::Args;
 use serde_json::{Value, json};
 

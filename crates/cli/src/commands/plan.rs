@@ -11,8 +11,8 @@ use backdraft_plan::tensors::{MemoryModel, PassShape};
 use backdraft_plan::{
     ActivationPlan, ActivationPolicy, Peak, Prediction, Setup, Shortage, StepShape,
 };
-use backdraft_train::no_effect::NoEffect;
-use backdraft_train::recipe::{ByteSize, DType, Length, Recipe};
+use backdraft_recipe::no_effect::NoEffect;
+use backdraft_recipe::{ByteSize, DType, Length, Recipe};
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 

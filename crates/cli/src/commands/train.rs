@@ -6,10 +6,10 @@ use backdraft_data::RowSet;
 use backdraft_data::count::group;
 use backdraft_formats::ModelSource;
 use backdraft_model::CausalLm;
+use backdraft_recipe::Recipe;
 use backdraft_train::control::Control;
 use backdraft_train::data::{self, RunData};
 use backdraft_train::preflight;
-use backdraft_train::recipe::Recipe;
 use backdraft_train::report::{Reporter, RunSummary};
 use backdraft_train::resume::Resume;
 use backdraft_train::run::{Start, Watch, prepare};
@@ -291,7 +291,7 @@ pub(crate) fn check_data(
 mod tests {
     use std::path::Path;
 
-    use backdraft_train::recipe::{Length, Recipe};
+    use backdraft_recipe::{Length, Recipe};
 
     use super::*;
     use backdraft_arch::DeviceChoice;

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::reader::Value;
+use crate::reader::Value;
 
 /// Bytes, written as a number and a unit: `12GiB`, `900 MiB`, `24GB`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -6,25 +6,25 @@ use std::path::{Path, PathBuf};
 use backdraft_data::BuiltinTemplate;
 use backdraft_plan::ActivationPolicy;
 
-use super::names::{DataFormat, TrainOn};
-use super::problem::{Place, Problem, ProblemKind};
-use super::raw::RawRecipe;
-use super::reader::Reader;
-use super::scheduler::scheduler;
-use super::{
+use crate::names::{DataFormat, TrainOn};
+use crate::problem::{Place, Problem, ProblemKind};
+use crate::raw::RawRecipe;
+use crate::reader::Reader;
+use crate::schedule::ScheduleKind;
+use crate::scheduler::scheduler;
+use crate::{
     CacheRecipe, ChatTemplateRecipe, DataRecipe, Length, LoraRecipe, QuantizationRecipe, Recipe,
     TrainRecipe, Warmup, sources,
 };
-use crate::schedule::ScheduleKind;
 
 /// Directories that relative paths start from.
-pub(super) struct Bases<'a> {
+pub(crate) struct Bases<'a> {
     recipe: &'a Path,
     working_dir: &'a Path,
 }
 
 impl Bases<'_> {
-    pub(super) fn of(&self, place: &Place) -> &Path {
+    pub(crate) fn of(&self, place: &Place) -> &Path {
         match place {
             Place::Override(_) => self.working_dir,
             Place::Line(_) | Place::Recipe => self.recipe,
@@ -32,7 +32,7 @@ impl Bases<'_> {
     }
 }
 
-pub(super) fn resolve(
+pub(crate) fn resolve(
     raw: RawRecipe<'_>,
     problems: Vec<Problem>,
     recipe: &Path,
@@ -127,7 +127,7 @@ fn model(reader: &mut Reader<'_>, bases: &Bases<'_>) -> String {
     name
 }
 
-pub(super) fn is_hub_id(name: &str) -> bool {
+pub(crate) fn is_hub_id(name: &str) -> bool {
     let part = |part: &str| {
         !part.is_empty()
             && part
@@ -180,13 +180,13 @@ fn lora(reader: &mut Reader<'_>) -> LoraRecipe {
     }
 }
 
-fn target_modules(reader: &mut Reader<'_>) -> Vec<super::TargetModule> {
+fn target_modules(reader: &mut Reader<'_>) -> Vec<crate::TargetModule> {
     const KEY: &str = "lora.target_modules";
     let before = reader.problem_count();
     let modules = reader.list(KEY);
     let distinct: BTreeSet<&str> = modules
         .iter()
-        .map(|module: &super::TargetModule| module.name())
+        .map(|module: &crate::TargetModule| module.name())
         .collect();
     if reader.problem_count() == before && (modules.is_empty() || distinct.len() < modules.len()) {
         reader.reject(KEY, "at least one projection, each once");

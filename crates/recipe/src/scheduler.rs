@@ -1,12 +1,12 @@
 //! `train.lr_scheduler`: a name, or a table with a kind and its options.
 
-use super::keys::{SCHEDULER, SCHEDULER_OPTIONS};
-use super::problem::ProblemKind;
-use super::reader::{Reader, name_problem};
+use crate::keys::{SCHEDULER, SCHEDULER_OPTIONS};
+use crate::problem::ProblemKind;
+use crate::reader::{Reader, name_problem};
 use crate::schedule::ScheduleKind;
 
 /// A name, or a table with a `kind` and the options of that kind.
-pub(super) fn scheduler(reader: &mut Reader<'_>, peak_lr: f64) -> ScheduleKind {
+pub(crate) fn scheduler(reader: &mut Reader<'_>, peak_lr: f64) -> ScheduleKind {
     let kind_key = option_key("kind");
     let key = if reader.has(&kind_key) {
         kind_key.as_str()

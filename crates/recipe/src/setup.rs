@@ -6,10 +6,11 @@ use backdraft_arch::optimizer::Guard;
 use backdraft_arch::{
     FourBitFormat, LoraConfig, ModelSpec, QuantizationPlan, Scheme, StatePrecision,
 };
+use backdraft_data::Batching;
 use backdraft_plan::Setup;
 use backdraft_plan::tensors::MemoryModel;
 
-use super::{LoraRecipe, Optimizer, QuantType, Recipe};
+use crate::{LoraRecipe, Optimizer, QuantType, Recipe, RowBatching};
 
 impl Recipe {
     /// How the base is quantised while it is loaded.
@@ -40,6 +41,18 @@ impl Recipe {
         match self.train.optimizer {
             Optimizer::Adamw => StatePrecision::F32,
             Optimizer::Adamw8bit => StatePrecision::Bits8(Guard::On),
+        }
+    }
+
+    /// How the loader puts rows together.
+    #[must_use]
+    pub fn batching(&self) -> Batching {
+        match self.data.batching {
+            RowBatching::PaddingFree => Batching::PaddingFree,
+            RowBatching::Packed => Batching::Packed {
+                max_seq_length: self.max_seq_length,
+            },
+            RowBatching::Padded => Batching::LengthGrouped,
         }
     }
 

@@ -1,9 +1,10 @@
 use std::path::Path;
 
-use backdraft_quant::Scheme;
+use backdraft_arch::Scheme;
 use insta::assert_snapshot;
 
-use super::*;
+use crate::schedule::ScheduleKind;
+use crate::*;
 
 const SMALLEST: &str = "model = \"org/name\"\n[data]\ntrain = \"rows.jsonl\"\n";
 

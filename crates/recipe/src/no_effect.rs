@@ -6,7 +6,6 @@
 
 use std::fmt;
 
-use backdraft_model::CausalLm;
 use serde::{Deserialize, Serialize};
 
 use crate::schedule::LrSchedule;
@@ -70,16 +69,6 @@ impl NoEffect {
             highest,
             peak,
         })
-    }
-
-    /// Whether the adapter of `step` changes nothing. Reads it from the device.
-    #[must_use]
-    pub fn of_adapter(model: &CausalLm, step: usize) -> Option<Self> {
-        let is_zero = model.adapters().all(|(_, _, adapter)| {
-            let values = adapter.lora_b.val().inner().try_into_data();
-            values.is_ok_and(|values| values.iter::<f32>().all(|value| value == 0.0))
-        });
-        is_zero.then_some(Self::Untrained { step })
     }
 }
 

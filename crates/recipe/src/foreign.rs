@@ -61,7 +61,7 @@ const LOGS: &str =
 const CACHE: &str = "models come from the hub's usual cache (HF_HOME); take it out";
 
 /// Switches whose name says what being on means: what to write where they are on, and where they are off.
-pub(super) const SWITCHES: &[(&str, &str, &str)] = &[
+pub(crate) const SWITCHES: &[(&str, &str, &str)] = &[
     (
         "train_on_inputs train_on_prompt train_on_input train_on_source",
         r#"write train_on = "everything""#,
@@ -103,7 +103,7 @@ pub(super) const SWITCHES: &[(&str, &str, &str)] = &[
 ];
 
 /// Meanings, and the names that have them.
-pub(super) const FOREIGN: &[(Foreign, &str)] = &[
+pub(crate) const FOREIGN: &[(Foreign, &str)] = &[
     // The model.
     (
         Key("model"),

@@ -6,17 +6,17 @@ use std::ops::Range;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::keys::{SCHEDULER, SECTIONS};
-use super::problem::{Place, Problem, ProblemKind};
-use super::unknown::is_section_of_others;
+use crate::keys::{SCHEDULER, SECTIONS};
+use crate::problem::{Place, Problem, ProblemKind};
+use crate::unknown::is_section_of_others;
 
 /// One value of a recipe.
 #[derive(Debug, Clone)]
-pub(super) struct Entry<'a> {
-    pub(super) value: Spanned<DeValue<'a>>,
+pub(crate) struct Entry<'a> {
+    pub(crate) value: Spanned<DeValue<'a>>,
     /// The value as written.
-    pub(super) text: String,
-    pub(super) place: Place,
+    pub(crate) text: String,
+    pub(crate) place: Place,
 }
 
 /// Keys that exclude each other: giving one beside the file takes the others out of it.
@@ -27,13 +27,13 @@ const ALTERNATIVES: [&[&str]; 2] = [
 
 /// The values of a recipe by dotted key, whether the file or an override gave them.
 #[derive(Debug, Default)]
-pub(super) struct RawRecipe<'a> {
-    pub(super) entries: BTreeMap<String, Entry<'a>>,
+pub(crate) struct RawRecipe<'a> {
+    pub(crate) entries: BTreeMap<String, Entry<'a>>,
 }
 
 impl<'a> RawRecipe<'a> {
     /// Reads the TOML of a recipe. Repairs nothing: text that is not TOML gives every place where it is not.
-    pub(super) fn parse(text: &'a str) -> Result<Self, Vec<Problem>> {
+    pub(crate) fn parse(text: &'a str) -> Result<Self, Vec<Problem>> {
         let (table, errors) = DeTable::parse_recoverable(text);
         if !errors.is_empty() {
             let problems = errors.iter().map(|error| syntax_problem(text, error));
@@ -69,7 +69,7 @@ impl<'a> RawRecipe<'a> {
     /// Puts `section.key=value` in the place of what the file says.
     ///
     /// The value is TOML; what is not TOML is taken as a string, so that names need no quotes.
-    pub(super) fn apply_override(&mut self, text: &'a str) -> Result<(), Problem> {
+    pub(crate) fn apply_override(&mut self, text: &'a str) -> Result<(), Problem> {
         let place = Place::Override(text.to_owned());
         let (key, value) = match text.split_once('=') {
             Some((key, value)) if !key.trim().is_empty() => (key.trim(), value.trim()),

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
-use super::foreign::Foreign;
+use crate::foreign::Foreign;
 
 /// Why a recipe could not be used.
 #[derive(Debug, Error)]
@@ -226,7 +226,7 @@ fn said(foreign: Foreign, instead: Option<&str>) -> String {
 }
 
 fn example(section: &str) -> String {
-    let first = super::keys::KEYS
+    let first = crate::keys::KEYS
         .iter()
         .find(|key| key.section() == section);
     first.map_or(String::new(), |key| {

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::keys::{KEYS, SECTIONS};
+use crate::keys::{KEYS, SECTIONS};
 
 const HEAD: &str = "\
 # Keys of a recipe
@@ -75,7 +75,7 @@ fn cell(text: &str) -> String {
 mod tests {
     #[test]
     fn the_page_in_docs_is_this_one() {
-        let page = include_str!("../../../../docs/recipe.md");
+        let page = include_str!("../../../docs/recipe.md");
         assert!(
             page == super::page(),
             "docs/recipe.md is not what keys.rs says: run `cargo xtask docs`"

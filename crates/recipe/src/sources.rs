@@ -7,11 +7,11 @@ use serde::{Serialize, Serializer};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::names::DataFormat;
-use super::problem::{Place, ProblemKind};
-use super::raw::Entry;
-use super::reader::Reader;
-use super::resolve::{Bases, is_hub_id};
+use crate::names::DataFormat;
+use crate::problem::{Place, ProblemKind};
+use crate::raw::Entry;
+use crate::reader::Reader;
+use crate::resolve::{Bases, is_hub_id};
 
 /// One source of rows.
 #[derive(Debug, Clone, PartialEq)]
@@ -87,7 +87,7 @@ const EVAL_EXPECTED: &str =
     "a path or a list of them as data.train does, or a share of the training rows such as 0.05";
 const TABLE_KEYS: [&str; 4] = ["path", "weight", "format", "fields"];
 
-pub(super) fn train(reader: &mut Reader<'_>, bases: &Bases<'_>) -> Sources {
+pub(crate) fn train(reader: &mut Reader<'_>, bases: &Bases<'_>) -> Sources {
     match reader.entry(TRAIN) {
         Some(entry) => sources(reader, TRAIN, EXPECTED, entry, bases),
         None => {
@@ -97,7 +97,7 @@ pub(super) fn train(reader: &mut Reader<'_>, bases: &Bases<'_>) -> Sources {
     }
 }
 
-pub(super) fn eval(reader: &mut Reader<'_>, bases: &Bases<'_>) -> Option<EvalRecipe> {
+pub(crate) fn eval(reader: &mut Reader<'_>, bases: &Bases<'_>) -> Option<EvalRecipe> {
     let entry = reader.entry(EVAL)?;
     if let DeValue::Float(number) = entry.value.get_ref() {
         let share = number.as_str().parse().unwrap_or(f64::NAN);
@@ -187,11 +187,11 @@ fn table(
                 }
             }
             "format" => source.format = Some(reader.decode(&full, entry, "a name in quotes")),
-            "fields" => source.fields = Some(reader.decode(&full, entry, super::reader::FIELDS)),
+            "fields" => source.fields = Some(reader.decode(&full, entry, crate::reader::FIELDS)),
             _ => {
                 let names = TABLE_KEYS.iter().map(|known| (*known, *known));
                 let nearest =
-                    super::unknown::closest(&name, names).map(|near| format!("{key}.{near}"));
+                    crate::unknown::closest(&name, names).map(|near| format!("{key}.{near}"));
                 let kind = ProblemKind::UnknownKey { key: full, nearest };
                 reader.report(place.clone(), kind);
             }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use super::{KEYS, Recipe, RecipeError, SECTIONS};
+use crate::{KEYS, Recipe, RecipeError, SECTIONS};
 
 /// A key that two recipes do not agree on.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 use backdraft_arch::{DeviceChoice, named};
 use backdraft_plan::ActivationPolicy;
 
-use super::reader::Value;
+use crate::reader::Value;
 
 named! {
     /// Number format of the computation.

@@ -39,10 +39,10 @@ impl Key {
 pub const SECTIONS: [&str; 4] = ["quantization", "lora", "data", "train"];
 
 /// The table form of `train.lr_scheduler`, which carries the options of a schedule.
-pub(super) const SCHEDULER: &str = "train.lr_scheduler";
+pub(crate) const SCHEDULER: &str = "train.lr_scheduler";
 
 /// Options of the table form of `train.lr_scheduler`.
-pub(super) const SCHEDULER_OPTIONS: [&str; 7] = [
+pub(crate) const SCHEDULER_OPTIONS: [&str; 7] = [
     "kind",
     "num_cycles",
     "min_lr",

@@ -6,16 +6,16 @@ use serde::Deserialize as _;
 use serde::de::DeserializeOwned;
 use toml::de::{DeValue, ValueDeserializer};
 
-use super::keys;
-use super::problem::{Place, Problem, ProblemKind};
-use super::raw::{Entry, RawRecipe};
-use super::{support, unknown};
+use crate::keys;
+use crate::problem::{Place, Problem, ProblemKind};
+use crate::raw::{Entry, RawRecipe};
+use crate::{support, unknown};
 
 /// A type that a key of a recipe can have.
 ///
 /// `Default` stands in for a value that was wrong, so that reading goes on and finds the next problem;
 /// a recipe with a problem is never handed out.
-pub(super) trait Value: DeserializeOwned + Default {
+pub(crate) trait Value: DeserializeOwned + Default {
     /// What to say that the key takes.
     const EXPECTED: &'static str;
     /// The names the key takes, where it takes names.
@@ -51,7 +51,7 @@ impl Value for BTreeMap<String, String> {
 }
 
 /// What `fields` takes.
-pub(super) const FIELDS: &str =
+pub(crate) const FIELDS: &str =
     "a table of the format's names and yours, such as { instruction = \"question\" }";
 
 impl Value for Vec<usize> {
@@ -60,14 +60,14 @@ impl Value for Vec<usize> {
 
 /// Reads keys, remembers which ones, and collects problems.
 #[derive(Debug)]
-pub(super) struct Reader<'a> {
+pub(crate) struct Reader<'a> {
     raw: RawRecipe<'a>,
     known: BTreeSet<String>,
     problems: Vec<Problem>,
 }
 
 impl<'a> Reader<'a> {
-    pub(super) fn new(raw: RawRecipe<'a>, problems: Vec<Problem>) -> Self {
+    pub(crate) fn new(raw: RawRecipe<'a>, problems: Vec<Problem>) -> Self {
         Self {
             raw,
             known: BTreeSet::new(),
@@ -76,12 +76,12 @@ impl<'a> Reader<'a> {
     }
 
     /// Whether the recipe gives the key.
-    pub(super) fn has(&self, key: &str) -> bool {
+    pub(crate) fn has(&self, key: &str) -> bool {
         self.raw.entries.contains_key(key)
     }
 
     /// Where the key stands, or the recipe as a whole.
-    pub(super) fn place(&self, key: &str) -> Place {
+    pub(crate) fn place(&self, key: &str) -> Place {
         self.raw
             .entries
             .get(key)
@@ -89,33 +89,33 @@ impl<'a> Reader<'a> {
     }
 
     /// Problems found so far.
-    pub(super) fn problem_count(&self) -> usize {
+    pub(crate) fn problem_count(&self) -> usize {
         self.problems.len()
     }
 
     /// Whether somebody asked for the key.
-    pub(super) fn has_read(&self, key: &str) -> bool {
+    pub(crate) fn has_read(&self, key: &str) -> bool {
         self.known.contains(key)
     }
 
     /// Counts keys as read whose meaning hangs on a value that was wrong.
-    pub(super) fn ignore(&mut self, keys: impl IntoIterator<Item = String>) {
+    pub(crate) fn ignore(&mut self, keys: impl IntoIterator<Item = String>) {
         self.known.extend(keys);
     }
 
-    pub(super) fn report(&mut self, place: Place, kind: ProblemKind) {
+    pub(crate) fn report(&mut self, place: Place, kind: ProblemKind) {
         self.problems.push(Problem { place, kind });
     }
 
     /// Notes a problem unless the last one says the same.
-    pub(super) fn report_once(&mut self, place: Place, kind: ProblemKind) {
+    pub(crate) fn report_once(&mut self, place: Place, kind: ProblemKind) {
         if self.problems.last().is_none_or(|last| last.kind != kind) {
             self.report(place, kind);
         }
     }
 
     /// Notes that the value of `key` is not what it takes.
-    pub(super) fn reject(&mut self, key: &str, expected: &'static str) {
+    pub(crate) fn reject(&mut self, key: &str, expected: &'static str) {
         let actual = self.written(key);
         let kind = ProblemKind::Value {
             key: key.to_owned(),
@@ -125,7 +125,7 @@ impl<'a> Reader<'a> {
         self.report(self.place(key), kind);
     }
 
-    pub(super) fn conflict(&mut self, key: &str, other: impl Into<String>, instead: &'static str) {
+    pub(crate) fn conflict(&mut self, key: &str, other: impl Into<String>, instead: &'static str) {
         let kind = ProblemKind::Conflict {
             key: key.to_owned(),
             other: other.into(),
@@ -142,7 +142,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The value of a key that may be left out.
-    pub(super) fn optional<T: Value>(&mut self, key: &str) -> Option<T> {
+    pub(crate) fn optional<T: Value>(&mut self, key: &str) -> Option<T> {
         self.optional_as(key, T::EXPECTED)
     }
 
@@ -153,13 +153,13 @@ impl<'a> Reader<'a> {
     }
 
     /// The value of a key as it was written, for those who read it themselves.
-    pub(super) fn entry(&mut self, key: &str) -> Option<Entry<'a>> {
+    pub(crate) fn entry(&mut self, key: &str) -> Option<Entry<'a>> {
         self.known.insert(key.to_owned());
         self.raw.entries.get(key).cloned()
     }
 
     /// Reads a value that belongs to `key`, and notes what is wrong with it.
-    pub(super) fn decode<T: Value>(
+    pub(crate) fn decode<T: Value>(
         &mut self,
         key: &str,
         entry: Entry<'_>,
@@ -194,7 +194,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The value of a key, or its default from the table of keys.
-    pub(super) fn value<T: Value>(&mut self, key: &str) -> T {
+    pub(crate) fn value<T: Value>(&mut self, key: &str) -> T {
         self.value_as(key, T::EXPECTED)
     }
 
@@ -210,14 +210,14 @@ impl<'a> Reader<'a> {
     }
 
     /// The value of a key without which a recipe means nothing.
-    pub(super) fn required<T: Value>(&mut self, key: &str) -> T {
+    pub(crate) fn required<T: Value>(&mut self, key: &str) -> T {
         self.optional(key).unwrap_or_else(|| {
             self.missing(key);
             T::default()
         })
     }
 
-    pub(super) fn missing(&mut self, key: &str) {
+    pub(crate) fn missing(&mut self, key: &str) {
         if let Some(doc) = keys::find(key) {
             let (meaning, example) = (doc.meaning, doc.example);
             let kind = ProblemKind::Missing {
@@ -230,7 +230,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The value of a key, which must satisfy `valid`.
-    pub(super) fn checked<T: Value>(
+    pub(crate) fn checked<T: Value>(
         &mut self,
         key: &str,
         expected: &'static str,
@@ -245,12 +245,12 @@ impl<'a> Reader<'a> {
     }
 
     /// A whole number of at least one.
-    pub(super) fn count(&mut self, key: &str) -> usize {
+    pub(crate) fn count(&mut self, key: &str) -> usize {
         self.checked(key, "a whole number, 1 or more", |count: &usize| *count > 0)
     }
 
     /// Strings of a list, each one of `T`'s names.
-    pub(super) fn list<T: Value>(&mut self, key: &str) -> Vec<T> {
+    pub(crate) fn list<T: Value>(&mut self, key: &str) -> Vec<T> {
         self.known.insert(key.to_owned());
         let Some(entry) = self.raw.entries.get(key).cloned() else {
             let default = keys::find(key).and_then(|key| key.default).unwrap_or("[]");
@@ -284,7 +284,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Every problem found, in the order of the file, with the keys nobody read.
-    pub(super) fn finish(mut self) -> Vec<Problem> {
+    pub(crate) fn finish(mut self) -> Vec<Problem> {
         let entries = std::mem::take(&mut self.raw.entries);
         for (key, entry) in entries {
             if !self.known.contains(&key) {
@@ -298,7 +298,7 @@ impl<'a> Reader<'a> {
 }
 
 /// A name that is not among `expected`.
-pub(super) fn name_problem(
+pub(crate) fn name_problem(
     key: String,
     expected: &'static [&'static str],
     actual: String,

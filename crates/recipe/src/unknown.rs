@@ -2,10 +2,10 @@
 
 use toml::de::DeValue;
 
-use super::foreign::{FOREIGN, Foreign, SWITCHES};
-use super::keys::{KEYS, SCHEDULER, SCHEDULER_OPTIONS, SECTIONS, find};
-use super::problem::ProblemKind;
-use super::{Recipe, support};
+use crate::foreign::{FOREIGN, Foreign, SWITCHES};
+use crate::keys::{KEYS, SCHEDULER, SCHEDULER_OPTIONS, SECTIONS, find};
+use crate::problem::ProblemKind;
+use crate::{Recipe, support};
 
 /// What a name of another trainer stands for here.
 #[must_use]
@@ -37,7 +37,7 @@ pub fn nearest(unknown: &str) -> Option<String> {
 }
 
 /// The problem with a key that nobody read; `text` is its value as written.
-pub(super) fn problem(key: String, value: &DeValue<'_>, text: &str) -> ProblemKind {
+pub(crate) fn problem(key: String, value: &DeValue<'_>, text: &str) -> ProblemKind {
     if SECTIONS.contains(&key.as_str()) {
         return ProblemKind::Section { key };
     }
@@ -74,7 +74,7 @@ pub(super) fn problem(key: String, value: &DeValue<'_>, text: &str) -> ProblemKi
 }
 
 /// Whether a table that is no section of a recipe is to be read key by key, since another trainer has it.
-pub(super) fn is_section_of_others<'a>(
+pub(crate) fn is_section_of_others<'a>(
     path: &str,
     mut names: impl Iterator<Item = &'a str>,
 ) -> bool {
@@ -176,7 +176,7 @@ const LETTERS_PER_SLIP: usize = 5;
 const SLIPS: usize = 3;
 
 /// The second half of the pair whose first half is `unknown` but for a slip of the keys.
-pub(super) fn closest<T>(
+pub(crate) fn closest<T>(
     unknown: &str,
     options: impl Iterator<Item = (&'static str, T)>,
 ) -> Option<T> {

@@ -1,25 +1,4 @@
-//! The recipe of a training run: TOML in, one checked [`Recipe`] out, or every problem at once.
-//!
-//! `raw` reads keys and values with their lines, `resolve` (with `sources` for rows) turns them into a [`Recipe`], `keys` is the
-//! table of keys with defaults and documentation, `support` lists values that are refused by name, `foreign` the keys of other
-//! trainers, and `unknown` says what becomes of them.
-
-mod difference;
-mod foreign;
-mod keys;
-mod names;
-mod page;
-mod problem;
-mod raw;
-mod reader;
-mod resolve;
-mod scheduler;
-mod setup;
-mod size;
-mod sources;
-mod support;
-mod template;
-mod unknown;
+//! What a run does, every value resolved.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -29,21 +8,16 @@ use backdraft_data::BuiltinTemplate;
 use backdraft_plan::ActivationPolicy;
 use serde::Serialize;
 
-pub use difference::{Difference, covers, is_key_or_section};
-pub use foreign::Foreign;
-pub use keys::{KEYS, Key, SECTIONS, find as find_key};
-pub use names::{
+use crate::names::{
     Bias, DType, DataFormat, Optimizer, OverlongRows, QuantType, RowBatching, TargetModule, TrainOn,
 };
-pub use page::page;
-pub use problem::{Place, Problem, ProblemKind, RecipeError};
-pub use size::{ByteSize, ByteSizeError};
-pub use sources::{EvalRecipe, SourceRecipe, Sources};
-pub use template::Choices;
-pub use unknown::{foreign as foreign_key, nearest as nearest_key};
-
+use crate::problem::RecipeError;
+use crate::raw::RawRecipe;
+use crate::resolve::resolve;
 use crate::schedule::{LrSchedule, ScheduleKind, warmup_steps_from_ratio};
-use raw::RawRecipe;
+use crate::size::ByteSize;
+use crate::sources::{EvalRecipe, Sources};
+use crate::template::{Choices, template};
 
 /// A checked recipe with every value resolved. Paths are absolute where the recipe was loaded from a file.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -335,7 +309,7 @@ impl Recipe {
             .iter()
             .filter_map(|text| raw.apply_override(text).err())
             .collect();
-        resolve::resolve(raw, problems, base, working_dir).map_err(invalid)
+        resolve(raw, problems, base, working_dir).map_err(invalid)
     }
 
     /// The resolved recipe as TOML, every value written out; reading it back gives the same recipe.
@@ -349,7 +323,7 @@ impl Recipe {
     /// The commented recipe that `init` writes: the given choices, every other key at its default.
     #[must_use]
     pub fn template(choices: &Choices) -> String {
-        template::template(choices)
+        template(choices)
     }
 }
 
@@ -363,6 +337,3 @@ fn other_language(path: &Path) -> Option<&'static str> {
         _ => None,
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -200,7 +200,7 @@ const REFUSED: &[(&str, &str, &str)] = &[
 ];
 
 /// What to write instead of a value that this version refuses.
-pub(super) fn refusal(key: &str, value: &DeValue<'_>) -> Option<&'static str> {
+pub(crate) fn refusal(key: &str, value: &DeValue<'_>) -> Option<&'static str> {
     let text = match value {
         DeValue::String(text) => text.as_ref(),
         DeValue::Boolean(true) => "true",
@@ -217,7 +217,7 @@ pub(super) fn refusal(key: &str, value: &DeValue<'_>) -> Option<&'static str> {
 
 /// Every key with every value of it that is refused, and what to write instead.
 #[cfg(test)]
-pub(super) fn values() -> impl Iterator<Item = (&'static str, &'static str, &'static str)> {
+pub(crate) fn values() -> impl Iterator<Item = (&'static str, &'static str, &'static str)> {
     let all = REFUSED.iter();
     all.flat_map(|(key, values, instead)| {
         let values = values.split_whitespace();

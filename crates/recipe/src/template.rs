@@ -1,7 +1,7 @@
 //! The commented recipe that `init` writes.
 
-use super::keys::{KEYS, Key};
-use super::names::{DataFormat, TrainOn};
+use crate::keys::{KEYS, Key};
+use crate::names::{DataFormat, TrainOn};
 
 /// What a new recipe says; everything else starts at its default.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,7 +63,7 @@ const HEADER: &str = "\
 # A line that begins with `# key =` shows a key that is not set.
 ";
 
-pub(super) fn template(choices: &Choices) -> String {
+pub(crate) fn template(choices: &Choices) -> String {
     let mut text = HEADER.to_owned();
     let mut section = "";
     for key in KEYS {
