@@ -12,6 +12,7 @@
 //! | [`data`] | conversations, chat templates, tokens, padding-free batches |
 //! | [`plan`] | the memory and time of a step, predicted without tensors |
 //! | [`recipe`] | what a run does, read from TOML and checked |
+//! | [`journal`] | what a run tells and leaves: reports, records, diagnosis |
 //! | [`train`] | the training run that `backdraft train` does |
 //!
 //! A model with adapters is a Burn module whose only parameters are the adapters' factors, so Burn's
@@ -46,6 +47,7 @@
 pub use backdraft_arch as arch;
 pub use backdraft_data as data;
 pub use backdraft_formats as formats;
+pub use backdraft_journal as journal;
 pub use backdraft_kernels as kernels;
 pub use backdraft_lora as lora;
 pub use backdraft_model as model;

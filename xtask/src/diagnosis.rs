@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, ensure};
-use backdraft_train::diagnosis::Confusion;
+use backdraft_journal::diagnosis::Confusion;
 
 const BEGIN: &str = "<!-- cargo xtask bench diagnosis writes from here -->";
 const END: &str = "<!-- to here -->";

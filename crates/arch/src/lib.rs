@@ -12,6 +12,7 @@
 //! | [`quantization`] | [`Scheme`], [`QuantizationPlan`]: which matrix is stored how |
 //! | [`four_bit`] | [`FourBitFormat`]: what 4-bit codes stand for |
 //! | [`lora`] | [`LoraConfig`]: which projections carry adapters |
+//! | [`stored`] | [`StoredShare`]: the part of a base that is stored in one way |
 //! | [`target`] | [`TargetModule`]: the projections of a layer, and which of them share an input |
 //! | [`saved`] | [`SavedTensor`], [`KeepSet`], [`OffloadSet`]: what stays for the backward pass |
 //! | [`ops`] | [`Forward`] and [`Backward`]: the ops of a layer, for an executor to implement |
@@ -39,6 +40,7 @@ pub mod rope;
 pub mod saved;
 pub mod sizes;
 pub mod spec;
+pub mod stored;
 pub mod target;
 
 pub use config::ConfigError;
@@ -53,4 +55,5 @@ pub use quantization::{QuantizationPlan, Scheme};
 pub use rope::{RopeConfig, RopeScaling};
 pub use saved::{KeepSet, OffloadSet, SavedTensor};
 pub use spec::{LayerSpec, ModelSpec, TensorSpec};
+pub use stored::StoredShare;
 pub use target::{Group, TargetModule, TargetSet, UnknownTarget};

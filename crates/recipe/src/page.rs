@@ -7,7 +7,7 @@ use crate::keys::{KEYS, SECTIONS};
 const HEAD: &str = "\
 # Keys of a recipe
 
-Made from `crates/train/src/recipe/keys.rs` by `cargo xtask docs`; a test holds the two together. `backdraft init` writes
+Made from `crates/recipe/src/keys.rs` by `cargo xtask docs`; a test holds the two together. `backdraft init` writes
 the same as comments of a recipe. Only `model` and `data.train` have to be given. Relative paths start at the recipe's
 directory. `--set SECTION.KEY=VALUE` changes a value for one run; a relative path given so starts at the working
 directory.

@@ -26,6 +26,9 @@ use backdraft_formats::{
     AtomicDir, Existing, FormatError, PeftDir, PeftWriteOptions, SafetensorsFile,
     SafetensorsWriter, fault, sync_directory, write_file,
 };
+use backdraft_journal::exact;
+use backdraft_journal::records::RecordsState;
+use backdraft_journal::text::hex;
 use backdraft_lora::AdapterWeights;
 use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
@@ -33,10 +36,8 @@ use sha2::{Digest, Sha256};
 
 use crate::clear;
 use crate::early_stopping::EarlyStopping;
-use crate::exact;
 use crate::loss_scale::LossScale;
 use crate::optimizer::StateTensor;
-use crate::records::{RecordsState, hex};
 
 /// Layout of `state.json`.
 const VERSION: u32 = 2;

@@ -4,9 +4,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use backdraft_formats::{FormatError, PeftDir, fault};
-
-use crate::{checkpoint, records, report_html, run, run_files, tensorboard};
+use backdraft_journal::{records, report_html, run_files, tensorboard};
 use backdraft_recipe::Recipe;
+
+use crate::{checkpoint, run};
 
 /// Names of what a run leaves; the recipe last: while it is there, the directory is known to hold a
 /// run.

@@ -11,14 +11,14 @@ use backdraft_data::{
     Supervision, TokenizeOptions, count_seen, split_fraction, tokenize_cached,
 };
 use backdraft_formats::{Existing, ModelSource, write_file};
-use serde::Serialize;
-
-use crate::error::TrainError;
-use crate::run::{data_error, tokenizer};
 use backdraft_recipe::{
     CacheRecipe, ChatTemplateRecipe, DataFormat, DataRecipe, EvalRecipe, OverlongRows, Recipe,
     RowBatching, SourceRecipe, TrainOn,
 };
+use serde::Serialize;
+
+use crate::error::TrainError;
+use crate::run::{data_error, tokenizer};
 
 /// What goes wrong where a hub data set is fetched.
 pub type FetchError = Box<dyn std::error::Error + Send + Sync>;

@@ -7,10 +7,10 @@ use backdraft_kernels::offload::is_there;
 use backdraft_plan::cost::Roofline;
 use backdraft_plan::memory::{MemoryWatch, SystemMemory, host_room};
 use backdraft_plan::tensors::MemoryModel;
+use backdraft_recipe::DType;
 use burn::tensor::{self, Device};
 
 use crate::error::TrainError;
-use backdraft_recipe::DType;
 
 /// The type in which a recipe has `device` compute.
 ///

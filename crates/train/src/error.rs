@@ -5,12 +5,12 @@ use std::path::PathBuf;
 
 use backdraft_data::DataError;
 use backdraft_formats::FormatError;
+use backdraft_journal::text::with_causes;
 use backdraft_lora::LoraConfigError;
 use backdraft_model::LoadError;
+use backdraft_recipe::Difference;
 
 use crate::checkpoint::CheckpointError;
-use crate::strategy::with_causes;
-use backdraft_recipe::Difference;
 
 /// One on each line, with its causes.
 fn all(problems: &[CheckpointError]) -> String {

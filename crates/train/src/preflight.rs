@@ -13,6 +13,7 @@ use backdraft_model::ModelSpec;
 use backdraft_plan::memory::usable;
 use backdraft_plan::tensors::PassShape;
 use backdraft_plan::{Exhausted, Limit, Shortage};
+use backdraft_recipe::{ByteSize, DataRecipe, EvalRecipe, Recipe};
 use burn::tensor::Device;
 
 use crate::clear;
@@ -20,7 +21,6 @@ use crate::device::{DeviceFacts, dtype_on};
 use crate::error::TrainError;
 use crate::lock::{self, RunLock};
 use crate::run::{self, Start, data_error};
-use backdraft_recipe::{ByteSize, DataRecipe, EvalRecipe, Recipe};
 
 /// Refuses an output directory that a run cannot have.
 ///

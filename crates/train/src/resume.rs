@@ -3,14 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use backdraft_formats::remove_partials;
+use backdraft_journal::report::RunSummary;
+use backdraft_journal::run_files;
+use backdraft_recipe::{Difference, Length, Recipe, covers, is_key_or_section, nearest_key};
 
 use crate::checkpoint::{self, CheckpointError, RunState, Saved};
 use crate::error::TrainError;
 use crate::lock::RunLock;
-use crate::report::RunSummary;
 use crate::run::is_over;
-use crate::run_files;
-use backdraft_recipe::{Difference, Length, Recipe, covers, is_key_or_section, nearest_key};
 
 /// Keys whose values are compared by what they lead to, not by name: a directory may move.
 const BY_CONTENT: [&str; 5] = [

@@ -7,6 +7,12 @@ use std::time::Instant;
 
 use backdraft_data::{ChatTokenizer, NamedTokens, PromptTemplate, RowSet, SpecialTokens, count};
 use backdraft_formats::{Existing, ModelSource, PeftWriteOptions, remove_partials, write_file};
+use backdraft_journal::diagnosis::Monitor;
+use backdraft_journal::records::{self, Record, Records};
+use backdraft_journal::report::{ActivationReport, Reporter, RunInfo, RunSummary};
+use backdraft_journal::tensorboard::EventWriter;
+use backdraft_journal::text::{shown_computer, with_causes};
+use backdraft_journal::{report_html, run_files, tensorboard};
 use backdraft_kernels::adamw::AdamWParams;
 use backdraft_kernels::device::{self, held, size_pages};
 use backdraft_lora::{LoraConfig, TrainedOver};
@@ -17,6 +23,8 @@ use backdraft_plan::tensors::PassShape;
 use backdraft_plan::{
     ActivationPlan, ActivationPolicy, Activations, Planner, Prediction, Setup, StepShape,
 };
+use backdraft_recipe::no_effect::NoEffect;
+use backdraft_recipe::{ByteSize, Recipe, RowBatching};
 use burn::optim::SgdConfig;
 use burn::tensor::Device;
 use burn::train::renderer::MetricsRenderer;
@@ -28,7 +36,6 @@ use crate::clear;
 use crate::control::Control;
 use crate::data::RunData;
 use crate::device::{DeviceFacts, dtype_on};
-use crate::diagnosis::Monitor;
 use crate::early_stopping::EarlyStopping;
 use crate::error::TrainError;
 use crate::loader::{EvalLoader, StepLoader};
@@ -36,17 +43,12 @@ use crate::lock::RunLock;
 use crate::loss_scale::LossScale;
 use crate::metrics::{NoFiles, RunMetric};
 use crate::optimizer::AdamW;
-use crate::records::{self, Record, Records};
-use crate::report::{ActivationReport, Reporter, RunInfo, RunSummary};
 use crate::resume::Resume;
 use crate::samples::Questions;
-use crate::strategy::{Outcome, Plan, StepStrategy, with_causes};
-use crate::tensorboard::EventWriter;
+use crate::strategy::{Outcome, Plan, StepStrategy};
+use crate::trained_with;
 use crate::trained_with::{Prompting, TrainedWith};
 use crate::trainee::{Settings, Trainee};
-use crate::{report_html, run_files, tensorboard, trained_with};
-use backdraft_recipe::no_effect::NoEffect;
-use backdraft_recipe::{ByteSize, Recipe, RowBatching};
 
 /// Model and rows of a run, read and checked.
 pub struct Run {
@@ -758,24 +760,6 @@ pub(crate) fn is_over(state: &RunState, recipe: &Recipe, total_steps: usize) -> 
         _ => false,
     };
     state.step >= total_steps || spent
-}
-
-/// The name of the processor in what earlier versions wrote.
-const FLEX: &str = "Device<Flex(Cpu)>";
-
-/// A device by its name now, whatever version wrote it.
-pub(crate) fn shown_device(written: &str) -> &str {
-    if written == FLEX { "cpu" } else { written }
-}
-
-/// What computed, as [`device_name`] says it, whatever version wrote it.
-fn shown_computer(written: &str) -> String {
-    let Some(threads) = written.strip_prefix(FLEX) else {
-        return written.to_owned();
-    };
-    let number = threads.trim_start_matches(", ").split(' ').next();
-    let number = number.and_then(|number| number.parse().ok());
-    format!("cpu, {}", count(number.unwrap_or(0), "thread"))
 }
 
 /// Whether a directory holds anything of a run.

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use backdraft_lora::AdapterGrads;
 use backdraft_model::CausalLm;
 use backdraft_plan::{Activations, StepFailure};
+use backdraft_recipe::schedule::LrSchedule;
 use burn::module::Module;
 use burn::optim::lr_scheduler::module_lr_scheduler::ModuleLearningRate;
 use burn::optim::{GradientsParams, ModuleOptimizer};
@@ -16,7 +17,6 @@ use crate::loss_scale::LossScale;
 use crate::metrics::{EvalOutput, StepOutput};
 use crate::optimizer::AdamW;
 use crate::step::{MicroBatch, guarded};
-use backdraft_recipe::schedule::LrSchedule;
 
 /// A model with adapters, its optimiser and its schedule.
 ///

@@ -11,13 +11,14 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use backdraft_formats::{FormatError, fault};
 
-use crate::lock::host;
+use crate::text::host;
 
 /// Directory of the event files in an output directory.
 pub const DIRECTORY: &str = "tensorboard";
 
 /// Whether a file of that directory is an event file.
-pub(crate) fn is_ours(file: &Path) -> bool {
+#[must_use]
+pub fn is_ours(file: &Path) -> bool {
     file.to_string_lossy().starts_with("events.out.tfevents.")
 }
 

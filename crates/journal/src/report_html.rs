@@ -10,12 +10,12 @@ use backdraft_data::DataReport;
 use backdraft_data::count::{count, group};
 use backdraft_formats::{Existing, FormatError, write_file};
 use backdraft_plan::memory::Memory;
+use backdraft_recipe::{Difference, Recipe};
+use svg::{Curve, Mark, figure};
 
 use crate::records::Report;
 use crate::report::StepReport;
 use crate::run_files::RunFiles;
-use backdraft_recipe::{Difference, Recipe};
-use svg::{Curve, Mark, figure};
 
 /// Name of the file in an output directory.
 pub const FILE: &str = "report.html";

@@ -22,6 +22,7 @@ use sha2::{Digest, Sha256};
 use crate::diagnosis::{EvalPoint, TrainPoint};
 use crate::exact;
 use crate::report::{EvalReport, StepReport};
+use crate::text::hex;
 
 /// Name of the file in an output directory.
 pub const FILE: &str = "metrics.jsonl";
@@ -264,11 +265,6 @@ fn whole_lines(bytes: &[u8], step: usize) -> usize {
         }
     }
     length
-}
-
-/// Lower-case hexadecimal.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

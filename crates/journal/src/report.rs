@@ -2,16 +2,16 @@
 
 use std::path::{Path, PathBuf};
 
+use backdraft_arch::StoredShare;
 use backdraft_data::DataReport;
-use backdraft_model::StoredShare;
 use backdraft_plan::Prediction;
 use backdraft_plan::bytes::gib;
 use backdraft_plan::memory::{Measured, Memory};
+use backdraft_recipe::no_effect::NoEffect;
 use serde::{Deserialize, Serialize};
 
 use crate::diagnosis::Diagnosis;
 use crate::records::Report;
-use backdraft_recipe::no_effect::NoEffect;
 
 /// What is about to happen.
 #[derive(Clone, Debug, Serialize)]

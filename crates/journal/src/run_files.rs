@@ -14,11 +14,11 @@ use crate::records::{self, Record, Report};
 use crate::report::{RunInfo, RunSummary};
 
 /// What was known before the first step.
-pub(crate) const NOTE: &str = "run.json";
+pub const NOTE: &str = "run.json";
 /// What was known after the last one.
-pub(crate) const SUMMARY: &str = "summary.json";
+pub const SUMMARY: &str = "summary.json";
 /// Answers before and after.
-pub(crate) const SAMPLES: &str = "samples.json";
+pub const SAMPLES: &str = "samples.json";
 
 /// A held-out row as the model answers it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -102,7 +102,7 @@ impl Process {
 /// Earlier versions wrote the name that the device has in Rust.
 fn device<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     let name = String::deserialize(deserializer)?;
-    Ok(crate::run::shown_device(&name).to_owned())
+    Ok(crate::text::shown_device(&name).to_owned())
 }
 
 /// Notes what is known before the first step.
@@ -151,7 +151,11 @@ pub fn read_summary(output_dir: &Path) -> Result<Option<RunSummary>, FormatError
     read_json(&output_dir.join(SUMMARY))
 }
 
-pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<(), FormatError> {
+/// Writes `value` as JSON.
+///
+/// # Errors
+/// The system refuses.
+pub fn write_json(path: &Path, value: &impl Serialize) -> Result<(), FormatError> {
     let text = serde_json::to_vec_pretty(value).unwrap_or_default();
     write_file(path, &text, Existing::Replace)
 }

@@ -6,32 +6,45 @@
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serializer};
 
-pub(crate) fn serialize<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+/// Writes a number as text, for `#[serde(with = …)]`.
+///
+/// # Errors
+/// Those of the serializer.
+pub fn serialize<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(value)
 }
 
-pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+/// Reads a number from text.
+///
+/// # Errors
+/// Text that is no number.
+pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
     let text = String::deserialize(deserializer)?;
     text.parse()
         .map_err(|_| D::Error::custom(format!("`{text}` is not a number")))
 }
 
 /// For values that may be missing.
-pub(crate) mod option {
+pub mod option {
     use super::{Deserialize, Deserializer, Error, Serializer};
 
+    /// Writes a number as text, nothing as `null`.
+    ///
+    /// # Errors
+    /// Those of the serializer.
     #[expect(clippy::ref_option, reason = "the signature that serde asks for")]
-    pub(crate) fn serialize<S: Serializer>(
-        value: &Option<f64>,
-        serializer: S,
-    ) -> Result<S::Ok, S::Error> {
+    pub fn serialize<S: Serializer>(value: &Option<f64>, serializer: S) -> Result<S::Ok, S::Error> {
         match value {
             None => serializer.serialize_none(),
             Some(value) => serializer.collect_str(value),
         }
     }
 
-    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+    /// Reads a number from text, or `null`.
+    ///
+    /// # Errors
+    /// Text that is no number.
+    pub fn deserialize<'de, D: Deserializer<'de>>(
         deserializer: D,
     ) -> Result<Option<f64>, D::Error> {
         let Some(text) = Option::<String>::deserialize(deserializer)? else {
@@ -45,7 +58,8 @@ pub(crate) mod option {
 }
 
 /// The number under `key` in a line of JSON that this program wrote, with every bit.
-pub(crate) fn number(line: &str, key: &str) -> Option<f64> {
+#[must_use]
+pub fn number(line: &str, key: &str) -> Option<f64> {
     let start = line.find(&format!("\"{key}\":"))? + key.len() + 3;
     let rest = &line[start..];
     let end = rest.find([',', '}']).unwrap_or(rest.len());
