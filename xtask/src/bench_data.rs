@@ -17,7 +17,7 @@ use backdraft_data::{
 };
 use backdraft_formats::ModelSource;
 use backdraft_plan::memory::peak_resident;
-use backdraft_train::run::tokenizer;
+use backdraft_train::data::tokenizer;
 use clap::Args;
 use serde::{Deserialize, Serialize};
 use serde_json::json;

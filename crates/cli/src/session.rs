@@ -158,7 +158,7 @@ impl Chosen {
 
     /// The tokenizer, as the adapter was trained with it.
     pub(crate) fn tokenizer(&self) -> Result<ChatTokenizer, CliError> {
-        let tokenizer = backdraft_train::run::tokenizer(&self.source)?;
+        let tokenizer = backdraft_train::data::tokenizer(&self.source)?;
         match &self.adapter {
             Some(adapter) => adapter.tokenizer(tokenizer),
             None => Ok(tokenizer),

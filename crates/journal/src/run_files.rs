@@ -20,6 +20,9 @@ pub const SUMMARY: &str = "summary.json";
 /// Answers before and after.
 pub const SAMPLES: &str = "samples.json";
 
+/// Lists the rows that were passed over, in the output directory.
+pub const SKIPPED: &str = "skipped_rows.jsonl";
+
 /// A held-out row as the model answers it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sample {

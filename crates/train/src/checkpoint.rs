@@ -34,10 +34,10 @@ use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::clear;
 use crate::early_stopping::EarlyStopping;
 use crate::loss_scale::LossScale;
 use crate::optimizer::StateTensor;
+use crate::remove;
 
 /// Layout of `state.json`.
 const VERSION: u32 = 2;
@@ -519,9 +519,9 @@ pub fn remove(path: &Path) -> Result<(), FormatError> {
 }
 
 fn holds_others(path: &Path) -> Result<bool, FormatError> {
-    for (entry, name) in clear::entries(path)? {
+    for (entry, name) in remove::entries(path)? {
         if entry.is_dir() && name == Path::new(ADAPTER) {
-            for (entry, name) in clear::entries(&entry)? {
+            for (entry, name) in remove::entries(&entry)? {
                 if entry.is_dir() || !PeftDir::is_ours(&name) {
                     return Ok(true);
                 }
@@ -537,11 +537,11 @@ fn remove_ours(path: &Path) -> Result<(), FormatError> {
     // The manifest first: without it nothing is a checkpoint.
     let names = [MANIFEST, STATE, RECIPE, MOMENTS].map(|name| path.join(name));
     for file in names.iter().filter(|file| file.is_file()) {
-        clear::remove_file(file)?;
+        remove::remove_file(file)?;
     }
     let adapter = path.join(ADAPTER);
     if adapter.is_dir() {
-        clear::clear_folder(&adapter, PeftDir::is_ours)?;
+        remove::clear_folder(&adapter, PeftDir::is_ours)?;
     }
     let is_aside = path.to_string_lossy().contains(".set-aside");
     if !is_aside {

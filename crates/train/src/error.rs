@@ -12,6 +12,9 @@ use backdraft_recipe::Difference;
 
 use crate::checkpoint::CheckpointError;
 
+/// What goes wrong where a hub data set is fetched.
+pub type FetchError = Box<dyn std::error::Error + Send + Sync>;
+
 /// One on each line, with its causes.
 fn all(problems: &[CheckpointError]) -> String {
     let lines: Vec<String> = problems.iter().map(|p| with_causes(p)).collect();
@@ -160,7 +163,7 @@ pub enum TrainError {
         name: String,
         /// Why.
         #[source]
-        source: crate::data::FetchError,
+        source: FetchError,
     },
     /// The chat template of the recipe cannot be read.
     #[error("data.chat_template: cannot read {}", path.display())]

@@ -24,6 +24,7 @@ pub mod loss_scale;
 pub mod metrics;
 pub mod optimizer;
 pub mod preflight;
+mod remove;
 pub mod resume;
 pub mod run;
 mod samples;

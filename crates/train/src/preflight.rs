@@ -17,10 +17,11 @@ use backdraft_recipe::{ByteSize, DataRecipe, EvalRecipe, Recipe};
 use burn::tensor::Device;
 
 use crate::clear;
+use crate::data::data_error;
 use crate::device::{DeviceFacts, dtype_on};
 use crate::error::TrainError;
 use crate::lock::{self, RunLock};
-use crate::run::{self, Start, data_error};
+use crate::run::{self, Start};
 
 /// Refuses an output directory that a run cannot have.
 ///

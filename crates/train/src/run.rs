@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use backdraft_data::{ChatTokenizer, NamedTokens, PromptTemplate, RowSet, SpecialTokens, count};
+use backdraft_data::{ChatTokenizer, PromptTemplate, RowSet, count};
 use backdraft_formats::{Existing, ModelSource, PeftWriteOptions, remove_partials, write_file};
 use backdraft_journal::diagnosis::Monitor;
 use backdraft_journal::records::{self, Record, Records};
@@ -31,10 +31,10 @@ use burn::train::renderer::MetricsRenderer;
 use burn::train::{Interrupter, Learner, SupervisedTraining, TrainingStrategy};
 
 use crate::calibrate::{self, CalibrationKey};
-use crate::checkpoint::{self, RunState, Saved};
+use crate::checkpoint::{self, Saved};
 use crate::clear;
 use crate::control::Control;
-use crate::data::RunData;
+use crate::data::{RunData, data_error};
 use crate::device::{DeviceFacts, dtype_on};
 use crate::early_stopping::EarlyStopping;
 use crate::error::TrainError;
@@ -43,7 +43,7 @@ use crate::lock::RunLock;
 use crate::loss_scale::LossScale;
 use crate::metrics::{NoFiles, RunMetric};
 use crate::optimizer::AdamW;
-use crate::resume::Resume;
+use crate::resume::{Resume, is_over};
 use crate::samples::Questions;
 use crate::strategy::{Outcome, Plan, StepStrategy};
 use crate::trained_with;
@@ -59,51 +59,6 @@ pub struct Run {
     device: Device,
     watcher: Option<Watcher>,
     loss_scale: Option<LossScale>,
-}
-
-/// The tokenizer of a model.
-///
-/// # Errors
-/// No tokenizer, or one that cannot be read.
-pub fn tokenizer(source: &ModelSource) -> Result<ChatTokenizer, TrainError> {
-    let files = source.tokenizer()?;
-    let mut others = NamedTokens::default();
-    others.set("pad_token", files.pad_token);
-    others.set("unk_token", files.unk_token);
-    for (name, token) in files.other_tokens {
-        others.set(&name, Some(token));
-    }
-    let special = SpecialTokens {
-        others,
-        bos_token: files.bos_token,
-        eos_token: files.eos_token,
-        add_bos: files.add_bos_token,
-        eos_token_ids: source.eos_token_ids()?,
-    };
-    let tokenizer = ChatTokenizer::new(
-        &files.tokenizer_json,
-        special,
-        files.chat_template.as_deref(),
-    )
-    .and_then(|tokenizer| tokenizer.with_declared_tokens(&files.declared_tokens))
-    .map_err(data_error(source.path()))?;
-    let tokenizer = match embedding_rows(source) {
-        Some(rows) => tokenizer.with_embedding_rows(rows),
-        None => tokenizer,
-    };
-    match &files.tool_use_template {
-        Some(template) => tokenizer
-            .with_tool_use_template(template)
-            .map_err(data_error(source.path())),
-        None => Ok(tokenizer),
-    }
-}
-
-/// Rows of a model's embedding, by its file or else by its config.
-fn embedding_rows(source: &ModelSource) -> Option<usize> {
-    let tensor = source.tensor_info("model.embed_tokens.weight");
-    let rows = tensor.and_then(|info| info.shape.first().copied());
-    rows.or_else(|| usize::try_from(source.config()["vocab_size"].as_u64()?).ok())
 }
 
 /// Reads the model of `recipe`, whose rows are `data`; `source` is where the model lies on disk.
@@ -160,9 +115,6 @@ fn device_name(device: &Device) -> String {
         count(rayon::current_num_threads() as u64, "thread")
     )
 }
-
-/// Lists the rows that were passed over, in the output directory.
-pub const SKIPPED: &str = "skipped_rows.jsonl";
 
 /// Who watches a run, and what it may overwrite.
 pub struct Watch {
@@ -240,7 +192,7 @@ impl Run {
             recipe_toml.as_bytes(),
             Existing::Replace,
         )?;
-        let skipped = self.recipe.output_dir.join(SKIPPED);
+        let skipped = self.recipe.output_dir.join(run_files::SKIPPED);
         let listed = self.data.check.write_skipped(&skipped);
         notes.extend(listed.err().map(|error| with_causes(&error)));
         if let Some(saved) = &from {
@@ -748,20 +700,6 @@ fn summarise(
     }
 }
 
-/// Whether a run of `total_steps` has nothing left to do.
-pub(crate) fn is_over(state: &RunState, recipe: &Recipe, total_steps: usize) -> bool {
-    let patience = recipe.train.early_stopping_patience;
-    let rule = patience.map(|patience| {
-        let least = recipe.train.early_stopping_min_improvement;
-        EarlyStopping::new(patience, least.unwrap_or_default())
-    });
-    let spent = match (rule, &state.early_stopping) {
-        (Some(rule), Some(seen)) => rule.having_seen(seen).is_spent(),
-        _ => false,
-    };
-    state.step >= total_steps || spent
-}
-
 /// Whether a directory holds anything of a run.
 pub(crate) fn holds_run(path: &Path) -> bool {
     !clear::held(path).is_empty()
@@ -814,25 +752,4 @@ fn go_on(resume: &Resume) -> Result<Vec<String>, TrainError> {
             .map(|path| format!("renamed a newer checkpoint to {}", path.display())),
     );
     Ok(notes)
-}
-
-pub(crate) fn data_error(
-    path: &Path,
-) -> impl FnOnce(backdraft_data::DataError) -> TrainError + use<> {
-    let path = path.to_owned();
-    move |source| {
-        use backdraft_data::{DataError, TemplateError};
-        // A matter of model and recipe, not of the rows.
-        if let DataError::Template(
-            error @ (TemplateError::Missing | TemplateError::Broken { .. }),
-        ) = source
-        {
-            return TrainError::Template(error);
-        }
-        let source = Box::new(source);
-        match source.names_its_file() {
-            true => TrainError::Rows(source),
-            false => TrainError::Data { path, source },
-        }
-    }
 }

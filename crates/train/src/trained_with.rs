@@ -6,10 +6,9 @@ use std::path::{Path, PathBuf};
 use backdraft_data::{Format, PromptTemplate};
 use backdraft_formats::{FormatError, PeftDir};
 use backdraft_lora::TrainedOver;
+use backdraft_recipe::{DType, DataFormat, OverlongRows, Recipe, TrainOn};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-
-use backdraft_recipe::{DType, DataFormat, OverlongRows, Recipe, TrainOn};
 
 /// Layout of the file.
 const VERSION: u32 = 1;

@@ -275,7 +275,7 @@ fn data(path: &Path, args: &InspectArgs, context: Context) -> Result<Shown, CliE
         ));
     };
     let source = session::open_model(name, context.output)?;
-    let tokenizer = backdraft_train::run::tokenizer(&source)?;
+    let tokenizer = backdraft_train::data::tokenizer(&source)?;
     let (rows, outcome) = session::load_rows(&recipe, &tokenizer, context.output)?;
     let mut lengths = rows.lengths();
     lengths.sort_unstable();
