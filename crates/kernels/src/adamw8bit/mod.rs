@@ -22,8 +22,7 @@ pub use backdraft_arch::optimizer::{BLOCK_SIZE, Guard, MIN_8BIT_SIZE};
 use burn::tensor::{Int, Tensor};
 
 use crate::adamw::AdamWParams;
-use crate::codebook::DynamicMap;
-use crate::dequantize::bytes;
+use crate::codebook::{DynamicMap, bytes};
 use crate::dispatch::on_device;
 use crate::quantize::blockwise;
 

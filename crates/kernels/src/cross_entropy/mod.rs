@@ -15,7 +15,7 @@ use burn::tensor::Tensor;
 
 use crate::autograd::{Vjp, attach, parent};
 use crate::dispatch::on_device;
-use crate::lora_linear::FrozenMatrix;
+use crate::frozen_matrix::FrozenMatrix;
 
 /// Loss of each row and, with a scale, the gradient of the logits.
 type Loss = (Tensor<1>, Option<Tensor<2>>);
