@@ -8,6 +8,9 @@ mod bench_data;
 mod bench_gpu;
 mod bench_plan;
 mod bench_quantize;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod circles;
 mod diagnosis;
 mod plot;
 mod random_model;
