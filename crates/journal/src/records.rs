@@ -150,7 +150,7 @@ impl Records {
             schema_version: SCHEMA_VERSION,
             report,
         };
-        let line = serde_json::to_vec(&line).unwrap_or_default();
+        let line = serde_json::to_vec(&line).map_err(FormatError::encode(&self.path))?;
         self.pending.extend(line);
         self.pending.push(b'\n');
         self.flush()

@@ -157,9 +157,9 @@ pub fn read_summary(output_dir: &Path) -> Result<Option<RunSummary>, FormatError
 /// Writes `value` as JSON.
 ///
 /// # Errors
-/// The system refuses.
+/// The system refuses; a value that has no form in JSON.
 pub fn write_json(path: &Path, value: &impl Serialize) -> Result<(), FormatError> {
-    let text = serde_json::to_vec_pretty(value).unwrap_or_default();
+    let text = serde_json::to_vec_pretty(value).map_err(FormatError::encode(path))?;
     write_file(path, &text, Existing::Replace)
 }
 

@@ -145,10 +145,7 @@ pub fn cached(dir: &Path, key: &CalibrationKey) -> Option<Calibration> {
 pub fn store(dir: &Path, key: &CalibrationKey, times: &Calibration) -> Result<(), FormatError> {
     fs::create_dir_all(dir).map_err(FormatError::io(dir, "create"))?;
     let path = key.path(dir);
-    let text = serde_json::to_vec(times).map_err(|source| FormatError::Json {
-        path: path.clone(),
-        source,
-    })?;
+    let text = serde_json::to_vec(times).map_err(FormatError::encode(&path))?;
     write_file(path, &text, Existing::Replace)
 }
 

@@ -247,14 +247,16 @@ pub fn write(target: &Path, checkpoint: &Checkpoint<'_>) -> Result<(), FormatErr
         .adapter
         .write(root.join(ADAPTER), checkpoint.model, &options)?;
     write_moments(&root.join(MOMENTS), &checkpoint.optimizer)?;
-    let state = serde_json::to_vec_pretty(checkpoint.state).unwrap_or_default();
+    let state = serde_json::to_vec_pretty(checkpoint.state)
+        .map_err(FormatError::encode(target.join(STATE)))?;
     write_file(root.join(STATE), &state, Existing::Refuse)?;
     let recipe = checkpoint.recipe.as_bytes();
     write_file(root.join(RECIPE), recipe, Existing::Refuse)?;
     let mut files = Vec::new();
     list_files(root, root, &mut files)?;
     files.sort_by(|a, b| a.path.cmp(&b.path));
-    let manifest = serde_json::to_vec_pretty(&Manifest { files }).unwrap_or_default();
+    let manifest = serde_json::to_vec_pretty(&Manifest { files })
+        .map_err(FormatError::encode(target.join(MANIFEST)))?;
     write_file(root.join(MANIFEST), &manifest, Existing::Refuse)?;
     directory.commit()
 }

@@ -5,7 +5,7 @@ mod bank;
 use std::collections::HashMap;
 
 pub use backdraft_arch::StatePrecision;
-use backdraft_formats::dtype::from_f32;
+use backdraft_formats::dtype::f32_bytes;
 use backdraft_formats::{Dtype, FormatError, SafetensorsFile, TensorInfo};
 use backdraft_kernels::adamw::{self, AdamWParams, Moments};
 use backdraft_kernels::adamw8bit::{
@@ -254,7 +254,7 @@ fn f32_tensor<const D: usize>(name: String, tensor: &Tensor<D>) -> StateTensor {
     let values: Vec<f32> = tensor.clone().into_data().iter::<f32>().collect();
     StateTensor {
         info: TensorInfo::new(name, Dtype::F32, tensor.dims()),
-        bytes: from_f32(Dtype::F32, &values).unwrap_or_default(),
+        bytes: f32_bytes(&values),
     }
 }
 

@@ -6,7 +6,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use backdraft_data::{ChatTokenizer, PromptTemplate, RowSet, count};
-use backdraft_formats::{Existing, ModelSource, PeftWriteOptions, remove_partials, write_file};
+use backdraft_formats::{
+    Existing, FormatError, ModelSource, PeftWriteOptions, remove_partials, write_file,
+};
 use backdraft_journal::diagnosis::Monitor;
 use backdraft_journal::records::{self, Record, Records};
 use backdraft_journal::report::{ActivationReport, Reporter, RunInfo, RunSummary};
@@ -285,7 +287,7 @@ impl Run {
                 total_steps,
                 evaluates: self.data.eval.is_some(),
                 model_fingerprint: self.model_fingerprint.clone(),
-                companions: self.companions(),
+                companions: self.companions()?,
                 data_fingerprint,
                 eval_fingerprint,
                 computed_by,
@@ -584,7 +586,7 @@ impl Run {
     }
 
     /// What lies beside the factors of the adapter.
-    fn companions(&self) -> Vec<(String, Vec<u8>)> {
+    fn companions(&self) -> Result<Vec<(String, Vec<u8>)>, FormatError> {
         let tokenizer = &self.data.tokenizer;
         let over = TrainedOver {
             model: self.recipe.model.clone(),
@@ -642,7 +644,7 @@ impl Run {
         };
         let options = PeftWriteOptions {
             existing: Existing::Replace,
-            companions: self.companions(),
+            companions: self.companions()?,
             ..Default::default()
         };
         adapter.write(&path, &self.recipe.model, &options)?;
