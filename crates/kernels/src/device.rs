@@ -144,9 +144,14 @@ pub struct DeviceReport {
     pub fast_paths: Vec<FastPath>,
 }
 
+/// What a GPU is, and what runs on it; `None` for the processor.
+pub fn gpu(device: &Device) -> Option<DeviceReport> {
+    found::report(device)
+}
+
 /// Looks at `device`; on a GPU this opens it.
 pub fn report(device: &Device) -> DeviceReport {
-    found::report(device).unwrap_or_else(|| DeviceReport {
+    gpu(device).unwrap_or_else(|| DeviceReport {
         name: "cpu".to_owned(),
         memory: None,
         driver: None,

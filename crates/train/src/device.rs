@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use backdraft_kernels::device::{best_dtype, computes_in, free_and_held, report};
+use backdraft_kernels::device::{best_dtype, computes_in, free_and_held, gpu, report};
 use backdraft_kernels::offload::is_there;
 use backdraft_plan::cost::Roofline;
 use backdraft_plan::memory::{MemoryWatch, SystemMemory, host_room};
@@ -50,10 +50,9 @@ impl DeviceFacts {
     /// Of `device`, whose activations take `element` bytes each.
     #[must_use]
     pub fn of(device: &Device, element: u64) -> Self {
-        let report = report(device);
-        if report.name == "cpu" {
+        let Some(report) = gpu(device) else {
             return Self::cpu();
-        }
+        };
         Self {
             memory: MemoryModel::cube(element),
             roofline: Roofline::GPU,

@@ -108,9 +108,8 @@ pub fn prepare(
 
 /// A device as people name it, and what its results depend on: `cpu, 2 threads`.
 fn device_name(device: &Device) -> String {
-    let report = device::report(device);
-    if report.name != "cpu" {
-        return report.name;
+    if let Some(gpu) = device::gpu(device) {
+        return gpu.name;
     }
     format!(
         "cpu, {}",
