@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use backdraft::arch::{KeepSet, OffloadSet, SavedTensor};
+use backdraft::arch::{Family, KeepSet, OffloadSet, SavedTensor};
 use backdraft::burn::tensor::{DType, Device, Tensor};
 use backdraft::formats::ModelSource;
 use backdraft::journal::report::{ReplanReport, Reporter, RunInfo, RunSummary, StepReport};
@@ -44,6 +44,8 @@ fn alone() -> MutexGuard<'static, ()> {
 }
 
 const SMALL: RandomModel = RandomModel {
+    family: Family::Llama,
+    window: None,
     hidden: 64,
     intermediate: 160,
     layers: 6,
@@ -222,13 +224,24 @@ fn gradients_and_losses_do_not_depend_on_the_plan() {
     let dir = tempfile::tempdir().unwrap();
     let lengths = [33, 20];
     let mut checked = 0;
-    for (nf4, dropout) in [(false, 0.0), (true, 0.1)] {
+    for (family, window, nf4, dropout) in [
+        (Family::Llama, None, false, 0.0),
+        (Family::Llama, None, true, 0.1),
+        (Family::Qwen3, None, false, 0.0),
+        (Family::Qwen2, Some(9), true, 0.1),
+    ] {
+        let shape = RandomModel {
+            family,
+            window,
+            ..SMALL
+        };
+        let dir = dir.path().join(family.model_type());
         let lora = LoraConfig {
             rank: 4,
             dropout,
             ..LoraConfig::default()
         };
-        let model = adapted(dir.path(), SMALL, nf4, &lora);
+        let model = adapted(&dir, shape, nf4, &lora);
         let batch = batch(&lengths, SMALL.vocab);
         let step = setup(&model, &lora, nf4, &lengths).step();
         let pass = PassShape::of_sequences(lengths);
@@ -242,13 +255,13 @@ fn gradients_and_losses_do_not_depend_on_the_plan() {
                 ten_losses(model.clone(), &batch, &plan),
             );
             let expected = expected.get_or_insert_with(|| found.clone());
-            assert!(found == *expected, "{name}, nf4: {nf4}");
+            assert!(found == *expected, "{family:?}, {name}, nf4: {nf4}");
             checked += 1;
         }
         let losses = &expected.unwrap().1;
         assert!(f64::from_bits(losses[9]) < f64::from_bits(losses[0]));
     }
-    assert_eq!(checked, 22);
+    assert_eq!(checked, 44);
 }
 
 #[test]
@@ -259,7 +272,7 @@ fn gradients_do_not_depend_on_the_plan_on_a_gpu() {
         Err(error) => return println!("nothing checked: {error}"),
     };
     let dir = tempfile::tempdir().unwrap();
-    for (dtype, nf4, dropout, lengths) in [
+    let cases = [
         (DType::F32, false, 0.0, vec![2048; 12]),
         (DType::F32, false, 0.1, vec![2048; 12]),
         (DType::F32, true, 0.1, vec![700, 300]),
@@ -267,14 +280,31 @@ fn gradients_do_not_depend_on_the_plan_on_a_gpu() {
         (DType::BF16, true, 0.0, vec![2048; 4]),
         (DType::BF16, true, 0.1, vec![700, 300]),
         (DType::F16, true, 0.1, vec![700, 300]),
-    ] {
+    ];
+    let plain = cases.map(|case| (DRILLED, case));
+    let normed = RandomModel {
+        family: Family::Qwen3,
+        ..DRILLED
+    };
+    let windowed = RandomModel {
+        family: Family::Qwen2,
+        window: Some(200),
+        ..DRILLED
+    };
+    let families = [
+        (normed, (DType::F32, false, 0.0, vec![700, 300])),
+        (normed, (DType::BF16, true, 0.1, vec![2048; 4])),
+        (windowed, (DType::BF16, true, 0.0, vec![700, 300])),
+    ];
+    for (shape, (dtype, nf4, dropout, lengths)) in plain.into_iter().chain(families) {
+        let dir = dir.path().join(shape.family.model_type());
         let lora = LoraConfig {
             rank: 16,
             dropout,
             ..LoraConfig::default()
         };
-        let model = adapted_on((&gpu, dtype), dir.path(), DRILLED, nf4, &lora);
-        let batch = batch(&lengths, DRILLED.vocab);
+        let model = adapted_on((&gpu, dtype), &dir, shape, nf4, &lora);
+        let batch = batch(&lengths, shape.vocab);
         let setup = Setup {
             dense_element: dtype.size() as u64,
             ..setup(&model, &lora, nf4, &lengths)
@@ -292,7 +322,8 @@ fn gradients_do_not_depend_on_the_plan_on_a_gpu() {
             let expected = expected.get_or_insert_with(|| found.clone());
             assert!(
                 found == *expected,
-                "{dtype:?}, nf4: {nf4}, dropout: {dropout}: {name}"
+                "{:?} {dtype:?}, nf4: {nf4}, dropout: {dropout}: {name}",
+                shape.family
             );
         }
     }
@@ -347,6 +378,8 @@ fn measured(model: &CausalLm, batch: &MicroBatch, plan: &ActivationPlan) -> usiz
 fn the_predicted_peak_is_the_measured_one() {
     let _alone = alone();
     let wide = RandomModel {
+        family: Family::Llama,
+        window: None,
         hidden: 256,
         intermediate: 704,
         layers: 6,
@@ -355,12 +388,23 @@ fn the_predicted_peak_is_the_measured_one() {
         vocab: 2048,
     };
     let deep = RandomModel {
+        family: Family::Llama,
+        window: None,
         hidden: 192,
         intermediate: 384,
         layers: 10,
         heads: 6,
         kv_heads: 6,
         vocab: 512,
+    };
+    let normed = RandomModel {
+        family: Family::Qwen3,
+        ..wide
+    };
+    let biased = RandomModel {
+        family: Family::Qwen2,
+        window: Some(100),
+        ..deep
     };
     let mut combinations = 0;
     let mut off = Vec::new();
@@ -370,6 +414,9 @@ fn the_predicted_peak_is_the_measured_one() {
         (wide, false, vec![1024]),
         (deep, false, vec![256, 256, 256]),
         (deep, true, vec![768]),
+        (normed, false, vec![384, 384]),
+        (normed, true, vec![1024]),
+        (biased, false, vec![256, 256, 256]),
     ] {
         let dir = tempfile::tempdir().unwrap();
         let lora = LoraConfig {
@@ -389,7 +436,8 @@ fn the_predicted_peak_is_the_measured_one() {
             let measured = measured(&model, &batch, &plan) as f64;
             let excess = 100.0 * (predicted / measured - 1.0);
             println!(
-                "{}x{} {lengths:?} {} {name}: predicted {:.2} MiB at {}, measured {:.2} MiB, {excess:+.1} %",
+                "{} {}x{} {lengths:?} {} {name}: predicted {:.2} MiB at {}, measured {:.2} MiB, {excess:+.1} %",
+                shape.family.model_type(),
                 shape.hidden,
                 shape.layers,
                 if nf4 { "nf4" } else { "f32" },
@@ -399,7 +447,10 @@ fn the_predicted_peak_is_the_measured_one() {
             );
             combinations += 1;
             if !(0.0..=5.0).contains(&excess) {
-                off.push(format!("{lengths:?} nf4 {nf4} {name}: {excess:+.2} %"));
+                let family = shape.family.model_type();
+                off.push(format!(
+                    "{family} {lengths:?} nf4 {nf4} {name}: {excess:+.2} %"
+                ));
             }
         }
     }
@@ -457,6 +508,8 @@ impl Reporter for Heard {
 }
 
 const DRILLED: RandomModel = RandomModel {
+    family: Family::Llama,
+    window: None,
     hidden: 128,
     intermediate: 384,
     layers: 6,

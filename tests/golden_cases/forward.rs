@@ -95,7 +95,7 @@ fn golden_tiny_greedy() {
 #[test]
 fn golden_tiny_greedy_from_codes() {
     for case in TinyCase::all() {
-        let source = ModelSource::open(&case.path).unwrap();
+        let source = ModelSource::open(&*case.path).unwrap();
         let on_cpu = CausalLm::load(&source, &Device::flex()).unwrap();
         let prompt: Vec<u32> = from_value(case.golden["greedy_prompt_ids"].clone()).unwrap();
         let prompts = [prompt.clone(), prompt[1..].to_vec(), prompt[..1].to_vec()];

@@ -2,6 +2,7 @@
 
 use std::error::Error;
 
+use backdraft::arch::Family;
 use backdraft::model::{ConfigError, LoadError};
 use serde_json::{Map, Value};
 
@@ -11,16 +12,18 @@ pub(super) fn unsupported_feature(config: &Value) -> Option<&'static str> {
     let outside = |key: &str, supported: &[&str]| {
         active(key).is_some_and(|value| !supported.iter().any(|name| value == name))
     };
-    if outside("model_type", &["llama"]) {
+    let model_type = active("model_type").and_then(Value::as_str);
+    if model_type.and_then(Family::of_model_type).is_none() {
         return Some("model_type");
     }
     if outside("hidden_act", &["silu", "swish"]) {
         return Some("hidden_act");
     }
-    for key in ["sliding_window", "quantization_config"] {
-        if active(key).is_some() {
-            return Some(key);
-        }
+    if let Some(key) = unsupported_window(config, model_type) {
+        return Some(key);
+    }
+    if active("quantization_config").is_some() {
+        return Some("quantization_config");
     }
     let rope = active("rope_parameters").or(active("rope_scaling"));
     let partial = "partial_rotary_factor";
@@ -33,6 +36,19 @@ pub(super) fn unsupported_feature(config: &Value) -> Option<&'static str> {
     match kind {
         Some(kind) if !kinds.iter().any(|name| kind == name) => Some("rope_type"),
         _ => None,
+    }
+}
+
+/// What each family says of a sliding window.
+fn unsupported_window(config: &Value, model_type: Option<&str>) -> Option<&'static str> {
+    match model_type {
+        // Every layer slides where there is a window.
+        Some("mistral") => None,
+        // A window without `use_sliding_window` is none; with it, only the layers above `max_window_layers` slide.
+        Some("qwen2" | "qwen3") => {
+            (config["use_sliding_window"] == true).then_some("use_sliding_window")
+        }
+        _ => (!config["sliding_window"].is_null()).then_some("sliding_window"),
     }
 }
 

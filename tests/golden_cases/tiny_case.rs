@@ -1,12 +1,10 @@
-//! A folder under `tiny/`: a checkpoint with its reference values.
-
-use std::path::PathBuf;
+//! A case under `tiny/`: a checkpoint with its reference values.
 
 use backdraft::data::Batch;
 use backdraft::formats::ModelSource;
 use backdraft::model::CausalLm;
 use backdraft::train::step::MicroBatch;
-use backdraft_testkit::golden::{self, Tensors};
+use backdraft_testkit::golden::{self, Folder, Tensors};
 use serde_json::{Map, Value};
 
 use super::place;
@@ -15,7 +13,7 @@ use super::support;
 /// A case, and its model.
 pub(super) struct TinyCase {
     pub(super) name: String,
-    pub(super) path: PathBuf,
+    pub(super) path: Folder,
     pub(super) golden: Map<String, Value>,
     pub(super) tensors: Tensors,
     pub(super) model: CausalLm,
@@ -28,9 +26,9 @@ impl TinyCase {
         folders.into_iter().filter_map(Self::open).collect()
     }
 
-    fn open(path: PathBuf) -> Option<Self> {
-        let name = golden::name(&path);
-        let source = ModelSource::open(&path).unwrap_or_else(|e| panic!("{name}: {e}"));
+    fn open(path: Folder) -> Option<Self> {
+        let name = path.name();
+        let source = ModelSource::open(&*path).unwrap_or_else(|e| panic!("{name}: {e}"));
         let model = match CausalLm::load(&source, &place::device()) {
             Ok(model) => model,
             Err(error) => {

@@ -152,12 +152,7 @@ pub(crate) fn run(args: &GpuArgs) -> anyhow::Result<()> {
     println!("{}", device::report(&device));
     let began = Instant::now();
     let source = ModelSource::open(&args.model)?;
-    let plan = args.base.scheme().map(|scheme| QuantizationPlan {
-        scheme,
-        skip_modules: ["lm_head", "embed_tokens", "norm"]
-            .map(str::to_owned)
-            .to_vec(),
-    });
+    let plan = args.base.scheme().map(QuantizationPlan::new);
     let dtype = DType::from(args.dtype);
     let model = CausalLm::load_as(&source, plan.as_ref(), (&device, dtype))?;
     let model = with_streams(model.with_lora(&LoraConfig::default(), 42)?);

@@ -6,13 +6,15 @@
 use std::path::Path;
 
 use anyhow::bail;
+use backdraft_arch::{Family, ModelSpec};
 use backdraft_formats::{Dtype, Existing, HfDirWriter, TensorInfo};
 use half::bf16;
 use rayon::prelude::*;
 use serde_json::json;
 
-/// Sizes of a Llama.
+/// Family and sizes of a model.
 struct Shape {
+    family: Family,
     hidden: usize,
     intermediate: usize,
     layers: usize,
@@ -24,15 +26,22 @@ struct Shape {
 }
 
 fn shape(name: &str) -> anyhow::Result<Shape> {
+    let family = match name {
+        "qwen3-8b" => Family::Qwen3,
+        _ => Family::Llama,
+    };
     let (hidden, intermediate, layers, heads, kv_heads, head_dim, vocab, tied) = match name {
         "8b" => (4096, 14_336, 32, 32, 8, 128, 128_256, false),
         "1b" => (2048, 8192, 16, 32, 8, 64, 128_256, true),
+        "qwen3-8b" => (4096, 12_288, 36, 32, 8, 128, 151_936, false),
         "tiny" => (64, 192, 2, 4, 2, 16, 512, false),
         _ => bail!(
-            "no shape is called {name}: 8b and 1b are Llama-3-8B's and Llama-3.2-1B's, tiny is for trying"
+            "no shape is called {name}: 8b and 1b are Llama-3-8B's and Llama-3.2-1B's, qwen3-8b is Qwen3-8B's, tiny is for \
+             trying"
         ),
     };
     Ok(Shape {
+        family,
         hidden,
         intermediate,
         layers,
@@ -47,39 +56,18 @@ fn shape(name: &str) -> anyhow::Result<Shape> {
 /// Writes a sharded bf16 model without tokenizer.
 pub(crate) fn write(name: &str, out: &Path) -> anyhow::Result<()> {
     let s = shape(name)?;
-    let (q, kv) = (s.heads * s.head_dim, s.kv_heads * s.head_dim);
-    let mut tensors = vec![("model.embed_tokens".to_owned(), vec![s.vocab, s.hidden])];
-    for layer in 0..s.layers {
-        let parts: [(&str, Vec<usize>); 9] = [
-            ("input_layernorm", vec![s.hidden]),
-            ("self_attn.q_proj", vec![q, s.hidden]),
-            ("self_attn.k_proj", vec![kv, s.hidden]),
-            ("self_attn.v_proj", vec![kv, s.hidden]),
-            ("self_attn.o_proj", vec![s.hidden, q]),
-            ("post_attention_layernorm", vec![s.hidden]),
-            ("mlp.gate_proj", vec![s.intermediate, s.hidden]),
-            ("mlp.up_proj", vec![s.intermediate, s.hidden]),
-            ("mlp.down_proj", vec![s.hidden, s.intermediate]),
-        ];
-        let named = |(part, shape)| (format!("model.layers.{layer}.{part}"), shape);
-        tensors.extend(parts.into_iter().map(named));
-    }
-    tensors.push(("model.norm".to_owned(), vec![s.hidden]));
-    if !s.tied {
-        tensors.push(("lm_head".to_owned(), vec![s.vocab, s.hidden]));
-    }
-    let infos: Vec<TensorInfo> = tensors
-        .into_iter()
-        .map(|(name, shape)| TensorInfo::new(format!("{name}.weight"), Dtype::BF16, shape))
-        .collect();
     let config = json!({
-        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "dtype": "bfloat16",
+        "model_type": s.family.model_type(), "dtype": "bfloat16",
         "hidden_size": s.hidden, "intermediate_size": s.intermediate,
         "num_hidden_layers": s.layers, "num_attention_heads": s.heads,
         "num_key_value_heads": s.kv_heads, "head_dim": s.head_dim, "vocab_size": s.vocab,
         "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "rope_theta": 500_000.0,
         "tie_word_embeddings": s.tied,
     });
+    let infos: Vec<TensorInfo> = ModelSpec::from_hf(&config)?
+        .tensors()
+        .map(|tensor| TensorInfo::new(tensor.name, Dtype::BF16, tensor.shape))
+        .collect();
     let mut writer = HfDirWriter::create(out, infos.clone(), Existing::Refuse)?;
     writer.companion("config.json", config.to_string().as_bytes())?;
     for info in &infos {

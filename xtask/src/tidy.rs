@@ -30,7 +30,7 @@ const EDGES: [(&str, &[&str]); 14] = [
             "formats", "arch",
         ],
     ),
-    ("testkit", &["formats"]),
+    ("testkit", &["formats", "arch"]),
 ];
 
 fn manifests() -> BTreeMap<String, toml::Table> {

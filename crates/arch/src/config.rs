@@ -38,7 +38,7 @@ pub enum ConfigError {
         /// What was found.
         actual: String,
         /// What is supported.
-        supported: &'static str,
+        supported: String,
     },
     /// Two sizes contradict each other.
     #[error("`{key}` = {actual} does not fit: expected {expected}")]
@@ -87,8 +87,11 @@ fn family(keys: &Keys<'_>) -> Result<Family, ConfigError> {
 fn decoder(keys: &Keys<'_>, family: Family) -> Result<ModelSpec, ConfigError> {
     let hidden_size = keys.size("hidden_size")?;
     let num_attention_heads = keys.size("num_attention_heads")?;
+    let defaults = family.defaults();
+    let absent = |key, default: Option<usize>| default.filter(|_| !keys.has(key));
     let head_dim = match keys.optional("head_dim") {
         Some(_) => keys.size("head_dim")?,
+        None if let Some(head_dim) = absent("head_dim", defaults.head_dim) => head_dim,
         None if hidden_size.is_multiple_of(num_attention_heads) => {
             hidden_size / num_attention_heads
         }
@@ -102,15 +105,21 @@ fn decoder(keys: &Keys<'_>, family: Family) -> Result<ModelSpec, ConfigError> {
             });
         }
     };
+    let key_value_heads = "num_key_value_heads";
+    let groups =
+        absent(key_value_heads, defaults.num_key_value_heads).unwrap_or(num_attention_heads);
     let layer = LayerSpec {
         hidden_size,
         intermediate_size: keys.size("intermediate_size")?,
         num_attention_heads,
-        num_key_value_heads: keys.size_or("num_key_value_heads", num_attention_heads)?,
+        num_key_value_heads: keys.size_or(key_value_heads, groups)?,
         head_dim,
+        head_norms: false,
+        sliding_window: None,
         biases: TargetSet::NONE,
     };
-    let max_position_embeddings = keys.size_or("max_position_embeddings", 2048)?;
+    let max_position_embeddings =
+        keys.size_or("max_position_embeddings", defaults.max_position_embeddings)?;
     Ok(ModelSpec {
         family,
         vocab_size: keys.size("vocab_size")?,
@@ -158,24 +167,17 @@ fn refuse_unsupported(keys: &Keys<'_>) -> Result<(), ConfigError> {
         Some(actual) => Err(ConfigError::Unsupported {
             key,
             actual: actual.to_string(),
-            supported,
+            supported: supported.to_owned(),
         }),
     };
     expect("hidden_act", "\"silu\"", &["silu", "swish"])?;
-    if let Some(actual) = keys.optional("sliding_window") {
-        return Err(ConfigError::Unsupported {
-            key: "sliding_window",
-            actual: actual.to_string(),
-            supported: "null (full attention)",
-        });
-    }
     match keys.optional("quantization_config") {
         Some(config) if config.get("quant_method") != Some(&"bitsandbytes".into()) => {
             let method = config.get("quant_method").unwrap_or(config);
             Err(ConfigError::Unsupported {
                 key: "quantization_config",
                 actual: method.to_string(),
-                supported: "\"bitsandbytes\", an unquantised checkpoint, or a GGUF file",
+                supported: "\"bitsandbytes\", an unquantised checkpoint, or a GGUF file".to_owned(),
             })
         }
         _ => Ok(()),
@@ -207,7 +209,7 @@ fn rope(
         return Err(ConfigError::Unsupported {
             key: partial,
             actual: actual.to_string(),
-            supported: "1 (the whole head turns)",
+            supported: "1 (the whole head turns)".to_owned(),
         });
     }
     let theta = match nested.optional("rope_theta") {
@@ -239,7 +241,7 @@ fn rope(
             return Err(ConfigError::Unsupported {
                 key: "rope_type",
                 actual: kind.map(Value::to_string).unwrap_or_default(),
-                supported: "\"default\", \"linear\", \"llama3\" or \"yarn\"",
+                supported: "\"default\", \"linear\", \"llama3\" or \"yarn\"".to_owned(),
             });
         }
     };
@@ -288,6 +290,11 @@ impl<'a> Keys<'a> {
         self.0.get(key).filter(|value| !value.is_null())
     }
 
+    /// Whether the key is there, be it null.
+    pub(crate) fn has(&self, key: &str) -> bool {
+        self.0.contains_key(key)
+    }
+
     pub(crate) fn size(&self, key: &'static str) -> Result<usize, ConfigError> {
         let value = self.optional(key).ok_or(ConfigError::Missing { key })?;
         // Far above any model, far below what could overflow a product of three.
@@ -309,6 +316,16 @@ impl<'a> Keys<'a> {
                 &count.into(),
             )),
         }
+    }
+
+    /// A number that may be zero.
+    pub(crate) fn index_or(&self, key: &'static str, default: usize) -> Result<usize, ConfigError> {
+        self.optional(key).map_or(Ok(default), |value| {
+            let whole = value
+                .as_u64()
+                .and_then(|number| usize::try_from(number).ok());
+            whole.ok_or_else(|| invalid(key, "a whole number", value))
+        })
     }
 
     pub(crate) fn size_or(&self, key: &'static str, default: usize) -> Result<usize, ConfigError> {
@@ -384,7 +401,8 @@ mod tests {
     fn unsupported_features_are_refused_by_name() {
         check(
             json!({"model_type": "gpt_neox"}),
-            "`model_type` is \"gpt_neox\", which is not supported: expected \"llama\"",
+            "`model_type` is \"gpt_neox\", which is not supported: expected \"llama\", \"mistral\", \
+             \"qwen2\" or \"qwen3\"",
         );
         check(
             json!({"hidden_act": "gelu"}),

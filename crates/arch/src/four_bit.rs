@@ -14,6 +14,9 @@ pub enum FourBitFormat {
 }
 
 impl FourBitFormat {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Nf4, Self::Fp4];
+
     /// The value of each code, in units of the block's largest magnitude.
     #[must_use]
     pub const fn values(self) -> &'static [f32; 16] {

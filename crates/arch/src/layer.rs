@@ -53,10 +53,12 @@ pub struct Kept<V: Values> {
     pub input_stats: V::Stats,
     /// See [`SavedTensor::InputNormed`]; the others likewise.
     pub input_normed: Option<V::Tensor>,
-    /// After RoPE.
+    /// After RoPE; where heads are normed, before the norm.
     pub query: Option<Projected<V::Tensor, V::Side>>,
-    /// After RoPE.
+    /// As queries.
     pub key: Option<Projected<V::Tensor, V::Side>>,
+    /// Queries and keys after norm and RoPE, where heads are normed: made again by every backward pass.
+    pub turned: Option<[V::Tensor; 2]>,
     /// As projected.
     pub value: Option<Projected<V::Tensor, V::Side>>,
     /// The heads' output and the log-sum-exp of the scores.
@@ -196,9 +198,13 @@ pub fn forward<O: Forward>(
     let value = project(o, M::VProj, &x, &down);
     let input_normed = keep.contains(T::InputNormed).then_some(x);
     drop(down);
-    let (out, lse) = o.attend([&query.y, &key.y, &value.y]);
+    let turned = norm_and_turn(o, [&query.y, &key.y]);
+    let [q, k] = turned.unwrap_or_else(|| [query.y.clone(), key.y.clone()]);
     let query = keep.contains(T::Query).then_some(query);
     let key = keep.contains(T::Key).then_some(key);
+    let (out, lse) = o.attend([&q, &k, &value.y]);
+    drop(q);
+    drop(k);
     let value = keep.contains(T::Value).then_some(value);
     let (h, side) = o.project_onto(M::OProj, &out, &input);
     let attention = keep.contains(T::Attention).then_some((out, lse));
@@ -223,6 +229,7 @@ pub fn forward<O: Forward>(
         input_normed,
         query,
         key,
+        turned: None,
         value,
         attention,
         mid,
@@ -303,8 +310,24 @@ fn attention_backward<O: Backward>(
     let branch = [(M::OProj, d_mid.clone(), &mid.side)];
     let d_out = needed(o.project_backward(branch, Some(&out), InputGrad::Needed));
     let d_out = o.complete(d_out);
+    rebuild_turned(o, kept);
+    let turned = kept.turned.take();
     let [q, k, v] = [&mut kept.query, &mut kept.key, &mut kept.value].map(taken);
-    let d = o.attend_backward(&d_out, [&q.y, &k.y, &v.y], (&out, &lse));
+    let d = match turned {
+        None => {
+            let [dq, dk, dv] = o.attend_backward(&d_out, [&q.y, &k.y, &v.y], (&out, &lse));
+            let (dq, dk) = o.rope_backward(dq, dk);
+            [dq, dk, dv]
+        }
+        Some(turned) => {
+            let qkv = [&turned[0], &turned[1], &v.y];
+            let [dq, dk, dv] = o.attend_backward(&d_out, qkv, (&out, &lse));
+            drop(turned);
+            let dq = o.norm_rope_backward(Norm::Query, dq, &q.y);
+            let dk = o.norm_rope_backward(Norm::Key, dk, &k.y);
+            [dq, dk, dv]
+        }
+    };
     drop((d_out, out, lse));
     let sides = [q, k, v].map(|projected| projected.side);
     let x = reads_input(o, Group::Qkv).then(|| {
@@ -339,6 +362,9 @@ fn query_and_key<O: Forward>(
 ) -> (ProjectedOf<O>, ProjectedOf<O>) {
     let query = project(o, M::QProj, x, down);
     let key = project(o, M::KProj, x, down);
+    if o.norms_heads() {
+        return (query, key);
+    }
     let (q, k) = o.rope(query.y, key.y);
     (
         Projected {
@@ -352,7 +378,13 @@ fn query_and_key<O: Forward>(
     )
 }
 
-/// Queries or keys alone, turned.
+/// Queries and keys as attention takes them, where heads are normed first.
+fn norm_and_turn<O: Forward>(o: &mut O, [q, k]: [&TensorOf<O>; 2]) -> Option<[TensorOf<O>; 2]> {
+    o.norms_heads()
+        .then(|| [o.norm_rope(Norm::Query, q), o.norm_rope(Norm::Key, k)])
+}
+
+/// Queries or keys alone, turned unless their heads are normed first.
 fn turned<O: Forward>(
     o: &mut O,
     target: TargetModule,
@@ -360,6 +392,9 @@ fn turned<O: Forward>(
     down: &O::SharedDown,
 ) -> ProjectedOf<O> {
     let Projected { y, side } = project(o, target, x, down);
+    if o.norms_heads() {
+        return Projected { y, side };
+    }
     let y = o.rope_one(target, y);
     Projected { y, side }
 }
@@ -418,8 +453,19 @@ fn rebuild_qkv<O: Forward>(o: &mut O, kept: &mut KeptOf<O>) {
 fn rebuild_attention<O: Forward>(o: &mut O, kept: &mut KeptOf<O>) {
     rebuild_qkv(o, kept);
     if kept.attention.is_none() {
-        let qkv = [&kept.query, &kept.key, &kept.value].map(|projected| &there(projected).y);
-        kept.attention = Some(o.attend(qkv));
+        rebuild_turned(o, kept);
+        let [q, k, v] = [&kept.query, &kept.key, &kept.value].map(|projected| &there(projected).y);
+        let [q, k] = match &kept.turned {
+            Some([q, k]) => [q, k],
+            None => [q, k],
+        };
+        kept.attention = Some(o.attend([q, k, v]));
+    }
+}
+
+fn rebuild_turned<O: Forward>(o: &mut O, kept: &mut KeptOf<O>) {
+    if kept.turned.is_none() {
+        kept.turned = norm_and_turn(o, [&kept.query, &kept.key].map(|p| &there(p).y));
     }
 }
 

@@ -27,15 +27,20 @@ pub enum Norm {
     Input,
     /// Before the MLP.
     PostAttention,
+    /// Of each head of the queries, before their rotation.
+    Query,
+    /// Of each head of the keys.
+    Key,
 }
 
 impl Norm {
-    /// The tensor that holds its output.
+    /// The tensor that holds its output; that of heads is never kept.
     #[must_use]
-    pub const fn output(self) -> SavedTensor {
+    pub const fn output(self) -> Option<SavedTensor> {
         match self {
-            Self::Input => SavedTensor::InputNormed,
-            Self::PostAttention => SavedTensor::PostNormed,
+            Self::Input => Some(SavedTensor::InputNormed),
+            Self::PostAttention => Some(SavedTensor::PostNormed),
+            Self::Query | Self::Key => None,
         }
     }
 
@@ -45,6 +50,8 @@ impl Norm {
         let name = match self {
             Self::Input => "input_layernorm",
             Self::PostAttention => "post_attention_layernorm",
+            Self::Query => "self_attn.q_norm",
+            Self::Key => "self_attn.k_norm",
         };
         format!("model.layers.{layer}.{name}.weight")
     }
@@ -129,6 +136,12 @@ pub trait Forward {
     /// Queries or keys alone.
     fn rope_one(&mut self, target: TargetModule, x: TensorOf<Self>) -> TensorOf<Self>;
 
+    /// Whether queries and keys are normed head by head before they are turned.
+    fn norms_heads(&self) -> bool;
+
+    /// Queries or keys, normed and turned.
+    fn norm_rope(&mut self, norm: Norm, x: &TensorOf<Self>) -> TensorOf<Self>;
+
     /// # Shapes
     /// Query and result `[t, heads·d]`, key and value `[t, kv_heads·d]`.
     fn attend(&mut self, qkv: [&TensorOf<Self>; 3]) -> (TensorOf<Self>, LogSumExpOf<Self>);
@@ -170,7 +183,22 @@ pub trait Backward: Forward {
         input_grad: InputGrad,
     ) -> Option<Self::Deferred>;
 
-    /// Gradients of query, key and value before they were turned.
+    /// Gradients of queries and keys before they were turned.
+    fn rope_backward(
+        &mut self,
+        dq: TensorOf<Self>,
+        dk: TensorOf<Self>,
+    ) -> (TensorOf<Self>, TensorOf<Self>);
+
+    /// The gradient of queries or keys `x` before they were normed and turned.
+    fn norm_rope_backward(
+        &mut self,
+        norm: Norm,
+        dy: TensorOf<Self>,
+        x: &TensorOf<Self>,
+    ) -> TensorOf<Self>;
+
+    /// Gradients of query, key and value as attention took them.
     fn attend_backward(
         &mut self,
         d_out: &TensorOf<Self>,

@@ -46,6 +46,10 @@ pub struct LayerSpec {
     pub num_key_value_heads: usize,
     /// Features of a head.
     pub head_dim: usize,
+    /// Whether queries and keys are normed head by head before their rotation.
+    pub head_norms: bool,
+    /// Keys that a query sees, itself included; all before it where absent.
+    pub sliding_window: Option<usize>,
     /// The projections that have a bias.
     pub biases: TargetSet,
 }
@@ -90,9 +94,10 @@ impl LayerSpec {
 
     /// Its norms with the lengths of their weights.
     pub fn norms(&self) -> impl Iterator<Item = (Norm, usize)> + use<> {
-        [Norm::Input, Norm::PostAttention]
-            .map(|norm| (norm, self.hidden_size))
-            .into_iter()
+        let stream = [Norm::Input, Norm::PostAttention].map(|norm| (norm, self.hidden_size));
+        let heads = [Norm::Query, Norm::Key].map(|norm| (norm, self.head_dim));
+        let heads = heads.into_iter().take(if self.head_norms { 2 } else { 0 });
+        stream.into_iter().chain(heads)
     }
 
     /// Values of an adapter of rank `rank` on each projection.
@@ -102,7 +107,7 @@ impl LayerSpec {
         rank * sides.iter().sum::<usize>()
     }
 
-    /// Every tensor of layer `index`.
+    /// Every tensor of layer `index`, norms first.
     pub fn tensors(&self, index: usize) -> impl Iterator<Item = TensorSpec> {
         let norms = self
             .norms()
@@ -121,7 +126,7 @@ impl LayerSpec {
 }
 
 impl ModelSpec {
-    /// Every tensor, in the order of the forward pass.
+    /// Every tensor, layer by layer.
     pub fn tensors(&self) -> impl Iterator<Item = TensorSpec> {
         let table = [self.vocab_size, self.hidden_size];
         let layers = self.layers.iter().enumerate();

@@ -15,7 +15,7 @@ use crate::commands::{
 };
 use crate::error::CliError;
 
-/// Fine-tune Llama-class language models from one program.
+/// Fine-tune Llama, Mistral and Qwen models from one program.
 #[derive(Debug, Parser)]
 #[command(
     name = "backdraft",

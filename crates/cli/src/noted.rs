@@ -73,7 +73,7 @@ impl NotedAdapter {
 
     /// How the base was quantised.
     pub(crate) fn plan(&self) -> Option<QuantizationPlan> {
-        Some(self.over.as_ref()?.quantization.as_ref()?.into())
+        self.over.as_ref()?.quantization.clone()
     }
 
     /// The model's tokenizer with the chat template and the ends of answers that the adapter was trained

@@ -16,6 +16,7 @@
 //! | [`gemm`] | α·op(A)·op(B) + C | – (a building block) |
 //! | [`rms_norm`] | x·w / rms(x) | dx, dw |
 //! | [`rope`] | rotate-half by position | the same with the angle negated |
+//! | [`norm_rope`] | each head by its root mean square, then rotate-half | dx, dw |
 //! | [`attention`] | causal softmax attention, grouped heads, per document | dq, dk, dv |
 //! | [`swiglu`] | silu(gate)·up | dgate, dup |
 //! | [`lora_linear`] | x·Wᵀ + s·(x·Aᵀ)·Bᵀ | dx, dA, dB; never dW |
@@ -68,6 +69,7 @@ pub mod frozen_matrix;
 pub mod gemm;
 pub mod lora_linear;
 pub mod low_rank;
+pub mod norm_rope;
 pub mod offload;
 pub mod quantize;
 pub mod rms_norm;

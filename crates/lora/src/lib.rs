@@ -21,5 +21,5 @@ pub use backdraft_arch::{LoraConfig, LoraConfigError, TargetModule};
 pub use gradients::AdapterGrads;
 pub use merge::{MergeBase, MergeError, MergeReport, check_adapter, merge};
 pub use projection::{Projection, ProjectionSaved};
-pub use trained_over::{FourBitNote, Quantization, TrainedOver};
+pub use trained_over::TrainedOver;
 pub use weights::AdapterWeights;

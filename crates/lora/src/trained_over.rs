@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use backdraft_formats::FormatError;
-use backdraft_quant::{FourBitFormat, QuantizationPlan, Scheme};
+use backdraft_quant::{QuantizationPlan, Scheme};
 use serde::{Deserialize, Serialize};
 
 /// The base that an adapter was trained over. PEFT has no place for how the base was quantised, and an
@@ -15,78 +15,7 @@ pub struct TrainedOver {
     /// The model's fingerprint.
     pub fingerprint: String,
     /// How its projections were quantised while it was loaded.
-    pub quantization: Option<Quantization>,
-}
-
-/// A [`QuantizationPlan`] in words.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "format", rename_all = "lowercase")]
-pub enum Quantization {
-    /// 4-bit NormalFloat.
-    Nf4(FourBitNote),
-    /// 4-bit floating point.
-    Fp4(FourBitNote),
-    /// 8 bits by rows.
-    Int8 {
-        /// Modules that stay as they are.
-        skip_modules: Vec<String>,
-    },
-}
-
-/// Details of 4-bit codes.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FourBitNote {
-    /// Values that share a scale.
-    pub block_size: usize,
-    /// Whether the scales are quantised too.
-    pub double_quant: bool,
-    /// Modules that stay as they are.
-    pub skip_modules: Vec<String>,
-}
-
-impl From<&QuantizationPlan> for Quantization {
-    fn from(plan: &QuantizationPlan) -> Self {
-        let skip_modules = plan.skip_modules.clone();
-        match plan.scheme {
-            Scheme::Int8 => Self::Int8 { skip_modules },
-            Scheme::FourBit {
-                format,
-                block_size,
-                double_quant,
-            } => {
-                let note = FourBitNote {
-                    block_size,
-                    double_quant,
-                    skip_modules,
-                };
-                match format {
-                    FourBitFormat::Nf4 => Self::Nf4(note),
-                    FourBitFormat::Fp4 => Self::Fp4(note),
-                }
-            }
-        }
-    }
-}
-
-impl From<&Quantization> for QuantizationPlan {
-    fn from(note: &Quantization) -> Self {
-        let four_bit = |format, note: &FourBitNote| Self {
-            scheme: Scheme::FourBit {
-                format,
-                block_size: note.block_size,
-                double_quant: note.double_quant,
-            },
-            skip_modules: note.skip_modules.clone(),
-        };
-        match note {
-            Quantization::Nf4(note) => four_bit(FourBitFormat::Nf4, note),
-            Quantization::Fp4(note) => four_bit(FourBitFormat::Fp4, note),
-            Quantization::Int8 { skip_modules } => Self {
-                scheme: Scheme::Int8,
-                skip_modules: skip_modules.clone(),
-            },
-        }
-    }
+    pub quantization: Option<QuantizationPlan>,
 }
 
 impl TrainedOver {
@@ -123,18 +52,22 @@ impl TrainedOver {
     /// # Errors
     /// [`FormatError::JsonField`].
     pub fn check(&self, path: &Path) -> Result<(), FormatError> {
-        match &self.quantization {
-            Some(Quantization::Nf4(four_bit) | Quantization::Fp4(four_bit))
-                if ![64, 128].contains(&four_bit.block_size) =>
-            {
-                Err(FormatError::JsonField {
-                    path: path.to_owned(),
-                    field: "quantization.block_size".to_owned(),
-                    expected: "64 or 128",
-                    actual: four_bit.block_size.to_string(),
-                })
-            }
-            _ => Ok(()),
+        let sizes = self
+            .quantization
+            .iter()
+            .flat_map(QuantizationPlan::all_schemes);
+        let mut sizes = sizes.filter_map(|scheme| match scheme {
+            Scheme::FourBit { block_size, .. } => Some(block_size),
+            Scheme::Int8 => None,
+        });
+        match sizes.find(|size| ![64, 128].contains(size)) {
+            None => Ok(()),
+            Some(actual) => Err(FormatError::JsonField {
+                path: path.to_owned(),
+                field: "quantization.block_size".to_owned(),
+                expected: "64 or 128",
+                actual: actual.to_string(),
+            }),
         }
     }
 }
@@ -152,12 +85,12 @@ mod tests {
             let note = TrainedOver {
                 model: "org/name".to_owned(),
                 fingerprint: "00".to_owned(),
-                quantization: Some((&plan).into()),
+                quantization: Some(plan.clone()),
             };
             std::fs::write(directory.path().join(TrainedOver::FILE), note.to_json()).unwrap();
             let read = TrainedOver::read(directory.path()).unwrap().unwrap();
             assert_eq!(read, note);
-            assert_eq!(QuantizationPlan::from(&read.quantization.unwrap()), plan);
+            assert_eq!(read.quantization, Some(plan));
         }
         let broken = r#"{"model": "m", "fingerprint": "", "quantization":
             {"format": "nf4", "block_size": 0, "double_quant": true, "skip_modules": []}}"#;

@@ -1,7 +1,7 @@
-//! Llama: embedding, decoder layers, norm and head.
+//! A language model: embedding, decoder layers, norm and head.
 
 use backdraft_arch::spec::{EMBEDDING, FINAL_NORM, HEAD};
-use backdraft_arch::{ModelSpec, Norm, StoredShare};
+use backdraft_arch::{ModelSpec, StoredShare};
 use backdraft_kernels::cross_entropy::{self, HeadLoss};
 use backdraft_lora::{AdapterWeights, LoraAdapter, LoraConfig, Projection, TargetModule};
 use backdraft_quant::Weight;
@@ -16,7 +16,7 @@ use crate::layers::{Context, DecoderLayer, RmsNorm};
 use crate::rope;
 use crate::tokens::{Targets, Tokens};
 
-/// A causal language model of the Llama family.
+/// A causal language model of one of the families of [`ModelSpec`].
 ///
 /// Only its adapters are Burn parameters; see [`Projection`].
 #[derive(Module, Debug)]
@@ -402,9 +402,8 @@ impl CausalLm {
                     visit(&format!("{path}.bias"), BaseTensor::Vector(bias));
                 }
             }
-            for norm in [Norm::Input, Norm::PostAttention] {
-                let weight = layer.norm_mut(norm).weight_mut();
-                visit(&norm.tensor(i), BaseTensor::Vector(weight));
+            for (norm, weight) in layer.norms_mut() {
+                visit(&norm.tensor(i), BaseTensor::Vector(weight.weight_mut()));
             }
         }
         visit(FINAL_NORM, BaseTensor::Vector(self.norm.weight_mut()));

@@ -1,4 +1,4 @@
-//! Llama as a Burn module.
+//! Decoder-only language models as Burn modules.
 //!
 //! [`CausalLm::load`] reads a Hugging Face directory or a GGUF file; the base weights stay frozen,
 //! outside Burn's parameters, and [`CausalLm::with_lora`] puts trainable adapters on its projections.

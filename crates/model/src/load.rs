@@ -148,8 +148,8 @@ fn check_codes(source: &ModelSource, plan: Option<&QuantizationPlan>) -> Result<
         };
         let scheme = base::scheme(kind);
         let listed = QuantizationPlan {
-            scheme,
             skip_modules: stored.skip_modules.clone(),
+            ..QuantizationPlan::new(scheme)
         };
         let not_skipped = |list| LoadError::NotSkipped {
             path: path(),
@@ -160,16 +160,16 @@ fn check_codes(source: &ModelSource, plan: Option<&QuantizationPlan>) -> Result<
             let list = "`quantization_config.llm_int8_skip_modules` in config.json";
             return Err(not_skipped(list));
         }
-        match plan {
-            Some(plan) if plan.scheme != scheme => {
+        match plan.map(|plan| (plan, plan.scheme_for(module))) {
+            Some((plan, None)) if plan.scheme == scheme => {
+                return Err(not_skipped("the list of modules to skip that was given"));
+            }
+            Some((plan, asked)) if asked != Some(scheme) => {
                 return Err(LoadError::OtherCodes {
                     path: path(),
-                    expected: plan.scheme.to_string(),
+                    expected: asked.unwrap_or(plan.scheme).to_string(),
                     actual: scheme.to_string(),
                 });
-            }
-            Some(plan) if plan.scheme_for(module).is_none() => {
-                return Err(not_skipped("the list of modules to skip that was given"));
             }
             _ => {}
         }
@@ -190,6 +190,10 @@ impl Reader<'_> {
             spec.num_key_value_heads,
             spec.head_dim,
         );
+        let layout = match spec.sliding_window {
+            Some(window) => layout.with_window(window),
+            None => layout,
+        };
         let projection = |target| self.projection(index, target, spec);
         let attention = [
             projection(TargetModule::QProj)?,
@@ -202,12 +206,23 @@ impl Reader<'_> {
             up_proj: projection(TargetModule::UpProj)?,
             down_proj: projection(TargetModule::DownProj)?,
         };
-        let norm = |norm: Norm| self.norm(&norm.tensor(index), spec.hidden_size, eps);
-        let norms = [norm(Norm::Input)?, norm(Norm::PostAttention)?];
+        let norm = |norm: Norm, features| self.norm(&norm.tensor(index), features, eps);
+        let hidden = spec.hidden_size;
+        let norms = [
+            norm(Norm::Input, hidden)?,
+            norm(Norm::PostAttention, hidden)?,
+        ];
+        let head_norms = match spec.head_norms {
+            true => Some([
+                norm(Norm::Query, spec.head_dim)?,
+                norm(Norm::Key, spec.head_dim)?,
+            ]),
+            false => None,
+        };
         Ok(DecoderLayer::new(
             index,
             norms,
-            Attention::new(attention, layout),
+            Attention::new(attention, head_norms, layout),
             mlp,
         ))
     }

@@ -192,7 +192,9 @@ impl CostModel {
             Self::Roofline(roofline) => roofline.seconds(layer.work(tensor, pass, memory)),
             Self::Measured(calibration, _) => {
                 let scale = match tensor {
-                    SavedTensor::Attention => pass.pairs as f64 / calibration.pairs as f64,
+                    SavedTensor::Attention => {
+                        pass.pairs_seen(layer.window) as f64 / calibration.pairs as f64
+                    }
                     _ => pass.tokens as f64 / calibration.tokens as f64,
                 };
                 calibration.seconds[tensor as usize] * scale

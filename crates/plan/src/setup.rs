@@ -98,9 +98,12 @@ impl Setup {
     }
 
     fn layer(&self, index: usize, input_grad: InputGrad) -> LayerShape {
+        let spec = &self.spec.layers[index];
         LayerShape {
             hidden: self.spec.hidden_size as u64,
-            heads: self.spec.layers[index].num_attention_heads as u64,
+            heads: spec.num_attention_heads as u64,
+            head_norms: spec.head_norms,
+            window: spec.sliding_window.map(|window| window as u64),
             projections: TargetModule::ALL.map(|target| self.projection(index, target)),
             input_grad,
         }

@@ -267,7 +267,9 @@ impl<A: Memory> Forward for SizeOps<'_, A> {
 
     fn norm(&mut self, norm: Norm, _: &Value<A>) -> (Value<A>, Value<A>) {
         let hidden = self.layer.hidden;
-        self.charge(norm.output(), self.pass_over(2 * hidden));
+        if let Some(tensor) = norm.output() {
+            self.charge(tensor, self.pass_over(2 * hidden));
+        }
         let y = self.alloc(self.features(hidden));
         (y, self.alloc(4 * self.pass.tokens))
     }
@@ -352,10 +354,20 @@ impl<A: Memory> Forward for SizeOps<'_, A> {
         x
     }
 
+    fn norms_heads(&self) -> bool {
+        self.layer.head_norms
+    }
+
+    fn norm_rope(&mut self, norm: Norm, _: &Value<A>) -> Value<A> {
+        let features = self.heads_of(norm);
+        self.charge_rest(self.pass_over(2 * features));
+        self.alloc(self.features(features))
+    }
+
     fn attend(&mut self, _: [&Value<A>; 3]) -> (Value<A>, Value<A>) {
         let [q, k] = [M::QProj, M::KProj].map(|target| self.projection(target).out);
         let work = Work {
-            attention: 4 * self.pass.pairs * q,
+            attention: 4 * self.pass.pairs_seen(self.layer.window) * q,
             ..self.pass_over(2 * (q + k))
         };
         self.charge(T::Attention, work);
@@ -378,6 +390,15 @@ impl<A: Memory> Forward for SizeOps<'_, A> {
 }
 
 impl<A: Memory> SizeOps<'_, A> {
+    /// Features of the queries or keys that a norm is for.
+    const fn heads_of(&self, norm: Norm) -> u64 {
+        self.projection(match norm {
+            Norm::Key => M::KProj,
+            _ => M::QProj,
+        })
+        .out
+    }
+
     fn making_side(&self, p: &ProjectionShape) -> Work {
         Work {
             gemm: 2 * self.pass.tokens * p.input * p.rank,
@@ -444,6 +465,15 @@ impl<A: Memory> Backward for SizeOps<'_, A> {
         dx.map(|y| Deferred { y, term })
     }
 
+    fn rope_backward(&mut self, dq: Value<A>, dk: Value<A>) -> (Value<A>, Value<A>) {
+        (dq, dk)
+    }
+
+    fn norm_rope_backward(&mut self, norm: Norm, dy: Value<A>, _: &Value<A>) -> Value<A> {
+        self.charge_rest(self.pass_over(3 * self.heads_of(norm)));
+        dy
+    }
+
     fn attend_backward(
         &mut self,
         _: &Value<A>,
@@ -452,7 +482,7 @@ impl<A: Memory> Backward for SizeOps<'_, A> {
     ) -> [Value<A>; 3] {
         let q = self.projection(M::QProj).out;
         self.charge_rest(Work {
-            attention: 10 * self.pass.pairs * q,
+            attention: 10 * self.pass.pairs_seen(self.layer.window) * q,
             ops: 4,
             ..Work::default()
         });

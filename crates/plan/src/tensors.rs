@@ -60,6 +60,25 @@ impl PassShape {
         }
         shape
     }
+
+    /// Pairs of a query and a key that it sees where no more than `window` keys are seen, as for sequences of one length.
+    #[must_use]
+    pub const fn pairs_seen(self, window: Option<u64>) -> u64 {
+        let Some(window) = window else {
+            return self.pairs;
+        };
+        let length = match self.tokens {
+            0 => 0,
+            tokens => 2 * self.pairs / tokens,
+        }
+        .saturating_sub(1);
+        if length <= window {
+            return self.pairs;
+        }
+        // Each sequence lacks the triangle of the keys before its windows.
+        let missing = (length - window) * (length - window + 1) / 2;
+        self.pairs - (self.tokens * missing).div_ceil(length)
+    }
 }
 
 /// One projection of a layer.
@@ -148,6 +167,10 @@ pub struct LayerShape {
     pub hidden: u64,
     /// Query heads.
     pub heads: u64,
+    /// Whether query and key heads are normed before their rotation.
+    pub head_norms: bool,
+    /// Keys that a query sees, itself included; all before it where absent.
+    pub window: Option<u64>,
     /// The projections, in the order of [`TargetModule::ALL`].
     pub projections: [ProjectionShape; 7],
     /// Whether the gradient of its input is needed: not in the lowest adapted layer.

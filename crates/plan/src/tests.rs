@@ -32,6 +32,8 @@ pub(crate) fn layer() -> LayerShape {
     LayerShape {
         hidden: 64,
         heads: 4,
+        head_norms: false,
+        window: None,
         projections: [
             shape(64, 64),
             shape(32, 64),

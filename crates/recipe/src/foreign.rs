@@ -794,7 +794,7 @@ pub(crate) const FOREIGN: &[(Foreign, &str)] = &[
          fusion_trainable vision is_multimodal text_only max_pixels min_pixels",
     ),
     (
-        NotYet("mixtures of experts; the dense Llama family is trained"),
+        NotYet("mixtures of experts; dense models are trained"),
         "num_experts experts_implementation llama4_linearized_experts use_kt kt_weight_path kt_expert_checkpoint_path kt_use_lora_experts \
          kt_lora_expert_num kt_lora_expert_intermediate_size moe_kernels",
     ),

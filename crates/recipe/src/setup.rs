@@ -30,8 +30,8 @@ impl Recipe {
             (false, true) => Scheme::Int8,
         };
         Some(QuantizationPlan {
-            scheme,
             skip_modules: recipe.skip_modules.clone(),
+            ..QuantizationPlan::new(scheme)
         })
     }
 

@@ -2,15 +2,16 @@
 //!
 //! The directory is the one that the environment variable `BACKDRAFT_GOLDEN` names, or the copy in the
 //! project; its `README.md` says what lies where. Another directory may hold other cases, or only
-//! some of the parts.
+//! some of the parts. A case of a part is a [`Folder`], unpacked or packed.
 
 use std::env;
-use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use backdraft_formats::{SafetensorsFile, TensorInfo};
 use serde::de::DeserializeOwned;
+
+pub use crate::folder::{Folder, folders};
 
 const VARIABLE: &str = "BACKDRAFT_GOLDEN";
 
@@ -38,36 +39,6 @@ pub fn part(name: &str) -> Option<PathBuf> {
         path.display()
     );
     found.then_some(path)
-}
-
-/// The folders of a part that hold `file`, in the order of their names.
-///
-/// # Panics
-/// If the part is there without any such folder.
-#[must_use]
-pub fn folders(name: &str, file: &str) -> Vec<PathBuf> {
-    let Some(path) = part(name) else {
-        return Vec::new();
-    };
-    let entries = fs::read_dir(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    let mut folders: Vec<PathBuf> = entries
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|folder| folder.join(file).is_file())
-        .collect();
-    assert!(
-        !folders.is_empty(),
-        "no folder of {} holds a {file}",
-        path.display()
-    );
-    folders.sort();
-    folders
-}
-
-/// The last component of a path.
-#[must_use]
-pub fn name(path: &Path) -> String {
-    let name = path.file_name().unwrap_or(OsStr::new(""));
-    name.to_string_lossy().into_owned()
 }
 
 /// A JSON file; keys that `T` does not name are ignored.

@@ -2,6 +2,7 @@
 //!
 //! | module | what |
 //! | --- | --- |
+//! | [`folder`] | cases as folders, packed or not |
 //! | [`golden`] | reading reference values, wherever they lie |
 //! | [`random_model`] | models of any size with random weights |
 //! | [`smollm2`] | where the SmolLM2 weights are, if they are |
@@ -11,6 +12,7 @@
 //! Everything here panics with a message that names the file or the value: a test has nothing better
 //! to do.
 
+pub mod folder;
 pub mod golden;
 pub mod random_model;
 pub mod smollm2;

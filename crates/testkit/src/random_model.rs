@@ -2,13 +2,18 @@
 
 use std::path::Path;
 
+use backdraft_arch::{Family, ModelSpec};
 use backdraft_formats::dtype::{Dtype, from_f32};
 use backdraft_formats::{Existing, HfDirWriter, TensorInfo};
 use serde_json::{Map, Value, json};
 
-/// Sizes of a Llama.
+/// Sizes of a model.
 #[derive(Clone, Copy, Debug)]
 pub struct RandomModel {
+    /// Its family.
+    pub family: Family,
+    /// Keys that a query sees, where not all before it.
+    pub window: Option<usize>,
     /// Features of the residual stream.
     pub hidden: usize,
     /// Features inside the MLP.
@@ -29,41 +34,15 @@ impl RandomModel {
     /// # Panics
     /// If the directory exists or cannot be written.
     pub fn write(&self, out: &Path) {
-        let head = self.hidden / self.heads;
-        let (h, m, q, kv) = (
-            self.hidden,
-            self.intermediate,
-            self.hidden,
-            self.kv_heads * head,
-        );
-        let mut tensors = vec![("model.embed_tokens".to_owned(), vec![self.vocab, h])];
-        for layer in 0..self.layers {
-            let parts = [
-                ("input_layernorm", vec![h]),
-                ("self_attn.q_proj", vec![q, h]),
-                ("self_attn.k_proj", vec![kv, h]),
-                ("self_attn.v_proj", vec![kv, h]),
-                ("self_attn.o_proj", vec![h, q]),
-                ("post_attention_layernorm", vec![h]),
-                ("mlp.gate_proj", vec![m, h]),
-                ("mlp.up_proj", vec![m, h]),
-                ("mlp.down_proj", vec![h, m]),
-            ];
-            let named = |(part, shape)| (format!("model.layers.{layer}.{part}"), shape);
-            tensors.extend(parts.map(named));
-        }
-        tensors.push(("model.norm".to_owned(), vec![h]));
-        let infos: Vec<TensorInfo> = tensors
-            .into_iter()
-            .map(|(name, shape)| TensorInfo::new(format!("{name}.weight"), Dtype::F32, shape))
+        let config = self.config();
+        let spec = match ModelSpec::from_hf(&config) {
+            Ok(spec) => spec,
+            Err(error) => panic!("{config}: {error}"),
+        };
+        let infos: Vec<TensorInfo> = spec
+            .tensors()
+            .map(|tensor| TensorInfo::new(tensor.name, Dtype::F32, tensor.shape))
             .collect();
-        let config = json!({
-            "model_type": "llama", "architectures": ["LlamaForCausalLM"], "dtype": "float32",
-            "hidden_size": h, "intermediate_size": m, "num_hidden_layers": self.layers,
-            "num_attention_heads": self.heads, "num_key_value_heads": self.kv_heads, "head_dim": head,
-            "vocab_size": self.vocab, "max_position_embeddings": 8192, "rms_norm_eps": 1e-5,
-            "rope_theta": 10_000.0, "tie_word_embeddings": true, "eos_token_id": 1,
-        });
         let write = || -> Result<(), Box<dyn std::error::Error>> {
             let mut writer = HfDirWriter::create(out, infos.clone(), Existing::Refuse)?;
             writer.companion("config.json", config.to_string().as_bytes())?;
@@ -88,6 +67,23 @@ impl RandomModel {
 }
 
 impl RandomModel {
+    fn config(&self) -> Value {
+        // Heads of Qwen 3 have a size of their own.
+        let head_dim = match self.family {
+            Family::Qwen3 => 2 * self.hidden / self.heads,
+            _ => self.hidden / self.heads,
+        };
+        json!({
+            "model_type": self.family.model_type(), "dtype": "float32",
+            "hidden_size": self.hidden, "intermediate_size": self.intermediate,
+            "num_hidden_layers": self.layers, "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads, "head_dim": head_dim, "vocab_size": self.vocab,
+            "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "rope_theta": 10_000.0,
+            "tie_word_embeddings": true, "eos_token_id": 1, "sliding_window": self.window,
+            "use_sliding_window": self.window.is_some(), "max_window_layers": 0,
+        })
+    }
+
     fn tokenizer(&self) -> Value {
         let special = |id: u32, content: &str| {
             json!({

@@ -49,7 +49,9 @@ pub fn measure(model: &CausalLm, lengths: &[usize]) -> Result<Calibration, Execu
             if let Err(error) = wait(value) {
                 failed.get_or_insert(error);
             }
-            round[tensor as usize] += began.elapsed().as_secs_f64();
+            if let Some(tensor) = tensor {
+                round[tensor as usize] += began.elapsed().as_secs_f64();
+            }
             began = Instant::now();
         });
         for (shortest, this) in seconds.iter_mut().zip(round) {
@@ -78,7 +80,7 @@ pub fn measure(model: &CausalLm, lengths: &[usize]) -> Result<Calibration, Execu
         Some(error) => Err(error),
         None => Ok(Calibration {
             tokens: pass.tokens,
-            pairs: pass.pairs,
+            pairs: pass.pairs_seen(layer.self_attn.layout().window.map(|w| w as u64)),
             seconds,
             forward,
             host: offload::measure(&h.device())?,
@@ -179,6 +181,8 @@ mod tests {
             layer: LayerShape {
                 hidden: 8,
                 heads: 2,
+                head_norms: false,
+                window: None,
                 projections: [projection; 7],
                 input_grad: InputGrad::Needed,
             },

@@ -590,7 +590,7 @@ impl Run {
         let over = TrainedOver {
             model: self.recipe.model.clone(),
             fingerprint: self.model_fingerprint.clone(),
-            quantization: self.recipe.quantization_plan().as_ref().map(Into::into),
+            quantization: self.recipe.quantization_plan(),
         };
         let stops = tokenizer.eos_token_ids();
         let rows = (&self.data.formats[..], tokenizer.template().is_some());

@@ -111,7 +111,7 @@ impl TrainedWith {
         let over = TrainedOver {
             model: recipe.model.clone(),
             fingerprint: String::new(),
-            quantization: recipe.quantization_plan().as_ref().map(Into::into),
+            quantization: recipe.quantization_plan(),
         };
         Self::new(recipe, over, (&[], true), &[])
     }
@@ -224,7 +224,7 @@ mod tests {
         let over = TrainedOver {
             model: recipe.model.clone(),
             fingerprint: "00".to_owned(),
-            quantization: recipe.quantization_plan().as_ref().map(Into::into),
+            quantization: recipe.quantization_plan(),
         };
         TrainedWith::new(&recipe, over, (formats, has_chat_template), &[2, 7])
     }

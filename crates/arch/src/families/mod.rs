@@ -1,44 +1,169 @@
-//! What each family has of its own. A family is a file here and a line in [`Family`].
+//! What each family has of its own. A family is a file here and a line in [`Family::ALL`].
 
 mod llama;
+mod mistral;
+mod qwen2;
+mod qwen3;
 
-use crate::config::{ConfigError, Keys};
+use serde_json::Value;
+
+use crate::config::{ConfigError, Keys, invalid};
 use crate::spec::ModelSpec;
+use crate::target::{TargetModule, TargetSet};
 
 /// A family of models.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Family {
     /// Llama 1 to 3.3, SmolLM 2, TinyLlama and whatever else calls itself `llama`.
     Llama,
+    /// Mistral 7B, Nemo, Small 2.
+    Mistral,
+    /// Qwen 2 and 2.5, QwQ.
+    Qwen2,
+    /// Qwen 3, dense.
+    Qwen3,
 }
 
 impl Family {
     /// All of them.
-    pub const ALL: [Self; 1] = [Self::Llama];
+    pub const ALL: [Self; 4] = [Self::Llama, Self::Mistral, Self::Qwen2, Self::Qwen3];
 
     /// `model_type` in `config.json`.
     #[must_use]
     pub const fn model_type(self) -> &'static str {
         match self {
             Self::Llama => "llama",
+            Self::Mistral => "mistral",
+            Self::Qwen2 => "qwen2",
+            Self::Qwen3 => "qwen3",
         }
     }
 
     /// The family of a `model_type`.
     #[must_use]
     pub fn of_model_type(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|f| f.model_type() == name)
+        Self::ALL
+            .into_iter()
+            .find(|family| family.model_type() == name)
     }
 
     /// Every `model_type`, for an error.
-    pub(crate) const fn supported() -> &'static str {
-        "\"llama\""
+    pub(crate) fn supported() -> String {
+        let names = Self::ALL.map(|family| format!("\"{}\"", family.model_type()));
+        let [rest @ .., last] = &names;
+        format!("{} or {last}", rest.join(", "))
     }
 
-    /// Adds to what all decoders have what this family has of its own.
+    /// What keys that are absent stand for.
+    pub(crate) const fn defaults(self) -> Defaults {
+        let llama = Defaults {
+            num_key_value_heads: None,
+            head_dim: None,
+            max_position_embeddings: 2048,
+        };
+        match self {
+            Self::Llama => llama,
+            Self::Mistral => Defaults {
+                num_key_value_heads: Some(8),
+                max_position_embeddings: 131_072,
+                ..llama
+            },
+            Self::Qwen2 => Defaults {
+                num_key_value_heads: Some(32),
+                max_position_embeddings: 32_768,
+                ..llama
+            },
+            Self::Qwen3 => Defaults {
+                num_key_value_heads: Some(32),
+                head_dim: Some(128),
+                max_position_embeddings: 32_768,
+            },
+        }
+    }
+
+    /// Adds what this family has of its own to what all decoders have.
     pub(crate) fn describe(self, keys: &Keys<'_>, spec: &mut ModelSpec) -> Result<(), ConfigError> {
         match self {
             Self::Llama => llama::describe(keys, spec),
+            Self::Mistral => mistral::describe(keys, spec),
+            Self::Qwen2 => qwen2::describe(keys, spec),
+            Self::Qwen3 => qwen3::describe(keys, spec),
         }
     }
 }
+
+/// Values of absent keys that differ between families, as transformers 5 has them. A key that is null is another matter
+/// there: heads are then not grouped, and a head has its share of the hidden size.
+pub(crate) struct Defaults {
+    /// As many as query heads where that is not said.
+    pub(crate) num_key_value_heads: Option<usize>,
+    /// `hidden_size / num_attention_heads` where that is not said.
+    pub(crate) head_dim: Option<usize>,
+    pub(crate) max_position_embeddings: usize,
+}
+
+/// Biases on q, k, v and o where `attention_bias` says so.
+fn attention_bias(keys: &Keys<'_>) -> Result<TargetSet, ConfigError> {
+    use TargetModule as M;
+    Ok(match keys.flag_or("attention_bias", false)? {
+        true => TargetSet::NONE.with([M::QProj, M::KProj, M::VProj, M::OProj]),
+        false => TargetSet::NONE,
+    })
+}
+
+/// Qwen's windows: none unless `use_sliding_window`; then `layer_types` says which layers have one, or, in files older
+/// than that key, the first `max_window_layers` have none.
+fn qwen_windows(keys: &Keys<'_>, spec: &mut ModelSpec) -> Result<(), ConfigError> {
+    if !keys.flag_or("use_sliding_window", false)? || keys.optional("sliding_window").is_none() {
+        return Ok(());
+    }
+    let window = keys.size("sliding_window")?;
+    if keys.optional("layer_types").is_some() {
+        return windows_by_type(keys, spec, window);
+    }
+    let full = keys.index_or("max_window_layers", 28)?;
+    for layer in spec.layers.iter_mut().skip(full) {
+        layer.sliding_window = Some(window);
+    }
+    Ok(())
+}
+
+/// Windows of the layers that `layer_types` calls `sliding_attention`.
+fn windows_by_type(
+    keys: &Keys<'_>,
+    spec: &mut ModelSpec,
+    window: usize,
+) -> Result<(), ConfigError> {
+    let key = "layer_types";
+    let value = keys.optional(key).ok_or(ConfigError::Missing { key })?;
+    let expected = "\"full_attention\" or \"sliding_attention\" for each layer";
+    let Some(types) = value
+        .as_array()
+        .filter(|types| types.len() == spec.layers.len())
+    else {
+        return Err(invalid(key, expected, value));
+    };
+    for (layer, kind) in spec.layers.iter_mut().zip(types) {
+        layer.sliding_window = match kind.as_str() {
+            Some("full_attention") => None,
+            Some("sliding_attention") => Some(window),
+            _ => return Err(invalid(key, expected, kind)),
+        };
+    }
+    Ok(())
+}
+
+/// Refuses a flag that is on, for what the family does not have.
+fn refuse(keys: &Keys<'_>, key: &'static str) -> Result<(), ConfigError> {
+    match keys.optional(key) {
+        None | Some(Value::Bool(false)) => Ok(()),
+        Some(actual) => Err(ConfigError::Unsupported {
+            key,
+            actual: actual.to_string(),
+            supported: "false".to_owned(),
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests;

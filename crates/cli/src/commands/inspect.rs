@@ -142,6 +142,7 @@ fn model(args: &InspectArgs, context: Context) -> Result<Shown, CliError> {
         .fact("path", source.path().display().to_string())
         .count("parameters", base.params)
         .told("tensors", json!(base.types), types)
+        .fact("model_type", spec.family.model_type())
         .fact("layers", spec.layers.len())
         .fact("hidden_size", spec.hidden_size)
         .fact("intermediate_size", first.intermediate_size)
@@ -152,6 +153,7 @@ fn model(args: &InspectArgs, context: Context) -> Result<Shown, CliError> {
             first.num_key_value_heads.to_string(),
         )
         .told("head_dim", first.head_dim, first.head_dim.to_string())
+        .all(windows(&spec))
         .fact("vocab_size", spec.vocab_size)
         .fact("tied_head", spec.tie_word_embeddings)
         .told("rope", rope, rope_words)
@@ -174,6 +176,16 @@ fn model(args: &InspectArgs, context: Context) -> Result<Shown, CliError> {
         .bytes("memory_activations", memory.activations)
         .bytes("memory_total", memory.total())
         .fact("memory_is_for", context_is))
+}
+
+/// The sliding window, where there is one.
+fn windows(spec: &ModelSpec) -> Value {
+    let layers = spec.layers.iter();
+    let windows: Vec<usize> = layers.filter_map(|layer| layer.sliding_window).collect();
+    match windows.first() {
+        Some(window) => json!({"sliding_window": window, "layers_with_window": windows.len()}),
+        None => json!({}),
+    }
 }
 
 /// The rotary embedding as `rope_parameters` has it, and in words.

@@ -21,7 +21,7 @@ pub(super) fn forward(
     segments: &Segments,
     layout: HeadLayout,
 ) -> Option<(Tensor<2>, Tensor<2>)> {
-    plain(layout)?;
+    uncapped(layout)?;
     let (q, k, v) = (f32s(&qkv.q)?, f32s(&qkv.k)?, f32s(&qkv.v)?);
     let t = segments.queries();
     let (q_width, kv_width) = (
@@ -37,7 +37,7 @@ pub(super) fn forward(
             let kv_column = head / layout.group() * layout.head_dim;
             let column = head * layout.head_dim;
             let mut scores = Vec::new();
-            for block in blocks(&queries, &keys) {
+            for block in blocks(&queries, &keys, layout.window) {
                 let shape = Shape {
                     m: block.rows.len(),
                     n: block.visible.len(),
@@ -95,7 +95,7 @@ pub(super) fn backward(
     segments: &Segments,
     layout: HeadLayout,
 ) -> Option<Qkv> {
-    plain(layout)?;
+    uncapped(layout)?;
     let (q, k, v) = (f32s(&qkv.q)?, f32s(&qkv.k)?, f32s(&qkv.v)?);
     let (d_out, out, lse) = (f32s(d_out)?, f32s(out)?, f32s(lse)?);
     let (tq, tk, d) = (segments.queries(), segments.keys(), layout.head_dim);
@@ -109,7 +109,7 @@ pub(super) fn backward(
             let (mut scores, mut d_scores) = (Vec::new(), Vec::new());
             for head in kv_head * layout.group()..(kv_head + 1) * layout.group() {
                 let column = head * d;
-                for block in blocks(&queries, &keys) {
+                for block in blocks(&queries, &keys, layout.window) {
                     let shape = Shape {
                         m: block.rows.len(),
                         n: block.visible.len(),
@@ -181,17 +181,18 @@ pub(super) fn backward(
     })
 }
 
-/// Windows and caps are the reference's.
-fn plain(layout: HeadLayout) -> Option<()> {
-    (layout.window.is_none() && layout.softcap.is_none()).then_some(())
+/// Caps are the reference's.
+fn uncapped(layout: HeadLayout) -> Option<()> {
+    layout.softcap.is_none().then_some(())
 }
 
-/// Turns the first `seen` scores of a row into probabilities, the rest into zeroes; returns the
+/// Turns the scores of a row that are `seen` into probabilities, the rest into zeroes; returns the
 /// log-sum-exp.
 #[inline(always)]
-fn softmax(row: &mut [f32], seen: usize) -> f32 {
-    let (row, hidden) = row.split_at_mut(seen);
-    hidden.fill(0.0);
+fn softmax(row: &mut [f32], seen: Range<usize>) -> f32 {
+    row[..seen.start].fill(0.0);
+    row[seen.end..].fill(0.0);
+    let row = &mut row[seen];
     let top = max(row);
     for x in row.iter_mut() {
         *x = exp(*x - top);
@@ -204,12 +205,14 @@ fn softmax(row: &mut [f32], seen: usize) -> f32 {
     top + total.ln()
 }
 
-/// Turns scores into probabilities and dP into dS, zeroes beyond `seen`.
+/// Turns scores into probabilities and dP into dS, zeroes where they are not `seen`.
 #[inline(always)]
-fn d_softmax(p: &mut [f32], ds: &mut [f32], seen: usize, lse: f32, delta: f32, scale: f32) {
-    p[seen..].fill(0.0);
-    ds[seen..].fill(0.0);
-    for (p, ds) in p[..seen].iter_mut().zip(&mut ds[..seen]) {
+fn d_softmax(p: &mut [f32], ds: &mut [f32], seen: Range<usize>, lse: f32, delta: f32, scale: f32) {
+    for hidden in [0..seen.start, seen.end..p.len()] {
+        p[hidden.clone()].fill(0.0);
+        ds[hidden].fill(0.0);
+    }
+    for (p, ds) in p[seen.clone()].iter_mut().zip(&mut ds[seen]) {
         *p = exp(*p - lse);
         *ds = *p * (*ds - delta) * scale;
     }
@@ -235,23 +238,32 @@ fn block_scores(buffer: &mut Vec<f32>, shape: Shape, a: View, b: View, alpha: f3
 struct Block {
     rows: Range<usize>,
     visible: Range<usize>,
+    window: usize,
 }
 
 impl Block {
-    /// How many of the visible keys row `i` of the block sees.
-    fn seen_by(&self, i: usize) -> usize {
-        self.visible.len() + 1 + i - self.rows.len()
+    /// The visible keys that row `i` of the block sees.
+    fn seen_by(&self, i: usize) -> Range<usize> {
+        let end = self.visible.len() + 1 + i - self.rows.len();
+        end.saturating_sub(self.window)..end
     }
 }
 
-fn blocks(queries: &Range<usize>, keys: &Range<usize>) -> impl Iterator<Item = Block> {
+fn blocks(
+    queries: &Range<usize>,
+    keys: &Range<usize>,
+    window: Option<usize>,
+) -> impl Iterator<Item = Block> {
     let (queries, keys) = (queries.clone(), keys.clone());
+    let window = window.unwrap_or(usize::MAX);
     queries.clone().step_by(BLOCK).map(move |start| {
         let end = (start + BLOCK).min(queries.end);
-        let hidden = queries.end - end;
+        // One past the last key that the first row sees.
+        let seen = keys.end - (queries.end - start) + 1;
         Block {
             rows: start..end,
-            visible: keys.start..keys.end - hidden,
+            visible: keys.start.max(seen.saturating_sub(window))..keys.end - (queries.end - end),
+            window,
         }
     })
 }

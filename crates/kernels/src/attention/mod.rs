@@ -57,6 +57,24 @@ impl HeadLayout {
         }
     }
 
+    /// With a sliding window of so many keys.
+    #[must_use]
+    pub fn with_window(self, window: usize) -> Self {
+        Self {
+            window: Some(window),
+            ..self
+        }
+    }
+
+    /// Without a window that no document of `segments` is longer than.
+    fn within(self, segments: &Segments) -> Self {
+        let longest = segments.iter().map(|(_, keys)| keys.len()).max();
+        Self {
+            window: self.window.filter(|&window| Some(window) < longest),
+            ..self
+        }
+    }
+
     /// Query heads that share one key–value head.
     pub fn group(&self) -> usize {
         self.heads / self.kv_heads
@@ -86,6 +104,7 @@ pub struct Qkv {
 /// If the shapes disagree with `layout` or `segments`.
 pub fn forward(qkv: &Qkv, segments: &Segments, layout: HeadLayout) -> (Tensor<2>, Tensor<2>) {
     check(qkv, segments, layout);
+    let layout = layout.within(segments);
     cpu::forward(qkv, segments, layout)
         .or_else(|| on_device!(cube::forward(qkv, segments, layout)))
         .unwrap_or_else(|| reference::forward(qkv, segments, layout))
@@ -105,6 +124,7 @@ pub fn backward(
     segments: &Segments,
     layout: HeadLayout,
 ) -> Qkv {
+    let layout = layout.within(segments);
     cpu::backward(d_out, qkv, (out, lse), segments, layout)
         .or_else(|| on_device!(cube::backward(d_out, qkv, (out, lse), segments, layout)))
         .unwrap_or_else(|| reference::backward(d_out, qkv, (out, lse), segments, layout))

@@ -2,10 +2,10 @@
 
 use burn::tensor::{Device, Tensor};
 
-use super::places::{compare, places, random};
+use super::places::{Place, compare, places, random};
 use crate::dropout::Dropout;
 use crate::rope::RotaryTables;
-use crate::{embedding, rms_norm, rope, swiglu};
+use crate::{embedding, norm_rope, rms_norm, rope, swiglu};
 
 #[test]
 fn rms_norm_and_both_gradients() {
@@ -137,6 +137,51 @@ fn rope_leaves_a_shared_input_alone() {
 }
 
 #[test]
+fn norm_rope_and_both_gradients() {
+    for (t, heads, d) in [
+        (1, 1, 2),
+        (7, 3, 16),
+        (20, 9, 64),
+        (5, 2, 80),
+        (3, 2, 6),
+        (9, 5, 128),
+        (2, 3, 256),
+    ] {
+        let exact = tables(t, d);
+        let put = |place: &Place| RotaryTables {
+            cos: place.put_f32(&exact.cos),
+            sin: place.put_f32(&exact.sin),
+        };
+        compare(
+            [random([t, heads * d]), random([1, d])],
+            |place, [x, w]| norm_rope::norm_rope(x, w.squeeze_dim(0), 1e-5, &put(place)),
+            |_, [x, w]| norm_rope::reference::forward(&x, &w.squeeze_dim(0), 1e-5, &exact),
+        );
+        let (x, dy, w) = (random([t, heads * d]), random([t, heads * d]), random([d]));
+        for place in places() {
+            let (there, weight, tables) = (place.put(&x), place.put(&w), put(&place));
+            let expected = norm_rope::reference::backward(
+                &place.round(&dy),
+                &place.round(&x),
+                &place.round(&w),
+                1e-5,
+                &exact,
+            );
+            let backward = |dy| norm_rope::backward(dy, &there, &weight, 1e-5, &tables);
+            place.assert_close("in place", backward(place.put(&dy)), expected.clone());
+            let held = place.put(&dy);
+            place.assert_close("beside it", backward(held.clone()), expected);
+            place.assert_close("held gradient", held, place.round(&dy));
+            // The weight may be kept in f32 whatever the activations are.
+            let mixed = norm_rope::forward(&there, &place.put_f32(&w), 1e-5, &tables);
+            assert_eq!(mixed.dtype(), place.dtype);
+            let expected = norm_rope::reference::forward(&place.round(&x), &w, 1e-5, &exact);
+            place.assert_close("an f32 weight", mixed, expected);
+        }
+    }
+}
+
+#[test]
 fn swiglu_and_both_gradients() {
     for (t, m) in [(1, 1), (5, 7), (33, 1536), (70_001, 1)] {
         let inputs = || [random([t, m]).mul_scalar(4.0), random([t, m])];
@@ -206,6 +251,8 @@ fn empty_tensors_stay_empty() {
             cos: Tensor::empty([0, 2], &place.device),
             sin: Tensor::empty([0, 2], &place.device),
         };
+        let w = place.put(&random([4]));
+        assert_eq!(norm_rope::forward(&x, &w, 1e-5, &tables).dims(), [0, 8]);
         assert_eq!(rope::forward(x, &tables).dims(), [0, 8]);
     }
 }

@@ -79,12 +79,13 @@ impl DecoderLayer {
     }
 
     /// Computes the tensors of the layer one by one, in the order of the forward pass, and shows each to `made` as soon
-    /// as an op of it has been issued: to time them. One that takes two ops is shown twice.
+    /// as an op of it has been issued: to time them. One that takes two ops is shown twice, one that is never kept without a
+    /// name.
     pub fn visit_saved(
         &self,
         h: Tensor<2>,
         context: &Context,
-        made: &mut dyn FnMut(SavedTensor, &Tensor<2>),
+        made: &mut dyn FnMut(Option<SavedTensor>, &Tensor<2>),
     ) {
         let mut none = AdapterGrads::new();
         let ops = self.ops(context, &mut none);
@@ -127,14 +128,19 @@ impl DecoderLayer {
         match norm {
             Norm::Input => &self.input_layernorm,
             Norm::PostAttention => &self.post_attention_layernorm,
+            Norm::Query | Norm::Key => self.self_attn.norm(norm),
         }
     }
 
-    pub(crate) fn norm_mut(&mut self, norm: Norm) -> &mut RmsNorm {
-        match norm {
-            Norm::Input => &mut self.input_layernorm,
-            Norm::PostAttention => &mut self.post_attention_layernorm,
-        }
+    /// Its norms, to be changed.
+    pub(crate) fn norms_mut(&mut self) -> impl Iterator<Item = (Norm, &mut RmsNorm)> {
+        let stream = [
+            (Norm::Input, &mut self.input_layernorm),
+            (Norm::PostAttention, &mut self.post_attention_layernorm),
+        ];
+        let heads = self.self_attn.head_norms.as_mut();
+        let heads = heads.map(|[query, key]| [(Norm::Query, query), (Norm::Key, key)]);
+        stream.into_iter().chain(heads.into_iter().flatten())
     }
 
     pub(super) fn dropout_seed(&self, target: TargetModule, context: &Context) -> Option<u64> {

@@ -4,7 +4,7 @@ use backdraft_arch::ops::Branch;
 use backdraft_arch::{Backward, Forward, Group, InputGrad, Norm, TargetModule, Values};
 use backdraft_kernels::attention::{self, Qkv};
 use backdraft_kernels::low_rank::Adapted;
-use backdraft_kernels::{rope, swiglu};
+use backdraft_kernels::{norm_rope, rope, swiglu};
 use backdraft_lora::{AdapterGrads, Projection, ProjectionSaved};
 use burn::tensor::Tensor;
 
@@ -121,6 +121,15 @@ impl Forward for DeviceOps<'_> {
         rope::forward(x, &self.context.tables)
     }
 
+    fn norms_heads(&self) -> bool {
+        self.layer.self_attn.norms_heads()
+    }
+
+    fn norm_rope(&mut self, norm: Norm, x: &Tensor<2>) -> Tensor<2> {
+        let (weight, eps) = self.layer.norm(norm).parts();
+        norm_rope::forward(x, weight, eps, &self.context.tables)
+    }
+
     fn attend(&mut self, qkv: [&Tensor<2>; 3]) -> (Tensor<2>, Tensor<2>) {
         let layout = self.layer.self_attn.layout();
         attention::forward(&operands(qkv), &self.context.segments, layout)
@@ -166,8 +175,16 @@ impl Backward for DeviceOps<'_> {
     ) -> [Tensor<2>; 3] {
         let (segments, layout) = (&self.context.segments, self.layer.self_attn.layout());
         let d = attention::backward(d_out, &operands(qkv), forward, segments, layout);
-        let (q, k) = rope::backward_both(d.q, d.k, &self.context.tables);
-        [q, k, d.v]
+        [d.q, d.k, d.v]
+    }
+
+    fn rope_backward(&mut self, dq: Tensor<2>, dk: Tensor<2>) -> (Tensor<2>, Tensor<2>) {
+        rope::backward_both(dq, dk, &self.context.tables)
+    }
+
+    fn norm_rope_backward(&mut self, norm: Norm, dy: Tensor<2>, x: &Tensor<2>) -> Tensor<2> {
+        let (weight, eps) = self.layer.norm(norm).parts();
+        norm_rope::backward(dy, x, weight, eps, &self.context.tables)
     }
 
     fn glu_backward(

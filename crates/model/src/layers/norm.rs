@@ -30,6 +30,11 @@ impl RmsNorm {
         &mut self.weight
     }
 
+    /// Weight and ε.
+    pub(crate) fn parts(&self) -> (&Tensor<1>, f64) {
+        (&self.weight, self.eps)
+    }
+
     /// # Shapes
     /// `x` and the result `[t, h]`.
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {

@@ -2,7 +2,7 @@
 
 use backdraft_arch::{Forward, Group, Norm, TargetModule, Values};
 use backdraft_kernels::attention::{self, Qkv};
-use backdraft_kernels::{rope, swiglu};
+use backdraft_kernels::{norm_rope, rope, swiglu};
 use burn::tensor::Tensor;
 
 use super::{Context, DecoderLayer};
@@ -80,6 +80,15 @@ impl Forward for TapeOps<'_> {
 
     fn rope_one(&mut self, _: TargetModule, x: Tensor<2>) -> Tensor<2> {
         rope::rope(x, &self.context.tables)
+    }
+
+    fn norms_heads(&self) -> bool {
+        self.layer.self_attn.norms_heads()
+    }
+
+    fn norm_rope(&mut self, norm: Norm, x: &Tensor<2>) -> Tensor<2> {
+        let (weight, eps) = self.layer.norm(norm).parts();
+        norm_rope::norm_rope(x.clone(), weight.clone(), eps, &self.context.tables)
     }
 
     fn attend(&mut self, [q, k, v]: [&Tensor<2>; 3]) -> (Tensor<2>, ()) {

@@ -10,7 +10,7 @@ use super::device_ops::{DeviceOps, OnDevice};
 /// output, as when it alone is rebuilt; `down_proj`, whose output nothing rebuilds, leaves only its x·Aᵀ.
 pub(super) struct TimedOps<'a, 'b> {
     pub(super) ops: DeviceOps<'a>,
-    pub(super) made: &'b mut dyn FnMut(SavedTensor, &Tensor<2>),
+    pub(super) made: &'b mut dyn FnMut(Option<SavedTensor>, &Tensor<2>),
 }
 
 impl Forward for TimedOps<'_, '_> {
@@ -39,7 +39,7 @@ impl Forward for TimedOps<'_, '_> {
         down: &Self::SharedDown,
     ) -> (Tensor<2>, ProjectionSaved) {
         let (y, side) = self.ops.project(target, x, down);
-        (self.made)(SavedTensor::of(target), &y);
+        (self.made)(Some(SavedTensor::of(target)), &y);
         (y, side)
     }
 
@@ -70,7 +70,7 @@ impl Forward for TimedOps<'_, '_> {
             TargetModule::DownProj => (stream.clone(), self.side(target, x)),
             _ => self.ops.project_onto(target, x, stream),
         };
-        (self.made)(SavedTensor::of(target), &y);
+        (self.made)(Some(SavedTensor::of(target)), &y);
         (y, side)
     }
 
@@ -85,13 +85,24 @@ impl Forward for TimedOps<'_, '_> {
 
     fn rope_one(&mut self, target: TargetModule, x: Tensor<2>) -> Tensor<2> {
         let y = self.ops.rope_one(target, x);
-        (self.made)(SavedTensor::of(target), &y);
+        (self.made)(Some(SavedTensor::of(target)), &y);
+        y
+    }
+
+    fn norms_heads(&self) -> bool {
+        self.ops.norms_heads()
+    }
+
+    fn norm_rope(&mut self, norm: Norm, x: &Tensor<2>) -> Tensor<2> {
+        // Every backward pass makes it, whatever is kept: what follows is timed from here.
+        let y = self.ops.norm_rope(norm, x);
+        (self.made)(None, &y);
         y
     }
 
     fn attend(&mut self, qkv: [&Tensor<2>; 3]) -> (Tensor<2>, Tensor<2>) {
         let (out, lse) = self.ops.attend(qkv);
-        (self.made)(SavedTensor::Attention, &out);
+        (self.made)(Some(SavedTensor::Attention), &out);
         (out, lse)
     }
 

@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use backdraft_formats::PeftDir;
-use backdraft_quant::QuantizationPlan;
 use backdraft_train::trained_with::{Prompting, TrainedWith};
 use serde_json::Value;
 
@@ -43,7 +42,7 @@ pub(super) fn facts(shown: Shown, path: &Path) -> Result<Shown, CliError> {
         return Ok(shown);
     };
     let value = serde_json::to_value(&noted).map_err(CliError::internal)?;
-    let kept = noted.over.quantization.as_ref().map(QuantizationPlan::from);
+    let kept = noted.over.quantization.as_ref();
     let kept = kept.map_or_else(|| "as it is".to_owned(), |plan| plan.scheme.to_string());
     let rows = &noted.rows;
     let words = format!(

@@ -1,0 +1,113 @@
+use serde_json::{Value, json};
+
+use crate::spec::{LayerSpec, ModelSpec};
+use crate::target::TargetModule as M;
+
+fn spec(change: Value) -> Result<ModelSpec, String> {
+    let mut config = json!({
+        "vocab_size": 256, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "num_key_value_heads": 2,
+    });
+    for (key, value) in change.as_object().unwrap() {
+        config[key] = value.clone();
+    }
+    ModelSpec::from_hf(&config).map_err(|error| error.to_string())
+}
+
+fn windows(change: Value) -> Vec<Option<usize>> {
+    let layers = spec(change).unwrap().layers;
+    layers.iter().map(|layer| layer.sliding_window).collect()
+}
+
+fn biased(layer: &LayerSpec) -> Vec<M> {
+    let all = M::ALL.into_iter();
+    all.filter(|&target| layer.biases.contains(target))
+        .collect()
+}
+
+#[test]
+fn llama_has_biases_where_flags_say_so() {
+    let plain = spec(json!({"model_type": "llama"})).unwrap();
+    assert_eq!(biased(&plain.layers[0]), []);
+    let all = json!({"model_type": "llama", "attention_bias": true, "mlp_bias": true});
+    assert_eq!(biased(&spec(all).unwrap().layers[2]), M::ALL);
+}
+
+#[test]
+fn mistral_has_a_window_unless_it_is_null() {
+    let with = |window| windows(json!({"model_type": "mistral", "sliding_window": window}));
+    assert_eq!(with(json!(7)), [Some(7); 3]);
+    assert_eq!(with(Value::Null), [None; 3]);
+    assert_eq!(windows(json!({"model_type": "mistral"})), [Some(4096); 3]);
+    assert_eq!(
+        spec(json!({"model_type": "mistral", "attention_bias": true})),
+        Err("`attention_bias` is true, which is not supported: expected false".to_owned())
+    );
+}
+
+#[test]
+fn qwen2_has_biases_whatever_flags_say() {
+    let spec = spec(json!({"model_type": "qwen2", "attention_bias": false})).unwrap();
+    assert_eq!(biased(&spec.layers[0]), [M::QProj, M::KProj, M::VProj]);
+}
+
+#[test]
+fn windows_of_qwen_are_off_until_they_are_used() {
+    let of = |mut change: Value| {
+        change["model_type"] = json!("qwen2");
+        change["sliding_window"] = json!(7);
+        windows(change)
+    };
+    assert_eq!(of(json!({"max_window_layers": 1})), [None; 3]);
+    let used = json!({"use_sliding_window": true, "max_window_layers": 1});
+    assert_eq!(of(used), [None, Some(7), Some(7)]);
+    let by_type = json!({
+        "use_sliding_window": true,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    });
+    assert_eq!(of(by_type), [Some(7), None, Some(7)]);
+    let short = json!({
+        "model_type": "qwen3", "use_sliding_window": true, "sliding_window": 7,
+        "layer_types": ["sliding_attention"],
+    });
+    assert_eq!(
+        spec(short),
+        Err(
+            "`layer_types` should be \"full_attention\" or \"sliding_attention\" for each layer, found \
+             [\"sliding_attention\"]"
+                .to_owned()
+        )
+    );
+}
+
+#[test]
+fn qwen3_norms_heads_of_their_own_size() {
+    let spec = spec(json!({"model_type": "qwen3"})).unwrap();
+    let layer = &spec.layers[0];
+    assert_eq!((layer.head_dim, layer.head_norms), (128, true));
+    assert_eq!(layer.shape(M::QProj), [512, 64]);
+    assert_eq!(layer.shape(M::OProj), [64, 512]);
+    let names: Vec<_> = layer.tensors(1).map(|tensor| tensor.name).collect();
+    assert!(names.contains(&"model.layers.1.self_attn.q_norm.weight".to_owned()));
+    assert!(names.contains(&"model.layers.1.self_attn.k_norm.weight".to_owned()));
+}
+
+#[test]
+fn absent_keys_stand_for_what_transformers_takes() {
+    let without = |family| {
+        let heads = json!({"model_type": family, "num_attention_heads": 32, "hidden_size": 64});
+        let mut config = json!({
+            "vocab_size": 256, "intermediate_size": 128, "num_hidden_layers": 1,
+        });
+        for (key, value) in heads.as_object().unwrap() {
+            config[key] = value.clone();
+        }
+        let spec = ModelSpec::from_hf(&config).unwrap();
+        let layer = &spec.layers[0];
+        (layer.num_key_value_heads, layer.head_dim)
+    };
+    assert_eq!(without("llama"), (32, 2));
+    assert_eq!(without("mistral"), (8, 2));
+    assert_eq!(without("qwen2"), (32, 2));
+    assert_eq!(without("qwen3"), (32, 128));
+}

@@ -1,0 +1,105 @@
+//! Root-mean-square normalisation of each head, then its rotary position embedding: queries and keys of Qwen 3.
+//!
+//! Within each head, n = x·r∘w with r = 1 / √(mean(x²) + ε), and y = rope(n). Statistics and the step between the two
+//! are in f32; nothing but x is needed for the backward pass.
+//!
+//! # Source
+//! Henry et al. 2020, arXiv:2010.04245, with the norm of [`rms_norm`](crate::rms_norm); order as in Hugging Face's
+//! Qwen 3.
+
+mod cpu;
+#[cfg(feature = "cube")]
+mod cube;
+pub mod reference;
+
+use burn::backend::DispatchTensor;
+use burn::tensor::Tensor;
+
+use crate::autograd::{Vjp, attach, parent};
+use crate::dispatch::on_device;
+use crate::rope::RotaryTables;
+
+/// Every head of every token, normed and turned.
+///
+/// # Shapes
+/// `x` and the result `[t, h·d]`, `weight` `[d]`, the same for all heads.
+pub fn forward(x: &Tensor<2>, weight: &Tensor<1>, eps: f64, tables: &RotaryTables) -> Tensor<2> {
+    check(x, weight, tables);
+    cpu::forward(x, weight, eps, tables)
+        .or_else(|| on_device!(cube::forward(x, weight, eps, tables)))
+        .unwrap_or_else(|| reference::forward(x, weight, eps, tables))
+}
+
+/// Gradient of the input: with g = rope⁻¹(dy)∘w, dx = r·(g − x·r²·mean(g∘x)). `dy` is written over where nothing else
+/// holds it.
+///
+/// # Shapes
+/// As [`forward`]; `dy` `[t, h·d]`.
+pub fn backward(
+    dy: Tensor<2>,
+    x: &Tensor<2>,
+    weight: &Tensor<1>,
+    eps: f64,
+    tables: &RotaryTables,
+) -> Tensor<2> {
+    check(x, weight, tables);
+    cpu::backward(dy, x, weight, eps, tables)
+        .or_else(|dy| on_device!(cube::backward(dy, x, weight, eps, tables), or dy))
+        .unwrap_or_else(|dy| reference::backward(&dy, x, weight, eps, tables))
+}
+
+/// Gradient of the weight: Σ over tokens and heads of rope⁻¹(dy)∘x·r.
+///
+/// # Shapes
+/// As [`backward`]; result `[d]`.
+pub fn backward_weight(
+    dy: &Tensor<2>,
+    x: &Tensor<2>,
+    eps: f64,
+    tables: &RotaryTables,
+) -> Tensor<1> {
+    reference::backward_weight(dy, x, eps, tables)
+}
+
+/// The differentiable form of [`forward`].
+pub fn norm_rope(x: Tensor<2>, weight: Tensor<1>, eps: f64, tables: &RotaryTables) -> Tensor<2> {
+    let parents = [parent(&x), parent(&weight)];
+    let (x, weight) = (x.inner(), weight.inner());
+    let y = forward(&x, &weight, eps, tables);
+    let rule = NormRope {
+        x,
+        weight,
+        eps,
+        tables: tables.clone(),
+    };
+    attach(y, parents, rule)
+}
+
+fn check(x: &Tensor<2>, weight: &Tensor<1>, tables: &RotaryTables) {
+    let ([_, width], [d]) = (x.dims(), weight.dims());
+    let turned = 2 * tables.cos.dims()[1];
+    assert_eq!(d, turned, "a norm of {d} features, but heads of {turned}");
+    assert_eq!(
+        width % d,
+        0,
+        "{width} features are no whole number of heads of {d}"
+    );
+}
+
+#[derive(Clone, Debug)]
+struct NormRope {
+    x: Tensor<2>,
+    weight: Tensor<1>,
+    eps: f64,
+    tables: RotaryTables,
+}
+
+impl Vjp<2> for NormRope {
+    fn vjp(self, dy: DispatchTensor, [dx, dw]: [bool; 2]) -> [Option<DispatchTensor>; 2] {
+        let dy: Tensor<2> = Tensor::from_dispatch(dy);
+        let dw = dw.then(|| backward_weight(&dy, &self.x, self.eps, &self.tables).into_dispatch());
+        let dx =
+            dx.then(|| backward(dy, &self.x, &self.weight, self.eps, &self.tables).into_dispatch());
+        [dx, dw]
+    }
+}
