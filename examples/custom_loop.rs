@@ -18,7 +18,7 @@ use backdraft::formats::{Existing, ModelSource, PeftWriteOptions};
 use backdraft::kernels::adamw::AdamWParams;
 use backdraft::lora::LoraConfig;
 use backdraft::model::{CausalLm, Targets, Tokens};
-use backdraft::train::activation::ActivationPlan;
+use backdraft::plan::ActivationPlan;
 use backdraft::train::optimizer::{AdamW, StatePrecision};
 use backdraft::train::step::{MicroBatch, forward_backward};
 

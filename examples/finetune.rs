@@ -16,11 +16,11 @@ use backdraft::burn::tensor::Device;
 use backdraft::burn::train::{Interrupter, renderer::CliMetricsRenderer};
 use backdraft::data::{Conversation, Message, Role};
 use backdraft::formats::ModelSource;
+use backdraft::journal::report::{Reporter, StepReport};
 use backdraft::model::generate::GenerateConfig;
+use backdraft::recipe::Recipe;
 use backdraft::train::control::Control;
 use backdraft::train::data;
-use backdraft::train::recipe::Recipe;
-use backdraft::train::report::{Reporter, StepReport};
 use backdraft::train::run::{Start, Watch, prepare};
 
 /// Everything that is not given has its default: `docs/recipe.md`.

@@ -10,7 +10,10 @@
 //! | [`kernels`] | the operations, each with its backward pass and its reference |
 //! | [`formats`] | safetensors, GGUF and PEFT files |
 //! | `data` | conversations, chat templates, tokens, padding-free batches (feature `data`) |
-//! | `train` | recipes, and the training run that `backdraft train` does (feature `train`) |
+//! | `plan` | the memory and time of a step, predicted without tensors (feature `train`) |
+//! | `recipe` | what a run does, read from TOML and checked (feature `train`) |
+//! | `journal` | what a run tells and leaves: reports, records, diagnosis (feature `train`) |
+//! | `train` | the training run that `backdraft train` does (feature `train`) |
 //!
 //! Both features are on by default. A program that brings its own rows and its own loop does without them, and
 //! compiles about a third fewer crates.
@@ -48,10 +51,16 @@ pub use backdraft_arch as arch;
 #[cfg(feature = "data")]
 pub use backdraft_data as data;
 pub use backdraft_formats as formats;
+#[cfg(feature = "train")]
+pub use backdraft_journal as journal;
 pub use backdraft_kernels as kernels;
 pub use backdraft_lora as lora;
 pub use backdraft_model as model;
+#[cfg(feature = "train")]
+pub use backdraft_plan as plan;
 pub use backdraft_quant as quant;
+#[cfg(feature = "train")]
+pub use backdraft_recipe as recipe;
 #[cfg(feature = "train")]
 pub use backdraft_train as train;
 /// The Burn that everything here is built on.

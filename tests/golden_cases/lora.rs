@@ -4,8 +4,8 @@ use backdraft::burn::module::Module;
 use backdraft::burn::tensor::{Int, Tensor, TensorData};
 use backdraft::lora::{Adapter, AdapterGrads};
 use backdraft::model::{BaseTensor, CausalLm};
+use backdraft::plan::ActivationPlan;
 use backdraft::quant::Weight;
-use backdraft::train::activation::ActivationPlan;
 use backdraft::train::step::{MicroBatch, forward_backward};
 use backdraft_testkit::tolerance::{TINY_GRADIENT, TINY_LOGITS, TINY_LOSS, TINY_NORM};
 

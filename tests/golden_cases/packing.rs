@@ -5,7 +5,7 @@ use backdraft::data::rng::SplitMix64;
 use backdraft::data::{Batch, Batching, IGNORE_INDEX, Loader, LoaderOptions, RowSet, TokenRows};
 use backdraft::lora::AdapterGrads;
 use backdraft::model::CausalLm;
-use backdraft::train::activation::ActivationPlan;
+use backdraft::plan::ActivationPlan;
 use backdraft::train::step::{MicroBatch, forward_backward};
 use backdraft_testkit::tolerance::Tolerance;
 

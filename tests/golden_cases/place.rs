@@ -3,8 +3,9 @@
 use std::env;
 use std::sync::OnceLock;
 
+use backdraft::arch::DeviceChoice;
 use backdraft::burn::tensor::Device;
-use backdraft::kernels::device::{self, Choice};
+use backdraft::kernels::device;
 
 const VARIABLE: &str = "BACKDRAFT_TEST_DEVICE";
 
@@ -16,11 +17,13 @@ pub(super) fn device() -> Device {
     static DEVICE: OnceLock<Device> = OnceLock::new();
     let open = || {
         let name = env::var(VARIABLE).unwrap_or_else(|_| "cpu".to_owned());
-        let choice: Choice = name.parse().unwrap_or_else(|e| panic!("{VARIABLE}: {e}"));
-        assert_ne!(choice, Choice::Auto, "{VARIABLE} must name one device");
-        let device = choice
-            .open()
-            .unwrap_or_else(|e| panic!("{VARIABLE}={name}: {e}"));
+        let choice: DeviceChoice = name.parse().unwrap_or_else(|e| panic!("{VARIABLE}: {e}"));
+        assert_ne!(
+            choice,
+            DeviceChoice::Auto,
+            "{VARIABLE} must name one device"
+        );
+        let device = device::open(choice).unwrap_or_else(|e| panic!("{VARIABLE}={name}: {e}"));
         println!("golden cases on {}", device::report(&device));
         device
     };

@@ -9,7 +9,7 @@ use backdraft::formats::ModelSource;
 use backdraft::model::generate::GenerateConfig;
 use backdraft::model::{BaseTensor, CausalLm, Targets, Tokens};
 use backdraft::quant::{FourBitFormat, Scheme, Weight};
-use backdraft::train::run;
+use backdraft::train::data;
 use backdraft_testkit::golden;
 use backdraft_testkit::smollm2;
 use backdraft_testkit::tolerance::{
@@ -37,7 +37,7 @@ pub(super) fn load(file: &str) -> Option<(&'static Smollm2, PathBuf)> {
         let source = ModelSource::open(path).unwrap();
         Some(Smollm2 {
             model: CausalLm::load(&source, &place::device()).unwrap(),
-            tokenizer: run::tokenizer(&source).unwrap(),
+            tokenizer: data::tokenizer(&source).unwrap(),
         })
     });
     Some((loaded.as_ref()?, golden::part(&format!("smollm2/{file}"))?))

@@ -9,8 +9,8 @@ use backdraft::lora::{
     Adapter, AdapterGrads, AdapterWeights, LoraAdapter, LoraConfig, TargetModule,
 };
 use backdraft::model::CausalLm;
+use backdraft::plan::ActivationPlan;
 use backdraft::quant::Scheme;
-use backdraft::train::activation::ActivationPlan;
 use backdraft::train::optimizer::{AdamW, StatePrecision, global_norm};
 use backdraft::train::step::{MicroBatch, forward_backward};
 use backdraft_testkit::golden::{self, Tensors};

@@ -8,6 +8,9 @@
 #[cfg(feature = "bench")]
 mod bench;
 mod ci;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod circles;
 #[cfg(not(feature = "bench"))]
 mod library;
 #[cfg(any(feature = "bench", test))]

@@ -1,10 +1,10 @@
 //! Rules of the tree that no compiler checks.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// What each crate may use. `ARCHITECTURE.md` draws the same.
-const EDGES: [(&str, &[&str]); 11] = [
+const EDGES: [(&str, &[&str]); 14] = [
     ("arch", &[]),
     ("kernels", &["arch"]),
     ("formats", &[]),
@@ -13,16 +13,21 @@ const EDGES: [(&str, &[&str]); 11] = [
     ("model", &["lora", "quant", "kernels", "formats", "arch"]),
     ("jinja", &[]),
     ("data", &["formats", "jinja"]),
+    ("plan", &["arch"]),
+    ("recipe", &["plan", "data", "arch"]),
+    ("journal", &["recipe", "plan", "data", "formats", "arch"]),
     (
         "train",
         &[
-            "model", "lora", "quant", "kernels", "data", "formats", "arch",
+            "model", "lora", "quant", "kernels", "journal", "recipe", "plan", "data", "formats",
+            "arch",
         ],
     ),
     (
         "cli",
         &[
-            "train", "model", "lora", "quant", "kernels", "data", "formats", "arch",
+            "train", "model", "lora", "quant", "kernels", "journal", "recipe", "plan", "data",
+            "formats", "arch",
         ],
     ),
     ("testkit", &["formats", "arch"]),
@@ -60,6 +65,51 @@ fn crates_use_what_the_list_says() {
                 listed[&*from].contains(&&*to),
                 "{from} must not depend on {to}"
             );
+        }
+    }
+}
+
+/// What a manifest asks for under these headings.
+fn dependencies<'a>(
+    manifest: &'a toml::Table,
+    headings: &'a [&str],
+) -> impl Iterator<Item = &'a str> {
+    let tables = headings.iter().filter_map(|name| manifest.get(*name));
+    let tables = tables.filter_map(toml::Value::as_table);
+    tables.flat_map(toml::Table::keys).map(String::as_str)
+}
+
+/// Every crate that the tests of `name` bring, by way of our own crates.
+fn brought(name: &str, manifests: &BTreeMap<String, toml::Table>) -> BTreeSet<String> {
+    let own: &[&str] = &["dependencies", "dev-dependencies", "build-dependencies"];
+    let mut next: Vec<String> = dependencies(&manifests[name], own)
+        .map(str::to_owned)
+        .collect();
+    let mut seen = BTreeSet::new();
+    while let Some(found) = next.pop() {
+        let inner = found
+            .strip_prefix("backdraft-")
+            .and_then(|name| manifests.get(name));
+        if seen.insert(found.clone())
+            && let Some(manifest) = inner
+        {
+            let below = dependencies(manifest, &["dependencies", "build-dependencies"]);
+            next.extend(below.map(str::to_owned));
+        }
+    }
+    seen
+}
+
+/// What a recipe may say, a plan and a report are tested without compiling a tensor library.
+#[test]
+fn recipe_plan_and_journal_bring_no_tensors() {
+    let manifests = manifests();
+    assert!(brought("train", &manifests).contains("burn"));
+    for name in ["arch", "plan", "recipe", "journal", "data", "formats"] {
+        for found in brought(name, &manifests) {
+            let tensors = ["burn", "cubecl", "backdraft-kernels"];
+            let brings = tensors.iter().any(|tensors| found.starts_with(tensors));
+            assert!(!brings, "{name} must not bring {found}");
         }
     }
 }

@@ -12,9 +12,14 @@
 //! | [`quantization`] | [`Scheme`], [`QuantizationPlan`]: which matrix is stored how |
 //! | [`four_bit`] | [`FourBitFormat`]: what 4-bit codes stand for |
 //! | [`lora`] | [`LoraConfig`]: which projections carry adapters |
+//! | [`stored`] | [`StoredShare`]: the part of a base that is stored in one way |
 //! | [`target`] | [`TargetModule`]: the projections of a layer, and which of them share an input |
 //! | [`saved`] | [`SavedTensor`], [`KeepSet`], [`OffloadSet`]: what stays for the backward pass |
 //! | [`ops`] | [`Forward`] and [`Backward`]: the ops of a layer, for an executor to implement |
+//! | [`optimizer`] | [`StatePrecision`]: how an optimiser keeps its state |
+//! | [`device`] | [`DeviceChoice`]: devices by name |
+//! | [`named`](mod@named) | [`named!`]: enums whose variants people write by name |
+//! | [`sizes`] | what kernels work with and a plan of memory counts on |
 //! | [`layer`] | [`forward`](layer::forward), [`backward`](layer::backward), [`Kept`] |
 //!
 //! Start reading at [`layer`].
@@ -22,25 +27,33 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod config;
+pub mod device;
 pub mod families;
 pub mod four_bit;
 pub mod layer;
 pub mod lora;
+pub mod named;
 pub mod ops;
+pub mod optimizer;
 pub mod quantization;
 pub mod rope;
 pub mod saved;
+pub mod sizes;
 pub mod spec;
+pub mod stored;
 pub mod target;
 
 pub use config::ConfigError;
+pub use device::{DeviceChoice, UnknownDevice};
 pub use families::Family;
 pub use four_bit::FourBitFormat;
 pub use layer::{InputGrad, Kept, Projected};
 pub use lora::{LoraConfig, LoraConfigError};
 pub use ops::{Backward, Forward, Norm, Values};
+pub use optimizer::StatePrecision;
 pub use quantization::{QuantizationPlan, Scheme};
 pub use rope::{RopeConfig, RopeScaling};
 pub use saved::{KeepSet, OffloadSet, SavedTensor};
 pub use spec::{LayerSpec, ModelSpec, TensorSpec};
+pub use stored::StoredShare;
 pub use target::{Group, TargetModule, TargetSet, UnknownTarget};

@@ -1,6 +1,7 @@
 //! What `--version` tells: which build this is, and what it finds on this machine.
 
-use backdraft_kernels::device::{self, Choice};
+use backdraft_arch::DeviceChoice;
+use backdraft_kernels::device;
 use serde_json::json;
 
 use crate::error::CliError;
@@ -41,12 +42,12 @@ fn gpu() -> Result<String, String> {
         return Err("this build has no GPU backend: build with --features cuda or wgpu".to_owned());
     }
     let choices = [
-        (cfg!(feature = "cuda"), Choice::Cuda(0)),
-        (cfg!(feature = "wgpu"), Choice::Wgpu),
+        (cfg!(feature = "cuda"), DeviceChoice::Cuda(0)),
+        (cfg!(feature = "wgpu"), DeviceChoice::Wgpu),
     ];
     let mut reasons = Vec::new();
     for (_, choice) in choices.into_iter().filter(|(built, _)| *built) {
-        match choice.open() {
+        match device::open(choice) {
             Ok(device) => return Ok(device::report(&device).to_string()),
             Err(error) => reasons.push(error.to_string()),
         }

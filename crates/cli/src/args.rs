@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
-use backdraft_kernels::device::Choice;
+use backdraft_arch::DeviceChoice;
 use backdraft_quant::{FourBitFormat, QuantizationPlan, Scheme};
-use backdraft_train::recipe::{self, DataFormat};
+use backdraft_recipe::{self as recipe, DataFormat};
+use backdraft_train::device::dtype_on;
 use burn::tensor::{DType, Device};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -28,7 +29,7 @@ pub(crate) struct Cli {
 
     // Before the command too, as before any of those that compute.
     #[arg(long, hide = true)]
-    pub(crate) device: Option<Choice>,
+    pub(crate) device: Option<DeviceChoice>,
 
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -43,7 +44,7 @@ pub(crate) struct Global {
 
     /// What `--device` said, wherever it stood.
     #[arg(skip)]
-    pub(crate) device: Option<Choice>,
+    pub(crate) device: Option<DeviceChoice>,
 }
 
 /// The device, for commands that compute.
@@ -51,7 +52,7 @@ pub(crate) struct Global {
 pub(crate) struct DeviceArgs {
     /// Where to compute: auto, cpu, cuda, cuda:N or wgpu [default: the recipe's device, else auto]
     #[arg(long)]
-    pub(crate) device: Option<Choice>,
+    pub(crate) device: Option<DeviceChoice>,
 }
 
 /// What to do.
@@ -76,7 +77,7 @@ pub(crate) enum Command {
 
 impl Command {
     /// What `--device` said behind the command; `None` for a command that does not compute.
-    pub(crate) const fn device(&self) -> Option<Option<Choice>> {
+    pub(crate) const fn device(&self) -> Option<Option<DeviceChoice>> {
         match self {
             Self::Train(args) => Some(args.device.device),
             Self::Generate(args) => Some(args.model.device.device),
@@ -166,7 +167,7 @@ impl DtypeArg {
             Self::F16 => recipe::DType::F16,
             Self::F32 => recipe::DType::F32,
         };
-        Ok(dtype.on(device)?)
+        Ok(dtype_on(dtype, device)?)
     }
 }
 

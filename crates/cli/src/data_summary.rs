@@ -1,8 +1,8 @@
 //! What a look at the data found, for people.
 
 use backdraft_data::{BrokenRows, Finding, Outcome, RowCounts};
+use backdraft_recipe::RowBatching;
 use backdraft_train::data::{DataCheck, SourceCheck};
-use backdraft_train::recipe::RowBatching;
 
 use crate::plain::{count, filled, group, wrapped};
 

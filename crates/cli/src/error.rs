@@ -11,8 +11,8 @@ use backdraft_formats::FormatError;
 use backdraft_formats::hub::HubError;
 use backdraft_lora::MergeError;
 use backdraft_model::{LoadError, QuantizeError};
+use backdraft_recipe::RecipeError;
 use backdraft_train::TrainError;
-use backdraft_train::recipe::RecipeError;
 use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme};
 
 use crate::shell::{CommandLine, quote};
@@ -465,7 +465,7 @@ fn panic_line(panic: &PanicHookInfo<'_>) -> String {
 mod tests {
     use std::path::Path;
 
-    use backdraft_train::recipe::Recipe;
+    use backdraft_recipe::Recipe;
     use insta::assert_snapshot;
 
     use super::*;

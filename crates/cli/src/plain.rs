@@ -8,7 +8,7 @@ use std::time::Duration;
 
 pub(crate) use backdraft_data::count;
 pub(crate) use backdraft_data::count::group;
-use backdraft_train::report::StepReport;
+use backdraft_journal::report::StepReport;
 
 /// What is known about a run before its first step.
 #[derive(Debug, Clone, PartialEq)]

@@ -3,13 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use backdraft_model::StoredShare;
-use backdraft_train::diagnosis::Diagnosis;
-use backdraft_train::memory::{Measured, Memory};
-use backdraft_train::records::Report;
-use backdraft_train::report::{
+use backdraft_journal::diagnosis::Diagnosis;
+use backdraft_journal::records::Report;
+use backdraft_journal::report::{
     EvalReport, ReplanReport, Reporter, RunInfo, RunSummary, StepReport,
 };
+use backdraft_model::StoredShare;
+use backdraft_plan::memory::{Measured, Memory};
 use backdraft_train::trained_with::{Prompting, TrainedWith};
 use burn::train::logger::{EvaluationProgressLogger, TrainingProgressLogger};
 use burn::train::metric::MetricDefinition;
@@ -223,7 +223,7 @@ pub(crate) fn summary(
         end,
         diagnosis: summary.diagnosis.as_ref().map(explained),
         warnings: summary.no_effect.iter().map(ToString::to_string).collect(),
-        report: output_dir.join(backdraft_train::report_html::FILE),
+        report: output_dir.join(backdraft_journal::report_html::FILE),
         adapter_step: summary.adapter_step,
         elapsed: Duration::from_secs_f64(summary.seconds),
         tokens_per_second: summary.tokens_per_second,

@@ -1,8 +1,8 @@
 //! Rows that the command line names: read as the adapter's run read its own, unless flags say otherwise.
 
 use backdraft_data::{ChatTokenizer, Format, Outcome, RowSet, TokenizeOptions};
+use backdraft_recipe::{DataFormat, Recipe};
 use backdraft_train::data::{self, DataSources, FoundSource};
-use backdraft_train::recipe::{DataFormat, Recipe};
 use backdraft_train::trained_with::{TrainedRows, TrainedWith};
 use clap::Args;
 

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use backdraft_arch::DeviceChoice;
 use backdraft_data::{
     BuiltinTemplate, ChatTokenizer, LoadProgress, Outcome, PromptTemplate, RowSet, Source,
     TokenizeOptions,
@@ -11,12 +12,13 @@ use backdraft_formats::hub::{
     DownloadProgress, HubOptions, resolve_config, resolve_dataset, resolve_model,
 };
 use backdraft_formats::{FormatError, ModelSource, PeftDir};
-use backdraft_kernels::device::{self, Choice};
+use backdraft_kernels::device;
 use backdraft_lora::AdapterWeights;
 use backdraft_model::{CausalLm, ModelSpec};
 use backdraft_quant::QuantizationPlan;
+use backdraft_recipe::{DataRecipe, Recipe};
 use backdraft_train::data::{self, DataSources};
-use backdraft_train::recipe::{DataRecipe, Recipe};
+use backdraft_train::device::dtype_on;
 use backdraft_train::trained_with::Prompting;
 use burn::tensor::{DType, Device};
 use serde_json::Value;
@@ -156,7 +158,7 @@ impl Chosen {
 
     /// The tokenizer, as the adapter was trained with it.
     pub(crate) fn tokenizer(&self) -> Result<ChatTokenizer, CliError> {
-        let tokenizer = backdraft_train::run::tokenizer(&self.source)?;
+        let tokenizer = backdraft_train::data::tokenizer(&self.source)?;
         match &self.adapter {
             Some(adapter) => adapter.tokenizer(tokenizer),
             None => Ok(tokenizer),
@@ -189,7 +191,7 @@ impl Chosen {
             .as_ref()
             .and_then(|adapter| adapter.with.as_ref());
         if let (None, Some(with)) = (asked, with)
-            && let Ok(dtype) = with.dtype.on(device)
+            && let Ok(dtype) = dtype_on(with.dtype, device)
         {
             return Ok(dtype);
         }
@@ -210,8 +212,8 @@ pub(crate) fn open_model(name: &str, output: Output) -> Result<ModelSource, CliE
 }
 
 /// Opens a device, and says what a GPU has.
-pub(crate) fn open_device(choice: Choice, output: Output) -> Result<Device, CliError> {
-    let device = choice.open().map_err(|error| {
+pub(crate) fn open_device(choice: DeviceChoice, output: Output) -> Result<Device, CliError> {
+    let device = device::open(choice).map_err(|error| {
         CliError::library(error).hint("--device cpu computes on the processor, in f32")
     })?;
     let report = device::report(&device);

@@ -176,12 +176,18 @@ pub fn to_i64(dtype: Dtype, bytes: &[u8]) -> Option<Vec<i64>> {
     }
 }
 
+/// `values` as little-endian bytes of [`Dtype::F32`].
+#[must_use]
+pub fn f32_bytes(values: &[f32]) -> Vec<u8> {
+    bytemuck::cast_slice(values).to_vec()
+}
+
 /// `values` as little-endian bytes of `dtype`, rounded to nearest even; `None` unless
 /// [`Dtype::is_float`].
 #[must_use]
 pub fn from_f32(dtype: Dtype, values: &[f32]) -> Option<Vec<u8>> {
     match dtype {
-        Dtype::F32 => Some(bytemuck::cast_slice(values).to_vec()),
+        Dtype::F32 => Some(f32_bytes(values)),
         Dtype::F16 => Some(narrow(values, |values, out: &mut [f16]| {
             out.convert_from_f32_slice(values);
         })),

@@ -32,6 +32,14 @@ pub enum FormatError {
         /// Line and column of the first problem.
         source: serde_json::Error,
     },
+    /// Contents of a file that have no form in JSON.
+    #[error("{} cannot be written: its contents have no form in JSON", path.display())]
+    Encode {
+        /// The file.
+        path: PathBuf,
+        /// What has none.
+        source: serde_json::Error,
+    },
     /// A JSON file that is longer than any honest one.
     #[error("{} has {actual} bytes; a file of its kind has at most {expected}", path.display())]
     JsonTooLong {
@@ -278,6 +286,12 @@ impl FormatError {
             action,
             source,
         }
+    }
+
+    /// For `map_err` on what is to be written as JSON.
+    pub fn encode(path: impl Into<PathBuf>) -> impl FnOnce(serde_json::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Encode { path, source }
     }
 }
 

@@ -8,6 +8,7 @@
 use std::sync::LazyLock;
 
 pub use backdraft_arch::FourBitFormat;
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 /// 256 ascending values of logarithmic spacing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -81,4 +82,13 @@ fn midpoints(map: DynamicMap) -> [f32; 256] {
         *point = (pair[0] + pair[1]) / 2.0;
     }
     points
+}
+
+/// Codes on a device, a byte each.
+///
+/// # Shapes
+/// Result `[values]`, u8.
+pub(crate) fn bytes(values: Vec<u8>, device: &Device) -> Tensor<1, Int> {
+    let shape = [values.len()];
+    Tensor::from_data(TensorData::new(values, shape), (device, DType::U8))
 }

@@ -1,8 +1,8 @@
 //! The devices of this build, and which of its fast paths run on them.
 
 use std::fmt;
-use std::str::FromStr;
 
+use backdraft_arch::DeviceChoice;
 use burn::tensor::{DType, Device};
 
 /// Why a device cannot be used.
@@ -39,72 +39,16 @@ pub enum DeviceError {
     },
 }
 
-/// A device by the name that users give it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Choice {
-    /// The first CUDA device, where there is one that this build can use; else the processor.
-    #[default]
-    Auto,
-    /// The processor.
-    Cpu,
-    /// The CUDA device of that number.
-    Cuda(usize),
-    /// The first WebGPU device.
-    Wgpu,
-}
-
-impl Choice {
-    /// What a name may be.
-    pub const EXPECTED: &'static str = "auto, cpu, cuda, cuda:N or wgpu";
-
-    /// The device.
-    ///
-    /// # Errors
-    /// A device that was named and cannot be used.
-    pub fn open(self) -> Result<Device, DeviceError> {
-        match self {
-            Self::Auto => Ok(cuda(0).unwrap_or_else(|_| Device::flex())),
-            Self::Cpu => Ok(Device::flex()),
-            Self::Cuda(index) => cuda(index),
-            Self::Wgpu => wgpu(),
-        }
-    }
-}
-
-impl fmt::Display for Choice {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Auto => f.write_str("auto"),
-            Self::Cpu => f.write_str("cpu"),
-            Self::Cuda(index) => write!(f, "cuda:{index}"),
-            Self::Wgpu => f.write_str("wgpu"),
-        }
-    }
-}
-
-/// A name that is none of a device.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("expected {}, found {actual:?}", Choice::EXPECTED)]
-pub struct UnknownDevice {
-    /// What was given.
-    pub actual: String,
-}
-
-impl FromStr for Choice {
-    type Err = UnknownDevice;
-
-    fn from_str(name: &str) -> Result<Self, UnknownDevice> {
-        let index = |rest: &str| rest.parse().ok();
-        match name {
-            "auto" => Some(Self::Auto),
-            "cpu" => Some(Self::Cpu),
-            "cuda" => Some(Self::Cuda(0)),
-            "wgpu" => Some(Self::Wgpu),
-            _ => name.strip_prefix("cuda:").and_then(index).map(Self::Cuda),
-        }
-        .ok_or_else(|| UnknownDevice {
-            actual: name.to_owned(),
-        })
+/// The device of that name.
+///
+/// # Errors
+/// A device that was named and cannot be used.
+pub fn open(choice: DeviceChoice) -> Result<Device, DeviceError> {
+    match choice {
+        DeviceChoice::Auto => Ok(cuda(0).unwrap_or_else(|_| Device::flex())),
+        DeviceChoice::Cpu => Ok(Device::flex()),
+        DeviceChoice::Cuda(index) => cuda(index),
+        DeviceChoice::Wgpu => wgpu(),
     }
 }
 
@@ -200,9 +144,14 @@ pub struct DeviceReport {
     pub fast_paths: Vec<FastPath>,
 }
 
+/// What a GPU is, and what runs on it; `None` for the processor.
+pub fn gpu(device: &Device) -> Option<DeviceReport> {
+    found::report(device)
+}
+
 /// Looks at `device`; on a GPU this opens it.
 pub fn report(device: &Device) -> DeviceReport {
-    found::report(device).unwrap_or_else(|| DeviceReport {
+    gpu(device).unwrap_or_else(|| DeviceReport {
         name: "cpu".to_owned(),
         memory: None,
         driver: None,
@@ -543,14 +492,7 @@ mod tests {
     }
 
     #[test]
-    fn devices_have_names() {
-        for name in ["auto", "cpu", "cuda:0", "cuda:3", "wgpu"] {
-            assert_eq!(name.parse::<Choice>().unwrap().to_string(), name);
-        }
-        assert_eq!("cuda".parse(), Ok(Choice::Cuda(0)));
-        for name in ["", "gpu", "cuda:", "cuda:x", "cuda:-1"] {
-            assert!(name.parse::<Choice>().is_err(), "{name}");
-        }
+    fn the_processor_computes_in_f32() {
         assert!(computes_in(&Device::flex(), DType::F32));
         assert!(!computes_in(&Device::flex(), DType::BF16));
         assert_eq!(best_dtype(&Device::flex()), DType::F32);

@@ -26,6 +26,7 @@
 //! | [`adamw8bit`] | the same with both moments in 8 bits | – |
 //! | [`flat`] | norm and AdamW of many matrices in one buffer | – |
 //! | [`offload`] | copies to the host's memory and back, beside the computation | – |
+//! | [`frozen_matrix`] | x·Wᵀ and dy·W of a weight, however it is stored | – |
 //! | [`quantize`] | values on the host into codes of 4 or 8 bits | – |
 //! | [`dequantize`] | a matrix of codes: its values, x·Wᵀ and dy·W | as frozen weight of [`lora_linear`] |
 
@@ -51,6 +52,7 @@ mod hopper;
 #[cfg(test)]
 mod parity;
 mod segments;
+mod views;
 
 pub mod adamw;
 pub mod adamw8bit;
@@ -63,6 +65,7 @@ pub mod device;
 pub mod dropout;
 pub mod embedding;
 pub mod flat;
+pub mod frozen_matrix;
 pub mod gemm;
 pub mod lora_linear;
 pub mod low_rank;

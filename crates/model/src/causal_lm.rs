@@ -1,7 +1,7 @@
 //! A language model: embedding, decoder layers, norm and head.
 
-use backdraft_arch::ModelSpec;
 use backdraft_arch::spec::{EMBEDDING, FINAL_NORM, HEAD};
+use backdraft_arch::{ModelSpec, StoredShare};
 use backdraft_kernels::cross_entropy::{self, HeadLoss};
 use backdraft_lora::{Adapter, AdapterParam, AdapterWeights, LoraConfig, Projection, TargetModule};
 use backdraft_quant::{Frozen, Weight};
@@ -30,27 +30,6 @@ pub struct CausalLm {
     lm_head: Option<Frozen<Weight>>,
     #[module(skip)]
     lora: Option<LoraConfig>,
-}
-
-/// The part of a base model that is stored in one way.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct StoredShare {
-    /// `f32`, or a scheme such as `nf4 (blocks of 64, double)`.
-    pub stored_as: String,
-    /// Tensors stored so.
-    pub tensors: usize,
-    /// Values in them.
-    pub params: usize,
-    /// Bytes that they take.
-    pub bytes: usize,
-}
-
-impl StoredShare {
-    /// Bits that a value takes on average, scales included.
-    #[must_use]
-    pub fn bits_per_weight(&self) -> f64 {
-        8.0 * self.bytes as f64 / self.params.max(1) as f64
-    }
 }
 
 fn dense_name(dtype: DType) -> String {

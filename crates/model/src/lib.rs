@@ -21,8 +21,9 @@ pub mod generate;
 pub mod layers;
 pub mod rope;
 
+pub use backdraft_arch::StoredShare;
 pub use backdraft_arch::{ConfigError, ModelSpec, RopeConfig, RopeScaling};
-pub use causal_lm::{BaseTensor, CausalLm, StoredShare};
+pub use causal_lm::{BaseTensor, CausalLm};
 pub use error::LoadError;
 pub use load::{check, spec};
 pub use quantize::{QuantizeError, QuantizeReport, quantize};

@@ -2,7 +2,7 @@
 
 use backdraft_kernels::codebook::FourBitFormat;
 use backdraft_kernels::dequantize::{FourBit, HostAbsmax, Int8Rows};
-use backdraft_kernels::lora_linear::FrozenMatrix;
+use backdraft_kernels::frozen_matrix::FrozenMatrix;
 use backdraft_kernels::quantize::{self, PackedBlocks};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 

@@ -26,17 +26,18 @@ use backdraft_formats::{
     AtomicDir, Existing, FormatError, PeftDir, PeftWriteOptions, SafetensorsFile,
     SafetensorsWriter, fault, sync_directory, write_file,
 };
+use backdraft_journal::exact;
+use backdraft_journal::records::RecordsState;
+use backdraft_journal::text::hex;
 use backdraft_lora::AdapterWeights;
 use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::clear;
 use crate::early_stopping::EarlyStopping;
-use crate::exact;
 use crate::loss_scale::LossScale;
 use crate::optimizer::StateTensor;
-use crate::records::{RecordsState, hex};
+use crate::remove;
 
 /// Layout of `state.json`.
 const VERSION: u32 = 2;
@@ -246,14 +247,16 @@ pub fn write(target: &Path, checkpoint: &Checkpoint<'_>) -> Result<(), FormatErr
         .adapter
         .write(root.join(ADAPTER), checkpoint.model, &options)?;
     write_moments(&root.join(MOMENTS), &checkpoint.optimizer)?;
-    let state = serde_json::to_vec_pretty(checkpoint.state).unwrap_or_default();
+    let state = serde_json::to_vec_pretty(checkpoint.state)
+        .map_err(FormatError::encode(target.join(STATE)))?;
     write_file(root.join(STATE), &state, Existing::Refuse)?;
     let recipe = checkpoint.recipe.as_bytes();
     write_file(root.join(RECIPE), recipe, Existing::Refuse)?;
     let mut files = Vec::new();
     list_files(root, root, &mut files)?;
     files.sort_by(|a, b| a.path.cmp(&b.path));
-    let manifest = serde_json::to_vec_pretty(&Manifest { files }).unwrap_or_default();
+    let manifest = serde_json::to_vec_pretty(&Manifest { files })
+        .map_err(FormatError::encode(target.join(MANIFEST)))?;
     write_file(root.join(MANIFEST), &manifest, Existing::Refuse)?;
     directory.commit()
 }
@@ -518,9 +521,9 @@ pub fn remove(path: &Path) -> Result<(), FormatError> {
 }
 
 fn holds_others(path: &Path) -> Result<bool, FormatError> {
-    for (entry, name) in clear::entries(path)? {
+    for (entry, name) in remove::entries(path)? {
         if entry.is_dir() && name == Path::new(ADAPTER) {
-            for (entry, name) in clear::entries(&entry)? {
+            for (entry, name) in remove::entries(&entry)? {
                 if entry.is_dir() || !PeftDir::is_ours(&name) {
                     return Ok(true);
                 }
@@ -536,11 +539,11 @@ fn remove_ours(path: &Path) -> Result<(), FormatError> {
     // The manifest first: without it nothing is a checkpoint.
     let names = [MANIFEST, STATE, RECIPE, MOMENTS].map(|name| path.join(name));
     for file in names.iter().filter(|file| file.is_file()) {
-        clear::remove_file(file)?;
+        remove::remove_file(file)?;
     }
     let adapter = path.join(ADAPTER);
     if adapter.is_dir() {
-        clear::clear_folder(&adapter, PeftDir::is_ours)?;
+        remove::clear_folder(&adapter, PeftDir::is_ours)?;
     }
     let is_aside = path.to_string_lossy().contains(".set-aside");
     if !is_aside {

@@ -3,10 +3,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use backdraft_formats::{FormatError, PeftDir, fault};
+use backdraft_formats::{FormatError, PeftDir};
+use backdraft_journal::{records, report_html, run_files, tensorboard};
+use backdraft_recipe::Recipe;
 
-use crate::recipe::Recipe;
-use crate::{checkpoint, records, report_html, run, run_files, tensorboard};
+use crate::checkpoint;
+use crate::remove::{clear_folder, entries, remove_file, remove_if_empty};
 
 /// Names of what a run leaves; the recipe last: while it is there, the directory is known to hold a
 /// run.
@@ -19,7 +21,7 @@ const PARTS: [&str; 10] = [
     run_files::SUMMARY,
     report_html::FILE,
     records::FILE,
-    run::SKIPPED,
+    run_files::SKIPPED,
     "recipe.toml",
 ];
 
@@ -73,44 +75,6 @@ fn clear_checkpoints(directory: &Path) -> Result<(), FormatError> {
         }
     }
     remove_if_empty(directory)
-}
-
-/// Removes files that are ours from a directory, and it where that leaves nothing.
-pub(crate) fn clear_folder(
-    directory: &Path,
-    is_ours: fn(&Path) -> bool,
-) -> Result<(), FormatError> {
-    for (path, name) in entries(directory)? {
-        if path.is_file() && is_ours(&name) {
-            remove_file(&path)?;
-        }
-    }
-    remove_if_empty(directory)
-}
-
-/// Paths and names of what lies in a directory.
-pub(crate) fn entries(directory: &Path) -> Result<Vec<(PathBuf, PathBuf)>, FormatError> {
-    let entries = fs::read_dir(directory).map_err(FormatError::io(directory, "list"))?;
-    entries
-        .map(|entry| {
-            let entry = entry.map_err(FormatError::io(directory, "list"))?;
-            Ok((entry.path(), entry.file_name().into()))
-        })
-        .collect()
-}
-
-pub(crate) fn remove_file(path: &Path) -> Result<(), FormatError> {
-    fault::point("remove", path)?;
-    fs::remove_file(path).map_err(FormatError::io(path, "remove"))
-}
-
-/// Removes a directory that holds nothing more.
-pub(crate) fn remove_if_empty(directory: &Path) -> Result<(), FormatError> {
-    if entries(directory)?.is_empty() {
-        fault::point("remove", directory)?;
-        fs::remove_dir(directory).map_err(FormatError::io(directory, "remove"))?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -6,22 +6,86 @@ use std::sync::Arc;
 use backdraft_data::format::detect::detect;
 use backdraft_data::source::Spool;
 use backdraft_data::{
-    Batching, ChatTokenizer, DataOptions, DataReport, Density, FieldMap, Format, LoadProgress,
-    Loader, LoaderOptions, Outcome, Overlong, PromptTemplate, RowCounts, RowSet, SkippedRow,
-    Source, Supervision, TokenizeOptions, count_seen, split_fraction, tokenize_cached,
+    ChatTokenizer, DataOptions, DataReport, Density, FieldMap, Format, LoadProgress, Loader,
+    LoaderOptions, NamedTokens, Outcome, Overlong, PromptTemplate, RowCounts, RowSet, SkippedRow,
+    Source, SpecialTokens, Supervision, TokenizeOptions, count_seen, split_fraction,
+    tokenize_cached,
 };
 use backdraft_formats::{Existing, ModelSource, write_file};
-use serde::Serialize;
-
-use crate::error::TrainError;
-use crate::recipe::{
+use backdraft_recipe::{
     CacheRecipe, ChatTemplateRecipe, DataFormat, DataRecipe, EvalRecipe, OverlongRows, Recipe,
     RowBatching, SourceRecipe, TrainOn,
 };
-use crate::run::{data_error, tokenizer};
+use serde::Serialize;
 
-/// What goes wrong where a hub data set is fetched.
-pub type FetchError = Box<dyn std::error::Error + Send + Sync>;
+use crate::error::{FetchError, TrainError};
+
+/// The tokenizer of a model.
+///
+/// # Errors
+/// No tokenizer, or one that cannot be read.
+pub fn tokenizer(source: &ModelSource) -> Result<ChatTokenizer, TrainError> {
+    let files = source.tokenizer()?;
+    let mut others = NamedTokens::default();
+    others.set("pad_token", files.pad_token);
+    others.set("unk_token", files.unk_token);
+    for (name, token) in files.other_tokens {
+        others.set(&name, Some(token));
+    }
+    let special = SpecialTokens {
+        others,
+        bos_token: files.bos_token,
+        eos_token: files.eos_token,
+        add_bos: files.add_bos_token,
+        eos_token_ids: source.eos_token_ids()?,
+    };
+    let tokenizer = ChatTokenizer::new(
+        &files.tokenizer_json,
+        special,
+        files.chat_template.as_deref(),
+    )
+    .and_then(|tokenizer| tokenizer.with_declared_tokens(&files.declared_tokens))
+    .map_err(data_error(source.path()))?;
+    let tokenizer = match embedding_rows(source) {
+        Some(rows) => tokenizer.with_embedding_rows(rows),
+        None => tokenizer,
+    };
+    match &files.tool_use_template {
+        Some(template) => tokenizer
+            .with_tool_use_template(template)
+            .map_err(data_error(source.path())),
+        None => Ok(tokenizer),
+    }
+}
+
+/// Rows of a model's embedding, by its file or else by its config.
+fn embedding_rows(source: &ModelSource) -> Option<usize> {
+    let tensor = source.tensor_info("model.embed_tokens.weight");
+    let rows = tensor.and_then(|info| info.shape.first().copied());
+    rows.or_else(|| usize::try_from(source.config()["vocab_size"].as_u64()?).ok())
+}
+
+/// As a run says it: with the file, where `source` does not name it.
+pub(crate) fn data_error(
+    path: &Path,
+) -> impl FnOnce(backdraft_data::DataError) -> TrainError + use<> {
+    let path = path.to_owned();
+    move |source| {
+        use backdraft_data::{DataError, TemplateError};
+        // A matter of model and recipe, not of the rows.
+        if let DataError::Template(
+            error @ (TemplateError::Missing | TemplateError::Broken { .. }),
+        ) = source
+        {
+            return TrainError::Template(error);
+        }
+        let source = Box::new(source);
+        match source.names_its_file() {
+            true => TrainError::Rows(source),
+            false => TrainError::Data { path, source },
+        }
+    }
+}
 
 /// The files of the sources of a recipe.
 #[derive(Clone, Debug)]
@@ -184,20 +248,6 @@ pub fn tokenize_options(recipe: &Recipe) -> Result<TokenizeOptions, TrainError> 
         skip_bad_rows: data.skip_bad_rows,
         ..options.into()
     })
-}
-
-impl Recipe {
-    /// How the loader puts rows together.
-    #[must_use]
-    pub fn batching(&self) -> Batching {
-        match self.data.batching {
-            RowBatching::PaddingFree => Batching::PaddingFree,
-            RowBatching::Packed => Batching::Packed {
-                max_seq_length: self.max_seq_length,
-            },
-            RowBatching::Padded => Batching::LengthGrouped,
-        }
-    }
 }
 
 /// Rows of tokens, ready for a run.

@@ -12,9 +12,9 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EarlyStopping {
     patience: usize,
-    #[serde(with = "crate::exact")]
+    #[serde(with = "backdraft_journal::exact")]
     min_improvement: f64,
-    #[serde(with = "crate::exact::option")]
+    #[serde(with = "backdraft_journal::exact::option")]
     best: Option<f64>,
     best_step: usize,
     without_improvement: usize,

@@ -5,12 +5,15 @@ use std::path::PathBuf;
 
 use backdraft_data::DataError;
 use backdraft_formats::FormatError;
+use backdraft_journal::text::with_causes;
 use backdraft_lora::LoraConfigError;
 use backdraft_model::LoadError;
+use backdraft_recipe::Difference;
 
 use crate::checkpoint::CheckpointError;
-use crate::recipe::Difference;
-use crate::strategy::with_causes;
+
+/// What goes wrong where a hub data set is fetched.
+pub type FetchError = Box<dyn std::error::Error + Send + Sync>;
 
 /// One on each line, with its causes.
 fn all(problems: &[CheckpointError]) -> String {
@@ -152,7 +155,7 @@ pub enum TrainError {
     Lora(#[from] LoraConfigError),
     /// The recipe cannot be written down.
     #[error(transparent)]
-    Recipe(#[from] crate::recipe::RecipeError),
+    Recipe(#[from] backdraft_recipe::RecipeError),
     /// A hub data set cannot be had.
     #[error("cannot get the data set {name}")]
     Fetch {
@@ -160,7 +163,7 @@ pub enum TrainError {
         name: String,
         /// Why.
         #[source]
-        source: crate::data::FetchError,
+        source: FetchError,
     },
     /// The chat template of the recipe cannot be read.
     #[error("data.chat_template: cannot read {}", path.display())]
@@ -210,7 +213,7 @@ pub enum TrainError {
         /// The optimiser step, counted from 1.
         step: usize,
         /// What is missing, and what to change.
-        exhausted: crate::activation::Exhausted,
+        exhausted: backdraft_plan::Exhausted,
     },
     /// The device does not compute in that type.
     #[error(
@@ -218,7 +221,7 @@ pub enum TrainError {
     )]
     Dtype {
         /// What was asked for.
-        dtype: crate::recipe::DType,
+        dtype: backdraft_recipe::DType,
         /// The device's name.
         device: String,
     },
@@ -236,18 +239,6 @@ pub enum TrainError {
         /// What it said.
         message: String,
     },
-}
-
-pub(crate) fn gib(bytes: u64) -> f64 {
-    bytes as f64 / f64::from(1u32 << 30)
-}
-
-/// `1.25 GiB`, or `1.2 MiB` of little.
-pub(crate) fn size(bytes: u64) -> String {
-    match gib(bytes) {
-        few if few < 0.1 => format!("{:.1} MiB", 1024.0 * few),
-        many => format!("{many:.2} GiB"),
-    }
 }
 
 /// `lines 1, 2 of a.jsonl and line 7 of b.jsonl`

@@ -9,39 +9,30 @@
 //! Start reading at [`strategy`].
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
-pub mod activation;
+pub mod calibrate;
 pub mod checkpoint;
 mod clear;
 pub mod control;
 pub mod data;
 pub mod dataset;
-pub mod diagnosis;
+pub mod device;
 pub mod early_stopping;
 pub mod error;
 pub mod evaluate;
-mod exact;
 pub mod loader;
 pub mod lock;
 pub mod loss_scale;
-pub mod memory;
 pub mod metrics;
-pub mod no_effect;
 pub mod objective;
 pub mod optimizer;
 mod prefetch;
 pub mod preflight;
-pub mod recipe;
-pub mod records;
-pub mod report;
-pub mod report_html;
+mod remove;
 pub mod resume;
 pub mod run;
-pub mod run_files;
 mod samples;
-pub mod schedule;
 pub mod step;
 pub mod strategy;
-pub mod tensorboard;
 pub mod trained_with;
 pub mod trainee;
 

@@ -5,6 +5,7 @@ use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
 use backdraft_formats::FormatError;
+use backdraft_journal::text::host;
 
 use crate::error::TrainError;
 
@@ -99,17 +100,6 @@ pub fn is_held(output_dir: &Path) -> bool {
         return false;
     };
     matches!(file.try_lock(), Err(TryLockError::WouldBlock))
-}
-
-/// The machine's name.
-pub(crate) fn host() -> String {
-    fs::read_to_string("/proc/sys/kernel/hostname")
-        .ok()
-        .or_else(|| std::env::var("HOSTNAME").ok())
-        .or_else(|| std::env::var("COMPUTERNAME").ok())
-        .map(|name| name.trim().to_owned())
-        .filter(|name| !name.is_empty())
-        .unwrap_or_else(|| "this machine".to_owned())
 }
 
 #[cfg(test)]

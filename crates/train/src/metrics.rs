@@ -1,6 +1,7 @@
 //! What a step and an evaluation leave on the device. The only place that reads tensors back to the host while
 //! training.
 
+use backdraft_plan::StepFailure;
 use burn::backend::ExecutionError;
 use burn::tensor::{Device, Tensor, TensorReadError};
 use burn::train::ItemLazy;
@@ -8,7 +9,6 @@ use burn::train::logger::MetricLogger;
 use burn::train::metric::store::{EpochSummary, MetricsUpdate, Split};
 use burn::train::metric::{MetricDefinition, NumericEntry};
 
-use crate::activation::StepFailure;
 use crate::loader::Step;
 
 /// What one optimiser step left behind, still on the device.

@@ -4,7 +4,8 @@ mod bank;
 
 use std::collections::HashMap;
 
-use backdraft_formats::dtype::from_f32;
+pub use backdraft_arch::StatePrecision;
+use backdraft_formats::dtype::f32_bytes;
 use backdraft_formats::{Dtype, FormatError, SafetensorsFile, TensorInfo};
 use backdraft_kernels::adamw::{self, AdamWParams, Moments};
 use backdraft_kernels::adamw8bit::{
@@ -18,15 +19,6 @@ use burn::module::ParamId;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 use crate::loss_scale::LossScale;
-
-/// How the moments are kept between updates.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StatePrecision {
-    /// In f32.
-    F32,
-    /// In 8 bits; tensors of fewer than [`MIN_8BIT_SIZE`] values in f32.
-    Bits8(Guard),
-}
 
 /// AdamW's state: moments of every factor, and the number of updates.
 #[derive(Clone, Debug)]
@@ -179,19 +171,6 @@ impl AdamW {
         }
     }
 
-    /// Bytes of the state of a parameter with `values` values.
-    ///
-    /// # Units
-    /// Bytes.
-    pub fn state_bytes(values: usize, precision: StatePrecision) -> usize {
-        match precision {
-            StatePrecision::Bits8(_) if values >= MIN_8BIT_SIZE => {
-                2 * (values + 4 * values.div_ceil(BLOCK_SIZE))
-            }
-            StatePrecision::Bits8(_) | StatePrecision::F32 => 8 * values,
-        }
-    }
-
     /// Memory of the state as it is now.
     ///
     /// # Units
@@ -267,7 +246,7 @@ fn f32_tensor(name: String, dims: &[usize], values: &Tensor<1>) -> StateTensor {
     let values: Vec<f32> = values.clone().into_data().iter::<f32>().collect();
     StateTensor {
         info: TensorInfo::new(name, Dtype::F32, dims),
-        bytes: from_f32(Dtype::F32, &values).unwrap_or_default(),
+        bytes: f32_bytes(&values),
     }
 }
 

@@ -10,16 +10,18 @@ use std::path::Path;
 use backdraft_data::Source;
 use backdraft_lora::LoraConfig;
 use backdraft_model::ModelSpec;
+use backdraft_plan::memory::usable;
+use backdraft_plan::tensors::PassShape;
+use backdraft_plan::{Exhausted, Limit, Shortage};
+use backdraft_recipe::{ByteSize, DataRecipe, EvalRecipe, Recipe};
 use burn::tensor::Device;
 
-use crate::activation::device::usable;
-use crate::activation::tensors::PassShape;
-use crate::activation::{DeviceFacts, Exhausted, Limit, Setup, Shortage};
 use crate::clear;
+use crate::data::data_error;
+use crate::device::{DeviceFacts, dtype_on};
 use crate::error::TrainError;
 use crate::lock::{self, RunLock};
-use crate::recipe::{ByteSize, DataRecipe, EvalRecipe, Recipe};
-use crate::run::{self, Start, data_error};
+use crate::run::{self, Start};
 
 /// Refuses an output directory that a run cannot have.
 ///
@@ -113,7 +115,7 @@ pub fn model(
     device: &Device,
     quantized: bool,
 ) -> Result<(), TrainError> {
-    let dtype = recipe.dtype.on(device)?;
+    let dtype = dtype_on(recipe.dtype, device)?;
     let lora = LoraConfig::from(&recipe.lora);
     lora.validate(spec.layers.len())?;
     if quantized {
@@ -124,7 +126,7 @@ pub fn model(
 }
 
 fn memory(recipe: &Recipe, spec: &ModelSpec, facts: &DeviceFacts) -> Result<(), TrainError> {
-    let setup = Setup::of_recipe(recipe, spec.clone(), facts.memory, facts.host);
+    let setup = recipe.setup(spec.clone(), facts.memory, facts.host);
     let budget = match (recipe.memory_budget, facts.capacity) {
         (Some(ByteSize(budget)), _) => Some(budget),
         (None, Some(capacity)) => Some(usable(capacity)),
@@ -142,7 +144,7 @@ fn memory(recipe: &Recipe, spec: &ModelSpec, facts: &DeviceFacts) -> Result<(), 
                 needed,
                 budget,
                 base: step.base,
-                limit: Limit::of(recipe.memory_budget, budget),
+                limit: Limit::of(recipe.memory_budget.map(|bytes| bytes.0), budget),
                 advice: setup.advice(Shortage { needed, budget }),
             },
         }),

@@ -3,14 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use backdraft_formats::remove_partials;
+use backdraft_journal::report::RunSummary;
+use backdraft_journal::run_files;
+use backdraft_recipe::{Difference, Length, Recipe, covers, is_key_or_section, nearest_key};
 
 use crate::checkpoint::{self, CheckpointError, RunState, Saved};
+use crate::early_stopping::EarlyStopping;
 use crate::error::TrainError;
 use crate::lock::RunLock;
-use crate::recipe::{Difference, Length, Recipe, covers, is_key_or_section, nearest_key};
-use crate::report::RunSummary;
-use crate::run::is_over;
-use crate::run_files;
 
 /// Keys whose values are compared by what they lead to, not by name: a directory may move.
 const BY_CONTENT: [&str; 5] = [
@@ -297,4 +297,18 @@ fn one_checkpoint(path: &Path) -> Option<(&Path, usize)> {
         .parent()
         .filter(|parent| parent.ends_with("checkpoints"))?;
     Some((parent.parent()?, checkpoint::step_of(path)?))
+}
+
+/// Whether a run of `total_steps` has nothing left to do.
+pub(crate) fn is_over(state: &RunState, recipe: &Recipe, total_steps: usize) -> bool {
+    let patience = recipe.train.early_stopping_patience;
+    let rule = patience.map(|patience| {
+        let least = recipe.train.early_stopping_min_improvement;
+        EarlyStopping::new(patience, least.unwrap_or_default())
+    });
+    let spent = match (rule, &state.early_stopping) {
+        (Some(rule), Some(seen)) => rule.having_seen(seen).is_spent(),
+        _ => false,
+    };
+    state.step >= total_steps || spent
 }

@@ -1,57 +1,57 @@
 //! From a recipe to an adapter.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use backdraft_data::{ChatTokenizer, NamedTokens, PromptTemplate, RowSet, SpecialTokens, count};
-use backdraft_formats::{Existing, ModelSource, PeftWriteOptions, remove_partials, write_file};
+use backdraft_data::{ChatTokenizer, PromptTemplate, RowSet, count};
+use backdraft_formats::{
+    Existing, FormatError, ModelSource, PeftWriteOptions, remove_partials, write_file,
+};
+use backdraft_journal::diagnosis::Monitor;
+use backdraft_journal::records::{self, Record, Records};
+use backdraft_journal::report::{ActivationReport, Reporter, RunInfo, RunSummary};
+use backdraft_journal::tensorboard::EventWriter;
+use backdraft_journal::text::{shown_computer, with_causes};
+use backdraft_journal::{report_html, run_files, tensorboard};
 use backdraft_kernels::adamw::AdamWParams;
-use backdraft_kernels::adamw8bit::Guard;
 use backdraft_kernels::device::{self, held, size_pages};
 use backdraft_lora::{LoraConfig, TrainedOver};
 use backdraft_model::CausalLm;
-use backdraft_quant::{FourBitFormat, QuantizationPlan, Scheme};
+use backdraft_plan::cost::{CostModel, Roofline};
+use backdraft_plan::memory::{self, Measured, Memory, MemoryWatch, Watcher, usable};
+use backdraft_plan::tensors::PassShape;
+use backdraft_plan::{
+    ActivationPlan, ActivationPolicy, Activations, Planner, Prediction, Setup, StepShape,
+};
+use backdraft_recipe::no_effect::NoEffect;
+use backdraft_recipe::{ByteSize, Recipe, RowBatching};
 use burn::optim::SgdConfig;
 use burn::tensor::Device;
 use burn::train::renderer::MetricsRenderer;
 use burn::train::{Interrupter, Learner, SupervisedTraining, TrainingStrategy};
 
-use crate::activation::cost::{Calibration, CalibrationKey, CostModel, Roofline};
-use crate::activation::device::usable;
-use crate::activation::tensors::PassShape;
-use crate::activation::{
-    ActivationPlan, Activations, DeviceFacts, Planner, Prediction, Setup, StepShape,
-};
-use crate::checkpoint::{self, RunState, Saved};
+use crate::calibrate::{self, CalibrationKey};
+use crate::checkpoint::{self, Saved};
 use crate::clear;
 use crate::control::Control;
-use crate::data::RunData;
-use crate::diagnosis::Monitor;
+use crate::data::{RunData, data_error};
+use crate::device::{DeviceFacts, dtype_on};
 use crate::early_stopping::EarlyStopping;
 use crate::error::TrainError;
 use crate::loader::{EvalLoader, StepLoader};
 use crate::lock::RunLock;
 use crate::loss_scale::LossScale;
-use crate::memory::{self, Measured, Memory, MemoryWatch, Watcher};
 use crate::metrics::NoFiles;
-use crate::no_effect::NoEffect;
 use crate::objective::Objective;
-use crate::optimizer::{AdamW, StatePrecision};
-use crate::recipe::{
-    ActivationPolicy, ByteSize, LoraRecipe, Optimizer, QuantType, Recipe, RowBatching,
-};
-use crate::records::{self, Record, Records};
-use crate::report::{ActivationReport, Reporter, RunInfo, RunSummary};
-use crate::resume::Resume;
+use crate::optimizer::AdamW;
+use crate::resume::{Resume, is_over};
 use crate::samples::Questions;
-use crate::strategy::{Outcome, Plan, StepStrategy, with_causes};
-use crate::tensorboard::EventWriter;
+use crate::strategy::{Outcome, Plan, StepStrategy};
+use crate::trained_with;
 use crate::trained_with::{Prompting, TrainedWith};
 use crate::trainee::{Settings, Trainee};
-use crate::{report_html, run_files, tensorboard, trained_with};
 
 /// Model and rows of a run, read and checked.
 pub struct Run {
@@ -62,101 +62,6 @@ pub struct Run {
     device: Device,
     watcher: Option<Watcher>,
     loss_scale: Option<LossScale>,
-}
-
-/// The tokenizer of a model.
-///
-/// # Errors
-/// No tokenizer, or one that cannot be read.
-pub fn tokenizer(source: &ModelSource) -> Result<ChatTokenizer, TrainError> {
-    let files = source.tokenizer()?;
-    let mut others = NamedTokens::default();
-    others.set("pad_token", files.pad_token);
-    others.set("unk_token", files.unk_token);
-    for (name, token) in files.other_tokens {
-        others.set(&name, Some(token));
-    }
-    let special = SpecialTokens {
-        others,
-        bos_token: files.bos_token,
-        eos_token: files.eos_token,
-        add_bos: files.add_bos_token,
-        eos_token_ids: source.eos_token_ids()?,
-    };
-    let tokenizer = ChatTokenizer::new(
-        &files.tokenizer_json,
-        special,
-        files.chat_template.as_deref(),
-    )
-    .and_then(|tokenizer| tokenizer.with_declared_tokens(&files.declared_tokens))
-    .map_err(data_error(source.path()))?;
-    let tokenizer = match embedding_rows(source) {
-        Some(rows) => tokenizer.with_embedding_rows(rows),
-        None => tokenizer,
-    };
-    match &files.tool_use_template {
-        Some(template) => tokenizer
-            .with_tool_use_template(template)
-            .map_err(data_error(source.path())),
-        None => Ok(tokenizer),
-    }
-}
-
-/// Rows of a model's embedding, by its file or else by its config.
-fn embedding_rows(source: &ModelSource) -> Option<usize> {
-    let tensor = source.tensor_info("model.embed_tokens.weight");
-    let rows = tensor.and_then(|info| info.shape.first().copied());
-    rows.or_else(|| usize::try_from(source.config()["vocab_size"].as_u64()?).ok())
-}
-
-impl Recipe {
-    /// How the base is quantised while it is loaded.
-    #[must_use]
-    pub fn quantization_plan(&self) -> Option<QuantizationPlan> {
-        let recipe = &self.quantization;
-        let scheme = match (self.load_in_4bit, self.load_in_8bit) {
-            (false, false) => return None,
-            (true, _) => Scheme::FourBit {
-                format: match recipe.quant_type {
-                    QuantType::Nf4 => FourBitFormat::Nf4,
-                    QuantType::Fp4 => FourBitFormat::Fp4,
-                },
-                block_size: recipe.block_size,
-                double_quant: recipe.double_quant,
-            },
-            (false, true) => Scheme::Int8,
-        };
-        Some(QuantizationPlan {
-            skip_modules: recipe.skip_modules.clone(),
-            ..QuantizationPlan::new(scheme)
-        })
-    }
-
-    /// How the optimiser's moments are kept.
-    #[must_use]
-    pub fn state_precision(&self) -> StatePrecision {
-        match self.train.optimizer {
-            Optimizer::Adamw => StatePrecision::F32,
-            Optimizer::Adamw8bit => StatePrecision::Bits8(Guard::On),
-        }
-    }
-}
-
-impl From<&LoraRecipe> for LoraConfig {
-    fn from(recipe: &LoraRecipe) -> Self {
-        let targets = recipe.target_modules.iter();
-        Self {
-            rank: recipe.rank,
-            alpha: recipe.alpha,
-            dropout: recipe.dropout,
-            use_rslora: recipe.use_rslora,
-            target_modules: targets
-                .filter_map(|target| target.name().parse().ok())
-                .collect(),
-            layers_to_transform: recipe.layers_to_transform.clone(),
-            alpha_pattern: BTreeMap::new(),
-        }
-    }
 }
 
 /// Reads the model of `recipe`, whose rows are `data`; `source` is where the model lies on disk.
@@ -186,7 +91,7 @@ pub fn prepare(
     }
     let lora = LoraConfig::from(&recipe.lora);
     let plan = recipe.quantization_plan();
-    let dtype = recipe.dtype.on(device)?;
+    let dtype = dtype_on(recipe.dtype, device)?;
     let (model, watcher) = Watcher::watch(
         || CausalLm::load_as(source, plan.as_ref(), (device, dtype)),
         |model| model.with_lora(&lora, recipe.seed),
@@ -204,18 +109,14 @@ pub fn prepare(
 
 /// A device as people name it, and what its results depend on: `cpu, 2 threads`.
 fn device_name(device: &Device) -> String {
-    let report = device::report(device);
-    if report.name != "cpu" {
-        return report.name;
+    if let Some(gpu) = device::gpu(device) {
+        return gpu.name;
     }
     format!(
         "cpu, {}",
         count(rayon::current_num_threads() as u64, "thread")
     )
 }
-
-/// Lists the rows that were passed over, in the output directory.
-pub const SKIPPED: &str = "skipped_rows.jsonl";
 
 /// Who watches a run, and what it may overwrite.
 pub struct Watch {
@@ -293,7 +194,7 @@ impl Run {
             recipe_toml.as_bytes(),
             Existing::Replace,
         )?;
-        let skipped = self.recipe.output_dir.join(SKIPPED);
+        let skipped = self.recipe.output_dir.join(run_files::SKIPPED);
         let listed = self.data.check.write_skipped(&skipped);
         notes.extend(listed.err().map(|error| with_causes(&error)));
         if let Some(saved) = &from {
@@ -386,7 +287,7 @@ impl Run {
                 total_steps,
                 evaluates: self.data.eval.is_some(),
                 model_fingerprint: self.model_fingerprint.clone(),
-                companions: self.companions(),
+                companions: self.companions()?,
                 data_fingerprint,
                 eval_fingerprint,
                 computed_by,
@@ -450,7 +351,7 @@ impl Run {
             let steps = outcome.steps - resumed_from;
             no_effect.push(NoEffect::NoGradient { steps });
         }
-        no_effect.extend(NoEffect::of_adapter(&model, adapter_step));
+        no_effect.extend(untrained(&model, adapter_step));
         let summary = RunSummary {
             no_effect,
             memory: Memory::of(&highest, model.num_trained()),
@@ -580,8 +481,9 @@ impl Run {
     /// What decides on the memory of a step.
     fn setup(&mut self, facts: &DeviceFacts) -> Setup {
         let spec = self.model.spec().clone();
-        let setup = Setup::of_recipe(&self.recipe, spec, facts.memory, facts.host);
-        setup.with_model(&mut self.model)
+        let setup = self.recipe.setup(spec, facts.memory, facts.host);
+        let bytes: usize = self.model.stored().iter().map(|share| share.bytes).sum();
+        setup.with_base(bytes as u64)
     }
 
     /// Who plans the passes, and what the longest one will need.
@@ -627,7 +529,7 @@ impl Run {
                 step: 1,
                 exhausted: activations
                     .exhausted(shortage)
-                    .under(self.recipe.memory_budget),
+                    .under(self.recipe.memory_budget.map(|bytes| bytes.0)),
             }),
         }
     }
@@ -655,20 +557,17 @@ impl Run {
             tokens: pass.tokens.next_power_of_two(),
         };
         let dir = calibration_dir();
-        if let Some(known) = dir
-            .as_deref()
-            .and_then(|dir| Calibration::cached(dir, &key))
-        {
+        if let Some(known) = dir.as_deref().and_then(|dir| calibrate::cached(dir, &key)) {
             return Ok(CostModel::Measured(known, line));
         }
-        let measured = Calibration::measure(&self.model, &step.sample(pass));
+        let measured = calibrate::measure(&self.model, &step.sample(pass));
         let measured = measured.map_err(|error| TrainError::Device {
             step: 0,
             message: error.to_string(),
         })?;
         if let Some(dir) = dir {
             // Without it the next run measures again.
-            let _ = measured.store(&dir, &key);
+            let _ = calibrate::store(&dir, &key, &measured);
         }
         Ok(CostModel::Measured(measured, line))
     }
@@ -681,7 +580,7 @@ impl Run {
     }
 
     /// What lies beside the factors of the adapter.
-    fn companions(&self) -> Vec<(String, Vec<u8>)> {
+    fn companions(&self) -> Result<Vec<(String, Vec<u8>)>, FormatError> {
         let tokenizer = &self.data.tokenizer;
         let over = TrainedOver {
             model: self.recipe.model.clone(),
@@ -740,12 +639,20 @@ impl Run {
         };
         let options = PeftWriteOptions {
             existing: Existing::Replace,
-            companions: self.companions(),
+            companions: self.companions()?,
             ..Default::default()
         };
         adapter.write(&path, &self.recipe.model, &options)?;
         Ok(path)
     }
+}
+
+/// Whether the adapter of `step` changes nothing. Reads it from the device.
+fn untrained(model: &CausalLm, step: usize) -> Option<NoEffect> {
+    let mut adapters = model.adapters();
+    let untrained =
+        adapters.all(|(_, _, adapter)| adapter.changes_nothing().is_ok_and(|nothing| nothing));
+    untrained.then_some(NoEffect::Untrained { step })
 }
 
 fn warn(outcome: &mut Outcome, message: &str) {
@@ -787,38 +694,6 @@ fn summarise(
         adapter,
         adapter_step: outcome.steps,
     }
-}
-
-/// Whether a run of `total_steps` has nothing left to do.
-pub(crate) fn is_over(state: &RunState, recipe: &Recipe, total_steps: usize) -> bool {
-    let patience = recipe.train.early_stopping_patience;
-    let rule = patience.map(|patience| {
-        let least = recipe.train.early_stopping_min_improvement;
-        EarlyStopping::new(patience, least.unwrap_or_default())
-    });
-    let spent = match (rule, &state.early_stopping) {
-        (Some(rule), Some(seen)) => rule.having_seen(seen).is_spent(),
-        _ => false,
-    };
-    state.step >= total_steps || spent
-}
-
-/// The name of the processor in what earlier versions wrote.
-const FLEX: &str = "Device<Flex(Cpu)>";
-
-/// A device by its name now, whatever version wrote it.
-pub(crate) fn shown_device(written: &str) -> &str {
-    if written == FLEX { "cpu" } else { written }
-}
-
-/// What computed, as [`device_name`] says it, whatever version wrote it.
-fn shown_computer(written: &str) -> String {
-    let Some(threads) = written.strip_prefix(FLEX) else {
-        return written.to_owned();
-    };
-    let number = threads.trim_start_matches(", ").split(' ').next();
-    let number = number.and_then(|number| number.parse().ok());
-    format!("cpu, {}", count(number.unwrap_or(0), "thread"))
 }
 
 /// Whether a directory holds anything of a run.
@@ -873,25 +748,4 @@ fn go_on(resume: &Resume) -> Result<Vec<String>, TrainError> {
             .map(|path| format!("renamed a newer checkpoint to {}", path.display())),
     );
     Ok(notes)
-}
-
-pub(crate) fn data_error(
-    path: &Path,
-) -> impl FnOnce(backdraft_data::DataError) -> TrainError + use<> {
-    let path = path.to_owned();
-    move |source| {
-        use backdraft_data::{DataError, TemplateError};
-        // A matter of model and recipe, not of the rows.
-        if let DataError::Template(
-            error @ (TemplateError::Missing | TemplateError::Broken { .. }),
-        ) = source
-        {
-            return TrainError::Template(error);
-        }
-        let source = Box::new(source);
-        match source.names_its_file() {
-            true => TrainError::Rows(source),
-            false => TrainError::Data { path, source },
-        }
-    }
 }

@@ -4,10 +4,9 @@ use std::path::Path;
 
 use backdraft_data::{ChatTokenizer, IGNORE_INDEX, RowSet};
 use backdraft_formats::FormatError;
+use backdraft_journal::run_files::{SAMPLES, Sample, write_json};
 use backdraft_model::CausalLm;
 use backdraft_model::generate::GenerateConfig;
-
-use crate::run_files::{SAMPLES, Sample, write_json};
 
 /// Tokens of an answer at most.
 const LONGEST: usize = 48;

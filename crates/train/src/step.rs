@@ -10,10 +10,11 @@ use backdraft_model::layers::{
     Context, DecoderLayer, LayerSaved, OffloadedLayer, PrefetchedLayer, offload,
 };
 use backdraft_model::{CausalLm, Targets, Tokens};
+use backdraft_plan::memory::{Guard, OutOfMemory};
+use backdraft_plan::tensors::PassShape;
+use backdraft_plan::{ActivationPlan, Segment};
 use burn::tensor::Tensor;
 
-use crate::activation::{ActivationPlan, Segment};
-use crate::memory::{Guard, OutOfMemory};
 use crate::objective::{Objective, Outputs};
 
 /// Tokens, and what they should predict.
@@ -23,6 +24,18 @@ pub struct MicroBatch {
     pub tokens: Tokens,
     /// The supervised positions.
     pub targets: Targets,
+}
+
+impl MicroBatch {
+    /// Its shape, as plans have it.
+    #[must_use]
+    pub fn shape(&self) -> PassShape {
+        let lengths = self.tokens.segments.iter().map(|(rows, _)| rows.len());
+        PassShape {
+            supervised: self.targets.len() as u64,
+            ..PassShape::of_sequences(lengths)
+        }
+    }
 }
 
 impl From<Batch> for MicroBatch {

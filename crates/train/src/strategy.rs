@@ -10,7 +10,15 @@ use std::time::Instant;
 
 use backdraft_data::{LoaderState, RowSet};
 use backdraft_formats::FormatError;
+use backdraft_journal::diagnosis::{Class, Diagnosis, EvalPoint, Monitor, TrainPoint};
+use backdraft_journal::records::{Records, RecordsState};
+use backdraft_journal::report::{EvalReport, ReplanReport, Reporter, StepReport};
+use backdraft_journal::tensorboard::EventWriter;
+use backdraft_journal::text::with_causes;
 use backdraft_kernels::device;
+use backdraft_plan::StepFailure;
+use backdraft_plan::memory::{self, OutOfMemory};
+use backdraft_recipe::Recipe;
 use burn::data::dataloader::Progress;
 use burn::optim::GradientsParams;
 use burn::train::InferenceStep;
@@ -19,19 +27,12 @@ use burn::train::{
     SupervisedTrainingEventProcessor, TrainLoader, TrainingComponents, TrainingItem, ValidLoader,
 };
 
-use crate::activation::StepFailure;
 use crate::checkpoint::{self, Best, Checkpoint, Effort, RunState};
 use crate::control::Control;
-use crate::diagnosis::{Class, Diagnosis, EvalPoint, Monitor, TrainPoint};
 use crate::early_stopping::{EarlyStopping, Progress as Patience};
 use crate::error::TrainError;
 use crate::loader::Step;
-use crate::memory::{self, OutOfMemory};
 use crate::metrics::{StepMetrics, StepOutput};
-use crate::recipe::Recipe;
-use crate::records::{Records, RecordsState};
-use crate::report::{EvalReport, ReplanReport, Reporter, StepReport};
-use crate::tensorboard::EventWriter;
 use crate::trainee::Trainee;
 
 /// What the loop is told, and where it leaves what came of it.
@@ -308,7 +309,7 @@ impl Loop<'_> {
             let budget = self.plan.recipe.memory_budget;
             let lowered = lowered.map_err(|exhausted| TrainError::OutOfMemory {
                 step: number,
-                exhausted: exhausted.under(budget),
+                exhausted: exhausted.under(budget.map(|bytes| bytes.0)),
             })?;
             let report = ReplanReport {
                 step: number,
@@ -650,15 +651,4 @@ impl Loop<'_> {
 struct DiagnosisRecord<'a> {
     step: usize,
     diagnosis: &'a Diagnosis,
-}
-
-/// An error with what caused it, on one line.
-pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(&format!(": {cause}"));
-        source = cause.source();
-    }
-    text
 }

@@ -6,10 +6,9 @@ use std::path::{Path, PathBuf};
 use backdraft_data::{Format, PromptTemplate};
 use backdraft_formats::{FormatError, PeftDir};
 use backdraft_lora::TrainedOver;
+use backdraft_recipe::{DType, DataFormat, OverlongRows, Recipe, TrainOn};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-
-use crate::recipe::{DType, DataFormat, OverlongRows, Recipe, TrainOn};
 
 /// Layout of the file.
 const VERSION: u32 = 1;
@@ -118,9 +117,11 @@ impl TrainedWith {
     }
 
     /// The file's contents.
-    #[must_use]
-    pub fn to_json(&self) -> Vec<u8> {
-        serde_json::to_vec_pretty(self).unwrap_or_default()
+    ///
+    /// # Errors
+    /// [`FormatError::Encode`] for text that has no form in JSON.
+    pub fn to_json(&self) -> Result<Vec<u8>, FormatError> {
+        serde_json::to_vec_pretty(self).map_err(FormatError::encode(Self::FILE))
     }
 
     /// The settings noted in an adapter's directory; `None` for an adapter that was made elsewhere, or by an
@@ -207,11 +208,11 @@ pub fn adapter_in(path: &Path) -> PathBuf {
 pub(crate) fn companions(
     noted: &TrainedWith,
     chat_template: Option<&str>,
-) -> Vec<(String, Vec<u8>)> {
-    let settings = (TrainedWith::FILE.to_owned(), noted.to_json());
+) -> Result<Vec<(String, Vec<u8>)>, FormatError> {
+    let settings = (TrainedWith::FILE.to_owned(), noted.to_json()?);
     let name = PeftDir::CHAT_TEMPLATE.to_owned();
     let template = chat_template.map(|template| (name, template.as_bytes().to_vec()));
-    std::iter::once(settings).chain(template).collect()
+    Ok(std::iter::once(settings).chain(template).collect())
 }
 
 #[cfg(test)]
@@ -239,7 +240,11 @@ mod tests {
         let noted = noted(ALPACA, &[Format::Alpaca], true);
         assert_eq!(noted.prompting, Prompting::PromptTemplate);
         assert_eq!(noted.rows.fields.as_ref().unwrap()["instruction"], "q");
-        std::fs::write(directory.path().join(TrainedWith::FILE), noted.to_json()).unwrap();
+        std::fs::write(
+            directory.path().join(TrainedWith::FILE),
+            noted.to_json().unwrap(),
+        )
+        .unwrap();
         let read = TrainedWith::read(directory.path()).unwrap().unwrap();
         assert_eq!(read, noted);
         assert!(read.over.quantization.is_some());
@@ -262,7 +267,7 @@ mod tests {
     #[test]
     fn broken_settings_are_named() {
         let directory = tempfile::tempdir().unwrap();
-        let good = noted(ALPACA, &[Format::Alpaca], true).to_json();
+        let good = noted(ALPACA, &[Format::Alpaca], true).to_json().unwrap();
         let good: Value = serde_json::from_slice(&good).unwrap();
         for (pointer, value, expected) in [
             ("/version", Value::from(2), "`version` should be 1"),

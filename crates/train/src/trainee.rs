@@ -4,20 +4,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use backdraft_lora::AdapterGrads;
 use backdraft_model::CausalLm;
+use backdraft_plan::{Activations, StepFailure};
+use backdraft_recipe::schedule::LrSchedule;
 use burn::module::Module;
 use burn::optim::lr_scheduler::module_lr_scheduler::ModuleLearningRate;
 use burn::optim::{GradientsParams, ModuleOptimizer};
 use burn::tensor::Tensor;
 use burn::train::{InferenceStep, TrainOutput, TrainStep};
 
-use crate::activation::tensors::PassShape;
-use crate::activation::{Activations, StepFailure};
 use crate::loader::Step;
 use crate::loss_scale::LossScale;
 use crate::metrics::{EvalOutput, StepOutput};
 use crate::objective::Objective;
 use crate::optimizer::AdamW;
-use crate::schedule::LrSchedule;
 use crate::step::{MicroBatch, guarded};
 
 /// A model with adapters, its optimiser and its schedule.
@@ -95,7 +94,7 @@ impl Trainee {
     ) -> Result<Tensor<1>, StepFailure> {
         let activations = &self.settings.activations;
         let planned = activations
-            .plan(PassShape::of_batch(batch))
+            .plan(batch.shape())
             .map_err(StepFailure::Shortage)?;
         let guard = Some(activations.guard(&planned));
         guarded(

@@ -13,11 +13,11 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use backdraft_formats::{ModelSource, fault};
+use backdraft_journal::report::Reporter;
 use backdraft_testkit::tiny;
 use backdraft_train::checkpoint::{self, Saved};
 use backdraft_train::control::Control;
 use backdraft_train::data;
-use backdraft_train::report::Reporter;
 use backdraft_train::resume::Resume;
 use backdraft_train::run::{Start, Watch, prepare};
 use burn::tensor::Device;
@@ -85,7 +85,7 @@ fn child() {
         let recipe = resume.recipe(Some(&recipe), &[]).unwrap();
         (recipe, Start::Resume(Box::new(resume)))
     } else {
-        let recipe = backdraft_train::recipe::Recipe::load(&recipe, &[]).unwrap();
+        let recipe = backdraft_recipe::Recipe::load(&recipe, &[]).unwrap();
         (recipe, Start::New { force: false })
     };
     let model = PathBuf::from(&recipe.model);

@@ -7,14 +7,14 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use backdraft_formats::ModelSource;
+use backdraft_journal::report::Reporter;
+use backdraft_recipe::Recipe;
 use backdraft_testkit::tiny;
 use backdraft_train::TrainError;
 use backdraft_train::checkpoint::{self, Saved};
 use backdraft_train::control::Control;
 use backdraft_train::data;
 use backdraft_train::loss_scale::LossScale;
-use backdraft_train::recipe::Recipe;
-use backdraft_train::report::Reporter;
 use backdraft_train::resume::Resume;
 use backdraft_train::run::{Start, Watch, prepare};
 use burn::tensor::Device;

@@ -17,10 +17,12 @@ use backdraft_kernels::adamw8bit::Guard;
 use backdraft_kernels::device;
 use backdraft_lora::LoraConfig;
 use backdraft_model::{CausalLm, Targets, Tokens};
+use backdraft_plan::cost::CostModel;
+use backdraft_plan::memory;
+use backdraft_plan::{ActivationPlan, Prediction, Setup};
 use backdraft_quant::QuantizationPlan;
-use backdraft_train::activation::cost::{Calibration, CostModel};
-use backdraft_train::activation::{ActivationPlan, DeviceFacts, Prediction, Setup};
-use backdraft_train::memory;
+use backdraft_train::calibrate;
+use backdraft_train::device::DeviceFacts;
 use backdraft_train::optimizer::{AdamW, StatePrecision};
 use backdraft_train::step::{MicroBatch, forward_backward};
 use burn::tensor::{DType, Device};
@@ -237,11 +239,12 @@ impl Bench {
         let mut model = self.model.clone().with_lora(&self.lora, 42)?;
         let element = model.dtype().size() as u64;
         let facts = DeviceFacts::of(&self.device, element);
+        let bytes: usize = model.stored().iter().map(|share| share.bytes).sum();
         let setup = Setup {
             spec: model.spec().clone(),
             lora: self.lora.clone(),
             quantization: self.quantization.clone(),
-            base: None,
+            base: Some(bytes as u64),
             dense_element: element,
             memory: facts.memory,
             optimizer: StatePrecision::Bits8(Guard::On),
@@ -249,14 +252,13 @@ impl Bench {
             max_seq_length: tokens,
             grad_accumulation_steps: 1,
             host: if args.no_offload { 0 } else { facts.host },
-        }
-        .with_model(&mut model);
+        };
         let (mut step, pass) = (setup.step(), setup.pass());
         // Pages stay as large as those of the batch before.
         step.page = self.page.get().max(step.page);
         self.page.set(step.page);
         device::size_pages(&self.device, step.page);
-        let calibration = Calibration::measure(&model, &step.sample(pass))?;
+        let calibration = calibrate::measure(&model, &step.sample(pass))?;
         let measured = json!({
             "tensors_milliseconds": calibration.seconds.iter().map(|s| 1e3 * s).collect::<Vec<_>>(),
             "forward_milliseconds": 1e3 * calibration.forward,

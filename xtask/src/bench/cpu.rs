@@ -12,9 +12,9 @@ use backdraft_formats::ModelSource;
 use backdraft_kernels::adamw::AdamWParams;
 use backdraft_lora::{AdapterGrads, LoraConfig};
 use backdraft_model::{CausalLm, Targets, Tokens};
-use backdraft_train::activation::ActivationPlan;
+use backdraft_plan::ActivationPlan;
+use backdraft_train::data::tokenizer;
 use backdraft_train::optimizer::{AdamW, StatePrecision, clip, global_norm};
-use backdraft_train::run::tokenizer;
 use backdraft_train::step::{MicroBatch, forward_backward};
 use burn::tensor::Device;
 

@@ -16,8 +16,8 @@ use backdraft_data::{
     TokenizeOptions, tokenize_cached,
 };
 use backdraft_formats::ModelSource;
-use backdraft_train::memory::peak_resident;
-use backdraft_train::run::tokenizer;
+use backdraft_plan::memory::peak_resident;
+use backdraft_train::data::tokenizer;
 use clap::Args;
 use serde::{Deserialize, Serialize};
 use serde_json::json;

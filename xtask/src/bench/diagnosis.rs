@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, ensure};
-use backdraft_train::diagnosis::Confusion;
+use backdraft_journal::diagnosis::Confusion;
 
 use crate::section;
 

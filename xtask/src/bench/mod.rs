@@ -107,6 +107,6 @@ pub(crate) fn run(task: LibraryTask) -> anyhow::Result<()> {
 fn docs() -> anyhow::Result<()> {
     let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs");
     fs::create_dir_all(&docs)?;
-    fs::write(docs.join("recipe.md"), backdraft_train::recipe::page())?;
+    fs::write(docs.join("recipe.md"), backdraft_recipe::page())?;
     Ok(())
 }

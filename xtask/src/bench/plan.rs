@@ -2,14 +2,14 @@
 
 use std::time::Instant;
 
+use backdraft_arch::StatePrecision;
 use backdraft_kernels::adamw8bit::Guard;
 use backdraft_lora::LoraConfig;
 use backdraft_model::ModelSpec;
+use backdraft_plan::cost::{CostModel, Roofline};
+use backdraft_plan::tensors::MemoryModel;
+use backdraft_plan::{ActivationPlan, Setup};
 use backdraft_quant::{QuantizationPlan, Scheme};
-use backdraft_train::activation::cost::{CostModel, Roofline};
-use backdraft_train::activation::tensors::MemoryModel;
-use backdraft_train::activation::{ActivationPlan, Setup};
-use backdraft_train::optimizer::StatePrecision;
 use serde_json::json;
 
 /// Prints a line for each model and shape: the slowest of sixteen budgets.

@@ -12,8 +12,8 @@ use backdraft_formats::{Dtype, ModelSource};
 use backdraft_kernels::codebook::FourBitFormat;
 use backdraft_kernels::quantize::{four_bit, int8_rows, reference};
 use backdraft_model::CausalLm;
+use backdraft_plan::memory::{peak_resident, resident};
 use backdraft_quant::{QuantizationPlan, Scheme};
-use backdraft_train::memory::{peak_resident, resident};
 use burn::tensor::Device;
 
 const ROWS: usize = 1024;

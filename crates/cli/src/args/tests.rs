@@ -79,7 +79,7 @@ fn global_flags_stand_before_or_behind_the_command() {
         let cli = parse(line).unwrap();
         assert!(cli.global.json);
         let device = cli.command.device().unwrap();
-        assert_eq!(device.or(cli.device), Some(Choice::Cpu));
+        assert_eq!(device.or(cli.device), Some(DeviceChoice::Cpu));
     }
     assert_eq!(parse("backdraft init").unwrap().command.device(), None);
 }

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use backdraft_data::preview::{TextLook, preview};
 use backdraft_data::{BrokenKind, Outcome};
 use backdraft_formats::{ModelSource, write_file};
+use backdraft_recipe::{DataFormat, EvalRecipe, Recipe};
 use backdraft_train::data::{self, DataCheck, DataSources, plain, tokenize_options};
-use backdraft_train::recipe::{DataFormat, EvalRecipe, Recipe};
 use clap::{Args, Subcommand};
 
 use crate::args::FormatArg;

@@ -8,9 +8,9 @@ use backdraft_data::{
 };
 use backdraft_model::CausalLm;
 use backdraft_model::generate::GenerateConfig;
+use backdraft_recipe::{EvalRecipe, Recipe};
 use backdraft_train::data;
 use backdraft_train::evaluate::{Evaluation, evaluate};
-use backdraft_train::recipe::{EvalRecipe, Recipe};
 use backdraft_train::trained_with::{TrainedWith, adapter_in};
 use clap::Args;
 
@@ -234,7 +234,7 @@ impl Plan {
         overrides.extend(args.max_seq_length.map(|n| format!("max_seq_length={n}")));
         let recipe = Recipe::load(path, &overrides)?;
         let mut global = context.global;
-        global.device = global.device.or(Some(recipe.device.0));
+        global.device = global.device.or(Some(recipe.device));
         let output_dir = &recipe.output_dir;
         let trained = adapter_in(output_dir);
         match &model.adapter {

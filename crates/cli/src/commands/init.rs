@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use backdraft_data::BuiltinTemplate;
 use backdraft_formats::{Existing, write_file};
-use backdraft_train::recipe::{Choices, Recipe};
+use backdraft_recipe::{Choices, Recipe};
 use clap::Args;
 
 use crate::args::FormatArg;
@@ -144,7 +144,7 @@ fn directory(file: &Path) -> &Path {
 
 #[cfg(test)]
 mod tests {
-    use backdraft_train::recipe::DataFormat;
+    use backdraft_recipe::DataFormat;
     use insta::assert_snapshot;
 
     use super::*;

@@ -7,19 +7,19 @@ mod shown;
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use backdraft_arch::StatePrecision;
 use backdraft_data::source::{DataFile, RowReader};
 use backdraft_formats::ModelSource;
 use backdraft_lora::LoraConfig;
 use backdraft_lora::base::scheme;
 use backdraft_model::{ModelSpec, RopeScaling};
+use backdraft_plan::cost::{CostModel, Roofline};
+use backdraft_plan::memory::Memory;
+use backdraft_plan::tensors::MemoryModel;
+use backdraft_plan::{ActivationPlan, Setup};
 use backdraft_quant::QuantizationPlan;
-use backdraft_train::activation::cost::{CostModel, Roofline};
-use backdraft_train::activation::tensors::MemoryModel;
-use backdraft_train::activation::{ActivationPlan, Setup};
+use backdraft_recipe::Recipe;
 use backdraft_train::data::{plain, tokenize_options};
-use backdraft_train::memory::Memory;
-use backdraft_train::optimizer::StatePrecision;
-use backdraft_train::recipe::Recipe;
 use clap::Args;
 use serde_json::{Value, json};
 
@@ -287,7 +287,7 @@ fn data(path: &Path, args: &InspectArgs, context: Context) -> Result<Shown, CliE
         ));
     };
     let source = session::open_model(name, context.output)?;
-    let tokenizer = backdraft_train::run::tokenizer(&source)?;
+    let tokenizer = backdraft_train::data::tokenizer(&source)?;
     let (rows, outcome) = session::load_rows(&recipe, &tokenizer, context.output)?;
     let mut lengths = rows.lengths();
     lengths.sort_unstable();

@@ -4,15 +4,15 @@ use std::path::PathBuf;
 
 use backdraft_arch::SavedTensor;
 use backdraft_model::ModelSpec;
-use backdraft_train::activation::cost::{CostModel, Roofline};
-use backdraft_train::activation::device::usable;
-use backdraft_train::activation::plan::Fate;
-use backdraft_train::activation::tensors::{MemoryModel, PassShape};
-use backdraft_train::activation::{
-    ActivationPlan, Peak, Prediction, Setup, Shortage, StepShape, host_room,
+use backdraft_plan::cost::{CostModel, Roofline};
+use backdraft_plan::memory::{host_room, usable};
+use backdraft_plan::plan::Fate;
+use backdraft_plan::tensors::{MemoryModel, PassShape};
+use backdraft_plan::{
+    ActivationPlan, ActivationPolicy, Peak, Prediction, Setup, Shortage, StepShape,
 };
-use backdraft_train::no_effect::NoEffect;
-use backdraft_train::recipe::{ActivationPolicy, ByteSize, DType, Length, Recipe};
+use backdraft_recipe::no_effect::NoEffect;
+use backdraft_recipe::{ByteSize, DType, Length, Recipe};
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
@@ -89,7 +89,7 @@ pub(crate) fn run(args: &PlanArgs, context: Context) -> Result<(), CliError> {
     } else {
         (MemoryModel::cpu(), 0)
     };
-    let setup = Setup::of_recipe(&recipe, spec, memory, host);
+    let setup = recipe.setup(spec, memory, host);
     let plans = Plans::new(args, &recipe, setup, on_gpu);
     let found = plans.to_json();
     context.output.record("plan", &found)?;

@@ -12,8 +12,8 @@ use backdraft_data::{
 };
 use backdraft_formats::{Existing, write_file};
 use backdraft_model::CausalLm;
+use backdraft_recipe::Recipe;
 use backdraft_train::evaluate::evaluate;
-use backdraft_train::recipe::Recipe;
 use backdraft_train::resume::Resume;
 use backdraft_train::run::Start;
 use clap::Args;

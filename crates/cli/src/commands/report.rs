@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use backdraft_formats::{Existing, write_file};
-use backdraft_train::report_html;
-use backdraft_train::run_files::RunFiles;
+use backdraft_journal::report_html;
+use backdraft_journal::run_files::RunFiles;
 use clap::Args;
 
 use crate::commands::Context;

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use backdraft_formats::dtype::from_f32;
+use backdraft_formats::dtype::f32_bytes;
 use backdraft_formats::{Dtype, SafetensorsWriter, TensorInfo};
 use backdraft_model::{Targets, Tokens};
 use clap::Args;
@@ -69,9 +69,8 @@ pub(crate) fn run(args: &ScoreArgs, context: Context) -> Result<(), CliError> {
         let targets = Targets::from_labels(&tokens.segments, &labels);
         nll.extend(model.nll(&tokens, &targets).into_data().iter::<f32>());
     }
-    let bytes = |values: &[f32]| from_f32(Dtype::F32, values).unwrap_or_default();
-    writer.write("logits", &bytes(&logits))?;
-    writer.write("nll", &bytes(&nll))?;
+    writer.write("logits", &f32_bytes(&logits))?;
+    writer.write("nll", &f32_bytes(&nll))?;
     writer.finish()?;
     let mean = nll.iter().map(|&x| f64::from(x)).sum::<f64>() / nll.len() as f64;
     context.output.record(

@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use backdraft_data::RowSet;
 use backdraft_data::count::group;
 use backdraft_formats::ModelSource;
+use backdraft_journal::report::{Reporter, RunSummary};
 use backdraft_model::CausalLm;
+use backdraft_recipe::Recipe;
 use backdraft_train::control::Control;
 use backdraft_train::data::{self, RunData};
 use backdraft_train::preflight;
-use backdraft_train::recipe::Recipe;
-use backdraft_train::report::{Reporter, RunSummary};
 use backdraft_train::resume::Resume;
 use backdraft_train::run::{Start, Watch, prepare};
 use burn::tensor::Device;
@@ -154,7 +154,7 @@ pub(crate) fn preflight(
 ) -> Result<Device, CliError> {
     preflight::output_dir(&recipe.output_dir, start)?;
     preflight::sources(&recipe.data)?;
-    let device = session::open_device(recipe.device.0, output)?;
+    let device = session::open_device(recipe.device, output)?;
     let shape = session::shape(&recipe.model, output)?;
     preflight::model(recipe, &shape.spec, &device, shape.quantized)?;
     if let Some(plan) = recipe.quantization_plan() {
@@ -291,10 +291,10 @@ pub(crate) fn check_data(
 mod tests {
     use std::path::Path;
 
-    use backdraft_train::recipe::{Length, Recipe};
+    use backdraft_recipe::{Length, Recipe};
 
     use super::*;
-    use backdraft_kernels::device::Choice;
+    use backdraft_arch::DeviceChoice;
 
     use crate::args::Global;
 
@@ -313,7 +313,7 @@ mod tests {
             device: DeviceArgs::default(),
         };
         let global = Global {
-            device: Some(Choice::Cpu),
+            device: Some(DeviceChoice::Cpu),
             ..Global::default()
         };
         let context = Context {
@@ -325,7 +325,7 @@ mod tests {
         assert_eq!(recipe.train.length, Length::MaxSteps(5));
         assert_eq!(recipe.seed, 7);
         assert_eq!(recipe.output_dir, Path::new("/r/1e3"));
-        assert_eq!(recipe.device.0, Choice::Cpu);
+        assert_eq!(recipe.device, DeviceChoice::Cpu);
         assert_eq!(recipe.data.skip_bad_rows, 2);
     }
 }

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use backdraft_train::diagnosis::{Diagnosis, Monitor};
+use backdraft_journal::diagnosis::{Diagnosis, Monitor};
+use backdraft_journal::records::{self, Record};
+use backdraft_journal::run_files::{RunFiles, RunNote};
 use backdraft_train::lock;
-use backdraft_train::records::{self, Record};
-use backdraft_train::run_files::{RunFiles, RunNote};
 use clap::Args;
 use serde_json::Value;
 

@@ -17,11 +17,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use backdraft_journal::diagnosis::Diagnosis;
+use backdraft_journal::records::Report;
+use backdraft_journal::report::{EvalReport, ReplanReport, Reporter, RunInfo, StepReport};
+use backdraft_plan::memory;
 use backdraft_train::control::Control;
-use backdraft_train::diagnosis::Diagnosis;
-use backdraft_train::memory;
-use backdraft_train::records::Report;
-use backdraft_train::report::{EvalReport, ReplanReport, Reporter, RunInfo, StepReport};
 use burn::train::LearnerSummary;
 use burn::train::logger::{EvaluationProgressLogger, TrainingProgressLogger};
 use burn::train::metric::MetricDefinition;

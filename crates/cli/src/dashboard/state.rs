@@ -2,10 +2,10 @@
 
 use std::collections::VecDeque;
 
-use backdraft_train::diagnosis::Diagnosis;
-use backdraft_train::memory::Memory;
-use backdraft_train::records::Report;
-use backdraft_train::report::{EvalReport, RunInfo, StepReport};
+use backdraft_journal::diagnosis::Diagnosis;
+use backdraft_journal::records::Report;
+use backdraft_journal::report::{EvalReport, RunInfo, StepReport};
+use backdraft_plan::memory::Memory;
 
 /// Lines of the log that are kept.
 const LOG_LINES: usize = 500;

@@ -1,4 +1,5 @@
-use backdraft_train::diagnosis::{EvalPoint, Monitor, TrainPoint};
+use backdraft_journal::diagnosis::{EvalPoint, Monitor, TrainPoint};
+use backdraft_plan::memory::Memory;
 use insta::assert_snapshot;
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
@@ -6,7 +7,6 @@ use ratatui::backend::TestBackend;
 use super::state::{Hands, View};
 use super::*;
 use crate::plain::{PlainLines, StepLine};
-use backdraft_train::memory::Memory;
 
 /// What a terminal of this size shows, without colour.
 fn screen(state: &State, width: u16, height: u16) -> String {

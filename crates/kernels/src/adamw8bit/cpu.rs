@@ -5,9 +5,8 @@ use rayon::prelude::*;
 
 use super::{BLOCK_SIZE, Guard, Moment8Bit, Moments8Bit};
 use crate::adamw::AdamWParams;
-use crate::codebook::DynamicMap;
+use crate::codebook::{DynamicMap, bytes};
 use crate::cpu::{f32s, into_vec, ints, simd, tensor};
-use crate::dequantize::bytes;
 use crate::quantize::encode;
 
 /// Constants of one update, rounded as [`adamw`](crate::adamw) rounds them.

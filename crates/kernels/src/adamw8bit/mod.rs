@@ -18,29 +18,13 @@ mod cpu;
 pub(crate) mod cube;
 pub mod reference;
 
+pub use backdraft_arch::optimizer::{BLOCK_SIZE, Guard, MIN_8BIT_SIZE};
 use burn::tensor::{Int, Tensor};
 
 use crate::adamw::AdamWParams;
-use crate::codebook::DynamicMap;
-use crate::dequantize::bytes;
+use crate::codebook::{DynamicMap, bytes};
 use crate::dispatch::on_device;
 use crate::quantize::blockwise;
-
-/// Values that share a scale.
-pub const BLOCK_SIZE: usize = 256;
-
-/// Tensors with fewer values keep their moments in 32 bits.
-pub const MIN_8BIT_SIZE: usize = 4096;
-
-/// Whether a second moment may round to zero.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Guard {
-    /// Never, unless it is zero.
-    #[default]
-    On,
-    /// As bitsandbytes: where zero is nearest.
-    Off,
-}
 
 /// One moment in codes.
 ///

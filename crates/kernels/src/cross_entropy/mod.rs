@@ -10,17 +10,13 @@ mod cpu;
 mod cube;
 pub mod reference;
 
+pub use backdraft_arch::sizes::{CHUNK, CUBE_CHUNK};
 use burn::backend::DispatchTensor;
 use burn::tensor::{DType, Tensor};
 
 use crate::autograd::{Vjp, attach, parent};
 use crate::dispatch::on_device;
-use crate::lora_linear::FrozenMatrix;
-
-/// Tokens whose logits exist at a time on the processor.
-pub const CHUNK: usize = 256;
-/// Tokens whose logits exist at a time on a CubeCL device: each chunk reads the whole head twice.
-pub const CUBE_CHUNK: usize = 512;
+use crate::frozen_matrix::FrozenMatrix;
 
 /// Loss of each row and, with weights, the gradient of the logits.
 type Loss = (Tensor<1>, Option<Tensor<2>>);

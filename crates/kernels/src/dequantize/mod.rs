@@ -14,10 +14,10 @@ pub mod reference;
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
-use crate::codebook::FourBitFormat;
+use crate::codebook::{FourBitFormat, bytes};
 use crate::dispatch::on_device;
+use crate::frozen_matrix::FrozenMatrix;
 use crate::gemm::{self, Op};
-use crate::lora_linear::FrozenMatrix;
 use crate::quantize::{NESTED_BLOCK_SIZE, NestedScales};
 
 /// A matrix in blocks of 4-bit codes over its row-major values.
@@ -390,11 +390,6 @@ impl FrozenMatrix for Int8Rows {
 fn floats(values: Vec<f32>, device: &Device) -> Tensor<1> {
     let shape = [values.len()];
     Tensor::from_data(TensorData::new(values, shape), (device, DType::F32))
-}
-
-pub(crate) fn bytes(values: Vec<u8>, device: &Device) -> Tensor<1, Int> {
-    let shape = [values.len()];
-    Tensor::from_data(TensorData::new(values, shape), (device, DType::U8))
 }
 
 fn select(values: Tensor<2>, rows: &[u32]) -> Tensor<2> {

@@ -116,7 +116,7 @@ fn own(c: CubeTensor, new: impl FnOnce() -> CubeTensor) -> CubeTensor {
         return c;
     }
     let copy = new();
-    crate::flat::overwrite(&tensor(c), &tensor(copy.clone()));
+    crate::views::overwrite(&tensor(c), &tensor(copy.clone()));
     copy
 }
 

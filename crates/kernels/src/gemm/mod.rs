@@ -141,7 +141,7 @@ pub fn gemm_into(
         } else {
             product
         };
-        crate::flat::overwrite(&sum, &slot.view);
+        crate::views::overwrite(&sum, &slot.view);
     }
 }
 

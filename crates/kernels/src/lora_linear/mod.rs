@@ -7,74 +7,15 @@
 
 pub mod reference;
 
-use std::fmt::Debug;
-
 use burn::backend::DispatchTensor;
 use burn::tensor::Tensor;
 
 use crate::autograd::{Vjp, attach, parent};
 use crate::dropout::Dropout;
-use crate::flat;
+use crate::frozen_matrix::FrozenMatrix;
 use crate::gemm::{self, Op, Slot, gemm, gemm_f32, gemm_into};
 use crate::low_rank::{Adapted, LowRank};
-
-/// A frozen weight, however it is stored.
-pub trait FrozenMatrix: Clone + Debug + Send + 'static {
-    /// `x · Wᵀ`.
-    ///
-    /// # Shapes
-    /// `x` `[t, in]`, result `[t, out]`.
-    fn matmul(&self, x: &Tensor<2>) -> Tensor<2>;
-
-    /// `x · Wᵀ`, and `sum` where there is one.
-    ///
-    /// # Shapes
-    /// As [`matmul`](Self::matmul).
-    fn matmul_add(&self, x: &Tensor<2>, sum: Option<&Tensor<2>>) -> Tensor<2> {
-        let product = self.matmul(x);
-        match sum {
-            Some(sum) => sum.clone() + product,
-            None => product,
-        }
-    }
-
-    /// `dy · W`.
-    ///
-    /// # Shapes
-    /// `dy` `[t, out]`, result `[t, in]`.
-    fn matmul_transposed(&self, dy: &Tensor<2>) -> Tensor<2>;
-
-    /// `dy · W`, added to `sum` where there is one, which is written over, or a copy of it where something else holds
-    /// it.
-    ///
-    /// # Shapes
-    /// As [`matmul_transposed`](Self::matmul_transposed).
-    fn matmul_transposed_add(&self, dy: &Tensor<2>, sum: Option<Tensor<2>>) -> Tensor<2> {
-        let product = self.matmul_transposed(dy);
-        match sum {
-            Some(sum) => sum + product,
-            None => product,
-        }
-    }
-}
-
-impl FrozenMatrix for Tensor<2> {
-    fn matmul(&self, x: &Tensor<2>) -> Tensor<2> {
-        gemm::nt(x, self)
-    }
-
-    fn matmul_transposed(&self, dy: &Tensor<2>) -> Tensor<2> {
-        gemm::nn(dy, self)
-    }
-
-    fn matmul_add(&self, x: &Tensor<2>, sum: Option<&Tensor<2>>) -> Tensor<2> {
-        gemm::project(x, self, sum)
-    }
-
-    fn matmul_transposed_add(&self, dy: &Tensor<2>, sum: Option<Tensor<2>>) -> Tensor<2> {
-        gemm((Op::N, dy), (Op::N, self), 1.0, sum)
-    }
-}
+use crate::views;
 
 /// The low-rank factors of one projection.
 ///
@@ -140,7 +81,7 @@ impl Together {
         if !factors.iter().all(alike) {
             return None;
         }
-        let a = flat::stacked(&factors.iter().map(|f| &f.a).collect::<Vec<_>>())?;
+        let a = views::stacked(&factors.iter().map(|f| &f.a).collect::<Vec<_>>())?;
         let ranks = factors.iter().map(|f| f.a.dims()[0]).collect();
         Some(Self { a, ranks, scaling })
     }
@@ -152,7 +93,7 @@ impl Together {
     fn split(&self, all: &Tensor<2>) -> Vec<Tensor<2>> {
         let mut start = 0;
         let part = |&rank: &usize| {
-            let part = flat::rows(all, start, rank);
+            let part = views::rows(all, start, rank);
             start += rank;
             part.unwrap_or_else(|| unreachable!("it is where the factors are"))
         };
@@ -320,7 +261,7 @@ pub fn backward_together<W: FrozenMatrix, const N: usize>(
     let [t, _] = x.dims();
     let rank = together.ranks.iter().sum();
     // (dy·B)ᵀ of all, one behind the other.
-    let all = flat::unwritten([rank, t], x);
+    let all = views::unwritten([rank, t], x);
     let parts = together.split(&all);
     for (branch, view) in branches.into_iter().zip(parts) {
         let (Some((f, xa)), WantedFactors::Into([_, b])) = (branch.adapter, branch.factors) else {
@@ -357,7 +298,7 @@ fn slot_of_all<W>(branches: &[Branch<'_, W>]) -> Option<Slot> {
     if slots.iter().any(|slot| slot.accumulate != accumulate) {
         return None;
     }
-    let view = flat::stacked(&slots.iter().map(|slot| &slot.view).collect::<Vec<_>>())?;
+    let view = views::stacked(&slots.iter().map(|slot| &slot.view).collect::<Vec<_>>())?;
     Some(Slot { view, accumulate })
 }
 

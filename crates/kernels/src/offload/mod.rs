@@ -12,8 +12,9 @@ mod idle;
 
 use std::time::Instant;
 
+use backdraft_arch::sizes::SIDE;
+pub use backdraft_arch::sizes::{MEASURED, Speed};
 use burn::tensor::{DType, Device, ExecutionError, Tensor};
-use serde::{Deserialize, Serialize};
 
 /// Whether tensors on `device` can wait elsewhere.
 pub fn is_there(device: &Device) -> bool {
@@ -100,21 +101,6 @@ impl Fetching {
         }
     }
 }
-
-/// How fast tensors go to the host's memory and come back.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Speed {
-    /// Bytes in a second, one way.
-    pub bytes: f64,
-    /// Seconds that a tensor of no size takes to go and come back: its memory, copies and events.
-    pub round_trip: f64,
-}
-
-/// Rows and columns, in f32, of the largest tensor that [`measure`] makes.
-const SIDE: usize = 2048;
-
-/// Bytes of that tensor. (Pages of a device's memory follow the largest tensor.)
-pub const MEASURED: u64 = (4 * SIDE * SIDE) as u64;
 
 /// How fast copies are; `None` where there are none.
 ///

@@ -9,18 +9,18 @@ use crate::attention::{self, HeadLayout, Qkv};
 use crate::codebook::FourBitFormat;
 use crate::dequantize::{FourBit, HostAbsmax};
 use crate::device;
-use crate::flat::{self, Flat};
+use crate::flat::Flat;
+use crate::frozen_matrix::FrozenMatrix;
 use crate::gemm::{self, Op, Slot};
-use crate::lora_linear::FrozenMatrix;
 use crate::low_rank::LowRank;
 use crate::quantize::four_bit;
 use crate::rope::{self, RotaryTables};
-use crate::{Segments, cross_entropy, rms_norm, swiglu};
+use crate::{Segments, cross_entropy, rms_norm, swiglu, views};
 
 /// Rows of a matrix for which no device has the memory.
 fn missing(place: &Place, [rows, columns]: [usize; 2]) -> Tensor<2> {
     let all = Tensor::<2>::empty([1 << 44, columns], (&place.device, place.dtype));
-    flat::rows(&all, 0, rows).unwrap()
+    views::rows(&all, 0, rows).unwrap()
 }
 
 fn can_be_read<const D: usize>(x: &Tensor<D>) -> bool {

@@ -5,8 +5,8 @@ use burn::tensor::{Device, Distribution, Tensor};
 use super::places::{places, random};
 use crate::codebook::FourBitFormat;
 use crate::dequantize::{FourBit, HostAbsmax, reference};
+use crate::frozen_matrix::FrozenMatrix;
 use crate::gemm::{self, Op};
-use crate::lora_linear::FrozenMatrix;
 use crate::quantize::{four_bit, nested};
 
 /// Normal values in codes, with each kind of scale, to be put on a device.

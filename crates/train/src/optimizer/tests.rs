@@ -5,10 +5,10 @@ use backdraft_kernels::adamw8bit::Guard;
 use backdraft_kernels::device;
 use backdraft_lora::{LoraConfig, TargetModule};
 use backdraft_model::{Targets, Tokens};
+use backdraft_plan::ActivationPlan;
 use burn::tensor::Distribution;
 
 use super::*;
-use crate::activation::ActivationPlan;
 use crate::step::{MicroBatch, forward_backward};
 
 const PARAMS: AdamWParams = AdamWParams {
@@ -91,7 +91,7 @@ fn a_restored_optimizer_goes_on_as_if_never_stopped() {
         }
         let bytes: usize = state.iter().map(|tensor| tensor.bytes.len()).sum();
         let predicted = model.trained_params().map(|(_, param)| param.len());
-        let predicted: usize = predicted.map(|n| AdamW::state_bytes(n, precision)).sum();
+        let predicted: usize = predicted.map(|n| precision.state_bytes(n)).sum();
         assert_eq!(bytes, predicted);
         assert_eq!(optimizer.num_bytes(), predicted);
 

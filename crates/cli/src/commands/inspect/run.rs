@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+use backdraft_journal::records::Report;
+use backdraft_journal::run_files::RunFiles;
 use backdraft_train::checkpoint;
-use backdraft_train::records::Report;
-use backdraft_train::run_files::RunFiles;
 use backdraft_train::trained_with::adapter_in;
 
 use super::adapter;

@@ -1,0 +1,24 @@
+//! Sizes and speeds that kernels work with and a plan of memory counts on.
+
+use serde::{Deserialize, Serialize};
+
+/// Tokens whose logits exist at a time on the processor.
+pub const CHUNK: usize = 256;
+
+/// Tokens whose logits exist at a time on a CubeCL device: each chunk reads the whole head twice.
+pub const CUBE_CHUNK: usize = 512;
+
+/// Rows and columns, in f32, of the largest tensor that measuring the way to the host makes.
+pub const SIDE: usize = 2048;
+
+/// Bytes of that tensor. (Pages of a device's memory follow the largest tensor.)
+pub const MEASURED: u64 = (4 * SIDE * SIDE) as u64;
+
+/// How fast tensors go to the host's memory and come back.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Speed {
+    /// Bytes in a second, one way.
+    pub bytes: f64,
+    /// Seconds that a tensor of no size takes to go and come back: its memory, copies and events.
+    pub round_trip: f64,
+}

@@ -1,0 +1,24 @@
+//! What a run tells and leaves.
+//!
+//! | module | noun |
+//! |---|---|
+//! | [`report`] | [`Reporter`](report::Reporter), who hears of everything, and what it is told |
+//! | [`records`] | `metrics.jsonl`: a line for each step and evaluation |
+//! | [`run_files`] | [`RunFiles`](run_files::RunFiles): what lies in an output directory, to be shown again |
+//! | [`diagnosis`] | what the curve of a run means |
+//! | [`report_html`] | runs as one HTML page |
+//! | [`tensorboard`] | events for TensorBoard |
+//! | [`exact`] | floating-point numbers in JSON that come back with every bit |
+//! | [`text`] | words for errors, machines and devices |
+//!
+//! Start reading at [`report`].
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod diagnosis;
+pub mod exact;
+pub mod records;
+pub mod report;
+pub mod report_html;
+pub mod run_files;
+pub mod tensorboard;
+pub mod text;

@@ -1,0 +1,207 @@
+//! What a run tells whoever watches it.
+
+use std::path::{Path, PathBuf};
+
+use backdraft_arch::StoredShare;
+use backdraft_data::DataReport;
+use backdraft_plan::Prediction;
+use backdraft_plan::bytes::gib;
+use backdraft_plan::memory::{Measured, Memory};
+use backdraft_recipe::no_effect::NoEffect;
+use serde::{Deserialize, Serialize};
+
+use crate::diagnosis::Diagnosis;
+use crate::records::Report;
+
+/// What is about to happen.
+#[derive(Clone, Debug, Serialize)]
+pub struct RunInfo {
+    /// The model as the recipe names it.
+    pub model: String,
+    /// The device that computes.
+    pub device: String,
+    /// Values in the base model, frozen.
+    pub base_params: usize,
+    /// Values in the adapters, trained.
+    pub trained_params: usize,
+    /// How the base is stored, most bytes first.
+    pub base: Vec<StoredShare>,
+    /// Memory that the run will need.
+    pub memory: Memory,
+    /// What is kept and recomputed.
+    pub activations: ActivationReport,
+    /// What became of the training rows.
+    #[serde(skip)]
+    pub train_data: DataReport,
+    /// What became of the evaluation rows.
+    #[serde(skip)]
+    pub eval_data: Option<DataReport>,
+    /// Optimiser steps.
+    pub total_steps: usize,
+    /// Optimiser steps in an epoch.
+    pub steps_per_epoch: usize,
+    /// Steps between log lines.
+    pub logging_steps: usize,
+}
+
+/// One optimiser step.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct StepReport {
+    /// Counted from 1.
+    pub step: usize,
+    /// Epochs done, with a fraction.
+    pub epoch: f64,
+    /// Mean nll of the step's supervised tokens, nats.
+    pub loss: f64,
+    /// Global gradient norm before clipping.
+    pub grad_norm: f64,
+    /// Learning rate used.
+    pub learning_rate: f64,
+    /// Tokens computed.
+    pub tokens: usize,
+    /// Supervised tokens among them.
+    pub supervised_tokens: usize,
+    /// Seconds that the step took.
+    pub seconds: f64,
+    /// Seconds since the run began.
+    pub elapsed: f64,
+}
+
+/// Memory ran out: the step is repeated with more recomputation.
+#[derive(Clone, Debug, Serialize)]
+pub struct ReplanReport {
+    /// The optimiser step, counted from 1.
+    pub step: usize,
+    /// Bytes that a step could use before.
+    pub budget_before: u64,
+    /// Bytes that it may use from now on.
+    pub budget: u64,
+    /// What was needed and could be had, or what the device said.
+    pub reason: String,
+}
+
+impl std::fmt::Display for ReplanReport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "step {} is repeated with more recomputation, and from now on a step may use {:.2} GiB: {}",
+            self.step,
+            gib(self.budget),
+            self.reason,
+        )
+    }
+}
+
+/// What the passes keep and recompute, for the longest micro-batch.
+#[derive(Clone, Debug, Serialize)]
+pub struct ActivationReport {
+    /// `smart`, or the name of a fixed policy.
+    pub policy: String,
+    /// Bytes that a step may use, base included.
+    pub budget: u64,
+    /// What is predicted.
+    pub prediction: Prediction,
+}
+
+/// One evaluation.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct EvalReport {
+    /// Steps done.
+    pub step: usize,
+    /// Epochs done, with a fraction.
+    pub epoch: f64,
+    /// Mean nll of all supervised tokens, nats.
+    pub eval_loss: f64,
+    /// exp(eval_loss).
+    pub perplexity: f64,
+    /// Supervised tokens.
+    pub tokens: usize,
+    /// Whether no evaluation before was better.
+    pub best: bool,
+    /// Seconds that it took.
+    pub seconds: f64,
+}
+
+/// The whole run.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RunSummary {
+    /// Steps done.
+    pub steps: usize,
+    /// Steps planned.
+    pub total_steps: usize,
+    /// Whether somebody stopped it early.
+    pub interrupted: bool,
+    /// Whether it ended because evaluation no longer improved.
+    pub stopped_early: bool,
+    /// The step that this process went on from; 0 if it began at the beginning.
+    pub resumed_from: usize,
+    /// Seconds, evaluation and saving included.
+    pub seconds: f64,
+    /// Tokens per second of training time.
+    pub tokens_per_second: f64,
+    /// Seconds that telling of the steps took (records, events, diagnosis, whoever listens), in the thread
+    /// that computes.
+    pub reporting_seconds: f64,
+    /// Supervised tokens per second of training time.
+    pub supervised_tokens_per_second: f64,
+    /// Loss of the last step, nats.
+    pub final_loss: Option<f64>,
+    /// Lowest evaluation loss, nats.
+    pub best_eval_loss: Option<f64>,
+    /// The step it was measured after.
+    pub best_step: Option<usize>,
+    /// What the curve means.
+    pub diagnosis: Option<Diagnosis>,
+    /// Memory that the run was to need.
+    pub memory: Memory,
+    /// Memory that the process held; `None` where the system does not tell.
+    pub measured_memory: Option<Measured>,
+    /// What the device's allocator held at the end, which is its most: it gives nothing back. `None` on the
+    /// processor.
+    ///
+    /// # Units
+    /// Bytes.
+    pub device_memory: Option<usize>,
+    /// The most memory that the process held, reading the model included; on a GPU as `device_memory`.
+    ///
+    /// # Units
+    /// Bytes.
+    pub peak_memory: Option<usize>,
+    /// Why the run, or a part of it, trained nothing; empty of most.
+    pub no_effect: Vec<NoEffect>,
+    /// Where the adapter lies.
+    pub adapter: PathBuf,
+    /// The step whose weights it holds: the best by evaluation, or the last.
+    pub adapter_step: usize,
+}
+
+/// Hears of everything that happens in a run, in order.
+pub trait Reporter: Send {
+    /// The run begins.
+    fn start(&mut self, _: &RunInfo) {}
+    /// An optimiser step is done.
+    fn step(&mut self, _: &StepReport) {}
+    /// An evaluation is done.
+    fn eval(&mut self, _: &EvalReport) {}
+    /// The curve means something else than before.
+    fn diagnosis(&mut self, _step: usize, _: &Diagnosis) {}
+    /// The run is resumed from a checkpoint; `history` is what came before.
+    fn resumed(&mut self, _step: usize, _checkpoint: &Path, _history: &[Report]) {}
+    /// The run ends since evaluation no longer improves.
+    fn stopped_early(&mut self, _step: usize, _best_step: usize) {}
+    /// A checkpoint was written.
+    fn saved(&mut self, _step: usize, _: &Path) {}
+    /// Memory ran out, and the step is repeated with more recomputation.
+    fn replanned(&mut self, report: &ReplanReport) {
+        self.warn(&report.to_string());
+    }
+    /// Something is not as it should be, but the run goes on.
+    fn warn(&mut self, _: &str) {}
+}
+
+/// Tells nobody.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Silent;
+
+impl Reporter for Silent {}

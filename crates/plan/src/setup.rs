@@ -1,0 +1,367 @@
+//! What settings and a model's configuration say of a step's memory, without the weights.
+
+use backdraft_arch::sizes::{CHUNK, CUBE_CHUNK};
+use backdraft_arch::{
+    InputGrad, LoraConfig, ModelSpec, QuantizationPlan, Scheme, StatePrecision, TargetModule,
+};
+
+use crate::predict::{Shortage, StepShape};
+use crate::tensors::{LayerShape, MemoryModel, PassShape, ProjectionShape};
+
+/// A run, as far as memory is concerned.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// The model's shape.
+    pub spec: ModelSpec,
+    /// The adapters.
+    pub lora: LoraConfig,
+    /// How projections are kept; `None` where they are dense.
+    pub quantization: Option<QuantizationPlan>,
+    /// Bytes of the base model where they are known; else they are counted from the shape.
+    pub base: Option<u64>,
+    /// Bytes of a value of a dense weight.
+    pub dense_element: u64,
+    /// How the device takes memory.
+    pub memory: MemoryModel,
+    /// How the optimiser keeps its moments.
+    pub optimizer: StatePrecision,
+    /// Rows of a pass.
+    pub micro_batch_size: usize,
+    /// Tokens of a row.
+    pub max_seq_length: usize,
+    /// Passes of a step.
+    pub grad_accumulation_steps: usize,
+    /// Bytes of the host's memory in which activations may wait; 0 for none.
+    pub host: u64,
+}
+
+impl MemoryModel {
+    /// f32 on the processor.
+    #[must_use]
+    pub fn cpu() -> Self {
+        let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get) as u64;
+        Self {
+            element: 4,
+            dequantizes_whole: false,
+            swiglu_in_place: true,
+            score_rows: 64 * threads,
+            logits_chunk: CHUNK as u64,
+            // Packed panels of products.
+            workspace: 512 << 10,
+            paged: false,
+        }
+    }
+
+    /// A CubeCL device, activations of `element` bytes.
+    #[must_use]
+    pub const fn cube(element: u64) -> Self {
+        Self {
+            element,
+            dequantizes_whole: true,
+            swiglu_in_place: false,
+            score_rows: 0,
+            logits_chunk: CUBE_CHUNK as u64,
+            workspace: 64 << 20,
+            paged: true,
+        }
+    }
+}
+
+impl Setup {
+    fn projection(&self, layer: usize, target: TargetModule) -> ProjectionShape {
+        let dims @ [out, input] = self.spec.layers[layer].shape(target);
+        let path = target.path(layer);
+        let scheme = self
+            .quantization
+            .as_ref()
+            .and_then(|plan| plan.scheme_for(&path));
+        let rank = if self.lora.adapts(layer, target) {
+            self.lora.rank
+        } else {
+            0
+        };
+        ProjectionShape {
+            out: out as u64,
+            input: input as u64,
+            rank: rank as u64,
+            dropout: rank > 0 && self.lora.dropout > 0.0,
+            quantized: scheme.is_some(),
+            weight_bytes: self.weight_bytes(dims, scheme),
+        }
+    }
+
+    fn weight_bytes(&self, dims: [usize; 2], scheme: Option<Scheme>) -> u64 {
+        match scheme {
+            Some(scheme) => scheme.num_bytes(dims) as u64,
+            None => (dims[0] * dims[1]) as u64 * self.dense_element,
+        }
+    }
+
+    fn layer(&self, index: usize, input_grad: InputGrad) -> LayerShape {
+        let spec = &self.spec.layers[index];
+        LayerShape {
+            hidden: self.spec.hidden_size as u64,
+            heads: spec.num_attention_heads as u64,
+            head_norms: spec.head_norms,
+            window: spec.sliding_window.map(|window| window as u64),
+            projections: TargetModule::ALL.map(|target| self.projection(index, target)),
+            input_grad,
+        }
+    }
+
+    /// Bytes of the base model.
+    #[must_use]
+    pub fn base_bytes(&self) -> u64 {
+        if let Some(base) = self.base {
+            return base;
+        }
+        let spec = &self.spec;
+        let values = spec.tensors().map(|tensor| tensor.num_values());
+        let (mut dense, mut quantized) = (values.sum::<usize>(), 0);
+        for (layer, target) in spec.projections() {
+            let dims = spec.layers[layer].shape(target);
+            let weights = self.projection(layer, target);
+            if weights.quantized {
+                dense -= dims[0] * dims[1];
+                quantized += weights.weight_bytes;
+            }
+        }
+        dense as u64 * self.dense_element + quantized
+    }
+
+    /// The lowest layer with an adapter.
+    fn first_adapted(&self) -> usize {
+        let layers = self.spec.layers.len();
+        (0..layers)
+            .find(|&layer| {
+                TargetModule::ALL
+                    .iter()
+                    .any(|&target| self.lora.adapts(layer, target))
+            })
+            .unwrap_or(layers)
+    }
+
+    /// The step that it makes.
+    #[must_use]
+    pub fn step(&self) -> StepShape {
+        let first = self.first_adapted();
+        let layers: Vec<LayerShape> = (first..self.spec.layers.len())
+            .map(|layer| self.layer(layer, InputGrad::needed_if(layer > first)))
+            .collect();
+        let factors = layers
+            .iter()
+            .flat_map(|layer| layer.projections)
+            .flat_map(|p| [(p.rank * p.input) as usize, (p.rank * p.out) as usize]);
+        let factors: Vec<usize> = factors.filter(|&values| values > 0).collect();
+        let moments = factors
+            .iter()
+            .map(|&values| self.optimizer.state_bytes(values));
+        let mut step = StepShape {
+            frozen: (first > 0).then(|| (first, self.layer(0, InputGrad::Skipped))),
+            layers,
+            vocab: self.spec.vocab_size as u64,
+            hidden: self.spec.hidden_size as u64,
+            head_dim: self.spec.rope.head_dim as u64,
+            memory: self.memory,
+            base: self.base_bytes(),
+            adapters: self.bytes_of_factor() * factors.iter().sum::<usize>() as u64,
+            optimizer: moments.sum::<usize>() as u64,
+            // In buffers that are there from the start.
+            accumulated: self.memory.paged || self.grad_accumulation_steps > 1,
+            host: self.host,
+            page: 0,
+        };
+        step.page = step.page_for(self.pass());
+        step
+    }
+
+    /// Bytes of a value of the factors, with its copy in the dtype of activations.
+    fn bytes_of_factor(&self) -> u64 {
+        match self.memory.element {
+            4 => 4,
+            element => 4 + element,
+        }
+    }
+
+    /// A pass over rows of full length.
+    #[must_use]
+    pub fn pass(&self) -> PassShape {
+        PassShape::of_sequences(vec![self.max_seq_length; self.micro_batch_size])
+    }
+
+    /// The least that a step needs under any plan.
+    ///
+    /// # Units
+    /// Bytes.
+    #[must_use]
+    pub fn least(&self) -> u64 {
+        self.step().least_peak(self.pass())
+    }
+
+    /// The most rows of a pass for which a plan fits.
+    #[must_use]
+    pub fn largest_micro_batch(&self, budget: u64) -> Option<usize> {
+        largest(1, 1 << 14, |rows| {
+            let setup = Self {
+                micro_batch_size: rows,
+                ..self.clone()
+            };
+            setup.least() <= budget
+        })
+    }
+
+    /// The most tokens of a row for which a plan fits, up to what the model was made for.
+    #[must_use]
+    pub fn longest_sequence(&self, budget: u64) -> Option<usize> {
+        largest(2, self.spec.max_position_embeddings.max(2), |tokens| {
+            let setup = Self {
+                max_seq_length: tokens,
+                ..self.clone()
+            };
+            setup.least() <= budget
+        })
+    }
+
+    /// The most columns of an adapter for which a plan fits.
+    #[must_use]
+    pub fn largest_rank(&self, budget: u64) -> Option<usize> {
+        largest(1, self.lora.rank.max(1), |rank| {
+            let lora = LoraConfig {
+                rank,
+                ..self.lora.clone()
+            };
+            let setup = Self {
+                lora,
+                ..self.clone()
+            };
+            setup.least() <= budget
+        })
+    }
+
+    /// With the bytes that the weights of a loaded model take.
+    #[must_use]
+    pub fn with_base(self, bytes: u64) -> Self {
+        Self {
+            base: Some(bytes),
+            ..self
+        }
+    }
+
+    /// What to change so that a step fits.
+    #[must_use]
+    pub fn advice(&self, shortage: Shortage) -> Vec<Advice> {
+        let budget = shortage.budget;
+        let mut advice = Vec::new();
+        if let Some(rows) = self.largest_micro_batch(budget) {
+            advice.push(Advice::MicroBatch {
+                from: self.micro_batch_size,
+                to: rows,
+                accumulation: (self.micro_batch_size * self.grad_accumulation_steps).div_ceil(rows),
+            });
+        }
+        if let Some(tokens) = self.longest_sequence(budget) {
+            advice.push(Advice::SequenceLength {
+                from: self.max_seq_length,
+                to: tokens,
+            });
+        }
+        if let Some(rank) = self.largest_rank(budget) {
+            advice.push(Advice::Rank {
+                from: self.lora.rank,
+                to: rank,
+            });
+        }
+        if self.quantization.is_none() {
+            let setup = Self {
+                quantization: Some(QuantizationPlan::new(Scheme::NF4)),
+                base: None,
+                ..self.clone()
+            };
+            if setup.least() <= budget {
+                advice.push(Advice::FourBit);
+            }
+        }
+        advice
+    }
+}
+
+/// One setting that would make a step fit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(tag = "setting", rename_all = "snake_case")]
+pub enum Advice {
+    /// `train.micro_batch_size`, with as many more passes.
+    MicroBatch {
+        /// What it is.
+        from: usize,
+        /// What fits.
+        to: usize,
+        /// Passes that keep the rows of a step.
+        accumulation: usize,
+    },
+    /// `max_seq_length`.
+    SequenceLength {
+        /// What it is.
+        from: usize,
+        /// What fits.
+        to: usize,
+    },
+    /// `lora.rank`.
+    Rank {
+        /// What it is.
+        from: usize,
+        /// What fits.
+        to: usize,
+    },
+    /// `load_in_4bit = true`.
+    FourBit,
+    /// `activation_policy = "smart"`.
+    Smart,
+}
+
+impl std::fmt::Display for Advice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::MicroBatch {
+                from,
+                to,
+                accumulation,
+            } => write!(
+                f,
+                "train.micro_batch_size from {from} to {to}, and train.grad_accumulation_steps to {accumulation}"
+            ),
+            Self::SequenceLength { from, to } => write!(f, "max_seq_length from {from} to {to}"),
+            Self::Rank { from, to } => write!(f, "lora.rank from {from} to {to}"),
+            Self::FourBit => f.write_str("load_in_4bit to true"),
+            Self::Smart => f.write_str("activation_policy to \"smart\""),
+        }
+    }
+}
+
+/// The largest number from `low` to `high` that fits, if smaller ones fit whenever larger ones do.
+fn largest(low: usize, high: usize, fits: impl Fn(usize) -> bool) -> Option<usize> {
+    if !fits(low) {
+        return None;
+    }
+    // Upwards in doubling strides, then by halving.
+    let (mut good, mut bad) = (low, low);
+    loop {
+        if good == high {
+            return Some(high);
+        }
+        bad = bad.saturating_mul(2).min(high);
+        if fits(bad) {
+            good = bad;
+        } else {
+            break;
+        }
+    }
+    while bad - good > 1 {
+        let middle = good + (bad - good) / 2;
+        if fits(middle) {
+            good = middle;
+        } else {
+            bad = middle;
+        }
+    }
+    Some(good)
+}

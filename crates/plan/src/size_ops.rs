@@ -1,0 +1,517 @@
+//! The ops of a layer on sizes: what they take of a memory, and the work they do.
+//!
+//! A value holds its place in a memory until its last clone is dropped, so allocations come and go in the order of
+//! [`backdraft_arch::layer`], which training runs. What an op takes besides its operands and its results is told here.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use backdraft_arch::ops::Branch;
+use backdraft_arch::{
+    Backward, Forward, Group, InputGrad, KeepSet, Norm, SavedTensor, TargetModule, Values,
+};
+
+use crate::tensors::{LayerShape, MemoryModel, PassShape, ProjectionShape, Work};
+
+use SavedTensor as T;
+use TargetModule as M;
+
+/// Something that values take their places in.
+pub(crate) trait Memory {
+    /// Where a value is.
+    type Place;
+
+    fn alloc(&mut self, bytes: u64) -> Self::Place;
+    fn free(&mut self, place: &Self::Place);
+}
+
+/// A value: so many bytes of a memory.
+pub(crate) struct Block<A: Memory> {
+    place: A::Place,
+    bytes: u64,
+    memory: Rc<RefCell<A>>,
+}
+
+impl<A: Memory> Drop for Block<A> {
+    fn drop(&mut self) {
+        self.memory.borrow_mut().free(&self.place);
+    }
+}
+
+/// A value with its clones.
+pub(crate) type Value<A> = Rc<Block<A>>;
+
+/// Values that are places in a memory.
+pub(crate) struct Sized<A>(std::marker::PhantomData<A>);
+
+impl<A: Memory> Values for Sized<A> {
+    type Tensor = Value<A>;
+    type Stats = Value<A>;
+    type LogSumExp = Value<A>;
+    type Side = Option<Value<A>>;
+}
+
+/// The output of a projection, and the left factor of the adapter's term where the next op adds it.
+pub(crate) struct Deferred<A: Memory> {
+    y: Value<A>,
+    term: Option<Value<A>>,
+}
+
+impl<A: Memory> Deferred<A> {
+    const fn whole(y: Value<A>) -> Self {
+        Self { y, term: None }
+    }
+}
+
+/// Where an optimiser has the adapters' factors and gradients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Factors {
+    /// Each by itself: gradients are made, and stay or are added to those that are there.
+    Apart {
+        /// Whether there are some already.
+        accumulated: bool,
+    },
+    /// In flat buffers: one product serves the A of a group, gradients are written to their places, and the gradients of
+    /// a shared input are summed in place.
+    Flat,
+}
+
+/// What ops did.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Done {
+    /// For each tensor, in the order of [`SavedTensor::ALL`].
+    pub(crate) tensors: [Work; T::ALL.len()],
+    /// The tensors that were made.
+    pub(crate) made: KeepSet,
+    /// All else: `down_proj`'s output, and gradients.
+    pub(crate) rest: Work,
+}
+
+/// One layer on one pass.
+pub(crate) struct SizeOps<'a, A: Memory> {
+    layer: &'a LayerShape,
+    pass: PassShape,
+    model: &'a MemoryModel,
+    factors: Factors,
+    memory: Rc<RefCell<A>>,
+    /// Gradients that came to stay.
+    gradients: Vec<Value<A>>,
+    pub(crate) done: Done,
+}
+
+impl<'a, A: Memory> SizeOps<'a, A> {
+    pub(crate) fn new(
+        layer: &'a LayerShape,
+        pass: PassShape,
+        model: &'a MemoryModel,
+        factors: Factors,
+        memory: &Rc<RefCell<A>>,
+    ) -> Self {
+        Self {
+            layer,
+            pass,
+            model,
+            factors,
+            memory: Rc::clone(memory),
+            gradients: Vec::new(),
+            done: Done::default(),
+        }
+    }
+
+    fn alloc(&self, bytes: u64) -> Value<A> {
+        alloc(&self.memory, bytes)
+    }
+
+    fn transient(&self, bytes: u64) {
+        if bytes > 0 {
+            self.alloc(bytes);
+        }
+    }
+
+    /// Bytes of that many features of every token.
+    const fn features(&self, features: u64) -> u64 {
+        self.pass.tokens * features * self.model.element
+    }
+
+    const fn projection(&self, target: TargetModule) -> &'a ProjectionShape {
+        &self.layer.projections[target as usize]
+    }
+
+    fn charge(&mut self, tensor: T, work: Work) {
+        let sum = &mut self.done.tensors[tensor as usize];
+        *sum = *sum + work;
+        self.done.made = self.done.made.with(tensor);
+    }
+
+    fn charge_rest(&mut self, work: Work) {
+        self.done.rest = self.done.rest + work;
+    }
+
+    /// Passes over memory of that many features of every token.
+    fn pass_over(&self, features: u64) -> Work {
+        Work {
+            bytes: self.features(features),
+            ops: 1,
+            ..Work::default()
+        }
+    }
+
+    /// A product with a frozen weight, which may need it dequantised.
+    fn product(&self, p: &ProjectionShape, make: impl FnOnce() -> Value<A>) -> Value<A> {
+        let whole = p.quantized && self.model.dequantizes_whole;
+        let _scratch = whole.then(|| self.alloc(p.out * p.input * self.model.element));
+        make()
+    }
+
+    /// x·Aᵀ of one projection, its input dropped out first where that is so.
+    fn down(&self, p: &ProjectionShape) -> Option<Value<A>> {
+        if p.rank == 0 {
+            return None;
+        }
+        let _dropped = p.dropout.then(|| self.alloc(self.features(p.input)));
+        Some(self.alloc(self.features(p.rank)))
+    }
+
+    fn projected(
+        &mut self,
+        target: TargetModule,
+        down: &Option<Value<A>>,
+    ) -> (Value<A>, Option<Value<A>>) {
+        let p = self.projection(target);
+        let y = self.product(p, || self.alloc(self.features(p.out)));
+        (y, down.clone().or_else(|| self.down(p)))
+    }
+
+    fn projecting(&self, p: &ProjectionShape) -> Work {
+        Work {
+            gemm: p.forward_flops(self.pass.tokens),
+            bytes: self.features(p.input + p.out),
+            codes: if p.quantized { p.weight_bytes } else { 0 },
+            ops: if p.rank > 0 { 3 } else { 1 },
+            ..Work::default()
+        }
+    }
+
+    /// The backward pass of one of several projections with factors of its own: the gradient of its input is made, those
+    /// of its factors are made and stay or are added.
+    fn branch_apart(
+        &mut self,
+        p: &ProjectionShape,
+        needed: bool,
+        accumulated: bool,
+    ) -> Option<Value<A>> {
+        let dx = needed.then(|| self.product(p, || self.alloc(self.features(p.input))));
+        if p.rank > 0 {
+            let _dyb = self.alloc(self.features(p.rank));
+            if p.dropout {
+                self.transient(self.features(p.input));
+            }
+            let gradients = self.alloc(4 * p.adapter_values());
+            if p.dropout && needed {
+                self.transient(self.features(p.input));
+            }
+            if !accumulated {
+                self.gradients.push(gradients);
+            }
+        }
+        dx
+    }
+
+    /// As [`branch_apart`](Self::branch_apart) with flat buffers; the input's gradient is written over `sum`.
+    fn branch_flat(
+        &self,
+        p: &ProjectionShape,
+        needed: bool,
+        sum: Option<Value<A>>,
+    ) -> Option<Value<A>> {
+        let dx = needed.then(|| {
+            self.product(p, || {
+                sum.unwrap_or_else(|| self.alloc(self.features(p.input)))
+            })
+        });
+        if p.dropout && p.rank > 0 {
+            // The input as the adapter saw it, then its gradient.
+            self.transient(self.features(p.input));
+            if needed {
+                self.transient(self.features(p.input));
+            }
+        }
+        dx
+    }
+}
+
+/// A value of `bytes`.
+pub(crate) fn alloc<A: Memory>(memory: &Rc<RefCell<A>>, bytes: u64) -> Value<A> {
+    let place = memory.borrow_mut().alloc(bytes);
+    Rc::new(Block {
+        place,
+        bytes,
+        memory: Rc::clone(memory),
+    })
+}
+
+impl<A: Memory> Block<A> {
+    pub(crate) const fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
+impl<A: Memory> Forward for SizeOps<'_, A> {
+    type Values = Sized<A>;
+    type Deferred = Deferred<A>;
+    type SharedDown = Option<Value<A>>;
+
+    fn adapts(&self, target: TargetModule) -> bool {
+        self.projection(target).rank > 0
+    }
+
+    fn norm(&mut self, norm: Norm, _: &Value<A>) -> (Value<A>, Value<A>) {
+        let hidden = self.layer.hidden;
+        if let Some(tensor) = norm.output() {
+            self.charge(tensor, self.pass_over(2 * hidden));
+        }
+        let y = self.alloc(self.features(hidden));
+        (y, self.alloc(4 * self.pass.tokens))
+    }
+
+    fn shared_down(&mut self, group: Group, _: &Value<A>) -> Option<Value<A>> {
+        let projections = group
+            .targets()
+            .iter()
+            .map(|&target| self.projection(target));
+        let together = projections.clone().all(|p| p.rank > 0 && !p.dropout);
+        let rank: u64 = projections.map(|p| p.rank).sum();
+        (together && self.factors == Factors::Flat).then(|| self.alloc(self.features(rank)))
+    }
+
+    fn project(
+        &mut self,
+        target: TargetModule,
+        _: &Value<A>,
+        down: &Option<Value<A>>,
+    ) -> (Value<A>, Option<Value<A>>) {
+        self.charge(T::of(target), self.projecting(self.projection(target)));
+        self.projected(target, down)
+    }
+
+    fn project_deferred(
+        &mut self,
+        target: TargetModule,
+        x: &Value<A>,
+        down: &Option<Value<A>>,
+    ) -> (Deferred<A>, Option<Value<A>>) {
+        let (y, side) = self.project(target, x, down);
+        (Deferred::whole(y), side)
+    }
+
+    fn is_deferred(&self, output: &Deferred<A>) -> bool {
+        output.term.is_some()
+    }
+
+    fn complete(&mut self, output: Deferred<A>) -> Value<A> {
+        output.y
+    }
+
+    fn project_onto(
+        &mut self,
+        target: TargetModule,
+        _: &Value<A>,
+        _: &Value<A>,
+    ) -> (Value<A>, Option<Value<A>>) {
+        let p = self.projection(target);
+        let work = self.projecting(p) + self.pass_over(2 * p.out);
+        if target == M::DownProj {
+            // Its x·Aᵀ is what a later pass makes again, the product is not.
+            let side = self.making_side(p);
+            let gemm = work.gemm - side.gemm;
+            let ops = 3;
+            self.charge(T::of(target), side);
+            self.charge_rest(Work { gemm, ops, ..work });
+        } else {
+            self.charge(T::of(target), work);
+        }
+        self.projected(target, &None)
+    }
+
+    fn side(&mut self, target: TargetModule, _: &Value<A>) -> Option<Value<A>> {
+        let p = self.projection(target);
+        self.charge(T::of(target), self.making_side(p));
+        self.down(p)
+    }
+
+    fn rope(&mut self, query: Value<A>, key: Value<A>) -> (Value<A>, Value<A>) {
+        for (tensor, target) in [(T::Query, M::QProj), (T::Key, M::KProj)] {
+            self.charge(tensor, self.pass_over(2 * self.projection(target).out));
+        }
+        (query, key)
+    }
+
+    fn rope_one(&mut self, target: TargetModule, x: Value<A>) -> Value<A> {
+        self.charge(
+            T::of(target),
+            self.pass_over(2 * self.projection(target).out),
+        );
+        x
+    }
+
+    fn norms_heads(&self) -> bool {
+        self.layer.head_norms
+    }
+
+    fn norm_rope(&mut self, norm: Norm, _: &Value<A>) -> Value<A> {
+        let features = self.heads_of(norm);
+        self.charge_rest(self.pass_over(2 * features));
+        self.alloc(self.features(features))
+    }
+
+    fn attend(&mut self, _: [&Value<A>; 3]) -> (Value<A>, Value<A>) {
+        let [q, k] = [M::QProj, M::KProj].map(|target| self.projection(target).out);
+        let work = Work {
+            attention: 4 * self.pass.pairs_seen(self.layer.window) * q,
+            ..self.pass_over(2 * (q + k))
+        };
+        self.charge(T::Attention, work);
+        let out = self.alloc(self.features(q));
+        let lse = self.alloc(4 * self.pass.tokens * self.layer.heads);
+        self.transient(4 * self.model.score_rows * self.pass.longest);
+        (out, lse)
+    }
+
+    fn glu(&mut self, gate: Deferred<A>, up: Deferred<A>) -> [Value<A>; 3] {
+        let product = self.glu_again(&gate.y, &up.y);
+        [gate.y, up.y, product]
+    }
+
+    fn glu_again(&mut self, _: &Value<A>, _: &Value<A>) -> Value<A> {
+        let inner = self.projection(M::DownProj).input;
+        self.charge(T::Product, self.pass_over(3 * inner));
+        self.alloc(self.features(inner))
+    }
+}
+
+impl<A: Memory> SizeOps<'_, A> {
+    /// Features of the queries or keys that a norm is for.
+    const fn heads_of(&self, norm: Norm) -> u64 {
+        self.projection(match norm {
+            Norm::Key => M::KProj,
+            _ => M::QProj,
+        })
+        .out
+    }
+
+    fn making_side(&self, p: &ProjectionShape) -> Work {
+        Work {
+            gemm: 2 * self.pass.tokens * p.input * p.rank,
+            ops: 1,
+            ..Work::default()
+        }
+    }
+}
+
+impl<A: Memory> Backward for SizeOps<'_, A> {
+    fn norm_backward(
+        &mut self,
+        _: Norm,
+        _: &Value<A>,
+        _: &Value<A>,
+        _: &Value<A>,
+        sum: Value<A>,
+    ) -> Value<A> {
+        let hidden = self.layer.hidden;
+        self.charge_rest(self.pass_over(4 * hidden));
+        if self.factors != Factors::Flat {
+            self.transient(self.features(hidden));
+        }
+        sum
+    }
+
+    fn project_backward<const N: usize>(
+        &mut self,
+        branches: [Branch<'_, Self>; N],
+        _: Option<&Value<A>>,
+        input_grad: InputGrad,
+    ) -> Option<Deferred<A>> {
+        let needed = input_grad.is_needed();
+        let rank: u64 = branches
+            .iter()
+            .map(|(target, ..)| self.projection(*target).rank)
+            .sum();
+        let flat = self.factors == Factors::Flat && rank > 0;
+        let term = flat.then(|| self.alloc(self.features(rank)));
+        let mut dx: Option<Value<A>> = None;
+        for (target, dy, _) in branches {
+            let p = self.projection(target);
+            self.charge_rest(Work {
+                gemm: p.backward_flops(self.pass.tokens, needed),
+                bytes: self.features(p.input + p.out),
+                codes: if p.quantized && needed {
+                    p.weight_bytes
+                } else {
+                    0
+                },
+                ops: if p.rank > 0 { 5 } else { 1 },
+                ..Work::default()
+            });
+            dx = match self.factors {
+                // The sum is in the place of the first.
+                Factors::Apart { accumulated } => {
+                    let one = self.branch_apart(p, needed, accumulated);
+                    dx.or(one)
+                }
+                Factors::Flat => self.branch_flat(p, needed, dx.take()),
+            };
+            drop(dy);
+        }
+        dx.map(|y| Deferred { y, term })
+    }
+
+    fn rope_backward(&mut self, dq: Value<A>, dk: Value<A>) -> (Value<A>, Value<A>) {
+        (dq, dk)
+    }
+
+    fn norm_rope_backward(&mut self, norm: Norm, dy: Value<A>, _: &Value<A>) -> Value<A> {
+        self.charge_rest(self.pass_over(3 * self.heads_of(norm)));
+        dy
+    }
+
+    fn attend_backward(
+        &mut self,
+        _: &Value<A>,
+        _: [&Value<A>; 3],
+        _: (&Value<A>, &Value<A>),
+    ) -> [Value<A>; 3] {
+        let q = self.projection(M::QProj).out;
+        self.charge_rest(Work {
+            attention: 10 * self.pass.pairs_seen(self.layer.window) * q,
+            ops: 4,
+            ..Work::default()
+        });
+        let d = [M::QProj, M::KProj, M::VProj]
+            .map(|target| self.alloc(self.features(self.projection(target).out)));
+        self.transient(match self.factors {
+            Factors::Flat => 4 * self.pass.tokens * self.layer.heads,
+            Factors::Apart { .. } => 2 * 4 * self.model.score_rows * self.pass.longest,
+        });
+        d
+    }
+
+    fn glu_backward(
+        &mut self,
+        d_product: Deferred<A>,
+        gate: Value<A>,
+        up: Value<A>,
+    ) -> [Value<A>; 2] {
+        let inner = self.projection(M::GateProj).out;
+        let work = Work {
+            ops: 2,
+            ..self.pass_over(5 * inner)
+        };
+        self.charge_rest(work);
+        if self.model.swiglu_in_place {
+            return [gate, up];
+        }
+        let d = [gate, up].map(|old| (self.alloc(self.features(inner)), old));
+        drop(d_product);
+        d.map(|(new, _)| new)
+    }
+}

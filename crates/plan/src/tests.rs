@@ -1,0 +1,243 @@
+//! Predictions and plans of whole steps.
+
+use backdraft_arch::{InputGrad, KeepSet, SavedTensor};
+use proptest::prelude::*;
+
+use crate::cost::{CostModel, Roofline};
+use crate::tensors::{LayerShape, MemoryModel, PassShape, ProjectionShape};
+use crate::*;
+
+pub(crate) const MEMORY: MemoryModel = MemoryModel {
+    element: 4,
+    dequantizes_whole: false,
+    swiglu_in_place: true,
+    score_rows: 128,
+    logits_chunk: 256,
+    workspace: 0,
+    paged: false,
+};
+
+const COST: CostModel = CostModel::Roofline(Roofline::CPU);
+
+/// A small layer with adapters on all projections.
+pub(crate) fn layer() -> LayerShape {
+    let shape = |out, input| ProjectionShape {
+        out,
+        input,
+        rank: 8,
+        dropout: false,
+        quantized: false,
+        weight_bytes: 4 * out * input,
+    };
+    LayerShape {
+        hidden: 64,
+        heads: 4,
+        head_norms: false,
+        window: None,
+        projections: [
+            shape(64, 64),
+            shape(32, 64),
+            shape(32, 64),
+            shape(64, 64),
+            shape(128, 64),
+            shape(128, 64),
+            shape(64, 128),
+        ],
+        input_grad: InputGrad::Needed,
+    }
+}
+
+fn step(layers: usize) -> StepShape {
+    let lowest = LayerShape {
+        input_grad: InputGrad::Skipped,
+        ..layer()
+    };
+    let mut shapes = vec![layer(); layers];
+    shapes[0] = lowest;
+    StepShape {
+        frozen: None,
+        layers: shapes,
+        vocab: 256,
+        hidden: 64,
+        head_dim: 16,
+        memory: MEMORY,
+        base: 1_000_000,
+        adapters: 50_000,
+        optimizer: 100_000,
+        accumulated: true,
+        host: 0,
+        page: 0,
+    }
+}
+
+#[test]
+fn what_is_rebuilt_includes_what_it_takes() {
+    let layer = layer();
+    assert!(layer.rebuilt(KeepSet::ALL).is_empty());
+    assert_eq!(layer.rebuilt(KeepSet::NONE), KeepSet::ALL);
+    // The product alone needs nothing else where gate and up are there.
+    let kept = KeepSet::ALL.without(SavedTensor::Product);
+    let product = KeepSet::of([SavedTensor::Product]);
+    assert_eq!(layer.rebuilt(kept), product);
+    // Attention's output alone needs q, k and v, which are there.
+    let kept = KeepSet::ALL.without(SavedTensor::Attention);
+    assert_eq!(layer.rebuilt(kept).len(), 1);
+}
+
+#[test]
+fn a_frozen_projection_needs_no_input() {
+    let mut layer = layer();
+    for projection in &mut layer.projections[4..] {
+        projection.rank = 0;
+    }
+    let uses = layer.uses();
+    assert!(!uses.contains(SavedTensor::PostNormed));
+    assert!(!uses.contains(SavedTensor::Product));
+    assert!(uses.contains(SavedTensor::Gate));
+    // With attention frozen too, the lowest layer's backward pass has nothing to do beyond the MLP.
+    for projection in &mut layer.projections[..4] {
+        projection.rank = 0;
+    }
+    layer.input_grad = InputGrad::Skipped;
+    assert_eq!(
+        layer.uses(),
+        KeepSet::of([SavedTensor::Gate, SavedTensor::Up])
+    );
+}
+
+#[test]
+fn policies_are_ordered_as_they_should_be() {
+    let (step, pass) = (step(9), PassShape::of_sequences([200, 150]));
+    let predict = |policy: ActivationPolicy| {
+        let plan = policy.fixed(9).unwrap();
+        step.predict(&plan, pass, &COST)
+    };
+    let keep = predict(ActivationPolicy::KeepAll);
+    let all = predict(ActivationPolicy::RecomputeAll);
+    let sqrt = predict(ActivationPolicy::Sqrt);
+    assert_eq!(keep.recompute_flops, 0);
+    assert!(all.peak.total() < sqrt.peak.total(), "{all:?} {sqrt:?}");
+    assert!(sqrt.peak.total() < keep.peak.total());
+    // Both run every layer once more.
+    assert_eq!(sqrt.recompute_flops, all.recompute_flops);
+    assert!(all.seconds > keep.seconds);
+}
+
+#[test]
+fn smart_recomputes_less_than_recompute_all_at_its_peak() {
+    let (step, pass) = (step(12), PassShape::of_sequences([256; 2]));
+    let all = ActivationPlan::recompute_all(12);
+    let all = step.predict(&all, pass, &COST);
+    let plan = step.solve(all.peak.total(), pass, &COST).unwrap();
+    let smart = step.predict(&plan, pass, &COST);
+    assert!(smart.peak.total() <= all.peak.total());
+    assert!(smart.recompute_flops < all.recompute_flops * 3 / 4);
+}
+
+#[test]
+fn runs_of_layers_are_the_last_resort() {
+    let (step, pass) = (step(16), PassShape::of_sequences([512]));
+    let least = step.least_peak(pass);
+    let plan = step.solve(least, pass, &COST).unwrap();
+    assert!(step.predict(&plan, pass, &COST).peak.total() <= least);
+    assert!(matches!(plan.segments[0], Segment::Rerun(_)), "{plan:?}");
+    let error = step.solve(least - 1, pass, &COST).unwrap_err();
+    assert_eq!(
+        error,
+        Shortage {
+            needed: least,
+            budget: least - 1
+        }
+    );
+}
+
+#[test]
+fn a_planner_lowers_its_budget_until_nothing_fits() {
+    let (step, pass) = (step(8), PassShape::of_sequences([512]));
+    let mut planner = Planner::new(step.clone(), ActivationPolicy::Smart, u64::MAX, COST);
+    let mut planned = planner.plan(pass).unwrap();
+    assert_eq!(planned.prediction.recompute_flops, 0);
+    let mut times = Vec::new();
+    let shortage = loop {
+        planner.lower(&planned, None).unwrap();
+        match planner.plan(pass) {
+            Ok(next) => {
+                assert!(next.prediction.peak.total() < planned.prediction.peak.total());
+                times.push(next.prediction.recompute_seconds);
+                planned = next;
+            }
+            Err(shortage) => break shortage,
+        }
+    };
+    assert!(times.len() > 3, "{times:?}");
+    assert!(times.is_sorted(), "{times:?}");
+    assert!(shortage.needed > planner.budget());
+    let mut fixed = Planner::new(step, ActivationPolicy::KeepAll, u64::MAX, COST);
+    let planned = fixed.plan(pass).unwrap();
+    assert_eq!(fixed.lower(&planned, None), None);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 40, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_host_with_room_saves_time_and_memory(
+        layers in 2usize..12,
+        lengths in prop::collection::vec(40usize..300, 1..4),
+        sixteenths in 0u64..17,
+    ) {
+        let alone = step(layers);
+        let helped = StepShape { host: 1 << 40, ..alone.clone() };
+        let pass = PassShape::of_sequences(lengths);
+        prop_assert!(helped.least_peak(pass) <= alone.least_peak(pass));
+        let all = ActivationPlan::keep_all(layers);
+        let most = alone.predict(&all, pass, &COST).peak.total();
+        let least = helped.least_peak(pass);
+        let budget = least + (most - least) * sixteenths / 16;
+        let plan = helped.solve(budget, pass, &COST).unwrap();
+        let prediction = helped.predict(&plan, pass, &COST);
+        prop_assert!(prediction.peak.total() <= budget);
+        prop_assert!(plan.away().last().unwrap().is_empty());
+        let moved: u64 = plan.away().zip(&helped.layers).map(|(away, layer)| layer.away(away, pass, &MEMORY)).sum();
+        prop_assert_eq!(prediction.offloaded, moved);
+        if let Ok(other) = alone.solve(budget, pass, &COST)
+            && other.segments.iter().all(|s| matches!(s, Segment::Stored(..)))
+        {
+            let other = alone.predict(&other, pass, &COST);
+            prop_assert!(prediction.recompute_seconds <= other.recompute_seconds + 1e-11);
+        }
+    }
+
+    #[test]
+    fn plans_fit_and_more_memory_never_hurts(
+        layers in 1usize..12,
+        lengths in prop::collection::vec(2usize..300, 1..4),
+        accumulated: bool,
+        rank in 0u64..3,
+    ) {
+        let mut step = step(layers);
+        step.accumulated = accumulated;
+        for layer in &mut step.layers {
+            layer.projections[6].rank = 8 * rank;
+        }
+        let pass = PassShape::of_sequences(lengths);
+        let most = step.predict(&ActivationPlan::keep_all(layers), pass, &COST).peak.total();
+        let least = step.least_peak(pass);
+        prop_assert!(least <= most);
+        let mut before = u64::MAX;
+        for i in 0..=6 {
+            let budget = least + (most - least) * i / 6;
+            let plan = step.solve(budget, pass, &COST).unwrap();
+            let prediction = step.predict(&plan, pass, &COST);
+            prop_assert!(prediction.peak.total() <= budget);
+            let stored = plan.segments.iter().all(|s| matches!(s, Segment::Stored(..)));
+            // Runs of layers are a last resort and not part of the exact choice.
+            if stored {
+                let time = (prediction.recompute_seconds * 1e12).round() as u64;
+                prop_assert!(time <= before, "{time} after {before}");
+                before = time;
+            }
+        }
+        prop_assert_eq!(before, 0);
+    }
+}

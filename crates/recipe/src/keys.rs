@@ -1,0 +1,415 @@
+//! Every key of a recipe: what it means, where to start, when to change it.
+//!
+//! The reader takes its defaults from here and `init` its comments, so the two cannot part.
+
+/// One key of a recipe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Key {
+    /// Section and name, as `--set` takes it: `train.learning_rate`.
+    pub path: &'static str,
+    /// The value where the recipe gives none, written as TOML; `None` where leaving it out has its own meaning.
+    pub default: Option<&'static str>,
+    /// A value to show where there is no default, written as TOML.
+    pub example: &'static str,
+    /// What it is, in which unit, and which values it takes.
+    pub meaning: &'static str,
+    /// When to change it; empty where nothing general can be said.
+    pub change: &'static str,
+}
+
+impl Key {
+    /// The section, or `""` for the keys at the top.
+    #[must_use]
+    pub fn section(&self) -> &'static str {
+        self.path
+            .rsplit_once('.')
+            .map_or("", |(section, _)| section)
+    }
+
+    /// The name within the section.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        self.path
+            .rsplit_once('.')
+            .map_or(self.path, |(_, name)| name)
+    }
+}
+
+/// Sections of a recipe, in the order a recipe is written.
+pub const SECTIONS: [&str; 4] = ["quantization", "lora", "data", "train"];
+
+/// The table form of `train.lr_scheduler`, which carries the options of a schedule.
+pub(crate) const SCHEDULER: &str = "train.lr_scheduler";
+
+/// Options of the table form of `train.lr_scheduler`.
+pub(crate) const SCHEDULER_OPTIONS: [&str; 7] = [
+    "kind",
+    "num_cycles",
+    "min_lr",
+    "min_lr_rate",
+    "power",
+    "lr_end",
+    "timescale",
+];
+
+const fn key(path: &'static str, default: &'static str, meaning: &'static str) -> Key {
+    Key {
+        path,
+        default: Some(default),
+        example: default,
+        meaning,
+        change: "",
+    }
+}
+
+const fn optional(path: &'static str, example: &'static str, meaning: &'static str) -> Key {
+    Key {
+        path,
+        default: None,
+        example,
+        meaning,
+        change: "",
+    }
+}
+
+const fn change(key: Key, change: &'static str) -> Key {
+    Key { change, ..key }
+}
+
+/// All keys, in the order a recipe is written.
+pub const KEYS: &[Key] = &[
+    optional(
+        "model",
+        r#""HuggingFaceTB/SmolLM2-135M-Instruct""#,
+        "The model to fine-tune: a hub id, a Hugging Face directory, or a .gguf file.",
+    ),
+    key(
+        "output_dir",
+        r#""outputs""#,
+        "Where the adapter, checkpoints and logs go.",
+    ),
+    key(
+        "seed",
+        "42",
+        "Seed for shuffling, adapter initialization and dropout.",
+    ),
+    key(
+        "dtype",
+        r#""auto""#,
+        "Data type to compute in: auto, bf16, f16 or f32; auto is bf16 where the device supports it, else f32.",
+    ),
+    change(
+        key(
+            "load_in_4bit",
+            "false",
+            "Load the frozen linear layers in 4 bits (QLoRA); see [quantization].",
+        ),
+        "out of memory: true",
+    ),
+    key(
+        "load_in_8bit",
+        "false",
+        "Load the frozen linear layers in 8 bits, one scale per row.",
+    ),
+    change(
+        key(
+            "max_seq_length",
+            "2048",
+            "Maximum tokens per row; longer rows are truncated (see data.overlong), and counted in the report.",
+        ),
+        "out of memory: lower",
+    ),
+    key(
+        "activation_policy",
+        r#""smart""#,
+        "What the forward pass keeps for the backward pass: smart recomputes as little as the memory allows, tensor by tensor; keep-all nothing; recompute-all every layer; sqrt keeps every √n-th layer's input. The gradients are the same. `backdraft plan` shows what each costs.",
+    ),
+    optional(
+        "memory_budget",
+        r#""12GiB""#,
+        "Memory that a step may use under smart, base included. Left out: what is free, less a margin.",
+    ),
+    key(
+        "activation_offloading",
+        "true",
+        "Whether smart may offload activations to host memory between the forward and backward pass, where the device copies while it computes (CUDA) and that costs less than recomputing.",
+    ),
+    key(
+        "device",
+        r#""auto""#,
+        "Where to compute: auto, cpu, cuda, cuda:N or wgpu; auto is cuda:0 where there is one.",
+    ),
+    key(
+        "quantization.quant_type",
+        r#""nf4""#,
+        "Data type of the 4-bit weights: nf4 or fp4. Only with load_in_4bit.",
+    ),
+    key(
+        "quantization.block_size",
+        "64",
+        "Quantization block size: 64 or 128 weights per scale. Only with load_in_4bit.",
+    ),
+    key(
+        "quantization.double_quant",
+        "true",
+        "Double quantization: quantize the scales too, 4.13 bits per weight instead of 4.5. Only with load_in_4bit.",
+    ),
+    key(
+        "quantization.skip_modules",
+        r#"["lm_head"]"#,
+        "Modules to leave unquantized: a path, or components of one such as \"down_proj\" or \"layers.0\".",
+    ),
+    change(
+        key(
+            "lora.rank",
+            "16",
+            "LoRA rank (r): more can learn more, and takes more memory.",
+        ),
+        "result too weak: raise; out of memory: lower",
+    ),
+    key(
+        "lora.alpha",
+        "32",
+        "LoRA alpha: adapters are scaled by alpha / rank (alpha / sqrt(rank) with rsLoRA).",
+    ),
+    change(
+        key(
+            "lora.dropout",
+            "0.0",
+            "LoRA dropout: the share of an adapter's inputs set to zero in training, from 0 to below 1.",
+        ),
+        "over-fitting on few rows: 0.05 to 0.1",
+    ),
+    key(
+        "lora.use_rslora",
+        "false",
+        "Rank-stabilized LoRA: scale by alpha / sqrt(rank), which suits high ranks.",
+    ),
+    key(
+        "lora.target_modules",
+        r#"["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]"#,
+        "The linear layers that get an adapter.",
+    ),
+    key(
+        "lora.bias",
+        r#""none""#,
+        "Biases to train. This version takes none only.",
+    ),
+    optional(
+        "lora.layers_to_transform",
+        "[0, 1, 2]",
+        "Layers that get adapters, counted from 0. Left out: all of them.",
+    ),
+    optional(
+        "data.train",
+        r#""train.jsonl""#,
+        "Training rows: a file, a folder, a glob, a hub data set (org/name:split), a table with path, weight, format and fields, or a list of these.",
+    ),
+    optional(
+        "data.eval",
+        r#""eval.jsonl""#,
+        "Rows held out, to see over-fitting: sources as in train, or a share of its rows such as 0.05, chosen by the seed. Left out: no evaluation.",
+    ),
+    key(
+        "data.format",
+        r#""auto""#,
+        "Format of the rows: messages, sharegpt (chats), alpaca (instruction, input, output), prompt_completion, text, or auto: detected from the first rows.",
+    ),
+    optional(
+        "data.fields",
+        r#"{ instruction = "question", output = "answer" }"#,
+        "Your names for the fields of the format. Left out: the format's own.",
+    ),
+    optional(
+        "data.chat_template",
+        r#""chatml""#,
+        "Template for chats: a built-in one (`backdraft init --templates` lists them) or a .jinja file. Left out: the model's own.",
+    ),
+    optional(
+        "data.prompt_template",
+        r#""Task: {instruction}\nAnswer: {output}""#,
+        "Turns an alpaca row into text: {instruction}, {input}, {output}; the EOS token is added at the end. Left out: the model's own chat template.",
+    ),
+    key(
+        "data.train_on",
+        r#""responses""#,
+        "Tokens that count in the loss: responses, last_turn, completion (after the prompt of alpaca and prompt_completion rows) or everything (always so for text).",
+    ),
+    key(
+        "data.overlong",
+        r#""truncate""#,
+        "Rows longer than max_seq_length: truncate cuts their end, drop leaves them out, split makes several of them (text only).",
+    ),
+    change(
+        key(
+            "data.batching",
+            r#""padding-free""#,
+            "Rows of a micro-batch: padding-free lays them end to end; packed does so with packs of rows that fill max_seq_length, and counts packs as rows; padded fills up similar ones, for comparison.",
+        ),
+        "many short rows: packed, with fewer packs per step than rows before",
+    ),
+    key(
+        "data.skip_bad_rows",
+        "0",
+        "How many bad rows may be skipped; they are listed in skipped_rows.jsonl. One more ends the run.",
+    ),
+    key(
+        "data.cache",
+        r#""auto""#,
+        "Folder for tokenized rows, so that the next run starts at once: auto is backdraft/tokens in the user's cache, off keeps them in memory.",
+    ),
+    change(
+        key(
+            "train.micro_batch_size",
+            "2",
+            "Rows in one forward and backward pass.",
+        ),
+        "out of memory: lower it, and raise grad_accumulation_steps by as much",
+    ),
+    change(
+        key(
+            "train.grad_accumulation_steps",
+            "4",
+            "Micro-batches per optimizer step: rows per step = micro_batch_size x this, 8 to 16 to start.",
+        ),
+        "unstable: larger",
+    ),
+    change(
+        key(
+            "train.epochs",
+            "3",
+            "Passes over the training rows. Or give max_steps.",
+        ),
+        "eval loss starts to rise: fewer",
+    ),
+    optional(
+        "train.max_steps",
+        "100",
+        "Optimizer steps of the run, instead of epochs.",
+    ),
+    change(
+        key(
+            "train.learning_rate",
+            "2e-4",
+            "Peak learning rate, reached after the warm-up.",
+        ),
+        "loss falls too slowly: raise; unstable: lower",
+    ),
+    key(
+        "train.lr_scheduler",
+        r#""cosine""#,
+        "Learning rate schedule: constant, constant_with_warmup, linear, cosine, or a table with a kind and options.",
+    ),
+    optional(
+        "train.warmup_steps",
+        "5",
+        "Steps over which the learning rate rises from 0, instead of warmup_ratio.",
+    ),
+    change(
+        key(
+            "train.warmup_ratio",
+            "0.05",
+            "Share of the steps over which the learning rate rises from 0.",
+        ),
+        "loss jumps early on: more",
+    ),
+    change(
+        key(
+            "train.optimizer",
+            r#""adamw""#,
+            "The optimizer: adamw, or adamw_8bit, which keeps its state in 8 bits.",
+        ),
+        "out of memory with a high rank: adamw_8bit",
+    ),
+    key(
+        "train.weight_decay",
+        "0.01",
+        "Weight decay (decoupled): applied at every step, times the learning rate.",
+    ),
+    key(
+        "train.adam_beta1",
+        "0.9",
+        "AdamW's beta1: decay of the mean of gradients.",
+    ),
+    key(
+        "train.adam_beta2",
+        "0.999",
+        "AdamW's beta2: decay of the mean of squared gradients.",
+    ),
+    key(
+        "train.adam_epsilon",
+        "1e-8",
+        "Added to AdamW's denominator.",
+    ),
+    key(
+        "train.max_grad_norm",
+        "1.0",
+        "Gradient clipping: gradients are scaled down to this global norm; 0 turns it off.",
+    ),
+    key(
+        "train.logging_steps",
+        "10",
+        "Optimizer steps between log lines.",
+    ),
+    key(
+        "train.eval_steps",
+        "50",
+        "Optimizer steps between evaluations; only with data.eval.",
+    ),
+    change(
+        optional(
+            "train.early_stopping_patience",
+            "3",
+            "Evaluations in a row without an improvement after which the run ends; only with data.eval. Left out: it runs to the last step.",
+        ),
+        "over-fitting: 2 to 5",
+    ),
+    key(
+        "train.early_stopping_min_improvement",
+        "0.0",
+        "Eval loss must fall by more than this to count as an improvement; only with a patience.",
+    ),
+    key(
+        "train.save_steps",
+        "100",
+        "Optimizer steps between checkpoints; the best evaluation and the end of the run are always saved.",
+    ),
+    key(
+        "train.save_total_limit",
+        "3",
+        "Checkpoints to keep; older ones are deleted, the best one and the newest good one never.",
+    ),
+    key(
+        "train.sample_rows",
+        "3",
+        "Held-out rows (else training rows) that are answered before and after the run, for report.html; 0 is none.",
+    ),
+];
+
+/// The documentation of a key.
+#[must_use]
+pub fn find(path: &str) -> Option<&'static Key> {
+    KEYS.iter().find(|key| key.path == path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_key_is_in_a_section_and_ends_its_sentence() {
+        for key in KEYS {
+            assert!(
+                key.section().is_empty() || SECTIONS.contains(&key.section()),
+                "{}",
+                key.path
+            );
+            assert!(key.meaning.ends_with('.'), "{}", key.path);
+            assert!(
+                toml::de::DeValue::parse(key.example).is_ok(),
+                "{}",
+                key.path
+            );
+        }
+    }
+}

@@ -1,0 +1,50 @@
+//! The recipe of a training run: TOML in, one checked [`Recipe`] out, or every problem at once.
+//!
+//! `raw` reads keys and values with their lines, `resolve` (with `sources` for rows) turns them into a [`Recipe`], `keys` is the
+//! table of keys with defaults and documentation, `support` lists values that are refused by name, `foreign` the keys of other
+//! trainers, and `unknown` says what becomes of them. [`schedule`] is the curve of the learning rate, [`no_effect`] why a run
+//! would train nothing.
+//!
+//! Start reading at `keys`.
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod difference;
+mod foreign;
+mod keys;
+mod names;
+pub mod no_effect;
+mod page;
+mod problem;
+mod raw;
+mod reader;
+mod recipe;
+mod resolve;
+pub mod schedule;
+mod scheduler;
+mod setup;
+mod size;
+mod sources;
+mod support;
+mod template;
+mod unknown;
+
+pub use backdraft_plan::ActivationPolicy;
+pub use difference::{Difference, covers, is_key_or_section};
+pub use foreign::Foreign;
+pub use keys::{KEYS, Key, SECTIONS, find as find_key};
+pub use names::{
+    Bias, DType, DataFormat, Optimizer, OverlongRows, QuantType, RowBatching, TargetModule, TrainOn,
+};
+pub use page::page;
+pub use problem::{Place, Problem, ProblemKind, RecipeError};
+pub use recipe::{
+    CacheRecipe, ChatTemplateRecipe, DataRecipe, Length, LoraRecipe, QuantizationRecipe, Recipe,
+    TrainRecipe, Warmup,
+};
+pub use size::{ByteSize, ByteSizeError};
+pub use sources::{EvalRecipe, SourceRecipe, Sources};
+pub use template::Choices;
+pub use unknown::{foreign as foreign_key, nearest as nearest_key};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,150 @@
+//! The values of a recipe that are names.
+
+use backdraft_arch::{DeviceChoice, named};
+use backdraft_plan::ActivationPolicy;
+
+use crate::reader::Value;
+
+named! {
+    /// Number format of the computation.
+    DType {
+        /// The best the device has: bf16 on a GPU with tensor cores for it, else f32.
+        #[default]
+        Auto = "auto",
+        /// bfloat16, with sums in f32.
+        Bf16 = "bf16",
+        /// Half precision, with sums in f32 and a scaled loss.
+        F16 = "f16",
+        /// Single precision.
+        F32 = "f32",
+    }
+}
+
+macro_rules! by_name {
+    ($($name:ident)+) => {
+        $(impl Value for $name {
+            const EXPECTED: &'static str = "a name in quotes";
+            const NAMES: &'static [&'static str] = Self::NAMES;
+        })+
+    };
+}
+
+by_name! {
+    ActivationPolicy Bias DType DataFormat Optimizer OverlongRows QuantType RowBatching TargetModule TrainOn
+}
+
+impl Value for DeviceChoice {
+    const EXPECTED: &'static str = Self::EXPECTED;
+}
+
+named! {
+    /// Biases that are trained.
+    Bias {
+        /// None.
+        #[default]
+        None = "none",
+    }
+}
+
+named! {
+    /// A projection that can have an adapter, under its Hugging Face name.
+    TargetModule {
+        /// Attention's queries.
+        #[default]
+        QProj = "q_proj",
+        /// Attention's keys.
+        KProj = "k_proj",
+        /// Attention's values.
+        VProj = "v_proj",
+        /// Attention's output.
+        OProj = "o_proj",
+        /// The MLP's gate.
+        GateProj = "gate_proj",
+        /// The MLP's way up.
+        UpProj = "up_proj",
+        /// The MLP's way down.
+        DownProj = "down_proj",
+    }
+}
+
+named! {
+    /// Shape of a row.
+    DataFormat {
+        /// Seen from the first rows.
+        #[default]
+        Auto = "auto",
+        /// `{"messages": [{"role": …, "content": …}, …]}`
+        Messages = "messages",
+        /// `{"instruction": …, "input": … (optional), "output": …}`
+        Alpaca = "alpaca",
+        /// `{"conversations": [{"from": …, "value": …}, …]}`
+        Sharegpt = "sharegpt",
+        /// `{"prompt": …, "completion": …}`
+        PromptCompletion = "prompt_completion",
+        /// `{"text": …}`
+        Text = "text",
+    }
+}
+
+named! {
+    /// What becomes of rows longer than `max_seq_length`.
+    OverlongRows {
+        /// Their end is cut away.
+        #[default]
+        Truncate = "truncate",
+        /// They are left out.
+        Drop = "drop",
+        /// They become several rows; for text only.
+        Split = "split",
+    }
+}
+
+named! {
+    /// Which rows share a micro-batch.
+    RowBatching {
+        /// Rows in random order, laid end to end.
+        #[default]
+        PaddingFree = "padding-free",
+        /// Packs of rows that fill `max_seq_length`, laid end to end.
+        Packed = "packed",
+        /// Rows of similar length, padded to the longest.
+        Padded = "padded",
+    }
+}
+
+named! {
+    /// Tokens that count in the loss.
+    TrainOn {
+        /// The model's own turns.
+        #[default]
+        Responses = "responses",
+        /// The last of them in each row.
+        LastTurn = "last_turn",
+        /// Everything after the prompt of a row that has one.
+        Completion = "completion",
+        /// All tokens.
+        Everything = "everything",
+    }
+}
+
+named! {
+    /// The optimiser.
+    Optimizer {
+        /// AdamW with decoupled decay, its state in f32.
+        #[default]
+        Adamw = "adamw",
+        /// The same with its state in 8 bits; tensors of fewer than 4,096 values stay in f32.
+        Adamw8bit = "adamw_8bit",
+    }
+}
+
+named! {
+    /// What 4-bit codes stand for.
+    QuantType {
+        /// Quantiles of a normal distribution.
+        #[default]
+        Nf4 = "nf4",
+        /// Floating point.
+        Fp4 = "fp4",
+    }
+}

@@ -1,0 +1,84 @@
+//! `docs/recipe.md`: the table of keys as a page.
+
+use std::fmt::Write;
+
+use crate::keys::{KEYS, SECTIONS};
+
+const HEAD: &str = "\
+# Keys of a recipe
+
+Made from `crates/recipe/src/keys.rs` by `cargo xtask docs`; a test holds the two together. `backdraft init` writes
+the same as comments of a recipe. Only `model` and `data.train` have to be given. Relative paths start at the recipe's
+directory. `--set SECTION.KEY=VALUE` changes a value for one run; a relative path given so starts at the working
+directory.
+
+";
+
+const TAIL: &str = "\
+## More about some keys
+
+- A *step* is an optimizer step everywhere. Gradients are divided by the supervised tokens of the whole step, so
+  `grad_accumulation_steps` does not change the gradient of those rows.
+- `data.train` is a file, folder, glob or hub data set (`org/name`, `org/name:split`, `org/name@revision:config/split`), a
+  table `{ path = \"…\", weight = 0.5, format = \"…\", fields = { … } }`, or a list of these. An epoch visits each row of a
+  source `weight` times; 0.5 visits half of them, others each epoch.
+- `data.eval` is the same, or a share of the training rows such as `0.05`, chosen by the seed and by what rows say, so that
+  equal rows stay on one side. Rows of a file of its own that are also learned from are counted and noted.
+- `train.lr_scheduler` is a name or a table such as `{ kind = \"cosine_with_min_lr\", min_lr_rate = 0.1 }`. Kinds: `constant`,
+  `constant_with_warmup`, `linear`, `cosine`, `cosine_with_restarts`, `cosine_with_min_lr`, `polynomial`, `inverse_sqrt`; values
+  as in transformers, held at the end. A warm-up may outlast a trial of a few steps, with a warning.
+- `dtype = \"f16\"` scales the loss, beginning with 2^16: a step whose gradients overflow is repeated under half the scale, and
+  2,000 steps without that double it. The processor computes in f32 only.
+- `data.cache`: a file's name is a hash of the rows, the tokenizer, the template and the settings; nothing is ever deleted
+  there. Where it cannot be written, rows stay in a temporary file or in memory, with a warning.
+";
+
+/// The page.
+#[must_use]
+pub fn page() -> String {
+    let mut page = HEAD.to_owned();
+    for section in std::iter::once("").chain(SECTIONS) {
+        let title = match section {
+            "" => "At the top".to_owned(),
+            section => format!("`[{section}]`"),
+        };
+        let _ = write!(
+            page,
+            "## {title}\n\n| key | default | meaning | when to change it |\n| --- | --- | --- | --- |\n"
+        );
+        for key in KEYS.iter().filter(|key| key.section() == section) {
+            let default = match key.default {
+                Some(default) => format!("`{default}`"),
+                None => format!("none; such as `{}`", key.example),
+            };
+            let _ = writeln!(
+                page,
+                "| `{}` | {} | {} | {} |",
+                key.name(),
+                cell(&default),
+                cell(key.meaning),
+                cell(key.change),
+            );
+        }
+        page.push('\n');
+    }
+    page.push_str(TAIL);
+    page
+}
+
+/// A `|` would end the cell.
+fn cell(text: &str) -> String {
+    text.replace('|', "\\|")
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_page_in_docs_is_this_one() {
+        let page = include_str!("../../../docs/recipe.md");
+        assert!(
+            page == super::page(),
+            "docs/recipe.md is not what keys.rs says: run `cargo xtask docs`"
+        );
+    }
+}

@@ -1,0 +1,339 @@
+//! What a run does, every value resolved.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use backdraft_arch::DeviceChoice;
+use backdraft_data::BuiltinTemplate;
+use backdraft_plan::ActivationPolicy;
+use serde::Serialize;
+
+use crate::names::{
+    Bias, DType, DataFormat, Optimizer, OverlongRows, QuantType, RowBatching, TargetModule, TrainOn,
+};
+use crate::problem::RecipeError;
+use crate::raw::RawRecipe;
+use crate::resolve::resolve;
+use crate::schedule::{LrSchedule, ScheduleKind, warmup_steps_from_ratio};
+use crate::size::ByteSize;
+use crate::sources::{EvalRecipe, Sources};
+use crate::template::{Choices, template};
+
+/// A checked recipe with every value resolved. Paths are absolute where the recipe was loaded from a file.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Recipe {
+    /// A hub id (`org/name`), or the path of a directory or `.gguf` file.
+    pub model: String,
+    /// Directory that receives the adapter, checkpoints and logs.
+    pub output_dir: PathBuf,
+    /// Seed of the row order, the adapter's start and dropout; fits in 63 bits, as TOML's integers do.
+    pub seed: u64,
+    /// Number format of the computation.
+    pub dtype: DType,
+    /// Whether the frozen projections are kept in 4 bits.
+    pub load_in_4bit: bool,
+    /// Whether the frozen projections are kept in 8 bits.
+    pub load_in_8bit: bool,
+    /// Longest row in tokens; longer ones are cut.
+    pub max_seq_length: usize,
+    /// What the forward pass keeps for the backward pass.
+    pub activation_policy: ActivationPolicy,
+    /// Memory that a step may use under `smart`, base included; `None` is what is free.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_budget: Option<ByteSize>,
+    /// Whether activations may wait in the host's memory under `smart`.
+    pub activation_offloading: bool,
+    /// Where to compute.
+    pub device: DeviceChoice,
+    /// `[quantization]`
+    pub quantization: QuantizationRecipe,
+    /// `[lora]`
+    pub lora: LoraRecipe,
+    /// `[data]`
+    pub data: DataRecipe,
+    /// `[train]`
+    pub train: TrainRecipe,
+}
+
+/// `[quantization]`: how the base is kept where `load_in_4bit` or `load_in_8bit` say so.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct QuantizationRecipe {
+    /// What 4-bit codes stand for.
+    pub quant_type: QuantType,
+    /// Values that share a scale: 64 or 128.
+    pub block_size: usize,
+    /// Whether the scales are quantised too.
+    pub double_quant: bool,
+    /// Modules that stay as they are.
+    pub skip_modules: Vec<String>,
+}
+
+/// `[lora]`: the adapter.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct LoraRecipe {
+    /// Columns of each adapter matrix, at least 1.
+    pub rank: usize,
+    /// Numerator of the adapter's scaling, above 0.
+    pub alpha: f64,
+    /// Share of the adapter's inputs set to zero in training, in `[0, 1)`.
+    pub dropout: f64,
+    /// Scale by `alpha / √rank` instead of `alpha / rank`.
+    pub use_rslora: bool,
+    /// Projections with an adapter; at least one, each once.
+    pub target_modules: Vec<TargetModule>,
+    /// Biases to train.
+    pub bias: Bias,
+    /// Layers with adapters, counted from 0, each once; `None` is all of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub layers_to_transform: Option<Vec<usize>>,
+}
+
+/// `[data]`: the rows.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct DataRecipe {
+    /// Rows to learn from.
+    pub train: Sources,
+    /// Rows held out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eval: Option<EvalRecipe>,
+    /// Shape of a row.
+    pub format: DataFormat,
+    /// Other names for the fields of the format.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fields: Option<BTreeMap<String, String>>,
+    /// A template for chats; `None` is the model's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub chat_template: Option<ChatTemplateRecipe>,
+    /// Text around an alpaca row; `None` is the model's chat template.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt_template: Option<String>,
+    /// Tokens that count in the loss.
+    pub train_on: TrainOn,
+    /// What becomes of rows that are too long.
+    pub overlong: OverlongRows,
+    /// Which rows share a micro-batch.
+    pub batching: RowBatching,
+    /// Broken rows that may be passed over.
+    pub skip_bad_rows: usize,
+    /// Where tokenised rows are kept.
+    pub cache: CacheRecipe,
+}
+
+/// A chat template other than the model's own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum ChatTemplateRecipe {
+    /// One that this program has.
+    Builtin(BuiltinTemplate),
+    /// A file with Jinja text.
+    File(PathBuf),
+}
+
+/// Where tokenised rows are kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CacheRecipe {
+    /// In the user's cache folder.
+    Auto,
+    /// In memory only.
+    Off,
+    /// In this folder.
+    Folder(PathBuf),
+}
+
+impl Serialize for CacheRecipe {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Auto => "auto".serialize(serializer),
+            Self::Off => "off".serialize(serializer),
+            Self::Folder(path) => path.serialize(serializer),
+        }
+    }
+}
+
+/// How long a run is.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Length {
+    /// Times through the training rows, above 0; may be fractional.
+    Epochs(f64),
+    /// Optimiser steps, at least 1.
+    MaxSteps(usize),
+}
+
+impl Length {
+    /// Optimiser steps of a run whose epoch has `steps_per_epoch`; a started step counts, as in transformers.
+    #[must_use]
+    pub fn total_steps(self, steps_per_epoch: usize) -> usize {
+        match self {
+            Self::Epochs(epochs) => (epochs * steps_per_epoch as f64).ceil() as usize,
+            Self::MaxSteps(steps) => steps,
+        }
+    }
+}
+
+/// How long the learning rate rises.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub enum Warmup {
+    /// Optimiser steps.
+    #[serde(rename = "warmup_steps")]
+    Steps(usize),
+    /// Share of the run, in `[0, 1]`.
+    #[serde(rename = "warmup_ratio")]
+    Ratio(f64),
+}
+
+impl Warmup {
+    /// Steps of warm-up in a run of `total_steps`; a ratio is rounded up.
+    #[must_use]
+    pub fn steps(self, total_steps: usize) -> usize {
+        match self {
+            Self::Steps(steps) => steps,
+            Self::Ratio(ratio) => warmup_steps_from_ratio(ratio, total_steps),
+        }
+    }
+}
+
+/// `[train]`: the run.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct TrainRecipe {
+    /// Rows in one forward and backward pass.
+    pub micro_batch_size: usize,
+    /// Passes per optimiser step.
+    pub grad_accumulation_steps: usize,
+    /// Length of the run, written as `epochs` or `max_steps`.
+    #[serde(flatten)]
+    pub length: Length,
+    /// Highest learning rate.
+    pub learning_rate: f64,
+    /// Shape of the learning-rate curve.
+    pub lr_scheduler: ScheduleKind,
+    /// Rise of the learning rate, written as `warmup_steps` or `warmup_ratio`.
+    #[serde(flatten)]
+    pub warmup: Warmup,
+    /// The optimiser.
+    pub optimizer: Optimizer,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// AdamW's β₁, in `[0, 1)`.
+    pub adam_beta1: f64,
+    /// AdamW's β₂, in `[0, 1)`.
+    pub adam_beta2: f64,
+    /// AdamW's ε, above 0.
+    pub adam_epsilon: f64,
+    /// Largest global norm of the gradients; 0 leaves them as they are.
+    pub max_grad_norm: f64,
+    /// Steps between log lines.
+    pub logging_steps: usize,
+    /// Steps between evaluations; given exactly where `data.eval` is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eval_steps: Option<usize>,
+    /// Evaluations without an improvement after which the run ends; `None` runs to the last step.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub early_stopping_patience: Option<usize>,
+    /// What counts as an improvement, nats; given exactly where the patience is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub early_stopping_min_improvement: Option<f64>,
+    /// Steps between checkpoints.
+    pub save_steps: usize,
+    /// Checkpoints kept.
+    pub save_total_limit: usize,
+    /// Rows answered before and after the run.
+    pub sample_rows: usize,
+}
+
+impl TrainRecipe {
+    /// Rows of one optimiser step.
+    #[must_use]
+    pub const fn rows_per_step(&self) -> usize {
+        self.micro_batch_size
+            .saturating_mul(self.grad_accumulation_steps)
+    }
+
+    /// The learning-rate curve of a run of `total_steps`.
+    #[must_use]
+    pub fn schedule(&self, total_steps: usize) -> LrSchedule {
+        LrSchedule {
+            kind: self.lr_scheduler,
+            warmup_steps: self.warmup.steps(total_steps),
+            total_steps,
+            peak_lr: self.learning_rate,
+        }
+    }
+}
+
+impl Recipe {
+    /// Reads and checks a recipe file.
+    ///
+    /// Each of `overrides` is `section.key=value`. Relative paths in the file are resolved against its
+    /// directory, those in overrides against the working directory.
+    ///
+    /// # Errors
+    /// [`RecipeError::Read`] if the file cannot be read, [`RecipeError::Invalid`] with every problem it has.
+    pub fn load(path: &Path, overrides: &[String]) -> Result<Self, RecipeError> {
+        let read_error = |source| RecipeError::Read {
+            path: path.to_owned(),
+            source,
+        };
+        if let Some(language) = other_language(path) {
+            let path = path.to_owned();
+            return Err(RecipeError::Language { path, language });
+        }
+        let text = std::fs::read_to_string(path).map_err(read_error)?;
+        let absolute = std::path::absolute(path).map_err(read_error)?;
+        let base = absolute.parent().unwrap_or(&absolute);
+        let working_dir = std::env::current_dir().map_err(read_error)?;
+        Self::read(&text, path, base, &working_dir, overrides)
+    }
+
+    /// Checks a recipe given as text; relative paths are resolved against `base`.
+    ///
+    /// # Errors
+    /// [`RecipeError::Invalid`] with every problem it has.
+    pub fn from_toml(text: &str, base: &Path, overrides: &[String]) -> Result<Self, RecipeError> {
+        Self::read(text, Path::new("recipe.toml"), base, base, overrides)
+    }
+
+    fn read(
+        text: &str,
+        path: &Path,
+        base: &Path,
+        working_dir: &Path,
+        overrides: &[String],
+    ) -> Result<Self, RecipeError> {
+        let invalid = |problems| RecipeError::Invalid {
+            path: path.to_owned(),
+            problems,
+        };
+        let mut raw = RawRecipe::parse(text).map_err(invalid)?;
+        let problems = overrides
+            .iter()
+            .filter_map(|text| raw.apply_override(text).err())
+            .collect();
+        resolve(raw, problems, base, working_dir).map_err(invalid)
+    }
+
+    /// The resolved recipe as TOML, every value written out; reading it back gives the same recipe.
+    ///
+    /// # Errors
+    /// [`RecipeError::Encode`] if a path is not UTF-8.
+    pub fn to_toml(&self) -> Result<String, RecipeError> {
+        toml::to_string(self).map_err(|source| RecipeError::Encode { source })
+    }
+
+    /// The commented recipe that `init` writes: the given choices, every other key at its default.
+    #[must_use]
+    pub fn template(choices: &Choices) -> String {
+        template(choices)
+    }
+}
+
+/// The language that a file's name speaks of, where it is not that of recipes.
+fn other_language(path: &Path) -> Option<&'static str> {
+    match path.extension()?.to_str()?.to_ascii_lowercase().as_str() {
+        "yml" | "yaml" => Some("YAML"),
+        "json" => Some("JSON"),
+        "jsonl" => Some("a file of rows"),
+        "py" => Some("Python"),
+        _ => None,
+    }
+}

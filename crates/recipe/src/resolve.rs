@@ -1,0 +1,423 @@
+//! From keys and values as written to a checked [`Recipe`].
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use backdraft_data::BuiltinTemplate;
+use backdraft_plan::ActivationPolicy;
+
+use crate::names::{DataFormat, TrainOn};
+use crate::problem::{Place, Problem, ProblemKind};
+use crate::raw::RawRecipe;
+use crate::reader::Reader;
+use crate::schedule::ScheduleKind;
+use crate::scheduler::scheduler;
+use crate::{
+    CacheRecipe, ChatTemplateRecipe, DataRecipe, Length, LoraRecipe, QuantizationRecipe, Recipe,
+    TrainRecipe, Warmup, sources,
+};
+
+/// Directories that relative paths start from.
+pub(crate) struct Bases<'a> {
+    recipe: &'a Path,
+    working_dir: &'a Path,
+}
+
+impl Bases<'_> {
+    pub(crate) fn of(&self, place: &Place) -> &Path {
+        match place {
+            Place::Override(_) => self.working_dir,
+            Place::Line(_) | Place::Recipe => self.recipe,
+        }
+    }
+}
+
+pub(crate) fn resolve(
+    raw: RawRecipe<'_>,
+    problems: Vec<Problem>,
+    recipe: &Path,
+    working_dir: &Path,
+) -> Result<Recipe, Vec<Problem>> {
+    let bases = Bases {
+        recipe,
+        working_dir,
+    };
+    let mut reader = Reader::new(raw, problems);
+    let recipe = top(&mut reader, &bases);
+    let problems = reader.finish();
+    if problems.is_empty() {
+        Ok(recipe)
+    } else {
+        Err(problems)
+    }
+}
+
+fn top(reader: &mut Reader<'_>, bases: &Bases<'_>) -> Recipe {
+    let load_in_4bit = reader.value("load_in_4bit");
+    let load_in_8bit = reader.value("load_in_8bit");
+    if load_in_4bit && load_in_8bit {
+        reader.conflict(
+            "load_in_8bit",
+            "`load_in_4bit = true`",
+            "keep the one you mean",
+        );
+    }
+    let activation_policy: ActivationPolicy = reader.value("activation_policy");
+    let memory_budget = reader.optional("memory_budget");
+    if memory_budget.is_some() && activation_policy != ActivationPolicy::Smart {
+        reader.conflict(
+            "memory_budget",
+            format!("activation_policy = \"{activation_policy}\""),
+            "only \"smart\" goes by a budget; take one of the two out",
+        );
+    }
+    let seed = |seed: &u64| i64::try_from(*seed).is_ok();
+    Recipe {
+        model: model(reader, bases),
+        output_dir: path(reader, "output_dir", bases),
+        seed: reader.checked("seed", "a whole number from 0 to 2^63 - 1", seed),
+        dtype: reader.value("dtype"),
+        load_in_4bit,
+        load_in_8bit,
+        max_seq_length: reader.checked(
+            "max_seq_length",
+            "a whole number, 2 or more",
+            |length: &usize| *length >= 2,
+        ),
+        activation_policy,
+        memory_budget,
+        activation_offloading: reader.value("activation_offloading"),
+        device: reader.value("device"),
+        quantization: quantization(reader, load_in_8bit),
+        lora: lora(reader),
+        data: data(reader, bases),
+        train: train(reader),
+    }
+}
+
+/// A path becomes absolute, a hub id stays as it is.
+fn model(reader: &mut Reader<'_>, bases: &Bases<'_>) -> String {
+    let before = reader.problem_count();
+    let name: String = reader.required("model");
+    if reader.problem_count() > before {
+        return name;
+    }
+    let resolved = bases.of(&reader.place("model")).join(&name);
+    let is_path = name.ends_with(".gguf") || name.starts_with(['.', '/']) || resolved.exists();
+    if is_path && !name.is_empty() {
+        return resolved.to_str().map_or(name, str::to_owned);
+    }
+    let looks_like_path = name.starts_with('~')
+        || name.ends_with('/')
+        || name.contains('\\')
+        || name.matches('/').count() > 1;
+    if looks_like_path && !is_hub_id(&name) {
+        let problem = ProblemKind::NoSuchPath {
+            key: "model".to_owned(),
+            written: name.clone(),
+            path: resolved,
+        };
+        reader.report(reader.place("model"), problem);
+    } else if !is_hub_id(&name) {
+        reader.reject(
+            "model",
+            "a hub id (org/name) or the path of a directory or .gguf file",
+        );
+    }
+    name
+}
+
+pub(crate) fn is_hub_id(name: &str) -> bool {
+    let part = |part: &str| {
+        !part.is_empty()
+            && part
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+    };
+    let (repository, revision) = name.split_once('@').unwrap_or((name, "main"));
+    repository
+        .split_once('/')
+        .is_some_and(|(org, model)| part(org) && part(model))
+        && revision.split('/').all(part)
+}
+
+fn path(reader: &mut Reader<'_>, key: &str, bases: &Bases<'_>) -> PathBuf {
+    let name = reader.checked(key, "a path", |name: &String| !name.is_empty());
+    bases.of(&reader.place(key)).join(name)
+}
+
+fn quantization(reader: &mut Reader<'_>, load_in_8bit: bool) -> QuantizationRecipe {
+    const FOUR_BIT: [&str; 3] = [
+        "quantization.quant_type",
+        "quantization.block_size",
+        "quantization.double_quant",
+    ];
+    for key in FOUR_BIT {
+        if load_in_8bit && reader.has(key) {
+            let instead = "8-bit weights have one scale for each row; take it out";
+            reader.conflict(key, "`load_in_8bit = true`", instead);
+        }
+    }
+    QuantizationRecipe {
+        quant_type: reader.value("quantization.quant_type"),
+        block_size: reader.checked("quantization.block_size", "64 or 128", |size: &usize| {
+            [64, 128].contains(size)
+        }),
+        double_quant: reader.value("quantization.double_quant"),
+        skip_modules: reader.value("quantization.skip_modules"),
+    }
+}
+
+fn lora(reader: &mut Reader<'_>) -> LoraRecipe {
+    LoraRecipe {
+        rank: reader.count("lora.rank"),
+        alpha: positive(reader, "lora.alpha"),
+        dropout: below_one(reader, "lora.dropout"),
+        use_rslora: reader.value("lora.use_rslora"),
+        target_modules: target_modules(reader),
+        bias: reader.value("lora.bias"),
+        layers_to_transform: layers(reader),
+    }
+}
+
+fn target_modules(reader: &mut Reader<'_>) -> Vec<crate::TargetModule> {
+    const KEY: &str = "lora.target_modules";
+    let before = reader.problem_count();
+    let modules = reader.list(KEY);
+    let distinct: BTreeSet<&str> = modules
+        .iter()
+        .map(|module: &crate::TargetModule| module.name())
+        .collect();
+    if reader.problem_count() == before && (modules.is_empty() || distinct.len() < modules.len()) {
+        reader.reject(KEY, "at least one projection, each once");
+    }
+    modules
+}
+
+fn layers(reader: &mut Reader<'_>) -> Option<Vec<usize>> {
+    const KEY: &str = "lora.layers_to_transform";
+    let before = reader.problem_count();
+    let layers: Vec<usize> = reader.optional(KEY)?;
+    let distinct: BTreeSet<usize> = layers.iter().copied().collect();
+    if reader.problem_count() == before && (layers.is_empty() || distinct.len() < layers.len()) {
+        reader.reject(
+            KEY,
+            "at least one layer, each once; leave it out for all layers",
+        );
+    }
+    Some(layers)
+}
+
+fn data(reader: &mut Reader<'_>, bases: &Bases<'_>) -> DataRecipe {
+    let format: DataFormat = reader.value("data.format");
+    let train = sources::train(reader, bases);
+    let own_formats = train.0.iter().any(|source| source.format.is_some());
+    DataRecipe {
+        train,
+        eval: sources::eval(reader, bases),
+        format,
+        fields: reader.optional("data.fields"),
+        chat_template: chat_template(reader, bases),
+        prompt_template: template(reader, format, own_formats),
+        train_on: train_on(reader, format),
+        overlong: reader.value("data.overlong"),
+        batching: reader.value("data.batching"),
+        skip_bad_rows: reader.value("data.skip_bad_rows"),
+        cache: cache(reader, bases),
+    }
+}
+
+/// A built-in name, else a file.
+fn chat_template(reader: &mut Reader<'_>, bases: &Bases<'_>) -> Option<ChatTemplateRecipe> {
+    const KEY: &str = "data.chat_template";
+    let name = reader.optional::<String>(KEY)?;
+    if let Some(builtin) = BuiltinTemplate::from_name(&name) {
+        return Some(ChatTemplateRecipe::Builtin(builtin));
+    }
+    let file = bases.of(&reader.place(KEY)).join(&name);
+    if !file.is_file() {
+        reader.reject(
+            KEY,
+            "a file with Jinja text, or a name that `backdraft init --templates` lists",
+        );
+    }
+    Some(ChatTemplateRecipe::File(file))
+}
+
+fn cache(reader: &mut Reader<'_>, bases: &Bases<'_>) -> CacheRecipe {
+    const KEY: &str = "data.cache";
+    let expected = "\"auto\", \"off\" or a folder";
+    let name = reader.checked(KEY, expected, |name: &String| !name.is_empty());
+    match name.as_str() {
+        "auto" => CacheRecipe::Auto,
+        "off" => CacheRecipe::Off,
+        folder => CacheRecipe::Folder(bases.of(&reader.place(KEY)).join(folder)),
+    }
+}
+
+fn template(reader: &mut Reader<'_>, format: DataFormat, own_formats: bool) -> Option<String> {
+    const KEY: &str = "data.prompt_template";
+    let template = reader.optional::<String>(KEY)?;
+    let instead = match format {
+        DataFormat::Alpaca | DataFormat::Auto => return Some(template),
+        // Whether any of them is alpaca shows when they are read.
+        _ if own_formats => return Some(template),
+        DataFormat::Messages | DataFormat::Sharegpt => {
+            "chats use a chat template; take it out, or write chat_template"
+        }
+        DataFormat::PromptCompletion => {
+            "prompt and completion stand one behind the other; take it out"
+        }
+        DataFormat::Text => "text is used as it is; take it out",
+    };
+    reader.conflict(KEY, format!("format = \"{format}\""), instead);
+    None
+}
+
+fn train_on(reader: &mut Reader<'_>, format: DataFormat) -> TrainOn {
+    const KEY: &str = "data.train_on";
+    let given = reader.optional(KEY);
+    if format != DataFormat::Text {
+        return given.unwrap_or_default();
+    }
+    if given.is_some_and(|given| given != TrainOn::Everything) {
+        reader.conflict(
+            KEY,
+            "format = \"text\"",
+            r#"text has no responses; write train_on = "everything""#,
+        );
+    }
+    TrainOn::Everything
+}
+
+fn train(reader: &mut Reader<'_>) -> TrainRecipe {
+    let length = length(reader);
+    let learning_rate = positive(reader, "train.learning_rate");
+    let lr_scheduler = scheduler(reader, learning_rate);
+    TrainRecipe {
+        micro_batch_size: reader.count("train.micro_batch_size"),
+        grad_accumulation_steps: reader.count("train.grad_accumulation_steps"),
+        length,
+        learning_rate,
+        lr_scheduler,
+        warmup: warmup(reader, lr_scheduler),
+        optimizer: reader.value("train.optimizer"),
+        weight_decay: not_negative(reader, "train.weight_decay"),
+        adam_beta1: below_one(reader, "train.adam_beta1"),
+        adam_beta2: below_one(reader, "train.adam_beta2"),
+        adam_epsilon: positive(reader, "train.adam_epsilon"),
+        max_grad_norm: not_negative(reader, "train.max_grad_norm"),
+        logging_steps: reader.count("train.logging_steps"),
+        eval_steps: eval_steps(reader),
+        early_stopping_patience: patience(reader),
+        early_stopping_min_improvement: min_improvement(reader),
+        save_steps: reader.count("train.save_steps"),
+        save_total_limit: reader.count("train.save_total_limit"),
+        sample_rows: reader.value("train.sample_rows"),
+    }
+}
+
+fn length(reader: &mut Reader<'_>) -> Length {
+    let both = reader.has("train.epochs") && reader.has("train.max_steps");
+    if both {
+        reader.conflict("train.max_steps", "`train.epochs`", "keep the one you mean");
+    }
+    let epochs = positive(reader, "train.epochs");
+    if reader.has("train.max_steps") {
+        return Length::MaxSteps(reader.count("train.max_steps"));
+    }
+    Length::Epochs(epochs)
+}
+
+fn warmup(reader: &mut Reader<'_>, kind: ScheduleKind) -> Warmup {
+    let steps = reader.optional::<usize>("train.warmup_steps");
+    if steps.is_some() && reader.has("train.warmup_ratio") {
+        reader.conflict(
+            "train.warmup_steps",
+            "`train.warmup_ratio`",
+            "keep the one you mean",
+        );
+    }
+    let share = |ratio: &f64| (0.0..=1.0).contains(ratio);
+    let ratio = reader.checked("train.warmup_ratio", "a number from 0 to 1", share);
+    let warmup = steps.map_or(Warmup::Ratio(ratio), Warmup::Steps);
+    if kind.warms_up() {
+        return warmup;
+    }
+    refuse_warmup(reader, warmup);
+    Warmup::Steps(0)
+}
+
+/// transformers ignores a warm-up under `constant`; here nothing is ignored.
+fn refuse_warmup(reader: &mut Reader<'_>, warmup: Warmup) {
+    let key = match warmup {
+        Warmup::Steps(0) => return,
+        Warmup::Ratio(0.0) => return,
+        Warmup::Steps(_) => "train.warmup_steps",
+        Warmup::Ratio(_) => "train.warmup_ratio",
+    };
+    if reader.has(key) {
+        reader.conflict(
+            key,
+            "lr_scheduler = \"constant\"",
+            r#"it has no warm-up; write lr_scheduler = "constant_with_warmup", or a warm-up of 0"#,
+        );
+    }
+}
+
+fn eval_steps(reader: &mut Reader<'_>) -> Option<usize> {
+    const KEY: &str = "train.eval_steps";
+    let steps = reader.count(KEY);
+    if reader.has("data.eval") {
+        return Some(steps);
+    }
+    if reader.has(KEY) {
+        reader.conflict(
+            KEY,
+            "a missing `data.eval`",
+            "name the file to evaluate in [data], or take it out",
+        );
+    }
+    None
+}
+
+fn patience(reader: &mut Reader<'_>) -> Option<usize> {
+    const KEY: &str = "train.early_stopping_patience";
+    if !reader.has(KEY) {
+        return None;
+    }
+    if !reader.has("data.eval") {
+        let instead = "name the file to evaluate in [data], or take it out";
+        reader.conflict(KEY, "a missing `data.eval`", instead);
+    }
+    Some(reader.count(KEY))
+}
+
+fn min_improvement(reader: &mut Reader<'_>) -> Option<f64> {
+    const KEY: &str = "train.early_stopping_min_improvement";
+    let value = not_negative(reader, KEY);
+    if reader.has("train.early_stopping_patience") {
+        return Some(value);
+    }
+    if reader.has(KEY) {
+        let instead = "say after how many evaluations the run ends, or take it out";
+        reader.conflict(KEY, "a missing `train.early_stopping_patience`", instead);
+    }
+    None
+}
+
+fn positive(reader: &mut Reader<'_>, key: &str) -> f64 {
+    reader.checked(key, "a number above 0", |x: &f64| *x > 0.0 && x.is_finite())
+}
+
+fn not_negative(reader: &mut Reader<'_>, key: &str) -> f64 {
+    reader.checked(key, "a number, 0 or more", |x: &f64| {
+        *x >= 0.0 && x.is_finite()
+    })
+}
+
+fn below_one(reader: &mut Reader<'_>, key: &str) -> f64 {
+    reader.checked(key, "a number from 0 to below 1", |x: &f64| {
+        (0.0..1.0).contains(x)
+    })
+}

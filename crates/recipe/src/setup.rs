@@ -1,0 +1,94 @@
+//! What a recipe asks of a model, an adapter and an optimiser.
+
+use std::collections::BTreeMap;
+
+use backdraft_arch::optimizer::Guard;
+use backdraft_arch::{
+    FourBitFormat, LoraConfig, ModelSpec, QuantizationPlan, Scheme, StatePrecision,
+};
+use backdraft_data::Batching;
+use backdraft_plan::Setup;
+use backdraft_plan::tensors::MemoryModel;
+
+use crate::{LoraRecipe, Optimizer, QuantType, Recipe, RowBatching};
+
+impl Recipe {
+    /// How the base is quantised while it is loaded.
+    #[must_use]
+    pub fn quantization_plan(&self) -> Option<QuantizationPlan> {
+        let recipe = &self.quantization;
+        let scheme = match (self.load_in_4bit, self.load_in_8bit) {
+            (false, false) => return None,
+            (true, _) => Scheme::FourBit {
+                format: match recipe.quant_type {
+                    QuantType::Nf4 => FourBitFormat::Nf4,
+                    QuantType::Fp4 => FourBitFormat::Fp4,
+                },
+                block_size: recipe.block_size,
+                double_quant: recipe.double_quant,
+            },
+            (false, true) => Scheme::Int8,
+        };
+        Some(QuantizationPlan {
+            skip_modules: recipe.skip_modules.clone(),
+            ..QuantizationPlan::new(scheme)
+        })
+    }
+
+    /// How the optimiser's moments are kept.
+    #[must_use]
+    pub fn state_precision(&self) -> StatePrecision {
+        match self.train.optimizer {
+            Optimizer::Adamw => StatePrecision::F32,
+            Optimizer::Adamw8bit => StatePrecision::Bits8(Guard::On),
+        }
+    }
+
+    /// How the loader puts rows together.
+    #[must_use]
+    pub fn batching(&self) -> Batching {
+        match self.data.batching {
+            RowBatching::PaddingFree => Batching::PaddingFree,
+            RowBatching::Packed => Batching::Packed {
+                max_seq_length: self.max_seq_length,
+            },
+            RowBatching::Padded => Batching::LengthGrouped,
+        }
+    }
+
+    /// What it asks for of a model of that shape, on a device that takes memory so; activations may wait in `host`
+    /// bytes of the host's memory where the recipe lets them.
+    #[must_use]
+    pub fn setup(&self, spec: ModelSpec, memory: MemoryModel, host: u64) -> Setup {
+        Setup {
+            spec,
+            lora: LoraConfig::from(&self.lora),
+            quantization: self.quantization_plan(),
+            base: None,
+            dense_element: memory.element,
+            memory,
+            optimizer: self.state_precision(),
+            micro_batch_size: self.train.micro_batch_size,
+            max_seq_length: self.max_seq_length,
+            grad_accumulation_steps: self.train.grad_accumulation_steps,
+            host: if self.activation_offloading { host } else { 0 },
+        }
+    }
+}
+
+impl From<&LoraRecipe> for LoraConfig {
+    fn from(recipe: &LoraRecipe) -> Self {
+        let targets = recipe.target_modules.iter();
+        Self {
+            rank: recipe.rank,
+            alpha: recipe.alpha,
+            dropout: recipe.dropout,
+            use_rslora: recipe.use_rslora,
+            target_modules: targets
+                .filter_map(|target| target.name().parse().ok())
+                .collect(),
+            layers_to_transform: recipe.layers_to_transform.clone(),
+            alpha_pattern: BTreeMap::new(),
+        }
+    }
+}

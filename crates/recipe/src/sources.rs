@@ -1,0 +1,235 @@
+//! The values of `data.train` and `data.eval`: where rows come from.
+
+use std::collections::BTreeMap;
+
+use backdraft_data::source::DataFile;
+use serde::{Serialize, Serializer};
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use crate::names::DataFormat;
+use crate::problem::{Place, ProblemKind};
+use crate::raw::Entry;
+use crate::reader::Reader;
+use crate::resolve::{Bases, is_hub_id};
+
+/// One source of rows.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SourceRecipe {
+    /// A file, a folder or a glob as an absolute path, or a hub data set (`org/name[:split]`).
+    pub path: String,
+    /// How often an epoch visits each of its rows, above 0.
+    pub weight: f64,
+    /// Shape of its rows; `None` is `data.format`.
+    pub format: Option<DataFormat>,
+    /// Its names for the fields of the format; `None` is `data.fields`.
+    pub fields: Option<BTreeMap<String, String>>,
+}
+
+/// A table where the source says more than its path.
+impl Serialize for SourceRecipe {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct Table<'a> {
+            path: &'a str,
+            weight: f64,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            format: Option<DataFormat>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            fields: &'a Option<BTreeMap<String, String>>,
+        }
+        if self.weight == 1.0 && self.format.is_none() && self.fields.is_none() {
+            return self.path.serialize(serializer);
+        }
+        let Self {
+            path,
+            weight,
+            format,
+            fields,
+        } = self;
+        Table {
+            path,
+            weight: *weight,
+            format: *format,
+            fields,
+        }
+        .serialize(serializer)
+    }
+}
+
+/// The sources of a key, at least one.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Sources(pub Vec<SourceRecipe>);
+
+impl Serialize for Sources {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0.as_slice() {
+            [only] => only.serialize(serializer),
+            several => several.serialize(serializer),
+        }
+    }
+}
+
+/// Rows held out.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum EvalRecipe {
+    /// This share of the training rows, above 0 and below 1.
+    Fraction(f64),
+    /// Rows of their own.
+    Sources(Sources),
+}
+
+const TRAIN: &str = "data.train";
+const EVAL: &str = "data.eval";
+const EXPECTED: &str = r#"a path, a hub data set (org/name:split), a table { path = "…", weight = 0.5 }, or a list of these"#;
+const EVAL_EXPECTED: &str =
+    "a path or a list of them as data.train does, or a share of the training rows such as 0.05";
+const TABLE_KEYS: [&str; 4] = ["path", "weight", "format", "fields"];
+
+pub(crate) fn train(reader: &mut Reader<'_>, bases: &Bases<'_>) -> Sources {
+    match reader.entry(TRAIN) {
+        Some(entry) => sources(reader, TRAIN, EXPECTED, entry, bases),
+        None => {
+            reader.missing(TRAIN);
+            Sources::default()
+        }
+    }
+}
+
+pub(crate) fn eval(reader: &mut Reader<'_>, bases: &Bases<'_>) -> Option<EvalRecipe> {
+    let entry = reader.entry(EVAL)?;
+    if let DeValue::Float(number) = entry.value.get_ref() {
+        let share = number.as_str().parse().unwrap_or(f64::NAN);
+        if !(share > 0.0 && share < 1.0) {
+            reader.reject(EVAL, EVAL_EXPECTED);
+        }
+        return Some(EvalRecipe::Fraction(share));
+    }
+    let sources = sources(reader, EVAL, EVAL_EXPECTED, entry, bases);
+    Some(EvalRecipe::Sources(sources))
+}
+
+fn sources(
+    reader: &mut Reader<'_>,
+    key: &str,
+    expected: &'static str,
+    entry: Entry<'_>,
+    bases: &Bases<'_>,
+) -> Sources {
+    let Entry { value, place, .. } = entry;
+    let items = match value.into_inner() {
+        DeValue::Array(items) if !items.is_empty() => {
+            items.into_iter().map(Spanned::into_inner).collect()
+        }
+        other => vec![other],
+    };
+    let mut sources = Vec::new();
+    for item in items {
+        let source = match item {
+            DeValue::String(path) if !path.is_empty() => plain(&path, &place, bases),
+            DeValue::Table(item) => table(reader, key, item, &place, bases),
+            _ => {
+                reader.reject(key, expected);
+                continue;
+            }
+        };
+        sources.push(source);
+    }
+    Sources(sources)
+}
+
+fn plain(path: &str, place: &Place, bases: &Bases<'_>) -> SourceRecipe {
+    SourceRecipe {
+        path: locate(path, place, bases),
+        weight: 1.0,
+        format: None,
+        fields: None,
+    }
+}
+
+fn table(
+    reader: &mut Reader<'_>,
+    key: &str,
+    table: DeTable<'_>,
+    place: &Place,
+    bases: &Bases<'_>,
+) -> SourceRecipe {
+    let mut source = plain("", place, bases);
+    let mut path = None;
+    for (name, value) in table {
+        let name = name.into_inner().into_owned();
+        let text = match value.get_ref() {
+            DeValue::String(text) => format!("\"{text}\""),
+            DeValue::Integer(number) => number.as_str().to_owned(),
+            DeValue::Float(number) => number.as_str().to_owned(),
+            _ => "this".to_owned(),
+        };
+        let entry = Entry {
+            value,
+            text,
+            place: place.clone(),
+        };
+        let full = format!("{key}.{name}");
+        match name.as_str() {
+            "path" => path = Some(reader.decode::<String>(&full, entry, "a path")),
+            "weight" => {
+                const WEIGHT: &str = "a number above 0, at most 1000";
+                let text = entry.text.clone();
+                source.weight = reader.decode(&full, entry, WEIGHT);
+                if !(source.weight > 0.0 && source.weight <= 1000.0) {
+                    let kind = ProblemKind::Value {
+                        key: full,
+                        expected: WEIGHT,
+                        actual: text,
+                    };
+                    reader.report_once(place.clone(), kind);
+                }
+            }
+            "format" => source.format = Some(reader.decode(&full, entry, "a name in quotes")),
+            "fields" => source.fields = Some(reader.decode(&full, entry, crate::reader::FIELDS)),
+            _ => {
+                let names = TABLE_KEYS.iter().map(|known| (*known, *known));
+                let nearest =
+                    crate::unknown::closest(&name, names).map(|near| format!("{key}.{near}"));
+                let kind = ProblemKind::UnknownKey { key: full, nearest };
+                reader.report(place.clone(), kind);
+            }
+        }
+    }
+    match path.filter(|path| !path.is_empty()) {
+        Some(path) => source.path = locate(&path, place, bases),
+        None => {
+            let kind = ProblemKind::Missing {
+                key: format!("{key}.path"),
+                meaning: "A file, a folder, a glob or a hub data set.",
+                example: r#""train.jsonl""#,
+            };
+            reader.report_once(place.clone(), kind);
+        }
+    }
+    source
+}
+
+/// A path becomes absolute, a hub data set stays as it is.
+fn locate(spec: &str, place: &Place, bases: &Bases<'_>) -> String {
+    let path = bases.of(place).join(spec);
+    let (repository, _) = spec.split_once(':').unwrap_or((spec, ""));
+    let is_path = path.exists()
+        || spec.starts_with(['.', '/'])
+        || spec.contains(['*', '?', '['])
+        || DataFile::by_name(path.as_path()).is_some();
+    match path.to_str() {
+        _ if !is_path && is_hub_id(repository) => spec.to_owned(),
+        Some(path) => path.to_owned(),
+        None => spec.to_owned(),
+    }
+}
+
+impl SourceRecipe {
+    /// Whether the source is a hub data set.
+    #[must_use]
+    pub fn is_hub(&self) -> bool {
+        !std::path::Path::new(&self.path).is_absolute()
+    }
+}

@@ -1,0 +1,933 @@
+use std::path::Path;
+
+use backdraft_arch::Scheme;
+use insta::assert_snapshot;
+
+use crate::schedule::ScheduleKind;
+use crate::*;
+
+const SMALLEST: &str = "model = \"org/name\"\n[data]\ntrain = \"rows.jsonl\"\n";
+
+fn read(text: &str, overrides: &[&str]) -> Result<Recipe, RecipeError> {
+    let overrides: Vec<String> = overrides.iter().map(|&text| text.to_owned()).collect();
+    Recipe::from_toml(text, Path::new("/recipes"), &overrides)
+}
+
+/// The problems of the smallest recipe with `lines` after it, each line under its section.
+fn problems(lines: &str) -> String {
+    match read(&format!("{SMALLEST}{lines}"), &[]) {
+        Ok(recipe) => panic!("expected problems, got {recipe:#?}"),
+        Err(error) => error.to_string(),
+    }
+}
+
+fn problems_of_override(text: &str) -> String {
+    match read(SMALLEST, &[text]) {
+        Ok(recipe) => panic!("expected problems, got {recipe:#?}"),
+        Err(error) => error.to_string(),
+    }
+}
+
+#[test]
+fn recipes_of_the_repository_can_be_read() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../recipes");
+    let mut read = 0;
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path
+            .extension()
+            .is_some_and(|extension| extension == "toml")
+        {
+            Recipe::load(&path, &[]).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+            read += 1;
+        }
+    }
+    assert!(read > 0);
+}
+
+#[test]
+fn defaults_are_the_starting_points() {
+    assert_snapshot!(read(SMALLEST, &[]).unwrap().to_toml().unwrap(), @r#"
+    model = "org/name"
+    output_dir = "/recipes/outputs"
+    seed = 42
+    dtype = "auto"
+    load_in_4bit = false
+    load_in_8bit = false
+    max_seq_length = 2048
+    activation_policy = "smart"
+    activation_offloading = true
+    device = "auto"
+
+    [quantization]
+    quant_type = "nf4"
+    block_size = 64
+    double_quant = true
+    skip_modules = ["lm_head"]
+
+    [lora]
+    rank = 16
+    alpha = 32.0
+    dropout = 0.0
+    use_rslora = false
+    target_modules = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    bias = "none"
+
+    [data]
+    train = "/recipes/rows.jsonl"
+    format = "auto"
+    train_on = "responses"
+    overlong = "truncate"
+    batching = "padding-free"
+    skip_bad_rows = 0
+    cache = "auto"
+
+    [train]
+    micro_batch_size = 2
+    grad_accumulation_steps = 4
+    epochs = 3.0
+    learning_rate = 0.0002
+    warmup_ratio = 0.05
+    optimizer = "adamw"
+    weight_decay = 0.01
+    adam_beta1 = 0.9
+    adam_beta2 = 0.999
+    adam_epsilon = 0.00000001
+    max_grad_norm = 1.0
+    logging_steps = 10
+    save_steps = 100
+    save_total_limit = 3
+    sample_rows = 3
+
+    [train.lr_scheduler]
+    kind = "cosine"
+    num_cycles = 0.5
+    "#);
+}
+
+#[test]
+fn every_default_in_the_table_of_keys_is_valid() {
+    // Keys that say nothing without another one.
+    let dependent = ["train.eval_steps", "train.early_stopping_min_improvement"];
+    for key in KEYS.iter().filter(|key| !dependent.contains(&key.path)) {
+        let Some(default) = key.default else { continue };
+        let given = format!("{}={default}", key.path);
+        let left_out = read(SMALLEST, &[]).unwrap();
+        let recipe = read(SMALLEST, &[&given]).unwrap();
+        let path = Path::new("/recipes").join("outputs");
+        assert_eq!(
+            Recipe {
+                output_dir: path,
+                ..recipe
+            },
+            left_out,
+            "{given}"
+        );
+    }
+}
+
+#[test]
+fn every_example_in_the_table_of_keys_is_valid() {
+    let text = with_eval("format = \"alpaca\"\n");
+    for key in KEYS {
+        let given = format!("{}={}", key.path, key.example);
+        let alpaca = key.path == "data.format" || key.path == "data.train_on";
+        let text = if alpaca { SMALLEST } else { &text };
+        let mut given = vec![given.as_str()];
+        if key.path == "train.early_stopping_min_improvement" {
+            given.push("train.early_stopping_patience=3");
+        }
+        let read = read(text, &given);
+        assert!(read.is_ok(), "{given:?}: {read:?}");
+    }
+}
+
+fn one(path: &str) -> Sources {
+    Sources(vec![source(path)])
+}
+
+fn source(path: &str) -> SourceRecipe {
+    SourceRecipe {
+        path: path.into(),
+        weight: 1.0,
+        format: None,
+        fields: None,
+    }
+}
+
+fn with_eval(rest: &str) -> String {
+    format!("{SMALLEST}eval = \"held-out.jsonl\"\n{rest}")
+}
+
+#[test]
+fn a_resolved_recipe_reads_back_as_itself() {
+    let texts = [
+        SMALLEST.to_owned(),
+        with_eval("[train]\nmax_steps = 7\nwarmup_steps = 2\nlr_scheduler = \"polynomial\"\n"),
+        with_eval("format = \"alpaca\"\nprompt_template = \"\"\"{output}\n\"quoted\" \\\\\"\"\"\n"),
+        with_eval("format = \"text\"\n[train]\nlr_scheduler = \"constant\"\nepochs = 0.5\n"),
+        with_eval(
+            "[lora]\nlayers_to_transform = [3, 0]\nuse_rslora = true\ntarget_modules = [\"k_proj\"]",
+        ),
+        with_eval("[train.lr_scheduler]\nkind = \"cosine_with_min_lr\"\nmin_lr = 2e-5\n"),
+        with_eval("[train]\nlr_scheduler = { kind = \"inverse_sqrt\", timescale = 9 }\n"),
+        format!("{SMALLEST}eval = 0.1\nbatching = \"packed\"\ncache = \"off\"\nchat_template = \"llama3\"\n"),
+        with_eval("cache = \"here\"\nfields = { text = \"body\" }\nskip_bad_rows = 3\noverlong = \"drop\"\n"),
+        SMALLEST.replace(
+            "\"rows.jsonl\"",
+            "[\"a/*.jsonl\", \"org/set:test\", { path = \"b\", weight = 0.25, format = \"alpaca\", fields = { output = \"o\" } }]",
+        ),
+        SMALLEST.replace("\"rows.jsonl\"", "[{ path = \"b\", weight = 2 }, { path = \"c\", weight = 3 }]"),
+    ];
+    for text in texts {
+        let recipe = read(&text, &[]).unwrap();
+        let written = recipe.to_toml().unwrap();
+        let again = Recipe::from_toml(&written, Path::new("/elsewhere"), &[]).unwrap();
+        assert_eq!(again, recipe, "{written}");
+    }
+}
+
+#[test]
+fn paths_start_at_the_recipe_and_hub_ids_stay() {
+    let recipe = read(&with_eval(""), &["model=./local", "output_dir=\"/abs\""]).unwrap();
+    assert_eq!(recipe.model, "/recipes/./local");
+    assert_eq!(recipe.output_dir, Path::new("/abs"));
+    assert_eq!(recipe.data.train, one("/recipes/rows.jsonl"));
+    let held_out = EvalRecipe::Sources(one("/recipes/held-out.jsonl"));
+    assert_eq!(recipe.data.eval, Some(held_out));
+    assert_eq!(read(SMALLEST, &[]).unwrap().model, "org/name");
+    assert_eq!(
+        read(SMALLEST, &["model=m.gguf"]).unwrap().model,
+        "/recipes/m.gguf"
+    );
+}
+
+#[test]
+fn a_recipe_file_is_read_from_its_own_directory() {
+    let dir = std::env::temp_dir().join(format!("backdraft-recipe-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    let path = dir.join("recipe.toml");
+    std::fs::write(&path, SMALLEST).unwrap();
+    let recipe = Recipe::load(&path, &["data.eval=here.jsonl".to_owned()]).unwrap();
+    assert_eq!(
+        recipe.data.train,
+        one(dir.join("rows.jsonl").to_str().unwrap())
+    );
+    let here = std::env::current_dir().unwrap().join("here.jsonl");
+    let here = EvalRecipe::Sources(one(here.to_str().unwrap()));
+    assert_eq!(recipe.data.eval, Some(here));
+    std::fs::remove_dir_all(&dir).unwrap();
+    assert!(matches!(
+        Recipe::load(&path, &[]),
+        Err(RecipeError::Read { .. })
+    ));
+}
+
+#[test]
+fn overrides_take_the_place_of_the_file() {
+    let text = with_eval("[train]\nepochs = 2\nwarmup_ratio = 0.1\nlr_scheduler = \"linear\"\n");
+    let recipe = read(&text, &["train.max_steps=10", "train.warmup_steps=3"]).unwrap();
+    assert_eq!(recipe.train.length, Length::MaxSteps(10));
+    assert_eq!(recipe.train.warmup, Warmup::Steps(3));
+    let set = |text: &str| read(SMALLEST, &[text]).unwrap();
+    assert_eq!(
+        set("train.lr_scheduler=linear").train.lr_scheduler,
+        ScheduleKind::Linear {}
+    );
+    let table = "train.lr_scheduler={ kind = 'polynomial', power = 2 }";
+    let polynomial = ScheduleKind::Polynomial {
+        power: 2.0,
+        lr_end: 1e-7,
+    };
+    assert_eq!(set(table).train.lr_scheduler, polynomial);
+    assert_eq!(set(" lora.rank = 8 ").lora.rank, 8);
+    assert_eq!(
+        set("lora.target_modules=['q_proj']").lora.target_modules,
+        [TargetModule::QProj]
+    );
+    assert_eq!(read(SMALLEST, &["seed=1", "seed=2"]).unwrap().seed, 2);
+}
+
+#[test]
+fn steps_and_schedule_follow_from_the_recipe() {
+    let recipe = read(SMALLEST, &[]).unwrap();
+    let total = recipe.train.length.total_steps(110);
+    assert_eq!((recipe.train.rows_per_step(), total), (8, 330));
+    let schedule = recipe.train.schedule(total);
+    assert_eq!(
+        (schedule.warmup_steps, schedule.at(0), schedule.at(17)),
+        (17, 0.0, 2e-4)
+    );
+    assert_eq!(Length::Epochs(0.5).total_steps(3), 2);
+}
+
+#[test]
+fn every_problem_is_reported_together() {
+    let text = r#"
+model = "HuggingFaceTB/SmolLM2-135M-Instruct"
+load_in_4bit = true
+max_sequence_length = 1024
+
+[lora]
+r = 16
+alpha = -1
+target_modules = ["q_proj", "lm_head", "qproj"]
+
+[data]
+format = "mesages"
+
+[train]
+learning_rate = "fast"
+epochs = 3
+max_steps = 100
+optimizer = "adamw_8bit"
+"#;
+    assert_snapshot!(read(text, &["train.lr=1e-3", "nonsense"]).unwrap_err(), @r#"
+    11 problems in the recipe recipe.toml:
+      line 4: unknown key `max_sequence_length`; here it is `max_seq_length`: write `max_seq_length = 1024`
+      line 7: unknown key `lora.r`; here it is `lora.rank`: write `lora.rank = 16`
+      line 8: `lora.alpha` takes a number above 0, not -1
+      line 9: `lora.target_modules = "lm_head"` is not supported: adapters go on the seven projections of a layer; take it out of the list
+      line 9: `lora.target_modules` takes "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj" or "down_proj", not "qproj"; did you mean "q_proj"?
+      line 12: `data.format` takes "auto", "messages", "alpaca", "sharegpt", "prompt_completion" or "text", not "mesages"; did you mean "messages"?
+      line 15: `train.learning_rate` takes a number above 0, not "fast"
+      line 17: `train.max_steps` does not go with `train.epochs`: keep the one you mean
+      --set nonsense: an override is written section.key=value, for instance train.learning_rate=1e-4
+      --set train.lr=1e-3: unknown key `train.lr`; here it is `train.learning_rate`: write `train.learning_rate = 1e-3`
+      `data.train` is missing: Training rows: a file, a folder, a glob, a hub data set (org/name:split), a table with path, weight, format and fields, or a list of these. For instance `data.train = "train.jsonl"`
+    "#);
+}
+
+#[test]
+fn text_that_is_not_toml_is_reported_with_its_lines() {
+    assert_snapshot!(read("model = \nseed = 4 2\n[lora\n", &[]).unwrap_err(), @"
+    3 problems in the recipe recipe.toml:
+      line 1: not valid TOML: string values must be quoted, expected literal string
+      line 2: not valid TOML: string values must be quoted, expected literal string
+      line 3: not valid TOML: unclosed table, expected `]`
+    ");
+    assert_snapshot!(read("seed = 1\nseed = 2\n", &[]).unwrap_err(), @"
+    one problem in the recipe recipe.toml:
+      line 2: not valid TOML: duplicate key
+    ");
+}
+
+#[test]
+fn missing_keys() {
+    assert_snapshot!(read("", &[]).unwrap_err(), @r#"
+    2 problems in the recipe recipe.toml:
+      `model` is missing: The model to fine-tune: a hub id, a Hugging Face directory, or a .gguf file. For instance `model = "HuggingFaceTB/SmolLM2-135M-Instruct"`
+      `data.train` is missing: Training rows: a file, a folder, a glob, a hub data set (org/name:split), a table with path, weight, format and fields, or a list of these. For instance `data.train = "train.jsonl"`
+    "#);
+}
+
+#[test]
+fn unknown_keys() {
+    assert_snapshot!(problems("trian = 1\n[train]\nbatch_size = 4\nwarmup = 3\n[wandb]\nproject = \"x\"\n[lroa]\n"), @"
+    5 problems in the recipe recipe.toml:
+      line 4: unknown key `data.trian`; did you mean `data.train`?
+      line 6: unknown key `train.batch_size`; here it is `train.micro_batch_size`: write `train.micro_batch_size = 4`
+      line 7: unknown key `train.warmup`; here it is `train.warmup_steps`: write `train.warmup_steps = 3`
+      line 8: unknown key `wandb`; not supported yet: trackers; every run writes tensorboard event files, metrics.jsonl and report.html into output_dir
+      line 10: unknown section `[lroa]`; did you mean `[lora]`?
+    ");
+    assert_snapshot!(read("model = \"org/name\"\ntrain = \"rows.jsonl\"\nrank = 8\nlearning-rate = 1\n", &[]).unwrap_err(), @r#"
+    4 problems in the recipe recipe.toml:
+      line 2: `train` is a section: write `[train]` on its own line and its keys below, for instance `micro_batch_size = 2`
+      line 3: unknown key `rank`; did you mean `lora.rank`?
+      line 4: unknown key `learning-rate`; did you mean `train.learning_rate`?
+      `data.train` is missing: Training rows: a file, a folder, a glob, a hub data set (org/name:split), a table with path, weight, format and fields, or a list of these. For instance `data.train = "train.jsonl"`
+    "#);
+    assert_snapshot!(problems_of_override("train.learning_rates=1"), @"
+    one problem in the recipe recipe.toml:
+      --set train.learning_rates=1: unknown key `train.learning_rates`; did you mean `train.learning_rate`?
+    ");
+}
+
+#[test]
+fn wrong_types() {
+    assert_snapshot!(problems("eval = 3\n[lora]\nrank = 2.5\nuse_rslora = \"yes\"\ntarget_modules = \"q_proj\"\nlayers_to_transform = [-1]\n[train]\nepochs = [3]\nlogging_steps = -10\n"), @r#"
+    7 problems in the recipe recipe.toml:
+      line 4: `data.eval` takes a path or a list of them as data.train does, or a share of the training rows such as 0.05, not 3
+      line 6: `lora.rank` takes a whole number, 1 or more, not 2.5
+      line 7: `lora.use_rslora` takes true or false, not "yes"
+      line 8: `lora.target_modules` takes a list of names, not "q_proj"
+      line 9: `lora.layers_to_transform` takes a list of whole numbers, not [-1]
+      line 11: `train.epochs` takes a number above 0, not [3]
+      line 12: `train.logging_steps` takes a whole number, 1 or more, not -10
+    "#);
+    assert_snapshot!(problems_of_override("lora.target_modules=[1]"), @"
+    one problem in the recipe recipe.toml:
+      --set lora.target_modules=[1]: `lora.target_modules` takes a list of names, not [1]
+    ");
+    assert_snapshot!(problems_of_override("model=17"), @"
+    one problem in the recipe recipe.toml:
+      --set model=17: `model` takes a string, not 17
+    ");
+}
+
+#[test]
+fn values_out_of_range() {
+    assert_snapshot!(problems("[lora]\nrank = 0\nalpha = inf\ndropout = 1.0\ntarget_modules = []\nlayers_to_transform = [1, 1]\n[train]\nmicro_batch_size = 0\nlearning_rate = nan\nwarmup_ratio = 5\nweight_decay = -0.1\nadam_beta2 = 1.0\nadam_epsilon = 0\n"), @"
+    11 problems in the recipe recipe.toml:
+      line 5: `lora.rank` takes a whole number, 1 or more, not 0
+      line 6: `lora.alpha` takes a number above 0, not inf
+      line 7: `lora.dropout` takes a number from 0 to below 1, not 1.0
+      line 8: `lora.target_modules` takes at least one projection, each once, not []
+      line 9: `lora.layers_to_transform` takes at least one layer, each once; leave it out for all layers, not [1, 1]
+      line 11: `train.micro_batch_size` takes a whole number, 1 or more, not 0
+      line 12: `train.learning_rate` takes a number above 0, not nan
+      line 13: `train.warmup_ratio` takes a number from 0 to 1, not 5
+      line 14: `train.weight_decay` takes a number, 0 or more, not -0.1
+      line 15: `train.adam_beta2` takes a number from 0 to below 1, not 1.0
+      line 16: `train.adam_epsilon` takes a number above 0, not 0
+    ");
+    assert_snapshot!(problems_of_override("seed=9223372036854775808"), @"
+    one problem in the recipe recipe.toml:
+      --set seed=9223372036854775808: `seed` takes a whole number from 0 to 2^63 - 1, not 9223372036854775808
+    ");
+    assert_snapshot!(problems_of_override("max_seq_length=1"), @"
+    one problem in the recipe recipe.toml:
+      --set max_seq_length=1: `max_seq_length` takes a whole number, 2 or more, not 1
+    ");
+    assert_snapshot!(problems_of_override("model=no hub id"), @r#"
+    one problem in the recipe recipe.toml:
+      --set model=no hub id: `model` takes a hub id (org/name) or the path of a directory or .gguf file, not "no hub id"
+    "#);
+    assert_snapshot!(problems_of_override("output_dir="), @r#"
+    one problem in the recipe recipe.toml:
+      --set output_dir=: `output_dir` takes a path, not ""
+    "#);
+}
+
+#[test]
+fn values_of_other_programs_and_later_versions_are_refused_by_name() {
+    let refused = |text: &str| problems_of_override(text);
+    assert_snapshot!(refused("quantization.block_size=32"), @"
+    one problem in the recipe recipe.toml:
+      --set quantization.block_size=32: `quantization.block_size` takes 64 or 128, not 32
+    ");
+    assert_snapshot!(refused("dtype=float16"), @r#"
+    one problem in the recipe recipe.toml:
+      --set dtype=float16: `dtype = "float16"` is not supported: write dtype = "f16"
+    "#);
+    assert_snapshot!(refused("dtype=float32"), @r#"
+    one problem in the recipe recipe.toml:
+      --set dtype=float32: `dtype = "float32"` is not supported: write dtype = "f32"
+    "#);
+    assert_snapshot!(refused("activation_policy=offload"), @r#"
+    one problem in the recipe recipe.toml:
+      --set activation_policy=offload: `activation_policy = "offload"` is not supported: tensors wait in the host's memory where that pays under activation_policy = "smart", unless activation_offloading = false
+    "#);
+    assert_snapshot!(refused("memory_budget=12"), @r#"
+    one problem in the recipe recipe.toml:
+      --set memory_budget=12: `memory_budget` takes a size such as "12GiB", not 12
+    "#);
+    assert_snapshot!(refused("device=gpu"), @r#"
+    one problem in the recipe recipe.toml:
+      --set device=gpu: `device = "gpu"` is not supported: write device = "cuda" or device = "auto"
+    "#);
+    assert_snapshot!(refused("device=cuda:x"), @r#"
+    one problem in the recipe recipe.toml:
+      --set device=cuda:x: `device` takes auto, cpu, cuda, cuda:N or wgpu, not "cuda:x"
+    "#);
+    assert_snapshot!(refused("lora.bias=all"), @r#"
+    one problem in the recipe recipe.toml:
+      --set lora.bias=all: `lora.bias = "all"` is not supported: adapters of this version train no biases; write bias = "none"
+    "#);
+    assert_snapshot!(refused("lora.target_modules=['embed_tokens', 'q_proj']"), @r#"
+    one problem in the recipe recipe.toml:
+      --set lora.target_modules=['embed_tokens', 'q_proj']: `lora.target_modules = "embed_tokens"` is not supported: adapters go on the seven projections of a layer; take it out of the list
+    "#);
+    assert_snapshot!(refused("train.optimizer=paged_adamw_8bit"), @r#"
+    one problem in the recipe recipe.toml:
+      --set train.optimizer=paged_adamw_8bit: `train.optimizer = "paged_adamw_8bit"` is not supported: this version does not page the optimiser's state; write optimizer = "adamw_8bit" or "adamw"
+    "#);
+    assert_snapshot!(refused("train.optimizer=adam"), @r#"
+    one problem in the recipe recipe.toml:
+      --set train.optimizer=adam: `train.optimizer = "adam"` is not supported: this version has AdamW only, which is Adam where weight_decay = 0; write optimizer = "adamw"
+    "#);
+    assert_snapshot!(refused("train.lr_scheduler=reduce_lr_on_plateau"), @r#"
+    one problem in the recipe recipe.toml:
+      --set train.lr_scheduler=reduce_lr_on_plateau: `train.lr_scheduler = "reduce_lr_on_plateau"` is not supported: it does not follow from the step alone; write lr_scheduler = "cosine"
+    "#);
+}
+
+#[test]
+fn schedules_with_wrong_options() {
+    let refused = |text: &str| problems_of_override(&format!("train.lr_scheduler={text}"));
+    assert_snapshot!(refused("cosin"), @r#"
+    one problem in the recipe recipe.toml:
+      --set train.lr_scheduler=cosin: `train.lr_scheduler` takes "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "cosine_with_min_lr", "polynomial" or "inverse_sqrt", not "cosin"; did you mean "cosine"?
+    "#);
+    assert_snapshot!(refused("{ kind = 'linear', min_lr_rate = 0.1 }"), @r#"
+    one problem in the recipe recipe.toml:
+      --set train.lr_scheduler={ kind = 'linear', min_lr_rate = 0.1 }: `train.lr_scheduler.min_lr_rate` does not go with kind = "linear": take it out, or choose a kind that has this option
+    "#);
+    assert_snapshot!(refused("{ min_lr_rate = 0.1 }"), @r#"
+    one problem in the recipe recipe.toml:
+      --set train.lr_scheduler={ min_lr_rate = 0.1 }: `train.lr_scheduler.min_lr_rate` does not go with kind = "cosine": take it out, or choose a kind that has this option
+    "#);
+    assert_snapshot!(refused("{ kind = 'cosine_with_min_lr' }"), @"
+    one problem in the recipe recipe.toml:
+      --set train.lr_scheduler={ kind = 'cosine_with_min_lr' }: `train.lr_scheduler.min_lr_rate` is missing: The lowest learning rate as a share of the peak. For instance `train.lr_scheduler.min_lr_rate = 0.1`
+    ");
+    assert_snapshot!(refused("{ kind = 'cosine_with_min_lr', min_lr = 1e-5, min_lr_rate = 0.1 }"), @"
+    one problem in the recipe recipe.toml:
+      --set train.lr_scheduler={ kind = 'cosine_with_min_lr', min_lr = 1e-5, min_lr_rate = 0.1 }: `train.lr_scheduler.min_lr` does not go with `min_lr_rate`: keep the one you mean
+    ");
+    assert_snapshot!(refused("{ kind = 'cosine_with_min_lr', min_lr = 1.0 }"), @"
+    one problem in the recipe recipe.toml:
+      --set train.lr_scheduler={ kind = 'cosine_with_min_lr', min_lr = 1.0 }: `train.lr_scheduler.min_lr` takes a learning rate from 0 to the peak, not 1.0
+    ");
+    assert_snapshot!(refused("{ kind = 'polynomial', power = -1, lr_end = 1.0 }"), @"
+    2 problems in the recipe recipe.toml:
+      --set train.lr_scheduler={ kind = 'polynomial', power = -1, lr_end = 1.0 }: `train.lr_scheduler.power` takes a number above 0, not -1
+      --set train.lr_scheduler={ kind = 'polynomial', power = -1, lr_end = 1.0 }: `train.lr_scheduler.lr_end` takes a learning rate below the peak, not 1.0
+    ");
+    assert_snapshot!(refused("{ kind = 'cosine', num_cycle = 1 }"), @"
+    one problem in the recipe recipe.toml:
+      --set train.lr_scheduler={ kind = 'cosine', num_cycle = 1 }: unknown key `train.lr_scheduler.num_cycle`; did you mean `train.lr_scheduler.num_cycles`?
+    ");
+    assert_snapshot!(refused("{ kind = 'plateau', patience = 1 }"), @r#"
+    2 problems in the recipe recipe.toml:
+      --set train.lr_scheduler={ kind = 'plateau', patience = 1 }: `train.lr_scheduler.kind = 'plateau'` is not supported: it does not follow from the step alone; write lr_scheduler = "cosine"
+      --set train.lr_scheduler={ kind = 'plateau', patience = 1 }: unknown key `train.lr_scheduler.patience`
+    "#);
+    assert_snapshot!(refused("[1]"), @"
+    one problem in the recipe recipe.toml:
+      --set train.lr_scheduler=[1]: `train.lr_scheduler` takes a string, not [1]
+    ");
+}
+
+#[test]
+fn keys_that_exclude_each_other() {
+    assert_snapshot!(problems("format = \"messages\"\nprompt_template = \"{output}\"\n[train]\nepochs = 1\nmax_steps = 5\nwarmup_steps = 2\nwarmup_ratio = 0.1\neval_steps = 5\n"), @r#"
+    4 problems in the recipe recipe.toml:
+      line 5: `data.prompt_template` does not go with format = "messages": chats use a chat template; take it out, or write chat_template
+      line 8: `train.max_steps` does not go with `train.epochs`: keep the one you mean
+      line 9: `train.warmup_steps` does not go with `train.warmup_ratio`: keep the one you mean
+      line 11: `train.eval_steps` does not go with a missing `data.eval`: name the file to evaluate in [data], or take it out
+    "#);
+    assert_snapshot!(problems("format = \"text\"\ntrain_on = \"responses\"\nprompt_template = \"x\"\n"), @r#"
+    2 problems in the recipe recipe.toml:
+      line 5: `data.train_on` does not go with format = "text": text has no responses; write train_on = "everything"
+      line 6: `data.prompt_template` does not go with format = "text": text is used as it is; take it out
+    "#);
+    assert_snapshot!(problems("[train]\nlr_scheduler = \"constant\"\nwarmup_steps = 5\n"), @r#"
+    one problem in the recipe recipe.toml:
+      line 6: `train.warmup_steps` does not go with lr_scheduler = "constant": it has no warm-up; write lr_scheduler = "constant_with_warmup", or a warm-up of 0
+    "#);
+}
+
+/// As transformers warms up: as far as it gets.
+#[test]
+fn a_warm_up_may_outlast_the_run() {
+    let recipe = read(SMALLEST, &["train.max_steps=3", "train.warmup_steps=5"]).unwrap();
+    let schedule = recipe.train.schedule(3);
+    let rates: Vec<f64> = (0..3).map(|step| schedule.at(step)).collect();
+    assert_eq!(rates, [0.0, 2e-4 / 5.0, 2.0 * 2e-4 / 5.0]);
+}
+
+#[test]
+fn recipes_of_other_trainers_are_answered_key_by_key() {
+    let said = problems(
+        r#"
+[train]
+optim = "paged_adamw_8bit"
+lr_scheduler_type = "linear"
+[lora_parameters]
+rank = 8
+scale = 20.0
+[dataset]
+source = "org/name"
+train_on_input = false
+packed = true
+[trl]
+beta = 0.1
+[training]
+learning_rate = 1e-4
+[[datasets]]
+path = "rows.jsonl"
+type = "alpaca"
+"#,
+    );
+    for line in [
+        "line 6: unknown key `train.optim`; here it is `train.optimizer`: this version does not page",
+        "line 7: unknown key `train.lr_scheduler_type`; here it is `train.lr_scheduler`: write `train.lr_scheduler = \"linear\"`",
+        "line 9: unknown key `lora_parameters.rank`; here it is `lora.rank`: write `lora.rank = 8`",
+        "line 10: unknown key `lora_parameters.scale`; here it is `lora.alpha`: ",
+        "line 12: unknown key `dataset.source`; here it is `data.train`: write `data.train = \"org/name\"`",
+        "line 13: unknown key `dataset.train_on_input`; here it is `data.train_on`: write train_on = \"responses\"",
+        "line 14: unknown key `dataset.packed`; here it is `data.batching`: write batching = \"packed\"",
+        "unknown key `trl`; not supported yet: training on preferences",
+        "line 18: unknown key `training.learning_rate`; did you mean `train.learning_rate`?",
+        "unknown key `datasets`; here it is `data.train`: ",
+    ] {
+        assert!(said.contains(line), "{line}\n{said}");
+    }
+    let torchtune =
+        "[model]\n_component_ = \"torchtune.models.llama3_2.lora_llama3_2_1b\"\nlora_rank = 64\n";
+    let said = read(torchtune, &[]).unwrap_err().to_string();
+    for part in [
+        "line 2: unknown key `model._component_`; always so",
+        "here it is `lora.rank`",
+        "`model` is missing",
+    ] {
+        assert!(said.contains(part), "{part}\n{said}");
+    }
+}
+
+#[test]
+fn values_with_a_word_of_advice_are_values_that_no_key_takes() {
+    let mut seen = 0;
+    for (key, value, instead) in support::values() {
+        let text = match key {
+            "lora.target_modules" => format!("{key}=['{value}']"),
+            _ => format!("{key}='{value}'"),
+        };
+        let said = problems_of_override(&text);
+        assert!(said.contains(instead), "{text}: {said}");
+        seen += 1;
+    }
+    assert!(seen > 100, "{seen}");
+    let said = problems_of_override("lora.target_modules=all-linear");
+    assert!(said.contains("leave target_modules out"), "{said}");
+}
+
+#[test]
+fn the_template_reads_back_as_the_defaults() {
+    let choices = Choices {
+        model: "org/name".into(),
+        train: "rows.jsonl".into(),
+        ..Choices::default()
+    };
+    let template = Recipe::template(&choices);
+    assert_eq!(read(&template, &[]).unwrap(), read(SMALLEST, &[]).unwrap());
+
+    let choices = Choices {
+        eval: Some("held \"out\".jsonl".into()),
+        format: DataFormat::Text,
+        output_dir: "runs\\1".into(),
+        ..choices
+    };
+    let recipe = read(&Recipe::template(&choices), &[]).unwrap();
+    let held_out = EvalRecipe::Sources(one("/recipes/held \"out\".jsonl"));
+    assert_eq!(recipe.data.eval, Some(held_out));
+    assert_eq!(recipe.data.train_on, TrainOn::Everything);
+    assert_eq!(recipe.train.eval_steps, Some(50));
+    assert_eq!(recipe.output_dir, Path::new("/recipes/runs\\1"));
+}
+
+#[test]
+fn the_template_names_every_key_once() {
+    let template = Recipe::template(&Choices::default());
+    for key in KEYS {
+        let assigned = format!("{} = ", key.name());
+        let lines = template
+            .lines()
+            .filter(|line| line.trim_start_matches("# ").starts_with(&assigned));
+        let same_name = KEYS
+            .iter()
+            .filter(|other| other.name() == key.name())
+            .count();
+        assert_eq!(lines.count(), same_name, "{}", key.path);
+    }
+}
+
+#[test]
+fn the_template_as_a_whole() {
+    assert_snapshot!(Recipe::template(&Choices::default()), @r#"
+    # A Backdraft recipe. Run it with `backdraft train FILE`; `--set train.learning_rate=1e-4` beside it
+    # changes a value for one run. Relative paths start at the directory of this file.
+    # A line that begins with `# key =` shows a key that is not set.
+
+    # The model to fine-tune: a hub id, a Hugging Face directory, or a .gguf file.
+    model = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+    # Where the adapter, checkpoints and logs go.
+    output_dir = "outputs"
+
+    # Seed for shuffling, adapter initialization and dropout.
+    seed = 42
+
+    # Data type to compute in: auto, bf16, f16 or f32; auto is bf16 where the device supports it, else
+    # f32.
+    dtype = "auto"
+
+    # Load the frozen linear layers in 4 bits (QLoRA); see [quantization].
+    # Change: out of memory: true.
+    load_in_4bit = false
+
+    # Load the frozen linear layers in 8 bits, one scale per row.
+    load_in_8bit = false
+
+    # Maximum tokens per row; longer rows are truncated (see data.overlong), and counted in the report.
+    # Change: out of memory: lower.
+    max_seq_length = 2048
+
+    # What the forward pass keeps for the backward pass: smart recomputes as little as the memory
+    # allows, tensor by tensor; keep-all nothing; recompute-all every layer; sqrt keeps every √n-th
+    # layer's input. The gradients are the same. `backdraft plan` shows what each costs.
+    activation_policy = "smart"
+
+    # Memory that a step may use under smart, base included. Left out: what is free, less a margin.
+    # memory_budget = "12GiB"
+
+    # Whether smart may offload activations to host memory between the forward and backward pass, where
+    # the device copies while it computes (CUDA) and that costs less than recomputing.
+    activation_offloading = true
+
+    # Where to compute: auto, cpu, cuda, cuda:N or wgpu; auto is cuda:0 where there is one.
+    device = "auto"
+
+
+    [quantization]
+    # Data type of the 4-bit weights: nf4 or fp4. Only with load_in_4bit.
+    quant_type = "nf4"
+
+    # Quantization block size: 64 or 128 weights per scale. Only with load_in_4bit.
+    block_size = 64
+
+    # Double quantization: quantize the scales too, 4.13 bits per weight instead of 4.5. Only with
+    # load_in_4bit.
+    double_quant = true
+
+    # Modules to leave unquantized: a path, or components of one such as "down_proj" or "layers.0".
+    skip_modules = ["lm_head"]
+
+
+    [lora]
+    # LoRA rank (r): more can learn more, and takes more memory.
+    # Change: result too weak: raise; out of memory: lower.
+    rank = 16
+
+    # LoRA alpha: adapters are scaled by alpha / rank (alpha / sqrt(rank) with rsLoRA).
+    alpha = 32
+
+    # LoRA dropout: the share of an adapter's inputs set to zero in training, from 0 to below 1.
+    # Change: over-fitting on few rows: 0.05 to 0.1.
+    dropout = 0.0
+
+    # Rank-stabilized LoRA: scale by alpha / sqrt(rank), which suits high ranks.
+    use_rslora = false
+
+    # The linear layers that get an adapter.
+    target_modules = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+    # Biases to train. This version takes none only.
+    bias = "none"
+
+    # Layers that get adapters, counted from 0. Left out: all of them.
+    # layers_to_transform = [0, 1, 2]
+
+
+    [data]
+    # Training rows: a file, a folder, a glob, a hub data set (org/name:split), a table with path,
+    # weight, format and fields, or a list of these.
+    train = "train.jsonl"
+
+    # Rows held out, to see over-fitting: sources as in train, or a share of its rows such as 0.05,
+    # chosen by the seed. Left out: no evaluation.
+    # eval = "eval.jsonl"
+
+    # Format of the rows: messages, sharegpt (chats), alpaca (instruction, input, output),
+    # prompt_completion, text, or auto: detected from the first rows.
+    format = "auto"
+
+    # Your names for the fields of the format. Left out: the format's own.
+    # fields = { instruction = "question", output = "answer" }
+
+    # Template for chats: a built-in one (`backdraft init --templates` lists them) or a .jinja file.
+    # Left out: the model's own.
+    # chat_template = "chatml"
+
+    # Turns an alpaca row into text: {instruction}, {input}, {output}; the EOS token is added at the
+    # end. Left out: the model's own chat template.
+    # prompt_template = "Task: {instruction}\nAnswer: {output}"
+
+    # Tokens that count in the loss: responses, last_turn, completion (after the prompt of alpaca and
+    # prompt_completion rows) or everything (always so for text).
+    train_on = "responses"
+
+    # Rows longer than max_seq_length: truncate cuts their end, drop leaves them out, split makes
+    # several of them (text only).
+    overlong = "truncate"
+
+    # Rows of a micro-batch: padding-free lays them end to end; packed does so with packs of rows that
+    # fill max_seq_length, and counts packs as rows; padded fills up similar ones, for comparison.
+    # Change: many short rows: packed, with fewer packs per step than rows before.
+    batching = "padding-free"
+
+    # How many bad rows may be skipped; they are listed in skipped_rows.jsonl. One more ends the run.
+    skip_bad_rows = 0
+
+    # Folder for tokenized rows, so that the next run starts at once: auto is backdraft/tokens in the
+    # user's cache, off keeps them in memory.
+    cache = "auto"
+
+
+    [train]
+    # Rows in one forward and backward pass.
+    # Change: out of memory: lower it, and raise grad_accumulation_steps by as much.
+    micro_batch_size = 2
+
+    # Micro-batches per optimizer step: rows per step = micro_batch_size x this, 8 to 16 to start.
+    # Change: unstable: larger.
+    grad_accumulation_steps = 4
+
+    # Passes over the training rows. Or give max_steps.
+    # Change: eval loss starts to rise: fewer.
+    epochs = 3
+
+    # Optimizer steps of the run, instead of epochs.
+    # max_steps = 100
+
+    # Peak learning rate, reached after the warm-up.
+    # Change: loss falls too slowly: raise; unstable: lower.
+    learning_rate = 2e-4
+
+    # Learning rate schedule: constant, constant_with_warmup, linear, cosine, or a table with a kind and
+    # options.
+    lr_scheduler = "cosine"
+
+    # Steps over which the learning rate rises from 0, instead of warmup_ratio.
+    # warmup_steps = 5
+
+    # Share of the steps over which the learning rate rises from 0.
+    # Change: loss jumps early on: more.
+    warmup_ratio = 0.05
+
+    # The optimizer: adamw, or adamw_8bit, which keeps its state in 8 bits.
+    # Change: out of memory with a high rank: adamw_8bit.
+    optimizer = "adamw"
+
+    # Weight decay (decoupled): applied at every step, times the learning rate.
+    weight_decay = 0.01
+
+    # AdamW's beta1: decay of the mean of gradients.
+    adam_beta1 = 0.9
+
+    # AdamW's beta2: decay of the mean of squared gradients.
+    adam_beta2 = 0.999
+
+    # Added to AdamW's denominator.
+    adam_epsilon = 1e-8
+
+    # Gradient clipping: gradients are scaled down to this global norm; 0 turns it off.
+    max_grad_norm = 1.0
+
+    # Optimizer steps between log lines.
+    logging_steps = 10
+
+    # Optimizer steps between evaluations; only with data.eval.
+    # eval_steps = 50
+
+    # Evaluations in a row without an improvement after which the run ends; only with data.eval. Left
+    # out: it runs to the last step.
+    # Change: over-fitting: 2 to 5.
+    # early_stopping_patience = 3
+
+    # Eval loss must fall by more than this to count as an improvement; only with a patience.
+    # early_stopping_min_improvement = 0.0
+
+    # Optimizer steps between checkpoints; the best evaluation and the end of the run are always saved.
+    save_steps = 100
+
+    # Checkpoints to keep; older ones are deleted, the best one and the newest good one never.
+    save_total_limit = 3
+
+    # Held-out rows (else training rows) that are answered before and after the run, for report.html; 0
+    # is none.
+    sample_rows = 3
+    "#);
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_text_and_no_override_makes_the_reader_panic(
+        text in "([a-z_.]{0,12}( ?= ?|\\[|\\]|\"|\n|[-0-9.e]{1,4}|\\PC){0,6}){0,6}",
+        set in "[a-z_.]{0,12}=?\\PC{0,12}",
+    ) {
+        let _ = read(&text, &[&set]);
+        let _ = read(&format!("{SMALLEST}{text}"), &[&set]);
+    }
+}
+
+#[test]
+fn quantisation_keys() {
+    let recipe = recipe_of_override("load_in_4bit=true");
+    let plan = recipe.quantization_plan().unwrap();
+    assert_eq!(plan.scheme, Scheme::NF4);
+    assert_eq!(plan.skip_modules, ["lm_head"]);
+    assert_eq!(recipe_of_override("seed=1").quantization_plan(), None);
+    let plan = recipe_of_override("load_in_8bit=true").quantization_plan();
+    assert_eq!(plan.unwrap().scheme, Scheme::Int8);
+    let text = "model = \"org/name\"\nload_in_4bit = true\nload_in_8bit = true\n\
+                [quantization]\nquant_type = \"fp4\"\n[data]\ntrain = \"t.jsonl\"\n";
+    let error = Recipe::from_toml(text, Path::new("/r"), &[]).unwrap_err();
+    assert_snapshot!(error.to_string(), @"
+2 problems in the recipe recipe.toml:
+  line 3: `load_in_8bit` does not go with `load_in_4bit = true`: keep the one you mean
+  line 5: `quantization.quant_type` does not go with `load_in_8bit = true`: 8-bit weights have one scale for each row; take it out
+");
+}
+
+fn recipe_of_override(text: &str) -> Recipe {
+    read(SMALLEST, &[text]).unwrap()
+}
+
+#[test]
+fn sources_of_rows() {
+    let text = |train: &str| SMALLEST.replace("\"rows.jsonl\"", train);
+    let list = r#"["a/*.jsonl", "org/set@v1:cfg/test", { path = "./org/x", weight = 0.25, format = "alpaca", fields = { output = "o" } }]"#;
+    let recipe = read(&text(list), &["data.eval=0.05"]).unwrap();
+    let expected = [
+        source("/recipes/a/*.jsonl"),
+        source("org/set@v1:cfg/test"),
+        SourceRecipe {
+            weight: 0.25,
+            format: Some(DataFormat::Alpaca),
+            fields: Some([("output".to_owned(), "o".to_owned())].into()),
+            ..source("/recipes/./org/x")
+        },
+    ];
+    assert_eq!(recipe.data.train.0, expected);
+    assert_eq!(recipe.data.eval, Some(EvalRecipe::Fraction(0.05)));
+    assert_eq!(recipe.train.eval_steps, Some(50));
+    assert!(recipe.data.train.0[1].is_hub() && !recipe.data.train.0[0].is_hub());
+
+    let refused = |train: &str| read(&text(train), &[]).unwrap_err().to_string();
+    assert_snapshot!(refused("[]"), @r#"
+    one problem in the recipe recipe.toml:
+      line 3: `data.train` takes a path, a hub data set (org/name:split), a table { path = "…", weight = 0.5 }, or a list of these, not []
+    "#);
+    assert_snapshot!(refused("{ pat = 'a', weight = 0 }"), @r#"
+    3 problems in the recipe recipe.toml:
+      line 3: unknown key `data.train.pat`
+      line 3: `data.train.weight` takes a number above 0, at most 1000, not 0
+      line 3: `data.train.path` is missing: A file, a folder, a glob or a hub data set. For instance `data.train.path = "train.jsonl"`
+    "#);
+    assert_snapshot!(refused("['a', { path = 'b', format = 'sharegp', fields = 3 }, 4]"), @r#"
+    3 problems in the recipe recipe.toml:
+      line 3: `data.train.fields` takes a table of the format's names and yours, such as { instruction = "question" }, not 3
+      line 3: `data.train.format` takes "auto", "messages", "alpaca", "sharegpt", "prompt_completion" or "text", not "sharegp"; did you mean "sharegpt"?
+      line 3: `data.train` takes a path, a hub data set (org/name:split), a table { path = "…", weight = 0.5 }, or a list of these, not ['a', { path = 'b', format = 'sharegp', fields = 3 }, 4]
+    "#);
+    assert_snapshot!(problems_of_override("data.eval=1.5"), @"
+    one problem in the recipe recipe.toml:
+      --set data.eval=1.5: `data.eval` takes a path or a list of them as data.train does, or a share of the training rows such as 0.05, not 1.5
+    ");
+    assert_snapshot!(problems_of_override("data.chat_template=chatlm"), @r#"
+    one problem in the recipe recipe.toml:
+      --set data.chat_template=chatlm: `data.chat_template` takes a file with Jinja text, or a name that `backdraft init --templates` lists, not "chatlm"
+    "#);
+    assert_snapshot!(problems_of_override("data.train_on=all"), @r#"
+    one problem in the recipe recipe.toml:
+      --set data.train_on=all: `data.train_on = "all"` is not supported: write train_on = "everything"
+    "#);
+    assert_snapshot!(problems_of_override("data.packing=true"), @r#"
+    one problem in the recipe recipe.toml:
+      --set data.packing=true: unknown key `data.packing`; here it is `data.batching`: write batching = "packed"
+    "#);
+}
