@@ -33,6 +33,23 @@ const EDGES: [(&str, &[&str]); 14] = [
     ("testkit", &["formats", "arch"]),
 ];
 
+/// The block of `ARCHITECTURE.md` that draws the edges.
+#[test]
+fn the_drawing_of_crates_is_the_list() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../ARCHITECTURE.md");
+    let text = std::fs::read_to_string(path).unwrap();
+    let lines = text.lines().filter_map(|line| line.split_once(" ─▶"));
+    let drawn: BTreeMap<&str, Vec<&str>> = lines
+        .filter(|(from, _)| !from.contains(['`', '─', '.']))
+        .map(|(from, to)| (from.trim(), to.split_whitespace().collect()))
+        .collect();
+    let listed: BTreeMap<&str, Vec<&str>> = EDGES
+        .into_iter()
+        .map(|(from, to)| (from, to.to_vec()))
+        .collect();
+    assert_eq!(drawn, listed);
+}
+
 fn manifests() -> BTreeMap<String, toml::Table> {
     let crates = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates");
     std::fs::read_dir(&crates)

@@ -7,7 +7,7 @@ use burn::module::ParamId;
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 
-use crate::adapter::AdapterParam;
+use crate::param::AdapterParam;
 
 /// Gradients by parameter, of any rank; adding to one that is there sums.
 #[derive(Clone, Debug, Default)]

@@ -11,8 +11,8 @@ use rand_chacha::ChaCha8Rng;
 
 use backdraft_arch::LoraConfig;
 
-use crate::adapter::{AdapterParam, Stored};
 use crate::gradients::AdapterGrads;
+use crate::param::{AdapterParam, Stored};
 
 const A: [&str; 2] = ["lora_a", "lora_A.weight"];
 const B: [&str; 2] = ["lora_b", "lora_B.weight"];
