@@ -4,19 +4,20 @@
 //! NF4: Dettmers et al. 2023, arXiv:2305.14314. Values and order of the codes are those of bitsandbytes, so that its
 //! checkpoints can be read.
 
-/// Sixteen values that a 4-bit code chooses from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum FourBitFormat {
-    /// Quantiles of a normal distribution, ascending with the code.
-    Nf4,
-    /// One sign bit (the highest), two of exponent, one of mantissa, scaled so that the largest value is 1.
-    Fp4,
+use crate::named;
+
+named! {
+    /// Sixteen values that a 4-bit code chooses from.
+    FourBitFormat {
+        /// Quantiles of a normal distribution, ascending with the code.
+        #[default]
+        Nf4 = "nf4",
+        /// One sign bit (the highest), two of exponent, one of mantissa, scaled so that the largest value is 1.
+        Fp4 = "fp4",
+    }
 }
 
 impl FourBitFormat {
-    /// All of them.
-    pub const ALL: [Self; 2] = [Self::Nf4, Self::Fp4];
-
     /// The value of each code, in units of the block's largest magnitude.
     #[must_use]
     pub const fn values(self) -> &'static [f32; 16] {
@@ -32,15 +33,6 @@ impl FourBitFormat {
         match self {
             Self::Nf4 => &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15],
             Self::Fp4 => &[11, 10, 13, 12, 15, 14, 9, 0, 1, 6, 7, 4, 5, 2, 3],
-        }
-    }
-
-    /// The name in checkpoints and recipes.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Nf4 => "nf4",
-            Self::Fp4 => "fp4",
         }
     }
 }

@@ -91,9 +91,8 @@ impl TryFrom<SchemeFields> for Scheme {
         if fields.format == "int8" {
             return Ok(Self::Int8);
         }
-        let format = FourBitFormat::ALL
-            .into_iter()
-            .find(|format| format.name() == fields.format);
+        let mut formats = FourBitFormat::ALL.iter().copied();
+        let format = formats.find(|format| format.name() == fields.format);
         match (format, fields.block_size, fields.double_quant) {
             (Some(format), Some(block_size), Some(double_quant)) => Ok(Self::FourBit {
                 format,

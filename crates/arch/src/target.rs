@@ -3,10 +3,16 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 /// A projection of a decoder layer that can carry an adapter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
+)]
+#[serde(rename_all = "snake_case")]
 #[expect(missing_docs, reason = "the names are Hugging Face's")]
 pub enum TargetModule {
+    #[default]
     QProj,
     KProj,
     VProj,
@@ -49,18 +55,21 @@ impl TargetModule {
         Self::DownProj,
     ];
 
+    /// Their names, in the same order.
+    pub const NAMES: &'static [&'static str] = &[
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    ];
+
     /// The name that checkpoints and PEFT use.
     #[must_use]
     pub const fn name(self) -> &'static str {
-        match self {
-            Self::QProj => "q_proj",
-            Self::KProj => "k_proj",
-            Self::VProj => "v_proj",
-            Self::OProj => "o_proj",
-            Self::GateProj => "gate_proj",
-            Self::UpProj => "up_proj",
-            Self::DownProj => "down_proj",
-        }
+        Self::NAMES[self as usize]
     }
 
     /// The block of a layer that holds it.
@@ -156,6 +165,8 @@ mod tests {
     fn names_are_read_and_groups_are_whole() {
         for target in TargetModule::ALL {
             assert_eq!(target.name().parse(), Ok(target));
+            let text = format!("\"{target}\"");
+            assert_eq!(serde_json::from_str::<TargetModule>(&text).unwrap(), target);
             if let Some(group) = target.group() {
                 assert_eq!(group.targets()[target.place_in_group()], target);
             }

@@ -44,6 +44,15 @@ pub enum Overlong {
 }
 
 impl Overlong {
+    /// The names that recipes use.
+    pub const NAMES: &'static [&'static str] = &["truncate", "drop", "split"];
+
+    /// The name that recipes use.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        Self::NAMES[self as usize]
+    }
+
     /// What is to say about a row that is too long.
     pub(crate) fn finding(self) -> Finding {
         match self {

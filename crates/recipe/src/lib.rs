@@ -32,9 +32,7 @@ pub use backdraft_plan::ActivationPolicy;
 pub use difference::{Difference, covers, is_key_or_section};
 pub use foreign::Foreign;
 pub use keys::{KEYS, Key, SECTIONS, find as find_key};
-pub use names::{
-    Bias, DType, DataFormat, Optimizer, OverlongRows, QuantType, RowBatching, TargetModule, TrainOn,
-};
+pub use names::{Bias, DType, DataFormat, Optimizer, RowBatching, TrainOn};
 pub use page::page;
 pub use problem::{Place, Problem, ProblemKind, RecipeError};
 pub use recipe::{

@@ -1,6 +1,7 @@
 //! The values of a recipe that are names.
 
-use backdraft_arch::{DeviceChoice, named};
+use backdraft_arch::{DeviceChoice, FourBitFormat, TargetModule, named};
+use backdraft_data::Overlong;
 use backdraft_plan::ActivationPolicy;
 
 use crate::reader::Value;
@@ -30,7 +31,7 @@ macro_rules! by_name {
 }
 
 by_name! {
-    ActivationPolicy Bias DType DataFormat Optimizer OverlongRows QuantType RowBatching TargetModule TrainOn
+    ActivationPolicy Bias DType DataFormat FourBitFormat Optimizer Overlong RowBatching TargetModule TrainOn
 }
 
 impl Value for DeviceChoice {
@@ -43,27 +44,6 @@ named! {
         /// None.
         #[default]
         None = "none",
-    }
-}
-
-named! {
-    /// A projection that can have an adapter, under its Hugging Face name.
-    TargetModule {
-        /// Attention's queries.
-        #[default]
-        QProj = "q_proj",
-        /// Attention's keys.
-        KProj = "k_proj",
-        /// Attention's values.
-        VProj = "v_proj",
-        /// Attention's output.
-        OProj = "o_proj",
-        /// The MLP's gate.
-        GateProj = "gate_proj",
-        /// The MLP's way up.
-        UpProj = "up_proj",
-        /// The MLP's way down.
-        DownProj = "down_proj",
     }
 }
 
@@ -83,19 +63,6 @@ named! {
         PromptCompletion = "prompt_completion",
         /// `{"text": …}`
         Text = "text",
-    }
-}
-
-named! {
-    /// What becomes of rows longer than `max_seq_length`.
-    OverlongRows {
-        /// Their end is cut away.
-        #[default]
-        Truncate = "truncate",
-        /// They are left out.
-        Drop = "drop",
-        /// They become several rows; for text only.
-        Split = "split",
     }
 }
 
@@ -135,16 +102,5 @@ named! {
         Adamw = "adamw",
         /// The same with its state in 8 bits; tensors of fewer than 4,096 values stay in f32.
         Adamw8bit = "adamw_8bit",
-    }
-}
-
-named! {
-    /// What 4-bit codes stand for.
-    QuantType {
-        /// Quantiles of a normal distribution.
-        #[default]
-        Nf4 = "nf4",
-        /// Floating point.
-        Fp4 = "fp4",
     }
 }

@@ -3,14 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use backdraft_arch::DeviceChoice;
-use backdraft_data::BuiltinTemplate;
+use backdraft_arch::{DeviceChoice, FourBitFormat, TargetModule};
+use backdraft_data::{BuiltinTemplate, Overlong};
 use backdraft_plan::ActivationPolicy;
 use serde::Serialize;
 
-use crate::names::{
-    Bias, DType, DataFormat, Optimizer, OverlongRows, QuantType, RowBatching, TargetModule, TrainOn,
-};
+use crate::names::{Bias, DType, DataFormat, Optimizer, RowBatching, TrainOn};
 use crate::problem::RecipeError;
 use crate::raw::RawRecipe;
 use crate::resolve::resolve;
@@ -59,7 +57,7 @@ pub struct Recipe {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct QuantizationRecipe {
     /// What 4-bit codes stand for.
-    pub quant_type: QuantType,
+    pub quant_type: FourBitFormat,
     /// Values that share a scale: 64 or 128.
     pub block_size: usize,
     /// Whether the scales are quantised too.
@@ -110,7 +108,7 @@ pub struct DataRecipe {
     /// Tokens that count in the loss.
     pub train_on: TrainOn,
     /// What becomes of rows that are too long.
-    pub overlong: OverlongRows,
+    pub overlong: Overlong,
     /// Which rows share a micro-batch.
     pub batching: RowBatching,
     /// Broken rows that may be passed over.

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use backdraft_arch::TargetModule;
 use backdraft_data::BuiltinTemplate;
 use backdraft_plan::ActivationPolicy;
 
@@ -180,13 +181,13 @@ fn lora(reader: &mut Reader<'_>) -> LoraRecipe {
     }
 }
 
-fn target_modules(reader: &mut Reader<'_>) -> Vec<crate::TargetModule> {
+fn target_modules(reader: &mut Reader<'_>) -> Vec<TargetModule> {
     const KEY: &str = "lora.target_modules";
     let before = reader.problem_count();
     let modules = reader.list(KEY);
     let distinct: BTreeSet<&str> = modules
         .iter()
-        .map(|module: &crate::TargetModule| module.name())
+        .map(|module: &TargetModule| module.name())
         .collect();
     if reader.problem_count() == before && (modules.is_empty() || distinct.len() < modules.len()) {
         reader.reject(KEY, "at least one projection, each once");

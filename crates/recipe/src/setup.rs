@@ -3,14 +3,12 @@
 use std::collections::BTreeMap;
 
 use backdraft_arch::optimizer::Guard;
-use backdraft_arch::{
-    FourBitFormat, LoraConfig, ModelSpec, QuantizationPlan, Scheme, StatePrecision,
-};
+use backdraft_arch::{LoraConfig, ModelSpec, QuantizationPlan, Scheme, StatePrecision};
 use backdraft_data::Batching;
 use backdraft_plan::Setup;
 use backdraft_plan::tensors::MemoryModel;
 
-use crate::{LoraRecipe, Optimizer, QuantType, Recipe, RowBatching};
+use crate::{LoraRecipe, Optimizer, Recipe, RowBatching};
 
 impl Recipe {
     /// How the base is quantised while it is loaded.
@@ -20,10 +18,7 @@ impl Recipe {
         let scheme = match (self.load_in_4bit, self.load_in_8bit) {
             (false, false) => return None,
             (true, _) => Scheme::FourBit {
-                format: match recipe.quant_type {
-                    QuantType::Nf4 => FourBitFormat::Nf4,
-                    QuantType::Fp4 => FourBitFormat::Fp4,
-                },
+                format: recipe.quant_type,
                 block_size: recipe.block_size,
                 double_quant: recipe.double_quant,
             },
@@ -78,15 +73,12 @@ impl Recipe {
 
 impl From<&LoraRecipe> for LoraConfig {
     fn from(recipe: &LoraRecipe) -> Self {
-        let targets = recipe.target_modules.iter();
         Self {
             rank: recipe.rank,
             alpha: recipe.alpha,
             dropout: recipe.dropout,
             use_rslora: recipe.use_rslora,
-            target_modules: targets
-                .filter_map(|target| target.name().parse().ok())
-                .collect(),
+            target_modules: recipe.target_modules.clone(),
             layers_to_transform: recipe.layers_to_transform.clone(),
             alpha_pattern: BTreeMap::new(),
         }

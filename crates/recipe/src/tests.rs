@@ -1,6 +1,6 @@
 use std::path::Path;
 
-use backdraft_arch::Scheme;
+use backdraft_arch::{Scheme, TargetModule};
 use insta::assert_snapshot;
 
 use crate::schedule::ScheduleKind;

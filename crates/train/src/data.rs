@@ -7,14 +7,13 @@ use backdraft_data::format::detect::detect;
 use backdraft_data::source::Spool;
 use backdraft_data::{
     ChatTokenizer, DataOptions, DataReport, Density, FieldMap, Format, LoadProgress, Loader,
-    LoaderOptions, NamedTokens, Outcome, Overlong, PromptTemplate, RowCounts, RowSet, SkippedRow,
-    Source, SpecialTokens, Supervision, TokenizeOptions, count_seen, split_fraction,
-    tokenize_cached,
+    LoaderOptions, NamedTokens, Outcome, PromptTemplate, RowCounts, RowSet, SkippedRow, Source,
+    SpecialTokens, Supervision, TokenizeOptions, count_seen, split_fraction, tokenize_cached,
 };
 use backdraft_formats::{Existing, ModelSource, write_file};
 use backdraft_recipe::{
-    CacheRecipe, ChatTemplateRecipe, DataFormat, DataRecipe, EvalRecipe, OverlongRows, Recipe,
-    RowBatching, SourceRecipe, TrainOn,
+    CacheRecipe, ChatTemplateRecipe, DataFormat, DataRecipe, EvalRecipe, Recipe, RowBatching,
+    SourceRecipe, TrainOn,
 };
 use serde::Serialize;
 
@@ -240,11 +239,7 @@ pub fn tokenize_options(recipe: &Recipe) -> Result<TokenizeOptions, TrainError> 
         max_seq_length: recipe.max_seq_length,
     };
     Ok(TokenizeOptions {
-        overlong: match data.overlong {
-            OverlongRows::Truncate => Overlong::Truncate,
-            OverlongRows::Drop => Overlong::Drop,
-            OverlongRows::Split => Overlong::Split,
-        },
+        overlong: data.overlong,
         skip_bad_rows: data.skip_bad_rows,
         ..options.into()
     })

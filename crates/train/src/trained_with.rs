@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use backdraft_data::Overlong;
 use backdraft_data::{Format, PromptTemplate};
 use backdraft_formats::{FormatError, PeftDir};
 use backdraft_lora::TrainedOver;
-use backdraft_recipe::{DType, DataFormat, OverlongRows, Recipe, TrainOn};
+use backdraft_recipe::{DType, DataFormat, Recipe, TrainOn};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -36,7 +37,7 @@ pub struct TrainedRows {
     /// Tokens that counted in the loss.
     pub train_on: TrainOn,
     /// What became of rows that were too long.
-    pub overlong: OverlongRows,
+    pub overlong: Overlong,
     /// Longest row in tokens.
     pub max_seq_length: usize,
 }
