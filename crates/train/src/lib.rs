@@ -1,10 +1,10 @@
 //! A training run.
 //!
-//! [`Recipe`](recipe::Recipe) says what to do, [`data`] reads and checks
+//! [`Recipe`](backdraft_recipe::Recipe) says what to do, [`data`] reads and checks
 //! its rows, [`prepare`](run::prepare) the model, and
 //! [`Run::train`](run::Run::train) goes through the optimiser steps: [`step`] computes one,
 //! [`strategy`] drives burn-train's learner through them, evaluates, and saves.
-//! Nothing here prints: a [`Reporter`](report::Reporter) hears of everything.
+//! Nothing here prints: a [`Reporter`](backdraft_journal::report::Reporter) hears of everything.
 //!
 //! Start reading at [`strategy`].
 #![cfg_attr(test, allow(clippy::unwrap_used))]
