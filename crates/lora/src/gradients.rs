@@ -112,6 +112,9 @@ impl AdapterGrads {
     }
 
     /// The other way of [`into_params`](Self::into_params), for the given parameters.
+    ///
+    /// # Panics
+    /// If one has more than three dimensions: Burn's container asks for the rank at compile time.
     pub fn from_params(
         grads: &mut GradientsParams,
         params: impl IntoIterator<Item = AdapterParam>,
@@ -134,6 +137,9 @@ impl AdapterGrads {
     }
 
     /// In the form that Burn's optimisers take: as the parameters are shaped.
+    ///
+    /// # Panics
+    /// As [`from_params`](Self::from_params).
     pub fn into_params(self) -> GradientsParams {
         let mut params = GradientsParams::new();
         for (id, grad) in self.tensors {

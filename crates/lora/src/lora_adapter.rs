@@ -1,5 +1,6 @@
 //! Low-rank factors.
 
+use backdraft_arch::LoraConfig;
 use backdraft_kernels::dropout::Dropout;
 use backdraft_kernels::gemm::Slot;
 use backdraft_kernels::lora_linear::{FactorGrads, Factors};
@@ -8,8 +9,6 @@ use burn::module::{Module, Param, ParamId};
 use burn::tensor::{DType, Device, Tensor, TensorData, TensorReadError};
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
-
-use backdraft_arch::LoraConfig;
 
 use crate::gradients::AdapterGrads;
 use crate::param::{AdapterParam, Stored};

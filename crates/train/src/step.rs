@@ -87,8 +87,8 @@ pub fn forward_backward(
     }
 }
 
-/// As [`forward_backward`], for any [`Objective`]; asks before each segment of the forward pass whether its memory can be had; then
-/// what there is of the pass is dropped, and `grads` hold nothing of it.
+/// As [`forward_backward`], for any [`Objective`]; asks before each segment of the forward pass whether its memory can
+/// be had; if not, what there is of the pass is dropped, and `grads` hold nothing of it.
 ///
 /// # Errors
 /// The guard says no.
