@@ -11,6 +11,7 @@
 //! | [`rope`] | [`RopeConfig`]: rotary frequencies |
 //! | [`quantization`] | [`Scheme`], [`QuantizationPlan`]: which matrix is stored how |
 //! | [`four_bit`] | [`FourBitFormat`]: what 4-bit codes stand for |
+//! | [`nested`] | [`NestedFormat`]: the same with a bit less or more |
 //! | [`lora`] | [`LoraConfig`]: which projections carry adapters |
 //! | [`stored`] | [`StoredShare`]: the part of a base that is stored in one way |
 //! | [`target`] | [`TargetModule`]: the projections of a layer, and which of them share an input |
@@ -33,6 +34,7 @@ pub mod four_bit;
 pub mod layer;
 pub mod lora;
 pub mod named;
+pub mod nested;
 pub mod ops;
 pub mod optimizer;
 pub mod quantization;
@@ -49,6 +51,7 @@ pub use families::Family;
 pub use four_bit::FourBitFormat;
 pub use layer::{InputGrad, Kept, Projected};
 pub use lora::{LoraConfig, LoraConfigError};
+pub use nested::NestedFormat;
 pub use ops::{Backward, Forward, Norm, Values};
 pub use optimizer::StatePrecision;
 pub use quantization::{QuantizationPlan, Scheme};

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::four_bit::FourBitFormat;
+use crate::nested::NestedFormat;
 
 /// How a matrix is quantised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -14,6 +15,15 @@ pub enum Scheme {
     FourBit {
         /// What the codes stand for.
         format: FourBitFormat,
+        /// Values that share a scale: 64 or 128.
+        block_size: usize,
+        /// Whether the scales are quantised too.
+        double_quant: bool,
+    },
+    /// Blocks of codes whose cells nest in NF4's, with its scales.
+    Nested {
+        /// How many bits.
+        format: NestedFormat,
         /// Values that share a scale: 64 or 128.
         block_size: usize,
         /// Whether the scales are quantised too.
@@ -31,29 +41,74 @@ impl Scheme {
         double_quant: true,
     };
 
-    /// Bytes of a matrix `[out, in]`.
+    /// `format` in blocks of 64 with quantised scales.
     #[must_use]
-    pub fn num_bytes(self, [out, input]: [usize; 2]) -> usize {
+    pub const fn nested(format: NestedFormat) -> Self {
+        Self::Nested {
+            format,
+            block_size: 64,
+            double_quant: true,
+        }
+    }
+
+    /// The name of its format, as recipes have it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::FourBit { format, .. } => format.name(),
+            Self::Nested { format, .. } => format.name(),
+            Self::Int8 => INT8,
+        }
+    }
+
+    /// Values of a block, and whether the scales are quantised too; `None` where a scale belongs to a row.
+    #[must_use]
+    pub const fn blocks(self) -> Option<(usize, bool)> {
         match self {
             Self::FourBit {
                 block_size,
                 double_quant,
                 ..
-            } => {
-                let blocks = (out * input).div_ceil(block_size);
-                let scales = if double_quant {
+            }
+            | Self::Nested {
+                block_size,
+                double_quant,
+                ..
+            } => Some((block_size, double_quant)),
+            Self::Int8 => None,
+        }
+    }
+
+    /// Bytes of a matrix `[out, in]`.
+    #[must_use]
+    pub fn num_bytes(self, [out, input]: [usize; 2]) -> usize {
+        let values = out * input;
+        let codes = match self {
+            Self::FourBit { .. } => values.div_ceil(2),
+            Self::Nested { format, .. } => {
+                let planes = format.planes().map(|bits| values.div_ceil(8 / bits));
+                planes[0] + planes[1]
+            }
+            Self::Int8 => values,
+        };
+        let scales = match self.blocks() {
+            Some((block_size, double_quant)) => {
+                let blocks = values.div_ceil(block_size);
+                if double_quant {
                     blocks + 4 * blocks.div_ceil(256) + 4
                 } else {
                     4 * blocks
-                };
-                (out * input).div_ceil(2) + scales
+                }
             }
-            Self::Int8 => out * input + 4 * out,
-        }
+            None => 4 * out,
+        };
+        codes + scales
     }
 }
 
-/// A scheme as files have it: `format` is `nf4`, `fp4` or `int8`, the other fields belong to 4 bits.
+const INT8: &str = "int8";
+
+/// A scheme as files have it: `format` is a name, the other fields belong to blocks.
 #[derive(Serialize, Deserialize)]
 struct SchemeFields {
     format: String,
@@ -65,21 +120,11 @@ struct SchemeFields {
 
 impl From<Scheme> for SchemeFields {
     fn from(scheme: Scheme) -> Self {
-        match scheme {
-            Scheme::FourBit {
-                format,
-                block_size,
-                double_quant,
-            } => Self {
-                format: format.name().to_owned(),
-                block_size: Some(block_size),
-                double_quant: Some(double_quant),
-            },
-            Scheme::Int8 => Self {
-                format: "int8".to_owned(),
-                block_size: None,
-                double_quant: None,
-            },
+        let blocks = scheme.blocks();
+        Self {
+            format: scheme.name().to_owned(),
+            block_size: blocks.map(|(block_size, _)| block_size),
+            double_quant: blocks.map(|(_, double_quant)| double_quant),
         }
     }
 }
@@ -88,38 +133,49 @@ impl TryFrom<SchemeFields> for Scheme {
     type Error = String;
 
     fn try_from(fields: SchemeFields) -> Result<Self, String> {
-        if fields.format == "int8" {
+        if fields.format == INT8 {
             return Ok(Self::Int8);
         }
-        let mut formats = FourBitFormat::ALL.iter().copied();
-        let format = formats.find(|format| format.name() == fields.format);
-        match (format, fields.block_size, fields.double_quant) {
-            (Some(format), Some(block_size), Some(double_quant)) => Ok(Self::FourBit {
+        let named = |name: &str| name == fields.format;
+        let four_bit = FourBitFormat::ALL.iter().find(|one| named(one.name()));
+        let nested = NestedFormat::ALL.iter().find(|one| named(one.name()));
+        if four_bit.is_none() && nested.is_none() {
+            let names = FourBitFormat::NAMES.iter().chain(NestedFormat::NAMES);
+            let names: Vec<_> = names.map(|name| format!("\"{name}\"")).collect();
+            return Err(format!(
+                "`format` should be {} or \"{INT8}\", but is \"{}\"",
+                names.join(", "),
+                fields.format
+            ));
+        }
+        let (Some(block_size), Some(double_quant)) = (fields.block_size, fields.double_quant)
+        else {
+            return Err("`block_size` or `double_quant` is missing".to_owned());
+        };
+        Ok(match (four_bit, nested) {
+            (Some(&format), _) => Self::FourBit {
                 format,
                 block_size,
                 double_quant,
-            }),
-            (Some(_), _, _) => Err("`block_size` or `double_quant` is missing".to_owned()),
-            (None, _, _) => Err(format!(
-                "`format` should be \"nf4\", \"fp4\" or \"int8\", but is \"{}\"",
-                fields.format
-            )),
-        }
+            },
+            (None, Some(&format)) => Self::Nested {
+                format,
+                block_size,
+                double_quant,
+            },
+            (None, None) => unreachable!("one of the two has the name"),
+        })
     }
 }
 
 impl std::fmt::Display for Scheme {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::FourBit {
-                format,
-                block_size,
-                double_quant,
-            } => {
-                let scales = if *double_quant { ", double" } else { "" };
-                write!(f, "{} (blocks of {block_size}{scales})", format.name())
+        match self.blocks() {
+            Some((block_size, double_quant)) => {
+                let scales = if double_quant { ", double" } else { "" };
+                write!(f, "{} (blocks of {block_size}{scales})", self.name())
             }
-            Self::Int8 => f.write_str("int8 (rows)"),
+            None => write!(f, "{} (rows)", self.name()),
         }
     }
 }
@@ -221,11 +277,18 @@ mod tests {
     }
 
     #[test]
-    fn plans_read_and_write_the_notes_of_earlier_versions() {
+    fn plans_read_and_write_notes() {
         let four_bit =
             r#"{"format":"nf4","block_size":64,"double_quant":true,"skip_modules":["lm_head"]}"#;
         let int8 = r#"{"format":"int8","skip_modules":["lm_head"]}"#;
-        for (text, scheme) in [(four_bit, Scheme::NF4), (int8, Scheme::Int8)] {
+        let nf6 =
+            r#"{"format":"nf6","block_size":64,"double_quant":true,"skip_modules":["lm_head"]}"#;
+        let known = [
+            (four_bit, Scheme::NF4),
+            (int8, Scheme::Int8),
+            (nf6, Scheme::nested(NestedFormat::Nf6)),
+        ];
+        for (text, scheme) in known {
             let plan = QuantizationPlan::new(scheme);
             assert_eq!(serde_json::to_string(&plan).unwrap(), text);
             assert_eq!(
@@ -271,5 +334,13 @@ mod tests {
         assert_eq!(single.num_bytes([64, 64]), 2048 + 256);
         assert_eq!(Scheme::NF4.num_bytes([64, 64]), 2048 + 64 + 4 + 4);
         assert_eq!(Scheme::Int8.num_bytes([64, 64]), 4096 + 256);
+        for (format, bytes) in [
+            (NestedFormat::Nf3, 1024 + 512),
+            (NestedFormat::Nf5, 2048 + 512),
+            (NestedFormat::Nf6, 2048 + 1024),
+        ] {
+            let scheme = Scheme::nested(format);
+            assert_eq!(scheme.num_bytes([64, 64]), bytes + 64 + 4 + 4, "{scheme}");
+        }
     }
 }
