@@ -2,7 +2,21 @@
 
 use std::collections::BTreeMap;
 
+use crate::named;
 use crate::target::{TargetModule, UnknownTarget};
+
+named! {
+    /// Where the factors start.
+    AdapterStart {
+        /// A as Kaiming, B zero: training begins at the base model.
+        #[default]
+        Default = "default",
+        /// The product nearest to what quantization took: LoftQ's first round, its scale divided out.
+        Loftq = "loftq",
+        /// The same, weighed by what the rows show: QERA's diagonal form, on both sides.
+        Qera = "qera",
+    }
+}
 
 /// Low-rank adaptation of a model.
 #[derive(Clone, Debug, PartialEq)]

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::four_bit::FourBitFormat;
+use crate::named;
 use crate::nested::NestedFormat;
 
 /// How a matrix is quantised.
@@ -107,6 +108,48 @@ impl Scheme {
 }
 
 const INT8: &str = "int8";
+
+named! {
+    /// What a matrix may get where precision is dealt out by measurement.
+    Precision {
+        /// 3.13 bits.
+        Nf3 = "nf3",
+        /// 4.13 bits.
+        #[default]
+        Nf4 = "nf4",
+        /// 5.13 bits.
+        Nf5 = "nf5",
+        /// 6.13 bits.
+        Nf6 = "nf6",
+        /// 8 bits.
+        Int8 = "int8",
+    }
+}
+
+impl Precision {
+    /// With scales as given; whole numbers have one for each row instead.
+    #[must_use]
+    pub const fn scheme(self, block_size: usize, double_quant: bool) -> Scheme {
+        let format = match self {
+            Self::Nf3 => NestedFormat::Nf3,
+            Self::Nf5 => NestedFormat::Nf5,
+            Self::Nf6 => NestedFormat::Nf6,
+            Self::Nf4 => {
+                return Scheme::FourBit {
+                    format: FourBitFormat::Nf4,
+                    block_size,
+                    double_quant,
+                };
+            }
+            Self::Int8 => return Scheme::Int8,
+        };
+        Scheme::Nested {
+            format,
+            block_size,
+            double_quant,
+        }
+    }
+}
 
 /// A scheme as files have it: `format` is a name, the other fields belong to blocks.
 #[derive(Serialize, Deserialize)]

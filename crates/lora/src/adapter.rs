@@ -37,6 +37,13 @@ impl Adapter {
         }
     }
 
+    /// The number of its first parameter, by which statistics of the projection are kept.
+    pub fn first_id(&self) -> ParamId {
+        match self {
+            Self::Lora(lora) => lora.lora_a.id,
+        }
+    }
+
     /// The number of trained values.
     pub fn num_trained(&self) -> usize {
         self.params().iter().map(AdapterParam::len).sum()

@@ -8,6 +8,7 @@ use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 
 use crate::param::AdapterParam;
+use crate::statistics::Statistics;
 
 /// Gradients by parameter, of any rank; adding to one that is there sums.
 #[derive(Clone, Debug, Default)]
@@ -15,6 +16,8 @@ pub struct AdapterGrads {
     tensors: HashMap<ParamId, Gradient>,
     /// Views that gradients are written into, where they all lie in one buffer.
     slots: HashMap<ParamId, Tensor<2>>,
+    /// What projections saw, where somebody asked for it.
+    statistics: Option<HashMap<ParamId, Statistics>>,
 }
 
 /// Values row by row, and the shape that they are of.
@@ -51,8 +54,33 @@ impl AdapterGrads {
     /// Nothing yet; gradients are written into these views of a flat buffer.
     pub fn within(views: impl IntoIterator<Item = (ParamId, Tensor<2>)>) -> Self {
         Self {
-            tensors: HashMap::new(),
             slots: views.into_iter().collect(),
+            ..Self::default()
+        }
+    }
+
+    /// Nothing yet; every adapted projection's backward pass adds to its [`Statistics`].
+    pub fn observing() -> Self {
+        Self {
+            statistics: Some(HashMap::new()),
+            ..Self::default()
+        }
+    }
+
+    /// What the projection whose adapter has that first parameter saw; `None` where nobody asked or no gradient came by.
+    pub fn statistics(&self, first: ParamId) -> Option<&Statistics> {
+        self.statistics.as_ref()?.get(&first)
+    }
+
+    /// Adds what a projection saw, where somebody asked for it.
+    pub(crate) fn observe(&mut self, first: ParamId, x: &Tensor<2>, dy: &Tensor<2>) {
+        if let Some(statistics) = &mut self.statistics {
+            let seen = Statistics::of(x, dy);
+            let sum = match statistics.remove(&first) {
+                Some(before) => before.plus(seen),
+                None => seen,
+            };
+            statistics.insert(first, sum);
         }
     }
 
@@ -108,6 +136,7 @@ impl AdapterGrads {
         Self {
             tensors: tensors.collect(),
             slots: self.slots,
+            statistics: self.statistics,
         }
     }
 
@@ -132,7 +161,7 @@ impl AdapterGrads {
             });
         Self {
             tensors: found.collect(),
-            slots: HashMap::new(),
+            ..Self::default()
         }
     }
 

@@ -15,6 +15,9 @@ mod merged_files;
 mod param;
 mod peft;
 mod projection;
+mod small;
+pub mod start;
+mod statistics;
 mod trained_over;
 mod weights;
 
@@ -25,5 +28,7 @@ pub use lora_adapter::LoraAdapter;
 pub use merge::{MergeBase, MergeError, MergeReport, check_adapter, merge};
 pub use param::{AdapterParam, Stored};
 pub use projection::{Projection, ProjectionSaved};
+pub use start::{StartFactors, start_factors};
+pub use statistics::{Sensitivity, Statistics};
 pub use trained_over::TrainedOver;
 pub use weights::AdapterWeights;

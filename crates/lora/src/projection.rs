@@ -240,6 +240,9 @@ impl Projection {
         );
         let mut each = factors.iter();
         let branches = branches.map(|(projection, dy, saved)| {
+            if let (Some(adapter), Some(x)) = (&projection.adapter, x) {
+                grads.observe(adapter.first_id(), x, &dy);
+            }
             let factors = each.next().and_then(Option::as_ref);
             let slots = projection
                 .adapter

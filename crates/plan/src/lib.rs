@@ -2,6 +2,7 @@
 //!
 //! | module | noun |
 //! |---|---|
+//! | [`allocation`] | which matrix gets how many bits
 //! | [`setup`] | [`Setup`]: what settings and a model's description say of a step's memory |
 //! | [`tensors`] | shapes of layers and passes; a layer run on sizes (`size_ops`), for bytes and work |
 //! | [`cost`] | [`CostModel`](cost::CostModel): from work to time |
@@ -16,6 +17,7 @@
 //! Start reading at [`predict`].
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod allocation;
 pub mod bytes;
 pub mod cost;
 mod heap;

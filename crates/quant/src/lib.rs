@@ -6,9 +6,11 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod errors;
 mod frozen;
 mod weight;
 
-pub use backdraft_arch::{FourBitFormat, QuantizationPlan, Scheme};
+pub use backdraft_arch::{FourBitFormat, Precision, QuantizationPlan, Scheme};
+pub use errors::{SquaredErrors, squared_errors};
 pub use frozen::{Frozen, Movable};
 pub use weight::{Quantizer, Weight};

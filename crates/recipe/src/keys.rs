@@ -160,6 +160,29 @@ pub const KEYS: &[Key] = &[
         "Modules to leave unquantized: a path, or components of one such as \"down_proj\" or \"layers.0\".",
     ),
     change(
+        optional(
+            "quantization.bits",
+            "4.5",
+            "Adaptive precision: mean bits of a quantized weight, scales included. What an error of each projection would cost is measured on training rows, and each gets one of formats so that the cost is least. Left out: every projection gets quant_type. Only with load_in_4bit.",
+        ),
+        "result worse than without quantization: raise; out of memory: lower",
+    ),
+    key(
+        "quantization.formats",
+        r#"["nf3", "nf4", "nf5", "nf6", "int8"]"#,
+        "What bits may be dealt out as: nf3, nf4, nf5 and nf6 take their number and 0.13 with double_quant, int8 takes 8. Only with bits.",
+    ),
+    key(
+        "quantization.adapt_at",
+        "[0.0]",
+        "When precision is dealt out: shares of the run, rising. 0.0 is before the first step; at a later one everything is measured anew, and what does not improve the loss of rows kept for it is taken back. Only with bits.",
+    ),
+    key(
+        "quantization.calibration_tokens",
+        "4096",
+        "Supervised tokens of training rows that are measured. Only with bits or lora.init = \"qera\".",
+    ),
+    change(
         key(
             "lora.rank",
             "16",
@@ -189,6 +212,11 @@ pub const KEYS: &[Key] = &[
         "lora.target_modules",
         r#"["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]"#,
         "The linear layers that get an adapter.",
+    ),
+    key(
+        "lora.init",
+        r#""default""#,
+        "Where adapters start: default changes nothing yet; loftq gives back the part of the quantization error that fits into the rank; qera the part that matters most by measurement on training rows. Both only over a quantized base.",
     ),
     key(
         "lora.bias",

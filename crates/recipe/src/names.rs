@@ -1,6 +1,6 @@
 //! The values of a recipe that are names.
 
-use backdraft_arch::{DeviceChoice, FourBitFormat, TargetModule, named};
+use backdraft_arch::{AdapterStart, DeviceChoice, FourBitFormat, Precision, TargetModule, named};
 use backdraft_data::Overlong;
 use backdraft_plan::ActivationPolicy;
 
@@ -31,7 +31,8 @@ macro_rules! by_name {
 }
 
 by_name! {
-    ActivationPolicy Bias DType DataFormat FourBitFormat Optimizer Overlong RowBatching TargetModule TrainOn
+    ActivationPolicy AdapterStart Bias DType DataFormat FourBitFormat Optimizer Overlong Precision RowBatching
+    TargetModule TrainOn
 }
 
 impl Value for DeviceChoice {

@@ -54,6 +54,10 @@ impl Value for BTreeMap<String, String> {
 pub(crate) const FIELDS: &str =
     "a table of the format's names and yours, such as { instruction = \"question\" }";
 
+impl Value for Vec<f64> {
+    const EXPECTED: &'static str = "a list of numbers";
+}
+
 impl Value for Vec<usize> {
     const EXPECTED: &'static str = "a list of whole numbers";
 }

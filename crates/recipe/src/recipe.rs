@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use backdraft_arch::{DeviceChoice, FourBitFormat, TargetModule};
+use backdraft_arch::{AdapterStart, DeviceChoice, FourBitFormat, Precision, TargetModule};
 use backdraft_data::{BuiltinTemplate, Overlong};
 use backdraft_plan::ActivationPolicy;
 use serde::Serialize;
@@ -64,6 +64,15 @@ pub struct QuantizationRecipe {
     pub double_quant: bool,
     /// Modules that stay as they are.
     pub skip_modules: Vec<String>,
+    /// Mean bits of a quantised weight, scales included, dealt out by measurement; `None` gives every matrix the same.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bits: Option<f64>,
+    /// What may be dealt out, each once.
+    pub formats: Vec<Precision>,
+    /// Shares of the run after which it is dealt out, rising, from 0 to below 1.
+    pub adapt_at: Vec<f64>,
+    /// Supervised tokens that are measured.
+    pub calibration_tokens: usize,
 }
 
 /// `[lora]`: the adapter.
@@ -79,6 +88,8 @@ pub struct LoraRecipe {
     pub use_rslora: bool,
     /// Projections with an adapter; at least one, each once.
     pub target_modules: Vec<TargetModule>,
+    /// Where the factors start.
+    pub init: AdapterStart,
     /// Biases to train.
     pub bias: Bias,
     /// Layers with adapters, counted from 0, each once; `None` is all of them.

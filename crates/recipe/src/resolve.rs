@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use backdraft_arch::TargetModule;
+use backdraft_arch::{AdapterStart, FourBitFormat, Precision, TargetModule};
 use backdraft_data::BuiltinTemplate;
 use backdraft_plan::ActivationPolicy;
 
@@ -89,8 +89,8 @@ fn top(reader: &mut Reader<'_>, bases: &Bases<'_>) -> Recipe {
         memory_budget,
         activation_offloading: reader.value("activation_offloading"),
         device: reader.value("device"),
-        quantization: quantization(reader, load_in_8bit),
-        lora: lora(reader),
+        quantization: quantization(reader, (load_in_4bit, load_in_8bit)),
+        lora: lora(reader, load_in_4bit || load_in_8bit),
         data: data(reader, bases),
         train: train(reader),
     }
@@ -147,7 +147,10 @@ fn path(reader: &mut Reader<'_>, key: &str, bases: &Bases<'_>) -> PathBuf {
     bases.of(&reader.place(key)).join(name)
 }
 
-fn quantization(reader: &mut Reader<'_>, load_in_8bit: bool) -> QuantizationRecipe {
+fn quantization(
+    reader: &mut Reader<'_>,
+    (load_in_4bit, load_in_8bit): (bool, bool),
+) -> QuantizationRecipe {
     const FOUR_BIT: [&str; 3] = [
         "quantization.quant_type",
         "quantization.block_size",
@@ -159,18 +162,78 @@ fn quantization(reader: &mut Reader<'_>, load_in_8bit: bool) -> QuantizationReci
             reader.conflict(key, "`load_in_8bit = true`", instead);
         }
     }
+    let quant_type = reader.value("quantization.quant_type");
+    let block_size = reader.checked("quantization.block_size", "64 or 128", |size: &usize| {
+        [64, 128].contains(size)
+    });
+    let double_quant = reader.value("quantization.double_quant");
+    let skip_modules = reader.value("quantization.skip_modules");
+    let formats = formats(reader);
     QuantizationRecipe {
-        quant_type: reader.value("quantization.quant_type"),
-        block_size: reader.checked("quantization.block_size", "64 or 128", |size: &usize| {
-            [64, 128].contains(size)
-        }),
-        double_quant: reader.value("quantization.double_quant"),
-        skip_modules: reader.value("quantization.skip_modules"),
+        bits: bits(reader, load_in_4bit, quant_type),
+        quant_type,
+        block_size,
+        double_quant,
+        skip_modules,
+        formats,
+        adapt_at: adapt_at(reader),
+        calibration_tokens: reader.count("quantization.calibration_tokens"),
     }
 }
 
-fn lora(reader: &mut Reader<'_>) -> LoraRecipe {
+fn bits(reader: &mut Reader<'_>, load_in_4bit: bool, quant_type: FourBitFormat) -> Option<f64> {
+    const KEY: &str = "quantization.bits";
+    let bits: f64 = reader.optional(KEY)?;
+    if !load_in_4bit {
+        let instead = "add load_in_4bit = true, or take bits out";
+        reader.conflict(KEY, "`load_in_4bit = false`", instead);
+    } else if quant_type != FourBitFormat::Nf4 {
+        let instead = "precision is dealt out around NF4; take one of the two out";
+        reader.conflict(KEY, format!("quant_type = \"{quant_type}\""), instead);
+    }
+    if !(1.0..=16.0).contains(&bits) {
+        reader.reject(
+            KEY,
+            "a number of bits from the least of `formats`, such as 4.5, to 16",
+        );
+    }
+    Some(bits)
+}
+
+fn formats(reader: &mut Reader<'_>) -> Vec<Precision> {
+    const KEY: &str = "quantization.formats";
+    let before = reader.problem_count();
+    let formats: Vec<Precision> = reader.list(KEY);
+    let distinct: BTreeSet<&str> = formats.iter().map(|format| format.name()).collect();
+    if reader.problem_count() == before && (formats.is_empty() || distinct.len() < formats.len()) {
+        reader.reject(
+            KEY,
+            "at least one of nf3, nf4, nf5, nf6 and int8, each once",
+        );
+    }
+    formats
+}
+
+fn adapt_at(reader: &mut Reader<'_>) -> Vec<f64> {
+    const KEY: &str = "quantization.adapt_at";
+    let before = reader.problem_count();
+    let shares: Vec<f64> = reader.value(KEY);
+    let rising = shares.is_sorted_by(|a, b| a < b);
+    let inside = shares.iter().all(|share| (0.0..1.0).contains(share));
+    if reader.problem_count() == before && !(rising && inside && !shares.is_empty()) {
+        reader.reject(KEY, "rising shares of the run, from 0.0 to below 1.0");
+    }
+    shares
+}
+
+fn lora(reader: &mut Reader<'_>, quantized: bool) -> LoraRecipe {
+    let init: AdapterStart = reader.value("lora.init");
+    if init != AdapterStart::Default && !quantized {
+        let instead = "there is no quantization error to give back; take one of the two out";
+        reader.conflict("lora.init", "a base that is not quantized", instead);
+    }
     LoraRecipe {
+        init,
         rank: reader.count("lora.rank"),
         alpha: positive(reader, "lora.alpha"),
         dropout: below_one(reader, "lora.dropout"),

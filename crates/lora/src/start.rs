@@ -1,0 +1,279 @@
+//! Where an adapter starts, so that it gives back what quantisation took.
+//!
+//! With E = W − Q, Γ = diag(γ) and D = diag(d), s·B·A is the matrix of rank r that makes ‖Γ^½·(E − s·B·A)·D‖ least:
+//! Γ^{−½}·U·Uᵀ·Γ^½·E, U being the leading left singular vectors of Γ^½·E·D. Γ = D = I is LoftQ's first round, whose s is
+//! divided out here as PEFT does not.
+//!
+//! The product is shared between the factors so that A's rows are orthogonal and as long as those of a default A, 1/√3:
+//! learning rate, alpha and AdamW act on them as usual.
+//!
+//! # Source
+//! Zhang et al. 2024, arXiv:2410.06040 (QERA, diagonal form, here on both sides); Li et al. 2023, arXiv:2310.08659
+//! (LoftQ); Halko, Martinsson, Tropp 2011 (subspace iteration).
+
+use backdraft_kernels::gemm::{Op, gemm};
+use burn::tensor::{Device, Tensor, TensorData, TensorReadError};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use crate::small::Small;
+use crate::statistics::Sensitivity;
+
+/// Directions that are followed beside those that are wanted.
+const SPARE: usize = 8;
+
+/// Rounds of subspace iteration at most: quantisation errors have flat spectra, which take many.
+const MOST_ROUNDS: usize = 32;
+
+/// A round that captures less more than this share of what was captured is the last.
+const ENOUGH: f64 = 1e-6;
+
+/// A and B of an adapter that starts elsewhere than at zero.
+#[derive(Clone, Debug)]
+pub struct StartFactors {
+    /// `[r, in]`, f32.
+    pub a: Tensor<2>,
+    /// `[out, r]`, f32.
+    pub b: Tensor<2>,
+}
+
+/// The factors of rank `rank` whose product, times `scaling`, is nearest to `error`: in the plain sense, or weighed by
+/// what was measured. `None` where there is nothing to give back: no error, or no room for the rank.
+///
+/// # Shapes
+/// `error` `[out, in]`, f32, without autodiff.
+///
+/// # Errors
+/// A device that failed.
+///
+/// # Panics
+/// If the measurement is of another shape.
+pub fn start_factors(
+    error: &Tensor<2>,
+    sensitivity: Option<&Sensitivity>,
+    (rank, scaling): (usize, f64),
+    seed: u64,
+) -> Result<Option<StartFactors>, TensorReadError> {
+    let [out, input] = error.dims();
+    if rank == 0 || rank > out.min(input) {
+        return Ok(None);
+    }
+    let device = error.device();
+    let roots = |values: &[f32], power: f64| -> Tensor<1> {
+        // Their mean does not matter, and f32 has more room around 1.
+        let mean = values.iter().map(|&v| f64::from(v)).sum::<f64>() / values.len().max(1) as f64;
+        let scaled = values
+            .iter()
+            .map(|&v| (f64::from(v) / mean).powf(power) as f32);
+        let scaled: Vec<f32> = scaled.collect();
+        Tensor::from_data(TensorData::new(scaled, [values.len()]), &device)
+    };
+    // Γ^½·E, and Γ^½·E·D.
+    let (rows, weighed, back) = match sensitivity {
+        None => (error.clone(), error.clone(), None),
+        Some(Sensitivity {
+            outputs, inputs, ..
+        }) => {
+            assert_eq!(
+                [outputs.len(), inputs.len()],
+                [out, input],
+                "a measurement of the matrix"
+            );
+            let column = |power| roots(outputs, power).reshape([out, 1]);
+            let rows = error.clone() * column(0.5);
+            let weighed = rows.clone() * roots(inputs, 0.5).reshape([1, input]);
+            (rows, weighed, Some(column(-0.5)))
+        }
+    };
+    let Some(leading) = leading(&weighed, rank, seed)? else {
+        return Ok(None);
+    };
+    // Uᵀ·Γ^½·E = L·V with orthonormal rows of V.
+    let small = gemm((Op::T, &leading), (Op::N, &rows), 1.0, None);
+    let Some((v, lower)) = orthonormal_rows(small)? else {
+        return Ok(None);
+    };
+    let length = 3f64.sqrt();
+    let a = v.mul_scalar(1.0 / length);
+    let lower = upload(&lower, length / scaling, &device);
+    let b = gemm((Op::N, &leading), (Op::N, &lower), 1.0, None);
+    let b = match back {
+        Some(back) => b * back,
+        None => b,
+    };
+    Ok(Some(StartFactors { a, b }))
+}
+
+/// The `rank` leading left singular vectors of `matrix`; `None` where it is zero.
+///
+/// # Shapes
+/// `matrix` `[m, n]`, result `[m, rank]`.
+fn leading(
+    matrix: &Tensor<2>,
+    rank: usize,
+    seed: u64,
+) -> Result<Option<Tensor<2>>, TensorReadError> {
+    let [m, n] = matrix.dims();
+    let width = (rank + SPARE).min(m).min(n);
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let start: Vec<f32> = (0..width * n)
+        .map(|_| rng.random_range(-1.0..1.0))
+        .collect();
+    let start = Tensor::from_data(TensorData::new(start, [width, n]), &matrix.device());
+    // All bases are rows here: [width, m] or [width, n].
+    let towards = |rows: &Tensor<2>| gemm((Op::N, rows), (Op::T, matrix), 1.0, None);
+    let back = |rows: &Tensor<2>| gemm((Op::N, rows), (Op::N, matrix), 1.0, None);
+    let Some((mut basis, _)) = orthonormal_rows(towards(&start))? else {
+        return Ok(None);
+    };
+    let mut before = 0.0;
+    for _ in 0..MOST_ROUNDS {
+        let image = back(&basis);
+        let gram = gram(&image)?;
+        let captured = (0..width).map(|i| gram.at(i, i)).sum::<f64>();
+        if captured <= before * (1.0 + ENOUGH) {
+            break;
+        }
+        before = captured;
+        let Some((image, _)) = orthonormal_rows(image)? else {
+            return Ok(None);
+        };
+        let Some((next, _)) = orthonormal_rows(towards(&image))? else {
+            return Ok(None);
+        };
+        basis = next;
+    }
+    // Within the subspace, exactly.
+    let turn = gram(&back(&basis))?.eigenvectors();
+    let turn = upload(&turn, 1.0, &matrix.device()).slice([0..width, 0..rank]);
+    Ok(Some(gemm((Op::T, &basis), (Op::N, &turn), 1.0, None)))
+}
+
+/// V and lower triangular L with `rows` = L·V and orthonormal rows of V, by Cholesky's factor of the Gram matrix, twice,
+/// for the sake of f32; `None` where it is zero.
+fn orthonormal_rows(rows: Tensor<2>) -> Result<Option<(Tensor<2>, Small)>, TensorReadError> {
+    let mut rows = rows;
+    let mut lower: Option<Small> = None;
+    for _ in 0..2 {
+        let Some(factor) = gram(&rows)?.cholesky() else {
+            return Ok(None);
+        };
+        let inverse = upload(&factor.inverse_of_lower(), 1.0, &rows.device());
+        rows = gemm((Op::N, &inverse), (Op::N, &rows), 1.0, None);
+        lower = Some(match lower {
+            Some(before) => before.times(&factor),
+            None => factor,
+        });
+    }
+    Ok(lower.map(|lower| (rows, lower)))
+}
+
+/// `rows`·`rows`ᵀ on the host.
+fn gram(rows: &Tensor<2>) -> Result<Small, TensorReadError> {
+    let product = gemm((Op::N, rows), (Op::T, rows), 1.0, None);
+    let data = product.try_into_data()?;
+    let values = data.iter::<f32>().map(f64::from).collect();
+    Ok(Small::new(rows.dims()[0], values))
+}
+
+fn upload(small: &Small, factor: f64, device: &Device) -> Tensor<2> {
+    let values: Vec<f32> = small.values.iter().map(|v| (v * factor) as f32).collect();
+    Tensor::from_data(TensorData::new(values, [small.size; 2]), device)
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Distribution;
+
+    use super::*;
+
+    fn random(dims: [usize; 2], device: &Device) -> Tensor<2> {
+        Tensor::random(dims, Distribution::Normal(0.0, 1.0), device)
+    }
+
+    fn norm(x: Tensor<2>) -> f64 {
+        let data = x.into_data();
+        data.iter::<f32>()
+            .map(|v| f64::from(v).powi(2))
+            .sum::<f64>()
+            .sqrt()
+    }
+
+    fn product(factors: &StartFactors, scaling: f64) -> Tensor<2> {
+        factors
+            .b
+            .clone()
+            .matmul(factors.a.clone())
+            .mul_scalar(scaling)
+    }
+
+    #[test]
+    fn an_error_of_low_rank_is_given_back_whole() {
+        let device = Device::flex();
+        let error = random([40, 5], &device).matmul(random([5, 70], &device));
+        let sensitivity = Sensitivity {
+            outputs: (1..=40).map(|i| 1.0 / i as f32).collect(),
+            inputs: (1..=70).map(|i| (i * i) as f32).collect(),
+            weight: 1.0,
+        };
+        for measured in [None, Some(&sensitivity)] {
+            let found = start_factors(&error, measured, (5, 0.5), 7)
+                .unwrap()
+                .unwrap();
+            let left = norm(error.clone() - product(&found, 0.5)) / norm(error.clone());
+            assert!(left < 1e-5, "{left}");
+            for row in found
+                .a
+                .clone()
+                .square()
+                .sum_dim(1)
+                .into_data()
+                .iter::<f32>()
+            {
+                assert!((row - 1.0 / 3.0).abs() < 1e-4, "{row}");
+            }
+        }
+    }
+
+    /// Whatever rank-r matrix is tried in its place, measured by the weighed norm.
+    #[test]
+    fn nothing_nearby_is_nearer() {
+        let device = Device::flex();
+        let error = random([30, 50], &device);
+        let sensitivity = Sensitivity {
+            outputs: (0..30).map(|i| (0.3 * i as f32).exp()).collect(),
+            inputs: (0..50).map(|i| 1.0 + (i % 7) as f32).collect(),
+            weight: 1.0,
+        };
+        let root = |values: &[f32]| -> Tensor<1> {
+            let roots: Vec<f32> = values.iter().map(|v| v.sqrt()).collect();
+            Tensor::from_floats(&roots[..], &device)
+        };
+        let weighed = |left: Tensor<2>| {
+            let rows = root(&sensitivity.outputs).reshape([30, 1]);
+            let columns = root(&sensitivity.inputs).reshape([1, 50]);
+            norm(left * rows * columns)
+        };
+        let found = start_factors(&error, Some(&sensitivity), (6, 1.0), 1)
+            .unwrap()
+            .unwrap();
+        let best = weighed(error.clone() - product(&found, 1.0));
+        for _ in 0..20 {
+            let other = StartFactors {
+                a: found.a.clone() + random([6, 50], &device).mul_scalar(1e-2),
+                b: found.b.clone() + random([30, 6], &device).mul_scalar(1e-2),
+            };
+            assert!(weighed(error.clone() - product(&other, 1.0)) > best);
+        }
+    }
+
+    #[test]
+    fn without_error_or_room_there_is_no_start() {
+        let device = Device::flex();
+        let zero = Tensor::zeros([8, 9], &device);
+        assert!(start_factors(&zero, None, (2, 1.0), 0).unwrap().is_none());
+        let error = random([8, 9], &device);
+        assert!(start_factors(&error, None, (9, 1.0), 0).unwrap().is_none());
+        assert!(start_factors(&error, None, (8, 1.0), 0).unwrap().is_some());
+    }
+}
