@@ -71,7 +71,7 @@ pub(crate) fn finetune(
     let source = ModelSource::open(model)?;
     let tokenizer = data::tokenizer_of(&recipe.data, &source)?;
     let rows = data::read(&recipe, &source, &mut |_| ())?;
-    let run = prepare(recipe, &source, rows, &device)?;
+    let run = prepare(recipe, source, rows, &device)?;
     println!("{} trained values", run.model().num_trained());
 
     let (summary, model) = run.train(Watch {

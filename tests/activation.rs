@@ -562,7 +562,7 @@ fn train_on(
     };
     let source = ModelSource::open(&model).unwrap();
     let data = data::read(&recipe, &source, &mut |_| ()).unwrap();
-    let run = prepare(recipe, &source, data, device).unwrap();
+    let run = prepare(recipe, source, data, device).unwrap();
     run.train(watch).map(|(summary, _)| summary)
 }
 

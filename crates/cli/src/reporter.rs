@@ -114,6 +114,15 @@ impl Reporter for PlainReporter {
         self.warn(&report.to_string());
     }
 
+    fn adapting(&mut self, what: &str) {
+        self.line(what);
+    }
+
+    fn adapted(&mut self, report: &AdaptationReport) {
+        self.event("adaptation", report);
+        self.line(report.to_string());
+    }
+
     fn step(&mut self, report: &StepReport) {
         self.seconds += report.seconds;
         self.steps += 1;

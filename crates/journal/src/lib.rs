@@ -3,6 +3,7 @@
 //! | module | noun |
 //! |---|---|
 //! | [`report`] | [`Reporter`](report::Reporter), who hears of everything, and what it is told |
+//! | [`adaptation`] | what a point of adaptive precision found and did |
 //! | [`records`] | `metrics.jsonl`: a line for each step and evaluation |
 //! | [`run_files`] | [`RunFiles`](run_files::RunFiles): what lies in an output directory, to be shown again |
 //! | [`diagnosis`] | what the curve of a run means |
@@ -14,6 +15,7 @@
 //! Start reading at [`report`].
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod adaptation;
 pub mod diagnosis;
 pub mod exact;
 pub mod records;

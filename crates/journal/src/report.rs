@@ -10,6 +10,7 @@ use backdraft_plan::memory::{Measured, Memory};
 use backdraft_recipe::no_effect::NoEffect;
 use serde::{Deserialize, Serialize};
 
+use crate::adaptation::AdaptationReport;
 use crate::diagnosis::Diagnosis;
 use crate::records::Report;
 
@@ -196,6 +197,10 @@ pub trait Reporter: Send {
     fn replanned(&mut self, report: &ReplanReport) {
         self.warn(&report.to_string());
     }
+    /// Rows are measured, to deal out precision or to start adapters: this takes a while.
+    fn adapting(&mut self, _what: &str) {}
+    /// That is done.
+    fn adapted(&mut self, _: &AdaptationReport) {}
     /// Something is not as it should be, but the run goes on.
     fn warn(&mut self, _: &str) {}
 }

@@ -30,6 +30,16 @@ impl Adapter {
         Self::Lora(LoraAdapter::init(config, dims, rng, device))
     }
 
+    /// An adapter that does nothing and learns nothing.
+    ///
+    /// # Shapes
+    /// For a weight `[output, input]`.
+    pub fn zero(config: &LoraConfig, [output, input]: [usize; 2], device: &Device) -> Self {
+        let [a, b] = [[config.rank, input], [output, config.rank]];
+        let [a, b] = [a, b].map(|dims| Tensor::zeros(dims, device));
+        Self::Lora(LoraAdapter::from_factors(config, a, b))
+    }
+
     /// Its trained tensors, in the order of files.
     pub fn params(&self) -> Vec<AdapterParam> {
         match self {

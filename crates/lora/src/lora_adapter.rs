@@ -12,6 +12,7 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::gradients::AdapterGrads;
 use crate::param::{AdapterParam, Stored};
+use crate::start::StartFactors;
 
 const A: [&str; 2] = ["lora_a", "lora_A.weight"];
 const B: [&str; 2] = ["lora_b", "lora_B.weight"];
@@ -111,6 +112,25 @@ impl LoraAdapter {
         if let Some(dtype) = self.rounded_to() {
             self.rounded = Some(Frozen(self.round(dtype)));
         }
+    }
+
+    /// r.
+    pub fn rank(&self) -> usize {
+        self.lora_a.dims()[0]
+    }
+
+    /// s.
+    pub fn scaling(&self) -> f64 {
+        self.scaling
+    }
+
+    /// Goes to other factors of the same shapes; the parameters keep their numbers.
+    pub fn start_at(&mut self, StartFactors { a, b }: StartFactors) {
+        let mut factors = [a, b].into_iter();
+        self.update(|param| match factors.next() {
+            Some(factor) => factor.flatten(0, 1),
+            None => param.values,
+        });
     }
 
     pub(crate) fn store_in(&mut self, mut place: impl FnMut(ParamId) -> Stored) {

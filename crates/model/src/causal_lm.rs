@@ -266,6 +266,25 @@ impl CausalLm {
         Ok(self)
     }
 
+    /// The same model with an adapter on every projection: zeros where there was none, which change nothing. For
+    /// measuring what each projection sees.
+    pub fn adapted_everywhere(mut self) -> Self {
+        let config = self.lora.clone().unwrap_or_default();
+        let (device, dtype) = (self.device().inner(), self.dtype());
+        for layer in &mut self.layers {
+            for target in TargetModule::ALL {
+                let projection = layer.projection_mut(target);
+                if projection.adapter().is_none() {
+                    let dims = projection.weight().dims();
+                    let adapter = Adapter::zero(&config, dims, &device).computing_in(dtype);
+                    *projection = projection.clone().with_adapter(Some(adapter));
+                }
+            }
+        }
+        self.lora = Some(config);
+        self
+    }
+
     /// The base model alone.
     pub fn without_adapter(mut self) -> Self {
         for layer in &mut self.layers {

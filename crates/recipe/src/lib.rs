@@ -39,6 +39,7 @@ pub use recipe::{
     CacheRecipe, ChatTemplateRecipe, DataRecipe, Length, LoraRecipe, QuantizationRecipe, Recipe,
     TrainRecipe, Warmup,
 };
+pub use setup::bytes_of;
 pub use size::{ByteSize, ByteSizeError};
 pub use sources::{EvalRecipe, SourceRecipe, Sources};
 pub use template::Choices;

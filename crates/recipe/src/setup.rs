@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use backdraft_arch::optimizer::Guard;
-use backdraft_arch::{LoraConfig, ModelSpec, QuantizationPlan, Scheme, StatePrecision};
+use backdraft_arch::{
+    LoraConfig, ModelSpec, Precision, QuantizationPlan, Scheme, StatePrecision,
+};
 use backdraft_data::Batching;
 use backdraft_plan::Setup;
 use backdraft_plan::tensors::MemoryModel;
@@ -17,6 +19,7 @@ impl Recipe {
         let recipe = &self.quantization;
         let scheme = match (self.load_in_4bit, self.load_in_8bit) {
             (false, false) => return None,
+            (true, _) if recipe.bits.is_some() => self.uniform().scheme(recipe.block_size, recipe.double_quant),
             (true, _) => Scheme::FourBit {
                 format: recipe.quant_type,
                 block_size: recipe.block_size,
@@ -28,6 +31,22 @@ impl Recipe {
             skip_modules: recipe.skip_modules.clone(),
             ..QuantizationPlan::new(scheme)
         })
+    }
+
+    /// The largest format that every projection may have within the bits that are dealt out: what the base is loaded in;
+    /// else the smallest.
+    fn uniform(&self) -> Precision {
+        let recipe = &self.quantization;
+        let (values, bits) = ([4096, 4096], recipe.bits.unwrap_or(f64::INFINITY));
+        let size = |one: &&Precision| {
+            let scheme = one.scheme(recipe.block_size, recipe.double_quant);
+            scheme.num_bytes(values)
+        };
+        let budget = bytes_of(bits, (values[0] * values[1]) as u64) as usize;
+        let fitting = recipe.formats.iter().filter(|one| size(one) <= budget);
+        let chosen = fitting.max_by_key(size);
+        let smallest = || recipe.formats.iter().min_by_key(size);
+        chosen.or_else(smallest).copied().unwrap_or_default()
     }
 
     /// How the optimiser's moments are kept.
@@ -55,7 +74,7 @@ impl Recipe {
     /// bytes of the host's memory where the recipe lets them.
     #[must_use]
     pub fn setup(&self, spec: ModelSpec, memory: MemoryModel, host: u64) -> Setup {
-        Setup {
+        let setup = Setup {
             spec,
             lora: LoraConfig::from(&self.lora),
             quantization: self.quantization_plan(),
@@ -67,8 +86,28 @@ impl Recipe {
             max_seq_length: self.max_seq_length,
             grad_accumulation_steps: self.train.grad_accumulation_steps,
             host: if self.activation_offloading { host } else { 0 },
+        };
+        let Some((bits, plan)) = self.quantization.bits.zip(setup.quantization.as_ref()) else {
+            return setup;
+        };
+        // What will be dealt out, in place of what the base is loaded in.
+        let (mut values, mut bytes) = (0, 0);
+        for (layer, target) in setup.spec.projections() {
+            if let Some(scheme) = plan.scheme_for(&target.path(layer)) {
+                let dims = setup.spec.layers[layer].shape(target);
+                values += (dims[0] * dims[1]) as u64;
+                bytes += scheme.num_bytes(dims) as u64;
+            }
         }
+        let base = setup.base_bytes() - bytes + bytes_of(bits, values).max(bytes);
+        setup.with_base(base)
     }
+}
+
+/// Bytes of so many values at so many bits each.
+#[must_use]
+pub fn bytes_of(bits: f64, values: u64) -> u64 {
+    (bits / 8.0 * values as f64) as u64
 }
 
 impl From<&LoraRecipe> for LoraConfig {

@@ -215,6 +215,25 @@ pub enum TrainError {
         /// What is missing, and what to change.
         exhausted: backdraft_plan::Exhausted,
     },
+    /// Fewer bits than the smallest formats take.
+    #[error(
+        "quantization.bits = {bits}: {} take more even where every projection gets the smallest; raise bits, or add a smaller format",
+        formats.iter().map(|format| format.name()).collect::<Vec<_>>().join(", ")
+    )]
+    TooFewBits {
+        /// What the recipe says.
+        bits: f64,
+        /// What may be dealt out.
+        formats: Vec<backdraft_arch::Precision>,
+    },
+    /// The model's files hold codes, from which nothing can be measured.
+    #[error(
+        "{key}: the model is stored in codes already, and this needs its unquantized weights; name the unquantized model, or take {key} out"
+    )]
+    StoredInCodes {
+        /// The key that asks for it.
+        key: &'static str,
+    },
     /// The device does not compute in that type.
     #[error(
         "dtype = \"{dtype}\": {device} does not compute in it; write dtype = \"auto\" or \"f32\""

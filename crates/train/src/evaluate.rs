@@ -110,7 +110,7 @@ pub fn divergence(
 /// KL(p ‖ q) at each row of the hidden states `[p's, q's]`, nats.
 ///
 /// Rounding takes a divergence of nothing below zero, where none can be.
-fn token_divergences(
+pub(crate) fn token_divergences(
     model: &CausalLm,
     other: &CausalLm,
     states: &[Tensor<2>; 2],

@@ -9,6 +9,7 @@
 //! Start reading at [`strategy`].
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod adapt;
 pub mod calibrate;
 pub mod checkpoint;
 mod clear;

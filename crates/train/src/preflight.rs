@@ -13,9 +13,10 @@ use backdraft_model::ModelSpec;
 use backdraft_plan::memory::usable;
 use backdraft_plan::tensors::PassShape;
 use backdraft_plan::{Exhausted, Limit, Shortage};
-use backdraft_recipe::{ByteSize, DataRecipe, EvalRecipe, Recipe};
+use backdraft_recipe::{ByteSize, DataRecipe, EvalRecipe, Recipe, bytes_of};
 use burn::tensor::Device;
 
+use crate::adapt::Adaptation;
 use crate::clear;
 use crate::data::data_error;
 use crate::device::{DeviceFacts, dtype_on};
@@ -119,10 +120,47 @@ pub fn model(
     let lora = LoraConfig::from(&recipe.lora);
     lora.validate(spec.layers.len())?;
     if quantized {
-        return Ok(());
+        return match adaptive_key(recipe) {
+            Some(key) => Err(TrainError::StoredInCodes { key }),
+            None => Ok(()),
+        };
     }
+    enough_bits(recipe, spec)?;
     let facts = DeviceFacts::of(device, dtype.size() as u64);
     memory(recipe, spec, &facts)
+}
+
+/// The key that asks for something to be measured against the unquantised weights.
+fn adaptive_key(recipe: &Recipe) -> Option<&'static str> {
+    if recipe.quantization.bits.is_some() {
+        return Some("quantization.bits");
+    }
+    Adaptation::is_asked(recipe).then_some("lora.init")
+}
+
+/// Whether the smallest formats fit into the bits that are dealt out.
+fn enough_bits(recipe: &Recipe, spec: &ModelSpec) -> Result<(), TrainError> {
+    let (Some(bits), Some(plan)) = (recipe.quantization.bits, recipe.quantization_plan()) else {
+        return Ok(());
+    };
+    let (block_size, double_quant) = plan.scheme.blocks().unwrap_or((64, true));
+    let (mut least, mut values) = (0, 0);
+    for (layer, target) in spec.projections() {
+        if plan.scheme_for(&target.path(layer)).is_some() {
+            let dims = spec.layers[layer].shape(target);
+            let sizes = recipe.quantization.formats.iter();
+            let sizes = sizes.map(|one| one.scheme(block_size, double_quant).num_bytes(dims));
+            least += sizes.min().unwrap_or(0) as u64;
+            values += (dims[0] * dims[1]) as u64;
+        }
+    }
+    if bytes_of(bits, values) >= least {
+        return Ok(());
+    }
+    Err(TrainError::TooFewBits {
+        bits,
+        formats: recipe.quantization.formats.clone(),
+    })
 }
 
 fn memory(recipe: &Recipe, spec: &ModelSpec, facts: &DeviceFacts) -> Result<(), TrainError> {

@@ -5,10 +5,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use backdraft_arch::QuantizationPlan;
 use backdraft_data::{ChatTokenizer, PromptTemplate, RowSet, count};
 use backdraft_formats::{
     Existing, FormatError, ModelSource, PeftWriteOptions, remove_partials, write_file,
 };
+use backdraft_journal::adaptation::AdaptationReport;
 use backdraft_journal::diagnosis::Monitor;
 use backdraft_journal::records::{self, Record, Records};
 use backdraft_journal::report::{ActivationReport, Reporter, RunInfo, RunSummary};
@@ -32,6 +34,7 @@ use burn::tensor::Device;
 use burn::train::renderer::MetricsRenderer;
 use burn::train::{Interrupter, Learner, SupervisedTraining, TrainingStrategy};
 
+use crate::adapt::{Adaptation, CalibrationRows};
 use crate::calibrate::{self, CalibrationKey};
 use crate::checkpoint::{self, Saved};
 use crate::clear;
@@ -49,8 +52,7 @@ use crate::optimizer::AdamW;
 use crate::resume::{Resume, is_over};
 use crate::samples::Questions;
 use crate::strategy::{Outcome, Plan, StepStrategy};
-use crate::trained_with;
-use crate::trained_with::{Prompting, TrainedWith};
+use crate::trained_with::{Companions, Prompting, TrainedWith};
 use crate::trainee::{Settings, Trainee};
 
 /// Model and rows of a run, read and checked.
@@ -62,6 +64,8 @@ pub struct Run {
     device: Device,
     watcher: Option<Watcher>,
     loss_scale: Option<LossScale>,
+    /// Where precision is dealt out, or adapters start elsewhere than at zero.
+    adaptation: Option<Adaptation>,
 }
 
 /// Reads the model of `recipe`, whose rows are `data`; `source` is where the model lies on disk.
@@ -70,10 +74,11 @@ pub struct Run {
 /// Anything that would stop the run, before the output directory is touched.
 pub fn prepare(
     recipe: Recipe,
-    source: &ModelSource,
+    source: ModelSource,
     data: RunData,
     device: &Device,
 ) -> Result<Run, TrainError> {
+    let source = Arc::new(source);
     let check = &data.check;
     let is_foreign = !check.template_ends_turns && !check.foreign_markers.is_empty();
     if recipe.data.chat_template.is_some() && is_foreign {
@@ -81,7 +86,7 @@ pub fn prepare(
             markers: check.foreign_markers.clone(),
         });
     }
-    let longest = backdraft_model::spec(source)?.max_position_embeddings;
+    let longest = backdraft_model::spec(&source)?.max_position_embeddings;
     let rows = data.train.lengths();
     if rows.iter().any(|length| *length as usize > longest) {
         return Err(TrainError::TooLong {
@@ -93,11 +98,12 @@ pub fn prepare(
     let plan = recipe.quantization_plan();
     let dtype = dtype_on(recipe.dtype, device)?;
     let (model, watcher) = Watcher::watch(
-        || CausalLm::load_as(source, plan.as_ref(), (device, dtype)),
+        || CausalLm::load_as(&source, plan.as_ref(), (device, dtype)),
         |model| model.with_lora(&lora, recipe.seed),
     )?;
     Ok(Run {
         model_fingerprint: source.fingerprint()?,
+        adaptation: adaptation(&recipe, &source, &data)?,
         recipe,
         model,
         data,
@@ -105,6 +111,22 @@ pub fn prepare(
         watcher,
         loss_scale: (dtype == burn::tensor::DType::F16).then(LossScale::default),
     })
+}
+
+/// Adaptive precision, where `recipe` asks for it.
+fn adaptation(
+    recipe: &Recipe,
+    source: &Arc<ModelSource>,
+    data: &RunData,
+) -> Result<Option<Adaptation>, TrainError> {
+    if !Adaptation::is_asked(recipe) {
+        return Ok(None);
+    }
+    let tokens = recipe.quantization.calibration_tokens;
+    let pass = data.loader.largest_micro_batch().iter().sum();
+    let rows = CalibrationRows::choose(&data.train, data.loader.clone(), tokens, pass);
+    let rows = rows.map_err(data_error(Path::new("data.train")))?;
+    Ok(Adaptation::of(recipe, source, rows))
 }
 
 /// A device as people name it, and what its results depend on: `cpu, 2 threads`.
@@ -166,9 +188,10 @@ impl Run {
     ///
     /// # Errors
     /// See [`TrainError`]; checkpoints that were written stay.
-    pub fn train(mut self, watch: Watch) -> Result<(RunSummary, CausalLm), TrainError> {
+    pub fn train(mut self, mut watch: Watch) -> Result<(RunSummary, CausalLm), TrainError> {
         let began = Instant::now();
         let recipe_toml = self.recipe.to_toml()?;
+        let adapted = self.adapt(&watch.start, watch.reporter.as_mut())?;
         let (activations, prediction) =
             self.activations(self.longest_pass(), watch.memory.clone())?;
         let memory = Memory::of(&prediction, self.model.num_trained());
@@ -276,7 +299,12 @@ impl Run {
         for note in notes {
             reporter.warn(&note);
         }
+        if let Some(report) = &adapted {
+            reporter.adapted(report);
+            outcome.note_adaptation(report);
+        }
         outcome.reporter = Some(reporter);
+        outcome.adaptation = self.adaptation.take();
         let resumed_from = outcome.steps;
         let strategy = StepStrategy {
             plan: Arc::new(Plan {
@@ -287,7 +315,7 @@ impl Run {
                 total_steps,
                 evaluates: self.data.eval.is_some(),
                 model_fingerprint: self.model_fingerprint.clone(),
-                companions: self.companions()?,
+                companions: self.companions(),
                 data_fingerprint,
                 eval_fingerprint,
                 computed_by,
@@ -331,6 +359,7 @@ impl Run {
         let device_memory = held(&self.device).map(|bytes| bytes as usize);
         let watcher = self.watcher.take().filter(|_| device_memory.is_none());
         let measured = watcher.and_then(|watcher| watcher.measured(gradients, optimizer));
+        self.adaptation = outcome.adaptation.take();
         let (model, adapter_step) = self.best(result.model.model, &mut outcome);
         let adapter = self.write_adapter(&model)?;
         // Of the passes that there were, not of the longest that could have been.
@@ -369,6 +398,50 @@ impl Run {
             warn(&mut outcome, &format!("no report: {}", with_causes(&error)));
         }
         Ok((summary, model))
+    }
+
+    /// How the base is stored now.
+    fn quantization(&self) -> Option<QuantizationPlan> {
+        match &self.adaptation {
+            Some(adaptation) => Some(adaptation.plan().clone()),
+            None => self.recipe.quantization_plan(),
+        }
+    }
+
+    /// Stores the base as the checkpoint has it, or measures and deals out anew; a report of the latter.
+    fn adapt(
+        &mut self,
+        start: &Start,
+        reporter: &mut dyn Reporter,
+    ) -> Result<Option<AdaptationReport>, TrainError> {
+        let Some(adaptation) = &mut self.adaptation else {
+            return Ok(None);
+        };
+        let saved = match start {
+            Start::New { .. } => None,
+            Start::Resume(resume) => resume.from(),
+        };
+        if let Some(saved) = saved {
+            let noted = TrainedWith::read(&saved.path.join("adapter"))?;
+            if let Some(plan) = noted.and_then(|noted| noted.over.quantization) {
+                adaptation.restore(&mut self.model, &plan)?;
+            }
+            return Ok(None);
+        }
+        let tokens = self.recipe.quantization.calibration_tokens as u64;
+        reporter.adapting(&format!(
+            "measuring {} of training rows",
+            count(tokens, "supervised token")
+        ));
+        // Whatever the measurement takes comes in the pages that steps will use.
+        let element = self.model.dtype().size() as u64;
+        let facts = DeviceFacts::of(&self.device, element);
+        let step = self.recipe.setup(self.model.spec().clone(), facts.memory, facts.host);
+        size_pages(&self.device, step.step().page_for(self.longest_pass()));
+        let Some(adaptation) = &mut self.adaptation else {
+            return Ok(None);
+        };
+        adaptation.begin(&mut self.model).map(Some)
     }
 
     /// What is known before the first step, the records so far, and what the user should hear.
@@ -449,16 +522,23 @@ impl Run {
     }
 
     /// The model of the best evaluation and its step; the last one where nothing was evaluated.
-    fn best(&self, model: CausalLm, outcome: &mut Outcome) -> (CausalLm, usize) {
+    fn best(&mut self, model: CausalLm, outcome: &mut Outcome) -> (CausalLm, usize) {
         let last = outcome.steps;
         let Some(step) = outcome.best.map(|best| best.step).filter(|&s| s != last) else {
             return (model, last);
         };
         let path = checkpoint::path(&self.recipe.output_dir, step);
-        let read = || -> Result<CausalLm, TrainError> {
+        let mut read = || -> Result<CausalLm, TrainError> {
             let mut adapter = Saved::open(&path)?.adapter(&self.device)?;
             adapter.config = LoraConfig::from(&self.recipe.lora);
-            Ok(model.clone().with_adapter(&adapter)?)
+            let mut model = model.clone().with_adapter(&adapter)?;
+            if let Some(adaptation) = &mut self.adaptation {
+                let noted = TrainedWith::read(&path.join("adapter"))?;
+                if let Some(plan) = noted.and_then(|noted| noted.over.quantization) {
+                    adaptation.restore(&mut model, &plan)?;
+                }
+            }
+            Ok(model)
         };
         match read() {
             Ok(best) => (best, step),
@@ -483,7 +563,9 @@ impl Run {
         let spec = self.model.spec().clone();
         let setup = self.recipe.setup(spec, facts.memory, facts.host);
         let bytes: usize = self.model.stored().iter().map(|share| share.bytes).sum();
-        setup.with_base(bytes as u64)
+        let room = self.adaptation.as_ref();
+        let room = room.map_or(0, |adaptation| adaptation.room(self.model.spec()));
+        setup.with_base(bytes as u64 + room)
     }
 
     /// Who plans the passes, and what the longest one will need.
@@ -580,12 +662,12 @@ impl Run {
     }
 
     /// What lies beside the factors of the adapter.
-    fn companions(&self) -> Result<Vec<(String, Vec<u8>)>, FormatError> {
+    fn companions(&self) -> Companions {
         let tokenizer = &self.data.tokenizer;
         let over = TrainedOver {
             model: self.recipe.model.clone(),
             fingerprint: self.model_fingerprint.clone(),
-            quantization: self.recipe.quantization_plan(),
+            quantization: self.quantization(),
         };
         let stops = tokenizer.eos_token_ids();
         let rows = (&self.data.formats[..], tokenizer.template().is_some());
@@ -600,7 +682,10 @@ impl Run {
         // The base's own lies with the base.
         let named = self.recipe.data.chat_template.as_ref();
         let named = named.and_then(|_| Some(tokenizer.template()?.source()));
-        trained_with::companions(&noted, prompt_template.as_deref().or(named))
+        Companions {
+            chat_template: prompt_template.or_else(|| named.map(str::to_owned)),
+            noted,
+        }
     }
 
     fn trainee(
@@ -639,7 +724,7 @@ impl Run {
         };
         let options = PeftWriteOptions {
             existing: Existing::Replace,
-            companions: self.companions()?,
+            companions: self.companions().files(self.quantization())?,
             ..Default::default()
         };
         adapter.write(&path, &self.recipe.model, &options)?;

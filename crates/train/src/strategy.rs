@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use backdraft_data::{LoaderState, RowSet};
 use backdraft_formats::FormatError;
+use backdraft_journal::adaptation::AdaptationReport;
 use backdraft_journal::diagnosis::{Class, Diagnosis, EvalPoint, Monitor, TrainPoint};
 use backdraft_journal::records::{Records, RecordsState};
 use backdraft_journal::report::{EvalReport, ReplanReport, Reporter, StepReport};
@@ -20,19 +21,21 @@ use backdraft_plan::StepFailure;
 use backdraft_plan::memory::{self, OutOfMemory};
 use backdraft_recipe::Recipe;
 use burn::data::dataloader::Progress;
-use burn::optim::GradientsParams;
+use burn::optim::{GradientsParams, SgdConfig};
 use burn::train::InferenceStep;
 use burn::train::{
     EventProcessorTraining, Interrupter, Learner, LearnerEvent, SupervisedLearningStrategy,
     SupervisedTrainingEventProcessor, TrainLoader, TrainingComponents, TrainingItem, ValidLoader,
 };
 
+use crate::adapt::Adaptation;
 use crate::checkpoint::{self, Best, Checkpoint, Effort, RunState};
 use crate::control::Control;
 use crate::early_stopping::{EarlyStopping, Progress as Patience};
 use crate::error::TrainError;
 use crate::loader::Step;
 use crate::metrics::{StepMetrics, StepOutput};
+use crate::trained_with::Companions;
 use crate::trainee::Trainee;
 
 /// What the loop is told, and where it leaves what came of it.
@@ -60,8 +63,8 @@ pub struct Plan {
     pub evaluates: bool,
     /// Fingerprint of the base.
     pub model_fingerprint: String,
-    /// What lies beside the factors of adapters, by name.
-    pub companions: Vec<(String, Vec<u8>)>,
+    /// What lies beside the factors of adapters.
+    pub companions: Companions,
     /// Fingerprint of the training rows.
     pub data_fingerprint: String,
     /// Fingerprint of the evaluation rows.
@@ -105,6 +108,8 @@ pub struct Outcome {
     pub monitor: Option<Monitor>,
     /// The newest checkpoint.
     pub last_checkpoint: Option<PathBuf>,
+    /// Where precision is dealt out during the run.
+    pub adaptation: Option<Adaptation>,
     /// Why the run ended before its time.
     pub error: Option<TrainError>,
 }
@@ -164,6 +169,21 @@ impl SupervisedLearningStrategy<Trainee> for StepStrategy {
 }
 
 impl Outcome {
+    /// Writes a report of adaptive precision to the records and the event file.
+    pub(crate) fn note_adaptation(&mut self, report: &AdaptationReport) {
+        if let Some(records) = &mut self.records {
+            // Lines that cannot be written now come with the next.
+            let _ = records.write("adaptation", report);
+        }
+        let mut scalars = vec![("quantization/nll", report.nll[1])];
+        scalars.extend(report.kl.map(|kl| ("quantization/kl", kl[1])));
+        scalars.extend(report.precision.as_ref().map(|p| ("quantization/bits", p.bits)));
+        if let Some(writer) = &mut self.tensorboard {
+            // A file that cannot be written to is given up at the next step, which says so.
+            let _ = writer.scalars(report.step, &scalars);
+        }
+    }
+
     /// The kind of the present diagnosis.
     fn shown(&self) -> Option<Class> {
         let monitor = self.monitor.as_ref()?;
@@ -258,6 +278,7 @@ impl Loop<'_> {
         }
 
         self.outcome.reporting += reporting.elapsed().as_secs_f64();
+        self.adapt(number);
 
         let train = &self.plan.recipe.train;
         let last = number == self.plan.total_steps;
@@ -270,6 +291,38 @@ impl Loop<'_> {
             self.save();
         }
         Ok(())
+    }
+
+    /// Deals out precision anew, where a point stands after this step. One that fails leaves everything as it was.
+    fn adapt(&mut self, step: usize) {
+        let total = self.plan.total_steps;
+        let mut adaptation = match self.outcome.adaptation.take() {
+            Some(adaptation) if adaptation.is_due(step, total) && step < total => adaptation,
+            other => {
+                self.outcome.adaptation = other;
+                return;
+            }
+        };
+        self.tell(|reporter| reporter.adapting(&format!("step {step}: measuring precision anew")));
+        let mut trainee = self.learner.model();
+        let plan = adaptation.plan().clone();
+        let found = adaptation.later(&mut trainee.model, step);
+        let failed = found.as_ref().err().map(with_causes);
+        if let Some(message) = failed {
+            self.tell(|reporter| {
+                reporter.warn(&format!("step {step}: precision stays as it is: {message}"));
+            });
+            if let Err(error) = adaptation.restore(&mut trainee.model, &plan) {
+                self.outcome.error = Some(error);
+            }
+        }
+        // The optimiser travels with the trainee; the learner's own is never used.
+        self.learner = Learner::new(trainee, SgdConfig::new().init(), 1.0);
+        self.outcome.adaptation = Some(adaptation);
+        if let Ok(Some(report)) = found {
+            self.outcome.note_adaptation(&report);
+            self.tell(|reporter| reporter.adapted(&report));
+        }
     }
 
     /// Gradients and numbers of a step. Where memory runs out, the step is repeated from its start under a
@@ -556,13 +609,18 @@ impl Loop<'_> {
             computed_by: self.plan.computed_by.clone(),
         };
         let path = checkpoint::path(&self.plan.recipe.output_dir, step);
+        let stored = match &self.outcome.adaptation {
+            Some(adaptation) => Some(adaptation.plan().clone()),
+            None => self.plan.recipe.quantization_plan(),
+        };
+        let companions = self.plan.companions.files(stored)?;
         let parts = Checkpoint {
             adapter: &adapter,
             optimizer: trainee.optimizer().state(&trainee.model),
             state: &state,
             recipe: &self.plan.recipe_toml,
             model: &self.plan.recipe.model,
-            companions: &self.plan.companions,
+            companions: &companions,
         };
         checkpoint::write(&path, &parts)?;
         Ok(path)

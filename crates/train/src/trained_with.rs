@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use backdraft_arch::QuantizationPlan;
 use backdraft_data::Overlong;
 use backdraft_data::{Format, PromptTemplate};
 use backdraft_formats::{FormatError, PeftDir};
@@ -206,14 +207,31 @@ pub fn adapter_in(path: &Path) -> PathBuf {
 
 /// What lies beside the factors of an adapter: its settings, and the chat template that its answers need
 /// where the base has another.
-pub(crate) fn companions(
-    noted: &TrainedWith,
-    chat_template: Option<&str>,
-) -> Result<Vec<(String, Vec<u8>)>, FormatError> {
-    let settings = (TrainedWith::FILE.to_owned(), noted.to_json()?);
-    let name = PeftDir::CHAT_TEMPLATE.to_owned();
-    let template = chat_template.map(|template| (name, template.as_bytes().to_vec()));
-    Ok(std::iter::once(settings).chain(template).collect())
+#[derive(Clone, Debug)]
+pub struct Companions {
+    /// The settings of the run.
+    pub noted: TrainedWith,
+    /// The template of the prompts, where it is not the base's own.
+    pub chat_template: Option<String>,
+}
+
+impl Companions {
+    /// The files, by name, over a base that is stored as `plan` says.
+    ///
+    /// # Errors
+    /// [`FormatError::Encode`] for text that has no form in JSON.
+    pub fn files(
+        &self,
+        plan: Option<QuantizationPlan>,
+    ) -> Result<Vec<(String, Vec<u8>)>, FormatError> {
+        let mut noted = self.noted.clone();
+        noted.over.quantization = plan;
+        let settings = (TrainedWith::FILE.to_owned(), noted.to_json()?);
+        let name = PeftDir::CHAT_TEMPLATE.to_owned();
+        let template = self.chat_template.as_ref();
+        let template = template.map(|template| (name, template.as_bytes().to_vec()));
+        Ok(std::iter::once(settings).chain(template).collect())
+    }
 }
 
 #[cfg(test)]

@@ -91,7 +91,7 @@ fn child() {
     let model = PathBuf::from(&recipe.model);
     let source = ModelSource::open(&model).unwrap();
     let data = data::read(&recipe, &source, &mut |_| ()).unwrap();
-    let run = prepare(recipe, &source, data, &Device::flex()).unwrap();
+    let run = prepare(recipe, source, data, &Device::flex()).unwrap();
     let watch = Watch {
         reporter: Box::new(Speaker),
         renderer: Box::new(CliMetricsRenderer::new()),

@@ -41,7 +41,7 @@ fn train(
 ) -> Result<Vec<String>, TrainError> {
     let source = ModelSource::open(&recipe.model).unwrap();
     let data = data::read(&recipe, &source, &mut |_| ()).unwrap();
-    let mut run = prepare(recipe, &source, data, &Device::flex()).unwrap();
+    let mut run = prepare(recipe, source, data, &Device::flex()).unwrap();
     if let Some(scale) = scale {
         run.scale_loss(scale);
     }

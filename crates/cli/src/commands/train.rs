@@ -210,7 +210,7 @@ pub(crate) fn train(
         recipe.train.micro_batch_size,
         recipe.train.grad_accumulation_steps,
     );
-    let run = prepare(recipe, &source, data, &device)?;
+    let run = prepare(recipe, source, data, &device)?;
     let control = Control::default();
     let hangup = signals::guard(&control)?;
     let shared = dashboard.then(|| {

@@ -256,6 +256,14 @@ impl Reporter for DashboardReporter {
         self.lines.replanned(report);
     }
 
+    fn adapting(&mut self, what: &str) {
+        self.lines.adapting(what);
+    }
+
+    fn adapted(&mut self, report: &AdaptationReport) {
+        self.lines.adapted(report);
+    }
+
     fn diagnosis(&mut self, step: usize, diagnosis: &Diagnosis) {
         self.shared.edit().diagnosis = Some(diagnosis.clone());
         self.lines.diagnosis(step, diagnosis);

@@ -64,6 +64,14 @@ impl DecoderLayer {
         layer::forward(&mut ops, h, KeepSet::NONE).0
     }
 
+    /// The result alone, without autodiff, by the ops of a step.
+    ///
+    /// # Shapes
+    /// As [`forward`](Self::forward).
+    pub fn forward_alone(&self, h: Tensor<2>, context: &Context) -> Tensor<2> {
+        self.forward_saving(h, context, KeepSet::NONE).0
+    }
+
     /// Without autodiff; keeps what `keep` names for the backward pass.
     ///
     /// # Shapes
