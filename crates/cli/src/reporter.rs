@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use backdraft_journal::adaptation::AdaptationReport;
 use backdraft_journal::diagnosis::Diagnosis;
 use backdraft_journal::records::Report;
 use backdraft_journal::report::{

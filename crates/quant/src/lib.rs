@@ -10,7 +10,6 @@ mod errors;
 mod frozen;
 mod weight;
 
-pub use backdraft_arch::{FourBitFormat, Precision, QuantizationPlan, Scheme};
-pub use errors::{SquaredErrors, squared_errors};
+pub use backdraft_arch::{FourBitFormat, NestedFormat, Precision, QuantizationPlan, Scheme};
 pub use frozen::{Frozen, Movable};
 pub use weight::{Quantizer, Weight};

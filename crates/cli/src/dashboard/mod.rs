@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use backdraft_journal::adaptation::AdaptationReport;
 use backdraft_journal::diagnosis::Diagnosis;
 use backdraft_journal::records::Report;
 use backdraft_journal::report::{EvalReport, ReplanReport, Reporter, RunInfo, StepReport};
