@@ -78,7 +78,11 @@ const NAMED: usize = 4;
 impl fmt::Display for AdaptationReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut parts = Vec::new();
-        parts.extend(self.precision.as_ref().map(|precision| precision.text(self.step)));
+        parts.extend(
+            self.precision
+                .as_ref()
+                .map(|precision| precision.text(self.step)),
+        );
         parts.extend(self.start.as_ref().map(StartReport::text));
         let [before, after] = self.nll;
         let mut numbers = String::new();
@@ -92,24 +96,41 @@ impl fmt::Display for AdaptationReport {
 
 impl PrecisionReport {
     fn text(&self, step: usize) -> String {
-        let place = if step == 0 { String::new() } else { format!("step {step}: ") };
+        let place = if step == 0 {
+            String::new()
+        } else {
+            format!("step {step}: ")
+        };
         if !self.accepted {
             return format!(
                 "{place}{} tried and taken back, {}",
                 moves(self.moves.len()),
-                if step == 0 { "KL would rise" } else { "the loss would rise" }
+                if step == 0 {
+                    "KL would rise"
+                } else {
+                    "the loss would rise"
+                }
             );
         }
         if step > 0 && self.moves.len() <= NAMED {
-            let moves = self.moves.iter().map(|m| format!("{} {} -> {}", m.module, m.from, m.to));
+            let moves = self
+                .moves
+                .iter()
+                .map(|m| format!("{} {} -> {}", m.module, m.from, m.to));
             return format!("{place}{}", moves.collect::<Vec<_>>().join(", "));
         }
         let mut shares: Vec<(&String, &f64)> = self.shares.iter().collect();
         shares.sort_by(|a, b| b.1.total_cmp(a.1));
-        let shares = shares.into_iter().map(|(name, share)| format!("{name} {:.0} %", share * 100.0));
+        let shares = shares
+            .into_iter()
+            .map(|(name, share)| format!("{name} {:.0} %", share * 100.0));
         format!(
             "{place}{}precision at {:.2} bits: {}",
-            if step > 0 { moves(self.moves.len()) + ", " } else { String::new() },
+            if step > 0 {
+                moves(self.moves.len()) + ", "
+            } else {
+                String::new()
+            },
             self.bits,
             shares.collect::<Vec<_>>().join(", ")
         )
@@ -118,9 +139,7 @@ impl PrecisionReport {
 
 impl StartReport {
     fn text(&self) -> String {
-        let Self {
-            init, adapters, ..
-        } = self;
+        let Self { init, adapters, .. } = self;
         match self.accepted {
             true => format!("{adapters} adapters start by {init}"),
             false => format!("adapters start at zero: by {init} KL would rise"),
@@ -179,7 +198,11 @@ mod tests {
         );
         let mut vetoed = later;
         vetoed.precision.as_mut().unwrap().accepted = false;
-        assert!(vetoed.to_string().starts_with("step 200: 1 move tried and taken back"));
+        assert!(
+            vetoed
+                .to_string()
+                .starts_with("step 200: 1 move tried and taken back")
+        );
         let started = AdaptationReport {
             precision: None,
             start: Some(StartReport {
@@ -190,8 +213,15 @@ mod tests {
             }),
             ..report()
         };
-        assert!(started.to_string().starts_with("210 adapters start by qera; KL"));
+        assert!(
+            started
+                .to_string()
+                .starts_with("210 adapters start by qera; KL")
+        );
         let text = serde_json::to_string(&report()).unwrap();
-        assert_eq!(serde_json::from_str::<AdaptationReport>(&text).unwrap(), report());
+        assert_eq!(
+            serde_json::from_str::<AdaptationReport>(&text).unwrap(),
+            report()
+        );
     }
 }

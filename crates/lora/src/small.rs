@@ -65,6 +65,7 @@ impl Small {
         Self::new(size, values.collect())
     }
 
+    #[cfg(test)]
     pub(crate) fn transposed(&self) -> Self {
         let size = self.size;
         let values = (0..size * size).map(|at| self.at(at % size, at / size));

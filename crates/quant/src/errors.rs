@@ -227,20 +227,37 @@ mod tests {
                     weighed += square * f64::from(outputs[i / input] * inputs[i % input]);
                 }
                 let close = |a: f64, b: f64| (a / b - 1.0).abs() < 1e-5;
-                assert!(close(errors.total, total), "{scheme}: {} {total}", errors.total);
+                assert!(
+                    close(errors.total, total),
+                    "{scheme}: {} {total}",
+                    errors.total
+                );
                 assert!(close(errors.weighed, weighed), "{scheme}");
                 // Errors of random values are nearly a product of their sums.
                 let sketched = errors.weighed_by(&outputs, &inputs);
-                assert!((sketched / weighed - 1.0).abs() < 0.05, "{scheme}: {sketched} {weighed}");
+                assert!(
+                    (sketched / weighed - 1.0).abs() < 0.05,
+                    "{scheme}: {sketched} {weighed}"
+                );
             }
         }
     }
 
     #[test]
     fn a_matrix_of_zeros_has_no_error() {
-        let found = squared_errors(&[0.0; 128], (&[1.0; 2], &[1.0; 64]), Precision::ALL, (64, true));
+        let found = squared_errors(
+            &[0.0; 128],
+            (&[1.0; 2], &[1.0; 64]),
+            Precision::ALL,
+            (64, true),
+        );
         for errors in found {
-            assert_eq!((errors.total, errors.weighed), (0.0, 0.0), "{}", errors.precision);
+            assert_eq!(
+                (errors.total, errors.weighed),
+                (0.0, 0.0),
+                "{}",
+                errors.precision
+            );
             assert_eq!(errors.weighed_by(&[1.0; 2], &[1.0; 64]), 0.0);
         }
     }

@@ -11,5 +11,6 @@ mod frozen;
 mod weight;
 
 pub use backdraft_arch::{FourBitFormat, NestedFormat, Precision, QuantizationPlan, Scheme};
+pub use errors::{SquaredErrors, squared_errors};
 pub use frozen::{Frozen, Movable};
 pub use weight::{Quantizer, Weight};

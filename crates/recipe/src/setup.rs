@@ -3,9 +3,7 @@
 use std::collections::BTreeMap;
 
 use backdraft_arch::optimizer::Guard;
-use backdraft_arch::{
-    LoraConfig, ModelSpec, Precision, QuantizationPlan, Scheme, StatePrecision,
-};
+use backdraft_arch::{LoraConfig, ModelSpec, Precision, QuantizationPlan, Scheme, StatePrecision};
 use backdraft_data::Batching;
 use backdraft_plan::Setup;
 use backdraft_plan::tensors::MemoryModel;
@@ -19,7 +17,9 @@ impl Recipe {
         let recipe = &self.quantization;
         let scheme = match (self.load_in_4bit, self.load_in_8bit) {
             (false, false) => return None,
-            (true, _) if recipe.bits.is_some() => self.uniform().scheme(recipe.block_size, recipe.double_quant),
+            (true, _) if recipe.bits.is_some() => self
+                .uniform()
+                .scheme(recipe.block_size, recipe.double_quant),
             (true, _) => Scheme::FourBit {
                 format: recipe.quant_type,
                 block_size: recipe.block_size,

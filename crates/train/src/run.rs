@@ -7,9 +7,7 @@ use std::time::Instant;
 
 use backdraft_arch::QuantizationPlan;
 use backdraft_data::{ChatTokenizer, PromptTemplate, RowSet, count};
-use backdraft_formats::{
-    Existing, FormatError, ModelSource, PeftWriteOptions, remove_partials, write_file,
-};
+use backdraft_formats::{Existing, ModelSource, PeftWriteOptions, remove_partials, write_file};
 use backdraft_journal::adaptation::AdaptationReport;
 use backdraft_journal::diagnosis::Monitor;
 use backdraft_journal::records::{self, Record, Records};
@@ -436,7 +434,9 @@ impl Run {
         // Whatever the measurement takes comes in the pages that steps will use.
         let element = self.model.dtype().size() as u64;
         let facts = DeviceFacts::of(&self.device, element);
-        let step = self.recipe.setup(self.model.spec().clone(), facts.memory, facts.host);
+        let step = self
+            .recipe
+            .setup(self.model.spec().clone(), facts.memory, facts.host);
         size_pages(&self.device, step.step().page_for(self.longest_pass()));
         let Some(adaptation) = &mut self.adaptation else {
             return Ok(None);

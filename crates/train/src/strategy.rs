@@ -177,7 +177,12 @@ impl Outcome {
         }
         let mut scalars = vec![("quantization/nll", report.nll[1])];
         scalars.extend(report.kl.map(|kl| ("quantization/kl", kl[1])));
-        scalars.extend(report.precision.as_ref().map(|p| ("quantization/bits", p.bits)));
+        scalars.extend(
+            report
+                .precision
+                .as_ref()
+                .map(|p| ("quantization/bits", p.bits)),
+        );
         if let Some(writer) = &mut self.tensorboard {
             // A file that cannot be written to is given up at the next step, which says so.
             let _ = writer.scalars(report.step, &scalars);
@@ -307,7 +312,7 @@ impl Loop<'_> {
         let mut trainee = self.learner.model();
         let plan = adaptation.plan().clone();
         let found = adaptation.later(&mut trainee.model, step);
-        let failed = found.as_ref().err().map(with_causes);
+        let failed = found.as_ref().err().map(|error| with_causes(error));
         if let Some(message) = failed {
             self.tell(|reporter| {
                 reporter.warn(&format!("step {step}: precision stays as it is: {message}"));

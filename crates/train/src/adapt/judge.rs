@@ -4,8 +4,9 @@ use backdraft_arch::TargetModule;
 use backdraft_formats::ModelSource;
 use backdraft_kernels::{cross_entropy, embedding};
 use backdraft_lora::base::read_matrix;
-use backdraft_model::{CausalLm, Context};
-use burn::tensor::{Tensor, TensorReadError};
+use backdraft_model::CausalLm;
+use backdraft_model::layers::Context;
+use burn::tensor::Tensor;
 
 use super::probe::normed;
 use crate::error::TrainError;
@@ -37,7 +38,9 @@ pub(crate) fn reference(
         .iter()
         .map(|pass| model.context(&pass.tokens, None))
         .collect();
-    let embedded = passes.iter().map(|pass| model.embed(&pass.tokens.input_ids));
+    let embedded = passes
+        .iter()
+        .map(|pass| model.embed(&pass.tokens.input_ids));
     let mut states: Vec<Tensor<2>> = embedded.map(Tensor::inner).collect();
     let device = model.device().inner();
     for (index, layer) in model.layers.iter().enumerate() {
@@ -70,15 +73,15 @@ pub(crate) fn judge(
     passes: &[MicroBatch],
     reference: Option<&Reference>,
 ) -> Result<Verdict, TrainError> {
-    let failed = |error: TensorReadError| TrainError::Device {
-        step: 0,
-        message: error.to_string(),
-    };
     let (mut nll, mut kl, mut tokens) = (0.0, 0.0, 0);
     for (i, pass) in passes.iter().enumerate() {
         let hidden = normed(model, pass);
         let losses = cross_entropy::forward(&hidden, model.head(), &pass.targets.ids, None).nll;
-        let losses = losses.try_into_data().map_err(failed)?;
+        let losses = losses.try_into_data();
+        let losses = losses.map_err(|error| TrainError::Device {
+            step: 0,
+            message: error.to_string(),
+        })?;
         nll += losses.iter::<f32>().map(f64::from).sum::<f64>();
         tokens += pass.targets.len();
         if let Some(reference) = reference {

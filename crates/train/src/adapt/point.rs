@@ -125,7 +125,8 @@ impl Adaptation {
             true => Some(self.probe(model, 0)?),
             false => None,
         };
-        let passes = &self.rows.verification;
+        let rows = self.rows.clone();
+        let passes = &rows.verification;
         let reference = reference(&self.source, model, passes)?;
         let judged = |model: &CausalLm| judge(model, passes, Some(&reference));
         let before = judged(model)?;

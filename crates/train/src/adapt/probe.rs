@@ -35,7 +35,11 @@ pub(crate) fn probe(
 ) -> Result<Probe, TensorReadError> {
     let model = model.clone().adapted_everywhere();
     // Gradients of single tokens leave the range of f16 otherwise.
-    let scale: f32 = if model.dtype() == DType::F16 { 1024.0 } else { 1.0 };
+    let scale: f32 = if model.dtype() == DType::F16 {
+        1024.0
+    } else {
+        1.0
+    };
     let plan = ActivationPlan::recompute_all(model.num_backward_layers());
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut grads = AdapterGrads::observing();
@@ -57,7 +61,10 @@ pub(crate) fn probe(
         seen.read(f64::from(scale))
     });
     let projections = projections.collect::<Result<_, _>>()?;
-    Ok(Probe { projections, tokens })
+    Ok(Probe {
+        projections,
+        tokens,
+    })
 }
 
 /// A next token at each target, drawn from the model's probabilities.
@@ -76,7 +83,11 @@ fn sampled(
         let data = probabilities.try_into_data()?;
         let values: Vec<f32> = data.iter::<f32>().collect();
         let vocab = values.len() / (end - start);
-        ids.extend(values.chunks(vocab).map(|row| draw(row, rng.random_range(0.0..1.0))));
+        ids.extend(
+            values
+                .chunks(vocab)
+                .map(|row| draw(row, rng.random_range(0.0..1.0))),
+        );
     }
     Ok(ids)
 }
@@ -119,6 +130,9 @@ mod tests {
     fn tokens_are_drawn_by_their_probabilities() {
         let probabilities = [0.0, 0.25, 0.0, 0.5, 0.25, 0.0];
         let drawn = |at| draw(&probabilities, at);
-        assert_eq!([0.0, 0.2, 0.26, 0.74, 0.76, 1.0].map(drawn), [1, 1, 3, 3, 4, 4]);
+        assert_eq!(
+            [0.0, 0.2, 0.26, 0.74, 0.76, 1.0].map(drawn),
+            [1, 1, 3, 3, 4, 4]
+        );
     }
 }

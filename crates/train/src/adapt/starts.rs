@@ -16,7 +16,10 @@ pub(crate) type Kept = Vec<Vec<Tensor<1>>>;
 /// The present values.
 pub(crate) fn kept(model: &CausalLm) -> Kept {
     let of = |adapter: &Adapter| adapter.params().into_iter().map(|param| param.values);
-    model.adapters().map(|(.., adapter)| of(adapter).collect()).collect()
+    model
+        .adapters()
+        .map(|(.., adapter)| of(adapter).collect())
+        .collect()
 }
 
 /// Puts back what [`kept`] found: the same bits.
@@ -41,7 +44,10 @@ pub(crate) fn start(
     let device = model.device().inner();
     let spec = model.spec().clone();
     let mut started = 0;
-    let adapted: Vec<_> = model.adapters().map(|(layer, target, _)| (layer, target)).collect();
+    let adapted: Vec<_> = model
+        .adapters()
+        .map(|(layer, target, _)| (layer, target))
+        .collect();
     for (place, (layer, target)) in spec.projections().enumerate() {
         let projection = model.layers[layer].projection_mut(target);
         let weight = projection.weight();

@@ -179,9 +179,11 @@ impl Table {
             let choice = (0..prices.len()).find(|&choice| Some(self.scheme(choice)) == scheme);
             choice.map_or(0.0, |choice| prices[choice])
         };
-        let differ = self.rows.iter().zip(prices).filter(|(row, _)| {
-            from.scheme_for(&row.path) != to.scheme_for(&row.path)
-        });
+        let differ = self
+            .rows
+            .iter()
+            .zip(prices)
+            .filter(|(row, _)| from.scheme_for(&row.path) != to.scheme_for(&row.path));
         let mut gains: Vec<(String, f64)> = differ
             .map(|(row, prices)| {
                 let gain = price(from, row, prices) - price(to, row, prices);
