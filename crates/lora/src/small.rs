@@ -17,18 +17,31 @@ impl Small {
         self.values[row * self.size + column]
     }
 
+    /// Whether it is the identity, as far as f32 products show.
+    pub(crate) fn is_nearly_one(&self) -> bool {
+        let one = |at: usize| {
+            if at / self.size == at % self.size {
+                1.0
+            } else {
+                0.0
+            }
+        };
+        let mut entries = self.values.iter().enumerate();
+        entries.all(|(at, value)| (value - one(at)).abs() < 1e-5)
+    }
+
     fn set(&mut self, row: usize, column: usize, value: f64) {
         self.values[row * self.size + column] = value;
     }
 
-    /// L, lower triangular, with L·Lᵀ = self + ε·I; ε is as small as a matrix of f32 products is exact, and keeps one that
+    /// L, lower triangular, with L·Lᵀ = self + ε·I, ε being `shift` times the mean of the diagonal: it keeps a matrix that
     /// has lost a direction from failing. `None` where all is zero or something is no number.
-    pub(crate) fn cholesky(&self) -> Option<Self> {
+    pub(crate) fn cholesky(&self, shift: f64) -> Option<Self> {
         let trace: f64 = (0..self.size).map(|i| self.at(i, i)).sum();
         if !(trace > 0.0 && trace.is_finite()) {
             return None;
         }
-        let shift = 1e-14 * trace / self.size as f64;
+        let shift = shift * trace / self.size as f64;
         let mut lower = Self::new(self.size, vec![0.0; self.size * self.size]);
         for i in 0..self.size {
             for j in 0..=i {
@@ -137,7 +150,7 @@ mod tests {
     /// Symmetric and positive, with eigenvalues over six orders of magnitude.
     fn example() -> Small {
         let size = 7;
-        let wave = |i: usize, j: usize| ((i * 3 + j * 5 + 1) as f64).sin();
+        let wave = |i: usize, j: usize| ((i * 31 + j * 17 + i * j * 7 + 3) as f64).sin();
         let values = (0..size * size).map(|at| {
             let (i, j) = (at / size, at % size);
             (0..size)
@@ -159,13 +172,13 @@ mod tests {
     #[test]
     fn cholesky_and_its_inverse_undo_each_other() {
         let matrix = example();
-        let lower = matrix.cholesky().unwrap();
+        let lower = matrix.cholesky(1e-15).unwrap();
         close(&lower.times(&lower.transposed()), &matrix);
         let mut one = Small::new(7, vec![0.0; 49]);
         (0..7).for_each(|i| one.set(i, i, 1.0));
         close(&lower.times(&lower.inverse_of_lower()), &one);
-        assert!(Small::new(2, vec![0.0; 4]).cholesky().is_none());
-        assert!(Small::new(1, vec![f64::NAN]).cholesky().is_none());
+        assert!(Small::new(2, vec![0.0; 4]).cholesky(0.0).is_none());
+        assert!(Small::new(1, vec![f64::NAN]).cholesky(0.0).is_none());
     }
 
     #[test]
@@ -178,7 +191,7 @@ mod tests {
                 let value = diagonal.at(i, j);
                 assert!(i == j || value.abs() < 1e-10, "{i} {j}: {value}");
             }
-            assert!(i == 0 || diagonal.at(i, i) <= diagonal.at(i - 1, i - 1));
+            assert!(i == 0 || diagonal.at(i, i) <= diagonal.at(i - 1, i - 1) + 1e-10);
         }
     }
 }

@@ -180,7 +180,7 @@ pub const KEYS: &[Key] = &[
     key(
         "quantization.calibration_tokens",
         "4096",
-        "Supervised tokens of training rows that are measured. Only with bits or lora.init = \"qera\".",
+        "Tokens of training rows that are measured; half as many of others are looked at to see whether it helped. Only with bits or lora.init = \"qera\".",
     ),
     change(
         key(

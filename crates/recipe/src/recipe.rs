@@ -71,7 +71,7 @@ pub struct QuantizationRecipe {
     pub formats: Vec<Precision>,
     /// Shares of the run after which it is dealt out, rising, from 0 to below 1.
     pub adapt_at: Vec<f64>,
-    /// Supervised tokens that are measured.
+    /// Tokens of training rows that are measured.
     pub calibration_tokens: usize,
 }
 

@@ -429,7 +429,7 @@ impl Run {
         let tokens = self.recipe.quantization.calibration_tokens as u64;
         reporter.adapting(&format!(
             "measuring {} of training rows",
-            count(tokens, "supervised token")
+            count(tokens, "token")
         ));
         // Whatever the measurement takes comes in the pages that steps will use.
         let element = self.model.dtype().size() as u64;

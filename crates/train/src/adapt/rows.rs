@@ -17,7 +17,7 @@ pub struct CalibrationRows {
 }
 
 impl CalibrationRows {
-    /// Rows with about `tokens` supervised tokens for the statistics and half as many to judge by, in passes of at most
+    /// Rows with about `tokens` tokens for the statistics and half as many to judge by, in passes of at most
     /// `pass` tokens. `loader` stands at its beginning.
     ///
     /// # Errors
@@ -54,7 +54,7 @@ impl CalibrationRows {
     }
 }
 
-/// Rows until they have so many supervised tokens, or are so many.
+/// Rows with supervised tokens until they have so many tokens, or are so many.
 fn take(
     rows: &RowSet,
     order: &mut impl Iterator<Item = usize>,
@@ -65,9 +65,9 @@ fn take(
         let Some(row) = order.next() else {
             break;
         };
-        let supervised = Batch::from_rows(rows, &[row])?.targets().count();
-        if supervised > 0 {
-            sum += supervised;
+        let batch = Batch::from_rows(rows, &[row])?;
+        if batch.targets().next().is_some() {
+            sum += batch.tokens();
             taken.push(row);
         }
     }
