@@ -6,7 +6,7 @@ use backdraft_train::data::{self, DataSources, FoundSource};
 use backdraft_train::trained_with::{TrainedRows, TrainedWith};
 use clap::Args;
 
-use crate::args::FormatArg;
+use crate::args::choice;
 use crate::error::CliError;
 use crate::output::Output;
 use crate::session::{self, quote};
@@ -15,8 +15,8 @@ use crate::session::{self, quote};
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct RowFlags {
     /// Shape of the rows [default: as in training, else detected]
-    #[arg(long, value_enum)]
-    pub(crate) format: Option<FormatArg>,
+    #[arg(long, value_parser = choice::format())]
+    pub(crate) format: Option<DataFormat>,
 
     /// Other names for the fields of the format, such as instruction=question,output=answer
     #[arg(long, value_name = "OURS=YOURS,…", value_delimiter = ',', value_parser = field)]
@@ -56,7 +56,7 @@ impl RowFlags {
 
     /// What the flags say, as overrides of a recipe; those of `--set` first.
     pub(crate) fn overrides(&self) -> Vec<String> {
-        let format = self.format.map(|format| DataFormat::from(format).name());
+        let format = self.format.map(DataFormat::name);
         let format = format.map(|format| format!("data.format={}", quote(format)));
         let template = self.prompt_template.as_deref();
         let template = template.map(|text| format!("data.prompt_template={}", quote(text)));
@@ -78,10 +78,8 @@ impl RowFlags {
         let length = format!("max_seq_length={}", rows.max_seq_length);
         let mut overrides = vec![length];
         overrides.extend(set("overlong", quote(rows.overlong.name())));
-        let other_format = self
-            .format
-            .is_some_and(|format| DataFormat::from(format) != rows.format)
-            || self.sets("data.format");
+        let other_format =
+            self.format.is_some_and(|format| format != rows.format) || self.sets("data.format");
         if other_format {
             return overrides;
         }

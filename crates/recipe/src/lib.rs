@@ -8,6 +8,7 @@
 //! Start reading at `keys`.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod data_format;
 mod difference;
 mod foreign;
 mod keys;
@@ -29,10 +30,11 @@ mod template;
 mod unknown;
 
 pub use backdraft_plan::ActivationPolicy;
+pub use data_format::DataFormat;
 pub use difference::{Difference, covers, is_key_or_section};
 pub use foreign::Foreign;
 pub use keys::{KEYS, Key, SECTIONS, find as find_key};
-pub use names::{Bias, DType, DataFormat, Optimizer, RowBatching, TrainOn};
+pub use names::{Bias, DType, Optimizer, RowBatching};
 pub use page::page;
 pub use problem::{Place, Problem, ProblemKind, RecipeError};
 pub use recipe::{
