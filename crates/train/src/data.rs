@@ -10,7 +10,7 @@ use backdraft_data::{
     LoaderOptions, NamedTokens, Outcome, PromptTemplate, RowCounts, RowSet, SkippedRow, Source,
     SpecialTokens, TokenizeOptions, count_seen, split_fraction, tokenize_cached,
 };
-use backdraft_formats::{Existing, ModelSource, write_file};
+use backdraft_formats::{Existing, FormatError, ModelSource, write_file};
 use backdraft_recipe::{
     CacheRecipe, ChatTemplateRecipe, DataRecipe, EvalRecipe, Recipe, RowBatching, SourceRecipe,
 };
@@ -336,13 +336,13 @@ impl DataCheck {
     /// # Errors
     /// The system refuses.
     pub fn write_skipped(&self, path: &Path) -> Result<bool, TrainError> {
-        let lines: Vec<String> = self
-            .skipped()
-            .filter_map(|row| serde_json::to_string(row).ok())
-            .map(|row| row + "\n")
-            .collect();
+        let mut lines = Vec::new();
+        for row in self.skipped() {
+            serde_json::to_writer(&mut lines, row).map_err(FormatError::encode(path))?;
+            lines.push(b'\n');
+        }
         if !lines.is_empty() {
-            write_file(path, lines.concat().as_bytes(), Existing::Replace)?;
+            write_file(path, &lines, Existing::Replace)?;
         }
         Ok(!lines.is_empty())
     }
