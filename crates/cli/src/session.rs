@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use backdraft_arch::DeviceChoice;
 use backdraft_data::{
-    BuiltinTemplate, ChatTokenizer, LoadProgress, Outcome, PromptTemplate, RowSet,
+    BuiltinTemplate, ChatTokenizer, DataError, LoadProgress, Outcome, PromptTemplate, RowSet,
     Source, TokenizeOptions,
 };
 use backdraft_formats::hub::{
@@ -320,7 +320,7 @@ pub(crate) fn load_rows(
 ) -> Result<(RowSet, Outcome), CliError> {
     let sources = data::plain(&find_data(&recipe.data, output)?.train);
     let options = data::tokenize_options(recipe)?;
-    load_sources(&sources, &options, tokenizer, output)
+    Ok(load_sources(&sources, &options, tokenizer, output)?)
 }
 
 /// Tokenises rows of sources that were found, into memory.
@@ -329,10 +329,10 @@ pub(crate) fn load_sources(
     options: &TokenizeOptions,
     tokenizer: &ChatTokenizer,
     output: Output,
-) -> Result<(RowSet, Outcome), CliError> {
+) -> Result<(RowSet, Outcome), DataError> {
     let mut shown = Loading::new(output);
     let mut progress = |progress| shown.show(progress);
-    Ok(RowSet::load(sources, options, tokenizer, &mut progress)?)
+    RowSet::load(sources, options, tokenizer, &mut progress)
 }
 
 /// Shows how far reading rows has come.
