@@ -2,8 +2,8 @@
 //!
 //! `raw` reads keys and values with their lines, `resolve` (with `sources` for rows) turns them into a [`Recipe`], `keys` is the
 //! table of keys with defaults and documentation, `support` lists values that are refused by name, `foreign` the keys of other
-//! trainers, and `unknown` says what becomes of them. [`schedule`] is the curve of the learning rate, [`no_effect`] why a run
-//! would train nothing.
+//! trainers, and `unknown` says what becomes of them. `names` and `data_format` are values that people write by name.
+//! [`schedule`] is the curve of the learning rate, [`no_effect`] why a run would train nothing.
 //!
 //! Start reading at `keys`.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
