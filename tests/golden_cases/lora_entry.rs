@@ -4,7 +4,7 @@ use std::error::Error;
 use std::fs;
 use std::path::Path;
 
-use backdraft::formats::dtype::{Dtype, from_f32};
+use backdraft::formats::dtype::{Dtype, f32_bytes};
 use backdraft::formats::{Existing, SafetensorsWriter, TensorInfo};
 use backdraft::lora::AdapterWeights;
 use backdraft::model::CausalLm;
@@ -111,7 +111,7 @@ fn write_weights(path: &Path, tensors: &Tensors) -> Result<(), Box<dyn Error>> {
         .collect();
     let mut writer = SafetensorsWriter::create(path, infos, Existing::Refuse)?;
     for name in tensors.names().filter(is_weight) {
-        let bytes = from_f32(Dtype::F32, &tensors.f32(name)).unwrap_or_default();
+        let bytes = f32_bytes(&tensors.f32(name));
         writer.write(&format!("base_model.model.{name}"), &bytes)?;
     }
     Ok(writer.finish()?)

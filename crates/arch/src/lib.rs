@@ -51,6 +51,7 @@ pub use families::Family;
 pub use four_bit::FourBitFormat;
 pub use layer::{InputGrad, Kept, Projected};
 pub use lora::{AdapterStart, LoraConfig, LoraConfigError};
+pub use named::UnknownName;
 pub use nested::NestedFormat;
 pub use ops::{Backward, Forward, Norm, Values};
 pub use optimizer::StatePrecision;

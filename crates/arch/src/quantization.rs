@@ -1,11 +1,13 @@
 //! Which matrix is stored how.
 
 use std::collections::BTreeMap;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
 use crate::four_bit::FourBitFormat;
 use crate::named;
+use crate::named::UnknownName;
 use crate::nested::NestedFormat;
 
 /// How a matrix is quantised.
@@ -36,11 +38,38 @@ pub enum Scheme {
 
 impl Scheme {
     /// NF4 in blocks of 64 with quantised scales: what QLoRA uses.
-    pub const NF4: Self = Self::FourBit {
-        format: FourBitFormat::Nf4,
-        block_size: 64,
-        double_quant: true,
+    pub const NF4: Self = Self::four_bit(FourBitFormat::Nf4);
+
+    /// One for each name, blocks of 64 with quantised scales.
+    pub const ALL: [Self; 6] = [
+        Self::NF4,
+        Self::four_bit(FourBitFormat::Fp4),
+        Self::nested(NestedFormat::Nf3),
+        Self::nested(NestedFormat::Nf5),
+        Self::nested(NestedFormat::Nf6),
+        Self::Int8,
+    ];
+
+    /// Their names, in the same order.
+    pub const NAMES: &'static [&'static str] = &{
+        let mut names = [""; Self::ALL.len()];
+        let mut at = 0;
+        while at < names.len() {
+            names[at] = Self::ALL[at].name();
+            at += 1;
+        }
+        names
     };
+
+    /// `format` in blocks of 64 with quantised scales.
+    #[must_use]
+    pub const fn four_bit(format: FourBitFormat) -> Self {
+        Self::FourBit {
+            format,
+            block_size: 64,
+            double_quant: true,
+        }
+    }
 
     /// `format` in blocks of 64 with quantised scales.
     #[must_use]
@@ -52,13 +81,32 @@ impl Scheme {
         }
     }
 
+    /// The same format with scales for blocks of `block_size` values, quantised or not; as it is where a scale belongs
+    /// to a row.
+    #[must_use]
+    pub const fn with_scales(self, block_size: usize, double_quant: bool) -> Self {
+        match self {
+            Self::FourBit { format, .. } => Self::FourBit {
+                format,
+                block_size,
+                double_quant,
+            },
+            Self::Nested { format, .. } => Self::Nested {
+                format,
+                block_size,
+                double_quant,
+            },
+            Self::Int8 => Self::Int8,
+        }
+    }
+
     /// The name of its format, as recipes have it.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::FourBit { format, .. } => format.name(),
             Self::Nested { format, .. } => format.name(),
-            Self::Int8 => INT8,
+            Self::Int8 => "int8",
         }
     }
 
@@ -107,7 +155,19 @@ impl Scheme {
     }
 }
 
-const INT8: &str = "int8";
+/// Gives blocks of 64 with quantised scales.
+impl FromStr for Scheme {
+    type Err = UnknownName;
+
+    fn from_str(name: &str) -> Result<Self, UnknownName> {
+        let mut all = Self::ALL.into_iter();
+        all.find(|scheme| scheme.name() == name)
+            .ok_or_else(|| UnknownName {
+                expected: Self::NAMES,
+                actual: name.to_owned(),
+            })
+    }
+}
 
 named! {
     /// What a matrix may get where precision is dealt out by measurement.
@@ -176,38 +236,26 @@ impl TryFrom<SchemeFields> for Scheme {
     type Error = String;
 
     fn try_from(fields: SchemeFields) -> Result<Self, String> {
-        if fields.format == INT8 {
-            return Ok(Self::Int8);
+        let scheme = fields.format.parse::<Self>().map_err(|error| {
+            let names: Vec<_> = error
+                .expected
+                .iter()
+                .map(|name| format!("{name:?}"))
+                .collect();
+            let (first, last) = names.split_at(names.len() - 1);
+            let (first, last) = (first.join(", "), last.concat());
+            format!(
+                "`format` should be {first} or {last}, but is {:?}",
+                error.actual
+            )
+        })?;
+        match (scheme.blocks(), fields.block_size, fields.double_quant) {
+            (None, ..) => Ok(scheme),
+            (Some(_), Some(block_size), Some(double_quant)) => {
+                Ok(scheme.with_scales(block_size, double_quant))
+            }
+            (Some(_), ..) => Err("`block_size` or `double_quant` is missing".to_owned()),
         }
-        let named = |name: &str| name == fields.format;
-        let four_bit = FourBitFormat::ALL.iter().find(|one| named(one.name()));
-        let nested = NestedFormat::ALL.iter().find(|one| named(one.name()));
-        if four_bit.is_none() && nested.is_none() {
-            let names = FourBitFormat::NAMES.iter().chain(NestedFormat::NAMES);
-            let names: Vec<_> = names.map(|name| format!("\"{name}\"")).collect();
-            return Err(format!(
-                "`format` should be {} or \"{INT8}\", but is \"{}\"",
-                names.join(", "),
-                fields.format
-            ));
-        }
-        let (Some(block_size), Some(double_quant)) = (fields.block_size, fields.double_quant)
-        else {
-            return Err("`block_size` or `double_quant` is missing".to_owned());
-        };
-        Ok(match (four_bit, nested) {
-            (Some(&format), _) => Self::FourBit {
-                format,
-                block_size,
-                double_quant,
-            },
-            (None, Some(&format)) => Self::Nested {
-                format,
-                block_size,
-                double_quant,
-            },
-            (None, None) => unreachable!("one of the two has the name"),
-        })
     }
 }
 
@@ -341,7 +389,8 @@ mod tests {
         }
         let unknown = r#"{"format":"nf9","skip_modules":[]}"#;
         let error = serde_json::from_str::<QuantizationPlan>(unknown).unwrap_err();
-        assert!(error.to_string().contains("but is \"nf9\""), "{error}");
+        let expected = r#"should be "nf4", "fp4", "nf3", "nf5", "nf6" or "int8", but is "nf9""#;
+        assert!(error.to_string().contains(expected), "{error}");
     }
 
     #[test]
@@ -367,13 +416,19 @@ mod tests {
     }
 
     #[test]
+    fn every_format_is_a_scheme_by_its_name() {
+        let formats = FourBitFormat::NAMES.iter().chain(NestedFormat::NAMES);
+        assert!(formats.chain(&["int8"]).eq(Scheme::NAMES));
+        for (scheme, name) in Scheme::ALL.into_iter().zip(Scheme::NAMES) {
+            assert_eq!(name.parse(), Ok(scheme));
+        }
+        assert_eq!(Scheme::Int8.with_scales(128, false), Scheme::Int8);
+    }
+
+    #[test]
     fn sizes_are_those_of_the_parts() {
         // 64·64 values: 2048 bytes of codes and 64 scales.
-        let single = Scheme::FourBit {
-            format: FourBitFormat::Fp4,
-            block_size: 64,
-            double_quant: false,
-        };
+        let single = Scheme::four_bit(FourBitFormat::Fp4).with_scales(64, false);
         assert_eq!(single.num_bytes([64, 64]), 2048 + 256);
         assert_eq!(Scheme::NF4.num_bytes([64, 64]), 2048 + 64 + 4 + 4);
         assert_eq!(Scheme::Int8.num_bytes([64, 64]), 4096 + 256);

@@ -1,19 +1,19 @@
 //! The command line: global flags, the commands, and flags that several commands share.
 
+pub(crate) mod choice;
+
 use std::path::PathBuf;
 
 use backdraft_arch::DeviceChoice;
-use backdraft_quant::{FourBitFormat, QuantizationPlan, Scheme};
-use backdraft_recipe::{self as recipe, DataFormat};
-use backdraft_train::device::dtype_on;
-use burn::tensor::{DType, Device};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use backdraft_recipe::DType;
+use clap::{Args, Parser, Subcommand};
+
+use choice::QuantizationArg;
 
 use crate::commands::{
     completions, data, eval, generate, init, inspect, man, merge, plan, quantize, quickstart,
     report, score, train, watch,
 };
-use crate::error::CliError;
 
 /// Fine-tune Llama, Mistral and Qwen models from one program.
 #[derive(Debug, Parser)]
@@ -110,12 +110,12 @@ pub(crate) struct ModelArgs {
     pub(crate) adapter: Option<PathBuf>,
 
     /// Quantize the linear layers on load [default: as the adapter was trained, else as in the files]
-    #[arg(long, value_enum, value_name = "FORMAT")]
+    #[arg(long, value_parser = choice::quantization(), value_name = "FORMAT")]
     pub(crate) quantization: Option<QuantizationArg>,
 
     /// Data type to compute in [default: auto, bf16 where the device supports it, else f32]
-    #[arg(long, value_enum, value_name = "DTYPE")]
-    pub(crate) dtype: Option<DtypeArg>,
+    #[arg(long, value_parser = choice::dtype(), value_name = "DTYPE")]
+    pub(crate) dtype: Option<DType>,
 
     #[command(flatten)]
     pub(crate) device: DeviceArgs,
@@ -131,75 +131,6 @@ pub(crate) struct TemplateArgs {
     /// Prompt template, as in a recipe [default: as the adapter was trained]
     #[arg(long, value_name = "TEMPLATE", conflicts_with_all = ["raw", "chat_template"])]
     pub(crate) prompt_template: Option<String>,
-}
-
-/// Data type of a computation.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
-pub(crate) enum DtypeArg {
-    /// bf16 where the device supports it, else f32
-    #[default]
-    Auto,
-    /// bfloat16, accumulated in f32
-    Bf16,
-    /// Half precision, accumulated in f32
-    F16,
-    /// Single precision
-    F32,
-}
-
-impl From<recipe::DType> for DtypeArg {
-    fn from(dtype: recipe::DType) -> Self {
-        match dtype {
-            recipe::DType::Bf16 => Self::Bf16,
-            recipe::DType::F16 => Self::F16,
-            recipe::DType::F32 => Self::F32,
-            _ => Self::Auto,
-        }
-    }
-}
-
-impl DtypeArg {
-    /// The type, if `device` computes in it.
-    pub(crate) fn on(self, device: &Device) -> Result<DType, CliError> {
-        let dtype = match self {
-            Self::Auto => recipe::DType::Auto,
-            Self::Bf16 => recipe::DType::Bf16,
-            Self::F16 => recipe::DType::F16,
-            Self::F32 => recipe::DType::F32,
-        };
-        Ok(dtype_on(dtype, device)?)
-    }
-}
-
-/// How a base model is kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum QuantizationArg {
-    /// No quantization beyond that of the files
-    None,
-    /// 4-bit NormalFloat, double quantization
-    Nf4,
-    /// 4-bit floating point, double quantization
-    Fp4,
-    /// 8 bits, one scale per row
-    Int8,
-}
-
-impl QuantizationArg {
-    /// The plan that loads a model so.
-    pub(crate) fn plan(self) -> Option<QuantizationPlan> {
-        let four_bit = |format| Scheme::FourBit {
-            format,
-            block_size: 64,
-            double_quant: true,
-        };
-        let scheme = match self {
-            Self::None => return None,
-            Self::Nf4 => four_bit(FourBitFormat::Nf4),
-            Self::Fp4 => four_bit(FourBitFormat::Fp4),
-            Self::Int8 => Scheme::Int8,
-        };
-        Some(QuantizationPlan::new(scheme))
-    }
 }
 
 /// How the next token is chosen.
@@ -224,37 +155,6 @@ pub(crate) struct SamplingArgs {
     /// Random seed for sampling
     #[arg(long, value_name = "SEED", default_value_t = 42)]
     pub(crate) seed: u64,
-}
-
-/// Shape of rows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum FormatArg {
-    /// Detected from the first rows
-    Auto,
-    /// Chats: {"messages": [{"role": …, "content": …}, …]}
-    Messages,
-    /// {"instruction": …, "input": … (optional), "output": …}
-    Alpaca,
-    /// Chats: {"conversations": [{"from": …, "value": …}, …]}
-    Sharegpt,
-    /// {"prompt": …, "completion": …}
-    #[value(name = "prompt_completion")]
-    PromptCompletion,
-    /// {"text": …}
-    Text,
-}
-
-impl From<FormatArg> for DataFormat {
-    fn from(format: FormatArg) -> Self {
-        match format {
-            FormatArg::Auto => Self::Auto,
-            FormatArg::Messages => Self::Messages,
-            FormatArg::Alpaca => Self::Alpaca,
-            FormatArg::Sharegpt => Self::Sharegpt,
-            FormatArg::PromptCompletion => Self::PromptCompletion,
-            FormatArg::Text => Self::Text,
-        }
-    }
 }
 
 fn non_negative(text: &str) -> Result<f64, String> {

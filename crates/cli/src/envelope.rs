@@ -9,10 +9,15 @@ pub(crate) const SCHEMA_VERSION: u64 = 1;
 
 /// One line without its end: `event`, `schema_version`, then the keys of `value`, which is an object.
 pub(crate) fn line(event: &str, value: &impl Serialize) -> serde_json::Result<String> {
+    Ok(line_of(event, serde_json::to_value(value)?))
+}
+
+/// The same of what is JSON already.
+pub(crate) fn line_of(event: &str, value: Value) -> String {
     let mut line = Map::new();
     line.insert("event".to_owned(), event.into());
     line.insert("schema_version".to_owned(), SCHEMA_VERSION.into());
-    match serde_json::to_value(value)? {
+    match value {
         Value::Object(keys) => {
             for (key, value) in keys {
                 // A name of the envelope is the envelope's.
@@ -23,7 +28,7 @@ pub(crate) fn line(event: &str, value: &impl Serialize) -> serde_json::Result<St
             line.insert("value".to_owned(), other);
         }
     }
-    serde_json::to_string(&line)
+    Value::Object(line).to_string()
 }
 
 #[cfg(test)]

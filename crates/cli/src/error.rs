@@ -158,8 +158,7 @@ impl CliError {
             "hint": self.hint,
             "exit_code": self.code,
         });
-        // Strings and numbers, which JSON has.
-        envelope::line("error", &value).unwrap_or_default()
+        envelope::line_of("error", value)
     }
 
     /// The error for people.
@@ -439,7 +438,7 @@ pub(crate) fn install_panic_hook(json: bool) {
         let line = panic_line(panic);
         let value = || serde_json::json!({ "error": line, "problems": [], "causes": [], "hint": null, "exit_code": INTERNAL });
         let said = match json {
-            true => envelope::line("error", &value()).unwrap_or_default(),
+            true => envelope::line_of("error", value()),
             false => format!("error: {line}"),
         };
         let _ = writeln!(std::io::stderr(), "{said}");

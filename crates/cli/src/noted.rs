@@ -8,7 +8,7 @@ use backdraft_lora::TrainedOver;
 use backdraft_quant::QuantizationPlan;
 use backdraft_train::trained_with::{Prompting, TrainedWith, adapter_in};
 
-use crate::args::QuantizationArg;
+use crate::args::choice::QuantizationArg;
 use crate::error::CliError;
 use crate::output::Output;
 

@@ -1,12 +1,12 @@
 //! Rows that the command line names: read as the adapter's run read its own, unless flags say otherwise.
 
-use backdraft_data::{ChatTokenizer, Format, Outcome, RowSet, TokenizeOptions};
+use backdraft_data::{ChatTokenizer, DataError, Format, Outcome, RowSet, TokenizeOptions};
 use backdraft_recipe::{DataFormat, Recipe};
 use backdraft_train::data::{self, DataSources, FoundSource};
 use backdraft_train::trained_with::{TrainedRows, TrainedWith};
 use clap::Args;
 
-use crate::args::FormatArg;
+use crate::args::choice;
 use crate::error::CliError;
 use crate::output::Output;
 use crate::session::{self, quote};
@@ -15,8 +15,8 @@ use crate::session::{self, quote};
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct RowFlags {
     /// Shape of the rows [default: as in training, else detected]
-    #[arg(long, value_enum)]
-    pub(crate) format: Option<FormatArg>,
+    #[arg(long, value_parser = choice::format())]
+    pub(crate) format: Option<DataFormat>,
 
     /// Other names for the fields of the format, such as instruction=question,output=answer
     #[arg(long, value_name = "OURS=YOURS,…", value_delimiter = ',', value_parser = field)]
@@ -56,7 +56,7 @@ impl RowFlags {
 
     /// What the flags say, as overrides of a recipe; those of `--set` first.
     pub(crate) fn overrides(&self) -> Vec<String> {
-        let format = self.format.map(|format| DataFormat::from(format).name());
+        let format = self.format.map(DataFormat::name);
         let format = format.map(|format| format!("data.format={}", quote(format)));
         let template = self.prompt_template.as_deref();
         let template = template.map(|text| format!("data.prompt_template={}", quote(text)));
@@ -78,10 +78,8 @@ impl RowFlags {
         let length = format!("max_seq_length={}", rows.max_seq_length);
         let mut overrides = vec![length];
         overrides.extend(set("overlong", quote(rows.overlong.name())));
-        let other_format = self
-            .format
-            .is_some_and(|format| DataFormat::from(format) != rows.format)
-            || self.sets("data.format");
+        let other_format =
+            self.format.is_some_and(|format| format != rows.format) || self.sets("data.format");
         if other_format {
             return overrides;
         }
@@ -107,6 +105,8 @@ fn fields_override(fields: impl IntoIterator<Item = (String, String)>) -> String
 pub(crate) struct Rows {
     pub(crate) recipe: Recipe,
     sources: Vec<FoundSource>,
+    /// The format that the run's own rows have, where these are read by it because nobody said otherwise.
+    format_of_run: Option<Format>,
 }
 
 impl Rows {
@@ -120,6 +120,9 @@ impl Rows {
         output: Output,
     ) -> Result<Self, CliError> {
         let mut overrides = noted.map_or_else(Vec::new, |noted| flags.noted(&noted.rows));
+        let format_of_run = noted
+            .filter(|_| flags.format.is_none() && !flags.sets("data.format"))
+            .and_then(|noted| noted.rows.format.known());
         overrides.extend(flags.overrides());
         overrides.extend(others);
         let overrides = overrides.into_iter().map(|set| {
@@ -136,7 +139,11 @@ impl Rows {
         if !chosen && sources.iter().any(is_alpaca) {
             recipe.data.prompt_template = noted;
         }
-        Ok(Self { recipe, sources })
+        Ok(Self {
+            recipe,
+            sources,
+            format_of_run,
+        })
     }
 
     /// The rows that a recipe holds out in files of their own; `None` where it holds out none, or a share.
@@ -145,6 +152,7 @@ impl Rows {
         Ok(eval.map(|sources| Self {
             recipe: recipe.clone(),
             sources,
+            format_of_run: None,
         }))
     }
 
@@ -164,7 +172,15 @@ impl Rows {
         tokenizer: &ChatTokenizer,
         output: Output,
     ) -> Result<(RowSet, Outcome), CliError> {
-        session::load_sources(&self.sources(), &self.options()?, tokenizer, output)
+        let loaded = session::load_sources(&self.sources(), &self.options()?, tokenizer, output);
+        loaded.map_err(|error| match (&error, self.format_of_run) {
+            (DataError::Field { .. } | DataError::TooManyBadRows { .. }, Some(format)) => {
+                CliError::library(error).hint(format!(
+                    "they are read as \"{format}\", like the run's own rows; --format says what they are (--format auto looks at them)"
+                ))
+            }
+            _ => error.into(),
+        })
     }
 
     /// How they are read, in words.

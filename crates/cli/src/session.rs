@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use backdraft_arch::DeviceChoice;
 use backdraft_data::{
-    BuiltinTemplate, ChatTokenizer, LoadProgress, Outcome, PromptTemplate, RowSet, Source,
-    TokenizeOptions,
+    BuiltinTemplate, ChatTokenizer, DataError, LoadProgress, Outcome, PromptTemplate, RowSet,
+    Source, TokenizeOptions,
 };
 use backdraft_formats::hub::{
     DownloadProgress, HubOptions, resolve_config, resolve_dataset, resolve_model,
@@ -23,7 +23,7 @@ use backdraft_train::trained_with::Prompting;
 use burn::tensor::{DType, Device};
 use serde_json::Value;
 
-use crate::args::{DtypeArg, ModelArgs, TemplateArgs};
+use crate::args::{ModelArgs, TemplateArgs};
 use crate::commands::Context;
 use crate::error::CliError;
 use crate::noted::{self, NotedAdapter};
@@ -185,7 +185,11 @@ impl Chosen {
     }
 
     /// The type asked for, else that of training where the device computes in it.
-    fn dtype(&self, asked: Option<DtypeArg>, device: &Device) -> Result<DType, CliError> {
+    fn dtype(
+        &self,
+        asked: Option<backdraft_recipe::DType>,
+        device: &Device,
+    ) -> Result<DType, CliError> {
         let with = self
             .adapter
             .as_ref()
@@ -195,7 +199,7 @@ impl Chosen {
         {
             return Ok(dtype);
         }
-        asked.unwrap_or_default().on(device)
+        Ok(dtype_on(asked.unwrap_or_default(), device)?)
     }
 }
 
@@ -315,12 +319,8 @@ pub(crate) fn load_rows(
     output: Output,
 ) -> Result<(RowSet, Outcome), CliError> {
     let sources = data::plain(&find_data(&recipe.data, output)?.train);
-    load_sources(
-        &sources,
-        &data::tokenize_options(recipe)?,
-        tokenizer,
-        output,
-    )
+    let options = data::tokenize_options(recipe)?;
+    Ok(load_sources(&sources, &options, tokenizer, output)?)
 }
 
 /// Tokenises rows of sources that were found, into memory.
@@ -329,10 +329,10 @@ pub(crate) fn load_sources(
     options: &TokenizeOptions,
     tokenizer: &ChatTokenizer,
     output: Output,
-) -> Result<(RowSet, Outcome), CliError> {
+) -> Result<(RowSet, Outcome), DataError> {
     let mut shown = Loading::new(output);
     let mut progress = |progress| shown.show(progress);
-    Ok(RowSet::load(sources, options, tokenizer, &mut progress)?)
+    RowSet::load(sources, options, tokenizer, &mut progress)
 }
 
 /// Shows how far reading rows has come.

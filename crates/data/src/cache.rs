@@ -213,7 +213,7 @@ fn key(
     for source in sources {
         part(b"source");
         if let Some(own) = &source.rows {
-            part(own.format.as_str().as_bytes());
+            part(own.format.name().as_bytes());
             for (ours, theirs) in own.fields.pairs() {
                 part(ours.as_bytes());
                 part(theirs.as_bytes());

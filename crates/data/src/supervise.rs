@@ -41,7 +41,20 @@ pub enum Supervision {
     /// Everything after the prompt of a `prompt_completion` or `alpaca` row.
     Completion,
     /// Every token.
+    #[serde(rename = "everything", alias = "all")]
     All,
+}
+
+impl Supervision {
+    /// The names that recipes use.
+    pub const NAMES: &'static [&'static str] =
+        &["responses", "last_turn", "completion", "everything"];
+
+    /// The name that recipes use.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        Self::NAMES[self as usize]
+    }
 }
 
 /// A row as ids and labels.

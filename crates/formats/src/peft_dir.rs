@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::atomic::Existing;
 use crate::atomic_dir::AtomicDir;
-use crate::dtype::{Dtype, from_f32};
+use crate::dtype::Dtype;
 use crate::error::{FormatError, Result};
 use crate::json;
 use crate::peft_config::PeftConfig;
@@ -211,27 +211,26 @@ fn write_tensors(
     tensors: &AdapterTensors,
     dtype: Dtype,
 ) -> Result<()> {
-    let mut infos = Vec::new();
-    for pair in tensors.iter() {
-        for (key, shape, values) in matrices(pair, config) {
-            let fits = shape[0].checked_mul(shape[1]) == Some(values.len());
-            if !fits || !dtype.is_float() {
-                return Err(FormatError::TensorShape {
-                    path: directory.target().into(),
-                    tensor: key,
-                    expected: format!("{shape:?} of a floating-point type"),
-                    actual: vec![values.len()],
-                });
-            }
-            infos.push(TensorInfo::new(key, dtype, shape));
+    let all: Vec<(TensorInfo, &[f32])> = tensors
+        .iter()
+        .flat_map(|pair| matrices(pair, config))
+        .map(|(key, shape, values)| (TensorInfo::new(key, dtype, shape), values))
+        .collect();
+    for (info, values) in &all {
+        if info.checked_elements() != Some(values.len()) || !dtype.is_float() {
+            return Err(FormatError::TensorShape {
+                path: directory.target().into(),
+                tensor: info.name.clone(),
+                expected: format!("{:?} of a floating-point type", info.shape),
+                actual: vec![values.len()],
+            });
         }
     }
     let path = directory.path().join(WEIGHTS);
+    let infos = all.iter().map(|(info, _)| info.clone());
     let mut writer = SafetensorsWriter::create(path, infos, Existing::Refuse)?;
-    for pair in tensors.iter() {
-        for (key, _, values) in matrices(pair, config) {
-            writer.write(&key, &from_f32(dtype, values).unwrap_or_default())?;
-        }
+    for (info, values) in &all {
+        writer.write(&info.name, &info.encode(directory.target(), values)?)?;
     }
     writer.finish()
 }

@@ -20,7 +20,6 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::diagnosis::{EvalPoint, TrainPoint};
-use crate::exact;
 use crate::report::{EvalReport, StepReport};
 use crate::text::hex;
 
@@ -200,23 +199,34 @@ pub enum Record {
     Eval(EvalPoint),
 }
 
-/// The steps and evaluations of a file, in its order; lines that are neither, or are broken, are left out.
+/// What a line may have of a step or an evaluation.
+#[derive(Deserialize)]
+struct Numbers {
+    step: usize,
+    loss: Option<f64>,
+    eval_loss: Option<f64>,
+    grad_norm: Option<f64>,
+    learning_rate: Option<f64>,
+}
+
+/// The steps and evaluations of a file, in its order, with every bit; lines that are neither, or are broken, are left
+/// out.
 pub fn points(text: &str) -> impl Iterator<Item = Record> + '_ {
-    text.lines().filter_map(|line| {
-        if !is_point(line) {
-            return None;
-        }
-        let step = exact::number(line, "step")? as usize;
-        if let Some(loss) = exact::number(line, "eval_loss") {
+    let point = |line: &str| {
+        let numbers: Numbers = serde_json::from_str(line).ok()?;
+        let step = numbers.step;
+        if let Some(loss) = numbers.eval_loss {
             return Some(Record::Eval(EvalPoint { step, loss }));
         }
         Some(Record::Train(TrainPoint {
             step,
-            loss: exact::number(line, "loss")?,
-            grad_norm: exact::number(line, "grad_norm"),
-            learning_rate: exact::number(line, "learning_rate")?,
+            loss: numbers.loss?,
+            grad_norm: numbers.grad_norm,
+            learning_rate: numbers.learning_rate?,
         }))
-    })
+    };
+    let lines = text.lines().filter(|line| is_point(line));
+    lines.filter_map(point)
 }
 
 /// A line of the file as it was reported.
@@ -229,8 +239,6 @@ pub enum Report {
 }
 
 /// The steps and evaluations of a file, to show them; lines that are neither, or are broken, are left out.
-///
-/// Numbers may differ in their last bit from what was written; [`points`] has every bit.
 pub fn reports(text: &str) -> impl Iterator<Item = Report> + '_ {
     text.lines()
         .filter(|line| is_point(line))
@@ -271,6 +279,7 @@ fn whole_lines(bytes: &[u8], step: usize) -> usize {
 mod tests {
     use std::fs;
 
+    use proptest::prelude::*;
     use serde_json::json;
 
     use super::*;
@@ -338,5 +347,22 @@ mod tests {
         fs::remove_file(&path).unwrap();
         let (_, text, warning) = Records::resume(&path, &state, 2).unwrap();
         assert_eq!((text.as_str(), warning.is_some()), ("", true));
+    }
+    proptest! {
+        #[test]
+        fn every_bit_comes_back(bits in any::<u64>()) {
+            let loss = f64::from_bits(bits);
+            prop_assume!(loss.is_finite());
+            let step = json!({ "step": 3, "loss": loss, "grad_norm": null, "learning_rate": loss });
+            let eval = json!({ "step": 3, "eval_loss": loss });
+            let text = format!("{step}\n{{\"event\":\"diagnosis\"}}\n{eval}\n{{\"step\": 4, \"lo");
+            let read: Vec<Record> = points(&text).collect();
+            let [Record::Train(train), Record::Eval(eval)] = read[..] else {
+                panic!("{text}: {read:?}");
+            };
+            prop_assert_eq!((train.step, train.grad_norm, eval.step), (3, None, 3));
+            let read = [train.loss, train.learning_rate, eval.loss].map(f64::to_bits);
+            prop_assert_eq!(read, [bits; 3]);
+        }
     }
 }

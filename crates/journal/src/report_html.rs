@@ -456,16 +456,22 @@ fn differing(runs: &[RunFiles]) -> String {
     let mut html = "<h2>Differences between the recipes</h2>\n".to_owned();
     let read = |run: &RunFiles| Recipe::from_toml(&run.recipe, &run.directory, &[]).ok();
     let recipes: Option<Vec<Recipe>> = runs.iter().map(read).collect();
-    let Some([first, rest @ ..]) = recipes.as_deref() else {
+    let others = recipes.as_deref().and_then(|recipes| {
+        let (first, rest) = recipes.split_first()?;
+        let differences = rest.iter().map(|recipe| first.differences(recipe).ok());
+        differences.collect::<Option<Vec<Vec<Difference>>>>()
+    });
+    let Some(others) = others else {
         html.push_str("<p>Not known: a recipe is missing or was written by another version.</p>\n");
         return html;
     };
     // What each of the others says where it is not what the first one says.
     let mut rows: BTreeMap<String, Vec<Option<Difference>>> = BTreeMap::new();
-    for (i, recipe) in rest.iter().enumerate() {
-        for difference in first.differences(recipe).unwrap_or_default() {
+    let count = others.len();
+    for (i, differences) in others.into_iter().enumerate() {
+        for difference in differences {
             let row = rows.entry(difference.key.clone());
-            row.or_insert_with(|| vec![None; rest.len()])[i] = Some(difference);
+            row.or_insert_with(|| vec![None; count])[i] = Some(difference);
         }
     }
     rows.remove("output_dir");

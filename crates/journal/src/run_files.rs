@@ -1,6 +1,7 @@
 //! What a run left in its output directory, to be shown again.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use backdraft_data::DataReport;
@@ -201,9 +202,15 @@ impl RunFiles {
             Some(concluded) => concluded,
             None => diagnosis(&text, note.as_ref(), summary.as_ref()),
         };
+        let recipe_path = directory.join("recipe.toml");
+        let recipe = match fs::read_to_string(&recipe_path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
+            Err(error) => return Err(FormatError::io(&recipe_path, "read")(error)),
+        };
         Ok(Self {
             directory: directory.to_owned(),
-            recipe: fs::read_to_string(directory.join("recipe.toml")).unwrap_or_default(),
+            recipe,
             reports: records::reports(&text).collect(),
             samples: read_json(&directory.join(SAMPLES))?.unwrap_or_default(),
             note,
@@ -245,7 +252,7 @@ fn diagnosis(text: &str, note: Option<&RunNote>, summary: Option<&RunSummary>) -
 fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, FormatError> {
     let text = match fs::read(path) {
         Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(FormatError::io(path, "read")(error)),
     };
     let read = serde_json::from_slice(&text);

@@ -188,13 +188,9 @@ fn from_bnb(tensor: BnbTensor<'_>, device: &Device) -> Result<Weight, PartsError
                     offset,
                 }),
             };
-            let format = match weight.quant_type {
-                BnbQuantType::Nf4 => FourBitFormat::Nf4,
-                BnbQuantType::Fp4 => FourBitFormat::Fp4,
-            };
             let packed = weight.packed.into_owned();
             FourBit::from_parts(
-                format,
+                four_bit_format(weight.quant_type),
                 weight.block_size,
                 weight.shape,
                 packed,
@@ -237,14 +233,18 @@ pub fn scheme(kind: BnbKind) -> Scheme {
             block_size,
             nested,
         } => Scheme::FourBit {
-            format: match quant_type {
-                BnbQuantType::Nf4 => FourBitFormat::Nf4,
-                BnbQuantType::Fp4 => FourBitFormat::Fp4,
-            },
+            format: four_bit_format(quant_type),
             block_size,
             double_quant: nested,
         },
         BnbKind::Int8 => Scheme::Int8,
+    }
+}
+
+fn four_bit_format(quant_type: BnbQuantType) -> FourBitFormat {
+    match quant_type {
+        BnbQuantType::Nf4 => FourBitFormat::Nf4,
+        BnbQuantType::Fp4 => FourBitFormat::Fp4,
     }
 }
 

@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use backdraft_formats::dtype::from_f32;
 use backdraft_formats::{
     Dtype, Existing, FormatError, HfDirWriter, LoraPair, ModelSource, PeftDir, TensorInfo,
 };
@@ -150,7 +149,7 @@ pub fn merge(
             writer.write(&info.name, &source.raw(&info.name)?.bytes)?;
         } else {
             let values = values(source, info, scheme)?;
-            let mut bytes = from_f32(info.dtype, &values).unwrap_or_default();
+            let mut bytes = info.encode(out, &values)?;
             if let Some(pair) = pair {
                 let scaling = adapter.config.scaling_of(&pair.module);
                 let sums = merged(values, pair, scaling);
@@ -161,7 +160,7 @@ pub fn merge(
                         dtype: info.dtype.to_string(),
                     });
                 }
-                let sums = from_f32(info.dtype, &sums).unwrap_or_default();
+                let sums = info.encode(out, &sums)?;
                 report.merged += 1;
                 report.unchanged += usize::from(sums == bytes);
                 bytes = sums;

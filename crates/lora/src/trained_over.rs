@@ -22,12 +22,6 @@ impl TrainedOver {
     /// The file's name in an adapter's directory, as earlier versions wrote it alone.
     pub const FILE: &str = "trained_over.json";
 
-    /// The file's contents.
-    #[must_use]
-    pub fn to_json(&self) -> Vec<u8> {
-        serde_json::to_vec_pretty(self).unwrap_or_default()
-    }
-
     /// The note in an adapter's directory; `None` for an adapter that was made elsewhere.
     ///
     /// # Errors
@@ -87,7 +81,8 @@ mod tests {
                 fingerprint: "00".to_owned(),
                 quantization: Some(plan.clone()),
             };
-            std::fs::write(directory.path().join(TrainedOver::FILE), note.to_json()).unwrap();
+            let text = serde_json::to_vec_pretty(&note).unwrap();
+            std::fs::write(directory.path().join(TrainedOver::FILE), text).unwrap();
             let read = TrainedOver::read(directory.path()).unwrap().unwrap();
             assert_eq!(read, note);
             assert_eq!(read.quantization, Some(plan));

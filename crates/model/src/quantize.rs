@@ -3,10 +3,9 @@
 use std::path::Path;
 
 use backdraft_formats::bnb::{BnbConfig, BnbKind};
-use backdraft_formats::dtype::from_f32;
 use backdraft_formats::{Dtype, Existing, FormatError, HfDirWriter, ModelSource, TensorInfo};
 use backdraft_lora::base::{MatrixError, bnb_kind, maps, read_matrix, to_bnb};
-use backdraft_quant::{QuantizationPlan, Scheme, Weight};
+use backdraft_quant::{QuantizationPlan, Scheme};
 use burn::tensor::{DType, Device};
 
 use crate::error::LoadError;
@@ -123,13 +122,15 @@ pub fn quantize(
                         report.quantized += 1;
                         report.quantized_params += weight.num_params();
                         report.quantized_bytes += weight.num_bytes();
-                        for (name, bytes) in tensor.parts(&info.name, maps()) {
+                        for (name, bytes) in tensor.parts(out, &info.name, maps())? {
                             writer.write(&name, &bytes)?;
                         }
                     }
                     _ => {
                         report.kept += 1;
-                        writer.write(&info.name, &values(&weight, info.dtype))?;
+                        // What the codes stand for, in the type that the values had.
+                        let values: Vec<f32> = weight.dequantize().into_data().iter().collect();
+                        writer.write(&info.name, &info.encode(out, &values)?)?;
                     }
                 }
             }
@@ -150,15 +151,6 @@ fn scheme_of(info: &TensorInfo, plan: &QuantizationPlan) -> Option<Scheme> {
     let module = info.name.strip_suffix(".weight")?;
     let projection = module.ends_with("_proj") && info.shape.len() == 2;
     projection.then(|| plan.scheme_for(module)).flatten()
-}
-
-/// What codes stand for, in the type that the values had.
-fn values(weight: &Weight, dtype: Dtype) -> Vec<u8> {
-    let values: Vec<f32> = weight.dequantize().into_data().iter().collect();
-    match from_f32(dtype, &values) {
-        Some(bytes) => bytes,
-        None => unreachable!("values of {dtype} are not quantised"),
-    }
 }
 
 fn config(source: &ModelSource, kind: BnbKind, plan: &QuantizationPlan) -> Vec<u8> {

@@ -2,12 +2,13 @@
 //!
 //! `raw` reads keys and values with their lines, `resolve` (with `sources` for rows) turns them into a [`Recipe`], `keys` is the
 //! table of keys with defaults and documentation, `support` lists values that are refused by name, `foreign` the keys of other
-//! trainers, and `unknown` says what becomes of them. [`schedule`] is the curve of the learning rate, [`no_effect`] why a run
-//! would train nothing.
+//! trainers, and `unknown` says what becomes of them. `names` and `data_format` are values that people write by name.
+//! [`schedule`] is the curve of the learning rate, [`no_effect`] why a run would train nothing.
 //!
 //! Start reading at `keys`.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod data_format;
 mod difference;
 mod foreign;
 mod keys;
@@ -29,10 +30,11 @@ mod template;
 mod unknown;
 
 pub use backdraft_plan::ActivationPolicy;
+pub use data_format::DataFormat;
 pub use difference::{Difference, covers, is_key_or_section};
 pub use foreign::Foreign;
 pub use keys::{KEYS, Key, SECTIONS, find as find_key};
-pub use names::{Bias, DType, DataFormat, Optimizer, RowBatching, TrainOn};
+pub use names::{Bias, DType, Optimizer, RowBatching};
 pub use page::page;
 pub use problem::{Place, Problem, ProblemKind, RecipeError};
 pub use recipe::{

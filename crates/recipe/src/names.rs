@@ -1,9 +1,10 @@
 //! The values of a recipe that are names.
 
 use backdraft_arch::{AdapterStart, DeviceChoice, FourBitFormat, Precision, TargetModule, named};
-use backdraft_data::Overlong;
+use backdraft_data::{Overlong, Supervision};
 use backdraft_plan::ActivationPolicy;
 
+use crate::data_format::DataFormat;
 use crate::reader::Value;
 
 named! {
@@ -32,7 +33,7 @@ macro_rules! by_name {
 
 by_name! {
     ActivationPolicy AdapterStart Bias DType DataFormat FourBitFormat Optimizer Overlong Precision RowBatching
-    TargetModule TrainOn
+    Supervision TargetModule
 }
 
 impl Value for DeviceChoice {
@@ -49,25 +50,6 @@ named! {
 }
 
 named! {
-    /// Shape of a row.
-    DataFormat {
-        /// Seen from the first rows.
-        #[default]
-        Auto = "auto",
-        /// `{"messages": [{"role": …, "content": …}, …]}`
-        Messages = "messages",
-        /// `{"instruction": …, "input": … (optional), "output": …}`
-        Alpaca = "alpaca",
-        /// `{"conversations": [{"from": …, "value": …}, …]}`
-        Sharegpt = "sharegpt",
-        /// `{"prompt": …, "completion": …}`
-        PromptCompletion = "prompt_completion",
-        /// `{"text": …}`
-        Text = "text",
-    }
-}
-
-named! {
     /// Which rows share a micro-batch.
     RowBatching {
         /// Rows in random order, laid end to end.
@@ -77,21 +59,6 @@ named! {
         Packed = "packed",
         /// Rows of similar length, padded to the longest.
         Padded = "padded",
-    }
-}
-
-named! {
-    /// Tokens that count in the loss.
-    TrainOn {
-        /// The model's own turns.
-        #[default]
-        Responses = "responses",
-        /// The last of them in each row.
-        LastTurn = "last_turn",
-        /// Everything after the prompt of a row that has one.
-        Completion = "completion",
-        /// All tokens.
-        Everything = "everything",
     }
 }
 

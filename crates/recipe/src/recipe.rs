@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use backdraft_arch::{AdapterStart, DeviceChoice, FourBitFormat, Precision, TargetModule};
-use backdraft_data::{BuiltinTemplate, Overlong};
+use backdraft_data::{BuiltinTemplate, Overlong, Supervision};
 use backdraft_plan::ActivationPolicy;
 use serde::Serialize;
 
-use crate::names::{Bias, DType, DataFormat, Optimizer, RowBatching, TrainOn};
+use crate::data_format::DataFormat;
+use crate::names::{Bias, DType, Optimizer, RowBatching};
 use crate::problem::RecipeError;
 use crate::raw::RawRecipe;
 use crate::resolve::resolve;
@@ -117,7 +118,7 @@ pub struct DataRecipe {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt_template: Option<String>,
     /// Tokens that count in the loss.
-    pub train_on: TrainOn,
+    pub train_on: Supervision,
     /// What becomes of rows that are too long.
     pub overlong: Overlong,
     /// Which rows share a micro-batch.

@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use backdraft_arch::{AdapterStart, FourBitFormat, Precision, TargetModule};
-use backdraft_data::BuiltinTemplate;
+use backdraft_data::{BuiltinTemplate, Format, Supervision};
 use backdraft_plan::ActivationPolicy;
 
-use crate::names::{DataFormat, TrainOn};
+use crate::data_format::DataFormat;
 use crate::problem::{Place, Problem, ProblemKind};
 use crate::raw::RawRecipe;
 use crate::reader::Reader;
@@ -323,35 +323,35 @@ fn template(reader: &mut Reader<'_>, format: DataFormat, own_formats: bool) -> O
     const KEY: &str = "data.prompt_template";
     let template = reader.optional::<String>(KEY)?;
     let instead = match format {
-        DataFormat::Alpaca | DataFormat::Auto => return Some(template),
+        DataFormat::Auto | DataFormat::Named(Format::Alpaca) => return Some(template),
         // Whether any of them is alpaca shows when they are read.
         _ if own_formats => return Some(template),
-        DataFormat::Messages | DataFormat::Sharegpt => {
+        DataFormat::Named(Format::Messages | Format::Sharegpt) => {
             "chats use a chat template; take it out, or write chat_template"
         }
-        DataFormat::PromptCompletion => {
+        DataFormat::Named(Format::PromptCompletion) => {
             "prompt and completion stand one behind the other; take it out"
         }
-        DataFormat::Text => "text is used as it is; take it out",
+        DataFormat::Named(Format::Text) => "text is used as it is; take it out",
     };
     reader.conflict(KEY, format!("format = \"{format}\""), instead);
     None
 }
 
-fn train_on(reader: &mut Reader<'_>, format: DataFormat) -> TrainOn {
+fn train_on(reader: &mut Reader<'_>, format: DataFormat) -> Supervision {
     const KEY: &str = "data.train_on";
     let given = reader.optional(KEY);
-    if format != DataFormat::Text {
+    if format != DataFormat::Named(Format::Text) {
         return given.unwrap_or_default();
     }
-    if given.is_some_and(|given| given != TrainOn::Everything) {
+    if given.is_some_and(|given| given != Supervision::All) {
         reader.conflict(
             KEY,
             "format = \"text\"",
             r#"text has no responses; write train_on = "everything""#,
         );
     }
-    TrainOn::Everything
+    Supervision::All
 }
 
 fn train(reader: &mut Reader<'_>) -> TrainRecipe {

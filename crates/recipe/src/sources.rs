@@ -7,7 +7,7 @@ use serde::{Serialize, Serializer};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use crate::names::DataFormat;
+use crate::data_format::DataFormat;
 use crate::problem::{Place, ProblemKind};
 use crate::raw::Entry;
 use crate::reader::Reader;

@@ -1,7 +1,9 @@
 //! The commented recipe that `init` writes.
 
+use backdraft_data::{Format, Supervision};
+
+use crate::data_format::DataFormat;
 use crate::keys::{KEYS, Key};
-use crate::names::{DataFormat, TrainOn};
 
 /// What a new recipe says; everything else starts at its default.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,8 +44,8 @@ impl Choices {
                 Err(_) => quote(eval),
             }),
             "data.format" => Some(quote(self.format.name())),
-            "data.train_on" if self.format == DataFormat::Text => {
-                Some(quote(TrainOn::Everything.name()))
+            "data.train_on" if self.format == DataFormat::Named(Format::Text) => {
+                Some(quote(Supervision::All.name()))
             }
             // Only beside a patience, which has no default.
             "train.early_stopping_min_improvement" => None,

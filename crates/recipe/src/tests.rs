@@ -1,6 +1,7 @@
 use std::path::Path;
 
 use backdraft_arch::{Scheme, TargetModule};
+use backdraft_data::{Format, Supervision};
 use insta::assert_snapshot;
 
 use crate::schedule::ScheduleKind;
@@ -607,14 +608,14 @@ fn the_template_reads_back_as_the_defaults() {
 
     let choices = Choices {
         eval: Some("held \"out\".jsonl".into()),
-        format: DataFormat::Text,
+        format: DataFormat::Named(Format::Text),
         output_dir: "runs\\1".into(),
         ..choices
     };
     let recipe = read(&Recipe::template(&choices), &[]).unwrap();
     let held_out = EvalRecipe::Sources(one("/recipes/held \"out\".jsonl"));
     assert_eq!(recipe.data.eval, Some(held_out));
-    assert_eq!(recipe.data.train_on, TrainOn::Everything);
+    assert_eq!(recipe.data.train_on, Supervision::All);
     assert_eq!(recipe.train.eval_steps, Some(50));
     assert_eq!(recipe.output_dir, Path::new("/recipes/runs\\1"));
 }
@@ -887,7 +888,7 @@ fn sources_of_rows() {
         source("org/set@v1:cfg/test"),
         SourceRecipe {
             weight: 0.25,
-            format: Some(DataFormat::Alpaca),
+            format: Some(DataFormat::Named(Format::Alpaca)),
             fields: Some([("output".to_owned(), "o".to_owned())].into()),
             ..source("/recipes/./org/x")
         },

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use backdraft_arch::{Family, ModelSpec};
-use backdraft_formats::dtype::{Dtype, from_f32};
+use backdraft_formats::dtype::{Dtype, f32_bytes};
 use backdraft_formats::{Existing, HfDirWriter, TensorInfo};
 use serde_json::{Map, Value, json};
 
@@ -52,10 +52,7 @@ impl RandomModel {
             for (seed, info) in infos.iter().enumerate() {
                 let count = info.checked_elements().unwrap_or(0);
                 let values = random(seed as u64 + 1, count, info.shape.len() == 1);
-                writer.write(
-                    &info.name,
-                    &from_f32(Dtype::F32, &values).unwrap_or_default(),
-                )?;
+                writer.write(&info.name, &f32_bytes(&values))?;
             }
             writer.finish()?;
             Ok(())

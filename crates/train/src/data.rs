@@ -8,12 +8,11 @@ use backdraft_data::source::Spool;
 use backdraft_data::{
     ChatTokenizer, DataOptions, DataReport, Density, FieldMap, Format, LoadProgress, Loader,
     LoaderOptions, NamedTokens, Outcome, PromptTemplate, RowCounts, RowSet, SkippedRow, Source,
-    SpecialTokens, Supervision, TokenizeOptions, count_seen, split_fraction, tokenize_cached,
+    SpecialTokens, TokenizeOptions, count_seen, split_fraction, tokenize_cached,
 };
-use backdraft_formats::{Existing, ModelSource, write_file};
+use backdraft_formats::{Existing, FormatError, ModelSource, write_file};
 use backdraft_recipe::{
-    CacheRecipe, ChatTemplateRecipe, DataFormat, DataRecipe, EvalRecipe, Recipe, RowBatching,
-    SourceRecipe, TrainOn,
+    CacheRecipe, ChatTemplateRecipe, DataRecipe, EvalRecipe, Recipe, RowBatching, SourceRecipe,
 };
 use serde::Serialize;
 
@@ -161,7 +160,7 @@ fn find(
         .flatten()
         .map(|(ours, theirs)| (&**ours, &**theirs))
         .collect();
-    let (format, said) = match named_format(recipe.format.unwrap_or(data.format)) {
+    let (format, said) = match recipe.format.unwrap_or(data.format).known() {
         Some(format) => (format, format!("format \"{format}\"")),
         None => {
             let detected = detect(&source, &names, data.skip_bad_rows).map_err(error())?;
@@ -172,17 +171,6 @@ fn find(
     Ok(FoundSource {
         source: source.with_rows(format, fields),
         format: said,
-    })
-}
-
-fn named_format(format: DataFormat) -> Option<Format> {
-    Some(match format {
-        DataFormat::Auto => return None,
-        DataFormat::Messages => Format::Messages,
-        DataFormat::Alpaca => Format::Alpaca,
-        DataFormat::Sharegpt => Format::Sharegpt,
-        DataFormat::PromptCompletion => Format::PromptCompletion,
-        DataFormat::Text => Format::Text,
     })
 }
 
@@ -228,14 +216,9 @@ pub fn tokenize_options(recipe: &Recipe) -> Result<TokenizeOptions, TrainError> 
     let data = &recipe.data;
     let template = data.prompt_template.as_deref().map(PromptTemplate::parse);
     let options = DataOptions {
-        format: named_format(data.format).unwrap_or(Format::Messages),
+        format: data.format.known().unwrap_or(Format::Messages),
         template: template.transpose().map_err(TrainError::PromptTemplate)?,
-        supervision: match data.train_on {
-            TrainOn::Responses => Supervision::Responses,
-            TrainOn::LastTurn => Supervision::LastTurn,
-            TrainOn::Completion => Supervision::Completion,
-            TrainOn::Everything => Supervision::All,
-        },
+        supervision: data.train_on,
         max_seq_length: recipe.max_seq_length,
     };
     Ok(TokenizeOptions {
@@ -353,13 +336,13 @@ impl DataCheck {
     /// # Errors
     /// The system refuses.
     pub fn write_skipped(&self, path: &Path) -> Result<bool, TrainError> {
-        let lines: Vec<String> = self
-            .skipped()
-            .filter_map(|row| serde_json::to_string(row).ok())
-            .map(|row| row + "\n")
-            .collect();
+        let mut lines = Vec::new();
+        for row in self.skipped() {
+            serde_json::to_writer(&mut lines, row).map_err(FormatError::encode(path))?;
+            lines.push(b'\n');
+        }
         if !lines.is_empty() {
-            write_file(path, lines.concat().as_bytes(), Existing::Replace)?;
+            write_file(path, &lines, Existing::Replace)?;
         }
         Ok(!lines.is_empty())
     }

@@ -1,5 +1,6 @@
 //! A few rows answered before and after a run, to be read beside the curves.
 
+use std::error::Error;
 use std::path::Path;
 
 use backdraft_data::{ChatTokenizer, IGNORE_INDEX, RowSet};
@@ -10,6 +11,17 @@ use backdraft_model::generate::GenerateConfig;
 
 /// Tokens of an answer at most.
 const LONGEST: usize = 48;
+
+/// Why answers cannot be noted.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SampleError {
+    /// The file cannot be written.
+    #[error(transparent)]
+    Format(#[from] FormatError),
+    /// Ids that the tokenizer has no text for.
+    #[error("the tokenizer cannot decode the rows that are answered before and after the run")]
+    Decode(#[source] Box<dyn Error + Send + Sync>),
+}
 
 /// Rows as questions with the answers that the data gives.
 #[derive(Debug, Default)]
@@ -45,17 +57,16 @@ impl Questions {
     /// Notes what the base answers.
     ///
     /// # Errors
-    /// The system refuses.
+    /// The system refuses, or the tokenizer does.
     pub(crate) fn ask_before(
         &self,
         model: &CausalLm,
         tokenizer: &ChatTokenizer,
         output_dir: &Path,
-    ) -> Result<(), FormatError> {
+    ) -> Result<(), SampleError> {
         if self.prompts.is_empty() {
             return Ok(());
         }
-        let text = |ids: &Vec<u32>| tokenizer.decode(ids, false).unwrap_or_default();
         // The token that ends an answer need not be one that decoding leaves out.
         let ends = tokenizer.eos_token_ids();
         let plain = |ids: &Vec<u32>| {
@@ -63,34 +74,33 @@ impl Questions {
                 .iter()
                 .rposition(|id| !ends.contains(id))
                 .map_or(0, |at| at + 1);
-            tokenizer.decode(&ids[..length], true).unwrap_or_default()
+            tokenizer.decode(&ids[..length], true)
         };
-        let answers = self.answers(model, tokenizer);
-        let samples: Vec<Sample> = self
-            .prompts
-            .iter()
-            .zip(&self.expected)
-            .zip(answers)
-            .map(|((prompt, expected), before)| Sample {
-                prompt: text(prompt),
-                expected: plain(expected),
+        let answers = self.answers(model, tokenizer)?;
+        let mut samples = Vec::with_capacity(answers.len());
+        for ((prompt, expected), before) in self.prompts.iter().zip(&self.expected).zip(answers) {
+            samples.push(Sample {
+                prompt: tokenizer
+                    .decode(prompt, false)
+                    .map_err(SampleError::Decode)?,
+                expected: plain(expected).map_err(SampleError::Decode)?,
                 before,
                 after: String::new(),
-            })
-            .collect();
-        write_json(&output_dir.join(SAMPLES), &samples)
+            });
+        }
+        Ok(write_json(&output_dir.join(SAMPLES), &samples)?)
     }
 
     /// Notes what the trained model answers, beside what was noted before.
     ///
     /// # Errors
-    /// The system refuses.
+    /// The system refuses, or the tokenizer does.
     pub(crate) fn ask_after(
         &self,
         model: &CausalLm,
         tokenizer: &ChatTokenizer,
         output_dir: &Path,
-    ) -> Result<(), FormatError> {
+    ) -> Result<(), SampleError> {
         let path = output_dir.join(SAMPLES);
         let noted = std::fs::read(&path).ok();
         let noted = noted.and_then(|text| serde_json::from_slice::<Vec<Sample>>(&text).ok());
@@ -98,15 +108,19 @@ impl Questions {
         let Some(mut samples) = noted.filter(|noted| noted.len() == self.prompts.len()) else {
             return Ok(());
         };
-        for (sample, after) in samples.iter_mut().zip(self.answers(model, tokenizer)) {
+        for (sample, after) in samples.iter_mut().zip(self.answers(model, tokenizer)?) {
             sample.after = after;
         }
-        write_json(&path, &samples)
+        Ok(write_json(&path, &samples)?)
     }
 
-    fn answers(&self, model: &CausalLm, tokenizer: &ChatTokenizer) -> Vec<String> {
+    fn answers(
+        &self,
+        model: &CausalLm,
+        tokenizer: &ChatTokenizer,
+    ) -> Result<Vec<String>, SampleError> {
         if self.prompts.is_empty() {
-            return Vec::new();
+            return Ok(Vec::new());
         }
         let config = GenerateConfig {
             max_new_tokens: LONGEST,
@@ -114,7 +128,7 @@ impl Questions {
             ..GenerateConfig::default()
         };
         let answers = model.generate(&self.prompts, &config, |_, _| true);
-        let text = |ids: Vec<u32>| tokenizer.decode(&ids, true).unwrap_or_default();
+        let text = |ids: Vec<u32>| tokenizer.decode(&ids, true).map_err(SampleError::Decode);
         answers.into_iter().map(text).collect()
     }
 }

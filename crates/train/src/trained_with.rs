@@ -4,11 +4,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use backdraft_arch::QuantizationPlan;
-use backdraft_data::Overlong;
-use backdraft_data::{Format, PromptTemplate};
+use backdraft_data::{Format, Overlong, PromptTemplate, Supervision};
 use backdraft_formats::{FormatError, PeftDir};
 use backdraft_lora::TrainedOver;
-use backdraft_recipe::{DType, DataFormat, Recipe, TrainOn};
+use backdraft_recipe::{DType, DataFormat, Recipe};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -36,7 +35,7 @@ pub struct TrainedRows {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fields: Option<BTreeMap<String, String>>,
     /// Tokens that counted in the loss.
-    pub train_on: TrainOn,
+    pub train_on: Supervision,
     /// What became of rows that were too long.
     pub overlong: Overlong,
     /// Longest row in tokens.

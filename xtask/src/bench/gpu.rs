@@ -12,7 +12,7 @@ use backdraft_kernels::device;
 use backdraft_lora::LoraConfig;
 use backdraft_model::{CausalLm, Targets, Tokens};
 use backdraft_plan::{ActivationPlan, Segment};
-use backdraft_quant::{FourBitFormat, QuantizationPlan, Scheme};
+use backdraft_quant::{QuantizationPlan, Scheme};
 use backdraft_train::optimizer::{AdamW, StatePrecision};
 use backdraft_train::step::{MicroBatch, forward_backward};
 use burn::tensor::{DType, Device, Tensor, TensorData};
@@ -73,15 +73,10 @@ pub(crate) enum Base {
 
 impl Base {
     pub(crate) fn scheme(self) -> Option<Scheme> {
-        let four_bit = |double_quant| Scheme::FourBit {
-            format: FourBitFormat::Nf4,
-            block_size: 64,
-            double_quant,
-        };
         match self {
             Self::Dense => None,
-            Self::Nf4 => Some(four_bit(false)),
-            Self::Nf4Double => Some(four_bit(true)),
+            Self::Nf4 => Some(Scheme::NF4.with_scales(64, false)),
+            Self::Nf4Double => Some(Scheme::NF4),
         }
     }
 

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use backdraft_formats::dtype::{from_f32, to_f32_into};
+use backdraft_formats::dtype::to_f32_into;
 use backdraft_formats::{Dtype, ModelSource};
 use backdraft_kernels::codebook::{FourBitFormat, NestedFormat};
 use backdraft_kernels::quantize::{four_bit, int8_rows, nested_codes, planes, reference};
@@ -15,6 +15,7 @@ use backdraft_model::CausalLm;
 use backdraft_plan::memory::{peak_resident, resident};
 use backdraft_quant::{QuantizationPlan, Scheme};
 use burn::tensor::Device;
+use half::bf16;
 
 const ROWS: usize = 1024;
 const WIDTH: usize = 4096;
@@ -28,7 +29,10 @@ pub(crate) fn throughput() -> anyhow::Result<()> {
     let values: Vec<f32> = (0..ROWS * WIDTH)
         .map(|i| ((i as f32 * 0.618_034).fract() - 0.5) * ((i % 97) as f32 + 1.0) * 1e-3)
         .collect();
-    let bf16 = from_f32(Dtype::BF16, &values).unwrap_or_default();
+    let bf16: Vec<u8> = values
+        .iter()
+        .flat_map(|&value| bf16::from_f32(value).to_le_bytes())
+        .collect();
     let one_core = rayon::ThreadPoolBuilder::new().num_threads(1).build()?;
     println!(
         "GB/s of input, best (median) of {RUNS} runs; {} threads\n\n\

@@ -4,12 +4,12 @@ use std::io::BufRead;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use backdraft_data::{Conversation, Message, Role};
+use backdraft_data::{Message, Role};
 use backdraft_model::generate::GenerateConfig;
 use signal_hook::consts::SIGINT;
 use signal_hook::flag;
 
-use crate::commands::generate::{Answer, answer};
+use crate::commands::generate::{Answer, answer, encode};
 use crate::error::{CliError, INTERRUPTED};
 use crate::output::Output;
 use crate::session::Session;
@@ -42,10 +42,7 @@ pub(crate) fn chat(
             break;
         }
         messages.push(Message::new(Role::User, said.trim()));
-        let ids = session.tokenizer.encode_chat(&Conversation {
-            messages: messages.clone(),
-            tools: None,
-        })?;
+        let ids = encode(session, messages.clone(), "")?;
         let answered =
             keyboard.answering(|stopped| answer(session, &ids, config, output, stopped))?;
         output.line("")?;

@@ -5,13 +5,13 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use backdraft_data::preview::{TextLook, preview};
-use backdraft_data::{BrokenKind, Outcome};
+use backdraft_data::{BrokenKind, Format, Outcome};
 use backdraft_formats::{ModelSource, write_file};
 use backdraft_recipe::{DataFormat, EvalRecipe, Recipe};
 use backdraft_train::data::{self, DataCheck, DataSources, plain, tokenize_options};
 use clap::{Args, Subcommand};
 
-use crate::args::FormatArg;
+use crate::args::choice;
 use crate::commands::{self, Context, train};
 use crate::data_summary;
 use crate::error::CliError;
@@ -47,8 +47,8 @@ pub(crate) struct RowsArgs {
     pub(crate) model: Option<String>,
 
     /// Format of the rows [same as --set data.format=FORMAT]
-    #[arg(long, value_enum)]
-    pub(crate) format: Option<FormatArg>,
+    #[arg(long, value_parser = choice::format())]
+    pub(crate) format: Option<DataFormat>,
 
     /// Set a key of the recipe; repeatable
     #[arg(long, value_name = "SECTION.KEY=VALUE")]
@@ -62,7 +62,7 @@ pub(crate) struct RowsArgs {
 impl RowsArgs {
     fn recipe(&self) -> Result<Recipe, CliError> {
         let model = self.model.as_deref();
-        let format = self.format.map(|format| DataFormat::from(format).name());
+        let format = self.format.map(DataFormat::name);
         let flags = [
             ("data.format", format.map(quote)),
             (
@@ -273,7 +273,7 @@ fn check(recipe: &Recipe, model: &ModelSource, output: Output) -> Result<DataChe
 /// Finds rows of which none can be read: their format makes no difference, and text needs no template.
 fn find_as_text(recipe: &Recipe, output: Output) -> Result<DataSources, CliError> {
     let mut data = recipe.data.clone();
-    data.format = DataFormat::Text;
+    data.format = DataFormat::Named(Format::Text);
     session::find_data(&data, output)
 }
 

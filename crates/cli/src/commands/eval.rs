@@ -246,7 +246,7 @@ impl Plan {
             Some(_) => {}
         }
         model.model = model.model.or_else(|| Some(recipe.model.clone()));
-        model.dtype = model.dtype.or(Some(recipe.dtype.into()));
+        model.dtype = model.dtype.or(Some(recipe.dtype));
         Ok(Self {
             model,
             recipe: Some(recipe),

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use backdraft_data::{Conversation, Message, Role};
+use backdraft_data::{Conversation, DataError, Message, Role, TemplateError};
 use backdraft_model::generate::{GenerateConfig, SamplingConfig};
 use clap::Args;
 
@@ -75,10 +75,8 @@ pub(crate) fn run(args: &GenerateArgs, context: Context) -> Result<(), CliError>
     } else {
         let mut messages = system(args);
         messages.push(Message::new(Role::User, prompt));
-        session.tokenizer.encode_chat(&Conversation {
-            messages,
-            tools: None,
-        })?
+        let raw = "--raw continues the prompt as it is; ";
+        encode(&session, messages, raw)?
     };
     let answer = answer(
         &session,
@@ -91,6 +89,28 @@ pub(crate) fn run(args: &GenerateArgs, context: Context) -> Result<(), CliError>
     context
         .output
         .record("answer", &answer.to_json(Some(prompt)))
+}
+
+/// A conversation, ready for the model to answer; `otherwise` is what else helps a model that has no chat template.
+pub(crate) fn encode(
+    session: &Session,
+    messages: Vec<Message>,
+    otherwise: &str,
+) -> Result<Vec<u32>, CliError> {
+    let tools = None;
+    let encoded = session
+        .tokenizer
+        .encode_chat(&Conversation { messages, tools });
+    encoded.map_err(|error| match error {
+        DataError::Template(TemplateError::Missing) => {
+            CliError::user("the model has no chat template, as is usual for base models").hint(
+                format!(
+                    "{otherwise}--chat-template NAME answers it as a chat (`backdraft init --templates` lists names)"
+                ),
+            )
+        }
+        error => error.into(),
+    })
 }
 
 /// The prompt from the command line, standard input or a file.

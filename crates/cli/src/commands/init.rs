@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 
 use backdraft_data::BuiltinTemplate;
 use backdraft_formats::{Existing, write_file};
-use backdraft_recipe::{Choices, Recipe};
+use backdraft_recipe::{Choices, DataFormat, Recipe};
 use clap::Args;
 
-use crate::args::FormatArg;
+use crate::args::choice;
 use crate::commands::Context;
 use crate::error::CliError;
 use crate::shell::{CommandLine, quote};
@@ -36,8 +36,8 @@ pub(crate) struct InitArgs {
     pub(crate) eval: Option<String>,
 
     /// Format of the rows
-    #[arg(long, value_enum, default_value = "auto")]
-    pub(crate) format: FormatArg,
+    #[arg(long, value_parser = choice::format(), default_value = "auto")]
+    pub(crate) format: DataFormat,
 
     /// Output directory of the run
     #[arg(long, value_name = "DIR")]
@@ -65,7 +65,7 @@ impl InitArgs {
                 .as_deref()
                 .map_or(standard.train, |path| self.seen_from_recipe(path)),
             eval: self.eval.as_deref().map(|path| self.seen_from_recipe(path)),
-            format: self.format.into(),
+            format: self.format,
             output_dir: self
                 .output_dir
                 .as_deref()
@@ -144,7 +144,7 @@ fn directory(file: &Path) -> &Path {
 
 #[cfg(test)]
 mod tests {
-    use backdraft_recipe::DataFormat;
+    use backdraft_data::Format;
     use insta::assert_snapshot;
 
     use super::*;
@@ -152,13 +152,15 @@ mod tests {
     use crate::error::Look;
     use crate::output::Output;
 
+    const ALPACA: DataFormat = DataFormat::Named(Format::Alpaca);
+
     fn args(recipe: PathBuf) -> InitArgs {
         InitArgs {
             recipe,
             model: None,
             train: Some("rows.jsonl".into()),
             eval: None,
-            format: FormatArg::Alpaca,
+            format: ALPACA,
             output_dir: None,
             templates: false,
             force: false,
@@ -179,7 +181,7 @@ mod tests {
         let args = args(dir.path().join("recipe.toml"));
         run(&args, context()).unwrap();
         let recipe = Recipe::load(&args.recipe, &[]).unwrap();
-        assert_eq!(recipe.data.format, DataFormat::Alpaca);
+        assert_eq!(recipe.data.format, ALPACA);
         let rows = std::env::current_dir().unwrap().join("rows.jsonl");
         assert_eq!(recipe.data.train.0[0].path, rows.to_str().unwrap());
         assert_eq!(recipe.output_dir, dir.path().join("outputs"));

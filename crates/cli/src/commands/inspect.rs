@@ -23,7 +23,7 @@ use backdraft_train::data::{plain, tokenize_options};
 use clap::Args;
 use serde_json::{Value, json};
 
-use crate::args::QuantizationArg;
+use crate::args::choice::{self, QuantizationArg};
 use crate::commands::Context;
 use crate::error::CliError;
 use crate::session;
@@ -53,7 +53,7 @@ pub(crate) struct InspectArgs {
     pub(crate) micro_batch_size: u64,
 
     /// Quantization of the linear layers, for the memory estimate
-    #[arg(long, value_enum, value_name = "FORMAT")]
+    #[arg(long, value_parser = choice::quantization(), value_name = "FORMAT")]
     pub(crate) quantization: Option<QuantizationArg>,
 
     /// Tokens per row, for the memory estimate
@@ -220,12 +220,12 @@ fn base(source: &ModelSource, plan: Option<&QuantizationPlan>) -> Base {
     let mut base = Base::default();
     let (mut params, mut bytes) = (0usize, 0usize);
     for name in source.tensor_names() {
-        let Some(info) = source.tensor_info(name) else {
+        let (Some(info), Some(stored)) = (source.tensor_info(name), source.stored_type(name))
+        else {
             continue;
         };
         let values = info.checked_elements().unwrap_or(0);
         base.params += values;
-        let stored = source.stored_type(name).unwrap_or_default();
         let module = name
             .strip_suffix("_proj.weight")
             .map(|m| format!("{m}_proj"));

@@ -11,7 +11,7 @@ use backdraft_train::data;
 use backdraft_train::evaluate::{self, Divergence};
 use clap::{Args, ValueEnum};
 
-use crate::args::QuantizationArg;
+use crate::args::choice::{self, QuantizationArg};
 use crate::commands::{self, Context};
 use crate::error::CliError;
 use crate::noted::{self, NotedAdapter};
@@ -47,7 +47,7 @@ pub(crate) struct MergeArgs {
     pub(crate) base: Base,
 
     /// How the base was quantized in training [default: as noted beside the adapter]
-    #[arg(long, value_enum, value_name = "FORMAT")]
+    #[arg(long, value_parser = choice::quantization(), value_name = "FORMAT")]
     pub(crate) quantization: Option<QuantizationArg>,
 
     /// Rows to compare the merged model with the trained one on: file, folder, glob, or hub data set

@@ -13,9 +13,11 @@ use backdraft_plan::{
 };
 use backdraft_recipe::no_effect::NoEffect;
 use backdraft_recipe::{ByteSize, DType, Length, Recipe};
-use clap::{Args, ValueEnum};
+use clap::Args;
+use clap::builder::TypedValueParser;
 use serde_json::{Value, json};
 
+use crate::args::choice::choice;
 use crate::commands::Context;
 use crate::error::CliError;
 use crate::session;
@@ -40,23 +42,23 @@ pub(crate) struct PlanArgs {
     pub(crate) device_memory: Option<ByteSize>,
 
     /// Data type of the activations [default: bf16 with --device-memory, else f32]
-    #[arg(long, value_enum, value_name = "FORMAT")]
-    pub(crate) dtype: Option<PlanDtype>,
+    #[arg(long, value_parser = dtype(), value_name = "FORMAT")]
+    pub(crate) dtype: Option<DType>,
 
     /// Also show plans for eight memory budgets, from the smallest that works to one that keeps everything
     #[arg(long)]
     pub(crate) sweep: bool,
 }
 
-/// Data type of the activations.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum PlanDtype {
-    /// Single precision
-    F32,
-    /// bfloat16
-    Bf16,
-    /// Half precision
-    F16,
+/// Reads the data type of the activations.
+fn dtype() -> impl TypedValueParser<Value = DType> {
+    let known = [DType::F32, DType::Bf16, DType::F16];
+    choice(&known, DType::name, |dtype| match dtype {
+        DType::Auto => "As the recipe says",
+        DType::F32 => "Single precision",
+        DType::Bf16 => "bfloat16",
+        DType::F16 => "Half precision",
+    })
 }
 
 /// Sizes of memory that people have.
@@ -73,17 +75,14 @@ pub(crate) fn run(args: &PlanArgs, context: Context) -> Result<(), CliError> {
         context.output.warn(found.to_string());
     }
     recipe_fits(&recipe, &spec)?;
-    let half = args.dtype.is_some_and(|dtype| dtype != PlanDtype::F32);
+    let half = args.dtype.is_some_and(|dtype| dtype != DType::F32);
     let on_gpu = args.device_memory.is_some() || half;
     let dtype = args.dtype.unwrap_or(match recipe.dtype {
-        DType::Auto | DType::Bf16 if on_gpu => PlanDtype::Bf16,
-        DType::F16 if on_gpu => PlanDtype::F16,
-        _ => PlanDtype::F32,
+        DType::Auto | DType::Bf16 if on_gpu => DType::Bf16,
+        DType::F16 if on_gpu => DType::F16,
+        _ => DType::F32,
     });
-    let element = match dtype {
-        PlanDtype::F32 => 4,
-        PlanDtype::Bf16 | PlanDtype::F16 => 2,
-    };
+    let element = if dtype == DType::F32 { 4 } else { 2 };
     let (memory, host) = if on_gpu {
         (MemoryModel::cube(element), host_room())
     } else {
@@ -233,7 +232,7 @@ impl Plans {
         })
     }
 
-    fn to_text(&self, dtype: PlanDtype) -> String {
+    fn to_text(&self, dtype: DType) -> String {
         let setup = &self.setup;
         let mut text = format!(
             "step      {} x {} tokens, {}; {}, base {}\n",
@@ -243,11 +242,7 @@ impl Plans {
                 1 => "1 micro-batch".to_owned(),
                 passes => format!("{passes} micro-batches"),
             },
-            match dtype {
-                PlanDtype::F32 => "f32",
-                PlanDtype::Bf16 => "bf16",
-                PlanDtype::F16 => "f16",
-            },
+            dtype,
             match &setup.quantization {
                 Some(plan) => plan.scheme.to_string(),
                 None => "not quantized".to_owned(),
@@ -447,7 +442,7 @@ mod tests {
         "tie_word_embeddings": false
     }"#;
 
-    fn plans(device_memory: Option<&str>, dtype: Option<PlanDtype>, host: u64) -> String {
+    fn plans(device_memory: Option<&str>, dtype: Option<DType>, host: u64) -> String {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("config.json"), CONFIG).unwrap();
         let text = RECIPE.replace("MODEL", dir.path().to_str().unwrap());
@@ -478,7 +473,7 @@ mod tests {
         let plans = Plans::new(&args, &recipe, setup, true);
         let json = plans.to_json();
         assert_eq!(json["sweep"].as_array().unwrap().len(), SWEEP as usize);
-        plans.to_text(PlanDtype::Bf16)
+        plans.to_text(DType::Bf16)
     }
 
     #[test]

@@ -4,9 +4,10 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use backdraft_formats::Existing;
-use backdraft_quant::{FourBitFormat, QuantizationPlan, Scheme};
-use clap::{Args, ValueEnum};
+use backdraft_quant::{QuantizationPlan, Scheme};
+use clap::Args;
 
+use crate::args::choice;
 use crate::commands::{self, Context};
 use crate::error::CliError;
 use crate::plain::count;
@@ -27,8 +28,8 @@ pub(crate) struct QuantizeArgs {
     pub(crate) out: PathBuf,
 
     /// Data type of the quantized weights
-    #[arg(long, value_enum, default_value = "nf4")]
-    pub(crate) format: Format,
+    #[arg(long, value_parser = choice::scheme(), default_value = "nf4")]
+    pub(crate) format: Scheme,
 
     /// Quantization block size, for 4 bits
     #[arg(long, value_name = "N", default_value = "64", value_parser = ["64", "128"])]
@@ -45,17 +46,6 @@ pub(crate) struct QuantizeArgs {
     /// Replace the output directory if it exists
     #[arg(long)]
     pub(crate) force: bool,
-}
-
-/// Data types of few bits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Format {
-    /// 4-bit NormalFloat
-    Nf4,
-    /// 4-bit floating point
-    Fp4,
-    /// 8 bits, one scale per row
-    Int8,
 }
 
 pub(crate) fn run(args: &QuantizeArgs, context: Context) -> Result<(), CliError> {
@@ -93,21 +83,14 @@ pub(crate) fn run(args: &QuantizeArgs, context: Context) -> Result<(), CliError>
 }
 
 fn plan(args: &QuantizeArgs) -> Result<QuantizationPlan, CliError> {
-    let four_bit = |format| Scheme::FourBit {
-        format,
-        block_size: if args.block_size == "128" { 128 } else { 64 },
-        double_quant: args.double_quant,
-    };
-    let scheme = match args.format {
-        Format::Nf4 => four_bit(FourBitFormat::Nf4),
-        Format::Fp4 => four_bit(FourBitFormat::Fp4),
-        Format::Int8 if args.double_quant => {
-            return Err(CliError::usage(
-                "--double-quant is for 4 bits: --format int8 has one scale per row",
-            ));
-        }
-        Format::Int8 => Scheme::Int8,
-    };
+    if args.double_quant && args.format.blocks().is_none() {
+        return Err(CliError::usage(format!(
+            "--double-quant is for 4 bits: --format {} has one scale per row",
+            args.format.name()
+        )));
+    }
+    let block_size = if args.block_size == "128" { 128 } else { 64 };
+    let scheme = args.format.with_scales(block_size, args.double_quant);
     let mut plan = QuantizationPlan::new(scheme);
     plan.skip_modules.extend(args.skip.iter().cloned());
     Ok(plan)

@@ -135,6 +135,14 @@ fn what_a_run_was_trained_with_is_used_after_it() {
         "messages",
     ];
     close(nll(d, &chats), named, 1e-6);
+    says(
+        &fails(d, &[&["eval"], &chats[..4]].concat(), 1),
+        &[
+            "field `question`",
+            "read as \"alpaca\", like the run's own rows",
+            "--format auto",
+        ],
+    );
 
     // The command that is shown works as it is shown.
     let try_it = said
@@ -207,6 +215,28 @@ fn what_a_run_was_trained_with_is_used_after_it() {
         &fails(d, &[&["eval"], &old[..]].concat(), 1),
         &["trained_over.json", "block_size"],
     );
+}
+
+#[test]
+fn a_model_without_a_chat_template_is_asked_in_other_ways() {
+    let (_root, d) = odd_project(MORE);
+    let ask = ["generate", "--model", "model", "--max-new-tokens", "1"];
+    let with = |more: &[&'static str]| [&ask[..], more].concat();
+    let said = fails(&d, &with(&["w5"]), 1);
+    says(
+        &said,
+        &[
+            "has no chat template",
+            "--raw continues",
+            "--chat-template NAME",
+        ],
+    );
+    assert!(!said.contains("data."), "{said}");
+    let said = fails(&d, &with(&["--chat", "w5"]), 1);
+    says(&said, &["has no chat template", "--chat-template NAME"]);
+    assert!(!said.contains("--raw"), "{said}");
+    succeeds(&d, &with(&["--raw", "w5"]));
+    succeeds(&d, &with(&["--chat-template", "alpaca", "w5"]));
 }
 
 #[test]

@@ -46,7 +46,8 @@ impl Format {
     ];
 
     /// The name used in recipes.
-    pub fn as_str(self) -> &'static str {
+    #[must_use]
+    pub const fn name(self) -> &'static str {
         match self {
             Format::Alpaca => "alpaca",
             Format::Messages => "messages",
@@ -132,6 +133,6 @@ pub(crate) fn is_nothing(value: &Value) -> bool {
 
 impl std::fmt::Display for Format {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.as_str())
+        f.write_str(self.name())
     }
 }

@@ -661,3 +661,23 @@ proptest::proptest! {
         proptest::prop_assert_eq!(fast.unwrap(), slow.unwrap());
     }
 }
+
+#[test]
+fn recipes_and_files_call_what_is_trained_the_same() {
+    let all = [
+        Supervision::Responses,
+        Supervision::LastTurn,
+        Supervision::Completion,
+        Supervision::All,
+    ];
+    for (supervision, &name) in all.into_iter().zip(Supervision::NAMES) {
+        assert_eq!(supervision.name(), name);
+        assert_eq!(serde_json::to_value(supervision).unwrap(), name);
+        assert_eq!(
+            serde_json::from_value::<Supervision>(name.into()).unwrap(),
+            supervision
+        );
+    }
+    let all: Supervision = serde_json::from_value("all".into()).unwrap();
+    assert_eq!(all, Supervision::All);
+}

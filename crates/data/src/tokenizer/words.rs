@@ -154,9 +154,13 @@ fn is_cut(tokenizer: &Tokenizer) -> bool {
         let looks_around = token.single_word || token.lstrip || token.rstrip;
         !(looks_around || token.content.contains([' ', '\n']))
     });
-    let json = |part: Result<Value, serde_json::Error>| part.unwrap_or_default();
-    let normalizer = json(serde_json::to_value(tokenizer.get_normalizer()));
-    let splitter = json(serde_json::to_value(tokenizer.get_pre_tokenizer()));
+    let parts = (
+        serde_json::to_value(tokenizer.get_normalizer()),
+        serde_json::to_value(tokenizer.get_pre_tokenizer()),
+    );
+    let (Ok(normalizer), Ok(splitter)) = parts else {
+        return false;
+    };
     by_themselves
         && model.dropout.is_none_or(|dropout| dropout == 0.0)
         && (normalizer.is_null() || normalizer["type"] == "NFC")

@@ -16,11 +16,13 @@ mod config;
 mod state;
 
 use std::borrow::Cow;
+use std::path::Path;
 
 pub use config::{BnbConfig, BnbKind};
 pub use state::BnbQuantType;
 
 use crate::dtype::Dtype;
+use crate::error::Result;
 use crate::tensor::TensorInfo;
 
 /// A weight in codes.
@@ -144,11 +146,18 @@ impl BnbKind {
 }
 
 impl BnbTensor<'_> {
-    /// The bytes of each tensor of [`BnbKind::layout`], by name.
-    #[must_use]
-    pub fn parts(&self, name: &str, maps: BnbMaps<'_>) -> Vec<(String, Cow<'_, [u8]>)> {
+    /// The bytes of each tensor of [`BnbKind::layout`], by name; `path` is what they are written to.
+    ///
+    /// # Errors
+    /// An offset of nested scales that is not finite.
+    pub fn parts(
+        &self,
+        path: &Path,
+        name: &str,
+        maps: BnbMaps<'_>,
+    ) -> Result<Vec<(String, Cow<'_, [u8]>)>> {
         let floats = |values: &[f32]| Cow::Owned(bytemuck::cast_slice(values).to_vec());
-        match self {
+        Ok(match self {
             Self::FourBit(weight) => {
                 let part = |suffix: &str| format!("{name}.{suffix}");
                 let mut parts = vec![
@@ -156,7 +165,7 @@ impl BnbTensor<'_> {
                     (part("quant_map"), floats(maps.of(weight.quant_type))),
                     (
                         part(&state::suffix(weight.quant_type)),
-                        Cow::Owned(state::write(weight)),
+                        Cow::Owned(state::write(path, name, weight)?),
                     ),
                 ];
                 match &weight.absmax {
@@ -180,7 +189,7 @@ impl BnbTensor<'_> {
                     ),
                 ]
             }
-        }
+        })
     }
 }
 

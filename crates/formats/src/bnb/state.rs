@@ -69,12 +69,20 @@ struct State {
     nested_offset: Option<f32>,
 }
 
-/// The state of `weight`, padded with blanks to its fixed length.
-pub(super) fn write(weight: &BnbFourBit<'_>) -> Vec<u8> {
+/// The state of the weight `name`, padded with blanks to its fixed length; `path` is what it is written to.
+///
+/// # Errors
+/// An offset that is not finite, which JSON has no form for.
+pub(super) fn write(path: &Path, name: &str, weight: &BnbFourBit<'_>) -> Result<Vec<u8>> {
     let nested = match weight.absmax {
         BnbAbsmax::Single(_) => None,
         BnbAbsmax::Nested { offset, .. } => Some(offset),
     };
+    if let Some(offset) = nested.filter(|offset| !offset.is_finite()) {
+        let expected = "a nested_offset that is a finite number";
+        let state = format!("{name}.{}", suffix(weight.quant_type));
+        return Err(malformed(path, &state, expected, offset.to_string()));
+    }
     let state = State {
         quant_type: weight.quant_type,
         blocksize: weight.block_size,
@@ -84,9 +92,9 @@ pub(super) fn write(weight: &BnbFourBit<'_>) -> Vec<u8> {
         nested_dtype: nested.map(|_| "float32".to_owned()),
         nested_offset: nested,
     };
-    let mut json = serde_json::to_vec(&state).unwrap_or_default();
+    let mut json = serde_json::to_vec(&state).map_err(FormatError::encode(path))?;
     json.resize(PADDED.max(json.len()), b' ');
-    json
+    Ok(json)
 }
 
 /// A quantised weight of a directory.
@@ -291,7 +299,11 @@ impl Entry {
     ) -> Result<BnbTensor<'a>> {
         let name = &self.info.name;
         let floats = |part: String| {
-            let values = tensors.raw(&part)?.to_f32().unwrap_or_default();
+            let raw = tensors.raw(&part)?;
+            let Some(values) = raw.to_f32() else {
+                let actual = format!("values of type {}", raw.info.dtype);
+                return Err(malformed(path, &part, "values of type F32", actual));
+            };
             match values.iter().find(|value| !value.is_finite()) {
                 Some(value) => Err(malformed(path, &part, "finite numbers", value.to_string())),
                 None => Ok(values),

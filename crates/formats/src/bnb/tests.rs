@@ -61,7 +61,7 @@ type Parts = Vec<(TensorInfo, Vec<u8>)>;
 fn parts(tensor: &BnbTensor<'_>) -> Parts {
     let info = TensorInfo::new(NAME, Dtype::BF16, [3, 50]);
     let layout = kind(tensor).layout(&info);
-    let bytes = tensor.parts(NAME, MAPS);
+    let bytes = tensor.parts(Path::new("out"), NAME, MAPS).unwrap();
     let find = |info: &TensorInfo| {
         let (_, bytes) = bytes.iter().find(|(name, _)| *name == info.name).unwrap();
         bytes.to_vec()
@@ -222,7 +222,7 @@ fn wrong_states_are_refused() {
         refusal(&nested(), |parts| set_state(parts, &nested_state))
     };
     assert!(
-        offset("1e99").contains("a finite number"),
+        offset("1e99").contains("number out of range"),
         "{}",
         offset("1e99")
     );
@@ -407,4 +407,23 @@ proptest! {
             Ok(None) | Err(_) => {}
         }
     }
+}
+
+#[test]
+fn an_offset_that_json_cannot_hold_is_not_written() {
+    let BnbTensor::FourBit(mut weight) = nested() else {
+        unreachable!("its codes have 4 bits");
+    };
+    weight.absmax = BnbAbsmax::Nested {
+        codes: vec![1, 200, 255],
+        scales: vec![0.75],
+        offset: f32::NAN,
+    };
+    let tensor = BnbTensor::FourBit(weight);
+    let error = tensor.parts(Path::new("out"), NAME, MAPS).unwrap_err();
+    let said = error.to_string();
+    assert!(
+        said.contains("a nested_offset that is a finite number"),
+        "{said}"
+    );
 }

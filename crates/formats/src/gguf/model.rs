@@ -14,7 +14,7 @@ use super::ggml_type::GgmlType;
 use super::names::{ROPE_FREQS, Rows, hugging_face_name, interleaved_row, required};
 use super::rope_freqs::Llama3Scaling;
 use super::tokenizer;
-use crate::dtype::{Dtype, from_f32};
+use crate::dtype::{Dtype, f32_bytes};
 use crate::error::{FormatError, Result};
 use crate::tensor::{RawTensor, TensorInfo};
 use crate::tokenizer_files::TokenizerFiles;
@@ -146,7 +146,7 @@ impl GgufModel {
     pub fn raw(&self, name: &str) -> Result<RawTensor<'_>> {
         let (entry, tensor) = self.find(name)?;
         let bytes = if plain_dtype(tensor.kind).is_none() {
-            Cow::Owned(from_f32(Dtype::F32, &self.read_f32(name)?).unwrap_or_default())
+            Cow::Owned(f32_bytes(&self.read_f32(name)?))
         } else if let Some(source) = self.row_source(entry.rows) {
             Cow::Owned(self.file.byte_rows(tensor, source))
         } else {

@@ -154,7 +154,7 @@ impl Bench {
 pub(super) fn distance<const D: usize>(actual: Tensor<D>, expected: Tensor<D>) -> f64 {
     let values = |x: Tensor<D>| -> Vec<f32> {
         let data = x.into_data().convert_dtype(DType::F32);
-        data.try_into_vec().unwrap_or_default()
+        data.iter::<f32>().collect()
     };
     relative(&values(actual), &values(expected))
 }

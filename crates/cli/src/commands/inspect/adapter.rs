@@ -49,7 +49,7 @@ pub(super) fn facts(shown: Shown, path: &Path) -> Result<Shown, CliError> {
         "{}; rows: format {}, trained on {}, up to {} tokens; base {kept}",
         prompting(noted.prompting),
         rows.format,
-        rows.train_on,
+        rows.train_on.name(),
         rows.max_seq_length
     );
     Ok(shown.told("trained_with", value, words))

@@ -1,0 +1,120 @@
+//! Arguments whose values are names: the names belong to the choice, the help stands here.
+
+use std::error::Error;
+use std::str::FromStr;
+
+use backdraft_arch::{NestedFormat, UnknownName};
+use backdraft_data::Format;
+use backdraft_quant::{FourBitFormat, QuantizationPlan, Scheme};
+use backdraft_recipe::{DType, DataFormat};
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+
+/// Reads one of `values` by its name; `help` says what each is.
+pub(crate) fn choice<T>(
+    values: &[T],
+    name: fn(T) -> &'static str,
+    help: fn(T) -> &'static str,
+) -> impl TypedValueParser<Value = T> + use<T>
+where
+    T: FromStr<Err: Error + Send + Sync> + Copy + Send + Sync + 'static,
+{
+    let value = |&value: &T| PossibleValue::new(name(value)).help(help(value));
+    let possible: Vec<PossibleValue> = values.iter().map(value).collect();
+    PossibleValuesParser::new(possible).try_map(|name| name.parse())
+}
+
+/// Reads the data type of a computation.
+pub(crate) fn dtype() -> impl TypedValueParser<Value = DType> {
+    choice(DType::ALL, DType::name, |dtype| match dtype {
+        DType::Auto => "bf16 where the device supports it, else f32",
+        DType::Bf16 => "bfloat16, accumulated in f32",
+        DType::F16 => "Half precision, accumulated in f32",
+        DType::F32 => "Single precision",
+    })
+}
+
+/// Reads the shape of rows.
+pub(crate) fn format() -> impl TypedValueParser<Value = DataFormat> {
+    choice(DataFormat::ALL, DataFormat::name, |format| match format {
+        DataFormat::Auto => "Detected from the first rows",
+        DataFormat::Named(Format::Messages) => {
+            r#"Chats: {"messages": [{"role": …, "content": …}, …]}"#
+        }
+        DataFormat::Named(Format::Alpaca) => {
+            r#"{"instruction": …, "input": … (optional), "output": …}"#
+        }
+        DataFormat::Named(Format::Sharegpt) => {
+            r#"Chats: {"conversations": [{"from": …, "value": …}, …]}"#
+        }
+        DataFormat::Named(Format::PromptCompletion) => r#"{"prompt": …, "completion": …}"#,
+        DataFormat::Named(Format::Text) => r#"{"text": …}"#,
+    })
+}
+
+/// What a base can be quantised to, in the order of the help.
+const SCHEMES: [Scheme; 3] = [
+    Scheme::NF4,
+    Scheme::four_bit(FourBitFormat::Fp4),
+    Scheme::Int8,
+];
+
+/// Reads the format of quantised weights; scales are as usual.
+pub(crate) fn scheme() -> impl TypedValueParser<Value = Scheme> {
+    choice(&SCHEMES, Scheme::name, |scheme| match scheme {
+        Scheme::FourBit { format, .. } => match format {
+            FourBitFormat::Nf4 => "4-bit NormalFloat",
+            FourBitFormat::Fp4 => "4-bit floating point",
+        },
+        Scheme::Nested { format, .. } => match format {
+            NestedFormat::Nf3 => "3-bit NormalFloat",
+            NestedFormat::Nf5 => "5-bit NormalFloat",
+            NestedFormat::Nf6 => "6-bit NormalFloat",
+        },
+        Scheme::Int8 => "8 bits, one scale per row",
+    })
+}
+
+/// How a base model is kept: quantised while it is loaded, or as its files have it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct QuantizationArg(Option<Scheme>);
+
+impl QuantizationArg {
+    /// The plan that loads a model so.
+    pub(crate) fn plan(self) -> Option<QuantizationPlan> {
+        self.0.map(QuantizationPlan::new)
+    }
+
+    fn name(self) -> &'static str {
+        self.0.map_or("none", Scheme::name)
+    }
+}
+
+impl FromStr for QuantizationArg {
+    type Err = UnknownName;
+
+    fn from_str(name: &str) -> Result<Self, UnknownName> {
+        match name {
+            "none" => Ok(Self(None)),
+            name => name.parse().map(|scheme| Self(Some(scheme))),
+        }
+    }
+}
+
+/// Reads how a base model is kept.
+pub(crate) fn quantization() -> impl TypedValueParser<Value = QuantizationArg> {
+    let values = std::iter::once(None).chain(SCHEMES.map(Some));
+    let values: Vec<QuantizationArg> = values.map(QuantizationArg).collect();
+    choice(&values, QuantizationArg::name, |kept| match kept.0 {
+        None => "No quantization beyond that of the files",
+        Some(Scheme::FourBit { format, .. }) => match format {
+            FourBitFormat::Nf4 => "4-bit NormalFloat, double quantization",
+            FourBitFormat::Fp4 => "4-bit floating point, double quantization",
+        },
+        Some(Scheme::Nested { format, .. }) => match format {
+            NestedFormat::Nf3 => "3-bit NormalFloat, double quantization",
+            NestedFormat::Nf5 => "5-bit NormalFloat, double quantization",
+            NestedFormat::Nf6 => "6-bit NormalFloat, double quantization",
+        },
+        Some(Scheme::Int8) => "8 bits, one scale per row",
+    })
+}

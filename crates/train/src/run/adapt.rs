@@ -1,0 +1,99 @@
+//! Adaptive precision of a run: what is measured before its first step, or stored as a checkpoint has it.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use backdraft_arch::QuantizationPlan;
+use backdraft_data::count;
+use backdraft_formats::ModelSource;
+use backdraft_journal::adaptation::AdaptationReport;
+use backdraft_journal::report::Reporter;
+use backdraft_kernels::device::size_pages;
+use backdraft_model::CausalLm;
+use backdraft_recipe::Recipe;
+
+use super::{Run, Start};
+use crate::adapt::{Adaptation, CalibrationRows};
+use crate::checkpoint::Saved;
+use crate::data::{RunData, data_error};
+use crate::device::DeviceFacts;
+use crate::error::TrainError;
+use crate::trained_with::TrainedWith;
+
+/// What `recipe` asks for; `None` where it asks for one precision and adapters that start at zero.
+pub(super) fn adaptation(
+    recipe: &Recipe,
+    source: &Arc<ModelSource>,
+    data: &RunData,
+) -> Result<Option<Adaptation>, TrainError> {
+    if !Adaptation::is_asked(recipe) {
+        return Ok(None);
+    }
+    let tokens = recipe.quantization.calibration_tokens;
+    let pass = data.loader.largest_micro_batch().iter().sum();
+    let rows = CalibrationRows::choose(&data.train, data.loader.clone(), tokens, pass);
+    let rows = rows.map_err(data_error(Path::new("data.train")))?;
+    Ok(Adaptation::of(recipe, source, rows))
+}
+
+impl Run {
+    /// How the base is stored now.
+    pub(super) fn quantization(&self) -> Option<QuantizationPlan> {
+        match &self.adaptation {
+            Some(adaptation) => Some(adaptation.plan().clone()),
+            None => self.recipe.quantization_plan(),
+        }
+    }
+
+    /// Stores the base as the checkpoint has it, or measures and deals out anew; a report of the latter.
+    pub(super) fn adapt(
+        &mut self,
+        start: &Start,
+        reporter: &mut dyn Reporter,
+    ) -> Result<Option<AdaptationReport>, TrainError> {
+        if self.adaptation.is_none() {
+            return Ok(None);
+        }
+        let saved = match start {
+            Start::New { .. } => None,
+            Start::Resume(resume) => resume.from(),
+        };
+        if let Some(saved) = saved {
+            let mut model = self.model.clone();
+            self.store_as_in(saved, &mut model)?;
+            self.model = model;
+            return Ok(None);
+        }
+        let tokens = self.recipe.quantization.calibration_tokens as u64;
+        let measured = count(tokens, "token");
+        reporter.adapting(&format!("measuring {measured} of training rows"));
+        // What the measurement takes comes in the pages that steps will use.
+        let facts = DeviceFacts::of(&self.device, self.model.dtype().size() as u64);
+        let spec = self.model.spec().clone();
+        let step = self.recipe.setup(spec, facts.memory, facts.host).step();
+        size_pages(&self.device, step.page_for(self.longest_pass()));
+        let adaptation = self.adaptation.as_mut();
+        let report = adaptation.map(|adaptation| adaptation.begin(&mut self.model));
+        let report = report.transpose()?;
+        if let Some(report) = &report {
+            reporter.adapted(report);
+        }
+        Ok(report)
+    }
+
+    /// Stores the base of `model` as a checkpoint has it.
+    pub(super) fn store_as_in(
+        &mut self,
+        saved: &Saved,
+        model: &mut CausalLm,
+    ) -> Result<(), TrainError> {
+        let Some(adaptation) = &mut self.adaptation else {
+            return Ok(());
+        };
+        let noted = TrainedWith::read(&saved.path.join("adapter"))?;
+        match noted.and_then(|noted| noted.over.quantization) {
+            Some(plan) => adaptation.restore(model, &plan),
+            None => Ok(()),
+        }
+    }
+}
