@@ -1,11 +1,12 @@
 //! Writing safetensors files one tensor at a time.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
 use crate::atomic::{AtomicFile, Existing};
+use crate::dtype::from_f32;
 use crate::error::{FormatError, Result};
 use crate::safetensors_file::{LENGTH_FIELD, MAX_HEADER, SafetensorsError};
 use crate::tensor::TensorInfo;
@@ -160,4 +161,37 @@ fn layout(
         })
         .collect();
     Ok((header, pending))
+}
+
+impl TensorInfo {
+    /// `values` as bytes of its type, for the file at `path`.
+    ///
+    /// # Errors
+    /// [`FormatError::TensorDtype`] where the type is not a floating-point one.
+    pub fn encode(&self, path: &Path, values: &[f32]) -> Result<Vec<u8>> {
+        from_f32(self.dtype, values).ok_or_else(|| FormatError::TensorDtype {
+            path: path.into(),
+            tensor: self.name.clone(),
+            expected: "F32, F16, BF16 or F64",
+            actual: self.dtype,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dtype::Dtype;
+
+    #[test]
+    fn values_have_no_bytes_of_a_type_without_fractions() {
+        let encode =
+            |dtype| TensorInfo::new("a", dtype, [2]).encode(Path::new("file"), &[1.0, -2.0]);
+        assert_eq!(encode(Dtype::BF16).unwrap(), [0x80, 0x3f, 0, 0xc0]);
+        let error = encode(Dtype::I8).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "file: tensor a is I8, expected F32, F16, BF16 or F64"
+        );
+    }
 }

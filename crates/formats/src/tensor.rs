@@ -1,10 +1,8 @@
 //! One tensor of a file: its description, and its bytes borrowed or owned.
 
 use std::borrow::Cow;
-use std::path::Path;
 
 use crate::dtype::{self, Dtype};
-use crate::error::{FormatError, Result};
 
 /// What a file says about a tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,19 +35,6 @@ impl TensorInfo {
     #[must_use]
     pub fn checked_bytes(&self) -> Option<usize> {
         self.checked_elements()?.checked_mul(self.dtype.size())
-    }
-
-    /// `values` as bytes of its type, for the file at `path`.
-    ///
-    /// # Errors
-    /// [`FormatError::TensorDtype`] where the type is not a floating-point one.
-    pub fn encode(&self, path: &Path, values: &[f32]) -> Result<Vec<u8>> {
-        dtype::from_f32(self.dtype, values).ok_or_else(|| FormatError::TensorDtype {
-            path: path.into(),
-            tensor: self.name.clone(),
-            expected: "F32, F16, BF16 or F64",
-            actual: self.dtype,
-        })
     }
 }
 
@@ -87,22 +72,5 @@ impl<'a> RawTensor<'a> {
     #[must_use]
     pub fn to_i64(&self) -> Option<Vec<i64>> {
         dtype::to_i64(self.info.dtype, &self.bytes)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn values_have_no_bytes_of_a_type_without_fractions() {
-        let encode =
-            |dtype| TensorInfo::new("a", dtype, [2]).encode(Path::new("file"), &[1.0, -2.0]);
-        assert_eq!(encode(Dtype::BF16).unwrap(), [0x80, 0x3f, 0, 0xc0]);
-        let error = encode(Dtype::I8).unwrap_err().to_string();
-        assert_eq!(
-            error,
-            "file: tensor a is I8, expected F32, F16, BF16 or F64"
-        );
     }
 }
