@@ -147,7 +147,7 @@ fn check_case(
                 check_bits(&key, &means, &tensors.f32(&key));
             }
             let pinned = restored(format.values());
-            check_pinned(&what, &input, &pinned, golden, case);
+            check_pinned(&what, &input, &pinned, golden);
             // The scales after a round trip are given as they are: what quantises them is tested elsewhere.
             let matrix = |device: &Device| {
                 let (planes, dims) = (planes.clone(), inputs.shapes[name]);
@@ -164,9 +164,9 @@ fn check_case(
     }
 }
 
-/// What pinning is for: zeros stay zeros, and a block that one value dominates is not worse than with fewer bits. In
-/// normal blocks it costs little.
-fn check_pinned(what: &str, input: &[f32], pinned: &[f32], golden: &Dequantised, case: &Case) {
+/// What pinning is for: zeros stay zeros, and blocks that one value dominates are better by far than with the tables as
+/// computed. In normal blocks it costs little.
+fn check_pinned(what: &str, input: &[f32], pinned: &[f32], golden: &Dequantised) {
     for (x, y) in input.iter().zip(pinned) {
         assert!(*x != 0.0 || *y == 0.0, "{what}: zero became {y}");
     }
@@ -174,21 +174,16 @@ fn check_pinned(what: &str, input: &[f32], pinned: &[f32], golden: &Dequantised,
     let error: f64 = squares
         .map(|(&x, &y)| (f64::from(x) - f64::from(y)).powi(2))
         .sum();
-    let nf4 = case.dequantised["nf4.double"].sum_of_squared_errors;
-    let most = match what {
-        "outliers_16x128.nf6.double" => nf4,
-        "outliers_16x128.nf5.double" => 2.0 * nf4,
-        "outliers_16x128.nf5.single" | "outliers_16x128.nf6.single" => {
-            golden.sum_of_squared_errors / 10.0
-        }
-        "normal_32x64.nf5.single"
-        | "normal_32x64.nf6.single"
-        | "weights_144x192.nf5.single"
-        | "weights_144x192.nf6.single" => 1.1 * golden.sum_of_squared_errors,
+    let share = error / golden.sum_of_squared_errors;
+    let most = match what.split('.').next() {
+        Some("outliers_16x128") if what.contains("nf3") => 0.25,
+        Some("outliers_16x128") if what.contains("nf5") => 0.05,
+        Some("outliers_16x128") => 0.11,
+        Some("normal_32x64" | "weights_144x192") => 1.1,
         _ => return,
     };
     assert!(
-        error <= most,
-        "{what}: squared error {error}, at most {most}"
+        share <= most,
+        "{what}: {share} of the squared error of means, at most {most}"
     );
 }

@@ -5,10 +5,11 @@
 //! its last bit that of 3.
 //!
 //! The value of a code is the mean of its cell where blocks are normal ([`derivation`] computes it), but for a few
-//! that are pinned. In a block that one outlier dominates all other values are zero, or nearly, next to the scale;
-//! where zero and the ends are means as well, 5 and 6 bits do worse there than NF4, which has 0 and ±1. So 0 is pinned
-//! in every format, ±1 in those of 5 and 6 bits; the ends of 3 bits are too wide for that. It costs 6.5 % more squared
-//! error with 5 bits in normal blocks and 2.2 % with 6.
+//! that are pinned. In a block that one outlier dominates all other values are zero, or nearly, next to the scale; NF4
+//! has 0 and ±1, and where those are means instead, 5 and 6 bits have 150 and 27 times its squared error there (golden
+//! `outliers_16x128`). So 0 is pinned in every format, ±1 in those of 5 and 6 bits; the ends of 3 bits are too wide for
+//! that. Pinned they have 4.4 and 1.5 times NF4's, as 0 is not in the middle of its cell: more bits are not less error
+//! in every block. In normal blocks it costs 9 % more squared error with 3 bits, 6 % with 5 and 2 % with 6.
 
 pub mod derivation;
 mod tables;

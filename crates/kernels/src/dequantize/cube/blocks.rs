@@ -249,7 +249,11 @@ fn kernel<F: Float, N: Size>(
         let first = group * CODES;
         if first < values {
             let upper = eight(high, group, comptime!(planes.high));
-            let lower = second(low, group, planes);
+            let lower = if comptime!(planes.low > 0) {
+                eight(low, group, comptime!(planes.low))
+            } else {
+                upper
+            };
             let block = first / block_size;
             let scale = scale(block, scale_codes, scales, map, offset, double);
             let lanes = N::value();
@@ -337,17 +341,7 @@ pub(super) fn eight(packed: &[u32], group: usize, #[comptime] bits: usize) -> u3
     }
 }
 
-/// The same of the second array, where there is one.
-#[cube]
-pub(super) fn second(low: &[u32], group: usize, #[comptime] planes: Planes) -> u32 {
-    if comptime!(planes.low == 0) {
-        0u32
-    } else {
-        eight(low, group, comptime!(planes.low))
-    }
-}
-
-/// Code `i` of eight, from what their arrays have.
+/// Code `i` of eight, from what their arrays have; `lower` is not read where there is one array.
 #[cube]
 pub(super) fn code_of(
     upper: u32,

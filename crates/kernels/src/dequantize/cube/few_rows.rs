@@ -228,7 +228,7 @@ fn kernel<F: Float, W: Size, N: Size>(
                 let lower = if comptime!(shape.codes.low > 0) {
                     rest[comptime!(r * shape.words + w)]
                 } else {
-                    0u32
+                    upper
                 };
                 let mut vector = Vector::<f32, N>::empty();
                 #[unroll]
