@@ -1,6 +1,7 @@
 //! One module for each kind of case, and what they share.
 
 mod adamw8bit;
+mod adaptive;
 mod compare;
 mod forward;
 mod four_bit;

@@ -26,7 +26,7 @@ const SPARE: usize = 8;
 const MOST_ROUNDS: usize = 32;
 
 /// A round that captures less more than this share of what was captured is the last.
-const ENOUGH: f64 = 1e-6;
+const ENOUGH: f64 = 1e-4;
 
 /// A and B of an adapter that starts elsewhere than at zero.
 #[derive(Clone, Debug)]
