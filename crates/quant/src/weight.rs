@@ -10,10 +10,6 @@ use backdraft_arch::Scheme;
 
 /// A frozen matrix `[out, in]`, laid out as checkpoints store it.
 #[derive(Clone, Debug)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "a few hundred in a model, moved only while it is loaded"
-)]
 pub enum Weight {
     /// Values of the device's float type. A tensor that is tracked by autodiff gets its gradient: this
     /// is how a program that trains everything uses the model.

@@ -73,7 +73,7 @@ impl Absmax {
     }
 
     /// The same scales there.
-    pub(super) fn to_device(self, device: &Device) -> Self {
+    pub(super) fn moved(self, device: &Device) -> Self {
         match self {
             Self::Single(absmax) => Self::Single(absmax.to_device(device)),
             Self::Double {

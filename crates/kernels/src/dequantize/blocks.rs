@@ -210,7 +210,7 @@ impl<F: BlockFormat> Blocks<F> {
         let planes = self.planes.into_iter();
         Self {
             planes: planes.map(|plane| plane.to_device(device)).collect(),
-            absmax: self.absmax.to_device(device),
+            absmax: self.absmax.moved(device),
             ..self
         }
     }

@@ -33,11 +33,11 @@ impl<F: BlockFormat> Stored for Blocks<F> {
                 let mut table = [0.0; 64];
                 let values = self.format.values();
                 table[..values.len()].copy_from_slice(values);
-                Codes::Planes(Planes {
+                Codes::Planes(Box::new(Planes {
                     table,
                     widths: self.format.planes(),
                     planes: [high, ints(self.planes.get(1)?)?],
-                })
+                }))
             }
         };
         Some(OpenBlocks {
@@ -60,7 +60,7 @@ enum Codes {
         pairs: &'static [[f32; 2]; 256],
         packed: Ints<u8>,
     },
-    Planes(Planes),
+    Planes(Box<Planes>),
 }
 
 enum Scales {
@@ -92,9 +92,9 @@ impl Open for OpenBlocks {
                 |at, scale, out| fill_pairs(pairs, packed, at, scale, out),
             ),
             Codes::Planes(planes) => match planes.widths {
-                [2, 1] => self.from_planes::<2, 1>(planes, start, out),
-                [4, 1] => self.from_planes::<4, 1>(planes, start, out),
-                [4, 2] => self.from_planes::<4, 2>(planes, start, out),
+                [2, 1] => self.fill_planes::<2, 1>(planes, start, out),
+                [4, 1] => self.fill_planes::<4, 1>(planes, start, out),
+                [4, 2] => self.fill_planes::<4, 2>(planes, start, out),
                 other => unreachable!("no format keeps codes in {other:?} bits"),
             },
         }
@@ -118,7 +118,7 @@ impl OpenBlocks {
     }
 
     #[inline(always)]
-    fn from_planes<const HIGH: usize, const LOW: usize>(
+    fn fill_planes<const HIGH: usize, const LOW: usize>(
         &self,
         planes: &Planes,
         start: usize,
