@@ -1,7 +1,8 @@
 //! GGUF files, versions 2 and 3.
 //!
 //! [`GgufFile`] reads any file of the format, trusting none of its lengths; [`GgufModel`] shows a decoder of a
-//! supported architecture among them in Hugging Face's terms.
+//! supported architecture among them in Hugging Face's terms. [`GgufExport`] is the way back: names, row orders, metadata and
+//! the mixture of types are llama.cpp's, and the bytes of blocks too.
 //!
 //! # Source
 //! <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>
@@ -9,9 +10,14 @@
 mod architectures;
 mod bpe;
 mod config;
+mod decoder;
 mod dequantize;
+mod entry;
 mod error;
+mod export;
+mod export_error;
 mod file;
+mod file_type;
 mod ggml_type;
 mod model;
 mod names;
@@ -23,11 +29,20 @@ mod sentencepiece;
 mod testing;
 mod tokenizer;
 mod value;
+mod vocabulary;
+mod writer;
 
+pub use decoder::{GgufDecoder, GgufRope};
 pub use dequantize::dequantize;
+pub use entry::{Entry, EntryValue};
 pub use error::{GgufError, GgufTokenizerError};
+pub use export::{ExportSource, ExportTensor, GgufExport, GgufFiles};
+pub use export_error::GgufExportError;
 pub use file::{GgufFile, GgufTensor};
+pub use file_type::GgufFileType;
 pub use ggml_type::GgmlType;
 pub use model::GgufModel;
 pub use quantize::{quantize, quantized_bytes};
 pub use value::{GgufArray, GgufMetadata, GgufValue, ValueType};
+pub use vocabulary::{VocabularyOptions, vocabulary};
+pub use writer::{GgufWriter, TensorPlan, WrittenFile};

@@ -8,12 +8,14 @@
 //! in `dequantize.rs`.
 
 mod lanes;
+mod scale;
 mod six_bit;
 mod with_minimum;
 
 use half::{bf16, f16};
 use rayon::prelude::*;
 
+use self::scale::put_half;
 use super::ggml_type::GgmlType;
 
 /// Elements per parallel task: a multiple of every block.
@@ -66,13 +68,6 @@ fn blocks<const N: usize, const B: usize>(
     for (values, block) in values.iter().zip(out) {
         encode(values, block);
     }
-}
-
-/// Puts a number in half precision at byte `at`, and gives back what it became.
-fn put_half<const B: usize>(block: &mut [u8; B], at: usize, value: f32) -> f32 {
-    let half = f16::from_f32(value);
-    block[at..at + 2].copy_from_slice(&half.to_le_bytes());
-    half.to_f32()
 }
 
 /// 1 / `scale`, or 0 for a block of zeros.

@@ -1,7 +1,7 @@
 //! Q6_K: sixteen sub-blocks of 16, each with a scale in 8 bits.
 
 use super::lanes::{Codes, Lanes, map, nearest, transposed};
-use super::put_half;
+use super::scale::put_half;
 
 /// Below this a sub-block counts as zeros.
 const NOTHING: f32 = 1e-15;

@@ -1,7 +1,7 @@
 //! Q4_K and Q5_K: eight sub-blocks of 32, each with a scale and a minimum in 6 bits.
 
 use super::lanes::{Codes, Lanes, map, nearest, transposed};
-use super::put_half;
+use super::scale::put_half;
 
 /// What a search for scales tries: `steps` + 1 denominators from `largest code + first` in steps of 0.1.
 #[derive(Clone, Copy)]

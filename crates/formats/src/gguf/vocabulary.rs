@@ -1,0 +1,332 @@
+//! A tokenizer as metadata.
+
+use std::collections::HashMap;
+
+use serde_json::Value;
+
+use super::bpe::pre_tokenizer_name;
+use super::entry::{Entry, EntryValue};
+use super::export_error::GgufExportError;
+use super::tokenizer::TokenKind;
+use crate::tokenizer_files::TokenizerFiles;
+
+/// What is written of a tokenizer besides its files.
+#[derive(Debug, Clone, Default)]
+pub struct VocabularyOptions<'a> {
+    /// Rows of the embedding: ids without a token get one that is never used.
+    pub rows: usize,
+    /// The ids that end an answer, as training taught it and the config says.
+    pub ends: &'a [u32],
+    /// The chat template in place of the files' own.
+    pub chat_template: Option<&'a str>,
+}
+
+/// The metadata of a tokenizer that is a `tokenizer.json`.
+///
+/// # Source
+/// The keys that llama.cpp's `llama-vocab.cpp` reads.
+///
+/// # Errors
+/// A kind of tokenizer that llama.cpp has no form for, or a vocabulary that does not fit the embedding.
+pub fn vocabulary(
+    files: &TokenizerFiles,
+    options: &VocabularyOptions<'_>,
+) -> Result<Vec<Entry>, GgufExportError> {
+    let json: Value = serde_json::from_slice(&files.tokenizer_json)
+        .map_err(|error| tokenizer_error("the file", "JSON", &error.to_string().into()))?;
+    let model = &json["model"];
+    if !matches!(model["type"].as_str(), None | Some("BPE")) {
+        return Err(tokenizer_error("model.type", "\"BPE\"", &model["type"]));
+    }
+    let mut tokens = Tokens::read(&json, files, options.rows)?;
+    let merges = merges(model)?;
+    let mut entries = Vec::new();
+    if model["byte_fallback"] == true {
+        entries.push(Entry::new("tokenizer.ggml.model", "llama"));
+        entries.push(Entry::new("tokenizer.ggml.pre", "default"));
+        tokens.name_bytes(model["unk_token"].as_str());
+        let scores = tokens.scores(&merges);
+        entries.extend(tokens.entries());
+        let scores = EntryValue::F32s(scores);
+        entries.push(Entry::new("tokenizer.ggml.scores", scores));
+        let prefix = has_space_prefix(&json);
+        entries.push(Entry::new("tokenizer.ggml.add_space_prefix", prefix));
+    } else {
+        check_normalizer(&json["normalizer"])?;
+        let pre = &json["pre_tokenizer"];
+        let name = pre_tokenizer_name(pre).ok_or_else(|| GgufExportError::PreTokenizer {
+            actual: shortened(pre),
+        })?;
+        entries.push(Entry::new("tokenizer.ggml.model", "gpt2"));
+        entries.push(Entry::new("tokenizer.ggml.pre", name));
+        entries.extend(tokens.entries());
+        let merges = merges.iter().map(|[left, right]| format!("{left} {right}"));
+        let merges = EntryValue::Texts(merges.collect());
+        entries.push(Entry::new("tokenizer.ggml.merges", merges));
+    }
+    entries.extend(special_tokens(files, &tokens)?);
+    let eos = files.eos_token.as_deref().and_then(|token| tokens.id(token));
+    entries.extend(ends(eos, options.ends));
+    let add_bos = files.add_bos_token.unwrap_or_else(|| adds_bos(&json, files));
+    entries.push(Entry::new("tokenizer.ggml.add_bos_token", add_bos));
+    let add_eos = files.add_eos_token.unwrap_or(false);
+    entries.push(Entry::new("tokenizer.ggml.add_eos_token", add_eos));
+    entries.extend(templates(options.chat_template, files));
+    Ok(entries)
+}
+
+/// The ids that end a generation: the tokenizer's own, then one that training taught, then one more.
+pub(super) fn ends(eos: Option<u32>, ends: &[u32]) -> Vec<Entry> {
+    let mut ids: Vec<u32> = eos.into_iter().collect();
+    for id in ends {
+        if !ids.contains(id) {
+            ids.push(*id);
+        }
+    }
+    let keys = ["eos", "eot", "eom"].into_iter();
+    keys.zip(ids)
+        .map(|(key, id)| Entry::new(format!("tokenizer.ggml.{key}_token_id"), id))
+        .collect()
+}
+
+fn templates(of_run: Option<&str>, files: &TokenizerFiles) -> Vec<Entry> {
+    let mut entries = Vec::new();
+    if let Some(template) = of_run.or(files.chat_template.as_deref()) {
+        entries.push(Entry::new("tokenizer.chat_template", template));
+    }
+    if let Some(template) = files.tool_use_template.as_deref().filter(|_| of_run.is_none()) {
+        let names = EntryValue::Texts(vec!["tool_use".to_owned()]);
+        entries.push(Entry::new("tokenizer.chat_templates", names));
+        entries.push(Entry::new("tokenizer.chat_template.tool_use", template));
+    }
+    entries
+}
+
+/// Tokens by their ids.
+struct Tokens {
+    texts: Vec<Option<String>>,
+    kinds: Vec<TokenKind>,
+    ids: HashMap<String, u32>,
+}
+
+impl Tokens {
+    fn read(json: &Value, files: &TokenizerFiles, rows: usize) -> Result<Self, GgufExportError> {
+        let vocab = &json["model"]["vocab"];
+        let Some(vocab) = vocab.as_object() else {
+            return Err(tokenizer_error("model.vocab", "an object of ids", vocab));
+        };
+        let mut tokens = Self {
+            texts: vec![None; rows],
+            kinds: vec![TokenKind::Unused; rows],
+            ids: HashMap::new(),
+        };
+        for (token, id) in vocab {
+            tokens.put(token, id, TokenKind::Normal)?;
+        }
+        let kind = |special| match special {
+            true => TokenKind::Control,
+            false => TokenKind::UserDefined,
+        };
+        for added in json["added_tokens"].as_array().into_iter().flatten() {
+            let Some(content) = added["content"].as_str() else {
+                return Err(tokenizer_error("added_tokens.content", "a text", added));
+            };
+            tokens.put(content, &added["id"], kind(added["special"] == true))?;
+        }
+        for declared in files.declared_tokens.iter().filter(|it| !it.content.is_empty()) {
+            let named = [&files.bos_token, &files.eos_token];
+            let named = named.contains(&&Some(declared.content.clone()));
+            let special = declared.flags.is_some_and(|flags| flags.special) || named;
+            // A file that only names tokens says nothing of those that are known.
+            if declared.flags.is_some() || !tokens.ids.contains_key(&declared.content) {
+                tokens.put(&declared.content, &declared.id.into(), kind(special))?;
+            }
+        }
+        Ok(tokens)
+    }
+
+    fn put(&mut self, token: &str, id: &Value, kind: TokenKind) -> Result<(), GgufExportError> {
+        let Some(number) = id.as_u64() else {
+            return Err(tokenizer_error(token, "an id", id));
+        };
+        let index = usize::try_from(number).unwrap_or(usize::MAX);
+        let (Some(text), Some(slot)) = (self.texts.get_mut(index), self.kinds.get_mut(index))
+        else {
+            return Err(GgufExportError::TokenId {
+                token: token.to_owned(),
+                id: number,
+                rows: self.kinds.len(),
+            });
+        };
+        if let Some(first) = text.as_deref().filter(|first| *first != token) {
+            return Err(GgufExportError::TokenTwice {
+                id: index,
+                first: first.to_owned(),
+                second: token.to_owned(),
+            });
+        }
+        *text = Some(token.to_owned());
+        *slot = kind;
+        self.ids.insert(token.to_owned(), number as u32);
+        Ok(())
+    }
+
+    fn id(&self, token: &str) -> Option<u32> {
+        self.ids.get(token).copied()
+    }
+
+    /// Marks what SentencePiece files know of their own: bytes, and the token for what is unknown.
+    fn name_bytes(&mut self, unknown: Option<&str>) {
+        for (token, kind) in self.texts.iter().zip(&mut self.kinds) {
+            let Some(token) = token.as_deref() else {
+                continue;
+            };
+            let byte = token
+                .strip_prefix("<0x")
+                .and_then(|rest| rest.strip_suffix('>'))
+                .filter(|hex| hex.len() == 2);
+            if byte.is_some_and(|hex| u8::from_str_radix(hex, 16).is_ok()) {
+                *kind = TokenKind::Byte;
+            } else if Some(token) == unknown {
+                *kind = TokenKind::Unknown;
+            }
+        }
+    }
+
+    /// Scores that join the same pieces as the merges do: the earlier a token is made, the higher its own.
+    fn scores(&self, merges: &[[&str; 2]]) -> Vec<f32> {
+        let mut scores = vec![-(merges.len() as f32) - 1.0; self.texts.len()];
+        for (rank, [left, right]) in merges.iter().enumerate().rev() {
+            if let Some(id) = self.id(&format!("{left}{right}")) {
+                scores[id as usize] = -(rank as f32);
+            }
+        }
+        for (score, kind) in scores.iter_mut().zip(&self.kinds) {
+            if !matches!(kind, TokenKind::Normal) {
+                *score = 0.0;
+            }
+        }
+        scores
+    }
+
+    fn entries(&self) -> [Entry; 2] {
+        let text = |(id, token): (usize, &Option<String>)| match token {
+            Some(token) => token.clone(),
+            None => self.filler(id),
+        };
+        let texts = self.texts.iter().enumerate().map(text).collect();
+        let kinds = self.kinds.iter().map(|kind| kind.number()).collect();
+        [
+            Entry::new("tokenizer.ggml.tokens", EntryValue::Texts(texts)),
+            Entry::new("tokenizer.ggml.token_type", EntryValue::I32s(kinds)),
+        ]
+    }
+
+    /// A text for a row of the embedding that no token has; each must have another.
+    fn filler(&self, id: usize) -> String {
+        let mut filler = format!("[PAD{id}]");
+        while self.ids.contains_key(&filler) {
+            filler.push('_');
+        }
+        filler
+    }
+}
+
+fn pair(merge: &Value) -> Option<[&str; 2]> {
+    match merge {
+        Value::String(text) => text.split_once(' ').map(|(left, right)| [left, right]),
+        Value::Array(pair) => match &pair[..] {
+            [Value::String(left), Value::String(right)] => Some([left, right]),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+/// The merges, which files of both ages have as `"a b"` or `["a", "b"]`.
+fn merges(model: &Value) -> Result<Vec<[&str; 2]>, GgufExportError> {
+    let Some(merges) = model["merges"].as_array() else {
+        return Err(tokenizer_error("model.merges", "a list", &model["merges"]));
+    };
+    let fine = |[left, right]: &[&str; 2]| !left.contains(' ') && !right.contains(' ');
+    merges
+        .iter()
+        .map(|merge| {
+            let pair = pair(merge).filter(fine);
+            pair.ok_or_else(|| tokenizer_error("model.merges", "pairs without blanks", merge))
+        })
+        .collect()
+}
+
+fn special_tokens(files: &TokenizerFiles, tokens: &Tokens) -> Result<Vec<Entry>, GgufExportError> {
+    let named = [
+        ("bos_token", "bos", &files.bos_token),
+        ("unk_token", "unknown", &files.unk_token),
+        ("pad_token", "padding", &files.pad_token),
+    ];
+    let mut entries = Vec::new();
+    for (name, key, token) in named {
+        let Some(token) = token else {
+            continue;
+        };
+        let Some(id) = tokens.id(token) else {
+            return Err(GgufExportError::SpecialToken {
+                name,
+                token: token.clone(),
+            });
+        };
+        entries.push(Entry::new(format!("tokenizer.ggml.{key}_token_id"), id));
+    }
+    Ok(entries)
+}
+
+/// Whether the post-processor puts the first token of texts.
+fn adds_bos(json: &Value, files: &TokenizerFiles) -> bool {
+    let Some(bos) = &files.bos_token else {
+        return false;
+    };
+    let post = &json["post_processor"];
+    let one = std::slice::from_ref(post);
+    let mut steps = post["processors"].as_array().map_or(one, Vec::as_slice).iter();
+    steps.any(|step| step["single"][0]["SpecialToken"]["id"] == bos.as_str())
+}
+
+/// Whether a text begins with a blank of its own.
+fn has_space_prefix(json: &Value) -> bool {
+    let steps = |value: &Value, key: &str| match value[key].as_array() {
+        Some(steps) => steps.clone(),
+        None => vec![value.clone()],
+    };
+    let prepends = steps(&json["normalizer"], "normalizers")
+        .iter()
+        .any(|step| step["type"] == "Prepend");
+    let meta = |step: &Value| {
+        let scheme = step["prepend_scheme"].as_str();
+        step["type"] == "Metaspace"
+            && scheme.map_or(step["add_prefix_space"] != false, |scheme| scheme != "never")
+    };
+    prepends || steps(&json["pre_tokenizer"], "pretokenizers").iter().any(meta)
+}
+
+fn check_normalizer(normalizer: &Value) -> Result<(), GgufExportError> {
+    if normalizer.is_null() || normalizer["type"] == "NFC" {
+        return Ok(());
+    }
+    let empty = normalizer["normalizers"].as_array();
+    match empty.is_some_and(Vec::is_empty) {
+        true => Ok(()),
+        false => Err(tokenizer_error("normalizer", "null or NFC", normalizer)),
+    }
+}
+
+fn tokenizer_error(field: &str, expected: &'static str, actual: &Value) -> GgufExportError {
+    GgufExportError::Tokenizer {
+        field: field.to_owned(),
+        expected,
+        actual: shortened(actual),
+    }
+}
+
+fn shortened(value: &Value) -> String {
+    value.to_string().chars().take(200).collect()
+}
