@@ -69,7 +69,11 @@ impl GgufExport {
             }
             planned.push(tensor(name, shape, architecture)?);
         }
-        let has = |name: &str| planned.iter().any(|tensor: &ExportTensor| tensor.name == name);
+        let has = |name: &str| {
+            planned
+                .iter()
+                .any(|tensor: &ExportTensor| tensor.name == name)
+        };
         for tensor in ["token_embd.weight", "output_norm.weight"] {
             if !has(tensor) {
                 return Err(GgufExportError::TensorMissing { tensor });

@@ -25,6 +25,7 @@ mod quantize;
 mod reader;
 mod rope_freqs;
 mod sentencepiece;
+mod split;
 #[cfg(test)]
 mod testing;
 mod tokenizer;

@@ -65,9 +65,12 @@ pub fn vocabulary(
         entries.push(Entry::new("tokenizer.ggml.merges", merges));
     }
     entries.extend(special_tokens(files, &tokens)?);
-    let eos = files.eos_token.as_deref().and_then(|token| tokens.id(token));
-    entries.extend(ends(eos, options.ends));
-    let add_bos = files.add_bos_token.unwrap_or_else(|| adds_bos(&json, files));
+    let eos = files.eos_token.as_ref();
+    let eos = eos.map(|token| tokens.special("eos_token", token));
+    entries.extend(ends(eos.transpose()?, options.ends));
+    let add_bos = files
+        .add_bos_token
+        .unwrap_or_else(|| adds_bos(&json, files));
     entries.push(Entry::new("tokenizer.ggml.add_bos_token", add_bos));
     let add_eos = files.add_eos_token.unwrap_or(false);
     entries.push(Entry::new("tokenizer.ggml.add_eos_token", add_eos));
@@ -94,7 +97,11 @@ fn templates(of_run: Option<&str>, files: &TokenizerFiles) -> Vec<Entry> {
     if let Some(template) = of_run.or(files.chat_template.as_deref()) {
         entries.push(Entry::new("tokenizer.chat_template", template));
     }
-    if let Some(template) = files.tool_use_template.as_deref().filter(|_| of_run.is_none()) {
+    if let Some(template) = files
+        .tool_use_template
+        .as_deref()
+        .filter(|_| of_run.is_none())
+    {
         let names = EntryValue::Texts(vec!["tool_use".to_owned()]);
         entries.push(Entry::new("tokenizer.chat_templates", names));
         entries.push(Entry::new("tokenizer.chat_template.tool_use", template));
@@ -133,7 +140,11 @@ impl Tokens {
             };
             tokens.put(content, &added["id"], kind(added["special"] == true))?;
         }
-        for declared in files.declared_tokens.iter().filter(|it| !it.content.is_empty()) {
+        for declared in files
+            .declared_tokens
+            .iter()
+            .filter(|it| !it.content.is_empty())
+        {
             let named = [&files.bos_token, &files.eos_token];
             let named = named.contains(&&Some(declared.content.clone()));
             let special = declared.flags.is_some_and(|flags| flags.special) || named;
@@ -173,6 +184,14 @@ impl Tokens {
 
     fn id(&self, token: &str) -> Option<u32> {
         self.ids.get(token).copied()
+    }
+
+    /// The id of a token that the files name.
+    fn special(&self, name: &'static str, token: &str) -> Result<u32, GgufExportError> {
+        self.id(token).ok_or_else(|| GgufExportError::SpecialToken {
+            name,
+            token: token.to_owned(),
+        })
     }
 
     /// Marks what SentencePiece files know of their own: bytes, and the token for what is unknown.
@@ -269,12 +288,7 @@ fn special_tokens(files: &TokenizerFiles, tokens: &Tokens) -> Result<Vec<Entry>,
         let Some(token) = token else {
             continue;
         };
-        let Some(id) = tokens.id(token) else {
-            return Err(GgufExportError::SpecialToken {
-                name,
-                token: token.clone(),
-            });
-        };
+        let id = tokens.special(name, token)?;
         entries.push(Entry::new(format!("tokenizer.ggml.{key}_token_id"), id));
     }
     Ok(entries)
@@ -287,7 +301,10 @@ fn adds_bos(json: &Value, files: &TokenizerFiles) -> bool {
     };
     let post = &json["post_processor"];
     let one = std::slice::from_ref(post);
-    let mut steps = post["processors"].as_array().map_or(one, Vec::as_slice).iter();
+    let mut steps = post["processors"]
+        .as_array()
+        .map_or(one, Vec::as_slice)
+        .iter();
     steps.any(|step| step["single"][0]["SpecialToken"]["id"] == bos.as_str())
 }
 
@@ -303,9 +320,14 @@ fn has_space_prefix(json: &Value) -> bool {
     let meta = |step: &Value| {
         let scheme = step["prepend_scheme"].as_str();
         step["type"] == "Metaspace"
-            && scheme.map_or(step["add_prefix_space"] != false, |scheme| scheme != "never")
+            && scheme.map_or(step["add_prefix_space"] != false, |scheme| {
+                scheme != "never"
+            })
     };
-    prepends || steps(&json["pre_tokenizer"], "pretokenizers").iter().any(meta)
+    prepends
+        || steps(&json["pre_tokenizer"], "pretokenizers")
+            .iter()
+            .any(meta)
 }
 
 fn check_normalizer(normalizer: &Value) -> Result<(), GgufExportError> {
@@ -330,3 +352,6 @@ fn tokenizer_error(field: &str, expected: &'static str, actual: &Value) -> GgufE
 fn shortened(value: &Value) -> String {
     value.to_string().chars().take(200).collect()
 }
+
+#[cfg(test)]
+mod tests;

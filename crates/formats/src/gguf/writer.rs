@@ -1,10 +1,11 @@
 //! Writing GGUF files one tensor at a time.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::entry::{Entry, EntryValue, put_text};
 use super::ggml_type::GgmlType;
 use super::quantize::quantized_bytes;
+use super::split::part_path;
 use crate::atomic::{AtomicFile, Existing};
 use crate::error::{FormatError, Result};
 
@@ -82,7 +83,11 @@ impl GgufWriter {
         let mut parts = Vec::new();
         let mut start = 0;
         for (index, &end) in ends.iter().enumerate() {
-            let mut entries = if index == 0 { metadata.to_vec() } else { Vec::new() };
+            let mut entries = if index == 0 {
+                metadata.to_vec()
+            } else {
+                Vec::new()
+            };
             if ends.len() > 1 {
                 entries.extend(split_entries(index, ends.len(), tensors.len()));
             }
@@ -165,19 +170,9 @@ impl GgufWriter {
 }
 
 /// The bytes of a file or of all parts together, nearly: parts after the first have small headers of their own.
-#[must_use]
-pub fn file_bytes(metadata: &[Entry], tensors: &[TensorPlan]) -> u64 {
+pub(super) fn file_bytes(metadata: &[Entry], tensors: &[TensorPlan]) -> u64 {
     let data: usize = tensors.iter().map(TensorPlan::padded).sum();
     (header(metadata, tensors).len() + data) as u64
-}
-
-/// `NAME.gguf`, or `NAME-00002-of-00003.gguf`.
-pub(super) fn part_path(path: &Path, index: usize, count: usize) -> PathBuf {
-    if count == 1 {
-        return path.to_owned();
-    }
-    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-    path.with_file_name(format!("{stem}-{:05}-of-{count:05}.gguf", index + 1))
 }
 
 /// Where runs of tensors of at most `limit` bytes end, or of one that is larger.

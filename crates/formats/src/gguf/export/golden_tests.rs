@@ -23,7 +23,9 @@ fn decoder(config: &Value) -> GgufDecoder {
         layers: size("num_hidden_layers"),
         heads,
         key_value_heads: size("num_key_value_heads"),
-        head_dim: config["head_dim"].as_u64().map_or(size("hidden_size") / heads, |d| d as usize),
+        head_dim: config["head_dim"]
+            .as_u64()
+            .map_or(size("hidden_size") / heads, |d| d as usize),
         vocab_size: size("vocab_size"),
         rms_norm_eps: config["rms_norm_eps"].as_f64().unwrap(),
         rope_theta: theta.unwrap(),
@@ -31,7 +33,9 @@ fn decoder(config: &Value) -> GgufDecoder {
             factor: scaling["factor"].as_f64().unwrap(),
             low_freq_factor: scaling["low_freq_factor"].as_f64().unwrap(),
             high_freq_factor: scaling["high_freq_factor"].as_f64().unwrap(),
-            original: scaling["original_max_position_embeddings"].as_f64().unwrap(),
+            original: scaling["original_max_position_embeddings"]
+                .as_f64()
+                .unwrap(),
         }),
         sliding_window: config["sliding_window"].as_u64().map(|n| n as usize),
     }
@@ -142,4 +146,41 @@ fn golden_exports_read_back() {
         assert_eq!(ours, theirs, "{}", folder.name());
     }
     assert!(models >= 8, "{models}");
+}
+
+#[test]
+fn golden_split_files_are_read_as_one() {
+    for folder in golden::folders("gguf", "tiny-llama.json") {
+        let source = ModelSource::open(&*folder).unwrap();
+        let (root, written) = write(&source, &[GgufFileType::Q8_0], Some(400_000));
+        let parts = &written[0].1;
+        assert_eq!(parts.len(), 5);
+        let name = |index: usize| parts[index].path.file_name().unwrap().to_str().unwrap();
+        assert_eq!(name(0), "x-q8_0-00001-of-00005.gguf");
+        let (_whole, whole) = write(&source, &[GgufFileType::Q8_0], None);
+        let whole = GgufModel::open(&whole[0].1[0].path).unwrap();
+        let model = GgufModel::open(&parts[0].path).unwrap();
+        for name in source.tensor_names() {
+            assert_eq!(model.read_f32(name).unwrap(), whole.read_f32(name).unwrap());
+        }
+        let message = |path| match GgufModel::open(path).unwrap_err() {
+            FormatError::Gguf { source, .. } => source.to_string(),
+            other => other.to_string(),
+        };
+        let second = message(parts[1].path.clone());
+        assert!(
+            second.contains("it is part 2 of 5 of a split model"),
+            "{second}"
+        );
+        std::fs::copy(&parts[1].path, &parts[2].path).unwrap();
+        let twice = message(parts[0].path.clone());
+        assert!(twice.contains("split.no is 1 in x-q8_0-00003-of-00005.gguf, expected 2"));
+        std::fs::remove_file(&parts[2].path).unwrap();
+        let missing = message(parts[0].path.clone());
+        assert!(
+            missing.contains("x-q8_0-00003-of-00005.gguf does not exist"),
+            "{missing}"
+        );
+        drop(root);
+    }
 }

@@ -62,7 +62,11 @@ fn search(x: &[Lanes; 16]) -> (Lanes, [Codes; 16]) {
     let mut max = [0.0f32; 8];
     for x in x {
         for j in 0..8 {
-            max[j] = if x[j].abs() > max[j].abs() { x[j] } else { max[j] };
+            max[j] = if x[j].abs() > max[j].abs() {
+                x[j]
+            } else {
+                max[j]
+            };
         }
     }
     let nothing = max.map(|max| max.abs() < NOTHING);

@@ -46,17 +46,29 @@ fn golden_quantised_bytes_are_those_of_llama_cpp() {
 fn halves_are_rounded_to_even() {
     let mut out = [0; 8];
     quantize(GgmlType::F16, &[2049.0, 2051.0, 65519.0, -0.0], &mut out);
-    let halves: Vec<f32> = out.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect();
+    let halves: Vec<f32> = out
+        .as_chunks()
+        .0
+        .iter()
+        .map(|b| f16::from_le_bytes(*b).to_f32())
+        .collect();
     assert_eq!(halves, [2048.0, 2052.0, 65504.0, 0.0]);
     assert_eq!(out[7], 0x80);
     quantize(GgmlType::BF16, &[257.0, 259.0, 1.0, -1.0], &mut out);
-    let brain: Vec<f32> = out.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect();
+    let brain: Vec<f32> = out
+        .as_chunks()
+        .0
+        .iter()
+        .map(|b| bf16::from_le_bytes(*b).to_f32())
+        .collect();
     assert_eq!(brain, [256.0, 260.0, 1.0, -1.0]);
 }
 
 #[test]
 fn many_tasks_give_the_bytes_of_one() {
-    let values: Vec<f32> = (0..TASK * 3 + 512).map(|i| ((i * 7919) % 4001) as f32 / 2000.0 - 1.0).collect();
+    let values: Vec<f32> = (0..TASK * 3 + 512)
+        .map(|i| ((i * 7919) % 4001) as f32 / 2000.0 - 1.0)
+        .collect();
     for kind in GgmlType::ALL {
         let mut parallel = vec![0; quantized_bytes(kind, values.len())];
         let mut serial = parallel.clone();

@@ -62,7 +62,11 @@ fn scales_and_codes<const B: usize>(
         minimums,
         mut codes,
     } = search.run(&x);
-    let greatest = |values: &Lanes| values.iter().fold(0.0f32, |a, &b| if b > a { b } else { a });
+    let greatest = |values: &Lanes| {
+        values
+            .iter()
+            .fold(0.0f32, |a, &b| if b > a { b } else { a })
+    };
     let (max_scale, max_minimum) = (greatest(&scales), greatest(&minimums));
     let inverse = |max: f32| if max > 0.0 { 63.0 / max } else { 0.0 };
     let (to_scale, to_minimum) = (inverse(max_scale), inverse(max_minimum));
