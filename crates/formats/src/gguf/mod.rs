@@ -7,7 +7,9 @@
 //! # Source
 //! <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>
 
+mod adapter;
 mod architectures;
+mod base_vocabulary;
 mod bpe;
 mod config;
 mod decoder;
@@ -33,6 +35,8 @@ mod value;
 mod vocabulary;
 mod writer;
 
+pub use adapter::write_gguf_adapter;
+pub use base_vocabulary::base_vocabulary;
 pub use decoder::{GgufDecoder, GgufRope};
 pub use dequantize::dequantize;
 pub use entry::{Entry, EntryValue};
