@@ -158,7 +158,7 @@ fn check_variant(
     assert_eq!(hash, expected.sha256_f32_le_of_dequantised, "{what}");
 }
 
-fn check_last_bits(what: &str, actual: &[f32], expected: &[f32], allowed: f64) {
+pub(super) fn check_last_bits(what: &str, actual: &[f32], expected: &[f32], allowed: f64) {
     assert_eq!(actual.len(), expected.len(), "{what}");
     for (i, (&a, &b)) in actual.iter().zip(expected).enumerate() {
         let what = format!("{what}: value {i}");
@@ -166,7 +166,7 @@ fn check_last_bits(what: &str, actual: &[f32], expected: &[f32], allowed: f64) {
     }
 }
 
-fn check_bits(what: &str, actual: &[f32], expected: &[f32]) {
+pub(super) fn check_bits(what: &str, actual: &[f32], expected: &[f32]) {
     assert_eq!(actual.len(), expected.len(), "{what}");
     for (i, (a, b)) in actual.iter().zip(expected).enumerate() {
         assert_eq!(

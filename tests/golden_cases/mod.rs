@@ -8,6 +8,7 @@ mod full_gradients;
 mod lora;
 mod lora_entry;
 mod misc;
+mod nested;
 mod packing;
 mod place;
 mod smollm2;
@@ -20,7 +21,7 @@ use backdraft_testkit::golden;
 
 #[test]
 fn golden_directory_holds_cases() {
-    let parts = ["tiny", "smollm2", "misc", "bitsandbytes"];
+    let parts = ["tiny", "smollm2", "misc", "bitsandbytes", "adaptive"];
     assert!(
         parts.iter().any(|name| golden::part(name).is_some()),
         "{} holds none of {parts:?}",

@@ -16,6 +16,9 @@ pub(crate) enum LibraryTask {
     /// Write docs/recipe.md from the table of recipe keys.
     #[command(disable_help_flag = true)]
     Docs(Passed),
+    /// The values of nested codes, by numeric integration; fails where those in the library are others.
+    #[command(disable_help_flag = true)]
+    Codebook(Passed),
     /// Write a model of a real shape with random bf16 weights, sharded.
     #[command(disable_help_flag = true)]
     RandomModel(Passed),
@@ -33,6 +36,7 @@ pub(crate) fn run(task: LibraryTask) -> anyhow::Result<()> {
     let (name, args) = match task {
         LibraryTask::Bench(args) => ("bench", args),
         LibraryTask::Docs(args) => ("docs", args),
+        LibraryTask::Codebook(args) => ("codebook", args),
         LibraryTask::RandomModel(args) => ("random-model", args),
     };
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml");

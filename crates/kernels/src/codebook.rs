@@ -1,4 +1,4 @@
-//! The values that codes of 4 and 8 bits stand for.
+//! The values that codes of 3 to 8 bits stand for.
 //!
 //! # Source
 //! NF4 and double quantisation: Dettmers et al. 2023, arXiv:2305.14314. Dynamic maps: Dettmers et al.
@@ -8,6 +8,7 @@
 use std::sync::LazyLock;
 
 pub use backdraft_arch::FourBitFormat;
+pub use backdraft_arch::nested::{NestedFormat, THRESHOLDS, ZERO};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 /// 256 ascending values of logarithmic spacing.

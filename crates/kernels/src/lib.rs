@@ -27,7 +27,7 @@
 //! | [`flat`] | norm and AdamW of many matrices in one buffer | – |
 //! | [`offload`] | copies to the host's memory and back, beside the computation | – |
 //! | [`frozen_matrix`] | x·Wᵀ and dy·W of a weight, however it is stored | – |
-//! | [`quantize`] | values on the host into codes of 4 or 8 bits | – |
+//! | [`quantize`] | values on the host into codes of 3 to 8 bits | – |
 //! | [`dequantize`] | a matrix of codes: its values, x·Wᵀ and dy·W | as frozen weight of [`lora_linear`] |
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
@@ -43,6 +43,7 @@
     reason = "a kernel that does not apply hands its operands to the reference"
 )]
 
+mod bits;
 mod cpu;
 #[cfg(feature = "cube")]
 mod cube;

@@ -210,20 +210,21 @@ fn from_bnb(tensor: BnbTensor<'_>, device: &Device) -> Result<Weight, PartsError
     }
 }
 
-/// A scheme as bitsandbytes calls it.
+/// A scheme as bitsandbytes calls it; `None` where it has no such codes.
 #[must_use]
-pub fn bnb_kind(scheme: Scheme) -> BnbKind {
+pub fn bnb_kind(scheme: Scheme) -> Option<BnbKind> {
     match scheme {
         Scheme::FourBit {
             format,
             block_size,
             double_quant,
-        } => BnbKind::FourBit {
+        } => Some(BnbKind::FourBit {
             quant_type: bnb_quant_type(format),
             block_size,
             nested: double_quant,
-        },
-        Scheme::Int8 => BnbKind::Int8,
+        }),
+        Scheme::Nested { .. } => None,
+        Scheme::Int8 => Some(BnbKind::Int8),
     }
 }
 
@@ -254,11 +255,12 @@ fn bnb_quant_type(format: FourBitFormat) -> BnbQuantType {
     }
 }
 
-/// A weight as it is written to a file; `None` where it is not in codes. `dtype` is what it had before.
+/// A weight as it is written to a file; `None` where it is not in codes that bitsandbytes has. `dtype` is what it had
+/// before.
 #[must_use]
 pub fn to_bnb(weight: &Weight, dtype: Dtype) -> Option<BnbTensor<'static>> {
     match weight {
-        Weight::Dense(_) => None,
+        Weight::Dense(_) | Weight::Nested(_) => None,
         Weight::FourBit(matrix) => {
             let absmax = match matrix.absmax() {
                 Absmax::Single(absmax) => BnbAbsmax::Single(floats(absmax)),

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use backdraft_formats::FormatError;
-use backdraft_quant::{QuantizationPlan, Scheme};
+use backdraft_quant::QuantizationPlan;
 use serde::{Deserialize, Serialize};
 
 /// The base that an adapter was trained over. PEFT has no place for how the base was quantised, and an
@@ -56,10 +56,7 @@ impl TrainedOver {
             .quantization
             .iter()
             .flat_map(QuantizationPlan::all_schemes);
-        let mut sizes = sizes.filter_map(|scheme| match scheme {
-            Scheme::FourBit { block_size, .. } => Some(block_size),
-            Scheme::Int8 => None,
-        });
+        let mut sizes = sizes.filter_map(|scheme| Some(scheme.blocks()?.0));
         match sizes.find(|size| ![64, 128].contains(size)) {
             None => Ok(()),
             Some(actual) => Err(FormatError::JsonField {
@@ -74,6 +71,8 @@ impl TrainedOver {
 
 #[cfg(test)]
 mod tests {
+    use backdraft_quant::{NestedFormat, Scheme};
+
     use super::*;
 
     #[test]
@@ -81,7 +80,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         assert_eq!(TrainedOver::read(directory.path()).unwrap(), None);
         for scheme in [Scheme::NF4, Scheme::Int8] {
-            let plan = QuantizationPlan::new(scheme);
+            let nf6 = Scheme::nested(NestedFormat::Nf6);
+            let plan = QuantizationPlan::new(scheme).with_scheme("model.layers.0.mlp.up_proj", nf6);
             let note = TrainedOver {
                 model: "org/name".to_owned(),
                 fingerprint: "00".to_owned(),

@@ -2,10 +2,11 @@
 
 use std::path::Path;
 
-use backdraft_formats::bnb::BnbConfig;
+use backdraft_formats::bnb::{BnbConfig, BnbKind};
+use backdraft_formats::dtype::from_f32;
 use backdraft_formats::{Dtype, Existing, FormatError, HfDirWriter, ModelSource, TensorInfo};
 use backdraft_lora::base::{MatrixError, bnb_kind, maps, read_matrix, to_bnb};
-use backdraft_quant::{QuantizationPlan, Scheme};
+use backdraft_quant::{QuantizationPlan, Scheme, Weight};
 use burn::tensor::{DType, Device};
 
 use crate::error::LoadError;
@@ -30,6 +31,15 @@ pub enum QuantizeError {
         /// The model.
         path: std::path::PathBuf,
     },
+    /// Codes that such a directory cannot hold.
+    #[error(
+        "bitsandbytes has no {scheme}: a directory that transformers loads holds nf4, fp4 or int8; quantise most of the \
+         model in one of those"
+    )]
+    Unknown {
+        /// The scheme of most matrices.
+        scheme: Scheme,
+    },
 }
 
 /// What was written.
@@ -41,17 +51,19 @@ pub struct QuantizeReport {
     pub quantized_params: usize,
     /// Bytes of their codes and scales.
     pub quantized_bytes: usize,
-    /// Tensors that stayed as they were.
+    /// Tensors that are written as values.
     pub kept: usize,
     /// Bytes of all tensors.
     pub bytes: usize,
 }
 
 /// Writes `out`, a directory that transformers loads with bitsandbytes; it appears whole or not at all. The
-/// tensors that the plan leaves alone keep their type.
+/// tensors that the plan leaves alone keep their type. Such a directory has one kind of codes, the plan's own: matrices
+/// with a scheme of their own are written as the values that their codes stand for, and are listed as skipped.
 ///
 /// # Errors
-/// A model that cannot be read or is in codes already, a target that exists, a full disk.
+/// A model that cannot be read or is in codes already, a scheme that bitsandbytes lacks, a target that exists, a full
+/// disk.
 pub fn quantize(
     source: &ModelSource,
     plan: &QuantizationPlan,
@@ -64,6 +76,9 @@ pub fn quantize(
         let path = source.path().to_owned();
         return Err(QuantizeError::Quantized { path });
     }
+    let kind = bnb_kind(plan.scheme).ok_or(QuantizeError::Unknown {
+        scheme: plan.scheme,
+    })?;
     let infos: Vec<&TensorInfo> = source
         .tensor_names()
         .filter(|name| *name != "rope_freqs.weight")
@@ -72,14 +87,14 @@ pub fn quantize(
     let targets: Vec<Vec<TensorInfo>> = infos
         .iter()
         .map(|info| match scheme_of(info, plan) {
-            Some(scheme) => bnb_kind(scheme).layout(info),
-            None => vec![(*info).clone()],
+            Some(scheme) if scheme == plan.scheme => kind.layout(info),
+            _ => vec![(*info).clone()],
         })
         .collect();
     let mut writer = HfDirWriter::create(out, targets.concat(), existing)?;
     for (name, bytes) in source.companion_files()? {
         let bytes = match name.as_str() {
-            "config.json" => config(source, plan),
+            "config.json" => config(source, kind, plan),
             _ => bytes,
         };
         writer.companion(&name, &bytes)?;
@@ -103,12 +118,18 @@ pub fn quantize(
                     Some(scheme),
                     (&device, DType::F32),
                 )?;
-                report.quantized += 1;
-                report.quantized_params += weight.num_params();
-                report.quantized_bytes += weight.num_bytes();
-                if let Some(tensor) = to_bnb(&weight, info.dtype) {
-                    for (name, bytes) in tensor.parts(&info.name, maps()) {
-                        writer.write(&name, &bytes)?;
+                match to_bnb(&weight, info.dtype) {
+                    Some(tensor) if scheme == plan.scheme => {
+                        report.quantized += 1;
+                        report.quantized_params += weight.num_params();
+                        report.quantized_bytes += weight.num_bytes();
+                        for (name, bytes) in tensor.parts(&info.name, maps()) {
+                            writer.write(&name, &bytes)?;
+                        }
+                    }
+                    _ => {
+                        report.kept += 1;
+                        writer.write(&info.name, &values(&weight, info.dtype))?;
                     }
                 }
             }
@@ -131,27 +152,36 @@ fn scheme_of(info: &TensorInfo, plan: &QuantizationPlan) -> Option<Scheme> {
     projection.then(|| plan.scheme_for(module)).flatten()
 }
 
-fn config(source: &ModelSource, plan: &QuantizationPlan) -> Vec<u8> {
+/// What codes stand for, in the type that the values had.
+fn values(weight: &Weight, dtype: Dtype) -> Vec<u8> {
+    let values: Vec<f32> = weight.dequantize().into_data().iter().collect();
+    match from_f32(dtype, &values) {
+        Some(bytes) => bytes,
+        None => unreachable!("values of {dtype} are not quantised"),
+    }
+}
+
+fn config(source: &ModelSource, kind: BnbKind, plan: &QuantizationPlan) -> Vec<u8> {
     let mut config = source.config().clone();
     let compute = source
         .tensor_names()
         .find(|name| name.ends_with("q_proj.weight"))
         .and_then(|name| source.tensor_info(name))
         .map_or(Dtype::F32, |info| info.dtype);
-    let entry = BnbConfig::to_json(bnb_kind(plan.scheme), compute, &skipped(source, plan));
+    let entry = BnbConfig::to_json(kind, compute, &skipped(source, plan));
     if let Some(fields) = config.as_object_mut() {
         fields.insert("quantization_config".to_owned(), entry);
     }
     format!("{config:#}\n").into_bytes()
 }
 
-/// The modules that stay as they are, in full: transformers does not know components of a path.
+/// The modules that are written as values, in full: transformers does not know components of a path.
 fn skipped(source: &ModelSource, plan: &QuantizationPlan) -> Vec<String> {
     let modules = source
         .tensor_names()
         .filter_map(|name| name.strip_suffix("_proj.weight"))
         .map(|path| format!("{path}_proj"))
-        .filter(|module| plan.scheme_for(module).is_none());
+        .filter(|module| plan.scheme_for(module) != Some(plan.scheme));
     std::iter::once("lm_head".to_owned())
         .chain(modules)
         .collect()

@@ -62,6 +62,7 @@ impl Movable for Weight {
         match self {
             Self::Dense(tensor) => tensor.device(),
             Self::FourBit(matrix) => matrix.device(),
+            Self::Nested(matrix) => matrix.device(),
             Self::Int8(matrix) => matrix.device(),
         }
     }
@@ -70,6 +71,7 @@ impl Movable for Weight {
         match self {
             Self::Dense(tensor) => Self::Dense(tensor.to_device(device)),
             Self::FourBit(matrix) => Self::FourBit(matrix.to_device(device)),
+            Self::Nested(matrix) => Self::Nested(matrix.to_device(device)),
             Self::Int8(matrix) => Self::Int8(matrix.to_device(device)),
         }
     }
@@ -77,7 +79,7 @@ impl Movable for Weight {
     fn untracked(self) -> Self {
         match self {
             Self::Dense(tensor) => Self::Dense(tensor.inner()),
-            codes @ (Self::FourBit(_) | Self::Int8(_)) => codes,
+            codes @ (Self::FourBit(_) | Self::Nested(_) | Self::Int8(_)) => codes,
         }
     }
 }
@@ -145,7 +147,7 @@ mod tests {
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    use backdraft_arch::Scheme;
+    use backdraft_arch::{NestedFormat, Scheme};
     use burn::module::Param;
 
     use super::*;
@@ -225,7 +227,12 @@ mod tests {
     #[test]
     fn a_weight_is_the_same_after_a_move() {
         let values: Vec<f32> = (0..256).map(|i| (i as f32 * 0.37).sin()).collect();
-        let schemes = [None, Some(Scheme::NF4), Some(Scheme::Int8)];
+        let schemes = [
+            None,
+            Some(Scheme::NF4),
+            Some(Scheme::nested(NestedFormat::Nf6)),
+            Some(Scheme::Int8),
+        ];
         for scheme in schemes {
             let device = Device::flex();
             let weight = match scheme {

@@ -9,6 +9,6 @@
 mod frozen;
 mod weight;
 
-pub use backdraft_arch::{FourBitFormat, QuantizationPlan, Scheme};
+pub use backdraft_arch::{FourBitFormat, NestedFormat, QuantizationPlan, Scheme};
 pub use frozen::{Frozen, Movable};
 pub use weight::{Quantizer, Weight};

@@ -1,7 +1,7 @@
 //! One frozen matrix.
 
-use backdraft_kernels::codebook::FourBitFormat;
-use backdraft_kernels::dequantize::{FourBit, HostAbsmax, Int8Rows};
+use backdraft_kernels::codebook::{FourBitFormat, NestedFormat};
+use backdraft_kernels::dequantize::{FourBit, HostAbsmax, Int8Rows, Nested};
 use backdraft_kernels::frozen_matrix::FrozenMatrix;
 use backdraft_kernels::quantize::{self, PackedBlocks};
 use burn::tensor::{Device, Int, Tensor, TensorData};
@@ -20,6 +20,8 @@ pub enum Weight {
     Dense(Tensor<2>),
     /// NF4 or FP4.
     FourBit(FourBit),
+    /// NF4 with a bit less, one more or two more.
+    Nested(Nested),
     /// Whole numbers of 8 bits.
     Int8(Int8Rows),
 }
@@ -43,6 +45,7 @@ impl Weight {
         match self {
             Self::Dense(tensor) => tensor.dims(),
             Self::FourBit(matrix) => matrix.dims(),
+            Self::Nested(matrix) => matrix.dims(),
             Self::Int8(matrix) => matrix.dims(),
         }
     }
@@ -61,6 +64,7 @@ impl Weight {
         match self {
             Self::Dense(tensor) => self.num_params() * tensor.dtype().size(),
             Self::FourBit(matrix) => matrix.num_bytes(),
+            Self::Nested(matrix) => matrix.num_bytes(),
             Self::Int8(matrix) => matrix.num_bytes(),
         }
     }
@@ -72,10 +76,12 @@ impl Weight {
             Self::FourBit(matrix) => Some(Scheme::FourBit {
                 format: matrix.format(),
                 block_size: matrix.block_size(),
-                double_quant: matches!(
-                    matrix.absmax(),
-                    backdraft_kernels::dequantize::Absmax::Double { .. }
-                ),
+                double_quant: matrix.absmax().is_double(),
+            }),
+            Self::Nested(matrix) => Some(Scheme::Nested {
+                format: matrix.format(),
+                block_size: matrix.block_size(),
+                double_quant: matrix.absmax().is_double(),
             }),
             Self::Int8(_) => Some(Scheme::Int8),
         }
@@ -85,7 +91,7 @@ impl Weight {
     pub fn tracked(&self) -> Option<Tensor<2>> {
         match self {
             Self::Dense(tensor) => tensor.is_tracked().then(|| tensor.clone()),
-            Self::FourBit(_) | Self::Int8(_) => None,
+            Self::FourBit(_) | Self::Nested(_) | Self::Int8(_) => None,
         }
     }
 
@@ -94,6 +100,7 @@ impl Weight {
         match self {
             Self::Dense(tensor) => tensor.clone(),
             Self::FourBit(matrix) => matrix.dequantize(),
+            Self::Nested(matrix) => matrix.dequantize(),
             Self::Int8(matrix) => matrix.dequantize(),
         }
     }
@@ -118,6 +125,7 @@ impl Weight {
                 tensor.clone().select(0, index)
             }
             Self::FourBit(matrix) => matrix.rows(rows),
+            Self::Nested(matrix) => matrix.rows(rows),
             Self::Int8(matrix) => matrix.rows(rows),
         }
     }
@@ -128,6 +136,7 @@ impl FrozenMatrix for Weight {
         match self {
             Self::Dense(tensor) => FrozenMatrix::matmul(tensor, x),
             Self::FourBit(matrix) => matrix.matmul(x),
+            Self::Nested(matrix) => matrix.matmul(x),
             Self::Int8(matrix) => matrix.matmul(x),
         }
     }
@@ -136,6 +145,7 @@ impl FrozenMatrix for Weight {
         match self {
             Self::Dense(tensor) => FrozenMatrix::matmul_transposed(tensor, dy),
             Self::FourBit(matrix) => matrix.matmul_transposed(dy),
+            Self::Nested(matrix) => matrix.matmul_transposed(dy),
             Self::Int8(matrix) => matrix.matmul_transposed(dy),
         }
     }
@@ -144,6 +154,7 @@ impl FrozenMatrix for Weight {
         match self {
             Self::Dense(tensor) => tensor.matmul_add(x, sum),
             Self::FourBit(matrix) => matrix.matmul_add(x, sum),
+            Self::Nested(matrix) => matrix.matmul_add(x, sum),
             Self::Int8(matrix) => matrix.matmul_add(x, sum),
         }
     }
@@ -152,6 +163,7 @@ impl FrozenMatrix for Weight {
         match self {
             Self::Dense(tensor) => tensor.matmul_transposed_add(dy, sum),
             Self::FourBit(matrix) => matrix.matmul_transposed_add(dy, sum),
+            Self::Nested(matrix) => matrix.matmul_transposed_add(dy, sum),
             Self::Int8(matrix) => matrix.matmul_transposed_add(dy, sum),
         }
     }
@@ -173,6 +185,13 @@ enum Codes {
         double_quant: bool,
         blocks: PackedBlocks,
     },
+    Nested {
+        format: NestedFormat,
+        block_size: usize,
+        double_quant: bool,
+        planes: [Vec<u8>; 2],
+        absmax: Vec<f32>,
+    },
     Int8 {
         codes: Vec<i8>,
         absmax: Vec<f32>,
@@ -183,6 +202,7 @@ impl Quantizer {
     /// For a matrix `[out, in]`.
     #[must_use]
     pub fn new(dims: [usize; 2], scheme: Scheme) -> Self {
+        let values = dims[0] * dims[1];
         let codes = match scheme {
             Scheme::FourBit {
                 format,
@@ -193,12 +213,25 @@ impl Quantizer {
                 block_size,
                 double_quant,
                 blocks: PackedBlocks {
-                    packed: Vec::with_capacity((dims[0] * dims[1]).div_ceil(2)),
-                    absmax: Vec::with_capacity((dims[0] * dims[1]).div_ceil(block_size)),
+                    packed: Vec::with_capacity(values.div_ceil(2)),
+                    absmax: Vec::with_capacity(values.div_ceil(block_size)),
                 },
             },
+            Scheme::Nested {
+                format,
+                block_size,
+                double_quant,
+            } => Codes::Nested {
+                format,
+                block_size,
+                double_quant,
+                planes: format
+                    .planes()
+                    .map(|bits| Vec::with_capacity(values.div_ceil(8 / bits))),
+                absmax: Vec::with_capacity(values.div_ceil(block_size)),
+            },
             Scheme::Int8 => Codes::Int8 {
-                codes: Vec::with_capacity(dims[0] * dims[1]),
+                codes: Vec::with_capacity(values),
                 absmax: Vec::with_capacity(dims[0]),
             },
         };
@@ -213,7 +246,7 @@ impl Quantizer {
     #[must_use]
     pub fn granularity(&self) -> usize {
         match &self.codes {
-            Codes::FourBit { block_size, .. } => *block_size,
+            Codes::FourBit { block_size, .. } | Codes::Nested { block_size, .. } => *block_size,
             Codes::Int8 { .. } => self.dims[1].max(1),
         }
     }
@@ -241,6 +274,20 @@ impl Quantizer {
                 blocks.packed.extend_from_slice(&piece.packed);
                 blocks.absmax.extend_from_slice(&piece.absmax);
             }
+            Codes::Nested {
+                format,
+                block_size,
+                planes,
+                absmax,
+                ..
+            } => {
+                let piece = quantize::nested_codes(values, *block_size);
+                let parts = quantize::planes(&piece.codes, *format);
+                for (plane, part) in planes.iter_mut().zip(parts) {
+                    plane.extend_from_slice(&part);
+                }
+                absmax.extend_from_slice(&piece.absmax);
+            }
             Codes::Int8 { codes, absmax } => {
                 let (piece, scales) = quantize::int8_rows(values, self.dims[1]);
                 codes.extend_from_slice(&piece);
@@ -263,13 +310,20 @@ impl Quantizer {
                 double_quant,
                 blocks: PackedBlocks { packed, absmax },
             } => {
-                let absmax = if double_quant {
-                    HostAbsmax::Double(quantize::nested(&absmax))
-                } else {
-                    HostAbsmax::Single(absmax)
-                };
+                let absmax = scales(absmax, double_quant);
                 FourBit::from_parts(format, block_size, self.dims, packed, absmax, device)
                     .map(Weight::FourBit)
+            }
+            Codes::Nested {
+                format,
+                block_size,
+                double_quant,
+                planes,
+                absmax,
+            } => {
+                let absmax = scales(absmax, double_quant);
+                Nested::from_parts(format, block_size, self.dims, planes, absmax, device)
+                    .map(Weight::Nested)
             }
             Codes::Int8 { codes, mut absmax } => {
                 // Rows without values have a scale nevertheless.
@@ -281,6 +335,13 @@ impl Quantizer {
             Ok(weight) => weight,
             Err(error) => unreachable!("codes made here fit their matrix: {error}"),
         }
+    }
+}
+
+fn scales(absmax: Vec<f32>, double_quant: bool) -> HostAbsmax {
+    match double_quant {
+        true => HostAbsmax::Double(quantize::nested(&absmax)),
+        false => HostAbsmax::Single(absmax),
     }
 }
 

@@ -77,6 +77,20 @@ pub fn folders(part: &str, file: &str) -> Vec<Folder> {
     golden::part(part).map_or_else(Vec::new, |path| folders_of(&path, file))
 }
 
+/// The folder of a part that holds `file`: the part itself, or one of its cases. `None` where another directory than
+/// the project's lacks the part.
+///
+/// # Panics
+/// If the part is there without `file`.
+#[must_use]
+pub fn folder_with(part: &str, file: &str) -> Option<Folder> {
+    let path = golden::part(part)?;
+    if path.join(file).is_file() {
+        return Folder::open(path);
+    }
+    folders_of(&path, file).into_iter().next()
+}
+
 fn folders_of(path: &Path, file: &str) -> Vec<Folder> {
     let entries = fs::read_dir(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let mut folders: Vec<Folder> = entries

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use backdraft_formats::{SafetensorsFile, TensorInfo};
 use serde::de::DeserializeOwned;
 
-pub use crate::folder::{Folder, folders};
+pub use crate::folder::{Folder, folder_with, folders};
 
 const VARIABLE: &str = "BACKDRAFT_GOLDEN";
 

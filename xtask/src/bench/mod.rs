@@ -1,6 +1,7 @@
 //! What needs the library: benchmarks, random models, generated pages.
 
 mod activation;
+mod codebook;
 mod cpu;
 mod data;
 mod diagnosis;
@@ -25,6 +26,8 @@ pub(crate) enum LibraryTask {
     Bench(Bench),
     /// Write docs/recipe.md from the table of recipe keys.
     Docs,
+    /// The values of nested codes, by numeric integration; fails where those in the library are others.
+    Codebook,
     /// Write a model of a real shape with random bf16 weights, sharded.
     RandomModel {
         /// 8b or 1b.
@@ -84,6 +87,7 @@ pub(crate) enum Bench {
 pub(crate) fn run(task: LibraryTask) -> anyhow::Result<()> {
     match task {
         LibraryTask::Docs => docs(),
+        LibraryTask::Codebook => codebook::run(),
         LibraryTask::RandomModel { shape, out } => random_model::write(&shape, &out),
         LibraryTask::Bench(bench) => match bench {
             Bench::Cpu {

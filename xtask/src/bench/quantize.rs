@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use backdraft_formats::dtype::{from_f32, to_f32_into};
 use backdraft_formats::{Dtype, ModelSource};
-use backdraft_kernels::codebook::FourBitFormat;
-use backdraft_kernels::quantize::{four_bit, int8_rows, reference};
+use backdraft_kernels::codebook::{FourBitFormat, NestedFormat};
+use backdraft_kernels::quantize::{four_bit, int8_rows, nested_codes, planes, reference};
 use backdraft_model::CausalLm;
 use backdraft_plan::memory::{peak_resident, resident};
 use backdraft_quant::{QuantizationPlan, Scheme};
@@ -44,6 +44,20 @@ pub(crate) fn throughput() -> anyhow::Result<()> {
                 drop(black_box(four_bit(values, format, 64)))
             })
         };
+        row((format.name(), "f32"), 4, Some(&plain), (&one_core, &tuned));
+        row((format.name(), "bf16"), 2, None, (&one_core, &widened));
+    }
+    for &format in NestedFormat::ALL {
+        let nested = |values: &[f32]| {
+            let blocks = nested_codes(values, 64);
+            drop(black_box((planes(&blocks.codes, format), blocks.absmax)));
+        };
+        let plain = || {
+            let codes = reference::nested_codes(&values, 64).codes;
+            drop(black_box(reference::planes(&codes, format)));
+        };
+        let tuned = || nested(&values);
+        let widened = || pieces(&bf16, nested);
         row((format.name(), "f32"), 4, Some(&plain), (&one_core, &tuned));
         row((format.name(), "bf16"), 2, None, (&one_core, &widened));
     }

@@ -2,12 +2,14 @@
 
 use backdraft_kernels::adamw::{self, AdamWParams, Moments};
 use backdraft_kernels::attention::{self, HeadLayout, Qkv};
-use backdraft_kernels::codebook::FourBitFormat;
-use backdraft_kernels::dequantize::{FourBit, HostAbsmax};
+use backdraft_kernels::codebook::{FourBitFormat, NestedFormat};
+use backdraft_kernels::dequantize::{BlockFormat, Blocks, FourBit, HostAbsmax, Int8Rows, Nested};
 use backdraft_kernels::frozen_matrix::FrozenMatrix;
 use backdraft_kernels::gemm::{self, Op};
 use backdraft_kernels::low_rank::{Adapted, LowRank};
-use backdraft_kernels::quantize::{PackedBlocks, four_bit, nested};
+use backdraft_kernels::quantize::{
+    PackedBlocks, four_bit, int8_rows, nested, nested_codes, planes,
+};
 use backdraft_kernels::rope::{self, RotaryTables};
 use backdraft_kernels::{Segments, cross_entropy, rms_norm, swiglu};
 use burn::tensor::{DType, Device, Tensor};
@@ -437,7 +439,11 @@ fn heads(bench: &mut Bench, small: bool) {
 const BLOCK: usize = 64;
 
 fn codes(bench: &mut Bench, s: &Sizes) {
-    if !bench.wants("dequantize") {
+    let formats = ["nf3", "nf5", "nf6", "int8", "double"];
+    if !formats
+        .iter()
+        .any(|format| bench.wants(&format!("dequantize {format}")))
+    {
         return;
     }
     for dims in [
@@ -452,18 +458,82 @@ fn codes(bench: &mut Bench, s: &Sizes) {
         let blocks = four_bit(&source, FourBitFormat::Nf4, BLOCK);
         for (name, double) in [("dequantize", false), ("dequantize double", true)] {
             let matrix = |device: &Device| matrix(dims, &blocks, double, device);
-            let expected = host(matrix(&Device::flex()).dequantize());
-            let sets: Vec<FourBit> = (0..SETS).map(|_| matrix(&bench.device)).collect();
-            let dtype = bench.dtype;
-            let call = |i: usize| Some(sets[i].dequantize_as(dtype));
-            let error = call(0).map_or(f64::INFINITY, |y| relative(&host(y), &expected));
-            let scale_bytes = if double { 1.0 } else { 4.0 };
-            let work = Work {
-                bytes: values as f64 * (0.5 + bench.size() + scale_bytes / BLOCK as f64),
-                ..Work::default()
-            };
-            bench.time((name, format!("{dims:?}")), work, error, call);
+            dequantizing(
+                bench,
+                name,
+                matrix,
+                FourBit::num_bytes,
+                FourBit::dequantize_as,
+            );
         }
+        for (name, format) in [
+            ("dequantize nf3", NestedFormat::Nf3),
+            ("dequantize nf5", NestedFormat::Nf5),
+            ("dequantize nf6", NestedFormat::Nf6),
+        ] {
+            let matrix = nested_matrix(dims, &source, format);
+            dequantizing(
+                bench,
+                name,
+                matrix,
+                Nested::num_bytes,
+                Nested::dequantize_as,
+            );
+        }
+        let (numbers, absmax) = int8_rows(&source, dims[1]);
+        let matrix = |device: &Device| {
+            Int8Rows::from_parts(dims, numbers.clone(), absmax.clone(), device)
+                .unwrap_or_else(|error| panic!("{error}"))
+        };
+        let name = "dequantize int8";
+        dequantizing(
+            bench,
+            name,
+            matrix,
+            Int8Rows::num_bytes,
+            Int8Rows::dequantize_as,
+        );
+    }
+}
+
+/// A matrix of codes to values in the type of activations.
+fn dequantizing<M>(
+    bench: &mut Bench,
+    name: &'static str,
+    matrix: impl Fn(&Device) -> M,
+    num_bytes: impl Fn(&M) -> usize,
+    dequantize: impl Fn(&M, DType) -> Tensor<2>,
+) {
+    if !bench.wants(name) {
+        return;
+    }
+    let expected = dequantize(&matrix(&Device::flex()), DType::F32);
+    let dims = expected.dims();
+    let expected = host(expected);
+    let sets: Vec<M> = (0..SETS).map(|_| matrix(&bench.device)).collect();
+    let dtype = bench.dtype;
+    let call = |i: usize| Some(dequantize(&sets[i], dtype));
+    let error = call(0).map_or(f64::INFINITY, |y| relative(&host(y), &expected));
+    let work = Work {
+        bytes: num_bytes(&sets[0]) as f64 + (dims[0] * dims[1]) as f64 * bench.size(),
+        ..Work::default()
+    };
+    bench.time((name, format!("{dims:?}")), work, error, call);
+}
+
+/// Nested codes with double scales.
+fn nested_matrix(
+    dims: [usize; 2],
+    source: &[f32],
+    format: NestedFormat,
+) -> impl Fn(&Device) -> Nested {
+    let blocks = nested_codes(source, BLOCK);
+    let planes = planes(&blocks.codes, format);
+    let absmax = HostAbsmax::Double(nested(&blocks.absmax));
+    move |device| {
+        let (planes, absmax) = (planes.clone(), absmax.clone());
+        Nested::from_parts(format, BLOCK, dims, planes, absmax, device)
+            .unwrap_or_else(|error| panic!("{error}"))
     }
 }
 
@@ -480,7 +550,11 @@ fn matrix(dims: [usize; 2], blocks: &PackedBlocks, double: bool, device: &Device
 
 /// Products of generation, straight from codes.
 fn few_rows(bench: &mut Bench, s: &Sizes) {
-    if !bench.wants("gemv nf4") {
+    let formats = ["nf3", "nf4 double", "nf5", "nf6"];
+    if !formats
+        .iter()
+        .any(|format| bench.wants(&format!("gemv {format}")))
+    {
         return;
     }
     for dims in [
@@ -495,30 +569,47 @@ fn few_rows(bench: &mut Bench, s: &Sizes) {
             .collect();
         let blocks = four_bit(&source, FourBitFormat::Nf4, BLOCK);
         for (name, double) in [("gemv nf4", false), ("gemv nf4 double", true)] {
-            let there = matrix(dims, &blocks, double, &Device::flex()).dequantize();
-            // More than a GPU's second-level cache holds.
-            let count = 256_000_000_usize.div_ceil(out * input).clamp(SETS, 64);
-            let sets: Vec<FourBit> = (0..count)
-                .map(|_| matrix(dims, &blocks, double, &bench.device))
-                .collect();
-            for rows in [1, 2, 4, 8] {
-                let x = bench.random([rows, input]);
-                let on_host = Tensor::<2>::from_data(x.clone().into_data(), &Device::flex());
-                let expected = gemm::nt(&f32(&on_host), &there);
-                let error = distance(sets[0].matmul(&x), expected);
-                let scale_bytes = if double { 1.0 } else { 4.0 };
-                let work = Work {
-                    bytes: (out * input) as f64 * (0.5 + scale_bytes / BLOCK as f64)
-                        + (rows * (input + out)) as f64 * bench.size(),
-                    flops: 2.0 * (rows * out * input) as f64,
-                };
-                let mut turn = 0;
-                bench.time((name, format!("{rows} × {dims:?}")), work, error, |_| {
-                    turn += 1;
-                    sets[turn % count].matmul(&x)
-                });
-            }
+            multiplying(bench, name, |device| matrix(dims, &blocks, double, device));
         }
+        for (name, format) in [
+            ("gemv nf3", NestedFormat::Nf3),
+            ("gemv nf5", NestedFormat::Nf5),
+            ("gemv nf6", NestedFormat::Nf6),
+        ] {
+            multiplying(bench, name, nested_matrix(dims, &source, format));
+        }
+    }
+}
+
+/// Products of one to eight rows with codes as they are.
+fn multiplying<F: BlockFormat>(
+    bench: &mut Bench,
+    name: &'static str,
+    matrix: impl Fn(&Device) -> Blocks<F>,
+) {
+    if !bench.wants(name) {
+        return;
+    }
+    let there = matrix(&Device::flex()).dequantize();
+    let [out, input] = there.dims();
+    // More than a GPU's second-level cache holds.
+    let count = 256_000_000_usize.div_ceil(out * input).clamp(SETS, 64);
+    let sets: Vec<Blocks<F>> = (0..count).map(|_| matrix(&bench.device)).collect();
+    for rows in [1, 2, 4, 8] {
+        let x = bench.random([rows, input]);
+        let on_host = Tensor::<2>::from_data(x.clone().into_data(), &Device::flex());
+        let expected = gemm::nt(&f32(&on_host), &there);
+        let error = distance(sets[0].matmul(&x), expected);
+        let work = Work {
+            bytes: sets[0].num_bytes() as f64 + (rows * (input + out)) as f64 * bench.size(),
+            flops: 2.0 * (rows * out * input) as f64,
+        };
+        let mut turn = 0;
+        let shape = format!("{rows} × [{out}, {input}]");
+        bench.time((name, shape), work, error, |_| {
+            turn += 1;
+            sets[turn % count].matmul(&x)
+        });
     }
 }
 

@@ -2,7 +2,7 @@
 
 use burn::tensor::{DType, Int, Tensor, TensorData};
 
-use super::{Absmax, FourBit, Int8Rows};
+use super::{Absmax, BlockFormat, Blocks, Int8Rows};
 use crate::codebook::DynamicMap;
 use crate::quantize::NESTED_BLOCK_SIZE;
 
@@ -10,15 +10,29 @@ use crate::quantize::NESTED_BLOCK_SIZE;
 ///
 /// # Shapes
 /// `[out, in]`.
-pub fn four_bit(matrix: &FourBit) -> Tensor<2> {
+pub fn blocks<F: BlockFormat>(matrix: &Blocks<F>) -> Tensor<2> {
     let values = matrix.dims[0] * matrix.dims[1];
-    let packed = matrix.packed.clone().cast(DType::I64);
-    let high = packed.clone().div_scalar(16);
-    let low = packed - high.clone().mul_scalar(16);
-    let codes: Tensor<1, Int> = Tensor::stack::<2>(vec![high, low], 1).flatten(0, 1);
+    let planes = matrix.planes.iter().zip(matrix.format.planes());
+    let planes = planes.map(|(plane, bits)| (unpacked(plane, bits).narrow(0, 0, values), bits));
+    let codes = planes
+        .reduce(|(high, width), (low, bits)| (high.mul_scalar(1 << bits) + low, width + bits));
+    let Some((codes, _)) = codes else {
+        unreachable!("a format without codes");
+    };
     let scales = repeat(absmax(&matrix.absmax), matrix.block_size, values);
-    let codes = codes.narrow(0, 0, values);
     (look_up(matrix.format.values(), codes, &scales) * scales).reshape(matrix.dims)
+}
+
+/// Codes of so many bits, the first in the highest bits of the first byte.
+fn unpacked(packed: &Tensor<1, Int>, bits: usize) -> Tensor<1, Int> {
+    let mut left = packed.clone().cast(DType::I64);
+    let codes = (1..=8 / bits).map(|i| {
+        let below = 1 << (8 - i * bits);
+        let code = left.clone().div_scalar(below);
+        left = left.clone() - code.clone().mul_scalar(below);
+        code
+    });
+    Tensor::stack::<2>(codes.collect(), 1).flatten(0, 1)
 }
 
 /// The scale of each block, f32.
@@ -46,7 +60,8 @@ pub fn absmax(absmax: &Absmax) -> Tensor<1> {
 /// `[out, in]`.
 pub fn int8(matrix: &Int8Rows) -> Tensor<2> {
     let step = matrix.absmax.clone().div_scalar(127.0);
-    matrix.codes.clone().float().cast(DType::F32) * step.unsqueeze_dim(1)
+    let codes = matrix.codes.clone().reshape(matrix.dims);
+    codes.float().cast(DType::F32) * step.unsqueeze_dim(1)
 }
 
 fn look_up(table: &[f32], codes: Tensor<1, Int>, like: &Tensor<1>) -> Tensor<1> {

@@ -2,7 +2,9 @@ use burn::tensor::{Device, Distribution, Tensor};
 use proptest::prelude::*;
 
 use super::*;
-use crate::quantize::{PackedBlocks, four_bit, int8_rows, nested};
+use crate::codebook::{FourBitFormat, NestedFormat};
+use crate::frozen_matrix::FrozenMatrix;
+use crate::quantize::{PackedBlocks, four_bit, int8_rows, nested, nested_codes, planes};
 
 const FORMATS: [FourBitFormat; 2] = [FourBitFormat::Nf4, FourBitFormat::Fp4];
 
@@ -14,12 +16,28 @@ fn matrix(
     double: bool,
 ) -> FourBit {
     let PackedBlocks { packed, absmax } = four_bit(values, format, block_size);
-    let absmax = if double {
-        HostAbsmax::Double(nested(&absmax))
-    } else {
-        HostAbsmax::Single(absmax)
-    };
+    let absmax = scales(absmax, double);
     FourBit::from_parts(format, block_size, dims, packed, absmax, &Device::flex()).unwrap()
+}
+
+fn nested_matrix(
+    values: &[f32],
+    dims: [usize; 2],
+    format: NestedFormat,
+    block_size: usize,
+    double: bool,
+) -> Nested {
+    let blocks = nested_codes(values, block_size);
+    let planes = planes(&blocks.codes, format);
+    let absmax = scales(blocks.absmax, double);
+    Nested::from_parts(format, block_size, dims, planes, absmax, &Device::flex()).unwrap()
+}
+
+fn scales(absmax: Vec<f32>, double: bool) -> HostAbsmax {
+    match double {
+        true => HostAbsmax::Double(nested(&absmax)),
+        false => HostAbsmax::Single(absmax),
+    }
 }
 
 fn int8(values: &[f32], dims: [usize; 2]) -> Int8Rows {
@@ -74,7 +92,21 @@ fn four_bit_agrees_with_the_reference() {
             for (block_size, double) in [(64, false), (64, true), (128, false), (128, true)] {
                 let matrix = matrix(&source, dims, format, block_size, double);
                 let dense = matrix.dequantize();
-                assert_eq!(values(&dense), values(&reference::four_bit(&matrix)));
+                assert_eq!(values(&dense), values(&reference::blocks(&matrix)));
+            }
+        }
+    }
+}
+
+#[test]
+fn nested_codes_agree_with_the_reference() {
+    for dims in DIMS {
+        let source = values(&random(dims));
+        for &format in NestedFormat::ALL {
+            for (block_size, double) in [(8, false), (64, true), (128, true)] {
+                let matrix = nested_matrix(&source, dims, format, block_size, double);
+                let dense = matrix.dequantize();
+                assert_eq!(values(&dense), values(&reference::blocks(&matrix)));
             }
         }
     }
@@ -84,8 +116,13 @@ fn four_bit_agrees_with_the_reference() {
 fn products_are_those_of_the_values() {
     for dims in DIMS {
         let source = values(&random(dims));
+        for &format in NestedFormat::ALL {
+            let matrix = nested_matrix(&source, dims, format, 64, true);
+            let dense = reference::blocks(&matrix);
+            check_products(&matrix, &dense, |rows| matrix.rows(rows));
+        }
         let nf4 = matrix(&source, dims, FourBitFormat::Nf4, 64, true);
-        check_products(&nf4, &reference::four_bit(&nf4), |rows| nf4.rows(rows));
+        check_products(&nf4, &reference::blocks(&nf4), |rows| nf4.rows(rows));
         let int8 = int8(&source, dims);
         assert_eq!(values(&int8.dequantize()), values(&reference::int8(&int8)));
         check_products(&int8, &reference::int8(&int8), |rows| int8.rows(rows));
@@ -116,6 +153,43 @@ fn wrong_parts_are_refused() {
         make(63, 8, 1),
         Err("values of a block: expected an even number of at least 2, found 63".into())
     );
+}
+
+#[test]
+fn wrong_parts_of_nested_codes_are_refused() {
+    let make = |format, block_size, planes: [usize; 2], absmax: usize| {
+        Nested::from_parts(
+            format,
+            block_size,
+            [3, 5],
+            planes.map(|length| vec![0; length]),
+            HostAbsmax::Single(vec![0.0; absmax]),
+            &Device::flex(),
+        )
+        .map(|_| ())
+        .map_err(|error| error.to_string())
+    };
+    assert_eq!(make(NestedFormat::Nf3, 64, [4, 2], 1), Ok(()));
+    assert_eq!(make(NestedFormat::Nf5, 64, [8, 2], 1), Ok(()));
+    assert_eq!(make(NestedFormat::Nf6, 64, [8, 4], 1), Ok(()));
+    assert_eq!(
+        make(NestedFormat::Nf6, 64, [8, 2], 1),
+        Err("bytes of codes: expected 4, found 2".into())
+    );
+    assert_eq!(
+        make(NestedFormat::Nf3, 64, [4, 2], 2),
+        Err("scales: expected 1, found 2".into())
+    );
+    assert_eq!(
+        make(NestedFormat::Nf5, 62, [8, 2], 1),
+        Err("values of a block: expected a multiple of 8, found 62".into())
+    );
+}
+
+#[test]
+#[should_panic(expected = "row 3 of a matrix with 3 rows")]
+fn a_row_beyond_the_last_is_our_bug() {
+    int8(&[0.0; 15], [3, 5]).rows(&[0, 3]);
 }
 
 fn floats_of_all_sizes() -> impl Strategy<Value = f32> {
@@ -155,6 +229,32 @@ proptest! {
                     let error = (f64::from(x) - f64::from(y)).abs();
                     prop_assert!(error <= gap / 2.0 * largest * 1.001 + 1e-45, "{x} became {y}");
                 }
+            }
+        }
+    }
+
+    /// More bits, less error: each format is bounded by its widest cell, and where its ends are pinned, codes that are
+    /// made again of the values are the same.
+    #[test]
+    fn nested_values_stay_in_their_cells(
+        source in proptest::collection::vec(prop_oneof![3 => -3.0f32..3.0, 1 => Just(0.0f32)], 1..700),
+    ) {
+        let dims = [1, source.len()];
+        let codes = nested_codes(&source, 64);
+        // The widest cells of NF4 are its two outermost pairs.
+        for (format, cell) in [(NestedFormat::Nf3, 0.391), (NestedFormat::Nf5, 0.12), (NestedFormat::Nf6, 0.06)] {
+            let restored = values(&nested_matrix(&source, dims, format, 64, false).dequantize());
+            let blocks = source.chunks(64).zip(restored.chunks(64));
+            for (block, &largest) in blocks.zip(&codes.absmax) {
+                for (x, y) in block.0.iter().zip(block.1) {
+                    prop_assert!((x - y).abs() <= cell * largest, "{format}: {x} became {y}");
+                    prop_assert!(*x != 0.0 || *y == 0.0, "{format}: zero became {y}");
+                }
+            }
+            if format != NestedFormat::Nf3 {
+                let again = nested_codes(&restored, 64);
+                prop_assert_eq!(planes(&again.codes, format), planes(&codes.codes, format));
+                prop_assert_eq!(&again.absmax, &codes.absmax);
             }
         }
     }

@@ -3,11 +3,25 @@
 use burn::tensor::{Device, Distribution, Tensor};
 
 use super::places::{places, random};
-use crate::codebook::FourBitFormat;
-use crate::dequantize::{FourBit, HostAbsmax, reference};
+use crate::codebook::{FourBitFormat, NestedFormat};
+use crate::dequantize::{BlockFormat, Blocks, FourBit, HostAbsmax, Int8Rows, Nested, reference};
 use crate::frozen_matrix::FrozenMatrix;
 use crate::gemm::{self, Op};
-use crate::quantize::{four_bit, nested};
+use crate::quantize::{four_bit, int8_rows, nested, nested_codes, planes};
+
+/// Normal values.
+fn normal(dims: [usize; 2]) -> Vec<f32> {
+    let source = Tensor::<2>::random(dims, Distribution::Normal(0.0, 1.0), &Device::flex());
+    source.into_data().try_into_vec().unwrap()
+}
+
+/// Each kind of scale.
+fn scales(absmax: &[f32]) -> [HostAbsmax; 2] {
+    [
+        HostAbsmax::Single(absmax.to_vec()),
+        HostAbsmax::Double(nested(absmax)),
+    ]
+}
 
 /// Normal values in codes, with each kind of scale, to be put on a device.
 fn matrices(
@@ -15,42 +29,136 @@ fn matrices(
     format: FourBitFormat,
     block_size: usize,
 ) -> [impl Fn(&Device) -> FourBit; 2] {
-    let source = Tensor::<2>::random(dims, Distribution::Normal(0.0, 1.0), &Device::flex());
-    let source: Vec<f32> = source.into_data().try_into_vec().unwrap();
-    let blocks = four_bit(&source, format, block_size);
-    [false, true].map(|double| {
-        let blocks = blocks.clone();
+    let blocks = four_bit(&normal(dims), format, block_size);
+    scales(&blocks.absmax).map(|absmax| {
+        let packed = blocks.packed.clone();
         move |device: &Device| {
-            let absmax = if double {
-                HostAbsmax::Double(nested(&blocks.absmax))
-            } else {
-                HostAbsmax::Single(blocks.absmax.clone())
-            };
-            let packed = blocks.packed.clone();
+            let (packed, absmax) = (packed.clone(), absmax.clone());
             FourBit::from_parts(format, block_size, dims, packed, absmax, device).unwrap()
         }
     })
 }
 
+/// The same in nested codes.
+fn nested_matrices(
+    dims: [usize; 2],
+    format: NestedFormat,
+    block_size: usize,
+) -> [impl Fn(&Device) -> Nested; 2] {
+    let blocks = nested_codes(&normal(dims), block_size);
+    let planes = planes(&blocks.codes, format);
+    scales(&blocks.absmax).map(|absmax| {
+        let planes = planes.clone();
+        move |device: &Device| {
+            let (planes, absmax) = (planes.clone(), absmax.clone());
+            Nested::from_parts(format, block_size, dims, planes, absmax, device).unwrap()
+        }
+    })
+}
+
+/// Values in the type of each place, and some rows in f32.
+fn check_values<F: BlockFormat>(matrix: impl Fn(&Device) -> Blocks<F>) {
+    let expected = reference::blocks(&matrix(&Device::flex()));
+    let last = expected.dims()[0] as u32 - 1;
+    let picked = [last, 0, last];
+    let rows = matrix(&Device::flex()).rows(&picked);
+    for place in places() {
+        let there = matrix(&place.device);
+        let y = there.dequantize_as(place.dtype);
+        assert_eq!(y.dtype(), place.dtype);
+        place.assert_close("values", y, expected.clone());
+        place.assert_close("rows", there.rows(&picked), rows.clone());
+        assert_eq!(there.rows(&[]).dims(), [0, expected.dims()[1]]);
+    }
+}
+
+/// Odd widths, partial blocks and bytes, rows that begin inside a byte.
+const DIMS: [([usize; 2], usize); 6] = [
+    ([1, 1], 64),
+    ([3, 5], 8),
+    ([7, 64], 64),
+    ([64, 576], 128),
+    ([129, 777], 64),
+    ([256, 520], 64),
+];
+
 #[test]
 fn four_bit_codes_with_single_and_double_scales() {
-    for (dims, block_size) in [
-        ([1usize, 1], 64usize),
-        ([3, 5], 8),
-        ([7, 64], 64),
-        ([64, 576], 128),
-        ([129, 777], 64),
-        ([256, 520], 64),
-    ] {
+    for (dims, block_size) in DIMS {
         for format in [FourBitFormat::Nf4, FourBitFormat::Fp4] {
             for matrix in matrices(dims, format, block_size) {
-                let expected = reference::four_bit(&matrix(&Device::flex()));
-                for place in places() {
-                    let y = matrix(&place.device).dequantize_as(place.dtype);
-                    assert_eq!(y.dtype(), place.dtype);
-                    place.assert_close("values", y, expected.clone());
-                }
+                check_values(matrix);
             }
+        }
+    }
+}
+
+#[test]
+fn nested_codes_with_single_and_double_scales() {
+    for (dims, block_size) in DIMS {
+        for &format in NestedFormat::ALL {
+            for matrix in nested_matrices(dims, format, block_size) {
+                check_values(matrix);
+            }
+        }
+    }
+}
+
+/// Widths of whole words, of half a vector, of neither, and more vectors than the units of a cube expand.
+#[test]
+fn whole_numbers_of_rows() {
+    for dims in [[1, 1], [3, 5], [5, 12], [2, 40], [130, 776], [300, 64]] {
+        let (codes, absmax) = int8_rows(&normal(dims), dims[1]);
+        let matrix = |device: &Device| {
+            Int8Rows::from_parts(dims, codes.clone(), absmax.clone(), device).unwrap()
+        };
+        let expected = reference::int8(&matrix(&Device::flex()));
+        let last = dims[0] as u32 - 1;
+        let rows = matrix(&Device::flex()).rows(&[last, 0]);
+        let x = random([9, dims[1]]).mul_scalar((dims[1] as f32).powf(-0.5));
+        let dy = random([9, dims[0]]).mul_scalar((dims[0] as f32).powf(-0.5));
+        let (sum_y, sum_x) = (random([9, dims[0]]) + 4.0, random([9, dims[1]]) + 4.0);
+        for place in places() {
+            let there = matrix(&place.device);
+            let y = there.dequantize_as(place.dtype);
+            assert_eq!(y.dtype(), place.dtype);
+            place.assert_close("values", y, expected.clone());
+            place.assert_close("rows", there.rows(&[last, 0]), rows.clone());
+            let y = there.matmul_add(&place.put(&x), Some(&place.put(&sum_y)));
+            let product = gemm::nt(&place.round(&x), &expected);
+            place.assert_close("x·Wᵀ", y, product + place.round(&sum_y));
+            let dx = there.matmul_transposed_add(&place.put(&dy), Some(place.put(&sum_x)));
+            let product = gemm::nn(&place.round(&dy), &expected);
+            place.assert_close("dy·W", dx, product + place.round(&sum_x));
+        }
+    }
+}
+
+/// Products of a few rows and of more than that, alone and added to something.
+fn check_products<F: BlockFormat>(matrix: impl Fn(&Device) -> Blocks<F>, counts: &[usize]) {
+    let values = reference::blocks(&matrix(&Device::flex()));
+    let dims = values.dims();
+    for &t in counts {
+        // So that products are of order 1.
+        let x = random([t, dims[1]]).mul_scalar((dims[1] as f32).powf(-0.5));
+        // A result of one value must not cancel: differences are measured by the largest.
+        let apart = if dims[0] == 1 { 4.0 } else { 0.0 };
+        let sum = random([t, dims[0]]) + apart;
+        for place in places() {
+            let there = (matrix(&place.device), place.put(&x));
+            let product = |c| {
+                let x = place.round(&x);
+                gemm::reference::gemm((Op::N, &x), (Op::T, &values), 1.0, c)
+            };
+            let what = format!("{t} rows with {dims:?}");
+            let y = there.0.matmul(&there.1);
+            assert_eq!(y.dtype(), place.dtype);
+            place.assert_close(&what, y, product(None));
+            let expected = product(Some(place.round(&sum)));
+            let shared = place.put(&sum);
+            let y = there.0.matmul_add(&there.1, Some(&shared));
+            place.assert_close(&format!("{what}, added"), y, expected);
+            place.assert_close("what was added to", shared, place.round(&sum));
         }
     }
 }
@@ -70,29 +178,24 @@ fn products_of_few_rows_with_four_bit_codes() {
         ([3, 4104], 128, Nf4, &[1]),
     ] {
         for matrix in matrices(dims, format, block_size) {
-            let values = reference::four_bit(&matrix(&Device::flex()));
-            for &t in counts {
-                // So that products are of order 1.
-                let x = random([t, dims[1]]).mul_scalar((dims[1] as f32).powf(-0.5));
-                // A result of one value must not cancel: differences are measured by the largest.
-                let apart = if dims[0] == 1 { 4.0 } else { 0.0 };
-                let sum = random([t, dims[0]]) + apart;
-                for place in places() {
-                    let there = (matrix(&place.device), place.put(&x));
-                    let product = |c| {
-                        let x = place.round(&x);
-                        gemm::reference::gemm((Op::N, &x), (Op::T, &values), 1.0, c)
-                    };
-                    let what = format!("{t} rows with {dims:?}");
-                    let y = there.0.matmul(&there.1);
-                    assert_eq!(y.dtype(), place.dtype);
-                    place.assert_close(&what, y, product(None));
-                    let expected = product(Some(place.round(&sum)));
-                    let shared = place.put(&sum);
-                    let y = there.0.matmul_add(&there.1, Some(&shared));
-                    place.assert_close(&format!("{what}, added"), y, expected);
-                    place.assert_close("what was added to", shared, place.round(&sum));
-                }
+            check_products(matrix, counts);
+        }
+    }
+}
+
+/// As above; rows may begin inside a word of a plane.
+#[test]
+fn products_of_few_rows_with_nested_codes() {
+    for (dims, block_size, counts) in [
+        ([1usize, 8], 64usize, &[1usize][..]),
+        ([5, 24], 8, &[8]),
+        ([33, 200], 64, &[3, 9]),
+        ([257, 576], 64, &[2]),
+        ([3, 4104], 128, &[1]),
+    ] {
+        for &format in NestedFormat::ALL {
+            for matrix in nested_matrices(dims, format, block_size) {
+                check_products(matrix, counts);
             }
         }
     }

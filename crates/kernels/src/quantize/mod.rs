@@ -7,12 +7,13 @@
 //! # Source
 //! Dettmers et al. 2021, arXiv:2110.02861 (blocks), and 2023, arXiv:2305.14314 (NF4).
 
+mod cells;
 mod cpu;
 pub mod reference;
 
 pub(crate) use cpu::encode;
 
-use crate::codebook::{DynamicMap, FourBitFormat};
+use crate::codebook::{DynamicMap, FourBitFormat, NestedFormat};
 
 /// Packed codes, two to a byte with the first in the high half, and the `absmax` of each block.
 ///
@@ -50,6 +51,29 @@ pub fn four_bit(values: &[f32], format: FourBitFormat, block_size: usize) -> Pac
         "block size {block_size}"
     );
     cpu::four_bit(values, format, block_size)
+}
+
+/// Codes of 6 bits of `values`, a byte each: the cells that all nested formats are made of. The four highest of the six
+/// bits are bitsandbytes' NF4 code, and scales are NF4's too.
+///
+/// A tensor may be given in pieces: any but the last must be whole blocks.
+///
+/// # Panics
+/// If `block_size` is 0.
+pub fn nested_codes(values: &[f32], block_size: usize) -> ByteBlocks {
+    assert!(block_size > 0, "block size 0");
+    cells::codes(values, block_size)
+}
+
+/// The arrays in which `format` keeps codes that [`nested_codes`] made: as many bits of each code as
+/// [`NestedFormat::planes`] says, the first code in the highest bits of the first byte.
+///
+/// A tensor may be given in pieces: any but the last must be a multiple of 8.
+///
+/// # Shapes
+/// `ceil(n · bits / 8)` bytes each.
+pub fn planes(codes: &[u8], format: NestedFormat) -> [Vec<u8>; 2] {
+    cells::planes(codes, format)
 }
 
 /// 8-bit codes of `values` from a dynamic map.

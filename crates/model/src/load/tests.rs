@@ -1,12 +1,12 @@
 use std::path::{Path, PathBuf};
 
 use backdraft_formats::Existing;
-use backdraft_quant::FourBitFormat;
+use backdraft_quant::{FourBitFormat, NestedFormat};
 use serde_json::{Value, json};
 
 use super::*;
 use crate::causal_lm::BaseTensor;
-use crate::quantize::quantize;
+use crate::quantize::{QuantizeError, quantize};
 
 /// A small untied model in f32, in two shards.
 fn source() -> ModelSource {
@@ -167,4 +167,33 @@ fn values_that_are_not_finite_are_refused() {
             assert!(refused.ends_with("is not finite"), "{refused}");
         }
     }
+}
+
+/// bitsandbytes has one kind of codes in a directory, and none of 6 bits: what a plan has in other schemes is written
+/// as the values that it was trained over.
+#[test]
+fn matrices_with_a_scheme_of_their_own_are_written_as_values() {
+    let directory = tempfile::tempdir().unwrap();
+    let nf6 = Scheme::nested(NestedFormat::Nf6);
+    let paths = ["0.mlp.up_proj", "1.self_attn.q_proj"].map(|it| format!("model.layers.{it}"));
+    let plan = plan(Scheme::NF4, &["layers.1"])
+        .with_scheme(&paths[0], nf6)
+        .with_scheme(&paths[1], Scheme::Int8);
+    let mut quantised = CausalLm::load_quantized(&source(), Some(&plan), &Device::flex()).unwrap();
+    let quantised = matrices(&mut quantised);
+    let of_its_own = |name: &str| paths.iter().any(|path| name.starts_with(path.as_str()));
+    let own = quantised.iter().filter(|(name, ..)| of_its_own(name));
+    let own: Vec<_> = own.map(|(_, scheme, _)| *scheme).collect();
+    assert_eq!(own, [Some(nf6), Some(Scheme::Int8)]);
+    let path = written(directory.path(), &plan);
+    let read = matrices(&mut load(&path, None).unwrap());
+    for ((name, scheme, bits), (again, stored, found)) in quantised.iter().zip(&read) {
+        assert_eq!((name, bits), (again, found), "{name}");
+        let expected = scheme.filter(|_| !of_its_own(name));
+        assert_eq!(*stored, expected, "{name}");
+    }
+    let plan = QuantizationPlan::new(nf6);
+    let path = directory.path().join("other");
+    let refused = quantize(&source(), &plan, &path, Existing::Refuse, |_, _| ()).unwrap_err();
+    assert!(matches!(refused, QuantizeError::Unknown { scheme } if scheme == nf6));
 }

@@ -3,8 +3,16 @@ use proptest::prelude::*;
 use super::*;
 
 /// Every scheme that a recipe can ask for.
-const SCHEMES: [Scheme; 9] = [
+const SCHEMES: [Scheme; 13] = [
     Scheme::Int8,
+    Scheme::nested(NestedFormat::Nf3),
+    Scheme::nested(NestedFormat::Nf5),
+    Scheme::nested(NestedFormat::Nf6),
+    Scheme::Nested {
+        format: NestedFormat::Nf5,
+        block_size: 128,
+        double_quant: false,
+    },
     four_bit(FourBitFormat::Nf4, 64, false),
     four_bit(FourBitFormat::Nf4, 64, true),
     four_bit(FourBitFormat::Nf4, 128, false),
@@ -132,10 +140,8 @@ proptest! {
     #[test]
     fn zeros_stay_zeros((dims, source) in matrix()) {
         for scheme in SCHEMES {
-            let block = match scheme {
-                Scheme::FourBit { block_size, .. } => block_size,
-                Scheme::Int8 => dims[1].max(1),
-            };
+            let row = dims[1].max(1);
+            let block = scheme.blocks().map_or(row, |(block_size, _)| block_size);
             let restored = values(&quantized(&source, dims, scheme));
             for (source, restored) in source.chunks(block).zip(restored.chunks(block)) {
                 if source.iter().all(|&x| x == 0.0) {

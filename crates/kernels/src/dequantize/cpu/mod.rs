@@ -1,17 +1,16 @@
 //! Panels of rows in f32 on the processor.
 
+mod open;
+
 use std::cell::Cell;
 use std::ops::Range;
 
 use burn::tensor::Tensor;
 use rayon::prelude::*;
 
-use super::{Absmax, FourBit, Int8Rows};
-use crate::codebook::{DynamicMap, FourBitFormat};
-use crate::cpu::{F32s, Ints, f32s, ints, simd, tensor};
+use crate::cpu::{f32s, simd, tensor};
 use crate::gemm::Op;
 use crate::gemm::cpu::{Shape, View, raw};
-use crate::quantize::NESTED_BLOCK_SIZE;
 
 /// Values of a panel: 2 MiB, which stay in a core's second cache, and rows enough to keep the product busy.
 const PANEL: usize = 1 << 19;
@@ -33,159 +32,6 @@ pub(super) trait Open: Sync {
     fn fill(&self, start: usize, out: &mut [f32]);
 }
 
-impl Stored for FourBit {
-    type Open = OpenFourBit;
-
-    fn dims(&self) -> [usize; 2] {
-        self.dims
-    }
-
-    fn open(&self) -> Option<OpenFourBit> {
-        let scales = match &self.absmax {
-            Absmax::Single(absmax) => Scales::Single(f32s(absmax)?),
-            Absmax::Double {
-                codes,
-                scales,
-                offset,
-            } => Scales::Double(ints(codes)?, f32s(scales)?, *offset),
-        };
-        Some(OpenFourBit {
-            pairs: pairs(self.format),
-            block_size: self.block_size,
-            packed: ints(&self.packed)?,
-            scales,
-        })
-    }
-}
-
-pub(super) struct OpenFourBit {
-    pairs: &'static [[f32; 2]; 256],
-    block_size: usize,
-    packed: Ints<u8>,
-    scales: Scales,
-}
-
-enum Scales {
-    Single(F32s),
-    Double(Ints<u8>, F32s, f32),
-}
-
-impl Scales {
-    #[inline(always)]
-    fn get(&self, block: usize) -> f32 {
-        match self {
-            Self::Single(absmax) => absmax[block],
-            Self::Double(codes, scales, offset) => {
-                let value = DynamicMap::Signed.values()[usize::from(codes[block])];
-                value * scales[block / NESTED_BLOCK_SIZE] + offset
-            }
-        }
-    }
-}
-
-/// The two values of each byte.
-fn pairs(format: FourBitFormat) -> &'static [[f32; 2]; 256] {
-    const fn table(format: FourBitFormat) -> [[f32; 2]; 256] {
-        let values = format.values();
-        let mut pairs = [[0.0; 2]; 256];
-        let mut byte = 0;
-        while byte < 256 {
-            pairs[byte] = [values[byte >> 4], values[byte & 15]];
-            byte += 1;
-        }
-        pairs
-    }
-    static NF4: [[f32; 2]; 256] = table(FourBitFormat::Nf4);
-    static FP4: [[f32; 2]; 256] = table(FourBitFormat::Fp4);
-    match format {
-        FourBitFormat::Nf4 => &NF4,
-        FourBitFormat::Fp4 => &FP4,
-    }
-}
-
-impl Open for OpenFourBit {
-    fn fill(&self, start: usize, out: &mut [f32]) {
-        let mut at = start;
-        let mut rest = out;
-        while !rest.is_empty() {
-            let block = at / self.block_size;
-            let end = (block + 1) * self.block_size;
-            let (part, others) = rest.split_at_mut(rest.len().min(end - at));
-            self.part(at, self.scales.get(block), part);
-            at = end;
-            rest = others;
-        }
-    }
-}
-
-impl OpenFourBit {
-    /// Values of one block.
-    #[inline(always)]
-    fn part(&self, at: usize, scale: f32, mut out: &mut [f32]) {
-        let mut byte = at / 2;
-        if at % 2 == 1 {
-            // A row of odd width may begin in the low half of a byte.
-            let Some((first, others)) = out.split_first_mut() else {
-                return;
-            };
-            *first = self.pairs[usize::from(self.packed[byte])][1] * scale;
-            byte += 1;
-            out = others;
-        }
-        let packed = &self.packed[byte..byte + out.len().div_ceil(2)];
-        let mut both = out.chunks_exact_mut(2);
-        for (out, &byte) in (&mut both).zip(packed) {
-            let [first, second] = self.pairs[usize::from(byte)];
-            out[0] = first * scale;
-            out[1] = second * scale;
-        }
-        if let ([last], Some(&byte)) = (both.into_remainder(), packed.last()) {
-            *last = self.pairs[usize::from(byte)][0] * scale;
-        }
-    }
-}
-
-impl Stored for Int8Rows {
-    type Open = OpenInt8;
-
-    fn dims(&self) -> [usize; 2] {
-        self.codes.dims()
-    }
-
-    fn open(&self) -> Option<OpenInt8> {
-        Some(OpenInt8 {
-            width: self.codes.dims()[1],
-            codes: ints(&self.codes)?,
-            absmax: f32s(&self.absmax)?,
-        })
-    }
-}
-
-pub(super) struct OpenInt8 {
-    width: usize,
-    codes: Ints<i8>,
-    absmax: F32s,
-}
-
-impl Open for OpenInt8 {
-    fn fill(&self, start: usize, out: &mut [f32]) {
-        let mut at = start;
-        let mut rest = out;
-        while !rest.is_empty() {
-            let row = at / self.width;
-            let end = (row + 1) * self.width;
-            let (part, others) = rest.split_at_mut(rest.len().min(end - at));
-            let step = self.absmax[row] / 127.0;
-            let codes = &self.codes[at..at + part.len()];
-            for (out, &code) in part.iter_mut().zip(codes) {
-                *out = f32::from(code) * step;
-            }
-            at = end;
-            rest = others;
-        }
-    }
-}
-
 fn fill(open: &impl Open, start: usize, out: &mut [f32]) {
     out.par_chunks_mut(TASK).enumerate().for_each(|(i, out)| {
         simd(
@@ -205,13 +51,9 @@ pub(super) fn dequantize(matrix: &impl Stored) -> Option<Tensor<2>> {
 
 pub(super) fn rows(matrix: &impl Stored, rows: &[u32]) -> Option<Tensor<2>> {
     let open = matrix.open()?;
-    let [out, width] = matrix.dims();
+    let [_, width] = matrix.dims();
     let mut values = vec![0.0; rows.len() * width];
     for (&row, values) in rows.iter().zip(values.chunks_mut(width.max(1))) {
-        assert!(
-            (row as usize) < out,
-            "row {row} of a matrix with {out} rows"
-        );
         open.fill(row as usize * width, values);
     }
     Some(tensor(values, [rows.len(), width]))

@@ -1,7 +1,7 @@
-//! x·Wᵀ for a few rows of x straight from 4-bit codes, as generation needs it: what moves is the codes, once.
+//! x·Wᵀ for a few rows of x straight from codes in blocks, as generation needs it: what moves is the codes, once.
 //!
-//! Each group of 32 units has a few rows of W. A unit goes through them in vectors of words, a group's vectors
-//! side by side, and multiplies what they stand for with the rows of x, which stay in the cache; scales are
+//! Each group of 32 units has a few rows of W. A unit goes through them in vectors of eight or sixteen codes, a group's
+//! vectors side by side, and multiplies what they stand for with the rows of x, which stay in the cache; scales are
 //! applied to sums of eight products. In the end each sum of the group is one unit's to write.
 
 use burn::tensor::Tensor;
@@ -9,9 +9,9 @@ use cubecl::features::Plane;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
-use super::FourBit;
-use super::cube::{CODES, Parts, scale, shift};
+use super::blocks::{CODES, Parts, Planes, code_of, eight, scale};
 use crate::cube::{CubeTensor, argument, cubes, elem, empty, floats, sum_lanes, tensor};
+use crate::dequantize::{BlockFormat, Blocks};
 
 /// Rows of x at most. Beyond, a product with dequantised values has enough to do with each of them.
 pub(super) const MOST: usize = 8;
@@ -29,10 +29,12 @@ struct Shape {
     tokens: usize,
     /// Rows of W of a group.
     rows: usize,
-    /// Words that a unit reads at once.
+    /// Times eight codes that a unit reads at once.
     words: usize,
     /// Such vectors of a block.
     block: usize,
+    /// Where a code's bits are.
+    codes: Planes,
     /// Whether scales are in codes.
     double: bool,
     /// Whether something is added to.
@@ -42,17 +44,26 @@ struct Shape {
 }
 
 impl Shape {
+    /// Groups of eight codes with further bits; one at least, as arrays have.
+    fn rest(self) -> usize {
+        if self.codes.low > 0 {
+            self.rows * self.words
+        } else {
+            1
+        }
+    }
+
     fn sums(self) -> usize {
         self.rows * self.tokens
     }
 }
 
 /// `x · Wᵀ`, added to `sum` where there is one, which is written over if nothing else holds it; `Err` hands it
-/// back elsewhere than on a CubeCL device, beyond [`MOST`] rows, and where rows or blocks do not begin with a
-/// word of codes.
-pub(super) fn matmul(
+/// back elsewhere than on a CubeCL device, beyond [`MOST`] rows, and where rows or blocks do not begin with
+/// eight codes.
+pub(in super::super) fn matmul<F: BlockFormat>(
     x: &Tensor<2>,
-    matrix: &FourBit,
+    matrix: &Blocks<F>,
     sum: Option<&Tensor<2>>,
 ) -> Option<Tensor<2>> {
     let [t, input] = x.dims();
@@ -69,7 +80,12 @@ pub(super) fn matmul(
     Some(tensor(launch(&x, matrix, &parts, sum.as_ref())))
 }
 
-fn launch(x: &CubeTensor, matrix: &FourBit, parts: &Parts, sum: Option<&CubeTensor>) -> CubeTensor {
+fn launch<F: BlockFormat>(
+    x: &CubeTensor,
+    matrix: &Blocks<F>,
+    parts: &Parts,
+    sum: Option<&CubeTensor>,
+) -> CubeTensor {
     let [out, input] = matrix.dims;
     let t = x.meta.shape()[0];
     let hardware = &x.client.properties().hardware;
@@ -88,11 +104,14 @@ fn launch(x: &CubeTensor, matrix: &FourBit, parts: &Parts, sum: Option<&CubeTens
         rows: if planes { 4 } else { 2 },
         words,
         block: matrix.block_size / (CODES * words),
+        codes: parts.planes,
         double: parts.double,
         adds: sum.is_some(),
         planes,
     };
     let y = empty(x, [t, out], x.dtype);
+    // Pairs are read a word at a time: eight codes are half of one.
+    let line = if parts.planes.high == 4 { words } else { 1 };
     let count = cubes(out.div_ceil(GROUPS * shape.rows));
     let dim = CubeDim::new_2d(group, GROUPS as u32);
     #[expect(unsafe_code, reason = "a kernel without bounds checks")]
@@ -103,9 +122,10 @@ fn launch(x: &CubeTensor, matrix: &FourBit, parts: &Parts, sum: Option<&CubeTens
             &x.client,
             count,
             dim,
-            words,
+            line,
             CODES,
-            parts.codes(words),
+            parts.high(line),
+            parts.low(),
             parts.scale_codes(),
             parts.scales(),
             parts.code_table(),
@@ -127,6 +147,7 @@ fn launch(x: &CubeTensor, matrix: &FourBit, parts: &Parts, sum: Option<&CubeTens
 #[cube(launch_unchecked)]
 fn kernel<F: Float, W: Size, N: Size>(
     packed: &[Vector<u32, W>],
+    low: &[u32],
     scale_codes: &[u32],
     scales: &[f32],
     code: &[f32],
@@ -143,8 +164,8 @@ fn kernel<F: Float, W: Size, N: Size>(
 ) {
     let (out, vectors, t) = (out as usize, vectors as usize, t as usize);
     let (lane, group) = (UNIT_POS_X as usize, UNIT_POS_Y as usize);
-    let mut lookup = Shared::<[f32]>::new_slice(16usize);
-    if UNIT_POS < 16 {
+    let mut lookup = Shared::<[f32]>::new_slice(comptime!(shape.codes.values()));
+    if UNIT_POS < comptime!(shape.codes.values() as u32) {
         lookup[UNIT_POS as usize] = code[UNIT_POS as usize];
     }
     sync_cube();
@@ -158,14 +179,34 @@ fn kernel<F: Float, W: Size, N: Size>(
     let mut at = lane;
     while at < vectors {
         let mut codes = Array::<u32>::new(comptime!(shape.rows * shape.words));
+        let mut rest = Array::<u32>::new(comptime!(shape.rest()));
         let mut factors = Array::<f32>::new(comptime!(shape.rows));
         #[unroll]
         for r in 0..comptime!(shape.rows) {
             let position = min(first + r, out - 1) * vectors + at;
-            let vector = packed[position];
-            #[unroll]
-            for w in 0..comptime!(shape.words) {
-                codes[comptime!(r * shape.words + w)] = vector.extract(w);
+            if comptime!(shape.codes.high == 4) {
+                let vector = packed[position];
+                #[unroll]
+                for w in 0..comptime!(shape.words) {
+                    codes[comptime!(r * shape.words + w)] = vector.extract(w);
+                }
+            } else {
+                #[unroll]
+                for w in 0..comptime!(shape.words) {
+                    let group = position * comptime!(shape.words) + w;
+                    let word = packed[group / comptime!(4 / shape.codes.high)].extract(0usize);
+                    let part = group % comptime!(4 / shape.codes.high);
+                    let shift = (part * comptime!(CODES * shape.codes.high)) as u32;
+                    codes[comptime!(r * shape.words + w)] = word >> shift;
+                }
+            }
+            if comptime!(shape.codes.low > 0) {
+                #[unroll]
+                for w in 0..comptime!(shape.words) {
+                    let group = position * comptime!(shape.words) + w;
+                    rest[comptime!(r * shape.words + w)] =
+                        eight(low, group, comptime!(shape.codes.low));
+                }
             }
             let block = position / comptime!(shape.block);
             factors[r] = scale(
@@ -183,11 +224,16 @@ fn kernel<F: Float, W: Size, N: Size>(
             let mut values = Array::<Vector<f32, N>>::new(comptime!(shape.rows));
             #[unroll]
             for r in 0..comptime!(shape.rows) {
-                let word = codes[comptime!(r * shape.words + w)];
+                let upper = codes[comptime!(r * shape.words + w)];
+                let lower = if comptime!(shape.codes.low > 0) {
+                    rest[comptime!(r * shape.words + w)]
+                } else {
+                    0u32
+                };
                 let mut vector = Vector::<f32, N>::empty();
                 #[unroll]
                 for i in 0..CODES {
-                    let index = (word >> comptime!(shift(i))) & 15u32;
+                    let index = code_of(upper, lower, i, shape.codes);
                     vector.insert(i, lookup[index as usize]);
                 }
                 values[r] = vector;
