@@ -22,8 +22,8 @@ use serde_json::json;
 
 use self::check::{Check, Trained};
 use crate::args::{DeviceArgs, QuantizationArg};
-use crate::commands::Context;
 use crate::commands::merge::{self, Base};
+use crate::commands::{self, Context};
 use crate::error::CliError;
 use crate::noted;
 use crate::plain::{count, scientific};
@@ -179,10 +179,11 @@ fn adapter_only(
 ) -> Result<(), CliError> {
     let output = context.output;
     let path = args.to.join(format!("{}-lora.gguf", model.name));
+    let modelfile = args.to.join("Modelfile");
+    commands::new_file(&modelfile, args.force, &[])?;
     let general = general::of_adapter(model);
     let files = write_gguf_adapter(factors, decoder, &general, path, existing)?;
     let text = modelfile::of_adapter(chosen.source.path(), &files[0].path);
-    let modelfile = args.to.join("Modelfile");
     write_file(&modelfile, text.as_bytes(), existing)?;
     output.record(
         "exported",
@@ -225,7 +226,12 @@ fn whole(
     let plan =
         GgufExport::new(decoder, &general, vocabulary, tensors).map_err(FormatError::from)?;
     let targets = targets(args, model);
-    check_room(args, &plan, context)?;
+    let modelfile = args.to.join("Modelfile");
+    let inputs = [source.path().to_owned()];
+    for path in targets.iter().map(|(_, path)| path).chain([&modelfile]) {
+        commands::new_file(path, args.force, &inputs)?;
+    }
+    check_room(args, &plan, &targets, context)?;
     let trained = match args.no_check {
         true => None,
         false => Some(Trained::of(args, chosen, quantization.as_ref(), context)?),
@@ -243,10 +249,9 @@ fn whole(
         }
     })?;
     let first = report.files.first().and_then(|(_, files)| files.first());
-    let modelfile = args.to.join("Modelfile");
     if let Some(first) = first {
         let text = modelfile::of_model(&first.path, &tokenizer);
-        write_file(&modelfile, text.as_bytes(), Existing::Replace)?;
+        write_file(&modelfile, text.as_bytes(), existing)?;
     }
     tell(&report, trained, &modelfile, context)
 }
@@ -303,9 +308,14 @@ fn targets(args: &ExportArgs, model: &Named) -> Vec<(GgufFileType, PathBuf)> {
 }
 
 /// Says how large the files will be, and refuses what the disk has no room for.
-fn check_room(args: &ExportArgs, plan: &GgufExport, context: Context) -> Result<(), CliError> {
+fn check_room(
+    args: &ExportArgs,
+    plan: &GgufExport,
+    targets: &[(GgufFileType, PathBuf)],
+    context: Context,
+) -> Result<(), CliError> {
     let mut needed = 0;
-    for kind in &args.types {
+    for (kind, _) in targets {
         let bytes = plan.bytes(*kind);
         needed += bytes;
         context

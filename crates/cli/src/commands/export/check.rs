@@ -100,14 +100,13 @@ impl Trained {
         }
         let mut texts = TEXTS.len();
         if self.tokenizer.template().is_some() {
-            for chat in CHATS {
-                let chat = conversation(chat);
-                let text = chat.messages[0].content.clone();
+            for turns in CHATS {
+                let chat = conversation(turns);
                 let (ours, theirs) = (
                     self.tokenizer.encode_chat(&chat),
                     tokenizer.encode_chat(&chat),
                 );
-                same(&text, &ours?, &theirs?, path)?;
+                same(turns[0], &ours?, &theirs?, path)?;
                 texts += 1;
             }
         }
@@ -195,7 +194,10 @@ fn rows(
     )?;
     let (rows, _) = rows.load(tokenizer, context.output)?;
     Ok(limited(
-        rows.iter().take(ROWS).map(|row| row.ids.to_vec()).collect(),
+        rows.iter()
+            .take(ROWS)
+            .map(|row| row.input_ids.to_vec())
+            .collect(),
     ))
 }
 

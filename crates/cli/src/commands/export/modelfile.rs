@@ -16,6 +16,9 @@ pub(super) fn of_model(file: &Path, tokenizer: &ChatTokenizer) -> String {
     match Frame::of(tokenizer) {
         Some(frame) => {
             let _ = writeln!(text, "TEMPLATE \"\"\"{}\"\"\"", frame.go());
+            if let Some(system) = frame.default_system(tokenizer) {
+                let _ = writeln!(text, "SYSTEM \"\"\"{system}\"\"\"");
+            }
         }
         None => text.push_str(
             "# The chat template has no short form; Ollama uses the one in the file where it knows it.\n",
@@ -44,17 +47,6 @@ struct Frame {
 impl Frame {
     /// Reads them off renderings with marks for messages; `None` if a longer chat is not put together of them.
     fn of(tokenizer: &ChatTokenizer) -> Option<Self> {
-        let bos = tokenizer.bos_token().filter(|_| tokenizer.add_bos());
-        let render = |turns: &[(Role, &str)], prompt| {
-            let turns = turns.iter().map(|(role, text)| Message::new(*role, *text));
-            let chat = Conversation::new(turns.collect());
-            let text = tokenizer.template()?.render(&chat, prompt).ok()?;
-            // Ollama puts the first token before the text itself.
-            Some(match bos.and_then(|bos| text.strip_prefix(bos)) {
-                Some(rest) => rest.to_owned(),
-                None => text,
-            })
-        };
         let [system, user, answer, again] = MARKS;
         let turns = [
             (Role::System, system),
@@ -62,13 +54,13 @@ impl Frame {
             (Role::Assistant, answer),
             (Role::User, again),
         ];
-        let whole = render(&turns, true)?;
+        let whole = render(tokenizer, &turns, true)?;
         let (before_system, rest) = whole.split_once(system)?;
         let (before_user, rest) = rest.split_once(user)?;
         let (before_answer, rest) = rest.split_once(answer)?;
         let (before_again, before_next) = rest.split_once(again)?;
         // What precedes an answer is the same at the end and within; what follows it ends where the next user's text begins.
-        let ended = render(&turns[..3], false)?;
+        let ended = render(tokenizer, &turns[..3], false)?;
         let (_, after_answer) = ended.split_once(answer)?;
         let user_head = before_again.strip_prefix(after_answer)?;
         let after_system = before_user.strip_suffix(user_head)?;
@@ -83,6 +75,18 @@ impl Frame {
         let literal = frame.texts().concat();
         let plain = !literal.contains("{{") && !literal.contains("\"\"\"");
         plain.then_some(frame)
+    }
+
+    /// The system prompt that the template writes where a chat has none.
+    fn default_system(&self, tokenizer: &ChatTokenizer) -> Option<String> {
+        let alone = render(tokenizer, &[(Role::User, MARKS[1])], true)?;
+        let (before, _) = alone.split_once(MARKS[1])?;
+        let [head, tail] = &self.system;
+        let system = before.strip_suffix(self.user[0].as_str())?;
+        let system = system
+            .strip_prefix(head.as_str())?
+            .strip_suffix(tail.as_str())?;
+        (!system.is_empty() && !system.contains("\"\"\"")).then(|| system.to_owned())
     }
 
     fn texts(&self) -> [&str; 6] {
@@ -108,6 +112,18 @@ impl Frame {
              {{{{ .Response }}}}{after}"
         )
     }
+}
+
+/// A rendered chat, without the first token, which Ollama puts there itself.
+fn render(tokenizer: &ChatTokenizer, turns: &[(Role, &str)], prompt: bool) -> Option<String> {
+    let turns = turns.iter().map(|(role, text)| Message::new(*role, *text));
+    let chat = Conversation::new(turns.collect());
+    let text = tokenizer.template()?.render(&chat, prompt).ok()?;
+    let bos = tokenizer.bos_token().filter(|_| tokenizer.add_bos());
+    Some(match bos.and_then(|bos| text.strip_prefix(bos)) {
+        Some(rest) => rest.to_owned(),
+        None => text,
+    })
 }
 
 #[cfg(test)]
@@ -145,7 +161,20 @@ mod tests {
 
     #[test]
     fn a_simple_template_becomes_one_of_ollamas() {
-        assert_snapshot!(of_model(Path::new("gguf/x-q8_0.gguf"), &tokenizer(CHATML)), @"");
+        let default = "{% if messages[0].role != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}";
+        let template = format!("{default}{CHATML}");
+        assert_snapshot!(of_model(Path::new("gguf/x-q8_0.gguf"), &tokenizer(&template)), @r#"
+        FROM ./x-q8_0.gguf
+        TEMPLATE """{{ if .System }}<|im_start|>system
+        {{ .System }}<|im_end|>
+        {{ end }}{{ if .Prompt }}<|im_start|>user
+        {{ .Prompt }}<|im_end|>
+        <|im_start|>assistant
+        {{ end }}{{ .Response }}<|im_end|>
+        """
+        SYSTEM """Be kind."""
+        PARAMETER stop "<|im_end|>"
+        "#);
     }
 
     #[test]

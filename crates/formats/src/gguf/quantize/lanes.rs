@@ -17,8 +17,9 @@ pub(super) fn transposed<const N: usize>(values: &[f32]) -> [Lanes; N] {
     out
 }
 
-pub(super) fn map<const N: usize>(mut f: impl FnMut(usize) -> f32) -> [f32; N] {
-    std::array::from_fn(|lane| f(lane))
+/// A number for each lane.
+pub(super) fn map(f: impl FnMut(usize) -> f32) -> Lanes {
+    std::array::from_fn(f)
 }
 
 /// The nearest integer, halves to even, by the reference's trick: the low bits of `value + 1.5 · 2^23`.
