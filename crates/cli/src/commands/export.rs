@@ -3,30 +3,30 @@
 mod check;
 mod general;
 mod modelfile;
+mod told;
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use backdraft_data::ChatTokenizer;
 use backdraft_formats::gguf::{
-    Entry, GgufDecoder, GgufExport, GgufFileType, GgufFiles, VocabularyOptions, WrittenFile,
-    base_vocabulary, vocabulary, write_gguf_adapter,
+    Entry, GgufDecoder, GgufExport, GgufFileType, GgufFiles, VocabularyOptions, base_vocabulary,
+    vocabulary, write_gguf_adapter,
 };
 use backdraft_formats::{Existing, FormatError, ModelSource, PeftDir, free_bytes, write_file};
-use backdraft_lora::{ExportReport, MergeBase, gguf_decoder};
+use backdraft_lora::{MergeBase, gguf_decoder};
 use backdraft_model::ModelSpec;
 use backdraft_quant::QuantizationPlan;
 use backdraft_recipe::ByteSize;
 use clap::Args;
-use serde_json::json;
 
-use self::check::{Check, Trained};
+use self::check::Trained;
+use self::told::megabytes;
 use crate::args::{DeviceArgs, QuantizationArg};
 use crate::commands::merge::{self, Base};
 use crate::commands::{self, Context};
 use crate::error::CliError;
 use crate::noted;
-use crate::plain::{count, scientific};
 use crate::session::Chosen;
 
 /// Write a model, with an adapter merged in, as GGUF files for llama.cpp and Ollama
@@ -37,7 +37,7 @@ use crate::session::Chosen;
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   backdraft export --adapter outputs --to gguf --type q4_k_m,q8_0
-  backdraft export --model HuggingFaceTB/SmolLM2-135M-Instruct --to gguf --type f16 --split-size 4GiB
+  backdraft export --model HuggingFaceTB/SmolLM2-135M-Instruct --to gguf --type f16
   backdraft export --adapter outputs --to gguf --adapter-only")]
 pub(crate) struct ExportArgs {
     /// Directory, .gguf file, or hub id (org/name) [default: the model that the adapter was trained over]
@@ -177,7 +177,6 @@ fn adapter_only(
     existing: Existing,
     context: Context,
 ) -> Result<(), CliError> {
-    let output = context.output;
     let path = args.to.join(format!("{}-lora.gguf", model.name));
     let modelfile = args.to.join("Modelfile");
     commands::new_file(&modelfile, args.force, &[])?;
@@ -185,20 +184,7 @@ fn adapter_only(
     let files = write_gguf_adapter(factors, decoder, &general, path, existing)?;
     let text = modelfile::of_adapter(chosen.source.path(), &files[0].path);
     write_file(&modelfile, text.as_bytes(), existing)?;
-    output.record(
-        "exported",
-        &json!({
-            "type": "lora", "files": listed(&files), "bytes": bytes(&files),
-            "merged": factors.tensors.len(), "unchanged": 0, "modelfile": modelfile,
-            "texts": null, "mean_kl": null, "same_best_token": null, "tokens": null,
-        }),
-    )?;
-    output.line(format!(
-        "Wrote {}: the adapter of {}, {}",
-        files[0].path.display(),
-        count(factors.tensors.len() as u64, "module"),
-        megabytes(bytes(&files))
-    ))
+    told::adapter(factors, &files, &modelfile, context)
 }
 
 fn whole(
@@ -253,7 +239,7 @@ fn whole(
         let text = modelfile::of_model(&first.path, &tokenizer);
         write_file(&modelfile, text.as_bytes(), existing)?;
     }
-    tell(&report, trained, &modelfile, context)
+    told::whole(&report, trained.as_ref(), &modelfile, context)
 }
 
 fn base<'a>(
@@ -332,82 +318,4 @@ fn check_room(
         .hint("free some space, name another directory with --to, or ask for fewer types")),
         _ => Ok(()),
     }
-}
-
-/// Compares the files with the trained model and says what was written.
-fn tell(
-    report: &ExportReport,
-    trained: Option<Trained>,
-    modelfile: &Path,
-    context: Context,
-) -> Result<(), CliError> {
-    let output = context.output;
-    if report.unchanged > 0 {
-        output.warn(format!(
-            "{} of the {} merged weights are as in the base: the adapter is zero there",
-            report.unchanged, report.merged
-        ));
-    }
-    for (kind, files) in &report.files {
-        let check = match (&trained, files.first()) {
-            (Some(trained), Some(first)) => Some(trained.compare(&first.path, context)?),
-            _ => None,
-        };
-        told(*kind, files, (report, check.as_ref()), modelfile, context)?;
-    }
-    Ok(())
-}
-
-fn told(
-    kind: GgufFileType,
-    files: &[WrittenFile],
-    (report, check): (&ExportReport, Option<&Check>),
-    modelfile: &Path,
-    context: Context,
-) -> Result<(), CliError> {
-    let output = context.output;
-    let like = check.map(|check| check.likeness);
-    output.record(
-        "exported",
-        &json!({
-            "type": kind.name(), "files": listed(files), "bytes": bytes(files),
-            "merged": report.merged, "unchanged": report.unchanged, "modelfile": modelfile,
-            "texts": check.map(|check| check.texts),
-            "mean_kl": like.map(|like| like.mean_kl),
-            "same_best_token": like.map(|like| like.same_best),
-            "tokens": like.map(|like| like.tokens),
-        }),
-    )?;
-    let first = files.first().map(|file| file.path.display().to_string());
-    let more = match files.len() {
-        0 | 1 => String::new(),
-        parts => format!(" and {}", count(parts as u64 - 1, "more part")),
-    };
-    output.line(format!(
-        "Wrote {}{more}: {}",
-        first.unwrap_or_default(),
-        megabytes(bytes(files))
-    ))?;
-    match check {
-        None => output.line("  not compared with the trained model"),
-        Some(check) => output.line(format!(
-            "  as the trained model: ids of {} equal, the same best token after {:.1} % of {}, mean KL {} nats",
-            count(check.texts as u64, "text"),
-            100.0 * check.likeness.same_best,
-            count(check.likeness.tokens as u64, "token"),
-            scientific(check.likeness.mean_kl)
-        )),
-    }
-}
-
-fn listed(files: &[WrittenFile]) -> Vec<&Path> {
-    files.iter().map(|file| file.path.as_path()).collect()
-}
-
-fn bytes(files: &[WrittenFile]) -> u64 {
-    files.iter().map(|file| file.bytes).sum()
-}
-
-fn megabytes(bytes: u64) -> String {
-    format!("{:.1} MB", bytes as f64 / 1e6)
 }

@@ -165,7 +165,7 @@ fn an_adapter_alone_and_what_cannot_be_exported() {
         &usage(&["--model", "model", "--adapter-only"]),
         &["--adapter"],
     );
-    let small = ["--model", "model", "--type", "f16", "--split-size", "10"];
+    let small = ["--model", "model", "--type", "f16", "--split-size", "1KiB"];
     says(&usage(&small), &["--split-size", "1MiB"]);
     let tokenizer = d.join("model/tokenizer.json");
     let text = fs::read_to_string(&tokenizer).unwrap();
