@@ -11,8 +11,8 @@ use clap::{Args, Parser, Subcommand};
 use choice::QuantizationArg;
 
 use crate::commands::{
-    completions, data, eval, generate, init, inspect, man, merge, plan, quantize, quickstart,
-    report, score, train, watch,
+    completions, data, eval, export, generate, init, inspect, man, merge, plan, quantize,
+    quickstart, report, score, train, watch,
 };
 
 /// Fine-tune Llama, Mistral and Qwen models from one program.
@@ -68,6 +68,7 @@ pub(crate) enum Command {
     Score(score::ScoreArgs),
     Merge(merge::MergeArgs),
     Quantize(quantize::QuantizeArgs),
+    Export(export::ExportArgs),
     Inspect(inspect::InspectArgs),
     Init(init::InitArgs),
     Quickstart(quickstart::QuickstartArgs),
@@ -83,6 +84,7 @@ impl Command {
             Self::Generate(args) => Some(args.model.device.device),
             Self::Eval(args) => Some(args.model.device.device),
             Self::Score(args) => Some(args.model.device.device),
+            Self::Export(args) => Some(args.device.device),
             Self::Quickstart(args) => Some(args.device.device),
             Self::Data(_)
             | Self::Plan(_)

@@ -10,6 +10,8 @@ use std::process::{Command, Output};
 
 use serde_json::Value;
 
+#[path = "program/export.rs"]
+mod export;
 #[path = "program/readers.rs"]
 mod readers;
 #[path = "program/run.rs"]

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::dtype::Dtype;
-use crate::gguf::{GgufError, GgufTokenizerError};
+use crate::gguf::{GgufError, GgufExportError, GgufTokenizerError};
 use crate::peft_config::PeftConfigError;
 use crate::safetensors_file::SafetensorsError;
 
@@ -109,6 +109,13 @@ pub enum FormatError {
         path: PathBuf,
         /// What is wrong with it.
         source: GgufError,
+    },
+    /// A model that has no form as GGUF.
+    #[error("the model cannot be written as GGUF")]
+    GgufExport {
+        /// What has none.
+        #[from]
+        source: GgufExportError,
     },
     /// A GGUF file whose tokenizer cannot be rebuilt.
     #[error("the tokenizer in {} cannot be rebuilt", path.display())]

@@ -8,6 +8,7 @@
 
 mod adapter;
 pub mod base;
+mod export;
 mod gradients;
 mod lora_adapter;
 mod merge;
@@ -23,6 +24,7 @@ mod weights;
 
 pub use adapter::Adapter;
 pub use backdraft_arch::{LoraConfig, LoraConfigError, TargetModule};
+pub use export::{ExportReport, export, gguf_decoder};
 pub use gradients::AdapterGrads;
 pub use lora_adapter::LoraAdapter;
 pub use merge::{MergeBase, MergeError, MergeReport, check_adapter, merge};

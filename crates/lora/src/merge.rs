@@ -136,23 +136,13 @@ pub fn merge(
         bytes: 0,
     };
     for (i, info) in infos.iter().enumerate() {
-        let module = info.name.strip_suffix(".weight");
-        let pair = module.and_then(|module| adapter.tensors.get(module));
-        let scheme = module.filter(|module| module.ends_with("_proj"));
-        let scheme = match base {
-            MergeBase::Original => None,
-            MergeBase::Dequantized(plan) => scheme.and_then(|module| plan.scheme_for(module)),
-        };
-        let stored = source.stored_type(&info.name);
-        let as_it_is = stored.is_some_and(|stored| stored == info.dtype.name());
-        if pair.is_none() && scheme.is_none() && as_it_is {
+        let untouched = source.stored_type(&info.name).as_deref() == Some(info.dtype.name());
+        if untouched && !is_touched(base, adapter, info) {
             writer.write(&info.name, &source.raw(&info.name)?.bytes)?;
         } else {
-            let values = values(source, info, scheme)?;
-            let mut bytes = info.encode(out, &values)?;
-            if let Some(pair) = pair {
-                let scaling = adapter.config.scaling_of(&pair.module);
-                let sums = merged(values, pair, scaling);
+            let Folded { before, sums, pair } = folded(source, base, Some(adapter), info)?;
+            let mut bytes = info.encode(out, &before)?;
+            if let (Some(sums), Some(pair)) = (sums, pair) {
                 if !fits(&sums, info.dtype) {
                     return Err(MergeError::Overflow {
                         path: adapter.path.clone(),
@@ -172,6 +162,50 @@ pub fn merge(
     }
     report.bytes = writer.finish()?;
     Ok(report)
+}
+
+/// A tensor before and after an adapter was added to it.
+pub(crate) struct Folded<'a> {
+    /// Its values in the base.
+    pub(crate) before: Vec<f32>,
+    /// Its values with the adapter, and the adapter's factors; `None` where it has none.
+    pub(crate) sums: Option<Vec<f32>>,
+    pub(crate) pair: Option<&'a LoraPair>,
+}
+
+/// Reads a tensor and adds what the adapter has for it.
+pub(crate) fn folded<'a>(
+    source: &ModelSource,
+    base: MergeBase<'_>,
+    adapter: Option<&'a PeftDir>,
+    info: &TensorInfo,
+) -> Result<Folded<'a>, MergeError> {
+    let before = values(source, info, scheme(base, info))?;
+    let pair = adapter.and_then(|adapter| pair(adapter, info));
+    let scaled = adapter.zip(pair);
+    let sums = scaled.map(|(adapter, pair)| {
+        let scaling = adapter.config.scaling_of(&pair.module);
+        merged(before.clone(), pair, scaling)
+    });
+    Ok(Folded { before, sums, pair })
+}
+
+/// Whether a tensor is not written as the base has it.
+fn is_touched(base: MergeBase<'_>, adapter: &PeftDir, info: &TensorInfo) -> bool {
+    pair(adapter, info).is_some() || scheme(base, info).is_some()
+}
+
+fn pair<'a>(adapter: &'a PeftDir, info: &TensorInfo) -> Option<&'a LoraPair> {
+    adapter.tensors.get(info.name.strip_suffix(".weight")?)
+}
+
+/// How a tensor was quantised in training, where the adapter is added to what that left of it.
+fn scheme(base: MergeBase<'_>, info: &TensorInfo) -> Option<Scheme> {
+    let module = info.name.strip_suffix(".weight")?;
+    match base {
+        MergeBase::Dequantized(plan) if module.ends_with("_proj") => plan.scheme_for(module),
+        MergeBase::Dequantized(_) | MergeBase::Original => None,
+    }
 }
 
 fn values(

@@ -20,6 +20,7 @@ pub mod device;
 pub mod early_stopping;
 pub mod error;
 pub mod evaluate;
+pub mod likeness;
 pub mod loader;
 pub mod lock;
 pub mod loss_scale;

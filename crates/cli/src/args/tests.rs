@@ -148,6 +148,7 @@ fn help_of_the_program() {
       merge        Merge an adapter into its base and save a Hugging Face checkpoint in the base's dtype
       quantize     Quantize a model to 4 or 8 bits, in the format of bitsandbytes, which transformers
                    loads
+      export       Write a model, with an adapter merged in, as GGUF files for llama.cpp and Ollama
       inspect      Show what a model, adapter, run, recipe or data file contains, and what training
                    would take
       init         Write a starter recipe with every key explained
@@ -590,6 +591,86 @@ fn help_of_merge() {
       backdraft merge --adapter outputs --out merged --base dequantized --kl-data test.jsonl
       backdraft merge --model model.gguf --adapter outputs/adapter --out merged
     "#);
+}
+
+#[test]
+fn help_of_export() {
+    assert_snapshot!(help("export"), @"
+    Write a model, with an adapter merged in, as GGUF files for llama.cpp and Ollama
+
+    Blocks, mixtures of types by layer and metadata are those of llama.cpp's own tools. What was written
+    is read back and compared with the trained model: ids of texts must be equal, and the KL divergence
+    of the next token and the share of equal best tokens are printed.
+
+    Usage: backdraft export [OPTIONS] --to <DIR>
+
+    Options:
+          --model <MODEL>
+              Directory, .gguf file, or hub id (org/name) [default: the model that the adapter was
+              trained over]
+
+          --adapter <DIR>
+              PEFT adapter to merge: its directory, or the output directory of a run
+
+          --to <DIR>
+              Directory to write to
+
+          --type <TYPE,…>
+              Types of the files, one file for each: f32, f16, bf16, q8_0, q6_k, q5_k_m, q5_k_s, q4_k_m,
+              q4_k_s, q5_1, q5_0, q4_1, q4_0
+
+          --adapter-only
+              Write the adapter alone, for programs that put it on a base themselves
+
+          --name <NAME>
+              Name of the model and beginning of the files' names [default: the model's]
+
+          --base <BASE>
+              Weights to merge the adapter into
+
+              Possible values:
+              - original:    The weights in the model's files
+              - dequantized: The weights that the adapter was trained over: quantized and dequantized
+
+              [default: original]
+
+          --quantization <FORMAT>
+              How the base was quantized in training [default: as noted beside the adapter]
+
+              Possible values:
+              - none: No quantization beyond that of the files
+              - nf4:  4-bit NormalFloat, double quantization
+              - fp4:  4-bit floating point, double quantization
+              - int8: 8 bits, one scale per row
+
+          --split-size <SIZE>
+              Split files whose tensors take more than this
+
+          --no-check
+              Do not read the files back and compare them with the trained model
+
+          --check-data <ROWS>
+              Rows to compare on: file, folder, glob, or hub data set [default: a few texts and chats]
+
+          --force
+              Replace files that exist
+
+          --device <DEVICE>
+              Where to compute: auto, cpu, cuda, cuda:N or wgpu [default: the recipe's device, else
+              auto]
+
+      -h, --help
+              Print help (see a summary with '-h')
+
+    Global options:
+          --json
+              Print results and errors as JSON, one object per line (described in docs/json.md)
+
+    Examples:
+      backdraft export --adapter outputs --to gguf --type q4_k_m,q8_0
+      backdraft export --model HuggingFaceTB/SmolLM2-135M-Instruct --to gguf --type f16
+      backdraft export --adapter outputs --to gguf --adapter-only
+    ");
 }
 
 #[test]

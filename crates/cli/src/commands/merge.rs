@@ -166,7 +166,7 @@ pub(crate) fn run(args: &MergeArgs, context: Context) -> Result<(), CliError> {
     }
 }
 
-fn base<'a>(
+pub(crate) fn base<'a>(
     base: Base,
     source: &ModelSource,
     plan: Option<&'a QuantizationPlan>,

@@ -4,6 +4,7 @@ pub(crate) mod chat;
 pub(crate) mod completions;
 pub(crate) mod data;
 pub(crate) mod eval;
+pub(crate) mod export;
 pub(crate) mod generate;
 pub(crate) mod init;
 pub(crate) mod inspect;
@@ -75,6 +76,7 @@ fn run(command: Command, context: Context) -> Result<(), CliError> {
         Command::Score(args) => score::run(&args, context),
         Command::Merge(args) => merge::run(&args, context),
         Command::Quantize(args) => quantize::run(&args, context),
+        Command::Export(args) => export::run(&args, context),
         Command::Inspect(args) => inspect::run(&args, context),
         Command::Init(args) => init::run(&args, context),
         Command::Watch(args) => watch::run(&args, context),

@@ -108,6 +108,10 @@ fn every_json_line_is_as_the_page_says() {
         "merge --model model --adapter out/adapter --out merged --kl-data train.jsonl",
         0,
     );
+    run(
+        "export --model model --adapter out/adapter --to gguf --adapter-only",
+        0,
+    );
     run("quantize --model model --out quantized", 0);
     for what in ["model", "out/adapter", "recipe.toml", "train.jsonl"] {
         run(&format!("inspect {what}"), 0);

@@ -31,7 +31,7 @@ enum Biases {
 }
 
 /// The metadata key of a sliding window, below the name.
-const SLIDING_WINDOW: &str = "attention.sliding_window";
+pub(super) const SLIDING_WINDOW: &str = "attention.sliding_window";
 
 /// The values of `general.architecture` that are read.
 const SUPPORTED: &str = "\"llama\" (Mistral's files too), \"qwen2\" and \"qwen3\"";
@@ -53,6 +53,17 @@ impl Architecture {
                 expected: SUPPORTED,
             }),
             None => Err(GgufError::KeyMissing { key: key.into() }),
+        }
+    }
+
+    /// The architecture of a `model_type` of Hugging Face's.
+    pub(super) fn of_model_type(model_type: &str) -> Option<Self> {
+        match model_type {
+            "llama" => Some(Self::Llama),
+            "mistral" => Some(Self::Mistral),
+            "qwen2" => Some(Self::Qwen2),
+            "qwen3" => Some(Self::Qwen3),
+            _ => None,
         }
     }
 

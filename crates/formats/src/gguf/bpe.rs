@@ -52,6 +52,15 @@ impl PreTokenizer {
         }
     }
 
+    /// Every one that a file may have, with the name that is written.
+    const WRITTEN: [(Self, &str); 5] = [
+        (Self::Gpt2, "gpt-2"),
+        (Self::SmolLm, "smollm"),
+        (Self::Llama3, "llama-bpe"),
+        (Self::Qwen2, "qwen2"),
+        (Self::Tekken, "tekken"),
+    ];
+
     fn json(self) -> Value {
         let mut steps = match self {
             Self::Gpt2 => vec![],
@@ -82,6 +91,40 @@ impl PreTokenizer {
             _ => Value::Null,
         }
     }
+}
+
+/// What `tokenizer.ggml.pre` calls the `pre_tokenizer` of a `tokenizer.json`; `None` for one that has no name here.
+pub(super) fn pre_tokenizer_name(pre_tokenizer: &Value) -> Option<&'static str> {
+    let wanted = essence(pre_tokenizer);
+    let mut written = PreTokenizer::WRITTEN.into_iter();
+    written
+        .find(|(known, _)| essence(&known.json()) == wanted)
+        .map(|(_, name)| name)
+}
+
+/// The steps of a pre-tokenizer, each with only what changes ids; defaults filled in.
+fn essence(pre_tokenizer: &Value) -> Vec<Value> {
+    let one = std::slice::from_ref(pre_tokenizer);
+    let steps = pre_tokenizer["pretokenizers"].as_array();
+    let steps = steps.map_or(one, Vec::as_slice).iter();
+    let flag = |step: &Value, key: &str| step[key].as_bool();
+    steps
+        .map(|step| match step["type"].as_str() {
+            Some("ByteLevel") => json!([
+                "ByteLevel",
+                flag(step, "add_prefix_space").unwrap_or(true),
+                flag(step, "use_regex").unwrap_or(true),
+            ]),
+            Some("Digits") => json!(["Digits", flag(step, "individual_digits").unwrap_or(false)]),
+            Some("Split") => json!([
+                "Split",
+                step["pattern"],
+                step["behavior"],
+                flag(step, "invert").unwrap_or(false)
+            ]),
+            _ => step.clone(),
+        })
+        .collect()
 }
 
 fn split(expression: &str) -> Value {

@@ -117,9 +117,6 @@ pub(super) fn architecture(metadata: GgufMetadata<'_>) -> Result<Architecture, G
             });
         }
     }
-    if let Some(actual) = metadata.unsigned("split.count")?.filter(|parts| *parts > 1) {
-        return Err(GgufError::Split { actual });
-    }
     let keys = Keys {
         metadata,
         architecture,

@@ -195,12 +195,31 @@ pub enum GgufError {
         /// The other.
         second: String,
     },
-    /// One part of a model that was split into several files.
+    /// Not the first part of a model in several files.
     #[error(
-        "it is one of {actual} parts of a split model; merge them first (`llama-gguf-split --merge`)"
+        "it is part {number} of {parts} of a split model; name the first, whose name ends in {expected:?} and beside which the \
+         others lie"
     )]
     Split {
         /// The number of parts.
+        parts: u64,
+        /// Which one it is, counted from 1.
+        number: String,
+        /// How the name of the first part ends.
+        expected: String,
+    },
+    /// Parts that do not belong together.
+    #[error(
+        "{key} is {actual} in {part}, expected {expected}; the parts are not those of one model"
+    )]
+    SplitPart {
+        /// The metadata key, or what is counted.
+        key: &'static str,
+        /// The file.
+        part: String,
+        /// What would fit.
+        expected: u64,
+        /// What is there.
         actual: u64,
     },
     /// A model of an architecture that is not supported.

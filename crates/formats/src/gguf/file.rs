@@ -8,6 +8,7 @@ use super::dequantize::{dequantize, dequantize_serial};
 use super::error::GgufError;
 use super::ggml_type::{GgmlType, unsupported_name};
 use super::reader::Reader;
+use super::split::other_parts;
 use super::value::{Entries, GgufMetadata};
 use crate::error::{FormatError, Result};
 use crate::mapped::Mapped;
@@ -35,6 +36,8 @@ pub struct GgufTensor {
     pub shape: Vec<usize>,
     /// Its bytes in the file.
     pub range: Range<usize>,
+    /// Which file of a model in several, counted from 0.
+    pub part: usize,
 }
 
 impl GgufTensor {
@@ -50,7 +53,8 @@ impl GgufTensor {
 #[derive(Debug)]
 pub struct GgufFile {
     path: PathBuf,
-    map: Mapped,
+    /// One for each part of a split model.
+    maps: Vec<Mapped>,
     directory: Directory,
 }
 
@@ -71,15 +75,28 @@ impl GgufFile {
     /// [`FormatError::Gguf`] with what is wrong, or the system's refusal.
     pub fn open(path: impl Into<PathBuf>) -> Result<Self> {
         let path = path.into();
-        let map = Mapped::open(&path)?;
-        match Directory::read(&map) {
-            Ok(directory) => Ok(Self {
-                path,
-                map,
-                directory,
-            }),
-            Err(source) => Err(FormatError::Gguf { path, source }),
+        let mut maps = vec![Mapped::open(&path)?];
+        let wrong = |path: &Path| {
+            let path = path.to_owned();
+            |source| FormatError::Gguf { path, source }
+        };
+        let mut directory = Directory::read(&maps[0]).map_err(wrong(&path))?;
+        let others = other_parts(&path, directory.metadata.view(&maps[0]));
+        let others = others.map_err(wrong(&path))?;
+        for (index, part) in others.iter().enumerate() {
+            let map = Mapped::open(part)?;
+            let added = Directory::read(&map)
+                .and_then(|added| directory.add(added, &map, index + 1, others.len() + 1, part));
+            added.map_err(wrong(part))?;
+            maps.push(map);
         }
+        let counted = directory.check_count(&maps[0], &path);
+        counted.map_err(wrong(&path))?;
+        Ok(Self {
+            path,
+            maps,
+            directory,
+        })
     }
 
     /// The file's path.
@@ -97,7 +114,7 @@ impl GgufFile {
     /// The metadata.
     #[must_use]
     pub fn metadata(&self) -> GgufMetadata<'_> {
-        self.directory.metadata.view(&self.map)
+        self.directory.metadata.view(&self.maps[0])
     }
 
     /// Every tensor, in the order of the file's directory.
@@ -115,12 +132,16 @@ impl GgufFile {
     /// A tensor's bytes as they are stored.
     #[must_use]
     pub fn bytes(&self, tensor: &GgufTensor) -> &[u8] {
-        self.map.get(tensor.range.clone()).unwrap_or_default()
+        let map = self.maps.get(tensor.part);
+        map.and_then(|map| map.get(tensor.range.clone()))
+            .unwrap_or_default()
     }
 
     /// Lets the system take back the memory through which a tensor was read.
     pub(super) fn release(&self, tensor: &GgufTensor) {
-        self.map.release(tensor.range.clone());
+        if let Some(map) = self.maps.get(tensor.part) {
+            map.release(tensor.range.clone());
+        }
     }
 
     /// A tensor's elements, dequantised, in the file's own row order.
@@ -204,6 +225,61 @@ impl Directory {
             index,
         })
     }
+}
+
+impl Directory {
+    /// Takes over the tensors of part `number`, of `parts`.
+    fn add(
+        &mut self,
+        part: Self,
+        file: &[u8],
+        number: usize,
+        parts: usize,
+        path: &Path,
+    ) -> Result<(), GgufError> {
+        let metadata = part.metadata.view(file);
+        for (key, expected) in [("split.no", number), ("split.count", parts)] {
+            check_part(key, path, expected, metadata.unsigned(key)?.unwrap_or(0))?;
+        }
+        for mut tensor in part.tensors {
+            tensor.part = number;
+            let name = tensor.name.clone();
+            if self.index.insert(name, self.tensors.len()).is_some() {
+                return Err(GgufError::DuplicateTensor {
+                    tensor: tensor.name,
+                });
+            }
+            self.tensors.push(tensor);
+        }
+        Ok(())
+    }
+
+    /// Whether all parts together have as many tensors as the first promises.
+    fn check_count(&self, file: &[u8], path: &Path) -> Result<(), GgufError> {
+        let key = "split.tensors.count";
+        match self.metadata.view(file).unsigned(key)? {
+            None => Ok(()),
+            Some(promised) => check_part(key, path, self.tensors.len(), promised),
+        }
+    }
+}
+
+fn check_part(
+    key: &'static str,
+    part: &Path,
+    expected: usize,
+    actual: u64,
+) -> Result<(), GgufError> {
+    if actual == expected as u64 {
+        return Ok(());
+    }
+    let part = part.file_name().unwrap_or_default();
+    Err(GgufError::SplitPart {
+        key,
+        part: part.to_string_lossy().into_owned(),
+        expected: expected as u64,
+        actual,
+    })
 }
 
 fn read_version(reader: &mut Reader<'_>, file: &[u8]) -> Result<u32, GgufError> {
@@ -304,6 +380,7 @@ impl TensorEntry {
             kind,
             shape: shape.into_iter().map(|dim| dim as usize).collect(),
             range: start as usize..end as usize,
+            part: 0,
         })
     }
 

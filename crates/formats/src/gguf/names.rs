@@ -20,6 +20,28 @@ pub(super) enum Rows {
 /// The factors by which Llama 3.1 divides its rotary frequencies; no Hugging Face model has them.
 pub(super) const ROPE_FREQS: &str = "rope_freqs.weight";
 
+/// Tensors outside the layers, by GGUF's and Hugging Face's names.
+const TOP: [(&str, &str); 3] = [
+    ("token_embd.weight", "model.embed_tokens.weight"),
+    ("output_norm.weight", "model.norm.weight"),
+    ("output.weight", "lm_head.weight"),
+];
+
+/// Modules of a layer, by GGUF's and Hugging Face's names.
+const LAYER: [(&str, &str, Rows); 11] = [
+    ("attn_q", "self_attn.q_proj", Rows::QueryHeads),
+    ("attn_k", "self_attn.k_proj", Rows::KeyHeads),
+    ("attn_v", "self_attn.v_proj", Rows::ValueHeads),
+    ("attn_output", "self_attn.o_proj", Rows::Features),
+    ("attn_q_norm", "self_attn.q_norm", Rows::Head),
+    ("attn_k_norm", "self_attn.k_norm", Rows::Head),
+    ("ffn_gate", "mlp.gate_proj", Rows::Features),
+    ("ffn_up", "mlp.up_proj", Rows::Features),
+    ("ffn_down", "mlp.down_proj", Rows::Features),
+    ("attn_norm", "input_layernorm", Rows::Features),
+    ("ffn_norm", "post_attention_layernorm", Rows::Features),
+];
+
 /// The Hugging Face name of a tensor, and what its rows are; `None` if a model of `layers` layers has no such tensor in
 /// this architecture.
 pub(super) fn hugging_face_name(
@@ -27,14 +49,26 @@ pub(super) fn hugging_face_name(
     layers: u64,
     architecture: Architecture,
 ) -> Option<(String, Rows)> {
-    let top = match name {
-        "token_embd.weight" => "model.embed_tokens.weight",
-        "output_norm.weight" => "model.norm.weight",
-        "output.weight" => "lm_head.weight",
-        ROPE_FREQS if architecture.rope_factors() => ROPE_FREQS,
-        _ => return layer_name(name, layers, architecture),
-    };
-    Some((top.into(), Rows::Features))
+    if name == ROPE_FREQS && architecture.rope_factors() {
+        return Some((ROPE_FREQS.into(), Rows::Features));
+    }
+    match TOP.iter().find(|(ours, _)| *ours == name) {
+        Some((_, theirs)) => Some(((*theirs).into(), Rows::Features)),
+        None => layer_name(name, layers, architecture),
+    }
+}
+
+/// The inverse: GGUF's name of a tensor that Hugging Face has under `name`, and what its rows are.
+pub(super) fn gguf_name(name: &str, architecture: Architecture) -> Option<(String, Rows)> {
+    if let Some((ours, _)) = TOP.iter().find(|(_, theirs)| *theirs == name) {
+        return Some(((*ours).into(), Rows::Features));
+    }
+    let (number, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
+    let number: u64 = number.parse().ok()?;
+    let (module, parameter) = rest.rsplit_once('.')?;
+    let (ours, _, rows) = *LAYER.iter().find(|(_, theirs, _)| *theirs == module)?;
+    let known = architecture.has_parameter(ours, parameter);
+    known.then(|| (format!("blk.{number}.{ours}.{parameter}"), rows))
 }
 
 fn layer_name(name: &str, layers: u64, architecture: Architecture) -> Option<(String, Rows)> {
@@ -48,20 +82,7 @@ fn layer_name(name: &str, layers: u64, architecture: Architecture) -> Option<(St
     if !architecture.has_parameter(module, parameter) {
         return None;
     }
-    let (module, rows) = match module {
-        "attn_q" => ("self_attn.q_proj", Rows::QueryHeads),
-        "attn_k" => ("self_attn.k_proj", Rows::KeyHeads),
-        "attn_v" => ("self_attn.v_proj", Rows::ValueHeads),
-        "attn_output" => ("self_attn.o_proj", Rows::Features),
-        "attn_q_norm" => ("self_attn.q_norm", Rows::Head),
-        "attn_k_norm" => ("self_attn.k_norm", Rows::Head),
-        "ffn_gate" => ("mlp.gate_proj", Rows::Features),
-        "ffn_up" => ("mlp.up_proj", Rows::Features),
-        "ffn_down" => ("mlp.down_proj", Rows::Features),
-        "attn_norm" => ("input_layernorm", Rows::Features),
-        "ffn_norm" => ("post_attention_layernorm", Rows::Features),
-        _ => return None,
-    };
+    let (_, module, rows) = *LAYER.iter().find(|(ours, ..)| *ours == module)?;
     Some((format!("model.layers.{number}.{module}.{parameter}"), rows))
 }
 
@@ -140,10 +161,8 @@ mod tests {
         assert_eq!(required(2, Qwen3).count(), 2 + 2 * (9 + 2));
         for architecture in [Llama, Mistral, Qwen2, Qwen3] {
             for name in required(2, architecture) {
-                assert!(
-                    hugging_face_name(&name, 2, architecture).is_some(),
-                    "{name}"
-                );
+                let (theirs, rows) = hugging_face_name(&name, 2, architecture).unwrap();
+                assert_eq!(gguf_name(&theirs, architecture), Some((name, rows)));
             }
         }
     }

@@ -29,6 +29,17 @@ impl TokenKind {
             _ => Self::Normal,
         }
     }
+
+    pub(super) const fn number(self) -> i32 {
+        match self {
+            Self::Normal => 1,
+            Self::Unknown => 2,
+            Self::Control => 3,
+            Self::UserDefined => 4,
+            Self::Unused => 5,
+            Self::Byte => 6,
+        }
+    }
 }
 
 /// The lists that make up a vocabulary, indexed by token id.

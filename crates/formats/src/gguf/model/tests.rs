@@ -157,7 +157,8 @@ fn what_is_not_supported_is_named() {
     }
     assert!(open(&llama().u32("llama.expert_count", 0)).is_ok());
     assert!(message(llama().bool("llama.attention.causal", false)).contains("causal"));
-    assert!(message(llama().u32("split.count", 3)).contains("3 parts"));
+    let part = llama().u32("split.count", 3).u32("split.no", 1);
+    assert!(message(part).contains("part 2 of 3 of a split model; name the first"));
     let strange = llama().tensor("blk.0.attn_q_norm.weight", &[4], &[0.0; 4]);
     assert!(message(strange).contains("attn_q_norm"));
 }

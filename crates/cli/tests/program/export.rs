@@ -1,0 +1,187 @@
+//! `export`: files that answer as the trained model does.
+
+use std::fs;
+use std::path::Path;
+
+use backdraft_testkit::tiny;
+use serde_json::{Map, Value, json};
+
+use super::{backdraft, fails, says, succeeds};
+
+/// A tiny project whose model splits text into bytes, as llama.cpp can.
+fn project() -> tempfile::TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    tiny::project(directory.path(), "max_steps = 4\n");
+    let mut vocabulary = Map::new();
+    let special = ["<unk>", "<s>", "</s>"];
+    let bytes = ('!'..='~').chain(['\u{120}', '\u{10a}']);
+    let tokens = special.map(str::to_owned).into_iter();
+    for (id, token) in tokens.chain(bytes.map(String::from)).enumerate() {
+        vocabulary.insert(token, id.into());
+    }
+    let added = special.map(|token| {
+        json!({
+            "id": vocabulary[token], "content": token, "single_word": false, "lstrip": false,
+            "rstrip": false, "normalized": false, "special": true,
+        })
+    });
+    let byte_level = |prefix: bool| json!({"type": "ByteLevel", "add_prefix_space": prefix, "trim_offsets": true, "use_regex": true});
+    let tokenizer = json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": added, "normalizer": null,
+        "pre_tokenizer": byte_level(false), "post_processor": null, "decoder": byte_level(true),
+        "model": {"type": "BPE", "vocab": vocabulary, "merges": []},
+    });
+    let path = directory.path().join("model/tokenizer.json");
+    fs::write(path, tokenizer.to_string()).unwrap();
+    let train = ["train", "recipe.toml", "--set", "max_seq_length=128"];
+    succeeds(directory.path(), &train);
+    directory
+}
+
+fn events(directory: &Path, arguments: &[&str]) -> Vec<Value> {
+    let output = backdraft(directory, &[&["--json"], arguments].concat());
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{said}");
+    let lines = String::from_utf8(output.stdout).unwrap();
+    let values = lines
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap());
+    values.collect()
+}
+
+#[test]
+fn an_exported_model_answers_as_the_trained_one() {
+    let directory = project();
+    let d = directory.path();
+    let export = [
+        "export",
+        "--adapter",
+        "out",
+        "--to",
+        "gguf",
+        "--device",
+        "cpu",
+    ];
+    let types = [&export[..], &["--type", "f32,q8_0,q4_k_m"]].concat();
+    let lines = events(d, &types);
+    let kinds: Vec<&str> = lines
+        .iter()
+        .map(|line| line["type"].as_str().unwrap())
+        .collect();
+    assert_eq!(kinds, ["f32", "q8_0", "q4_k_m"]);
+    let kl = |line: &Value| line["mean_kl"].as_f64().unwrap();
+    assert!(kl(&lines[0]) < 1e-6, "{}", lines[0]);
+    assert!(kl(&lines[1]) < 1e-2, "{}", lines[1]);
+    assert!(kl(&lines[0]) < kl(&lines[1]) && kl(&lines[1]) < kl(&lines[2]));
+    for line in &lines {
+        // The recipe adapts q and down of the second layer.
+        assert_eq!(
+            (&line["merged"], &line["unchanged"]),
+            (&2.into(), &0.into())
+        );
+        assert_eq!(line["texts"], 9);
+        let file = d.join(line["files"][0].as_str().unwrap());
+        assert_eq!(
+            fs::metadata(file).unwrap().len(),
+            line["bytes"].as_u64().unwrap()
+        );
+    }
+    fs::write(d.join("ids.json"), "[1, 20, 30, 40, 50, 60, 70, 80]").unwrap();
+    let score = |arguments: &[&str]| {
+        let fixed = [
+            "score", "--ids", "ids.json", "--out", "s", "--force", "--device", "cpu",
+        ];
+        let scores = succeeds(d, &[&fixed[..], arguments].concat());
+        scores["mean_nll"].as_f64().unwrap()
+    };
+    let trained = score(&["--adapter", "out"]);
+    let exported = score(&["--model", "gguf/model-f32.gguf"]);
+    let base = score(&["--model", "model"]);
+    assert!(
+        (trained - exported).abs() < 1e-5,
+        "{trained} and {exported}"
+    );
+    assert!((trained - base).abs() > 1e-3, "{trained} and {base}");
+    let modelfile = fs::read_to_string(d.join("gguf/Modelfile")).unwrap();
+    says(
+        &modelfile,
+        &[
+            "FROM ./model-f32.gguf",
+            "TEMPLATE",
+            "PARAMETER stop \"</s>\"",
+        ],
+    );
+    says(&fails(d, &types, 1), &["already exists", "--force"]);
+    succeeds(d, &[&types[..], &["--force", "--no-check"]].concat());
+    // A file is a base like any other.
+    let again = [
+        "export",
+        "--model",
+        "gguf/model-f32.gguf",
+        "--to",
+        "again",
+        "--type",
+        "q8_0",
+    ];
+    assert!(kl(&succeeds(d, &again)) < 1e-2);
+    let (first, second) = (
+        d.join("gguf/model-q8_0.gguf"),
+        d.join("again/model-f32-q8_0.gguf"),
+    );
+    let inspect = |path: &Path| succeeds(d, &["inspect", path.to_str().unwrap()]);
+    assert_eq!(
+        inspect(&first)["parameters"],
+        inspect(&second)["parameters"]
+    );
+}
+
+#[test]
+fn an_adapter_alone_and_what_cannot_be_exported() {
+    let directory = project();
+    let d = directory.path();
+    let export = ["export", "--to", "gguf"];
+    let alone = [
+        &export[..],
+        &["--adapter", "out", "--adapter-only", "--name", "mine"],
+    ]
+    .concat();
+    let line = succeeds(d, &alone);
+    assert_eq!(
+        (&line["type"], &line["merged"]),
+        (&"lora".into(), &2.into())
+    );
+    let bytes = fs::read(d.join("gguf/mine-lora.gguf")).unwrap();
+    assert_eq!(bytes[..4], *b"GGUF");
+    let modelfile = fs::read_to_string(d.join("gguf/Modelfile")).unwrap();
+    says(&modelfile, &["FROM ", "ADAPTER ./mine-lora.gguf"]);
+
+    let usage = |more: &[&str]| fails(d, &[&export[..], more].concat(), 2);
+    says(&usage(&["--model", "model"]), &["--type"]);
+    says(
+        &usage(&["--model", "model", "--type", "q9"]),
+        &["q9", "q4_k_m"],
+    );
+    says(
+        &usage(&["--model", "model", "--adapter-only"]),
+        &["--adapter"],
+    );
+    let small = ["--model", "model", "--type", "f16", "--split-size", "1KiB"];
+    says(&usage(&small), &["--split-size", "1MiB"]);
+    let tokenizer = d.join("model/tokenizer.json");
+    let text = fs::read_to_string(&tokenizer).unwrap();
+    fs::write(
+        &tokenizer,
+        text.replace("\"use_regex\":true", "\"use_regex\":false"),
+    )
+    .unwrap();
+    let said = fails(
+        d,
+        &[&export[..], &["--model", "model", "--type", "f16"]].concat(),
+        1,
+    );
+    says(
+        &said,
+        &["cannot be written as GGUF", "llama.cpp has no name for"],
+    );
+    assert!(!d.join("gguf/model-f16.gguf").exists());
+}

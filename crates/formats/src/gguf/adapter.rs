@@ -1,0 +1,86 @@
+//! A LoRA adapter as a GGUF file, for programs that put it on a base that is loaded already.
+
+use std::path::PathBuf;
+
+use super::decoder::GgufDecoder;
+use super::entry::Entry;
+use super::export::interleave;
+use super::export_error::GgufExportError;
+use super::ggml_type::GgmlType;
+use super::names::{Rows, gguf_name};
+use super::writer::{GgufWriter, TensorPlan, WrittenFile};
+use crate::atomic::Existing;
+use crate::error::Result;
+use crate::peft_dir::{LoraPair, PeftDir};
+
+/// Writes an adapter over a model of this architecture, in single precision. `general` are metadata about it as a whole.
+///
+/// llama.cpp computes W·x + (alpha / rank)·B·A·x with one alpha for all modules. Where modules are scaled otherwise, their
+/// scaling is folded into B, and alpha is 0, which llama.cpp takes for a scaling of 1.
+///
+/// # Errors
+/// A module that GGUF has no name for, factors that are not finite, or what [`GgufWriter`] says.
+pub fn write_gguf_adapter(
+    adapter: &PeftDir,
+    decoder: &GgufDecoder,
+    general: &[Entry],
+    path: impl Into<PathBuf>,
+    existing: Existing,
+) -> Result<Vec<WrittenFile>> {
+    let architecture = decoder.architecture()?;
+    let alpha = |pair: &LoraPair| adapter.config.scaling_of(&pair.module) * pair.rank() as f64;
+    let mut alphas = adapter.tensors.iter().map(alpha);
+    let first = alphas.next().unwrap_or_default();
+    let common = alphas.all(|other| other == first).then_some(first);
+    let (mut plans, mut values) = (Vec::new(), Vec::new());
+    for pair in adapter.tensors.iter() {
+        let name = format!("{}.weight", pair.module);
+        let Some((name, rows)) = gguf_name(&name, architecture) else {
+            let unknown = GgufExportError::Tensor {
+                tensor: name,
+                architecture: architecture.name(),
+            };
+            return Err(unknown.into());
+        };
+        let rank = pair.rank();
+        let scaling = match common {
+            Some(_) => 1.0,
+            None => adapter.config.scaling_of(&pair.module) as f32,
+        };
+        let mut b: Vec<f32> = pair.lora_b.iter().map(|value| value * scaling).collect();
+        if architecture.interleaved() && matches!(rows, Rows::QueryHeads | Rows::KeyHeads) {
+            b = interleave(&b, pair.out_features, decoder.head_dim);
+        }
+        let plan = |name, shape| TensorPlan {
+            name,
+            kind: GgmlType::F32,
+            shape,
+        };
+        let (of_a, of_b) = (format!("{name}.lora_a"), format!("{name}.lora_b"));
+        for value in pair.lora_a.iter().chain(&b) {
+            if !value.is_finite() {
+                return Err(GgufExportError::unfit(&name, *value).into());
+            }
+        }
+        plans.push(plan(of_a, vec![rank, pair.in_features]));
+        plans.push(plan(of_b, vec![pair.out_features, rank]));
+        values.push(pair.lora_a.clone());
+        values.push(b);
+    }
+    let mut metadata = vec![
+        Entry::new("general.architecture", architecture.name()),
+        Entry::new("general.type", "adapter"),
+        Entry::new("adapter.type", "lora"),
+    ];
+    metadata.extend_from_slice(general);
+    let alpha = common.unwrap_or_default() as f32;
+    metadata.push(Entry::new("adapter.lora.alpha", alpha));
+    let mut writer = GgufWriter::create(path, &metadata, plans, None, existing)?;
+    for values in values {
+        writer.write(bytemuck::cast_slice(&values))?;
+    }
+    writer.finish()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,85 @@
+use super::super::decoder::GgufRope;
+use super::super::file::GgufFile;
+use super::*;
+use crate::peft_config::PeftConfig;
+use crate::peft_pattern::ModulePattern;
+
+fn adapter(alpha_pattern: bool) -> PeftDir {
+    let mut config = PeftConfig::new(2, 8.0, ["q_proj", "v_proj"]);
+    if alpha_pattern {
+        config.alpha_pattern = ModulePattern::new([("v_proj".to_owned(), 2.0)]).unwrap();
+    }
+    let pair = |module: &str| LoraPair {
+        module: format!("model.layers.0.self_attn.{module}"),
+        in_features: 3,
+        out_features: 4,
+        lora_a: vec![1.0; 6],
+        lora_b: (0..8u8).map(f32::from).collect(),
+    };
+    PeftDir {
+        path: "adapter".into(),
+        config,
+        tensors: ["q_proj", "v_proj"].map(pair).into_iter().collect(),
+    }
+}
+
+fn decoder(model_type: &str) -> GgufDecoder {
+    GgufDecoder {
+        model_type: model_type.to_owned(),
+        context_length: 8,
+        embedding_length: 3,
+        feed_forward_length: 3,
+        layers: 1,
+        heads: 1,
+        key_value_heads: 1,
+        head_dim: 4,
+        vocab_size: 3,
+        rms_norm_eps: 1e-5,
+        rope_theta: 1e4,
+        rope: GgufRope::Default,
+        sliding_window: None,
+    }
+}
+
+fn written(adapter: &PeftDir, model_type: &str) -> (tempfile::TempDir, GgufFile) {
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path().join("a.gguf");
+    write_gguf_adapter(adapter, &decoder(model_type), &[], &path, Existing::Refuse).unwrap();
+    (root, GgufFile::open(path).unwrap())
+}
+
+#[test]
+fn rows_of_rotary_heads_are_moved_and_alpha_is_kept() {
+    let (_root, file) = written(&adapter(false), "llama");
+    let text = |key| file.metadata().str(key).unwrap();
+    assert_eq!(text("general.type"), Some("adapter"));
+    assert_eq!(text("adapter.type"), Some("lora"));
+    assert_eq!(
+        file.metadata().f64("adapter.lora.alpha").unwrap(),
+        Some(8.0)
+    );
+    let tensor = |name: &str| {
+        let tensor = file.tensor(name).unwrap();
+        (tensor.shape.clone(), file.read_f32(tensor))
+    };
+    assert_eq!(
+        tensor("blk.0.attn_q.weight.lora_a"),
+        (vec![2, 3], vec![1.0; 6])
+    );
+    let moved = vec![0.0, 1.0, 4.0, 5.0, 2.0, 3.0, 6.0, 7.0];
+    assert_eq!(tensor("blk.0.attn_q.weight.lora_b"), (vec![4, 2], moved));
+    let (_, kept) = tensor("blk.0.attn_v.weight.lora_b");
+    assert_eq!(kept, (0..8u8).map(f32::from).collect::<Vec<_>>());
+}
+
+#[test]
+fn scalings_that_differ_are_folded_in() {
+    let (_root, file) = written(&adapter(true), "qwen2");
+    assert_eq!(
+        file.metadata().f64("adapter.lora.alpha").unwrap(),
+        Some(0.0)
+    );
+    let last = |name: &str| *file.read_f32(file.tensor(name).unwrap()).last().unwrap();
+    assert_eq!(last("blk.0.attn_q.weight.lora_b"), 28.0);
+    assert_eq!(last("blk.0.attn_v.weight.lora_b"), 7.0);
+}

@@ -1,0 +1,172 @@
+//! What metadata say of a decoder's architecture.
+
+use super::architectures::{Architecture, SLIDING_WINDOW};
+use super::entry::Entry;
+use super::export_error::GgufExportError;
+use super::rope_freqs::Llama3Scaling;
+
+/// A decoder to be written.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GgufDecoder {
+    /// Hugging Face's `model_type`.
+    pub model_type: String,
+    /// The longest sequence that it was made for, in tokens.
+    pub context_length: usize,
+    /// Features of the residual stream.
+    pub embedding_length: usize,
+    /// Features inside the MLP.
+    pub feed_forward_length: usize,
+    /// Decoder layers.
+    pub layers: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key–value heads.
+    pub key_value_heads: usize,
+    /// Features of a head.
+    pub head_dim: usize,
+    /// Rows of the embedding.
+    pub vocab_size: usize,
+    /// ε of the norms.
+    pub rms_norm_eps: f64,
+    /// Base of the rotary wavelengths.
+    pub rope_theta: f64,
+    /// How they were changed to reach longer sequences.
+    pub rope: GgufRope,
+    /// Keys that a query sees; all before it where absent.
+    pub sliding_window: Option<usize>,
+}
+
+/// Changes to the rotary frequencies.
+#[derive(Debug, Clone, PartialEq)]
+pub enum GgufRope {
+    /// None.
+    Default,
+    /// Positions divided by a factor.
+    Linear {
+        /// The factor.
+        factor: f64,
+    },
+    /// Llama 3.1's.
+    Llama3 {
+        /// Stretch of the context.
+        factor: f64,
+        /// Wavelengths above `original / low_freq_factor` are divided.
+        low_freq_factor: f64,
+        /// Wavelengths below `original / high_freq_factor` are kept.
+        high_freq_factor: f64,
+        /// Context length before stretching.
+        original: f64,
+    },
+    /// YaRN.
+    Yarn {
+        /// Stretch of the context.
+        factor: f64,
+        /// Context length before stretching.
+        original: f64,
+        /// Dimensions with more rotations are kept.
+        beta_fast: f64,
+        /// Dimensions with fewer rotations are interpolated.
+        beta_slow: f64,
+    },
+    /// A divisor for each frequency.
+    Factors(Vec<f32>),
+}
+
+impl GgufDecoder {
+    pub(super) fn architecture(&self) -> Result<Architecture, GgufExportError> {
+        let known = Architecture::of_model_type(&self.model_type);
+        let architecture = known.ok_or_else(|| GgufExportError::Family {
+            actual: self.model_type.clone(),
+        })?;
+        match (self.sliding_window, architecture) {
+            (None, _) | (Some(_), Architecture::Mistral) => {}
+            (Some(window), _) => {
+                return Err(GgufExportError::Feature {
+                    what: "the sliding window",
+                    actual: window.to_string(),
+                    hint: "export it without a window only if no text will be longer",
+                });
+            }
+        }
+        if self.rope_factors().is_some() && !architecture.rope_factors() {
+            return Err(GgufExportError::Feature {
+                what: "the rotary scaling",
+                actual: "one factor for each frequency".to_owned(),
+                hint: "only llama and mistral have it",
+            });
+        }
+        Ok(architecture)
+    }
+
+    /// The keys below the architecture's name.
+    pub(super) fn entries(&self, architecture: Architecture) -> Vec<Entry> {
+        let name = architecture.name();
+        let mut entries = Vec::new();
+        let mut count = |key: &str, value: usize| {
+            entries.push(Entry::new(format!("{name}.{key}"), value as u32));
+        };
+        count("vocab_size", self.vocab_size);
+        count("context_length", self.context_length);
+        count("embedding_length", self.embedding_length);
+        count("block_count", self.layers);
+        count("feed_forward_length", self.feed_forward_length);
+        count("attention.head_count", self.heads);
+        count("attention.head_count_kv", self.key_value_heads);
+        count("attention.key_length", self.head_dim);
+        count("attention.value_length", self.head_dim);
+        count("rope.dimension_count", self.head_dim);
+        if let Some(window) = self.sliding_window {
+            count(SLIDING_WINDOW, window);
+        }
+        let mut number = |key: &str, value: f64| {
+            entries.push(Entry::new(format!("{name}.{key}"), value as f32));
+        };
+        number("attention.layer_norm_rms_epsilon", self.rms_norm_eps);
+        number("rope.freq_base", self.rope_theta);
+        let scaling = match &self.rope {
+            GgufRope::Default | GgufRope::Llama3 { .. } | GgufRope::Factors(_) => return entries,
+            GgufRope::Linear { factor } => {
+                number("rope.scaling.factor", *factor);
+                "linear"
+            }
+            GgufRope::Yarn {
+                factor,
+                original,
+                beta_fast,
+                beta_slow,
+            } => {
+                number("rope.scaling.factor", *factor);
+                number("rope.scaling.yarn_beta_fast", *beta_fast);
+                number("rope.scaling.yarn_beta_slow", *beta_slow);
+                let key = format!("{name}.rope.scaling.original_context_length");
+                entries.push(Entry::new(key, *original as u32));
+                "yarn"
+            }
+        };
+        entries.push(Entry::new(format!("{name}.rope.scaling.type"), scaling));
+        entries
+    }
+
+    /// The divisor of each rotary frequency, where those are written as a tensor.
+    pub(super) fn rope_factors(&self) -> Option<Vec<f32>> {
+        match &self.rope {
+            GgufRope::Factors(factors) => Some(factors.clone()),
+            &GgufRope::Llama3 {
+                factor,
+                low_freq_factor,
+                high_freq_factor,
+                original,
+            } => {
+                let scaling = Llama3Scaling {
+                    factor,
+                    low_freq_factor,
+                    high_freq_factor,
+                    original_max_position_embeddings: original as u64,
+                };
+                let factors = scaling.factors(self.rope_theta, self.head_dim / 2);
+                Some(factors.map(|factor| factor as f32).collect())
+            }
+            GgufRope::Default | GgufRope::Linear { .. } | GgufRope::Yarn { .. } => None,
+        }
+    }
+}

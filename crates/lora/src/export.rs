@@ -1,0 +1,200 @@
+//! A model, with an adapter folded in on the way, as GGUF files.
+
+use backdraft_arch::{ModelSpec, RopeScaling};
+use backdraft_formats::gguf::{
+    ExportSource, GgufDecoder, GgufExport, GgufExportError, GgufFileType, GgufFiles, GgufRope,
+    WrittenFile,
+};
+use backdraft_formats::{FormatError, ModelSource, PeftDir};
+
+use crate::merge::{Folded, MergeBase, MergeError, folded};
+
+/// What an export wrote.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExportReport {
+    /// The files of each type; several where one was split.
+    pub files: Vec<(GgufFileType, Vec<WrittenFile>)>,
+    /// Weights that an adapter was added to.
+    pub merged: usize,
+    /// Those of them that are as they were: the adapter is zero there.
+    pub unchanged: usize,
+}
+
+/// What a GGUF file says of a model.
+///
+/// # Errors
+/// Something that GGUF files of its architecture cannot say.
+pub fn gguf_decoder(spec: &ModelSpec) -> Result<GgufDecoder, FormatError> {
+    let feature = |what, actual: String, hint| GgufExportError::Feature { what, actual, hint };
+    let [first, rest @ ..] = &spec.layers[..] else {
+        return Err(feature("the number of layers", "0".to_owned(), "there must be one").into());
+    };
+    if let Some(other) = rest.iter().find(|layer| *layer != first) {
+        let hint = "all layers must be alike";
+        return Err(feature("a layer", format!("{other:?}"), hint).into());
+    }
+    Ok(GgufDecoder {
+        model_type: spec.family.model_type().to_owned(),
+        context_length: spec.max_position_embeddings,
+        embedding_length: spec.hidden_size,
+        feed_forward_length: first.intermediate_size,
+        layers: spec.layers.len(),
+        heads: first.num_attention_heads,
+        key_value_heads: first.num_key_value_heads,
+        head_dim: first.head_dim,
+        vocab_size: spec.vocab_size,
+        rms_norm_eps: spec.rms_norm_eps,
+        rope_theta: spec.rope.theta,
+        rope: rope(&spec.rope.scaling)?,
+        sliding_window: first.sliding_window,
+    })
+}
+
+fn rope(scaling: &RopeScaling) -> Result<GgufRope, GgufExportError> {
+    Ok(match scaling {
+        RopeScaling::Default => GgufRope::Default,
+        RopeScaling::Linear { factor } => GgufRope::Linear { factor: *factor },
+        RopeScaling::Factors(factors) => GgufRope::Factors(factors.clone()),
+        &RopeScaling::Llama3 {
+            factor,
+            low_freq_factor,
+            high_freq_factor,
+            original_max_position_embeddings: original,
+        } => GgufRope::Llama3 {
+            factor,
+            low_freq_factor,
+            high_freq_factor,
+            original,
+        },
+        &RopeScaling::Yarn {
+            factor,
+            original_max_position_embeddings: original,
+            beta_fast,
+            beta_slow,
+            truncate,
+            attention_factor,
+        } => {
+            // llama.cpp derives the one and knows no other way to do the other.
+            let usual = 0.1 * factor.max(1.0).ln() + 1.0;
+            if !truncate || (attention_factor - usual).abs() > 1e-6 {
+                return Err(GgufExportError::Feature {
+                    what: "YaRN's attention factor",
+                    actual: format!("{attention_factor} (truncate: {truncate})"),
+                    hint: "llama.cpp computes 0.1·ln(factor) + 1 and truncates",
+                });
+            }
+            GgufRope::Yarn {
+                factor,
+                original,
+                beta_fast,
+                beta_slow,
+            }
+        }
+    })
+}
+
+/// Writes every tensor of an export to the files that were started for it, with W + s·B·A in place of each adapted W. Sums
+/// are not rounded to the base's type on the way.
+///
+/// # Errors
+/// An adapter for another base, a file that cannot be read, a value that a type cannot hold, a full disk.
+pub fn export(
+    source: &ModelSource,
+    base: MergeBase<'_>,
+    adapter: Option<&PeftDir>,
+    (plan, mut files): (&GgufExport, GgufFiles<'_>),
+    mut progress: impl FnMut(usize, usize),
+) -> Result<ExportReport, MergeError> {
+    if let Some(adapter) = adapter {
+        crate::merge::check_adapter(source, adapter)?;
+    }
+    let (mut merged, mut unchanged) = (0, 0);
+    let all = plan.tensors().len();
+    for (i, tensor) in plan.tensors().iter().enumerate() {
+        let values = match &tensor.source {
+            ExportSource::Values(values) => values.clone(),
+            ExportSource::Tensor(name) => {
+                let Some(info) = source.tensor_info(name) else {
+                    return Err(MergeError::Format(FormatError::TensorMissing {
+                        path: source.path().to_owned(),
+                        tensor: name.clone(),
+                    }));
+                };
+                let Folded { before, sums, .. } = folded(source, base, adapter, info)?;
+                source.release(name);
+                merged += usize::from(sums.is_some());
+                unchanged += usize::from(sums.as_ref() == Some(&before));
+                sums.unwrap_or(before)
+            }
+        };
+        files.write(values)?;
+        progress(i + 1, all);
+    }
+    Ok(ExportReport {
+        files: files.finish()?,
+        merged,
+        unchanged,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn spec(change: serde_json::Value) -> ModelSpec {
+        let mut config = json!({
+            "model_type": "llama", "vocab_size": 256, "hidden_size": 64, "intermediate_size": 128,
+            "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+            "max_position_embeddings": 64,
+        });
+        for (key, value) in change.as_object().unwrap() {
+            config[key] = value.clone();
+        }
+        ModelSpec::from_hf(&config).unwrap()
+    }
+
+    #[test]
+    fn what_files_say_of_a_model() {
+        let yarn = json!({"rope_type": "yarn", "factor": 4.0});
+        let decoder = gguf_decoder(&spec(json!({"rope_scaling": yarn}))).unwrap();
+        assert_eq!(
+            (decoder.layers, decoder.heads, decoder.head_dim),
+            (2, 4, 16)
+        );
+        let expected = GgufRope::Yarn {
+            factor: 4.0,
+            original: 64.0,
+            beta_fast: 32.0,
+            beta_slow: 1.0,
+        };
+        assert_eq!(decoder.rope, expected);
+        let llama3 = json!({
+            "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 32,
+        });
+        let decoder = gguf_decoder(&spec(json!({"rope_scaling": llama3}))).unwrap();
+        assert!(matches!(
+            decoder.rope,
+            GgufRope::Llama3 { original: 32.0, .. }
+        ));
+    }
+
+    #[test]
+    fn what_they_cannot_say_is_named() {
+        let loud = json!({"rope_type": "yarn", "factor": 4.0, "attention_factor": 2.0});
+        let error = gguf_decoder(&spec(json!({"rope_scaling": loud}))).unwrap_err();
+        let FormatError::GgufExport { source } = error else {
+            panic!("{error}");
+        };
+        let message = source.to_string();
+        assert!(
+            message.contains("YaRN's attention factor is 2"),
+            "{message}"
+        );
+        let mut uneven = spec(json!({}));
+        uneven.layers[1].intermediate_size = 64;
+        assert!(gguf_decoder(&uneven).is_err());
+    }
+}
