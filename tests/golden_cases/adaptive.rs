@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use backdraft::lora::AdapterGrads;
+use backdraft::burn::tensor::{Tensor, TensorData};
+use backdraft::lora::{AdapterGrads, Sensitivity, start_factors};
 use backdraft::model::{BaseTensor, CausalLm, Targets, Tokens};
 use backdraft::plan::ActivationPlan;
 use backdraft::plan::allocation::{Candidate, allocate};
@@ -137,7 +138,7 @@ fn golden_adaptive_statistics_and_prices() {
                 for errors in squared_errors(&values(&original), sensitivity, Precision::ALL, block)
                 {
                     let name = errors.precision.name();
-                    let price = |kind: &str| numbers.prices[kind][&path][name];
+                    let price = |kind: &str| numbers.prices[&path][kind][name];
                     // Our tables of 3, 5 and 6 bits have pinned values, which the goldens' have not.
                     let allowed = match errors.precision {
                         Precision::Nf4 | Precision::Int8 => 1e-4,
@@ -200,6 +201,81 @@ fn golden_adaptive_knapsack() {
                 assert!(found.bytes <= instance.budget, "{}", instance.kind);
             }
             (found, optimum) => panic!("{}: {found:?} instead of {optimum:?}", instance.kind),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct Errors {
+    cases: BTreeMap<String, ErrorCase>,
+}
+
+#[derive(Deserialize)]
+struct ErrorCase {
+    shape: [usize; 2],
+    ranks: BTreeMap<String, BTreeMap<String, MethodErrors>>,
+}
+
+#[derive(Deserialize)]
+struct MethodErrors {
+    weight_error: f64,
+    output_error: f64,
+}
+
+/// Squared error of the weights, and of the outputs over inputs with those second moments, of what a start leaves.
+fn left(error: &[f32], product: &[f32], moments: &[f32], width: usize) -> [f64; 2] {
+    let left: Vec<f64> = error
+        .iter()
+        .zip(product)
+        .map(|(&e, &c)| f64::from(e) - f64::from(c))
+        .collect();
+    let of_weights = left.iter().map(|x| x * x).sum();
+    let rows = left.chunks(width).map(|row| {
+        let moved = (0..width).map(|j| {
+            let column = (0..width).map(|i| row[i] * f64::from(moments[i * width + j]));
+            column.sum::<f64>()
+        });
+        moved.zip(row).map(|(m, x)| m * x).sum::<f64>()
+    });
+    [of_weights, rows.sum()]
+}
+
+#[test]
+fn golden_adaptive_starts() {
+    let Some(folder) = folder_with("adaptive", "quantisation_error.json") else {
+        return;
+    };
+    let Errors { cases } = golden::json(&folder.join("quantisation_error.json"));
+    let tensors = Tensors::open(folder.join("quantisation_error.safetensors"));
+    let device = super::place::device();
+    for (name, case) in cases {
+        let [out, input] = case.shape;
+        let of = |part: &str| tensors.f32(&format!("{name}.{part}"));
+        let (weight, stored, moments) = (of("W"), of("Q"), of("R"));
+        let error: Vec<f32> = weight.iter().zip(&stored).map(|(w, q)| w - q).collect();
+        let tensor = Tensor::<2>::from_data(TensorData::new(error.clone(), case.shape), &device);
+        let diagonal = Sensitivity {
+            outputs: vec![1.0; out],
+            inputs: (0..input).map(|i| moments[i * input + i]).collect(),
+            weight: 1.0,
+        };
+        for (rank, methods) in &case.ranks {
+            let rank: usize = rank.parse().unwrap();
+            for (method, measured) in [("loftq_1", None), ("qera_approx", Some(&diagonal))] {
+                // Whatever the adapter's scale, the product is the same.
+                for scaling in [1.0, 2.0] {
+                    let found = start_factors(&tensor, measured, (rank, scaling), 3);
+                    let found = found.unwrap().unwrap();
+                    let product = found.b.matmul(found.a).mul_scalar(scaling);
+                    let left = left(&error, &values(&product), &moments, input);
+                    let expected = &methods[method];
+                    let expected = [expected.weight_error, expected.output_error];
+                    for (left, expected) in left.into_iter().zip(expected) {
+                        let ratio = left / expected - 1.0;
+                        assert!(ratio.abs() < 1e-3, "{name} {rank} {method}: {ratio}");
+                    }
+                }
+            }
         }
     }
 }

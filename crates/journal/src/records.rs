@@ -6,6 +6,7 @@
 //! | `eval` | `step epoch eval_loss perplexity tokens best seconds` |
 //! | `diagnosis` | `step diagnosis` |
 //! | `replanned` | `step budget_before budget reason` |
+//! | `adaptation` | `step precision start nll kl verification_tokens calibration_tokens seconds` |
 //!
 //! Every line has `event` and `schema_version` before these; files of earlier versions have neither, and are read by
 //! their keys. Only `seconds` and `elapsed` depend on the clock. The file grows while the run goes on; a checkpoint

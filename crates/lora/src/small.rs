@@ -34,10 +34,15 @@ impl Small {
         self.values[row * self.size + column] = value;
     }
 
+    /// Sum of the diagonal.
+    pub(crate) fn trace(&self) -> f64 {
+        (0..self.size).map(|i| self.at(i, i)).sum()
+    }
+
     /// L, lower triangular, with L·Lᵀ = self + ε·I, ε being `shift` times the mean of the diagonal: it keeps a matrix that
     /// has lost a direction from failing. `None` where all is zero or something is no number.
     pub(crate) fn cholesky(&self, shift: f64) -> Option<Self> {
-        let trace: f64 = (0..self.size).map(|i| self.at(i, i)).sum();
+        let trace = self.trace();
         if !(trace > 0.0 && trace.is_finite()) {
             return None;
         }

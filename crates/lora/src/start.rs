@@ -129,20 +129,25 @@ fn leading(
     let mut before = 0.0;
     for _ in 0..MOST_ROUNDS {
         let image = back(&basis);
-        let gram = gram(&image)?;
-        let captured = (0..width).map(|i| gram.at(i, i)).sum::<f64>();
+        let products = gram(&image)?;
+        let captured = products.trace();
         if captured <= before * (1.0 + ENOUGH) {
             break;
         }
         before = captured;
-        let Some((image, _)) = orthonormal_rows(image)? else {
+        // Once is enough on the way: what matters is that no direction drowns another.
+        let Some((image, _)) = orthonormalized(&image, &products) else {
             return Ok(None);
         };
-        let Some((next, _)) = orthonormal_rows(towards(&image))? else {
+        let next = towards(&image);
+        let Some((next, _)) = orthonormalized(&next, &gram(&next)?) else {
             return Ok(None);
         };
         basis = next;
     }
+    let Some((basis, _)) = orthonormal_rows(basis)? else {
+        return Ok(None);
+    };
     // Within the subspace, exactly.
     let turn = gram(&back(&basis))?.eigenvectors();
     let turn = upload(&turn, 1.0, &matrix.device()).slice([0..width, 0..rank]);
@@ -161,21 +166,27 @@ fn orthonormal_rows(rows: Tensor<2>) -> Result<Option<(Tensor<2>, Small)>, Tenso
     let mut rows = rows;
     let mut lower: Option<Small> = None;
     for _ in 0..6 {
-        let gram = gram(&rows)?;
-        if lower.is_some() && gram.is_nearly_one() {
+        let products = gram(&rows)?;
+        if lower.is_some() && products.is_nearly_one() {
             break;
         }
-        let Some(factor) = gram.cholesky(SHIFT) else {
+        let Some((better, factor)) = orthonormalized(&rows, &products) else {
             return Ok(None);
         };
-        let inverse = upload(&factor.inverse_of_lower(), 1.0, &rows.device());
-        rows = gemm((Op::N, &inverse), (Op::N, &rows), 1.0, None);
+        rows = better;
         lower = Some(match lower {
             Some(before) => before.times(&factor),
             None => factor,
         });
     }
     Ok(lower.map(|lower| (rows, lower)))
+}
+
+/// One round of that: `rows`·`rows`ᵀ is `products`.
+fn orthonormalized(rows: &Tensor<2>, products: &Small) -> Option<(Tensor<2>, Small)> {
+    let factor = products.cholesky(SHIFT)?;
+    let inverse = upload(&factor.inverse_of_lower(), 1.0, &rows.device());
+    Some((gemm((Op::N, &inverse), (Op::N, rows), 1.0, None), factor))
 }
 
 /// `rows`·`rows`ᵀ on the host.

@@ -135,7 +135,7 @@ pub(crate) const FOREIGN: &[(Foreign, &str)] = &[
             "load_in_4bit",
             "write load_in_4bit = true for 4 bits, load_in_8bit = true for 8",
         ),
-        "quantization_bit quantize_base quantize quantization_config bnb_config quantization_method quant_bits bits \
+        "quantization_bit quantize_base quantize quantization_config bnb_config quantization_method quant_bits \
          load_in_nf4 q_lora qlora model_quantization_config bnb_config_kwargs model_quantization_config_kwargs",
     ),
     (
@@ -315,8 +315,11 @@ pub(crate) const FOREIGN: &[(Foreign, &str)] = &[
     ),
     (
         NotYet(OTHER_START),
-        "init_lora_weights peft_init_lora_weights loftq_config loftq_bits loftq_iter eva_config corda_config lora_ga_config pissa_init \
-         pissa_iter pissa_convert use_loftq init_weights lora_init_type olora",
+        "eva_config corda_config lora_ga_config pissa_init pissa_iter pissa_convert olora",
+    ),
+    (
+        Like("lora.init", "\"default\", \"loftq\" or \"qera\""),
+        "init_lora_weights peft_init_lora_weights loftq_config loftq_bits loftq_iter use_loftq init_weights lora_init_type",
     ),
     (
         NotYet("LoRA+; A and B have the same learning rate"),

@@ -1,6 +1,6 @@
 use std::path::Path;
 
-use backdraft_arch::{Scheme, TargetModule};
+use backdraft_arch::{NestedFormat, Scheme, TargetModule};
 use backdraft_data::{Format, Supervision};
 use insta::assert_snapshot;
 
@@ -65,6 +65,9 @@ fn defaults_are_the_starting_points() {
     block_size = 64
     double_quant = true
     skip_modules = ["lm_head"]
+    formats = ["nf3", "nf4", "nf5", "nf6", "int8"]
+    adapt_at = [0.0]
+    calibration_tokens = 4096
 
     [lora]
     rank = 16
@@ -72,6 +75,7 @@ fn defaults_are_the_starting_points() {
     dropout = 0.0
     use_rslora = false
     target_modules = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    init = "default"
     bias = "none"
 
     [data]
@@ -137,6 +141,9 @@ fn every_example_in_the_table_of_keys_is_valid() {
         let mut given = vec![given.as_str()];
         if key.path == "train.early_stopping_min_improvement" {
             given.push("train.early_stopping_patience=3");
+        }
+        if key.path == "quantization.bits" {
+            given.push("load_in_4bit=true");
         }
         let read = read(text, &given);
         assert!(read.is_ok(), "{given:?}: {read:?}");
@@ -697,6 +704,25 @@ fn the_template_as_a_whole() {
     # Modules to leave unquantized: a path, or components of one such as "down_proj" or "layers.0".
     skip_modules = ["lm_head"]
 
+    # Adaptive precision: mean bits of a quantized weight, scales included. What an error of each
+    # projection would cost is measured on training rows, and each gets one of formats so that the cost
+    # is least. Left out: every projection gets quant_type. Only with load_in_4bit.
+    # Change: result worse than without quantization: raise; out of memory: lower.
+    # bits = 4.5
+
+    # What bits may be dealt out as: nf3, nf4, nf5 and nf6 take their number and 0.13 with double_quant,
+    # int8 takes 8. Only with bits.
+    formats = ["nf3", "nf4", "nf5", "nf6", "int8"]
+
+    # When precision is dealt out: shares of the run, rising. 0.0 is before the first step; at a later
+    # one everything is measured anew, and what does not improve the loss of rows kept for it is taken
+    # back. Only with bits.
+    adapt_at = [0.0]
+
+    # Tokens of training rows that are measured; half as many of others are looked at to see whether it
+    # helped. Only with bits or lora.init = "qera".
+    calibration_tokens = 4096
+
 
     [lora]
     # LoRA rank (r): more can learn more, and takes more memory.
@@ -715,6 +741,11 @@ fn the_template_as_a_whole() {
 
     # The linear layers that get an adapter.
     target_modules = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+    # Where adapters start: default changes nothing yet; loftq gives back the part of the quantization
+    # error that fits into the rank; qera the part that matters most by measurement on training rows.
+    # Both only over a quantized base.
+    init = "default"
 
     # Biases to train. This version takes none only.
     bias = "none"
@@ -931,4 +962,49 @@ fn sources_of_rows() {
     one problem in the recipe recipe.toml:
       --set data.packing=true: unknown key `data.packing`; here it is `data.batching`: write batching = "packed"
     "#);
+}
+
+#[test]
+fn precision_is_dealt_out_over_nf4_alone() {
+    let four_bit = |rest: &str| {
+        format!("model = \"org/name\"\nload_in_4bit = true\n{rest}[data]\ntrain = \"t\"\n")
+    };
+    let read = |text: &str| Recipe::from_toml(text, Path::new("/r"), &[]);
+    let recipe = read(&four_bit("[quantization]\nbits = 4.5\n")).unwrap();
+    assert_eq!(recipe.quantization.bits, Some(4.5));
+    // What the base is loaded in leaves room for nothing larger everywhere.
+    assert_eq!(recipe.quantization_plan().unwrap().scheme, Scheme::NF4);
+    let recipe = read(&four_bit("[quantization]\nbits = 3.5\n")).unwrap();
+    let scheme = recipe.quantization_plan().unwrap().scheme;
+    assert_eq!(scheme, Scheme::nested(NestedFormat::Nf3));
+
+    for (text, expected) in [
+        (
+            four_bit("[quantization]\nbits = 4.5\nquant_type = \"fp4\"\n"),
+            "precision is dealt out around NF4",
+        ),
+        (
+            four_bit("[quantization]\nbits = 0.5\n"),
+            "a number of bits from the least of `formats`",
+        ),
+        (
+            four_bit("[quantization]\nbits = 4.5\nformats = [\"nf4\", \"nf4\"]\n"),
+            "each once",
+        ),
+        (
+            four_bit("[quantization]\nbits = 4.5\nadapt_at = [0.3, 0.1]\n"),
+            "rising shares of the run",
+        ),
+        (
+            "model = \"org/name\"\n[quantization]\nbits = 4.5\n[data]\ntrain = \"t\"\n".to_owned(),
+            "add load_in_4bit = true",
+        ),
+        (
+            "model = \"org/name\"\n[lora]\ninit = \"qera\"\n[data]\ntrain = \"t\"\n".to_owned(),
+            "there is no quantization error to give back",
+        ),
+    ] {
+        let error = read(&text).unwrap_err().to_string();
+        assert!(error.contains(expected), "{text}: {error}");
+    }
 }

@@ -304,21 +304,62 @@ fn packed(directory: &Path) -> PathBuf {
 
 #[test]
 fn packed_rows_go_on_as_if_never_killed() {
+    let expected = killed_here_and_there(packed);
+    let root = tempfile::tempdir().unwrap();
+    let unpacked = tiny::project(&root.path().join("unpacked"), MORE);
+    train("new", &unpacked, &[]);
+    let (ours, theirs) = (&expected.records, &result(&unpacked).records);
+    assert_ne!(ours, theirs, "packs are no packs");
+}
+
+/// A project whose precision is dealt out before the first step, after the third and after the fifth.
+fn adaptive(directory: &Path) -> PathBuf {
+    let recipe = tiny::project(directory, MORE);
+    let text = fs::read_to_string(&recipe).unwrap();
+    let text = text.replace(
+        "[lora]\n",
+        "load_in_4bit = true\n[quantization]\nbits = 4.6\nadapt_at = [0.0, 0.3, 0.6]\n\
+         calibration_tokens = 64\n[lora]\ninit = \"qera\"\n",
+    );
+    fs::write(&recipe, text).unwrap();
+    recipe
+}
+
+#[test]
+fn adaptive_precision_goes_on_as_if_never_killed() {
+    let expected = killed_here_and_there(adaptive);
+    let points: Vec<&Value> = (expected.records.iter())
+        .filter(|record| record["event"] == "adaptation")
+        .collect();
+    // Of the later ones those that found something worth a move.
+    assert!(!points.is_empty(), "no precision was dealt out");
+    let first = points[0];
+    assert_eq!(
+        (&first["step"], &first["precision"]["accepted"]),
+        (&0.into(), &true.into())
+    );
+    let bits = first["precision"]["bits"].as_f64().unwrap();
+    assert!((4.0..=4.6).contains(&bits), "{bits}");
+    assert!(first["kl"][1].as_f64() < first["kl"][0].as_f64());
+    let noted = Path::new("adapter/trained_with.json");
+    let noted: Value = serde_json::from_slice(&expected.files[noted]).unwrap();
+    let schemes = noted["quantization"]["schemes"].as_object().unwrap();
+    assert!(!schemes.is_empty(), "{noted}");
+}
+
+/// Kills runs of a project at eight places, and compares what they come to with one that was not killed.
+fn killed_here_and_there(project: fn(&Path) -> PathBuf) -> Result {
     let root = tempfile::tempdir().unwrap();
     let first = root.path().join("first");
-    let recipe = packed(&first);
+    let recipe = project(&first);
     let said = train("new", &recipe, &[]);
     let (steps, operations) = told(&said, "done").unwrap().split_once(' ').unwrap();
     assert_eq!(steps, "8");
     let operations: usize = operations.parse().unwrap();
     let expected = result(&recipe);
-    let unpacked = tiny::project(&root.path().join("unpacked"), MORE);
-    train("new", &unpacked, &[]);
-    let (ours, theirs) = (&expected.records, &result(&unpacked).records);
-    assert_ne!(ours, theirs, "packs are no packs");
     for at in (0..operations).step_by(operations / 8) {
         let place = root.path().join(format!("run-{at}"));
-        let recipe = packed(&place);
+        let recipe = project(&place);
         assert!(!train("new", &recipe, &[(AT, at)]).finished, "{at}");
         // Before its output directory is there, a run has nothing to go on from.
         let role = match recipe.with_file_name("out").exists() {
@@ -329,6 +370,7 @@ fn packed_rows_go_on_as_if_never_killed() {
         assert!(told(&last, "done").unwrap().starts_with("8 "), "{at}");
         same(result(&recipe), &place, &expected, &first);
     }
+    expected
 }
 
 #[test]

@@ -215,7 +215,7 @@ impl Bench {
         };
         println!("{}", device::report(&device));
         let source = ModelSource::open(&args.model)?;
-        let quantization = args.base.scheme().map(QuantizationPlan::new);
+        let quantization = args.base.plan(&backdraft_model::spec(&source)?);
         let model = CausalLm::load_as(&source, quantization.as_ref(), (&device, dtype))?;
         Ok(Self {
             model,

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, bail};
-use backdraft_arch::{KeepSet, OffloadSet};
+use backdraft_arch::{KeepSet, ModelSpec, NestedFormat, OffloadSet};
 use backdraft_formats::ModelSource;
 use backdraft_kernels::adamw::AdamWParams;
 use backdraft_kernels::adamw8bit::Guard;
@@ -68,15 +68,30 @@ pub(crate) struct GpuArgs {
 pub(crate) enum Base {
     Nf4,
     Nf4Double,
+    /// Some 4.5 bits: of each nine projections two in nf5, of each twelve one in nf6, the others in nf4.
+    Mixed,
     Dense,
 }
 
 impl Base {
-    pub(crate) fn scheme(self) -> Option<Scheme> {
+    /// How a model of that shape is kept.
+    pub(crate) fn plan(self, spec: &ModelSpec) -> Option<QuantizationPlan> {
         match self {
             Self::Dense => None,
-            Self::Nf4 => Some(Scheme::NF4.with_scales(64, false)),
-            Self::Nf4Double => Some(Scheme::NF4),
+            Self::Nf4 => Some(QuantizationPlan::new(Scheme::NF4.with_scales(64, false))),
+            Self::Nf4Double => Some(QuantizationPlan::new(Scheme::NF4)),
+            Self::Mixed => {
+                let plan = QuantizationPlan::new(Scheme::NF4);
+                let projections = spec.projections().enumerate();
+                Some(projections.fold(plan, |plan, (i, (layer, target))| {
+                    let format = match i {
+                        _ if i % 12 == 3 => NestedFormat::Nf6,
+                        _ if i % 9 == 1 || i % 9 == 5 => NestedFormat::Nf5,
+                        _ => return plan,
+                    };
+                    plan.with_scheme(target.path(layer), Scheme::nested(format))
+                }))
+            }
         }
     }
 
@@ -147,7 +162,7 @@ pub(crate) fn run(args: &GpuArgs) -> anyhow::Result<()> {
     println!("{}", device::report(&device));
     let began = Instant::now();
     let source = ModelSource::open(&args.model)?;
-    let plan = args.base.scheme().map(QuantizationPlan::new);
+    let plan = args.base.plan(&backdraft_model::spec(&source)?);
     let dtype = DType::from(args.dtype);
     let model = CausalLm::load_as(&source, plan.as_ref(), (&device, dtype))?;
     let model = with_streams(model.with_lora(&LoraConfig::default(), 42)?);

@@ -88,6 +88,11 @@ fn every_json_line_is_as_the_page_says() {
          --set train.learning_rate=0.05 --set train.early_stopping_patience=1",
         0,
     );
+    run(
+        "train recipe.toml --output-dir adaptive --set load_in_4bit=true --set quantization.bits=4.7 \
+         --set lora.init=qera --set quantization.calibration_tokens=64 --max-steps 2",
+        0,
+    );
     run("watch out", 0);
     run("report out", 0);
     run("plan recipe.toml --sweep", 0);
