@@ -327,6 +327,21 @@ impl QuantizationPlan {
     }
 }
 
+/// `nf4 (blocks of 64, double)`, and what is kept otherwise: `, 44 in nf5, 14 in nf6`.
+impl std::fmt::Display for QuantizationPlan {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.scheme)?;
+        let mut others: BTreeMap<&str, usize> = BTreeMap::new();
+        for scheme in self.schemes.values() {
+            *others.entry(scheme.name()).or_default() += 1;
+        }
+        for (name, count) in others {
+            write!(f, ", {count} in {name}")?;
+        }
+        Ok(())
+    }
+}
+
 /// Whether `skip` is a run of whole components of `path`.
 fn matches(path: &str, skip: &str) -> bool {
     !skip.is_empty() && format!(".{path}.").contains(&format!(".{skip}."))
@@ -346,6 +361,17 @@ mod tests {
             ..QuantizationPlan::new(Scheme::NF4)
         };
         assert_eq!(plan.unmatched(&paths), ["q_pro", "layers.2"]);
+    }
+
+    #[test]
+    fn a_plan_says_what_is_kept_otherwise() {
+        let plan = QuantizationPlan::new(Scheme::NF4);
+        assert_eq!(plan.to_string(), "nf4 (blocks of 64, double)");
+        let nf5 = Scheme::nested(NestedFormat::Nf5);
+        let plan = plan.with_scheme("a", nf5).with_scheme("b", nf5);
+        let plan = plan.with_scheme("c", Scheme::Int8);
+        let text = "nf4 (blocks of 64, double), 1 in int8, 2 in nf5";
+        assert_eq!(plan.to_string(), text);
     }
 
     #[test]

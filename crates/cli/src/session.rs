@@ -175,7 +175,7 @@ impl Chosen {
             (asked, adapter) => noted::plan(asked, adapter.as_ref()),
         };
         if let Some(plan) = (plan.as_ref()).filter(|_| self.source.quantization().is_none()) {
-            output.progress(format!("quantizing the base to {}", plan.scheme));
+            output.progress(format!("quantizing the base to {plan}"));
         }
         let model = CausalLm::load_as(&self.source, plan.as_ref(), (&device, dtype))?;
         match &self.factors {

@@ -34,8 +34,11 @@ const HARMLESS: [&str; 8] = [
     "train.save_total_limit",
 ];
 
-/// Keys that give the adapter or its optimiser another shape.
-const FIXED: [&str; 4] = [
+/// Keys that give the adapter or its optimiser another shape, or that are obeyed before the first step alone.
+const FIXED: [&str; 7] = [
+    "lora.init",
+    "quantization.bits",
+    "quantization.formats",
     "lora.rank",
     "lora.target_modules",
     "lora.layers_to_transform",

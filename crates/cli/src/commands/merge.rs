@@ -159,8 +159,7 @@ pub(crate) fn run(args: &MergeArgs, context: Context) -> Result<(), CliError> {
             kl.supervised, kl.supervised_tokens, kl.all, kl.tokens
         )),
         (None, Some(plan)) if args.base == Base::Original => output.line(format!(
-            "The adapter was trained over {}; --kl-data FILE measures what the change of base costs",
-            plan.scheme
+            "The adapter was trained over {plan}; --kl-data FILE measures what the change of base costs"
         )),
         _ => Ok(()),
     }

@@ -112,6 +112,8 @@ struct Plans {
     budget: Option<u64>,
     sweep: bool,
     accumulation: usize,
+    /// Mean bits that will be dealt out among the projections.
+    bits: Option<f64>,
     /// For each size of memory the largest micro-batch and the longest sequence.
     cards: Vec<(u64, Option<usize>, Option<usize>)>,
 }
@@ -133,6 +135,7 @@ impl Plans {
             budget,
             sweep: args.sweep,
             accumulation: recipe.train.grad_accumulation_steps,
+            bits: recipe.quantization.bits,
             cards: cards(&setup),
             setup,
         }
@@ -244,7 +247,10 @@ impl Plans {
             },
             dtype,
             match &setup.quantization {
-                Some(plan) => plan.scheme.to_string(),
+                Some(plan) => match self.bits {
+                    Some(bits) => format!("{bits} bits dealt out by measurement"),
+                    None => plan.to_string(),
+                },
                 None => "not quantized".to_owned(),
             }
         );

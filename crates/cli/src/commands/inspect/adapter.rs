@@ -43,7 +43,7 @@ pub(super) fn facts(shown: Shown, path: &Path) -> Result<Shown, CliError> {
     };
     let value = serde_json::to_value(&noted).map_err(CliError::internal)?;
     let kept = noted.over.quantization.as_ref();
-    let kept = kept.map_or_else(|| "as it is".to_owned(), |plan| plan.scheme.to_string());
+    let kept = kept.map_or_else(|| "as it is".to_owned(), |plan| plan.to_string());
     let rows = &noted.rows;
     let words = format!(
         "{}; rows: format {}, trained on {}, up to {} tokens; base {kept}",
