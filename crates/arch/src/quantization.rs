@@ -9,6 +9,7 @@ use crate::four_bit::FourBitFormat;
 use crate::named;
 use crate::named::UnknownName;
 use crate::nested::NestedFormat;
+use crate::spec::ModelSpec;
 
 /// How a matrix is quantised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -315,6 +316,17 @@ impl QuantizationPlan {
     /// Every scheme that it uses.
     pub fn all_schemes(&self) -> impl Iterator<Item = Scheme> {
         std::iter::once(self.scheme).chain(self.schemes.values().copied())
+    }
+
+    /// The projections of a model that it quantises: how many values they have, and how many bytes they take.
+    #[must_use]
+    pub fn quantized(&self, spec: &ModelSpec) -> (u64, u64) {
+        let each = spec.projections().filter_map(|(layer, target)| {
+            let dims @ [out, input] = spec.layers[layer].shape(target);
+            let scheme = self.scheme_for(&target.path(layer))?;
+            Some(((out * input) as u64, scheme.num_bytes(dims) as u64))
+        });
+        each.fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1))
     }
 
     /// Modules to skip that are none of `paths`.

@@ -91,14 +91,7 @@ impl Recipe {
             return setup;
         };
         // What will be dealt out, in place of what the base is loaded in.
-        let (mut values, mut bytes) = (0, 0);
-        for (layer, target) in setup.spec.projections() {
-            if let Some(scheme) = plan.scheme_for(&target.path(layer)) {
-                let dims = setup.spec.layers[layer].shape(target);
-                values += (dims[0] * dims[1]) as u64;
-                bytes += scheme.num_bytes(dims) as u64;
-            }
-        }
+        let (values, bytes) = plan.quantized(&setup.spec);
         let base = setup.base_bytes() - bytes + bytes_of(bits, values).max(bytes);
         setup.with_base(base)
     }

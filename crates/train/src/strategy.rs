@@ -283,7 +283,7 @@ impl Loop<'_> {
         }
 
         self.outcome.reporting += reporting.elapsed().as_secs_f64();
-        self.adapt(number);
+        self.adapt(number)?;
 
         let train = &self.plan.recipe.train;
         let last = number == self.plan.total_steps;
@@ -299,13 +299,16 @@ impl Loop<'_> {
     }
 
     /// Deals out precision anew, where a point stands after this step. One that fails leaves everything as it was.
-    fn adapt(&mut self, step: usize) {
+    ///
+    /// # Errors
+    /// The base cannot be stored again as it was.
+    fn adapt(&mut self, step: usize) -> Result<(), TrainError> {
         let total = self.plan.total_steps;
         let mut adaptation = match self.outcome.adaptation.take() {
             Some(adaptation) if adaptation.is_due(step, total) && step < total => adaptation,
             other => {
                 self.outcome.adaptation = other;
-                return;
+                return Ok(());
             }
         };
         self.tell(|reporter| reporter.adapting(&format!("step {step}: measuring precision anew")));
@@ -317,9 +320,7 @@ impl Loop<'_> {
             self.tell(|reporter| {
                 reporter.warn(&format!("step {step}: precision stays as it is: {message}"));
             });
-            if let Err(error) = adaptation.restore(&mut trainee.model, &plan) {
-                self.outcome.error = Some(error);
-            }
+            adaptation.restore(&mut trainee.model, &plan)?;
         }
         // The optimiser travels with the trainee; the learner's own is never used.
         self.learner = Learner::new(trainee, SgdConfig::new().init(), 1.0);
@@ -328,6 +329,7 @@ impl Loop<'_> {
             self.outcome.note_adaptation(&report);
             self.tell(|reporter| reporter.adapted(&report));
         }
+        Ok(())
     }
 
     /// Gradients and numbers of a step. Where memory runs out, the step is repeated from its start under a

@@ -16,7 +16,7 @@ use super::moves::store_as;
 use super::probe::{Probe, probe};
 use super::rows::CalibrationRows;
 use super::starts;
-use super::table::{Dealt, Prices, Table, quantized_values};
+use super::table::{Dealt, Prices, Table};
 use crate::error::TrainError;
 
 /// A point that predicts less gain than this share of the present price moves nothing.
@@ -96,7 +96,7 @@ impl Adaptation {
     }
 
     fn budget(&self, spec: &ModelSpec) -> Option<u64> {
-        let values = quantized_values(spec, &self.plan);
+        let (values, _) = self.plan.quantized(spec);
         self.bits.map(|bits| bytes_of(bits, values))
     }
 
@@ -104,14 +104,9 @@ impl Adaptation {
     #[must_use]
     pub fn room(&self, spec: &ModelSpec) -> u64 {
         let later = self.at.iter().any(|&share| share > 0.0);
-        let Some(budget) = self.budget(spec).filter(|_| later) else {
-            return 0;
-        };
-        let stored = spec.projections().filter_map(|(layer, target)| {
-            let scheme = self.plan.scheme_for(&target.path(layer))?;
-            Some(scheme.num_bytes(spec.layers[layer].shape(target)) as u64)
-        });
-        budget.saturating_sub(stored.sum())
+        let budget = self.budget(spec).filter(|_| later);
+        let (_, stored) = self.plan.quantized(spec);
+        budget.map_or(0, |budget| budget.saturating_sub(stored))
     }
 
     /// The point before the first step: deals out precision over a base that is stored in one, and starts the adapters.
@@ -140,7 +135,8 @@ impl Adaptation {
             let dealt = self.dealt(&table, spec, &from, &prices, None)?;
             store_as(model, &dealt.plan, &self.source)?;
             let moved = judged(model)?;
-            let accepted = moved.kl < now.kl;
+            // Where one format is all that fits, nothing has moved, and nothing is worse.
+            let accepted = dealt.plan == from.plan || moved.kl < now.kl;
             if accepted {
                 now = moved;
             } else {
@@ -185,20 +181,16 @@ impl Adaptation {
     ) -> Result<Option<AdaptationReport>, TrainError> {
         let began = Instant::now();
         let probe = self.probe(model, step)?;
-        let (table, prices) = match self.table.take() {
-            Some(table) => {
-                let prices = table.priced(&probe);
-                (table, prices)
-            }
-            // The first point of a process that resumed. Sketches, as every other later point has.
+        let table = match self.table.take() {
+            Some(table) => table,
+            // The first point of a process that resumed.
             None => {
                 let spec = model.spec();
-                let (table, _) =
-                    Table::measure(&self.source, spec, &self.plan, &self.precisions, &probe)?;
-                let prices = table.priced(&probe);
-                (table, prices)
+                Table::measure(&self.source, spec, &self.plan, &self.precisions, &probe)?.0
             }
         };
+        // By sketches, whether the table was made just now or not: the same bits after a resume.
+        let prices = table.priced(&probe);
         let found = self.try_moves(model, &table, &prices);
         self.table = Some(table);
         Ok(found?.map(|(precision, verdicts)| {
@@ -215,9 +207,7 @@ impl Adaptation {
         let spec = model.spec().clone();
         let from = table.cost(&self.plan, prices);
         let mut dealt = self.dealt(table, &spec, &from, prices, None)?;
-        // A run that came to a smaller budget has to move, whatever the loss.
-        let must = self.budget(&spec).is_some_and(|budget| from.bytes > budget);
-        if !must && from.price - dealt.price < WORTH * from.price {
+        if from.price - dealt.price < WORTH * from.price {
             return Ok(None);
         }
         let passes = &self.rows.verification;
@@ -227,7 +217,7 @@ impl Adaptation {
             tries += 1;
             store_as(model, &dealt.plan, &self.source)?;
             let after = judge(model, passes, None)?;
-            if must || (after.nll <= before.nll && dealt.price < from.price) {
+            if after.nll <= before.nll && dealt.price < from.price {
                 let precision = self.settle(&spec, (&from, &dealt), (true, tries));
                 return Ok(Some((precision, [before, after])));
             }

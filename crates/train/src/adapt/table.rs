@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use backdraft_arch::{ModelSpec, Precision, QuantizationPlan, Scheme, TargetModule};
+use backdraft_arch::{ModelSpec, Precision, QuantizationPlan, Scheme};
 use backdraft_formats::ModelSource;
 use backdraft_lora::base::read_values;
 use backdraft_plan::allocation::{Allocation, Candidate, allocate};
@@ -69,7 +69,7 @@ impl Table {
             let sensitivity = (&seen.outputs[..], &seen.inputs[..]);
             rows.push(Row {
                 path,
-                dims: dims_of(spec, layer, target),
+                dims: spec.layers[layer].shape(target),
                 place,
                 errors: squared_errors(&values, sensitivity, precisions, blocks),
             });
@@ -101,13 +101,19 @@ impl Table {
         self.precisions[choice].scheme(block_size, double_quant)
     }
 
+    /// The price of a projection as `plan` stores it.
+    fn price(&self, plan: &QuantizationPlan, row: &Row, prices: &[f64]) -> f64 {
+        let scheme = plan.scheme_for(&row.path);
+        let choice = (0..prices.len()).find(|&choice| Some(self.scheme(choice)) == scheme);
+        choice.map_or(0.0, |choice| prices[choice])
+    }
+
     /// What a plan costs.
     pub(crate) fn cost(&self, plan: &QuantizationPlan, prices: &Prices) -> Dealt {
         let (mut price, mut bytes) = (0.0, 0);
         for (row, prices) in self.rows.iter().zip(prices) {
             let scheme = plan.scheme_for(&row.path);
-            let choice = (0..prices.len()).find(|&choice| Some(self.scheme(choice)) == scheme);
-            price += choice.map_or(0.0, |choice| prices[choice]);
+            price += self.price(plan, row, prices);
             bytes += scheme.map_or(0, |scheme| scheme.num_bytes(row.dims) as u64);
         }
         Dealt {
@@ -174,11 +180,6 @@ impl Table {
         to: &QuantizationPlan,
         prices: &Prices,
     ) -> Vec<(String, f64)> {
-        let price = |plan: &QuantizationPlan, row: &Row, prices: &[f64]| {
-            let scheme = plan.scheme_for(&row.path);
-            let choice = (0..prices.len()).find(|&choice| Some(self.scheme(choice)) == scheme);
-            choice.map_or(0.0, |choice| prices[choice])
-        };
         let differ = self
             .rows
             .iter()
@@ -186,27 +187,11 @@ impl Table {
             .filter(|(row, _)| from.scheme_for(&row.path) != to.scheme_for(&row.path));
         let mut gains: Vec<(String, f64)> = differ
             .map(|(row, prices)| {
-                let gain = price(from, row, prices) - price(to, row, prices);
+                let gain = self.price(from, row, prices) - self.price(to, row, prices);
                 (row.path.clone(), gain)
             })
             .collect();
         gains.sort_by(|a, b| b.1.abs().total_cmp(&a.1.abs()));
         gains
     }
-}
-
-fn dims_of(spec: &ModelSpec, layer: usize, target: TargetModule) -> [usize; 2] {
-    spec.layers[layer].shape(target)
-}
-
-/// Values of the projections that `plan` quantises.
-pub(crate) fn quantized_values(spec: &ModelSpec, plan: &QuantizationPlan) -> u64 {
-    let quantized = spec
-        .projections()
-        .filter(|&(layer, target)| plan.scheme_for(&target.path(layer)).is_some());
-    let values = quantized.map(|(layer, target)| {
-        let [out, input] = dims_of(spec, layer, target);
-        (out * input) as u64
-    });
-    values.sum()
 }

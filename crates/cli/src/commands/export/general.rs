@@ -107,7 +107,7 @@ mod tests {
             of_adapter(&model).len()
         };
         assert_eq!(entries("org/name"), 5);
-        assert_eq!(entries("/home/me/model"), 3);
+        assert_eq!(entries("/models/tuned/model"), 3);
         assert_eq!(entries("../model"), 3);
     }
 }
