@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 
 use backdraft::burn::tensor::{Tensor, TensorData};
-use backdraft::lora::{AdapterGrads, Sensitivity, start_factors};
+use backdraft::lora::{
+    Adapter, AdapterGrads, AdapterWeights, LoraAdapter, LoraConfig, Sensitivity, principal_factors,
+    start_factors,
+};
 use backdraft::model::{BaseTensor, CausalLm, Targets, Tokens};
 use backdraft::plan::ActivationPlan;
 use backdraft::plan::allocation::{Candidate, allocate};
@@ -276,6 +279,73 @@ fn golden_adaptive_starts() {
                     }
                 }
             }
+        }
+    }
+}
+
+/// Compares matrices by their largest entry.
+fn close(found: Tensor<2>, expected: &[f32], allow: f32, what: &str) {
+    let distance = distance(&values(&found), expected);
+    assert!(distance <= allow, "{what}: {distance}");
+}
+
+#[test]
+fn golden_adaptive_pissa() {
+    let Some(folder) = folder_with("adaptive", "converted/adapter_model.safetensors") else {
+        return;
+    };
+    let tensors = Tensors::open(folder.join("golden.safetensors"));
+    let converted = Tensors::open(folder.join("converted/adapter_model.safetensors"));
+    let device = super::place::device();
+    let matrix = |tensors: &Tensors, name: &str| {
+        let values = TensorData::new(tensors.f32(name), tensors.shape::<2>(name));
+        Tensor::<2>::from_data(values, &device)
+    };
+    let config = LoraConfig {
+        rank: 4,
+        alpha: 8.0,
+        ..LoraConfig::default()
+    };
+    let modules: Vec<&str> = tensors
+        .names()
+        .filter_map(|name| name.strip_prefix("init.")?.strip_suffix(".base"))
+        .collect();
+    assert_eq!(modules.len(), 6);
+    let factors = |of: &dyn Fn(&str, &str) -> String| AdapterWeights {
+        config: config.clone(),
+        adapters: (modules.iter())
+            .map(|module| {
+                let [a, b] = ["lora_A", "lora_B"].map(|part| matrix(&tensors, &of(module, part)));
+                let lora = LoraAdapter::from_factors(&config, a, b);
+                ((*module).to_owned(), Adapter::Lora(lora))
+            })
+            .collect(),
+    };
+    let start = factors(&|module, part| format!("init.{module}.{part}"));
+    for module in &modules {
+        let Adapter::Lora(expected) = &start.adapters[*module];
+        let weight = matrix(&tensors, &format!("init.{module}.base")) + expected.delta();
+        let found = principal_factors(&weight, (4, 2.0), 5).unwrap().unwrap();
+        let product = |a: &Tensor<2>, b: &Tensor<2>| b.clone().matmul(a.clone());
+        let ba = tensors.f32(&format!("init.{module}.BA"));
+        close(product(&found.a, &found.b), &ba, 1e-4, module);
+        // Signs and turns of single directions are free, their lengths are not.
+        let [a, b] = [&expected.lora_a, &expected.lora_b].map(|factor| factor.val().inner());
+        let aat = |a: &Tensor<2>| a.clone().matmul(a.clone().transpose()).abs();
+        let btb = |b: &Tensor<2>| b.clone().transpose().matmul(b.clone()).abs();
+        close(aat(&found.a), &values(&aat(&a)), 1e-4, module);
+        close(btb(&found.b), &values(&btb(&b)), 1e-4, module);
+    }
+    // What training moved, over the untouched base, as PEFT writes it.
+    let moved = factors(&|module, part| format!("moved.{module}.{part}.weight"));
+    let joined = moved.since(&start);
+    assert_eq!((joined.config.rank, joined.config.alpha), (8, 16.0));
+    for module in &modules {
+        let Adapter::Lora(lora) = &joined.adapters[*module];
+        for (factor, part) in [(&lora.lora_a, "lora_A"), (&lora.lora_b, "lora_B")] {
+            let name = format!("base_model.model.{module}.{part}.weight");
+            let found = values(&factor.val().inner());
+            assert_eq!(found, converted.f32(&name), "{name}");
         }
     }
 }

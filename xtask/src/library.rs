@@ -19,6 +19,9 @@ pub(crate) enum LibraryTask {
     /// The values of nested codes, by numeric integration; fails where those in the library are others.
     #[command(disable_help_flag = true)]
     Codebook(Passed),
+    /// Write a model whose weights are off the grid of its file, in f32.
+    #[command(disable_help_flag = true)]
+    Dither(Passed),
     /// Write a model of a real shape with random bf16 weights, sharded.
     #[command(disable_help_flag = true)]
     RandomModel(Passed),
@@ -37,6 +40,7 @@ pub(crate) fn run(task: LibraryTask) -> anyhow::Result<()> {
         LibraryTask::Bench(args) => ("bench", args),
         LibraryTask::Docs(args) => ("docs", args),
         LibraryTask::Codebook(args) => ("codebook", args),
+        LibraryTask::Dither(args) => ("dither", args),
         LibraryTask::RandomModel(args) => ("random-model", args),
     };
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml");

@@ -15,6 +15,16 @@ named! {
         Loftq = "loftq",
         /// The same, weighed by what the rows show: QERA's diagonal form, on both sides.
         Qera = "qera",
+        /// The largest part of the weights themselves, which the base gives up: PiSSA.
+        Pissa = "pissa",
+    }
+}
+
+impl AdapterStart {
+    /// Whether the factors give back what quantisation took.
+    #[must_use]
+    pub const fn gives_back(self) -> bool {
+        matches!(self, Self::Loftq | Self::Qera)
     }
 }
 

@@ -97,6 +97,8 @@ pub(crate) struct Summary {
     pub(crate) diagnosis: Option<String>,
     /// Why the run, or a part of it, trained nothing.
     pub(crate) warnings: Vec<String>,
+    /// What adaptive precision came to.
+    pub(crate) precision: Option<String>,
     /// The page about it.
     pub(crate) report: PathBuf,
     /// The step whose weights the adapter holds.
@@ -269,6 +271,9 @@ impl PlainLines {
         rows.push(("best eval loss", best));
         if let Some(diagnosis) = &summary.diagnosis {
             rows.push(("diagnosis", diagnosis.clone()));
+        }
+        if let Some(precision) = &summary.precision {
+            rows.push(("precision", precision.clone()));
         }
         let warnings = summary.warnings.iter();
         rows.extend(warnings.map(|warning| ("warning", warning.clone())));
@@ -495,6 +500,7 @@ mod tests {
             end: None,
             diagnosis: Some("healthy: the loss falls steadily".into()),
             warnings: Vec::new(),
+            precision: None,
             report: "outputs/report.html".into(),
             adapter_step: 300,
             elapsed: Duration::from_secs(4_321),

@@ -232,6 +232,7 @@ pub(crate) fn summary(
         resumed_from: summary.resumed_from,
         end,
         diagnosis: summary.diagnosis.as_ref().map(explained),
+        precision: summary.precision.as_ref().map(ToString::to_string),
         warnings: summary.no_effect.iter().map(ToString::to_string).collect(),
         report: output_dir.join(backdraft_journal::report_html::FILE),
         adapter_step: summary.adapter_step,

@@ -44,6 +44,9 @@ pub struct PrecisionReport {
     pub predicted: [f64; 2],
     /// Share of the quantised weights by format now.
     pub shares: BTreeMap<String, f64>,
+    /// Bits of each projection now, by its name: a digit for each layer from the first, `-` where it is not quantised.
+    #[serde(default)]
+    pub by_layer: BTreeMap<String, String>,
     /// Projections that are stored otherwise than before, or would have been.
     pub moves: Vec<Move>,
 }
@@ -57,6 +60,80 @@ pub struct Move {
     pub from: String,
     /// Its format now.
     pub to: String,
+}
+
+/// What all points of a run came to.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PrecisionSummary {
+    /// Mean bits of a quantised weight at the end; absent where only adapters were started.
+    pub bits: Option<f64>,
+    /// KL to the unquantised weights before and after the first point, nats.
+    pub kl: Option<[f64; 2]>,
+    /// Points that measured.
+    pub points: usize,
+    /// Projections that later points stored otherwise.
+    pub moves: usize,
+    /// Points whose moves were taken back.
+    pub taken_back: usize,
+    /// Where adapters started, if that was kept.
+    pub init: Option<String>,
+    /// Seconds that the points took.
+    pub seconds: f64,
+}
+
+impl PrecisionSummary {
+    /// Of the reports of a run in their order; `None` where there are none.
+    #[must_use]
+    pub fn of(reports: &[AdaptationReport]) -> Option<Self> {
+        if reports.is_empty() {
+            return None;
+        }
+        let mut summary = Self {
+            points: reports.len(),
+            seconds: reports.iter().map(|report| report.seconds).sum(),
+            ..Self::default()
+        };
+        for report in reports {
+            if let Some(precision) = &report.precision {
+                summary.bits = Some(precision.bits);
+                let moved = precision.moves.len();
+                match precision.accepted {
+                    false => summary.taken_back += 1,
+                    true if report.step > 0 => summary.moves += moved,
+                    true => {}
+                }
+            }
+            let start = report.start.as_ref().filter(|start| start.accepted);
+            summary.init = start.map(|start| start.init.clone()).or(summary.init);
+            summary.kl = summary.kl.or(report.kl);
+        }
+        Some(summary)
+    }
+}
+
+/// `4.50 bits in the mean; KL 0.4711 -> 0.1612 at the start; adapters by qera; 3 moves at 2 later points, 18.6 s`.
+impl fmt::Display for PrecisionSummary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut parts = Vec::new();
+        parts.extend(self.bits.map(|bits| format!("{bits:.2} bits in the mean")));
+        let kl = self
+            .kl
+            .map(|[before, after]| format!("KL {before:.4} -> {after:.4} at the start"));
+        parts.extend(kl);
+        parts.extend(self.init.as_ref().map(|init| format!("adapters by {init}")));
+        if self.moves > 0 {
+            parts.push(format!("{} later", moves(self.moves)));
+        }
+        if self.taken_back > 0 {
+            parts.push(format!("{} taken back", points(self.taken_back)));
+        }
+        parts.push(format!("{} in {:.1} s", points(self.points), self.seconds));
+        f.write_str(&parts.join("; "))
+    }
+}
+
+fn points(count: usize) -> String {
+    format!("{count} {}", if count == 1 { "point" } else { "points" })
 }
 
 /// How adapters were started.
@@ -119,11 +196,6 @@ impl PrecisionReport {
                 .map(|m| format!("{} {} -> {}", m.module, m.from, m.to));
             return format!("{place}{}", moves.collect::<Vec<_>>().join(", "));
         }
-        let mut shares: Vec<(&String, &f64)> = self.shares.iter().collect();
-        shares.sort_by(|a, b| b.1.total_cmp(a.1));
-        let shares = shares
-            .into_iter()
-            .map(|(name, share)| format!("{name} {:.0} %", share * 100.0));
         format!(
             "{place}{}precision at {:.2} bits: {}",
             if step > 0 {
@@ -132,8 +204,19 @@ impl PrecisionReport {
                 String::new()
             },
             self.bits,
-            shares.collect::<Vec<_>>().join(", ")
+            self.shares_in_words()
         )
+    }
+
+    /// `nf4 62 %, nf5 38 %`, the largest first.
+    #[must_use]
+    pub fn shares_in_words(&self) -> String {
+        let mut shares: Vec<(&String, &f64)> = self.shares.iter().collect();
+        shares.sort_by(|a, b| b.1.total_cmp(a.1));
+        let shares = shares
+            .into_iter()
+            .map(|(name, share)| format!("{name} {:.0} %", share * 100.0));
+        shares.collect::<Vec<_>>().join(", ")
     }
 }
 
@@ -165,6 +248,7 @@ mod tests {
                 bytes: 59_000_000,
                 predicted: [0.12, 0.044],
                 shares: BTreeMap::from([("nf4".into(), 0.62), ("nf5".into(), 0.38)]),
+                by_layer: BTreeMap::from([("q_proj".into(), "4454".into())]),
                 moves: vec![Move {
                     module: "model.layers.3.mlp.down_proj".into(),
                     from: "nf4".into(),
@@ -218,6 +302,15 @@ mod tests {
                 .to_string()
                 .starts_with("210 adapters start by qera; KL")
         );
+        let mut later = started.clone();
+        (later.step, later.precision) = (9, report().precision);
+        let summary = PrecisionSummary::of(&[report(), vetoed, later]).unwrap();
+        assert_eq!(
+            summary.to_string(),
+            "4.50 bits in the mean; KL 0.4711 -> 0.1612 at the start; adapters by qera; 1 move later; 1 point taken back; \
+             3 points in 37.0 s"
+        );
+        assert_eq!(PrecisionSummary::of(&[]), None);
         let text = serde_json::to_string(&report()).unwrap();
         assert_eq!(
             serde_json::from_str::<AdaptationReport>(&text).unwrap(),

@@ -20,6 +20,7 @@ use backdraft_formats::{FormatError, fault};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::adaptation::AdaptationReport;
 use crate::diagnosis::{EvalPoint, TrainPoint};
 use crate::report::{EvalReport, StepReport};
 use crate::text::hex;
@@ -252,6 +253,13 @@ pub fn reports(text: &str) -> impl Iterator<Item = Report> + '_ {
                 step()
             }
         })
+}
+
+/// The points of adaptive precision of a file; lines that are broken are left out.
+pub fn adaptations(text: &str) -> impl Iterator<Item = AdaptationReport> + '_ {
+    let lines = text.lines();
+    let lines = lines.filter(|line| line.starts_with("{\"event\":\"adaptation\","));
+    lines.filter_map(|line| serde_json::from_str(line).ok())
 }
 
 /// Whether a line is a step or an evaluation, or does not say what it is, as those of earlier versions.

@@ -10,7 +10,7 @@ use backdraft_plan::memory::{Measured, Memory};
 use backdraft_recipe::no_effect::NoEffect;
 use serde::{Deserialize, Serialize};
 
-use crate::adaptation::AdaptationReport;
+use crate::adaptation::{AdaptationReport, PrecisionSummary};
 use crate::diagnosis::Diagnosis;
 use crate::records::Report;
 
@@ -169,6 +169,9 @@ pub struct RunSummary {
     /// # Units
     /// Bytes.
     pub peak_memory: Option<usize>,
+    /// What adaptive precision came to, where there was any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub precision: Option<PrecisionSummary>,
     /// Why the run, or a part of it, trained nothing; empty of most.
     pub no_effect: Vec<NoEffect>,
     /// Where the adapter lies.

@@ -1,5 +1,6 @@
 //! `report.html`: a run, or several side by side, as one file that needs nothing else.
 
+mod precision;
 mod svg;
 
 use std::collections::BTreeMap;
@@ -102,6 +103,7 @@ pub fn page(runs: &[RunFiles]) -> String {
         html.push_str(&figure(title, &curves));
     }
     html.push_str("</div>\n");
+    html.push_str(&precision::precision(runs));
     html.push_str(&table("Data", runs, data));
     html.push_str("<h2>Memory</h2>\n");
     for run in runs {
@@ -275,6 +277,9 @@ fn results(run: &RunFiles) -> Vec<(&'static str, String)> {
             or_dash(summary.and_then(|summary| Some(bytes(summary.peak_memory? as f64)))),
         ),
     ];
+    if let Some(precision) = summary.and_then(|summary| summary.precision.as_ref()) {
+        rows.push(("Precision", precision.to_string()));
+    }
     if !warnings.is_empty() {
         rows.push(("Warnings", warnings.join("; ")));
     }

@@ -10,6 +10,7 @@ use backdraft_plan::memory::Memory;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::adaptation::AdaptationReport;
 use crate::diagnosis::{Diagnosis, Monitor};
 use crate::records::{self, Record, Report};
 use crate::report::{RunInfo, RunSummary};
@@ -177,6 +178,8 @@ pub struct RunFiles {
     pub recipe: String,
     /// Steps and evaluations.
     pub reports: Vec<Report>,
+    /// Points of adaptive precision.
+    pub adaptations: Vec<AdaptationReport>,
     /// What the curve means: as the run concluded, else as it stands.
     pub diagnosis: Diagnosis,
     /// Answers before and after.
@@ -212,6 +215,7 @@ impl RunFiles {
             directory: directory.to_owned(),
             recipe,
             reports: records::reports(&text).collect(),
+            adaptations: records::adaptations(&text).collect(),
             samples: read_json(&directory.join(SAMPLES))?.unwrap_or_default(),
             note,
             summary,

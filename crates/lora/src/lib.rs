@@ -30,7 +30,7 @@ pub use lora_adapter::LoraAdapter;
 pub use merge::{MergeBase, MergeError, MergeReport, check_adapter, merge};
 pub use param::{AdapterParam, Stored};
 pub use projection::{Projection, ProjectionSaved};
-pub use start::{StartFactors, start_factors};
+pub use start::{StartFactors, principal_factors, start_factors};
 pub use statistics::{Sensitivity, Statistics};
 pub use trained_over::TrainedOver;
 pub use weights::AdapterWeights;

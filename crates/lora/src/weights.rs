@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 
 use backdraft_arch::LoraConfig;
+use burn::tensor::Tensor;
 
 use crate::adapter::Adapter;
+use crate::lora_adapter::LoraAdapter;
 
 /// The adapter of every adapted projection, by module path such as
 /// `model.layers.0.self_attn.q_proj`.
@@ -14,4 +16,109 @@ pub struct AdapterWeights {
     pub config: LoraConfig,
     /// By module path.
     pub adapters: BTreeMap<String, Adapter>,
+}
+
+impl AdapterWeights {
+    /// What training made of `start`, over the base that `start` was taken out of put back: s·(B·A − B₀·A₀), of twice the
+    /// rank, which any program loads.
+    ///
+    /// # Source
+    /// As PEFT's `subtract_mutated_init`.
+    ///
+    /// # Panics
+    /// If `start` is not of the same modules and shapes.
+    #[must_use]
+    pub fn since(&self, start: &Self) -> Self {
+        let rank = 2 * self.config.rank;
+        let config = LoraConfig {
+            rank,
+            // s stays what it was.
+            alpha: self.config.scaling() * rank as f64,
+            use_rslora: false,
+            ..self.config.clone()
+        };
+        let joined = |(path, Adapter::Lora(now)): (&String, &Adapter)| {
+            let Some(Adapter::Lora(start)) = start.adapters.get(path) else {
+                panic!("{path} has no start");
+            };
+            let [a, b, a0, b0] = [&now.lora_a, &now.lora_b, &start.lora_a, &start.lora_b]
+                .map(|factor| factor.val().inner());
+            let a = Tensor::cat(vec![a, a0], 0);
+            let b = Tensor::cat(vec![b, b0.neg()], 1);
+            let joined = LoraAdapter::from_factors(&config, a, b);
+            (path.clone(), Adapter::Lora(joined))
+        };
+        Self {
+            adapters: self.adapters.iter().map(joined).collect(),
+            config: config.clone(),
+        }
+    }
+
+    /// Takes apart what [`since`](Self::since) joined, as `config` has it: the factors and their start. `None` where an
+    /// adapter is not of twice its rank.
+    #[must_use]
+    pub fn apart(&self, config: &LoraConfig) -> Option<(Self, Self)> {
+        let rank = config.rank;
+        let (mut now, mut start) = (Vec::new(), Vec::new());
+        for (path, Adapter::Lora(joined)) in &self.adapters {
+            let [a, b] = [&joined.lora_a, &joined.lora_b].map(|factor| factor.val().inner());
+            let ([rows, input], [out, columns]) = (a.dims(), b.dims());
+            if [rows, columns] != [2 * rank; 2] {
+                return None;
+            }
+            let [first, second] = [0..rank, rank..2 * rank].map(|part| {
+                let a = a.clone().slice([part.clone(), 0..input]);
+                (a, b.clone().slice([0..out, part]))
+            });
+            let adapter = |(a, b)| Adapter::Lora(LoraAdapter::from_factors(config, a, b));
+            now.push((path.clone(), adapter(first)));
+            start.push((path.clone(), adapter((second.0, second.1.neg()))));
+        }
+        let of = |adapters: Vec<(String, Adapter)>| Self {
+            config: config.clone(),
+            adapters: adapters.into_iter().collect(),
+        };
+        Some((of(now), of(start)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::{Device, Distribution};
+
+    use super::*;
+
+    #[test]
+    fn what_is_joined_comes_apart() {
+        let device = Device::flex();
+        let config = LoraConfig {
+            rank: 3,
+            use_rslora: true,
+            ..LoraConfig::default()
+        };
+        let random = || {
+            let random = |dims: [usize; 2]| {
+                Tensor::<2>::random(dims, Distribution::Normal(0.0, 1.0), &device)
+            };
+            let lora = LoraAdapter::from_factors(&config, random([3, 7]), random([5, 3]));
+            AdapterWeights {
+                config: config.clone(),
+                adapters: [("a".to_owned(), Adapter::Lora(lora))].into(),
+            }
+        };
+        let delta = |weights: &AdapterWeights| {
+            let Adapter::Lora(lora) = &weights.adapters["a"];
+            lora.delta()
+        };
+        let (now, start) = (random(), random());
+        let joined = now.since(&start);
+        let expected = delta(&now) - delta(&start);
+        let most = (delta(&joined) - expected).abs().max().into_scalar::<f32>();
+        assert!(most < 1e-5, "{most}");
+        let (again, from) = joined.apart(&config).unwrap();
+        for (found, expected) in [(again, &now), (from, &start)] {
+            assert_eq!(delta(&found).into_data(), delta(expected).into_data());
+        }
+        assert!(now.apart(&config).is_none());
+    }
 }

@@ -163,24 +163,34 @@ pub const KEYS: &[Key] = &[
         optional(
             "quantization.bits",
             "4.5",
-            "Adaptive precision: mean bits of a quantized weight, scales included. What an error of each projection would cost is measured on training rows, and each gets one of formats so that the cost is least. Left out: every projection gets quant_type. Only with load_in_4bit.",
+            "Adaptive precision: mean bits of a quantized weight, scales included. What an error of each projection would cost is measured on training rows, and each gets one of formats so that the cost is least. \"auto\" takes as many, up to 8, as make a step at most 5 % slower in the memory that there is. Left out: every projection gets quant_type. Only with load_in_4bit.",
         ),
         "result worse than without quantization: raise; out of memory: lower",
+    ),
+    optional(
+        "quantization.base_memory",
+        r#""5GiB""#,
+        "Adaptive precision within a size: what the whole base may take, embeddings included, in place of bits.",
+    ),
+    optional(
+        "quantization.plan",
+        r#""precision.json""#,
+        "A file that says how each projection is stored, as `backdraft plan --measure --write` makes it: nothing is measured before the first step. With bits, later points of adapt_at go on from it. Only with load_in_4bit.",
     ),
     key(
         "quantization.formats",
         r#"["nf3", "nf4", "nf5", "nf6", "int8"]"#,
-        "What bits may be dealt out as: nf3, nf4, nf5 and nf6 take their number and 0.13 with double_quant, int8 takes 8. Only with bits.",
+        "What bits may be dealt out as: nf3, nf4, nf5 and nf6 take their number and 0.13 with double_quant, int8 takes 8. Only with bits or base_memory.",
     ),
     key(
         "quantization.adapt_at",
         "[0.0]",
-        "When precision is dealt out: shares of the run, rising. 0.0 is before the first step; at a later one everything is measured anew, and what does not improve the loss of rows kept for it is taken back. Only with bits.",
+        "When precision is dealt out: shares of the run, rising. 0.0 is before the first step; at a later one everything is measured anew, and what does not improve the loss of rows kept for it is taken back. Only with bits or base_memory.",
     ),
     key(
         "quantization.calibration_tokens",
         "4096",
-        "Tokens of training rows that are measured; half as many of others are looked at to see whether it helped. Only with bits or lora.init = \"qera\".",
+        "Tokens of training rows that are measured; half as many of others are looked at to see whether it helped. Only with bits, base_memory or lora.init = \"qera\".",
     ),
     change(
         key(
@@ -216,7 +226,7 @@ pub const KEYS: &[Key] = &[
     key(
         "lora.init",
         r#""default""#,
-        "Where adapters start: default changes nothing yet; loftq gives back the part of the quantization error that fits into the rank; qera the part that matters most by measurement on training rows. Both only over a quantized base.",
+        "Where adapters start: default changes nothing yet; loftq gives back the part of the quantization error that fits into the rank; qera the part that matters most by measurement on training rows; both only over a quantized base. pissa takes the largest part of the weights out of the base and trains it; only over one that is not quantized. The adapter that it leaves fits the original base, with twice the rank.",
     ),
     key(
         "lora.bias",

@@ -2,7 +2,8 @@
 //!
 //! `raw` reads keys and values with their lines, `resolve` (with `sources` for rows) turns them into a [`Recipe`], `keys` is the
 //! table of keys with defaults and documentation, `support` lists values that are refused by name, `foreign` the keys of other
-//! trainers, and `unknown` says what becomes of them. `names` and `data_format` are values that people write by name.
+//! trainers, and `unknown` says what becomes of them. `names` and `data_format` are values that people write by name, `precision` turns
+//! what is said of bits into a number.
 //! [`schedule`] is the curve of the learning rate, [`no_effect`] why a run would train nothing.
 //!
 //! Start reading at `keys`.
@@ -15,6 +16,7 @@ mod keys;
 mod names;
 pub mod no_effect;
 mod page;
+mod precision;
 mod problem;
 mod raw;
 mod reader;
@@ -36,6 +38,7 @@ pub use foreign::Foreign;
 pub use keys::{KEYS, Key, SECTIONS, find as find_key};
 pub use names::{Bias, DType, Optimizer, RowBatching};
 pub use page::page;
+pub use precision::{AUTO_TIME, BaseTooSmall, Bits};
 pub use problem::{Place, Problem, ProblemKind, RecipeError};
 pub use recipe::{
     CacheRecipe, ChatTemplateRecipe, DataRecipe, Length, LoraRecipe, QuantizationRecipe, Recipe,

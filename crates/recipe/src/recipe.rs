@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::data_format::DataFormat;
 use crate::names::{Bias, DType, Optimizer, RowBatching};
+use crate::precision::Bits;
 use crate::problem::RecipeError;
 use crate::raw::RawRecipe;
 use crate::resolve::resolve;
@@ -65,9 +66,15 @@ pub struct QuantizationRecipe {
     pub double_quant: bool,
     /// Modules that stay as they are.
     pub skip_modules: Vec<String>,
-    /// Mean bits of a quantised weight, scales included, dealt out by measurement; `None` gives every matrix the same.
+    /// Mean bits of a quantised weight, dealt out by measurement; `None` gives every matrix the same, unless `base_memory` does.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub bits: Option<f64>,
+    pub bits: Option<Bits>,
+    /// What the base may take, in place of `bits`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub base_memory: Option<ByteSize>,
+    /// A file that says how each projection is stored at the beginning.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub plan: Option<PathBuf>,
     /// What may be dealt out, each once.
     pub formats: Vec<Precision>,
     /// Shares of the run after which it is dealt out, rising, from 0 to below 1.

@@ -8,14 +8,15 @@ use backdraft_data::{BuiltinTemplate, Format, Supervision};
 use backdraft_plan::ActivationPolicy;
 
 use crate::data_format::DataFormat;
+use crate::precision::Bits;
 use crate::problem::{Place, Problem, ProblemKind};
 use crate::raw::RawRecipe;
 use crate::reader::Reader;
 use crate::schedule::ScheduleKind;
 use crate::scheduler::scheduler;
 use crate::{
-    CacheRecipe, ChatTemplateRecipe, DataRecipe, Length, LoraRecipe, QuantizationRecipe, Recipe,
-    TrainRecipe, Warmup, sources,
+    ByteSize, CacheRecipe, ChatTemplateRecipe, DataRecipe, Length, LoraRecipe, QuantizationRecipe,
+    Recipe, TrainRecipe, Warmup, sources,
 };
 
 /// Directories that relative paths start from.
@@ -89,7 +90,7 @@ fn top(reader: &mut Reader<'_>, bases: &Bases<'_>) -> Recipe {
         memory_budget,
         activation_offloading: reader.value("activation_offloading"),
         device: reader.value("device"),
-        quantization: quantization(reader, (load_in_4bit, load_in_8bit)),
+        quantization: quantization(reader, bases, (load_in_4bit, load_in_8bit)),
         lora: lora(reader, load_in_4bit || load_in_8bit),
         data: data(reader, bases),
         train: train(reader),
@@ -149,6 +150,7 @@ fn path(reader: &mut Reader<'_>, key: &str, bases: &Bases<'_>) -> PathBuf {
 
 fn quantization(
     reader: &mut Reader<'_>,
+    bases: &Bases<'_>,
     (load_in_4bit, load_in_8bit): (bool, bool),
 ) -> QuantizationRecipe {
     const FOUR_BIT: [&str; 3] = [
@@ -171,6 +173,8 @@ fn quantization(
     let formats = formats(reader);
     QuantizationRecipe {
         bits: bits(reader, load_in_4bit, quant_type),
+        base_memory: base_memory(reader, load_in_4bit, quant_type),
+        plan: stored_plan(reader, load_in_4bit, bases),
         quant_type,
         block_size,
         double_quant,
@@ -181,23 +185,61 @@ fn quantization(
     }
 }
 
-fn bits(reader: &mut Reader<'_>, load_in_4bit: bool, quant_type: FourBitFormat) -> Option<f64> {
+fn bits(reader: &mut Reader<'_>, load_in_4bit: bool, quant_type: FourBitFormat) -> Option<Bits> {
     const KEY: &str = "quantization.bits";
-    let bits: f64 = reader.optional(KEY)?;
-    if !load_in_4bit {
-        let instead = "add load_in_4bit = true, or take bits out";
-        reader.conflict(KEY, "`load_in_4bit = false`", instead);
-    } else if quant_type != FourBitFormat::Nf4 {
-        let instead = "precision is dealt out around NF4; take one of the two out";
-        reader.conflict(KEY, format!("quant_type = \"{quant_type}\""), instead);
-    }
-    if !(1.0..=16.0).contains(&bits) {
+    let bits = reader.optional(KEY)?;
+    around_nf4(reader, KEY, load_in_4bit, quant_type);
+    if matches!(bits, Bits::Mean(bits) if !(1.0..=16.0).contains(&bits)) {
         reader.reject(
             KEY,
-            "a number of bits from the least of `formats`, such as 4.5, to 16",
+            "a number of bits from the least of `formats`, such as 4.5, to 16, or \"auto\"",
         );
     }
     Some(bits)
+}
+
+fn base_memory(
+    reader: &mut Reader<'_>,
+    load_in_4bit: bool,
+    quant_type: FourBitFormat,
+) -> Option<ByteSize> {
+    const KEY: &str = "quantization.base_memory";
+    let size = reader.optional(KEY)?;
+    around_nf4(reader, KEY, load_in_4bit, quant_type);
+    if reader.has("quantization.bits") {
+        let instead = "both say how much the base may take; keep the one you mean";
+        reader.conflict(KEY, "`quantization.bits`", instead);
+    }
+    Some(size)
+}
+
+/// Refuses `key` where the base is not in NF4 to begin with.
+fn around_nf4(reader: &mut Reader<'_>, key: &str, load_in_4bit: bool, quant_type: FourBitFormat) {
+    if !load_in_4bit {
+        let instead = "add load_in_4bit = true, or take the key out";
+        reader.conflict(key, "`load_in_4bit = false`", instead);
+    } else if quant_type != FourBitFormat::Nf4 {
+        let instead = "precision is dealt out around NF4; take one of the two out";
+        reader.conflict(key, format!("quant_type = \"{quant_type}\""), instead);
+    }
+}
+
+fn stored_plan(reader: &mut Reader<'_>, load_in_4bit: bool, bases: &Bases<'_>) -> Option<PathBuf> {
+    const KEY: &str = "quantization.plan";
+    if !reader.has(KEY) {
+        return None;
+    }
+    if !load_in_4bit {
+        let instead = "add load_in_4bit = true, or take the plan out";
+        reader.conflict(KEY, "`load_in_4bit = false`", instead);
+    }
+    for other in ["quantization.quant_type", "quantization.skip_modules"] {
+        if reader.has(other) {
+            let instead = "the plan says it for each projection; take it out";
+            reader.conflict(other, "`quantization.plan`", instead);
+        }
+    }
+    Some(path(reader, KEY, bases))
 }
 
 fn formats(reader: &mut Reader<'_>) -> Vec<Precision> {
@@ -228,9 +270,13 @@ fn adapt_at(reader: &mut Reader<'_>) -> Vec<f64> {
 
 fn lora(reader: &mut Reader<'_>, quantized: bool) -> LoraRecipe {
     let init: AdapterStart = reader.value("lora.init");
-    if init != AdapterStart::Default && !quantized {
+    if init.gives_back() && !quantized {
         let instead = "there is no quantization error to give back; take one of the two out";
         reader.conflict("lora.init", "a base that is not quantized", instead);
+    }
+    if init == AdapterStart::Pissa && quantized {
+        let instead = "PiSSA takes its start out of the unquantized weights; over codes, \"qera\" starts where it matters most";
+        reader.conflict("lora.init", "a quantized base", instead);
     }
     LoraRecipe {
         init,

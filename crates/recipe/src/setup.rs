@@ -17,7 +17,7 @@ impl Recipe {
         let recipe = &self.quantization;
         let scheme = match (self.load_in_4bit, self.load_in_8bit) {
             (false, false) => return None,
-            (true, _) if recipe.bits.is_some() => self
+            (true, _) if self.deals_bits() => self
                 .uniform()
                 .scheme(recipe.block_size, recipe.double_quant),
             (true, _) => Scheme::FourBit {
@@ -34,10 +34,10 @@ impl Recipe {
     }
 
     /// The largest format that every projection may have within the bits that are dealt out: what the base is loaded in;
-    /// else the smallest.
+    /// else, and while nobody knows how many they are, the smallest.
     fn uniform(&self) -> Precision {
         let recipe = &self.quantization;
-        let (values, bits) = ([4096, 4096], recipe.bits.unwrap_or(f64::INFINITY));
+        let (values, bits) = ([4096, 4096], self.mean_bits().unwrap_or_default());
         let size = |one: &&Precision| {
             let scheme = one.scheme(recipe.block_size, recipe.double_quant);
             scheme.num_bytes(values)
@@ -87,7 +87,7 @@ impl Recipe {
             grad_accumulation_steps: self.train.grad_accumulation_steps,
             host: if self.activation_offloading { host } else { 0 },
         };
-        let Some((bits, plan)) = self.quantization.bits.zip(setup.quantization.as_ref()) else {
+        let Some((bits, plan)) = self.mean_bits().zip(setup.quantization.as_ref()) else {
             return setup;
         };
         // What will be dealt out, in place of what the base is loaded in.

@@ -226,6 +226,21 @@ pub enum TrainError {
         /// What may be dealt out.
         formats: Vec<backdraft_arch::Precision>,
     },
+    /// The base does not fit into the memory that the recipe gives it.
+    #[error(transparent)]
+    BaseTooSmall(#[from] backdraft_recipe::BaseTooSmall),
+    /// A plan of how the base is stored that cannot be used.
+    #[error("quantization.plan: {0}")]
+    GivenPlan(#[from] crate::adapt::GivenPlanError),
+    /// A checkpoint without what its adapters began with.
+    #[error(
+        "{}: lora.init = \"pissa\" leaves adapters of twice the rank, and this one is not; was it made by this run?",
+        path.display()
+    )]
+    NoStart {
+        /// The checkpoint.
+        path: PathBuf,
+    },
     /// The model's files hold codes, from which nothing can be measured.
     #[error(
         "{key}: the model is stored in codes already, and this needs its unquantized weights; name the unquantized model, or take {key} out"

@@ -132,28 +132,23 @@ pub fn model(
 
 /// The key that asks for something to be measured against the unquantised weights.
 fn adaptive_key(recipe: &Recipe) -> Option<&'static str> {
-    if recipe.quantization.bits.is_some() {
-        return Some("quantization.bits");
-    }
-    Adaptation::is_asked(recipe).then_some("lora.init")
+    let asked = &recipe.quantization;
+    let keys = [
+        ("quantization.bits", asked.bits.is_some()),
+        ("quantization.base_memory", asked.base_memory.is_some()),
+        ("quantization.plan", asked.plan.is_some()),
+        ("lora.init", Adaptation::is_asked(recipe)),
+    ];
+    keys.into_iter()
+        .find_map(|(key, is_asked)| is_asked.then_some(key))
 }
 
 /// Whether the smallest formats fit into the bits that are dealt out.
 fn enough_bits(recipe: &Recipe, spec: &ModelSpec) -> Result<(), TrainError> {
-    let (Some(bits), Some(plan)) = (recipe.quantization.bits, recipe.quantization_plan()) else {
+    let (Some(bits), Some(plan)) = (recipe.mean_bits(), recipe.quantization_plan()) else {
         return Ok(());
     };
-    let (block_size, double_quant) = plan.scheme.blocks().unwrap_or((64, true));
-    let (mut least, mut values) = (0, 0);
-    for (layer, target) in spec.projections() {
-        if plan.scheme_for(&target.path(layer)).is_some() {
-            let dims = spec.layers[layer].shape(target);
-            let sizes = recipe.quantization.formats.iter();
-            let sizes = sizes.map(|one| one.scheme(block_size, double_quant).num_bytes(dims));
-            least += sizes.min().unwrap_or(0) as u64;
-            values += (dims[0] * dims[1]) as u64;
-        }
-    }
+    let (least, values) = recipe.least_bytes(&plan, spec);
     if bytes_of(bits, values) >= least {
         return Ok(());
     }

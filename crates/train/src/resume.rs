@@ -34,11 +34,13 @@ const HARMLESS: [&str; 8] = [
     "train.save_total_limit",
 ];
 
+/// Covers `base_memory` too: both end as a number of bits.
+const BITS: &str = "quantization.bits";
+
 /// Keys that give the adapter or its optimiser another shape, or that are obeyed before the first step alone.
-const FIXED: [&str; 7] = [
+const FIXED: [&str; 6] = [
     "lora.init",
-    "quantization.bits",
-    "quantization.formats",
+    "quantization.plan",
     "lora.rank",
     "lora.target_modules",
     "lora.layers_to_transform",
@@ -149,12 +151,20 @@ impl Resume {
         let mut overrides = overrides.to_vec();
         overrides.push(format!("output_dir={output_dir}"));
         let recipe = Recipe::load(path, &overrides)?;
+        let mut recipe = recipe;
         if let Some(saved) = &self.from {
             let base = saved.path.as_path();
             let was = Recipe::from_toml(&saved.recipe, base, &[])?;
+            // The run's recipe has the number that was found.
+            let may_move = self.allow.iter().any(|asked| covers(asked, BITS));
+            if recipe.has_open_bits() && !may_move {
+                recipe.quantization.bits = was.quantization.bits;
+                recipe.quantization.base_memory = was.quantization.base_memory;
+            }
             let mut differences = was.differences(&recipe)?;
             let harmless = |key: &str| BY_CONTENT.contains(&key) || HARMLESS.contains(&key);
             differences.retain(|d| !harmless(d.key.as_str()));
+            differences.retain(|d| !(may_move && d.key == "quantization.base_memory"));
             self.judge(differences)?;
         }
         Ok(recipe)

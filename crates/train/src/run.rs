@@ -4,6 +4,7 @@ mod adapt;
 mod begin;
 mod budget;
 mod conclude;
+mod principal;
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,10 +15,11 @@ use backdraft_formats::ModelSource;
 use backdraft_journal::report::{ActivationReport, Reporter, RunSummary};
 use backdraft_kernels::adamw::AdamWParams;
 use backdraft_kernels::device;
-use backdraft_lora::{LoraConfig, TrainedOver};
+use backdraft_lora::{AdapterWeights, LoraConfig, TrainedOver};
 use backdraft_model::CausalLm;
 use backdraft_plan::Activations;
 use backdraft_plan::memory::{Memory, MemoryWatch, Watcher};
+use backdraft_plan::tensors::PassShape;
 use backdraft_recipe::{Recipe, RowBatching};
 use burn::optim::SgdConfig;
 use burn::tensor::Device;
@@ -28,7 +30,7 @@ use crate::adapt::Adaptation;
 use crate::clear;
 use crate::control::Control;
 use crate::data::RunData;
-use crate::device::dtype_on;
+use crate::device::{DeviceFacts, dtype_on};
 use crate::error::TrainError;
 use crate::loader::{EvalLoader, StepLoader};
 use crate::loss_scale::LossScale;
@@ -52,6 +54,9 @@ pub struct Run {
     loss_scale: Option<LossScale>,
     /// Where precision is dealt out, or adapters start elsewhere than at zero.
     adaptation: Option<Adaptation>,
+    source: Arc<ModelSource>,
+    /// What adapters began with, where the base gave it up.
+    principal: Option<AdapterWeights>,
 }
 
 /// Reads the model of `recipe`, whose rows are `data`; `source` is where the model lies on disk.
@@ -59,7 +64,7 @@ pub struct Run {
 /// # Errors
 /// Anything that would stop the run, before the output directory is touched.
 pub fn prepare(
-    recipe: Recipe,
+    mut recipe: Recipe,
     source: ModelSource,
     data: RunData,
     device: &Device,
@@ -72,7 +77,8 @@ pub fn prepare(
             markers: check.foreign_markers.clone(),
         });
     }
-    let longest = backdraft_model::spec(&source)?.max_position_embeddings;
+    let spec = backdraft_model::spec(&source)?;
+    let longest = spec.max_position_embeddings;
     let rows = data.train.lengths();
     if rows.iter().any(|length| *length as usize > longest) {
         return Err(TrainError::TooLong {
@@ -81,15 +87,24 @@ pub fn prepare(
         });
     }
     let lora = LoraConfig::from(&recipe.lora);
-    let plan = recipe.quantization_plan();
     let dtype = dtype_on(recipe.dtype, device)?;
+    let longest = PassShape::of_sequences(data.loader.largest_micro_batch());
+    budget::settle_bits(
+        &mut recipe,
+        &spec,
+        &DeviceFacts::of(device, dtype.size() as u64),
+        longest,
+    )?;
+    let plan = adapt::stored_plan(&recipe, &spec)?;
     let (model, watcher) = Watcher::watch(
         || CausalLm::load_as(&source, plan.as_ref(), (device, dtype)),
         |model| model.with_lora(&lora, recipe.seed),
     )?;
     Ok(Run {
         model_fingerprint: source.fingerprint()?,
-        adaptation: adapt::adaptation(&recipe, &source, &data)?,
+        adaptation: adapt::adaptation(&recipe, &source, &data, plan.as_ref())?,
+        principal: None,
+        source,
         recipe,
         model,
         data,
@@ -138,6 +153,13 @@ pub enum Start {
     Resume(Box<Resume>),
 }
 
+impl Start {
+    /// Whether there is a checkpoint to go on from.
+    fn goes_on(&self) -> bool {
+        matches!(self, Self::Resume(resume) if resume.from().is_some())
+    }
+}
+
 impl Run {
     /// The model, with adapters.
     pub fn model(&self) -> &CausalLm {
@@ -162,6 +184,9 @@ impl Run {
         let began = Instant::now();
         let recipe_toml = self.recipe.to_toml()?;
         let adapted = self.adapt(&watch.start, watch.reporter.as_mut())?;
+        if !watch.start.goes_on() {
+            self.start_principal()?;
+        }
         let (activations, prediction) = self.activations(self.longest_pass(), watch.memory)?;
         let memory = Memory::of(&prediction, self.model.num_trained());
         let (mut run, mut begun) = self.begin(watch.start, &recipe_toml)?;
@@ -189,6 +214,7 @@ impl Run {
                 data_fingerprint: begun.data_fingerprint.clone(),
                 eval_fingerprint: begun.eval_fingerprint.clone(),
                 computed_by: told.computed_by.clone(),
+                principal: run.principal.clone(),
                 start: begun.start,
                 control: watch.control,
             }),

@@ -17,6 +17,7 @@ use backdraft_journal::report::{EvalReport, ReplanReport, Reporter, StepReport};
 use backdraft_journal::tensorboard::EventWriter;
 use backdraft_journal::text::with_causes;
 use backdraft_kernels::device;
+use backdraft_lora::AdapterWeights;
 use backdraft_plan::StepFailure;
 use backdraft_plan::memory::{self, OutOfMemory};
 use backdraft_recipe::Recipe;
@@ -71,6 +72,8 @@ pub struct Plan {
     pub eval_fingerprint: Option<String>,
     /// What computes, and with how many threads.
     pub computed_by: String,
+    /// What adapters began with, where the base gave it up.
+    pub principal: Option<AdapterWeights>,
     /// Where data stands before the first step.
     pub start: LoaderState,
     /// What whoever watches asks for.
@@ -598,6 +601,10 @@ impl Loop<'_> {
         let trainee = self.learner.model();
         let Some(adapter) = trainee.model.adapter() else {
             unreachable!("a trained model has an adapter");
+        };
+        let adapter = match &self.plan.principal {
+            Some(start) => adapter.since(start),
+            None => adapter,
         };
         let state = RunState {
             version: RunState::VERSION,

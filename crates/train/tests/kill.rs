@@ -13,7 +13,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use backdraft_formats::{ModelSource, fault};
-use backdraft_journal::report::Reporter;
+use backdraft_journal::report::{Reporter, RunSummary};
 use backdraft_testkit::tiny;
 use backdraft_train::checkpoint::{self, Saved};
 use backdraft_train::control::Control;
@@ -80,12 +80,21 @@ fn child() {
     };
     assert!(fault::install(hook));
     let recipe = PathBuf::from(env::var(RECIPE).unwrap());
-    let (recipe, start) = if role == "resume" {
-        let resume = Resume::find(&recipe.with_file_name("out"), &[]).unwrap();
-        let recipe = resume.recipe(Some(&recipe), &[]).unwrap();
+    let summary = go(&recipe, (role == "resume").then_some(&[]), &[]);
+    let operations = DONE.load(Ordering::Relaxed);
+    say(&format!("done {} {operations}", summary.steps));
+}
+
+/// Trains as `recipe` with `set` says, or goes on with the run of its output directory, where `allow` may have changed.
+fn go(recipe: &Path, allow: Option<&[&str]>, set: &[&str]) -> RunSummary {
+    let set: Vec<String> = set.iter().map(|&key| key.to_owned()).collect();
+    let (recipe, start) = if let Some(allow) = allow {
+        let allow: Vec<String> = allow.iter().map(|&key| key.to_owned()).collect();
+        let resume = Resume::find(&recipe.with_file_name("out"), &allow).unwrap();
+        let recipe = resume.recipe(Some(recipe), &set).unwrap();
         (recipe, Start::Resume(Box::new(resume)))
     } else {
-        let recipe = backdraft_recipe::Recipe::load(&recipe, &[]).unwrap();
+        let recipe = backdraft_recipe::Recipe::load(recipe, &set).unwrap();
         (recipe, Start::New { force: false })
     };
     let model = PathBuf::from(&recipe.model);
@@ -100,9 +109,7 @@ fn child() {
         start,
         memory: None,
     };
-    let (summary, _) = run.train(watch).unwrap();
-    let operations = DONE.load(Ordering::Relaxed);
-    say(&format!("done {} {operations}", summary.steps));
+    run.train(watch).unwrap().0
 }
 
 fn start(role: &str, recipe: &Path, more: &[(&str, usize)]) -> Child {
@@ -345,6 +352,109 @@ fn adaptive_precision_goes_on_as_if_never_killed() {
     let noted: Value = serde_json::from_slice(&expected.files[noted]).unwrap();
     let schemes = noted["quantization"]["schemes"].as_object().unwrap();
     assert!(!schemes.is_empty(), "{noted}");
+}
+
+/// The points that the records of a run tell of.
+fn points(recipe: &Path) -> Vec<Value> {
+    let mut records = result(recipe).records;
+    records.retain(|record| record["event"] == "adaptation");
+    records
+}
+
+#[test]
+fn a_run_goes_on_with_other_bits() {
+    let root = tempfile::tempdir().unwrap();
+    let recipe = adaptive(root.path());
+    go(
+        &recipe,
+        None,
+        &["train.max_steps=4", "quantization.adapt_at=[0.0]"],
+    );
+    let changes = ["train", "quantization"];
+    let more = [
+        "train.max_steps=8",
+        "quantization.adapt_at=[0.0]",
+        "quantization.bits=5.6",
+    ];
+    let resume = Resume::find(&recipe.with_file_name("out"), &["train".to_owned()]).unwrap();
+    let more_set = more.map(str::to_owned);
+    let refused = resume
+        .recipe(Some(&recipe), &more_set)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        refused.contains("quantization.bits: 4.6 → 5.6"),
+        "{refused}"
+    );
+    drop(resume);
+    // More room: what is stored stays where it is and gets better.
+    let summary = go(&recipe, Some(&changes), &more);
+    assert_eq!(summary.steps, 8);
+    let found = points(&recipe);
+    let last = found.last().unwrap();
+    assert_eq!((found.len(), &last["step"]), (2, &4.into()));
+    let bits = |point: &Value| point["precision"]["bits"].as_f64().unwrap();
+    let accepted = last["precision"]["accepted"] == true;
+    assert!(
+        bits(last) <= 5.6 && (!accepted || bits(last) > bits(&found[0])),
+        "{last}"
+    );
+    assert_eq!(summary.precision.unwrap().points, 2);
+    // Less room than what is stored takes: everything is dealt out within it, whatever the loss says of single moves.
+    let less = [
+        "train.max_steps=10",
+        "quantization.adapt_at=[0.0]",
+        "quantization.bits=4.3",
+    ];
+    let summary = go(&recipe, Some(&changes), &less);
+    assert_eq!(summary.steps, 10);
+    let noted = fs::read(
+        recipe
+            .with_file_name("out")
+            .join("adapter/trained_with.json"),
+    )
+    .unwrap();
+    let noted: Value = serde_json::from_slice(&noted).unwrap();
+    let plan: backdraft_arch::QuantizationPlan =
+        serde_json::from_value(noted["quantization"].clone()).unwrap();
+    let source = ModelSource::open(&recipe.with_file_name("model")).unwrap();
+    let (values, bytes) = plan.quantized(&backdraft_model::spec(&source).unwrap());
+    assert!(8.0 * bytes as f64 / values as f64 <= 4.3, "{plan}");
+}
+
+#[test]
+fn a_plan_that_was_measured_is_given_to_another_run() {
+    let root = tempfile::tempdir().unwrap();
+    let first = adaptive(&root.path().join("first"));
+    go(
+        &first,
+        None,
+        &["train.max_steps=2", "quantization.adapt_at=[0.0]"],
+    );
+    let note = |recipe: &Path| -> Value {
+        let path = recipe
+            .with_file_name("out")
+            .join("adapter/trained_with.json");
+        serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+    };
+    let adapter = first.with_file_name("out").join("adapter");
+    let second = tiny::project(&root.path().join("second"), MORE);
+    let plan = format!("quantization.plan='{}'", adapter.display());
+    let summary = go(
+        &second,
+        None,
+        &["train.max_steps=4", "load_in_4bit=true", &plan],
+    );
+    assert_eq!(note(&second)["quantization"], note(&first)["quantization"]);
+    assert_eq!((points(&second).len(), summary.precision), (0, None));
+    // It goes on as any other.
+    let summary = go(
+        &second,
+        Some(&["train"]),
+        &["train.max_steps=6", "load_in_4bit=true", &plan],
+    );
+    assert_eq!(summary.steps, 6);
+    assert_eq!(note(&second)["quantization"], note(&first)["quantization"]);
 }
 
 /// Kills runs of a project at eight places, and compares what they come to with one that was not killed.

@@ -5,8 +5,10 @@ mod codebook;
 mod cpu;
 mod data;
 mod diagnosis;
+mod dither;
 mod gpu;
 mod plan;
+mod precision;
 mod quantize;
 mod random_model;
 
@@ -28,6 +30,18 @@ pub(crate) enum LibraryTask {
     Docs,
     /// The values of nested codes, by numeric integration; fails where those in the library are others.
     Codebook,
+    /// Write a model whose weights are off the grid of its file, in f32.
+    Dither {
+        /// A .gguf file or a directory.
+        #[arg(long)]
+        model: PathBuf,
+        /// Directory to write.
+        #[arg(long)]
+        out: PathBuf,
+        /// Of the draws.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
     /// Write a model of a real shape with random bf16 weights, sharded.
     RandomModel {
         /// 8b or 1b.
@@ -71,6 +85,8 @@ pub(crate) enum Bench {
     },
     /// LoRA steps of a random model on a CUDA device: loss, time, memory. Build with `--features cuda`.
     Gpu(gpu::GpuArgs),
+    /// Adaptive precision: many short runs, arm beside arm, paired by seed.
+    Precision(precision::PrecisionArgs),
     /// Time to find an activation plan for 8B and 70B, and what the plans save.
     Plan,
     /// Quantising a matrix of 1024 x 4096 on the processor: GB/s of input.
@@ -89,6 +105,7 @@ pub(crate) fn run(task: LibraryTask) -> anyhow::Result<()> {
         LibraryTask::Docs => docs(),
         LibraryTask::Codebook => codebook::run(),
         LibraryTask::RandomModel { shape, out } => random_model::write(&shape, &out),
+        LibraryTask::Dither { model, out, seed } => dither::write(&model, &out, seed),
         LibraryTask::Bench(bench) => match bench {
             Bench::Cpu {
                 model,
@@ -100,6 +117,7 @@ pub(crate) fn run(task: LibraryTask) -> anyhow::Result<()> {
             Bench::Data(args) => data::run(&args),
             Bench::Diagnosis { seeds, per_class } => diagnosis::run(&seeds, per_class),
             Bench::Gpu(args) => gpu::run(&args),
+            Bench::Precision(args) => precision::run(&args),
             Bench::Plan => plan::run(),
             Bench::Quantize => quantize::throughput(),
             Bench::Load { model } => quantize::load(&model),

@@ -1,5 +1,7 @@
 //! `plan`: what a recipe needs in memory, and what it recomputes, before anything is loaded.
 
+pub(crate) mod measure;
+
 use std::path::PathBuf;
 
 use backdraft_arch::SavedTensor;
@@ -22,12 +24,13 @@ use crate::commands::Context;
 use crate::error::CliError;
 use crate::session;
 
-/// Show how much memory a recipe needs and what it recomputes, without loading the weights
+/// Show how much memory a recipe needs and what it recomputes, without loading the weights; or what precision costs
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   backdraft plan recipe.toml
   backdraft plan recipe.toml --device-memory 24GiB --sweep
-  backdraft plan recipe.toml --set lora.rank=64 --json")]
+  backdraft plan recipe.toml --set lora.rank=64 --json
+  backdraft plan recipe.toml --measure --write precision.json")]
 pub(crate) struct PlanArgs {
     /// The recipe; `backdraft init` writes one
     #[arg(value_name = "RECIPE")]
@@ -48,6 +51,18 @@ pub(crate) struct PlanArgs {
     /// Also show plans for eight memory budgets, from the smallest that works to one that keeps everything
     #[arg(long)]
     pub(crate) sweep: bool,
+
+    /// Read the weights and some training rows, and show what precision costs: KL by bits, and who gets how many
+    #[arg(long, conflicts_with_all = ["device_memory", "dtype", "sweep"])]
+    pub(crate) measure: bool,
+
+    /// Write the measured plan to a file, which quantization.plan takes
+    #[arg(long, value_name = "FILE", requires = "measure")]
+    pub(crate) write: Option<PathBuf>,
+
+    /// Replace that file if it exists
+    #[arg(long, requires = "write")]
+    pub(crate) force: bool,
 }
 
 /// Reads the data type of the activations.
@@ -67,7 +82,10 @@ const CARDS: [u64; 6] = [8, 12, 16, 24, 48, 80];
 const SWEEP: u64 = 8;
 
 pub(crate) fn run(args: &PlanArgs, context: Context) -> Result<(), CliError> {
-    let recipe = Recipe::load(&args.recipe, &args.set)?;
+    let mut recipe = Recipe::load(&args.recipe, &args.set)?;
+    if args.measure {
+        return measure::run(args, recipe, context);
+    }
     let spec = session::shape(&recipe.model, context.output)?.spec;
     if let Length::MaxSteps(steps) = recipe.train.length
         && let Some(found) = NoEffect::of_schedule(&recipe.train.schedule(steps))
@@ -88,12 +106,29 @@ pub(crate) fn run(args: &PlanArgs, context: Context) -> Result<(), CliError> {
     } else {
         (MemoryModel::cpu(), 0)
     };
+    let line = if on_gpu { Roofline::GPU } else { Roofline::CPU };
+    let cost = CostModel::Roofline(line);
+    let budget = budget(args, &recipe);
+    let limit = (budget.unwrap_or(u64::MAX >> 1), &cost);
+    recipe
+        .settle_bits(&spec, (memory, host), limit, None)
+        .map_err(CliError::library)?;
     let setup = recipe.setup(spec, memory, host);
-    let plans = Plans::new(args, &recipe, setup, on_gpu);
+    let plans = Plans::new(args, &recipe, setup, (budget, cost));
     let found = plans.to_json();
     context.output.record("plan", &found)?;
     context.output.line(plans.to_text(dtype))?;
     Ok(())
+}
+
+/// What a step may use; `None` where nobody said.
+fn budget(args: &PlanArgs, recipe: &Recipe) -> Option<u64> {
+    let given = recipe.memory_budget.map(|ByteSize(bytes)| bytes);
+    let device = args.device_memory.map(|ByteSize(bytes)| usable(bytes));
+    match (given, device) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    }
 }
 
 fn recipe_fits(recipe: &Recipe, spec: &ModelSpec) -> Result<(), CliError> {
@@ -119,23 +154,21 @@ struct Plans {
 }
 
 impl Plans {
-    fn new(args: &PlanArgs, recipe: &Recipe, setup: Setup, on_gpu: bool) -> Self {
-        let line = if on_gpu { Roofline::GPU } else { Roofline::CPU };
-        let given = recipe.memory_budget.map(|ByteSize(bytes)| bytes);
-        let device = args.device_memory.map(|ByteSize(bytes)| usable(bytes));
-        let budget = match (given, device) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        };
+    fn new(
+        args: &PlanArgs,
+        recipe: &Recipe,
+        setup: Setup,
+        (budget, cost): (Option<u64>, CostModel),
+    ) -> Self {
         Self {
             step: setup.step(),
             pass: setup.pass(),
-            cost: CostModel::Roofline(line),
+            cost,
             policy: recipe.activation_policy,
             budget,
             sweep: args.sweep,
             accumulation: recipe.train.grad_accumulation_steps,
-            bits: recipe.quantization.bits,
+            bits: recipe.mean_bits(),
             cards: cards(&setup),
             setup,
         }
@@ -411,7 +444,7 @@ fn chart(plan: &ActivationPlan, step: &StepShape) -> String {
     text
 }
 
-fn gib(bytes: u64) -> String {
+pub(crate) fn gib(bytes: u64) -> String {
     let gib = bytes as f64 / f64::from(1u32 << 30);
     if gib < 0.1 {
         format!("{:.1} MiB", gib * 1024.0)
@@ -460,6 +493,9 @@ mod tests {
             device_memory: device_memory.map(|size| size.parse().unwrap()),
             dtype,
             sweep: true,
+            measure: false,
+            write: None,
+            force: false,
         };
         let recipe = Recipe::load(&args.recipe, &[]).unwrap();
         let value: Value = serde_json::from_str(CONFIG).unwrap();
@@ -476,7 +512,8 @@ mod tests {
             grad_accumulation_steps: 1,
             host,
         };
-        let plans = Plans::new(&args, &recipe, setup, true);
+        let limits = (budget(&args, &recipe), CostModel::Roofline(Roofline::GPU));
+        let plans = Plans::new(&args, &recipe, setup, limits);
         let json = plans.to_json();
         assert_eq!(json["sweep"].as_array().unwrap().len(), SWEEP as usize);
         plans.to_text(DType::Bf16)

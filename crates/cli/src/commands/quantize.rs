@@ -1,13 +1,16 @@
 //! `quantize`: write a model in 4 or 8 bits.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use backdraft_arch::Precision;
 use backdraft_formats::Existing;
 use backdraft_quant::{QuantizationPlan, Scheme};
+use backdraft_recipe::Recipe;
 use clap::Args;
 
 use crate::args::choice;
+use crate::commands::plan::measure::survey;
 use crate::commands::{self, Context};
 use crate::error::CliError;
 use crate::plain::count;
@@ -17,7 +20,8 @@ use crate::session;
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   backdraft quantize --model HuggingFaceTB/SmolLM2-135M-Instruct --out smollm2-nf4 --double-quant
-  backdraft quantize --model model.gguf --out model-int8 --format int8")]
+  backdraft quantize --model model.gguf --out model-int8 --format int8
+  backdraft quantize --model DIR --out DIR-4.8 --double-quant --bits 4.8 --data rows.jsonl")]
 pub(crate) struct QuantizeArgs {
     /// Model: directory, .gguf file, or hub id (org/name)
     #[arg(long, value_name = "MODEL")]
@@ -43,6 +47,14 @@ pub(crate) struct QuantizeArgs {
     #[arg(long, value_name = "MODULE")]
     pub(crate) skip: Vec<String>,
 
+    /// Leave unquantized what is worth most, up to so many bits a weight in the mean: measured on the rows of --data
+    #[arg(long, value_name = "BITS", requires = "data")]
+    pub(crate) bits: Option<f64>,
+
+    /// Rows to measure on, as data.train takes them
+    #[arg(long, value_name = "FILE", requires = "bits")]
+    pub(crate) data: Option<String>,
+
     /// Replace the output directory if it exists
     #[arg(long)]
     pub(crate) force: bool,
@@ -50,7 +62,10 @@ pub(crate) struct QuantizeArgs {
 
 pub(crate) fn run(args: &QuantizeArgs, context: Context) -> Result<(), CliError> {
     let output = context.output;
-    let plan = plan(args)?;
+    let mut plan = plan(args)?;
+    if let (Some(bits), Some(rows)) = (args.bits, &args.data) {
+        plan = measured(args, (plan, bits, rows), context)?;
+    }
     let source = session::open_model(&args.model, output)?;
     commands::keep_inputs(&args.out, &[source.path()])?;
     let existing = if args.force {
@@ -80,6 +95,63 @@ pub(crate) fn run(args: &QuantizeArgs, context: Context) -> Result<(), CliError>
         count(report.kept as u64, "tensor"),
         report.bytes as f64 / 1e6
     ))
+}
+
+/// The plan that skips what is worth most, up to `bits` a weight.
+fn measured(
+    args: &QuantizeArgs,
+    (plan, bits, rows): (QuantizationPlan, f64, &str),
+    context: Context,
+) -> Result<QuantizationPlan, CliError> {
+    let output = context.output;
+    let format = match plan.scheme.name().parse::<Precision>() {
+        Ok(format @ (Precision::Nf4 | Precision::Int8)) => format,
+        _ => {
+            return Err(CliError::usage(
+                "--bits measures around --format nf4 or int8",
+            ));
+        }
+    };
+    let rows = if Path::new(rows).exists() {
+        let absolute = std::path::absolute(rows);
+        absolute.map_or(rows.to_owned(), |path| path.to_string_lossy().into_owned())
+    } else {
+        rows.to_owned()
+    };
+    let [model, rows] = [args.model.as_str(), rows.as_str()].map(toml::Value::from);
+    let text = format!("model = {model}\n[data]\ntrain = {rows}\n");
+    let here = std::env::current_dir().unwrap_or_default();
+    let recipe = Recipe::from_toml(&text, &here, &[])?;
+    let (surveyed, mut model) = survey(&recipe, (&plan, &[format]), context)?;
+    let element = match model.spec().projections().next() {
+        Some((layer, target)) => session::open_model(&args.model, output)?
+            .tensor_info(&format!("{}.weight", target.path(layer)))
+            .map_or(2, |info| info.dtype.size()),
+        None => 2,
+    };
+    let offer = surveyed.skip(bits, element as u64).ok_or_else(|| {
+        let least = surveyed.uniform().report.bits;
+        CliError::user(format!(
+            "--bits {bits}: {} alone takes {least:.2} bits a weight",
+            plan.scheme
+        ))
+    })?;
+    let uniform = surveyed.uniform().plan;
+    let kl = surveyed.check(&mut model, &[&uniform, &offer.plan])?;
+    let skipped: Vec<&str> = (offer.report.moves.iter())
+        .map(|one| one.module.as_str())
+        .collect();
+    output.record(
+        "measured",
+        &serde_json::json!({ "bits": offer.report.bits, "kl": kl, "unquantized": skipped }),
+    )?;
+    let [before, after] = [0, 1].map(|at| kl.get(at).copied().unwrap_or(f64::NAN));
+    output.progress(format!(
+        "{} unquantized at {:.2} bits a weight: KL {before:.4} -> {after:.4}",
+        count(skipped.len() as u64, "projection"),
+        offer.report.bits
+    ));
+    Ok(offer.plan)
 }
 
 fn plan(args: &QuantizeArgs) -> Result<QuantizationPlan, CliError> {

@@ -96,6 +96,18 @@ fn every_json_line_is_as_the_page_says() {
     run("watch out", 0);
     run("report out", 0);
     run("plan recipe.toml --sweep", 0);
+    run(
+        "plan recipe.toml --measure --write precision.json --set load_in_4bit=true --set quantization.bits=4.7",
+        0,
+    );
+    run(
+        "train recipe.toml --output-dir planned --set load_in_4bit=true --set quantization.plan=precision.json --max-steps 2",
+        0,
+    );
+    run(
+        "train recipe.toml --output-dir pissa --set lora.init=pissa --max-steps 2",
+        0,
+    );
     run("plan recipe.toml --set memory_budget=\"1KiB\"", 0);
     run("data check recipe.toml", 0);
     run("data preview recipe.toml --rows 2", 0);
@@ -118,6 +130,10 @@ fn every_json_line_is_as_the_page_says() {
         0,
     );
     run("quantize --model model --out quantized", 0);
+    run(
+        "quantize --model model --out skipping --bits 8 --data train.jsonl",
+        0,
+    );
     for what in ["model", "out/adapter", "recipe.toml", "train.jsonl"] {
         run(&format!("inspect {what}"), 0);
     }

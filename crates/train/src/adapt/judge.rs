@@ -22,14 +22,14 @@ pub(crate) struct Verdict {
 }
 
 /// Normed hidden states of the targets of each pass, as the model would give them with the weights of its file.
-pub(crate) type Reference = Vec<Tensor<2>>;
+type Reference = Vec<Tensor<2>>;
 
 /// Runs `passes` through the unquantised layers, one after the other: each is read, has the model's adapters, and is
 /// dropped, so that the unquantised model is never in memory.
 ///
 /// # Errors
 /// A file that cannot be read.
-pub(crate) fn reference(
+fn reference(
     source: &ModelSource,
     model: &CausalLm,
     passes: &[MicroBatch],
@@ -64,34 +64,61 @@ pub(crate) fn reference(
     Ok(normed.collect())
 }
 
-/// Measures the model on `passes`.
-///
-/// # Errors
-/// A device that failed.
-pub(crate) fn judge(
-    model: &CausalLm,
-    passes: &[MicroBatch],
-    reference: Option<&Reference>,
-) -> Result<Verdict, TrainError> {
-    let (mut nll, mut kl, mut tokens) = (0.0, 0.0, 0);
-    for (i, pass) in passes.iter().enumerate() {
-        let hidden = normed(model, pass);
-        let losses = cross_entropy::forward(&hidden, model.head(), &pass.targets.ids, None).nll;
-        let losses = losses.try_into_data();
-        let losses = losses.map_err(|error| TrainError::Device {
-            step: 0,
-            message: error.to_string(),
-        })?;
-        nll += losses.iter::<f32>().map(f64::from).sum::<f64>();
-        tokens += pass.targets.len();
-        if let Some(reference) = reference {
-            let values = token_divergences(model, model, &[reference[i].clone(), hidden])?;
-            kl += values.iter().sum::<f64>();
+/// Rows by which a change is judged, and what the unquantised model says of them.
+pub(crate) struct Look<'a> {
+    passes: &'a [MicroBatch],
+    reference: Option<Reference>,
+}
+
+impl<'a> Look<'a> {
+    /// At the nll alone.
+    pub(crate) const fn alone(passes: &'a [MicroBatch]) -> Self {
+        Self {
+            passes,
+            reference: None,
         }
     }
-    let mean = |sum: f64| sum / tokens.max(1) as f64;
-    Ok(Verdict {
-        nll: mean(nll),
-        kl: reference.map(|_| mean(kl)),
-    })
+
+    /// At the nll, and at the divergence from the model with the weights of its file.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub(crate) fn with_reference(
+        source: &ModelSource,
+        model: &CausalLm,
+        passes: &'a [MicroBatch],
+    ) -> Result<Self, TrainError> {
+        Ok(Self {
+            passes,
+            reference: Some(reference(source, model, passes)?),
+        })
+    }
+
+    /// Measures the model.
+    ///
+    /// # Errors
+    /// A device that failed.
+    pub(crate) fn at(&self, model: &CausalLm) -> Result<Verdict, TrainError> {
+        let (mut nll, mut kl, mut tokens) = (0.0, 0.0, 0);
+        for (i, pass) in self.passes.iter().enumerate() {
+            let hidden = normed(model, pass);
+            let losses = cross_entropy::forward(&hidden, model.head(), &pass.targets.ids, None).nll;
+            let losses = losses.try_into_data();
+            let losses = losses.map_err(|error| TrainError::Device {
+                step: 0,
+                message: error.to_string(),
+            })?;
+            nll += losses.iter::<f32>().map(f64::from).sum::<f64>();
+            tokens += pass.targets.len();
+            if let Some(reference) = &self.reference {
+                let values = token_divergences(model, model, &[reference[i].clone(), hidden])?;
+                kl += values.iter().sum::<f64>();
+            }
+        }
+        let mean = |sum: f64| sum / tokens.max(1) as f64;
+        Ok(Verdict {
+            nll: mean(nll),
+            kl: self.reference.as_ref().map(|_| mean(kl)),
+        })
+    }
 }

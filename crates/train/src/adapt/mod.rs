@@ -8,13 +8,19 @@
 //! # Source
 //! Prices: NVIDIA's AutoQuantize and HIGGS (arXiv:2411.17525) add up over matrices as these do.
 
+mod first;
+mod given;
 mod judge;
+mod later;
 mod moves;
 mod point;
 mod probe;
 mod rows;
 mod starts;
+mod survey;
 mod table;
 
+pub use given::{GivenPlanError, read_plan};
 pub use point::Adaptation;
 pub use rows::CalibrationRows;
+pub use survey::{Offer, Survey};

@@ -18,14 +18,22 @@ pub(crate) fn store_as(
     plan: &QuantizationPlan,
     source: &ModelSource,
 ) -> Result<(), TrainError> {
-    let mut moves: Vec<(i64, usize, TargetModule, Scheme)> = Vec::new();
+    let mut moves: Vec<(i64, usize, TargetModule, Option<Scheme>)> = Vec::new();
     for (index, layer) in model.layers.iter().enumerate() {
         for target in TargetModule::ALL {
             let weight = layer.projection(target).weight();
             let wanted = plan.scheme_for(&target.path(index));
-            if let Some(scheme) = wanted.filter(|_| wanted != weight.scheme()) {
-                let growth = scheme.num_bytes(weight.dims()) as i64 - weight.num_bytes() as i64;
-                moves.push((growth, index, target, scheme));
+            if wanted != weight.scheme() {
+                let bytes = match wanted {
+                    Some(scheme) => scheme.num_bytes(weight.dims()),
+                    None => weight.num_params() * model.dtype().size(),
+                };
+                moves.push((
+                    bytes as i64 - weight.num_bytes() as i64,
+                    index,
+                    target,
+                    wanted,
+                ));
             }
         }
     }
@@ -35,7 +43,7 @@ pub(crate) fn store_as(
         let name = format!("{}.weight", target.path(index));
         let weight = model.layers[index].projection_mut(target).weight_mut();
         let dims = weight.dims();
-        let read = || read_matrix(source, &name, dims, Some(scheme), (&device, dtype));
+        let read = || read_matrix(source, &name, dims, scheme, (&device, dtype));
         let made: Result<_, MatrixError> = device::lasting(&device, (), |()| read());
         *weight = made.map_err(|error| TrainError::Load(error.into()))?;
     }

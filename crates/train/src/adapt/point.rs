@@ -1,63 +1,64 @@
-//! A point: measure, deal out, move, look, and keep or take back.
+//! What all points share: the run's request, measuring, dealing out, and what a report says.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
-use backdraft_arch::{AdapterStart, ModelSpec, Precision, QuantizationPlan};
+use backdraft_arch::{AdapterStart, ModelSpec, Precision, QuantizationPlan, Scheme};
 use backdraft_formats::ModelSource;
 use backdraft_journal::adaptation::{AdaptationReport, Move, PrecisionReport, StartReport};
 use backdraft_model::CausalLm;
 use backdraft_recipe::{Recipe, bytes_of};
 use burn::tensor::TensorReadError;
 
-use super::judge::{Verdict, judge, reference};
+use super::judge::Verdict;
 use super::moves::store_as;
 use super::probe::{Probe, probe};
 use super::rows::CalibrationRows;
-use super::starts;
 use super::table::{Dealt, Prices, Table};
 use crate::error::TrainError;
-
-/// A point that predicts less gain than this share of the present price moves nothing.
-const WORTH: f64 = 0.03;
-
-/// Plans that a later point tries, each with half the moves of the one before.
-const TRIES: usize = 3;
 
 /// Adaptive precision of one run.
 #[derive(Debug)]
 pub struct Adaptation {
-    source: Arc<ModelSource>,
-    rows: CalibrationRows,
+    pub(super) source: Arc<ModelSource>,
+    pub(super) rows: CalibrationRows,
     /// Mean bits, where precision is dealt out.
     bits: Option<f64>,
-    precisions: Vec<Precision>,
-    init: AdapterStart,
+    pub(super) precisions: Vec<Precision>,
+    pub(super) init: AdapterStart,
     /// Shares of the run.
     at: Vec<f64>,
-    seed: u64,
+    /// Whether a file says how the base is stored at the beginning.
+    is_given: bool,
+    pub(super) seed: u64,
     /// How the base is stored now.
-    plan: QuantizationPlan,
+    pub(super) plan: QuantizationPlan,
     /// Errors of every projection, once they were measured.
-    table: Option<Table>,
+    pub(super) table: Option<Table>,
 }
 
 impl Adaptation {
-    /// What `recipe` asks for; `None` where it asks for one precision and adapters that start at zero.
+    /// What `recipe` asks for, over a base that is stored as `plan` says; `None` where it asks for one precision and adapters
+    /// that start at zero.
     #[must_use]
-    pub fn of(recipe: &Recipe, source: &Arc<ModelSource>, rows: CalibrationRows) -> Option<Self> {
-        let plan = recipe.quantization_plan()?;
+    pub fn of(
+        recipe: &Recipe,
+        source: &Arc<ModelSource>,
+        rows: CalibrationRows,
+        plan: &QuantizationPlan,
+    ) -> Option<Self> {
         let quantization = &recipe.quantization;
         Self::is_asked(recipe).then(|| Self {
             source: source.clone(),
             rows,
-            bits: quantization.bits,
+            bits: recipe.mean_bits(),
             precisions: quantization.formats.clone(),
             init: recipe.lora.init,
             at: quantization.adapt_at.clone(),
+            is_given: quantization.plan.is_some(),
             seed: recipe.seed,
-            plan,
+            plan: plan.clone(),
             table: None,
         })
     }
@@ -65,7 +66,22 @@ impl Adaptation {
     /// Whether `recipe` asks for anything of this.
     #[must_use]
     pub fn is_asked(recipe: &Recipe) -> bool {
-        recipe.quantization.bits.is_some() || recipe.lora.init != AdapterStart::Default
+        recipe.deals_bits() || recipe.quantization.plan.is_some() || recipe.lora.init.gives_back()
+    }
+
+    /// Whether precision is dealt out before the first step.
+    pub(super) fn deals_first(&self) -> bool {
+        self.bits.is_some() && !self.is_given && self.at.first() == Some(&0.0)
+    }
+
+    /// Whether a point may leave a projection in `scheme`.
+    pub(super) fn may_deal(&self, scheme: Scheme) -> bool {
+        let (block_size, double_quant) = self.plan.scheme.blocks().unwrap_or((64, true));
+        let mut schemes = self
+            .precisions
+            .iter()
+            .map(|one| one.scheme(block_size, double_quant));
+        schemes.any(|one| one == scheme)
     }
 
     /// How the base is stored now.
@@ -95,7 +111,7 @@ impl Adaptation {
         Ok(())
     }
 
-    fn budget(&self, spec: &ModelSpec) -> Option<u64> {
+    pub(super) fn budget(&self, spec: &ModelSpec) -> Option<u64> {
         let (values, _) = self.plan.quantized(spec);
         self.bits.map(|bits| bytes_of(bits, values))
     }
@@ -109,137 +125,7 @@ impl Adaptation {
         budget.map_or(0, |budget| budget.saturating_sub(stored))
     }
 
-    /// The point before the first step: deals out precision over a base that is stored in one, and starts the adapters.
-    ///
-    /// # Errors
-    /// A file that cannot be read, a device that failed, or bits that no format fits.
-    pub fn begin(&mut self, model: &mut CausalLm) -> Result<AdaptationReport, TrainError> {
-        let began = Instant::now();
-        let deals = self.bits.is_some() && self.at.first() == Some(&0.0);
-        let probe = match deals || self.init == AdapterStart::Qera {
-            true => Some(self.probe(model, 0)?),
-            false => None,
-        };
-        let rows = self.rows.clone();
-        let passes = &rows.verification;
-        let reference = reference(&self.source, model, passes)?;
-        let judged = |model: &CausalLm| judge(model, passes, Some(&reference));
-        let before = judged(model)?;
-        let mut now = before;
-        let mut precision = None;
-        if let (true, Some(probe)) = (deals, &probe) {
-            let spec = model.spec();
-            let (table, prices) =
-                Table::measure(&self.source, spec, &self.plan, &self.precisions, probe)?;
-            let from = table.cost(&self.plan, &prices);
-            let dealt = self.dealt(&table, spec, &from, &prices, None)?;
-            store_as(model, &dealt.plan, &self.source)?;
-            let moved = judged(model)?;
-            // Where one format is all that fits, nothing has moved, and nothing is worse.
-            let accepted = dealt.plan == from.plan || moved.kl < now.kl;
-            if accepted {
-                now = moved;
-            } else {
-                store_as(model, &from.plan, &self.source)?;
-            }
-            precision = Some(self.settle(model.spec(), (&from, &dealt), (accepted, 1)));
-            self.table = Some(table);
-        }
-        let mut start = None;
-        if self.init != AdapterStart::Default {
-            let kept = starts::kept(model);
-            let seed = self.seed;
-            let adapters = starts::start(model, &self.source, self.init, probe.as_ref(), seed)?;
-            let started = judged(model)?;
-            let accepted = started.kl < now.kl;
-            start = Some(StartReport {
-                init: self.init.name().to_owned(),
-                accepted,
-                adapters,
-                kl: [now, started].map(|verdict| verdict.kl.unwrap_or(f64::NAN)),
-            });
-            if accepted {
-                now = started;
-            } else {
-                starts::restore(model, &kept);
-            }
-        }
-        let verdicts = [before, now];
-        Ok(self.report(0, (precision, start), verdicts, probe.as_ref(), began))
-    }
-
-    /// A point after `step` steps: everything is measured and dealt out anew. What raises the nll of the rows that it is
-    /// judged by is tried again with half the moves, and at last taken back; B stays as it is. `None` where there is nothing
-    /// worth a move.
-    ///
-    /// # Errors
-    /// A file that cannot be read, a device that failed; what was moved may be moved then.
-    pub fn later(
-        &mut self,
-        model: &mut CausalLm,
-        step: usize,
-    ) -> Result<Option<AdaptationReport>, TrainError> {
-        let began = Instant::now();
-        let probe = self.probe(model, step)?;
-        let table = match self.table.take() {
-            Some(table) => table,
-            // The first point of a process that resumed.
-            None => {
-                let spec = model.spec();
-                Table::measure(&self.source, spec, &self.plan, &self.precisions, &probe)?.0
-            }
-        };
-        // By sketches, whether the table was made just now or not: the same bits after a resume.
-        let prices = table.priced(&probe);
-        let found = self.try_moves(model, &table, &prices);
-        self.table = Some(table);
-        Ok(found?.map(|(precision, verdicts)| {
-            self.report(step, (Some(precision), None), verdicts, Some(&probe), began)
-        }))
-    }
-
-    fn try_moves(
-        &mut self,
-        model: &mut CausalLm,
-        table: &Table,
-        prices: &Prices,
-    ) -> Result<Option<(PrecisionReport, [Verdict; 2])>, TrainError> {
-        let spec = model.spec().clone();
-        let from = table.cost(&self.plan, prices);
-        let mut dealt = self.dealt(table, &spec, &from, prices, None)?;
-        if from.price - dealt.price < WORTH * from.price {
-            return Ok(None);
-        }
-        let passes = &self.rows.verification;
-        let before = judge(model, passes, None)?;
-        let mut tries = 0;
-        loop {
-            tries += 1;
-            store_as(model, &dealt.plan, &self.source)?;
-            let after = judge(model, passes, None)?;
-            if after.nll <= before.nll && dealt.price < from.price {
-                let precision = self.settle(&spec, (&from, &dealt), (true, tries));
-                return Ok(Some((precision, [before, after])));
-            }
-            store_as(model, &from.plan, &self.source)?;
-            let gains = table.gains(&from.plan, &dealt.plan, prices);
-            let paths = gains.iter().map(|(path, _)| path.clone());
-            let half: BTreeSet<String> = paths.take(gains.len() / 2).collect();
-            let fewer = match tries < TRIES && !half.is_empty() {
-                true => self.dealt(table, &spec, &from, prices, Some(&half)).ok(),
-                false => None,
-            };
-            match fewer {
-                Some(fewer) if fewer.plan != from.plan => dealt = fewer,
-                _ => {
-                    let precision = self.settle(&spec, (&from, &dealt), (false, tries));
-                    return Ok(Some((precision, [before, before])));
-                }
-            }
-        }
-    }
-
-    fn probe(&self, model: &CausalLm, step: usize) -> Result<Probe, TrainError> {
+    pub(super) fn probe(&self, model: &CausalLm, step: usize) -> Result<Probe, TrainError> {
         let seed = self.seed ^ (step as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
         let found = probe(model, &self.rows.statistics, seed);
         found.map_err(|error: TensorReadError| TrainError::Device {
@@ -248,7 +134,7 @@ impl Adaptation {
         })
     }
 
-    fn dealt(
+    pub(super) fn dealt(
         &self,
         table: &Table,
         spec: &ModelSpec,
@@ -265,7 +151,7 @@ impl Adaptation {
     }
 
     /// Notes which plan is in force, and what became of it.
-    fn settle(
+    pub(super) fn settle(
         &mut self,
         spec: &ModelSpec,
         (from, dealt): (&Dealt, &Dealt),
@@ -273,41 +159,10 @@ impl Adaptation {
     ) -> PrecisionReport {
         let now = if accepted { dealt } else { from };
         self.plan = now.plan.clone();
-        let mut shares: BTreeMap<String, f64> = BTreeMap::new();
-        let mut moves = Vec::new();
-        let mut values = 0.0;
-        for (layer, target) in spec.projections() {
-            let path = target.path(layer);
-            let Some(scheme) = now.plan.scheme_for(&path) else {
-                continue;
-            };
-            let [out, input] = spec.layers[layer].shape(target);
-            values += (out * input) as f64;
-            *shares.entry(scheme.name().to_owned()).or_default() += (out * input) as f64;
-            let [old, new] = [from, dealt].map(|d| d.plan.scheme_for(&path));
-            if let (Some(old), Some(new)) = (old, new)
-                && old != new
-            {
-                moves.push(Move {
-                    module: path,
-                    from: old.name().to_owned(),
-                    to: new.name().to_owned(),
-                });
-            }
-        }
-        shares.values_mut().for_each(|share| *share /= values);
-        PrecisionReport {
-            accepted,
-            tries,
-            bits: 8.0 * now.bytes as f64 / values,
-            bytes: now.bytes,
-            predicted: [from.price, dealt.price],
-            shares,
-            moves,
-        }
+        told(spec, (from, dealt), (accepted, tries))
     }
 
-    fn report(
+    pub(super) fn report(
         &self,
         step: usize,
         (precision, start): (Option<PrecisionReport>, Option<StartReport>),
@@ -326,5 +181,62 @@ impl Adaptation {
             calibration_tokens: probe.map_or(0, |probe| probe.tokens),
             seconds: began.elapsed().as_secs_f64(),
         }
+    }
+}
+
+/// What became of a plan that was dealt out where another was in force.
+pub(super) fn told(
+    spec: &ModelSpec,
+    (from, dealt): (&Dealt, &Dealt),
+    (accepted, tries): (bool, usize),
+) -> PrecisionReport {
+    let now = if accepted { dealt } else { from };
+    let mut shares: BTreeMap<String, f64> = BTreeMap::new();
+    let mut by_layer: BTreeMap<String, String> = BTreeMap::new();
+    let mut moves = Vec::new();
+    let mut values = 0.0;
+    for (layer, target) in spec.projections() {
+        let path = target.path(layer);
+        let [old, new] = [from, dealt].map(|d| d.plan.scheme_for(&path));
+        let scheme = now.plan.scheme_for(&path);
+        let strip = by_layer.entry(target.name().to_owned()).or_default();
+        strip.push(digit(scheme));
+        if old.is_none() {
+            continue;
+        }
+        let name = |scheme: Option<Scheme>| scheme.map_or("unquantized", Scheme::name).to_owned();
+        if old != new {
+            moves.push(Move {
+                module: path,
+                from: name(old),
+                to: name(new),
+            });
+        }
+        let [out, input] = spec.layers[layer].shape(target);
+        values += (out * input) as f64;
+        *shares.entry(name(scheme)).or_default() += (out * input) as f64;
+    }
+    shares.values_mut().for_each(|share| *share /= values);
+    PrecisionReport {
+        accepted,
+        tries,
+        bits: 8.0 * now.bytes as f64 / values,
+        bytes: now.bytes,
+        predicted: [from.price, dealt.price],
+        shares,
+        by_layer,
+        moves,
+    }
+}
+
+/// Bits of a scheme without its scales; `-` where nothing is quantised.
+fn digit(scheme: Option<Scheme>) -> char {
+    match scheme {
+        None => '-',
+        Some(Scheme::FourBit { .. }) => '4',
+        Some(Scheme::Nested { format, .. }) => {
+            char::from_digit(format.bits() as u32, 10).unwrap_or('?')
+        }
+        Some(Scheme::Int8) => '8',
     }
 }

@@ -132,21 +132,51 @@ impl Table {
         budget: u64,
         among: Option<&BTreeSet<String>>,
     ) -> Option<Dealt> {
-        let candidates: Vec<Vec<(usize, Candidate)>> = self
-            .rows
-            .iter()
-            .zip(prices)
-            .map(|(row, prices)| {
-                let fixed = among.is_some_and(|among| !among.contains(&row.path));
-                let kept = now.scheme_for(&row.path);
-                let all = prices.iter().enumerate().map(|(choice, &price)| {
-                    let bytes = self.scheme(choice).num_bytes(row.dims) as u64;
-                    (choice, Candidate { bytes, price })
-                });
-                let stays = |&(choice, _): &(usize, Candidate)| Some(self.scheme(choice)) == kept;
-                all.filter(|one| !fixed || stays(one)).collect()
-            })
-            .collect();
+        let candidates = self.rows.iter().zip(prices).map(|(row, prices)| {
+            let fixed = among.is_some_and(|among| !among.contains(&row.path));
+            let kept = now.scheme_for(&row.path);
+            let all = prices.iter().enumerate().map(|(choice, &price)| {
+                let scheme = self.scheme(choice);
+                let bytes = scheme.num_bytes(row.dims) as u64;
+                (Some(scheme), Candidate { bytes, price })
+            });
+            all.filter(|(scheme, _)| !fixed || *scheme == kept)
+                .collect()
+        });
+        self.cheapest(now, candidates.collect(), budget)
+    }
+
+    /// The cheapest plan within `budget` bytes whose projections are in the scheme of `now` or not quantised at all, where
+    /// they take `element` bytes a value: which to skip. `None` where nothing fits.
+    pub(crate) fn skip(
+        &self,
+        now: &QuantizationPlan,
+        prices: &Prices,
+        budget: u64,
+        element: u64,
+    ) -> Option<Dealt> {
+        let candidates = self.rows.iter().zip(prices).map(|(row, prices)| {
+            let bytes = now.scheme.num_bytes(row.dims) as u64;
+            let price = self.price(now, row, prices);
+            let dense = (row.dims[0] * row.dims[1]) as u64 * element;
+            let dense = Candidate {
+                bytes: dense,
+                price: 0.0,
+            };
+            vec![
+                (Some(now.scheme), Candidate { bytes, price }),
+                (None, dense),
+            ]
+        });
+        self.cheapest(now, candidates.collect(), budget)
+    }
+
+    fn cheapest(
+        &self,
+        now: &QuantizationPlan,
+        candidates: Vec<Vec<(Option<Scheme>, Candidate)>>,
+        budget: u64,
+    ) -> Option<Dealt> {
         let matrices: Vec<Vec<Candidate>> = candidates
             .iter()
             .map(|of| of.iter().map(|&(_, candidate)| candidate).collect())
@@ -165,9 +195,12 @@ impl Table {
             ..now.clone()
         };
         for ((row, candidates), choice) in self.rows.iter().zip(&candidates).zip(choice) {
-            let scheme = self.scheme(candidates[choice].0);
-            if scheme != plan.scheme {
-                plan.schemes.insert(row.path.clone(), scheme);
+            match candidates[choice].0 {
+                Some(scheme) if scheme == plan.scheme => {}
+                Some(scheme) => {
+                    plan.schemes.insert(row.path.clone(), scheme);
+                }
+                None => plan.skip_modules.push(row.path.clone()),
             }
         }
         Some(Dealt { plan, price, bytes })

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use backdraft_arch::QuantizationPlan;
+use backdraft_arch::{ModelSpec, QuantizationPlan};
 use backdraft_data::count;
 use backdraft_formats::ModelSource;
 use backdraft_journal::adaptation::AdaptationReport;
@@ -13,27 +13,42 @@ use backdraft_model::CausalLm;
 use backdraft_recipe::Recipe;
 
 use super::{Run, Start};
-use crate::adapt::{Adaptation, CalibrationRows};
+use crate::adapt::{Adaptation, CalibrationRows, read_plan};
 use crate::checkpoint::Saved;
 use crate::data::{RunData, data_error};
 use crate::device::DeviceFacts;
 use crate::error::TrainError;
 use crate::trained_with::TrainedWith;
 
+/// How the base is stored at the beginning.
+pub(super) fn stored_plan(
+    recipe: &Recipe,
+    spec: &ModelSpec,
+) -> Result<Option<QuantizationPlan>, TrainError> {
+    let Some(path) = &recipe.quantization.plan else {
+        return Ok(recipe.quantization_plan());
+    };
+    let formats = recipe
+        .deals_bits()
+        .then_some(&recipe.quantization.formats[..]);
+    Ok(Some(read_plan(path, spec, formats)?))
+}
+
 /// What `recipe` asks for; `None` where it asks for one precision and adapters that start at zero.
 pub(super) fn adaptation(
     recipe: &Recipe,
     source: &Arc<ModelSource>,
     data: &RunData,
+    plan: Option<&QuantizationPlan>,
 ) -> Result<Option<Adaptation>, TrainError> {
-    if !Adaptation::is_asked(recipe) {
+    let Some(plan) = plan.filter(|_| Adaptation::is_asked(recipe)) else {
         return Ok(None);
-    }
+    };
     let tokens = recipe.quantization.calibration_tokens;
     let pass = data.loader.largest_micro_batch().iter().sum();
     let rows = CalibrationRows::choose(&data.train, data.loader.clone(), tokens, pass);
     let rows = rows.map_err(data_error(Path::new("data.train")))?;
-    Ok(Adaptation::of(recipe, source, rows))
+    Ok(Adaptation::of(recipe, source, rows, plan))
 }
 
 impl Run {
@@ -45,7 +60,8 @@ impl Run {
         }
     }
 
-    /// Stores the base as the checkpoint has it, or measures and deals out anew; a report of the latter.
+    /// Stores the base as the checkpoint has it, or measures and deals out anew, before the first step or because bits
+    /// have changed; a report of the latter.
     pub(super) fn adapt(
         &mut self,
         start: &Start,
@@ -58,7 +74,9 @@ impl Run {
             Start::New { .. } => None,
             Start::Resume(resume) => resume.from(),
         };
-        if let Some(saved) = saved {
+        if let Some(saved) = saved
+            && !self.has_other_bits(saved)?
+        {
             let mut model = self.model.clone();
             self.store_as_in(saved, &mut model)?;
             self.model = model;
@@ -66,19 +84,44 @@ impl Run {
         }
         let tokens = self.recipe.quantization.calibration_tokens as u64;
         let measured = count(tokens, "token");
-        reporter.adapting(&format!("measuring {measured} of training rows"));
+        reporter.adapting(&match saved {
+            None => format!("measuring {measured} of training rows"),
+            Some(saved) => format!("step {}: other bits, measuring anew", saved.state.step),
+        });
         // What the measurement takes comes in the pages that steps will use.
         let facts = DeviceFacts::of(&self.device, self.model.dtype().size() as u64);
         let spec = self.model.spec().clone();
         let step = self.recipe.setup(spec, facts.memory, facts.host).step();
         size_pages(&self.device, step.page_for(self.longest_pass()));
-        let adaptation = self.adaptation.as_mut();
-        let report = adaptation.map(|adaptation| adaptation.begin(&mut self.model));
-        let report = report.transpose()?;
+        let report = match saved {
+            None => (self.adaptation.as_mut()).map_or(Ok(None), |it| it.begin(&mut self.model))?,
+            Some(saved) => self.refit(saved)?,
+        };
         if let Some(report) = &report {
             reporter.adapted(report);
         }
         Ok(report)
+    }
+
+    /// Whether the run goes on with other bits than those of the checkpoint, or in other formats.
+    fn has_other_bits(&self, saved: &Saved) -> Result<bool, TrainError> {
+        let was = Recipe::from_toml(&saved.recipe, &saved.path, &[])?;
+        let (was, now) = (&was, &self.recipe);
+        Ok(was.mean_bits() != now.mean_bits()
+            || was.quantization.formats != now.quantization.formats)
+    }
+
+    /// Deals out the new bits under the adapter of the checkpoint.
+    fn refit(&mut self, saved: &Saved) -> Result<Option<AdaptationReport>, TrainError> {
+        let adapter = self.adapter_of(saved)?;
+        let Some(adaptation) = &mut self.adaptation else {
+            return Ok(None);
+        };
+        self.model = self.model.clone().with_adapter(&adapter)?;
+        let noted = TrainedWith::read(&saved.path.join("adapter"))?;
+        let plan = noted.and_then(|noted| noted.over.quantization);
+        let plan = plan.unwrap_or_else(|| adaptation.plan().clone());
+        adaptation.refit(&mut self.model, &plan, saved.state.step)
     }
 
     /// Stores the base of `model` as a checkpoint has it.

@@ -11,7 +11,6 @@ use backdraft_journal::report::{ActivationReport, Reporter, RunInfo, RunSummary}
 use backdraft_journal::tensorboard::EventWriter;
 use backdraft_journal::text::{shown_computer, with_causes};
 use backdraft_journal::{run_files, tensorboard};
-use backdraft_lora::LoraConfig;
 use backdraft_plan::memory::Memory;
 use backdraft_recipe::no_effect::NoEffect;
 
@@ -96,8 +95,7 @@ impl Run {
         let listed = self.data.check.write_skipped(&skipped);
         notes.extend(listed.err().map(|error| with_causes(&error)));
         if let Some(saved) = &from {
-            let mut adapter = saved.adapter(&self.device)?;
-            adapter.config = LoraConfig::from(&self.recipe.lora);
+            let adapter = self.adapter_of(saved)?;
             self.model = self.model.with_adapter(&adapter)?;
         }
         let mut loader = self.data.loader.clone();

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use backdraft_arch::ModelSpec;
 use backdraft_kernels::device::size_pages;
 use backdraft_plan::cost::{CostModel, Roofline};
 use backdraft_plan::memory::{self, MemoryWatch, usable};
@@ -10,12 +11,32 @@ use backdraft_plan::tensors::PassShape;
 use backdraft_plan::{
     ActivationPlan, ActivationPolicy, Activations, Planner, Prediction, Setup, StepShape,
 };
-use backdraft_recipe::ByteSize;
+use backdraft_recipe::{ByteSize, Recipe};
 
 use super::Run;
 use crate::calibrate::{self, CalibrationKey};
 use crate::device::DeviceFacts;
 use crate::error::TrainError;
+
+/// Puts a number in place of bits that are left to the memory there is.
+///
+/// # Errors
+/// A base that does not fit into what the recipe gives it.
+pub(super) fn settle_bits(
+    recipe: &mut Recipe,
+    spec: &ModelSpec,
+    facts: &DeviceFacts,
+    longest: PassShape,
+) -> Result<(), TrainError> {
+    let budget = match (recipe.memory_budget, facts.capacity) {
+        (Some(ByteSize(budget)), _) => budget,
+        (None, Some(capacity)) => usable(capacity),
+        (None, None) => facts.watch().obtainable().unwrap_or(u64::MAX) / 16 * 15,
+    };
+    let cost = CostModel::Roofline(facts.roofline);
+    let machine = (facts.memory, facts.host);
+    Ok(recipe.settle_bits(spec, machine, (budget, &cost), Some(longest))?)
+}
 
 impl Run {
     /// A pass over the largest micro-batch that the data can make, every token supervised.

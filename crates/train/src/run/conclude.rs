@@ -1,15 +1,16 @@
 //! What a run leaves: its adapter, its summary, its report.
 
+use std::fs;
 use std::path::PathBuf;
 use std::time::Instant;
 
 use backdraft_formats::{Existing, PeftWriteOptions};
-use backdraft_journal::records::Records;
+use backdraft_journal::adaptation::PrecisionSummary;
+use backdraft_journal::records::{self, Records};
 use backdraft_journal::report::RunSummary;
 use backdraft_journal::text::with_causes;
 use backdraft_journal::{report_html, run_files};
 use backdraft_kernels::device::held;
-use backdraft_lora::LoraConfig;
 use backdraft_model::CausalLm;
 use backdraft_plan::Prediction;
 use backdraft_plan::memory::{self, Measured, Memory};
@@ -69,8 +70,11 @@ impl Run {
             no_effect.push(NoEffect::NoGradient { steps });
         }
         no_effect.extend(untrained(&model, adapter_step));
+        let records = fs::read_to_string(output_dir.join(records::FILE)).unwrap_or_default();
+        let points: Vec<_> = records::adaptations(&records).collect();
         let summary = RunSummary {
             no_effect,
+            precision: PrecisionSummary::of(&points),
             memory: Memory::of(highest, model.num_trained()),
             measured_memory: measured,
             device_memory,
@@ -97,8 +101,7 @@ impl Run {
         let path = checkpoint::path(&self.recipe.output_dir, step);
         let mut read = || -> Result<CausalLm, TrainError> {
             let saved = Saved::open(&path)?;
-            let mut adapter = saved.adapter(&self.device)?;
-            adapter.config = LoraConfig::from(&self.recipe.lora);
+            let adapter = self.adapter_of(&saved)?;
             let mut model = model.clone().with_adapter(&adapter)?;
             self.store_as_in(&saved, &mut model)?;
             Ok(model)
@@ -120,6 +123,10 @@ impl Run {
         let path = self.recipe.output_dir.join("adapter");
         let Some(adapter) = model.adapter() else {
             unreachable!("a trained model has an adapter");
+        };
+        let adapter = match &self.principal {
+            Some(start) => adapter.since(start),
+            None => adapter,
         };
         let options = PeftWriteOptions {
             existing: Existing::Replace,
@@ -174,6 +181,7 @@ fn summarise(
         measured_memory: None,
         device_memory: None,
         peak_memory: None,
+        precision: None,
         no_effect: Vec::new(),
         adapter,
         adapter_step: outcome.steps,
