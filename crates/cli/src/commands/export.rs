@@ -5,6 +5,7 @@ mod general;
 mod modelfile;
 mod title;
 mod told;
+mod usual;
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;

@@ -2,9 +2,12 @@
 
 mod base;
 mod card;
+mod evaluation;
 mod files;
 mod recipe;
+mod token;
 mod told;
+mod verdict;
 
 use std::io::{BufRead, Write};
 use std::path::{Path, PathBuf};
@@ -19,7 +22,8 @@ use clap::Args;
 use glob::Pattern;
 use serde_json::Value;
 
-use self::card::{Evaluation, Facts, Kind};
+use self::card::{Facts, Kind};
+use self::evaluation::Evaluation;
 use self::files::{Choice, Rules};
 use self::told::Told;
 use crate::commands::Context;

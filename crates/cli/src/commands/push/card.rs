@@ -7,8 +7,8 @@ use backdraft_journal::records::Report;
 use backdraft_journal::report::{EvalReport, RunSummary};
 use backdraft_journal::run_files::{RunFiles, RunNote};
 use backdraft_train::trained_with::{Prompting, TrainedWith};
-use serde_json::Value;
 
+use super::evaluation::Evaluation;
 use super::recipe;
 use crate::plain::{count, fixed};
 use crate::provenance;
@@ -38,48 +38,6 @@ pub(super) struct Facts<'a> {
     pub(super) run: Option<&'a RunFiles>,
     pub(super) evaluation: Option<&'a Evaluation>,
     pub(super) files: &'a [PushFile],
-}
-
-/// Scores of the base and of the adapter on the same rows.
-#[derive(Debug, PartialEq)]
-pub(super) struct Evaluation {
-    base: Value,
-    adapter: Value,
-}
-
-impl Evaluation {
-    /// The scores in a line of `eval --json`; `None` where it measured the base alone.
-    pub(super) fn of(line: &Value) -> Option<Self> {
-        let scores = |name: &str| {
-            line.get(name)
-                .filter(|scores| scores["nll"].is_number())
-                .cloned()
-        };
-        Some(Self {
-            base: scores("base")?,
-            adapter: scores("adapter")?,
-        })
-    }
-
-    fn section(&self) -> String {
-        let share = |value: f64| format!("{:.1} %", 100.0 * value);
-        let row = |name: &str, key: &str, text: &dyn Fn(f64) -> String| {
-            let (base, adapter) = (self.base[key].as_f64()?, self.adapter[key].as_f64()?);
-            Some(format!("| {name} | {} | {} |\n", text(base), text(adapter)))
-        };
-        let rows = [
-            row("loss, nats", "nll", &fixed),
-            row("perplexity", "perplexity", &fixed),
-            row("answers that match exactly", "exact_match", &share),
-            row("answers with the right first word", "first_word", &share),
-        ];
-        let tokens = self.adapter["tokens"].as_u64().unwrap_or_default();
-        format!(
-            "## Before and after\n\nOver {}.\n\n| | base | this adapter |\n| --- | --- | --- |\n{}",
-            count(tokens, "supervised token"),
-            rows.into_iter().flatten().collect::<String>()
-        )
-    }
 }
 
 const PROGRAM: &str = env!("CARGO_PKG_REPOSITORY");

@@ -9,6 +9,8 @@ use backdraft_formats::FormatError;
 use backdraft_formats::hub::push::PushFile;
 use glob::Pattern;
 
+use super::token::holds_token;
+use super::verdict::{HIDDEN, OTHER, OUTSIDE, Verdict, folder_apart, verdict};
 use crate::error::CliError;
 
 /// Folders in folders that are looked into.
@@ -39,26 +41,6 @@ pub(super) struct LeftOut {
     pub(super) name: String,
     pub(super) why: &'static str,
 }
-
-/// What becomes of a file by its name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Verdict {
-    Sent,
-    /// Left out unless it is included.
-    Apart(&'static str),
-    /// Left out whatever is asked.
-    Never(&'static str),
-}
-
-const HIDDEN: &str = "hidden";
-const SECRET: &str = "its name is that of a secret";
-const OUTSIDE: &str = "a link that leads out of the directory";
-const STATE: &str = "training state";
-const ROWS: &str = "rows";
-const CACHE: &str = "a cache or a part of a file";
-const OF_RUN: &str = "a record of the run, with paths and rows of this machine";
-const PICKLE: &str = "a pickle, which can run code when loaded";
-const OTHER: &str = "no file of a model";
 
 impl Choice {
     /// Looks at a directory.
@@ -214,175 +196,24 @@ impl Walk<'_> {
             .strip_prefix(self.root)
             .unwrap_or(&real)
             .to_string_lossy();
-        if matches!(self::verdict(&inner.replace('\\', "/")), Verdict::Never(_)) {
+        if matches!(verdict(&inner.replace('\\', "/")), Verdict::Never(_)) {
             self.left_out
                 .insert(name, "a link to a file that is never sent");
             return Ok(());
         }
         let data = fs::metadata(&real).map_err(FormatError::io(&real, "read"))?;
-        match data.is_file() {
-            true => self
-                .files
-                .insert(name, (real, data.len()))
-                .map_or((), |_| ()),
-            false => self
-                .left_out
-                .insert(name, "no plain file")
-                .map_or((), |_| ()),
+        if data.is_file() {
+            self.files.insert(name, (real, data.len()));
+        } else {
+            self.left_out.insert(name, "no plain file");
         }
         Ok(())
     }
 }
 
-/// Why a folder stays here as a whole.
-fn folder_apart(name: &str) -> Option<&'static str> {
-    let name = name.to_ascii_lowercase();
-    let begins = |start: &str| name.starts_with(start);
-    if begins("checkpoint") || begins("step-") || begins("global_step") {
-        return Some(STATE);
-    }
-    match name.as_str() {
-        "__pycache__" | "cache" | "tmp" => Some(CACHE),
-        "tensorboard" | "runs" | "logs" | "wandb" | "mlruns" => Some(OF_RUN),
-        _ => None,
-    }
-}
-
-fn verdict(name: &str) -> Verdict {
-    use Verdict::{Apart, Never, Sent};
-    if name.split('/').any(|part| part.starts_with('.')) {
-        return Never(HIDDEN);
-    }
-    let file = name
-        .rsplit('/')
-        .next()
-        .unwrap_or_default()
-        .to_ascii_lowercase();
-    let (stem, ending) = file.rsplit_once('.').unwrap_or((&file, ""));
-    let begins = |starts: &[&str]| starts.iter().any(|start| file.starts_with(start));
-    let secret_endings = [
-        "pem", "key", "p12", "pfx", "jks", "keystore", "kdbx", "env", "netrc",
-    ];
-    let secret_names = [
-        "token",
-        "tokens",
-        "credentials",
-        "secret",
-        "secrets",
-        "password",
-        "passwords",
-        "api_key",
-        "apikey",
-    ];
-    if secret_endings.contains(&ending)
-        || secret_names.contains(&stem)
-        || begins(&[
-            "id_rsa",
-            "id_dsa",
-            "id_ecdsa",
-            "id_ed25519",
-            "hf_token",
-            "access_token",
-        ])
-    {
-        return Never(SECRET);
-    }
-    if file.contains(".partial-")
-        || ["part", "incomplete", "tmp", "lock", "swp"].contains(&ending)
-        || file.ends_with('~')
-    {
-        return Apart(CACHE);
-    }
-    let state = [
-        "optimizer",
-        "scheduler",
-        "rng_state",
-        "scaler",
-        "training_args",
-        "trainer_state",
-        "loader_state",
-        "global_step",
-    ];
-    if begins(&state) || ["state.json", "manifest.json", "zero_to_fp32.py"].contains(&&*file) {
-        return Apart(STATE);
-    }
-    let of_run = [
-        "metrics.jsonl",
-        "run.json",
-        "samples.json",
-        "summary.json",
-        "report.html",
-        "recipe.toml",
-        "skipped_rows.jsonl",
-    ];
-    if of_run.contains(&&*file) || file.contains("tfevents") || ending == "log" {
-        return Apart(OF_RUN);
-    }
-    if ["jsonl", "ndjson", "parquet", "csv", "tsv", "arrow"].contains(&ending)
-        || file.ends_with(".jsonl.gz")
-        || file.ends_with(".jsonl.zst")
-    {
-        return Apart(ROWS);
-    }
-    if ["bin", "pt", "pth", "ckpt", "pkl", "pickle", "msgpack", "h5"].contains(&ending) {
-        return Apart(PICKLE);
-    }
-    let names = [
-        "config.json",
-        "generation_config.json",
-        "adapter_config.json",
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "tokenizer.model",
-        "special_tokens_map.json",
-        "added_tokens.json",
-        "vocab.json",
-        "vocab.txt",
-        "merges.txt",
-        "chat_template.jinja",
-        "chat_template.json",
-        "preprocessor_config.json",
-        "processor_config.json",
-        "trained_with.json",
-        "trained_over.json",
-        "modelfile",
-        "readme.md",
-    ];
-    let papers = ["license", "licence", "notice", "use_policy", "copying"];
-    match names.contains(&&*file)
-        || ["safetensors", "gguf"].contains(&ending)
-        || file.ends_with(".safetensors.index.json")
-        || begins(&papers)
-    {
-        true => Sent,
-        false => Apart(OTHER),
-    }
-}
-
-/// Whether a file holds what an access token of the hub looks like, or the one that is in use.
-fn holds_token(path: &Path) -> Result<bool, CliError> {
-    let bytes = fs::read(path).map_err(FormatError::io(path, "read"))?;
-    let own = std::env::var("HF_TOKEN").unwrap_or_default();
-    let own = own.trim().as_bytes();
-    let has_own = own.len() >= 8 && bytes.windows(own.len()).any(|window| window == own);
-    Ok(has_own || looks_like_token(&bytes))
-}
-
-/// `hf_` or `api_org_`, and 30 letters and digits or more.
-pub(super) fn looks_like_token(bytes: &[u8]) -> bool {
-    [b"hf_".as_slice(), b"api_org_"].iter().any(|start| {
-        let starts = bytes.windows(start.len()).enumerate();
-        let mut starts = starts.filter(|(_, window)| window == start);
-        starts.any(|(at, _)| {
-            let rest = bytes[at + start.len()..].iter();
-            let apart = at == 0 || !bytes[at - 1].is_ascii_alphanumeric();
-            apart && rest.take_while(|byte| byte.is_ascii_alphanumeric()).count() >= 30
-        })
-    })
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::verdict::{CACHE, OF_RUN, PICKLE, ROWS, SECRET, STATE};
     use super::*;
 
     fn directory(files: &[&str]) -> tempfile::TempDir {
@@ -536,12 +367,5 @@ mod tests {
                 .starts_with("config.json holds what looks like an access token")
         );
         assert!(!error.to_string().contains(&token));
-        for harmless in [
-            "hf_hub",
-            "xhf_aB3aB3aB3aB3aB3aB3aB3aB3aB3aB3aB3aB3",
-            "hf_-aB3aB3aB3aB3aB3aB3aB3aB3aB3aB3",
-        ] {
-            assert!(!looks_like_token(harmless.as_bytes()), "{harmless}");
-        }
     }
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use toml::{Table, Value};
 
-use super::files::looks_like_token;
+use super::token::looks_like_token;
 
 /// Keys that say where something lies here, and nothing about the training.
 const LOCAL: [&str; 1] = ["output_dir"];

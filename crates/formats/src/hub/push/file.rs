@@ -60,7 +60,7 @@ impl PushFile {
     pub(super) fn open(&self, from: u64, length: u64) -> Result<Box<dyn Read + '_>, PushError> {
         match &self.content {
             Content::File(path) => {
-                let open = || {
+                let open = || -> io::Result<File> {
                     let mut file = File::open(path)?;
                     file.seek(SeekFrom::Start(from))?;
                     Ok(file)

@@ -6,6 +6,7 @@
 //! # Source
 //! The hub's interface as `huggingface_hub` speaks it (`_commit_api.py`, `lfs.py`).
 
+mod answer;
 mod client;
 mod commit;
 mod error;

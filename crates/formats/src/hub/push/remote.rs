@@ -2,7 +2,8 @@
 
 use serde_json::{Value, json};
 
-use super::client::{Answer, Client, JSON, Repeat};
+use super::answer::Answer;
+use super::client::{Client, JSON, Repeat};
 use super::error::PushError;
 use crate::hub::name::HubName;
 

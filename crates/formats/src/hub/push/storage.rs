@@ -60,9 +60,9 @@ fn place(
     if !answer.is_success() {
         return Err(refusal(client, name, &what, &answer));
     }
-    let mut answer = answer.json(&what, &client.options.endpoint)?;
+    let answer = answer.json(&what, &client.options.endpoint)?;
     let unusable = |problem: &str| unusable(client, &what, problem);
-    let mut object = answer["objects"][0].take();
+    let object = &answer["objects"][0];
     if object["oid"] != *sha256 {
         return Err(unusable("it is about another file"));
     }
@@ -75,7 +75,7 @@ fn place(
             message: error["message"].as_str().map(str::to_owned),
         });
     }
-    match object["actions"].take() {
+    match object["actions"].clone() {
         Value::Null => Ok(None),
         actions if actions["upload"]["href"].is_string() => Ok(Some(actions)),
         _ => Err(unusable("no address to upload to")),

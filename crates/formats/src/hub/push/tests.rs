@@ -513,6 +513,15 @@ fn answers_that_lead_astray_are_not_followed() {
     );
     let error = push(&hub, "org/name", &files.list()).unwrap_err();
     assert!(matches!(error, PushError::Renamed { .. }), "{error}");
+    let hub = FakeHub::new();
+    let moved = Fault::Says(
+        "307 Temporary Redirect",
+        "Location: http://elsewhere/\r\n",
+        String::new(),
+    );
+    hub.fault("POST /api/repos", 1, moved);
+    let error = push(&hub, "org/name", &files.list()).unwrap_err();
+    assert!(matches!(error, PushError::Renamed { .. }), "{error}");
 }
 
 #[test]
