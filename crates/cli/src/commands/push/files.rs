@@ -196,7 +196,10 @@ impl Walk<'_> {
             .strip_prefix(self.root)
             .unwrap_or(&real)
             .to_string_lossy();
-        if matches!(verdict(&inner.replace('\\', "/")), Verdict::Never(_)) {
+        if matches!(
+            super::verdict::verdict(&inner.replace('\\', "/")),
+            Verdict::Never(_)
+        ) {
             self.left_out
                 .insert(name, "a link to a file that is never sent");
             return Ok(());
