@@ -109,7 +109,7 @@ fn one(
 fn usual(kind: GgufFileType) -> String {
     usual_kl(kind).map_or_else(String::new, |kl| {
         format!(
-            " ({} is usual for {} in an 8B model, several times that in one below 1B)",
+            " ({} is usual for {} in an 8B model; small ones lose more)",
             scientific(kl),
             kind.name()
         )

@@ -60,8 +60,6 @@ pub(super) fn without_folders(text: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
-    use insta::assert_snapshot;
-
     use super::*;
 
     #[test]
@@ -78,18 +76,18 @@ mod tests {
             token = "x"
             note = "hf_aB3aB3aB3aB3aB3aB3aB3aB3aB3aB3aB3aB3"
         "#;
-        assert_snapshot!(public(recipe).unwrap(), @r#"
-        model = "base.gguf"
-        seed = 42
-
-        [data]
-        train = ["rows.jsonl", "org/rows:train", { path = "more.csv", weight = 0.5 }]
-        prompt_template = "/ask {instruction}"
-        chat_template = "t.jinja"
-
-        [other]
-        note = "(hidden)"
-        "#);
+        let expected = r#"
+            model = "base.gguf"
+            seed = 42
+            [data]
+            train = ["rows.jsonl", "org/rows:train", { path = "more.csv", weight = 0.5 }]
+            prompt_template = "/ask {instruction}"
+            chat_template = "t.jinja"
+            [other]
+            note = "(hidden)"
+        "#;
+        let public_table: Table = public(recipe).unwrap().parse().unwrap();
+        assert_eq!(public_table, expected.parse::<Table>().unwrap());
         assert_eq!(public("model = "), None);
     }
 }
