@@ -85,6 +85,7 @@ fn nothing_is_sent_unasked() {
     let adapter = [
         "adapter_config.json",
         "adapter_model.safetensors",
+        "chat_template.jinja",
         "trained_with.json",
         "README.md",
     ];
@@ -140,7 +141,7 @@ fn a_run_becomes_a_private_repository() {
     ] {
         assert_eq!(files[name], read(name), "{name}");
     }
-    assert_eq!(files.len(), 5);
+    assert_eq!(files.len(), 6);
     for request in hub.requests() {
         assert!(!String::from_utf8_lossy(&request.body).contains(TOKEN));
     }
