@@ -21,6 +21,7 @@ llama.cpp is the npm package of scripts/gguf_judge.py.
 import argparse
 import ctypes
 import json
+import os
 import pathlib
 import re
 import tempfile
@@ -40,7 +41,7 @@ def declare(lib):
     lib.llama_chat_apply_template.argtypes = [ctypes.c_char_p, ctypes.POINTER(Message), ctypes.c_size_t, ctypes.c_bool, ctypes.c_char_p, i]
     lib.llama_sampler_init_greedy.restype = p
     lib.llama_sampler_sample.argtypes = [p, p, i]
-    lib.llama_sampler_free.argtypes = [p]
+    lib.llama_set_n_threads.restype, lib.llama_set_n_threads.argtypes = None, [p, i, i]
     lib.llama_vocab_is_eog.restype, lib.llama_vocab_is_eog.argtypes = ctypes.c_bool, [p, i]
     lib.llama_token_to_piece.argtypes = [p, i, ctypes.c_char_p, i, i, ctypes.c_bool]
 
@@ -52,6 +53,9 @@ class Answerer(Model):
         self.template = self.lib.llama_model_chat_template(self.model, None)
         if not self.template:
             raise SystemExit(f"{path} has no chat template")
+        # More threads than processors wait for one another.
+        threads = len(os.sched_getaffinity(0))
+        self.lib.llama_set_n_threads(self.context, threads, threads)
         self.sampler = ctypes.c_void_p(self.lib.llama_sampler_init_greedy())
 
     def render(self, messages):
@@ -73,7 +77,8 @@ class Answerer(Model):
             if self.lib.llama_vocab_is_eog(self.vocab, token):
                 break
             piece = ctypes.create_string_buffer(256)
-            out += piece.raw[:self.lib.llama_token_to_piece(self.vocab, token, piece, len(piece), 0, False)]
+            length = self.lib.llama_token_to_piece(self.vocab, token, piece, len(piece), 0, False)
+            out += piece.raw[:length]
             ids = [token]
         return out.decode(errors="replace")
 
