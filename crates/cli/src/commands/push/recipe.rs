@@ -54,8 +54,8 @@ pub(super) fn without_folders(text: &str) -> &str {
     if !local || text.contains('\n') {
         return text;
     }
-    let parts = text.split(['/', '\\']).filter(|part| !part.is_empty());
-    parts.last().unwrap_or_default()
+    let mut parts = text.split(['/', '\\']).filter(|part| !part.is_empty());
+    parts.next_back().unwrap_or_default()
 }
 
 #[cfg(test)]
