@@ -11,7 +11,7 @@ use clap::{Args, Parser, Subcommand};
 use choice::QuantizationArg;
 
 use crate::commands::{
-    completions, data, eval, export, generate, init, inspect, man, merge, plan, quantize,
+    completions, data, eval, export, generate, init, inspect, man, merge, plan, push, quantize,
     quickstart, report, score, train, watch,
 };
 
@@ -69,6 +69,7 @@ pub(crate) enum Command {
     Merge(merge::MergeArgs),
     Quantize(quantize::QuantizeArgs),
     Export(export::ExportArgs),
+    Push(push::PushArgs),
     Inspect(inspect::InspectArgs),
     Init(init::InitArgs),
     Quickstart(quickstart::QuickstartArgs),
@@ -91,6 +92,7 @@ impl Command {
             | Self::Watch(_)
             | Self::Report(_)
             | Self::Merge(_)
+            | Self::Push(_)
             | Self::Quantize(_)
             | Self::Inspect(_)
             | Self::Init(_)

@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use backdraft_data::{DataError, TemplateError};
 use backdraft_formats::FormatError;
 use backdraft_formats::hub::HubError;
+use backdraft_formats::hub::push::PushError;
 use backdraft_lora::MergeError;
 use backdraft_model::{LoadError, QuantizeError};
 use backdraft_recipe::RecipeError;
@@ -427,6 +428,62 @@ fn hub_hint(error: &HubError) -> Option<&'static str> {
         }
         _ => None,
     }
+}
+
+impl From<PushError> for CliError {
+    fn from(error: PushError) -> Self {
+        let hint = push_hint(&error);
+        let error = Self::library(error);
+        match hint {
+            Some(hint) => error.hint(hint),
+            None => error,
+        }
+    }
+}
+
+fn push_hint(error: &PushError) -> Option<String> {
+    const AGAIN: &str = "nothing of this push is visible on the hub; the same command tries again, and sends no large file twice";
+    let hint = match error {
+        PushError::Token { endpoint, .. } => {
+            return Some(format!(
+                "make a token with the role `write` at {endpoint}/settings/tokens, and put it into HF_TOKEN"
+            ));
+        }
+        PushError::Refused { place, .. } if error.status() == Some(401) => {
+            return Some(format!(
+                "it may have expired: make a token with the role `write` at {place}/settings/tokens, and put it into HF_TOKEN"
+            ));
+        }
+        PushError::Refused { .. } if error.is_quota() => {
+            "free storage there, send to another organisation, or leave files out with --exclude"
+        }
+        PushError::Refused { .. } => match error.status() {
+            Some(403) => {
+                "the token needs the role `write`, and you the right to write to that organisation"
+            }
+            Some(404 | 409) => {
+                "check the spelling of --repo and --revision; a repository of that name may belong to somebody else"
+            }
+            Some(413) => {
+                "split the files (`export --split-size`), or leave some out with --exclude"
+            }
+            Some(408 | 429 | 500..) => AGAIN,
+            _ => return None,
+        },
+        PushError::Offline { .. } => "unset HF_HUB_OFFLINE to send, or look with --dry-run",
+        PushError::Network { .. } => AGAIN,
+        PushError::Uncertain { .. } => {
+            "look at the repository's page; the same command does no harm if it has the commit already"
+        }
+        PushError::Moved { .. } => "run the command again, and look at what it would replace now",
+        PushError::Public { .. } => "add --public if that is meant, or name another repository",
+        PushError::Renamed { .. } => "name it so in --repo",
+        PushError::Changed { .. } => {
+            "run the command again when nothing writes to the directory any more"
+        }
+        _ => return None,
+    };
+    Some(hint.to_owned())
 }
 
 const ISSUES: &str = concat!(env!("CARGO_PKG_REPOSITORY"), "/issues");

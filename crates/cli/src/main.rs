@@ -12,6 +12,7 @@ mod error;
 mod noted;
 mod output;
 mod plain;
+mod provenance;
 mod reporter;
 mod rows;
 mod session;

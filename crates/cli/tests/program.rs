@@ -12,6 +12,8 @@ use serde_json::Value;
 
 #[path = "program/export.rs"]
 mod export;
+#[path = "program/push.rs"]
+mod push;
 #[path = "program/readers.rs"]
 mod readers;
 #[path = "program/run.rs"]

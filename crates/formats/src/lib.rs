@@ -12,6 +12,7 @@
 //! | one safetensors file | [`SafetensorsFile`], [`SafetensorsWriter`] |
 //! | `adapter_config.json` + `adapter_model.safetensors` | [`PeftDir`], [`PeftConfig`] |
 #![cfg_attr(feature = "hub", doc = "| models by name, from the hub | [`hub`] |")]
+//! | the head of a model card (`README.md`) | [`CardHead`] |
 //! | tokenised rows | [`TokenFile`], [`TokenFileWriter`] |
 //! | files and directories that appear whole or not at all | [`AtomicFile`], [`AtomicDir`] |
 //! | a place for tests between their operations | [`fault`] |
@@ -32,6 +33,7 @@ mod hf_writer;
 pub mod hub;
 mod json;
 mod mapped;
+mod model_card;
 mod peft_config;
 mod peft_dir;
 mod peft_names;
@@ -50,6 +52,7 @@ pub use dtype::Dtype;
 pub use error::{FormatError, Result};
 pub use hf_dir::HfDir;
 pub use hf_writer::HfDirWriter;
+pub use model_card::CardHead;
 pub use peft_config::{PeftConfig, PeftConfigError, TargetModules};
 pub use peft_dir::{AdapterTensors, LoraPair, PeftDir, PeftWriteOptions};
 pub use peft_pattern::ModulePattern;

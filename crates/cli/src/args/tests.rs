@@ -149,6 +149,7 @@ fn help_of_the_program() {
       quantize     Quantize a model to 4 or 8 bits, in the format of bitsandbytes, which transformers
                    loads
       export       Write a model, with an adapter merged in, as GGUF files for llama.cpp and Ollama
+      push         Send an adapter, a model or exported files to the hub, with a model card
       inspect      Show what a model, adapter, run, recipe or data file contains, and what training
                    would take
       init         Write a starter recipe with every key explained

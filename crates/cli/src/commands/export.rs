@@ -3,7 +3,9 @@
 mod check;
 mod general;
 mod modelfile;
+mod title;
 mod told;
+mod usual;
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -21,6 +23,7 @@ use backdraft_recipe::ByteSize;
 use clap::Args;
 
 use self::check::Trained;
+use self::general::Origin;
 use self::told::megabytes;
 use crate::args::DeviceArgs;
 use crate::args::choice::{self, QuantizationArg};
@@ -181,7 +184,8 @@ fn adapter_only(
     let path = args.to.join(format!("{}-lora.gguf", model.name));
     let modelfile = args.to.join("Modelfile");
     commands::new_file(&modelfile, args.force, &[])?;
-    let general = general::of_adapter(model);
+    let origin = Origin::of(&chosen.source, chosen.adapter.as_ref())?;
+    let general = general::of_adapter(model, &origin);
     let files = write_gguf_adapter(factors, decoder, &general, path, existing)?;
     let text = modelfile::of_adapter(chosen.source.path(), &files[0].path);
     write_file(&modelfile, text.as_bytes(), existing)?;
@@ -205,7 +209,8 @@ fn whole(
         None => None,
     };
     let vocabulary = metadata(source, spec, &tokenizer, template.as_deref())?;
-    let general = general::of_model(model, spec, source, chosen.factors.is_some());
+    let origin = Origin::of(source, chosen.adapter.as_ref())?;
+    let general = general::of_model(model, spec, (source, &origin), chosen.factors.is_some());
     let tensors: Vec<_> = spec.tensors().collect();
     let tensors = tensors
         .iter()

@@ -11,6 +11,7 @@ pub(crate) mod inspect;
 pub(crate) mod man;
 pub(crate) mod merge;
 pub(crate) mod plan;
+pub(crate) mod push;
 pub(crate) mod quantize;
 pub(crate) mod quickstart;
 pub(crate) mod report;
@@ -77,6 +78,7 @@ fn run(command: Command, context: Context) -> Result<(), CliError> {
         Command::Merge(args) => merge::run(&args, context),
         Command::Quantize(args) => quantize::run(&args, context),
         Command::Export(args) => export::run(&args, context),
+        Command::Push(args) => push::run(&args, context),
         Command::Inspect(args) => inspect::run(&args, context),
         Command::Init(args) => init::run(&args, context),
         Command::Watch(args) => watch::run(&args, context),

@@ -15,6 +15,8 @@ enum PreTokenizer {
     SmolLm,
     /// Llama 3: digits in groups of three; a piece that is a token is not merged.
     Llama3,
+    /// As Llama 3, but every piece is merged.
+    Dbrx,
     /// Qwen 2: digits alone, text in NFC.
     Qwen2,
     /// Mistral's from Nemo on: words by the case of their letters, digits alone; a piece that is a token is not merged.
@@ -23,7 +25,7 @@ enum PreTokenizer {
     LlamaCppDefault,
 }
 
-const KNOWN: &str = "smollm, llama-bpe, llama3, llama-v3, qwen2, tekken, gpt-2 and default";
+const KNOWN: &str = "smollm, llama-bpe, qwen2, tekken, gpt-2, dbrx, other names of the same (such as deepseek-r1-qwen), and default";
 
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
@@ -37,12 +39,16 @@ const DEFAULT: [&str; 4] = [
 ];
 
 impl PreTokenizer {
+    /// llama.cpp has a name for every published vocabulary; several stand for the same splitting.
     fn from_name(name: Option<&str>) -> Result<Self, GgufTokenizerError> {
         match name {
-            Some("gpt-2") => Ok(Self::Gpt2),
-            Some("smollm") => Ok(Self::SmolLm),
-            Some("llama-bpe" | "llama3" | "llama-v3") => Ok(Self::Llama3),
-            Some("qwen2") => Ok(Self::Qwen2),
+            Some("gpt-2" | "a.x-4.0" | "mellum" | "trillion") => Ok(Self::Gpt2),
+            Some("smollm" | "minerva-7b" | "refact" | "starcoder") => Ok(Self::SmolLm),
+            Some("llama-bpe" | "llama3" | "llama-v3" | "falcon3" | "midm-2.0" | "pixtral") => {
+                Ok(Self::Llama3)
+            }
+            Some("dbrx" | "smaug-bpe") => Ok(Self::Dbrx),
+            Some("qwen2" | "deepseek-r1-qwen" | "kormo" | "megrez") => Ok(Self::Qwen2),
             Some("tekken") => Ok(Self::Tekken),
             Some("default") => Ok(Self::LlamaCppDefault),
             other => Err(GgufTokenizerError::PreTokenizer {
@@ -53,10 +59,11 @@ impl PreTokenizer {
     }
 
     /// Every one that a file may have, with the name that is written.
-    const WRITTEN: [(Self, &str); 5] = [
+    const WRITTEN: [(Self, &str); 6] = [
         (Self::Gpt2, "gpt-2"),
         (Self::SmolLm, "smollm"),
         (Self::Llama3, "llama-bpe"),
+        (Self::Dbrx, "dbrx"),
         (Self::Qwen2, "qwen2"),
         (Self::Tekken, "tekken"),
     ];
@@ -65,7 +72,7 @@ impl PreTokenizer {
         let mut steps = match self {
             Self::Gpt2 => vec![],
             Self::SmolLm => vec![json!({"type": "Digits", "individual_digits": true})],
-            Self::Llama3 => vec![split(LLAMA3)],
+            Self::Llama3 | Self::Dbrx => vec![split(LLAMA3)],
             Self::Qwen2 => vec![split(QWEN2)],
             Self::Tekken => vec![split(TEKKEN)],
             Self::LlamaCppDefault => DEFAULT.map(split).to_vec(),
@@ -81,7 +88,7 @@ impl PreTokenizer {
     const fn takes_whole_tokens(self) -> bool {
         match self {
             Self::Llama3 | Self::Tekken => true,
-            Self::Gpt2 | Self::SmolLm | Self::Qwen2 | Self::LlamaCppDefault => false,
+            Self::Gpt2 | Self::SmolLm | Self::Dbrx | Self::Qwen2 | Self::LlamaCppDefault => false,
         }
     }
 
@@ -93,13 +100,19 @@ impl PreTokenizer {
     }
 }
 
-/// What `tokenizer.ggml.pre` calls the `pre_tokenizer` of a `tokenizer.json`; `None` for one that has no name here.
-pub(super) fn pre_tokenizer_name(pre_tokenizer: &Value) -> Option<&'static str> {
+/// What `tokenizer.ggml.pre` calls the `pre_tokenizer` of a `tokenizer.json`, of whose pieces those that are tokens are
+/// merged or not; `None` for one that has no name here.
+pub(super) fn pre_tokenizer_name(
+    pre_tokenizer: &Value,
+    ignore_merges: bool,
+) -> Option<&'static str> {
     let wanted = essence(pre_tokenizer);
-    let mut written = PreTokenizer::WRITTEN.into_iter();
-    written
-        .find(|(known, _)| essence(&known.json()) == wanted)
-        .map(|(_, name)| name)
+    let written = PreTokenizer::WRITTEN.into_iter();
+    let alike = written.filter(|(known, _)| essence(&known.json()) == wanted);
+    // Where there is one name only it is taken: most vocabularies have all pieces as results of merges.
+    let mut alike: Vec<_> = alike.collect();
+    alike.sort_by_key(|(known, _)| known.takes_whole_tokens() != ignore_merges);
+    alike.first().map(|(_, name)| *name)
 }
 
 /// The steps of a pre-tokenizer, each with only what changes ids; defaults filled in.

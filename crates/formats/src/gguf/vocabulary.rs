@@ -54,7 +54,8 @@ pub fn vocabulary(
     } else {
         check_normalizer(&json["normalizer"])?;
         let pre = &json["pre_tokenizer"];
-        let name = pre_tokenizer_name(pre).ok_or_else(|| GgufExportError::PreTokenizer {
+        let whole = model["ignore_merges"] == true;
+        let name = pre_tokenizer_name(pre, whole).ok_or_else(|| GgufExportError::PreTokenizer {
             actual: shortened(pre),
         })?;
         entries.push(Entry::new("tokenizer.ggml.model", "gpt2"));

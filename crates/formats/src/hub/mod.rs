@@ -2,7 +2,7 @@
 //!
 //! Only configs, tokenizer files, safetensors and files of rows are ever fetched; loading scripts
 //! never are. Nothing is sent but the
-//! requests for them, and nothing at all where the cache has the model and
+//! requests for them (and what [`push`] is told to send), and nothing at all where the cache has the model and
 //! [`HubOptions::offline`] is set.
 
 mod dataset;
@@ -10,6 +10,7 @@ mod error;
 mod fetch;
 mod name;
 mod options;
+pub mod push;
 mod snapshot;
 
 use std::path::{Path, PathBuf};

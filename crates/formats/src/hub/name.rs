@@ -60,6 +60,22 @@ impl HubName {
         Some((name, split))
     }
 
+    /// At another revision.
+    #[must_use]
+    pub fn at(self, revision: &str) -> Option<Self> {
+        let plain = revision.split('/').all(is_plain_part);
+        plain.then(|| Self {
+            revision: Some(revision.to_owned()),
+            ..self
+        })
+    }
+
+    /// Whether a revision was named.
+    #[must_use]
+    pub const fn has_revision(&self) -> bool {
+        self.revision.is_some()
+    }
+
     pub(super) const fn kind(&self) -> Kind {
         self.kind
     }

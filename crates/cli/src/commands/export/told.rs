@@ -8,6 +8,7 @@ use backdraft_lora::ExportReport;
 use serde_json::json;
 
 use super::check::{Check, Trained};
+use super::usual::usual_kl;
 use crate::commands::Context;
 use crate::error::CliError;
 use crate::plain::{count, scientific};
@@ -25,7 +26,7 @@ pub(super) fn adapter(
         &json!({
             "type": "lora", "files": listed(files), "bytes": bytes(files),
             "merged": factors.tensors.len(), "unchanged": 0, "modelfile": modelfile,
-            "texts": null, "mean_kl": null, "same_best_token": null, "tokens": null,
+            "texts": null, "mean_kl": null, "same_best_token": null, "tokens": null, "usual_kl": null,
         }),
     )?;
     output.line(format!(
@@ -78,6 +79,7 @@ fn one(
             "mean_kl": like.map(|like| like.mean_kl),
             "same_best_token": like.map(|like| like.same_best),
             "tokens": like.map(|like| like.tokens),
+            "usual_kl": usual_kl(kind),
         }),
     )?;
     let first = files.first().map(|file| file.path.display().to_string());
@@ -93,13 +95,25 @@ fn one(
     match check {
         None => output.line("  not compared with the trained model"),
         Some(check) => output.line(format!(
-            "  as the trained model: ids of {} equal, the same best token after {:.1} % of {}, mean KL {} nats",
+            "  as the trained model: ids of {} equal, the same best token after {:.1} % of {}, mean KL {} nats{}",
             count(check.texts as u64, "text"),
             100.0 * check.likeness.same_best,
             count(check.likeness.tokens as u64, "token"),
-            scientific(check.likeness.mean_kl)
+            scientific(check.likeness.mean_kl),
+            usual(kind)
         )),
     }
+}
+
+/// What the type costs elsewhere, to judge the figure by.
+fn usual(kind: GgufFileType) -> String {
+    usual_kl(kind).map_or_else(String::new, |kl| {
+        format!(
+            " ({} is usual for {} in an 8B model; small ones lose more)",
+            scientific(kl),
+            kind.name()
+        )
+    })
 }
 
 fn listed(files: &[WrittenFile]) -> Vec<&Path> {

@@ -10,8 +10,10 @@ use backdraft_testkit::golden;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+use super::super::file::GgufFile;
 use super::super::testing::Builder;
 use super::tests::{ids, tokenizer};
+use super::tokenizer_files;
 
 /// A reference's name, how a GGUF file splits its texts (`None` for SentencePiece), and whether the file says that no
 /// BOS is added.
@@ -134,4 +136,31 @@ fn scores(tokens: &[&str], merges: &[String]) -> Vec<f32> {
         None => f32::MIN,
     });
     scores.collect()
+}
+
+/// llama.cpp's own vocabularies, with texts and its ids of them: the folder `models` of its sources.
+#[test]
+fn golden_vocabularies_of_llama_cpp() {
+    let Some(folder) = std::env::var_os("BACKDRAFT_VOCABULARIES").map(PathBuf::from) else {
+        return println!("nothing checked: BACKDRAFT_VOCABULARIES names no folder of vocabularies");
+    };
+    for name in ["gpt-2", "llama-bpe", "qwen2", "refact", "starcoder"] {
+        let path = folder.join(format!("ggml-vocab-{name}.gguf"));
+        let file = GgufFile::open(&path).unwrap();
+        let files = tokenizer_files(file.metadata()).unwrap();
+        let tokenizer = tokenizers::Tokenizer::from_bytes(&files.tokenizer_json).unwrap();
+        let beside = |ending: &str| std::fs::read_to_string(path.with_extension(ending)).unwrap();
+        let (texts, expected) = (beside("gguf.inp"), beside("gguf.out"));
+        let texts = texts.split("\n__ggml_vocab_test__\n");
+        let mut count = 0;
+        for (text, line) in texts.zip(expected.lines()) {
+            let wanted: Vec<u32> = line
+                .split_whitespace()
+                .map(|id| id.parse().unwrap())
+                .collect();
+            assert_eq!(ids(&tokenizer, text), wanted, "{name}: {text:?}");
+            count += 1;
+        }
+        assert!(count > 30, "{name}: {count} texts");
+    }
 }

@@ -41,6 +41,10 @@ fn digits_by_pre_tokenizer() {
         ("gpt-2", "111", &[5]),
         ("llama-bpe", "1111", &[5, 3]),
         ("llama3", "1111", &[5, 3]),
+        ("dbrx", "1111", &[5, 3]),
+        ("refact", "111", &[3, 3, 3]),
+        ("deepseek-r1-qwen", "111", &[3, 3, 3]),
+        ("mellum", "111", &[5]),
         ("qwen2", "111", &[3, 3, 3]),
         ("tekken", "111", &[3, 3, 3]),
         ("default", "1111", &[5, 3]),
@@ -91,6 +95,12 @@ fn bos_is_added_where_the_file_or_the_family_says_so() {
 fn llama3_takes_whole_tokens_without_merging() {
     let tokenizer = tokenizer(&bpe("llama-bpe", &["a", "b", "ab"], &[]));
     assert_eq!(ids(&tokenizer, "ab"), [5]);
+}
+
+#[test]
+fn dbrx_splits_as_llama3_and_merges_whole_tokens() {
+    let tokenizer = tokenizer(&bpe("dbrx", &["a", "b", "ab"], &[]));
+    assert_eq!(ids(&tokenizer, "ab"), [3, 4]);
 }
 
 #[test]

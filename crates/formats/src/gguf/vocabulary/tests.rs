@@ -68,7 +68,7 @@ fn files(builder: &Builder) -> TokenizerFiles {
 
 #[test]
 fn tokenizers_come_back_as_they_were() {
-    let mut builders: Vec<Builder> = ["gpt-2", "smollm", "llama-bpe", "qwen2", "tekken"]
+    let mut builders: Vec<Builder> = ["gpt-2", "smollm", "llama-bpe", "dbrx", "qwen2", "tekken"]
         .map(|pre| {
             base("gpt2")
                 .string("tokenizer.ggml.pre", pre)
