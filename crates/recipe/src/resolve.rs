@@ -73,6 +73,12 @@ fn top(reader: &mut Reader<'_>, bases: &Bases<'_>) -> Recipe {
         );
     }
     let seed = |seed: &u64| i64::try_from(*seed).is_ok();
+    let quantization = quantization(reader, (load_in_4bit, load_in_8bit));
+    let base = match (load_in_4bit || load_in_8bit, quantization.keep_blocks) {
+        (true, _) => None,
+        (false, true) => Some("`keep_blocks = true`"),
+        (false, false) => Some("a base that is not quantized"),
+    };
     Recipe {
         model: model(reader, bases),
         output_dir: path(reader, "output_dir", bases),
@@ -89,8 +95,8 @@ fn top(reader: &mut Reader<'_>, bases: &Bases<'_>) -> Recipe {
         memory_budget,
         activation_offloading: reader.value("activation_offloading"),
         device: reader.value("device"),
-        quantization: quantization(reader, (load_in_4bit, load_in_8bit)),
-        lora: lora(reader, load_in_4bit || load_in_8bit),
+        quantization,
+        lora: lora(reader, base),
         data: data(reader, bases),
         train: train(reader),
     }
@@ -168,23 +174,51 @@ fn quantization(
     });
     let double_quant = reader.value("quantization.double_quant");
     let skip_modules = reader.value("quantization.skip_modules");
+    let keep_blocks = reader.value("quantization.keep_blocks");
+    if keep_blocks {
+        kept(reader, (load_in_4bit, load_in_8bit), &skip_modules);
+    }
     let formats = formats(reader);
     QuantizationRecipe {
-        bits: bits(reader, load_in_4bit, quant_type),
+        bits: bits(reader, (load_in_4bit, keep_blocks), quant_type),
         quant_type,
         block_size,
         double_quant,
         skip_modules,
+        keep_blocks,
         formats,
         adapt_at: adapt_at(reader),
         calibration_tokens: reader.count("quantization.calibration_tokens"),
     }
 }
 
-fn bits(reader: &mut Reader<'_>, load_in_4bit: bool, quant_type: FourBitFormat) -> Option<f64> {
+/// What does not go with blocks that stay as the file has them.
+fn kept(reader: &mut Reader<'_>, (four, eight): (bool, bool), skip_modules: &[String]) {
+    const KEY: &str = "quantization.keep_blocks";
+    for (asked, key) in [(four, "load_in_4bit"), (eight, "load_in_8bit")] {
+        if asked {
+            let instead =
+                "blocks stay as the file has them, or are quantized anew; keep the one you mean";
+            reader.conflict(KEY, format!("`{key} = true`"), instead);
+        }
+    }
+    if skip_modules != ["lm_head"] {
+        let instead = "what has blocks in the file keeps them; take skip_modules out";
+        reader.conflict("quantization.skip_modules", "`keep_blocks = true`", instead);
+    }
+}
+
+fn bits(
+    reader: &mut Reader<'_>,
+    (load_in_4bit, keep_blocks): (bool, bool),
+    quant_type: FourBitFormat,
+) -> Option<f64> {
     const KEY: &str = "quantization.bits";
     let bits: f64 = reader.optional(KEY)?;
-    if !load_in_4bit {
+    if keep_blocks {
+        let instead = "precision is dealt out from unquantized weights, not from blocks; take one of the two out";
+        reader.conflict(KEY, "`keep_blocks = true`", instead);
+    } else if !load_in_4bit {
         let instead = "add load_in_4bit = true, or take bits out";
         reader.conflict(KEY, "`load_in_4bit = false`", instead);
     } else if quant_type != FourBitFormat::Nf4 {
@@ -226,11 +260,12 @@ fn adapt_at(reader: &mut Reader<'_>) -> Vec<f64> {
     shares
 }
 
-fn lora(reader: &mut Reader<'_>, quantized: bool) -> LoraRecipe {
+/// `exact` is what keeps the base from having lost anything that a start could give back.
+fn lora(reader: &mut Reader<'_>, exact: Option<&'static str>) -> LoraRecipe {
     let init: AdapterStart = reader.value("lora.init");
-    if init != AdapterStart::Default && !quantized {
+    if let Some(exact) = exact.filter(|_| init != AdapterStart::Default) {
         let instead = "there is no quantization error to give back; take one of the two out";
-        reader.conflict("lora.init", "a base that is not quantized", instead);
+        reader.conflict("lora.init", exact, instead);
     }
     LoraRecipe {
         init,

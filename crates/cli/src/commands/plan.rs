@@ -68,7 +68,9 @@ const SWEEP: u64 = 8;
 
 pub(crate) fn run(args: &PlanArgs, context: Context) -> Result<(), CliError> {
     let recipe = Recipe::load(&args.recipe, &args.set)?;
-    let spec = session::shape(&recipe.model, context.output)?.spec;
+    let shape = session::shape(&recipe.model, context.output)?;
+    let quantization = shape.plan(&recipe)?;
+    let spec = shape.spec;
     if let Length::MaxSteps(steps) = recipe.train.length
         && let Some(found) = NoEffect::of_schedule(&recipe.train.schedule(steps))
     {
@@ -88,7 +90,7 @@ pub(crate) fn run(args: &PlanArgs, context: Context) -> Result<(), CliError> {
     } else {
         (MemoryModel::cpu(), 0)
     };
-    let setup = recipe.setup(spec, memory, host);
+    let setup = recipe.setup(spec, quantization, memory, host);
     let plans = Plans::new(args, &recipe, setup, on_gpu);
     let found = plans.to_json();
     context.output.record("plan", &found)?;

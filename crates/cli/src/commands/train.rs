@@ -156,8 +156,10 @@ pub(crate) fn preflight(
     preflight::sources(&recipe.data)?;
     let device = session::open_device(recipe.device, output)?;
     let shape = session::shape(&recipe.model, output)?;
-    preflight::model(recipe, &shape.spec, &device, shape.quantized)?;
-    if let Some(plan) = recipe.quantization_plan() {
+    let plan = shape.plan(recipe)?;
+    let place = (&device, shape.quantized);
+    preflight::model(recipe, &shape.spec, plan.as_ref(), place)?;
+    if let Some(plan) = plan {
         let paths = shape.spec.projections();
         let paths: Vec<String> = paths.map(|(layer, target)| target.path(layer)).collect();
         commands::warn_unmatched(&plan, &paths, output);

@@ -41,7 +41,7 @@ impl Run {
     pub(super) fn quantization(&self) -> Option<QuantizationPlan> {
         match &self.adaptation {
             Some(adaptation) => Some(adaptation.plan().clone()),
-            None => self.recipe.quantization_plan(),
+            None => self.loaded.clone(),
         }
     }
 
@@ -70,7 +70,9 @@ impl Run {
         // What the measurement takes comes in the pages that steps will use.
         let facts = DeviceFacts::of(&self.device, self.model.dtype().size() as u64);
         let spec = self.model.spec().clone();
-        let step = self.recipe.setup(spec, facts.memory, facts.host).step();
+        let plan = self.loaded.clone();
+        let setup = self.recipe.setup(spec, plan, facts.memory, facts.host);
+        let step = setup.step();
         size_pages(&self.device, step.page_for(self.longest_pass()));
         let adaptation = self.adaptation.as_mut();
         let report = adaptation.map(|adaptation| adaptation.begin(&mut self.model));
