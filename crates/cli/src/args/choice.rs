@@ -129,9 +129,7 @@ pub(crate) fn quantization() -> impl TypedValueParser<Value = QuantizationArg> {
     let values = [QuantizationArg::None, QuantizationArg::Blocks].into_iter();
     let values: Vec<QuantizationArg> = values.chain(SCHEMES.map(QuantizationArg::To)).collect();
     choice(&values, QuantizationArg::name, |kept| match kept {
-        QuantizationArg::None => {
-            "No quantization beyond that of the files; blocks of a .gguf file are dequantized"
-        }
+        QuantizationArg::None => "No quantization beyond that of the files",
         QuantizationArg::Blocks | QuantizationArg::To(Scheme::Gguf(_)) => BLOCKS,
         QuantizationArg::To(Scheme::FourBit { format, .. }) => match format {
             FourBitFormat::Nf4 => "4-bit NormalFloat, double quantization",
