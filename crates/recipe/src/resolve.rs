@@ -173,7 +173,7 @@ fn quantization(
         [64, 128].contains(size)
     });
     let double_quant = reader.value("quantization.double_quant");
-    let skip_modules = reader.value("quantization.skip_modules");
+    let skip_modules: Vec<String> = reader.value("quantization.skip_modules");
     let keep_blocks = reader.value("quantization.keep_blocks");
     if keep_blocks {
         kept(reader, (load_in_4bit, load_in_8bit), &skip_modules);

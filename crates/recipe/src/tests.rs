@@ -704,6 +704,11 @@ fn the_template_as_a_whole() {
     # Modules to leave unquantized: a path, or components of one such as "down_proj" or "layers.0".
     skip_modules = ["lm_head"]
 
+    # Train over a GGUF file's own blocks (Q4_K, Q8_0 and so on), which stay in memory as the file has
+    # them; otherwise they are dequantized, or quantized anew by load_in_4bit or load_in_8bit.
+    # Change: out of memory over a .gguf file: true.
+    keep_blocks = false
+
     # Adaptive precision: mean bits of a quantized weight, scales included. What an error of each
     # projection would cost is measured on training rows, and each gets one of formats so that the cost
     # is least. Left out: every projection gets quant_type. Only with load_in_4bit.
@@ -903,6 +908,24 @@ fn quantisation_keys() {
   line 3: `load_in_8bit` does not go with `load_in_4bit = true`: keep the one you mean
   line 5: `quantization.quant_type` does not go with `load_in_8bit = true`: 8-bit weights have one scale for each row; take it out
 ");
+}
+
+#[test]
+fn blocks_that_are_kept_are_not_quantised() {
+    let recipe = recipe_of_override("quantization.keep_blocks=true");
+    assert!(recipe.quantization.keep_blocks);
+    assert_eq!(recipe.quantization_plan(), None);
+    // As a run writes it down.
+    let again = Recipe::from_toml(&recipe.to_toml().unwrap(), Path::new("/r"), &[]).unwrap();
+    assert_eq!(again, recipe);
+    let text = "model = \"m/n\"\nload_in_4bit = true\n[quantization]\nkeep_blocks = true\nbits = 4.5\n\
+                skip_modules = [\"down_proj\"]\n[data]\ntrain = \"t.jsonl\"\n";
+    let error = Recipe::from_toml(text, Path::new("/r"), &[]).unwrap_err();
+    assert_snapshot!(error.to_string(), @"");
+    let text = text.replace("load_in_4bit = true\n", "").replace("bits = 4.5\n", "");
+    let text = text.replace("skip_modules = [\"down_proj\"]", "[lora]\ninit = \"loftq\"");
+    let error = Recipe::from_toml(&text, Path::new("/r"), &[]).unwrap_err();
+    assert_snapshot!(error.to_string(), @"");
 }
 
 fn recipe_of_override(text: &str) -> Recipe {
