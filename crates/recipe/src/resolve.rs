@@ -157,22 +157,24 @@ fn quantization(
     reader: &mut Reader<'_>,
     (load_in_4bit, load_in_8bit): (bool, bool),
 ) -> QuantizationRecipe {
-    const FOUR_BIT: [&str; 3] = [
-        "quantization.quant_type",
-        "quantization.block_size",
-        "quantization.double_quant",
-    ];
-    for key in FOUR_BIT {
-        if load_in_8bit && reader.has(key) {
-            let instead = "8-bit weights have one scale for each row; take it out";
-            reader.conflict(key, "`load_in_8bit = true`", instead);
-        }
-    }
     let quant_type = reader.value("quantization.quant_type");
     let block_size = reader.checked("quantization.block_size", "64 or 128", |size: &usize| {
         [64, 128].contains(size)
     });
     let double_quant = reader.value("quantization.double_quant");
+    // A run writes every key down, so that only another value than the default was meant.
+    let four_bit = [
+        ("quantization.quant_type", quant_type != FourBitFormat::Nf4),
+        ("quantization.block_size", block_size != 64),
+        ("quantization.double_quant", !double_quant),
+    ];
+    for (key, _) in four_bit
+        .into_iter()
+        .filter(|(_, meant)| load_in_8bit && *meant)
+    {
+        let instead = "8-bit weights have one scale for each row; take it out";
+        reader.conflict(key, "`load_in_8bit = true`", instead);
+    }
     let skip_modules: Vec<String> = reader.value("quantization.skip_modules");
     let keep_blocks = reader.value("quantization.keep_blocks");
     if keep_blocks {

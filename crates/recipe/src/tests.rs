@@ -898,8 +898,11 @@ fn quantisation_keys() {
     assert_eq!(plan.scheme, Scheme::NF4);
     assert_eq!(plan.skip_modules, ["lm_head"]);
     assert_eq!(recipe_of_override("seed=1").quantization_plan(), None);
-    let plan = recipe_of_override("load_in_8bit=true").quantization_plan();
-    assert_eq!(plan.unwrap().scheme, Scheme::Int8);
+    let recipe = recipe_of_override("load_in_8bit=true");
+    assert_eq!(recipe.quantization_plan().unwrap().scheme, Scheme::Int8);
+    // As a run writes it down, to be resumed.
+    let again = Recipe::from_toml(&recipe.to_toml().unwrap(), Path::new("/r"), &[]).unwrap();
+    assert_eq!(again, recipe);
     let text = "model = \"org/name\"\nload_in_4bit = true\nload_in_8bit = true\n\
                 [quantization]\nquant_type = \"fp4\"\n[data]\ntrain = \"t.jsonl\"\n";
     let error = Recipe::from_toml(text, Path::new("/r"), &[]).unwrap_err();
@@ -921,11 +924,21 @@ fn blocks_that_are_kept_are_not_quantised() {
     let text = "model = \"m/n\"\nload_in_4bit = true\n[quantization]\nkeep_blocks = true\nbits = 4.5\n\
                 skip_modules = [\"down_proj\"]\n[data]\ntrain = \"t.jsonl\"\n";
     let error = Recipe::from_toml(text, Path::new("/r"), &[]).unwrap_err();
-    assert_snapshot!(error.to_string(), @"");
-    let text = text.replace("load_in_4bit = true\n", "").replace("bits = 4.5\n", "");
+    assert_snapshot!(error.to_string(), @"
+3 problems in the recipe recipe.toml:
+  line 4: `quantization.keep_blocks` does not go with `load_in_4bit = true`: blocks stay as the file has them, or are quantized anew; keep the one you mean
+  line 5: `quantization.bits` does not go with `keep_blocks = true`: precision is dealt out from unquantized weights, not from blocks; take one of the two out
+  line 6: `quantization.skip_modules` does not go with `keep_blocks = true`: what has blocks in the file keeps them; take skip_modules out
+");
+    let text = text
+        .replace("load_in_4bit = true\n", "")
+        .replace("bits = 4.5\n", "");
     let text = text.replace("skip_modules = [\"down_proj\"]", "[lora]\ninit = \"loftq\"");
     let error = Recipe::from_toml(&text, Path::new("/r"), &[]).unwrap_err();
-    assert_snapshot!(error.to_string(), @"");
+    assert_snapshot!(error.to_string(), @"
+one problem in the recipe recipe.toml:
+  line 5: `lora.init` does not go with `keep_blocks = true`: there is no quantization error to give back; take one of the two out
+");
 }
 
 fn recipe_of_override(text: &str) -> Recipe {
