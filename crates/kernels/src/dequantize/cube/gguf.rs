@@ -125,10 +125,10 @@ pub(super) fn eight<N: Size>(
     let mut scale = d;
     let mut minimum = 0.0f32;
     if comptime!(kind == GgufBlock::Q8_0) {
-        at = block + 2 + within;
+        at += 2 + within;
     } else if comptime!(kind == GgufBlock::Q6_K) {
         let (half_of, quarter, l) = (within / 128, within / 32 % 4, within % 32);
-        at = block + half_of * 64 + quarter % 2 * 32 + l;
+        at += half_of * 64 + quarter % 2 * 32 + l;
         shift = (quarter / 2 * 4) as u32;
         high = block + 128 + half_of * 32 + l;
         more = (quarter * 2) as u32;
@@ -138,20 +138,14 @@ pub(super) fn eight<N: Size>(
         let dmin = half(bytes, block + 2);
         scale = d * f32::cast_from(sub_scale(bytes, block + 4, j));
         minimum = -(dmin * f32::cast_from(sub_minimum(bytes, block + 4, j)));
-        at = block
-            + comptime!(if kind == GgufBlock::Q4_K {
-                16usize
-            } else {
-                48usize
-            })
-            + j / 2 * 32
-            + l;
+        // Behind scales, and fifth bits where there are any.
+        at += comptime!(kind.bytes() - 128) + j / 2 * 32 + l;
         shift = (j % 2 * 4) as u32;
         high = block + 16 + l;
         more = j as u32;
     } else {
         // The first half of the values has low nibbles, the other the high ones of the same bytes.
-        at = block + comptime!(kind.bytes() - 16) + within % 16;
+        at += comptime!(kind.bytes() - 16) + within % 16;
         shift = (within / 16 * 4) as u32;
         if comptime!(kind.halves().len() == 2) {
             minimum = half(bytes, block + 2);
