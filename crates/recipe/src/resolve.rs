@@ -157,11 +157,11 @@ fn quantization(
     reader: &mut Reader<'_>,
     (load_in_4bit, load_in_8bit): (bool, bool),
 ) -> QuantizationRecipe {
-    let quant_type = reader.value("quantization.quant_type");
+    let quant_type: FourBitFormat = reader.value("quantization.quant_type");
     let block_size = reader.checked("quantization.block_size", "64 or 128", |size: &usize| {
         [64, 128].contains(size)
     });
-    let double_quant = reader.value("quantization.double_quant");
+    let double_quant: bool = reader.value("quantization.double_quant");
     // A run writes every key down, so that only another value than the default was meant.
     let four_bit = [
         ("quantization.quant_type", quant_type != FourBitFormat::Nf4),
