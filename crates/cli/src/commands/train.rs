@@ -159,7 +159,8 @@ pub(crate) fn preflight(
     let plan = shape.plan(recipe)?;
     let place = (&device, shape.quantized);
     preflight::model(recipe, &shape.spec, plan.as_ref(), place)?;
-    if let Some(plan) = plan {
+    // What a file has dense is the file's own list.
+    if let Some(plan) = plan.filter(|plan| !plan.keeps_blocks()) {
         let paths = shape.spec.projections();
         let paths: Vec<String> = paths.map(|(layer, target)| target.path(layer)).collect();
         commands::warn_unmatched(&plan, &paths, output);

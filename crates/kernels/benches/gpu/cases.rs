@@ -513,7 +513,7 @@ fn codes(bench: &mut Bench, s: &Sizes) {
 fn gguf_matrix(dims: [usize; 2], kind: GgufBlock) -> impl Fn(&Device) -> GgufBlocks {
     let blocks = dims[0] * dims[1] / kind.values();
     let mut bytes: Vec<u8> = (0..blocks * kind.bytes())
-        .map(|i| (i * 167 >> 3) as u8)
+        .map(|i| ((i * 167) >> 3) as u8)
         .collect();
     for block in bytes.chunks_exact_mut(kind.bytes()) {
         for &at in kind.halves() {

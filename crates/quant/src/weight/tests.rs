@@ -259,5 +259,5 @@ fn blocks_of_a_file_are_a_weight() {
 #[test]
 #[should_panic(expected = "blocks of q4_k are taken from a file, not made")]
 fn blocks_of_a_file_are_not_made() {
-    Quantizer::new([1, 256], Scheme::Gguf(backdraft_arch::GgufBlock::Q4_K));
+    let _ = Quantizer::new([1, 256], Scheme::Gguf(backdraft_arch::GgufBlock::Q4_K));
 }
