@@ -65,6 +65,7 @@ fn defaults_are_the_starting_points() {
     block_size = 64
     double_quant = true
     skip_modules = ["lm_head"]
+    keep_blocks = false
     formats = ["nf3", "nf4", "nf5", "nf6", "int8"]
     adapt_at = [0.0]
     calibration_tokens = 4096
