@@ -6,6 +6,7 @@ mod compare;
 mod forward;
 mod four_bit;
 mod full_gradients;
+mod gguf_blocks;
 mod lora;
 mod lora_entry;
 mod misc;

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use backdraft::burn::tensor::{Tensor, TensorData};
 use backdraft::data::Batch;
+use backdraft::formats::ModelSource;
 use backdraft::kernels::adamw::AdamWParams;
+use backdraft::lora::base::blocks_plan;
 use backdraft::lora::{
     Adapter, AdapterGrads, AdapterWeights, LoraAdapter, LoraConfig, TargetModule,
 };
@@ -14,6 +16,7 @@ use backdraft::quant::Scheme;
 use backdraft::train::optimizer::{AdamW, StatePrecision, global_norm};
 use backdraft::train::step::{MicroBatch, forward_backward};
 use backdraft_testkit::golden::{self, Tensors};
+use backdraft_testkit::smollm2::find;
 use backdraft_testkit::tolerance::{
     SMOLLM2_LOGITS, SMOLLM2_LORA_FINAL_NORM, SMOLLM2_LORA_GRADIENT_NORM, SMOLLM2_LORA_LOSS,
     SMOLLM2_QLORA, Tolerance,
@@ -110,6 +113,23 @@ fn golden_smollm2_qlora() {
         &training.qlora_nf4_double_quant_base,
         &NF4_BASE,
     );
+}
+
+/// The same ten steps over the blocks of the file, which stand for the values of the f32 base.
+#[test]
+fn golden_smollm2_lora_over_its_own_blocks() {
+    let Some((smollm2, path)) = load("lora_train.json") else {
+        return;
+    };
+    let training: Training = golden::json(&path);
+    let init = Tensors::open(path.with_file_name("lora_A_init.safetensors"));
+    let adapter = training.config.fresh_adapter(&smollm2.model, &init);
+    let source = ModelSource::open(find().unwrap()).unwrap();
+    let plan = blocks_plan(&source).unwrap();
+    assert_eq!(plan.to_string(), "q4_1 (as in the file), 1 in q8_0");
+    let base = CausalLm::load_quantized(&source, Some(&plan), &place::device()).unwrap();
+    let mut model = base.with_adapter(&adapter).unwrap();
+    train(&mut model, &training, &training.lora_f32_base, &F32_BASE);
 }
 
 /// How far losses, gradient norms and final norms may be off.

@@ -7,7 +7,7 @@ use std::path::Path;
 const EDGES: [(&str, &[&str]); 14] = [
     ("arch", &[]),
     ("kernels", &["arch"]),
-    ("formats", &[]),
+    ("formats", &["arch"]),
     ("quant", &["kernels", "arch"]),
     ("lora", &["quant", "kernels", "formats", "arch"]),
     ("model", &["lora", "quant", "kernels", "formats", "arch"]),

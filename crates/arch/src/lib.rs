@@ -11,6 +11,7 @@
 //! | [`rope`] | [`RopeConfig`]: rotary frequencies |
 //! | [`quantization`] | [`Scheme`], [`QuantizationPlan`]: which matrix is stored how |
 //! | [`four_bit`] | [`FourBitFormat`]: what 4-bit codes stand for |
+//! | [`gguf_block`] | [`GgufBlock`]: the blocks of GGUF files, and their values |
 //! | [`nested`] | [`NestedFormat`]: the same with a bit less or more |
 //! | [`lora`] | [`LoraConfig`]: which projections carry adapters |
 //! | [`stored`] | [`StoredShare`]: the part of a base that is stored in one way |
@@ -31,6 +32,7 @@ pub mod config;
 pub mod device;
 pub mod families;
 pub mod four_bit;
+pub mod gguf_block;
 pub mod layer;
 pub mod lora;
 pub mod named;
@@ -49,6 +51,7 @@ pub use config::ConfigError;
 pub use device::{DeviceChoice, UnknownDevice};
 pub use families::Family;
 pub use four_bit::FourBitFormat;
+pub use gguf_block::GgufBlock;
 pub use layer::{InputGrad, Kept, Projected};
 pub use lora::{AdapterStart, LoraConfig, LoraConfigError};
 pub use named::UnknownName;

@@ -6,10 +6,11 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::four_bit::FourBitFormat;
+use crate::gguf_block::GgufBlock;
 use crate::named;
 use crate::named::UnknownName;
 use crate::nested::NestedFormat;
-use crate::spec::ModelSpec;
+use crate::spec::{HEAD, ModelSpec};
 
 /// How a matrix is quantised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -35,6 +36,8 @@ pub enum Scheme {
     },
     /// Whole numbers of 8 bits, one scale for each row.
     Int8,
+    /// The blocks that a GGUF file has the matrix in. They are taken as they are and made of nothing else.
+    Gguf(GgufBlock),
 }
 
 impl Scheme {
@@ -42,13 +45,21 @@ impl Scheme {
     pub const NF4: Self = Self::four_bit(FourBitFormat::Nf4);
 
     /// One for each name, blocks of 64 with quantised scales.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 14] = [
         Self::NF4,
         Self::four_bit(FourBitFormat::Fp4),
         Self::nested(NestedFormat::Nf3),
         Self::nested(NestedFormat::Nf5),
         Self::nested(NestedFormat::Nf6),
         Self::Int8,
+        Self::Gguf(GgufBlock::Q4_0),
+        Self::Gguf(GgufBlock::Q4_1),
+        Self::Gguf(GgufBlock::Q5_0),
+        Self::Gguf(GgufBlock::Q5_1),
+        Self::Gguf(GgufBlock::Q8_0),
+        Self::Gguf(GgufBlock::Q4_K),
+        Self::Gguf(GgufBlock::Q5_K),
+        Self::Gguf(GgufBlock::Q6_K),
     ];
 
     /// Their names, in the same order.
@@ -82,8 +93,8 @@ impl Scheme {
         }
     }
 
-    /// The same format with scales for blocks of `block_size` values, quantised or not; as it is where a scale belongs
-    /// to a row.
+    /// The same format with scales for blocks of `block_size` values, quantised or not; as it is where scales are laid out
+    /// in one way only.
     #[must_use]
     pub const fn with_scales(self, block_size: usize, double_quant: bool) -> Self {
         match self {
@@ -97,7 +108,7 @@ impl Scheme {
                 block_size,
                 double_quant,
             },
-            Self::Int8 => Self::Int8,
+            Self::Int8 | Self::Gguf(_) => self,
         }
     }
 
@@ -108,10 +119,11 @@ impl Scheme {
             Self::FourBit { format, .. } => format.name(),
             Self::Nested { format, .. } => format.name(),
             Self::Int8 => "int8",
+            Self::Gguf(kind) => kind.name(),
         }
     }
 
-    /// Values of a block, and whether the scales are quantised too; `None` where a scale belongs to a row.
+    /// Values of a block, and whether the scales are quantised too; `None` where the format leaves no choice.
     #[must_use]
     pub const fn blocks(self) -> Option<(usize, bool)> {
         match self {
@@ -125,7 +137,7 @@ impl Scheme {
                 double_quant,
                 ..
             } => Some((block_size, double_quant)),
-            Self::Int8 => None,
+            Self::Int8 | Self::Gguf(_) => None,
         }
     }
 
@@ -140,6 +152,7 @@ impl Scheme {
                 planes[0] + planes[1]
             }
             Self::Int8 => values,
+            Self::Gguf(kind) => return values / kind.values() * kind.bytes(),
         };
         let scales = match self.blocks() {
             Some((block_size, double_quant)) => {
@@ -267,7 +280,10 @@ impl std::fmt::Display for Scheme {
                 let scales = if double_quant { ", double" } else { "" };
                 write!(f, "{} (blocks of {block_size}{scales})", self.name())
             }
-            None => write!(f, "{} (rows)", self.name()),
+            None => match self {
+                Self::Gguf(kind) => write!(f, "{kind} (as in the file)"),
+                _ => write!(f, "{} (rows)", self.name()),
+            },
         }
     }
 }
@@ -301,6 +317,53 @@ impl QuantizationPlan {
     pub fn with_scheme(mut self, path: impl Into<String>, scheme: Scheme) -> Self {
         self.schemes.insert(path.into(), scheme);
         self
+    }
+
+    /// The plan that keeps the blocks of a GGUF file: its matrices by path, `None` for one that has no blocks. The scheme is
+    /// the one that most of them have; embedding and head always have one of their own. `None` if there is no block at all.
+    #[must_use]
+    pub fn of_blocks(matrices: &BTreeMap<String, Option<GgufBlock>>) -> Option<Self> {
+        let count = |kind| {
+            let kinds = matrices.values();
+            kinds.filter(|other| **other == Some(kind)).count()
+        };
+        let kinds = GgufBlock::ALL.iter().copied();
+        let most = kinds.max_by_key(|&kind| count(kind))?;
+        if count(most) == 0 {
+            return None;
+        }
+        let mut plan = Self {
+            skip_modules: Vec::new(),
+            ..Self::new(Scheme::Gguf(most))
+        };
+        for (path, kind) in matrices {
+            match kind {
+                None => plan.skip_modules.push(path.clone()),
+                Some(kind) if *kind == most && path.ends_with("_proj") => {}
+                Some(kind) => plan = plan.with_scheme(path, Scheme::Gguf(*kind)),
+            }
+        }
+        Some(plan)
+    }
+
+    /// Whether it keeps what the file has, instead of quantising values.
+    #[must_use]
+    pub const fn keeps_blocks(&self) -> bool {
+        matches!(self.scheme, Scheme::Gguf(_))
+    }
+
+    /// How the embedding or the head is stored, by the tensor's name; `None` where it is dense, as it is unless it has a
+    /// scheme of its own.
+    ///
+    /// What the loss multiplies with, the head, is dense too where products dequantise matrices as a whole (`whole`): it
+    /// would be dequantised for each chunk of tokens, with all activations beside it.
+    #[must_use]
+    pub fn scheme_for_table(&self, spec: &ModelSpec, name: &str, whole: bool) -> Option<Scheme> {
+        let is_head = name == HEAD || spec.tie_word_embeddings;
+        let path = name
+            .strip_suffix(".weight")
+            .filter(|_| !(whole && is_head))?;
+        self.schemes.get(path).copied()
     }
 
     /// How the weight of the module at `path` is stored; `None` where it stays as it is.
@@ -344,7 +407,11 @@ impl std::fmt::Display for QuantizationPlan {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}", self.scheme)?;
         let mut others: BTreeMap<&str, usize> = BTreeMap::new();
-        for scheme in self.schemes.values() {
+        for scheme in self
+            .schemes
+            .values()
+            .filter(|scheme| **scheme != self.scheme)
+        {
             *others.entry(scheme.name()).or_default() += 1;
         }
         for (name, count) in others {
@@ -384,6 +451,36 @@ mod tests {
         let plan = plan.with_scheme("c", Scheme::Int8);
         let text = "nf4 (blocks of 64, double), 1 in int8, 2 in nf5";
         assert_eq!(plan.to_string(), text);
+    }
+
+    #[test]
+    fn a_plan_of_blocks_is_what_the_file_has() {
+        use GgufBlock::{Q4_K, Q6_K};
+        let path = |layer, name| format!("model.layers.{layer}.mlp.{name}_proj");
+        let matrices = BTreeMap::from([
+            ("model.embed_tokens".to_owned(), Some(Q4_K)),
+            (path(0, "up"), Some(Q4_K)),
+            (path(0, "down"), Some(Q6_K)),
+            (path(1, "up"), Some(Q4_K)),
+            (path(1, "down"), None),
+        ]);
+        let plan = QuantizationPlan::of_blocks(&matrices).unwrap();
+        for (path, kind) in &matrices {
+            assert_eq!(plan.scheme_for(path), kind.map(Scheme::Gguf), "{path}");
+        }
+        assert!(plan.keeps_blocks() && !QuantizationPlan::new(Scheme::NF4).keeps_blocks());
+        assert_eq!(plan.to_string(), "q4_k (as in the file), 1 in q6_k");
+        let json = serde_json::to_string(&plan).unwrap();
+        assert!(
+            json.starts_with(r#"{"format":"q4_k","skip_modules":["#),
+            "{json}"
+        );
+        assert_eq!(
+            serde_json::from_str::<QuantizationPlan>(&json).unwrap(),
+            plan
+        );
+        let dense = BTreeMap::from([(path(0, "up"), None)]);
+        assert_eq!(QuantizationPlan::of_blocks(&dense), None);
     }
 
     #[test]
@@ -427,7 +524,7 @@ mod tests {
         }
         let unknown = r#"{"format":"nf9","skip_modules":[]}"#;
         let error = serde_json::from_str::<QuantizationPlan>(unknown).unwrap_err();
-        let expected = r#"should be "nf4", "fp4", "nf3", "nf5", "nf6" or "int8", but is "nf9""#;
+        let expected = r#""nf6", "int8", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4_k", "q5_k" or "q6_k", but is "nf9""#;
         assert!(error.to_string().contains(expected), "{error}");
     }
 
@@ -456,7 +553,8 @@ mod tests {
     #[test]
     fn every_format_is_a_scheme_by_its_name() {
         let formats = FourBitFormat::NAMES.iter().chain(NestedFormat::NAMES);
-        assert!(formats.chain(&["int8"]).eq(Scheme::NAMES));
+        let formats = formats.chain(&["int8"]).chain(GgufBlock::NAMES);
+        assert!(formats.eq(Scheme::NAMES));
         for (scheme, name) in Scheme::ALL.into_iter().zip(Scheme::NAMES) {
             assert_eq!(name.parse(), Ok(scheme));
         }
@@ -478,5 +576,7 @@ mod tests {
             let scheme = Scheme::nested(format);
             assert_eq!(scheme.num_bytes([64, 64]), bytes + 64 + 4 + 4, "{scheme}");
         }
+        assert_eq!(Scheme::Gguf(GgufBlock::Q8_0).num_bytes([3, 64]), 6 * 34);
+        assert_eq!(Scheme::Gguf(GgufBlock::Q6_K).num_bytes([3, 512]), 6 * 210);
     }
 }

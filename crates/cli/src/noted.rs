@@ -112,10 +112,11 @@ impl NotedAdapter {
 pub(crate) fn plan(
     asked: Option<QuantizationArg>,
     adapter: Option<&NotedAdapter>,
-) -> Option<QuantizationPlan> {
+    source: &ModelSource,
+) -> Result<Option<QuantizationPlan>, CliError> {
     match asked {
-        Some(asked) => asked.plan(),
-        None => adapter?.plan(),
+        Some(asked) => asked.plan(source),
+        None => Ok(adapter.and_then(NotedAdapter::plan)),
     }
 }
 

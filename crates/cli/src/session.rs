@@ -14,11 +14,13 @@ use backdraft_formats::hub::{
 use backdraft_formats::{FormatError, ModelSource, PeftDir};
 use backdraft_kernels::device;
 use backdraft_lora::AdapterWeights;
-use backdraft_model::{CausalLm, ModelSpec};
+use backdraft_lora::base::MatrixError;
+use backdraft_model::{CausalLm, LoadError, ModelSpec};
 use backdraft_quant::QuantizationPlan;
 use backdraft_recipe::{DataRecipe, Recipe};
 use backdraft_train::data::{self, DataSources};
 use backdraft_train::device::dtype_on;
+use backdraft_train::run;
 use backdraft_train::trained_with::Prompting;
 use burn::tensor::{DType, Device};
 use serde_json::Value;
@@ -47,14 +49,16 @@ impl Session {
         Self::open_as(args, None, context)
     }
 
-    /// As [`open`](Self::open); without an adapter or a flag that says it, the base is kept by `plan`.
+    /// As [`open`](Self::open); without an adapter or a flag that says it, the base is kept as `recipe` has it.
     pub(crate) fn open_as(
         args: &ModelArgs,
-        plan: Option<QuantizationPlan>,
+        recipe: Option<&Recipe>,
         context: Context,
     ) -> Result<Self, CliError> {
         let mut chosen = Chosen::find(args, context)?;
-        chosen.plan = plan;
+        if let (Some(recipe), None, None) = (recipe, args.quantization, &chosen.adapter) {
+            chosen.plan = run::quantization(recipe, &chosen.source)?;
+        }
         // A missing tokenizer should be heard of before the weights are read.
         let tokenizer = chosen.tokenizer()?;
         if let Some(adapter) = &chosen.adapter {
@@ -172,10 +176,13 @@ impl Chosen {
         let dtype = self.dtype(args.dtype, &device)?;
         let plan = match (args.quantization, &self.adapter) {
             (None, None) => self.plan.clone(),
-            (asked, adapter) => noted::plan(asked, adapter.as_ref()),
+            (asked, adapter) => noted::plan(asked, adapter.as_ref(), &self.source)?,
         };
         if let Some(plan) = (plan.as_ref()).filter(|_| self.source.quantization().is_none()) {
-            output.progress(format!("quantizing the base to {plan}"));
+            output.progress(match plan.keeps_blocks() {
+                true => format!("keeping the base in its blocks: {plan}"),
+                false => format!("quantizing the base to {plan}"),
+            });
         }
         let model = CausalLm::load_as(&self.source, plan.as_ref(), (&device, dtype))?;
         match &self.factors {
@@ -247,6 +254,23 @@ pub(crate) struct Shape {
     pub(crate) spec: ModelSpec,
     /// Whether its files hold codes already.
     pub(crate) quantized: bool,
+    /// The model itself, where all of it is here: a `.gguf` file.
+    source: Option<ModelSource>,
+    path: PathBuf,
+}
+
+impl Shape {
+    /// How a recipe has the base kept.
+    pub(crate) fn plan(&self, recipe: &Recipe) -> Result<Option<QuantizationPlan>, CliError> {
+        match &self.source {
+            Some(source) => Ok(run::quantization(recipe, source)?),
+            None if recipe.quantization.keep_blocks => {
+                let path = self.path.clone();
+                Err(LoadError::from(MatrixError::NoBlocks { path }).into())
+            }
+            None => Ok(recipe.quantization_plan()),
+        }
+    }
 }
 
 /// A model's shape from `config.json` or the header of a `.gguf` file; of a model of the hub nothing else is fetched.
@@ -258,14 +282,18 @@ pub(crate) fn shape(name: &str, output: Output) -> Result<Shape, CliError> {
         return Ok(Shape {
             spec: backdraft_model::spec(&source)?,
             quantized: source.quantization().is_some(),
+            path: source.path().to_owned(),
+            source: Some(source),
         });
     }
-    let path = path.join("config.json");
-    let text = std::fs::read(&path).map_err(FormatError::io(&path, "read"))?;
-    let value: Value = serde_json::from_slice(&text).map_err(|error| unreadable(&path, error))?;
+    let config = path.join("config.json");
+    let text = std::fs::read(&config).map_err(FormatError::io(&config, "read"))?;
+    let value: Value = serde_json::from_slice(&text).map_err(|error| unreadable(&config, error))?;
     Ok(Shape {
-        spec: ModelSpec::from_hf(&value).map_err(|error| unreadable(&path, error))?,
+        spec: ModelSpec::from_hf(&value).map_err(|error| unreadable(&config, error))?,
         quantized: value.get("quantization_config").is_some(),
+        source: None,
+        path,
     })
 }
 

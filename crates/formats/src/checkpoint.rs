@@ -1,7 +1,9 @@
 //! One face for every kind of model on disk.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
+use backdraft_arch::GgufBlock;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
@@ -161,6 +163,26 @@ impl ModelSource {
         match self {
             Self::Hf(directory) => directory.bnb_kind(name),
             Self::Gguf(_) => None,
+        }
+    }
+
+    /// The type of a tensor's blocks in a GGUF file; `None` for one that is not in blocks, and in any other model.
+    #[must_use]
+    pub fn block_kind(&self, name: &str) -> Option<GgufBlock> {
+        match self {
+            Self::Hf(_) => None,
+            Self::Gguf(gguf) => gguf.stored_type(name)?.block(),
+        }
+    }
+
+    /// A tensor's blocks in a GGUF file, byte for byte, row by row; `None` as for [`block_kind`](Self::block_kind).
+    ///
+    /// # Errors
+    /// [`FormatError::TensorMissing`].
+    pub fn blocks(&self, name: &str) -> Result<Option<(GgufBlock, Cow<'_, [u8]>)>> {
+        match self {
+            Self::Hf(_) => Ok(None),
+            Self::Gguf(gguf) => gguf.blocks(name),
         }
     }
 

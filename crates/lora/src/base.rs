@@ -1,17 +1,21 @@
 //! Frozen matrices between files and memory.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use backdraft_arch::GgufBlock;
 use backdraft_formats::bnb::{
     BnbAbsmax, BnbFourBit, BnbInt8, BnbKind, BnbMaps, BnbQuantType, BnbTensor,
 };
 use backdraft_formats::dtype::to_f32_into;
 use backdraft_formats::{Dtype, FormatError, ModelSource};
 use backdraft_kernels::codebook::{DynamicMap, FourBitFormat};
-use backdraft_kernels::dequantize::{Absmax, FourBit, HostAbsmax, Int8Rows, PartsError};
+use backdraft_kernels::dequantize::{
+    Absmax, FourBit, GgufBlocks, HostAbsmax, Int8Rows, PartsError,
+};
 use backdraft_kernels::quantize::{ByteBlocks, NestedScales, all_finite};
-use backdraft_quant::{Quantizer, Scheme, Weight};
+use backdraft_quant::{QuantizationPlan, Quantizer, Scheme, Weight};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 /// Values that are in f32 at a time while a matrix is quantised: 1 MiB, which caches hold.
@@ -42,6 +46,32 @@ pub enum MatrixError {
         /// What does not fit.
         source: PartsError,
     },
+    /// There are no blocks that could be kept.
+    #[error(
+        "{} holds no blocks to keep: only a .gguf file with quantised weights does; leave out quantization.keep_blocks \
+         (--quantization blocks)",
+        path.display()
+    )]
+    NoBlocks {
+        /// The model.
+        path: PathBuf,
+    },
+    /// A matrix is not in the blocks that were asked for.
+    #[error(
+        "{}: tensor `{tensor}` is in {actual}, not in the file's own blocks of {expected} that the adapter was trained \
+         over; name that file, or say with --quantization how this one is to be kept",
+        path.display()
+    )]
+    OtherBlocks {
+        /// The model.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// The type of the blocks that were asked for.
+        expected: GgufBlock,
+        /// What the file has.
+        actual: String,
+    },
 }
 
 /// The values of bitsandbytes' codes.
@@ -54,8 +84,25 @@ pub fn maps() -> BnbMaps<'static> {
     }
 }
 
+/// The plan that keeps every matrix of a GGUF file in its own blocks; those that have none are dense.
+///
+/// # Errors
+/// [`MatrixError::NoBlocks`] where there are none at all.
+pub fn blocks_plan(source: &ModelSource) -> Result<QuantizationPlan, MatrixError> {
+    let matrices = source.tensor_names().filter_map(|name| {
+        let path = name.strip_suffix(".weight")?;
+        let is_matrix = source.tensor_info(name)?.shape.len() == 2;
+        is_matrix.then(|| (path.to_owned(), source.block_kind(name)))
+    });
+    let matrices: BTreeMap<_, _> = matrices.collect();
+    QuantizationPlan::of_blocks(&matrices).ok_or_else(|| MatrixError::NoBlocks {
+        path: source.path().to_owned(),
+    })
+}
+
 /// Reads a matrix `[out, in]`. One that the file has in codes stays as it is; of others, those with a
-/// `scheme` are quantised piece by piece, so that the whole is never in memory in f32.
+/// `scheme` are quantised piece by piece, so that the whole is never in memory in f32, or stay in the blocks of a GGUF file
+/// if those are the scheme.
 ///
 /// # Errors
 /// No such tensor, a malformed one, or one with a value that is not finite.
@@ -72,6 +119,7 @@ pub fn read_matrix(
             tensor: name.to_owned(),
             source: error,
         })?,
+        (None, Some(Scheme::Gguf(kind))) => kept(source, name, dims, kind, device)?,
         (None, Some(scheme)) => quantize(source, name, dims, scheme, device)?,
         (None, None) => Weight::Dense(read_dense(source, name, dims, (device, dtype))?),
     };
@@ -110,6 +158,36 @@ pub fn read_dense<const D: usize>(
         TensorData::new(values, dims).convert_dtype(dtype)
     };
     Ok(Tensor::from_data(data, (device, dtype)))
+}
+
+fn kept(
+    source: &ModelSource,
+    name: &str,
+    dims: [usize; 2],
+    expected: GgufBlock,
+    device: &Device,
+) -> Result<Weight, MatrixError> {
+    let (path, tensor) = (source.path().to_owned(), name.to_owned());
+    match source.blocks(name)? {
+        Some((kind, bytes)) if kind == expected => {
+            if !kind.all_finite(&bytes) {
+                return Err(MatrixError::NotFinite { path, tensor });
+            }
+            let made = GgufBlocks::from_parts(kind, dims, bytes.into_owned(), device);
+            let made = made.map_err(|source| MatrixError::Parts {
+                path,
+                tensor,
+                source,
+            })?;
+            Ok(Weight::Gguf(made))
+        }
+        _ => Err(MatrixError::OtherBlocks {
+            path,
+            tensor,
+            expected,
+            actual: source.stored_type(name).unwrap_or_default(),
+        }),
+    }
 }
 
 fn quantize(
@@ -219,7 +297,7 @@ pub fn bnb_kind(scheme: Scheme) -> Option<BnbKind> {
             block_size,
             nested: double_quant,
         }),
-        Scheme::Nested { .. } => None,
+        Scheme::Nested { .. } | Scheme::Gguf(_) => None,
         Scheme::Int8 => Some(BnbKind::Int8),
     }
 }
@@ -260,7 +338,7 @@ fn bnb_quant_type(format: FourBitFormat) -> BnbQuantType {
 #[must_use]
 pub fn to_bnb(weight: &Weight, dtype: Dtype) -> Option<BnbTensor<'static>> {
     match weight {
-        Weight::Dense(_) | Weight::Nested(_) => None,
+        Weight::Dense(_) | Weight::Nested(_) | Weight::Gguf(_) => None,
         Weight::FourBit(matrix) => {
             let absmax = match matrix.absmax() {
                 Absmax::Single(absmax) => BnbAbsmax::Single(floats(absmax)),

@@ -85,7 +85,7 @@ impl CausalLm {
             place: (device, dtype),
         };
         let table = [spec.vocab_size, spec.hidden_size];
-        let embed_tokens = reader.weight(EMBEDDING, table)?;
+        let embed_tokens = reader.table(&spec, EMBEDDING, table)?;
         let layers = spec.layers.iter().enumerate();
         let layers = layers
             .map(|(i, layer)| reader.layer(i, layer, spec.rms_norm_eps))
@@ -93,7 +93,7 @@ impl CausalLm {
         let norm = reader.norm(FINAL_NORM, spec.hidden_size, spec.rms_norm_eps)?;
         let lm_head = match spec.tie_word_embeddings {
             true => None,
-            false => Some(reader.weight(HEAD, table)?),
+            false => Some(reader.table(&spec, HEAD, table)?),
         };
         Ok(Self::from_parts(spec, embed_tokens, layers, norm, lm_head))
     }
@@ -249,8 +249,13 @@ impl Reader<'_> {
         Ok(RmsNorm::new(self.read(name, [features])?, eps))
     }
 
-    fn weight(&self, name: &str, shape: [usize; 2]) -> Result<Weight, LoadError> {
-        self.matrix(name, shape, None)
+    /// The embedding or the head.
+    fn table(&self, spec: &ModelSpec, name: &str, shape: [usize; 2]) -> Result<Weight, LoadError> {
+        let whole = device::gpu(self.place.0).is_some();
+        let scheme = self
+            .plan
+            .and_then(|plan| plan.scheme_for_table(spec, name, whole));
+        self.matrix(name, shape, scheme)
     }
 
     fn matrix(

@@ -1,6 +1,7 @@
 //! What settings and a model's configuration say of a step's memory, without the weights.
 
 use backdraft_arch::sizes::{CHUNK, CUBE_CHUNK};
+use backdraft_arch::spec::{EMBEDDING, HEAD};
 use backdraft_arch::{
     InputGrad, LoraConfig, ModelSpec, QuantizationPlan, Scheme, StatePrecision, TargetModule,
 };
@@ -124,6 +125,18 @@ impl Setup {
             if weights.quantized {
                 dense -= dims[0] * dims[1];
                 quantized += weights.weight_bytes;
+            }
+        }
+        let (table, whole) = (
+            [spec.vocab_size, spec.hidden_size],
+            self.memory.dequantizes_whole,
+        );
+        let tables = [EMBEDDING, HEAD].into_iter();
+        for name in tables.filter(|name| *name == EMBEDDING || !spec.tie_word_embeddings) {
+            let plan = self.quantization.as_ref();
+            if let Some(scheme) = plan.and_then(|plan| plan.scheme_for_table(spec, name, whole)) {
+                dense -= table[0] * table[1];
+                quantized += scheme.num_bytes(table) as u64;
             }
         }
         dense as u64 * self.dense_element + quantized

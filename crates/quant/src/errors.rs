@@ -157,6 +157,7 @@ impl Codes {
             Scheme::Nested { format, .. } => (format.values(), format.shift()),
             Scheme::FourBit { .. } => (&FourBitFormat::Nf4.values()[..], NF4_SHIFT),
             Scheme::Int8 => return int8_squares(values, squares),
+            Scheme::Gguf(_) => unreachable!("no precision is that of a file's blocks"),
         };
         let mut at = start;
         let mut done = 0;

@@ -64,6 +64,7 @@ impl Movable for Weight {
             Self::FourBit(matrix) => matrix.device(),
             Self::Nested(matrix) => matrix.device(),
             Self::Int8(matrix) => matrix.device(),
+            Self::Gguf(matrix) => matrix.device(),
         }
     }
 
@@ -73,13 +74,14 @@ impl Movable for Weight {
             Self::FourBit(matrix) => Self::FourBit(matrix.to_device(device)),
             Self::Nested(matrix) => Self::Nested(matrix.to_device(device)),
             Self::Int8(matrix) => Self::Int8(matrix.to_device(device)),
+            Self::Gguf(matrix) => Self::Gguf(matrix.to_device(device)),
         }
     }
 
     fn untracked(self) -> Self {
         match self {
             Self::Dense(tensor) => Self::Dense(tensor.inner()),
-            codes @ (Self::FourBit(_) | Self::Nested(_) | Self::Int8(_)) => codes,
+            codes @ (Self::FourBit(_) | Self::Nested(_) | Self::Int8(_) | Self::Gguf(_)) => codes,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! One frozen matrix.
 
 use backdraft_kernels::codebook::{FourBitFormat, NestedFormat};
-use backdraft_kernels::dequantize::{FourBit, HostAbsmax, Int8Rows, Nested};
+use backdraft_kernels::dequantize::{FourBit, GgufBlocks, HostAbsmax, Int8Rows, Nested};
 use backdraft_kernels::frozen_matrix::FrozenMatrix;
 use backdraft_kernels::quantize::{self, PackedBlocks};
 use burn::tensor::{Device, Int, Tensor, TensorData};
@@ -20,6 +20,8 @@ pub enum Weight {
     Nested(Nested),
     /// Whole numbers of 8 bits.
     Int8(Int8Rows),
+    /// The blocks that a GGUF file has it in.
+    Gguf(GgufBlocks),
 }
 
 impl Weight {
@@ -29,7 +31,7 @@ impl Weight {
     /// `dims` `[out, in]`, `values` row-major.
     ///
     /// # Panics
-    /// If there are not `out · in` values.
+    /// If there are not `out · in` values, or for a GGUF file's blocks, which are read and never made.
     pub fn quantize(values: &[f32], dims: [usize; 2], scheme: Scheme, device: &Device) -> Self {
         let mut quantizer = Quantizer::new(dims, scheme);
         quantizer.push(values);
@@ -43,6 +45,7 @@ impl Weight {
             Self::FourBit(matrix) => matrix.dims(),
             Self::Nested(matrix) => matrix.dims(),
             Self::Int8(matrix) => matrix.dims(),
+            Self::Gguf(matrix) => matrix.dims(),
         }
     }
 
@@ -62,6 +65,7 @@ impl Weight {
             Self::FourBit(matrix) => matrix.num_bytes(),
             Self::Nested(matrix) => matrix.num_bytes(),
             Self::Int8(matrix) => matrix.num_bytes(),
+            Self::Gguf(matrix) => matrix.num_bytes(),
         }
     }
 
@@ -80,6 +84,7 @@ impl Weight {
                 double_quant: matrix.absmax().is_double(),
             }),
             Self::Int8(_) => Some(Scheme::Int8),
+            Self::Gguf(matrix) => Some(Scheme::Gguf(matrix.kind())),
         }
     }
 
@@ -87,7 +92,7 @@ impl Weight {
     pub fn tracked(&self) -> Option<Tensor<2>> {
         match self {
             Self::Dense(tensor) => tensor.is_tracked().then(|| tensor.clone()),
-            Self::FourBit(_) | Self::Nested(_) | Self::Int8(_) => None,
+            Self::FourBit(_) | Self::Nested(_) | Self::Int8(_) | Self::Gguf(_) => None,
         }
     }
 
@@ -98,6 +103,7 @@ impl Weight {
             Self::FourBit(matrix) => matrix.dequantize(),
             Self::Nested(matrix) => matrix.dequantize(),
             Self::Int8(matrix) => matrix.dequantize(),
+            Self::Gguf(matrix) => matrix.dequantize(),
         }
     }
 
@@ -123,6 +129,7 @@ impl Weight {
             Self::FourBit(matrix) => matrix.rows(rows),
             Self::Nested(matrix) => matrix.rows(rows),
             Self::Int8(matrix) => matrix.rows(rows),
+            Self::Gguf(matrix) => matrix.rows(rows),
         }
     }
 }
@@ -134,6 +141,7 @@ impl FrozenMatrix for Weight {
             Self::FourBit(matrix) => matrix.matmul(x),
             Self::Nested(matrix) => matrix.matmul(x),
             Self::Int8(matrix) => matrix.matmul(x),
+            Self::Gguf(matrix) => matrix.matmul(x),
         }
     }
 
@@ -143,6 +151,7 @@ impl FrozenMatrix for Weight {
             Self::FourBit(matrix) => matrix.matmul_transposed(dy),
             Self::Nested(matrix) => matrix.matmul_transposed(dy),
             Self::Int8(matrix) => matrix.matmul_transposed(dy),
+            Self::Gguf(matrix) => matrix.matmul_transposed(dy),
         }
     }
 
@@ -152,6 +161,7 @@ impl FrozenMatrix for Weight {
             Self::FourBit(matrix) => matrix.matmul_add(x, sum),
             Self::Nested(matrix) => matrix.matmul_add(x, sum),
             Self::Int8(matrix) => matrix.matmul_add(x, sum),
+            Self::Gguf(matrix) => matrix.matmul_add(x, sum),
         }
     }
 
@@ -161,6 +171,7 @@ impl FrozenMatrix for Weight {
             Self::FourBit(matrix) => matrix.matmul_transposed_add(dy, sum),
             Self::Nested(matrix) => matrix.matmul_transposed_add(dy, sum),
             Self::Int8(matrix) => matrix.matmul_transposed_add(dy, sum),
+            Self::Gguf(matrix) => matrix.matmul_transposed_add(dy, sum),
         }
     }
 }
@@ -196,6 +207,9 @@ enum Codes {
 
 impl Quantizer {
     /// For a matrix `[out, in]`.
+    ///
+    /// # Panics
+    /// For a GGUF file's blocks, which are read and never made.
     #[must_use]
     pub fn new(dims: [usize; 2], scheme: Scheme) -> Self {
         let values = dims[0] * dims[1];
@@ -230,6 +244,7 @@ impl Quantizer {
                 codes: Vec::with_capacity(values),
                 absmax: Vec::with_capacity(dims[0]),
             },
+            Scheme::Gguf(kind) => panic!("blocks of {kind} are taken from a file, not made"),
         };
         Self {
             dims,

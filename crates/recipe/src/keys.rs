@@ -160,6 +160,14 @@ pub const KEYS: &[Key] = &[
         "Modules to leave unquantized: a path, or components of one such as \"down_proj\" or \"layers.0\".",
     ),
     change(
+        key(
+            "quantization.keep_blocks",
+            "false",
+            "Train over a GGUF file's own blocks (Q4_K, Q8_0 and so on), which stay in memory as the file has them; otherwise they are dequantized, or quantized anew by load_in_4bit or load_in_8bit.",
+        ),
+        "out of memory over a .gguf file: true",
+    ),
+    change(
         optional(
             "quantization.bits",
             "4.5",

@@ -123,7 +123,7 @@ impl Recipe {
         if !self.has_open_bits() {
             return Ok(());
         }
-        let setup = self.setup(spec.clone(), memory, host);
+        let setup = self.setup(spec.clone(), self.quantization_plan(), memory, host);
         let bits = match self.quantization.base_memory.take() {
             Some(asked) => self.bits_within(&setup, asked)?,
             None => {
@@ -202,7 +202,8 @@ impl Recipe {
             let mut trial = self.clone();
             trial.quantization.bits = Some(Bits::Mean(bits));
             trial.quantization.base_memory = None;
-            let step = trial.setup(spec.clone(), memory, host).step();
+            let plan = trial.quantization_plan();
+            let step = trial.setup(spec.clone(), plan, memory, host).step();
             let mut planner = Planner::new(step, self.activation_policy, budget, cost.clone());
             let planned = planner.plan(pass).ok()?;
             let fits = planned.prediction.peak.total() <= budget;

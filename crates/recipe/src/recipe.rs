@@ -55,7 +55,7 @@ pub struct Recipe {
     pub train: TrainRecipe,
 }
 
-/// `[quantization]`: how the base is kept where `load_in_4bit` or `load_in_8bit` say so.
+/// `[quantization]`: how the base is kept, where `load_in_4bit`, `load_in_8bit` or `keep_blocks` say so.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct QuantizationRecipe {
     /// What 4-bit codes stand for.
@@ -66,6 +66,8 @@ pub struct QuantizationRecipe {
     pub double_quant: bool,
     /// Modules that stay as they are.
     pub skip_modules: Vec<String>,
+    /// Keep the blocks that a GGUF file has, instead of dequantising or quantising anything.
+    pub keep_blocks: bool,
     /// Mean bits of a quantised weight, dealt out by measurement; `None` gives every matrix the same, unless `base_memory` does.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bits: Option<Bits>,

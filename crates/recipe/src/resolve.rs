@@ -74,6 +74,12 @@ fn top(reader: &mut Reader<'_>, bases: &Bases<'_>) -> Recipe {
         );
     }
     let seed = |seed: &u64| i64::try_from(*seed).is_ok();
+    let quantization = quantization(reader, bases, (load_in_4bit, load_in_8bit));
+    let exact = match (load_in_4bit || load_in_8bit, quantization.keep_blocks) {
+        (true, _) => None,
+        (false, true) => Some("`keep_blocks = true`"),
+        (false, false) => Some(DENSE),
+    };
     Recipe {
         model: model(reader, bases),
         output_dir: path(reader, "output_dir", bases),
@@ -90,8 +96,8 @@ fn top(reader: &mut Reader<'_>, bases: &Bases<'_>) -> Recipe {
         memory_budget,
         activation_offloading: reader.value("activation_offloading"),
         device: reader.value("device"),
-        quantization: quantization(reader, bases, (load_in_4bit, load_in_8bit)),
-        lora: lora(reader, load_in_4bit || load_in_8bit),
+        quantization,
+        lora: lora(reader, exact),
         data: data(reader, bases),
         train: train(reader),
     }
@@ -153,42 +159,69 @@ fn quantization(
     bases: &Bases<'_>,
     (load_in_4bit, load_in_8bit): (bool, bool),
 ) -> QuantizationRecipe {
-    const FOUR_BIT: [&str; 3] = [
-        "quantization.quant_type",
-        "quantization.block_size",
-        "quantization.double_quant",
-    ];
-    for key in FOUR_BIT {
-        if load_in_8bit && reader.has(key) {
-            let instead = "8-bit weights have one scale for each row; take it out";
-            reader.conflict(key, "`load_in_8bit = true`", instead);
-        }
-    }
-    let quant_type = reader.value("quantization.quant_type");
+    let quant_type: FourBitFormat = reader.value("quantization.quant_type");
     let block_size = reader.checked("quantization.block_size", "64 or 128", |size: &usize| {
         [64, 128].contains(size)
     });
-    let double_quant = reader.value("quantization.double_quant");
-    let skip_modules = reader.value("quantization.skip_modules");
+    let double_quant: bool = reader.value("quantization.double_quant");
+    // A run writes every key down, so that only another value than the default was meant.
+    let four_bit = [
+        ("quantization.quant_type", quant_type != FourBitFormat::Nf4),
+        ("quantization.block_size", block_size != 64),
+        ("quantization.double_quant", !double_quant),
+    ];
+    for (key, _) in four_bit
+        .into_iter()
+        .filter(|(_, meant)| load_in_8bit && *meant)
+    {
+        let instead = "8-bit weights have one scale for each row; take it out";
+        reader.conflict(key, "`load_in_8bit = true`", instead);
+    }
+    let skip_modules: Vec<String> = reader.value("quantization.skip_modules");
+    let keep_blocks = reader.value("quantization.keep_blocks");
+    if keep_blocks {
+        kept(reader, (load_in_4bit, load_in_8bit), &skip_modules);
+    }
     let formats = formats(reader);
     QuantizationRecipe {
-        bits: bits(reader, load_in_4bit, quant_type),
-        base_memory: base_memory(reader, load_in_4bit, quant_type),
-        plan: stored_plan(reader, load_in_4bit, bases),
+        bits: bits(reader, (load_in_4bit, keep_blocks), quant_type),
+        base_memory: base_memory(reader, (load_in_4bit, keep_blocks), quant_type),
+        plan: stored_plan(reader, (load_in_4bit, keep_blocks), bases),
         quant_type,
         block_size,
         double_quant,
         skip_modules,
+        keep_blocks,
         formats,
         adapt_at: adapt_at(reader),
         calibration_tokens: reader.count("quantization.calibration_tokens"),
     }
 }
 
-fn bits(reader: &mut Reader<'_>, load_in_4bit: bool, quant_type: FourBitFormat) -> Option<Bits> {
+/// What does not go with blocks that stay as the file has them.
+fn kept(reader: &mut Reader<'_>, (four, eight): (bool, bool), skip_modules: &[String]) {
+    const KEY: &str = "quantization.keep_blocks";
+    for (asked, key) in [(four, "load_in_4bit"), (eight, "load_in_8bit")] {
+        if asked {
+            let instead =
+                "blocks stay as the file has them, or are quantized anew; keep the one you mean";
+            reader.conflict(KEY, format!("`{key} = true`"), instead);
+        }
+    }
+    if skip_modules != ["lm_head"] {
+        let instead = "what has blocks in the file keeps them; take skip_modules out";
+        reader.conflict("quantization.skip_modules", "`keep_blocks = true`", instead);
+    }
+}
+
+fn bits(
+    reader: &mut Reader<'_>,
+    loads: (bool, bool),
+    quant_type: FourBitFormat,
+) -> Option<Bits> {
     const KEY: &str = "quantization.bits";
     let bits = reader.optional(KEY)?;
-    around_nf4(reader, KEY, load_in_4bit, quant_type);
+    around_nf4(reader, KEY, loads, quant_type);
     if matches!(bits, Bits::Mean(bits) if !(1.0..=16.0).contains(&bits)) {
         reader.reject(
             KEY,
@@ -200,12 +233,12 @@ fn bits(reader: &mut Reader<'_>, load_in_4bit: bool, quant_type: FourBitFormat) 
 
 fn base_memory(
     reader: &mut Reader<'_>,
-    load_in_4bit: bool,
+    loads: (bool, bool),
     quant_type: FourBitFormat,
 ) -> Option<ByteSize> {
     const KEY: &str = "quantization.base_memory";
     let size = reader.optional(KEY)?;
-    around_nf4(reader, KEY, load_in_4bit, quant_type);
+    around_nf4(reader, KEY, loads, quant_type);
     if reader.has("quantization.bits") {
         let instead = "both say how much the base may take; keep the one you mean";
         reader.conflict(KEY, "`quantization.bits`", instead);
@@ -214,8 +247,16 @@ fn base_memory(
 }
 
 /// Refuses `key` where the base is not in NF4 to begin with.
-fn around_nf4(reader: &mut Reader<'_>, key: &str, load_in_4bit: bool, quant_type: FourBitFormat) {
-    if !load_in_4bit {
+fn around_nf4(
+    reader: &mut Reader<'_>,
+    key: &str,
+    (load_in_4bit, keep_blocks): (bool, bool),
+    quant_type: FourBitFormat,
+) {
+    if keep_blocks {
+        let instead = "precision is dealt out from unquantized weights, not from blocks; take one of the two out";
+        reader.conflict(key, "`keep_blocks = true`", instead);
+    } else if !load_in_4bit {
         let instead = "add load_in_4bit = true, or take the key out";
         reader.conflict(key, "`load_in_4bit = false`", instead);
     } else if quant_type != FourBitFormat::Nf4 {
@@ -229,16 +270,7 @@ fn stored_plan(reader: &mut Reader<'_>, load_in_4bit: bool, bases: &Bases<'_>) -
     if !reader.has(KEY) {
         return None;
     }
-    if !load_in_4bit {
-        let instead = "add load_in_4bit = true, or take the plan out";
-        reader.conflict(KEY, "`load_in_4bit = false`", instead);
-    }
-    for other in ["quantization.quant_type", "quantization.skip_modules"] {
-        if reader.has(other) {
-            let instead = "the plan says it for each projection; take it out";
-            reader.conflict(other, "`quantization.plan`", instead);
-        }
-    }
+    around_nf4(reader, KEY, loads, FourBitFormat::Nf4);
     Some(path(reader, KEY, bases))
 }
 
@@ -268,13 +300,17 @@ fn adapt_at(reader: &mut Reader<'_>) -> Vec<f64> {
     shares
 }
 
-fn lora(reader: &mut Reader<'_>, quantized: bool) -> LoraRecipe {
+/// What keeps a base from having lost anything, where nothing is quantised at all.
+const DENSE: &str = "a base that is not quantized";
+
+/// `exact` is what keeps the base from having lost anything that a start could give back.
+fn lora(reader: &mut Reader<'_>, exact: Option<&'static str>) -> LoraRecipe {
     let init: AdapterStart = reader.value("lora.init");
-    if init.gives_back() && !quantized {
+    if let Some(exact) = exact.filter(|_| init.gives_back()) {
         let instead = "there is no quantization error to give back; take one of the two out";
-        reader.conflict("lora.init", "a base that is not quantized", instead);
+        reader.conflict("lora.init", exact, instead);
     }
-    if init == AdapterStart::Pissa && quantized {
+    if init == AdapterStart::Pissa && exact != Some(DENSE) {
         let instead = "PiSSA takes its start out of the unquantized weights; over codes, \"qera\" starts where it matters most";
         reader.conflict("lora.init", "a quantized base", instead);
     }

@@ -11,7 +11,8 @@ use backdraft_plan::tensors::MemoryModel;
 use crate::{LoraRecipe, Optimizer, Recipe, RowBatching};
 
 impl Recipe {
-    /// How the base is quantised while it is loaded.
+    /// How the base is quantised while it is loaded; `None` where it is not, be it that it keeps a file's blocks
+    /// (`quantization.keep_blocks`): which those are only the file says.
     #[must_use]
     pub fn quantization_plan(&self) -> Option<QuantizationPlan> {
         let recipe = &self.quantization;
@@ -70,14 +71,20 @@ impl Recipe {
         }
     }
 
-    /// What it asks for of a model of that shape, on a device that takes memory so; activations may wait in `host`
+    /// What it asks for of a model of that shape, kept so, on a device that takes memory so; activations may wait in `host`
     /// bytes of the host's memory where the recipe lets them.
     #[must_use]
-    pub fn setup(&self, spec: ModelSpec, memory: MemoryModel, host: u64) -> Setup {
+    pub fn setup(
+        &self,
+        spec: ModelSpec,
+        quantization: Option<QuantizationPlan>,
+        memory: MemoryModel,
+        host: u64,
+    ) -> Setup {
         let setup = Setup {
             spec,
             lora: LoraConfig::from(&self.lora),
-            quantization: self.quantization_plan(),
+            quantization,
             base: None,
             dense_element: memory.element,
             memory,

@@ -65,6 +65,7 @@ fn defaults_are_the_starting_points() {
     block_size = 64
     double_quant = true
     skip_modules = ["lm_head"]
+    keep_blocks = false
     formats = ["nf3", "nf4", "nf5", "nf6", "int8"]
     adapt_at = [0.0]
     calibration_tokens = 4096
@@ -704,6 +705,11 @@ fn the_template_as_a_whole() {
     # Modules to leave unquantized: a path, or components of one such as "down_proj" or "layers.0".
     skip_modules = ["lm_head"]
 
+    # Train over a GGUF file's own blocks (Q4_K, Q8_0 and so on), which stay in memory as the file has
+    # them; otherwise they are dequantized, or quantized anew by load_in_4bit or load_in_8bit.
+    # Change: out of memory over a .gguf file: true.
+    keep_blocks = false
+
     # Adaptive precision: mean bits of a quantized weight, scales included. What an error of each
     # projection would cost is measured on training rows, and each gets one of formats so that the cost
     # is least. Left out: every projection gets quant_type. Only with load_in_4bit.
@@ -893,8 +899,11 @@ fn quantisation_keys() {
     assert_eq!(plan.scheme, Scheme::NF4);
     assert_eq!(plan.skip_modules, ["lm_head"]);
     assert_eq!(recipe_of_override("seed=1").quantization_plan(), None);
-    let plan = recipe_of_override("load_in_8bit=true").quantization_plan();
-    assert_eq!(plan.unwrap().scheme, Scheme::Int8);
+    let recipe = recipe_of_override("load_in_8bit=true");
+    assert_eq!(recipe.quantization_plan().unwrap().scheme, Scheme::Int8);
+    // As a run writes it down, to be resumed.
+    let again = Recipe::from_toml(&recipe.to_toml().unwrap(), Path::new("/r"), &[]).unwrap();
+    assert_eq!(again, recipe);
     let text = "model = \"org/name\"\nload_in_4bit = true\nload_in_8bit = true\n\
                 [quantization]\nquant_type = \"fp4\"\n[data]\ntrain = \"t.jsonl\"\n";
     let error = Recipe::from_toml(text, Path::new("/r"), &[]).unwrap_err();
@@ -902,6 +911,34 @@ fn quantisation_keys() {
 2 problems in the recipe recipe.toml:
   line 3: `load_in_8bit` does not go with `load_in_4bit = true`: keep the one you mean
   line 5: `quantization.quant_type` does not go with `load_in_8bit = true`: 8-bit weights have one scale for each row; take it out
+");
+}
+
+#[test]
+fn blocks_that_are_kept_are_not_quantised() {
+    let recipe = recipe_of_override("quantization.keep_blocks=true");
+    assert!(recipe.quantization.keep_blocks);
+    assert_eq!(recipe.quantization_plan(), None);
+    // As a run writes it down.
+    let again = Recipe::from_toml(&recipe.to_toml().unwrap(), Path::new("/r"), &[]).unwrap();
+    assert_eq!(again, recipe);
+    let text = "model = \"m/n\"\nload_in_4bit = true\n[quantization]\nkeep_blocks = true\nbits = 4.5\n\
+                skip_modules = [\"down_proj\"]\n[data]\ntrain = \"t.jsonl\"\n";
+    let error = Recipe::from_toml(text, Path::new("/r"), &[]).unwrap_err();
+    assert_snapshot!(error.to_string(), @"
+3 problems in the recipe recipe.toml:
+  line 4: `quantization.keep_blocks` does not go with `load_in_4bit = true`: blocks stay as the file has them, or are quantized anew; keep the one you mean
+  line 5: `quantization.bits` does not go with `keep_blocks = true`: precision is dealt out from unquantized weights, not from blocks; take one of the two out
+  line 6: `quantization.skip_modules` does not go with `keep_blocks = true`: what has blocks in the file keeps them; take skip_modules out
+");
+    let text = text
+        .replace("load_in_4bit = true\n", "")
+        .replace("bits = 4.5\n", "");
+    let text = text.replace("skip_modules = [\"down_proj\"]", "[lora]\ninit = \"loftq\"");
+    let error = Recipe::from_toml(&text, Path::new("/r"), &[]).unwrap_err();
+    assert_snapshot!(error.to_string(), @"
+one problem in the recipe recipe.toml:
+  line 5: `lora.init` does not go with `keep_blocks = true`: there is no quantization error to give back; take one of the two out
 ");
 }
 

@@ -7,6 +7,7 @@ use std::fs::{self, OpenOptions};
 use std::io::ErrorKind;
 use std::path::Path;
 
+use backdraft_arch::QuantizationPlan;
 use backdraft_data::Source;
 use backdraft_lora::LoraConfig;
 use backdraft_model::ModelSpec;
@@ -105,7 +106,8 @@ pub fn sources(recipe: &DataRecipe) -> Result<(), TrainError> {
 
 /// Refuses a recipe that does not fit a model of that shape, or a model that does not fit the memory.
 ///
-/// `quantized` says that the model's files hold codes already, whose size the shape does not tell.
+/// `plan` is how the base is kept. `quantized` says that the model's files hold codes already, whose size the shape does
+/// not tell.
 ///
 /// # Errors
 /// A number format that the device lacks, layers or projections that the model lacks, and a budget below what the
@@ -113,8 +115,8 @@ pub fn sources(recipe: &DataRecipe) -> Result<(), TrainError> {
 pub fn model(
     recipe: &Recipe,
     spec: &ModelSpec,
-    device: &Device,
-    quantized: bool,
+    plan: Option<&QuantizationPlan>,
+    (device, quantized): (&Device, bool),
 ) -> Result<(), TrainError> {
     let dtype = dtype_on(recipe.dtype, device)?;
     let lora = LoraConfig::from(&recipe.lora);
@@ -127,7 +129,7 @@ pub fn model(
     }
     enough_bits(recipe, spec)?;
     let facts = DeviceFacts::of(device, dtype.size() as u64);
-    memory(recipe, spec, &facts)
+    memory(recipe, spec, plan.cloned(), &facts)
 }
 
 /// The key that asks for something to be measured against the unquantised weights.
@@ -158,8 +160,13 @@ fn enough_bits(recipe: &Recipe, spec: &ModelSpec) -> Result<(), TrainError> {
     })
 }
 
-fn memory(recipe: &Recipe, spec: &ModelSpec, facts: &DeviceFacts) -> Result<(), TrainError> {
-    let setup = recipe.setup(spec.clone(), facts.memory, facts.host);
+fn memory(
+    recipe: &Recipe,
+    spec: &ModelSpec,
+    plan: Option<QuantizationPlan>,
+    facts: &DeviceFacts,
+) -> Result<(), TrainError> {
+    let setup = recipe.setup(spec.clone(), plan, facts.memory, facts.host);
     let budget = match (recipe.memory_budget, facts.capacity) {
         (Some(ByteSize(budget)), _) => Some(budget),
         (None, Some(capacity)) => Some(usable(capacity)),

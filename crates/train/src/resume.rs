@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use backdraft_arch::QuantizationPlan;
 use backdraft_formats::remove_partials;
 use backdraft_journal::report::RunSummary;
 use backdraft_journal::run_files;
@@ -11,6 +12,7 @@ use crate::checkpoint::{self, CheckpointError, RunState, Saved};
 use crate::early_stopping::EarlyStopping;
 use crate::error::TrainError;
 use crate::lock::RunLock;
+use crate::trained_with::TrainedWith;
 
 /// Keys whose values are compared by what they lead to, not by name: a directory may move.
 const BY_CONTENT: [&str; 5] = [
@@ -185,6 +187,27 @@ impl Resume {
         };
         let model = content("model", Some(&state.model_fingerprint), Some(model));
         self.judge(model.into_iter().chain(rows(state, train, eval)).collect())
+    }
+
+    /// Refuses a file whose blocks are of other types than those that the run keeps: the model's fingerprint does not tell
+    /// them apart.
+    ///
+    /// # Errors
+    /// [`TrainError::Changed`], or notes that cannot be read.
+    pub fn check_blocks(&self, now: Option<&QuantizationPlan>) -> Result<(), TrainError> {
+        let now = now.filter(|plan| plan.keeps_blocks());
+        let (Some(saved), Some(now)) = (&self.from, now) else {
+            return Ok(());
+        };
+        let noted = TrainedWith::read(&saved.path.join("adapter"))?;
+        let was = noted.and_then(|noted| noted.over.quantization);
+        let changed = was.filter(|was| was.keeps_blocks() && was != now);
+        let changed = changed.map(|was| Difference {
+            key: "model".to_owned(),
+            was: Some(was.to_string()),
+            now: Some(now.to_string()),
+        });
+        self.judge(changed.into_iter().collect())
     }
 
     /// Refuses a model that is not that of the run, before its rows are read.

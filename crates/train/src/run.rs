@@ -10,13 +10,15 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use backdraft_arch::QuantizationPlan;
 use backdraft_data::{ChatTokenizer, PromptTemplate, count};
 use backdraft_formats::ModelSource;
 use backdraft_journal::report::{ActivationReport, Reporter, RunSummary};
 use backdraft_kernels::adamw::AdamWParams;
 use backdraft_kernels::device;
+use backdraft_lora::base::blocks_plan;
 use backdraft_lora::{AdapterWeights, LoraConfig, TrainedOver};
-use backdraft_model::CausalLm;
+use backdraft_model::{CausalLm, LoadError};
 use backdraft_plan::Activations;
 use backdraft_plan::memory::{Memory, MemoryWatch, Watcher};
 use backdraft_plan::tensors::PassShape;
@@ -47,6 +49,8 @@ use begin::Begun;
 pub struct Run {
     recipe: Recipe,
     model: CausalLm,
+    /// How the base was loaded.
+    loaded: Option<QuantizationPlan>,
     data: RunData,
     model_fingerprint: String,
     device: Device,
@@ -95,7 +99,7 @@ pub fn prepare(
         &DeviceFacts::of(device, dtype.size() as u64),
         longest,
     )?;
-    let plan = adapt::stored_plan(&recipe, &spec)?;
+    let plan = adapt::stored_plan(&recipe, &source, &spec)?;
     let (model, watcher) = Watcher::watch(
         || CausalLm::load_as(&source, plan.as_ref(), (device, dtype)),
         |model| model.with_lora(&lora, recipe.seed),
@@ -107,11 +111,26 @@ pub fn prepare(
         source,
         recipe,
         model,
+        loaded: plan,
         data,
         device: device.clone(),
         watcher,
         loss_scale: (dtype == burn::tensor::DType::F16).then(LossScale::default),
     })
+}
+
+/// How a recipe has a model kept; `None` where nothing is in codes but what the files have so.
+///
+/// # Errors
+/// Blocks to keep that the model does not have.
+pub fn quantization(
+    recipe: &Recipe,
+    source: &ModelSource,
+) -> Result<Option<QuantizationPlan>, LoadError> {
+    match recipe.quantization.keep_blocks {
+        true => Ok(Some(blocks_plan(source)?)),
+        false => Ok(recipe.quantization_plan()),
+    }
 }
 
 /// A device as people name it, and what its results depend on: `cpu, 2 threads`.

@@ -625,7 +625,7 @@ impl Loop<'_> {
         let path = checkpoint::path(&self.plan.recipe.output_dir, step);
         let stored = match &self.outcome.adaptation {
             Some(adaptation) => Some(adaptation.plan().clone()),
-            None => self.plan.recipe.quantization_plan(),
+            None => self.plan.companions.noted.over.quantization.clone(),
         };
         let companions = self.plan.companions.files(stored)?;
         let parts = Checkpoint {

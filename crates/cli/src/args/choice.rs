@@ -5,9 +5,14 @@ use std::str::FromStr;
 
 use backdraft_arch::{NestedFormat, UnknownName};
 use backdraft_data::Format;
+use backdraft_formats::ModelSource;
+use backdraft_lora::base::blocks_plan;
+use backdraft_model::LoadError;
 use backdraft_quant::{FourBitFormat, QuantizationPlan, Scheme};
 use backdraft_recipe::{DType, DataFormat};
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+
+use crate::error::CliError;
 
 /// Reads one of `values` by its name; `help` says what each is.
 pub(crate) fn choice<T>(
@@ -71,21 +76,39 @@ pub(crate) fn scheme() -> impl TypedValueParser<Value = Scheme> {
             NestedFormat::Nf6 => "6-bit NormalFloat",
         },
         Scheme::Int8 => "8 bits, one scale per row",
+        Scheme::Gguf(_) => BLOCKS,
     })
 }
 
-/// How a base model is kept: quantised while it is loaded, or as its files have it.
+const BLOCKS: &str = "The blocks of a .gguf file, as they are";
+
+/// How a base model is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct QuantizationArg(Option<Scheme>);
+pub(crate) enum QuantizationArg {
+    /// Only in codes where its files are.
+    None,
+    /// In the blocks of its GGUF file.
+    Blocks,
+    /// Quantised while it is loaded.
+    To(Scheme),
+}
 
 impl QuantizationArg {
     /// The plan that loads a model so.
-    pub(crate) fn plan(self) -> Option<QuantizationPlan> {
-        self.0.map(QuantizationPlan::new)
+    pub(crate) fn plan(self, source: &ModelSource) -> Result<Option<QuantizationPlan>, CliError> {
+        match self {
+            Self::None => Ok(None),
+            Self::Blocks => Ok(Some(blocks_plan(source).map_err(LoadError::from)?)),
+            Self::To(scheme) => Ok(Some(QuantizationPlan::new(scheme))),
+        }
     }
 
     fn name(self) -> &'static str {
-        self.0.map_or("none", Scheme::name)
+        match self {
+            Self::None => "none",
+            Self::Blocks => "blocks",
+            Self::To(scheme) => scheme.name(),
+        }
     }
 }
 
@@ -94,27 +117,29 @@ impl FromStr for QuantizationArg {
 
     fn from_str(name: &str) -> Result<Self, UnknownName> {
         match name {
-            "none" => Ok(Self(None)),
-            name => name.parse().map(|scheme| Self(Some(scheme))),
+            "none" => Ok(Self::None),
+            "blocks" => Ok(Self::Blocks),
+            name => name.parse().map(Self::To),
         }
     }
 }
 
 /// Reads how a base model is kept.
 pub(crate) fn quantization() -> impl TypedValueParser<Value = QuantizationArg> {
-    let values = std::iter::once(None).chain(SCHEMES.map(Some));
-    let values: Vec<QuantizationArg> = values.map(QuantizationArg).collect();
-    choice(&values, QuantizationArg::name, |kept| match kept.0 {
-        None => "No quantization beyond that of the files",
-        Some(Scheme::FourBit { format, .. }) => match format {
+    let values = [QuantizationArg::None, QuantizationArg::Blocks].into_iter();
+    let values: Vec<QuantizationArg> = values.chain(SCHEMES.map(QuantizationArg::To)).collect();
+    choice(&values, QuantizationArg::name, |kept| match kept {
+        QuantizationArg::None => "No quantization beyond that of the files",
+        QuantizationArg::Blocks | QuantizationArg::To(Scheme::Gguf(_)) => BLOCKS,
+        QuantizationArg::To(Scheme::FourBit { format, .. }) => match format {
             FourBitFormat::Nf4 => "4-bit NormalFloat, double quantization",
             FourBitFormat::Fp4 => "4-bit floating point, double quantization",
         },
-        Some(Scheme::Nested { format, .. }) => match format {
+        QuantizationArg::To(Scheme::Nested { format, .. }) => match format {
             NestedFormat::Nf3 => "3-bit NormalFloat, double quantization",
             NestedFormat::Nf5 => "5-bit NormalFloat, double quantization",
             NestedFormat::Nf6 => "6-bit NormalFloat, double quantization",
         },
-        Some(Scheme::Int8) => "8 bits, one scale per row",
+        QuantizationArg::To(Scheme::Int8) => "8 bits, one scale per row",
     })
 }

@@ -264,10 +264,11 @@ fn help_of_generate() {
               files]
 
               Possible values:
-              - none: No quantization beyond that of the files
-              - nf4:  4-bit NormalFloat, double quantization
-              - fp4:  4-bit floating point, double quantization
-              - int8: 8 bits, one scale per row
+              - none:   No quantization beyond that of the files
+              - blocks: The blocks of a .gguf file, as they are
+              - nf4:    4-bit NormalFloat, double quantization
+              - fp4:    4-bit floating point, double quantization
+              - int8:   8 bits, one scale per row
 
           --dtype <DTYPE>
               Data type to compute in [default: auto, bf16 where the device supports it, else f32]
@@ -369,10 +370,11 @@ fn help_of_eval() {
               files]
 
               Possible values:
-              - none: No quantization beyond that of the files
-              - nf4:  4-bit NormalFloat, double quantization
-              - fp4:  4-bit floating point, double quantization
-              - int8: 8 bits, one scale per row
+              - none:   No quantization beyond that of the files
+              - blocks: The blocks of a .gguf file, as they are
+              - nf4:    4-bit NormalFloat, double quantization
+              - fp4:    4-bit floating point, double quantization
+              - int8:   8 bits, one scale per row
 
           --dtype <DTYPE>
               Data type to compute in [default: auto, bf16 where the device supports it, else f32]
@@ -466,10 +468,11 @@ fn help_of_score() {
               files]
 
               Possible values:
-              - none: No quantization beyond that of the files
-              - nf4:  4-bit NormalFloat, double quantization
-              - fp4:  4-bit floating point, double quantization
-              - int8: 8 bits, one scale per row
+              - none:   No quantization beyond that of the files
+              - blocks: The blocks of a .gguf file, as they are
+              - nf4:    4-bit NormalFloat, double quantization
+              - fp4:    4-bit floating point, double quantization
+              - int8:   8 bits, one scale per row
 
           --dtype <DTYPE>
               Data type to compute in [default: auto, bf16 where the device supports it, else f32]
@@ -540,10 +543,11 @@ fn help_of_merge() {
               How the base was quantized in training [default: as noted beside the adapter]
 
               Possible values:
-              - none: No quantization beyond that of the files
-              - nf4:  4-bit NormalFloat, double quantization
-              - fp4:  4-bit floating point, double quantization
-              - int8: 8 bits, one scale per row
+              - none:   No quantization beyond that of the files
+              - blocks: The blocks of a .gguf file, as they are
+              - nf4:    4-bit NormalFloat, double quantization
+              - fp4:    4-bit floating point, double quantization
+              - int8:   8 bits, one scale per row
 
           --kl-data <ROWS>
               Rows to compare the merged model with the trained one on: file, folder, glob, or hub data
@@ -639,10 +643,11 @@ fn help_of_export() {
               How the base was quantized in training [default: as noted beside the adapter]
 
               Possible values:
-              - none: No quantization beyond that of the files
-              - nf4:  4-bit NormalFloat, double quantization
-              - fp4:  4-bit floating point, double quantization
-              - int8: 8 bits, one scale per row
+              - none:   No quantization beyond that of the files
+              - blocks: The blocks of a .gguf file, as they are
+              - nf4:    4-bit NormalFloat, double quantization
+              - fp4:    4-bit floating point, double quantization
+              - int8:   8 bits, one scale per row
 
           --split-size <SIZE>
               Split files whose tensors take more than this
@@ -704,10 +709,11 @@ fn help_of_inspect() {
               Quantization of the linear layers, for the memory estimate
 
               Possible values:
-              - none: No quantization beyond that of the files
-              - nf4:  4-bit NormalFloat, double quantization
-              - fp4:  4-bit floating point, double quantization
-              - int8: 8 bits, one scale per row
+              - none:   No quantization beyond that of the files
+              - blocks: The blocks of a .gguf file, as they are
+              - nf4:    4-bit NormalFloat, double quantization
+              - fp4:    4-bit floating point, double quantization
+              - int8:   8 bits, one scale per row
 
           --max-seq-length <N>
               Tokens per row, for the memory estimate

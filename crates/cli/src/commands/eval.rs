@@ -76,8 +76,7 @@ pub(crate) fn run(args: &EvalArgs, context: Context) -> Result<(), CliError> {
         );
     }
     let plan = Plan::of(args, context)?;
-    let kept = plan.recipe.as_ref().and_then(Recipe::quantization_plan);
-    let mut session = Session::open_as(&plan.model, kept, plan.context)?;
+    let mut session = Session::open_as(&plan.model, plan.recipe.as_ref(), plan.context)?;
     // A pipe can be read once: its rows are kept for the answers too.
     let _pipe = args.data.as_deref().and_then(Source::hold_pipe);
     let (rows, answers) = plan.read(args, &mut session)?;

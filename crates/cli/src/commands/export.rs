@@ -202,7 +202,7 @@ fn whole(
     let output = context.output;
     let source = &chosen.source;
     let tokenizer = chosen.tokenizer()?;
-    let quantization = noted::plan(args.quantization, chosen.adapter.as_ref());
+    let quantization = noted::plan(args.quantization, chosen.adapter.as_ref(), &chosen.source)?;
     let base = base(args, chosen, quantization.as_ref())?;
     let template = match &chosen.factors {
         Some(adapter) => PeftDir::chat_template(&adapter.path)?,

@@ -90,10 +90,9 @@ fn has_extension(path: &Path, extensions: &[&str]) -> bool {
 fn model(args: &InspectArgs, context: Context) -> Result<Shown, CliError> {
     let source = session::open_model(&args.what, context.output)?;
     let spec = backdraft_model::check(&source)?;
-    let base = base(
-        &source,
-        args.quantization.and_then(QuantizationArg::plan).as_ref(),
-    );
+    let plan = args.quantization.map(|asked| asked.plan(&source));
+    let plan = plan.transpose()?.flatten();
+    let base = base(&source, &spec, plan.as_ref());
     let tokenizer = source.tokenizer().ok();
     let layers = spec.layers.iter();
     let adapter = layers.map(|layer| layer.adapter_params(args.rank as usize));
@@ -105,7 +104,7 @@ fn model(args: &InspectArgs, context: Context) -> Result<Shown, CliError> {
             rank: args.rank as usize,
             ..LoraConfig::default()
         },
-        quantization: args.quantization.and_then(QuantizationArg::plan),
+        quantization: plan,
         base: Some(base.bytes as u64),
         dense_element: 4,
         memory: MemoryModel::cpu(),
@@ -216,9 +215,10 @@ struct Base {
     bits: Option<f64>,
 }
 
-fn base(source: &ModelSource, plan: Option<&QuantizationPlan>) -> Base {
+fn base(source: &ModelSource, spec: &ModelSpec, plan: Option<&QuantizationPlan>) -> Base {
     let mut base = Base::default();
     let (mut params, mut bytes) = (0usize, 0usize);
+    let mut kept: BTreeMap<String, usize> = BTreeMap::new();
     for name in source.tensor_names() {
         let (Some(info), Some(stored)) = (source.tensor_info(name), source.stored_type(name))
         else {
@@ -232,7 +232,10 @@ fn base(source: &ModelSource, plan: Option<&QuantizationPlan>) -> Base {
         let scheme = match source.bnb_kind(name).map(scheme) {
             Some(kind) => Some(kind),
             None if source.quantization().is_some() => None,
-            None => module.and_then(|module| plan?.scheme_for(&module)),
+            None => plan.and_then(|plan| match &module {
+                Some(module) => plan.scheme_for(module),
+                None => plan.scheme_for_table(spec, name, false),
+            }),
         };
         *base.types.entry(stored).or_default() += 1;
         match (scheme, &info.shape[..]) {
@@ -240,11 +243,14 @@ fn base(source: &ModelSource, plan: Option<&QuantizationPlan>) -> Base {
                 let size = scheme.num_bytes([out, input]);
                 (params, bytes) = (params + values, bytes + size);
                 base.bytes += size;
-                base.quantized_as = Some(scheme.to_string());
+                *kept.entry(scheme.to_string()).or_default() += size;
             }
             _ => base.bytes += 4 * values,
         }
     }
+    // What takes most, where there are several.
+    let most = kept.into_iter().max_by_key(|(_, bytes)| *bytes);
+    base.quantized_as = most.map(|(scheme, _)| scheme);
     base.bits = (params > 0).then(|| 8.0 * bytes as f64 / params as f64);
     base
 }

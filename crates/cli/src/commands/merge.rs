@@ -85,7 +85,7 @@ pub(crate) fn run(args: &MergeArgs, context: Context) -> Result<(), CliError> {
     };
     let source = &chosen.source;
     commands::keep_inputs(&args.out, &[source.path(), &adapter.path])?;
-    let plan = noted::plan(args.quantization, Some(noted));
+    let plan = noted::plan(args.quantization, Some(noted), source)?;
     let base = base(args.base, source, plan.as_ref(), noted)?;
     // A model without a tokenizer has no ends of answers either.
     let tokenizer = chosen.tokenizer().ok();
@@ -158,7 +158,7 @@ pub(crate) fn run(args: &MergeArgs, context: Context) -> Result<(), CliError> {
             "Mean KL divergence from the trained model: {:.2e} nats over {} supervised tokens, {:.2e} over all {}",
             kl.supervised, kl.supervised_tokens, kl.all, kl.tokens
         )),
-        (None, Some(plan)) if args.base == Base::Original => output.line(format!(
+        (None, Some(plan)) if args.base == Base::Original && !plan.keeps_blocks() => output.line(format!(
             "The adapter was trained over {plan}; --kl-data FILE measures what the change of base costs"
         )),
         _ => Ok(()),

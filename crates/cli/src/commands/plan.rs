@@ -86,7 +86,8 @@ pub(crate) fn run(args: &PlanArgs, context: Context) -> Result<(), CliError> {
     if args.measure {
         return measure::run(args, recipe, context);
     }
-    let spec = session::shape(&recipe.model, context.output)?.spec;
+    let shape = session::shape(&recipe.model, context.output)?;
+    let spec = shape.spec.clone();
     if let Length::MaxSteps(steps) = recipe.train.length
         && let Some(found) = NoEffect::of_schedule(&recipe.train.schedule(steps))
     {
@@ -113,7 +114,8 @@ pub(crate) fn run(args: &PlanArgs, context: Context) -> Result<(), CliError> {
     recipe
         .settle_bits(&spec, (memory, host), limit, None)
         .map_err(CliError::library)?;
-    let setup = recipe.setup(spec, memory, host);
+    let quantization = shape.plan(&recipe)?;
+    let setup = recipe.setup(spec, quantization, memory, host);
     let plans = Plans::new(args, &recipe, setup, (budget, cost));
     let found = plans.to_json();
     context.output.record("plan", &found)?;

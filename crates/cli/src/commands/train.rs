@@ -156,8 +156,11 @@ pub(crate) fn preflight(
     preflight::sources(&recipe.data)?;
     let device = session::open_device(recipe.device, output)?;
     let shape = session::shape(&recipe.model, output)?;
-    preflight::model(recipe, &shape.spec, &device, shape.quantized)?;
-    if let Some(plan) = recipe.quantization_plan() {
+    let plan = shape.plan(recipe)?;
+    let place = (&device, shape.quantized);
+    preflight::model(recipe, &shape.spec, plan.as_ref(), place)?;
+    // What a file has dense is the file's own list.
+    if let Some(plan) = plan.filter(|plan| !plan.keeps_blocks()) {
         let paths = shape.spec.projections();
         let paths: Vec<String> = paths.map(|(layer, target)| target.path(layer)).collect();
         commands::warn_unmatched(&plan, &paths, output);

@@ -185,3 +185,137 @@ fn an_adapter_alone_and_what_cannot_be_exported() {
     );
     assert!(!d.join("gguf/model-f16.gguf").exists());
 }
+
+/// A run over the blocks of a file: told, noted, resumed to the same bytes, and understood by what comes after it.
+#[test]
+fn a_base_that_stays_in_its_blocks() {
+    let directory = project();
+    let d = directory.path();
+    let export = ["export", "--model", "model", "--to", "gguf", "--no-check"];
+    succeeds(d, &[&export[..], &["--type", "q8_0,q4_k_m,f16"]].concat());
+    let train = |out: &str, more: &[&str]| {
+        let out = format!("output_dir={out}");
+        let set = [
+            "train",
+            "recipe.toml",
+            "--set",
+            "max_seq_length=128",
+            "--set",
+            &out,
+            "--set",
+            "model=gguf/model-q4_k_m.gguf",
+            "--set",
+            "train.save_steps=2",
+        ];
+        events(d, &[&set[..], more].concat())
+    };
+    let losses = |events: &[Value]| -> Vec<f64> {
+        let steps = events.iter().filter(|event| event["event"] == "step");
+        steps.filter_map(|step| step["loss"].as_f64()).collect()
+    };
+    let keep = ["--set", "quantization.keep_blocks=true"];
+    let kept = train("kept", &keep);
+    let dense = train("dense", &[]);
+    let (kept_losses, dense_losses) = (losses(&kept), losses(&dense));
+    assert_eq!(kept_losses.len(), 4);
+    for (kept, dense) in kept_losses.iter().zip(&dense_losses) {
+        assert!((kept - dense).abs() < 1e-4, "{kept} and {dense}");
+    }
+    let noted: Value =
+        serde_json::from_slice(&fs::read(d.join("kept/adapter/trained_with.json")).unwrap())
+            .unwrap();
+    let blocks = &noted["quantization"];
+    // 64 features are no block of 256: llama.cpp falls back to these.
+    assert_eq!(blocks["format"], "q5_0", "{blocks}");
+    assert_eq!(
+        blocks["schemes"]["model.embed_tokens"]["format"], "q5_0",
+        "{blocks}"
+    );
+
+    // The same bytes after an interruption.
+    let file = |run: &str| fs::read(d.join(run).join("adapter/adapter_model.safetensors")).unwrap();
+    train("halves", &keep);
+    fs::remove_dir_all(d.join("halves/checkpoints/step-000004")).unwrap();
+    fs::remove_dir_all(d.join("halves/adapter")).unwrap();
+    events(d, &["train", "--resume", "halves"]);
+    assert!(file("halves") == file("kept"), "other bytes");
+    // Another file in the same place is another base.
+    let swap = |from: &str| fs::copy(d.join(from), d.join("gguf/model-q4_k_m.gguf")).unwrap();
+    fs::copy(d.join("gguf/model-q4_k_m.gguf"), d.join("own.gguf")).unwrap();
+    swap("gguf/model-q8_0.gguf");
+    fs::remove_dir_all(d.join("halves/checkpoints/step-000004")).unwrap();
+    says(
+        &fails(d, &["train", "--resume", "halves"], 1),
+        &["model", "q5_0", "q8_0"],
+    );
+    let eval = [
+        "eval",
+        "--adapter",
+        "kept",
+        "--data",
+        "eval.jsonl",
+        "--device",
+        "cpu",
+    ];
+    let said = fails(d, &eval, 1);
+    says(&said, &["is in Q8_0, not in the file's own blocks of q5_0"]);
+    swap("own.gguf");
+
+    // What comes after it keeps the blocks too, unless it is told otherwise.
+    let nll = |more: &[&str]| {
+        let found = succeeds(d, &[&eval[..], more].concat());
+        found["adapter"]["nll"].as_f64().unwrap()
+    };
+    let (as_trained, dense) = (nll(&[]), nll(&["--quantization", "none"]));
+    assert!(
+        (as_trained - dense).abs() < 1e-5,
+        "{as_trained} and {dense}"
+    );
+    assert_eq!(nll(&["--quantization", "blocks"]), as_trained);
+    for base in ["original", "dequantized"] {
+        let merge = ["merge", "--adapter", "kept", "--out", base, "--base", base];
+        let merged = succeeds(d, &[&merge[..], &["--kl-data", "eval.jsonl"]].concat());
+        assert!(merged["mean_kl"].as_f64().unwrap() < 1e-6, "{merged}");
+    }
+    let again = [
+        "export",
+        "--adapter",
+        "kept",
+        "--to",
+        "again",
+        "--type",
+        "f32",
+        "--device",
+        "cpu",
+    ];
+    assert!(succeeds(d, &again)["mean_kl"].as_f64().unwrap() < 1e-6);
+    let inspect = [
+        "inspect",
+        "gguf/model-q4_k_m.gguf",
+        "--quantization",
+        "blocks",
+    ];
+    let found = succeeds(d, &inspect);
+    assert_eq!(found["quantized_as"], "q5_0 (as in the file)");
+    let bits = found["quantized_bits_per_weight"].as_f64().unwrap();
+    assert!((5.4..8.6).contains(&bits), "{bits}");
+
+    // What has no blocks cannot keep any.
+    for (model, files) in [
+        ("model", "model"),
+        ("gguf/model-f16.gguf", "model-f16.gguf"),
+    ] {
+        let model = format!("model={model}");
+        let train = [
+            "train",
+            "recipe.toml",
+            "--set",
+            "output_dir=no",
+            "--set",
+            &model,
+        ];
+        let said = fails(d, &[&train[..], &keep].concat(), 1);
+        says(&said, &[files, "holds no blocks to keep"]);
+        assert!(!d.join("no").exists());
+    }
+}

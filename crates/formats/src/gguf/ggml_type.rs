@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use backdraft_arch::GgufBlock;
+
 /// A storage type that this program decodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -82,30 +84,38 @@ impl GgmlType {
         }
     }
 
+    /// The type of its blocks; `None` where each element is stored by itself.
+    #[must_use]
+    pub const fn block(self) -> Option<GgufBlock> {
+        match self {
+            Self::F32 | Self::F16 | Self::BF16 => None,
+            Self::Q4_0 => Some(GgufBlock::Q4_0),
+            Self::Q4_1 => Some(GgufBlock::Q4_1),
+            Self::Q5_0 => Some(GgufBlock::Q5_0),
+            Self::Q5_1 => Some(GgufBlock::Q5_1),
+            Self::Q8_0 => Some(GgufBlock::Q8_0),
+            Self::Q4_K => Some(GgufBlock::Q4_K),
+            Self::Q5_K => Some(GgufBlock::Q5_K),
+            Self::Q6_K => Some(GgufBlock::Q6_K),
+        }
+    }
+
     /// Elements per block.
     #[must_use]
     pub const fn block_elements(self) -> usize {
-        match self {
-            Self::F32 | Self::F16 | Self::BF16 => 1,
-            Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 => 32,
-            Self::Q4_K | Self::Q5_K | Self::Q6_K => 256,
+        match self.block() {
+            Some(block) => block.values(),
+            None => 1,
         }
     }
 
     /// Bytes per block.
     #[must_use]
     pub const fn block_bytes(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::F16 | Self::BF16 => 2,
-            Self::Q4_0 => 18,
-            Self::Q4_1 => 20,
-            Self::Q5_0 => 22,
-            Self::Q5_1 => 24,
-            Self::Q8_0 => 34,
-            Self::Q4_K => 144,
-            Self::Q5_K => 176,
-            Self::Q6_K => 210,
+        match (self.block(), self) {
+            (Some(block), _) => block.bytes(),
+            (None, Self::F32) => 4,
+            (None, _) => 2,
         }
     }
 }

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
+use backdraft_arch::GgufBlock;
 use serde_json::{Value, json};
 
 use super::architectures::Architecture;
@@ -156,6 +157,23 @@ impl GgufModel {
             info: Cow::Borrowed(&entry.info),
             bytes,
         })
+    }
+
+    /// A tensor's blocks as the file has them, whole rows drawn into Hugging Face's order; `None` for one that is not in
+    /// blocks.
+    ///
+    /// # Errors
+    /// [`FormatError::TensorMissing`].
+    pub fn blocks(&self, name: &str) -> Result<Option<(GgufBlock, Cow<'_, [u8]>)>> {
+        let (entry, tensor) = self.find(name)?;
+        let Some(kind) = tensor.kind.block() else {
+            return Ok(None);
+        };
+        let bytes = match self.row_source(entry.rows) {
+            Some(source) => Cow::Owned(self.file.byte_rows(tensor, source)),
+            None => Cow::Borrowed(self.file.bytes(tensor)),
+        };
+        Ok(Some((kind, bytes)))
     }
 
     /// Lets the system take back the memory through which a tensor was read.

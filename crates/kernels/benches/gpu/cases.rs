@@ -1,9 +1,10 @@
 //! The kernels and shapes of a training step at 8B.
 
+use backdraft_arch::GgufBlock;
 use backdraft_kernels::adamw::{self, AdamWParams, Moments};
 use backdraft_kernels::attention::{self, HeadLayout, Qkv};
 use backdraft_kernels::codebook::{FourBitFormat, NestedFormat};
-use backdraft_kernels::dequantize::{BlockFormat, Blocks, FourBit, HostAbsmax, Int8Rows, Nested};
+use backdraft_kernels::dequantize::{FourBit, GgufBlocks, HostAbsmax, Int8Rows, Nested};
 use backdraft_kernels::frozen_matrix::FrozenMatrix;
 use backdraft_kernels::gemm::{self, Op};
 use backdraft_kernels::low_rank::{Adapted, LowRank};
@@ -439,7 +440,9 @@ fn heads(bench: &mut Bench, small: bool) {
 const BLOCK: usize = 64;
 
 fn codes(bench: &mut Bench, s: &Sizes) {
-    let formats = ["nf3", "nf5", "nf6", "int8", "double"];
+    let formats = [
+        "nf3", "nf5", "nf6", "int8", "double", "q8_0", "q4_k", "q6_k",
+    ];
     if !formats
         .iter()
         .any(|format| bench.wants(&format!("dequantize {format}")))
@@ -493,6 +496,33 @@ fn codes(bench: &mut Bench, s: &Sizes) {
             Int8Rows::num_bytes,
             Int8Rows::dequantize_as,
         );
+        for (name, kind) in [
+            ("dequantize q8_0", GgufBlock::Q8_0),
+            ("dequantize q4_k", GgufBlock::Q4_K),
+            ("dequantize q6_k", GgufBlock::Q6_K),
+        ] {
+            if dims[1].is_multiple_of(kind.values()) {
+                let (bytes, values) = (GgufBlocks::num_bytes, GgufBlocks::dequantize_as);
+                dequantizing(bench, name, gguf_matrix(dims, kind), bytes, values);
+            }
+        }
+    }
+}
+
+/// Blocks of a file whose numbers in half precision are 2⁻¹⁰, and codes anything.
+fn gguf_matrix(dims: [usize; 2], kind: GgufBlock) -> impl Fn(&Device) -> GgufBlocks {
+    let blocks = dims[0] * dims[1] / kind.values();
+    let mut bytes: Vec<u8> = (0..blocks * kind.bytes())
+        .map(|i| ((i * 167) >> 3) as u8)
+        .collect();
+    for block in bytes.chunks_exact_mut(kind.bytes()) {
+        for &at in kind.halves() {
+            block[at..at + 2].copy_from_slice(&[0, 0x14]);
+        }
+    }
+    move |device| {
+        GgufBlocks::from_parts(kind, dims, bytes.clone(), device)
+            .unwrap_or_else(|error| panic!("{error}"))
     }
 }
 
@@ -550,7 +580,7 @@ fn matrix(dims: [usize; 2], blocks: &PackedBlocks, double: bool, device: &Device
 
 /// Products of generation, straight from codes.
 fn few_rows(bench: &mut Bench, s: &Sizes) {
-    let formats = ["nf3", "nf4 double", "nf5", "nf6"];
+    let formats = ["nf3", "nf4 double", "nf5", "nf6", "q8_0", "q4_k", "q6_k"];
     if !formats
         .iter()
         .any(|format| bench.wants(&format!("gemv {format}")))
@@ -569,39 +599,53 @@ fn few_rows(bench: &mut Bench, s: &Sizes) {
             .collect();
         let blocks = four_bit(&source, FourBitFormat::Nf4, BLOCK);
         for (name, double) in [("gemv nf4", false), ("gemv nf4 double", true)] {
-            multiplying(bench, name, |device| matrix(dims, &blocks, double, device));
+            let matrix = |device: &Device| matrix(dims, &blocks, double, device);
+            multiplying(bench, name, matrix, FourBit::num_bytes, FourBit::dequantize);
         }
         for (name, format) in [
             ("gemv nf3", NestedFormat::Nf3),
             ("gemv nf5", NestedFormat::Nf5),
             ("gemv nf6", NestedFormat::Nf6),
         ] {
-            multiplying(bench, name, nested_matrix(dims, &source, format));
+            let matrix = nested_matrix(dims, &source, format);
+            multiplying(bench, name, matrix, Nested::num_bytes, Nested::dequantize);
+        }
+        for (name, kind) in [
+            ("gemv q8_0", GgufBlock::Q8_0),
+            ("gemv q4_k", GgufBlock::Q4_K),
+            ("gemv q6_k", GgufBlock::Q6_K),
+        ] {
+            if dims[1].is_multiple_of(kind.values()) {
+                let (bytes, values) = (GgufBlocks::num_bytes, GgufBlocks::dequantize);
+                multiplying(bench, name, gguf_matrix(dims, kind), bytes, values);
+            }
         }
     }
 }
 
 /// Products of one to eight rows with codes as they are.
-fn multiplying<F: BlockFormat>(
+fn multiplying<M: FrozenMatrix>(
     bench: &mut Bench,
     name: &'static str,
-    matrix: impl Fn(&Device) -> Blocks<F>,
+    matrix: impl Fn(&Device) -> M,
+    num_bytes: impl Fn(&M) -> usize,
+    dequantize: impl Fn(&M) -> Tensor<2>,
 ) {
     if !bench.wants(name) {
         return;
     }
-    let there = matrix(&Device::flex()).dequantize();
+    let there = dequantize(&matrix(&Device::flex()));
     let [out, input] = there.dims();
     // More than a GPU's second-level cache holds.
     let count = 256_000_000_usize.div_ceil(out * input).clamp(SETS, 64);
-    let sets: Vec<Blocks<F>> = (0..count).map(|_| matrix(&bench.device)).collect();
+    let sets: Vec<M> = (0..count).map(|_| matrix(&bench.device)).collect();
     for rows in [1, 2, 4, 8] {
         let x = bench.random([rows, input]);
         let on_host = Tensor::<2>::from_data(x.clone().into_data(), &Device::flex());
         let expected = gemm::nt(&f32(&on_host), &there);
         let error = distance(sets[0].matmul(&x), expected);
         let work = Work {
-            bytes: sets[0].num_bytes() as f64 + (rows * (input + out)) as f64 * bench.size(),
+            bytes: num_bytes(&sets[0]) as f64 + (rows * (input + out)) as f64 * bench.size(),
             flops: 2.0 * (rows * out * input) as f64,
         };
         let mut turn = 0;

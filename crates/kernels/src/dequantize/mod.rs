@@ -2,19 +2,21 @@
 //!
 //! The products never hold the whole matrix in f32: on the processor a panel of rows is dequantised into
 //! a buffer that each thread keeps, multiplied with, and written over by the next. On a CubeCL device codes in blocks
-//! are multiplied with up to eight rows as they are (`cube/few_rows.rs`), with more after the whole matrix was
-//! dequantised into the operands' type.
+//! are multiplied with up to eight rows as they are (`cube/few_rows.rs`, `cube/gguf_few_rows.rs`), with more after the
+//! whole matrix was dequantised into the operands' type.
 
 mod absmax;
 mod blocks;
 mod cpu;
 #[cfg(feature = "cube")]
 pub(crate) mod cube;
+mod gguf;
 mod int8;
 pub mod reference;
 
 pub use absmax::{Absmax, HostAbsmax};
 pub use blocks::{BlockFormat, Blocks, FourBit, Nested};
+pub use gguf::GgufBlocks;
 pub use int8::Int8Rows;
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
@@ -103,5 +105,7 @@ fn matmul_transposed_add(
     }
 }
 
+#[cfg(test)]
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;

@@ -2,7 +2,7 @@
 
 use burn::tensor::{DType, Int, Tensor, TensorData};
 
-use super::{Absmax, BlockFormat, Blocks, Int8Rows};
+use super::{Absmax, BlockFormat, Blocks, GgufBlocks, Int8Rows};
 use crate::codebook::DynamicMap;
 use crate::quantize::NESTED_BLOCK_SIZE;
 
@@ -62,6 +62,18 @@ pub fn int8(matrix: &Int8Rows) -> Tensor<2> {
     let step = matrix.absmax.clone().div_scalar(127.0);
     let codes = matrix.codes.clone().reshape(matrix.dims);
     codes.float().cast(DType::F32) * step.unsqueeze_dim(1)
+}
+
+/// The values of a file's blocks, unpacked on the host.
+///
+/// # Shapes
+/// `[out, in]`.
+pub fn gguf(matrix: &GgufBlocks) -> Tensor<2> {
+    let bytes: Vec<u8> = matrix.bytes.clone().into_data().iter::<u8>().collect();
+    let mut values = vec![0.0; matrix.dims[0] * matrix.dims[1]];
+    matrix.kind.unpack(&bytes, &mut values);
+    let values = TensorData::new(values, matrix.dims);
+    Tensor::from_data(values, (&matrix.bytes.device(), DType::F32))
 }
 
 fn look_up(table: &[f32], codes: Tensor<1, Int>, like: &Tensor<1>) -> Tensor<1> {

@@ -1,6 +1,8 @@
+use backdraft_arch::GgufBlock;
 use burn::tensor::{Device, Distribution, Tensor};
 use proptest::prelude::*;
 
+use super::testing::blocks;
 use super::*;
 use crate::codebook::{FourBitFormat, NestedFormat};
 use crate::frozen_matrix::FrozenMatrix;
@@ -186,6 +188,45 @@ fn wrong_parts_of_nested_codes_are_refused() {
     );
 }
 
+fn gguf(kind: GgufBlock, dims: [usize; 2], bytes: Vec<u8>) -> GgufBlocks {
+    GgufBlocks::from_parts(kind, dims, bytes, &Device::flex()).unwrap()
+}
+
+#[test]
+fn blocks_of_files_are_multiplied_with_as_their_values() {
+    for &kind in GgufBlock::ALL {
+        // One block, and more rows than one panel holds.
+        for [out, per_row] in [[1, 1], [7, 2], [700, 1024 / kind.values()]] {
+            let dims = [out, per_row * kind.values()];
+            let matrix = gguf(kind, dims, blocks(kind, out * per_row));
+            let dense = reference::gguf(&matrix);
+            assert_eq!(values(&matrix.dequantize()), values(&dense), "{kind}");
+            let half = matrix.dequantize_as(DType::F16);
+            assert_eq!(half.into_data(), dense.clone().cast(DType::F16).into_data());
+            check_products(&matrix, &dense, |rows| matrix.rows(rows));
+            assert_eq!(matrix.num_bytes(), out * per_row * kind.bytes());
+        }
+    }
+}
+
+#[test]
+fn wrong_blocks_are_refused() {
+    let make = |width, bytes: usize| {
+        let made =
+            GgufBlocks::from_parts(GgufBlock::Q4_K, [3, width], vec![0; bytes], &Device::flex());
+        made.map(|_| ()).map_err(|error| error.to_string())
+    };
+    assert_eq!(make(512, 6 * 144), Ok(()));
+    assert_eq!(
+        make(512, 6 * 144 - 1),
+        Err("bytes of blocks: expected 864, found 863".into())
+    );
+    assert_eq!(
+        make(544, 6 * 144),
+        Err("values of a row: expected a multiple of 256, found 544".into())
+    );
+}
+
 #[test]
 #[should_panic(expected = "row 3 of a matrix with 3 rows")]
 fn a_row_beyond_the_last_is_our_bug() {
@@ -202,6 +243,22 @@ fn floats_of_all_sizes() -> impl Strategy<Value = f32> {
 }
 
 proptest! {
+    /// Whatever a damaged file has, products are numbers or not, and nothing panics.
+    #[test]
+    fn blocks_of_any_bytes_make_values(
+        bytes in proptest::collection::vec(any::<u8>(), 2 * 210),
+        kind in proptest::sample::select(GgufBlock::ALL),
+    ) {
+        let bytes = &bytes[..2 * kind.bytes()];
+        let matrix = gguf(kind, [2, kind.values()], bytes.to_vec());
+        let found = values(&matrix.dequantize());
+        prop_assert_eq!(found.iter().all(|value| value.is_finite()), kind.all_finite(bytes));
+        let [x, dy] = [[3, kind.values()], [3, 2]].map(random);
+        prop_assert_eq!(matrix.matmul(&x).dims(), [3, 2]);
+        prop_assert_eq!(matrix.matmul_transposed(&dy).dims(), [3, kind.values()]);
+        prop_assert_eq!(matrix.rows(&[1]).dims(), [1, kind.values()]);
+    }
+
     /// Values that a matrix of codes stands for are quantised to themselves.
     #[test]
     fn quantising_again_changes_nothing(

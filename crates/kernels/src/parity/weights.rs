@@ -1,10 +1,14 @@
 //! Weights kept in codes.
 
+use backdraft_arch::GgufBlock;
 use burn::tensor::{Device, Distribution, Tensor};
 
 use super::places::{places, random};
 use crate::codebook::{FourBitFormat, NestedFormat};
-use crate::dequantize::{BlockFormat, Blocks, FourBit, HostAbsmax, Int8Rows, Nested, reference};
+use crate::dequantize::testing::blocks;
+use crate::dequantize::{
+    BlockFormat, Blocks, FourBit, GgufBlocks, HostAbsmax, Int8Rows, Nested, reference,
+};
 use crate::frozen_matrix::FrozenMatrix;
 use crate::gemm::{self, Op};
 use crate::quantize::{four_bit, int8_rows, nested, nested_codes, planes};
@@ -197,6 +201,52 @@ fn products_of_few_rows_with_nested_codes() {
         for &format in NestedFormat::ALL {
             for matrix in nested_matrices(dims, format, block_size) {
                 check_products(matrix, counts);
+            }
+        }
+    }
+}
+
+/// Each type of block: values, rows, and products of few rows and of many, alone and added to something. Some types begin
+/// inside words; one matrix ends inside one, one has more vectors than the units of a cube unpack.
+#[test]
+fn blocks_of_gguf_files() {
+    for &kind in GgufBlock::ALL {
+        for (out, per_row) in [(1, 1), (3, 2), (5, 1), (130, 3)] {
+            let dims = [out, per_row * kind.values()];
+            let bytes = blocks(kind, out * per_row);
+            let matrix = |device: &Device| {
+                GgufBlocks::from_parts(kind, dims, bytes.clone(), device).unwrap()
+            };
+            let expected = reference::gguf(&matrix(&Device::flex()));
+            let last = out as u32 - 1;
+            let picked = [last, 0, last];
+            let rows = matrix(&Device::flex()).rows(&picked);
+            for place in places() {
+                let there = matrix(&place.device);
+                let y = there.dequantize_as(place.dtype);
+                assert_eq!(y.dtype(), place.dtype);
+                place.assert_close(&format!("values of {kind}"), y, expected.clone());
+                place.assert_close("rows", there.rows(&picked), rows.clone());
+                assert_eq!(there.rows(&[]).dims(), [0, dims[1]]);
+            }
+            for t in [1, 3, 8, 9] {
+                let x = random([t, dims[1]]).mul_scalar((dims[1] as f32).powf(-0.5));
+                let dy = random([t, dims[0]]).mul_scalar((dims[0] as f32).powf(-0.5));
+                // So that a result of one value does not cancel.
+                let (sum_y, sum_x) = (random([t, dims[0]]) + 8.0, random([t, dims[1]]) + 8.0);
+                for place in places() {
+                    let there = matrix(&place.device);
+                    let what = format!("{t} rows with {dims:?} in {kind}");
+                    let product = gemm::nt(&place.round(&x), &expected);
+                    let y = there.matmul_add(&place.put(&x), Some(&place.put(&sum_y)));
+                    place.assert_close(&what, y, product.clone() + place.round(&sum_y));
+                    if dims[0] > 1 {
+                        place.assert_close(&what, there.matmul(&place.put(&x)), product);
+                    }
+                    let dx = there.matmul_transposed_add(&place.put(&dy), Some(place.put(&sum_x)));
+                    let product = gemm::nn(&place.round(&dy), &expected);
+                    place.assert_close(&what, dx, product + place.round(&sum_x));
+                }
             }
         }
     }

@@ -211,3 +211,53 @@ fn a_piece_that_ends_inside_a_block_is_our_bug() {
     quantizer.push(&[0.0; 63]);
     quantizer.push(&[0.0; 65]);
 }
+
+/// A weight in a file's blocks is a weight like any other.
+#[test]
+fn blocks_of_a_file_are_a_weight() {
+    use backdraft_arch::GgufBlock;
+    let device = Device::flex();
+    // Whole numbers 0 to 63, in units of a half.
+    let block = |first: u8| [vec![0, 0x38], (first..first + 32).collect()].concat();
+    let bytes: Vec<u8> = [0, 32].into_iter().flat_map(block).collect();
+    let blocks = GgufBlocks::from_parts(GgufBlock::Q8_0, [2, 32], bytes, &device).unwrap();
+    let weight = Weight::Gguf(blocks);
+    assert_eq!(weight.dims(), [2, 32]);
+    assert_eq!((weight.num_params(), weight.num_bytes()), (64, 68));
+    let scheme = weight.scheme().unwrap();
+    assert_eq!(scheme, Scheme::Gguf(GgufBlock::Q8_0));
+    assert_eq!(weight.num_bytes(), scheme.num_bytes(weight.dims()));
+    let values: Vec<f32> = (0..64).map(|i| i as f32 / 2.0).collect();
+    let expected = Tensor::<1>::from_floats(&values[..], &device).reshape([2, 32]);
+    assert_eq!(
+        weight.dequantize().into_data(),
+        expected.clone().into_data()
+    );
+    assert_eq!(
+        weight.rows(&[1]).into_data(),
+        expected.clone().slice([1..2]).into_data()
+    );
+    assert!(weight.tracked().is_none());
+    let x = Tensor::<2>::ones([3, 32], &device);
+    let product = weight.matmul_add(&x, Some(&Tensor::ones([3, 2], &device)));
+    let sums = [
+        31.0 * 16.0 / 2.0 + 1.0,
+        (63.0 * 64.0 - 31.0 * 32.0) / 4.0 + 1.0,
+    ];
+    assert_eq!(
+        product.into_data().iter::<f32>().collect::<Vec<_>>(),
+        sums.repeat(3)
+    );
+    let dy = Tensor::<2>::ones([1, 2], &device);
+    let expected = expected.sum_dim(0);
+    assert_eq!(
+        weight.matmul_transposed(&dy).into_data(),
+        expected.into_data()
+    );
+}
+
+#[test]
+#[should_panic(expected = "blocks of q4_k are taken from a file, not made")]
+fn blocks_of_a_file_are_not_made() {
+    let _ = Quantizer::new([1, 256], Scheme::Gguf(backdraft_arch::GgufBlock::Q4_K));
+}

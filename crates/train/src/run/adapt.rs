@@ -12,7 +12,7 @@ use backdraft_kernels::device::size_pages;
 use backdraft_model::CausalLm;
 use backdraft_recipe::Recipe;
 
-use super::{Run, Start};
+use super::{Run, Start, quantization};
 use crate::adapt::{Adaptation, CalibrationRows, read_plan};
 use crate::checkpoint::Saved;
 use crate::data::{RunData, data_error};
@@ -23,10 +23,11 @@ use crate::trained_with::TrainedWith;
 /// How the base is stored at the beginning.
 pub(super) fn stored_plan(
     recipe: &Recipe,
+    source: &ModelSource,
     spec: &ModelSpec,
 ) -> Result<Option<QuantizationPlan>, TrainError> {
     let Some(path) = &recipe.quantization.plan else {
-        return Ok(recipe.quantization_plan());
+        return Ok(quantization(recipe, source)?);
     };
     let formats = recipe
         .deals_bits()
@@ -56,7 +57,7 @@ impl Run {
     pub(super) fn quantization(&self) -> Option<QuantizationPlan> {
         match &self.adaptation {
             Some(adaptation) => Some(adaptation.plan().clone()),
-            None => self.recipe.quantization_plan(),
+            None => self.loaded.clone(),
         }
     }
 
@@ -91,7 +92,9 @@ impl Run {
         // What the measurement takes comes in the pages that steps will use.
         let facts = DeviceFacts::of(&self.device, self.model.dtype().size() as u64);
         let spec = self.model.spec().clone();
-        let step = self.recipe.setup(spec, facts.memory, facts.host).step();
+        let plan = self.loaded.clone();
+        let setup = self.recipe.setup(spec, plan, facts.memory, facts.host);
+        let step = setup.step();
         size_pages(&self.device, step.page_for(self.longest_pass()));
         let report = match saved {
             None => (self.adaptation.as_mut()).map_or(Ok(None), |it| it.begin(&mut self.model))?,

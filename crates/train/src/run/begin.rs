@@ -82,6 +82,7 @@ impl Run {
             Start::Resume(resume) => {
                 let eval = eval_fingerprint.as_deref();
                 resume.check_content(&self.model_fingerprint, &data_fingerprint, eval)?;
+                resume.check_blocks(self.loaded.as_ref())?;
                 notes.extend(go_on(&resume)?);
                 resume.into_parts()
             }

@@ -47,7 +47,9 @@ impl Run {
     /// What decides on the memory of a step.
     fn setup(&mut self, facts: &DeviceFacts) -> Setup {
         let spec = self.model.spec().clone();
-        let setup = self.recipe.setup(spec, facts.memory, facts.host);
+        // What the base was loaded in: what is dealt out has its room below.
+        let plan = self.loaded.clone();
+        let setup = self.recipe.setup(spec, plan, facts.memory, facts.host);
         let bytes: usize = self.model.stored().iter().map(|share| share.bytes).sum();
         let room = self.adaptation.as_ref();
         let room = room.map_or(0, |adaptation| adaptation.room(self.model.spec()));

@@ -1,10 +1,12 @@
 //! Codes in memory, and the values they stand for.
 
+use backdraft_arch::GgufBlock;
+
 use super::{Open, Stored};
 use crate::bits::{get, unpack};
 use crate::codebook::DynamicMap;
 use crate::cpu::{F32s, Ints, f32s, ints};
-use crate::dequantize::{Absmax, BlockFormat, Blocks, Int8Rows};
+use crate::dequantize::{Absmax, BlockFormat, Blocks, GgufBlocks, Int8Rows};
 use crate::quantize::NESTED_BLOCK_SIZE;
 
 impl<F: BlockFormat> Stored for Blocks<F> {
@@ -236,5 +238,35 @@ impl Open for OpenInt8 {
             at = end;
             rest = others;
         }
+    }
+}
+
+impl Stored for GgufBlocks {
+    type Open = OpenGguf;
+
+    fn dims(&self) -> [usize; 2] {
+        self.dims
+    }
+
+    fn open(&self) -> Option<OpenGguf> {
+        Some(OpenGguf {
+            kind: self.kind,
+            bytes: ints(&self.bytes)?,
+        })
+    }
+}
+
+pub(crate) struct OpenGguf {
+    kind: GgufBlock,
+    bytes: Ints<u8>,
+}
+
+impl Open for OpenGguf {
+    /// Panels and their tasks begin with rows, or a multiple of every block behind them.
+    #[inline(always)]
+    fn fill(&self, start: usize, out: &mut [f32]) {
+        debug_assert!(start.is_multiple_of(self.kind.values()), "value {start}");
+        let first = start / self.kind.values() * self.kind.bytes();
+        self.kind.unpack(&self.bytes[first..], out);
     }
 }

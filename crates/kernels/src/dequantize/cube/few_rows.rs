@@ -17,10 +17,10 @@ use crate::dequantize::{BlockFormat, Blocks};
 pub(super) const MOST: usize = 8;
 
 /// Units of a group.
-const GROUP: usize = 32;
+pub(super) const GROUP: usize = 32;
 
 /// Groups of a cube.
-const GROUPS: usize = 4;
+pub(super) const GROUPS: usize = 4;
 
 /// What the kernel is compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

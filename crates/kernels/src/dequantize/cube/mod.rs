@@ -2,6 +2,8 @@
 
 pub(super) mod blocks;
 pub(super) mod few_rows;
+pub(super) mod gguf;
+pub(super) mod gguf_few_rows;
 pub(super) mod int8;
 
 use std::cell::RefCell;
