@@ -1,6 +1,6 @@
 //! `POST /v1/chat/completions`: what is asked.
 
-use backdraft_data::{Conversation, DataError, Format, Record, Role, TemplateError};
+use backdraft_data::{Conversation, DataError, Format, Message, Record, Role, TemplateError};
 use serde_json::{Map, Value, json};
 
 use crate::api_error::ApiError;
@@ -126,7 +126,10 @@ fn conversation(messages: Option<Value>, tools: Option<Value>) -> Result<Convers
     }
     // The format of training rows is OpenAI's.
     match Format::Messages.read(Value::Object(row)) {
-        Ok(Record::Conversation(conversation)) => Ok(conversation),
+        Ok(Record::Conversation(mut conversation)) => {
+            conversation.messages.iter_mut().for_each(open_arguments);
+            Ok(conversation)
+        }
         Ok(_) => unreachable!("the format reads conversations"),
         Err(error) => {
             let message = format!(
@@ -134,6 +137,23 @@ fn conversation(messages: Option<Value>, tools: Option<Value>) -> Result<Convers
                 error.field, error.expected, error.found
             );
             Err(ApiError::field(error.field, message))
+        }
+    }
+}
+
+/// Clients send the arguments of calls as JSON in a string; templates expect what it stands for.
+fn open_arguments(message: &mut Message) {
+    let calls = message
+        .extra
+        .get_mut("tool_calls")
+        .and_then(Value::as_array_mut);
+    for call in calls.into_iter().flatten() {
+        if let Some(arguments) = call.pointer_mut("/function/arguments")
+            && let Some(opened) = arguments
+                .as_str()
+                .and_then(|text| serde_json::from_str(text).ok())
+        {
+            *arguments = Value::Object(opened);
         }
     }
 }
@@ -222,6 +242,19 @@ mod tests {
         "presence_penalty",
         "echo",
     ];
+
+    #[test]
+    fn arguments_of_calls_are_opened() {
+        let call = |arguments: &str| json!({"type": "function", "function": {"name": "f", "arguments": arguments}});
+        let messages = json!([{"role": "assistant", "content": null, "tool_calls": [call("{\"x\": 1}"), call("no JSON")]}]);
+        let read = conversation(Some(messages), None).unwrap();
+        let arguments: Vec<&Value> = read.messages[0]
+            .calls()
+            .iter()
+            .map(|call| &call["function"]["arguments"])
+            .collect();
+        assert_eq!(arguments, [&json!({"x": 1}), &json!("no JSON")]);
+    }
 
     proptest! {
         /// An answer or an error, never a panic.
