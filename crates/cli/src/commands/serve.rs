@@ -31,7 +31,7 @@ const GIB: f64 = (1u64 << 30) as f64;
 #[command(after_help = "Examples:
   backdraft serve --model HuggingFaceTB/SmolLM2-135M-Instruct
   backdraft serve --adapter outputs
-  backdraft serve --model model.gguf --adapter support=outputs --adapter tone=trial/adapter --port 9000")]
+  backdraft serve --model model.gguf --adapter support=outputs --adapter tone=trial/adapter")]
 pub(crate) struct ServeArgs {
     /// Directory, .gguf file, or hub id (org/name) [default: the model that the first adapter was trained over]
     #[arg(long, value_name = "MODEL")]
