@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// What each crate may use. `ARCHITECTURE.md` draws the same.
-const EDGES: [(&str, &[&str]); 14] = [
+const EDGES: [(&str, &[&str]); 15] = [
     ("arch", &[]),
     ("kernels", &["arch"]),
     ("formats", &["arch"]),
@@ -23,11 +23,12 @@ const EDGES: [(&str, &[&str]); 14] = [
             "arch",
         ],
     ),
+    ("serve", &["model", "data"]),
     (
         "cli",
         &[
-            "train", "model", "lora", "quant", "kernels", "journal", "recipe", "plan", "data",
-            "formats", "arch",
+            "serve", "train", "model", "lora", "quant", "kernels", "journal", "recipe", "plan",
+            "data", "formats", "arch",
         ],
     ),
     ("testkit", &["formats", "arch"]),

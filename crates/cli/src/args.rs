@@ -12,7 +12,7 @@ use choice::QuantizationArg;
 
 use crate::commands::{
     completions, data, eval, export, generate, init, inspect, man, merge, plan, push, quantize,
-    quickstart, report, score, train, watch,
+    quickstart, report, score, serve, train, watch,
 };
 
 /// Fine-tune Llama, Mistral and Qwen models from one program.
@@ -66,6 +66,7 @@ pub(crate) enum Command {
     Generate(generate::GenerateArgs),
     Eval(eval::EvalArgs),
     Score(score::ScoreArgs),
+    Serve(serve::ServeArgs),
     Merge(merge::MergeArgs),
     Quantize(quantize::QuantizeArgs),
     Export(export::ExportArgs),
@@ -85,6 +86,7 @@ impl Command {
             Self::Generate(args) => Some(args.model.device.device),
             Self::Eval(args) => Some(args.model.device.device),
             Self::Score(args) => Some(args.model.device.device),
+            Self::Serve(args) => Some(args.device.device),
             Self::Export(args) => Some(args.device.device),
             Self::Quickstart(args) => Some(args.device.device),
             Self::Data(_)
@@ -163,6 +165,11 @@ pub(crate) struct SamplingArgs {
 
 fn non_negative(text: &str) -> Result<f64, String> {
     number(text, |value| value >= 0.0, "a number, 0 or more")
+}
+
+/// Reads a number above 0.
+pub(crate) fn positive(text: &str) -> Result<f64, String> {
+    number(text, |value| value > 0.0, "a number above 0")
 }
 
 fn probability(text: &str) -> Result<f64, String> {

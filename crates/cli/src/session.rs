@@ -25,6 +25,7 @@ use backdraft_train::trained_with::Prompting;
 use burn::tensor::{DType, Device};
 use serde_json::Value;
 
+use crate::args::choice::QuantizationArg;
 use crate::args::{ModelArgs, TemplateArgs};
 use crate::commands::Context;
 use crate::error::CliError;
@@ -84,20 +85,25 @@ impl Session {
             let bos = tokenizer.bos_token().filter(|_| tokenizer.add_bos());
             template.to_chat_template(bos)
         } else if let Some(name) = &args.chat_template {
-            match BuiltinTemplate::from_name(name) {
-                Some(builtin) => builtin.source().to_owned(),
-                None => std::fs::read_to_string(name).map_err(|error| {
-                    CliError::user(format!("cannot read the chat template {name}"))
-                        .because(error)
-                        .hint("`backdraft init --templates` lists the built-in ones")
-                })?,
-            }
+            template_source(name)?
         } else {
             return Ok(self);
         };
         self.plain_prompts = false;
         self.tokenizer = self.tokenizer.with_template(&source)?;
         Ok(self)
+    }
+}
+
+/// The text of a chat template: a built-in one by its name, else a file.
+pub(crate) fn template_source(name: &str) -> Result<String, CliError> {
+    match BuiltinTemplate::from_name(name) {
+        Some(builtin) => Ok(builtin.source().to_owned()),
+        None => std::fs::read_to_string(name).map_err(|error| {
+            CliError::user(format!("cannot read the chat template {name}"))
+                .because(error)
+                .hint("`backdraft init --templates` lists the built-in ones")
+        }),
     }
 }
 
@@ -171,10 +177,27 @@ impl Chosen {
 
     /// Reads the weights.
     pub(crate) fn load(&self, args: &ModelArgs, context: Context) -> Result<CausalLm, CliError> {
+        let model = self.load_base(args.quantization, args.dtype, context)?;
+        match &self.factors {
+            Some(factors) => {
+                let factors = AdapterWeights::from_peft(factors, &model.device());
+                Ok(model.with_adapter(&factors)?)
+            }
+            None => Ok(model),
+        }
+    }
+
+    /// Reads the weights of the base alone, kept as the adapter was trained where nothing else is asked for.
+    pub(crate) fn load_base(
+        &self,
+        quantization: Option<QuantizationArg>,
+        dtype: Option<backdraft_recipe::DType>,
+        context: Context,
+    ) -> Result<CausalLm, CliError> {
         let output = context.output;
         let device = open_device(context.global.device.unwrap_or_default(), output)?;
-        let dtype = self.dtype(args.dtype, &device)?;
-        let plan = match (args.quantization, &self.adapter) {
+        let dtype = self.dtype(dtype, &device)?;
+        let plan = match (quantization, &self.adapter) {
             (None, None) => self.plan.clone(),
             (asked, adapter) => noted::plan(asked, adapter.as_ref(), &self.source)?,
         };
@@ -184,11 +207,11 @@ impl Chosen {
                 false => format!("quantizing the base to {plan}"),
             });
         }
-        let model = CausalLm::load_as(&self.source, plan.as_ref(), (&device, dtype))?;
-        match &self.factors {
-            Some(factors) => Ok(model.with_adapter(&AdapterWeights::from_peft(factors, &device))?),
-            None => Ok(model),
-        }
+        Ok(CausalLm::load_as(
+            &self.source,
+            plan.as_ref(),
+            (&device, dtype),
+        )?)
     }
 
     /// The type asked for, else that of training where the device computes in it.

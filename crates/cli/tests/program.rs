@@ -20,6 +20,8 @@ mod readers;
 mod run;
 #[path = "program/schema.rs"]
 mod schema;
+#[path = "program/serve.rs"]
+mod serve;
 #[path = "program/terminal.rs"]
 mod terminal;
 

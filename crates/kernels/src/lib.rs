@@ -18,6 +18,7 @@
 //! | [`rope`] | rotate-half by position | the same with the angle negated |
 //! | [`norm_rope`] | each head by its root mean square, then rotate-half | dx, dw |
 //! | [`attention`] | causal softmax attention, grouped heads, per document | dq, dk, dv |
+//! | [`paged_attention`] | the same of new tokens over rows of a pool | – (nothing is trained over a cache) |
 //! | [`swiglu`] | silu(gate)·up | dgate, dup |
 //! | [`lora_linear`] | x·Wᵀ + s·(x·Aᵀ)·Bᵀ | dx, dA, dB; never dW |
 //! | [`cross_entropy`] | head and loss in chunks of tokens | d(hidden), in the forward pass |
@@ -72,6 +73,7 @@ pub mod lora_linear;
 pub mod low_rank;
 pub mod norm_rope;
 pub mod offload;
+pub mod paged_attention;
 pub mod quantize;
 pub mod rms_norm;
 pub mod rope;

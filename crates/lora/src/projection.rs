@@ -1,7 +1,10 @@
 //! A linear layer with a frozen weight and perhaps an adapter.
 
+use std::ops::Range;
+
+use backdraft_kernels::frozen_matrix::FrozenMatrix;
 use backdraft_kernels::lora_linear::{self, Branch, Factors, WantedFactors, lora_linear};
-use backdraft_kernels::low_rank::Adapted;
+use backdraft_kernels::low_rank::{Adapted, LowRank};
 use backdraft_quant::{Frozen, Weight};
 use burn::module::Module;
 use burn::tensor::Tensor;
@@ -143,6 +146,41 @@ impl Projection {
         let factors = self.plain_factors(x, dropout_seed);
         let (y, xa) = lora_linear::forward(x, self.weight(), factors.as_ref(), xa, sum);
         (self.add_bias(y), ProjectionSaved { xa, dropout_seed })
+    }
+
+    /// Without autodiff, over rows of one batch that belong to different adapters of one base: each part names its rows
+    /// and the projection whose adapter they go through. The weight is that of the first, and is read once for all rows.
+    /// `sum` is added where there is one.
+    ///
+    /// # Shapes
+    /// `x` `[t, in]`, `sum` and the result `[t, out]`; the parts follow one another from 0 to t.
+    pub fn forward_parts(
+        parts: &[(Range<usize>, &Self)],
+        x: &Tensor<2>,
+        sum: Option<&Tensor<2>>,
+    ) -> Tensor<2> {
+        let first = parts[0].1;
+        if parts.len() == 1 {
+            return first.forward_from(x, None, None, sum).0;
+        }
+        let y = first.weight.matmul_add(x, sum);
+        if parts.iter().all(|(_, part)| part.adapter.is_none()) {
+            return first.add_bias(y);
+        }
+        let pieces = parts.iter().map(|(rows, part)| {
+            let cut = |t: &Tensor<2>| t.clone().narrow(0, rows.start, rows.len());
+            let y = cut(&y);
+            let Some(factors) = part.plain_factors(x, None) else {
+                return y;
+            };
+            let term = LowRank {
+                left: factors.down(&cut(x)),
+                right: factors.b,
+                scaling: factors.scaling,
+            };
+            term.add_to(y)
+        });
+        first.add_bias(Tensor::cat(pieces.collect(), 0))
     }
 
     /// x·Aᵀ of several projections of the same input in one product, where their factors lie together in one

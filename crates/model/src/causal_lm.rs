@@ -10,7 +10,6 @@ use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
-use crate::cache::KvCache;
 use crate::error::LoadError;
 use crate::layers::{Context, DecoderLayer, RmsNorm};
 use crate::rope;
@@ -124,7 +123,7 @@ impl CausalLm {
         let context = self.context(tokens, None);
         let mut states = vec![self.embed(&tokens.input_ids)];
         for layer in &self.layers {
-            let h = layer.forward(states[states.len() - 1].clone(), &context, None);
+            let h = layer.forward(states[states.len() - 1].clone(), &context);
             states.push(h);
         }
         states
@@ -140,22 +139,8 @@ impl CausalLm {
             .layers
             .iter()
             .fold(self.embed(&tokens.input_ids), |h, layer| {
-                layer.forward(h, &context, None)
+                layer.forward(h, &context)
             });
-        self.norm.forward(h)
-    }
-
-    /// Normed hidden states of new tokens; keys and values of earlier ones come from `cache`.
-    ///
-    /// # Shapes
-    /// `[Σ new, hidden]`.
-    pub fn forward_cached(&self, tokens: &Tokens, cache: &mut KvCache) -> Tensor<2> {
-        let context = self.context(tokens, None);
-        let mut h = self.embed(&tokens.input_ids);
-        for (layer, cache) in self.layers.iter().zip(cache.layers_mut()) {
-            h = layer.forward(h, &context, Some(cache));
-        }
-        cache.advance(&tokens.segments);
         self.norm.forward(h)
     }
 

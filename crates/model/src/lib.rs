@@ -10,13 +10,14 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod cache;
 mod causal_lm;
 mod error;
 mod load;
 mod quantize;
 mod tokens;
 
-pub mod cache;
+pub mod decode;
 pub mod generate;
 pub mod layers;
 pub mod rope;

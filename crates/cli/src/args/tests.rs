@@ -145,6 +145,7 @@ fn help_of_the_program() {
       generate     Generate text from a prompt, or chat
       eval         Evaluate a model on a file, with and without an adapter
       score        Write logits and per-token losses for given token ids
+      serve        Serve a model and its adapters to OpenAI clients, with a page to chat in
       merge        Merge an adapter into its base and save a Hugging Face checkpoint in the base's dtype
       quantize     Quantize a model to 4 or 8 bits, in the format of bitsandbytes, which transformers
                    loads
@@ -336,6 +337,119 @@ fn help_of_generate() {
       backdraft generate --model model.gguf --adapter outputs/adapter --chat
       backdraft generate --model model.gguf --prompt-file question.txt
     "#);
+}
+
+#[test]
+fn help_of_serve() {
+    assert_snapshot!(help("serve"), @"
+    Serve a model and its adapters to OpenAI clients, with a page to chat in
+
+    Clients name the base or an adapter as `model`; all of them share one base in memory, and requests
+    are answered together. The address is http://HOST:PORT/v1; the page is at http://HOST:PORT.
+    BACKDRAFT_API_KEY, where it is set, is the key that clients must send. Ctrl-C or SIGTERM lets
+    running requests finish; a second one ends the server at once.
+
+    Usage: backdraft serve [OPTIONS]
+
+    Options:
+          --model <MODEL>
+              Directory, .gguf file, or hub id (org/name) [default: the model that the first adapter was
+              trained over]
+
+          --adapter <[NAME=]DIR>
+              PEFT adapter to serve beside the base, under a name of its own [default: that of its
+              directory]; repeatable
+
+          --name <NAME>
+              Name of the base for clients [default: the hub id, else that of the directory or file]
+
+          --quantization <FORMAT>
+              Quantize the linear layers on load [default: as the first adapter was trained, else as in
+              the files]
+
+              Possible values:
+              - none: No quantization beyond that of the files
+              - nf4:  4-bit NormalFloat, double quantization
+              - fp4:  4-bit floating point, double quantization
+              - int8: 8 bits, one scale per row
+
+          --dtype <DTYPE>
+              Data type to compute in [default: auto, bf16 where the device supports it, else f32]
+
+              Possible values:
+              - auto: bf16 where the device supports it, else f32
+              - bf16: bfloat16, accumulated in f32
+              - f16:  Half precision, accumulated in f32
+              - f32:  Single precision
+
+          --device <DEVICE>
+              Where to compute: auto, cpu, cuda, cuda:N or wgpu [default: the recipe's device, else
+              auto]
+
+          --chat-template <NAME|FILE>
+              Built-in chat template, or a .jinja file [default: as each adapter was trained, else the
+              model's own]
+
+          --host <HOST>
+              Address to listen on; another machine reaches only one that is not loopback
+
+              [default: 127.0.0.1]
+
+          --port <PORT>
+              Port to listen on; 0 takes any
+
+              [default: 8080]
+
+          --without-key
+              Listen on an address that other machines reach without a key
+
+          --max-batch <N>
+              Texts that are written together
+
+              [default: 64]
+
+          --queue <N>
+              Requests that may wait; one more is answered with status 429
+
+              [default: 256]
+
+          --cache-memory <GIB>
+              Memory for keys and values of all texts together, in GiB; taken as it is needed
+
+              [default: 2]
+
+          --max-new-tokens <N>
+              New tokens of a chat whose request sets no limit
+
+              [default: 1024]
+
+          --max-body <KIB>
+              Largest body of a request, in KiB
+
+              [default: 1024]
+
+          --timeout <SECONDS>
+              Seconds that a request may take, waiting included
+
+              [default: 600]
+
+          --grace <SECONDS>
+              Seconds that running requests have when the server is told to end
+
+              [default: 30]
+
+      -h, --help
+              Print help (see a summary with '-h')
+
+    Global options:
+          --json
+              Print results and errors as JSON, one object per line (described in docs/json.md)
+
+    Examples:
+      backdraft serve --model HuggingFaceTB/SmolLM2-135M-Instruct
+      backdraft serve --adapter outputs
+      backdraft serve --model model.gguf --adapter support=outputs --adapter tone=trial/adapter
+    ");
 }
 
 #[test]

@@ -16,6 +16,7 @@ pub(crate) mod quantize;
 pub(crate) mod quickstart;
 pub(crate) mod report;
 pub(crate) mod score;
+pub(crate) mod serve;
 pub(crate) mod train;
 pub(crate) mod watch;
 
@@ -75,6 +76,7 @@ fn run(command: Command, context: Context) -> Result<(), CliError> {
         Command::Generate(args) => generate::run(&args, context),
         Command::Eval(args) => eval::run(&args, context),
         Command::Score(args) => score::run(&args, context),
+        Command::Serve(args) => serve::run(&args, context),
         Command::Merge(args) => merge::run(&args, context),
         Command::Quantize(args) => quantize::run(&args, context),
         Command::Export(args) => export::run(&args, context),

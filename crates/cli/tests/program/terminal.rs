@@ -9,6 +9,7 @@ use backdraft_testkit::tiny;
 use serde_json::Value;
 
 use super::schema::Schema;
+use super::serve::Serving;
 use super::{backdraft, says, succeeds};
 
 const STEPS: &str = "max_steps = 8\neval_steps = 4\nsave_steps = 4\n";
@@ -151,6 +152,9 @@ fn every_json_line_is_as_the_page_says() {
     run("push out --repo org/name --write-card", 0);
     // The diagnosis of a short run may never change, and memory does not run out.
     let rare = ["diagnosis", "replanned", "warning"];
+    let serving = Serving::start(d, &["--model", "model", "--adapter", "out"]);
+    schema.check(&serving.line);
+    serving.end();
     let unseen: Vec<&str> = schema
         .unseen()
         .into_iter()

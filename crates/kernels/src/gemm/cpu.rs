@@ -2,6 +2,7 @@
 
 use burn::tensor::Tensor;
 
+use super::few_rows::{FEW_ROWS, product};
 use super::{Op, oriented};
 use crate::cpu::{f32s, into_vec, tensor};
 
@@ -18,12 +19,30 @@ pub(super) fn gemm(
     };
     let [m, k] = oriented(op_a, a.dims());
     let [_, n] = oriented(op_b, b.dims());
-    let a_view = View::new(&a_values, a.dims()[1], op_a);
-    let b_view = View::new(&b_values, b.dims()[1], op_b);
     let (mut out, accumulate) = match c {
         Some(c) => (into_vec(c), true),
         None => (Vec::with_capacity(m * n), false),
     };
+    if (op_a, op_b) == (Op::N, Op::T) && m <= FEW_ROWS {
+        #[expect(unsafe_code, reason = "a buffer that is not written yet")]
+        // SAFETY: `out` has room for m·n values, row-major, all of which are written; it holds them already where they
+        // are added to.
+        unsafe {
+            let to = (out.as_mut_ptr(), n);
+            product(
+                Shape { m, n, k },
+                to,
+                accumulate,
+                &a_values,
+                &b_values,
+                alpha,
+            );
+            out.set_len(m * n);
+        }
+        return Ok(tensor(out, [m, n]));
+    }
+    let a_view = View::new(&a_values, a.dims()[1], op_a);
+    let b_view = View::new(&b_values, b.dims()[1], op_b);
     let threads = if m * n * k < 1 << 16 {
         gemm::Parallelism::None
     } else {

@@ -5,6 +5,7 @@ pub(crate) mod cpu;
 pub(crate) mod cublaslt;
 #[cfg(feature = "cuda")]
 mod cuda;
+pub(crate) mod few_rows;
 pub mod reference;
 
 use burn::tensor::{DType, Tensor};

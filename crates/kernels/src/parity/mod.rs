@@ -5,6 +5,7 @@ mod attention;
 mod failures;
 mod losses;
 mod low_rank;
+mod paged;
 mod places;
 mod pointwise;
 mod products;

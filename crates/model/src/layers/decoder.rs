@@ -1,17 +1,21 @@
 //! One decoder layer.
 
+use std::ops::Range;
+
 use backdraft_arch::layer;
 use backdraft_arch::{InputGrad, KeepSet, Norm, SavedTensor, TargetModule};
+use backdraft_kernels::paged_attention::Places;
 use backdraft_lora::{AdapterGrads, Projection};
 use burn::module::Module;
 use burn::tensor::Tensor;
 
+use super::decode_ops::DecodeOps;
 use super::device_ops::DeviceOps;
 use super::offload::LayerSaved;
 use super::tape_ops::TapeOps;
 use super::timed_ops::TimedOps;
 use super::{Attention, Context, Mlp, RmsNorm};
-use crate::cache::LayerCache;
+use crate::cache::LayerPool;
 
 /// The parts of a layer; what it does with them is told in [`backdraft_arch::layer`].
 #[derive(Module, Debug)]
@@ -45,21 +49,34 @@ impl DecoderLayer {
         }
     }
 
-    /// The differentiable layer. With a cache, the keys and values of earlier tokens come from it and the new ones go
-    /// into it; `context.segments` must say so.
+    /// The differentiable layer.
     ///
     /// # Shapes
     /// `h` and the result `[t, hidden]`.
-    pub fn forward(
-        &self,
-        h: Tensor<2>,
-        context: &Context,
-        cache: Option<&mut LayerCache>,
-    ) -> Tensor<2> {
+    pub fn forward(&self, h: Tensor<2>, context: &Context) -> Tensor<2> {
         let mut ops = TapeOps {
             layer: self,
             context,
-            cache,
+        };
+        layer::forward(&mut ops, h, KeepSet::NONE).0
+    }
+
+    /// New tokens over keys and values in a pool, into which their own go; without autodiff. Each part names its rows and
+    /// the layer, of one base, whose adapters they go through.
+    ///
+    /// # Shapes
+    /// `h` and the result `[t, hidden]`; the parts follow one another from 0 to t.
+    pub(crate) fn forward_cached(
+        parts: &[(Range<usize>, &Self)],
+        h: Tensor<2>,
+        context: &Context,
+        (pool, places): (&mut LayerPool, &Places),
+    ) -> Tensor<2> {
+        let mut ops = DecodeOps {
+            parts,
+            context,
+            pool,
+            places,
         };
         layer::forward(&mut ops, h, KeepSet::NONE).0
     }

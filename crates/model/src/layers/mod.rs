@@ -5,7 +5,8 @@
 //! | executor | for |
 //! |---|---|
 //! | `device_ops` | training: [`DecoderLayer::forward_saving`] and [`DecoderLayer::backward`] record no tape; a [`KeepSet`] says which tensors stay, the backward pass rebuilds the others from the layer's input with the same ops |
-//! | `tape_ops` | programs that use Burn's autodiff, and inference with a cache: [`DecoderLayer::forward`] |
+//! | `tape_ops` | programs that use Burn's autodiff: [`DecoderLayer::forward`] |
+//! | `decode_ops` | sequences that are continued token by token, over a pool of keys and values ([`decode`](crate::decode)) |
 //! | `timed_ops` | calibration of the activation planner: [`DecoderLayer::visit_saved`] |
 //!
 //! The planner executes it on sizes.
@@ -13,6 +14,7 @@
 //! [`KeepSet`]: backdraft_arch::KeepSet
 
 mod attention;
+mod decode_ops;
 mod decoder;
 mod device_ops;
 mod mlp;

@@ -1,4 +1,4 @@
-//! The ops of a layer on Burn's tape, one node each, and with a cache of keys and values.
+//! The ops of a layer on Burn's tape, one node each.
 
 use backdraft_arch::{Forward, Group, Norm, TargetModule, Values};
 use backdraft_kernels::attention::{self, Qkv};
@@ -6,7 +6,6 @@ use backdraft_kernels::{norm_rope, rope, swiglu};
 use burn::tensor::Tensor;
 
 use super::{Context, DecoderLayer};
-use crate::cache::LayerCache;
 
 /// Values that Burn's autodiff follows, so that nothing needs to be remembered beside them.
 pub(super) struct OnTape;
@@ -18,11 +17,10 @@ impl Values for OnTape {
     type Side = ();
 }
 
-/// One layer on one batch. With a cache, keys and values of earlier tokens come from it and new ones go into it.
+/// One layer on one batch.
 pub(super) struct TapeOps<'a> {
     pub(super) layer: &'a DecoderLayer,
     pub(super) context: &'a Context,
-    pub(super) cache: Option<&'a mut LayerCache>,
 }
 
 impl Forward for TapeOps<'_> {
@@ -94,10 +92,6 @@ impl Forward for TapeOps<'_> {
     fn attend(&mut self, [q, k, v]: [&Tensor<2>; 3]) -> (Tensor<2>, ()) {
         let [q, k, v] = [q, k, v].map(Tensor::clone);
         let segments = &self.context.segments;
-        let (k, v) = match self.cache.as_deref_mut() {
-            Some(cache) => cache.extend(k, v, segments),
-            None => (k, v),
-        };
         let layout = self.layer.self_attn.layout();
         (attention::attention(Qkv { q, k, v }, segments, layout), ())
     }

@@ -229,7 +229,7 @@ pub(super) fn told(
     }
 }
 
-/// Bits of a scheme without its scales; `-` where nothing is quantised.
+/// Bits of a scheme without its scales; `-` where nothing is quantised, `g` for a file's own blocks.
 fn digit(scheme: Option<Scheme>) -> char {
     match scheme {
         None => '-',
@@ -238,5 +238,6 @@ fn digit(scheme: Option<Scheme>) -> char {
             char::from_digit(format.bits() as u32, 10).unwrap_or('?')
         }
         Some(Scheme::Int8) => '8',
+        Some(Scheme::Gguf(_)) => 'g',
     }
 }

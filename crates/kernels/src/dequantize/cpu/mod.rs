@@ -11,6 +11,7 @@ use rayon::prelude::*;
 use crate::cpu::{f32s, simd, tensor};
 use crate::gemm::Op;
 use crate::gemm::cpu::{Shape, View, raw};
+use crate::gemm::few_rows::{FEW_ROWS, product};
 
 /// Values of a panel: 2 MiB, which stay in a core's second cache, and rows enough to keep the product busy.
 const PANEL: usize = 1 << 19;
@@ -71,6 +72,15 @@ pub(super) fn matmul(x: &Tensor<2>, matrix: &impl Stored) -> Option<Tensor<2>> {
             n: rows.len(),
             k,
         };
+        if m <= FEW_ROWS {
+            #[expect(unsafe_code, reason = "a buffer that is not written yet")]
+            // SAFETY: as below.
+            unsafe {
+                let out = (out.as_mut_ptr().add(rows.start), n);
+                product(shape, out, false, &values, panel, 1.0);
+            }
+            return;
+        }
         let x = View::new(&values, k, Op::N);
         let panel = View::new(panel, k, Op::T);
         #[expect(unsafe_code, reason = "the gemm crate takes raw matrices")]

@@ -1,0 +1,102 @@
+//! One pass of some tokens of several sequences through the model.
+
+use std::ops::Range;
+
+use backdraft_kernels::paged_attention::Places;
+use burn::tensor::{DType, Tensor};
+
+use crate::cache::Pool;
+use crate::causal_lm::{CausalLm, index};
+use crate::layers::DecoderLayer;
+use crate::tokens::Tokens;
+
+/// New tokens of one sequence.
+pub(super) struct Chunk {
+    /// The model of [`forward`]'s list.
+    pub(super) model: usize,
+    pub(super) ids: Vec<u32>,
+    /// Rows of the pool of all its tokens, the new ones last.
+    pub(super) rows: Vec<u32>,
+}
+
+/// Logits after the last token of each of the chunks that `wanted` names, ascending.
+///
+/// `models` are one base with different adapters; chunks of the same model follow one another.
+///
+/// # Shapes
+/// A row for each of `wanted`; `None` where none is wanted.
+pub(super) fn forward(
+    models: &[CausalLm],
+    chunks: Vec<Chunk>,
+    wanted: &[usize],
+    pool: &mut Pool,
+) -> Option<Logits> {
+    let base = &models[0];
+    let past: Vec<usize> = (chunks.iter())
+        .map(|chunk| chunk.rows.len() - chunk.ids.len())
+        .collect();
+    let ids: Vec<&[u32]> = chunks.iter().map(|chunk| &*chunk.ids).collect();
+    let tokens = Tokens::continuing(&ids, &past);
+    let parts = parts(&chunks);
+    let context = base.context(&tokens, None);
+    let mut h = base.embed(&tokens.input_ids);
+    let sequences: Vec<_> = (chunks.into_iter())
+        .map(|chunk| (chunk.rows, chunk.ids.len()))
+        .collect();
+    let places = Places::new(&sequences, &base.device());
+    for (i, pool) in pool.layers_mut().enumerate() {
+        let layers: Vec<(Range<usize>, &DecoderLayer)> = parts
+            .iter()
+            .map(|(rows, model)| (rows.clone(), &models[*model].layers[i]))
+            .collect();
+        h = DecoderLayer::forward_cached(&layers, h, &context, (pool, &places));
+    }
+    let last: Vec<u32> = (tokens.segments.iter().enumerate())
+        .filter(|(chunk, _)| wanted.contains(chunk))
+        .map(|(_, (queries, _))| queries.end as u32 - 1)
+        .collect();
+    if last.is_empty() {
+        return None;
+    }
+    let last = h.select(0, index(&last, &base.device()));
+    Some(Logits::read(
+        base.logits(base.norm().forward_saving(&last).0),
+    ))
+}
+
+/// Rows of each model.
+fn parts(chunks: &[Chunk]) -> Vec<(Range<usize>, usize)> {
+    let mut parts: Vec<(Range<usize>, usize)> = Vec::new();
+    let mut end = 0;
+    for chunk in chunks {
+        let start = end;
+        end += chunk.ids.len();
+        match parts.last_mut() {
+            Some((rows, model)) if *model == chunk.model => rows.end = end,
+            _ => parts.push((start..end, chunk.model)),
+        }
+    }
+    parts
+}
+
+/// Rows of logits on the host.
+pub(super) struct Logits {
+    values: Vec<f32>,
+    width: usize,
+}
+
+impl Logits {
+    fn read(logits: Tensor<2>) -> Self {
+        let [_, width] = logits.dims();
+        let values = logits.into_data().convert_dtype(DType::F32);
+        let values = values
+            .try_into_vec()
+            .unwrap_or_else(|error| unreachable!("converted to f32: {error:?}"));
+        Self { values, width }
+    }
+
+    /// Each row, `[v]`.
+    pub(super) fn rows(&self) -> impl Iterator<Item = &[f32]> {
+        self.values.chunks(self.width)
+    }
+}

@@ -1,0 +1,126 @@
+//! The ops of a layer while sequences are continued: no tape, nothing saved, keys and values from a pool, and rows of
+//! several adapters in one pass.
+
+use std::ops::Range;
+
+use backdraft_arch::{Forward, Group, Norm, TargetModule, Values};
+use backdraft_kernels::paged_attention::Places;
+use backdraft_kernels::{norm_rope, rope, swiglu};
+use backdraft_lora::Projection;
+use burn::tensor::Tensor;
+
+use super::{Context, DecoderLayer};
+use crate::cache::LayerPool;
+
+/// Values of which nothing is remembered.
+pub(super) struct Passing;
+
+impl Values for Passing {
+    type Tensor = Tensor<2>;
+    type Stats = ();
+    type LogSumExp = ();
+    type Side = ();
+}
+
+/// One layer of one base.
+pub(super) struct DecodeOps<'a> {
+    /// Rows, and the layer with the adapter that they go through.
+    pub(super) parts: &'a [(Range<usize>, &'a DecoderLayer)],
+    pub(super) context: &'a Context,
+    pub(super) pool: &'a mut LayerPool,
+    pub(super) places: &'a Places,
+}
+
+impl DecodeOps<'_> {
+    fn base(&self) -> &DecoderLayer {
+        self.parts[0].1
+    }
+
+    fn through(&self, target: TargetModule, x: &Tensor<2>, sum: Option<&Tensor<2>>) -> Tensor<2> {
+        let parts: Vec<_> = self
+            .parts
+            .iter()
+            .map(|(rows, layer)| (rows.clone(), layer.projection(target)))
+            .collect();
+        Projection::forward_parts(&parts, x, sum)
+    }
+}
+
+impl Forward for DecodeOps<'_> {
+    type Values = Passing;
+    type Deferred = Tensor<2>;
+    type SharedDown = ();
+
+    fn adapts(&self, target: TargetModule) -> bool {
+        self.parts.iter().any(|(_, layer)| layer.adapts(target))
+    }
+
+    fn norm(&mut self, norm: Norm, x: &Tensor<2>) -> (Tensor<2>, ()) {
+        (self.base().norm(norm).forward_saving(x).0, ())
+    }
+
+    fn shared_down(&mut self, _: Group, _: &Tensor<2>) {}
+
+    fn project(&mut self, target: TargetModule, x: &Tensor<2>, (): &()) -> (Tensor<2>, ()) {
+        (self.through(target, x, None), ())
+    }
+
+    fn project_deferred(
+        &mut self,
+        target: TargetModule,
+        x: &Tensor<2>,
+        down: &(),
+    ) -> (Tensor<2>, ()) {
+        self.project(target, x, down)
+    }
+
+    fn is_deferred(&self, _: &Tensor<2>) -> bool {
+        false
+    }
+
+    fn complete(&mut self, output: Tensor<2>) -> Tensor<2> {
+        output
+    }
+
+    fn project_onto(
+        &mut self,
+        target: TargetModule,
+        x: &Tensor<2>,
+        stream: &Tensor<2>,
+    ) -> (Tensor<2>, ()) {
+        (self.through(target, x, Some(stream)), ())
+    }
+
+    fn side(&mut self, _: TargetModule, _: &Tensor<2>) {}
+
+    fn rope(&mut self, query: Tensor<2>, key: Tensor<2>) -> (Tensor<2>, Tensor<2>) {
+        rope::forward_both(query, key, &self.context.tables)
+    }
+
+    fn rope_one(&mut self, _: TargetModule, x: Tensor<2>) -> Tensor<2> {
+        rope::forward(x, &self.context.tables)
+    }
+
+    fn norms_heads(&self) -> bool {
+        self.base().self_attn.norms_heads()
+    }
+
+    fn norm_rope(&mut self, norm: Norm, x: &Tensor<2>) -> Tensor<2> {
+        let (weight, eps) = self.base().norm(norm).parts();
+        norm_rope::forward(x, weight, eps, &self.context.tables)
+    }
+
+    fn attend(&mut self, qkv: [&Tensor<2>; 3]) -> (Tensor<2>, ()) {
+        let layout = self.base().self_attn.layout();
+        (self.pool.attend(qkv, self.places, layout), ())
+    }
+
+    fn glu(&mut self, gate: Tensor<2>, up: Tensor<2>) -> [Tensor<2>; 3] {
+        let product = self.glu_again(&gate, &up);
+        [gate, up, product]
+    }
+
+    fn glu_again(&mut self, gate: &Tensor<2>, up: &Tensor<2>) -> Tensor<2> {
+        swiglu::forward(gate, up)
+    }
+}
