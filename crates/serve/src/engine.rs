@@ -9,7 +9,6 @@ use backdraft_data::{ChatTokenizer, TokenStream};
 use backdraft_model::decode::{
     AdmitError, DecodeLimits, Decoder, Finish, Likely, Sampled, SequenceId,
 };
-use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 
@@ -178,11 +177,8 @@ fn run(
                 None => return,
             }
         }
-        loop {
-            match jobs.try_recv() {
-                Ok(job) => queue.push_back(job),
-                Err(TryRecvError::Empty | TryRecvError::Disconnected) => break,
-            }
+        while let Ok(job) = jobs.try_recv() {
+            queue.push_back(job);
         }
         if state.abort.load(Ordering::Relaxed) {
             return;

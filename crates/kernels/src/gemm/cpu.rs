@@ -29,14 +29,7 @@ pub(super) fn gemm(
         // are added to.
         unsafe {
             let to = (out.as_mut_ptr(), n);
-            product(
-                Shape { m, n, k },
-                to,
-                accumulate,
-                &a_values,
-                &b_values,
-                alpha,
-            );
+            product([m, n, k], to, accumulate, &a_values, &b_values, alpha);
             out.set_len(m * n);
         }
         return Ok(tensor(out, [m, n]));

@@ -9,7 +9,6 @@ use std::ops::Range;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::cpu::Shape;
 use crate::cpu::simd;
 
 /// Rows of x up to which this is the product; with more, packing pays.
@@ -30,14 +29,13 @@ const SHORT: usize = 32;
 /// If `x` or `w` has fewer than m·k or n·k values.
 #[expect(unsafe_code, reason = "tasks write disjoint columns of one buffer")]
 pub(crate) unsafe fn product(
-    shape: Shape,
+    [m, n, k]: [usize; 3],
     (out, stride): (*mut f32, usize),
     accumulate: bool,
     x: &[f32],
     w: &[f32],
     alpha: f32,
 ) {
-    let Shape { m, n, k } = shape;
     let (x, w) = (&x[..m * k], &w[..n * k]);
     let out = Out {
         start: out,
@@ -46,12 +44,12 @@ pub(crate) unsafe fn product(
         alpha,
     };
     if k <= SHORT {
-        return short(shape, out, x, w);
+        return short([m, n, k], out, x, w);
     }
     let columns = (GRAIN / k).max(4).next_multiple_of(4);
     let task = |first: usize| {
         pulp::Arch::new().dispatch(Columns {
-            shape,
+            sizes: [m, k],
             x,
             w,
             columns: first..(first + columns).min(n),
@@ -99,7 +97,8 @@ impl Out {
 
 /// Some columns of the result.
 struct Columns<'a> {
-    shape: Shape,
+    /// m and k.
+    sizes: [usize; 2],
     x: &'a [f32],
     w: &'a [f32],
     columns: Range<usize>,
@@ -126,7 +125,7 @@ impl WithSimd for Columns<'_> {
 impl Columns<'_> {
     #[inline(always)]
     fn rows<S: Simd, const N: usize>(&self, simd: S, j: usize) {
-        let m = self.shape.m;
+        let [m, _] = self.sizes;
         let mut i = 0;
         while i + 3 <= m {
             self.tile::<S, 3, N>(simd, i, j);
@@ -141,7 +140,7 @@ impl Columns<'_> {
     /// M rows of x times N rows of W.
     #[inline(always)]
     fn tile<S: Simd, const M: usize, const N: usize>(&self, simd: S, i: usize, j: usize) {
-        let k = self.shape.k;
+        let [_, k] = self.sizes;
         let mut x: [(&[S::f32s], &[f32]); M] = [(&[], &[]); M];
         for (row, x) in x.iter_mut().enumerate() {
             *x = S::as_simd_f32s(&self.x[(i + row) * k..(i + row + 1) * k]);
@@ -188,7 +187,7 @@ impl Columns<'_> {
 }
 
 /// The product for a short k: wᵀ once, then a sum of its rows for each row of x.
-fn short(Shape { m, n, k }: Shape, out: Out, x: &[f32], w: &[f32]) {
+fn short([m, n, k]: [usize; 3], out: Out, x: &[f32], w: &[f32]) {
     let mut transposed = vec![0f32; n * k];
     for (j, row) in w.chunks(k.max(1)).enumerate() {
         for (l, &value) in row.iter().enumerate() {

@@ -84,12 +84,7 @@ impl Sampler {
         }
         if let Some(p) = config.top_p {
             let total: f64 = tokens.iter().map(|&token| weight(token)).sum();
-            keep_mass(
-                &mut tokens,
-                logits,
-                |token| weight(token),
-                f64::from(p) * total,
-            );
+            keep_mass(&mut tokens, logits, weight, f64::from(p) * total);
         }
         let total: f64 = tokens.iter().map(|&token| weight(token)).sum();
         let mut left = self.rng.random::<f64>() * total;

@@ -77,7 +77,7 @@ pub(super) fn matmul(x: &Tensor<2>, matrix: &impl Stored) -> Option<Tensor<2>> {
             // SAFETY: as below.
             unsafe {
                 let out = (out.as_mut_ptr().add(rows.start), n);
-                product(shape, out, false, &values, panel, 1.0);
+                product([m, rows.len(), k], out, false, &values, panel, 1.0);
             }
             return;
         }
