@@ -214,11 +214,7 @@ fn kept(reader: &mut Reader<'_>, (four, eight): (bool, bool), skip_modules: &[St
     }
 }
 
-fn bits(
-    reader: &mut Reader<'_>,
-    loads: (bool, bool),
-    quant_type: FourBitFormat,
-) -> Option<Bits> {
+fn bits(reader: &mut Reader<'_>, loads: (bool, bool), quant_type: FourBitFormat) -> Option<Bits> {
     const KEY: &str = "quantization.bits";
     let bits = reader.optional(KEY)?;
     around_nf4(reader, KEY, loads, quant_type);
@@ -265,7 +261,7 @@ fn around_nf4(
     }
 }
 
-fn stored_plan(reader: &mut Reader<'_>, load_in_4bit: bool, bases: &Bases<'_>) -> Option<PathBuf> {
+fn stored_plan(reader: &mut Reader<'_>, loads: (bool, bool), bases: &Bases<'_>) -> Option<PathBuf> {
     const KEY: &str = "quantization.plan";
     if !reader.has(KEY) {
         return None;

@@ -143,7 +143,7 @@ fn every_example_in_the_table_of_keys_is_valid() {
         if key.path == "train.early_stopping_min_improvement" {
             given.push("train.early_stopping_patience=3");
         }
-        if key.path == "quantization.bits" {
+        if ["bits", "base_memory", "plan"].contains(&key.name()) {
             given.push("load_in_4bit=true");
         }
         let read = read(text, &given);
@@ -712,21 +712,31 @@ fn the_template_as_a_whole() {
 
     # Adaptive precision: mean bits of a quantized weight, scales included. What an error of each
     # projection would cost is measured on training rows, and each gets one of formats so that the cost
-    # is least. Left out: every projection gets quant_type. Only with load_in_4bit.
+    # is least. "auto" takes as many, up to 8, as make a step at most 5 % slower in the memory that
+    # there is. Left out: every projection gets quant_type. Only with load_in_4bit.
     # Change: result worse than without quantization: raise; out of memory: lower.
     # bits = 4.5
 
+    # Adaptive precision within a size: what the whole base may take, embeddings included, in place of
+    # bits.
+    # base_memory = "5GiB"
+
+    # A file that says how each projection is stored, as `backdraft plan --measure --write` makes it:
+    # nothing is measured before the first step. With bits, later points of adapt_at go on from it. Only
+    # with load_in_4bit.
+    # plan = "precision.json"
+
     # What bits may be dealt out as: nf3, nf4, nf5 and nf6 take their number and 0.13 with double_quant,
-    # int8 takes 8. Only with bits.
+    # int8 takes 8. Only with bits or base_memory.
     formats = ["nf3", "nf4", "nf5", "nf6", "int8"]
 
     # When precision is dealt out: shares of the run, rising. 0.0 is before the first step; at a later
     # one everything is measured anew, and what does not improve the loss of rows kept for it is taken
-    # back. Only with bits.
+    # back. Only with bits or base_memory.
     adapt_at = [0.0]
 
     # Tokens of training rows that are measured; half as many of others are looked at to see whether it
-    # helped. Only with bits or lora.init = "qera".
+    # helped. Only with bits, base_memory or lora.init = "qera".
     calibration_tokens = 4096
 
 
@@ -749,8 +759,10 @@ fn the_template_as_a_whole() {
     target_modules = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
     # Where adapters start: default changes nothing yet; loftq gives back the part of the quantization
-    # error that fits into the rank; qera the part that matters most by measurement on training rows.
-    # Both only over a quantized base.
+    # error that fits into the rank; qera the part that matters most by measurement on training rows;
+    # both only over a quantized base. pissa takes the largest part of the weights out of the base and
+    # trains it; only over one that is not quantized. The adapter that it leaves fits the original base,
+    # with twice the rank.
     init = "default"
 
     # Biases to train. This version takes none only.
@@ -1008,7 +1020,7 @@ fn precision_is_dealt_out_over_nf4_alone() {
     };
     let read = |text: &str| Recipe::from_toml(text, Path::new("/r"), &[]);
     let recipe = read(&four_bit("[quantization]\nbits = 4.5\n")).unwrap();
-    assert_eq!(recipe.quantization.bits, Some(4.5));
+    assert_eq!(recipe.quantization.bits, Some(Bits::Mean(4.5)));
     // What the base is loaded in leaves room for nothing larger everywhere.
     assert_eq!(recipe.quantization_plan().unwrap().scheme, Scheme::NF4);
     let recipe = read(&four_bit("[quantization]\nbits = 3.5\n")).unwrap();

@@ -64,12 +64,12 @@ impl Server {
     }
 
     /// Serves until the program is told to end (Ctrl-C, SIGTERM). What runs then may finish within
-    /// [`Settings::grace`], or until the program is told once more.
+    /// [`Settings::grace`], or until the program is told once more. `ready` is called once it can be told.
     ///
     /// # Errors
     /// The runtime cannot be started, or the engine has failed.
-    pub fn run(self, engine: Engine) -> Result<(), ServeError> {
-        self.run_until(engine, terminated)
+    pub fn run(self, engine: Engine, ready: impl FnOnce()) -> Result<(), ServeError> {
+        self.run_until(engine, terminated, ready)
     }
 
     /// As [`run`](Self::run), until what `ends` makes resolves; it is called again for the second time.
@@ -80,6 +80,7 @@ impl Server {
         self,
         engine: Engine,
         ends: impl Fn() -> F,
+        ready: impl FnOnce(),
     ) -> Result<(), ServeError> {
         // One thread does for requests; the others compute.
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -87,7 +88,7 @@ impl Server {
             .enable_all()
             .build()
             .map_err(ServeError::Start)?;
-        let served = runtime.block_on(self.serve(engine, ends));
+        let served = runtime.block_on(self.serve(engine, ends, ready));
         runtime.shutdown_timeout(Duration::from_secs(1));
         served
     }
@@ -96,7 +97,11 @@ impl Server {
         self,
         mut engine: Engine,
         ends: impl Fn() -> F,
+        ready: impl FnOnce(),
     ) -> Result<(), ServeError> {
+        // A signal that comes as soon as somebody knows of the server is heard.
+        let ended = ends();
+        ready();
         let listener =
             tokio::net::TcpListener::from_std(self.listener).map_err(ServeError::Start)?;
         let guard = Guard::new(
@@ -147,7 +152,7 @@ impl Server {
         tokio::pin!(engine_ended);
         tokio::select! {
             () = accept => {}
-            () = ends() => {}
+            () = ended => {}
             () = &mut engine_ended => return Err(ServeError::EngineStopped),
         }
         app.ending.store(true, Ordering::Relaxed);
@@ -166,19 +171,29 @@ impl Server {
     }
 }
 
-/// Resolves when the program is told to end.
-async fn terminated() {
-    #[cfg(unix)]
-    {
-        use tokio::signal::unix::{SignalKind, signal};
-        if let Ok(mut terminate) = signal(SignalKind::terminate()) {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = tokio::signal::ctrl_c() => {}
-            }
-            return;
+/// Resolves when the program is told to end from now on.
+#[cfg(unix)]
+fn terminated() -> impl Future<Output = ()> {
+    use tokio::signal::unix::{Signal, SignalKind, signal};
+    async fn heard(signal: std::io::Result<Signal>) {
+        match signal {
+            Ok(mut signal) => drop(signal.recv().await),
+            // It cannot be heard; the program ends by what is not handled.
+            Err(_) => std::future::pending().await,
         }
     }
+    let [terminate, interrupt] = [SignalKind::terminate(), SignalKind::interrupt()].map(signal);
+    async {
+        tokio::select! {
+            () = heard(terminate) => {}
+            () = heard(interrupt) => {}
+        }
+    }
+}
+
+/// Resolves when the program is told to end.
+#[cfg(not(unix))]
+async fn terminated() {
     if tokio::signal::ctrl_c().await.is_err() {
         // No signal can be heard; the program ends by those that are not handled.
         std::future::pending().await

@@ -139,7 +139,7 @@ fn help_of_the_program() {
       train        Fine-tune a LoRA or QLoRA adapter from a recipe
       data         Preview and check rows before training
       plan         Show how much memory a recipe needs and what it recomputes, without loading the
-                   weights
+                   weights; or what precision costs
       watch        Show the dashboard of a run in another terminal, or of one that has ended
       report       Rebuild a run's report.html, or compare several runs
       generate     Generate text from a prompt, or chat
@@ -368,10 +368,11 @@ fn help_of_serve() {
               the files]
 
               Possible values:
-              - none: No quantization beyond that of the files
-              - nf4:  4-bit NormalFloat, double quantization
-              - fp4:  4-bit floating point, double quantization
-              - int8: 8 bits, one scale per row
+              - none:   No quantization beyond that of the files
+              - blocks: The blocks of a .gguf file, as they are
+              - nf4:    4-bit NormalFloat, double quantization
+              - fp4:    4-bit floating point, double quantization
+              - int8:   8 bits, one scale per row
 
           --dtype <DTYPE>
               Data type to compute in [default: auto, bf16 where the device supports it, else f32]

@@ -110,15 +110,15 @@ pub(crate) fn run(args: &ServeArgs, context: Context) -> Result<(), CliError> {
     server.settings_mut().cached_tokens = cached_tokens;
     let address = format!("http://{}", server.address());
     let engine = Engine::start(models, server.settings_mut()).map_err(cannot_serve)?;
-    output.line(format!(
-        "serving {} at {address}/v1 (the page: {address})",
-        names.join(", ")
-    ))?;
-    output.record(
-        "serving",
-        &json!({ "address": address, "models": names, "cached_tokens": cached_tokens }),
-    )?;
-    server.run(engine).map_err(cannot_serve)?;
+    let tell = || {
+        let names_in_words = names.join(", ");
+        output.go_on(output.line(format!(
+            "serving {names_in_words} at {address}/v1 (the page: {address})"
+        )));
+        let record = json!({ "address": address, "models": names, "cached_tokens": cached_tokens });
+        output.go_on(output.record("serving", &record));
+    };
+    server.run(engine, tell).map_err(cannot_serve)?;
     output.progress("ended");
     Ok(())
 }

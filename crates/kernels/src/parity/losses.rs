@@ -174,6 +174,19 @@ fn adamw8bit_on_every_device() {
                     });
                     assert!(differing * 50 <= n, "{differing} of {n} codes differ");
                 }
+                // A code on an edge moves all later steps, so each begins at the reference.
+                ours = place.put(&theirs);
+                let moment = |moment: &Moment8Bit| {
+                    let codes = moment.codes.clone().into_data();
+                    Moment8Bit {
+                        codes: Tensor::from_data(codes, (&place.device, DType::U8)),
+                        absmax: place.put(&moment.absmax),
+                    }
+                };
+                ours_m = Moments8Bit {
+                    m: moment(&theirs_m.m),
+                    v: moment(&theirs_m.v),
+                };
             }
             place.assert_close("start", there, start.clone());
         }

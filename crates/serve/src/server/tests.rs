@@ -88,10 +88,11 @@ impl Running {
         let stop = Arc::new(Notify::new());
         let ends = stop.clone();
         let thread = std::thread::spawn(move || {
-            server.run_until(engine, || {
+            let told = || {
                 let ends = ends.clone();
                 async move { ends.notified().await }
-            })
+            };
+            server.run_until(engine, told, || ())
         });
         Self {
             address,
