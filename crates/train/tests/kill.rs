@@ -417,7 +417,7 @@ fn a_run_goes_on_with_other_bits() {
     let noted: Value = serde_json::from_slice(&noted).unwrap();
     let plan: backdraft_arch::QuantizationPlan =
         serde_json::from_value(noted["quantization"].clone()).unwrap();
-    let source = ModelSource::open(&recipe.with_file_name("model")).unwrap();
+    let source = ModelSource::open(recipe.with_file_name("model")).unwrap();
     let (values, bytes) = plan.quantized(&backdraft_model::spec(&source).unwrap());
     assert!(8.0 * bytes as f64 / values as f64 <= 4.3, "{plan}");
 }

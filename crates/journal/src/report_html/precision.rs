@@ -37,8 +37,8 @@ pub(super) fn precision(runs: &[RunFiles]) -> String {
 
 /// The last plan: a cell for each projection, darker with its bits, ringed where a later point moved it.
 fn grid(points: &[AdaptationReport]) -> String {
-    let plans = points.iter().filter_map(|point| point.precision.as_ref());
-    let Some(last) = plans.last() else {
+    let mut plans = points.iter().filter_map(|point| point.precision.as_ref());
+    let Some(last) = plans.next_back() else {
         return String::new();
     };
     let layers = last.by_layer.values().map(String::len).max().unwrap_or(0);
