@@ -78,8 +78,8 @@ mod tests {
             (shown, stopped),
             (vec!["one ".into(), "".into(), "".into()], true)
         );
-        let (shown, stopped) = run(&["END"], &["one E", "Nd", " EN"]);
-        assert_eq!(shown, ["one ", "ENd", " ", "EN"]);
+        let (shown, stopped) = run(&["END"], &["one E", "NX", " EN"]);
+        assert_eq!(shown, ["one ", "ENX", " ", "EN"]);
         assert!(!stopped);
         // The first in the text counts, not the first in the list.
         assert_eq!(run(&["b", "a"], &["xab"]).0.concat(), "x");

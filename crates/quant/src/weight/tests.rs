@@ -235,7 +235,10 @@ fn blocks_of_a_file_are_a_weight() {
     );
     assert_eq!(
         weight.rows(&[1]).into_data(),
-        expected.clone().slice([1..2, 0..expected.dims()[1]]).into_data()
+        expected
+            .clone()
+            .slice([1..2, 0..expected.dims()[1]])
+            .into_data()
     );
     assert!(weight.tracked().is_none());
     let x = Tensor::<2>::ones([3, 32], &device);
