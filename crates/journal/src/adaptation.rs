@@ -111,7 +111,7 @@ impl PrecisionSummary {
     }
 }
 
-/// `4.50 bits in the mean; KL 0.4711 -> 0.1612 at the start; adapters by qera; 3 moves at 2 later points, 18.6 s`.
+/// `4.50 bits in the mean; KL 0.4711 -> 0.1612 at the start; adapters by qera; 3 moves later; 2 points in 18.6 s`.
 impl fmt::Display for PrecisionSummary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut parts = Vec::new();
@@ -189,7 +189,7 @@ impl PrecisionReport {
                 }
             );
         }
-        if step > 0 && self.moves.len() <= NAMED {
+        if step > 0 && (1..=NAMED).contains(&self.moves.len()) {
             let moves = self
                 .moves
                 .iter()

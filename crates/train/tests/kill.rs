@@ -354,6 +354,24 @@ fn adaptive_precision_goes_on_as_if_never_killed() {
     assert!(!schemes.is_empty(), "{noted}");
 }
 
+/// A project whose adapters begin as a part of the weights.
+fn pissa(directory: &Path) -> PathBuf {
+    let recipe = tiny::project(directory, MORE);
+    let text = fs::read_to_string(&recipe).unwrap();
+    let text = text.replace("rank = 64\n", "rank = 4\ninit = \"pissa\"\n");
+    fs::write(&recipe, text).unwrap();
+    recipe
+}
+
+#[test]
+fn a_start_in_the_weights_goes_on_as_if_never_killed() {
+    let expected = killed_here_and_there(pissa);
+    let config = Path::new("adapter/adapter_config.json");
+    let config: Value = serde_json::from_slice(&expected.files[config]).unwrap();
+    // What was trained, and what it began with.
+    assert_eq!(config["r"], 8);
+}
+
 /// The points that the records of a run tell of.
 fn points(recipe: &Path) -> Vec<Value> {
     let mut records = result(recipe).records;

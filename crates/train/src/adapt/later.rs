@@ -31,6 +31,16 @@ impl Adaptation {
         model: &mut CausalLm,
         step: usize,
     ) -> Result<Option<AdaptationReport>, TrainError> {
+        self.deal_anew(model, step, WORTH)
+    }
+
+    /// As [`later`](Self::later), where a gain of less than the share `worth` of the present price is worth no move.
+    fn deal_anew(
+        &mut self,
+        model: &mut CausalLm,
+        step: usize,
+        worth: f64,
+    ) -> Result<Option<AdaptationReport>, TrainError> {
         let began = Instant::now();
         let probe = self.probe(model, step)?;
         let table = match self.table.take() {
@@ -44,7 +54,7 @@ impl Adaptation {
         // By sketches, whether the table was made just now or not: the same bits after a resume.
         let prices = table.priced(&probe);
         let from = table.cost(&self.plan, &prices);
-        let found = self.try_moves(model, &table, &prices, &from);
+        let found = self.try_moves(model, (&table, &prices), &from, worth);
         self.table = Some(table);
         Ok(found?.map(|(precision, verdicts)| {
             self.report(step, (Some(precision), None), verdicts, Some(&probe), began)
@@ -52,7 +62,8 @@ impl Adaptation {
     }
 
     /// A point where a run goes on with other bits or formats than those of its checkpoint at `step`, whose base is
-    /// stored as `saved` says: it goes on from there where that fits, else from what the model was loaded in, which does.
+    /// stored as `saved` says: it goes on from there where that fits, else from what the model was loaded in, which does. There
+    /// is always a report, since what is stored may be another thing than before.
     ///
     /// # Errors
     /// As [`later`](Self::later).
@@ -68,19 +79,19 @@ impl Adaptation {
         if known && saved.quantized(&spec).1 <= budget {
             self.restore(model, saved)?;
         }
-        self.later(model, step)
+        self.deal_anew(model, step, 0.0)
     }
 
     fn try_moves(
         &mut self,
         model: &mut CausalLm,
-        table: &Table,
-        prices: &Prices,
+        (table, prices): (&Table, &Prices),
         from: &Dealt,
+        worth: f64,
     ) -> Result<Option<(PrecisionReport, [Verdict; 2])>, TrainError> {
         let spec = model.spec().clone();
         let dealt = self.dealt(table, &spec, from, prices, None)?;
-        if from.price - dealt.price < WORTH * from.price {
+        if from.price - dealt.price < worth * from.price {
             return Ok(None);
         }
         self.try_plan(model, &spec, (table, prices), (from, dealt))
@@ -98,6 +109,10 @@ impl Adaptation {
         let passes = self.rows.verification.clone();
         let look = Look::alone(&passes);
         let before = look.at(model)?;
+        if dealt.plan == from.plan {
+            let precision = self.settle(spec, (from, &dealt), (true, 1));
+            return Ok((precision, [before, before]));
+        }
         let mut tries = 0;
         loop {
             tries += 1;

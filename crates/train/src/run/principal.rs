@@ -42,29 +42,37 @@ impl Run {
             })?;
             if let Some(factors) = found {
                 lora.start_at(factors);
+                let given = lora.delta();
+                self.give_up((layer, target), weight, given);
             }
         }
-        if let Some(start) = self.model.adapter() {
-            self.give_up(start)?;
-        }
+        self.principal = self.model.adapter();
         Ok(())
     }
 
-    /// Takes `start` out of the base, and remembers it.
-    fn give_up(&mut self, start: AdapterWeights) -> Result<(), TrainError> {
+    /// Keeps `weight` without what the adapter was `given`.
+    fn give_up(
+        &mut self,
+        (layer, target): (usize, TargetModule),
+        weight: Tensor<2>,
+        given: Tensor<2>,
+    ) {
+        let (device, dtype) = (self.model.device().inner(), self.model.dtype());
+        let left = device::lasting(&device, (weight, given), |(weight, given)| {
+            (weight - given).cast(dtype)
+        });
+        let projection = self.model.layers[layer].projection_mut(target);
+        *projection.weight_mut() = Weight::Dense(left);
+    }
+
+    /// Takes what the adapters of a checkpoint began with out of the base, and remembers it.
+    fn give_up_all(&mut self, start: AdapterWeights) -> Result<(), TrainError> {
         let places: Vec<_> = self.model.spec().projections().collect();
         for (layer, target) in places {
-            let Some(Adapter::Lora(lora)) = start.adapters.get(&target.path(layer)) else {
-                continue;
-            };
-            let weight = dense(&self.source, &self.model, (layer, target))?;
-            let (device, dtype) = (self.model.device().inner(), self.model.dtype());
-            let given = lora.delta();
-            let left = device::lasting(&device, (weight, given), |(weight, given)| {
-                (weight - given).cast(dtype)
-            });
-            let projection = self.model.layers[layer].projection_mut(target);
-            *projection.weight_mut() = Weight::Dense(left);
+            if let Some(Adapter::Lora(lora)) = start.adapters.get(&target.path(layer)) {
+                let weight = dense(&self.source, &self.model, (layer, target))?;
+                self.give_up((layer, target), weight, lora.delta());
+            }
         }
         self.principal = Some(start);
         Ok(())
@@ -82,7 +90,7 @@ impl Run {
                 path: saved.path.clone(),
             })?;
             if self.principal.is_none() {
-                self.give_up(start)?;
+                self.give_up_all(start)?;
             }
             adapter = now;
         }
