@@ -7,7 +7,8 @@
 Starts the server over the model and an adapter of random factors, which it writes itself, and checks: chats, streams, several
 choices, log-probabilities, tools, completions, errors; then 1,000 requests of 64 clients, among clients that break off, that
 read slowly and that send nonsense. Every answer must be that of the same request alone. At the end nothing may run or be
-held, memory may not have grown, and SIGTERM must end the server with code 0. Prints tokens/s of 1, 8 and 64 streams.
+held, memory may not have grown, and SIGTERM must end the server with code 0. Prints tokens/s of 1, 8 and 64 streams; with
+--speed-only it does nothing else, needs no package, and takes any model (scripts/generate_speed.py is transformers' part).
 """
 
 import argparse
@@ -25,7 +26,10 @@ import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
-import openai
+try:
+    import openai
+except ModuleNotFoundError:
+    openai = None
 
 WORDS = "river stone window garden music train winter letter mountain coffee paper cloud bridge island candle".split()
 TOOL_TEMPLATE = (
@@ -72,7 +76,8 @@ class Server:
         self.url = self.about["address"]
         self.host, port = self.url.removeprefix("http://").split(":")
         self.port = int(port)
-        self.client = openai.OpenAI(base_url=f"{self.url}/v1", api_key=key or "none", max_retries=0, timeout=600)
+        if openai:
+            self.client = openai.OpenAI(base_url=f"{self.url}/v1", api_key=key or "none", max_retries=0, timeout=600)
 
     def health(self):
         with urllib.request.urlopen(f"{self.url}/health") as answer:
@@ -301,15 +306,24 @@ def check_growth(server, base, known, clients, total, first):
     assert after[1] <= first[1] + 2, "descriptors were left open"
 
 
+PROMPT = list(range(1000, 1043))
+
+
 def speed(server, base, streams, tokens=64):
-    request = dict(model=base, messages=[{"role": "user", "content": "Tell me a long story about a river and a stone."}],
-                   temperature=1.0, max_tokens=tokens)
+    """Completions of a prompt of ids at temperature 1, all at once; not streamed: the client's own work would count."""
+    request = dict(model=base, prompt=PROMPT, temperature=1.0, max_tokens=tokens)
+
+    def one(seed):
+        body = json.dumps({**request, "seed": seed}).encode()
+        asked = urllib.request.Request(f"{server.url}/v1/completions", body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(asked) as answer:
+            return json.load(answer)["usage"]["completion_tokens"]
+
     with ThreadPoolExecutor(streams) as pool:
         began = time.time()
-        # Not streamed: the client's own work would count.
-        made = sum(pool.map(lambda seed: answer(server.client, {**request, "seed": seed}, False)[2], range(streams)))
+        made = sum(pool.map(one, range(streams)))
         seconds = time.time() - began
-    say(f"  {streams:3} streams: {made / seconds:7.1f} tokens/s ({made} tokens in {seconds:.1f} s, prompts of 43 tokens included)")
+    say(f"  {streams:3} streams: {made / seconds:7.1f} tokens/s ({made} tokens in {seconds:.1f} s, prompts of {len(PROMPT)} tokens included)")
 
 
 def main():
@@ -321,20 +335,26 @@ def main():
     arguments.add_argument("--more", nargs="*", default=[], help="more arguments of `serve`, such as --device cuda")
     arguments.add_argument("--speed-only", action="store_true")
     given = arguments.parse_args()
+    if not openai and not given.speed_only:
+        arguments.error("pip install openai==3.57.0")
     with tempfile.TemporaryDirectory() as folder:
-        write_adapter(f"{folder}/tuned", layers=30, hidden=576, kv=192)
-        server = Server(given.program, ["--model", given.model, "--adapter", f"tuned={folder}/tuned", *given.more])
-        base, tuned = server.about["models"]
+        adapter = []
+        if not given.speed_only:
+            write_adapter(f"{folder}/tuned", layers=30, hidden=576, kv=192)
+            adapter = ["--adapter", f"tuned={folder}/tuned"]
+        server = Server(given.program, ["--model", given.model, *adapter, *given.more])
+        base, *tuned = server.about["models"]
         try:
             if not given.speed_only:
                 say("client", openai.__version__)
-                check_client(server, base, tuned)
+                check_client(server, base, *tuned)
                 check_tools(given.program, given.model, folder)
                 say("load")
-                known = answers_alone(server, base, tuned)
+                known = answers_alone(server, base, *tuned)
                 first = check_load(server, base, known, given.clients, given.requests)
                 check_growth(server, base, known, given.clients, given.requests // 3, first)
             say("speed")
+            speed(server, base, 2, 4)  # The first passes make kernels and pages.
             for streams in (1, 8, 64):
                 speed(server, base, streams)
             server.end()

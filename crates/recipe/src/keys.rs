@@ -102,7 +102,7 @@ pub const KEYS: &[Key] = &[
         key(
             "load_in_4bit",
             "false",
-            "Load the frozen linear layers in 4 bits (QLoRA); see [quantization].",
+            "Load the frozen linear layers in 4 bits (QLoRA); see [quantization]. Trains nearly as without, where quantization.bits = 4.5 and lora.init = \"qera\" stand beside it: `init --load-in-4bit` writes both.",
         ),
         "out of memory: true",
     ),

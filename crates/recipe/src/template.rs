@@ -1,5 +1,6 @@
 //! The commented recipe that `init` writes.
 
+use backdraft_arch::AdapterStart;
 use backdraft_data::{Format, Supervision};
 
 use crate::data_format::DataFormat;
@@ -18,6 +19,9 @@ pub struct Choices {
     pub format: DataFormat,
     /// Where the run's files go.
     pub output_dir: String,
+    /// A base in 4 bits that trains as an unquantized one does: precision by measurement, and adapters that start by
+    /// giving back the rest of the error. What that is worth: BENCHMARKS.md, "Adaptive precision".
+    pub load_in_4bit: bool,
 }
 
 impl Default for Choices {
@@ -28,6 +32,7 @@ impl Default for Choices {
             eval: None,
             format: DataFormat::default(),
             output_dir: "outputs".to_owned(),
+            load_in_4bit: false,
         }
     }
 }
@@ -47,6 +52,9 @@ impl Choices {
             "data.train_on" if self.format == DataFormat::Named(Format::Text) => {
                 Some(quote(Supervision::All.name()))
             }
+            "load_in_4bit" => Some(self.load_in_4bit.to_string()),
+            "quantization.bits" if self.load_in_4bit => Some(key.example.to_owned()),
+            "lora.init" if self.load_in_4bit => Some(quote(AdapterStart::Qera.name())),
             // Only beside a patience, which has no default.
             "train.early_stopping_min_improvement" => None,
             "train.eval_steps" if self.eval.is_none() => None,

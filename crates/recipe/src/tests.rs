@@ -1,6 +1,6 @@
 use std::path::Path;
 
-use backdraft_arch::{NestedFormat, Scheme, TargetModule};
+use backdraft_arch::{AdapterStart, NestedFormat, Scheme, TargetModule};
 use backdraft_data::{Format, Supervision};
 use insta::assert_snapshot;
 
@@ -626,6 +626,15 @@ fn the_template_reads_back_as_the_defaults() {
     assert_eq!(recipe.data.train_on, Supervision::All);
     assert_eq!(recipe.train.eval_steps, Some(50));
     assert_eq!(recipe.output_dir, Path::new("/recipes/runs\\1"));
+
+    let choices = Choices {
+        load_in_4bit: true,
+        ..Choices::default()
+    };
+    let recipe = read(&Recipe::template(&choices), &[]).unwrap();
+    assert!(recipe.load_in_4bit);
+    assert_eq!(recipe.quantization.bits, Some(Bits::Mean(4.5)));
+    assert_eq!(recipe.lora.init, AdapterStart::Qera);
 }
 
 #[test]
@@ -664,7 +673,9 @@ fn the_template_as_a_whole() {
     # f32.
     dtype = "auto"
 
-    # Load the frozen linear layers in 4 bits (QLoRA); see [quantization].
+    # Load the frozen linear layers in 4 bits (QLoRA); see [quantization]. Trains nearly as without,
+    # where quantization.bits = 4.5 and lora.init = "qera" stand beside it: `init --load-in-4bit` writes
+    # both.
     # Change: out of memory: true.
     load_in_4bit = false
 

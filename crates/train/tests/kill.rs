@@ -475,6 +475,37 @@ fn a_plan_that_was_measured_is_given_to_another_run() {
     assert_eq!(note(&second)["quantization"], note(&first)["quantization"]);
 }
 
+/// Points are looked for whose every try raises the loss of the rows that decide: what follows one is what follows none.
+#[test]
+fn a_point_that_is_vetoed_leaves_no_trace() {
+    let root = tempfile::tempdir().unwrap();
+    let vetoed = |record: &Value| record["precision"]["accepted"] == false;
+    for seed in 1..=40 {
+        let seed_key = format!("seed={seed}");
+        let run = |name: &str, keys: &[&str]| {
+            let place = root.path().join(format!("{name}-{seed}"));
+            let recipe = tiny::project(&place, MORE);
+            let mut set = vec![&*seed_key, "load_in_4bit=true"];
+            set.extend(keys);
+            go(&recipe, None, &set);
+            (result(&recipe), place)
+        };
+        let point = [
+            "quantization.bits=4.6",
+            "quantization.adapt_at=[0.3]",
+            "quantization.calibration_tokens=64",
+        ];
+        let (mut tried, first) = run("tried", &point);
+        if tried.records.iter().any(vetoed) {
+            tried.records.retain(|record| !vetoed(record));
+            let (never, place) = run("never", &[]);
+            same(never, &place, &tried, &first);
+            return;
+        }
+    }
+    panic!("forty runs, and no point was vetoed");
+}
+
 /// Kills runs of a project at eight places, and compares what they come to with one that was not killed.
 fn killed_here_and_there(project: fn(&Path) -> PathBuf) -> Result {
     let root = tempfile::tempdir().unwrap();

@@ -9,6 +9,7 @@ mod dither;
 mod gpu;
 mod plan;
 mod precision;
+mod prices;
 mod quantize;
 mod random_model;
 
@@ -25,7 +26,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 pub(crate) enum LibraryTask {
     /// Measure; timing is never a test.
     #[command(subcommand)]
-    Bench(Bench),
+    Bench(Box<Bench>),
     /// Write docs/recipe.md from the table of recipe keys.
     Docs,
     /// The values of nested codes, by numeric integration; fails where those in the library are others.
@@ -87,6 +88,8 @@ pub(crate) enum Bench {
     Gpu(gpu::GpuArgs),
     /// Adaptive precision: many short runs, arm beside arm, paired by seed.
     Precision(precision::PrecisionArgs),
+    /// Adaptive precision: the KL of single projections and of plans, predicted and measured.
+    Prices(prices::PricesArgs),
     /// Time to find an activation plan for 8B and 70B, and what the plans save.
     Plan,
     /// Quantising a matrix of 1024 x 4096 on the processor: GB/s of input.
@@ -106,7 +109,7 @@ pub(crate) fn run(task: LibraryTask) -> anyhow::Result<()> {
         LibraryTask::Codebook => codebook::run(),
         LibraryTask::RandomModel { shape, out } => random_model::write(&shape, &out),
         LibraryTask::Dither { model, out, seed } => dither::write(&model, &out, seed),
-        LibraryTask::Bench(bench) => match bench {
+        LibraryTask::Bench(bench) => match *bench {
             Bench::Cpu {
                 model,
                 rows,
@@ -118,6 +121,7 @@ pub(crate) fn run(task: LibraryTask) -> anyhow::Result<()> {
             Bench::Diagnosis { seeds, per_class } => diagnosis::run(&seeds, per_class),
             Bench::Gpu(args) => gpu::run(&args),
             Bench::Precision(args) => precision::run(&args),
+            Bench::Prices(args) => prices::run(&args),
             Bench::Plan => plan::run(),
             Bench::Quantize => quantize::throughput(),
             Bench::Load { model } => quantize::load(&model),

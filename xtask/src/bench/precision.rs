@@ -50,6 +50,9 @@ pub(crate) struct PrecisionArgs {
     /// Runs at a time.
     #[arg(long, default_value_t = 1)]
     jobs: usize,
+    /// Also answer so many of the held-out rows after each run, and count the answers that match exactly.
+    #[arg(long)]
+    answers: Option<u64>,
     /// Where runs, logs and `results.jsonl` go; runs that stand there already are not repeated.
     #[arg(long)]
     out: PathBuf,
@@ -80,8 +83,9 @@ enum Deal {
 }
 
 /// `BITS` stands for the bits of the command line.
-const ARMS: [Arm; 13] = [
+const ARMS: [Arm; 14] = [
     arm("bf16", &[]),
+    arm("bf16-pissa", &["lora.init=\"pissa\""]),
     arm("nf4", &[NF4]),
     arm("nf4-loftq", &[NF4, "lora.init=\"loftq\""]),
     arm("nf4-qera", &[NF4, QERA]),
@@ -133,6 +137,9 @@ struct Outcome {
     seed: u64,
     /// Mean nll of the held-out rows after the last step, nats.
     nll: f64,
+    /// Share of the answers that match exactly, where they were asked for.
+    #[serde(default)]
+    exact_match: Option<f64>,
     seconds: f64,
     /// `precision` of its summary.
     precision: serde_json::Value,
@@ -311,6 +318,10 @@ fn train(
         serde_json::from_slice(&fs::read(place.join("summary.json"))?)?;
     let nll = summary["best_eval_loss"].as_f64();
     let nll = nll.context("its summary has no best_eval_loss")?;
+    let exact_match = match args.answers {
+        Some(count) => Some(exact_match(args, &place, count)?),
+        None => None,
+    };
     // Adapters and checkpoints of hundreds of runs would fill the disk.
     fs::remove_dir_all(&place)?;
     Ok(Outcome {
@@ -318,9 +329,30 @@ fn train(
         rate: rate.to_owned(),
         seed,
         nll,
+        exact_match,
         seconds: began.elapsed().as_secs_f64(),
         precision: summary["precision"].clone(),
     })
+}
+
+/// The share of the first `count` held-out rows that the adapter of a run answers exactly.
+fn exact_match(args: &PrecisionArgs, run: &Path, count: u64) -> anyhow::Result<f64> {
+    let output = program(args)
+        .args(["--json", "eval", "--generate", "--adapter"])
+        .arg(run)
+        .arg("--data")
+        .arg(args.out.join("test.jsonl"))
+        .args(["--limit", &count.to_string()])
+        .output()?;
+    if !output.status.success() {
+        bail!("{}", String::from_utf8_lossy(&output.stderr));
+    }
+    let text = String::from_utf8_lossy(&output.stdout);
+    let found = text
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .find_map(|line| line["adapter"]["exact_match"].as_f64());
+    found.context("eval gives no exact_match")
 }
 
 /// The measured plan as an arm has it. Shapes are told by the projection's name.
@@ -403,6 +435,14 @@ fn table(args: &PrecisionArgs, outcomes: &[Outcome]) -> String {
                 })
                 .collect();
             text += &format!(" {mean:.4} (n {}", of.len());
+            let matches: Vec<f64> = (outcomes.iter())
+                .filter(|one| (&one.arm, &one.rate) == (arm, rate))
+                .filter_map(|one| one.exact_match)
+                .collect();
+            if !matches.is_empty() {
+                let mean = matches.iter().sum::<f64>() / matches.len() as f64;
+                text += &format!("; exact {:.1} %", 100.0 * mean);
+            }
             if arm != "bf16" && arm != "nf4" && !paired.is_empty() {
                 let shares: Vec<f64> = paired.iter().map(|(share, _)| *share).collect();
                 let worst = paired

@@ -888,6 +888,9 @@ fn help_of_init() {
           --output-dir <DIR>
               Output directory of the run
 
+          --load-in-4bit
+              Train over a base of 4.5 bits a weight, dealt out by what your rows show
+
           --templates
               List the built-in chat templates for data.chat_template, and write nothing
 

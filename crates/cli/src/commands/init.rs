@@ -43,6 +43,10 @@ pub(crate) struct InitArgs {
     #[arg(long, value_name = "DIR")]
     pub(crate) output_dir: Option<String>,
 
+    /// Train over a base of 4.5 bits a weight, dealt out by what your rows show
+    #[arg(long)]
+    pub(crate) load_in_4bit: bool,
+
     /// List the built-in chat templates for data.chat_template, and write nothing
     #[arg(long)]
     pub(crate) templates: bool,
@@ -70,6 +74,7 @@ impl InitArgs {
                 .output_dir
                 .as_deref()
                 .map_or(standard.output_dir, |path| self.seen_from_recipe(path)),
+            load_in_4bit: self.load_in_4bit,
         }
     }
 
@@ -162,6 +167,7 @@ mod tests {
             eval: None,
             format: ALPACA,
             output_dir: None,
+            load_in_4bit: false,
             templates: false,
             force: false,
         }

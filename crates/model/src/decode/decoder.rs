@@ -1,6 +1,7 @@
 //! The sequences that are being continued.
 
 use burn::tensor::Device;
+use rayon::prelude::*;
 
 use super::pass::{self, Chunk};
 use super::sampling::{GenerateConfig, Likely, Sampler, likeliest};
@@ -311,53 +312,70 @@ impl Decoder {
         let Some(logits) = pass::forward(&self.models, chunks, &whole, &mut self.pool) else {
             return;
         };
-        for (chunk, logits) in whole.into_iter().zip(logits.rows()) {
-            self.choose(pass[chunk].0, logits, sampled);
+        // Weighing a whole vocabulary takes as long as some layers do: each sequence by itself.
+        let mut rows = vec![None; self.sequences.len()];
+        for (&chunk, logits) in whole.iter().zip(logits.rows()) {
+            rows[pass[chunk].0] = Some(logits);
+        }
+        let drawn: Vec<Option<Vec<Sampled>>> = (self.sequences.par_iter_mut().zip(rows))
+            .map(|(sequence, logits)| Some(sequence.draw(logits?)))
+            .collect();
+        for &chunk in &whole {
+            let i = pass[chunk].0;
+            if let Some(of_sequence) = &drawn[i] {
+                self.part(i, of_sequence);
+                sampled.extend_from_slice(of_sequence);
+            }
         }
     }
 
-    /// The next token of each sample of a sequence; they go their own ways from here.
-    fn choose(&mut self, i: usize, logits: &[f32], sampled: &mut Vec<Sampled>) {
+    /// The samples of a sequence go their own ways from here, each with the token that it has drawn.
+    fn part(&mut self, i: usize, drawn: &[Sampled]) {
         let sequence = &mut self.sequences[i];
         let others = sequence.samples.split_off(1);
-        sequence.choose(logits, sampled);
-        for sample in others {
+        sequence.pending = vec![drawn[0].token];
+        for (sample, drawn) in others.into_iter().zip(&drawn[1..]) {
             let sequence = &self.sequences[i];
             let (table, rest) = sequence.table.fork(&mut self.pages);
             self.pool.reserve(self.pages.made(), self.pages.limit());
             self.pool.copy(rest);
-            let mut fork = Sequence {
+            let fork = Sequence {
                 samples: vec![sample],
                 config: sequence.config.clone(),
-                pending: Vec::new(),
+                pending: vec![drawn.token],
                 table,
                 ..*sequence
             };
-            fork.choose(logits, sampled);
             self.sequences.push(fork);
         }
     }
 }
 
 impl Sequence {
-    fn choose(&mut self, logits: &[f32], sampled: &mut Vec<Sampled>) {
-        let sample = &mut self.samples[0];
-        let token = sample.sampler.choose(logits);
-        sample.chosen += 1;
-        self.pending = vec![token];
-        let finish = if self.config.stop_ids.contains(&token) {
-            Some(Finish::Stop)
-        } else if sample.chosen >= self.config.max_new_tokens {
-            Some(Finish::Length)
-        } else {
-            None
+    /// The next token of each sample.
+    ///
+    /// # Shapes
+    /// `logits` `[v]`.
+    fn draw(&mut self, logits: &[f32]) -> Vec<Sampled> {
+        let (config, logprobs) = (&self.config, self.logprobs);
+        let draw = |sample: &mut Sample| {
+            let token = sample.sampler.choose(logits);
+            sample.chosen += 1;
+            let finish = if config.stop_ids.contains(&token) {
+                Some(Finish::Stop)
+            } else if sample.chosen >= config.max_new_tokens {
+                Some(Finish::Length)
+            } else {
+                None
+            };
+            Sampled {
+                sequence: sample.id,
+                token,
+                likely: logprobs.map(|count| likeliest(logits, token, count)),
+                finish,
+            }
         };
-        sampled.push(Sampled {
-            sequence: sample.id,
-            token,
-            likely: self.logprobs.map(|count| likeliest(logits, token, count)),
-            finish,
-        });
+        self.samples.iter_mut().map(draw).collect()
     }
 }
 

@@ -73,48 +73,61 @@ impl Sampler {
         if config.temperature <= 0.0 {
             return argmax(logits);
         }
-        let top = logits[argmax(logits) as usize];
-        let weight =
-            |token: u32| f64::from(((logits[token as usize] - top) / config.temperature).exp());
-        let mut tokens = possible(logits, top, config.temperature);
+        let mut tokens = possible(logits, config.temperature);
         let kept = config.top_k.unwrap_or(usize::MAX).max(1);
         if kept < tokens.len() {
-            likeliest_first(&mut tokens, logits, kept);
+            likeliest_first(&mut tokens, kept);
             tokens.truncate(kept);
         }
         if let Some(p) = config.top_p {
-            let total: f64 = tokens.iter().map(|&token| weight(token)).sum();
-            keep_mass(&mut tokens, logits, weight, f64::from(p) * total);
+            let mass = f64::from(p) * mass(&tokens);
+            keep_mass(&mut tokens, mass);
         }
-        let total: f64 = tokens.iter().map(|&token| weight(token)).sum();
-        let mut left = self.rng.random::<f64>() * total;
-        for &token in &tokens {
-            left -= weight(token);
+        let mut left = self.rng.random::<f64>() * mass(&tokens);
+        for token in &tokens {
+            left -= token.weight;
             if left < 0.0 {
-                return token;
+                return token.id;
             }
         }
         // Rounding may leave a crumb; of logits that are no numbers no token is possible.
-        tokens.last().copied().unwrap_or_else(|| argmax(logits))
+        tokens
+            .last()
+            .map_or_else(|| argmax(logits), |token| token.id)
     }
 }
 
+/// A token that may be chosen.
+#[derive(Clone, Copy, Debug)]
+struct Candidate {
+    id: u32,
+    logit: f32,
+    /// Its probability, but for one factor that all share.
+    weight: f64,
+}
+
+fn mass(tokens: &[Candidate]) -> f64 {
+    tokens.iter().map(|token| token.weight).sum()
+}
+
 /// Tokens that are not beyond all chance: the others together weigh less than a rounding of the sum.
-fn possible(logits: &[f32], top: f32, temperature: f32) -> Vec<u32> {
+fn possible(logits: &[f32], temperature: f32) -> Vec<Candidate> {
+    let top = logits[argmax(logits) as usize];
     let least = top - 40.0 * temperature;
     let numbered = logits.iter().zip(0u32..);
     numbered
         .filter(|(logit, _)| **logit >= least)
-        .map(|(_, token)| token)
+        .map(|(&logit, id)| Candidate {
+            id,
+            logit,
+            weight: f64::from(((logit - top) / temperature).exp()),
+        })
         .collect()
 }
 
 /// Puts the `count` likeliest tokens in front, likeliest first, the lower id first among equals.
-fn likeliest_first(tokens: &mut [u32], logits: &[f32], count: usize) {
-    let before = |a: &u32, b: &u32| {
-        let (x, y) = (logits[*a as usize], logits[*b as usize]);
-        y.total_cmp(&x).then(a.cmp(b))
-    };
+fn likeliest_first(tokens: &mut [Candidate], count: usize) {
+    let before = |a: &Candidate, b: &Candidate| b.logit.total_cmp(&a.logit).then(a.id.cmp(&b.id));
     let count = count.min(tokens.len());
     if count > 0 {
         tokens.select_nth_unstable_by(count - 1, before);
@@ -123,15 +136,15 @@ fn likeliest_first(tokens: &mut [u32], logits: &[f32], count: usize) {
 }
 
 /// Keeps the likeliest tokens that together weigh `mass`.
-fn keep_mass(tokens: &mut Vec<u32>, logits: &[f32], weight: impl Fn(u32) -> f64, mass: f64) {
+fn keep_mass(tokens: &mut Vec<Candidate>, mass: f64) {
     // Few tokens usually do: so only they are sorted.
     let mut sorted = 64;
     loop {
         sorted = sorted.min(tokens.len());
-        likeliest_first(tokens, logits, sorted);
+        likeliest_first(tokens, sorted);
         let mut sum = 0.0;
-        let reaches = |&token: &u32| {
-            sum += weight(token);
+        let reaches = |token: &Candidate| {
+            sum += token.weight;
             sum >= mass
         };
         if let Some(last) = tokens[..sorted].iter().position(reaches) {
@@ -162,16 +175,24 @@ fn argmax(logits: &[f32]) -> u32 {
 /// `logits` `[v]`.
 pub(super) fn likeliest(logits: &[f32], token: u32, count: usize) -> (Likely, Vec<Likely>) {
     let top = logits[argmax(logits) as usize];
-    let sum: f64 = logits.iter().map(|x| f64::from(x - top).exp()).sum();
-    let log_sum_exp = f64::from(top) + sum.ln();
+    let mut order: Vec<Candidate> = (logits.iter().zip(0u32..))
+        .map(|(&logit, id)| Candidate {
+            id,
+            logit,
+            weight: f64::from(logit - top).exp(),
+        })
+        .collect();
+    let log_sum_exp = f64::from(top) + mass(&order).ln();
     let likely = |token: u32| Likely {
         token,
         logprob: (f64::from(logits[token as usize]) - log_sum_exp) as f32,
     };
-    let mut order: Vec<u32> = (0..logits.len() as u32).collect();
-    likeliest_first(&mut order, logits, count);
+    likeliest_first(&mut order, count);
     order.truncate(count);
-    (likely(token), order.into_iter().map(likely).collect())
+    (
+        likely(token),
+        order.iter().map(|token| likely(token.id)).collect(),
+    )
 }
 
 #[cfg(test)]

@@ -78,6 +78,12 @@ impl Survey {
         self.offer(self.uniform.clone())
     }
 
+    /// What a plan is predicted to cost, nats of KL per supervised token.
+    #[must_use]
+    pub fn price(&self, plan: &QuantizationPlan) -> f64 {
+        self.table.cost(plan, &self.prices).price
+    }
+
     /// The plan that costs least at `bits` in the mean; `None` where the smallest formats take more.
     #[must_use]
     pub fn deal(&self, bits: f64) -> Option<Offer> {
