@@ -332,7 +332,7 @@ def main():
     arguments.add_argument("--model", required=True)
     arguments.add_argument("--clients", type=int, default=64)
     arguments.add_argument("--requests", type=int, default=1000)
-    arguments.add_argument("--more", nargs="*", default=[], help="more arguments of `serve`, such as --device cuda")
+    arguments.add_argument("--more", nargs=argparse.REMAINDER, default=[], help="last: more arguments of `serve`, such as --device cuda")
     arguments.add_argument("--speed-only", action="store_true")
     given = arguments.parse_args()
     if not openai and not given.speed_only:

@@ -57,7 +57,7 @@ pub(crate) fn run(args: &PricesArgs) -> anyhow::Result<()> {
     let nf4 = QuantizationPlan::new(Precision::Nf4.scheme(64, true));
     let mut model = CausalLm::load_as(&source, Some(&nf4), (&device, dtype))?;
     let formats = Precision::ALL;
-    let survey = Survey::measure(&source, &model, &nf4, (rows, &formats), recipe.seed)?;
+    let survey = Survey::measure(&source, &model, &nf4, (rows, formats), recipe.seed)?;
     let all: Vec<String> = model
         .spec()
         .projections()
