@@ -376,6 +376,20 @@ impl QuantizationPlan {
         (!skipped).then_some(self.scheme)
     }
 
+    /// Values that share a scale, and whether scales are quantised too; what nested codes have where everything else has
+    /// none.
+    #[must_use]
+    pub fn blocks(&self) -> (usize, bool) {
+        self.scheme.blocks().unwrap_or((64, true))
+    }
+
+    /// `precision` in blocks as the others have them.
+    #[must_use]
+    pub fn scheme_of(&self, precision: Precision) -> Scheme {
+        let (block_size, double_quant) = self.blocks();
+        precision.scheme(block_size, double_quant)
+    }
+
     /// Every scheme that it uses.
     pub fn all_schemes(&self) -> impl Iterator<Item = Scheme> {
         std::iter::once(self.scheme).chain(self.schemes.values().copied())

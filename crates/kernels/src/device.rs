@@ -1,6 +1,7 @@
 //! The devices of this build, and which of its fast paths run on them.
 
 use std::fmt;
+use std::path::PathBuf;
 
 use backdraft_arch::DeviceChoice;
 use burn::tensor::{DType, Device};
@@ -64,6 +65,24 @@ pub fn best_dtype(device: &Device) -> DType {
 /// Whether activations of `dtype` can be computed on `device`.
 pub fn computes_in(device: &Device, dtype: DType) -> bool {
     found::computes_in(device, dtype)
+}
+
+/// Looks for NVIDIA's libraries and headers in Python's packages, where the system has none: to be called by a program before
+/// it opens a device. Does nothing without the feature `cuda` or NVIDIA's driver.
+///
+/// `cache` is a folder that it may make, for links to headers.
+///
+/// # Safety
+/// No other thread may run yet: `CUDA_PATH` may be set.
+#[expect(unsafe_code, reason = "the environment is changed")]
+pub unsafe fn prepare(cache: &std::path::Path) {
+    #[cfg(feature = "cuda")]
+    // SAFETY: as promised by the caller.
+    unsafe {
+        crate::cuda_libraries::prepare(cache);
+    }
+    #[cfg(not(feature = "cuda"))]
+    let _ = cache;
 }
 
 /// The CUDA device of that number.
@@ -140,6 +159,8 @@ pub struct DeviceReport {
     pub memory: Option<u64>,
     /// The newest CUDA that its driver serves, such as `13.0`.
     pub driver: Option<String>,
+    /// Where NVIDIA's libraries and headers were found.
+    pub libraries: Vec<(&'static str, PathBuf)>,
     /// Ours, on or off.
     pub fast_paths: Vec<FastPath>,
 }
@@ -155,11 +176,12 @@ pub fn report(device: &Device) -> DeviceReport {
         name: "cpu".to_owned(),
         memory: None,
         driver: None,
+        libraries: Vec::new(),
         fast_paths: Vec::new(),
     })
 }
 
-/// One line: name, memory, driver, fast paths and why others are off.
+/// One line: name, memory, driver, fast paths and why others are off; a second one of where libraries were found.
 impl fmt::Display for DeviceReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.name)?;
@@ -174,6 +196,10 @@ impl fmt::Display for DeviceReport {
                 None => write!(f, "; {} on", path.name)?,
                 Some(reason) => write!(f, "; {} off: {reason}", path.name)?,
             }
+        }
+        for (i, (name, path)) in self.libraries.iter().enumerate() {
+            let before = if i == 0 { "\n" } else { "; " };
+            write!(f, "{before}{name} of {}", path.display())?;
         }
         Ok(())
     }
@@ -214,16 +240,14 @@ mod found {
         if !compiler {
             return Err(DeviceError::NoLibrary {
                 library: "libnvrtc",
-                package: "the CUDA toolkit's NVRTC, and set LD_LIBRARY_PATH to its folder",
+                package: "the CUDA toolkit (and set LD_LIBRARY_PATH to NVRTC's folder), or `pip install nvidia-cuda-nvrtc nvidia-cublas`",
             });
         }
-        let headers = cubecl::cuda::install::cuda_path()
-            .map(|path| path.join("include"))
-            .filter(|path| path.is_dir());
-        if headers.is_none() {
+        if crate::cuda_libraries::system_headers().is_none() {
             return Err(DeviceError::NoLibrary {
                 library: "CUDA's folder `include`",
-                package: "the CUDA toolkit's headers, and set CUDA_PATH to the folder above it",
+                package: "the CUDA toolkit (and set CUDA_PATH to the folder above it), or \
+                          `pip install nvidia-cuda-runtime nvidia-cuda-crt nvidia-cuda-cccl`",
             });
         }
         match cubecl::Device::cuda(index) {
@@ -317,8 +341,19 @@ mod found {
             name: identity.name.clone(),
             memory,
             driver,
+            libraries: libraries(&probe),
             fast_paths: vec![products(probe.device.runtime()), attention(&probe)],
         })
+    }
+
+    /// Of a CUDA device. NVRTC is open since the first kernel, and cuBLASLt since the first question for it.
+    fn libraries(probe: &CubeTensor) -> Vec<(&'static str, std::path::PathBuf)> {
+        #[cfg(feature = "cuda")]
+        if probe.device.runtime() == RuntimeId::Cuda {
+            return crate::cuda_libraries::places();
+        }
+        let _ = probe;
+        Vec::new()
     }
 
     fn attention(probe: &CubeTensor) -> FastPath {
@@ -358,17 +393,14 @@ mod found {
         let cubecl::Device::Cuda(device) = device else {
             return (None, None);
         };
-        let mut version = 0;
         #[expect(unsafe_code, reason = "calls the driver")]
-        // SAFETY: the driver was opened and initialised, and writes one number each time.
-        let (memory, asked) = unsafe {
-            let memory = cudarc::driver::result::device::get(device.index as i32)
-                .and_then(|device| cudarc::driver::result::device::total_mem(device));
-            let asked = cudarc::driver::sys::cuDriverGetVersion(&raw mut version);
-            (memory, asked)
+        // SAFETY: the driver was opened and initialised, and writes one number.
+        let memory = unsafe {
+            cudarc::driver::result::device::get(device.index as i32)
+                .and_then(|device| cudarc::driver::result::device::total_mem(device))
         };
-        let driver = (asked == cudarc::driver::sys::CUresult::CUDA_SUCCESS)
-            .then(|| format!("{}.{}", version / 1000, version % 1000 / 10));
+        let version = crate::cuda_libraries::driver_version();
+        let driver = (version > 0).then(|| format!("{}.{}", version / 1000, version % 1000 / 10));
         (memory.ok().map(|bytes| bytes as u64), driver)
     }
 
@@ -473,6 +505,10 @@ mod tests {
             name: "GPU".to_owned(),
             memory: Some(3 << 29),
             driver: Some("13.0".to_owned()),
+            libraries: vec![
+                ("NVRTC", "/a/libnvrtc.so.13".into()),
+                ("headers", "/b".into()),
+            ],
             fast_paths: vec![
                 FastPath {
                     name: "one",
@@ -486,7 +522,8 @@ mod tests {
         };
         assert_eq!(
             report.to_string(),
-            "GPU, 1.5 GiB, driver for CUDA 13.0; one on; two off: no such library"
+            "GPU, 1.5 GiB, driver for CUDA 13.0; one on; two off: no such library\n\
+             NVRTC of /a/libnvrtc.so.13; headers of /b"
         );
         assert_eq!(super::report(&Device::flex()).to_string(), "cpu");
     }

@@ -48,6 +48,9 @@ mod bits;
 mod cpu;
 #[cfg(feature = "cube")]
 mod cube;
+#[cfg(any(feature = "cuda", test))]
+#[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "only tested"))]
+mod cuda_libraries;
 mod dispatch;
 #[cfg(feature = "cuda")]
 mod hopper;

@@ -138,7 +138,6 @@ impl Recipe {
 
     /// The least and the most bits that formats can make of projections, and how many values these have.
     fn range(&self, plan: &QuantizationPlan, spec: &ModelSpec) -> ([u64; 2], u64) {
-        let (block_size, double_quant) = plan.scheme.blocks().unwrap_or((64, true));
         let formats = &self.quantization.formats;
         let (mut range, mut values) = ([0; 2], 0);
         for (layer, target) in spec.projections() {
@@ -146,11 +145,11 @@ impl Recipe {
                 continue;
             }
             let dims = spec.layers[layer].shape(target);
-            let size = |one: &backdraft_arch::Precision| {
-                one.scheme(block_size, double_quant).num_bytes(dims) as u64
-            };
-            range[0] += formats.iter().map(size).min().unwrap_or(0);
-            range[1] += formats.iter().map(size).max().unwrap_or(0);
+            let sizes = formats
+                .iter()
+                .map(|&one| plan.scheme_of(one).num_bytes(dims) as u64);
+            range[0] += sizes.clone().min().unwrap_or(0);
+            range[1] += sizes.max().unwrap_or(0);
             values += (dims[0] * dims[1]) as u64;
         }
         (range, values)

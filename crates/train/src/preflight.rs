@@ -119,15 +119,13 @@ pub fn model(
     (device, quantized): (&Device, bool),
 ) -> Result<(), TrainError> {
     let dtype = dtype_on(recipe.dtype, device)?;
-    let lora = LoraConfig::from(&recipe.lora);
-    lora.validate(spec.layers.len())?;
+    shape(recipe, spec)?;
     if quantized {
         return match adaptive_key(recipe) {
             Some(key) => Err(TrainError::StoredInCodes { key }),
             None => Ok(()),
         };
     }
-    enough_bits(recipe, spec)?;
     let facts = DeviceFacts::of(device, dtype.size() as u64);
     memory(recipe, spec, plan.cloned(), &facts)
 }
@@ -145,8 +143,12 @@ fn adaptive_key(recipe: &Recipe) -> Option<&'static str> {
         .find_map(|(key, is_asked)| is_asked.then_some(key))
 }
 
-/// Whether the smallest formats fit into the bits that are dealt out.
-fn enough_bits(recipe: &Recipe, spec: &ModelSpec) -> Result<(), TrainError> {
+/// Refuses a recipe that does not fit a model of that shape, on whatever device.
+///
+/// # Errors
+/// Layers or projections that the model lacks, and fewer bits than the smallest formats take.
+pub fn shape(recipe: &Recipe, spec: &ModelSpec) -> Result<(), TrainError> {
+    LoraConfig::from(&recipe.lora).validate(spec.layers.len())?;
     let (Some(bits), Some(plan)) = (recipe.mean_bits(), recipe.quantization_plan()) else {
         return Ok(());
     };

@@ -31,6 +31,7 @@ use clap::Parser;
 use crate::args::{Cli, Command, Global};
 use crate::error::{self, CliError};
 use crate::output::Output;
+use crate::session;
 use crate::usage;
 
 /// What every command is given besides its own flags.
@@ -64,6 +65,14 @@ fn start(cli: Cli) -> Result<(), CliError> {
         device: behind.flatten().or(before),
         ..cli.global
     };
+    if behind.is_some() {
+        let cache = session::cache_dir().unwrap_or_else(std::env::temp_dir);
+        #[expect(unsafe_code, reason = "the environment is changed")]
+        // SAFETY: the program has no other thread yet.
+        unsafe {
+            backdraft_kernels::device::prepare(&cache);
+        }
+    }
     let output = Output::new(global.json);
     run(cli.command, Context { global, output })
 }

@@ -15,6 +15,7 @@ use backdraft_plan::{
 };
 use backdraft_recipe::no_effect::NoEffect;
 use backdraft_recipe::{ByteSize, DType, Length, Recipe};
+use backdraft_train::preflight;
 use clap::Args;
 use clap::builder::TypedValueParser;
 use serde_json::{Value, json};
@@ -93,7 +94,7 @@ pub(crate) fn run(args: &PlanArgs, context: Context) -> Result<(), CliError> {
     {
         context.output.warn(found.to_string());
     }
-    recipe_fits(&recipe, &spec)?;
+    preflight::shape(&recipe, &spec)?;
     let half = args.dtype.is_some_and(|dtype| dtype != DType::F32);
     let on_gpu = args.device_memory.is_some() || half;
     let dtype = args.dtype.unwrap_or(match recipe.dtype {
@@ -131,11 +132,6 @@ fn budget(args: &PlanArgs, recipe: &Recipe) -> Option<u64> {
         (Some(a), Some(b)) => Some(a.min(b)),
         (a, b) => a.or(b),
     }
-}
-
-fn recipe_fits(recipe: &Recipe, spec: &ModelSpec) -> Result<(), CliError> {
-    let lora: backdraft_lora::LoraConfig = (&recipe.lora).into();
-    lora.validate(spec.layers.len()).map_err(CliError::library)
 }
 
 /// Everything that the command shows.

@@ -1,10 +1,11 @@
 //! `quantize`: write a model in 4 or 8 bits.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 use backdraft_arch::Precision;
-use backdraft_formats::Existing;
+use backdraft_formats::{Existing, ModelSource};
 use backdraft_quant::{QuantizationPlan, Scheme};
 use backdraft_recipe::Recipe;
 use clap::Args;
@@ -63,10 +64,10 @@ pub(crate) struct QuantizeArgs {
 pub(crate) fn run(args: &QuantizeArgs, context: Context) -> Result<(), CliError> {
     let output = context.output;
     let mut plan = plan(args)?;
+    let source = Arc::new(session::open_model(&args.model, output)?);
     if let (Some(bits), Some(rows)) = (args.bits, &args.data) {
-        plan = measured(args, (plan, bits, rows), context)?;
+        plan = measured(&source, args, (plan, bits, rows), context)?;
     }
-    let source = session::open_model(&args.model, output)?;
     commands::keep_inputs(&args.out, &[source.path()])?;
     let existing = if args.force {
         Existing::Replace
@@ -99,6 +100,7 @@ pub(crate) fn run(args: &QuantizeArgs, context: Context) -> Result<(), CliError>
 
 /// The plan that skips what is worth most, up to `bits` a weight.
 fn measured(
+    source: &Arc<ModelSource>,
     args: &QuantizeArgs,
     (plan, bits, rows): (QuantizationPlan, f64, &str),
     context: Context,
@@ -122,9 +124,9 @@ fn measured(
     let text = format!("model = {model}\n[data]\ntrain = {rows}\n");
     let here = std::env::current_dir().unwrap_or_default();
     let recipe = Recipe::from_toml(&text, &here, &[])?;
-    let (surveyed, mut model) = survey(&recipe, (&plan, &[format]), context)?;
+    let (surveyed, mut model) = survey(source, &recipe, (&plan, &[format]), context)?;
     let element = match model.spec().projections().next() {
-        Some((layer, target)) => session::open_model(&args.model, output)?
+        Some((layer, target)) => source
             .tensor_info(&format!("{}.weight", target.path(layer)))
             .map_or(2, |info| info.dtype.size()),
         None => 2,

@@ -97,6 +97,33 @@ fn a_warm_up_that_outlasts_the_run_is_a_warning() {
 }
 
 #[test]
+fn bits_that_no_format_takes_are_refused_before_anything_is_planned() {
+    let directory = project("max_steps = 1\n");
+    let d = directory.path();
+    for command in [
+        &["plan", "recipe.toml"][..],
+        &["train", "recipe.toml", "--plain"],
+    ] {
+        let set = [
+            "--set",
+            "load_in_4bit=true",
+            "--set",
+            "quantization.bits=2.9",
+        ];
+        let (text, ok) = said(d, &[command, &set].concat());
+        assert!(!ok, "{text}");
+        says(
+            &text,
+            &[
+                "quantization.bits = 2.9",
+                "raise bits, or add a smaller format",
+            ],
+        );
+        assert!(!d.join("out").exists());
+    }
+}
+
+#[test]
 fn a_run_that_trains_nothing_says_so_before_and_at_the_end() {
     let directory = project("max_steps = 1\n");
     let d = directory.path();

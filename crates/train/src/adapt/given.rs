@@ -94,13 +94,7 @@ pub fn read_plan(
         });
     }
     if let Some(formats) = formats {
-        let (block_size, double_quant) = plan.scheme.blocks().unwrap_or((64, true));
-        let known = |scheme| {
-            let mut schemes = formats
-                .iter()
-                .map(|one| one.scheme(block_size, double_quant));
-            schemes.any(|one| one == scheme)
-        };
+        let known = |scheme| formats.iter().any(|&one| plan.scheme_of(one) == scheme);
         if let Some(scheme) = plan.all_schemes().find(|scheme| !known(*scheme)) {
             return Err(GivenPlanError::NotDealt {
                 path: path.to_owned(),

@@ -76,12 +76,8 @@ impl Adaptation {
 
     /// Whether a point may leave a projection in `scheme`.
     pub(super) fn may_deal(&self, scheme: Scheme) -> bool {
-        let (block_size, double_quant) = self.plan.scheme.blocks().unwrap_or((64, true));
-        let mut schemes = self
-            .precisions
-            .iter()
-            .map(|one| one.scheme(block_size, double_quant));
-        schemes.any(|one| one == scheme)
+        let mut precisions = self.precisions.iter();
+        precisions.any(|&one| self.plan.scheme_of(one) == scheme)
     }
 
     /// How the base is stored now.

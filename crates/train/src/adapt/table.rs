@@ -26,8 +26,8 @@ struct Row {
 #[derive(Clone, Debug)]
 pub(crate) struct Table {
     rows: Vec<Row>,
-    precisions: Vec<Precision>,
-    blocks: (usize, bool),
+    /// What each of the choices is.
+    schemes: Vec<Scheme>,
 }
 
 /// What a point decided.
@@ -55,7 +55,6 @@ impl Table {
         precisions: &[Precision],
         probe: &Probe,
     ) -> Result<(Self, Prices), TrainError> {
-        let blocks = plan.scheme.blocks().unwrap_or((64, true));
         let mut rows = Vec::new();
         for (place, (layer, target)) in spec.projections().enumerate() {
             let path = target.path(layer);
@@ -71,13 +70,12 @@ impl Table {
                 path,
                 dims: spec.layers[layer].shape(target),
                 place,
-                errors: squared_errors(&values, sensitivity, precisions, blocks),
+                errors: squared_errors(&values, sensitivity, precisions, plan.blocks()),
             });
         }
         let table = Self {
             rows,
-            precisions: precisions.to_vec(),
-            blocks,
+            schemes: precisions.iter().map(|&one| plan.scheme_of(one)).collect(),
         };
         let share = 0.5 / probe.tokens.max(1) as f64;
         let of_row = |row: &Row| row.errors.iter().map(|e| e.weighed * share).collect();
@@ -96,15 +94,10 @@ impl Table {
         self.rows.iter().map(of_row).collect()
     }
 
-    fn scheme(&self, choice: usize) -> Scheme {
-        let (block_size, double_quant) = self.blocks;
-        self.precisions[choice].scheme(block_size, double_quant)
-    }
-
     /// The price of a projection as `plan` stores it.
     fn price(&self, plan: &QuantizationPlan, row: &Row, prices: &[f64]) -> f64 {
         let scheme = plan.scheme_for(&row.path);
-        let choice = (0..prices.len()).find(|&choice| Some(self.scheme(choice)) == scheme);
+        let choice = (self.schemes.iter()).position(|&choice| Some(choice) == scheme);
         choice.map_or(0.0, |choice| prices[choice])
     }
 
@@ -136,7 +129,7 @@ impl Table {
             let fixed = among.is_some_and(|among| !among.contains(&row.path));
             let kept = now.scheme_for(&row.path);
             let all = prices.iter().enumerate().map(|(choice, &price)| {
-                let scheme = self.scheme(choice);
+                let scheme = self.schemes[choice];
                 let bytes = scheme.num_bytes(row.dims) as u64;
                 (Some(scheme), Candidate { bytes, price })
             });

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use backdraft_arch::{Precision, QuantizationPlan, Scheme};
-use backdraft_formats::{Existing, write_file};
+use backdraft_formats::{Existing, ModelSource, write_file};
 use backdraft_model::CausalLm;
 use backdraft_recipe::Recipe;
 use backdraft_train::adapt::{CalibrationRows, Offer, Survey};
@@ -41,7 +41,8 @@ pub(super) fn run(args: &PlanArgs, recipe: Recipe, context: Context) -> Result<(
             "quantization.formats lacks nf4, which the others are compared with",
         ));
     }
-    let (surveyed, mut model) = survey(&recipe, (&nf4(&recipe)?, formats), context)?;
+    let source = Arc::new(session::open_model(&recipe.model, context.output)?);
+    let (surveyed, mut model) = survey(&source, &recipe, (&nf4(&recipe)?, formats), context)?;
     let uniform = surveyed.uniform();
     let mut bits = SHOWN.to_vec();
     // As much as NF4 takes, and what the recipe says.
@@ -87,15 +88,15 @@ pub(super) fn run(args: &PlanArgs, recipe: Recipe, context: Context) -> Result<(
     Ok(())
 }
 
-/// Loads the model of a recipe in one format, and measures `formats` on its rows.
+/// Loads the model of a recipe, which is `source`, in one format, and measures `formats` on its rows.
 pub(crate) fn survey(
+    source: &Arc<ModelSource>,
     recipe: &Recipe,
     (uniform, formats): (&QuantizationPlan, &[Precision]),
     context: Context,
 ) -> Result<(Survey, CausalLm), CliError> {
     let output = context.output;
     let device = session::open_device(context.global.device.unwrap_or(recipe.device), output)?;
-    let source = Arc::new(session::open_model(&recipe.model, output)?);
     if source.quantization().is_some() {
         return Err(CliError::user(format!(
             "{} is stored in codes already, and this needs its unquantized weights",
@@ -103,15 +104,15 @@ pub(crate) fn survey(
         ))
         .hint("name the model that it was made from"));
     }
-    let data = train::check_data(recipe, &source, output)?;
+    let data = train::check_data(recipe, source, output)?;
     let dtype = dtype_on(recipe.dtype, &device)?;
     output.progress(format!("loading {} in {uniform}", source.path().display()));
-    let model = CausalLm::load_as(&source, Some(uniform), (&device, dtype))?;
+    let model = CausalLm::load_as(source, Some(uniform), (&device, dtype))?;
     let tokens = recipe.quantization.calibration_tokens;
     output.progress(format!("measuring {tokens} tokens of training rows"));
     let pass = data.loader.largest_micro_batch().iter().sum();
     let rows = CalibrationRows::choose(&data.train, data.loader.clone(), tokens, pass)?;
-    let surveyed = Survey::measure(&source, &model, uniform, (rows, formats), recipe.seed)?;
+    let surveyed = Survey::measure(source, &model, uniform, (rows, formats), recipe.seed)?;
     Ok((surveyed, model))
 }
 
