@@ -11,8 +11,8 @@ use clap::{Args, Parser, Subcommand};
 use choice::QuantizationArg;
 
 use crate::commands::{
-    completions, data, eval, export, generate, init, inspect, man, merge, plan, push, quantize,
-    quickstart, report, score, serve, train, watch,
+    completions, data, doctor, eval, export, generate, init, inspect, man, merge, plan, push,
+    quantize, quickstart, report, score, serve, train, watch,
 };
 
 /// Fine-tune Llama, Mistral and Qwen models from one program.
@@ -74,11 +74,21 @@ pub(crate) enum Command {
     Inspect(inspect::InspectArgs),
     Init(init::InitArgs),
     Quickstart(quickstart::QuickstartArgs),
+    Doctor(doctor::DoctorArgs),
     Completions(completions::CompletionsArgs),
     Man(man::ManArgs),
 }
 
 impl Command {
+    /// Whether it opens a device, asked for or not.
+    pub(crate) const fn may_compute(&self) -> bool {
+        let unasked = matches!(
+            self,
+            Self::Plan(_) | Self::Merge(_) | Self::Quantize(_) | Self::Doctor(_)
+        );
+        unasked || self.device().is_some()
+    }
+
     /// What `--device` said behind the command; `None` for a command that does not compute.
     pub(crate) const fn device(&self) -> Option<Option<DeviceChoice>> {
         match self {
@@ -98,6 +108,7 @@ impl Command {
             | Self::Quantize(_)
             | Self::Inspect(_)
             | Self::Init(_)
+            | Self::Doctor(_)
             | Self::Completions(_)
             | Self::Man(_) => None,
         }

@@ -85,6 +85,16 @@ pub unsafe fn prepare(cache: &std::path::Path) {
     let _ = cache;
 }
 
+/// Whether NVIDIA's driver is there, and this build would use it.
+pub fn has_driver() -> bool {
+    #[cfg(feature = "cuda")]
+    #[expect(unsafe_code, reason = "opens a library")]
+    // SAFETY: the driver's initialisers have no conditions.
+    return unsafe { cudarc::driver::sys::is_culib_present() };
+    #[cfg(not(feature = "cuda"))]
+    false
+}
+
 /// The CUDA device of that number.
 ///
 /// # Errors

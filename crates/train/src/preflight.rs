@@ -62,7 +62,10 @@ pub fn output_dir(path: &Path, start: &Start) -> Result<(), TrainError> {
 }
 
 /// The path itself, or the nearest part of it that is there.
-fn existing(path: &Path) -> std::io::Result<&Path> {
+///
+/// # Errors
+/// A part that may not be looked at.
+pub fn existing(path: &Path) -> std::io::Result<&Path> {
     for part in path.ancestors() {
         match fs::metadata(part) {
             Ok(_) => return Ok(part),
@@ -76,7 +79,10 @@ fn existing(path: &Path) -> std::io::Result<&Path> {
 }
 
 /// Whether a file can be made there: the only question that every system answers truly.
-fn writable(directory: &Path) -> std::io::Result<()> {
+///
+/// # Errors
+/// It cannot.
+pub fn writable(directory: &Path) -> std::io::Result<()> {
     let path = directory.join(format!(".backdraft-{}", std::process::id()));
     OpenOptions::new()
         .write(true)

@@ -3,6 +3,7 @@
 pub(crate) mod chat;
 pub(crate) mod completions;
 pub(crate) mod data;
+pub(crate) mod doctor;
 pub(crate) mod eval;
 pub(crate) mod export;
 pub(crate) mod generate;
@@ -65,16 +66,21 @@ fn start(cli: Cli) -> Result<(), CliError> {
         device: behind.flatten().or(before),
         ..cli.global
     };
-    if behind.is_some() {
-        let cache = session::cache_dir().unwrap_or_else(std::env::temp_dir);
-        #[expect(unsafe_code, reason = "the environment is changed")]
-        // SAFETY: the program has no other thread yet.
-        unsafe {
-            backdraft_kernels::device::prepare(&cache);
-        }
+    if cli.command.may_compute() {
+        find_libraries();
     }
     let output = Output::new(global.json);
     run(cli.command, Context { global, output })
+}
+
+/// Has NVIDIA's libraries found, where the system has none.
+pub(crate) fn find_libraries() {
+    let cache = session::cache_dir().unwrap_or_else(std::env::temp_dir);
+    #[expect(unsafe_code, reason = "the environment is changed")]
+    // SAFETY: called before the program starts any thread.
+    unsafe {
+        backdraft_kernels::device::prepare(&cache);
+    }
 }
 
 fn run(command: Command, context: Context) -> Result<(), CliError> {
@@ -95,6 +101,7 @@ fn run(command: Command, context: Context) -> Result<(), CliError> {
         Command::Watch(args) => watch::run(&args, context),
         Command::Report(args) => report::run(&args, context),
         Command::Quickstart(args) => quickstart::run(&args, context),
+        Command::Doctor(_) => doctor::run(context),
         Command::Completions(args) => completions::run(&args, context),
         Command::Man(args) => man::run(&args, context),
     }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 /// A failure of the network: its innermost cause, since the errors around it only say the same again.
 #[derive(Debug)]
-pub struct NetworkError(Box<hf_hub::api::sync::ApiError>);
+pub struct NetworkError(Box<dyn Error + Send + Sync>);
 
 impl From<hf_hub::api::sync::ApiError> for NetworkError {
     fn from(error: hf_hub::api::sync::ApiError) -> Self {
@@ -14,9 +14,15 @@ impl From<hf_hub::api::sync::ApiError> for NetworkError {
     }
 }
 
+impl From<ureq::Error> for NetworkError {
+    fn from(error: ureq::Error) -> Self {
+        Self(Box::new(error))
+    }
+}
+
 impl fmt::Display for NetworkError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut innermost: &dyn Error = &self.0;
+        let mut innermost: &dyn Error = &*self.0;
         while let Some(source) = innermost.source() {
             innermost = source;
         }

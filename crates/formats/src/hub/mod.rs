@@ -11,6 +11,7 @@ mod fetch;
 mod name;
 mod options;
 pub mod push;
+mod reach;
 mod snapshot;
 
 use std::path::{Path, PathBuf};
@@ -19,6 +20,7 @@ pub use dataset::resolve_dataset;
 pub use error::{HubError, NetworkError};
 pub use name::HubName;
 pub use options::HubOptions;
+pub use reach::reach;
 
 /// What a program may show while files are fetched.
 pub trait DownloadProgress {
