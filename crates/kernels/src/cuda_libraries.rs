@@ -286,12 +286,15 @@ pub(crate) fn driver_version() -> u32 {
 /// Where the libraries of this process were found; none where the system does not tell.
 #[cfg(feature = "cuda")]
 pub(crate) fn places() -> Vec<(&'static str, PathBuf)> {
-    if crate::gemm::cublaslt::is_present() {
-        #[expect(unsafe_code, reason = "opens a library")]
-        // SAFETY: its initialisers have no conditions. A question for it opens and closes it; from here on it stays.
-        unsafe {
-            cudarc::cublaslt::sys::culib()
-        };
+    #[expect(unsafe_code, reason = "opens libraries")]
+    // SAFETY: their initialisers have no conditions. A question for one opens and closes it; from here on they stay.
+    unsafe {
+        if cudarc::nvrtc::sys::is_culib_present() {
+            cudarc::nvrtc::sys::culib();
+        }
+        if crate::gemm::cublaslt::is_present() {
+            cudarc::cublaslt::sys::culib();
+        }
     }
     let maps = fs::read_to_string("/proc/self/maps").unwrap_or_default();
     let mapped = |prefix: &str| {
