@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// What each crate may use. `ARCHITECTURE.md` draws the same.
-const EDGES: [(&str, &[&str]); 15] = [
+const EDGES: [(&str, &[&str]); 16] = [
+    ("allocator", &[]),
     ("arch", &[]),
     ("kernels", &["arch"]),
     ("formats", &["arch"]),
@@ -27,8 +28,19 @@ const EDGES: [(&str, &[&str]); 15] = [
     (
         "cli",
         &[
-            "serve", "train", "model", "lora", "quant", "kernels", "journal", "recipe", "plan",
-            "data", "formats", "arch",
+            "serve",
+            "train",
+            "model",
+            "lora",
+            "quant",
+            "kernels",
+            "journal",
+            "recipe",
+            "plan",
+            "data",
+            "formats",
+            "arch",
+            "allocator",
         ],
     ),
     ("testkit", &["formats", "arch"]),

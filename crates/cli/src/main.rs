@@ -22,9 +22,11 @@ mod usage;
 
 use std::process::ExitCode;
 
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
+    #[expect(unsafe_code, reason = "sets the allocator up")]
+    // SAFETY: there is no other thread yet.
+    unsafe {
+        backdraft_allocator::configure();
+    }
     std::panic::catch_unwind(commands::main).unwrap_or(ExitCode::from(error::INTERNAL))
 }

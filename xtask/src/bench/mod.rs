@@ -18,9 +18,6 @@ use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
 
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// Tasks that need the library.
 #[derive(Subcommand)]
 pub(crate) enum LibraryTask {
@@ -104,6 +101,11 @@ pub(crate) enum Bench {
 
 /// Runs `task`.
 pub(crate) fn run(task: LibraryTask) -> anyhow::Result<()> {
+    #[expect(unsafe_code, reason = "sets the allocator up, as the program does")]
+    // SAFETY: there is no other thread yet.
+    unsafe {
+        backdraft_allocator::configure();
+    }
     match task {
         LibraryTask::Docs => docs(),
         LibraryTask::Codebook => codebook::run(),

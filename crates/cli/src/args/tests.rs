@@ -155,6 +155,7 @@ fn help_of_the_program() {
                    would take
       init         Write a starter recipe with every key explained
       quickstart   Fine-tune a small model in a few minutes, with nothing prepared
+      doctor       Tell what this machine has for training, what it lacks, and what helps
       completions  Print a script that completes commands and flags in your shell
       man          Write manual pages, one for each command
       help         Print this message or the help of the given subcommand(s)

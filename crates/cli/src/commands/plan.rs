@@ -5,7 +5,6 @@ pub(crate) mod measure;
 use std::path::PathBuf;
 
 use backdraft_arch::SavedTensor;
-use backdraft_model::ModelSpec;
 use backdraft_plan::cost::{CostModel, Roofline};
 use backdraft_plan::memory::{host_room, usable};
 use backdraft_plan::plan::Fate;
@@ -465,6 +464,8 @@ mod tests {
     use insta::assert_snapshot;
 
     use std::fs;
+
+    use backdraft_arch::ModelSpec;
 
     use super::*;
 
