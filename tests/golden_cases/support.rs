@@ -45,6 +45,7 @@ fn unsupported_in_family(config: &Value, model_type: Option<&str>) -> Option<&'s
     let keys: &[&str] = match model_type {
         Some("mistral") => &["attention_bias", "mlp_bias"],
         Some("qwen2" | "qwen3") => &[],
+        // Llama and Granite.
         _ => &["sliding_window"],
     };
     keys.iter().copied().find(active)

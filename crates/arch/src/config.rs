@@ -116,6 +116,8 @@ fn decoder(keys: &Keys<'_>, family: Family) -> Result<ModelSpec, ConfigError> {
         head_dim,
         head_norms: false,
         sliding_window: None,
+        attention_multiplier: None,
+        residual_multiplier: 1.0,
         biases: TargetSet::NONE,
     };
     let max_position_embeddings =
@@ -127,6 +129,8 @@ fn decoder(keys: &Keys<'_>, family: Family) -> Result<ModelSpec, ConfigError> {
         rms_norm_eps: keys.number_or("rms_norm_eps", 1e-6)?,
         max_position_embeddings,
         tie_word_embeddings: keys.flag_or("tie_word_embeddings", false)?,
+        embedding_multiplier: 1.0,
+        logits_scaling: 1.0,
         rope: rope(keys, head_dim, max_position_embeddings)?,
         layers: vec![layer; keys.count("num_hidden_layers")?],
     })
@@ -344,6 +348,14 @@ impl<'a> Keys<'a> {
         self.optional(key).map_or(Ok(default), |_| self.number(key))
     }
 
+    /// A factor or a divisor.
+    pub(crate) fn positive_or(&self, key: &'static str, default: f64) -> Result<f64, ConfigError> {
+        self.optional(key).map_or(Ok(default), |value| {
+            let positive = value.as_f64().filter(|n| n.is_finite() && *n > 0.0);
+            positive.ok_or_else(|| invalid(key, "a finite number above 0", value))
+        })
+    }
+
     pub(crate) fn flag_or(&self, key: &'static str, default: bool) -> Result<bool, ConfigError> {
         self.optional(key).map_or(Ok(default), |value| {
             value
@@ -402,7 +414,7 @@ mod tests {
         check(
             json!({"model_type": "gpt_neox"}),
             "`model_type` is \"gpt_neox\", which is not supported: expected \"llama\", \"mistral\", \
-             \"qwen2\" or \"qwen3\"",
+             \"qwen2\", \"qwen3\" or \"granite\"",
         );
         check(
             json!({"hidden_act": "gelu"}),

@@ -27,6 +27,10 @@ pub struct ModelSpec {
     pub max_position_embeddings: usize,
     /// Whether the head is the embedding.
     pub tie_word_embeddings: bool,
+    /// Factor on embeddings; 1 in most families.
+    pub embedding_multiplier: f64,
+    /// Divisor of logits; 1 in most families.
+    pub logits_scaling: f64,
     /// Rotary embedding.
     pub rope: RopeConfig,
     /// The decoder layers, first to last; at least one.
@@ -34,7 +38,7 @@ pub struct ModelSpec {
 }
 
 /// One decoder layer.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct LayerSpec {
     /// Features of the residual stream.
     pub hidden_size: usize,
@@ -50,6 +54,10 @@ pub struct LayerSpec {
     pub head_norms: bool,
     /// Keys that a query sees, itself included; all before it where absent.
     pub sliding_window: Option<usize>,
+    /// Factor on attention's scores; 1/√`head_dim` where absent.
+    pub attention_multiplier: Option<f64>,
+    /// Factor on what attention and MLP add to the residual stream; 1 in most families.
+    pub residual_multiplier: f64,
     /// The projections that have a bias.
     pub biases: TargetSet,
 }

@@ -1,9 +1,9 @@
 //! A model, with an adapter folded in on the way, as GGUF files.
 
-use backdraft_arch::{ModelSpec, RopeScaling};
+use backdraft_arch::{LayerSpec, ModelSpec, RopeScaling};
 use backdraft_formats::gguf::{
-    ExportSource, GgufDecoder, GgufExport, GgufExportError, GgufFileType, GgufFiles, GgufRope,
-    WrittenFile,
+    ExportSource, GgufDecoder, GgufExport, GgufExportError, GgufFactors, GgufFileType, GgufFiles,
+    GgufRope, WrittenFile,
 };
 use backdraft_formats::{FormatError, ModelSource, PeftDir};
 
@@ -47,6 +47,17 @@ pub fn gguf_decoder(spec: &ModelSpec) -> Result<GgufDecoder, FormatError> {
         rope_theta: spec.rope.theta,
         rope: rope(&spec.rope.scaling)?,
         sliding_window: first.sliding_window,
+        factors: factors(spec, first),
+    })
+}
+
+/// The factors of families that say their own.
+fn factors(spec: &ModelSpec, layer: &LayerSpec) -> Option<GgufFactors> {
+    layer.attention_multiplier.map(|attention| GgufFactors {
+        attention,
+        embedding: spec.embedding_multiplier,
+        residual: layer.residual_multiplier,
+        logits: spec.logits_scaling,
     })
 }
 

@@ -194,17 +194,25 @@ impl Reader<'_> {
             Some(window) => layout.with_window(window),
             None => layout,
         };
+        let layout = match spec.attention_multiplier {
+            Some(scale) => layout.with_scale(scale as f32),
+            None => layout,
+        };
         let projection = |target| self.projection(index, target, spec);
+        let branch = |target| {
+            let projection = projection(target)?;
+            Ok::<_, LoadError>(projection.times(spec.residual_multiplier as f32))
+        };
         let attention = [
             projection(TargetModule::QProj)?,
             projection(TargetModule::KProj)?,
             projection(TargetModule::VProj)?,
-            projection(TargetModule::OProj)?,
+            branch(TargetModule::OProj)?,
         ];
         let mlp = Mlp {
             gate_proj: projection(TargetModule::GateProj)?,
             up_proj: projection(TargetModule::UpProj)?,
-            down_proj: projection(TargetModule::DownProj)?,
+            down_proj: branch(TargetModule::DownProj)?,
         };
         let norm = |norm: Norm, features| self.norm(&norm.tensor(index), features, eps);
         let hidden = spec.hidden_size;

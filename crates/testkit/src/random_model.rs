@@ -78,6 +78,8 @@ impl RandomModel {
             "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "rope_theta": 10_000.0,
             "tie_word_embeddings": true, "eos_token_id": 1, "sliding_window": self.window,
             "use_sliding_window": self.window.is_some(), "max_window_layers": 0,
+            "embedding_multiplier": 12.0, "attention_multiplier": 0.3, "residual_multiplier": 0.22,
+            "logits_scaling": 0.4,
         })
     }
 

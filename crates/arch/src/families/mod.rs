@@ -1,5 +1,6 @@
 //! What each family has of its own. A family is a file here and a line in [`Family::ALL`].
 
+mod granite;
 mod llama;
 mod mistral;
 mod qwen2;
@@ -22,11 +23,19 @@ pub enum Family {
     Qwen2,
     /// Qwen 3, dense.
     Qwen3,
+    /// Granite 3, dense.
+    Granite,
 }
 
 impl Family {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Llama, Self::Mistral, Self::Qwen2, Self::Qwen3];
+    pub const ALL: [Self; 5] = [
+        Self::Llama,
+        Self::Mistral,
+        Self::Qwen2,
+        Self::Qwen3,
+        Self::Granite,
+    ];
 
     /// `model_type` in `config.json`.
     #[must_use]
@@ -36,6 +45,7 @@ impl Family {
             Self::Mistral => "mistral",
             Self::Qwen2 => "qwen2",
             Self::Qwen3 => "qwen3",
+            Self::Granite => "granite",
         }
     }
 
@@ -62,7 +72,7 @@ impl Family {
             max_position_embeddings: 2048,
         };
         match self {
-            Self::Llama => llama,
+            Self::Llama | Self::Granite => llama,
             Self::Mistral => Defaults {
                 num_key_value_heads: Some(8),
                 max_position_embeddings: 131_072,
@@ -88,6 +98,7 @@ impl Family {
             Self::Mistral => mistral::describe(keys, spec),
             Self::Qwen2 => qwen2::describe(keys, spec),
             Self::Qwen3 => qwen3::describe(keys, spec),
+            Self::Granite => granite::describe(keys, spec),
         }
     }
 }
@@ -109,6 +120,28 @@ fn attention_bias(keys: &Keys<'_>) -> Result<TargetSet, ConfigError> {
         true => TargetSet::NONE.with([M::QProj, M::KProj, M::VProj, M::OProj]),
         false => TargetSet::NONE,
     })
+}
+
+/// As [`attention_bias`], and biases on gate, up and down where `mlp_bias` says so.
+fn flagged_biases(keys: &Keys<'_>) -> Result<TargetSet, ConfigError> {
+    use TargetModule as M;
+    let biases = attention_bias(keys)?;
+    Ok(match keys.flag_or("mlp_bias", false)? {
+        true => biases.with([M::GateProj, M::UpProj, M::DownProj]),
+        false => biases,
+    })
+}
+
+/// Refuses a sliding window, for families that have none.
+fn refuse_window(keys: &Keys<'_>) -> Result<(), ConfigError> {
+    match keys.optional("sliding_window") {
+        None => Ok(()),
+        Some(actual) => Err(ConfigError::Unsupported {
+            key: "sliding_window",
+            actual: actual.to_string(),
+            supported: "null (full attention)".to_owned(),
+        }),
+    }
 }
 
 /// Qwen's windows: none unless `use_sliding_window`; then `layer_types` says which layers have one, or, in files older

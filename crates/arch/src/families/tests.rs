@@ -93,6 +93,31 @@ fn qwen3_norms_heads_of_their_own_size() {
 }
 
 #[test]
+fn granite_multiplies_what_its_keys_say() {
+    let plain = spec(json!({"model_type": "granite"})).unwrap();
+    assert_eq!(
+        (plain.embedding_multiplier, plain.logits_scaling),
+        (1.0, 1.0)
+    );
+    // Not 1/√head_dim: transformers takes the key as it is, and 1 without it.
+    assert_eq!(plain.layers[0].attention_multiplier, Some(1.0));
+    let all = spec(json!({
+        "model_type": "granite", "embedding_multiplier": 12.0, "logits_scaling": 8,
+        "attention_multiplier": 0.015625, "residual_multiplier": 0.22, "mlp_bias": true,
+    }));
+    let all = all.unwrap();
+    assert_eq!((all.embedding_multiplier, all.logits_scaling), (12.0, 8.0));
+    for layer in &all.layers {
+        assert_eq!(layer.attention_multiplier, Some(0.015625));
+        assert_eq!(layer.residual_multiplier, 0.22);
+        assert_eq!(biased(layer), [M::GateProj, M::UpProj, M::DownProj]);
+    }
+    let zero = spec(json!({"model_type": "granite", "logits_scaling": 0.0}));
+    let expected = "`logits_scaling` should be a finite number above 0, found 0.0";
+    assert_eq!(zero, Err(expected.to_owned()));
+}
+
+#[test]
 fn absent_keys_stand_for_what_transformers_takes() {
     let without = |family| {
         let heads = json!({"model_type": family, "num_attention_heads": 32, "hidden_size": 64});

@@ -17,6 +17,8 @@ pub(super) enum Architecture {
     Qwen2,
     /// `qwen3`.
     Qwen3,
+    /// `granite`: Granite 3, dense.
+    Granite,
 }
 
 /// Which projections of a layer have a bias.
@@ -34,7 +36,13 @@ enum Biases {
 pub(super) const SLIDING_WINDOW: &str = "attention.sliding_window";
 
 /// The values of `general.architecture` that are read.
-const SUPPORTED: &str = "\"llama\" (Mistral's files too), \"qwen2\" and \"qwen3\"";
+const SUPPORTED: &str = "\"llama\" (Mistral's files too), \"qwen2\", \"qwen3\" and \"granite\"";
+
+/// The metadata keys of Granite's factors, below the name.
+pub(super) const ATTENTION_SCALE: &str = "attention.scale";
+pub(super) const EMBEDDING_SCALE: &str = "embedding_scale";
+pub(super) const RESIDUAL_SCALE: &str = "residual_scale";
+pub(super) const LOGIT_SCALE: &str = "logit_scale";
 
 impl Architecture {
     /// The architecture that the metadata names.
@@ -48,6 +56,7 @@ impl Architecture {
             Some("llama") => Ok(Self::Llama),
             Some("qwen2") => Ok(Self::Qwen2),
             Some("qwen3") => Ok(Self::Qwen3),
+            Some("granite") => Ok(Self::Granite),
             Some(actual) => Err(GgufError::Architecture {
                 actual: actual.into(),
                 expected: SUPPORTED,
@@ -63,6 +72,7 @@ impl Architecture {
             "mistral" => Some(Self::Mistral),
             "qwen2" => Some(Self::Qwen2),
             "qwen3" => Some(Self::Qwen3),
+            "granite" => Some(Self::Granite),
             _ => None,
         }
     }
@@ -73,6 +83,7 @@ impl Architecture {
             Self::Llama | Self::Mistral => "llama",
             Self::Qwen2 => "qwen2",
             Self::Qwen3 => "qwen3",
+            Self::Granite => "granite",
         }
     }
 
@@ -80,14 +91,14 @@ impl Architecture {
     /// Hugging Face's order.
     pub(super) const fn interleaved(self) -> bool {
         match self {
-            Self::Llama | Self::Mistral => true,
+            Self::Llama | Self::Mistral | Self::Granite => true,
             Self::Qwen2 | Self::Qwen3 => false,
         }
     }
 
     const fn biases(self) -> Biases {
         match self {
-            Self::Llama => Biases::AsInFile,
+            Self::Llama | Self::Granite => Biases::AsInFile,
             Self::Qwen2 => Biases::QueryKeyValue,
             Self::Mistral | Self::Qwen3 => Biases::None,
         }
@@ -96,7 +107,7 @@ impl Architecture {
     /// Whether the heads of q and k have norms.
     const fn head_norms(self) -> bool {
         match self {
-            Self::Llama | Self::Mistral | Self::Qwen2 => false,
+            Self::Llama | Self::Mistral | Self::Qwen2 | Self::Granite => false,
             Self::Qwen3 => true,
         }
     }
@@ -104,14 +115,32 @@ impl Architecture {
     /// Whether a file may hold a factor for each rotary frequency.
     pub(super) const fn rope_factors(self) -> bool {
         match self {
-            Self::Llama | Self::Mistral => true,
+            Self::Llama | Self::Mistral | Self::Granite => true,
             Self::Qwen2 | Self::Qwen3 => false,
+        }
+    }
+
+    /// Whether llama.cpp takes a model of 80 layers for one of 70B, which it quantises otherwise.
+    pub(super) const fn has_70b(self) -> bool {
+        match self {
+            Self::Llama | Self::Mistral | Self::Qwen2 => true,
+            Self::Qwen3 | Self::Granite => false,
         }
     }
 
     /// Whether a metadata key below the name is one that only this architecture has.
     pub(super) fn has_key(self, key: &str) -> bool {
-        self == Self::Mistral && key == SLIDING_WINDOW
+        match self {
+            Self::Llama | Self::Qwen2 | Self::Qwen3 => false,
+            Self::Mistral => key == SLIDING_WINDOW,
+            Self::Granite => [
+                ATTENTION_SCALE,
+                EMBEDDING_SCALE,
+                RESIDUAL_SCALE,
+                LOGIT_SCALE,
+            ]
+            .contains(&key),
+        }
     }
 
     /// Whether a module of a layer may have a parameter.
@@ -145,6 +174,12 @@ impl Architecture {
             Self::Llama => json!({
                 "model_type": "llama",
                 "architectures": ["LlamaForCausalLM"],
+                "attention_bias": has("blk.0.attn_q.bias"),
+                "mlp_bias": has("blk.0.ffn_gate.bias"),
+            }),
+            Self::Granite => json!({
+                "model_type": "granite",
+                "architectures": ["GraniteForCausalLM"],
                 "attention_bias": has("blk.0.attn_q.bias"),
                 "mlp_bias": has("blk.0.ffn_gate.bias"),
             }),

@@ -1,6 +1,8 @@
 //! What metadata say of a decoder's architecture.
 
-use super::architectures::{Architecture, SLIDING_WINDOW};
+use super::architectures::{
+    ATTENTION_SCALE, Architecture, EMBEDDING_SCALE, LOGIT_SCALE, RESIDUAL_SCALE, SLIDING_WINDOW,
+};
 use super::entry::Entry;
 use super::export_error::GgufExportError;
 use super::rope_freqs::Llama3Scaling;
@@ -34,6 +36,21 @@ pub struct GgufDecoder {
     pub rope: GgufRope,
     /// Keys that a query sees; all before it where absent.
     pub sliding_window: Option<usize>,
+    /// Granite's factors; without them those of other families, whose files do not say them.
+    pub factors: Option<GgufFactors>,
+}
+
+/// Factors that a decoder computes with.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct GgufFactors {
+    /// On attention's scores.
+    pub attention: f64,
+    /// On embeddings.
+    pub embedding: f64,
+    /// On what a branch adds to the residual stream.
+    pub residual: f64,
+    /// Logits are divided by it.
+    pub logits: f64,
 }
 
 /// Changes to the rotary frequencies.
@@ -92,7 +109,7 @@ impl GgufDecoder {
             return Err(GgufExportError::Feature {
                 what: "the rotary scaling",
                 actual: "one factor for each frequency".to_owned(),
-                hint: "only llama and mistral have it",
+                hint: "llama, mistral and granite have it",
             });
         }
         Ok(architecture)
@@ -123,6 +140,12 @@ impl GgufDecoder {
         };
         number("attention.layer_norm_rms_epsilon", self.rms_norm_eps);
         number("rope.freq_base", self.rope_theta);
+        if let Some(factors) = self.factors {
+            number(ATTENTION_SCALE, factors.attention);
+            number(EMBEDDING_SCALE, factors.embedding);
+            number(RESIDUAL_SCALE, factors.residual);
+            number(LOGIT_SCALE, factors.logits);
+        }
         let scaling = match &self.rope {
             GgufRope::Default | GgufRope::Llama3 { .. } | GgufRope::Factors(_) => return entries,
             GgufRope::Linear { factor } => {

@@ -104,7 +104,7 @@ impl GgufExport {
             mixture: Mixture {
                 layers: decoder.layers,
                 tied,
-                is_70b: decoder.layers == 80 && grouped && architecture != Architecture::Qwen3,
+                is_70b: decoder.layers == 80 && grouped && architecture.has_70b(),
             },
             head_dim: decoder.head_dim,
         })

@@ -20,7 +20,8 @@ use crate::error::{FormatError, Result};
 use crate::tensor::{RawTensor, TensorInfo};
 use crate::tokenizer_files::TokenizerFiles;
 
-/// An open GGUF file that holds a decoder of a supported architecture: `llama` (Mistral's files too), `qwen2` or `qwen3`.
+/// An open GGUF file that holds a decoder of a supported architecture: `llama` (Mistral's files too), `qwen2`,
+/// `qwen3` or `granite`.
 ///
 /// Names, shapes and row orders are Hugging Face's; quantised tensors are read as `f32`.
 ///

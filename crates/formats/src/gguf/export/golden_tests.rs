@@ -2,7 +2,7 @@ use backdraft_testkit::golden;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use super::super::decoder::GgufRope;
+use super::super::decoder::{GgufFactors, GgufRope};
 use super::super::file::GgufFile;
 use super::super::model::GgufModel;
 use super::*;
@@ -38,6 +38,15 @@ fn decoder(config: &Value) -> GgufDecoder {
                 .unwrap(),
         }),
         sliding_window: config["sliding_window"].as_u64().map(|n| n as usize),
+        factors: (config["model_type"] == "granite").then(|| {
+            let factor = |key: &str| config[key].as_f64().unwrap();
+            GgufFactors {
+                attention: factor("attention_multiplier"),
+                embedding: factor("embedding_multiplier"),
+                residual: factor("residual_multiplier"),
+                logits: factor("logits_scaling"),
+            }
+        }),
     }
 }
 
@@ -145,7 +154,7 @@ fn golden_exports_read_back() {
         let ours = GgufDecoder { model_type, ..ours };
         assert_eq!(ours, theirs, "{}", folder.name());
     }
-    assert!(models >= 8, "{models}");
+    assert!(models >= 9, "{models}");
 }
 
 #[test]

@@ -35,6 +35,7 @@ impl Case {
             "llama" | "mistral" => "llama",
             "qwen2" => "qwen2",
             "qwen3" => "qwen3",
+            "granite" => "granite",
             _ => return None,
         };
         Some(Self {
@@ -84,6 +85,16 @@ fn builder(source: &ModelSource, architecture: &str) -> Builder {
             builder = builder.u32(&format!("{architecture}.{key}"), value as u32);
         }
     }
+    for (key, name) in [
+        ("attention.scale", "attention_multiplier"),
+        ("embedding_scale", "embedding_multiplier"),
+        ("residual_scale", "residual_multiplier"),
+        ("logit_scale", "logits_scaling"),
+    ] {
+        if let Some(value) = config[name].as_f64() {
+            builder = builder.f32(&format!("{architecture}.{key}"), value as f32);
+        }
+    }
     for key in ["attention.key_length", "attention.value_length"] {
         builder = builder.u32(&format!("{architecture}.{key}"), head_dim as u32);
     }
@@ -105,7 +116,7 @@ fn builder(source: &ModelSource, architecture: &str) -> Builder {
         let shape = &source.tensor_info(name).unwrap().shape;
         let mut values = source.read_f32(name).unwrap();
         let rotary = name.contains("q_proj") || name.contains("k_proj");
-        if rotary && architecture == "llama" {
+        if rotary && ["llama", "granite"].contains(&architecture) {
             values = interleave(&values, shape[0], head_dim as usize);
         }
         let shape: Vec<u64> = shape.iter().map(|&dim| dim as u64).collect();
@@ -205,6 +216,7 @@ fn golden_gguf_config_is_that_of_the_directory() {
                         "llama" => "LlamaForCausalLM",
                         "mistral" => "MistralForCausalLM",
                         "qwen2" => "Qwen2ForCausalLM",
+                        "granite" => "GraniteForCausalLM",
                         _ => "Qwen3ForCausalLM",
                     };
                     assert_eq!(config["architectures"], json!([class]), "{what}");
@@ -289,6 +301,35 @@ fn golden_gguf_faults_of_the_families() {
 }
 
 #[test]
+fn golden_gguf_factors_of_granite() {
+    let Some(case) = Case::of("granite") else {
+        return;
+    };
+    let config = |builder: &Builder| {
+        let (_root, path) = builder.write();
+        GgufModel::open(path).unwrap().config().clone()
+    };
+    // llama.cpp takes an absent scale, and 0, for none; for the scores that is 1/√16.
+    let plain = case.builder.clone().without("granite.attention.scale");
+    let plain = plain.without("granite.embedding_scale");
+    let plain = plain.without("granite.residual_scale");
+    let plain = plain.f32("granite.residual_scale", 0.0);
+    let found = config(&plain);
+    assert_eq!(found["attention_multiplier"], 0.25);
+    assert_eq!(found["embedding_multiplier"], 1.0);
+    assert_eq!(found["residual_multiplier"], 1.0);
+    let silent = problem(&case.builder.clone().without("granite.logit_scale"));
+    assert!(
+        silent.contains("granite.logit_scale is missing"),
+        "{silent}"
+    );
+    let unturned = case.builder.clone();
+    let unturned = problem(&unturned.bool("granite.rope.scaling.finetuned", false));
+    let expected = "granite.rope.scaling.finetuned = false, which is not supported";
+    assert!(unturned.contains(expected), "{unturned}");
+}
+
+#[test]
 fn golden_gguf_faults_of_qwen2() {
     let Some(case) = Case::of("qwen2") else {
         return;
@@ -344,6 +385,6 @@ fn golden_gguf_faults_of_qwen3() {
         .string("general.architecture", "qwen3moe");
     check(
         other,
-        "its architecture is \"qwen3moe\"; supported are \"llama\" (Mistral's files too), \"qwen2\" and \"qwen3\"",
+        "its architecture is \"qwen3moe\"; supported are \"llama\" (Mistral's files too), \"qwen2\", \"qwen3\" and \"granite\"",
     );
 }
