@@ -230,6 +230,7 @@ fn gradients_and_losses_do_not_depend_on_the_plan() {
         (Family::Qwen2, Some(9), true, 0.1),
         (Family::Granite, None, false, 0.0),
         (Family::Granite, None, true, 0.1),
+        (Family::SmolLm3, Some(9), false, 0.1),
     ] {
         let shape = RandomModel {
             family,
@@ -262,7 +263,7 @@ fn gradients_and_losses_do_not_depend_on_the_plan() {
         let losses = &expected.unwrap().1;
         assert!(f64::from_bits(losses[9]) < f64::from_bits(losses[0]));
     }
-    assert_eq!(checked, 66);
+    assert_eq!(checked, 77);
 }
 
 #[test]
@@ -416,6 +417,10 @@ fn the_predicted_peak_is_the_measured_one() {
         family: Family::Granite,
         ..wide
     };
+    let unturned = RandomModel {
+        family: Family::SmolLm3,
+        ..wide
+    };
     let mut combinations = 0;
     let mut off = Vec::new();
     for (shape, nf4, lengths) in [
@@ -429,6 +434,7 @@ fn the_predicted_peak_is_the_measured_one() {
         (biased, false, vec![256, 256, 256]),
         (scaled, false, vec![384, 384]),
         (scaled, true, vec![384, 384]),
+        (unturned, false, vec![384, 384]),
     ] {
         let dir = tempfile::tempdir().unwrap();
         let lora = LoraConfig {

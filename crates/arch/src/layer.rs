@@ -3,7 +3,7 @@
 //! Values are dropped as soon as nothing needs them any more, by their scopes; since executors free memory when a
 //! value is dropped, this order is also the order of allocations that the planner simulates.
 
-use crate::ops::{Backward, Forward, Norm, SideOf, TensorOf, Values};
+use crate::ops::{Backward, Forward, Heads, Norm, SideOf, TensorOf, Values};
 use crate::saved::{KeepSet, SavedTensor};
 use crate::target::{Group, TargetModule};
 
@@ -53,7 +53,7 @@ pub struct Kept<V: Values> {
     pub input_stats: V::Stats,
     /// See [`SavedTensor::InputNormed`]; the others likewise.
     pub input_normed: Option<V::Tensor>,
-    /// After RoPE; where heads are normed, before the norm.
+    /// After RoPE, where there is some; where heads are normed, before the norm.
     pub query: Option<Projected<V::Tensor, V::Side>>,
     /// As queries.
     pub key: Option<Projected<V::Tensor, V::Side>>,
@@ -316,7 +316,10 @@ fn attention_backward<O: Backward>(
     let d = match turned {
         None => {
             let [dq, dk, dv] = o.attend_backward(&d_out, [&q.y, &k.y, &v.y], (&out, &lse));
-            let (dq, dk) = o.rope_backward(dq, dk);
+            let (dq, dk) = match o.heads() {
+                Heads::Plain => (dq, dk),
+                _ => o.rope_backward(dq, dk),
+            };
             [dq, dk, dv]
         }
         Some(turned) => {
@@ -362,7 +365,7 @@ fn query_and_key<O: Forward>(
 ) -> (ProjectedOf<O>, ProjectedOf<O>) {
     let query = project(o, M::QProj, x, down);
     let key = project(o, M::KProj, x, down);
-    if o.norms_heads() {
+    if o.heads() != Heads::Turned {
         return (query, key);
     }
     let (q, k) = o.rope(query.y, key.y);
@@ -380,11 +383,10 @@ fn query_and_key<O: Forward>(
 
 /// Queries and keys as attention takes them, where heads are normed first.
 fn norm_and_turn<O: Forward>(o: &mut O, [q, k]: [&TensorOf<O>; 2]) -> Option<[TensorOf<O>; 2]> {
-    o.norms_heads()
-        .then(|| [o.norm_rope(Norm::Query, q), o.norm_rope(Norm::Key, k)])
+    (o.heads().are_normed()).then(|| [o.norm_rope(Norm::Query, q), o.norm_rope(Norm::Key, k)])
 }
 
-/// Queries or keys alone, turned unless their heads are normed first.
+/// Queries or keys alone, turned if that is all that becomes of them.
 fn turned<O: Forward>(
     o: &mut O,
     target: TargetModule,
@@ -392,7 +394,7 @@ fn turned<O: Forward>(
     down: &O::SharedDown,
 ) -> ProjectedOf<O> {
     let Projected { y, side } = project(o, target, x, down);
-    if o.norms_heads() {
+    if o.heads() != Heads::Turned {
         return Projected { y, side };
     }
     let y = o.rope_one(target, y);

@@ -57,6 +57,28 @@ impl Norm {
     }
 }
 
+/// What becomes of queries and keys between their projections and attention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Heads {
+    /// Nothing: they see no positions.
+    Plain,
+    /// Each head is turned by its token's position.
+    Turned,
+    /// Each head is normed, then turned.
+    NormedTurned,
+}
+
+impl Heads {
+    /// Whether they are normed before they are turned.
+    #[must_use]
+    pub const fn are_normed(self) -> bool {
+        match self {
+            Self::Plain | Self::Turned => false,
+            Self::NormedTurned => true,
+        }
+    }
+}
+
 /// An executor's [`Values::Tensor`].
 pub(crate) type TensorOf<O> = <<O as Forward>::Values as Values>::Tensor;
 /// An executor's [`Values::Stats`].
@@ -136,8 +158,8 @@ pub trait Forward {
     /// Queries or keys alone.
     fn rope_one(&mut self, target: TargetModule, x: TensorOf<Self>) -> TensorOf<Self>;
 
-    /// Whether queries and keys are normed head by head before they are turned.
-    fn norms_heads(&self) -> bool;
+    /// What becomes of queries and keys.
+    fn heads(&self) -> Heads;
 
     /// Queries or keys, normed and turned.
     fn norm_rope(&mut self, norm: Norm, x: &TensorOf<Self>) -> TensorOf<Self>;

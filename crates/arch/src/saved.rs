@@ -11,9 +11,9 @@ use crate::target::TargetModule;
 pub enum SavedTensor {
     /// The normed input of attention.
     InputNormed,
-    /// Queries after rotation.
+    /// Queries after rotation, where there is one; before their norm, where there is one.
     Query,
-    /// Keys after rotation.
+    /// Keys likewise.
     Key,
     /// Values.
     Value,

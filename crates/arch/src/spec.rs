@@ -1,7 +1,7 @@
 //! What a model is made of: its layers, their matrices and vectors, with names and shapes.
 
 use crate::families::Family;
-use crate::ops::Norm;
+use crate::ops::{Heads, Norm};
 use crate::rope::RopeConfig;
 use crate::target::{TargetModule, TargetSet};
 
@@ -50,8 +50,8 @@ pub struct LayerSpec {
     pub num_key_value_heads: usize,
     /// Features of a head.
     pub head_dim: usize,
-    /// Whether queries and keys are normed head by head before their rotation.
-    pub head_norms: bool,
+    /// What becomes of queries and keys before attention.
+    pub heads: Heads,
     /// Keys that a query sees, itself included; all before it where absent.
     pub sliding_window: Option<usize>,
     /// Factor on attention's scores; 1/√`head_dim` where absent.
@@ -104,7 +104,9 @@ impl LayerSpec {
     pub fn norms(&self) -> impl Iterator<Item = (Norm, usize)> + use<> {
         let stream = [Norm::Input, Norm::PostAttention].map(|norm| (norm, self.hidden_size));
         let heads = [Norm::Query, Norm::Key].map(|norm| (norm, self.head_dim));
-        let heads = heads.into_iter().take(if self.head_norms { 2 } else { 0 });
+        let heads = heads
+            .into_iter()
+            .take(if self.heads.are_normed() { 2 } else { 0 });
         stream.into_iter().chain(heads)
     }
 

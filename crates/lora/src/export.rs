@@ -1,6 +1,6 @@
 //! A model, with an adapter folded in on the way, as GGUF files.
 
-use backdraft_arch::{LayerSpec, ModelSpec, RopeScaling};
+use backdraft_arch::{Heads, LayerSpec, ModelSpec, RopeScaling};
 use backdraft_formats::gguf::{
     ExportSource, GgufDecoder, GgufExport, GgufExportError, GgufFactors, GgufFileType, GgufFiles,
     GgufRope, WrittenFile,
@@ -29,7 +29,12 @@ pub fn gguf_decoder(spec: &ModelSpec) -> Result<GgufDecoder, FormatError> {
     let [first, rest @ ..] = &spec.layers[..] else {
         return Err(feature("the number of layers", "0".to_owned(), "there must be one").into());
     };
-    if let Some(other) = rest.iter().find(|layer| *layer != first) {
+    // Layers may differ in what is said of each.
+    let common = |layer: &LayerSpec| LayerSpec {
+        heads: first.heads,
+        ..layer.clone()
+    };
+    if let Some(other) = rest.iter().find(|layer| common(layer) != *first) {
         let hint = "all layers must be alike";
         return Err(feature("a layer", format!("{other:?}"), hint).into());
     }
@@ -47,8 +52,16 @@ pub fn gguf_decoder(spec: &ModelSpec) -> Result<GgufDecoder, FormatError> {
         rope_theta: spec.rope.theta,
         rope: rope(&spec.rope.scaling)?,
         sliding_window: first.sliding_window,
+        unturned_layers: unturned(spec),
         factors: factors(spec, first),
     })
+}
+
+/// Layers without RoPE.
+fn unturned(spec: &ModelSpec) -> Vec<usize> {
+    let layers = spec.layers.iter().enumerate();
+    let plain = layers.filter(|(_, layer)| layer.heads == Heads::Plain);
+    plain.map(|(index, _)| index).collect()
 }
 
 /// The factors of families that say their own.

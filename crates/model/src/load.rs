@@ -220,7 +220,7 @@ impl Reader<'_> {
             norm(Norm::Input, hidden)?,
             norm(Norm::PostAttention, hidden)?,
         ];
-        let head_norms = match spec.head_norms {
+        let head_norms = match spec.heads.are_normed() {
             true => Some([
                 norm(Norm::Query, spec.head_dim)?,
                 norm(Norm::Key, spec.head_dim)?,
@@ -230,7 +230,7 @@ impl Reader<'_> {
         Ok(DecoderLayer::new(
             index,
             norms,
-            Attention::new(attention, head_norms, layout),
+            Attention::new(attention, head_norms, spec.heads, layout),
             mlp,
         ))
     }

@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use backdraft_arch::ops::Branch;
 use backdraft_arch::{
-    Backward, Forward, Group, InputGrad, KeepSet, Norm, SavedTensor, TargetModule, Values,
+    Backward, Forward, Group, Heads, InputGrad, KeepSet, Norm, SavedTensor, TargetModule, Values,
 };
 
 use crate::tensors::{LayerShape, MemoryModel, PassShape, ProjectionShape, Work};
@@ -354,8 +354,8 @@ impl<A: Memory> Forward for SizeOps<'_, A> {
         x
     }
 
-    fn norms_heads(&self) -> bool {
-        self.layer.head_norms
+    fn heads(&self) -> Heads {
+        self.layer.heads
     }
 
     fn norm_rope(&mut self, norm: Norm, _: &Value<A>) -> Value<A> {
@@ -372,7 +372,7 @@ impl<A: Memory> Forward for SizeOps<'_, A> {
         };
         self.charge(T::Attention, work);
         let out = self.alloc(self.features(q));
-        let lse = self.alloc(4 * self.pass.tokens * self.layer.heads);
+        let lse = self.alloc(4 * self.pass.tokens * self.layer.query_heads);
         self.transient(4 * self.model.score_rows * self.pass.longest);
         (out, lse)
     }
@@ -489,7 +489,7 @@ impl<A: Memory> Backward for SizeOps<'_, A> {
         let d = [M::QProj, M::KProj, M::VProj]
             .map(|target| self.alloc(self.features(self.projection(target).out)));
         self.transient(match self.factors {
-            Factors::Flat => 4 * self.pass.tokens * self.layer.heads,
+            Factors::Flat => 4 * self.pass.tokens * self.layer.query_heads,
             Factors::Apart { .. } => 2 * 4 * self.model.score_rows * self.pass.longest,
         });
         d

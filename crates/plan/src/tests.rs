@@ -1,6 +1,6 @@
 //! Predictions and plans of whole steps.
 
-use backdraft_arch::{InputGrad, KeepSet, SavedTensor};
+use backdraft_arch::{Heads, InputGrad, KeepSet, SavedTensor};
 use proptest::prelude::*;
 
 use crate::cost::{CostModel, Roofline};
@@ -31,8 +31,8 @@ pub(crate) fn layer() -> LayerShape {
     };
     LayerShape {
         hidden: 64,
-        heads: 4,
-        head_norms: false,
+        query_heads: 4,
+        heads: Heads::Turned,
         window: None,
         projections: [
             shape(64, 64),

@@ -5,6 +5,7 @@ mod llama;
 mod mistral;
 mod qwen2;
 mod qwen3;
+mod smollm3;
 
 use serde_json::Value;
 
@@ -25,16 +26,19 @@ pub enum Family {
     Qwen3,
     /// Granite 3, dense.
     Granite,
+    /// SmolLM 3.
+    SmolLm3,
 }
 
 impl Family {
     /// All of them.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Llama,
         Self::Mistral,
         Self::Qwen2,
         Self::Qwen3,
         Self::Granite,
+        Self::SmolLm3,
     ];
 
     /// `model_type` in `config.json`.
@@ -46,6 +50,7 @@ impl Family {
             Self::Qwen2 => "qwen2",
             Self::Qwen3 => "qwen3",
             Self::Granite => "granite",
+            Self::SmolLm3 => "smollm3",
         }
     }
 
@@ -70,6 +75,9 @@ impl Family {
             num_key_value_heads: None,
             head_dim: None,
             max_position_embeddings: 2048,
+            rope_theta: 10_000.0,
+            rms_norm_eps: 1e-6,
+            tie_word_embeddings: false,
         };
         match self {
             Self::Llama | Self::Granite => llama,
@@ -87,6 +95,14 @@ impl Family {
                 num_key_value_heads: Some(32),
                 head_dim: Some(128),
                 max_position_embeddings: 32_768,
+                ..llama
+            },
+            Self::SmolLm3 => Defaults {
+                num_key_value_heads: Some(4),
+                max_position_embeddings: 32_768,
+                rope_theta: 2_000_000.0,
+                tie_word_embeddings: true,
+                ..llama
             },
         }
     }
@@ -99,6 +115,7 @@ impl Family {
             Self::Qwen2 => qwen2::describe(keys, spec),
             Self::Qwen3 => qwen3::describe(keys, spec),
             Self::Granite => granite::describe(keys, spec),
+            Self::SmolLm3 => smollm3::describe(keys, spec),
         }
     }
 }
@@ -111,6 +128,9 @@ pub(crate) struct Defaults {
     /// `hidden_size / num_attention_heads` where that is not said.
     pub(crate) head_dim: Option<usize>,
     pub(crate) max_position_embeddings: usize,
+    pub(crate) rope_theta: f64,
+    pub(crate) rms_norm_eps: f64,
+    pub(crate) tie_word_embeddings: bool,
 }
 
 /// Biases on q, k, v and o where `attention_bias` says so.

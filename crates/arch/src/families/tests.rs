@@ -1,5 +1,6 @@
 use serde_json::{Value, json};
 
+use crate::ops::Heads;
 use crate::spec::{LayerSpec, ModelSpec};
 use crate::target::TargetModule as M;
 
@@ -84,7 +85,7 @@ fn windows_of_qwen_are_off_until_they_are_used() {
 fn qwen3_norms_heads_of_their_own_size() {
     let spec = spec(json!({"model_type": "qwen3"})).unwrap();
     let layer = &spec.layers[0];
-    assert_eq!((layer.head_dim, layer.head_norms), (128, true));
+    assert_eq!((layer.head_dim, layer.heads), (128, Heads::NormedTurned));
     assert_eq!(layer.shape(M::QProj), [512, 64]);
     assert_eq!(layer.shape(M::OProj), [64, 512]);
     let names: Vec<_> = layer.tensors(1).map(|tensor| tensor.name).collect();
@@ -118,6 +119,35 @@ fn granite_multiplies_what_its_keys_say() {
 }
 
 #[test]
+fn some_layers_of_smollm3_see_no_positions() {
+    let of = |mut change: Value| {
+        change["model_type"] = json!("smollm3");
+        change["num_hidden_layers"] = json!(8);
+        spec(change)
+    };
+    let unturned = |change: Value| -> Vec<usize> {
+        let layers = of(change).unwrap().layers.into_iter().enumerate();
+        let plain = layers.filter(|(_, layer)| layer.heads == Heads::Plain);
+        plain.map(|(index, _)| index).collect()
+    };
+    assert_eq!(unturned(json!({})), [3, 7]);
+    assert_eq!(unturned(json!({"no_rope_layer_interval": 3})), [2, 5]);
+    let listed = json!([1, 0, 1, 1, 1, 1, 0, 1]);
+    assert_eq!(unturned(json!({"no_rope_layers": listed})), [1, 6]);
+    let short = of(json!({"no_rope_layers": [1, 0]}));
+    let expected = "`no_rope_layers` should be a 0 or a 1 for each layer, found [1,0]";
+    assert_eq!(short, Err(expected.to_owned()));
+    let sliding = of(json!({"use_sliding_window": true, "sliding_window": 9})).unwrap();
+    let windows = sliding.layers.iter().map(|layer| layer.sliding_window);
+    let (none, some) = (None, Some(9));
+    let expected = [none, none, none, some, none, none, none, some];
+    assert_eq!(windows.collect::<Vec<_>>(), expected);
+    let plain = of(json!({})).unwrap();
+    assert!(plain.tie_word_embeddings);
+    assert_eq!(plain.rope.theta, 2e6);
+}
+
+#[test]
 fn absent_keys_stand_for_what_transformers_takes() {
     let without = |family| {
         let heads = json!({"model_type": family, "num_attention_heads": 32, "hidden_size": 64});
@@ -135,4 +165,6 @@ fn absent_keys_stand_for_what_transformers_takes() {
     assert_eq!(without("mistral"), (8, 2));
     assert_eq!(without("qwen2"), (32, 2));
     assert_eq!(without("qwen3"), (32, 128));
+    assert_eq!(without("granite"), (32, 2));
+    assert_eq!(without("smollm3"), (4, 2));
 }

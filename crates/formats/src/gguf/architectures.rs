@@ -19,7 +19,12 @@ pub(super) enum Architecture {
     Qwen3,
     /// `granite`: Granite 3, dense.
     Granite,
+    /// `smollm3`.
+    SmolLm3,
 }
+
+/// llama.cpp turns no head of a SmolLM 3 in every so many layers; no metadata say it.
+pub(super) const UNTURNED_INTERVAL: usize = 4;
 
 /// Which projections of a layer have a bias.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,7 +41,8 @@ enum Biases {
 pub(super) const SLIDING_WINDOW: &str = "attention.sliding_window";
 
 /// The values of `general.architecture` that are read.
-const SUPPORTED: &str = "\"llama\" (Mistral's files too), \"qwen2\", \"qwen3\" and \"granite\"";
+const SUPPORTED: &str =
+    "\"llama\" (Mistral's files too), \"qwen2\", \"qwen3\", \"granite\" and \"smollm3\"";
 
 /// The metadata keys of Granite's factors, below the name.
 pub(super) const ATTENTION_SCALE: &str = "attention.scale";
@@ -57,6 +63,7 @@ impl Architecture {
             Some("qwen2") => Ok(Self::Qwen2),
             Some("qwen3") => Ok(Self::Qwen3),
             Some("granite") => Ok(Self::Granite),
+            Some("smollm3") => Ok(Self::SmolLm3),
             Some(actual) => Err(GgufError::Architecture {
                 actual: actual.into(),
                 expected: SUPPORTED,
@@ -73,6 +80,7 @@ impl Architecture {
             "qwen2" => Some(Self::Qwen2),
             "qwen3" => Some(Self::Qwen3),
             "granite" => Some(Self::Granite),
+            "smollm3" => Some(Self::SmolLm3),
             _ => None,
         }
     }
@@ -84,6 +92,7 @@ impl Architecture {
             Self::Qwen2 => "qwen2",
             Self::Qwen3 => "qwen3",
             Self::Granite => "granite",
+            Self::SmolLm3 => "smollm3",
         }
     }
 
@@ -91,14 +100,14 @@ impl Architecture {
     /// Hugging Face's order.
     pub(super) const fn interleaved(self) -> bool {
         match self {
-            Self::Llama | Self::Mistral | Self::Granite => true,
+            Self::Llama | Self::Mistral | Self::Granite | Self::SmolLm3 => true,
             Self::Qwen2 | Self::Qwen3 => false,
         }
     }
 
     const fn biases(self) -> Biases {
         match self {
-            Self::Llama | Self::Granite => Biases::AsInFile,
+            Self::Llama | Self::Granite | Self::SmolLm3 => Biases::AsInFile,
             Self::Qwen2 => Biases::QueryKeyValue,
             Self::Mistral | Self::Qwen3 => Biases::None,
         }
@@ -107,8 +116,8 @@ impl Architecture {
     /// Whether the heads of q and k have norms.
     const fn head_norms(self) -> bool {
         match self {
-            Self::Llama | Self::Mistral | Self::Qwen2 | Self::Granite => false,
             Self::Qwen3 => true,
+            _ => false,
         }
     }
 
@@ -116,7 +125,7 @@ impl Architecture {
     pub(super) const fn rope_factors(self) -> bool {
         match self {
             Self::Llama | Self::Mistral | Self::Granite => true,
-            Self::Qwen2 | Self::Qwen3 => false,
+            Self::Qwen2 | Self::Qwen3 | Self::SmolLm3 => false,
         }
     }
 
@@ -124,14 +133,14 @@ impl Architecture {
     pub(super) const fn has_70b(self) -> bool {
         match self {
             Self::Llama | Self::Mistral | Self::Qwen2 => true,
-            Self::Qwen3 | Self::Granite => false,
+            Self::Qwen3 | Self::Granite | Self::SmolLm3 => false,
         }
     }
 
     /// Whether a metadata key below the name is one that only this architecture has.
     pub(super) fn has_key(self, key: &str) -> bool {
         match self {
-            Self::Llama | Self::Qwen2 | Self::Qwen3 => false,
+            Self::Llama | Self::Qwen2 | Self::Qwen3 | Self::SmolLm3 => false,
             Self::Mistral => key == SLIDING_WINDOW,
             Self::Granite => [
                 ATTENTION_SCALE,
@@ -182,6 +191,15 @@ impl Architecture {
                 "architectures": ["GraniteForCausalLM"],
                 "attention_bias": has("blk.0.attn_q.bias"),
                 "mlp_bias": has("blk.0.ffn_gate.bias"),
+            }),
+            Self::SmolLm3 => json!({
+                "model_type": "smollm3",
+                "architectures": ["SmolLM3ForCausalLM"],
+                "attention_bias": has("blk.0.attn_q.bias"),
+                "mlp_bias": has("blk.0.ffn_gate.bias"),
+                "no_rope_layer_interval": UNTURNED_INTERVAL,
+                "sliding_window": null,
+                "use_sliding_window": false,
             }),
             Self::Mistral => json!({
                 "model_type": "mistral",

@@ -2,6 +2,7 @@
 
 use super::architectures::{
     ATTENTION_SCALE, Architecture, EMBEDDING_SCALE, LOGIT_SCALE, RESIDUAL_SCALE, SLIDING_WINDOW,
+    UNTURNED_INTERVAL,
 };
 use super::entry::Entry;
 use super::export_error::GgufExportError;
@@ -36,6 +37,8 @@ pub struct GgufDecoder {
     pub rope: GgufRope,
     /// Keys that a query sees; all before it where absent.
     pub sliding_window: Option<usize>,
+    /// Layers whose heads are not turned.
+    pub unturned_layers: Vec<usize>,
     /// Granite's factors; without them those of other families, whose files do not say them.
     pub factors: Option<GgufFactors>,
 }
@@ -104,6 +107,19 @@ impl GgufDecoder {
                     hint: "export it without a window only if no text will be longer",
                 });
             }
+        }
+        let unturned: Vec<usize> = match architecture {
+            Architecture::SmolLm3 => (UNTURNED_INTERVAL - 1..self.layers)
+                .step_by(UNTURNED_INTERVAL)
+                .collect(),
+            _ => Vec::new(),
+        };
+        if self.unturned_layers != unturned {
+            return Err(GgufExportError::Feature {
+                what: "the list of layers without RoPE",
+                actual: format!("{:?}", self.unturned_layers),
+                hint: "llama.cpp leaves it out in every fourth layer of a SmolLM 3, and in no other model",
+            });
         }
         if self.rope_factors().is_some() && !architecture.rope_factors() {
             return Err(GgufExportError::Feature {

@@ -6,7 +6,7 @@
 pub enum GgufExportError {
     /// A family without an architecture in GGUF that is known here.
     #[error(
-        "models of type {actual:?} cannot be exported; llama, mistral, qwen2, qwen3 and granite can"
+        "models of type {actual:?} cannot be exported; llama, mistral, qwen2, qwen3, granite and smollm3 can"
     )]
     Family {
         /// The `model_type`.

@@ -21,7 +21,7 @@ use crate::tensor::{RawTensor, TensorInfo};
 use crate::tokenizer_files::TokenizerFiles;
 
 /// An open GGUF file that holds a decoder of a supported architecture: `llama` (Mistral's files too), `qwen2`,
-/// `qwen3` or `granite`.
+/// `qwen3`, `granite` or `smollm3`.
 ///
 /// Names, shapes and row orders are Hugging Face's; quantised tensors are read as `f32`.
 ///

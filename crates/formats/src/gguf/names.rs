@@ -143,23 +143,23 @@ mod tests {
 
     #[test]
     fn what_only_some_architectures_have() {
-        use Architecture::{Granite, Llama, Mistral, Qwen2, Qwen3};
+        use Architecture::{Granite, Llama, Mistral, Qwen2, Qwen3, SmolLm3};
         let with = |name: &str| {
-            let all = [Llama, Mistral, Qwen2, Qwen3, Granite].into_iter();
+            let all = [Llama, Mistral, Qwen2, Qwen3, Granite, SmolLm3].into_iter();
             all.filter(|it| hugging_face_name(name, 1, *it).is_some())
                 .collect::<Vec<_>>()
         };
-        assert_eq!(with("blk.0.attn_q.bias"), [Llama, Qwen2, Granite]);
-        assert_eq!(with("blk.0.attn_v.bias"), [Llama, Qwen2, Granite]);
-        assert_eq!(with("blk.0.attn_output.bias"), [Llama, Granite]);
-        assert_eq!(with("blk.0.ffn_up.bias"), [Llama, Granite]);
+        assert_eq!(with("blk.0.attn_q.bias"), [Llama, Qwen2, Granite, SmolLm3]);
+        assert_eq!(with("blk.0.attn_v.bias"), [Llama, Qwen2, Granite, SmolLm3]);
+        assert_eq!(with("blk.0.attn_output.bias"), [Llama, Granite, SmolLm3]);
+        assert_eq!(with("blk.0.ffn_up.bias"), [Llama, Granite, SmolLm3]);
         assert_eq!(with("blk.0.attn_q_norm.weight"), [Qwen3]);
         assert_eq!(with("blk.0.attn_k_norm.weight"), [Qwen3]);
         assert_eq!(with("blk.0.attn_q_norm.bias"), []);
         assert_eq!(with(ROPE_FREQS), [Llama, Mistral, Granite]);
         assert_eq!(required(2, Qwen2).count(), 2 + 2 * (9 + 3));
         assert_eq!(required(2, Qwen3).count(), 2 + 2 * (9 + 2));
-        for architecture in [Llama, Mistral, Qwen2, Qwen3, Granite] {
+        for architecture in [Llama, Mistral, Qwen2, Qwen3, Granite, SmolLm3] {
             for name in required(2, architecture) {
                 let (theirs, rows) = hugging_face_name(&name, 2, architecture).unwrap();
                 assert_eq!(gguf_name(&theirs, architecture), Some((name, rows)));

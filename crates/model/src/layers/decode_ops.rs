@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use backdraft_arch::{Forward, Group, Norm, TargetModule, Values};
+use backdraft_arch::{Forward, Group, Heads, Norm, TargetModule, Values};
 use backdraft_kernels::paged_attention::Places;
 use backdraft_kernels::{norm_rope, rope, swiglu};
 use backdraft_lora::Projection;
@@ -101,8 +101,8 @@ impl Forward for DecodeOps<'_> {
         rope::forward(x, &self.context.tables)
     }
 
-    fn norms_heads(&self) -> bool {
-        self.base().self_attn.norms_heads()
+    fn heads(&self) -> Heads {
+        self.base().self_attn.heads()
     }
 
     fn norm_rope(&mut self, norm: Norm, x: &Tensor<2>) -> Tensor<2> {

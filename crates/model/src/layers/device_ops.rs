@@ -1,7 +1,7 @@
 //! The ops of a layer on a device, without a tape.
 
 use backdraft_arch::ops::Branch;
-use backdraft_arch::{Backward, Forward, Group, InputGrad, Norm, TargetModule, Values};
+use backdraft_arch::{Backward, Forward, Group, Heads, InputGrad, Norm, TargetModule, Values};
 use backdraft_kernels::attention::{self, Qkv};
 use backdraft_kernels::low_rank::Adapted;
 use backdraft_kernels::{norm_rope, rope, swiglu};
@@ -121,8 +121,8 @@ impl Forward for DeviceOps<'_> {
         rope::forward(x, &self.context.tables)
     }
 
-    fn norms_heads(&self) -> bool {
-        self.layer.self_attn.norms_heads()
+    fn heads(&self) -> Heads {
+        self.layer.self_attn.heads()
     }
 
     fn norm_rope(&mut self, norm: Norm, x: &Tensor<2>) -> Tensor<2> {

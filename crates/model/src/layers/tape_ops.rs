@@ -1,6 +1,6 @@
 //! The ops of a layer on Burn's tape, one node each.
 
-use backdraft_arch::{Forward, Group, Norm, TargetModule, Values};
+use backdraft_arch::{Forward, Group, Heads, Norm, TargetModule, Values};
 use backdraft_kernels::attention::{self, Qkv};
 use backdraft_kernels::{norm_rope, rope, swiglu};
 use burn::tensor::Tensor;
@@ -80,8 +80,8 @@ impl Forward for TapeOps<'_> {
         rope::rope(x, &self.context.tables)
     }
 
-    fn norms_heads(&self) -> bool {
-        self.layer.self_attn.norms_heads()
+    fn heads(&self) -> Heads {
+        self.layer.self_attn.heads()
     }
 
     fn norm_rope(&mut self, norm: Norm, x: &Tensor<2>) -> Tensor<2> {

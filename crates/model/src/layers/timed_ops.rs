@@ -1,6 +1,6 @@
 //! The ops of a layer one by one, to time them.
 
-use backdraft_arch::{Forward, Group, Norm, SavedTensor, TargetModule};
+use backdraft_arch::{Forward, Group, Heads, Norm, SavedTensor, TargetModule};
 use backdraft_lora::ProjectionSaved;
 use burn::tensor::Tensor;
 
@@ -89,8 +89,8 @@ impl Forward for TimedOps<'_, '_> {
         y
     }
 
-    fn norms_heads(&self) -> bool {
-        self.ops.norms_heads()
+    fn heads(&self) -> Heads {
+        self.ops.heads()
     }
 
     fn norm_rope(&mut self, norm: Norm, x: &Tensor<2>) -> Tensor<2> {

@@ -36,6 +36,7 @@ impl Case {
             "qwen2" => "qwen2",
             "qwen3" => "qwen3",
             "granite" => "granite",
+            "smollm3" => "smollm3",
             _ => return None,
         };
         Some(Self {
@@ -116,7 +117,7 @@ fn builder(source: &ModelSource, architecture: &str) -> Builder {
         let shape = &source.tensor_info(name).unwrap().shape;
         let mut values = source.read_f32(name).unwrap();
         let rotary = name.contains("q_proj") || name.contains("k_proj");
-        if rotary && ["llama", "granite"].contains(&architecture) {
+        if rotary && ["llama", "granite", "smollm3"].contains(&architecture) {
             values = interleave(&values, shape[0], head_dim as usize);
         }
         let shape: Vec<u64> = shape.iter().map(|&dim| dim as u64).collect();
@@ -191,6 +192,10 @@ fn golden_gguf_config_is_that_of_the_directory() {
     let apart = [
         "attention_dropout",
         "dtype",
+        // All full where there is no window.
+        "layer_types",
+        // llama.cpp knows no list, but every fourth layer.
+        "no_rope_layers",
         "initializer_range",
         "max_window_layers",
         "pad_token_id",
@@ -217,6 +222,7 @@ fn golden_gguf_config_is_that_of_the_directory() {
                         "mistral" => "MistralForCausalLM",
                         "qwen2" => "Qwen2ForCausalLM",
                         "granite" => "GraniteForCausalLM",
+                        "smollm3" => "SmolLM3ForCausalLM",
                         _ => "Qwen3ForCausalLM",
                     };
                     assert_eq!(config["architectures"], json!([class]), "{what}");
@@ -280,8 +286,10 @@ fn golden_gguf_faults_of_the_families() {
             check(&file.clone().without_tensor(missing), &expected);
         }
         let more = file.clone().without(&case.key("block_count"));
-        let more = more.u32(&case.key("block_count"), 3);
-        check(&more, "tensor blk.2.attn_norm.weight is missing");
+        let layers = case.source.config()["num_hidden_layers"].as_u64().unwrap();
+        let more = more.u32(&case.key("block_count"), layers as u32 + 1);
+        let expected = format!("tensor blk.{layers}.attn_norm.weight is missing");
+        check(&more, &expected);
         let sizes = file.clone().without(&case.key("attention.key_length"));
         let sizes = sizes.without(&case.key("attention.value_length"));
         let odd = sizes
@@ -385,6 +393,6 @@ fn golden_gguf_faults_of_qwen3() {
         .string("general.architecture", "qwen3moe");
     check(
         other,
-        "its architecture is \"qwen3moe\"; supported are \"llama\" (Mistral's files too), \"qwen2\", \"qwen3\" and \"granite\"",
+        "its architecture is \"qwen3moe\"; supported are \"llama\" (Mistral's files too), \"qwen2\", \"qwen3\", \"granite\" and \"smollm3\"",
     );
 }
