@@ -116,6 +116,7 @@ fn decoder(keys: &Keys<'_>, family: Family) -> Result<ModelSpec, ConfigError> {
         num_key_value_heads: keys.size_or(key_value_heads, groups)?,
         head_dim,
         heads: Heads::Turned,
+        norms_after: false,
         sliding_window: None,
         attention_multiplier: None,
         residual_multiplier: 1.0,
@@ -419,7 +420,7 @@ mod tests {
         check(
             json!({"model_type": "gpt_neox"}),
             "`model_type` is \"gpt_neox\", which is not supported: expected \"llama\", \"mistral\", \
-             \"qwen2\", \"qwen3\", \"granite\" or \"smollm3\"",
+             \"qwen2\", \"qwen3\", \"granite\", \"smollm3\", \"olmo2\" or \"olmo3\"",
         );
         check(
             json!({"hidden_act": "gelu"}),

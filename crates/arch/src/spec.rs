@@ -52,6 +52,8 @@ pub struct LayerSpec {
     pub head_dim: usize,
     /// What becomes of queries and keys before attention.
     pub heads: Heads,
+    /// Whether attention and MLP are normed before they are added to the residual stream, instead of reading it normed.
+    pub norms_after: bool,
     /// Keys that a query sees, itself included; all before it where absent.
     pub sliding_window: Option<usize>,
     /// Factor on attention's scores; 1/√`head_dim` where absent.
@@ -102,8 +104,17 @@ impl LayerSpec {
 
     /// Its norms with the lengths of their weights.
     pub fn norms(&self) -> impl Iterator<Item = (Norm, usize)> + use<> {
-        let stream = [Norm::Input, Norm::PostAttention].map(|norm| (norm, self.hidden_size));
-        let heads = [Norm::Query, Norm::Key].map(|norm| (norm, self.head_dim));
+        let stream = match self.norms_after {
+            false => [Norm::Input, Norm::PostAttention],
+            true => [Norm::PostAttention, Norm::PostFeedforward],
+        };
+        let stream = stream.map(|norm| (norm, self.hidden_size));
+        let together = match self.heads {
+            Heads::NormedTogetherTurned => [self.num_attention_heads, self.num_key_value_heads],
+            Heads::Plain | Heads::Turned | Heads::NormedTurned => [1, 1],
+        };
+        let [query, key] = together.map(|heads| heads * self.head_dim);
+        let heads = [(Norm::Query, query), (Norm::Key, key)];
         let heads = heads
             .into_iter()
             .take(if self.heads.are_normed() { 2 } else { 0 });

@@ -32,6 +32,7 @@ pub fn gguf_decoder(spec: &ModelSpec) -> Result<GgufDecoder, FormatError> {
     // Layers may differ in what is said of each.
     let common = |layer: &LayerSpec| LayerSpec {
         heads: first.heads,
+        sliding_window: first.sliding_window,
         ..layer.clone()
     };
     if let Some(other) = rest.iter().find(|layer| common(layer) != *first) {
@@ -51,10 +52,22 @@ pub fn gguf_decoder(spec: &ModelSpec) -> Result<GgufDecoder, FormatError> {
         rms_norm_eps: spec.rms_norm_eps,
         rope_theta: spec.rope.theta,
         rope: rope(&spec.rope.scaling)?,
-        sliding_window: first.sliding_window,
+        sliding_window: spec.layers.iter().find_map(|layer| layer.sliding_window),
+        full_layers: full(spec),
         unturned_layers: unturned(spec),
         factors: factors(spec, first),
     })
+}
+
+/// Layers without a window, where others have one.
+fn full(spec: &ModelSpec) -> Vec<usize> {
+    let full = |layer: &&LayerSpec| layer.sliding_window.is_none();
+    if spec.layers.iter().all(|layer| full(&layer)) {
+        return Vec::new();
+    }
+    let layers = spec.layers.iter().enumerate();
+    let layers = layers.filter(|(_, layer)| full(layer));
+    layers.map(|(index, _)| index).collect()
 }
 
 /// Layers without RoPE.

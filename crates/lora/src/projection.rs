@@ -119,7 +119,7 @@ impl Projection {
         self.forward_from(x, xa, dropout_seed, None)
     }
 
-    /// As [`forward_saving`](Self::forward_saving), and `sum`: a residual stream.
+    /// As [`forward_saving`](Self::forward_saving), and `sum`, a residual stream, where there is one.
     ///
     /// # Shapes
     /// `x` `[t, in]`, `sum` and the result `[t, out]`.
@@ -127,9 +127,9 @@ impl Projection {
         &self,
         x: &Tensor<2>,
         dropout_seed: Option<u64>,
-        sum: &Tensor<2>,
+        sum: Option<&Tensor<2>>,
     ) -> (Tensor<2>, ProjectionSaved) {
-        self.forward_from(x, None, dropout_seed, Some(sum))
+        self.forward_from(x, None, dropout_seed, sum)
     }
 
     /// As [`forward_saving`](Self::forward_saving); the adapter's term waits where there is a kernel that adds it in

@@ -265,10 +265,28 @@ impl<A: Memory> Forward for SizeOps<'_, A> {
         self.projection(target).rank > 0
     }
 
+    fn norms_after(&self) -> bool {
+        self.layer.norms_after
+    }
+
     fn norm(&mut self, norm: Norm, _: &Value<A>) -> (Value<A>, Value<A>) {
         let hidden = self.layer.hidden;
         if let Some(tensor) = norm.output() {
             self.charge(tensor, self.pass_over(2 * hidden));
+        }
+        let y = self.alloc(self.features(hidden));
+        (y, self.alloc(4 * self.pass.tokens))
+    }
+
+    fn norm_onto(&mut self, norm: Norm, _: &Value<A>, _: &Value<A>) -> (Value<A>, Value<A>) {
+        let hidden = self.layer.hidden;
+        let work = Work {
+            ops: 2,
+            ..self.pass_over(5 * hidden)
+        };
+        match norm.output() {
+            Some(tensor) => self.charge(tensor, work),
+            None => self.charge_rest(work),
         }
         let y = self.alloc(self.features(hidden));
         (y, self.alloc(4 * self.pass.tokens))
@@ -316,10 +334,20 @@ impl<A: Memory> Forward for SizeOps<'_, A> {
         &mut self,
         target: TargetModule,
         _: &Value<A>,
-        _: &Value<A>,
+        stream: Option<&Value<A>>,
     ) -> (Value<A>, Option<Value<A>>) {
         let p = self.projection(target);
-        let work = self.projecting(p) + self.pass_over(2 * p.out);
+        let work = self.projecting(p);
+        if stream.is_none() {
+            // What is normed before it is added is made again as a whole.
+            let tensor = match target {
+                M::DownProj => T::Down,
+                _ => T::of(target),
+            };
+            self.charge(tensor, work);
+            return self.projected(target, &None);
+        }
+        let work = work + self.pass_over(2 * p.out);
         if target == M::DownProj {
             // Its x·Aᵀ is what a later pass makes again, the product is not.
             let side = self.making_side(p);
@@ -422,6 +450,22 @@ impl<A: Memory> Backward for SizeOps<'_, A> {
         if self.factors != Factors::Flat {
             self.transient(self.features(hidden));
         }
+        sum
+    }
+
+    fn norm_backward_alone(
+        &mut self,
+        _: Norm,
+        _: &Value<A>,
+        _: &Value<A>,
+        _: &Value<A>,
+    ) -> Value<A> {
+        self.charge_rest(self.pass_over(3 * self.layer.hidden));
+        self.alloc(self.features(self.layer.hidden))
+    }
+
+    fn add(&mut self, sum: Value<A>, _: Value<A>) -> Value<A> {
+        self.charge_rest(self.pass_over(3 * self.layer.hidden));
         sum
     }
 

@@ -169,6 +169,8 @@ pub struct LayerShape {
     pub query_heads: u64,
     /// What becomes of queries and keys before attention.
     pub heads: Heads,
+    /// Whether norms follow attention and MLP instead of preceding them.
+    pub norms_after: bool,
     /// Keys that a query sees, itself included; all before it where absent.
     pub window: Option<u64>,
     /// The projections, in the order of [`TargetModule::ALL`].
@@ -216,7 +218,8 @@ impl LayerShape {
     /// What the backward pass uses.
     #[must_use]
     pub fn uses(&self) -> KeepSet {
-        layer::uses(|target| self.projection(target).rank > 0, self.input_grad)
+        let adapts = |target| self.projection(target).rank > 0;
+        layer::uses(adapts, self.norms_after, self.input_grad)
     }
 
     fn computed(&self, keep: KeepSet, pass: PassShape, memory: &MemoryModel) -> Computed {

@@ -182,6 +182,7 @@ mod tests {
                 hidden: 8,
                 query_heads: 2,
                 heads: Heads::Turned,
+                norms_after: false,
                 window: None,
                 projections: [projection; 7],
                 input_grad: InputGrad::Needed,

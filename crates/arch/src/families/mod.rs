@@ -3,6 +3,7 @@
 mod granite;
 mod llama;
 mod mistral;
+mod olmo;
 mod qwen2;
 mod qwen3;
 mod smollm3;
@@ -28,17 +29,23 @@ pub enum Family {
     Granite,
     /// SmolLM 3.
     SmolLm3,
+    /// OLMo 2.
+    Olmo2,
+    /// OLMo 3.
+    Olmo3,
 }
 
 impl Family {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 8] = [
         Self::Llama,
         Self::Mistral,
         Self::Qwen2,
         Self::Qwen3,
         Self::Granite,
         Self::SmolLm3,
+        Self::Olmo2,
+        Self::Olmo3,
     ];
 
     /// `model_type` in `config.json`.
@@ -51,6 +58,8 @@ impl Family {
             Self::Qwen3 => "qwen3",
             Self::Granite => "granite",
             Self::SmolLm3 => "smollm3",
+            Self::Olmo2 => "olmo2",
+            Self::Olmo3 => "olmo3",
         }
     }
 
@@ -97,6 +106,10 @@ impl Family {
                 max_position_embeddings: 32_768,
                 ..llama
             },
+            Self::Olmo2 | Self::Olmo3 => Defaults {
+                rms_norm_eps: 1e-5,
+                ..llama
+            },
             Self::SmolLm3 => Defaults {
                 num_key_value_heads: Some(4),
                 max_position_embeddings: 32_768,
@@ -116,6 +129,8 @@ impl Family {
             Self::Qwen3 => qwen3::describe(keys, spec),
             Self::Granite => granite::describe(keys, spec),
             Self::SmolLm3 => smollm3::describe(keys, spec),
+            Self::Olmo2 => olmo::describe_2(keys, spec),
+            Self::Olmo3 => olmo::describe_3(keys, spec),
         }
     }
 }

@@ -148,6 +148,45 @@ fn some_layers_of_smollm3_see_no_positions() {
 }
 
 #[test]
+fn olmo_norms_after_attention_and_mlp() {
+    let two = spec(json!({"model_type": "olmo2"})).unwrap();
+    let layer = &two.layers[0];
+    assert_eq!(layer.heads, Heads::NormedTogetherTurned);
+    let norms: Vec<_> = layer
+        .tensors(1)
+        .filter(|tensor| tensor.shape.len() == 1)
+        .collect();
+    let norms: Vec<_> = norms
+        .iter()
+        .map(|it| (it.name.as_str(), it.num_values()))
+        .collect();
+    let expected = [
+        ("model.layers.1.post_attention_layernorm.weight", 64),
+        ("model.layers.1.post_feedforward_layernorm.weight", 64),
+        ("model.layers.1.self_attn.q_norm.weight", 64),
+        ("model.layers.1.self_attn.k_norm.weight", 32),
+    ];
+    assert_eq!(norms, expected);
+    assert_eq!(two.rms_norm_eps, 1e-5);
+    let of = |mut change: Value| {
+        change["model_type"] = json!("olmo3");
+        change["num_hidden_layers"] = json!(5);
+        change
+    };
+    let (none, some) = (None, Some(4096));
+    assert_eq!(windows(of(json!({}))), [some, some, some, none, some]);
+    assert_eq!(windows(of(json!({"sliding_window": null}))), [none; 5]);
+    let yarn = json!({"rope_type": "yarn", "factor": 8.0});
+    assert_eq!(
+        spec(of(json!({"rope_scaling": yarn}))),
+        Err(
+            "`rope_scaling` is yarn, which is not supported: expected null (one RoPE for all layers of an OLMo 3)"
+                .to_owned()
+        )
+    );
+}
+
+#[test]
 fn absent_keys_stand_for_what_transformers_takes() {
     let without = |family| {
         let heads = json!({"model_type": family, "num_attention_heads": 32, "hidden_size": 64});

@@ -215,12 +215,12 @@ fn factors(spec: &ModelSpec) -> Value {
 /// The rotary embedding as `rope_parameters` has it, and in words.
 fn rope(spec: &ModelSpec) -> (Value, String) {
     let theta = spec.rope.theta;
-    let (kind, factor) = match &spec.rope.scaling {
-        RopeScaling::Default => ("default", None),
-        RopeScaling::Linear { factor } => ("linear", Some(*factor)),
-        RopeScaling::Llama3 { factor, .. } => ("llama3", Some(*factor)),
-        RopeScaling::Yarn { factor, .. } => ("yarn", Some(*factor)),
-        RopeScaling::Factors(_) => ("factors of its own", None),
+    let kind = spec.rope.scaling.name();
+    let factor = match &spec.rope.scaling {
+        RopeScaling::Default | RopeScaling::Factors(_) => None,
+        RopeScaling::Linear { factor }
+        | RopeScaling::Llama3 { factor, .. }
+        | RopeScaling::Yarn { factor, .. } => Some(*factor),
     };
     let scaled = factor.map_or_else(String::new, |factor| format!(", factor {factor}"));
     let value = json!({"rope_type": kind, "rope_theta": theta, "factor": factor});

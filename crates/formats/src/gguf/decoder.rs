@@ -1,10 +1,10 @@
 //! What metadata say of a decoder's architecture.
 
 use super::architectures::{
-    ATTENTION_SCALE, Architecture, EMBEDDING_SCALE, LOGIT_SCALE, RESIDUAL_SCALE, SLIDING_WINDOW,
-    UNTURNED_INTERVAL,
+    ATTENTION_SCALE, Architecture, EMBEDDING_SCALE, FULL_INTERVAL, LOGIT_SCALE, RESIDUAL_SCALE,
+    SLIDING_WINDOW, SLIDING_WINDOW_PATTERN, UNTURNED_INTERVAL,
 };
-use super::entry::Entry;
+use super::entry::{Entry, EntryValue};
 use super::export_error::GgufExportError;
 use super::rope_freqs::Llama3Scaling;
 
@@ -37,6 +37,8 @@ pub struct GgufDecoder {
     pub rope: GgufRope,
     /// Keys that a query sees; all before it where absent.
     pub sliding_window: Option<usize>,
+    /// Layers without the window that others have.
+    pub full_layers: Vec<usize>,
     /// Layers whose heads are not turned.
     pub unturned_layers: Vec<usize>,
     /// Granite's factors; without them those of other families, whose files do not say them.
@@ -99,7 +101,17 @@ impl GgufDecoder {
             actual: self.model_type.clone(),
         })?;
         match (self.sliding_window, architecture) {
-            (None, _) | (Some(_), Architecture::Mistral) => {}
+            (None, _) => {}
+            (Some(_), Architecture::Mistral) if self.full_layers.is_empty() => {}
+            (Some(_), Architecture::Olmo3) => {
+                if self.full_layers != self.every(FULL_INTERVAL) {
+                    return Err(GgufExportError::Feature {
+                        what: "the list of layers without a window",
+                        actual: format!("{:?}", self.full_layers),
+                        hint: "llama.cpp has none in every fourth layer of an OLMo 3",
+                    });
+                }
+            }
             (Some(window), _) => {
                 return Err(GgufExportError::Feature {
                     what: "the sliding window",
@@ -109,9 +121,7 @@ impl GgufDecoder {
             }
         }
         let unturned: Vec<usize> = match architecture {
-            Architecture::SmolLm3 => (UNTURNED_INTERVAL - 1..self.layers)
-                .step_by(UNTURNED_INTERVAL)
-                .collect(),
+            Architecture::SmolLm3 => self.every(UNTURNED_INTERVAL),
             _ => Vec::new(),
         };
         if self.unturned_layers != unturned {
@@ -119,6 +129,13 @@ impl GgufDecoder {
                 what: "the list of layers without RoPE",
                 actual: format!("{:?}", self.unturned_layers),
                 hint: "llama.cpp leaves it out in every fourth layer of a SmolLM 3, and in no other model",
+            });
+        }
+        if architecture.is_strict() && self.heads * self.head_dim != self.embedding_length {
+            return Err(GgufExportError::Feature {
+                what: "the size of heads",
+                actual: self.head_dim.to_string(),
+                hint: "llama.cpp takes that of an OLMo for hidden size / heads",
             });
         }
         if self.rope_factors().is_some() && !architecture.rope_factors() {
@@ -129,6 +146,11 @@ impl GgufDecoder {
             });
         }
         Ok(architecture)
+    }
+
+    /// The last of so many layers, and of the next so many.
+    fn every(&self, interval: usize) -> Vec<usize> {
+        (interval - 1..self.layers).step_by(interval).collect()
     }
 
     /// The keys below the architecture's name.
@@ -150,6 +172,11 @@ impl GgufDecoder {
         count("rope.dimension_count", self.head_dim);
         if let Some(window) = self.sliding_window {
             count(SLIDING_WINDOW, window);
+        }
+        if self.sliding_window.is_some() && architecture == Architecture::Olmo3 {
+            let flags = (0..self.layers).map(|layer| !self.full_layers.contains(&layer));
+            let key = format!("{name}.{SLIDING_WINDOW_PATTERN}");
+            entries.push(Entry::new(key, EntryValue::Bools(flags.collect())));
         }
         let mut number = |key: &str, value: f64| {
             entries.push(Entry::new(format!("{name}.{key}"), value as f32));

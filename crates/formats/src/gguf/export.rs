@@ -80,6 +80,10 @@ impl GgufExport {
             }
         }
         let tied = !has("output.weight");
+        if tied && architecture.is_strict() {
+            let tensor = "output.weight";
+            return Err(GgufExportError::TensorMissing { tensor });
+        }
         if let Some(factors) = decoder.rope_factors() {
             planned.push(ExportTensor {
                 name: ROPE_FREQS.to_owned(),

@@ -38,6 +38,7 @@ fn decoder(config: &Value) -> GgufDecoder {
                 .unwrap(),
         }),
         sliding_window: config["sliding_window"].as_u64().map(|n| n as usize),
+        full_layers: Vec::new(),
         unturned_layers: unturned(config),
         factors: (config["model_type"] == "granite").then(|| {
             let factor = |key: &str| config[key].as_f64().unwrap();
