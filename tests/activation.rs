@@ -228,13 +228,18 @@ fn gradients_and_losses_do_not_depend_on_the_plan() {
         (Family::Llama, None, true, 0.1),
         (Family::Qwen3, None, false, 0.0),
         (Family::Qwen2, Some(9), true, 0.1),
+        (Family::Granite, None, false, 0.0),
+        (Family::Granite, None, true, 0.1),
+        (Family::SmolLm3, Some(9), false, 0.1),
+        (Family::Olmo2, None, false, 0.1),
+        (Family::Olmo3, Some(9), true, 0.0),
     ] {
         let shape = RandomModel {
             family,
             window,
             ..SMALL
         };
-        let dir = dir.path().join(family.model_type());
+        let dir = dir.path().join(format!("{}-{nf4}", family.model_type()));
         let lora = LoraConfig {
             rank: 4,
             dropout,
@@ -260,7 +265,7 @@ fn gradients_and_losses_do_not_depend_on_the_plan() {
         let losses = &expected.unwrap().1;
         assert!(f64::from_bits(losses[9]) < f64::from_bits(losses[0]));
     }
-    assert_eq!(checked, 44);
+    assert_eq!(checked, 99);
 }
 
 #[test]
@@ -290,10 +295,21 @@ fn gradients_do_not_depend_on_the_plan_on_a_gpu() {
         window: Some(200),
         ..DRILLED
     };
+    let scaled = RandomModel {
+        family: Family::Granite,
+        ..DRILLED
+    };
+    let after = RandomModel {
+        family: Family::Olmo2,
+        ..DRILLED
+    };
     let families = [
         (normed, (DType::F32, false, 0.0, vec![700, 300])),
         (normed, (DType::BF16, true, 0.1, vec![2048; 4])),
         (windowed, (DType::BF16, true, 0.0, vec![700, 300])),
+        (scaled, (DType::BF16, true, 0.1, vec![700, 300])),
+        (after, (DType::F32, false, 0.0, vec![700, 300])),
+        (after, (DType::BF16, true, 0.1, vec![2048; 4])),
     ];
     for (shape, (dtype, nf4, dropout, lengths)) in plain.into_iter().chain(families) {
         let dir = dir.path().join(shape.family.model_type());
@@ -405,6 +421,18 @@ fn the_predicted_peak_is_the_measured_one() {
         window: Some(100),
         ..deep
     };
+    let scaled = RandomModel {
+        family: Family::Granite,
+        ..wide
+    };
+    let unturned = RandomModel {
+        family: Family::SmolLm3,
+        ..wide
+    };
+    let after = RandomModel {
+        family: Family::Olmo2,
+        ..wide
+    };
     let mut combinations = 0;
     let mut off = Vec::new();
     for (shape, nf4, lengths) in [
@@ -416,6 +444,11 @@ fn the_predicted_peak_is_the_measured_one() {
         (normed, false, vec![384, 384]),
         (normed, true, vec![1024]),
         (biased, false, vec![256, 256, 256]),
+        (scaled, false, vec![384, 384]),
+        (scaled, true, vec![384, 384]),
+        (unturned, false, vec![384, 384]),
+        (after, false, vec![384, 384]),
+        (after, true, vec![1024]),
     ] {
         let dir = tempfile::tempdir().unwrap();
         let lora = LoraConfig {

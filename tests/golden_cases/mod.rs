@@ -3,6 +3,7 @@
 mod adamw8bit;
 mod adaptive;
 mod compare;
+mod files;
 mod forward;
 mod four_bit;
 mod full_gradients;

@@ -44,7 +44,8 @@ fn unsupported_in_family(config: &Value, model_type: Option<&str>) -> Option<&'s
     let active = |key: &&str| !config[*key].is_null() && config[*key] != false;
     let keys: &[&str] = match model_type {
         Some("mistral") => &["attention_bias", "mlp_bias"],
-        Some("qwen2" | "qwen3") => &[],
+        Some("qwen2" | "qwen3" | "smollm3" | "olmo3") => &[],
+        // Llama, Granite and OLMo 2.
         _ => &["sliding_window"],
     };
     keys.iter().copied().find(active)

@@ -6,6 +6,7 @@
 use serde_json::{Map, Value};
 
 use crate::families::Family;
+use crate::ops::Heads;
 use crate::rope::{RopeConfig, RopeScaling, yarn_mscale};
 use crate::spec::{LayerSpec, ModelSpec};
 use crate::target::TargetSet;
@@ -114,8 +115,11 @@ fn decoder(keys: &Keys<'_>, family: Family) -> Result<ModelSpec, ConfigError> {
         num_attention_heads,
         num_key_value_heads: keys.size_or(key_value_heads, groups)?,
         head_dim,
-        head_norms: false,
+        heads: Heads::Turned,
+        norms_after: false,
         sliding_window: None,
+        attention_multiplier: None,
+        residual_multiplier: 1.0,
         biases: TargetSet::NONE,
     };
     let max_position_embeddings =
@@ -124,10 +128,16 @@ fn decoder(keys: &Keys<'_>, family: Family) -> Result<ModelSpec, ConfigError> {
         family,
         vocab_size: keys.size("vocab_size")?,
         hidden_size,
-        rms_norm_eps: keys.number_or("rms_norm_eps", 1e-6)?,
+        rms_norm_eps: keys.number_or("rms_norm_eps", defaults.rms_norm_eps)?,
         max_position_embeddings,
-        tie_word_embeddings: keys.flag_or("tie_word_embeddings", false)?,
-        rope: rope(keys, head_dim, max_position_embeddings)?,
+        tie_word_embeddings: keys.flag_or("tie_word_embeddings", defaults.tie_word_embeddings)?,
+        embedding_multiplier: 1.0,
+        logits_scaling: 1.0,
+        rope: rope(
+            keys,
+            (head_dim, defaults.rope_theta),
+            max_position_embeddings,
+        )?,
         layers: vec![layer; keys.count("num_hidden_layers")?],
     })
 }
@@ -187,7 +197,7 @@ fn refuse_unsupported(keys: &Keys<'_>) -> Result<(), ConfigError> {
 /// Both spellings: `rope_theta` with `rope_scaling`, or `rope_parameters`.
 fn rope(
     keys: &Keys<'_>,
-    head_dim: usize,
+    (head_dim, default_theta): (usize, f64),
     max_position_embeddings: usize,
 ) -> Result<RopeConfig, ConfigError> {
     let object = |key: &'static str| match keys.optional(key) {
@@ -214,7 +224,7 @@ fn rope(
     }
     let theta = match nested.optional("rope_theta") {
         Some(_) => nested.number("rope_theta")?,
-        None => keys.number_or("rope_theta", 10_000.0)?,
+        None => keys.number_or("rope_theta", default_theta)?,
     };
     let original = || {
         nested.number_or(
@@ -344,6 +354,14 @@ impl<'a> Keys<'a> {
         self.optional(key).map_or(Ok(default), |_| self.number(key))
     }
 
+    /// A factor or a divisor.
+    pub(crate) fn positive_or(&self, key: &'static str, default: f64) -> Result<f64, ConfigError> {
+        self.optional(key).map_or(Ok(default), |value| {
+            let positive = value.as_f64().filter(|n| n.is_finite() && *n > 0.0);
+            positive.ok_or_else(|| invalid(key, "a finite number above 0", value))
+        })
+    }
+
     pub(crate) fn flag_or(&self, key: &'static str, default: bool) -> Result<bool, ConfigError> {
         self.optional(key).map_or(Ok(default), |value| {
             value
@@ -402,7 +420,7 @@ mod tests {
         check(
             json!({"model_type": "gpt_neox"}),
             "`model_type` is \"gpt_neox\", which is not supported: expected \"llama\", \"mistral\", \
-             \"qwen2\" or \"qwen3\"",
+             \"qwen2\", \"qwen3\", \"granite\", \"smollm3\", \"olmo2\" or \"olmo3\"",
         );
         check(
             json!({"hidden_act": "gelu"}),

@@ -1,9 +1,10 @@
-//! A decoder layer, told once: h ← h + attention(norm(h)); h ← h + mlp(norm(h)).
+//! A decoder layer, told once: h ← h + attention(norm(h)); h ← h + mlp(norm(h)). Where norms follow, it is
+//! h ← h + norm(attention(h)); h ← h + norm(mlp(h)).
 //!
 //! Values are dropped as soon as nothing needs them any more, by their scopes; since executors free memory when a
 //! value is dropped, this order is also the order of allocations that the planner simulates.
 
-use crate::ops::{Backward, Forward, Norm, SideOf, TensorOf, Values};
+use crate::ops::{Backward, Forward, Heads, Norm, SideOf, StatsOf, TensorOf, Values};
 use crate::saved::{KeepSet, SavedTensor};
 use crate::target::{Group, TargetModule};
 
@@ -49,11 +50,11 @@ type KeptOf<O> = Kept<<O as Forward>::Values>;
 pub struct Kept<V: Values> {
     /// Absent while it is offloaded.
     pub input: Option<V::Tensor>,
-    /// Statistics of the norm before attention.
-    pub input_stats: V::Stats,
+    /// Statistics of the norm before attention, where there is one.
+    pub input_stats: Option<V::Stats>,
     /// See [`SavedTensor::InputNormed`]; the others likewise.
     pub input_normed: Option<V::Tensor>,
-    /// After RoPE; where heads are normed, before the norm.
+    /// After RoPE, where there is some; where heads are normed, before the norm.
     pub query: Option<Projected<V::Tensor, V::Side>>,
     /// As queries.
     pub key: Option<Projected<V::Tensor, V::Side>>,
@@ -65,7 +66,7 @@ pub struct Kept<V: Values> {
     pub attention: Option<(V::Tensor, V::LogSumExp)>,
     /// With what `o_proj` needs.
     pub mid: Option<Projected<V::Tensor, V::Side>>,
-    /// Statistics of the norm before the MLP.
+    /// Statistics of the norm between attention and MLP.
     pub post_stats: V::Stats,
     /// The normed input of the MLP.
     pub post_normed: Option<V::Tensor>,
@@ -75,6 +76,10 @@ pub struct Kept<V: Values> {
     pub up: Option<Projected<V::Tensor, V::Side>>,
     /// With what `down_proj` needs.
     pub product: Option<Projected<V::Tensor, V::Side>>,
+    /// Before its norm, where there is one.
+    pub down: Option<V::Tensor>,
+    /// Statistics of that norm.
+    pub down_stats: Option<V::Stats>,
 }
 
 /// What stays on the device when a tensor of a layer is offloaded.
@@ -97,7 +102,7 @@ impl<V: Values> Kept<V> {
             T::Gate => Some(&mut self.gate),
             T::Up => Some(&mut self.up),
             T::Product => Some(&mut self.product),
-            T::InputNormed | T::Attention | T::PostNormed => None,
+            T::InputNormed | T::Attention | T::PostNormed | T::Down => None,
         }
     }
 
@@ -106,6 +111,7 @@ impl<V: Values> Kept<V> {
         match tensor {
             T::InputNormed => Some((self.input_normed.take()?, Companion::Nothing)),
             T::PostNormed => Some((self.post_normed.take()?, Companion::Nothing)),
+            T::Down => Some((self.down.take()?, Companion::Nothing)),
             T::Attention => {
                 let (out, lse) = self.attention.take()?;
                 Some((out, Companion::LogSumExp(lse)))
@@ -122,6 +128,7 @@ impl<V: Values> Kept<V> {
         match companion {
             Companion::LogSumExp(lse) => self.attention = Some((y, lse)),
             Companion::Nothing if tensor == T::InputNormed => self.input_normed = Some(y),
+            Companion::Nothing if tensor == T::Down => self.down = Some(y),
             Companion::Nothing => self.post_normed = Some(y),
             Companion::Side(side) => {
                 if let Some(place) = self.projected(tensor) {
@@ -145,6 +152,7 @@ impl<V: Values> Kept<V> {
             T::Gate => self.gate.is_some(),
             T::Up => self.up.is_some(),
             T::Product => self.product.is_some(),
+            T::Down => self.down.is_some(),
         };
         KeepSet::of(T::ALL.into_iter().filter(|&tensor| there(tensor)))
     }
@@ -163,8 +171,15 @@ fn reaches_attention(adapts: &impl Fn(TargetModule) -> bool, input_grad: InputGr
 /// The tensors that the backward pass uses, given which projections have adapters: what `keep-all` keeps. The input of
 /// a projection without an adapter is not among them; where the gradient of the layer's own input is skipped and
 /// attention has no adapter, the pass ends in the MLP.
-pub fn uses(adapts: impl Fn(TargetModule) -> bool, input_grad: InputGrad) -> KeepSet {
+pub fn uses(
+    adapts: impl Fn(TargetModule) -> bool,
+    norms_after: bool,
+    input_grad: InputGrad,
+) -> KeepSet {
     let mut set = KeepSet::of([T::Gate, T::Up]);
+    if norms_after {
+        set = set.with(T::Down);
+    }
     if adapts(M::DownProj) {
         set = set.with(T::Product);
     }
@@ -177,7 +192,7 @@ pub fn uses(adapts: impl Fn(TargetModule) -> bool, input_grad: InputGrad) -> Kee
     set = [T::Query, T::Key, T::Value, T::Attention, T::Mid]
         .into_iter()
         .fold(set, KeepSet::with);
-    if adapts_input(&adapts, Group::Qkv) {
+    if adapts_input(&adapts, Group::Qkv) && !norms_after {
         set = set.with(T::InputNormed);
     }
     set
@@ -192,7 +207,8 @@ pub fn forward<O: Forward>(
     input: TensorOf<O>,
     keep: KeepSet,
 ) -> (TensorOf<O>, KeptOf<O>) {
-    let (x, input_stats) = o.norm(Norm::Input, &input);
+    let after = o.norms_after();
+    let (x, input_stats) = attention_input(o, &input);
     let down = o.shared_down(Group::Qkv, &x);
     let (query, key) = query_and_key(o, &x, &down);
     let value = project(o, M::VProj, &x, &down);
@@ -206,23 +222,36 @@ pub fn forward<O: Forward>(
     drop(q);
     drop(k);
     let value = keep.contains(T::Value).then_some(value);
-    let (h, side) = o.project_onto(M::OProj, &out, &input);
+    let (mid, side) = o.project_onto(M::OProj, &out, (!after).then_some(&input));
     let attention = keep.contains(T::Attention).then_some((out, lse));
-    let mid = keep
-        .contains(T::Mid)
-        .then(|| Projected { y: h.clone(), side });
+    let y = mid.clone();
+    let kept_mid = keep.contains(T::Mid).then_some(Projected { y, side });
 
-    let (x, post_stats) = o.norm(Norm::PostAttention, &h);
+    let (x, post_stats) = mlp_input(o, &mid, &input);
+    // What is read as it is, is the stream too.
+    let h = if after {
+        drop(mid);
+        x.clone()
+    } else {
+        mid
+    };
     let [gate, up] = gate_and_up(o, &x);
     let post_normed = keep.contains(T::PostNormed).then_some(x);
     let (gate, up, product) = activate(o, gate, up);
     let gate = keep.contains(T::Gate).then_some(gate);
     let up = keep.contains(T::Up).then_some(up);
-    let (y, side) = o.project_onto(M::DownProj, &product, &h);
-    drop(h);
+    let (y, side) = o.project_onto(M::DownProj, &product, (!after).then_some(&h));
+    let stream = after.then_some(h);
     let product = keep
         .contains(T::Product)
         .then_some(Projected { y: product, side });
+    let (y, down, down_stats) = match stream {
+        None => (y, None, None),
+        Some(h) => {
+            let (sum, stats) = o.norm_onto(Norm::PostFeedforward, &y, &h);
+            (sum, keep.contains(T::Down).then_some(y), Some(stats))
+        }
+    };
     let kept = Kept {
         input: Some(input),
         input_stats,
@@ -232,12 +261,14 @@ pub fn forward<O: Forward>(
         turned: None,
         value,
         attention,
-        mid,
+        mid: kept_mid,
         post_stats,
         post_normed,
         gate,
         up,
         product,
+        down,
+        down_stats,
     };
     (y, kept)
 }
@@ -253,21 +284,35 @@ pub fn backward<O: Backward>(
     mut kept: KeptOf<O>,
     input_grad: InputGrad,
 ) -> Option<TensorOf<O>> {
-    let dx = mlp_backward(o, &dy, &mut kept);
+    let d_down = match kept.down_stats.take() {
+        None => dy.clone(),
+        Some(stats) => {
+            rebuild_down(o, &mut kept);
+            let down = taken(&mut kept.down);
+            o.norm_backward_alone(Norm::PostFeedforward, &dy, &down, &stats)
+        }
+    };
+    let dx = mlp_backward(o, d_down, &mut kept);
     if !reaches_attention(&|target| o.adapts(target), input_grad) {
         return None;
     }
     rebuild_mid(o, &mut kept);
     let mid = taken(&mut kept.mid);
+    let Some(input_stats) = kept.input_stats.take() else {
+        let d_mid = o.add(dy, dx);
+        let d_out = o.norm_backward_alone(Norm::PostAttention, &d_mid, &mid.y, &kept.post_stats);
+        let dx = attention_backward(o, d_out, mid, &mut kept, input_grad)?;
+        return Some(o.add(d_mid, dx));
+    };
     let d_mid = o.norm_backward(Norm::PostAttention, &dx, &mid.y, &kept.post_stats, dy);
     drop(dx);
-    let d_normed = attention_backward(o, &d_mid, mid, &mut kept, input_grad)?;
+    let d_normed = attention_backward(o, d_mid.clone(), mid, &mut kept, input_grad)?;
     let input = there(&kept.input);
-    Some(o.norm_backward(Norm::Input, &d_normed, input, &kept.input_stats, d_mid))
+    Some(o.norm_backward(Norm::Input, &d_normed, input, &input_stats, d_mid))
 }
 
-/// From the gradient of the MLP's result to that of its normed input.
-fn mlp_backward<O: Backward>(o: &mut O, dy: &TensorOf<O>, kept: &mut KeptOf<O>) -> TensorOf<O> {
+/// From the gradient of what `down_proj` gives to that of the MLP's input.
+fn mlp_backward<O: Backward>(o: &mut O, dy: TensorOf<O>, kept: &mut KeptOf<O>) -> TensorOf<O> {
     rebuild_gate_and_up(o, kept);
     let (gate, up) = (taken(&mut kept.gate), taken(&mut kept.up));
     let product = match kept.product.take() {
@@ -280,7 +325,7 @@ fn mlp_backward<O: Backward>(o: &mut O, dy: &TensorOf<O>, kept: &mut KeptOf<O>) 
     };
     let (x, side) =
         product.map_or_else(Default::default, |product| (Some(product.y), product.side));
-    let branch = [(M::DownProj, dy.clone(), &side)];
+    let branch = [(M::DownProj, dy, &side)];
     let d_product = needed(o.project_backward(branch, x.as_ref(), InputGrad::Needed));
     drop((x, side));
     let [d_gate, d_up] = o.glu_backward(d_product, gate.y, up.y);
@@ -296,10 +341,10 @@ fn mlp_backward<O: Backward>(o: &mut O, dy: &TensorOf<O>, kept: &mut KeptOf<O>) 
     o.complete(dx)
 }
 
-/// From the gradient behind attention to that of its normed input.
+/// From the gradient of what `o_proj` gives to that of attention's input.
 fn attention_backward<O: Backward>(
     o: &mut O,
-    d_mid: &TensorOf<O>,
+    dy: TensorOf<O>,
     mid: ProjectedOf<O>,
     kept: &mut KeptOf<O>,
     input_grad: InputGrad,
@@ -307,7 +352,7 @@ fn attention_backward<O: Backward>(
     drop(mid.y);
     rebuild_attention(o, kept);
     let (out, lse) = taken(&mut kept.attention);
-    let branch = [(M::OProj, d_mid.clone(), &mid.side)];
+    let branch = [(M::OProj, dy, &mid.side)];
     let d_out = needed(o.project_backward(branch, Some(&out), InputGrad::Needed));
     let d_out = o.complete(d_out);
     rebuild_turned(o, kept);
@@ -316,7 +361,10 @@ fn attention_backward<O: Backward>(
     let d = match turned {
         None => {
             let [dq, dk, dv] = o.attend_backward(&d_out, [&q.y, &k.y, &v.y], (&out, &lse));
-            let (dq, dk) = o.rope_backward(dq, dk);
+            let (dq, dk) = match o.heads() {
+                Heads::Plain => (dq, dk),
+                _ => o.rope_backward(dq, dk),
+            };
             [dq, dk, dv]
         }
         Some(turned) => {
@@ -338,6 +386,30 @@ fn attention_backward<O: Backward>(
     let branches = [(M::QProj, dq, q), (M::KProj, dk, k), (M::VProj, dv, v)];
     let dx = o.project_backward(branches, x.as_ref(), input_grad)?;
     Some(o.complete(dx))
+}
+
+/// What attention reads, with the statistics of its norm.
+fn attention_input<O: Forward>(
+    o: &mut O,
+    input: &TensorOf<O>,
+) -> (TensorOf<O>, Option<StatsOf<O>>) {
+    if o.norms_after() {
+        return (input.clone(), None);
+    }
+    let (x, stats) = o.norm(Norm::Input, input);
+    (x, Some(stats))
+}
+
+/// What the MLP reads: the residual stream normed, or, where norms follow, the stream with attention's norm in it.
+fn mlp_input<O: Forward>(
+    o: &mut O,
+    mid: &TensorOf<O>,
+    input: &TensorOf<O>,
+) -> (TensorOf<O>, StatsOf<O>) {
+    match o.norms_after() {
+        true => o.norm_onto(Norm::PostAttention, mid, input),
+        false => o.norm(Norm::PostAttention, mid),
+    }
 }
 
 /// Whether the backward pass of a group reads the group's input.
@@ -362,7 +434,7 @@ fn query_and_key<O: Forward>(
 ) -> (ProjectedOf<O>, ProjectedOf<O>) {
     let query = project(o, M::QProj, x, down);
     let key = project(o, M::KProj, x, down);
-    if o.norms_heads() {
+    if o.heads() != Heads::Turned {
         return (query, key);
     }
     let (q, k) = o.rope(query.y, key.y);
@@ -380,11 +452,10 @@ fn query_and_key<O: Forward>(
 
 /// Queries and keys as attention takes them, where heads are normed first.
 fn norm_and_turn<O: Forward>(o: &mut O, [q, k]: [&TensorOf<O>; 2]) -> Option<[TensorOf<O>; 2]> {
-    o.norms_heads()
-        .then(|| [o.norm_rope(Norm::Query, q), o.norm_rope(Norm::Key, k)])
+    (o.heads().are_normed()).then(|| [o.norm_rope(Norm::Query, q), o.norm_rope(Norm::Key, k)])
 }
 
-/// Queries or keys alone, turned unless their heads are normed first.
+/// Queries or keys alone, turned if that is all that becomes of them.
 fn turned<O: Forward>(
     o: &mut O,
     target: TargetModule,
@@ -392,7 +463,7 @@ fn turned<O: Forward>(
     down: &O::SharedDown,
 ) -> ProjectedOf<O> {
     let Projected { y, side } = project(o, target, x, down);
-    if o.norms_heads() {
+    if o.heads() != Heads::Turned {
         return Projected { y, side };
     }
     let y = o.rope_one(target, y);
@@ -419,8 +490,7 @@ fn activate<O: Forward>(
 
 fn rebuild_input_normed<O: Forward>(o: &mut O, kept: &mut KeptOf<O>) {
     if kept.input_normed.is_none() {
-        let (x, _) = o.norm(Norm::Input, there(&kept.input));
-        kept.input_normed = Some(x);
+        kept.input_normed = Some(attention_input(o, there(&kept.input)).0);
     }
 }
 
@@ -477,7 +547,8 @@ fn rebuild_mid<O: Forward>(o: &mut O, kept: &mut KeptOf<O>) {
         rebuild_attention(o, kept);
     }
     let (out, _) = there(&kept.attention);
-    let (y, side) = o.project_onto(M::OProj, out, there(&kept.input));
+    let stream = (!o.norms_after()).then(|| there(&kept.input));
+    let (y, side) = o.project_onto(M::OProj, out, stream);
     kept.mid = Some(Projected { y, side });
 }
 
@@ -486,8 +557,27 @@ fn rebuild_post_normed<O: Forward>(o: &mut O, kept: &mut KeptOf<O>) {
         return;
     }
     rebuild_mid(o, kept);
-    let (x, _) = o.norm(Norm::PostAttention, &there(&kept.mid).y);
+    let (x, _) = mlp_input(o, &there(&kept.mid).y, there(&kept.input));
     kept.post_normed = Some(x);
+}
+
+/// What `down_proj` gives, and the product, where its adapter's gradient needs that.
+fn rebuild_down<O: Forward>(o: &mut O, kept: &mut KeptOf<O>) {
+    if kept.down.is_some() {
+        return;
+    }
+    rebuild_gate_and_up(o, kept);
+    let kept_product = kept.product.take();
+    let product = match &kept_product {
+        Some(product) => product.y.clone(),
+        None => o.glu_again(&there(&kept.gate).y, &there(&kept.up).y),
+    };
+    let (down, side) = o.project_onto(M::DownProj, &product, None);
+    kept.down = Some(down);
+    kept.product = kept_product.or_else(|| {
+        let made = Projected { y: product, side };
+        o.adapts(M::DownProj).then_some(made)
+    });
 }
 
 fn rebuild_gate_and_up<O: Forward>(o: &mut O, kept: &mut KeptOf<O>) {

@@ -56,7 +56,7 @@ pub use layer::{InputGrad, Kept, Projected};
 pub use lora::{AdapterStart, LoraConfig, LoraConfigError};
 pub use named::UnknownName;
 pub use nested::NestedFormat;
-pub use ops::{Backward, Forward, Norm, Values};
+pub use ops::{Backward, Forward, Heads, Norm, Values};
 pub use optimizer::StatePrecision;
 pub use quantization::{Precision, QuantizationPlan, Scheme};
 pub use rope::{RopeConfig, RopeScaling};

@@ -25,22 +25,24 @@ pub trait Values {
 pub enum Norm {
     /// Before attention.
     Input,
-    /// Before the MLP.
+    /// Before the MLP; where norms follow, after attention.
     PostAttention,
-    /// Of each head of the queries, before their rotation.
+    /// After the MLP, where norms follow.
+    PostFeedforward,
+    /// Of the queries, before their rotation.
     Query,
-    /// Of each head of the keys.
+    /// Of the keys.
     Key,
 }
 
 impl Norm {
-    /// The tensor that holds its output; that of heads is never kept.
+    /// The tensor that holds its output, or the sum that it goes into; that of heads, and a layer's result, is never kept.
     #[must_use]
     pub const fn output(self) -> Option<SavedTensor> {
         match self {
             Self::Input => Some(SavedTensor::InputNormed),
             Self::PostAttention => Some(SavedTensor::PostNormed),
-            Self::Query | Self::Key => None,
+            Self::PostFeedforward | Self::Query | Self::Key => None,
         }
     }
 
@@ -50,6 +52,7 @@ impl Norm {
         let name = match self {
             Self::Input => "input_layernorm",
             Self::PostAttention => "post_attention_layernorm",
+            Self::PostFeedforward => "post_feedforward_layernorm",
             Self::Query => "self_attn.q_norm",
             Self::Key => "self_attn.k_norm",
         };
@@ -57,10 +60,34 @@ impl Norm {
     }
 }
 
+/// What becomes of queries and keys between their projections and attention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Heads {
+    /// Nothing: they see no positions.
+    Plain,
+    /// Each head is turned by its token's position.
+    Turned,
+    /// Each head is normed, then turned.
+    NormedTurned,
+    /// All heads of a token are normed together, then each is turned.
+    NormedTogetherTurned,
+}
+
+impl Heads {
+    /// Whether they are normed before they are turned.
+    #[must_use]
+    pub const fn are_normed(self) -> bool {
+        match self {
+            Self::Plain | Self::Turned => false,
+            Self::NormedTurned | Self::NormedTogetherTurned => true,
+        }
+    }
+}
+
 /// An executor's [`Values::Tensor`].
 pub(crate) type TensorOf<O> = <<O as Forward>::Values as Values>::Tensor;
 /// An executor's [`Values::Stats`].
-type StatsOf<O> = <<O as Forward>::Values as Values>::Stats;
+pub(crate) type StatsOf<O> = <<O as Forward>::Values as Values>::Stats;
 /// An executor's [`Values::LogSumExp`].
 type LogSumExpOf<O> = <<O as Forward>::Values as Values>::LogSumExp;
 /// An executor's [`Values::Side`].
@@ -78,9 +105,23 @@ pub trait Forward {
     /// Whether a projection has an adapter.
     fn adapts(&self, target: TargetModule) -> bool;
 
+    /// Whether attention and MLP are normed before they are added to the residual stream, instead of reading it normed.
+    fn norms_after(&self) -> bool;
+
     /// # Shapes
     /// `x` and the result `[t, hidden]`.
     fn norm(&mut self, norm: Norm, x: &TensorOf<Self>) -> (TensorOf<Self>, StatsOf<Self>);
+
+    /// A norm added to the residual stream.
+    ///
+    /// # Shapes
+    /// `x`, `stream` and the result `[t, hidden]`.
+    fn norm_onto(
+        &mut self,
+        norm: Norm,
+        x: &TensorOf<Self>,
+        stream: &TensorOf<Self>,
+    ) -> (TensorOf<Self>, StatsOf<Self>);
 
     /// x·Aᵀ of a group. It is made for the whole group whichever outputs are wanted of it, since one product of all may
     /// round otherwise than one of each.
@@ -111,7 +152,7 @@ pub trait Forward {
     /// With the term.
     fn complete(&mut self, output: Self::Deferred) -> TensorOf<Self>;
 
-    /// A projection added to the residual stream.
+    /// A projection added to the residual stream, where it is not to be normed first.
     ///
     /// # Shapes
     /// `x` `[t, in]`, `stream` and the result `[t, hidden]`.
@@ -119,7 +160,7 @@ pub trait Forward {
         &mut self,
         target: TargetModule,
         x: &TensorOf<Self>,
-        stream: &TensorOf<Self>,
+        stream: Option<&TensorOf<Self>>,
     ) -> (TensorOf<Self>, SideOf<Self>);
 
     /// What [`project_onto`](Self::project_onto) leaves for the backward pass, without the product with the frozen
@@ -136,8 +177,8 @@ pub trait Forward {
     /// Queries or keys alone.
     fn rope_one(&mut self, target: TargetModule, x: TensorOf<Self>) -> TensorOf<Self>;
 
-    /// Whether queries and keys are normed head by head before they are turned.
-    fn norms_heads(&self) -> bool;
+    /// What becomes of queries and keys.
+    fn heads(&self) -> Heads;
 
     /// Queries or keys, normed and turned.
     fn norm_rope(&mut self, norm: Norm, x: &TensorOf<Self>) -> TensorOf<Self>;
@@ -173,6 +214,21 @@ pub trait Backward: Forward {
         stats: &StatsOf<Self>,
         sum: TensorOf<Self>,
     ) -> TensorOf<Self>;
+
+    /// The gradient of a norm's input alone, where the norm's result was added to the residual stream.
+    ///
+    /// # Shapes
+    /// All tensors `[t, hidden]`.
+    fn norm_backward_alone(
+        &mut self,
+        norm: Norm,
+        dy: &TensorOf<Self>,
+        x: &TensorOf<Self>,
+        stats: &StatsOf<Self>,
+    ) -> TensorOf<Self>;
+
+    /// Two gradients of the residual stream, summed in place of the first.
+    fn add(&mut self, sum: TensorOf<Self>, term: TensorOf<Self>) -> TensorOf<Self>;
 
     /// Projections of one input: the gradients of their adapters, and the sum of the input's gradients where it is
     /// needed. Each branch's gradient is dropped when it was used; the input may be absent where there is no adapter.

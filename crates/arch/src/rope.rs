@@ -53,6 +53,20 @@ pub enum RopeScaling {
     Factors(Vec<f32>),
 }
 
+impl RopeScaling {
+    /// What `rope_type` calls it.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Default => "default",
+            Self::Linear { .. } => "linear",
+            Self::Llama3 { .. } => "llama3",
+            Self::Yarn { .. } => "yarn",
+            Self::Factors(_) => "factors of its own",
+        }
+    }
+}
+
 impl RopeConfig {
     /// fᵢ, `[d / 2]`, in radians for each position.
     pub fn inv_freq(&self) -> Vec<f32> {

@@ -9,19 +9,19 @@ use crate::target::TargetModule;
 /// `down_proj` with [`Product`](Self::Product).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum SavedTensor {
-    /// The normed input of attention.
+    /// The normed input of attention; there is none where norms follow.
     InputNormed,
-    /// Queries after rotation.
+    /// Queries after rotation, where there is one; before their norm, where there is one.
     Query,
-    /// Keys after rotation.
+    /// Keys likewise.
     Key,
     /// Values.
     Value,
     /// Attention's output and the log-sum-exp of its scores.
     Attention,
-    /// The residual stream between attention and MLP.
+    /// The residual stream between attention and MLP; where norms follow, what `o_proj` gives.
     Mid,
-    /// The normed input of the MLP.
+    /// The normed input of the MLP; where norms follow, the residual stream, which it reads as it is.
     PostNormed,
     /// The gate before its activation.
     Gate,
@@ -29,11 +29,13 @@ pub enum SavedTensor {
     Up,
     /// silu(gate)·up.
     Product,
+    /// What `down_proj` gives, where it is normed before it is added.
+    Down,
 }
 
 impl SavedTensor {
     /// All of them, in the order of the forward pass.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::InputNormed,
         Self::Query,
         Self::Key,
@@ -44,6 +46,7 @@ impl SavedTensor {
         Self::Gate,
         Self::Up,
         Self::Product,
+        Self::Down,
     ];
 
     /// The tensor that holds the output of a projection; for `down_proj`, whose output is the next layer's input, the
@@ -75,11 +78,12 @@ impl SavedTensor {
             Self::Gate => "gate",
             Self::Up => "up",
             Self::Product => "product",
+            Self::Down => "down",
         }
     }
 }
 
-/// Some of the tensors. Besides them a layer always keeps its input and the statistics of its two norms,
+/// Some of the tensors. Besides them a layer always keeps its input and the statistics of its norms,
 /// one number for each row.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct KeepSet(u16);
@@ -95,7 +99,8 @@ impl KeepSet {
         .with(SavedTensor::Attention)
         .with(SavedTensor::Mid)
         .with(SavedTensor::Gate)
-        .with(SavedTensor::Up);
+        .with(SavedTensor::Up)
+        .with(SavedTensor::Down);
     /// Every tensor.
     pub const ALL: Self = Self((1 << SavedTensor::ALL.len()) - 1);
 

@@ -1,7 +1,7 @@
 //! What a model is made of: its layers, their matrices and vectors, with names and shapes.
 
 use crate::families::Family;
-use crate::ops::Norm;
+use crate::ops::{Heads, Norm};
 use crate::rope::RopeConfig;
 use crate::target::{TargetModule, TargetSet};
 
@@ -27,6 +27,10 @@ pub struct ModelSpec {
     pub max_position_embeddings: usize,
     /// Whether the head is the embedding.
     pub tie_word_embeddings: bool,
+    /// Factor on embeddings; 1 in most families.
+    pub embedding_multiplier: f64,
+    /// Divisor of logits; 1 in most families.
+    pub logits_scaling: f64,
     /// Rotary embedding.
     pub rope: RopeConfig,
     /// The decoder layers, first to last; at least one.
@@ -34,7 +38,7 @@ pub struct ModelSpec {
 }
 
 /// One decoder layer.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct LayerSpec {
     /// Features of the residual stream.
     pub hidden_size: usize,
@@ -46,10 +50,16 @@ pub struct LayerSpec {
     pub num_key_value_heads: usize,
     /// Features of a head.
     pub head_dim: usize,
-    /// Whether queries and keys are normed head by head before their rotation.
-    pub head_norms: bool,
+    /// What becomes of queries and keys before attention.
+    pub heads: Heads,
+    /// Whether attention and MLP are normed before they are added to the residual stream, instead of reading it normed.
+    pub norms_after: bool,
     /// Keys that a query sees, itself included; all before it where absent.
     pub sliding_window: Option<usize>,
+    /// Factor on attention's scores; 1/√`head_dim` where absent.
+    pub attention_multiplier: Option<f64>,
+    /// Factor on what attention and MLP add to the residual stream; 1 in most families.
+    pub residual_multiplier: f64,
     /// The projections that have a bias.
     pub biases: TargetSet,
 }
@@ -94,9 +104,20 @@ impl LayerSpec {
 
     /// Its norms with the lengths of their weights.
     pub fn norms(&self) -> impl Iterator<Item = (Norm, usize)> + use<> {
-        let stream = [Norm::Input, Norm::PostAttention].map(|norm| (norm, self.hidden_size));
-        let heads = [Norm::Query, Norm::Key].map(|norm| (norm, self.head_dim));
-        let heads = heads.into_iter().take(if self.head_norms { 2 } else { 0 });
+        let stream = match self.norms_after {
+            false => [Norm::Input, Norm::PostAttention],
+            true => [Norm::PostAttention, Norm::PostFeedforward],
+        };
+        let stream = stream.map(|norm| (norm, self.hidden_size));
+        let together = match self.heads {
+            Heads::NormedTogetherTurned => [self.num_attention_heads, self.num_key_value_heads],
+            Heads::Plain | Heads::Turned | Heads::NormedTurned => [1, 1],
+        };
+        let [query, key] = together.map(|heads| heads * self.head_dim);
+        let heads = [(Norm::Query, query), (Norm::Key, key)];
+        let heads = heads
+            .into_iter()
+            .take(if self.heads.are_normed() { 2 } else { 0 });
         stream.into_iter().chain(heads)
     }
 

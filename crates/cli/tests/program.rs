@@ -12,6 +12,8 @@ use serde_json::Value;
 
 #[path = "program/export.rs"]
 mod export;
+#[path = "program/families.rs"]
+mod families;
 #[path = "program/push.rs"]
 mod push;
 #[path = "program/readers.rs"]

@@ -12,54 +12,48 @@ pub trait FrozenMatrix: Clone + Debug + Send + 'static {
     ///
     /// # Shapes
     /// `x` `[t, in]`, result `[t, out]`.
-    fn matmul(&self, x: &Tensor<2>) -> Tensor<2>;
+    fn matmul(&self, x: &Tensor<2>) -> Tensor<2> {
+        self.matmul_add(x, 1.0, None)
+    }
 
-    /// `x · Wᵀ`, and `sum` where there is one.
+    /// `alpha · x · Wᵀ`, and `sum` where there is one.
     ///
     /// # Shapes
     /// As [`matmul`](Self::matmul).
-    fn matmul_add(&self, x: &Tensor<2>, sum: Option<&Tensor<2>>) -> Tensor<2> {
-        let product = self.matmul(x);
-        match sum {
-            Some(sum) => sum.clone() + product,
-            None => product,
-        }
-    }
+    fn matmul_add(&self, x: &Tensor<2>, alpha: f32, sum: Option<&Tensor<2>>) -> Tensor<2>;
 
     /// `dy · W`.
     ///
     /// # Shapes
     /// `dy` `[t, out]`, result `[t, in]`.
-    fn matmul_transposed(&self, dy: &Tensor<2>) -> Tensor<2>;
+    fn matmul_transposed(&self, dy: &Tensor<2>) -> Tensor<2> {
+        self.matmul_transposed_add(dy, 1.0, None)
+    }
 
-    /// `dy · W`, added to `sum` where there is one, which is written over, or a copy of it where something else holds
-    /// it.
+    /// `alpha · dy · W`, added to `sum` where there is one, which is written over, or a copy of it where something else
+    /// holds it.
     ///
     /// # Shapes
     /// As [`matmul_transposed`](Self::matmul_transposed).
-    fn matmul_transposed_add(&self, dy: &Tensor<2>, sum: Option<Tensor<2>>) -> Tensor<2> {
-        let product = self.matmul_transposed(dy);
-        match sum {
-            Some(sum) => sum + product,
-            None => product,
-        }
-    }
+    fn matmul_transposed_add(
+        &self,
+        dy: &Tensor<2>,
+        alpha: f32,
+        sum: Option<Tensor<2>>,
+    ) -> Tensor<2>;
 }
 
 impl FrozenMatrix for Tensor<2> {
-    fn matmul(&self, x: &Tensor<2>) -> Tensor<2> {
-        gemm::nt(x, self)
+    fn matmul_add(&self, x: &Tensor<2>, alpha: f32, sum: Option<&Tensor<2>>) -> Tensor<2> {
+        gemm::project(x, self, alpha, sum)
     }
 
-    fn matmul_transposed(&self, dy: &Tensor<2>) -> Tensor<2> {
-        gemm::nn(dy, self)
-    }
-
-    fn matmul_add(&self, x: &Tensor<2>, sum: Option<&Tensor<2>>) -> Tensor<2> {
-        gemm::project(x, self, sum)
-    }
-
-    fn matmul_transposed_add(&self, dy: &Tensor<2>, sum: Option<Tensor<2>>) -> Tensor<2> {
-        gemm((Op::N, dy), (Op::N, self), 1.0, sum)
+    fn matmul_transposed_add(
+        &self,
+        dy: &Tensor<2>,
+        alpha: f32,
+        sum: Option<Tensor<2>>,
+    ) -> Tensor<2> {
+        gemm((Op::N, dy), (Op::N, self), alpha, sum)
     }
 }

@@ -1,9 +1,9 @@
 //! A model, with an adapter folded in on the way, as GGUF files.
 
-use backdraft_arch::{ModelSpec, RopeScaling};
+use backdraft_arch::{Heads, LayerSpec, ModelSpec, RopeScaling};
 use backdraft_formats::gguf::{
-    ExportSource, GgufDecoder, GgufExport, GgufExportError, GgufFileType, GgufFiles, GgufRope,
-    WrittenFile,
+    ExportSource, GgufDecoder, GgufExport, GgufExportError, GgufFactors, GgufFileType, GgufFiles,
+    GgufRope, WrittenFile,
 };
 use backdraft_formats::{FormatError, ModelSource, PeftDir};
 
@@ -29,7 +29,13 @@ pub fn gguf_decoder(spec: &ModelSpec) -> Result<GgufDecoder, FormatError> {
     let [first, rest @ ..] = &spec.layers[..] else {
         return Err(feature("the number of layers", "0".to_owned(), "there must be one").into());
     };
-    if let Some(other) = rest.iter().find(|layer| *layer != first) {
+    // Layers may differ in what is said of each.
+    let common = |layer: &LayerSpec| LayerSpec {
+        heads: first.heads,
+        sliding_window: first.sliding_window,
+        ..layer.clone()
+    };
+    if let Some(other) = rest.iter().find(|layer| common(layer) != *first) {
         let hint = "all layers must be alike";
         return Err(feature("a layer", format!("{other:?}"), hint).into());
     }
@@ -46,7 +52,38 @@ pub fn gguf_decoder(spec: &ModelSpec) -> Result<GgufDecoder, FormatError> {
         rms_norm_eps: spec.rms_norm_eps,
         rope_theta: spec.rope.theta,
         rope: rope(&spec.rope.scaling)?,
-        sliding_window: first.sliding_window,
+        sliding_window: spec.layers.iter().find_map(|layer| layer.sliding_window),
+        full_layers: full(spec),
+        unturned_layers: unturned(spec),
+        factors: factors(spec, first),
+    })
+}
+
+/// Layers without a window, where others have one.
+fn full(spec: &ModelSpec) -> Vec<usize> {
+    let full = |layer: &&LayerSpec| layer.sliding_window.is_none();
+    if spec.layers.iter().all(|layer| full(&layer)) {
+        return Vec::new();
+    }
+    let layers = spec.layers.iter().enumerate();
+    let layers = layers.filter(|(_, layer)| full(layer));
+    layers.map(|(index, _)| index).collect()
+}
+
+/// Layers without RoPE.
+fn unturned(spec: &ModelSpec) -> Vec<usize> {
+    let layers = spec.layers.iter().enumerate();
+    let plain = layers.filter(|(_, layer)| layer.heads == Heads::Plain);
+    plain.map(|(index, _)| index).collect()
+}
+
+/// The factors of families that say their own.
+fn factors(spec: &ModelSpec, layer: &LayerSpec) -> Option<GgufFactors> {
+    layer.attention_multiplier.map(|attention| GgufFactors {
+        attention,
+        embedding: spec.embedding_multiplier,
+        residual: layer.residual_multiplier,
+        logits: spec.logits_scaling,
     })
 }
 

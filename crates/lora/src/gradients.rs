@@ -72,10 +72,15 @@ impl AdapterGrads {
         self.statistics.as_ref()?.get(&first)
     }
 
-    /// Adds what a projection saw, where somebody asked for it.
-    pub(crate) fn observe(&mut self, first: ParamId, x: &Tensor<2>, dy: &Tensor<2>) {
+    /// Adds what a projection saw, where somebody asked for it: the gradient of x·Wᵀ is `alpha`·dy.
+    pub(crate) fn observe(
+        &mut self,
+        first: ParamId,
+        x: &Tensor<2>,
+        (alpha, dy): (f32, &Tensor<2>),
+    ) {
         if let Some(statistics) = &mut self.statistics {
-            let seen = Statistics::of(x, dy);
+            let seen = Statistics::of(x, dy).of_larger(alpha);
             let sum = match statistics.remove(&first) {
                 Some(before) => before.plus(seen),
                 None => seen,

@@ -12,12 +12,15 @@ use burn::tensor::Tensor;
 use crate::adapter::Adapter;
 use crate::gradients::AdapterGrads;
 
-/// y = x·Wᵀ + bias + s·(x·Aᵀ)·Bᵀ with W and bias frozen.
+/// y = α·(x·Wᵀ + bias + s·(x·Aᵀ)·Bᵀ) with W and bias frozen; α is 1 unless a family multiplies what a branch adds to the
+/// residual stream.
 #[derive(Module, Debug)]
 pub struct Projection {
     weight: Frozen<Weight>,
     bias: Option<Frozen<Tensor<1>>>,
     adapter: Option<Adapter>,
+    #[module(skip)]
+    multiplier: f32,
 }
 
 /// What [`Projection::backward`] needs besides the layer's input.
@@ -38,7 +41,14 @@ impl Projection {
             weight: Frozen(weight),
             bias: bias.map(Frozen),
             adapter: None,
+            multiplier: 1.0,
         }
+    }
+
+    /// The same with α = `multiplier`.
+    #[must_use]
+    pub fn times(self, multiplier: f32) -> Self {
+        Self { multiplier, ..self }
     }
 
     /// The same with `adapter` in place of the one it had.
@@ -83,11 +93,14 @@ impl Projection {
     pub fn forward(&self, x: Tensor<2>, dropout_seed: Option<u64>) -> Tensor<2> {
         let dtype = x.dtype();
         let factors = self.adapter.as_ref().map(|adapter| match adapter {
-            Adapter::Lora(lora) => lora.factors(dtype, dropout_seed),
+            Adapter::Lora(lora) => self.scaled(lora.factors(dtype, dropout_seed)),
         });
         let y = match self.weight.tracked() {
-            Some(weight) => lora_linear::reference::forward(x, weight, factors.as_ref()),
-            None => lora_linear(x, self.weight().clone(), factors),
+            Some(weight) => {
+                let weight = (weight, self.multiplier);
+                lora_linear::reference::forward(x, weight, factors.as_ref())
+            }
+            None => lora_linear(x, (self.weight().clone(), self.multiplier), factors),
         };
         self.add_bias(y)
     }
@@ -106,7 +119,7 @@ impl Projection {
         self.forward_from(x, xa, dropout_seed, None)
     }
 
-    /// As [`forward_saving`](Self::forward_saving), and `sum`: a residual stream.
+    /// As [`forward_saving`](Self::forward_saving), and `sum`, a residual stream, where there is one.
     ///
     /// # Shapes
     /// `x` `[t, in]`, `sum` and the result `[t, out]`.
@@ -114,9 +127,9 @@ impl Projection {
         &self,
         x: &Tensor<2>,
         dropout_seed: Option<u64>,
-        sum: &Tensor<2>,
+        sum: Option<&Tensor<2>>,
     ) -> (Tensor<2>, ProjectionSaved) {
-        self.forward_from(x, None, dropout_seed, Some(sum))
+        self.forward_from(x, None, dropout_seed, sum)
     }
 
     /// As [`forward_saving`](Self::forward_saving); the adapter's term waits where there is a kernel that adds it in
@@ -131,7 +144,7 @@ impl Projection {
         dropout_seed: Option<u64>,
     ) -> (Adapted, ProjectionSaved) {
         let factors = self.plain_factors(x, dropout_seed);
-        let (y, xa) = lora_linear::forward_adapted(x, self.weight(), factors.as_ref(), xa, None);
+        let (y, xa) = lora_linear::forward_adapted(x, self.factored(), factors.as_ref(), xa, None);
         let base = self.add_bias(y.base);
         (Adapted { base, ..y }, ProjectionSaved { xa, dropout_seed })
     }
@@ -144,7 +157,7 @@ impl Projection {
         sum: Option<&Tensor<2>>,
     ) -> (Tensor<2>, ProjectionSaved) {
         let factors = self.plain_factors(x, dropout_seed);
-        let (y, xa) = lora_linear::forward(x, self.weight(), factors.as_ref(), xa, sum);
+        let (y, xa) = lora_linear::forward(x, self.factored(), factors.as_ref(), xa, sum);
         (self.add_bias(y), ProjectionSaved { xa, dropout_seed })
     }
 
@@ -163,7 +176,7 @@ impl Projection {
         if parts.len() == 1 {
             return first.forward_from(x, None, None, sum).0;
         }
-        let y = first.weight.matmul_add(x, sum);
+        let y = first.weight.matmul_add(x, first.multiplier, sum);
         if parts.iter().all(|(_, part)| part.adapter.is_none()) {
             return first.add_bias(y);
         }
@@ -201,8 +214,21 @@ impl Projection {
 
     fn plain_factors(&self, like: &Tensor<2>, dropout_seed: Option<u64>) -> Option<Factors> {
         self.adapter.as_ref().map(|adapter| match adapter {
-            Adapter::Lora(lora) => lora.plain_factors(like.dtype(), dropout_seed),
+            Adapter::Lora(lora) => self.scaled(lora.plain_factors(like.dtype(), dropout_seed)),
         })
+    }
+
+    /// With α in s.
+    fn scaled(&self, factors: Factors) -> Factors {
+        Factors {
+            scaling: factors.scaling * self.multiplier,
+            ..factors
+        }
+    }
+
+    /// W and α.
+    fn factored(&self) -> (&Weight, f32) {
+        (&self.weight, self.multiplier)
     }
 
     /// What [`forward_saving`](Self::forward_saving) leaves for the backward pass, without the product with
@@ -279,7 +305,7 @@ impl Projection {
         let mut each = factors.iter();
         let branches = branches.map(|(projection, dy, saved)| {
             if let (Some(adapter), Some(x)) = (&projection.adapter, x) {
-                grads.observe(adapter.first_id(), x, &dy);
+                grads.observe(adapter.first_id(), x, (projection.multiplier, &dy));
             }
             let factors = each.next().and_then(Option::as_ref);
             let slots = projection
@@ -290,7 +316,7 @@ impl Projection {
                 });
             Branch {
                 dy,
-                weight: projection.weight(),
+                weight: projection.factored(),
                 adapter: factors.zip(saved.xa.as_ref()),
                 factors: slots.map_or(WantedFactors::New, WantedFactors::Into),
             }
@@ -306,7 +332,8 @@ impl Projection {
 
     fn add_bias(&self, y: Tensor<2>) -> Tensor<2> {
         match &self.bias {
-            Some(Frozen(bias)) => y + bias.clone().unsqueeze(),
+            Some(Frozen(bias)) if self.multiplier == 1.0 => y + bias.clone().unsqueeze(),
+            Some(Frozen(bias)) => y + bias.clone().mul_scalar(self.multiplier).unsqueeze(),
             None => y,
         }
     }

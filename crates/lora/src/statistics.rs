@@ -58,6 +58,20 @@ impl Statistics {
         }
     }
 
+    /// For gradients `factor` times as large.
+    #[must_use]
+    pub(crate) fn of_larger(self, factor: f32) -> Self {
+        if factor == 1.0 {
+            return self;
+        }
+        let square = factor * factor;
+        Self {
+            outputs: self.outputs.mul_scalar(square),
+            inputs: self.inputs.mul_scalar(square),
+            weight: self.weight.mul_scalar(square),
+        }
+    }
+
     #[must_use]
     pub(crate) fn plus(self, other: Self) -> Self {
         Self {

@@ -94,7 +94,7 @@ impl CausalLm {
         }
     }
 
-    /// Embeddings of the tokens.
+    /// Embeddings of the tokens, multiplied as the family says.
     ///
     /// # Shapes
     /// `[t, hidden]`.
@@ -103,10 +103,25 @@ impl CausalLm {
     /// If an id is not in the vocabulary.
     pub fn embed(&self, input_ids: &[u32]) -> Tensor<2> {
         let rows = self.embed_tokens.rows(input_ids);
-        if rows.dtype() == self.dtype() {
+        let rows = if rows.dtype() == self.dtype() {
             rows
         } else {
             rows.cast(self.dtype())
+        };
+        match self.spec.embedding_multiplier {
+            1.0 => rows,
+            multiplier => rows.mul_scalar(multiplier),
+        }
+    }
+
+    /// What the head reads: normed hidden states over the family's divisor of the logits. Gradients go the same way back.
+    ///
+    /// # Shapes
+    /// `[n, hidden]`.
+    pub fn before_head(&self, normed: Tensor<2>) -> Tensor<2> {
+        match self.spec.logits_scaling {
+            1.0 => normed,
+            divisor => normed.div_scalar(divisor),
         }
     }
 
@@ -149,9 +164,14 @@ impl CausalLm {
     /// # Shapes
     /// `hidden` `[n, hidden]`, result `[n, vocab]`.
     pub fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
+        let hidden = self.before_head(hidden);
         match self.head().tracked() {
             Some(head) => hidden.matmul(head.transpose()),
-            None => backdraft_kernels::lora_linear::lora_linear(hidden, self.head().clone(), None),
+            None => backdraft_kernels::lora_linear::lora_linear(
+                hidden,
+                (self.head().clone(), 1.0),
+                None,
+            ),
         }
     }
 
@@ -182,6 +202,7 @@ impl CausalLm {
     pub fn loss(&self, tokens: &Tokens, targets: &Targets, dropout_seed: Option<u64>) -> Tensor<1> {
         let hidden = self.forward_hidden(tokens, dropout_seed);
         let hidden = hidden.select(0, index(&targets.rows, &self.device()));
+        let hidden = self.before_head(hidden);
         match self.head().tracked() {
             Some(head) => cross_entropy::reference::cross_entropy(hidden, head, &targets.ids),
             None => cross_entropy::cross_entropy(hidden, self.head(), &targets.ids),
@@ -195,6 +216,7 @@ impl CausalLm {
     pub fn nll(&self, tokens: &Tokens, targets: &Targets) -> Tensor<1> {
         let hidden = self.forward_hidden(tokens, None).inner();
         let hidden = hidden.select(0, index(&targets.rows, &self.device().inner()));
+        let hidden = self.before_head(hidden);
         let HeadLoss { nll, .. } = cross_entropy::forward(&hidden, self.head(), &targets.ids, None);
         nll
     }

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use backdraft_arch::spec::{EMBEDDING, FINAL_NORM, HEAD};
-use backdraft_arch::{LayerSpec, ModelSpec, Norm, RopeScaling, TensorSpec};
+use backdraft_arch::{LayerSpec, ModelSpec, RopeScaling, TensorSpec};
 use backdraft_formats::ModelSource;
 use backdraft_kernels::attention::HeadLayout;
 use backdraft_kernels::device;
@@ -14,7 +14,7 @@ use burn::tensor::{DType, Device, Tensor};
 
 use crate::causal_lm::CausalLm;
 use crate::error::LoadError;
-use crate::layers::{Attention, DecoderLayer, Mlp, RmsNorm};
+use crate::layers::{Attention, DecoderLayer, Mlp, RmsNorm, StreamNorms};
 
 /// Divisors of the rotary frequencies in GGUF files.
 const ROPE_FACTORS: &str = "rope_freqs.weight";
@@ -194,35 +194,40 @@ impl Reader<'_> {
             Some(window) => layout.with_window(window),
             None => layout,
         };
+        let layout = match spec.attention_multiplier {
+            Some(scale) => layout.with_scale(scale as f32),
+            None => layout,
+        };
         let projection = |target| self.projection(index, target, spec);
+        let branch = |target| {
+            let projection = projection(target)?;
+            Ok::<_, LoadError>(projection.times(spec.residual_multiplier as f32))
+        };
         let attention = [
             projection(TargetModule::QProj)?,
             projection(TargetModule::KProj)?,
             projection(TargetModule::VProj)?,
-            projection(TargetModule::OProj)?,
+            branch(TargetModule::OProj)?,
         ];
         let mlp = Mlp {
             gate_proj: projection(TargetModule::GateProj)?,
             up_proj: projection(TargetModule::UpProj)?,
-            down_proj: projection(TargetModule::DownProj)?,
+            down_proj: branch(TargetModule::DownProj)?,
         };
-        let norm = |norm: Norm, features| self.norm(&norm.tensor(index), features, eps);
-        let hidden = spec.hidden_size;
-        let norms = [
-            norm(Norm::Input, hidden)?,
-            norm(Norm::PostAttention, hidden)?,
-        ];
-        let head_norms = match spec.head_norms {
-            true => Some([
-                norm(Norm::Query, spec.head_dim)?,
-                norm(Norm::Key, spec.head_dim)?,
-            ]),
-            false => None,
+        let norms = spec.norms();
+        let norms = norms.map(|(norm, features)| self.norm(&norm.tensor(index), features, eps));
+        let mut norms = norms.collect::<Result<Vec<_>, _>>()?.into_iter();
+        let mut pair = || Some([norms.next()?, norms.next()?]);
+        let stream = pair().unwrap_or_else(|| unreachable!("every layer has two norms"));
+        let stream = match spec.norms_after {
+            false => StreamNorms::Before(stream),
+            true => StreamNorms::After(stream),
         };
+        let head_norms = pair();
         Ok(DecoderLayer::new(
             index,
-            norms,
-            Attention::new(attention, head_norms, layout),
+            stream,
+            Attention::new(attention, head_norms, spec.heads, layout),
             mlp,
         ))
     }

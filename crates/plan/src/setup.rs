@@ -102,8 +102,9 @@ impl Setup {
         let spec = &self.spec.layers[index];
         LayerShape {
             hidden: self.spec.hidden_size as u64,
-            heads: spec.num_attention_heads as u64,
-            head_norms: spec.head_norms,
+            query_heads: spec.num_attention_heads as u64,
+            heads: spec.heads,
+            norms_after: spec.norms_after,
             window: spec.sliding_window.map(|window| window as u64),
             projections: TargetModule::ALL.map(|target| self.projection(index, target)),
             input_grad,

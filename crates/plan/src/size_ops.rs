@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use backdraft_arch::ops::Branch;
 use backdraft_arch::{
-    Backward, Forward, Group, InputGrad, KeepSet, Norm, SavedTensor, TargetModule, Values,
+    Backward, Forward, Group, Heads, InputGrad, KeepSet, Norm, SavedTensor, TargetModule, Values,
 };
 
 use crate::tensors::{LayerShape, MemoryModel, PassShape, ProjectionShape, Work};
@@ -265,10 +265,28 @@ impl<A: Memory> Forward for SizeOps<'_, A> {
         self.projection(target).rank > 0
     }
 
+    fn norms_after(&self) -> bool {
+        self.layer.norms_after
+    }
+
     fn norm(&mut self, norm: Norm, _: &Value<A>) -> (Value<A>, Value<A>) {
         let hidden = self.layer.hidden;
         if let Some(tensor) = norm.output() {
             self.charge(tensor, self.pass_over(2 * hidden));
+        }
+        let y = self.alloc(self.features(hidden));
+        (y, self.alloc(4 * self.pass.tokens))
+    }
+
+    fn norm_onto(&mut self, norm: Norm, _: &Value<A>, _: &Value<A>) -> (Value<A>, Value<A>) {
+        let hidden = self.layer.hidden;
+        let work = Work {
+            ops: 2,
+            ..self.pass_over(5 * hidden)
+        };
+        match norm.output() {
+            Some(tensor) => self.charge(tensor, work),
+            None => self.charge_rest(work),
         }
         let y = self.alloc(self.features(hidden));
         (y, self.alloc(4 * self.pass.tokens))
@@ -316,10 +334,20 @@ impl<A: Memory> Forward for SizeOps<'_, A> {
         &mut self,
         target: TargetModule,
         _: &Value<A>,
-        _: &Value<A>,
+        stream: Option<&Value<A>>,
     ) -> (Value<A>, Option<Value<A>>) {
         let p = self.projection(target);
-        let work = self.projecting(p) + self.pass_over(2 * p.out);
+        let work = self.projecting(p);
+        if stream.is_none() {
+            // What is normed before it is added is made again as a whole.
+            let tensor = match target {
+                M::DownProj => T::Down,
+                _ => T::of(target),
+            };
+            self.charge(tensor, work);
+            return self.projected(target, &None);
+        }
+        let work = work + self.pass_over(2 * p.out);
         if target == M::DownProj {
             // Its x·Aᵀ is what a later pass makes again, the product is not.
             let side = self.making_side(p);
@@ -354,8 +382,8 @@ impl<A: Memory> Forward for SizeOps<'_, A> {
         x
     }
 
-    fn norms_heads(&self) -> bool {
-        self.layer.head_norms
+    fn heads(&self) -> Heads {
+        self.layer.heads
     }
 
     fn norm_rope(&mut self, norm: Norm, _: &Value<A>) -> Value<A> {
@@ -372,7 +400,7 @@ impl<A: Memory> Forward for SizeOps<'_, A> {
         };
         self.charge(T::Attention, work);
         let out = self.alloc(self.features(q));
-        let lse = self.alloc(4 * self.pass.tokens * self.layer.heads);
+        let lse = self.alloc(4 * self.pass.tokens * self.layer.query_heads);
         self.transient(4 * self.model.score_rows * self.pass.longest);
         (out, lse)
     }
@@ -422,6 +450,22 @@ impl<A: Memory> Backward for SizeOps<'_, A> {
         if self.factors != Factors::Flat {
             self.transient(self.features(hidden));
         }
+        sum
+    }
+
+    fn norm_backward_alone(
+        &mut self,
+        _: Norm,
+        _: &Value<A>,
+        _: &Value<A>,
+        _: &Value<A>,
+    ) -> Value<A> {
+        self.charge_rest(self.pass_over(3 * self.layer.hidden));
+        self.alloc(self.features(self.layer.hidden))
+    }
+
+    fn add(&mut self, sum: Value<A>, _: Value<A>) -> Value<A> {
+        self.charge_rest(self.pass_over(3 * self.layer.hidden));
         sum
     }
 
@@ -489,7 +533,7 @@ impl<A: Memory> Backward for SizeOps<'_, A> {
         let d = [M::QProj, M::KProj, M::VProj]
             .map(|target| self.alloc(self.features(self.projection(target).out)));
         self.transient(match self.factors {
-            Factors::Flat => 4 * self.pass.tokens * self.layer.heads,
+            Factors::Flat => 4 * self.pass.tokens * self.layer.query_heads,
             Factors::Apart { .. } => 2 * 4 * self.model.score_rows * self.pass.longest,
         });
         d

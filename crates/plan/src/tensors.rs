@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use backdraft_arch::layer::{self, Kept};
-use backdraft_arch::{InputGrad, KeepSet, OffloadSet, SavedTensor, TargetModule};
+use backdraft_arch::{Heads, InputGrad, KeepSet, OffloadSet, SavedTensor, TargetModule};
 
 use crate::size_ops::{Done, Factors, Memory, SizeOps, Sized, Value, alloc};
 
@@ -166,9 +166,11 @@ pub struct LayerShape {
     /// Features of the residual stream.
     pub hidden: u64,
     /// Query heads.
-    pub heads: u64,
-    /// Whether query and key heads are normed before their rotation.
-    pub head_norms: bool,
+    pub query_heads: u64,
+    /// What becomes of queries and keys before attention.
+    pub heads: Heads,
+    /// Whether norms follow attention and MLP instead of preceding them.
+    pub norms_after: bool,
     /// Keys that a query sees, itself included; all before it where absent.
     pub window: Option<u64>,
     /// The projections, in the order of [`TargetModule::ALL`].
@@ -216,7 +218,8 @@ impl LayerShape {
     /// What the backward pass uses.
     #[must_use]
     pub fn uses(&self) -> KeepSet {
-        layer::uses(|target| self.projection(target).rank > 0, self.input_grad)
+        let adapts = |target| self.projection(target).rank > 0;
+        layer::uses(adapts, self.norms_after, self.input_grad)
     }
 
     fn computed(&self, keep: KeepSet, pass: PassShape, memory: &MemoryModel) -> Computed {

@@ -1,6 +1,6 @@
 //! Predictions and plans of whole steps.
 
-use backdraft_arch::{InputGrad, KeepSet, SavedTensor};
+use backdraft_arch::{Heads, InputGrad, KeepSet, SavedTensor};
 use proptest::prelude::*;
 
 use crate::cost::{CostModel, Roofline};
@@ -31,8 +31,9 @@ pub(crate) fn layer() -> LayerShape {
     };
     LayerShape {
         hidden: 64,
-        heads: 4,
-        head_norms: false,
+        query_heads: 4,
+        heads: Heads::Turned,
+        norms_after: false,
         window: None,
         projections: [
             shape(64, 64),
@@ -74,7 +75,7 @@ fn step(layers: usize) -> StepShape {
 fn what_is_rebuilt_includes_what_it_takes() {
     let layer = layer();
     assert!(layer.rebuilt(KeepSet::ALL).is_empty());
-    assert_eq!(layer.rebuilt(KeepSet::NONE), KeepSet::ALL);
+    assert_eq!(layer.rebuilt(KeepSet::NONE), layer.uses());
     // The product alone needs nothing else where gate and up are there.
     let kept = KeepSet::ALL.without(SavedTensor::Product);
     let product = KeepSet::of([SavedTensor::Product]);
@@ -82,6 +83,24 @@ fn what_is_rebuilt_includes_what_it_takes() {
     // Attention's output alone needs q, k and v, which are there.
     let kept = KeepSet::ALL.without(SavedTensor::Attention);
     assert_eq!(layer.rebuilt(kept).len(), 1);
+}
+
+/// Where norms follow, the stream itself is what attention and MLP read, and what is normed is kept or made again.
+#[test]
+fn norms_that_follow_take_one_tensor_more_and_two_less() {
+    let layer = LayerShape {
+        norms_after: true,
+        ..layer()
+    };
+    let uses = layer.uses();
+    assert!(uses.contains(SavedTensor::Down) && uses.contains(SavedTensor::PostNormed));
+    assert!(!uses.contains(SavedTensor::InputNormed));
+    assert_eq!(layer.rebuilt(KeepSet::NONE), uses);
+    // It takes the product, and that gate and up, which are there.
+    let down = KeepSet::of([SavedTensor::Down]);
+    assert_eq!(layer.rebuilt(uses.difference(down)), down);
+    let both = down.with(SavedTensor::Product);
+    assert_eq!(layer.rebuilt(uses.difference(both)), both);
 }
 
 #[test]

@@ -135,43 +135,28 @@ impl Weight {
 }
 
 impl FrozenMatrix for Weight {
-    fn matmul(&self, x: &Tensor<2>) -> Tensor<2> {
+    fn matmul_add(&self, x: &Tensor<2>, alpha: f32, sum: Option<&Tensor<2>>) -> Tensor<2> {
         match self {
-            Self::Dense(tensor) => FrozenMatrix::matmul(tensor, x),
-            Self::FourBit(matrix) => matrix.matmul(x),
-            Self::Nested(matrix) => matrix.matmul(x),
-            Self::Int8(matrix) => matrix.matmul(x),
-            Self::Gguf(matrix) => matrix.matmul(x),
+            Self::Dense(tensor) => tensor.matmul_add(x, alpha, sum),
+            Self::FourBit(matrix) => matrix.matmul_add(x, alpha, sum),
+            Self::Nested(matrix) => matrix.matmul_add(x, alpha, sum),
+            Self::Int8(matrix) => matrix.matmul_add(x, alpha, sum),
+            Self::Gguf(matrix) => matrix.matmul_add(x, alpha, sum),
         }
     }
 
-    fn matmul_transposed(&self, dy: &Tensor<2>) -> Tensor<2> {
+    fn matmul_transposed_add(
+        &self,
+        dy: &Tensor<2>,
+        alpha: f32,
+        sum: Option<Tensor<2>>,
+    ) -> Tensor<2> {
         match self {
-            Self::Dense(tensor) => FrozenMatrix::matmul_transposed(tensor, dy),
-            Self::FourBit(matrix) => matrix.matmul_transposed(dy),
-            Self::Nested(matrix) => matrix.matmul_transposed(dy),
-            Self::Int8(matrix) => matrix.matmul_transposed(dy),
-            Self::Gguf(matrix) => matrix.matmul_transposed(dy),
-        }
-    }
-
-    fn matmul_add(&self, x: &Tensor<2>, sum: Option<&Tensor<2>>) -> Tensor<2> {
-        match self {
-            Self::Dense(tensor) => tensor.matmul_add(x, sum),
-            Self::FourBit(matrix) => matrix.matmul_add(x, sum),
-            Self::Nested(matrix) => matrix.matmul_add(x, sum),
-            Self::Int8(matrix) => matrix.matmul_add(x, sum),
-            Self::Gguf(matrix) => matrix.matmul_add(x, sum),
-        }
-    }
-
-    fn matmul_transposed_add(&self, dy: &Tensor<2>, sum: Option<Tensor<2>>) -> Tensor<2> {
-        match self {
-            Self::Dense(tensor) => tensor.matmul_transposed_add(dy, sum),
-            Self::FourBit(matrix) => matrix.matmul_transposed_add(dy, sum),
-            Self::Nested(matrix) => matrix.matmul_transposed_add(dy, sum),
-            Self::Int8(matrix) => matrix.matmul_transposed_add(dy, sum),
-            Self::Gguf(matrix) => matrix.matmul_transposed_add(dy, sum),
+            Self::Dense(tensor) => tensor.matmul_transposed_add(dy, alpha, sum),
+            Self::FourBit(matrix) => matrix.matmul_transposed_add(dy, alpha, sum),
+            Self::Nested(matrix) => matrix.matmul_transposed_add(dy, alpha, sum),
+            Self::Int8(matrix) => matrix.matmul_transposed_add(dy, alpha, sum),
+            Self::Gguf(matrix) => matrix.matmul_transposed_add(dy, alpha, sum),
         }
     }
 }

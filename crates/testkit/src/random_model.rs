@@ -70,14 +70,18 @@ impl RandomModel {
             Family::Qwen3 => 2 * self.hidden / self.heads,
             _ => self.hidden / self.heads,
         };
+        // llama.cpp knows no OLMo whose head is the embedding.
+        let tied = !matches!(self.family, Family::Olmo2 | Family::Olmo3);
         json!({
             "model_type": self.family.model_type(), "dtype": "float32",
             "hidden_size": self.hidden, "intermediate_size": self.intermediate,
             "num_hidden_layers": self.layers, "num_attention_heads": self.heads,
             "num_key_value_heads": self.kv_heads, "head_dim": head_dim, "vocab_size": self.vocab,
             "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "rope_theta": 10_000.0,
-            "tie_word_embeddings": true, "eos_token_id": 1, "sliding_window": self.window,
+            "tie_word_embeddings": tied, "eos_token_id": 1, "sliding_window": self.window,
             "use_sliding_window": self.window.is_some(), "max_window_layers": 0,
+            "embedding_multiplier": 12.0, "attention_multiplier": 0.3, "residual_multiplier": 0.22,
+            "logits_scaling": 0.4,
         })
     }
 

@@ -153,7 +153,7 @@ pub fn store(dir: &Path, key: &CalibrationKey, times: &Calibration) -> Result<()
 
 #[cfg(test)]
 mod tests {
-    use backdraft_arch::InputGrad;
+    use backdraft_arch::{Heads, InputGrad};
     use backdraft_plan::tensors::ProjectionShape;
 
     use super::*;
@@ -180,8 +180,9 @@ mod tests {
             device: "here".to_owned(),
             layer: LayerShape {
                 hidden: 8,
-                heads: 2,
-                head_norms: false,
+                query_heads: 2,
+                heads: Heads::Turned,
+                norms_after: false,
                 window: None,
                 projections: [projection; 7],
                 input_grad: InputGrad::Needed,

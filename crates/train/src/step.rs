@@ -138,6 +138,7 @@ pub fn guarded(
     let hidden = embedding::forward(&h, rows);
     drop(h);
     let (normed, rstd) = model.norm().forward_saving(&hidden);
+    let normed = model.before_head(normed);
     let outputs = Outputs {
         normed: &normed,
         head: model.head(),
@@ -147,6 +148,7 @@ pub fn guarded(
     let weights = objective.weights(&outputs, scale);
     let (nll, d_normed) = outputs.loss(&weights);
     drop((normed, weights));
+    let d_normed = model.before_head(d_normed);
     let d_rows = model.norm().backward(&d_normed, &hidden, &rstd);
     drop((d_normed, hidden));
     let mut dh = Some(embedding::spread(&d_rows, rows, t));

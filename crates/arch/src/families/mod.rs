@@ -1,9 +1,12 @@
 //! What each family has of its own. A family is a file here and a line in [`Family::ALL`].
 
+mod granite;
 mod llama;
 mod mistral;
+mod olmo;
 mod qwen2;
 mod qwen3;
+mod smollm3;
 
 use serde_json::Value;
 
@@ -22,11 +25,28 @@ pub enum Family {
     Qwen2,
     /// Qwen 3, dense.
     Qwen3,
+    /// Granite 3, dense.
+    Granite,
+    /// SmolLM 3.
+    SmolLm3,
+    /// OLMo 2.
+    Olmo2,
+    /// OLMo 3.
+    Olmo3,
 }
 
 impl Family {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Llama, Self::Mistral, Self::Qwen2, Self::Qwen3];
+    pub const ALL: [Self; 8] = [
+        Self::Llama,
+        Self::Mistral,
+        Self::Qwen2,
+        Self::Qwen3,
+        Self::Granite,
+        Self::SmolLm3,
+        Self::Olmo2,
+        Self::Olmo3,
+    ];
 
     /// `model_type` in `config.json`.
     #[must_use]
@@ -36,6 +56,10 @@ impl Family {
             Self::Mistral => "mistral",
             Self::Qwen2 => "qwen2",
             Self::Qwen3 => "qwen3",
+            Self::Granite => "granite",
+            Self::SmolLm3 => "smollm3",
+            Self::Olmo2 => "olmo2",
+            Self::Olmo3 => "olmo3",
         }
     }
 
@@ -60,9 +84,12 @@ impl Family {
             num_key_value_heads: None,
             head_dim: None,
             max_position_embeddings: 2048,
+            rope_theta: 10_000.0,
+            rms_norm_eps: 1e-6,
+            tie_word_embeddings: false,
         };
         match self {
-            Self::Llama => llama,
+            Self::Llama | Self::Granite => llama,
             Self::Mistral => Defaults {
                 num_key_value_heads: Some(8),
                 max_position_embeddings: 131_072,
@@ -77,6 +104,18 @@ impl Family {
                 num_key_value_heads: Some(32),
                 head_dim: Some(128),
                 max_position_embeddings: 32_768,
+                ..llama
+            },
+            Self::Olmo2 | Self::Olmo3 => Defaults {
+                rms_norm_eps: 1e-5,
+                ..llama
+            },
+            Self::SmolLm3 => Defaults {
+                num_key_value_heads: Some(4),
+                max_position_embeddings: 32_768,
+                rope_theta: 2_000_000.0,
+                tie_word_embeddings: true,
+                ..llama
             },
         }
     }
@@ -88,6 +127,10 @@ impl Family {
             Self::Mistral => mistral::describe(keys, spec),
             Self::Qwen2 => qwen2::describe(keys, spec),
             Self::Qwen3 => qwen3::describe(keys, spec),
+            Self::Granite => granite::describe(keys, spec),
+            Self::SmolLm3 => smollm3::describe(keys, spec),
+            Self::Olmo2 => olmo::describe_2(keys, spec),
+            Self::Olmo3 => olmo::describe_3(keys, spec),
         }
     }
 }
@@ -100,6 +143,9 @@ pub(crate) struct Defaults {
     /// `hidden_size / num_attention_heads` where that is not said.
     pub(crate) head_dim: Option<usize>,
     pub(crate) max_position_embeddings: usize,
+    pub(crate) rope_theta: f64,
+    pub(crate) rms_norm_eps: f64,
+    pub(crate) tie_word_embeddings: bool,
 }
 
 /// Biases on q, k, v and o where `attention_bias` says so.
@@ -109,6 +155,28 @@ fn attention_bias(keys: &Keys<'_>) -> Result<TargetSet, ConfigError> {
         true => TargetSet::NONE.with([M::QProj, M::KProj, M::VProj, M::OProj]),
         false => TargetSet::NONE,
     })
+}
+
+/// As [`attention_bias`], and biases on gate, up and down where `mlp_bias` says so.
+fn flagged_biases(keys: &Keys<'_>) -> Result<TargetSet, ConfigError> {
+    use TargetModule as M;
+    let biases = attention_bias(keys)?;
+    Ok(match keys.flag_or("mlp_bias", false)? {
+        true => biases.with([M::GateProj, M::UpProj, M::DownProj]),
+        false => biases,
+    })
+}
+
+/// Refuses a sliding window, for families that have none.
+fn refuse_window(keys: &Keys<'_>) -> Result<(), ConfigError> {
+    match keys.optional("sliding_window") {
+        None => Ok(()),
+        Some(actual) => Err(ConfigError::Unsupported {
+            key: "sliding_window",
+            actual: actual.to_string(),
+            supported: "null (full attention)".to_owned(),
+        }),
+    }
 }
 
 /// Qwen's windows: none unless `use_sliding_window`; then `layer_types` says which layers have one, or, in files older

@@ -2,12 +2,13 @@
 
 use super::{attention_bias, qwen_windows};
 use crate::config::{ConfigError, Keys};
+use crate::ops::Heads;
 use crate::spec::ModelSpec;
 
 pub(super) fn describe(keys: &Keys<'_>, spec: &mut ModelSpec) -> Result<(), ConfigError> {
     let biases = attention_bias(keys)?;
     for layer in &mut spec.layers {
-        layer.head_norms = true;
+        layer.heads = Heads::NormedTurned;
         layer.biases = biases;
     }
     qwen_windows(keys, spec)

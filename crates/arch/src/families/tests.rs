@@ -1,5 +1,6 @@
 use serde_json::{Value, json};
 
+use crate::ops::Heads;
 use crate::spec::{LayerSpec, ModelSpec};
 use crate::target::TargetModule as M;
 
@@ -84,12 +85,105 @@ fn windows_of_qwen_are_off_until_they_are_used() {
 fn qwen3_norms_heads_of_their_own_size() {
     let spec = spec(json!({"model_type": "qwen3"})).unwrap();
     let layer = &spec.layers[0];
-    assert_eq!((layer.head_dim, layer.head_norms), (128, true));
+    assert_eq!((layer.head_dim, layer.heads), (128, Heads::NormedTurned));
     assert_eq!(layer.shape(M::QProj), [512, 64]);
     assert_eq!(layer.shape(M::OProj), [64, 512]);
     let names: Vec<_> = layer.tensors(1).map(|tensor| tensor.name).collect();
     assert!(names.contains(&"model.layers.1.self_attn.q_norm.weight".to_owned()));
     assert!(names.contains(&"model.layers.1.self_attn.k_norm.weight".to_owned()));
+}
+
+#[test]
+fn granite_multiplies_what_its_keys_say() {
+    let plain = spec(json!({"model_type": "granite"})).unwrap();
+    assert_eq!(
+        (plain.embedding_multiplier, plain.logits_scaling),
+        (1.0, 1.0)
+    );
+    // Not 1/√head_dim: transformers takes the key as it is, and 1 without it.
+    assert_eq!(plain.layers[0].attention_multiplier, Some(1.0));
+    let all = spec(json!({
+        "model_type": "granite", "embedding_multiplier": 12.0, "logits_scaling": 8,
+        "attention_multiplier": 0.015625, "residual_multiplier": 0.22, "mlp_bias": true,
+    }));
+    let all = all.unwrap();
+    assert_eq!((all.embedding_multiplier, all.logits_scaling), (12.0, 8.0));
+    for layer in &all.layers {
+        assert_eq!(layer.attention_multiplier, Some(0.015625));
+        assert_eq!(layer.residual_multiplier, 0.22);
+        assert_eq!(biased(layer), [M::GateProj, M::UpProj, M::DownProj]);
+    }
+    let zero = spec(json!({"model_type": "granite", "logits_scaling": 0.0}));
+    let expected = "`logits_scaling` should be a finite number above 0, found 0.0";
+    assert_eq!(zero, Err(expected.to_owned()));
+}
+
+#[test]
+fn some_layers_of_smollm3_see_no_positions() {
+    let of = |mut change: Value| {
+        change["model_type"] = json!("smollm3");
+        change["num_hidden_layers"] = json!(8);
+        spec(change)
+    };
+    let unturned = |change: Value| -> Vec<usize> {
+        let layers = of(change).unwrap().layers.into_iter().enumerate();
+        let plain = layers.filter(|(_, layer)| layer.heads == Heads::Plain);
+        plain.map(|(index, _)| index).collect()
+    };
+    assert_eq!(unturned(json!({})), [3, 7]);
+    assert_eq!(unturned(json!({"no_rope_layer_interval": 3})), [2, 5]);
+    let listed = json!([1, 0, 1, 1, 1, 1, 0, 1]);
+    assert_eq!(unturned(json!({"no_rope_layers": listed})), [1, 6]);
+    let short = of(json!({"no_rope_layers": [1, 0]}));
+    let expected = "`no_rope_layers` should be a 0 or a 1 for each layer, found [1,0]";
+    assert_eq!(short, Err(expected.to_owned()));
+    let sliding = of(json!({"use_sliding_window": true, "sliding_window": 9})).unwrap();
+    let windows = sliding.layers.iter().map(|layer| layer.sliding_window);
+    let (none, some) = (None, Some(9));
+    let expected = [none, none, none, some, none, none, none, some];
+    assert_eq!(windows.collect::<Vec<_>>(), expected);
+    let plain = of(json!({})).unwrap();
+    assert!(plain.tie_word_embeddings);
+    assert_eq!(plain.rope.theta, 2e6);
+}
+
+#[test]
+fn olmo_norms_after_attention_and_mlp() {
+    let two = spec(json!({"model_type": "olmo2"})).unwrap();
+    let layer = &two.layers[0];
+    assert_eq!(layer.heads, Heads::NormedTogetherTurned);
+    let norms: Vec<_> = layer
+        .tensors(1)
+        .filter(|tensor| tensor.shape.len() == 1)
+        .collect();
+    let norms: Vec<_> = norms
+        .iter()
+        .map(|it| (it.name.as_str(), it.num_values()))
+        .collect();
+    let expected = [
+        ("model.layers.1.post_attention_layernorm.weight", 64),
+        ("model.layers.1.post_feedforward_layernorm.weight", 64),
+        ("model.layers.1.self_attn.q_norm.weight", 64),
+        ("model.layers.1.self_attn.k_norm.weight", 32),
+    ];
+    assert_eq!(norms, expected);
+    assert_eq!(two.rms_norm_eps, 1e-5);
+    let of = |mut change: Value| {
+        change["model_type"] = json!("olmo3");
+        change["num_hidden_layers"] = json!(5);
+        change
+    };
+    let (none, some) = (None, Some(4096));
+    assert_eq!(windows(of(json!({}))), [some, some, some, none, some]);
+    assert_eq!(windows(of(json!({"sliding_window": null}))), [none; 5]);
+    let yarn = json!({"rope_type": "yarn", "factor": 8.0});
+    assert_eq!(
+        spec(of(json!({"rope_scaling": yarn}))),
+        Err(
+            "`rope_scaling` is yarn, which is not supported: expected null (one RoPE for all layers of an OLMo 3)"
+                .to_owned()
+        )
+    );
 }
 
 #[test]
@@ -110,4 +204,6 @@ fn absent_keys_stand_for_what_transformers_takes() {
     assert_eq!(without("mistral"), (8, 2));
     assert_eq!(without("qwen2"), (32, 2));
     assert_eq!(without("qwen3"), (32, 128));
+    assert_eq!(without("granite"), (32, 2));
+    assert_eq!(without("smollm3"), (4, 2));
 }

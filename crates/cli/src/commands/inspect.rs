@@ -7,7 +7,7 @@ mod shown;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use backdraft_arch::StatePrecision;
+use backdraft_arch::{Heads, LayerSpec, StatePrecision};
 use backdraft_data::source::{DataFile, RowReader};
 use backdraft_formats::ModelSource;
 use backdraft_lora::LoraConfig;
@@ -153,6 +153,8 @@ fn model(args: &InspectArgs, context: Context) -> Result<Shown, CliError> {
         )
         .told("head_dim", first.head_dim, first.head_dim.to_string())
         .all(windows(&spec))
+        .all(unturned(&spec))
+        .all(factors(&spec))
         .fact("vocab_size", spec.vocab_size)
         .fact("tied_head", spec.tie_word_embeddings)
         .told("rope", rope, rope_words)
@@ -187,15 +189,38 @@ fn windows(spec: &ModelSpec) -> Value {
     }
 }
 
+/// How many layers are without RoPE, where some are.
+fn unturned(spec: &ModelSpec) -> Value {
+    let plain = |layer: &&LayerSpec| layer.heads == Heads::Plain;
+    match spec.layers.iter().filter(plain).count() {
+        0 => json!({}),
+        count => json!({"layers_without_rope": count}),
+    }
+}
+
+/// The factors of families that have their own, by the names of `config.json`.
+fn factors(spec: &ModelSpec) -> Value {
+    let first = spec.layers.first();
+    match first.and_then(|layer| Some((layer, layer.attention_multiplier?))) {
+        Some((layer, attention_multiplier)) => json!({
+            "embedding_multiplier": spec.embedding_multiplier,
+            "attention_multiplier": attention_multiplier,
+            "residual_multiplier": layer.residual_multiplier,
+            "logits_scaling": spec.logits_scaling,
+        }),
+        None => json!({}),
+    }
+}
+
 /// The rotary embedding as `rope_parameters` has it, and in words.
 fn rope(spec: &ModelSpec) -> (Value, String) {
     let theta = spec.rope.theta;
-    let (kind, factor) = match &spec.rope.scaling {
-        RopeScaling::Default => ("default", None),
-        RopeScaling::Linear { factor } => ("linear", Some(*factor)),
-        RopeScaling::Llama3 { factor, .. } => ("llama3", Some(*factor)),
-        RopeScaling::Yarn { factor, .. } => ("yarn", Some(*factor)),
-        RopeScaling::Factors(_) => ("factors of its own", None),
+    let kind = spec.rope.scaling.name();
+    let factor = match &spec.rope.scaling {
+        RopeScaling::Default | RopeScaling::Factors(_) => None,
+        RopeScaling::Linear { factor }
+        | RopeScaling::Llama3 { factor, .. }
+        | RopeScaling::Yarn { factor, .. } => Some(*factor),
     };
     let scaled = factor.map_or_else(String::new, |factor| format!(", factor {factor}"));
     let value = json!({"rope_type": kind, "rope_theta": theta, "factor": factor});

@@ -430,7 +430,12 @@ fn chart(plan: &ActivationPlan, step: &StepShape) -> String {
         })
         .collect();
     text += &format!("  {:<13} {inputs}\n", "input");
+    let there = |tensor| uses.iter().any(|used| used.contains(tensor));
     for tensor in SavedTensor::ALL {
+        // Most families have none.
+        if tensor == SavedTensor::Down && !there(tensor) {
+            continue;
+        }
         let strip: String = plan
             .fates(tensor, &uses)
             .into_iter()

@@ -1,4 +1,4 @@
-//! What is trained under the chat templates of Mistral, Qwen 2.5 and Qwen 3, with what is peculiar to each.
+//! What is trained under the chat templates of Mistral, Qwen, Granite, OLMo and SmolLM, with what is peculiar to each.
 //!
 //! Their texts are other people's work: `BACKDRAFT_TEMPLATES` names a folder with them, as `jinja/tests/make_renderings.py`
 //! unpacks it; that they render as in transformers is tested there. Templates of the same kind in our own words are always
@@ -215,4 +215,67 @@ fn thoughts_of_qwen3() {
         let found = labelled(&template, two_turns());
         assert_eq!(found.trained, ["One<|im_end|>", "Two<|im_end|>"]);
     }
+}
+
+/// Roles between marks, the date and a name in a default system text, an end of turn that is the end of text: as Granite 3
+/// has it.
+const MARKED_ROLES: &str = "{% if messages[0].role == 'system' %}{% set system = messages[0].content %}{% set turns = messages[1:] %}\
+    {% else %}{% set system = 'Today is ' + strftime_now('%B %d, %Y') + '.' %}{% set turns = messages %}{% endif %}\
+    {{ '<|start_of_role|>system<|end_of_role|>' + system + '</s>\n' }}\
+    {% for m in turns %}{{ '<|start_of_role|>' + m.role + '<|end_of_role|>' + m.content + '</s>\n' }}{% endfor %}\
+    {% if add_generation_prompt %}{{ '<|start_of_role|>assistant<|end_of_role|>' }}{% endif %}";
+
+/// A line for each role, the end of text after each answer, without a line break after the last: as OLMo 2 has it.
+const ROLES_IN_LINES: &str = "{{ bos_token }}{% for m in messages %}{% if m.role == 'assistant' %}\
+    {{ '<|assistant|>\n' + m.content + eos_token }}{% if not loop.last %}{{ '\n' }}{% endif %}\
+    {% else %}{{ '<|' + m.role + '|>\n' + m.content + '\n' }}{% endif %}\
+    {% if loop.last and add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}{% endfor %}";
+
+/// A block of metadata that a flag in the system text changes, and an empty thought in each answer: as SmolLM 3 has it.
+const WITH_METADATA: &str = "{% set said = messages[0].content if messages[0].role == 'system' else '' %}\
+    {% set thinks = '/no_think' not in said %}\
+    {{ '<|im_start|>system\n## Metadata\n\nReasoning Mode: ' + ('/think' if thinks else '/no_think') + '\n\n' }}\
+    {{ said | replace('/no_think', '') | trim }}{{ '<|im_end|>\n' }}\
+    {% for m in messages %}{% if m.role == 'user' %}{{ '<|im_start|>user\n' + m.content + '<|im_end|>\n' }}\
+    {% elif m.role == 'assistant' %}{{ '<|im_start|>assistant\n' }}{% if not thinks %}{{ '<think>\n\n</think>\n' }}{% endif %}\
+    {{ m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}\
+    {% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% if not thinks %}{{ '<think>\n\n</think>\n' }}{% endif %}{% endif %}";
+
+#[test]
+fn answers_between_marked_roles_end_with_the_text() {
+    for (template, after) in [(MARKED_ROLES, "</s>"), (ROLES_IN_LINES, "</s>")] {
+        for turns in [two_turns(), with_system()] {
+            let found = labelled(template, turns);
+            let answers = ["One", "Two"].map(|answer| format!("{answer}{after}"));
+            assert_eq!(found.trained, answers);
+            assert_eq!(found.unseen, []);
+        }
+    }
+    assert!(
+        labelled(MARKED_ROLES, two_turns())
+            .text
+            .contains("Today is ")
+    );
+}
+
+/// The empty thought belongs to the generation prompt, so it is not trained; the flag is not content.
+#[test]
+fn a_flag_in_the_system_text_chooses_what_is_not_trained() {
+    let answers = ["One<|im_end|>", "Two<|im_end|>"];
+    let found = labelled(WITH_METADATA, two_turns());
+    assert_eq!(found.trained, answers);
+    assert!(
+        found.text.contains("Reasoning Mode: /think"),
+        "{}",
+        found.text
+    );
+    let mut turns = vec![said("system", "/no_think")];
+    turns.extend(two_turns());
+    let found = labelled(WITH_METADATA, turns);
+    assert_eq!(found.trained, answers);
+    assert!(
+        found.text.contains("<think>\n\n</think>\nTwo"),
+        "{}",
+        found.text
+    );
 }

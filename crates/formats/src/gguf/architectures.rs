@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::error::GgufError;
 use super::file::GgufFile;
-use super::value::GgufMetadata;
+use super::value::{GgufMetadata, GgufValue};
 
 /// An architecture, or one of the families that share it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,7 +17,18 @@ pub(super) enum Architecture {
     Qwen2,
     /// `qwen3`.
     Qwen3,
+    /// `granite`: Granite 3, dense.
+    Granite,
+    /// `smollm3`.
+    SmolLm3,
+    /// `olmo2`.
+    Olmo2,
+    /// `olmo2` with a sliding window in some layers. Without one a file of this family is no different from an OLMo 2.
+    Olmo3,
 }
+
+/// llama.cpp turns no head of a SmolLM 3 in every so many layers; no metadata say it.
+pub(super) const UNTURNED_INTERVAL: usize = 4;
 
 /// Which projections of a layer have a bias.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,9 +43,19 @@ enum Biases {
 
 /// The metadata key of a sliding window, below the name.
 pub(super) const SLIDING_WINDOW: &str = "attention.sliding_window";
+/// That of the layers that have it: a flag for each, or the interval of those that have none.
+pub(super) const SLIDING_WINDOW_PATTERN: &str = "attention.sliding_window_pattern";
+/// The interval where there is none; llama.cpp takes it for that of a list of flags too.
+pub(super) const FULL_INTERVAL: usize = 4;
 
 /// The values of `general.architecture` that are read.
-const SUPPORTED: &str = "\"llama\" (Mistral's files too), \"qwen2\" and \"qwen3\"";
+const SUPPORTED: &str = "\"llama\" (Mistral's files too), \"qwen2\", \"qwen3\", \"granite\", \"smollm3\" and \"olmo2\" (OLMo 3's files too)";
+
+/// The metadata keys of Granite's factors, below the name.
+pub(super) const ATTENTION_SCALE: &str = "attention.scale";
+pub(super) const EMBEDDING_SCALE: &str = "embedding_scale";
+pub(super) const RESIDUAL_SCALE: &str = "residual_scale";
+pub(super) const LOGIT_SCALE: &str = "logit_scale";
 
 impl Architecture {
     /// The architecture that the metadata names.
@@ -44,10 +65,14 @@ impl Architecture {
     pub(super) fn of(metadata: GgufMetadata<'_>) -> Result<Self, GgufError> {
         let key = "general.architecture";
         match metadata.str(key)? {
-            Some("llama") if sliding_window(metadata)?.is_some() => Ok(Self::Mistral),
+            Some("llama") if sliding_window(metadata, "llama")?.is_some() => Ok(Self::Mistral),
             Some("llama") => Ok(Self::Llama),
             Some("qwen2") => Ok(Self::Qwen2),
             Some("qwen3") => Ok(Self::Qwen3),
+            Some("granite") => Ok(Self::Granite),
+            Some("smollm3") => Ok(Self::SmolLm3),
+            Some("olmo2") if sliding_window(metadata, "olmo2")?.is_some() => Ok(Self::Olmo3),
+            Some("olmo2") => Ok(Self::Olmo2),
             Some(actual) => Err(GgufError::Architecture {
                 actual: actual.into(),
                 expected: SUPPORTED,
@@ -63,6 +88,10 @@ impl Architecture {
             "mistral" => Some(Self::Mistral),
             "qwen2" => Some(Self::Qwen2),
             "qwen3" => Some(Self::Qwen3),
+            "granite" => Some(Self::Granite),
+            "smollm3" => Some(Self::SmolLm3),
+            "olmo2" => Some(Self::Olmo2),
+            "olmo3" => Some(Self::Olmo3),
             _ => None,
         }
     }
@@ -73,6 +102,9 @@ impl Architecture {
             Self::Llama | Self::Mistral => "llama",
             Self::Qwen2 => "qwen2",
             Self::Qwen3 => "qwen3",
+            Self::Granite => "granite",
+            Self::SmolLm3 => "smollm3",
+            Self::Olmo2 | Self::Olmo3 => "olmo2",
         }
     }
 
@@ -80,47 +112,84 @@ impl Architecture {
     /// Hugging Face's order.
     pub(super) const fn interleaved(self) -> bool {
         match self {
-            Self::Llama | Self::Mistral => true,
-            Self::Qwen2 | Self::Qwen3 => false,
+            Self::Llama | Self::Mistral | Self::Granite | Self::SmolLm3 => true,
+            Self::Qwen2 | Self::Qwen3 | Self::Olmo2 | Self::Olmo3 => false,
         }
     }
 
     const fn biases(self) -> Biases {
         match self {
-            Self::Llama => Biases::AsInFile,
+            Self::Llama | Self::Granite | Self::SmolLm3 => Biases::AsInFile,
             Self::Qwen2 => Biases::QueryKeyValue,
-            Self::Mistral | Self::Qwen3 => Biases::None,
+            Self::Mistral | Self::Qwen3 | Self::Olmo2 | Self::Olmo3 => Biases::None,
         }
     }
 
-    /// Whether the heads of q and k have norms.
-    const fn head_norms(self) -> bool {
+    /// The norms of a layer.
+    const fn norms(self) -> &'static [&'static str] {
         match self {
-            Self::Llama | Self::Mistral | Self::Qwen2 => false,
-            Self::Qwen3 => true,
+            Self::Llama | Self::Mistral | Self::Qwen2 | Self::Granite | Self::SmolLm3 => {
+                &["attn_norm", "ffn_norm"]
+            }
+            Self::Qwen3 => &["attn_norm", "ffn_norm", "attn_q_norm", "attn_k_norm"],
+            Self::Olmo2 | Self::Olmo3 => &[
+                "post_attention_norm",
+                "post_ffw_norm",
+                "attn_q_norm",
+                "attn_k_norm",
+            ],
         }
+    }
+
+    /// Whether the norms of q and k are of all heads together, not of one.
+    pub(super) const fn norms_heads_together(self) -> bool {
+        matches!(self, Self::Olmo2 | Self::Olmo3)
+    }
+
+    /// Whether llama.cpp takes no embedding for a head, and no heads of a size of their own.
+    pub(super) const fn is_strict(self) -> bool {
+        matches!(self, Self::Olmo2 | Self::Olmo3)
     }
 
     /// Whether a file may hold a factor for each rotary frequency.
     pub(super) const fn rope_factors(self) -> bool {
         match self {
-            Self::Llama | Self::Mistral => true,
-            Self::Qwen2 | Self::Qwen3 => false,
+            Self::Llama | Self::Mistral | Self::Granite => true,
+            Self::Qwen2 | Self::Qwen3 | Self::SmolLm3 | Self::Olmo2 | Self::Olmo3 => false,
+        }
+    }
+
+    /// Whether llama.cpp takes a model of 80 layers for one of 70B, which it quantises otherwise.
+    pub(super) const fn has_70b(self) -> bool {
+        match self {
+            Self::Llama | Self::Mistral | Self::Qwen2 => true,
+            Self::Qwen3 | Self::Granite | Self::SmolLm3 | Self::Olmo2 | Self::Olmo3 => false,
         }
     }
 
     /// Whether a metadata key below the name is one that only this architecture has.
     pub(super) fn has_key(self, key: &str) -> bool {
-        self == Self::Mistral && key == SLIDING_WINDOW
+        match self {
+            Self::Llama | Self::Qwen2 | Self::Qwen3 | Self::SmolLm3 | Self::Olmo2 => false,
+            Self::Mistral => key == SLIDING_WINDOW,
+            Self::Olmo3 => [SLIDING_WINDOW, SLIDING_WINDOW_PATTERN].contains(&key),
+            Self::Granite => [
+                ATTENTION_SCALE,
+                EMBEDDING_SCALE,
+                RESIDUAL_SCALE,
+                LOGIT_SCALE,
+            ]
+            .contains(&key),
+        }
     }
 
     /// Whether a module of a layer may have a parameter.
     pub(super) fn has_parameter(self, module: &str, parameter: &str) -> bool {
         match parameter {
-            "weight" => self.head_norms() || !HEAD_NORMS.contains(&module),
+            "weight" => PROJECTIONS.contains(&module) || self.norms().contains(&module),
             "bias" => match self.biases() {
                 Biases::None => false,
-                Biases::AsInFile => !module.ends_with("norm"),
+                Biases::AsInFile => PROJECTIONS.contains(&module),
                 Biases::QueryKeyValue => QUERY_KEY_VALUE.contains(&module),
             },
             _ => false,
@@ -129,10 +198,9 @@ impl Architecture {
 
     /// What each layer must have, as modules with parameters.
     pub(super) fn layer_parameters(self) -> impl Iterator<Item = (&'static str, &'static str)> {
-        let norms = HEAD_NORMS.into_iter().filter(move |_| self.head_norms());
         let with_bias = self.biases() == Biases::QueryKeyValue;
         let biased = QUERY_KEY_VALUE.into_iter().filter(move |_| with_bias);
-        let weights = EVERY_LAYER.into_iter().chain(norms);
+        let weights = self.norms().iter().copied().chain(PROJECTIONS);
         weights
             .map(|module| (module, "weight"))
             .chain(biased.map(|module| (module, "bias")))
@@ -148,10 +216,37 @@ impl Architecture {
                 "attention_bias": has("blk.0.attn_q.bias"),
                 "mlp_bias": has("blk.0.ffn_gate.bias"),
             }),
+            Self::Granite => json!({
+                "model_type": "granite",
+                "architectures": ["GraniteForCausalLM"],
+                "attention_bias": has("blk.0.attn_q.bias"),
+                "mlp_bias": has("blk.0.ffn_gate.bias"),
+            }),
+            Self::SmolLm3 => json!({
+                "model_type": "smollm3",
+                "architectures": ["SmolLM3ForCausalLM"],
+                "attention_bias": has("blk.0.attn_q.bias"),
+                "mlp_bias": has("blk.0.ffn_gate.bias"),
+                "no_rope_layer_interval": UNTURNED_INTERVAL,
+                "sliding_window": null,
+                "use_sliding_window": false,
+            }),
             Self::Mistral => json!({
                 "model_type": "mistral",
                 "architectures": ["MistralForCausalLM"],
-                "sliding_window": sliding_window(file.metadata())?,
+                "sliding_window": sliding_window(file.metadata(), "llama")?,
+            }),
+            Self::Olmo2 => json!({
+                "model_type": "olmo2",
+                "architectures": ["Olmo2ForCausalLM"],
+                "attention_bias": false,
+            }),
+            Self::Olmo3 => json!({
+                "model_type": "olmo3",
+                "architectures": ["Olmo3ForCausalLM"],
+                "attention_bias": false,
+                "sliding_window": sliding_window(file.metadata(), "olmo2")?,
+                "layer_types": layer_types(file.metadata())?,
             }),
             Self::Qwen2 => json!({
                 "model_type": "qwen2",
@@ -170,25 +265,49 @@ impl Architecture {
     }
 }
 
-/// The norms of the heads of q and k.
-const HEAD_NORMS: [&str; 2] = ["attn_q_norm", "attn_k_norm"];
 const QUERY_KEY_VALUE: [&str; 3] = ["attn_q", "attn_k", "attn_v"];
 
-/// The modules whose weights every layer of every architecture has.
-const EVERY_LAYER: [&str; 9] = [
-    "attn_norm",
+/// The projections, which every layer of every architecture has.
+const PROJECTIONS: [&str; 7] = [
     "attn_q",
     "attn_k",
     "attn_v",
     "attn_output",
-    "ffn_norm",
     "ffn_gate",
     "ffn_up",
     "ffn_down",
 ];
 
-/// Positions that a token of a `llama` file sees, itself among them.
-fn sliding_window(metadata: GgufMetadata<'_>) -> Result<Option<u64>, GgufError> {
-    let window = metadata.unsigned(&format!("llama.{SLIDING_WINDOW}"))?;
+/// Positions that a token sees, itself among them.
+fn sliding_window(metadata: GgufMetadata<'_>, name: &str) -> Result<Option<u64>, GgufError> {
+    let window = metadata.unsigned(&format!("{name}.{SLIDING_WINDOW}"))?;
     Ok(window.filter(|window| *window != 0))
+}
+
+/// Which layers of an OLMo 3 have the window.
+fn layer_types(metadata: GgufMetadata<'_>) -> Result<Vec<&'static str>, GgufError> {
+    let layers = metadata.unsigned("olmo2.block_count")?.unwrap_or_default();
+    let key = format!("olmo2.{SLIDING_WINDOW_PATTERN}");
+    let flags = match metadata.get(&key) {
+        Some(GgufValue::Array(_)) => metadata.integers(&key)?.unwrap_or_default(),
+        _ => {
+            let interval = metadata.unsigned(&key)?.unwrap_or(FULL_INTERVAL as u64);
+            let is_full = |layer: u64| interval != 0 && (layer + 1).is_multiple_of(interval);
+            (0..layers)
+                .map(|layer| i64::from(!is_full(layer)))
+                .collect()
+        }
+    };
+    if flags.len() as u64 != layers {
+        return Err(GgufError::KeyValue {
+            key,
+            expected: "a flag for each layer",
+            actual: format!("a list of {}", flags.len()),
+        });
+    }
+    let name = |flag| match flag {
+        0 => "full_attention",
+        _ => "sliding_attention",
+    };
+    Ok(flags.into_iter().map(name).collect())
 }

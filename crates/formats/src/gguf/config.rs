@@ -2,7 +2,9 @@
 
 use serde_json::{Map, Value, json};
 
-use super::architectures::Architecture;
+use super::architectures::{
+    ATTENTION_SCALE, Architecture, EMBEDDING_SCALE, LOGIT_SCALE, RESIDUAL_SCALE,
+};
 use super::error::GgufError;
 use super::file::GgufFile;
 use super::value::GgufMetadata;
@@ -133,8 +135,12 @@ pub(super) fn architecture(metadata: GgufMetadata<'_>) -> Result<Architecture, G
             });
         }
     }
-    if metadata.bool(&keys.full("attention.causal"))? == Some(false) {
-        return Err(keys.feature("attention.causal", false));
+    // Without it, llama.cpp turns no head of a Granite.
+    let turned = (architecture == Architecture::Granite).then_some("rope.scaling.finetuned");
+    for key in ["attention.causal"].into_iter().chain(turned) {
+        if metadata.bool(&keys.full(key))? == Some(false) {
+            return Err(keys.feature(key, false));
+        }
     }
     Ok(architecture)
 }
@@ -209,10 +215,41 @@ pub(super) fn config(
     });
     if let (Value::Object(config), Value::Object(common)) = (&mut config, common) {
         config.extend(common);
+        if architecture == Architecture::Granite {
+            config.extend(granite_factors(&keys, sizes)?);
+        }
         config.sort_keys();
         special_tokens(keys.metadata, config)?;
     }
     Ok(config)
+}
+
+/// Granite's factors; 0 stands for none, for the scores 1/√head_dim.
+fn granite_factors(keys: &Keys<'_>, sizes: Sizes) -> Result<Map<String, Value>, GgufError> {
+    let factor = |key| Ok(keys.number(key)?.filter(|factor| *factor != 0.0));
+    let logits = factor(LOGIT_SCALE)?.ok_or_else(|| GgufError::KeyMissing {
+        key: keys.full(LOGIT_SCALE),
+    })?;
+    let scores = (sizes.head_dim as f64).sqrt().recip();
+    let factors = [
+        (
+            "attention_multiplier",
+            factor(ATTENTION_SCALE)?.unwrap_or(scores),
+        ),
+        (
+            "embedding_multiplier",
+            factor(EMBEDDING_SCALE)?.unwrap_or(1.0),
+        ),
+        (
+            "residual_multiplier",
+            factor(RESIDUAL_SCALE)?.unwrap_or(1.0),
+        ),
+        ("logits_scaling", logits),
+    ];
+    let factors = factors.into_iter();
+    Ok(factors
+        .map(|(key, factor)| (key.into(), json!(factor)))
+        .collect())
 }
 
 fn rms_norm_eps(keys: &Keys<'_>) -> Result<f64, GgufError> {

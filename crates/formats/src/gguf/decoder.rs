@@ -1,7 +1,10 @@
 //! What metadata say of a decoder's architecture.
 
-use super::architectures::{Architecture, SLIDING_WINDOW};
-use super::entry::Entry;
+use super::architectures::{
+    ATTENTION_SCALE, Architecture, EMBEDDING_SCALE, FULL_INTERVAL, LOGIT_SCALE, RESIDUAL_SCALE,
+    SLIDING_WINDOW, SLIDING_WINDOW_PATTERN, UNTURNED_INTERVAL,
+};
+use super::entry::{Entry, EntryValue};
 use super::export_error::GgufExportError;
 use super::rope_freqs::Llama3Scaling;
 
@@ -34,6 +37,25 @@ pub struct GgufDecoder {
     pub rope: GgufRope,
     /// Keys that a query sees; all before it where absent.
     pub sliding_window: Option<usize>,
+    /// Layers without the window that others have.
+    pub full_layers: Vec<usize>,
+    /// Layers whose heads are not turned.
+    pub unturned_layers: Vec<usize>,
+    /// Granite's factors; without them those of other families, whose files do not say them.
+    pub factors: Option<GgufFactors>,
+}
+
+/// Factors that a decoder computes with.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct GgufFactors {
+    /// On attention's scores.
+    pub attention: f64,
+    /// On embeddings.
+    pub embedding: f64,
+    /// On what a branch adds to the residual stream.
+    pub residual: f64,
+    /// Logits are divided by it.
+    pub logits: f64,
 }
 
 /// Changes to the rotary frequencies.
@@ -79,7 +101,17 @@ impl GgufDecoder {
             actual: self.model_type.clone(),
         })?;
         match (self.sliding_window, architecture) {
-            (None, _) | (Some(_), Architecture::Mistral) => {}
+            (None, _) => {}
+            (Some(_), Architecture::Mistral) if self.full_layers.is_empty() => {}
+            (Some(_), Architecture::Olmo3) => {
+                if self.full_layers != self.every(FULL_INTERVAL) {
+                    return Err(GgufExportError::Feature {
+                        what: "the list of layers without a window",
+                        actual: format!("{:?}", self.full_layers),
+                        hint: "llama.cpp has none in every fourth layer of an OLMo 3",
+                    });
+                }
+            }
             (Some(window), _) => {
                 return Err(GgufExportError::Feature {
                     what: "the sliding window",
@@ -88,14 +120,37 @@ impl GgufDecoder {
                 });
             }
         }
+        let unturned: Vec<usize> = match architecture {
+            Architecture::SmolLm3 => self.every(UNTURNED_INTERVAL),
+            _ => Vec::new(),
+        };
+        if self.unturned_layers != unturned {
+            return Err(GgufExportError::Feature {
+                what: "the list of layers without RoPE",
+                actual: format!("{:?}", self.unturned_layers),
+                hint: "llama.cpp leaves it out in every fourth layer of a SmolLM 3, and in no other model",
+            });
+        }
+        if architecture.is_strict() && self.heads * self.head_dim != self.embedding_length {
+            return Err(GgufExportError::Feature {
+                what: "the size of heads",
+                actual: self.head_dim.to_string(),
+                hint: "llama.cpp takes that of an OLMo for hidden size / heads",
+            });
+        }
         if self.rope_factors().is_some() && !architecture.rope_factors() {
             return Err(GgufExportError::Feature {
                 what: "the rotary scaling",
                 actual: "one factor for each frequency".to_owned(),
-                hint: "only llama and mistral have it",
+                hint: "llama, mistral and granite have it",
             });
         }
         Ok(architecture)
+    }
+
+    /// The last of so many layers, and of the next so many.
+    fn every(&self, interval: usize) -> Vec<usize> {
+        (interval - 1..self.layers).step_by(interval).collect()
     }
 
     /// The keys below the architecture's name.
@@ -118,11 +173,22 @@ impl GgufDecoder {
         if let Some(window) = self.sliding_window {
             count(SLIDING_WINDOW, window);
         }
+        if self.sliding_window.is_some() && architecture == Architecture::Olmo3 {
+            let flags = (0..self.layers).map(|layer| !self.full_layers.contains(&layer));
+            let key = format!("{name}.{SLIDING_WINDOW_PATTERN}");
+            entries.push(Entry::new(key, EntryValue::Bools(flags.collect())));
+        }
         let mut number = |key: &str, value: f64| {
             entries.push(Entry::new(format!("{name}.{key}"), value as f32));
         };
         number("attention.layer_norm_rms_epsilon", self.rms_norm_eps);
         number("rope.freq_base", self.rope_theta);
+        if let Some(factors) = self.factors {
+            number(ATTENTION_SCALE, factors.attention);
+            number(EMBEDDING_SCALE, factors.embedding);
+            number(RESIDUAL_SCALE, factors.residual);
+            number(LOGIT_SCALE, factors.logits);
+        }
         let scaling = match &self.rope {
             GgufRope::Default | GgufRope::Llama3 { .. } | GgufRope::Factors(_) => return entries,
             GgufRope::Linear { factor } => {

@@ -11,6 +11,7 @@ pub enum EntryValue {
     Bool(bool),
     Text(String),
     Texts(Vec<String>),
+    Bools(Vec<bool>),
     I32s(Vec<i32>),
     F32s(Vec<f32>),
 }
@@ -55,6 +56,10 @@ impl Entry {
                 for value in values {
                     put_text(out, value);
                 }
+            }
+            EntryValue::Bools(values) => {
+                put(9, &list_head(7, values.len()));
+                out.extend(values.iter().map(|value| u8::from(*value)));
             }
             EntryValue::I32s(values) => {
                 put(9, &list_head(5, values.len()));

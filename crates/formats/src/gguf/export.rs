@@ -80,6 +80,10 @@ impl GgufExport {
             }
         }
         let tied = !has("output.weight");
+        if tied && architecture.is_strict() {
+            let tensor = "output.weight";
+            return Err(GgufExportError::TensorMissing { tensor });
+        }
         if let Some(factors) = decoder.rope_factors() {
             planned.push(ExportTensor {
                 name: ROPE_FREQS.to_owned(),
@@ -104,7 +108,7 @@ impl GgufExport {
             mixture: Mixture {
                 layers: decoder.layers,
                 tied,
-                is_70b: decoder.layers == 80 && grouped && architecture != Architecture::Qwen3,
+                is_70b: decoder.layers == 80 && grouped && architecture.has_70b(),
             },
             head_dim: decoder.head_dim,
         })

@@ -5,7 +5,9 @@
 #[non_exhaustive]
 pub enum GgufExportError {
     /// A family without an architecture in GGUF that is known here.
-    #[error("models of type {actual:?} cannot be exported; llama, mistral, qwen2 and qwen3 can")]
+    #[error(
+        "models of type {actual:?} cannot be exported; llama, mistral, qwen2, qwen3, granite, smollm3, olmo2 and olmo3 can"
+    )]
     Family {
         /// The `model_type`.
         actual: String,

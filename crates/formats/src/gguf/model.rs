@@ -20,7 +20,8 @@ use crate::error::{FormatError, Result};
 use crate::tensor::{RawTensor, TensorInfo};
 use crate::tokenizer_files::TokenizerFiles;
 
-/// An open GGUF file that holds a decoder of a supported architecture: `llama` (Mistral's files too), `qwen2` or `qwen3`.
+/// An open GGUF file that holds a decoder of a supported architecture: `llama` (Mistral's files too), `qwen2`,
+/// `qwen3`, `granite`, `smollm3` or `olmo2` (OLMo 3's files too).
 ///
 /// Names, shapes and row orders are Hugging Face's; quantised tensors are read as `f32`.
 ///
@@ -245,7 +246,9 @@ fn entry(
         Rows::Features => None,
         Rows::QueryHeads => Some(sizes.heads),
         Rows::KeyHeads | Rows::ValueHeads => Some(sizes.key_value_heads),
-        Rows::Head => Some(1),
+        Rows::QueryNorm | Rows::KeyNorm if !architecture.norms_heads_together() => Some(1),
+        Rows::QueryNorm => Some(sizes.heads),
+        Rows::KeyNorm => Some(sizes.key_value_heads),
     };
     if let Some(heads) = heads {
         // Both factors are below 2^32.

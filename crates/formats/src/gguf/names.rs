@@ -13,8 +13,10 @@ pub(super) enum Rows {
     KeyHeads,
     /// Those of every value head.
     ValueHeads,
-    /// Those of one head.
-    Head,
+    /// A value for each query of a head, or of all heads that are normed together.
+    QueryNorm,
+    /// The same for keys.
+    KeyNorm,
 }
 
 /// The factors by which Llama 3.1 divides its rotary frequencies; no Hugging Face model has them.
@@ -28,18 +30,29 @@ const TOP: [(&str, &str); 3] = [
 ];
 
 /// Modules of a layer, by GGUF's and Hugging Face's names.
-const LAYER: [(&str, &str, Rows); 11] = [
+const LAYER: [(&str, &str, Rows); 13] = [
     ("attn_q", "self_attn.q_proj", Rows::QueryHeads),
     ("attn_k", "self_attn.k_proj", Rows::KeyHeads),
     ("attn_v", "self_attn.v_proj", Rows::ValueHeads),
     ("attn_output", "self_attn.o_proj", Rows::Features),
-    ("attn_q_norm", "self_attn.q_norm", Rows::Head),
-    ("attn_k_norm", "self_attn.k_norm", Rows::Head),
+    ("attn_q_norm", "self_attn.q_norm", Rows::QueryNorm),
+    ("attn_k_norm", "self_attn.k_norm", Rows::KeyNorm),
     ("ffn_gate", "mlp.gate_proj", Rows::Features),
     ("ffn_up", "mlp.up_proj", Rows::Features),
     ("ffn_down", "mlp.down_proj", Rows::Features),
     ("attn_norm", "input_layernorm", Rows::Features),
+    // The same name for a norm before the MLP, and for one after attention.
     ("ffn_norm", "post_attention_layernorm", Rows::Features),
+    (
+        "post_attention_norm",
+        "post_attention_layernorm",
+        Rows::Features,
+    ),
+    (
+        "post_ffw_norm",
+        "post_feedforward_layernorm",
+        Rows::Features,
+    ),
 ];
 
 /// The Hugging Face name of a tensor, and what its rows are; `None` if a model of `layers` layers has no such tensor in
@@ -66,9 +79,10 @@ pub(super) fn gguf_name(name: &str, architecture: Architecture) -> Option<(Strin
     let (number, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
     let number: u64 = number.parse().ok()?;
     let (module, parameter) = rest.rsplit_once('.')?;
-    let (ours, _, rows) = *LAYER.iter().find(|(_, theirs, _)| *theirs == module)?;
-    let known = architecture.has_parameter(ours, parameter);
-    known.then(|| (format!("blk.{number}.{ours}.{parameter}"), rows))
+    let (ours, _, rows) = *LAYER.iter().find(|(ours, theirs, _)| {
+        *theirs == module && architecture.has_parameter(ours, parameter)
+    })?;
+    Some((format!("blk.{number}.{ours}.{parameter}"), rows))
 }
 
 fn layer_name(name: &str, layers: u64, architecture: Architecture) -> Option<(String, Rows)> {
@@ -143,23 +157,26 @@ mod tests {
 
     #[test]
     fn what_only_some_architectures_have() {
-        use Architecture::{Llama, Mistral, Qwen2, Qwen3};
+        use Architecture::{Granite, Llama, Mistral, Olmo2, Olmo3, Qwen2, Qwen3, SmolLm3};
         let with = |name: &str| {
-            let all = [Llama, Mistral, Qwen2, Qwen3].into_iter();
+            let all = [Llama, Mistral, Qwen2, Qwen3, Granite, SmolLm3, Olmo2, Olmo3];
+            let all = all.into_iter();
             all.filter(|it| hugging_face_name(name, 1, *it).is_some())
                 .collect::<Vec<_>>()
         };
-        assert_eq!(with("blk.0.attn_q.bias"), [Llama, Qwen2]);
-        assert_eq!(with("blk.0.attn_v.bias"), [Llama, Qwen2]);
-        assert_eq!(with("blk.0.attn_output.bias"), [Llama]);
-        assert_eq!(with("blk.0.ffn_up.bias"), [Llama]);
-        assert_eq!(with("blk.0.attn_q_norm.weight"), [Qwen3]);
-        assert_eq!(with("blk.0.attn_k_norm.weight"), [Qwen3]);
+        assert_eq!(with("blk.0.attn_q.bias"), [Llama, Qwen2, Granite, SmolLm3]);
+        assert_eq!(with("blk.0.attn_v.bias"), [Llama, Qwen2, Granite, SmolLm3]);
+        assert_eq!(with("blk.0.attn_output.bias"), [Llama, Granite, SmolLm3]);
+        assert_eq!(with("blk.0.ffn_up.bias"), [Llama, Granite, SmolLm3]);
+        assert_eq!(with("blk.0.attn_q_norm.weight"), [Qwen3, Olmo2, Olmo3]);
+        assert_eq!(with("blk.0.attn_k_norm.weight"), [Qwen3, Olmo2, Olmo3]);
+        assert_eq!(with("blk.0.post_ffw_norm.weight"), [Olmo2, Olmo3]);
+        assert_eq!(with("blk.0.ffn_norm.weight").len(), 6);
         assert_eq!(with("blk.0.attn_q_norm.bias"), []);
-        assert_eq!(with(ROPE_FREQS), [Llama, Mistral]);
+        assert_eq!(with(ROPE_FREQS), [Llama, Mistral, Granite]);
         assert_eq!(required(2, Qwen2).count(), 2 + 2 * (9 + 3));
         assert_eq!(required(2, Qwen3).count(), 2 + 2 * (9 + 2));
-        for architecture in [Llama, Mistral, Qwen2, Qwen3] {
+        for architecture in [Llama, Mistral, Qwen2, Qwen3, Granite, SmolLm3, Olmo2, Olmo3] {
             for name in required(2, architecture) {
                 let (theirs, rows) = hugging_face_name(&name, 2, architecture).unwrap();
                 assert_eq!(gguf_name(&theirs, architecture), Some((name, rows)));

@@ -57,6 +57,12 @@ impl HeadLayout {
         }
     }
 
+    /// With this factor on the scores in place of 1/√head_dim.
+    #[must_use]
+    pub fn with_scale(self, scale: f32) -> Self {
+        Self { scale, ..self }
+    }
+
     /// With a sliding window of so many keys.
     #[must_use]
     pub fn with_window(self, window: usize) -> Self {

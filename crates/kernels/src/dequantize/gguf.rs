@@ -130,22 +130,21 @@ impl GgufBlocks {
 }
 
 impl FrozenMatrix for GgufBlocks {
-    fn matmul(&self, x: &Tensor<2>) -> Tensor<2> {
-        self.matmul_add(x, None)
-    }
-
-    fn matmul_transposed(&self, dy: &Tensor<2>) -> Tensor<2> {
-        self.matmul_transposed_add(dy, None)
-    }
-
-    fn matmul_add(&self, x: &Tensor<2>, sum: Option<&Tensor<2>>) -> Tensor<2> {
-        matmul_add(self, x, sum, || {
-            on_device!(cube::gguf_few_rows::matmul(x, self, sum))
-                .unwrap_or_else(|| gemm::project(x, &self.dequantize_as(x.dtype()), sum))
+    fn matmul_add(&self, x: &Tensor<2>, alpha: f32, sum: Option<&Tensor<2>>) -> Tensor<2> {
+        matmul_add(self, x, alpha, sum, || {
+            on_device!(super::few_rows(alpha, sum, |sum| {
+                cube::gguf_few_rows::matmul(x, self, sum)
+            }))
+            .unwrap_or_else(|| gemm::project(x, &self.dequantize_as(x.dtype()), alpha, sum))
         })
     }
 
-    fn matmul_transposed_add(&self, dy: &Tensor<2>, sum: Option<Tensor<2>>) -> Tensor<2> {
-        matmul_transposed_add(self, dy, sum, || self.dequantize_as(dy.dtype()))
+    fn matmul_transposed_add(
+        &self,
+        dy: &Tensor<2>,
+        alpha: f32,
+        sum: Option<Tensor<2>>,
+    ) -> Tensor<2> {
+        matmul_transposed_add(self, dy, alpha, sum, || self.dequantize_as(dy.dtype()))
     }
 }

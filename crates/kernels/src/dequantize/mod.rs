@@ -76,33 +76,54 @@ fn select(values: Tensor<2>, rows: &[u32]) -> Tensor<2> {
     values.select(0, index)
 }
 
-/// x · Wᵀ, and `sum` where there is one: on the processor in panels.
+/// α · x · Wᵀ, and `sum` where there is one: on the processor in panels.
 fn matmul_add(
     matrix: &impl cpu::Stored,
     x: &Tensor<2>,
+    alpha: f32,
     sum: Option<&Tensor<2>>,
     elsewhere: impl FnOnce() -> Tensor<2>,
 ) -> Tensor<2> {
-    match (cpu::matmul(x, matrix), sum) {
+    match (cpu::matmul(x, matrix, alpha), sum) {
         (Some(product), Some(sum)) => sum.clone() + product,
         (Some(product), None) => product,
         (None, _) => elsewhere(),
     }
 }
 
-/// dy · W, added to `sum` where there is one: on the processor in panels, elsewhere with `values` in the type of dy.
+/// α · dy · W, added to `sum` where there is one: on the processor in panels, elsewhere with `values` in the type of dy.
 fn matmul_transposed_add(
     matrix: &impl cpu::Stored,
     dy: &Tensor<2>,
+    alpha: f32,
     sum: Option<Tensor<2>>,
     values: impl FnOnce() -> Tensor<2>,
 ) -> Tensor<2> {
-    match (cpu::matmul_transposed(dy, matrix), sum) {
+    match (cpu::matmul_transposed(dy, matrix, alpha), sum) {
         (Some(product), Some(sum)) => sum + product,
         (Some(product), None) => product,
-        (None, Some(sum)) => gemm::gemm((Op::N, dy), (Op::N, &values()), 1.0, Some(sum)),
-        (None, None) => gemm::nn(dy, &values()),
+        (None, sum) => gemm::gemm((Op::N, dy), (Op::N, &values()), alpha, sum),
     }
+}
+
+/// α · x · Wᵀ of a few rows, and `sum` where there is one. `kernel` adds to its product, but knows no α.
+#[cfg(feature = "cube")]
+fn few_rows(
+    alpha: f32,
+    sum: Option<&Tensor<2>>,
+    kernel: impl FnOnce(Option<&Tensor<2>>) -> Option<Tensor<2>>,
+) -> Option<Tensor<2>> {
+    if alpha == 1.0 {
+        return kernel(sum);
+    }
+    let product = kernel(None)?;
+    let dtype = product.dtype();
+    let product = product.cast(DType::F32).mul_scalar(alpha);
+    let sum = match sum {
+        Some(sum) => sum.clone().cast(DType::F32) + product,
+        None => product,
+    };
+    Some(sum.cast(dtype))
 }
 
 #[cfg(test)]

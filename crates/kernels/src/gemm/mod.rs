@@ -154,14 +154,19 @@ pub fn nt(x: &Tensor<2>, w: &Tensor<2>) -> Tensor<2> {
     gemm((Op::N, x), (Op::T, w), 1.0, None)
 }
 
-/// [`nt`], and `sum` where there is one, [beside](gemm_beside) it.
+/// `alpha` times [`nt`], and `sum` where there is one, [beside](gemm_beside) it.
 ///
 /// # Shapes
 /// As [`nt`]; `sum` `[t, out]`.
-pub(crate) fn project(x: &Tensor<2>, w: &Tensor<2>, sum: Option<&Tensor<2>>) -> Tensor<2> {
+pub(crate) fn project(
+    x: &Tensor<2>,
+    w: &Tensor<2>,
+    alpha: f32,
+    sum: Option<&Tensor<2>>,
+) -> Tensor<2> {
     match sum {
-        Some(sum) => gemm_beside((Op::N, x), (Op::T, w), 1.0, sum),
-        None => nt(x, w),
+        Some(sum) => gemm_beside((Op::N, x), (Op::T, w), alpha, sum),
+        None => gemm((Op::N, x), (Op::T, w), alpha, None),
     }
 }
 

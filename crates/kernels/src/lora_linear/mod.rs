@@ -1,5 +1,6 @@
-//! A frozen projection with a low-rank adapter: y = x·Wᵀ (+ bias) + s·(x·Aᵀ)·Bᵀ.
+//! A frozen projection with a low-rank adapter: y = α·x·Wᵀ + s·(x·Aᵀ)·Bᵀ.
 //!
+//! α is 1 where a family does not multiply what its branches add to the residual stream; s has that factor too.
 //! The rank-r product comes first; no dense delta is formed, and W gets no gradient.
 //!
 //! # Source
@@ -120,12 +121,12 @@ pub fn down_together(x: &Tensor<2>, factors: &[Option<&Factors>]) -> Option<Vec<
 /// `x` `[t, in]`, `sum` and result `[t, out]`.
 pub fn forward(
     x: &Tensor<2>,
-    weight: &impl FrozenMatrix,
+    (weight, alpha): (&impl FrozenMatrix, f32),
     factors: Option<&Factors>,
     xa: Option<Tensor<2>>,
     sum: Option<&Tensor<2>>,
 ) -> (Tensor<2>, Option<Tensor<2>>) {
-    let (y, xa) = forward_adapted(x, weight, factors, xa, sum);
+    let (y, xa) = forward_adapted(x, (weight, alpha), factors, xa, sum);
     (y.complete(), xa)
 }
 
@@ -135,12 +136,12 @@ pub fn forward(
 /// As [`forward`].
 pub fn forward_adapted(
     x: &Tensor<2>,
-    weight: &impl FrozenMatrix,
+    (weight, alpha): (&impl FrozenMatrix, f32),
     factors: Option<&Factors>,
     xa: Option<Tensor<2>>,
     sum: Option<&Tensor<2>>,
 ) -> (Adapted, Option<Tensor<2>>) {
-    let base = weight.matmul_add(x, sum);
+    let base = weight.matmul_add(x, alpha, sum);
     let Some(f) = factors else {
         return (Adapted { base, term: None }, None);
     };
@@ -174,7 +175,7 @@ pub enum WantedFactors {
     Into([Slot; 2]),
 }
 
-/// Gradient of the input, dx = dy·W + s·(dy·B)·A, and of the factors, dA = s·(dy·B)ᵀ·x and
+/// Gradient of the input, dx = α·dy·W + s·(dy·B)·A, and of the factors, dA = s·(dy·B)ᵀ·x and
 /// dB = s·dyᵀ·(x·Aᵀ), as far as they are `wanted`. dx is added to `sum`, where there is one: the gradient
 /// that reaches x from elsewhere.
 ///
@@ -184,12 +185,12 @@ pub enum WantedFactors {
 pub fn backward(
     dy: &Tensor<2>,
     x: &Tensor<2>,
-    weight: &impl FrozenMatrix,
+    (weight, alpha): (&impl FrozenMatrix, f32),
     adapter: Option<(&Factors, &Tensor<2>)>,
     wanted: Wanted,
     sum: Option<Tensor<2>>,
 ) -> (Option<Tensor<2>>, Option<FactorGrads>) {
-    let base = wanted.input.then(|| weight.matmul_transposed_add(dy, sum));
+    let base = (wanted.input).then(|| weight.matmul_transposed_add(dy, alpha, sum));
     let Some((f, xa)) = adapter else {
         return (base, None);
     };
@@ -221,8 +222,8 @@ pub fn backward(
 pub struct Branch<'a, W> {
     /// The gradient of its output.
     pub dy: Tensor<2>,
-    /// Its weight.
-    pub weight: &'a W,
+    /// Its weight, and the factor on its product.
+    pub weight: (&'a W, f32),
     /// Its factors and x·Aᵀ.
     pub adapter: Option<(&'a Factors, &'a Tensor<2>)>,
     /// Where their gradients go.
@@ -267,8 +268,8 @@ pub fn backward_together<W: FrozenMatrix, const N: usize>(
         let (Some((f, xa)), WantedFactors::Into([_, b])) = (branch.adapter, branch.factors) else {
             unreachable!("all have adapters and slots");
         };
-        let (dy, weight) = (branch.dy, branch.weight);
-        dx = wanted.then(|| weight.matmul_transposed_add(&dy, dx.take()));
+        let (dy, (weight, alpha)) = (branch.dy, branch.weight);
+        dx = wanted.then(|| weight.matmul_transposed_add(&dy, alpha, dx.take()));
         let accumulate = false;
         gemm_into((Op::T, &f.b), (Op::T, &dy), 1.0, &Slot { view, accumulate });
         gemm_into((Op::T, &dy), (Op::N, xa), f.scaling, &b);
@@ -305,7 +306,7 @@ fn slot_of_all<W>(branches: &[Branch<'_, W>]) -> Option<Slot> {
 /// The differentiable form of [`forward`].
 pub fn lora_linear<W: FrozenMatrix>(
     x: Tensor<2>,
-    weight: W,
+    (weight, alpha): (W, f32),
     factors: Option<Factors>,
 ) -> Tensor<2> {
     let parents = match &factors {
@@ -318,7 +319,7 @@ pub fn lora_linear<W: FrozenMatrix>(
         b: f.b.inner(),
         ..f
     });
-    let (y, xa) = forward(&x, &weight, factors.as_ref(), None, None);
+    let (y, xa) = forward(&x, (&weight, alpha), factors.as_ref(), None, None);
     attach(
         y,
         parents,
@@ -326,6 +327,7 @@ pub fn lora_linear<W: FrozenMatrix>(
             x,
             xa,
             weight,
+            alpha,
             factors,
         },
     )
@@ -336,6 +338,7 @@ struct LoraLinear<W> {
     x: Tensor<2>,
     xa: Option<Tensor<2>>,
     weight: W,
+    alpha: f32,
     factors: Option<Factors>,
 }
 
@@ -351,7 +354,14 @@ impl<W: FrozenMatrix> Vjp<3> for LoraLinear<W> {
             },
         };
         let adapter = self.factors.as_ref().zip(self.xa.as_ref());
-        let (dx, grads) = backward(&dy, &self.x, &self.weight, adapter, wanted, None);
+        let (dx, grads) = backward(
+            &dy,
+            &self.x,
+            (&self.weight, self.alpha),
+            adapter,
+            wanted,
+            None,
+        );
         let dx = dx.map(Tensor::into_dispatch);
         // On the tape a gradient has the dtype of what it belongs to.
         let dtype = self.x.dtype();

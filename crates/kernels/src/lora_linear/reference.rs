@@ -4,9 +4,14 @@ use burn::tensor::Tensor;
 
 use super::Factors;
 
-/// x·Wᵀ + s·(x·Aᵀ)·Bᵀ; differentiable with respect to everything, W too.
-pub fn forward(x: Tensor<2>, weight: Tensor<2>, factors: Option<&Factors>) -> Tensor<2> {
+/// α·x·Wᵀ + s·(x·Aᵀ)·Bᵀ; differentiable with respect to everything, W too.
+pub fn forward(
+    x: Tensor<2>,
+    (weight, alpha): (Tensor<2>, f32),
+    factors: Option<&Factors>,
+) -> Tensor<2> {
     let y = x.clone().matmul(weight.transpose());
+    let y = if alpha == 1.0 { y } else { y.mul_scalar(alpha) };
     match factors {
         None => y,
         Some(f) => {

@@ -1,4 +1,4 @@
-//! f32 heads on the CPU: one pass for the statistics, one for the values.
+//! f32 heads on the CPU, or groups of them: one pass for the statistics, one for the values.
 
 use burn::tensor::Tensor;
 use rayon::prelude::*;
@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use crate::cpu::{F32s, build_rows, f32s, grain, into_vec, simd, sum, sum2, tensor};
 use crate::rope::RotaryTables;
 
-/// The largest head whose turned gradient fits into the buffer of a row.
+/// Features whose turned gradient fits on the stack.
 const LARGEST: usize = 1024;
 
 /// Operands of either pass.
@@ -15,32 +15,35 @@ struct Heads {
     weight: F32s,
     cos: F32s,
     sin: F32s,
-    /// Heads of a token.
-    heads: usize,
-    /// Features of a head.
-    d: usize,
+    /// Groups of heads of a token.
+    groups: usize,
+    /// Features of a group: those that are normed together.
+    normed: usize,
+    /// Half the features of a head.
+    half: usize,
     rows: usize,
 }
 
 impl Heads {
     fn of(x: &Tensor<2>, weight: &Tensor<1>, tables: &RotaryTables) -> Option<Self> {
-        let ([t, width], [d]) = (x.dims(), weight.dims());
+        let ([t, width], [normed]) = (x.dims(), weight.dims());
         Some(Self {
             x: f32s(x)?,
             weight: f32s(weight)?,
             cos: f32s(&tables.cos)?,
             sin: f32s(&tables.sin)?,
-            heads: width / d,
-            d,
-            rows: t * width / d,
+            groups: width / normed,
+            normed,
+            half: tables.cos.dims()[1],
+            rows: t * width / normed,
         })
     }
 
-    /// Cosines and sines of row `i`, which is a head of token `i / heads`.
+    /// Cosines and sines of row `i`, which is a group of token `i / groups`.
     #[inline(always)]
     fn angles(&self, i: usize) -> (&[f32], &[f32]) {
-        let half = self.d / 2;
-        let start = i / self.heads * half;
+        let half = self.half;
+        let start = i / self.groups * half;
         let (cos, sin): (&[f32], &[f32]) = (&self.cos, &self.sin);
         (&cos[start..start + half], &sin[start..start + half])
     }
@@ -48,13 +51,13 @@ impl Heads {
     #[inline(always)]
     fn row(&self, i: usize) -> &[f32] {
         let x: &[f32] = &self.x;
-        &x[i * self.d..(i + 1) * self.d]
+        &x[i * self.normed..(i + 1) * self.normed]
     }
 
     #[inline(always)]
     fn rstd(&self, x: &[f32], eps: f64) -> f32 {
         let squares = sum(x, |x| x * x);
-        (1.0 / (f64::from(squares) / self.d as f64 + eps).sqrt()) as f32
+        (1.0 / (f64::from(squares) / self.normed as f64 + eps).sqrt()) as f32
     }
 }
 
@@ -65,20 +68,23 @@ pub(super) fn forward(
     tables: &RotaryTables,
 ) -> Option<Tensor<2>> {
     let o = Heads::of(x, weight, tables)?;
-    let half = o.d / 2;
+    let (half, d) = (o.half, 2 * o.half);
     let y = build_rows(
         o.rows,
-        o.d,
+        o.normed,
         #[inline(always)]
         |i, out| {
             let (x, (cos, sin)) = (o.row(i), o.angles(i));
             let r = o.rstd(x, eps);
-            let ((x1, x2), (w1, w2)) = (x.split_at(half), o.weight.split_at(half));
-            let (out1, out2) = out.split_at_mut(half);
-            for j in 0..half {
-                let (a, b) = (x1[j] * r * w1[j], x2[j] * r * w2[j]);
-                out1[j].write(a * cos[j] - b * sin[j]);
-                out2[j].write(b * cos[j] + a * sin[j]);
+            let heads = x.chunks_exact(d).zip(o.weight.chunks_exact(d));
+            for ((x, w), out) in heads.zip(out.chunks_exact_mut(d)) {
+                let ((x1, x2), (w1, w2)) = (x.split_at(half), w.split_at(half));
+                let (out1, out2) = out.split_at_mut(half);
+                for j in 0..half {
+                    let (a, b) = (x1[j] * r * w1[j], x2[j] * r * w2[j]);
+                    out1[j].write(a * cos[j] - b * sin[j]);
+                    out2[j].write(b * cos[j] + a * sin[j]);
+                }
             }
         },
     );
@@ -93,32 +99,39 @@ pub(super) fn backward(
     eps: f64,
     tables: &RotaryTables,
 ) -> Result<Tensor<2>, Tensor<2>> {
-    let heads = Heads::of(x, weight, tables).filter(|o| o.d <= LARGEST);
-    let (Some(o), Some(_)) = (heads, f32s(&dy)) else {
+    let (Some(o), Some(_)) = (Heads::of(x, weight, tables), f32s(&dy)) else {
         return Err(dy);
     };
-    let half = o.d / 2;
+    let (half, d) = (o.half, 2 * o.half);
     let mut values = into_vec(dy);
     values
-        .par_chunks_exact_mut(o.d)
-        .with_min_len(grain(o.d))
+        .par_chunks_exact_mut(o.normed)
+        .with_min_len(grain(o.normed))
         .enumerate()
         .for_each(|(i, values)| {
             simd(
                 #[inline(always)]
                 || {
                     let (x, (cos, sin)) = (o.row(i), o.angles(i));
-                    let (dy1, dy2) = values.split_at(half);
-                    let (w1, w2) = o.weight.split_at(half);
-                    let mut scaled = [0f32; LARGEST];
-                    let scaled = &mut scaled[..o.d];
-                    let (g1, g2) = scaled.split_at_mut(half);
-                    for j in 0..half {
-                        g1[j] = (dy1[j] * cos[j] + dy2[j] * sin[j]) * w1[j];
-                        g2[j] = (dy2[j] * cos[j] - dy1[j] * sin[j]) * w2[j];
+                    let (mut small, mut large) = ([0f32; LARGEST], Vec::new());
+                    let scaled = match o.normed <= LARGEST {
+                        true => &mut small[..o.normed],
+                        false => {
+                            large.resize(o.normed, 0f32);
+                            &mut large[..]
+                        }
+                    };
+                    let heads = values.chunks_exact(d).zip(o.weight.chunks_exact(d));
+                    for ((dy, w), scaled) in heads.zip(scaled.chunks_exact_mut(d)) {
+                        let ((dy1, dy2), (w1, w2)) = (dy.split_at(half), w.split_at(half));
+                        let (g1, g2) = scaled.split_at_mut(half);
+                        for j in 0..half {
+                            g1[j] = (dy1[j] * cos[j] + dy2[j] * sin[j]) * w1[j];
+                            g2[j] = (dy2[j] * cos[j] - dy1[j] * sin[j]) * w2[j];
+                        }
                     }
                     let r = o.rstd(x, eps);
-                    let c = sum2(scaled, x, |g, x| g * x) * r * r / o.d as f32;
+                    let c = sum2(scaled, x, |g, x| g * x) * r * r / o.normed as f32;
                     for ((out, &g), &x) in values.iter_mut().zip(&*scaled).zip(x) {
                         *out = r * (g - x * c);
                     }

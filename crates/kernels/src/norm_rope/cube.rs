@@ -1,4 +1,5 @@
-//! One plane for each head on a CubeCL device, or one cube where planes cannot sum; a unit has pairs of vectors.
+//! One plane for each head on a CubeCL device, or for the heads that are normed together, or one cube where planes cannot
+//! sum; a unit has pairs of vectors.
 
 use burn::tensor::{DType, Tensor};
 use cubecl::ir::ElemType;
@@ -10,7 +11,7 @@ use crate::cube::{
 };
 use crate::rope::RotaryTables;
 
-/// Heads of a cube where each has a plane.
+/// Groups of heads of a cube where each has a plane.
 const PLANES: u32 = 8;
 /// Units of a plane, or of the cube that stands for one.
 const UNITS: u32 = 32;
@@ -21,9 +22,12 @@ struct Operands {
     weight: CubeTensor,
     cos: CubeTensor,
     sin: CubeTensor,
-    /// Features of a head.
-    d: usize,
-    heads: usize,
+    /// Features that are normed together: a group of heads.
+    normed: usize,
+    /// Half the features of a head.
+    half: usize,
+    /// Groups of a token.
+    groups: usize,
     /// Values in a vector.
     line: usize,
     cube: RowCube,
@@ -31,7 +35,8 @@ struct Operands {
 
 impl Operands {
     fn of(x: &Tensor<2>, weight: &Tensor<1>, tables: &RotaryTables) -> Option<Self> {
-        let ([_, width], [d]) = (x.dims(), weight.dims());
+        let ([_, width], [normed]) = (x.dims(), weight.dims());
+        let half = tables.cos.dims()[1];
         let (x, weight) = (floats(x)?, floats(weight)?);
         let (cos, sin) = (floats(&tables.cos)?, floats(&tables.sin)?);
         if cos.dtype != DType::F32 || sin.dtype != DType::F32 {
@@ -39,20 +44,21 @@ impl Operands {
         }
         let cube = RowCube::new(&x, UNITS as usize, UNITS);
         Some(Self {
-            line: line(x.dtype, d / 2),
-            heads: width / d,
+            line: line(x.dtype, half),
+            groups: width / normed,
             x,
             weight,
             cos,
             sin,
-            d,
+            normed,
+            half,
             cube,
         })
     }
 
     /// Cubes and their units.
     fn launch(&self) -> (CubeCount, CubeDim) {
-        let rows = len(&self.x) / self.d;
+        let rows = len(&self.x) / self.normed;
         if self.cube.planes {
             let count = cubes(rows.div_ceil(PLANES as usize));
             return (count, CubeDim::new_1d(PLANES * UNITS));
@@ -80,10 +86,11 @@ pub(super) fn forward(
     }
     let (count, dim) = o.launch();
     let [x, w, cos, sin, out] = [&o.x, &o.weight, &o.cos, &o.sin, &y].map(|x| argument(x, o.line));
-    let half = (o.d / 2 / o.line) as u32;
+    let half = (o.half / o.line) as u32;
+    let pairs = (o.normed / 2 / o.line) as u32;
     #[expect(unsafe_code, reason = "a kernel without bounds checks")]
-    // SAFETY: x and y have whole heads of 2·half vectors, the weight one head, the tables half a head for each token, as
-    // the caller checked; the kernel ends beyond the last head of y.
+    // SAFETY: x and y have whole groups of 2·pairs vectors, the weight one group, groups whole heads of 2·half vectors, the
+    // tables half a head for each token, as the caller checked; the kernel ends beyond the last group of y.
     unsafe {
         forward_kernel::launch_unchecked(
             &o.x.client,
@@ -96,10 +103,12 @@ pub(super) fn forward(
             sin,
             out,
             half,
-            o.heads as u32,
-            1.0 / o.d as f32,
+            pairs,
+            o.groups as u32,
+            1.0 / o.normed as f32,
             eps as f32,
             o.cube,
+            pairs > half,
             [elem(o.x.dtype), elem(o.weight.dtype)],
         );
     }
@@ -125,10 +134,11 @@ pub(super) fn backward(
     let (count, dim) = o.launch();
     let out = InPlace::over(&dy, o.line, 0);
     let [dy, x, w, cos, sin] = [&dy, &o.x, &o.weight, &o.cos, &o.sin].map(|x| argument(x, o.line));
-    let half = (o.d / 2 / o.line) as u32;
+    let half = (o.half / o.line) as u32;
+    let pairs = (o.normed / 2 / o.line) as u32;
     #[expect(unsafe_code, reason = "a kernel without bounds checks")]
-    // SAFETY: dy, x and dx have whole heads of 2·half vectors, the weight one head, the tables half a head for each
-    // token, as the caller checked; the kernel ends beyond the last head of dx. Written over dy, each unit reads its
+    // SAFETY: dy, x and dx have whole groups of 2·pairs vectors, the weight one group, groups whole heads of 2·half vectors,
+    // the tables half a head for each token, as the caller checked; the kernel ends beyond the last group of dx. Written over dy, each unit reads its
     // pairs before it writes them, and no other unit reads them.
     unsafe {
         backward_kernel::launch_unchecked(
@@ -143,19 +153,21 @@ pub(super) fn backward(
             sin,
             out.argument,
             half,
-            o.heads as u32,
-            1.0 / o.d as f32,
+            pairs,
+            o.groups as u32,
+            1.0 / o.normed as f32,
             eps as f32,
             o.cube,
+            pairs > half,
             [elem(o.x.dtype), elem(o.weight.dtype)],
         );
     }
     Ok(tensor(out.tensor))
 }
 
-/// The head that this unit works on.
+/// The group of heads that this unit works on.
 #[cube]
-fn own_head(#[comptime] cube: RowCube) -> usize {
+fn own_group(#[comptime] cube: RowCube) -> usize {
     if comptime!(cube.planes) {
         CUBE_POS * comptime!(PLANES as usize) + PLANE_POS as usize
     } else {
@@ -163,7 +175,7 @@ fn own_head(#[comptime] cube: RowCube) -> usize {
     }
 }
 
-/// Its place among the units of the head.
+/// Its place among the units of the group.
 #[cube]
 fn own_place(#[comptime] cube: RowCube) -> usize {
     if comptime!(cube.planes) {
@@ -173,14 +185,30 @@ fn own_place(#[comptime] cube: RowCube) -> usize {
     }
 }
 
-/// Σ `value` over the units of a head.
+/// Σ `value` over the units of a group.
 #[cube]
-fn sum_head(value: f32, #[comptime] cube: RowCube) -> f32 {
+fn sum_group(value: f32, #[comptime] cube: RowCube) -> f32 {
     if comptime!(cube.planes) {
         plane_sum(value)
     } else {
         sum_cube(value, cube)
     }
+}
+
+/// Where pair `i` of a group begins: heads follow one another, each with both halves.
+#[cube]
+fn first_of(i: usize, half: usize, #[comptime] together: bool) -> usize {
+    if comptime!(together) {
+        i / half * half + i
+    } else {
+        i
+    }
+}
+
+/// Pair `i` of a group within its head.
+#[cube]
+fn within(i: usize, half: usize, #[comptime] together: bool) -> usize {
+    if comptime!(together) { i % half } else { i }
 }
 
 #[cube(launch_unchecked)]
@@ -191,42 +219,48 @@ fn forward_kernel<F: Float, W: Float, N: Size>(
     sin: &[Vector<f32, N>],
     y: &mut [Vector<F, N>],
     half: u32,
-    heads: u32,
+    pairs: u32,
+    groups: u32,
     scale: f32,
     eps: f32,
     #[comptime] cube: RowCube,
+    #[comptime] together: bool,
     #[define(F, W)] _dtypes: [ElemType; 2],
 ) {
-    let head = own_head(cube);
-    let half = half as usize;
-    let start = head * 2 * half;
+    let group = own_group(cube);
+    let (half, pairs) = (half as usize, pairs as usize);
+    let start = group * 2 * pairs;
     if start >= y.len() {
         terminate!();
     }
-    let angle = head / heads as usize * half;
+    let angle = group / groups as usize * half;
     let units = comptime!(UNITS as usize);
 
     let mut squares = Vector::<f32, N>::new(0.0f32);
     let mut i = own_place(cube);
-    while i < half {
-        let a = Vector::<f32, N>::cast_from(x[start + i]);
-        let b = Vector::<f32, N>::cast_from(x[start + half + i]);
+    while i < pairs {
+        let at = first_of(i, half, together);
+        let a = Vector::<f32, N>::cast_from(x[start + at]);
+        let b = Vector::<f32, N>::cast_from(x[start + half + at]);
         squares += a * a + b * b;
         i += units;
     }
-    let mean = sum_head(sum_lanes(squares), cube) * scale;
+    let mean = sum_group(sum_lanes(squares), cube) * scale;
     let r = Vector::<f32, N>::new(1.0f32 / (mean + eps).sqrt());
     let mut i = own_place(cube);
-    while i < half {
-        let a =
-            Vector::<f32, N>::cast_from(x[start + i]) * r * Vector::<f32, N>::cast_from(weight[i]);
-        let b = Vector::<f32, N>::cast_from(x[start + half + i])
+    while i < pairs {
+        let at = first_of(i, half, together);
+        let a = Vector::<f32, N>::cast_from(x[start + at])
             * r
-            * Vector::<f32, N>::cast_from(weight[half + i]);
-        let c = cos[angle + i];
-        let s = sin[angle + i];
-        y[start + i] = Vector::cast_from(a * c - b * s);
-        y[start + half + i] = Vector::cast_from(b * c + a * s);
+            * Vector::<f32, N>::cast_from(weight[at]);
+        let b = Vector::<f32, N>::cast_from(x[start + half + at])
+            * r
+            * Vector::<f32, N>::cast_from(weight[half + at]);
+        let turn = angle + within(i, half, together);
+        let c = cos[turn];
+        let s = sin[turn];
+        y[start + at] = Vector::cast_from(a * c - b * s);
+        y[start + half + at] = Vector::cast_from(b * c + a * s);
         i += units;
     }
 }
@@ -240,57 +274,63 @@ fn backward_kernel<F: Float, W: Float, N: Size>(
     sin: &[Vector<f32, N>],
     dx: &mut [Vector<F, N>],
     half: u32,
-    heads: u32,
+    pairs: u32,
+    groups: u32,
     scale: f32,
     eps: f32,
     #[comptime] cube: RowCube,
+    #[comptime] together: bool,
     #[define(F, W)] _dtypes: [ElemType; 2],
 ) {
-    let head = own_head(cube);
-    let half = half as usize;
-    let start = head * 2 * half;
+    let group = own_group(cube);
+    let (half, pairs) = (half as usize, pairs as usize);
+    let start = group * 2 * pairs;
     if start >= dx.len() {
         terminate!();
     }
-    let angle = head / heads as usize * half;
+    let angle = group / groups as usize * half;
     let units = comptime!(UNITS as usize);
 
     let mut squares = Vector::<f32, N>::new(0.0f32);
     let mut products = Vector::<f32, N>::new(0.0f32);
     let mut i = own_place(cube);
-    while i < half {
-        let a = Vector::<f32, N>::cast_from(x[start + i]);
-        let b = Vector::<f32, N>::cast_from(x[start + half + i]);
+    while i < pairs {
+        let at = first_of(i, half, together);
+        let a = Vector::<f32, N>::cast_from(x[start + at]);
+        let b = Vector::<f32, N>::cast_from(x[start + half + at]);
         squares += a * a + b * b;
-        let da = Vector::<f32, N>::cast_from(dy[start + i]);
-        let db = Vector::<f32, N>::cast_from(dy[start + half + i]);
-        let c = cos[angle + i];
-        let s = sin[angle + i];
-        let ga = (da * c + db * s) * Vector::<f32, N>::cast_from(weight[i]);
-        let gb = (db * c - da * s) * Vector::<f32, N>::cast_from(weight[half + i]);
+        let da = Vector::<f32, N>::cast_from(dy[start + at]);
+        let db = Vector::<f32, N>::cast_from(dy[start + half + at]);
+        let turn = angle + within(i, half, together);
+        let c = cos[turn];
+        let s = sin[turn];
+        let ga = (da * c + db * s) * Vector::<f32, N>::cast_from(weight[at]);
+        let gb = (db * c - da * s) * Vector::<f32, N>::cast_from(weight[half + at]);
         products += ga * a + gb * b;
         i += units;
     }
-    let mean = sum_head(sum_lanes(squares), cube) * scale;
+    let mean = sum_group(sum_lanes(squares), cube) * scale;
     if comptime!(!cube.planes) {
         // The sum's shared memory is used again.
         sync_cube();
     }
     let r = 1.0f32 / (mean + eps).sqrt();
-    let c0 = Vector::<f32, N>::new(sum_head(sum_lanes(products), cube) * r * r * scale);
+    let c0 = Vector::<f32, N>::new(sum_group(sum_lanes(products), cube) * r * r * scale);
     let r = Vector::<f32, N>::new(r);
     let mut i = own_place(cube);
-    while i < half {
-        let a = Vector::<f32, N>::cast_from(x[start + i]);
-        let b = Vector::<f32, N>::cast_from(x[start + half + i]);
-        let da = Vector::<f32, N>::cast_from(dy[start + i]);
-        let db = Vector::<f32, N>::cast_from(dy[start + half + i]);
-        let c = cos[angle + i];
-        let s = sin[angle + i];
-        let ga = (da * c + db * s) * Vector::<f32, N>::cast_from(weight[i]);
-        let gb = (db * c - da * s) * Vector::<f32, N>::cast_from(weight[half + i]);
-        dx[start + i] = Vector::cast_from((ga - a * c0) * r);
-        dx[start + half + i] = Vector::cast_from((gb - b * c0) * r);
+    while i < pairs {
+        let at = first_of(i, half, together);
+        let a = Vector::<f32, N>::cast_from(x[start + at]);
+        let b = Vector::<f32, N>::cast_from(x[start + half + at]);
+        let da = Vector::<f32, N>::cast_from(dy[start + at]);
+        let db = Vector::<f32, N>::cast_from(dy[start + half + at]);
+        let turn = angle + within(i, half, together);
+        let c = cos[turn];
+        let s = sin[turn];
+        let ga = (da * c + db * s) * Vector::<f32, N>::cast_from(weight[at]);
+        let gb = (db * c - da * s) * Vector::<f32, N>::cast_from(weight[half + at]);
+        dx[start + at] = Vector::cast_from((ga - a * c0) * r);
+        dx[start + half + at] = Vector::cast_from((gb - b * c0) * r);
         i += units;
     }
 }

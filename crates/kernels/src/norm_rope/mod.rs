@@ -1,11 +1,12 @@
-//! Root-mean-square normalisation of each head, then its rotary position embedding: queries and keys of Qwen 3.
+//! Root-mean-square normalisation of each head, then its rotary position embedding: queries and keys of Qwen 3. Or of all
+//! heads together: those of OLMo 2.
 //!
-//! Within each head, n = x·r∘w with r = 1 / √(mean(x²) + ε), and y = rope(n). Statistics and the step between the two
-//! are in f32; nothing but x is needed for the backward pass.
+//! Within each head, or within all that share a statistic, n = x·r∘w with r = 1 / √(mean(x²) + ε), and y = rope(n).
+//! Statistics and the step between the two are in f32; nothing but x is needed for the backward pass.
 //!
 //! # Source
 //! Henry et al. 2020, arXiv:2010.04245, with the norm of [`rms_norm`](crate::rms_norm); order as in Hugging Face's
-//! Qwen 3.
+//! Qwen 3 and OLMo 2.
 
 mod cpu;
 #[cfg(feature = "cube")]
@@ -19,10 +20,11 @@ use crate::autograd::{Vjp, attach, parent};
 use crate::dispatch::on_device;
 use crate::rope::RotaryTables;
 
-/// Every head of every token, normed and turned.
+/// Every head of every token, normed and turned. The length of `weight` says what is normed together: heads of d, or g heads
+/// at a time.
 ///
 /// # Shapes
-/// `x` and the result `[t, h·d]`, `weight` `[d]`, the same for all heads.
+/// `x` and the result `[t, h·d]`, `weight` `[g·d]`, the same for all groups of g heads.
 pub fn forward(x: &Tensor<2>, weight: &Tensor<1>, eps: f64, tables: &RotaryTables) -> Tensor<2> {
     check(x, weight, tables);
     cpu::forward(x, weight, eps, tables)
@@ -48,17 +50,18 @@ pub fn backward(
         .unwrap_or_else(|dy| reference::backward(&dy, x, weight, eps, tables))
 }
 
-/// Gradient of the weight: Σ over tokens and heads of rope⁻¹(dy)∘x·r.
+/// Gradient of the weight, of `normed` values: Σ over tokens and groups of rope⁻¹(dy)∘x·r.
 ///
 /// # Shapes
-/// As [`backward`]; result `[d]`.
+/// As [`backward`]; result `[normed]`.
 pub fn backward_weight(
     dy: &Tensor<2>,
     x: &Tensor<2>,
+    normed: usize,
     eps: f64,
     tables: &RotaryTables,
 ) -> Tensor<1> {
-    reference::backward_weight(dy, x, eps, tables)
+    reference::backward_weight(dy, x, normed, eps, tables)
 }
 
 /// The differentiable form of [`forward`].
@@ -76,13 +79,17 @@ pub fn norm_rope(x: Tensor<2>, weight: Tensor<1>, eps: f64, tables: &RotaryTable
 }
 
 fn check(x: &Tensor<2>, weight: &Tensor<1>, tables: &RotaryTables) {
-    let ([_, width], [d]) = (x.dims(), weight.dims());
-    let turned = 2 * tables.cos.dims()[1];
-    assert_eq!(d, turned, "a norm of {d} features, but heads of {turned}");
+    let ([_, width], [normed]) = (x.dims(), weight.dims());
+    let d = 2 * tables.cos.dims()[1];
     assert_eq!(
-        width % d,
+        normed % d,
         0,
-        "{width} features are no whole number of heads of {d}"
+        "a norm of {normed} features is none of heads of {d}"
+    );
+    assert_eq!(
+        width % normed,
+        0,
+        "{width} features are no whole number of norms of {normed}"
     );
 }
 
@@ -97,7 +104,9 @@ struct NormRope {
 impl Vjp<2> for NormRope {
     fn vjp(self, dy: DispatchTensor, [dx, dw]: [bool; 2]) -> [Option<DispatchTensor>; 2] {
         let dy: Tensor<2> = Tensor::from_dispatch(dy);
-        let dw = dw.then(|| backward_weight(&dy, &self.x, self.eps, &self.tables).into_dispatch());
+        let normed = self.weight.dims()[0];
+        let dw = dw
+            .then(|| backward_weight(&dy, &self.x, normed, self.eps, &self.tables).into_dispatch());
         let dx =
             dx.then(|| backward(dy, &self.x, &self.weight, self.eps, &self.tables).into_dispatch());
         [dx, dw]

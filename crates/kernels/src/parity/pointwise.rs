@@ -147,37 +147,49 @@ fn norm_rope_and_both_gradients() {
         (9, 5, 128),
         (2, 3, 256),
     ] {
-        let exact = tables(t, d);
-        let put = |place: &Place| RotaryTables {
-            cos: place.put_f32(&exact.cos),
-            sin: place.put_f32(&exact.sin),
-        };
-        compare(
-            [random([t, heads * d]), random([1, d])],
-            |place, [x, w]| norm_rope::norm_rope(x, w.squeeze_dim(0), 1e-5, &put(place)),
-            |_, [x, w]| norm_rope::reference::forward(&x, &w.squeeze_dim(0), 1e-5, &exact),
+        check_norm_rope(t, heads, d, 1);
+    }
+    // All heads of a token together, some of them, and more features than a row's buffer holds.
+    for (t, heads, d, together) in [(7, 3, 16, 3), (5, 4, 6, 2), (3, 16, 128, 16), (4, 5, 64, 5)] {
+        check_norm_rope(t, heads, d, together);
+    }
+}
+
+fn check_norm_rope(t: usize, heads: usize, d: usize, together: usize) {
+    let exact = tables(t, d);
+    let put = |place: &Place| RotaryTables {
+        cos: place.put_f32(&exact.cos),
+        sin: place.put_f32(&exact.sin),
+    };
+    compare(
+        [random([t, heads * d]), random([1, together * d])],
+        |place, [x, w]| norm_rope::norm_rope(x, w.squeeze_dim(0), 1e-5, &put(place)),
+        |_, [x, w]| norm_rope::reference::forward(&x, &w.squeeze_dim(0), 1e-5, &exact),
+    );
+    let (x, dy, w) = (
+        random([t, heads * d]),
+        random([t, heads * d]),
+        random([together * d]),
+    );
+    for place in places() {
+        let (there, weight, tables) = (place.put(&x), place.put(&w), put(place));
+        let expected = norm_rope::reference::backward(
+            &place.round(&dy),
+            &place.round(&x),
+            &place.round(&w),
+            1e-5,
+            &exact,
         );
-        let (x, dy, w) = (random([t, heads * d]), random([t, heads * d]), random([d]));
-        for place in places() {
-            let (there, weight, tables) = (place.put(&x), place.put(&w), put(place));
-            let expected = norm_rope::reference::backward(
-                &place.round(&dy),
-                &place.round(&x),
-                &place.round(&w),
-                1e-5,
-                &exact,
-            );
-            let backward = |dy| norm_rope::backward(dy, &there, &weight, 1e-5, &tables);
-            place.assert_close("in place", backward(place.put(&dy)), expected.clone());
-            let held = place.put(&dy);
-            place.assert_close("beside it", backward(held.clone()), expected);
-            place.assert_close("held gradient", held, place.round(&dy));
-            // The weight may be kept in f32 whatever the activations are.
-            let mixed = norm_rope::forward(&there, &place.put_f32(&w), 1e-5, &tables);
-            assert_eq!(mixed.dtype(), place.dtype);
-            let expected = norm_rope::reference::forward(&place.round(&x), &w, 1e-5, &exact);
-            place.assert_close("an f32 weight", mixed, expected);
-        }
+        let backward = |dy| norm_rope::backward(dy, &there, &weight, 1e-5, &tables);
+        place.assert_close("in place", backward(place.put(&dy)), expected.clone());
+        let held = place.put(&dy);
+        place.assert_close("beside it", backward(held.clone()), expected);
+        place.assert_close("held gradient", held, place.round(&dy));
+        // The weight may be kept in f32 whatever the activations are.
+        let mixed = norm_rope::forward(&there, &place.put_f32(&w), 1e-5, &tables);
+        assert_eq!(mixed.dtype(), place.dtype);
+        let expected = norm_rope::reference::forward(&place.round(&x), &w, 1e-5, &exact);
+        place.assert_close("an f32 weight", mixed, expected);
     }
 }
 

@@ -131,7 +131,7 @@ fn gemm_reads_views() {
 
 #[test]
 fn lora_linear_and_its_three_gradients() {
-    for dropout in [None, Some(Dropout { p: 0.3, seed: 11 })] {
+    for (dropout, alpha) in [(None, 1.0), (Some(Dropout { p: 0.3, seed: 11 }), 0.6)] {
         for (t, input, output, r) in [(1, 3, 2, 1), (17, 64, 48, 4), (130, 96, 200, 16)] {
             // Of the size that weights have, so that outputs stay of order 1.
             let weight = random([output, input]).mul_scalar((input as f32).powf(-0.5));
@@ -148,11 +148,11 @@ fn lora_linear_and_its_three_gradients() {
                     random([output, r]).mul_scalar((r as f32).powf(-0.5)),
                 ],
                 |place, [x, a, b]| {
-                    lora_linear::lora_linear(x, place.put(&weight), Some(factors(a, b)))
+                    lora_linear::lora_linear(x, (place.put(&weight), alpha), Some(factors(a, b)))
                 },
                 |place, [x, a, b]| {
                     let weight = place.round(&weight);
-                    lora_linear::reference::forward(x, weight, Some(&factors(a, b)))
+                    lora_linear::reference::forward(x, (weight, alpha), Some(&factors(a, b)))
                 },
             );
         }
@@ -164,8 +164,8 @@ fn a_frozen_weight_without_adapter_passes_its_gradient_on() {
     let weight = random([5, 8]);
     compare(
         [random([3, 8])],
-        |place, [x]| lora_linear::lora_linear(x, place.put(&weight), None),
-        |place, [x]| lora_linear::reference::forward(x, place.round(&weight), None),
+        |place, [x]| lora_linear::lora_linear(x, (place.put(&weight), 0.6), None),
+        |place, [x]| lora_linear::reference::forward(x, (place.round(&weight), 0.6), None),
     );
 }
 
@@ -216,7 +216,7 @@ fn adapters_together_are_what_they_are_apart() {
             let ups = outputs.map(|output| Tensor::zeros([output, 16], &place.device));
             let branch = |grads: &Flat, i: usize| lora_linear::Branch {
                 dy: dys[i].clone(),
-                weight: &weights[i],
+                weight: (&weights[i], [1.0, 0.6, 1.0][i]),
                 adapter: Some((&factors[i], &downs[i])),
                 factors: WantedFactors::Into([
                     Slot {

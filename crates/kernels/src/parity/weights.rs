@@ -128,11 +128,11 @@ fn whole_numbers_of_rows() {
             assert_eq!(y.dtype(), place.dtype);
             place.assert_close("values", y, expected.clone());
             place.assert_close("rows", there.rows(&[last, 0]), rows.clone());
-            let y = there.matmul_add(&place.put(&x), Some(&place.put(&sum_y)));
-            let product = gemm::nt(&place.round(&x), &expected);
+            let y = there.matmul_add(&place.put(&x), 0.6, Some(&place.put(&sum_y)));
+            let product = gemm::nt(&place.round(&x), &expected).mul_scalar(0.6);
             place.assert_close("x·Wᵀ", y, product + place.round(&sum_y));
-            let dx = there.matmul_transposed_add(&place.put(&dy), Some(place.put(&sum_x)));
-            let product = gemm::nn(&place.round(&dy), &expected);
+            let dx = there.matmul_transposed_add(&place.put(&dy), 0.6, Some(place.put(&sum_x)));
+            let product = gemm::nn(&place.round(&dy), &expected).mul_scalar(0.6);
             place.assert_close("dy·W", dx, product + place.round(&sum_x));
         }
     }
@@ -150,18 +150,20 @@ fn check_products<F: BlockFormat>(matrix: impl Fn(&Device) -> Blocks<F>, counts:
         let sum = random([t, dims[0]]) + apart;
         for place in places() {
             let there = (matrix(&place.device), place.put(&x));
-            let product = |c| {
+            let product = |alpha, c| {
                 let x = place.round(&x);
-                gemm::reference::gemm((Op::N, &x), (Op::T, &values), 1.0, c)
+                gemm::reference::gemm((Op::N, &x), (Op::T, &values), alpha, c)
             };
             let what = format!("{t} rows with {dims:?}");
             let y = there.0.matmul(&there.1);
             assert_eq!(y.dtype(), place.dtype);
-            place.assert_close(&what, y, product(None));
-            let expected = product(Some(place.round(&sum)));
+            place.assert_close(&what, y, product(1.0, None));
             let shared = place.put(&sum);
-            let y = there.0.matmul_add(&there.1, Some(&shared));
-            place.assert_close(&format!("{what}, added"), y, expected);
+            for alpha in [1.0, 0.6] {
+                let expected = product(alpha, Some(place.round(&sum)));
+                let y = there.0.matmul_add(&there.1, alpha, Some(&shared));
+                place.assert_close(&format!("{what}, added"), y, expected);
+            }
             place.assert_close("what was added to", shared, place.round(&sum));
         }
     }
@@ -238,12 +240,13 @@ fn blocks_of_gguf_files() {
                     let there = matrix(&place.device);
                     let what = format!("{t} rows with {dims:?} in {kind}");
                     let product = gemm::nt(&place.round(&x), &expected);
-                    let y = there.matmul_add(&place.put(&x), Some(&place.put(&sum_y)));
+                    let y = there.matmul_add(&place.put(&x), 1.0, Some(&place.put(&sum_y)));
                     place.assert_close(&what, y, product.clone() + place.round(&sum_y));
                     if dims[0] > 1 {
                         place.assert_close(&what, there.matmul(&place.put(&x)), product);
                     }
-                    let dx = there.matmul_transposed_add(&place.put(&dy), Some(place.put(&sum_x)));
+                    let sum = Some(place.put(&sum_x));
+                    let dx = there.matmul_transposed_add(&place.put(&dy), 1.0, sum);
                     let product = gemm::nn(&place.round(&dy), &expected);
                     place.assert_close(&what, dx, product + place.round(&sum_x));
                 }

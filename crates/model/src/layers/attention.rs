@@ -1,14 +1,14 @@
 //! The projections of self-attention with grouped key–value heads.
 
-use backdraft_arch::Norm;
+use backdraft_arch::{Heads, Norm};
 use backdraft_kernels::attention::HeadLayout;
 use backdraft_lora::Projection;
 use burn::module::Module;
 
 use super::RmsNorm;
 
-/// What attention is made of: o(attention(rope(q(x)), rope(k(x)), v(x))), with a norm of each head of q(x) and k(x)
-/// in some families.
+/// What attention is made of: o(attention(rope(q(x)), rope(k(x)), v(x))), with norms of q(x) and k(x) in some families,
+/// without RoPE in some layers.
 #[derive(Module, Debug)]
 pub struct Attention {
     /// hidden → heads.
@@ -22,14 +22,17 @@ pub struct Attention {
     /// Of queries and of keys.
     pub(super) head_norms: Option<[RmsNorm; 2]>,
     #[module(skip)]
+    heads: Heads,
+    #[module(skip)]
     layout: HeadLayout,
 }
 
 impl Attention {
-    /// From its four projections, q, k, v and o, and the norms of query and key heads where there are any.
+    /// From its four projections, q, k, v and o, and the norms of queries and keys where `heads` asks for them.
     pub fn new(
         [q_proj, k_proj, v_proj, o_proj]: [Projection; 4],
         head_norms: Option<[RmsNorm; 2]>,
+        heads: Heads,
         layout: HeadLayout,
     ) -> Self {
         Self {
@@ -38,6 +41,7 @@ impl Attention {
             v_proj,
             o_proj,
             head_norms,
+            heads,
             layout,
         }
     }
@@ -47,12 +51,12 @@ impl Attention {
         self.layout
     }
 
-    /// Whether queries and keys are normed head by head.
-    pub fn norms_heads(&self) -> bool {
-        self.head_norms.is_some()
+    /// What becomes of queries and keys.
+    pub fn heads(&self) -> Heads {
+        self.heads
     }
 
-    /// The norm of its query or key heads.
+    /// The norm of its queries or keys.
     pub(super) fn norm(&self, norm: Norm) -> &RmsNorm {
         match &self.head_norms {
             Some([_, key]) if norm == Norm::Key => key,

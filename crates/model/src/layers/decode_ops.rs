@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use backdraft_arch::{Forward, Group, Norm, TargetModule, Values};
+use backdraft_arch::{Forward, Group, Heads, Norm, TargetModule, Values};
 use backdraft_kernels::paged_attention::Places;
 use backdraft_kernels::{norm_rope, rope, swiglu};
 use backdraft_lora::Projection;
@@ -55,8 +55,17 @@ impl Forward for DecodeOps<'_> {
         self.parts.iter().any(|(_, layer)| layer.adapts(target))
     }
 
+    fn norms_after(&self) -> bool {
+        self.base().norms_after()
+    }
+
     fn norm(&mut self, norm: Norm, x: &Tensor<2>) -> (Tensor<2>, ()) {
         (self.base().norm(norm).forward_saving(x).0, ())
+    }
+
+    fn norm_onto(&mut self, norm: Norm, x: &Tensor<2>, stream: &Tensor<2>) -> (Tensor<2>, ()) {
+        let (y, ()) = self.norm(norm, x);
+        (y + stream.clone(), ())
     }
 
     fn shared_down(&mut self, _: Group, _: &Tensor<2>) {}
@@ -86,9 +95,9 @@ impl Forward for DecodeOps<'_> {
         &mut self,
         target: TargetModule,
         x: &Tensor<2>,
-        stream: &Tensor<2>,
+        stream: Option<&Tensor<2>>,
     ) -> (Tensor<2>, ()) {
-        (self.through(target, x, Some(stream)), ())
+        (self.through(target, x, stream), ())
     }
 
     fn side(&mut self, _: TargetModule, _: &Tensor<2>) {}
@@ -101,8 +110,8 @@ impl Forward for DecodeOps<'_> {
         rope::forward(x, &self.context.tables)
     }
 
-    fn norms_heads(&self) -> bool {
-        self.base().self_attn.norms_heads()
+    fn heads(&self) -> Heads {
+        self.base().self_attn.heads()
     }
 
     fn norm_rope(&mut self, norm: Norm, x: &Tensor<2>) -> Tensor<2> {

@@ -20,30 +20,30 @@ use crate::cache::LayerPool;
 /// The parts of a layer; what it does with them is told in [`backdraft_arch::layer`].
 #[derive(Module, Debug)]
 pub struct DecoderLayer {
-    /// Before attention.
-    pub input_layernorm: RmsNorm,
+    norms: StreamNorms,
     /// Attention.
     pub self_attn: Attention,
-    /// Before the MLP.
-    pub post_attention_layernorm: RmsNorm,
     /// MLP.
     pub mlp: Mlp,
     #[module(skip)]
     index: usize,
 }
 
+/// The norms between the residual stream and a layer's attention and MLP.
+#[derive(Module, Debug)]
+pub enum StreamNorms {
+    /// Before attention and before the MLP.
+    Before([RmsNorm; 2]),
+    /// After attention and after the MLP.
+    After([RmsNorm; 2]),
+}
+
 impl DecoderLayer {
     /// Layer `index` of a model.
-    pub fn new(
-        index: usize,
-        [input_layernorm, post_attention_layernorm]: [RmsNorm; 2],
-        self_attn: Attention,
-        mlp: Mlp,
-    ) -> Self {
+    pub fn new(index: usize, norms: StreamNorms, self_attn: Attention, mlp: Mlp) -> Self {
         Self {
-            input_layernorm,
+            norms,
             self_attn,
-            post_attention_layernorm,
             mlp,
             index,
         }
@@ -134,7 +134,7 @@ impl DecoderLayer {
 
     /// The tensors that the backward pass uses: what `keep-all` keeps.
     pub fn uses(&self, input_grad: InputGrad) -> KeepSet {
-        layer::uses(|target| self.adapts(target), input_grad)
+        layer::uses(|target| self.adapts(target), self.norms_after(), input_grad)
     }
 
     fn ops<'a>(&'a self, context: &'a Context, grads: &'a mut AdapterGrads) -> DeviceOps<'a> {
@@ -149,20 +149,34 @@ impl DecoderLayer {
         self.projection(target).adapter().is_some()
     }
 
+    /// Whether norms follow attention and MLP instead of preceding them.
+    pub(super) fn norms_after(&self) -> bool {
+        matches!(self.norms, StreamNorms::After(_))
+    }
+
     pub(super) fn norm(&self, norm: Norm) -> &RmsNorm {
-        match norm {
-            Norm::Input => &self.input_layernorm,
-            Norm::PostAttention => &self.post_attention_layernorm,
-            Norm::Query | Norm::Key => self.self_attn.norm(norm),
+        match (norm, &self.norms) {
+            (Norm::Input, StreamNorms::Before([norm, _]))
+            | (
+                Norm::PostAttention,
+                StreamNorms::Before([_, norm]) | StreamNorms::After([norm, _]),
+            )
+            | (Norm::PostFeedforward, StreamNorms::After([_, norm])) => norm,
+            (Norm::Query | Norm::Key, _) => self.self_attn.norm(norm),
+            (norm, _) => unreachable!("this layer has no {norm:?}"),
         }
     }
 
     /// Its norms, to be changed.
     pub(crate) fn norms_mut(&mut self) -> impl Iterator<Item = (Norm, &mut RmsNorm)> {
-        let stream = [
-            (Norm::Input, &mut self.input_layernorm),
-            (Norm::PostAttention, &mut self.post_attention_layernorm),
-        ];
+        let stream = match &mut self.norms {
+            StreamNorms::Before([input, post]) => {
+                [(Norm::Input, input), (Norm::PostAttention, post)]
+            }
+            StreamNorms::After([post, last]) => {
+                [(Norm::PostAttention, post), (Norm::PostFeedforward, last)]
+            }
+        };
         let heads = self.self_attn.head_norms.as_mut();
         let heads = heads.map(|[query, key]| [(Norm::Query, query), (Norm::Key, key)]);
         stream.into_iter().chain(heads.into_iter().flatten())

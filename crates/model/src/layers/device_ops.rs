@@ -1,7 +1,7 @@
 //! The ops of a layer on a device, without a tape.
 
 use backdraft_arch::ops::Branch;
-use backdraft_arch::{Backward, Forward, Group, InputGrad, Norm, TargetModule, Values};
+use backdraft_arch::{Backward, Forward, Group, Heads, InputGrad, Norm, TargetModule, Values};
 use backdraft_kernels::attention::{self, Qkv};
 use backdraft_kernels::low_rank::Adapted;
 use backdraft_kernels::{norm_rope, rope, swiglu};
@@ -58,8 +58,22 @@ impl Forward for DeviceOps<'_> {
         self.layer.adapts(target)
     }
 
+    fn norms_after(&self) -> bool {
+        self.layer.norms_after()
+    }
+
     fn norm(&mut self, norm: Norm, x: &Tensor<2>) -> (Tensor<2>, Tensor<1>) {
         self.layer.norm(norm).forward_saving(x)
+    }
+
+    fn norm_onto(
+        &mut self,
+        norm: Norm,
+        x: &Tensor<2>,
+        stream: &Tensor<2>,
+    ) -> (Tensor<2>, Tensor<1>) {
+        let (y, stats) = self.norm(norm, x);
+        (y + stream.clone(), stats)
     }
 
     fn shared_down(&mut self, group: Group, x: &Tensor<2>) -> Self::SharedDown {
@@ -102,7 +116,7 @@ impl Forward for DeviceOps<'_> {
         &mut self,
         target: TargetModule,
         x: &Tensor<2>,
-        stream: &Tensor<2>,
+        stream: Option<&Tensor<2>>,
     ) -> (Tensor<2>, ProjectionSaved) {
         let (projection, seed) = self.projection(target);
         projection.forward_adding(x, seed, stream)
@@ -121,8 +135,8 @@ impl Forward for DeviceOps<'_> {
         rope::forward(x, &self.context.tables)
     }
 
-    fn norms_heads(&self) -> bool {
-        self.layer.self_attn.norms_heads()
+    fn heads(&self) -> Heads {
+        self.layer.self_attn.heads()
     }
 
     fn norm_rope(&mut self, norm: Norm, x: &Tensor<2>) -> Tensor<2> {
@@ -154,6 +168,20 @@ impl Backward for DeviceOps<'_> {
         sum: Tensor<2>,
     ) -> Tensor<2> {
         self.layer.norm(norm).backward_add(dy, x, stats, sum)
+    }
+
+    fn norm_backward_alone(
+        &mut self,
+        norm: Norm,
+        dy: &Tensor<2>,
+        x: &Tensor<2>,
+        stats: &Tensor<1>,
+    ) -> Tensor<2> {
+        self.layer.norm(norm).backward(dy, x, stats)
+    }
+
+    fn add(&mut self, sum: Tensor<2>, term: Tensor<2>) -> Tensor<2> {
+        sum + term
     }
 
     fn project_backward<const N: usize>(

@@ -27,7 +27,7 @@ use backdraft_kernels::Segments;
 use backdraft_kernels::rope::RotaryTables;
 
 pub use attention::Attention;
-pub use decoder::DecoderLayer;
+pub use decoder::{DecoderLayer, StreamNorms};
 pub use device_ops::OnDevice;
 pub use mlp::Mlp;
 pub use norm::RmsNorm;

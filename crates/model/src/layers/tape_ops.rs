@@ -1,6 +1,6 @@
 //! The ops of a layer on Burn's tape, one node each.
 
-use backdraft_arch::{Forward, Group, Norm, TargetModule, Values};
+use backdraft_arch::{Forward, Group, Heads, Norm, TargetModule, Values};
 use backdraft_kernels::attention::{self, Qkv};
 use backdraft_kernels::{norm_rope, rope, swiglu};
 use burn::tensor::Tensor;
@@ -32,8 +32,17 @@ impl Forward for TapeOps<'_> {
         self.layer.adapts(target)
     }
 
+    fn norms_after(&self) -> bool {
+        self.layer.norms_after()
+    }
+
     fn norm(&mut self, norm: Norm, x: &Tensor<2>) -> (Tensor<2>, ()) {
         (self.layer.norm(norm).forward(x.clone()), ())
+    }
+
+    fn norm_onto(&mut self, norm: Norm, x: &Tensor<2>, stream: &Tensor<2>) -> (Tensor<2>, ()) {
+        let (y, ()) = self.norm(norm, x);
+        (stream.clone() + y, ())
     }
 
     fn shared_down(&mut self, _: Group, _: &Tensor<2>) {}
@@ -64,10 +73,13 @@ impl Forward for TapeOps<'_> {
         &mut self,
         target: TargetModule,
         x: &Tensor<2>,
-        stream: &Tensor<2>,
+        stream: Option<&Tensor<2>>,
     ) -> (Tensor<2>, ()) {
         let (y, ()) = self.project(target, x, &());
-        (stream.clone() + y, ())
+        match stream {
+            Some(stream) => (stream.clone() + y, ()),
+            None => (y, ()),
+        }
     }
 
     fn side(&mut self, _: TargetModule, _: &Tensor<2>) {}
@@ -80,8 +92,8 @@ impl Forward for TapeOps<'_> {
         rope::rope(x, &self.context.tables)
     }
 
-    fn norms_heads(&self) -> bool {
-        self.layer.self_attn.norms_heads()
+    fn heads(&self) -> Heads {
+        self.layer.self_attn.heads()
     }
 
     fn norm_rope(&mut self, norm: Norm, x: &Tensor<2>) -> Tensor<2> {

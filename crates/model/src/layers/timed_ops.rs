@@ -1,13 +1,13 @@
 //! The ops of a layer one by one, to time them.
 
-use backdraft_arch::{Forward, Group, Norm, SavedTensor, TargetModule};
+use backdraft_arch::{Forward, Group, Heads, Norm, SavedTensor, TargetModule};
 use backdraft_lora::ProjectionSaved;
 use burn::tensor::Tensor;
 
 use super::device_ops::{DeviceOps, OnDevice};
 
 /// Shows each tensor as soon as the op that makes it, or a part of it, has been issued. Each projection computes its own
-/// output, as when it alone is rebuilt; `down_proj`, whose output nothing rebuilds, leaves only its x·Aᵀ.
+/// output, as when it alone is rebuilt; `down_proj`, whose output nothing rebuilds unless it is normed, leaves only its x·Aᵀ.
 pub(super) struct TimedOps<'a, 'b> {
     pub(super) ops: DeviceOps<'a>,
     pub(super) made: &'b mut dyn FnMut(Option<SavedTensor>, &Tensor<2>),
@@ -24,6 +24,21 @@ impl Forward for TimedOps<'_, '_> {
 
     fn norm(&mut self, norm: Norm, x: &Tensor<2>) -> (Tensor<2>, Tensor<1>) {
         let (y, stats) = self.ops.norm(norm, x);
+        (self.made)(norm.output(), &y);
+        (y, stats)
+    }
+
+    fn norms_after(&self) -> bool {
+        self.ops.norms_after()
+    }
+
+    fn norm_onto(
+        &mut self,
+        norm: Norm,
+        x: &Tensor<2>,
+        stream: &Tensor<2>,
+    ) -> (Tensor<2>, Tensor<1>) {
+        let (y, stats) = self.ops.norm_onto(norm, x, stream);
         (self.made)(norm.output(), &y);
         (y, stats)
     }
@@ -64,13 +79,21 @@ impl Forward for TimedOps<'_, '_> {
         &mut self,
         target: TargetModule,
         x: &Tensor<2>,
-        stream: &Tensor<2>,
+        stream: Option<&Tensor<2>>,
     ) -> (Tensor<2>, ProjectionSaved) {
-        let (y, side) = match target {
-            TargetModule::DownProj => (stream.clone(), self.side(target, x)),
-            _ => self.ops.project_onto(target, x, stream),
+        let (tensor, (y, side)) = match (target, stream) {
+            (TargetModule::DownProj, Some(stream)) => {
+                (SavedTensor::Product, (stream.clone(), self.side(target, x)))
+            }
+            (TargetModule::DownProj, None) => {
+                (SavedTensor::Down, self.ops.project_onto(target, x, None))
+            }
+            _ => (
+                SavedTensor::of(target),
+                self.ops.project_onto(target, x, stream),
+            ),
         };
-        (self.made)(Some(SavedTensor::of(target)), &y);
+        (self.made)(Some(tensor), &y);
         (y, side)
     }
 
@@ -89,8 +112,8 @@ impl Forward for TimedOps<'_, '_> {
         y
     }
 
-    fn norms_heads(&self) -> bool {
-        self.ops.norms_heads()
+    fn heads(&self) -> Heads {
+        self.ops.heads()
     }
 
     fn norm_rope(&mut self, norm: Norm, x: &Tensor<2>) -> Tensor<2> {

@@ -242,7 +242,7 @@ fn blocks_of_a_file_are_a_weight() {
     );
     assert!(weight.tracked().is_none());
     let x = Tensor::<2>::ones([3, 32], &device);
-    let product = weight.matmul_add(&x, Some(&Tensor::ones([3, 2], &device)));
+    let product = weight.matmul_add(&x, 1.0, Some(&Tensor::ones([3, 2], &device)));
     let sums = [
         31.0 * 16.0 / 2.0 + 1.0,
         (63.0 * 64.0 - 31.0 * 32.0) / 4.0 + 1.0,

@@ -102,7 +102,9 @@ impl<'a> Look<'a> {
         let (mut nll, mut kl, mut tokens) = (0.0, 0.0, 0);
         for (i, pass) in self.passes.iter().enumerate() {
             let hidden = normed(model, pass);
-            let losses = cross_entropy::forward(&hidden, model.head(), &pass.targets.ids, None).nll;
+            let before_head = model.before_head(hidden.clone());
+            let losses =
+                cross_entropy::forward(&before_head, model.head(), &pass.targets.ids, None).nll;
             let losses = losses.try_into_data();
             let losses = losses.map_err(|error| TrainError::Device {
                 step: 0,

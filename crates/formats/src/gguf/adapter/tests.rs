@@ -38,6 +38,9 @@ fn decoder(model_type: &str) -> GgufDecoder {
         rope_theta: 1e4,
         rope: GgufRope::Default,
         sliding_window: None,
+        full_layers: Vec::new(),
+        unturned_layers: Vec::new(),
+        factors: None,
     }
 }
 

@@ -35,6 +35,9 @@ impl Case {
             "llama" | "mistral" => "llama",
             "qwen2" => "qwen2",
             "qwen3" => "qwen3",
+            "granite" => "granite",
+            "smollm3" => "smollm3",
+            "olmo2" => "olmo2",
             _ => return None,
         };
         Some(Self {
@@ -84,6 +87,16 @@ fn builder(source: &ModelSource, architecture: &str) -> Builder {
             builder = builder.u32(&format!("{architecture}.{key}"), value as u32);
         }
     }
+    for (key, name) in [
+        ("attention.scale", "attention_multiplier"),
+        ("embedding_scale", "embedding_multiplier"),
+        ("residual_scale", "residual_multiplier"),
+        ("logit_scale", "logits_scaling"),
+    ] {
+        if let Some(value) = config[name].as_f64() {
+            builder = builder.f32(&format!("{architecture}.{key}"), value as f32);
+        }
+    }
     for key in ["attention.key_length", "attention.value_length"] {
         builder = builder.u32(&format!("{architecture}.{key}"), head_dim as u32);
     }
@@ -105,17 +118,21 @@ fn builder(source: &ModelSource, architecture: &str) -> Builder {
         let shape = &source.tensor_info(name).unwrap().shape;
         let mut values = source.read_f32(name).unwrap();
         let rotary = name.contains("q_proj") || name.contains("k_proj");
-        if rotary && architecture == "llama" {
+        if rotary && ["llama", "granite", "smollm3"].contains(&architecture) {
             values = interleave(&values, shape[0], head_dim as usize);
         }
         let shape: Vec<u64> = shape.iter().map(|&dim| dim as u64).collect();
-        builder = builder.tensor(&gguf_name(name), &shape, &values);
+        builder = builder.tensor(&gguf_name(name, architecture), &shape, &values);
     }
     builder
 }
 
-fn gguf_name(name: &str) -> String {
+fn gguf_name(name: &str, architecture: &str) -> String {
     let mut name = name.replace("model.layers.", "blk.");
+    let post_attention = match architecture {
+        "olmo2" => "post_attention_norm",
+        _ => "ffn_norm",
+    };
     for (from, to) in [
         ("self_attn.q_proj", "attn_q"),
         ("self_attn.k_proj", "attn_k"),
@@ -127,7 +144,8 @@ fn gguf_name(name: &str) -> String {
         ("mlp.up_proj", "ffn_up"),
         ("mlp.down_proj", "ffn_down"),
         ("input_layernorm", "attn_norm"),
-        ("post_attention_layernorm", "ffn_norm"),
+        ("post_attention_layernorm", post_attention),
+        ("post_feedforward_layernorm", "post_ffw_norm"),
         ("model.embed_tokens", "token_embd"),
         ("model.norm", "output_norm"),
         ("lm_head", "output"),
@@ -180,6 +198,10 @@ fn golden_gguf_config_is_that_of_the_directory() {
     let apart = [
         "attention_dropout",
         "dtype",
+        // All full where there is no window.
+        "layer_types",
+        // llama.cpp knows no list, but every fourth layer.
+        "no_rope_layers",
         "initializer_range",
         "max_window_layers",
         "pad_token_id",
@@ -205,6 +227,9 @@ fn golden_gguf_config_is_that_of_the_directory() {
                         "llama" => "LlamaForCausalLM",
                         "mistral" => "MistralForCausalLM",
                         "qwen2" => "Qwen2ForCausalLM",
+                        "granite" => "GraniteForCausalLM",
+                        "smollm3" => "SmolLM3ForCausalLM",
+                        "olmo2" => "Olmo2ForCausalLM",
                         _ => "Qwen3ForCausalLM",
                     };
                     assert_eq!(config["architectures"], json!([class]), "{what}");
@@ -259,8 +284,12 @@ fn golden_gguf_faults_of_the_families() {
             assert!(message.contains(expected), "{}: {message}", case.name);
         };
         let file = case.builder.clone();
+        let (first, last) = match case.architecture {
+            "olmo2" => ("post_attention_norm", "post_ffw_norm"),
+            _ => ("attn_norm", "ffn_norm"),
+        };
         for missing in [
-            "blk.1.ffn_norm.weight",
+            &format!("blk.1.{last}.weight"),
             "output_norm.weight",
             "token_embd.weight",
         ] {
@@ -268,8 +297,10 @@ fn golden_gguf_faults_of_the_families() {
             check(&file.clone().without_tensor(missing), &expected);
         }
         let more = file.clone().without(&case.key("block_count"));
-        let more = more.u32(&case.key("block_count"), 3);
-        check(&more, "tensor blk.2.attn_norm.weight is missing");
+        let layers = case.source.config()["num_hidden_layers"].as_u64().unwrap();
+        let more = more.u32(&case.key("block_count"), layers as u32 + 1);
+        let expected = format!("tensor blk.{layers}.{first}.weight is missing");
+        check(&more, &expected);
         let sizes = file.clone().without(&case.key("attention.key_length"));
         let sizes = sizes.without(&case.key("attention.value_length"));
         let odd = sizes
@@ -279,13 +310,78 @@ fn golden_gguf_faults_of_the_families() {
         let window = file.without(&case.key("attention.sliding_window"));
         let window = window.u32(&case.key("attention.sliding_window"), 9);
         match case.architecture {
-            "llama" => {}
+            // With one they are Mistral's and OLMo 3's.
+            "llama" | "olmo2" => {}
             _ => check(
                 &window,
                 "attention.sliding_window = 9, which is not supported",
             ),
         }
     }
+}
+
+#[test]
+fn golden_gguf_factors_of_granite() {
+    let Some(case) = Case::of("granite") else {
+        return;
+    };
+    let config = |builder: &Builder| {
+        let (_root, path) = builder.write();
+        GgufModel::open(path).unwrap().config().clone()
+    };
+    // llama.cpp takes an absent scale, and 0, for none; for the scores that is 1/√16.
+    let plain = case.builder.clone().without("granite.attention.scale");
+    let plain = plain.without("granite.embedding_scale");
+    let plain = plain.without("granite.residual_scale");
+    let plain = plain.f32("granite.residual_scale", 0.0);
+    let found = config(&plain);
+    assert_eq!(found["attention_multiplier"], 0.25);
+    assert_eq!(found["embedding_multiplier"], 1.0);
+    assert_eq!(found["residual_multiplier"], 1.0);
+    let silent = problem(&case.builder.clone().without("granite.logit_scale"));
+    assert!(
+        silent.contains("granite.logit_scale is missing"),
+        "{silent}"
+    );
+    let unturned = case.builder.clone();
+    let unturned = problem(&unturned.bool("granite.rope.scaling.finetuned", false));
+    let expected = "granite.rope.scaling.finetuned = false, which is not supported";
+    assert!(unturned.contains(expected), "{unturned}");
+}
+
+#[test]
+fn golden_gguf_windows_of_olmo3() {
+    let Some(case) = Case::of("olmo2") else {
+        return;
+    };
+    let key = "olmo2.attention.sliding_window_pattern";
+    let sliding = case.builder.clone();
+    let sliding = sliding.u32("olmo2.attention.sliding_window", 7);
+    let types = |builder: &Builder| {
+        let (_root, path) = builder.write();
+        let model = GgufModel::open(path).unwrap();
+        assert_eq!(model.config()["model_type"], "olmo3");
+        assert_eq!(model.config()["sliding_window"], 7);
+        let types = model.config()["layer_types"].as_array().unwrap().clone();
+        types
+            .iter()
+            .map(|kind| kind == "full_attention")
+            .collect::<Vec<_>>()
+    };
+    // Every fourth layer is full where nothing is said, and here are two.
+    assert_eq!(types(&sliding), [false, false]);
+    assert_eq!(types(&sliding.clone().u32(key, 2)), [false, true]);
+    let flags = [vec![0], vec![1]];
+    assert_eq!(types(&sliding.clone().list(key, 7, &flags)), [true, false]);
+    let short = problem(&sliding.clone().list(key, 7, &flags[..1]));
+    assert!(short.contains("a flag for each layer"), "{short}");
+    // Its norms are of all heads together.
+    let name = "blk.0.attn_q_norm.weight";
+    let message = problem(&case.builder.clone().reshaped(name, &[16]));
+    assert!(
+        message.contains("the metadata needs 64 rows (4 heads of 16)"),
+        "{message}"
+    );
 }
 
 #[test]
@@ -344,6 +440,6 @@ fn golden_gguf_faults_of_qwen3() {
         .string("general.architecture", "qwen3moe");
     check(
         other,
-        "its architecture is \"qwen3moe\"; supported are \"llama\" (Mistral's files too), \"qwen2\" and \"qwen3\"",
+        "its architecture is \"qwen3moe\"; supported are \"llama\" (Mistral's files too), \"qwen2\", \"qwen3\", \"granite\", \"smollm3\" and \"olmo2\" (OLMo 3's files too)",
     );
 }

@@ -60,8 +60,8 @@ pub(super) fn rows(matrix: &impl Stored, rows: &[u32]) -> Option<Tensor<2>> {
     Some(tensor(values, [rows.len(), width]))
 }
 
-/// x · Wᵀ: each panel of W's rows makes as many columns of the result.
-pub(super) fn matmul(x: &Tensor<2>, matrix: &impl Stored) -> Option<Tensor<2>> {
+/// alpha · x · Wᵀ: each panel of W's rows makes as many columns of the result.
+pub(super) fn matmul(x: &Tensor<2>, matrix: &impl Stored, alpha: f32) -> Option<Tensor<2>> {
     let (values, open) = (f32s(x)?, matrix.open()?);
     let [n, k] = matrix.dims();
     let m = checked(x, 1, k);
@@ -77,7 +77,7 @@ pub(super) fn matmul(x: &Tensor<2>, matrix: &impl Stored) -> Option<Tensor<2>> {
             // SAFETY: as below.
             unsafe {
                 let out = (out.as_mut_ptr().add(rows.start), n);
-                product([m, rows.len(), k], out, false, &values, panel, 1.0);
+                product([m, rows.len(), k], out, false, &values, panel, alpha);
             }
             return;
         }
@@ -94,7 +94,7 @@ pub(super) fn matmul(x: &Tensor<2>, matrix: &impl Stored) -> Option<Tensor<2>> {
                 false,
                 x,
                 panel,
-                1.0,
+                alpha,
                 gemm::Parallelism::Rayon(0),
             );
         }
@@ -107,8 +107,12 @@ pub(super) fn matmul(x: &Tensor<2>, matrix: &impl Stored) -> Option<Tensor<2>> {
     Some(tensor(out, [m, n]))
 }
 
-/// dy · W: a sum over panels of W's rows.
-pub(super) fn matmul_transposed(dy: &Tensor<2>, matrix: &impl Stored) -> Option<Tensor<2>> {
+/// alpha · dy · W: a sum over panels of W's rows.
+pub(super) fn matmul_transposed(
+    dy: &Tensor<2>,
+    matrix: &impl Stored,
+    alpha: f32,
+) -> Option<Tensor<2>> {
     let (values, open) = (f32s(dy)?, matrix.open()?);
     let [n, k] = matrix.dims();
     let m = checked(dy, 0, n);
@@ -132,7 +136,7 @@ pub(super) fn matmul_transposed(dy: &Tensor<2>, matrix: &impl Stored) -> Option<
                 true,
                 dy,
                 panel,
-                1.0,
+                alpha,
                 gemm::Parallelism::Rayon(0),
             );
         }

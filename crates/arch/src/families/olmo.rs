@@ -1,0 +1,50 @@
+//! OLMo 2 and 3: norms after attention and MLP instead of before them, all heads of queries and of keys normed together;
+//! in OLMo 3 three of four layers have a window.
+
+use super::{attention_bias, windows_by_type};
+use crate::config::{ConfigError, Keys};
+use crate::ops::Heads;
+use crate::rope::RopeScaling;
+use crate::spec::ModelSpec;
+
+/// Every layer of either.
+fn describe(keys: &Keys<'_>, spec: &mut ModelSpec) -> Result<(), ConfigError> {
+    let biases = attention_bias(keys)?;
+    for layer in &mut spec.layers {
+        layer.norms_after = true;
+        layer.heads = Heads::NormedTogetherTurned;
+        layer.biases = biases;
+    }
+    Ok(())
+}
+
+pub(super) fn describe_2(keys: &Keys<'_>, spec: &mut ModelSpec) -> Result<(), ConfigError> {
+    super::refuse_window(keys)?;
+    describe(keys, spec)
+}
+
+pub(super) fn describe_3(keys: &Keys<'_>, spec: &mut ModelSpec) -> Result<(), ConfigError> {
+    describe(keys, spec)?;
+    let window = match keys.optional("sliding_window") {
+        Some(_) => keys.size("sliding_window")?,
+        None if !keys.has("sliding_window") => 4096,
+        None => return Ok(()),
+    };
+    if keys.optional("layer_types").is_some() {
+        windows_by_type(keys, spec, window)?;
+    } else {
+        for (index, layer) in spec.layers.iter_mut().enumerate() {
+            layer.sliding_window = (!(index + 1).is_multiple_of(4)).then_some(window);
+        }
+    }
+    let windowed = (spec.layers.iter()).any(|layer| layer.sliding_window.is_some());
+    if windowed && spec.rope.scaling != RopeScaling::Default {
+        // llama.cpp leaves it out of layers with a window, as OLMo was trained; transformers 5 does not.
+        return Err(ConfigError::Unsupported {
+            key: "rope_scaling",
+            actual: spec.rope.scaling.name().to_owned(),
+            supported: "null (one RoPE for all layers of an OLMo 3)".to_owned(),
+        });
+    }
+    Ok(())
+}

@@ -1,0 +1,63 @@
+//! Every family through the program: trained, asked, merged, quantised.
+
+use backdraft_arch::Family;
+use backdraft_testkit::random_model::RandomModel;
+use backdraft_testkit::tiny;
+
+use super::*;
+
+/// What is peculiar about a model is what `inspect` says of it.
+fn peculiar(family: Family) -> Vec<(&'static str, Value)> {
+    match family {
+        Family::Granite => vec![
+            ("embedding_multiplier", 12.0.into()),
+            ("attention_multiplier", 0.3.into()),
+            ("residual_multiplier", 0.22.into()),
+            ("logits_scaling", 0.4.into()),
+        ],
+        Family::SmolLm3 => vec![("layers_without_rope", 1.into())],
+        Family::Olmo3 | Family::Mistral => vec![("sliding_window", 9.into())],
+        _ => Vec::new(),
+    }
+}
+
+#[test]
+fn every_family_is_trained_asked_merged_and_quantised() {
+    for family in Family::ALL {
+        let directory = tempfile::tempdir().unwrap();
+        let d = directory.path();
+        tiny::project(d, "max_steps = 3\n");
+        fs::remove_dir_all(d.join("model")).unwrap();
+        let windowed = matches!(family, Family::Mistral | Family::Olmo3);
+        let shape = RandomModel {
+            family,
+            window: windowed.then_some(9),
+            hidden: 64,
+            intermediate: 96,
+            layers: 4,
+            heads: 4,
+            kv_heads: 2,
+            vocab: 256,
+        };
+        shape.write(&d.join("model"));
+        let seen = succeeds(d, &["inspect", "model"]);
+        assert_eq!(seen["model_type"], family.model_type());
+        for (key, value) in peculiar(family) {
+            assert_eq!(seen[key], value, "{family:?}, {key}");
+        }
+        succeeds(d, &["plan", "recipe.toml"]);
+        succeeds(d, &["train", "recipe.toml"]);
+        let rest = ["--raw", "--max-new-tokens", "3", "w5 w6"];
+        succeeds(d, &[&["generate", "--adapter", "out"], &rest[..]].concat());
+        let merged = succeeds(d, &["merge", "--adapter", "out", "--out", "merged"]);
+        assert_eq!(merged["merged"], 2, "{family:?}");
+        let quantised = ["quantize", "--model", "merged", "--out", "quantised"];
+        succeeds(d, &quantised);
+        let seen = succeeds(d, &["inspect", "quantised"]);
+        assert_eq!(seen["model_type"], family.model_type());
+        succeeds(
+            d,
+            &[&["generate", "--model", "quantised"], &rest[..]].concat(),
+        );
+    }
+}
