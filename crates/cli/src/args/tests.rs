@@ -203,6 +203,10 @@ fn help_of_train() {
           --set <SECTION.KEY=VALUE>
               Override a key of the recipe for this run; repeatable
 
+          --adapter <DIR>
+              Train this adapter further: a PEFT directory, or the output directory of a run [same as
+              --set lora.adapter=DIR]
+
           --max-steps <N>
               Stop after this many optimizer steps [same as --set train.max_steps=N]
 
@@ -233,6 +237,7 @@ fn help_of_train() {
       backdraft train recipe.toml
       backdraft train recipe.toml --set train.learning_rate=1e-4 --set lora.rank=32
       backdraft train recipe.toml --max-steps 5 --output-dir trial --force
+      backdraft train recipe.toml --adapter outputs --output-dir further
       backdraft train --resume outputs
       backdraft train --resume outputs --max-steps 500 --allow-change train
     ");

@@ -15,6 +15,8 @@ use backdraft_plan::{
 };
 use backdraft_recipe::no_effect::NoEffect;
 use backdraft_recipe::{ByteSize, DType, Length, Recipe};
+use backdraft_train::preflight;
+use backdraft_train::run::Start;
 use clap::Args;
 use clap::builder::TypedValueParser;
 use serde_json::{Value, json};
@@ -134,8 +136,12 @@ fn budget(args: &PlanArgs, recipe: &Recipe) -> Option<u64> {
 }
 
 fn recipe_fits(recipe: &Recipe, spec: &ModelSpec) -> Result<(), CliError> {
-    let lora: backdraft_lora::LoraConfig = (&recipe.lora).into();
-    lora.validate(spec.layers.len()).map_err(CliError::library)
+    recipe.lora.config(spec).map_err(CliError::library)?;
+    Ok(preflight::adapter(
+        recipe,
+        spec,
+        &Start::New { force: false },
+    )?)
 }
 
 /// Everything that the command shows.
@@ -501,9 +507,10 @@ mod tests {
         };
         let recipe = Recipe::load(&args.recipe, &[]).unwrap();
         let value: Value = serde_json::from_str(CONFIG).unwrap();
+        let spec = ModelSpec::from_hf(&value).unwrap();
         let setup = Setup {
-            spec: ModelSpec::from_hf(&value).unwrap(),
-            lora: (&recipe.lora).into(),
+            lora: recipe.lora.config(&spec).unwrap(),
+            spec,
             quantization: recipe.quantization_plan(),
             base: None,
             dense_element: 2,
