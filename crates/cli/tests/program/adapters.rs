@@ -5,7 +5,7 @@ use std::path::Path;
 
 use backdraft_testkit::golden;
 use backdraft_testkit::tiny;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{backdraft, fails, says, succeeds};
 
@@ -18,6 +18,16 @@ fn factors(adapter: &Path) -> Vec<u8> {
 fn config(adapter: &Path) -> Value {
     let text = fs::read_to_string(adapter.join("adapter_config.json")).unwrap();
     serde_json::from_str(&text).unwrap()
+}
+
+/// Mean loss per token of a file under an adapter.
+fn nll(d: &Path, adapter: &str) -> f64 {
+    let eval = ["eval", "--adapter", adapter, "--model", "model"];
+    let rows = ["--data", "eval.jsonl"];
+    let found = succeeds(d, &[&eval[..], &rows].concat());
+    found["adapter"]["nll"]
+        .as_f64()
+        .unwrap_or_else(|| panic!("{found}"))
 }
 
 #[test]
@@ -164,4 +174,61 @@ fn patterns_say_who_gets_which_adapter() {
     recipe("target_modules = '(.*q_proj|lm_head)'");
     let said = fails(d, &["plan", "patterns.toml"], 1);
     says(&said, &["takes `lm_head` too", "exclude_modules"]);
+}
+
+#[test]
+fn several_adapters_become_one() {
+    let root = tempfile::tempdir().unwrap();
+    let d = root.path();
+    tiny::project(d, STEPS);
+    for (name, seed) in [("a", "seed=1"), ("b", "seed=2")] {
+        succeeds(
+            d,
+            &["train", "recipe.toml", "--output-dir", name, "--set", seed],
+        );
+    }
+    let combine = |more: &[&str], out: &str| {
+        succeeds(d, &[&["combine", "a", "b", "--out", out], more].concat())
+    };
+    // Each alone is itself.
+    let line = combine(&["--combination-type", "cat", "--weights", "1,0"], "only-a");
+    assert_eq!(
+        [&line["rank"], &line["modules"], &line["combination_type"]],
+        [&json!(128), &json!(2), &json!("cat")]
+    );
+    let a = nll(d, "a");
+    assert!((nll(d, "only-a") - a).abs() < 1e-5);
+    assert_eq!(config(&d.join("only-a"))["lora_alpha"], 128);
+    // The sum is the same however it is made, and differs from either.
+    combine(&["--combination-type", "cat"], "cat");
+    combine(&["--svd-rank", "128"], "svd");
+    let cat = nll(d, "cat");
+    assert!((nll(d, "svd") - cat).abs() < 1e-5);
+    assert!((cat - a).abs() > 1e-6);
+    // Chance with a seed is none.
+    let dare = ["--combination-type", "dare_ties", "--density", "0.3"];
+    combine(&dare, "dare");
+    combine(&dare, "again");
+    let [dare, again] = ["dare", "again"].map(|out| factors(&d.join(out)));
+    assert_eq!(dare, again);
+    // The result is an adapter like any other.
+    succeeds(d, &["merge", "--adapter", "cat", "--out", "merged"]);
+    let further = ["--adapter", "cat", "--output-dir", "further"];
+    let without = ["--set", "lora.rank=128", "--set", "lora.alpha=128"];
+    succeeds(
+        d,
+        &[&["train", "recipe.toml"], &further[..], &without].concat(),
+    );
+    let said = fails(d, &["combine", "a", "b", "--out", "cat"], 1);
+    says(&said, &["cat", "--force"]);
+    let ties = [
+        "combine",
+        "a",
+        "b",
+        "--out",
+        "c",
+        "--combination-type",
+        "ties",
+    ];
+    says(&fails(d, &ties, 1), &["ties takes a density"]);
 }
