@@ -378,6 +378,46 @@ fn adapters_on_some_projections_and_layers_only() {
     }
 }
 
+/// Ranks and scales by pattern, modules left out: planned as they are, and computed the same under every plan.
+#[test]
+fn adapters_of_several_ranks_and_scales() {
+    let _alone = alone();
+    let dir = tempfile::tempdir().unwrap();
+    let shape = RandomModel {
+        family: Family::Llama,
+        window: None,
+        hidden: 256,
+        intermediate: 704,
+        layers: 6,
+        heads: 8,
+        kv_heads: 2,
+        vocab: 2048,
+    };
+    let lengths = [384, 384];
+    let whole = adapted(dir.path(), shape, false, &LoraConfig::default());
+    let recipe = "model = \"a/b\"\n[lora]\nrank = 8\ntarget_modules = \"all-linear\"\n\
+        exclude_modules = ['layers.2.self_attn.k_proj', 'layers.3.mlp.down_proj']\n\
+        rank_pattern = { 'layers\\.[01]\\..*' = 96, gate_proj = 2 }\nalpha_pattern = { k_proj = 3 }\n\
+        [data]\ntrain = \"t\"\n";
+    let recipe = Recipe::from_toml(recipe, Path::new("/"), &[]).unwrap();
+    let lora = recipe.lora.config(whole.spec()).unwrap();
+    let model = whole.without_adapter().with_lora(&lora, 7).unwrap();
+    assert_eq!(model.adapters().count(), 40);
+    let batch = batch(&lengths, shape.vocab);
+    let setup = setup(&model, &lora, false, &lengths);
+    let (step, pass) = (setup.step(), setup.pass());
+    assert_eq!(step.adapters as usize, 4 * model.num_trained());
+    let all = ActivationPlan::keep_all(step.layers.len());
+    let expected = gradients(&model, &batch, None, &all);
+    for (name, plan) in plans(&step, pass, 4) {
+        let predicted = step.predict(&plan, pass, &COST).peak.of_step() as f64;
+        let measured = measured(&model, &batch, &plan) as f64;
+        let excess = 100.0 * (predicted / measured - 1.0);
+        assert!((0.0..=5.0).contains(&excess), "{name}: {excess:+.2} %");
+        assert!(gradients(&model, &batch, None, &plan) == expected, "{name}");
+    }
+}
+
 /// The highest memory of a pass with the gradients that it leaves, beyond what was there before.
 fn measured(model: &CausalLm, batch: &MicroBatch, plan: &ActivationPlan) -> usize {
     let before = ALLOCATOR.current_usage();

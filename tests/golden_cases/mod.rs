@@ -1,6 +1,7 @@
 //! One module for each kind of case, and what they share.
 
 mod adamw8bit;
+mod adapters;
 mod adaptive;
 mod compare;
 mod files;
@@ -24,7 +25,14 @@ use backdraft_testkit::golden;
 
 #[test]
 fn golden_directory_holds_cases() {
-    let parts = ["tiny", "smollm2", "misc", "bitsandbytes", "adaptive"];
+    let parts = [
+        "tiny",
+        "smollm2",
+        "misc",
+        "bitsandbytes",
+        "adaptive",
+        "adapters",
+    ];
     assert!(
         parts.iter().any(|name| golden::part(name).is_some()),
         "{} holds none of {parts:?}",

@@ -15,7 +15,7 @@ const EDGES: [(&str, &[&str]); 16] = [
     ("jinja", &[]),
     ("data", &["formats", "jinja"]),
     ("plan", &["arch"]),
-    ("recipe", &["plan", "data", "arch"]),
+    ("recipe", &["plan", "data", "formats", "arch"]),
     ("journal", &["recipe", "plan", "data", "formats", "arch"]),
     (
         "train",

@@ -14,6 +14,8 @@
 //! | [`gguf_block`] | [`GgufBlock`]: the blocks of GGUF files, and their values |
 //! | [`nested`] | [`NestedFormat`]: the same with a bit less or more |
 //! | [`lora`] | [`LoraConfig`]: which projections carry adapters |
+//! | [`module_names`], [`module_pattern`] | modules by name or pattern, as PEFT has them |
+//! | [`lora_targets`] | [`LoraTargets`]: who gets which adapter, and what that means for a model |
 //! | [`stored`] | [`StoredShare`]: the part of a base that is stored in one way |
 //! | [`target`] | [`TargetModule`]: the projections of a layer, and which of them share an input |
 //! | [`saved`] | [`SavedTensor`], [`KeepSet`], [`OffloadSet`]: what stays for the backward pass |
@@ -35,6 +37,9 @@ pub mod four_bit;
 pub mod gguf_block;
 pub mod layer;
 pub mod lora;
+pub mod lora_targets;
+pub mod module_names;
+pub mod module_pattern;
 pub mod named;
 pub mod nested;
 pub mod ops;
@@ -54,6 +59,9 @@ pub use four_bit::FourBitFormat;
 pub use gguf_block::GgufBlock;
 pub use layer::{InputGrad, Kept, Projected};
 pub use lora::{AdapterStart, LoraConfig, LoraConfigError};
+pub use lora_targets::LoraTargets;
+pub use module_names::ModuleNames;
+pub use module_pattern::ModulePattern;
 pub use named::UnknownName;
 pub use nested::NestedFormat;
 pub use ops::{Backward, Forward, Heads, Norm, Values};

@@ -1,6 +1,6 @@
 //! Which projections are adapted, and how.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::named;
 use crate::target::{TargetModule, UnknownTarget};
@@ -31,7 +31,7 @@ impl AdapterStart {
 /// Low-rank adaptation of a model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LoraConfig {
-    /// r, the inner size of the factors; an adapter that was read may have others in some modules.
+    /// r, the inner size of the factors.
     pub rank: usize,
     /// α; the adapter's output is scaled by α/r, or α/√r with `use_rslora`.
     pub alpha: f64,
@@ -43,7 +43,11 @@ pub struct LoraConfig {
     pub target_modules: Vec<TargetModule>,
     /// The adapted layers, all where absent.
     pub layers_to_transform: Option<Vec<usize>>,
-    /// α of modules that have another one, by their paths; only adapters that were read have any.
+    /// The adapted modules among those by their paths, where not all of them are.
+    pub modules: Option<BTreeSet<String>>,
+    /// r of modules that have another one, by their paths.
+    pub rank_pattern: BTreeMap<String, usize>,
+    /// α of modules that have another one, by their paths.
     pub alpha_pattern: BTreeMap<String, f64>,
 }
 
@@ -56,6 +60,8 @@ impl Default for LoraConfig {
             use_rslora: false,
             target_modules: TargetModule::ALL.to_vec(),
             layers_to_transform: None,
+            modules: None,
+            rank_pattern: BTreeMap::new(),
             alpha_pattern: BTreeMap::new(),
         }
     }
@@ -65,6 +71,11 @@ impl LoraConfig {
     /// s in y = x·Wᵀ + s·(x·Aᵀ)·Bᵀ.
     pub fn scaling(&self) -> f64 {
         self.scaling_by(self.rank, self.alpha)
+    }
+
+    /// r of the module at `path`.
+    pub fn rank_of(&self, path: &str) -> usize {
+        self.rank_pattern.get(path).copied().unwrap_or(self.rank)
     }
 
     /// As [`scaling`](Self::scaling), for the module at `path`, whose factors are of `rank`.
@@ -85,6 +96,33 @@ impl LoraConfig {
                 .layers_to_transform
                 .as_ref()
                 .is_none_or(|layers| layers.contains(&layer))
+            && self
+                .modules
+                .as_ref()
+                .is_none_or(|modules| modules.contains(&target.path(layer)))
+    }
+
+    /// The same for just these modules of a model of `num_layers` layers, given by their paths, in as few words as that
+    /// takes: projections and layers, or the paths.
+    #[must_use]
+    pub fn with_modules(self, modules: BTreeSet<String>, num_layers: usize) -> Self {
+        let places: BTreeSet<(usize, TargetModule)> =
+            modules.iter().filter_map(|path| place(path)).collect();
+        let layers: BTreeSet<usize> = places.iter().map(|(layer, _)| *layer).collect();
+        let targets = |target: &TargetModule| places.iter().any(|(_, other)| other == target);
+        let target_modules: Vec<_> = TargetModule::ALL.into_iter().filter(targets).collect();
+        let all_layers = layers.iter().copied().eq(0..num_layers);
+        let said = self.layers_to_transform;
+        let said = said.filter(|said| layers == said.iter().copied().collect());
+        let whole = places.len() == target_modules.len() * layers.len()
+            && places.len() == modules.len()
+            && (all_layers || said.is_some());
+        Self {
+            target_modules,
+            layers_to_transform: said.filter(|_| whole),
+            modules: (!whole).then_some(modules),
+            ..self
+        }
     }
 
     /// Checks the values against a model of `num_layers` layers.
@@ -115,6 +153,14 @@ impl LoraConfig {
     }
 }
 
+/// Layer and projection of a path.
+fn place(path: &str) -> Option<(usize, TargetModule)> {
+    let target = path.rsplit('.').next()?.parse::<TargetModule>().ok()?;
+    let layer = path.strip_prefix("model.layers.")?.split('.').next()?;
+    let layer = layer.parse().ok()?;
+    (target.path(layer) == path).then_some((layer, target))
+}
+
 /// What is wrong with a [`LoraConfig`].
 #[derive(Debug, thiserror::Error, PartialEq)]
 #[non_exhaustive]
@@ -138,6 +184,31 @@ pub enum LoraConfigError {
         layer: usize,
         /// How many there are.
         num_layers: usize,
+    },
+    /// A name or a pattern that means no module.
+    #[error(
+        "lora.{key}: `{name}` matches none of the {}; near it are {}",
+        if key.ends_with("_pattern") { "adapted modules" } else { "model's modules" },
+        nearest.join(", ")
+    )]
+    NoMatch {
+        /// The key.
+        key: &'static str,
+        /// What was written.
+        name: String,
+        /// Names that look like it.
+        nearest: Vec<String>,
+    },
+    /// A pattern that takes more than projections.
+    #[error(
+        "lora.target_modules = {pattern} takes `{module}` too, which cannot carry an adapter; let it match projections \
+         alone, or name the module in lora.exclude_modules"
+    )]
+    NotAdaptable {
+        /// What was written.
+        pattern: String,
+        /// The module.
+        module: String,
     },
     /// A module that cannot be adapted.
     #[error(transparent)]

@@ -11,8 +11,8 @@ use clap::{Args, Parser, Subcommand};
 use choice::QuantizationArg;
 
 use crate::commands::{
-    completions, data, doctor, eval, export, generate, init, inspect, man, merge, plan, push,
-    quantize, quickstart, report, score, serve, train, watch,
+    combine, completions, data, doctor, eval, export, generate, init, inspect, man, merge, plan,
+    push, quantize, quickstart, report, score, serve, train, watch,
 };
 
 /// Fine-tune Llama, Mistral, Qwen, Granite, SmolLM and OLMo models from one program.
@@ -68,6 +68,7 @@ pub(crate) enum Command {
     Score(score::ScoreArgs),
     Serve(serve::ServeArgs),
     Merge(merge::MergeArgs),
+    Combine(combine::CombineArgs),
     Quantize(quantize::QuantizeArgs),
     Export(export::ExportArgs),
     Push(push::PushArgs),
@@ -104,6 +105,7 @@ impl Command {
             | Self::Watch(_)
             | Self::Report(_)
             | Self::Merge(_)
+            | Self::Combine(_)
             | Self::Push(_)
             | Self::Quantize(_)
             | Self::Inspect(_)

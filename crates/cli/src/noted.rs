@@ -66,6 +66,11 @@ impl NotedAdapter {
         Ok(())
     }
 
+    /// What it was trained over, where that is noted.
+    pub(crate) const fn over(&self) -> Option<&TrainedOver> {
+        self.over.as_ref()
+    }
+
     /// Whether anything says how the base was quantised.
     pub(crate) const fn knows_base(&self) -> bool {
         self.over.is_some()

@@ -60,7 +60,7 @@ pub(crate) fn run_of(adapter: &Path) -> Result<Option<RunFiles>, CliError> {
 
 /// The hub ids of the data sets that a run was trained on.
 pub(crate) fn datasets(run: &RunFiles) -> Vec<String> {
-    let recipe = Recipe::from_toml(&run.recipe, &run.directory, &[]);
+    let recipe = Recipe::from_stored(&run.recipe, &run.directory);
     let mut ids = Vec::new();
     for source in recipe.iter().flat_map(|recipe| &recipe.data.train.0) {
         if let Some(id) = dataset(source)

@@ -10,6 +10,8 @@ use std::process::{Command, Output};
 
 use serde_json::Value;
 
+#[path = "program/adapters.rs"]
+mod adapters;
 #[path = "program/export.rs"]
 mod export;
 #[path = "program/families.rs"]

@@ -2,11 +2,11 @@
 
 use std::path::Path;
 
+use backdraft_arch::ModulePattern;
 use serde_json::{Map, Value, json};
 
 use crate::error::{FormatError, Result};
 use crate::json;
-use crate::peft_pattern::ModulePattern;
 
 /// The version of PEFT whose keys are written.
 const PEFT_VERSION: &str = "0.21.2";
@@ -93,6 +93,8 @@ pub struct PeftConfig {
     pub use_rslora: bool,
     /// Which modules carry an adapter.
     pub target_modules: TargetModules,
+    /// Whether modules are left out by name.
+    pub excludes: bool,
     /// Which layers carry an adapter; all if `None`.
     pub layers_to_transform: Option<Vec<usize>>,
     /// Modules of another rank.
@@ -116,6 +118,7 @@ impl PeftConfig {
             lora_dropout: 0.0,
             use_rslora: false,
             target_modules: TargetModules::Names(names.into_iter().map(Into::into).collect()),
+            excludes: false,
             layers_to_transform: None,
             rank_pattern: ModulePattern::default(),
             alpha_pattern: ModulePattern::default(),
@@ -144,6 +147,19 @@ impl PeftConfig {
     fn scaling_by(&self, rank: usize, alpha: f64) -> f64 {
         let rank = rank as f64;
         alpha / if self.use_rslora { rank.sqrt() } else { rank }
+    }
+
+    /// The layers of a model all of whose layers have an adapter, going by the names of the adapted modules; 0 where
+    /// the configuration says other than by names which those are.
+    pub fn num_layers<'a>(&self, modules: impl Iterator<Item = &'a String>) -> usize {
+        if !matches!(self.target_modules, TargetModules::Names(_)) || self.excludes {
+            return 0;
+        }
+        let layer = |module: &String| {
+            let layer = module.strip_prefix("model.layers.")?.split('.').next()?;
+            layer.parse::<usize>().ok()
+        };
+        modules.filter_map(layer).max().map_or(0, |last| last + 1)
     }
 
     /// Reads a file, and refuses every feature that is switched on and not supported.
@@ -192,6 +208,9 @@ impl PeftConfig {
             lora_dropout: dropout,
             use_rslora: field.flag("use_rslora")?,
             target_modules: field.target_modules()?,
+            excludes: fields
+                .get("exclude_modules")
+                .is_some_and(|value| !is_inactive(value)),
             layers_to_transform: field.layers_to_transform()?,
             rank_pattern: field.pattern("rank_pattern", is_rank, |rank| rank as usize)?,
             alpha_pattern: field.pattern("alpha_pattern", f64::is_finite, |alpha| alpha)?,

@@ -114,6 +114,28 @@ pub struct PeftDir {
     pub tensors: AdapterTensors,
 }
 
+/// What an adapter in a directory is, without its values.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PeftOutline {
+    /// The directory.
+    pub path: PathBuf,
+    /// `adapter_config.json`.
+    pub config: PeftConfig,
+    /// Its modules, in the order of their names.
+    pub modules: Vec<PeftModule>,
+}
+
+/// A module that an adapter has matrices for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeftModule {
+    /// Its name, for instance `model.layers.0.self_attn.q_proj`.
+    pub module: String,
+    /// The rank of its matrices.
+    pub rank: usize,
+    /// Outputs and inputs of the projection.
+    pub dims: [usize; 2],
+}
+
 impl PeftDir {
     /// The file that holds a chat template of the adapter's own.
     pub const CHAT_TEMPLATE: &str = "chat_template.jinja";
@@ -154,27 +176,29 @@ impl PeftDir {
     /// the wrong shape, or a name that is no spelling of a LoRA matrix's.
     pub fn read(path: impl Into<PathBuf>) -> Result<Self> {
         let path = path.into();
-        let config_path = path.join(CONFIG);
-        if !config_path.is_file() {
-            return Err(FormatError::NotFound { path: config_path });
-        }
-        let config = PeftConfig::read(&config_path)?;
-        let weights = path.join(WEIGHTS);
-        if !weights.is_file() {
-            return Err(if path.join(PICKLE).is_file() {
-                FormatError::Pickle {
-                    path,
-                    file: PICKLE.into(),
-                }
-            } else {
-                FormatError::NotFound { path: weights }
-            });
-        }
-        let tensors = read_tensors(&SafetensorsFile::open(weights)?, &config)?;
+        let (config, file) = open(&path)?;
+        let pairs = pairs(&file, &config)?.into_iter();
+        let tensors = pairs.map(|pair| pair.read(&file)).collect::<Result<_>>()?;
         Ok(Self {
             path,
             config,
             tensors,
+        })
+    }
+
+    /// Reads what an adapter is, and which modules it has, without its values; checks what [`Self::read`] does.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn outline(path: impl Into<PathBuf>) -> Result<PeftOutline> {
+        let path = path.into();
+        let (config, file) = open(&path)?;
+        let pairs = pairs(&file, &config)?;
+        let modules = pairs.iter().map(Pair::outline).collect();
+        Ok(PeftOutline {
+            path,
+            config,
+            modules,
         })
     }
 
@@ -198,6 +222,27 @@ impl PeftDir {
         write_tensors(&directory, config, tensors, options.dtype)?;
         directory.commit()
     }
+}
+
+/// The config and the matrices' file of a directory.
+fn open(path: &Path) -> Result<(PeftConfig, SafetensorsFile)> {
+    let config_path = path.join(CONFIG);
+    if !config_path.is_file() {
+        return Err(FormatError::NotFound { path: config_path });
+    }
+    let config = PeftConfig::read(&config_path)?;
+    let weights = path.join(WEIGHTS);
+    if !weights.is_file() {
+        return Err(if path.join(PICKLE).is_file() {
+            FormatError::Pickle {
+                path: path.into(),
+                file: PICKLE.into(),
+            }
+        } else {
+            FormatError::NotFound { path: weights }
+        });
+    }
+    Ok((config, SafetensorsFile::open(weights)?))
 }
 
 fn write_plain(path: &Path, bytes: &[u8]) -> Result<()> {
@@ -252,7 +297,37 @@ struct Found<'a> {
     b: Option<&'a TensorInfo>,
 }
 
-fn read_tensors(file: &SafetensorsFile, config: &PeftConfig) -> Result<AdapterTensors> {
+/// Both matrices of a module, of shapes that fit each other.
+struct Pair<'a> {
+    module: String,
+    a: &'a TensorInfo,
+    b: &'a TensorInfo,
+    rank: usize,
+    dims: [usize; 2],
+}
+
+impl Pair<'_> {
+    fn outline(&self) -> PeftModule {
+        PeftModule {
+            module: self.module.clone(),
+            rank: self.rank,
+            dims: self.dims,
+        }
+    }
+
+    fn read(self, file: &SafetensorsFile) -> Result<LoraPair> {
+        let [out_features, in_features] = self.dims;
+        Ok(LoraPair {
+            module: self.module,
+            in_features,
+            out_features,
+            lora_a: file.read_f32(&self.a.name)?,
+            lora_b: file.read_f32(&self.b.name)?,
+        })
+    }
+}
+
+fn pairs<'a>(file: &'a SafetensorsFile, config: &PeftConfig) -> Result<Vec<Pair<'a>>> {
     let mut found: BTreeMap<String, Found<'_>> = BTreeMap::new();
     let mut adapter = None;
     for info in file.tensors() {
@@ -280,11 +355,21 @@ fn read_tensors(file: &SafetensorsFile, config: &PeftConfig) -> Result<AdapterTe
             tensor: LoraName::canonical("…", true),
         });
     }
-    let pair = |(module, found): (String, Found<'_>)| match found {
+    let pair = |(module, found): (String, Found<'a>)| match found {
         Found {
             a: Some(a),
             b: Some(b),
-        } => read_pair(file, &module, [a, b], config.rank_of(&module)),
+        } => {
+            let rank = config.rank_of(&module);
+            let dims = dims(file, [a, b], rank)?;
+            Ok(Pair {
+                module,
+                a,
+                b,
+                rank,
+                dims,
+            })
+        }
         Found { a, .. } => Err(FormatError::TensorMissing {
             path: file.path().into(),
             tensor: LoraName::canonical(&module, a.is_none()),
@@ -293,12 +378,8 @@ fn read_tensors(file: &SafetensorsFile, config: &PeftConfig) -> Result<AdapterTe
     found.into_iter().map(pair).collect()
 }
 
-fn read_pair(
-    file: &SafetensorsFile,
-    module: &str,
-    [a, b]: [&TensorInfo; 2],
-    rank: usize,
-) -> Result<LoraPair> {
+/// Outputs and inputs of the module that both matrices belong to.
+fn dims(file: &SafetensorsFile, [a, b]: [&TensorInfo; 2], rank: usize) -> Result<[usize; 2]> {
     let wrong = |info: &TensorInfo, expected| FormatError::TensorShape {
         path: file.path().into(),
         tensor: info.name.clone(),
@@ -309,17 +390,10 @@ fn read_pair(
         [r, in_features] if r == rank => in_features,
         _ => return Err(wrong(a, format!("[{rank}, in] (r is {rank})"))),
     };
-    let out_features = match b.shape[..] {
-        [out_features, r] if r == rank => out_features,
-        _ => return Err(wrong(b, format!("[out, {rank}] (r is {rank})"))),
-    };
-    Ok(LoraPair {
-        module: module.into(),
-        in_features,
-        out_features,
-        lora_a: file.read_f32(&a.name)?,
-        lora_b: file.read_f32(&b.name)?,
-    })
+    match b.shape[..] {
+        [out_features, r] if r == rank => Ok([out_features, in_features]),
+        _ => Err(wrong(b, format!("[out, {rank}] (r is {rank})"))),
+    }
 }
 
 fn unexpected(file: &SafetensorsFile, name: &str, reason: &'static str) -> FormatError {

@@ -459,7 +459,7 @@ fn differing(runs: &[RunFiles]) -> String {
         return String::new();
     }
     let mut html = "<h2>Differences between the recipes</h2>\n".to_owned();
-    let read = |run: &RunFiles| Recipe::from_toml(&run.recipe, &run.directory, &[]).ok();
+    let read = |run: &RunFiles| Recipe::from_stored(&run.recipe, &run.directory).ok();
     let recipes: Option<Vec<Recipe>> = runs.iter().map(read).collect();
     let others = recipes.as_deref().and_then(|recipes| {
         let (first, rest) = recipes.split_first()?;

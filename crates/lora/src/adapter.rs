@@ -17,17 +17,17 @@ pub enum Adapter {
 }
 
 impl Adapter {
-    /// A fresh adapter of the kind that `config` describes; it changes nothing yet.
+    /// A fresh adapter of the kind that `config` describes for the module at `path`; it changes nothing yet.
     ///
     /// # Shapes
     /// For a weight `[output, input]`.
     pub fn init(
         config: &LoraConfig,
-        dims: [usize; 2],
+        (path, dims): (&str, [usize; 2]),
         rng: &mut ChaCha8Rng,
         device: &Device,
     ) -> Self {
-        Self::Lora(LoraAdapter::init(config, dims, rng, device))
+        Self::Lora(LoraAdapter::init(config, (path, dims), rng, device))
     }
 
     /// An adapter that does nothing and learns nothing.

@@ -8,6 +8,7 @@
 
 mod adapter;
 pub mod base;
+mod combine;
 mod export;
 mod gradients;
 mod lora_adapter;
@@ -24,6 +25,7 @@ mod weights;
 
 pub use adapter::Adapter;
 pub use backdraft_arch::{LoraConfig, LoraConfigError, TargetModule};
+pub use combine::{Combination, CombineError, CombineOptions, MajoritySign, combine};
 pub use export::{ExportReport, export, gguf_decoder};
 pub use gradients::AdapterGrads;
 pub use lora_adapter::LoraAdapter;

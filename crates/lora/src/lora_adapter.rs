@@ -33,22 +33,24 @@ pub struct LoraAdapter {
 }
 
 impl LoraAdapter {
-    /// A drawn uniformly from ±1/√in (Kaiming-uniform with a = √5, as PEFT), B zero.
+    /// A drawn uniformly from ±1/√in (Kaiming-uniform with a = √5, as PEFT), B zero, for the module at `path`.
     ///
     /// # Shapes
     /// For a weight `[output, input]`.
     pub fn init(
         config: &LoraConfig,
-        [output, input]: [usize; 2],
+        (path, [output, input]): (&str, [usize; 2]),
         rng: &mut ChaCha8Rng,
         device: &Device,
     ) -> Self {
         let bound = 1.0 / (input as f32).sqrt();
-        let values: Vec<f32> = (0..config.rank * input)
+        let rank = config.rank_of(path);
+        let values: Vec<f32> = (0..rank * input)
             .map(|_| rng.random_range(-bound..bound))
             .collect();
-        let lora_a = Tensor::from_data(TensorData::new(values, [config.rank, input]), device);
-        Self::from_factors(config, lora_a, Tensor::zeros([output, config.rank], device))
+        let lora_a = Tensor::from_data(TensorData::new(values, [rank, input]), device);
+        let lora_b = Tensor::zeros([output, rank], device);
+        Self::from_factors(config, lora_a, lora_b).scaled_for(config, path)
     }
 
     /// An adapter with given factors.
@@ -69,11 +71,14 @@ impl LoraAdapter {
     pub(crate) fn for_module(&self, config: &LoraConfig, path: &str, device: &Device) -> Self {
         let [a, b] =
             [&self.lora_a, &self.lora_b].map(|factor| factor.val().inner().to_device(device));
-        let scaling = config.scaling_of(path, a.dims()[0]);
-        Self {
-            scaling,
-            ..Self::from_factors(config, a, b)
-        }
+        Self::from_factors(config, a, b).scaled_for(config, path)
+    }
+
+    /// The same, scaled as `config` says for the module at `path`.
+    #[must_use]
+    pub(crate) fn scaled_for(mut self, config: &LoraConfig, path: &str) -> Self {
+        self.scaling = config.scaling_of(path, self.rank());
+        self
     }
 
     pub(crate) fn fits(&self, [output, input]: [usize; 2]) -> bool {

@@ -8,8 +8,6 @@ use backdraft_formats::{
 use burn::module::Param;
 use burn::tensor::{Device, Tensor, TensorData};
 
-use backdraft_arch::TargetModule;
-
 use crate::adapter::Adapter;
 use crate::lora_adapter::LoraAdapter;
 use crate::weights::AdapterWeights;
@@ -30,27 +28,33 @@ impl AdapterWeights {
             Tensor::from_data(TensorData::new(values.to_vec(), shape), device)
         };
         let peft = &directory.config;
+        let pairs = || directory.tensors.iter();
+        let modules = pairs().map(|pair| pair.module.clone()).collect();
+        let others = pairs().filter(|pair| pair.rank() != peft.r);
         let config = LoraConfig {
             rank: peft.r,
             alpha: peft.lora_alpha,
             dropout: peft.lora_dropout,
             use_rslora: peft.use_rslora,
-            target_modules: targets(&directory.tensors),
             layers_to_transform: peft.layers_to_transform.clone(),
-            alpha_pattern: directory
-                .tensors
-                .iter()
+            rank_pattern: others
+                .map(|pair| (pair.module.clone(), pair.rank()))
+                .collect(),
+            alpha_pattern: pairs()
                 .filter_map(|pair| {
                     let alpha = peft.alpha_pattern.get(&pair.module)?;
                     Some((pair.module.clone(), alpha))
                 })
                 .collect(),
-        };
+            ..LoraConfig::default()
+        }
+        .with_modules(modules, peft.num_layers(pairs().map(|pair| &pair.module)));
         let adapter = |pair: &LoraPair| {
             let rank = pair.rank();
             let a = tensor(&pair.lora_a, [rank, pair.in_features]);
             let b = tensor(&pair.lora_b, [pair.out_features, rank]);
             let lora = LoraAdapter::from_factors(&config, a, b);
+            let lora = lora.scaled_for(&config, &pair.module);
             (pair.module.clone(), Adapter::Lora(lora))
         };
         let adapters = directory.tensors.iter().map(adapter).collect();
@@ -69,11 +73,12 @@ impl AdapterWeights {
         base: &str,
         options: &PeftWriteOptions,
     ) -> Result<(), FormatError> {
-        let targets = self
-            .config
-            .target_modules
-            .iter()
-            .map(|target| target.name());
+        let targets: Vec<&str> = match &self.config.modules {
+            Some(modules) => modules.iter().map(String::as_str).collect(),
+            None => (self.config.target_modules.iter())
+                .map(|target| target.name())
+                .collect(),
+        };
         let mut config = PeftConfig::new(self.config.rank, self.config.alpha, targets);
         config.base_model_name_or_path = Some(base.to_owned());
         config.lora_dropout = self.config.dropout;
@@ -101,13 +106,4 @@ impl AdapterWeights {
         config.alpha_pattern = ModulePattern::of_modules(self.config.alpha_pattern.clone());
         PeftDir::write(path.as_ref(), &config, &tensors, options)
     }
-}
-
-/// The projections that the tensors name: `target_modules` may be a pattern.
-fn targets(tensors: &AdapterTensors) -> Vec<TargetModule> {
-    let named = |target: &TargetModule| {
-        let suffix = format!(".{}", target.name());
-        tensors.iter().any(|pair| pair.module.ends_with(&suffix))
-    };
-    TargetModule::ALL.into_iter().filter(named).collect()
 }

@@ -30,13 +30,22 @@ impl AdapterWeights {
     #[must_use]
     pub fn since(&self, start: &Self) -> Self {
         let rank = 2 * self.config.rank;
-        let config = LoraConfig {
+        let mut config = LoraConfig {
             rank,
             // s stays what it was.
             alpha: self.config.scaling() * rank as f64,
             use_rslora: false,
             ..self.config.clone()
         };
+        config.rank_pattern.values_mut().for_each(|rank| *rank *= 2);
+        let rank_of = |path: &String| self.config.rank_of(path);
+        let others = (self.config.rank_pattern.keys()).chain(self.config.alpha_pattern.keys());
+        config.alpha_pattern = others
+            .map(|path| {
+                let scaling = self.config.scaling_of(path, rank_of(path));
+                (path.clone(), scaling * (2 * rank_of(path)) as f64)
+            })
+            .collect();
         let joined = |(path, Adapter::Lora(now)): (&String, &Adapter)| {
             let Some(Adapter::Lora(start)) = start.adapters.get(path) else {
                 panic!("{path} has no start");
@@ -45,7 +54,7 @@ impl AdapterWeights {
                 .map(|factor| factor.val().inner());
             let a = Tensor::cat(vec![a, a0], 0);
             let b = Tensor::cat(vec![b, b0.neg()], 1);
-            let joined = LoraAdapter::from_factors(&config, a, b);
+            let joined = LoraAdapter::from_factors(&config, a, b).scaled_for(&config, path);
             (path.clone(), Adapter::Lora(joined))
         };
         Self {
@@ -58,9 +67,9 @@ impl AdapterWeights {
     /// adapter is not of twice its rank.
     #[must_use]
     pub fn apart(&self, config: &LoraConfig) -> Option<(Self, Self)> {
-        let rank = config.rank;
         let (mut now, mut start) = (Vec::new(), Vec::new());
         for (path, Adapter::Lora(joined)) in &self.adapters {
+            let rank = config.rank_of(path);
             let [a, b] = [&joined.lora_a, &joined.lora_b].map(|factor| factor.val().inner());
             let ([rows, input], [out, columns]) = (a.dims(), b.dims());
             if [rows, columns] != [2 * rank; 2] {
@@ -70,7 +79,10 @@ impl AdapterWeights {
                 let a = a.clone().slice([part.clone(), 0..input]);
                 (a, b.clone().slice([0..out, part]))
             });
-            let adapter = |(a, b)| Adapter::Lora(LoraAdapter::from_factors(config, a, b));
+            let adapter = |(a, b)| {
+                let lora = LoraAdapter::from_factors(config, a, b);
+                Adapter::Lora(lora.scaled_for(config, path))
+            };
             now.push((path.clone(), adapter(first)));
             start.push((path.clone(), adapter((second.0, second.1.neg()))));
         }
@@ -94,21 +106,31 @@ mod tests {
         let config = LoraConfig {
             rank: 3,
             use_rslora: true,
+            rank_pattern: [("b".to_owned(), 2)].into(),
+            alpha_pattern: [("c".to_owned(), 5.0)].into(),
             ..LoraConfig::default()
         };
         let random = || {
             let random = |dims: [usize; 2]| {
                 Tensor::<2>::random(dims, Distribution::Normal(0.0, 1.0), &device)
             };
-            let lora = LoraAdapter::from_factors(&config, random([3, 7]), random([5, 3]));
+            let one = |path: &str| {
+                let rank = config.rank_of(path);
+                let lora = LoraAdapter::from_factors(&config, random([rank, 7]), random([5, rank]));
+                let lora = lora.scaled_for(&config, path);
+                (path.to_owned(), Adapter::Lora(lora))
+            };
             AdapterWeights {
                 config: config.clone(),
-                adapters: [("a".to_owned(), Adapter::Lora(lora))].into(),
+                adapters: ["a", "b", "c"].map(one).into(),
             }
         };
         let delta = |weights: &AdapterWeights| {
-            let Adapter::Lora(lora) = &weights.adapters["a"];
-            lora.delta()
+            let deltas = weights
+                .adapters
+                .values()
+                .map(|Adapter::Lora(lora)| lora.delta());
+            Tensor::cat(deltas.collect(), 0)
         };
         let (now, start) = (random(), random());
         let joined = now.since(&start);

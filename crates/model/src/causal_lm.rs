@@ -230,9 +230,10 @@ impl CausalLm {
         let (device, dtype) = (self.device(), self.dtype());
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         self.replace_adapters(|layer, target, projection| {
+            let (path, dims) = (target.path(layer), projection.weight().dims());
             Ok(config
                 .adapts(layer, target)
-                .then(|| Adapter::init(config, projection.weight().dims(), &mut rng, &device))
+                .then(|| Adapter::init(config, (&path, dims), &mut rng, &device))
                 .map(|adapter| adapter.computing_in(dtype)))
         })?;
         self.lora = Some(config.clone());

@@ -77,14 +77,19 @@ impl Setup {
             .as_ref()
             .and_then(|plan| plan.scheme_for(&path));
         let rank = if self.lora.adapts(layer, target) {
-            self.lora.rank
+            self.lora.rank_of(&path)
         } else {
             0
+        };
+        let scaling = match rank {
+            0 => 0.0,
+            rank => self.lora.scaling_of(&path, rank) as f32,
         };
         ProjectionShape {
             out: out as u64,
             input: input as u64,
             rank: rank as u64,
+            scaling: scaling.to_bits(),
             dropout: rank > 0 && self.lora.dropout > 0.0,
             quantized: scheme.is_some(),
             weight_bytes: self.weight_bytes(dims, scheme),

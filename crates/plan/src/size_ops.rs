@@ -297,7 +297,9 @@ impl<A: Memory> Forward for SizeOps<'_, A> {
             .targets()
             .iter()
             .map(|&target| self.projection(target));
-        let together = projections.clone().all(|p| p.rank > 0 && !p.dropout);
+        let scaling = projections.clone().next().map(|p| p.scaling);
+        let together =
+            (projections.clone()).all(|p| p.rank > 0 && !p.dropout && Some(p.scaling) == scaling);
         let rank: u64 = projections.map(|p| p.rank).sum();
         (together && self.factors == Factors::Flat).then(|| self.alloc(self.features(rank)))
     }
@@ -480,8 +482,12 @@ impl<A: Memory> Backward for SizeOps<'_, A> {
             .iter()
             .map(|(target, ..)| self.projection(*target).rank)
             .sum();
+        // Adapters of different scales are computed one by one.
+        let mut adapted = branches.iter().map(|(target, ..)| self.projection(*target));
+        let scaling = adapted.clone().find(|p| p.rank > 0).map(|p| p.scaling);
+        let mixed = adapted.any(|p| p.rank > 0 && Some(p.scaling) != scaling);
         let flat = self.factors == Factors::Flat && rank > 0;
-        let term = flat.then(|| self.alloc(self.features(rank)));
+        let term = (flat && !mixed).then(|| self.alloc(self.features(rank)));
         let mut dx: Option<Value<A>> = None;
         for (target, dy, _) in branches {
             let p = self.projection(target);
@@ -502,7 +508,12 @@ impl<A: Memory> Backward for SizeOps<'_, A> {
                     let one = self.branch_apart(p, needed, accumulated);
                     dx.or(one)
                 }
-                Factors::Flat => self.branch_flat(p, needed, dx.take()),
+                Factors::Flat => {
+                    if mixed {
+                        self.transient(self.features(p.rank));
+                    }
+                    self.branch_flat(p, needed, dx.take())
+                }
             };
             drop(dy);
         }

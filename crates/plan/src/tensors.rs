@@ -90,6 +90,8 @@ pub struct ProjectionShape {
     pub input: u64,
     /// Rank of the adapter, 0 without one.
     pub rank: u64,
+    /// The bits of the adapter's s, f32: adapters that share an input are computed together where theirs are the same.
+    pub scaling: u32,
     /// Whether the adapter's input is dropped out.
     pub dropout: bool,
     /// Whether the weight is kept in codes.

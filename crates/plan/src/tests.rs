@@ -25,6 +25,7 @@ pub(crate) fn layer() -> LayerShape {
         out,
         input,
         rank: 8,
+        scaling: 1,
         dropout: false,
         quantized: false,
         weight_bytes: 4 * out * input,

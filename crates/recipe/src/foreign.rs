@@ -25,7 +25,6 @@ pub enum Foreign {
 
 use Foreign::{Always, Command, Key, Like, NotYet};
 
-const CONTINUE: &str = "training an existing adapter further; `--resume` continues a run, and `backdraft merge` folds an adapter into a base to train on";
 const PREFERENCE: &str =
     "training on preferences and rewards (DPO, KTO, ORPO, GRPO, PPO); rows are supervised";
 const DISTILLATION: &str = "distillation from a teacher; train on its answers as rows";
@@ -276,7 +275,7 @@ pub(crate) const FOREIGN: &[(Foreign, &str)] = &[
     ),
     (
         Always("adapters are LoRA, over 4 bits with load_in_4bit = true (QLoRA); take it out"),
-        "adapter use_peft use_lora peft_type peft_method finetuning_type fine_tune_type train_type tuner_type sft_type task_type \
+        "use_peft use_lora peft_type peft_method finetuning_type fine_tune_type train_type tuner_type sft_type task_type \
          lora_task_type inference_mode peft fan_in_fan_out lora_fan_in_fan_out layers_pattern peft_layers_pattern megatron_config \
          megatron_core temporary_location finetune_language_layers adapter_folder save_adapter_weights_only save_only_adapter \
          save_adapter adapter_name revision_of_peft",
@@ -296,14 +295,22 @@ pub(crate) const FOREIGN: &[(Foreign, &str)] = &[
          use_gks task_adapter_names gks_adapter_names",
     ),
     (
-        NotYet("a rank or alpha for single modules; lora.rank and lora.alpha hold for all"),
-        "rank_pattern alpha_pattern lora_rank_pattern lora_alpha_pattern peft_rank_pattern",
+        Key("lora.rank_pattern"),
+        "lora_rank_pattern peft_rank_pattern",
+    ),
+    (
+        Key("lora.alpha_pattern"),
+        "lora_alpha_pattern peft_alpha_pattern",
+    ),
+    (
+        Key("lora.exclude_modules"),
+        "lora_exclude_modules peft_exclude_modules",
     ),
     (
         NotYet(
-            "leaving single modules out by name; lora.target_modules and lora.layers_to_transform say where adapters go",
+            "adapters on bare parameters, such as experts; lora.target_modules names linear layers",
         ),
-        "exclude_modules lora_exclude_modules target_parameters lora_target_parameters",
+        "target_parameters lora_target_parameters",
     ),
     (
         NotYet(
@@ -326,9 +333,18 @@ pub(crate) const FOREIGN: &[(Foreign, &str)] = &[
         "loraplus_lr_ratio loraplus_lr_embedding lora_plus lorap_lr_ratio loraplus_lr_embedding_ratio loraplus",
     ),
     (
-        NotYet(CONTINUE),
+        Like(
+            "lora.adapter",
+            "the directory of a PEFT adapter, or of a run; `--resume` goes on with a run that was stopped",
+        ),
         "lora_model_dir adapter_name_or_path resume_adapter_file peft_model_id adapter_model adapter_checkpoint resume_adapter \
-         lora_checkpoint lora_weights lora_name_or_path create_new_adapter ref_model_adapters recipe_checkpoint checkpoint_files",
+         lora_checkpoint lora_weights lora_name_or_path recipe_checkpoint checkpoint_files",
+    ),
+    (
+        Always(
+            "an adapter that is trained further is saved as a new one, in output_dir; take it out",
+        ),
+        "create_new_adapter ref_model_adapters",
     ),
     (
         NotYet(FULL),

@@ -200,6 +200,11 @@ pub const KEYS: &[Key] = &[
         "4096",
         "Tokens of training rows that are measured; half as many of others are looked at to see whether it helped. Only with bits, base_memory or lora.init = \"qera\".",
     ),
+    optional(
+        "lora.adapter",
+        r#""outputs""#,
+        "An adapter to train further, made here or by PEFT: its directory, or that of a run. Its rank, alpha, use_rslora, modules and patterns are taken over (dropout too, where it is left out), and a key that says otherwise is an error; the optimizer starts fresh. Left out: a new adapter.",
+    ),
     change(
         key(
             "lora.rank",
@@ -229,7 +234,12 @@ pub const KEYS: &[Key] = &[
     key(
         "lora.target_modules",
         r#"["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]"#,
-        "The linear layers that get an adapter.",
+        "The linear layers that get an adapter, by name or end of path; or \"all-linear\"; or a regular expression for whole paths, such as '.*\\.layers\\.[0-3]\\..*_proj'. As by PEFT.",
+    ),
+    optional(
+        "lora.exclude_modules",
+        r#"["layers.0.self_attn.q_proj"]"#,
+        "Modules that get no adapter, whatever else names them: names or ends of paths, or a regular expression for whole paths.",
     ),
     key(
         "lora.init",
@@ -245,6 +255,16 @@ pub const KEYS: &[Key] = &[
         "lora.layers_to_transform",
         "[0, 1, 2]",
         "Layers that get adapters, counted from 0. Left out: all of them.",
+    ),
+    optional(
+        "lora.rank_pattern",
+        r#"{ q_proj = 8, 'layers\.[0-3]\..*' = 32 }"#,
+        "Ranks of some modules: the first of the names or regular expressions that a module's path ends in. Left out: lora.rank for all.",
+    ),
+    optional(
+        "lora.alpha_pattern",
+        "{ q_proj = 16 }",
+        "The same for alpha. A module's adapter is scaled by its own alpha over its own rank.",
     ),
     optional(
         "data.train",

@@ -1,6 +1,6 @@
 //! The recipe of a training run: TOML in, one checked [`Recipe`] out, or every problem at once.
 //!
-//! `raw` reads keys and values with their lines, `resolve` (with `sources` for rows) turns them into a [`Recipe`], `keys` is the
+//! `raw` reads keys and values with their lines, `resolve` (with `sources` for rows, `modules` and `adapter` for adapters) turns them into a [`Recipe`], `keys` is the
 //! table of keys with defaults and documentation, `support` lists values that are refused by name, `foreign` the keys of other
 //! trainers, and `unknown` says what becomes of them. `names` and `data_format` are values that people write by name, `precision` turns
 //! what is said of bits into a number.
@@ -9,10 +9,12 @@
 //! Start reading at `keys`.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod adapter;
 mod data_format;
 mod difference;
 mod foreign;
 mod keys;
+mod modules;
 mod names;
 pub mod no_effect;
 mod page;

@@ -24,6 +24,12 @@ const TAIL: &str = "\
   source `weight` times; 0.5 visits half of them, others each epoch.
 - `data.eval` is the same, or a share of the training rows such as `0.05`, chosen by the seed and by what rows say, so that
   equal rows stay on one side. Rows of a file of its own that are also learned from are counted and noted.
+- `lora.target_modules`, `exclude_modules`, `rank_pattern` and `alpha_pattern` mean what they mean to PEFT. A list has names or ends
+  of paths behind a dot; a text is a regular expression for whole paths (`model.layers.0.self_attn.q_proj`), without look-around;
+  what `exclude_modules` means is left out first; the first pattern that a path ends in counts, ranks and alphas looked up apart. A
+  name or a pattern that matches nothing is an error here, as is one that takes a module which is no projection of a layer.
+- `lora.adapter` (`train --adapter DIR`) takes an adapter of PEFT or of a run, and trains it further over `model`. It need not be
+  there any more when the run is resumed. A base or a quantization other than the adapter's is told.
 - `train.lr_scheduler` is a name or a table such as `{ kind = \"cosine_with_min_lr\", min_lr_rate = 0.1 }`. Kinds: `constant`,
   `constant_with_warmup`, `linear`, `cosine`, `cosine_with_restarts`, `cosine_with_min_lr`, `polynomial`, `inverse_sqrt`; values
   as in transformers, held at the end. A warm-up may outlast a trial of a few steps, with a warning.

@@ -163,6 +163,29 @@ pub enum ProblemKind {
         /// Where that is.
         path: PathBuf,
     },
+    /// An adapter that cannot be gone on from.
+    #[error("`{key}`: {message}")]
+    Adapter {
+        /// The key.
+        key: String,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// A key that says otherwise than the adapter that is gone on from.
+    #[error(
+        "`{key} = {actual}`, but the adapter {} has {has}; its settings are taken over: take the key out",
+        path.display()
+    )]
+    OtherThanAdapter {
+        /// The key.
+        key: String,
+        /// What the recipe says.
+        actual: String,
+        /// What the adapter has.
+        has: String,
+        /// The adapter.
+        path: PathBuf,
+    },
     /// A name that is not one of the names a key takes.
     #[error("`{key}` takes {}, not {actual}{}", names(expected), nearest.as_ref().map_or(String::new(), |n| format!("; did you mean \"{n}\"?")))]
     Name {

@@ -255,6 +255,11 @@ impl<'a> Reader<'a> {
 
     /// Strings of a list, each one of `T`'s names.
     pub(crate) fn list<T: Value>(&mut self, key: &str) -> Vec<T> {
+        self.list_as(key, "a list of names")
+    }
+
+    /// As [`list`](Self::list), of a key that takes `expected`.
+    pub(crate) fn list_as<T: Value>(&mut self, key: &str, expected: &'static str) -> Vec<T> {
         self.known.insert(key.to_owned());
         let Some(entry) = self.raw.entries.get(key).cloned() else {
             let default = keys::find(key).and_then(|key| key.default).unwrap_or("[]");
@@ -264,11 +269,11 @@ impl<'a> Reader<'a> {
                 .unwrap_or_default();
         };
         if support::refusal(key, entry.value.get_ref()).is_some() {
-            self.decode::<T>(key, entry, "a list of names");
+            self.decode::<T>(key, entry, expected);
             return Vec::new();
         }
         let DeValue::Array(items) = entry.value.into_inner() else {
-            self.reject(key, "a list of names");
+            self.reject(key, expected);
             return Vec::new();
         };
         let mut names = Vec::new();
@@ -282,7 +287,7 @@ impl<'a> Reader<'a> {
                 text,
                 place: entry.place.clone(),
             };
-            names.push(self.decode(key, item, "a list of names"));
+            names.push(self.decode(key, item, expected));
         }
         names
     }

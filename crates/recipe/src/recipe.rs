@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use backdraft_arch::{AdapterStart, DeviceChoice, FourBitFormat, Precision, TargetModule};
+use backdraft_arch::{
+    AdapterStart, DeviceChoice, FourBitFormat, ModuleNames, ModulePattern, Precision,
+};
 use backdraft_data::{BuiltinTemplate, Overlong, Supervision};
 use backdraft_plan::ActivationPolicy;
 use serde::Serialize;
@@ -88,6 +90,9 @@ pub struct QuantizationRecipe {
 /// `[lora]`: the adapter.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct LoraRecipe {
+    /// Directory of the adapter to go on from, whose settings the other keys have; `None` is a fresh one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<PathBuf>,
     /// Columns of each adapter matrix, at least 1.
     pub rank: usize,
     /// Numerator of the adapter's scaling, above 0.
@@ -96,8 +101,11 @@ pub struct LoraRecipe {
     pub dropout: f64,
     /// Scale by `alpha / √rank` instead of `alpha / rank`.
     pub use_rslora: bool,
-    /// Projections with an adapter; at least one, each once.
-    pub target_modules: Vec<TargetModule>,
+    /// Modules with an adapter; of a list at least one, each once.
+    pub target_modules: ModuleNames,
+    /// Modules that are left out, whatever else names them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exclude_modules: Option<ModuleNames>,
     /// Where the factors start.
     pub init: AdapterStart,
     /// Biases to train.
@@ -105,6 +113,12 @@ pub struct LoraRecipe {
     /// Layers with adapters, counted from 0, each once; `None` is all of them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub layers_to_transform: Option<Vec<usize>>,
+    /// Ranks of modules that have another one: the first pattern that a module's path ends in.
+    #[serde(skip_serializing_if = "ModulePattern::is_empty")]
+    pub rank_pattern: ModulePattern<usize>,
+    /// The same of alphas.
+    #[serde(skip_serializing_if = "ModulePattern::is_empty")]
+    pub alpha_pattern: ModulePattern<f64>,
 }
 
 /// `[data]`: the rows.
@@ -289,19 +303,32 @@ impl Recipe {
     /// # Errors
     /// [`RecipeError::Read`] if the file cannot be read, [`RecipeError::Invalid`] with every problem it has.
     pub fn load(path: &Path, overrides: &[String]) -> Result<Self, RecipeError> {
-        let read_error = |source| RecipeError::Read {
-            path: path.to_owned(),
-            source,
-        };
         if let Some(language) = other_language(path) {
             let path = path.to_owned();
             return Err(RecipeError::Language { path, language });
         }
+        Self::load_from(path, overrides, Origin::User)
+    }
+
+    /// As [`Self::load`], of the copy that a run has written of its own: settings that were taken over from an adapter
+    /// stand there, and it is not asked again.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn load_stored(path: &Path, overrides: &[String]) -> Result<Self, RecipeError> {
+        Self::load_from(path, overrides, Origin::Run)
+    }
+
+    fn load_from(path: &Path, overrides: &[String], origin: Origin) -> Result<Self, RecipeError> {
+        let read_error = |source| RecipeError::Read {
+            path: path.to_owned(),
+            source,
+        };
         let text = std::fs::read_to_string(path).map_err(read_error)?;
         let absolute = std::path::absolute(path).map_err(read_error)?;
         let base = absolute.parent().unwrap_or(&absolute);
         let working_dir = std::env::current_dir().map_err(read_error)?;
-        Self::read(&text, path, base, &working_dir, overrides)
+        Self::read(&text, path, (base, &working_dir), overrides, origin)
     }
 
     /// Checks a recipe given as text; relative paths are resolved against `base`.
@@ -309,15 +336,31 @@ impl Recipe {
     /// # Errors
     /// [`RecipeError::Invalid`] with every problem it has.
     pub fn from_toml(text: &str, base: &Path, overrides: &[String]) -> Result<Self, RecipeError> {
-        Self::read(text, Path::new("recipe.toml"), base, base, overrides)
+        let bases = (base, base);
+        Self::read(
+            text,
+            Path::new("recipe.toml"),
+            bases,
+            overrides,
+            Origin::User,
+        )
+    }
+
+    /// As [`Self::from_toml`], of what a run has written: see [`Self::load_stored`].
+    ///
+    /// # Errors
+    /// As [`Self::from_toml`].
+    pub fn from_stored(text: &str, base: &Path) -> Result<Self, RecipeError> {
+        let bases = (base, base);
+        Self::read(text, Path::new("recipe.toml"), bases, &[], Origin::Run)
     }
 
     fn read(
         text: &str,
         path: &Path,
-        base: &Path,
-        working_dir: &Path,
+        (base, working_dir): (&Path, &Path),
         overrides: &[String],
+        origin: Origin,
     ) -> Result<Self, RecipeError> {
         let invalid = |problems| RecipeError::Invalid {
             path: path.to_owned(),
@@ -328,7 +371,7 @@ impl Recipe {
             .iter()
             .filter_map(|text| raw.apply_override(text).err())
             .collect();
-        resolve(raw, problems, base, working_dir).map_err(invalid)
+        resolve(raw, problems, (base, working_dir), origin).map_err(invalid)
     }
 
     /// The resolved recipe as TOML, every value written out; reading it back gives the same recipe.
@@ -344,6 +387,15 @@ impl Recipe {
     pub fn template(choices: &Choices) -> String {
         template(choices)
     }
+}
+
+/// Who wrote a recipe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// Somebody who may name an adapter to take settings from.
+    User,
+    /// A run, with every value resolved.
+    Run,
 }
 
 /// The language that a file's name speaks of, where it is not that of recipes.

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use backdraft_arch::{AdapterStart, FourBitFormat, Precision, TargetModule};
+use backdraft_arch::{AdapterStart, FourBitFormat, ModuleNames, Precision};
 use backdraft_data::{BuiltinTemplate, Format, Supervision};
 use backdraft_plan::ActivationPolicy;
 
@@ -12,11 +12,12 @@ use crate::precision::Bits;
 use crate::problem::{Place, Problem, ProblemKind};
 use crate::raw::RawRecipe;
 use crate::reader::Reader;
+use crate::recipe::Origin;
 use crate::schedule::ScheduleKind;
 use crate::scheduler::scheduler;
 use crate::{
     ByteSize, CacheRecipe, ChatTemplateRecipe, DataRecipe, Length, LoraRecipe, QuantizationRecipe,
-    Recipe, TrainRecipe, Warmup, sources,
+    Recipe, TrainRecipe, Warmup, adapter, modules, sources,
 };
 
 /// Directories that relative paths start from.
@@ -37,15 +38,15 @@ impl Bases<'_> {
 pub(crate) fn resolve(
     raw: RawRecipe<'_>,
     problems: Vec<Problem>,
-    recipe: &Path,
-    working_dir: &Path,
+    (recipe, working_dir): (&Path, &Path),
+    origin: Origin,
 ) -> Result<Recipe, Vec<Problem>> {
     let bases = Bases {
         recipe,
         working_dir,
     };
     let mut reader = Reader::new(raw, problems);
-    let recipe = top(&mut reader, &bases);
+    let recipe = top(&mut reader, &bases, origin);
     let problems = reader.finish();
     if problems.is_empty() {
         Ok(recipe)
@@ -54,7 +55,7 @@ pub(crate) fn resolve(
     }
 }
 
-fn top(reader: &mut Reader<'_>, bases: &Bases<'_>) -> Recipe {
+fn top(reader: &mut Reader<'_>, bases: &Bases<'_>, origin: Origin) -> Recipe {
     let load_in_4bit = reader.value("load_in_4bit");
     let load_in_8bit = reader.value("load_in_8bit");
     if load_in_4bit && load_in_8bit {
@@ -97,7 +98,7 @@ fn top(reader: &mut Reader<'_>, bases: &Bases<'_>) -> Recipe {
         activation_offloading: reader.value("activation_offloading"),
         device: reader.value("device"),
         quantization,
-        lora: lora(reader, exact),
+        lora: lora(reader, bases, exact, origin),
         data: data(reader, bases),
         train: train(reader),
     }
@@ -300,7 +301,12 @@ fn adapt_at(reader: &mut Reader<'_>) -> Vec<f64> {
 const DENSE: &str = "a base that is not quantized";
 
 /// `exact` is what keeps the base from having lost anything that a start could give back.
-fn lora(reader: &mut Reader<'_>, exact: Option<&'static str>) -> LoraRecipe {
+fn lora(
+    reader: &mut Reader<'_>,
+    bases: &Bases<'_>,
+    exact: Option<&'static str>,
+    origin: Origin,
+) -> LoraRecipe {
     let init: AdapterStart = reader.value("lora.init");
     if let Some(exact) = exact.filter(|_| init.gives_back()) {
         let instead = "there is no quantization error to give back; take one of the two out";
@@ -310,30 +316,37 @@ fn lora(reader: &mut Reader<'_>, exact: Option<&'static str>) -> LoraRecipe {
         let instead = "PiSSA takes its start out of the unquantized weights; over codes, \"qera\" starts where it matters most";
         reader.conflict("lora.init", "a quantized base", instead);
     }
-    LoraRecipe {
+    let adapter = adapter::directory(reader, bases);
+    if adapter.is_some() && init != AdapterStart::Default {
+        let instead = "an adapter that is gone on from starts where it is; take one of the two out";
+        reader.conflict("lora.init", "`lora.adapter`", instead);
+    }
+    let target_modules = modules::targets(reader);
+    let layers_to_transform = layers(reader);
+    if layers_to_transform.is_some() && !matches!(target_modules, ModuleNames::List(_)) {
+        let instead = "a pattern is for whole paths, which have the layer in them, and \"all-linear\" is every layer; take layers_to_transform out";
+        let other = format!("target_modules = {target_modules}");
+        reader.conflict("lora.layers_to_transform", other, instead);
+    }
+    let numbers = "a table of names or patterns and whole numbers of 1 or more, such as { q_proj = 8, 'layers\\.[0-3]\\..*' = 32 }";
+    let amounts = "a table of names or patterns and numbers above 0, such as { q_proj = 16 }";
+    let lora = LoraRecipe {
+        adapter,
         init,
         rank: reader.count("lora.rank"),
         alpha: positive(reader, "lora.alpha"),
         dropout: below_one(reader, "lora.dropout"),
         use_rslora: reader.value("lora.use_rslora"),
-        target_modules: target_modules(reader),
+        target_modules,
+        exclude_modules: modules::excluded(reader),
         bias: reader.value("lora.bias"),
-        layers_to_transform: layers(reader),
-    }
-}
-
-fn target_modules(reader: &mut Reader<'_>) -> Vec<TargetModule> {
-    const KEY: &str = "lora.target_modules";
-    let before = reader.problem_count();
-    let modules = reader.list(KEY);
-    let distinct: BTreeSet<&str> = modules
-        .iter()
-        .map(|module: &TargetModule| module.name())
-        .collect();
-    if reader.problem_count() == before && (modules.is_empty() || distinct.len() < modules.len()) {
-        reader.reject(KEY, "at least one projection, each once");
-    }
-    modules
+        layers_to_transform,
+        rank_pattern: modules::pattern(reader, "lora.rank_pattern", numbers, |rank| *rank > 0),
+        alpha_pattern: modules::pattern(reader, "lora.alpha_pattern", amounts, |alpha: &f64| {
+            *alpha > 0.0 && alpha.is_finite()
+        }),
+    };
+    adapter::taken_over(reader, lora, origin)
 }
 
 fn layers(reader: &mut Reader<'_>) -> Option<Vec<usize>> {

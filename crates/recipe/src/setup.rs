@@ -1,9 +1,10 @@
 //! What a recipe asks of a model, an adapter and an optimiser.
 
-use std::collections::BTreeMap;
-
 use backdraft_arch::optimizer::Guard;
-use backdraft_arch::{LoraConfig, ModelSpec, Precision, QuantizationPlan, Scheme, StatePrecision};
+use backdraft_arch::{
+    LoraConfig, LoraConfigError, LoraTargets, ModelSpec, Precision, QuantizationPlan, Scheme,
+    StatePrecision,
+};
 use backdraft_data::Batching;
 use backdraft_plan::Setup;
 use backdraft_plan::tensors::MemoryModel;
@@ -72,7 +73,8 @@ impl Recipe {
     }
 
     /// What it asks for of a model of that shape, kept so, on a device that takes memory so; activations may wait in `host`
-    /// bytes of the host's memory where the recipe lets them.
+    /// bytes of the host's memory where the recipe lets them. Adapters that do not fit the model, of which
+    /// [`LoraRecipe::config`] tells, count as those of all projections.
     #[must_use]
     pub fn setup(
         &self,
@@ -81,9 +83,13 @@ impl Recipe {
         memory: MemoryModel,
         host: u64,
     ) -> Setup {
+        let lora = self.lora.config(&spec).unwrap_or_else(|_| LoraConfig {
+            rank: self.lora.rank,
+            ..LoraConfig::default()
+        });
         let setup = Setup {
             spec,
-            lora: LoraConfig::from(&self.lora),
+            lora,
             quantization,
             base: None,
             dense_element: memory.element,
@@ -110,16 +116,27 @@ pub fn bytes_of(bits: f64, values: u64) -> u64 {
     (bits / 8.0 * values as f64) as u64
 }
 
-impl From<&LoraRecipe> for LoraConfig {
-    fn from(recipe: &LoraRecipe) -> Self {
-        Self {
-            rank: recipe.rank,
-            alpha: recipe.alpha,
-            dropout: recipe.dropout,
-            use_rslora: recipe.use_rslora,
-            target_modules: recipe.target_modules.clone(),
-            layers_to_transform: recipe.layers_to_transform.clone(),
-            alpha_pattern: BTreeMap::new(),
-        }
+impl LoraRecipe {
+    /// What it means for a model of that shape.
+    ///
+    /// # Errors
+    /// A name or a pattern that means no module of the model, or one that cannot carry an adapter; a layer that is not
+    /// there.
+    pub fn config(&self, spec: &ModelSpec) -> Result<LoraConfig, LoraConfigError> {
+        let targets = LoraTargets {
+            target_modules: self.target_modules.clone(),
+            exclude_modules: self.exclude_modules.clone(),
+            layers_to_transform: self.layers_to_transform.clone(),
+            rank_pattern: self.rank_pattern.clone(),
+            alpha_pattern: self.alpha_pattern.clone(),
+        };
+        let config = LoraConfig {
+            rank: self.rank,
+            alpha: self.alpha,
+            dropout: self.dropout,
+            use_rslora: self.use_rslora,
+            ..LoraConfig::default()
+        };
+        targets.resolve(spec, config)
     }
 }

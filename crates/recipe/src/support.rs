@@ -13,7 +13,7 @@ const SMART: &str =
 const BIAS: &str = r#"adapters of this version train no biases; write bias = "none""#;
 const PROJECTIONS: &str =
     "adapters go on the seven projections of a layer; take it out of the list";
-const ALL_PROJECTIONS: &str = "leave target_modules out for all seven projections of a layer";
+const ALL_PROJECTIONS: &str = r#"write target_modules = "all-linear""#;
 const COSINE: &str = r#"this version does not have it; write lr_scheduler = "cosine""#;
 const FOUR_BIT: &str = "write load_in_4bit = true, or load_in_8bit = true for 8 bits";
 const OWN_TEMPLATE: &str = "leave chat_template out to use the model's own";
@@ -71,10 +71,15 @@ const REFUSED: &[(&str, &str, &str)] = &[
         r#"write quant_type = "nf4" or "fp4""#,
     ),
     ("lora.bias", "all lora_only lora true", BIAS),
+    (
+        "lora.adapter",
+        "lora qlora peft",
+        "it is the directory of an adapter to train further; adapters are LoRA, over 4 bits with load_in_4bit = true: take it out",
+    ),
     ("lora.target_modules", "lm_head embed_tokens", PROJECTIONS),
     (
         "lora.target_modules",
-        "all all-linear all_linear auto",
+        "all all_linear auto",
         ALL_PROJECTIONS,
     ),
     (

@@ -1,6 +1,6 @@
 use std::path::Path;
 
-use backdraft_arch::{AdapterStart, NestedFormat, Scheme, TargetModule};
+use backdraft_arch::{AdapterStart, ModuleNames, NestedFormat, Scheme};
 use backdraft_data::{Format, Supervision};
 use insta::assert_snapshot;
 
@@ -135,7 +135,8 @@ fn every_default_in_the_table_of_keys_is_valid() {
 #[test]
 fn every_example_in_the_table_of_keys_is_valid() {
     let text = with_eval("format = \"alpaca\"\n");
-    for key in KEYS {
+    // Whether an adapter is there is looked up.
+    for key in KEYS.iter().filter(|key| key.path != "lora.adapter") {
         let given = format!("{}={}", key.path, key.example);
         let alpaca = key.path == "data.format" || key.path == "data.train_on";
         let text = if alpaca { SMALLEST } else { &text };
@@ -178,6 +179,10 @@ fn a_resolved_recipe_reads_back_as_itself() {
         with_eval(
             "[lora]\nlayers_to_transform = [3, 0]\nuse_rslora = true\ntarget_modules = [\"k_proj\"]",
         ),
+        with_eval(
+            "[lora]\ntarget_modules = \"All-linear\"\nexclude_modules = '.*\\.mlp\\..*'\nrank_pattern = { v_proj = 9, 'layers\\.1\\..*' = 3, k_proj = 4 }\n[lora.alpha_pattern]\nq_proj = 2.5\n",
+        ),
+        with_eval("[lora]\ntarget_modules = '.*\\.q_proj'\nexclude_modules = [\"layers.0.self_attn.q_proj\"]\n"),
         with_eval("[train.lr_scheduler]\nkind = \"cosine_with_min_lr\"\nmin_lr = 2e-5\n"),
         with_eval("[train]\nlr_scheduler = { kind = \"inverse_sqrt\", timescale = 9 }\n"),
         format!("{SMALLEST}eval = 0.1\nbatching = \"packed\"\ncache = \"off\"\nchat_template = \"llama3\"\n"),
@@ -252,7 +257,7 @@ fn overrides_take_the_place_of_the_file() {
     assert_eq!(set(" lora.rank = 8 ").lora.rank, 8);
     assert_eq!(
         set("lora.target_modules=['q_proj']").lora.target_modules,
-        [TargetModule::QProj]
+        ModuleNames::List(vec!["q_proj".to_owned()])
     );
     assert_eq!(read(SMALLEST, &["seed=1", "seed=2"]).unwrap().seed, 2);
 }
@@ -360,15 +365,15 @@ fn wrong_types() {
       line 4: `data.eval` takes a path or a list of them as data.train does, or a share of the training rows such as 0.05, not 3
       line 6: `lora.rank` takes a whole number, 1 or more, not 2.5
       line 7: `lora.use_rslora` takes true or false, not "yes"
-      line 8: `lora.target_modules` takes a list of names, not "q_proj"
+      line 8: `lora.target_modules` takes a list of names, "all-linear", or a regular expression for whole paths (without look-around), such as '.*\.layers\.[0-3]\..*_proj', not "q_proj"
       line 9: `lora.layers_to_transform` takes a list of whole numbers, not [-1]
       line 11: `train.epochs` takes a number above 0, not [3]
       line 12: `train.logging_steps` takes a whole number, 1 or more, not -10
     "#);
-    assert_snapshot!(problems_of_override("lora.target_modules=[1]"), @"
+    assert_snapshot!(problems_of_override("lora.target_modules=[1]"), @r#"
     one problem in the recipe recipe.toml:
-      --set lora.target_modules=[1]: `lora.target_modules` takes a list of names, not [1]
-    ");
+      --set lora.target_modules=[1]: `lora.target_modules` takes a list of names, "all-linear", or a regular expression for whole paths (without look-around), such as '.*\.layers\.[0-3]\..*_proj', not [1]
+    "#);
     assert_snapshot!(problems_of_override("model=17"), @"
     one problem in the recipe recipe.toml:
       --set model=17: `model` takes a string, not 17
@@ -600,8 +605,11 @@ fn values_with_a_word_of_advice_are_values_that_no_key_takes() {
         seen += 1;
     }
     assert!(seen > 100, "{seen}");
-    let said = problems_of_override("lora.target_modules=all-linear");
-    assert!(said.contains("leave target_modules out"), "{said}");
+    let said = problems_of_override("lora.target_modules=all");
+    assert!(
+        said.contains("write target_modules = \"all-linear\""),
+        "{said}"
+    );
 }
 
 #[test]
@@ -752,6 +760,11 @@ fn the_template_as_a_whole() {
 
 
     [lora]
+    # An adapter to train further, made here or by PEFT: its directory, or that of a run. Its rank,
+    # alpha, use_rslora, modules and patterns are taken over (dropout too, where it is left out), and a
+    # key that says otherwise is an error; the optimizer starts fresh. Left out: a new adapter.
+    # adapter = "outputs"
+
     # LoRA rank (r): more can learn more, and takes more memory.
     # Change: result too weak: raise; out of memory: lower.
     rank = 16
@@ -766,8 +779,13 @@ fn the_template_as_a_whole() {
     # Rank-stabilized LoRA: scale by alpha / sqrt(rank), which suits high ranks.
     use_rslora = false
 
-    # The linear layers that get an adapter.
+    # The linear layers that get an adapter, by name or end of path; or "all-linear"; or a regular
+    # expression for whole paths, such as '.*\.layers\.[0-3]\..*_proj'. As by PEFT.
     target_modules = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+    # Modules that get no adapter, whatever else names them: names or ends of paths, or a regular
+    # expression for whole paths.
+    # exclude_modules = ["layers.0.self_attn.q_proj"]
 
     # Where adapters start: default changes nothing yet; loftq gives back the part of the quantization
     # error that fits into the rank; qera the part that matters most by measurement on training rows;
@@ -781,6 +799,13 @@ fn the_template_as_a_whole() {
 
     # Layers that get adapters, counted from 0. Left out: all of them.
     # layers_to_transform = [0, 1, 2]
+
+    # Ranks of some modules: the first of the names or regular expressions that a module's path ends in.
+    # Left out: lora.rank for all.
+    # rank_pattern = { q_proj = 8, 'layers\.[0-3]\..*' = 32 }
+
+    # The same for alpha. A module's adapter is scaled by its own alpha over its own rank.
+    # alpha_pattern = { q_proj = 16 }
 
 
     [data]

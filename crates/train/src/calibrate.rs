@@ -172,6 +172,7 @@ mod tests {
             out: 8,
             input: 8,
             rank: 2,
+            scaling: 1,
             dropout: false,
             quantized: false,
             weight_bytes: 256,

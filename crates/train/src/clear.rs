@@ -40,7 +40,7 @@ pub(crate) fn users_recipe(output_dir: &Path) -> Option<PathBuf> {
     let path = output_dir.join("recipe.toml");
     let text = fs::read_to_string(&path).ok()?;
     let is_copy = || {
-        let recipe = Recipe::from_toml(&text, output_dir, &[]);
+        let recipe = Recipe::from_stored(&text, output_dir);
         recipe
             .and_then(|recipe| recipe.to_toml())
             .is_ok_and(|copy| copy == text)

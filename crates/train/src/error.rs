@@ -153,6 +153,42 @@ pub enum TrainError {
     /// The settings of the adapter do not fit.
     #[error(transparent)]
     Lora(#[from] LoraConfigError),
+    /// The adapter that the recipe goes on from does not fit the model.
+    #[error("lora.adapter: cannot go on from {}", path.display())]
+    Adapter {
+        /// The adapter.
+        path: PathBuf,
+        /// What does not fit.
+        source: LoadError,
+    },
+    /// The adapter that the recipe goes on from has a factor that makes every output NaN.
+    #[error(
+        "lora.adapter: {}: the factors of `{module}` hold NaN or infinity: the training diverged, or the file is damaged; \
+         take an earlier checkpoint",
+        path.display()
+    )]
+    AdapterNotFinite {
+        /// The adapter.
+        path: PathBuf,
+        /// The module.
+        module: String,
+    },
+    /// The adapter that the recipe goes on from has other modules than its settings say.
+    #[error(
+        "lora.adapter: {} {found} of rank {rank} for `{module}`, and the settings of the adapter say otherwise: was it \
+         made for a model of other layers, or did it change?",
+        path.display()
+    )]
+    AdapterModules {
+        /// The adapter.
+        path: PathBuf,
+        /// `has factors` or `lacks factors`.
+        found: &'static str,
+        /// Their rank.
+        rank: usize,
+        /// The module.
+        module: String,
+    },
     /// The recipe cannot be written down.
     #[error(transparent)]
     Recipe(#[from] backdraft_recipe::RecipeError),

@@ -9,7 +9,6 @@ use std::path::Path;
 
 use backdraft_arch::QuantizationPlan;
 use backdraft_data::Source;
-use backdraft_lora::LoraConfig;
 use backdraft_model::ModelSpec;
 use backdraft_plan::memory::usable;
 use backdraft_plan::tensors::PassShape;
@@ -23,7 +22,7 @@ use crate::data::data_error;
 use crate::device::{DeviceFacts, dtype_on};
 use crate::error::TrainError;
 use crate::lock::{self, RunLock};
-use crate::run::{self, Start};
+use crate::run::{self, Start, going_on};
 
 /// Refuses an output directory that a run cannot have.
 ///
@@ -110,6 +109,18 @@ pub fn sources(recipe: &DataRecipe) -> Result<(), TrainError> {
     Ok(())
 }
 
+/// Refuses an adapter to go on from that does not fit a model of that shape, where no checkpoint takes its place.
+///
+/// # Errors
+/// Files that cannot be read, modules or ranks that are not those of the recipe, factors of other shapes.
+pub fn adapter(recipe: &Recipe, spec: &ModelSpec, start: &Start) -> Result<(), TrainError> {
+    if start.goes_on() {
+        return Ok(());
+    }
+    let lora = recipe.lora.config(spec)?;
+    going_on::check(recipe, &lora, spec)
+}
+
 /// Refuses a recipe that does not fit a model of that shape, or a model that does not fit the memory.
 ///
 /// `plan` is how the base is kept. `quantized` says that the model's files hold codes already, whose size the shape does
@@ -154,7 +165,7 @@ fn adaptive_key(recipe: &Recipe) -> Option<&'static str> {
 /// # Errors
 /// Layers or projections that the model lacks, and fewer bits than the smallest formats take.
 pub fn shape(recipe: &Recipe, spec: &ModelSpec) -> Result<(), TrainError> {
-    LoraConfig::from(&recipe.lora).validate(spec.layers.len())?;
+    recipe.lora.config(spec)?;
     let (Some(bits), Some(plan)) = (recipe.mean_bits(), recipe.quantization_plan()) else {
         return Ok(());
     };

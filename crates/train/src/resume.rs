@@ -40,10 +40,13 @@ const HARMLESS: [&str; 8] = [
 const BITS: &str = "quantization.bits";
 
 /// Keys that give the adapter or its optimiser another shape, or that are obeyed before the first step alone.
-const FIXED: [&str; 6] = [
+const FIXED: [&str; 9] = [
+    "lora.adapter",
+    "lora.exclude_modules",
     "lora.init",
     "quantization.plan",
     "lora.rank",
+    "lora.rank_pattern",
     "lora.target_modules",
     "lora.layers_to_transform",
     "train.optimizer",
@@ -152,11 +155,13 @@ impl Resume {
         let output_dir = toml::Value::from(output_dir.as_ref());
         let mut overrides = overrides.to_vec();
         overrides.push(format!("output_dir={output_dir}"));
-        let recipe = Recipe::load(path, &overrides)?;
-        let mut recipe = recipe;
+        let mut recipe = match given {
+            Some(path) => Recipe::load(path, &overrides)?,
+            None => Recipe::load_stored(path, &overrides)?,
+        };
         if let Some(saved) = &self.from {
             let base = saved.path.as_path();
-            let was = Recipe::from_toml(&saved.recipe, base, &[])?;
+            let was = Recipe::from_stored(&saved.recipe, base)?;
             // The run's recipe has the number that was found.
             let may_move = self.allow.iter().any(|asked| covers(asked, BITS));
             if recipe.has_open_bits() && !may_move {
@@ -264,7 +269,7 @@ impl Resume {
         let Some(saved) = &self.from else {
             return Ok(None);
         };
-        let was = Recipe::from_toml(&saved.recipe, saved.path.as_path(), &[])?;
+        let was = Recipe::from_stored(&saved.recipe, saved.path.as_path())?;
         let total_steps = match recipe.train.length {
             length if length == was.train.length => saved.state.total_steps,
             Length::MaxSteps(steps) => steps,

@@ -4,6 +4,7 @@ mod adapt;
 mod begin;
 mod budget;
 mod conclude;
+pub(crate) mod going_on;
 mod principal;
 
 use std::path::Path;
@@ -17,7 +18,7 @@ use backdraft_journal::report::{ActivationReport, Reporter, RunSummary};
 use backdraft_kernels::adamw::AdamWParams;
 use backdraft_kernels::device;
 use backdraft_lora::base::blocks_plan;
-use backdraft_lora::{AdapterWeights, LoraConfig, TrainedOver};
+use backdraft_lora::{AdapterWeights, TrainedOver};
 use backdraft_model::{CausalLm, LoadError};
 use backdraft_plan::Activations;
 use backdraft_plan::memory::{Memory, MemoryWatch, Watcher};
@@ -90,7 +91,7 @@ pub fn prepare(
             expected: longest,
         });
     }
-    let lora = LoraConfig::from(&recipe.lora);
+    let lora = recipe.lora.config(&spec)?;
     let dtype = dtype_on(recipe.dtype, device)?;
     let longest = PassShape::of_sequences(data.loader.largest_micro_batch());
     budget::settle_bits(
@@ -174,7 +175,7 @@ pub enum Start {
 
 impl Start {
     /// Whether there is a checkpoint to go on from.
-    fn goes_on(&self) -> bool {
+    pub(crate) fn goes_on(&self) -> bool {
         matches!(self, Self::Resume(resume) if resume.from().is_some())
     }
 }
@@ -202,6 +203,10 @@ impl Run {
     pub fn train(mut self, mut watch: Watch) -> Result<(RunSummary, CausalLm), TrainError> {
         let began = Instant::now();
         let recipe_toml = self.recipe.to_toml()?;
+        let mut notes = Vec::new();
+        if !watch.start.goes_on() {
+            notes = self.start_from_adapter()?;
+        }
         let adapted = self.adapt(&watch.start, watch.reporter.as_mut())?;
         if !watch.start.goes_on() {
             self.start_principal()?;
@@ -209,6 +214,7 @@ impl Run {
         let (activations, prediction) = self.activations(self.longest_pass(), watch.memory)?;
         let memory = Memory::of(&prediction, self.model.num_trained());
         let (mut run, mut begun) = self.begin(watch.start, &recipe_toml)?;
+        begun.notes.extend(notes);
         let planned = ActivationReport {
             policy: run.recipe.activation_policy.to_string(),
             budget: activations.budget(),

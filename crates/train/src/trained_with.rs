@@ -1,10 +1,11 @@
 //! What an adapter was trained with, noted beside it, so that nobody has to say it again.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use backdraft_arch::QuantizationPlan;
 use backdraft_data::{Format, Overlong, PromptTemplate, Supervision};
+pub use backdraft_formats::adapter_in;
 use backdraft_formats::{FormatError, PeftDir};
 use backdraft_lora::TrainedOver;
 use backdraft_recipe::{DType, DataFormat, Recipe};
@@ -182,28 +183,6 @@ impl TrainedWith {
     }
 }
 
-/// Where the adapter lies that a path leads to: an adapter's directory itself, the output directory of a
-/// run, or one of its checkpoints.
-#[must_use]
-pub fn adapter_in(path: &Path) -> PathBuf {
-    let is_adapter = |path: &Path| path.join("adapter_config.json").is_file();
-    let inner = path.join("adapter");
-    if !is_adapter(path) && is_adapter(&inner) {
-        return inner;
-    }
-    if is_adapter(path) {
-        return path.to_owned();
-    }
-    // A run that was stopped before its end: its newest checkpoint.
-    let newest = crate::checkpoint::list(path)
-        .ok()
-        .and_then(|steps| steps.last().copied())
-        .map(|step| crate::checkpoint::path(path, step).join("adapter"));
-    newest
-        .filter(|newest| is_adapter(newest))
-        .unwrap_or_else(|| path.to_owned())
-}
-
 /// What lies beside the factors of an adapter: its settings, and the chat template that its answers need
 /// where the base has another.
 #[derive(Clone, Debug)]
@@ -308,26 +287,5 @@ mod tests {
             assert!(error.contains(expected), "{pointer}: {error}");
             assert!(error.contains(TrainedWith::FILE), "{error}");
         }
-    }
-
-    #[test]
-    fn a_run_is_taken_for_its_adapter() {
-        let root = tempfile::tempdir().unwrap();
-        let make = |path: &str| {
-            let path = root.path().join(path);
-            std::fs::create_dir_all(&path).unwrap();
-            std::fs::write(path.join("adapter_config.json"), "{}").unwrap();
-            path
-        };
-        let newest = make("stopped/checkpoints/step-000020/adapter");
-        make("stopped/checkpoints/step-000010/adapter");
-        let finished = make("run/adapter");
-        make("run/checkpoints/step-000010/adapter");
-        let at = |path: &str| adapter_in(&root.path().join(path));
-        assert_eq!(at("stopped"), newest);
-        assert_eq!(at("stopped/checkpoints/step-000020"), newest);
-        assert_eq!(at("run"), finished);
-        assert_eq!(at("run/adapter"), finished);
-        assert_eq!(at("none"), root.path().join("none"));
     }
 }

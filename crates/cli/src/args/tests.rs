@@ -147,6 +147,7 @@ fn help_of_the_program() {
       score        Write logits and per-token losses for given token ids
       serve        Serve a model and its adapters to OpenAI clients, with a page to chat in
       merge        Merge an adapter into its base and save a Hugging Face checkpoint in the base's dtype
+      combine      Combine several adapters of one base into one, as PEFT's add_weighted_adapter does
       quantize     Quantize a model to 4 or 8 bits, in the format of bitsandbytes, which transformers
                    loads
       export       Write a model, with an adapter merged in, as GGUF files for llama.cpp and Ollama
@@ -204,6 +205,10 @@ fn help_of_train() {
           --set <SECTION.KEY=VALUE>
               Override a key of the recipe for this run; repeatable
 
+          --adapter <DIR>
+              Train this adapter further: a PEFT directory, or the output directory of a run [same as
+              --set lora.adapter=DIR]
+
           --max-steps <N>
               Stop after this many optimizer steps [same as --set train.max_steps=N]
 
@@ -234,6 +239,7 @@ fn help_of_train() {
       backdraft train recipe.toml
       backdraft train recipe.toml --set train.learning_rate=1e-4 --set lora.rank=32
       backdraft train recipe.toml --max-steps 5 --output-dir trial --force
+      backdraft train recipe.toml --adapter outputs --output-dir further
       backdraft train --resume outputs
       backdraft train --resume outputs --max-steps 500 --allow-change train
     ");
@@ -632,6 +638,7 @@ fn help_of_merge() {
     An adapter trained over a quantized base has learned to compensate for its quantization errors,
     which the original weights do not have. --kl-data measures how far the merged model is from the
     trained one: the mean Kullback–Leibler divergence of the next token, on answers and on all tokens.
+    `combine` makes one adapter of several.
 
     Usage: backdraft merge [OPTIONS] --adapter <DIR> --out <DIR>
 
@@ -712,6 +719,79 @@ fn help_of_merge() {
       backdraft merge --adapter outputs --out merged --base dequantized --kl-data test.jsonl
       backdraft merge --model model.gguf --adapter outputs/adapter --out merged
     "#);
+}
+
+#[test]
+fn help_of_combine() {
+    assert_snapshot!(help("combine"), @"
+    Combine several adapters of one base into one, as PEFT's add_weighted_adapter does
+
+    The result is a PEFT directory, which `generate`, `serve`, `merge` and `train --adapter` take like
+    any other. A module that only some of the adapters have is made of those. The same adapters and
+    settings give the same bytes.
+
+    Usage: backdraft combine [OPTIONS] --out <DIR> <DIR>...
+
+    Arguments:
+      <DIR>...
+              PEFT adapter directories, or the output directories of runs
+
+    Options:
+          --out <DIR>
+              Directory to write
+
+          --weights <W,W,…>
+              What each adapter counts, in their order; may be negative [default: 1 for each]
+
+          --combination-type <TYPE>
+              How they become one
+
+              Possible values:
+              - svd:             Weighted sum of their products, the nearest of a rank
+              - linear:          Weighted sums of A and of B; ranks must be the same
+              - cat:             Factors one behind the other: the exact sum, ranks add up
+              - ties:            As linear, the largest values of the sign that prevails
+              - dare_linear:     As linear, values chosen by chance
+              - dare_ties:       As linear, values chosen by chance, of the sign that prevails
+              - magnitude_prune: As linear, the largest values
+
+              [default: svd]
+
+          --density <SHARE>
+              Share of the values that stay, above 0 and at most 1; for ties, dare and magnitude_prune
+
+          --majority-sign-method <METHOD>
+              Which sign prevails; for ties and dare_ties
+
+              Possible values:
+              - total:     That of the sum of the values
+              - frequency: That of most values
+
+              [default: total]
+
+          --svd-rank <N>
+              Rank of the result; for svd [default: the largest of the adapters' ranks]
+
+          --seed <N>
+              Seed of the values that are chosen by chance; for dare
+
+              [default: 42]
+
+          --force
+              Replace the output directory if it exists
+
+      -h, --help
+              Print help (see a summary with '-h')
+
+    Global options:
+          --json
+              Print results and errors as JSON, one object per line (described in docs/json.md)
+
+    Examples:
+      backdraft combine outputs-a outputs-b --out both
+      backdraft combine outputs-a outputs-b --weights 0.7,0.3 --combination-type linear --out both
+      backdraft combine a b c --combination-type ties --density 0.2 --out three
+    ");
 }
 
 #[test]

@@ -23,7 +23,7 @@ use crate::session::Chosen;
 ///
 /// An adapter trained over a quantized base has learned to compensate for its quantization errors, which the original
 /// weights do not have. --kl-data measures how far the merged model is from the trained one: the mean
-/// Kullback–Leibler divergence of the next token, on answers and on all tokens.
+/// Kullback–Leibler divergence of the next token, on answers and on all tokens. `combine` makes one adapter of several.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   backdraft merge --adapter outputs --out merged

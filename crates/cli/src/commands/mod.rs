@@ -1,6 +1,7 @@
 //! One file per command: its flags and what it does.
 
 pub(crate) mod chat;
+pub(crate) mod combine;
 pub(crate) mod completions;
 pub(crate) mod data;
 pub(crate) mod doctor;
@@ -93,6 +94,7 @@ fn run(command: Command, context: Context) -> Result<(), CliError> {
         Command::Score(args) => score::run(&args, context),
         Command::Serve(args) => serve::run(&args, context),
         Command::Merge(args) => merge::run(&args, context),
+        Command::Combine(args) => combine::run(&args, context),
         Command::Quantize(args) => quantize::run(&args, context),
         Command::Export(args) => export::run(&args, context),
         Command::Push(args) => push::run(&args, context),

@@ -15,6 +15,7 @@ use backdraft_plan::{
 use backdraft_recipe::no_effect::NoEffect;
 use backdraft_recipe::{ByteSize, DType, Length, Recipe};
 use backdraft_train::preflight;
+use backdraft_train::run::Start;
 use clap::Args;
 use clap::builder::TypedValueParser;
 use serde_json::{Value, json};
@@ -94,6 +95,7 @@ pub(crate) fn run(args: &PlanArgs, context: Context) -> Result<(), CliError> {
         context.output.warn(found.to_string());
     }
     preflight::shape(&recipe, &spec)?;
+    preflight::adapter(&recipe, &spec, &Start::New { force: false })?;
     let half = args.dtype.is_some_and(|dtype| dtype != DType::F32);
     let on_gpu = args.device_memory.is_some() || half;
     let dtype = args.dtype.unwrap_or(match recipe.dtype {
@@ -503,9 +505,10 @@ mod tests {
         };
         let recipe = Recipe::load(&args.recipe, &[]).unwrap();
         let value: Value = serde_json::from_str(CONFIG).unwrap();
+        let spec = ModelSpec::from_hf(&value).unwrap();
         let setup = Setup {
-            spec: ModelSpec::from_hf(&value).unwrap(),
-            lora: (&recipe.lora).into(),
+            lora: recipe.lora.config(&spec).unwrap(),
+            spec,
             quantization: recipe.quantization_plan(),
             base: None,
             dense_element: 2,

@@ -39,6 +39,7 @@ use crate::signals;
   backdraft train recipe.toml
   backdraft train recipe.toml --set train.learning_rate=1e-4 --set lora.rank=32
   backdraft train recipe.toml --max-steps 5 --output-dir trial --force
+  backdraft train recipe.toml --adapter outputs --output-dir further
   backdraft train --resume outputs
   backdraft train --resume outputs --max-steps 500 --allow-change train")]
 pub(crate) struct TrainArgs {
@@ -58,6 +59,10 @@ pub(crate) struct TrainArgs {
     /// Override a key of the recipe for this run; repeatable
     #[arg(long, value_name = "SECTION.KEY=VALUE")]
     pub(crate) set: Vec<String>,
+
+    /// Train this adapter further: a PEFT directory, or the output directory of a run [same as --set lora.adapter=DIR]
+    #[arg(long, value_name = "DIR", conflicts_with = "resume")]
+    pub(crate) adapter: Option<String>,
 
     /// Stop after this many optimizer steps [same as --set train.max_steps=N]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
@@ -93,6 +98,10 @@ impl TrainArgs {
             .output_dir
             .as_deref()
             .map(|dir| format!("output_dir={}", quote(dir)));
+        let adapter = self
+            .adapter
+            .as_deref()
+            .map(|dir| format!("lora.adapter={}", quote(dir)));
         let skip_bad_rows = self
             .skip_bad_rows
             .map(|rows| format!("data.skip_bad_rows={rows}"));
@@ -105,6 +114,7 @@ impl TrainArgs {
             .cloned()
             .chain(max_steps)
             .chain(output_dir)
+            .chain(adapter)
             .chain(skip_bad_rows)
             .chain(device)
             .collect()
@@ -156,6 +166,7 @@ pub(crate) fn preflight(
     preflight::sources(&recipe.data)?;
     let device = session::open_device(recipe.device, output)?;
     let shape = session::shape(&recipe.model, output)?;
+    preflight::adapter(recipe, &shape.spec, start)?;
     let plan = shape.plan(recipe)?;
     let place = (&device, shape.quantized);
     preflight::model(recipe, &shape.spec, plan.as_ref(), place)?;
@@ -310,6 +321,7 @@ mod tests {
             set: vec!["train.max_steps=3".into(), "seed=7".into()],
             max_steps: Some(5),
             output_dir: Some("1e3".into()),
+            adapter: None,
             skip_bad_rows: Some(2),
             force: false,
             plain: false,

@@ -108,7 +108,7 @@ impl Run {
 
     /// Whether the run goes on with other bits than those of the checkpoint, or in other formats.
     fn has_other_bits(&self, saved: &Saved) -> Result<bool, TrainError> {
-        let was = Recipe::from_toml(&saved.recipe, &saved.path, &[])?;
+        let was = Recipe::from_stored(&saved.recipe, &saved.path)?;
         let (was, now) = (&was, &self.recipe);
         Ok(was.mean_bits() != now.mean_bits()
             || was.quantization.formats != now.quantization.formats)

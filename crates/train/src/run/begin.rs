@@ -40,7 +40,7 @@ pub(super) struct Begun {
     /// What an earlier process said of the end, where the run has been brought to its end.
     pub(super) concluded: Option<RunSummary>,
     /// What the user should hear.
-    notes: Vec<String>,
+    pub(super) notes: Vec<String>,
 }
 
 /// What was told before the first step, and what is known there.

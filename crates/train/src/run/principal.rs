@@ -4,7 +4,7 @@ use backdraft_arch::{AdapterStart, TargetModule};
 use backdraft_formats::ModelSource;
 use backdraft_kernels::device;
 use backdraft_lora::base::read_dense;
-use backdraft_lora::{Adapter, AdapterWeights, LoraConfig, principal_factors};
+use backdraft_lora::{Adapter, AdapterWeights, principal_factors};
 use backdraft_model::CausalLm;
 use backdraft_quant::Weight;
 use burn::tensor::{DType, Tensor};
@@ -83,7 +83,7 @@ impl Run {
     /// # Errors
     /// A checkpoint that cannot be read.
     pub(super) fn adapter_of(&mut self, saved: &Saved) -> Result<AdapterWeights, TrainError> {
-        let config = LoraConfig::from(&self.recipe.lora);
+        let config = self.recipe.lora.config(self.model.spec())?;
         let mut adapter = saved.adapter(&self.device)?;
         if self.recipe.lora.init == AdapterStart::Pissa {
             let (now, start) = adapter.apart(&config).ok_or_else(|| TrainError::NoStart {

@@ -2,7 +2,7 @@ use super::super::decoder::GgufRope;
 use super::super::file::GgufFile;
 use super::*;
 use crate::peft_config::PeftConfig;
-use crate::peft_pattern::ModulePattern;
+use backdraft_arch::ModulePattern;
 
 fn adapter(alpha_pattern: bool) -> PeftDir {
     let mut config = PeftConfig::new(2, 8.0, ["q_proj", "v_proj"]);

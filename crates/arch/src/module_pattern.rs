@@ -1,6 +1,9 @@
 //! `rank_pattern` and `alpha_pattern`: values for the modules whose names a regular expression ends.
 
+use std::fmt;
+
 use regex::Regex;
+use serde::{Serialize, Serializer};
 
 /// A dictionary of PEFT's from patterns to values, in the order of the file.
 ///
@@ -12,9 +15,11 @@ pub struct ModulePattern<T> {
 }
 
 impl<T: Copy> ModulePattern<T> {
-    /// Compiles patterns; the error is the first that is no regular expression without look-around and
-    /// back-references.
-    pub(crate) fn new(entries: impl IntoIterator<Item = (String, T)>) -> Result<Self, String> {
+    /// Compiles patterns.
+    ///
+    /// # Errors
+    /// The first that is no regular expression without look-around and back-references.
+    pub fn new(entries: impl IntoIterator<Item = (String, T)>) -> Result<Self, String> {
         let compile = |(key, value): (String, T)| {
             // Python matches at the start and lets the dot match all but line ends.
             match Regex::new(&format!(r"^(?:.*\.)?(?:{key})$")) {
@@ -34,6 +39,24 @@ impl<T: Copy> ModulePattern<T> {
             .iter()
             .find(matches)
             .map(|(_, _, value)| *value)
+    }
+
+    /// Those of the patterns that match one of `modules`.
+    #[must_use]
+    pub fn that_match(mut self, modules: &[String]) -> Self {
+        let matches = |regex: &Regex| modules.iter().any(|module| regex.is_match(module));
+        self.entries.retain(|(_, regex, _)| matches(regex));
+        self
+    }
+
+    /// The patterns that match no module of `modules`, in their order.
+    pub fn unmatched<'a>(&'a self, modules: &'a [String]) -> impl Iterator<Item = &'a str> {
+        let matches = |regex: &Regex| modules.iter().any(|module| regex.is_match(module));
+        let unmatched = self
+            .entries
+            .iter()
+            .filter(move |(_, regex, _)| !matches(regex));
+        unmatched.map(|(key, ..)| key.as_str())
     }
 
     /// Patterns and values, in their order.
@@ -76,6 +99,24 @@ impl<T: PartialEq> PartialEq for ModulePattern<T> {
         let same = |(a, b): (&(String, Regex, T), &(String, Regex, T))| a.0 == b.0 && a.2 == b.2;
         self.entries.len() == other.entries.len()
             && self.entries.iter().zip(&other.entries).all(same)
+    }
+}
+
+/// A table in the order of the patterns, which counts.
+impl<T: Serialize + Copy> Serialize for ModulePattern<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.iter())
+    }
+}
+
+/// `{ q_proj = 8, v_proj = 4 }`, as a recipe has it.
+impl<T: Copy + fmt::Display> fmt::Display for ModulePattern<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let entries = self.iter().map(|(key, value)| format!("{key:?} = {value}"));
+        match entries.collect::<Vec<_>>().join(", ") {
+            none if none.is_empty() => f.write_str("{}"),
+            some => write!(f, "{{ {some} }}"),
+        }
     }
 }
 

@@ -1,0 +1,56 @@
+//! Where the adapter lies that a path leads to.
+
+use std::path::{Path, PathBuf};
+
+/// Where the adapter lies that a path leads to: an adapter's directory itself, the output directory of a
+/// run, or one of its checkpoints. The path itself where there is none.
+#[must_use]
+pub fn adapter_in(path: &Path) -> PathBuf {
+    let is_adapter = |path: &Path| path.join("adapter_config.json").is_file();
+    let inner = path.join("adapter");
+    if !is_adapter(path) && is_adapter(&inner) {
+        return inner;
+    }
+    if is_adapter(path) {
+        return path.to_owned();
+    }
+    // A run that was stopped before its end: its newest checkpoint.
+    let checkpoints = path.join("checkpoints").read_dir().into_iter().flatten();
+    let step = |path: &Path| {
+        let step = path.file_name()?.to_str()?.strip_prefix("step-")?;
+        step.parse::<usize>().ok()
+    };
+    checkpoints
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter_map(|path| Some((step(&path)?, path)))
+        .max()
+        .map(|(_, path)| path.join("adapter"))
+        .filter(|newest| is_adapter(newest))
+        .unwrap_or_else(|| path.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_is_taken_for_its_adapter() {
+        let root = tempfile::tempdir().unwrap();
+        let make = |path: &str| {
+            let path = root.path().join(path);
+            std::fs::create_dir_all(&path).unwrap();
+            std::fs::write(path.join("adapter_config.json"), "{}").unwrap();
+            path
+        };
+        let newest = make("stopped/checkpoints/step-000020/adapter");
+        make("stopped/checkpoints/step-000010/adapter");
+        let finished = make("run/adapter");
+        make("run/checkpoints/step-000010/adapter");
+        let at = |path: &str| adapter_in(&root.path().join(path));
+        assert_eq!(at("stopped"), newest);
+        assert_eq!(at("stopped/checkpoints/step-000020"), newest);
+        assert_eq!(at("run"), finished);
+        assert_eq!(at("run/adapter"), finished);
+        assert_eq!(at("none"), root.path().join("none"));
+    }
+}

@@ -1,0 +1,197 @@
+//! `lora.adapter`: an adapter to go on from, whose settings take the place of what the recipe leaves out.
+
+use std::collections::BTreeSet;
+use std::fmt::Display;
+use std::path::PathBuf;
+
+use backdraft_arch::{LoraConfig, ModuleNames, ModulePattern};
+use backdraft_formats::{PeftDir, PeftOutline, TargetModules, adapter_in};
+
+use crate::LoraRecipe;
+use crate::problem::ProblemKind;
+use crate::reader::Reader;
+use crate::recipe::Origin;
+use crate::resolve::Bases;
+
+const KEY: &str = "lora.adapter";
+
+/// Directory of the adapter that the key leads to, where the recipe has it.
+pub(crate) fn directory(reader: &mut Reader<'_>, bases: &Bases<'_>) -> Option<PathBuf> {
+    let before = reader.problem_count();
+    let name: String = reader.optional(KEY)?;
+    if reader.problem_count() > before {
+        return None;
+    }
+    if name.is_empty() {
+        reader.reject(KEY, "a path");
+        return None;
+    }
+    Some(adapter_in(&bases.of(&reader.place(KEY)).join(name)))
+}
+
+/// `lora` with the settings of its adapter, which what the recipe says must not contradict.
+pub(crate) fn taken_over(reader: &mut Reader<'_>, lora: LoraRecipe, origin: Origin) -> LoraRecipe {
+    let Some(path) = lora.adapter.clone().filter(|_| origin == Origin::User) else {
+        return lora;
+    };
+    let outline = match PeftDir::outline(&path) {
+        Ok(outline) => outline,
+        Err(error) => {
+            let message = match path.is_dir() || !path.exists() {
+                true => error.to_string(),
+                false => format!(
+                    "{} is a file, not the directory of an adapter",
+                    path.display()
+                ),
+            };
+            let mut message = message;
+            let mut source = std::error::Error::source(&error);
+            while let Some(cause) = source {
+                message.push_str(&format!(": {cause}"));
+                source = cause.source();
+            }
+            let key = KEY.to_owned();
+            reader.report(reader.place(KEY), ProblemKind::Adapter { key, message });
+            return lora;
+        }
+    };
+    let config = &outline.config;
+    let modules: Vec<String> = outline.modules.iter().map(|it| it.module.clone()).collect();
+    let mut check = Check {
+        reader,
+        path: path.clone(),
+    };
+    check.same("rank", "r", &lora.rank, &config.r);
+    check.same("alpha", "lora_alpha", &lora.alpha, &config.lora_alpha);
+    check.same(
+        "use_rslora",
+        "use_rslora",
+        &lora.use_rslora,
+        &config.use_rslora,
+    );
+    let ranks = config.rank_pattern.clone().that_match(&modules);
+    let alphas = config.alpha_pattern.clone().that_match(&modules);
+    // PEFT sorts patterns when it saves them: what counts is what the modules get.
+    if !alike(&lora.rank_pattern, &ranks, &modules, config.r) {
+        check.same("rank_pattern", "rank_pattern", &lora.rank_pattern, &ranks);
+    }
+    if !alike(&lora.alpha_pattern, &alphas, &modules, config.lora_alpha) {
+        check.same(
+            "alpha_pattern",
+            "alpha_pattern",
+            &lora.alpha_pattern,
+            &alphas,
+        );
+    }
+    let (targets, layers) = words(&outline, &modules);
+    if !as_written(&config.target_modules, &lora.target_modules) {
+        check.same(
+            "target_modules",
+            "target_modules",
+            &lora.target_modules,
+            &targets,
+        );
+    }
+    let in_order = |layers: &Option<Vec<usize>>| {
+        let layers: BTreeSet<usize> = layers.iter().flatten().copied().collect();
+        format!("{layers:?}").replace('{', "[").replace('}', "]")
+    };
+    let (said, has) = (in_order(&lora.layers_to_transform), in_order(&layers));
+    check.same("layers_to_transform", "layers_to_transform", &said, &has);
+    let left_out = lora.exclude_modules.as_ref();
+    let left_out = modules
+        .iter()
+        .find(|it| left_out.is_some_and(|names| names.matches(it)));
+    if let Some(module) = left_out {
+        let said = lora
+            .exclude_modules
+            .as_ref()
+            .map_or_else(String::new, ToString::to_string);
+        check.other("exclude_modules", &said, format!("factors of {module}"));
+    }
+    let dropout = match check.reader.has("lora.dropout") {
+        true => lora.dropout,
+        false => config.lora_dropout,
+    };
+    LoraRecipe {
+        rank: config.r,
+        alpha: config.lora_alpha,
+        use_rslora: config.use_rslora,
+        dropout,
+        target_modules: targets,
+        exclude_modules: None,
+        layers_to_transform: layers,
+        rank_pattern: ranks,
+        alpha_pattern: alphas,
+        ..lora
+    }
+}
+
+/// Holds what the recipe says against the adapter.
+struct Check<'r, 'a> {
+    reader: &'r mut Reader<'a>,
+    path: PathBuf,
+}
+
+impl Check<'_, '_> {
+    /// Notes a key of `[lora]` that says otherwise than a field of the adapter.
+    fn same<T: PartialEq + Display>(&mut self, key: &str, field: &str, said: &T, has: &T) {
+        if said != has {
+            self.other(key, said, format!("{field} = {has}"));
+        }
+    }
+
+    /// Notes that a key, if the recipe has it, does not go with what the adapter `has`.
+    fn other(&mut self, key: &str, said: &impl Display, has: String) {
+        let key = format!("lora.{key}");
+        if self.reader.has(&key) {
+            let problem = ProblemKind::OtherThanAdapter {
+                actual: said.to_string(),
+                has,
+                path: self.path.clone(),
+                key: key.clone(),
+            };
+            self.reader.report(self.reader.place(&key), problem);
+        }
+    }
+}
+
+/// Whether both patterns give every module the same, `common` where none matches.
+fn alike<T: Copy + PartialEq>(
+    a: &ModulePattern<T>,
+    b: &ModulePattern<T>,
+    modules: &[String],
+    common: T,
+) -> bool {
+    let of = |pattern: &ModulePattern<T>, module| pattern.get(module).unwrap_or(common);
+    modules.iter().all(|module| of(a, module) == of(b, module))
+}
+
+/// Whether a recipe names the modules with the words of `adapter_config.json`.
+fn as_written(config: &TargetModules, said: &ModuleNames) -> bool {
+    let config = match config {
+        TargetModules::Names(names) => Some(ModuleNames::List(names.clone())),
+        TargetModules::Pattern(text) => ModuleNames::of_text(text),
+    };
+    config.as_ref() == Some(said)
+}
+
+/// Which modules the adapter has, in as few words as that takes: `target_modules` and `layers_to_transform`.
+fn words(outline: &PeftOutline, modules: &[String]) -> (ModuleNames, Option<Vec<usize>>) {
+    let config = LoraConfig {
+        layers_to_transform: outline.config.layers_to_transform.clone(),
+        ..LoraConfig::default()
+    };
+    let num_layers = outline.config.num_layers(modules.iter());
+    let config = config.with_modules(modules.iter().cloned().collect(), num_layers);
+    let names = match config.modules {
+        Some(modules) => modules.into_iter().collect(),
+        None => (config.target_modules.iter())
+            .map(|target| target.name().to_owned())
+            .collect(),
+    };
+    (ModuleNames::List(names), config.layers_to_transform)
+}
+
+#[cfg(test)]
+mod tests;

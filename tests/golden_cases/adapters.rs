@@ -1,0 +1,324 @@
+//! Adapters as PEFT saves them: which modules they have, their losses, logits and gradients, and what becomes of them
+//! when they are saved, merged, and trained further.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use backdraft::data::Batch;
+use backdraft::formats::{Existing, ModelSource, PeftDir, PeftWriteOptions};
+use backdraft::lora::{AdapterGrads, AdapterWeights, MergeBase, merge};
+use backdraft::model::{CausalLm, Tokens};
+use backdraft::plan::ActivationPlan;
+use backdraft::plan::tensors::MemoryModel;
+use backdraft::recipe::Recipe;
+use backdraft::train::step::{MicroBatch, forward_backward};
+use backdraft_testkit::golden::{self, Folder, Tensors};
+use backdraft_testkit::tolerance::{TINY_GRADIENT, TINY_LOGITS, TINY_LOSS, TINY_NORM};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::compare::{by_name, norm, scalar, values};
+use super::place;
+use super::support::chain;
+
+/// What a case says of itself.
+#[derive(Deserialize)]
+struct Golden {
+    base: String,
+    options: Map<String, Value>,
+    plain_loss: f64,
+    plain_grad_norm: f64,
+    padded_loss: f64,
+    padded_grad_norm: f64,
+    trained_tensors: BTreeMap<String, Vec<usize>>,
+    #[serde(default)]
+    merged_weights_plain_loss: Option<f64>,
+}
+
+/// An adapter that is supported, on its base.
+struct Case {
+    name: String,
+    folder: Folder,
+    golden: Golden,
+    tensors: Tensors,
+    base: ModelSource,
+    model: CausalLm,
+    _base: std::rc::Rc<Folder>,
+}
+
+/// Options beyond the promise, and what the refusal has to name.
+const REFUSED: [(&str, &str); 8] = [
+    ("use_dora", "use_dora"),
+    ("init_lora_weights", "init_lora_weights"),
+    ("bias", "bias"),
+    ("modules_to_save", "modules_to_save"),
+    ("ensure_weight_tying", "ensure_weight_tying"),
+    ("trainable_token_indices", "trainable_token_indices"),
+    ("target_modules", "lm_head"),
+    ("target_modules", "embed_tokens"),
+];
+
+impl Case {
+    /// Every supported case; the others are refused as they should be.
+    fn all() -> Vec<Self> {
+        let bases = golden::folders("adapters", "config.json").into_iter();
+        let bases: BTreeMap<String, _> = bases
+            .map(|base| (base.name(), std::rc::Rc::new(base)))
+            .collect();
+        let cases = golden::folders("adapters", "adapter_config.json").into_iter();
+        cases.filter_map(|case| Self::open(case, &bases)).collect()
+    }
+
+    fn open(folder: Folder, bases: &BTreeMap<String, std::rc::Rc<Folder>>) -> Option<Self> {
+        let name = folder.name();
+        let golden: Golden = golden::json(&folder.join("golden.json"));
+        let adapter = match AdapterWeights::read(&*folder, &place::device()) {
+            Ok(adapter) => adapter,
+            Err(error) => {
+                let error = chain(&error);
+                let beyond = REFUSED.iter().any(|(option, named)| {
+                    golden.options.contains_key(*option) && error.contains(named)
+                });
+                assert!(beyond, "{name}: {error}");
+                println!("{name}: refused, as it should be: {error}");
+                return None;
+            }
+        };
+        let base = bases.get(&golden.base);
+        let at = base.unwrap_or_else(|| panic!("{name}: no {}", golden.base));
+        let base = ModelSource::open(&***at).unwrap();
+        let model = CausalLm::load(&base, &place::device()).unwrap();
+        let model = model.with_adapter(&adapter);
+        Some(Self {
+            tensors: Tensors::open(folder.join("golden.safetensors")),
+            model: model.unwrap_or_else(|error| panic!("{name}: {}", chain(&error))),
+            _base: std::rc::Rc::clone(at),
+            name,
+            folder,
+            golden,
+            base,
+        })
+    }
+
+    fn plain_rows(&self) -> Vec<Vec<u32>> {
+        let [_, width] = self.tensors.shape("plain.input_ids");
+        let ids = self.tensors.i64("plain.input_ids");
+        let ids: Vec<u32> = ids.into_iter().map(|id| id as u32).collect();
+        ids.chunks(width).map(<[u32]>::to_vec).collect()
+    }
+
+    fn plain(&self) -> MicroBatch {
+        let [rows, _] = self.tensors.shape("plain.input_ids");
+        let ids = self.tensors.i64("plain.input_ids");
+        let batch = Batch::from_rectangular(rows, &ids, &vec![1; ids.len()], &ids);
+        batch.unwrap().into()
+    }
+
+    fn padded(&self) -> MicroBatch {
+        let [rows, _] = self.tensors.shape("padded.input_ids");
+        let [ids, mask, labels] = ["input_ids", "attention_mask", "labels"]
+            .map(|name| self.tensors.i64(&format!("padded.{name}")));
+        Batch::from_rectangular(rows, &ids, &mask, &labels)
+            .unwrap()
+            .into()
+    }
+
+    /// A recipe with the options of the case, and `more` keys of `[lora]`.
+    fn recipe(&self, more: &str) -> Recipe {
+        let key = |name: &str| match name {
+            "r" => "rank".to_owned(),
+            "lora_alpha" => "alpha".to_owned(),
+            other => other.to_owned(),
+        };
+        let options = self.golden.options.iter();
+        let lora: String = options
+            .filter(|(name, _)| *name != "layers_pattern")
+            .map(|(name, value)| format!("{} = {}\n", key(name), toml(value)))
+            .collect();
+        let text = format!("model = \"a/b\"\n[lora]\n{lora}{more}[data]\ntrain = \"t.jsonl\"\n");
+        let recipe = Recipe::from_toml(&text, Path::new("/"), &[]);
+        recipe.unwrap_or_else(|error| panic!("{}: {error}\n{text}", self.name))
+    }
+
+    /// Names and shapes of the trained tensors of a model.
+    fn trained(model: &CausalLm) -> BTreeMap<String, Vec<usize>> {
+        let params = model.trained_params();
+        let named = params.map(|(path, param)| {
+            let name = format!("{path}.{}", param.file_name);
+            (name, param.dims.to_vec())
+        });
+        named.collect()
+    }
+}
+
+/// A value of JSON as TOML, tables in their order.
+fn toml(value: &Value) -> String {
+    match value {
+        Value::Object(fields) => {
+            let fields: Vec<String> = fields
+                .iter()
+                .map(|(name, value)| format!("{name:?} = {}", toml(value)))
+                .collect();
+            format!("{{ {} }}", fields.join(", "))
+        }
+        other => other.to_string(),
+    }
+}
+
+#[test]
+fn golden_adapters_losses_logits_and_gradients() {
+    for case in Case::all() {
+        let Case {
+            name,
+            golden,
+            tensors,
+            model,
+            ..
+        } = &case;
+        let logits = |tokens: &Tokens| values(&model.logits(model.forward_hidden(tokens, None)));
+        let plain = logits(&Tokens::from_sequences(&case.plain_rows()));
+        TINY_LOGITS.check(name, &plain, &tensors.f32("plain.logits"));
+        let padded = logits(&case.padded().tokens);
+        let expected = tensors.f32("padded.logits_at_real_positions");
+        TINY_LOGITS.check(format!("{name}, padded"), &padded, &expected);
+        for (kind, batch, [loss, total]) in [
+            (
+                "plain",
+                case.plain(),
+                [golden.plain_loss, golden.plain_grad_norm],
+            ),
+            (
+                "padded",
+                case.padded(),
+                [golden.padded_loss, golden.padded_grad_norm],
+            ),
+        ] {
+            let mut grads = AdapterGrads::new();
+            let scale = 1.0 / batch.targets.len() as f32;
+            let plan = ActivationPlan::keep_all(model.num_backward_layers());
+            let sum = forward_backward(model, &batch, scale, None, &plan, &mut grads);
+            TINY_LOSS.check_one(
+                format!("{name}, {kind} loss"),
+                scalar(&sum) * f64::from(scale),
+                loss,
+            );
+            let grads = by_name(model, &grads);
+            for (factor, grad) in &grads {
+                let expected = tensors.f32(&format!("{kind}.grad.{factor}"));
+                TINY_GRADIENT.check(format!("{name}, {kind}, {factor}"), grad, &expected);
+            }
+            assert_eq!(grads.len(), golden.trained_tensors.len(), "{name}");
+            let found = norm(grads.iter().flat_map(|(_, grad)| grad));
+            TINY_NORM.check_one(format!("{name}, {kind} norm"), found, total);
+        }
+    }
+}
+
+#[test]
+fn golden_adapters_have_the_modules_that_their_options_name() {
+    for case in Case::all() {
+        let (name, expected) = (&case.name, &case.golden.trained_tensors);
+        assert_eq!(&Case::trained(&case.model), expected, "{name}");
+        // A fresh adapter of the same options has the same tensors, and takes the memory that is planned.
+        let spec = case.model.spec();
+        let recipe = case.recipe("");
+        let config = recipe.lora.config(spec).unwrap();
+        let fresh = CausalLm::load(&case.base, &place::device()).unwrap();
+        let fresh = fresh.with_lora(&config, 1).unwrap();
+        assert_eq!(&Case::trained(&fresh), expected, "{name}");
+        let setup = recipe.setup(spec.clone(), None, MemoryModel::cpu(), 0);
+        let planned = setup.step().adapters as usize;
+        assert_eq!(planned, 4 * fresh.num_trained(), "{name}");
+        let scaled = |model: &CausalLm| {
+            let adapters = model.adapters();
+            let scale = |(_, _, adapter): (_, _, &backdraft::lora::Adapter)| match adapter {
+                backdraft::lora::Adapter::Lora(lora) => lora.scaling(),
+            };
+            adapters.map(scale).collect::<Vec<_>>()
+        };
+        assert_eq!(scaled(&fresh), scaled(&case.model), "{name}");
+    }
+}
+
+#[test]
+fn golden_adapters_are_saved_and_gone_on_from_as_they_are() {
+    for case in Case::all() {
+        let name = &case.name;
+        let directory = tempfile::tempdir().unwrap();
+        let [at, from] = ["saved", "theirs"].map(|name| directory.path().join(name));
+        fs::create_dir(&from).unwrap();
+        for file in ["adapter_config.json", "adapter_model.safetensors"] {
+            fs::copy(case.folder.join(file), from.join(file)).unwrap();
+        }
+        let own = case.model.adapter().unwrap();
+        let options = PeftWriteOptions::default();
+        own.write(&at, &case.golden.base, &options).unwrap();
+        let [theirs, ours] = [&*case.folder, &at].map(|path| PeftDir::read(path).unwrap());
+        assert_eq!(theirs.tensors, ours.tensors, "{name}");
+        for pair in ours.tensors.iter() {
+            let [a, b] = [&theirs, &ours].map(|it| it.config.scaling_of(&pair.module));
+            assert_eq!(a, b, "{name}, {}", pair.module);
+        }
+        // Whoever goes on from either gets the settings of both, and may repeat those of the case.
+        let spec = case.model.spec();
+        let expected = case.recipe("").lora.config(spec).unwrap();
+        for path in [&*case.folder, &at] {
+            let adapter = format!("adapter = {:?}\n", path.display().to_string());
+            let bare = format!("model = \"a/b\"\n[lora]\n{adapter}[data]\ntrain = \"t\"\n");
+            let bare = Recipe::from_toml(&bare, Path::new("/"), &[]);
+            let bare = bare.unwrap_or_else(|error| panic!("{name}: {error}"));
+            let found = bare.lora.config(spec).unwrap();
+            let both = [&found, &expected].map(|config| {
+                let projections = spec.projections();
+                let adapted = projections.filter(|(l, t)| config.adapts(*l, *t));
+                let adapted = adapted.map(|(l, t)| t.path(l));
+                let settings = adapted.map(|path| {
+                    let rank = config.rank_of(&path);
+                    (rank, config.scaling_of(&path, rank), path)
+                });
+                settings.collect::<Vec<_>>()
+            });
+            assert_eq!(both[0], both[1], "{name}");
+            // What a run writes down reads back, with the adapter there and without.
+            let written = bare.to_toml().unwrap();
+            let again = Recipe::from_toml(&written, Path::new("/"), &[]);
+            assert_eq!(again.unwrap(), bare, "{name}: {written}");
+        }
+        let adapter = format!("adapter = {:?}\n", from.display().to_string());
+        let repeated = case.recipe(&adapter);
+        assert_eq!(repeated.lora.rank, case.recipe("").lora.rank, "{name}");
+        let written = repeated.to_toml().unwrap();
+        // Nobody asks the adapter again, be it gone.
+        fs::remove_dir_all(&from).unwrap();
+        let stored = Recipe::from_stored(&written, Path::new("/")).unwrap();
+        assert_eq!(stored, repeated, "{name}");
+    }
+}
+
+#[test]
+fn golden_adapters_merged() {
+    for case in Case::all() {
+        let Some(expected) = case.golden.merged_weights_plain_loss else {
+            continue;
+        };
+        let directory = tempfile::tempdir().unwrap();
+        let out = directory.path().join("merged");
+        let adapter = PeftDir::read(&*case.folder).unwrap();
+        merge(
+            &case.base,
+            MergeBase::Original,
+            &adapter,
+            &[],
+            &out,
+            Existing::Refuse,
+            |_, _| (),
+        )
+        .unwrap();
+        let merged = ModelSource::open(&out).unwrap();
+        let merged = CausalLm::load(&merged, &place::device()).unwrap();
+        let batch = case.plain();
+        let nll = merged.nll(&batch.tokens, &batch.targets);
+        TINY_LOSS.check_one(&case.name, scalar(&nll.mean()), expected);
+    }
+}
