@@ -1,8 +1,9 @@
 //! Where ops are tested, and how closely results must agree there.
 
+use std::cell::Cell;
 use std::sync::OnceLock;
 
-use burn::tensor::{DType, Device, Distribution, Tensor};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use crate::device;
 
@@ -135,9 +136,34 @@ fn say(line: &str) {
     eprintln!("{line}");
 }
 
+thread_local! {
+    /// Draws so far. A test has a thread of its own, so it sees the same values whatever runs beside it.
+    static DRAWN: Cell<u64> = const { Cell::new(0) };
+}
+
+/// From 0 to below 1: splitmix64 of the number of draws.
+fn uniform() -> f64 {
+    let n = DRAWN.get() + 1;
+    DRAWN.set(n);
+    let mut z = n.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
+}
+
+/// Values of a normal distribution, by Box and Muller.
+pub(super) fn normal(count: usize) -> Vec<f32> {
+    let value = || {
+        let length = (-2.0 * (1.0 - uniform()).ln()).sqrt();
+        (length * (std::f64::consts::TAU * uniform()).cos()) as f32
+    };
+    std::iter::repeat_with(value).take(count).collect()
+}
+
 /// Values of a normal distribution, f32 on the processor.
 pub(super) fn random<const D: usize>(shape: [usize; D]) -> Tensor<D> {
-    Tensor::random(shape, Distribution::Normal(0.0, 1.0), &Device::flex())
+    let values = normal(shape.iter().product());
+    Tensor::from_data(TensorData::new(values, shape), &Device::flex())
 }
 
 /// As a leaf whose gradient is recorded.

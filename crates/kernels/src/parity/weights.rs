@@ -1,9 +1,9 @@
 //! Weights kept in codes.
 
 use backdraft_arch::GgufBlock;
-use burn::tensor::{Device, Distribution, Tensor};
+use burn::tensor::{Device, Tensor};
 
-use super::places::{places, random};
+use super::places::{normal, places, random};
 use crate::codebook::{FourBitFormat, NestedFormat};
 use crate::dequantize::testing::blocks;
 use crate::dequantize::{
@@ -12,12 +12,6 @@ use crate::dequantize::{
 use crate::frozen_matrix::FrozenMatrix;
 use crate::gemm::{self, Op};
 use crate::quantize::{four_bit, int8_rows, nested, nested_codes, planes};
-
-/// Normal values.
-fn normal(dims: [usize; 2]) -> Vec<f32> {
-    let source = Tensor::<2>::random(dims, Distribution::Normal(0.0, 1.0), &Device::flex());
-    source.into_data().try_into_vec().unwrap()
-}
 
 /// Each kind of scale.
 fn scales(absmax: &[f32]) -> [HostAbsmax; 2] {
@@ -33,7 +27,7 @@ fn matrices(
     format: FourBitFormat,
     block_size: usize,
 ) -> [impl Fn(&Device) -> FourBit; 2] {
-    let blocks = four_bit(&normal(dims), format, block_size);
+    let blocks = four_bit(&normal(dims[0] * dims[1]), format, block_size);
     scales(&blocks.absmax).map(|absmax| {
         let packed = blocks.packed.clone();
         move |device: &Device| {
@@ -49,7 +43,7 @@ fn nested_matrices(
     format: NestedFormat,
     block_size: usize,
 ) -> [impl Fn(&Device) -> Nested; 2] {
-    let blocks = nested_codes(&normal(dims), block_size);
+    let blocks = nested_codes(&normal(dims[0] * dims[1]), block_size);
     let planes = planes(&blocks.codes, format);
     scales(&blocks.absmax).map(|absmax| {
         let planes = planes.clone();
@@ -112,7 +106,7 @@ fn nested_codes_with_single_and_double_scales() {
 #[test]
 fn whole_numbers_of_rows() {
     for dims in [[1, 1], [3, 5], [5, 12], [2, 40], [130, 776], [300, 64]] {
-        let (codes, absmax) = int8_rows(&normal(dims), dims[1]);
+        let (codes, absmax) = int8_rows(&normal(dims[0] * dims[1]), dims[1]);
         let matrix = |device: &Device| {
             Int8Rows::from_parts(dims, codes.clone(), absmax.clone(), device).unwrap()
         };
