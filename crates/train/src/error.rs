@@ -159,7 +159,16 @@ pub enum TrainError {
         /// The adapter.
         path: PathBuf,
         /// What does not fit.
-        source: LoadError,
+        source: Box<LoadError>,
+    },
+    /// The adapter that the recipe goes on from lies where the run would put its own.
+    #[error(
+        "lora.adapter: {} lies in output_dir, whose run the new one would replace; name another output_dir",
+        path.display()
+    )]
+    AdapterInOutput {
+        /// The adapter.
+        path: PathBuf,
     },
     /// The adapter that the recipe goes on from has a factor that makes every output NaN.
     #[error(

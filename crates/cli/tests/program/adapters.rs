@@ -74,6 +74,11 @@ fn an_adapter_is_trained_further() {
     assert_eq!(factors(&second.join("adapter")), expected);
     let said = fails(d, &[&further[..], &["third"]].concat(), 1);
     says(&said, &["`lora.adapter`: ", "first", "does not exist"]);
+    // Nobody loses what is to be trained further.
+    let over = ["train", "bare.toml", "--adapter", "second", "--force"];
+    let said = fails(d, &[&over[..], &["--output-dir", "second"]].concat(), 1);
+    says(&said, &["lies in output_dir", "name another output_dir"]);
+    assert_eq!(factors(&second.join("adapter")), expected);
     // Whoever says otherwise is told both values and the line; another base is told of.
     let other = ["train", "recipe.toml", "--adapter", "second"];
     let set = ["--set", "lora.rank=8", "--set", "output_dir=third"];

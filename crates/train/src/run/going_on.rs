@@ -16,7 +16,8 @@ use crate::trained_with::TrainedWith;
 /// Refuses an adapter to go on from that does not fit the model, by the headers of its files.
 ///
 /// # Errors
-/// Files that cannot be read; [`TrainError::Adapter`] and [`TrainError::AdapterModules`].
+/// Files that cannot be read; [`TrainError::Adapter`], [`TrainError::AdapterModules`] and
+/// [`TrainError::AdapterInOutput`].
 pub(crate) fn check(
     recipe: &Recipe,
     config: &LoraConfig,
@@ -25,12 +26,19 @@ pub(crate) fn check(
     let Some(path) = &recipe.lora.adapter else {
         return Ok(());
     };
+    let [adapter, output] = [path, &recipe.output_dir].map(|it| it.canonicalize().ok());
+    if adapter
+        .zip(output)
+        .is_some_and(|(adapter, output)| adapter.starts_with(output))
+    {
+        return Err(TrainError::AdapterInOutput { path: path.clone() });
+    }
     let outline = PeftDir::outline(path)?;
     let modules = outline.modules.into_iter();
     let mut found: BTreeMap<_, _> = modules.map(|it| (it.module, (it.rank, it.dims))).collect();
     let does_not_fit = |source| TrainError::Adapter {
         path: path.clone(),
-        source,
+        source: Box::new(source),
     };
     let other = |found, rank, module| TrainError::AdapterModules {
         path: path.clone(),
@@ -96,7 +104,7 @@ impl Run {
         let fitted = self.model.clone().with_adapter(&adapter);
         self.model = fitted.map_err(|source| TrainError::Adapter {
             path: path.clone(),
-            source,
+            source: Box::new(source),
         })?;
         self.other_base(path)
     }
