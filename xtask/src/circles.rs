@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 const APART: [&str; 2] = ["cli", "jinja"];
 
 /// Circles that stay: each is one thing in several files.
-const CIRCLES: [(&str, &[&str]); 14] = [
+const CIRCLES: [(&str, &[&str]); 13] = [
     // The order of ops, and the trait of who executes them.
     ("arch", &["layer", "ops"]),
     // A family describes its part of the model that it is a field of.
@@ -50,8 +50,6 @@ const CIRCLES: [(&str, &[&str]); 14] = [
     ("plan", &["pages", "predict"]),
     // A layer run on sizes, and its shapes.
     ("plan", &["size_ops", "tensors"]),
-    // Rows are a part of what a recipe is resolved to.
-    ("recipe", &["resolve", "sources"]),
     // A folder of values and the cases in it.
     ("testkit", &["folder", "golden"]),
 ];

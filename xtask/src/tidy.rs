@@ -144,11 +144,13 @@ fn recipe_plan_and_journal_bring_no_tensors() {
     }
 }
 
+/// `allocator` sets options of a C library, and the program's `main.rs` does what may only be done while it has one thread.
 #[test]
-fn only_kernels_and_formats_allow_unsafe_code() {
+fn few_places_allow_unsafe_code() {
+    let allowed = ["kernels", "formats", "allocator"];
     for name in manifests()
         .keys()
-        .filter(|name| !["kernels", "formats"].contains(&name.as_str()))
+        .filter(|name| !allowed.contains(&name.as_str()))
     {
         let source = Path::new(env!("CARGO_MANIFEST_DIR"))
             .join("../crates")
@@ -156,7 +158,8 @@ fn only_kernels_and_formats_allow_unsafe_code() {
             .join("src");
         for file in walk(&source) {
             let text = std::fs::read_to_string(&file).unwrap();
-            assert!(!text.contains("unsafe {"), "{}", file.display());
+            let is_main = file.ends_with("cli/src/main.rs");
+            assert!(is_main || !text.contains("unsafe {"), "{}", file.display());
         }
     }
 }

@@ -4,7 +4,6 @@ use backdraft_arch::DeviceChoice;
 use backdraft_kernels::device;
 use serde_json::json;
 
-use crate::commands::find_libraries;
 use crate::error::CliError;
 use crate::output::Output;
 use crate::plain::{count, lines};
@@ -58,7 +57,7 @@ fn gpu() -> Result<String, String> {
 
 /// Tells it.
 pub(crate) fn show(output: Output) -> Result<(), CliError> {
-    find_libraries();
+    crate::find_libraries();
     let (gpu, cache) = (gpu(), cache_dir());
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     output.record(

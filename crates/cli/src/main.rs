@@ -30,3 +30,13 @@ fn main() -> ExitCode {
     }
     std::panic::catch_unwind(commands::main).unwrap_or(ExitCode::from(error::INTERNAL))
 }
+
+/// Has NVIDIA's libraries found where the system has none; to be called before anything starts a thread.
+pub(crate) fn find_libraries() {
+    let cache = session::cache_dir().unwrap_or_else(std::env::temp_dir);
+    #[expect(unsafe_code, reason = "the environment is changed")]
+    // SAFETY: commands start no thread before this.
+    unsafe {
+        backdraft_kernels::device::prepare(&cache);
+    }
+}

@@ -8,10 +8,9 @@ use backdraft_arch::{LoraConfig, ModuleNames, ModulePattern};
 use backdraft_formats::{PeftDir, PeftOutline, TargetModules, adapter_in};
 
 use crate::LoraRecipe;
+use crate::bases::{Bases, Origin};
 use crate::problem::ProblemKind;
 use crate::reader::Reader;
-use crate::recipe::Origin;
-use crate::resolve::Bases;
 
 const KEY: &str = "lora.adapter";
 

@@ -10,6 +10,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod adapter;
+mod bases;
 mod data_format;
 mod difference;
 mod foreign;

@@ -10,6 +10,7 @@ use backdraft_data::{BuiltinTemplate, Overlong, Supervision};
 use backdraft_plan::ActivationPolicy;
 use serde::Serialize;
 
+use crate::bases::Origin;
 use crate::data_format::DataFormat;
 use crate::names::{Bias, DType, Optimizer, RowBatching};
 use crate::precision::Bits;
@@ -387,15 +388,6 @@ impl Recipe {
     pub fn template(choices: &Choices) -> String {
         template(choices)
     }
-}
-
-/// Who wrote a recipe.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Origin {
-    /// Somebody who may name an adapter to take settings from.
-    User,
-    /// A run, with every value resolved.
-    Run,
 }
 
 /// The language that a file's name speaks of, where it is not that of recipes.

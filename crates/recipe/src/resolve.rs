@@ -7,33 +7,18 @@ use backdraft_arch::{AdapterStart, FourBitFormat, ModuleNames, Precision};
 use backdraft_data::{BuiltinTemplate, Format, Supervision};
 use backdraft_plan::ActivationPolicy;
 
+use crate::bases::{Bases, Origin, is_hub_id};
 use crate::data_format::DataFormat;
 use crate::precision::Bits;
 use crate::problem::{Place, Problem, ProblemKind};
 use crate::raw::RawRecipe;
 use crate::reader::Reader;
-use crate::recipe::Origin;
 use crate::schedule::ScheduleKind;
 use crate::scheduler::scheduler;
 use crate::{
     ByteSize, CacheRecipe, ChatTemplateRecipe, DataRecipe, Length, LoraRecipe, QuantizationRecipe,
     Recipe, TrainRecipe, Warmup, adapter, modules, sources,
 };
-
-/// Directories that relative paths start from.
-pub(crate) struct Bases<'a> {
-    recipe: &'a Path,
-    working_dir: &'a Path,
-}
-
-impl Bases<'_> {
-    pub(crate) fn of(&self, place: &Place) -> &Path {
-        match place {
-            Place::Override(_) => self.working_dir,
-            Place::Line(_) | Place::Recipe => self.recipe,
-        }
-    }
-}
 
 pub(crate) fn resolve(
     raw: RawRecipe<'_>,
@@ -134,20 +119,6 @@ fn model(reader: &mut Reader<'_>, bases: &Bases<'_>) -> String {
         );
     }
     name
-}
-
-pub(crate) fn is_hub_id(name: &str) -> bool {
-    let part = |part: &str| {
-        !part.is_empty()
-            && part
-                .chars()
-                .all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
-    };
-    let (repository, revision) = name.split_once('@').unwrap_or((name, "main"));
-    repository
-        .split_once('/')
-        .is_some_and(|(org, model)| part(org) && part(model))
-        && revision.split('/').all(part)
 }
 
 fn path(reader: &mut Reader<'_>, key: &str, bases: &Bases<'_>) -> PathBuf {

@@ -7,11 +7,11 @@ use serde::{Serialize, Serializer};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use crate::bases::{Bases, is_hub_id};
 use crate::data_format::DataFormat;
 use crate::problem::{Place, ProblemKind};
 use crate::raw::Entry;
 use crate::reader::Reader;
-use crate::resolve::{Bases, is_hub_id};
 
 /// One source of rows.
 #[derive(Debug, Clone, PartialEq)]

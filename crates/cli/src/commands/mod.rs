@@ -33,7 +33,6 @@ use clap::Parser;
 use crate::args::{Cli, Command, Global};
 use crate::error::{self, CliError};
 use crate::output::Output;
-use crate::session;
 use crate::usage;
 
 /// What every command is given besides its own flags.
@@ -68,20 +67,10 @@ fn start(cli: Cli) -> Result<(), CliError> {
         ..cli.global
     };
     if cli.command.may_compute() {
-        find_libraries();
+        crate::find_libraries();
     }
     let output = Output::new(global.json);
     run(cli.command, Context { global, output })
-}
-
-/// Has NVIDIA's libraries found, where the system has none.
-pub(crate) fn find_libraries() {
-    let cache = session::cache_dir().unwrap_or_else(std::env::temp_dir);
-    #[expect(unsafe_code, reason = "the environment is changed")]
-    // SAFETY: called before the program starts any thread.
-    unsafe {
-        backdraft_kernels::device::prepare(&cache);
-    }
 }
 
 fn run(command: Command, context: Context) -> Result<(), CliError> {

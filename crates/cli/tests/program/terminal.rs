@@ -139,6 +139,7 @@ fn every_json_line_is_as_the_page_says() {
         run(&format!("inspect {what}"), 0);
     }
     run("init new.toml", 0);
+    run("combine out/adapter early/adapter --out both", 0);
     run("init --templates", 0);
     run("doctor", 0);
     run("quickstart --model model --max-steps 2", 0);
