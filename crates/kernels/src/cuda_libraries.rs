@@ -364,11 +364,12 @@ mod tests {
     fn packages_take_the_place_of_a_toolkit() {
         let root = tempfile::tempdir().unwrap();
         let packages = root.path().join("lib/python3.12/site-packages");
-        let nvidia = packages.join("nvidia");
-        thirteen(&nvidia);
-        assert_eq!(nvidia_in(root.path()), [nvidia.clone()]);
+        let all = [packages.join("nvidia")];
+        let [nvidia] = &all;
+        thirteen(nvidia);
+        assert_eq!(nvidia_in(root.path()), all);
         let cache = root.path().join("cache");
-        let chosen = choose(ALL, &[nvidia.clone()], &cache);
+        let chosen = choose(ALL, &all, &cache);
         let lib = nvidia.join("cu13/lib");
         // The functions that the compiler asks for are open before it is.
         let open = [
@@ -385,7 +386,7 @@ mod tests {
             headers: false,
             ..ALL
         };
-        let chosen = choose(lacks, &[nvidia], &cache);
+        let chosen = choose(lacks, &all, &cache);
         assert_eq!(chosen.open, [lib.join("libcublasLt.so.13")]);
         assert_eq!(chosen.toolkit, None);
     }

@@ -10,7 +10,7 @@ use backdraft_plan::ActivationPolicy;
 use crate::bases::{Bases, Origin, is_hub_id};
 use crate::data_format::DataFormat;
 use crate::precision::Bits;
-use crate::problem::{Place, Problem, ProblemKind};
+use crate::problem::{Problem, ProblemKind};
 use crate::raw::RawRecipe;
 use crate::reader::Reader;
 use crate::schedule::ScheduleKind;

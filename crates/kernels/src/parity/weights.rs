@@ -1,7 +1,7 @@
 //! Weights kept in codes.
 
 use backdraft_arch::GgufBlock;
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Device;
 
 use super::places::{normal, places, random};
 use crate::codebook::{FourBitFormat, NestedFormat};

@@ -1,7 +1,10 @@
 use super::*;
 
+/// A module's name, the shape of its weight, A and B.
+type Module<'a> = (&'a str, [usize; 2], &'a [f32], &'a [f32]);
+
 /// An adapter of one module per entry: A `[r, in]` and B `[out, r]`.
-fn adapter(name: &str, alpha: f64, modules: &[(&str, [usize; 2], &[f32], &[f32])]) -> PeftDir {
+fn adapter(name: &str, alpha: f64, modules: &[Module<'_>]) -> PeftDir {
     let pairs = modules.iter().map(|(module, [out, input], a, b)| LoraPair {
         module: format!("model.layers.0.self_attn.{module}"),
         in_features: *input,
