@@ -1,4 +1,4 @@
-//! [`attention`](crate::attention) of new tokens over keys and values that lie in a pool of rows, anywhere in it.
+//! [`attention`] of new tokens over keys and values that lie in a pool of rows, anywhere in it.
 //!
 //! Sequences that are continued together begin and end at different times. Their keys and values therefore lie in rows
 //! of one pool for each layer; [`Places`] says which rows are whose. New rows are written where they belong, so that a
