@@ -14,7 +14,8 @@ the expected answer, these answer greedily:
    Modelfile says, and stops at the tokens that the file says.
 
 Counted are answers equal to the expected one, equal as JSON (where it is JSON), and equal in the first word (the right command first).
-Shares of 3 that are more than --within points (5) below those of 1 end the script with an error.
+What 2 lacks of 1 is what the type costs; shares of 3 that are more than --within points (5) below those of 2, the same file, end the
+script with an error.
 
 llama.cpp is the npm package of scripts/gguf_judge.py.
 """
@@ -142,7 +143,8 @@ def main():
         system = re.search(r'^SYSTEM """(.*?)"""', modelfile, re.S | re.M)
         for line in (line for line in exported if line["event"] == "exported"):
             path, kind = folder / pathlib.Path(line["files"][0]).name, line["type"]
-            show(f"{kind}, backdraft", ours(backdraft, ["--model", path], asked))
+            same = ours(backdraft, ["--model", path], asked)
+            show(f"{kind}, backdraft", same)
             model, pairs = Answerer(judge, path), []
             for row in rows:
                 *before, expected = row["messages"]
@@ -152,7 +154,7 @@ def main():
             model.free()
             found = scores(pairs)
             show(f"{kind}, llama.cpp", found)
-            worse += [f"{kind}: {name}" for name in ("exact_match", "first_word") if found[name] < trained[name] - arguments.within]
+            worse += [f"{kind}: {name}" for name in ("exact_match", "first_word") if found[name] < same[name] - arguments.within]
     if worse:
         raise SystemExit(f"llama.cpp's answers are more than {arguments.within:g} points worse: {', '.join(worse)}")
 
