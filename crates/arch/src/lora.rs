@@ -102,6 +102,17 @@ impl LoraConfig {
                 .is_none_or(|modules| modules.contains(&target.path(layer)))
     }
 
+    /// What PEFT calls `target_modules`: names of projections, or paths where those do not say it.
+    #[must_use]
+    pub fn module_names(&self) -> Vec<String> {
+        match &self.modules {
+            Some(modules) => modules.iter().cloned().collect(),
+            None => (self.target_modules.iter())
+                .map(|target| target.name().to_owned())
+                .collect(),
+        }
+    }
+
     /// The same for just these modules of a model of `num_layers` layers, given by their paths, in as few words as that
     /// takes: projections and layers, or the paths.
     #[must_use]

@@ -1,7 +1,7 @@
 //! What `--version` tells: which build this is, and what it finds on this machine.
 
 use backdraft_arch::DeviceChoice;
-use backdraft_kernels::device;
+use backdraft_kernels::device::{self, DeviceReport};
 use serde_json::json;
 
 use crate::error::CliError;
@@ -37,7 +37,7 @@ fn backends() -> Vec<&'static str> {
 }
 
 /// The GPU that `auto` or `wgpu` would open, or why there is none.
-fn gpu() -> Result<String, String> {
+pub(crate) fn gpu() -> Result<DeviceReport, String> {
     if cfg!(not(any(feature = "cuda", feature = "wgpu"))) {
         return Err("this build has no GPU backend: build with --features cuda or wgpu".to_owned());
     }
@@ -48,7 +48,7 @@ fn gpu() -> Result<String, String> {
     let mut reasons = Vec::new();
     for (_, choice) in choices.into_iter().filter(|(built, _)| *built) {
         match device::open(choice) {
-            Ok(device) => return Ok(device::report(&device).to_string()),
+            Ok(device) => return Ok(device::report(&device)),
             Err(error) => reasons.push(error.to_string()),
         }
     }
@@ -58,7 +58,7 @@ fn gpu() -> Result<String, String> {
 /// Tells it.
 pub(crate) fn show(output: Output) -> Result<(), CliError> {
     crate::find_libraries();
-    let (gpu, cache) = (gpu(), cache_dir());
+    let (gpu, cache) = (gpu().map(|found| found.to_string()), cache_dir());
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     output.record(
         "version",

@@ -253,6 +253,9 @@ pub(crate) fn open_device(choice: DeviceChoice, output: Output) -> Result<Device
     let report = device::report(&device);
     if report.memory.is_some() || !report.fast_paths.is_empty() {
         output.progress(report.to_string());
+        if let Some(places) = report.places() {
+            output.progress(places);
+        }
     }
     Ok(device)
 }

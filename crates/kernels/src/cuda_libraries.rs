@@ -8,7 +8,11 @@ use std::collections::BTreeSet;
 use std::env;
 use std::ffi::{OsStr, OsString};
 use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
+
+/// The header without which a folder of headers is none.
+const RUNTIME: &str = "cuda_runtime.h";
 
 /// One CUDA version in a folder `nvidia`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,27 +77,41 @@ impl Packages {
             let mut folders = self.headers.iter();
             folders.any(|folder| inside.iter().any(|header| folder.join(header).is_file()))
         };
-        let needed = ["cuda_runtime.h", "crt/mma.h", "cuda/barrier", "nv/target"];
+        let needed = [RUNTIME, "crt/mma.h", "cuda/barrier", "nv/target"];
         needed.into_iter().filter(|header| !has(header)).collect()
     }
 
     /// A folder with `include` in it, as a toolkit is: that of the packages, or one of links beneath `cache`.
     fn toolkit(&self, cache: &Path) -> std::io::Result<PathBuf> {
-        if let ([one], Some(root)) = (&self.headers[..], self.headers[0].parent()) {
-            debug_assert!(one.ends_with("include"));
+        if let [one] = &self.headers[..]
+            && let Some(root) = one.parent()
+        {
             return Ok(root.to_owned());
         }
-        let root = cache.join(format!("cuda-{}-headers", self.major));
-        let include = root.join("include");
-        // Made anew each time: links to an environment that is gone would be worse than none.
-        match fs::remove_dir_all(&root) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-            _ => fs::create_dir_all(&include)?,
+        let mut hasher = DefaultHasher::new();
+        self.headers.hash(&mut hasher);
+        let name = format!("cuda-{}-headers-{:016x}", self.major, hasher.finish());
+        let root = cache.join(&name);
+        let is_whole = || root.join("include").join(RUNTIME).is_file();
+        if is_whole() {
+            return Ok(root);
         }
+        // Of an environment that is gone, or of none; made apart, since other processes may look for it.
+        let _ = fs::remove_dir_all(&root);
+        let partial = cache.join(format!("{name}.partial-{}", std::process::id()));
+        let include = partial.join("include");
+        fs::create_dir_all(&include)?;
         for folder in &self.headers {
             link(folder, &include)?;
         }
-        Ok(root)
+        match fs::rename(&partial, &root) {
+            Err(error) if !is_whole() => Err(error),
+            // Where another process was faster, its links are the same.
+            _ => {
+                let _ = fs::remove_dir_all(&partial);
+                Ok(root)
+            }
+        }
     }
 }
 
@@ -267,7 +285,7 @@ pub(crate) unsafe fn prepare(cache: &Path) {
 #[cfg(feature = "cuda")]
 pub(crate) fn system_headers() -> Option<PathBuf> {
     let include = cubecl::cuda::install::cuda_path()?.join("include");
-    include.join("cuda_runtime.h").is_file().then_some(include)
+    include.join(RUNTIME).is_file().then_some(include)
 }
 
 /// The newest CUDA that the driver serves, such as 13000.
@@ -402,8 +420,12 @@ mod tests {
         let chosen = choose(old, &nvidia, &cache);
         assert!(chosen.open.iter().all(|path| path.starts_with(&nvidia[1])));
         assert_eq!(chosen.open.len(), 3);
-        // Headers of several packages are joined.
-        let include = chosen.toolkit.unwrap().join("include");
+        // Headers of several packages are joined, once.
+        let toolkit = chosen.toolkit.unwrap();
+        let again = choose(old, &nvidia, &cache).toolkit;
+        assert_eq!(again.as_ref(), Some(&toolkit));
+        assert_eq!(names(&cache).len(), 1);
+        let include = toolkit.join("include");
         for header in [
             "cuda_runtime.h",
             "crt/mma.h",

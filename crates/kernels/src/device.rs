@@ -1,7 +1,7 @@
 //! The devices of this build, and which of its fast paths run on them.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use backdraft_arch::DeviceChoice;
 use burn::tensor::{DType, Device};
@@ -75,7 +75,7 @@ pub fn computes_in(device: &Device, dtype: DType) -> bool {
 /// # Safety
 /// No other thread may run yet: `CUDA_PATH` may be set.
 #[expect(unsafe_code, reason = "the environment is changed")]
-pub unsafe fn prepare(cache: &std::path::Path) {
+pub unsafe fn prepare(cache: &Path) {
     #[cfg(feature = "cuda")]
     // SAFETY: as promised by the caller.
     unsafe {
@@ -191,7 +191,16 @@ pub fn report(device: &Device) -> DeviceReport {
     })
 }
 
-/// One line: name, memory, driver, fast paths and why others are off; a second one of where libraries were found.
+impl DeviceReport {
+    /// Where NVIDIA's libraries and headers were found, in one line; `None` where there are none.
+    pub fn places(&self) -> Option<String> {
+        let place = |(name, path): &(&str, PathBuf)| format!("{name} of {}", path.display());
+        let places: Vec<String> = self.libraries.iter().map(place).collect();
+        (!places.is_empty()).then(|| places.join("; "))
+    }
+}
+
+/// One line: name, memory, driver, fast paths and why others are off.
 impl fmt::Display for DeviceReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.name)?;
@@ -207,16 +216,14 @@ impl fmt::Display for DeviceReport {
                 Some(reason) => write!(f, "; {} off: {reason}", path.name)?,
             }
         }
-        for (i, (name, path)) in self.libraries.iter().enumerate() {
-            let before = if i == 0 { "\n" } else { "; " };
-            write!(f, "{before}{name} of {}", path.display())?;
-        }
         Ok(())
     }
 }
 
 #[cfg(feature = "cube")]
 mod found {
+    use std::path::PathBuf;
+
     use burn::tensor::{DType, Device, Tensor};
     use burn_cubecl::CubeBackend;
     use cubecl::RuntimeId;
@@ -356,8 +363,8 @@ mod found {
         })
     }
 
-    /// Of a CUDA device. NVRTC is open since the first kernel, and cuBLASLt since the first question for it.
-    fn libraries(probe: &CubeTensor) -> Vec<(&'static str, std::path::PathBuf)> {
+    /// Of a CUDA device.
+    fn libraries(probe: &CubeTensor) -> Vec<(&'static str, PathBuf)> {
         #[cfg(feature = "cuda")]
         if probe.device.runtime() == RuntimeId::Cuda {
             return crate::cuda_libraries::places();
@@ -532,10 +539,12 @@ mod tests {
         };
         assert_eq!(
             report.to_string(),
-            "GPU, 1.5 GiB, driver for CUDA 13.0; one on; two off: no such library\n\
-             NVRTC of /a/libnvrtc.so.13; headers of /b"
+            "GPU, 1.5 GiB, driver for CUDA 13.0; one on; two off: no such library"
         );
-        assert_eq!(super::report(&Device::flex()).to_string(), "cpu");
+        let places = "NVRTC of /a/libnvrtc.so.13; headers of /b";
+        assert_eq!(report.places().as_deref(), Some(places));
+        let cpu = super::report(&Device::flex());
+        assert_eq!((cpu.to_string().as_str(), cpu.places()), ("cpu", None));
     }
 
     #[test]

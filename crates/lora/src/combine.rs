@@ -388,13 +388,7 @@ fn config(adapters: &[PeftDir], rank: usize, tensors: &AdapterTensors) -> PeftCo
         ..LoraConfig::default()
     };
     let lora = lora.with_modules(modules, num_layers);
-    let names: Vec<String> = match lora.modules {
-        Some(modules) => modules.into_iter().collect(),
-        None => (lora.target_modules.iter())
-            .map(|target| target.name().to_owned())
-            .collect(),
-    };
-    let mut config = PeftConfig::new(rank, rank as f64, names);
+    let mut config = PeftConfig::new(rank, rank as f64, lora.module_names());
     config.layers_to_transform = lora.layers_to_transform;
     let base = configs()
         .next()

@@ -73,12 +73,7 @@ impl AdapterWeights {
         base: &str,
         options: &PeftWriteOptions,
     ) -> Result<(), FormatError> {
-        let targets: Vec<&str> = match &self.config.modules {
-            Some(modules) => modules.iter().map(String::as_str).collect(),
-            None => (self.config.target_modules.iter())
-                .map(|target| target.name())
-                .collect(),
-        };
+        let targets = self.config.module_names();
         let mut config = PeftConfig::new(self.config.rank, self.config.alpha, targets);
         config.base_model_name_or_path = Some(base.to_owned());
         config.lora_dropout = self.config.dropout;

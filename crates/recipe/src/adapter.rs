@@ -1,6 +1,7 @@
 //! `lora.adapter`: an adapter to go on from, whose settings take the place of what the recipe leaves out.
 
 use std::collections::BTreeSet;
+use std::error::Error;
 use std::fmt::Display;
 use std::path::PathBuf;
 
@@ -43,12 +44,8 @@ pub(crate) fn taken_over(reader: &mut Reader<'_>, lora: LoraRecipe, origin: Orig
                     path.display()
                 ),
             };
-            let mut message = message;
-            let mut source = std::error::Error::source(&error);
-            while let Some(cause) = source {
-                message.push_str(&format!(": {cause}"));
-                source = cause.source();
-            }
+            let causes = std::iter::successors(error.source(), |&cause| cause.source());
+            let message = causes.fold(message, |message, cause| format!("{message}: {cause}"));
             let key = KEY.to_owned();
             reader.report(reader.place(KEY), ProblemKind::Adapter { key, message });
             return lora;
@@ -97,16 +94,10 @@ pub(crate) fn taken_over(reader: &mut Reader<'_>, lora: LoraRecipe, origin: Orig
     };
     let (said, has) = (in_order(&lora.layers_to_transform), in_order(&layers));
     check.same("layers_to_transform", "layers_to_transform", &said, &has);
-    let left_out = lora.exclude_modules.as_ref();
-    let left_out = modules
-        .iter()
-        .find(|it| left_out.is_some_and(|names| names.matches(it)));
-    if let Some(module) = left_out {
-        let said = lora
-            .exclude_modules
-            .as_ref()
-            .map_or_else(String::new, ToString::to_string);
-        check.other("exclude_modules", &said, format!("factors of {module}"));
+    if let Some(names) = &lora.exclude_modules
+        && let Some(module) = modules.iter().find(|module| names.matches(module))
+    {
+        check.other("exclude_modules", names, format!("factors of {module}"));
     }
     let dropout = match check.reader.has("lora.dropout") {
         true => lora.dropout,
@@ -183,13 +174,10 @@ fn words(outline: &PeftOutline, modules: &[String]) -> (ModuleNames, Option<Vec<
     };
     let num_layers = outline.config.num_layers(modules.iter());
     let config = config.with_modules(modules.iter().cloned().collect(), num_layers);
-    let names = match config.modules {
-        Some(modules) => modules.into_iter().collect(),
-        None => (config.target_modules.iter())
-            .map(|target| target.name().to_owned())
-            .collect(),
-    };
-    (ModuleNames::List(names), config.layers_to_transform)
+    (
+        ModuleNames::List(config.module_names()),
+        config.layers_to_transform,
+    )
 }
 
 #[cfg(test)]

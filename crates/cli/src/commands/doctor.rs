@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use backdraft_arch::DeviceChoice;
 use backdraft_formats::free_bytes;
 use backdraft_formats::hub::{HubOptions, reach};
 use backdraft_kernels::device;
@@ -105,10 +104,7 @@ fn row(finding: &Finding) -> (&str, String) {
     };
     let advice = finding.advice.as_ref();
     let advice = advice.map_or_else(String::new, |advice| format!("; {advice}"));
-    (
-        finding.name,
-        format!("{before}{}{advice}", finding.found).replace('\n', "; "),
-    )
+    (finding.name, format!("{before}{}{advice}", finding.found))
 }
 
 /// Instructions that products are made with, widest first.
@@ -148,29 +144,22 @@ fn memory() -> Finding {
     }
 }
 
-/// The GPU, and each of its slower paths. A driver without the libraries beside it is broken; no GPU is none.
+/// The GPU, where its libraries lie, and each of its slower paths. A driver without the libraries beside it is broken; no
+/// GPU is none.
 fn gpu() -> Vec<Finding> {
-    if cfg!(not(any(feature = "cuda", feature = "wgpu"))) {
-        let found = Finding::ok("gpu", "this build has no GPU backend");
-        let advice = "with an NVIDIA GPU: cargo build --release --features cuda";
-        return vec![found.with(State::Note, advice)];
-    }
-    let choice = match cfg!(feature = "cuda") {
-        true => DeviceChoice::Cuda(0),
-        false => DeviceChoice::Wgpu,
-    };
-    let report = match device::open(choice) {
-        Ok(device) => device::report(&device),
-        Err(error) => {
+    let report = match about::gpu() {
+        Ok(report) => report,
+        Err(reason) => {
             let state = match device::has_driver() {
                 true => State::Broken,
                 false => State::Note,
             };
-            let found = Finding::ok("gpu", error.to_string());
+            let found = Finding::ok("gpu", reason);
             return vec![found.with(state, "training on the processor works")];
         }
     };
     let mut findings = vec![Finding::ok("gpu", report.to_string())];
+    findings.extend(report.places().map(|places| Finding::ok("gpu", places)));
     for path in &report.fast_paths {
         if let Some(reason) = &path.missing {
             let found = Finding::ok("gpu", format!("{} is off", path.name));

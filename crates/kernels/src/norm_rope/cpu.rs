@@ -6,9 +6,6 @@ use rayon::prelude::*;
 use crate::cpu::{F32s, build_rows, f32s, grain, into_vec, simd, sum, sum2, tensor};
 use crate::rope::RotaryTables;
 
-/// Features whose turned gradient fits on the stack.
-const LARGEST: usize = 1024;
-
 /// Operands of either pass.
 struct Heads {
     x: F32s,
@@ -108,35 +105,30 @@ pub(super) fn backward(
         .par_chunks_exact_mut(o.normed)
         .with_min_len(grain(o.normed))
         .enumerate()
-        .for_each(|(i, values)| {
-            simd(
-                #[inline(always)]
-                || {
-                    let (x, (cos, sin)) = (o.row(i), o.angles(i));
-                    let (mut small, mut large) = ([0f32; LARGEST], Vec::new());
-                    let scaled = match o.normed <= LARGEST {
-                        true => &mut small[..o.normed],
-                        false => {
-                            large.resize(o.normed, 0f32);
-                            &mut large[..]
+        .for_each_init(
+            || vec![0f32; o.normed],
+            |scaled, (i, values)| {
+                simd(
+                    #[inline(always)]
+                    || {
+                        let (x, (cos, sin)) = (o.row(i), o.angles(i));
+                        let heads = values.chunks_exact(d).zip(o.weight.chunks_exact(d));
+                        for ((dy, w), scaled) in heads.zip(scaled.chunks_exact_mut(d)) {
+                            let ((dy1, dy2), (w1, w2)) = (dy.split_at(half), w.split_at(half));
+                            let (g1, g2) = scaled.split_at_mut(half);
+                            for j in 0..half {
+                                g1[j] = (dy1[j] * cos[j] + dy2[j] * sin[j]) * w1[j];
+                                g2[j] = (dy2[j] * cos[j] - dy1[j] * sin[j]) * w2[j];
+                            }
                         }
-                    };
-                    let heads = values.chunks_exact(d).zip(o.weight.chunks_exact(d));
-                    for ((dy, w), scaled) in heads.zip(scaled.chunks_exact_mut(d)) {
-                        let ((dy1, dy2), (w1, w2)) = (dy.split_at(half), w.split_at(half));
-                        let (g1, g2) = scaled.split_at_mut(half);
-                        for j in 0..half {
-                            g1[j] = (dy1[j] * cos[j] + dy2[j] * sin[j]) * w1[j];
-                            g2[j] = (dy2[j] * cos[j] - dy1[j] * sin[j]) * w2[j];
+                        let r = o.rstd(x, eps);
+                        let c = sum2(scaled, x, |g, x| g * x) * r * r / o.normed as f32;
+                        for ((out, &g), &x) in values.iter_mut().zip(&*scaled).zip(x) {
+                            *out = r * (g - x * c);
                         }
-                    }
-                    let r = o.rstd(x, eps);
-                    let c = sum2(scaled, x, |g, x| g * x) * r * r / o.normed as f32;
-                    for ((out, &g), &x) in values.iter_mut().zip(&*scaled).zip(x) {
-                        *out = r * (g - x * c);
-                    }
-                },
-            );
-        });
+                    },
+                );
+            },
+        );
     Ok(tensor(values, x.dims()))
 }

@@ -138,8 +138,8 @@ pub(super) fn backward(
     let pairs = (o.normed / 2 / o.line) as u32;
     #[expect(unsafe_code, reason = "a kernel without bounds checks")]
     // SAFETY: dy, x and dx have whole groups of 2·pairs vectors, the weight one group, groups whole heads of 2·half vectors,
-    // the tables half a head for each token, as the caller checked; the kernel ends beyond the last group of dx. Written over dy, each unit reads its
-    // pairs before it writes them, and no other unit reads them.
+    // the tables half a head for each token, as the caller checked; the kernel ends beyond the last group of dx. Written
+    // over dy, each unit reads its pairs before it writes them, and no other unit reads them.
     unsafe {
         backward_kernel::launch_unchecked(
             &o.x.client,
