@@ -155,7 +155,7 @@ fn away(layers: usize) -> Vec<(String, ActivationPlan)> {
     let plan = |input, tensors: &[T]| ActivationPlan {
         segments: vec![
             Segment::Stored(
-                KeepSet::ALL.without(T::Product),
+                KeepSet::ALL,
                 OffloadSet {
                     input,
                     tensors: KeepSet::of(tensors.iter().copied()),

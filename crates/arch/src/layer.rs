@@ -74,8 +74,8 @@ pub struct Kept<V: Values> {
     pub gate: Option<Projected<V::Tensor, V::Side>>,
     /// The other factor.
     pub up: Option<Projected<V::Tensor, V::Side>>,
-    /// With what `down_proj` needs.
-    pub product: Option<Projected<V::Tensor, V::Side>>,
+    /// What `down_proj` needs besides its input.
+    pub down_side: V::Side,
     /// Before its norm, where there is one.
     pub down: Option<V::Tensor>,
     /// Statistics of that norm.
@@ -101,7 +101,6 @@ impl<V: Values> Kept<V> {
             T::Mid => Some(&mut self.mid),
             T::Gate => Some(&mut self.gate),
             T::Up => Some(&mut self.up),
-            T::Product => Some(&mut self.product),
             T::InputNormed | T::Attention | T::PostNormed | T::Down => None,
         }
     }
@@ -151,7 +150,6 @@ impl<V: Values> Kept<V> {
             T::PostNormed => self.post_normed.is_some(),
             T::Gate => self.gate.is_some(),
             T::Up => self.up.is_some(),
-            T::Product => self.product.is_some(),
             T::Down => self.down.is_some(),
         };
         KeepSet::of(T::ALL.into_iter().filter(|&tensor| there(tensor)))
@@ -179,9 +177,6 @@ pub fn uses(
     let mut set = KeepSet::of([T::Gate, T::Up]);
     if norms_after {
         set = set.with(T::Down);
-    }
-    if adapts(M::DownProj) {
-        set = set.with(T::Product);
     }
     if adapts_input(&adapts, Group::GateUp) {
         set = set.with(T::PostNormed);
@@ -240,11 +235,9 @@ pub fn forward<O: Forward>(
     let (gate, up, product) = activate(o, gate, up);
     let gate = keep.contains(T::Gate).then_some(gate);
     let up = keep.contains(T::Up).then_some(up);
-    let (y, side) = o.project_onto(M::DownProj, &product, (!after).then_some(&h));
+    let (y, down_side) = o.project_onto(M::DownProj, &product, (!after).then_some(&h));
+    drop(product);
     let stream = after.then_some(h);
-    let product = keep
-        .contains(T::Product)
-        .then_some(Projected { y: product, side });
     let (y, down, down_stats) = match stream {
         None => (y, None, None),
         Some(h) => {
@@ -266,7 +259,7 @@ pub fn forward<O: Forward>(
         post_normed,
         gate,
         up,
-        product,
+        down_side,
         down,
         down_stats,
     };
@@ -315,20 +308,11 @@ pub fn backward<O: Backward>(
 fn mlp_backward<O: Backward>(o: &mut O, dy: TensorOf<O>, kept: &mut KeptOf<O>) -> TensorOf<O> {
     rebuild_gate_and_up(o, kept);
     let (gate, up) = (taken(&mut kept.gate), taken(&mut kept.up));
-    let product = match kept.product.take() {
-        None if o.adapts(M::DownProj) => {
-            let y = o.glu_again(&gate.y, &up.y);
-            let side = o.side(M::DownProj, &y);
-            Some(Projected { y, side })
-        }
-        product => product,
-    };
-    let (x, side) =
-        product.map_or_else(Default::default, |product| (Some(product.y), product.side));
-    let branch = [(M::DownProj, dy, &side)];
-    let d_product = needed(o.project_backward(branch, x.as_ref(), InputGrad::Needed));
-    drop((x, side));
-    let [d_gate, d_up] = o.glu_backward(d_product, gate.y, up.y);
+    let (d_product, ahead) = o.project_backward_ahead((M::DownProj, dy, &kept.down_side));
+    let ([d_gate, d_up], product) = o.glu_backward(d_product, gate.y, up.y);
+    if let Some(product) = product {
+        o.factor_gradient(ahead, product);
+    }
     let x = reads_input(o, Group::GateUp).then(|| {
         rebuild_post_normed(o, kept);
         taken(&mut kept.post_normed)
@@ -561,23 +545,14 @@ fn rebuild_post_normed<O: Forward>(o: &mut O, kept: &mut KeptOf<O>) {
     kept.post_normed = Some(x);
 }
 
-/// What `down_proj` gives, and the product, where its adapter's gradient needs that.
+/// What `down_proj` gives.
 fn rebuild_down<O: Forward>(o: &mut O, kept: &mut KeptOf<O>) {
     if kept.down.is_some() {
         return;
     }
     rebuild_gate_and_up(o, kept);
-    let kept_product = kept.product.take();
-    let product = match &kept_product {
-        Some(product) => product.y.clone(),
-        None => o.glu_again(&there(&kept.gate).y, &there(&kept.up).y),
-    };
-    let (down, side) = o.project_onto(M::DownProj, &product, None);
-    kept.down = Some(down);
-    kept.product = kept_product.or_else(|| {
-        let made = Projected { y: product, side };
-        o.adapts(M::DownProj).then_some(made)
-    });
+    let product = o.glu_again(&there(&kept.gate).y, &there(&kept.up).y);
+    kept.down = Some(o.project_onto(M::DownProj, &product, None).0);
 }
 
 fn rebuild_gate_and_up<O: Forward>(o: &mut O, kept: &mut KeptOf<O>) {
@@ -587,21 +562,11 @@ fn rebuild_gate_and_up<O: Forward>(o: &mut O, kept: &mut KeptOf<O>) {
     rebuild_post_normed(o, kept);
     let x = there(&kept.post_normed);
     if kept.gate.is_none() && kept.up.is_none() {
-        let [gate, up] = gate_and_up(o, x);
-        let deferred = o.is_deferred(&gate.0) || o.is_deferred(&up.0);
-        if deferred && o.adapts(M::DownProj) && kept.product.is_none() {
-            // One pass adds the terms and gives the product, which is needed too.
-            let (gate, up, y) = activate(o, gate, up);
-            let side = o.side(M::DownProj, &y);
-            kept.product = Some(Projected { y, side });
-            (kept.gate, kept.up) = (Some(gate), Some(up));
-        } else {
-            let [gate, up] = [gate, up].map(|(y, side)| Projected {
-                y: o.complete(y),
-                side,
-            });
-            (kept.gate, kept.up) = (Some(gate), Some(up));
-        }
+        let [gate, up] = gate_and_up(o, x).map(|(y, side)| Projected {
+            y: o.complete(y),
+            side,
+        });
+        (kept.gate, kept.up) = (Some(gate), Some(up));
     } else {
         let down = o.shared_down(Group::GateUp, x);
         if kept.gate.is_none() {

@@ -66,7 +66,7 @@ pub use named::UnknownName;
 pub use nested::NestedFormat;
 pub use ops::{Backward, Forward, Heads, Norm, Values};
 pub use optimizer::StatePrecision;
-pub use quantization::{Precision, QuantizationPlan, Scheme};
+pub use quantization::{Precision, QuantizationPlan, Scheme, embeds_on_host};
 pub use rope::{RopeConfig, RopeScaling};
 pub use saved::{KeepSet, OffloadSet, SavedTensor};
 pub use spec::{LayerSpec, ModelSpec, TensorSpec};

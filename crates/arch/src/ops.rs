@@ -146,9 +146,6 @@ pub trait Forward {
         down: &Self::SharedDown,
     ) -> (Self::Deferred, SideOf<Self>);
 
-    /// Whether the term is left to the next op.
-    fn is_deferred(&self, output: &Self::Deferred) -> bool;
-
     /// With the term.
     fn complete(&mut self, output: Self::Deferred) -> TensorOf<Self>;
 
@@ -162,10 +159,6 @@ pub trait Forward {
         x: &TensorOf<Self>,
         stream: Option<&TensorOf<Self>>,
     ) -> (TensorOf<Self>, SideOf<Self>);
-
-    /// What [`project_onto`](Self::project_onto) leaves for the backward pass, without the product with the frozen
-    /// weight.
-    fn side(&mut self, target: TargetModule, x: &TensorOf<Self>) -> SideOf<Self>;
 
     /// Queries and keys turned by their positions, in one op.
     fn rope(
@@ -193,7 +186,7 @@ pub trait Forward {
     /// All `[t, intermediate]`.
     fn glu(&mut self, gate: Self::Deferred, up: Self::Deferred) -> [TensorOf<Self>; 3];
 
-    /// The product alone, once more.
+    /// act(gate)·up alone, once more.
     fn glu_again(&mut self, gate: &TensorOf<Self>, up: &TensorOf<Self>) -> TensorOf<Self>;
 }
 
@@ -202,6 +195,9 @@ pub type Branch<'a, O> = (TargetModule, TensorOf<O>, &'a SideOf<O>);
 
 /// Ops of the backward pass. Gradients of adapters go where the executor has them.
 pub trait Backward: Forward {
+    /// What the gradient of an adapter's A takes besides the projection's input: dy·B `[t, r]`, and where it goes.
+    type Ahead;
+
     /// The gradient of a norm's input, added to `sum`: what goes past the norm.
     ///
     /// # Shapes
@@ -239,6 +235,14 @@ pub trait Backward: Forward {
         input_grad: InputGrad,
     ) -> Option<Self::Deferred>;
 
+    /// A projection whose input is there only after its gradient: that, the gradient of B where there is an adapter, and
+    /// what that of A takes.
+    fn project_backward_ahead(&mut self, branch: Branch<'_, Self>)
+    -> (Self::Deferred, Self::Ahead);
+
+    /// The gradient of A, now that the projection's input is there.
+    fn factor_gradient(&mut self, ahead: Self::Ahead, x: TensorOf<Self>);
+
     /// Gradients of queries and keys before they were turned.
     fn rope_backward(
         &mut self,
@@ -262,11 +266,12 @@ pub trait Backward: Forward {
         forward: (&TensorOf<Self>, &LogSumExpOf<Self>),
     ) -> [TensorOf<Self>; 3];
 
-    /// Gradients of gate and up, which are handed over so that these may take their place.
+    /// Gradients of gate and up, and act(gate)·up once more where `down_proj` has an adapter. All take the places of
+    /// what is handed over.
     fn glu_backward(
         &mut self,
         d_product: Self::Deferred,
         gate: TensorOf<Self>,
         up: TensorOf<Self>,
-    ) -> [TensorOf<Self>; 2];
+    ) -> ([TensorOf<Self>; 2], Option<TensorOf<Self>>);
 }

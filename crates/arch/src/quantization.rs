@@ -10,7 +10,7 @@ use crate::gguf_block::GgufBlock;
 use crate::named;
 use crate::named::UnknownName;
 use crate::nested::NestedFormat;
-use crate::spec::{HEAD, ModelSpec};
+use crate::spec::{EMBEDDING, HEAD, ModelSpec};
 
 /// How a matrix is quantised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -414,6 +414,14 @@ impl QuantizationPlan {
             .filter(|skip| !paths.iter().any(|path| matches(path, skip)))
             .collect()
     }
+}
+
+/// Whether a device that can read the rows of a model's embedding in the host's memory does so: its own memory has no use
+/// for the others where the head is another matrix and the embedding is dense.
+#[must_use]
+pub fn embeds_on_host(spec: &ModelSpec, plan: Option<&QuantizationPlan>) -> bool {
+    let scheme = plan.and_then(|plan| plan.scheme_for_table(spec, EMBEDDING, true));
+    !spec.tie_word_embeddings && scheme.is_none()
 }
 
 /// `nf4 (blocks of 64, double)`, and what is kept otherwise: `, 44 in nf5, 14 in nf6`.

@@ -5,8 +5,9 @@ use crate::target::TargetModule;
 /// A tensor that the backward pass of a layer uses, and that is kept for it or rebuilt.
 ///
 /// In the order of the forward pass: each is rebuilt from the layer's input and tensors before it. An
-/// adapter's x·Aᵀ goes with the output of its projection: that of `o_proj` with [`Mid`](Self::Mid), that of
-/// `down_proj` with [`Product`](Self::Product).
+/// adapter's x·Aᵀ goes with the output of its projection, that of `o_proj` with [`Mid`](Self::Mid); that of
+/// `down_proj` always stays. act(gate)·up, which `down_proj` reads, is not among them: the gradients of gate and
+/// up are made of the same values, and their kernel gives it too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum SavedTensor {
     /// The normed input of attention; there is none where norms follow.
@@ -27,15 +28,13 @@ pub enum SavedTensor {
     Gate,
     /// The other factor.
     Up,
-    /// silu(gate)·up.
-    Product,
     /// What `down_proj` gives, where it is normed before it is added.
     Down,
 }
 
 impl SavedTensor {
     /// All of them, in the order of the forward pass.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 10] = [
         Self::InputNormed,
         Self::Query,
         Self::Key,
@@ -45,12 +44,11 @@ impl SavedTensor {
         Self::PostNormed,
         Self::Gate,
         Self::Up,
-        Self::Product,
         Self::Down,
     ];
 
-    /// The tensor that holds the output of a projection; for `down_proj`, whose output is the next layer's input, the
-    /// one that goes with its x·Aᵀ.
+    /// The tensor that holds the output of a projection; that of `down_proj` is kept where it is normed before it is
+    /// added, and is the next layer's input elsewhere.
     #[must_use]
     pub const fn of(target: TargetModule) -> Self {
         match target {
@@ -60,7 +58,7 @@ impl SavedTensor {
             TargetModule::OProj => Self::Mid,
             TargetModule::GateProj => Self::Gate,
             TargetModule::UpProj => Self::Up,
-            TargetModule::DownProj => Self::Product,
+            TargetModule::DownProj => Self::Down,
         }
     }
 
@@ -77,14 +75,13 @@ impl SavedTensor {
             Self::PostNormed => "post_normed",
             Self::Gate => "gate",
             Self::Up => "up",
-            Self::Product => "product",
             Self::Down => "down",
         }
     }
 }
 
-/// Some of the tensors. Besides them a layer always keeps its input and the statistics of its norms,
-/// one number for each row.
+/// Some of the tensors. Besides them a layer always keeps its input, x·Aᵀ of `down_proj`, and the statistics of
+/// its norms, one number for each row.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct KeepSet(u16);
 

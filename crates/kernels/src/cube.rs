@@ -132,6 +132,14 @@ impl InPlace {
         let argument = argument(&tensor, line);
         Self { tensor, argument }
     }
+
+    /// For an output that the kernel was compiled not to write.
+    pub(crate) fn unused(input: &CubeTensor, line: usize, position: usize) -> Self {
+        Self {
+            tensor: input.clone(),
+            argument: BufferArg::alias(position, len(input) / line),
+        }
+    }
 }
 
 /// At least `count` cubes.

@@ -14,6 +14,7 @@ use backdraft_kernels::codebook::{DynamicMap, FourBitFormat};
 use backdraft_kernels::dequantize::{
     Absmax, FourBit, GgufBlocks, HostAbsmax, Int8Rows, PartsError,
 };
+use backdraft_kernels::embedding::HostTable;
 use backdraft_kernels::quantize::{ByteBlocks, NestedScales, all_finite};
 use backdraft_quant::{QuantizationPlan, Quantizer, Scheme, Weight};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
@@ -127,7 +128,7 @@ pub fn read_matrix(
     Ok(weight)
 }
 
-/// Reads a tensor into values of `dtype`: as they lie where the file has that type, else through f32.
+/// A tensor of values of `dtype`: as they lie where the file has that type, else through f32.
 ///
 /// # Errors
 /// As [`read_matrix`].
@@ -137,6 +138,39 @@ pub fn read_dense<const D: usize>(
     dims: [usize; D],
     (device, dtype): (&Device, DType),
 ) -> Result<Tensor<D>, MatrixError> {
+    let data = read_data(source, name, dims, dtype)?;
+    Ok(Tensor::from_data(data, (device, dtype)))
+}
+
+/// An embedding as [`read_matrix`] without a scheme; where it is dense, in the host's memory if the device reads its
+/// rows there by itself.
+///
+/// # Errors
+/// As [`read_matrix`].
+pub fn read_table(
+    source: &ModelSource,
+    name: &str,
+    dims: [usize; 2],
+    (device, dtype): (&Device, DType),
+) -> Result<Weight, MatrixError> {
+    if source.quantized(name, maps())?.is_some() {
+        return read_matrix(source, name, dims, None, (device, dtype));
+    }
+    let data = read_data(source, name, dims, dtype)?;
+    let weight = match HostTable::pinned(&data, device) {
+        Some(table) => Weight::Host(table),
+        None => Weight::Dense(Tensor::from_data(data, (device, dtype))),
+    };
+    source.release(name);
+    Ok(weight)
+}
+
+fn read_data<const D: usize>(
+    source: &ModelSource,
+    name: &str,
+    dims: [usize; D],
+    dtype: DType,
+) -> Result<TensorData, MatrixError> {
     let same = match dtype {
         DType::BF16 => Dtype::BF16,
         DType::F16 => Dtype::F16,
@@ -157,7 +191,7 @@ pub fn read_dense<const D: usize>(
         check_finite(source, name, &values)?;
         TensorData::new(values, dims).convert_dtype(dtype)
     };
-    Ok(Tensor::from_data(data, (device, dtype)))
+    Ok(data)
 }
 
 fn kept(
@@ -338,7 +372,7 @@ fn bnb_quant_type(format: FourBitFormat) -> BnbQuantType {
 #[must_use]
 pub fn to_bnb(weight: &Weight, dtype: Dtype) -> Option<BnbTensor<'static>> {
     match weight {
-        Weight::Dense(_) | Weight::Nested(_) | Weight::Gguf(_) => None,
+        Weight::Dense(_) | Weight::Host(_) | Weight::Nested(_) | Weight::Gguf(_) => None,
         Weight::FourBit(matrix) => {
             let absmax = match matrix.absmax() {
                 Absmax::Single(absmax) => BnbAbsmax::Single(floats(absmax)),

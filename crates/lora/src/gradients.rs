@@ -72,6 +72,11 @@ impl AdapterGrads {
         self.statistics.as_ref()?.get(&first)
     }
 
+    /// Whether somebody asked for [`Statistics`].
+    pub(crate) const fn observes(&self) -> bool {
+        self.statistics.is_some()
+    }
+
     /// Adds what a projection saw, where somebody asked for it: the gradient of x·Wᵀ is `alpha`·dy.
     pub(crate) fn observe(
         &mut self,

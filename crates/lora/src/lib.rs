@@ -31,7 +31,7 @@ pub use gradients::AdapterGrads;
 pub use lora_adapter::LoraAdapter;
 pub use merge::{MergeBase, MergeError, MergeReport, check_adapter, merge};
 pub use param::{AdapterParam, Stored};
-pub use projection::{Projection, ProjectionSaved};
+pub use projection::{Ahead, Projection, ProjectionSaved};
 pub use start::{StartFactors, principal_factors, start_factors};
 pub use statistics::{Sensitivity, Statistics};
 pub use trained_over::TrainedOver;

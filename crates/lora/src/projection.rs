@@ -31,6 +31,14 @@ pub struct ProjectionSaved {
     dropout_seed: Option<u64>,
 }
 
+/// What [`Projection::backward_ahead`] leaves for when the input is there.
+#[derive(Debug)]
+pub struct Ahead {
+    factor_a: Option<lora_linear::Ahead>,
+    /// The gradient of the output, where somebody asked for [`Statistics`](crate::Statistics).
+    seen: Option<Tensor<2>>,
+}
+
 impl Projection {
     /// Without adapter.
     ///
@@ -231,19 +239,6 @@ impl Projection {
         (&self.weight, self.multiplier)
     }
 
-    /// What [`forward_saving`](Self::forward_saving) leaves for the backward pass, without the product with
-    /// the frozen weight.
-    ///
-    /// # Shapes
-    /// `x` `[t, in]`.
-    pub fn saving(&self, x: &Tensor<2>, dropout_seed: Option<u64>) -> ProjectionSaved {
-        let factors = self.plain_factors(x, dropout_seed);
-        ProjectionSaved {
-            xa: factors.map(|factors| factors.down(x)),
-            dropout_seed,
-        }
-    }
-
     /// Adds the factors' gradients to `grads` and returns the input's, where it is `wanted`. The input may be absent
     /// where there is no adapter.
     ///
@@ -308,18 +303,7 @@ impl Projection {
                 grads.observe(adapter.first_id(), x, (projection.multiplier, &dy));
             }
             let factors = each.next().and_then(Option::as_ref);
-            let slots = projection
-                .adapter
-                .as_ref()
-                .and_then(|adapter| match adapter {
-                    Adapter::Lora(lora) => lora.slots(grads),
-                });
-            Branch {
-                dy,
-                weight: projection.factored(),
-                adapter: factors.zip(saved.xa.as_ref()),
-                factors: slots.map_or(WantedFactors::New, WantedFactors::Into),
-            }
+            projection.branch(dy, factors, saved, grads)
         });
         let (dx, factor_grads) = lora_linear::backward_together(branches, x, wanted);
         for (adapter, factor_grads) in adapters.into_iter().zip(factor_grads) {
@@ -328,6 +312,59 @@ impl Projection {
             }
         }
         dx
+    }
+
+    /// As [`backward`](Self::backward) before the input is there: its gradient, and what is still to be done with it.
+    ///
+    /// # Shapes
+    /// As [`backward`](Self::backward).
+    pub fn backward_ahead(
+        &self,
+        dy: Tensor<2>,
+        saved: &ProjectionSaved,
+        grads: &mut AdapterGrads,
+    ) -> (Adapted, Ahead) {
+        let factors = self.plain_factors(&dy, saved.dropout_seed);
+        let seen = (grads.observes()).then(|| dy.clone());
+        let branch = self.branch(dy, factors.as_ref(), saved, grads);
+        let (dx, factor_a) = lora_linear::backward_ahead(branch);
+        (dx, Ahead { factor_a, seen })
+    }
+
+    /// The rest of [`backward_ahead`](Self::backward_ahead): the gradient of the adapter's A goes to `grads`.
+    ///
+    /// # Shapes
+    /// `x` `[t, in]`.
+    pub fn finish(&self, ahead: Ahead, x: &Tensor<2>, grads: &mut AdapterGrads) {
+        let Some(adapter) = &self.adapter else {
+            return;
+        };
+        if let Some(dy) = &ahead.seen {
+            grads.observe(adapter.first_id(), x, (self.multiplier, dy));
+        }
+        if let Some(factor_grads) = ahead.factor_a.and_then(|factor_a| factor_a.finish(x)) {
+            match adapter {
+                Adapter::Lora(lora) => lora.add_grads(grads, factor_grads),
+            }
+        }
+    }
+
+    fn branch<'a>(
+        &'a self,
+        dy: Tensor<2>,
+        factors: Option<&'a Factors>,
+        saved: &'a ProjectionSaved,
+        grads: &mut AdapterGrads,
+    ) -> Branch<'a, Weight> {
+        let slots = self.adapter.as_ref().and_then(|adapter| match adapter {
+            Adapter::Lora(lora) => lora.slots(grads),
+        });
+        Branch {
+            dy,
+            weight: self.factored(),
+            adapter: factors.zip(saved.xa.as_ref()),
+            factors: slots.map_or(WantedFactors::New, WantedFactors::Into),
+        }
     }
 
     fn add_bias(&self, y: Tensor<2>) -> Tensor<2> {

@@ -377,6 +377,9 @@ impl CausalLm {
                 BaseTensor::Matrix(weight) => {
                     let stored_as = match (weight.scheme(), &*weight) {
                         (Some(scheme), _) => scheme.to_string(),
+                        (None, Weight::Host(table)) => {
+                            format!("{} in host memory", dense_name(table.dtype()))
+                        }
                         (None, weight) => dense_name(weight.dequantize().dtype()),
                     };
                     (stored_as, weight.num_params(), weight.num_bytes())
@@ -403,6 +406,18 @@ impl CausalLm {
         });
         shares.sort_by_key(|share| std::cmp::Reverse(share.bytes));
         shares
+    }
+
+    /// Bytes of the device's memory that the base takes.
+    pub fn device_bytes(&mut self) -> usize {
+        let mut bytes = 0;
+        self.visit_base_mut(|_, tensor| {
+            bytes += match tensor {
+                BaseTensor::Matrix(weight) => weight.device_bytes(),
+                BaseTensor::Vector(weight) => weight.dims()[0] * weight.dtype().size(),
+            };
+        });
+        bytes
     }
 
     /// The number of values in the base model.

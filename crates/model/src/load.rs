@@ -3,11 +3,11 @@
 use std::collections::HashSet;
 
 use backdraft_arch::spec::{EMBEDDING, FINAL_NORM, HEAD};
-use backdraft_arch::{LayerSpec, ModelSpec, RopeScaling, TensorSpec};
+use backdraft_arch::{LayerSpec, ModelSpec, RopeScaling, TensorSpec, embeds_on_host};
 use backdraft_formats::ModelSource;
 use backdraft_kernels::attention::HeadLayout;
 use backdraft_kernels::device;
-use backdraft_lora::base::{self, read_dense, read_matrix};
+use backdraft_lora::base::{self, read_dense, read_matrix, read_table};
 use backdraft_lora::{Projection, TargetModule};
 use backdraft_quant::{QuantizationPlan, Scheme, Weight};
 use burn::tensor::{DType, Device, Tensor};
@@ -69,33 +69,71 @@ impl CausalLm {
         plan: Option<&QuantizationPlan>,
         (device, dtype): (&Device, DType),
     ) -> Result<Self, LoadError> {
-        check_codes(source, plan)?;
-        device::lasting(device, (), |()| Self::read(source, plan, (device, dtype)))
+        Self::read(source, plan, (device, dtype), Tables::OnDevice)
+    }
+
+    /// As [`load_as`](Self::load_as), for a run that has better uses for the device's memory: the embedding of a model
+    /// whose head is another matrix stays in the host's, where the device reads its rows there by itself.
+    ///
+    /// # Errors
+    /// As [`load_as`](Self::load_as).
+    pub fn load_to_train(
+        source: &ModelSource,
+        plan: Option<&QuantizationPlan>,
+        (device, dtype): (&Device, DType),
+    ) -> Result<Self, LoadError> {
+        Self::read(source, plan, (device, dtype), Tables::OnHost)
     }
 
     fn read(
         source: &ModelSource,
         plan: Option<&QuantizationPlan>,
         (device, dtype): (&Device, DType),
+        tables: Tables,
     ) -> Result<Self, LoadError> {
-        let spec = check(source)?;
+        check_codes(source, plan)?;
         let reader = Reader {
             source,
             plan: plan.filter(|_| source.quantization().is_none()),
             place: (device, dtype),
         };
+        device::lasting(device, (), |()| reader.model(check(source)?, tables))
+    }
+}
+
+/// Where the embedding of a model whose head is another matrix goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tables {
+    OnDevice,
+    /// Where it can.
+    OnHost,
+}
+
+impl Reader<'_> {
+    fn model(&self, spec: ModelSpec, tables: Tables) -> Result<CausalLm, LoadError> {
         let table = [spec.vocab_size, spec.hidden_size];
-        let embed_tokens = reader.table(&spec, EMBEDDING, table)?;
+        let embed_tokens = match tables {
+            Tables::OnHost if embeds_on_host(&spec, self.plan) => {
+                read_table(self.source, EMBEDDING, table, self.place)?
+            }
+            _ => self.table(&spec, EMBEDDING, table)?,
+        };
         let layers = spec.layers.iter().enumerate();
         let layers = layers
-            .map(|(i, layer)| reader.layer(i, layer, spec.rms_norm_eps))
+            .map(|(i, layer)| self.layer(i, layer, spec.rms_norm_eps))
             .collect::<Result<_, _>>()?;
-        let norm = reader.norm(FINAL_NORM, spec.hidden_size, spec.rms_norm_eps)?;
+        let norm = self.norm(FINAL_NORM, spec.hidden_size, spec.rms_norm_eps)?;
         let lm_head = match spec.tie_word_embeddings {
             true => None,
-            false => Some(reader.table(&spec, HEAD, table)?),
+            false => Some(self.table(&spec, HEAD, table)?),
         };
-        Ok(Self::from_parts(spec, embed_tokens, layers, norm, lm_head))
+        Ok(CausalLm::from_parts(
+            spec,
+            embed_tokens,
+            layers,
+            norm,
+            lm_head,
+        ))
     }
 }
 

@@ -4,6 +4,7 @@ use backdraft_arch::sizes::{CHUNK, CUBE_CHUNK};
 use backdraft_arch::spec::{EMBEDDING, HEAD};
 use backdraft_arch::{
     InputGrad, LoraConfig, ModelSpec, QuantizationPlan, Scheme, StatePrecision, TargetModule,
+    embeds_on_host,
 };
 
 use crate::predict::{Shortage, StepShape};
@@ -44,12 +45,12 @@ impl MemoryModel {
         Self {
             element: 4,
             dequantizes_whole: false,
-            swiglu_in_place: true,
             score_rows: 64 * threads,
             logits_chunk: CHUNK as u64,
             // Packed panels of products.
             workspace: 512 << 10,
             paged: false,
+            embeds_on_host: false,
         }
     }
 
@@ -59,11 +60,11 @@ impl MemoryModel {
         Self {
             element,
             dequantizes_whole: true,
-            swiglu_in_place: false,
             score_rows: 0,
             logits_chunk: CUBE_CHUNK as u64,
             workspace: 64 << 20,
             paged: true,
+            embeds_on_host: true,
         }
     }
 }
@@ -144,6 +145,13 @@ impl Setup {
                 dense -= table[0] * table[1];
                 quantized += scheme.num_bytes(table) as u64;
             }
+        }
+        let row = spec.hidden_size as u64 * self.dense_element;
+        if self.memory.embeds_on_host
+            && embeds_on_host(spec, self.quantization.as_ref())
+            && row.is_multiple_of(16)
+        {
+            dense -= table[0] * table[1];
         }
         dense as u64 * self.dense_element + quantized
     }

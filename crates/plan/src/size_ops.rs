@@ -54,7 +54,16 @@ impl<A: Memory> Values for Sized<A> {
 /// The output of a projection, and the left factor of the adapter's term where the next op adds it.
 pub(crate) struct Deferred<A: Memory> {
     y: Value<A>,
+    #[expect(dead_code, reason = "it holds its memory")]
     term: Option<Value<A>>,
+}
+
+/// What the gradient of an A takes.
+pub(crate) struct Ahead<A: Memory> {
+    dyb: Option<Value<A>>,
+    /// The gradient of B, where it has no place of its own.
+    b: Option<Value<A>>,
+    shape: ProjectionShape,
 }
 
 impl<A: Memory> Deferred<A> {
@@ -180,6 +189,20 @@ impl<'a, A: Memory> SizeOps<'a, A> {
         let p = self.projection(target);
         let y = self.product(p, || self.alloc(self.features(p.out)));
         (y, down.clone().or_else(|| self.down(p)))
+    }
+
+    const fn backward_work(&self, p: &ProjectionShape, needed: bool) -> Work {
+        Work {
+            gemm: p.backward_flops(self.pass.tokens, needed),
+            attention: 0,
+            bytes: self.features(p.input + p.out),
+            codes: if p.quantized && needed {
+                p.weight_bytes
+            } else {
+                0
+            },
+            ops: if p.rank > 0 { 5 } else { 1 },
+        }
     }
 
     fn projecting(&self, p: &ProjectionShape) -> Work {
@@ -324,10 +347,6 @@ impl<A: Memory> Forward for SizeOps<'_, A> {
         (Deferred::whole(y), side)
     }
 
-    fn is_deferred(&self, output: &Deferred<A>) -> bool {
-        output.term.is_some()
-    }
-
     fn complete(&mut self, output: Deferred<A>) -> Value<A> {
         output.y
     }
@@ -340,33 +359,16 @@ impl<A: Memory> Forward for SizeOps<'_, A> {
     ) -> (Value<A>, Option<Value<A>>) {
         let p = self.projection(target);
         let work = self.projecting(p);
-        if stream.is_none() {
-            // What is normed before it is added is made again as a whole.
-            let tensor = match target {
-                M::DownProj => T::Down,
-                _ => T::of(target),
-            };
-            self.charge(tensor, work);
-            return self.projected(target, &None);
-        }
-        let work = work + self.pass_over(2 * p.out);
-        if target == M::DownProj {
-            // Its x·Aᵀ is what a later pass makes again, the product is not.
-            let side = self.making_side(p);
-            let gemm = work.gemm - side.gemm;
-            let ops = 3;
-            self.charge(T::of(target), side);
-            self.charge_rest(Work { gemm, ops, ..work });
-        } else {
-            self.charge(T::of(target), work);
+        let work = match stream {
+            Some(_) => work + self.pass_over(2 * p.out),
+            None => work,
+        };
+        match (target, stream) {
+            // The next layer's input, which is never made again.
+            (M::DownProj, Some(_)) => self.charge_rest(work),
+            _ => self.charge(T::of(target), work),
         }
         self.projected(target, &None)
-    }
-
-    fn side(&mut self, target: TargetModule, _: &Value<A>) -> Option<Value<A>> {
-        let p = self.projection(target);
-        self.charge(T::of(target), self.making_side(p));
-        self.down(p)
     }
 
     fn rope(&mut self, query: Value<A>, key: Value<A>) -> (Value<A>, Value<A>) {
@@ -414,7 +416,11 @@ impl<A: Memory> Forward for SizeOps<'_, A> {
 
     fn glu_again(&mut self, _: &Value<A>, _: &Value<A>) -> Value<A> {
         let inner = self.projection(M::DownProj).input;
-        self.charge(T::Product, self.pass_over(3 * inner));
+        let work = self.pass_over(3 * inner);
+        match self.layer.norms_after {
+            true => self.charge(T::Down, work),
+            false => self.charge_rest(work),
+        }
         self.alloc(self.features(inner))
     }
 }
@@ -428,17 +434,11 @@ impl<A: Memory> SizeOps<'_, A> {
         })
         .out
     }
-
-    fn making_side(&self, p: &ProjectionShape) -> Work {
-        Work {
-            gemm: 2 * self.pass.tokens * p.input * p.rank,
-            ops: 1,
-            ..Work::default()
-        }
-    }
 }
 
 impl<A: Memory> Backward for SizeOps<'_, A> {
+    type Ahead = Ahead<A>;
+
     fn norm_backward(
         &mut self,
         _: Norm,
@@ -491,17 +491,7 @@ impl<A: Memory> Backward for SizeOps<'_, A> {
         let mut dx: Option<Value<A>> = None;
         for (target, dy, _) in branches {
             let p = self.projection(target);
-            self.charge_rest(Work {
-                gemm: p.backward_flops(self.pass.tokens, needed),
-                bytes: self.features(p.input + p.out),
-                codes: if p.quantized && needed {
-                    p.weight_bytes
-                } else {
-                    0
-                },
-                ops: if p.rank > 0 { 5 } else { 1 },
-                ..Work::default()
-            });
+            self.charge_rest(self.backward_work(p, needed));
             dx = match self.factors {
                 // The sum is in the place of the first.
                 Factors::Apart { accumulated } => {
@@ -518,6 +508,48 @@ impl<A: Memory> Backward for SizeOps<'_, A> {
             drop(dy);
         }
         dx.map(|y| Deferred { y, term })
+    }
+
+    fn project_backward_ahead(
+        &mut self,
+        (target, dy, _): Branch<'_, Self>,
+    ) -> (Deferred<A>, Ahead<A>) {
+        let p = self.projection(target);
+        self.charge_rest(self.backward_work(p, true));
+        let y = self.product(p, || self.alloc(self.features(p.input)));
+        let dyb = (p.rank > 0).then(|| self.alloc(self.features(p.rank)));
+        let apart = match self.factors {
+            Factors::Apart { .. } if p.rank > 0 => Some(self.alloc(4 * p.rank * p.out)),
+            _ => None,
+        };
+        if p.dropout && p.rank > 0 {
+            self.transient(self.features(p.input));
+        }
+        drop(dy);
+        let term = dyb
+            .clone()
+            .filter(|_| self.factors == Factors::Flat && !p.dropout);
+        let ahead = Ahead {
+            dyb,
+            b: apart,
+            shape: *p,
+        };
+        (Deferred { y, term }, ahead)
+    }
+
+    fn factor_gradient(&mut self, ahead: Ahead<A>, x: Value<A>) {
+        let p = ahead.shape;
+        if p.dropout {
+            self.transient(self.features(p.input));
+        }
+        if let Factors::Apart { accumulated } = self.factors {
+            let a = self.alloc(4 * p.rank * p.input);
+            if !accumulated {
+                self.gradients
+                    .extend([Some(a), ahead.b].into_iter().flatten());
+            }
+        }
+        drop((x, ahead.dyb));
     }
 
     fn rope_backward(&mut self, dq: Value<A>, dk: Value<A>) -> (Value<A>, Value<A>) {
@@ -555,18 +587,14 @@ impl<A: Memory> Backward for SizeOps<'_, A> {
         d_product: Deferred<A>,
         gate: Value<A>,
         up: Value<A>,
-    ) -> [Value<A>; 2] {
+    ) -> ([Value<A>; 2], Option<Value<A>>) {
         let inner = self.projection(M::GateProj).out;
+        let wanted = self.adapts(M::DownProj);
         let work = Work {
             ops: 2,
-            ..self.pass_over(5 * inner)
+            ..self.pass_over(if wanted { 6 } else { 5 } * inner)
         };
         self.charge_rest(work);
-        if self.model.swiglu_in_place {
-            return [gate, up];
-        }
-        let d = [gate, up].map(|old| (self.alloc(self.features(inner)), old));
-        drop(d_product);
-        d.map(|(new, _)| new)
+        ([gate, up], wanted.then_some(d_product.y))
     }
 }

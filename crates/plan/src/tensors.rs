@@ -16,8 +16,6 @@ pub struct MemoryModel {
     pub element: u64,
     /// Whether a quantised weight is dequantised as a whole for its product.
     pub dequantizes_whole: bool,
-    /// Whether the gradients of gate and up take the place of gate and up.
-    pub swiglu_in_place: bool,
     /// Rows of scores that attention holds at a time, over all threads; each as long as the longest sequence.
     pub score_rows: u64,
     /// Tokens whose logits exist at a time.
@@ -26,6 +24,8 @@ pub struct MemoryModel {
     pub workspace: u64,
     /// Whether tensors share pages, see `StepShape::page_for`.
     pub paged: bool,
+    /// Whether the device reads the rows of an embedding in the host's memory, see `ModelSpec::embeds_on_host`.
+    pub embeds_on_host: bool,
 }
 
 /// The tokens of a pass.

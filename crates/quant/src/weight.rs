@@ -2,6 +2,7 @@
 
 use backdraft_kernels::codebook::{FourBitFormat, NestedFormat};
 use backdraft_kernels::dequantize::{FourBit, GgufBlocks, HostAbsmax, Int8Rows, Nested};
+use backdraft_kernels::embedding::HostTable;
 use backdraft_kernels::frozen_matrix::FrozenMatrix;
 use backdraft_kernels::quantize::{self, PackedBlocks};
 use burn::tensor::{Device, Int, Tensor, TensorData};
@@ -14,6 +15,8 @@ pub enum Weight {
     /// Values of the device's float type. A tensor that is tracked by autodiff gets its gradient: this
     /// is how a program that trains everything uses the model.
     Dense(Tensor<2>),
+    /// The same in the host's memory: an embedding.
+    Host(HostTable),
     /// NF4 or FP4.
     FourBit(FourBit),
     /// NF4 with a bit less, one more or two more.
@@ -42,6 +45,7 @@ impl Weight {
     pub fn dims(&self) -> [usize; 2] {
         match self {
             Self::Dense(tensor) => tensor.dims(),
+            Self::Host(table) => table.dims(),
             Self::FourBit(matrix) => matrix.dims(),
             Self::Nested(matrix) => matrix.dims(),
             Self::Int8(matrix) => matrix.dims(),
@@ -55,13 +59,14 @@ impl Weight {
         out * input
     }
 
-    /// Memory that the weight takes.
+    /// Memory that the weight takes, the device's or the host's.
     ///
     /// # Units
     /// Bytes.
     pub fn num_bytes(&self) -> usize {
         match self {
             Self::Dense(tensor) => self.num_params() * tensor.dtype().size(),
+            Self::Host(table) => self.num_params() * table.dtype().size(),
             Self::FourBit(matrix) => matrix.num_bytes(),
             Self::Nested(matrix) => matrix.num_bytes(),
             Self::Int8(matrix) => matrix.num_bytes(),
@@ -69,10 +74,21 @@ impl Weight {
         }
     }
 
+    /// Memory that the weight takes of its device.
+    ///
+    /// # Units
+    /// Bytes.
+    pub fn device_bytes(&self) -> usize {
+        match self {
+            Self::Host(_) => 0,
+            _ => self.num_bytes(),
+        }
+    }
+
     /// How it is quantised; `None` where it is not.
     pub fn scheme(&self) -> Option<Scheme> {
         match self {
-            Self::Dense(_) => None,
+            Self::Dense(_) | Self::Host(_) => None,
             Self::FourBit(matrix) => Some(Scheme::FourBit {
                 format: matrix.format(),
                 block_size: matrix.block_size(),
@@ -92,7 +108,7 @@ impl Weight {
     pub fn tracked(&self) -> Option<Tensor<2>> {
         match self {
             Self::Dense(tensor) => tensor.is_tracked().then(|| tensor.clone()),
-            Self::FourBit(_) | Self::Nested(_) | Self::Int8(_) | Self::Gguf(_) => None,
+            _ => None,
         }
     }
 
@@ -100,6 +116,7 @@ impl Weight {
     pub fn dequantize(&self) -> Tensor<2> {
         match self {
             Self::Dense(tensor) => tensor.clone(),
+            Self::Host(table) => table.whole(),
             Self::FourBit(matrix) => matrix.dequantize(),
             Self::Nested(matrix) => matrix.dequantize(),
             Self::Int8(matrix) => matrix.dequantize(),
@@ -126,6 +143,7 @@ impl Weight {
                 let index = Tensor::<1, Int>::from_data(index, &tensor.device());
                 tensor.clone().select(0, index)
             }
+            Self::Host(table) => table.rows(rows),
             Self::FourBit(matrix) => matrix.rows(rows),
             Self::Nested(matrix) => matrix.rows(rows),
             Self::Int8(matrix) => matrix.rows(rows),
@@ -138,6 +156,7 @@ impl FrozenMatrix for Weight {
     fn matmul_add(&self, x: &Tensor<2>, alpha: f32, sum: Option<&Tensor<2>>) -> Tensor<2> {
         match self {
             Self::Dense(tensor) => tensor.matmul_add(x, alpha, sum),
+            Self::Host(table) => table.whole().matmul_add(x, alpha, sum),
             Self::FourBit(matrix) => matrix.matmul_add(x, alpha, sum),
             Self::Nested(matrix) => matrix.matmul_add(x, alpha, sum),
             Self::Int8(matrix) => matrix.matmul_add(x, alpha, sum),
@@ -153,6 +172,7 @@ impl FrozenMatrix for Weight {
     ) -> Tensor<2> {
         match self {
             Self::Dense(tensor) => tensor.matmul_transposed_add(dy, alpha, sum),
+            Self::Host(table) => table.whole().matmul_transposed_add(dy, alpha, sum),
             Self::FourBit(matrix) => matrix.matmul_transposed_add(dy, alpha, sum),
             Self::Nested(matrix) => matrix.matmul_transposed_add(dy, alpha, sum),
             Self::Int8(matrix) => matrix.matmul_transposed_add(dy, alpha, sum),

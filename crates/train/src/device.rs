@@ -54,7 +54,10 @@ impl DeviceFacts {
             return Self::cpu();
         };
         Self {
-            memory: MemoryModel::cube(element),
+            memory: MemoryModel {
+                embeds_on_host: is_there(device),
+                ..MemoryModel::cube(element)
+            },
             roofline: Roofline::GPU,
             capacity: Some(report.memory.unwrap_or(u64::MAX)),
             host: if is_there(device) { host_room() } else { 0 },

@@ -102,7 +102,7 @@ pub fn prepare(
     )?;
     let plan = adapt::stored_plan(&recipe, &source, &spec)?;
     let (model, watcher) = Watcher::watch(
-        || CausalLm::load_as(&source, plan.as_ref(), (device, dtype)),
+        || CausalLm::load_to_train(&source, plan.as_ref(), (device, dtype)),
         |model| model.with_lora(&lora, recipe.seed),
     )?;
     Ok(Run {

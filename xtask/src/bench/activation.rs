@@ -216,7 +216,7 @@ impl Bench {
         println!("{}", device::report(&device));
         let source = ModelSource::open(&args.model)?;
         let quantization = args.base.plan(&backdraft_model::spec(&source)?);
-        let model = CausalLm::load_as(&source, quantization.as_ref(), (&device, dtype))?;
+        let model = CausalLm::load_to_train(&source, quantization.as_ref(), (&device, dtype))?;
         Ok(Self {
             model,
             device,
@@ -239,7 +239,7 @@ impl Bench {
         let mut model = self.model.clone().with_lora(&self.lora, 42)?;
         let element = model.dtype().size() as u64;
         let facts = DeviceFacts::of(&self.device, element);
-        let bytes: usize = model.stored().iter().map(|share| share.bytes).sum();
+        let bytes = model.device_bytes();
         let setup = Setup {
             spec: model.spec().clone(),
             lora: self.lora.clone(),

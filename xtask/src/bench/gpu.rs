@@ -164,7 +164,7 @@ pub(crate) fn run(args: &GpuArgs) -> anyhow::Result<()> {
     let source = ModelSource::open(&args.model)?;
     let plan = args.base.plan(&backdraft_model::spec(&source)?);
     let dtype = DType::from(args.dtype);
-    let model = CausalLm::load_as(&source, plan.as_ref(), (&device, dtype))?;
+    let model = CausalLm::load_to_train(&source, plan.as_ref(), (&device, dtype))?;
     let model = with_streams(model.with_lora(&LoraConfig::default(), 42)?);
     device.sync()?;
     println!(

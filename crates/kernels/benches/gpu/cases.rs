@@ -296,16 +296,12 @@ fn gated(bench: &mut Bench, s: &Sizes) {
         distance(y, expected),
         |i| swiglu::forward(&gate[i], &up[i]),
     );
-    let (dgate, dup) = swiglu::backward(&dy[0], gate[0].clone(), up[0].clone());
-    let (expected_gate, expected_up) =
-        swiglu::reference::backward(&f32(&dy[0]), &f32(&gate[0]), &f32(&up[0]));
-    let error = distance(dgate, expected_gate).max(distance(dup, expected_up));
-    bench.time(
-        ("swiglu backward", format!("{shape:?}")),
-        work(5.0),
-        error,
-        |i| swiglu::backward(&dy[i], gate[i].clone(), up[i].clone()),
-    );
+    let run = |i: usize| swiglu::backward(dy[i].clone(), gate[i].clone(), up[i].clone(), true);
+    let d = run(0);
+    let expected = swiglu::reference::backward(&f32(&dy[0]), &f32(&gate[0]), &f32(&up[0]), false);
+    let error = distance(d.gate, expected.gate).max(distance(d.up, expected.up));
+    let named = ("swiglu backward and product", format!("{shape:?}"));
+    bench.time(named, work(6.0), error, run);
 
     let term = term(bench, shape, s.rank);
     let adapted = |base: &Tensor<2>| Adapted {
@@ -324,19 +320,21 @@ fn gated(bench: &mut Bench, s: &Sizes) {
         error,
         |i| swiglu::forward_adapted(adapted(&gate[i]), adapted(&up[i])),
     );
-    let (expected_gate, expected_up) = swiglu::reference::backward(
+    let expected = swiglu::reference::backward(
         &f32(&term.add_to(dy[0].clone())),
         &f32(&gate[0]),
         &f32(&up[0]),
+        false,
     );
-    let (dgate, dup) = swiglu::backward_adapted(adapted(&dy[0]), gate[0].clone(), up[0].clone());
-    let error = distance(dgate, expected_gate).max(distance(dup, expected_up));
-    bench.time(
-        ("swiglu of adapters, backward", format!("{shape:?}")),
-        work(5.0),
-        error,
-        |i| swiglu::backward_adapted(adapted(&dy[i]), gate[i].clone(), up[i].clone()),
+    let run =
+        |i: usize| swiglu::backward_adapted(adapted(&dy[i]), gate[i].clone(), up[i].clone(), true);
+    let d = run(0);
+    let error = distance(d.gate, expected.gate).max(distance(d.up, expected.up));
+    let named = (
+        "swiglu of adapters, backward and product",
+        format!("{shape:?}"),
     );
+    bench.time(named, work(6.0), error, run);
 }
 
 /// What an adapter adds to something of `shape`.

@@ -2,9 +2,14 @@
 
 #[cfg(feature = "cube")]
 mod cube;
+#[cfg(feature = "cuda")]
+mod cuda;
+mod host;
 pub mod reference;
 
 use burn::tensor::Tensor;
+
+pub use host::HostTable;
 
 use crate::dispatch::on_device;
 

@@ -43,6 +43,15 @@ impl Factors {
         gemm::nt(&self.input(x), &self.a)
     }
 
+    /// `base` and s·(dy·B)·A, under dropout where there is some.
+    fn add_input_gradient(&self, dyb: &Tensor<2>, base: Tensor<2>) -> Tensor<2> {
+        let (dyb, a) = ((Op::N, dyb), (Op::N, &self.a));
+        match self.dropout {
+            None => gemm(dyb, a, self.scaling, Some(base)),
+            Some(dropout) => dropout.add_to(&gemm(dyb, a, self.scaling, None), base),
+        }
+    }
+
     fn input(&self, x: &Tensor<2>) -> Tensor<2> {
         match self.dropout {
             Some(dropout) => dropout.apply(x.clone()),
@@ -207,11 +216,7 @@ pub fn backward(
             None
         }
     };
-    let dx = base.map(|base| match f.dropout {
-        None => gemm((Op::N, &dyb), (Op::N, &f.a), f.scaling, Some(base)),
-        Some(dropout) => dropout.add_to(&gemm((Op::N, &dyb), (Op::N, &f.a), f.scaling, None), base),
-    });
-    (dx, grads)
+    (base.map(|base| f.add_input_gradient(&dyb, base)), grads)
 }
 
 /// One of several projections of the same input, in their backward pass.
@@ -283,6 +288,106 @@ pub fn backward_together<W: FrozenMatrix, const N: usize>(
     };
     let dx = dx.map(|base| Adapted::waiting(base, term));
     (dx, [const { None }; N])
+}
+
+/// What dA of a projection takes when its input is not there yet.
+#[derive(Debug)]
+pub struct Ahead {
+    /// dy·B, `[t, r]`.
+    dyb: Tensor<2>,
+    scaling: f32,
+    dropout: Option<Dropout>,
+    into: AheadInto,
+}
+
+/// Where dA goes, and dB where it is not in its place yet.
+#[derive(Debug)]
+enum AheadInto {
+    Slot(Slot),
+    New { b: Tensor<2> },
+}
+
+impl Ahead {
+    /// dA = s·(dy·B)ᵀ·x; the gradients of both factors where they did not go into slots.
+    ///
+    /// # Shapes
+    /// `x` `[t, in]`.
+    #[must_use]
+    pub fn finish(self, x: &Tensor<2>) -> Option<FactorGrads> {
+        let x = match self.dropout {
+            Some(dropout) => dropout.apply(x.clone()),
+            None => x.clone(),
+        };
+        let (dyb, x) = ((Op::T, &self.dyb), (Op::N, &x));
+        match self.into {
+            AheadInto::Slot(slot) => {
+                gemm_into(dyb, x, self.scaling, &slot);
+                None
+            }
+            AheadInto::New { b } => {
+                let a = gemm_f32(dyb, x, self.scaling);
+                Some(FactorGrads { a, b })
+            }
+        }
+    }
+}
+
+/// [`backward`] of one projection, for one whose input is there only once its gradient is: that, dB, and what dA still
+/// takes.
+///
+/// # Shapes
+/// As [`backward`].
+pub fn backward_ahead<W: FrozenMatrix>(branch: Branch<'_, W>) -> (Adapted, Option<Ahead>) {
+    let (dy, (weight, alpha)) = (&branch.dy, branch.weight);
+    let base = weight.matmul_transposed_add(dy, alpha, None);
+    let Some((f, xa)) = branch.adapter else {
+        return (Adapted { base, term: None }, None);
+    };
+    let slots = matches!(branch.factors, WantedFactors::Into(_));
+    let together = slots.then(|| Together::of(&[Some(f)])).flatten();
+    let dyb = match &together {
+        Some(_) => {
+            // By columns, as `backward_together` has it.
+            let [t, rank] = xa.dims();
+            let (view, accumulate) = (views::unwritten([rank, t], xa), false);
+            let slot = Slot { view, accumulate };
+            gemm_into((Op::T, &f.b), (Op::T, dy), 1.0, &slot);
+            slot.view.transpose()
+        }
+        None => gemm::nn(dy, &f.b),
+    };
+    let into = match branch.factors {
+        WantedFactors::Into([a, b]) => {
+            gemm_into((Op::T, dy), (Op::N, xa), f.scaling, &b);
+            Some(AheadInto::Slot(a))
+        }
+        WantedFactors::New => {
+            let b = gemm_f32((Op::T, dy), (Op::N, xa), f.scaling);
+            Some(AheadInto::New { b })
+        }
+        WantedFactors::No => None,
+    };
+    let dx = match together {
+        Some(Together { a, scaling, .. }) => {
+            let term = LowRank {
+                left: dyb.clone(),
+                right: a.transpose(),
+                scaling,
+            };
+            Adapted::waiting(base, term)
+        }
+        None => Adapted {
+            base: f.add_input_gradient(&dyb, base),
+            term: None,
+        },
+    };
+    let ahead = into.map(|into| Ahead {
+        dyb,
+        scaling: f.scaling,
+        dropout: f.dropout,
+        into,
+    });
+    (dx, ahead)
 }
 
 /// One slot for dA of all, where theirs lie together.

@@ -55,7 +55,7 @@ fn operands_that_are_only_read_survive() {
         let up = good();
         swiglu::forward(&gone(), &up);
         stays(place, "swiglu", &up);
-        swiglu::backward(&gone(), good(), up.clone());
+        swiglu::backward(gone(), good(), up.clone(), true);
         stays(place, "swiglu backward", &up);
 
         let table = || place.put_f32(&random([T, 8]));

@@ -111,14 +111,28 @@ fn swiglu_takes_terms_with_it() {
                     base: place.put(&dy),
                     term: Some(terms[0].put(place, layout)),
                 };
-                let (dgate, dup) = swiglu::backward_adapted(given, gate, up);
-                let (expected_gate, expected_up) = swiglu::reference::backward(
+                let expected = swiglu::reference::backward(
                     &terms[0].added(place, &dy),
                     &place.round(&bases[0]),
                     &place.round(&bases[1]),
+                    false,
                 );
-                place.assert_close("dgate", dgate, expected_gate);
-                place.assert_close("dup", dup, expected_up);
+                let product = swiglu::forward(&gate, &up);
+                // Held by others, then in their places.
+                let held = [given.base.clone(), gate.clone(), up.clone()];
+                let beside =
+                    swiglu::backward_adapted(given.clone(), gate.clone(), up.clone(), true);
+                let untouched = [&dy, &bases[0], &bases[1]];
+                for (held, expected) in held.into_iter().zip(untouched) {
+                    place.assert_close("what was there", held, place.round(expected));
+                }
+                let alone = swiglu::backward_adapted(given, gate, up, true);
+                for d in [beside, alone] {
+                    place.assert_close("dgate", d.gate, expected.gate.clone());
+                    place.assert_close("dup", d.up, expected.up.clone());
+                    let again = d.product.unwrap().into_data();
+                    again.assert_eq(&product.clone().into_data(), true);
+                }
             }
         }
     }

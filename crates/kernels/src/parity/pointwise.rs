@@ -205,11 +205,29 @@ fn swiglu_and_both_gradients() {
         let ([gate, up], dy) = (inputs(), random([t, m]));
         for place in places() {
             let [d, g, u] = [&dy, &gate, &up].map(|x| place.put(x));
-            let (dgate, dup) = swiglu::backward(&d, g.clone(), u.clone());
-            let [d, g, u] = [&dy, &gate, &up].map(|x| place.round(x));
-            let (expected_gate, expected_up) = swiglu::reference::backward(&d, &g, &u);
-            place.assert_close("dgate", dgate, expected_gate);
-            place.assert_close("dup", dup, expected_up);
+            let product = swiglu::forward(&g, &u);
+            let expected = {
+                let [d, g, u] = [&dy, &gate, &up].map(|x| place.round(x));
+                swiglu::reference::backward(&d, &g, &u, true)
+            };
+            // Held by others, then in their places, with the product and without.
+            let beside = swiglu::backward(d.clone(), g.clone(), u.clone(), true);
+            for (held, x) in [&d, &g, &u].into_iter().zip([&dy, &gate, &up]) {
+                place.assert_close("what was there", held.clone(), place.round(x));
+            }
+            let without = swiglu::backward(d.clone(), g.clone(), u.clone(), false);
+            assert!(without.product.is_none());
+            place.assert_close("dy", d.clone(), place.round(&dy));
+            for found in [beside, without, swiglu::backward(d, g, u, true)] {
+                place.assert_close("dgate", found.gate, expected.gate.clone());
+                place.assert_close("dup", found.up, expected.up.clone());
+                if let Some(again) = found.product {
+                    place.assert_close("product", again.clone(), expected.product.clone().unwrap());
+                    again
+                        .into_data()
+                        .assert_eq(&product.clone().into_data(), true);
+                }
+            }
         }
     }
 }
@@ -235,6 +253,35 @@ fn embedding_gathers_rows() {
             let expected = embedding::reference::forward(&place.round(&table), &ids);
             place.assert_close("rows", embedding::forward(&there, &ids), expected);
             assert_eq!(embedding::forward(&there, &[]).dims(), [0, h]);
+        }
+    }
+}
+
+/// A device reads rows in the host's memory, or says that it cannot.
+#[test]
+fn embedding_gathers_rows_of_the_host() {
+    for (v, h) in [(1, 8), (9, 16), (300, 576), (7, 3)] {
+        let table = random([v, h]);
+        let ids: Vec<u32> = (0..2 * v).map(|i| (i * 7 % v) as u32).collect();
+        for place in places() {
+            let data = place.put(&table).into_data();
+            let pinned = embedding::HostTable::pinned(&data, &place.device);
+            let whole_chunks = (h * place.dtype.size()).is_multiple_of(16);
+            let expected = crate::offload::is_there(&place.device) && whole_chunks;
+            assert_eq!(pinned.is_some(), expected, "{place:?}");
+            let Some(pinned) = pinned else {
+                continue;
+            };
+            assert_eq!((pinned.dims(), pinned.dtype()), ([v, h], place.dtype));
+            let there = place.put(&table);
+            let same = |found: Tensor<2>, expected: Tensor<2>| {
+                found.into_data().assert_eq(&expected.into_data(), true);
+            };
+            same(pinned.rows(&ids), embedding::forward(&there, &ids));
+            assert_eq!(pinned.rows(&[]).dims(), [0, h]);
+            let copy = pinned.clone();
+            drop(pinned);
+            same(copy.whole(), there);
         }
     }
 }

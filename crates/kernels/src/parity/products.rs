@@ -2,7 +2,7 @@
 
 use burn::tensor::{DType, Tensor};
 
-use super::places::{compare, places, random};
+use super::places::{Place, compare, places, random};
 use crate::dropout::Dropout;
 use crate::flat::Flat;
 use crate::gemm::{Op, Slot};
@@ -167,6 +167,74 @@ fn a_frozen_weight_without_adapter_passes_its_gradient_on() {
         |place, [x]| lora_linear::lora_linear(x, (place.put(&weight), 0.6), None),
         |place, [x]| lora_linear::reference::forward(x, (place.round(&weight), 0.6), None),
     );
+}
+
+/// A backward pass whose input comes after its gradient gives the bits of one that has it.
+#[test]
+fn a_gradient_ahead_of_its_input_is_what_it_is_with_it() {
+    const T: usize = 130;
+    let [weight, a, b] = [[40, 64], [16, 64], [40, 16]].map(random);
+    let (x, dy, before) = (
+        random([T, 64]),
+        random([T, 40]),
+        [random([16, 64]), random([40, 16])],
+    );
+    let same = |what: &str, place: &Place, found: Tensor<2>, expected: Tensor<2>| {
+        assert_eq!(found.dims(), expected.dims(), "{what}, {place:?}");
+        found.into_data().assert_eq(&expected.into_data(), true);
+    };
+    for place in places() {
+        let (x, dy, weight) = (place.put(&x), place.put(&dy), place.put(&weight));
+        let dropped = Some(Dropout { p: 0.3, seed: 7 });
+        for (dropout, flat) in [(None, false), (dropped, false), (None, true)] {
+            let slots = || {
+                let flat = Flat::of(&before.each_ref().map(|g| place.put_f32(g)), DType::F32);
+                flat.filter(|_| dropout.is_none() && place.is_gpu())
+            };
+            let (ahead_slots, slots) = (slots(), slots());
+            if flat && slots.is_none() {
+                continue;
+            }
+            let factors = Factors {
+                a: place.put(&a),
+                b: place.put(&b),
+                scaling: 0.7,
+                dropout,
+            };
+            let xa = factors.down(&x);
+            let into = |slots: &Option<Flat>| match slots {
+                Some(grads) if flat => WantedFactors::Into([0, 1].map(|i| Slot {
+                    view: grads.view(i),
+                    accumulate: true,
+                })),
+                _ => WantedFactors::New,
+            };
+            let branch = |slots| lora_linear::Branch {
+                dy: dy.clone(),
+                weight: (&weight, 0.6),
+                adapter: Some((&factors, &xa)),
+                factors: into(slots),
+            };
+            let (dx, ahead) = lora_linear::backward_ahead(branch(&ahead_slots));
+            let found = ahead.and_then(|ahead| ahead.finish(&x));
+            let (expected_dx, [expected]) =
+                lora_linear::backward_together([branch(&slots)], Some(&x), true);
+            same("dx", place, dx.complete(), expected_dx.unwrap().complete());
+            match (found, expected) {
+                (Some(found), Some(expected)) => {
+                    same("dA", place, found.a, expected.a);
+                    same("dB", place, found.b, expected.b);
+                }
+                (found, expected) => {
+                    assert!(found.is_none() && expected.is_none(), "{place:?}");
+                    let (found, expected) = (ahead_slots.unwrap(), slots.unwrap());
+                    for i in 0..2 {
+                        same("a slot", place, found.view(i), expected.view(i));
+                    }
+                }
+            }
+        }
+    }
 }
 
 /// Forward and backward of projections that share their input, one by one and together.

@@ -3,6 +3,7 @@
 use burn::tensor::Tensor;
 use rayon::prelude::*;
 
+use super::Gradients;
 use crate::cpu::{build_rows, f32s, into_vec, sigmoid, simd, tensor};
 
 pub(super) fn forward(gate: &Tensor<2>, up: &Tensor<2>) -> Option<Tensor<2>> {
@@ -23,38 +24,43 @@ pub(super) fn forward(gate: &Tensor<2>, up: &Tensor<2>) -> Option<Tensor<2>> {
     Some(tensor(y, [rows, width]))
 }
 
-/// `Err` hands gate and up back when something is not f32 on the CPU.
+/// `Err` hands everything back when something is not f32 on the CPU.
 pub(super) fn backward(
-    dy: &Tensor<2>,
+    dy: Tensor<2>,
     gate: Tensor<2>,
     up: Tensor<2>,
-) -> Result<(Tensor<2>, Tensor<2>), (Tensor<2>, Tensor<2>)> {
+    wanted: bool,
+) -> Result<Gradients, (Tensor<2>, Tensor<2>, Tensor<2>)> {
     let shape = gate.dims();
-    let ours = f32s(&gate).is_some() && f32s(&up).is_some();
-    let Some(dy) = f32s(dy).filter(|_| ours) else {
-        return Err((gate, up));
-    };
-    let (mut dgate, mut dup) = (into_vec(gate), into_vec(up));
+    if [&dy, &gate, &up].map(f32s).iter().any(Option::is_none) {
+        return Err((dy, gate, up));
+    }
+    let (mut product, mut dgate, mut dup) = (into_vec(dy), into_vec(gate), into_vec(up));
     let width = shape[1].max(1);
     (
         dgate.par_chunks_mut(width),
         dup.par_chunks_mut(width),
-        dy.par_chunks(width),
+        product.par_chunks_mut(width),
     )
         .into_par_iter()
         .with_min_len(crate::cpu::grain(width))
-        .for_each(|(gate, up, dy)| {
+        .for_each(|(gate, up, product)| {
             simd(
                 #[inline(always)]
                 || {
-                    for ((gate, up), &dy) in gate.iter_mut().zip(up).zip(dy) {
-                        let (g, u) = (*gate, *up);
+                    for ((gate, up), product) in gate.iter_mut().zip(up).zip(product) {
+                        let (g, u, dy) = (*gate, *up, *product);
                         let s = sigmoid(g);
                         *gate = dy * u * s * (1.0 + g * (1.0 - s));
                         *up = dy * g * s;
+                        *product = g * s * u;
                     }
                 },
             );
         });
-    Ok((tensor(dgate, shape), tensor(dup, shape)))
+    Ok(Gradients {
+        gate: tensor(dgate, shape),
+        up: tensor(dup, shape),
+        product: wanted.then(|| tensor(product, shape)),
+    })
 }

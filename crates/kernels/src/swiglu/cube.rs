@@ -4,7 +4,11 @@ use burn::tensor::Tensor;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
-use crate::cube::{argument, elem, elementwise, empty, floats, len, line, sigmoid, tensor};
+use super::Gradients;
+use crate::cube::{
+    CubeTensor, InPlace, argument, elem, elementwise, empty, floats, into_floats, len, line,
+    sigmoid, tensor,
+};
 
 pub(super) fn forward(gate: &Tensor<2>, up: &Tensor<2>) -> Option<Tensor<2>> {
     let shape = gate.dims();
@@ -28,32 +32,67 @@ pub(super) fn forward(gate: &Tensor<2>, up: &Tensor<2>) -> Option<Tensor<2>> {
     Some(tensor(y))
 }
 
+/// `Err` hands everything back where there is no kernel.
 pub(super) fn backward(
-    dy: &Tensor<2>,
-    gate: &Tensor<2>,
-    up: &Tensor<2>,
-) -> Option<(Tensor<2>, Tensor<2>)> {
-    let shape = gate.dims();
-    let (dy, gate, up) = (floats(dy)?, floats(gate)?, floats(up)?);
-    let dtype = gate.dtype;
-    if dy.dtype != dtype || up.dtype != dtype {
-        return None;
+    dy: Tensor<2>,
+    gate: Tensor<2>,
+    up: Tensor<2>,
+    wanted: bool,
+) -> Result<Gradients, (Tensor<2>, Tensor<2>, Tensor<2>)> {
+    let all = [&dy, &gate, &up];
+    let dtype = gate.dtype();
+    if all
+        .iter()
+        .any(|x| x.dtype() != dtype || floats(x).is_none())
+    {
+        return Err((dy, gate, up));
     }
+    let (Ok(dy), Ok(gate), Ok(up)) = (into_floats(dy), into_floats(gate), into_floats(up)) else {
+        unreachable!("all are floats of the device");
+    };
     let line = line(dtype, len(&gate));
-    let (dgate, dup) = (empty(&gate, shape, dtype), empty(&gate, shape, dtype));
+    let [product, dgate, dup] = places(&[&dy, &gate, &up], line, wanted);
     let (count, dim) = elementwise(len(&gate) / line);
     if len(&gate) > 0 {
-        let [dy, g, up, out, out_up] = [&dy, &gate, &up, &dgate, &dup].map(|x| argument(x, line));
-        let (client, elem) = (&gate.client, elem(dtype));
         #[expect(unsafe_code, reason = "a kernel without bounds checks")]
-        // SAFETY: all five have as many vectors, and the kernel does not go beyond the last.
+        // SAFETY: all have as many vectors, and the kernel does not go beyond the last; where it writes over what it
+        // reads, each unit has read its place before it writes there.
         unsafe {
             backward_kernel::launch_unchecked(
-                client, count, dim, line, dy, g, up, out, out_up, elem,
+                &gate.client,
+                count,
+                dim,
+                line,
+                argument(&dy, line),
+                argument(&gate, line),
+                argument(&up, line),
+                product.argument,
+                dgate.argument,
+                dup.argument,
+                wanted,
+                elem(dtype),
             );
         }
     }
-    Some((tensor(dgate), tensor(dup)))
+    Ok(Gradients {
+        gate: tensor(dgate.tensor),
+        up: tensor(dup.tensor),
+        product: wanted.then(|| tensor(product.tensor)),
+    })
+}
+
+/// Where a backward pass over dy, gate and up, the kernel's first buffers, writes the product and the gradients of gate and up.
+pub(super) fn places(all: &[&CubeTensor; 3], line: usize, wanted: bool) -> [InPlace; 3] {
+    let [dy, gate, up] = *all;
+    let product = match wanted {
+        true => InPlace::over(dy, line, 0),
+        false => InPlace::unused(dy, line, 0),
+    };
+    [
+        product,
+        InPlace::over(gate, line, 1),
+        InPlace::over(up, line, 2),
+    ]
 }
 
 #[cube(launch_unchecked)]
@@ -76,16 +115,25 @@ fn backward_kernel<F: Float, N: Size>(
     dy: &[Vector<F, N>],
     gate: &[Vector<F, N>],
     up: &[Vector<F, N>],
+    product: &mut [Vector<F, N>],
     dgate: &mut [Vector<F, N>],
     dup: &mut [Vector<F, N>],
+    #[comptime] wanted: bool,
     #[define(F)] _dtype: ElemType,
 ) {
     let i = ABSOLUTE_POS;
     if i < dgate.len() {
         let d = Vector::<f32, N>::cast_from(dy[i]);
-        let (dg, du) = gradients::<N>(d, Vector::cast_from(gate[i]), Vector::cast_from(up[i]));
+        let (g, u) = (
+            Vector::<f32, N>::cast_from(gate[i]),
+            Vector::<f32, N>::cast_from(up[i]),
+        );
+        let (dg, du) = gradients::<N>(d, g, u);
         dgate[i] = Vector::cast_from(dg);
         dup[i] = Vector::cast_from(du);
+        if wanted {
+            product[i] = Vector::cast_from(g * sigmoid(g) * u);
+        }
     }
 }
 

@@ -4,11 +4,12 @@ use burn::tensor::Tensor;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
-use super::cube::gradients;
-use crate::cube::{InPlace, argument, elem, empty, floats, into_floats, sigmoid, tensor};
+use super::Gradients;
+use super::cube::{gradients, places};
+use crate::cube::{InPlace, argument, elem, empty, into_floats, sigmoid, tensor};
 use crate::low_rank::cuda::{
-    BLOCKS, Form, LINE, Term, cubes, left_words, own_columns, own_row, place, product, right_words,
-    row_of,
+    BLOCKS, Form, LINE, Term, cubes, left_words, own_columns, own_row, place,
+    product as product_of, right_words, row_of,
 };
 use crate::low_rank::{Adapted, LowRank};
 
@@ -59,21 +60,24 @@ pub(super) fn forward(gate: Adapted, up: Adapted) -> Result<[Tensor<2>; 3], (Ada
     Ok([tensor(gate_out.tensor), tensor(up_out.tensor), tensor(y)])
 }
 
-/// `None` where there is no kernel.
+/// `Err` hands everything back where there is no term, or no kernel for it.
 pub(super) fn backward(
-    dy: &Tensor<2>,
-    term: &LowRank,
-    gate: &Tensor<2>,
-    up: &Tensor<2>,
-) -> Option<(Tensor<2>, Tensor<2>)> {
-    let (dims, dtype) = (dy.dims(), dy.dtype());
-    let term = Term::of(term, dims, dtype)?;
+    dy: Adapted,
+    gate: Tensor<2>,
+    up: Tensor<2>,
+    wanted: bool,
+) -> Result<Gradients, (Adapted, Tensor<2>, Tensor<2>)> {
+    let (dims, dtype) = (dy.base.dims(), dy.base.dtype());
+    let term = (dy.term.as_ref()).and_then(|term| Term::of(term, dims, dtype));
     let same = |x: &Tensor<2>| x.dims() == dims && x.dtype() == dtype;
-    if !same(gate) || !same(up) {
-        return None;
-    }
-    let (dy, gate, up) = (floats(dy)?, floats(gate)?, floats(up)?);
-    let (dgate, dup) = (empty(&gate, dims, dtype), empty(&gate, dims, dtype));
+    let Some(term) = term.filter(|_| same(&gate) && same(&up)) else {
+        return Err((dy, gate, up));
+    };
+    let (Ok(dy), Ok(gate), Ok(up)) = (into_floats(dy.base), into_floats(gate), into_floats(up))
+    else {
+        unreachable!("a term is of tensors on the device");
+    };
+    let [product, dgate, dup] = places(&[&dy, &gate, &up], LINE, wanted);
     let (count, dim) = cubes(dims);
     let [left, right] = term.arguments();
     #[expect(unsafe_code, reason = "a kernel without bounds checks")]
@@ -89,16 +93,22 @@ pub(super) fn backward(
             argument(&up, LINE),
             left,
             right,
-            argument(&dgate, LINE),
-            argument(&dup, LINE),
+            product.argument,
+            dgate.argument,
+            dup.argument,
             term.scaling,
             dims[0] as u32,
             dims[1] as u32,
             term.form,
+            wanted,
             elem(dtype),
         );
     }
-    Some((tensor(dgate), tensor(dup)))
+    Ok(Gradients {
+        gate: tensor(dgate.tensor),
+        up: tensor(dup.tensor),
+        product: wanted.then(|| tensor(product.tensor)),
+    })
 }
 
 #[cube(launch_unchecked)]
@@ -138,8 +148,8 @@ fn forward_kernel<F: Float, N: Size>(
             let row = own_row(2 * block);
             let gate_a = left_words::<A>(gate_left, row, rows, form);
             let up_a = left_words::<A>(up_left, row, rows, form);
-            let gate_term = product::<A, B>(gate_a, gate_b, form);
-            let up_term = product::<A, B>(up_a, up_b, form);
+            let gate_term = product_of::<A, B>(gate_a, gate_b, form);
+            let up_term = product_of::<A, B>(up_a, up_b, form);
             #[unroll]
             for half in 0..2usize {
                 let row = own_row(2 * block + half);
@@ -170,12 +180,14 @@ fn backward_kernel<F: Float, N: Size>(
     up: &[Vector<F, N>],
     left: &[u32],
     right: &[u32],
+    product: &mut [Vector<F, N>],
     dgate: &mut [Vector<F, N>],
     dup: &mut [Vector<F, N>],
     scaling: f32,
     rows: u32,
     columns: u32,
     #[comptime] form: Form,
+    #[comptime] wanted: bool,
     #[define(F)] _dtype: ElemType,
 ) {
     let first_column = own_columns();
@@ -197,21 +209,22 @@ fn backward_kernel<F: Float, N: Size>(
         for block in 0..BLOCKS {
             let row = own_row(2 * block);
             let a = left_words::<A>(left, row, rows, form);
-            let term = product::<A, B>(a, b, form);
+            let term = product_of::<A, B>(a, b, form);
             #[unroll]
             for half in 0..2usize {
                 let row = own_row(2 * block + half);
                 let d = Vector::<f32, N>::cast_from(dys[2 * block + half])
                     + row_of::<N>(term, half) * Vector::new(scaling);
-                let (dg, du) = gradients::<N>(
-                    d,
-                    Vector::cast_from(gates[2 * block + half]),
-                    Vector::cast_from(ups[2 * block + half]),
-                );
+                let g = Vector::<f32, N>::cast_from(gates[2 * block + half]);
+                let u = Vector::<f32, N>::cast_from(ups[2 * block + half]);
+                let (dg, du) = gradients::<N>(d, g, u);
                 if row < rows {
                     let place = place(row, first_column, rows, columns);
                     dgate[place] = Vector::cast_from(dg);
                     dup[place] = Vector::cast_from(du);
+                    if wanted {
+                        product[place] = Vector::cast_from(g * sigmoid(g) * u);
+                    }
                 }
             }
         }

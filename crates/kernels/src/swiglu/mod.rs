@@ -27,16 +27,32 @@ pub fn forward(gate: &Tensor<2>, up: &Tensor<2>) -> Tensor<2> {
         .unwrap_or_else(|| reference::forward(gate, up))
 }
 
-/// Gradients of gate and up: dgate = dy·up·σ(1 + g(1 − σ)), dup = dy·g·σ. They take the place of gate and up
-/// where nobody else holds those and the kernel can.
+/// What the backward pass gives.
 ///
 /// # Shapes
 /// All `[t, m]`.
-pub fn backward(dy: &Tensor<2>, gate: Tensor<2>, up: Tensor<2>) -> (Tensor<2>, Tensor<2>) {
-    cpu::backward(dy, gate, up).unwrap_or_else(|(gate, up)| {
-        on_device!(cube::backward(dy, &gate, &up))
-            .unwrap_or_else(|| reference::backward(dy, &gate, &up))
-    })
+#[derive(Clone, Debug)]
+pub struct Gradients {
+    /// dgate = dy·up·σ(1 + g(1 − σ)).
+    pub gate: Tensor<2>,
+    /// dup = dy·g·σ.
+    pub up: Tensor<2>,
+    /// silu(gate)·up once more, bit for bit that of the forward pass, where it was asked for: what reads it need not
+    /// be kept an input for its own gradient.
+    pub product: Option<Tensor<2>>,
+}
+
+/// Gradients of gate and up, and their product if it is `wanted`. They take the places of gate, up and dy where nobody
+/// else holds those.
+///
+/// # Shapes
+/// All `[t, m]`.
+pub fn backward(dy: Tensor<2>, gate: Tensor<2>, up: Tensor<2>, wanted: bool) -> Gradients {
+    cpu::backward(dy, gate, up, wanted)
+        .or_else(|(dy, gate, up)| {
+            on_device!(cube::backward(dy, gate, up, wanted), or(dy, gate, up))
+        })
+        .unwrap_or_else(|(dy, gate, up)| reference::backward(&dy, &gate, &up, wanted))
 }
 
 /// Gate and up with their terms, and [`forward`] of them, in one pass where there is a kernel for it.
@@ -55,14 +71,9 @@ pub fn forward_adapted(gate: Adapted, up: Adapted) -> [Tensor<2>; 3] {
 ///
 /// # Shapes
 /// As [`backward`].
-pub fn backward_adapted(dy: Adapted, gate: Tensor<2>, up: Tensor<2>) -> (Tensor<2>, Tensor<2>) {
-    #[cfg(feature = "cuda")]
-    if let Some(term) = &dy.term
-        && let Some(gradients) = cuda::backward(&dy.base, term, &gate, &up)
-    {
-        return gradients;
-    }
-    backward(&dy.complete(), gate, up)
+pub fn backward_adapted(dy: Adapted, gate: Tensor<2>, up: Tensor<2>, wanted: bool) -> Gradients {
+    on_cuda!(cuda::backward(dy, gate, up, wanted), or(dy, gate, up))
+        .unwrap_or_else(|(dy, gate, up)| backward(dy.complete(), gate, up, wanted))
 }
 
 /// The differentiable form of [`forward`].
@@ -80,7 +91,7 @@ struct SwiGlu {
 
 impl Vjp<2> for SwiGlu {
     fn vjp(self, dy: DispatchTensor, _: [bool; 2]) -> [Option<DispatchTensor>; 2] {
-        let (dgate, dup) = backward(&Tensor::from_dispatch(dy), self.gate, self.up);
-        [Some(dgate.into_dispatch()), Some(dup.into_dispatch())]
+        let d = backward(Tensor::from_dispatch(dy), self.gate, self.up, false);
+        [Some(d.gate.into_dispatch()), Some(d.up.into_dispatch())]
     }
 }

@@ -83,10 +83,6 @@ impl Forward for DecodeOps<'_> {
         self.project(target, x, down)
     }
 
-    fn is_deferred(&self, _: &Tensor<2>) -> bool {
-        false
-    }
-
     fn complete(&mut self, output: Tensor<2>) -> Tensor<2> {
         output
     }
@@ -99,8 +95,6 @@ impl Forward for DecodeOps<'_> {
     ) -> (Tensor<2>, ()) {
         (self.through(target, x, stream), ())
     }
-
-    fn side(&mut self, _: TargetModule, _: &Tensor<2>) {}
 
     fn rope(&mut self, query: Tensor<2>, key: Tensor<2>) -> (Tensor<2>, Tensor<2>) {
         rope::forward_both(query, key, &self.context.tables)

@@ -5,7 +5,7 @@ use backdraft_arch::{Backward, Forward, Group, Heads, InputGrad, Norm, TargetMod
 use backdraft_kernels::attention::{self, Qkv};
 use backdraft_kernels::low_rank::Adapted;
 use backdraft_kernels::{norm_rope, rope, swiglu};
-use backdraft_lora::{AdapterGrads, Projection, ProjectionSaved};
+use backdraft_lora::{AdapterGrads, Ahead, Projection, ProjectionSaved};
 use burn::tensor::Tensor;
 
 use super::{Context, DecoderLayer};
@@ -104,10 +104,6 @@ impl Forward for DeviceOps<'_> {
         projection.forward_adapted(x, part(down, target), seed)
     }
 
-    fn is_deferred(&self, output: &Adapted) -> bool {
-        output.term.is_some()
-    }
-
     fn complete(&mut self, output: Adapted) -> Tensor<2> {
         output.complete()
     }
@@ -120,11 +116,6 @@ impl Forward for DeviceOps<'_> {
     ) -> (Tensor<2>, ProjectionSaved) {
         let (projection, seed) = self.projection(target);
         projection.forward_adding(x, seed, stream)
-    }
-
-    fn side(&mut self, target: TargetModule, x: &Tensor<2>) -> ProjectionSaved {
-        let (projection, seed) = self.projection(target);
-        projection.saving(x, seed)
     }
 
     fn rope(&mut self, query: Tensor<2>, key: Tensor<2>) -> (Tensor<2>, Tensor<2>) {
@@ -159,6 +150,8 @@ impl Forward for DeviceOps<'_> {
 }
 
 impl Backward for DeviceOps<'_> {
+    type Ahead = (TargetModule, Ahead);
+
     fn norm_backward(
         &mut self,
         norm: Norm,
@@ -195,6 +188,20 @@ impl Backward for DeviceOps<'_> {
         Projection::backward_adapted(branches, x, self.grads, input_grad.is_needed())
     }
 
+    fn project_backward_ahead(
+        &mut self,
+        (target, dy, side): Branch<'_, Self>,
+    ) -> (Adapted, Self::Ahead) {
+        let projection = self.layer.projection(target);
+        let (dx, ahead) = projection.backward_ahead(dy, side, self.grads);
+        (dx, (target, ahead))
+    }
+
+    fn factor_gradient(&mut self, (target, ahead): Self::Ahead, x: Tensor<2>) {
+        let projection = self.layer.projection(target);
+        projection.finish(ahead, &x, self.grads);
+    }
+
     fn attend_backward(
         &mut self,
         d_out: &Tensor<2>,
@@ -220,8 +227,10 @@ impl Backward for DeviceOps<'_> {
         d_product: Adapted,
         gate: Tensor<2>,
         up: Tensor<2>,
-    ) -> [Tensor<2>; 2] {
-        swiglu::backward_adapted(d_product, gate, up).into()
+    ) -> ([Tensor<2>; 2], Option<Tensor<2>>) {
+        let wanted = self.adapts(TargetModule::DownProj);
+        let d = swiglu::backward_adapted(d_product, gate, up, wanted);
+        ([d.gate, d.up], d.product)
     }
 }
 

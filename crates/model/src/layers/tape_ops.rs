@@ -61,10 +61,6 @@ impl Forward for TapeOps<'_> {
         self.project(target, x, down)
     }
 
-    fn is_deferred(&self, _: &Tensor<2>) -> bool {
-        false
-    }
-
     fn complete(&mut self, output: Tensor<2>) -> Tensor<2> {
         output
     }
@@ -81,8 +77,6 @@ impl Forward for TapeOps<'_> {
             None => (y, ()),
         }
     }
-
-    fn side(&mut self, _: TargetModule, _: &Tensor<2>) {}
 
     fn rope(&mut self, query: Tensor<2>, key: Tensor<2>) -> (Tensor<2>, Tensor<2>) {
         rope::rope_both(query, key, &self.context.tables)

@@ -7,7 +7,8 @@ use burn::tensor::Tensor;
 use super::device_ops::{DeviceOps, OnDevice};
 
 /// Shows each tensor as soon as the op that makes it, or a part of it, has been issued. Each projection computes its own
-/// output, as when it alone is rebuilt; `down_proj`, whose output nothing rebuilds unless it is normed, leaves only its x·Aᵀ.
+/// output, as when it alone is rebuilt; the MLP's product and `down_proj`'s output, which nothing rebuilds unless the
+/// latter is normed, are left out elsewhere.
 pub(super) struct TimedOps<'a, 'b> {
     pub(super) ops: DeviceOps<'a>,
     pub(super) made: &'b mut dyn FnMut(Option<SavedTensor>, &Tensor<2>),
@@ -67,10 +68,6 @@ impl Forward for TimedOps<'_, '_> {
         self.project(target, x, down)
     }
 
-    fn is_deferred(&self, _: &Tensor<2>) -> bool {
-        false
-    }
-
     fn complete(&mut self, output: Tensor<2>) -> Tensor<2> {
         output
     }
@@ -81,24 +78,12 @@ impl Forward for TimedOps<'_, '_> {
         x: &Tensor<2>,
         stream: Option<&Tensor<2>>,
     ) -> (Tensor<2>, ProjectionSaved) {
-        let (tensor, (y, side)) = match (target, stream) {
-            (TargetModule::DownProj, Some(stream)) => {
-                (SavedTensor::Product, (stream.clone(), self.side(target, x)))
-            }
-            (TargetModule::DownProj, None) => {
-                (SavedTensor::Down, self.ops.project_onto(target, x, None))
-            }
-            _ => (
-                SavedTensor::of(target),
-                self.ops.project_onto(target, x, stream),
-            ),
-        };
-        (self.made)(Some(tensor), &y);
+        if let (TargetModule::DownProj, Some(stream)) = (target, stream) {
+            return (stream.clone(), ProjectionSaved::default());
+        }
+        let (y, side) = self.ops.project_onto(target, x, stream);
+        (self.made)(Some(SavedTensor::of(target)), &y);
         (y, side)
-    }
-
-    fn side(&mut self, target: TargetModule, x: &Tensor<2>) -> ProjectionSaved {
-        self.ops.side(target, x)
     }
 
     fn rope(&mut self, query: Tensor<2>, key: Tensor<2>) -> (Tensor<2>, Tensor<2>) {
@@ -130,7 +115,10 @@ impl Forward for TimedOps<'_, '_> {
     }
 
     fn glu(&mut self, gate: Tensor<2>, up: Tensor<2>) -> [Tensor<2>; 3] {
-        let product = self.glu_again(&gate, &up);
+        let product = match self.norms_after() {
+            true => self.glu_again(&gate, &up),
+            false => gate.clone(),
+        };
         [gate, up, product]
     }
 

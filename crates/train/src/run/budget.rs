@@ -50,7 +50,7 @@ impl Run {
         // What the base was loaded in: what is dealt out has its room below.
         let plan = self.loaded.clone();
         let setup = self.recipe.setup(spec, plan, facts.memory, facts.host);
-        let bytes: usize = self.model.stored().iter().map(|share| share.bytes).sum();
+        let bytes = self.model.device_bytes();
         let room = self.adaptation.as_ref();
         let room = room.map_or(0, |adaptation| adaptation.room(self.model.spec()));
         setup.with_base(bytes as u64 + room)
