@@ -148,10 +148,14 @@ impl Product {
     const HEAD: &str = "{\n.reg .pred yes, no;\n.reg .b32 zero;\n.reg .b64 a, b, A, B;\n\
         mov.b32 zero, 0;\nsetp.eq.b32 yes, zero, 0;\nsetp.ne.b32 no, zero, 0;\n";
 
-    const TAIL: &str = "wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 0;\n}";
+    /// Where the result is there, and where it is not yet.
+    const TAILS: [&str; 2] = [
+        "wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 0;\n}",
+        "wgmma.commit_group.sync.aligned;\n}",
+    ];
 
     /// A and B by descriptors: `$0 = A·B`.
-    fn text_for_memory(self) -> String {
+    fn text_for_memory(self, in_flight: bool) -> String {
         let mut text = Self::HEAD.to_owned();
         text.push_str("mov.b64 A, $1;\nmov.b64 B, $2;\nwgmma.fence.sync.aligned;\n");
         for step in 0..self.steps {
@@ -159,11 +163,11 @@ impl Product {
             let _ = writeln!(text, "add.s64 a, A, {a};");
             self.instruction(&mut text, step, "a", step > 0);
         }
-        text + Self::TAIL
+        text + Self::TAILS[usize::from(in_flight)]
     }
 
     /// A in registers, B by a descriptor: `$0 = $1 + A·B`.
-    fn text_for_registers(self) -> String {
+    fn text_for_registers(self, in_flight: bool) -> String {
         let results = self.results();
         let mut text = Self::HEAD.to_owned();
         // Assembly cannot take an operand that is both read and written; the assembler sees through the
@@ -183,7 +187,7 @@ impl Product {
             );
             self.instruction(&mut text, step, &a, true);
         }
-        text + Self::TAIL
+        text + Self::TAILS[usize::from(in_flight)]
     }
 }
 
@@ -199,7 +203,30 @@ pub(crate) fn loaded<T: CubePrimitive>(value: T) -> T {
 /// A `[64, 16·steps]`, B as `product` says; the result lies as [`row_and_column`] says.
 #[cube]
 pub(crate) fn multiply<N: Size>(a: u64, b: u64, #[comptime] product: Product) -> Vector<f32, N> {
-    let text = comptime!(product.text_for_memory());
+    started::<N>(a, b, product, false)
+}
+
+/// As [`multiply`]; the product is in flight until it has [`arrived`], and nothing else may be done with the result before.
+///
+/// The assembler keeps it in flight only while no instruction defines a register that a product takes as its left
+/// factor, see [`pack_in_place`]; otherwise it waits for each product at once, which is slower and nothing else.
+#[cube]
+pub(crate) fn start_product<N: Size>(
+    a: u64,
+    b: u64,
+    #[comptime] product: Product,
+) -> Vector<f32, N> {
+    started::<N>(a, b, product, true)
+}
+
+#[cube]
+fn started<N: Size>(
+    a: u64,
+    b: u64,
+    #[comptime] product: Product,
+    #[comptime] in_flight: bool,
+) -> Vector<f32, N> {
+    let text = comptime!(product.text_for_memory(in_flight));
     let a = loaded::<u64>(a);
     let b = loaded::<u64>(b);
     let out: Vector<f32, N>;
@@ -215,7 +242,29 @@ pub(crate) fn multiply_add<N: Size, P: Size>(
     b: u64,
     #[comptime] product: Product,
 ) -> Vector<f32, N> {
-    let text = comptime!(product.text_for_registers());
+    added::<N, P>(sum, a, b, product, false)
+}
+
+/// As [`multiply_add`], in flight as after [`start_product`].
+#[cube]
+pub(crate) fn start_add<N: Size, P: Size>(
+    sum: Vector<f32, N>,
+    a: Vector<u32, P>,
+    b: u64,
+    #[comptime] product: Product,
+) -> Vector<f32, N> {
+    added::<N, P>(sum, a, b, product, true)
+}
+
+#[cube]
+fn added<N: Size, P: Size>(
+    sum: Vector<f32, N>,
+    a: Vector<u32, P>,
+    b: u64,
+    #[comptime] product: Product,
+    #[comptime] in_flight: bool,
+) -> Vector<f32, N> {
+    let text = comptime!(product.text_for_registers(in_flight));
     let sum = loaded::<Vector<f32, N>>(sum);
     let a = loaded::<Vector<u32, P>>(a);
     let b = loaded::<u64>(b);
@@ -225,6 +274,29 @@ pub(crate) fn multiply_add<N: Size, P: Size>(
         c = out(_) out, d = in(_) sum, e = in(_) a, f = in(_) b
     );
     out
+}
+
+/// A result that was in flight, once all products but the last `left` that were started have ended.
+#[cube]
+pub(crate) fn arrived<N: Size>(
+    result: Vector<f32, N>,
+    #[comptime] registers: usize,
+    #[comptime] left: usize,
+) -> Vector<f32, N> {
+    let text = comptime!(text_of_arrival(registers, left));
+    let result = loaded::<Vector<f32, N>>(result);
+    let out: Vector<f32, N>;
+    gpu_asm!("{text} // {c} {d}", c = out(_) out, d = in(_) result);
+    out
+}
+
+fn text_of_arrival(registers: usize, left: usize) -> String {
+    let mut text = format!("wgmma.wait_group.sync.aligned {left};\n");
+    // The assembler sees through the copies, which keep what follows behind the wait.
+    for i in 0..registers {
+        let _ = writeln!(text, "mov.b32 %{i}, %{};", registers + i);
+    }
+    text
 }
 
 /// What `wgmma` wants to know of a factor: its address and the distances of its parts.
@@ -361,6 +433,18 @@ pub(crate) fn pack(low: f32, high: f32, #[comptime] half: Half) -> u32 {
         "cvt.rn.{name}x2.f32 {w}, {h}, {l};",
         w = out(_) word, h = in(_) high, l = in(_) low, options(pure, nomem)
     );
+    word
+}
+
+/// As [`pack`], and no earlier than where it stands: the word is the left factor of a product that comes after it, and
+/// those before it are to stay in flight until they have [`arrived`].
+#[cube]
+pub(crate) fn pack_in_place(low: f32, high: f32, #[comptime] half: Half) -> u32 {
+    let name = comptime!(half.name());
+    let low = loaded::<f32>(low);
+    let high = loaded::<f32>(high);
+    let word: u32;
+    gpu_asm!("cvt.rn.{name}x2.f32 {w}, {h}, {l};", w = out(_) word, h = in(_) high, l = in(_) low);
     word
 }
 

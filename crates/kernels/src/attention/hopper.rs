@@ -20,9 +20,9 @@ use super::tiles::{FIELDS, Side, tiles};
 use super::{HeadLayout, Qkv};
 use crate::cube::{CubeTensor, argument, elem, empty, tensor};
 use crate::hopper::{
-    GROUP, Half, Lie, Product, TileShape, commit_copies, descriptor, exp2, global_address,
-    is_hopper, load_tile, max_quad, multiply, multiply_add, pack, shared_address,
-    show_to_tensor_cores, sum_quad, wait_for_copies,
+    GROUP, Half, Lie, Product, TileShape, arrived, commit_copies, descriptor, exp2, global_address,
+    is_hopper, load_tile, max_quad, multiply, multiply_add, pack, pack_in_place, shared_address,
+    show_to_tensor_cores, start_add, start_product, sum_quad, wait_for_copies,
 };
 use crate::segments::Segments;
 
@@ -237,6 +237,132 @@ fn visible(score: f32, key: u32, query: u32, keys_end: u32, #[comptime] window: 
     select(seen, score, NEVER)
 }
 
+/// Where queries are among the keys: what [`seen`] asks.
+#[derive(CubeType)]
+struct Bounds {
+    /// The first query of the cube.
+    first: u32,
+    /// The one after its last.
+    end: u32,
+    /// The key after the last.
+    keys_end: u32,
+    /// This unit's first query.
+    query: u32,
+    /// Its first column.
+    column: u32,
+}
+
+/// Scores of a block of keys, with next to nothing where a query does not see a key.
+#[cube]
+fn seen<S: Size>(
+    scores: Vector<f32, S>,
+    key: u32,
+    bounds: &Bounds,
+    #[comptime] keys: usize,
+    #[comptime] window: u32,
+) -> Vector<f32, S> {
+    let mut scores = scores;
+    let mut partly = key + comptime!(keys as u32) > min(bounds.keys_end, bounds.first + 1u32);
+    if comptime!(window > 0) {
+        partly = partly || key + window < bounds.end;
+    }
+    if partly {
+        #[unroll]
+        for i in 0..comptime!(keys / 2) {
+            let at = key + bounds.column + comptime!((i / 4 * 8 + i % 2) as u32);
+            let query = bounds.query + comptime!((i / 2 % 2 * 8) as u32);
+            let score = scores.extract(i);
+            scores.insert(i, visible(score, at, query, bounds.keys_end, window));
+        }
+    }
+    scores
+}
+
+/// The highest score of a unit's upper or lower row (`h`), or `before`.
+#[cube]
+fn highest<S: Size>(scores: Vector<f32, S>, before: f32, #[comptime] h: usize) -> f32 {
+    let mut top = before;
+    #[unroll]
+    for i in 0..comptime!(KEYS / 2) {
+        if comptime!(i / 2 % 2 == h) {
+            top = max(top, scores.extract(i));
+        }
+    }
+    max_quad(top)
+}
+
+/// 2^(score · scale − offset) with the offset of each row.
+#[cube]
+fn exponentials<S: Size>(
+    scores: Vector<f32, S>,
+    #[comptime] keys: usize,
+    log_scale: f32,
+    offset_0: f32,
+    offset_1: f32,
+) -> Vector<f32, S> {
+    let mut weights = Vector::<f32, S>::empty();
+    #[unroll]
+    for i in 0..comptime!(keys / 2) {
+        let offset = if comptime!(i / 2 % 2 == 0) {
+            offset_0
+        } else {
+            offset_1
+        };
+        weights.insert(i, exp2(scores.extract(i) * log_scale - offset));
+    }
+    weights
+}
+
+/// The sum of a unit's values in its upper or lower row.
+#[cube]
+fn sum_of_row<S: Size>(values: Vector<f32, S>, #[comptime] h: usize) -> f32 {
+    let mut sum = 0.0f32;
+    #[unroll]
+    for i in 0..comptime!(KEYS / 4) {
+        if comptime!(i % 2 == h) {
+            sum += values.extract(2 * i) + values.extract(2 * i + 1);
+        }
+    }
+    sum
+}
+
+/// Weights as the left factor of a product that comes after this.
+#[cube]
+fn packed<S: Size, P: Size>(
+    weights: Vector<f32, S>,
+    #[comptime] keys: usize,
+    #[comptime] half: Half,
+) -> Vector<u32, P> {
+    let mut words = Vector::<u32, P>::empty();
+    #[unroll]
+    for i in 0..comptime!(keys / 4) {
+        let word = pack_in_place(weights.extract(2 * i), weights.extract(2 * i + 1), half);
+        words.insert(i, word);
+    }
+    words
+}
+
+/// Gradients of the scores over `scale`: weight · (its gradient − δ of the row).
+#[cube]
+fn d_scores_of<S: Size>(
+    weights: Vector<f32, S>,
+    d_weights: Vector<f32, S>,
+    delta_0: f32,
+    delta_1: f32,
+) -> Vector<f32, S> {
+    let mut d = Vector::<f32, S>::empty();
+    #[unroll]
+    for i in 0..comptime!(BLOCK / 2) {
+        let delta = if comptime!(i / 2 % 2 == 0) {
+            delta_0
+        } else {
+            delta_1
+        };
+        d.insert(i, weights.extract(i) * (d_weights.extract(i) - delta));
+    }
+    d
+}
+
 #[cube(launch_unchecked)]
 fn forward_kernel<F: Float>(
     q: &[F],
@@ -282,17 +408,24 @@ fn forward_kernel<F: Float>(
     let stop = min(keys_end, end + shift);
     let blocks = (stop - start + comptime!(KEYS as u32 - 1)) / comptime!(KEYS as u32);
 
+    // Keys come a block before values.
+    let keys = base + q_bytes;
+    let values = keys + comptime!(2 * kv_tile.bytes() as u32);
     load_tile(q_from, q_stride, base, first, end, q_tile);
-    let kv_base = base + q_bytes;
-    load_tile(k_from, kv_stride, kv_base, start, keys_end, kv_tile);
-    load_tile(
-        v_from,
-        kv_stride,
-        kv_base + kv_bytes,
-        start,
-        keys_end,
-        kv_tile,
-    );
+    load_tile(k_from, kv_stride, keys, start, keys_end, kv_tile);
+    commit_copies();
+    load_tile(v_from, kv_stride, values, start, keys_end, kv_tile);
+    let second = start + comptime!(KEYS as u32);
+    if blocks > 1u32 {
+        load_tile(
+            k_from,
+            kv_stride,
+            keys + kv_bytes,
+            second,
+            keys_end,
+            kv_tile,
+        );
+    }
     commit_copies();
 
     // Which rows this unit has, and where the queries are among the keys.
@@ -305,109 +438,108 @@ fn forward_kernel<F: Float>(
     let size!(S) = comptime!(KEYS / 2);
     let size!(P) = comptime!(KEYS / 4);
     let size!(O) = comptime!(shape.columns() / 2);
-    let mut sums = Vector::<f32, O>::new(0.0f32);
-    let mut top_0 = NEVER.runtime();
-    let mut top_1 = NEVER.runtime();
-    let mut total_0 = 0.0f32;
-    let mut total_1 = 0.0f32;
     let log_scale = scale * std::f32::consts::LOG2_E;
+    let scores_of = comptime!(shape.scores(ROWS, KEYS));
+    let sums_of = comptime!(shape.sums(KEYS));
+    // The first block's scores have nothing to wait beside.
+    wait_for_copies(1usize);
+    show_to_tensor_cores();
+    sync_cube();
+    let scores = multiply::<S>(q_descriptor, descriptor(keys, KEYS), scores_of);
+    let bounds = Bounds {
+        first: first + shift,
+        end: end + shift,
+        keys_end,
+        query: position,
+        column,
+    };
+    let mut scores = seen::<S>(scores, start, &bounds, KEYS, window);
+    let mut top_0 = highest::<S>(scores, NEVER.runtime(), 0usize);
+    let mut top_1 = highest::<S>(scores, NEVER.runtime(), 1usize);
+    scores = exponentials::<S>(
+        scores,
+        KEYS,
+        log_scale,
+        top_0 * log_scale,
+        top_1 * log_scale,
+    );
+    let mut total_0 = sum_of_row::<S>(scores, 0usize);
+    let mut total_1 = sum_of_row::<S>(scores, 1usize);
+    let mut weights = packed::<S, P>(scores, KEYS, half);
+    let mut sums = Vector::<f32, O>::new(0.0f32);
 
-    let mut block = 0u32;
+    let mut block = 1u32;
     while block < blocks {
         let key = start + block * comptime!(KEYS as u32);
-        let here = kv_base + block % 2u32 * comptime!(2 * kv_tile.bytes() as u32);
-        // Nobody reads the other buffer any more.
+        let odd = block % 2u32;
+        // Keys of this block and values of the one before are there, and nobody reads what came before those.
+        wait_for_copies(0usize);
+        show_to_tensor_cores();
         sync_cube();
+        // Scores of this block and sums of the one before are made while its weights are.
+        let fresh = start_product::<S>(
+            q_descriptor,
+            descriptor(keys + odd * kv_bytes, KEYS),
+            scores_of,
+        );
+        let before = values + (1u32 - odd) * kv_bytes;
+        let running = start_add::<O, P>(sums, weights, descriptor(before, KEYS), sums_of);
+        load_tile(
+            v_from,
+            kv_stride,
+            values + odd * kv_bytes,
+            key,
+            keys_end,
+            kv_tile,
+        );
         if block + 1u32 < blocks {
-            let next = kv_base + (block + 1u32) % 2u32 * comptime!(2 * kv_tile.bytes() as u32);
-            let next_key = key + comptime!(KEYS as u32);
-            load_tile(k_from, kv_stride, next, next_key, keys_end, kv_tile);
             load_tile(
-                v_from,
+                k_from,
                 kv_stride,
-                next + kv_bytes,
-                next_key,
+                keys + (1u32 - odd) * kv_bytes,
+                key + comptime!(KEYS as u32),
                 keys_end,
                 kv_tile,
             );
         }
         commit_copies();
-        wait_for_copies(1usize);
-        show_to_tensor_cores();
-        sync_cube();
-
-        let mut scores = multiply::<S>(
-            q_descriptor,
-            descriptor(here, KEYS),
-            comptime!(shape.scores(ROWS, KEYS)),
-        );
-        let mut partly = key + comptime!(KEYS as u32) > min(keys_end, first + shift + 1u32);
-        if comptime!(window > 0) {
-            partly = partly || key + window < end + shift;
-        }
-        if partly {
-            #[unroll]
-            for i in 0..comptime!(KEYS / 2) {
-                let at = key + column + comptime!((i / 4 * 8 + i % 2) as u32);
-                let query = position + comptime!((i / 2 % 2 * 8) as u32);
-                let score = scores.extract(i);
-                scores.insert(i, visible(score, at, query, keys_end, window));
-            }
-        }
-        let mut highest_0 = top_0;
-        let mut highest_1 = top_1;
-        #[unroll]
-        for i in 0..comptime!(KEYS / 2) {
-            if comptime!(i / 2 % 2 == 0) {
-                highest_0 = max(highest_0, scores.extract(i));
-            } else {
-                highest_1 = max(highest_1, scores.extract(i));
-            }
-        }
-        highest_0 = max_quad(highest_0);
-        highest_1 = max_quad(highest_1);
+        let fresh = arrived::<S>(fresh, comptime!(KEYS / 2), 1usize);
+        let fresh = seen::<S>(fresh, key, &bounds, KEYS, window);
+        let highest_0 = highest::<S>(fresh, top_0, 0usize);
+        let highest_1 = highest::<S>(fresh, top_1, 1usize);
         let shrink_0 = exp2((top_0 - highest_0) * log_scale);
         let shrink_1 = exp2((top_1 - highest_1) * log_scale);
         top_0 = highest_0;
         top_1 = highest_1;
-        let offset_0 = highest_0 * log_scale;
-        let offset_1 = highest_1 * log_scale;
-        let mut weights = Vector::<u32, P>::empty();
-        let mut sum_0 = 0.0f32;
-        let mut sum_1 = 0.0f32;
-        #[unroll]
-        for i in 0..comptime!(KEYS / 4) {
-            if comptime!(i % 2 == 0) {
-                let low = exp2(scores.extract(2 * i) * log_scale - offset_0);
-                let high = exp2(scores.extract(2 * i + 1) * log_scale - offset_0);
-                sum_0 += low + high;
-                weights.insert(i, pack(low, high, half));
-            } else {
-                let low = exp2(scores.extract(2 * i) * log_scale - offset_1);
-                let high = exp2(scores.extract(2 * i + 1) * log_scale - offset_1);
-                sum_1 += low + high;
-                weights.insert(i, pack(low, high, half));
-            }
-        }
-        total_0 = total_0 * shrink_0 + sum_0;
-        total_1 = total_1 * shrink_1 + sum_1;
+        let fresh = exponentials::<S>(
+            fresh,
+            KEYS,
+            log_scale,
+            highest_0 * log_scale,
+            highest_1 * log_scale,
+        );
+        total_0 = total_0 * shrink_0 + sum_of_row::<S>(fresh, 0usize);
+        total_1 = total_1 * shrink_1 + sum_of_row::<S>(fresh, 1usize);
+        let mut done = arrived::<O>(running, comptime!(shape.columns() / 2), 0usize);
+        weights = packed::<S, P>(fresh, KEYS, half);
         #[unroll]
         for i in 0..comptime!(head_dim / 2) {
-            let value = sums.extract(i);
+            let value = done.extract(i);
             if comptime!(i / 2 % 2 == 0) {
-                sums.insert(i, value * shrink_0);
+                done.insert(i, value * shrink_0);
             } else {
-                sums.insert(i, value * shrink_1);
+                done.insert(i, value * shrink_1);
             }
         }
-        sums = multiply_add::<O, P>(
-            sums,
-            weights,
-            descriptor(here + kv_bytes, KEYS),
-            comptime!(shape.sums(KEYS)),
-        );
+        sums = done;
         block += 1u32;
     }
+    // The values of the last block.
+    wait_for_copies(0usize);
+    show_to_tensor_cores();
+    sync_cube();
+    let last = values + (blocks - 1u32) % 2u32 * kv_bytes;
+    sums = multiply_add::<O, P>(sums, weights, descriptor(last, KEYS), sums_of);
 
     let total_0 = sum_quad(total_0);
     let total_1 = sum_quad(total_1);
@@ -499,7 +631,7 @@ fn queries_kernel<F: Float>(
     let q_bytes = comptime!(q_tile.bytes() as u32);
     let kv_bytes = comptime!(kv_tile.bytes() as u32);
     let memory = Shared::<[u32]>::new_aligned_slice(
-        comptime!((2 * q_tile.bytes() + 4 * kv_tile.bytes()) / 4),
+        comptime!((2 * q_tile.bytes() + 5 * kv_tile.bytes()) / 4),
         1024usize,
     );
     let base = shared_address::<u32>(&memory);
@@ -519,16 +651,18 @@ fn queries_kernel<F: Float>(
 
     load_tile(q_from, q_stride, base, first, end, q_tile);
     load_tile(d_from, q_stride, base + q_bytes, first, end, q_tile);
-    let kv_base = base + comptime!(2 * q_tile.bytes() as u32);
-    load_tile(k_from, kv_stride, kv_base, start, keys_end, kv_tile);
-    load_tile(
-        v_from,
-        kv_stride,
-        kv_base + kv_bytes,
-        start,
-        keys_end,
-        kv_tile,
-    );
+    // Keys are read again a block later, so they have three places.
+    let keys = base + comptime!(2 * q_tile.bytes() as u32);
+    let values = keys + comptime!(3 * kv_tile.bytes() as u32);
+    load_tile(k_from, kv_stride, keys, start, keys_end, kv_tile);
+    load_tile(v_from, kv_stride, values, start, keys_end, kv_tile);
+    commit_copies();
+    if blocks > 1u32 {
+        let second = start + comptime!(BLOCK as u32);
+        let (k_to, v_to) = (keys + kv_bytes, values + kv_bytes);
+        load_tile(k_from, kv_stride, k_to, second, keys_end, kv_tile);
+        load_tile(v_from, kv_stride, v_to, second, keys_end, kv_tile);
+    }
     commit_copies();
 
     let row = first + own_row();
@@ -552,64 +686,61 @@ fn queries_kernel<F: Float>(
     let size!(O) = comptime!(shape.columns() / 2);
     let mut sums = Vector::<f32, O>::new(0.0f32);
 
-    let mut block = 0u32;
+    let product = comptime!(shape.scores(ROWS, BLOCK));
+    let sums_of = comptime!(shape.sums(BLOCK));
+    let bounds = Bounds {
+        first: first + shift,
+        end: end + shift,
+        keys_end,
+        query: position,
+        column,
+    };
+
+    wait_for_copies(1usize);
+    show_to_tensor_cores();
+    sync_cube();
+    let scores = start_product::<S>(q_descriptor, descriptor(keys, BLOCK), product);
+    let d_weights = start_product::<S>(d_descriptor, descriptor(values, BLOCK), product);
+    let scores = arrived::<S>(scores, comptime!(BLOCK / 2), 1usize);
+    let scores = seen::<S>(scores, start, &bounds, BLOCK, window);
+    let weights = exponentials::<S>(scores, BLOCK, log_scale, lse_0, lse_1);
+    let d_weights = arrived::<S>(d_weights, comptime!(BLOCK / 2), 0usize);
+    let d = d_scores_of::<S>(weights, d_weights, delta_0, delta_1);
+    let mut d_scores = packed::<S, P>(d, BLOCK, half);
+
+    let mut block = 1u32;
     while block < blocks {
         let key = start + block * comptime!(BLOCK as u32);
-        let here = kv_base + block % 2u32 * comptime!(2 * kv_tile.bytes() as u32);
-        sync_cube();
-        if block + 1u32 < blocks {
-            let next = kv_base + (block + 1u32) % 2u32 * comptime!(2 * kv_tile.bytes() as u32);
-            let next_key = key + comptime!(BLOCK as u32);
-            load_tile(k_from, kv_stride, next, next_key, keys_end, kv_tile);
-            load_tile(
-                v_from,
-                kv_stride,
-                next + kv_bytes,
-                next_key,
-                keys_end,
-                kv_tile,
-            );
-        }
-        commit_copies();
-        wait_for_copies(1usize);
+        // Keys and values of this block are there; nobody reads the values of the one before, or the keys of the one
+        // before that.
+        wait_for_copies(0usize);
         show_to_tensor_cores();
         sync_cube();
-
-        let product = comptime!(shape.scores(ROWS, BLOCK));
-        let k_descriptor = descriptor(here, BLOCK);
-        let mut scores = multiply::<S>(q_descriptor, k_descriptor, product);
-        let d_weights = multiply::<S>(d_descriptor, descriptor(here + kv_bytes, BLOCK), product);
-        let mut partly = key + comptime!(BLOCK as u32) > min(keys_end, first + shift + 1u32);
-        if comptime!(window > 0) {
-            partly = partly || key + window < end + shift;
+        let k_here = keys + block % 3u32 * kv_bytes;
+        let v_here = values + block % 2u32 * kv_bytes;
+        let k_before = keys + (block - 1u32) % 3u32 * kv_bytes;
+        let scores = start_product::<S>(q_descriptor, descriptor(k_here, BLOCK), product);
+        let d_weights = start_product::<S>(d_descriptor, descriptor(v_here, BLOCK), product);
+        let running = start_add::<O, P>(sums, d_scores, descriptor(k_before, BLOCK), sums_of);
+        if block + 1u32 < blocks {
+            let next = key + comptime!(BLOCK as u32);
+            let k_to = keys + (block + 1u32) % 3u32 * kv_bytes;
+            let v_to = values + (block + 1u32) % 2u32 * kv_bytes;
+            load_tile(k_from, kv_stride, k_to, next, keys_end, kv_tile);
+            load_tile(v_from, kv_stride, v_to, next, keys_end, kv_tile);
         }
-        if partly {
-            #[unroll]
-            for i in 0..comptime!(BLOCK / 2) {
-                let at = key + column + comptime!((i / 4 * 8 + i % 2) as u32);
-                let query = position + comptime!((i / 2 % 2 * 8) as u32);
-                let score = scores.extract(i);
-                scores.insert(i, visible(score, at, query, keys_end, window));
-            }
-        }
-        let mut d_scores = Vector::<u32, P>::empty();
-        #[unroll]
-        for i in 0..comptime!(BLOCK / 4) {
-            let lse = if comptime!(i % 2 == 0) { lse_0 } else { lse_1 };
-            let delta = if comptime!(i % 2 == 0) {
-                delta_0
-            } else {
-                delta_1
-            };
-            let low = exp2(scores.extract(2 * i) * log_scale - lse);
-            let high = exp2(scores.extract(2 * i + 1) * log_scale - lse);
-            let low = low * (d_weights.extract(2 * i) - delta);
-            let high = high * (d_weights.extract(2 * i + 1) - delta);
-            d_scores.insert(i, pack(low, high, half));
-        }
-        sums = multiply_add::<O, P>(sums, d_scores, k_descriptor, comptime!(shape.sums(BLOCK)));
+        commit_copies();
+        let scores = arrived::<S>(scores, comptime!(BLOCK / 2), 2usize);
+        let scores = seen::<S>(scores, key, &bounds, BLOCK, window);
+        let weights = exponentials::<S>(scores, BLOCK, log_scale, lse_0, lse_1);
+        let d_weights = arrived::<S>(d_weights, comptime!(BLOCK / 2), 1usize);
+        let d = d_scores_of::<S>(weights, d_weights, delta_0, delta_1);
+        sums = arrived::<O>(running, comptime!(shape.columns() / 2), 0usize);
+        d_scores = packed::<S, P>(d, BLOCK, half);
         block += 1u32;
     }
+    let last = keys + (blocks - 1u32) % 3u32 * kv_bytes;
+    sums = multiply_add::<O, P>(sums, d_scores, descriptor(last, BLOCK), sums_of);
     write_rows::<O>(
         sums, scale, scale, dq, row, end, head, heads, half, head_dim,
     );
@@ -765,7 +896,9 @@ fn keys_kernel<F: Float>(
         let product = comptime!(shape.scores(ROWS, BLOCK));
         let q_descriptor = descriptor(here, BLOCK);
         let d_descriptor = descriptor(here + q_bytes, BLOCK);
-        let mut scores = multiply::<S>(k_descriptor, q_descriptor, product);
+        let scores = start_product::<S>(k_descriptor, q_descriptor, product);
+        let d_weights = start_product::<S>(v_descriptor, d_descriptor, product);
+        let mut scores = arrived::<S>(scores, comptime!(BLOCK / 2), 1usize);
         // Rows are keys, columns queries.
         let mut partly = query + shift < end || query + comptime!(BLOCK as u32) > queries_end;
         if comptime!(window > 0) {
@@ -785,7 +918,6 @@ fn keys_kernel<F: Float>(
             }
         }
         let buffer = (round % 2u32 * comptime!(2 * BLOCK as u32) + column) as usize;
-        let mut weights = Vector::<u32, P>::empty();
         #[unroll]
         for j in 0..comptime!(BLOCK / 8) {
             #[unroll]
@@ -797,31 +929,27 @@ fn keys_kernel<F: Float>(
                 scores.insert(i, upper);
                 scores.insert(comptime!(i + 2), lower);
             }
-            #[unroll]
-            for h in 0..2usize {
-                let i = comptime!(4 * j + 2 * h);
-                let word = pack(scores.extract(i), scores.extract(comptime!(i + 1)), half);
-                weights.insert(comptime!(2 * j + h), word);
-            }
         }
-        let sums = comptime!(shape.sums(BLOCK));
-        dv_sums = multiply_add::<O, P>(dv_sums, weights, d_descriptor, sums);
-        let d_weights = multiply::<S>(v_descriptor, d_descriptor, product);
-        let mut d_scores = Vector::<u32, P>::empty();
+        let d_weights = arrived::<S>(d_weights, comptime!(BLOCK / 2), 0usize);
+        let weights = packed::<S, P>(scores, BLOCK, half);
         #[unroll]
         for j in 0..comptime!(BLOCK / 8) {
-            let delta_low = statistics[buffer + comptime!(8 * j + BLOCK)];
-            let delta_high = statistics[buffer + comptime!(8 * j + BLOCK + 1)];
             #[unroll]
-            for h in 0..2usize {
-                let i = comptime!(4 * j + 2 * h);
-                let low = scores.extract(i) * (d_weights.extract(i) - delta_low);
-                let high = scores.extract(comptime!(i + 1))
-                    * (d_weights.extract(comptime!(i + 1)) - delta_high);
-                d_scores.insert(comptime!(2 * j + h), pack(low, high, half));
+            for c in 0..2usize {
+                let delta = statistics[buffer + comptime!(8 * j + BLOCK + c)];
+                #[unroll]
+                for h in 0..2usize {
+                    let i = comptime!(4 * j + 2 * h + c);
+                    scores.insert(i, scores.extract(i) * (d_weights.extract(i) - delta));
+                }
             }
         }
-        dk_sums = multiply_add::<O, P>(dk_sums, d_scores, q_descriptor, sums);
+        let d_scores = packed::<S, P>(scores, BLOCK, half);
+        let sums = comptime!(shape.sums(BLOCK));
+        let dv_running = start_add::<O, P>(dv_sums, weights, d_descriptor, sums);
+        let dk_running = start_add::<O, P>(dk_sums, d_scores, q_descriptor, sums);
+        dv_sums = arrived::<O>(dv_running, comptime!(shape.columns() / 2), 1usize);
+        dk_sums = arrived::<O>(dk_running, comptime!(shape.columns() / 2), 0usize);
         round += 1u32;
     }
     let kv_heads = comptime!(shape.kv_heads);
