@@ -30,6 +30,7 @@ use clap::Args;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use super::card::{Load, Watch};
 use super::gpu::{Base, parse_batch};
 use crate::plot::{Plot, Point};
 
@@ -48,7 +49,7 @@ pub(crate) struct ActivationArgs {
     /// Columns of the adapters.
     #[arg(long, default_value_t = 16)]
     rank: usize,
-    /// Budgets of `smart`, from recompute-all's peak to keep-all's.
+    /// Budgets of `smart`, from the least that any plan takes to keep-all's peak; recompute-all's peak is one more.
     #[arg(long, default_value_t = 8)]
     budgets: u64,
     /// Timed steps of each case, after two that are not.
@@ -60,12 +61,15 @@ pub(crate) struct ActivationArgs {
     /// Directory for `activation-BxS.json` and `.svg`.
     #[arg(long)]
     out: PathBuf,
+    /// Further budgets of `smart`, in GiB.
+    #[arg(long, value_delimiter = ',')]
+    at: Vec<f64>,
     /// Let nothing wait in the host's memory.
     #[arg(long)]
     no_offload: bool,
-    /// Draw Unsloth's two measured points, which are for an 8B model in NF4 at 2x2048 or 1x8192 tokens on an H100.
-    #[arg(long)]
-    unsloth: bool,
+    /// A point of another program to draw beside, as `2x2048:GIB:MILLISECONDS:NAME`; may be given again.
+    #[arg(long, value_parser = parse_beside)]
+    beside: Vec<Beside>,
     /// What is being measured, for the record.
     #[arg(long, default_value = "")]
     commit: String,
@@ -77,17 +81,25 @@ pub(crate) struct ActivationArgs {
 /// Steps that are not timed.
 const WARM: usize = 2;
 
-/// Unsloth's steps of an 8B model in NF4, rank 16, on an H100, with its checkpointing and without.
-///
-/// # Units
-/// GiB and milliseconds.
-fn unsloth(batch: [usize; 2]) -> Vec<(&'static str, f64, f64)> {
-    let [recomputing, keeping] = ["Unsloth, recomputing", "Unsloth, keeping all"];
-    match batch {
-        [2, 2048] => vec![(recomputing, 6.79, 415.0), (keeping, 20.8, 288.0)],
-        [1, 8192] => vec![(recomputing, 7.8, 892.0), (keeping, 35.7, 639.0)],
-        _ => Vec::new(),
-    }
+/// What another program took for a batch.
+#[derive(Clone, Debug, PartialEq)]
+struct Beside {
+    batch: [usize; 2],
+    gib: f64,
+    milliseconds: f64,
+    name: String,
+}
+
+fn parse_beside(text: &str) -> Result<Beside, String> {
+    let expected = || format!("expected, say, 2x2048:6.95:394.1:Unsloth, not {text}");
+    let [batch, gib, milliseconds, name] =
+        <[&str; 4]>::try_from(text.splitn(4, ':').collect::<Vec<_>>()).map_err(|_| expected())?;
+    Ok(Beside {
+        batch: parse_batch(batch)?,
+        gib: gib.parse().map_err(|_| expected())?,
+        milliseconds: milliseconds.parse().map_err(|_| expected())?,
+        name: name.to_owned(),
+    })
 }
 
 /// Measures, prints a table and a JSON object for each row, and writes both files of each batch.
@@ -126,10 +138,19 @@ fn measure_batch(
             .as_u64()
             .context("a case without a peak")
     };
-    let (least, most) = (peak(&cases[0])?, peak(&keep)?);
+    let least = cases[0]["least_peak"].as_u64().context("no least peak")?;
+    let (all, most) = (peak(&cases[0])?, peak(&keep)?);
     let gaps = args.budgets.saturating_sub(1).max(1);
-    for i in 0..args.budgets {
-        let row = measure(&(least + (most - least) * i / gaps).to_string())?;
+    let even = (0..args.budgets).map(|i| least + (most - least) * i / gaps);
+    let named = args
+        .at
+        .iter()
+        .map(|gib| (gib * f64::from(1u32 << 30)) as u64);
+    let mut budgets: Vec<u64> = even.chain([all]).chain(named).collect();
+    budgets.sort_unstable();
+    budgets.dedup();
+    for budget in budgets {
+        let row = measure(&budget.to_string())?;
         show(&row);
         cases.push(row);
     }
@@ -156,12 +177,13 @@ fn measure_batch(
 fn show(row: &Value) {
     let gib = |key: &str| row[key].as_f64().unwrap_or(f64::NAN) / f64::from(1u32 << 30);
     println!(
-        "{:<16} {:>9.1} ms  peak {:>6.2} GiB, predicted {:>6.2}  recomputed {:>8.3} TFLOP\n{row}",
+        "{:<16} {:>9.1} ms  peak {:>6.2} GiB, predicted {:>6.2}  recomputed {:>8.3} TFLOP  {}\n{row}",
         row["case"].as_str().unwrap_or_default(),
         row["milliseconds"].as_f64().unwrap_or(f64::NAN),
         gib("measured_peak"),
         gib("predicted_peak"),
         row["recompute_flops"].as_f64().unwrap_or(f64::NAN) / 1e12,
+        row["load"],
     );
 }
 
@@ -276,7 +298,8 @@ impl Bench {
         };
         let prediction = step.predict(&plan, pass, &cost);
         let steps = Steps::run(args, model, [rows, tokens], &plan)?;
-        let mut row = self.row(args, case, &plan, prediction, &steps);
+        let least = step.least_peak(pass);
+        let mut row = self.row(args, case, &plan, (prediction, least), &steps);
         row["calibration"] = measured;
         Ok(row)
     }
@@ -286,7 +309,7 @@ impl Bench {
         args: &ActivationArgs,
         case: &str,
         plan: &ActivationPlan,
-        prediction: Prediction,
+        (prediction, least): (Prediction, u64),
         steps: &Steps,
     ) -> Value {
         let budget: Option<u64> = case.parse().ok();
@@ -299,6 +322,8 @@ impl Bench {
             "milliseconds_max": 1e3 * seconds[seconds.len() - 1],
             "measured_peak": steps.peak,
             "predicted_peak": prediction.peak.total(),
+            "least_peak": least,
+            "load": Load::to_json(steps.load),
             "predicted": prediction.peak,
             "page": self.page.get(),
             "recompute_flops": prediction.recompute_flops,
@@ -324,6 +349,8 @@ struct Steps {
     losses: Vec<f64>,
     /// A digest of the factors after the last step.
     factors: String,
+    /// While the timed steps ran.
+    load: Option<Load>,
 }
 
 impl Steps {
@@ -346,7 +373,11 @@ impl Steps {
         device.memory_cleanup();
         memory::forget_peak();
         let (mut seconds, mut losses) = (Vec::new(), Vec::new());
+        let mut watch = None;
         for i in 0..args.steps + WARM {
+            if i == WARM && args.device == "cuda" {
+                watch = Some(Watch::start(0));
+            }
             let began = Instant::now();
             let mut grads = optimizer.grads();
             let scale = 1.0 / batch.targets.len() as f32;
@@ -359,6 +390,7 @@ impl Steps {
                 seconds.push(began.elapsed().as_secs_f64());
             }
         }
+        let load = watch.and_then(Watch::finish);
         seconds.sort_by(f64::total_cmp);
         // The allocator keeps what it had.
         let peak =
@@ -374,6 +406,7 @@ impl Steps {
             peak,
             losses,
             factors: factors.collect(),
+            load,
         })
     }
 }
@@ -417,14 +450,15 @@ fn plot(args: &ActivationArgs, [sequences, tokens]: [usize; 2], rows: &[Value]) 
             })
         })
         .collect();
-    if args.unsloth {
-        let known = unsloth([sequences, tokens]).into_iter();
-        points.extend(known.map(|(name, x, y)| Point {
-            name: name.to_owned(),
-            x,
-            y,
-        }));
-    }
+    let beside = args
+        .beside
+        .iter()
+        .filter(|known| known.batch == [sequences, tokens]);
+    points.extend(beside.map(|known| Point {
+        name: known.name.clone(),
+        x: known.gib,
+        y: known.milliseconds,
+    }));
     Plot {
         title: format!(
             "{sequences} x {tokens} tokens, rank {}, {}",

@@ -19,6 +19,7 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use clap::{Args, ValueEnum};
 use serde_json::json;
 
+use super::card::{Load, Watch};
 use super::random_model;
 
 #[derive(Args)]
@@ -220,7 +221,13 @@ fn measure(args: &GpuArgs, mut model: CausalLm, batch: [usize; 2]) -> anyhow::Re
     let plan = args.keep.plan(model.num_backward_layers());
     let (mut times, mut submits) = (Vec::new(), Vec::new());
     const WARM: usize = 2;
+    let index = args.device.strip_prefix("cuda:");
+    let index = index.and_then(|index| index.parse().ok());
+    let mut watch = None;
     for step in 0..args.steps + WARM {
+        if step == WARM {
+            watch = index.map(Watch::start);
+        }
         let began = Instant::now();
         let mut grads = optimizer.grads();
         let count = batch_of.targets.len() as f32;
@@ -243,12 +250,13 @@ fn measure(args: &GpuArgs, mut model: CausalLm, batch: [usize; 2]) -> anyhow::Re
             submits.push(1e3 * submitted);
         }
     }
+    let load = watch.and_then(Watch::finish);
     times.sort_by(f64::total_cmp);
     submits.sort_by(f64::total_cmp);
     let (median, submit) = (times[times.len() / 2], submits[submits.len() / 2]);
     let count = batch[0] * batch[1];
     println!(
-        "{:?} {:?} keep {:?} {}x{}: {median:.1} ms ({:.1} to {:.1}), {:.0} tokens/s, host {submit:.1} ms; {}",
+        "{:?} {:?} keep {:?} {}x{}: {median:.1} ms ({:.1} to {:.1}), {:.0} tokens/s, host {submit:.1} ms; {}; {}",
         args.base,
         args.dtype,
         args.keep,
@@ -258,6 +266,7 @@ fn measure(args: &GpuArgs, mut model: CausalLm, batch: [usize; 2]) -> anyhow::Re
         times[times.len() - 1],
         1e3 * count as f64 / median,
         memory(&device),
+        Load::describe(load),
     );
     println!(
         "{}",
@@ -266,7 +275,7 @@ fn measure(args: &GpuArgs, mut model: CausalLm, batch: [usize; 2]) -> anyhow::Re
             "batch": batch[0], "length": batch[1], "milliseconds": median, "fastest": times[0],
             "slowest": times[times.len() - 1], "tokens_per_second": 1e3 * count as f64 / median,
             "host_milliseconds": submit, "held_bytes": usage(&device).map(|(_, held)| held),
-            "device": device::report(&device).name, "commit": args.commit,
+            "load": Load::to_json(load), "device": device::report(&device).name, "commit": args.commit,
         })
     );
     Ok(())

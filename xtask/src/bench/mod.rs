@@ -1,6 +1,7 @@
 //! What needs the library: benchmarks, random models, generated pages.
 
 mod activation;
+mod card;
 mod codebook;
 mod cpu;
 mod data;
