@@ -114,18 +114,94 @@ pub fn read_matrix(
     scheme: Option<Scheme>,
     (device, dtype): (&Device, DType),
 ) -> Result<Weight, MatrixError> {
-    let weight = match (source.quantized(name, maps())?, scheme) {
-        (Some(tensor), _) => from_bnb(tensor, device).map_err(|error| MatrixError::Parts {
-            path: source.path().to_owned(),
-            tensor: name.to_owned(),
-            source: error,
-        })?,
-        (None, Some(Scheme::Gguf(kind))) => kept(source, name, dims, kind, device)?,
-        (None, Some(scheme)) => quantize(source, name, dims, scheme, device)?,
-        (None, None) => Weight::Dense(read_dense(source, name, dims, (device, dtype))?),
-    };
-    source.release(name);
-    Ok(weight)
+    ReadMatrix::read(source, name, dims, scheme, dtype)?.put_on(device)
+}
+
+/// A matrix in the host's memory as it will be kept: read by any thread, put on a device by the one that builds the
+/// model.
+#[derive(Debug)]
+pub struct ReadMatrix<'a> {
+    source: &'a ModelSource,
+    name: String,
+    dims: [usize; 2],
+    stored: Stored<'a>,
+}
+
+#[derive(Debug)]
+enum Stored<'a> {
+    Bnb(BnbTensor<'a>),
+    Blocks(GgufBlock, Vec<u8>),
+    Codes(Quantizer),
+    Dense(TensorData),
+}
+
+impl<'a> ReadMatrix<'a> {
+    /// As [`read_matrix`]; dense values are of `dtype`.
+    ///
+    /// # Errors
+    /// As [`read_matrix`].
+    pub fn read(
+        source: &'a ModelSource,
+        name: &str,
+        dims: [usize; 2],
+        scheme: Option<Scheme>,
+        dtype: DType,
+    ) -> Result<Self, MatrixError> {
+        let stored = match (source.quantized(name, maps())?, scheme) {
+            (Some(tensor), _) => Stored::Bnb(tensor),
+            (None, Some(Scheme::Gguf(kind))) => Stored::Blocks(kind, kept(source, name, kind)?),
+            (None, Some(scheme)) => Stored::Codes(quantize(source, name, dims, scheme)?),
+            (None, None) => Stored::Dense(read_data(source, name, dims, dtype)?),
+        };
+        Ok(Self {
+            source,
+            name: name.to_owned(),
+            dims,
+            stored,
+        })
+    }
+
+    /// The matrix on a device.
+    ///
+    /// # Errors
+    /// Codes that do not fit the matrix.
+    pub fn put_on(self, device: &Device) -> Result<Weight, MatrixError> {
+        let (path, tensor) = (self.source.path(), self.name);
+        let malformed = |source| MatrixError::Parts {
+            path: path.to_owned(),
+            tensor: tensor.clone(),
+            source,
+        };
+        let weight = match self.stored {
+            Stored::Bnb(codes) => from_bnb(codes, device).map_err(malformed)?,
+            Stored::Blocks(kind, bytes) => {
+                let made = GgufBlocks::from_parts(kind, self.dims, bytes, device);
+                Weight::Gguf(made.map_err(malformed)?)
+            }
+            Stored::Codes(quantizer) => quantizer.finish(device),
+            Stored::Dense(data) => {
+                let dtype = data.dtype;
+                Weight::Dense(Tensor::from_data(data, (device, dtype)))
+            }
+        };
+        self.source.release(&tensor);
+        Ok(weight)
+    }
+
+    /// As [`put_on`](Self::put_on); a dense one stays in the host's memory if the device reads its rows there by itself:
+    /// an embedding.
+    ///
+    /// # Errors
+    /// As [`put_on`](Self::put_on).
+    pub fn put_beside(self, device: &Device) -> Result<Weight, MatrixError> {
+        if let Stored::Dense(data) = &self.stored
+            && let Some(table) = HostTable::pinned(data, device)
+        {
+            self.source.release(&self.name);
+            return Ok(Weight::Host(table));
+        }
+        self.put_on(device)
+    }
 }
 
 /// A tensor of values of `dtype`: as they lie where the file has that type, else through f32.
@@ -140,29 +216,6 @@ pub fn read_dense<const D: usize>(
 ) -> Result<Tensor<D>, MatrixError> {
     let data = read_data(source, name, dims, dtype)?;
     Ok(Tensor::from_data(data, (device, dtype)))
-}
-
-/// An embedding as [`read_matrix`] without a scheme; where it is dense, in the host's memory if the device reads its
-/// rows there by itself.
-///
-/// # Errors
-/// As [`read_matrix`].
-pub fn read_table(
-    source: &ModelSource,
-    name: &str,
-    dims: [usize; 2],
-    (device, dtype): (&Device, DType),
-) -> Result<Weight, MatrixError> {
-    if source.quantized(name, maps())?.is_some() {
-        return read_matrix(source, name, dims, None, (device, dtype));
-    }
-    let data = read_data(source, name, dims, dtype)?;
-    let weight = match HostTable::pinned(&data, device) {
-        Some(table) => Weight::Host(table),
-        None => Weight::Dense(Tensor::from_data(data, (device, dtype))),
-    };
-    source.release(name);
-    Ok(weight)
 }
 
 fn read_data<const D: usize>(
@@ -194,26 +247,14 @@ fn read_data<const D: usize>(
     Ok(data)
 }
 
-fn kept(
-    source: &ModelSource,
-    name: &str,
-    dims: [usize; 2],
-    expected: GgufBlock,
-    device: &Device,
-) -> Result<Weight, MatrixError> {
+fn kept(source: &ModelSource, name: &str, expected: GgufBlock) -> Result<Vec<u8>, MatrixError> {
     let (path, tensor) = (source.path().to_owned(), name.to_owned());
     match source.blocks(name)? {
         Some((kind, bytes)) if kind == expected => {
             if !kind.all_finite(&bytes) {
                 return Err(MatrixError::NotFinite { path, tensor });
             }
-            let made = GgufBlocks::from_parts(kind, dims, bytes.into_owned(), device);
-            let made = made.map_err(|source| MatrixError::Parts {
-                path,
-                tensor,
-                source,
-            })?;
-            Ok(Weight::Gguf(made))
+            Ok(bytes.into_owned())
         }
         _ => Err(MatrixError::OtherBlocks {
             path,
@@ -229,8 +270,7 @@ fn quantize(
     name: &str,
     dims: [usize; 2],
     scheme: Scheme,
-    device: &Device,
-) -> Result<Weight, MatrixError> {
+) -> Result<Quantizer, MatrixError> {
     let raw = source.raw(name)?;
     let dtype = raw.info.dtype;
     if !dtype.is_float() {
@@ -252,7 +292,7 @@ fn quantize(
         check_finite(source, name, values)?;
         quantizer.push(values);
     }
-    Ok(quantizer.finish(device))
+    Ok(quantizer)
 }
 
 fn check_finite(source: &ModelSource, name: &str, values: &[f32]) -> Result<(), MatrixError> {

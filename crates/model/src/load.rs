@@ -1,4 +1,6 @@
-//! Building a model from its files, one tensor at a time.
+//! Building a model from its files.
+
+mod ahead;
 
 use std::collections::HashSet;
 
@@ -7,11 +9,12 @@ use backdraft_arch::{LayerSpec, ModelSpec, RopeScaling, TensorSpec, embeds_on_ho
 use backdraft_formats::ModelSource;
 use backdraft_kernels::attention::HeadLayout;
 use backdraft_kernels::device;
-use backdraft_lora::base::{self, read_dense, read_matrix, read_table};
+use backdraft_lora::base::{self, read_dense};
 use backdraft_lora::{Projection, TargetModule};
 use backdraft_quant::{QuantizationPlan, Scheme, Weight};
 use burn::tensor::{DType, Device, Tensor};
 
+use self::ahead::{Ahead, Wanted};
 use crate::causal_lm::CausalLm;
 use crate::error::LoadError;
 use crate::layers::{Attention, DecoderLayer, Mlp, RmsNorm, StreamNorms};
@@ -92,12 +95,21 @@ impl CausalLm {
         tables: Tables,
     ) -> Result<Self, LoadError> {
         check_codes(source, plan)?;
-        let reader = Reader {
-            source,
-            plan: plan.filter(|_| source.quantization().is_none()),
-            place: (device, dtype),
-        };
-        device::lasting(device, (), |()| reader.model(check(source)?, tables))
+        let spec = check(source)?;
+        let plan = plan.filter(|_| source.quantization().is_none());
+        let wanted = in_order(&spec, plan, device);
+        let ahead = Ahead::new(source, dtype, wanted);
+        device::lasting(device, (), |()| {
+            ahead.beside(device::gpu(device).is_some(), |ahead| {
+                let reader = Reader {
+                    ahead,
+                    source,
+                    plan,
+                    place: (device, dtype),
+                };
+                reader.model(&spec, tables)
+            })
+        })
     }
 }
 
@@ -109,14 +121,34 @@ enum Tables {
     OnHost,
 }
 
+/// The matrices of a model in the order in which [`Reader::model`] takes them.
+fn in_order(spec: &ModelSpec, plan: Option<&QuantizationPlan>, device: &Device) -> Vec<Wanted> {
+    let whole = device::gpu(device).is_some();
+    let table = |name: &str| Wanted {
+        name: name.to_owned(),
+        dims: [spec.vocab_size, spec.hidden_size],
+        scheme: plan.and_then(|plan| plan.scheme_for_table(spec, name, whole)),
+    };
+    let projections = spec.projections().map(|(layer, target)| {
+        let path = target.path(layer);
+        Wanted {
+            name: format!("{path}.weight"),
+            dims: spec.layers[layer].shape(target),
+            scheme: plan.and_then(|plan| plan.scheme_for(&path)),
+        }
+    });
+    let head = (!spec.tie_word_embeddings).then(|| table(HEAD));
+    let embedding = std::iter::once(table(EMBEDDING));
+    embedding.chain(projections).chain(head).collect()
+}
+
 impl Reader<'_> {
-    fn model(&self, spec: ModelSpec, tables: Tables) -> Result<CausalLm, LoadError> {
-        let table = [spec.vocab_size, spec.hidden_size];
+    fn model(&self, spec: &ModelSpec, tables: Tables) -> Result<CausalLm, LoadError> {
         let embed_tokens = match tables {
-            Tables::OnHost if embeds_on_host(&spec, self.plan) => {
-                read_table(self.source, EMBEDDING, table, self.place)?
+            Tables::OnHost if embeds_on_host(spec, self.plan) => {
+                self.ahead.take(EMBEDDING)?.put_beside(self.place.0)?
             }
-            _ => self.table(&spec, EMBEDDING, table)?,
+            _ => self.matrix(EMBEDDING)?,
         };
         let layers = spec.layers.iter().enumerate();
         let layers = layers
@@ -125,10 +157,10 @@ impl Reader<'_> {
         let norm = self.norm(FINAL_NORM, spec.hidden_size, spec.rms_norm_eps)?;
         let lm_head = match spec.tie_word_embeddings {
             true => None,
-            false => Some(self.table(&spec, HEAD, table)?),
+            false => Some(self.matrix(HEAD)?),
         };
         Ok(CausalLm::from_parts(
-            spec,
+            spec.clone(),
             embed_tokens,
             layers,
             norm,
@@ -216,6 +248,7 @@ fn check_codes(source: &ModelSource, plan: Option<&QuantizationPlan>) -> Result<
 }
 
 struct Reader<'a> {
+    ahead: &'a Ahead<'a>,
     source: &'a ModelSource,
     plan: Option<&'a QuantizationPlan>,
     place: (&'a Device, DType),
@@ -278,8 +311,7 @@ impl Reader<'_> {
     ) -> Result<Projection, LoadError> {
         let shape = spec.shape(target);
         let path = target.path(layer);
-        let scheme = self.plan.and_then(|plan| plan.scheme_for(&path));
-        let weight = self.matrix(&format!("{path}.weight"), shape, scheme)?;
+        let weight = self.matrix(&format!("{path}.weight"))?;
         let bias = if spec.biases.contains(target) {
             Some(self.read(&format!("{path}.bias"), [shape[0]])?)
         } else {
@@ -292,22 +324,9 @@ impl Reader<'_> {
         Ok(RmsNorm::new(self.read(name, [features])?, eps))
     }
 
-    /// The embedding or the head.
-    fn table(&self, spec: &ModelSpec, name: &str, shape: [usize; 2]) -> Result<Weight, LoadError> {
-        let whole = device::gpu(self.place.0).is_some();
-        let scheme = self
-            .plan
-            .and_then(|plan| plan.scheme_for_table(spec, name, whole));
-        self.matrix(name, shape, scheme)
-    }
-
-    fn matrix(
-        &self,
-        name: &str,
-        shape: [usize; 2],
-        scheme: Option<Scheme>,
-    ) -> Result<Weight, LoadError> {
-        Ok(read_matrix(self.source, name, shape, scheme, self.place)?)
+    /// The next matrix of [`in_order`], which is that one.
+    fn matrix(&self, name: &str) -> Result<Weight, LoadError> {
+        Ok(self.ahead.take(name)?.put_on(self.place.0)?)
     }
 
     fn read(&self, name: &str, shape: [usize; 1]) -> Result<Tensor<1>, LoadError> {

@@ -1,14 +1,6 @@
 //! Clock and power of a GPU while something runs on it: a step's products are bound by both.
 
-use std::process::{Child, Command, Stdio};
-
 use serde_json::{Value, json};
-
-/// Asks the driver's own program every so many milliseconds.
-const PERIOD: &str = "--loop-ms=50";
-
-/// Watches until it is [`finish`](Self::finish)ed.
-pub(crate) struct Watch(Option<Child>);
 
 /// What was seen: medians.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -19,48 +11,10 @@ pub(crate) struct Load {
     pub(crate) power: f64,
 }
 
-impl Watch {
-    /// Begins to watch the GPU of that number; where the driver's program is missing, nothing is seen.
-    pub(crate) fn start(index: usize) -> Self {
-        let child = Command::new("nvidia-smi")
-            .args(["--query-gpu=clocks.sm,power.draw", PERIOD])
-            .arg("--format=csv,noheader,nounits")
-            .arg(format!("--id={index}"))
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn();
-        Self(child.ok())
-    }
-
-    /// What was seen; `None` where nothing was.
-    pub(crate) fn finish(mut self) -> Option<Load> {
-        let mut child = self.0.take()?;
-        child.kill().ok()?;
-        let output = child.wait_with_output().ok()?;
-        Load::of(&String::from_utf8_lossy(&output.stdout))
-    }
-}
-
-impl Drop for Watch {
-    fn drop(&mut self) {
-        if let Some(child) = &mut self.0 {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-}
-
 impl Load {
-    /// Of lines `clock, power`; one that was cut or says `[N/A]` does not count.
-    fn of(lines: &str) -> Option<Self> {
-        let numbers = lines.lines().filter_map(|line| {
-            let (clock, power) = line.split_once(',')?;
-            Some([clock.trim().parse().ok()?, power.trim().parse().ok()?])
-        });
-        let numbers: Vec<[f64; 2]> = numbers.collect();
+    fn of(samples: &[[f64; 2]]) -> Option<Self> {
         let median = |which: usize| {
-            let mut values: Vec<f64> = numbers.iter().map(|pair| pair[which]).collect();
+            let mut values: Vec<f64> = samples.iter().map(|sample| sample[which]).collect();
             values.sort_by(f64::total_cmp);
             values.get(values.len() / 2).copied()
         };
@@ -82,21 +36,96 @@ impl Load {
     }
 }
 
+/// Watches a GPU until it is [`finish`](Self::finish)ed.
+#[derive(Default)]
+pub(crate) struct Watch {
+    #[cfg(feature = "cuda")]
+    thread: Option<watching::Thread>,
+}
+
+impl Watch {
+    /// Begins to watch the GPU of that number; where the driver does not tell, nothing is seen.
+    #[cfg_attr(not(feature = "cuda"), expect(unused_variables, reason = "no GPU"))]
+    pub(crate) fn start(index: u32) -> Self {
+        Self {
+            #[cfg(feature = "cuda")]
+            thread: watching::start(index),
+        }
+    }
+
+    /// What was seen; `None` where nothing was.
+    pub(crate) fn finish(self) -> Option<Load> {
+        #[cfg(feature = "cuda")]
+        return Load::of(&self.thread?.stop());
+        #[cfg(not(feature = "cuda"))]
+        Load::of(&[])
+    }
+}
+
+#[cfg(feature = "cuda")]
+mod watching {
+    use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+    use std::thread::JoinHandle;
+    use std::time::Duration;
+
+    use nvml_wrapper::Nvml;
+    use nvml_wrapper::enum_wrappers::device::Clock;
+
+    /// How often the driver is asked.
+    const PERIOD: Duration = Duration::from_millis(30);
+
+    pub(super) struct Thread {
+        done: Sender<()>,
+        handle: JoinHandle<Vec<[f64; 2]>>,
+    }
+
+    pub(super) fn start(index: u32) -> Option<Thread> {
+        let nvml = Nvml::builder()
+            .lib_path("libnvidia-ml.so.1".as_ref())
+            .init()
+            .ok()?;
+        nvml.device_by_index(index).ok()?;
+        let (done, stopped) = channel();
+        let handle = std::thread::spawn(move || {
+            let mut samples = Vec::new();
+            let Ok(device) = nvml.device_by_index(index) else {
+                return samples;
+            };
+            while stopped.recv_timeout(PERIOD) == Err(RecvTimeoutError::Timeout) {
+                if let (Ok(clock), Ok(power)) = (device.clock_info(Clock::SM), device.power_usage())
+                {
+                    samples.push([f64::from(clock), f64::from(power) / 1e3]);
+                }
+            }
+            samples
+        });
+        Some(Thread { done, handle })
+    }
+
+    impl Thread {
+        pub(super) fn stop(self) -> Vec<[f64; 2]> {
+            drop(self.done);
+            self.handle.join().unwrap_or_default()
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn medians_of_whole_lines() {
-        let load = Load::of("1980, 120.5\n1500, 690.1\n1485, [N/A]\n1490, 688.0\n14").unwrap();
+    fn medians_of_each() {
+        let load = Load::of(&[[1980.0, 120.5], [1500.0, 690.0], [1490.0, 688.0]]);
+        let expected = Load {
+            clock: 1500.0,
+            power: 688.0,
+        };
+        assert_eq!(load, Some(expected));
+        assert_eq!(Load::of(&[]), None);
         assert_eq!(
-            load,
-            Load {
-                clock: 1500.0,
-                power: 688.0
-            }
+            Load::describe(Watch::default().finish()),
+            "clock and power unknown"
         );
-        assert_eq!(Load::of(""), None);
-        assert_eq!(Load::describe(None), "clock and power unknown");
     }
 }

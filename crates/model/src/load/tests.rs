@@ -197,3 +197,46 @@ fn matrices_with_a_scheme_of_their_own_are_written_as_values() {
     let refused = quantize(&source(), &plan, &path, Existing::Refuse, |_, _| ()).unwrap_err();
     assert!(matches!(refused, QuantizeError::Unknown { scheme } if scheme == nf6));
 }
+
+#[test]
+fn matrices_that_are_read_ahead_are_those_that_are_read_alone() {
+    let source = source();
+    let spec = spec(&source).unwrap();
+    let nf4 = plan(Scheme::NF4, &["up_proj"]);
+    for plan in [None, Some(&nf4)] {
+        let wanted = in_order(&spec, plan, &Device::flex());
+        let names: Vec<String> = wanted.iter().map(|matrix| matrix.name.clone()).collect();
+        let read = |with_readers: bool| {
+            let ahead = Ahead::new(&source, DType::F32, wanted.clone());
+            ahead.beside(with_readers, |ahead| {
+                let read = names.iter().map(|name| {
+                    let weight = ahead.take(name).unwrap().put_on(&Device::flex()).unwrap();
+                    (weight.scheme(), weight.dequantize().into_data())
+                });
+                read.collect::<Vec<_>>()
+            })
+        };
+        assert_eq!(names.len(), 16);
+        assert_eq!(read(true), read(false));
+    }
+}
+
+/// The first error in the order of the model is told, whoever met with another one before; whoever stops stops all.
+#[test]
+fn readers_stop_at_the_first_error() {
+    let source = source();
+    let spec = spec(&source).unwrap();
+    let mut wanted = in_order(&spec, None, &Device::flex());
+    for i in [3, 5] {
+        wanted[i].name = format!("missing.{i}");
+    }
+    let names: Vec<String> = wanted.iter().map(|matrix| matrix.name.clone()).collect();
+    for with_readers in [false, true] {
+        let ahead = Ahead::new(&source, DType::F32, wanted.clone());
+        let result = ahead.beside(with_readers, |ahead| {
+            names.iter().try_for_each(|name| ahead.take(name).map(drop))
+        });
+        let error = result.unwrap_err().to_string();
+        assert!(error.contains("missing.3"), "{error}");
+    }
+}
