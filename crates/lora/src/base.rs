@@ -180,7 +180,7 @@ impl<'a> ReadMatrix<'a> {
             }
             Stored::Codes(quantizer) => quantizer.finish(device),
             Stored::Dense(data) => {
-                let dtype = data.dtype;
+                let dtype = data.dtype();
                 Weight::Dense(Tensor::from_data(data, (device, dtype)))
             }
         };

@@ -11,7 +11,7 @@ use backdraft_kernels::attention::HeadLayout;
 use backdraft_kernels::device;
 use backdraft_lora::base::{self, read_dense};
 use backdraft_lora::{Projection, TargetModule};
-use backdraft_quant::{QuantizationPlan, Scheme, Weight};
+use backdraft_quant::{QuantizationPlan, Weight};
 use burn::tensor::{DType, Device, Tensor};
 
 use self::ahead::{Ahead, Wanted};
@@ -142,7 +142,7 @@ fn in_order(spec: &ModelSpec, plan: Option<&QuantizationPlan>, device: &Device) 
     embedding.chain(projections).chain(head).collect()
 }
 
-impl Reader<'_> {
+impl Reader<'_, '_> {
     fn model(&self, spec: &ModelSpec, tables: Tables) -> Result<CausalLm, LoadError> {
         let embed_tokens = match tables {
             Tables::OnHost if embeds_on_host(spec, self.plan) => {
@@ -247,14 +247,14 @@ fn check_codes(source: &ModelSource, plan: Option<&QuantizationPlan>) -> Result<
     Ok(())
 }
 
-struct Reader<'a> {
-    ahead: &'a Ahead<'a>,
+struct Reader<'a, 's> {
+    ahead: &'a Ahead<'s>,
     source: &'a ModelSource,
     plan: Option<&'a QuantizationPlan>,
     place: (&'a Device, DType),
 }
 
-impl Reader<'_> {
+impl Reader<'_, '_> {
     fn layer(&self, index: usize, spec: &LayerSpec, eps: f64) -> Result<DecoderLayer, LoadError> {
         let layout = HeadLayout::new(
             spec.num_attention_heads,

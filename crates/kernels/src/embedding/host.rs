@@ -43,14 +43,14 @@ impl HostTable {
     /// # Shapes
     /// `data` `[rows, width]`.
     pub fn pinned(data: &TensorData, device: &Device) -> Option<Self> {
-        let &[rows, width] = &data.shape[..] else {
+        let &[rows, width] = &data.shape()[..] else {
             return None;
         };
-        let row = width * data.dtype.size();
+        let row = width * data.dtype().size();
         let memory = Pinned::holding(data.as_bytes(), row, device)?;
         Some(Self {
             dims: [rows, width],
-            dtype: data.dtype,
+            dtype: data.dtype(),
             device: device.clone(),
             memory: Arc::new(memory),
         })

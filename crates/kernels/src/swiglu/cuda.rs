@@ -11,7 +11,7 @@ use crate::low_rank::cuda::{
     BLOCKS, Form, LINE, Term, cubes, left_words, own_columns, own_row, place,
     product as product_of, right_words, row_of,
 };
-use crate::low_rank::{Adapted, LowRank};
+use crate::low_rank::Adapted;
 
 /// Gate and up, complete and in their places, and the product; `Err` hands everything back where there is no kernel.
 pub(super) fn forward(gate: Adapted, up: Adapted) -> Result<[Tensor<2>; 3], (Adapted, Adapted)> {

@@ -1,7 +1,7 @@
 use std::path::{Path, PathBuf};
 
 use backdraft_formats::Existing;
-use backdraft_quant::{FourBitFormat, NestedFormat};
+use backdraft_quant::{FourBitFormat, NestedFormat, Scheme};
 use serde_json::{Value, json};
 
 use super::*;
