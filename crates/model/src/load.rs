@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use backdraft_arch::spec::{EMBEDDING, FINAL_NORM, HEAD};
-use backdraft_arch::{LayerSpec, ModelSpec, RopeScaling, TensorSpec};
+use backdraft_arch::{LayerSpec, ModelSpec, NormPlaces, NormScale, RopeScaling, TensorSpec};
 use backdraft_formats::ModelSource;
 use backdraft_kernels::attention::HeadLayout;
 use backdraft_kernels::device;
@@ -88,9 +88,10 @@ impl CausalLm {
         let embed_tokens = reader.table(&spec, EMBEDDING, table)?;
         let layers = spec.layers.iter().enumerate();
         let layers = layers
-            .map(|(i, layer)| reader.layer(i, layer, spec.rms_norm_eps))
+            .map(|(i, layer)| reader.layer(i, layer, (spec.norm_scale, spec.rms_norm_eps)))
             .collect::<Result<_, _>>()?;
-        let norm = reader.norm(FINAL_NORM, spec.hidden_size, spec.rms_norm_eps)?;
+        let kind = (spec.norm_scale, spec.rms_norm_eps);
+        let norm = reader.norm(FINAL_NORM, spec.hidden_size, kind)?;
         let lm_head = match spec.tie_word_embeddings {
             true => None,
             false => Some(reader.table(&spec, HEAD, table)?),
@@ -184,7 +185,12 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    fn layer(&self, index: usize, spec: &LayerSpec, eps: f64) -> Result<DecoderLayer, LoadError> {
+    fn layer(
+        &self,
+        index: usize,
+        spec: &LayerSpec,
+        kind: (NormScale, f64),
+    ) -> Result<DecoderLayer, LoadError> {
         let layout = HeadLayout::new(
             spec.num_attention_heads,
             spec.num_key_value_heads,
@@ -196,6 +202,10 @@ impl Reader<'_> {
         };
         let layout = match spec.attention_multiplier {
             Some(scale) => layout.with_scale(scale as f32),
+            None => layout,
+        };
+        let layout = match spec.attention_softcap {
+            Some(cap) => layout.with_softcap(cap as f32),
             None => layout,
         };
         let projection = |target| self.projection(index, target, spec);
@@ -213,15 +223,20 @@ impl Reader<'_> {
             gate_proj: projection(TargetModule::GateProj)?,
             up_proj: projection(TargetModule::UpProj)?,
             down_proj: branch(TargetModule::DownProj)?,
+            activation: spec.activation,
         };
         let norms = spec.norms();
-        let norms = norms.map(|(norm, features)| self.norm(&norm.tensor(index), features, eps));
+        let norms = norms.map(|(norm, features)| self.norm(&norm.tensor(index), features, kind));
         let mut norms = norms.collect::<Result<Vec<_>, _>>()?.into_iter();
         let mut pair = || Some([norms.next()?, norms.next()?]);
-        let stream = pair().unwrap_or_else(|| unreachable!("every layer has two norms"));
-        let stream = match spec.norms_after {
-            false => StreamNorms::Before(stream),
-            true => StreamNorms::After(stream),
+        let mut stream = || pair().unwrap_or_else(|| unreachable!("norms are listed in pairs"));
+        let stream = match spec.norm_places {
+            NormPlaces::Before => StreamNorms::Before(stream()),
+            NormPlaces::After => StreamNorms::After(stream()),
+            NormPlaces::Around => {
+                let ([input, post], [pre, last]) = (stream(), stream());
+                StreamNorms::Around([input, post, pre, last])
+            }
         };
         let head_norms = pair();
         Ok(DecoderLayer::new(
@@ -250,8 +265,13 @@ impl Reader<'_> {
         Ok(Projection::new(weight, bias))
     }
 
-    fn norm(&self, name: &str, features: usize, eps: f64) -> Result<RmsNorm, LoadError> {
-        Ok(RmsNorm::new(self.read(name, [features])?, eps))
+    fn norm(
+        &self,
+        name: &str,
+        features: usize,
+        (scale, eps): (NormScale, f64),
+    ) -> Result<RmsNorm, LoadError> {
+        Ok(RmsNorm::new(self.read(name, [features])?, scale, eps))
     }
 
     /// The embedding or the head.

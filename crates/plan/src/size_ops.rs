@@ -8,7 +8,8 @@ use std::rc::Rc;
 
 use backdraft_arch::ops::Branch;
 use backdraft_arch::{
-    Backward, Forward, Group, Heads, InputGrad, KeepSet, Norm, SavedTensor, TargetModule, Values,
+    Backward, Forward, Group, Heads, InputGrad, KeepSet, Norm, NormPlaces, SavedTensor,
+    TargetModule, Values,
 };
 
 use crate::tensors::{LayerShape, MemoryModel, PassShape, ProjectionShape, Work};
@@ -265,13 +266,13 @@ impl<A: Memory> Forward for SizeOps<'_, A> {
         self.projection(target).rank > 0
     }
 
-    fn norms_after(&self) -> bool {
-        self.layer.norms_after
+    fn norm_places(&self) -> NormPlaces {
+        self.layer.norm_places
     }
 
     fn norm(&mut self, norm: Norm, _: &Value<A>) -> (Value<A>, Value<A>) {
         let hidden = self.layer.hidden;
-        if let Some(tensor) = norm.output() {
+        if let Some(tensor) = norm.output(self.layer.norm_places) {
             self.charge(tensor, self.pass_over(2 * hidden));
         }
         let y = self.alloc(self.features(hidden));
@@ -284,7 +285,7 @@ impl<A: Memory> Forward for SizeOps<'_, A> {
             ops: 2,
             ..self.pass_over(5 * hidden)
         };
-        match norm.output() {
+        match norm.output(self.layer.norm_places) {
             Some(tensor) => self.charge(tensor, work),
             None => self.charge_rest(work),
         }

@@ -1,5 +1,6 @@
 //! Terms of low rank, by themselves and in passing.
 
+use backdraft_arch::Activation;
 use burn::tensor::Tensor;
 
 use super::places::{Place, places, random};
@@ -87,12 +88,15 @@ fn swiglu_takes_terms_with_it() {
         let terms = [Exact::random(shape), Exact::random(shape)];
         let (bases, dy) = ([random(dims), random(dims)], random(dims));
         for place in places() {
-            for &layout in layouts(shape) {
+            let both = [Activation::Silu, Activation::GeluTanh].into_iter();
+            let cases = both.flat_map(|it| layouts(shape).iter().map(move |&layout| (it, layout)));
+            for (activation, layout) in cases {
                 let adapted = |i: usize| Adapted {
                     base: place.put(&bases[i]),
                     term: Some(terms[i].put(place, layout)),
                 };
-                let [gate, up, product] = swiglu::forward_adapted(adapted(0), adapted(1));
+                let [gate, up, product] =
+                    swiglu::forward_adapted(adapted(0), adapted(1), activation);
                 for (i, actual) in [&gate, &up].into_iter().enumerate() {
                     let expected = terms[i].added(place, &bases[i]);
                     place.assert_close("gate or up", actual.clone(), expected);
@@ -103,7 +107,7 @@ fn swiglu_takes_terms_with_it() {
                         .into_data()
                         .assert_eq(&alone.into_data(), true);
                 }
-                let after = swiglu::forward(&gate, &up);
+                let after = swiglu::forward(&gate, &up, activation);
                 product.into_data().assert_eq(&after.into_data(), true);
 
                 let (gate, up) = (place.put(&bases[0]), place.put(&bases[1]));
@@ -111,11 +115,12 @@ fn swiglu_takes_terms_with_it() {
                     base: place.put(&dy),
                     term: Some(terms[0].put(place, layout)),
                 };
-                let (dgate, dup) = swiglu::backward_adapted(given, gate, up);
+                let (dgate, dup) = swiglu::backward_adapted(given, gate, up, activation);
                 let (expected_gate, expected_up) = swiglu::reference::backward(
                     &terms[0].added(place, &dy),
                     &place.round(&bases[0]),
                     &place.round(&bases[1]),
+                    activation,
                 );
                 place.assert_close("dgate", dgate, expected_gate);
                 place.assert_close("dup", dup, expected_up);

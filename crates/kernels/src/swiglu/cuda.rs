@@ -1,11 +1,12 @@
 //! One pass that adds the adapters' terms on its way.
 
+use backdraft_arch::Activation;
 use burn::tensor::Tensor;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
-use super::cube::gradients;
-use crate::cube::{InPlace, argument, elem, empty, floats, into_floats, sigmoid, tensor};
+use super::cube::{activated, gradients};
+use crate::cube::{InPlace, argument, elem, empty, floats, into_floats, tensor};
 use crate::low_rank::cuda::{
     BLOCKS, Form, LINE, Term, cubes, left_words, own_columns, own_row, place, product, right_words,
     row_of,
@@ -13,7 +14,11 @@ use crate::low_rank::cuda::{
 use crate::low_rank::{Adapted, LowRank};
 
 /// Gate and up, complete and in their places, and the product; `Err` hands everything back where there is no kernel.
-pub(super) fn forward(gate: Adapted, up: Adapted) -> Result<[Tensor<2>; 3], (Adapted, Adapted)> {
+pub(super) fn forward(
+    gate: Adapted,
+    up: Adapted,
+    activation: Activation,
+) -> Result<[Tensor<2>; 3], (Adapted, Adapted)> {
     let (dims, dtype) = (gate.base.dims(), gate.base.dtype());
     let of = |x: &Adapted| Term::of(x.term.as_ref()?, dims, dtype);
     let same = up.base.dims() == dims && up.base.dtype() == dtype;
@@ -53,6 +58,7 @@ pub(super) fn forward(gate: Adapted, up: Adapted) -> Result<[Tensor<2>; 3], (Ada
             dims[0] as u32,
             dims[1] as u32,
             gate_term.form,
+            activation,
             elem(dtype),
         );
     }
@@ -65,6 +71,7 @@ pub(super) fn backward(
     term: &LowRank,
     gate: &Tensor<2>,
     up: &Tensor<2>,
+    activation: Activation,
 ) -> Option<(Tensor<2>, Tensor<2>)> {
     let (dims, dtype) = (dy.dims(), dy.dtype());
     let term = Term::of(term, dims, dtype)?;
@@ -95,6 +102,7 @@ pub(super) fn backward(
             dims[0] as u32,
             dims[1] as u32,
             term.form,
+            activation,
             elem(dtype),
         );
     }
@@ -117,6 +125,7 @@ fn forward_kernel<F: Float, N: Size>(
     rows: u32,
     columns: u32,
     #[comptime] form: Form,
+    #[comptime] activation: Activation,
     #[define(F)] _dtype: ElemType,
 ) {
     let first_column = own_columns();
@@ -156,7 +165,7 @@ fn forward_kernel<F: Float, N: Size>(
                     let place = place(row, first_column, rows, columns);
                     gate_out[place] = g_rounded;
                     up_out[place] = u_rounded;
-                    y[place] = Vector::cast_from(g * sigmoid(g) * u);
+                    y[place] = Vector::cast_from(activated::<N>(g, activation) * u);
                 }
             }
         }
@@ -176,6 +185,7 @@ fn backward_kernel<F: Float, N: Size>(
     rows: u32,
     columns: u32,
     #[comptime] form: Form,
+    #[comptime] activation: Activation,
     #[define(F)] _dtype: ElemType,
 ) {
     let first_column = own_columns();
@@ -207,6 +217,7 @@ fn backward_kernel<F: Float, N: Size>(
                     d,
                     Vector::cast_from(gates[2 * block + half]),
                     Vector::cast_from(ups[2 * block + half]),
+                    activation,
                 );
                 if row < rows {
                     let place = place(row, first_column, rows, columns);
