@@ -233,6 +233,8 @@ fn gradients_and_losses_do_not_depend_on_the_plan() {
         (Family::SmolLm3, Some(9), false, 0.1),
         (Family::Olmo2, None, false, 0.1),
         (Family::Olmo3, Some(9), true, 0.0),
+        (Family::Gemma2, Some(9), false, 0.1),
+        (Family::Gemma3, Some(9), true, 0.0),
     ] {
         let shape = RandomModel {
             family,
@@ -265,7 +267,7 @@ fn gradients_and_losses_do_not_depend_on_the_plan() {
         let losses = &expected.unwrap().1;
         assert!(f64::from_bits(losses[9]) < f64::from_bits(losses[0]));
     }
-    assert_eq!(checked, 99);
+    assert_eq!(checked, 121);
 }
 
 #[test]
@@ -303,6 +305,16 @@ fn gradients_do_not_depend_on_the_plan_on_a_gpu() {
         family: Family::Olmo2,
         ..DRILLED
     };
+    let capped = RandomModel {
+        family: Family::Gemma2,
+        window: Some(200),
+        ..DRILLED
+    };
+    let local = RandomModel {
+        family: Family::Gemma3,
+        window: Some(200),
+        ..DRILLED
+    };
     let families = [
         (normed, (DType::F32, false, 0.0, vec![700, 300])),
         (normed, (DType::BF16, true, 0.1, vec![2048; 4])),
@@ -310,6 +322,8 @@ fn gradients_do_not_depend_on_the_plan_on_a_gpu() {
         (scaled, (DType::BF16, true, 0.1, vec![700, 300])),
         (after, (DType::F32, false, 0.0, vec![700, 300])),
         (after, (DType::BF16, true, 0.1, vec![2048; 4])),
+        (capped, (DType::F32, false, 0.0, vec![700, 300])),
+        (local, (DType::BF16, true, 0.1, vec![700, 300])),
     ];
     for (shape, (dtype, nf4, dropout, lengths)) in plain.into_iter().chain(families) {
         let dir = dir.path().join(shape.family.model_type());
@@ -473,6 +487,16 @@ fn the_predicted_peak_is_the_measured_one() {
         family: Family::Olmo2,
         ..wide
     };
+    let capped = RandomModel {
+        family: Family::Gemma2,
+        window: Some(100),
+        ..wide
+    };
+    let local = RandomModel {
+        family: Family::Gemma3,
+        window: Some(100),
+        ..wide
+    };
     let mut combinations = 0;
     let mut off = Vec::new();
     for (shape, nf4, lengths) in [
@@ -489,6 +513,9 @@ fn the_predicted_peak_is_the_measured_one() {
         (unturned, false, vec![384, 384]),
         (after, false, vec![384, 384]),
         (after, true, vec![1024]),
+        (capped, false, vec![384, 384]),
+        (capped, true, vec![1024]),
+        (local, false, vec![384, 384]),
     ] {
         let dir = tempfile::tempdir().unwrap();
         let lora = LoraConfig {

@@ -9,15 +9,19 @@ use serde_json::{Map, Value};
 /// The first feature of a `config.json` that is beyond the promise.
 pub(super) fn unsupported_feature(config: &Value) -> Option<&'static str> {
     let active = |key: &str| config.get(key).filter(|value| !value.is_null());
-    let outside = |key: &str, supported: &[&str]| {
+    let outside = |key: &'static str, supported: &[&str]| {
         active(key).is_some_and(|value| !supported.iter().any(|name| value == name))
     };
     let model_type = active("model_type").and_then(Value::as_str);
     if model_type.and_then(Family::of_model_type).is_none() {
         return Some("model_type");
     }
-    if outside("hidden_act", &["silu", "swish"]) {
-        return Some("hidden_act");
+    let act = match model_type {
+        Some("gemma2" | "gemma3_text") => ("hidden_activation", &["gelu_pytorch_tanh"][..]),
+        _ => ("hidden_act", &["silu", "swish"][..]),
+    };
+    if outside(act.0, act.1) {
+        return Some(act.0);
     }
     if let Some(key) = unsupported_in_family(config, model_type) {
         return Some(key);
@@ -44,7 +48,8 @@ fn unsupported_in_family(config: &Value, model_type: Option<&str>) -> Option<&'s
     let active = |key: &&str| !config[*key].is_null() && config[*key] != false;
     let keys: &[&str] = match model_type {
         Some("mistral") => &["attention_bias", "mlp_bias"],
-        Some("qwen2" | "qwen3" | "smollm3" | "olmo3") => &[],
+        Some("qwen2" | "qwen3" | "smollm3" | "olmo3" | "gemma2") => &[],
+        Some("gemma3_text") => &["use_bidirectional_attention", "attn_logit_softcapping"],
         // Llama, Granite and OLMo 2.
         _ => &["sliding_window"],
     };

@@ -6,7 +6,7 @@
 use serde_json::{Map, Value};
 
 use crate::families::Family;
-use crate::ops::Heads;
+use crate::ops::{Activation, Heads, NormPlaces, NormScale};
 use crate::rope::{RopeConfig, RopeScaling, yarn_mscale};
 use crate::spec::{LayerSpec, ModelSpec};
 use crate::target::TargetSet;
@@ -65,7 +65,7 @@ impl ModelSpec {
                 .ok_or(ConfigError::Missing { key: "model_type" })?,
         );
         let family = family(&keys)?;
-        refuse_unsupported(&keys)?;
+        refuse_unsupported(&keys, family)?;
         let mut spec = decoder(&keys, family)?;
         family.describe(&keys, &mut spec)?;
         check(&spec)?;
@@ -116,9 +116,11 @@ fn decoder(keys: &Keys<'_>, family: Family) -> Result<ModelSpec, ConfigError> {
         num_key_value_heads: keys.size_or(key_value_heads, groups)?,
         head_dim,
         heads: Heads::Turned,
-        norms_after: false,
+        norm_places: NormPlaces::Before,
+        activation: Activation::Silu,
         sliding_window: None,
         attention_multiplier: None,
+        attention_softcap: None,
         residual_multiplier: 1.0,
         biases: TargetSet::NONE,
     };
@@ -129,15 +131,19 @@ fn decoder(keys: &Keys<'_>, family: Family) -> Result<ModelSpec, ConfigError> {
         vocab_size: keys.size("vocab_size")?,
         hidden_size,
         rms_norm_eps: keys.number_or("rms_norm_eps", defaults.rms_norm_eps)?,
+        norm_scale: NormScale::Weight,
         max_position_embeddings,
         tie_word_embeddings: keys.flag_or("tie_word_embeddings", defaults.tie_word_embeddings)?,
         embedding_multiplier: 1.0,
+        rounds_embedding_multiplier: false,
         logits_scaling: 1.0,
+        logits_softcap: None,
         rope: rope(
             keys,
             (head_dim, defaults.rope_theta),
             max_position_embeddings,
         )?,
+        local_rope: None,
         layers: vec![layer; keys.count("num_hidden_layers")?],
     })
 }
@@ -170,7 +176,7 @@ fn check(spec: &ModelSpec) -> Result<(), ConfigError> {
     Ok(())
 }
 
-fn refuse_unsupported(keys: &Keys<'_>) -> Result<(), ConfigError> {
+fn refuse_unsupported(keys: &Keys<'_>, family: Family) -> Result<(), ConfigError> {
     let expect = |key, supported: &'static str, wanted: &[&str]| match keys.optional(key) {
         None => Ok(()),
         Some(Value::String(actual)) if wanted.contains(&actual.as_str()) => Ok(()),
@@ -180,7 +186,14 @@ fn refuse_unsupported(keys: &Keys<'_>) -> Result<(), ConfigError> {
             supported: supported.to_owned(),
         }),
     };
-    expect("hidden_act", "\"silu\"", &["silu", "swish"])?;
+    match family {
+        // Their older files have a `hidden_act` beside it, which counts for nothing.
+        Family::Gemma2 | Family::Gemma3 => {
+            let tanh = "gelu_pytorch_tanh";
+            expect("hidden_activation", "\"gelu_pytorch_tanh\"", &[tanh])?;
+        }
+        _ => expect("hidden_act", "\"silu\"", &["silu", "swish"])?,
+    }
     match keys.optional("quantization_config") {
         Some(config) if config.get("quant_method") != Some(&"bitsandbytes".into()) => {
             let method = config.get("quant_method").unwrap_or(config);
@@ -200,16 +213,21 @@ fn rope(
     (head_dim, default_theta): (usize, f64),
     max_position_embeddings: usize,
 ) -> Result<RopeConfig, ConfigError> {
-    let object = |key: &'static str| match keys.optional(key) {
-        None => Ok(None),
-        Some(Value::Object(map)) => Ok(Some(Keys(map))),
-        Some(other) => Err(invalid(key, "an object", other)),
-    };
-    let parameters = object("rope_parameters")?;
-    let nested = match parameters {
+    let nested = match keys.object("rope_parameters")? {
         Some(parameters) => Some(parameters),
-        None => object("rope_scaling")?,
+        None => keys.object("rope_scaling")?,
     };
+    let theta = keys.number_or("rope_theta", default_theta)?;
+    rope_of(keys, nested, (head_dim, theta), max_position_embeddings)
+}
+
+/// What an object of rotary settings says, with what counts where it says nothing of θ.
+pub(crate) fn rope_of(
+    keys: &Keys<'_>,
+    nested: Option<Keys<'_>>,
+    (head_dim, default_theta): (usize, f64),
+    max_position_embeddings: usize,
+) -> Result<RopeConfig, ConfigError> {
     let empty = Map::new();
     let nested = nested.unwrap_or(Keys(&empty));
     let partial = "partial_rotary_factor";
@@ -222,10 +240,7 @@ fn rope(
             supported: "1 (the whole head turns)".to_owned(),
         });
     }
-    let theta = match nested.optional("rope_theta") {
-        Some(_) => nested.number("rope_theta")?,
-        None => keys.number_or("rope_theta", default_theta)?,
-    };
+    let theta = nested.number_or("rope_theta", default_theta)?;
     let original = || {
         nested.number_or(
             "original_max_position_embeddings",
@@ -303,6 +318,14 @@ impl<'a> Keys<'a> {
     /// Whether the key is there, be it null.
     pub(crate) fn has(&self, key: &str) -> bool {
         self.0.contains_key(key)
+    }
+
+    pub(crate) fn object(&self, key: &'static str) -> Result<Option<Self>, ConfigError> {
+        match self.optional(key) {
+            None => Ok(None),
+            Some(Value::Object(map)) => Ok(Some(Self(map))),
+            Some(other) => Err(invalid(key, "an object", other)),
+        }
     }
 
     pub(crate) fn size(&self, key: &'static str) -> Result<usize, ConfigError> {
@@ -420,7 +443,8 @@ mod tests {
         check(
             json!({"model_type": "gpt_neox"}),
             "`model_type` is \"gpt_neox\", which is not supported: expected \"llama\", \"mistral\", \
-             \"qwen2\", \"qwen3\", \"granite\", \"smollm3\", \"olmo2\" or \"olmo3\"",
+             \"qwen2\", \"qwen3\", \"granite\", \"smollm3\", \"olmo2\", \"olmo3\", \"gemma2\" or \
+             \"gemma3_text\"",
         );
         check(
             json!({"hidden_act": "gelu"}),

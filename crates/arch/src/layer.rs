@@ -1,10 +1,10 @@
 //! A decoder layer, told once: h ← h + attention(norm(h)); h ← h + mlp(norm(h)). Where norms follow, it is
-//! h ← h + norm(attention(h)); h ← h + norm(mlp(h)).
+//! h ← h + norm(attention(h)); h ← h + norm(mlp(h)); where they stand around, h ← h + norm(attention(norm(h))) and so on.
 //!
 //! Values are dropped as soon as nothing needs them any more, by their scopes; since executors free memory when a
 //! value is dropped, this order is also the order of allocations that the planner simulates.
 
-use crate::ops::{Backward, Forward, Heads, Norm, SideOf, StatsOf, TensorOf, Values};
+use crate::ops::{Backward, Forward, Heads, Norm, NormPlaces, SideOf, StatsOf, TensorOf, Values};
 use crate::saved::{KeepSet, SavedTensor};
 use crate::target::{Group, TargetModule};
 
@@ -66,8 +66,12 @@ pub struct Kept<V: Values> {
     pub attention: Option<(V::Tensor, V::LogSumExp)>,
     /// With what `o_proj` needs.
     pub mid: Option<Projected<V::Tensor, V::Side>>,
-    /// Statistics of the norm between attention and MLP.
+    /// Statistics of the norm between attention and MLP; where norms stand around, of the one after attention.
     pub post_stats: V::Stats,
+    /// The residual stream between the two, where norms stand around: made again by every backward pass.
+    pub stream: Option<V::Tensor>,
+    /// Statistics of its norm there.
+    pub pre_stats: Option<V::Stats>,
     /// The normed input of the MLP.
     pub post_normed: Option<V::Tensor>,
     /// Before its activation.
@@ -171,11 +175,11 @@ fn reaches_attention(adapts: &impl Fn(TargetModule) -> bool, input_grad: InputGr
 /// attention has no adapter, the pass ends in the MLP.
 pub fn uses(
     adapts: impl Fn(TargetModule) -> bool,
-    norms_after: bool,
+    norms: NormPlaces,
     input_grad: InputGrad,
 ) -> KeepSet {
     let mut set = KeepSet::of([T::Gate, T::Up]);
-    if norms_after {
+    if norms.are_after() {
         set = set.with(T::Down);
     }
     if adapts_input(&adapts, Group::GateUp) {
@@ -187,7 +191,7 @@ pub fn uses(
     set = [T::Query, T::Key, T::Value, T::Attention, T::Mid]
         .into_iter()
         .fold(set, KeepSet::with);
-    if adapts_input(&adapts, Group::Qkv) && !norms_after {
+    if adapts_input(&adapts, Group::Qkv) && norms.are_before() {
         set = set.with(T::InputNormed);
     }
     set
@@ -202,7 +206,7 @@ pub fn forward<O: Forward>(
     input: TensorOf<O>,
     keep: KeepSet,
 ) -> (TensorOf<O>, KeptOf<O>) {
-    let after = o.norms_after();
+    let after = o.norm_places().are_after();
     let (x, input_stats) = attention_input(o, &input);
     let down = o.shared_down(Group::Qkv, &x);
     let (query, key) = query_and_key(o, &x, &down);
@@ -222,14 +226,12 @@ pub fn forward<O: Forward>(
     let y = mid.clone();
     let kept_mid = keep.contains(T::Mid).then_some(Projected { y, side });
 
-    let (x, post_stats) = mlp_input(o, &mid, &input);
-    // What is read as it is, is the stream too.
-    let h = if after {
-        drop(mid);
-        x.clone()
-    } else {
-        mid
-    };
+    let MlpInput {
+        x,
+        stream: h,
+        post_stats,
+        pre_stats,
+    } = mlp_input(o, mid, &input);
     let [gate, up] = gate_and_up(o, &x);
     let post_normed = keep.contains(T::PostNormed).then_some(x);
     let (gate, up, product) = activate(o, gate, up);
@@ -256,6 +258,8 @@ pub fn forward<O: Forward>(
         attention,
         mid: kept_mid,
         post_stats,
+        stream: None,
+        pre_stats,
         post_normed,
         gate,
         up,
@@ -290,6 +294,9 @@ pub fn backward<O: Backward>(
         return None;
     }
     rebuild_mid(o, &mut kept);
+    if o.norm_places() == NormPlaces::Around {
+        rebuild_stream(o, &mut kept);
+    }
     let mid = taken(&mut kept.mid);
     let Some(input_stats) = kept.input_stats.take() else {
         let d_mid = o.add(dy, dx);
@@ -297,9 +304,22 @@ pub fn backward<O: Backward>(
         let dx = attention_backward(o, d_out, mid, &mut kept, input_grad)?;
         return Some(o.add(d_mid, dx));
     };
-    let d_mid = o.norm_backward(Norm::PostAttention, &dx, &mid.y, &kept.post_stats, dy);
-    drop(dx);
-    let d_normed = attention_backward(o, d_mid.clone(), mid, &mut kept, input_grad)?;
+    let (d_mid, d_out) = match kept.pre_stats.take() {
+        None => {
+            let d_mid = o.norm_backward(Norm::PostAttention, &dx, &mid.y, &kept.post_stats, dy);
+            drop(dx);
+            (d_mid.clone(), d_mid)
+        }
+        Some(pre_stats) => {
+            let stream = taken(&mut kept.stream);
+            let d_stream = o.norm_backward(Norm::PreFeedforward, &dx, &stream, &pre_stats, dy);
+            drop((dx, stream));
+            let norm = Norm::PostAttention;
+            let d_out = o.norm_backward_alone(norm, &d_stream, &mid.y, &kept.post_stats);
+            (d_stream, d_out)
+        }
+    };
+    let d_normed = attention_backward(o, d_out, mid, &mut kept, input_grad)?;
     let input = there(&kept.input);
     Some(o.norm_backward(Norm::Input, &d_normed, input, &input_stats, d_mid))
 }
@@ -377,22 +397,57 @@ fn attention_input<O: Forward>(
     o: &mut O,
     input: &TensorOf<O>,
 ) -> (TensorOf<O>, Option<StatsOf<O>>) {
-    if o.norms_after() {
+    if !o.norm_places().are_before() {
         return (input.clone(), None);
     }
     let (x, stats) = o.norm(Norm::Input, input);
     (x, Some(stats))
 }
 
-/// What the MLP reads: the residual stream normed, or, where norms follow, the stream with attention's norm in it.
+/// What the MLP reads, and what its result is added to.
+struct MlpInput<T, S> {
+    x: T,
+    stream: T,
+    post_stats: S,
+    pre_stats: Option<S>,
+}
+
+/// The MLP reads the residual stream normed, or, where norms follow, the stream with attention's norm in it, as it is.
 fn mlp_input<O: Forward>(
     o: &mut O,
-    mid: &TensorOf<O>,
+    mid: TensorOf<O>,
     input: &TensorOf<O>,
-) -> (TensorOf<O>, StatsOf<O>) {
-    match o.norms_after() {
-        true => o.norm_onto(Norm::PostAttention, mid, input),
-        false => o.norm(Norm::PostAttention, mid),
+) -> MlpInput<TensorOf<O>, StatsOf<O>> {
+    match o.norm_places() {
+        NormPlaces::Before => {
+            let (x, post_stats) = o.norm(Norm::PostAttention, &mid);
+            MlpInput {
+                x,
+                stream: mid,
+                post_stats,
+                pre_stats: None,
+            }
+        }
+        NormPlaces::After => {
+            let (x, post_stats) = o.norm_onto(Norm::PostAttention, &mid, input);
+            MlpInput {
+                stream: x.clone(),
+                x,
+                post_stats,
+                pre_stats: None,
+            }
+        }
+        NormPlaces::Around => {
+            let (stream, post_stats) = o.norm_onto(Norm::PostAttention, &mid, input);
+            drop(mid);
+            let (x, pre_stats) = o.norm(Norm::PreFeedforward, &stream);
+            MlpInput {
+                x,
+                stream,
+                post_stats,
+                pre_stats: Some(pre_stats),
+            }
+        }
     }
 }
 
@@ -531,7 +586,7 @@ fn rebuild_mid<O: Forward>(o: &mut O, kept: &mut KeptOf<O>) {
         rebuild_attention(o, kept);
     }
     let (out, _) = there(&kept.attention);
-    let stream = (!o.norms_after()).then(|| there(&kept.input));
+    let stream = (!o.norm_places().are_after()).then(|| there(&kept.input));
     let (y, side) = o.project_onto(M::OProj, out, stream);
     kept.mid = Some(Projected { y, side });
 }
@@ -540,9 +595,25 @@ fn rebuild_post_normed<O: Forward>(o: &mut O, kept: &mut KeptOf<O>) {
     if kept.post_normed.is_some() {
         return;
     }
-    rebuild_mid(o, kept);
-    let (x, _) = mlp_input(o, &there(&kept.mid).y, there(&kept.input));
+    let x = if o.norm_places() == NormPlaces::Around {
+        rebuild_stream(o, kept);
+        o.norm(Norm::PreFeedforward, there(&kept.stream)).0
+    } else {
+        rebuild_mid(o, kept);
+        let mid = there(&kept.mid).y.clone();
+        mlp_input(o, mid, there(&kept.input)).x
+    };
     kept.post_normed = Some(x);
+}
+
+/// The residual stream between attention and MLP, where it is normed for both.
+fn rebuild_stream<O: Forward>(o: &mut O, kept: &mut KeptOf<O>) {
+    if kept.stream.is_none() {
+        rebuild_mid(o, kept);
+        let mid = &there(&kept.mid).y;
+        let (stream, _) = o.norm_onto(Norm::PostAttention, mid, there(&kept.input));
+        kept.stream = Some(stream);
+    }
 }
 
 /// What `down_proj` gives.

@@ -64,7 +64,7 @@ pub use module_names::ModuleNames;
 pub use module_pattern::ModulePattern;
 pub use named::UnknownName;
 pub use nested::NestedFormat;
-pub use ops::{Backward, Forward, Heads, Norm, Values};
+pub use ops::{Activation, Backward, Forward, Heads, Norm, NormPlaces, NormScale, Values};
 pub use optimizer::StatePrecision;
 pub use quantization::{Precision, QuantizationPlan, Scheme, embeds_on_host};
 pub use rope::{RopeConfig, RopeScaling};

@@ -27,6 +27,8 @@ pub enum Norm {
     Input,
     /// Before the MLP; where norms follow, after attention.
     PostAttention,
+    /// Before the MLP, where norms stand around.
+    PreFeedforward,
     /// After the MLP, where norms follow.
     PostFeedforward,
     /// Of the queries, before their rotation.
@@ -36,12 +38,14 @@ pub enum Norm {
 }
 
 impl Norm {
-    /// The tensor that holds its output, or the sum that it goes into; that of heads, and a layer's result, is never kept.
+    /// The tensor that holds its output, or the sum that it goes into; that of heads, a layer's result, and a stream that
+    /// is normed once more are never kept.
     #[must_use]
-    pub const fn output(self) -> Option<SavedTensor> {
+    pub const fn output(self, places: NormPlaces) -> Option<SavedTensor> {
         match self {
             Self::Input => Some(SavedTensor::InputNormed),
-            Self::PostAttention => Some(SavedTensor::PostNormed),
+            Self::PostAttention if matches!(places, NormPlaces::Around) => None,
+            Self::PostAttention | Self::PreFeedforward => Some(SavedTensor::PostNormed),
             Self::PostFeedforward | Self::Query | Self::Key => None,
         }
     }
@@ -52,12 +56,56 @@ impl Norm {
         let name = match self {
             Self::Input => "input_layernorm",
             Self::PostAttention => "post_attention_layernorm",
+            Self::PreFeedforward => "pre_feedforward_layernorm",
             Self::PostFeedforward => "post_feedforward_layernorm",
             Self::Query => "self_attn.q_norm",
             Self::Key => "self_attn.k_norm",
         };
         format!("model.layers.{layer}.{name}.weight")
     }
+}
+
+/// Where the norms of the residual stream stand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum NormPlaces {
+    /// Before attention and before the MLP.
+    Before,
+    /// After each, before it is added to the stream.
+    After,
+    /// Before and after each.
+    Around,
+}
+
+impl NormPlaces {
+    /// Whether attention reads the stream normed.
+    #[must_use]
+    pub const fn are_before(self) -> bool {
+        matches!(self, Self::Before | Self::Around)
+    }
+
+    /// Whether attention and MLP are normed before they are added to the stream.
+    #[must_use]
+    pub const fn are_after(self) -> bool {
+        matches!(self, Self::After | Self::Around)
+    }
+}
+
+/// What a norm multiplies its rows by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum NormScale {
+    /// Its weight.
+    Weight,
+    /// 1 + its weight, and the product is rounded once.
+    OnePlusWeight,
+}
+
+/// What the gate of an MLP goes through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Activation {
+    /// g·σ(g).
+    Silu,
+    /// GELU in the form with tanh: g·½(1 + tanh(√(2/π)·(g + 0.044715·g³))).
+    GeluTanh,
 }
 
 /// What becomes of queries and keys between their projections and attention.
@@ -105,8 +153,8 @@ pub trait Forward {
     /// Whether a projection has an adapter.
     fn adapts(&self, target: TargetModule) -> bool;
 
-    /// Whether attention and MLP are normed before they are added to the residual stream, instead of reading it normed.
-    fn norms_after(&self) -> bool;
+    /// Where the norms of the residual stream stand.
+    fn norm_places(&self) -> NormPlaces;
 
     /// # Shapes
     /// `x` and the result `[t, hidden]`.

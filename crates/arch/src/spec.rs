@@ -1,7 +1,7 @@
 //! What a model is made of: its layers, their matrices and vectors, with names and shapes.
 
 use crate::families::Family;
-use crate::ops::{Heads, Norm};
+use crate::ops::{Activation, Heads, Norm, NormPlaces, NormScale};
 use crate::rope::RopeConfig;
 use crate::target::{TargetModule, TargetSet};
 
@@ -23,16 +23,24 @@ pub struct ModelSpec {
     pub hidden_size: usize,
     /// ε of the norms.
     pub rms_norm_eps: f64,
+    /// What they multiply by.
+    pub norm_scale: NormScale,
     /// Longest sequence the model was made for, in tokens.
     pub max_position_embeddings: usize,
     /// Whether the head is the embedding.
     pub tie_word_embeddings: bool,
     /// Factor on embeddings; 1 in most families.
     pub embedding_multiplier: f64,
+    /// Whether that factor is rounded to the type of activations before it multiplies.
+    pub rounds_embedding_multiplier: bool,
     /// Divisor of logits; 1 in most families.
     pub logits_scaling: f64,
+    /// Logits l become c·tanh(l / c); left as they are where absent.
+    pub logits_softcap: Option<f64>,
     /// Rotary embedding.
     pub rope: RopeConfig,
+    /// That of layers with a window, where it is another.
+    pub local_rope: Option<RopeConfig>,
     /// The decoder layers, first to last; at least one.
     pub layers: Vec<LayerSpec>,
 }
@@ -52,12 +60,16 @@ pub struct LayerSpec {
     pub head_dim: usize,
     /// What becomes of queries and keys before attention.
     pub heads: Heads,
-    /// Whether attention and MLP are normed before they are added to the residual stream, instead of reading it normed.
-    pub norms_after: bool,
+    /// Where the norms of the residual stream stand.
+    pub norm_places: NormPlaces,
+    /// What the MLP's gate goes through.
+    pub activation: Activation,
     /// Keys that a query sees, itself included; all before it where absent.
     pub sliding_window: Option<usize>,
     /// Factor on attention's scores; 1/√`head_dim` where absent.
     pub attention_multiplier: Option<f64>,
+    /// Scores s, multiplied, become c·tanh(s / c); left as they are where absent.
+    pub attention_softcap: Option<f64>,
     /// Factor on what attention and MLP add to the residual stream; 1 in most families.
     pub residual_multiplier: f64,
     /// The projections that have a bias.
@@ -104,11 +116,18 @@ impl LayerSpec {
 
     /// Its norms with the lengths of their weights.
     pub fn norms(&self) -> impl Iterator<Item = (Norm, usize)> + use<> {
-        let stream = match self.norms_after {
-            false => [Norm::Input, Norm::PostAttention],
-            true => [Norm::PostAttention, Norm::PostFeedforward],
+        let stream: &[Norm] = match self.norm_places {
+            NormPlaces::Before => &[Norm::Input, Norm::PostAttention],
+            NormPlaces::After => &[Norm::PostAttention, Norm::PostFeedforward],
+            NormPlaces::Around => &[
+                Norm::Input,
+                Norm::PostAttention,
+                Norm::PreFeedforward,
+                Norm::PostFeedforward,
+            ],
         };
-        let stream = stream.map(|norm| (norm, self.hidden_size));
+        let hidden = self.hidden_size;
+        let stream = stream.iter().map(move |&norm| (norm, hidden));
         let together = match self.heads {
             Heads::NormedTogetherTurned => [self.num_attention_heads, self.num_key_value_heads],
             Heads::Plain | Heads::Turned | Heads::NormedTurned => [1, 1],
@@ -118,7 +137,7 @@ impl LayerSpec {
         let heads = heads
             .into_iter()
             .take(if self.heads.are_normed() { 2 } else { 0 });
-        stream.into_iter().chain(heads)
+        stream.chain(heads)
     }
 
     /// Values of an adapter of rank `rank` on each projection.

@@ -15,7 +15,7 @@ use crate::commands::{
     push, quantize, quickstart, report, score, serve, train, watch,
 };
 
-/// Fine-tune Llama, Mistral, Qwen, Granite, SmolLM and OLMo models from one program.
+/// Fine-tune Llama, Mistral, Qwen, Gemma, Granite, SmolLM and OLMo models from one program.
 #[derive(Debug, Parser)]
 #[command(
     name = "backdraft",

@@ -1,9 +1,9 @@
 //! A model, with an adapter folded in on the way, as GGUF files.
 
-use backdraft_arch::{Heads, LayerSpec, ModelSpec, RopeScaling};
+use backdraft_arch::{Family, Heads, LayerSpec, ModelSpec, RopeScaling};
 use backdraft_formats::gguf::{
     ExportSource, GgufDecoder, GgufExport, GgufExportError, GgufFactors, GgufFileType, GgufFiles,
-    GgufRope, WrittenFile,
+    GgufGemma, GgufRope, WrittenFile,
 };
 use backdraft_formats::{FormatError, ModelSource, PeftDir};
 
@@ -56,6 +56,7 @@ pub fn gguf_decoder(spec: &ModelSpec) -> Result<GgufDecoder, FormatError> {
         full_layers: full(spec),
         unturned_layers: unturned(spec),
         factors: factors(spec, first),
+        gemma: gemma(spec, first)?,
     })
 }
 
@@ -77,9 +78,33 @@ fn unturned(spec: &ModelSpec) -> Vec<usize> {
     plain.map(|(index, _)| index).collect()
 }
 
-/// The factors of families that say their own.
+/// What a Gemma has of its own.
+fn gemma(spec: &ModelSpec, layer: &LayerSpec) -> Result<Option<GgufGemma>, GgufExportError> {
+    let attention = match (spec.family, layer.attention_multiplier) {
+        (Family::Gemma2 | Family::Gemma3, Some(attention)) => attention,
+        _ => return Ok(None),
+    };
+    let local = spec.local_rope.as_ref();
+    if let Some(scaled) = local.filter(|rope| rope.scaling != RopeScaling::Default) {
+        return Err(GgufExportError::Feature {
+            what: "the rotary scaling of layers with a window",
+            actual: scaled.scaling.name().to_owned(),
+            hint: "llama.cpp has none there",
+        });
+    }
+    Ok(Some(GgufGemma {
+        attention,
+        scores_cap: layer.attention_softcap,
+        logits_cap: spec.logits_softcap,
+        local_theta: local.map(|rope| rope.theta),
+    }))
+}
+
+/// The factors of a Granite, whose files say its own.
 fn factors(spec: &ModelSpec, layer: &LayerSpec) -> Option<GgufFactors> {
-    layer.attention_multiplier.map(|attention| GgufFactors {
+    let granite = spec.family == Family::Granite;
+    let attention = layer.attention_multiplier.filter(|_| granite);
+    attention.map(|attention| GgufFactors {
         attention,
         embedding: spec.embedding_multiplier,
         residual: layer.residual_multiplier,

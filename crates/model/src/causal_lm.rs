@@ -83,12 +83,11 @@ impl CausalLm {
 
     /// Rotary tables and boundaries of a batch.
     pub fn context(&self, tokens: &Tokens, dropout_seed: Option<u64>) -> Context {
+        let device = self.device().inner();
+        let tables = |rope| rope::tables(rope, &tokens.position_ids, &device);
         Context {
-            tables: rope::tables(
-                &self.spec.rope,
-                &tokens.position_ids,
-                &self.device().inner(),
-            ),
+            tables: tables(&self.spec.rope),
+            local_tables: self.spec.local_rope.as_ref().map(tables),
             segments: tokens.segments.clone(),
             dropout_seed,
         }
@@ -110,8 +109,16 @@ impl CausalLm {
         };
         match self.spec.embedding_multiplier {
             1.0 => rows,
+            multiplier if self.spec.rounds_embedding_multiplier => {
+                rows.mul_scalar(rounded(multiplier, self.dtype()))
+            }
             multiplier => rows.mul_scalar(multiplier),
         }
+    }
+
+    /// The cap of logits, where they have one.
+    pub fn logits_softcap(&self) -> Option<f32> {
+        self.spec.logits_softcap.map(|cap| cap as f32)
     }
 
     /// What the head reads: normed hidden states over the family's divisor of the logits. Gradients go the same way back.
@@ -165,13 +172,17 @@ impl CausalLm {
     /// `hidden` `[n, hidden]`, result `[n, vocab]`.
     pub fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
         let hidden = self.before_head(hidden);
-        match self.head().tracked() {
+        let logits = match self.head().tracked() {
             Some(head) => hidden.matmul(head.transpose()),
             None => backdraft_kernels::lora_linear::lora_linear(
                 hidden,
                 (self.head().clone(), 1.0),
                 None,
             ),
+        };
+        match self.logits_softcap() {
+            None => logits,
+            Some(cap) => logits.div_scalar(cap).tanh().mul_scalar(cap),
         }
     }
 
@@ -202,10 +213,10 @@ impl CausalLm {
     pub fn loss(&self, tokens: &Tokens, targets: &Targets, dropout_seed: Option<u64>) -> Tensor<1> {
         let hidden = self.forward_hidden(tokens, dropout_seed);
         let hidden = hidden.select(0, index(&targets.rows, &self.device()));
-        let hidden = self.before_head(hidden);
+        let (hidden, cap) = (self.before_head(hidden), self.logits_softcap());
         match self.head().tracked() {
-            Some(head) => cross_entropy::reference::cross_entropy(hidden, head, &targets.ids),
-            None => cross_entropy::cross_entropy(hidden, self.head(), &targets.ids),
+            Some(head) => cross_entropy::reference::cross_entropy(hidden, head, cap, &targets.ids),
+            None => cross_entropy::cross_entropy(hidden, self.head(), cap, &targets.ids),
         }
     }
 
@@ -217,7 +228,9 @@ impl CausalLm {
         let hidden = self.forward_hidden(tokens, None).inner();
         let hidden = hidden.select(0, index(&targets.rows, &self.device().inner()));
         let hidden = self.before_head(hidden);
-        let HeadLoss { nll, .. } = cross_entropy::forward(&hidden, self.head(), &targets.ids, None);
+        let cap = self.logits_softcap();
+        let head = self.head();
+        let HeadLoss { nll, .. } = cross_entropy::forward(&hidden, head, cap, &targets.ids, None);
         nll
     }
 
@@ -474,6 +487,12 @@ impl CausalLm {
         }
         Ok(())
     }
+}
+
+/// A factor as a value of `dtype`.
+fn rounded(factor: f64, dtype: DType) -> f64 {
+    let data = TensorData::new(vec![factor as f32], [1]).convert_dtype(dtype);
+    data.iter::<f64>().next().unwrap_or(factor)
 }
 
 /// Row numbers as a tensor.

@@ -5,7 +5,9 @@ mod ahead;
 use std::collections::HashSet;
 
 use backdraft_arch::spec::{EMBEDDING, FINAL_NORM, HEAD};
-use backdraft_arch::{LayerSpec, ModelSpec, RopeScaling, TensorSpec, embeds_on_host};
+use backdraft_arch::{
+    LayerSpec, ModelSpec, NormPlaces, NormScale, RopeScaling, TensorSpec, embeds_on_host,
+};
 use backdraft_formats::ModelSource;
 use backdraft_kernels::attention::HeadLayout;
 use backdraft_kernels::device;
@@ -152,9 +154,10 @@ impl Reader<'_, '_> {
         };
         let layers = spec.layers.iter().enumerate();
         let layers = layers
-            .map(|(i, layer)| self.layer(i, layer, spec.rms_norm_eps))
+            .map(|(i, layer)| self.layer(i, layer, (spec.norm_scale, spec.rms_norm_eps)))
             .collect::<Result<_, _>>()?;
-        let norm = self.norm(FINAL_NORM, spec.hidden_size, spec.rms_norm_eps)?;
+        let kind = (spec.norm_scale, spec.rms_norm_eps);
+        let norm = self.norm(FINAL_NORM, spec.hidden_size, kind)?;
         let lm_head = match spec.tie_word_embeddings {
             true => None,
             false => Some(self.matrix(HEAD)?),
@@ -255,7 +258,12 @@ struct Reader<'a, 's> {
 }
 
 impl Reader<'_, '_> {
-    fn layer(&self, index: usize, spec: &LayerSpec, eps: f64) -> Result<DecoderLayer, LoadError> {
+    fn layer(
+        &self,
+        index: usize,
+        spec: &LayerSpec,
+        kind: (NormScale, f64),
+    ) -> Result<DecoderLayer, LoadError> {
         let layout = HeadLayout::new(
             spec.num_attention_heads,
             spec.num_key_value_heads,
@@ -267,6 +275,10 @@ impl Reader<'_, '_> {
         };
         let layout = match spec.attention_multiplier {
             Some(scale) => layout.with_scale(scale as f32),
+            None => layout,
+        };
+        let layout = match spec.attention_softcap {
+            Some(cap) => layout.with_softcap(cap as f32),
             None => layout,
         };
         let projection = |target| self.projection(index, target, spec);
@@ -284,15 +296,20 @@ impl Reader<'_, '_> {
             gate_proj: projection(TargetModule::GateProj)?,
             up_proj: projection(TargetModule::UpProj)?,
             down_proj: branch(TargetModule::DownProj)?,
+            activation: spec.activation,
         };
         let norms = spec.norms();
-        let norms = norms.map(|(norm, features)| self.norm(&norm.tensor(index), features, eps));
+        let norms = norms.map(|(norm, features)| self.norm(&norm.tensor(index), features, kind));
         let mut norms = norms.collect::<Result<Vec<_>, _>>()?.into_iter();
         let mut pair = || Some([norms.next()?, norms.next()?]);
-        let stream = pair().unwrap_or_else(|| unreachable!("every layer has two norms"));
-        let stream = match spec.norms_after {
-            false => StreamNorms::Before(stream),
-            true => StreamNorms::After(stream),
+        let mut stream = || pair().unwrap_or_else(|| unreachable!("norms are listed in pairs"));
+        let stream = match spec.norm_places {
+            NormPlaces::Before => StreamNorms::Before(stream()),
+            NormPlaces::After => StreamNorms::After(stream()),
+            NormPlaces::Around => {
+                let ([input, post], [pre, last]) = (stream(), stream());
+                StreamNorms::Around([input, post, pre, last])
+            }
         };
         let head_norms = pair();
         Ok(DecoderLayer::new(
@@ -320,8 +337,13 @@ impl Reader<'_, '_> {
         Ok(Projection::new(weight, bias))
     }
 
-    fn norm(&self, name: &str, features: usize, eps: f64) -> Result<RmsNorm, LoadError> {
-        Ok(RmsNorm::new(self.read(name, [features])?, eps))
+    fn norm(
+        &self,
+        name: &str,
+        features: usize,
+        (scale, eps): (NormScale, f64),
+    ) -> Result<RmsNorm, LoadError> {
+        Ok(RmsNorm::new(self.read(name, [features])?, scale, eps))
     }
 
     /// The next matrix of [`in_order`], which is that one.

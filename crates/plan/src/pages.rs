@@ -158,7 +158,9 @@ impl<'a> Run<'a> {
 
     /// Forward pass, loss, backward pass.
     fn step(&self, plan: &'a ActivationPlan) {
-        let _rotary_tables = [0; 2].map(|_| self.alloc(2 * self.pass.tokens * self.step.head_dim));
+        let table = 2 * self.pass.tokens * self.step.head_dim;
+        let tables = (0..2 * self.step.rotary_tables).map(|_| self.alloc(table));
+        let _rotary_tables: Vec<_> = tables.collect();
         let mut h = self.stream();
         if let Some((count, layer)) = &self.step.frozen {
             for _ in 0..*count {

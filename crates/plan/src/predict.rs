@@ -26,6 +26,8 @@ pub struct StepShape {
     pub hidden: u64,
     /// Features of a head.
     pub head_dim: u64,
+    /// Tables of rotary angles: one, or one more for layers with a window.
+    pub rotary_tables: u64,
     /// How the device takes memory.
     pub memory: MemoryModel,
     /// Bytes of the frozen weights.
@@ -208,7 +210,9 @@ impl StepShape {
 
     /// Rotary tables, and buffers of libraries.
     fn workspace(&self, pass: PassShape) -> u64 {
-        4 * pass.tokens * self.head_dim + 8 * pass.tokens + self.memory.workspace
+        4 * pass.tokens * self.head_dim * self.rotary_tables
+            + 8 * pass.tokens
+            + self.memory.workspace
     }
 
     fn gradients(&self) -> u64 {

@@ -8,7 +8,8 @@ use std::rc::Rc;
 
 use backdraft_arch::ops::Branch;
 use backdraft_arch::{
-    Backward, Forward, Group, Heads, InputGrad, KeepSet, Norm, SavedTensor, TargetModule, Values,
+    Backward, Forward, Group, Heads, InputGrad, KeepSet, Norm, NormPlaces, SavedTensor,
+    TargetModule, Values,
 };
 
 use crate::tensors::{LayerShape, MemoryModel, PassShape, ProjectionShape, Work};
@@ -288,13 +289,13 @@ impl<A: Memory> Forward for SizeOps<'_, A> {
         self.projection(target).rank > 0
     }
 
-    fn norms_after(&self) -> bool {
-        self.layer.norms_after
+    fn norm_places(&self) -> NormPlaces {
+        self.layer.norm_places
     }
 
     fn norm(&mut self, norm: Norm, _: &Value<A>) -> (Value<A>, Value<A>) {
         let hidden = self.layer.hidden;
-        if let Some(tensor) = norm.output() {
+        if let Some(tensor) = norm.output(self.layer.norm_places) {
             self.charge(tensor, self.pass_over(2 * hidden));
         }
         let y = self.alloc(self.features(hidden));
@@ -307,7 +308,7 @@ impl<A: Memory> Forward for SizeOps<'_, A> {
             ops: 2,
             ..self.pass_over(5 * hidden)
         };
-        match norm.output() {
+        match norm.output(self.layer.norm_places) {
             Some(tensor) => self.charge(tensor, work),
             None => self.charge_rest(work),
         }
@@ -417,7 +418,7 @@ impl<A: Memory> Forward for SizeOps<'_, A> {
     fn glu_again(&mut self, _: &Value<A>, _: &Value<A>) -> Value<A> {
         let inner = self.projection(M::DownProj).input;
         let work = self.pass_over(3 * inner);
-        match self.layer.norms_after {
+        match self.layer.norm_places.are_after() {
             true => self.charge(T::Down, work),
             false => self.charge_rest(work),
         }

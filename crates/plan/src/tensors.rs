@@ -5,7 +5,9 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use backdraft_arch::layer::{self, Kept};
-use backdraft_arch::{Heads, InputGrad, KeepSet, OffloadSet, SavedTensor, TargetModule};
+use backdraft_arch::{
+    Heads, InputGrad, KeepSet, NormPlaces, OffloadSet, SavedTensor, TargetModule,
+};
 
 use crate::size_ops::{Done, Factors, Memory, SizeOps, Sized, Value, alloc};
 
@@ -171,8 +173,8 @@ pub struct LayerShape {
     pub query_heads: u64,
     /// What becomes of queries and keys before attention.
     pub heads: Heads,
-    /// Whether norms follow attention and MLP instead of preceding them.
-    pub norms_after: bool,
+    /// Where the norms of the residual stream stand.
+    pub norm_places: NormPlaces,
     /// Keys that a query sees, itself included; all before it where absent.
     pub window: Option<u64>,
     /// The projections, in the order of [`TargetModule::ALL`].
@@ -221,7 +223,7 @@ impl LayerShape {
     #[must_use]
     pub fn uses(&self) -> KeepSet {
         let adapts = |target| self.projection(target).rank > 0;
-        layer::uses(adapts, self.norms_after, self.input_grad)
+        layer::uses(adapts, self.norm_places, self.input_grad)
     }
 
     fn computed(&self, keep: KeepSet, pass: PassShape, memory: &MemoryModel) -> Computed {

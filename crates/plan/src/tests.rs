@@ -1,6 +1,6 @@
 //! Predictions and plans of whole steps.
 
-use backdraft_arch::{Heads, InputGrad, KeepSet, SavedTensor};
+use backdraft_arch::{Heads, InputGrad, KeepSet, NormPlaces, SavedTensor};
 use proptest::prelude::*;
 
 use crate::cost::{CostModel, Roofline};
@@ -34,7 +34,7 @@ pub(crate) fn layer() -> LayerShape {
         hidden: 64,
         query_heads: 4,
         heads: Heads::Turned,
-        norms_after: false,
+        norm_places: NormPlaces::Before,
         window: None,
         projections: [
             shape(64, 64),
@@ -62,6 +62,7 @@ fn step(layers: usize) -> StepShape {
         vocab: 256,
         hidden: 64,
         head_dim: 16,
+        rotary_tables: 1,
         memory: MEMORY,
         base: 1_000_000,
         adapters: 50_000,
@@ -89,7 +90,7 @@ fn what_is_rebuilt_includes_what_it_takes() {
 #[test]
 fn norms_that_follow_take_one_tensor_more_and_two_less() {
     let layer = LayerShape {
-        norms_after: true,
+        norm_places: NormPlaces::After,
         ..layer()
     };
     let uses = layer.uses();
@@ -99,6 +100,32 @@ fn norms_that_follow_take_one_tensor_more_and_two_less() {
     // It takes gate and up, which are there.
     let down = KeepSet::of([SavedTensor::Down]);
     assert_eq!(layer.rebuilt(uses.difference(down)), down);
+}
+
+/// Where norms stand around, the stream between attention and MLP is made again whatever is kept: a pass, no tensor.
+#[test]
+fn norms_around_take_one_tensor_more() {
+    let (before, around) = (
+        layer(),
+        LayerShape {
+            norm_places: NormPlaces::Around,
+            ..layer()
+        },
+    );
+    assert_eq!(around.uses(), before.uses().with(SavedTensor::Down));
+    assert_eq!(around.rebuilt(KeepSet::NONE), around.uses());
+    assert!(around.rebuilt(KeepSet::ALL).is_empty());
+    for kept in around.uses().iter() {
+        let rebuilt = around.rebuilt(around.uses().without(kept));
+        assert!(rebuilt.contains(kept), "{kept:?}");
+    }
+    // The normed input alone needs the stream, which every backward pass makes.
+    let normed = KeepSet::of([SavedTensor::PostNormed]);
+    assert_eq!(around.rebuilt(around.uses().difference(normed)), normed);
+    let pass = PassShape::of_sequences([100]);
+    let bytes = |layer: &LayerShape| layer.kept(layer.uses(), pass, &MEMORY);
+    // `Down`, and the statistics of two more norms.
+    assert_eq!(bytes(&around) - bytes(&before), 100 * 64 * 4 + 2 * 100 * 4);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use backdraft_arch::{Family, ModelSpec};
+use backdraft_arch::{Family, ModelSpec, NormScale};
 use backdraft_formats::dtype::{Dtype, f32_bytes};
 use backdraft_formats::{Existing, HfDirWriter, TensorInfo};
 use serde_json::{Map, Value, json};
@@ -51,7 +51,12 @@ impl RandomModel {
             writer.companion("tokenizer_config.json", specials.to_string().as_bytes())?;
             for (seed, info) in infos.iter().enumerate() {
                 let count = info.checked_elements().unwrap_or(0);
-                let values = random(seed as u64 + 1, count, info.shape.len() == 1);
+                // What multiplies lies around 1.
+                let offset = match (info.shape.len(), spec.norm_scale) {
+                    (1, NormScale::Weight) => 1.0,
+                    _ => 0.0,
+                };
+                let values = random(seed as u64 + 1, count, offset);
                 writer.write(&info.name, &f32_bytes(&values))?;
             }
             writer.finish()?;
@@ -65,23 +70,33 @@ impl RandomModel {
 
 impl RandomModel {
     fn config(&self) -> Value {
-        // Heads of Qwen 3 have a size of their own.
+        // Heads of Qwen 3 and Gemma 3 have a size of their own.
         let head_dim = match self.family {
-            Family::Qwen3 => 2 * self.hidden / self.heads,
+            Family::Qwen3 | Family::Gemma3 => 2 * self.hidden / self.heads,
             _ => self.hidden / self.heads,
         };
         // llama.cpp knows no OLMo whose head is the embedding.
         let tied = !matches!(self.family, Family::Olmo2 | Family::Olmo3);
+        // Gemma has no layer without a window unless each has its own; Gemma 3 has no caps.
+        let window = match self.family {
+            Family::Gemma2 | Family::Gemma3 => Some(self.window.unwrap_or(4096)),
+            _ => self.window,
+        };
+        let (scores_cap, logits_cap) = match self.family {
+            Family::Gemma2 => (Some(0.5), Some(3.0)),
+            _ => (None, None),
+        };
         json!({
             "model_type": self.family.model_type(), "dtype": "float32",
             "hidden_size": self.hidden, "intermediate_size": self.intermediate,
             "num_hidden_layers": self.layers, "num_attention_heads": self.heads,
             "num_key_value_heads": self.kv_heads, "head_dim": head_dim, "vocab_size": self.vocab,
             "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "rope_theta": 10_000.0,
-            "tie_word_embeddings": tied, "eos_token_id": 1, "sliding_window": self.window,
+            "tie_word_embeddings": tied, "eos_token_id": 1, "sliding_window": window,
             "use_sliding_window": self.window.is_some(), "max_window_layers": 0,
             "embedding_multiplier": 12.0, "attention_multiplier": 0.3, "residual_multiplier": 0.22,
-            "logits_scaling": 0.4,
+            "logits_scaling": 0.4, "query_pre_attn_scalar": head_dim, "attn_logit_softcapping": scores_cap,
+            "final_logit_softcapping": logits_cap,
         })
     }
 
@@ -108,8 +123,8 @@ impl RandomModel {
     }
 }
 
-/// Values in ±0.05; around 1 for a norm.
-fn random(seed: u64, count: usize, norm: bool) -> Vec<f32> {
+/// Values in ±0.05 around `offset`.
+fn random(seed: u64, count: usize, offset: f32) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     let mut next = || {
         // xorshift64
@@ -118,6 +133,5 @@ fn random(seed: u64, count: usize, norm: bool) -> Vec<f32> {
         state ^= state << 17;
         (state >> 40) as f32 / (1u64 << 24) as f32 * 0.1 - 0.05
     };
-    let offset = if norm { 1.0 } else { 0.0 };
     (0..count).map(|_| next() + offset).collect()
 }

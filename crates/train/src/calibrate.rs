@@ -153,7 +153,7 @@ pub fn store(dir: &Path, key: &CalibrationKey, times: &Calibration) -> Result<()
 
 #[cfg(test)]
 mod tests {
-    use backdraft_arch::{Heads, InputGrad};
+    use backdraft_arch::{Heads, InputGrad, NormPlaces};
     use backdraft_plan::tensors::ProjectionShape;
 
     use super::*;
@@ -183,7 +183,7 @@ mod tests {
                 hidden: 8,
                 query_heads: 2,
                 heads: Heads::Turned,
-                norms_after: false,
+                norm_places: NormPlaces::Before,
                 window: None,
                 projections: [projection; 7],
                 input_grad: InputGrad::Needed,

@@ -38,6 +38,8 @@ pub struct Outputs<'a> {
     pub normed: &'a Tensor<2>,
     /// The head, `[vocab, hidden]`.
     pub head: &'a Weight,
+    /// The cap of logits, where they have one.
+    pub cap: Option<f32>,
     /// The supervised positions.
     pub targets: &'a Targets,
     /// Where the documents begin and end.
@@ -71,7 +73,7 @@ impl Outputs<'_> {
     }
 
     fn head(&self, weights: Option<&Tensor<1>>) -> HeadLoss {
-        cross_entropy::forward(self.normed, self.head, &self.targets.ids, weights)
+        cross_entropy::forward(self.normed, self.head, self.cap, &self.targets.ids, weights)
     }
 }
 
@@ -101,6 +103,7 @@ mod tests {
         let outputs = Outputs {
             normed: &normed,
             head: &head,
+            cap: None,
             targets: &targets,
             segments: &tokens.segments,
         };
@@ -125,6 +128,7 @@ mod tests {
         let outputs = Outputs {
             normed: &normed,
             head: &head,
+            cap: None,
             targets: &targets,
             segments: &tokens.segments,
         };
@@ -141,7 +145,7 @@ mod tests {
         let logits = leaf
             .clone()
             .matmul(head.dequantize().autodiff().transpose());
-        let (nll, _) = cross_entropy::reference::softmax_nll(logits, &targets.ids, None);
+        let (nll, _) = cross_entropy::reference::softmax_nll(logits, None, &targets.ids, None);
         let [chosen, rejected] =
             [(0, 3), (3, 2)].map(|(at, len)| nll.clone().narrow(0, at, len).sum());
         let loss = ((chosen - rejected) * BETA).exp().add_scalar(1.0).log();

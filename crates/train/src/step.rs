@@ -142,6 +142,7 @@ pub fn guarded(
     let outputs = Outputs {
         normed: &normed,
         head: model.head(),
+        cap: model.logits_softcap(),
         targets: &batch.targets,
         segments: &batch.tokens.segments,
     };

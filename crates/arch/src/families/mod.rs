@@ -1,5 +1,6 @@
 //! What each family has of its own. A family is a file here and a line in [`Family::ALL`].
 
+mod gemma;
 mod granite;
 mod llama;
 mod mistral;
@@ -33,11 +34,15 @@ pub enum Family {
     Olmo2,
     /// OLMo 3.
     Olmo3,
+    /// Gemma 2.
+    Gemma2,
+    /// Gemma 3, its text alone.
+    Gemma3,
 }
 
 impl Family {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::Llama,
         Self::Mistral,
         Self::Qwen2,
@@ -46,6 +51,8 @@ impl Family {
         Self::SmolLm3,
         Self::Olmo2,
         Self::Olmo3,
+        Self::Gemma2,
+        Self::Gemma3,
     ];
 
     /// `model_type` in `config.json`.
@@ -60,6 +67,8 @@ impl Family {
             Self::SmolLm3 => "smollm3",
             Self::Olmo2 => "olmo2",
             Self::Olmo3 => "olmo3",
+            Self::Gemma2 => "gemma2",
+            Self::Gemma3 => "gemma3_text",
         }
     }
 
@@ -106,6 +115,21 @@ impl Family {
                 max_position_embeddings: 32_768,
                 ..llama
             },
+            Self::Gemma2 => Defaults {
+                num_key_value_heads: Some(4),
+                head_dim: Some(256),
+                max_position_embeddings: 8192,
+                tie_word_embeddings: true,
+                ..llama
+            },
+            Self::Gemma3 => Defaults {
+                num_key_value_heads: Some(4),
+                head_dim: Some(256),
+                max_position_embeddings: 131_072,
+                rope_theta: 1_000_000.0,
+                tie_word_embeddings: true,
+                ..llama
+            },
             Self::Olmo2 | Self::Olmo3 => Defaults {
                 rms_norm_eps: 1e-5,
                 ..llama
@@ -131,6 +155,8 @@ impl Family {
             Self::SmolLm3 => smollm3::describe(keys, spec),
             Self::Olmo2 => olmo::describe_2(keys, spec),
             Self::Olmo3 => olmo::describe_3(keys, spec),
+            Self::Gemma2 => gemma::describe_2(keys, spec),
+            Self::Gemma3 => gemma::describe_3(keys, spec),
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use super::{attention_bias, windows_by_type};
 use crate::config::{ConfigError, Keys};
-use crate::ops::Heads;
+use crate::ops::{Heads, NormPlaces};
 use crate::rope::RopeScaling;
 use crate::spec::ModelSpec;
 
@@ -11,7 +11,7 @@ use crate::spec::ModelSpec;
 fn describe(keys: &Keys<'_>, spec: &mut ModelSpec) -> Result<(), ConfigError> {
     let biases = attention_bias(keys)?;
     for layer in &mut spec.layers {
-        layer.norms_after = true;
+        layer.norm_places = NormPlaces::After;
         layer.heads = Heads::NormedTogetherTurned;
         layer.biases = biases;
     }

@@ -1,6 +1,7 @@
 use serde_json::{Value, json};
 
-use crate::ops::Heads;
+use crate::ops::{Activation, Heads, NormPlaces, NormScale};
+use crate::rope::RopeScaling;
 use crate::spec::{LayerSpec, ModelSpec};
 use crate::target::TargetModule as M;
 
@@ -187,6 +188,118 @@ fn olmo_norms_after_attention_and_mlp() {
 }
 
 #[test]
+fn gemma_2_caps_scores_and_logits() {
+    let of = |mut change: Value| {
+        change["model_type"] = json!("gemma2");
+        spec(change)
+    };
+    let plain = of(json!({})).unwrap();
+    assert_eq!(plain.norm_scale, NormScale::OnePlusWeight);
+    assert_eq!(
+        (plain.embedding_multiplier, plain.logits_softcap),
+        (8.0, Some(30.0))
+    );
+    assert!(plain.rounds_embedding_multiplier && plain.tie_word_embeddings);
+    assert_eq!(plain.local_rope, None);
+    for layer in &plain.layers {
+        assert_eq!((layer.head_dim, layer.heads), (256, Heads::Turned));
+        assert_eq!(layer.norm_places, NormPlaces::Around);
+        assert_eq!(layer.activation, Activation::GeluTanh);
+        assert_eq!(layer.attention_multiplier, Some(1.0 / 16.0));
+        assert_eq!(layer.attention_softcap, Some(50.0));
+    }
+    let windows_of = |spec: &ModelSpec| -> Vec<_> {
+        let layers = spec.layers.iter();
+        layers.map(|layer| layer.sliding_window).collect()
+    };
+    let (none, some) = (None, Some(4096));
+    assert_eq!(windows_of(&plain), [some, none, some]);
+    let names = plain.layers[0].tensors(1).take(4);
+    let names: Vec<_> = names.map(|tensor| tensor.name).collect();
+    let expected = [
+        "input",
+        "post_attention",
+        "pre_feedforward",
+        "post_feedforward",
+    ]
+    .map(|name| format!("model.layers.1.{name}_layernorm.weight"));
+    assert_eq!(names, expected);
+    let uncapped = of(json!({
+        "final_logit_softcapping": null, "attn_logit_softcapping": null, "query_pre_attn_scalar": 64,
+        "sliding_window": 7, "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+    }));
+    let uncapped = uncapped.unwrap();
+    assert_eq!(uncapped.logits_softcap, None);
+    assert_eq!(uncapped.layers[0].attention_softcap, None);
+    assert_eq!(uncapped.layers[0].attention_multiplier, Some(0.125));
+    assert_eq!(windows_of(&uncapped), [none, Some(7), none]);
+    assert_eq!(
+        of(json!({"sliding_window": null})),
+        Err("`sliding_window` is missing".to_owned())
+    );
+    assert_eq!(
+        of(json!({"hidden_activation": "gelu", "hidden_act": "silu"})),
+        Err(
+            "`hidden_activation` is \"gelu\", which is not supported: expected \"gelu_pytorch_tanh\""
+                .to_owned()
+        )
+    );
+    assert!(of(json!({"hidden_act": "gelu_pytorch_tanh"})).is_ok());
+}
+
+#[test]
+fn gemma_3_turns_layers_with_windows_by_their_own_angles() {
+    let of = |mut change: Value| {
+        change["model_type"] = json!("gemma3_text");
+        change["num_hidden_layers"] = json!(7);
+        spec(change)
+    };
+    let plain = of(json!({})).unwrap();
+    assert_eq!(plain.layers[0].heads, Heads::NormedTurned);
+    assert_eq!((plain.logits_softcap, plain.rope.theta), (None, 1e6));
+    let full: Vec<_> = (plain.layers.iter().enumerate())
+        .filter(|(_, layer)| layer.sliding_window.is_none())
+        .map(|(index, _)| index)
+        .collect();
+    assert_eq!(full, [5]);
+    let linear = json!({"rope_type": "linear", "factor": 8.0});
+    let old = of(json!({
+        "rope_theta": 2e6, "rope_local_base_freq": 2e4, "rope_scaling": linear.clone(),
+        "sliding_window_pattern": 3,
+    }));
+    let old = old.unwrap();
+    let local = old.local_rope.clone().unwrap();
+    assert_eq!((old.rope.theta, local.theta), (2e6, 2e4));
+    assert_eq!(local.scaling, RopeScaling::Default);
+    let mut full = linear;
+    full["rope_theta"] = json!(2e6);
+    let types = ["sliding_attention", "sliding_attention", "full_attention"];
+    let types: Vec<_> = types.into_iter().cycle().take(7).collect();
+    let new = of(json!({
+        "layer_types": types,
+        "rope_parameters": {
+            "full_attention": full,
+            "sliding_attention": {"rope_type": "default", "rope_theta": 2e4},
+        },
+    }));
+    assert_eq!(new.unwrap(), old);
+    assert_eq!(
+        of(json!({"attn_logit_softcapping": 50.0})),
+        Err(
+            "`attn_logit_softcapping` is 50.0, which is not supported: expected null (scores of a Gemma 3 have no cap)"
+                .to_owned()
+        )
+    );
+    assert_eq!(
+        of(json!({"use_bidirectional_attention": true})),
+        Err(
+            "`use_bidirectional_attention` is true, which is not supported: expected false"
+                .to_owned()
+        )
+    );
+}
+
+#[test]
 fn absent_keys_stand_for_what_transformers_takes() {
     let without = |family| {
         let heads = json!({"model_type": family, "num_attention_heads": 32, "hidden_size": 64});
@@ -206,4 +319,6 @@ fn absent_keys_stand_for_what_transformers_takes() {
     assert_eq!(without("qwen3"), (32, 128));
     assert_eq!(without("granite"), (32, 2));
     assert_eq!(without("smollm3"), (4, 2));
+    assert_eq!(without("gemma2"), (4, 256));
+    assert_eq!(without("gemma3_text"), (4, 256));
 }

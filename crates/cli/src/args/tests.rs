@@ -131,7 +131,7 @@ fn lines_that_mean_nothing_are_refused() {
 #[test]
 fn help_of_the_program() {
     assert_snapshot!(help(""), @"
-    Fine-tune Llama, Mistral, Qwen, Granite, SmolLM and OLMo models from one program
+    Fine-tune Llama, Mistral, Qwen, Gemma, Granite, SmolLM and OLMo models from one program
 
     Usage: backdraft [OPTIONS] <COMMAND>
 

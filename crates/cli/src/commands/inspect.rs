@@ -155,6 +155,7 @@ fn model(args: &InspectArgs, context: Context) -> Result<Shown, CliError> {
         .all(windows(&spec))
         .all(unturned(&spec))
         .all(factors(&spec))
+        .all(caps(&spec))
         .fact("vocab_size", spec.vocab_size)
         .fact("tied_head", spec.tie_word_embeddings)
         .told("rope", rope, rope_words)
@@ -210,6 +211,27 @@ fn factors(spec: &ModelSpec) -> Value {
         }),
         None => json!({}),
     }
+}
+
+/// The caps of scores and logits, and the rotary base of layers with a window, where it is another, by the names of
+/// `config.json`.
+fn caps(spec: &ModelSpec) -> Value {
+    let first = spec.layers.first();
+    let caps = [
+        (
+            "attn_logit_softcapping",
+            first.and_then(|layer| layer.attention_softcap),
+        ),
+        ("final_logit_softcapping", spec.logits_softcap),
+        (
+            "rope_local_base_freq",
+            spec.local_rope.as_ref().map(|rope| rope.theta),
+        ),
+    ];
+    let there = caps.into_iter().filter(|(_, value)| value.is_some());
+    there
+        .map(|(key, value)| (key.to_owned(), json!(value)))
+        .collect()
 }
 
 /// The rotary embedding as `rope_parameters` has it, and in words.

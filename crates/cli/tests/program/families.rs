@@ -16,6 +16,17 @@ fn peculiar(family: Family) -> Vec<(&'static str, Value)> {
             ("logits_scaling", 0.4.into()),
         ],
         Family::SmolLm3 => vec![("layers_without_rope", 1.into())],
+        Family::Gemma2 => vec![
+            ("sliding_window", 9.into()),
+            ("layers_with_window", 2.into()),
+            ("attn_logit_softcapping", 0.5.into()),
+            ("final_logit_softcapping", 3.0.into()),
+        ],
+        Family::Gemma3 => vec![
+            ("sliding_window", 9.into()),
+            ("layers_with_window", 4.into()),
+            ("rope_local_base_freq", 1e4.into()),
+        ],
         Family::Olmo3 | Family::Mistral => vec![("sliding_window", 9.into())],
         _ => Vec::new(),
     }
@@ -28,7 +39,10 @@ fn every_family_is_trained_asked_merged_and_quantised() {
         let d = directory.path();
         tiny::project(d, "max_steps = 3\n");
         fs::remove_dir_all(d.join("model")).unwrap();
-        let windowed = matches!(family, Family::Mistral | Family::Olmo3);
+        let windowed = matches!(
+            family,
+            Family::Mistral | Family::Olmo3 | Family::Gemma2 | Family::Gemma3
+        );
         let shape = RandomModel {
             family,
             window: windowed.then_some(9),

@@ -1,4 +1,4 @@
-//! What is trained under the chat templates of Mistral, Qwen, Granite, OLMo and SmolLM, with what is peculiar to each.
+//! What is trained under the chat templates of Mistral, Qwen, Granite, OLMo, SmolLM and Gemma, with what is peculiar to each.
 //!
 //! Their texts are other people's work: `BACKDRAFT_TEMPLATES` names a folder with them, as `jinja/tests/make_renderings.py`
 //! unpacks it; that they render as in transformers is tested there. Templates of the same kind in our own words are always
@@ -278,4 +278,51 @@ fn a_flag_in_the_system_text_chooses_what_is_not_trained() {
         "{}",
         found.text
     );
+}
+
+/// No system role: its text begins the first question. The answer's role is `model`, contents are trimmed: as Gemma has it.
+const SYSTEM_IN_QUESTION: &str = "{% if messages[0].role == 'system' %}{% set system = messages[0].content | trim + '\n\n' %}\
+    {% set turns = messages[1:] %}{% else %}{% set system = '' %}{% set turns = messages %}{% endif %}{{ bos_token }}\
+    {% for m in turns %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}\
+    {% set role = 'model' if m.role == 'assistant' else m.role %}\
+    {{ '<|im_start|>' + role + '\n' + (system if loop.first else '') + m.content | trim + '<|im_end|>\n' }}{% endfor %}\
+    {% if add_generation_prompt %}{{ '<|im_start|>model\n' }}{% endif %}";
+
+#[test]
+fn a_system_text_that_begins_the_first_question_is_context() {
+    let answers = ["One<|im_end|>", "Two<|im_end|>"];
+    let found = labelled(SYSTEM_IN_QUESTION, with_system());
+    assert_eq!(found.trained, answers);
+    assert_eq!(found.unseen, []);
+    let question = "<s><|im_start|>user\nBe brief.\n\nHi<|im_end|>\n<|im_start|>model\n";
+    assert!(found.text.starts_with(question), "{}", found.text);
+    assert_eq!(found.text.matches("Be brief.").count(), 1);
+    let mut blanks = two_turns();
+    blanks[1]["content"] = " One\n".into();
+    let found = labelled(SYSTEM_IN_QUESTION, blanks);
+    assert_eq!(found.trained, answers);
+    let twice =
+        json!({"messages": [said("user", "Hi"), said("user", "Hello?"), said("assistant", "One")]});
+    let record = Format::Messages.read(twice).unwrap();
+    let tokenizer = tokenizer(Some(SYSTEM_IN_QUESTION));
+    let refused = supervise(&record, &tokenizer, None, Supervision::Responses).unwrap_err();
+    assert!(
+        refused.to_string().contains("roles must alternate"),
+        "{refused}"
+    );
+    for name in [
+        "axolotl.gemma.jinja",
+        "axolotl.gemma3.jinja",
+        "trl.gemma3.jinja",
+    ] {
+        let folder = std::env::var_os("BACKDRAFT_TEMPLATES").map(PathBuf::from);
+        if !folder.is_some_and(|folder| folder.join(name).exists()) {
+            continue;
+        }
+        if let Some(template) = public(name) {
+            let found = labelled(&template, with_system());
+            assert!(found.text.contains("Be brief."), "{name}: {}", found.text);
+            assert_eq!(found.unseen, [], "{name}");
+        }
+    }
 }

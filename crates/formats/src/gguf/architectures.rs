@@ -25,6 +25,10 @@ pub(super) enum Architecture {
     Olmo2,
     /// `olmo2` with a sliding window in some layers. Without one a file of this family is no different from an OLMo 2.
     Olmo3,
+    /// `gemma2`.
+    Gemma2,
+    /// `gemma3`, its text.
+    Gemma3,
 }
 
 /// llama.cpp turns no head of a SmolLM 3 in every so many layers; no metadata say it.
@@ -49,7 +53,14 @@ pub(super) const SLIDING_WINDOW_PATTERN: &str = "attention.sliding_window_patter
 pub(super) const FULL_INTERVAL: usize = 4;
 
 /// The values of `general.architecture` that are read.
-const SUPPORTED: &str = "\"llama\" (Mistral's files too), \"qwen2\", \"qwen3\", \"granite\", \"smollm3\" and \"olmo2\" (OLMo 3's files too)";
+const SUPPORTED: &str = "\"llama\" (Mistral's files too), \"qwen2\", \"qwen3\", \"granite\", \"smollm3\", \"olmo2\" (OLMo 3's files too), \"gemma2\" and \"gemma3\"";
+
+/// The metadata keys of Gemma's caps and of the rotary base of its layers with a window, below the name.
+pub(super) const SCORES_CAP: &str = "attn_logit_softcapping";
+pub(super) const LOGITS_CAP: &str = "final_logit_softcapping";
+pub(super) const LOCAL_BASE: &str = "rope.freq_base_swa";
+/// Where a file says nothing of that base.
+pub(super) const LOCAL_THETA: f64 = 10_000.0;
 
 /// The metadata keys of Granite's factors, below the name.
 pub(super) const ATTENTION_SCALE: &str = "attention.scale";
@@ -73,6 +84,8 @@ impl Architecture {
             Some("smollm3") => Ok(Self::SmolLm3),
             Some("olmo2") if sliding_window(metadata, "olmo2")?.is_some() => Ok(Self::Olmo3),
             Some("olmo2") => Ok(Self::Olmo2),
+            Some("gemma2") => Ok(Self::Gemma2),
+            Some("gemma3") => Ok(Self::Gemma3),
             Some(actual) => Err(GgufError::Architecture {
                 actual: actual.into(),
                 expected: SUPPORTED,
@@ -92,6 +105,8 @@ impl Architecture {
             "smollm3" => Some(Self::SmolLm3),
             "olmo2" => Some(Self::Olmo2),
             "olmo3" => Some(Self::Olmo3),
+            "gemma2" => Some(Self::Gemma2),
+            "gemma3_text" => Some(Self::Gemma3),
             _ => None,
         }
     }
@@ -105,6 +120,8 @@ impl Architecture {
             Self::Granite => "granite",
             Self::SmolLm3 => "smollm3",
             Self::Olmo2 | Self::Olmo3 => "olmo2",
+            Self::Gemma2 => "gemma2",
+            Self::Gemma3 => "gemma3",
         }
     }
 
@@ -113,7 +130,9 @@ impl Architecture {
     pub(super) const fn interleaved(self) -> bool {
         match self {
             Self::Llama | Self::Mistral | Self::Granite | Self::SmolLm3 => true,
-            Self::Qwen2 | Self::Qwen3 | Self::Olmo2 | Self::Olmo3 => false,
+            Self::Qwen2 | Self::Qwen3 | Self::Olmo2 | Self::Olmo3 | Self::Gemma2 | Self::Gemma3 => {
+                false
+            }
         }
     }
 
@@ -121,7 +140,12 @@ impl Architecture {
         match self {
             Self::Llama | Self::Granite | Self::SmolLm3 => Biases::AsInFile,
             Self::Qwen2 => Biases::QueryKeyValue,
-            Self::Mistral | Self::Qwen3 | Self::Olmo2 | Self::Olmo3 => Biases::None,
+            Self::Mistral
+            | Self::Qwen3
+            | Self::Olmo2
+            | Self::Olmo3
+            | Self::Gemma2
+            | Self::Gemma3 => Biases::None,
         }
     }
 
@@ -138,6 +162,66 @@ impl Architecture {
                 "attn_q_norm",
                 "attn_k_norm",
             ],
+            Self::Gemma2 => &[
+                "attn_norm",
+                "post_attention_norm",
+                "ffn_norm",
+                "post_ffw_norm",
+            ],
+            Self::Gemma3 => &[
+                "attn_norm",
+                "post_attention_norm",
+                "ffn_norm",
+                "post_ffw_norm",
+                "attn_q_norm",
+                "attn_k_norm",
+            ],
+        }
+    }
+
+    /// Whether it is a Gemma: norms around attention and MLP, whose weights are one more in a file, and GELU.
+    pub(super) const fn is_gemma(self) -> bool {
+        matches!(self, Self::Gemma2 | Self::Gemma3)
+    }
+
+    /// What is added to a tensor of Hugging Face's name when it is written.
+    pub(super) fn shift(self, name: &str) -> f32 {
+        if self.is_gemma() && name.ends_with("norm.weight") {
+            1.0
+        } else {
+            0.0
+        }
+    }
+
+    /// Whether a module of GGUF's is that of Hugging Face's, where either has several.
+    pub(super) fn is_same(self, ours: &str, theirs: &str) -> bool {
+        match (ours, theirs) {
+            ("ffn_norm", "post_attention_layernorm") => !self.is_gemma(),
+            ("ffn_norm", "pre_feedforward_layernorm") => self.is_gemma(),
+            _ => true,
+        }
+    }
+
+    /// Of how many layers the last has no window, where a file does not say.
+    pub(super) const fn full_interval(self) -> usize {
+        match self {
+            Self::Gemma2 => 2,
+            Self::Gemma3 => 6,
+            _ => FULL_INTERVAL,
+        }
+    }
+
+    /// The divisor under the root in the scale of attention's scores, which llama.cpp takes from the number of layers: those
+    /// of 27B have another.
+    pub(super) const fn score_divisor(
+        self,
+        layers: usize,
+        head_dim: usize,
+        per_head: usize,
+    ) -> usize {
+        match (self, layers) {
+            (Self::Gemma2, 46) | (Self::Gemma3, 62) => per_head,
+            _ => head_dim,
         }
     }
 
@@ -155,7 +239,13 @@ impl Architecture {
     pub(super) const fn rope_factors(self) -> bool {
         match self {
             Self::Llama | Self::Mistral | Self::Granite => true,
-            Self::Qwen2 | Self::Qwen3 | Self::SmolLm3 | Self::Olmo2 | Self::Olmo3 => false,
+            Self::Qwen2
+            | Self::Qwen3
+            | Self::SmolLm3
+            | Self::Olmo2
+            | Self::Olmo3
+            | Self::Gemma2
+            | Self::Gemma3 => false,
         }
     }
 
@@ -163,7 +253,13 @@ impl Architecture {
     pub(super) const fn has_70b(self) -> bool {
         match self {
             Self::Llama | Self::Mistral | Self::Qwen2 => true,
-            Self::Qwen3 | Self::Granite | Self::SmolLm3 | Self::Olmo2 | Self::Olmo3 => false,
+            Self::Qwen3
+            | Self::Granite
+            | Self::SmolLm3
+            | Self::Olmo2
+            | Self::Olmo3
+            | Self::Gemma2
+            | Self::Gemma3 => false,
         }
     }
 
@@ -173,6 +269,17 @@ impl Architecture {
             Self::Llama | Self::Qwen2 | Self::Qwen3 | Self::SmolLm3 | Self::Olmo2 => false,
             Self::Mistral => key == SLIDING_WINDOW,
             Self::Olmo3 => [SLIDING_WINDOW, SLIDING_WINDOW_PATTERN].contains(&key),
+            Self::Gemma2 => {
+                let keys = [
+                    SLIDING_WINDOW,
+                    SLIDING_WINDOW_PATTERN,
+                    SCORES_CAP,
+                    LOGITS_CAP,
+                ];
+                keys.contains(&key)
+            }
+            // A cap of logits is left out by llama.cpp where there are windows.
+            Self::Gemma3 => [SLIDING_WINDOW, SLIDING_WINDOW_PATTERN, LOCAL_BASE].contains(&key),
             Self::Granite => [
                 ATTENTION_SCALE,
                 EMBEDDING_SCALE,
@@ -246,8 +353,36 @@ impl Architecture {
                 "architectures": ["Olmo3ForCausalLM"],
                 "attention_bias": false,
                 "sliding_window": sliding_window(file.metadata(), "olmo2")?,
-                "layer_types": layer_types(file.metadata())?,
+                "layer_types": layer_types(file.metadata(), self)?,
             }),
+            Self::Gemma2 => json!({
+                "model_type": "gemma2",
+                "architectures": ["Gemma2ForCausalLM"],
+                "attention_bias": false,
+                "attn_logit_softcapping": number(file.metadata(), self, SCORES_CAP)?.unwrap_or(50.0),
+                "final_logit_softcapping": number(file.metadata(), self, LOGITS_CAP)?.unwrap_or(30.0),
+                "hidden_activation": "gelu_pytorch_tanh",
+                "sliding_window": sliding_window(file.metadata(), "gemma2")?.unwrap_or(4096),
+                "layer_types": layer_types(file.metadata(), self)?,
+            }),
+            Self::Gemma3 => {
+                let window = sliding_window(file.metadata(), "gemma3")?;
+                let types = layer_types(file.metadata(), self)?;
+                let types = types.into_iter();
+                // Without a window llama.cpp takes all layers for full ones.
+                let types = types.map(|kind| if window.is_some() { kind } else { FULL });
+                json!({
+                    "model_type": "gemma3_text",
+                    "architectures": ["Gemma3ForCausalLM"],
+                    "attention_bias": false,
+                    "attn_logit_softcapping": null,
+                    "final_logit_softcapping": null,
+                    "hidden_activation": "gelu_pytorch_tanh",
+                    "rope_local_base_freq": number(file.metadata(), self, LOCAL_BASE)?.unwrap_or(LOCAL_THETA),
+                    "sliding_window": window.unwrap_or(4096),
+                    "layer_types": types.collect::<Vec<_>>(),
+                })
+            }
             Self::Qwen2 => json!({
                 "model_type": "qwen2",
                 "architectures": ["Qwen2ForCausalLM"],
@@ -284,14 +419,43 @@ fn sliding_window(metadata: GgufMetadata<'_>, name: &str) -> Result<Option<u64>,
     Ok(window.filter(|window| *window != 0))
 }
 
-/// Which layers of an OLMo 3 have the window.
-fn layer_types(metadata: GgufMetadata<'_>) -> Result<Vec<&'static str>, GgufError> {
-    let layers = metadata.unsigned("olmo2.block_count")?.unwrap_or_default();
-    let key = format!("olmo2.{SLIDING_WINDOW_PATTERN}");
+/// A number below the name that is not 0.
+fn number(
+    metadata: GgufMetadata<'_>,
+    architecture: Architecture,
+    key: &str,
+) -> Result<Option<f64>, GgufError> {
+    let key = format!("{}.{key}", architecture.name());
+    let found = metadata.f64(&key)?.filter(|value| *value != 0.0);
+    if let Some(value) = found.filter(|value| !value.is_finite() || *value < 0.0) {
+        return Err(GgufError::KeyValue {
+            key,
+            expected: "a finite number above 0",
+            actual: value.to_string(),
+        });
+    }
+    // As it was before it was stored in single precision.
+    Ok(found.map(|value| (value as f32).to_string().parse().unwrap_or(value)))
+}
+
+/// What a layer without a window is called.
+const FULL: &str = "full_attention";
+
+/// Which layers have the window, where some have.
+fn layer_types(
+    metadata: GgufMetadata<'_>,
+    architecture: Architecture,
+) -> Result<Vec<&'static str>, GgufError> {
+    let name = architecture.name();
+    let layers = metadata.unsigned(&format!("{name}.block_count"))?;
+    let layers = layers.unwrap_or_default();
+    let key = format!("{name}.{SLIDING_WINDOW_PATTERN}");
     let flags = match metadata.get(&key) {
         Some(GgufValue::Array(_)) => metadata.integers(&key)?.unwrap_or_default(),
         _ => {
-            let interval = metadata.unsigned(&key)?.unwrap_or(FULL_INTERVAL as u64);
+            let interval = metadata
+                .unsigned(&key)?
+                .unwrap_or(architecture.full_interval() as u64);
             let is_full = |layer: u64| interval != 0 && (layer + 1).is_multiple_of(interval);
             (0..layers)
                 .map(|layer| i64::from(!is_full(layer)))
@@ -306,7 +470,7 @@ fn layer_types(metadata: GgufMetadata<'_>) -> Result<Vec<&'static str>, GgufErro
         });
     }
     let name = |flag| match flag {
-        0 => "full_attention",
+        0 => FULL,
         _ => "sliding_attention",
     };
     Ok(flags.into_iter().map(name).collect())

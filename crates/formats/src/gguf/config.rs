@@ -197,9 +197,17 @@ pub(super) fn config(
     };
     let hidden_size = keys.required("embedding_length")?;
     let mut config = architecture.config(file)?;
+    let (act, query) = match architecture.is_gemma() {
+        true => {
+            let per_head = hidden_size as usize / sizes.heads;
+            let layers = sizes.layers as usize;
+            let divisor = architecture.score_divisor(layers, sizes.head_dim, per_head);
+            (None, Some(("query_pre_attn_scalar", json!(divisor))))
+        }
+        false => (Some(("hidden_act", json!("silu"))), None),
+    };
     let common = json!({
         "head_dim": sizes.head_dim,
-        "hidden_act": "silu",
         "hidden_size": hidden_size,
         "intermediate_size": keys.required("feed_forward_length")?,
         "max_position_embeddings": keys.required("context_length")?,
@@ -215,6 +223,8 @@ pub(super) fn config(
     });
     if let (Value::Object(config), Value::Object(common)) = (&mut config, common) {
         config.extend(common);
+        let of_family = act.into_iter().chain(query);
+        config.extend(of_family.map(|(key, value)| (key.to_owned(), value)));
         if architecture == Architecture::Granite {
             config.extend(granite_factors(&keys, sizes)?);
         }

@@ -1,8 +1,9 @@
 //! What metadata say of a decoder's architecture.
 
 use super::architectures::{
-    ATTENTION_SCALE, Architecture, EMBEDDING_SCALE, FULL_INTERVAL, LOGIT_SCALE, RESIDUAL_SCALE,
-    SLIDING_WINDOW, SLIDING_WINDOW_PATTERN, UNTURNED_INTERVAL,
+    ATTENTION_SCALE, Architecture, EMBEDDING_SCALE, LOCAL_BASE, LOCAL_THETA, LOGIT_SCALE,
+    LOGITS_CAP, RESIDUAL_SCALE, SCORES_CAP, SLIDING_WINDOW, SLIDING_WINDOW_PATTERN,
+    UNTURNED_INTERVAL,
 };
 use super::entry::{Entry, EntryValue};
 use super::export_error::GgufExportError;
@@ -43,6 +44,21 @@ pub struct GgufDecoder {
     pub unturned_layers: Vec<usize>,
     /// Granite's factors; without them those of other families, whose files do not say them.
     pub factors: Option<GgufFactors>,
+    /// What a Gemma has of its own.
+    pub gemma: Option<GgufGemma>,
+}
+
+/// What a Gemma computes with.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct GgufGemma {
+    /// Factor on attention's scores.
+    pub attention: f64,
+    /// The cap of scores.
+    pub scores_cap: Option<f64>,
+    /// The cap of logits.
+    pub logits_cap: Option<f64>,
+    /// The rotary base of layers with a window, where it is another.
+    pub local_theta: Option<f64>,
 }
 
 /// Factors that a decoder computes with.
@@ -103,8 +119,17 @@ impl GgufDecoder {
         match (self.sliding_window, architecture) {
             (None, _) => {}
             (Some(_), Architecture::Mistral) if self.full_layers.is_empty() => {}
+            (Some(_), Architecture::Gemma2 | Architecture::Gemma3) => {
+                if self.full_interval(architecture).is_none() {
+                    return Err(GgufExportError::Feature {
+                        what: "the list of layers without a window",
+                        actual: format!("{:?}", self.full_layers),
+                        hint: "llama.cpp has none in every so many layers of a Gemma",
+                    });
+                }
+            }
             (Some(_), Architecture::Olmo3) => {
-                if self.full_layers != self.every(FULL_INTERVAL) {
+                if self.full_layers != self.every(architecture.full_interval()) {
                     return Err(GgufExportError::Feature {
                         what: "the list of layers without a window",
                         actual: format!("{:?}", self.full_layers),
@@ -131,6 +156,9 @@ impl GgufDecoder {
                 hint: "llama.cpp leaves it out in every fourth layer of a SmolLM 3, and in no other model",
             });
         }
+        if architecture.is_gemma() {
+            self.check_gemma(architecture)?;
+        }
         if architecture.is_strict() && self.heads * self.head_dim != self.embedding_length {
             return Err(GgufExportError::Feature {
                 what: "the size of heads",
@@ -146,6 +174,46 @@ impl GgufDecoder {
             });
         }
         Ok(architecture)
+    }
+
+    /// Refuses what llama.cpp would compute otherwise.
+    fn check_gemma(&self, architecture: Architecture) -> Result<(), GgufExportError> {
+        let feature = |what, actual, hint| Err(GgufExportError::Feature { what, actual, hint });
+        let Some(gemma) = self.gemma else {
+            let hint = "a Gemma has one";
+            return feature(
+                "the scale of attention's scores",
+                "not said".to_owned(),
+                hint,
+            );
+        };
+        let per_head = self.embedding_length / self.heads.max(1);
+        let divisor = architecture.score_divisor(self.layers, self.head_dim, per_head);
+        let expected = (divisor as f64).powf(-0.5);
+        if (gemma.attention / expected - 1.0).abs() > 1e-6 {
+            let scalar = gemma.attention.powi(-2);
+            let hint = "llama.cpp takes head_dim for query_pre_attn_scalar, in models of 27B hidden size / heads";
+            let actual = format!("{scalar:.3}^-0.5 where {divisor}^-0.5 is taken");
+            return feature("the scale of attention's scores", actual, hint);
+        }
+        let is_2 = architecture == Architecture::Gemma2;
+        if gemma.scores_cap.is_some() != is_2 || gemma.logits_cap.is_some() != is_2 {
+            let actual = format!("{:?} and {:?}", gemma.scores_cap, gemma.logits_cap);
+            let hint = "llama.cpp has both in a Gemma 2 and neither in a Gemma 3";
+            return feature("the caps of scores and logits", actual, hint);
+        }
+        if is_2 && self.sliding_window.is_none() {
+            let hint = "llama.cpp has one in every other layer of a Gemma 2";
+            return feature("the sliding window", "none".to_owned(), hint);
+        }
+        Ok(())
+    }
+
+    /// Of how many layers the last has no window.
+    fn full_interval(&self, architecture: Architecture) -> Option<usize> {
+        let usual = std::iter::once(architecture.full_interval());
+        let mut intervals = usual.chain(1..=self.layers + 1);
+        intervals.find(|&interval| self.full_layers == self.every(interval))
     }
 
     /// The last of so many layers, and of the next so many.
@@ -178,9 +246,30 @@ impl GgufDecoder {
             let key = format!("{name}.{SLIDING_WINDOW_PATTERN}");
             entries.push(Entry::new(key, EntryValue::Bools(flags.collect())));
         }
+        if self.sliding_window.is_some()
+            && architecture.is_gemma()
+            && let Some(interval) = self.full_interval(architecture)
+            && interval != architecture.full_interval()
+        {
+            let key = format!("{name}.{SLIDING_WINDOW_PATTERN}");
+            entries.push(Entry::new(key, interval as u32));
+        }
         let mut number = |key: &str, value: f64| {
             entries.push(Entry::new(format!("{name}.{key}"), value as f32));
         };
+        if let Some(gemma) = self.gemma {
+            let local = gemma.local_theta.filter(|theta| *theta != LOCAL_THETA);
+            let keys = [
+                (SCORES_CAP, gemma.scores_cap),
+                (LOGITS_CAP, gemma.logits_cap),
+                (LOCAL_BASE, local),
+            ];
+            for (key, value) in keys {
+                if let Some(value) = value {
+                    number(key, value);
+                }
+            }
+        }
         number("attention.layer_norm_rms_epsilon", self.rms_norm_eps);
         number("rope.freq_base", self.rope_theta);
         if let Some(factors) = self.factors {

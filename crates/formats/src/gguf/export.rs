@@ -38,6 +38,8 @@ pub struct ExportTensor {
     shape: Vec<usize>,
     /// Whether its rows are to be drawn together within heads.
     interleaved: bool,
+    /// What is added to its values.
+    shift: f32,
 }
 
 /// Where values come from.
@@ -84,12 +86,20 @@ impl GgufExport {
             let tensor = "output.weight";
             return Err(GgufExportError::TensorMissing { tensor });
         }
+        if !tied && architecture == Architecture::Gemma2 {
+            return Err(GgufExportError::Feature {
+                what: "the head",
+                actual: "a tensor of its own".to_owned(),
+                hint: "llama.cpp takes the embedding for that of a Gemma 2",
+            });
+        }
         if let Some(factors) = decoder.rope_factors() {
             planned.push(ExportTensor {
                 name: ROPE_FREQS.to_owned(),
                 shape: vec![factors.len()],
                 source: ExportSource::Values(factors),
                 interleaved: false,
+                shift: 0.0,
             });
         }
         // The order of llama.cpp's own files: what is in no layer, then layer by layer.
@@ -165,6 +175,7 @@ fn tensor(
         name: ours,
         shape: shape.to_vec(),
         interleaved: rotary && architecture.interleaved(),
+        shift: architecture.shift(name),
     })
 }
 
@@ -209,10 +220,13 @@ impl<'a> GgufFiles<'a> {
     ///
     /// # Errors
     /// A value that a type cannot hold, or what [`GgufWriter::write`] says.
-    pub fn write(&mut self, values: Vec<f32>) -> Result<()> {
+    pub fn write(&mut self, mut values: Vec<f32>) -> Result<()> {
         let Some(tensor) = self.export.tensors.get(self.next) else {
             return Ok(());
         };
+        if tensor.shift != 0.0 {
+            values.iter_mut().for_each(|value| *value += tensor.shift);
+        }
         let values = match tensor.interleaved {
             true => interleave(&values, tensor.shape[0], self.export.head_dim),
             false => values,

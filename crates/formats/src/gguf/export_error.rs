@@ -6,7 +6,7 @@
 pub enum GgufExportError {
     /// A family without an architecture in GGUF that is known here.
     #[error(
-        "models of type {actual:?} cannot be exported; llama, mistral, qwen2, qwen3, granite, smollm3, olmo2 and olmo3 can"
+        "models of type {actual:?} cannot be exported; llama, mistral, qwen2, qwen3, granite, smollm3, olmo2, olmo3, gemma2 and gemma3_text can"
     )]
     Family {
         /// The `model_type`.

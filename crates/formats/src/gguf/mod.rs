@@ -37,7 +37,7 @@ mod writer;
 
 pub use adapter::write_gguf_adapter;
 pub use base_vocabulary::base_vocabulary;
-pub use decoder::{GgufDecoder, GgufFactors, GgufRope};
+pub use decoder::{GgufDecoder, GgufFactors, GgufGemma, GgufRope};
 pub use dequantize::dequantize;
 pub use entry::{Entry, EntryValue};
 pub use error::{GgufError, GgufTokenizerError};

@@ -21,9 +21,10 @@ use crate::tensor::{RawTensor, TensorInfo};
 use crate::tokenizer_files::TokenizerFiles;
 
 /// An open GGUF file that holds a decoder of a supported architecture: `llama` (Mistral's files too), `qwen2`,
-/// `qwen3`, `granite`, `smollm3` or `olmo2` (OLMo 3's files too).
+/// `qwen3`, `granite`, `smollm3`, `olmo2` (OLMo 3's files too), `gemma2` or `gemma3`.
 ///
-/// Names, shapes and row orders are Hugging Face's; quantised tensors are read as `f32`.
+/// Names, shapes and row orders are Hugging Face's; quantised tensors are read as `f32`. The norms of a Gemma, which
+/// multiplies by 1 + w, lie in a file as 1 + w, and are read as w.
 ///
 /// The factors of Llama 3.1's rotary scaling lie in a tensor `rope_freqs.weight`. Where the usual
 /// parameters reproduce them they appear as `rope_scaling` of type `llama3` in the config, and the
@@ -44,6 +45,8 @@ struct Entry {
     /// The place in the file's list of tensors.
     source: usize,
     rows: Rows,
+    /// What its values are more in the file.
+    shift: f32,
 }
 
 impl GgufModel {
@@ -135,10 +138,14 @@ impl GgufModel {
     /// [`FormatError::TensorMissing`].
     pub fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
         let (entry, tensor) = self.find(name)?;
-        Ok(match self.row_source(entry.rows) {
+        let mut values = match self.row_source(entry.rows) {
             Some(source) => self.file.read_f32_rows(tensor, source),
             None => self.file.read_f32(tensor),
-        })
+        };
+        if entry.shift != 0.0 {
+            values.iter_mut().for_each(|value| *value -= entry.shift);
+        }
+        Ok(values)
     }
 
     /// A tensor's bytes: as stored for F32, F16 and BF16, otherwise dequantised to `F32`.
@@ -147,7 +154,7 @@ impl GgufModel {
     /// [`FormatError::TensorMissing`].
     pub fn raw(&self, name: &str) -> Result<RawTensor<'_>> {
         let (entry, tensor) = self.find(name)?;
-        let bytes = if plain_dtype(tensor.kind).is_none() {
+        let bytes = if plain_dtype(tensor.kind).is_none() || entry.shift != 0.0 {
             Cow::Owned(f32_bytes(&self.read_f32(name)?))
         } else if let Some(source) = self.row_source(entry.rows) {
             Cow::Owned(self.file.byte_rows(tensor, source))
@@ -265,11 +272,16 @@ fn entry(
             });
         }
     }
-    let dtype = plain_dtype(tensor.kind).unwrap_or(Dtype::F32);
+    let shift = architecture.shift(&name);
+    let dtype = match plain_dtype(tensor.kind) {
+        Some(dtype) if shift == 0.0 => dtype,
+        _ => Dtype::F32,
+    };
     Ok(Entry {
         info: TensorInfo::new(name, dtype, tensor.shape.clone()),
         source,
         rows,
+        shift,
     })
 }
 

@@ -30,7 +30,7 @@ const TOP: [(&str, &str); 3] = [
 ];
 
 /// Modules of a layer, by GGUF's and Hugging Face's names.
-const LAYER: [(&str, &str, Rows); 13] = [
+const LAYER: [(&str, &str, Rows); 14] = [
     ("attn_q", "self_attn.q_proj", Rows::QueryHeads),
     ("attn_k", "self_attn.k_proj", Rows::KeyHeads),
     ("attn_v", "self_attn.v_proj", Rows::ValueHeads),
@@ -41,8 +41,9 @@ const LAYER: [(&str, &str, Rows); 13] = [
     ("ffn_up", "mlp.up_proj", Rows::Features),
     ("ffn_down", "mlp.down_proj", Rows::Features),
     ("attn_norm", "input_layernorm", Rows::Features),
-    // The same name for a norm before the MLP, and for one after attention.
+    // The same name for a norm before the MLP, and for one after attention: see `Architecture::is_same`.
     ("ffn_norm", "post_attention_layernorm", Rows::Features),
+    ("ffn_norm", "pre_feedforward_layernorm", Rows::Features),
     (
         "post_attention_norm",
         "post_attention_layernorm",
@@ -80,7 +81,9 @@ pub(super) fn gguf_name(name: &str, architecture: Architecture) -> Option<(Strin
     let number: u64 = number.parse().ok()?;
     let (module, parameter) = rest.rsplit_once('.')?;
     let (ours, _, rows) = *LAYER.iter().find(|(ours, theirs, _)| {
-        *theirs == module && architecture.has_parameter(ours, parameter)
+        *theirs == module
+            && architecture.is_same(ours, theirs)
+            && architecture.has_parameter(ours, parameter)
     })?;
     Some((format!("blk.{number}.{ours}.{parameter}"), rows))
 }
@@ -96,7 +99,9 @@ fn layer_name(name: &str, layers: u64, architecture: Architecture) -> Option<(St
     if !architecture.has_parameter(module, parameter) {
         return None;
     }
-    let (_, module, rows) = *LAYER.iter().find(|(ours, ..)| *ours == module)?;
+    let (_, module, rows) = *LAYER
+        .iter()
+        .find(|(ours, theirs, _)| *ours == module && architecture.is_same(ours, theirs))?;
     Some((format!("model.layers.{number}.{module}.{parameter}"), rows))
 }
 
@@ -157,10 +162,14 @@ mod tests {
 
     #[test]
     fn what_only_some_architectures_have() {
-        use Architecture::{Granite, Llama, Mistral, Olmo2, Olmo3, Qwen2, Qwen3, SmolLm3};
+        use Architecture::{
+            Gemma2, Gemma3, Granite, Llama, Mistral, Olmo2, Olmo3, Qwen2, Qwen3, SmolLm3,
+        };
+        let every = [
+            Llama, Mistral, Qwen2, Qwen3, Granite, SmolLm3, Olmo2, Olmo3, Gemma2, Gemma3,
+        ];
         let with = |name: &str| {
-            let all = [Llama, Mistral, Qwen2, Qwen3, Granite, SmolLm3, Olmo2, Olmo3];
-            let all = all.into_iter();
+            let all = every.into_iter();
             all.filter(|it| hugging_face_name(name, 1, *it).is_some())
                 .collect::<Vec<_>>()
         };
@@ -168,15 +177,20 @@ mod tests {
         assert_eq!(with("blk.0.attn_v.bias"), [Llama, Qwen2, Granite, SmolLm3]);
         assert_eq!(with("blk.0.attn_output.bias"), [Llama, Granite, SmolLm3]);
         assert_eq!(with("blk.0.ffn_up.bias"), [Llama, Granite, SmolLm3]);
-        assert_eq!(with("blk.0.attn_q_norm.weight"), [Qwen3, Olmo2, Olmo3]);
-        assert_eq!(with("blk.0.attn_k_norm.weight"), [Qwen3, Olmo2, Olmo3]);
-        assert_eq!(with("blk.0.post_ffw_norm.weight"), [Olmo2, Olmo3]);
-        assert_eq!(with("blk.0.ffn_norm.weight").len(), 6);
+        let normed = [Qwen3, Olmo2, Olmo3, Gemma3];
+        assert_eq!(with("blk.0.attn_q_norm.weight"), normed);
+        assert_eq!(with("blk.0.attn_k_norm.weight"), normed);
+        let after = [Olmo2, Olmo3, Gemma2, Gemma3];
+        assert_eq!(with("blk.0.post_ffw_norm.weight"), after);
+        assert_eq!(with("blk.0.post_attention_norm.weight"), after);
+        assert_eq!(with("blk.0.ffn_norm.weight").len(), 8);
         assert_eq!(with("blk.0.attn_q_norm.bias"), []);
         assert_eq!(with(ROPE_FREQS), [Llama, Mistral, Granite]);
         assert_eq!(required(2, Qwen2).count(), 2 + 2 * (9 + 3));
         assert_eq!(required(2, Qwen3).count(), 2 + 2 * (9 + 2));
-        for architecture in [Llama, Mistral, Qwen2, Qwen3, Granite, SmolLm3, Olmo2, Olmo3] {
+        let pre = |it| hugging_face_name("blk.0.ffn_norm.weight", 1, it).unwrap().0;
+        assert!(pre(Gemma2).contains("pre_feedforward") && pre(Llama).contains("post_attention"));
+        for architecture in every {
             for name in required(2, architecture) {
                 let (theirs, rows) = hugging_face_name(&name, 2, architecture).unwrap();
                 assert_eq!(gguf_name(&theirs, architecture), Some((name, rows)));

@@ -1,6 +1,6 @@
 //! The kernels and shapes of a training step at 8B.
 
-use backdraft_arch::GgufBlock;
+use backdraft_arch::{Activation, GgufBlock};
 use backdraft_kernels::adamw::{self, AdamWParams, Moments};
 use backdraft_kernels::attention::{self, HeadLayout, Qkv};
 use backdraft_kernels::codebook::{FourBitFormat, NestedFormat};
@@ -16,6 +16,8 @@ use backdraft_kernels::{Segments, cross_entropy, rms_norm, swiglu};
 use burn::tensor::{DType, Device, Tensor};
 
 use super::measure::{Bench, SETS, Work, distance, relative};
+
+const SILU: Activation = Activation::Silu;
 
 /// Sizes of a model and a batch.
 struct Sizes {
@@ -288,17 +290,19 @@ fn gated(bench: &mut Bench, s: &Sizes) {
         bytes: passes * bytes,
         ..Work::default()
     };
-    let y = swiglu::forward(&gate[0], &up[0]);
-    let expected = swiglu::reference::forward(&f32(&gate[0]), &f32(&up[0]));
+    let y = swiglu::forward(&gate[0], &up[0], SILU);
+    let expected = swiglu::reference::forward(&f32(&gate[0]), &f32(&up[0]), SILU);
     bench.time(
         ("swiglu", format!("{shape:?}")),
         work(3.0),
         distance(y, expected),
-        |i| swiglu::forward(&gate[i], &up[i]),
+        |i| swiglu::forward(&gate[i], &up[i], SILU),
     );
-    let run = |i: usize| swiglu::backward(dy[i].clone(), gate[i].clone(), up[i].clone(), true);
+    let run =
+        |i: usize| swiglu::backward(dy[i].clone(), gate[i].clone(), up[i].clone(), SILU, true);
     let d = run(0);
-    let expected = swiglu::reference::backward(&f32(&dy[0]), &f32(&gate[0]), &f32(&up[0]), false);
+    let expected =
+        swiglu::reference::backward(&f32(&dy[0]), &f32(&gate[0]), &f32(&up[0]), SILU, false);
     let error = distance(d.gate, expected.gate).max(distance(d.up, expected.up));
     let named = ("swiglu backward and product", format!("{shape:?}"));
     bench.time(named, work(6.0), error, run);
@@ -309,8 +313,9 @@ fn gated(bench: &mut Bench, s: &Sizes) {
         term: Some(term.clone()),
     };
     let [g, u] = [&gate[0], &up[0]].map(|x| term.add_to(x.clone()));
-    let y = swiglu::forward(&g, &u);
-    let [found_g, found_u, found_y] = swiglu::forward_adapted(adapted(&gate[0]), adapted(&up[0]));
+    let y = swiglu::forward(&g, &u, SILU);
+    let [found_g, found_u, found_y] =
+        swiglu::forward_adapted(adapted(&gate[0]), adapted(&up[0]), SILU);
     let error = distance(found_g, f32(&g))
         .max(distance(found_u, f32(&u)))
         .max(distance(found_y, f32(&y)));
@@ -318,16 +323,18 @@ fn gated(bench: &mut Bench, s: &Sizes) {
         ("swiglu of adapters", format!("{shape:?}")),
         work(5.0),
         error,
-        |i| swiglu::forward_adapted(adapted(&gate[i]), adapted(&up[i])),
+        |i| swiglu::forward_adapted(adapted(&gate[i]), adapted(&up[i]), SILU),
     );
     let expected = swiglu::reference::backward(
         &f32(&term.add_to(dy[0].clone())),
         &f32(&gate[0]),
         &f32(&up[0]),
+        SILU,
         false,
     );
-    let run =
-        |i: usize| swiglu::backward_adapted(adapted(&dy[i]), gate[i].clone(), up[i].clone(), true);
+    let run = |i: usize| {
+        swiglu::backward_adapted(adapted(&dy[i]), gate[i].clone(), up[i].clone(), SILU, true)
+    };
     let d = run(0);
     let error = distance(d.gate, expected.gate).max(distance(d.up, expected.up));
     let named = (
@@ -668,9 +675,10 @@ fn loss(bench: &mut Bench, s: &Sizes) {
         let rows = logits.clone().slice([0..check, 0..s.vocabulary]);
         let weights: Tensor<1> = Tensor::full([chunk], 0.01, (&bench.device, DType::F32));
         let few = weights.clone().narrow(0, 0, check);
-        let (nll, d) = cross_entropy::softmax_nll(rows.clone(), &targets[..check], Some(&few));
+        let (nll, d) =
+            cross_entropy::softmax_nll(rows.clone(), None, &targets[..check], Some(&few));
         let (expected_nll, expected_d) =
-            cross_entropy::reference::softmax_nll(f32(&rows), &targets[..check], Some(&few));
+            cross_entropy::reference::softmax_nll(f32(&rows), None, &targets[..check], Some(&few));
         let error = distance(nll, expected_nll);
         let error = match d.zip(expected_d) {
             Some((d, expected)) => error.max(distance(d, expected)),
@@ -684,7 +692,7 @@ fn loss(bench: &mut Bench, s: &Sizes) {
         bench.time(("softmax_nll", format!("{shape:?}")), work, error, |_| {
             let taken = logits.take();
             if let Some(taken) = taken {
-                logits = cross_entropy::softmax_nll(taken, targets, Some(&weights)).1;
+                logits = cross_entropy::softmax_nll(taken, None, targets, Some(&weights)).1;
             }
         });
     }
@@ -701,10 +709,10 @@ fn loss(bench: &mut Bench, s: &Sizes) {
         let rows = hidden[0].clone().slice([0..check, 0..s.hidden]);
         let weights: Tensor<1> = Tensor::full([s.tokens], 1e-4, (&bench.device, DType::F32));
         let ones = Tensor::ones([check], (&bench.device, DType::F32));
-        let ours = cross_entropy::forward(&rows, &head, &targets[..check], Some(&ones));
+        let ours = cross_entropy::forward(&rows, &head, None, &targets[..check], Some(&ones));
         let logits = gemm::nt(&f32(&rows), &f32(&head));
         let (nll, d) =
-            cross_entropy::reference::softmax_nll(logits, &targets[..check], Some(&ones));
+            cross_entropy::reference::softmax_nll(logits, None, &targets[..check], Some(&ones));
         let expected = d.map(|d| gemm::nn(&d, &f32(&head)));
         let error = match ours.d_hidden.zip(expected) {
             Some((d, expected)) => distance(d, expected).max(distance(ours.nll, nll)),
@@ -712,7 +720,7 @@ fn loss(bench: &mut Bench, s: &Sizes) {
         };
         let shape = format!("{}×{}×{}", s.tokens, s.hidden, s.vocabulary);
         bench.time(("cross_entropy", shape), work, error, |i| {
-            cross_entropy::forward(&hidden[i], &head, &targets, Some(&weights))
+            cross_entropy::forward(&hidden[i], &head, None, &targets, Some(&weights))
         });
     }
 }

@@ -8,7 +8,7 @@ use gemm::Parallelism;
 use rayon::prelude::*;
 
 use super::{HeadLayout, Qkv};
-use crate::cpu::{exp, f32s, max, simd, sum, sum2, tensor};
+use crate::cpu::{capped, exp, f32s, max, simd, sum, sum2, tensor};
 use crate::gemm::Op;
 use crate::gemm::cpu::{Shape, View, raw};
 use crate::segments::Segments;
@@ -21,7 +21,6 @@ pub(super) fn forward(
     segments: &Segments,
     layout: HeadLayout,
 ) -> Option<(Tensor<2>, Tensor<2>)> {
-    uncapped(layout)?;
     let (q, k, v) = (f32s(&qkv.q)?, f32s(&qkv.k)?, f32s(&qkv.v)?);
     let t = segments.queries();
     let (q_width, kv_width) = (
@@ -52,6 +51,7 @@ pub(super) fn forward(
                     View::new(&k[first_key..], kv_width, Op::T),
                     layout.scale,
                 );
+                cap(p, layout.softcap);
                 for (i, row) in p.chunks_mut(shape.n).enumerate() {
                     let value = simd(
                         #[inline(always)]
@@ -95,7 +95,6 @@ pub(super) fn backward(
     segments: &Segments,
     layout: HeadLayout,
 ) -> Option<Qkv> {
-    uncapped(layout)?;
     let (q, k, v) = (f32s(&qkv.q)?, f32s(&qkv.k)?, f32s(&qkv.v)?);
     let (d_out, out, lse) = (f32s(d_out)?, f32s(out)?, f32s(lse)?);
     let (tq, tk, d) = (segments.queries(), segments.keys(), layout.head_dim);
@@ -121,6 +120,7 @@ pub(super) fn backward(
                     let query = View::new(&q[first..], q_width, Op::N);
                     let d_out_block = View::new(&d_out[first..], q_width, Op::N);
                     let p = block_scores(&mut scores, shape, query, key(Op::T), layout.scale);
+                    cap(p, layout.softcap);
                     let value = View::new(&v[first_key..], kv_width, Op::T);
                     let ds = block_scores(&mut d_scores, shape, d_out_block, value, 1.0);
                     for (i, (p, ds)) in p
@@ -136,6 +136,13 @@ pub(super) fn backward(
                             #[inline(always)]
                             || {
                                 let delta = sum2(d_out, out, |a, b| a * b);
+                                let delta = match layout.softcap {
+                                    None => delta,
+                                    Some(cap) => {
+                                        through_cap(p, ds, delta, cap);
+                                        0.0
+                                    }
+                                };
                                 d_softmax(p, ds, block.seen_by(i), lse, delta, layout.scale);
                             },
                         );
@@ -181,9 +188,28 @@ pub(super) fn backward(
     })
 }
 
-/// Caps are the reference's.
-fn uncapped(layout: HeadLayout) -> Option<()> {
-    layout.softcap.is_none().then_some(())
+/// Caps scores, where there is a cap.
+fn cap(scores: &mut [f32], cap: Option<f32>) {
+    let Some(cap) = cap else {
+        return;
+    };
+    simd(
+        #[inline(always)]
+        || {
+            for score in scores {
+                *score = capped(*score, cap);
+            }
+        },
+    );
+}
+
+/// dP − delta, shrunk by the slope of the cap at each capped score.
+#[inline(always)]
+fn through_cap(scores: &[f32], dp: &mut [f32], delta: f32, cap: f32) {
+    for (dp, score) in dp.iter_mut().zip(scores) {
+        let share = score / cap;
+        *dp = (*dp - delta) * (1.0 - share * share);
+    }
 }
 
 /// Turns the scores of a row that are `seen` into probabilities, the rest into zeroes; returns the

@@ -81,6 +81,15 @@ impl HeadLayout {
         }
     }
 
+    /// With capped scores.
+    #[must_use]
+    pub fn with_softcap(self, cap: f32) -> Self {
+        Self {
+            softcap: Some(cap),
+            ..self
+        }
+    }
+
     /// Query heads that share one key–value head.
     pub fn group(&self) -> usize {
         self.heads / self.kv_heads
@@ -119,7 +128,7 @@ pub fn forward(qkv: &Qkv, segments: &Segments, layout: HeadLayout) -> (Tensor<2>
 /// Gradients of queries, keys and values.
 ///
 /// With P = exp(S − lse), dV = Pᵀ·dO, dS = P∘(dO·Vᵀ − rowsum(dO∘O)), dQ = scale·dS·K,
-/// dK = scale·dSᵀ·Q; a key–value head sums over its group.
+/// dK = scale·dSᵀ·Q; a key–value head sums over its group. Where scores s are capped, dS has the factor 1 − (s / cap)².
 ///
 /// # Shapes
 /// `d_out` and `out` `[tq, h·d]`, `lse` `[tq, h]`; result as `qkv`.

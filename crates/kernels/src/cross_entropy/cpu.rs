@@ -4,11 +4,12 @@ use burn::tensor::Tensor;
 use rayon::prelude::*;
 
 use super::Loss;
-use crate::cpu::{exp, f32s, into_vec, max, simd, sum, tensor};
+use crate::cpu::{capped, exp, f32s, into_vec, max, simd, sum, tensor};
 
 /// `Err` hands `logits` back when they are not f32 on the CPU.
 pub(super) fn softmax_nll(
     logits: Tensor<2>,
+    cap: Option<f32>,
     targets: &[u32],
     weights: Option<&Tensor<1>>,
 ) -> Result<Loss, Tensor<2>> {
@@ -29,7 +30,10 @@ pub(super) fn softmax_nll(
             let weight = weights.as_ref().map(|weights| weights[i]);
             simd(
                 #[inline(always)]
-                || row_loss(row, target as usize, weight),
+                || match cap {
+                    None => row_loss(row, target as usize, weight),
+                    Some(cap) => capped_row_loss(row, cap, target as usize, weight),
+                },
             )
         })
         .collect();
@@ -58,4 +62,23 @@ fn row_loss(row: &mut [f32], target: usize, weight: Option<f32>) -> f32 {
         row[target] -= weight;
     }
     total.ln() - chosen
+}
+
+/// As [`row_loss`] of capped logits, which are needed once more for the slope of the cap.
+#[inline(always)]
+fn capped_row_loss(row: &mut [f32], cap: f32, target: usize, weight: Option<f32>) -> f32 {
+    for x in row.iter_mut() {
+        *x = capped(*x, cap);
+    }
+    let (top, chosen) = (max(row), row[target]);
+    let total = sum(row, |x| exp(x - top));
+    if let Some(weight) = weight {
+        let factor = weight / total;
+        let slope = |x: f32| 1.0 - (x / cap) * (x / cap);
+        for x in row.iter_mut() {
+            *x = factor * exp(*x - top) * slope(*x);
+        }
+        row[target] -= weight * slope(chosen);
+    }
+    total.ln() + top - chosen
 }

@@ -8,7 +8,7 @@ use cubecl::prelude::*;
 use super::{CUBE_CHUNK, Loss};
 use crate::cube::{
     InPlace, RowCube, argument, cubes, elem, empty, floats, indices, into_floats, len, line,
-    max_cube, on_cube, sum_cube, sum_lanes, tensor,
+    max_cube, on_cube, sigmoid, sum_cube, sum_lanes, tensor,
 };
 
 /// Units that share a row, at most.
@@ -22,6 +22,7 @@ pub(super) fn chunk(hidden: &Tensor<2>) -> Option<usize> {
 /// `Err` hands `logits` back when they are not on a CubeCL device.
 pub(super) fn softmax_nll(
     logits: Tensor<2>,
+    cap: Option<f32>,
     targets: &[u32],
     weights: Option<&Tensor<1>>,
 ) -> Result<Loss, Tensor<2>> {
@@ -69,6 +70,8 @@ pub(super) fn softmax_nll(
             to,
             weights,
             vectors as u32,
+            cap.unwrap_or(1.0),
+            cap.is_some(),
             gradient,
             cube,
             elem,
@@ -121,6 +124,20 @@ fn total_kernel(nll: &[f32], sum: &mut [f32], count: u32, #[comptime] cube: RowC
     }
 }
 
+/// Logits as the softmax takes them.
+#[cube]
+fn seen<N: Size>(logits: Vector<f32, N>, cap: f32, #[comptime] capped: bool) -> Vector<f32, N> {
+    if comptime!(capped) {
+        // tanh(x) = 2σ(2x) − 1, which cannot overflow.
+        let cap = Vector::<f32, N>::new(cap);
+        let two = Vector::<f32, N>::new(2.0f32);
+        let one = Vector::<f32, N>::new(1.0f32);
+        cap * (two * sigmoid(two * logits / cap) - one)
+    } else {
+        logits
+    }
+}
+
 #[cube(launch_unchecked)]
 fn kernel<F: Float, N: Size>(
     logits: &[Vector<F, N>],
@@ -129,6 +146,8 @@ fn kernel<F: Float, N: Size>(
     d_logits: &mut [Vector<F, N>],
     weights: &[f32],
     vectors: u32,
+    cap: f32,
+    #[comptime] capped: bool,
     #[comptime] gradient: bool,
     #[comptime] cube: RowCube,
     #[define(F)] _dtype: ElemType,
@@ -151,7 +170,7 @@ fn kernel<F: Float, N: Size>(
     let mut chosen = 0.0f32;
     let mut i = UNIT_POS as usize;
     while i < vectors {
-        let v = Vector::<f32, N>::cast_from(logits[start + i]);
+        let v = seen::<N>(Vector::cast_from(logits[start + i]), cap, capped);
         let mut highest = v.extract(0usize);
         #[unroll]
         for lane in 1..lanes {
@@ -182,7 +201,7 @@ fn kernel<F: Float, N: Size>(
         let factor = weight / denominator;
         let mut i = UNIT_POS as usize;
         while i < vectors {
-            let v = Vector::<f32, N>::cast_from(logits[start + i]);
+            let v = seen::<N>(Vector::cast_from(logits[start + i]), cap, capped);
             let mut d = (v - Vector::new(largest)).exp() * Vector::new(factor);
             if i == target_vector {
                 #[unroll]
@@ -191,6 +210,10 @@ fn kernel<F: Float, N: Size>(
                         d.insert(lane, d.extract(lane) - weight);
                     }
                 }
+            }
+            if comptime!(capped) {
+                let share = v / Vector::new(cap);
+                d *= Vector::<f32, N>::new(1.0f32) - share * share;
             }
             d_logits[start + i] = Vector::cast_from(d);
             i += units;

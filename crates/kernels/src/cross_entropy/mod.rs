@@ -1,5 +1,7 @@
 //! The vocabulary head and its loss, in chunks of tokens: the full logits never exist.
 //!
+//! Where logits l are capped, c·tanh(l / c) is in the place of l, and the gradient has the factor 1 − tanh²(l / c).
+//!
 //! For hidden state h and target y, nll = logsumexp(h·Wᵀ) − (h·Wᵀ)ᵧ. The gradient with respect to
 //! the hidden states is formed in the same pass: of Σ wᵢ·nllᵢ it is dhᵢ = wᵢ·(softmax − onehot)·W. The
 //! weights are the caller's: 1 / tokens of a step for a mean, of either sign and different by document for an
@@ -33,13 +35,15 @@ pub struct HeadLoss {
 /// Loss of every token, and with `weights` the gradient of Σ weightᵢ·nllᵢ.
 ///
 /// # Shapes
-/// `hidden` `[n, h]`, `head` `[v, h]`, `targets` n token ids below v, `weights` `[n]` in f32, of either sign.
+/// `hidden` `[n, h]`, `head` `[v, h]`, `targets` n token ids below v, `weights` `[n]` in f32, of either sign; `cap` is that
+/// of logits, where they have one.
 ///
 /// # Panics
 /// If `targets` or `weights` have another length than `hidden`, or there is no token at all.
 pub fn forward(
     hidden: &Tensor<2>,
     head: &impl FrozenMatrix,
+    cap: Option<f32>,
     targets: &[u32],
     weights: Option<&Tensor<1>>,
 ) -> HeadLoss {
@@ -58,7 +62,7 @@ pub fn forward(
             .slice([start..start + targets.len(), 0..width]);
         let logits = head.matmul(&chunk);
         let weights = weights.map(|weights| weights.clone().narrow(0, start, targets.len()));
-        let (losses, d_logits) = softmax_nll(logits, targets, weights.as_ref());
+        let (losses, d_logits) = softmax_nll(logits, cap, targets, weights.as_ref());
         nll.push(losses);
         d_hidden.extend(d_logits.map(|d| head.matmul_transposed(&d)));
     }
@@ -68,18 +72,20 @@ pub fn forward(
     }
 }
 
-/// Loss of each row of `logits`, and with `weights` the rows turned into weightᵢ·(softmax − onehot).
+/// Loss of each row of `logits`, capped first where there is a cap, and with `weights` the rows turned into
+/// weightᵢ·(softmax − onehot), times the cap's slope.
 ///
 /// # Shapes
 /// `logits` `[n, v]`, `weights` `[n]` in f32; result `[n]` and `[n, v]`.
 pub fn softmax_nll(
     logits: Tensor<2>,
+    cap: Option<f32>,
     targets: &[u32],
     weights: Option<&Tensor<1>>,
 ) -> (Tensor<1>, Option<Tensor<2>>) {
-    cpu::softmax_nll(logits, targets, weights)
-        .or_else(|logits| on_device!(cube::softmax_nll(logits, targets, weights), or logits))
-        .unwrap_or_else(|logits| reference::softmax_nll(logits, targets, weights))
+    cpu::softmax_nll(logits, cap, targets, weights)
+        .or_else(|logits| on_device!(cube::softmax_nll(logits, cap, targets, weights), or logits))
+        .unwrap_or_else(|logits| reference::softmax_nll(logits, cap, targets, weights))
 }
 
 /// Σ nll, in one order, so that the same losses have the same sum.
@@ -95,12 +101,17 @@ pub fn total(nll: &Tensor<1>) -> Tensor<1> {
 ///
 /// # Shapes
 /// As [`forward`]; result `[1]`.
-pub fn cross_entropy(hidden: Tensor<2>, head: &impl FrozenMatrix, targets: &[u32]) -> Tensor<1> {
+pub fn cross_entropy(
+    hidden: Tensor<2>,
+    head: &impl FrozenMatrix,
+    cap: Option<f32>,
+    targets: &[u32],
+) -> Tensor<1> {
     let parents = [parent(&hidden)];
     let hidden = hidden.inner();
     let ones = || Tensor::ones([targets.len()], (&hidden.device(), DType::F32));
     let weights = parents[0].is_some().then(ones);
-    let HeadLoss { nll, d_hidden } = forward(&hidden, head, targets, weights.as_ref());
+    let HeadLoss { nll, d_hidden } = forward(&hidden, head, cap, targets, weights.as_ref());
     match d_hidden {
         Some(d_hidden) => attach(total(&nll), parents, CrossEntropy { d_hidden }),
         None => total(&nll),

@@ -6,12 +6,18 @@ use burn::tensor::{DType, Int, Tensor, TensorData};
 /// Loss of each row, and the gradient of Σ weightᵢ·nllᵢ with respect to the logits.
 pub fn softmax_nll(
     logits: Tensor<2>,
+    cap: Option<f32>,
     targets: &[u32],
     weights: Option<&Tensor<1>>,
 ) -> (Tensor<1>, Option<Tensor<2>>) {
     let [n, v] = logits.dims();
     let (dtype, device) = (logits.dtype(), logits.device());
-    let log_probs = log_softmax(logits.cast(DType::F32), 1);
+    let shares = cap.map(|cap| logits.clone().cast(DType::F32).div_scalar(cap).tanh());
+    let logits = match (&shares, cap) {
+        (Some(shares), Some(cap)) => shares.clone().mul_scalar(cap),
+        _ => logits.cast(DType::F32),
+    };
+    let log_probs = log_softmax(logits, 1);
     let targets: Vec<i64> = targets.iter().map(|&t| i64::from(t)).collect();
     let index = Tensor::<2, Int>::from_data(TensorData::new(targets, [n, 1]), &device);
     let nll = log_probs
@@ -24,7 +30,11 @@ pub fn softmax_nll(
             .equal(Tensor::arange(0..v as i64, &device).unsqueeze())
             .float();
         let weights = weights.clone().unsqueeze_dim(1);
-        ((log_probs.exp() - onehot.cast(DType::F32)) * weights).cast(dtype)
+        let d: Tensor<2> = (log_probs.exp() - onehot.cast(DType::F32)) * weights;
+        match shares {
+            None => d.cast(dtype),
+            Some(shares) => (d * shares.square().neg().add_scalar(1.0)).cast(dtype),
+        }
     });
     (nll, d_logits)
 }
@@ -33,8 +43,13 @@ pub fn softmax_nll(
 ///
 /// # Shapes
 /// `hidden` `[n, h]`, `head` `[v, h]`; result `[1]`.
-pub fn cross_entropy(hidden: Tensor<2>, head: Tensor<2>, targets: &[u32]) -> Tensor<1> {
-    softmax_nll(hidden.matmul(head.transpose()), targets, None)
+pub fn cross_entropy(
+    hidden: Tensor<2>,
+    head: Tensor<2>,
+    cap: Option<f32>,
+    targets: &[u32],
+) -> Tensor<1> {
+    softmax_nll(hidden.matmul(head.transpose()), cap, targets, None)
         .0
         .sum()
 }

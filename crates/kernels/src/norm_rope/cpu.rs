@@ -4,12 +4,14 @@ use burn::tensor::Tensor;
 use rayon::prelude::*;
 
 use crate::cpu::{F32s, build_rows, f32s, grain, into_vec, simd, sum, sum2, tensor};
+use crate::rms_norm::Gain;
+use crate::rms_norm::cpu::Factors;
 use crate::rope::RotaryTables;
 
 /// Operands of either pass.
 struct Heads {
     x: F32s,
-    weight: F32s,
+    weight: Factors,
     cos: F32s,
     sin: F32s,
     /// Groups of heads of a token.
@@ -22,11 +24,11 @@ struct Heads {
 }
 
 impl Heads {
-    fn of(x: &Tensor<2>, weight: &Tensor<1>, tables: &RotaryTables) -> Option<Self> {
-        let ([t, width], [normed]) = (x.dims(), weight.dims());
+    fn of(x: &Tensor<2>, gain: Gain<'_>, tables: &RotaryTables) -> Option<Self> {
+        let ([t, width], [normed]) = (x.dims(), gain.weight.dims());
         Some(Self {
             x: f32s(x)?,
-            weight: f32s(weight)?,
+            weight: Factors::of(gain)?,
             cos: f32s(&tables.cos)?,
             sin: f32s(&tables.sin)?,
             groups: width / normed,
@@ -60,11 +62,11 @@ impl Heads {
 
 pub(super) fn forward(
     x: &Tensor<2>,
-    weight: &Tensor<1>,
+    gain: Gain<'_>,
     eps: f64,
     tables: &RotaryTables,
 ) -> Option<Tensor<2>> {
-    let o = Heads::of(x, weight, tables)?;
+    let o = Heads::of(x, gain, tables)?;
     let (half, d) = (o.half, 2 * o.half);
     let y = build_rows(
         o.rows,
@@ -92,11 +94,11 @@ pub(super) fn forward(
 pub(super) fn backward(
     dy: Tensor<2>,
     x: &Tensor<2>,
-    weight: &Tensor<1>,
+    gain: Gain<'_>,
     eps: f64,
     tables: &RotaryTables,
 ) -> Result<Tensor<2>, Tensor<2>> {
-    let (Some(o), Some(_)) = (Heads::of(x, weight, tables), f32s(&dy)) else {
+    let (Some(o), Some(_)) = (Heads::of(x, gain, tables), f32s(&dy)) else {
         return Err(dy);
     };
     let (half, d) = (o.half, 2 * o.half);

@@ -1,6 +1,7 @@
 //! One plane for each head on a CubeCL device, or for the heads that are normed together, or one cube where planes cannot
 //! sum; a unit has pairs of vectors.
 
+use backdraft_arch::NormScale;
 use burn::tensor::{DType, Tensor};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
@@ -9,6 +10,8 @@ use crate::cube::{
     CubeTensor, InPlace, RowCube, argument, cubes, elem, empty, floats, into_floats, len, on_cube,
     sum_cube, sum_lanes, tensor,
 };
+use crate::rms_norm::Gain;
+use crate::rms_norm::cube::factor;
 use crate::rope::RotaryTables;
 
 /// Groups of heads of a cube where each has a plane.
@@ -20,6 +23,7 @@ const UNITS: u32 = 32;
 struct Operands {
     x: CubeTensor,
     weight: CubeTensor,
+    scale: NormScale,
     cos: CubeTensor,
     sin: CubeTensor,
     /// Features that are normed together: a group of heads.
@@ -34,10 +38,10 @@ struct Operands {
 }
 
 impl Operands {
-    fn of(x: &Tensor<2>, weight: &Tensor<1>, tables: &RotaryTables) -> Option<Self> {
-        let ([_, width], [normed]) = (x.dims(), weight.dims());
+    fn of(x: &Tensor<2>, gain: Gain<'_>, tables: &RotaryTables) -> Option<Self> {
+        let ([_, width], [normed]) = (x.dims(), gain.weight.dims());
         let half = tables.cos.dims()[1];
-        let (x, weight) = (floats(x)?, floats(weight)?);
+        let (x, weight) = (floats(x)?, floats(gain.weight)?);
         let (cos, sin) = (floats(&tables.cos)?, floats(&tables.sin)?);
         if cos.dtype != DType::F32 || sin.dtype != DType::F32 {
             return None;
@@ -48,6 +52,7 @@ impl Operands {
             groups: width / normed,
             x,
             weight,
+            scale: gain.scale,
             cos,
             sin,
             normed,
@@ -75,11 +80,11 @@ fn line(dtype: DType, half: usize) -> usize {
 
 pub(super) fn forward(
     x: &Tensor<2>,
-    weight: &Tensor<1>,
+    gain: Gain<'_>,
     eps: f64,
     tables: &RotaryTables,
 ) -> Option<Tensor<2>> {
-    let o = Operands::of(x, weight, tables)?;
+    let o = Operands::of(x, gain, tables)?;
     let y = empty(&o.x, x.dims(), o.x.dtype);
     if len(&o.x) == 0 {
         return Some(tensor(y));
@@ -109,6 +114,7 @@ pub(super) fn forward(
             eps as f32,
             o.cube,
             pairs > half,
+            o.scale,
             [elem(o.x.dtype), elem(o.weight.dtype)],
         );
     }
@@ -119,12 +125,12 @@ pub(super) fn forward(
 pub(super) fn backward(
     dy: Tensor<2>,
     x: &Tensor<2>,
-    weight: &Tensor<1>,
+    gain: Gain<'_>,
     eps: f64,
     tables: &RotaryTables,
 ) -> Result<Tensor<2>, Tensor<2>> {
     let fits = on_cube(&dy) && dy.dtype() == x.dtype();
-    let Some(o) = Operands::of(x, weight, tables).filter(|_| fits) else {
+    let Some(o) = Operands::of(x, gain, tables).filter(|_| fits) else {
         return Err(dy);
     };
     let dy = into_floats(dy)?;
@@ -159,6 +165,7 @@ pub(super) fn backward(
             eps as f32,
             o.cube,
             pairs > half,
+            o.scale,
             [elem(o.x.dtype), elem(o.weight.dtype)],
         );
     }
@@ -225,6 +232,7 @@ fn forward_kernel<F: Float, W: Float, N: Size>(
     eps: f32,
     #[comptime] cube: RowCube,
     #[comptime] together: bool,
+    #[comptime] gain: NormScale,
     #[define(F, W)] _dtypes: [ElemType; 2],
 ) {
     let group = own_group(cube);
@@ -250,12 +258,10 @@ fn forward_kernel<F: Float, W: Float, N: Size>(
     let mut i = own_place(cube);
     while i < pairs {
         let at = first_of(i, half, together);
-        let a = Vector::<f32, N>::cast_from(x[start + at])
-            * r
-            * Vector::<f32, N>::cast_from(weight[at]);
+        let a = Vector::<f32, N>::cast_from(x[start + at]) * r * factor::<W, N>(weight[at], gain);
         let b = Vector::<f32, N>::cast_from(x[start + half + at])
             * r
-            * Vector::<f32, N>::cast_from(weight[half + at]);
+            * factor::<W, N>(weight[half + at], gain);
         let turn = angle + within(i, half, together);
         let c = cos[turn];
         let s = sin[turn];
@@ -280,6 +286,7 @@ fn backward_kernel<F: Float, W: Float, N: Size>(
     eps: f32,
     #[comptime] cube: RowCube,
     #[comptime] together: bool,
+    #[comptime] gain: NormScale,
     #[define(F, W)] _dtypes: [ElemType; 2],
 ) {
     let group = own_group(cube);
@@ -304,8 +311,8 @@ fn backward_kernel<F: Float, W: Float, N: Size>(
         let turn = angle + within(i, half, together);
         let c = cos[turn];
         let s = sin[turn];
-        let ga = (da * c + db * s) * Vector::<f32, N>::cast_from(weight[at]);
-        let gb = (db * c - da * s) * Vector::<f32, N>::cast_from(weight[half + at]);
+        let ga = (da * c + db * s) * factor::<W, N>(weight[at], gain);
+        let gb = (db * c - da * s) * factor::<W, N>(weight[half + at], gain);
         products += ga * a + gb * b;
         i += units;
     }
@@ -327,8 +334,8 @@ fn backward_kernel<F: Float, W: Float, N: Size>(
         let turn = angle + within(i, half, together);
         let c = cos[turn];
         let s = sin[turn];
-        let ga = (da * c + db * s) * Vector::<f32, N>::cast_from(weight[at]);
-        let gb = (db * c - da * s) * Vector::<f32, N>::cast_from(weight[half + at]);
+        let ga = (da * c + db * s) * factor::<W, N>(weight[at], gain);
+        let gb = (db * c - da * s) * factor::<W, N>(weight[half + at], gain);
         dx[start + at] = Vector::cast_from((ga - a * c0) * r);
         dx[start + half + at] = Vector::cast_from((gb - b * c0) * r);
         i += units;

@@ -1,5 +1,5 @@
-//! Root-mean-square normalisation of each head, then its rotary position embedding: queries and keys of Qwen 3. Or of all
-//! heads together: those of OLMo 2.
+//! Root-mean-square normalisation of each head, then its rotary position embedding: queries and keys of Qwen 3 and Gemma 3.
+//! Or of all heads together: those of OLMo 2.
 //!
 //! Within each head, or within all that share a statistic, n = x·r∘w with r = 1 / √(mean(x²) + ε), and y = rope(n).
 //! Statistics and the step between the two are in f32; nothing but x is needed for the backward pass.
@@ -13,23 +13,31 @@ mod cpu;
 mod cube;
 pub mod reference;
 
+use backdraft_arch::NormScale;
 use burn::backend::DispatchTensor;
 use burn::tensor::Tensor;
 
 use crate::autograd::{Vjp, attach, parent};
 use crate::dispatch::on_device;
+use crate::rms_norm::Gain;
 use crate::rope::RotaryTables;
 
-/// Every head of every token, normed and turned. The length of `weight` says what is normed together: heads of d, or g heads
+/// Every head of every token, normed and turned. The length of `gain` says what is normed together: heads of d, or g heads
 /// at a time.
 ///
 /// # Shapes
-/// `x` and the result `[t, h·d]`, `weight` `[g·d]`, the same for all groups of g heads.
-pub fn forward(x: &Tensor<2>, weight: &Tensor<1>, eps: f64, tables: &RotaryTables) -> Tensor<2> {
-    check(x, weight, tables);
-    cpu::forward(x, weight, eps, tables)
-        .or_else(|| on_device!(cube::forward(x, weight, eps, tables)))
-        .unwrap_or_else(|| reference::forward(x, weight, eps, tables))
+/// `x` and the result `[t, h·d]`, `gain` `[g·d]`, the same for all groups of g heads.
+pub fn forward<'a>(
+    x: &Tensor<2>,
+    gain: impl Into<Gain<'a>>,
+    eps: f64,
+    tables: &RotaryTables,
+) -> Tensor<2> {
+    let gain = gain.into();
+    check(x, gain.weight, tables);
+    cpu::forward(x, gain, eps, tables)
+        .or_else(|| on_device!(cube::forward(x, gain, eps, tables)))
+        .unwrap_or_else(|| reference::forward(x, gain, eps, tables))
 }
 
 /// Gradient of the input: with g = rope⁻¹(dy)∘w, dx = r·(g − x·r²·mean(g∘x)). `dy` is written over where nothing else
@@ -37,17 +45,18 @@ pub fn forward(x: &Tensor<2>, weight: &Tensor<1>, eps: f64, tables: &RotaryTable
 ///
 /// # Shapes
 /// As [`forward`]; `dy` `[t, h·d]`.
-pub fn backward(
+pub fn backward<'a>(
     dy: Tensor<2>,
     x: &Tensor<2>,
-    weight: &Tensor<1>,
+    gain: impl Into<Gain<'a>>,
     eps: f64,
     tables: &RotaryTables,
 ) -> Tensor<2> {
-    check(x, weight, tables);
-    cpu::backward(dy, x, weight, eps, tables)
-        .or_else(|dy| on_device!(cube::backward(dy, x, weight, eps, tables), or dy))
-        .unwrap_or_else(|dy| reference::backward(&dy, x, weight, eps, tables))
+    let gain = gain.into();
+    check(x, gain.weight, tables);
+    cpu::backward(dy, x, gain, eps, tables)
+        .or_else(|dy| on_device!(cube::backward(dy, x, gain, eps, tables), or dy))
+        .unwrap_or_else(|dy| reference::backward(&dy, x, gain, eps, tables))
 }
 
 /// Gradient of the weight, of `normed` values: Σ over tokens and groups of rope⁻¹(dy)∘x·r.
@@ -65,13 +74,23 @@ pub fn backward_weight(
 }
 
 /// The differentiable form of [`forward`].
-pub fn norm_rope(x: Tensor<2>, weight: Tensor<1>, eps: f64, tables: &RotaryTables) -> Tensor<2> {
+pub fn norm_rope(
+    x: Tensor<2>,
+    (weight, scale): (Tensor<1>, NormScale),
+    eps: f64,
+    tables: &RotaryTables,
+) -> Tensor<2> {
     let parents = [parent(&x), parent(&weight)];
     let (x, weight) = (x.inner(), weight.inner());
-    let y = forward(&x, &weight, eps, tables);
+    let gain = Gain {
+        weight: &weight,
+        scale,
+    };
+    let y = forward(&x, gain, eps, tables);
     let rule = NormRope {
         x,
         weight,
+        scale,
         eps,
         tables: tables.clone(),
     };
@@ -97,6 +116,7 @@ fn check(x: &Tensor<2>, weight: &Tensor<1>, tables: &RotaryTables) {
 struct NormRope {
     x: Tensor<2>,
     weight: Tensor<1>,
+    scale: NormScale,
     eps: f64,
     tables: RotaryTables,
 }
@@ -107,8 +127,11 @@ impl Vjp<2> for NormRope {
         let normed = self.weight.dims()[0];
         let dw = dw
             .then(|| backward_weight(&dy, &self.x, normed, self.eps, &self.tables).into_dispatch());
-        let dx =
-            dx.then(|| backward(dy, &self.x, &self.weight, self.eps, &self.tables).into_dispatch());
+        let gain = Gain {
+            weight: &self.weight,
+            scale: self.scale,
+        };
+        let dx = dx.then(|| backward(dy, &self.x, gain, self.eps, &self.tables).into_dispatch());
         [dx, dw]
     }
 }

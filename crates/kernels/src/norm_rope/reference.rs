@@ -2,28 +2,36 @@
 
 use burn::tensor::{DType, Tensor};
 
-use crate::rms_norm::reference as rms_norm;
+use crate::rms_norm::{Gain, reference as rms_norm};
 use crate::rope::RotaryTables;
 use crate::rope::reference::rotate;
 
 /// Normed, then turned.
-pub fn forward(x: &Tensor<2>, weight: &Tensor<1>, eps: f64, tables: &RotaryTables) -> Tensor<2> {
-    let weight = weight.clone().cast(DType::F32);
-    let (normed, _) = rms_norm::forward(&groups(x, weight.dims()[0]), &weight, eps);
+pub fn forward<'a>(
+    x: &Tensor<2>,
+    gain: impl Into<Gain<'a>>,
+    eps: f64,
+    tables: &RotaryTables,
+) -> Tensor<2> {
+    let Gain { weight, scale } = gain.into();
+    let weight = &weight.clone().cast(DType::F32);
+    let x_groups = groups(x, weight.dims()[0]);
+    let (normed, _) = rms_norm::forward(&x_groups, Gain { weight, scale }, eps);
     rotate(normed.reshape(x.dims()), tables, 1.0).cast(x.dtype())
 }
 
 /// Gradient of the input.
-pub fn backward(
+pub fn backward<'a>(
     dy: &Tensor<2>,
     x: &Tensor<2>,
-    weight: &Tensor<1>,
+    gain: impl Into<Gain<'a>>,
     eps: f64,
     tables: &RotaryTables,
 ) -> Tensor<2> {
+    let Gain { weight, scale } = gain.into();
     let (d_normed, x_groups, rstd) = parts(dy, x, weight.dims()[0], eps, tables);
-    let weight = weight.clone().cast(DType::F32);
-    let dx = rms_norm::backward(&d_normed, &x_groups, &weight, &rstd);
+    let weight = &weight.clone().cast(DType::F32);
+    let dx = rms_norm::backward(&d_normed, &x_groups, Gain { weight, scale }, &rstd);
     dx.reshape(x.dims()).cast(x.dtype())
 }
 

@@ -125,13 +125,24 @@ fn attention_with_windows_and_capped_scores() {
                     check(place, &segments, layout);
                 }
             }
-            let layout = HeadLayout {
-                softcap: Some(1.5),
-                window: Some(33),
-                ..layout(2, 1, head_dim)
-            };
-            check(place, &documents()[1], layout);
+            let capped = layout(2, 1, head_dim).with_softcap(1.5);
+            for segments in documents() {
+                check(place, &segments, capped);
+            }
+            check(place, &documents()[1], capped.with_window(33));
         }
+    }
+}
+
+/// Gemma's heads: of 256, few, with a window and with caps.
+#[test]
+fn attention_of_heads_of_256() {
+    let place = Place::cpu();
+    for segments in documents() {
+        check(&place, &segments, layout(2, 1, 256));
+        check(&place, &segments, layout(2, 1, 256).with_window(40));
+        let capped = layout(2, 1, 256).with_scale(0.1).with_softcap(5.0);
+        check(&place, &segments, capped);
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use backdraft_arch::Activation;
 use burn::tensor::{Device, Tensor};
 
 use super::places::{Place, places, random};
@@ -53,9 +54,9 @@ fn operands_that_are_only_read_survive() {
         stays(place, "rms_norm backward_add", &rstd);
 
         let up = good();
-        swiglu::forward(&gone(), &up);
+        swiglu::forward(&gone(), &up, Activation::Silu);
         stays(place, "swiglu", &up);
-        swiglu::backward(gone(), good(), up.clone(), true);
+        swiglu::backward(gone(), good(), up.clone(), Activation::Silu, true);
         stays(place, "swiglu backward", &up);
 
         let table = || place.put_f32(&random([T, 8]));
@@ -81,7 +82,7 @@ fn operands_that_are_only_read_survive() {
         gemm::nt(&gone(), &matrix);
         stays(place, "gemm", &matrix);
         let ones = place.put_f32(&Tensor::ones([T], &Device::flex()));
-        cross_entropy::forward(&gone(), &matrix, &[0; T], Some(&ones));
+        cross_entropy::forward(&gone(), &matrix, None, &[0; T], Some(&ones));
         stays(place, "cross_entropy", &matrix);
 
         // Written over once it can be: a gradient's place outlives the step that failed.

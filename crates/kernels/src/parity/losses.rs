@@ -7,6 +7,9 @@ use crate::adamw8bit::{self, Guard, Moment8Bit, Moments8Bit};
 use crate::flat::{self, Flat, FlatMoments, FlatParams};
 use crate::{adamw, cross_entropy};
 
+/// No cap, one that matters, and one that hardly does.
+const CAPS: [Option<f32>; 3] = [None, Some(0.7), Some(30.0)];
+
 #[test]
 fn cross_entropy_and_the_gradient_of_the_hidden_states() {
     for (n, h, v) in [
@@ -18,14 +21,19 @@ fn cross_entropy_and_the_gradient_of_the_hidden_states() {
         // Of the size that heads have: logits of order 1.
         let head = random([v, h]).mul_scalar((h as f32).powf(-0.5));
         let targets: Vec<u32> = (0..n).map(|i| (i * 31 % v) as u32).collect();
-        compare(
-            [random([n, h])],
-            |place, [x]| cross_entropy::cross_entropy(x, &place.put(&head), &targets).unsqueeze(),
-            |place, [x]| {
-                let head = place.round(&head);
-                cross_entropy::reference::cross_entropy(x, head, &targets).unsqueeze()
-            },
-        );
+        for cap in CAPS {
+            compare(
+                [random([n, h])],
+                |place, [x]| {
+                    let head = place.put(&head);
+                    cross_entropy::cross_entropy(x, &head, cap, &targets).unsqueeze()
+                },
+                |place, [x]| {
+                    let head = place.round(&head);
+                    cross_entropy::reference::cross_entropy(x, head, cap, &targets).unsqueeze()
+                },
+            );
+        }
     }
 }
 
@@ -43,18 +51,18 @@ fn cross_entropy_with_a_weight_for_each_token() {
         let hidden = random([n, h]);
         let targets: Vec<u32> = (0..n).map(|i| (i * 31 % v) as u32).collect();
         let weights = signed_weights(n);
-        for place in places() {
+        for (place, cap) in places().iter().flat_map(|it| CAPS.map(|cap| (it, cap))) {
             let leaf = place.round(&hidden).autodiff().require_grad();
             let logits = leaf
                 .clone()
                 .matmul(place.round(&head).autodiff().transpose());
-            let (nll, _) = cross_entropy::reference::softmax_nll(logits, &targets, None);
+            let (nll, _) = cross_entropy::reference::softmax_nll(logits, cap, &targets, None);
             let sum = (nll.clone() * weights.clone().autodiff()).sum();
             let expected = leaf.grad(&sum.backward()).unwrap();
 
             let (hidden, head) = (place.put(&hidden), place.put(&head));
             let there = place.put_f32(&weights);
-            let loss = cross_entropy::forward(&hidden, &head, &targets, Some(&there));
+            let loss = cross_entropy::forward(&hidden, &head, cap, &targets, Some(&there));
             place.assert_close("nll", loss.nll, nll.inner());
             place.assert_close("d hidden", loss.d_hidden.unwrap(), expected);
         }
@@ -70,7 +78,8 @@ fn a_weight_enters_as_a_factor_bit_for_bit() {
     for place in places().iter().filter(|place| place.dtype == DType::F32) {
         let bits = |weights: [f32; 5]| {
             let weights = place.put_f32(&Tensor::from_floats(weights, &Device::flex()));
-            let loss = cross_entropy::softmax_nll(place.put(&logits), &targets, Some(&weights));
+            let loss =
+                cross_entropy::softmax_nll(place.put(&logits), None, &targets, Some(&weights));
             let d: Vec<f32> = loss.1.unwrap().into_data().try_into_vec().unwrap();
             d
         };
@@ -89,16 +98,16 @@ fn softmax_nll_over_logits_of_any_size() {
         let logits = random([n, v]).mul_scalar(20.0);
         let targets: Vec<u32> = (0..n).map(|i| ((i * 31 + v - 1) % v) as u32).collect();
         let weights = signed_weights(n);
-        for place in places() {
-            let exact = place.round(&logits);
+        for (place, cap) in places().iter().flat_map(|it| CAPS.map(|cap| (it, cap))) {
+            let (exact, there) = (place.round(&logits), place.put_f32(&weights));
             let (expected_nll, expected_d) =
-                cross_entropy::reference::softmax_nll(exact, &targets, Some(&weights));
-            let there = place.put_f32(&weights);
-            let (nll, d) = cross_entropy::softmax_nll(place.put(&logits), &targets, Some(&there));
+                cross_entropy::reference::softmax_nll(exact, cap, &targets, Some(&weights));
+            let logits = || place.put(&logits);
+            let (nll, d) = cross_entropy::softmax_nll(logits(), cap, &targets, Some(&there));
             assert_eq!(nll.dtype(), DType::F32);
             place.assert_close("nll", nll, expected_nll.clone());
             place.assert_close("d logits", d.unwrap(), expected_d.unwrap());
-            let (nll, d) = cross_entropy::softmax_nll(place.put(&logits), &targets, None);
+            let (nll, d) = cross_entropy::softmax_nll(logits(), cap, &targets, None);
             assert!(d.is_none());
             place.assert_close("nll alone", nll, expected_nll);
         }

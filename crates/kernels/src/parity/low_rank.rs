@@ -1,5 +1,6 @@
 //! Terms of low rank, by themselves and in passing.
 
+use backdraft_arch::Activation;
 use burn::tensor::Tensor;
 
 use super::places::{Place, places, random};
@@ -87,12 +88,15 @@ fn swiglu_takes_terms_with_it() {
         let terms = [Exact::random(shape), Exact::random(shape)];
         let (bases, dy) = ([random(dims), random(dims)], random(dims));
         for place in places() {
-            for &layout in layouts(shape) {
+            let both = [Activation::Silu, Activation::GeluTanh].into_iter();
+            let cases = both.flat_map(|it| layouts(shape).iter().map(move |&layout| (it, layout)));
+            for (activation, layout) in cases {
                 let adapted = |i: usize| Adapted {
                     base: place.put(&bases[i]),
                     term: Some(terms[i].put(place, layout)),
                 };
-                let [gate, up, product] = swiglu::forward_adapted(adapted(0), adapted(1));
+                let [gate, up, product] =
+                    swiglu::forward_adapted(adapted(0), adapted(1), activation);
                 for (i, actual) in [&gate, &up].into_iter().enumerate() {
                     let expected = terms[i].added(place, &bases[i]);
                     place.assert_close("gate or up", actual.clone(), expected);
@@ -103,7 +107,7 @@ fn swiglu_takes_terms_with_it() {
                         .into_data()
                         .assert_eq(&alone.into_data(), true);
                 }
-                let after = swiglu::forward(&gate, &up);
+                let after = swiglu::forward(&gate, &up, activation);
                 product.into_data().assert_eq(&after.into_data(), true);
 
                 let (gate, up) = (place.put(&bases[0]), place.put(&bases[1]));
@@ -115,18 +119,24 @@ fn swiglu_takes_terms_with_it() {
                     &terms[0].added(place, &dy),
                     &place.round(&bases[0]),
                     &place.round(&bases[1]),
+                    activation,
                     false,
                 );
-                let product = swiglu::forward(&gate, &up);
+                let product = swiglu::forward(&gate, &up, activation);
                 // Held by others, then in their places.
                 let held = [given.base.clone(), gate.clone(), up.clone()];
-                let beside =
-                    swiglu::backward_adapted(given.clone(), gate.clone(), up.clone(), true);
+                let beside = swiglu::backward_adapted(
+                    given.clone(),
+                    gate.clone(),
+                    up.clone(),
+                    activation,
+                    true,
+                );
                 let untouched = [&dy, &bases[0], &bases[1]];
                 for (held, expected) in held.into_iter().zip(untouched) {
                     place.assert_close("what was there", held, place.round(expected));
                 }
-                let alone = swiglu::backward_adapted(given, gate, up, true);
+                let alone = swiglu::backward_adapted(given, gate, up, activation, true);
                 for d in [beside, alone] {
                     place.assert_close("dgate", d.gate, expected.gate.clone());
                     place.assert_close("dup", d.up, expected.up.clone());

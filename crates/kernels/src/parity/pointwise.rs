@@ -1,64 +1,82 @@
 //! Ops that work token by token.
 
+use backdraft_arch::{Activation, NormScale};
 use burn::tensor::{Device, Tensor};
 
 use super::places::{Place, compare, places, random};
 use crate::dropout::Dropout;
+use crate::rms_norm::Gain;
 use crate::rope::RotaryTables;
 use crate::{embedding, norm_rope, rms_norm, rope, swiglu};
+
+/// A weight as it is, and one more than it.
+const SCALES: [NormScale; 2] = [NormScale::Weight, NormScale::OnePlusWeight];
 
 #[test]
 fn rms_norm_and_both_gradients() {
     for (t, n) in [(1, 2), (5, 64), (37, 576), (3, 1500), (2, 9001)] {
-        compare(
-            [random([t, n]), random([1, n])],
-            |_, [x, w]| rms_norm::rms_norm(x, w.squeeze_dim(0), 1e-5),
-            |_, [x, w]| rms_norm::reference::forward(&x, &w.squeeze_dim(0), 1e-5).0,
-        );
-        let (x, w, dy) = (random([t, n]), random([n]), random([t, n]));
-        for place in places() {
-            let (there, weight) = (place.put(&x), place.put(&w));
-            let (_, rstd) = rms_norm::forward(&there, &weight, 1e-5);
-            let (exact, exact_weight) = (place.round(&x), place.round(&w));
-            let (_, exact_rstd) = rms_norm::reference::forward(&exact, &exact_weight, 1e-5);
-            place.assert_close(
-                "dx against the reference's backward",
-                rms_norm::backward(&place.put(&dy), &there, &weight, &rstd),
-                rms_norm::reference::backward(
-                    &place.round(&dy),
-                    &exact,
-                    &exact_weight,
-                    &exact_rstd,
-                ),
-            );
-            // A norm's weight may be kept in f32 whatever the activations are.
-            let (mixed, _) = rms_norm::forward(&there, &place.put_f32(&w), 1e-5);
-            assert_eq!(mixed.dtype(), place.dtype);
-            let (expected, _) = rms_norm::reference::forward(&exact, &w, 1e-5);
-            place.assert_close("an f32 weight", mixed, expected);
+        for scale in SCALES {
+            check_rms_norm(t, n, scale);
         }
+    }
+}
+
+fn check_rms_norm(t: usize, n: usize, scale: NormScale) {
+    compare(
+        [random([t, n]), random([1, n])],
+        |_, [x, w]| rms_norm::rms_norm(x, (w.squeeze_dim(0), scale), 1e-5),
+        |_, [x, w]| {
+            let weight = &w.squeeze_dim(0);
+            rms_norm::reference::forward(&x, Gain { weight, scale }, 1e-5).0
+        },
+    );
+    let (x, w, dy) = (random([t, n]), random([n]), random([t, n]));
+    for place in places() {
+        let (there, weight) = (place.put(&x), &place.put(&w));
+        let (_, rstd) = rms_norm::forward(&there, Gain { weight, scale }, 1e-5);
+        let dx = rms_norm::backward(&place.put(&dy), &there, Gain { weight, scale }, &rstd);
+        let (exact, weight) = (place.round(&x), &place.round(&w));
+        let (_, rstd) = rms_norm::reference::forward(&exact, Gain { weight, scale }, 1e-5);
+        let dy = place.round(&dy);
+        let expected = rms_norm::reference::backward(&dy, &exact, Gain { weight, scale }, &rstd);
+        place.assert_close("dx against the reference's backward", dx, expected);
+        // A norm's weight may be kept in f32 whatever the activations are.
+        let weight = &place.put_f32(&w);
+        let (mixed, _) = rms_norm::forward(&there, Gain { weight, scale }, 1e-5);
+        assert_eq!(mixed.dtype(), place.dtype);
+        let weight = &w;
+        let (expected, _) = rms_norm::reference::forward(&exact, Gain { weight, scale }, 1e-5);
+        place.assert_close("an f32 weight", mixed, expected);
     }
 }
 
 #[test]
 fn rms_norm_adds_to_what_goes_past_it() {
     for (t, n) in [(1, 1), (5, 64), (37, 576), (3, 1500)] {
-        let [x, dy, past] = [(); 3].map(|()| random([t, n]));
-        let w = random([n]);
-        for place in places() {
-            let there = |x: &Tensor<2>| place.put(x);
-            let (_, rstd) = rms_norm::forward(&there(&x), &place.put(&w), 1e-5);
-            let (exact, weight) = (place.round(&x), place.round(&w));
-            let (_, exact_rstd) = rms_norm::reference::forward(&exact, &weight, 1e-5);
-            let expected = place.round(&past)
-                + rms_norm::reference::backward(&place.round(&dy), &exact, &weight, &exact_rstd);
-            let backward =
-                |past| rms_norm::backward_add(&there(&dy), &there(&x), &place.put(&w), &rstd, past);
-            place.assert_close("in place", backward(there(&past)), expected.clone());
-            let held = there(&past);
-            place.assert_close("beside it", backward(held.clone()), expected);
-            place.assert_close("held operand", held, place.round(&past));
+        for scale in SCALES {
+            check_adding(t, n, scale);
         }
+    }
+}
+
+fn check_adding(t: usize, n: usize, scale: NormScale) {
+    let [x, dy, past] = [(); 3].map(|()| random([t, n]));
+    let w = random([n]);
+    for place in places() {
+        let there = |x: &Tensor<2>| place.put(x);
+        let weight = &place.put(&w);
+        let gain = Gain { weight, scale };
+        let (_, rstd) = rms_norm::forward(&there(&x), gain, 1e-5);
+        let (exact, weight) = (place.round(&x), &place.round(&w));
+        let of = Gain { weight, scale };
+        let (_, exact_rstd) = rms_norm::reference::forward(&exact, of, 1e-5);
+        let expected = place.round(&past)
+            + rms_norm::reference::backward(&place.round(&dy), &exact, of, &exact_rstd);
+        let backward = |past| rms_norm::backward_add(&there(&dy), &there(&x), gain, &rstd, past);
+        place.assert_close("in place", backward(there(&past)), expected.clone());
+        let held = there(&past);
+        place.assert_close("beside it", backward(held.clone()), expected);
+        place.assert_close("held operand", held, place.round(&past));
     }
 }
 
@@ -147,15 +165,19 @@ fn norm_rope_and_both_gradients() {
         (9, 5, 128),
         (2, 3, 256),
     ] {
-        check_norm_rope(t, heads, d, 1);
+        for scale in SCALES {
+            check_norm_rope(t, heads, (d, 1), scale);
+        }
     }
     // All heads of a token together, some of them, and more features than a row's buffer holds.
     for (t, heads, d, together) in [(7, 3, 16, 3), (5, 4, 6, 2), (3, 16, 128, 16), (4, 5, 64, 5)] {
-        check_norm_rope(t, heads, d, together);
+        for scale in SCALES {
+            check_norm_rope(t, heads, (d, together), scale);
+        }
     }
 }
 
-fn check_norm_rope(t: usize, heads: usize, d: usize, together: usize) {
+fn check_norm_rope(t: usize, heads: usize, (d, together): (usize, usize), scale: NormScale) {
     let exact = tables(t, d);
     let put = |place: &Place| RotaryTables {
         cos: place.put_f32(&exact.cos),
@@ -163,8 +185,11 @@ fn check_norm_rope(t: usize, heads: usize, d: usize, together: usize) {
     };
     compare(
         [random([t, heads * d]), random([1, together * d])],
-        |place, [x, w]| norm_rope::norm_rope(x, w.squeeze_dim(0), 1e-5, &put(place)),
-        |_, [x, w]| norm_rope::reference::forward(&x, &w.squeeze_dim(0), 1e-5, &exact),
+        |place, [x, w]| norm_rope::norm_rope(x, (w.squeeze_dim(0), scale), 1e-5, &put(place)),
+        |_, [x, w]| {
+            let weight = &w.squeeze_dim(0);
+            norm_rope::reference::forward(&x, Gain { weight, scale }, 1e-5, &exact)
+        },
     );
     let (x, dy, w) = (
         random([t, heads * d]),
@@ -172,61 +197,75 @@ fn check_norm_rope(t: usize, heads: usize, d: usize, together: usize) {
         random([together * d]),
     );
     for place in places() {
-        let (there, weight, tables) = (place.put(&x), place.put(&w), put(place));
+        let (there, weight, tables) = (place.put(&x), &place.put(&w), put(place));
         let expected = norm_rope::reference::backward(
             &place.round(&dy),
             &place.round(&x),
-            &place.round(&w),
+            Gain {
+                weight: &place.round(&w),
+                scale,
+            },
             1e-5,
             &exact,
         );
-        let backward = |dy| norm_rope::backward(dy, &there, &weight, 1e-5, &tables);
+        let gain = Gain { weight, scale };
+        let backward = |dy| norm_rope::backward(dy, &there, gain, 1e-5, &tables);
         place.assert_close("in place", backward(place.put(&dy)), expected.clone());
         let held = place.put(&dy);
         place.assert_close("beside it", backward(held.clone()), expected);
         place.assert_close("held gradient", held, place.round(&dy));
         // The weight may be kept in f32 whatever the activations are.
-        let mixed = norm_rope::forward(&there, &place.put_f32(&w), 1e-5, &tables);
+        let weight = &place.put_f32(&w);
+        let mixed = norm_rope::forward(&there, Gain { weight, scale }, 1e-5, &tables);
         assert_eq!(mixed.dtype(), place.dtype);
-        let expected = norm_rope::reference::forward(&place.round(&x), &w, 1e-5, &exact);
+        let gain = Gain { weight: &w, scale };
+        let expected = norm_rope::reference::forward(&place.round(&x), gain, 1e-5, &exact);
         place.assert_close("an f32 weight", mixed, expected);
     }
 }
 
+const ACTIVATIONS: [Activation; 2] = [Activation::Silu, Activation::GeluTanh];
+
 #[test]
 fn swiglu_and_both_gradients() {
     for (t, m) in [(1, 1), (5, 7), (33, 1536), (70_001, 1)] {
-        let inputs = || [random([t, m]).mul_scalar(4.0), random([t, m])];
-        compare(
-            inputs(),
-            |_, [gate, up]| swiglu::swiglu(gate, up),
-            |_, [gate, up]| swiglu::reference::forward(&gate, &up),
-        );
-        let ([gate, up], dy) = (inputs(), random([t, m]));
-        for place in places() {
-            let [d, g, u] = [&dy, &gate, &up].map(|x| place.put(x));
-            let product = swiglu::forward(&g, &u);
-            let expected = {
-                let [d, g, u] = [&dy, &gate, &up].map(|x| place.round(x));
-                swiglu::reference::backward(&d, &g, &u, true)
-            };
-            // Held by others, then in their places, with the product and without.
-            let beside = swiglu::backward(d.clone(), g.clone(), u.clone(), true);
-            for (held, x) in [&d, &g, &u].into_iter().zip([&dy, &gate, &up]) {
-                place.assert_close("what was there", held.clone(), place.round(x));
-            }
-            let without = swiglu::backward(d.clone(), g.clone(), u.clone(), false);
-            assert!(without.product.is_none());
-            place.assert_close("dy", d.clone(), place.round(&dy));
-            for found in [beside, without, swiglu::backward(d, g, u, true)] {
-                place.assert_close("dgate", found.gate, expected.gate.clone());
-                place.assert_close("dup", found.up, expected.up.clone());
-                if let Some(again) = found.product {
-                    place.assert_close("product", again.clone(), expected.product.clone().unwrap());
-                    again
-                        .into_data()
-                        .assert_eq(&product.clone().into_data(), true);
-                }
+        for activation in ACTIVATIONS {
+            check_swiglu(t, m, activation);
+        }
+    }
+}
+
+fn check_swiglu(t: usize, m: usize, activation: Activation) {
+    let inputs = || [random([t, m]).mul_scalar(4.0), random([t, m])];
+    compare(
+        inputs(),
+        |_, [gate, up]| swiglu::swiglu(gate, up, activation),
+        |_, [gate, up]| swiglu::reference::forward(&gate, &up, activation),
+    );
+    let ([gate, up], dy) = (inputs(), random([t, m]));
+    for place in places() {
+        let [d, g, u] = [&dy, &gate, &up].map(|x| place.put(x));
+        let product = swiglu::forward(&g, &u, activation);
+        let expected = {
+            let [d, g, u] = [&dy, &gate, &up].map(|x| place.round(x));
+            swiglu::reference::backward(&d, &g, &u, activation, true)
+        };
+        // Held by others, then in their places, with the product and without.
+        let beside = swiglu::backward(d.clone(), g.clone(), u.clone(), activation, true);
+        for (held, x) in [&d, &g, &u].into_iter().zip([&dy, &gate, &up]) {
+            place.assert_close("what was there", held.clone(), place.round(x));
+        }
+        let without = swiglu::backward(d.clone(), g.clone(), u.clone(), activation, false);
+        assert!(without.product.is_none());
+        place.assert_close("dy", d.clone(), place.round(&dy));
+        for found in [beside, without, swiglu::backward(d, g, u, activation, true)] {
+            place.assert_close("dgate", found.gate, expected.gate.clone());
+            place.assert_close("dup", found.up, expected.up.clone());
+            if let Some(again) = found.product {
+                place.assert_close("product", again.clone(), expected.product.clone().unwrap());
+                again
+                    .into_data()
+                    .assert_eq(&product.clone().into_data(), true);
             }
         }
     }
@@ -236,10 +275,18 @@ fn swiglu_and_both_gradients() {
 fn swiglu_saturates_without_overflow() {
     let gate = Tensor::<2>::from_data([[-300.0f32, 300.0, 0.0]], &Device::flex());
     for place in places() {
-        let there = place.put(&gate);
-        let y = swiglu::forward(&there, &there.ones_like());
-        let expected = Tensor::from_data([[0.0f32, 300.0, 0.0]], &Device::flex());
-        place.assert_close("far out", y, expected);
+        for activation in ACTIVATIONS {
+            let there = place.put(&gate);
+            let ones = there.ones_like();
+            let y = swiglu::forward(&there, &ones, activation);
+            let expected = Tensor::from_data([[0.0f32, 300.0, 0.0]], &Device::flex());
+            place.assert_close("far out", y, expected);
+            let d = swiglu::backward(ones.clone(), there, ones.clone(), activation, false);
+            let slopes = Tensor::from_data([[0.0f32, 1.0, 0.5]], &Device::flex());
+            place.assert_close("slopes far out", d.gate, slopes);
+            let expected = Tensor::from_data([[0.0f32, 300.0, 0.0]], &Device::flex());
+            place.assert_close("the other's", d.up, expected);
+        }
     }
 }
 
@@ -305,7 +352,7 @@ fn empty_tensors_stay_empty() {
         let x = Tensor::<2>::empty([0, 8], (&place.device, place.dtype));
         let w = place.put(&random([8]));
         assert_eq!(rms_norm::forward(&x, &w, 1e-5).0.dims(), [0, 8]);
-        assert_eq!(swiglu::forward(&x, &x).dims(), [0, 8]);
+        assert_eq!(swiglu::forward(&x, &x, Activation::Silu).dims(), [0, 8]);
         let tables = RotaryTables {
             cos: Tensor::empty([0, 2], &place.device),
             sin: Tensor::empty([0, 2], &place.device),

@@ -1,17 +1,46 @@
 //! f32 rows on the CPU: one pass for the statistic, one for the values.
 
+use std::ops::Deref;
+
+use backdraft_arch::NormScale;
 use burn::tensor::Tensor;
 use rayon::prelude::*;
 
-use crate::cpu::{build_rows, f32s, simd, sum, sum2, tensor};
+use super::Gain;
+use crate::cpu::{F32s, build_rows, f32s, simd, sum, sum2, tensor};
 
-pub(super) fn forward(
-    x: &Tensor<2>,
-    weight: &Tensor<1>,
-    eps: f64,
-) -> Option<(Tensor<2>, Tensor<1>)> {
+/// What rows are multiplied by.
+pub(crate) enum Factors {
+    /// The weight.
+    Weight(F32s),
+    /// 1 + the weight.
+    Sum(Vec<f32>),
+}
+
+impl Deref for Factors {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        match self {
+            Self::Weight(weight) => weight,
+            Self::Sum(sum) => sum,
+        }
+    }
+}
+
+impl Factors {
+    pub(crate) fn of(gain: Gain<'_>) -> Option<Self> {
+        let weight = f32s(gain.weight)?;
+        Some(match gain.scale {
+            NormScale::Weight => Self::Weight(weight),
+            NormScale::OnePlusWeight => Self::Sum(weight.iter().map(|w| 1.0 + w).collect()),
+        })
+    }
+}
+
+pub(super) fn forward(x: &Tensor<2>, gain: Gain<'_>, eps: f64) -> Option<(Tensor<2>, Tensor<1>)> {
     let [rows, width] = x.dims();
-    let (x, w) = (f32s(x)?, f32s(weight)?);
+    let (x, w) = (f32s(x)?, Factors::of(gain)?);
     let (x, w): (&[f32], &[f32]) = (&x, &w);
     let row = |i: usize| &x[i * width..(i + 1) * width];
     let rstd: Vec<f32> = (0..rows)
@@ -42,11 +71,11 @@ pub(super) fn forward(
 pub(super) fn backward(
     dy: &Tensor<2>,
     x: &Tensor<2>,
-    weight: &Tensor<1>,
+    gain: Gain<'_>,
     rstd: &Tensor<1>,
 ) -> Option<Tensor<2>> {
     let [rows, width] = x.dims();
-    let (dy, x, w, rstd) = (f32s(dy)?, f32s(x)?, f32s(weight)?, f32s(rstd)?);
+    let (dy, x, w, rstd) = (f32s(dy)?, f32s(x)?, Factors::of(gain)?, f32s(rstd)?);
     let (dy, x, w, rstd): (&[f32], &[f32], &[f32], &[f32]) = (&dy, &x, &w, &rstd);
     let dx = build_rows(
         rows,

@@ -1,9 +1,11 @@
 //! One cube for each row on a CubeCL device.
 
+use backdraft_arch::NormScale;
 use burn::tensor::{DType, Tensor};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
+use super::Gain;
 use crate::cube::{
     InPlace, RowCube, argument, cubes, elem, empty, floats, into_floats, len, line, on_cube,
     sum_cube, sum_lanes, tensor,
@@ -12,13 +14,9 @@ use crate::cube::{
 /// Units that share a row, at most.
 const UNITS: u32 = 256;
 
-pub(super) fn forward(
-    x: &Tensor<2>,
-    weight: &Tensor<1>,
-    eps: f64,
-) -> Option<(Tensor<2>, Tensor<1>)> {
+pub(super) fn forward(x: &Tensor<2>, gain: Gain<'_>, eps: f64) -> Option<(Tensor<2>, Tensor<1>)> {
     let [rows, width] = x.dims();
-    let (x, w) = (floats(x)?, floats(weight)?);
+    let (x, w) = (floats(x)?, floats(gain.weight)?);
     let (y, rstd) = (
         empty(&x, [rows, width], x.dtype),
         empty(&x, [rows], DType::F32),
@@ -46,6 +44,7 @@ pub(super) fn forward(
                 vectors as u32,
                 scale,
                 eps as f32,
+                gain.scale,
                 cube,
                 dtypes,
             );
@@ -58,13 +57,13 @@ pub(super) fn forward(
 pub(super) fn backward(
     dy: &Tensor<2>,
     x: &Tensor<2>,
-    weight: &Tensor<1>,
+    gain: Gain<'_>,
     rstd: &Tensor<1>,
     sum: Option<Tensor<2>>,
 ) -> Result<Tensor<2>, Option<Tensor<2>>> {
     let [rows, width] = x.dims();
     let (Some(dy), Some(x), Some(w), Some(rstd)) =
-        (floats(dy), floats(x), floats(weight), floats(rstd))
+        (floats(dy), floats(x), floats(gain.weight), floats(rstd))
     else {
         return Err(sum);
     };
@@ -113,6 +112,7 @@ pub(super) fn backward(
                 vectors as u32,
                 scale,
                 adds,
+                gain.scale,
                 cube,
                 dtypes,
             );
@@ -124,6 +124,20 @@ pub(super) fn backward(
     Ok(tensor(dx))
 }
 
+/// What a row is multiplied by.
+#[cube]
+pub(crate) fn factor<W: Float, N: Size>(
+    weight: Vector<W, N>,
+    #[comptime] scale: NormScale,
+) -> Vector<f32, N> {
+    let weight = Vector::<f32, N>::cast_from(weight);
+    if comptime!(scale == NormScale::OnePlusWeight) {
+        Vector::<f32, N>::new(1.0f32) + weight
+    } else {
+        weight
+    }
+}
+
 #[cube(launch_unchecked)]
 fn forward_kernel<F: Float, W: Float, N: Size>(
     x: &[Vector<F, N>],
@@ -133,6 +147,7 @@ fn forward_kernel<F: Float, W: Float, N: Size>(
     vectors: u32,
     scale: f32,
     eps: f32,
+    #[comptime] gain: NormScale,
     #[comptime] cube: RowCube,
     #[define(F, W)] _dtypes: [ElemType; 2],
 ) {
@@ -159,7 +174,7 @@ fn forward_kernel<F: Float, W: Float, N: Size>(
     let mut i = UNIT_POS as usize;
     while i < vectors {
         let v = Vector::<f32, N>::cast_from(x[start + i]);
-        let w = Vector::<f32, N>::cast_from(weight[i]);
+        let w = factor::<W, N>(weight[i], gain);
         y[start + i] = Vector::cast_from(v * Vector::new(r) * w);
         i += units;
     }
@@ -176,6 +191,7 @@ fn backward_kernel<F: Float, W: Float, N: Size>(
     vectors: u32,
     scale: f32,
     #[comptime] adds: bool,
+    #[comptime] gain: NormScale,
     #[comptime] cube: RowCube,
     #[define(F, W)] _dtypes: [ElemType; 2],
 ) {
@@ -192,7 +208,7 @@ fn backward_kernel<F: Float, W: Float, N: Size>(
     while i < vectors {
         let v = Vector::<f32, N>::cast_from(x[start + i]);
         let d = Vector::<f32, N>::cast_from(dy[start + i]);
-        let w = Vector::<f32, N>::cast_from(weight[i]);
+        let w = factor::<W, N>(weight[i], gain);
         products += d * w * v;
         i += units;
     }
@@ -202,7 +218,7 @@ fn backward_kernel<F: Float, W: Float, N: Size>(
     while i < vectors {
         let v = Vector::<f32, N>::cast_from(x[start + i]);
         let d = Vector::<f32, N>::cast_from(dy[start + i]);
-        let w = Vector::<f32, N>::cast_from(weight[i]);
+        let w = factor::<W, N>(weight[i], gain);
         let mut value = (d * w - v * Vector::new(c)) * Vector::new(r);
         if comptime!(adds) {
             value += Vector::<f32, N>::cast_from(added[start + i]);

@@ -1,24 +1,48 @@
 //! [`rms_norm`](super::rms_norm) in plain tensors.
 
+use backdraft_arch::NormScale;
 use burn::tensor::{DType, Tensor};
 
+use super::Gain;
+
 /// Normalised rows and the reciprocal root mean square of each.
-pub fn forward(x: &Tensor<2>, weight: &Tensor<1>, eps: f64) -> (Tensor<2>, Tensor<1>) {
+pub fn forward<'a>(x: &Tensor<2>, gain: impl Into<Gain<'a>>, eps: f64) -> (Tensor<2>, Tensor<1>) {
+    let Gain { weight, scale } = gain.into();
     let dtype = x.dtype();
     let x = x.clone().cast(DType::F32);
     let rstd = (x.clone().square().mean_dim(1) + eps).sqrt().recip();
-    let y = (x * rstd.clone()).cast(dtype) * weight.clone().cast(dtype).unsqueeze();
+    let normed = x * rstd.clone();
+    let y = match scale {
+        NormScale::Weight => normed.cast(dtype) * weight.clone().cast(dtype).unsqueeze(),
+        NormScale::OnePlusWeight => {
+            (normed * (weight.clone().cast(DType::F32) + 1.0).unsqueeze()).cast(dtype)
+        }
+    };
     (y, rstd.squeeze_dim(1))
 }
 
 /// Gradient of the input.
-pub fn backward(dy: &Tensor<2>, x: &Tensor<2>, weight: &Tensor<1>, rstd: &Tensor<1>) -> Tensor<2> {
+pub fn backward<'a>(
+    dy: &Tensor<2>,
+    x: &Tensor<2>,
+    gain: impl Into<Gain<'a>>,
+    rstd: &Tensor<1>,
+) -> Tensor<2> {
     let dtype = x.dtype();
     let rstd = rstd.clone().unsqueeze_dim::<2>(1);
     let normed = x.clone().cast(DType::F32) * rstd.clone();
-    let dy = dy.clone().cast(DType::F32) * weight.clone().cast(DType::F32).unsqueeze();
+    let dy = dy.clone().cast(DType::F32) * factors(gain.into()).unsqueeze();
     let mean = (dy.clone() * normed.clone()).mean_dim(1);
     ((dy - normed * mean) * rstd).cast(dtype)
+}
+
+/// What rows are multiplied by, in f32.
+fn factors(Gain { weight, scale }: Gain<'_>) -> Tensor<1> {
+    let weight = weight.clone().cast(DType::F32);
+    match scale {
+        NormScale::Weight => weight,
+        NormScale::OnePlusWeight => weight + 1.0,
+    }
 }
 
 /// Gradient of the weight.

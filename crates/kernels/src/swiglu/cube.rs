@@ -1,16 +1,21 @@
 //! One pass on a CubeCL device.
 
+use backdraft_arch::Activation;
 use burn::tensor::Tensor;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
-use super::Gradients;
+use super::{GELU, Gradients};
 use crate::cube::{
     CubeTensor, InPlace, argument, elem, elementwise, empty, floats, into_floats, len, line,
     sigmoid, tensor,
 };
 
-pub(super) fn forward(gate: &Tensor<2>, up: &Tensor<2>) -> Option<Tensor<2>> {
+pub(super) fn forward(
+    gate: &Tensor<2>,
+    up: &Tensor<2>,
+    activation: Activation,
+) -> Option<Tensor<2>> {
     let shape = gate.dims();
     let (gate, up) = (floats(gate)?, floats(up)?);
     if gate.dtype != up.dtype {
@@ -26,7 +31,17 @@ pub(super) fn forward(gate: &Tensor<2>, up: &Tensor<2>) -> Option<Tensor<2>> {
         #[expect(unsafe_code, reason = "a kernel without bounds checks")]
         // SAFETY: all three have as many vectors, and the kernel does not go beyond the last.
         unsafe {
-            forward_kernel::launch_unchecked(client, count, dim, line, gate, up, out, elem(dtype));
+            forward_kernel::launch_unchecked(
+                client,
+                count,
+                dim,
+                line,
+                gate,
+                up,
+                out,
+                activation,
+                elem(dtype),
+            );
         }
     }
     Some(tensor(y))
@@ -37,6 +52,7 @@ pub(super) fn backward(
     dy: Tensor<2>,
     gate: Tensor<2>,
     up: Tensor<2>,
+    activation: Activation,
     wanted: bool,
 ) -> Result<Gradients, (Tensor<2>, Tensor<2>, Tensor<2>)> {
     let all = [&dy, &gate, &up];
@@ -69,6 +85,7 @@ pub(super) fn backward(
                 product.argument,
                 dgate.argument,
                 dup.argument,
+                activation,
                 wanted,
                 elem(dtype),
             );
@@ -100,14 +117,36 @@ fn forward_kernel<F: Float, N: Size>(
     gate: &[Vector<F, N>],
     up: &[Vector<F, N>],
     y: &mut [Vector<F, N>],
+    #[comptime] activation: Activation,
     #[define(F)] _dtype: ElemType,
 ) {
     let i = ABSOLUTE_POS;
     if i < y.len() {
         let g = Vector::<f32, N>::cast_from(gate[i]);
         let u = Vector::<f32, N>::cast_from(up[i]);
-        y[i] = Vector::cast_from(g * sigmoid(g) * u);
+        y[i] = Vector::cast_from(activated::<N>(g, activation) * u);
     }
+}
+
+/// The gate after its activation.
+#[cube]
+pub(super) fn activated<N: Size>(
+    g: Vector<f32, N>,
+    #[comptime] activation: Activation,
+) -> Vector<f32, N> {
+    if comptime!(activation == Activation::GeluTanh) {
+        g * sigmoid(gelu::<N>(g))
+    } else {
+        g * sigmoid(g)
+    }
+}
+
+/// z of GELU.
+#[cube]
+fn gelu<N: Size>(g: Vector<f32, N>) -> Vector<f32, N> {
+    let scale = Vector::<f32, N>::new(comptime!(GELU[0]));
+    let cubed = Vector::<f32, N>::new(comptime!(GELU[1]));
+    scale * (g + cubed * g * g * g)
 }
 
 #[cube(launch_unchecked)]
@@ -118,21 +157,20 @@ fn backward_kernel<F: Float, N: Size>(
     product: &mut [Vector<F, N>],
     dgate: &mut [Vector<F, N>],
     dup: &mut [Vector<F, N>],
+    #[comptime] activation: Activation,
     #[comptime] wanted: bool,
     #[define(F)] _dtype: ElemType,
 ) {
     let i = ABSOLUTE_POS;
     if i < dgate.len() {
         let d = Vector::<f32, N>::cast_from(dy[i]);
-        let (g, u) = (
-            Vector::<f32, N>::cast_from(gate[i]),
-            Vector::<f32, N>::cast_from(up[i]),
-        );
-        let (dg, du) = gradients::<N>(d, g, u);
+        let g = Vector::<f32, N>::cast_from(gate[i]);
+        let u = Vector::<f32, N>::cast_from(up[i]);
+        let (dg, du) = gradients::<N>(d, g, u, activation);
         dgate[i] = Vector::cast_from(dg);
         dup[i] = Vector::cast_from(du);
         if wanted {
-            product[i] = Vector::cast_from(g * sigmoid(g) * u);
+            product[i] = Vector::cast_from(activated::<N>(g, activation) * u);
         }
     }
 }
@@ -142,8 +180,17 @@ pub(super) fn gradients<N: Size>(
     d: Vector<f32, N>,
     g: Vector<f32, N>,
     u: Vector<f32, N>,
+    #[comptime] activation: Activation,
 ) -> (Vector<f32, N>, Vector<f32, N>) {
     let one = Vector::<f32, N>::new(1.0f32);
-    let s = sigmoid(g);
-    (d * u * s * (one + g * (one - s)), d * g * s)
+    if comptime!(activation == Activation::GeluTanh) {
+        let s = sigmoid(gelu::<N>(g));
+        let scale = Vector::<f32, N>::new(comptime!(GELU[0]));
+        let squared = Vector::<f32, N>::new(comptime!(3.0f32 * GELU[1]));
+        let dz = scale * (one + squared * g * g);
+        (d * u * s * (one + g * (one - s) * dz), d * g * s)
+    } else {
+        let s = sigmoid(g);
+        (d * u * s * (one + g * (one - s)), d * g * s)
+    }
 }

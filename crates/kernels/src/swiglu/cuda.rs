@@ -1,20 +1,25 @@
 //! One pass that adds the adapters' terms on its way.
 
+use backdraft_arch::Activation;
 use burn::tensor::Tensor;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
 use super::Gradients;
-use super::cube::{gradients, places};
-use crate::cube::{InPlace, argument, elem, empty, into_floats, sigmoid, tensor};
+use super::cube::{activated, gradients, places};
+use crate::cube::{InPlace, argument, elem, empty, into_floats, tensor};
+use crate::low_rank::Adapted;
 use crate::low_rank::cuda::{
     BLOCKS, Form, LINE, Term, cubes, left_words, own_columns, own_row, place,
     product as product_of, right_words, row_of,
 };
-use crate::low_rank::Adapted;
 
 /// Gate and up, complete and in their places, and the product; `Err` hands everything back where there is no kernel.
-pub(super) fn forward(gate: Adapted, up: Adapted) -> Result<[Tensor<2>; 3], (Adapted, Adapted)> {
+pub(super) fn forward(
+    gate: Adapted,
+    up: Adapted,
+    activation: Activation,
+) -> Result<[Tensor<2>; 3], (Adapted, Adapted)> {
     let (dims, dtype) = (gate.base.dims(), gate.base.dtype());
     let of = |x: &Adapted| Term::of(x.term.as_ref()?, dims, dtype);
     let same = up.base.dims() == dims && up.base.dtype() == dtype;
@@ -54,6 +59,7 @@ pub(super) fn forward(gate: Adapted, up: Adapted) -> Result<[Tensor<2>; 3], (Ada
             dims[0] as u32,
             dims[1] as u32,
             gate_term.form,
+            activation,
             elem(dtype),
         );
     }
@@ -65,6 +71,7 @@ pub(super) fn backward(
     dy: Adapted,
     gate: Tensor<2>,
     up: Tensor<2>,
+    activation: Activation,
     wanted: bool,
 ) -> Result<Gradients, (Adapted, Tensor<2>, Tensor<2>)> {
     let (dims, dtype) = (dy.base.dims(), dy.base.dtype());
@@ -100,6 +107,7 @@ pub(super) fn backward(
             dims[0] as u32,
             dims[1] as u32,
             term.form,
+            activation,
             wanted,
             elem(dtype),
         );
@@ -127,6 +135,7 @@ fn forward_kernel<F: Float, N: Size>(
     rows: u32,
     columns: u32,
     #[comptime] form: Form,
+    #[comptime] activation: Activation,
     #[define(F)] _dtype: ElemType,
 ) {
     let first_column = own_columns();
@@ -166,7 +175,7 @@ fn forward_kernel<F: Float, N: Size>(
                     let place = place(row, first_column, rows, columns);
                     gate_out[place] = g_rounded;
                     up_out[place] = u_rounded;
-                    y[place] = Vector::cast_from(g * sigmoid(g) * u);
+                    y[place] = Vector::cast_from(activated::<N>(g, activation) * u);
                 }
             }
         }
@@ -187,6 +196,7 @@ fn backward_kernel<F: Float, N: Size>(
     rows: u32,
     columns: u32,
     #[comptime] form: Form,
+    #[comptime] activation: Activation,
     #[comptime] wanted: bool,
     #[define(F)] _dtype: ElemType,
 ) {
@@ -217,13 +227,13 @@ fn backward_kernel<F: Float, N: Size>(
                     + row_of::<N>(term, half) * Vector::new(scaling);
                 let g = Vector::<f32, N>::cast_from(gates[2 * block + half]);
                 let u = Vector::<f32, N>::cast_from(ups[2 * block + half]);
-                let (dg, du) = gradients::<N>(d, g, u);
+                let (dg, du) = gradients::<N>(d, g, u, activation);
                 if row < rows {
                     let place = place(row, first_column, rows, columns);
                     dgate[place] = Vector::cast_from(dg);
                     dup[place] = Vector::cast_from(du);
                     if wanted {
-                        product[place] = Vector::cast_from(g * sigmoid(g) * u);
+                        product[place] = Vector::cast_from(activated::<N>(g, activation) * u);
                     }
                 }
             }

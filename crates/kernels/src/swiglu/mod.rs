@@ -1,7 +1,10 @@
-//! The gated activation of the MLP: y = silu(gate)·up with silu(g) = g·σ(g).
+//! The gated activation of the MLP: y = silu(gate)·up with silu(g) = g·σ(g), or with another [`Activation`].
+//!
+//! GELU's form with tanh is of the same kind, because ½(1 + tanh(z)) = σ(2z): both are g·σ(z(g)), and their derivative is
+//! σ·(1 + g·(1 − σ)·z′).
 //!
 //! # Source
-//! Shazeer 2020, arXiv:2002.05202.
+//! Shazeer 2020, arXiv:2002.05202; Hendrycks and Gimpel 2016, arXiv:1606.08415 (the form with tanh).
 
 mod cpu;
 #[cfg(feature = "cube")]
@@ -10,6 +13,7 @@ mod cube;
 mod cuda;
 pub mod reference;
 
+use backdraft_arch::Activation;
 use burn::backend::DispatchTensor;
 use burn::tensor::Tensor;
 
@@ -17,14 +21,17 @@ use crate::autograd::{Vjp, attach, parent};
 use crate::dispatch::{on_cuda, on_device};
 use crate::low_rank::Adapted;
 
-/// silu(gate)·up.
+/// z(g) = √(2/π)·2·(g + 0.044715·g³), of [`Activation::GeluTanh`].
+const GELU: [f32; 2] = [1.595_769_1, 0.044_715];
+
+/// act(gate)·up.
 ///
 /// # Shapes
 /// All `[t, m]`.
-pub fn forward(gate: &Tensor<2>, up: &Tensor<2>) -> Tensor<2> {
-    cpu::forward(gate, up)
-        .or_else(|| on_device!(cube::forward(gate, up)))
-        .unwrap_or_else(|| reference::forward(gate, up))
+pub fn forward(gate: &Tensor<2>, up: &Tensor<2>, activation: Activation) -> Tensor<2> {
+    cpu::forward(gate, up, activation)
+        .or_else(|| on_device!(cube::forward(gate, up, activation)))
+        .unwrap_or_else(|| reference::forward(gate, up, activation))
 }
 
 /// What the backward pass gives.
@@ -33,11 +40,11 @@ pub fn forward(gate: &Tensor<2>, up: &Tensor<2>) -> Tensor<2> {
 /// All `[t, m]`.
 #[derive(Clone, Debug)]
 pub struct Gradients {
-    /// dgate = dy·up·σ(1 + g(1 − σ)).
+    /// Of silu, dgate = dy·up·σ(1 + g(1 − σ)).
     pub gate: Tensor<2>,
-    /// dup = dy·g·σ.
+    /// Of silu, dup = dy·g·σ.
     pub up: Tensor<2>,
-    /// silu(gate)·up once more, bit for bit that of the forward pass, where it was asked for: what reads it need not
+    /// act(gate)·up once more, bit for bit that of the forward pass, where it was asked for: what reads it need not
     /// be kept an input for its own gradient.
     pub product: Option<Tensor<2>>,
 }
@@ -47,22 +54,31 @@ pub struct Gradients {
 ///
 /// # Shapes
 /// All `[t, m]`.
-pub fn backward(dy: Tensor<2>, gate: Tensor<2>, up: Tensor<2>, wanted: bool) -> Gradients {
-    cpu::backward(dy, gate, up, wanted)
+pub fn backward(
+    dy: Tensor<2>,
+    gate: Tensor<2>,
+    up: Tensor<2>,
+    activation: Activation,
+    wanted: bool,
+) -> Gradients {
+    cpu::backward(dy, gate, up, activation, wanted)
         .or_else(|(dy, gate, up)| {
-            on_device!(cube::backward(dy, gate, up, wanted), or(dy, gate, up))
+            on_device!(
+                cube::backward(dy, gate, up, activation, wanted),
+                or(dy, gate, up)
+            )
         })
-        .unwrap_or_else(|(dy, gate, up)| reference::backward(&dy, &gate, &up, wanted))
+        .unwrap_or_else(|(dy, gate, up)| reference::backward(&dy, &gate, &up, activation, wanted))
 }
 
 /// Gate and up with their terms, and [`forward`] of them, in one pass where there is a kernel for it.
 ///
 /// # Shapes
 /// All `[t, m]`.
-pub fn forward_adapted(gate: Adapted, up: Adapted) -> [Tensor<2>; 3] {
-    on_cuda!(cuda::forward(gate, up), or(gate, up)).unwrap_or_else(|(gate, up)| {
+pub fn forward_adapted(gate: Adapted, up: Adapted, activation: Activation) -> [Tensor<2>; 3] {
+    on_cuda!(cuda::forward(gate, up, activation), or(gate, up)).unwrap_or_else(|(gate, up)| {
         let (gate, up) = (gate.complete(), up.complete());
-        let product = forward(&gate, &up);
+        let product = forward(&gate, &up, activation);
         [gate, up, product]
     })
 }
@@ -71,27 +87,49 @@ pub fn forward_adapted(gate: Adapted, up: Adapted) -> [Tensor<2>; 3] {
 ///
 /// # Shapes
 /// As [`backward`].
-pub fn backward_adapted(dy: Adapted, gate: Tensor<2>, up: Tensor<2>, wanted: bool) -> Gradients {
-    on_cuda!(cuda::backward(dy, gate, up, wanted), or(dy, gate, up))
-        .unwrap_or_else(|(dy, gate, up)| backward(dy.complete(), gate, up, wanted))
+pub fn backward_adapted(
+    dy: Adapted,
+    gate: Tensor<2>,
+    up: Tensor<2>,
+    activation: Activation,
+    wanted: bool,
+) -> Gradients {
+    on_cuda!(
+        cuda::backward(dy, gate, up, activation, wanted),
+        or(dy, gate, up)
+    )
+    .unwrap_or_else(|(dy, gate, up)| backward(dy.complete(), gate, up, activation, wanted))
 }
 
 /// The differentiable form of [`forward`].
-pub fn swiglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
+pub fn swiglu(gate: Tensor<2>, up: Tensor<2>, activation: Activation) -> Tensor<2> {
     let parents = [parent(&gate), parent(&up)];
     let (gate, up) = (gate.inner(), up.inner());
-    attach(forward(&gate, &up), parents, SwiGlu { gate, up })
+    let y = forward(&gate, &up, activation);
+    let rule = SwiGlu {
+        gate,
+        up,
+        activation,
+    };
+    attach(y, parents, rule)
 }
 
 #[derive(Clone, Debug)]
 struct SwiGlu {
     gate: Tensor<2>,
     up: Tensor<2>,
+    activation: Activation,
 }
 
 impl Vjp<2> for SwiGlu {
     fn vjp(self, dy: DispatchTensor, _: [bool; 2]) -> [Option<DispatchTensor>; 2] {
-        let d = backward(Tensor::from_dispatch(dy), self.gate, self.up, false);
+        let d = backward(
+            Tensor::from_dispatch(dy),
+            self.gate,
+            self.up,
+            self.activation,
+            false,
+        );
         [Some(d.gate.into_dispatch()), Some(d.up.into_dispatch())]
     }
 }

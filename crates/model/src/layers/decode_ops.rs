@@ -3,8 +3,9 @@
 
 use std::ops::Range;
 
-use backdraft_arch::{Forward, Group, Heads, Norm, TargetModule, Values};
+use backdraft_arch::{Forward, Group, Heads, Norm, NormPlaces, TargetModule, Values};
 use backdraft_kernels::paged_attention::Places;
+use backdraft_kernels::rope::RotaryTables;
 use backdraft_kernels::{norm_rope, rope, swiglu};
 use backdraft_lora::Projection;
 use burn::tensor::Tensor;
@@ -36,6 +37,10 @@ impl DecodeOps<'_> {
         self.parts[0].1
     }
 
+    fn tables(&self) -> &RotaryTables {
+        self.context.tables(self.base().self_attn.layout())
+    }
+
     fn through(&self, target: TargetModule, x: &Tensor<2>, sum: Option<&Tensor<2>>) -> Tensor<2> {
         let parts: Vec<_> = self
             .parts
@@ -55,8 +60,8 @@ impl Forward for DecodeOps<'_> {
         self.parts.iter().any(|(_, layer)| layer.adapts(target))
     }
 
-    fn norms_after(&self) -> bool {
-        self.base().norms_after()
+    fn norm_places(&self) -> NormPlaces {
+        self.base().norm_places()
     }
 
     fn norm(&mut self, norm: Norm, x: &Tensor<2>) -> (Tensor<2>, ()) {
@@ -97,11 +102,11 @@ impl Forward for DecodeOps<'_> {
     }
 
     fn rope(&mut self, query: Tensor<2>, key: Tensor<2>) -> (Tensor<2>, Tensor<2>) {
-        rope::forward_both(query, key, &self.context.tables)
+        rope::forward_both(query, key, self.tables())
     }
 
     fn rope_one(&mut self, _: TargetModule, x: Tensor<2>) -> Tensor<2> {
-        rope::forward(x, &self.context.tables)
+        rope::forward(x, self.tables())
     }
 
     fn heads(&self) -> Heads {
@@ -109,8 +114,8 @@ impl Forward for DecodeOps<'_> {
     }
 
     fn norm_rope(&mut self, norm: Norm, x: &Tensor<2>) -> Tensor<2> {
-        let (weight, eps) = self.base().norm(norm).parts();
-        norm_rope::forward(x, weight, eps, &self.context.tables)
+        let (gain, eps) = self.base().norm(norm).parts();
+        norm_rope::forward(x, gain, eps, self.tables())
     }
 
     fn attend(&mut self, qkv: [&Tensor<2>; 3]) -> (Tensor<2>, ()) {
@@ -124,6 +129,6 @@ impl Forward for DecodeOps<'_> {
     }
 
     fn glu_again(&mut self, gate: &Tensor<2>, up: &Tensor<2>) -> Tensor<2> {
-        swiglu::forward(gate, up)
+        swiglu::forward(gate, up, self.base().mlp.activation)
     }
 }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use backdraft_arch::layer;
-use backdraft_arch::{InputGrad, KeepSet, Norm, SavedTensor, TargetModule};
+use backdraft_arch::{InputGrad, KeepSet, Norm, NormPlaces, SavedTensor, TargetModule};
 use backdraft_kernels::paged_attention::Places;
 use backdraft_lora::{AdapterGrads, Projection};
 use burn::module::Module;
@@ -36,6 +36,8 @@ pub enum StreamNorms {
     Before([RmsNorm; 2]),
     /// After attention and after the MLP.
     After([RmsNorm; 2]),
+    /// Before and after attention, before and after the MLP.
+    Around([RmsNorm; 4]),
 }
 
 impl DecoderLayer {
@@ -134,7 +136,7 @@ impl DecoderLayer {
 
     /// The tensors that the backward pass uses: what `keep-all` keeps.
     pub fn uses(&self, input_grad: InputGrad) -> KeepSet {
-        layer::uses(|target| self.adapts(target), self.norms_after(), input_grad)
+        layer::uses(|target| self.adapts(target), self.norm_places(), input_grad)
     }
 
     fn ops<'a>(&'a self, context: &'a Context, grads: &'a mut AdapterGrads) -> DeviceOps<'a> {
@@ -149,19 +151,29 @@ impl DecoderLayer {
         self.projection(target).adapter().is_some()
     }
 
-    /// Whether norms follow attention and MLP instead of preceding them.
-    pub(super) fn norms_after(&self) -> bool {
-        matches!(self.norms, StreamNorms::After(_))
+    /// Where the norms of the residual stream stand.
+    pub(super) fn norm_places(&self) -> NormPlaces {
+        match self.norms {
+            StreamNorms::Before(_) => NormPlaces::Before,
+            StreamNorms::After(_) => NormPlaces::After,
+            StreamNorms::Around(_) => NormPlaces::Around,
+        }
     }
 
     pub(super) fn norm(&self, norm: Norm) -> &RmsNorm {
         match (norm, &self.norms) {
-            (Norm::Input, StreamNorms::Before([norm, _]))
+            (Norm::Input, StreamNorms::Before([norm, _]) | StreamNorms::Around([norm, ..]))
             | (
                 Norm::PostAttention,
-                StreamNorms::Before([_, norm]) | StreamNorms::After([norm, _]),
+                StreamNorms::Before([_, norm])
+                | StreamNorms::After([norm, _])
+                | StreamNorms::Around([_, norm, ..]),
             )
-            | (Norm::PostFeedforward, StreamNorms::After([_, norm])) => norm,
+            | (Norm::PreFeedforward, StreamNorms::Around([_, _, norm, _]))
+            | (
+                Norm::PostFeedforward,
+                StreamNorms::After([_, norm]) | StreamNorms::Around([.., norm]),
+            ) => norm,
             (Norm::Query | Norm::Key, _) => self.self_attn.norm(norm),
             (norm, _) => unreachable!("this layer has no {norm:?}"),
         }
@@ -171,11 +183,17 @@ impl DecoderLayer {
     pub(crate) fn norms_mut(&mut self) -> impl Iterator<Item = (Norm, &mut RmsNorm)> {
         let stream = match &mut self.norms {
             StreamNorms::Before([input, post]) => {
-                [(Norm::Input, input), (Norm::PostAttention, post)]
+                vec![(Norm::Input, input), (Norm::PostAttention, post)]
             }
             StreamNorms::After([post, last]) => {
-                [(Norm::PostAttention, post), (Norm::PostFeedforward, last)]
+                vec![(Norm::PostAttention, post), (Norm::PostFeedforward, last)]
             }
+            StreamNorms::Around([input, post, pre, last]) => vec![
+                (Norm::Input, input),
+                (Norm::PostAttention, post),
+                (Norm::PreFeedforward, pre),
+                (Norm::PostFeedforward, last),
+            ],
         };
         let heads = self.self_attn.head_norms.as_mut();
         let heads = heads.map(|[query, key]| [(Norm::Query, query), (Norm::Key, key)]);

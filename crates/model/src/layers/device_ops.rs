@@ -1,9 +1,12 @@
 //! The ops of a layer on a device, without a tape.
 
 use backdraft_arch::ops::Branch;
-use backdraft_arch::{Backward, Forward, Group, Heads, InputGrad, Norm, TargetModule, Values};
+use backdraft_arch::{
+    Backward, Forward, Group, Heads, InputGrad, Norm, NormPlaces, TargetModule, Values,
+};
 use backdraft_kernels::attention::{self, Qkv};
 use backdraft_kernels::low_rank::Adapted;
+use backdraft_kernels::rope::RotaryTables;
 use backdraft_kernels::{norm_rope, rope, swiglu};
 use backdraft_lora::{AdapterGrads, Ahead, Projection, ProjectionSaved};
 use burn::tensor::Tensor;
@@ -36,6 +39,10 @@ impl DeviceOps<'_> {
         )
     }
 
+    fn tables(&self) -> &RotaryTables {
+        self.context.tables(self.layer.self_attn.layout())
+    }
+
     fn down_together<const N: usize>(
         &self,
         targets: [TargetModule; N],
@@ -58,8 +65,8 @@ impl Forward for DeviceOps<'_> {
         self.layer.adapts(target)
     }
 
-    fn norms_after(&self) -> bool {
-        self.layer.norms_after()
+    fn norm_places(&self) -> NormPlaces {
+        self.layer.norm_places()
     }
 
     fn norm(&mut self, norm: Norm, x: &Tensor<2>) -> (Tensor<2>, Tensor<1>) {
@@ -119,11 +126,11 @@ impl Forward for DeviceOps<'_> {
     }
 
     fn rope(&mut self, query: Tensor<2>, key: Tensor<2>) -> (Tensor<2>, Tensor<2>) {
-        rope::forward_both(query, key, &self.context.tables)
+        rope::forward_both(query, key, self.tables())
     }
 
     fn rope_one(&mut self, _: TargetModule, x: Tensor<2>) -> Tensor<2> {
-        rope::forward(x, &self.context.tables)
+        rope::forward(x, self.tables())
     }
 
     fn heads(&self) -> Heads {
@@ -131,8 +138,8 @@ impl Forward for DeviceOps<'_> {
     }
 
     fn norm_rope(&mut self, norm: Norm, x: &Tensor<2>) -> Tensor<2> {
-        let (weight, eps) = self.layer.norm(norm).parts();
-        norm_rope::forward(x, weight, eps, &self.context.tables)
+        let (gain, eps) = self.layer.norm(norm).parts();
+        norm_rope::forward(x, gain, eps, self.tables())
     }
 
     fn attend(&mut self, qkv: [&Tensor<2>; 3]) -> (Tensor<2>, Tensor<2>) {
@@ -141,11 +148,11 @@ impl Forward for DeviceOps<'_> {
     }
 
     fn glu(&mut self, gate: Adapted, up: Adapted) -> [Tensor<2>; 3] {
-        swiglu::forward_adapted(gate, up)
+        swiglu::forward_adapted(gate, up, self.layer.mlp.activation)
     }
 
     fn glu_again(&mut self, gate: &Tensor<2>, up: &Tensor<2>) -> Tensor<2> {
-        swiglu::forward(gate, up)
+        swiglu::forward(gate, up, self.layer.mlp.activation)
     }
 }
 
@@ -214,12 +221,12 @@ impl Backward for DeviceOps<'_> {
     }
 
     fn rope_backward(&mut self, dq: Tensor<2>, dk: Tensor<2>) -> (Tensor<2>, Tensor<2>) {
-        rope::backward_both(dq, dk, &self.context.tables)
+        rope::backward_both(dq, dk, self.tables())
     }
 
     fn norm_rope_backward(&mut self, norm: Norm, dy: Tensor<2>, x: &Tensor<2>) -> Tensor<2> {
-        let (weight, eps) = self.layer.norm(norm).parts();
-        norm_rope::backward(dy, x, weight, eps, &self.context.tables)
+        let (gain, eps) = self.layer.norm(norm).parts();
+        norm_rope::backward(dy, x, gain, eps, self.tables())
     }
 
     fn glu_backward(
@@ -229,7 +236,8 @@ impl Backward for DeviceOps<'_> {
         up: Tensor<2>,
     ) -> ([Tensor<2>; 2], Option<Tensor<2>>) {
         let wanted = self.adapts(TargetModule::DownProj);
-        let d = swiglu::backward_adapted(d_product, gate, up, wanted);
+        let activation = self.layer.mlp.activation;
+        let d = swiglu::backward_adapted(d_product, gate, up, activation, wanted);
         ([d.gate, d.up], d.product)
     }
 }

@@ -1,15 +1,19 @@
 //! The projections of the gated MLP.
 
+use backdraft_arch::Activation;
 use backdraft_lora::Projection;
 use burn::module::Module;
 
-/// What the MLP is made of: down(silu(gate(x))·up(x)).
+/// What the MLP is made of: down(act(gate(x))·up(x)).
 #[derive(Module, Debug)]
 pub struct Mlp {
-    /// hidden → intermediate, through silu.
+    /// hidden → intermediate, through the activation.
     pub gate_proj: Projection,
     /// hidden → intermediate.
     pub up_proj: Projection,
     /// intermediate → hidden.
     pub down_proj: Projection,
+    /// What the gate goes through.
+    #[module(skip)]
+    pub activation: Activation,
 }

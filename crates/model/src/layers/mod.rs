@@ -24,6 +24,7 @@ mod tape_ops;
 mod timed_ops;
 
 use backdraft_kernels::Segments;
+use backdraft_kernels::attention::HeadLayout;
 use backdraft_kernels::rope::RotaryTables;
 
 pub use attention::Attention;
@@ -38,6 +39,8 @@ pub use offload::{LayerSaved, OffloadedLayer, PrefetchedLayer, offload};
 pub struct Context {
     /// Rotary angles of each token.
     pub tables: RotaryTables,
+    /// Those of layers with a window, where they are others.
+    pub local_tables: Option<RotaryTables>,
     /// Where the sequences begin and end.
     pub segments: Segments,
     /// Chooses the dropout masks while training.
@@ -45,6 +48,14 @@ pub struct Context {
 }
 
 impl Context {
+    /// The rotary angles of a layer with these heads.
+    pub(crate) fn tables(&self, layout: HeadLayout) -> &RotaryTables {
+        match &self.local_tables {
+            Some(local) if layout.window.is_some() => local,
+            _ => &self.tables,
+        }
+    }
+
     /// The seed of one projection in one layer, if there is dropout.
     fn seed(&self, layer: usize, target: backdraft_lora::TargetModule) -> Option<u64> {
         let slot = (layer * backdraft_lora::TargetModule::ALL.len() + target as usize) as u64;

@@ -1,14 +1,17 @@
 //! RMSNorm with a frozen weight.
 
-use backdraft_kernels::rms_norm;
+use backdraft_arch::NormScale;
+use backdraft_kernels::rms_norm::{self, Gain};
 use backdraft_quant::Frozen;
 use burn::module::Module;
 use burn::tensor::Tensor;
 
-/// y = x·w / rms(x).
+/// y = x·w / rms(x), or x·(1 + w) / rms(x).
 #[derive(Module, Debug)]
 pub struct RmsNorm {
     weight: Frozen<Tensor<1>>,
+    #[module(skip)]
+    scale: NormScale,
     #[module(skip)]
     eps: f64,
 }
@@ -16,9 +19,10 @@ pub struct RmsNorm {
 impl RmsNorm {
     /// # Shapes
     /// `weight` `[h]`.
-    pub fn new(weight: Tensor<1>, eps: f64) -> Self {
+    pub fn new(weight: Tensor<1>, scale: NormScale, eps: f64) -> Self {
         Self {
             weight: Frozen(weight),
+            scale,
             eps,
         }
     }
@@ -33,15 +37,22 @@ impl RmsNorm {
         &mut self.weight
     }
 
-    /// Weight and ε.
-    pub(crate) fn parts(&self) -> (&Tensor<1>, f64) {
-        (&self.weight, self.eps)
+    /// What it multiplies by, and ε.
+    pub(crate) fn parts(&self) -> (Gain<'_>, f64) {
+        (self.gain(), self.eps)
+    }
+
+    fn gain(&self) -> Gain<'_> {
+        Gain {
+            weight: &self.weight,
+            scale: self.scale,
+        }
     }
 
     /// # Shapes
     /// `x` and the result `[t, h]`.
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        rms_norm::rms_norm(x, self.weight().clone(), self.eps)
+        rms_norm::rms_norm(x, (self.weight().clone(), self.scale), self.eps)
     }
 
     /// Without autodiff, with the statistic of each row for the backward pass.
@@ -49,13 +60,13 @@ impl RmsNorm {
     /// # Shapes
     /// `x` and the result `[t, h]`, the statistic `[t]`.
     pub fn forward_saving(&self, x: &Tensor<2>) -> (Tensor<2>, Tensor<1>) {
-        rms_norm::forward(x, &self.weight, self.eps)
+        rms_norm::forward(x, self.gain(), self.eps)
     }
 
     /// # Shapes
     /// `dy`, `x` and the result `[t, h]`, `rstd` `[t]`.
     pub fn backward(&self, dy: &Tensor<2>, x: &Tensor<2>, rstd: &Tensor<1>) -> Tensor<2> {
-        rms_norm::backward(dy, x, &self.weight, rstd)
+        rms_norm::backward(dy, x, self.gain(), rstd)
     }
 
     /// As [`backward`](Self::backward), added to `sum`: what goes past the norm.
@@ -69,6 +80,6 @@ impl RmsNorm {
         rstd: &Tensor<1>,
         sum: Tensor<2>,
     ) -> Tensor<2> {
-        rms_norm::backward_add(dy, x, &self.weight, rstd, sum)
+        rms_norm::backward_add(dy, x, self.gain(), rstd, sum)
     }
 }

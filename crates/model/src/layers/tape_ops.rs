@@ -1,7 +1,8 @@
 //! The ops of a layer on Burn's tape, one node each.
 
-use backdraft_arch::{Forward, Group, Heads, Norm, TargetModule, Values};
+use backdraft_arch::{Forward, Group, Heads, Norm, NormPlaces, TargetModule, Values};
 use backdraft_kernels::attention::{self, Qkv};
+use backdraft_kernels::rope::RotaryTables;
 use backdraft_kernels::{norm_rope, rope, swiglu};
 use burn::tensor::Tensor;
 
@@ -23,6 +24,12 @@ pub(super) struct TapeOps<'a> {
     pub(super) context: &'a Context,
 }
 
+impl TapeOps<'_> {
+    fn tables(&self) -> &RotaryTables {
+        self.context.tables(self.layer.self_attn.layout())
+    }
+}
+
 impl Forward for TapeOps<'_> {
     type Values = OnTape;
     type Deferred = Tensor<2>;
@@ -32,8 +39,8 @@ impl Forward for TapeOps<'_> {
         self.layer.adapts(target)
     }
 
-    fn norms_after(&self) -> bool {
-        self.layer.norms_after()
+    fn norm_places(&self) -> NormPlaces {
+        self.layer.norm_places()
     }
 
     fn norm(&mut self, norm: Norm, x: &Tensor<2>) -> (Tensor<2>, ()) {
@@ -79,11 +86,11 @@ impl Forward for TapeOps<'_> {
     }
 
     fn rope(&mut self, query: Tensor<2>, key: Tensor<2>) -> (Tensor<2>, Tensor<2>) {
-        rope::rope_both(query, key, &self.context.tables)
+        rope::rope_both(query, key, self.tables())
     }
 
     fn rope_one(&mut self, _: TargetModule, x: Tensor<2>) -> Tensor<2> {
-        rope::rope(x, &self.context.tables)
+        rope::rope(x, self.tables())
     }
 
     fn heads(&self) -> Heads {
@@ -91,8 +98,13 @@ impl Forward for TapeOps<'_> {
     }
 
     fn norm_rope(&mut self, norm: Norm, x: &Tensor<2>) -> Tensor<2> {
-        let (weight, eps) = self.layer.norm(norm).parts();
-        norm_rope::norm_rope(x.clone(), weight.clone(), eps, &self.context.tables)
+        let (gain, eps) = self.layer.norm(norm).parts();
+        norm_rope::norm_rope(
+            x.clone(),
+            (gain.weight.clone(), gain.scale),
+            eps,
+            self.tables(),
+        )
     }
 
     fn attend(&mut self, [q, k, v]: [&Tensor<2>; 3]) -> (Tensor<2>, ()) {
@@ -108,6 +120,6 @@ impl Forward for TapeOps<'_> {
     }
 
     fn glu_again(&mut self, gate: &Tensor<2>, up: &Tensor<2>) -> Tensor<2> {
-        swiglu::swiglu(gate.clone(), up.clone())
+        swiglu::swiglu(gate.clone(), up.clone(), self.layer.mlp.activation)
     }
 }

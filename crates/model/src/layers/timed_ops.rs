@@ -1,6 +1,6 @@
 //! The ops of a layer one by one, to time them.
 
-use backdraft_arch::{Forward, Group, Heads, Norm, SavedTensor, TargetModule};
+use backdraft_arch::{Forward, Group, Heads, Norm, NormPlaces, SavedTensor, TargetModule};
 use backdraft_lora::ProjectionSaved;
 use burn::tensor::Tensor;
 
@@ -25,12 +25,12 @@ impl Forward for TimedOps<'_, '_> {
 
     fn norm(&mut self, norm: Norm, x: &Tensor<2>) -> (Tensor<2>, Tensor<1>) {
         let (y, stats) = self.ops.norm(norm, x);
-        (self.made)(norm.output(), &y);
+        (self.made)(norm.output(self.ops.norm_places()), &y);
         (y, stats)
     }
 
-    fn norms_after(&self) -> bool {
-        self.ops.norms_after()
+    fn norm_places(&self) -> NormPlaces {
+        self.ops.norm_places()
     }
 
     fn norm_onto(
@@ -40,7 +40,7 @@ impl Forward for TimedOps<'_, '_> {
         stream: &Tensor<2>,
     ) -> (Tensor<2>, Tensor<1>) {
         let (y, stats) = self.ops.norm_onto(norm, x, stream);
-        (self.made)(norm.output(), &y);
+        (self.made)(norm.output(self.ops.norm_places()), &y);
         (y, stats)
     }
 
@@ -115,7 +115,7 @@ impl Forward for TimedOps<'_, '_> {
     }
 
     fn glu(&mut self, gate: Tensor<2>, up: Tensor<2>) -> [Tensor<2>; 3] {
-        let product = match self.norms_after() {
+        let product = match self.norm_places().are_after() {
             true => self.glu_again(&gate, &up),
             false => gate.clone(),
         };

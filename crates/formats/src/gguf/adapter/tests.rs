@@ -41,6 +41,7 @@ fn decoder(model_type: &str) -> GgufDecoder {
         full_layers: Vec::new(),
         unturned_layers: Vec::new(),
         factors: None,
+        gemma: None,
     }
 }
 

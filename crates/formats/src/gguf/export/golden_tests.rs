@@ -2,7 +2,7 @@ use backdraft_testkit::golden;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::super::decoder::{GgufFactors, GgufRope};
+use super::super::decoder::{GgufFactors, GgufGemma, GgufRope};
 use super::super::file::GgufFile;
 use super::super::model::GgufModel;
 use super::*;
@@ -14,7 +14,8 @@ fn decoder(config: &Value) -> GgufDecoder {
     let theta = config["rope_theta"].as_f64();
     let theta = theta.or(config["rope_parameters"]["rope_theta"].as_f64());
     let scaling = [&config["rope_scaling"], &config["rope_parameters"]];
-    let scaling = scaling.into_iter().find(|it| it["rope_type"] == "llama3");
+    let kind = |kind: &str| scaling.into_iter().find(|it| it["rope_type"] == kind);
+    let linear = kind("linear");
     GgufDecoder {
         model_type: config["model_type"].as_str().unwrap().to_owned(),
         context_length: size("max_position_embeddings"),
@@ -29,7 +30,7 @@ fn decoder(config: &Value) -> GgufDecoder {
         vocab_size: size("vocab_size"),
         rms_norm_eps: config["rms_norm_eps"].as_f64().unwrap(),
         rope_theta: theta.unwrap(),
-        rope: scaling.map_or(GgufRope::Default, |scaling| GgufRope::Llama3 {
+        rope: kind("llama3").map_or(linear_rope(linear), |scaling| GgufRope::Llama3 {
             factor: scaling["factor"].as_f64().unwrap(),
             low_freq_factor: scaling["low_freq_factor"].as_f64().unwrap(),
             high_freq_factor: scaling["high_freq_factor"].as_f64().unwrap(),
@@ -38,7 +39,7 @@ fn decoder(config: &Value) -> GgufDecoder {
                 .unwrap(),
         }),
         sliding_window: config["sliding_window"].as_u64().map(|n| n as usize),
-        full_layers: Vec::new(),
+        full_layers: full(config),
         unturned_layers: unturned(config),
         factors: (config["model_type"] == "granite").then(|| {
             let factor = |key: &str| config[key].as_f64().unwrap();
@@ -49,7 +50,37 @@ fn decoder(config: &Value) -> GgufDecoder {
                 logits: factor("logits_scaling"),
             }
         }),
+        gemma: is_gemma(config).then(|| GgufGemma {
+            attention: config["query_pre_attn_scalar"].as_f64().unwrap().powf(-0.5),
+            scores_cap: config["attn_logit_softcapping"].as_f64(),
+            logits_cap: config["final_logit_softcapping"].as_f64(),
+            local_theta: config["rope_local_base_freq"].as_f64(),
+        }),
     }
+}
+
+fn is_gemma(config: &Value) -> bool {
+    config["model_type"] == "gemma2" || config["model_type"] == "gemma3_text"
+}
+
+fn linear_rope(scaling: Option<&Value>) -> GgufRope {
+    scaling.map_or(GgufRope::Default, |scaling| GgufRope::Linear {
+        factor: scaling["factor"].as_f64().unwrap(),
+    })
+}
+
+/// Layers of a Gemma without a window, by their list or their pattern.
+fn full(config: &Value) -> Vec<usize> {
+    if !is_gemma(config) {
+        return Vec::new();
+    }
+    let layers = config["num_hidden_layers"].as_u64().unwrap() as usize;
+    let pattern = config["sliding_window_pattern"].as_u64().unwrap_or(2) as usize;
+    let is_full = |layer: &usize| match config["layer_types"].as_array() {
+        Some(types) => types[*layer] == "full_attention",
+        None => (layer + 1).is_multiple_of(pattern),
+    };
+    (0..layers).filter(is_full).collect()
 }
 
 /// As transformers has it: no RoPE where the list has a 0, or without a list in every so many layers.
@@ -69,7 +100,21 @@ fn unturned(config: &Value) -> Vec<usize> {
 fn export(source: &ModelSource) -> Result<GgufExport, GgufExportError> {
     let shape = |name| source.tensor_info(name).unwrap().shape.as_slice();
     let tensors = source.tensor_names().map(|name| (name, shape(name)));
-    GgufExport::new(&decoder(source.config()), &[], Vec::new(), tensors)
+    GgufExport::new(&decoder(&usual(source.config())), &[], Vec::new(), tensors)
+}
+
+/// With the scale of scores that llama.cpp takes; other ones of a Gemma are refused.
+fn usual(config: &Value) -> Value {
+    let mut config = config.clone();
+    if is_gemma(&config) {
+        let refused = decoder(&config).architecture().unwrap_err().to_string();
+        assert!(
+            refused.contains("the scale of attention's scores is"),
+            "{refused}"
+        );
+        config["query_pre_attn_scalar"] = config["head_dim"].clone();
+    }
+    config
 }
 
 fn write(
@@ -163,19 +208,87 @@ fn golden_exports_read_back() {
         assert_eq!(model.tensor_names().len(), source.tensor_names().count());
         for name in source.tensor_names() {
             let what = format!("{}, {name}", folder.name());
-            assert_eq!(
-                model.read_f32(name).unwrap(),
-                source.read_f32(name).unwrap(),
-                "{what}"
-            );
+            let expected = read_again(source.read_f32(name).unwrap(), name, source.config());
+            assert_eq!(model.read_f32(name).unwrap(), expected, "{what}");
         }
-        let (ours, theirs) = (decoder(model.config()), decoder(source.config()));
+        let (ours, theirs) = (decoder(model.config()), decoder(&usual(source.config())));
         // Without a window a Mistral is a Llama.
         let model_type = theirs.model_type.clone();
         let ours = GgufDecoder { model_type, ..ours };
         assert_eq!(ours, theirs, "{}", folder.name());
     }
-    assert!(models >= 9, "{models}");
+    assert!(models >= 11, "{models}");
+}
+
+/// A Gemma's norms are one more in a file, in f32.
+fn read_again(mut values: Vec<f32>, name: &str, config: &Value) -> Vec<f32> {
+    if is_gemma(config) && name.ends_with("norm.weight") {
+        values.iter_mut().for_each(|w| *w = *w + 1.0 - 1.0);
+    }
+    values
+}
+
+#[test]
+fn a_gemma_that_llama_cpp_would_compute_otherwise_is_refused() {
+    let gemma = |model_type: &str, change: Value| {
+        let mut config = json!({
+            "model_type": model_type, "max_position_embeddings": 64, "hidden_size": 32, "intermediate_size": 48,
+            "num_hidden_layers": 6, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16,
+            "vocab_size": 8, "rms_norm_eps": 1e-6, "rope_theta": 1e4, "query_pre_attn_scalar": 16,
+            "sliding_window": 4,
+        });
+        if model_type == "gemma2" {
+            config["attn_logit_softcapping"] = json!(50.0);
+            config["final_logit_softcapping"] = json!(30.0);
+        } else {
+            config["sliding_window_pattern"] = json!(6);
+            config["rope_local_base_freq"] = json!(1e4);
+        }
+        for (key, value) in change.as_object().unwrap() {
+            config[key] = value.clone();
+        }
+        decoder(&config)
+    };
+    let keys = |decoder: &GgufDecoder| -> Vec<String> {
+        let entries = decoder.entries(decoder.architecture().unwrap());
+        entries.iter().map(|entry| entry.key.clone()).collect()
+    };
+    let plain = keys(&gemma("gemma3_text", json!({})));
+    assert!(plain.contains(&"gemma3.attention.sliding_window".to_owned()));
+    // What llama.cpp takes where nothing is said, is not.
+    let pattern = "gemma3.attention.sliding_window_pattern".to_owned();
+    let base = "gemma3.rope.freq_base_swa".to_owned();
+    assert!(!plain.contains(&pattern) && !plain.contains(&base));
+    let other = json!({"sliding_window_pattern": 3, "rope_local_base_freq": 2e4});
+    let other = keys(&gemma("gemma3_text", other));
+    assert!(other.contains(&pattern) && other.contains(&base));
+    for (model_type, change, expected) in [
+        ("gemma2", json!({"query_pre_attn_scalar": 24}), "the scale"),
+        (
+            "gemma2",
+            json!({"attn_logit_softcapping": null}),
+            "the caps",
+        ),
+        (
+            "gemma2",
+            json!({"sliding_window": null}),
+            "the sliding window",
+        ),
+        (
+            "gemma3_text",
+            json!({"final_logit_softcapping": 30.0}),
+            "the caps",
+        ),
+        (
+            "gemma3_text",
+            json!({"layer_types": ["full_attention", "sliding_attention", "sliding_attention",
+                "sliding_attention", "sliding_attention", "sliding_attention"]}),
+            "the list of layers without a window is [0]",
+        ),
+    ] {
+        let refused = gemma(model_type, change).architecture().unwrap_err();
+        assert!(refused.to_string().starts_with(expected), "{refused}");
+    }
 }
 
 #[test]

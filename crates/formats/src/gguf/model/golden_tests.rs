@@ -38,6 +38,8 @@ impl Case {
             "granite" => "granite",
             "smollm3" => "smollm3",
             "olmo2" => "olmo2",
+            "gemma2" => "gemma2",
+            "gemma3_text" => "gemma3",
             _ => return None,
         };
         Some(Self {
@@ -82,6 +84,7 @@ fn builder(source: &ModelSource, architecture: &str) -> Builder {
         ("attention.head_count", "num_attention_heads"),
         ("attention.head_count_kv", "num_key_value_heads"),
         ("attention.sliding_window", "sliding_window"),
+        ("attention.sliding_window_pattern", "sliding_window_pattern"),
     ] {
         if let Some(value) = config[name].as_u64() {
             builder = builder.u32(&format!("{architecture}.{key}"), value as u32);
@@ -92,6 +95,9 @@ fn builder(source: &ModelSource, architecture: &str) -> Builder {
         ("embedding_scale", "embedding_multiplier"),
         ("residual_scale", "residual_multiplier"),
         ("logit_scale", "logits_scaling"),
+        ("attn_logit_softcapping", "attn_logit_softcapping"),
+        ("final_logit_softcapping", "final_logit_softcapping"),
+        ("rope.freq_base_swa", "rope_local_base_freq"),
     ] {
         if let Some(value) = config[name].as_f64() {
             builder = builder.f32(&format!("{architecture}.{key}"), value as f32);
@@ -121,16 +127,25 @@ fn builder(source: &ModelSource, architecture: &str) -> Builder {
         if rotary && ["llama", "granite", "smollm3"].contains(&architecture) {
             values = interleave(&values, shape[0], head_dim as usize);
         }
+        if shifted(name, config) {
+            values.iter_mut().for_each(|value| *value += 1.0);
+        }
         let shape: Vec<u64> = shape.iter().map(|&dim| dim as u64).collect();
         builder = builder.tensor(&gguf_name(name, architecture), &shape, &values);
     }
     builder
 }
 
+/// Whether a file holds one more than the directory: a Gemma's norms.
+fn shifted(name: &str, config: &Value) -> bool {
+    let model_type = config["model_type"].as_str().unwrap_or_default();
+    model_type.starts_with("gemma") && name.ends_with("norm.weight")
+}
+
 fn gguf_name(name: &str, architecture: &str) -> String {
     let mut name = name.replace("model.layers.", "blk.");
     let post_attention = match architecture {
-        "olmo2" => "post_attention_norm",
+        "olmo2" | "gemma2" | "gemma3" => "post_attention_norm",
         _ => "ffn_norm",
     };
     for (from, to) in [
@@ -145,6 +160,7 @@ fn gguf_name(name: &str, architecture: &str) -> String {
         ("mlp.down_proj", "ffn_down"),
         ("input_layernorm", "attn_norm"),
         ("post_attention_layernorm", post_attention),
+        ("pre_feedforward_layernorm", "ffn_norm"),
         ("post_feedforward_layernorm", "post_ffw_norm"),
         ("model.embed_tokens", "token_embd"),
         ("model.norm", "output_norm"),
@@ -182,7 +198,10 @@ fn golden_gguf_tensors_are_those_of_the_directory() {
             let what = format!("{}, {name}", case.name);
             let (ours, theirs) = (model.info(name), case.source.tensor_info(name));
             assert_eq!(ours.unwrap().shape, theirs.unwrap().shape, "{what}");
-            let values = case.source.read_f32(name).unwrap();
+            let mut values = case.source.read_f32(name).unwrap();
+            if shifted(name, case.source.config()) {
+                values.iter_mut().for_each(|w| *w = *w + 1.0 - 1.0);
+            }
             assert!(model.read_f32(name).unwrap() == values, "{what}");
             assert!(
                 model.raw(name).unwrap().to_f32().unwrap() == values,
@@ -205,8 +224,12 @@ fn golden_gguf_config_is_that_of_the_directory() {
         "initializer_range",
         "max_window_layers",
         "pad_token_id",
+        // llama.cpp takes the size of heads.
+        "query_pre_attn_scalar",
         "rope_parameters",
         "rope_scaling",
+        // As a list of layers.
+        "sliding_window_pattern",
         "torch_dtype",
         "transformers_version",
         "use_cache",
@@ -230,6 +253,8 @@ fn golden_gguf_config_is_that_of_the_directory() {
                         "granite" => "GraniteForCausalLM",
                         "smollm3" => "SmolLM3ForCausalLM",
                         "olmo2" => "Olmo2ForCausalLM",
+                        "gemma2" => "Gemma2ForCausalLM",
+                        "gemma3_text" => "Gemma3ForCausalLM",
                         _ => "Qwen3ForCausalLM",
                     };
                     assert_eq!(config["architectures"], json!([class]), "{what}");
@@ -310,8 +335,8 @@ fn golden_gguf_faults_of_the_families() {
         let window = file.without(&case.key("attention.sliding_window"));
         let window = window.u32(&case.key("attention.sliding_window"), 9);
         match case.architecture {
-            // With one they are Mistral's and OLMo 3's.
-            "llama" | "olmo2" => {}
+            // With one they are Mistral's and OLMo 3's; Gemmas have one.
+            "llama" | "olmo2" | "gemma2" | "gemma3" => {}
             _ => check(
                 &window,
                 "attention.sliding_window = 9, which is not supported",
@@ -385,6 +410,57 @@ fn golden_gguf_windows_of_olmo3() {
 }
 
 #[test]
+fn golden_gguf_windows_of_gemma() {
+    let types = |builder: &Builder| {
+        let (_root, path) = builder.write();
+        let config = GgufModel::open(path).unwrap().config().clone();
+        let types = config["layer_types"].as_array().unwrap().iter();
+        let full: Vec<_> = types.map(|kind| kind == "full_attention").collect();
+        (config, full)
+    };
+    if let Some(case) = Case::of("gemma2") {
+        let (config, full) = types(&case.builder);
+        assert_eq!(full, [false, true, false]);
+        assert_eq!(config["query_pre_attn_scalar"], 16);
+        assert_eq!(config.get("hidden_act"), None);
+        let silent = case
+            .builder
+            .clone()
+            .without("gemma2.attn_logit_softcapping");
+        let silent = silent.without("gemma2.attention.sliding_window");
+        let (config, _) = types(&silent.without("gemma2.final_logit_softcapping"));
+        // What llama.cpp takes.
+        assert_eq!(config["attn_logit_softcapping"], 50.0);
+        assert_eq!(config["final_logit_softcapping"], 30.0);
+        assert_eq!(config["sliding_window"], 4096);
+    }
+    if let Some(case) = Case::of("gemma3_text") {
+        let (config, full) = types(&case.builder);
+        assert_eq!(full, [false, false, true]);
+        assert_eq!(config["rope_local_base_freq"], 1e4);
+        assert_eq!(config["rope_theta"], 1e6);
+        let silent = case.builder.clone().without("gemma3.rope.freq_base_swa");
+        let silent = silent.without("gemma3.attention.sliding_window_pattern");
+        let (config, full) = types(&silent);
+        assert_eq!(
+            (config["rope_local_base_freq"].as_f64(), full),
+            (Some(1e4), vec![false; 3])
+        );
+        let (_, full) = types(&silent.without("gemma3.attention.sliding_window"));
+        assert_eq!(full, [true; 3]);
+        let capped = case
+            .builder
+            .clone()
+            .f32("gemma3.final_logit_softcapping", 30.0);
+        let refused = problem(&capped);
+        assert!(
+            refused.contains("final_logit_softcapping = 30"),
+            "{refused}"
+        );
+    }
+}
+
+#[test]
 fn golden_gguf_faults_of_qwen2() {
     let Some(case) = Case::of("qwen2") else {
         return;
@@ -440,6 +516,6 @@ fn golden_gguf_faults_of_qwen3() {
         .string("general.architecture", "qwen3moe");
     check(
         other,
-        "its architecture is \"qwen3moe\"; supported are \"llama\" (Mistral's files too), \"qwen2\", \"qwen3\", \"granite\", \"smollm3\" and \"olmo2\" (OLMo 3's files too)",
+        "its architecture is \"qwen3moe\"; supported are \"llama\" (Mistral's files too), \"qwen2\", \"qwen3\", \"granite\", \"smollm3\", \"olmo2\" (OLMo 3's files too), \"gemma2\" and \"gemma3\"",
     );
 }
