@@ -485,13 +485,13 @@ mod tests {
             a_rows: 128,
             b_rows: 64,
         };
-        let text = product.text_for_memory();
+        let text = product.text_for_memory(false);
         assert_eq!(text.matches("wgmma.mma_async").count(), 5);
         assert_eq!(text.matches("no, 1, 1, 0, 1;").count(), 1);
         // The fifth step of A is in its second panel.
         assert!(text.contains("add.s64 a, A, 1024;"), "{text}");
         assert!(text.contains("add.s64 b, B, 512;"), "{text}");
-        let text = product.text_for_registers();
+        let text = product.text_for_registers(false);
         assert!(text.contains("mov.b32 %31, %63;"), "{text}");
         assert!(
             text.contains("$0, {%80, %81, %82, %83}, b, yes, 1, 1, 1;"),

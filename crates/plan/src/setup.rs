@@ -48,7 +48,7 @@ impl MemoryModel {
             score_rows: 64 * threads,
             logits_chunk: CHUNK as u64,
             // Packed panels of products.
-            workspace: 512 << 10,
+            workspace: 640 << 10,
             paged: false,
             embeds_on_host: false,
         }

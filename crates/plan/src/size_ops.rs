@@ -17,6 +17,9 @@ use crate::tensors::{LayerShape, MemoryModel, PassShape, ProjectionShape, Work};
 use SavedTensor as T;
 use TargetModule as M;
 
+/// Inner features of a panel that the processor's products pack, at most.
+const PANEL: u64 = 512;
+
 /// Something that values take their places in.
 pub(crate) trait Memory {
     /// Where a value is.
@@ -166,11 +169,23 @@ impl<'a, A: Memory> SizeOps<'a, A> {
         }
     }
 
-    /// A product with a frozen weight, which may need it dequantised.
-    fn product(&self, p: &ProjectionShape, make: impl FnOnce() -> Value<A>) -> Value<A> {
+    /// A product with a frozen weight over `inner` features, which may need the weight dequantised; on the processor one
+    /// factor is packed, panel by panel.
+    fn product(
+        &self,
+        p: &ProjectionShape,
+        inner: u64,
+        make: impl FnOnce() -> Value<A>,
+    ) -> Value<A> {
         let whole = p.quantized && self.model.dequantizes_whole;
         let _scratch = whole.then(|| self.alloc(p.out * p.input * self.model.element));
-        make()
+        let made = make();
+        if !p.quantized && !self.model.paged {
+            // What `workspace` has room for is counted there.
+            let depth = inner.div_ceil(inner.div_ceil(PANEL).max(1));
+            self.transient(self.features(depth).saturating_sub(self.model.workspace));
+        }
+        made
     }
 
     /// x·Aᵀ of one projection, its input dropped out first where that is so.
@@ -188,7 +203,7 @@ impl<'a, A: Memory> SizeOps<'a, A> {
         down: &Option<Value<A>>,
     ) -> (Value<A>, Option<Value<A>>) {
         let p = self.projection(target);
-        let y = self.product(p, || self.alloc(self.features(p.out)));
+        let y = self.product(p, p.input, || self.alloc(self.features(p.out)));
         (y, down.clone().or_else(|| self.down(p)))
     }
 
@@ -224,7 +239,7 @@ impl<'a, A: Memory> SizeOps<'a, A> {
         needed: bool,
         accumulated: bool,
     ) -> Option<Value<A>> {
-        let dx = needed.then(|| self.product(p, || self.alloc(self.features(p.input))));
+        let dx = needed.then(|| self.product(p, p.out, || self.alloc(self.features(p.input))));
         if p.rank > 0 {
             let _dyb = self.alloc(self.features(p.rank));
             if p.dropout {
@@ -249,7 +264,7 @@ impl<'a, A: Memory> SizeOps<'a, A> {
         sum: Option<Value<A>>,
     ) -> Option<Value<A>> {
         let dx = needed.then(|| {
-            self.product(p, || {
+            self.product(p, p.out, || {
                 sum.unwrap_or_else(|| self.alloc(self.features(p.input)))
             })
         });
@@ -517,7 +532,7 @@ impl<A: Memory> Backward for SizeOps<'_, A> {
     ) -> (Deferred<A>, Ahead<A>) {
         let p = self.projection(target);
         self.charge_rest(self.backward_work(p, true));
-        let y = self.product(p, || self.alloc(self.features(p.input)));
+        let y = self.product(p, p.out, || self.alloc(self.features(p.input)));
         let dyb = (p.rank > 0).then(|| self.alloc(self.features(p.rank)));
         let apart = match self.factors {
             Factors::Apart { .. } if p.rank > 0 => Some(self.alloc(4 * p.rank * p.out)),
