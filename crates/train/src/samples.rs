@@ -149,6 +149,7 @@ mod tests {
                 .enumerate()
                 .map(|(i, yes)| if *yes { i as i64 } else { IGNORE_INDEX })
                 .collect(),
+            answers: backdraft_data::Answers::One,
             file: 0,
             line: 1,
             key: 0,
