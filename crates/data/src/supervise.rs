@@ -91,12 +91,13 @@ impl Supervised {
             labels.filter(|label| *label != IGNORE_INDEX).collect()
         };
         let both: [Vec<i64>; 2] = [trained(&self), trained(&rejected)];
-        let words = [&self.text, &rejected.text].map(|text| text.split_whitespace());
-        let [chosen_words, rejected_words] = words;
+        let texts = [&self.text, &rejected.text];
+        let [chosen, other] = texts.map(|text| text.chars().filter(|c| !c.is_whitespace()));
+        let same_text = chosen.eq(other);
         let (tokens, bytes) = (self.input_ids.len(), self.text.len());
         let shifted = rejected.offsets.iter();
         let shifted = shifted.map(|(start, end)| (start + bytes, end + bytes));
-        self.same_answers = both[0] == both[1] || chosen_words.eq(rejected_words);
+        self.same_answers = both[0] == both[1] || same_text;
         self.answers = Answers::Pair { rejected: tokens };
         self.input_ids.extend(rejected.input_ids);
         self.labels.extend(rejected.labels);

@@ -613,7 +613,7 @@ pub(crate) const FOREIGN: &[(Foreign, &str)] = &[
         Always(
             "losses are divided by the supervised tokens of the whole optimiser step; take it out",
         ),
-        "average_tokens_across_devices loss loss._component_ loss_reduction num_items_in_batch normalize_loss use_liger_cross_entropy",
+        "average_tokens_across_devices loss._component_ loss_reduction num_items_in_batch normalize_loss use_liger_cross_entropy",
     ),
     (
         Key("seed"),

@@ -67,6 +67,7 @@ fn top(reader: &mut Reader<'_>, bases: &Bases<'_>, origin: Origin) -> Recipe {
         (false, true) => Some("`keep_blocks = true`"),
         (false, false) => Some(DENSE),
     };
+    let model = model(reader, bases);
     let lora = lora(reader, bases, exact, origin);
     let objective = objective(reader, &quantization, &lora);
     let data = data(reader, bases);
@@ -78,7 +79,7 @@ fn top(reader: &mut Reader<'_>, bases: &Bases<'_>, origin: Origin) -> Recipe {
     }
     Recipe {
         objective,
-        model: model(reader, bases),
+        model,
         output_dir: path(reader, "output_dir", bases),
         seed: reader.checked("seed", "a whole number from 0 to 2^63 - 1", seed),
         dtype: reader.value("dtype"),
