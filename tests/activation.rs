@@ -112,6 +112,7 @@ fn setup(model: &CausalLm, lora: &LoraConfig, nf4: bool, lengths: &[usize]) -> S
         optimizer: StatePrecision::F32,
         micro_batch_size: lengths.len(),
         max_seq_length: lengths[0],
+        texts_per_row: 1,
         grad_accumulation_steps: 1,
         host: 0,
     }

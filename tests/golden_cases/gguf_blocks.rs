@@ -238,6 +238,7 @@ fn setup(model: &CausalLm, plan: &QuantizationPlan) -> backdraft::plan::Setup {
         optimizer: StatePrecision::F32,
         micro_batch_size: 1,
         max_seq_length: 32,
+        texts_per_row: 1,
         grad_accumulation_steps: 1,
         host: 0,
     }

@@ -15,6 +15,7 @@ mod misc;
 mod nested;
 mod packing;
 mod place;
+mod preference;
 mod smollm2;
 mod smollm2_lora;
 mod support;
@@ -32,6 +33,7 @@ fn golden_directory_holds_cases() {
         "bitsandbytes",
         "adaptive",
         "adapters",
+        "preference",
     ];
     assert!(
         parts.iter().any(|name| golden::part(name).is_some()),

@@ -2,7 +2,9 @@
 
 use backdraft::data::pipeline::TokenizedRow;
 use backdraft::data::rng::SplitMix64;
-use backdraft::data::{Batch, Batching, IGNORE_INDEX, Loader, LoaderOptions, RowSet, TokenRows};
+use backdraft::data::{
+    Answers, Batch, Batching, IGNORE_INDEX, Loader, LoaderOptions, RowSet, TokenRows,
+};
 use backdraft::lora::AdapterGrads;
 use backdraft::model::CausalLm;
 use backdraft::plan::ActivationPlan;
@@ -36,6 +38,7 @@ fn documents(count: usize, vocabulary: usize, seed: u64) -> RowSet {
         TokenizedRow {
             input_ids,
             labels,
+            answers: Answers::One,
             file: 0,
             line,
             key: line as u64,

@@ -1,6 +1,6 @@
 //! What a look at the data found, for people.
 
-use backdraft_data::{BrokenRows, Finding, Outcome, RowCounts};
+use backdraft_data::{BrokenRows, Comparisons, Finding, Outcome, RowCounts};
 use backdraft_recipe::RowBatching;
 use backdraft_train::data::{DataCheck, SourceCheck};
 
@@ -25,7 +25,14 @@ pub(crate) fn text(check: &DataCheck, columns: Option<usize>) -> String {
         let how = if cache.hit { "found" } else { "made" };
         ("cache", format!("{how} {}", cache.path.display()))
     }));
+    let comparisons = check.train.report.comparisons;
+    if !comparisons.is_empty() {
+        rows.push(("answers", answers(&comparisons)));
+    }
     let mut text = wrapped(&rows, columns);
+    for note in comparisons.notes() {
+        text.push_str(&format!("note: {note}\n"));
+    }
     for note in check.notes() {
         text.push_str(&format!("note: {note}\n"));
     }
@@ -170,6 +177,33 @@ fn counts(counts: RowCounts) -> String {
         count(counts.tokens, "token"),
         group(counts.supervised_tokens)
     )
+}
+
+/// How answers to compare divide.
+fn answers(comparisons: &Comparisons) -> String {
+    let mut parts = Vec::new();
+    if comparisons.pairs > 0 {
+        let pairs = comparisons.pairs as f64;
+        let mean = |tokens: u64| tokens as f64 / pairs;
+        let ratio = comparisons.length_ratio().unwrap_or(f64::NAN);
+        parts.push(format!(
+            "{}; tokens on average: {:.1} chosen, {:.1} rejected (ratio {ratio:.2}); chosen longer in {}, rejected in {}",
+            count(comparisons.pairs as u64, "pair"),
+            mean(comparisons.chosen_tokens),
+            mean(comparisons.rejected_tokens),
+            group(comparisons.chosen_longer as u64),
+            group(comparisons.rejected_longer as u64),
+        ));
+    }
+    if let Some(share) = comparisons.desirable_share() {
+        parts.push(format!(
+            "{} desirable, {} undesirable ({:.1} % desirable)",
+            group(comparisons.desirable as u64),
+            group(comparisons.undesirable as u64),
+            100.0 * share
+        ));
+    }
+    parts.join("; ")
 }
 
 fn batches(check: &DataCheck) -> String {

@@ -12,7 +12,7 @@ use backdraft_formats::hub::HubError;
 use backdraft_formats::hub::push::PushError;
 use backdraft_lora::MergeError;
 use backdraft_model::{LoadError, QuantizeError};
-use backdraft_recipe::RecipeError;
+use backdraft_recipe::{ObjectiveKind, RecipeError};
 use backdraft_train::TrainError;
 use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme};
 
@@ -330,6 +330,15 @@ impl From<TrainError> for CliError {
                     format!("change one of these: {}", advice.join("; "))
                 })
             }
+            TrainError::Objective {
+                kind: ObjectiveKind::Sft,
+                ..
+            } => Some(
+                "set objective.kind = \"dpo\" (or orpo, simpo, cpo) for pairs, \"kto\" for judged answers; or name another data.format".to_owned(),
+            ),
+            TrainError::Objective { .. } => Some(
+                "set objective.kind = \"sft\", or name the format that the rows have with data.format".to_owned(),
+            ),
             TrainError::TooLong { expected, .. } => {
                 Some(format!("set max_seq_length = {expected} or less"))
             }

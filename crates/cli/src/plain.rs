@@ -60,6 +60,10 @@ pub(crate) struct StepLine {
     pub(crate) supervised_tokens_per_second: f64,
     /// Time since the first step began.
     pub(crate) elapsed: Duration,
+    /// Mean margin of its pairs, and the share of them that are right, where answers are compared.
+    pub(crate) margin: Option<f64>,
+    /// The share.
+    pub(crate) accuracy: Option<f64>,
     /// Time left; `None` for a step of the past.
     pub(crate) eta: Option<Duration>,
 }
@@ -77,6 +81,12 @@ impl StepLine {
             tokens_per_second: report.tokens as f64 / seconds,
             supervised_tokens_per_second: report.supervised_tokens as f64 / seconds,
             elapsed: Duration::try_from_secs_f64(report.elapsed).unwrap_or_default(),
+            margin: report
+                .answers
+                .and_then(|answers| Some(answers.margin?.mean)),
+            accuracy: report
+                .answers
+                .and_then(|answers| Some(answers.accuracy?.mean)),
             eta,
         }
     }
@@ -111,6 +121,8 @@ pub(crate) struct Summary {
     pub(crate) supervised_tokens_per_second: f64,
     /// Loss of the last step.
     pub(crate) final_loss: f64,
+    /// What came of the answers of the last step, where they are compared.
+    pub(crate) answers: Option<String>,
     /// Best loss of the rows held out, and its step.
     pub(crate) best_eval: Option<(f64, usize)>,
     /// Memory that had been predicted.
@@ -216,12 +228,19 @@ impl PlainLines {
             format!("step {step:>width$}/{total}"),
             format!("epoch {:>6.2}", line.epoch),
             format!("loss {:>8}", fixed(line.loss)),
+        ];
+        columns.extend(
+            line.margin
+                .map(|margin| format!("margin {:>8}", fixed(margin))),
+        );
+        columns.extend(line.accuracy.map(|share| format!("accuracy {share:>4.2}")));
+        columns.extend([
             format!("lr {:>9}", scientific(line.learning_rate)),
             format!("grad_norm {:>8}", fixed(line.grad_norm)),
             format!("tok/s {:>7}", rate(line.tokens_per_second)),
             format!("sup_tok/s {:>7}", rate(line.supervised_tokens_per_second)),
             format!("elapsed {:>9}", clock(line.elapsed)),
-        ];
+        ]);
         columns.extend(line.eta.map(|eta| format!("eta {:>9}", clock(eta))));
         columns
     }
@@ -229,6 +248,9 @@ impl PlainLines {
     /// The lines after the last step, as wide as a terminal where there is one.
     pub(crate) fn summary(&self, summary: &Summary, columns: Option<usize>) -> String {
         let best = match summary.best_eval {
+            Some((loss, step)) if summary.answers.is_some() => {
+                format!("{} at step {step}", fixed(loss))
+            }
             Some((loss, step)) => {
                 format!(
                     "{} (perplexity {}) at step {step}",
@@ -268,6 +290,12 @@ impl PlainLines {
             ),
         ));
         rows.push(("final loss", fixed(summary.final_loss)));
+        rows.extend(
+            summary
+                .answers
+                .iter()
+                .map(|answers| ("answers", answers.clone())),
+        );
         rows.push(("best eval loss", best));
         if let Some(diagnosis) = &summary.diagnosis {
             rows.push(("diagnosis", diagnosis.clone()));
@@ -398,6 +426,8 @@ mod tests {
             tokens_per_second: 812.4,
             supervised_tokens_per_second: 99.96,
             elapsed: Duration::from_secs(72),
+            margin: None,
+            accuracy: None,
             eta: Some(Duration::from_secs(2_180)),
         }
     }
@@ -507,6 +537,7 @@ mod tests {
             tokens_per_second: 812.4,
             supervised_tokens_per_second: 99.96,
             final_loss: 1.234_56,
+            answers: None,
             best_eval: Some((1.781_6, 300)),
             predicted: "1.50 GiB: base 513.1 MiB, …".into(),
             measured: "1.94 GiB: base 540.0 MiB, …".into(),

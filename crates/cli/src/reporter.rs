@@ -191,11 +191,19 @@ impl Reporter for PlainReporter {
 
 /// An evaluation on one line.
 pub(crate) fn eval_line(report: &EvalReport) -> String {
+    let mut loss = format!("loss {:.4}", report.eval_loss);
+    if let Some(perplexity) = report.perplexity {
+        loss.push_str(&format!(", perplexity {perplexity:.2}"));
+    }
+    if let Some(answers) = &report.answers {
+        if let Some(error) = answers.loss.error {
+            loss.push_str(&format!(" ± {error:.4}"));
+        }
+        loss.push_str(&format!(", {answers}"));
+    }
     format!(
-        "eval at step {}: loss {:.4}, perplexity {:.2}, {}, {:.0} s{}",
+        "eval at step {}: {loss}, {}, {:.0} s{}",
         report.step,
-        report.eval_loss,
-        report.perplexity,
         count(report.tokens as u64, "token"),
         report.seconds,
         if report.best { " (best so far)" } else { "" }
@@ -240,6 +248,7 @@ pub(crate) fn summary(
         tokens_per_second: summary.tokens_per_second,
         supervised_tokens_per_second: summary.supervised_tokens_per_second,
         final_loss: summary.final_loss.unwrap_or(f64::NAN),
+        answers: summary.final_answers.as_ref().map(ToString::to_string),
         best_eval: summary.best_eval_loss.zip(summary.best_step),
         predicted: memory(&summary.memory),
         measured: match (&summary.measured_memory, summary.device_memory) {

@@ -16,6 +16,8 @@ mod adapters;
 mod export;
 #[path = "program/families.rs"]
 mod families;
+#[path = "program/preferences.rs"]
+mod preferences;
 #[path = "program/push.rs"]
 mod push;
 #[path = "program/readers.rs"]

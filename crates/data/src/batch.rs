@@ -1,6 +1,7 @@
 //! Documents of a micro-batch laid end to end.
 
 use crate::IGNORE_INDEX;
+use crate::answers::Answer;
 use crate::error::DataError;
 use crate::row_set::RowSet;
 
@@ -21,6 +22,8 @@ pub struct Batch {
     pub cu_seqlens: Vec<u32>,
     /// The row of each document in its data set, `[n]`.
     pub rows: Vec<usize>,
+    /// What each document is to the others, `[n]`: a pair is a good one and a bad one behind it.
+    pub answers: Vec<Answer>,
 }
 
 impl Batch {
@@ -36,7 +39,10 @@ impl Batch {
                 expected: format!("a number below {}", data.len()),
                 actual: row.to_string(),
             })?;
-            batch.push(view.input_ids, &view.labels, row)?;
+            for (text, answer) in view.answers.texts(view.input_ids.len()) {
+                let document = (&view.input_ids[text.clone()], &view.labels[text]);
+                batch.push(document, (row, answer))?;
+            }
         }
         Ok(batch)
     }
@@ -54,13 +60,14 @@ impl Batch {
             .max()
             .unwrap_or(0) as usize;
         let mut batch = Self::empty();
-        for (ends, row) in documents.zip(&self.rows) {
+        for (ends, of) in documents.zip(self.rows.iter().copied().zip(self.answers.iter().copied()))
+        {
             let range = ends[0] as usize..ends[1] as usize;
             let mut ids = self.input_ids[range.clone()].to_vec();
             let mut labels = self.labels[range].to_vec();
             ids.resize(longest, pad_id);
             labels.resize(longest, IGNORE_INDEX);
-            batch.push(&ids, &labels, *row)?;
+            batch.push((&ids, &labels), of)?;
         }
         Ok(batch)
     }
@@ -110,7 +117,7 @@ impl Batch {
                 .iter()
                 .map(|id| token_id(*id))
                 .collect::<Result<_, _>>()?;
-            batch.push(&ids, &labels[..length], row)?;
+            batch.push((&ids, &labels[..length]), (row, Answer::Plain))?;
         }
         Ok(batch)
     }
@@ -156,7 +163,11 @@ impl Batch {
         }
     }
 
-    fn push(&mut self, ids: &[u32], labels: &[i64], row: usize) -> Result<(), DataError> {
+    fn push(
+        &mut self,
+        (ids, labels): (&[u32], &[i64]),
+        (row, answer): (usize, Answer),
+    ) -> Result<(), DataError> {
         if ids.len() != labels.len() {
             return Err(error(
                 "labels",
@@ -186,6 +197,7 @@ impl Batch {
         self.position_ids.extend(0..ids.len() as u32);
         self.cu_seqlens.push(end);
         self.rows.push(row);
+        self.answers.push(answer);
         Ok(())
     }
 }

@@ -5,9 +5,10 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use backdraft_formats::{FormatError, StoredRow, TokenFile, TokenFileWriter};
+use backdraft_formats::{FormatError, StoredAnswers, StoredRow, TokenFile, TokenFileWriter};
 use sha2::{Digest, Sha256};
 
+use crate::answers::Answers;
 use crate::error::{DataError, JsonFault};
 use crate::pipeline::{Outcome, RowSink, TokenizeOptions, TokenizedRow, tokenize};
 use crate::report::LoadProgress;
@@ -166,6 +167,11 @@ impl RowSink for FileSink<'_> {
         let stored = StoredRow {
             ids: &row.input_ids,
             trained: &self.bits,
+            answers: match row.answers {
+                Answers::One => StoredAnswers::One,
+                Answers::Pair { rejected } => StoredAnswers::Pair(rejected as u32),
+                Answers::Judged { desirable } => StoredAnswers::Judged(desirable),
+            },
             source: row.file as u32,
             line: row.line as u64,
             key: row.key,
@@ -186,7 +192,7 @@ fn key(
         hash.update((bytes.len() as u64).to_le_bytes());
         hash.update(bytes);
     };
-    part(b"tokens 3");
+    part(b"tokens 4");
     part(tokenizer.fingerprint().as_bytes());
     let TokenizeOptions {
         data,

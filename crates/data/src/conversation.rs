@@ -188,6 +188,24 @@ pub struct Completion {
     pub completion: String,
 }
 
+/// Two answers to one prompt; each is a [`Record::Chat`] or a [`Record::Completion`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct Preference {
+    /// The prompt with the better answer.
+    pub chosen: Record,
+    /// The prompt with the worse one.
+    pub rejected: Record,
+}
+
+/// One answer that somebody judged; it is a [`Record::Chat`] or a [`Record::Completion`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct Unpaired {
+    /// The prompt with its answer.
+    pub answer: Record,
+    /// Whether it is a good one.
+    pub desirable: bool,
+}
+
 /// One row.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Record {
@@ -206,4 +224,23 @@ pub enum Record {
     Instruction(Instruction),
     /// A `text` row.
     Text(String),
+    /// A `preference` row.
+    Preference(Box<Preference>),
+    /// An `unpaired` row.
+    Unpaired(Box<Unpaired>),
+}
+
+impl Record {
+    /// The conversations of the row, where it has any.
+    pub fn chats(&self) -> Vec<&Conversation> {
+        match self {
+            Self::Conversation(chat) | Self::Chat { chat, .. } => vec![chat],
+            Self::Preference(pair) => [&pair.chosen, &pair.rejected]
+                .into_iter()
+                .flat_map(Self::chats)
+                .collect(),
+            Self::Unpaired(row) => row.answer.chats(),
+            Self::Completion(_) | Self::Instruction(_) | Self::Text(_) => Vec::new(),
+        }
+    }
 }

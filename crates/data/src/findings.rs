@@ -34,6 +34,8 @@ pub enum Finding {
     Skipped,
     /// It has no supervised token within the limit.
     WithoutSupervision,
+    /// Both answers of a pair say the same, white space aside.
+    SameAnswers,
     /// A trained answer is empty.
     EmptyAnswer,
     /// A trained turn ends in no token that stops generation.
@@ -48,6 +50,8 @@ pub enum Finding {
     EarlierReasoning,
     /// It has keys that nothing reads, by name.
     UnreadFields(Vec<String>),
+    /// An answer to compare was cut, and its end is no longer compared.
+    LostEnd,
     /// It is longer than the limit and was cut.
     Truncated,
     /// It is longer than the limit and was left out.
@@ -64,6 +68,7 @@ impl Finding {
         match self {
             Self::Skipped
             | Self::WithoutSupervision
+            | Self::SameAnswers
             | Self::EmptyAnswer
             | Self::OpenTurn
             | Self::Unseen(_)
@@ -71,6 +76,7 @@ impl Finding {
             | Self::TextArguments => true,
             Self::EarlierReasoning
             | Self::UnreadFields(_)
+            | Self::LostEnd
             | Self::Truncated
             | Self::TooLong
             | Self::Split
@@ -89,6 +95,9 @@ impl Finding {
             Self::Skipped => format!("{rows} cannot be used and {were} skipped"),
             Self::WithoutSupervision => {
                 format!("{rows} {have} no supervised token and {were} left out")
+            }
+            Self::SameAnswers => {
+                format!("{rows} {have} the same answer as chosen and as rejected")
             }
             Self::EmptyAnswer => format!("{rows} {have} an empty answer that is trained"),
             Self::OpenTurn => {
@@ -114,6 +123,7 @@ impl Finding {
             Self::UnreadFields(names) => {
                 format!("{rows} {have} fields that are not read: {}", quoted(names))
             }
+            Self::LostEnd => format!("{rows} {have} an answer to compare that lost its end"),
             Self::Truncated => format!("{rows} {are} longer than max_seq_length and {were} cut"),
             Self::TooLong => format!("{rows} {are} longer than max_seq_length and {were} left out"),
             Self::Split => format!("{rows} {are} longer than max_seq_length and became several"),
@@ -126,6 +136,7 @@ impl Finding {
         match self {
             Self::Skipped => "cannot be used".to_owned(),
             Self::WithoutSupervision => "no supervised token".to_owned(),
+            Self::SameAnswers => "chosen and rejected are the same".to_owned(),
             Self::EmptyAnswer => "an empty answer is trained".to_owned(),
             Self::OpenTurn => "an answer does not end in EOS or an end-of-turn token".to_owned(),
             Self::Unseen(field) => format!("{} is not in the text", field.field()),
@@ -135,6 +146,7 @@ impl Finding {
             Self::TextArguments => "tool arguments are a string".to_owned(),
             Self::EarlierReasoning => "reasoning of earlier turns is not in the text".to_owned(),
             Self::UnreadFields(names) => format!("not read: {}", quoted(names)),
+            Self::LostEnd => "an answer lost its end".to_owned(),
             Self::Truncated => "longer than max_seq_length".to_owned(),
             Self::TooLong => "left out as too long".to_owned(),
             Self::Split => "becomes several rows".to_owned(),
@@ -149,6 +161,7 @@ impl Finding {
             Self::WithoutSupervision => {
                 "check that they hold answers; raise max_seq_length if they were cut"
             }
+            Self::SameAnswers => "take them out: nothing can be learned from them",
             Self::EmptyAnswer => {
                 "take them out, or keep the model from learning to say nothing with \"weight\": 0"
             }
@@ -176,6 +189,9 @@ impl Finding {
             Self::UnreadFields(_) => {
                 "nothing, unless they should be learned: give them the names of the format's fields \
                  with data.fields"
+            }
+            Self::LostEnd => {
+                "raise max_seq_length, or write overlong = \"drop\": an answer that is cut has no end to be preferred for"
             }
             Self::Truncated => "raise max_seq_length, or shorten them",
             Self::TooLong => "raise max_seq_length to keep them",
@@ -316,10 +332,11 @@ pub(crate) fn examine(
     tokenizer: &ChatTokenizer,
 ) -> Vec<Finding> {
     let mut findings = Vec::new();
-    if let Record::Conversation(chat) | Record::Chat { chat, .. } = record
-        && has_text_arguments(chat)
-    {
+    if record.chats().into_iter().any(has_text_arguments) {
         findings.push(Finding::TextArguments);
+    }
+    if supervised.same_answers {
+        findings.push(Finding::SameAnswers);
     }
     if supervised.empty_answer {
         findings.push(Finding::EmptyAnswer);
@@ -348,7 +365,7 @@ pub(crate) fn unread_fields(
     mut unread: Vec<String>,
     tokenizer: &ChatTokenizer,
 ) -> Option<Finding> {
-    if let Record::Conversation(chat) | Record::Chat { chat, .. } = record {
+    for chat in record.chats() {
         let template = tokenizer.template_for(chat);
         for message in &chat.messages {
             for (key, value) in &message.extra {

@@ -17,6 +17,7 @@
 //! | [`tokenizer`] | [`ChatTokenizer`]: ids, byte offsets, end-of-turn, streaming decoder |
 //! | [`supervise`] | which tokens a row trains, by text offsets |
 //! | [`options`], [`report`] | how rows are read, and what became of them |
+//! | [`answers`] | [`Answers`]: which texts of a row are better than others |
 //! | [`pipeline`] | [`tokenize()`]: all rows of all sources, on all cores |
 //! | [`broken`] | [`BrokenRows`]: rows that cannot be used, by what is wrong with them |
 //! | [`findings`] | [`Findings`]: what is wrong with rows that can be read |
@@ -34,6 +35,7 @@
 //! Nothing here knows tensors, models or recipes, and nothing prints.
 #![cfg_attr(test, allow(clippy::print_stdout, clippy::unwrap_used))]
 
+pub mod answers;
 pub mod batch;
 pub mod broken;
 pub mod cache;
@@ -63,6 +65,7 @@ pub mod synthetic;
 pub mod template;
 pub mod tokenizer;
 
+pub use answers::{Answer, Answers, Comparisons};
 pub use backdraft_jinja::{JinjaError, JinjaErrorKind};
 pub use batch::Batch;
 pub use broken::{BrokenKind, BrokenRows};

@@ -34,13 +34,24 @@ impl DataOptions {
                 actual: self.max_seq_length.to_string(),
             });
         }
-        let has_completion = matches!(self.format, Format::Alpaca | Format::PromptCompletion);
+        let has_completion = matches!(
+            self.format,
+            Format::Alpaca | Format::PromptCompletion | Format::Preference | Format::Unpaired
+        );
         if self.supervision == Supervision::Completion && !has_completion {
             return Err(DataError::Option {
                 option: "train_on",
                 expected: "\"responses\", \"last_turn\" or \"everything\" beside this format"
                     .to_owned(),
                 actual: format!("\"completion\" with format \"{}\"", self.format),
+            });
+        }
+        if self.supervision == Supervision::All && self.format.compares() {
+            return Err(DataError::Option {
+                option: "train_on",
+                expected: "\"responses\", \"last_turn\" or \"completion\": answers are compared, not their prompts"
+                    .to_owned(),
+                actual: format!("\"everything\" with format \"{}\"", self.format),
             });
         }
         if self.template.is_some() && self.format != Format::Alpaca {
@@ -62,7 +73,9 @@ impl DataOptions {
             Format::Messages | Format::Sharegpt => true,
             Format::Alpaca => self.template.is_none(),
             // Prompts may be messages, which is seen with the rows.
-            Format::PromptCompletion | Format::Text => false,
+            Format::PromptCompletion | Format::Text | Format::Preference | Format::Unpaired => {
+                false
+            }
         };
         match needs_one && tokenizer.template().is_none() {
             true => Err(TemplateError::Missing.into()),

@@ -9,6 +9,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::answers::{Answers, supervised_tokens};
 use crate::broken::BrokenRows;
 use crate::conversation::Record;
 use crate::error::DataError;
@@ -16,7 +17,7 @@ use crate::findings::{Finding, Findings, examine, unread_fields};
 use crate::format::{FieldMap, Format};
 use crate::jsonl::field_error;
 use crate::options::{DataOptions, row_error};
-use crate::report::{DataReport, LoadProgress, supervised_tokens};
+use crate::report::{DataReport, LoadProgress};
 use crate::source::{DecompressLimits, RawRow, RowReader, Source};
 use crate::supervise::{Supervised, supervise};
 use crate::tokenizer::ChatTokenizer;
@@ -130,6 +131,8 @@ pub struct TokenizedRow {
     pub input_ids: Vec<u32>,
     /// The id where it is trained, else [`crate::IGNORE_INDEX`], `[s]`.
     pub labels: Vec<i64>,
+    /// What its answers are to each other.
+    pub answers: Answers,
     /// Number of its file among those of all sources.
     pub file: usize,
     /// Its line in its file, from 1.
@@ -222,6 +225,9 @@ impl std::fmt::Display for Outcome {
         let classes = self.report.lengths.classes();
         for (shortest, longest, rows) in classes.filter(|class| class.2 > 0) {
             writeln!(f, "{rows:>12}  {shortest} to {longest}")?;
+        }
+        for note in self.report.comparisons.notes() {
+            writeln!(f, "note: {note}")?;
         }
         for (finding, found) in self.findings.iter() {
             let level = if finding.is_problem() {
@@ -441,11 +447,13 @@ impl Work<'_> {
         for (input_ids, labels) in row.pieces {
             report.kept += 1;
             report.tokens += input_ids.len() as u64;
-            report.supervised_tokens += supervised_tokens(&labels) as u64;
+            report.supervised_tokens += row.answers.supervised_tokens(&labels) as u64;
+            report.comparisons.add(row.answers, &labels);
             source_rows[source] += 1;
             self.sink.push(TokenizedRow {
                 input_ids,
                 labels,
+                answers: row.answers,
                 file,
                 line,
                 key: row.key,
@@ -475,6 +483,8 @@ fn next_chunk(reader: &mut RowReader, reads_on: bool) -> Chunk {
 /// A row's pieces that are trained, none if there are none.
 struct Prepared {
     pieces: Vec<(Vec<u32>, Vec<i64>)>,
+    answers: Answers,
+    /// Tokens of its longest text.
     length: usize,
     cut: bool,
     open_turns: usize,
@@ -516,25 +526,32 @@ fn prepare(
         input_ids,
         labels,
         open_turns,
+        mut answers,
         ..
     } = supervised;
-    let length = input_ids.len();
-    let key = key(&input_ids);
+    let length = answers.longest(input_ids.len());
+    let key = key(&input_ids, answers);
     let limit = options.data.max_seq_length;
     let too_long = length > limit;
     let mut pieces = match options.overlong {
         Overlong::Drop if too_long => Vec::new(),
         Overlong::Split => split(&input_ids, &labels, limit),
         Overlong::Truncate | Overlong::Drop => {
-            let (mut input_ids, mut labels) = (input_ids, labels);
-            input_ids.truncate(limit);
-            labels.truncate(limit);
+            let (input_ids, labels, cut) = answers.cut((input_ids, labels), limit);
+            answers = cut;
             vec![(input_ids, labels)]
         }
     };
-    pieces.retain(|(_, labels)| supervised_tokens(labels) > 0);
+    // Each answer of a pair needs something to compare.
+    pieces.retain(|(_, labels)| {
+        let mut texts = answers.texts(labels.len());
+        texts.all(|(text, _)| supervised_tokens(&labels[text]) > 0)
+    });
     if too_long {
         findings.push(options.overlong.finding());
+        if options.overlong == Overlong::Truncate && answers != Answers::One && !pieces.is_empty() {
+            findings.push(Finding::LostEnd);
+        }
     }
     if pieces.is_empty() && !(too_long && options.overlong == Overlong::Drop) {
         findings.push(Finding::WithoutSupervision);
@@ -542,6 +559,7 @@ fn prepare(
     Ok(Prepared {
         cut: too_long && options.overlong == Overlong::Truncate,
         pieces,
+        answers,
         length,
         open_turns,
         findings,
@@ -599,10 +617,14 @@ fn split(ids: &[u32], labels: &[i64], limit: usize) -> Vec<(Vec<u32>, Vec<i64>)>
     }
 }
 
-fn key(ids: &[u32]) -> u64 {
+/// The same answer with another label says something else.
+fn key(ids: &[u32], answers: Answers) -> u64 {
     let mut hash = Sha256::new();
     for id in ids {
         hash.update(id.to_le_bytes());
+    }
+    if let Answers::Judged { desirable } = answers {
+        hash.update([u8::from(desirable)]);
     }
     let digest = hash.finalize();
     let mut first = [0; 8];
@@ -610,6 +632,8 @@ fn key(ids: &[u32]) -> u64 {
     u64::from_le_bytes(first)
 }
 
+#[cfg(test)]
+mod compared_tests;
 #[cfg(test)]
 mod rows_tests;
 #[cfg(test)]

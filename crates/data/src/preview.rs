@@ -15,7 +15,6 @@ use crate::IGNORE_INDEX;
 use crate::error::DataError;
 use crate::findings::{Finding, RowPlace};
 use crate::pipeline::{Overlong, TokenizeOptions, tokenize_row};
-use crate::report::supervised_tokens;
 use crate::source::{RowReader, Source};
 use crate::supervise::Supervised;
 use crate::tokenizer::ChatTokenizer;
@@ -129,15 +128,27 @@ fn show(
         labels,
         text,
         offsets,
+        answers,
         ..
     } = supervised;
-    let too_long = input_ids.len() > limit;
-    let kept_tokens = match options.overlong {
-        Overlong::Truncate => input_ids.len().min(limit),
-        Overlong::Drop if too_long => 0,
-        Overlong::Drop | Overlong::Split => input_ids.len(),
-    };
-    let supervised_tokens = supervised_tokens(&labels[..kept_tokens]);
+    let too_long = answers.longest(input_ids.len()) > limit;
+    // Each text of a pair is cut by itself.
+    let texts = answers.texts(input_ids.len());
+    let kept: Vec<bool> = texts
+        .flat_map(|(text, _)| {
+            (0..text.len()).map(move |token| match options.overlong {
+                Overlong::Truncate => token < limit,
+                Overlong::Drop => !too_long,
+                Overlong::Split => true,
+            })
+        })
+        .collect();
+    let kept_tokens = kept.iter().filter(|kept| **kept).count();
+    let seen = labels.iter().zip(&kept);
+    let seen: Vec<i64> = seen
+        .map(|(label, kept)| if *kept { *label } else { IGNORE_INDEX })
+        .collect();
+    let supervised_tokens = answers.supervised_tokens(&seen);
     if too_long {
         findings.push(options.overlong.finding());
     }
@@ -149,7 +160,7 @@ fn show(
         _ => None,
     };
     ShownRow {
-        parts: parts(&text, &offsets, &labels, kept_tokens),
+        parts: parts(&text, &offsets, &labels, &kept),
         added_bos,
         text,
         input_ids,
@@ -165,7 +176,7 @@ fn parts(
     text: &str,
     offsets: &[(usize, usize)],
     labels: &[i64],
-    kept_tokens: usize,
+    kept: &[bool],
 ) -> Vec<(Range<usize>, Part)> {
     let mut parts: Vec<(Range<usize>, Part)> = Vec::new();
     let mut at = 0;
@@ -182,15 +193,15 @@ fn parts(
     };
     for (token, (offset, label)) in offsets.iter().zip(labels).enumerate() {
         let part = match label {
-            _ if token >= kept_tokens => Part::Cut,
+            _ if !kept[token] => Part::Cut,
             &IGNORE_INDEX => Part::Context,
             _ => Part::Trained,
         };
         push(offset.1, part);
     }
-    let rest = match kept_tokens < offsets.len() {
-        true => Part::Cut,
-        false => Part::Context,
+    let rest = match kept.last() {
+        Some(false) => Part::Cut,
+        Some(true) | None => Part::Context,
     };
     push(text.len(), rest);
     parts

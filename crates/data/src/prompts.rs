@@ -39,14 +39,20 @@ pub fn load_prompts(
     for row in RowReader::new(&source.files, options.limits).take(limit) {
         let row = row?;
         let (path, line) = (source.files[row.file].path.as_path(), row.line);
-        let (text, answer, plain) = match parse_row(path, row, &options)?.0 {
+        // Of a pair the chosen answer is expected.
+        let record = match parse_row(path, row, &options)?.0 {
+            Record::Preference(pair) => pair.chosen,
+            Record::Unpaired(row) => row.answer,
+            record => record,
+        };
+        let (text, answer, plain) = match record {
             Record::Conversation(chat) => from_chat(path, line, chat, tokenizer)?,
             Record::Instruction(row) => {
                 from_instruction(path, line, &row, &options.data, tokenizer)?
             }
             Record::Chat { chat, .. } => from_chat(path, line, chat, tokenizer)?,
             Record::Completion(row) => (row.prompt, row.completion, true),
-            Record::Text(_) => {
+            Record::Text(_) | Record::Preference(_) | Record::Unpaired(_) => {
                 return Err(DataError::Option {
                     option: "format",
                     expected: "a format whose rows have answers".to_owned(),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::IGNORE_INDEX;
+use crate::answers::Comparisons;
 use crate::lengths::LengthHistogram;
 
 /// What became of the rows of a file.
@@ -30,6 +30,9 @@ pub struct DataReport {
     pub duplicates: usize,
     /// Rows by length before they were cut.
     pub lengths: LengthHistogram,
+    /// Rows of answers to compare.
+    #[serde(skip_serializing_if = "Comparisons::is_empty")]
+    pub comparisons: Comparisons,
 }
 
 /// How far loading has come.
@@ -66,13 +69,4 @@ impl LoadProgress {
 fn rate(count: f64, elapsed: Duration) -> f64 {
     let seconds = elapsed.as_secs_f64();
     if seconds > 0.0 { count / seconds } else { 0.0 }
-}
-
-/// How many labels are predicted.
-pub(crate) fn supervised_tokens(labels: &[i64]) -> usize {
-    labels
-        .iter()
-        .skip(1)
-        .filter(|label| **label != IGNORE_INDEX)
-        .count()
 }

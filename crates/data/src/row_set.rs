@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
+use crate::answers::Answers;
 use crate::error::DataError;
 use crate::findings::RowPlace;
 use crate::pipeline::{Outcome, TokenizeOptions, tokenize};
-use crate::report::{LoadProgress, supervised_tokens};
+use crate::report::LoadProgress;
 use crate::source::Source;
 use crate::store::{RowView, TokenRows};
 use crate::tokenizer::ChatTokenizer;
@@ -108,6 +109,14 @@ impl RowSet {
         self.of_chosen(self.rows.lengths())
     }
 
+    /// Tokens of the longest text: a pair has two.
+    pub fn longest_text(&self) -> usize {
+        let texts = self
+            .iter()
+            .map(|row| row.answers.longest(row.input_ids.len()));
+        texts.max().unwrap_or(0)
+    }
+
     /// The key of every row.
     pub fn keys(&self) -> Vec<u64> {
         self.of_chosen(self.rows.keys())
@@ -139,12 +148,12 @@ impl RowSet {
         for row in self.iter() {
             counts.rows += 1;
             counts.tokens += row.input_ids.len() as u64;
-            counts.supervised_tokens += supervised_tokens(&row.labels) as u64;
+            counts.supervised_tokens += row.answers.supervised_tokens(&row.labels) as u64;
         }
         counts
     }
 
-    /// SHA-256 over ids and labels in order, in hexadecimal.
+    /// SHA-256 over ids and labels in order, and over what answers are to each other; in hexadecimal.
     pub fn fingerprint(&self) -> String {
         let mut hash = Sha256::new();
         for row in self.iter() {
@@ -152,6 +161,17 @@ impl RowSet {
             for (id, label) in row.input_ids.iter().zip(row.labels.iter()) {
                 hash.update(id.to_le_bytes());
                 hash.update(label.to_le_bytes());
+            }
+            match row.answers {
+                Answers::One => {}
+                Answers::Pair { rejected } => {
+                    hash.update(b"pair");
+                    hash.update((rejected as u64).to_le_bytes());
+                }
+                Answers::Judged { desirable } => {
+                    hash.update(b"judged");
+                    hash.update([u8::from(desirable)]);
+                }
             }
         }
         crate::hex(&hash.finalize())
@@ -184,6 +204,7 @@ mod tests {
         TokenizedRow {
             input_ids: ids.to_vec(),
             labels: labels.to_vec(),
+            answers: Answers::One,
             file,
             line,
             key: ids.iter().map(|id| u64::from(*id)).sum(),

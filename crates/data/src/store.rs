@@ -4,8 +4,9 @@ use std::borrow::Cow;
 
 use crate::DataError;
 use crate::IGNORE_INDEX;
+use crate::answers::Answers;
 use crate::pipeline::{RowSink, TokenizedRow};
-use backdraft_formats::{StoredRow, TokenFile};
+use backdraft_formats::{StoredAnswers, StoredRow, TokenFile};
 
 /// The rows of a data set.
 #[derive(Debug)]
@@ -29,6 +30,8 @@ pub struct RowView<'a> {
     pub input_ids: &'a [u32],
     /// The id where it is trained, else [`IGNORE_INDEX`], `[s]`.
     pub labels: Cow<'a, [i64]>,
+    /// What its answers are to each other.
+    pub answers: Answers,
     /// Number of its file among those of all sources.
     pub file: usize,
     /// Its line in its file.
@@ -57,6 +60,7 @@ impl TokenRows {
             Self::Memory(rows) => rows.get(index).map(|row| RowView {
                 input_ids: &row.input_ids,
                 labels: Cow::Borrowed(&row.labels),
+                answers: row.answers,
                 file: row.file,
                 line: row.line,
                 key: row.key,
@@ -64,6 +68,13 @@ impl TokenRows {
             Self::File(file) => file.row(index).map(|row| RowView {
                 input_ids: row.ids,
                 labels: Cow::Owned(labels(&row)),
+                answers: match row.answers {
+                    StoredAnswers::One => Answers::One,
+                    StoredAnswers::Pair(rejected) => Answers::Pair {
+                        rejected: rejected as usize,
+                    },
+                    StoredAnswers::Judged(desirable) => Answers::Judged { desirable },
+                },
                 file: row.source as usize,
                 line: usize::try_from(row.line).unwrap_or(usize::MAX),
                 key: row.key,

@@ -18,6 +18,7 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 
 use crate::IGNORE_INDEX;
+use crate::answers::Answers;
 use crate::conversation::{Completion, Conversation, Instruction, Record};
 use crate::error::{Source, SpanError, TemplateError};
 use crate::prompt_template::PromptTemplate;
@@ -76,6 +77,38 @@ pub struct Supervised {
     pub text: String,
     /// Start and end of every token, in bytes of the text, `[s]`.
     pub offsets: Vec<(usize, usize)>,
+    /// What its answers are to each other: a pair is one text behind the other.
+    pub answers: Answers,
+    /// Whether both answers of a pair say the same, white space aside.
+    pub same_answers: bool,
+}
+
+impl Supervised {
+    /// This text as the chosen one of a pair, with the rejected one behind it.
+    fn paired_with(mut self, rejected: Self) -> Self {
+        let trained = |one: &Self| {
+            let labels = one.labels.iter().copied();
+            labels.filter(|label| *label != IGNORE_INDEX).collect()
+        };
+        let both: [Vec<i64>; 2] = [trained(&self), trained(&rejected)];
+        let texts = [&self.text, &rejected.text];
+        let [chosen, other] = texts.map(|text| text.chars().filter(|c| !c.is_whitespace()));
+        let same_text = chosen.eq(other);
+        let (tokens, bytes) = (self.input_ids.len(), self.text.len());
+        let shifted = rejected.offsets.iter();
+        let shifted = shifted.map(|(start, end)| (start + bytes, end + bytes));
+        self.same_answers = both[0] == both[1] || same_text;
+        self.answers = Answers::Pair { rejected: tokens };
+        self.input_ids.extend(rejected.input_ids);
+        self.labels.extend(rejected.labels);
+        self.offsets.extend(shifted);
+        self.text.push_str(&rejected.text);
+        self.open_turns += rejected.open_turns;
+        self.empty_answer |= rejected.empty_answer;
+        self.unseen.extend(rejected.unseen);
+        self.earlier_reasoning |= rejected.earlier_reasoning;
+        self
+    }
 }
 
 /// Why a row cannot be encoded; the caller adds file and line.
@@ -166,6 +199,17 @@ pub fn supervise(
         }
         (Record::Completion(row), _) => supervise_completion(row, tokenizer, supervision),
         (Record::Text(text), _) => supervise_text(text, tokenizer),
+        (Record::Preference(pair), _) => {
+            let one = |record| supervise(record, tokenizer, None, supervision);
+            Ok(one(&pair.chosen)?.paired_with(one(&pair.rejected)?))
+        }
+        (Record::Unpaired(row), _) => {
+            let answers = Answers::Judged {
+                desirable: row.desirable,
+            };
+            let answer = supervise(&row.answer, tokenizer, None, supervision)?;
+            Ok(Supervised { answers, ..answer })
+        }
     }
 }
 

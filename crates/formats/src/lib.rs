@@ -60,5 +60,5 @@ pub use peft_find::adapter_in;
 pub use safetensors_file::{SafetensorsError, SafetensorsFile};
 pub use safetensors_writer::SafetensorsWriter;
 pub use tensor::{RawTensor, TensorInfo};
-pub use token_file::{StoredRow, TokenFile, TokenFileWriter};
+pub use token_file::{StoredAnswers, StoredRow, TokenFile, TokenFileWriter};
 pub use tokenizer_files::{DeclaredFlags, DeclaredToken, TokenizerFiles};

@@ -3,7 +3,7 @@
 //! ```text
 //! "BDTOKENS" version  rows…  index  note  trailer
 //! row     ids u32[n], a bit for each trained token, zeros up to a multiple of 4 bytes
-//! index   per row: offset u64, length u32, source u32, line u64, key u64
+//! index   per row: offset u64, length u32, source u32, line u64, key u64, kind u32, second u32
 //! trailer index offset u64, rows u64, note offset u64, note length u64, "BDTOKENS"
 //! ```
 //!
@@ -19,9 +19,9 @@ use crate::error::{FormatError, Result};
 use crate::mapped::Mapped;
 
 const MAGIC: &[u8; 8] = b"BDTOKENS";
-const VERSION: u64 = 1;
+const VERSION: u64 = 2;
 const HEADER: usize = 16;
-const ENTRY: usize = 32;
+const ENTRY: usize = 40;
 const TRAILER: usize = 40;
 
 /// A row as it is stored.
@@ -37,6 +37,43 @@ pub struct StoredRow<'a> {
     pub line: u64,
     /// A hash of what it says; equal rows have equal keys.
     pub key: u64,
+    /// What its answers are to each other.
+    pub answers: StoredAnswers,
+}
+
+/// What the answers of a row are to each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum StoredAnswers {
+    /// Nothing: one text.
+    #[default]
+    One,
+    /// Two texts; the second begins at this token.
+    Pair(u32),
+    /// One text, and whether it is a good one.
+    Judged(bool),
+}
+
+impl StoredAnswers {
+    /// Kind and second text, as the index has them.
+    const fn code(self) -> [u32; 2] {
+        match self {
+            Self::One => [0, 0],
+            Self::Pair(second) => [1, second],
+            Self::Judged(true) => [2, 0],
+            Self::Judged(false) => [3, 0],
+        }
+    }
+
+    /// What a code stands for in a row of `length` tokens.
+    const fn of(code: [u32; 2], length: usize) -> Option<Self> {
+        match code {
+            [0, 0] => Some(Self::One),
+            [1, second] if second as usize <= length => Some(Self::Pair(second)),
+            [2, 0] => Some(Self::Judged(true)),
+            [3, 0] => Some(Self::Judged(false)),
+            _ => None,
+        }
+    }
 }
 
 impl StoredRow<'_> {
@@ -104,7 +141,10 @@ impl TokenFileWriter {
         entry[8..12].copy_from_slice(&length.to_le_bytes());
         entry[12..16].copy_from_slice(&row.source.to_le_bytes());
         entry[16..24].copy_from_slice(&row.line.to_le_bytes());
-        entry[24..].copy_from_slice(&row.key.to_le_bytes());
+        entry[24..32].copy_from_slice(&row.key.to_le_bytes());
+        let [kind, second] = row.answers.code();
+        entry[32..36].copy_from_slice(&kind.to_le_bytes());
+        entry[36..].copy_from_slice(&second.to_le_bytes());
         self.index
             .write_all(&entry)
             .map_err(FormatError::io(self.file.target(), "write the index of"))?;
@@ -190,7 +230,7 @@ impl TokenFile {
         }
         let version = number(bytes, 8);
         if version != VERSION as usize {
-            return Err(fault("version 1", version.to_string()));
+            return Err(fault("version 2", version.to_string()));
         }
         let trailer = length - TRAILER;
         let [index, rows, note, note_length] =
@@ -256,7 +296,7 @@ impl TokenFile {
     /// A row; `None` for one that does not exist.
     #[must_use]
     pub fn row(&self, row: usize) -> Option<StoredRow<'_>> {
-        let (start, length) = (row < self.rows).then(|| self.place(row)).flatten()?;
+        let (start, length, answers) = (row < self.rows).then(|| self.place(row)).flatten()?;
         let middle = start + 4 * length;
         let entry = self.index + ENTRY * row;
         Some(StoredRow {
@@ -265,11 +305,12 @@ impl TokenFile {
             source: small_number(&self.mapped, entry + 12),
             line: wide_number(&self.mapped, entry + 16),
             key: wide_number(&self.mapped, entry + 24),
+            answers,
         })
     }
 
-    /// Offset and length of a row, if it lies where rows may lie.
-    fn place(&self, row: usize) -> Option<(usize, usize)> {
+    /// Offset, length and answers of a row, if it lies where rows may lie.
+    fn place(&self, row: usize) -> Option<(usize, usize, StoredAnswers)> {
         let entry = self.index + ENTRY * row;
         let start = number(&self.mapped, entry);
         let length = small_number(&self.mapped, entry + 8) as usize;
@@ -281,7 +322,9 @@ impl TokenFile {
             && start
                 .checked_add(bytes)
                 .is_some_and(|end| end <= self.index);
-        inside.then_some((start, length))
+        let code = [32, 36].map(|at| small_number(&self.mapped, entry + at));
+        let answers = StoredAnswers::of(code, length)?;
+        inside.then_some((start, length, answers))
     }
 }
 
@@ -307,6 +350,15 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn answers(index: usize, ids: &[u32]) -> StoredAnswers {
+        match index % 4 {
+            0 => StoredAnswers::One,
+            1 => StoredAnswers::Pair(ids.len() as u32 / 2),
+            2 => StoredAnswers::Judged(true),
+            _ => StoredAnswers::Judged(false),
+        }
+    }
+
     fn write(path: &Path, rows: &[Vec<u32>], note: &[u8]) {
         let mut writer = TokenFileWriter::create(path).unwrap();
         for (index, ids) in rows.iter().enumerate() {
@@ -318,6 +370,7 @@ mod tests {
                     source: 3,
                     line: index as u64 + 1,
                     key: u64::MAX - index as u64,
+                    answers: answers(index, ids),
                 })
                 .unwrap();
         }
@@ -334,6 +387,7 @@ mod tests {
             source: 0,
             line: 1,
             key: 0,
+            answers: StoredAnswers::One,
         };
         let error = writer.push(row).unwrap_err().to_string();
         assert!(
@@ -381,6 +435,7 @@ mod tests {
                 prop_assert_eq!(file.length(index), ids.len());
                 prop_assert_eq!((row.source, row.line), (3, index as u64 + 1));
                 prop_assert_eq!(row.key, u64::MAX - index as u64);
+                prop_assert_eq!(row.answers, answers(index, ids));
                 prop_assert_eq!(row.trained.len(), ids.len().div_ceil(8));
                 for token in 0..ids.len() {
                     prop_assert_eq!(row.is_trained(token), 0b1010_0101 >> (token % 8) & 1 == 1);

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`report`] | [`Reporter`](report::Reporter), who hears of everything, and what it is told |
 //! | [`adaptation`] | what a point of adaptive precision found and did |
+//! | [`answers`] | what came of answers that were compared |
 //! | [`records`] | `metrics.jsonl`: a line for each step and evaluation |
 //! | [`run_files`] | [`RunFiles`](run_files::RunFiles): what lies in an output directory, to be shown again |
 //! | [`diagnosis`] | what the curve of a run means |
@@ -16,6 +17,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod adaptation;
+pub mod answers;
 pub mod diagnosis;
 pub mod exact;
 pub mod records;

@@ -11,6 +11,7 @@ use backdraft_recipe::no_effect::NoEffect;
 use serde::{Deserialize, Serialize};
 
 use crate::adaptation::{AdaptationReport, PrecisionSummary};
+pub use crate::answers::{AnswersReport, Estimate};
 use crate::diagnosis::Diagnosis;
 use crate::records::Report;
 
@@ -52,7 +53,7 @@ pub struct StepReport {
     pub step: usize,
     /// Epochs done, with a fraction.
     pub epoch: f64,
-    /// Mean nll of the step's supervised tokens, nats.
+    /// Mean nll of the step's supervised tokens, nats, or what the objective says.
     pub loss: f64,
     /// Global gradient norm before clipping.
     pub grad_norm: f64,
@@ -66,6 +67,9 @@ pub struct StepReport {
     pub seconds: f64,
     /// Seconds since the run began.
     pub elapsed: f64,
+    /// What came of its answers, where the objective compares any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answers: Option<AnswersReport>,
 }
 
 /// Memory ran out: the step is repeated with more recomputation.
@@ -111,16 +115,20 @@ pub struct EvalReport {
     pub step: usize,
     /// Epochs done, with a fraction.
     pub epoch: f64,
-    /// Mean nll of all supervised tokens, nats.
+    /// Mean nll of all supervised tokens, nats, or what the objective says.
     pub eval_loss: f64,
-    /// exp(eval_loss).
-    pub perplexity: f64,
+    /// exp(eval_loss), where that is an nll; absent where answers are compared.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub perplexity: Option<f64>,
     /// Supervised tokens.
     pub tokens: usize,
     /// Whether no evaluation before was better.
     pub best: bool,
     /// Seconds that it took.
     pub seconds: f64,
+    /// What came of the answers, where the objective compares any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answers: Option<AnswersReport>,
 }
 
 /// The whole run.
@@ -148,6 +156,9 @@ pub struct RunSummary {
     pub supervised_tokens_per_second: f64,
     /// Loss of the last step, nats.
     pub final_loss: Option<f64>,
+    /// What came of the answers of the last step, where the objective compares any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub final_answers: Option<AnswersReport>,
     /// Lowest evaluation loss, nats.
     pub best_eval_loss: Option<f64>,
     /// The step it was measured after.

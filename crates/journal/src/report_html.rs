@@ -265,11 +265,11 @@ fn results(run: &RunFiles) -> Vec<(&'static str, String)> {
         ),
         (
             "Final loss",
-            or_dash(steps(run).last().map(|step| loss(step.loss))),
+            or_dash(steps(run).last().map(|step| loss(run, step.loss))),
         ),
         (
             "Best eval loss",
-            or_dash(best.map(|(step, best)| format!("{} after step {step}", loss(best)))),
+            or_dash(best.map(|(step, best)| format!("{} after step {step}", loss(run, best)))),
         ),
         ("Diagnosis", run.diagnosis.to_string()),
         (
@@ -277,6 +277,16 @@ fn results(run: &RunFiles) -> Vec<(&'static str, String)> {
             or_dash(summary.and_then(|summary| Some(bytes(summary.peak_memory? as f64)))),
         ),
     ];
+    if let Some(answers) = steps(run).last().and_then(|step| step.answers) {
+        rows.push(("Answers of the last step", answers.to_string()));
+    }
+    let held_out = run.reports.iter().filter_map(|report| match report {
+        Report::Step(_) => None,
+        Report::Eval(eval) => eval.answers,
+    });
+    if let Some(answers) = held_out.last() {
+        rows.push(("Answers held out", answers.to_string()));
+    }
     if let Some(precision) = summary.and_then(|summary| summary.precision.as_ref()) {
         rows.push(("Precision", precision.to_string()));
     }
@@ -302,9 +312,12 @@ fn short(name: &str) -> &str {
     }
 }
 
-/// A loss with its perplexity.
-fn loss(loss: f64) -> String {
-    format!("{loss:.4} (perplexity {:.2})", loss.exp())
+/// A loss, with its perplexity where it is an nll.
+fn loss(run: &RunFiles, loss: f64) -> String {
+    match steps(run).any(|step| step.answers.is_some()) {
+        true => format!("{loss:.4}"),
+        false => format!("{loss:.4} (perplexity {:.2})", loss.exp()),
+    }
 }
 
 /// As the terminal says it at the end; of a run that has not ended, the time of its steps.

@@ -343,6 +343,7 @@ mod tests {
             optimizer: StatePrecision::Bits8(Guard::On),
             micro_batch_size: rows.parse().unwrap(),
             max_seq_length: tokens.parse().unwrap(),
+            texts_per_row: 1,
             grad_accumulation_steps: 1,
             host: 64 << 30,
         }

@@ -29,8 +29,10 @@ pub struct Setup {
     pub optimizer: StatePrecision,
     /// Rows of a pass.
     pub micro_batch_size: usize,
-    /// Tokens of a row.
+    /// Tokens of a text of a row.
     pub max_seq_length: usize,
+    /// Texts of a row: two of a pair of answers, else one.
+    pub texts_per_row: usize,
     /// Passes of a step.
     pub grad_accumulation_steps: usize,
     /// Bytes of the host's memory in which activations may wait; 0 for none.
@@ -211,10 +213,13 @@ impl Setup {
         }
     }
 
-    /// A pass over rows of full length.
+    /// A pass over rows of full length. What answers are compared with has no part in it: the base computes it before the
+    /// pass, keeps nothing but a number for each answer, and has one layer's values at a time, as the pass itself has
+    /// beside all that it saves.
     #[must_use]
     pub fn pass(&self) -> PassShape {
-        PassShape::of_sequences(vec![self.max_seq_length; self.micro_batch_size])
+        let texts = self.texts_per_row * self.micro_batch_size;
+        PassShape::of_sequences(vec![self.max_seq_length; texts])
     }
 
     /// The least that a step needs under any plan.

@@ -27,6 +27,8 @@ impl DataFormat {
         Self::Named(Format::Sharegpt),
         Self::Named(Format::PromptCompletion),
         Self::Named(Format::Text),
+        Self::Named(Format::Preference),
+        Self::Named(Format::Unpaired),
     ];
 
     /// Their names, in the same order.
@@ -111,7 +113,7 @@ mod tests {
         let error = "mesages".parse::<DataFormat>().unwrap_err();
         assert_eq!(
             error.to_string(),
-            "expected auto, messages, alpaca, sharegpt, prompt_completion or text, found \"mesages\""
+            "expected auto, messages, alpaca, sharegpt, prompt_completion, text, preference or unpaired, found \"mesages\""
         );
     }
 }

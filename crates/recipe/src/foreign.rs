@@ -25,8 +25,7 @@ pub enum Foreign {
 
 use Foreign::{Always, Command, Key, Like, NotYet};
 
-const PREFERENCE: &str =
-    "training on preferences and rewards (DPO, KTO, ORPO, GRPO, PPO); rows are supervised";
+const PREFERENCE: &str = "training on rewards (GRPO, PPO, reward models); objective.kind is \"dpo\", \"orpo\", \"simpo\", \"cpo\" or \"kto\" for preferences";
 const DISTILLATION: &str = "distillation from a teacher; train on its answers as rows";
 const FULL: &str = "training the base's own weights; LoRA adapters are trained";
 const OTHER_ADAPTERS: &str = "adapters other than LoRA; take it out for plain LoRA";
@@ -606,7 +605,7 @@ pub(crate) const FOREIGN: &[(Foreign, &str)] = &[
     ),
     (
         NotYet(OTHER_LOSS),
-        "label_smoothing_factor label_smoothing loss.label_smoothing loss_type dpo_label_smoothing compute_loss_func custom_loss use_dft_loss \
+        "label_smoothing_factor loss.label_smoothing compute_loss_func custom_loss use_dft_loss \
          use_asft_loss asft_alpha use_eaft_loss use_eaft eaft_alpha eaft_k router_aux_loss_coef moe_aux_loss_coef output_router_logits \
          focal_loss chunk_loss entropy_coef",
     ),
@@ -614,7 +613,7 @@ pub(crate) const FOREIGN: &[(Foreign, &str)] = &[
         Always(
             "losses are divided by the supervised tokens of the whole optimiser step; take it out",
         ),
-        "average_tokens_across_devices loss loss._component_ loss_reduction num_items_in_batch normalize_loss use_liger_cross_entropy",
+        "average_tokens_across_devices loss._component_ loss_reduction num_items_in_batch normalize_loss use_liger_cross_entropy",
     ),
     (
         Key("seed"),
@@ -772,12 +771,35 @@ pub(crate) const FOREIGN: &[(Foreign, &str)] = &[
         Command("`backdraft eval --generate` answers rows and compares the answers"),
         "do_predict",
     ),
+    (Key("objective.kind"), "rl"),
+    (
+        Like("objective.kind", "it names what is minimized"),
+        "dpo kto orpo simpo cpo",
+    ),
+    (
+        Key("objective.beta"),
+        "rl_beta dpo_beta pref_beta orpo_alpha",
+    ),
+    (
+        Like("objective.loss", "it is the loss of kind = \"dpo\""),
+        "loss_type dpo_loss_type pref_loss",
+    ),
+    (Key("objective.label_smoothing"), "dpo_label_smoothing"),
+    (Key("objective.sft_weight"), "rpo_alpha cpo_alpha pref_ftx"),
+    (Key("objective.gamma"), "simpo_gamma"),
+    (
+        Key("objective.desirable_weight"),
+        "kto_desirable_weight kto_chosen_weight",
+    ),
+    (
+        Key("objective.undesirable_weight"),
+        "kto_undesirable_weight kto_rejected_weight",
+    ),
     (
         NotYet(PREFERENCE),
-        "rl trl dpo kto orpo simpo cpo grpo ppo rlhf rm beta rl_beta dpo_beta pref_beta pref_ftx pref_loss pref_bco_weight dpo_loss_type \
+        "trl grpo ppo rlhf rm pref_bco_weight \
          dpo_loss_weights loss_weights dpo_use_weighting use_weighting dpo_norm_loss dpo_use_logits_to_keep dpo_generate_during_eval \
-         generate_during_eval rpo_alpha orpo_alpha simpo_gamma cpo_alpha kto_desirable_weight kto_undesirable_weight desirable_weight \
-         undesirable_weight kto_chosen_weight kto_rejected_weight ld_alpha f_divergence_type f_alpha_divergence_coef discopop_tau \
+         generate_during_eval ld_alpha f_divergence_type f_alpha_divergence_coef discopop_tau \
          reference_free precompute_ref_log_probs precompute_ref_batch_size sync_ref_model ref_model_mixup_alpha ref_model_sync_steps \
          ref_model ref_model_quantization_bit ref_model_init_kwargs ref_adapter_name force_use_ref_model model_adapter_name max_prompt_length \
          max_prompt_len max_completion_length reward_model reward_model_path reward_model_adapters reward_model_quantization_bit \
@@ -791,7 +813,7 @@ pub(crate) const FOREIGN: &[(Foreign, &str)] = &[
          vllm_maxlen vllm_gpu_util vllm_enforce_eager vllm_max_lora_rank vllm_config sglang_maxlen sglang_mem_fraction sglang_tp_size \
          sglang_config sglang_lora_backend log_completions num_completions_to_print log_unique_prompts log_multimodal \
          max_tool_calling_iterations ppo_buffer_size ppo_epochs ppo_score_norm ppo_target ppo_whiten_rewards whiten_rewards kl_coeff \
-         kl_coef kl_loss_weight gamma lam cliprange cliprange_value vf_coef use_adaptive_entropy entropy_coef_min entropy_coef_max \
+         kl_coef kl_loss_weight lam cliprange cliprange_value vf_coef use_adaptive_entropy entropy_coef_min entropy_coef_max \
          entropy_coef_delta entropy_target off_policy_mask_threshold use_bias_correction_kl multi_objective_aggregation disable_dropout \
          use_transformers_paged use_transformers_continuous_batching transformers_continuous_batching_config sapo_temperature_neg \
          sapo_temperature_pos vespo_k_pos vespo_k_neg vespo_lambda_pos vespo_lambda_neg rl_coef ebft policy_model reward_and_value_model \

@@ -36,7 +36,7 @@ impl Key {
 }
 
 /// Sections of a recipe, in the order a recipe is written.
-pub const SECTIONS: [&str; 4] = ["quantization", "lora", "data", "train"];
+pub const SECTIONS: [&str; 5] = ["quantization", "lora", "objective", "data", "train"];
 
 /// The table form of `train.lr_scheduler`, which carries the options of a schedule.
 pub(crate) const SCHEDULER: &str = "train.lr_scheduler";
@@ -266,6 +266,52 @@ pub const KEYS: &[Key] = &[
         "{ q_proj = 16 }",
         "The same for alpha. A module's adapter is scaled by its own alpha over its own rank.",
     ),
+    key(
+        "objective.kind",
+        r#""sft""#,
+        "What is minimized: sft (the supervised tokens' mean loss); over rows of format preference: dpo, orpo, simpo or cpo; over unpaired or preference rows: kto. Every kind but sft takes a learning rate of about a tenth of sft's.",
+    ),
+    change(
+        optional(
+            "objective.beta",
+            "0.1",
+            "How much the margin between answers counts (dpo and kto: higher stays closer to the base); weight of the odds ratio for orpo. Left out: 0.1, or 2.0 for simpo.",
+        ),
+        "answers degrade although accuracies rise: higher, or a lower learning rate",
+    ),
+    optional(
+        "objective.loss",
+        r#""sigmoid""#,
+        "Loss of a pair, for dpo: sigmoid, sigmoid_norm, ipo, hinge, robust, apo_zero, apo_down or nca_pair, as by TRL. Left out: sigmoid.",
+    ),
+    optional(
+        "objective.label_smoothing",
+        "0.1",
+        "Share of pairs that may be the wrong way round, from 0 to below 0.5: for simpo, cpo, and dpo's sigmoid and robust. Left out: 0.",
+    ),
+    change(
+        optional(
+            "objective.sft_weight",
+            "0.2",
+            "Weight of the mean loss of the chosen answers beside that of the pairs, for dpo, simpo and cpo. Left out: 0, or 1.0 for cpo. orpo always has it with weight 1, over prompts too, as by TRL.",
+        ),
+        "chosen answers become unlikely too: raise",
+    ),
+    optional(
+        "objective.gamma",
+        "0.5",
+        "Margin that a pair should have, for simpo, subtracted after beta. Left out: 0.5.",
+    ),
+    optional(
+        "objective.desirable_weight",
+        "1.0",
+        "Weight of desirable answers, for kto. Left out: 1.0.",
+    ),
+    optional(
+        "objective.undesirable_weight",
+        "1.0",
+        "Weight of undesirable answers, for kto. Left out: 1.0.",
+    ),
     optional(
         "data.train",
         r#""train.jsonl""#,
@@ -279,7 +325,7 @@ pub const KEYS: &[Key] = &[
     key(
         "data.format",
         r#""auto""#,
-        "Format of the rows: messages, sharegpt (chats), alpaca (instruction, input, output), prompt_completion, text, or auto: detected from the first rows.",
+        "Format of the rows: messages, sharegpt (chats), alpaca (instruction, input, output), prompt_completion, text, preference (prompt, chosen, rejected), unpaired (prompt, completion, label), or auto: detected from the first rows.",
     ),
     optional(
         "data.fields",
@@ -299,7 +345,7 @@ pub const KEYS: &[Key] = &[
     key(
         "data.train_on",
         r#""responses""#,
-        "Tokens that count in the loss: responses, last_turn, completion (after the prompt of alpaca and prompt_completion rows) or everything (always so for text).",
+        "Tokens that count in the loss: responses, last_turn, completion (after the prompt of rows that have one) or everything (always so for text).",
     ),
     key(
         "data.overlong",
@@ -310,7 +356,7 @@ pub const KEYS: &[Key] = &[
         key(
             "data.batching",
             r#""padding-free""#,
-            "Rows of a micro-batch: padding-free lays them end to end; packed does so with packs of rows that fill max_seq_length, and counts packs as rows; padded fills up similar ones, for comparison.",
+            "Rows of a micro-batch: padding-free lays them end to end; packed does so with packs of rows that fill max_seq_length, and counts packs as rows; padded fills up similar ones, for comparison. A pair is one row: two texts, never in different micro-batches, and packs are twice as long.",
         ),
         "many short rows: packed, with fewer packs per step than rows before",
     ),

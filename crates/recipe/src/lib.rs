@@ -4,7 +4,7 @@
 //! table of keys with defaults and documentation, `support` lists values that are refused by name, `foreign` the keys of other
 //! trainers, and `unknown` says what becomes of them. `names` and `data_format` are values that people write by name, `precision` turns
 //! what is said of bits into a number.
-//! [`schedule`] is the curve of the learning rate, [`no_effect`] why a run would train nothing.
+//! `objective` is what a run minimises, [`schedule`] the curve of the learning rate, [`no_effect`] why a run would train nothing.
 //!
 //! Start reading at `keys`.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
@@ -18,6 +18,7 @@ mod keys;
 mod modules;
 mod names;
 pub mod no_effect;
+mod objective;
 mod page;
 mod precision;
 mod problem;
@@ -40,6 +41,7 @@ pub use difference::{Difference, covers, is_key_or_section};
 pub use foreign::Foreign;
 pub use keys::{KEYS, Key, SECTIONS, find as find_key};
 pub use names::{Bias, DType, Optimizer, RowBatching};
+pub use objective::{DpoLoss, ObjectiveKind, ObjectiveRecipe};
 pub use page::page;
 pub use precision::{AUTO_TIME, BaseTooSmall, Bits};
 pub use problem::{Place, Problem, ProblemKind, RecipeError};

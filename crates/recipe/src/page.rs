@@ -30,6 +30,10 @@ const TAIL: &str = "\
   name or a pattern that matches nothing is an error here, as is one that takes a module which is no projection of a layer.
 - `lora.adapter` (`train --adapter DIR`) takes an adapter of PEFT or of a run, and trains it further over `model`. It need not be
   there any more when the run is resumed. A base or a quantization other than the adapter's is told.
+- `objective`: losses and gradients are means over the pairs (for `kto` the answers) of the whole step, however they are dealt to
+  micro-batches. The reference of `dpo` and `kto` is the base with its adapters skipped, computed over the same micro-batch, so
+  nothing is kept and nothing can be stale; that is why `lora.adapter` and other starts than `default` are refused there.
+  `kto`'s estimate of the KL divergence goes over the whole step: each prompt with the answer of the row before it.
 - `train.lr_scheduler` is a name or a table such as `{ kind = \"cosine_with_min_lr\", min_lr_rate = 0.1 }`. Kinds: `constant`,
   `constant_with_warmup`, `linear`, `cosine`, `cosine_with_restarts`, `cosine_with_min_lr`, `polynomial`, `inverse_sqrt`; values
   as in transformers, held at the end. A warm-up may outlast a trial of a few steps, with a warning.

@@ -13,6 +13,7 @@ use serde::Serialize;
 use crate::bases::Origin;
 use crate::data_format::DataFormat;
 use crate::names::{Bias, DType, Optimizer, RowBatching};
+use crate::objective::ObjectiveRecipe;
 use crate::precision::Bits;
 use crate::problem::RecipeError;
 use crate::raw::RawRecipe;
@@ -52,6 +53,8 @@ pub struct Recipe {
     pub quantization: QuantizationRecipe,
     /// `[lora]`
     pub lora: LoraRecipe,
+    /// `[objective]`
+    pub objective: ObjectiveRecipe,
     /// `[data]`
     pub data: DataRecipe,
     /// `[train]`

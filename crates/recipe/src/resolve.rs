@@ -9,6 +9,7 @@ use backdraft_plan::ActivationPolicy;
 
 use crate::bases::{Bases, Origin, is_hub_id};
 use crate::data_format::DataFormat;
+use crate::objective::objective;
 use crate::precision::Bits;
 use crate::problem::{Problem, ProblemKind};
 use crate::raw::RawRecipe;
@@ -16,8 +17,8 @@ use crate::reader::Reader;
 use crate::schedule::ScheduleKind;
 use crate::scheduler::scheduler;
 use crate::{
-    ByteSize, CacheRecipe, ChatTemplateRecipe, DataRecipe, Length, LoraRecipe, QuantizationRecipe,
-    Recipe, TrainRecipe, Warmup, adapter, modules, sources,
+    ByteSize, CacheRecipe, ChatTemplateRecipe, DataRecipe, Length, LoraRecipe, ObjectiveRecipe,
+    QuantizationRecipe, Recipe, RowBatching, TrainRecipe, Warmup, adapter, modules, sources,
 };
 
 pub(crate) fn resolve(
@@ -66,8 +67,19 @@ fn top(reader: &mut Reader<'_>, bases: &Bases<'_>, origin: Origin) -> Recipe {
         (false, true) => Some("`keep_blocks = true`"),
         (false, false) => Some(DENSE),
     };
+    let model = model(reader, bases);
+    let lora = lora(reader, bases, exact, origin);
+    let objective = objective(reader, &quantization, &lora);
+    let data = data(reader, bases);
+    if objective != ObjectiveRecipe::Sft && data.batching == RowBatching::Padded {
+        let instead =
+            "answers are compared without padding; write batching = \"padding-free\" or \"packed\"";
+        let other = format!("objective.kind = \"{}\"", objective.kind());
+        reader.conflict("data.batching", other, instead);
+    }
     Recipe {
-        model: model(reader, bases),
+        objective,
+        model,
         output_dir: path(reader, "output_dir", bases),
         seed: reader.checked("seed", "a whole number from 0 to 2^63 - 1", seed),
         dtype: reader.value("dtype"),
@@ -83,8 +95,8 @@ fn top(reader: &mut Reader<'_>, bases: &Bases<'_>, origin: Origin) -> Recipe {
         activation_offloading: reader.value("activation_offloading"),
         device: reader.value("device"),
         quantization,
-        lora: lora(reader, bases, exact, origin),
-        data: data(reader, bases),
+        lora,
+        data,
         train: train(reader),
     }
 }
@@ -393,6 +405,9 @@ fn template(reader: &mut Reader<'_>, format: DataFormat, own_formats: bool) -> O
         }
         DataFormat::Named(Format::PromptCompletion) => {
             "prompt and completion stand one behind the other; take it out"
+        }
+        DataFormat::Named(Format::Preference | Format::Unpaired) => {
+            "prompts are texts as they are, or messages for a chat template; take it out"
         }
         DataFormat::Named(Format::Text) => "text is used as it is; take it out",
     };

@@ -5,11 +5,11 @@ use backdraft_arch::{
     LoraConfig, LoraConfigError, LoraTargets, ModelSpec, Precision, QuantizationPlan, Scheme,
     StatePrecision,
 };
-use backdraft_data::Batching;
+use backdraft_data::{Batching, Format};
 use backdraft_plan::Setup;
 use backdraft_plan::tensors::MemoryModel;
 
-use crate::{LoraRecipe, Optimizer, Recipe, RowBatching};
+use crate::{DataFormat, LoraRecipe, ObjectiveRecipe, Optimizer, Recipe, RowBatching};
 
 impl Recipe {
     /// How the base is quantised while it is loaded; `None` where it is not, be it that it keeps a file's blocks
@@ -60,13 +60,29 @@ impl Recipe {
         }
     }
 
+    /// Texts of a row at most: two of a pair of answers, else one. Answers that are judged may come in pairs.
+    #[must_use]
+    pub const fn texts_per_row(&self) -> usize {
+        match self.objective {
+            ObjectiveRecipe::Sft => 1,
+            ObjectiveRecipe::Dpo { .. }
+            | ObjectiveRecipe::Orpo { .. }
+            | ObjectiveRecipe::Simpo { .. }
+            | ObjectiveRecipe::Cpo { .. } => 2,
+            ObjectiveRecipe::Kto { .. } => match self.data.format {
+                DataFormat::Named(Format::Unpaired) => 1,
+                _ => 2,
+            },
+        }
+    }
+
     /// How the loader puts rows together.
     #[must_use]
     pub fn batching(&self) -> Batching {
         match self.data.batching {
             RowBatching::PaddingFree => Batching::PaddingFree,
             RowBatching::Packed => Batching::Packed {
-                max_seq_length: self.max_seq_length,
+                max_seq_length: self.max_seq_length * self.texts_per_row(),
             },
             RowBatching::Padded => Batching::LengthGrouped,
         }
@@ -97,6 +113,7 @@ impl Recipe {
             optimizer: self.state_precision(),
             micro_batch_size: self.train.micro_batch_size,
             max_seq_length: self.max_seq_length,
+            texts_per_row: self.texts_per_row(),
             grad_accumulation_steps: self.train.grad_accumulation_steps,
             host: if self.activation_offloading { host } else { 0 },
         };

@@ -79,6 +79,9 @@ fn defaults_are_the_starting_points() {
     init = "default"
     bias = "none"
 
+    [objective]
+    kind = "sft"
+
     [data]
     train = "/recipes/rows.jsonl"
     format = "auto"
@@ -147,6 +150,13 @@ fn every_example_in_the_table_of_keys_is_valid() {
         if ["bits", "base_memory", "plan"].contains(&key.name()) {
             given.push("load_in_4bit=true");
         }
+        given.extend(match (key.section(), key.name()) {
+            ("objective", "kind") => None,
+            ("objective", "gamma") => Some("objective.kind=\"simpo\""),
+            ("objective", name) if name.ends_with("able_weight") => Some("objective.kind=\"kto\""),
+            ("objective", _) => Some("objective.kind=\"dpo\""),
+            _ => None,
+        });
         let read = read(text, &given);
         assert!(read.is_ok(), "{given:?}: {read:?}");
     }
@@ -303,7 +313,7 @@ optimizer = "adamw_8bit"
       line 8: `lora.alpha` takes a number above 0, not -1
       line 9: `lora.target_modules = "lm_head"` is not supported: adapters go on the seven projections of a layer; take it out of the list
       line 9: `lora.target_modules` takes "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj" or "down_proj", not "qproj"; did you mean "q_proj"?
-      line 12: `data.format` takes "auto", "messages", "alpaca", "sharegpt", "prompt_completion" or "text", not "mesages"; did you mean "messages"?
+      line 12: `data.format` takes "auto", "messages", "alpaca", "sharegpt", "prompt_completion", "text", "preference" or "unpaired", not "mesages"; did you mean "messages"?
       line 15: `train.learning_rate` takes a number above 0, not "fast"
       line 17: `train.max_steps` does not go with `train.epochs`: keep the one you mean
       --set nonsense: an override is written section.key=value, for instance train.learning_rate=1e-4
@@ -574,7 +584,7 @@ type = "alpaca"
         "line 12: unknown key `dataset.source`; here it is `data.train`: write `data.train = \"org/name\"`",
         "line 13: unknown key `dataset.train_on_input`; here it is `data.train_on`: write train_on = \"responses\"",
         "line 14: unknown key `dataset.packed`; here it is `data.batching`: write batching = \"packed\"",
-        "unknown key `trl`; not supported yet: training on preferences",
+        "unknown key `trl`; not supported yet: training on rewards",
         "line 18: unknown key `training.learning_rate`; did you mean `train.learning_rate`?",
         "unknown key `datasets`; here it is `data.train`: ",
     ] {
@@ -808,6 +818,40 @@ fn the_template_as_a_whole() {
     # alpha_pattern = { q_proj = 16 }
 
 
+    [objective]
+    # What is minimized: sft (the supervised tokens' mean loss); over rows of format preference: dpo,
+    # orpo, simpo or cpo; over unpaired or preference rows: kto. Every kind but sft takes a learning
+    # rate of about a tenth of sft's.
+    kind = "sft"
+
+    # How much the margin between answers counts (dpo and kto: higher stays closer to the base); weight
+    # of the odds ratio for orpo. Left out: 0.1, or 2.0 for simpo.
+    # Change: answers degrade although accuracies rise: higher, or a lower learning rate.
+    # beta = 0.1
+
+    # Loss of a pair, for dpo: sigmoid, sigmoid_norm, ipo, hinge, robust, apo_zero, apo_down or
+    # nca_pair, as by TRL. Left out: sigmoid.
+    # loss = "sigmoid"
+
+    # Share of pairs that may be the wrong way round, from 0 to below 0.5: for simpo, cpo, and dpo's
+    # sigmoid and robust. Left out: 0.
+    # label_smoothing = 0.1
+
+    # Weight of the mean loss of the chosen answers beside that of the pairs, for dpo, simpo and cpo.
+    # Left out: 0, or 1.0 for cpo. orpo always has it with weight 1, over prompts too, as by TRL.
+    # Change: chosen answers become unlikely too: raise.
+    # sft_weight = 0.2
+
+    # Margin that a pair should have, for simpo, subtracted after beta. Left out: 0.5.
+    # gamma = 0.5
+
+    # Weight of desirable answers, for kto. Left out: 1.0.
+    # desirable_weight = 1.0
+
+    # Weight of undesirable answers, for kto. Left out: 1.0.
+    # undesirable_weight = 1.0
+
+
     [data]
     # Training rows: a file, a folder, a glob, a hub data set (org/name:split), a table with path,
     # weight, format and fields, or a list of these.
@@ -818,7 +862,8 @@ fn the_template_as_a_whole() {
     # eval = "eval.jsonl"
 
     # Format of the rows: messages, sharegpt (chats), alpaca (instruction, input, output),
-    # prompt_completion, text, or auto: detected from the first rows.
+    # prompt_completion, text, preference (prompt, chosen, rejected), unpaired (prompt, completion,
+    # label), or auto: detected from the first rows.
     format = "auto"
 
     # Your names for the fields of the format. Left out: the format's own.
@@ -832,8 +877,8 @@ fn the_template_as_a_whole() {
     # end. Left out: the model's own chat template.
     # prompt_template = "Task: {instruction}\nAnswer: {output}"
 
-    # Tokens that count in the loss: responses, last_turn, completion (after the prompt of alpaca and
-    # prompt_completion rows) or everything (always so for text).
+    # Tokens that count in the loss: responses, last_turn, completion (after the prompt of rows that
+    # have one) or everything (always so for text).
     train_on = "responses"
 
     # Rows longer than max_seq_length: truncate cuts their end, drop leaves them out, split makes
@@ -841,7 +886,8 @@ fn the_template_as_a_whole() {
     overlong = "truncate"
 
     # Rows of a micro-batch: padding-free lays them end to end; packed does so with packs of rows that
-    # fill max_seq_length, and counts packs as rows; padded fills up similar ones, for comparison.
+    # fill max_seq_length, and counts packs as rows; padded fills up similar ones, for comparison. A
+    # pair is one row: two texts, never in different micro-batches, and packs are twice as long.
     # Change: many short rows: packed, with fewer packs per step than rows before.
     batching = "padding-free"
 
@@ -1028,7 +1074,7 @@ fn sources_of_rows() {
     assert_snapshot!(refused("['a', { path = 'b', format = 'sharegp', fields = 3 }, 4]"), @r#"
     3 problems in the recipe recipe.toml:
       line 3: `data.train.fields` takes a table of the format's names and yours, such as { instruction = "question" }, not 3
-      line 3: `data.train.format` takes "auto", "messages", "alpaca", "sharegpt", "prompt_completion" or "text", not "sharegp"; did you mean "sharegpt"?
+      line 3: `data.train.format` takes "auto", "messages", "alpaca", "sharegpt", "prompt_completion", "text", "preference" or "unpaired", not "sharegp"; did you mean "sharegpt"?
       line 3: `data.train` takes a path, a hub data set (org/name:split), a table { path = "…", weight = 0.5 }, or a list of these, not ['a', { path = 'b', format = 'sharegp', fields = 3 }, 4]
     "#);
     assert_snapshot!(problems_of_override("data.eval=1.5"), @"

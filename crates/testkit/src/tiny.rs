@@ -78,6 +78,33 @@ pub fn rows(path: &Path, count: usize, seed: u32) {
     write(path, &text);
 }
 
+/// Writes `count` preference rows of texts, from a seed: the better answer is the prompt's words again, the worse one is
+/// other words, as many or one more.
+///
+/// # Panics
+/// If the file cannot be written.
+pub fn pairs(path: &Path, count: usize, seed: u32) {
+    let mut state = seed.wrapping_mul(2).wrapping_add(1);
+    let mut words = |count: usize| {
+        let mut text = String::new();
+        for _ in 0..count {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            // Writing to a string cannot fail.
+            let _ = write!(text, " w{}", 5 + (state >> 16) % 40);
+        }
+        text
+    };
+    let mut text = String::new();
+    for row in 0..count {
+        let length = 3 + row % 4;
+        let (chosen, rejected) = (words(length), words(length + row % 2));
+        let object =
+            json!({ "prompt": format!("w3{chosen} w4"), "chosen": chosen, "rejected": rejected });
+        let _ = writeln!(text, "{object}");
+    }
+    write(path, &text);
+}
+
 /// Writes a model, 24 rows to learn, 6 held out, and `recipe.toml` with `more` at its end, which is
 /// inside `[train]`; gives the path of the recipe.
 ///

@@ -12,7 +12,8 @@ use backdraft_data::{
 };
 use backdraft_formats::{Existing, FormatError, ModelSource, write_file};
 use backdraft_recipe::{
-    CacheRecipe, ChatTemplateRecipe, DataRecipe, EvalRecipe, Recipe, RowBatching, SourceRecipe,
+    CacheRecipe, ChatTemplateRecipe, DataRecipe, EvalRecipe, ObjectiveKind, Recipe, RowBatching,
+    SourceRecipe,
 };
 use serde::Serialize;
 
@@ -385,6 +386,8 @@ pub fn load(
     tokenizer: ChatTokenizer,
     progress: &mut dyn FnMut(LoadProgress),
 ) -> Result<RunData, TrainError> {
+    let held_out = sources.eval.iter().flatten();
+    fits_objective(recipe, sources.train.iter().chain(held_out))?;
     let options = tokenize_options(recipe)?;
     let mut cache = Vec::new();
     let mut load = |found: &[FoundSource]| -> Result<(RowSet, Outcome), TrainError> {
@@ -456,6 +459,36 @@ pub fn load(
             .collect(),
         check,
     })
+}
+
+/// Refuses rows that the objective cannot learn from.
+fn fits_objective<'a>(
+    recipe: &Recipe,
+    sources: impl Iterator<Item = &'a FoundSource>,
+) -> Result<(), TrainError> {
+    let kind = recipe.objective.kind();
+    let fits = |format: Format| match kind {
+        ObjectiveKind::Sft => !format.compares(),
+        ObjectiveKind::Dpo | ObjectiveKind::Orpo | ObjectiveKind::Simpo | ObjectiveKind::Cpo => {
+            format == Format::Preference
+        }
+        ObjectiveKind::Kto => format.compares(),
+    };
+    for found in sources {
+        if found
+            .source
+            .rows
+            .as_ref()
+            .is_some_and(|rows| !fits(rows.format))
+        {
+            return Err(TrainError::Objective {
+                kind,
+                source_name: found.source.spec.clone(),
+                found: found.format.clone(),
+            });
+        }
+    }
+    Ok(())
 }
 
 /// The pipes among the sources of a recipe, each read to its end. While these are held, whoever opens
@@ -539,7 +572,8 @@ fn needs_chat_template(found: &FoundSource, recipe: &Recipe) -> bool {
         Some(Format::Messages | Format::Sharegpt) => true,
         Some(Format::Alpaca) => recipe.data.prompt_template.is_none(),
         // Its rows may be chats; what they lack is found row by row.
-        Some(Format::PromptCompletion | Format::Text) | None => false,
+        Some(Format::PromptCompletion | Format::Text | Format::Preference | Format::Unpaired)
+        | None => false,
     }
 }
 

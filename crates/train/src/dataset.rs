@@ -16,6 +16,7 @@ impl Dataset<TokenizedRow> for TokenDataset {
         Ok(TokenizedRow {
             input_ids: row.input_ids.to_vec(),
             labels: row.labels.into_owned(),
+            answers: row.answers,
             file: row.file,
             line: row.line,
             key: row.key,
@@ -45,6 +46,7 @@ mod tests {
             TokenizedRow {
                 input_ids,
                 labels,
+                answers: backdraft_data::Answers::One,
                 file: 0,
                 line: i as usize + 1,
                 key: u64::from(i),

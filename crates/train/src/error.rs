@@ -8,12 +8,23 @@ use backdraft_formats::FormatError;
 use backdraft_journal::text::with_causes;
 use backdraft_lora::LoraConfigError;
 use backdraft_model::LoadError;
-use backdraft_recipe::Difference;
+use backdraft_recipe::{Difference, ObjectiveKind};
 
 use crate::checkpoint::CheckpointError;
 
 /// What goes wrong where a hub data set is fetched.
 pub type FetchError = Box<dyn std::error::Error + Send + Sync>;
+
+/// The rows that an objective learns from.
+const fn expected_rows(kind: ObjectiveKind) -> &'static str {
+    match kind {
+        ObjectiveKind::Sft => "rows to imitate",
+        ObjectiveKind::Dpo | ObjectiveKind::Orpo | ObjectiveKind::Simpo | ObjectiveKind::Cpo => {
+            "rows of format \"preference\""
+        }
+        ObjectiveKind::Kto => "rows of format \"unpaired\" or \"preference\"",
+    }
+}
 
 /// One on each line, with its causes.
 fn all(problems: &[CheckpointError]) -> String {
@@ -239,6 +250,24 @@ pub enum TrainError {
         /// How each source's format is known.
         found: Vec<String>,
     },
+    /// Rows that the objective cannot learn from.
+    #[error(
+        "objective.kind = \"{kind}\" learns from {}, and {source_name} has {found}",
+        expected_rows(*kind)
+    )]
+    Objective {
+        /// What is minimised.
+        kind: ObjectiveKind,
+        /// The source as the recipe names it.
+        source_name: String,
+        /// How its format is known.
+        found: String,
+    },
+    /// Rows without a loss of their own.
+    #[error(
+        "the rows are answers to compare (format \"preference\" or \"unpaired\"), whose mean loss means nothing; a run evaluates them while it trains (data.eval), in metrics.jsonl and report.html"
+    )]
+    ComparedRows,
     /// The prompt template of the recipe.
     #[error("data.prompt_template: {0}")]
     PromptTemplate(#[source] backdraft_data::TemplateError),

@@ -1,6 +1,6 @@
 //! Mean nll over a data set.
 
-use backdraft_data::RowSet;
+use backdraft_data::{Answers, RowSet};
 use backdraft_model::CausalLm;
 use burn::data::dataloader::DataLoader;
 use burn::tensor::Tensor;
@@ -29,17 +29,20 @@ impl Evaluation {
 /// Mean nll of the supervised tokens of some rows, in micro-batches of `size` rows.
 ///
 /// # Errors
-/// No example, or a device that failed.
+/// No example, rows of answers to compare, or a device that failed.
 pub fn evaluate(
     model: &CausalLm,
     rows: &RowSet,
     size: usize,
     mut progress: impl FnMut(usize, usize),
 ) -> Result<Evaluation, TrainError> {
+    if rows.iter().any(|row| row.answers != Answers::One) {
+        return Err(TrainError::ComparedRows);
+    }
     let loader = EvalLoader::new(rows.clone(), size);
     let (mut sum, mut tokens) = (0.0, 0);
     for (done, batch) in loader.iter().enumerate() {
-        let batch = batch.map_err(unreadable)?;
+        let batch = batch.map_err(unreadable)?.batch;
         let output = EvalOutput::new(model.nll(&batch.tokens, &batch.targets));
         let (nll, count) = output.read().map_err(|error| TrainError::Device {
             step: 0,
@@ -90,7 +93,7 @@ pub fn divergence(
     let (mut sum, mut tokens) = (0.0, 0);
     let (mut supervised_sum, mut supervised_tokens) = (0.0, 0);
     for batch in loader.iter() {
-        let batch = batch.map_err(unreadable)?;
+        let batch = batch.map_err(unreadable)?.batch;
         let states = [model, other].map(|m| m.forward_hidden(&batch.tokens, None).inner());
         let values = token_divergences(model, other, &states)?;
         sum += values.iter().sum::<f64>();

@@ -7,6 +7,8 @@ use burn::data::dataloader::{DataLoader, DataLoaderIterator, Progress};
 use burn::data::dataset::DatasetError;
 use burn::tensor::Device;
 
+use crate::compared::Compared;
+use crate::deal::Deal;
 use crate::prefetch::Prefetch;
 use crate::step::MicroBatch;
 
@@ -17,6 +19,10 @@ pub struct Step {
     pub number: usize,
     /// The micro-batches.
     pub micro_batches: Vec<MicroBatch>,
+    /// The answers of each micro-batch; empty where nothing is compared.
+    pub answers: Vec<Compared>,
+    /// Prompts with other answers than their own, where something asks for them.
+    pub mismatched: Vec<MicroBatch>,
     /// Rows of the data set, in the order of the micro-batches.
     pub rows: Vec<usize>,
     /// Tokens of those rows, padding not among them.
@@ -33,6 +39,16 @@ impl Step {
             .map(|batch| batch.targets.len())
             .sum()
     }
+
+    /// Answers of all micro-batches that are compared.
+    pub fn num_answers(&self) -> usize {
+        self.answers.iter().map(Compared::len).sum()
+    }
+
+    /// Targets of the good ones among them.
+    pub fn good_targets(&self) -> usize {
+        self.answers.iter().map(Compared::good_targets).sum()
+    }
 }
 
 /// The steps of a run, in order. The next one is made while the device computes the last; where the data stands comes
@@ -44,6 +60,7 @@ pub struct StepLoader {
     first: usize,
     total_steps: usize,
     pad_id: Option<u32>,
+    deal: Option<Deal>,
 }
 
 impl StepLoader {
@@ -55,6 +72,7 @@ impl StepLoader {
             first: 0,
             total_steps,
             pad_id: None,
+            deal: None,
         }
     }
 
@@ -66,6 +84,12 @@ impl StepLoader {
             pad_id: Some(pad_id),
             ..self
         }
+    }
+
+    /// The same for rows of answers to compare.
+    #[must_use]
+    pub fn comparing(self, deal: Option<Deal>) -> Self {
+        Self { deal, ..self }
     }
 
     /// The same run after `steps` of its steps, which is where its loader has to stand.
@@ -119,18 +143,33 @@ struct Steps {
 impl Steps {
     fn make(&mut self) -> Result<Step, DataError> {
         let row_groups = self.source.loader.next_step();
-        let (mut micro_batches, mut tokens) = (Vec::new(), 0);
+        let mut batches = Vec::with_capacity(row_groups.len());
         for rows in &row_groups {
-            let batch = Batch::from_rows(&self.source.rows, rows)?;
-            tokens += batch.tokens();
-            micro_batches.push(MicroBatch::from(match self.source.pad_id {
-                Some(pad_id) => batch.padded(pad_id)?,
-                None => batch,
-            }));
+            batches.push(Batch::from_rows(&self.source.rows, rows)?);
         }
+        let tokens = batches.iter().map(Batch::tokens).sum();
+        if let Some(pad_id) = self.source.pad_id {
+            for batch in &mut batches {
+                *batch = batch.padded(pad_id)?;
+            }
+        }
+        let mut answers = Vec::new();
+        let mut mismatched = Vec::new();
+        let micro_batches = match self.source.deal {
+            None => batches.into_iter().map(MicroBatch::from).collect(),
+            Some(deal) => {
+                mismatched = deal.mismatched(&batches);
+                let dealt = batches.iter().map(|batch| deal.micro_batch(batch));
+                let (micro_batches, compared) = dealt.unzip();
+                answers = compared;
+                micro_batches
+            }
+        };
         Ok(Step {
             number: self.number,
             micro_batches,
+            answers,
+            mismatched,
             tokens,
             rows: row_groups.concat(),
             after: self.source.loader.state(),
@@ -174,9 +213,21 @@ impl DataLoaderIterator<Step> for StepsAhead {
     }
 }
 
+/// Rows held out, as many as share a pass.
+#[derive(Clone, Debug)]
+pub struct EvalBatch {
+    /// The pass.
+    pub batch: MicroBatch,
+    /// Its answers, where they are compared.
+    pub answers: Option<Compared>,
+    /// The prompts of its texts with the answers of those before them, where something asks for them.
+    pub mismatched: Vec<MicroBatch>,
+}
+
 /// Rows in their own order, for evaluation.
 #[derive(Clone)]
 pub struct EvalLoader {
+    deal: Option<Deal>,
     rows: RowSet,
     size: usize,
     /// Rows that are left out at the beginning.
@@ -192,12 +243,19 @@ impl EvalLoader {
             rows,
             size: size.max(1),
             start: 0,
+            deal: None,
         }
+    }
+
+    /// The same for rows of answers to compare.
+    #[must_use]
+    pub fn comparing(self, deal: Option<Deal>) -> Self {
+        Self { deal, ..self }
     }
 }
 
-impl DataLoader<MicroBatch> for EvalLoader {
-    fn iter<'a>(&'a self) -> Box<dyn DataLoaderIterator<MicroBatch> + 'a> {
+impl DataLoader<EvalBatch> for EvalLoader {
+    fn iter<'a>(&'a self) -> Box<dyn DataLoaderIterator<EvalBatch> + 'a> {
         Box::new(EvalBatches {
             source: self,
             done: 0,
@@ -208,11 +266,11 @@ impl DataLoader<MicroBatch> for EvalLoader {
         (self.end - self.start).div_ceil(self.size)
     }
 
-    fn to_device(&self, _: &Device) -> Arc<dyn DataLoader<MicroBatch>> {
+    fn to_device(&self, _: &Device) -> Arc<dyn DataLoader<EvalBatch>> {
         Arc::new(self.clone())
     }
 
-    fn slice(&self, start: usize, end: usize) -> Arc<dyn DataLoader<MicroBatch>> {
+    fn slice(&self, start: usize, end: usize) -> Arc<dyn DataLoader<EvalBatch>> {
         let row = |batch: usize| self.end.min(self.start + batch.saturating_mul(self.size));
         Arc::new(Self {
             start: row(start),
@@ -228,7 +286,7 @@ struct EvalBatches<'a> {
 }
 
 impl Iterator for EvalBatches<'_> {
-    type Item = Result<MicroBatch, DatasetError>;
+    type Item = Result<EvalBatch, DatasetError>;
 
     fn next(&mut self) -> Option<Self::Item> {
         let EvalLoader {
@@ -236,6 +294,7 @@ impl Iterator for EvalBatches<'_> {
             size,
             start,
             end,
+            deal,
         } = self.source;
         let first = start + self.done * size;
         if first >= *end {
@@ -243,12 +302,29 @@ impl Iterator for EvalBatches<'_> {
         }
         self.done += 1;
         let numbers: Vec<usize> = (first..(first + size).min(*end)).collect();
-        let batch = Batch::from_rows(rows, &numbers);
-        Some(batch.map(MicroBatch::from).map_err(DatasetError::new))
+        let batch = Batch::from_rows(rows, &numbers).and_then(|batch| {
+            let Some(deal) = deal else {
+                return Ok(EvalBatch {
+                    batch: batch.into(),
+                    answers: None,
+                    mismatched: Vec::new(),
+                });
+            };
+            // The answer that the first prompt meets is that of the row before it.
+            let before = if first == 0 { rows.len() } else { first } - 1;
+            let before = Batch::from_rows(rows, &[before])?;
+            let (micro_batch, answers) = deal.micro_batch(&batch);
+            Ok(EvalBatch {
+                batch: micro_batch,
+                answers: Some(answers),
+                mismatched: deal.mismatched_after(&before, &batch),
+            })
+        });
+        Some(batch.map_err(DatasetError::new))
     }
 }
 
-impl DataLoaderIterator<MicroBatch> for EvalBatches<'_> {
+impl DataLoaderIterator<EvalBatch> for EvalBatches<'_> {
     fn progress(&self) -> Progress {
         Progress::new(
             self.done,
@@ -269,6 +345,7 @@ mod tests {
         let row = |i: u32| TokenizedRow {
             input_ids: (0..i + 2).collect(),
             labels: (0..i64::from(i) + 2).collect(),
+            answers: backdraft_data::Answers::One,
             file: 0,
             line: i as usize + 1,
             key: u64::from(i),

@@ -1,6 +1,7 @@
 //! What a step and an evaluation leave on the device. The only place that reads tensors back to the host while
 //! training.
 
+use backdraft_journal::report::AnswersReport;
 use backdraft_plan::StepFailure;
 use burn::backend::ExecutionError;
 use burn::tensor::{Device, Tensor, TensorReadError};
@@ -9,7 +10,9 @@ use burn::train::logger::MetricLogger;
 use burn::train::metric::store::{EpochSummary, MetricsUpdate, Split};
 use burn::train::metric::{MetricDefinition, NumericEntry};
 
+use crate::compared::Compared;
 use crate::loader::Step;
+use crate::objective::{Objective, ToldAnswers};
 
 /// What one optimiser step left behind, still on the device.
 #[derive(Clone, Debug)]
@@ -18,6 +21,19 @@ pub struct StepOutput {
     grad_norm: Tensor<1>,
     supervised_tokens: usize,
     failure: Option<StepFailure>,
+    answers: Option<StepAnswers>,
+}
+
+/// What came of the answers of a step.
+#[derive(Clone, Debug)]
+struct StepAnswers {
+    objective: Objective,
+    told: Vec<ToldAnswers>,
+    divergence: Option<Tensor<1>>,
+    /// Of each answer of the step: whether it is a good one.
+    good: Vec<bool>,
+    /// Targets of the good ones.
+    good_targets: usize,
 }
 
 impl StepOutput {
@@ -31,7 +47,26 @@ impl StepOutput {
             grad_norm,
             supervised_tokens: step.supervised_tokens(),
             failure: None,
+            answers: None,
         }
+    }
+
+    /// The same of a step that compares answers: what came of each micro-batch, and how far the policy has gone.
+    #[must_use]
+    pub fn comparing(
+        self,
+        step: &Step,
+        (objective, told, divergence): (Objective, Vec<ToldAnswers>, Option<Tensor<1>>),
+    ) -> Self {
+        let good = step.answers.iter().flat_map(|compared| &compared.good);
+        let answers = objective.compares().then(|| StepAnswers {
+            objective,
+            told,
+            divergence,
+            good: good.copied().collect(),
+            good_targets: step.good_targets(),
+        });
+        Self { answers, ..self }
     }
 
     /// A step that was not computed for want of memory.
@@ -54,18 +89,77 @@ impl StepOutput {
     /// A device that failed.
     pub fn read(&self) -> Result<StepMetrics, TensorReadError> {
         let nll = self.nll.clone().try_into_scalar::<f64>()?;
+        let (loss, answers) = match &self.answers {
+            None => (nll / self.supervised_tokens as f64, None),
+            Some(answers) => answers.read(nll)?,
+        };
         Ok(StepMetrics {
-            loss: nll / self.supervised_tokens as f64,
+            loss,
             grad_norm: self.grad_norm.clone().try_into_scalar::<f64>()?,
+            answers,
         })
     }
+}
+
+impl StepAnswers {
+    /// The loss, and what to tell of the answers; `nll` is the sum over the good ones.
+    fn read(&self, nll: f64) -> Result<(f64, Option<AnswersReport>), TensorReadError> {
+        let of = |part: fn(&ToldAnswers) -> &Tensor<1>| {
+            let parts = self.told.iter().map(|told| part(told).clone());
+            parts.collect::<Vec<_>>()
+        };
+        let parts = [
+            of(|told| &told.losses),
+            of(|told| &told.rewards),
+            of(|told| &told.log_likelihoods),
+            self.divergence.iter().cloned().collect(),
+        ];
+        if self.told.is_empty() {
+            return Ok((f64::NAN, None));
+        }
+        // One read for all of them.
+        let values = numbers(Tensor::cat(parts.concat(), 0))?;
+        let answers = self.good.len();
+        let (losses, rest) = values.split_at(self.objective.losses(answers));
+        let (rewards, rest) = rest.split_at(answers);
+        let (log_likelihoods, divergence) = rest.split_at(answers);
+        Ok(summary(
+            self.objective,
+            (losses, rewards, log_likelihoods),
+            &self.good,
+            (nll, self.good_targets),
+            divergence.first().copied(),
+        ))
+    }
+}
+
+/// A tensor's values.
+fn numbers(values: Tensor<1>) -> Result<Vec<f64>, TensorReadError> {
+    Ok(values.try_into_data()?.iter::<f64>().collect())
+}
+
+/// The loss, and what to tell of answers.
+pub(crate) fn summary(
+    objective: Objective,
+    (losses, rewards, log_likelihoods): (&[f64], &[f64], &[f64]),
+    good: &[bool],
+    (nll, good_targets): (f64, usize),
+    divergence: Option<f64>,
+) -> (f64, Option<AnswersReport>) {
+    let nll = (objective.nll_weight() > 0.0).then(|| nll / good_targets.max(1) as f64);
+    let comparison = losses.iter().sum::<f64>() / losses.len().max(1) as f64;
+    let loss = comparison + nll.map_or(0.0, |nll| objective.nll_weight() * nll);
+    let report = AnswersReport::new((losses, rewards, log_likelihoods), good, nll, divergence);
+    (loss, Some(report))
 }
 
 /// The numbers of one optimiser step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StepMetrics {
-    /// Mean nll of the step's supervised tokens, nats.
+    /// Mean nll of the step's supervised tokens, nats, or the loss of its answers.
     pub loss: f64,
+    /// What came of its answers, where they are compared.
+    pub answers: Option<AnswersReport>,
     /// Global norm of the gradients before clipping.
     pub grad_norm: f64,
 }
@@ -88,17 +182,48 @@ impl ItemLazy for StepOutput {
     }
 }
 
-/// Nll of each supervised token of an evaluation batch.
+/// What an evaluation finds of one pass.
 #[derive(Clone, Debug)]
 pub struct EvalOutput {
     nll: Tensor<1>,
+    answers: Option<Box<EvalAnswers>>,
+}
+
+/// Answers of an evaluation's pass.
+#[derive(Clone, Debug)]
+pub struct EvalAnswers {
+    /// Σ nll of the targets of good answers, `[1]`.
+    pub nll: Tensor<1>,
+    /// Log-likelihoods, `[answers]`.
+    pub policy: Tensor<1>,
+    /// The base's, where they are compared with it.
+    pub reference: Option<Tensor<1>>,
+    /// Σ of ln π − ln ρ over prompts with other answers, `[1]`, where something asks for it.
+    pub divergence: Option<Tensor<1>>,
+    /// Which they are.
+    pub compared: Compared,
 }
 
 impl EvalOutput {
+    /// Of tokens that are learned from.
+    ///
     /// # Shapes
     /// `nll` `[n]`.
     pub fn new(nll: Tensor<1>) -> Self {
-        Self { nll }
+        Self { nll, answers: None }
+    }
+
+    /// Of answers that are compared.
+    pub fn comparing(answers: EvalAnswers) -> Self {
+        Self {
+            nll: answers.nll.clone(),
+            answers: Some(Box::new(answers)),
+        }
+    }
+
+    /// The answers, where they are compared.
+    pub fn answers(&self) -> Option<&EvalAnswers> {
+        self.answers.as_deref()
     }
 
     /// Σ nll in nats, and the number of tokens.
@@ -108,7 +233,29 @@ impl EvalOutput {
     pub fn read(&self) -> Result<(f64, usize), TensorReadError> {
         let values = self.nll.clone().try_into_data()?;
         let sum = values.iter::<f64>().sum();
-        Ok((sum, values.num_elements()))
+        let tokens = match &self.answers {
+            None => values.num_elements(),
+            Some(answers) => answers.compared.good_targets(),
+        };
+        Ok((sum, tokens))
+    }
+}
+
+impl EvalAnswers {
+    /// Log-likelihoods, those of the base, and the divergence's sum.
+    ///
+    /// # Errors
+    /// A device that failed.
+    pub fn read(&self) -> Result<[Vec<f64>; 3], TensorReadError> {
+        let one = |tensor: &Option<Tensor<1>>| match tensor {
+            Some(tensor) => numbers(tensor.clone()),
+            None => Ok(Vec::new()),
+        };
+        Ok([
+            numbers(self.policy.clone())?,
+            one(&self.reference)?,
+            one(&self.divergence)?,
+        ])
     }
 }
 

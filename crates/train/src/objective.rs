@@ -1,33 +1,243 @@
 //! What a step minimises: a weight for the nll of each supervised token.
 
+mod judged;
+mod pairs;
+mod single;
+#[cfg(test)]
+mod tests;
+
 use backdraft_kernels::Segments;
 use backdraft_kernels::cross_entropy::{self, HeadLoss};
 use backdraft_model::Targets;
 use backdraft_quant::Weight;
+use backdraft_recipe::ObjectiveRecipe;
 use burn::tensor::{DType, Tensor};
+
+use crate::compared::Compared;
+pub use judged::Judged;
+pub use pairs::PairLoss;
+pub use single::SingleLoss;
 
 /// What a run minimises. The loss of a step is L, its gradient that of Σ weightᵢ·nllᵢ over the supervised
 /// tokens, with weightᵢ = dL/d(nllᵢ).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Objective {
     /// The mean nll of all supervised tokens: every token of a step weighs the same.
     NextToken,
+    /// The mean of a loss of pairs, and beside it the mean nll of the chosen ones.
+    Pairs {
+        /// Of each pair.
+        loss: PairLoss,
+        /// Weight of the nll.
+        nll_weight: f64,
+    },
+    /// The mean of a loss of single answers.
+    Single(SingleLoss),
+}
+
+impl From<ObjectiveRecipe> for Objective {
+    fn from(recipe: ObjectiveRecipe) -> Self {
+        match recipe {
+            ObjectiveRecipe::Sft => Self::NextToken,
+            ObjectiveRecipe::Dpo {
+                beta,
+                loss,
+                label_smoothing,
+                sft_weight,
+            } => Self::Pairs {
+                loss: PairLoss::Dpo {
+                    beta,
+                    loss,
+                    label_smoothing,
+                },
+                nll_weight: sft_weight,
+            },
+            ObjectiveRecipe::Orpo { beta } => Self::Pairs {
+                loss: PairLoss::Orpo { beta },
+                nll_weight: 1.0,
+            },
+            ObjectiveRecipe::Simpo {
+                beta,
+                gamma,
+                label_smoothing,
+                sft_weight,
+            } => Self::Pairs {
+                loss: PairLoss::Margin {
+                    beta,
+                    gamma,
+                    label_smoothing,
+                    of_means: true,
+                },
+                nll_weight: sft_weight,
+            },
+            ObjectiveRecipe::Cpo {
+                beta,
+                label_smoothing,
+                sft_weight,
+            } => Self::Pairs {
+                loss: PairLoss::Margin {
+                    beta,
+                    gamma: 0.0,
+                    label_smoothing,
+                    of_means: false,
+                },
+                nll_weight: sft_weight,
+            },
+            ObjectiveRecipe::Kto {
+                beta,
+                desirable_weight,
+                undesirable_weight,
+            } => Self::Single(SingleLoss {
+                beta,
+                desirable_weight,
+                undesirable_weight,
+            }),
+        }
+    }
 }
 
 impl Objective {
-    /// The weight of each target of a micro-batch, times `scale`: 1 / (targets of the whole optimiser step), and a
-    /// loss scale where there is one. An objective that compares answers asks `outputs` for their log-likelihoods
-    /// first; plain fine-tuning does not, and pays nothing for it.
+    /// Whether answers are compared.
+    #[must_use]
+    pub const fn compares(self) -> bool {
+        !matches!(self, Self::NextToken)
+    }
+
+    /// Whether they are compared with those of the base alone.
+    #[must_use]
+    pub const fn has_reference(self) -> bool {
+        match self {
+            Self::NextToken => false,
+            Self::Pairs { loss, .. } => loss.has_reference(),
+            Self::Single(_) => true,
+        }
+    }
+
+    /// Whether it asks how far the policy has gone from the base, by prompts with other answers than their own.
+    #[must_use]
+    pub const fn measures_divergence(self) -> bool {
+        matches!(self, Self::Single(_))
+    }
+
+    /// Whether the nll beside the pairs goes over the prompts of chosen answers too.
+    #[must_use]
+    pub const fn learns_prompts(self) -> bool {
+        matches!(
+            self,
+            Self::Pairs {
+                loss: PairLoss::Orpo { .. },
+                ..
+            }
+        )
+    }
+
+    /// Weight of the mean nll beside the comparison.
+    #[must_use]
+    pub const fn nll_weight(self) -> f64 {
+        match self {
+            Self::NextToken => 1.0,
+            Self::Pairs { nll_weight, .. } => nll_weight,
+            Self::Single(_) => 0.0,
+        }
+    }
+
+    /// How many losses `answers` answers have.
+    #[must_use]
+    pub const fn losses(self, answers: usize) -> usize {
+        match self {
+            Self::NextToken => 0,
+            Self::Pairs { .. } => answers / 2,
+            Self::Single(_) => answers,
+        }
+    }
+
+    /// Judges answers.
+    ///
+    /// # Shapes
+    /// `policy` `[answers]`, as `others` where they are needed.
+    ///
+    /// # Panics
+    /// Where what is needed is absent, or nothing is compared.
+    pub fn judge(self, policy: &Tensor<1>, others: &Others, compared: &Compared) -> Judged {
+        let lengths = || compared.lengths(&policy.device());
+        match (self, &others.reference, &others.divergence) {
+            (Self::NextToken, ..) => panic!("nothing is compared"),
+            (Self::Pairs { loss, .. }, reference, _) => {
+                loss.judge(policy, reference.as_ref(), &lengths())
+            }
+            (Self::Single(loss), Some(reference), Some(divergence)) => {
+                loss.judge(policy, reference, divergence, &compared.good)
+            }
+            (Self::Single(_), ..) => panic!("answers without a reference"),
+        }
+    }
+}
+
+/// What answers are compared with, beside each other.
+#[derive(Clone, Debug, Default)]
+pub struct Others {
+    /// Log-likelihoods of the base alone, `[answers]`.
+    pub reference: Option<Tensor<1>>,
+    /// How far the policy has gone from it, `[1]`, nats.
+    pub divergence: Option<Tensor<1>>,
+}
+
+/// What a micro-batch is for.
+#[derive(Clone, Debug)]
+pub struct Goal<'a> {
+    /// What is minimised.
+    pub objective: Objective,
+    /// What each loss counts: 1 / (losses of the whole optimiser step), of nll or of comparisons, and a loss scale where
+    /// there is one.
+    pub scale: f32,
+    /// What the nll of each target of a good answer counts, beside a comparison.
+    pub nll_scale: f32,
+    /// The answers, where they are compared, and with what.
+    pub answers: Option<(&'a Compared, Others)>,
+}
+
+/// What a comparison leaves behind.
+#[derive(Clone, Debug)]
+pub struct ToldAnswers {
+    /// Of each pair, or of each answer.
+    pub losses: Tensor<1>,
+    /// `[answers]`.
+    pub rewards: Tensor<1>,
+    /// Log-likelihoods, `[answers]`.
+    pub log_likelihoods: Tensor<1>,
+}
+
+impl Goal<'_> {
+    /// Plain fine-tuning, where each token's nll counts `scale`.
+    pub const fn next_token(scale: f32) -> Self {
+        Self {
+            objective: Objective::NextToken,
+            scale,
+            nll_scale: 0.0,
+            answers: None,
+        }
+    }
+
+    /// The weight of each target. Answers that are compared are asked for their log-likelihoods first; plain fine-tuning does
+    /// not, and pays nothing for it.
     ///
     /// # Shapes
     /// `[targets]`, f32, on the device of the outputs.
-    pub fn weights(self, outputs: &Outputs<'_>, scale: f32) -> Tensor<1> {
-        match self {
-            Self::NextToken => {
-                let device = outputs.normed.device();
-                Tensor::full([outputs.targets.len()], scale, (&device, DType::F32))
-            }
-        }
+    pub fn weights(&self, outputs: &Outputs<'_>) -> (Tensor<1>, Option<ToldAnswers>) {
+        let Some((compared, others)) = &self.answers else {
+            let device = outputs.normed.device();
+            let weights = Tensor::full([outputs.targets.len()], self.scale, (&device, DType::F32));
+            return (weights, None);
+        };
+        let log_likelihoods = outputs.log_likelihoods(compared);
+        let judged = self.objective.judge(&log_likelihoods, others, compared);
+        let weights = compared.weights(judged.slopes * self.scale, self.nll_scale);
+        let told = ToldAnswers {
+            losses: judged.losses,
+            rewards: judged.rewards,
+            log_likelihoods,
+        };
+        (weights, Some(told))
     }
 }
 
@@ -47,17 +257,24 @@ pub struct Outputs<'a> {
 }
 
 impl Outputs<'_> {
-    /// Log-likelihood of the supervised tokens of each segment, on the device: a product with the head that
-    /// [`loss`](Self::loss) makes once more, because its gradient needs the weights that come of this.
+    /// Log-likelihood of each answer, on the device: a product with the head that [`loss`](Self::loss) makes once more,
+    /// because its gradient needs the weights that come of this.
     ///
     /// # Shapes
-    /// `[segments]`, f32.
+    /// `[answers]`, f32.
     ///
     /// # Units
     /// Nats.
-    pub fn log_likelihoods(&self) -> Tensor<1> {
-        let HeadLoss { nll, .. } = self.head(None);
-        self.targets.log_likelihoods(self.segments, &nll)
+    pub fn log_likelihoods(&self, compared: &Compared) -> Tensor<1> {
+        compared.log_likelihoods((self.targets, self.segments), &self.nll())
+    }
+
+    /// Nll of each target, without a gradient.
+    ///
+    /// # Shapes
+    /// `[targets]`, f32.
+    pub fn nll(&self) -> Tensor<1> {
+        self.head(None).nll
     }
 
     /// Nll of each target, and the gradient of Σ weightᵢ·nllᵢ with respect to the normed hidden states.
@@ -74,87 +291,5 @@ impl Outputs<'_> {
 
     fn head(&self, weights: Option<&Tensor<1>>) -> HeadLoss {
         cross_entropy::forward(self.normed, self.head, self.cap, &self.targets.ids, weights)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use backdraft_model::Tokens;
-    use burn::tensor::{Device, Distribution};
-
-    use super::*;
-
-    fn values<const D: usize>(x: Tensor<D>) -> Vec<f32> {
-        x.into_data().try_into_vec().unwrap()
-    }
-
-    /// Two answers to one prompt, as a preference has them: three targets and two.
-    fn pair() -> (Tokens, Targets) {
-        let tokens = Tokens::from_sequences(&[vec![1, 2, 3, 4], vec![1, 5, 6]]);
-        let labels = [-100, 2, 3, 4, -100, 5, 6];
-        let targets = Targets::from_labels(&tokens.segments, &labels);
-        (tokens, targets)
-    }
-
-    #[test]
-    fn plain_fine_tuning_weighs_every_token_alike() {
-        let (tokens, targets) = pair();
-        let (normed, head) = random();
-        let outputs = Outputs {
-            normed: &normed,
-            head: &head,
-            cap: None,
-            targets: &targets,
-            segments: &tokens.segments,
-        };
-        let weights = Objective::NextToken.weights(&outputs, 0.3);
-        assert_eq!(values(weights), [0.3; 5]);
-    }
-
-    fn random() -> (Tensor<2>, Weight) {
-        let normal = Distribution::Normal(0.0, 1.0);
-        let device = Device::flex();
-        let head = Tensor::random([9, 4], normal, &device);
-        (Tensor::random([5, 4], normal, &device), Weight::Dense(head))
-    }
-
-    /// DPO's order: log-likelihoods, then the margin's weights, of opposite signs, then the gradient; against
-    /// autodiff through −ln σ(β·(l₀ − l₁)).
-    #[test]
-    fn weights_that_come_of_log_likelihoods_give_the_gradient_of_a_preference() {
-        const BETA: f64 = 0.7;
-        let (tokens, targets) = pair();
-        let (normed, head) = random();
-        let outputs = Outputs {
-            normed: &normed,
-            head: &head,
-            cap: None,
-            targets: &targets,
-            segments: &tokens.segments,
-        };
-        let likelihoods = values(outputs.log_likelihoods());
-        let margin = BETA * f64::from(likelihoods[0] - likelihoods[1]);
-        // dL/d(l₀) = −β·σ(−margin), and an nll is a likelihood's negative.
-        let pull = (BETA / (1.0 + margin.exp())) as f32;
-        let weights = [pull, pull, pull, -pull, -pull];
-        let (nll, found) = outputs.loss(&Tensor::from_floats(weights, &normed.device()));
-        let sums = targets.log_likelihoods(&tokens.segments, &nll);
-        assert_eq!(values(sums), likelihoods);
-
-        let leaf = normed.clone().autodiff().require_grad();
-        let logits = leaf
-            .clone()
-            .matmul(head.dequantize().autodiff().transpose());
-        let (nll, _) = cross_entropy::reference::softmax_nll(logits, None, &targets.ids, None);
-        let [chosen, rejected] =
-            [(0, 3), (3, 2)].map(|(at, len)| nll.clone().narrow(0, at, len).sum());
-        let loss = ((chosen - rejected) * BETA).exp().add_scalar(1.0).log();
-        let expected = leaf.grad(&loss.backward()).unwrap();
-        for (found, expected) in values(found).into_iter().zip(values(expected)) {
-            assert!(
-                (found - expected).abs() < 1e-5,
-                "{found} instead of {expected}"
-            );
-        }
     }
 }

@@ -33,6 +33,7 @@ use crate::adapt::Adaptation;
 use crate::clear;
 use crate::control::Control;
 use crate::data::RunData;
+use crate::deal::Deal;
 use crate::device::{DeviceFacts, dtype_on};
 use crate::error::TrainError;
 use crate::loader::{EvalLoader, StepLoader};
@@ -84,8 +85,7 @@ pub fn prepare(
     }
     let spec = backdraft_model::spec(&source)?;
     let longest = spec.max_position_embeddings;
-    let rows = data.train.lengths();
-    if rows.iter().any(|length| *length as usize > longest) {
+    if data.train.longest_text() > longest {
         return Err(TrainError::TooLong {
             actual: recipe.max_seq_length,
             expected: longest,
@@ -272,13 +272,15 @@ impl Run {
     ) -> Result<(Trainee, Outcome), TrainError> {
         let rows = self.data.train.clone();
         let steps = StepLoader::new(rows, begun.loader.clone(), begun.total_steps)
-            .after(begun.resumed_from());
+            .after(begun.resumed_from())
+            .comparing(self.deal());
         let steps = Arc::new(match self.recipe.data.batching {
             RowBatching::Padded => steps.padded(self.pad_id()),
             RowBatching::PaddingFree | RowBatching::Packed => steps,
         });
         let eval_rows = self.data.eval.clone().unwrap_or_default();
-        let valid = EvalLoader::new(eval_rows, self.recipe.train.micro_batch_size);
+        let valid =
+            EvalLoader::new(eval_rows, self.recipe.train.micro_batch_size).comparing(self.deal());
         let result =
             SupervisedTraining::<Trainee>::new(&self.recipe.output_dir, steps, Arc::new(valid))
                 .with_metric_logger(NoFiles)
@@ -302,6 +304,15 @@ impl Run {
             });
         }
         Ok((result.model, std::mem::take(&mut outcome)))
+    }
+
+    /// How answers are dealt out, where they are compared.
+    fn deal(&self) -> Option<Deal> {
+        let objective = Objective::from(self.recipe.objective);
+        objective.compares().then_some(Deal {
+            objective,
+            max_seq_length: self.recipe.max_seq_length,
+        })
     }
 
     /// What fills padded rows; nothing looks at it.
@@ -357,7 +368,7 @@ impl Run {
             schedule: train.schedule(begun.total_steps),
             max_grad_norm: train.max_grad_norm,
             dropout_seed: (self.recipe.lora.dropout > 0.0).then_some(self.recipe.seed),
-            objective: Objective::NextToken,
+            objective: self.recipe.objective.into(),
             activations,
         };
         Ok(Trainee::new(self.model.clone(), optimizer, settings))

@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::path::Path;
 
-use backdraft_data::{ChatTokenizer, IGNORE_INDEX, RowSet};
+use backdraft_data::{Answers, ChatTokenizer, IGNORE_INDEX, RowSet};
 use backdraft_formats::FormatError;
 use backdraft_journal::run_files::{SAMPLES, Sample, write_json};
 use backdraft_model::CausalLm;
@@ -37,6 +37,10 @@ impl Questions {
         let mut questions = Self::default();
         let count = count.min(rows.len());
         for row in (0..count).filter_map(|i| rows.row(i * rows.len() / count)) {
+            // What an answer should not be is no answer to expect; of a pair the chosen one comes first.
+            if row.answers == (Answers::Judged { desirable: false }) {
+                continue;
+            }
             let labels = &row.labels;
             let Some(start) = labels.iter().position(|label| *label != IGNORE_INDEX) else {
                 continue;
@@ -149,6 +153,7 @@ mod tests {
                 .enumerate()
                 .map(|(i, yes)| if *yes { i as i64 } else { IGNORE_INDEX })
                 .collect(),
+            answers: backdraft_data::Answers::One,
             file: 0,
             line: 1,
             key: 0,

@@ -15,7 +15,7 @@ use backdraft_plan::tensors::PassShape;
 use backdraft_plan::{ActivationPlan, Segment};
 use burn::tensor::Tensor;
 
-use crate::objective::{Objective, Outputs};
+use crate::objective::{Goal, Outputs, ToldAnswers};
 
 /// Tokens, and what they should predict.
 #[derive(Clone, Debug)]
@@ -76,18 +76,51 @@ pub fn forward_backward(
     match guarded(
         model,
         batch,
-        Objective::NextToken,
-        scale,
+        &Goal::next_token(scale),
         dropout_seed,
         (plan, None),
         grads,
     ) {
-        Ok(nll) => nll,
+        Ok(told) => told.nll,
         Err(error) => unreachable!("nobody watches the memory: {error}"),
     }
 }
 
-/// As [`forward_backward`], for any [`Objective`]; asks before each segment of the forward pass whether its memory can
+/// What a pass leaves behind.
+#[derive(Clone, Debug)]
+pub struct Told {
+    /// Σ nll over its targets, or over those of good answers where answers are compared, `[1]`.
+    pub nll: Tensor<1>,
+    /// What came of its answers, where they are compared.
+    pub answers: Option<ToldAnswers>,
+}
+
+/// Nll of each target under `model` without dropout, and without saving anything. It has one layer's values at a time and
+/// needs no more than the forward pass of a step, which has them beside what it saves: a plan that fits a step fits
+/// this before or after it.
+///
+/// # Shapes
+/// `[targets]`, in nats.
+pub fn nll(model: &CausalLm, batch: &MicroBatch) -> Tensor<1> {
+    let context = model.context(&batch.tokens, None);
+    let h = model.embed(&batch.tokens.input_ids).inner();
+    let layers = model.layers.iter();
+    let h = layers.fold(h, |h, layer| forward(layer, h, &context));
+    let hidden = embedding::forward(&h, &batch.targets.rows);
+    drop(h);
+    let (normed, _) = model.norm().forward_saving(&hidden);
+    let normed = model.before_head(normed);
+    let outputs = Outputs {
+        normed: &normed,
+        head: model.head(),
+        cap: model.logits_softcap(),
+        targets: &batch.targets,
+        segments: &batch.tokens.segments,
+    };
+    outputs.nll()
+}
+
+/// As [`forward_backward`], for any [`Goal`]; asks before each segment of the forward pass whether its memory can
 /// be had; if not, what there is of the pass is dropped, and `grads` hold nothing of it.
 ///
 /// # Errors
@@ -98,12 +131,11 @@ pub fn forward_backward(
 pub fn guarded(
     model: &CausalLm,
     batch: &MicroBatch,
-    objective: Objective,
-    scale: f32,
+    goal: &Goal<'_>,
     dropout_seed: Option<u64>,
     (plan, guard): (&ActivationPlan, Option<Guard<'_>>),
     grads: &mut AdapterGrads,
-) -> Result<Tensor<1>, OutOfMemory> {
+) -> Result<Told, OutOfMemory> {
     let context = model.context(&batch.tokens, dropout_seed);
     let first = model.first_adapted_layer();
     let first = first.unwrap_or_else(|| panic!("a model without adapters has nothing to train"));
@@ -146,7 +178,7 @@ pub fn guarded(
         targets: &batch.targets,
         segments: &batch.tokens.segments,
     };
-    let weights = objective.weights(&outputs, scale);
+    let (weights, answers) = goal.weights(&outputs);
     let (nll, d_normed) = outputs.loss(&weights);
     drop((normed, weights));
     let d_normed = model.before_head(d_normed);
@@ -165,7 +197,11 @@ pub fn guarded(
         let input_grad = InputGrad::needed_if(below > 0);
         dh = saved.backward(dy, layers, &context, grads, input_grad);
     }
-    Ok(cross_entropy::total(&nll))
+    let nll = match &goal.answers {
+        None => cross_entropy::total(&nll),
+        Some((compared, _)) => compared.good_nll(&nll),
+    };
+    Ok(Told { nll, answers })
 }
 
 /// What is there of a segment between its forward and its backward pass.

@@ -13,7 +13,7 @@ use backdraft_formats::FormatError;
 use backdraft_journal::adaptation::AdaptationReport;
 use backdraft_journal::diagnosis::{Class, Diagnosis, EvalPoint, Monitor, TrainPoint};
 use backdraft_journal::records::{Records, RecordsState};
-use backdraft_journal::report::{EvalReport, ReplanReport, Reporter, StepReport};
+use backdraft_journal::report::{AnswersReport, EvalReport, ReplanReport, Reporter, StepReport};
 use backdraft_journal::tensorboard::EventWriter;
 use backdraft_journal::text::with_causes;
 use backdraft_kernels::device;
@@ -23,6 +23,7 @@ use backdraft_plan::memory::{self, OutOfMemory};
 use backdraft_recipe::Recipe;
 use burn::data::dataloader::Progress;
 use burn::optim::{GradientsParams, SgdConfig};
+use burn::tensor::TensorReadError;
 use burn::train::InferenceStep;
 use burn::train::{
     EventProcessorTraining, Interrupter, Learner, LearnerEvent, SupervisedLearningStrategy,
@@ -34,8 +35,10 @@ use crate::checkpoint::{self, Best, Checkpoint, Effort, RunState};
 use crate::control::Control;
 use crate::early_stopping::{EarlyStopping, Progress as Patience};
 use crate::error::TrainError;
+use crate::held_out::HeldOut;
 use crate::loader::Step;
 use crate::metrics::{StepMetrics, StepOutput};
+use crate::objective::Objective;
 use crate::trained_with::Companions;
 use crate::trainee::Trainee;
 
@@ -93,6 +96,8 @@ pub struct Outcome {
     pub steps: usize,
     /// Loss of the last step.
     pub final_loss: Option<f64>,
+    /// What came of its answers, where they are compared and this process took it.
+    pub final_answers: Option<AnswersReport>,
     /// Lowest evaluation loss and its step.
     pub best: Option<Best>,
     /// When evaluation ends the run.
@@ -246,6 +251,7 @@ impl Loop<'_> {
         self.after = after;
         self.outcome.steps = number;
         self.outcome.final_loss = Some(metrics.loss);
+        self.outcome.final_answers = metrics.answers;
         self.outcome.had_gradient |= metrics.grad_norm > 0.0;
         let effort = &mut self.outcome.effort;
         effort.tokens += tokens;
@@ -261,17 +267,19 @@ impl Loop<'_> {
             supervised_tokens,
             seconds,
             elapsed: self.elapsed(),
+            answers: metrics.answers,
         };
         self.record("step", &report);
+        let scalars = [
+            ("train/loss", report.loss),
+            ("train/grad_norm", report.grad_norm),
+            ("train/learning_rate", lr),
+            ("train/epoch", report.epoch),
+            ("train/tokens_per_second", tokens as f64 / seconds.max(1e-9)),
+        ];
         self.plot(
             number,
-            &[
-                ("train/loss", report.loss),
-                ("train/grad_norm", report.grad_norm),
-                ("train/learning_rate", lr),
-                ("train/epoch", report.epoch),
-                ("train/tokens_per_second", tokens as f64 / seconds.max(1e-9)),
-            ],
+            &with_answers("train", scalars.to_vec(), metrics.answers),
         );
         self.tell(|reporter| reporter.step(&report));
         let item = TrainingItem::new(item, progress, Some(number), None);
@@ -467,7 +475,11 @@ impl Loop<'_> {
             total_items,
         });
         let model = self.learner.model();
-        let (mut sum, mut tokens) = (0.0, 0);
+        let mut held_out = HeldOut::default();
+        let device_error = |error: TensorReadError| TrainError::Device {
+            step,
+            message: error.to_string(),
+        };
         let valid = self.valid.clone();
         let mut batches = valid.iter();
         while let Some(batch) = batches.next() {
@@ -476,17 +488,14 @@ impl Loop<'_> {
             })?;
             let progress = batches.progress();
             let output = InferenceStep::step(&model, batch);
-            let (nll, count) = output.read().map_err(|error| TrainError::Device {
-                step,
-                message: error.to_string(),
-            })?;
-            sum += nll;
-            tokens += count;
+            held_out.add(&output).map_err(device_error)?;
             let item = TrainingItem::new(output, progress, Some(step), None);
             self.valid_event(LearnerEvent::ProcessedItem(item));
         }
         self.valid_event(LearnerEvent::EndSplit(1));
-        let eval_loss = sum / tokens.max(1) as f64;
+        let objective = Objective::from(self.plan.recipe.objective);
+        let device = model.model.device().inner();
+        let (eval_loss, answers) = held_out.finish(objective, &device).map_err(device_error)?;
         let so_far = self.outcome.best;
         let best = so_far.is_none_or(|best| eval_loss < best.eval_loss);
         if best {
@@ -496,19 +505,16 @@ impl Loop<'_> {
             step,
             epoch: self.epoch(step),
             eval_loss,
-            perplexity: eval_loss.exp(),
-            tokens,
+            perplexity: answers.is_none().then(|| eval_loss.exp()),
+            tokens: held_out.tokens(),
             best,
             seconds: began.elapsed().as_secs_f64(),
+            answers,
         };
         self.record("eval", &report);
-        self.plot(
-            step,
-            &[
-                ("eval/loss", eval_loss),
-                ("eval/perplexity", report.perplexity),
-            ],
-        );
+        let mut scalars = vec![("eval/loss", eval_loss)];
+        scalars.extend(report.perplexity.map(|value| ("eval/perplexity", value)));
+        self.plot(step, &with_answers("eval", scalars, answers));
         self.tell(|reporter| reporter.eval(&report));
         if let Some(monitor) = &mut self.outcome.monitor {
             monitor.eval(EvalPoint {
@@ -684,11 +690,15 @@ impl Loop<'_> {
     }
 
     /// An event file that cannot be written to is given up: `metrics.jsonl` has the same numbers.
-    fn plot(&mut self, step: usize, scalars: &[(&str, f64)]) {
+    fn plot(&mut self, step: usize, scalars: &[(String, f64)]) {
         let Some(writer) = &mut self.outcome.tensorboard else {
             return;
         };
-        if let Err(error) = writer.scalars(step, scalars) {
+        let scalars: Vec<(&str, f64)> = scalars
+            .iter()
+            .map(|(name, value)| (&**name, *value))
+            .collect();
+        if let Err(error) = writer.scalars(step, &scalars) {
             self.outcome.tensorboard = None;
             let message = format!(
                 "no more is written for TensorBoard: {}",
@@ -716,6 +726,19 @@ impl Loop<'_> {
             self.tell(|reporter| reporter.warn(&error.to_string()));
         }
     }
+}
+
+/// Curves, with those of answers where they are compared.
+fn with_answers(
+    split: &str,
+    scalars: Vec<(&str, f64)>,
+    answers: Option<AnswersReport>,
+) -> Vec<(String, f64)> {
+    let told = answers.iter().flat_map(AnswersReport::scalars);
+    let told = told.map(|(name, value)| (format!("{split}/{name}"), value));
+    let scalars = scalars.into_iter();
+    let scalars = scalars.map(|(name, value)| (name.to_owned(), value));
+    scalars.chain(told).collect()
 }
 
 /// The line of `metrics.jsonl` for another diagnosis.

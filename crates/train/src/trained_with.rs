@@ -79,6 +79,13 @@ impl TrainedWith {
         let prompting = match &recipe.data.prompt_template {
             Some(_) if all(Format::Alpaca) => Prompting::PromptTemplate,
             None if all(Format::PromptCompletion) => Prompting::Nothing,
+            // Texts and messages look alike from here: with a template, prompts are for chats.
+            None if !has_chat_template
+                && !formats.is_empty()
+                && formats.iter().all(|format| format.compares()) =>
+            {
+                Prompting::Nothing
+            }
             None if all(Format::Text) && !has_chat_template => Prompting::Nothing,
             _ => Prompting::ChatTemplate,
         };

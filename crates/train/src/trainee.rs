@@ -12,12 +12,13 @@ use burn::optim::{GradientsParams, ModuleOptimizer};
 use burn::tensor::Tensor;
 use burn::train::{InferenceStep, TrainOutput, TrainStep};
 
-use crate::loader::Step;
+use crate::compared::Compared;
+use crate::loader::{EvalBatch, Step};
 use crate::loss_scale::LossScale;
-use crate::metrics::{EvalOutput, StepOutput};
-use crate::objective::Objective;
+use crate::metrics::{EvalAnswers, EvalOutput, StepOutput};
+use crate::objective::{Goal, Objective, Others};
 use crate::optimizer::AdamW;
-use crate::step::{MicroBatch, guarded};
+use crate::step::{MicroBatch, Told, guarded, nll};
 
 /// A model with adapters, its optimiser and its schedule.
 ///
@@ -88,10 +89,10 @@ impl Trainee {
     fn pass(
         &self,
         batch: &MicroBatch,
-        scale: f32,
+        goal: &Goal<'_>,
         seed: Option<u64>,
         grads: &mut AdapterGrads,
-    ) -> Result<Tensor<1>, StepFailure> {
+    ) -> Result<Told, StepFailure> {
         let activations = &self.settings.activations;
         let planned = activations
             .plan(batch.shape())
@@ -100,13 +101,25 @@ impl Trainee {
         guarded(
             &self.model,
             batch,
-            self.settings.objective,
-            scale,
+            goal,
             seed,
             (&planned.plan, guard),
             grads,
         )
         .map_err(StepFailure::OutOfMemory)
+    }
+
+    /// What the answers of one micro-batch are compared with.
+    fn others(
+        &self,
+        base: Option<&CausalLm>,
+        (batch, compared): (&MicroBatch, &Compared),
+        divergence: Option<&Tensor<1>>,
+    ) -> Others {
+        Others {
+            reference: base.map(|base| log_likelihoods(base, batch, compared)),
+            divergence: divergence.cloned(),
+        }
     }
 }
 
@@ -119,15 +132,39 @@ impl TrainStep for Trainee {
         let optimizer = self.optimizer();
         let (mut grads, loss_scale) = (optimizer.grads(), optimizer.loss_scale());
         drop(optimizer);
-        let scale = loss_scale.map_or(1.0, LossScale::factor) / step.supervised_tokens() as f32;
-        let mut nll = None;
+        let objective = self.settings.objective;
+        let loss_scale = loss_scale.map_or(1.0, LossScale::factor);
+        let losses = match objective.compares() {
+            false => step.supervised_tokens(),
+            true => objective.losses(step.num_answers()),
+        };
+        let scale = loss_scale / losses as f32;
+        let nll_weight = loss_scale * objective.nll_weight() as f32;
+        let nll_scale = nll_weight / step.good_targets().max(1) as f32;
+        let base = base_of(&self.model, objective);
+        let divergence = divergence(&self.model, base.as_ref(), &step.mismatched)
+            .map(|sum| (sum / step.num_answers() as f64).clamp_min(0.0));
+        let (mut nll, mut answers) = (None, Vec::new());
         for (i, batch) in step.micro_batches.iter().enumerate() {
+            let goal = Goal {
+                objective,
+                scale,
+                nll_scale,
+                answers: step.answers.get(i).map(|compared| {
+                    let of = (batch, compared);
+                    let others = self.others(base.as_ref(), of, divergence.as_ref());
+                    (compared, others)
+                }),
+            };
             let seed = self
                 .settings
                 .dropout_seed
                 .map(|seed| mask_seed(seed, step.number, i));
-            let sum = match self.pass(batch, scale, seed, &mut grads) {
-                Ok(sum) => sum,
+            let sum = match self.pass(batch, &goal, seed, &mut grads) {
+                Ok(told) => {
+                    answers.extend(told.answers);
+                    told.nll
+                }
                 Err(failure) => {
                     return TrainOutput {
                         grads: AdapterGrads::new().into_params(),
@@ -145,7 +182,8 @@ impl TrainStep for Trainee {
         };
         let max_norm = self.settings.max_grad_norm;
         let (grads, grad_norm) = self.optimizer().clip(&self.model, grads, max_norm);
-        let item = StepOutput::new(&step, nll, grad_norm);
+        let item = StepOutput::new(&step, nll, grad_norm)
+            .comparing(&step, (objective, answers, divergence));
         TrainOutput {
             grads: grads.into_params(),
             item,
@@ -169,12 +207,59 @@ impl TrainStep for Trainee {
 }
 
 impl InferenceStep for Trainee {
-    type Input = MicroBatch;
+    type Input = EvalBatch;
     type Output = EvalOutput;
 
-    fn step(&self, batch: MicroBatch) -> EvalOutput {
-        EvalOutput::new(self.model.nll(&batch.tokens, &batch.targets))
+    fn step(&self, batch: EvalBatch) -> EvalOutput {
+        evaluated(&self.model, self.settings.objective, batch)
     }
+}
+
+/// What an evaluation asks of one pass.
+pub(crate) fn evaluated(model: &CausalLm, objective: Objective, held: EvalBatch) -> EvalOutput {
+    let EvalBatch {
+        batch,
+        answers,
+        mismatched,
+    } = held;
+    let Some(compared) = answers else {
+        return EvalOutput::new(model.nll(&batch.tokens, &batch.targets));
+    };
+    let base = base_of(model, objective);
+    let found = nll(model, &batch);
+    EvalOutput::comparing(EvalAnswers {
+        nll: compared.good_nll(&found),
+        policy: compared.log_likelihoods((&batch.targets, &batch.tokens.segments), &found),
+        reference: base
+            .as_ref()
+            .map(|base| log_likelihoods(base, &batch, &compared)),
+        divergence: divergence(model, base.as_ref(), &mismatched),
+        compared,
+    })
+}
+
+/// The model that answers are compared with: the same weights, their adapters skipped.
+fn base_of(model: &CausalLm, objective: Objective) -> Option<CausalLm> {
+    let has_reference = objective.has_reference();
+    has_reference.then(|| model.clone().without_adapter())
+}
+
+fn log_likelihoods(model: &CausalLm, batch: &MicroBatch, compared: &Compared) -> Tensor<1> {
+    let of = (&batch.targets, &batch.tokens.segments);
+    compared.log_likelihoods(of, &nll(model, batch))
+}
+
+/// Σ of ln π − ln ρ over texts, π being the model and ρ its base; `None` where there are no texts.
+fn divergence(
+    model: &CausalLm,
+    base: Option<&CausalLm>,
+    texts: &[MicroBatch],
+) -> Option<Tensor<1>> {
+    let base = base?;
+    let apart = texts
+        .iter()
+        .map(|batch| (nll(base, batch) - nll(model, batch)).sum());
+    apart.reduce(|sum, one| sum + one)
 }
 
 /// A seed for the masks of one micro-batch of one step.

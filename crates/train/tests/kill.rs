@@ -354,6 +354,51 @@ fn adaptive_precision_goes_on_as_if_never_killed() {
     assert!(!schemes.is_empty(), "{noted}");
 }
 
+/// A project whose rows are pairs; `objective` is what is minimised.
+fn compared(directory: &Path, objective: &str) -> PathBuf {
+    let recipe = tiny::project(directory, MORE);
+    tiny::pairs(&directory.join("train.jsonl"), 24, 1);
+    tiny::pairs(&directory.join("eval.jsonl"), 6, 2);
+    let text = fs::read_to_string(&recipe).unwrap();
+    let text = text.replace(
+        "format = \"alpaca\"\ncache = \"off\"\nprompt_template = \"w3 {instruction} w4 {output}\"\n",
+        "cache = \"tokens\"\n",
+    );
+    let text = text.replace("[data]\n", &format!("[objective]\n{objective}[data]\n"));
+    fs::write(&recipe, text).unwrap();
+    recipe
+}
+
+fn dpo(directory: &Path) -> PathBuf {
+    compared(directory, "kind = \"dpo\"\nsft_weight = 0.1\n")
+}
+
+fn kto(directory: &Path) -> PathBuf {
+    compared(directory, "kind = \"kto\"\nundesirable_weight = 1.5\n")
+}
+
+#[test]
+fn preferences_go_on_as_if_never_killed() {
+    for project in [dpo as fn(&Path) -> PathBuf, kto] {
+        let expected = killed_here_and_there(project);
+        let of = |event: &str| {
+            let records = expected.records.iter();
+            let records = records.filter(|record| record["event"] == event);
+            records.map(|record| &record["answers"]).collect::<Vec<_>>()
+        };
+        let (steps, evals) = (of("step"), of("eval"));
+        assert_eq!((steps.len(), evals.len()), (8, 2));
+        assert_eq!(
+            steps[0]["reward_chosen"], 0.0,
+            "the policy is the reference"
+        );
+        assert_eq!(steps[0]["chosen"], 4, "pairs of a step");
+        assert_ne!(steps[7]["margin"]["mean"], 0.0);
+        assert_eq!(evals[0]["rejected"], 6);
+        assert!(evals[0]["accuracy"]["error"].is_number());
+    }
+}
+
 /// A project whose adapters begin as a part of the weights.
 fn pissa(directory: &Path) -> PathBuf {
     let recipe = tiny::project(directory, MORE);

@@ -272,6 +272,7 @@ impl Bench {
             optimizer: StatePrecision::Bits8(Guard::On),
             micro_batch_size: rows,
             max_seq_length: tokens,
+            texts_per_row: 1,
             grad_accumulation_steps: 1,
             host: if args.no_offload { 0 } else { facts.host },
         };

@@ -33,6 +33,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
                 optimizer: StatePrecision::Bits8(Guard::On),
                 micro_batch_size: rows,
                 max_seq_length: tokens,
+                texts_per_row: 1,
                 grad_accumulation_steps: 1,
                 host: 64 << 30,
             };

@@ -53,6 +53,10 @@ pub(crate) fn format() -> impl TypedValueParser<Value = DataFormat> {
         }
         DataFormat::Named(Format::PromptCompletion) => r#"{"prompt": …, "completion": …}"#,
         DataFormat::Named(Format::Text) => r#"{"text": …}"#,
+        DataFormat::Named(Format::Preference) => r#"{"prompt": …, "chosen": …, "rejected": …}"#,
+        DataFormat::Named(Format::Unpaired) => {
+            r#"{"prompt": …, "completion": …, "label": true or false}"#
+        }
     })
 }
 

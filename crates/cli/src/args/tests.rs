@@ -525,6 +525,8 @@ fn help_of_eval() {
               - sharegpt:          Chats: {"conversations": [{"from": …, "value": …}, …]}
               - prompt_completion: {"prompt": …, "completion": …}
               - text:              {"text": …}
+              - preference:        {"prompt": …, "chosen": …, "rejected": …}
+              - unpaired:          {"prompt": …, "completion": …, "label": true or false}
 
           --fields <OURS=YOURS,…>
               Other names for the fields of the format, such as instruction=question,output=answer
@@ -686,6 +688,8 @@ fn help_of_merge() {
               - sharegpt:          Chats: {"conversations": [{"from": …, "value": …}, …]}
               - prompt_completion: {"prompt": …, "completion": …}
               - text:              {"text": …}
+              - preference:        {"prompt": …, "chosen": …, "rejected": …}
+              - unpaired:          {"prompt": …, "completion": …, "label": true or false}
 
           --fields <OURS=YOURS,…>
               Other names for the fields of the format, such as instruction=question,output=answer
@@ -963,6 +967,8 @@ fn help_of_init() {
               - sharegpt:          Chats: {"conversations": [{"from": …, "value": …}, …]}
               - prompt_completion: {"prompt": …, "completion": …}
               - text:              {"text": …}
+              - preference:        {"prompt": …, "chosen": …, "rejected": …}
+              - unpaired:          {"prompt": …, "completion": …, "label": true or false}
 
               [default: auto]
 
@@ -1093,6 +1099,8 @@ fn help_of_data() {
               - sharegpt:          Chats: {"conversations": [{"from": …, "value": …}, …]}
               - prompt_completion: {"prompt": …, "completion": …}
               - text:              {"text": …}
+              - preference:        {"prompt": …, "chosen": …, "rejected": …}
+              - unpaired:          {"prompt": …, "completion": …, "label": true or false}
 
           --set <SECTION.KEY=VALUE>
               Set a key of the recipe; repeatable
@@ -1154,6 +1162,8 @@ fn help_of_data() {
               - sharegpt:          Chats: {"conversations": [{"from": …, "value": …}, …]}
               - prompt_completion: {"prompt": …, "completion": …}
               - text:              {"text": …}
+              - preference:        {"prompt": …, "chosen": …, "rejected": …}
+              - unpaired:          {"prompt": …, "completion": …, "label": true or false}
 
           --set <SECTION.KEY=VALUE>
               Set a key of the recipe; repeatable

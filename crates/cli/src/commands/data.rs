@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use backdraft_data::preview::{TextLook, preview};
 use backdraft_data::{BrokenKind, Format, Outcome};
 use backdraft_formats::{ModelSource, write_file};
-use backdraft_recipe::{DataFormat, EvalRecipe, Recipe};
+use backdraft_recipe::{DataFormat, EvalRecipe, ObjectiveRecipe, Recipe};
 use backdraft_train::data::{self, DataCheck, DataSources, plain, tokenize_options};
 use clap::{Args, Subcommand};
 
@@ -60,6 +60,10 @@ pub(crate) struct RowsArgs {
 }
 
 impl RowsArgs {
+    fn is_recipe(&self) -> bool {
+        self.what.ends_with(".toml")
+    }
+
     fn recipe(&self) -> Result<Recipe, CliError> {
         let model = self.model.as_deref();
         let format = self.format.map(DataFormat::name);
@@ -78,7 +82,7 @@ impl RowsArgs {
             (key.to_owned(), value.to_owned())
         });
         let others = sets.chain(flags.map(|(key, value)| (key.to_owned(), value)));
-        if self.what.ends_with(".toml") {
+        if self.is_recipe() {
             let model = model.map(|model| ("model".to_owned(), quote(model)));
             let overrides: Vec<String> = others
                 .chain(model)
@@ -192,7 +196,7 @@ fn run_preview(args: &PreviewArgs, context: Context) -> Result<(), CliError> {
         };
         output.line(preview.to_text(look))?;
     }
-    let check = check(&recipe, &model, output)?;
+    let check = check((&recipe, args.rows_args.is_recipe()), &model, output)?;
     if let Some((path, existing)) = page {
         let page = preview.to_html(Some(&check.train), args.ids);
         write_file(path, page.as_bytes(), existing)?;
@@ -211,7 +215,7 @@ fn run_check(args: &CheckArgs, context: Context) -> Result<(), CliError> {
             .map_err(|error| error.hint("choose another name"))?;
     }
     let model = ModelSource::open(session::find_model(&recipe.model, output)?)?;
-    let check = check(&recipe, &model, output)?;
+    let check = check((&recipe, args.rows_args.is_recipe()), &model, output)?;
     output.line(lengths(&check))?;
     if let Some(path) = &args.skipped
         && check.write_skipped(path)?
@@ -241,9 +245,17 @@ fn is_list_of_skipped(path: &Path) -> bool {
 }
 
 /// Looks at all rows. Where some cannot be used, all of them are told, and the look is a failure.
-fn check(recipe: &Recipe, model: &ModelSource, output: Output) -> Result<DataCheck, CliError> {
+fn check(
+    (recipe, is_recipe): (&Recipe, bool),
+    model: &ModelSource,
+    output: Output,
+) -> Result<DataCheck, CliError> {
     // A pipe can be read once: its rows are kept until all looks are over.
     let _pipes = data::pipes(&recipe.data);
+    let recipe = &match is_recipe {
+        true => recipe.clone(),
+        false => suited(recipe, output),
+    };
     let error = match train::check_data(recipe, model, output) {
         Ok(data) => return Ok(data.check),
         Err(error) => error,
@@ -268,6 +280,24 @@ fn check(recipe: &Recipe, model: &ModelSource, output: Output) -> Result<DataChe
         }
         _ => Err(error),
     }
+}
+
+/// The recipe with an objective that learns from answers to compare, where rows are such and nobody named one: rows alone do
+/// not say what they are for.
+fn suited(recipe: &Recipe, output: Output) -> Recipe {
+    let mut recipe = recipe.clone();
+    let found = find_any(&recipe, output);
+    let sources = found.iter().flat_map(|found| &found.train);
+    let formats = sources.filter_map(|found| Some(found.source.rows.as_ref()?.format));
+    let formats: Vec<Format> = formats.collect();
+    if recipe.objective == ObjectiveRecipe::Sft && formats.iter().any(|format| format.compares()) {
+        recipe.objective = ObjectiveRecipe::Kto {
+            beta: 0.1,
+            desirable_weight: 1.0,
+            undesirable_weight: 1.0,
+        };
+    }
+    recipe
 }
 
 /// Finds rows of which none can be read: their format makes no difference, and text needs no template.

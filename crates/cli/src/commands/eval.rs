@@ -390,6 +390,7 @@ fn text(path: &str, args: &EvalArgs, session: &Session, limit: usize) -> Result<
         .map(|piece| TokenizedRow {
             input_ids: piece.to_vec(),
             labels: piece.iter().map(|&id| i64::from(id)).collect(),
+            answers: backdraft_data::Answers::One,
             file: 0,
             line: 1,
             key: 0,

@@ -111,6 +111,7 @@ fn model(args: &InspectArgs, context: Context) -> Result<Shown, CliError> {
         optimizer: StatePrecision::F32,
         micro_batch_size: args.micro_batch_size as usize,
         max_seq_length: args.max_seq_length as usize,
+        texts_per_row: 1,
         grad_accumulation_steps: 1,
         host: 0,
     };

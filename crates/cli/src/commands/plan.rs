@@ -516,6 +516,7 @@ mod tests {
             optimizer: recipe.state_precision(),
             micro_batch_size: 2,
             max_seq_length: 2048,
+            texts_per_row: 1,
             grad_accumulation_steps: 1,
             host,
         };

@@ -53,6 +53,7 @@ fn run(steps: usize, train: impl Fn(f64) -> f64, eval: impl Fn(f64) -> f64) -> S
             supervised_tokens: 200,
             seconds: 2.0,
             elapsed: 2.1 * step as f64,
+            answers: None,
         };
         state.step(&report);
         let line = PlainLines::new(330, 10);
@@ -72,10 +73,11 @@ fn run(steps: usize, train: impl Fn(f64) -> f64, eval: impl Fn(f64) -> f64) -> S
                 step,
                 epoch: report.epoch,
                 eval_loss,
-                perplexity: eval_loss.exp(),
+                perplexity: Some(eval_loss.exp()),
                 tokens: 4000,
                 best,
                 seconds: 9.0,
+                answers: None,
             });
             monitor.eval(EvalPoint {
                 step,

@@ -8,6 +8,7 @@ fn set(rows: &[(&[u32], &[i64])]) -> RowSet {
     let rows = rows.iter().map(|(ids, labels)| TokenizedRow {
         input_ids: ids.to_vec(),
         labels: labels.to_vec(),
+        answers: crate::Answers::One,
         file: 0,
         line: 1,
         key: 0,
@@ -32,6 +33,7 @@ fn lays_documents_end_to_end() {
         position_ids: vec![0, 1, 0, 1, 2, 0],
         cu_seqlens: vec![0, 2, 5, 6],
         rows: vec![2, 0, 1],
+        answers: vec![Answer::Plain; 3],
     };
     assert_eq!(batch, expected);
     assert_eq!(

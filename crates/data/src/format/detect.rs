@@ -28,6 +28,8 @@ impl std::fmt::Display for Detected {
             Format::Sharegpt => "conversations",
             Format::PromptCompletion => "prompt and completion",
             Format::Text => "text",
+            Format::Preference => "chosen and rejected",
+            Format::Unpaired => "prompt, completion and label",
         };
         let Self { format, rows } = self;
         match rows {

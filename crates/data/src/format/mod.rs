@@ -5,12 +5,14 @@ pub mod detect;
 mod field;
 mod field_map;
 mod messages;
+mod preference;
 mod prompt_completion;
 mod sharegpt;
 mod suggest;
 mod system;
 mod text;
 mod tools;
+mod unpaired;
 
 use serde_json::{Map, Value};
 
@@ -33,16 +35,22 @@ pub enum Format {
     PromptCompletion,
     /// `text`: trained as it stands.
     Text,
+    /// `prompt`, `chosen` and `rejected`: texts, or lists of messages.
+    Preference,
+    /// `prompt`, `completion` and `label`: texts, or lists of messages, and whether the answer is a good one.
+    Unpaired,
 }
 
 impl Format {
     /// Every format.
-    pub const ALL: [Format; 5] = [
+    pub const ALL: [Format; 7] = [
         Format::Alpaca,
         Format::Messages,
         Format::Sharegpt,
         Format::PromptCompletion,
         Format::Text,
+        Format::Preference,
+        Format::Unpaired,
     ];
 
     /// The name used in recipes.
@@ -54,6 +62,8 @@ impl Format {
             Format::Sharegpt => "sharegpt",
             Format::PromptCompletion => "prompt_completion",
             Format::Text => "text",
+            Format::Preference => "preference",
+            Format::Unpaired => "unpaired",
         }
     }
 
@@ -65,6 +75,8 @@ impl Format {
             Format::Sharegpt => &["conversations", "system", "tools"],
             Format::PromptCompletion => &["prompt", "completion", "system", "tools"],
             Format::Text => &["text"],
+            Format::Preference => &["prompt", "chosen", "rejected", "system", "tools"],
+            Format::Unpaired => &["prompt", "completion", "label", "system", "tools"],
         }
     }
 
@@ -77,7 +89,13 @@ impl Format {
             Format::PromptCompletion if !row.get("prompt").is_some_and(Value::is_array) => {
                 return unread(row, &["prompt", "completion"]);
             }
-            Format::PromptCompletion => &["functions"],
+            Format::Preference if !preference::has_messages(row) => {
+                return unread(row, &["prompt", "chosen", "rejected"]);
+            }
+            Format::Unpaired if !row.get("prompt").is_some_and(Value::is_array) => {
+                return unread(row, &["prompt", "completion", "label"]);
+            }
+            Format::PromptCompletion | Format::Preference | Format::Unpaired => &["functions"],
             Format::Alpaca | Format::Text => &[],
         };
         unread(row, &[self.fields(), older].concat())
@@ -90,9 +108,17 @@ impl Format {
             Format::Alpaca => has("instruction") && has("output"),
             Format::Messages => has("messages"),
             Format::Sharegpt => has("conversations") || has("conversation"),
-            Format::PromptCompletion => has("prompt") && has("completion"),
+            Format::PromptCompletion => has("prompt") && has("completion") && !is_judged(row),
             Format::Text => has("text"),
+            Format::Preference => has("chosen") && has("rejected"),
+            Format::Unpaired => has("prompt") && has("completion") && is_judged(row),
         }
+    }
+
+    /// Whether its rows have answers that are better or worse than others.
+    #[must_use]
+    pub const fn compares(self) -> bool {
+        matches!(self, Format::Preference | Format::Unpaired)
     }
 
     /// Reads one row.
@@ -109,8 +135,15 @@ impl Format {
             Format::Sharegpt => sharegpt::read(row),
             Format::PromptCompletion => prompt_completion::read(row),
             Format::Text => text::read(row),
+            Format::Preference => preference::read(row),
+            Format::Unpaired => unpaired::read(row),
         }
     }
+}
+
+/// Whether a row says of its answer that it is good or not; other labels are somebody's own.
+fn is_judged(row: &Map<String, Value>) -> bool {
+    row.get("label").is_some_and(Value::is_boolean)
 }
 
 fn unread(row: &Map<String, Value>, read: &[&str]) -> Vec<String> {

@@ -32,7 +32,7 @@ pub(super) fn read(mut row: Map<String, Value>) -> Result<Record, FieldError> {
     }
 }
 
-fn turns(
+pub(super) fn turns(
     row: &mut Map<String, Value>,
     key: &'static str,
     trained: bool,

@@ -104,7 +104,7 @@ pub(super) fn suggest_for(format: Format, keys: &[&str]) -> Option<String> {
         Format::Alpaca => pairs(ALPACA, 2, keys),
         Format::PromptCompletion => pairs(PROMPT_COMPLETION, 2, keys),
         Format::Text => pairs(TEXT, 1, keys),
-        Format::Messages | Format::Sharegpt => None,
+        Format::Messages | Format::Sharegpt | Format::Preference | Format::Unpaired => None,
     }
 }
 

@@ -4,6 +4,7 @@ use std::io::Write;
 
 use super::*;
 use crate::IGNORE_INDEX;
+use crate::answers::Comparisons;
 use crate::options::DataOptions;
 use crate::prompt_template::PromptTemplate;
 use crate::row_set::RowSet;
@@ -105,6 +106,7 @@ fn reports_every_row() {
         open_turns: 0,
         duplicates: 1,
         lengths: report.lengths.clone(),
+        comparisons: Comparisons::default(),
     };
     assert!(report.lengths.classes().eq([(0, 16, 4)]));
     assert_eq!(*report, expected);

@@ -460,10 +460,10 @@ fn formats_are_detected_or_refused() {
     insta::assert_snapshot!(shown("a.jsonl", &text.repeat(100)), @r#"format "text" (the first 64 rows have text)"#);
     insta::assert_snapshot!(shown("a.csv", "prompt,completion\na,b\n"), @r#"format "prompt_completion" (the first row has prompt and completion)"#);
     insta::assert_snapshot!(shown("a.jsonl", "{\"conversations\":[]}\n{\"conversation\":[]}"), @r#"format "sharegpt" (the first 2 rows have conversations)"#);
-    insta::assert_snapshot!(shown("a.jsonl", &format!("{text}{{\"messages\":[]}}")), @r#"a.jsonl, line 2: cannot tell the format: the rows before it look like "text", this one like "messages"; set `format` to one of "alpaca", "messages", "sharegpt", "prompt_completion", "text""#);
-    insta::assert_snapshot!(shown("a.jsonl", "{\"instruction\":1,\"output\":2,\"text\":3}"), @r#"a.jsonl, line 1: cannot tell the format: its keys fit "alpaca" and "text"; set `format` to one of "alpaca", "messages", "sharegpt", "prompt_completion", "text""#);
-    insta::assert_snapshot!(shown("a.jsonl", "{\"question\":1,\"answer\":2}"), @r#"a.jsonl, line 1: cannot tell the format: no format has the keys `question`, `answer`; name yours in `fields`; set `format` to one of "alpaca", "messages", "sharegpt", "prompt_completion", "text""#);
-    insta::assert_snapshot!(shown("a.jsonl", "[[1]]"), @r#"a.jsonl, line 1: cannot tell the format: the row is a list of 1, not an object; set `format` to one of "alpaca", "messages", "sharegpt", "prompt_completion", "text""#);
+    insta::assert_snapshot!(shown("a.jsonl", &format!("{text}{{\"messages\":[]}}")), @r#"a.jsonl, line 2: cannot tell the format: the rows before it look like "text", this one like "messages"; set `format` to one of "alpaca", "messages", "sharegpt", "prompt_completion", "text", "preference", "unpaired""#);
+    insta::assert_snapshot!(shown("a.jsonl", "{\"instruction\":1,\"output\":2,\"text\":3}"), @r#"a.jsonl, line 1: cannot tell the format: its keys fit "alpaca" and "text"; set `format` to one of "alpaca", "messages", "sharegpt", "prompt_completion", "text", "preference", "unpaired""#);
+    insta::assert_snapshot!(shown("a.jsonl", "{\"question\":1,\"answer\":2}"), @r#"a.jsonl, line 1: cannot tell the format: no format has the keys `question`, `answer`; name yours in `fields`; set `format` to one of "alpaca", "messages", "sharegpt", "prompt_completion", "text", "preference", "unpaired""#);
+    insta::assert_snapshot!(shown("a.jsonl", "[[1]]"), @r#"a.jsonl, line 1: cannot tell the format: the row is a list of 1, not an object; set `format` to one of "alpaca", "messages", "sharegpt", "prompt_completion", "text", "preference", "unpaired""#);
     insta::assert_snapshot!(shown("a.jsonl", "{"), @"a.jsonl, line 1: expected one JSON object, found broken JSON: EOF while parsing an object at column 1");
     let bad = write(&folder, "bad.jsonl", &format!("nope\n{text}{{}}\n{text}"));
     let detected = |skip| detect(&bad, &[], skip);

@@ -6,7 +6,7 @@ use std::path::Path;
 use backdraft_data::{Loader, LoaderState, RowSet};
 use backdraft_formats::{Existing, remove_partials, write_file};
 use backdraft_journal::diagnosis::Monitor;
-use backdraft_journal::records::{self, Record, Records};
+use backdraft_journal::records::{self, Record, Records, Report};
 use backdraft_journal::report::{ActivationReport, Reporter, RunInfo, RunSummary};
 use backdraft_journal::tensorboard::EventWriter;
 use backdraft_journal::text::{shown_computer, with_causes};
@@ -252,7 +252,12 @@ impl Run {
         if stopped_early {
             monitor.stop_early();
         }
+        let steps = records::reports(&text).filter_map(|report| match report {
+            Report::Step(step) => Some(step),
+            Report::Eval(_) => None,
+        });
         let outcome = Outcome {
+            final_answers: steps.last().and_then(|step| step.answers),
             records: Some(records),
             steps: state.step,
             final_loss: state.final_loss,

@@ -171,6 +171,7 @@ fn summarise(
         tokens_per_second: per_second(effort.tokens),
         supervised_tokens_per_second: per_second(effort.supervised_tokens),
         final_loss: outcome.final_loss,
+        final_answers: outcome.final_answers,
         best_eval_loss: outcome.best.map(|best| best.eval_loss),
         best_step: outcome.best.map(|best| best.step),
         diagnosis: outcome

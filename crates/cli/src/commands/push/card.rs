@@ -303,7 +303,7 @@ fn evaluation(run: &RunFiles) -> Option<String> {
             "| {name} | {} | {} | {} |\n",
             eval.step,
             fixed(eval.eval_loss),
-            fixed(eval.perplexity)
+            eval.perplexity.map_or_else(|| "–".to_owned(), fixed)
         )
     });
     Some(format!(

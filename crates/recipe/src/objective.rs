@@ -1,0 +1,365 @@
+//! `[objective]`: what a run minimises.
+
+use backdraft_arch::{AdapterStart, named};
+use serde::Serialize;
+
+use crate::reader::{Reader, Value};
+use crate::{LoraRecipe, QuantizationRecipe};
+
+named! {
+    /// Kinds of objectives.
+    ObjectiveKind {
+        /// Mean nll of the supervised tokens.
+        #[default]
+        Sft = "sft",
+        /// Pairs, against a reference.
+        Dpo = "dpo",
+        /// Pairs by their odds, beside the nll of the chosen text.
+        Orpo = "orpo",
+        /// Pairs by their mean log-likelihoods, with a margin.
+        Simpo = "simpo",
+        /// Pairs by their log-likelihoods, beside the nll of the chosen answers.
+        Cpo = "cpo",
+        /// Single answers that are good or bad, against a reference.
+        Kto = "kto",
+    }
+}
+
+named! {
+    /// Losses of DPO.
+    DpoLoss {
+        /// −ln σ(β(Δc − Δr)).
+        #[default]
+        Sigmoid = "sigmoid",
+        /// The same of means over tokens.
+        SigmoidNorm = "sigmoid_norm",
+        /// A square around a margin of 1 / (2β), of means over tokens.
+        Ipo = "ipo",
+        /// max(0, 1 − β(Δc − Δr)).
+        Hinge = "hinge",
+        /// The sigmoid loss made free of the bias that flipped labels give it.
+        Robust = "robust",
+        /// Raises the chosen answer and lowers the rejected one.
+        ApoZero = "apo_zero",
+        /// Lowers both, the rejected one more.
+        ApoDown = "apo_down",
+        /// Noise-contrastive.
+        NcaPair = "nca_pair",
+    }
+}
+
+impl DpoLoss {
+    /// Whether labels can be smoothed.
+    #[must_use]
+    pub const fn smooths(self) -> bool {
+        matches!(self, Self::Sigmoid | Self::Robust)
+    }
+}
+
+impl Value for ObjectiveKind {
+    const EXPECTED: &'static str = "a name in quotes";
+    const NAMES: &'static [&'static str] = Self::NAMES;
+}
+
+impl Value for DpoLoss {
+    const EXPECTED: &'static str = "a name in quotes";
+    const NAMES: &'static [&'static str] = Self::NAMES;
+}
+
+/// What a run minimises. Only the options of its kind are there.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum ObjectiveRecipe {
+    /// Mean nll of the supervised tokens.
+    #[default]
+    Sft,
+    /// Direct preference optimisation.
+    Dpo {
+        /// How far from the reference, above 0.
+        beta: f64,
+        /// The loss of a pair.
+        loss: DpoLoss,
+        /// Share of pairs that are the wrong way round, in `[0, 0.5)`.
+        label_smoothing: f64,
+        /// Weight of the mean nll of the chosen answers.
+        sft_weight: f64,
+    },
+    /// Odds-ratio preference optimisation.
+    Orpo {
+        /// Weight of the odds ratio, above 0.
+        beta: f64,
+    },
+    /// Simple preference optimisation.
+    Simpo {
+        /// Scale of the margin, above 0.
+        beta: f64,
+        /// The margin itself.
+        gamma: f64,
+        /// Share of pairs that are the wrong way round, in `[0, 0.5)`.
+        label_smoothing: f64,
+        /// Weight of the mean nll of the chosen answers.
+        sft_weight: f64,
+    },
+    /// Contrastive preference optimisation.
+    Cpo {
+        /// Scale of the margin, above 0.
+        beta: f64,
+        /// Share of pairs that are the wrong way round, in `[0, 0.5)`.
+        label_smoothing: f64,
+        /// Weight of the mean nll of the chosen answers.
+        sft_weight: f64,
+    },
+    /// Kahneman–Tversky optimisation.
+    Kto {
+        /// How far from the reference, above 0.
+        beta: f64,
+        /// Weight of desirable answers.
+        desirable_weight: f64,
+        /// Weight of undesirable ones.
+        undesirable_weight: f64,
+    },
+}
+
+impl ObjectiveRecipe {
+    /// Its kind.
+    #[must_use]
+    pub const fn kind(&self) -> ObjectiveKind {
+        match self {
+            Self::Sft => ObjectiveKind::Sft,
+            Self::Dpo { .. } => ObjectiveKind::Dpo,
+            Self::Orpo { .. } => ObjectiveKind::Orpo,
+            Self::Simpo { .. } => ObjectiveKind::Simpo,
+            Self::Cpo { .. } => ObjectiveKind::Cpo,
+            Self::Kto { .. } => ObjectiveKind::Kto,
+        }
+    }
+
+    /// Whether answers are compared with those of the model before training.
+    #[must_use]
+    pub const fn has_reference(&self) -> bool {
+        matches!(self, Self::Dpo { .. } | Self::Kto { .. })
+    }
+}
+
+pub(crate) fn objective(
+    reader: &mut Reader<'_>,
+    quantization: &QuantizationRecipe,
+    lora: &LoraRecipe,
+) -> ObjectiveRecipe {
+    use ObjectiveKind as K;
+
+    let kind: ObjectiveKind = reader.value("objective.kind");
+    let pairs: &[K] = &[K::Dpo, K::Simpo, K::Cpo];
+    let beta_default = if kind == K::Simpo { 2.0 } else { 0.1 };
+    let sft_default = if kind == K::Cpo { 1.0 } else { 0.0 };
+    let beta = option(reader, kind, "beta", &K::ALL[1..], beta_default, ABOVE);
+    let loss = loss(reader, kind);
+    let label_smoothing = option(reader, kind, "label_smoothing", pairs, 0.0, BELOW_HALF);
+    if kind == K::Dpo && label_smoothing != 0.0 && !loss.smooths() {
+        let instead = "only \"sigmoid\" and \"robust\" smooth labels; take one of the two out";
+        let other = format!("loss = \"{loss}\"");
+        reader.conflict("objective.label_smoothing", other, instead);
+    }
+    let sft_weight = option(reader, kind, "sft_weight", pairs, sft_default, NOT_NEGATIVE);
+    let gamma = option(reader, kind, "gamma", &[K::Simpo], 0.5, NOT_NEGATIVE);
+    let [desirable_weight, undesirable_weight] = ["desirable_weight", "undesirable_weight"]
+        .map(|name| option(reader, kind, name, &[K::Kto], 1.0, NOT_NEGATIVE));
+    let objective = match kind {
+        K::Sft => ObjectiveRecipe::Sft,
+        K::Dpo => ObjectiveRecipe::Dpo {
+            beta,
+            loss,
+            label_smoothing,
+            sft_weight,
+        },
+        K::Orpo => ObjectiveRecipe::Orpo { beta },
+        K::Simpo => ObjectiveRecipe::Simpo {
+            beta,
+            gamma,
+            label_smoothing,
+            sft_weight,
+        },
+        K::Cpo => ObjectiveRecipe::Cpo {
+            beta,
+            label_smoothing,
+            sft_weight,
+        },
+        K::Kto => ObjectiveRecipe::Kto {
+            beta,
+            desirable_weight,
+            undesirable_weight,
+        },
+    };
+    if objective.has_reference() {
+        reference(reader, kind, quantization, lora);
+    }
+    objective
+}
+
+/// The reference is the base alone: refuses what begins elsewhere, or moves the base.
+fn reference(
+    reader: &mut Reader<'_>,
+    kind: ObjectiveKind,
+    quantization: &QuantizationRecipe,
+    lora: &LoraRecipe,
+) {
+    let other = format!("objective.kind = \"{kind}\"");
+    if lora.adapter.is_some() {
+        let instead = "the reference is the base without an adapter, and this version keeps no copy of another start; `backdraft merge` puts the adapter into the base, which a new one can be trained over";
+        reader.conflict("lora.adapter", &*other, instead);
+    }
+    if lora.init != AdapterStart::Default {
+        let instead = "the reference is the base without an adapter, so adapters have to start at zero; write init = \"default\"";
+        reader.conflict("lora.init", &*other, instead);
+    }
+    let deals = quantization.bits.is_some() || quantization.base_memory.is_some();
+    if deals && quantization.adapt_at.iter().any(|share| *share > 0.0) {
+        let instead = "the reference is the base, which must not change in the middle of a run; write adapt_at = [0.0]";
+        reader.conflict("quantization.adapt_at", &*other, instead);
+    }
+}
+
+fn loss(reader: &mut Reader<'_>, kind: ObjectiveKind) -> DpoLoss {
+    const KEY: &str = "objective.loss";
+    let loss = reader.optional(KEY).unwrap_or_default();
+    if kind != ObjectiveKind::Dpo && reader.has(KEY) {
+        refuse(reader, KEY, kind);
+    }
+    loss
+}
+
+type Range = (&'static str, fn(&f64) -> bool);
+
+const ABOVE: Range = ("a number above 0", |x| *x > 0.0 && x.is_finite());
+const NOT_NEGATIVE: Range = ("a number, 0 or more", |x| *x >= 0.0 && x.is_finite());
+const BELOW_HALF: Range = ("a number from 0 to below 0.5", |x| (0.0..0.5).contains(x));
+
+/// An option of some kinds, which others refuse.
+fn option(
+    reader: &mut Reader<'_>,
+    kind: ObjectiveKind,
+    name: &str,
+    kinds: &[ObjectiveKind],
+    default: f64,
+    (expected, valid): Range,
+) -> f64 {
+    let key = format!("objective.{name}");
+    if !kinds.contains(&kind) {
+        let _: Option<f64> = reader.optional(&key);
+        if reader.has(&key) {
+            refuse(reader, &key, kind);
+        }
+        return default;
+    }
+    if !reader.has(&key) {
+        return default;
+    }
+    reader.checked(&key, expected, valid)
+}
+
+fn refuse(reader: &mut Reader<'_>, key: &str, kind: ObjectiveKind) {
+    let instead = "it belongs to another kind; take it out, or write the kind that you mean";
+    reader.conflict(key, format!("objective.kind = \"{kind}\""), instead);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::Recipe;
+
+    const SMALLEST: &str = "model = \"a/b\"\n[data]\ntrain = \"t.jsonl\"\n";
+
+    fn read(overrides: &[&str]) -> Result<Recipe, String> {
+        let overrides: Vec<String> = overrides.iter().map(|&text| text.to_owned()).collect();
+        Recipe::from_toml(SMALLEST, Path::new("/r"), &overrides).map_err(|error| error.to_string())
+    }
+
+    fn of(overrides: &[&str]) -> ObjectiveRecipe {
+        read(overrides).unwrap().objective
+    }
+
+    #[test]
+    fn each_kind_has_its_defaults_and_comes_back() {
+        assert_eq!(of(&[]), ObjectiveRecipe::Sft);
+        assert_eq!(
+            of(&["objective.kind=\"dpo\""]),
+            ObjectiveRecipe::Dpo {
+                beta: 0.1,
+                loss: DpoLoss::Sigmoid,
+                label_smoothing: 0.0,
+                sft_weight: 0.0
+            }
+        );
+        assert_eq!(
+            of(&["objective.kind=\"simpo\"", "objective.gamma=1.5"]),
+            ObjectiveRecipe::Simpo {
+                beta: 2.0,
+                gamma: 1.5,
+                label_smoothing: 0.0,
+                sft_weight: 0.0
+            }
+        );
+        assert_eq!(
+            of(&["objective.kind=\"cpo\""]),
+            ObjectiveRecipe::Cpo {
+                beta: 0.1,
+                label_smoothing: 0.0,
+                sft_weight: 1.0
+            }
+        );
+        for kind in ObjectiveKind::ALL {
+            let recipe = read(&[&format!("objective.kind=\"{kind}\"")]).unwrap();
+            assert_eq!(recipe.objective.kind(), *kind);
+            let text = recipe.to_toml().unwrap();
+            assert_eq!(Recipe::from_stored(&text, Path::new("/r")).unwrap(), recipe);
+        }
+    }
+
+    #[test]
+    fn an_option_of_another_kind_is_refused() {
+        let message = |overrides: &[&str]| read(overrides).unwrap_err();
+        for option in [
+            "objective.beta=0.1",
+            "objective.loss=\"ipo\"",
+            "objective.sft_weight=1",
+        ] {
+            let message = message(&[option]);
+            assert!(message.contains("objective.kind = \"sft\""), "{message}");
+        }
+        let found = message(&["objective.kind=\"orpo\"", "objective.gamma=1"]);
+        assert!(found.contains("objective.kind = \"orpo\""), "{found}");
+        let found = message(&["objective.kind=\"dpo\"", "objective.label_smoothing=0.5"]);
+        assert!(found.contains("a number from 0 to below 0.5"), "{found}");
+        let smoothed = [
+            "objective.kind=\"dpo\"",
+            "objective.loss=\"ipo\"",
+            "objective.label_smoothing=0.1",
+        ];
+        let found = message(&smoothed);
+        assert!(found.contains("only \"sigmoid\" and \"robust\""), "{found}");
+        let found = message(&["objective.kind=\"dpo\"", "objective.loss=\"sigmoid_nrm\""]);
+        assert!(found.contains("sigmoid_norm"), "{found}");
+    }
+
+    #[test]
+    fn a_reference_other_than_the_base_is_refused() {
+        let message = |overrides: &[&str]| read(overrides).unwrap_err();
+        for kind in ["dpo", "kto"] {
+            let kind = format!("objective.kind=\"{kind}\"");
+            let found = message(&[&kind, "lora.init=\"pissa\""]);
+            assert!(found.contains("init = \"default\""), "{found}");
+            let found = message(&[&kind, "lora.adapter=\"none\""]);
+            assert!(found.contains("`backdraft merge`"), "{found}");
+            let found = message(&[
+                &kind,
+                "load_in_4bit=true",
+                "quantization.bits=4.5",
+                "quantization.adapt_at=[0.0, 0.5]",
+            ]);
+            assert!(found.contains("adapt_at = [0.0]"), "{found}");
+        }
+        assert!(read(&["objective.kind=\"orpo\"", "lora.init=\"pissa\""]).is_ok());
+    }
+}

@@ -1,0 +1,83 @@
+//! What an evaluation adds up to.
+
+use backdraft_journal::report::AnswersReport;
+use burn::tensor::{Device, TensorReadError};
+
+use crate::compared::{Compared, floats};
+use crate::metrics::{EvalOutput, summary};
+use crate::objective::{Objective, Others};
+
+/// Sums over the passes of an evaluation. Answers are judged when all are there, so that nothing depends on how they shared
+/// passes.
+#[derive(Clone, Debug, Default)]
+pub struct HeldOut {
+    nll: f64,
+    tokens: usize,
+    policy: Vec<f64>,
+    reference: Vec<f64>,
+    divergence: Vec<f64>,
+    good: Vec<bool>,
+    lengths: Vec<usize>,
+}
+
+impl HeldOut {
+    /// Adds a pass.
+    ///
+    /// # Errors
+    /// A device that failed.
+    pub fn add(&mut self, output: &EvalOutput) -> Result<(), TensorReadError> {
+        let (nll, tokens) = output.read()?;
+        self.nll += nll;
+        self.tokens += tokens;
+        if let Some(answers) = output.answers() {
+            let [policy, reference, divergence] = answers.read()?;
+            self.policy.extend(policy);
+            self.reference.extend(reference);
+            self.divergence.extend(divergence);
+            self.good.extend(&answers.compared.good);
+            self.lengths.extend(&answers.compared.lengths);
+        }
+        Ok(())
+    }
+
+    /// Supervised tokens; of answers that are compared, those of the good ones.
+    pub fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    /// The loss, and what to tell of answers.
+    ///
+    /// # Errors
+    /// A device that failed.
+    pub fn finish(
+        &self,
+        objective: Objective,
+        device: &Device,
+    ) -> Result<(f64, Option<AnswersReport>), TensorReadError> {
+        if !objective.compares() {
+            return Ok((self.nll / self.tokens.max(1) as f64, None));
+        }
+        let tensor = |values: &[f64]| floats(values.iter().map(|value| *value as f32), device);
+        let answers = self.good.len();
+        let divergence = (!self.divergence.is_empty()).then(|| {
+            let sum: f64 = self.divergence.iter().sum();
+            (sum / answers.max(1) as f64).max(0.0)
+        });
+        let others = Others {
+            reference: (!self.reference.is_empty()).then(|| tensor(&self.reference)),
+            divergence: divergence.map(|divergence| tensor(&[divergence])),
+        };
+        let compared = Compared::of_answers(self.good.clone(), self.lengths.clone());
+        let judged = objective.judge(&tensor(&self.policy), &others, &compared);
+        let read = |tensor: burn::tensor::Tensor<1>| -> Result<Vec<f64>, TensorReadError> {
+            Ok(tensor.try_into_data()?.iter::<f64>().collect())
+        };
+        Ok(summary(
+            objective,
+            (&read(judged.losses)?, &read(judged.rewards)?, &self.policy),
+            &self.good,
+            (self.nll, self.tokens),
+            divergence,
+        ))
+    }
+}

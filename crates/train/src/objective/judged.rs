@@ -1,0 +1,14 @@
+//! What came of answers that are compared.
+
+use burn::tensor::Tensor;
+
+/// What came of answers.
+#[derive(Clone, Debug)]
+pub struct Judged {
+    /// Of each pair, or of each answer.
+    pub losses: Tensor<1>,
+    /// d(loss)/d(log-likelihood) of each answer, `[answers]`.
+    pub slopes: Tensor<1>,
+    /// β times what each answer's log-likelihood is compared by, `[answers]`.
+    pub rewards: Tensor<1>,
+}
