@@ -247,7 +247,7 @@ mod tests {
         assert_snapshot!(refused("backdraft trian x").1.to_json(), @r#"{"event":"error","schema_version":1,"error":"unrecognized subcommand 'trian'","problems":[],"causes":[],"hint":"a similar subcommand exists: 'train'","exit_code":2}"#);
         assert_snapshot!(refused("backdraft eval --model x").1.to_json(), @r#"{"event":"error","schema_version":1,"error":"the following required arguments were not provided: --data <ROWS>","problems":[],"causes":[],"hint":"Usage: backdraft eval --model <MODEL> --data <ROWS> [RECIPE]","exit_code":2}"#);
         assert_snapshot!(refused("backdraft").1.to_json(), @r#"{"event":"error","schema_version":1,"error":"expected a command, found none","problems":[],"causes":[],"hint":"`backdraft --help` lists the commands","exit_code":2}"#);
-        assert_snapshot!(refused("backdraft init --format csv").1.to_json(), @r#"{"event":"error","schema_version":1,"error":"invalid value 'csv' for '--format <FORMAT>' [possible values: auto, messages, alpaca, sharegpt, prompt_completion, text]","problems":[],"causes":[],"hint":null,"exit_code":2}"#);
+        assert_snapshot!(refused("backdraft init --format csv").1.to_json(), @r#"{"event":"error","schema_version":1,"error":"invalid value 'csv' for '--format <FORMAT>' [possible values: auto, messages, alpaca, sharegpt, prompt_completion, text, preference, unpaired]","problems":[],"causes":[],"hint":null,"exit_code":2}"#);
     }
 
     #[test]
