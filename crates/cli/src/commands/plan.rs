@@ -623,7 +623,7 @@ mod tests {
         step      2 x 2048 tokens, 1 micro-batch; bf16, base nf4 (blocks of 64, double)
         budget    5.50 GiB
         does not fit: a step needs at least 5.97 GiB
-          would help: max_seq_length from 2048 to 798
+          would help: max_seq_length from 2048 to 969
 
         policy                               peak      recompute    of time
         ");
