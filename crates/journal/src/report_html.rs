@@ -280,11 +280,11 @@ fn results(run: &RunFiles) -> Vec<(&'static str, String)> {
     if let Some(answers) = steps(run).last().and_then(|step| step.answers) {
         rows.push(("Answers of the last step", answers.to_string()));
     }
-    let held_out = run.reports.iter().filter_map(|report| match report {
+    let mut held_out = run.reports.iter().filter_map(|report| match report {
         Report::Step(_) => None,
         Report::Eval(eval) => eval.answers,
     });
-    if let Some(answers) = held_out.last() {
+    if let Some(answers) = held_out.next_back() {
         rows.push(("Answers held out", answers.to_string()));
     }
     if let Some(precision) = summary.and_then(|summary| summary.precision.as_ref()) {

@@ -23,8 +23,10 @@ impl Deal {
         if self.objective.learns_prompts() {
             for (ends, answer) in batch.cu_seqlens.windows(2).zip(&batch.answers) {
                 if *answer == Answer::Good {
-                    for at in ends[0] as usize..ends[1] as usize {
-                        labels[at] = i64::from(batch.input_ids[at]);
+                    let at = ends[0] as usize..ends[1] as usize;
+                    let ids = batch.input_ids[at.clone()].iter();
+                    for (label, &id) in labels[at].iter_mut().zip(ids) {
+                        *label = i64::from(id);
                     }
                 }
             }
@@ -180,7 +182,7 @@ mod tests {
         assert_eq!(found.targets.ids, [3, 4, 5, 8, 9, 9]);
         assert_eq!(compared.good, [true, false, true, false]);
         assert_eq!(compared.lengths, [2, 1, 2, 1]);
-        assert!(deal(dpo).mismatched(&[batch.clone()]).is_empty());
+        assert!(deal(dpo).mismatched(std::slice::from_ref(&batch)).is_empty());
         let orpo = backdraft_recipe::ObjectiveRecipe::Orpo { beta: 0.1 };
         let (found, compared) = deal(orpo.into()).micro_batch(&batch);
         assert_eq!(found.targets.ids, [2, 3, 4, 5, 7, 8, 9, 9]);

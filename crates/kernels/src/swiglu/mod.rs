@@ -22,7 +22,7 @@ use crate::dispatch::{on_cuda, on_device};
 use crate::low_rank::Adapted;
 
 /// z(g) = √(2/π)·2·(g + 0.044715·g³), of [`Activation::GeluTanh`].
-const GELU: [f32; 2] = [1.595_769_1, 0.044_715];
+const GELU: [f32; 2] = [1.595_769, 0.044_715];
 
 /// act(gate)·up.
 ///

@@ -31,6 +31,7 @@ pub struct DecoderLayer {
 
 /// The norms between the residual stream and a layer's attention and MLP.
 #[derive(Module, Debug)]
+#[expect(clippy::large_enum_variant, reason = "one for each layer")]
 pub enum StreamNorms {
     /// Before attention and before the MLP.
     Before([RmsNorm; 2]),
