@@ -114,7 +114,7 @@ enum Dtype {
 enum Keep {
     /// Everything that the backward pass uses.
     All,
-    /// All but what one pass over memory rebuilds: normed inputs, and the product of gate and up.
+    /// All but what one pass over memory rebuilds: normed inputs.
     Lean,
     /// The input of each layer.
     Inputs,

@@ -44,8 +44,8 @@ pub struct Gradients {
     pub gate: Tensor<2>,
     /// Of silu, dup = dy·g·σ.
     pub up: Tensor<2>,
-    /// act(gate)·up once more, bit for bit that of the forward pass, where it was asked for: what reads it need not
-    /// be kept an input for its own gradient.
+    /// act(gate)·up once more, bit for bit that of the forward pass, where it was asked for: it need not be
+    /// kept for the gradients of what reads it.
     pub product: Option<Tensor<2>>,
 }
 
