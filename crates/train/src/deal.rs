@@ -182,7 +182,11 @@ mod tests {
         assert_eq!(found.targets.ids, [3, 4, 5, 8, 9, 9]);
         assert_eq!(compared.good, [true, false, true, false]);
         assert_eq!(compared.lengths, [2, 1, 2, 1]);
-        assert!(deal(dpo).mismatched(std::slice::from_ref(&batch)).is_empty());
+        assert!(
+            deal(dpo)
+                .mismatched(std::slice::from_ref(&batch))
+                .is_empty()
+        );
         let orpo = backdraft_recipe::ObjectiveRecipe::Orpo { beta: 0.1 };
         let (found, compared) = deal(orpo.into()).micro_batch(&batch);
         assert_eq!(found.targets.ids, [2, 3, 4, 5, 7, 8, 9, 9]);
