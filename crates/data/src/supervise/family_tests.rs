@@ -288,6 +288,9 @@ const SYSTEM_IN_QUESTION: &str = "{% if messages[0].role == 'system' %}{% set sy
     {{ '<|im_start|>' + role + '\n' + (system if loop.first else '') + m.content | trim + '<|im_end|>\n' }}{% endfor %}\
     {% if add_generation_prompt %}{{ '<|im_start|>model\n' }}{% endif %}";
 
+/// What Gemma's own templates train of two turns: the tokenizer here has no token that ends a turn, so the line's end is trained too.
+const GEMMA_ANSWERS: [&str; 2] = ["One<end_of_turn>\n", "Two<end_of_turn>\n"];
+
 #[test]
 fn a_system_text_that_begins_the_first_question_is_context() {
     let answers = ["One<|im_end|>", "Two<|im_end|>"];
@@ -310,19 +313,30 @@ fn a_system_text_that_begins_the_first_question_is_context() {
         refused.to_string().contains("roles must alternate"),
         "{refused}"
     );
-    for name in [
-        "axolotl.gemma.jinja",
-        "axolotl.gemma3.jinja",
-        "trl.gemma3.jinja",
-    ] {
-        let folder = std::env::var_os("BACKDRAFT_TEMPLATES").map(PathBuf::from);
-        if !folder.is_some_and(|folder| folder.join(name).exists()) {
-            continue;
-        }
+    for name in ["axolotl.gemma3.jinja", "trl.gemma3.jinja"] {
         if let Some(template) = public(name) {
             let found = labelled(&template, with_system());
             assert!(found.text.contains("Be brief."), "{name}: {}", found.text);
+            assert_eq!(found.trained, GEMMA_ANSWERS, "{name}");
             assert_eq!(found.unseen, [], "{name}");
+        }
+    }
+}
+
+/// Gemma 1 and 2, whose templates refuse a system turn; what they train without one.
+#[test]
+fn a_system_text_that_the_template_refuses_is_an_error() {
+    for name in ["axolotl.gemma.jinja", "trl.gemma.jinja"] {
+        if let Some(template) = public(name) {
+            assert_eq!(labelled(&template, two_turns()).trained, GEMMA_ANSWERS);
+            let record = Format::Messages.read(json!({ "messages": with_system() }));
+            let tokenizer = tokenizer(Some(&template));
+            let refused = supervise(&record.unwrap(), &tokenizer, None, Supervision::Responses);
+            let refused = refused.unwrap_err().to_string();
+            assert!(
+                refused.contains("System role not supported"),
+                "{name}: {refused}"
+            );
         }
     }
 }
