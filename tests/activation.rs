@@ -85,6 +85,19 @@ fn adapted_on(
     model
 }
 
+/// Adapters on all projections that the model has.
+fn everywhere(dir: &Path, shape: RandomModel, lora: LoraConfig) -> LoraConfig {
+    let path = dir.join("model");
+    if !path.exists() {
+        shape.write(&path);
+    }
+    let source = ModelSource::open(&path).unwrap();
+    LoraConfig {
+        target_modules: backdraft::model::spec(&source).unwrap().targets(),
+        ..lora
+    }
+}
+
 fn batch(lengths: &[usize], vocab: usize) -> MicroBatch {
     let mut state = 3u32;
     let mut next = || {
@@ -236,6 +249,9 @@ fn gradients_and_losses_do_not_depend_on_the_plan() {
         (Family::Olmo3, Some(9), true, 0.0),
         (Family::Gemma2, Some(9), false, 0.1),
         (Family::Gemma3, Some(9), true, 0.0),
+        (Family::Phi3, None, false, 0.0),
+        (Family::Phi3, Some(9), true, 0.1),
+        (Family::Glm4, None, false, 0.1),
     ] {
         let shape = RandomModel {
             family,
@@ -248,6 +264,7 @@ fn gradients_and_losses_do_not_depend_on_the_plan() {
             dropout,
             ..LoraConfig::default()
         };
+        let lora = everywhere(&dir, shape, lora);
         let model = adapted(&dir, shape, nf4, &lora);
         let batch = batch(&lengths, SMALL.vocab);
         let step = setup(&model, &lora, nf4, &lengths).step();
@@ -268,7 +285,7 @@ fn gradients_and_losses_do_not_depend_on_the_plan() {
         let losses = &expected.unwrap().1;
         assert!(f64::from_bits(losses[9]) < f64::from_bits(losses[0]));
     }
-    assert_eq!(checked, 121);
+    assert_eq!(checked, 154);
 }
 
 #[test]
@@ -316,7 +333,13 @@ fn gradients_do_not_depend_on_the_plan_on_a_gpu() {
         window: Some(200),
         ..DRILLED
     };
+    let fused = RandomModel {
+        family: Family::Phi3,
+        ..DRILLED
+    };
     let families = [
+        (fused, (DType::F32, false, 0.0, vec![700, 300])),
+        (fused, (DType::BF16, true, 0.1, vec![700, 300])),
         (normed, (DType::F32, false, 0.0, vec![700, 300])),
         (normed, (DType::BF16, true, 0.1, vec![2048; 4])),
         (windowed, (DType::BF16, true, 0.0, vec![700, 300])),
@@ -333,6 +356,7 @@ fn gradients_do_not_depend_on_the_plan_on_a_gpu() {
             dropout,
             ..LoraConfig::default()
         };
+        let lora = everywhere(&dir, shape, lora);
         let model = adapted_on((&gpu, dtype), &dir, shape, nf4, &lora);
         let batch = batch(&lengths, shape.vocab);
         let setup = Setup {
@@ -498,6 +522,14 @@ fn the_predicted_peak_is_the_measured_one() {
         window: Some(100),
         ..wide
     };
+    let fused = RandomModel {
+        family: Family::Phi3,
+        ..wide
+    };
+    let fused_mlp = RandomModel {
+        family: Family::Glm4,
+        ..wide
+    };
     let mut combinations = 0;
     let mut off = Vec::new();
     for (shape, nf4, lengths) in [
@@ -517,12 +549,16 @@ fn the_predicted_peak_is_the_measured_one() {
         (capped, false, vec![384, 384]),
         (capped, true, vec![1024]),
         (local, false, vec![384, 384]),
+        (fused, false, vec![384, 384]),
+        (fused, true, vec![1024]),
+        (fused_mlp, false, vec![384, 384]),
     ] {
         let dir = tempfile::tempdir().unwrap();
         let lora = LoraConfig {
             rank: 8,
             ..LoraConfig::default()
         };
+        let lora = everywhere(dir.path(), shape, lora);
         let model = adapted(dir.path(), shape, nf4, &lora);
         let batch = batch(&lengths, shape.vocab);
         let setup = setup(&model, &lora, nf4, &lengths);

@@ -164,6 +164,8 @@ fn layers_that_differ_go_through_gguf() {
         (Family::Olmo3, Some(5)),
         (Family::Gemma2, Some(5)),
         (Family::Gemma3, Some(5)),
+        (Family::Phi3, Some(5)),
+        (Family::Glm4, None),
     ] {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("model");
@@ -183,6 +185,7 @@ fn layers_that_differ_go_through_gguf() {
         let model = exported(&source, None, &root.path().join("x.gguf")).unwrap();
         let spec = load(&path).spec().clone();
         assert_eq!(model.spec().layers, spec.layers, "{family:?}");
+        assert_eq!(model.spec().rope, spec.rope, "{family:?}");
         assert_eq!(model.spec().local_rope, spec.local_rope, "{family:?}");
         assert_eq!(
             model.spec().logits_softcap,

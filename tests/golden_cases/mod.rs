@@ -13,6 +13,7 @@ mod lora;
 mod lora_entry;
 mod misc;
 mod nested;
+mod outgrown;
 mod packing;
 mod place;
 mod preference;

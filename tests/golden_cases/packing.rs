@@ -3,15 +3,16 @@
 use backdraft::data::pipeline::TokenizedRow;
 use backdraft::data::rng::SplitMix64;
 use backdraft::data::{
-    Answers, Batch, Batching, IGNORE_INDEX, Loader, LoaderOptions, RowSet, TokenRows,
+    Answer, Answers, Batch, Batching, IGNORE_INDEX, Loader, LoaderOptions, RowSet, TokenRows,
 };
 use backdraft::lora::AdapterGrads;
 use backdraft::model::CausalLm;
 use backdraft::plan::ActivationPlan;
 use backdraft::train::step::{MicroBatch, forward_backward};
-use backdraft_testkit::tolerance::Tolerance;
+use backdraft_testkit::golden::Tensors;
+use backdraft_testkit::tolerance::{TINY_GRADIENT, TINY_LOGITS, TINY_LOSS, TINY_NORM, Tolerance};
 
-use super::compare::{by_name, scalar};
+use super::compare::{by_name, norm, scalar, values};
 use super::lora_entry::LoraCase;
 use super::tiny_case::TinyCase;
 
@@ -105,6 +106,11 @@ fn golden_tiny_packed_equals_unpacked() {
                 ("padding-free", epoch(&rows, Batching::PaddingFree, 4)),
                 ("padded", padded),
             ] {
+                // There padding counts in the length of a text, which chooses its rotary frequencies.
+                let longrope = model.spec().rope.scaling.name() == "longrope";
+                if longrope && kind == "padded" {
+                    continue;
+                }
                 let what = format!("{name}, {kind}");
                 assert!(
                     batches.len() < rows.len(),
@@ -120,6 +126,52 @@ fn golden_tiny_packed_equals_unpacked() {
                     GRADIENT.check(format!("{what}: {factor}"), grad, expected);
                 }
             }
+        }
+    }
+}
+
+/// The packs that some cases give, with the values of their documents alone.
+#[test]
+fn golden_tiny_given_packs() {
+    for case in TinyCase::all() {
+        let path = case.path.join("packed.safetensors");
+        if !path.exists() {
+            continue;
+        }
+        let (given, tensors) = (&case.golden["packed"], Tensors::open(path));
+        let [ids, labels] = ["input_ids", "labels"].map(|name| tensors.i64(name));
+        let mut ends = vec![0];
+        for length in tensors.i64("document_lengths") {
+            ends.push(ends[ends.len() - 1] + length as u32);
+        }
+        let positions = tensors.i64("position_ids").into_iter();
+        let batch = Batch {
+            input_ids: ids.iter().map(|&id| id as u32).collect(),
+            labels,
+            position_ids: positions.map(|position| position as u32).collect(),
+            rows: (1..ends.len()).collect(),
+            answers: vec![Answer::Plain; ends.len() - 1],
+            cu_seqlens: ends.clone(),
+        };
+        let pack = MicroBatch::from(batch.clone());
+        let logits = case
+            .model
+            .logits(case.model.forward_hidden(&pack.tokens, None));
+        TINY_LOGITS.check(&case.name, &values(&logits), &tensors.f32("logits"));
+        let mean = |model: &CausalLm| scalar(&model.nll(&pack.tokens, &pack.targets).mean());
+        let expected = given["loss"].as_f64().unwrap();
+        TINY_LOSS.check_one(&case.name, mean(&case.model), expected);
+        for LoraCase { name, model, .. } in LoraCase::all(&case) {
+            let targets = pack.targets.len();
+            let (nll, grads) = step(&model, std::slice::from_ref(&batch), 1.0 / targets as f32);
+            let expected = given["lora_loss"].as_f64().unwrap();
+            TINY_LOSS.check_one(&name, nll / targets as f64, expected);
+            for (factor, grad) in &grads {
+                let expected = tensors.f32(&format!("lora.grad.{factor}"));
+                TINY_GRADIENT.check(format!("{name}, {factor}"), grad, &expected);
+            }
+            let total = norm(grads.iter().flat_map(|(_, grad)| grad));
+            TINY_NORM.check_one(&name, total, given["lora_grad_norm"].as_f64().unwrap());
         }
     }
 }

@@ -32,11 +32,12 @@ pub(super) fn unsupported_feature(config: &Value) -> Option<&'static str> {
     let rope = active("rope_parameters").or(active("rope_scaling"));
     let partial = "partial_rotary_factor";
     let partial = rope.and_then(|rope| rope.get(partial)).or(active(partial));
-    if partial.is_some_and(|factor| factor.as_f64() != Some(1.0)) {
+    let in_part = matches!(model_type, Some("phi3" | "glm4"));
+    if !in_part && partial.is_some_and(|factor| factor.as_f64() != Some(1.0)) {
         return Some("partial_rotary_factor");
     }
     let kind = rope.and_then(|rope| rope.get("rope_type").or(rope.get("type")));
-    let kinds = ["default", "linear", "llama3", "yarn"];
+    let kinds = ["default", "linear", "llama3", "yarn", "longrope", "su"];
     match kind {
         Some(kind) if !kinds.iter().any(|name| kind == name) => Some("rope_type"),
         _ => None,
@@ -48,9 +49,10 @@ fn unsupported_in_family(config: &Value, model_type: Option<&str>) -> Option<&'s
     let active = |key: &&str| !config[*key].is_null() && config[*key] != false;
     let keys: &[&str] = match model_type {
         Some("mistral") => &["attention_bias", "mlp_bias"],
+        Some("phi3") => &["attention_bias"],
         Some("qwen2" | "qwen3" | "smollm3" | "olmo3" | "gemma2") => &[],
         Some("gemma3_text") => &["use_bidirectional_attention", "attn_logit_softcapping"],
-        // Llama, Granite and OLMo 2.
+        // Llama, Granite, OLMo 2 and GLM 4.
         _ => &["sliding_window"],
     };
     keys.iter().copied().find(active)
@@ -110,6 +112,8 @@ pub(super) fn unsupported_option(options: &Map<String, Value>, targets: &Value) 
         "gate_proj",
         "up_proj",
         "down_proj",
+        "qkv_proj",
+        "gate_up_proj",
     ];
     let targets = targets.as_array().into_iter().flatten();
     let mut targets = targets.filter_map(Value::as_str);

@@ -5,9 +5,9 @@
 
 use serde_json::{Map, Value};
 
-use crate::families::Family;
-use crate::ops::{Activation, Heads, NormPlaces, NormScale};
-use crate::rope::{RopeConfig, RopeScaling, yarn_mscale};
+use crate::families::{Defaults, Family};
+use crate::ops::{Activation, Heads, NormNames, NormPlaces, NormScale};
+use crate::rope::{RopeConfig, RopeScaling, RotaryPairs, longrope_attention_factor, yarn_mscale};
 use crate::spec::{LayerSpec, ModelSpec};
 use crate::target::TargetSet;
 
@@ -117,11 +117,13 @@ fn decoder(keys: &Keys<'_>, family: Family) -> Result<ModelSpec, ConfigError> {
         head_dim,
         heads: Heads::Turned,
         norm_places: NormPlaces::Before,
+        norm_names: NormNames::Usual,
         activation: Activation::Silu,
         sliding_window: None,
         attention_multiplier: None,
         attention_softcap: None,
         residual_multiplier: 1.0,
+        fused: TargetSet::NONE,
         biases: TargetSet::NONE,
     };
     let max_position_embeddings =
@@ -138,11 +140,7 @@ fn decoder(keys: &Keys<'_>, family: Family) -> Result<ModelSpec, ConfigError> {
         rounds_embedding_multiplier: false,
         logits_scaling: 1.0,
         logits_softcap: None,
-        rope: rope(
-            keys,
-            (head_dim, defaults.rope_theta),
-            max_position_embeddings,
-        )?,
+        rope: rope(keys, (head_dim, &defaults), max_position_embeddings)?,
         local_rope: None,
         layers: vec![layer; keys.count("num_hidden_layers")?],
     })
@@ -166,12 +164,30 @@ fn check(spec: &ModelSpec) -> Result<(), ConfigError> {
             return inconsistent("head_dim", layer.head_dim, "an even number".to_owned());
         }
     }
-    let half = spec.rope.head_dim / 2;
-    if let RopeScaling::Factors(factors) = &spec.rope.scaling
-        && factors.len() != half
+    let half = spec.rope.rotary_dim / 2;
+    if let Some(local) = &spec.local_rope
+        && matches!(local.scaling, RopeScaling::LongRope { .. })
     {
-        let expected = format!("one factor for each of {half} frequencies");
-        return inconsistent("rope factors", factors.len(), expected);
+        return Err(ConfigError::Unsupported {
+            key: "rope_type",
+            actual: "longrope in layers with a window".to_owned(),
+            supported: "another type there".to_owned(),
+        });
+    }
+    let lists: &[(&'static str, &[f32])] = match &spec.rope.scaling {
+        RopeScaling::Factors(factors) => &[("rope factors", factors)],
+        RopeScaling::LongRope {
+            short_factor,
+            long_factor,
+            ..
+        } => &[("short_factor", short_factor), ("long_factor", long_factor)],
+        _ => &[],
+    };
+    for (key, factors) in lists {
+        if factors.len() != half {
+            let expected = format!("one factor for each of {half} frequencies");
+            return inconsistent(key, factors.len(), expected);
+        }
     }
     Ok(())
 }
@@ -210,36 +226,81 @@ fn refuse_unsupported(keys: &Keys<'_>, family: Family) -> Result<(), ConfigError
 /// Both spellings: `rope_theta` with `rope_scaling`, or `rope_parameters`.
 fn rope(
     keys: &Keys<'_>,
-    (head_dim, default_theta): (usize, f64),
+    (head_dim, defaults): (usize, &Defaults),
     max_position_embeddings: usize,
 ) -> Result<RopeConfig, ConfigError> {
     let nested = match keys.object("rope_parameters")? {
         Some(parameters) => Some(parameters),
         None => keys.object("rope_scaling")?,
     };
-    let theta = keys.number_or("rope_theta", default_theta)?;
-    rope_of(keys, nested, (head_dim, theta), max_position_embeddings)
+    let theta = keys.number_or("rope_theta", defaults.rope_theta)?;
+    let head = RotaryHead {
+        head_dim,
+        partial_rotary_factor: defaults.partial_rotary_factor,
+    };
+    rope_of(keys, nested, (head, theta), max_position_embeddings)
+}
+
+/// The features of a head, and what part of them turns where that is not said; absent where a family always turns all.
+#[derive(Clone, Copy)]
+pub(crate) struct RotaryHead {
+    pub(crate) head_dim: usize,
+    pub(crate) partial_rotary_factor: Option<f64>,
+}
+
+impl RotaryHead {
+    /// For a family that turns whole heads.
+    pub(crate) const fn whole(head_dim: usize) -> Self {
+        Self {
+            head_dim,
+            partial_rotary_factor: None,
+        }
+    }
+
+    /// The features that turn: as many as `partial_rotary_factor` says, rounded down.
+    fn rotary_dim(self, keys: &Keys<'_>, nested: &Keys<'_>) -> Result<usize, ConfigError> {
+        let key = "partial_rotary_factor";
+        let said = nested.optional(key).or(keys.optional(key));
+        let factor = said.map(|value| value.as_f64().ok_or(value));
+        let invalid = |actual| {
+            invalid(
+                key,
+                "a part of the head: above 0, at most 1, with an even number of features",
+                actual,
+            )
+        };
+        match (factor, self.partial_rotary_factor) {
+            (Some(Err(actual)), _) => Err(invalid(actual)),
+            (None, None) | (Some(Ok(1.0)), _) => Ok(self.head_dim),
+            (Some(Ok(factor)), None) => Err(ConfigError::Unsupported {
+                key,
+                actual: factor.to_string(),
+                supported: "1 (the whole head turns)".to_owned(),
+            }),
+            (factor, Some(default)) => {
+                let factor = factor.and_then(Result::ok).unwrap_or(default);
+                let turning = self.head_dim as f64 * factor;
+                let fits = turning >= 2.0 && factor <= 1.0;
+                let turning = turning as usize;
+                match fits && turning.is_multiple_of(2) {
+                    true => Ok(turning),
+                    false => Err(invalid(&factor.into())),
+                }
+            }
+        }
+    }
 }
 
 /// What an object of rotary settings says, with what counts where it says nothing of θ.
 pub(crate) fn rope_of(
     keys: &Keys<'_>,
     nested: Option<Keys<'_>>,
-    (head_dim, default_theta): (usize, f64),
+    (head, default_theta): (RotaryHead, f64),
     max_position_embeddings: usize,
 ) -> Result<RopeConfig, ConfigError> {
     let empty = Map::new();
     let nested = nested.unwrap_or(Keys(&empty));
-    let partial = "partial_rotary_factor";
-    if let Some(actual) = nested.optional(partial).or(keys.optional(partial))
-        && actual.as_f64() != Some(1.0)
-    {
-        return Err(ConfigError::Unsupported {
-            key: partial,
-            actual: actual.to_string(),
-            supported: "1 (the whole head turns)".to_owned(),
-        });
-    }
+    let rotary_dim = head.rotary_dim(keys, &nested)?;
     let theta = nested.number_or("rope_theta", default_theta)?;
     let original = || {
         nested.number_or(
@@ -262,11 +323,13 @@ pub(crate) fn rope_of(
             original_max_position_embeddings: nested.number("original_max_position_embeddings")?,
         },
         Some("yarn") => yarn(&nested, original()?)?,
+        Some("longrope" | "su") => longrope(keys, &nested, max_position_embeddings as f64)?,
         _ => {
             return Err(ConfigError::Unsupported {
                 key: "rope_type",
                 actual: kind.map(Value::to_string).unwrap_or_default(),
-                supported: "\"default\", \"linear\", \"llama3\" or \"yarn\"".to_owned(),
+                supported: "\"default\", \"linear\", \"llama3\", \"yarn\" or \"longrope\""
+                    .to_owned(),
             });
         }
     };
@@ -279,7 +342,9 @@ pub(crate) fn rope_of(
     }
     Ok(RopeConfig {
         theta,
-        head_dim,
+        head_dim: head.head_dim,
+        rotary_dim,
+        pairs: RotaryPairs::Halves,
         scaling,
     })
 }
@@ -303,6 +368,26 @@ fn yarn(keys: &Keys<'_>, original: f64) -> Result<RopeScaling, ConfigError> {
         beta_fast: keys.number_or("beta_fast", 32.0)?,
         beta_slow: keys.number_or("beta_slow", 1.0)?,
         truncate: keys.flag_or("truncate", true)?,
+        attention_factor,
+    })
+}
+
+/// `su` in older files. The original context stands beside the rotary settings in files in the wild, within them in newer ones.
+fn longrope(keys: &Keys<'_>, nested: &Keys<'_>, longest: f64) -> Result<RopeScaling, ConfigError> {
+    let key = "original_max_position_embeddings";
+    let original = match nested.optional(key) {
+        Some(_) => nested.number(key)?,
+        None => keys.number_or(key, longest)?,
+    };
+    let factor = nested.positive_or("factor", longest / original.max(1.0))?;
+    let attention_factor = nested.positive_or(
+        "attention_factor",
+        longrope_attention_factor(factor, original),
+    )?;
+    Ok(RopeScaling::LongRope {
+        short_factor: nested.factors("short_factor")?,
+        long_factor: nested.factors("long_factor")?,
+        original_max_position_embeddings: original,
         attention_factor,
     })
 }
@@ -377,6 +462,19 @@ impl<'a> Keys<'a> {
         self.optional(key).map_or(Ok(default), |_| self.number(key))
     }
 
+    /// A list of divisors.
+    fn factors(&self, key: &'static str) -> Result<Vec<f32>, ConfigError> {
+        let value = self.optional(key).ok_or(ConfigError::Missing { key })?;
+        let of = |value: &Value| {
+            let factor = value.as_f64()? as f32;
+            (factor.is_finite() && factor > 0.0).then_some(factor)
+        };
+        let factors = value
+            .as_array()
+            .and_then(|list| list.iter().map(of).collect());
+        factors.ok_or_else(|| invalid(key, "a list of finite numbers above 0", value))
+    }
+
     /// A factor or a divisor.
     pub(crate) fn positive_or(&self, key: &'static str, default: f64) -> Result<f64, ConfigError> {
         self.optional(key).map_or(Ok(default), |value| {
@@ -443,17 +541,17 @@ mod tests {
         check(
             json!({"model_type": "gpt_neox"}),
             "`model_type` is \"gpt_neox\", which is not supported: expected \"llama\", \"mistral\", \
-             \"qwen2\", \"qwen3\", \"granite\", \"smollm3\", \"olmo2\", \"olmo3\", \"gemma2\" or \
-             \"gemma3_text\"",
+             \"qwen2\", \"qwen3\", \"granite\", \"smollm3\", \"olmo2\", \"olmo3\", \"gemma2\", \
+             \"gemma3_text\", \"phi3\" or \"glm4\"",
         );
         check(
             json!({"hidden_act": "gelu"}),
             "`hidden_act` is \"gelu\", which is not supported: expected \"silu\"",
         );
         check(
-            json!({"rope_scaling": {"rope_type": "longrope"}}),
-            "`rope_type` is \"longrope\", which is not supported: expected \"default\", \"linear\", \
-             \"llama3\" or \"yarn\"",
+            json!({"rope_scaling": {"rope_type": "dynamic"}}),
+            "`rope_type` is \"dynamic\", which is not supported: expected \"default\", \"linear\", \
+             \"llama3\", \"yarn\" or \"longrope\"",
         );
         check(
             json!({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}),

@@ -64,10 +64,12 @@ pub use module_names::ModuleNames;
 pub use module_pattern::ModulePattern;
 pub use named::UnknownName;
 pub use nested::NestedFormat;
-pub use ops::{Activation, Backward, Forward, Heads, Norm, NormPlaces, NormScale, Values};
+pub use ops::{
+    Activation, Backward, Forward, Heads, Norm, NormNames, NormPlaces, NormScale, Values,
+};
 pub use optimizer::StatePrecision;
 pub use quantization::{Precision, QuantizationPlan, Scheme, embeds_on_host};
-pub use rope::{RopeConfig, RopeScaling};
+pub use rope::{Reach, RopeConfig, RopeScaling, RotaryPairs};
 pub use saved::{KeepSet, OffloadSet, SavedTensor};
 pub use spec::{LayerSpec, ModelSpec, TensorSpec};
 pub use stored::StoredShare;

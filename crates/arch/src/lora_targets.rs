@@ -44,7 +44,7 @@ impl LoraTargets {
             layers_to_transform: self.layers_to_transform.clone(),
             ..config
         };
-        let mut config = match self.projections() {
+        let mut config = match self.projections(spec) {
             Some(target_modules) => LoraConfig {
                 target_modules,
                 ..config
@@ -76,14 +76,18 @@ impl LoraTargets {
         }
     }
 
-    /// The projections, where nothing but their names is said: all layers have the same.
-    fn projections(&self) -> Option<Vec<TargetModule>> {
+    /// The projections, where nothing but their names is said, and every layer has them.
+    fn projections(&self, spec: &ModelSpec) -> Option<Vec<TargetModule>> {
         let ModuleNames::List(names) = &self.target_modules else {
             return None;
         };
         let targets: Option<Vec<TargetModule>> =
             names.iter().map(|name| name.parse().ok()).collect();
-        targets.filter(|_| self.exclude_modules.is_none())
+        let everywhere = |target: &TargetModule| {
+            (spec.layers.iter()).all(|layer| layer.modules().any(|module| module == *target))
+        };
+        let said = targets.filter(|_| self.exclude_modules.is_none())?;
+        said.iter().all(everywhere).then_some(said)
     }
 
     /// The adapted modules by path.

@@ -52,17 +52,29 @@ impl Norm {
 
     /// The name of its weight in Hugging Face's files.
     #[must_use]
-    pub fn tensor(self, layer: usize) -> String {
-        let name = match self {
-            Self::Input => "input_layernorm",
-            Self::PostAttention => "post_attention_layernorm",
-            Self::PreFeedforward => "pre_feedforward_layernorm",
-            Self::PostFeedforward => "post_feedforward_layernorm",
-            Self::Query => "self_attn.q_norm",
-            Self::Key => "self_attn.k_norm",
+    pub fn tensor(self, layer: usize, names: NormNames) -> String {
+        let name = match (self, names) {
+            (Self::Input, _) => "input_layernorm",
+            (Self::PostAttention, NormNames::Usual) => "post_attention_layernorm",
+            (Self::PreFeedforward, NormNames::Usual) => "pre_feedforward_layernorm",
+            (Self::PostFeedforward, NormNames::Usual) => "post_feedforward_layernorm",
+            (Self::PostAttention, NormNames::Glm) => "post_self_attn_layernorm",
+            (Self::PreFeedforward, NormNames::Glm) => "post_attention_layernorm",
+            (Self::PostFeedforward, NormNames::Glm) => "post_mlp_layernorm",
+            (Self::Query, _) => "self_attn.q_norm",
+            (Self::Key, _) => "self_attn.k_norm",
         };
         format!("model.layers.{layer}.{name}.weight")
     }
+}
+
+/// What files call the norms of the residual stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum NormNames {
+    /// As Llama and Gemma do.
+    Usual,
+    /// As GLM 4 does, whose `post_attention_layernorm` stands before the MLP though another follows attention.
+    Glm,
 }
 
 /// Where the norms of the residual stream stand.

@@ -9,8 +9,30 @@ pub struct RopeConfig {
     pub theta: f64,
     /// Features of a head.
     pub head_dim: usize,
+    /// The first of them, an even number, turn; the others pass as they are.
+    pub rotary_dim: usize,
+    /// Which of those that turn belong together.
+    pub pairs: RotaryPairs,
     /// How the frequencies were changed to reach longer sequences.
     pub scaling: RopeScaling,
+}
+
+/// How far a sequence reaches, where its length chooses the frequencies of all its positions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reach {
+    /// Within the original context, or no length makes a difference.
+    Original,
+    /// Beyond it.
+    Beyond,
+}
+
+/// Two features that turn together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RotaryPairs {
+    /// i and i + d/2, with d features that turn.
+    Halves,
+    /// 2i and 2i + 1.
+    Neighbours,
 }
 
 /// Changes to the default frequencies.
@@ -49,6 +71,18 @@ pub enum RopeScaling {
         /// Factor on cosine and sine.
         attention_factor: f64,
     },
+    /// A divisor for each frequency, one list for sequences up to the original context and another for longer ones (Ding et
+    /// al. 2024, arXiv:2402.13753).
+    LongRope {
+        /// For sequences of at most that many tokens.
+        short_factor: Vec<f32>,
+        /// For longer ones, at all of their positions.
+        long_factor: Vec<f32>,
+        /// Context length before stretching, in tokens.
+        original_max_position_embeddings: f64,
+        /// Factor on cosine and sine, whichever list counts.
+        attention_factor: f64,
+    },
     /// A divisor for each frequency, as GGUF files store Llama 3.1's.
     Factors(Vec<f32>),
 }
@@ -62,16 +96,34 @@ impl RopeScaling {
             Self::Linear { .. } => "linear",
             Self::Llama3 { .. } => "llama3",
             Self::Yarn { .. } => "yarn",
+            Self::LongRope { .. } => "longrope",
             Self::Factors(_) => "factors of its own",
         }
     }
 }
 
 impl RopeConfig {
-    /// fᵢ, `[d / 2]`, in radians for each position.
+    /// fᵢ of sequences within the original context, `[d / 2]` with d features that turn, in radians for each position.
     pub fn inv_freq(&self) -> Vec<f32> {
-        let half = self.head_dim / 2;
-        (0..half).map(|i| self.scaled(i) as f32).collect()
+        self.inv_freq_of(Reach::Original)
+    }
+
+    /// The same for sequences that reach so far.
+    pub fn inv_freq_of(&self, reach: Reach) -> Vec<f32> {
+        let half = self.rotary_dim / 2;
+        (0..half).map(|i| self.scaled(i, reach) as f32).collect()
+    }
+
+    /// How far a sequence of so many tokens reaches.
+    #[must_use]
+    pub fn reach(&self, tokens: usize) -> Reach {
+        match self.scaling {
+            RopeScaling::LongRope {
+                original_max_position_embeddings: original,
+                ..
+            } if tokens as f64 > original => Reach::Beyond,
+            _ => Reach::Original,
+        }
     }
 
     /// Factor that cosine and sine are multiplied by.
@@ -79,17 +131,20 @@ impl RopeConfig {
         match &self.scaling {
             RopeScaling::Yarn {
                 attention_factor, ..
+            }
+            | RopeScaling::LongRope {
+                attention_factor, ..
             } => *attention_factor,
             _ => 1.0,
         }
     }
 
-    /// Cosine and sine of each position's angles, row by row.
+    /// Cosine and sine of each position's angles in a sequence that reaches so far, row by row.
     ///
     /// # Shapes
     /// `position_ids` `[t]`; both `[t, d / 2]`.
-    pub fn cos_sin(&self, position_ids: &[u32]) -> (Vec<f32>, Vec<f32>) {
-        let inv_freq = self.inv_freq();
+    pub fn cos_sin(&self, position_ids: &[u32], reach: Reach) -> (Vec<f32>, Vec<f32>) {
+        let inv_freq = self.inv_freq_of(reach);
         let scaling = self.attention_scaling();
         // The angle is rounded to f32 first, as the reference implementation has it.
         let angles = position_ids.iter().flat_map(|&position| {
@@ -106,15 +161,26 @@ impl RopeConfig {
     }
 
     fn unscaled(&self, i: usize) -> f64 {
-        self.theta.powf(-((2 * i) as f64) / self.head_dim as f64)
+        self.theta.powf(-((2 * i) as f64) / self.rotary_dim as f64)
     }
 
-    fn scaled(&self, i: usize) -> f64 {
+    fn scaled(&self, i: usize, reach: Reach) -> f64 {
         let frequency = self.unscaled(i);
         match &self.scaling {
             RopeScaling::Default => frequency,
             RopeScaling::Linear { factor } => frequency / factor,
             RopeScaling::Factors(factors) => frequency / f64::from(factors[i]),
+            RopeScaling::LongRope {
+                short_factor,
+                long_factor,
+                ..
+            } => {
+                let factors = match reach {
+                    Reach::Original => short_factor,
+                    Reach::Beyond => long_factor,
+                };
+                frequency / f64::from(factors[i])
+            }
             &RopeScaling::Llama3 {
                 factor,
                 low_freq_factor,
@@ -134,7 +200,7 @@ impl RopeConfig {
                 ..
             } => {
                 let dimension = |rotations: f64| {
-                    self.head_dim as f64 * (original / (rotations * TAU)).ln()
+                    self.rotary_dim as f64 * (original / (rotations * TAU)).ln()
                         / (2.0 * self.theta.ln())
                 };
                 let (low, high) = (dimension(beta_fast), dimension(beta_slow));
@@ -143,7 +209,7 @@ impl RopeConfig {
                 } else {
                     (low, high)
                 };
-                let (low, mut high) = (low.max(0.0), high.min(self.head_dim as f64 - 1.0));
+                let (low, mut high) = (low.max(0.0), high.min(self.rotary_dim as f64 - 1.0));
                 if low == high {
                     high += 0.001;
                 }
@@ -157,6 +223,15 @@ impl RopeConfig {
 /// Between `frequency / factor` (kept = 0) and `frequency` (kept = 1).
 fn blend(frequency: f64, factor: f64, kept: f64) -> f64 {
     frequency / factor * (1.0 - kept) + frequency * kept
+}
+
+/// LongRoPE's factor on cosine and sine: √(1 + ln(factor) / ln(original)).
+pub(crate) fn longrope_attention_factor(factor: f64, original: f64) -> f64 {
+    if factor <= 1.0 || original <= 1.0 {
+        1.0
+    } else {
+        (1.0 + factor.ln() / original.ln()).sqrt()
+    }
 }
 
 /// YaRN's factor on cosine and sine: 0.1·mscale·ln(factor) + 1.

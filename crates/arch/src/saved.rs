@@ -47,16 +47,16 @@ impl SavedTensor {
         Self::Down,
     ];
 
-    /// The tensor that holds the output of a projection; that of `down_proj` is kept where it is normed before it is
+    /// The tensor that holds the output of a projection, of a fused one the first; that of `down_proj` is kept where it is normed before it is
     /// added, and is the next layer's input elsewhere.
     #[must_use]
     pub const fn of(target: TargetModule) -> Self {
         match target {
-            TargetModule::QProj => Self::Query,
+            TargetModule::QProj | TargetModule::QkvProj => Self::Query,
             TargetModule::KProj => Self::Key,
             TargetModule::VProj => Self::Value,
             TargetModule::OProj => Self::Mid,
-            TargetModule::GateProj => Self::Gate,
+            TargetModule::GateProj | TargetModule::GateUpProj => Self::Gate,
             TargetModule::UpProj => Self::Up,
             TargetModule::DownProj => Self::Down,
         }

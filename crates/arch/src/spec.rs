@@ -1,9 +1,11 @@
 //! What a model is made of: its layers, their matrices and vectors, with names and shapes.
 
+use std::ops::Range;
+
 use crate::families::Family;
-use crate::ops::{Activation, Heads, Norm, NormPlaces, NormScale};
+use crate::ops::{Activation, Heads, Norm, NormNames, NormPlaces, NormScale};
 use crate::rope::RopeConfig;
-use crate::target::{TargetModule, TargetSet};
+use crate::target::{Group, TargetModule, TargetSet};
 
 /// The name of the embedding.
 pub const EMBEDDING: &str = "model.embed_tokens.weight";
@@ -62,6 +64,8 @@ pub struct LayerSpec {
     pub heads: Heads,
     /// Where the norms of the residual stream stand.
     pub norm_places: NormPlaces,
+    /// What files call them.
+    pub norm_names: NormNames,
     /// What the MLP's gate goes through.
     pub activation: Activation,
     /// Keys that a query sees, itself included; all before it where absent.
@@ -72,6 +76,8 @@ pub struct LayerSpec {
     pub attention_softcap: Option<f64>,
     /// Factor on what attention and MLP add to the residual stream; 1 in most families.
     pub residual_multiplier: f64,
+    /// The fused projections, each in the place of those whose rows it has.
+    pub fused: TargetSet,
     /// The projections that have a bias.
     pub biases: TargetSet,
 }
@@ -111,7 +117,38 @@ impl LayerSpec {
             TargetModule::OProj => [hidden, query],
             TargetModule::GateProj | TargetModule::UpProj => [inner, hidden],
             TargetModule::DownProj => [hidden, inner],
+            TargetModule::QkvProj => [query + 2 * key_value, hidden],
+            TargetModule::GateUpProj => [2 * inner, hidden],
         }
+    }
+
+    /// Its projections, in the order of files: each has a matrix, and can have an adapter.
+    pub fn modules(&self) -> impl Iterator<Item = TargetModule> + use<> {
+        let layer = self.fused;
+        TargetModule::PARTS.into_iter().filter_map(move |part| {
+            let module = fused_in(layer, part);
+            (part.place_in_group() == 0 || module == part).then_some(module)
+        })
+    }
+
+    /// The projection that has the rows of `part`: itself, unless it is fused with others.
+    #[must_use]
+    pub fn module_of(&self, part: TargetModule) -> TargetModule {
+        fused_in(self.fused, part)
+    }
+
+    /// Which rows of its projection are those of `part`.
+    #[must_use]
+    pub fn rows_of(&self, part: TargetModule) -> Range<usize> {
+        let rows = |part| self.shape(part)[0];
+        let before = match part.group() {
+            Some(group) if self.module_of(part) != part => {
+                let before = &group.targets()[..part.place_in_group()];
+                before.iter().map(|&part| rows(part)).sum()
+            }
+            _ => 0,
+        };
+        before..before + rows(part)
     }
 
     /// Its norms with the lengths of their weights.
@@ -143,16 +180,16 @@ impl LayerSpec {
     /// Values of an adapter of rank `rank` on each projection.
     #[must_use]
     pub fn adapter_params(&self, rank: usize) -> usize {
-        let sides = TargetModule::ALL.map(|target| self.shape(target).iter().sum::<usize>());
-        rank * sides.iter().sum::<usize>()
+        let sides = (self.modules()).map(|target| self.shape(target).iter().sum::<usize>());
+        rank * sides.sum::<usize>()
     }
 
     /// Every tensor of layer `index`, norms first.
     pub fn tensors(&self, index: usize) -> impl Iterator<Item = TensorSpec> {
-        let norms = self
-            .norms()
-            .map(move |(norm, length)| TensorSpec::new(norm.tensor(index), [length]));
-        let projections = TargetModule::ALL.into_iter().flat_map(move |target| {
+        let norms = self.norms().map(move |(norm, length)| {
+            TensorSpec::new(norm.tensor(index, self.norm_names), [length])
+        });
+        let projections = self.modules().flat_map(move |target| {
             let shape = self.shape(target);
             let path = target.path(index);
             let bias = self
@@ -163,6 +200,14 @@ impl LayerSpec {
         });
         norms.chain(projections)
     }
+}
+
+/// The projection that has the rows of `part` in a layer with these fused ones.
+fn fused_in(fused: TargetSet, part: TargetModule) -> TargetModule {
+    let module = part.group().map(Group::fused);
+    module
+        .filter(|&module| fused.contains(module))
+        .unwrap_or(part)
 }
 
 impl ModelSpec {
@@ -179,7 +224,15 @@ impl ModelSpec {
 
     /// Every projection of every layer, with its layer.
     pub fn projections(&self) -> impl Iterator<Item = (usize, TargetModule)> + use<> {
-        let layers = 0..self.layers.len();
-        layers.flat_map(|layer| TargetModule::ALL.map(|target| (layer, target)))
+        let layers: Vec<_> = self.layers.iter().map(LayerSpec::modules).collect();
+        let layers = layers.into_iter().enumerate();
+        layers.flat_map(|(index, modules)| modules.map(move |target| (index, target)))
+    }
+
+    /// The projections that some layer has, each once.
+    #[must_use]
+    pub fn targets(&self) -> Vec<TargetModule> {
+        let has = |target: &TargetModule| self.projections().any(|(_, other)| other == *target);
+        TargetModule::ALL.into_iter().filter(has).collect()
     }
 }

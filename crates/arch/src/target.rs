@@ -20,6 +20,8 @@ pub enum TargetModule {
     GateProj,
     UpProj,
     DownProj,
+    QkvProj,
+    GateUpProj,
 }
 
 /// Projections that read the same input, so that one product can serve the A of all their adapters.
@@ -41,11 +43,33 @@ impl Group {
             Self::GateUp => &[M::GateProj, M::UpProj],
         }
     }
+
+    /// The one projection that stands for them where a family has them in one matrix: their rows, one behind the other.
+    #[must_use]
+    pub const fn fused(self) -> TargetModule {
+        match self {
+            Self::Qkv => TargetModule::QkvProj,
+            Self::GateUp => TargetModule::GateUpProj,
+        }
+    }
 }
 
 impl TargetModule {
-    /// All seven.
-    pub const ALL: [Self; 7] = [
+    /// All of them. No layer has both fused ones and those that they stand for.
+    pub const ALL: [Self; 9] = [
+        Self::QProj,
+        Self::KProj,
+        Self::VProj,
+        Self::OProj,
+        Self::GateProj,
+        Self::UpProj,
+        Self::DownProj,
+        Self::QkvProj,
+        Self::GateUpProj,
+    ];
+
+    /// The seven products that every layer computes; fused projections are computed part by part.
+    pub const PARTS: [Self; 7] = [
         Self::QProj,
         Self::KProj,
         Self::VProj,
@@ -64,6 +88,8 @@ impl TargetModule {
         "gate_proj",
         "up_proj",
         "down_proj",
+        "qkv_proj",
+        "gate_up_proj",
     ];
 
     /// The name that checkpoints and PEFT use.
@@ -76,8 +102,8 @@ impl TargetModule {
     #[must_use]
     pub const fn block(self) -> &'static str {
         match self {
-            Self::QProj | Self::KProj | Self::VProj | Self::OProj => "self_attn",
-            Self::GateProj | Self::UpProj | Self::DownProj => "mlp",
+            Self::QProj | Self::KProj | Self::VProj | Self::OProj | Self::QkvProj => "self_attn",
+            Self::GateProj | Self::UpProj | Self::DownProj | Self::GateUpProj => "mlp",
         }
     }
 
@@ -87,13 +113,23 @@ impl TargetModule {
         format!("model.layers.{layer}.{}.{}", self.block(), self.name())
     }
 
+    /// Those whose rows it has, where it is a fused one.
+    #[must_use]
+    pub const fn fuses(self) -> Option<Group> {
+        match self {
+            Self::QkvProj => Some(Group::Qkv),
+            Self::GateUpProj => Some(Group::GateUp),
+            _ => None,
+        }
+    }
+
     /// The projections that share its input, where there are others.
     #[must_use]
     pub const fn group(self) -> Option<Group> {
         match self {
             Self::QProj | Self::KProj | Self::VProj => Some(Group::Qkv),
             Self::GateProj | Self::UpProj => Some(Group::GateUp),
-            Self::OProj | Self::DownProj => None,
+            Self::OProj | Self::DownProj | Self::QkvProj | Self::GateUpProj => None,
         }
     }
 
@@ -101,16 +137,16 @@ impl TargetModule {
     #[must_use]
     pub const fn place_in_group(self) -> usize {
         match self {
-            Self::QProj | Self::GateProj | Self::OProj | Self::DownProj => 0,
             Self::KProj | Self::UpProj => 1,
             Self::VProj => 2,
+            _ => 0,
         }
     }
 }
 
 /// Some of the projections.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct TargetSet(u8);
+pub struct TargetSet(u16);
 
 impl TargetSet {
     /// None of them.
@@ -119,14 +155,14 @@ impl TargetSet {
     /// The set and these projections.
     #[must_use]
     pub fn with(self, targets: impl IntoIterator<Item = TargetModule>) -> Self {
-        let bits = targets.into_iter().map(|target| 1 << target as u8);
+        let bits = targets.into_iter().map(|target| 1 << target as u16);
         Self(bits.fold(self.0, |set, bit| set | bit))
     }
 
     /// Whether a projection is in it.
     #[must_use]
     pub const fn contains(self, target: TargetModule) -> bool {
-        self.0 & 1 << target as u8 != 0
+        self.0 & 1 << target as u16 != 0
     }
 }
 
@@ -169,6 +205,9 @@ mod tests {
             assert_eq!(serde_json::from_str::<TargetModule>(&text).unwrap(), target);
             if let Some(group) = target.group() {
                 assert_eq!(group.targets()[target.place_in_group()], target);
+            }
+            if let Some(group) = target.fuses() {
+                assert_eq!(group.fused(), target);
             }
         }
         let error = "qproj".parse::<TargetModule>().unwrap_err();

@@ -48,6 +48,7 @@ pub fn gguf_decoder(spec: &ModelSpec) -> Result<GgufDecoder, FormatError> {
         heads: first.num_attention_heads,
         key_value_heads: first.num_key_value_heads,
         head_dim: first.head_dim,
+        rotary_dim: spec.rope.rotary_dim,
         vocab_size: spec.vocab_size,
         rms_norm_eps: spec.rms_norm_eps,
         rope_theta: spec.rope.theta,
@@ -117,6 +118,17 @@ fn rope(scaling: &RopeScaling) -> Result<GgufRope, GgufExportError> {
         RopeScaling::Default => GgufRope::Default,
         RopeScaling::Linear { factor } => GgufRope::Linear { factor: *factor },
         RopeScaling::Factors(factors) => GgufRope::Factors(factors.clone()),
+        RopeScaling::LongRope {
+            short_factor,
+            long_factor,
+            original_max_position_embeddings: original,
+            attention_factor,
+        } => GgufRope::LongRope {
+            short: short_factor.clone(),
+            long: long_factor.clone(),
+            original: *original,
+            attention_factor: *attention_factor,
+        },
         &RopeScaling::Llama3 {
             factor,
             low_freq_factor,

@@ -27,8 +27,8 @@ pub struct Projection {
 #[derive(Clone, Debug, Default)]
 pub struct ProjectionSaved {
     /// x·Aᵀ, where there is an adapter.
-    xa: Option<Tensor<2>>,
-    dropout_seed: Option<u64>,
+    pub(crate) xa: Option<Tensor<2>>,
+    pub(crate) dropout_seed: Option<u64>,
 }
 
 /// What [`Projection::backward_ahead`] leaves for when the input is there.
@@ -220,7 +220,19 @@ impl Projection {
         all.try_into().ok()
     }
 
-    fn plain_factors(&self, like: &Tensor<2>, dropout_seed: Option<u64>) -> Option<Factors> {
+    /// x·Aᵀ, where there is an adapter: what all rows of a projection share.
+    ///
+    /// # Shapes
+    /// `x` `[t, in]`, result `[t, r]`.
+    pub fn down(&self, x: &Tensor<2>, dropout_seed: Option<u64>) -> Option<Tensor<2>> {
+        Some(self.plain_factors(x, dropout_seed)?.down(x))
+    }
+
+    pub(crate) fn plain_factors(
+        &self,
+        like: &Tensor<2>,
+        dropout_seed: Option<u64>,
+    ) -> Option<Factors> {
         self.adapter.as_ref().map(|adapter| match adapter {
             Adapter::Lora(lora) => self.scaled(lora.plain_factors(like.dtype(), dropout_seed)),
         })
@@ -232,6 +244,11 @@ impl Projection {
             scaling: factors.scaling * self.multiplier,
             ..factors
         }
+    }
+
+    /// α.
+    pub(crate) const fn multiplier(&self) -> f32 {
+        self.multiplier
     }
 
     /// W and α.
@@ -368,10 +385,18 @@ impl Projection {
     }
 
     fn add_bias(&self, y: Tensor<2>) -> Tensor<2> {
-        match &self.bias {
-            Some(Frozen(bias)) if self.multiplier == 1.0 => y + bias.clone().unsqueeze(),
-            Some(Frozen(bias)) => y + bias.clone().mul_scalar(self.multiplier).unsqueeze(),
+        match self.scaled_bias() {
+            Some(bias) => y + bias.unsqueeze(),
             None => y,
         }
+    }
+
+    /// The bias times α.
+    pub(crate) fn scaled_bias(&self) -> Option<Tensor<1>> {
+        let Frozen(bias) = self.bias.as_ref()?;
+        Some(match self.multiplier {
+            1.0 => bias.clone(),
+            multiplier => bias.clone().mul_scalar(multiplier),
+        })
     }
 }

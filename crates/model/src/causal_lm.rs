@@ -84,7 +84,7 @@ impl CausalLm {
     /// Rotary tables and boundaries of a batch.
     pub fn context(&self, tokens: &Tokens, dropout_seed: Option<u64>) -> Context {
         let device = self.device().inner();
-        let tables = |rope| rope::tables(rope, &tokens.position_ids, &device);
+        let tables = |rope| rope::tables_of(rope, tokens, &device);
         Context {
             tables: tables(&self.spec.rope),
             local_tables: self.spec.local_rope.as_ref().map(tables),
@@ -293,8 +293,7 @@ impl CausalLm {
         let config = self.lora.clone().unwrap_or_default();
         let (device, dtype) = (self.device().inner(), self.dtype());
         for layer in &mut self.layers {
-            for target in TargetModule::ALL {
-                let projection = layer.projection_mut(target);
+            for (_, projection) in layer.projections_mut() {
                 if projection.adapter().is_none() {
                     let dims = projection.weight().dims();
                     let adapter = Adapter::zero(&config, dims, &device).computing_in(dtype);
@@ -309,8 +308,7 @@ impl CausalLm {
     /// The base model alone.
     pub fn without_adapter(mut self) -> Self {
         for layer in &mut self.layers {
-            for target in TargetModule::ALL {
-                let projection = layer.projection_mut(target);
+            for (_, projection) in layer.projections_mut() {
                 *projection = projection.clone().with_adapter(None);
             }
         }
@@ -336,7 +334,7 @@ impl CausalLm {
     /// Every adapter with its layer and projection, in the order of the layers.
     pub fn adapters(&self) -> impl Iterator<Item = (usize, TargetModule, &Adapter)> {
         self.layers.iter().enumerate().flat_map(|(i, layer)| {
-            TargetModule::ALL.into_iter().filter_map(move |target| {
+            layer.modules().into_iter().filter_map(move |target| {
                 layer
                     .projection(target)
                     .adapter()
@@ -359,7 +357,6 @@ impl CausalLm {
         self.layers.iter_mut().enumerate().flat_map(|(i, layer)| {
             layer
                 .projections_mut()
-                .into_iter()
                 .filter_map(move |(target, p)| p.adapter_mut().map(|adapter| (i, target, adapter)))
         })
     }
@@ -448,10 +445,11 @@ impl CausalLm {
     /// Visits every frozen tensor under its checkpoint name: to quantise it, or to train it.
     pub fn visit_base_mut(&mut self, mut visit: impl FnMut(&str, BaseTensor<'_>)) {
         visit(EMBEDDING, BaseTensor::Matrix(&mut self.embed_tokens));
+        let layers = self.spec.layers.iter().map(|layer| layer.norm_names);
+        let names: Vec<_> = layers.collect();
         for (i, layer) in self.layers.iter_mut().enumerate() {
-            for target in TargetModule::ALL {
+            for (target, projection) in layer.projections_mut() {
                 let path = target.path(i);
-                let projection = layer.projection_mut(target);
                 let weight = BaseTensor::Matrix(projection.weight_mut());
                 visit(&format!("{path}.weight"), weight);
                 if let Some(bias) = projection.bias_mut() {
@@ -459,7 +457,10 @@ impl CausalLm {
                 }
             }
             for (norm, weight) in layer.norms_mut() {
-                visit(&norm.tensor(i), BaseTensor::Vector(weight.weight_mut()));
+                visit(
+                    &norm.tensor(i, names[i]),
+                    BaseTensor::Vector(weight.weight_mut()),
+                );
             }
         }
         visit(FINAL_NORM, BaseTensor::Vector(self.norm.weight_mut()));
@@ -479,8 +480,7 @@ impl CausalLm {
         mut make: impl FnMut(usize, TargetModule, &Projection) -> Result<Option<Adapter>, LoadError>,
     ) -> Result<(), LoadError> {
         for (i, layer) in self.layers.iter_mut().enumerate() {
-            for target in TargetModule::ALL {
-                let projection = layer.projection_mut(target);
+            for (target, projection) in layer.projections_mut() {
                 let adapter = make(i, target, projection)?;
                 *projection = projection.clone().with_adapter(adapter);
             }

@@ -95,8 +95,8 @@ pub enum LoadError {
     },
     /// An adapter's module is no projection of the model.
     #[error(
-        "the adapter does not fit this model: it adapts {module}, but only q_proj, k_proj, v_proj, \
-         o_proj, gate_proj, up_proj and down_proj of the layers that the model has can be adapted"
+        "the adapter does not fit this model: it adapts {module}, which is no projection of the \
+         layers that the model has"
     )]
     AdapterModule {
         /// The module.

@@ -6,7 +6,7 @@ use std::collections::HashSet;
 
 use backdraft_arch::spec::{EMBEDDING, FINAL_NORM, HEAD};
 use backdraft_arch::{
-    LayerSpec, ModelSpec, NormPlaces, NormScale, RopeScaling, TensorSpec, embeds_on_host,
+    Group, LayerSpec, ModelSpec, NormPlaces, NormScale, RopeScaling, TensorSpec, embeds_on_host,
 };
 use backdraft_formats::ModelSource;
 use backdraft_kernels::attention::HeadLayout;
@@ -19,7 +19,7 @@ use burn::tensor::{DType, Device, Tensor};
 use self::ahead::{Ahead, Wanted};
 use crate::causal_lm::CausalLm;
 use crate::error::LoadError;
-use crate::layers::{Attention, DecoderLayer, Mlp, RmsNorm, StreamNorms};
+use crate::layers::{Attention, DecoderLayer, Joined, Mlp, RmsNorm, StreamNorms};
 
 /// Divisors of the rotary frequencies in GGUF files.
 const ROPE_FACTORS: &str = "rope_freqs.weight";
@@ -286,20 +286,27 @@ impl Reader<'_, '_> {
             let projection = projection(target)?;
             Ok::<_, LoadError>(projection.times(spec.residual_multiplier as f32))
         };
-        let attention = [
-            projection(TargetModule::QProj)?,
-            projection(TargetModule::KProj)?,
-            projection(TargetModule::VProj)?,
-            branch(TargetModule::OProj)?,
-        ];
+        let joined = |group: Group| -> Result<Joined, LoadError> {
+            let (parts, fused) = (group.targets(), group.fused());
+            if spec.fused.contains(fused) {
+                let rows = parts.iter().map(|&part| spec.rows_of(part).len());
+                return Ok(Joined::fused(projection(fused)?, rows.collect()));
+            }
+            let projections = parts.iter().map(|&part| projection(part));
+            projections
+                .collect::<Result<_, LoadError>>()
+                .map(Joined::Apart)
+        };
+        let attention = (joined(Group::Qkv)?, branch(TargetModule::OProj)?);
         let mlp = Mlp {
-            gate_proj: projection(TargetModule::GateProj)?,
-            up_proj: projection(TargetModule::UpProj)?,
+            gate_up: joined(Group::GateUp)?,
             down_proj: branch(TargetModule::DownProj)?,
             activation: spec.activation,
         };
         let norms = spec.norms();
-        let norms = norms.map(|(norm, features)| self.norm(&norm.tensor(index), features, kind));
+        let norms = norms.map(|(norm, features)| {
+            self.norm(&norm.tensor(index, spec.norm_names), features, kind)
+        });
         let mut norms = norms.collect::<Result<Vec<_>, _>>()?.into_iter();
         let mut pair = || Some([norms.next()?, norms.next()?]);
         let mut stream = || pair().unwrap_or_else(|| unreachable!("norms are listed in pairs"));

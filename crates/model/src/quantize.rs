@@ -157,7 +157,7 @@ fn config(source: &ModelSource, kind: BnbKind, plan: &QuantizationPlan) -> Vec<u
     let mut config = source.config().clone();
     let compute = source
         .tensor_names()
-        .find(|name| name.ends_with("q_proj.weight"))
+        .find(|name| name.ends_with("_proj.weight"))
         .and_then(|name| source.tensor_info(name))
         .map_or(Dtype::F32, |info| info.dtype);
     let entry = BnbConfig::to_json(kind, compute, &skipped(source, plan));

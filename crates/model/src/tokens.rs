@@ -17,6 +17,8 @@ pub struct Tokens {
     pub position_ids: Vec<u32>,
     /// Where the sequences begin and end.
     pub segments: Segments,
+    /// Tokens of each sequence, with those that are in a cache and those that are still to come, as far as they are known.
+    pub lengths: Vec<usize>,
 }
 
 impl Tokens {
@@ -34,14 +36,25 @@ impl Tokens {
             input_ids,
             position_ids,
             segments: Segments::from_cumulative(&cumulative),
+            lengths: sequences.iter().map(|s| s.as_ref().len()).collect(),
         }
     }
 
-    /// New tokens of sequences of which some tokens, the given number of each, are in a cache.
+    /// New tokens of sequences of which some tokens, the given number of each, are in a cache; each is known to have so many
+    /// in all.
     ///
     /// # Panics
-    /// If there is not one number for each sequence.
-    pub fn continuing<S: AsRef<[u32]>>(sequences: &[S], past: &[usize]) -> Self {
+    /// If there is not one number of both for each sequence.
+    pub fn continuing<S: AsRef<[u32]>>(
+        sequences: &[S],
+        past: &[usize],
+        lengths: Vec<usize>,
+    ) -> Self {
+        assert_eq!(
+            lengths.len(),
+            sequences.len(),
+            "one length for each sequence"
+        );
         assert_eq!(
             sequences.len(),
             past.len(),
@@ -53,14 +66,15 @@ impl Tokens {
             input_ids.extend_from_slice(sequence);
             position_ids.extend((past..past + sequence.len()).map(|position| position as u32));
         }
-        let lengths = past
+        let parts = past
             .iter()
             .zip(sequences)
             .map(|(&past, new)| (past, new.as_ref().len()));
         Self {
             input_ids,
             position_ids,
-            segments: Segments::continuing(lengths),
+            segments: Segments::continuing(parts),
+            lengths,
         }
     }
 

@@ -158,7 +158,7 @@ impl<'a> Run<'a> {
 
     /// Forward pass, loss, backward pass.
     fn step(&self, plan: &'a ActivationPlan) {
-        let table = 2 * self.pass.tokens * self.step.head_dim;
+        let table = 2 * self.pass.tokens * self.step.rotary_dim;
         let tables = (0..2 * self.step.rotary_tables).map(|_| self.alloc(table));
         let _rotary_tables: Vec<_> = tables.collect();
         let mut h = self.stream();
@@ -407,7 +407,7 @@ mod tests {
         setup.spec.layers.truncate(4);
         setup.lora.layers_to_transform = Some(vec![1, 3]);
         let targets = [
-            M::ALL.to_vec(),
+            M::PARTS.to_vec(),
             vec![M::OProj],
             vec![M::DownProj],
             vec![M::QProj, M::UpProj],

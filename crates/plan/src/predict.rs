@@ -24,8 +24,8 @@ pub struct StepShape {
     pub vocab: u64,
     /// Features of the residual stream.
     pub hidden: u64,
-    /// Features of a head.
-    pub head_dim: u64,
+    /// Features of a head that are turned.
+    pub rotary_dim: u64,
     /// Tables of rotary angles: one, or one more for layers with a window.
     pub rotary_tables: u64,
     /// How the device takes memory.
@@ -210,7 +210,7 @@ impl StepShape {
 
     /// Rotary tables, and buffers of libraries.
     fn workspace(&self, pass: PassShape) -> u64 {
-        4 * pass.tokens * self.head_dim * self.rotary_tables
+        4 * pass.tokens * self.rotary_dim * self.rotary_tables
             + 8 * pass.tokens
             + self.memory.workspace
     }

@@ -8,7 +8,7 @@ use backdraft_arch::{
 };
 
 use crate::predict::{Shortage, StepShape};
-use crate::tensors::{LayerShape, MemoryModel, PassShape, ProjectionShape};
+use crate::tensors::{LayerShape, MemoryModel, PassShape, ProjectionShape, Rows};
 
 /// A run, as far as memory is concerned.
 #[derive(Clone, Debug)]
@@ -72,8 +72,11 @@ impl MemoryModel {
 }
 
 impl Setup {
-    fn projection(&self, layer: usize, target: TargetModule) -> ProjectionShape {
-        let dims @ [out, input] = self.spec.layers[layer].shape(target);
+    /// One of a layer's products; those of the rows of one matrix have one adapter.
+    fn projection(&self, layer: usize, part: TargetModule) -> ProjectionShape {
+        let spec = &self.spec.layers[layer];
+        let dims @ [out, input] = spec.shape(part);
+        let target = spec.module_of(part);
         let path = target.path(layer);
         let scheme = self
             .quantization
@@ -96,6 +99,11 @@ impl Setup {
             dropout: rank > 0 && self.lora.dropout > 0.0,
             quantized: scheme.is_some(),
             weight_bytes: self.weight_bytes(dims, scheme),
+            rows: match part.place_in_group() {
+                _ if target == part => Rows::All,
+                0 => Rows::First,
+                _ => Rows::Later,
+            },
         }
     }
 
@@ -114,7 +122,7 @@ impl Setup {
             heads: spec.heads,
             norm_places: spec.norm_places,
             window: spec.sliding_window.map(|window| window as u64),
-            projections: TargetModule::ALL.map(|target| self.projection(index, target)),
+            projections: TargetModule::PARTS.map(|target| self.projection(index, target)),
             input_grad,
         }
     }
@@ -130,10 +138,10 @@ impl Setup {
         let (mut dense, mut quantized) = (values.sum::<usize>(), 0);
         for (layer, target) in spec.projections() {
             let dims = spec.layers[layer].shape(target);
-            let weights = self.projection(layer, target);
-            if weights.quantized {
+            let plan = self.quantization.as_ref();
+            if let Some(scheme) = plan.and_then(|plan| plan.scheme_for(&target.path(layer))) {
                 dense -= dims[0] * dims[1];
-                quantized += weights.weight_bytes;
+                quantized += scheme.num_bytes(dims) as u64;
             }
         }
         let (table, whole) = (
@@ -160,14 +168,9 @@ impl Setup {
 
     /// The lowest layer with an adapter.
     fn first_adapted(&self) -> usize {
-        let layers = self.spec.layers.len();
-        (0..layers)
-            .find(|&layer| {
-                TargetModule::ALL
-                    .iter()
-                    .any(|&target| self.lora.adapts(layer, target))
-            })
-            .unwrap_or(layers)
+        let mut projections = self.spec.projections();
+        let first = projections.find(|&(layer, target)| self.lora.adapts(layer, target));
+        first.map_or(self.spec.layers.len(), |(layer, _)| layer)
     }
 
     /// The step that it makes.
@@ -177,11 +180,15 @@ impl Setup {
         let layers: Vec<LayerShape> = (first..self.spec.layers.len())
             .map(|layer| self.layer(layer, InputGrad::needed_if(layer > first)))
             .collect();
-        let factors = layers
-            .iter()
-            .flat_map(|layer| layer.projections)
-            .flat_map(|p| [(p.rank * p.input) as usize, (p.rank * p.out) as usize]);
-        let factors: Vec<usize> = factors.filter(|&values| values > 0).collect();
+        let adapted = self.spec.projections();
+        let adapted = adapted.filter(|&(layer, target)| self.lora.adapts(layer, target));
+        let factors = adapted.flat_map(|(layer, target)| {
+            let rank = self.lora.rank_of(&target.path(layer));
+            self.spec.layers[layer]
+                .shape(target)
+                .map(|side| rank * side)
+        });
+        let factors: Vec<usize> = factors.collect();
         let moments = factors
             .iter()
             .map(|&values| self.optimizer.state_bytes(values));
@@ -190,7 +197,7 @@ impl Setup {
             layers,
             vocab: self.spec.vocab_size as u64,
             hidden: self.spec.hidden_size as u64,
-            head_dim: self.spec.rope.head_dim as u64,
+            rotary_dim: self.spec.rope.rotary_dim as u64,
             rotary_tables: 1 + u64::from(self.spec.local_rope.is_some()),
             memory: self.memory,
             base: self.base_bytes(),

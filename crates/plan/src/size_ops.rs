@@ -12,7 +12,7 @@ use backdraft_arch::{
     TargetModule, Values,
 };
 
-use crate::tensors::{LayerShape, MemoryModel, PassShape, ProjectionShape, Work};
+use crate::tensors::{LayerShape, MemoryModel, PassShape, ProjectionShape, Rows, Work};
 
 use SavedTensor as T;
 use TargetModule as M;
@@ -332,6 +332,10 @@ impl<A: Memory> Forward for SizeOps<'_, A> {
     }
 
     fn shared_down(&mut self, group: Group, _: &Value<A>) -> Option<Value<A>> {
+        let first = self.projection(group.targets()[0]);
+        if first.rows == Rows::First {
+            return self.down(first);
+        }
         let projections = group
             .targets()
             .iter()
@@ -442,6 +446,60 @@ impl<A: Memory> Forward for SizeOps<'_, A> {
 }
 
 impl<A: Memory> SizeOps<'_, A> {
+    /// The backward pass of the parts of a fused projection, whose adapter has one A.
+    fn branches_fused<const N: usize>(
+        &mut self,
+        branches: [Branch<'_, Self>; N],
+        needed: bool,
+    ) -> Option<Deferred<A>> {
+        let first = *self.projection(branches[0].0);
+        let adapted = first.rank > 0;
+        let apart = match self.factors {
+            Factors::Apart { accumulated } if adapted => Some(accumulated),
+            _ => None,
+        };
+        let (mut dx, mut dyb, mut b_parts) = (None, None, Vec::new());
+        for (target, dy, _) in branches {
+            let p = self.projection(target);
+            self.charge_rest(self.backward_work(p, needed));
+            dx = needed.then(|| {
+                let there: Option<Value<A>> = dx.take();
+                // On the processor the sum is in the place of the first.
+                let one = self.product(p, p.out, || match (&there, self.factors) {
+                    (Some(there), Factors::Flat) => Rc::clone(there),
+                    _ => self.alloc(self.features(p.input)),
+                });
+                there.unwrap_or(one)
+            });
+            if adapted && dyb.is_none() {
+                dyb = Some(self.alloc(self.features(p.rank)));
+            }
+            if apart.is_some() {
+                b_parts.push(self.alloc(4 * p.b_values()));
+            }
+            drop(dy);
+        }
+        let mut gradients = Vec::new();
+        if apart.is_some() {
+            gradients.push(self.alloc(b_parts.iter().map(|part| part.bytes()).sum()));
+            drop(b_parts);
+        }
+        if adapted && first.dropout {
+            // The input as the adapter saw it.
+            self.transient(self.features(first.input));
+        }
+        if apart.is_some() {
+            gradients.push(self.alloc(4 * first.a_values()));
+        }
+        if adapted && first.dropout && needed {
+            self.transient(self.features(first.input));
+        }
+        if apart == Some(false) {
+            self.gradients.append(&mut gradients);
+        }
+        dx.map(Deferred::whole)
+    }
+
     /// Features of the queries or keys that a norm is for.
     const fn heads_of(&self, norm: Norm) -> u64 {
         self.projection(match norm {
@@ -505,6 +563,9 @@ impl<A: Memory> Backward for SizeOps<'_, A> {
         let flat = self.factors == Factors::Flat && rank > 0;
         let term = (flat && !mixed).then(|| self.alloc(self.features(rank)));
         let mut dx: Option<Value<A>> = None;
+        if self.projection(branches[0].0).rows == Rows::First {
+            return self.branches_fused(branches, needed);
+        }
         for (target, dy, _) in branches {
             let p = self.projection(target);
             self.charge_rest(self.backward_work(p, needed));

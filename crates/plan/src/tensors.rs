@@ -100,13 +100,42 @@ pub struct ProjectionShape {
     pub quantized: bool,
     /// Bytes of the weight as it is kept.
     pub weight_bytes: u64,
+    /// Which rows of a matrix it multiplies with.
+    pub rows: Rows,
+}
+
+/// Rows of a matrix.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Rows {
+    /// All of one that no other projection has.
+    #[default]
+    All,
+    /// The first of a fused one. Its adapter's A, which serves all of them, is counted here.
+    First,
+    /// Others of a fused one.
+    Later,
 }
 
 impl ProjectionShape {
+    /// Values of the adapter's A, where they are counted here.
+    #[must_use]
+    pub const fn a_values(&self) -> u64 {
+        match self.rows {
+            Rows::All | Rows::First => self.rank * self.input,
+            Rows::Later => 0,
+        }
+    }
+
+    /// Values of the adapter's B.
+    #[must_use]
+    pub const fn b_values(&self) -> u64 {
+        self.rank * self.out
+    }
+
     /// Values of the adapter.
     #[must_use]
     pub const fn adapter_values(&self) -> u64 {
-        self.rank * (self.out + self.input)
+        self.a_values() + self.b_values()
     }
 
     pub(crate) const fn forward_flops(&self, tokens: u64) -> u64 {
@@ -115,8 +144,8 @@ impl ProjectionShape {
 
     /// With the gradients of both factors; the input's where it is needed.
     pub(crate) const fn backward_flops(&self, tokens: u64, needed: bool) -> u64 {
-        let factors = 2 * tokens * self.rank * (2 * self.out + self.input);
-        let input = 2 * tokens * (self.out * self.input + self.rank * self.input);
+        let factors = 2 * tokens * (2 * self.b_values() + self.a_values());
+        let input = 2 * tokens * (self.out * self.input + self.a_values());
         factors + if needed { input } else { 0 }
     }
 }
@@ -177,7 +206,7 @@ pub struct LayerShape {
     pub norm_places: NormPlaces,
     /// Keys that a query sees, itself included; all before it where absent.
     pub window: Option<u64>,
-    /// The projections, in the order of [`TargetModule::ALL`].
+    /// The projections, in the order of [`TargetModule::PARTS`]; a fused one part by part.
     pub projections: [ProjectionShape; 7],
     /// Whether the gradient of its input is needed: not in the lowest adapted layer.
     pub input_grad: InputGrad,

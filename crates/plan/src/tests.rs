@@ -4,7 +4,7 @@ use backdraft_arch::{Heads, InputGrad, KeepSet, NormPlaces, SavedTensor};
 use proptest::prelude::*;
 
 use crate::cost::{CostModel, Roofline};
-use crate::tensors::{LayerShape, MemoryModel, PassShape, ProjectionShape};
+use crate::tensors::{LayerShape, MemoryModel, PassShape, ProjectionShape, Rows};
 use crate::*;
 
 pub(crate) const MEMORY: MemoryModel = MemoryModel {
@@ -29,6 +29,7 @@ pub(crate) fn layer() -> LayerShape {
         dropout: false,
         quantized: false,
         weight_bytes: 4 * out * input,
+        rows: Rows::All,
     };
     LayerShape {
         hidden: 64,
@@ -61,7 +62,7 @@ fn step(layers: usize) -> StepShape {
         layers: shapes,
         vocab: 256,
         hidden: 64,
-        head_dim: 16,
+        rotary_dim: 16,
         rotary_tables: 1,
         memory: MEMORY,
         base: 1_000_000,

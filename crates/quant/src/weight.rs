@@ -1,5 +1,7 @@
 //! One frozen matrix.
 
+use std::ops::Range;
+
 use backdraft_kernels::codebook::{FourBitFormat, NestedFormat};
 use backdraft_kernels::dequantize::{FourBit, GgufBlocks, HostAbsmax, Int8Rows, Nested};
 use backdraft_kernels::embedding::HostTable;
@@ -121,6 +123,32 @@ impl Weight {
             Self::Nested(matrix) => matrix.dequantize(),
             Self::Int8(matrix) => matrix.dequantize(),
             Self::Gguf(matrix) => matrix.dequantize(),
+        }
+    }
+
+    /// Some of its rows, in its memory; where blocks do not end with them, as a dense copy.
+    ///
+    /// # Shapes
+    /// `[rows.len(), in]`.
+    ///
+    /// # Panics
+    /// If there are not as many rows.
+    #[must_use]
+    pub fn part(&self, rows: Range<usize>) -> Self {
+        let cut = |tensor: Tensor<2>| Self::Dense(tensor.narrow(0, rows.start, rows.len()));
+        match self {
+            Self::Dense(tensor) => cut(tensor.clone()),
+            Self::Host(table) => cut(table.whole()),
+            Self::FourBit(matrix) => match matrix.part(rows.clone()) {
+                Some(part) => Self::FourBit(part),
+                None => cut(matrix.dequantize()),
+            },
+            Self::Nested(matrix) => match matrix.part(rows.clone()) {
+                Some(part) => Self::Nested(part),
+                None => cut(matrix.dequantize()),
+            },
+            Self::Int8(matrix) => Self::Int8(matrix.part(rows)),
+            Self::Gguf(matrix) => Self::Gguf(matrix.part(rows)),
         }
     }
 

@@ -255,7 +255,7 @@ pub(crate) const FOREIGN: &[(Foreign, &str)] = &[
     (
         Like(
             "lora.target_modules",
-            "a list of projections, such as [\"q_proj\", \"v_proj\"]; left out, all seven",
+            "a list of projections, such as [\"q_proj\", \"v_proj\"]; left out, all",
         ),
         "lora_target_modules lora_target lora_target_linear lora_parameters.keys lora_modules lora_attn_modules \
          finetune_attention_modules finetune_mlp_modules apply_lora_to_mlp target_linear",

@@ -233,7 +233,7 @@ pub const KEYS: &[Key] = &[
     ),
     key(
         "lora.target_modules",
-        r#"["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]"#,
+        r#""all-linear""#,
         "The linear layers that get an adapter, by name or end of path; or \"all-linear\"; or a regular expression for whole paths, such as '.*\\.layers\\.[0-3]\\..*_proj'. As by PEFT.",
     ),
     optional(

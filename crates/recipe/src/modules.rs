@@ -41,6 +41,9 @@ pub(crate) fn targets(reader: &mut Reader<'_>) -> ModuleNames {
     if let Some(names) = text(reader, TARGETS) {
         return names;
     }
+    if !reader.has(TARGETS) {
+        return ModuleNames::AllLinear;
+    }
     let before = reader.problem_count();
     let names: Vec<TargetName> = reader.list_as(TARGETS, NAMES_OR_PATTERN);
     let names: Vec<String> = names.into_iter().map(|name| name.0).collect();

@@ -306,8 +306,8 @@ fn lora(
     }
     let target_modules = modules::targets(reader);
     let layers_to_transform = layers(reader);
-    if layers_to_transform.is_some() && !matches!(target_modules, ModuleNames::List(_)) {
-        let instead = "a pattern is for whole paths, which have the layer in them, and \"all-linear\" is every layer; take layers_to_transform out";
+    if layers_to_transform.is_some() && matches!(target_modules, ModuleNames::Pattern(_)) {
+        let instead = "a pattern is for whole paths, which have the layer in them; take layers_to_transform out";
         let other = format!("target_modules = {target_modules}");
         reader.conflict("lora.layers_to_transform", other, instead);
     }

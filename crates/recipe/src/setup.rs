@@ -101,6 +101,7 @@ impl Recipe {
     ) -> Setup {
         let lora = self.lora.config(&spec).unwrap_or_else(|_| LoraConfig {
             rank: self.lora.rank,
+            target_modules: spec.targets(),
             ..LoraConfig::default()
         });
         let setup = Setup {

@@ -75,7 +75,7 @@ fn defaults_are_the_starting_points() {
     alpha = 32.0
     dropout = 0.0
     use_rslora = false
-    target_modules = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    target_modules = "all-linear"
     init = "default"
     bias = "none"
 
@@ -312,7 +312,7 @@ optimizer = "adamw_8bit"
       line 7: unknown key `lora.r`; here it is `lora.rank`: write `lora.rank = 16`
       line 8: `lora.alpha` takes a number above 0, not -1
       line 9: `lora.target_modules = "lm_head"` is not supported: adapters go on the seven projections of a layer; take it out of the list
-      line 9: `lora.target_modules` takes "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj" or "down_proj", not "qproj"; did you mean "q_proj"?
+      line 9: `lora.target_modules` takes "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "qkv_proj" or "gate_up_proj", not "qproj"; did you mean "q_proj"?
       line 12: `data.format` takes "auto", "messages", "alpaca", "sharegpt", "prompt_completion", "text", "preference" or "unpaired", not "mesages"; did you mean "messages"?
       line 15: `train.learning_rate` takes a number above 0, not "fast"
       line 17: `train.max_steps` does not go with `train.epochs`: keep the one you mean
@@ -791,7 +791,7 @@ fn the_template_as_a_whole() {
 
     # The linear layers that get an adapter, by name or end of path; or "all-linear"; or a regular
     # expression for whole paths, such as '.*\.layers\.[0-3]\..*_proj'. As by PEFT.
-    target_modules = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    target_modules = "all-linear"
 
     # Modules that get no adapter, whatever else names them: names or ends of paths, or a regular
     # expression for whole paths.

@@ -77,6 +77,16 @@ impl RandomModel {
         };
         // llama.cpp knows no OLMo whose head is the embedding.
         let tied = !matches!(self.family, Family::Olmo2 | Family::Olmo3);
+        let head_turns = match self.family {
+            Family::Phi3 => 0.75,
+            Family::Glm4 => 0.5,
+            _ => 1.0,
+        };
+        let long = (self.family == Family::Phi3).then(|| {
+            let half = head_dim * 3 / 8;
+            let factors = |step: f64| (0..half).map(|i| 1.0 + step * i as f64).collect::<Vec<_>>();
+            json!({"type": "longrope", "short_factor": factors(0.05), "long_factor": factors(0.8)})
+        });
         // Gemma has no layer without a window unless each has its own; Gemma 3 has no caps.
         let window = match self.family {
             Family::Gemma2 | Family::Gemma3 => Some(self.window.unwrap_or(4096)),
@@ -96,7 +106,8 @@ impl RandomModel {
             "use_sliding_window": self.window.is_some(), "max_window_layers": 0,
             "embedding_multiplier": 12.0, "attention_multiplier": 0.3, "residual_multiplier": 0.22,
             "logits_scaling": 0.4, "query_pre_attn_scalar": head_dim, "attn_logit_softcapping": scores_cap,
-            "final_logit_softcapping": logits_cap,
+            "final_logit_softcapping": logits_cap, "partial_rotary_factor": head_turns,
+            "original_max_position_embeddings": 16, "rope_scaling": long,
         })
     }
 

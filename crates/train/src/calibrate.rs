@@ -154,7 +154,7 @@ pub fn store(dir: &Path, key: &CalibrationKey, times: &Calibration) -> Result<()
 #[cfg(test)]
 mod tests {
     use backdraft_arch::{Heads, InputGrad, NormPlaces};
-    use backdraft_plan::tensors::ProjectionShape;
+    use backdraft_plan::tensors::{ProjectionShape, Rows};
 
     use super::*;
 
@@ -176,6 +176,7 @@ mod tests {
             dropout: false,
             quantized: false,
             weight_bytes: 256,
+            rows: Rows::All,
         };
         let key = CalibrationKey {
             device: "here".to_owned(),

@@ -3,7 +3,7 @@
 //! layers with a window by angles of their own.
 
 use super::{attention_bias, refuse, windows_by_type};
-use crate::config::{ConfigError, Keys, rope_of};
+use crate::config::{ConfigError, Keys, RotaryHead, rope_of};
 use crate::ops::{Activation, Heads, NormPlaces, NormScale};
 use crate::spec::ModelSpec;
 
@@ -85,13 +85,16 @@ fn ropes(keys: &Keys<'_>, spec: &mut ModelSpec) -> Result<(), ConfigError> {
         Some(by_type) => by_type.object(kind),
         None => Ok(None),
     };
-    let (head_dim, longest) = (spec.rope.head_dim, spec.max_position_embeddings);
+    let (head, longest) = (
+        RotaryHead::whole(spec.rope.head_dim),
+        spec.max_position_embeddings,
+    );
     if let full @ Some(_) = of("full_attention")? {
         let theta = keys.number_or("rope_theta", 1_000_000.0)?;
-        spec.rope = rope_of(keys, full, (head_dim, theta), longest)?;
+        spec.rope = rope_of(keys, full, (head, theta), longest)?;
     }
     let theta = keys.number_or("rope_local_base_freq", 10_000.0)?;
-    let local = rope_of(keys, of("sliding_attention")?, (head_dim, theta), longest)?;
+    let local = rope_of(keys, of("sliding_attention")?, (head, theta), longest)?;
     spec.local_rope = Some(local);
     Ok(())
 }

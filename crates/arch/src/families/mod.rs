@@ -1,10 +1,12 @@
 //! What each family has of its own. A family is a file here and a line in [`Family::ALL`].
 
 mod gemma;
+mod glm4;
 mod granite;
 mod llama;
 mod mistral;
 mod olmo;
+mod phi3;
 mod qwen2;
 mod qwen3;
 mod smollm3;
@@ -38,11 +40,15 @@ pub enum Family {
     Gemma2,
     /// Gemma 3, its text alone.
     Gemma3,
+    /// Phi 3, 3.5 and 4, dense.
+    Phi3,
+    /// GLM 4 (0414), dense.
+    Glm4,
 }
 
 impl Family {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::Llama,
         Self::Mistral,
         Self::Qwen2,
@@ -53,6 +59,8 @@ impl Family {
         Self::Olmo3,
         Self::Gemma2,
         Self::Gemma3,
+        Self::Phi3,
+        Self::Glm4,
     ];
 
     /// `model_type` in `config.json`.
@@ -69,6 +77,8 @@ impl Family {
             Self::Olmo3 => "olmo3",
             Self::Gemma2 => "gemma2",
             Self::Gemma3 => "gemma3_text",
+            Self::Phi3 => "phi3",
+            Self::Glm4 => "glm4",
         }
     }
 
@@ -94,6 +104,7 @@ impl Family {
             head_dim: None,
             max_position_embeddings: 2048,
             rope_theta: 10_000.0,
+            partial_rotary_factor: None,
             rms_norm_eps: 1e-6,
             tie_word_embeddings: false,
         };
@@ -134,6 +145,20 @@ impl Family {
                 rms_norm_eps: 1e-5,
                 ..llama
             },
+            Self::Phi3 => Defaults {
+                max_position_embeddings: 4096,
+                partial_rotary_factor: Some(1.0),
+                rms_norm_eps: 1e-5,
+                ..llama
+            },
+            Self::Glm4 => Defaults {
+                num_key_value_heads: Some(2),
+                head_dim: Some(128),
+                max_position_embeddings: 131_072,
+                partial_rotary_factor: Some(0.5),
+                rms_norm_eps: 1.5625e-7,
+                ..llama
+            },
             Self::SmolLm3 => Defaults {
                 num_key_value_heads: Some(4),
                 max_position_embeddings: 32_768,
@@ -157,6 +182,8 @@ impl Family {
             Self::Olmo3 => olmo::describe_3(keys, spec),
             Self::Gemma2 => gemma::describe_2(keys, spec),
             Self::Gemma3 => gemma::describe_3(keys, spec),
+            Self::Phi3 => phi3::describe(keys, spec),
+            Self::Glm4 => glm4::describe(keys, spec),
         }
     }
 }
@@ -170,6 +197,8 @@ pub(crate) struct Defaults {
     pub(crate) head_dim: Option<usize>,
     pub(crate) max_position_embeddings: usize,
     pub(crate) rope_theta: f64,
+    /// The part of a head that turns; absent where a family always turns the whole head.
+    pub(crate) partial_rotary_factor: Option<f64>,
     pub(crate) rms_norm_eps: f64,
     pub(crate) tie_word_embeddings: bool,
 }

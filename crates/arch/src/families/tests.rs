@@ -1,7 +1,7 @@
 use serde_json::{Value, json};
 
 use crate::ops::{Activation, Heads, NormPlaces, NormScale};
-use crate::rope::RopeScaling;
+use crate::rope::{Reach, RopeScaling, RotaryPairs};
 use crate::spec::{LayerSpec, ModelSpec};
 use crate::target::TargetModule as M;
 
@@ -22,7 +22,7 @@ fn windows(change: Value) -> Vec<Option<usize>> {
 }
 
 fn biased(layer: &LayerSpec) -> Vec<M> {
-    let all = M::ALL.into_iter();
+    let all = M::PARTS.into_iter();
     all.filter(|&target| layer.biases.contains(target))
         .collect()
 }
@@ -32,7 +32,7 @@ fn llama_has_biases_where_flags_say_so() {
     let plain = spec(json!({"model_type": "llama"})).unwrap();
     assert_eq!(biased(&plain.layers[0]), []);
     let all = json!({"model_type": "llama", "attention_bias": true, "mlp_bias": true});
-    assert_eq!(biased(&spec(all).unwrap().layers[2]), M::ALL);
+    assert_eq!(biased(&spec(all).unwrap().layers[2]), M::PARTS);
 }
 
 #[test]
@@ -300,6 +300,132 @@ fn gemma_3_turns_layers_with_windows_by_their_own_angles() {
 }
 
 #[test]
+fn phi_3_has_q_k_and_v_in_one_matrix() {
+    let of = |mut change: Value| {
+        change["model_type"] = json!("phi3");
+        spec(change)
+    };
+    let plain = of(json!({})).unwrap();
+    let layer = &plain.layers[0];
+    let modules: Vec<_> = layer.modules().collect();
+    assert_eq!(modules, [M::QkvProj, M::OProj, M::GateUpProj, M::DownProj]);
+    assert_eq!(
+        plain.targets(),
+        [M::OProj, M::DownProj, M::QkvProj, M::GateUpProj]
+    );
+    assert_eq!(layer.shape(M::QkvProj), [128, 64]);
+    let rows = [M::QProj, M::KProj, M::VProj].map(|part| layer.rows_of(part));
+    assert_eq!(rows, [0..64, 64..96, 96..128]);
+    assert_eq!(
+        (layer.rows_of(M::UpProj), layer.rows_of(M::OProj)),
+        (128..256, 0..64)
+    );
+    assert_eq!((layer.sliding_window, plain.rope.rotary_dim), (None, 16));
+    assert_eq!(
+        (plain.max_position_embeddings, plain.rms_norm_eps),
+        (4096, 1e-5)
+    );
+    let adapters: usize = [128 + 64, 64 + 64, 256 + 64, 64 + 128].iter().sum();
+    assert_eq!(layer.adapter_params(2), 2 * adapters);
+    assert_eq!(
+        of(json!({"sliding_window": 9})).unwrap().layers[2].sliding_window,
+        Some(9)
+    );
+    for (change, expected) in [
+        (json!({"attention_bias": true}), "`attention_bias` is true"),
+        (json!({"resid_pdrop": 0.1}), "`resid_pdrop` is 0.1"),
+        (
+            json!({"partial_rotary_factor": 0.7}),
+            "`partial_rotary_factor` should be a part of the head",
+        ),
+        (
+            json!({"partial_rotary_factor": 1.5}),
+            "`partial_rotary_factor` should be",
+        ),
+    ] {
+        let error = of(change).unwrap_err();
+        assert!(error.starts_with(expected), "{error}");
+    }
+}
+
+#[test]
+fn phi_4_mini_turns_a_part_of_each_head_by_longrope() {
+    let of = |kind: &str, change: Value| {
+        let mut config = json!({
+            "model_type": "phi3", "partial_rotary_factor": 0.75, "max_position_embeddings": 512,
+            "original_max_position_embeddings": 32,
+            "rope_scaling": {"type": kind, "short_factor": [1, 1, 1, 1, 1, 1], "long_factor": [1, 2, 3, 4, 5, 6]},
+        });
+        for (key, value) in change.as_object().unwrap() {
+            config["rope_scaling"][key] = value.clone();
+        }
+        spec(config)
+    };
+    let rope = of("longrope", json!({})).unwrap().rope;
+    assert_eq!(
+        (rope.head_dim, rope.rotary_dim, rope.pairs),
+        (16, 12, RotaryPairs::Halves)
+    );
+    assert!((rope.attention_scaling() - 1.8f64.sqrt()).abs() < 1e-12);
+    assert_eq!(
+        (rope.reach(32), rope.reach(33)),
+        (Reach::Original, Reach::Beyond)
+    );
+    let [short, long] = [Reach::Original, Reach::Beyond].map(|reach| rope.inv_freq_of(reach));
+    for (i, (short, long)) in short.iter().zip(&long).enumerate() {
+        assert!((short / long - (i + 1) as f32).abs() < 1e-5);
+    }
+    assert_eq!(of("su", json!({})).unwrap().rope, rope);
+    let said = of("longrope", json!({"attention_factor": 1.25}))
+        .unwrap()
+        .rope;
+    assert_eq!(said.attention_scaling(), 1.25);
+    assert_eq!(
+        of("longrope", json!({"short_factor": [1, 1]})),
+        Err(
+            "`short_factor` = 2 does not fit: expected one factor for each of 6 frequencies"
+                .to_owned()
+        )
+    );
+    assert_eq!(
+        of("longrope", json!({"long_factor": null})),
+        Err("`long_factor` is missing".to_owned())
+    );
+}
+
+#[test]
+fn glm_4_turns_neighbours_in_half_of_each_head() {
+    let of = |mut change: Value| {
+        change["model_type"] = json!("glm4");
+        change["head_dim"] = json!(16);
+        spec(change)
+    };
+    let glm = of(json!({"attention_bias": true})).unwrap();
+    let layer = &glm.layers[0];
+    assert_eq!(biased(layer), [M::QProj, M::KProj, M::VProj]);
+    assert_eq!(
+        (glm.rope.rotary_dim, glm.rope.pairs),
+        (8, RotaryPairs::Neighbours)
+    );
+    assert_eq!(layer.norm_places, NormPlaces::Around);
+    let names: Vec<_> = layer.tensors(0).map(|tensor| tensor.name).collect();
+    for name in [
+        "input_layernorm.weight",
+        "post_self_attn_layernorm.weight",
+        "post_attention_layernorm.weight",
+        "post_mlp_layernorm.weight",
+        "mlp.gate_up_proj.weight",
+        "self_attn.v_proj.bias",
+    ] {
+        assert!(names.contains(&format!("model.layers.0.{name}")), "{name}");
+    }
+    assert_eq!(names.len(), 4 + 6 + 3);
+    assert_eq!(biased(&of(json!({})).unwrap().layers[0]), []);
+    let error = of(json!({"sliding_window": 9})).unwrap_err();
+    assert!(error.starts_with("`sliding_window` is 9"), "{error}");
+}
+
+#[test]
 fn absent_keys_stand_for_what_transformers_takes() {
     let without = |family| {
         let heads = json!({"model_type": family, "num_attention_heads": 32, "hidden_size": 64});
@@ -321,4 +447,6 @@ fn absent_keys_stand_for_what_transformers_takes() {
     assert_eq!(without("smollm3"), (4, 2));
     assert_eq!(without("gemma2"), (4, 256));
     assert_eq!(without("gemma3_text"), (4, 256));
+    assert_eq!(without("phi3"), (32, 2));
+    assert_eq!(without("glm4"), (2, 128));
 }

@@ -7,7 +7,7 @@ mod shown;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use backdraft_arch::{Heads, LayerSpec, StatePrecision};
+use backdraft_arch::{Heads, LayerSpec, RotaryPairs, StatePrecision};
 use backdraft_data::source::{DataFile, RowReader};
 use backdraft_formats::ModelSource;
 use backdraft_lora::LoraConfig;
@@ -21,7 +21,7 @@ use backdraft_quant::QuantizationPlan;
 use backdraft_recipe::Recipe;
 use backdraft_train::data::{plain, tokenize_options};
 use clap::Args;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::args::choice::{self, QuantizationArg};
 use crate::commands::Context;
@@ -102,6 +102,7 @@ fn model(args: &InspectArgs, context: Context) -> Result<Shown, CliError> {
         spec: spec.clone(),
         lora: LoraConfig {
             rank: args.rank as usize,
+            target_modules: spec.targets(),
             ..LoraConfig::default()
         },
         quantization: plan,
@@ -155,6 +156,7 @@ fn model(args: &InspectArgs, context: Context) -> Result<Shown, CliError> {
         .told("head_dim", first.head_dim, first.head_dim.to_string())
         .all(windows(&spec))
         .all(unturned(&spec))
+        .all(turned(&spec))
         .all(factors(&spec))
         .all(caps(&spec))
         .fact("vocab_size", spec.vocab_size)
@@ -200,6 +202,19 @@ fn unturned(spec: &ModelSpec) -> Value {
     }
 }
 
+/// What turns of a head, where that is not all of it by halves.
+fn turned(spec: &ModelSpec) -> Value {
+    let rope = &spec.rope;
+    let mut shown = Map::new();
+    if rope.rotary_dim < rope.head_dim {
+        shown.insert("rotary_dim".to_owned(), rope.rotary_dim.into());
+    }
+    if rope.pairs == RotaryPairs::Neighbours {
+        shown.insert("rotary_pairs".to_owned(), "neighbours".into());
+    }
+    shown.into()
+}
+
 /// The factors of families that have their own, by the names of `config.json`.
 fn factors(spec: &ModelSpec) -> Value {
     let first = spec.layers.first();
@@ -240,12 +255,22 @@ fn rope(spec: &ModelSpec) -> (Value, String) {
     let theta = spec.rope.theta;
     let kind = spec.rope.scaling.name();
     let factor = match &spec.rope.scaling {
-        RopeScaling::Default | RopeScaling::Factors(_) => None,
+        RopeScaling::Default | RopeScaling::Factors(_) | RopeScaling::LongRope { .. } => None,
         RopeScaling::Linear { factor }
         | RopeScaling::Llama3 { factor, .. }
         | RopeScaling::Yarn { factor, .. } => Some(*factor),
     };
-    let scaled = factor.map_or_else(String::new, |factor| format!(", factor {factor}"));
+    let scaled = match (factor, &spec.rope.scaling) {
+        (Some(factor), _) => format!(", factor {factor}"),
+        (
+            None,
+            RopeScaling::LongRope {
+                original_max_position_embeddings: original,
+                ..
+            },
+        ) => format!(", other frequencies beyond {original} tokens"),
+        (None, _) => String::new(),
+    };
     let value = json!({"rope_type": kind, "rope_theta": theta, "factor": factor});
     (value, format!("{kind}, theta {theta}{scaled}"))
 }

@@ -27,6 +27,11 @@ fn peculiar(family: Family) -> Vec<(&'static str, Value)> {
             ("layers_with_window", 4.into()),
             ("rope_local_base_freq", 1e4.into()),
         ],
+        Family::Phi3 => vec![("sliding_window", 9.into()), ("rotary_dim", 12.into())],
+        Family::Glm4 => vec![
+            ("rotary_dim", 8.into()),
+            ("rotary_pairs", "neighbours".into()),
+        ],
         Family::Olmo3 | Family::Mistral => vec![("sliding_window", 9.into())],
         _ => Vec::new(),
     }
@@ -41,7 +46,7 @@ fn every_family_is_trained_asked_merged_and_quantised() {
         fs::remove_dir_all(d.join("model")).unwrap();
         let windowed = matches!(
             family,
-            Family::Mistral | Family::Olmo3 | Family::Gemma2 | Family::Gemma3
+            Family::Mistral | Family::Olmo3 | Family::Gemma2 | Family::Gemma3 | Family::Phi3
         );
         let shape = RandomModel {
             family,

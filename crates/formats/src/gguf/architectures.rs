@@ -29,6 +29,10 @@ pub(super) enum Architecture {
     Gemma2,
     /// `gemma3`, its text.
     Gemma3,
+    /// `phi3`: Phi 3, 3.5 and 4.
+    Phi3,
+    /// `glm4`: GLM 4 (0414).
+    Glm4,
 }
 
 /// llama.cpp turns no head of a SmolLM 3 in every so many layers; no metadata say it.
@@ -43,6 +47,8 @@ enum Biases {
     AsInFile,
     /// q, k and v, always.
     QueryKeyValue,
+    /// q, k and v, where the file holds them.
+    QueryKeyValueInFile,
 }
 
 /// The metadata key of a sliding window, below the name.
@@ -53,7 +59,7 @@ pub(super) const SLIDING_WINDOW_PATTERN: &str = "attention.sliding_window_patter
 pub(super) const FULL_INTERVAL: usize = 4;
 
 /// The values of `general.architecture` that are read.
-const SUPPORTED: &str = "\"llama\" (Mistral's files too), \"qwen2\", \"qwen3\", \"granite\", \"smollm3\", \"olmo2\" (OLMo 3's files too), \"gemma2\" and \"gemma3\"";
+const SUPPORTED: &str = "\"llama\" (Mistral's files too), \"qwen2\", \"qwen3\", \"granite\", \"smollm3\", \"olmo2\" (OLMo 3's files too), \"gemma2\", \"gemma3\", \"phi3\" and \"glm4\"";
 
 /// The metadata keys of Gemma's caps and of the rotary base of its layers with a window, below the name.
 pub(super) const SCORES_CAP: &str = "attn_logit_softcapping";
@@ -86,6 +92,8 @@ impl Architecture {
             Some("olmo2") => Ok(Self::Olmo2),
             Some("gemma2") => Ok(Self::Gemma2),
             Some("gemma3") => Ok(Self::Gemma3),
+            Some("phi3") => Ok(Self::Phi3),
+            Some("glm4") => Ok(Self::Glm4),
             Some(actual) => Err(GgufError::Architecture {
                 actual: actual.into(),
                 expected: SUPPORTED,
@@ -107,6 +115,8 @@ impl Architecture {
             "olmo3" => Some(Self::Olmo3),
             "gemma2" => Some(Self::Gemma2),
             "gemma3_text" => Some(Self::Gemma3),
+            "phi3" => Some(Self::Phi3),
+            "glm4" => Some(Self::Glm4),
             _ => None,
         }
     }
@@ -122,6 +132,8 @@ impl Architecture {
             Self::Olmo2 | Self::Olmo3 => "olmo2",
             Self::Gemma2 => "gemma2",
             Self::Gemma3 => "gemma3",
+            Self::Phi3 => "phi3",
+            Self::Glm4 => "glm4",
         }
     }
 
@@ -130,9 +142,15 @@ impl Architecture {
     pub(super) const fn interleaved(self) -> bool {
         match self {
             Self::Llama | Self::Mistral | Self::Granite | Self::SmolLm3 => true,
-            Self::Qwen2 | Self::Qwen3 | Self::Olmo2 | Self::Olmo3 | Self::Gemma2 | Self::Gemma3 => {
-                false
-            }
+            Self::Qwen2
+            | Self::Qwen3
+            | Self::Olmo2
+            | Self::Olmo3
+            | Self::Gemma2
+            | Self::Gemma3
+            | Self::Phi3 => false,
+            // Its RoPE turns neighbours in Hugging Face's files too.
+            Self::Glm4 => false,
         }
     }
 
@@ -145,16 +163,21 @@ impl Architecture {
             | Self::Olmo2
             | Self::Olmo3
             | Self::Gemma2
-            | Self::Gemma3 => Biases::None,
+            | Self::Gemma3
+            | Self::Phi3 => Biases::None,
+            Self::Glm4 => Biases::QueryKeyValueInFile,
         }
     }
 
     /// The norms of a layer.
     const fn norms(self) -> &'static [&'static str] {
         match self {
-            Self::Llama | Self::Mistral | Self::Qwen2 | Self::Granite | Self::SmolLm3 => {
-                &["attn_norm", "ffn_norm"]
-            }
+            Self::Llama
+            | Self::Mistral
+            | Self::Qwen2
+            | Self::Granite
+            | Self::SmolLm3
+            | Self::Phi3 => &["attn_norm", "ffn_norm"],
             Self::Qwen3 => &["attn_norm", "ffn_norm", "attn_q_norm", "attn_k_norm"],
             Self::Olmo2 | Self::Olmo3 => &[
                 "post_attention_norm",
@@ -162,7 +185,7 @@ impl Architecture {
                 "attn_q_norm",
                 "attn_k_norm",
             ],
-            Self::Gemma2 => &[
+            Self::Gemma2 | Self::Glm4 => &[
                 "attn_norm",
                 "post_attention_norm",
                 "ffn_norm",
@@ -177,6 +200,32 @@ impl Architecture {
                 "attn_k_norm",
             ],
         }
+    }
+
+    /// The projections of a layer.
+    const fn projections(self) -> &'static [&'static str] {
+        match self {
+            Self::Phi3 => &["attn_qkv", "attn_output", "ffn_up", "ffn_down"],
+            Self::Glm4 => &[
+                "attn_q",
+                "attn_k",
+                "attn_v",
+                "attn_output",
+                "ffn_up",
+                "ffn_down",
+            ],
+            _ => &PROJECTIONS,
+        }
+    }
+
+    /// Whether the rows of gate and up are one tensor, by the name of up.
+    const fn fuses_gate_up(self) -> bool {
+        matches!(self, Self::Phi3 | Self::Glm4)
+    }
+
+    /// Whether a part of each head may be left as it is.
+    pub(super) const fn turns_in_part(self) -> bool {
+        matches!(self, Self::Phi3 | Self::Glm4)
     }
 
     /// Whether it is a Gemma: norms around attention and MLP, whose weights are one more in a file, and GELU.
@@ -198,6 +247,12 @@ impl Architecture {
         match (ours, theirs) {
             ("ffn_norm", "post_attention_layernorm") => !self.is_gemma(),
             ("ffn_norm", "pre_feedforward_layernorm") => self.is_gemma(),
+            ("post_attention_norm", "post_self_attn_layernorm")
+            | ("post_ffw_norm", "post_mlp_layernorm") => self == Self::Glm4,
+            ("post_attention_norm", "post_attention_layernorm")
+            | ("post_ffw_norm", "post_feedforward_layernorm") => self != Self::Glm4,
+            ("ffn_up", "mlp.up_proj") => !self.fuses_gate_up(),
+            ("ffn_up", "mlp.gate_up_proj") => self.fuses_gate_up(),
             _ => true,
         }
     }
@@ -245,8 +300,15 @@ impl Architecture {
             | Self::Olmo2
             | Self::Olmo3
             | Self::Gemma2
-            | Self::Gemma3 => false,
+            | Self::Gemma3
+            | Self::Phi3
+            | Self::Glm4 => false,
         }
+    }
+
+    /// Whether a file may hold two such lists, LongRoPE's.
+    pub(super) const fn long_rope_factors(self) -> bool {
+        matches!(self, Self::Phi3)
     }
 
     /// Whether llama.cpp takes a model of 80 layers for one of 70B, which it quantises otherwise.
@@ -259,15 +321,19 @@ impl Architecture {
             | Self::Olmo2
             | Self::Olmo3
             | Self::Gemma2
-            | Self::Gemma3 => false,
+            | Self::Gemma3
+            | Self::Phi3
+            | Self::Glm4 => false,
         }
     }
 
     /// Whether a metadata key below the name is one that only this architecture has.
     pub(super) fn has_key(self, key: &str) -> bool {
         match self {
-            Self::Llama | Self::Qwen2 | Self::Qwen3 | Self::SmolLm3 | Self::Olmo2 => false,
-            Self::Mistral => key == SLIDING_WINDOW,
+            Self::Llama | Self::Qwen2 | Self::Qwen3 | Self::SmolLm3 | Self::Olmo2 | Self::Glm4 => {
+                false
+            }
+            Self::Mistral | Self::Phi3 => key == SLIDING_WINDOW,
             Self::Olmo3 => [SLIDING_WINDOW, SLIDING_WINDOW_PATTERN].contains(&key),
             Self::Gemma2 => {
                 let keys = [
@@ -293,11 +359,13 @@ impl Architecture {
     /// Whether a module of a layer may have a parameter.
     pub(super) fn has_parameter(self, module: &str, parameter: &str) -> bool {
         match parameter {
-            "weight" => PROJECTIONS.contains(&module) || self.norms().contains(&module),
+            "weight" => self.projections().contains(&module) || self.norms().contains(&module),
             "bias" => match self.biases() {
                 Biases::None => false,
                 Biases::AsInFile => PROJECTIONS.contains(&module),
-                Biases::QueryKeyValue => QUERY_KEY_VALUE.contains(&module),
+                Biases::QueryKeyValue | Biases::QueryKeyValueInFile => {
+                    QUERY_KEY_VALUE.contains(&module)
+                }
             },
             _ => false,
         }
@@ -307,7 +375,7 @@ impl Architecture {
     pub(super) fn layer_parameters(self) -> impl Iterator<Item = (&'static str, &'static str)> {
         let with_bias = self.biases() == Biases::QueryKeyValue;
         let biased = QUERY_KEY_VALUE.into_iter().filter(move |_| with_bias);
-        let weights = self.norms().iter().copied().chain(PROJECTIONS);
+        let weights = self.norms().iter().chain(self.projections()).copied();
         weights
             .map(|module| (module, "weight"))
             .chain(biased.map(|module| (module, "bias")))
@@ -383,6 +451,18 @@ impl Architecture {
                     "layer_types": types.collect::<Vec<_>>(),
                 })
             }
+            Self::Phi3 => json!({
+                "model_type": "phi3",
+                "architectures": ["Phi3ForCausalLM"],
+                "attention_bias": false,
+                // llama.cpp computes without it, as it says when it reads the file.
+                "sliding_window": sliding_window(file.metadata(), "phi3")?,
+            }),
+            Self::Glm4 => json!({
+                "model_type": "glm4",
+                "architectures": ["Glm4ForCausalLM"],
+                "attention_bias": has("blk.0.attn_q.bias"),
+            }),
             Self::Qwen2 => json!({
                 "model_type": "qwen2",
                 "architectures": ["Qwen2ForCausalLM"],
@@ -402,7 +482,7 @@ impl Architecture {
 
 const QUERY_KEY_VALUE: [&str; 3] = ["attn_q", "attn_k", "attn_v"];
 
-/// The projections, which every layer of every architecture has.
+/// The projections of a layer that fuses none.
 const PROJECTIONS: [&str; 7] = [
     "attn_q",
     "attn_k",

@@ -7,7 +7,12 @@ use super::architectures::{
 };
 use super::error::GgufError;
 use super::file::GgufFile;
+use super::names::{LONG_FACTORS, SHORT_FACTORS};
 use super::value::GgufMetadata;
+
+/// The metadata key of the context length before stretching, below the name, and that of the factor on cosine and sine.
+pub(super) const ORIGINAL_CONTEXT: &str = "rope.scaling.original_context_length";
+pub(super) const ATTENTION_FACTOR: &str = "rope.scaling.attn_factor";
 
 /// Keys below the architecture's name that are understood here; any other that is set is refused.
 const KNOWN: [&str; 23] = [
@@ -24,10 +29,10 @@ const KNOWN: [&str; 23] = [
     "rope.dimension_count",
     "rope.freq_base",
     "rope.scale_linear",
-    "rope.scaling.attn_factor",
+    ATTENTION_FACTOR,
     "rope.scaling.factor",
     "rope.scaling.finetuned",
-    "rope.scaling.original_context_length",
+    ORIGINAL_CONTEXT,
     "rope.scaling.type",
     "rope.scaling.yarn_beta_fast",
     "rope.scaling.yarn_beta_slow",
@@ -43,6 +48,8 @@ pub(super) struct Sizes {
     pub(super) heads: usize,
     pub(super) key_value_heads: usize,
     pub(super) head_dim: usize,
+    /// Features of a head that turn.
+    pub(super) rotary_dim: usize,
 }
 
 /// The names of metadata keys, and typed access to them.
@@ -170,10 +177,18 @@ pub(super) fn sizes(
     if !head_dim.is_multiple_of(2) {
         return Err(keys.feature("attention.key_length", head_dim));
     }
-    for key in ["attention.value_length", "rope.dimension_count"] {
-        if let Some(other) = keys.positive(key)?.filter(|other| *other != head_dim) {
-            return Err(keys.feature(key, other));
-        }
+    let key = "attention.value_length";
+    if let Some(other) = keys.positive(key)?.filter(|other| *other != head_dim) {
+        return Err(keys.feature(key, other));
+    }
+    let key = "rope.dimension_count";
+    let rotary_dim = keys.positive(key)?.unwrap_or(head_dim);
+    let fits = match architecture.turns_in_part() {
+        true => rotary_dim <= head_dim && rotary_dim.is_multiple_of(2),
+        false => rotary_dim == head_dim,
+    };
+    if !fits {
+        return Err(keys.feature(key, rotary_dim));
     }
     let key_value_heads = keys.positive("attention.head_count_kv")?.unwrap_or(heads);
     // Checked by `positive` to fit 32 bits.
@@ -182,6 +197,7 @@ pub(super) fn sizes(
         heads: heads as usize,
         key_value_heads: key_value_heads as usize,
         head_dim: head_dim as usize,
+        rotary_dim: rotary_dim as usize,
     })
 }
 
@@ -215,7 +231,7 @@ pub(super) fn config(
         "num_hidden_layers": sizes.layers,
         "num_key_value_heads": sizes.key_value_heads,
         "rms_norm_eps": rms_norm_eps(&keys)?,
-        "rope_scaling": rope_scaling(&keys)?,
+        "rope_scaling": rope_scaling(&keys, file, sizes)?,
         "rope_theta": keys.number("rope.freq_base")?.unwrap_or(10_000.0),
         "tie_word_embeddings": file.tensor("output.weight").is_none(),
         "torch_dtype": "float32",
@@ -227,6 +243,16 @@ pub(super) fn config(
         config.extend(of_family.map(|(key, value)| (key.to_owned(), value)));
         if architecture == Architecture::Granite {
             config.extend(granite_factors(&keys, sizes)?);
+        }
+        if architecture.turns_in_part() {
+            let factor = sizes.rotary_dim as f64 / sizes.head_dim as f64;
+            config.insert("partial_rotary_factor".into(), json!(factor));
+        }
+        if architecture == Architecture::Phi3
+            && let Some(original) = keys.positive(ORIGINAL_CONTEXT)?
+        {
+            let key = "original_max_position_embeddings";
+            config.insert(key.into(), json!(original));
         }
         config.sort_keys();
         special_tokens(keys.metadata, config)?;
@@ -293,13 +319,60 @@ fn vocab_size(file: &GgufFile, keys: &Keys<'_>, hidden_size: u64) -> Result<u64,
     }
 }
 
-fn rope_scaling(keys: &Keys<'_>) -> Result<Value, GgufError> {
-    keys.refuse_unless("rope.scaling.attn_factor", |v| v == 1.0 || v == 0.0)?;
+/// LongRoPE's lists, which are tensors, and its factor on cosine and sine.
+fn longrope(keys: &Keys<'_>, file: &GgufFile, sizes: Sizes) -> Result<Option<Value>, GgufError> {
+    if ![LONG_FACTORS, SHORT_FACTORS]
+        .iter()
+        .any(|name| file.tensor(name).is_some())
+    {
+        return Ok(None);
+    }
+    let list = |name: &str| {
+        let missing = || GgufError::TensorMissing {
+            tensor: name.into(),
+        };
+        let tensor = file.tensor(name).ok_or_else(missing)?;
+        let half = sizes.rotary_dim / 2;
+        if tensor.elements() != half {
+            return Err(GgufError::TensorShape {
+                tensor: name.into(),
+                expected: format!("[{half}]"),
+                actual: tensor.shape.clone(),
+            });
+        }
+        // As they were before they were stored in single precision.
+        let exact = |value: &f32| value.to_string().parse().unwrap_or(f64::from(*value));
+        Ok(file
+            .read_f32(tensor)
+            .iter()
+            .map(exact)
+            .collect::<Vec<f64>>())
+    };
+    let mut scaling = Map::new();
+    scaling.insert("rope_type".into(), json!("longrope"));
+    scaling.insert("long_factor".into(), json!(list(LONG_FACTORS)?));
+    scaling.insert("short_factor".into(), json!(list(SHORT_FACTORS)?));
+    if let Some(factor) = keys
+        .number(ATTENTION_FACTOR)?
+        .filter(|factor| *factor != 0.0)
+    {
+        scaling.insert("attention_factor".into(), json!(factor));
+    }
+    Ok(Some(Value::Object(scaling)))
+}
+
+fn rope_scaling(keys: &Keys<'_>, file: &GgufFile, sizes: Sizes) -> Result<Value, GgufError> {
+    if keys.architecture.long_rope_factors()
+        && let Some(scaling) = longrope(keys, file, sizes)?
+    {
+        return Ok(scaling);
+    }
+    keys.refuse_unless(ATTENTION_FACTOR, |v| v == 1.0 || v == 0.0)?;
     keys.refuse_unless("rope.scaling.yarn_ext_factor", |v| v == 1.0 || v < 0.0)?;
     let old = keys.number("rope.scale_linear")?;
     let factor = keys.number("rope.scaling.factor")?.or(old);
     let factor = factor.filter(|factor| *factor != 0.0);
-    let original = keys.positive("rope.scaling.original_context_length")?;
+    let original = keys.positive(ORIGINAL_CONTEXT)?;
     match (keys.text("rope.scaling.type")?, factor) {
         // A factor alone means linear scaling.
         (None | Some("linear"), None) => Ok(Value::Null),

@@ -5,8 +5,10 @@ use super::architectures::{
     LOGITS_CAP, RESIDUAL_SCALE, SCORES_CAP, SLIDING_WINDOW, SLIDING_WINDOW_PATTERN,
     UNTURNED_INTERVAL,
 };
+use super::config::{ATTENTION_FACTOR, ORIGINAL_CONTEXT};
 use super::entry::{Entry, EntryValue};
 use super::export_error::GgufExportError;
+use super::names::{LONG_FACTORS, ROPE_FREQS, SHORT_FACTORS};
 use super::rope_freqs::Llama3Scaling;
 
 /// A decoder to be written.
@@ -28,6 +30,8 @@ pub struct GgufDecoder {
     pub key_value_heads: usize,
     /// Features of a head.
     pub head_dim: usize,
+    /// The first features of a head, which turn.
+    pub rotary_dim: usize,
     /// Rows of the embedding.
     pub vocab_size: usize,
     /// ε of the norms.
@@ -106,6 +110,17 @@ pub enum GgufRope {
         /// Dimensions with fewer rotations are interpolated.
         beta_slow: f64,
     },
+    /// A divisor for each frequency, in sequences within the original context and in longer ones.
+    LongRope {
+        /// Within it.
+        short: Vec<f32>,
+        /// Beyond it.
+        long: Vec<f32>,
+        /// Context length before stretching.
+        original: f64,
+        /// Factor on cosine and sine.
+        attention_factor: f64,
+    },
     /// A divisor for each frequency.
     Factors(Vec<f32>),
 }
@@ -118,7 +133,8 @@ impl GgufDecoder {
         })?;
         match (self.sliding_window, architecture) {
             (None, _) => {}
-            (Some(_), Architecture::Mistral) if self.full_layers.is_empty() => {}
+            (Some(_), Architecture::Mistral | Architecture::Phi3)
+                if self.full_layers.is_empty() => {}
             (Some(_), Architecture::Gemma2 | Architecture::Gemma3) => {
                 if self.full_interval(architecture).is_none() {
                     return Err(GgufExportError::Feature {
@@ -164,6 +180,20 @@ impl GgufDecoder {
                 what: "the size of heads",
                 actual: self.head_dim.to_string(),
                 hint: "llama.cpp takes that of an OLMo for hidden size / heads",
+            });
+        }
+        if self.rotary_dim != self.head_dim && !architecture.turns_in_part() {
+            return Err(GgufExportError::Feature {
+                what: "the features of a head that turn",
+                actual: self.rotary_dim.to_string(),
+                hint: "llama.cpp turns a part of each head in phi3 and glm4",
+            });
+        }
+        if matches!(self.rope, GgufRope::LongRope { .. }) && !architecture.long_rope_factors() {
+            return Err(GgufExportError::Feature {
+                what: "the rotary scaling",
+                actual: "longrope".to_owned(),
+                hint: "phi3 has it",
             });
         }
         if self.rope_factors().is_some() && !architecture.rope_factors() {
@@ -237,9 +267,19 @@ impl GgufDecoder {
         count("attention.head_count_kv", self.key_value_heads);
         count("attention.key_length", self.head_dim);
         count("attention.value_length", self.head_dim);
-        count("rope.dimension_count", self.head_dim);
-        if let Some(window) = self.sliding_window {
-            count(SLIDING_WINDOW, window);
+        count("rope.dimension_count", self.rotary_dim);
+        match self.sliding_window {
+            Some(window) => count(SLIDING_WINDOW, window),
+            // By that llama.cpp's converter tells Phi 4 from Phi 3.
+            None if architecture == Architecture::Phi3 => count(SLIDING_WINDOW, 0),
+            None => {}
+        }
+        if architecture == Architecture::Phi3 {
+            let original = match &self.rope {
+                GgufRope::LongRope { original, .. } => *original as usize,
+                _ => self.context_length,
+            };
+            count(ORIGINAL_CONTEXT, original);
         }
         if self.sliding_window.is_some() && architecture == Architecture::Olmo3 {
             let flags = (0..self.layers).map(|layer| !self.full_layers.contains(&layer));
@@ -280,6 +320,13 @@ impl GgufDecoder {
         }
         let scaling = match &self.rope {
             GgufRope::Default | GgufRope::Llama3 { .. } | GgufRope::Factors(_) => return entries,
+            // The type is in the tensors' names.
+            GgufRope::LongRope {
+                attention_factor, ..
+            } => {
+                number(ATTENTION_FACTOR, *attention_factor);
+                return entries;
+            }
             GgufRope::Linear { factor } => {
                 number("rope.scaling.factor", *factor);
                 "linear"
@@ -293,7 +340,7 @@ impl GgufDecoder {
                 number("rope.scaling.factor", *factor);
                 number("rope.scaling.yarn_beta_fast", *beta_fast);
                 number("rope.scaling.yarn_beta_slow", *beta_slow);
-                let key = format!("{name}.rope.scaling.original_context_length");
+                let key = format!("{name}.{ORIGINAL_CONTEXT}");
                 entries.push(Entry::new(key, *original as u32));
                 "yarn"
             }
@@ -318,10 +365,22 @@ impl GgufDecoder {
                     high_freq_factor,
                     original_max_position_embeddings: original as u64,
                 };
-                let factors = scaling.factors(self.rope_theta, self.head_dim / 2);
+                let factors = scaling.factors(self.rope_theta, self.rotary_dim / 2);
                 Some(factors.map(|factor| factor as f32).collect())
             }
-            GgufRope::Default | GgufRope::Linear { .. } | GgufRope::Yarn { .. } => None,
+            GgufRope::Default
+            | GgufRope::Linear { .. }
+            | GgufRope::Yarn { .. }
+            | GgufRope::LongRope { .. } => None,
         }
+    }
+
+    /// The tensors of divisors that are written.
+    pub(super) fn factor_tensors(&self) -> Vec<(&'static str, Vec<f32>)> {
+        if let GgufRope::LongRope { short, long, .. } = &self.rope {
+            return vec![(LONG_FACTORS, long.clone()), (SHORT_FACTORS, short.clone())];
+        }
+        let factors = self.rope_factors().into_iter();
+        factors.map(|factors| (ROPE_FREQS, factors)).collect()
     }
 }

@@ -93,9 +93,9 @@ impl GgufExport {
                 hint: "llama.cpp takes the embedding for that of a Gemma 2",
             });
         }
-        if let Some(factors) = decoder.rope_factors() {
+        for (name, factors) in decoder.factor_tensors() {
             planned.push(ExportTensor {
-                name: ROPE_FREQS.to_owned(),
+                name: name.to_owned(),
                 shape: vec![factors.len()],
                 source: ExportSource::Values(factors),
                 interleaved: false,

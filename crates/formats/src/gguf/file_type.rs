@@ -115,7 +115,7 @@ impl GgufFileType {
                 _ => GgmlType::Q6_K,
             },
             _ => match layer(tensor) {
-                Some((layer, "attn_v")) => self.of_values(layer, model),
+                Some((layer, "attn_v" | "attn_qkv")) => self.of_values(layer, model),
                 Some((layer, "ffn_down")) => self.of_down(layer, model.layers),
                 _ => self.common(),
             },

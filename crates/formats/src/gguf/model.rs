@@ -12,7 +12,9 @@ use super::config::{self, Sizes};
 use super::error::GgufError;
 use super::file::{GgufFile, GgufTensor};
 use super::ggml_type::GgmlType;
-use super::names::{ROPE_FREQS, Rows, hugging_face_name, interleaved_row, required};
+use super::names::{
+    LONG_FACTORS, ROPE_FREQS, Rows, SHORT_FACTORS, hugging_face_name, interleaved_row, required,
+};
 use super::rope_freqs::Llama3Scaling;
 use super::tokenizer;
 use crate::dtype::{Dtype, f32_bytes};
@@ -21,7 +23,7 @@ use crate::tensor::{RawTensor, TensorInfo};
 use crate::tokenizer_files::TokenizerFiles;
 
 /// An open GGUF file that holds a decoder of a supported architecture: `llama` (Mistral's files too), `qwen2`,
-/// `qwen3`, `granite`, `smollm3`, `olmo2` (OLMo 3's files too), `gemma2` or `gemma3`.
+/// `qwen3`, `granite`, `smollm3`, `olmo2` (OLMo 3's files too), `gemma2`, `gemma3`, `phi3` or `glm4`.
 ///
 /// Names, shapes and row orders are Hugging Face's; quantised tensors are read as `f32`. The norms of a Gemma, which
 /// multiplies by 1 + w, lie in a file as 1 + w, and are read as w.
@@ -90,6 +92,8 @@ impl GgufModel {
         {
             return Err(GgufError::TensorMissing { tensor });
         }
+        // Those are in the config.
+        tensors.retain(|entry| ![LONG_FACTORS, SHORT_FACTORS].contains(&&*entry.info.name));
         if recover_rope_scaling(file, architecture, &mut config)? {
             tensors.retain(|entry| entry.info.name != ROPE_FREQS);
         }
@@ -253,6 +257,7 @@ fn entry(
         Rows::Features => None,
         Rows::QueryHeads => Some(sizes.heads),
         Rows::KeyHeads | Rows::ValueHeads => Some(sizes.key_value_heads),
+        Rows::AllHeads => Some(sizes.heads.saturating_add(2 * sizes.key_value_heads)),
         Rows::QueryNorm | Rows::KeyNorm if !architecture.norms_heads_together() => Some(1),
         Rows::QueryNorm => Some(sizes.heads),
         Rows::KeyNorm => Some(sizes.key_value_heads),

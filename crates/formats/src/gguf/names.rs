@@ -13,6 +13,8 @@ pub(super) enum Rows {
     KeyHeads,
     /// Those of every value head.
     ValueHeads,
+    /// Those of every query, key and value head, one behind the other.
+    AllHeads,
     /// A value for each query of a head, or of all heads that are normed together.
     QueryNorm,
     /// The same for keys.
@@ -22,6 +24,10 @@ pub(super) enum Rows {
 /// The factors by which Llama 3.1 divides its rotary frequencies; no Hugging Face model has them.
 pub(super) const ROPE_FREQS: &str = "rope_freqs.weight";
 
+/// The factors by which LongRoPE divides them, in sequences beyond the original context and in others: lists of the config.
+pub(super) const LONG_FACTORS: &str = "rope_factors_long.weight";
+pub(super) const SHORT_FACTORS: &str = "rope_factors_short.weight";
+
 /// Tensors outside the layers, by GGUF's and Hugging Face's names.
 const TOP: [(&str, &str); 3] = [
     ("token_embd.weight", "model.embed_tokens.weight"),
@@ -30,15 +36,18 @@ const TOP: [(&str, &str); 3] = [
 ];
 
 /// Modules of a layer, by GGUF's and Hugging Face's names.
-const LAYER: [(&str, &str, Rows); 14] = [
+const LAYER: [(&str, &str, Rows); 18] = [
     ("attn_q", "self_attn.q_proj", Rows::QueryHeads),
     ("attn_k", "self_attn.k_proj", Rows::KeyHeads),
     ("attn_v", "self_attn.v_proj", Rows::ValueHeads),
+    ("attn_qkv", "self_attn.qkv_proj", Rows::AllHeads),
     ("attn_output", "self_attn.o_proj", Rows::Features),
     ("attn_q_norm", "self_attn.q_norm", Rows::QueryNorm),
     ("attn_k_norm", "self_attn.k_norm", Rows::KeyNorm),
     ("ffn_gate", "mlp.gate_proj", Rows::Features),
     ("ffn_up", "mlp.up_proj", Rows::Features),
+    // Gate and up, where they are one.
+    ("ffn_up", "mlp.gate_up_proj", Rows::Features),
     ("ffn_down", "mlp.down_proj", Rows::Features),
     ("attn_norm", "input_layernorm", Rows::Features),
     // The same name for a norm before the MLP, and for one after attention: see `Architecture::is_same`.
@@ -50,10 +59,16 @@ const LAYER: [(&str, &str, Rows); 14] = [
         Rows::Features,
     ),
     (
+        "post_attention_norm",
+        "post_self_attn_layernorm",
+        Rows::Features,
+    ),
+    (
         "post_ffw_norm",
         "post_feedforward_layernorm",
         Rows::Features,
     ),
+    ("post_ffw_norm", "post_mlp_layernorm", Rows::Features),
 ];
 
 /// The Hugging Face name of a tensor, and what its rows are; `None` if a model of `layers` layers has no such tensor in
@@ -65,6 +80,9 @@ pub(super) fn hugging_face_name(
 ) -> Option<(String, Rows)> {
     if name == ROPE_FREQS && architecture.rope_factors() {
         return Some((ROPE_FREQS.into(), Rows::Features));
+    }
+    if [LONG_FACTORS, SHORT_FACTORS].contains(&name) && architecture.long_rope_factors() {
+        return Some((name.into(), Rows::Features));
     }
     match TOP.iter().find(|(ours, _)| *ours == name) {
         Some((_, theirs)) => Some(((*theirs).into(), Rows::Features)),
@@ -163,29 +181,37 @@ mod tests {
     #[test]
     fn what_only_some_architectures_have() {
         use Architecture::{
-            Gemma2, Gemma3, Granite, Llama, Mistral, Olmo2, Olmo3, Qwen2, Qwen3, SmolLm3,
+            Gemma2, Gemma3, Glm4, Granite, Llama, Mistral, Olmo2, Olmo3, Phi3, Qwen2, Qwen3,
+            SmolLm3,
         };
         let every = [
-            Llama, Mistral, Qwen2, Qwen3, Granite, SmolLm3, Olmo2, Olmo3, Gemma2, Gemma3,
+            Llama, Mistral, Qwen2, Qwen3, Granite, SmolLm3, Olmo2, Olmo3, Gemma2, Gemma3, Phi3,
+            Glm4,
         ];
         let with = |name: &str| {
             let all = every.into_iter();
             all.filter(|it| hugging_face_name(name, 1, *it).is_some())
                 .collect::<Vec<_>>()
         };
-        assert_eq!(with("blk.0.attn_q.bias"), [Llama, Qwen2, Granite, SmolLm3]);
-        assert_eq!(with("blk.0.attn_v.bias"), [Llama, Qwen2, Granite, SmolLm3]);
+        let biased = [Llama, Qwen2, Granite, SmolLm3, Glm4];
+        assert_eq!(with("blk.0.attn_q.bias"), biased);
+        assert_eq!(with("blk.0.attn_v.bias"), biased);
         assert_eq!(with("blk.0.attn_output.bias"), [Llama, Granite, SmolLm3]);
         assert_eq!(with("blk.0.ffn_up.bias"), [Llama, Granite, SmolLm3]);
         let normed = [Qwen3, Olmo2, Olmo3, Gemma3];
         assert_eq!(with("blk.0.attn_q_norm.weight"), normed);
         assert_eq!(with("blk.0.attn_k_norm.weight"), normed);
-        let after = [Olmo2, Olmo3, Gemma2, Gemma3];
+        let after = [Olmo2, Olmo3, Gemma2, Gemma3, Glm4];
         assert_eq!(with("blk.0.post_ffw_norm.weight"), after);
         assert_eq!(with("blk.0.post_attention_norm.weight"), after);
-        assert_eq!(with("blk.0.ffn_norm.weight").len(), 8);
+        assert_eq!(with("blk.0.ffn_norm.weight").len(), 10);
         assert_eq!(with("blk.0.attn_q_norm.bias"), []);
         assert_eq!(with(ROPE_FREQS), [Llama, Mistral, Granite]);
+        assert_eq!(with(LONG_FACTORS), [Phi3]);
+        assert_eq!(with("blk.0.attn_qkv.weight"), [Phi3]);
+        assert_eq!(with("blk.0.ffn_gate.weight").len(), 10);
+        let up = |it| hugging_face_name("blk.0.ffn_up.weight", 1, it).unwrap().0;
+        assert!(up(Phi3).contains("gate_up_proj") && up(Llama).contains("mlp.up_proj"));
         assert_eq!(required(2, Qwen2).count(), 2 + 2 * (9 + 3));
         assert_eq!(required(2, Qwen3).count(), 2 + 2 * (9 + 2));
         let pre = |it| hugging_face_name("blk.0.ffn_norm.weight", 1, it).unwrap().0;

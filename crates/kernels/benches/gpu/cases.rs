@@ -239,10 +239,7 @@ fn rotary(bench: &mut Bench, s: &Sizes) {
         return;
     }
     let angles = bench.random_f32([s.tokens, s.head_dim / 2]).mul_scalar(3.0);
-    let tables = RotaryTables {
-        cos: angles.clone().cos(),
-        sin: angles.sin(),
-    };
+    let tables = RotaryTables::new(angles.clone().cos(), angles.sin());
     for width in [s.hidden, s.kv] {
         let shape = [s.tokens, width];
         let x = bench.sets(shape);

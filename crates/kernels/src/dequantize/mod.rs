@@ -12,6 +12,7 @@ mod cpu;
 pub(crate) mod cube;
 mod gguf;
 mod int8;
+mod parts;
 pub mod reference;
 
 pub use absmax::{Absmax, HostAbsmax};

@@ -119,6 +119,22 @@ pub struct Slot {
     pub accumulate: bool,
 }
 
+impl Slot {
+    /// Where the product's rows from `start` on go.
+    ///
+    /// # Panics
+    /// Elsewhere than on a CubeCL device, where there are no such buffers.
+    #[must_use]
+    pub fn rows(&self, start: usize, count: usize) -> Self {
+        let view = crate::views::rows(&self.view, start, count);
+        let accumulate = self.accumulate;
+        Self {
+            view: view.unwrap_or_else(|| unreachable!("a flat buffer is on a CubeCL device")),
+            accumulate,
+        }
+    }
+}
+
 /// `alpha · op(a) · op(b)` into a slot, whoever else holds its memory.
 ///
 /// # Shapes

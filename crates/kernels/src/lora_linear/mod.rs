@@ -6,6 +6,7 @@
 //! # Source
 //! Hu et al. 2021, arXiv:2106.09685.
 
+mod fused;
 pub mod reference;
 
 use burn::backend::DispatchTensor;
@@ -17,6 +18,8 @@ use crate::frozen_matrix::FrozenMatrix;
 use crate::gemm::{self, Op, Slot, gemm, gemm_f32, gemm_into};
 use crate::low_rank::{Adapted, LowRank};
 use crate::views;
+
+pub use fused::backward_fused;
 
 /// The low-rank factors of one projection.
 ///

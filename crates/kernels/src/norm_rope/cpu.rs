@@ -1,5 +1,6 @@
 //! f32 heads on the CPU, or groups of them: one pass for the statistics, one for the values.
 
+use backdraft_arch::RotaryPairs;
 use burn::tensor::Tensor;
 use rayon::prelude::*;
 
@@ -18,7 +19,9 @@ struct Heads {
     groups: usize,
     /// Features of a group: those that are normed together.
     normed: usize,
-    /// Half the features of a head.
+    /// Features of a head.
+    head_dim: usize,
+    /// Half of those that turn.
     half: usize,
     rows: usize,
 }
@@ -26,6 +29,8 @@ struct Heads {
 impl Heads {
     fn of(x: &Tensor<2>, gain: Gain<'_>, tables: &RotaryTables) -> Option<Self> {
         let ([t, width], [normed]) = (x.dims(), gain.weight.dims());
+        let halves = tables.pairs == RotaryPairs::Halves;
+        halves.then_some(())?;
         Some(Self {
             x: f32s(x)?,
             weight: Factors::of(gain)?,
@@ -33,6 +38,7 @@ impl Heads {
             sin: f32s(&tables.sin)?,
             groups: width / normed,
             normed,
+            head_dim: tables.head_dim,
             half: tables.cos.dims()[1],
             rows: t * width / normed,
         })
@@ -60,6 +66,14 @@ impl Heads {
     }
 }
 
+/// The first and the second features of a head's pairs, and those that pass.
+#[inline(always)]
+fn parts(head: &[f32], half: usize) -> [&[f32]; 3] {
+    let (first, others) = head.split_at(half);
+    let (second, passing) = others.split_at(half);
+    [first, second, passing]
+}
+
 pub(super) fn forward(
     x: &Tensor<2>,
     gain: Gain<'_>,
@@ -67,7 +81,7 @@ pub(super) fn forward(
     tables: &RotaryTables,
 ) -> Option<Tensor<2>> {
     let o = Heads::of(x, gain, tables)?;
-    let (half, d) = (o.half, 2 * o.half);
+    let (half, d) = (o.half, o.head_dim);
     let y = build_rows(
         o.rows,
         o.normed,
@@ -77,12 +91,16 @@ pub(super) fn forward(
             let r = o.rstd(x, eps);
             let heads = x.chunks_exact(d).zip(o.weight.chunks_exact(d));
             for ((x, w), out) in heads.zip(out.chunks_exact_mut(d)) {
-                let ((x1, x2), (w1, w2)) = (x.split_at(half), w.split_at(half));
+                let ([x1, x2, x3], [w1, w2, w3]) = (parts(x, half), parts(w, half));
                 let (out1, out2) = out.split_at_mut(half);
+                let (out2, out3) = out2.split_at_mut(half);
                 for j in 0..half {
                     let (a, b) = (x1[j] * r * w1[j], x2[j] * r * w2[j]);
                     out1[j].write(a * cos[j] - b * sin[j]);
                     out2[j].write(b * cos[j] + a * sin[j]);
+                }
+                for ((out, x), w) in out3.iter_mut().zip(x3).zip(w3) {
+                    out.write(x * r * w);
                 }
             }
         },
@@ -101,7 +119,7 @@ pub(super) fn backward(
     let (Some(o), Some(_)) = (Heads::of(x, gain, tables), f32s(&dy)) else {
         return Err(dy);
     };
-    let (half, d) = (o.half, 2 * o.half);
+    let (half, d) = (o.half, o.head_dim);
     let mut values = into_vec(dy);
     values
         .par_chunks_exact_mut(o.normed)
@@ -116,11 +134,15 @@ pub(super) fn backward(
                         let (x, (cos, sin)) = (o.row(i), o.angles(i));
                         let heads = values.chunks_exact(d).zip(o.weight.chunks_exact(d));
                         for ((dy, w), scaled) in heads.zip(scaled.chunks_exact_mut(d)) {
-                            let ((dy1, dy2), (w1, w2)) = (dy.split_at(half), w.split_at(half));
+                            let ([dy1, dy2, dy3], [w1, w2, w3]) = (parts(dy, half), parts(w, half));
                             let (g1, g2) = scaled.split_at_mut(half);
+                            let (g2, g3) = g2.split_at_mut(half);
                             for j in 0..half {
                                 g1[j] = (dy1[j] * cos[j] + dy2[j] * sin[j]) * w1[j];
                                 g2[j] = (dy2[j] * cos[j] - dy1[j] * sin[j]) * w2[j];
+                            }
+                            for ((g, dy), w) in g3.iter_mut().zip(dy3).zip(w3) {
+                                *g = dy * w;
                             }
                         }
                         let r = o.rstd(x, eps);

@@ -1,7 +1,7 @@
 //! One plane for each head on a CubeCL device, or for the heads that are normed together, or one cube where planes cannot
 //! sum; a unit has pairs of vectors.
 
-use backdraft_arch::NormScale;
+use backdraft_arch::{NormScale, RotaryPairs};
 use burn::tensor::{DType, Tensor};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
@@ -28,8 +28,10 @@ struct Operands {
     sin: CubeTensor,
     /// Features that are normed together: a group of heads.
     normed: usize,
-    /// Half the features of a head.
+    /// Half the features of a head that turn.
     half: usize,
+    /// Half of all its features.
+    units: usize,
     /// Groups of a token.
     groups: usize,
     /// Values in a vector.
@@ -40,15 +42,16 @@ struct Operands {
 impl Operands {
     fn of(x: &Tensor<2>, gain: Gain<'_>, tables: &RotaryTables) -> Option<Self> {
         let ([_, width], [normed]) = (x.dims(), gain.weight.dims());
-        let half = tables.cos.dims()[1];
+        let (half, units) = (tables.cos.dims()[1], tables.head_dim / 2);
         let (x, weight) = (floats(x)?, floats(gain.weight)?);
         let (cos, sin) = (floats(&tables.cos)?, floats(&tables.sin)?);
-        if cos.dtype != DType::F32 || sin.dtype != DType::F32 {
+        let halves = tables.pairs == RotaryPairs::Halves;
+        if cos.dtype != DType::F32 || sin.dtype != DType::F32 || !halves {
             return None;
         }
         let cube = RowCube::new(&x, UNITS as usize, UNITS);
         Some(Self {
-            line: line(x.dtype, half),
+            line: line(x.dtype, half, units),
             groups: width / normed,
             x,
             weight,
@@ -57,8 +60,22 @@ impl Operands {
             sin,
             normed,
             half,
+            units,
             cube,
         })
+    }
+
+    /// Pairs of vectors of a head that turn, of a head, of a group.
+    fn pairs(&self) -> [u32; 3] {
+        [self.half, self.units, self.normed / 2].map(|count| (count / self.line) as u32)
+    }
+
+    fn kind(&self) -> Kind {
+        Kind {
+            together: self.normed > 2 * self.units,
+            whole: self.half == self.units,
+            gain: self.scale,
+        }
     }
 
     /// Cubes and their units.
@@ -72,10 +89,22 @@ impl Operands {
     }
 }
 
-/// Values in a vector: as few as give every unit of a plane a pair, but no more than 16 bytes.
-fn line(dtype: DType, half: usize) -> usize {
-    let wanted = half.div_ceil(UNITS as usize).next_power_of_two();
-    wanted.min(crate::cube::line(dtype, half))
+/// What is known of heads when a kernel is compiled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Kind {
+    /// Several are normed together.
+    together: bool,
+    /// All of a head turns.
+    whole: bool,
+    gain: NormScale,
+}
+
+/// Values in a vector: as few as give every unit of a plane a pair, but no more than 16 bytes, and a divisor of what turns
+/// and of what passes.
+fn line(dtype: DType, half: usize, units: usize) -> usize {
+    let wanted = units.div_ceil(UNITS as usize).next_power_of_two();
+    let fits = crate::cube::line(dtype, half).min(crate::cube::line(dtype, units));
+    wanted.min(fits)
 }
 
 pub(super) fn forward(
@@ -91,11 +120,10 @@ pub(super) fn forward(
     }
     let (count, dim) = o.launch();
     let [x, w, cos, sin, out] = [&o.x, &o.weight, &o.cos, &o.sin, &y].map(|x| argument(x, o.line));
-    let half = (o.half / o.line) as u32;
-    let pairs = (o.normed / 2 / o.line) as u32;
+    let [half, units, pairs] = o.pairs();
     #[expect(unsafe_code, reason = "a kernel without bounds checks")]
-    // SAFETY: x and y have whole groups of 2·pairs vectors, the weight one group, groups whole heads of 2·half vectors, the
-    // tables half a head for each token, as the caller checked; the kernel ends beyond the last group of y.
+    // SAFETY: x and y have whole groups of 2·pairs vectors, the weight one group, groups whole heads of 2·units vectors, the
+    // tables half ≤ units vectors for each token, as the caller checked; the kernel ends beyond the last group of y.
     unsafe {
         forward_kernel::launch_unchecked(
             &o.x.client,
@@ -108,13 +136,13 @@ pub(super) fn forward(
             sin,
             out,
             half,
+            units,
             pairs,
             o.groups as u32,
             1.0 / o.normed as f32,
             eps as f32,
             o.cube,
-            pairs > half,
-            o.scale,
+            o.kind(),
             [elem(o.x.dtype), elem(o.weight.dtype)],
         );
     }
@@ -140,11 +168,10 @@ pub(super) fn backward(
     let (count, dim) = o.launch();
     let out = InPlace::over(&dy, o.line, 0);
     let [dy, x, w, cos, sin] = [&dy, &o.x, &o.weight, &o.cos, &o.sin].map(|x| argument(x, o.line));
-    let half = (o.half / o.line) as u32;
-    let pairs = (o.normed / 2 / o.line) as u32;
+    let [half, units, pairs] = o.pairs();
     #[expect(unsafe_code, reason = "a kernel without bounds checks")]
-    // SAFETY: dy, x and dx have whole groups of 2·pairs vectors, the weight one group, groups whole heads of 2·half vectors,
-    // the tables half a head for each token, as the caller checked; the kernel ends beyond the last group of dx. Written
+    // SAFETY: dy, x and dx have whole groups of 2·pairs vectors, the weight one group, groups whole heads of 2·units vectors,
+    // the tables half ≤ units vectors for each token, as the caller checked; the kernel ends beyond the last group of dx. Written
     // over dy, each unit reads its pairs before it writes them, and no other unit reads them.
     unsafe {
         backward_kernel::launch_unchecked(
@@ -159,13 +186,13 @@ pub(super) fn backward(
             sin,
             out.argument,
             half,
+            units,
             pairs,
             o.groups as u32,
             1.0 / o.normed as f32,
             eps as f32,
             o.cube,
-            pairs > half,
-            o.scale,
+            o.kind(),
             [elem(o.x.dtype), elem(o.weight.dtype)],
         );
     }
@@ -202,20 +229,61 @@ fn sum_group(value: f32, #[comptime] cube: RowCube) -> f32 {
     }
 }
 
-/// Where pair `i` of a group begins: heads follow one another, each with both halves.
+/// Pair `i` of a group within its head of `heads` pairs.
 #[cube]
-fn first_of(i: usize, half: usize, #[comptime] together: bool) -> usize {
-    if comptime!(together) {
-        i / half * half + i
+fn within(i: usize, heads: usize, #[comptime] kind: Kind) -> usize {
+    if comptime!(kind.together) {
+        i % heads
     } else {
         i
     }
 }
 
-/// Pair `i` of a group within its head.
+/// Where pair `i` of a group begins: heads follow one another, each with both halves of what turns, then pairs of what passes.
 #[cube]
-fn within(i: usize, half: usize, #[comptime] together: bool) -> usize {
-    if comptime!(together) { i % half } else { i }
+fn first_of(i: usize, half: usize, heads: usize, #[comptime] kind: Kind) -> usize {
+    let begin = if comptime!(kind.together) {
+        i / heads * heads + i
+    } else {
+        i
+    };
+    if comptime!(kind.whole) {
+        begin
+    } else {
+        let within = within(i, heads, kind);
+        select(within < half, begin, begin + within)
+    }
+}
+
+/// Where the other vector of a pair is that begins at `at`.
+#[cube]
+fn second_of(at: usize, i: usize, half: usize, heads: usize, #[comptime] kind: Kind) -> usize {
+    if comptime!(kind.whole) {
+        at + half
+    } else {
+        at + select(within(i, heads, kind) < half, half, 1usize)
+    }
+}
+
+/// Cosine or sine of pair `within` of a head, or what stands for it where the pair passes.
+#[cube]
+fn entry<N: Size>(
+    table: &[Vector<f32, N>],
+    angle: usize,
+    within: usize,
+    half: usize,
+    passing: f32,
+    #[comptime] kind: Kind,
+) -> Vector<f32, N> {
+    if comptime!(kind.whole) {
+        table[angle + within]
+    } else {
+        let mut value = Vector::<f32, N>::new(passing);
+        if within < half {
+            value = table[angle + within];
+        }
+        value
+    }
 }
 
 #[cube(launch_unchecked)]
@@ -226,17 +294,17 @@ fn forward_kernel<F: Float, W: Float, N: Size>(
     sin: &[Vector<f32, N>],
     y: &mut [Vector<F, N>],
     half: u32,
+    units: u32,
     pairs: u32,
     groups: u32,
     scale: f32,
     eps: f32,
     #[comptime] cube: RowCube,
-    #[comptime] together: bool,
-    #[comptime] gain: NormScale,
+    #[comptime] kind: Kind,
     #[define(F, W)] _dtypes: [ElemType; 2],
 ) {
     let group = own_group(cube);
-    let (half, pairs) = (half as usize, pairs as usize);
+    let (half, heads, pairs) = (half as usize, units as usize, pairs as usize);
     let start = group * 2 * pairs;
     if start >= y.len() {
         terminate!();
@@ -247,9 +315,10 @@ fn forward_kernel<F: Float, W: Float, N: Size>(
     let mut squares = Vector::<f32, N>::new(0.0f32);
     let mut i = own_place(cube);
     while i < pairs {
-        let at = first_of(i, half, together);
+        let at = first_of(i, half, heads, kind);
+        let beside = second_of(at, i, half, heads, kind);
         let a = Vector::<f32, N>::cast_from(x[start + at]);
-        let b = Vector::<f32, N>::cast_from(x[start + half + at]);
+        let b = Vector::<f32, N>::cast_from(x[start + beside]);
         squares += a * a + b * b;
         i += units;
     }
@@ -257,16 +326,19 @@ fn forward_kernel<F: Float, W: Float, N: Size>(
     let r = Vector::<f32, N>::new(1.0f32 / (mean + eps).sqrt());
     let mut i = own_place(cube);
     while i < pairs {
-        let at = first_of(i, half, together);
-        let a = Vector::<f32, N>::cast_from(x[start + at]) * r * factor::<W, N>(weight[at], gain);
-        let b = Vector::<f32, N>::cast_from(x[start + half + at])
+        let at = first_of(i, half, heads, kind);
+        let beside = second_of(at, i, half, heads, kind);
+        let a = Vector::<f32, N>::cast_from(x[start + at])
             * r
-            * factor::<W, N>(weight[half + at], gain);
-        let turn = angle + within(i, half, together);
-        let c = cos[turn];
-        let s = sin[turn];
+            * factor::<W, N>(weight[at], comptime!(kind.gain));
+        let b = Vector::<f32, N>::cast_from(x[start + beside])
+            * r
+            * factor::<W, N>(weight[beside], comptime!(kind.gain));
+        let turn = within(i, heads, kind);
+        let c = entry::<N>(cos, angle, turn, half, 1.0f32, kind);
+        let s = entry::<N>(sin, angle, turn, half, 0.0f32, kind);
         y[start + at] = Vector::cast_from(a * c - b * s);
-        y[start + half + at] = Vector::cast_from(b * c + a * s);
+        y[start + beside] = Vector::cast_from(b * c + a * s);
         i += units;
     }
 }
@@ -280,17 +352,17 @@ fn backward_kernel<F: Float, W: Float, N: Size>(
     sin: &[Vector<f32, N>],
     dx: &mut [Vector<F, N>],
     half: u32,
+    units: u32,
     pairs: u32,
     groups: u32,
     scale: f32,
     eps: f32,
     #[comptime] cube: RowCube,
-    #[comptime] together: bool,
-    #[comptime] gain: NormScale,
+    #[comptime] kind: Kind,
     #[define(F, W)] _dtypes: [ElemType; 2],
 ) {
     let group = own_group(cube);
-    let (half, pairs) = (half as usize, pairs as usize);
+    let (half, heads, pairs) = (half as usize, units as usize, pairs as usize);
     let start = group * 2 * pairs;
     if start >= dx.len() {
         terminate!();
@@ -302,17 +374,18 @@ fn backward_kernel<F: Float, W: Float, N: Size>(
     let mut products = Vector::<f32, N>::new(0.0f32);
     let mut i = own_place(cube);
     while i < pairs {
-        let at = first_of(i, half, together);
+        let at = first_of(i, half, heads, kind);
+        let beside = second_of(at, i, half, heads, kind);
         let a = Vector::<f32, N>::cast_from(x[start + at]);
-        let b = Vector::<f32, N>::cast_from(x[start + half + at]);
+        let b = Vector::<f32, N>::cast_from(x[start + beside]);
         squares += a * a + b * b;
         let da = Vector::<f32, N>::cast_from(dy[start + at]);
-        let db = Vector::<f32, N>::cast_from(dy[start + half + at]);
-        let turn = angle + within(i, half, together);
-        let c = cos[turn];
-        let s = sin[turn];
-        let ga = (da * c + db * s) * factor::<W, N>(weight[at], gain);
-        let gb = (db * c - da * s) * factor::<W, N>(weight[half + at], gain);
+        let db = Vector::<f32, N>::cast_from(dy[start + beside]);
+        let turn = within(i, heads, kind);
+        let c = entry::<N>(cos, angle, turn, half, 1.0f32, kind);
+        let s = entry::<N>(sin, angle, turn, half, 0.0f32, kind);
+        let ga = (da * c + db * s) * factor::<W, N>(weight[at], comptime!(kind.gain));
+        let gb = (db * c - da * s) * factor::<W, N>(weight[beside], comptime!(kind.gain));
         products += ga * a + gb * b;
         i += units;
     }
@@ -326,18 +399,19 @@ fn backward_kernel<F: Float, W: Float, N: Size>(
     let r = Vector::<f32, N>::new(r);
     let mut i = own_place(cube);
     while i < pairs {
-        let at = first_of(i, half, together);
+        let at = first_of(i, half, heads, kind);
+        let beside = second_of(at, i, half, heads, kind);
         let a = Vector::<f32, N>::cast_from(x[start + at]);
-        let b = Vector::<f32, N>::cast_from(x[start + half + at]);
+        let b = Vector::<f32, N>::cast_from(x[start + beside]);
         let da = Vector::<f32, N>::cast_from(dy[start + at]);
-        let db = Vector::<f32, N>::cast_from(dy[start + half + at]);
-        let turn = angle + within(i, half, together);
-        let c = cos[turn];
-        let s = sin[turn];
-        let ga = (da * c + db * s) * factor::<W, N>(weight[at], gain);
-        let gb = (db * c - da * s) * factor::<W, N>(weight[half + at], gain);
+        let db = Vector::<f32, N>::cast_from(dy[start + beside]);
+        let turn = within(i, heads, kind);
+        let c = entry::<N>(cos, angle, turn, half, 1.0f32, kind);
+        let s = entry::<N>(sin, angle, turn, half, 0.0f32, kind);
+        let ga = (da * c + db * s) * factor::<W, N>(weight[at], comptime!(kind.gain));
+        let gb = (db * c - da * s) * factor::<W, N>(weight[beside], comptime!(kind.gain));
         dx[start + at] = Vector::cast_from((ga - a * c0) * r);
-        dx[start + half + at] = Vector::cast_from((gb - b * c0) * r);
+        dx[start + beside] = Vector::cast_from((gb - b * c0) * r);
         i += units;
     }
 }

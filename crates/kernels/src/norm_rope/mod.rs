@@ -2,7 +2,8 @@
 //! Or of all heads together: those of OLMo 2.
 //!
 //! Within each head, or within all that share a statistic, n = x·r∘w with r = 1 / √(mean(x²) + ε), and y = rope(n).
-//! Statistics and the step between the two are in f32; nothing but x is needed for the backward pass.
+//! Statistics and the step between the two are in f32; nothing but x is needed for the backward pass. The kernels know pairs
+//! of halves; what is paired with its neighbour goes by the reference.
 //!
 //! # Source
 //! Henry et al. 2020, arXiv:2010.04245, with the norm of [`rms_norm`](crate::rms_norm); order as in Hugging Face's
@@ -26,7 +27,7 @@ use crate::rope::RotaryTables;
 /// at a time.
 ///
 /// # Shapes
-/// `x` and the result `[t, h·d]`, `gain` `[g·d]`, the same for all groups of g heads.
+/// `x` and the result `[t, h·d]` with heads of d features, `gain` `[g·d]`, the same for all groups of g heads.
 pub fn forward<'a>(
     x: &Tensor<2>,
     gain: impl Into<Gain<'a>>,
@@ -99,7 +100,8 @@ pub fn norm_rope(
 
 fn check(x: &Tensor<2>, weight: &Tensor<1>, tables: &RotaryTables) {
     let ([_, width], [normed]) = (x.dims(), weight.dims());
-    let d = 2 * tables.cos.dims()[1];
+    let (d, turning) = (tables.head_dim, tables.rotary_dim());
+    assert!(turning <= d, "{turning} features turn in heads of {d}");
     assert_eq!(
         normed % d,
         0,

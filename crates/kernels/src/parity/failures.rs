@@ -60,10 +60,7 @@ fn operands_that_are_only_read_survive() {
         stays(place, "swiglu backward", &up);
 
         let table = || place.put_f32(&random([T, 8]));
-        let tables = RotaryTables {
-            cos: table(),
-            sin: table(),
-        };
+        let tables = RotaryTables::new(table(), table());
         rope::forward(gone(), &tables);
         rope::forward_both(gone(), good(), &tables);
         stays(place, "rope", &tables.cos);

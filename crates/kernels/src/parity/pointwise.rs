@@ -1,6 +1,6 @@
 //! Ops that work token by token.
 
-use backdraft_arch::{Activation, NormScale};
+use backdraft_arch::{Activation, NormScale, RotaryPairs};
 use burn::tensor::{Device, Tensor};
 
 use super::places::{Place, compare, places, random};
@@ -82,40 +82,66 @@ fn check_adding(t: usize, n: usize, scale: NormScale) {
 
 fn tables(t: usize, d: usize) -> RotaryTables {
     let angles = random([t, d / 2]).mul_scalar(3.0);
+    RotaryTables::new(angles.clone().cos(), angles.sin())
+}
+
+/// The first `turning` of d features turn.
+fn partial(t: usize, (d, turning): (usize, usize), pairs: RotaryPairs) -> RotaryTables {
     RotaryTables {
-        cos: angles.clone().cos(),
-        sin: angles.sin(),
+        head_dim: d,
+        pairs,
+        ..tables(t, turning)
     }
 }
 
+impl Place {
+    fn put_tables(&self, tables: &RotaryTables) -> RotaryTables {
+        RotaryTables {
+            cos: self.put_f32(&tables.cos),
+            sin: self.put_f32(&tables.sin),
+            ..tables.clone()
+        }
+    }
+}
+
+/// Of heads that turn in part, or in pairs of neighbours.
+const PARTS: [((usize, usize), RotaryPairs); 7] = [
+    ((16, 12), RotaryPairs::Halves),
+    ((128, 96), RotaryPairs::Halves),
+    ((256, 64), RotaryPairs::Halves),
+    ((10, 4), RotaryPairs::Halves),
+    ((16, 8), RotaryPairs::Neighbours),
+    ((128, 64), RotaryPairs::Neighbours),
+    ((6, 6), RotaryPairs::Neighbours),
+];
+
 #[test]
 fn rope_and_its_gradient() {
-    for (t, heads, d) in [(1, 1, 2), (7, 3, 16), (20, 9, 64), (5, 2, 80), (3, 2, 6)] {
-        let tables = tables(t, d);
+    let check = |t, heads, tables: RotaryTables| {
         compare(
-            [random([t, heads * d])],
-            |place, [x]| {
-                let tables = RotaryTables {
-                    cos: place.put_f32(&tables.cos),
-                    sin: place.put_f32(&tables.sin),
-                };
-                rope::rope(x, &tables)
-            },
+            [random([t, heads * tables.head_dim])],
+            |place, [x]| rope::rope(x, &place.put_tables(&tables)),
             |_, [x]| rope::reference::rotate(x, &tables, 1.0),
         );
+    };
+    for (t, heads, d) in [(1, 1, 2), (7, 3, 16), (20, 9, 64), (5, 2, 80), (3, 2, 6)] {
+        check(t, heads, tables(t, d));
+    }
+    for (part, pairs) in PARTS {
+        check(5, 3, partial(5, part, pairs));
     }
 }
 
 #[test]
 fn rope_of_queries_and_keys_in_one_launch() {
-    for (t, heads, kv_heads, d) in [(1, 1, 1, 2), (7, 4, 2, 16), (33, 9, 3, 64), (3, 2, 5, 6)] {
-        let exact = tables(t, d);
+    let shapes = [(1, 1, 1, 2), (7, 4, 2, 16), (33, 9, 3, 64), (3, 2, 5, 6)];
+    let whole = shapes.map(|(t, heads, kv_heads, d)| (t, heads, kv_heads, tables(t, d)));
+    let in_part = PARTS.map(|(part, pairs)| (5, 4, 2, partial(5, part, pairs)));
+    for (t, heads, kv_heads, exact) in whole.into_iter().chain(in_part) {
+        let d = exact.head_dim;
         let (q, k) = (random([t, heads * d]), random([t, kv_heads * d]));
         for place in places() {
-            let tables = RotaryTables {
-                cos: place.put_f32(&exact.cos),
-                sin: place.put_f32(&exact.sin),
-            };
+            let tables = place.put_tables(&exact);
             let there = || (place.put(&q), place.put(&k));
             for (sign, both) in [
                 (1.0, rope::forward_both as fn(_, _, &_) -> _),
@@ -145,10 +171,7 @@ fn rope_leaves_a_shared_input_alone() {
     for place in places() {
         let x = place.put(&x);
         let before = x.clone().into_data();
-        let tables = RotaryTables {
-            cos: place.put_f32(&tables.cos),
-            sin: place.put_f32(&tables.sin),
-        };
+        let tables = place.put_tables(&tables);
         let _ = rope::forward(x.clone(), &tables);
         x.into_data().assert_eq(&before, true);
     }
@@ -166,23 +189,35 @@ fn norm_rope_and_both_gradients() {
         (2, 3, 256),
     ] {
         for scale in SCALES {
-            check_norm_rope(t, heads, (d, 1), scale);
+            check_norm_rope((t, heads), tables(t, d), 1, scale);
         }
     }
     // All heads of a token together, some of them, and more features than a row's buffer holds.
     for (t, heads, d, together) in [(7, 3, 16, 3), (5, 4, 6, 2), (3, 16, 128, 16), (4, 5, 64, 5)] {
         for scale in SCALES {
-            check_norm_rope(t, heads, (d, together), scale);
+            check_norm_rope((t, heads), tables(t, d), together, scale);
+        }
+    }
+    for (part, pairs) in PARTS {
+        for together in [1, 2, 4] {
+            check_norm_rope(
+                (5, 4),
+                partial(5, part, pairs),
+                together,
+                SCALES[together % 2],
+            );
         }
     }
 }
 
-fn check_norm_rope(t: usize, heads: usize, (d, together): (usize, usize), scale: NormScale) {
-    let exact = tables(t, d);
-    let put = |place: &Place| RotaryTables {
-        cos: place.put_f32(&exact.cos),
-        sin: place.put_f32(&exact.sin),
-    };
+fn check_norm_rope(
+    (t, heads): (usize, usize),
+    exact: RotaryTables,
+    together: usize,
+    scale: NormScale,
+) {
+    let d = exact.head_dim;
+    let put = |place: &Place| place.put_tables(&exact);
     compare(
         [random([t, heads * d]), random([1, together * d])],
         |place, [x, w]| norm_rope::norm_rope(x, (w.squeeze_dim(0), scale), 1e-5, &put(place)),
@@ -353,10 +388,8 @@ fn empty_tensors_stay_empty() {
         let w = place.put(&random([8]));
         assert_eq!(rms_norm::forward(&x, &w, 1e-5).0.dims(), [0, 8]);
         assert_eq!(swiglu::forward(&x, &x, Activation::Silu).dims(), [0, 8]);
-        let tables = RotaryTables {
-            cos: Tensor::empty([0, 2], &place.device),
-            sin: Tensor::empty([0, 2], &place.device),
-        };
+        let tables = || Tensor::empty([0, 2], &place.device);
+        let tables = RotaryTables::new(tables(), tables());
         let w = place.put(&random([4]));
         assert_eq!(norm_rope::forward(&x, &w, 1e-5, &tables).dims(), [0, 8]);
         assert_eq!(rope::forward(x, &tables).dims(), [0, 8]);

@@ -1,5 +1,6 @@
 //! f32 in place on the CPU.
 
+use backdraft_arch::RotaryPairs;
 use burn::tensor::Tensor;
 use rayon::prelude::*;
 
@@ -18,6 +19,7 @@ pub(super) fn rotate(
     let (cos, sin): (&[f32], &[f32]) = (&cos, &sin);
     let [t, width] = x.dims();
     let half = tables.cos.dims()[1];
+    let (head_dim, pairs) = (tables.head_dim, tables.pairs);
     let mut values = into_vec(x);
     values
         .par_chunks_mut(width.max(1))
@@ -29,13 +31,26 @@ pub(super) fn rotate(
             simd(
                 #[inline(always)]
                 || {
-                    for head in values.chunks_exact_mut(2 * half) {
-                        let (first, second) = head.split_at_mut(half);
-                        for i in 0..half {
-                            let (a, b) = (first[i], second[i]);
-                            let s = sign * sin[i];
-                            first[i] = a * cos[i] - b * s;
-                            second[i] = b * cos[i] + a * s;
+                    for head in values.chunks_exact_mut(head_dim) {
+                        let head = &mut head[..2 * half];
+                        match pairs {
+                            RotaryPairs::Halves => {
+                                let (first, second) = head.split_at_mut(half);
+                                for i in 0..half {
+                                    let (a, b) = (first[i], second[i]);
+                                    let s = sign * sin[i];
+                                    first[i] = a * cos[i] - b * s;
+                                    second[i] = b * cos[i] + a * s;
+                                }
+                            }
+                            RotaryPairs::Neighbours => {
+                                for (i, pair) in head.chunks_exact_mut(2).enumerate() {
+                                    let (a, b) = (pair[0], pair[1]);
+                                    let s = sign * sin[i];
+                                    pair[0] = a * cos[i] - b * s;
+                                    pair[1] = b * cos[i] + a * s;
+                                }
+                            }
                         }
                     }
                 },

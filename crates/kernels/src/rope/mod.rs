@@ -1,23 +1,24 @@
-//! Rotary position embedding, rotate-half pairing.
+//! Rotary position embedding.
 //!
-//! Within a head, the pair (xᵢ, xᵢ₊d/2) is turned by the angle position·fᵢ:
-//! y = x·cos + rotate_half(x)·sin. The backward pass turns by the negated angle.
+//! Of the first d features of a head, the pair (xᵢ, xᵢ₊d/2), or (x₂ᵢ, x₂ᵢ₊₁), is turned by the angle position·fᵢ; the others
+//! pass as they are. The backward pass turns by the negated angle.
 //!
 //! # Source
-//! Su et al. 2021, arXiv:2104.09864; the pairing of Hugging Face's Llama.
+//! Su et al. 2021, arXiv:2104.09864; halves as in Hugging Face's Llama, neighbours as in its GLM 4.
 
 mod cpu;
 #[cfg(feature = "cube")]
 mod cube;
 pub mod reference;
 
+use backdraft_arch::RotaryPairs;
 use burn::backend::DispatchTensor;
 use burn::tensor::Tensor;
 
 use crate::autograd::{Vjp, attach, parent};
 use crate::dispatch::on_device;
 
-/// Cosine and sine of each token's angles.
+/// Cosine and sine of each token's angles, and what they turn of a head.
 ///
 /// # Shapes
 /// Both `[t, d / 2]`, f32; any attention scaling is already multiplied in.
@@ -27,10 +28,25 @@ pub struct RotaryTables {
     pub cos: Tensor<2>,
     /// sin(position·fᵢ).
     pub sin: Tensor<2>,
+    /// Features of a head, d of them or more.
+    pub head_dim: usize,
+    /// Which of the d belong together.
+    pub pairs: RotaryPairs,
 }
 
 impl RotaryTables {
-    fn head_dim(&self) -> usize {
+    /// For whole heads of d features, turned by halves.
+    pub fn new(cos: Tensor<2>, sin: Tensor<2>) -> Self {
+        Self {
+            head_dim: 2 * cos.dims()[1],
+            pairs: RotaryPairs::Halves,
+            cos,
+            sin,
+        }
+    }
+
+    /// Features that turn: d.
+    pub(crate) fn rotary_dim(&self) -> usize {
         2 * self.cos.dims()[1]
     }
 }
@@ -38,7 +54,7 @@ impl RotaryTables {
 /// Turns every head of every token.
 ///
 /// # Shapes
-/// `x` and the result `[t, h·d]`.
+/// `x` and the result `[t, h·head_dim]`.
 pub fn forward(x: Tensor<2>, tables: &RotaryTables) -> Tensor<2> {
     rotate(x, tables, 1.0)
 }
@@ -46,7 +62,7 @@ pub fn forward(x: Tensor<2>, tables: &RotaryTables) -> Tensor<2> {
 /// Gradient of the input: the rotation by the negated angle.
 ///
 /// # Shapes
-/// `dy` and the result `[t, h·d]`.
+/// `dy` and the result `[t, h·head_dim]`.
 pub fn backward(dy: Tensor<2>, tables: &RotaryTables) -> Tensor<2> {
     rotate(dy, tables, -1.0)
 }
@@ -54,7 +70,7 @@ pub fn backward(dy: Tensor<2>, tables: &RotaryTables) -> Tensor<2> {
 /// [`forward`] of queries and keys, in one launch where a device has a kernel for that.
 ///
 /// # Shapes
-/// `q` `[t, h·d]`, `k` `[t, kv·d]`, and so the results.
+/// `q` `[t, h·head_dim]`, `k` `[t, kv·head_dim]`, and so the results.
 pub fn forward_both(q: Tensor<2>, k: Tensor<2>, tables: &RotaryTables) -> (Tensor<2>, Tensor<2>) {
     rotate_both(q, k, tables, 1.0)
 }
@@ -98,7 +114,9 @@ fn rotate_both(
 }
 
 fn check(x: &Tensor<2>, tables: &RotaryTables) {
-    let ([_, width], d) = (x.dims(), tables.head_dim());
+    let ([_, width], d) = (x.dims(), tables.head_dim);
+    let turning = tables.rotary_dim();
+    assert!(turning <= d, "{turning} features turn in heads of {d}");
     assert_eq!(
         width % d,
         0,

@@ -1,5 +1,6 @@
 //! The sequences that are being continued.
 
+use backdraft_arch::Reach;
 use burn::tensor::Device;
 use rayon::prelude::*;
 
@@ -120,8 +121,12 @@ struct Sequence {
     config: GenerateConfig,
     logprobs: Option<usize>,
     table: Table,
-    /// Tokens that have no keys and values yet.
-    pending: Vec<u32>,
+    /// All its tokens.
+    ids: Vec<u32>,
+    /// Those at the end that have no keys and values yet.
+    pending: usize,
+    /// How far it reaches: keys are turned by what that says.
+    reach: Reach,
     /// Pages promised to each sample.
     promised: usize,
 }
@@ -222,7 +227,9 @@ impl Decoder {
             config: request.config,
             logprobs: request.logprobs,
             table: Table::default(),
-            pending: request.prompt,
+            pending: request.prompt.len(),
+            reach: self.models[0].spec().rope.reach(request.prompt.len()),
+            ids: request.prompt,
             promised: tokens / PAGE / count,
         });
         Ok(ids)
@@ -246,6 +253,7 @@ impl Decoder {
 
     /// A token for every sequence whose prompt has been read, and a piece of the prompts that wait.
     pub fn step(&mut self) -> Vec<Sampled> {
+        self.read_again();
         let mut sampled = Vec::new();
         for pass in self.passes() {
             self.run(&pass, &mut sampled);
@@ -261,11 +269,24 @@ impl Decoder {
         sampled
     }
 
+    /// A sequence that has come to reach further is read from its beginning: its keys were turned by other angles.
+    fn read_again(&mut self) {
+        let rope = &self.models[0].spec().rope;
+        for sequence in &mut self.sequences {
+            let reach = rope.reach(sequence.ids.len());
+            if reach != sequence.reach {
+                sequence.reach = reach;
+                sequence.pending = sequence.ids.len();
+                std::mem::take(&mut sequence.table).release(&mut self.pages);
+            }
+        }
+    }
+
     /// Which sequences take part in each pass, with how many tokens: all that have one token to read, and of prompts, in
     /// the order of their coming, as much as one pass takes. How a prompt is cut depends on nothing but its length.
     fn passes(&self) -> Vec<Vec<(usize, usize)>> {
         let rows = self.limits.rows;
-        let waiting = |(i, sequence): (usize, &Sequence)| (i, sequence.pending.len().min(rows));
+        let waiting = |(i, sequence): (usize, &Sequence)| (i, sequence.pending.min(rows));
         let all = self.sequences.iter().enumerate().map(waiting);
         let (ones, prompts): (Vec<_>, Vec<_>) = all.partition(|(_, count)| *count == 1);
         let mut budget = rows;
@@ -298,14 +319,17 @@ impl Decoder {
         for (chunk, &(i, count)) in pass.iter().enumerate() {
             let sequence = &mut self.sequences[i];
             sequence.table.extend(count, &mut self.pages);
-            let ids: Vec<u32> = sequence.pending.drain(..count).collect();
-            if sequence.pending.is_empty() {
+            let start = sequence.ids.len() - sequence.pending;
+            let ids = sequence.ids[start..start + count].to_vec();
+            sequence.pending -= count;
+            if sequence.pending == 0 {
                 whole.push(chunk);
             }
             chunks.push(Chunk {
                 model: sequence.model,
                 ids,
                 rows: sequence.table.rows(),
+                length: sequence.ids.len(),
             });
         }
         self.pool.reserve(self.pages.made(), self.pages.limit());
@@ -333,16 +357,21 @@ impl Decoder {
     fn part(&mut self, i: usize, drawn: &[Sampled]) {
         let sequence = &mut self.sequences[i];
         let others = sequence.samples.split_off(1);
-        sequence.pending = vec![drawn[0].token];
+        sequence.ids.push(drawn[0].token);
+        sequence.pending = 1;
         for (sample, drawn) in others.into_iter().zip(&drawn[1..]) {
             let sequence = &self.sequences[i];
             let (table, rest) = sequence.table.fork(&mut self.pages);
             self.pool.reserve(self.pages.made(), self.pages.limit());
             self.pool.copy(rest);
+            let mut ids = sequence.ids.clone();
+            if let Some(last) = ids.last_mut() {
+                *last = drawn.token;
+            }
             let fork = Sequence {
                 samples: vec![sample],
                 config: sequence.config.clone(),
-                pending: vec![drawn.token],
+                ids,
                 table,
                 ..*sequence
             };

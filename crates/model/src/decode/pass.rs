@@ -17,6 +17,8 @@ pub(super) struct Chunk {
     pub(super) ids: Vec<u32>,
     /// Rows of the pool of all its tokens, the new ones last.
     pub(super) rows: Vec<u32>,
+    /// Tokens of the sequence, with those that are still to be read.
+    pub(super) length: usize,
 }
 
 /// Logits after the last token of each of the chunks that `wanted` names, ascending.
@@ -36,7 +38,8 @@ pub(super) fn forward(
         .map(|chunk| chunk.rows.len() - chunk.ids.len())
         .collect();
     let ids: Vec<&[u32]> = chunks.iter().map(|chunk| &*chunk.ids).collect();
-    let tokens = Tokens::continuing(&ids, &past);
+    let lengths = chunks.iter().map(|chunk| chunk.length).collect();
+    let tokens = Tokens::continuing(&ids, &past, lengths);
     let parts = parts(&chunks);
     let context = base.context(&tokens, None);
     let mut h = base.embed(&tokens.input_ids);

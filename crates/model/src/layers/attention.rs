@@ -5,18 +5,14 @@ use backdraft_kernels::attention::HeadLayout;
 use backdraft_lora::Projection;
 use burn::module::Module;
 
-use super::RmsNorm;
+use super::{Joined, RmsNorm};
 
 /// What attention is made of: o(attention(rope(q(x)), rope(k(x)), v(x))), with norms of q(x) and k(x) in some families,
 /// without RoPE in some layers.
 #[derive(Module, Debug)]
 pub struct Attention {
-    /// hidden → heads.
-    pub q_proj: Projection,
-    /// hidden → key–value heads.
-    pub k_proj: Projection,
-    /// hidden → key–value heads.
-    pub v_proj: Projection,
+    /// hidden → heads, key–value heads and key–value heads.
+    pub qkv: Joined,
     /// heads → hidden.
     pub o_proj: Projection,
     /// Of queries and of keys.
@@ -28,17 +24,15 @@ pub struct Attention {
 }
 
 impl Attention {
-    /// From its four projections, q, k, v and o, and the norms of queries and keys where `heads` asks for them.
+    /// From its projections, q, k and v, and o, and the norms of queries and keys where `heads` asks for them.
     pub fn new(
-        [q_proj, k_proj, v_proj, o_proj]: [Projection; 4],
+        (qkv, o_proj): (Joined, Projection),
         head_norms: Option<[RmsNorm; 2]>,
         heads: Heads,
         layout: HeadLayout,
     ) -> Self {
         Self {
-            q_proj,
-            k_proj,
-            v_proj,
+            qkv,
             o_proj,
             head_norms,
             heads,

@@ -10,7 +10,7 @@ use backdraft_kernels::{norm_rope, rope, swiglu};
 use backdraft_lora::Projection;
 use burn::tensor::Tensor;
 
-use super::{Context, DecoderLayer};
+use super::{Context, DecoderLayer, Whole};
 use crate::cache::LayerPool;
 
 /// Values of which nothing is remembered.
@@ -54,7 +54,7 @@ impl DecodeOps<'_> {
 impl Forward for DecodeOps<'_> {
     type Values = Passing;
     type Deferred = Tensor<2>;
-    type SharedDown = ();
+    type SharedDown = Whole;
 
     fn adapts(&self, target: TargetModule) -> bool {
         self.parts.iter().any(|(_, layer)| layer.adapts(target))
@@ -73,9 +73,15 @@ impl Forward for DecodeOps<'_> {
         (y + stream.clone(), ())
     }
 
-    fn shared_down(&mut self, _: Group, _: &Tensor<2>) {}
+    fn shared_down(&mut self, group: Group, x: &Tensor<2>) -> Whole {
+        self.base().fused(group)?;
+        Some(self.through(group.fused(), x, None))
+    }
 
-    fn project(&mut self, target: TargetModule, x: &Tensor<2>, (): &()) -> (Tensor<2>, ()) {
+    fn project(&mut self, target: TargetModule, x: &Tensor<2>, whole: &Whole) -> (Tensor<2>, ()) {
+        if let Some(part) = self.base().cut(target, whole) {
+            return (part, ());
+        }
         (self.through(target, x, None), ())
     }
 
@@ -83,7 +89,7 @@ impl Forward for DecodeOps<'_> {
         &mut self,
         target: TargetModule,
         x: &Tensor<2>,
-        down: &(),
+        down: &Whole,
     ) -> (Tensor<2>, ()) {
         self.project(target, x, down)
     }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use backdraft_arch::layer;
-use backdraft_arch::{InputGrad, KeepSet, Norm, NormPlaces, SavedTensor, TargetModule};
+use backdraft_arch::{Group, InputGrad, KeepSet, Norm, NormPlaces, SavedTensor, TargetModule};
 use backdraft_kernels::paged_attention::Places;
 use backdraft_lora::{AdapterGrads, Projection};
 use burn::module::Module;
@@ -11,10 +11,11 @@ use burn::tensor::Tensor;
 
 use super::decode_ops::DecodeOps;
 use super::device_ops::DeviceOps;
+use super::joined::{Fused, Whole};
 use super::offload::LayerSaved;
 use super::tape_ops::TapeOps;
 use super::timed_ops::TimedOps;
-use super::{Attention, Context, Mlp, RmsNorm};
+use super::{Attention, Context, Joined, Mlp, RmsNorm};
 use crate::cache::LayerPool;
 
 /// The parts of a layer; what it does with them is told in [`backdraft_arch::layer`].
@@ -201,47 +202,72 @@ impl DecoderLayer {
         stream.into_iter().chain(heads.into_iter().flatten())
     }
 
-    pub(super) fn dropout_seed(&self, target: TargetModule, context: &Context) -> Option<u64> {
-        context.seed(self.index, target)
+    pub(super) fn dropout_seed(&self, part: TargetModule, context: &Context) -> Option<u64> {
+        let fused = part.group().filter(|&group| self.fused(group).is_some());
+        // One adapter drops its input out once.
+        let first = fused.map_or(part, |group| group.targets()[0]);
+        context.seed(self.index, first)
     }
 
-    /// The projection that goes by the name of `target`.
+    /// The projection that has the rows of all in the group, where there is one.
+    pub(super) fn fused(&self, group: Group) -> Option<&Fused> {
+        self.joined(group).as_fused()
+    }
+
+    /// The features of `part` in what a fused projection gave.
+    pub(super) fn cut(&self, part: TargetModule, whole: &Whole) -> Option<Tensor<2>> {
+        let (whole, fused) = whole.as_ref().zip(self.fused(part.group()?))?;
+        let features = fused.rows_of(part);
+        Some(whole.clone().narrow(1, features.start, features.len()))
+    }
+
+    fn joined(&self, group: Group) -> &Joined {
+        match group {
+            Group::Qkv => &self.self_attn.qkv,
+            Group::GateUp => &self.mlp.gate_up,
+        }
+    }
+
+    /// The projection that goes by the name of `target`, or has its rows.
     pub fn projection(&self, target: TargetModule) -> &Projection {
+        use TargetModule as M;
         match target {
-            TargetModule::QProj => &self.self_attn.q_proj,
-            TargetModule::KProj => &self.self_attn.k_proj,
-            TargetModule::VProj => &self.self_attn.v_proj,
-            TargetModule::OProj => &self.self_attn.o_proj,
-            TargetModule::GateProj => &self.mlp.gate_proj,
-            TargetModule::UpProj => &self.mlp.up_proj,
-            TargetModule::DownProj => &self.mlp.down_proj,
+            M::QProj | M::KProj | M::VProj | M::QkvProj => self.self_attn.qkv.of(target),
+            M::OProj => &self.self_attn.o_proj,
+            M::GateProj | M::UpProj | M::GateUpProj => self.mlp.gate_up.of(target),
+            M::DownProj => &self.mlp.down_proj,
         }
     }
 
     /// As [`projection`](Self::projection), to be changed.
     pub fn projection_mut(&mut self, target: TargetModule) -> &mut Projection {
+        use TargetModule as M;
         match target {
-            TargetModule::QProj => &mut self.self_attn.q_proj,
-            TargetModule::KProj => &mut self.self_attn.k_proj,
-            TargetModule::VProj => &mut self.self_attn.v_proj,
-            TargetModule::OProj => &mut self.self_attn.o_proj,
-            TargetModule::GateProj => &mut self.mlp.gate_proj,
-            TargetModule::UpProj => &mut self.mlp.up_proj,
-            TargetModule::DownProj => &mut self.mlp.down_proj,
+            M::QProj | M::KProj | M::VProj | M::QkvProj => self.self_attn.qkv.of_mut(target),
+            M::OProj => &mut self.self_attn.o_proj,
+            M::GateProj | M::UpProj | M::GateUpProj => self.mlp.gate_up.of_mut(target),
+            M::DownProj => &mut self.mlp.down_proj,
         }
     }
 
-    /// All seven projections, to be changed, in the order of [`TargetModule::ALL`].
-    pub fn projections_mut(&mut self) -> [(TargetModule, &mut Projection); 7] {
+    /// The names of its projections, in the order of files.
+    pub fn modules(&self) -> Vec<TargetModule> {
+        let group = |group: Group| match self.fused(group) {
+            Some(_) => vec![group.fused()],
+            None => group.targets().to_vec(),
+        };
+        let qkv = group(Group::Qkv).into_iter();
+        let attention = qkv.chain([TargetModule::OProj]);
+        let mlp = attention.chain(group(Group::GateUp));
+        mlp.chain([TargetModule::DownProj]).collect()
+    }
+
+    /// All its projections, to be changed, in the order of [`modules`](Self::modules).
+    pub fn projections_mut(&mut self) -> impl Iterator<Item = (TargetModule, &mut Projection)> {
         let (attention, mlp) = (&mut self.self_attn, &mut self.mlp);
-        [
-            (TargetModule::QProj, &mut attention.q_proj),
-            (TargetModule::KProj, &mut attention.k_proj),
-            (TargetModule::VProj, &mut attention.v_proj),
-            (TargetModule::OProj, &mut attention.o_proj),
-            (TargetModule::GateProj, &mut mlp.gate_proj),
-            (TargetModule::UpProj, &mut mlp.up_proj),
-            (TargetModule::DownProj, &mut mlp.down_proj),
-        ]
+        let qkv = attention.qkv.modules_mut(Group::Qkv);
+        let attention = qkv.chain([(TargetModule::OProj, &mut attention.o_proj)]);
+        let mlp_first = attention.chain(mlp.gate_up.modules_mut(Group::GateUp));
+        mlp_first.chain([(TargetModule::DownProj, &mut mlp.down_proj)])
     }
 }

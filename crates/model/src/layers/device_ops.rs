@@ -8,7 +8,7 @@ use backdraft_kernels::attention::{self, Qkv};
 use backdraft_kernels::low_rank::Adapted;
 use backdraft_kernels::rope::RotaryTables;
 use backdraft_kernels::{norm_rope, rope, swiglu};
-use backdraft_lora::{AdapterGrads, Ahead, Projection, ProjectionSaved};
+use backdraft_lora::{AdapterGrads, Ahead, Projection, ProjectionSaved, Rows};
 use burn::tensor::Tensor;
 
 use super::{Context, DecoderLayer};
@@ -32,6 +32,12 @@ pub(super) struct DeviceOps<'a> {
 }
 
 impl DeviceOps<'_> {
+    /// The rows of a fused projection that are `part`, where it is one of those.
+    fn rows(&self, part: TargetModule) -> Option<Rows<'_>> {
+        let fused = self.layer.fused(part.group()?)?;
+        Some(Rows::of(&fused.whole, fused.rows_of(part)))
+    }
+
     fn projection(&self, target: TargetModule) -> (&Projection, Option<u64>) {
         (
             self.layer.projection(target),
@@ -85,6 +91,12 @@ impl Forward for DeviceOps<'_> {
 
     fn shared_down(&mut self, group: Group, x: &Tensor<2>) -> Self::SharedDown {
         use TargetModule as M;
+        if let Some(fused) = self.layer.fused(group) {
+            let parts = group.targets();
+            let seed = self.layer.dropout_seed(parts[0], self.context);
+            let down = fused.whole.down(x, seed)?;
+            return Some(vec![down; parts.len()]);
+        }
         match group {
             Group::Qkv => self.down_together([M::QProj, M::KProj, M::VProj], x),
             Group::GateUp => self.down_together([M::GateProj, M::UpProj], x),
@@ -97,8 +109,11 @@ impl Forward for DeviceOps<'_> {
         x: &Tensor<2>,
         down: &Self::SharedDown,
     ) -> (Tensor<2>, ProjectionSaved) {
-        let (projection, seed) = self.projection(target);
-        projection.forward_saving(x, part(down, target), seed)
+        let ((projection, seed), down) = (self.projection(target), part(down, target));
+        match self.rows(target) {
+            Some(rows) => rows.forward_saving(x, down, seed),
+            None => projection.forward_saving(x, down, seed),
+        }
     }
 
     fn project_deferred(
@@ -107,8 +122,11 @@ impl Forward for DeviceOps<'_> {
         x: &Tensor<2>,
         down: &Self::SharedDown,
     ) -> (Adapted, ProjectionSaved) {
-        let (projection, seed) = self.projection(target);
-        projection.forward_adapted(x, part(down, target), seed)
+        let ((projection, seed), down) = (self.projection(target), part(down, target));
+        match self.rows(target) {
+            Some(rows) => rows.forward_adapted(x, down, seed),
+            None => projection.forward_adapted(x, down, seed),
+        }
     }
 
     fn complete(&mut self, output: Adapted) -> Tensor<2> {
@@ -191,8 +209,21 @@ impl Backward for DeviceOps<'_> {
         input_grad: InputGrad,
     ) -> Option<Adapted> {
         let layer = self.layer;
+        let wanted = input_grad.is_needed();
+        let group = branches[0].0.group();
+        if let Some(fused) = group.and_then(|group| layer.fused(group)) {
+            let parts = branches.map(|(target, dy, side)| {
+                let rows = fused.rows_of(target);
+                (Rows::of(&fused.whole, rows), dy, side)
+            });
+            let dx = Rows::backward_together(parts, x, self.grads, wanted)?;
+            return Some(Adapted {
+                base: dx,
+                term: None,
+            });
+        }
         let branches = branches.map(|(target, dy, side)| (layer.projection(target), dy, side));
-        Projection::backward_adapted(branches, x, self.grads, input_grad.is_needed())
+        Projection::backward_adapted(branches, x, self.grads, wanted)
     }
 
     fn project_backward_ahead(

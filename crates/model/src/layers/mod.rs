@@ -17,6 +17,7 @@ mod attention;
 mod decode_ops;
 mod decoder;
 mod device_ops;
+mod joined;
 mod mlp;
 mod norm;
 mod offload;
@@ -30,6 +31,8 @@ use backdraft_kernels::rope::RotaryTables;
 pub use attention::Attention;
 pub use decoder::{DecoderLayer, StreamNorms};
 pub use device_ops::OnDevice;
+pub use joined::Joined;
+use joined::Whole;
 pub use mlp::Mlp;
 pub use norm::RmsNorm;
 pub use offload::{LayerSaved, OffloadedLayer, PrefetchedLayer, offload};
@@ -58,7 +61,7 @@ impl Context {
 
     /// The seed of one projection in one layer, if there is dropout.
     fn seed(&self, layer: usize, target: backdraft_lora::TargetModule) -> Option<u64> {
-        let slot = (layer * backdraft_lora::TargetModule::ALL.len() + target as usize) as u64;
+        let slot = (layer * backdraft_lora::TargetModule::PARTS.len() + target as usize) as u64;
         self.dropout_seed
             .map(|seed| seed ^ (slot + 1).wrapping_mul(0xD134_2543_DE82_EF95))
     }

@@ -6,7 +6,7 @@ use backdraft_kernels::rope::RotaryTables;
 use backdraft_kernels::{norm_rope, rope, swiglu};
 use burn::tensor::Tensor;
 
-use super::{Context, DecoderLayer};
+use super::{Context, DecoderLayer, Whole};
 
 /// Values that Burn's autodiff follows, so that nothing needs to be remembered beside them.
 pub(super) struct OnTape;
@@ -33,7 +33,7 @@ impl TapeOps<'_> {
 impl Forward for TapeOps<'_> {
     type Values = OnTape;
     type Deferred = Tensor<2>;
-    type SharedDown = ();
+    type SharedDown = Whole;
 
     fn adapts(&self, target: TargetModule) -> bool {
         self.layer.adapts(target)
@@ -52,9 +52,16 @@ impl Forward for TapeOps<'_> {
         (stream.clone() + y, ())
     }
 
-    fn shared_down(&mut self, _: Group, _: &Tensor<2>) {}
+    fn shared_down(&mut self, group: Group, x: &Tensor<2>) -> Whole {
+        let fused = self.layer.fused(group)?;
+        let seed = self.layer.dropout_seed(group.targets()[0], self.context);
+        Some(fused.whole.forward(x.clone(), seed))
+    }
 
-    fn project(&mut self, target: TargetModule, x: &Tensor<2>, (): &()) -> (Tensor<2>, ()) {
+    fn project(&mut self, target: TargetModule, x: &Tensor<2>, whole: &Whole) -> (Tensor<2>, ()) {
+        if let Some(part) = self.layer.cut(target, whole) {
+            return (part, ());
+        }
         let seed = self.layer.dropout_seed(target, self.context);
         (self.layer.projection(target).forward(x.clone(), seed), ())
     }
@@ -63,7 +70,7 @@ impl Forward for TapeOps<'_> {
         &mut self,
         target: TargetModule,
         x: &Tensor<2>,
-        down: &(),
+        down: &Whole,
     ) -> (Tensor<2>, ()) {
         self.project(target, x, down)
     }
@@ -78,7 +85,7 @@ impl Forward for TapeOps<'_> {
         x: &Tensor<2>,
         stream: Option<&Tensor<2>>,
     ) -> (Tensor<2>, ()) {
-        let (y, ()) = self.project(target, x, &());
+        let (y, ()) = self.project(target, x, &None);
         match stream {
             Some(stream) => (stream.clone() + y, ()),
             None => (y, ()),

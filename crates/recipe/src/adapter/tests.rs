@@ -121,6 +121,6 @@ fn what_is_no_adapter_is_refused() {
     assert_snapshot!(said(read(root.path(), "layers_to_transform = [1]\ntarget_modules = '.*q_proj'\n")), @r#"
     2 problems in the recipe recipe.toml:
       line 5: `lora.adapter`: ROOT/run/adapter_config.json cannot be used: the adapter uses `peft_type` = "IA3", which is not supported
-      line 6: `lora.layers_to_transform` does not go with target_modules = ".*q_proj": a pattern is for whole paths, which have the layer in them, and "all-linear" is every layer; take layers_to_transform out
+      line 6: `lora.layers_to_transform` does not go with target_modules = ".*q_proj": a pattern is for whole paths, which have the layer in them; take layers_to_transform out
     "#);
 }

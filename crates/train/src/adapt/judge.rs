@@ -1,6 +1,5 @@
 //! Whether a change was good: nll of rows kept for it, and how far the model is from what it would be without codes.
 
-use backdraft_arch::TargetModule;
 use backdraft_formats::ModelSource;
 use backdraft_kernels::{cross_entropy, embedding};
 use backdraft_lora::base::read_matrix;
@@ -45,7 +44,7 @@ fn reference(
     let device = model.device().inner();
     for (index, layer) in model.layers.iter().enumerate() {
         let mut dense = layer.clone();
-        for target in TargetModule::ALL {
+        for target in dense.modules() {
             let name = format!("{}.weight", target.path(index));
             let weight = dense.projection_mut(target).weight_mut();
             let dims = weight.dims();

@@ -159,7 +159,7 @@ mod tests {
     fn bits(model: &CausalLm) -> Vec<u32> {
         let mut all = Vec::new();
         for layer in &model.layers {
-            for target in backdraft_arch::TargetModule::ALL {
+            for target in layer.modules() {
                 let weight = layer.projection(target).weight().dequantize();
                 all.extend(weight.into_data().iter::<f32>().map(f32::to_bits));
             }

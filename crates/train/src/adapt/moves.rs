@@ -20,7 +20,7 @@ pub(crate) fn store_as(
 ) -> Result<(), TrainError> {
     let mut moves: Vec<(i64, usize, TargetModule, Option<Scheme>)> = Vec::new();
     for (index, layer) in model.layers.iter().enumerate() {
-        for target in TargetModule::ALL {
+        for target in layer.modules() {
             let weight = layer.projection(target).weight();
             let wanted = plan.scheme_for(&target.path(index));
             if wanted != weight.scheme() {

@@ -33,6 +33,7 @@ fn decoder(model_type: &str) -> GgufDecoder {
         heads: 1,
         key_value_heads: 1,
         head_dim: 4,
+        rotary_dim: 4,
         vocab_size: 3,
         rms_norm_eps: 1e-5,
         rope_theta: 1e4,

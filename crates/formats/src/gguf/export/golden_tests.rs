@@ -27,17 +27,24 @@ fn decoder(config: &Value) -> GgufDecoder {
         head_dim: config["head_dim"]
             .as_u64()
             .map_or(size("hidden_size") / heads, |d| d as usize),
+        rotary_dim: (config["partial_rotary_factor"].as_f64().unwrap_or(1.0)
+            * config["head_dim"]
+                .as_f64()
+                .unwrap_or((size("hidden_size") / heads) as f64)) as usize,
         vocab_size: size("vocab_size"),
         rms_norm_eps: config["rms_norm_eps"].as_f64().unwrap(),
         rope_theta: theta.unwrap(),
-        rope: kind("llama3").map_or(linear_rope(linear), |scaling| GgufRope::Llama3 {
-            factor: scaling["factor"].as_f64().unwrap(),
-            low_freq_factor: scaling["low_freq_factor"].as_f64().unwrap(),
-            high_freq_factor: scaling["high_freq_factor"].as_f64().unwrap(),
-            original: scaling["original_max_position_embeddings"]
-                .as_f64()
-                .unwrap(),
-        }),
+        rope: kind("llama3").map_or(
+            long_rope(config).unwrap_or(linear_rope(linear)),
+            |scaling| GgufRope::Llama3 {
+                factor: scaling["factor"].as_f64().unwrap(),
+                low_freq_factor: scaling["low_freq_factor"].as_f64().unwrap(),
+                high_freq_factor: scaling["high_freq_factor"].as_f64().unwrap(),
+                original: scaling["original_max_position_embeddings"]
+                    .as_f64()
+                    .unwrap(),
+            },
+        ),
         sliding_window: config["sliding_window"].as_u64().map(|n| n as usize),
         full_layers: full(config),
         unturned_layers: unturned(config),
@@ -61,6 +68,23 @@ fn decoder(config: &Value) -> GgufDecoder {
 
 fn is_gemma(config: &Value) -> bool {
     config["model_type"] == "gemma2" || config["model_type"] == "gemma3_text"
+}
+
+fn long_rope(config: &Value) -> Option<GgufRope> {
+    let list = |key| {
+        let factors = config["rope_scaling"][key].as_array()?.iter();
+        Some(
+            factors
+                .map(|factor| factor.as_f64().unwrap() as f32)
+                .collect(),
+        )
+    };
+    Some(GgufRope::LongRope {
+        short: list("short_factor")?,
+        long: list("long_factor")?,
+        original: config["original_max_position_embeddings"].as_f64().unwrap(),
+        attention_factor: 1.25,
+    })
 }
 
 fn linear_rope(scaling: Option<&Value>) -> GgufRope {

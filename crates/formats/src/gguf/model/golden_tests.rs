@@ -40,6 +40,8 @@ impl Case {
             "olmo2" => "olmo2",
             "gemma2" => "gemma2",
             "gemma3_text" => "gemma3",
+            "phi3" => "phi3",
+            "glm4" => "glm4",
             _ => return None,
         };
         Some(Self {
@@ -120,6 +122,24 @@ fn builder(source: &ModelSource, architecture: &str) -> Builder {
         )
         .u32("tokenizer.ggml.bos_token_id", 1)
         .u32("tokenizer.ggml.eos_token_id", 2);
+    if let Some(part) = config["partial_rotary_factor"].as_f64() {
+        let turning = head_dim as f64 * part;
+        builder = builder.u32(
+            &format!("{architecture}.rope.dimension_count"),
+            turning as u32,
+        );
+    }
+    if let Some(original) = config["original_max_position_embeddings"].as_u64() {
+        let key = format!("{architecture}.rope.scaling.original_context_length");
+        builder = builder.u32(&key, original as u32);
+    }
+    for (name, key) in [("long", "long_factor"), ("short", "short_factor")] {
+        if let Some(factors) = config["rope_scaling"][key].as_array() {
+            let factors: Vec<f32> = factors.iter().map(|f| f.as_f64().unwrap() as f32).collect();
+            let name = format!("rope_factors_{name}.weight");
+            builder = builder.tensor(&name, &[factors.len() as u64], &factors);
+        }
+    }
     for name in source.tensor_names() {
         let shape = &source.tensor_info(name).unwrap().shape;
         let mut values = source.read_f32(name).unwrap();
@@ -148,7 +168,13 @@ fn gguf_name(name: &str, architecture: &str) -> String {
         "olmo2" | "gemma2" | "gemma3" => "post_attention_norm",
         _ => "ffn_norm",
     };
+    if architecture == "glm4" {
+        name = name.replace("post_self_attn_layernorm", "post_attention_norm");
+    }
     for (from, to) in [
+        ("self_attn.qkv_proj", "attn_qkv"),
+        ("mlp.gate_up_proj", "ffn_up"),
+        ("post_mlp_layernorm", "post_ffw_norm"),
         ("self_attn.q_proj", "attn_q"),
         ("self_attn.k_proj", "attn_k"),
         ("self_attn.v_proj", "attn_v"),
@@ -217,6 +243,8 @@ fn golden_gguf_config_is_that_of_the_directory() {
     let apart = [
         "attention_dropout",
         "dtype",
+        "embd_pdrop",
+        "resid_pdrop",
         // All full where there is no window.
         "layer_types",
         // llama.cpp knows no list, but every fourth layer.
@@ -255,6 +283,8 @@ fn golden_gguf_config_is_that_of_the_directory() {
                         "olmo2" => "Olmo2ForCausalLM",
                         "gemma2" => "Gemma2ForCausalLM",
                         "gemma3_text" => "Gemma3ForCausalLM",
+                        "phi3" => "Phi3ForCausalLM",
+                        "glm4" => "Glm4ForCausalLM",
                         _ => "Qwen3ForCausalLM",
                     };
                     assert_eq!(config["architectures"], json!([class]), "{what}");
@@ -328,6 +358,7 @@ fn golden_gguf_faults_of_the_families() {
         check(&more, &expected);
         let sizes = file.clone().without(&case.key("attention.key_length"));
         let sizes = sizes.without(&case.key("attention.value_length"));
+        let sizes = sizes.without(&case.key("rope.dimension_count"));
         let odd = sizes
             .u32(&case.key("attention.key_length"), 12)
             .u32(&case.key("attention.value_length"), 12);
@@ -335,13 +366,50 @@ fn golden_gguf_faults_of_the_families() {
         let window = file.without(&case.key("attention.sliding_window"));
         let window = window.u32(&case.key("attention.sliding_window"), 9);
         match case.architecture {
-            // With one they are Mistral's and OLMo 3's; Gemmas have one.
-            "llama" | "olmo2" | "gemma2" | "gemma3" => {}
+            // With one they are Mistral's and OLMo 3's; Gemmas and Phis have one.
+            "llama" | "olmo2" | "gemma2" | "gemma3" | "phi3" => {}
             _ => check(
                 &window,
                 "attention.sliding_window = 9, which is not supported",
             ),
         }
+    }
+}
+
+#[test]
+fn golden_gguf_longrope_of_phi() {
+    let cases = Case::all().into_iter();
+    for case in cases.filter(|case| case.source.config()["rope_scaling"]["long_factor"].is_array())
+    {
+        let model = case.open();
+        let expected = &case.source.config()["rope_scaling"];
+        let found = &model.config()["rope_scaling"];
+        assert_eq!(found["rope_type"], "longrope");
+        for key in ["short_factor", "long_factor"] {
+            assert_eq!(found[key], expected[key]);
+        }
+        assert_eq!(found.get("attention_factor"), None);
+        assert!(
+            !model
+                .tensor_names()
+                .any(|name| name.starts_with("rope_factors"))
+        );
+        let factor = case
+            .builder
+            .clone()
+            .f32("phi3.rope.scaling.attn_factor", 1.5);
+        let (_root, path) = factor.write();
+        let model = GgufModel::open(path).unwrap();
+        assert_eq!(model.config()["rope_scaling"]["attention_factor"], 1.5);
+        let file = case.builder.clone();
+        let missing = problem(&file.clone().without_tensor("rope_factors_short.weight"));
+        assert!(
+            missing.contains("rope_factors_short.weight is missing"),
+            "{missing}"
+        );
+        let odd = file.without("phi3.rope.dimension_count");
+        let odd = problem(&odd.u32("phi3.rope.dimension_count", 14));
+        assert!(odd.contains("[7]"), "{odd}");
     }
 }
 

@@ -1,0 +1,136 @@
+//! Rows of a projection: one of several that a family keeps in one matrix, with one adapter.
+
+use std::ops::Range;
+
+use backdraft_kernels::lora_linear::{self, Branch, Factors, WantedFactors, backward_fused};
+use backdraft_kernels::low_rank::Adapted;
+use backdraft_quant::Weight;
+use burn::tensor::Tensor;
+
+use crate::adapter::Adapter;
+use crate::gradients::AdapterGrads;
+use crate::projection::{Projection, ProjectionSaved};
+
+/// What a projection computes with some of its rows: those of W, of the bias and of B, and all of A.
+#[derive(Clone, Debug)]
+pub struct Rows<'a> {
+    whole: &'a Projection,
+    rows: Range<usize>,
+    weight: Weight,
+}
+
+impl<'a> Rows<'a> {
+    /// These rows of a projection.
+    ///
+    /// # Panics
+    /// If there are not as many.
+    #[must_use]
+    pub fn of(whole: &'a Projection, rows: Range<usize>) -> Self {
+        Self {
+            weight: whole.weight().part(rows.clone()),
+            whole,
+            rows,
+        }
+    }
+
+    /// Without autodiff, with what the backward pass needs; `xa` is x·Aᵀ of the whole projection, where there is an adapter.
+    ///
+    /// # Shapes
+    /// `x` `[t, in]`, `xa` `[t, r]`, result `[t, rows]`.
+    pub fn forward_saving(
+        &self,
+        x: &Tensor<2>,
+        xa: Option<Tensor<2>>,
+        dropout_seed: Option<u64>,
+    ) -> (Tensor<2>, ProjectionSaved) {
+        let (y, saved) = self.forward_adapted(x, xa, dropout_seed);
+        (y.complete(), saved)
+    }
+
+    /// As [`forward_saving`](Self::forward_saving); the adapter's term waits where there is a kernel that adds it in
+    /// passing.
+    ///
+    /// # Shapes
+    /// As [`forward_saving`](Self::forward_saving).
+    pub fn forward_adapted(
+        &self,
+        x: &Tensor<2>,
+        xa: Option<Tensor<2>>,
+        dropout_seed: Option<u64>,
+    ) -> (Adapted, ProjectionSaved) {
+        let factors = self.factors(x, dropout_seed);
+        let weight = (&self.weight, self.whole.multiplier());
+        let (y, xa) = lora_linear::forward_adapted(x, weight, factors.as_ref(), xa, None);
+        let base = match self.whole.scaled_bias() {
+            Some(bias) => y.base + bias.narrow(0, self.rows.start, self.rows.len()).unsqueeze(),
+            None => y.base,
+        };
+        (Adapted { base, ..y }, ProjectionSaved { xa, dropout_seed })
+    }
+
+    /// The backward pass of all rows of a projection, part by part in their order: adds the factors' gradients to `grads` and
+    /// returns the input's, where it is `wanted`. Each `dy` is let go when it was used; the input may be absent where there is
+    /// no adapter.
+    ///
+    /// # Shapes
+    /// `dy` `[t, rows]`, `x` and the result `[t, in]`.
+    ///
+    /// # Panics
+    /// If there is an adapter and no input.
+    pub fn backward_together<const N: usize>(
+        parts: [(Self, Tensor<2>, &ProjectionSaved); N],
+        x: Option<&Tensor<2>>,
+        grads: &mut AdapterGrads,
+        wanted: bool,
+    ) -> Option<Tensor<2>> {
+        let adapter = parts[0].0.whole.adapter();
+        assert!(
+            x.is_some() || adapter.is_none(),
+            "an adapter's gradient needs the input"
+        );
+        if let (Some(adapter), Some(x), true) = (adapter, x, grads.observes()) {
+            let all = parts.iter().map(|(_, dy, _)| dy.clone()).collect();
+            let alpha = parts[0].0.whole.multiplier();
+            grads.observe(adapter.first_id(), x, (alpha, &Tensor::cat(all, 1)));
+        }
+        let factors =
+            (parts.each_ref()).map(|(part, dy, saved)| part.factors(dy, saved.dropout_seed));
+        let slots = adapter.and_then(|adapter| match adapter {
+            Adapter::Lora(lora) => lora.slots(grads),
+        });
+        let mut weights = Vec::with_capacity(N);
+        let parts = parts.map(|(part, dy, saved)| {
+            weights.push((part.weight, part.whole.multiplier()));
+            (dy, saved, part.rows)
+        });
+        let mut place = 0;
+        let branches = parts.map(|(dy, saved, rows)| {
+            let (weight, alpha) = &weights[place];
+            let adapter = factors[place].as_ref().zip(saved.xa.as_ref());
+            place += 1;
+            Branch {
+                dy,
+                weight: (weight, *alpha),
+                adapter,
+                factors: match &slots {
+                    Some([a, b]) => {
+                        WantedFactors::Into([a.clone(), b.rows(rows.start, rows.len())])
+                    }
+                    None => WantedFactors::New,
+                },
+            }
+        });
+        let (dx, factor_grads) = backward_fused(branches, x, wanted);
+        if let (Some(Adapter::Lora(lora)), Some(factor_grads)) = (adapter, factor_grads) {
+            lora.add_grads(grads, factor_grads);
+        }
+        dx
+    }
+
+    /// A, and the rows of B.
+    fn factors(&self, like: &Tensor<2>, dropout_seed: Option<u64>) -> Option<Factors> {
+        let factors = self.whole.plain_factors(like, dropout_seed)?;
+        let b = factors.b.narrow(0, self.rows.start, self.rows.len());
+        Some(Factors { b, ..factors })
+    }
+}
