@@ -252,6 +252,8 @@ fn gradients_and_losses_do_not_depend_on_the_plan() {
         (Family::Phi3, None, false, 0.0),
         (Family::Phi3, Some(9), true, 0.1),
         (Family::Glm4, None, false, 0.1),
+        (Family::Ministral, Some(9), true, 0.0),
+        (Family::Ministral3, None, false, 0.1),
     ] {
         let shape = RandomModel {
             family,
@@ -530,6 +532,10 @@ fn the_predicted_peak_is_the_measured_one() {
         family: Family::Glm4,
         ..wide
     };
+    let grown = RandomModel {
+        family: Family::Ministral3,
+        ..wide
+    };
     let mut combinations = 0;
     let mut off = Vec::new();
     for (shape, nf4, lengths) in [
@@ -552,6 +558,7 @@ fn the_predicted_peak_is_the_measured_one() {
         (fused, false, vec![384, 384]),
         (fused, true, vec![1024]),
         (fused_mlp, false, vec![384, 384]),
+        (grown, false, vec![384, 384]),
     ] {
         let dir = tempfile::tempdir().unwrap();
         let lora = LoraConfig {

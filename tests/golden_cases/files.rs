@@ -16,17 +16,17 @@ use super::compare::{scalar, values};
 use super::lora_entry::LoraCase;
 use super::tiny_case::TinyCase;
 
-fn load(path: &Path) -> CausalLm {
+pub(super) fn load(path: &Path) -> CausalLm {
     let source = ModelSource::open(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     CausalLm::load(&source, &Device::flex()).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
-fn logits(model: &CausalLm, rows: &[Vec<u32>]) -> Vec<f32> {
+pub(super) fn logits(model: &CausalLm, rows: &[Vec<u32>]) -> Vec<f32> {
     values(&model.logits(model.forward_hidden(&Tokens::from_sequences(rows), None)))
 }
 
 /// A model as a GGUF file in f32, with an adapter in its weights where one is given; `Err` is why GGUF has no form for it.
-fn exported(
+pub(super) fn exported(
     source: &ModelSource,
     adapter: Option<&PeftDir>,
     path: &Path,
@@ -52,9 +52,9 @@ fn exported(
     Ok(load(path))
 }
 
-/// What llama.cpp computes otherwise is refused by its name: it leaves RoPE out in every fourth layer of a SmolLM 3, and
-/// takes the size of heads for a Gemma's `query_pre_attn_scalar`.
-fn has_no_gguf(case: &TinyCase) -> Option<&'static str> {
+/// What llama.cpp computes otherwise is refused by its name: it leaves RoPE out in every fourth layer of a SmolLM 3,
+/// takes the size of heads for a Gemma's `query_pre_attn_scalar`, and knows no window in some layers of a Mistral.
+pub(super) fn has_no_gguf(case: &TinyCase) -> Option<&'static str> {
     let spec = case.model.spec();
     let layer = &spec.layers[0];
     let usual = (layer.head_dim as f64).powf(-0.5);
@@ -63,6 +63,7 @@ fn has_no_gguf(case: &TinyCase) -> Option<&'static str> {
         Family::Gemma2 | Family::Gemma3 if layer.attention_multiplier != Some(usual) => {
             Some("the scale of attention's scores is")
         }
+        Family::Ministral => Some("the sliding window is"),
         _ => None,
     }
 }

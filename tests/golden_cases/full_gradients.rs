@@ -8,6 +8,7 @@ use backdraft::quant::Weight;
 use backdraft_testkit::golden::Tensors;
 use backdraft_testkit::tolerance::{TINY_GRADIENT, TINY_LOSS, TINY_NORM, Tolerance};
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::compare::{norm, scalar, values};
 use super::place::leaves_out_full_training;
@@ -34,13 +35,7 @@ fn golden_tiny_full_gradients() {
         TINY_LOSS.check_one(&case.name, scalar(&loss), case.number("padded_loss"));
         let grads = gradients(&mut case.model, &loss.backward());
 
-        let summaries: BTreeMap<String, Summary> =
-            serde_json::from_value(case.golden["padded_full_grads"].clone()).unwrap();
-        let names: Vec<_> = grads.keys().collect();
-        assert_eq!(names, summaries.keys().collect::<Vec<_>>(), "{}", case.name);
-        for (name, expected) in &summaries {
-            check_summary(&format!("{}, {name}", case.name), &grads[name], expected);
-        }
+        check_summaries(&case.name, &grads, &case.golden["padded_full_grads"]);
         let total = norm(grads.values().flatten());
         TINY_NORM.check_one(&case.name, total, case.number("padded_full_grad_norm"));
 
@@ -52,6 +47,20 @@ fn golden_tiny_full_gradients() {
                 TINY_GRADIENT.check(what, &grads[name], &expected.f32(name));
             }
         }
+    }
+}
+
+/// Every gradient against the summary of it, by name.
+pub(super) fn check_summaries(
+    case: &str,
+    grads: &BTreeMap<String, Vec<f32>>,
+    summaries: &Value,
+) {
+    let summaries: BTreeMap<String, Summary> = serde_json::from_value(summaries.clone()).unwrap();
+    let names: Vec<_> = grads.keys().collect();
+    assert_eq!(names, summaries.keys().collect::<Vec<_>>(), "{case}");
+    for (name, expected) in &summaries {
+        check_summary(&format!("{case}, {name}"), &grads[name], expected);
     }
 }
 

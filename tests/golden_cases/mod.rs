@@ -14,6 +14,7 @@ mod lora_entry;
 mod misc;
 mod nested;
 mod outgrown;
+mod packed_documents;
 mod packing;
 mod place;
 mod preference;
@@ -22,6 +23,7 @@ mod smollm2_lora;
 mod support;
 mod tiny_case;
 mod trainer;
+mod wrapped;
 
 use backdraft_testkit::golden;
 

@@ -48,7 +48,7 @@ pub(super) fn unsupported_feature(config: &Value) -> Option<&'static str> {
 fn unsupported_in_family(config: &Value, model_type: Option<&str>) -> Option<&'static str> {
     let active = |key: &&str| !config[*key].is_null() && config[*key] != false;
     let keys: &[&str] = match model_type {
-        Some("mistral") => &["attention_bias", "mlp_bias"],
+        Some("mistral" | "ministral" | "ministral3") => &["attention_bias", "mlp_bias"],
         Some("phi3") => &["attention_bias"],
         Some("qwen2" | "qwen3" | "smollm3" | "olmo3" | "gemma2") => &[],
         Some("gemma3_text") => &["use_bidirectional_attention", "attn_logit_softcapping"],

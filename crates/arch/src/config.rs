@@ -10,6 +10,7 @@ use crate::ops::{Activation, Heads, NormNames, NormPlaces, NormScale};
 use crate::rope::{RopeConfig, RopeScaling, RotaryPairs, longrope_attention_factor, yarn_mscale};
 use crate::spec::{LayerSpec, ModelSpec};
 use crate::target::TargetSet;
+use crate::wrapped::{TEXT_CONFIG, decoder_config};
 
 /// Why a `config.json` does not describe a model that can be loaded.
 #[derive(Debug, thiserror::Error, PartialEq)]
@@ -54,13 +55,16 @@ pub enum ConfigError {
 }
 
 impl ModelSpec {
-    /// Reads the object of a `config.json`.
+    /// Reads the object of a `config.json`; of a model with more parts, its decoder.
     ///
     /// # Errors
     /// A missing or wrong key, an unsupported feature, sizes that contradict each other.
     pub fn from_hf(config: &Value) -> Result<Self, ConfigError> {
+        let inner = decoder_config(config);
         let keys = Keys(
-            config
+            inner
+                .as_ref()
+                .unwrap_or(config)
                 .as_object()
                 .ok_or(ConfigError::Missing { key: "model_type" })?,
         );
@@ -75,9 +79,17 @@ impl ModelSpec {
 
 fn family(keys: &Keys<'_>) -> Result<Family, ConfigError> {
     let key = "model_type";
-    let value = keys.optional(key).ok_or(ConfigError::Missing { key })?;
-    let named = value.as_str().and_then(Family::of_model_type);
-    named.ok_or_else(|| ConfigError::Unsupported {
+    let value = keys.optional(key);
+    let named = value.and_then(Value::as_str);
+    if let Some(family) = named.and_then(Family::of_model_type) {
+        return Ok(family);
+    }
+    let (value, key) = match keys.optional(TEXT_CONFIG) {
+        Some(Value::Object(decoder)) => (Keys(decoder).optional(key), "text_config.model_type"),
+        _ => (value, key),
+    };
+    let value = value.ok_or(ConfigError::Missing { key })?;
+    Err(ConfigError::Unsupported {
         key,
         actual: value.to_string(),
         supported: Family::supported(),
@@ -87,8 +99,12 @@ fn family(keys: &Keys<'_>) -> Result<Family, ConfigError> {
 /// What every family has: all layers alike, full attention, no biases.
 fn decoder(keys: &Keys<'_>, family: Family) -> Result<ModelSpec, ConfigError> {
     let hidden_size = keys.size("hidden_size")?;
-    let num_attention_heads = keys.size("num_attention_heads")?;
     let defaults = family.defaults();
+    let size = |key, default: Option<usize>| match default {
+        Some(default) => keys.size_or(key, default),
+        None => keys.size(key),
+    };
+    let num_attention_heads = size("num_attention_heads", defaults.num_attention_heads)?;
     let absent = |key, default: Option<usize>| default.filter(|_| !keys.has(key));
     let head_dim = match keys.optional("head_dim") {
         Some(_) => keys.size("head_dim")?,
@@ -130,7 +146,7 @@ fn decoder(keys: &Keys<'_>, family: Family) -> Result<ModelSpec, ConfigError> {
         keys.size_or("max_position_embeddings", defaults.max_position_embeddings)?;
     Ok(ModelSpec {
         family,
-        vocab_size: keys.size("vocab_size")?,
+        vocab_size: size("vocab_size", defaults.vocab_size)?,
         hidden_size,
         rms_norm_eps: keys.number_or("rms_norm_eps", defaults.rms_norm_eps)?,
         norm_scale: NormScale::Weight,
@@ -142,6 +158,7 @@ fn decoder(keys: &Keys<'_>, family: Family) -> Result<ModelSpec, ConfigError> {
         logits_softcap: None,
         rope: rope(keys, (head_dim, &defaults), max_position_embeddings)?,
         local_rope: None,
+        query_scaling: None,
         layers: vec![layer; keys.count("num_hidden_layers")?],
     })
 }
@@ -322,7 +339,7 @@ pub(crate) fn rope_of(
             high_freq_factor: nested.number("high_freq_factor")?,
             original_max_position_embeddings: nested.number("original_max_position_embeddings")?,
         },
-        Some("yarn") => yarn(&nested, original()?)?,
+        Some("yarn") => yarn(&nested, original()?, max_position_embeddings)?,
         Some("longrope" | "su") => longrope(keys, &nested, max_position_embeddings as f64)?,
         _ => {
             return Err(ConfigError::Unsupported {
@@ -349,8 +366,15 @@ pub(crate) fn rope_of(
     })
 }
 
-fn yarn(keys: &Keys<'_>, original: f64) -> Result<RopeScaling, ConfigError> {
-    let factor = keys.number("factor")?;
+fn yarn(
+    keys: &Keys<'_>,
+    original: f64,
+    max_position_embeddings: usize,
+) -> Result<RopeScaling, ConfigError> {
+    let factor = match keys.optional("factor") {
+        None if keys.has("factor") => max_position_embeddings as f64 / original,
+        _ => keys.number("factor")?,
+    };
     let mscales = (
         keys.number_or("mscale", 0.0)?,
         keys.number_or("mscale_all_dim", 0.0)?,
@@ -541,8 +565,8 @@ mod tests {
         check(
             json!({"model_type": "gpt_neox"}),
             "`model_type` is \"gpt_neox\", which is not supported: expected \"llama\", \"mistral\", \
-             \"qwen2\", \"qwen3\", \"granite\", \"smollm3\", \"olmo2\", \"olmo3\", \"gemma2\", \
-             \"gemma3_text\", \"phi3\" or \"glm4\"",
+             \"ministral\", \"ministral3\", \"qwen2\", \"qwen3\", \"granite\", \"smollm3\", \"olmo2\", \"olmo3\", \
+             \"gemma2\", \"gemma3_text\", \"phi3\" or \"glm4\"",
         );
         check(
             json!({"hidden_act": "gelu"}),

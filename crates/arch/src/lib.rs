@@ -7,6 +7,7 @@
 //! |---|---|
 //! | [`spec`] | [`ModelSpec`], [`LayerSpec`]: what a model is made of, every tensor with name and shape |
 //! | [`config`] | reading a `config.json` |
+//! | [`wrapped`] | [`decoder_config`]: the decoder of a model with more parts |
 //! | [`families`] | [`Family`]: what each has of its own |
 //! | [`rope`] | [`RopeConfig`]: rotary frequencies |
 //! | [`quantization`] | [`Scheme`], [`QuantizationPlan`]: which matrix is stored how |
@@ -51,6 +52,7 @@ pub mod sizes;
 pub mod spec;
 pub mod stored;
 pub mod target;
+pub mod wrapped;
 
 pub use config::ConfigError;
 pub use device::{DeviceChoice, UnknownDevice};
@@ -69,8 +71,9 @@ pub use ops::{
 };
 pub use optimizer::StatePrecision;
 pub use quantization::{Precision, QuantizationPlan, Scheme, embeds_on_host};
-pub use rope::{Reach, RopeConfig, RopeScaling, RotaryPairs};
+pub use rope::{QueryScaling, Reach, RopeConfig, RopeScaling, RotaryPairs};
 pub use saved::{KeepSet, OffloadSet, SavedTensor};
 pub use spec::{LayerSpec, ModelSpec, TensorSpec};
 pub use stored::StoredShare;
 pub use target::{Group, TargetModule, TargetSet, UnknownTarget};
+pub use wrapped::decoder_config;

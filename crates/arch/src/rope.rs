@@ -87,6 +87,34 @@ pub enum RopeScaling {
     Factors(Vec<f32>),
 }
 
+/// A factor on turned queries that grows with the position in the sequence, floored to whole original contexts p:
+/// 1 + β·ln(1 + p).
+///
+/// # Source
+/// Llama 4's temperature of attention, as Ministral 3 has it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct QueryScaling {
+    /// β; 0 would leave queries as they are.
+    pub beta: f64,
+    /// Positions in which nothing is added, in tokens.
+    pub original_max_position_embeddings: f64,
+}
+
+impl QueryScaling {
+    /// The factor at a position.
+    #[must_use]
+    pub fn factor(&self, position: u32) -> f64 {
+        let contexts = (f64::from(position) / self.original_max_position_embeddings).floor();
+        1.0 + self.beta * contexts.ln_1p()
+    }
+
+    /// Whether sequences of so many tokens have any factor but 1.
+    #[must_use]
+    pub fn reaches(&self, tokens: usize) -> bool {
+        tokens as f64 > self.original_max_position_embeddings
+    }
+}
+
 impl RopeScaling {
     /// What `rope_type` calls it.
     #[must_use]

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::families::Family;
 use crate::ops::{Activation, Heads, Norm, NormNames, NormPlaces, NormScale};
-use crate::rope::RopeConfig;
+use crate::rope::{QueryScaling, RopeConfig};
 use crate::target::{Group, TargetModule, TargetSet};
 
 /// The name of the embedding.
@@ -43,6 +43,8 @@ pub struct ModelSpec {
     pub rope: RopeConfig,
     /// That of layers with a window, where it is another.
     pub local_rope: Option<RopeConfig>,
+    /// What turned queries are multiplied by; nothing in most families.
+    pub query_scaling: Option<QueryScaling>,
     /// The decoder layers, first to last; at least one.
     pub layers: Vec<LayerSpec>,
 }

@@ -30,6 +30,8 @@ mod schema;
 mod serve;
 #[path = "program/terminal.rs"]
 mod terminal;
+#[path = "program/wrapped.rs"]
+mod wrapped;
 
 fn backdraft(directory: &Path, arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_backdraft"))

@@ -1,19 +1,22 @@
 //! One face for every kind of model on disk.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use backdraft_arch::GgufBlock;
+use backdraft_arch::spec::{EMBEDDING, HEAD};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::bnb::{BnbConfig, BnbKind, BnbMaps, BnbTensor};
 use crate::error::{FormatError, Result};
 use crate::gguf::GgufModel;
-use crate::hf_dir::HfDir;
+use crate::hf_dir::{HfDir, TIE};
 use crate::json;
 use crate::tensor::{RawTensor, TensorInfo};
 use crate::tokenizer_files::TokenizerFiles;
+use crate::wrapped::AdapterPrefix;
 
 /// An open model: names, shapes and config are Hugging Face's, whatever the file.
 ///
@@ -81,12 +84,67 @@ impl ModelSource {
         }
     }
 
-    /// `config.json`, or its equivalent; always an object. `tie_word_embeddings` is that of the tensors.
+    /// `config.json`, or its equivalent; always an object; of a model with more parts, that of its decoder.
+    /// `tie_word_embeddings` is that of the tensors.
     #[must_use]
     pub fn config(&self) -> &Value {
         match self {
             Self::Hf(directory) => directory.config(),
             Self::Gguf(gguf) => gguf.config(),
+        }
+    }
+
+    /// The whole `config.json`, be it of a model with more parts than its decoder.
+    #[must_use]
+    pub fn whole_config(&self) -> &Value {
+        match self {
+            Self::Hf(directory) => directory.whole_config(),
+            Self::Gguf(gguf) => gguf.config(),
+        }
+    }
+
+    /// Whether the model has more parts than its decoder.
+    #[must_use]
+    pub fn is_wrapped(&self) -> bool {
+        matches!(self, Self::Hf(directory) if directory.is_wrapped())
+    }
+
+    /// The names of an adapter's modules by the class that serves this model.
+    #[must_use]
+    pub fn adapter_prefix(&self) -> AdapterPrefix {
+        match self.is_wrapped() {
+            true => AdapterPrefix::Wrapped,
+            false => AdapterPrefix::Text,
+        }
+    }
+
+    /// The parts that [`other_names`](Self::other_names) belong to, such as `vision_tower`.
+    #[must_use]
+    pub fn other_parts(&self) -> BTreeSet<&str> {
+        let parts = self.other_names().filter_map(|name| {
+            let inner = name.strip_prefix("model.").unwrap_or(name);
+            inner.split('.').next()
+        });
+        parts.collect()
+    }
+
+    /// The tensors of the model's other parts, by the names that they have in the files: towers for images or sound, which
+    /// are not loaded and not among [`tensor_names`](Self::tensor_names).
+    pub fn other_names(&self) -> impl Iterator<Item = &str> {
+        let directory = match self {
+            Self::Hf(directory) => Some(directory.other_names()),
+            Self::Gguf(_) => None,
+        };
+        directory.into_iter().flatten()
+    }
+
+    /// The name that a tensor has in the files of a Hugging Face directory: another one than its own in a model with more
+    /// parts.
+    #[must_use]
+    pub fn stored_name<'a>(&'a self, name: &'a str) -> &'a str {
+        match self {
+            Self::Hf(directory) => directory.stored_name(name),
+            Self::Gguf(_) => name,
         }
     }
 
@@ -292,10 +350,6 @@ impl ModelSource {
     }
 }
 
-const TIE: &str = "tie_word_embeddings";
-const EMBEDDING: &str = "model.embed_tokens.weight";
-const HEAD: &str = "lm_head.weight";
-
 /// Whether a directory has a head that is not the embedding, although its config ties the two.
 fn head_contradicts_config(directory: &HfDir) -> Result<bool> {
     let tied = directory.config().get(TIE) == Some(&Value::Bool(true));
@@ -320,7 +374,7 @@ fn head_contradicts_config(directory: &HfDir) -> Result<bool> {
 }
 
 /// Files beside the weights that belong to a model.
-pub(crate) const COMPANIONS: [&str; 11] = [
+pub(crate) const COMPANIONS: [&str; 14] = [
     "config.json",
     "generation_config.json",
     "tokenizer.json",
@@ -332,6 +386,9 @@ pub(crate) const COMPANIONS: [&str; 11] = [
     "merges.txt",
     "chat_template.jinja",
     "chat_template.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
 ];
 
 fn copied_companions(directory: &Path) -> Result<Vec<(String, Vec<u8>)>> {

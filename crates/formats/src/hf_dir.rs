@@ -4,6 +4,9 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
+use backdraft_arch::decoder_config;
+use backdraft_arch::spec::HEAD;
+use backdraft_arch::wrapped::TEXT_CONFIG;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -12,6 +15,7 @@ use crate::error::{FormatError, Result};
 use crate::json;
 use crate::safetensors_file::SafetensorsFile;
 use crate::tensor::{RawTensor, TensorInfo};
+use crate::wrapped::{Wrapped, decoder_name};
 
 const CONFIG: &str = "config.json";
 const GENERATION_CONFIG: &str = "generation_config.json";
@@ -19,6 +23,9 @@ const GENERATION_CONFIG: &str = "generation_config.json";
 pub(crate) const WEIGHTS: &str = "model.safetensors";
 /// Which file has which tensor, if there are several.
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
+
+/// Whether the head is the embedding.
+pub(crate) const TIE: &str = "tie_word_embeddings";
 
 /// File endings of formats that can run code when they are loaded.
 const PICKLES: [&str; 5] = ["bin", "pt", "pth", "pkl", "ckpt"];
@@ -35,6 +42,7 @@ pub struct HfDir {
     files: Files,
     quantization: Option<BnbConfig>,
     quantized: HashMap<String, Entry>,
+    wrapped: Option<Wrapped>,
 }
 
 /// Every tensor of the files.
@@ -75,7 +83,7 @@ impl HfDir {
         if !path.join(CONFIG).is_file() {
             return Err(not_a_model(path));
         }
-        let config = json::read::<Value>(&path.join(CONFIG))?;
+        let mut config = json::read::<Value>(&path.join(CONFIG))?;
         if !config.is_object() {
             return Err(json::field_error(
                 &path.join(CONFIG),
@@ -85,16 +93,24 @@ impl HfDir {
             ));
         }
         let generation_config = json::read_optional(&path.join(GENERATION_CONFIG))?;
-        let quantization = BnbConfig::read(&path.join(CONFIG), &config)?;
+        let mut quantization = BnbConfig::read(&path.join(CONFIG), &config)?;
         let (mut shards, mut names) = open_weights(&path)?;
         with_base_prefix(&mut shards, &mut names);
+        let mut wrapped = unwrap(&path, &mut config, &mut shards, &mut names)?;
+        if let Some(quantization) = quantization.as_mut().filter(|_| wrapped.is_some()) {
+            for module in &mut quantization.skip_modules {
+                if let Some(own) = decoder_name(&format!("{module}.")) {
+                    *module = own.trim_end_matches('.').to_owned();
+                }
+            }
+        }
         let files = Files {
             path: path.clone(),
             shards,
             index: names.iter().cloned().collect(),
         };
         let names = names.into_iter().map(|(name, _)| name);
-        let (names, quantized) = if quantization.is_some() {
+        let (mut names, quantized) = if quantization.is_some() {
             let names: Vec<String> = names.collect();
             let (quantized, parts) = bnb::find(&path, names.iter().map(String::as_str), &files)?;
             let parts: HashSet<String> = parts.into_iter().collect();
@@ -103,6 +119,9 @@ impl HfDir {
         } else {
             (names.collect(), HashMap::new())
         };
+        if let Some(wrapped) = &mut wrapped {
+            wrapped.keep_others(&mut names);
+        }
         Ok(Self {
             path,
             config,
@@ -112,6 +131,7 @@ impl HfDir {
             files,
             quantization,
             quantized,
+            wrapped,
         })
     }
 
@@ -121,7 +141,7 @@ impl HfDir {
         &self.path
     }
 
-    /// `config.json`, an object.
+    /// `config.json`, an object; of a model with more parts, that of its decoder.
     #[must_use]
     pub fn config(&self) -> &Value {
         &self.config
@@ -129,9 +149,40 @@ impl HfDir {
 
     /// The same directory with a value in its config that the tensors contradict put right.
     pub(crate) fn with_config(mut self, key: &str, value: Value) -> Self {
+        if let Some(wrapped) = &mut self.wrapped {
+            wrapped.config[TEXT_CONFIG][key] = value.clone();
+            wrapped.config[key] = value.clone();
+        }
         self.config[key] = value;
         self.corrected = true;
         self
+    }
+
+    /// The whole `config.json`.
+    #[must_use]
+    pub fn whole_config(&self) -> &Value {
+        let whole = self.wrapped.as_ref().map(|wrapped| &wrapped.config);
+        whole.unwrap_or(&self.config)
+    }
+
+    /// Whether the model has more parts than its decoder.
+    #[must_use]
+    pub const fn is_wrapped(&self) -> bool {
+        self.wrapped.is_some()
+    }
+
+    /// The name that a tensor has in the files.
+    #[must_use]
+    pub fn stored_name<'a>(&'a self, name: &'a str) -> &'a str {
+        let wrapped = self.wrapped.as_ref();
+        wrapped.map_or(name, |wrapped| wrapped.stored(name))
+    }
+
+    /// The tensors of a model's other parts, which no decoder has: not among [`tensor_names`](Self::tensor_names), and
+    /// read like those.
+    pub fn other_names(&self) -> impl ExactSizeIterator<Item = &str> {
+        let others = self.wrapped.as_ref().map_or(&[][..], |wrapped| &wrapped.others);
+        others.iter().map(String::as_str)
     }
 
     /// Whether the tensors contradicted the config.
@@ -279,6 +330,36 @@ fn with_base_prefix(shards: &mut [SafetensorsFile], names: &mut [(String, usize)
             *name = renamed;
         }
     }
+}
+
+/// Of a model with more parts: the decoder's config in place of the whole one, and its tensors under the names of a decoder
+/// alone.
+fn unwrap(
+    path: &Path,
+    config: &mut Value,
+    shards: &mut [SafetensorsFile],
+    names: &mut [(String, usize)],
+) -> Result<Option<Wrapped>> {
+    let Some(decoder) = decoder_config(config) else {
+        return Ok(None);
+    };
+    let whole = std::mem::replace(config, decoder);
+    let wrapped = Wrapped::new(path, whole, names.iter().map(|(name, _)| name.as_str()))?;
+    if let (Some(tied), Some(Value::Bool(whole))) = (config.get(TIE), wrapped.config.get(TIE))
+        && tied != whole
+    {
+        // Versions of transformers disagree about which of the two counts; the files do not.
+        config[TIE] = Value::Bool(!wrapped.has(HEAD));
+    }
+    for shard in shards {
+        shard.rename(decoder_name);
+    }
+    for (name, _) in names {
+        if let Some(renamed) = decoder_name(name) {
+            *name = renamed;
+        }
+    }
+    Ok(Some(wrapped))
 }
 
 type Weights = (Vec<SafetensorsFile>, Vec<(String, usize)>);

@@ -38,11 +38,13 @@ mod peft_config;
 mod peft_dir;
 mod peft_find;
 mod peft_names;
+mod peft_wrapped;
 mod safetensors_file;
 mod safetensors_writer;
 mod tensor;
 mod token_file;
 mod tokenizer_files;
+mod wrapped;
 
 pub use atomic::{AtomicFile, Existing, remove_partials, sync_directory, write_file};
 pub use atomic_dir::{AtomicDir, IsOurs};
@@ -62,3 +64,4 @@ pub use safetensors_writer::SafetensorsWriter;
 pub use tensor::{RawTensor, TensorInfo};
 pub use token_file::{StoredAnswers, StoredRow, TokenFile, TokenFileWriter};
 pub use tokenizer_files::{DeclaredFlags, DeclaredToken, TokenizerFiles};
+pub use wrapped::AdapterPrefix;

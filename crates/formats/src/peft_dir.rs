@@ -14,6 +14,7 @@ use crate::peft_names::LoraName;
 use crate::safetensors_file::SafetensorsFile;
 use crate::safetensors_writer::SafetensorsWriter;
 use crate::tensor::TensorInfo;
+use crate::wrapped::AdapterPrefix;
 
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
@@ -91,6 +92,8 @@ pub struct PeftWriteOptions {
     pub existing: Existing,
     /// More files for the directory: plain names and contents.
     pub companions: Vec<(String, Vec<u8>)>,
+    /// What its modules are called.
+    pub prefix: AdapterPrefix,
 }
 
 impl Default for PeftWriteOptions {
@@ -99,6 +102,7 @@ impl Default for PeftWriteOptions {
             dtype: Dtype::F32,
             existing: Existing::Refuse,
             companions: Vec::new(),
+            prefix: AdapterPrefix::Text,
         }
     }
 }
@@ -108,10 +112,12 @@ impl Default for PeftWriteOptions {
 pub struct PeftDir {
     /// The directory.
     pub path: PathBuf,
-    /// `adapter_config.json`.
+    /// `adapter_config.json`, by the names of a decoder alone.
     pub config: PeftConfig,
-    /// `adapter_model.safetensors`.
+    /// `adapter_model.safetensors`, likewise.
     pub tensors: AdapterTensors,
+    /// What the modules are called in the files.
+    pub prefix: AdapterPrefix,
 }
 
 /// What an adapter in a directory is, without its values.
@@ -177,12 +183,13 @@ impl PeftDir {
     pub fn read(path: impl Into<PathBuf>) -> Result<Self> {
         let path = path.into();
         let (config, file) = open(&path)?;
-        let pairs = pairs(&file, &config)?.into_iter();
-        let tensors = pairs.map(|pair| pair.read(&file)).collect::<Result<_>>()?;
+        let (pairs, prefix) = pairs(&file, &config)?;
+        let tensors = pairs.into_iter().map(|pair| pair.read(&file));
         Ok(Self {
             path,
             config,
-            tensors,
+            tensors: tensors.collect::<Result<_>>()?,
+            prefix,
         })
     }
 
@@ -193,7 +200,7 @@ impl PeftDir {
     pub fn outline(path: impl Into<PathBuf>) -> Result<PeftOutline> {
         let path = path.into();
         let (config, file) = open(&path)?;
-        let pairs = pairs(&file, &config)?;
+        let (pairs, _) = pairs(&file, &config)?;
         let modules = pairs.iter().map(Pair::outline).collect();
         Ok(PeftOutline {
             path,
@@ -215,11 +222,12 @@ impl PeftDir {
     ) -> Result<()> {
         let directory = AtomicDir::create(path, options.existing, Self::is_ours)?;
         let config_path = directory.path().join(CONFIG);
-        write_plain(&config_path, &json::pretty(&config.to_json()))?;
+        let written = config.under(options.prefix).to_json();
+        write_plain(&config_path, &json::pretty(&written))?;
         for (name, bytes) in &options.companions {
             write_plain(&directory.path().join(name), bytes)?;
         }
-        write_tensors(&directory, config, tensors, options.dtype)?;
+        write_tensors(&directory, config, tensors, (options.dtype, options.prefix))?;
         directory.commit()
     }
 }
@@ -230,7 +238,7 @@ fn open(path: &Path) -> Result<(PeftConfig, SafetensorsFile)> {
     if !config_path.is_file() {
         return Err(FormatError::NotFound { path: config_path });
     }
-    let config = PeftConfig::read(&config_path)?;
+    let config = PeftConfig::read(&config_path)?.of_decoder();
     let weights = path.join(WEIGHTS);
     if !weights.is_file() {
         return Err(if path.join(PICKLE).is_file() {
@@ -254,11 +262,11 @@ fn write_tensors(
     directory: &AtomicDir,
     config: &PeftConfig,
     tensors: &AdapterTensors,
-    dtype: Dtype,
+    (dtype, prefix): (Dtype, AdapterPrefix),
 ) -> Result<()> {
     let all: Vec<(TensorInfo, &[f32])> = tensors
         .iter()
-        .flat_map(|pair| matrices(pair, config))
+        .flat_map(|pair| matrices(pair, config, prefix))
         .map(|(key, shape, values)| (TensorInfo::new(key, dtype, shape), values))
         .collect();
     for (info, values) in &all {
@@ -281,9 +289,13 @@ fn write_tensors(
 }
 
 /// Key, shape and values of A and of B.
-fn matrices<'a>(pair: &'a LoraPair, config: &PeftConfig) -> [(String, [usize; 2], &'a [f32]); 2] {
+fn matrices<'a>(
+    pair: &'a LoraPair,
+    config: &PeftConfig,
+    prefix: AdapterPrefix,
+) -> [(String, [usize; 2], &'a [f32]); 2] {
     let rank = config.rank_of(&pair.module);
-    let key = |is_a| LoraName::canonical(&pair.module, is_a);
+    let key = |is_a| LoraName::canonical(&pair.module, prefix, is_a);
     [
         (key(true), [rank, pair.in_features], &pair.lora_a),
         (key(false), [pair.out_features, rank], &pair.lora_b),
@@ -327,9 +339,13 @@ impl Pair<'_> {
     }
 }
 
-fn pairs<'a>(file: &'a SafetensorsFile, config: &PeftConfig) -> Result<Vec<Pair<'a>>> {
+fn pairs<'a>(
+    file: &'a SafetensorsFile,
+    config: &PeftConfig,
+) -> Result<(Vec<Pair<'a>>, AdapterPrefix)> {
     let mut found: BTreeMap<String, Found<'_>> = BTreeMap::new();
     let mut adapter = None;
+    let mut prefix = AdapterPrefix::Text;
     for info in file.tensors() {
         let refuse = |reason| unexpected(file, &info.name, reason);
         let name = LoraName::parse(&info.name).map_err(refuse)?;
@@ -343,6 +359,9 @@ fn pairs<'a>(file: &'a SafetensorsFile, config: &PeftConfig) -> Result<Vec<Pair<
                 "its module is not among the target_modules of adapter_config.json",
             ));
         }
+        if name.prefix == AdapterPrefix::Wrapped {
+            prefix = name.prefix;
+        }
         let pair = found.entry(name.module).or_default();
         let side = if name.is_a { &mut pair.a } else { &mut pair.b };
         if side.replace(info).is_some() {
@@ -352,7 +371,7 @@ fn pairs<'a>(file: &'a SafetensorsFile, config: &PeftConfig) -> Result<Vec<Pair<
     if found.is_empty() {
         return Err(FormatError::TensorMissing {
             path: file.path().into(),
-            tensor: LoraName::canonical("…", true),
+            tensor: LoraName::canonical("…", prefix, true),
         });
     }
     let pair = |(module, found): (String, Found<'a>)| match found {
@@ -372,10 +391,11 @@ fn pairs<'a>(file: &'a SafetensorsFile, config: &PeftConfig) -> Result<Vec<Pair<
         }
         Found { a, .. } => Err(FormatError::TensorMissing {
             path: file.path().into(),
-            tensor: LoraName::canonical(&module, a.is_none()),
+            tensor: LoraName::canonical(&module, prefix, a.is_none()),
         }),
     };
-    found.into_iter().map(pair).collect()
+    let pairs: Result<_> = found.into_iter().map(pair).collect();
+    Ok((pairs?, prefix))
 }
 
 /// Outputs and inputs of the module that both matrices belong to.

@@ -3,7 +3,9 @@
 //! PEFT writes `base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight`. A state dict that was
 //! saved without PEFT keeps the adapter's name (`lora_A.default.weight`); transformers' own adapters lack
 //! `base_model.model.`; one over the decoder alone lacks the second `model.`; compiled and distributed
-//! models have the wrappers' names in between.
+//! models have the wrappers' names in between; in a model with more parts the decoder's path is longer.
+
+use crate::wrapped::{AdapterPrefix, decoder_name, is_wrapped};
 
 /// What PEFT puts before a module's name.
 pub(crate) const PREFIX: &str = "base_model.model.";
@@ -18,10 +20,12 @@ const WRAPPERS: [&str; 3] = [
 ];
 
 /// One of the two matrices of a module.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct LoraName {
-    /// The module as PEFT names it, such as `model.layers.0.self_attn.q_proj`.
+    /// The module as PEFT names it in a decoder alone, such as `model.layers.0.self_attn.q_proj`.
     pub(crate) module: String,
+    /// What it was called in the file.
+    pub(crate) prefix: AdapterPrefix,
     /// The adapter's name, where the matrix's has one.
     pub(crate) adapter: Option<String>,
     /// Whether it is A.
@@ -50,15 +54,18 @@ impl LoraName {
                 Some(adapter.to_owned())
             }
         };
+        let (module, prefix) = module_name(module);
         Ok(Self {
-            module: module_name(module),
+            module,
+            prefix,
             adapter,
             is_a,
         })
     }
 
-    /// As PEFT writes it.
-    pub(crate) fn canonical(module: &str, is_a: bool) -> String {
+    /// As PEFT writes it for a class.
+    pub(crate) fn canonical(module: &str, prefix: AdapterPrefix, is_a: bool) -> String {
+        let module = prefix.name(module);
         format!("{PREFIX}{module}{}", if is_a { LORA_A } else { LORA_B })
     }
 }
@@ -76,8 +83,8 @@ fn split(name: &str) -> Option<(&str, &str)> {
         .then_some((&name[..at], parameter))
 }
 
-/// A module's path without what PEFT and wrappers put around it.
-fn module_name(path: &str) -> String {
+/// A module's path without what PEFT and wrappers put around it, and whose it was.
+fn module_name(path: &str) -> (String, AdapterPrefix) {
     let inner = path.strip_prefix("module.").unwrap_or(path);
     let parts: Vec<&str> = (inner.split('.'))
         .filter(|part| !WRAPPERS.contains(part))
@@ -85,8 +92,12 @@ fn module_name(path: &str) -> String {
     let path = parts.join(".");
     let path = path.strip_prefix(PREFIX).unwrap_or(&path);
     match path.split('.').next() {
-        Some("layers") => format!("model.{path}"),
-        _ => path.to_owned(),
+        Some("layers") => (format!("model.{path}"), AdapterPrefix::Text),
+        _ if is_wrapped(path) => {
+            let own = decoder_name(path).unwrap_or_else(|| path.to_owned());
+            (own, AdapterPrefix::Wrapped)
+        }
+        _ => (path.to_owned(), AdapterPrefix::Text),
     }
 }
 
@@ -113,8 +124,12 @@ mod tests {
 
     #[test]
     fn every_spelling_is_one_module() {
-        let expected = |is_a, adapter: Option<&str>| LoraName {
+        let expected = |path: &str, is_a, adapter: Option<&str>| LoraName {
             module: "model.layers.3.mlp.up_proj".into(),
+            prefix: match path.contains("language_model") {
+                true => AdapterPrefix::Wrapped,
+                false => AdapterPrefix::Text,
+            },
             adapter: adapter.map(Into::into),
             is_a,
         };
@@ -128,6 +143,9 @@ mod tests {
             "base_model.model._orig_mod.model.layers.3.mlp.up_proj",
             "base_model.model.model.layers.3._fsdp_wrapped_module.mlp.up_proj",
             "base_model.model.model.layers.3._checkpoint_wrapped_module.mlp.up_proj",
+            "base_model.model.model.language_model.layers.3.mlp.up_proj",
+            "base_model.model.language_model.model.layers.3.mlp.up_proj",
+            "language_model.layers.3.mlp.up_proj",
         ] {
             for (suffix, adapter) in [
                 ("weight", None),
@@ -138,16 +156,22 @@ mod tests {
                     let name = format!("{path}.lora_{side}.{suffix}");
                     assert_eq!(
                         LoraName::parse(&name),
-                        Ok(expected(is_a, adapter)),
+                        Ok(expected(path, is_a, adapter)),
                         "{name}"
                     );
                 }
             }
         }
-        assert_eq!(
-            LoraName::canonical("model.layers.3.mlp.up_proj", true),
-            "base_model.model.model.layers.3.mlp.up_proj.lora_A.weight"
-        );
+        for (prefix, expected) in [
+            (AdapterPrefix::Text, "base_model.model.model.layers.3.mlp.up_proj.lora_A.weight"),
+            (
+                AdapterPrefix::Wrapped,
+                "base_model.model.model.language_model.layers.3.mlp.up_proj.lora_A.weight",
+            ),
+        ] {
+            let name = LoraName::canonical("model.layers.3.mlp.up_proj", prefix, true);
+            assert_eq!(name, expected);
+        }
     }
 
     #[test]

@@ -52,12 +52,13 @@ pub fn gguf_decoder(spec: &ModelSpec) -> Result<GgufDecoder, FormatError> {
         vocab_size: spec.vocab_size,
         rms_norm_eps: spec.rms_norm_eps,
         rope_theta: spec.rope.theta,
-        rope: rope(&spec.rope.scaling)?,
+        rope: rope(spec)?,
         sliding_window: spec.layers.iter().find_map(|layer| layer.sliding_window),
         full_layers: full(spec),
         unturned_layers: unturned(spec),
         factors: factors(spec, first),
         gemma: gemma(spec, first)?,
+        query_scaling: query_scaling(spec)?,
     })
 }
 
@@ -113,8 +114,54 @@ fn factors(spec: &ModelSpec, layer: &LayerSpec) -> Option<GgufFactors> {
     })
 }
 
-fn rope(scaling: &RopeScaling) -> Result<GgufRope, GgufExportError> {
-    Ok(match scaling {
+/// β of a Ministral 3, whose files have the original context of YaRN alone.
+fn query_scaling(spec: &ModelSpec) -> Result<Option<f64>, GgufExportError> {
+    let Some(scaling) = spec.query_scaling else {
+        return Ok(None);
+    };
+    let original = match spec.rope.scaling {
+        RopeScaling::Yarn {
+            original_max_position_embeddings: original,
+            ..
+        } => Some(original),
+        _ => None,
+    };
+    if original != Some(scaling.original_max_position_embeddings) {
+        return Err(GgufExportError::Feature {
+            what: "the original context of the factor on queries",
+            actual: scaling.original_max_position_embeddings.to_string(),
+            hint: "llama.cpp takes YaRN's",
+        });
+    }
+    Ok(Some(scaling.beta))
+}
+
+/// In layers with a window llama.cpp has Gemma's own base, and in OLMo 3's no scaling.
+fn check_local_rope(spec: &ModelSpec) -> Result<(), GgufExportError> {
+    let windowed = spec.layers.iter().any(|layer| layer.sliding_window.is_some());
+    let scaled = spec.rope.scaling != RopeScaling::Default;
+    let fine = match (spec.family, &spec.local_rope) {
+        (Family::Gemma2 | Family::Gemma3, _) => true,
+        (Family::Olmo3, None) => !(windowed && scaled),
+        (Family::Olmo3, Some(local)) => {
+            local.scaling == RopeScaling::Default && local.theta == spec.rope.theta
+        }
+        (_, local) => local.is_none(),
+    };
+    if fine {
+        return Ok(());
+    }
+    let local = spec.local_rope.as_ref().unwrap_or(&spec.rope);
+    Err(GgufExportError::Feature {
+        what: "the RoPE of layers with a window",
+        actual: format!("{}, theta {}", local.scaling.name(), local.theta),
+        hint: "llama.cpp turns them by the same base without a scaling",
+    })
+}
+
+fn rope(spec: &ModelSpec) -> Result<GgufRope, GgufExportError> {
+    check_local_rope(spec)?;
+    Ok(match &spec.rope.scaling {
         RopeScaling::Default => GgufRope::Default,
         RopeScaling::Linear { factor } => GgufRope::Linear { factor: *factor },
         RopeScaling::Factors(factors) => GgufRope::Factors(factors.clone()),
@@ -149,12 +196,15 @@ fn rope(scaling: &RopeScaling) -> Result<GgufRope, GgufExportError> {
             attention_factor,
         } => {
             // llama.cpp derives the one and knows no other way to do the other.
-            let usual = 0.1 * factor.max(1.0).ln() + 1.0;
+            let usual = match spec.family {
+                Family::Ministral3 => 1.0,
+                _ => 0.1 * factor.max(1.0).ln() + 1.0,
+            };
             if !truncate || (attention_factor - usual).abs() > 1e-6 {
                 return Err(GgufExportError::Feature {
                     what: "YaRN's attention factor",
                     actual: format!("{attention_factor} (truncate: {truncate})"),
-                    hint: "llama.cpp computes 0.1·ln(factor) + 1 and truncates",
+                    hint: "llama.cpp computes 0.1·ln(factor) + 1, for a Ministral 3 1, and truncates",
                 });
             }
             GgufRope::Yarn {

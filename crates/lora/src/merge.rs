@@ -102,7 +102,8 @@ pub enum MergeBase<'a> {
 }
 
 /// Writes `out`, a Hugging Face directory with W + s·B·A in place of each adapted W, in the base's
-/// types (f32 where a GGUF file is quantised); it appears whole or not at all. A chat template of the
+/// types (f32 where a GGUF file is quantised); it appears whole or not at all. The other parts of a model that has more
+/// than its decoder are written as they are. A chat template of the
 /// adapter's own takes the place of the base's, and generation also ends at `stop_token_ids`, which ended
 /// answers in training.
 ///
@@ -123,22 +124,33 @@ pub fn merge(
         .filter(|name| *name != "rope_freqs.weight")
         .filter_map(|name| source.tensor_info(name).cloned())
         .collect();
-    let mut writer = HfDirWriter::create(out, infos.clone(), existing)?;
+    let others: Vec<&TensorInfo> = source
+        .other_names()
+        .filter_map(|name| source.tensor_info(name))
+        .collect();
+    let stored = |info: &TensorInfo| TensorInfo {
+        name: source.stored_name(&info.name).to_owned(),
+        ..info.clone()
+    };
+    let written = infos.iter().chain(others.iter().copied()).map(stored);
+    let written: Vec<TensorInfo> = written.collect();
+    let total = written.len();
+    let mut writer = HfDirWriter::create(out, written, existing)?;
     let chat_template = PeftDir::chat_template(&adapter.path)?;
     let files = merged_files(source, chat_template.as_deref(), stop_token_ids)?;
     for (name, bytes) in files {
         writer.companion(&name, &bytes)?;
     }
     let mut report = MergeReport {
-        tensors: infos.len(),
+        tensors: total,
         merged: 0,
         unchanged: 0,
         bytes: 0,
     };
     for (i, info) in infos.iter().enumerate() {
-        let untouched = source.stored_type(&info.name).as_deref() == Some(info.dtype.name());
-        if untouched && !is_touched(base, adapter, info) {
-            writer.write(&info.name, &source.raw(&info.name)?.bytes)?;
+        let name = source.stored_name(&info.name);
+        if is_plain(source, info) && !is_touched(base, adapter, info) {
+            writer.write(name, &source.raw(&info.name)?.bytes)?;
         } else {
             let Folded { before, sums, pair } = folded(source, base, Some(adapter), info)?;
             let mut bytes = info.encode(out, &before)?;
@@ -155,10 +167,20 @@ pub fn merge(
                 report.unchanged += usize::from(sums == bytes);
                 bytes = sums;
             }
-            writer.write(&info.name, &bytes)?;
+            writer.write(name, &bytes)?;
         }
         source.release(&info.name);
-        progress(i + 1, infos.len());
+        progress(i + 1, total);
+    }
+    for (i, info) in others.into_iter().enumerate() {
+        if is_plain(source, info) {
+            writer.write(&info.name, &source.raw(&info.name)?.bytes)?;
+        } else {
+            let values = read_values(source, &info.name)?;
+            writer.write(&info.name, &info.encode(out, &values)?)?;
+        }
+        source.release(&info.name);
+        progress(infos.len() + i + 1, total);
     }
     report.bytes = writer.finish()?;
     Ok(report)
@@ -188,6 +210,11 @@ pub(crate) fn folded<'a>(
         merged(before.clone(), pair, scaling)
     });
     Ok(Folded { before, sums, pair })
+}
+
+/// Whether a tensor is stored as values of its own type.
+fn is_plain(source: &ModelSource, info: &TensorInfo) -> bool {
+    source.stored_type(&info.name).as_deref() == Some(info.dtype.name())
 }
 
 /// Whether a tensor is not written as the base has it.

@@ -19,7 +19,7 @@ pub(crate) fn merged_files(
     let mut files = source.companion_files()?;
     for (name, bytes) in &mut files {
         if name == CONFIG {
-            *bytes = without_quantization(source.config());
+            *bytes = without_quantization(source.whole_config());
         }
     }
     if let Some(template) = chat_template {

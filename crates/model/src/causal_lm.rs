@@ -88,6 +88,9 @@ impl CausalLm {
         Context {
             tables: tables(&self.spec.rope),
             local_tables: self.spec.local_rope.as_ref().map(tables),
+            query_tables: self.spec.query_scaling.and_then(|scaling| {
+                rope::query_tables(&self.spec.rope, &scaling, &tokens.position_ids, &device)
+            }),
             segments: tokens.segments.clone(),
             dropout_seed,
         }

@@ -78,16 +78,27 @@ pub fn quantize(
     let kind = bnb_kind(plan.scheme).ok_or(QuantizeError::Unknown {
         scheme: plan.scheme,
     })?;
-    let infos: Vec<&TensorInfo> = source
-        .tensor_names()
-        .filter(|name| *name != "rope_freqs.weight")
-        .filter_map(|name| source.tensor_info(name))
+    let decoder = source.tensor_names().count();
+    let names = source.tensor_names().chain(source.other_names());
+    let infos: Vec<(&TensorInfo, Option<Scheme>)> = names
+        .enumerate()
+        .filter(|(_, name)| *name != "rope_freqs.weight")
+        .filter_map(|(place, name)| {
+            let info = source.tensor_info(name)?;
+            // Other parts than the decoder stay as they are.
+            let scheme = scheme_of(info, plan).filter(|_| place < decoder);
+            Some((info, scheme))
+        })
         .collect();
+    let stored = |info: &TensorInfo| TensorInfo {
+        name: source.stored_name(&info.name).to_owned(),
+        ..info.clone()
+    };
     let targets: Vec<Vec<TensorInfo>> = infos
         .iter()
-        .map(|info| match scheme_of(info, plan) {
-            Some(scheme) if scheme == plan.scheme => kind.layout(info),
-            _ => vec![(*info).clone()],
+        .map(|(info, scheme)| match scheme {
+            Some(scheme) if *scheme == plan.scheme => kind.layout(&stored(info)),
+            _ => vec![stored(info)],
         })
         .collect();
     let mut writer = HfDirWriter::create(out, targets.concat(), existing)?;
@@ -105,8 +116,9 @@ pub fn quantize(
         kept: 0,
         bytes: 0,
     };
-    for (done, info) in infos.iter().enumerate() {
-        match (scheme_of(info, plan), &info.shape[..]) {
+    for (done, &(info, scheme)) in infos.iter().enumerate() {
+        let name = source.stored_name(&info.name);
+        match (scheme, &info.shape[..]) {
             (Some(scheme), &[output, input]) => {
                 let dims = [output, input];
                 let device = Device::flex();
@@ -122,21 +134,21 @@ pub fn quantize(
                         report.quantized += 1;
                         report.quantized_params += weight.num_params();
                         report.quantized_bytes += weight.num_bytes();
-                        for (name, bytes) in tensor.parts(out, &info.name, maps())? {
-                            writer.write(&name, &bytes)?;
+                        for (part, bytes) in tensor.parts(out, name, maps())? {
+                            writer.write(&part, &bytes)?;
                         }
                     }
                     _ => {
                         report.kept += 1;
                         // What the codes stand for, in the type that the values had.
                         let values: Vec<f32> = weight.dequantize().into_data().iter().collect();
-                        writer.write(&info.name, &info.encode(out, &values)?)?;
+                        writer.write(name, &info.encode(out, &values)?)?;
                     }
                 }
             }
             _ => {
                 report.kept += 1;
-                writer.write(&info.name, &source.raw(&info.name)?.bytes)?;
+                writer.write(name, &source.raw(&info.name)?.bytes)?;
                 source.release(&info.name);
             }
         }
@@ -154,7 +166,7 @@ fn scheme_of(info: &TensorInfo, plan: &QuantizationPlan) -> Option<Scheme> {
 }
 
 fn config(source: &ModelSource, kind: BnbKind, plan: &QuantizationPlan) -> Vec<u8> {
-    let mut config = source.config().clone();
+    let mut config = source.whole_config().clone();
     let compute = source
         .tensor_names()
         .find(|name| name.ends_with("_proj.weight"))
@@ -167,14 +179,21 @@ fn config(source: &ModelSource, kind: BnbKind, plan: &QuantizationPlan) -> Vec<u
     format!("{config:#}\n").into_bytes()
 }
 
-/// The modules that are written as values, in full: transformers does not know components of a path.
+/// The modules that are written as values, in full: transformers does not know components of a path. Those of a model's
+/// other parts are named by the parts, as files and as transformers 5 call them.
 fn skipped(source: &ModelSource, plan: &QuantizationPlan) -> Vec<String> {
     let modules = source
         .tensor_names()
         .filter_map(|name| name.strip_suffix("_proj.weight"))
         .map(|path| format!("{path}_proj"))
         .filter(|module| plan.scheme_for(module) != Some(plan.scheme));
+    let prefix = source.adapter_prefix();
+    let modules = modules.map(|module| prefix.name(&module));
+    let parts = source.other_parts().into_iter();
+    let parts = parts
+        .flat_map(|part| [part.to_owned(), format!("model.{part}")]);
     std::iter::once("lm_head".to_owned())
         .chain(modules)
+        .chain(parts)
         .collect()
 }

@@ -1,6 +1,6 @@
 //! Rotary tables on a device.
 
-use backdraft_arch::{Reach, RopeConfig};
+use backdraft_arch::{QueryScaling, Reach, RopeConfig};
 use backdraft_kernels::rope::RotaryTables;
 use burn::tensor::{Device, Tensor, TensorData};
 
@@ -36,6 +36,31 @@ pub(crate) fn tables_of(rope: &RopeConfig, tokens: &Tokens, device: &Device) -> 
         sin.extend(s);
     }
     on_device(rope, (cos, sin), device)
+}
+
+/// Those that turn queries and multiply them by their factors in one; `None` where every factor is 1.
+///
+/// # Shapes
+/// As [`tables`].
+pub fn query_tables(
+    rope: &RopeConfig,
+    scaling: &QueryScaling,
+    position_ids: &[u32],
+    device: &Device,
+) -> Option<RotaryTables> {
+    let longest = position_ids.iter().max().map(|last| *last as usize + 1)?;
+    if !scaling.reaches(longest) {
+        return None;
+    }
+    let (mut cos, mut sin) = rope.cos_sin(position_ids, rope.reach(longest));
+    let width = rope.rotary_dim / 2;
+    for table in [&mut cos, &mut sin] {
+        for (row, &position) in table.chunks_mut(width).zip(position_ids) {
+            let factor = scaling.factor(position) as f32;
+            row.iter_mut().for_each(|value| *value *= factor);
+        }
+    }
+    Some(on_device(rope, (cos, sin), device))
 }
 
 fn on_device(rope: &RopeConfig, (cos, sin): (Vec<f32>, Vec<f32>), device: &Device) -> RotaryTables {

@@ -192,13 +192,16 @@ impl Setup {
         let moments = factors
             .iter()
             .map(|&values| self.optimizer.state_bytes(values));
+        // Short rows have queries as they are.
+        let scaling = self.spec.query_scaling;
+        let scaled = scaling.is_some_and(|scaling| scaling.reaches(self.max_seq_length));
         let mut step = StepShape {
             frozen: (first > 0).then(|| (first, self.layer(0, InputGrad::Skipped))),
             layers,
             vocab: self.spec.vocab_size as u64,
             hidden: self.spec.hidden_size as u64,
             rotary_dim: self.spec.rope.rotary_dim as u64,
-            rotary_tables: 1 + u64::from(self.spec.local_rope.is_some()),
+            rotary_tables: 1 + u64::from(self.spec.local_rope.is_some()) + u64::from(scaled),
             memory: self.memory,
             base: self.base_bytes(),
             adapters: self.bytes_of_factor() * factors.iter().sum::<usize>() as u64,

@@ -251,6 +251,11 @@ pub const KEYS: &[Key] = &[
         r#""none""#,
         "Biases to train. This version takes none only.",
     ),
+    key(
+        "lora.key_prefix",
+        r#""auto""#,
+        "Names in the adapter's file: auto has those of the base's class, which are model.language_model.layers… where the language model is one part of several (Gemma 3 from 4B, Mistral Small 3.1, Ministral 3); text has model.layers…, for serving the language model alone. An adapter under the names of another class may load and do nothing.",
+    ),
     optional(
         "lora.layers_to_transform",
         "[0, 1, 2]",

@@ -40,7 +40,7 @@ pub use data_format::DataFormat;
 pub use difference::{Difference, covers, is_key_or_section};
 pub use foreign::Foreign;
 pub use keys::{KEYS, Key, SECTIONS, find as find_key};
-pub use names::{Bias, DType, Optimizer, RowBatching};
+pub use names::{Bias, DType, KeyPrefix, Optimizer, RowBatching};
 pub use objective::{DpoLoss, ObjectiveKind, ObjectiveRecipe};
 pub use page::page;
 pub use precision::{AUTO_TIME, BaseTooSmall, Bits};

@@ -32,7 +32,7 @@ macro_rules! by_name {
 }
 
 by_name! {
-    ActivationPolicy AdapterStart Bias DType DataFormat FourBitFormat Optimizer Overlong Precision RowBatching
+    ActivationPolicy AdapterStart Bias DType DataFormat FourBitFormat KeyPrefix Optimizer Overlong Precision RowBatching
     Supervision TargetModule
 }
 
@@ -46,6 +46,17 @@ named! {
         /// None.
         #[default]
         None = "none",
+    }
+}
+
+named! {
+    /// What the matrices of an adapter are called.
+    KeyPrefix {
+        /// By the class of the base: with the place of the language model, where that is one part of it.
+        #[default]
+        Auto = "auto",
+        /// By the language model alone.
+        Text = "text",
     }
 }
 

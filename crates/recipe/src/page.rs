@@ -28,6 +28,10 @@ const TAIL: &str = "\
   of paths behind a dot; a text is a regular expression for whole paths (`model.layers.0.self_attn.q_proj`), without look-around;
   what `exclude_modules` means is left out first; the first pattern that a path ends in counts, ranks and alphas looked up apart. A
   name or a pattern that matches nothing is an error here, as is one that takes a module which is no projection of a layer.
+- `lora.key_prefix` matters where the language model is one part of a model. vLLM serves the whole there, and takes an adapter whose
+  names are those of the language model alone without a word and without any effect; with `auto` the names are
+  `base_model.model.model.language_model.layers…`, as PEFT over transformers 5 has them. `text` is for who serves the language
+  model alone. Either is read here, over either model.
 - `lora.adapter` (`train --adapter DIR`) takes an adapter of PEFT or of a run, and trains it further over `model`. It need not be
   there any more when the run is resumed. A base or a quantization other than the adapter's is told.
 - `objective`: losses and gradients are means over the pairs (for `kto` the answers) of the whole step, however they are dealt to

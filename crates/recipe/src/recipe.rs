@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use crate::bases::Origin;
 use crate::data_format::DataFormat;
-use crate::names::{Bias, DType, Optimizer, RowBatching};
+use crate::names::{Bias, DType, KeyPrefix, Optimizer, RowBatching};
 use crate::objective::ObjectiveRecipe;
 use crate::precision::Bits;
 use crate::problem::RecipeError;
@@ -114,6 +114,8 @@ pub struct LoraRecipe {
     pub init: AdapterStart,
     /// Biases to train.
     pub bias: Bias,
+    /// What the matrices are called in its file.
+    pub key_prefix: KeyPrefix,
     /// Layers with adapters, counted from 0, each once; `None` is all of them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub layers_to_transform: Option<Vec<usize>>,

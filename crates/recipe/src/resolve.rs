@@ -323,6 +323,7 @@ fn lora(
         target_modules,
         exclude_modules: modules::excluded(reader),
         bias: reader.value("lora.bias"),
+        key_prefix: reader.value("lora.key_prefix"),
         layers_to_transform,
         rank_pattern: modules::pattern(reader, "lora.rank_pattern", numbers, |rank| *rank > 0),
         alpha_pattern: modules::pattern(reader, "lora.alpha_pattern", amounts, |alpha: &f64| {

@@ -8,6 +8,7 @@
 //! | [`smollm2`] | where the SmolLM2 weights are, if they are |
 //! | [`tiny`] | a model, rows and a recipe of a run that takes no time |
 //! | [`tolerance`] | how far from a reference value a correct program may be |
+//! | [`wrapped`] | a decoder as one part of a model with a tower beside it |
 //!
 //! Everything here panics with a message that names the file or the value: a test has nothing better
 //! to do.
@@ -18,3 +19,4 @@ pub mod random_model;
 pub mod smollm2;
 pub mod tiny;
 pub mod tolerance;
+pub mod wrapped;

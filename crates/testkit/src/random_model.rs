@@ -96,7 +96,7 @@ impl RandomModel {
             Family::Gemma2 => (Some(0.5), Some(3.0)),
             _ => (None, None),
         };
-        json!({
+        let mut config = json!({
             "model_type": self.family.model_type(), "dtype": "float32",
             "hidden_size": self.hidden, "intermediate_size": self.intermediate,
             "num_hidden_layers": self.layers, "num_attention_heads": self.heads,
@@ -108,7 +108,28 @@ impl RandomModel {
             "logits_scaling": 0.4, "query_pre_attn_scalar": head_dim, "attn_logit_softcapping": scores_cap,
             "final_logit_softcapping": logits_cap, "partial_rotary_factor": head_turns,
             "original_max_position_embeddings": 16, "rope_scaling": long,
-        })
+        });
+        // Stretched from fewer tokens than texts have.
+        let mut yarn = json!({
+            "rope_type": "yarn", "rope_theta": 10_000.0, "factor": 8.0, "original_max_position_embeddings": 16,
+        });
+        match self.family {
+            Family::Ministral3 => {
+                for key in ["mscale", "mscale_all_dim"] {
+                    yarn[key] = json!(1.0);
+                }
+                yarn["llama_4_scaling_beta"] = json!(0.1);
+                config["rope_parameters"] = yarn;
+            }
+            Family::Olmo3 => config["rope_scaling"] = yarn,
+            Family::Ministral if self.window.is_some() => {
+                let kinds = ["full_attention", "sliding_attention"];
+                let types = (0..self.layers).map(|layer| kinds[layer % 2]);
+                config["layer_types"] = types.collect();
+            }
+            _ => {}
+        }
+        config
     }
 
     fn tokenizer(&self) -> Value {

@@ -23,7 +23,7 @@ use std::path::{Component, Path, PathBuf};
 
 use backdraft_data::LoaderState;
 use backdraft_formats::{
-    AtomicDir, Existing, FormatError, PeftDir, PeftWriteOptions, SafetensorsFile,
+    AdapterPrefix, AtomicDir, Existing, FormatError, PeftDir, PeftWriteOptions, SafetensorsFile,
     SafetensorsWriter, fault, sync_directory, write_file,
 };
 use backdraft_journal::exact;
@@ -141,6 +141,8 @@ pub struct Checkpoint<'a> {
     pub model: &'a str,
     /// What lies beside the adapter's factors, by name.
     pub companions: &'a [(String, Vec<u8>)],
+    /// What the factors are called.
+    pub prefix: AdapterPrefix,
 }
 
 /// Why a directory is no checkpoint to go on from.
@@ -241,6 +243,7 @@ pub fn write(target: &Path, checkpoint: &Checkpoint<'_>) -> Result<(), FormatErr
     let root = directory.path();
     let options = PeftWriteOptions {
         companions: checkpoint.companions.to_vec(),
+        prefix: checkpoint.prefix,
         ..PeftWriteOptions::default()
     };
     checkpoint

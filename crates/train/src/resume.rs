@@ -25,10 +25,11 @@ const BY_CONTENT: [&str; 5] = [
 
 /// Keys that alter no number of a run: how it is shown and kept, and how its memory is used, under which gradients are
 /// the same bit for bit.
-const HARMLESS: [&str; 8] = [
+const HARMLESS: [&str; 9] = [
     "activation_offloading",
     "activation_policy",
     "data.skip_bad_rows",
+    "lora.key_prefix",
     "memory_budget",
     "train.logging_steps",
     "train.sample_rows",

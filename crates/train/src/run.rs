@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use backdraft_arch::QuantizationPlan;
 use backdraft_data::{ChatTokenizer, PromptTemplate, count};
-use backdraft_formats::ModelSource;
+use backdraft_formats::{AdapterPrefix, ModelSource};
 use backdraft_journal::report::{ActivationReport, Reporter, RunSummary};
 use backdraft_kernels::adamw::AdamWParams;
 use backdraft_kernels::device;
@@ -23,7 +23,7 @@ use backdraft_model::{CausalLm, LoadError};
 use backdraft_plan::Activations;
 use backdraft_plan::memory::{Memory, MemoryWatch, Watcher};
 use backdraft_plan::tensors::PassShape;
-use backdraft_recipe::{Recipe, RowBatching};
+use backdraft_recipe::{KeyPrefix, Recipe, RowBatching};
 use burn::optim::SgdConfig;
 use burn::tensor::Device;
 use burn::train::renderer::MetricsRenderer;
@@ -345,6 +345,10 @@ impl Run {
         let named = named.and_then(|_| Some(tokenizer.template()?.source()));
         Companions {
             chat_template: prompt_template.or_else(|| named.map(str::to_owned)),
+            prefix: match self.recipe.lora.key_prefix {
+                KeyPrefix::Auto => self.source.adapter_prefix(),
+                KeyPrefix::Text => AdapterPrefix::Text,
+            },
             noted,
         }
     }

@@ -641,6 +641,7 @@ impl Loop<'_> {
             recipe: &self.plan.recipe_toml,
             model: &self.plan.recipe.model,
             companions: &companions,
+            prefix: self.plan.companions.prefix,
         };
         checkpoint::write(&path, &parts)?;
         Ok(path)

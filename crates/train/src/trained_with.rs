@@ -6,7 +6,7 @@ use std::path::Path;
 use backdraft_arch::QuantizationPlan;
 use backdraft_data::{Format, Overlong, PromptTemplate, Supervision};
 pub use backdraft_formats::adapter_in;
-use backdraft_formats::{FormatError, PeftDir};
+use backdraft_formats::{AdapterPrefix, FormatError, PeftDir};
 use backdraft_lora::TrainedOver;
 use backdraft_recipe::{DType, DataFormat, Recipe};
 use serde::{Deserialize, Serialize};
@@ -191,13 +191,15 @@ impl TrainedWith {
 }
 
 /// What lies beside the factors of an adapter: its settings, and the chat template that its answers need
-/// where the base has another.
+/// where the base has another; and what the factors are called.
 #[derive(Clone, Debug)]
 pub struct Companions {
     /// The settings of the run.
     pub noted: TrainedWith,
     /// The template of the prompts, where it is not the base's own.
     pub chat_template: Option<String>,
+    /// The names of the factors.
+    pub prefix: AdapterPrefix,
 }
 
 impl Companions {

@@ -2,7 +2,7 @@
 //! √`hidden_size`, windows in some layers. Gemma 2 caps scores and logits; Gemma 3 norms heads instead, and turns those of
 //! layers with a window by angles of their own.
 
-use super::{attention_bias, refuse, windows_by_type};
+use super::{attention_bias, refuse, rope_of_type, windows_by_type};
 use crate::config::{ConfigError, Keys, RotaryHead, rope_of};
 use crate::ops::{Activation, Heads, NormPlaces, NormScale};
 use crate::spec::ModelSpec;
@@ -80,21 +80,18 @@ fn cap(
 /// Layers with a window have a θ of their own and no scaling: `rope_local_base_freq` beside what is said of the others, or
 /// `rope_parameters` by type of layer.
 fn ropes(keys: &Keys<'_>, spec: &mut ModelSpec) -> Result<(), ConfigError> {
-    let by_type = keys.object("rope_parameters")?;
-    let of = |kind| match &by_type {
-        Some(by_type) => by_type.object(kind),
-        None => Ok(None),
-    };
-    let (head, longest) = (
-        RotaryHead::whole(spec.rope.head_dim),
-        spec.max_position_embeddings,
-    );
-    if let full @ Some(_) = of("full_attention")? {
-        let theta = keys.number_or("rope_theta", 1_000_000.0)?;
-        spec.rope = rope_of(keys, full, (head, theta), longest)?;
+    let theta = keys.number_or("rope_theta", 1_000_000.0)?;
+    if let Some(full) = rope_of_type(keys, spec, "full_attention", theta)? {
+        spec.rope = full;
     }
     let theta = keys.number_or("rope_local_base_freq", 10_000.0)?;
-    let local = rope_of(keys, of("sliding_attention")?, (head, theta), longest)?;
+    let local = match rope_of_type(keys, spec, "sliding_attention", theta)? {
+        Some(local) => local,
+        None => {
+            let head = RotaryHead::whole(spec.rope.head_dim);
+            rope_of(keys, None, (head, theta), spec.max_position_embeddings)?
+        }
+    };
     spec.local_rope = Some(local);
     Ok(())
 }

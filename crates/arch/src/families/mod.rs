@@ -4,6 +4,7 @@ mod gemma;
 mod glm4;
 mod granite;
 mod llama;
+mod ministral;
 mod mistral;
 mod olmo;
 mod phi3;
@@ -13,7 +14,8 @@ mod smollm3;
 
 use serde_json::Value;
 
-use crate::config::{ConfigError, Keys, invalid};
+use crate::config::{ConfigError, Keys, RotaryHead, invalid, rope_of};
+use crate::rope::RopeConfig;
 use crate::spec::ModelSpec;
 use crate::target::{TargetModule, TargetSet};
 
@@ -22,8 +24,12 @@ use crate::target::{TargetModule, TargetSet};
 pub enum Family {
     /// Llama 1 to 3.3, SmolLM 2, TinyLlama and whatever else calls itself `llama`.
     Llama,
-    /// Mistral 7B, Nemo, Small 2.
+    /// Mistral 7B, Nemo, Small 2 and 3.
     Mistral,
+    /// Ministral 8B of 2410.
+    Ministral,
+    /// Ministral 3.
+    Ministral3,
     /// Qwen 2 and 2.5, QwQ.
     Qwen2,
     /// Qwen 3, dense.
@@ -51,6 +57,8 @@ impl Family {
     pub const ALL: [Self; 12] = [
         Self::Llama,
         Self::Mistral,
+        Self::Ministral,
+        Self::Ministral3,
         Self::Qwen2,
         Self::Qwen3,
         Self::Granite,
@@ -69,6 +77,8 @@ impl Family {
         match self {
             Self::Llama => "llama",
             Self::Mistral => "mistral",
+            Self::Ministral => "ministral",
+            Self::Ministral3 => "ministral3",
             Self::Qwen2 => "qwen2",
             Self::Qwen3 => "qwen3",
             Self::Granite => "granite",
@@ -100,6 +110,8 @@ impl Family {
     /// What keys that are absent stand for.
     pub(crate) const fn defaults(self) -> Defaults {
         let llama = Defaults {
+            vocab_size: None,
+            num_attention_heads: None,
             num_key_value_heads: None,
             head_dim: None,
             max_position_embeddings: 2048,
@@ -110,9 +122,16 @@ impl Family {
         };
         match self {
             Self::Llama | Self::Granite => llama,
-            Self::Mistral => Defaults {
+            Self::Mistral | Self::Ministral => Defaults {
                 num_key_value_heads: Some(8),
                 max_position_embeddings: 131_072,
+                ..llama
+            },
+            Self::Ministral3 => Defaults {
+                num_key_value_heads: Some(8),
+                head_dim: Some(128),
+                max_position_embeddings: 262_144,
+                rms_norm_eps: 1e-5,
                 ..llama
             },
             Self::Qwen2 => Defaults {
@@ -134,6 +153,8 @@ impl Family {
                 ..llama
             },
             Self::Gemma3 => Defaults {
+                vocab_size: Some(262_208),
+                num_attention_heads: Some(8),
                 num_key_value_heads: Some(4),
                 head_dim: Some(256),
                 max_position_embeddings: 131_072,
@@ -141,7 +162,12 @@ impl Family {
                 tie_word_embeddings: true,
                 ..llama
             },
-            Self::Olmo2 | Self::Olmo3 => Defaults {
+            Self::Olmo2 => Defaults {
+                rms_norm_eps: 1e-5,
+                ..llama
+            },
+            Self::Olmo3 => Defaults {
+                rope_theta: 500_000.0,
                 rms_norm_eps: 1e-5,
                 ..llama
             },
@@ -174,6 +200,8 @@ impl Family {
         match self {
             Self::Llama => llama::describe(keys, spec),
             Self::Mistral => mistral::describe(keys, spec),
+            Self::Ministral => ministral::describe(keys, spec),
+            Self::Ministral3 => ministral::describe_3(keys, spec),
             Self::Qwen2 => qwen2::describe(keys, spec),
             Self::Qwen3 => qwen3::describe(keys, spec),
             Self::Granite => granite::describe(keys, spec),
@@ -191,6 +219,10 @@ impl Family {
 /// Values of absent keys that differ between families, as transformers 5 has them. A key that is null is another matter
 /// there: heads are then not grouped, and a head has its share of the hidden size.
 pub(crate) struct Defaults {
+    /// Where files in the wild leave it out.
+    pub(crate) vocab_size: Option<usize>,
+    /// Where files in the wild leave it out.
+    pub(crate) num_attention_heads: Option<usize>,
     /// As many as query heads where that is not said.
     pub(crate) num_key_value_heads: Option<usize>,
     /// `hidden_size / num_attention_heads` where that is not said.
@@ -274,6 +306,24 @@ fn windows_by_type(
         };
     }
     Ok(())
+}
+
+/// The rotary settings of one type of layers, where `rope_parameters` has them by type.
+fn rope_of_type(
+    keys: &Keys<'_>,
+    spec: &ModelSpec,
+    kind: &'static str,
+    theta: f64,
+) -> Result<Option<RopeConfig>, ConfigError> {
+    let of_type = match keys.object("rope_parameters")? {
+        Some(by_type) => by_type.object(kind)?,
+        None => None,
+    };
+    let Some(of_type) = of_type else {
+        return Ok(None);
+    };
+    let head = (RotaryHead::whole(spec.rope.head_dim), theta);
+    rope_of(keys, Some(of_type), head, spec.max_position_embeddings).map(Some)
 }
 
 /// Refuses a flag that is on, for what the family does not have.

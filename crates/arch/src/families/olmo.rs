@@ -1,10 +1,10 @@
 //! OLMo 2 and 3: norms after attention and MLP instead of before them, all heads of queries and of keys normed together;
-//! in OLMo 3 three of four layers have a window.
+//! in OLMo 3 three of four layers have a window, and a rotary scaling is for the others.
 
-use super::{attention_bias, windows_by_type};
+use super::{attention_bias, rope_of_type, windows_by_type};
 use crate::config::{ConfigError, Keys};
 use crate::ops::{Heads, NormPlaces};
-use crate::rope::RopeScaling;
+use crate::rope::{RopeConfig, RopeScaling};
 use crate::spec::ModelSpec;
 
 /// Every layer of either.
@@ -25,6 +25,10 @@ pub(super) fn describe_2(keys: &Keys<'_>, spec: &mut ModelSpec) -> Result<(), Co
 
 pub(super) fn describe_3(keys: &Keys<'_>, spec: &mut ModelSpec) -> Result<(), ConfigError> {
     describe(keys, spec)?;
+    let theta = spec.rope.theta;
+    if let Some(full) = rope_of_type(keys, spec, "full_attention", theta)? {
+        spec.rope = full;
+    }
     let window = match keys.optional("sliding_window") {
         Some(_) => keys.size("sliding_window")?,
         None if !keys.has("sliding_window") => 4096,
@@ -38,13 +42,13 @@ pub(super) fn describe_3(keys: &Keys<'_>, spec: &mut ModelSpec) -> Result<(), Co
         }
     }
     let windowed = (spec.layers.iter()).any(|layer| layer.sliding_window.is_some());
-    if windowed && spec.rope.scaling != RopeScaling::Default {
-        // llama.cpp leaves it out of layers with a window, as OLMo was trained; transformers 5 does not.
-        return Err(ConfigError::Unsupported {
-            key: "rope_scaling",
-            actual: spec.rope.scaling.name().to_owned(),
-            supported: "null (one RoPE for all layers of an OLMo 3)".to_owned(),
-        });
-    }
+    let local = match rope_of_type(keys, spec, "sliding_attention", theta)? {
+        Some(local) => local,
+        None => RopeConfig {
+            scaling: RopeScaling::Default,
+            ..spec.rope.clone()
+        },
+    };
+    spec.local_rope = Some(local).filter(|local| windowed && *local != spec.rope);
     Ok(())
 }

@@ -1,7 +1,7 @@
 use serde_json::{Value, json};
 
 use crate::ops::{Activation, Heads, NormPlaces, NormScale};
-use crate::rope::{Reach, RopeScaling, RotaryPairs};
+use crate::rope::{QueryScaling, Reach, RopeConfig, RopeScaling, RotaryPairs};
 use crate::spec::{LayerSpec, ModelSpec};
 use crate::target::TargetModule as M;
 
@@ -177,13 +177,68 @@ fn olmo_norms_after_attention_and_mlp() {
     let (none, some) = (None, Some(4096));
     assert_eq!(windows(of(json!({}))), [some, some, some, none, some]);
     assert_eq!(windows(of(json!({"sliding_window": null}))), [none; 5]);
-    let yarn = json!({"rope_type": "yarn", "factor": 8.0});
+    assert_eq!(spec(of(json!({}))).unwrap().rope.theta, 5e5);
+    let yarn = json!({"rope_type": "yarn", "factor": 8.0, "rope_theta": 3e5});
+    let default = json!({"rope_type": "default", "rope_theta": 3e5});
+    let ropes = |change| {
+        let spec = spec(of(change)).unwrap();
+        let name = |rope: &RopeConfig| (rope.scaling.name(), rope.theta);
+        (name(&spec.rope), spec.local_rope.as_ref().map(name))
+    };
+    // Layers with a window are turned without it, in every spelling.
+    let (full, local) = (("yarn", 3e5), Some(("default", 3e5)));
+    for change in [
+        json!({"rope_scaling": {"rope_type": "yarn", "factor": 8.0}, "rope_theta": 3e5}),
+        json!({"rope_parameters": yarn}),
+        json!({"rope_parameters": {"full_attention": yarn, "sliding_attention": default}}),
+    ] {
+        assert_eq!(ropes(change), (full, local));
+    }
+    let unscaled = json!({"full_attention": default, "sliding_attention": default});
+    assert_eq!(ropes(json!({"rope_parameters": unscaled})), (("default", 3e5), None));
+    let without = json!({"rope_parameters": yarn, "sliding_window": null});
+    assert_eq!(ropes(without), (full, None));
+}
+
+#[test]
+fn ministral_has_windows_by_type_and_3_scales_queries() {
+    let of = |model_type: &str, mut change: Value| {
+        change["model_type"] = json!(model_type);
+        change
+    };
+    let types = json!(["full_attention", "sliding_attention"]);
+    for (change, expected) in [
+        (json!({}), [Some(4096); 2]),
+        (json!({"sliding_window": 7, "layer_types": types}), [None, Some(7)]),
+        (json!({"sliding_window": null, "layer_types": types}), [None; 2]),
+    ] {
+        let mut change = of("ministral", change);
+        change["num_hidden_layers"] = json!(2);
+        assert_eq!(windows(change), expected);
+    }
+    let three = |change| spec(of("ministral3", change)).unwrap();
+    let silent = three(json!({}));
+    let scaling = silent.query_scaling.unwrap();
+    assert_eq!((silent.rope.scaling.name(), silent.rope.theta), ("yarn", 1e6));
+    assert_eq!(silent.rope.attention_scaling(), 1.0);
+    assert_eq!(scaling.factor(16_383), 1.0);
+    assert!(!scaling.reaches(16_384) && scaling.reaches(16_385));
+    assert!((scaling.factor(40_000) - (1.0 + 0.1 * 3f64.ln())).abs() < 1e-12);
+    let rope = json!({"rope_type": "yarn", "factor": 8.0, "llama_4_scaling_beta": 0.2,
+        "original_max_position_embeddings": 16, "mscale": 1.0, "mscale_all_dim": 1.0});
+    let said = three(json!({"rope_parameters": rope}));
+    let expected = QueryScaling {
+        beta: 0.2,
+        original_max_position_embeddings: 16.0,
+    };
+    assert_eq!(said.query_scaling, Some(expected));
+    let plain = three(json!({"rope_parameters": {"rope_type": "default"}, "sliding_window": 5}));
+    assert_eq!(plain.query_scaling, None);
+    assert_eq!(plain.layers[0].sliding_window, Some(5));
+    let unsaid = json!({"rope_parameters": {"rope_type": "default", "llama_4_scaling_beta": 0.1}});
     assert_eq!(
-        spec(of(json!({"rope_scaling": yarn}))),
-        Err(
-            "`rope_scaling` is yarn, which is not supported: expected null (one RoPE for all layers of an OLMo 3)"
-                .to_owned()
-        )
+        spec(of("ministral3", unsaid)),
+        Err("`original_max_position_embeddings` is missing".to_owned())
     );
 }
 

@@ -115,6 +115,7 @@ pub(crate) fn run(args: &CombineArgs, context: Context) -> Result<(), CliError> 
             false => Existing::Refuse,
         },
         companions: companions(&noted, output)?,
+        prefix: adapters[0].prefix,
         ..PeftWriteOptions::default()
     };
     PeftDir::write(&args.out, &config, &tensors, &write)?;

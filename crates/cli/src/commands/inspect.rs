@@ -144,6 +144,7 @@ fn model(args: &InspectArgs, context: Context) -> Result<Shown, CliError> {
         .count("parameters", base.params)
         .told("tensors", json!(base.types), types)
         .fact("model_type", spec.family.model_type())
+        .all(other_parts(&source))
         .fact("layers", spec.layers.len())
         .fact("hidden_size", spec.hidden_size)
         .fact("intermediate_size", first.intermediate_size)
@@ -159,6 +160,7 @@ fn model(args: &InspectArgs, context: Context) -> Result<Shown, CliError> {
         .all(turned(&spec))
         .all(factors(&spec))
         .all(caps(&spec))
+        .all(query_scaling(&spec))
         .fact("vocab_size", spec.vocab_size)
         .fact("tied_head", spec.tie_word_embeddings)
         .told("rope", rope, rope_words)
@@ -248,6 +250,29 @@ fn caps(spec: &ModelSpec) -> Value {
     there
         .map(|(key, value)| (key.to_owned(), json!(value)))
         .collect()
+}
+
+/// The factor on queries, by the names of `config.json`.
+fn query_scaling(spec: &ModelSpec) -> Value {
+    match spec.query_scaling {
+        None => json!({}),
+        Some(scaling) => json!({
+            "llama_4_scaling_beta": scaling.beta,
+            "original_max_position_embeddings": scaling.original_max_position_embeddings,
+        }),
+    }
+}
+
+/// What a model has beside its decoder: its own type, and the tensors that are not loaded.
+fn other_parts(source: &ModelSource) -> Value {
+    match source.is_wrapped() {
+        false => json!({}),
+        true => json!({
+            "part_of": source.whole_config().get("model_type"),
+            "tensors_not_loaded": source.other_names().count(),
+            "parts_not_loaded": source.other_parts(),
+        }),
+    }
 }
 
 /// The rotary embedding as `rope_parameters` has it, and in words.

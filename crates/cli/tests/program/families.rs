@@ -16,6 +16,11 @@ fn peculiar(family: Family) -> Vec<(&'static str, Value)> {
             ("logits_scaling", 0.4.into()),
         ],
         Family::SmolLm3 => vec![("layers_without_rope", 1.into())],
+        Family::Ministral => vec![
+            ("sliding_window", 9.into()),
+            ("layers_with_window", 2.into()),
+        ],
+        Family::Ministral3 => vec![("llama_4_scaling_beta", 0.1.into())],
         Family::Gemma2 => vec![
             ("sliding_window", 9.into()),
             ("layers_with_window", 2.into()),
@@ -46,7 +51,12 @@ fn every_family_is_trained_asked_merged_and_quantised() {
         fs::remove_dir_all(d.join("model")).unwrap();
         let windowed = matches!(
             family,
-            Family::Mistral | Family::Olmo3 | Family::Gemma2 | Family::Gemma3 | Family::Phi3
+            Family::Mistral
+                | Family::Ministral
+                | Family::Olmo3
+                | Family::Gemma2
+                | Family::Gemma3
+                | Family::Phi3
         );
         let shape = RandomModel {
             family,

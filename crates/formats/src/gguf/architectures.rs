@@ -13,6 +13,8 @@ pub(super) enum Architecture {
     Llama,
     /// `llama` with a sliding window. Without one a file of this family is no different from a Llama.
     Mistral,
+    /// `mistral3`: Ministral 3.
+    Ministral3,
     /// `qwen2`: Qwen 2 and 2.5.
     Qwen2,
     /// `qwen3`.
@@ -59,7 +61,7 @@ pub(super) const SLIDING_WINDOW_PATTERN: &str = "attention.sliding_window_patter
 pub(super) const FULL_INTERVAL: usize = 4;
 
 /// The values of `general.architecture` that are read.
-const SUPPORTED: &str = "\"llama\" (Mistral's files too), \"qwen2\", \"qwen3\", \"granite\", \"smollm3\", \"olmo2\" (OLMo 3's files too), \"gemma2\", \"gemma3\", \"phi3\" and \"glm4\"";
+const SUPPORTED: &str = "\"llama\" (Mistral's files too), \"mistral3\", \"qwen2\", \"qwen3\", \"granite\", \"smollm3\", \"olmo2\" (OLMo 3's files too), \"gemma2\", \"gemma3\", \"phi3\" and \"glm4\"";
 
 /// The metadata keys of Gemma's caps and of the rotary base of its layers with a window, below the name.
 pub(super) const SCORES_CAP: &str = "attn_logit_softcapping";
@@ -67,6 +69,12 @@ pub(super) const LOGITS_CAP: &str = "final_logit_softcapping";
 pub(super) const LOCAL_BASE: &str = "rope.freq_base_swa";
 /// Where a file says nothing of that base.
 pub(super) const LOCAL_THETA: f64 = 10_000.0;
+
+/// The metadata keys of Ministral 3's YaRN and of its factor on queries: the mscale of all dimensions; what the logarithm of
+/// the position is multiplied by, and the positions without it, which are YaRN's original ones.
+pub(super) const YARN_LOG: &str = "rope.scaling.yarn_log_multiplier";
+pub(super) const TEMPERATURE: &str = "attention.temperature_scale";
+pub(super) const TEMPERATURE_LENGTH: &str = "attention.temperature_length";
 
 /// The metadata keys of Granite's factors, below the name.
 pub(super) const ATTENTION_SCALE: &str = "attention.scale";
@@ -84,6 +92,7 @@ impl Architecture {
         match metadata.str(key)? {
             Some("llama") if sliding_window(metadata, "llama")?.is_some() => Ok(Self::Mistral),
             Some("llama") => Ok(Self::Llama),
+            Some("mistral3") => Ok(Self::Ministral3),
             Some("qwen2") => Ok(Self::Qwen2),
             Some("qwen3") => Ok(Self::Qwen3),
             Some("granite") => Ok(Self::Granite),
@@ -106,7 +115,8 @@ impl Architecture {
     pub(super) fn of_model_type(model_type: &str) -> Option<Self> {
         match model_type {
             "llama" => Some(Self::Llama),
-            "mistral" => Some(Self::Mistral),
+            "mistral" | "ministral" => Some(Self::Mistral),
+            "ministral3" => Some(Self::Ministral3),
             "qwen2" => Some(Self::Qwen2),
             "qwen3" => Some(Self::Qwen3),
             "granite" => Some(Self::Granite),
@@ -125,6 +135,7 @@ impl Architecture {
     pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Llama | Self::Mistral => "llama",
+            Self::Ministral3 => "mistral3",
             Self::Qwen2 => "qwen2",
             Self::Qwen3 => "qwen3",
             Self::Granite => "granite",
@@ -141,7 +152,7 @@ impl Architecture {
     /// Hugging Face's order.
     pub(super) const fn interleaved(self) -> bool {
         match self {
-            Self::Llama | Self::Mistral | Self::Granite | Self::SmolLm3 => true,
+            Self::Llama | Self::Mistral | Self::Ministral3 | Self::Granite | Self::SmolLm3 => true,
             Self::Qwen2
             | Self::Qwen3
             | Self::Olmo2
@@ -159,6 +170,7 @@ impl Architecture {
             Self::Llama | Self::Granite | Self::SmolLm3 => Biases::AsInFile,
             Self::Qwen2 => Biases::QueryKeyValue,
             Self::Mistral
+            | Self::Ministral3
             | Self::Qwen3
             | Self::Olmo2
             | Self::Olmo3
@@ -174,6 +186,7 @@ impl Architecture {
         match self {
             Self::Llama
             | Self::Mistral
+            | Self::Ministral3
             | Self::Qwen2
             | Self::Granite
             | Self::SmolLm3
@@ -294,7 +307,8 @@ impl Architecture {
     pub(super) const fn rope_factors(self) -> bool {
         match self {
             Self::Llama | Self::Mistral | Self::Granite => true,
-            Self::Qwen2
+            Self::Ministral3
+            | Self::Qwen2
             | Self::Qwen3
             | Self::SmolLm3
             | Self::Olmo2
@@ -315,7 +329,8 @@ impl Architecture {
     pub(super) const fn has_70b(self) -> bool {
         match self {
             Self::Llama | Self::Mistral | Self::Qwen2 => true,
-            Self::Qwen3
+            Self::Ministral3
+            | Self::Qwen3
             | Self::Granite
             | Self::SmolLm3
             | Self::Olmo2
@@ -334,6 +349,7 @@ impl Architecture {
                 false
             }
             Self::Mistral | Self::Phi3 => key == SLIDING_WINDOW,
+            Self::Ministral3 => [YARN_LOG, TEMPERATURE, TEMPERATURE_LENGTH].contains(&key),
             Self::Olmo3 => [SLIDING_WINDOW, SLIDING_WINDOW_PATTERN].contains(&key),
             Self::Gemma2 => {
                 let keys = [
@@ -410,6 +426,11 @@ impl Architecture {
                 "model_type": "mistral",
                 "architectures": ["MistralForCausalLM"],
                 "sliding_window": sliding_window(file.metadata(), "llama")?,
+            }),
+            Self::Ministral3 => json!({
+                "model_type": "ministral3",
+                "architectures": ["Ministral3ForCausalLM"],
+                "sliding_window": null,
             }),
             Self::Olmo2 => json!({
                 "model_type": "olmo2",

@@ -3,7 +3,8 @@
 use serde_json::{Map, Value, json};
 
 use super::architectures::{
-    ATTENTION_SCALE, Architecture, EMBEDDING_SCALE, LOGIT_SCALE, RESIDUAL_SCALE,
+    ATTENTION_SCALE, Architecture, EMBEDDING_SCALE, LOGIT_SCALE, RESIDUAL_SCALE, TEMPERATURE,
+    TEMPERATURE_LENGTH, YARN_LOG,
 };
 use super::error::GgufError;
 use super::file::GgufFile;
@@ -231,7 +232,11 @@ pub(super) fn config(
         "num_hidden_layers": sizes.layers,
         "num_key_value_heads": sizes.key_value_heads,
         "rms_norm_eps": rms_norm_eps(&keys)?,
-        "rope_scaling": rope_scaling(&keys, file, sizes)?,
+        "rope_scaling": match (rope_scaling(&keys, file, sizes)?, architecture) {
+            // To transformers a Ministral 3 without a word has YaRN.
+            (Value::Null, Architecture::Ministral3) => json!({"rope_type": "default"}),
+            (scaling, _) => scaling,
+        },
         "rope_theta": keys.number("rope.freq_base")?.unwrap_or(10_000.0),
         "tie_word_embeddings": file.tensor("output.weight").is_none(),
         "torch_dtype": "float32",
@@ -373,7 +378,11 @@ fn rope_scaling(keys: &Keys<'_>, file: &GgufFile, sizes: Sizes) -> Result<Value,
     let factor = keys.number("rope.scaling.factor")?.or(old);
     let factor = factor.filter(|factor| *factor != 0.0);
     let original = keys.positive(ORIGINAL_CONTEXT)?;
-    match (keys.text("rope.scaling.type")?, factor) {
+    let kind = keys.text("rope.scaling.type")?;
+    if keys.architecture == Architecture::Ministral3 && kind != Some("yarn") {
+        keys.refuse_unless(TEMPERATURE, |beta| beta == 0.0)?;
+    }
+    match (kind, factor) {
         // A factor alone means linear scaling.
         (None | Some("linear"), None) => Ok(Value::Null),
         (None | Some("linear"), Some(1.0)) => Ok(Value::Null),
@@ -397,9 +406,36 @@ fn rope_scaling(keys: &Keys<'_>, file: &GgufFile, sizes: Sizes) -> Result<Value,
                     scaling.insert(name.into(), json!(value));
                 }
             }
+            if keys.architecture == Architecture::Ministral3 {
+                scaling.extend(ministral_scaling(keys, original)?);
+            }
             Ok(Value::Object(scaling))
         }
         (Some(other), _) => Err(keys.feature("rope.scaling.type", format!("{other:?}"))),
+    }
+}
+
+/// What a Ministral 3 adds to its YaRN, and to its queries.
+fn ministral_scaling(
+    keys: &Keys<'_>,
+    original: Option<u64>,
+) -> Result<Map<String, Value>, GgufError> {
+    let mut scaling = Map::new();
+    if let Some(all_dim) = keys.number(YARN_LOG)?.filter(|all_dim| *all_dim != 0.0) {
+        scaling.insert("mscale".into(), json!(1.0));
+        scaling.insert("mscale_all_dim".into(), json!(all_dim));
+    }
+    if let Some(beta) = keys.number(TEMPERATURE)?.filter(|beta| *beta != 0.0) {
+        if original.is_none() {
+            let key = keys.full("rope.scaling.original_context_length");
+            return Err(GgufError::KeyMissing { key });
+        }
+        scaling.insert("llama_4_scaling_beta".into(), json!(beta));
+    }
+    let length = keys.positive(TEMPERATURE_LENGTH)?;
+    match length.filter(|length| original != Some(*length)) {
+        Some(length) => Err(keys.feature(TEMPERATURE_LENGTH, length)),
+        None => Ok(scaling),
     }
 }
 

@@ -3,7 +3,7 @@
 use super::architectures::{
     ATTENTION_SCALE, Architecture, EMBEDDING_SCALE, LOCAL_BASE, LOCAL_THETA, LOGIT_SCALE,
     LOGITS_CAP, RESIDUAL_SCALE, SCORES_CAP, SLIDING_WINDOW, SLIDING_WINDOW_PATTERN,
-    UNTURNED_INTERVAL,
+    TEMPERATURE, UNTURNED_INTERVAL, YARN_LOG,
 };
 use super::config::{ATTENTION_FACTOR, ORIGINAL_CONTEXT};
 use super::entry::{Entry, EntryValue};
@@ -50,6 +50,8 @@ pub struct GgufDecoder {
     pub factors: Option<GgufFactors>,
     /// What a Gemma has of its own.
     pub gemma: Option<GgufGemma>,
+    /// What the logarithm of a query's position is multiplied by: β of a Ministral 3.
+    pub query_scaling: Option<f64>,
 }
 
 /// What a Gemma computes with.
@@ -318,6 +320,9 @@ impl GgufDecoder {
             number(RESIDUAL_SCALE, factors.residual);
             number(LOGIT_SCALE, factors.logits);
         }
+        if let Some(beta) = self.query_scaling {
+            number(TEMPERATURE, beta);
+        }
         let scaling = match &self.rope {
             GgufRope::Default | GgufRope::Llama3 { .. } | GgufRope::Factors(_) => return entries,
             // The type is in the tensors' names.
@@ -340,6 +345,10 @@ impl GgufDecoder {
                 number("rope.scaling.factor", *factor);
                 number("rope.scaling.yarn_beta_fast", *beta_fast);
                 number("rope.scaling.yarn_beta_slow", *beta_slow);
+                if architecture == Architecture::Ministral3 {
+                    // No factor on cosine and sine.
+                    number(YARN_LOG, 1.0);
+                }
                 let key = format!("{name}.{ORIGINAL_CONTEXT}");
                 entries.push(Entry::new(key, *original as u32));
                 "yarn"

@@ -1,3 +1,5 @@
+use backdraft_formats::AdapterPrefix;
+
 use super::*;
 
 /// A module's name, the shape of its weight, A and B.
@@ -19,6 +21,7 @@ fn adapter(name: &str, alpha: f64, modules: &[Module<'_>]) -> PeftDir {
     config.base_model_name_or_path = Some("org/base".to_owned());
     PeftDir {
         path: name.into(),
+        prefix: AdapterPrefix::Text,
         config,
         tensors,
     }

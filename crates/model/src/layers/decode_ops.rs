@@ -41,6 +41,18 @@ impl DecodeOps<'_> {
         self.context.tables(self.base().self_attn.layout())
     }
 
+    fn query_tables(&self) -> &RotaryTables {
+        let layout = self.base().self_attn.layout();
+        self.context.query_tables(layout)
+    }
+
+    fn tables_of(&self, norm: Norm) -> &RotaryTables {
+        match norm {
+            Norm::Query => self.query_tables(),
+            _ => self.tables(),
+        }
+    }
+
     fn through(&self, target: TargetModule, x: &Tensor<2>, sum: Option<&Tensor<2>>) -> Tensor<2> {
         let parts: Vec<_> = self
             .parts
@@ -108,11 +120,18 @@ impl Forward for DecodeOps<'_> {
     }
 
     fn rope(&mut self, query: Tensor<2>, key: Tensor<2>) -> (Tensor<2>, Tensor<2>) {
-        rope::forward_both(query, key, self.tables())
+        match &self.context.query_tables {
+            None => rope::forward_both(query, key, self.tables()),
+            Some(scaled) => (rope::forward(query, scaled), rope::forward(key, self.tables())),
+        }
     }
 
-    fn rope_one(&mut self, _: TargetModule, x: Tensor<2>) -> Tensor<2> {
-        rope::forward(x, self.tables())
+    fn rope_one(&mut self, target: TargetModule, x: Tensor<2>) -> Tensor<2> {
+        let tables = match target {
+            TargetModule::QProj => self.query_tables(),
+            _ => self.tables(),
+        };
+        rope::forward(x, tables)
     }
 
     fn heads(&self) -> Heads {
@@ -121,7 +140,7 @@ impl Forward for DecodeOps<'_> {
 
     fn norm_rope(&mut self, norm: Norm, x: &Tensor<2>) -> Tensor<2> {
         let (gain, eps) = self.base().norm(norm).parts();
-        norm_rope::forward(x, gain, eps, self.tables())
+        norm_rope::forward(x, gain, eps, self.tables_of(norm))
     }
 
     fn attend(&mut self, qkv: [&Tensor<2>; 3]) -> (Tensor<2>, ()) {

@@ -49,6 +49,18 @@ impl DeviceOps<'_> {
         self.context.tables(self.layer.self_attn.layout())
     }
 
+    fn query_tables(&self) -> &RotaryTables {
+        let layout = self.layer.self_attn.layout();
+        self.context.query_tables(layout)
+    }
+
+    fn tables_of(&self, norm: Norm) -> &RotaryTables {
+        match norm {
+            Norm::Query => self.query_tables(),
+            _ => self.tables(),
+        }
+    }
+
     fn down_together<const N: usize>(
         &self,
         targets: [TargetModule; N],
@@ -144,11 +156,18 @@ impl Forward for DeviceOps<'_> {
     }
 
     fn rope(&mut self, query: Tensor<2>, key: Tensor<2>) -> (Tensor<2>, Tensor<2>) {
-        rope::forward_both(query, key, self.tables())
+        match &self.context.query_tables {
+            None => rope::forward_both(query, key, self.tables()),
+            Some(scaled) => (rope::forward(query, scaled), rope::forward(key, self.tables())),
+        }
     }
 
-    fn rope_one(&mut self, _: TargetModule, x: Tensor<2>) -> Tensor<2> {
-        rope::forward(x, self.tables())
+    fn rope_one(&mut self, target: TargetModule, x: Tensor<2>) -> Tensor<2> {
+        let tables = match target {
+            TargetModule::QProj => self.query_tables(),
+            _ => self.tables(),
+        };
+        rope::forward(x, tables)
     }
 
     fn heads(&self) -> Heads {
@@ -157,7 +176,7 @@ impl Forward for DeviceOps<'_> {
 
     fn norm_rope(&mut self, norm: Norm, x: &Tensor<2>) -> Tensor<2> {
         let (gain, eps) = self.layer.norm(norm).parts();
-        norm_rope::forward(x, gain, eps, self.tables())
+        norm_rope::forward(x, gain, eps, self.tables_of(norm))
     }
 
     fn attend(&mut self, qkv: [&Tensor<2>; 3]) -> (Tensor<2>, Tensor<2>) {
@@ -252,12 +271,18 @@ impl Backward for DeviceOps<'_> {
     }
 
     fn rope_backward(&mut self, dq: Tensor<2>, dk: Tensor<2>) -> (Tensor<2>, Tensor<2>) {
-        rope::backward_both(dq, dk, self.tables())
+        match &self.context.query_tables {
+            None => rope::backward_both(dq, dk, self.tables()),
+            Some(scaled) => (
+                rope::backward(dq, scaled),
+                rope::backward(dk, self.tables()),
+            ),
+        }
     }
 
     fn norm_rope_backward(&mut self, norm: Norm, dy: Tensor<2>, x: &Tensor<2>) -> Tensor<2> {
         let (gain, eps) = self.layer.norm(norm).parts();
-        norm_rope::backward(dy, x, gain, eps, self.tables())
+        norm_rope::backward(dy, x, gain, eps, self.tables_of(norm))
     }
 
     fn glu_backward(

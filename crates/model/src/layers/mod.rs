@@ -44,6 +44,8 @@ pub struct Context {
     pub tables: RotaryTables,
     /// Those of layers with a window, where they are others.
     pub local_tables: Option<RotaryTables>,
+    /// Those of queries, times a factor for each token, where a family has one and it is not 1 for all.
+    pub query_tables: Option<RotaryTables>,
     /// Where the sequences begin and end.
     pub segments: Segments,
     /// Chooses the dropout masks while training.
@@ -56,6 +58,14 @@ impl Context {
         match &self.local_tables {
             Some(local) if layout.window.is_some() => local,
             _ => &self.tables,
+        }
+    }
+
+    /// The rotary angles of a layer's queries.
+    pub(crate) fn query_tables(&self, layout: HeadLayout) -> &RotaryTables {
+        match &self.query_tables {
+            Some(scaled) => scaled,
+            None => self.tables(layout),
         }
     }
 

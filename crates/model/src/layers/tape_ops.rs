@@ -28,6 +28,18 @@ impl TapeOps<'_> {
     fn tables(&self) -> &RotaryTables {
         self.context.tables(self.layer.self_attn.layout())
     }
+
+    fn query_tables(&self) -> &RotaryTables {
+        let layout = self.layer.self_attn.layout();
+        self.context.query_tables(layout)
+    }
+
+    fn tables_of(&self, norm: Norm) -> &RotaryTables {
+        match norm {
+            Norm::Query => self.query_tables(),
+            _ => self.tables(),
+        }
+    }
 }
 
 impl Forward for TapeOps<'_> {
@@ -93,11 +105,18 @@ impl Forward for TapeOps<'_> {
     }
 
     fn rope(&mut self, query: Tensor<2>, key: Tensor<2>) -> (Tensor<2>, Tensor<2>) {
-        rope::rope_both(query, key, self.tables())
+        match &self.context.query_tables {
+            None => rope::rope_both(query, key, self.tables()),
+            Some(scaled) => (rope::rope(query, scaled), rope::rope(key, self.tables())),
+        }
     }
 
-    fn rope_one(&mut self, _: TargetModule, x: Tensor<2>) -> Tensor<2> {
-        rope::rope(x, self.tables())
+    fn rope_one(&mut self, target: TargetModule, x: Tensor<2>) -> Tensor<2> {
+        let tables = match target {
+            TargetModule::QProj => self.query_tables(),
+            _ => self.tables(),
+        };
+        rope::rope(x, tables)
     }
 
     fn heads(&self) -> Heads {
@@ -110,7 +129,7 @@ impl Forward for TapeOps<'_> {
             x.clone(),
             (gain.weight.clone(), gain.scale),
             eps,
-            self.tables(),
+            self.tables_of(norm),
         )
     }
 

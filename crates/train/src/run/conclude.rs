@@ -128,9 +128,11 @@ impl Run {
             Some(start) => adapter.since(start),
             None => adapter,
         };
+        let companions = self.companions();
         let options = PeftWriteOptions {
             existing: Existing::Replace,
-            companions: self.companions().files(self.quantization())?,
+            prefix: companions.prefix,
+            companions: companions.files(self.quantization())?,
             ..Default::default()
         };
         adapter.write(&path, &self.recipe.model, &options)?;

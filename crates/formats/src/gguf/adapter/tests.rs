@@ -2,6 +2,7 @@ use super::super::decoder::GgufRope;
 use super::super::file::GgufFile;
 use super::*;
 use crate::peft_config::PeftConfig;
+use crate::wrapped::AdapterPrefix;
 use backdraft_arch::ModulePattern;
 
 fn adapter(alpha_pattern: bool) -> PeftDir {
@@ -18,6 +19,7 @@ fn adapter(alpha_pattern: bool) -> PeftDir {
     };
     PeftDir {
         path: "adapter".into(),
+        prefix: AdapterPrefix::Text,
         config,
         tensors: ["q_proj", "v_proj"].map(pair).into_iter().collect(),
     }
@@ -42,6 +44,7 @@ fn decoder(model_type: &str) -> GgufDecoder {
         full_layers: Vec::new(),
         unturned_layers: Vec::new(),
         factors: None,
+        query_scaling: None,
         gemma: None,
     }
 }

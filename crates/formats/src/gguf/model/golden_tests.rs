@@ -33,6 +33,7 @@ impl Case {
         let source = ModelSource::open(&*folder).unwrap();
         let architecture = match source.config()["model_type"].as_str()? {
             "llama" | "mistral" => "llama",
+            "ministral3" => "mistral3",
             "qwen2" => "qwen2",
             "qwen3" => "qwen3",
             "granite" => "granite",
@@ -108,6 +109,9 @@ fn builder(source: &ModelSource, architecture: &str) -> Builder {
     for key in ["attention.key_length", "attention.value_length"] {
         builder = builder.u32(&format!("{architecture}.{key}"), head_dim as u32);
     }
+    if architecture == "mistral3" {
+        builder = ministral_keys(builder, &config["rope_parameters"]);
+    }
     let theta = config["rope_theta"].as_f64();
     let theta = theta.or(config["rope_parameters"]["rope_theta"].as_f64());
     let eps = config["rms_norm_eps"].as_f64().unwrap();
@@ -144,7 +148,7 @@ fn builder(source: &ModelSource, architecture: &str) -> Builder {
         let shape = &source.tensor_info(name).unwrap().shape;
         let mut values = source.read_f32(name).unwrap();
         let rotary = name.contains("q_proj") || name.contains("k_proj");
-        if rotary && ["llama", "granite", "smollm3"].contains(&architecture) {
+        if rotary && ["llama", "mistral3", "granite", "smollm3"].contains(&architecture) {
             values = interleave(&values, shape[0], head_dim as usize);
         }
         if shifted(name, config) {
@@ -154,6 +158,20 @@ fn builder(source: &ModelSource, architecture: &str) -> Builder {
         builder = builder.tensor(&gguf_name(name, architecture), &shape, &values);
     }
     builder
+}
+
+/// What the converter writes of a Ministral 3's `rope_parameters`.
+fn ministral_keys(builder: Builder, rope: &Value) -> Builder {
+    let number = |name: &str| rope[name].as_f64().unwrap() as f32;
+    let original = rope["original_max_position_embeddings"].as_u64().unwrap();
+    builder
+        .string("mistral3.rope.scaling.type", "yarn")
+        .f32("mistral3.rope.scaling.factor", number("factor"))
+        .f32("mistral3.rope.scaling.yarn_beta_fast", number("beta_fast"))
+        .f32("mistral3.rope.scaling.yarn_beta_slow", number("beta_slow"))
+        .f32("mistral3.rope.scaling.yarn_log_multiplier", number("mscale_all_dim"))
+        .u32("mistral3.rope.scaling.original_context_length", original as u32)
+        .f32("mistral3.attention.temperature_scale", number("llama_4_scaling_beta"))
 }
 
 /// Whether a file holds one more than the directory: a Gemma's norms.
@@ -277,6 +295,7 @@ fn golden_gguf_config_is_that_of_the_directory() {
                     let class = match config["model_type"].as_str().unwrap() {
                         "llama" => "LlamaForCausalLM",
                         "mistral" => "MistralForCausalLM",
+                        "ministral3" => "Ministral3ForCausalLM",
                         "qwen2" => "Qwen2ForCausalLM",
                         "granite" => "GraniteForCausalLM",
                         "smollm3" => "SmolLM3ForCausalLM",
@@ -584,6 +603,36 @@ fn golden_gguf_faults_of_qwen3() {
         .string("general.architecture", "qwen3moe");
     check(
         other,
-        "its architecture is \"qwen3moe\"; supported are \"llama\" (Mistral's files too), \"qwen2\", \"qwen3\", \"granite\", \"smollm3\", \"olmo2\" (OLMo 3's files too), \"gemma2\" and \"gemma3\"",
+        "its architecture is \"qwen3moe\"; supported are \"llama\" (Mistral's files too), \"mistral3\", \"qwen2\", \"qwen3\", \"granite\", \"smollm3\", \"olmo2\" (OLMo 3's files too), \"gemma2\" and \"gemma3\"",
     );
+}
+
+/// YaRN and the factor on queries are what the directory has; what llama.cpp would compute otherwise is refused.
+#[test]
+fn golden_gguf_ministral_has_its_yarn() {
+    let Some(case) = Case::of("ministral3") else {
+        return;
+    };
+    let model = case.open();
+    let spec = |config: &Value| backdraft_arch::ModelSpec::from_hf(config).unwrap();
+    let (ours, theirs) = (spec(model.config()), spec(case.source.config()));
+    assert_eq!((ours.rope, ours.query_scaling), (theirs.rope, theirs.query_scaling));
+    assert!(ours.query_scaling.is_some());
+    let with = |key: &str, value: u32| case.builder.clone().u32(&case.key(key), value);
+    let length = "attention.temperature_length";
+    let original = case.source.config()["rope_parameters"]["original_max_position_embeddings"].as_u64();
+    let (_root, path) = with(length, original.unwrap() as u32).write();
+    GgufModel::open(path).unwrap();
+    assert_eq!(
+        problem(&with(length, 9)),
+        "it uses mistral3.attention.temperature_length = 9, which is not supported"
+    );
+    let kind = case.key("rope.scaling.type");
+    let unscaled = case.builder.clone().without(&kind).string(&kind, "none");
+    let refused = problem(&unscaled);
+    assert!(refused.contains("mistral3.attention.temperature_scale = "), "{refused}");
+    let plain = unscaled.without(&case.key("attention.temperature_scale"));
+    let (_root, path) = plain.write();
+    let plain = spec(GgufModel::open(path).unwrap().config());
+    assert_eq!((plain.rope.scaling.name(), plain.query_scaling), ("default", None));
 }
