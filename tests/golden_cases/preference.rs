@@ -13,17 +13,19 @@ use backdraft::formats::ModelSource;
 use backdraft::journal::report::AnswersReport;
 use backdraft::kernels::adamw::AdamWParams;
 use backdraft::lora::{Adapter, AdapterGrads, AdapterWeights, LoraAdapter, LoraConfig};
-use backdraft::model::CausalLm;
+use backdraft::model::{BaseTensor, CausalLm};
 use backdraft::plan::memory::SystemMemory;
 use backdraft::plan::tensors::MemoryModel;
 use backdraft::plan::{ActivationPolicy, Activations, Planner, Setup};
 use backdraft::recipe::schedule::{LrSchedule, ScheduleKind};
-use backdraft::recipe::{DpoLoss, ObjectiveRecipe};
+use backdraft::recipe::{DpoLoss, ObjectiveRecipe, ReferenceStart};
 use backdraft::train::deal::Deal;
+use backdraft::train::known::Known;
 use backdraft::train::loader::{Step, StepLoader};
 use backdraft::train::metrics::StepMetrics;
 use backdraft::train::objective::Objective;
 use backdraft::train::optimizer::{AdamW, StatePrecision};
+use backdraft::train::run::log_likelihoods;
 use backdraft::train::trainee::{Settings, Trainee};
 use backdraft_testkit::folder::{Folder, folder_with};
 use backdraft_testkit::golden::{self, Tensors};
@@ -120,12 +122,15 @@ impl Options {
                 loss: loss.parse::<DpoLoss>().unwrap(),
                 label_smoothing: self.label_smoothing,
                 sft_weight: 0.0,
+                reference: ReferenceStart::Start,
+                precompute_reference: false,
             },
             ("orpo", _) => ObjectiveRecipe::Orpo { beta: self.beta },
             ("kto", _) => ObjectiveRecipe::Kto {
                 beta: self.beta,
                 desirable_weight: self.desirable_weight,
                 undesirable_weight: self.undesirable_weight,
+                reference: ReferenceStart::Start,
             },
             ("cpo", Some("simpo")) => ObjectiveRecipe::Simpo {
                 beta: self.beta,
@@ -232,6 +237,18 @@ impl Case {
 
     /// Steps over all of these rows, in micro-batches of `size`.
     fn steps(&self, rows: &RowSet, objective: Objective, size: usize, steps: usize) -> Vec<Step> {
+        self.known_steps(rows, objective, size, steps, None)
+    }
+
+    /// The same where what the reference says is known.
+    fn known_steps(
+        &self,
+        rows: &RowSet,
+        objective: Objective,
+        size: usize,
+        steps: usize,
+        known: Option<Known>,
+    ) -> Vec<Step> {
         let options = LoaderOptions {
             micro_batch_size: size,
             grad_accumulation_steps: rows.len().div_ceil(size),
@@ -245,7 +262,9 @@ impl Case {
             objective,
             max_seq_length: 64,
         };
-        let loader = StepLoader::new(rows.clone(), loader, steps).comparing(Some(deal));
+        let loader = StepLoader::new(rows.clone(), loader, steps)
+            .comparing(Some(deal))
+            .knowing(known);
         loader.iter().map(Result::unwrap).collect()
     }
 
@@ -357,17 +376,14 @@ fn check_answers(
     let numbers = [
         (found.reward_chosen, some(&rewards[0])),
         (found.reward_rejected, some(&rewards[1])),
-        (
-            found.margin.map(|margin| margin.mean),
-            some(&rewards[0]) - some(&rewards[1]),
-        ),
+        (found.margin, some(&rewards[0]) - some(&rewards[1])),
         (found.logp_chosen, some(&log_likelihoods[0])),
         (found.logp_rejected, some(&log_likelihoods[1])),
     ];
     for (i, (found, expected)) in numbers.into_iter().enumerate() {
         // Sums over tokens are larger than a token's.
         let allowed = Tolerance::Absolute(1e-4 * expected.abs().max(1.0));
-        allowed.check_one(format!("{what}, number {i}"), found.unwrap(), expected);
+        allowed.check_one(format!("{what}, number {i}"), found.unwrap().mean, expected);
     }
     let right = pairs
         .iter()
@@ -434,6 +450,52 @@ fn golden_preference_losses_and_gradients() {
     }
 }
 
+/// What the reference says is known before the step: the same numbers, and no pass through a reference that would give none.
+#[test]
+fn golden_preference_with_a_known_reference() {
+    let Some(case) = Case::open() else {
+        return;
+    };
+    let mut checked = 0;
+    for (name, expected) in &case.golden.losses {
+        let objective = expected.options.objective();
+        if !objective.has_reference() || objective.measures_divergence() {
+            continue;
+        }
+        checked += 1;
+        let deal = Deal {
+            objective,
+            max_seq_length: 64,
+        };
+        let base = case.model(false).without_adapter();
+        let mut broken = base.clone();
+        broken.visit_base_mut(|_, tensor| {
+            if let BaseTensor::Vector(weight) = tensor {
+                *weight = weight.clone() * f32::NAN;
+            }
+        });
+        let trainee = case.trainee(false, objective).compared_with(Some(broken));
+        let rows = case.rows(&[2, 0, 1], false);
+        let known = log_likelihoods(&base, &rows, (deal, 2), |_| ()).unwrap();
+        for size in [3, 1, 2] {
+            let what = format!("{name}, {size} rows a pass");
+            let step = case.known_steps(&rows, objective, size, 1, Some(known.clone()));
+            let (metrics, grads) = case.step(&trainee, step.into_iter().next().unwrap());
+            check_loss(&what, metrics.loss, expected.loss);
+            let answers = metrics.answers.unwrap();
+            check_answers(&what, &answers, (&case.golden, expected), &[0, 1, 2]);
+            for (factor, grad) in grads {
+                let expected = case.tensors.f32(&format!("{name}.grad.{factor}"));
+                TINY_GRADIENT.check(format!("{what}, {factor}"), &grad, &expected);
+            }
+            // The broken one is asked where nothing is known.
+            let unknown = case.steps(&rows, objective, size, 1).remove(0);
+            assert!(case.step(&trainee, unknown).0.loss.is_nan(), "{what}");
+        }
+    }
+    assert!(checked >= 4, "{checked}");
+}
+
 #[test]
 fn golden_preference_traces() {
     let Some(case) = Case::open() else {
@@ -463,7 +525,7 @@ fn golden_preference_traces() {
                 ];
                 for (found, expected) in rewards {
                     let allowed = 1e-4 * expected.abs().max(1.0);
-                    Tolerance::Absolute(allowed).check_one(&what, found.unwrap(), expected);
+                    Tolerance::Absolute(allowed).check_one(&what, found.unwrap().mean, expected);
                 }
                 let relative = |found: f64, expected: f64| {
                     // What is nothing but rounding has no share to be off by.
@@ -475,7 +537,7 @@ fn golden_preference_traces() {
                 relative(metrics.grad_norm, expected.grad_norms_before_clipping[i]);
                 if name == "dpo_sigmoid_beta_0.1" && i == 0 {
                     assert_eq!(metrics.loss, f64::from(std::f32::consts::LN_2), "{what}");
-                    assert_eq!(answers.reward_chosen, Some(0.0), "{what}");
+                    assert_eq!(answers.reward_chosen.unwrap().mean, 0.0, "{what}");
                 }
                 learner.optimizer_step(output.grads);
             }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use backdraft_journal::adaptation::AdaptationReport;
-use backdraft_journal::diagnosis::Diagnosis;
+use backdraft_journal::diagnosis::{Diagnosis, Finding};
 use backdraft_journal::records::Report;
 use backdraft_journal::report::{
     EvalReport, ReplanReport, Reporter, RunInfo, RunSummary, StepReport,
@@ -153,6 +153,14 @@ impl Reporter for PlainReporter {
             "diagnosis at step {step}: {}",
             explained(diagnosis)
         ));
+    }
+
+    fn finding(&mut self, step: usize, finding: &Finding) {
+        self.event(
+            "finding",
+            &serde_json::json!({ "step": step, "finding": finding }),
+        );
+        self.line(format!("answers at step {step}: {finding}"));
     }
 
     fn resumed(&mut self, step: usize, checkpoint: &Path, _: &[Report]) {

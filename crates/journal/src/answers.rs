@@ -37,6 +37,23 @@ impl std::fmt::Display for Estimate {
     }
 }
 
+/// Pearson's correlation of two lists; `None` of fewer than three values, or of values that are all the same.
+#[must_use]
+pub fn correlation(a: &[f64], b: &[f64]) -> Option<f64> {
+    let count = a.len().min(b.len()) as f64;
+    let mean = |values: &[f64]| values.iter().sum::<f64>() / count;
+    let (mean_a, mean_b) = (mean(a), mean(b));
+    let (mut products, mut squares) = (0.0, [0.0; 2]);
+    for (a, b) in a.iter().zip(b) {
+        let (a, b) = (a - mean_a, b - mean_b);
+        products += a * b;
+        squares[0] += a * a;
+        squares[1] += b * b;
+    }
+    let found = products / (squares[0] * squares[1]).sqrt();
+    (count >= 3.0 && found.is_finite()).then_some(found)
+}
+
 /// Answers of a step or of an evaluation. Rewards are β times what an answer is compared by: how much likelier it has become
 /// than under the reference, or how likely it is where there is none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -49,22 +66,28 @@ pub struct AnswersReport {
     pub loss: Estimate,
     /// Mean reward of chosen answers; absent where there are none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reward_chosen: Option<f64>,
+    pub reward_chosen: Option<Estimate>,
     /// Mean reward of rejected ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reward_rejected: Option<f64>,
+    pub reward_rejected: Option<Estimate>,
     /// Reward of the chosen answer less that of the rejected one, of pairs; of single answers the difference of the means.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub margin: Option<Estimate>,
     /// Share of pairs whose chosen answer has the higher reward; absent of single answers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accuracy: Option<Estimate>,
+    /// Correlation over the pairs of the margin with how many tokens longer the chosen answer is; absent of fewer than three.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub length_bias: Option<f64>,
     /// Mean log-likelihood of chosen answers, nats.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub logp_chosen: Option<f64>,
+    pub logp_chosen: Option<Estimate>,
     /// Mean log-likelihood of rejected ones, nats.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub logp_rejected: Option<f64>,
+    pub logp_rejected: Option<Estimate>,
+    /// Mean over the answers of the entropy of the next token, a mean over their tokens, nats; absent of steps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entropy: Option<Estimate>,
     /// Mean nll of the tokens of chosen answers, where the objective has it, nats.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nll: Option<f64>,
@@ -89,7 +112,6 @@ impl AnswersReport {
                 .map(|(value, _)| *value)
                 .collect()
         };
-        let mean = |values: Vec<f64>| Some(Estimate::of(&values)?.mean);
         let (chosen, rejected) = (of(rewards, true), of(rewards, false));
         let are_pairs = !good.is_empty() && good.chunks(2).all(|pair| pair == [true, false]);
         let margins: Vec<f64> = match are_pairs {
@@ -101,8 +123,13 @@ impl AnswersReport {
             .map(|margin| f64::from(u8::from(*margin > 0.0)))
             .collect();
         let apart = || {
-            let mean = mean(chosen.clone())? - mean(rejected.clone())?;
-            Some(Estimate { mean, error: None })
+            let (chosen, rejected) = (Estimate::of(&chosen)?, Estimate::of(&rejected)?);
+            // Two samples that have nothing to do with each other.
+            let error = chosen.error.zip(rejected.error);
+            Some(Estimate {
+                mean: chosen.mean - rejected.mean,
+                error: error.map(|(c, r)| c.hypot(r)),
+            })
         };
         Self {
             chosen: chosen.len(),
@@ -110,25 +137,45 @@ impl AnswersReport {
             loss: Estimate::of(losses).unwrap_or_default(),
             margin: Estimate::of(&margins).or_else(apart),
             accuracy: Estimate::of(&right),
-            reward_chosen: mean(chosen),
-            reward_rejected: mean(rejected),
-            logp_chosen: mean(of(log_likelihoods, true)),
-            logp_rejected: mean(of(log_likelihoods, false)),
+            length_bias: None,
+            reward_chosen: Estimate::of(&chosen),
+            reward_rejected: Estimate::of(&rejected),
+            logp_chosen: Estimate::of(&of(log_likelihoods, true)),
+            logp_rejected: Estimate::of(&of(log_likelihoods, false)),
+            entropy: None,
             nll,
             kl,
+        }
+    }
+
+    /// The same of pairs whose answers have `lengths`, chosen and rejected in turn as their `rewards`.
+    #[must_use]
+    pub fn with_lengths(self, rewards: &[f64], lengths: &[usize]) -> Self {
+        let are_pairs = self.accuracy.is_some() && rewards.len() == lengths.len();
+        let margins = rewards.chunks_exact(2).map(|pair| pair[0] - pair[1]);
+        let longer = lengths.chunks_exact(2);
+        let longer = longer.map(|pair| pair[0] as f64 - pair[1] as f64);
+        let (margins, longer): (Vec<f64>, Vec<f64>) = (margins.collect(), longer.collect());
+        let length_bias = correlation(&margins, &longer).filter(|_| are_pairs);
+        Self {
+            length_bias,
+            ..self
         }
     }
 
     /// Names and numbers, for curves.
     #[must_use]
     pub fn scalars(&self) -> Vec<(&'static str, f64)> {
+        let mean = |estimate: Option<Estimate>| estimate.map(|estimate| estimate.mean);
         let all = [
-            ("rewards/chosen", self.reward_chosen),
-            ("rewards/rejected", self.reward_rejected),
-            ("rewards/margins", self.margin.map(|margin| margin.mean)),
-            ("rewards/accuracies", self.accuracy.map(|one| one.mean)),
-            ("logps/chosen", self.logp_chosen),
-            ("logps/rejected", self.logp_rejected),
+            ("rewards/chosen", mean(self.reward_chosen)),
+            ("rewards/rejected", mean(self.reward_rejected)),
+            ("rewards/margins", mean(self.margin)),
+            ("rewards/accuracies", mean(self.accuracy)),
+            ("logps/chosen", mean(self.logp_chosen)),
+            ("logps/rejected", mean(self.logp_rejected)),
+            ("length_bias", self.length_bias),
+            ("entropy", mean(self.entropy)),
             ("nll", self.nll),
             ("kl", self.kl),
         ];
@@ -138,7 +185,7 @@ impl AnswersReport {
     }
 }
 
-/// `accuracy 0.7500 ± 0.1000, margin 0.2500 ± 0.0500, rewards 0.3750 chosen and 0.1250 rejected`
+/// `accuracy 0.7500 ± 0.1000, margin 0.2500 ± 0.0500, rewards 0.3750 ± 0.0400 chosen and 0.1250 ± 0.0400 rejected`
 impl std::fmt::Display for AnswersReport {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let mut parts = Vec::new();
@@ -146,12 +193,18 @@ impl std::fmt::Display for AnswersReport {
         parts.extend(self.margin.map(|margin| format!("margin {margin}")));
         parts.push(match (self.reward_chosen, self.reward_rejected) {
             (Some(chosen), Some(rejected)) => {
-                format!("rewards {chosen:.4} chosen and {rejected:.4} rejected")
+                format!("rewards {chosen} chosen and {rejected} rejected")
             }
-            (Some(chosen), None) => format!("rewards {chosen:.4} chosen"),
-            (None, Some(rejected)) => format!("rewards {rejected:.4} rejected"),
+            (Some(chosen), None) => format!("rewards {chosen} chosen"),
+            (None, Some(rejected)) => format!("rewards {rejected} rejected"),
             (None, None) => "no answers".to_owned(),
         });
+        if let (Some(chosen), Some(rejected)) = (self.logp_chosen, self.logp_rejected) {
+            parts.push(format!(
+                "log-likelihoods {chosen} chosen and {rejected} rejected"
+            ));
+        }
+        parts.extend(self.entropy.map(|entropy| format!("entropy {entropy}")));
         parts.extend(self.kl.map(|kl| format!("KL {kl:.4}")));
         f.write_str(&parts.join(", "))
     }
@@ -178,20 +231,30 @@ mod tests {
         assert_eq!(found.accuracy.unwrap().mean, 0.5);
         assert_eq!(
             found.to_string(),
-            "accuracy 0.5000 ± 0.5000, margin 0.2500 ± 0.7500, rewards 0.3750 chosen and 0.1250 rejected"
-        );
-        assert_eq!(
-            (found.reward_chosen, found.reward_rejected),
-            (Some(0.375), Some(0.125))
-        );
-        assert_eq!(
-            (found.logp_chosen, found.logp_rejected),
-            (Some(-2.0), Some(-3.0))
+            "accuracy 0.5000 ± 0.5000, margin 0.2500 ± 0.7500, rewards 0.3750 ± 0.1250 chosen and 0.1250 ± 0.6250 \
+             rejected, log-likelihoods -2.0000 ± 1.0000 chosen and -3.0000 ± 1.0000 rejected"
         );
         let json = serde_json::to_string(&found).unwrap();
         assert_eq!(serde_json::from_str::<AnswersReport>(&json).unwrap(), found);
         let names: Vec<&str> = found.scalars().iter().map(|(name, _)| *name).collect();
         assert_eq!(names.len(), 6, "{names:?}");
+    }
+
+    #[test]
+    fn margins_may_follow_the_lengths() {
+        assert_eq!(correlation(&[1.0, 2.0, 3.0], &[2.0, 4.0, 6.0]), Some(1.0));
+        let found = correlation(&[1.0, 2.0, 3.0, 4.0], &[1.0, -1.0, -1.0, 1.0]);
+        assert_eq!(found, Some(0.0));
+        assert_eq!(correlation(&[1.0, 2.0], &[2.0, 4.0]), None);
+        assert_eq!(correlation(&[1.0, 2.0, 3.0], &[2.0; 3]), None);
+        let rewards = [3.0, 0.0, 2.0, 0.0, 0.0, 1.0];
+        let good = [true, false, true, false, true, false];
+        let report = AnswersReport::new((&[0.0; 3], &rewards, &rewards), &good, None, None);
+        let found = report.with_lengths(&rewards, &[9, 2, 6, 2, 3, 3]);
+        // Margins 3, 2, −1 and differences 7, 4, 0.
+        assert!((found.length_bias.unwrap() - 0.9803).abs() < 1e-4);
+        let single = AnswersReport::new((&[0.0; 3], &[1.0; 3], &[1.0; 3]), &[true; 3], None, None);
+        assert_eq!(single.with_lengths(&[1.0; 3], &[1, 2, 3]).length_bias, None);
     }
 
     #[test]
@@ -204,6 +267,12 @@ mod tests {
             Some(0.1),
         );
         assert_eq!((found.accuracy, found.margin.unwrap().mean), (None, 1.0));
+        // One answer on a side says nothing of how sure that is; two on either do.
+        assert_eq!(found.margin.unwrap().error, None);
+        let rewards = [1.0, 2.0, 0.5, 0.5];
+        let good = [true, true, false, false];
+        let found = AnswersReport::new((&[0.5; 4], &rewards, &[-1.0; 4]), &good, None, None);
+        assert_eq!(found.margin.unwrap().to_string(), "1.0000 ± 0.5000");
         let one = AnswersReport::new((&[0.5], &[1.0], &[-1.0]), &[true], None, None);
         assert_eq!(
             (one.margin, one.reward_rejected, one.loss.error),

@@ -15,6 +15,7 @@
 //! [`corpus`].
 
 pub mod advice;
+pub mod answers;
 pub mod confusion;
 pub mod corpus;
 mod curve;
@@ -31,6 +32,7 @@ pub mod verdict;
 mod tests;
 
 pub use advice::Advice;
+pub use answers::{AnswerMonitor, AnswerPoint, Finding, findings};
 pub use confusion::Confusion;
 pub use evidence::Evidence;
 pub use monitor::Monitor;

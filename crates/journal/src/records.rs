@@ -5,6 +5,7 @@
 //! | `step` | `step epoch loss grad_norm learning_rate tokens supervised_tokens seconds elapsed` and `answers` |
 //! | `eval` | `step epoch eval_loss perplexity tokens best seconds` and `answers` |
 //! | `diagnosis` | `step diagnosis` |
+//! | `finding` | `step finding` |
 //! | `replanned` | `step budget_before budget reason` |
 //! | `adaptation` | `step precision start nll kl verification_tokens calibration_tokens seconds` |
 //!

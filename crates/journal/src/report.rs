@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::adaptation::{AdaptationReport, PrecisionSummary};
 pub use crate::answers::{AnswersReport, Estimate};
-use crate::diagnosis::Diagnosis;
+use crate::diagnosis::{Diagnosis, Finding};
 use crate::records::Report;
 
 /// What is about to happen.
@@ -201,6 +201,8 @@ pub trait Reporter: Send {
     fn eval(&mut self, _: &EvalReport) {}
     /// The curve means something else than before.
     fn diagnosis(&mut self, _step: usize, _: &Diagnosis) {}
+    /// The answers that are compared show something beside the curve.
+    fn finding(&mut self, _step: usize, _: &Finding) {}
     /// The run is resumed from a checkpoint; `history` is what came before.
     fn resumed(&mut self, _step: usize, _checkpoint: &Path, _history: &[Report]) {}
     /// The run ends since evaluation no longer improves.

@@ -1,5 +1,6 @@
 //! `report.html`: a run, or several side by side, as one file that needs nothing else.
 
+mod answers;
 mod precision;
 mod svg;
 
@@ -102,6 +103,7 @@ pub fn page(runs: &[RunFiles]) -> String {
             .collect();
         html.push_str(&figure(title, &curves));
     }
+    html.push_str(&answers::figures(runs));
     html.push_str("</div>\n");
     html.push_str(&precision::precision(runs));
     html.push_str(&table("Data", runs, data));
@@ -287,6 +289,7 @@ fn results(run: &RunFiles) -> Vec<(&'static str, String)> {
     if let Some(answers) = held_out.next_back() {
         rows.push(("Answers held out", answers.to_string()));
     }
+    rows.extend(answers::findings(run).map(|found| ("Findings", found)));
     if let Some(precision) = summary.and_then(|summary| summary.precision.as_ref()) {
         rows.push(("Precision", precision.to_string()));
     }

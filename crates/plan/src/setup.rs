@@ -223,9 +223,9 @@ impl Setup {
         }
     }
 
-    /// A pass over rows of full length. What answers are compared with has no part in it: the base computes it before the
-    /// pass, keeps nothing but a number for each answer, and has one layer's values at a time, as the pass itself has
-    /// beside all that it saves.
+    /// A pass over rows of full length. What answers are compared with has no part in it: the reference computes it before
+    /// the pass, keeps nothing but a number for each answer, and has one layer's values at a time beside the input of the
+    /// first one, as the pass itself has beside all that it saves.
     #[must_use]
     pub fn pass(&self) -> PassShape {
         let texts = self.texts_per_row * self.micro_batch_size;

@@ -667,9 +667,12 @@ pub(crate) const FOREIGN: &[(Foreign, &str)] = &[
         Key("train.save_total_limit"),
         "keep_last_n_checkpoints max_checkpoints_to_keep max_to_keep keep_checkpoints total_limit",
     ),
+    (Key("train.early_stopping_metric"), "metric_for_best_model"),
     (
-        Always("the adapter is that of the best evaluation; take it out"),
-        "load_best_model_at_end metric_for_best_model greater_is_better save_best_model keep_best load_best",
+        Always(
+            "the adapter is that of the best evaluation by train.early_stopping_metric; take it out",
+        ),
+        "load_best_model_at_end greater_is_better save_best_model keep_best load_best",
     ),
     (
         Always(
@@ -796,11 +799,15 @@ pub(crate) const FOREIGN: &[(Foreign, &str)] = &[
         "kto_undesirable_weight kto_rejected_weight",
     ),
     (
+        Key("objective.precompute_reference"),
+        "precompute_ref_log_probs",
+    ),
+    (
         NotYet(PREFERENCE),
         "trl grpo ppo rlhf rm pref_bco_weight \
          dpo_loss_weights loss_weights dpo_use_weighting use_weighting dpo_norm_loss dpo_use_logits_to_keep dpo_generate_during_eval \
          generate_during_eval ld_alpha f_divergence_type f_alpha_divergence_coef discopop_tau \
-         reference_free precompute_ref_log_probs precompute_ref_batch_size sync_ref_model ref_model_mixup_alpha ref_model_sync_steps \
+         reference_free precompute_ref_batch_size sync_ref_model ref_model_mixup_alpha ref_model_sync_steps \
          ref_model ref_model_quantization_bit ref_model_init_kwargs ref_adapter_name force_use_ref_model model_adapter_name max_prompt_length \
          max_prompt_len max_completion_length reward_model reward_model_path reward_model_adapters reward_model_quantization_bit \
          reward_model_type process_reward_model center_rewards_coefficient num_labels reward_funcs reward_weights reward_clip_range \

@@ -318,6 +318,16 @@ pub const KEYS: &[Key] = &[
         "Weight of undesirable answers, for kto. Left out: 1.0.",
     ),
     optional(
+        "objective.reference",
+        r#""start""#,
+        "What dpo and kto compare answers with: start (the model that training begins with; with lora.adapter a frozen copy of it is kept beside) or base (the base alone). Left out: start.",
+    ),
+    optional(
+        "objective.precompute_reference",
+        "true",
+        "Whether dpo asks the reference once, before the first step, and keeps what it said in data.cache, two numbers a pair: no step and no evaluation has a reference pass, and with lora.adapter no copy is kept. Left out: false.",
+    ),
+    optional(
         "data.train",
         r#""train.jsonl""#,
         "Training rows: a file, a folder, a glob, a hub data set (org/name:split), a table with path, weight, format and fields, or a list of these.",
@@ -482,9 +492,14 @@ pub const KEYS: &[Key] = &[
         "over-fitting: 2 to 5",
     ),
     key(
+        "train.early_stopping_metric",
+        r#""loss""#,
+        "Which evaluation is the best one, whose adapter is kept and which a patience waits for: the lowest loss, nll, reward_rejected, logp_rejected, entropy or kl, or the highest accuracy, margin, reward_chosen or logp_chosen, where the objective has it; only with data.eval.",
+    ),
+    key(
         "train.early_stopping_min_improvement",
         "0.0",
-        "Eval loss must fall by more than this to count as an improvement; only with a patience.",
+        "The eval loss, or what early_stopping_metric names, must become better by more than this to count as an improvement; only with a patience.",
     ),
     key(
         "train.save_steps",

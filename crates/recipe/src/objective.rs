@@ -48,6 +48,17 @@ named! {
     }
 }
 
+named! {
+    /// What answers are compared with.
+    ReferenceStart {
+        /// The model that training begins with: the base with `lora.adapter`, kept as it is, where there is one.
+        #[default]
+        Start = "start",
+        /// The base alone.
+        Base = "base",
+    }
+}
+
 impl DpoLoss {
     /// Whether labels can be smoothed.
     #[must_use]
@@ -57,6 +68,11 @@ impl DpoLoss {
 }
 
 impl Value for ObjectiveKind {
+    const EXPECTED: &'static str = "a name in quotes";
+    const NAMES: &'static [&'static str] = Self::NAMES;
+}
+
+impl Value for ReferenceStart {
     const EXPECTED: &'static str = "a name in quotes";
     const NAMES: &'static [&'static str] = Self::NAMES;
 }
@@ -83,6 +99,10 @@ pub enum ObjectiveRecipe {
         label_smoothing: f64,
         /// Weight of the mean nll of the chosen answers.
         sft_weight: f64,
+        /// What answers are compared with.
+        reference: ReferenceStart,
+        /// Whether the reference's log-likelihoods are computed once, before the first step.
+        precompute_reference: bool,
     },
     /// Odds-ratio preference optimisation.
     Orpo {
@@ -117,6 +137,8 @@ pub enum ObjectiveRecipe {
         desirable_weight: f64,
         /// Weight of undesirable ones.
         undesirable_weight: f64,
+        /// What answers are compared with.
+        reference: ReferenceStart,
     },
 }
 
@@ -134,10 +156,25 @@ impl ObjectiveRecipe {
         }
     }
 
-    /// Whether answers are compared with those of the model before training.
+    /// What answers are compared with, where they are compared with those of another model.
     #[must_use]
-    pub const fn has_reference(&self) -> bool {
-        matches!(self, Self::Dpo { .. } | Self::Kto { .. })
+    pub const fn reference(&self) -> Option<ReferenceStart> {
+        match self {
+            Self::Dpo { reference, .. } | Self::Kto { reference, .. } => Some(*reference),
+            Self::Sft | Self::Orpo { .. } | Self::Simpo { .. } | Self::Cpo { .. } => None,
+        }
+    }
+
+    /// Whether what the reference says of all answers is computed once, before the first step.
+    #[must_use]
+    pub const fn precomputes_reference(&self) -> bool {
+        matches!(
+            self,
+            Self::Dpo {
+                precompute_reference: true,
+                ..
+            }
+        )
     }
 }
 
@@ -164,6 +201,8 @@ pub(crate) fn objective(
     let gamma = option(reader, kind, "gamma", &[K::Simpo], 0.5, NOT_NEGATIVE);
     let [desirable_weight, undesirable_weight] = ["desirable_weight", "undesirable_weight"]
         .map(|name| option(reader, kind, name, &[K::Kto], 1.0, NOT_NEGATIVE));
+    let reference = reference(reader, kind);
+    let precompute_reference = precompute(reader, kind);
     let objective = match kind {
         K::Sft => ObjectiveRecipe::Sft,
         K::Dpo => ObjectiveRecipe::Dpo {
@@ -171,6 +210,8 @@ pub(crate) fn objective(
             loss,
             label_smoothing,
             sft_weight,
+            reference,
+            precompute_reference,
         },
         K::Orpo => ObjectiveRecipe::Orpo { beta },
         K::Simpo => ObjectiveRecipe::Simpo {
@@ -188,28 +229,48 @@ pub(crate) fn objective(
             beta,
             desirable_weight,
             undesirable_weight,
+            reference,
         },
     };
-    if objective.has_reference() {
-        reference(reader, kind, quantization, lora);
+    if objective.reference().is_some() {
+        stays(reader, kind, quantization, lora);
     }
     objective
 }
 
-/// The reference is the base alone: refuses what begins elsewhere, or moves the base.
-fn reference(
+/// What answers are compared with, which kinds without a reference refuse.
+fn reference(reader: &mut Reader<'_>, kind: ObjectiveKind) -> ReferenceStart {
+    const KEY: &str = "objective.reference";
+    let reference = reader.optional(KEY).unwrap_or_default();
+    if !matches!(kind, ObjectiveKind::Dpo | ObjectiveKind::Kto) && reader.has(KEY) {
+        refuse(reader, KEY, kind);
+    }
+    reference
+}
+
+/// Whether log-likelihoods are computed before: only of pairs, whose answers alone are asked for.
+fn precompute(reader: &mut Reader<'_>, kind: ObjectiveKind) -> bool {
+    const KEY: &str = "objective.precompute_reference";
+    let precompute = reader.optional(KEY).unwrap_or_default();
+    if kind == ObjectiveKind::Kto && precompute {
+        let instead = "kto also asks the reference about prompts with the answers of other rows of the step, which no row tells before; take it out";
+        reader.conflict(KEY, format!("objective.kind = \"{kind}\""), instead);
+    } else if !matches!(kind, ObjectiveKind::Dpo | ObjectiveKind::Kto) && reader.has(KEY) {
+        refuse(reader, KEY, kind);
+    }
+    precompute
+}
+
+/// Refuses what takes a part of the reference's weights, or moves them.
+fn stays(
     reader: &mut Reader<'_>,
     kind: ObjectiveKind,
     quantization: &QuantizationRecipe,
     lora: &LoraRecipe,
 ) {
     let other = format!("objective.kind = \"{kind}\"");
-    if lora.adapter.is_some() {
-        let instead = "the reference is the base without an adapter, and this version keeps no copy of another start; `backdraft merge` puts the adapter into the base, which a new one can be trained over";
-        reader.conflict("lora.adapter", &*other, instead);
-    }
     if lora.init != AdapterStart::Default {
-        let instead = "the reference is the base without an adapter, so adapters have to start at zero; write init = \"default\"";
+        let instead = "the reference is the base without a fresh adapter, which has to start at zero; write init = \"default\"";
         reader.conflict("lora.init", &*other, instead);
     }
     let deals = quantization.bits.is_some() || quantization.base_memory.is_some();
@@ -289,7 +350,9 @@ mod tests {
                 beta: 0.1,
                 loss: DpoLoss::Sigmoid,
                 label_smoothing: 0.0,
-                sft_weight: 0.0
+                sft_weight: 0.0,
+                reference: ReferenceStart::Start,
+                precompute_reference: false,
             }
         );
         assert_eq!(
@@ -324,6 +387,8 @@ mod tests {
             "objective.beta=0.1",
             "objective.loss=\"ipo\"",
             "objective.sft_weight=1",
+            "objective.reference=\"base\"",
+            "objective.precompute_reference=false",
         ] {
             let message = message(&[option]);
             assert!(message.contains("objective.kind = \"sft\""), "{message}");
@@ -344,14 +409,22 @@ mod tests {
     }
 
     #[test]
-    fn a_reference_other_than_the_base_is_refused() {
+    fn a_reference_that_does_not_stay_is_refused() {
         let message = |overrides: &[&str]| read(overrides).unwrap_err();
         for kind in ["dpo", "kto"] {
             let kind = format!("objective.kind=\"{kind}\"");
+            let precompute = [&*kind, "objective.precompute_reference=true"];
+            match kind.contains("dpo") {
+                true => assert!(of(&precompute).precomputes_reference()),
+                false => {
+                    assert!(message(&precompute).contains("prompts with the answers of other"))
+                }
+            }
             let found = message(&[&kind, "lora.init=\"pissa\""]);
             assert!(found.contains("init = \"default\""), "{found}");
-            let found = message(&[&kind, "lora.adapter=\"none\""]);
-            assert!(found.contains("`backdraft merge`"), "{found}");
+            let base = of(&[&kind, "objective.reference=\"base\""]);
+            assert_eq!(base.reference(), Some(ReferenceStart::Base));
+            assert_eq!(of(&[&kind]).reference(), Some(ReferenceStart::Start));
             let found = message(&[
                 &kind,
                 "load_in_4bit=true",

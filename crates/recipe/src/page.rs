@@ -33,10 +33,12 @@ const TAIL: &str = "\
   `base_model.model.model.language_model.layers…`, as PEFT over transformers 5 has them. `text` is for who serves the language
   model alone. Either is read here, over either model.
 - `lora.adapter` (`train --adapter DIR`) takes an adapter of PEFT or of a run, and trains it further over `model`. It need not be
-  there any more when the run is resumed. A base or a quantization other than the adapter's is told.
+  there any more when the run is resumed, unless answers are compared with it. A base or a quantization other than the adapter's is told.
 - `objective`: losses and gradients are means over the pairs (for `kto` the answers) of the whole step, however they are dealt to
-  micro-batches. The reference of `dpo` and `kto` is the base with its adapters skipped, computed over the same micro-batch, so
-  nothing is kept and nothing can be stale; that is why `lora.adapter` and other starts than `default` are refused there.
+  micro-batches. The reference of `dpo` and `kto` is the model that training begins with, computed over the same micro-batch:
+  the base with its adapters skipped, or, with `lora.adapter`, a frozen copy of those factors beside the trained ones, which a
+  resumed run reads again and refuses if they have changed. `reference = \"base\"` skips adapters there too. Other `lora.init`
+  than `default` are refused. The first loss of `sigmoid` is ln 2 where the reference is the start and nothing is dropped out.
   `kto`'s estimate of the KL divergence goes over the whole step: each prompt with the answer of the row before it.
 - `train.lr_scheduler` is a name or a table such as `{ kind = \"cosine_with_min_lr\", min_lr_rate = 0.1 }`. Kinds: `constant`,
   `constant_with_warmup`, `linear`, `cosine`, `cosine_with_restarts`, `cosine_with_min_lr`, `polynomial`, `inverse_sqrt`; values

@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use crate::bases::Origin;
 use crate::data_format::DataFormat;
+use crate::eval_metric::EvalMetric;
 use crate::names::{Bias, DType, KeyPrefix, Optimizer, RowBatching};
 use crate::objective::ObjectiveRecipe;
 use crate::precision::Bits;
@@ -269,7 +270,10 @@ pub struct TrainRecipe {
     /// Evaluations without an improvement after which the run ends; `None` runs to the last step.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub early_stopping_patience: Option<usize>,
-    /// What counts as an improvement, nats; given exactly where the patience is.
+    /// Which evaluation is the best one.
+    #[serde(skip_serializing_if = "EvalMetric::is_loss")]
+    pub early_stopping_metric: EvalMetric,
+    /// What counts as an improvement, in units of the metric; given exactly where the patience is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub early_stopping_min_improvement: Option<f64>,
     /// Steps between checkpoints.

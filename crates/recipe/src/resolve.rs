@@ -9,6 +9,7 @@ use backdraft_plan::ActivationPolicy;
 
 use crate::bases::{Bases, Origin, is_hub_id};
 use crate::data_format::DataFormat;
+use crate::eval_metric::eval_metric;
 use crate::objective::objective;
 use crate::precision::Bits;
 use crate::problem::{Problem, ProblemKind};
@@ -77,6 +78,7 @@ fn top(reader: &mut Reader<'_>, bases: &Bases<'_>, origin: Origin) -> Recipe {
         let other = format!("objective.kind = \"{}\"", objective.kind());
         reader.conflict("data.batching", other, instead);
     }
+    let train = train(reader, &objective);
     Recipe {
         objective,
         model,
@@ -97,7 +99,7 @@ fn top(reader: &mut Reader<'_>, bases: &Bases<'_>, origin: Origin) -> Recipe {
         quantization,
         lora,
         data,
-        train: train(reader),
+        train,
     }
 }
 
@@ -432,7 +434,7 @@ fn train_on(reader: &mut Reader<'_>, format: DataFormat) -> Supervision {
     Supervision::All
 }
 
-fn train(reader: &mut Reader<'_>) -> TrainRecipe {
+fn train(reader: &mut Reader<'_>, objective: &ObjectiveRecipe) -> TrainRecipe {
     let length = length(reader);
     let learning_rate = positive(reader, "train.learning_rate");
     let lr_scheduler = scheduler(reader, learning_rate);
@@ -452,6 +454,7 @@ fn train(reader: &mut Reader<'_>) -> TrainRecipe {
         logging_steps: reader.count("train.logging_steps"),
         eval_steps: eval_steps(reader),
         early_stopping_patience: patience(reader),
+        early_stopping_metric: eval_metric(reader, objective),
         early_stopping_min_improvement: min_improvement(reader),
         save_steps: reader.count("train.save_steps"),
         save_total_limit: reader.count("train.save_total_limit"),

@@ -9,7 +9,9 @@ use backdraft_data::{Batching, Format};
 use backdraft_plan::Setup;
 use backdraft_plan::tensors::MemoryModel;
 
-use crate::{DataFormat, LoraRecipe, ObjectiveRecipe, Optimizer, Recipe, RowBatching};
+use crate::{
+    DataFormat, LoraRecipe, ObjectiveRecipe, Optimizer, Recipe, ReferenceStart, RowBatching,
+};
 
 impl Recipe {
     /// How the base is quantised while it is loaded; `None` where it is not, be it that it keeps a file's blocks
@@ -118,13 +120,33 @@ impl Recipe {
             grad_accumulation_steps: self.train.grad_accumulation_steps,
             host: if self.activation_offloading { host } else { 0 },
         };
-        let Some((bits, plan)) = self.mean_bits().zip(setup.quantization.as_ref()) else {
-            return setup;
-        };
+        let mut base = setup.base_bytes();
         // What will be dealt out, in place of what the base is loaded in.
-        let (values, bytes) = plan.quantized(&setup.spec);
-        let base = setup.base_bytes() - bytes + bytes_of(bits, values).max(bytes);
-        setup.with_base(base)
+        if let Some((bits, plan)) = self.mean_bits().zip(setup.quantization.as_ref()) {
+            let (values, bytes) = plan.quantized(&setup.spec);
+            base += bytes_of(bits, values).max(bytes) - bytes;
+        }
+        base += self.frozen_adapter_bytes(&setup);
+        match base == setup.base_bytes() {
+            true => setup,
+            false => setup.with_base(base),
+        }
+    }
+
+    /// Whether answers are compared with those of the adapter that the run goes on from.
+    #[must_use]
+    pub fn compares_with_start(&self) -> bool {
+        self.lora.adapter.is_some() && self.objective.reference() == Some(ReferenceStart::Start)
+    }
+
+    /// Bytes of a copy of that adapter, as it was, which counts as a part of the base; none where all that it says is known
+    /// before the first step.
+    #[must_use]
+    pub fn frozen_adapter_bytes(&self, setup: &Setup) -> u64 {
+        match self.compares_with_start() && !self.objective.precomputes_reference() {
+            true => setup.step().adapters,
+            false => 0,
+        }
     }
 }
 
@@ -156,5 +178,40 @@ impl LoraRecipe {
             ..LoraConfig::default()
         };
         targets.resolve(spec, config)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn base_of(more: &str) -> (u64, u64) {
+        let text = format!(
+            "model = \"org/name\"\ndata.train = \"rows.jsonl\"\nlora.adapter = \"first\"\n{more}"
+        );
+        let recipe = Recipe::from_stored(&text, Path::new("/recipes")).unwrap();
+        let spec = ModelSpec::from_hf(&serde_json::json!({
+            "model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 256, "rms_norm_eps": 1e-5,
+            "max_position_embeddings": 512, "rope_theta": 1e4, "hidden_act": "silu",
+        }))
+        .unwrap();
+        let step = recipe.setup(spec, None, MemoryModel::cube(2), 0).step();
+        (step.base, step.adapters)
+    }
+
+    #[test]
+    fn a_frozen_copy_of_the_start_has_its_memory() {
+        let (alone, adapters) = base_of("objective.kind = \"orpo\"");
+        assert!(adapters > 0);
+        let copied = base_of("objective.kind = \"dpo\"");
+        assert_eq!(copied, (alone + adapters, adapters));
+        assert_eq!(base_of("objective.kind = \"kto\""), copied);
+        let base = base_of("objective = { kind = \"dpo\", reference = \"base\" }");
+        assert_eq!(base, (alone, adapters));
+        let known = base_of("objective = { kind = \"dpo\", precompute_reference = true }");
+        assert_eq!(known, (alone, adapters));
     }
 }

@@ -57,7 +57,7 @@ impl Choices {
             "lora.init" if self.load_in_4bit => Some(quote(AdapterStart::Qera.name())),
             // Only beside a patience, which has no default.
             "train.early_stopping_min_improvement" => None,
-            "train.eval_steps" if self.eval.is_none() => None,
+            "train.eval_steps" | "train.early_stopping_metric" if self.eval.is_none() => None,
             _ => key.default.map(str::to_owned),
         }
     }

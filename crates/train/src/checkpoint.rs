@@ -71,7 +71,7 @@ pub struct RunState {
     pub total_steps: usize,
     /// Where the data order stands.
     pub loader: LoaderState,
-    /// The lowest evaluation loss so far.
+    /// The best evaluation so far.
     pub best: Option<Best>,
     /// How long evaluation has not improved.
     pub early_stopping: Option<EarlyStopping>,
@@ -91,6 +91,9 @@ pub struct RunState {
     pub data_fingerprint: String,
     /// Fingerprint of the tokenised evaluation rows.
     pub eval_fingerprint: Option<String>,
+    /// SHA-256 over the factors that the run went on from, where its answers are compared with those.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_fingerprint: Option<String>,
     /// What computed, and with how many threads: another may round otherwise.
     pub computed_by: String,
 }
@@ -100,15 +103,30 @@ impl RunState {
     pub const VERSION: u32 = VERSION;
 }
 
-/// The lowest evaluation loss.
+/// The best evaluation.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Best {
-    /// Mean nll of the held-out tokens, nats.
+    /// Its loss.
     #[serde(with = "exact")]
     pub eval_loss: f64,
+    /// What it costs by `train.early_stopping_metric`, where that is not the loss.
+    #[serde(
+        default,
+        with = "exact::option",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub cost: Option<f64>,
     /// The step after which it was measured.
     pub step: usize,
+}
+
+impl Best {
+    /// What it was chosen by; the less, the better.
+    #[must_use]
+    pub fn cost(&self) -> f64 {
+        self.cost.unwrap_or(self.eval_loss)
+    }
 }
 
 /// What the steps of a run took, over all its resumptions.

@@ -8,7 +8,7 @@ use backdraft_model::Targets;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
 /// Answers of a micro-batch, a segment each; of pairs the chosen one comes first, and the rejected one follows.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Compared {
     /// Targets of each segment.
     targets: Vec<Range<usize>>,
@@ -18,6 +18,8 @@ pub struct Compared {
     pub good: Vec<bool>,
     /// Tokens of each answer that are compared.
     pub lengths: Vec<usize>,
+    /// Log-likelihood of each answer under the reference, where that was computed before, nats.
+    pub reference: Option<Vec<f32>>,
 }
 
 impl Compared {
@@ -42,6 +44,7 @@ impl Compared {
             lengths: targets_of.iter().map(length).collect(),
             targets: targets_of,
             in_answer,
+            reference: None,
         }
     }
 

@@ -177,6 +177,8 @@ mod tests {
             loss: backdraft_recipe::DpoLoss::Sigmoid,
             label_smoothing: 0.0,
             sft_weight: 0.0,
+            reference: backdraft_recipe::ReferenceStart::Start,
+            precompute_reference: false,
         });
         let (found, compared) = deal(dpo).micro_batch(&batch);
         assert_eq!(found.targets.ids, [3, 4, 5, 8, 9, 9]);

@@ -1,11 +1,36 @@
 //! When a run may end before its last step.
 
+use backdraft_journal::report::AnswersReport;
+use backdraft_recipe::EvalMetric;
 use serde::{Deserialize, Serialize};
+
+/// What an evaluation costs by a metric: the less, the better. NaN where the evaluation does not have it.
+#[must_use]
+pub fn cost(metric: EvalMetric, loss: f64, answers: Option<&AnswersReport>) -> f64 {
+    let of = |number: fn(&AnswersReport) -> Option<f64>| answers.and_then(number);
+    let value = match metric {
+        EvalMetric::Loss => Some(loss),
+        EvalMetric::Nll => of(|answers| answers.nll),
+        EvalMetric::Accuracy => of(|answers| Some(answers.accuracy?.mean)),
+        EvalMetric::Margin => of(|answers| Some(answers.margin?.mean)),
+        EvalMetric::RewardChosen => of(|answers| Some(answers.reward_chosen?.mean)),
+        EvalMetric::RewardRejected => of(|answers| Some(answers.reward_rejected?.mean)),
+        EvalMetric::LogpChosen => of(|answers| Some(answers.logp_chosen?.mean)),
+        EvalMetric::LogpRejected => of(|answers| Some(answers.logp_rejected?.mean)),
+        EvalMetric::Entropy => of(|answers| Some(answers.entropy?.mean)),
+        EvalMetric::Kl => of(|answers| answers.kl),
+    };
+    let value = value.unwrap_or(f64::NAN);
+    match metric.higher_is_better() {
+        true => -value,
+        false => value,
+    }
+}
 
 /// Ends a run after `patience` evaluations in a row that were no improvement.
 ///
 /// An evaluation is an improvement if it is below the best one so far by more than
-/// `min_improvement`. A loss that is no number is none.
+/// `min_improvement`. A cost that is no number is none.
 ///
 /// # Source
 /// `transformers.EarlyStoppingCallback` with `early_stopping_patience` and `early_stopping_threshold`.
@@ -40,7 +65,7 @@ impl EarlyStopping {
     /// that is no improvement.
     ///
     /// # Units
-    /// `min_improvement` in nats; negative and non-finite values count as 0.
+    /// `min_improvement` as what is observed, for a loss nats; negative and non-finite values count as 0.
     #[must_use]
     pub fn new(patience: usize, min_improvement: f64) -> Self {
         let usable = min_improvement.is_finite() && min_improvement > 0.0;
@@ -53,13 +78,13 @@ impl EarlyStopping {
         }
     }
 
-    /// Takes in the evaluation after `step`.
-    pub fn observe(&mut self, step: usize, eval_loss: f64) -> Progress {
+    /// Takes in what the evaluation after `step` costs.
+    pub fn observe(&mut self, step: usize, cost: f64) -> Progress {
         let limit = self
             .best
             .map_or(f64::INFINITY, |best| best - self.min_improvement);
-        if eval_loss < limit {
-            self.best = Some(eval_loss);
+        if cost < limit {
+            self.best = Some(cost);
             self.best_step = step;
             self.without_improvement = 0;
             return Progress::Improved;
@@ -87,10 +112,10 @@ impl EarlyStopping {
         }
     }
 
-    /// Step and loss of the best evaluation, none before the first that is a number.
+    /// Step and cost of the best evaluation, none before the first that is a number.
     #[must_use]
     pub fn best(&self) -> Option<(usize, f64)> {
-        self.best.map(|loss| (self.best_step, loss))
+        self.best.map(|cost| (self.best_step, cost))
     }
 }
 
@@ -110,6 +135,35 @@ mod tests {
             .map(|(i, &loss)| rule.observe(10 * (i + 1), loss))
             .collect();
         (heard, rule)
+    }
+
+    #[test]
+    fn a_metric_says_which_evaluation_is_better() {
+        let good = [true, false];
+        let report = AnswersReport::new((&[0.5], &[0.75, 0.25], &[-3.0, -4.0]), &good, None, None);
+        let found = |metric| cost(metric, 0.5, Some(&report));
+        let costs = [
+            EvalMetric::Loss,
+            EvalMetric::Accuracy,
+            EvalMetric::Margin,
+            EvalMetric::RewardChosen,
+            EvalMetric::RewardRejected,
+            EvalMetric::LogpChosen,
+            EvalMetric::LogpRejected,
+        ]
+        .map(found);
+        assert_eq!(costs, [0.5, -1.0, -0.5, -0.75, 0.25, 3.0, -4.0]);
+        for absent in [EvalMetric::Nll, EvalMetric::Kl, EvalMetric::Entropy] {
+            assert!(found(absent).is_nan(), "{absent}");
+        }
+        assert!(cost(EvalMetric::Margin, 0.5, None).is_nan());
+        // An accuracy that rises improves; the loss beside it may do what it likes.
+        let mut rule = EarlyStopping::new(1, 0.05);
+        let heard = [0.5, 0.6, 0.64].map(|accuracy: f64| rule.observe(1, -accuracy));
+        assert_eq!(
+            heard,
+            [Progress::Improved, Progress::Improved, Progress::Stop]
+        );
     }
 
     #[test]

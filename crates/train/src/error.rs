@@ -193,6 +193,34 @@ pub enum TrainError {
         /// The module.
         module: String,
     },
+    /// The adapter that a run began with, which it compares answers with, cannot be read any more.
+    #[error(
+        "lora.adapter: {} is not there as it was when the run began, and its answers are compared with it; put it back, or \
+         begin a new run",
+        path.display()
+    )]
+    StartGone {
+        /// The adapter.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: Box<FormatError>,
+    },
+    /// The adapter that a run began with, which it compares answers with, has become another one.
+    #[error(
+        "lora.adapter: {} has changed since the run began, and its answers are compared with what it was (factors {}…, now \
+         {}…); put it back, or begin a new run",
+        path.display(),
+        &was[..was.len().min(12)],
+        &now[..now.len().min(12)]
+    )]
+    StartChanged {
+        /// The adapter.
+        path: PathBuf,
+        /// SHA-256 over its factors when the run began.
+        was: String,
+        /// That of now.
+        now: String,
+    },
     /// The adapter that the recipe goes on from has other modules than its settings say.
     #[error(
         "lora.adapter: {} {found} of rank {rank} for `{module}`, and the settings of the adapter say otherwise: was it \

@@ -1,14 +1,18 @@
 //! Mean nll over a data set.
 
 use backdraft_data::{Answers, RowSet};
+use backdraft_journal::report::AnswersReport;
 use backdraft_model::CausalLm;
 use burn::data::dataloader::DataLoader;
-use burn::tensor::Tensor;
 use burn::tensor::activation::log_softmax;
+use burn::tensor::{Tensor, TensorReadError};
 
+use crate::deal::Deal;
 use crate::error::TrainError;
+use crate::held_out::HeldOut;
 use crate::loader::EvalLoader;
 use crate::metrics::EvalOutput;
+use crate::trainee::evaluated;
 
 /// A mean over supervised tokens.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -55,6 +59,50 @@ pub fn evaluate(
     Ok(Evaluation {
         nll: sum / tokens.max(1) as f64,
         tokens,
+    })
+}
+
+/// What came of rows of answers.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Comparison {
+    /// What the objective minimises.
+    pub loss: f64,
+    /// Rewards, log-likelihoods and the like.
+    pub answers: AnswersReport,
+    /// Of the tokens of chosen or desirable answers.
+    pub good: Evaluation,
+}
+
+/// Judges the answers of some rows as an objective does, in micro-batches of `size` rows; `reference` is what they are
+/// compared with, where the objective has one.
+///
+/// # Errors
+/// Rows that cannot be read, or a device that failed.
+pub fn compare(
+    (model, reference): (&CausalLm, &CausalLm),
+    rows: &RowSet,
+    (deal, size): (Deal, usize),
+) -> Result<Comparison, TrainError> {
+    let device = |error: TensorReadError| TrainError::Device {
+        step: 0,
+        message: error.to_string(),
+    };
+    let reference = deal.objective.has_reference().then_some(reference);
+    let loader = EvalLoader::new(rows.clone(), size).comparing(Some(deal));
+    let mut held_out = HeldOut::default();
+    for held in loader.iter() {
+        let output = evaluated(model, reference, held.map_err(unreadable)?);
+        held_out.add(&output).map_err(device)?;
+    }
+    let found = held_out.finish(deal.objective, &model.device().inner());
+    let (loss, answers) = found.map_err(device)?;
+    Ok(Comparison {
+        loss,
+        answers: answers.unwrap_or_default(),
+        good: Evaluation {
+            nll: held_out.nll(),
+            tokens: held_out.tokens(),
+        },
     })
 }
 

@@ -1,6 +1,6 @@
 //! What an evaluation adds up to.
 
-use backdraft_journal::report::AnswersReport;
+use backdraft_journal::report::{AnswersReport, Estimate};
 use burn::tensor::{Device, TensorReadError};
 
 use crate::compared::{Compared, floats};
@@ -16,6 +16,8 @@ pub struct HeldOut {
     policy: Vec<f64>,
     reference: Vec<f64>,
     divergence: Vec<f64>,
+    /// Of each answer, a mean over its tokens.
+    entropies: Vec<f64>,
     good: Vec<bool>,
     lengths: Vec<usize>,
 }
@@ -30,10 +32,14 @@ impl HeldOut {
         self.nll += nll;
         self.tokens += tokens;
         if let Some(answers) = output.answers() {
-            let [policy, reference, divergence] = answers.read()?;
+            let [policy, reference, divergence, entropies] = answers.read()?;
             self.policy.extend(policy);
             self.reference.extend(reference);
             self.divergence.extend(divergence);
+            let lengths = answers.compared.lengths.iter();
+            let means = entropies.iter().zip(lengths);
+            let means = means.map(|(sum, length)| sum / (*length).max(1) as f64);
+            self.entropies.extend(means);
             self.good.extend(&answers.compared.good);
             self.lengths.extend(&answers.compared.lengths);
         }
@@ -43,6 +49,11 @@ impl HeldOut {
     /// Supervised tokens; of answers that are compared, those of the good ones.
     pub fn tokens(&self) -> usize {
         self.tokens
+    }
+
+    /// Mean nll of those tokens, nats.
+    pub fn nll(&self) -> f64 {
+        self.nll / self.tokens.max(1) as f64
     }
 
     /// The loss, and what to tell of answers.
@@ -55,7 +66,7 @@ impl HeldOut {
         device: &Device,
     ) -> Result<(f64, Option<AnswersReport>), TensorReadError> {
         if !objective.compares() {
-            return Ok((self.nll / self.tokens.max(1) as f64, None));
+            return Ok((self.nll(), None));
         }
         let tensor = |values: &[f64]| floats(values.iter().map(|value| *value as f32), device);
         let answers = self.good.len();
@@ -72,12 +83,15 @@ impl HeldOut {
         let read = |tensor: burn::tensor::Tensor<1>| -> Result<Vec<f64>, TensorReadError> {
             Ok(tensor.try_into_data()?.iter::<f64>().collect())
         };
-        Ok(summary(
+        let (loss, report) = summary(
             objective,
             (&read(judged.losses)?, &read(judged.rewards)?, &self.policy),
-            &self.good,
+            (&self.good, &self.lengths),
             (self.nll, self.tokens),
             divergence,
-        ))
+        );
+        let entropy = Estimate::of(&self.entropies);
+        let report = report.map(|report| AnswersReport { entropy, ..report });
+        Ok((loss, report))
     }
 }

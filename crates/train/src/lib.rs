@@ -23,6 +23,7 @@ pub mod early_stopping;
 pub mod error;
 pub mod evaluate;
 pub mod held_out;
+pub mod known;
 pub mod likeness;
 pub mod loader;
 pub mod lock;

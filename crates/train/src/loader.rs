@@ -9,6 +9,7 @@ use burn::tensor::Device;
 
 use crate::compared::Compared;
 use crate::deal::Deal;
+use crate::known::Known;
 use crate::prefetch::Prefetch;
 use crate::step::MicroBatch;
 
@@ -61,6 +62,7 @@ pub struct StepLoader {
     total_steps: usize,
     pad_id: Option<u32>,
     deal: Option<Deal>,
+    known: Option<Known>,
 }
 
 impl StepLoader {
@@ -73,6 +75,7 @@ impl StepLoader {
             total_steps,
             pad_id: None,
             deal: None,
+            known: None,
         }
     }
 
@@ -90,6 +93,12 @@ impl StepLoader {
     #[must_use]
     pub fn comparing(self, deal: Option<Deal>) -> Self {
         Self { deal, ..self }
+    }
+
+    /// The same where the reference's log-likelihoods of all rows are known.
+    #[must_use]
+    pub fn knowing(self, known: Option<Known>) -> Self {
+        Self { known, ..self }
     }
 
     /// The same run after `steps` of its steps, which is where its loader has to stand.
@@ -160,8 +169,13 @@ impl Steps {
             Some(deal) => {
                 mismatched = deal.mismatched(&batches);
                 let dealt = batches.iter().map(|batch| deal.micro_batch(batch));
-                let (micro_batches, compared) = dealt.unzip();
+                let (micro_batches, compared): (_, Vec<Compared>) = dealt.unzip();
                 answers = compared;
+                if let Some(known) = &self.source.known {
+                    for (compared, rows) in answers.iter_mut().zip(&row_groups) {
+                        compared.reference = Some(known.of(rows));
+                    }
+                }
                 micro_batches
             }
         };
@@ -228,6 +242,7 @@ pub struct EvalBatch {
 #[derive(Clone)]
 pub struct EvalLoader {
     deal: Option<Deal>,
+    known: Option<Known>,
     rows: RowSet,
     size: usize,
     /// Rows that are left out at the beginning.
@@ -244,7 +259,14 @@ impl EvalLoader {
             size: size.max(1),
             start: 0,
             deal: None,
+            known: None,
         }
+    }
+
+    /// The same where the reference's log-likelihoods of all rows are known.
+    #[must_use]
+    pub fn knowing(self, known: Option<Known>) -> Self {
+        Self { known, ..self }
     }
 
     /// The same for rows of answers to compare.
@@ -295,6 +317,7 @@ impl Iterator for EvalBatches<'_> {
             start,
             end,
             deal,
+            known,
         } = self.source;
         let first = start + self.done * size;
         if first >= *end {
@@ -313,7 +336,8 @@ impl Iterator for EvalBatches<'_> {
             // The answer that the first prompt meets is that of the row before it.
             let before = if first == 0 { rows.len() } else { first } - 1;
             let before = Batch::from_rows(rows, &[before])?;
-            let (micro_batch, answers) = deal.micro_batch(&batch);
+            let (micro_batch, mut answers) = deal.micro_batch(&batch);
+            answers.reference = known.as_ref().map(|known| known.of(&numbers));
             Ok(EvalBatch {
                 batch: micro_batch,
                 answers: Some(answers),

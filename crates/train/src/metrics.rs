@@ -32,6 +32,8 @@ struct StepAnswers {
     divergence: Option<Tensor<1>>,
     /// Of each answer of the step: whether it is a good one.
     good: Vec<bool>,
+    /// Its tokens.
+    lengths: Vec<usize>,
     /// Targets of the good ones.
     good_targets: usize,
 }
@@ -64,6 +66,11 @@ impl StepOutput {
             told,
             divergence,
             good: good.copied().collect(),
+            lengths: step
+                .answers
+                .iter()
+                .flat_map(|it| it.lengths.clone())
+                .collect(),
             good_targets: step.good_targets(),
         });
         Self { answers, ..self }
@@ -126,7 +133,7 @@ impl StepAnswers {
         Ok(summary(
             self.objective,
             (losses, rewards, log_likelihoods),
-            &self.good,
+            (&self.good, &self.lengths),
             (nll, self.good_targets),
             divergence.first().copied(),
         ))
@@ -134,7 +141,7 @@ impl StepAnswers {
 }
 
 /// A tensor's values.
-fn numbers(values: Tensor<1>) -> Result<Vec<f64>, TensorReadError> {
+pub(crate) fn numbers(values: Tensor<1>) -> Result<Vec<f64>, TensorReadError> {
     Ok(values.try_into_data()?.iter::<f64>().collect())
 }
 
@@ -142,7 +149,7 @@ fn numbers(values: Tensor<1>) -> Result<Vec<f64>, TensorReadError> {
 pub(crate) fn summary(
     objective: Objective,
     (losses, rewards, log_likelihoods): (&[f64], &[f64], &[f64]),
-    good: &[bool],
+    (good, lengths): (&[bool], &[usize]),
     (nll, good_targets): (f64, usize),
     divergence: Option<f64>,
 ) -> (f64, Option<AnswersReport>) {
@@ -150,7 +157,7 @@ pub(crate) fn summary(
     let comparison = losses.iter().sum::<f64>() / losses.len().max(1) as f64;
     let loss = comparison + nll.map_or(0.0, |nll| objective.nll_weight() * nll);
     let report = AnswersReport::new((losses, rewards, log_likelihoods), good, nll, divergence);
-    (loss, Some(report))
+    (loss, Some(report.with_lengths(rewards, lengths)))
 }
 
 /// The numbers of one optimiser step.
@@ -196,8 +203,10 @@ pub struct EvalAnswers {
     pub nll: Tensor<1>,
     /// Log-likelihoods, `[answers]`.
     pub policy: Tensor<1>,
-    /// The base's, where they are compared with it.
+    /// The reference's, where they are compared with it.
     pub reference: Option<Tensor<1>>,
+    /// Σ of the entropies of the next token over each answer's tokens, nats, `[answers]`.
+    pub entropy: Tensor<1>,
     /// Σ of ln π − ln ρ over prompts with other answers, `[1]`, where something asks for it.
     pub divergence: Option<Tensor<1>>,
     /// Which they are.
@@ -242,11 +251,11 @@ impl EvalOutput {
 }
 
 impl EvalAnswers {
-    /// Log-likelihoods, those of the base, and the divergence's sum.
+    /// Log-likelihoods, those of the reference, the divergence's sum, and sums of entropies.
     ///
     /// # Errors
     /// A device that failed.
-    pub fn read(&self) -> Result<[Vec<f64>; 3], TensorReadError> {
+    pub fn read(&self) -> Result<[Vec<f64>; 4], TensorReadError> {
         let one = |tensor: &Option<Tensor<1>>| match tensor {
             Some(tensor) => numbers(tensor.clone()),
             None => Ok(Vec::new()),
@@ -255,6 +264,7 @@ impl EvalAnswers {
             numbers(self.policy.clone())?,
             one(&self.reference)?,
             one(&self.divergence)?,
+            numbers(self.entropy.clone())?,
         ])
     }
 }

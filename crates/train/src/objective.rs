@@ -8,9 +8,11 @@ mod tests;
 
 use backdraft_kernels::Segments;
 use backdraft_kernels::cross_entropy::{self, HeadLoss};
+use backdraft_kernels::frozen_matrix::FrozenMatrix;
 use backdraft_model::Targets;
 use backdraft_quant::Weight;
 use backdraft_recipe::ObjectiveRecipe;
+use burn::tensor::activation::log_softmax;
 use burn::tensor::{DType, Tensor};
 
 use crate::compared::Compared;
@@ -44,6 +46,7 @@ impl From<ObjectiveRecipe> for Objective {
                 loss,
                 label_smoothing,
                 sft_weight,
+                ..
             } => Self::Pairs {
                 loss: PairLoss::Dpo {
                     beta,
@@ -87,6 +90,7 @@ impl From<ObjectiveRecipe> for Objective {
                 beta,
                 desirable_weight,
                 undesirable_weight,
+                ..
             } => Self::Single(SingleLoss {
                 beta,
                 desirable_weight,
@@ -103,7 +107,7 @@ impl Objective {
         !matches!(self, Self::NextToken)
     }
 
-    /// Whether they are compared with those of the base alone.
+    /// Whether they are compared with those of another model.
     #[must_use]
     pub const fn has_reference(self) -> bool {
         match self {
@@ -113,7 +117,7 @@ impl Objective {
         }
     }
 
-    /// Whether it asks how far the policy has gone from the base, by prompts with other answers than their own.
+    /// Whether it asks how far the policy has gone from the reference, by prompts with other answers than their own.
     #[must_use]
     pub const fn measures_divergence(self) -> bool {
         matches!(self, Self::Single(_))
@@ -176,7 +180,7 @@ impl Objective {
 /// What answers are compared with, beside each other.
 #[derive(Clone, Debug, Default)]
 pub struct Others {
-    /// Log-likelihoods of the base alone, `[answers]`.
+    /// Log-likelihoods under the reference, `[answers]`.
     pub reference: Option<Tensor<1>>,
     /// How far the policy has gone from it, `[1]`, nats.
     pub divergence: Option<Tensor<1>>,
@@ -275,6 +279,30 @@ impl Outputs<'_> {
     /// `[targets]`, f32.
     pub fn nll(&self) -> Tensor<1> {
         self.head(None).nll
+    }
+
+    /// Entropy of the distribution that each target is drawn from, without a gradient. Logits are there for a few rows at a
+    /// time, so that their copies take no more than the loss of a step has.
+    ///
+    /// # Shapes
+    /// `[targets]`, f32.
+    ///
+    /// # Units
+    /// Nats.
+    pub fn entropies(&self) -> Tensor<1> {
+        const ROWS: usize = 64;
+        let rows = self.normed.dims()[0];
+        let chunks = (0..rows).step_by(ROWS).map(|start| {
+            let hidden = self.normed.clone().narrow(0, start, ROWS.min(rows - start));
+            let logits = self.head.matmul_add(&hidden, 1.0, None).cast(DType::F32);
+            let logits = match self.cap {
+                None => logits,
+                Some(cap) => logits.div_scalar(cap).tanh().mul_scalar(cap),
+            };
+            let log_p = log_softmax(logits, 1);
+            (log_p.clone().exp() * log_p).sum_dim(1).neg().flatten(0, 1)
+        });
+        Tensor::cat(chunks.collect(), 0)
     }
 
     /// Nll of each target, and the gradient of Σ weightᵢ·nllᵢ with respect to the normed hidden states.

@@ -40,8 +40,9 @@ const HARMLESS: [&str; 9] = [
 /// Covers `base_memory` too: both end as a number of bits.
 const BITS: &str = "quantization.bits";
 
-/// Keys that give the adapter or its optimiser another shape, or that are obeyed before the first step alone.
-const FIXED: [&str; 9] = [
+/// Keys that give the adapter or its optimiser another shape, that are obeyed before the first step alone, or by which
+/// evaluations were compared.
+const FIXED: [&str; 11] = [
     "lora.adapter",
     "lora.exclude_modules",
     "lora.init",
@@ -50,6 +51,8 @@ const FIXED: [&str; 9] = [
     "lora.rank_pattern",
     "lora.target_modules",
     "lora.layers_to_transform",
+    "objective.reference",
+    "train.early_stopping_metric",
     "train.optimizer",
 ];
 

@@ -4,7 +4,9 @@ mod adapt;
 mod begin;
 mod budget;
 mod conclude;
+mod frozen;
 pub(crate) mod going_on;
+mod precompute;
 mod principal;
 
 use std::path::Path;
@@ -14,7 +16,7 @@ use std::time::Instant;
 use backdraft_arch::QuantizationPlan;
 use backdraft_data::{ChatTokenizer, PromptTemplate, count};
 use backdraft_formats::{AdapterPrefix, ModelSource};
-use backdraft_journal::report::{ActivationReport, Reporter, RunSummary};
+use backdraft_journal::report::{ActivationReport, Reporter, RunSummary, Silent};
 use backdraft_kernels::adamw::AdamWParams;
 use backdraft_kernels::device;
 use backdraft_lora::base::blocks_plan;
@@ -30,12 +32,14 @@ use burn::train::renderer::MetricsRenderer;
 use burn::train::{Interrupter, Learner, SupervisedTraining, TrainingStrategy};
 
 use crate::adapt::Adaptation;
+use crate::checkpoint::Saved;
 use crate::clear;
 use crate::control::Control;
 use crate::data::RunData;
 use crate::deal::Deal;
 use crate::device::{DeviceFacts, dtype_on};
 use crate::error::TrainError;
+use crate::known::Known;
 use crate::loader::{EvalLoader, StepLoader};
 use crate::loss_scale::LossScale;
 use crate::metrics::NoFiles;
@@ -46,6 +50,8 @@ use crate::strategy::{Outcome, Plan, StepStrategy};
 use crate::trained_with::{Companions, Prompting, TrainedWith};
 use crate::trainee::{Settings, Trainee};
 use begin::Begun;
+use frozen::FrozenStart;
+pub use precompute::log_likelihoods;
 
 /// Model and rows of a run, read and checked.
 pub struct Run {
@@ -63,6 +69,16 @@ pub struct Run {
     source: Arc<ModelSource>,
     /// What adapters began with, where the base gave it up.
     principal: Option<AdapterWeights>,
+    /// What adapters began with, where answers are compared with it.
+    start: Option<FrozenStart>,
+    known: KnownReferences,
+}
+
+/// Log-likelihoods under the reference that are known before the first step.
+#[derive(Default)]
+struct KnownReferences {
+    train: Option<Known>,
+    eval: Option<Known>,
 }
 
 /// Reads the model of `recipe`, whose rows are `data`; `source` is where the model lies on disk.
@@ -109,6 +125,8 @@ pub fn prepare(
         model_fingerprint: source.fingerprint()?,
         adaptation: adapt::adaptation(&recipe, &source, &data, plan.as_ref())?,
         principal: None,
+        start: None,
+        known: KnownReferences::default(),
         source,
         recipe,
         model,
@@ -174,9 +192,17 @@ pub enum Start {
 }
 
 impl Start {
-    /// Whether there is a checkpoint to go on from.
+    /// The checkpoint to go on from.
+    pub(crate) fn from(&self) -> Option<&Saved> {
+        match self {
+            Self::New { .. } => None,
+            Self::Resume(resume) => resume.from(),
+        }
+    }
+
+    /// Whether there is one.
     pub(crate) fn goes_on(&self) -> bool {
-        matches!(self, Self::Resume(resume) if resume.from().is_some())
+        self.from().is_some()
     }
 }
 
@@ -204,8 +230,11 @@ impl Run {
         let began = Instant::now();
         let recipe_toml = self.recipe.to_toml()?;
         let mut notes = Vec::new();
-        if !watch.start.goes_on() {
-            notes = self.start_from_adapter()?;
+        match watch.start.from() {
+            None => notes = self.start_from_adapter()?,
+            // What is known needs no reference.
+            Some(_) if self.recipe.objective.precomputes_reference() => {}
+            Some(saved) => self.read_start_again(saved)?,
         }
         let adapted = self.adapt(&watch.start, watch.reporter.as_mut())?;
         if !watch.start.goes_on() {
@@ -224,6 +253,9 @@ impl Run {
         if let Some(report) = &adapted {
             told.outcome.note_adaptation(report);
         }
+        let mut nobody = Silent;
+        let reporter = told.outcome.reporter.as_deref_mut();
+        run.precompute(begun.from.as_ref(), reporter.unwrap_or(&mut nobody))?;
         let companions = run.companions();
         told.outcome.adaptation = run.adaptation.take();
         let strategy = StepStrategy {
@@ -240,6 +272,7 @@ impl Run {
                 eval_fingerprint: begun.eval_fingerprint.clone(),
                 computed_by: told.computed_by.clone(),
                 principal: run.principal.clone(),
+                start_fingerprint: run.start_fingerprint(begun.from.as_ref()),
                 start: begun.start,
                 control: watch.control,
             }),
@@ -273,7 +306,8 @@ impl Run {
         let rows = self.data.train.clone();
         let steps = StepLoader::new(rows, begun.loader.clone(), begun.total_steps)
             .after(begun.resumed_from())
-            .comparing(self.deal());
+            .comparing(self.deal())
+            .knowing(self.known.train.clone());
         let steps = Arc::new(match self.recipe.data.batching {
             RowBatching::Padded => steps.padded(self.pad_id()),
             RowBatching::PaddingFree | RowBatching::Packed => steps,
@@ -281,6 +315,7 @@ impl Run {
         let eval_rows = self.data.eval.clone().unwrap_or_default();
         let valid =
             EvalLoader::new(eval_rows, self.recipe.train.micro_batch_size).comparing(self.deal());
+        let valid = valid.knowing(self.known.eval.clone());
         let result =
             SupervisedTraining::<Trainee>::new(&self.recipe.output_dir, steps, Arc::new(valid))
                 .with_metric_logger(NoFiles)
@@ -375,7 +410,10 @@ impl Run {
             objective: self.recipe.objective.into(),
             activations,
         };
-        Ok(Trainee::new(self.model.clone(), optimizer, settings))
+        // Before the optimiser takes the factors.
+        let reference = self.reference()?;
+        let trainee = Trainee::new(self.model.clone(), optimizer, settings);
+        Ok(trainee.compared_with(reference))
     }
 }
 

@@ -13,7 +13,7 @@ use backdraft_model::{CausalLm, Targets, Tokens};
 use backdraft_plan::memory::{Guard, OutOfMemory};
 use backdraft_plan::tensors::PassShape;
 use backdraft_plan::{ActivationPlan, Segment};
-use burn::tensor::Tensor;
+use burn::tensor::{Device, Tensor};
 
 use crate::objective::{Goal, Outputs, ToldAnswers};
 
@@ -75,7 +75,7 @@ pub fn forward_backward(
 ) -> Tensor<1> {
     match guarded(
         model,
-        batch,
+        (batch, Trunk::new(model, batch)),
         &Goal::next_token(scale),
         dropout_seed,
         (plan, None),
@@ -95,29 +95,98 @@ pub struct Told {
     pub answers: Option<ToldAnswers>,
 }
 
-/// Nll of each target under `model` without dropout, and without saving anything. It has one layer's values at a time and
-/// needs no more than the forward pass of a step, which has them beside what it saves: a plan that fits a step fits
+/// A micro-batch below the lowest adapter of a model, where its reference computes the same: both go on from here.
+#[derive(Clone, Debug)]
+pub struct Trunk {
+    context: Context,
+    /// `[t, hidden]`.
+    h: Tensor<2>,
+    /// Layers below.
+    depth: usize,
+}
+
+impl Trunk {
+    /// Nothing here needs a gradient, so nothing is saved but the result.
+    pub fn new(model: &CausalLm, batch: &MicroBatch) -> Self {
+        Self::of_both(model, None, batch)
+    }
+
+    /// As [`new`](Self::new), below the adapters of another model too, over the same base.
+    pub fn of_both(model: &CausalLm, other: Option<&CausalLm>, batch: &MicroBatch) -> Self {
+        let context = model.context(&batch.tokens, None);
+        let both = [Some(model), other].into_iter().flatten();
+        let lowest = both.filter_map(CausalLm::first_adapted_layer).min();
+        let depth = lowest.unwrap_or(model.layers.len());
+        let h = model.embed(&batch.tokens.input_ids).inner();
+        let frozen = model.layers[..depth].iter();
+        let h = frozen.fold(h, |h, layer| forward(layer, h, &context));
+        Self { context, h, depth }
+    }
+
+    /// Where it lies.
+    pub(crate) fn device(&self) -> Device {
+        self.h.device()
+    }
+}
+
+/// Nll of each target under `model` without dropout, from a trunk on, and without saving anything: `model` is the one of
+/// the trunk, or one with the same layers below. It has one layer's values at a time beside the trunk, which is the input
+/// that a step keeps of its first layer, and so needs no more than the forward pass of a step: a plan that fits a step fits
 /// this before or after it.
 ///
 /// # Shapes
 /// `[targets]`, in nats.
-pub fn nll(model: &CausalLm, batch: &MicroBatch) -> Tensor<1> {
-    let context = model.context(&batch.tokens, None);
-    let h = model.embed(&batch.tokens.input_ids).inner();
-    let layers = model.layers.iter();
+pub fn nll(model: &CausalLm, batch: &MicroBatch, trunk: Trunk) -> Tensor<1> {
+    let head = in_front(model, batch, trunk);
+    head.outputs(model, batch).nll()
+}
+
+/// As [`nll`], and the entropy of the distribution that each target is drawn from.
+///
+/// # Shapes
+/// Both `[targets]`, in nats.
+pub fn nll_and_entropy(model: &CausalLm, batch: &MicroBatch, trunk: Trunk) -> [Tensor<1>; 2] {
+    let head = in_front(model, batch, trunk);
+    let outputs = head.outputs(model, batch);
+    [outputs.nll(), outputs.entropies()]
+}
+
+fn in_front(model: &CausalLm, batch: &MicroBatch, trunk: Trunk) -> Headed {
+    let Trunk { context, h, depth } = trunk;
+    let layers = model.layers[depth..].iter();
     let h = layers.fold(h, |h, layer| forward(layer, h, &context));
-    let hidden = embedding::forward(&h, &batch.targets.rows);
-    drop(h);
-    let (normed, _) = model.norm().forward_saving(&hidden);
-    let normed = model.before_head(normed);
-    let outputs = Outputs {
-        normed: &normed,
-        head: model.head(),
-        cap: model.logits_softcap(),
-        targets: &batch.targets,
-        segments: &batch.tokens.segments,
-    };
-    outputs.nll()
+    Headed::new(model, batch, h)
+}
+
+/// Supervised rows in front of the head: norm, head and loss see no others.
+struct Headed {
+    hidden: Tensor<2>,
+    normed: Tensor<2>,
+    rstd: Tensor<1>,
+}
+
+impl Headed {
+    fn new(model: &CausalLm, batch: &MicroBatch, h: Tensor<2>) -> Self {
+        let hidden = embedding::forward(&h, &batch.targets.rows);
+        drop(h);
+        let (normed, rstd) = model.norm().forward_saving(&hidden);
+        let normed = model.before_head(normed);
+        Self {
+            hidden,
+            normed,
+            rstd,
+        }
+    }
+
+    fn outputs<'a>(&'a self, model: &'a CausalLm, batch: &'a MicroBatch) -> Outputs<'a> {
+        Outputs {
+            normed: &self.normed,
+            head: model.head(),
+            cap: model.logits_softcap(),
+            targets: &batch.targets,
+            segments: &batch.tokens.segments,
+        }
+    }
 }
 
 /// As [`forward_backward`], for any [`Goal`]; asks before each segment of the forward pass whether its memory can
@@ -130,23 +199,27 @@ pub fn nll(model: &CausalLm, batch: &MicroBatch) -> Tensor<1> {
 /// As [`forward_backward`].
 pub fn guarded(
     model: &CausalLm,
-    batch: &MicroBatch,
+    (batch, trunk): (&MicroBatch, Trunk),
     goal: &Goal<'_>,
     dropout_seed: Option<u64>,
     (plan, guard): (&ActivationPlan, Option<Guard<'_>>),
     grads: &mut AdapterGrads,
 ) -> Result<Told, OutOfMemory> {
-    let context = model.context(&batch.tokens, dropout_seed);
-    let first = model.first_adapted_layer();
-    let first = first.unwrap_or_else(|| panic!("a model without adapters has nothing to train"));
-
-    // Below the first adapter nothing needs a gradient, so nothing is saved.
-    let (frozen, adapted) = model.layers.split_at(first);
+    let Trunk {
+        context,
+        mut h,
+        depth,
+    } = trunk;
+    let context = Context {
+        dropout_seed,
+        ..context
+    };
+    let adapted = &model.layers[depth..];
+    assert!(
+        !adapted.is_empty(),
+        "a model without adapters has nothing to train"
+    );
     assert_eq!(plan.num_layers(), adapted.len(), "layers of the plan");
-    let mut h = model.embed(&batch.tokens.input_ids).inner();
-    for layer in frozen {
-        h = forward(layer, h, &context);
-    }
     let mut segments = Vec::with_capacity(plan.segments.len());
     let mut rest = adapted;
     let mut lane = Lane::default();
@@ -164,27 +237,21 @@ pub fn guarded(
     }
     lane.finish();
 
-    // Norm, head and loss see supervised positions only.
     let t = h.dims()[0];
-    let rows = &batch.targets.rows;
-    let hidden = embedding::forward(&h, rows);
-    drop(h);
-    let (normed, rstd) = model.norm().forward_saving(&hidden);
-    let normed = model.before_head(normed);
-    let outputs = Outputs {
-        normed: &normed,
-        head: model.head(),
-        cap: model.logits_softcap(),
-        targets: &batch.targets,
-        segments: &batch.tokens.segments,
-    };
+    let head = Headed::new(model, batch, h);
+    let outputs = head.outputs(model, batch);
     let (weights, answers) = goal.weights(&outputs);
     let (nll, d_normed) = outputs.loss(&weights);
+    let Headed {
+        hidden,
+        normed,
+        rstd,
+    } = head;
     drop((normed, weights));
     let d_normed = model.before_head(d_normed);
     let d_rows = model.norm().backward(&d_normed, &hidden, &rstd);
     drop((d_normed, hidden));
-    let mut dh = Some(embedding::spread(&d_rows, rows, t));
+    let mut dh = Some(embedding::spread(&d_rows, &batch.targets.rows, t));
     drop(d_rows);
 
     let mut below = adapted.len();
@@ -292,3 +359,6 @@ const fn above(lowest: InputGrad, i: usize) -> InputGrad {
 fn forward(layer: &DecoderLayer, h: Tensor<2>, context: &Context) -> Tensor<2> {
     layer.forward_saving(h, context, KeepSet::NONE).0
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,7 +11,9 @@ use std::time::Instant;
 use backdraft_data::{LoaderState, RowSet};
 use backdraft_formats::FormatError;
 use backdraft_journal::adaptation::AdaptationReport;
-use backdraft_journal::diagnosis::{Class, Diagnosis, EvalPoint, Monitor, TrainPoint};
+use backdraft_journal::diagnosis::{
+    AnswerMonitor, AnswerPoint, Class, Diagnosis, EvalPoint, Finding, Monitor, TrainPoint,
+};
 use backdraft_journal::records::{Records, RecordsState};
 use backdraft_journal::report::{AnswersReport, EvalReport, ReplanReport, Reporter, StepReport};
 use backdraft_journal::tensorboard::EventWriter;
@@ -33,7 +35,7 @@ use burn::train::{
 use crate::adapt::Adaptation;
 use crate::checkpoint::{self, Best, Checkpoint, Effort, RunState};
 use crate::control::Control;
-use crate::early_stopping::{EarlyStopping, Progress as Patience};
+use crate::early_stopping::{EarlyStopping, Progress as Patience, cost};
 use crate::error::TrainError;
 use crate::held_out::HeldOut;
 use crate::loader::Step;
@@ -77,6 +79,8 @@ pub struct Plan {
     pub computed_by: String,
     /// What adapters began with, where the base gave it up.
     pub principal: Option<AdapterWeights>,
+    /// SHA-256 of what adapters began with, where answers are compared with it.
+    pub start_fingerprint: Option<String>,
     /// Where data stands before the first step.
     pub start: LoaderState,
     /// What whoever watches asks for.
@@ -98,7 +102,7 @@ pub struct Outcome {
     pub final_loss: Option<f64>,
     /// What came of its answers, where they are compared and this process took it.
     pub final_answers: Option<AnswersReport>,
-    /// Lowest evaluation loss and its step.
+    /// The best evaluation.
     pub best: Option<Best>,
     /// When evaluation ends the run.
     pub early_stopping: Option<EarlyStopping>,
@@ -114,6 +118,8 @@ pub struct Outcome {
     pub reporting: f64,
     /// What the curve means; nothing looks at it where absent.
     pub monitor: Option<Monitor>,
+    /// What answers show, where they are compared.
+    pub answers: AnswerMonitor,
     /// The newest checkpoint.
     pub last_checkpoint: Option<PathBuf>,
     /// Where precision is dealt out during the run.
@@ -293,6 +299,11 @@ impl Loop<'_> {
             });
         }
 
+        let answers = metrics.answers.as_ref();
+        if let Some(point) = answers.and_then(|answers| AnswerPoint::of(number, answers)) {
+            self.outcome.answers.step(point);
+        }
+
         self.outcome.reporting += reporting.elapsed().as_secs_f64();
         self.adapt(number)?;
 
@@ -303,6 +314,8 @@ impl Loop<'_> {
         let evaluates = self.plan.evaluates && (last || train.eval_steps.is_some_and(due));
         let best = evaluates && self.evaluate(number)?;
         self.tell_diagnosis(number);
+        let news = self.outcome.answers.news();
+        self.tell_findings(number, &news);
         if last || best || save_due || self.outcome.stopped_early {
             self.save();
         }
@@ -496,10 +509,17 @@ impl Loop<'_> {
         let objective = Objective::from(self.plan.recipe.objective);
         let device = model.model.device().inner();
         let (eval_loss, answers) = held_out.finish(objective, &device).map_err(device_error)?;
+        let metric = self.plan.recipe.train.early_stopping_metric;
+        let cost = cost(metric, eval_loss, answers.as_ref());
         let so_far = self.outcome.best;
-        let best = so_far.is_none_or(|best| eval_loss < best.eval_loss);
+        let best = so_far.is_none_or(|best| cost < best.cost() || best.cost().is_nan());
         if best {
-            self.outcome.best = Some(Best { eval_loss, step });
+            let cost = (!metric.is_loss()).then_some(cost);
+            self.outcome.best = Some(Best {
+                eval_loss,
+                cost,
+                step,
+            });
         }
         let report = EvalReport {
             step,
@@ -522,8 +542,12 @@ impl Loop<'_> {
                 loss: eval_loss,
             });
         }
+        let told = report.answers.as_ref();
+        if let Some(point) = told.and_then(|answers| AnswerPoint::of(step, answers)) {
+            self.outcome.answers.eval(point);
+        }
         let rule = self.outcome.early_stopping.as_mut();
-        let ends = rule.is_some_and(|rule| rule.observe(step, eval_loss) == Patience::Stop);
+        let ends = rule.is_some_and(|rule| rule.observe(step, cost) == Patience::Stop);
         if ends && step < self.plan.total_steps {
             self.outcome.stopped_early = true;
             if let Some(monitor) = &mut self.outcome.monitor {
@@ -550,6 +574,13 @@ impl Loop<'_> {
         self.tell(|reporter| reporter.diagnosis(step, &diagnosis));
     }
 
+    fn tell_findings(&mut self, step: usize, news: &[Finding]) {
+        for finding in news {
+            self.record("finding", &FindingRecord { step, finding });
+            self.tell(|reporter| reporter.finding(step, finding));
+        }
+    }
+
     fn record_diagnosis(&mut self, step: usize, diagnosis: &Diagnosis) {
         self.record("diagnosis", &DiagnosisRecord { step, diagnosis });
     }
@@ -557,6 +588,8 @@ impl Loop<'_> {
     /// Looks at the whole curve once more; what the run's end and its report say is what the records say last.
     fn conclude(&mut self) {
         let step = self.outcome.steps;
+        let news = self.outcome.answers.conclude();
+        self.tell_findings(step, &news);
         let Some(monitor) = &mut self.outcome.monitor else {
             return;
         };
@@ -626,6 +659,7 @@ impl Loop<'_> {
             model_fingerprint: self.plan.model_fingerprint.clone(),
             data_fingerprint: self.plan.data_fingerprint.clone(),
             eval_fingerprint: self.plan.eval_fingerprint.clone(),
+            start_fingerprint: self.plan.start_fingerprint.clone(),
             computed_by: self.plan.computed_by.clone(),
         };
         let path = checkpoint::path(&self.plan.recipe.output_dir, step);
@@ -740,6 +774,13 @@ fn with_answers(
     let scalars = scalars.into_iter();
     let scalars = scalars.map(|(name, value)| (name.to_owned(), value));
     scalars.chain(told).collect()
+}
+
+/// The line of `metrics.jsonl` for something that answers show.
+#[derive(serde::Serialize)]
+struct FindingRecord<'a> {
+    step: usize,
+    finding: &'a Finding,
 }
 
 /// The line of `metrics.jsonl` for another diagnosis.

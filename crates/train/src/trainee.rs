@@ -12,13 +12,13 @@ use burn::optim::{GradientsParams, ModuleOptimizer};
 use burn::tensor::Tensor;
 use burn::train::{InferenceStep, TrainOutput, TrainStep};
 
-use crate::compared::Compared;
+use crate::compared::{Compared, floats};
 use crate::loader::{EvalBatch, Step};
 use crate::loss_scale::LossScale;
 use crate::metrics::{EvalAnswers, EvalOutput, StepOutput};
 use crate::objective::{Goal, Objective, Others};
 use crate::optimizer::AdamW;
-use crate::step::{MicroBatch, Told, guarded, nll};
+use crate::step::{MicroBatch, Told, Trunk, guarded, nll, nll_and_entropy};
 
 /// A model with adapters, its optimiser and its schedule.
 ///
@@ -32,6 +32,8 @@ pub struct Trainee {
     optimizer: SharedOptimizer,
     #[module(skip)]
     settings: Settings,
+    #[module(skip)]
+    reference: Option<Arc<CausalLm>>,
 }
 
 /// What a step needs to know of the run.
@@ -61,6 +63,17 @@ impl Trainee {
             model,
             optimizer,
             settings,
+            reference: None,
+        }
+    }
+
+    /// The same, whose answers are compared with those of `reference`, which has adapters on the same layers and stays as
+    /// it is; `None` is the base alone.
+    #[must_use]
+    pub fn compared_with(self, reference: Option<CausalLm>) -> Self {
+        Self {
+            reference: reference.map(Arc::new),
+            ..self
         }
     }
 
@@ -85,10 +98,19 @@ impl Trainee {
         &self.settings.activations
     }
 
+    /// The model that answers are compared with: the one that was given, or else the same weights, their adapters skipped.
+    fn reference(&self) -> Option<CausalLm> {
+        let asked = self.settings.objective.has_reference();
+        asked.then(|| match &self.reference {
+            Some(reference) => CausalLm::clone(reference),
+            None => self.model.clone().without_adapter(),
+        })
+    }
+
     /// One micro-batch under its plan.
     fn pass(
         &self,
-        batch: &MicroBatch,
+        (batch, trunk): (&MicroBatch, Trunk),
         goal: &Goal<'_>,
         seed: Option<u64>,
         grads: &mut AdapterGrads,
@@ -100,26 +122,13 @@ impl Trainee {
         let guard = Some(activations.guard(&planned));
         guarded(
             &self.model,
-            batch,
+            (batch, trunk),
             goal,
             seed,
             (&planned.plan, guard),
             grads,
         )
         .map_err(StepFailure::OutOfMemory)
-    }
-
-    /// What the answers of one micro-batch are compared with.
-    fn others(
-        &self,
-        base: Option<&CausalLm>,
-        (batch, compared): (&MicroBatch, &Compared),
-        divergence: Option<&Tensor<1>>,
-    ) -> Others {
-        Others {
-            reference: base.map(|base| log_likelihoods(base, batch, compared)),
-            divergence: divergence.cloned(),
-        }
     }
 }
 
@@ -141,18 +150,22 @@ impl TrainStep for Trainee {
         let scale = loss_scale / losses as f32;
         let nll_weight = loss_scale * objective.nll_weight() as f32;
         let nll_scale = nll_weight / step.good_targets().max(1) as f32;
-        let base = base_of(&self.model, objective);
+        let known = step.answers.iter().all(|one| one.reference.is_some());
+        let base = self.reference().filter(|_| !known);
         let divergence = divergence(&self.model, base.as_ref(), &step.mismatched)
             .map(|sum| (sum / step.num_answers() as f64).clamp_min(0.0));
         let (mut nll, mut answers) = (None, Vec::new());
         for (i, batch) in step.micro_batches.iter().enumerate() {
+            let trunk = Trunk::new(&self.model, batch);
             let goal = Goal {
                 objective,
                 scale,
                 nll_scale,
                 answers: step.answers.get(i).map(|compared| {
-                    let of = (batch, compared);
-                    let others = self.others(base.as_ref(), of, divergence.as_ref());
+                    let others = Others {
+                        reference: reference(base.as_ref(), (batch, compared), &trunk),
+                        divergence: divergence.clone(),
+                    };
                     (compared, others)
                 }),
             };
@@ -160,7 +173,7 @@ impl TrainStep for Trainee {
                 .settings
                 .dropout_seed
                 .map(|seed| mask_seed(seed, step.number, i));
-            let sum = match self.pass(batch, &goal, seed, &mut grads) {
+            let sum = match self.pass((batch, trunk), &goal, seed, &mut grads) {
                 Ok(told) => {
                     answers.extend(told.answers);
                     told.nll
@@ -211,12 +224,12 @@ impl InferenceStep for Trainee {
     type Output = EvalOutput;
 
     fn step(&self, batch: EvalBatch) -> EvalOutput {
-        evaluated(&self.model, self.settings.objective, batch)
+        evaluated(&self.model, self.reference().as_ref(), batch)
     }
 }
 
-/// What an evaluation asks of one pass.
-pub(crate) fn evaluated(model: &CausalLm, objective: Objective, held: EvalBatch) -> EvalOutput {
+/// What an evaluation asks of one pass; answers are compared with those of `base`, where there is one.
+pub(crate) fn evaluated(model: &CausalLm, base: Option<&CausalLm>, held: EvalBatch) -> EvalOutput {
     let EvalBatch {
         batch,
         answers,
@@ -225,28 +238,36 @@ pub(crate) fn evaluated(model: &CausalLm, objective: Objective, held: EvalBatch)
     let Some(compared) = answers else {
         return EvalOutput::new(model.nll(&batch.tokens, &batch.targets));
     };
-    let base = base_of(model, objective);
-    let found = nll(model, &batch);
+    let trunk = Trunk::of_both(model, base, &batch);
+    let reference = reference(base, (&batch, &compared), &trunk);
+    let [found, entropies] = nll_and_entropy(model, &batch, trunk);
     EvalOutput::comparing(EvalAnswers {
         nll: compared.good_nll(&found),
-        policy: compared.log_likelihoods((&batch.targets, &batch.tokens.segments), &found),
-        reference: base
-            .as_ref()
-            .map(|base| log_likelihoods(base, &batch, &compared)),
-        divergence: divergence(model, base.as_ref(), &mismatched),
+        policy: log_likelihoods(&batch, &compared, &found),
+        reference,
+        // Sums, as log-likelihoods are.
+        entropy: log_likelihoods(&batch, &compared, &entropies.neg()),
+        divergence: divergence(model, base, &mismatched),
         compared,
     })
 }
 
-/// The model that answers are compared with: the same weights, their adapters skipped.
-fn base_of(model: &CausalLm, objective: Objective) -> Option<CausalLm> {
-    let has_reference = objective.has_reference();
-    has_reference.then(|| model.clone().without_adapter())
+/// Log-likelihoods of answers under the reference, where they are compared with it: those that are known, or what `base`
+/// gives from the trunk on.
+fn reference(
+    base: Option<&CausalLm>,
+    (batch, compared): (&MicroBatch, &Compared),
+    trunk: &Trunk,
+) -> Option<Tensor<1>> {
+    if let Some(known) = &compared.reference {
+        return Some(floats(known.iter().copied(), &trunk.device()));
+    }
+    let found = nll(base?, batch, trunk.clone());
+    Some(log_likelihoods(batch, compared, &found))
 }
 
-fn log_likelihoods(model: &CausalLm, batch: &MicroBatch, compared: &Compared) -> Tensor<1> {
-    let of = (&batch.targets, &batch.tokens.segments);
-    compared.log_likelihoods(of, &nll(model, batch))
+fn log_likelihoods(batch: &MicroBatch, compared: &Compared, nll: &Tensor<1>) -> Tensor<1> {
+    compared.log_likelihoods((&batch.targets, &batch.tokens.segments), nll)
 }
 
 /// Σ of ln π − ln ρ over texts, π being the model and ρ its base; `None` where there are no texts.
@@ -256,9 +277,10 @@ fn divergence(
     texts: &[MicroBatch],
 ) -> Option<Tensor<1>> {
     let base = base?;
-    let apart = texts
-        .iter()
-        .map(|batch| (nll(base, batch) - nll(model, batch)).sum());
+    let apart = texts.iter().map(|batch| {
+        let trunk = Trunk::new(model, batch);
+        (nll(base, batch, trunk.clone()) - nll(model, batch, trunk)).sum()
+    });
     apart.reduce(|sum, one| sum + one)
 }
 

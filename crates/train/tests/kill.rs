@@ -377,6 +377,47 @@ fn kto(directory: &Path) -> PathBuf {
     compared(directory, "kind = \"kto\"\nundesirable_weight = 1.5\n")
 }
 
+/// A project that goes on from an adapter, which is what its answers are compared with.
+fn further(directory: &Path) -> PathBuf {
+    let recipe = dpo(directory);
+    let start = directory.join("start").display().to_string();
+    let start = format!("output_dir={start:?}");
+    go(
+        &recipe,
+        None,
+        &[&start, "train.max_steps=1", "train.warmup_steps=0"],
+    );
+    let text = fs::read_to_string(&recipe).unwrap();
+    let text = text.replace("[lora]\n", "[lora]\nadapter = \"start\"\n");
+    fs::write(&recipe, text).unwrap();
+    recipe
+}
+
+/// The same, which asks the reference before the first step.
+fn known(directory: &Path) -> PathBuf {
+    let recipe = further(directory);
+    let text = fs::read_to_string(&recipe).unwrap();
+    let text = text.replace("[data]\n", "precompute_reference = true\n[data]\n");
+    fs::write(&recipe, text).unwrap();
+    recipe
+}
+
+#[test]
+fn a_reference_that_is_known_goes_on_as_if_never_killed() {
+    let expected = killed_here_and_there(known);
+    let steps = expected.records.iter();
+    let steps = steps.filter(|record| record["event"] == "step");
+    assert_eq!(steps.count(), 8);
+}
+
+#[test]
+fn a_reference_that_is_an_adapter_goes_on_as_if_never_killed() {
+    let expected = killed_here_and_there(further);
+    let steps = expected.records.iter();
+    let steps = steps.filter(|record| record["event"] == "step");
+    assert_eq!(steps.count(), 8);
+}
+
 #[test]
 fn preferences_go_on_as_if_never_killed() {
     for project in [dpo as fn(&Path) -> PathBuf, kto] {
@@ -389,13 +430,15 @@ fn preferences_go_on_as_if_never_killed() {
         let (steps, evals) = (of("step"), of("eval"));
         assert_eq!((steps.len(), evals.len()), (8, 2));
         assert_eq!(
-            steps[0]["reward_chosen"], 0.0,
+            steps[0]["reward_chosen"]["mean"], 0.0,
             "the policy is the reference"
         );
         assert_eq!(steps[0]["chosen"], 4, "pairs of a step");
         assert_ne!(steps[7]["margin"]["mean"], 0.0);
         assert_eq!(evals[0]["rejected"], 6);
-        assert!(evals[0]["accuracy"]["error"].is_number());
+        for number in ["margin", "reward_chosen", "logp_rejected", "entropy"] {
+            assert!(evals[0][number]["error"].is_number(), "{number}");
+        }
     }
 }
 

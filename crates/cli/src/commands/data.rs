@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use backdraft_data::preview::{TextLook, preview};
 use backdraft_data::{BrokenKind, Format, Outcome};
 use backdraft_formats::{ModelSource, write_file};
-use backdraft_recipe::{DataFormat, EvalRecipe, ObjectiveRecipe, Recipe};
+use backdraft_recipe::{DataFormat, EvalRecipe, ObjectiveRecipe, Recipe, ReferenceStart};
 use backdraft_train::data::{self, DataCheck, DataSources, plain, tokenize_options};
 use clap::{Args, Subcommand};
 
@@ -295,6 +295,7 @@ fn suited(recipe: &Recipe, output: Output) -> Recipe {
             beta: 0.1,
             desirable_weight: 1.0,
             undesirable_weight: 1.0,
+            reference: ReferenceStart::Start,
         };
     }
     recipe

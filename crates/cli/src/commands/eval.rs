@@ -8,9 +8,9 @@ use backdraft_data::{
 };
 use backdraft_model::CausalLm;
 use backdraft_model::generate::GenerateConfig;
-use backdraft_recipe::{EvalRecipe, Recipe};
+use backdraft_recipe::{EvalRecipe, ObjectiveRecipe, Recipe};
 use backdraft_train::data;
-use backdraft_train::evaluate::{Evaluation, evaluate};
+use backdraft_train::evaluate::{Comparison, Evaluation, evaluate};
 use backdraft_train::trained_with::{TrainedWith, adapter_in};
 use clap::Args;
 
@@ -21,9 +21,15 @@ use crate::plain::count;
 use crate::rows::{RowFlags, Rows};
 use crate::session::{self, Loading, Session};
 
+mod compared;
+
+use compared::Judge;
+
 /// Evaluate a model on a file, with and without an adapter
 ///
 /// Prints the mean negative log-likelihood per supervised token and the perplexity: of the base, and with the adapter.
+/// Of rows with answers to compare (preference, unpaired) instead: loss, accuracy, margin, rewards, log-likelihoods and entropy
+/// with standard errors, judged as the recipe's objective does (or as --set objective.kind says, else dpo or kto).
 /// With --generate also how many generated answers match exactly, and how many start with the right word.
 ///
 /// Rows are read as the adapter's run read its own (format, fields, templates, what is trained, length),
@@ -79,15 +85,49 @@ pub(crate) fn run(args: &EvalArgs, context: Context) -> Result<(), CliError> {
     let mut session = Session::open_as(&plan.model, plan.recipe.as_ref(), plan.context)?;
     // A pipe can be read once: its rows are kept for the answers too.
     let _pipe = args.data.as_deref().and_then(Source::hold_pipe);
-    let (rows, answers) = plan.read(args, &mut session)?;
+    let Read {
+        rows,
+        prompts: answers,
+        objective,
+        max_seq_length,
+    } = plan.read(args, &mut session)?;
     let mut results = Vec::new();
     let adapted = session.adapter.is_some();
     let base = session.model.clone().without_adapter();
+    let judge = match compared::compares(&rows) {
+        false => None,
+        true if args.generate => {
+            return Err(CliError::usage(
+                "--generate compares an answer with the expected one, and these rows have answers to compare with each other",
+            )
+            .hint("leave --generate out"));
+        }
+        true => {
+            let reference = compared::reference(&base, plan.recipe.as_ref())?;
+            Some(Judge::new(&rows, objective, max_seq_length, reference)?)
+        }
+    };
+    if let Some(judge) = &judge {
+        output.progress(judge.in_words());
+    }
     let with = adapted.then(|| ("with adapter", session.model.clone()));
     for (name, model) in std::iter::once(("base", base)).chain(with) {
         output.progress(format!("{name}: {}", count(rows.len() as u64, "row")));
-        let measured = measure(&model, &session.tokenizer, &rows, answers.as_deref(), args)?;
-        output.line(measured.line(name))?;
+        let measured = match &judge {
+            Some(judge) => {
+                let found = judge.measure(&model, &rows)?;
+                Measured {
+                    evaluation: found.good,
+                    compared: Some(found),
+                    scores: None,
+                }
+            }
+            None => measure(&model, &session.tokenizer, &rows, answers.as_deref(), args)?,
+        };
+        let has_reference = judge
+            .as_ref()
+            .is_some_and(|judge| judge.recipe.reference().is_some());
+        output.line(measured.line(name, has_reference))?;
         results.push((if name == "base" { "base" } else { "adapter" }, measured));
     }
     let results: serde_json::Map<String, serde_json::Value> = results
@@ -97,15 +137,31 @@ pub(crate) fn run(args: &EvalArgs, context: Context) -> Result<(), CliError> {
     output.record("evaluation", &results)
 }
 
+/// What is evaluated.
+struct Read {
+    rows: RowSet,
+    /// The rows as questions, where they are to be answered.
+    prompts: Option<Vec<Prompt>>,
+    /// How answers are judged, where that was said.
+    objective: ObjectiveRecipe,
+    max_seq_length: usize,
+}
+
 /// What one model achieves on a file.
 #[derive(Debug)]
 struct Measured {
+    /// Of supervised tokens, or of those of chosen answers.
     evaluation: Evaluation,
+    compared: Option<Comparison>,
     scores: Option<GenerationScores>,
 }
 
 impl Measured {
-    fn line(&self, name: &str) -> String {
+    /// One line; answers of the base are not judged where it is what they are compared with.
+    fn line(&self, name: &str, has_reference: bool) -> String {
+        if let Some(found) = &self.compared {
+            return compared::line(found, name, has_reference && name == "base");
+        }
         let Evaluation { nll, tokens } = self.evaluation;
         let perplexity = self.evaluation.perplexity();
         let mut line =
@@ -127,6 +183,10 @@ impl Measured {
             "perplexity": self.evaluation.perplexity(),
             "tokens": self.evaluation.tokens,
         });
+        if let Some(found) = &self.compared {
+            json["loss"] = found.loss.into();
+            json["answers"] = serde_json::json!(found.answers);
+        }
         if let Some(scores) = &self.scores {
             json["exact_match"] = scores.exact_match.into();
             json["first_word"] = scores.first_word.into();
@@ -158,7 +218,11 @@ fn measure(
         let expected = prompts.iter().map(|prompt| prompt.answer.as_str());
         GenerationScores::new(answers.iter().map(String::as_str).zip(expected))
     });
-    Ok(Measured { evaluation, scores })
+    Ok(Measured {
+        evaluation,
+        compared: None,
+        scores,
+    })
 }
 
 /// How far answers have come.
@@ -254,11 +318,7 @@ impl Plan {
     }
 
     /// The rows as tokens, and as questions where they are to be answered.
-    fn read(
-        &self,
-        args: &EvalArgs,
-        session: &mut Session,
-    ) -> Result<(RowSet, Option<Vec<Prompt>>), CliError> {
+    fn read(&self, args: &EvalArgs, session: &mut Session) -> Result<Read, CliError> {
         let output = self.context.output;
         let limit = args.limit.map_or(usize::MAX, |limit| limit as usize);
         let first = |rows: RowSet| {
@@ -267,14 +327,14 @@ impl Plan {
         };
         let rows = match (&args.data, &self.recipe) {
             (Some(path), _) if is_text(args) => {
-                return Ok((text(path, args, session, limit)?, None));
+                return Ok(self.alone(text(path, args, session, limit)?));
             }
             (Some(path), recipe) => self.named(path, recipe.as_ref(), args, session)?,
             (None, Some(recipe)) => match &recipe.data.eval {
                 Some(EvalRecipe::Sources(_)) => Rows::held_out(recipe, output)?,
                 Some(EvalRecipe::Fraction(_)) => {
                     let share = self.share(recipe, args, session)?;
-                    return Ok((first(share), None));
+                    return Ok(self.alone(first(share)));
                 }
                 None => None,
             },
@@ -299,7 +359,28 @@ impl Plan {
             true => Some(prompts(&rows, &session.tokenizer, limit)?),
             false => None,
         };
-        Ok((first(set), answers))
+        let said = rows.recipe.objective;
+        let of_run = self.recipe.as_ref().map(|recipe| recipe.objective);
+        Ok(Read {
+            prompts: answers,
+            objective: match said {
+                ObjectiveRecipe::Sft => of_run.unwrap_or_default(),
+                said => said,
+            },
+            max_seq_length: rows.recipe.max_seq_length,
+            rows: first(set),
+        })
+    }
+
+    /// Rows that are not asked as questions, judged as the recipe says.
+    fn alone(&self, rows: RowSet) -> Read {
+        let recipe = self.recipe.as_ref();
+        Read {
+            max_seq_length: recipe.map_or_else(|| rows.longest_text(), |it| it.max_seq_length),
+            objective: recipe.map(|recipe| recipe.objective).unwrap_or_default(),
+            prompts: None,
+            rows,
+        }
     }
 
     /// Rows of `--data`, read as the recipe or the adapter's run says.

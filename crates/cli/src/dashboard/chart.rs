@@ -1,5 +1,6 @@
 //! Curves over the steps of a run.
 
+use backdraft_journal::report::{AnswersReport, Estimate};
 use ratatui::Frame;
 use ratatui::layout::{Alignment, Constraint, Layout, Rect};
 use ratatui::style::{Color, Style};
@@ -45,16 +46,51 @@ pub(super) fn loss(frame: &mut Frame<'_>, area: Rect, state: &State) {
     chart(frame, area, &title, datasets, values, state, true);
 }
 
-/// Learning rate, gradient norm and throughput.
-pub(super) fn rates(frame: &mut Frame<'_>, area: Rect, state: &State) {
-    // The last one has the labels of all.
+/// Three charts, one above the other; the last one has the labels of all.
+fn thirds(area: Rect) -> [Rect; 3] {
     let curves = area.height.saturating_sub(FRAME + 2) / 3;
-    let areas: [Rect; 3] = Layout::vertical([
+    Layout::vertical([
         Constraint::Length(curves + 1),
         Constraint::Length(curves + 1),
         Constraint::Min(0),
     ])
-    .areas(area);
+    .areas(area)
+}
+
+/// Rewards, margin and accuracy of the answers of each step.
+pub(super) fn answers(frame: &mut Frame<'_>, area: Rect, state: &State) {
+    let compared: Vec<Point> = (state.points.iter())
+        .filter(|point| point.answers.is_some())
+        .copied()
+        .collect();
+    let of = |number: fn(&AnswersReport) -> Option<Estimate>| {
+        let points = thinned(&compared, area.width, |point| point.of_answers(number));
+        let finite = |point: &(f64, f64)| point.1.is_finite();
+        points.into_iter().filter(finite).collect::<Vec<_>>()
+    };
+    let [rewards, margins, accuracies] = thirds(area);
+    let (chosen, rejected) = (of(|it| it.reward_chosen), of(|it| it.reward_rejected));
+    let values = chosen.iter().chain(&rejected).map(|(_, value)| *value);
+    let datasets = vec![line(&chosen), dots(&rejected, 'x', Color::Yellow)];
+    let title = "rewards  ── chosen  x rejected";
+    chart(frame, rewards, title, datasets, values, state, false);
+    let (margin, accuracy) = (of(|it| it.margin), of(|it| it.accuracy));
+    let others = [
+        ("margin", margins, &margin, false),
+        ("accuracy", accuracies, &accuracy, true),
+    ];
+    for (name, area, points, steps) in others {
+        let values = points.iter().map(|(_, value)| *value);
+        let last = points.last().map(|(_, value)| fixed(*value));
+        let title = format!("{name} {}", last.unwrap_or_default());
+        let title = title.trim_end();
+        chart(frame, area, title, vec![line(points)], values, state, steps);
+    }
+}
+
+/// Learning rate, gradient norm and throughput.
+pub(super) fn rates(frame: &mut Frame<'_>, area: Rect, state: &State) {
+    let areas = thirds(area);
     let all: [(&str, Number, Format); 3] = [
         ("learning rate", |point| point.learning_rate, scientific),
         ("gradient norm", |point| point.grad_norm, fixed),

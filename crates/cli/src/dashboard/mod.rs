@@ -18,7 +18,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use backdraft_journal::adaptation::AdaptationReport;
-use backdraft_journal::diagnosis::Diagnosis;
+use backdraft_journal::diagnosis::{Diagnosis, Finding};
 use backdraft_journal::records::Report;
 use backdraft_journal::report::{EvalReport, ReplanReport, Reporter, RunInfo, StepReport};
 use backdraft_plan::memory;
@@ -78,10 +78,11 @@ pub(crate) enum Action {
 pub(crate) fn press(key: Key, state: &mut State, control: Option<&Control>) -> Action {
     use state::View;
     match (key, control) {
-        (Key::Tab | Key::Right, _) => state.view = state.view.turned(1),
-        (Key::BackTab | Key::Left, _) => state.view = state.view.turned(View::ALL.len() - 1),
-        (Key::Char(digit @ '1'..='4'), _) => {
-            state.view = View::ALL[digit as usize - '1' as usize];
+        (Key::Tab | Key::Right, _) => state.turn(1),
+        (Key::BackTab | Key::Left, _) => state.turn(state.views().len() - 1),
+        (Key::Char(digit @ '1'..='5'), _) => {
+            let view = state.views().get(digit as usize - '1' as usize);
+            state.view = view.copied().unwrap_or(state.view);
         }
         (Key::Up, _) if state.view == View::Log => state.scroll_by(1),
         (Key::Down, _) if state.view == View::Log => state.scroll_by(-1),
@@ -268,6 +269,10 @@ impl Reporter for DashboardReporter {
     fn diagnosis(&mut self, step: usize, diagnosis: &Diagnosis) {
         self.shared.edit().diagnosis = Some(diagnosis.clone());
         self.lines.diagnosis(step, diagnosis);
+    }
+
+    fn finding(&mut self, step: usize, finding: &Finding) {
+        self.lines.finding(step, finding);
     }
 
     fn resumed(&mut self, step: usize, checkpoint: &Path, history: &[Report]) {

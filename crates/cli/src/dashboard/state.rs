@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use backdraft_journal::diagnosis::Diagnosis;
 use backdraft_journal::records::Report;
-use backdraft_journal::report::{EvalReport, RunInfo, StepReport};
+use backdraft_journal::report::{AnswersReport, Estimate, EvalReport, RunInfo, StepReport};
 use backdraft_plan::memory::Memory;
 
 /// Lines of the log that are kept.
@@ -17,6 +17,8 @@ const SMOOTHING: f64 = 0.9;
 pub(crate) enum View {
     /// Train and eval loss, with the numbers of the last step.
     Loss,
+    /// Rewards, margin and accuracy of answers that are compared.
+    Answers,
     /// Learning rate, gradient norm and throughput.
     Rates,
     /// Where the memory goes.
@@ -28,21 +30,24 @@ pub(crate) enum View {
 impl View {
     /// In the order of their keys.
     pub(crate) const ALL: [Self; 4] = [Self::Loss, Self::Rates, Self::Memory, Self::Log];
+    /// The same of a run that compares answers.
+    pub(crate) const COMPARING: [Self; 5] = [
+        Self::Loss,
+        Self::Answers,
+        Self::Rates,
+        Self::Memory,
+        Self::Log,
+    ];
 
     /// What the user calls it.
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Loss => "loss",
+            Self::Answers => "answers",
             Self::Rates => "rates",
             Self::Memory => "memory",
             Self::Log => "log",
         }
-    }
-
-    /// The one `by` places further, round and round.
-    pub(crate) fn turned(self, by: usize) -> Self {
-        let at = Self::ALL.iter().position(|view| *view == self);
-        Self::ALL[(at.unwrap_or(0) + by) % Self::ALL.len()]
     }
 }
 
@@ -82,6 +87,15 @@ pub(crate) struct Point {
     pub(crate) learning_rate: f64,
     pub(crate) grad_norm: f64,
     pub(crate) tokens_per_second: f64,
+    pub(crate) answers: Option<AnswersReport>,
+}
+
+impl Point {
+    /// A number of its answers; NaN where there is none.
+    pub(crate) fn of_answers(&self, number: fn(&AnswersReport) -> Option<Estimate>) -> f64 {
+        let found = self.answers.as_ref().and_then(number);
+        found.map_or(f64::NAN, |found| found.mean)
+    }
 }
 
 /// What is shown.
@@ -164,6 +178,7 @@ impl State {
             learning_rate: report.learning_rate,
             grad_norm: report.grad_norm,
             tokens_per_second: report.tokens as f64 / report.seconds.max(1e-9),
+            answers: report.answers,
         });
         self.elapsed = report.elapsed;
         self.step_seconds = match self.points.len() {
@@ -208,6 +223,21 @@ impl State {
     /// Moves through the log, up where `lines` is positive.
     pub(crate) fn scroll_by(&mut self, lines: isize) {
         self.scroll = self.scroll.saturating_add_signed(lines).min(self.log.len());
+    }
+
+    /// The views that there are.
+    pub(crate) fn views(&self) -> &'static [View] {
+        match self.points.iter().any(|point| point.answers.is_some()) {
+            true => &View::COMPARING,
+            false => &View::ALL,
+        }
+    }
+
+    /// Goes to the view `by` places further, round and round.
+    pub(crate) fn turn(&mut self, by: usize) {
+        let views = self.views();
+        let at = views.iter().position(|view| *view == self.view);
+        self.view = views[(at.unwrap_or(0) + by) % views.len()];
     }
 
     /// Steps done.

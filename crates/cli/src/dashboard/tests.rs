@@ -1,4 +1,5 @@
 use backdraft_journal::diagnosis::{EvalPoint, Monitor, TrainPoint};
+use backdraft_journal::report::AnswersReport;
 use backdraft_plan::memory::Memory;
 use insta::assert_snapshot;
 use ratatui::Terminal;
@@ -222,6 +223,40 @@ fn other_views() {
         views.push('\n');
     }
     assert_snapshot!(views);
+}
+
+#[test]
+fn a_run_that_compares_answers_has_a_view_of_them() {
+    let mut state = healthy(140);
+    let answers = |step: usize| {
+        let at = step as f64 / 330.0;
+        let rewards = [0.5 - at, -3.0 * at];
+        let report = AnswersReport::new((&[0.6], &rewards, &rewards), &[true, false], None, None);
+        Some(report)
+    };
+    for point in &mut state.points {
+        point.answers = answers(point.step);
+    }
+    press(Key::Char('2'), &mut state, None);
+    assert_eq!(state.view, View::Answers);
+    let text = screen(&state, 80, 24);
+    let parts = [
+        "rewards  ── chosen  x rejected",
+        "margin 1.3485",
+        "accuracy 1.0000",
+        "[2 answers]",
+        " 5 log ",
+    ];
+    for part in parts {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    press(Key::Left, &mut state, None);
+    press(Key::Left, &mut state, None);
+    assert_eq!(state.view, View::Log);
+    // Others have none.
+    let mut state = healthy(10);
+    press(Key::Char('5'), &mut state, None);
+    assert_eq!((state.view, state.views().len()), (View::Loss, 4));
 }
 
 #[test]

@@ -44,6 +44,7 @@ pub(crate) fn draw(frame: &mut Frame<'_>, state: &State) {
             chart::loss(frame, curves, state);
             panels::numbers(frame, side, state);
         }
+        View::Answers => chart::answers(frame, body, state),
         View::Rates => chart::rates(frame, body, state),
         View::Memory => panels::memory(frame, body, state),
         View::Log => log::view(frame, body, state),
@@ -181,7 +182,7 @@ pub(super) fn section(title: impl Into<String>) -> Block<'static> {
 
 fn keys(frame: &mut Frame<'_>, area: Rect, state: &State) {
     let mut spans = Vec::new();
-    for (i, view) in View::ALL.into_iter().enumerate() {
+    for (i, &view) in state.views().iter().enumerate() {
         // Brackets, since not every terminal shows bold text.
         let name = if view == state.view {
             Span::styled(format!("[{} {}]", i + 1, view.name()), bold())

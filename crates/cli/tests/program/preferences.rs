@@ -1,8 +1,10 @@
 //! Preferences from rows to reports, as people and programs see them.
 
 use std::fs;
+use std::path::Path;
 
 use backdraft_testkit::tiny;
+use serde_json::Value;
 
 use super::schema::Schema;
 use super::{backdraft, fails, says};
@@ -67,6 +69,273 @@ fn preferences_are_told_to_programs_and_people() {
     ];
     says(&said, &parts);
     assert!(!said.contains("perplexity"), "{said}");
+}
+
+/// What `train` says with these arguments, by line.
+fn trained(d: &Path, more: &[&str]) -> Vec<Value> {
+    let output = backdraft(d, &[&["train", "--json"], more].concat());
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{said}");
+    said.lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+fn first_step(lines: &[Value]) -> &Value {
+    lines.iter().find(|line| line["event"] == "step").unwrap()
+}
+
+#[test]
+fn an_adapter_that_is_trained_further_is_its_own_reference() {
+    let directory = project("kind = \"dpo\"\n");
+    let d = directory.path();
+    let still = ["--set", "lora.dropout=0.0"];
+    trained(d, &[&["recipe.toml"], &still[..]].concat());
+    let further = |out: &str, more: &[&str]| {
+        let from = ["recipe.toml", "--adapter", "out", "--output-dir", out];
+        trained(d, &[&from[..], &still, more].concat())
+    };
+    // The copy is the policy to the bit, and another model than the base.
+    let second = further("second", &[]);
+    assert_eq!(
+        first_step(&second)["loss"],
+        f64::from(std::f32::consts::LN_2)
+    );
+    let third = further("third", &["--set", "objective.reference=\"base\""]);
+    let margin = first_step(&third)["answers"]["margin"]["mean"].as_f64();
+    assert!(margin.unwrap().abs() > 1e-4, "{margin:?}");
+    let bytes = |run: &str| {
+        let path = d.join(run).join("adapter/adapter_model.safetensors");
+        fs::read(path).unwrap()
+    };
+    // It is read again from its directory, and has to be what it was.
+    let expected = bytes("second");
+    fs::remove_dir_all(d.join("second/adapter")).unwrap();
+    let at = ["train", "--resume", "second/checkpoints/step-000002"];
+    super::succeeds(d, &at);
+    assert_eq!(bytes("second"), expected);
+    fs::remove_dir_all(d.join("second/adapter")).unwrap();
+    fs::write(
+        d.join("out/adapter/adapter_model.safetensors"),
+        bytes("third"),
+    )
+    .unwrap();
+    says(
+        &fails(d, &at, 1),
+        &[
+            "out/adapter has changed since the run began",
+            "begin a new run",
+        ],
+    );
+    fs::remove_dir_all(d.join("out")).unwrap();
+    says(
+        &fails(d, &at, 1),
+        &["out/adapter is not there as it was when the run began"],
+    );
+}
+
+/// Every number of steps and evaluations, in order.
+fn losses(lines: &[Value]) -> Vec<f64> {
+    let of = |line: &Value| line["loss"].as_f64().or_else(|| line["eval_loss"].as_f64());
+    let told = lines.iter();
+    let told = told.filter(|line| line["event"] == "step" || line["event"] == "eval");
+    told.filter_map(of).collect()
+}
+
+#[test]
+fn a_reference_is_asked_once() {
+    let directory = project("kind = \"dpo\"\n");
+    let d = directory.path();
+    let run = |out: &str, precompute: bool| {
+        let set = format!("objective.precompute_reference={precompute}");
+        trained(
+            d,
+            &[
+                "recipe.toml",
+                "--output-dir",
+                out,
+                "--set",
+                &set,
+                "--set",
+                "data.cache=\"cache\"",
+            ],
+        )
+    };
+    let without = losses(&run("without", false));
+    assert_eq!(without.len(), 6);
+    let close = |found: &[f64]| {
+        assert_eq!(found.len(), without.len());
+        for (found, expected) in found.iter().zip(&without) {
+            assert!(
+                (found - expected).abs() < 1e-5 * expected.abs(),
+                "{found} {expected}"
+            );
+        }
+    };
+    let first = losses(&run("first", true));
+    close(&first);
+    let cached = || -> Vec<std::path::PathBuf> {
+        let entries = fs::read_dir(d.join("cache")).unwrap();
+        let paths = entries.map(|entry| entry.unwrap().path());
+        let is_one =
+            |path: &std::path::PathBuf| path.extension().is_some_and(|it| it == "reference");
+        let mut paths: Vec<_> = paths.filter(is_one).collect();
+        paths.sort();
+        paths
+    };
+    // Training rows and held-out ones, two numbers a pair.
+    let files = cached();
+    let sizes: Vec<u64> = files
+        .iter()
+        .map(|path| path.metadata().unwrap().len())
+        .collect();
+    let mut sorted = sizes.clone();
+    sorted.sort_unstable();
+    assert_eq!(
+        sorted,
+        [22 + 32 + 8 + 32 + 6 * 8, 22 + 32 + 8 + 32 + 24 * 8]
+    );
+    assert_eq!(losses(&run("second", true)), first);
+    // One that is not what was written is named, and made again.
+    let plain = |out: &str| {
+        let output = backdraft(
+            d,
+            &[
+                "train",
+                "recipe.toml",
+                "--plain",
+                "--output-dir",
+                out,
+                "--set",
+                "objective.precompute_reference=true",
+                "--set",
+                "data.cache=\"cache\"",
+            ],
+        );
+        assert!(output.status.success());
+        String::from_utf8([output.stdout, output.stderr].concat()).unwrap()
+    };
+    let said = plain("third");
+    assert!(!said.contains("the reference's log-likelihoods"), "{said}");
+    let good = fs::read(&files[0]).unwrap();
+    let mut bytes = good.clone();
+    bytes[70] ^= 1;
+    fs::write(&files[0], &bytes).unwrap();
+    let said = plain("fourth");
+    says(
+        &said,
+        &[
+            "its SHA-256 is not that of what was written",
+            "is computed again",
+        ],
+    );
+    assert_eq!(fs::read(&files[0]).unwrap(), good);
+    // The file of other rows, under this name.
+    fs::copy(&files[1], &files[0]).unwrap();
+    says(&plain("fifth"), &["bytes, and", "belong there"]);
+    assert_eq!((fs::read(&files[0]).unwrap(), cached().len()), (good, 2));
+}
+
+#[test]
+fn evaluations_judge_answers() {
+    let directory = project("kind = \"dpo\"\nbeta = 0.5\n");
+    let d = directory.path();
+    let lines = trained(
+        d,
+        &[
+            "recipe.toml",
+            "--set",
+            "train.early_stopping_metric=\"margin\"",
+        ],
+    );
+    let evals: Vec<&Value> = lines
+        .iter()
+        .filter(|line| line["event"] == "eval")
+        .collect();
+    let last = evals[evals.len() - 1];
+    // The kept adapter is that of the largest margin.
+    let margin = |eval: &Value| eval["answers"]["margin"]["mean"].as_f64().unwrap();
+    let best = evals
+        .iter()
+        .copied()
+        .max_by(|a, b| margin(a).total_cmp(&margin(b)));
+    let best = best.unwrap();
+    let found = super::succeeds(d, &["eval", "recipe.toml"]);
+    Schema::of_the_page().check(&found.to_string());
+    let adapter = &found["adapter"];
+    let near = |found: &Value, expected: &Value| {
+        let [found, expected] = [found, expected].map(|one| one.as_f64().unwrap());
+        assert!(
+            (found - expected).abs() < 1e-4 * expected.abs().max(1.0),
+            "{found} {expected}"
+        );
+    };
+    near(&adapter["loss"], &best["eval_loss"]);
+    for number in [
+        "reward_chosen",
+        "reward_rejected",
+        "margin",
+        "logp_chosen",
+        "logp_rejected",
+        "entropy",
+    ] {
+        let [found, expected] = [&adapter["answers"][number], &best["answers"][number]];
+        near(&found["mean"], &expected["mean"]);
+        near(&found["error"], &expected["error"]);
+    }
+    assert_eq!(last["answers"]["chosen"], 6);
+    assert_eq!(found["base"]["answers"]["margin"]["mean"], 0.0);
+    // Without a recipe pairs are judged as dpo does, and thumbs as kto does.
+    let rows = ["eval", "--adapter", "out", "--model", "model", "--data"];
+    let output = backdraft(d, &[&rows[..], &["eval.jsonl"]].concat());
+    let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+    let parts = [
+        "judged as dpo does, beta = 0.1",
+        "base log-likelihoods -",
+        "rejected, entropy",
+        "with adapter loss 0.",
+        "accuracy ",
+    ];
+    says(&said, &parts);
+    let thumbs = (0..4).map(|i| {
+        format!(
+            "{{\"prompt\": \"w3 w{} w4\", \"completion\": \" w{}\", \"label\": {}}}\n",
+            5 + i,
+            6 + i,
+            i % 2 == 1
+        )
+    });
+    fs::write(d.join("thumbs.jsonl"), thumbs.collect::<String>()).unwrap();
+    let found = super::succeeds(d, &[&rows[..], &["thumbs.jsonl"]].concat());
+    assert_eq!(found["adapter"]["answers"]["rejected"], 2);
+    assert!(
+        found["adapter"]["answers"]["kl"].is_number()
+            && found["adapter"]["answers"]["accuracy"].is_null()
+    );
+    let ipo = [
+        "eval.jsonl",
+        "--set",
+        "objective.kind=\"dpo\"",
+        "--set",
+        "objective.loss=\"ipo\"",
+    ];
+    let found = super::succeeds(d, &[&rows[..], &ipo].concat());
+    assert!(found["adapter"]["loss"].as_f64().unwrap() > 1.0, "{found}");
+    let said = fails(
+        d,
+        &[
+            &rows[..],
+            &["thumbs.jsonl", "--set", "objective.kind=\"simpo\""],
+        ]
+        .concat(),
+        1,
+    );
+    says(
+        &said,
+        &["compares pairs, and these rows are judged one by one"],
+    );
+    let said = fails(d, &[&rows[..], &["eval.jsonl", "--generate"]].concat(), 2);
+    says(&said, &["answers to compare with each other"]);
 }
 
 #[test]

@@ -71,10 +71,7 @@ impl Run {
         if self.adaptation.is_none() {
             return Ok(None);
         }
-        let saved = match start {
-            Start::New { .. } => None,
-            Start::Resume(resume) => resume.from(),
-        };
+        let saved = start.from();
         if let Some(saved) = saved
             && !self.has_other_bits(saved)?
         {

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use backdraft_data::{Loader, LoaderState, RowSet};
 use backdraft_formats::{Existing, remove_partials, write_file};
-use backdraft_journal::diagnosis::Monitor;
+use backdraft_journal::diagnosis::{AnswerMonitor, AnswerPoint, Monitor};
 use backdraft_journal::records::{self, Record, Records, Report};
 use backdraft_journal::report::{ActivationReport, Reporter, RunInfo, RunSummary};
 use backdraft_journal::tensorboard::EventWriter;
@@ -252,6 +252,24 @@ impl Run {
         if stopped_early {
             monitor.stop_early();
         }
+        let mut answers = AnswerMonitor::default();
+        for report in records::reports(&text) {
+            match &report {
+                Report::Step(step) => {
+                    // What the step before showed was told before this one.
+                    answers.news();
+                    let told = step.answers.as_ref();
+                    let point = told.and_then(|told| AnswerPoint::of(step.step, told));
+                    point.into_iter().for_each(|point| answers.step(point));
+                }
+                Report::Eval(eval) => {
+                    let told = eval.answers.as_ref();
+                    let point = told.and_then(|told| AnswerPoint::of(eval.step, told));
+                    point.into_iter().for_each(|point| answers.eval(point));
+                }
+            }
+        }
+        answers.news();
         let steps = records::reports(&text).filter_map(|report| match report {
             Report::Step(step) => Some(step),
             Report::Eval(_) => None,
@@ -266,6 +284,7 @@ impl Run {
             stopped_early,
             effort: state.effort,
             monitor: Some(monitor),
+            answers,
             last_checkpoint: Some(at.clone()),
             ..Outcome::default()
         };

@@ -53,7 +53,8 @@ impl Run {
         let bytes = self.model.device_bytes();
         let room = self.adaptation.as_ref();
         let room = room.map_or(0, |adaptation| adaptation.room(self.model.spec()));
-        setup.with_base(bytes as u64 + room)
+        let copy = self.recipe.frozen_adapter_bytes(&setup);
+        setup.with_base(bytes as u64 + room + copy)
     }
 
     /// Who plans the passes, and what the longest one will need.

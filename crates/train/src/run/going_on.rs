@@ -10,6 +10,7 @@ use backdraft_model::LoadError;
 use backdraft_recipe::Recipe;
 
 use super::Run;
+use super::frozen::FrozenStart;
 use crate::error::TrainError;
 use crate::trained_with::TrainedWith;
 
@@ -101,6 +102,9 @@ impl Run {
         }
         let mut adapter = AdapterWeights::from_peft(&directory, &self.device);
         adapter.config = config;
+        if self.recipe.compares_with_start() {
+            self.start = Some(FrozenStart::new(&directory, &adapter));
+        }
         let fitted = self.model.clone().with_adapter(&adapter);
         self.model = fitted.map_err(|source| TrainError::Adapter {
             path: path.clone(),

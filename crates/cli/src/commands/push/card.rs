@@ -280,8 +280,10 @@ fn evaluation(run: &RunFiles) -> Option<String> {
     });
     let evals: Vec<&EvalReport> = evals.collect();
     let (first, last) = (*evals.first()?, *evals.last()?);
-    let finite = evals.iter().filter(|eval| eval.eval_loss.is_finite());
-    let best = *finite.min_by(|a, b| a.eval_loss.total_cmp(&b.eval_loss))?;
+    let finite = || evals.iter().filter(|eval| eval.eval_loss.is_finite());
+    let marked = finite().rev().find(|eval| eval.best);
+    let lowest = || finite().min_by(|a, b| a.eval_loss.total_cmp(&b.eval_loss));
+    let best = *marked.or_else(lowest)?;
     let mut rows = vec![("before", first)];
     // A run whose first evaluation came after some steps has none of the base.
     if first.step > 0 {
