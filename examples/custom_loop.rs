@@ -19,7 +19,7 @@ use backdraft::kernels::adamw::AdamWParams;
 use backdraft::lora::LoraConfig;
 use backdraft::model::{CausalLm, Targets, Tokens};
 use backdraft::plan::ActivationPlan;
-use backdraft::train::optimizer::{AdamW, StatePrecision};
+use backdraft::train::optimizer::{Optimizer, StatePrecision};
 use backdraft::train::step::{MicroBatch, forward_backward};
 
 pub(crate) const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/tiny/llama-tied");
@@ -62,7 +62,7 @@ pub(crate) fn train(source: &ModelSource) -> Result<(Vec<f32>, CausalLm), Box<dy
         ..LoraConfig::default()
     };
     let mut model = CausalLm::load(source, &Device::flex())?.with_lora(&lora, 42)?;
-    let mut optimizer = AdamW::new(ADAMW, StatePrecision::F32);
+    let mut optimizer = Optimizer::adamw(ADAMW, StatePrecision::F32);
     optimizer.adopt(&mut model);
     let plan = ActivationPlan::keep_all(model.num_backward_layers());
 

@@ -26,7 +26,7 @@ use backdraft::quant::{QuantizationPlan, Scheme};
 use backdraft::recipe::Recipe;
 use backdraft::train::TrainError;
 use backdraft::train::data;
-use backdraft::train::optimizer::{AdamW, StatePrecision, clip, global_norm};
+use backdraft::train::optimizer::{Optimizer, StatePrecision, clip, global_norm};
 use backdraft::train::run::{Watch, prepare};
 use backdraft::train::step::{MicroBatch, forward_backward};
 use backdraft_testkit::random_model::RandomModel;
@@ -122,7 +122,7 @@ fn setup(model: &CausalLm, lora: &LoraConfig, nf4: bool, lengths: &[usize]) -> S
         base: None,
         dense_element: 4,
         memory: MemoryModel::cpu(),
-        optimizer: StatePrecision::F32,
+        optimizer: StatePrecision::F32.into(),
         micro_batch_size: lengths.len(),
         max_seq_length: lengths[0],
         texts_per_row: 1,
@@ -218,7 +218,7 @@ fn ten_losses(mut model: CausalLm, batch: &MicroBatch, plan: &ActivationPlan) ->
         epsilon: 1e-8,
         weight_decay: 0.01,
     };
-    let mut optimizer = AdamW::new(params, StatePrecision::F32);
+    let mut optimizer = Optimizer::adamw(params, StatePrecision::F32);
     let scale = 1.0 / batch.targets.len() as f32;
     (0..10)
         .map(|_| {

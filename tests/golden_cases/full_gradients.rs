@@ -51,11 +51,7 @@ fn golden_tiny_full_gradients() {
 }
 
 /// Every gradient against the summary of it, by name.
-pub(super) fn check_summaries(
-    case: &str,
-    grads: &BTreeMap<String, Vec<f32>>,
-    summaries: &Value,
-) {
+pub(super) fn check_summaries(case: &str, grads: &BTreeMap<String, Vec<f32>>, summaries: &Value) {
     let summaries: BTreeMap<String, Summary> = serde_json::from_value(summaries.clone()).unwrap();
     let names: Vec<_> = grads.keys().collect();
     assert_eq!(names, summaries.keys().collect::<Vec<_>>(), "{case}");

@@ -17,7 +17,7 @@ use backdraft::lora::{
 use backdraft::model::{BaseTensor, CausalLm, LoadError};
 use backdraft::plan::ActivationPlan;
 use backdraft::quant::{QuantizationPlan, Scheme, Weight};
-use backdraft::train::optimizer::{AdamW, StatePrecision};
+use backdraft::train::optimizer::{Optimizer, StatePrecision};
 use backdraft::train::step::{MicroBatch, forward_backward};
 use backdraft_testkit::golden::{self, Tensors};
 use backdraft_testkit::random_model::RandomModel;
@@ -142,7 +142,7 @@ fn trained(base: CausalLm) -> (Vec<f64>, Vec<(String, Vec<f32>)>) {
         epsilon: 1e-8,
         weight_decay: 0.01,
     };
-    let mut optimizer = AdamW::new(params, StatePrecision::F32);
+    let mut optimizer = Optimizer::adamw(params, StatePrecision::F32);
     let (batch, mut losses, mut first) = (batch(), Vec::new(), None);
     for _ in 0..3 {
         let mut grads = AdapterGrads::new();
@@ -235,7 +235,7 @@ fn setup(model: &CausalLm, plan: &QuantizationPlan) -> backdraft::plan::Setup {
             true => MemoryModel::cube(4),
             false => MemoryModel::cpu(),
         },
-        optimizer: StatePrecision::F32,
+        optimizer: StatePrecision::F32.into(),
         micro_batch_size: 1,
         max_seq_length: 32,
         texts_per_row: 1,

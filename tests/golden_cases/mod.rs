@@ -23,6 +23,7 @@ mod smollm2_lora;
 mod support;
 mod tiny_case;
 mod trainer;
+mod training;
 mod wrapped;
 
 use backdraft_testkit::golden;
@@ -37,6 +38,7 @@ fn golden_directory_holds_cases() {
         "adaptive",
         "adapters",
         "preference",
+        "training",
     ];
     assert!(
         parts.iter().any(|name| golden::part(name).is_some()),

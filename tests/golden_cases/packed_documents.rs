@@ -43,7 +43,12 @@ fn batch(tensors: &Tensors) -> MicroBatch {
     assert_eq!(start, input_ids.len());
     let batch = Batch::from_rectangular(lengths.len(), &ids, &mask, &labels).unwrap();
     let batch = MicroBatch::from(batch);
-    let positions: Vec<i64> = batch.tokens.position_ids.iter().map(|&p| p.into()).collect();
+    let positions: Vec<i64> = batch
+        .tokens
+        .position_ids
+        .iter()
+        .map(|&p| p.into())
+        .collect();
     assert_eq!(positions, tensors.i64("position_ids"));
     batch
 }
@@ -56,7 +61,9 @@ fn entry<'a>(case: &'a TinyCase, key: &str) -> &'a Value {
 fn golden_tiny_packed_documents() {
     for (mut case, tensors) in cases() {
         let batch = batch(&tensors);
-        let logits = case.model.logits(case.model.forward_hidden(&batch.tokens, None));
+        let logits = case
+            .model
+            .logits(case.model.forward_hidden(&batch.tokens, None));
         TINY_LOGITS.check(&case.name, &values(&logits), &tensors.f32("logits"));
         let expected = entry(&case, "loss").as_f64().unwrap();
         let nll = case.model.nll(&batch.tokens, &batch.targets).mean();
@@ -91,17 +98,22 @@ fn golden_tiny_packed_adapters() {
                 let expected = tensors.f32(&format!("lora.grad.{factor}"));
                 TINY_GRADIENT.check(format!("{name}, {factor}"), grad, &expected);
             }
-            let given = tensors.names().filter(|name| name.starts_with("lora.grad."));
+            let given = tensors
+                .names()
+                .filter(|name| name.starts_with("lora.grad."));
             assert_eq!(grads.len(), given.count(), "{name}: how many gradients");
             let total = norm(grads.iter().flat_map(|(_, grad)| grad));
             let expected = entry(&case, "lora_grad_norm").as_f64().unwrap();
             TINY_NORM.check_one(&name, total, expected);
 
-            let ends = batch.tokens.segments.iter().map(|(rows, _)| rows.end as i64 - 1);
+            let ends = batch
+                .tokens
+                .segments
+                .iter()
+                .map(|(rows, _)| rows.end as i64 - 1);
             let ends: Vec<i64> = ends.collect();
             let shape = [ends.len()];
-            let ends =
-                Tensor::<1, Int>::from_data(TensorData::new(ends, shape), &model.device());
+            let ends = Tensor::<1, Int>::from_data(TensorData::new(ends, shape), &model.device());
             let hidden = model.forward_hidden(&batch.tokens, None).select(0, ends);
             let expected = tensors.f32("lora.logits_last_of_each_document");
             TINY_LOGITS.check(&name, &values(&model.logits(hidden)), &expected);

@@ -24,7 +24,7 @@ use backdraft::train::known::Known;
 use backdraft::train::loader::{Step, StepLoader};
 use backdraft::train::metrics::StepMetrics;
 use backdraft::train::objective::Objective;
-use backdraft::train::optimizer::{AdamW, StatePrecision};
+use backdraft::train::optimizer::{Optimizer, StatePrecision};
 use backdraft::train::run::log_likelihoods;
 use backdraft::train::trainee::{Settings, Trainee};
 use backdraft_testkit::folder::{Folder, folder_with};
@@ -293,7 +293,7 @@ impl Case {
                 true => MemoryModel::cube(4),
                 false => MemoryModel::cpu(),
             },
-            optimizer: StatePrecision::F32,
+            optimizer: StatePrecision::F32.into(),
             micro_batch_size: 3,
             max_seq_length: 64,
             texts_per_row: 2,
@@ -312,9 +312,15 @@ impl Case {
             max_grad_norm: if fresh { clip_norm } else { 0.0 },
             dropout_seed: None,
             objective,
+            penalty: None,
+            neftune: None,
             activations: Activations::new(planner, setup, Arc::new(SystemMemory), 0),
         };
-        Trainee::new(model, AdamW::new(params, StatePrecision::F32), settings)
+        Trainee::new(
+            model,
+            Optimizer::adamw(params, StatePrecision::F32),
+            settings,
+        )
     }
 
     /// What a step of the policy says, and every gradient.

@@ -13,7 +13,7 @@ use backdraft::lora::{
 use backdraft::model::CausalLm;
 use backdraft::plan::ActivationPlan;
 use backdraft::quant::Scheme;
-use backdraft::train::optimizer::{AdamW, StatePrecision, global_norm};
+use backdraft::train::optimizer::{Optimizer, StatePrecision, global_norm};
 use backdraft::train::step::{MicroBatch, forward_backward};
 use backdraft_testkit::golden::{self, Tensors};
 use backdraft_testkit::smollm2::find;
@@ -154,7 +154,7 @@ const NF4_BASE: Tolerances = Tolerances {
 /// Ten steps, their losses and norms, and what has become of the adapter.
 fn train(model: &mut CausalLm, training: &Training, expected: &Steps, allowed: &Tolerances) {
     let config = &training.config;
-    let mut optimizer = AdamW::new(
+    let mut optimizer = Optimizer::adamw(
         AdamWParams {
             beta1: config.betas[0],
             beta2: config.betas[1],

@@ -10,7 +10,7 @@ use backdraft::model::{BaseTensor, CausalLm, IGNORE_INDEX};
 use backdraft::plan::ActivationPlan;
 use backdraft::quant::Weight;
 use backdraft::recipe::schedule::{LrSchedule, ScheduleKind};
-use backdraft::train::optimizer::{self, AdamW, StatePrecision};
+use backdraft::train::optimizer::{self, Optimizer, StatePrecision};
 use backdraft::train::step::{MicroBatch, forward_backward};
 use backdraft_testkit::golden::{self, Tensors};
 use backdraft_testkit::tolerance::{TINY_LOSS, TINY_NORM, Tolerance};
@@ -72,7 +72,7 @@ fn golden_tiny_trainer_lora() {
         let model = case.model.clone().with_adapter(&adapter).unwrap();
         Box::new(Lora {
             model,
-            optimizer: AdamW::new(trainer.adamw(), StatePrecision::F32),
+            optimizer: Optimizer::adamw(trainer.adamw(), StatePrecision::F32),
         })
     });
 }
@@ -196,7 +196,7 @@ fn fresh_adapter(tensors: &Tensors, trainer: &Trainer) -> AdapterWeights {
 /// Adapters, layer by layer.
 struct Lora {
     model: CausalLm,
-    optimizer: AdamW,
+    optimizer: Optimizer,
 }
 
 impl Trained for Lora {

@@ -81,7 +81,10 @@ fn golden_tiny_wrapped_models_are_their_decoders() {
                 }
                 Err(error) => {
                     let why = has_no_gguf(&case);
-                    assert!(why.is_some_and(|why| error.contains(why)), "{what}: {error}");
+                    assert!(
+                        why.is_some_and(|why| error.contains(why)),
+                        "{what}: {error}"
+                    );
                 }
             }
         }
@@ -108,7 +111,10 @@ fn check_adapters(case: &TinyCase, lora: &LoraCase, model_type: &str, spelling: 
     assert_eq!(source.adapter_prefix(), AdapterPrefix::Wrapped);
     let (rows, batch) = (case.plain_rows(), case.plain());
     for (prefix, expected) in [
-        (AdapterPrefix::Wrapped, "base_model.model.model.language_model.layers."),
+        (
+            AdapterPrefix::Wrapped,
+            "base_model.model.model.language_model.layers.",
+        ),
         (AdapterPrefix::Text, "base_model.model.model.layers."),
     ] {
         let what = format!("{}, {spelling:?}, {prefix:?}", lora.name);
@@ -133,11 +139,22 @@ fn check_adapters(case: &TinyCase, lora: &LoraCase, model_type: &str, spelling: 
         assert_eq!(adapter.prefix, prefix);
         let out = root.path().join(format!("{prefix:?}-merged"));
         let base = MergeBase::Original;
-        merge(&source, base, &adapter, &[], &out, Existing::Refuse, |_, _| ()).unwrap();
+        merge(
+            &source,
+            base,
+            &adapter,
+            &[],
+            &out,
+            Existing::Refuse,
+            |_, _| (),
+        )
+        .unwrap();
         assert_eq!(names(&out), names(&path), "{what}");
         check_others(&out, spelling);
-        let (before, after): (Value, Value) =
-            (json(&path.join("config.json")), json(&out.join("config.json")));
+        let (before, after): (Value, Value) = (
+            json(&path.join("config.json")),
+            json(&out.join("config.json")),
+        );
         assert_eq!(before, after, "{what}");
         let model = load(&out);
         let nll = scalar(&model.nll(&batch.tokens, &batch.targets).mean());
@@ -160,25 +177,43 @@ fn golden_tiny_wrapped_models_in_codes() {
             let what = format!("{}, {spelling:?}", case.name);
             let rows = case.plain_rows();
             let model = CausalLm::load_quantized(&source, Some(&plan), &Device::flex()).unwrap();
-            assert!(logits(&load(&out), &rows) == logits(&model, &rows), "{what}");
+            assert!(
+                logits(&load(&out), &rows) == logits(&model, &rows),
+                "{what}"
+            );
             check_others(&out, spelling);
             let config: Value = json(&out.join("config.json"));
             assert_eq!(config["model_type"], model_type);
             let skipped = &config["quantization_config"]["llm_int8_skip_modules"];
             let skipped = skipped.as_array().unwrap();
-            for module in ["vision_tower", "model.vision_tower", "multi_modal_projector"] {
+            for module in [
+                "vision_tower",
+                "model.vision_tower",
+                "multi_modal_projector",
+            ] {
                 assert!(skipped.contains(&module.into()), "{what}: {skipped:?}");
             }
 
             let lora = LoraCase::all(&case).remove(0);
             let adapter = root.path().join("adapter");
             let weights = lora.model.adapter().unwrap();
-            weights.write(&adapter, "base", &PeftWriteOptions::default()).unwrap();
+            weights
+                .write(&adapter, "base", &PeftWriteOptions::default())
+                .unwrap();
             let merged = root.path().join("merged");
             let source = ModelSource::open(&out).unwrap();
             let adapter = PeftDir::read(&adapter).unwrap();
             let base = MergeBase::Original;
-            merge(&source, base, &adapter, &[], &merged, Existing::Refuse, |_, _| ()).unwrap();
+            merge(
+                &source,
+                base,
+                &adapter,
+                &[],
+                &merged,
+                Existing::Refuse,
+                |_, _| (),
+            )
+            .unwrap();
             assert_eq!(names(&merged), names(&path), "{what}");
             check_others(&merged, spelling);
             load(&merged);

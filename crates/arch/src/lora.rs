@@ -198,8 +198,8 @@ pub enum LoraConfigError {
     },
     /// A name or a pattern that means no module.
     #[error(
-        "lora.{key}: `{name}` matches none of the {}; near it are {}",
-        if key.ends_with("_pattern") { "adapted modules" } else { "model's modules" },
+        "{key}: `{name}` matches none of the {}; near it are {}",
+        if key.ends_with("_modules") { "model's modules" } else { "adapted modules" },
         nearest.join(", ")
     )]
     NoMatch {

@@ -59,12 +59,12 @@ impl LoraTargets {
         let adapted = projections.filter(|(layer, target)| config.adapts(*layer, *target));
         let adapted: Vec<String> = adapted.map(|(layer, target)| target.path(layer)).collect();
         all_match(
-            "rank_pattern",
+            "lora.rank_pattern",
             self.rank_pattern.unmatched(&adapted),
             &adapted,
         )?;
         all_match(
-            "alpha_pattern",
+            "lora.alpha_pattern",
             self.alpha_pattern.unmatched(&adapted),
             &adapted,
         )?;
@@ -99,13 +99,13 @@ impl LoraTargets {
         let others = others_of(spec, &paths);
         let all: Vec<String> = paths.iter().chain(&others).cloned().collect();
         all_match(
-            "target_modules",
+            "lora.target_modules",
             self.target_modules.unmatched(&all),
             &paths,
         )?;
         let excluded = self.exclude_modules.as_ref();
         if let Some(excluded) = excluded {
-            all_match("exclude_modules", excluded.unmatched(&all), &paths)?;
+            all_match("lora.exclude_modules", excluded.unmatched(&all), &paths)?;
         }
         let is_excluded = |path: &str| excluded.is_some_and(|names| names.matches(path));
         // The list of every linear layer has none but these.
@@ -132,6 +132,22 @@ impl LoraTargets {
         });
         Ok(adapted.map(|(_, path)| path).collect())
     }
+}
+
+/// Refuses a pattern of `key` that matches none of the modules that `config` adapts in a model of that shape.
+///
+/// # Errors
+/// [`LoraConfigError::NoMatch`].
+pub fn match_adapted<T: Copy>(
+    key: &'static str,
+    pattern: &ModulePattern<T>,
+    config: &LoraConfig,
+    spec: &ModelSpec,
+) -> Result<(), LoraConfigError> {
+    let projections = spec.projections();
+    let adapted = projections.filter(|(layer, target)| config.adapts(*layer, *target));
+    let adapted: Vec<String> = adapted.map(|(layer, target)| target.path(layer)).collect();
+    all_match(key, pattern.unmatched(&adapted), &adapted)
 }
 
 /// Modules of the model, and what holds modules, that cannot carry an adapter.

@@ -41,9 +41,53 @@ impl StatePrecision {
     }
 }
 
+/// What an optimiser keeps of each factor between updates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeptState {
+    /// Two moments.
+    Moments(StatePrecision),
+    /// One value for each, in f32.
+    Momentum,
+    /// One value for each row and each column, in f32.
+    Factored,
+    /// Two values for each, and one beside them, in f32.
+    ScheduleFree,
+}
+
+impl From<StatePrecision> for KeptState {
+    fn from(precision: StatePrecision) -> Self {
+        Self::Moments(precision)
+    }
+}
+
+impl KeptState {
+    /// Memory of what is kept of a factor.
+    ///
+    /// # Units
+    /// Bytes.
+    #[must_use]
+    pub const fn state_bytes(self, [rows, columns]: [usize; 2]) -> usize {
+        match self {
+            Self::Moments(precision) => precision.state_bytes(rows * columns),
+            Self::Momentum => 4 * rows * columns,
+            Self::Factored => 4 * (rows + columns),
+            Self::ScheduleFree => 8 * rows * columns + 4,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn other_optimisers_keep_less() {
+        let of = |kept: KeptState| kept.state_bytes([16, 512]);
+        assert_eq!(of(StatePrecision::F32.into()), 8 * 16 * 512);
+        assert_eq!(of(KeptState::Momentum), 4 * 16 * 512);
+        assert_eq!(of(KeptState::Factored), 4 * (16 + 512));
+        assert_eq!(of(KeptState::ScheduleFree), 8 * 16 * 512 + 4);
+    }
 
     #[test]
     fn large_tensors_take_a_code_and_a_share_of_a_scale_for_each_moment() {

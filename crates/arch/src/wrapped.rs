@@ -73,7 +73,11 @@ mod tests {
         assert!(spec.tie_word_embeddings);
         let layer = &spec.layers[0];
         assert_eq!(
-            (layer.num_attention_heads, layer.num_key_value_heads, layer.head_dim),
+            (
+                layer.num_attention_heads,
+                layer.num_key_value_heads,
+                layer.head_dim
+            ),
             (8, 4, 256)
         );
     }
@@ -83,7 +87,9 @@ mod tests {
         let found = |config: Value| ModelSpec::from_hf(&config).unwrap_err().to_string();
         let other = found(json!({"model_type": "x", "text_config": {"model_type": "y"}}));
         assert!(
-            other.starts_with("`text_config.model_type` is \"y\", which is not supported: expected \"llama\""),
+            other.starts_with(
+                "`text_config.model_type` is \"y\", which is not supported: expected \"llama\""
+            ),
             "{other}"
         );
         let unnamed = found(json!({"model_type": "x", "text_config": {"hidden_size": 8}}));

@@ -181,7 +181,10 @@ impl HfDir {
     /// The tensors of a model's other parts, which no decoder has: not among [`tensor_names`](Self::tensor_names), and
     /// read like those.
     pub fn other_names(&self) -> impl ExactSizeIterator<Item = &str> {
-        let others = self.wrapped.as_ref().map_or(&[][..], |wrapped| &wrapped.others);
+        let others = self
+            .wrapped
+            .as_ref()
+            .map_or(&[][..], |wrapped| &wrapped.others);
         others.iter().map(String::as_str)
     }
 

@@ -163,7 +163,10 @@ mod tests {
             }
         }
         for (prefix, expected) in [
-            (AdapterPrefix::Text, "base_model.model.model.layers.3.mlp.up_proj.lora_A.weight"),
+            (
+                AdapterPrefix::Text,
+                "base_model.model.model.layers.3.mlp.up_proj.lora_A.weight",
+            ),
             (
                 AdapterPrefix::Wrapped,
                 "base_model.model.model.language_model.layers.3.mlp.up_proj.lora_A.weight",

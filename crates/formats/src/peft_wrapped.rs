@@ -86,7 +86,12 @@ fn read_pattern(pattern: &str) -> Option<(Vec<String>, Option<Vec<usize>>)> {
         EVERY_LAYER => None,
         some => {
             let layers = among(some)?;
-            Some(layers.iter().map(|layer| layer.parse().ok()).collect::<Option<_>>()?)
+            Some(
+                layers
+                    .iter()
+                    .map(|layer| layer.parse().ok())
+                    .collect::<Option<_>>()?,
+            )
         }
     };
     Some((names, layers))
@@ -107,10 +112,7 @@ fn own_pattern(key: &str) -> String {
     }
 }
 
-fn paths<T: Copy>(
-    pattern: &ModulePattern<T>,
-    rename: impl Fn(&str) -> String,
-) -> ModulePattern<T> {
+fn paths<T: Copy>(pattern: &ModulePattern<T>, rename: impl Fn(&str) -> String) -> ModulePattern<T> {
     let keys = pattern.iter().map(|(key, value)| (rename(key), value));
     ModulePattern::new(keys).unwrap_or_else(|_| pattern.clone())
 }
@@ -139,7 +141,10 @@ mod tests {
                 ("language_model.model.layers.0.mlp.up_proj", true),
                 ("model.language_model.layers.1.mlp.up_proj", inside),
                 ("model.language_model.layers.0.mlp.down_proj", false),
-                ("model.vision_tower.transformer.layers.0.attention.q_proj", false),
+                (
+                    "model.vision_tower.transformer.layers.0.attention.q_proj",
+                    false,
+                ),
             ] {
                 assert_eq!(whole.get(module).is_some(), expected, "{module}");
             }
@@ -156,7 +161,10 @@ mod tests {
         config.rank_pattern = ModulePattern::new(keys).unwrap();
         let wrapped = config.under(AdapterPrefix::Wrapped);
         let path = "model.language_model.layers.1.self_attn.q_proj".to_owned();
-        assert_eq!(wrapped.target_modules, TargetModules::Names(vec![path.clone()]));
+        assert_eq!(
+            wrapped.target_modules,
+            TargetModules::Names(vec![path.clone()])
+        );
         assert_eq!(wrapped.rank_of(&path), 4);
         assert_eq!(back(&config), config);
     }

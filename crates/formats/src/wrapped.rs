@@ -102,7 +102,10 @@ impl Wrapped {
             }
         }
         // A name of another part that is one of the decoder's after renaming would hide it.
-        let hidden = wrapped.others.iter().find(|name| wrapped.stored.contains_key(*name));
+        let hidden = wrapped
+            .others
+            .iter()
+            .find(|name| wrapped.stored.contains_key(*name));
         match hidden {
             None => Ok(wrapped),
             Some(name) => Err(FormatError::TensorUnexpected {
@@ -137,15 +140,33 @@ mod tests {
     #[test]
     fn every_spelling_is_one_tensor() {
         for (name, expected) in [
-            ("language_model.model.layers.0.mlp.up_proj.weight", Some("model.layers.0.mlp.up_proj.weight")),
-            ("model.language_model.layers.0.mlp.up_proj.weight", Some("model.layers.0.mlp.up_proj.weight")),
-            ("language_model.layers.0.mlp.up_proj", Some("model.layers.0.mlp.up_proj")),
-            ("model.layers.0.mlp.up_proj", Some("model.layers.0.mlp.up_proj")),
+            (
+                "language_model.model.layers.0.mlp.up_proj.weight",
+                Some("model.layers.0.mlp.up_proj.weight"),
+            ),
+            (
+                "model.language_model.layers.0.mlp.up_proj.weight",
+                Some("model.layers.0.mlp.up_proj.weight"),
+            ),
+            (
+                "language_model.layers.0.mlp.up_proj",
+                Some("model.layers.0.mlp.up_proj"),
+            ),
+            (
+                "model.layers.0.mlp.up_proj",
+                Some("model.layers.0.mlp.up_proj"),
+            ),
             ("language_model.lm_head.weight", Some("lm_head.weight")),
             ("lm_head.weight", Some("lm_head.weight")),
-            ("model.language_model.norm.weight", Some("model.norm.weight")),
+            (
+                "model.language_model.norm.weight",
+                Some("model.norm.weight"),
+            ),
             ("model.vision_tower.encoder.layers.0.mlp.fc1.weight", None),
-            ("vision_tower.vision_model.embeddings.patch_embedding.weight", None),
+            (
+                "vision_tower.vision_model.embeddings.patch_embedding.weight",
+                None,
+            ),
             ("multi_modal_projector.linear_1.weight", None),
             ("mtp.layers.0.mlp.up_proj.weight", None),
         ] {
@@ -161,7 +182,10 @@ mod tests {
 
     #[test]
     fn a_tensor_under_two_prefixes_is_refused() {
-        let names = ["language_model.model.norm.weight", "model.language_model.norm.weight"];
+        let names = [
+            "language_model.model.norm.weight",
+            "model.language_model.norm.weight",
+        ];
         let twice = Wrapped::new(Path::new("m"), Value::Null, names.into_iter());
         let error = twice.unwrap_err().to_string();
         assert!(error.contains("under another prefix"), "{error}");

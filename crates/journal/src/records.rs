@@ -2,14 +2,14 @@
 //!
 //! | `event` | keys |
 //! | --- | --- |
-//! | `step` | `step epoch loss grad_norm learning_rate tokens supervised_tokens seconds elapsed` and `answers` |
+//! | `step` | `step epoch loss grad_norm learning_rate tokens supervised_tokens seconds elapsed`, `penalized_loss` and `answers` |
 //! | `eval` | `step epoch eval_loss perplexity tokens best seconds` and `answers` |
 //! | `diagnosis` | `step diagnosis` |
 //! | `finding` | `step finding` |
 //! | `replanned` | `step budget_before budget reason` |
 //! | `adaptation` | `step precision start nll kl verification_tokens calibration_tokens seconds` |
 //!
-//! `answers` stands where the objective compares answers, and `perplexity` where it does not.
+//! `penalized_loss` stands where labels are smoothed or there is a z-loss, `answers` where the objective compares answers, and `perplexity` where it does not.
 //!
 //! Every line has `event` and `schema_version` before these; files of earlier versions have neither, and are read by
 //! their keys. Only `seconds` and `elapsed` depend on the clock. The file grows while the run goes on; a checkpoint

@@ -55,6 +55,10 @@ pub struct StepReport {
     pub epoch: f64,
     /// Mean nll of the step's supervised tokens, nats, or what the objective says.
     pub loss: f64,
+    /// The same with label smoothing and z-loss, where there is either: what the step minimised. `loss` stays comparable with
+    /// evaluations and other runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub penalized_loss: Option<f64>,
     /// Global gradient norm before clipping.
     pub grad_norm: f64,
     /// Learning rate used.

@@ -1,4 +1,4 @@
-//! Many matrices in one buffer on a CubeCL device, so that a norm or an update of all of them is one launch.
+//! Many matrices in one buffer on a CubeCL device, so that a norm or an update of all of them is one launch, or a few.
 //!
 //! Each begins at a multiple of [`BLOCK_SIZE`] values; what lies between is
 //! zero, and stays so. Views of the matrices share the buffer's memory: whoever holds one sees every update.
@@ -96,6 +96,57 @@ impl Flat {
         let view = self.view(i);
         assert_eq!(view.dims(), values.dims(), "dimensions of matrix {i}");
         on_device!(crate::views::cube::copy(values, &view))
+    }
+
+    /// All matrices, which are of one shape, in memory of their own or not to be written to.
+    ///
+    /// # Shapes
+    /// `[n, rows, columns]`.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub fn stacked(&self) -> Tensor<3> {
+        let (n, stride, [rows, columns]) = self.shape();
+        let padded: Tensor<2> = self.buffer.clone().reshape([n, stride]);
+        padded
+            .narrow(1, 0, rows * columns)
+            .reshape([n, rows, columns])
+    }
+
+    /// Overwrites all matrices, which are of one shape, for whoever holds a view.
+    ///
+    /// # Shapes
+    /// `[n, rows, columns]`.
+    ///
+    /// # Panics
+    /// If it has another shape.
+    pub fn overwrite(&self, values: &Tensor<3>) {
+        let (n, stride, [rows, columns]) = self.shape();
+        assert_eq!(values.dims(), [n, rows, columns], "stacked matrices");
+        let values: Tensor<2> = values.clone().reshape([n, rows * columns]);
+        let values = match stride - rows * columns {
+            0 => values,
+            gap => {
+                let gap = Tensor::zeros([n, gap], (&values.device(), values.dtype()));
+                Tensor::cat(vec![values, gap], 1)
+            }
+        };
+        let whole = (0, [n, stride]);
+        let view: Option<Tensor<2>> = on_device!(cube::view(&self.buffer, whole));
+        let _ = whole;
+        match view {
+            Some(view) => crate::views::overwrite(&values, &view),
+            None => unreachable!("a flat buffer is on a CubeCL device"),
+        }
+    }
+
+    /// How many matrices there are, how far apart they begin, and their shape.
+    fn shape(&self) -> (usize, usize, [usize; 2]) {
+        let (_, dims) = self.places[0];
+        let alike = self.places.iter().all(|(_, other)| *other == dims);
+        assert!(alike, "matrices of one shape, found {:?}", self.places);
+        let n = self.len();
+        (n, self.buffer.dims()[0] / n, dims)
     }
 
     /// The Euclidean norm of everything.

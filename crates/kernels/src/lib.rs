@@ -23,9 +23,11 @@
 //! | [`lora_linear`] | x·Wᵀ + s·(x·Aᵀ)·Bᵀ | dx, dA, dB; never dW |
 //! | [`cross_entropy`] | head and loss in chunks of tokens | d(hidden), in the forward pass |
 //! | [`embedding`] | rows of a table | – (the table is frozen) |
+//! | [`noise`] | uniform noise on rows, of a number for each | – (it passes through) |
 //! | [`adamw`] | AdamW with decoupled decay | – |
 //! | [`adamw8bit`] | the same with both moments in 8 bits | – |
 //! | [`flat`] | norm and AdamW of many matrices in one buffer | – |
+//! | [`optimizers`] | Lion, SGD, Adafactor, Muon and schedule-free AdamW, of many matrices at once | – |
 //! | [`offload`] | copies to the host's memory and back, beside the computation | – |
 //! | [`frozen_matrix`] | x·Wᵀ and dy·W of a weight, however it is stored | – |
 //! | [`quantize`] | values on the host into codes of 3 to 8 bits | – |
@@ -74,12 +76,15 @@ pub mod frozen_matrix;
 pub mod gemm;
 pub mod lora_linear;
 pub mod low_rank;
+pub mod noise;
 pub mod norm_rope;
 pub mod offload;
+pub mod optimizers;
 pub mod paged_attention;
 pub mod quantize;
 pub mod rms_norm;
 pub mod rope;
 pub mod swiglu;
+pub mod uniform;
 
 pub use segments::Segments;

@@ -138,7 +138,10 @@ fn query_scaling(spec: &ModelSpec) -> Result<Option<f64>, GgufExportError> {
 
 /// In layers with a window llama.cpp has Gemma's own base, and in OLMo 3's no scaling.
 fn check_local_rope(spec: &ModelSpec) -> Result<(), GgufExportError> {
-    let windowed = spec.layers.iter().any(|layer| layer.sliding_window.is_some());
+    let windowed = spec
+        .layers
+        .iter()
+        .any(|layer| layer.sliding_window.is_some());
     let scaled = spec.rope.scaling != RopeScaling::Default;
     let fine = match (spec.family, &spec.local_rope) {
         (Family::Gemma2 | Family::Gemma3, _) => true,

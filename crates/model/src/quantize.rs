@@ -190,8 +190,7 @@ fn skipped(source: &ModelSource, plan: &QuantizationPlan) -> Vec<String> {
     let prefix = source.adapter_prefix();
     let modules = modules.map(|module| prefix.name(&module));
     let parts = source.other_parts().into_iter();
-    let parts = parts
-        .flat_map(|part| [part.to_owned(), format!("model.{part}")]);
+    let parts = parts.flat_map(|part| [part.to_owned(), format!("model.{part}")]);
     std::iter::once("lm_head".to_owned())
         .chain(modules)
         .chain(parts)

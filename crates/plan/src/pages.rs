@@ -340,7 +340,7 @@ mod tests {
             base: None,
             dense_element: 2,
             memory: MemoryModel::cube(2),
-            optimizer: StatePrecision::Bits8(Guard::On),
+            optimizer: StatePrecision::Bits8(Guard::On).into(),
             micro_batch_size: rows.parse().unwrap(),
             max_seq_length: tokens.parse().unwrap(),
             texts_per_row: 1,

@@ -36,6 +36,8 @@ pub struct StepShape {
     pub adapters: u64,
     /// Bytes of the optimiser's state.
     pub optimizer: u64,
+    /// Bytes that an update works in.
+    pub update: u64,
     /// Whether gradients of an earlier micro-batch of the step are there already.
     pub accumulated: bool,
     /// Bytes of the host's memory in which tensors may wait; 0 for none.
@@ -347,8 +349,7 @@ impl StepShape {
             gradients: all,
             optimizer: self.optimizer,
             kept: 0,
-            // A copy of the factors while they are replaced.
-            working: self.adapters,
+            working: self.update,
             workspace: self.memory.workspace,
             unfilled: 0,
             moment: Moment::Update,

@@ -3,12 +3,16 @@
 use backdraft_arch::sizes::{CHUNK, CUBE_CHUNK};
 use backdraft_arch::spec::{EMBEDDING, HEAD};
 use backdraft_arch::{
-    InputGrad, LoraConfig, ModelSpec, QuantizationPlan, Scheme, StatePrecision, TargetModule,
+    InputGrad, KeptState, LoraConfig, ModelSpec, QuantizationPlan, Scheme, TargetModule,
     embeds_on_host,
 };
 
 use crate::predict::{Shortage, StepShape};
 use crate::tensors::{LayerShape, MemoryModel, PassShape, ProjectionShape, Rows};
+
+/// Copies of the factors in f32 that an update in plain tensors has at once, at most: gradients, what is kept, and what comes of
+/// them.
+const STACKED_COPIES: u64 = 6;
 
 /// A run, as far as memory is concerned.
 #[derive(Clone, Debug)]
@@ -25,8 +29,8 @@ pub struct Setup {
     pub dense_element: u64,
     /// How the device takes memory.
     pub memory: MemoryModel,
-    /// How the optimiser keeps its moments.
-    pub optimizer: StatePrecision,
+    /// What the optimiser keeps.
+    pub optimizer: KeptState,
     /// Rows of a pass.
     pub micro_batch_size: usize,
     /// Tokens of a text of a row.
@@ -184,14 +188,14 @@ impl Setup {
         let adapted = adapted.filter(|&(layer, target)| self.lora.adapts(layer, target));
         let factors = adapted.flat_map(|(layer, target)| {
             let rank = self.lora.rank_of(&target.path(layer));
-            self.spec.layers[layer]
-                .shape(target)
-                .map(|side| rank * side)
+            let [out, input] = self.spec.layers[layer].shape(target);
+            [[rank, input], [out, rank]]
         });
-        let factors: Vec<usize> = factors.collect();
-        let moments = factors
-            .iter()
-            .map(|&values| self.optimizer.state_bytes(values));
+        let factors: Vec<[usize; 2]> = factors.collect();
+        let values = factors.iter().map(|[rows, columns]| rows * columns);
+        let values = values.sum::<usize>() as u64;
+        let adapters = self.bytes_of_factor() * values;
+        let kept = factors.iter().map(|&dims| self.optimizer.state_bytes(dims));
         // Short rows have queries as they are.
         let scaling = self.spec.query_scaling;
         let scaled = scaling.is_some_and(|scaling| scaling.reaches(self.max_seq_length));
@@ -204,8 +208,14 @@ impl Setup {
             rotary_tables: 1 + u64::from(self.spec.local_rope.is_some()) + u64::from(scaled),
             memory: self.memory,
             base: self.base_bytes(),
-            adapters: self.bytes_of_factor() * factors.iter().sum::<usize>() as u64,
-            optimizer: moments.sum::<usize>() as u64,
+            adapters,
+            optimizer: kept.sum::<usize>() as u64,
+            // A copy of the factors while they are replaced; in flat buffers rules in plain tensors take all of them at once.
+            update: match self.optimizer {
+                KeptState::Moments(_) => adapters,
+                _ if !self.memory.paged => adapters,
+                _ => adapters + STACKED_COPIES * 4 * values,
+            },
             // In buffers that are there from the start.
             accumulated: self.memory.paged || self.grad_accumulation_steps > 1,
             host: self.host,

@@ -68,6 +68,7 @@ fn step(layers: usize) -> StepShape {
         base: 1_000_000,
         adapters: 50_000,
         optimizer: 100_000,
+        update: 50_000,
         accumulated: true,
         host: 0,
         page: 0,

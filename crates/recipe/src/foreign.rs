@@ -35,7 +35,7 @@ const TRACKERS: &str = "trackers; every run writes tensorboard event files, metr
 const HUB: &str =
     "uploading; the adapter in output_dir/adapter is PEFT's format, which `hf upload` takes";
 const VISION: &str = "images, audio and video; rows are text";
-const OTHER_OPTIMIZERS: &str = "other optimizers; `train.optimizer` is \"adamw\" or \"adamw_8bit\"";
+const OTHER_OPTIMIZERS: &str = "other optimizers; `train.optimizer` is \"adamw\", \"adamw_8bit\", \"lion\", \"sgd\", \"adafactor\", \"muon\" or \"schedule_free_adamw\"";
 const OTHER_LOSS: &str = "another loss; it is the mean cross-entropy of the supervised tokens";
 const VOCABULARY: &str = "changing the vocabulary; the model's own tokens are used";
 const STREAMING: &str =
@@ -317,7 +317,7 @@ pub(crate) const FOREIGN: &[(Foreign, &str)] = &[
         ),
         "modules_to_save lora_modules_to_save additional_target trainable_token_indices peft_trainable_token_indices lora_bias \
          ensure_weight_tying peft_ensure_weight_tying apply_lora_to_output embedding_learning_rate embedding_lr embedding_lr_scale \
-         train_embeddings train_lm_head lm_head_trainable unfrozen_parameters lr_groups reinit_weights",
+         train_embeddings train_lm_head lm_head_trainable unfrozen_parameters reinit_weights",
     ),
     (
         NotYet(OTHER_START),
@@ -328,8 +328,23 @@ pub(crate) const FOREIGN: &[(Foreign, &str)] = &[
         "init_lora_weights peft_init_lora_weights loftq_config loftq_bits loftq_iter use_loftq init_weights lora_init_type",
     ),
     (
-        NotYet("LoRA+; A and B have the same learning rate"),
-        "loraplus_lr_ratio loraplus_lr_embedding lora_plus lorap_lr_ratio loraplus_lr_embedding_ratio loraplus",
+        Key("train.loraplus_lr_ratio"),
+        "loraplus_ratio lora_plus_ratio lorap_lr_ratio lora_plus_lr_ratio",
+    ),
+    (
+        Like(
+            "train.loraplus_lr_ratio",
+            "how many times as fast as A every B learns, such as 16",
+        ),
+        "lora_plus loraplus use_lora_plus use_loraplus",
+    ),
+    (
+        Always("weight_decay is that of A and B, each times its own learning rate; take it out"),
+        "loraplus_weight_decay",
+    ),
+    (
+        Always("no adapter is on the embedding, which this is the learning rate of; take it out"),
+        "loraplus_lr_embedding loraplus_lr_embedding_ratio",
     ),
     (
         Like(
@@ -566,8 +581,11 @@ pub(crate) const FOREIGN: &[(Foreign, &str)] = &[
         "warmup_proportion warmup_fraction lr_warmup_fraction warmup_percent",
     ),
     (
-        Like("train.optimizer", "\"adamw\" or \"adamw_8bit\""),
-        "optim optimizer_name optimizer_type optimizer._component_ optimiser optimizer_class",
+        Like(
+            "train.optimizer",
+            "\"adamw\", \"adamw_8bit\", \"lion\", \"sgd\", \"adafactor\", \"muon\" or \"schedule_free_adamw\"",
+        ),
+        "use_muon adafactor optim optimizer_name optimizer_type optimizer._component_ optimiser optimizer_class",
     ),
     (
         Like(
@@ -575,6 +593,10 @@ pub(crate) const FOREIGN: &[(Foreign, &str)] = &[
             "and train.adam_beta2, train.adam_epsilon, train.weight_decay beside it",
         ),
         "optim_args optimizer_config optimizer_kwargs betas adam_betas optimizer_params",
+    ),
+    (
+        Key("train.momentum"),
+        "sgd_momentum muon_momentum optimizer.momentum",
     ),
     (Key("train.adam_beta1"), "beta1 adam_b1"),
     (Key("train.adam_beta2"), "beta2 adam_b2"),
@@ -594,18 +616,44 @@ pub(crate) const FOREIGN: &[(Foreign, &str)] = &[
         NotYet(OTHER_OPTIMIZERS),
         "optim_target_modules adam_beta3 adam_epsilon2 torchdistx_path use_galore galore_target galore_rank galore_update_interval galore_scale \
          galore_proj_type galore_layerwise use_apollo apollo_target apollo_rank apollo_update_interval apollo_scale apollo_proj apollo_proj_type \
-         apollo_scale_type apollo_layerwise apollo_scale_front use_adam_mini use_muon dion_lr dion_momentum dion_rank_fraction \
+         apollo_scale_type apollo_layerwise apollo_scale_front use_adam_mini dion_lr dion_momentum dion_rank_fraction \
          dion_rank_multiple_of qgalore_rank qgalore_update_proj_gap qgalore_scale qgalore_proj_type qgalore_proj_quant qgalore_proj_bits \
-         qgalore_proj_group_size qgalore_cos_threshold qgalore_gamma_proj qgalore_queue_size q_galore_config optimizer_in_bwd adafactor momentum \
-         muon_lr lion_beta",
+         qgalore_proj_group_size qgalore_cos_threshold qgalore_gamma_proj qgalore_queue_size q_galore_config optimizer_in_bwd \
+         muon_lr",
     ),
     (
-        NotYet("noise on embeddings (NEFTune); lora.dropout regularises"),
-        "neftune_noise_alpha noisy_embedding_alpha neftune use_neftune neft_alpha",
+        Key("train.neftune_noise_alpha"),
+        "noisy_embedding_alpha neftune_alpha neft_alpha",
+    ),
+    (
+        Like(
+            "train.neftune_noise_alpha",
+            "the noise's strength, such as 5",
+        ),
+        "neftune use_neftune",
+    ),
+    (
+        Key("train.layer_lr_decay"),
+        "layerwise_lr_decay layer_wise_lr_decay layer_decay lr_layer_decay llrd layerwise_decay layer_decay_rate",
+    ),
+    (
+        Like(
+            "train.groups",
+            "a [[train.groups]] table each, with match and learning_rate or weight_decay",
+        ),
+        "lr_groups param_groups parameter_groups optimizer_grouped_parameters",
+    ),
+    (
+        Key("train.label_smoothing_factor"),
+        "train.label_smoothing loss.label_smoothing label_smoothing_epsilon label_smooth",
+    ),
+    (
+        Key("train.z_loss"),
+        "z_loss_weight z_loss_coef z_loss_coefficient z_loss_multiplier lse_square_scale softmax_auxiliary_loss_multiplier",
     ),
     (
         NotYet(OTHER_LOSS),
-        "label_smoothing_factor loss.label_smoothing compute_loss_func custom_loss use_dft_loss \
+        "compute_loss_func custom_loss use_dft_loss \
          use_asft_loss asft_alpha use_eaft_loss use_eaft eaft_alpha eaft_k router_aux_loss_coef moe_aux_loss_coef output_router_logits \
          focal_loss chunk_loss entropy_coef",
     ),

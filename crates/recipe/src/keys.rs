@@ -444,24 +444,54 @@ pub const KEYS: &[Key] = &[
         key(
             "train.optimizer",
             r#""adamw""#,
-            "The optimizer: adamw, or adamw_8bit, which keeps its state in 8 bits.",
+            "The optimizer: adamw; adamw_8bit, which keeps its state in 8 bits; lion (a learning rate of about a tenth, adam_beta2 = 0.99 in its paper); sgd, with momentum; adafactor, which keeps next to nothing; muon, which makes each update of A and B orthogonal; schedule_free_adamw, whose result is a running mean, with lr_scheduler = \"constant_with_warmup\".",
         ),
         "out of memory with a high rank: adamw_8bit",
+    ),
+    key(
+        "train.loraplus_lr_ratio",
+        "1.0",
+        "LoRA+: how many times as fast as A every B learns; learning_rate, and the rate that is reported, are A's. 1 is plain LoRA. Weight decay goes by each one's own rate, as by PEFT's loraplus_weight_decay.",
+    ),
+    key(
+        "train.layer_lr_decay",
+        "1.0",
+        "Layer-wise learning rate decay: what each layer learns by, over the one above it, from above 0 to 1; the last layer has the whole rate.",
+    ),
+    key(
+        "train.label_smoothing_factor",
+        "0.0",
+        "Label smoothing: the share of each target that is spread over the whole vocabulary, from 0 to below 1. The step minimizes penalized_loss; loss stays the mean nll, as in evaluations. Only with objective.kind = \"sft\".",
+    ),
+    key(
+        "train.z_loss",
+        "0.0",
+        "What the square of the logits' logsumexp counts in the loss of each token, such as 1e-4: keeps logits from drifting. Reported as label smoothing is. Only with objective.kind = \"sft\".",
+    ),
+    key(
+        "train.neftune_noise_alpha",
+        "0.0",
+        "NEFTune: noise on the embeddings while training, uniform up to alpha / sqrt(tokens of the row x hidden size); 5 to 15 where it is used, 0 is none. Evaluation has none. Only with objective.kind = \"sft\".",
     ),
     key(
         "train.weight_decay",
         "0.01",
         "Weight decay (decoupled): applied at every step, times the learning rate.",
     ),
+    optional(
+        "train.momentum",
+        "0.9",
+        "Share of past gradients in the momentum of sgd and muon, from 0 to below 1. Left out: 0.9, or 0.95 for muon.",
+    ),
     key(
         "train.adam_beta1",
         "0.9",
-        "AdamW's beta1: decay of the mean of gradients.",
+        "AdamW's beta1: decay of the mean of gradients. Lion's: share of the past in an update.",
     ),
     key(
         "train.adam_beta2",
         "0.999",
-        "AdamW's beta2: decay of the mean of squared gradients.",
+        "AdamW's beta2: decay of the mean of squared gradients. Lion's: decay of the mean of gradients.",
     ),
     key(
         "train.adam_epsilon",
@@ -515,6 +545,11 @@ pub const KEYS: &[Key] = &[
         "train.sample_rows",
         "3",
         "Held-out rows (else training rows) that are answered before and after the run, for report.html; 0 is none.",
+    ),
+    optional(
+        "train.groups",
+        r#"[{ match = "q_proj", learning_rate = 1e-4, weight_decay = 0.0 }]"#,
+        "Modules whose adapters have a learning rate or a weight decay of their own, as [[train.groups]] tables: match is a name, an end of a path or a regular expression, as in lora.rank_pattern, and the first that matches counts. The schedule, loraplus_lr_ratio and layer_lr_decay go for them too.",
     ),
 ];
 

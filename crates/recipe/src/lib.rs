@@ -1,6 +1,6 @@
 //! The recipe of a training run: TOML in, one checked [`Recipe`] out, or every problem at once.
 //!
-//! `raw` reads keys and values with their lines, `resolve` (with `sources` for rows, `modules` and `adapter` for adapters) turns them into a [`Recipe`], `keys` is the
+//! `raw` reads keys and values with their lines, `resolve` (with `sources` for rows, `modules` and `adapter` for adapters, `groups` for their rates) turns them into a [`Recipe`], `keys` is the
 //! table of keys with defaults and documentation, `support` lists values that are refused by name, `foreign` the keys of other
 //! trainers, and `unknown` says what becomes of them. `names` and `data_format` are values that people write by name, `precision` turns
 //! what is said of bits into a number.
@@ -15,6 +15,7 @@ mod data_format;
 mod difference;
 mod eval_metric;
 mod foreign;
+mod groups;
 mod keys;
 mod modules;
 mod names;
@@ -41,6 +42,7 @@ pub use data_format::DataFormat;
 pub use difference::{Difference, covers, is_key_or_section};
 pub use eval_metric::EvalMetric;
 pub use foreign::Foreign;
+pub use groups::{GROUPS, GroupRecipe};
 pub use keys::{KEYS, Key, SECTIONS, find as find_key};
 pub use names::{Bias, DType, KeyPrefix, Optimizer, RowBatching};
 pub use objective::{DpoLoss, ObjectiveKind, ObjectiveRecipe, ReferenceStart};

@@ -81,5 +81,15 @@ named! {
         Adamw = "adamw",
         /// The same with its state in 8 bits; tensors of fewer than 4,096 values stay in f32.
         Adamw8bit = "adamw_8bit",
+        /// The sign of a mean of gradients.
+        Lion = "lion",
+        /// Gradient descent with momentum.
+        Sgd = "sgd",
+        /// Second moments as products of rows and columns.
+        Adafactor = "adafactor",
+        /// A mean of gradients made orthogonal, matrix by matrix.
+        Muon = "muon",
+        /// AdamW whose result is a running mean, without a falling learning rate.
+        ScheduleFreeAdamw = "schedule_free_adamw",
     }
 }

@@ -13,6 +13,7 @@ use serde::Serialize;
 use crate::bases::Origin;
 use crate::data_format::DataFormat;
 use crate::eval_metric::EvalMetric;
+use crate::groups::GroupRecipe;
 use crate::names::{Bias, DType, KeyPrefix, Optimizer, RowBatching};
 use crate::objective::ObjectiveRecipe;
 use crate::precision::Bits;
@@ -252,11 +253,24 @@ pub struct TrainRecipe {
     pub warmup: Warmup,
     /// The optimiser.
     pub optimizer: Optimizer,
+    /// Learning rate of B over that of A (LoRA+), above 0.
+    pub loraplus_lr_ratio: f64,
+    /// Share of each target that is spread over the vocabulary, in `[0, 1)`.
+    pub label_smoothing_factor: f64,
+    /// What the square of logsumexp counts in the loss.
+    pub z_loss: f64,
+    /// NEFTune's alpha; 0 is no noise.
+    pub neftune_noise_alpha: f64,
+    /// What each layer learns by, over the one above it, in `(0, 1]`.
+    pub layer_lr_decay: f64,
     /// Decoupled weight decay.
     pub weight_decay: f64,
-    /// AdamW's β₁, in `[0, 1)`.
+    /// Share of the past in momentum, in `[0, 1)`; given exactly where the optimiser is SGD or Muon.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub momentum: Option<f64>,
+    /// β₁ of AdamW and Lion, in `[0, 1)`.
     pub adam_beta1: f64,
-    /// AdamW's β₂, in `[0, 1)`.
+    /// β₂ of AdamW and Lion, in `[0, 1)`.
     pub adam_beta2: f64,
     /// AdamW's ε, above 0.
     pub adam_epsilon: f64,
@@ -282,6 +296,9 @@ pub struct TrainRecipe {
     pub save_total_limit: usize,
     /// Rows answered before and after the run.
     pub sample_rows: usize,
+    /// Modules with rates of their own.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<GroupRecipe>,
 }
 
 impl TrainRecipe {
@@ -290,6 +307,23 @@ impl TrainRecipe {
     pub const fn rows_per_step(&self) -> usize {
         self.micro_batch_size
             .saturating_mul(self.grad_accumulation_steps)
+    }
+
+    /// Learning rate and weight decay of modules, where they have their own: the first group that a module's path ends in.
+    #[must_use]
+    pub fn group_rates(&self) -> ModulePattern<(Option<f64>, Option<f64>)> {
+        let rates = self.groups.iter().map(|group| {
+            let rates = (group.learning_rate, group.weight_decay);
+            (group.modules.clone(), rates)
+        });
+        // Each was compiled when it was read.
+        ModulePattern::new(rates).unwrap_or_default()
+    }
+
+    /// Whether more than the nll is minimised.
+    #[must_use]
+    pub const fn penalizes(&self) -> bool {
+        self.label_smoothing_factor > 0.0 || self.z_loss > 0.0
     }
 
     /// The learning-rate curve of a run of `total_steps`.

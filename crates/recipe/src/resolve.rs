@@ -19,7 +19,8 @@ use crate::schedule::ScheduleKind;
 use crate::scheduler::scheduler;
 use crate::{
     ByteSize, CacheRecipe, ChatTemplateRecipe, DataRecipe, Length, LoraRecipe, ObjectiveRecipe,
-    QuantizationRecipe, Recipe, RowBatching, TrainRecipe, Warmup, adapter, modules, sources,
+    Optimizer, QuantizationRecipe, Recipe, RowBatching, TrainRecipe, Warmup, adapter, groups,
+    modules, sources,
 };
 
 pub(crate) fn resolve(
@@ -79,6 +80,9 @@ fn top(reader: &mut Reader<'_>, bases: &Bases<'_>, origin: Origin) -> Recipe {
         reader.conflict("data.batching", other, instead);
     }
     let train = train(reader, &objective);
+    if objective != ObjectiveRecipe::Sft {
+        only_sft(reader, objective, &train);
+    }
     Recipe {
         objective,
         model,
@@ -100,6 +104,31 @@ fn top(reader: &mut Reader<'_>, bases: &Bases<'_>, origin: Origin) -> Recipe {
         lora,
         data,
         train,
+    }
+}
+
+/// What belongs to plain fine-tuning alone.
+fn only_sft(reader: &mut Reader<'_>, objective: ObjectiveRecipe, train: &TrainRecipe) {
+    let keys = [
+        (
+            "train.label_smoothing_factor",
+            train.label_smoothing_factor,
+            "it smooths tokens, and comparisons have objective.label_smoothing; take it out, or write kind = \"sft\"",
+        ),
+        (
+            "train.z_loss",
+            train.z_loss,
+            "answers are compared by their likelihoods alone; take it out, or write kind = \"sft\"",
+        ),
+        (
+            "train.neftune_noise_alpha",
+            train.neftune_noise_alpha,
+            "answers are compared without noise; take it out, or write kind = \"sft\"",
+        ),
+    ];
+    for (key, _, instead) in keys.into_iter().filter(|(_, value, _)| *value > 0.0) {
+        let other = format!("objective.kind = \"{}\"", objective.kind());
+        reader.conflict(key, other, instead);
     }
 }
 
@@ -438,6 +467,11 @@ fn train(reader: &mut Reader<'_>, objective: &ObjectiveRecipe) -> TrainRecipe {
     let length = length(reader);
     let learning_rate = positive(reader, "train.learning_rate");
     let lr_scheduler = scheduler(reader, learning_rate);
+    let optimizer: Optimizer = reader.value("train.optimizer");
+    let [adam_beta1, adam_beta2, adam_epsilon] = adam(reader, optimizer);
+    if optimizer == Optimizer::ScheduleFreeAdamw {
+        schedule_free(reader, lr_scheduler, adam_beta1);
+    }
     TrainRecipe {
         micro_batch_size: reader.count("train.micro_batch_size"),
         grad_accumulation_steps: reader.count("train.grad_accumulation_steps"),
@@ -445,11 +479,21 @@ fn train(reader: &mut Reader<'_>, objective: &ObjectiveRecipe) -> TrainRecipe {
         learning_rate,
         lr_scheduler,
         warmup: warmup(reader, lr_scheduler),
-        optimizer: reader.value("train.optimizer"),
+        optimizer,
+        layer_lr_decay: reader.checked(
+            "train.layer_lr_decay",
+            "a number above 0, at most 1",
+            |decay: &f64| *decay > 0.0 && *decay <= 1.0,
+        ),
+        loraplus_lr_ratio: positive(reader, "train.loraplus_lr_ratio"),
+        label_smoothing_factor: below_one(reader, "train.label_smoothing_factor"),
+        z_loss: not_negative(reader, "train.z_loss"),
+        neftune_noise_alpha: not_negative(reader, "train.neftune_noise_alpha"),
         weight_decay: not_negative(reader, "train.weight_decay"),
-        adam_beta1: below_one(reader, "train.adam_beta1"),
-        adam_beta2: below_one(reader, "train.adam_beta2"),
-        adam_epsilon: positive(reader, "train.adam_epsilon"),
+        momentum: momentum(reader, optimizer),
+        adam_beta1,
+        adam_beta2,
+        adam_epsilon,
         max_grad_norm: not_negative(reader, "train.max_grad_norm"),
         logging_steps: reader.count("train.logging_steps"),
         eval_steps: eval_steps(reader),
@@ -459,7 +503,78 @@ fn train(reader: &mut Reader<'_>, objective: &ObjectiveRecipe) -> TrainRecipe {
         save_steps: reader.count("train.save_steps"),
         save_total_limit: reader.count("train.save_total_limit"),
         sample_rows: reader.value("train.sample_rows"),
+        groups: groups::groups(reader),
     }
+}
+
+/// β₁, β₂ and ε.
+fn adam(reader: &mut Reader<'_>, optimizer: Optimizer) -> [f64; 3] {
+    let values = [
+        below_one(reader, "train.adam_beta1"),
+        below_one(reader, "train.adam_beta2"),
+        positive(reader, "train.adam_epsilon"),
+    ];
+    let (betas, epsilon) = match optimizer {
+        Optimizer::Adamw | Optimizer::Adamw8bit | Optimizer::ScheduleFreeAdamw => (true, true),
+        Optimizer::Lion => (true, false),
+        Optimizer::Sgd | Optimizer::Adafactor | Optimizer::Muon => (false, false),
+    };
+    // A run writes every key down, so that only another value than the default was meant.
+    let unused = [
+        ("train.adam_beta1", betas, values[0] != 0.9),
+        ("train.adam_beta2", betas, values[1] != 0.999),
+        ("train.adam_epsilon", epsilon, values[2] != 1e-8),
+    ];
+    for (key, _, _) in unused
+        .into_iter()
+        .filter(|(_, used, meant)| !used && *meant)
+    {
+        let other = format!("optimizer = \"{optimizer}\"");
+        reader.conflict(key, other, "this optimizer has no such number; take it out");
+    }
+    values
+}
+
+/// What a running mean in the place of a schedule does not go with.
+fn schedule_free(reader: &mut Reader<'_>, scheduler: ScheduleKind, beta1: f64) {
+    const KEY: &str = "train.optimizer";
+    let constant = matches!(
+        scheduler,
+        ScheduleKind::Constant {} | ScheduleKind::ConstantWithWarmup {}
+    );
+    if !constant {
+        let other = format!("lr_scheduler = \"{}\"", scheduler.name());
+        let instead =
+            "its mean takes the place of a schedule; write lr_scheduler = \"constant_with_warmup\"";
+        reader.conflict(KEY, other, instead);
+    }
+    if beta1 == 0.0 {
+        let instead = "gradients would be taken where nothing is averaged; write adam_beta1 = 0.9";
+        reader.conflict(KEY, "adam_beta1 = 0", instead);
+    }
+}
+
+fn momentum(reader: &mut Reader<'_>, optimizer: Optimizer) -> Option<f64> {
+    const KEY: &str = "train.momentum";
+    let default = match optimizer {
+        Optimizer::Sgd => 0.9,
+        Optimizer::Muon => 0.95,
+        Optimizer::Adamw
+        | Optimizer::Adamw8bit
+        | Optimizer::Lion
+        | Optimizer::Adafactor
+        | Optimizer::ScheduleFreeAdamw => {
+            let given: Option<f64> = reader.optional(KEY);
+            if given.is_some() {
+                let instead =
+                    "only \"sgd\" and \"muon\" have one; adam_beta1 is AdamW's and Lion's";
+                reader.conflict(KEY, format!("optimizer = \"{optimizer}\""), instead);
+            }
+            return None;
+        }
+    };
+    let given = reader.has(KEY).then(|| below_one(reader, KEY));
+    Some(given.unwrap_or(default))
 }
 
 fn length(reader: &mut Reader<'_>) -> Length {

@@ -2,8 +2,8 @@
 
 use backdraft_arch::optimizer::Guard;
 use backdraft_arch::{
-    LoraConfig, LoraConfigError, LoraTargets, ModelSpec, Precision, QuantizationPlan, Scheme,
-    StatePrecision,
+    KeptState, LoraConfig, LoraConfigError, LoraTargets, ModelSpec, Precision, QuantizationPlan,
+    Scheme, StatePrecision,
 };
 use backdraft_data::{Batching, Format};
 use backdraft_plan::Setup;
@@ -53,12 +53,15 @@ impl Recipe {
         chosen.or_else(smallest).copied().unwrap_or_default()
     }
 
-    /// How the optimiser's moments are kept.
+    /// What the optimiser keeps.
     #[must_use]
-    pub fn state_precision(&self) -> StatePrecision {
+    pub const fn kept_state(&self) -> KeptState {
         match self.train.optimizer {
-            Optimizer::Adamw => StatePrecision::F32,
-            Optimizer::Adamw8bit => StatePrecision::Bits8(Guard::On),
+            Optimizer::Adamw => KeptState::Moments(StatePrecision::F32),
+            Optimizer::Adamw8bit => KeptState::Moments(StatePrecision::Bits8(Guard::On)),
+            Optimizer::Lion | Optimizer::Sgd | Optimizer::Muon => KeptState::Momentum,
+            Optimizer::Adafactor => KeptState::Factored,
+            Optimizer::ScheduleFreeAdamw => KeptState::ScheduleFree,
         }
     }
 
@@ -113,7 +116,7 @@ impl Recipe {
             base: None,
             dense_element: memory.element,
             memory,
-            optimizer: self.state_precision(),
+            optimizer: self.kept_state(),
             micro_batch_size: self.train.micro_batch_size,
             max_seq_length: self.max_seq_length,
             texts_per_row: self.texts_per_row(),

@@ -5,8 +5,7 @@ use toml::de::DeValue;
 const PAGED: &str = r#"this version does not page the optimiser's state; write optimizer = "adamw_8bit" or "adamw""#;
 const ADAMW: &str = r#"write optimizer = "adamw""#;
 const ADAMW_8BIT: &str = r#"write optimizer = "adamw_8bit""#;
-const OTHER_OPTIMIZER: &str =
-    r#"this version has AdamW only; write optimizer = "adamw" or "adamw_8bit""#;
+const OTHER_OPTIMIZER: &str = r#"this version does not have it; write optimizer = "adamw", "adamw_8bit", "lion", "sgd", "adafactor", "muon" or "schedule_free_adamw""#;
 const OFFLOAD: &str = r#"tensors wait in the host's memory where that pays under activation_policy = "smart", unless activation_offloading = false"#;
 const SMART: &str =
     r#"write activation_policy = "smart", which recomputes only what the memory demands"#;
@@ -166,14 +165,34 @@ const REFUSED: &[(&str, &str, &str)] = &[
     (
         "train.optimizer",
         "adam Adam torch.optim.Adam",
-        r#"this version has AdamW only, which is Adam where weight_decay = 0; write optimizer = "adamw""#,
+        r#"AdamW is Adam where weight_decay = 0; write optimizer = "adamw""#,
     ),
     (
         "train.optimizer",
-        "sgd SGD adafactor adagrad adamw_torch_4bit ademamix ademamix_8bit paged_ademamix_32bit paged_ademamix_8bit lion lion_8bit \
-         lion_32bit lion_pytorch paged_lion_32bit paged_lion_8bit rmsprop rmsprop_bnb rmsprop_bnb_8bit rmsprop_bnb_32bit galore_adamw \
+        "lion_32bit lion_pytorch Lion bitsandbytes.optim.Lion",
+        r#"write optimizer = "lion""#,
+    ),
+    (
+        "train.optimizer",
+        "SGD torch.optim.SGD",
+        r#"write optimizer = "sgd""#,
+    ),
+    (
+        "train.optimizer",
+        "Adafactor torch.optim.Adafactor",
+        r#"write optimizer = "adafactor""#,
+    ),
+    (
+        "train.optimizer",
+        "Muon torch.optim.Muon",
+        r#"write optimizer = "muon""#,
+    ),
+    (
+        "train.optimizer",
+        "adagrad adamw_torch_4bit ademamix ademamix_8bit paged_ademamix_32bit paged_ademamix_8bit lion_8bit \
+         paged_lion_32bit paged_lion_8bit rmsprop rmsprop_bnb rmsprop_bnb_8bit rmsprop_bnb_32bit galore_adamw \
          galore_adamw_8bit galore_adafactor galore_adamw_layerwise galore_adamw_8bit_layerwise galore_adafactor_layerwise lomo adalomo \
-         grokadamw schedule_free_radam schedule_free_adamw schedule_free_sgd apollo_adamw apollo_adamw_layerwise stable_adamw muon \
+         grokadamw schedule_free_radam schedule_free_sgd apollo_adamw apollo_adamw_layerwise stable_adamw \
          optimi_adamw ao_adamw_4bit ao_adamw_8bit ao_adamw_fp8 came_pytorch dion adopt shampoo sophia flash_adamw q_galore_adamw8bit",
         OTHER_OPTIMIZER,
     ),

@@ -98,6 +98,11 @@ fn defaults_are_the_starting_points() {
     learning_rate = 0.0002
     warmup_ratio = 0.05
     optimizer = "adamw"
+    loraplus_lr_ratio = 1.0
+    label_smoothing_factor = 0.0
+    z_loss = 0.0
+    neftune_noise_alpha = 0.0
+    layer_lr_decay = 1.0
     weight_decay = 0.01
     adam_beta1 = 0.9
     adam_beta2 = 0.999
@@ -469,7 +474,7 @@ fn values_of_other_programs_and_later_versions_are_refused_by_name() {
     "#);
     assert_snapshot!(refused("train.optimizer=adam"), @r#"
     one problem in the recipe recipe.toml:
-      --set train.optimizer=adam: `train.optimizer = "adam"` is not supported: this version has AdamW only, which is Adam where weight_decay = 0; write optimizer = "adamw"
+      --set train.optimizer=adam: `train.optimizer = "adam"` is not supported: AdamW is Adam where weight_decay = 0; write optimizer = "adamw"
     "#);
     assert_snapshot!(refused("train.lr_scheduler=reduce_lr_on_plateau"), @r#"
     one problem in the recipe recipe.toml:
@@ -930,17 +935,47 @@ fn the_template_as_a_whole() {
     # Change: loss jumps early on: more.
     warmup_ratio = 0.05
 
-    # The optimizer: adamw, or adamw_8bit, which keeps its state in 8 bits.
+    # The optimizer: adamw; adamw_8bit, which keeps its state in 8 bits; lion (a learning rate of about
+    # a tenth, adam_beta2 = 0.99 in its paper); sgd, with momentum; adafactor, which keeps next to
+    # nothing; muon, which makes each update of A and B orthogonal; schedule_free_adamw, whose result is
+    # a running mean, with lr_scheduler = "constant_with_warmup".
     # Change: out of memory with a high rank: adamw_8bit.
     optimizer = "adamw"
+
+    # LoRA+: how many times as fast as A every B learns; learning_rate, and the rate that is reported,
+    # are A's. 1 is plain LoRA. Weight decay goes by each one's own rate, as by PEFT's
+    # loraplus_weight_decay.
+    loraplus_lr_ratio = 1.0
+
+    # Layer-wise learning rate decay: what each layer learns by, over the one above it, from above 0 to
+    # 1; the last layer has the whole rate.
+    layer_lr_decay = 1.0
+
+    # Label smoothing: the share of each target that is spread over the whole vocabulary, from 0 to
+    # below 1. The step minimizes penalized_loss; loss stays the mean nll, as in evaluations. Only with
+    # objective.kind = "sft".
+    label_smoothing_factor = 0.0
+
+    # What the square of the logits' logsumexp counts in the loss of each token, such as 1e-4: keeps
+    # logits from drifting. Reported as label smoothing is. Only with objective.kind = "sft".
+    z_loss = 0.0
+
+    # NEFTune: noise on the embeddings while training, uniform up to alpha / sqrt(tokens of the row x
+    # hidden size); 5 to 15 where it is used, 0 is none. Evaluation has none. Only with objective.kind =
+    # "sft".
+    neftune_noise_alpha = 0.0
 
     # Weight decay (decoupled): applied at every step, times the learning rate.
     weight_decay = 0.01
 
-    # AdamW's beta1: decay of the mean of gradients.
+    # Share of past gradients in the momentum of sgd and muon, from 0 to below 1. Left out: 0.9, or 0.95
+    # for muon.
+    # momentum = 0.9
+
+    # AdamW's beta1: decay of the mean of gradients. Lion's: share of the past in an update.
     adam_beta1 = 0.9
 
-    # AdamW's beta2: decay of the mean of squared gradients.
+    # AdamW's beta2: decay of the mean of squared gradients. Lion's: decay of the mean of gradients.
     adam_beta2 = 0.999
 
     # Added to AdamW's denominator.
@@ -972,6 +1007,11 @@ fn the_template_as_a_whole() {
     # Held-out rows (else training rows) that are answered before and after the run, for report.html; 0
     # is none.
     sample_rows = 3
+
+    # Modules whose adapters have a learning rate or a weight decay of their own, as [[train.groups]]
+    # tables: match is a name, an end of a path or a regular expression, as in lora.rank_pattern, and
+    # the first that matches counts. The schedule, loraplus_lr_ratio and layer_lr_decay go for them too.
+    # groups = [{ match = "q_proj", learning_rate = 1e-4, weight_decay = 0.0 }]
     "#);
 }
 
@@ -1093,6 +1133,53 @@ fn sources_of_rows() {
     one problem in the recipe recipe.toml:
       --set data.packing=true: unknown key `data.packing`; here it is `data.batching`: write batching = "packed"
     "#);
+}
+
+#[test]
+fn tricks_of_the_step_belong_to_plain_fine_tuning() {
+    let lines = "[objective]\nkind = \"orpo\"\n[train]\nlabel_smoothing_factor = 0.1\nz_loss = 1e-4\nneftune_noise_alpha = 5\n";
+    let said = problems(lines);
+    for (line, key) in [
+        (7, "label_smoothing_factor"),
+        (8, "z_loss"),
+        (9, "neftune_noise_alpha"),
+    ] {
+        let part = format!("line {line}: `train.{key}` does not go with objective.kind = \"orpo\"");
+        assert!(said.contains(&part), "{part}\n{said}");
+    }
+    let said = problems(
+        "[train]\nlabel_smoothing_factor = 1.0\nz_loss = -1\nloraplus_lr_ratio = 0\nlayer_lr_decay = 1.5\n",
+    );
+    for line in 5..9 {
+        assert!(said.contains(&format!("line {line}: ")), "{said}");
+    }
+}
+
+#[test]
+fn numbers_that_an_optimizer_lacks_are_refused() {
+    let train = |overrides: &[&str]| read(SMALLEST, overrides).map(|recipe| recipe.train);
+    let sgd = train(&["train.optimizer=sgd"]).unwrap();
+    let muon = train(&["train.optimizer=muon", "train.adam_beta1=0.9"]).unwrap();
+    assert_eq!((sgd.momentum, muon.momentum), (Some(0.9), Some(0.95)));
+    assert!(train(&["train.optimizer=lion", "train.adam_beta2=0.99"]).is_ok());
+    let refused = |overrides: &[&str]| train(overrides).unwrap_err().to_string();
+    for (optimizer, other) in [
+        ("adamw", "momentum=0.9"),
+        ("lion", "adam_epsilon=1e-6"),
+        ("sgd", "adam_beta1=0.8"),
+        ("muon", "adam_beta2=0.99"),
+        ("schedule_free_adamw", "lr_scheduler=cosine"),
+    ] {
+        let [optimizer, other] = [("optimizer", optimizer), other.split_once('=').unwrap()]
+            .map(|(key, value)| format!("train.{key}={value}"));
+        let said = refused(&[&optimizer, &other]);
+        assert!(said.contains("does not go with"), "{said}");
+    }
+    let constant = [
+        "train.optimizer=schedule_free_adamw",
+        "train.lr_scheduler=constant_with_warmup",
+    ];
+    assert!(train(&constant).is_ok());
 }
 
 #[test]

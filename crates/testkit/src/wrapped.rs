@@ -42,13 +42,21 @@ impl Spelling {
             TensorInfo::new(format!("{before}{name}"), dtype, shape)
         };
         vec![
-            info("multi_modal_projector.linear_1.weight", Dtype::BF16, &[6, 4]),
+            info(
+                "multi_modal_projector.linear_1.weight",
+                Dtype::BF16,
+                &[6, 4],
+            ),
             info(
                 "vision_tower.transformer.layers.0.attention.q_proj.weight",
                 Dtype::F16,
                 &[64, 64],
             ),
-            info("vision_tower.transformer.layers.0.norm.weight", Dtype::F32, &[5]),
+            info(
+                "vision_tower.transformer.layers.0.norm.weight",
+                Dtype::F32,
+                &[5],
+            ),
         ]
     }
 }
@@ -67,7 +75,9 @@ pub fn other_bytes(info: &TensorInfo) -> Vec<u8> {
 pub fn wrap(decoder: &Path, out: &Path, model_type: &str, spelling: Spelling) {
     let write = || -> Result<(), Box<dyn std::error::Error>> {
         let source = ModelSource::open(decoder)?;
-        let infos = source.tensor_names().filter_map(|name| source.tensor_info(name));
+        let infos = source
+            .tensor_names()
+            .filter_map(|name| source.tensor_info(name));
         let infos: Vec<&TensorInfo> = infos.collect();
         let renamed = infos.iter().map(|info| TensorInfo {
             name: spelling.name(&info.name),

@@ -14,7 +14,7 @@ use backdraft_plan::tensors::{LayerShape, MemoryModel, PassShape};
 use burn::tensor::{ExecutionError, Tensor};
 use sha2::{Digest, Sha256};
 
-use crate::optimizer::AdamW;
+use crate::optimizer::Optimizer;
 
 /// Seconds of passes that are waited for once.
 const ENOUGH: f64 = 0.02;
@@ -99,7 +99,7 @@ fn as_trained(model: &CausalLm) -> CausalLm {
         epsilon: 0.0,
         weight_decay: 0.0,
     };
-    AdamW::new(constants, StatePrecision::F32).adopt(&mut model);
+    Optimizer::adamw(constants, StatePrecision::F32).adopt(&mut model);
     model
 }
 

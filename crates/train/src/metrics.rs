@@ -18,6 +18,7 @@ use crate::objective::{Objective, ToldAnswers};
 #[derive(Clone, Debug)]
 pub struct StepOutput {
     nll: Tensor<1>,
+    penalized: Option<Tensor<1>>,
     grad_norm: Tensor<1>,
     supervised_tokens: usize,
     failure: Option<StepFailure>,
@@ -46,11 +47,18 @@ impl StepOutput {
     pub fn new(step: &Step, nll: Tensor<1>, grad_norm: Tensor<1>) -> Self {
         Self {
             nll,
+            penalized: None,
             grad_norm,
             supervised_tokens: step.supervised_tokens(),
             failure: None,
             answers: None,
         }
+    }
+
+    /// The same of a step that minimises more than the nll: Σ of its tokens' losses, `[1]`.
+    #[must_use]
+    pub fn penalized(self, penalized: Option<Tensor<1>>) -> Self {
+        Self { penalized, ..self }
     }
 
     /// The same of a step that compares answers: what came of each micro-batch, and how far the policy has gone.
@@ -100,8 +108,11 @@ impl StepOutput {
             None => (nll / self.supervised_tokens as f64, None),
             Some(answers) => answers.read(nll)?,
         };
+        let penalized = self.penalized.clone().map(Tensor::try_into_scalar::<f64>);
+        let tokens = self.supervised_tokens as f64;
         Ok(StepMetrics {
             loss,
+            penalized_loss: penalized.transpose()?.map(|sum| sum / tokens),
             grad_norm: self.grad_norm.clone().try_into_scalar::<f64>()?,
             answers,
         })
@@ -165,6 +176,8 @@ pub(crate) fn summary(
 pub struct StepMetrics {
     /// Mean nll of the step's supervised tokens, nats, or the loss of its answers.
     pub loss: f64,
+    /// Mean loss of the step's supervised tokens with label smoothing and z-loss, where there is either: what it minimises.
+    pub penalized_loss: Option<f64>,
     /// What came of its answers, where they are compared.
     pub answers: Option<AnswersReport>,
     /// Global norm of the gradients before clipping.

@@ -7,7 +7,7 @@ mod single;
 mod tests;
 
 use backdraft_kernels::Segments;
-use backdraft_kernels::cross_entropy::{self, HeadLoss};
+use backdraft_kernels::cross_entropy::{self, HeadLoss, Penalty};
 use backdraft_kernels::frozen_matrix::FrozenMatrix;
 use backdraft_model::Targets;
 use backdraft_quant::Weight;
@@ -196,6 +196,8 @@ pub struct Goal<'a> {
     pub scale: f32,
     /// What the nll of each target of a good answer counts, beside a comparison.
     pub nll_scale: f32,
+    /// What is minimised beside the nll of plain fine-tuning.
+    pub penalty: Option<Penalty>,
     /// The answers, where they are compared, and with what.
     pub answers: Option<(&'a Compared, Others)>,
 }
@@ -218,6 +220,7 @@ impl Goal<'_> {
             objective: Objective::NextToken,
             scale,
             nll_scale: 0.0,
+            penalty: None,
             answers: None,
         }
     }
@@ -278,7 +281,7 @@ impl Outputs<'_> {
     /// # Shapes
     /// `[targets]`, f32.
     pub fn nll(&self) -> Tensor<1> {
-        self.head(None).nll
+        self.head(None, None).nll
     }
 
     /// Entropy of the distribution that each target is drawn from, without a gradient. Logits are there for a few rows at a
@@ -305,19 +308,29 @@ impl Outputs<'_> {
         Tensor::cat(chunks.collect(), 0)
     }
 
-    /// Nll of each target, and the gradient of Σ weightᵢ·nllᵢ with respect to the normed hidden states.
+    /// Nll of each target, its loss with the penalty, and the gradient of Σ weightᵢ·lossᵢ with respect to the normed hidden
+    /// states.
     ///
     /// # Shapes
-    /// `weights` and the nll `[targets]`, the gradient `[targets, hidden]`.
-    pub fn loss(&self, weights: &Tensor<1>) -> (Tensor<1>, Tensor<2>) {
-        let HeadLoss { nll, d_hidden } = self.head(Some(weights));
+    /// `weights` and the losses `[targets]`, the gradient `[targets, hidden]`.
+    pub fn loss(
+        &self,
+        weights: &Tensor<1>,
+        penalty: Option<Penalty>,
+    ) -> (Tensor<1>, Option<Tensor<1>>, Tensor<2>) {
+        let HeadLoss {
+            nll,
+            penalized,
+            d_hidden,
+        } = self.head(Some(weights), penalty);
         match d_hidden {
-            Some(d_normed) => (nll, d_normed),
+            Some(d_normed) => (nll, penalized, d_normed),
             None => unreachable!("weights were given"),
         }
     }
 
-    fn head(&self, weights: Option<&Tensor<1>>) -> HeadLoss {
-        cross_entropy::forward(self.normed, self.head, self.cap, &self.targets.ids, weights)
+    fn head(&self, weights: Option<&Tensor<1>>, penalty: Option<Penalty>) -> HeadLoss {
+        let (head, cap, ids) = (self.head, self.cap, &self.targets.ids);
+        cross_entropy::penalized(self.normed, head, cap, ids, weights, penalty)
     }
 }

@@ -1,45 +1,40 @@
-//! AdamW over the adapters, and the norm of all gradients.
+//! The optimiser over the adapters, and the norm of all gradients.
 
 mod bank;
+mod rates;
+mod rule;
+mod state;
 
 use std::collections::HashMap;
 
 pub use backdraft_arch::StatePrecision;
-use backdraft_formats::dtype::f32_bytes;
-use backdraft_formats::{Dtype, FormatError, SafetensorsFile, TensorInfo};
-use backdraft_kernels::adamw::{self, AdamWParams, Moments};
-use backdraft_kernels::adamw8bit::{
-    self, BLOCK_SIZE, Guard, MIN_8BIT_SIZE, Moment8Bit, Moments8Bit,
-};
+use backdraft_formats::{FormatError, SafetensorsFile, TensorInfo};
+use backdraft_kernels::adamw::AdamWParams;
 use backdraft_kernels::device;
-use backdraft_lora::{AdapterGrads, AdapterParam};
+use backdraft_lora::{AdapterGrads, AdapterWeights};
 use backdraft_model::CausalLm;
 use bank::Bank;
 use burn::module::ParamId;
-use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData};
+pub use rates::{Rate, Rates};
+pub use rule::{Rule, StackedRule};
+use state::{State, f32_tensor, floats};
 
 use crate::loss_scale::LossScale;
 
-/// AdamW's state: moments of every factor, and the number of updates.
+/// A rule, what it keeps of every factor, and the number of updates.
 #[derive(Clone, Debug)]
-pub struct AdamW {
-    params: AdamWParams,
-    precision: StatePrecision,
-    moments: HashMap<ParamId, State>,
-    /// Takes the place of `moments` where everything lies in one buffer.
+pub struct Optimizer {
+    rule: Rule,
+    rates: Rates,
+    kept: HashMap<ParamId, State>,
+    /// Takes the place of `kept` where everything lies in one buffer.
     bank: Option<Bank>,
     /// What the next update multiplies gradients with, where they lie in one buffer.
     factor: Option<Tensor<1>>,
     /// What the loss of the next step is multiplied by, if by anything.
     loss_scale: Option<LossScale>,
     steps: u64,
-}
-
-#[derive(Clone, Debug)]
-enum State {
-    /// Row by row, as gradients are.
-    F32(Box<Moments<1>>),
-    Bits8(Box<Moments8Bit>),
 }
 
 /// A tensor of the state as a checkpoint holds it.
@@ -51,13 +46,18 @@ pub struct StateTensor {
     pub bytes: Vec<u8>,
 }
 
-impl AdamW {
+impl Optimizer {
+    /// AdamW before the first update.
+    pub fn adamw(params: AdamWParams, precision: StatePrecision) -> Self {
+        Self::new(Rule::AdamW(params, precision))
+    }
+
     /// Before the first update.
-    pub fn new(params: AdamWParams, precision: StatePrecision) -> Self {
+    pub fn new(rule: Rule) -> Self {
         Self {
-            params,
-            precision,
-            moments: HashMap::new(),
+            rule,
+            rates: Rates::default(),
+            kept: HashMap::new(),
             bank: None,
             factor: None,
             loss_scale: None,
@@ -65,21 +65,27 @@ impl AdamW {
         }
     }
 
+    /// Factors learn at different rates.
+    #[must_use]
+    pub fn with_rates(self, rates: Rates) -> Self {
+        Self { rates, ..self }
+    }
+
     /// Lays the factors, their gradients and moments end to end in memory, where the device has kernels for
-    /// that: from then on norm and update are a launch each, whatever the number of factors, and `model`'s
+    /// that: from then on norm and update are a launch each for all factors that learn alike, and `model`'s
     /// factors are views that change with every update.
     pub fn adopt(&mut self, model: &mut CausalLm) {
         let ids: Vec<ParamId> = model.trained_params().map(|(_, param)| param.id).collect();
-        let states: Vec<Option<State>> = ids.iter().map(|id| self.moments.remove(id)).collect();
-        let (device, precision) = (model.device(), self.precision);
+        let states: Vec<Option<State>> = ids.iter().map(|id| self.kept.remove(id)).collect();
+        let (device, rule, rates) = (model.device(), self.rule, &self.rates);
         let bank = device::lasting(&device, &mut *model, |model| {
-            Bank::new(model, precision, &states)
+            Bank::new(model, (rule, rates), &states)
         });
         match bank {
             Some(bank) => self.bank = Some(bank),
             None => {
                 let states = ids.into_iter().zip(states);
-                self.moments = states
+                self.kept = states
                     .filter_map(|(id, state)| Some((id, state?)))
                     .collect();
             }
@@ -148,26 +154,57 @@ impl AdamW {
     pub fn step(&mut self, model: &mut CausalLm, grads: &AdapterGrads, lr: f64) {
         self.steps += 1;
         self.loss_scale = self.loss_scale.map(LossScale::after_update);
-        if let Some(bank) = &self.bank {
+        if let Some(bank) = &mut self.bank {
             assert_eq!(grads.len(), bank.ids.len(), "a gradient for each factor");
-            let factor = self.factor.take();
-            let at = (lr, self.steps);
-            bank.update(factor.as_ref(), at, &self.params);
+            bank.update(self.factor.take().as_ref(), (lr, self.steps));
             return;
         }
-        for (_, _, adapter) in model.adapters_mut() {
-            adapter.update(|AdapterParam { id, values, .. }| {
-                let Some(grad) = grads.get(id) else {
-                    return values;
+        let layers = model.layers.len();
+        for (layer, target, adapter) in model.adapters_mut() {
+            let path = target.path(layer);
+            adapter.update(|param| {
+                let Some(grad) = grads.get(param.id) else {
+                    return param.values;
                 };
-                let values = values.inner();
-                let state = self.moments.remove(&id);
-                let state = state.unwrap_or_else(|| State::zeros(&values, self.precision));
-                let (values, state) =
-                    state.step(values, grad, (lr, self.steps), &self.params, self.precision);
-                self.moments.insert(id, state);
+                let rate = self.rates.of(&path, (layer, layers), &param);
+                let state = self.kept.remove(&param.id);
+                let state = state.unwrap_or_else(|| State::zeros(&param, self.rule));
+                let (at, dims) = ((lr * rate.share, self.steps), param.matrix_dims());
+                let of = (param.values.inner(), dims);
+                let (values, state) = state.step(of, grad, at, (self.rule, rate));
+                self.kept.insert(param.id, state);
                 values
             });
+        }
+    }
+
+    /// The adapter as it is evaluated and saved, where that is another than the one that is trained: a running mean of it.
+    pub fn averaged(&self, model: &CausalLm) -> Option<AdapterWeights> {
+        let rule = self.rule.averaging().filter(|_| self.steps > 0)?;
+        let mut adapter = model.adapter()?;
+        for of_module in adapter.adapters.values_mut() {
+            of_module.update(|param| {
+                let Some(State::Stacked(kept)) = self.state_of(param.id) else {
+                    unreachable!("a state of each factor after an update");
+                };
+                let [rows, columns] = param.matrix_dims();
+                let values = param.values.inner().reshape([1, rows, columns]);
+                match rule.averaged(values, &kept) {
+                    Some(averaged) => averaged.flatten(0, 2),
+                    None => unreachable!("a rule that averages"),
+                }
+            });
+        }
+        Some(adapter)
+    }
+
+    fn state_of(&self, id: ParamId) -> Option<State> {
+        match &self.bank {
+            Some(bank) if self.steps > 0 => {
+                let i = bank.ids.iter().position(|other| *other == id);
+                i.map(|i| bank.state(i))
+            }
+            Some(_) | None => self.kept.get(&id).cloned(),
         }
     }
 
@@ -176,206 +213,82 @@ impl AdamW {
     /// # Units
     /// Bytes.
     pub fn num_bytes(&self) -> usize {
-        let bytes = |state: &State| match state {
-            State::F32(moments) => 8 * moments.m.shape().num_elements(),
-            State::Bits8(moments) => moments.num_bytes(),
-        };
         match &self.bank {
             Some(bank) => bank.num_bytes(),
-            None => self.moments.values().map(bytes).sum(),
+            None => self.kept.values().map(State::num_bytes).sum(),
         }
     }
 
-    /// The moments under checkpoint names, such as
+    /// What is kept under checkpoint names, such as
     /// `model.layers.0.mlp.up_proj.lora_A.weight.exp_avg`, in the order of the layers. Codes of 8 bits
-    /// have their scales beside them, under `….absmax`.
+    /// have their scales beside them, under `….absmax`; where another adapter than the trained one is saved, the trained
+    /// factors are here, under `….trained`.
     pub fn state(&self, model: &CausalLm) -> Vec<StateTensor> {
         let mut tensors = Vec::new();
-        for (i, (path, param)) in model.trained_params().enumerate() {
+        for (path, param) in model.trained_params() {
             let name = format!("{path}.{}", param.file_name);
-            let in_bank = self.bank.as_ref().filter(|_| self.steps > 0);
-            let state = match in_bank {
-                Some(bank) => Some(bank.state(i)),
-                None => self.moments.get(&param.id).cloned(),
-            };
-            match state {
-                None => {}
-                Some(State::F32(moments)) => {
-                    let tensor = |name, values| f32_tensor(name, &param.dims, values);
-                    tensors.push(tensor(format!("{name}.exp_avg"), &moments.m));
-                    tensors.push(tensor(format!("{name}.exp_avg_sq"), &moments.v));
-                }
-                Some(State::Bits8(moments)) => {
-                    tensors.extend(codes(&format!("{name}.exp_avg"), &moments.m));
-                    tensors.extend(codes(&format!("{name}.exp_avg_sq"), &moments.v));
-                }
+            let state = self.state_of(param.id);
+            tensors.extend(
+                state
+                    .iter()
+                    .flat_map(|state| state.tensors(&name, &param, self.rule)),
+            );
+            if state.is_some() && self.rule.averaging().is_some() {
+                tensors.push(f32_tensor(
+                    trained(&name),
+                    &param.dims,
+                    &param.values.inner(),
+                ));
             }
         }
         tensors
     }
 
-    /// The state that [`state`](Self::state) wrote after `steps` updates of this model's adapters.
+    /// The state that [`state`](Self::state) wrote after `steps` updates of this model's adapters, which become the trained
+    /// ones where others were saved.
     ///
     /// # Errors
-    /// A moment that is missing or has another size; then nothing has changed.
+    /// A tensor that is missing or has another size; then nothing has changed.
     pub fn restore(
         &mut self,
-        model: &CausalLm,
+        model: &mut CausalLm,
         file: &SafetensorsFile,
         steps: u64,
     ) -> Result<(), FormatError> {
-        let mut moments = HashMap::new();
+        let mut kept = HashMap::new();
+        let mut values = HashMap::new();
         if steps > 0 {
             for (path, param) in model.trained_params() {
                 let name = format!("{path}.{}", param.file_name);
-                moments.insert(param.id, State::read(file, &name, &param, self.precision)?);
+                kept.insert(param.id, State::read(file, &name, &param, self.rule)?);
+                if self.rule.averaging().is_some() {
+                    let read = floats(file, &trained(&name), &param.dims)?;
+                    values.insert(param.id, TensorData::new(read, [param.len()]));
+                }
             }
         }
-        self.moments = moments;
+        if !values.is_empty() {
+            for (_, _, adapter) in model.adapters_mut() {
+                adapter.update(|param| match values.remove(&param.id) {
+                    Some(values) => Tensor::from_data(values, &param.values.inner().device()),
+                    None => param.values,
+                });
+            }
+        }
+        self.kept = kept;
         self.steps = steps;
         if let Some(bank) = &mut self.bank {
             let states: Vec<Option<State>> =
-                bank.ids.iter().map(|id| self.moments.remove(id)).collect();
+                bank.ids.iter().map(|id| self.kept.remove(id)).collect();
             bank.restore(&states);
         }
         Ok(())
     }
 }
 
-fn f32_tensor(name: String, dims: &[usize], values: &Tensor<1>) -> StateTensor {
-    let values: Vec<f32> = values.clone().into_data().iter::<f32>().collect();
-    StateTensor {
-        info: TensorInfo::new(name, Dtype::F32, dims),
-        bytes: f32_bytes(&values),
-    }
-}
-
-fn codes(name: &str, moment: &Moment8Bit) -> [StateTensor; 2] {
-    let bytes: Vec<u8> = moment.codes.clone().into_data().iter::<u8>().collect();
-    let codes = StateTensor {
-        info: TensorInfo::new(name, Dtype::U8, [bytes.len()]),
-        bytes,
-    };
-    let absmax = format!("{name}.absmax");
-    [
-        codes,
-        f32_tensor(absmax, &moment.absmax.dims(), &moment.absmax),
-    ]
-}
-
-impl State {
-    fn zeros(values: &Tensor<1>, precision: StatePrecision) -> Self {
-        match precision {
-            StatePrecision::Bits8(_) if values.dims()[0] >= MIN_8BIT_SIZE => {
-                Self::Bits8(Box::new(Moments8Bit::zeros(values)))
-            }
-            StatePrecision::Bits8(_) | StatePrecision::F32 => {
-                Self::F32(Box::new(Moments::zeros(values)))
-            }
-        }
-    }
-
-    fn step(
-        self,
-        param: Tensor<1>,
-        grad: &Tensor<1>,
-        at: (f64, u64),
-        params: &AdamWParams,
-        precision: StatePrecision,
-    ) -> (Tensor<1>, Self) {
-        let guard = match precision {
-            StatePrecision::Bits8(guard) => guard,
-            StatePrecision::F32 => Guard::default(),
-        };
-        match self {
-            Self::F32(moments) => {
-                let (param, moments) = adamw::step(param, grad, *moments, at, params);
-                (param, Self::F32(Box::new(moments)))
-            }
-            Self::Bits8(moments) => {
-                let (param, moments) = adamw8bit::step(param, grad, *moments, at, params, guard);
-                (param, Self::Bits8(Box::new(moments)))
-            }
-        }
-    }
-
-    fn read(
-        file: &SafetensorsFile,
-        name: &str,
-        param: &AdapterParam,
-        precision: StatePrecision,
-    ) -> Result<Self, FormatError> {
-        let values = param.values.clone().inner();
-        let device = values.device();
-        let (m, v) = (format!("{name}.exp_avg"), format!("{name}.exp_avg_sq"));
-        Ok(match Self::zeros(&values, precision) {
-            Self::F32(_) => {
-                let read = |name: &str| -> Result<Tensor<1>, FormatError> {
-                    let values = floats(file, name, &param.dims)?;
-                    let data = TensorData::new(values, [param.len()]);
-                    Ok(Tensor::from_data(data, &device))
-                };
-                Self::F32(Box::new(Moments {
-                    m: read(&m)?,
-                    v: read(&v)?,
-                }))
-            }
-            Self::Bits8(_) => {
-                let values = param.len();
-                Self::Bits8(Box::new(Moments8Bit {
-                    m: read_codes(file, &m, values, &device)?,
-                    v: read_codes(file, &v, values, &device)?,
-                }))
-            }
-        })
-    }
-}
-
-fn read_codes(
-    file: &SafetensorsFile,
-    name: &str,
-    values: usize,
-    device: &Device,
-) -> Result<Moment8Bit, FormatError> {
-    check(file, name, Dtype::U8, &[values])?;
-    let bytes = file.raw(name)?.bytes.into_owned();
-    let blocks = values.div_ceil(BLOCK_SIZE);
-    let absmax = floats(file, &format!("{name}.absmax"), &[blocks])?;
-    let codes = TensorData::new(bytes, [values]);
-    Ok(Moment8Bit {
-        codes: Tensor::<1, Int>::from_data(codes, (device, DType::U8)),
-        absmax: Tensor::from_data(TensorData::new(absmax, [blocks]), device),
-    })
-}
-
-fn floats(file: &SafetensorsFile, name: &str, shape: &[usize]) -> Result<Vec<f32>, FormatError> {
-    check(file, name, Dtype::F32, shape)?;
-    file.read_f32(name)
-}
-
-fn check(
-    file: &SafetensorsFile,
-    name: &str,
-    dtype: Dtype,
-    shape: &[usize],
-) -> Result<(), FormatError> {
-    let (path, tensor) = (file.path().to_owned(), name.to_owned());
-    match file.info(name) {
-        None => Err(FormatError::TensorMissing { path, tensor }),
-        Some(info) if info.dtype != dtype => Err(FormatError::TensorDtype {
-            path,
-            tensor,
-            expected: if dtype == Dtype::U8 { "U8" } else { "F32" },
-            actual: info.dtype,
-        }),
-        Some(info) if info.shape != shape => Err(FormatError::TensorShape {
-            path,
-            tensor,
-            expected: format!("{shape:?}"),
-            actual: info.shape.clone(),
-        }),
-        Some(_) => Ok(()),
-    }
+/// The name of a factor as it is trained.
+fn trained(name: &str) -> String {
+    format!("{name}.trained")
 }
 
 /// The Euclidean norm of all gradients together, `[1]`; computed in the order of the layers, so that

@@ -8,12 +8,13 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 use backdraft_arch::QuantizationPlan;
+use backdraft_arch::lora_targets::match_adapted;
 use backdraft_data::Source;
 use backdraft_model::ModelSpec;
 use backdraft_plan::memory::usable;
 use backdraft_plan::tensors::PassShape;
 use backdraft_plan::{Exhausted, Limit, Shortage};
-use backdraft_recipe::{ByteSize, DataRecipe, EvalRecipe, Recipe, bytes_of};
+use backdraft_recipe::{ByteSize, DataRecipe, EvalRecipe, GROUPS, Recipe, bytes_of};
 use burn::tensor::Device;
 
 use crate::adapt::Adaptation;
@@ -163,9 +164,10 @@ fn adaptive_key(recipe: &Recipe) -> Option<&'static str> {
 /// Refuses a recipe that does not fit a model of that shape, on whatever device.
 ///
 /// # Errors
-/// Layers or projections that the model lacks, and fewer bits than the smallest formats take.
+/// Layers or projections that the model lacks, groups without any module, and fewer bits than the smallest formats take.
 pub fn shape(recipe: &Recipe, spec: &ModelSpec) -> Result<(), TrainError> {
-    recipe.lora.config(spec)?;
+    let lora = recipe.lora.config(spec)?;
+    match_adapted(GROUPS, &recipe.train.group_rates(), &lora, spec)?;
     let (Some(bits), Some(plan)) = (recipe.mean_bits(), recipe.quantization_plan()) else {
         return Ok(());
     };

@@ -14,10 +14,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use backdraft_arch::QuantizationPlan;
+use backdraft_arch::lora_targets::match_adapted;
 use backdraft_data::{ChatTokenizer, PromptTemplate, count};
 use backdraft_formats::{AdapterPrefix, ModelSource};
 use backdraft_journal::report::{ActivationReport, Reporter, RunSummary, Silent};
-use backdraft_kernels::adamw::AdamWParams;
+use backdraft_kernels::cross_entropy::Penalty;
 use backdraft_kernels::device;
 use backdraft_lora::base::blocks_plan;
 use backdraft_lora::{AdapterWeights, TrainedOver};
@@ -25,7 +26,7 @@ use backdraft_model::{CausalLm, LoadError};
 use backdraft_plan::Activations;
 use backdraft_plan::memory::{Memory, MemoryWatch, Watcher};
 use backdraft_plan::tensors::PassShape;
-use backdraft_recipe::{KeyPrefix, Recipe, RowBatching};
+use backdraft_recipe::{GROUPS, KeyPrefix, Recipe, RowBatching};
 use burn::optim::SgdConfig;
 use burn::tensor::Device;
 use burn::train::renderer::MetricsRenderer;
@@ -44,7 +45,7 @@ use crate::loader::{EvalLoader, StepLoader};
 use crate::loss_scale::LossScale;
 use crate::metrics::NoFiles;
 use crate::objective::Objective;
-use crate::optimizer::AdamW;
+use crate::optimizer::{Optimizer, Rates, Rule};
 use crate::resume::Resume;
 use crate::strategy::{Outcome, Plan, StepStrategy};
 use crate::trained_with::{Companions, Prompting, TrainedWith};
@@ -108,6 +109,7 @@ pub fn prepare(
         });
     }
     let lora = recipe.lora.config(&spec)?;
+    match_adapted(GROUPS, &recipe.train.group_rates(), &lora, &spec)?;
     let dtype = dtype_on(recipe.dtype, device)?;
     let longest = PassShape::of_sequences(data.loader.largest_micro_batch());
     budget::settle_bits(
@@ -391,15 +393,11 @@ impl Run {
     fn trainee(&self, begun: &Begun, activations: Activations) -> Result<Trainee, TrainError> {
         let train = &self.recipe.train;
         let from = begun.from.as_ref();
-        let params = AdamWParams {
-            beta1: train.adam_beta1,
-            beta2: train.adam_beta2,
-            epsilon: train.adam_epsilon,
-            weight_decay: train.weight_decay,
-        };
-        let mut optimizer = AdamW::new(params, self.recipe.state_precision());
+        let rule = Rule::of_recipe(&self.recipe);
+        let mut optimizer = Optimizer::new(rule).with_rates(Rates::of_recipe(train));
+        let mut model = self.model.clone();
         if let Some(saved) = from {
-            optimizer.restore(&self.model, &saved.optimizer()?, saved.state.step as u64)?;
+            optimizer.restore(&mut model, &saved.optimizer()?, saved.state.step as u64)?;
         }
         let saved_scale = from.and_then(|saved| saved.state.loss_scale);
         optimizer.scale_loss(self.loss_scale.map(|scale| saved_scale.unwrap_or(scale)));
@@ -408,12 +406,17 @@ impl Run {
             max_grad_norm: train.max_grad_norm,
             dropout_seed: (self.recipe.lora.dropout > 0.0).then_some(self.recipe.seed),
             objective: self.recipe.objective.into(),
+            penalty: train.penalizes().then_some(Penalty {
+                label_smoothing: train.label_smoothing_factor as f32,
+                z_loss: train.z_loss as f32,
+            }),
+            neftune: (train.neftune_noise_alpha > 0.0)
+                .then_some((train.neftune_noise_alpha, self.recipe.seed)),
             activations,
         };
         // Before the optimiser takes the factors.
         let reference = self.reference()?;
-        let trainee = Trainee::new(self.model.clone(), optimizer, settings);
-        Ok(trainee.compared_with(reference))
+        Ok(Trainee::new(model, optimizer, settings).compared_with(reference))
     }
 }
 

@@ -4,7 +4,7 @@
 use backdraft_arch::{InputGrad, KeepSet};
 use backdraft_data::Batch;
 use backdraft_kernels::offload::Lane;
-use backdraft_kernels::{cross_entropy, embedding};
+use backdraft_kernels::{cross_entropy, embedding, noise};
 use backdraft_lora::AdapterGrads;
 use backdraft_model::layers::{
     Context, DecoderLayer, LayerSaved, OffloadedLayer, PrefetchedLayer, offload,
@@ -15,6 +15,7 @@ use backdraft_plan::tensors::PassShape;
 use backdraft_plan::{ActivationPlan, Segment};
 use burn::tensor::{Device, Tensor};
 
+use crate::neftune::Neftune;
 use crate::objective::{Goal, Outputs, ToldAnswers};
 
 /// Tokens, and what they should predict.
@@ -91,6 +92,8 @@ pub fn forward_backward(
 pub struct Told {
     /// Σ nll over its targets, or over those of good answers where answers are compared, `[1]`.
     pub nll: Tensor<1>,
+    /// Σ of its targets' losses with the penalty, where the goal has one, `[1]`.
+    pub penalized: Option<Tensor<1>>,
     /// What came of its answers, where they are compared.
     pub answers: Option<ToldAnswers>,
 }
@@ -108,16 +111,41 @@ pub struct Trunk {
 impl Trunk {
     /// Nothing here needs a gradient, so nothing is saved but the result.
     pub fn new(model: &CausalLm, batch: &MicroBatch) -> Self {
-        Self::of_both(model, None, batch)
+        Self::noisy(model, batch, None)
+    }
+
+    /// As [`new`](Self::new), with noise on the embeddings, if any is given.
+    pub fn noisy(model: &CausalLm, batch: &MicroBatch, noise: Option<Neftune>) -> Self {
+        let h = model.embed(&batch.tokens.input_ids).inner();
+        let h = match noise {
+            None => h,
+            Some(noise) => {
+                let rows = noise.rows(&batch.tokens, h.dims()[1]);
+                noise::add(h, &rows)
+            }
+        };
+        Self::from_embeddings(model, batch, h)
+    }
+
+    /// As [`new`](Self::new), of these embeddings.
+    ///
+    /// # Shapes
+    /// `h` `[tokens, hidden]`.
+    pub fn from_embeddings(model: &CausalLm, batch: &MicroBatch, h: Tensor<2>) -> Self {
+        let depth = model.first_adapted_layer();
+        Self::below(depth.unwrap_or(model.layers.len()), model, batch, h)
     }
 
     /// As [`new`](Self::new), below the adapters of another model too, over the same base.
     pub fn of_both(model: &CausalLm, other: Option<&CausalLm>, batch: &MicroBatch) -> Self {
-        let context = model.context(&batch.tokens, None);
         let both = [Some(model), other].into_iter().flatten();
         let lowest = both.filter_map(CausalLm::first_adapted_layer).min();
-        let depth = lowest.unwrap_or(model.layers.len());
         let h = model.embed(&batch.tokens.input_ids).inner();
+        Self::below(lowest.unwrap_or(model.layers.len()), model, batch, h)
+    }
+
+    fn below(depth: usize, model: &CausalLm, batch: &MicroBatch, h: Tensor<2>) -> Self {
+        let context = model.context(&batch.tokens, None);
         let frozen = model.layers[..depth].iter();
         let h = frozen.fold(h, |h, layer| forward(layer, h, &context));
         Self { context, h, depth }
@@ -241,7 +269,7 @@ pub fn guarded(
     let head = Headed::new(model, batch, h);
     let outputs = head.outputs(model, batch);
     let (weights, answers) = goal.weights(&outputs);
-    let (nll, d_normed) = outputs.loss(&weights);
+    let (nll, penalized, d_normed) = outputs.loss(&weights, goal.penalty);
     let Headed {
         hidden,
         normed,
@@ -268,7 +296,11 @@ pub fn guarded(
         None => cross_entropy::total(&nll),
         Some((compared, _)) => compared.good_nll(&nll),
     };
-    Ok(Told { nll, answers })
+    Ok(Told {
+        nll,
+        penalized: penalized.as_ref().map(cross_entropy::total),
+        answers,
+    })
 }
 
 /// What is there of a segment between its forward and its backward pass.

@@ -267,6 +267,7 @@ impl Loop<'_> {
             step: number,
             epoch: self.epoch(number),
             loss: metrics.loss,
+            penalized_loss: metrics.penalized_loss,
             grad_norm: metrics.grad_norm,
             learning_rate: lr,
             tokens,
@@ -276,17 +277,19 @@ impl Loop<'_> {
             answers: metrics.answers,
         };
         self.record("step", &report);
-        let scalars = [
+        let mut scalars = vec![
             ("train/loss", report.loss),
             ("train/grad_norm", report.grad_norm),
             ("train/learning_rate", lr),
             ("train/epoch", report.epoch),
             ("train/tokens_per_second", tokens as f64 / seconds.max(1e-9)),
         ];
-        self.plot(
-            number,
-            &with_answers("train", scalars.to_vec(), metrics.answers),
+        scalars.extend(
+            report
+                .penalized_loss
+                .map(|loss| ("train/penalized_loss", loss)),
         );
+        self.plot(number, &with_answers("train", scalars, metrics.answers));
         self.tell(|reporter| reporter.step(&report));
         let item = TrainingItem::new(item, progress, Some(number), None);
         self.event(LearnerEvent::ProcessedItem(item));
@@ -487,7 +490,7 @@ impl Loop<'_> {
             epoch_number: 1,
             total_items,
         });
-        let model = self.learner.model();
+        let model = self.learner.model().averaged();
         let mut held_out = HeldOut::default();
         let device_error = |error: TensorReadError| TrainError::Device {
             step,
@@ -638,7 +641,8 @@ impl Loop<'_> {
             None => RecordsState::default(),
         };
         let trainee = self.learner.model();
-        let Some(adapter) = trainee.model.adapter() else {
+        let averaged = trainee.optimizer().averaged(&trainee.model);
+        let Some(adapter) = averaged.or_else(|| trainee.model.adapter()) else {
             unreachable!("a trained model has an adapter");
         };
         let adapter = match &self.plan.principal {

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use backdraft_kernels::cross_entropy::Penalty;
 use backdraft_lora::AdapterGrads;
 use backdraft_model::CausalLm;
 use backdraft_plan::{Activations, StepFailure};
@@ -16,8 +17,9 @@ use crate::compared::{Compared, floats};
 use crate::loader::{EvalBatch, Step};
 use crate::loss_scale::LossScale;
 use crate::metrics::{EvalAnswers, EvalOutput, StepOutput};
+use crate::neftune::Neftune;
 use crate::objective::{Goal, Objective, Others};
-use crate::optimizer::AdamW;
+use crate::optimizer::Optimizer;
 use crate::step::{MicroBatch, Told, Trunk, guarded, nll, nll_and_entropy};
 
 /// A model with adapters, its optimiser and its schedule.
@@ -47,16 +49,20 @@ pub struct Settings {
     pub dropout_seed: Option<u64>,
     /// What the steps minimise.
     pub objective: Objective,
+    /// And beside the nll, where the objective is plain fine-tuning.
+    pub penalty: Option<Penalty>,
+    /// Strength and seed of the noise on embeddings, where there is any.
+    pub neftune: Option<(f64, u64)>,
     /// What each pass keeps and recomputes.
     pub activations: Activations,
 }
 
 #[derive(Clone, Debug)]
-struct SharedOptimizer(Arc<Mutex<AdamW>>);
+struct SharedOptimizer(Arc<Mutex<Optimizer>>);
 
 impl Trainee {
     /// A model at the beginning of its training.
-    pub fn new(mut model: CausalLm, mut optimizer: AdamW, settings: Settings) -> Self {
+    pub fn new(mut model: CausalLm, mut optimizer: Optimizer, settings: Settings) -> Self {
         optimizer.adopt(&mut model);
         let optimizer = SharedOptimizer(Arc::new(Mutex::new(optimizer)));
         Self {
@@ -78,12 +84,25 @@ impl Trainee {
     }
 
     /// The optimiser's present state.
-    pub fn optimizer(&self) -> MutexGuard<'_, AdamW> {
+    pub fn optimizer(&self) -> MutexGuard<'_, Optimizer> {
         // A panic elsewhere does not make the numbers wrong.
         self.optimizer
             .0
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The same with the adapter that is evaluated and saved, where that is another than the one that is trained.
+    #[must_use]
+    pub fn averaged(mut self) -> Self {
+        let averaged = self.optimizer().averaged(&self.model);
+        if let Some(adapter) = averaged {
+            self.model = match self.model.with_adapter(&adapter) {
+                Ok(model) => model,
+                Err(error) => unreachable!("an adapter of the same model: {error}"),
+            };
+        }
+        self
     }
 
     /// The learning rate of the update that follows `steps` others.
@@ -152,15 +171,18 @@ impl TrainStep for Trainee {
         let nll_scale = nll_weight / step.good_targets().max(1) as f32;
         let known = step.answers.iter().all(|one| one.reference.is_some());
         let base = self.reference().filter(|_| !known);
+        let noise = self.settings.neftune;
+        let noise = noise.map(|(alpha, seed)| Neftune::of_step(alpha, seed, step.number));
         let divergence = divergence(&self.model, base.as_ref(), &step.mismatched)
             .map(|sum| (sum / step.num_answers() as f64).clamp_min(0.0));
-        let (mut nll, mut answers) = (None, Vec::new());
+        let (mut nll, mut penalized, mut answers) = (None, None, Vec::new());
         for (i, batch) in step.micro_batches.iter().enumerate() {
-            let trunk = Trunk::new(&self.model, batch);
+            let trunk = Trunk::noisy(&self.model, batch, noise);
             let goal = Goal {
                 objective,
                 scale,
                 nll_scale,
+                penalty: self.settings.penalty,
                 answers: step.answers.get(i).map(|compared| {
                     let others = Others {
                         reference: reference(base.as_ref(), (batch, compared), &trunk),
@@ -173,9 +195,10 @@ impl TrainStep for Trainee {
                 .settings
                 .dropout_seed
                 .map(|seed| mask_seed(seed, step.number, i));
-            let sum = match self.pass((batch, trunk), &goal, seed, &mut grads) {
+            let found = match self.pass((batch, trunk), &goal, seed, &mut grads) {
                 Ok(told) => {
                     answers.extend(told.answers);
+                    penalized = sum(penalized, told.penalized);
                     told.nll
                 }
                 Err(failure) => {
@@ -185,10 +208,7 @@ impl TrainStep for Trainee {
                     };
                 }
             };
-            nll = Some(match nll {
-                Some(total) => total + sum,
-                None => sum,
-            });
+            nll = sum(nll, Some(found));
         }
         let Some(nll) = nll else {
             panic!("an optimiser step has at least one micro-batch");
@@ -196,6 +216,7 @@ impl TrainStep for Trainee {
         let max_norm = self.settings.max_grad_norm;
         let (grads, grad_norm) = self.optimizer().clip(&self.model, grads, max_norm);
         let item = StepOutput::new(&step, nll, grad_norm)
+            .penalized(penalized)
             .comparing(&step, (objective, answers, divergence));
         TrainOutput {
             grads: grads.into_params(),
@@ -282,6 +303,14 @@ fn divergence(
         (nll(base, batch, trunk.clone()) - nll(model, batch, trunk)).sum()
     });
     apart.reduce(|sum, one| sum + one)
+}
+
+/// A sum that begins with its first term.
+fn sum(total: Option<Tensor<1>>, next: Option<Tensor<1>>) -> Option<Tensor<1>> {
+    match (total, next) {
+        (Some(total), Some(next)) => Some(total + next),
+        (total, next) => total.or(next),
+    }
 }
 
 /// A seed for the masks of one micro-batch of one step.

@@ -23,7 +23,7 @@ use backdraft_plan::{ActivationPlan, Prediction, Setup};
 use backdraft_quant::QuantizationPlan;
 use backdraft_train::calibrate;
 use backdraft_train::device::DeviceFacts;
-use backdraft_train::optimizer::{AdamW, StatePrecision};
+use backdraft_train::optimizer::{Optimizer, StatePrecision};
 use backdraft_train::step::{MicroBatch, forward_backward};
 use burn::tensor::{DType, Device};
 use clap::Args;
@@ -269,7 +269,7 @@ impl Bench {
             base: Some(bytes as u64),
             dense_element: element,
             memory: facts.memory,
-            optimizer: StatePrecision::Bits8(Guard::On),
+            optimizer: StatePrecision::Bits8(Guard::On).into(),
             micro_batch_size: rows,
             max_seq_length: tokens,
             texts_per_row: 1,
@@ -369,7 +369,7 @@ impl Steps {
             epsilon: 1e-8,
             weight_decay: 0.01,
         };
-        let mut optimizer = AdamW::new(params, StatePrecision::Bits8(Guard::On));
+        let mut optimizer = Optimizer::adamw(params, StatePrecision::Bits8(Guard::On));
         optimizer.adopt(&mut model);
         device.memory_cleanup();
         memory::forget_peak();

@@ -14,7 +14,7 @@ use backdraft_lora::{AdapterGrads, LoraConfig};
 use backdraft_model::{CausalLm, Targets, Tokens};
 use backdraft_plan::ActivationPlan;
 use backdraft_train::data::tokenizer;
-use backdraft_train::optimizer::{AdamW, StatePrecision, clip, global_norm};
+use backdraft_train::optimizer::{Optimizer, StatePrecision, clip, global_norm};
 use backdraft_train::step::{MicroBatch, forward_backward};
 use burn::tensor::Device;
 
@@ -79,7 +79,7 @@ pub(crate) fn run(
 
 fn measure(mut model: CausalLm, case: &Case, steps: usize) -> anyhow::Result<()> {
     let tokens: usize = case.batches.iter().map(|batch| batch.tokens.len()).sum();
-    let mut optimizer = AdamW::new(
+    let mut optimizer = Optimizer::adamw(
         AdamWParams {
             beta1: 0.9,
             beta2: 0.999,

@@ -13,7 +13,7 @@ use backdraft_lora::LoraConfig;
 use backdraft_model::{CausalLm, Targets, Tokens};
 use backdraft_plan::{ActivationPlan, Segment};
 use backdraft_quant::{QuantizationPlan, Scheme};
-use backdraft_train::optimizer::{AdamW, StatePrecision};
+use backdraft_train::optimizer::{self, StatePrecision};
 use backdraft_train::step::{MicroBatch, forward_backward};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use clap::{Args, ValueEnum};
@@ -216,7 +216,7 @@ fn measure(args: &GpuArgs, mut model: CausalLm, batch: [usize; 2]) -> anyhow::Re
         Optimizer::Adamw => StatePrecision::F32,
         Optimizer::Adamw8bit => StatePrecision::Bits8(Guard::On),
     };
-    let mut optimizer = AdamW::new(params, precision);
+    let mut optimizer = optimizer::Optimizer::adamw(params, precision);
     optimizer.adopt(&mut model);
     let plan = args.keep.plan(model.num_backward_layers());
     let (mut times, mut submits) = (Vec::new(), Vec::new());

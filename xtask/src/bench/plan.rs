@@ -30,7 +30,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
                 base: None,
                 dense_element: 2,
                 memory: MemoryModel::cube(2),
-                optimizer: StatePrecision::Bits8(Guard::On),
+                optimizer: StatePrecision::Bits8(Guard::On).into(),
                 micro_batch_size: rows,
                 max_seq_length: tokens,
                 texts_per_row: 1,

@@ -195,7 +195,10 @@ fn olmo_norms_after_attention_and_mlp() {
         assert_eq!(ropes(change), (full, local));
     }
     let unscaled = json!({"full_attention": default, "sliding_attention": default});
-    assert_eq!(ropes(json!({"rope_parameters": unscaled})), (("default", 3e5), None));
+    assert_eq!(
+        ropes(json!({"rope_parameters": unscaled})),
+        (("default", 3e5), None)
+    );
     let without = json!({"rope_parameters": yarn, "sliding_window": null});
     assert_eq!(ropes(without), (full, None));
 }
@@ -209,8 +212,14 @@ fn ministral_has_windows_by_type_and_3_scales_queries() {
     let types = json!(["full_attention", "sliding_attention"]);
     for (change, expected) in [
         (json!({}), [Some(4096); 2]),
-        (json!({"sliding_window": 7, "layer_types": types}), [None, Some(7)]),
-        (json!({"sliding_window": null, "layer_types": types}), [None; 2]),
+        (
+            json!({"sliding_window": 7, "layer_types": types}),
+            [None, Some(7)],
+        ),
+        (
+            json!({"sliding_window": null, "layer_types": types}),
+            [None; 2],
+        ),
     ] {
         let mut change = of("ministral", change);
         change["num_hidden_layers"] = json!(2);
@@ -219,7 +228,10 @@ fn ministral_has_windows_by_type_and_3_scales_queries() {
     let three = |change| spec(of("ministral3", change)).unwrap();
     let silent = three(json!({}));
     let scaling = silent.query_scaling.unwrap();
-    assert_eq!((silent.rope.scaling.name(), silent.rope.theta), ("yarn", 1e6));
+    assert_eq!(
+        (silent.rope.scaling.name(), silent.rope.theta),
+        ("yarn", 1e6)
+    );
     assert_eq!(silent.rope.attention_scaling(), 1.0);
     assert_eq!(scaling.factor(16_383), 1.0);
     assert!(!scaling.reaches(16_384) && scaling.reaches(16_385));

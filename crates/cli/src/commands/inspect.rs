@@ -109,7 +109,7 @@ fn model(args: &InspectArgs, context: Context) -> Result<Shown, CliError> {
         base: Some(base.bytes as u64),
         dense_element: 4,
         memory: MemoryModel::cpu(),
-        optimizer: StatePrecision::F32,
+        optimizer: StatePrecision::F32.into(),
         micro_batch_size: args.micro_batch_size as usize,
         max_seq_length: args.max_seq_length as usize,
         texts_per_row: 1,

@@ -513,7 +513,7 @@ mod tests {
             base: None,
             dense_element: 2,
             memory: MemoryModel::cube(2),
-            optimizer: recipe.state_precision(),
+            optimizer: recipe.kept_state(),
             micro_batch_size: 2,
             max_seq_length: 2048,
             texts_per_row: 1,

@@ -48,6 +48,7 @@ fn run(steps: usize, train: impl Fn(f64) -> f64, eval: impl Fn(f64) -> f64) -> S
             step,
             epoch: step as f64 / 110.0,
             loss,
+            penalized_loss: None,
             grad_norm: 0.8 + 0.1 * (step as f64).cos(),
             learning_rate,
             tokens: 820,

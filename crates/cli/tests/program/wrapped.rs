@@ -50,7 +50,8 @@ fn a_decoder_with_a_tower_is_trained_asked_merged_and_quantised() {
         let pattern = config["target_modules"].as_str().unwrap();
         assert!(pattern.contains("language_model"), "{pattern}");
         let rest = ["--raw", "--max-new-tokens", "3", "w5 w6"];
-        let ask = |arguments: &[&str]| succeeds(d, &[arguments, &rest[..]].concat())["text"].clone();
+        let ask =
+            |arguments: &[&str]| succeeds(d, &[arguments, &rest[..]].concat())["text"].clone();
         let trained = ask(&["generate", "--adapter", "out"]);
         let merged = succeeds(d, &["merge", "--adapter", "out", "--out", "merged"]);
         assert_eq!(merged["merged"], 2);

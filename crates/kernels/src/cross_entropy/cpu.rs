@@ -3,16 +3,17 @@
 use burn::tensor::Tensor;
 use rayon::prelude::*;
 
-use super::Loss;
+use super::{Penalty, RowLosses};
 use crate::cpu::{capped, exp, f32s, into_vec, max, simd, sum, tensor};
 
 /// `Err` hands `logits` back when they are not f32 on the CPU.
-pub(super) fn softmax_nll(
+pub(super) fn row_losses(
     logits: Tensor<2>,
     cap: Option<f32>,
     targets: &[u32],
     weights: Option<&Tensor<1>>,
-) -> Result<Loss, Tensor<2>> {
+    penalty: Option<Penalty>,
+) -> Result<RowLosses, Tensor<2>> {
     if f32s(&logits).is_none() {
         return Err(logits);
     }
@@ -22,23 +23,29 @@ pub(super) fn softmax_nll(
         None => panic!("weights in f32 beside the logits, found {weights:?}"),
     });
     let mut values = into_vec(logits);
-    let nll: Vec<f32> = values
+    let losses: Vec<(f32, f32)> = values
         .par_chunks_mut(v)
         .zip(targets)
         .enumerate()
         .map(|(i, (row, &target))| {
             let weight = weights.as_ref().map(|weights| weights[i]);
+            let target = target as usize;
             simd(
                 #[inline(always)]
-                || match cap {
-                    None => row_loss(row, target as usize, weight),
-                    Some(cap) => capped_row_loss(row, cap, target as usize, weight),
+                || match (penalty, cap) {
+                    (None, None) => (row_loss(row, target, weight), 0.0),
+                    (None, Some(cap)) => (capped_row_loss(row, cap, target, weight), 0.0),
+                    (Some(penalty), cap) => penalized_row(row, cap, target, weight, penalty),
                 },
             )
         })
         .collect();
-    let d_logits = weights.map(|_| tensor(values, [n, v]));
-    Ok((tensor(nll, [n]), d_logits))
+    let (nll, penalized): (Vec<f32>, Vec<f32>) = losses.into_iter().unzip();
+    Ok(RowLosses {
+        nll: tensor(nll, [n]),
+        penalized: penalty.map(|_| tensor(penalized, [n])),
+        d_logits: weights.map(|_| tensor(values, [n, v])),
+    })
 }
 
 #[inline(always)]
@@ -81,4 +88,45 @@ fn capped_row_loss(row: &mut [f32], cap: f32, target: usize, weight: Option<f32>
         row[target] -= weight * slope(chosen);
     }
     total.ln() + top - chosen
+}
+
+/// Nll and loss with the penalty.
+#[inline(always)]
+fn penalized_row(
+    row: &mut [f32],
+    cap: Option<f32>,
+    target: usize,
+    weight: Option<f32>,
+    penalty: Penalty,
+) -> (f32, f32) {
+    let Penalty {
+        label_smoothing,
+        z_loss,
+    } = penalty;
+    if let Some(cap) = cap {
+        for x in row.iter_mut() {
+            *x = capped(*x, cap);
+        }
+    }
+    let (top, v) = (max(row), row.len() as f32);
+    let chosen = row[target];
+    let total = sum(row, |x| exp(x - top));
+    let mean = sum(row, |x| x - top) / v;
+    let log = total.ln();
+    let logsumexp = log + top;
+    if let Some(weight) = weight {
+        let factor = weight * (1.0 + 2.0 * z_loss * logsumexp) / total;
+        let everywhere = weight * label_smoothing / v;
+        let slope = |x: f32| match cap {
+            None => 1.0,
+            Some(cap) => 1.0 - (x / cap) * (x / cap),
+        };
+        for x in row.iter_mut() {
+            *x = (factor * exp(*x - top) - everywhere) * slope(*x);
+        }
+        row[target] -= weight * (1.0 - label_smoothing) * slope(chosen);
+    }
+    let nll = log - (chosen - top);
+    let smoothed = (1.0 - label_smoothing) * nll + label_smoothing * (log - mean);
+    (nll, smoothed + z_loss * logsumexp * logsumexp)
 }

@@ -5,7 +5,7 @@ use burn::tensor::{DType, Tensor};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
-use super::{CUBE_CHUNK, Loss};
+use super::{CUBE_CHUNK, Penalty, RowLosses};
 use crate::cube::{
     InPlace, RowCube, argument, cubes, elem, empty, floats, indices, into_floats, len, line,
     max_cube, on_cube, sigmoid, sum_cube, sum_lanes, tensor,
@@ -20,12 +20,13 @@ pub(super) fn chunk(hidden: &Tensor<2>) -> Option<usize> {
 }
 
 /// `Err` hands `logits` back when they are not on a CubeCL device.
-pub(super) fn softmax_nll(
+pub(super) fn row_losses(
     logits: Tensor<2>,
     cap: Option<f32>,
     targets: &[u32],
     weights: Option<&Tensor<1>>,
-) -> Result<Loss, Tensor<2>> {
+    penalty: Option<Penalty>,
+) -> Result<RowLosses, Tensor<2>> {
     let [rows, width] = logits.dims();
     let logits = into_floats(logits)?;
     assert_eq!(rows, targets.len(), "one target for each row of logits");
@@ -33,8 +34,13 @@ pub(super) fn softmax_nll(
         panic!("target {target} of {width} classes");
     }
     let nll = empty(&logits, [rows], DType::F32);
+    let penalized = penalty.map(|_| empty(&logits, [rows], DType::F32));
     if rows == 0 {
-        return Ok((tensor(nll), weights.map(|_| tensor(logits))));
+        return Ok(RowLosses {
+            nll: tensor(nll),
+            penalized: penalized.map(tensor),
+            d_logits: weights.map(|_| tensor(logits)),
+        });
     }
     let line = line(logits.dtype, width);
     let vectors = width / line;
@@ -55,8 +61,17 @@ pub(super) fn softmax_nll(
         ),
     };
     let gradient = out.is_some();
+    // Where nothing is written, the buffer of nll stands in.
+    let penalized_to = match &penalized {
+        Some(penalized) => argument(penalized, 1),
+        None => BufferArg::alias(2, rows),
+    };
+    let Penalty {
+        label_smoothing,
+        z_loss,
+    } = penalty.unwrap_or_default();
     #[expect(unsafe_code, reason = "a kernel without bounds checks")]
-    // SAFETY: the logits, read and written, have `rows` rows of `vectors` vectors, targets, nll and weights a
+    // SAFETY: the logits, read and written, have `rows` rows of `vectors` vectors, targets, losses and weights a
     // value for each row, and no target is beyond a row.
     unsafe {
         kernel::launch_unchecked(
@@ -69,15 +84,23 @@ pub(super) fn softmax_nll(
             argument(&nll, 1),
             to,
             weights,
+            penalized_to,
             vectors as u32,
             cap.unwrap_or(1.0),
+            label_smoothing,
+            z_loss,
             cap.is_some(),
             gradient,
+            penalty.is_some(),
             cube,
             elem,
         );
     }
-    Ok((tensor(nll), out.map(tensor)))
+    Ok(RowLosses {
+        nll: tensor(nll),
+        penalized: penalized.map(tensor),
+        d_logits: out.map(tensor),
+    })
 }
 
 /// The weights of `rows` rows.
@@ -145,10 +168,14 @@ fn kernel<F: Float, N: Size>(
     nll: &mut [f32],
     d_logits: &mut [Vector<F, N>],
     weights: &[f32],
+    penalized: &mut [f32],
     vectors: u32,
     cap: f32,
+    label_smoothing: f32,
+    z_loss: f32,
     #[comptime] capped: bool,
     #[comptime] gradient: bool,
+    #[comptime] penalizes: bool,
     #[comptime] cube: RowCube,
     #[define(F)] _dtype: ElemType,
 ) {
@@ -168,6 +195,8 @@ fn kernel<F: Float, N: Size>(
     let mut top = f32::new(-3.4e38f32);
     let mut total = 0.0f32;
     let mut chosen = 0.0f32;
+    // Σ of the logits, where a share of the target is everywhere.
+    let mut plain = 0.0f32;
     let mut i = UNIT_POS as usize;
     while i < vectors {
         let v = seen::<N>(Vector::cast_from(logits[start + i]), cap, capped);
@@ -180,6 +209,9 @@ fn kernel<F: Float, N: Size>(
         let sum = sum_lanes((v - Vector::new(higher)).exp());
         total = total * (top - higher).exp() + sum;
         top = higher;
+        if comptime!(penalizes) {
+            plain += sum_lanes(v);
+        }
         if i == target_vector {
             #[unroll]
             for lane in 0..lanes {
@@ -196,18 +228,38 @@ fn kernel<F: Float, N: Size>(
     if UNIT_POS == 0 {
         nll[row] = denominator.ln() + largest - chosen;
     }
+    let logsumexp = denominator.ln() + largest;
+    let width = f32::cast_from((vectors * lanes) as u32);
+    if comptime!(penalizes) {
+        let mean = sum_cube(plain, cube) / width;
+        if UNIT_POS == 0 {
+            let smoothed = (1.0f32 - label_smoothing) * (logsumexp - chosen)
+                + label_smoothing * (logsumexp - mean);
+            penalized[row] = smoothed + z_loss * logsumexp * logsumexp;
+        }
+    }
     if comptime!(gradient) {
         let weight = weights[row];
-        let factor = weight / denominator;
+        let mut factor = weight / denominator;
+        let mut at_target = weight;
+        let mut everywhere = 0.0f32;
+        if comptime!(penalizes) {
+            factor *= 1.0f32 + 2.0f32 * z_loss * logsumexp;
+            at_target *= 1.0f32 - label_smoothing;
+            everywhere = weight * label_smoothing / width;
+        }
         let mut i = UNIT_POS as usize;
         while i < vectors {
             let v = seen::<N>(Vector::cast_from(logits[start + i]), cap, capped);
             let mut d = (v - Vector::new(largest)).exp() * Vector::new(factor);
+            if comptime!(penalizes) {
+                d -= Vector::new(everywhere);
+            }
             if i == target_vector {
                 #[unroll]
                 for lane in 0..lanes {
                     if lane == target_lane {
-                        d.insert(lane, d.extract(lane) - weight);
+                        d.insert(lane, d.extract(lane) - at_target);
                     }
                 }
             }

@@ -3,6 +3,8 @@
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{DType, Int, Tensor, TensorData};
 
+use super::{Penalty, RowLosses};
+
 /// Loss of each row, and the gradient of Σ weightᵢ·nllᵢ with respect to the logits.
 pub fn softmax_nll(
     logits: Tensor<2>,
@@ -10,6 +12,18 @@ pub fn softmax_nll(
     targets: &[u32],
     weights: Option<&Tensor<1>>,
 ) -> (Tensor<1>, Option<Tensor<2>>) {
+    let losses = row_losses(logits, cap, targets, weights, None);
+    (losses.nll, losses.d_logits)
+}
+
+/// Losses of each row, and the gradient of Σ weightᵢ·lossᵢ with respect to the logits.
+pub fn row_losses(
+    logits: Tensor<2>,
+    cap: Option<f32>,
+    targets: &[u32],
+    weights: Option<&Tensor<1>>,
+    penalty: Option<Penalty>,
+) -> RowLosses {
     let [n, v] = logits.dims();
     let (dtype, device) = (logits.dtype(), logits.device());
     let shares = cap.map(|cap| logits.clone().cast(DType::F32).div_scalar(cap).tanh());
@@ -17,7 +31,7 @@ pub fn softmax_nll(
         (Some(shares), Some(cap)) => shares.clone().mul_scalar(cap),
         _ => logits.cast(DType::F32),
     };
-    let log_probs = log_softmax(logits, 1);
+    let log_probs = log_softmax(logits.clone(), 1);
     let targets: Vec<i64> = targets.iter().map(|&t| i64::from(t)).collect();
     let index = Tensor::<2, Int>::from_data(TensorData::new(targets, [n, 1]), &device);
     let nll = log_probs
@@ -25,18 +39,40 @@ pub fn softmax_nll(
         .gather(1, index.clone())
         .neg()
         .squeeze_dim(1);
+    // One column is as good as another.
+    let logsumexp = || (logits.clone() - log_probs.clone()).narrow(1, 0, 1);
+    let penalized = penalty.map(|it| {
+        let uniform = log_probs.clone().mean_dim(1).neg().squeeze_dim::<1>(1);
+        let squares = logsumexp().square().squeeze_dim::<1>(1);
+        Tensor::<1>::clone(&nll).mul_scalar(1.0 - it.label_smoothing)
+            + uniform.mul_scalar(it.label_smoothing)
+            + squares.mul_scalar(it.z_loss)
+    });
     let d_logits = weights.map(|weights| {
         let onehot = index
             .equal(Tensor::arange(0..v as i64, &device).unsqueeze())
             .float();
         let weights = weights.clone().unsqueeze_dim(1);
-        let d: Tensor<2> = (log_probs.exp() - onehot.cast(DType::F32)) * weights;
+        let (probs, onehot) = (log_probs.clone().exp(), onehot.cast(DType::F32));
+        let d: Tensor<2> = match penalty {
+            None => probs - onehot,
+            Some(it) => {
+                let factor = logsumexp().mul_scalar(2.0 * it.z_loss).add_scalar(1.0);
+                (probs * factor - onehot.mul_scalar(1.0 - it.label_smoothing))
+                    .sub_scalar(it.label_smoothing / v as f32)
+            }
+        };
+        let d = d * weights;
         match shares {
             None => d.cast(dtype),
             Some(shares) => (d * shares.square().neg().add_scalar(1.0)).cast(dtype),
         }
     });
-    (nll, d_logits)
+    RowLosses {
+        nll,
+        penalized,
+        d_logits,
+    }
 }
 
 /// Σ nll over plain logits; differentiable with respect to hidden states and head.

@@ -1,14 +1,16 @@
-//! One pass on a CubeCL device. WebGPU has no 64-bit numbers, so a mask's are halves of 32 bits here.
+//! One pass on a CubeCL device.
 
 use burn::tensor::Tensor;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
-use super::{Dropout, MIX, WEYL};
+use super::Dropout;
 use crate::cube::{
     CubeTensor, InPlace, argument, elem, elementwise, floats, into_floats, len, line, on_cube,
     tensor,
 };
+use crate::uniform::cube::uniform;
+use crate::uniform::halves;
 
 pub(super) fn apply(dropout: Dropout, x: Tensor<2>) -> Result<Tensor<2>, Tensor<2>> {
     let x = into_floats(x)?;
@@ -84,11 +86,6 @@ fn lanes(x: &CubeTensor) -> usize {
     line(x.dtype, len(x))
 }
 
-/// The low and the high one.
-const fn halves(number: u64) -> [u32; 2] {
-    [number as u32, (number >> 32) as u32]
-}
-
 #[cube(launch_unchecked)]
 fn apply_kernel<F: Float, N: Size>(
     x: &[Vector<F, N>],
@@ -144,38 +141,4 @@ fn masked<N: Size>(
         result.insert(lane, select(uniform < p, 0.0f32, value));
     }
     result
-}
-
-/// In [0, 1), of a position.
-#[cube]
-fn uniform(position: u32, seed_low: u32, seed_high: u32) -> f32 {
-    let (weyl_low, weyl_high) = times(position + 1u32, 0u32.runtime(), comptime!(halves(WEYL)));
-    let low = weyl_low + seed_low;
-    let carry = select(low < seed_low, 1u32, 0u32);
-    let high = weyl_high + seed_high + carry;
-    let (low, high) = times(
-        low ^ (low >> 30u32 | high << 2u32),
-        high ^ (high >> 30u32),
-        comptime!(halves(MIX[0])),
-    );
-    let (_, high) = times(
-        low ^ (low >> 27u32 | high << 5u32),
-        high ^ (high >> 27u32),
-        comptime!(halves(MIX[1])),
-    );
-    // The upper 24 bits, which f32 holds exactly.
-    f32::cast_from((high ^ (high >> 31u32)) >> 8u32) * comptime!(1.0 / (1u32 << 24) as f32)
-}
-
-/// The low and the high half of a product modulo 2⁶⁴.
-#[cube]
-fn times(low: u32, high: u32, #[comptime] factor: [u32; 2]) -> (u32, u32) {
-    let (factor_low, factor_high) = (
-        comptime!(factor[0]).runtime(),
-        comptime!(factor[1]).runtime(),
-    );
-    (
-        low * factor_low,
-        low.mul_hi(factor_low) + low * factor_high + high * factor_low,
-    )
 }

@@ -1,7 +1,4 @@
 //! Dropout whose mask is a function of a seed, so that nothing is kept for the backward pass.
-//!
-//! # Source
-//! The mask's bits are SplitMix64's: Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators".
 
 #[cfg(feature = "cube")]
 mod cube;
@@ -11,11 +8,7 @@ use rayon::prelude::*;
 
 use crate::cpu::{f32s, into_vec, tensor};
 use crate::dispatch::on_device;
-
-/// What a position is multiplied by before its seed is added: the sequence runs through all 64-bit numbers.
-const WEYL: u64 = 0x9E37_79B9_7F4A_7C15;
-/// The finaliser's two factors.
-const MIX: [u64; 2] = [0xBF58_476D_1CE4_E5B9, 0x94D0_49BB_1331_11EB];
+use crate::uniform::uniform;
 
 /// Zeroes values with probability `p` and scales the rest by 1 / (1 − p).
 ///
@@ -69,12 +62,7 @@ impl Dropout {
     }
 
     fn factor(self, index: usize) -> f32 {
-        let mut z = self
-            .seed
-            .wrapping_add((index as u64).wrapping_add(1).wrapping_mul(WEYL));
-        z = (z ^ (z >> 30)).wrapping_mul(MIX[0]);
-        z = (z ^ (z >> 27)).wrapping_mul(MIX[1]);
-        let uniform = ((z ^ (z >> 31)) >> 40) as f32 / (1u64 << 24) as f32;
+        let uniform = uniform(self.seed, index as u64);
         if uniform < self.p { 0.0 } else { self.kept() }
     }
 

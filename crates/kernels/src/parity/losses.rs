@@ -3,9 +3,10 @@
 use burn::tensor::{DType, Device, Tensor};
 
 use super::places::{compare, places, random};
+use crate::adamw;
 use crate::adamw8bit::{self, Guard, Moment8Bit, Moments8Bit};
+use crate::cross_entropy::{self, Penalty};
 use crate::flat::{self, Flat, FlatMoments, FlatParams};
-use crate::{adamw, cross_entropy};
 
 /// No cap, one that matters, and one that hardly does.
 const CAPS: [Option<f32>; 3] = [None, Some(0.7), Some(30.0)];
@@ -110,6 +111,121 @@ fn softmax_nll_over_logits_of_any_size() {
             let (nll, d) = cross_entropy::softmax_nll(logits(), cap, &targets, None);
             assert!(d.is_none());
             place.assert_close("nll alone", nll, expected_nll);
+        }
+    }
+}
+
+/// Each penalty alone, and both.
+const PENALTIES: [Penalty; 3] = [
+    Penalty {
+        label_smoothing: 0.2,
+        z_loss: 0.0,
+    },
+    Penalty {
+        label_smoothing: 0.0,
+        z_loss: 1e-2,
+    },
+    Penalty {
+        label_smoothing: 0.1,
+        z_loss: 1e-3,
+    },
+];
+
+/// The gradient as the reference has it against autodiff through the loss as it is written.
+#[test]
+fn penalties_have_the_slope_of_what_they_are() {
+    let (n, v) = (4, 33);
+    let logits = random([n, v]).mul_scalar(3.0);
+    let targets: Vec<u32> = (0..n).map(|i| (i * 31 % v) as u32).collect();
+    let weights = signed_weights(n);
+    let place = super::places::Place::cpu();
+    for (penalty, cap) in PENALTIES.iter().flat_map(|it| CAPS.map(|cap| (*it, cap))) {
+        let leaf = logits.clone().autodiff().require_grad();
+        let seen = match cap {
+            None => leaf.clone(),
+            Some(cap) => leaf.clone().div_scalar(cap).tanh().mul_scalar(cap),
+        };
+        let logsumexp = seen.clone().exp().sum_dim(1).log();
+        let uniform = (logsumexp.clone() - seen.clone().mean_dim(1)).squeeze_dim::<1>(1);
+        let (nll, _) = cross_entropy::reference::softmax_nll(leaf.clone(), cap, &targets, None);
+        let loss = nll.mul_scalar(1.0 - penalty.label_smoothing)
+            + uniform.mul_scalar(penalty.label_smoothing)
+            + logsumexp
+                .square()
+                .squeeze_dim::<1>(1)
+                .mul_scalar(penalty.z_loss);
+        let sum = (loss.clone() * weights.clone().autodiff()).sum();
+        let expected = leaf.grad(&sum.backward()).unwrap();
+        let (logits, weights) = (logits.clone(), Some(&weights));
+        let penalty = Some(penalty);
+        let found = cross_entropy::reference::row_losses(logits, cap, &targets, weights, penalty);
+        place.assert_close("loss", found.penalized.unwrap(), loss.inner());
+        place.assert_close("d logits", found.d_logits.unwrap(), expected);
+    }
+}
+
+#[test]
+fn penalties_over_logits_of_any_size() {
+    for (n, v) in [(1, 1), (3, 5), (9, 4096), (5, 50_257), (2, 128_256)] {
+        let logits = random([n, v]).mul_scalar(20.0);
+        let targets: Vec<u32> = (0..n).map(|i| ((i * 31 + v - 1) % v) as u32).collect();
+        let weights = signed_weights(n);
+        for (place, cap) in places().iter().flat_map(|it| CAPS.map(|cap| (it, cap))) {
+            let (exact, there) = (place.round(&logits), place.put_f32(&weights));
+            for penalty in PENALTIES {
+                let weights = Some(&weights);
+                let penalty = Some(penalty);
+                let expected = cross_entropy::reference::row_losses(
+                    exact.clone(),
+                    cap,
+                    &targets,
+                    weights,
+                    penalty,
+                );
+                let logits = || place.put(&logits);
+                let there = Some(&there);
+                let found = cross_entropy::row_losses(logits(), cap, &targets, there, penalty);
+                place.assert_close("nll", found.nll, expected.nll.clone());
+                let loss = expected.penalized.unwrap();
+                place.assert_close("loss", found.penalized.unwrap(), loss.clone());
+                place.assert_close(
+                    "d logits",
+                    found.d_logits.unwrap(),
+                    expected.d_logits.unwrap(),
+                );
+                let found = cross_entropy::row_losses(logits(), cap, &targets, None, penalty);
+                assert!(found.d_logits.is_none());
+                place.assert_close("loss alone", found.penalized.unwrap(), loss);
+            }
+        }
+    }
+}
+
+/// Over several chunks, with the gradient of the hidden states.
+#[test]
+fn penalties_in_the_vocabulary_head() {
+    for (n, h, v) in [(3, 2, 5), (cross_entropy::CHUNK + 3, 8, 100), (1030, 4, 16)] {
+        let head = random([v, h]).mul_scalar((h as f32).powf(-0.5));
+        let hidden = random([n, h]);
+        let targets: Vec<u32> = (0..n).map(|i| (i * 31 % v) as u32).collect();
+        let weights = signed_weights(n);
+        let penalty = Some(PENALTIES[2]);
+        for (place, cap) in places().iter().flat_map(|it| CAPS.map(|cap| (it, cap))) {
+            let leaf = place.round(&hidden).autodiff().require_grad();
+            let logits = leaf
+                .clone()
+                .matmul(place.round(&head).autodiff().transpose());
+            let losses = cross_entropy::reference::row_losses(logits, cap, &targets, None, penalty);
+            let loss = losses.penalized.unwrap();
+            let sum = (loss.clone() * weights.clone().autodiff()).sum();
+            let expected = leaf.grad(&sum.backward()).unwrap();
+
+            let (hidden, head) = (place.put(&hidden), place.put(&head));
+            let there = Some(place.put_f32(&weights));
+            let found =
+                cross_entropy::penalized(&hidden, &head, cap, &targets, there.as_ref(), penalty);
+            place.assert_close("loss", found.penalized.unwrap(), loss.inner());
+            place.assert_close("d hidden", found.d_hidden.unwrap(), expected);
         }
     }
 }
@@ -268,6 +384,36 @@ fn flat_buffers_on_gpus() {
                     place.assert_close("its copy", rounded.view(i), theirs[i].clone());
                 }
             }
+        }
+    }
+}
+
+/// Matrices of one shape taken out of their buffer together, and written back for whoever holds a view.
+#[test]
+fn stacked_matrices_of_flat_buffers_on_gpus() {
+    for place in places().iter().filter(|place| place.is_gpu()) {
+        // With and without a gap between them.
+        for dims in [[3usize, 5], [16, 32]] {
+            let start: Vec<Tensor<2>> = (0..3).map(|_| random(dims)).collect();
+            let there: Vec<_> = start.iter().map(|x| place.put_f32(x)).collect();
+            let values = Flat::of(&there, DType::F32).unwrap();
+            let rounded = Flat::of(&there, place.dtype).unwrap();
+            let stacked = values.stacked();
+            let expected: Tensor<3> = Tensor::stack(start.clone(), 0);
+            place.assert_close("stacked", stacked.clone(), expected);
+            let doubled = stacked.mul_scalar(2.0);
+            values.overwrite(&doubled);
+            rounded.overwrite(&doubled);
+            for (i, start) in start.into_iter().enumerate() {
+                let expected = start.mul_scalar(2.0);
+                place.assert_close("view", values.view(i), expected.clone());
+                place.assert_close("its copy", rounded.view(i), expected);
+            }
+            let host = super::places::Place::cpu();
+            let norm = Tensor::<1>::from_data(values.norm().into_data(), &host.device);
+            let squares = doubled.square().sum().into_data();
+            let expected = Tensor::<1>::from_data(squares, &host.device).sqrt();
+            host.assert_close("nothing between them", norm, expected);
         }
     }
 }

@@ -72,10 +72,11 @@ fn weights_that_come_of_log_likelihoods_give_the_gradient_of_a_preference() {
         },
         scale: 1.0,
         nll_scale: 0.2 / 3.0,
+        penalty: None,
         answers: Some((&compared, Others::default())),
     };
     let (weights, told) = goal.weights(&outputs);
-    let (nll, found) = outputs.loss(&weights);
+    let (nll, _, found) = outputs.loss(&weights, None);
     let sums = targets.log_likelihoods(&tokens.segments, &nll);
     let told = told.unwrap();
     assert_eq!(values(sums), values(told.log_likelihoods));

@@ -6,15 +6,18 @@ use backdraft_kernels::adamw::{AdamWParams, Moments};
 use backdraft_kernels::adamw8bit::{BLOCK_SIZE, MIN_8BIT_SIZE, Moment8Bit, Moments8Bit};
 use backdraft_kernels::codebook::DynamicMap;
 use backdraft_kernels::flat::{self, Flat, FlatMoments, FlatParams};
+use backdraft_kernels::optimizers::Matrices;
 use backdraft_kernels::quantize::blockwise;
 use backdraft_lora::{AdapterParam, Stored};
 use backdraft_model::CausalLm;
 use burn::module::ParamId;
 use burn::tensor::{DType, Int, Tensor, TensorData};
 
-use super::{State, StatePrecision};
+use super::rule::{Rule, StackedRule};
+use super::state::State;
+use super::{Rate, Rates, StatePrecision};
 
-/// All factors, each in a buffer of those whose moments are kept alike. There those of a layer stand together, all A
+/// All factors, each in a buffer of those that learn alike and of which the same is kept. There those of a layer stand together, all A
 /// before all B: A's of projections that share their input are one matrix to `lora_linear`.
 #[derive(Clone, Debug)]
 pub(super) struct Bank {
@@ -24,27 +27,51 @@ pub(super) struct Bank {
     places: Vec<(usize, usize)>,
 }
 
-/// Factors whose moments are kept alike.
+/// What the factors of a group have in common.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Kind {
+    rate: Rate,
+    keeping: Keeping,
+}
+
+/// How factors are updated and what is kept of them.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Keeping {
+    AdamW(AdamWParams, StatePrecision),
+    /// All of these dimensions.
+    Stacked(StackedRule, [usize; 2]),
+}
+
+/// What is kept of a group.
+#[derive(Clone, Debug)]
+enum Kept {
+    Moments(FlatMoments),
+    Stacked(Vec<Matrices>),
+}
+
+/// Factors that learn alike and of which the same is kept.
 #[derive(Clone, Debug)]
 struct Group {
+    kind: Kind,
     values: Flat,
     /// Copies in the dtype of activations, where that is another.
     rounded: Option<Flat>,
     grads: Flat,
-    moments: FlatMoments,
+    kept: Kept,
 }
 
 impl Bank {
     /// Moves the factors of `model` into buffers. `None` where the device has no kernels for them.
     pub(super) fn new(
         model: &mut CausalLm,
-        precision: StatePrecision,
+        (rule, rates): (Rule, &Rates),
         states: &[Option<State>],
     ) -> Option<Self> {
         let (ids, params): (Vec<_>, Vec<_>) = model
             .trained_params()
             .map(|(_, param)| (param.id, matrix(&param)))
             .unzip();
+        let rates = rates.of_model(model);
         let rounded_to = model.adapters().find_map(|(_, _, a)| a.rounded_to());
         // Of a layer, the first parameters of all adapters, then the second ones: all A, then all B.
         let sides: Vec<_> = model
@@ -52,14 +79,15 @@ impl Bank {
             .flat_map(|(layer, _, adapter)| (0..adapter.params().len()).map(move |j| (layer, j)))
             .collect();
         let (mut groups, mut places) = (Vec::new(), vec![(0, 0); params.len()]);
-        for (precision, mut members) in split(&params, precision) {
+        for (kind, mut members) in split(&params, &rates, rule) {
             members.sort_by_key(|&i| sides[i]);
             for (j, &i) in members.iter().enumerate() {
                 places[i] = (groups.len(), j);
             }
             let params: Vec<_> = members.iter().map(|&i| params[i].clone()).collect();
             let states: Vec<_> = members.iter().map(|&i| states[i].clone()).collect();
-            groups.push(Group::new(&params, rounded_to, precision, &states)?);
+            let values = (&params[..], rounded_to);
+            groups.push(Group::new(values, kind, &states)?);
         }
         let bank = Self {
             ids,
@@ -97,28 +125,20 @@ impl Bank {
     }
 
     /// One update of everything, with gradients multiplied by `factor`.
-    pub(super) fn update(
-        &self,
-        factor: Option<&Tensor<1>>,
-        at: (f64, u64),
-        constants: &AdamWParams,
-    ) {
-        for group in &self.groups {
-            let params = FlatParams {
-                values: &group.values,
-                rounded: group.rounded.as_ref(),
-            };
-            flat::adamw(params, &group.grads, factor, &group.moments, at, constants);
+    pub(super) fn update(&mut self, factor: Option<&Tensor<1>>, (lr, t): (f64, u64)) {
+        for group in &mut self.groups {
+            let Kind { rate, keeping } = group.kind;
+            group.update(factor, (lr * rate.share, t), (keeping, rate));
         }
     }
 
-    /// The moments of factor `i`, apart.
+    /// What is kept of factor `i`, apart.
     pub(super) fn state(&self, i: usize) -> State {
         let (group, j) = self.places[i];
         self.groups[group].state(j)
     }
 
-    /// Takes over moments that were read from a checkpoint, one for each factor or none.
+    /// Takes over what was read from a checkpoint, one for each factor or none.
     pub(super) fn restore(&mut self, states: &[Option<State>]) {
         for (g, group) in self.groups.iter_mut().enumerate() {
             let mut own = vec![None; group.values.len()];
@@ -127,17 +147,18 @@ impl Bank {
                     own[j].clone_from(state);
                 }
             }
-            if let Some(moments) = moments(&group.values, group.precision(), &own) {
-                group.moments = moments;
+            if let Some(kept) = kept(&group.values, group.kind.keeping, &own) {
+                group.kept = kept;
             }
         }
     }
 
-    /// Memory of the moments.
+    /// Memory of what is kept.
     pub(super) fn num_bytes(&self) -> usize {
-        let bytes = |group: &Group| match &group.moments {
-            FlatMoments::F32 { m, .. } => 8 * m.buffer().dims()[0],
-            FlatMoments::Bits8(moments, _) => moments.num_bytes(),
+        let bytes = |group: &Group| match &group.kept {
+            Kept::Moments(FlatMoments::F32 { m, .. }) => 8 * m.buffer().dims()[0],
+            Kept::Moments(FlatMoments::Bits8(moments, _)) => moments.num_bytes(),
+            Kept::Stacked(kept) => kept.iter().map(|x| 4 * x.shape().num_elements()).sum(),
         };
         self.groups.iter().map(bytes).sum()
     }
@@ -147,56 +168,94 @@ fn matrix(param: &AdapterParam) -> Tensor<2> {
     param.values.clone().inner().reshape(param.matrix_dims())
 }
 
-/// Numbers of the factors by how their moments are kept: those too small for 8 bits in f32.
-fn split(
-    params: &[Tensor<2>],
-    precision: StatePrecision,
-) -> impl Iterator<Item = (StatePrecision, Vec<usize>)> {
-    let small = |i: &usize| params[*i].shape().num_elements() < MIN_8BIT_SIZE;
-    let all = 0..params.len();
-    let groups = match precision {
-        StatePrecision::F32 => vec![(StatePrecision::F32, all.collect())],
-        StatePrecision::Bits8(_) => {
-            let (small, large): (Vec<_>, Vec<_>) = all.partition(small);
-            vec![(precision, large), (StatePrecision::F32, small)]
+/// Numbers of the factors by how they learn and what is kept of them: moments of those too small for 8 bits are in f32.
+fn split(params: &[Tensor<2>], rates: &[Rate], rule: Rule) -> Vec<(Kind, Vec<usize>)> {
+    let is_small = |param: &Tensor<2>| param.shape().num_elements() < MIN_8BIT_SIZE;
+    let keeping = |param: &Tensor<2>| match rule {
+        Rule::AdamW(params, StatePrecision::Bits8(_)) if is_small(param) => {
+            Keeping::AdamW(params, StatePrecision::F32)
         }
+        Rule::AdamW(params, precision) => Keeping::AdamW(params, precision),
+        Rule::Stacked(rule) => Keeping::Stacked(rule, param.dims()),
     };
+    let mut groups: Vec<(Kind, Vec<usize>)> = Vec::new();
+    for (i, (param, &rate)) in params.iter().zip(rates).enumerate() {
+        let kind = Kind {
+            rate,
+            keeping: keeping(param),
+        };
+        match groups.iter_mut().find(|(other, _)| *other == kind) {
+            Some((_, members)) => members.push(i),
+            None => groups.push((kind, vec![i])),
+        }
+    }
+    // A sum of norms has an order: what is in 8 bits comes first.
+    let in_f32 = |kind: &Kind| matches!(kind.keeping, Keeping::AdamW(_, StatePrecision::F32));
+    groups.sort_by_key(|(kind, _)| in_f32(kind));
     groups
-        .into_iter()
-        .filter(|(_, members)| !members.is_empty())
 }
 
 impl Group {
     fn new(
-        params: &[Tensor<2>],
-        rounded_to: Option<DType>,
-        precision: StatePrecision,
+        (params, rounded_to): (&[Tensor<2>], Option<DType>),
+        kind: Kind,
         states: &[Option<State>],
     ) -> Option<Self> {
         let values = Flat::of(params, DType::F32)?;
         let dims: Vec<_> = params.iter().map(Tensor::dims).collect();
         Some(Self {
+            kind,
             rounded: rounded_to.and_then(|dtype| Flat::of(params, dtype)),
             grads: Flat::zeros(&dims, &params.first()?.device(), DType::F32)?,
-            moments: moments(&values, precision, states)?,
+            kept: kept(&values, kind.keeping, states)?,
             values,
         })
     }
 
-    fn precision(&self) -> StatePrecision {
-        match &self.moments {
-            FlatMoments::F32 { .. } => StatePrecision::F32,
-            FlatMoments::Bits8(_, guard) => StatePrecision::Bits8(*guard),
+    fn update(
+        &mut self,
+        factor: Option<&Tensor<1>>,
+        at: (f64, u64),
+        (keeping, rate): (Keeping, Rate),
+    ) {
+        match (keeping, &mut self.kept) {
+            (Keeping::AdamW(params, _), Kept::Moments(moments)) => {
+                let flat = FlatParams {
+                    values: &self.values,
+                    rounded: self.rounded.as_ref(),
+                };
+                let params = rate.params(&params);
+                flat::adamw(flat, &self.grads, factor, moments, at, &params);
+            }
+            (Keeping::Stacked(rule, _), Kept::Stacked(kept)) => {
+                let grad = self.grads.stacked();
+                let grad = match factor {
+                    Some(factor) => grad * factor.clone().reshape([1, 1, 1]),
+                    None => grad,
+                };
+                let values = self.values.stacked();
+                let (values, next) = rule.at(rate).step(values, &grad, std::mem::take(kept), at);
+                *kept = next;
+                if let Some(rounded) = &self.rounded {
+                    rounded.overwrite(&values);
+                }
+                self.values.overwrite(&values);
+            }
+            (keeping, kept) => unreachable!("{kept:?} is not of {keeping:?}"),
         }
     }
 
     fn state(&self, i: usize) -> State {
-        match &self.moments {
-            FlatMoments::F32 { m, v } => State::F32(Box::new(Moments {
+        match &self.kept {
+            Kept::Stacked(kept) => {
+                let one = kept.iter().map(|kept| kept.clone().narrow(0, i, 1));
+                State::Stacked(one.collect())
+            }
+            Kept::Moments(FlatMoments::F32 { m, v }) => State::F32(Box::new(Moments {
                 m: m.view(i).flatten(0, 1),
                 v: v.view(i).flatten(0, 1),
             })),
-            FlatMoments::Bits8(Moments8Bit { m, v }, _) => {
+            Kept::Moments(FlatMoments::Bits8(Moments8Bit { m, v }, _)) => {
                 let range = self.values.range(i);
                 let cut = |moment: &Moment8Bit| {
                     let blocks = range.len().div_ceil(BLOCK_SIZE);
@@ -213,6 +272,27 @@ impl Group {
             }
         }
     }
+}
+
+/// Zeroes, or what is given, laid out as `values`.
+fn kept(values: &Flat, keeping: Keeping, states: &[Option<State>]) -> Option<Kept> {
+    let (rule, dims) = match keeping {
+        Keeping::AdamW(_, precision) => {
+            return Some(Kept::Moments(moments(values, precision, states)?));
+        }
+        Keeping::Stacked(rule, dims) => (rule, dims),
+    };
+    let device = values.buffer().device();
+    let each: Vec<Vec<Matrices>> = states
+        .iter()
+        .map(|state| match state {
+            Some(State::Stacked(kept)) => kept.clone(),
+            _ => rule.zeros(1, dims, &device),
+        })
+        .collect();
+    let stacked = (0..rule.names().len())
+        .map(|i| Tensor::cat(each.iter().map(|kept| kept[i].clone()).collect(), 0));
+    Some(Kept::Stacked(stacked.collect()))
 }
 
 /// Zeroes, or the given moments, laid out as `values`.

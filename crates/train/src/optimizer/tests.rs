@@ -1,12 +1,16 @@
 use std::path::Path;
 
-use backdraft_formats::{Existing, ModelSource, SafetensorsFile, SafetensorsWriter};
+use backdraft_arch::KeptState;
+use backdraft_formats::{Dtype, Existing, ModelSource, SafetensorsFile, SafetensorsWriter};
 use backdraft_kernels::adamw8bit::Guard;
 use backdraft_kernels::device;
+use backdraft_kernels::optimizers::lion::LionParams;
+use backdraft_kernels::optimizers::muon::MuonParams;
+use backdraft_kernels::optimizers::sgd::SgdParams;
 use backdraft_lora::{LoraConfig, TargetModule};
 use backdraft_model::{Targets, Tokens};
 use backdraft_plan::ActivationPlan;
-use burn::tensor::Distribution;
+use burn::tensor::{Device, Distribution};
 
 use super::*;
 use crate::step::{MicroBatch, forward_backward};
@@ -72,7 +76,7 @@ fn a_restored_optimizer_goes_on_as_if_never_stopped() {
     let directory = tempfile::tempdir().unwrap();
     for precision in [StatePrecision::F32, StatePrecision::Bits8(Guard::On)] {
         let mut model = model();
-        let mut optimizer = AdamW::new(PARAMS, precision);
+        let mut optimizer = Optimizer::adamw(PARAMS, precision);
         for _ in 0..3 {
             let grads = grads(&model);
             optimizer.step(&mut model, &grads, 1e-2);
@@ -96,8 +100,10 @@ fn a_restored_optimizer_goes_on_as_if_never_stopped() {
         assert_eq!(optimizer.num_bytes(), predicted);
 
         let file = write(&directory.path().join("optimizer.safetensors"), &state);
-        let mut restored = AdamW::new(PARAMS, precision);
-        restored.restore(&model, &file, optimizer.steps()).unwrap();
+        let mut restored = Optimizer::adamw(PARAMS, precision);
+        restored
+            .restore(&mut model, &file, optimizer.steps())
+            .unwrap();
         assert_eq!(restored.state(&model), state);
         let mut other = model.clone();
         for _ in 0..2 {
@@ -109,22 +115,134 @@ fn a_restored_optimizer_goes_on_as_if_never_stopped() {
     }
 }
 
+/// Every rule that goes by stacked matrices, and what it keeps.
+fn stacked() -> [(Rule, KeptState); 5] {
+    let (momentum, weight_decay) = (0.9, 0.01);
+    let lion = LionParams {
+        beta1: 0.9,
+        beta2: 0.99,
+        weight_decay,
+    };
+    let sgd = SgdParams {
+        momentum,
+        weight_decay,
+    };
+    let muon = MuonParams {
+        momentum,
+        weight_decay,
+    };
+    [
+        (StackedRule::Lion(lion), KeptState::Momentum),
+        (StackedRule::Sgd(sgd), KeptState::Momentum),
+        (StackedRule::Muon(muon), KeptState::Momentum),
+        (StackedRule::Adafactor { weight_decay }, KeptState::Factored),
+        (StackedRule::ScheduleFree(PARAMS), KeptState::ScheduleFree),
+    ]
+    .map(|(rule, kept)| (Rule::Stacked(rule), kept))
+}
+
+#[test]
+fn every_rule_goes_on_as_if_never_stopped_and_keeps_what_is_planned() {
+    let directory = tempfile::tempdir().unwrap();
+    for (rule, kept) in stacked() {
+        let mut model = model();
+        let mut optimizer = Optimizer::new(rule);
+        for _ in 0..3 {
+            let grads = grads(&model);
+            optimizer.step(&mut model, &grads, 1e-2);
+        }
+        let predicted = model.trained_params();
+        let predicted = predicted.map(|(_, param)| kept.state_bytes(param.matrix_dims()));
+        let predicted: usize = predicted.sum();
+        assert_eq!(optimizer.num_bytes(), predicted, "{rule:?}");
+        let state = optimizer.state(&model);
+        let bytes: usize = state.iter().map(|tensor| tensor.bytes.len()).sum();
+        assert_eq!(bytes, predicted, "{rule:?}");
+
+        let file = write(&directory.path().join("optimizer.safetensors"), &state);
+        let mut restored = Optimizer::new(rule);
+        restored
+            .restore(&mut model, &file, optimizer.steps())
+            .unwrap();
+        assert_eq!(restored.state(&model), state);
+        let mut other = model.clone();
+        let before = weights(&model);
+        for _ in 0..2 {
+            let grads = grads(&model);
+            optimizer.step(&mut model, &grads, 1e-2);
+            restored.step(&mut other, &grads, 1e-2);
+        }
+        assert_eq!(weights(&model), weights(&other), "{rule:?}");
+        assert_ne!(weights(&model), before, "{rule:?}");
+        let others = Optimizer::adamw(PARAMS, StatePrecision::F32).restore(&mut model, &file, 1);
+        let message = others.unwrap_err().to_string();
+        assert!(
+            message.contains("has no tensor") || message.contains("exp_avg"),
+            "{message}"
+        );
+    }
+}
+
+/// An update of a factor that learns at another rate is one at that rate.
+#[test]
+fn rates_are_those_of_single_factors() {
+    let rules = stacked().into_iter().map(|(rule, _)| rule);
+    let adamw = [StatePrecision::F32, StatePrecision::Bits8(Guard::On)];
+    let adamw = adamw.map(|precision| Rule::AdamW(PARAMS, precision));
+    for rule in rules.chain(adamw) {
+        let own = Rate {
+            share: 0.5,
+            weight_decay: Some(0.0),
+        };
+        let rates = Rates {
+            b_over_a: 4.0,
+            layer_decay: 0.5,
+            groups: backdraft_arch::ModulePattern::new([("k_proj".to_owned(), own)]).unwrap(),
+        };
+        let mut together = model();
+        let grads = grads(&together);
+        let start = together.clone();
+        let mut optimizer = Optimizer::new(rule).with_rates(rates.clone());
+        optimizer.step(&mut together, &grads, 1e-2);
+        let layers = start.layers.len();
+        let each = start.adapters().flat_map(|(layer, target, adapter)| {
+            let path = target.path(layer);
+            let params = adapter.params().into_iter();
+            params.map(move |param| (layer, path.clone(), param))
+        });
+        let mut shares = Vec::new();
+        for ((layer, path, param), (_, now)) in each.zip(together.trained_params()) {
+            let rate = rates.of(&path, (layer, layers), &param);
+            shares.push(rate.share);
+            let alone = State::zeros(&param, rule);
+            let at = (1e-2 * rate.share, 1);
+            let grad = grads.get(param.id).unwrap();
+            let of = (param.values.clone().inner(), param.matrix_dims());
+            let (expected, _) = alone.step(of, grad, at, (rule, rate));
+            let found = now.values.inner().into_data();
+            assert_eq!(found, expected.into_data(), "{path}, {rule:?}");
+        }
+        // A and B of q and k, in two layers.
+        assert_eq!(shares, [0.5, 2.0, 0.25, 1.0, 1.0, 4.0, 0.5, 2.0]);
+    }
+}
+
 #[test]
 fn a_state_of_another_model_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     let mut model = model();
-    let mut optimizer = AdamW::new(PARAMS, StatePrecision::F32);
+    let mut optimizer = Optimizer::adamw(PARAMS, StatePrecision::F32);
     let grads = grads(&model);
     optimizer.step(&mut model, &grads, 1e-2);
     let state = optimizer.state(&model);
     let file = write(&directory.path().join("a"), &state);
-    let mut eight_bit = AdamW::new(PARAMS, StatePrecision::Bits8(Guard::On));
-    let error = eight_bit.restore(&model, &file, 1).unwrap_err();
+    let mut eight_bit = Optimizer::adamw(PARAMS, StatePrecision::Bits8(Guard::On));
+    let error = eight_bit.restore(&mut model, &file, 1).unwrap_err();
     assert!(error.to_string().ends_with(
         "tensor model.layers.0.self_attn.q_proj.lora_A.weight.exp_avg is F32, expected U8"
     ));
     let file = write(&directory.path().join("b"), &state[..3]);
-    let error = optimizer.restore(&model, &file, 1).unwrap_err();
+    let error = optimizer.restore(&mut model, &file, 1).unwrap_err();
     assert!(error.to_string().contains("has no tensor"), "{error}");
     assert_eq!(optimizer.steps(), 1);
 }
@@ -143,9 +261,21 @@ fn a_gpu_trains_as_the_processor_does() {
                 continue;
             }
         };
-        for precision in [StatePrecision::F32, StatePrecision::Bits8(Guard::On)] {
-            let (mut here, mut ours) = (model_on(&Device::flex()), AdamW::new(PARAMS, precision));
-            let (mut there, mut theirs) = (model_on(&gpu), AdamW::new(PARAMS, precision));
+        let adamw = [StatePrecision::F32, StatePrecision::Bits8(Guard::On)];
+        let adamw = adamw.map(|precision| Rule::AdamW(PARAMS, precision));
+        let stacked = stacked().map(|(rule, _)| rule);
+        let uneven = Rates {
+            b_over_a: 4.0,
+            layer_decay: 0.5,
+            ..Rates::default()
+        };
+        let rules = adamw.into_iter().chain(stacked);
+        for (rule, rates) in
+            rules.flat_map(|rule| [(rule, Rates::default()), (rule, uneven.clone())])
+        {
+            let optimizer = || Optimizer::new(rule).with_rates(rates.clone());
+            let (mut here, mut ours) = (model_on(&Device::flex()), optimizer());
+            let (mut there, mut theirs) = (model_on(&gpu), optimizer());
             ours.adopt(&mut here);
             theirs.adopt(&mut there);
             train(&mut here, &mut ours, 3);
@@ -157,8 +287,15 @@ fn a_gpu_trains_as_the_processor_does() {
             };
             let (here, there_now) = (weights(&here), weights(&there));
             let (off, moved) = (distance(&here, &there_now), distance(&here, &start));
-            // Where a gradient is nothing but rounding, Adam moves by its sign.
-            assert!(off < 2e-2 * moved, "{off} apart after moving by {moved}");
+            // Where a gradient is nothing but rounding, Adam moves by its sign, and Lion always does.
+            let allowed = match rule {
+                Rule::Stacked(StackedRule::Lion(_)) => 0.1,
+                _ => 2e-2,
+            };
+            assert!(
+                off < allowed * moved,
+                "{rule:?}: {off} apart after moving by {moved}"
+            );
 
             let directory = tempfile::tempdir().unwrap();
             let file = write(&directory.path().join("state"), &theirs.state(&there));
@@ -167,8 +304,8 @@ fn a_gpu_trains_as_the_processor_does() {
                 adapter.update(|param| Tensor::from_data(param.values.into_data(), &gpu));
             }
             let mut again = model_on(&gpu).with_adapter(&copied).unwrap();
-            let mut restored = AdamW::new(PARAMS, precision);
-            restored.restore(&again, &file, theirs.steps()).unwrap();
+            let mut restored = optimizer();
+            restored.restore(&mut again, &file, theirs.steps()).unwrap();
             restored.adopt(&mut again);
             train(&mut there, &mut theirs, 2);
             train(&mut again, &mut restored, 2);
@@ -178,11 +315,11 @@ fn a_gpu_trains_as_the_processor_does() {
     }
 }
 
-fn train(model: &mut CausalLm, optimizer: &mut AdamW, steps: usize) {
+fn train(model: &mut CausalLm, optimizer: &mut Optimizer, steps: usize) {
     train_clipped(model, optimizer, steps, 1.0);
 }
 
-fn train_clipped(model: &mut CausalLm, optimizer: &mut AdamW, steps: usize, max_norm: f64) {
+fn train_clipped(model: &mut CausalLm, optimizer: &mut Optimizer, steps: usize, max_norm: f64) {
     let documents: [Vec<u32>; 2] = [(1..20).collect(), (40..47).collect()];
     let labels: Vec<i64> = documents.concat().into_iter().map(i64::from).collect();
     let tokens = Tokens::from_sequences(&documents);
@@ -209,7 +346,7 @@ fn a_loss_scale_leaves_updates_as_they_are() {
         for max_norm in [0.0, 0.1] {
             let run = |scale: Option<LossScale>| {
                 let mut model = model_on(&device);
-                let mut optimizer = AdamW::new(PARAMS, StatePrecision::F32);
+                let mut optimizer = Optimizer::adamw(PARAMS, StatePrecision::F32);
                 optimizer.adopt(&mut model);
                 optimizer.scale_loss(scale);
                 train_clipped(&mut model, &mut optimizer, 2, max_norm);

@@ -51,7 +51,7 @@ impl Run {
         let device_memory = held(&self.device).map(|bytes| bytes as usize);
         let watcher = self.watcher.take().filter(|_| device_memory.is_none());
         let measured = watcher.and_then(|watcher| watcher.measured(gradients, optimizer));
-        let (model, adapter_step) = self.best(trainee.model, &mut outcome);
+        let (model, adapter_step) = self.best(trainee.averaged().model, &mut outcome);
         let adapter = self.write_adapter(&model)?;
         if let Some(Err(error)) = outcome.records.as_mut().map(Records::sync) {
             warn(&mut outcome, &with_causes(&error));

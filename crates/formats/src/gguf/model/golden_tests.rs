@@ -169,9 +169,18 @@ fn ministral_keys(builder: Builder, rope: &Value) -> Builder {
         .f32("mistral3.rope.scaling.factor", number("factor"))
         .f32("mistral3.rope.scaling.yarn_beta_fast", number("beta_fast"))
         .f32("mistral3.rope.scaling.yarn_beta_slow", number("beta_slow"))
-        .f32("mistral3.rope.scaling.yarn_log_multiplier", number("mscale_all_dim"))
-        .u32("mistral3.rope.scaling.original_context_length", original as u32)
-        .f32("mistral3.attention.temperature_scale", number("llama_4_scaling_beta"))
+        .f32(
+            "mistral3.rope.scaling.yarn_log_multiplier",
+            number("mscale_all_dim"),
+        )
+        .u32(
+            "mistral3.rope.scaling.original_context_length",
+            original as u32,
+        )
+        .f32(
+            "mistral3.attention.temperature_scale",
+            number("llama_4_scaling_beta"),
+        )
 }
 
 /// Whether a file holds one more than the directory: a Gemma's norms.
@@ -616,11 +625,15 @@ fn golden_gguf_ministral_has_its_yarn() {
     let model = case.open();
     let spec = |config: &Value| backdraft_arch::ModelSpec::from_hf(config).unwrap();
     let (ours, theirs) = (spec(model.config()), spec(case.source.config()));
-    assert_eq!((ours.rope, ours.query_scaling), (theirs.rope, theirs.query_scaling));
+    assert_eq!(
+        (ours.rope, ours.query_scaling),
+        (theirs.rope, theirs.query_scaling)
+    );
     assert!(ours.query_scaling.is_some());
     let with = |key: &str, value: u32| case.builder.clone().u32(&case.key(key), value);
     let length = "attention.temperature_length";
-    let original = case.source.config()["rope_parameters"]["original_max_position_embeddings"].as_u64();
+    let original =
+        case.source.config()["rope_parameters"]["original_max_position_embeddings"].as_u64();
     let (_root, path) = with(length, original.unwrap() as u32).write();
     GgufModel::open(path).unwrap();
     assert_eq!(
@@ -630,9 +643,15 @@ fn golden_gguf_ministral_has_its_yarn() {
     let kind = case.key("rope.scaling.type");
     let unscaled = case.builder.clone().without(&kind).string(&kind, "none");
     let refused = problem(&unscaled);
-    assert!(refused.contains("mistral3.attention.temperature_scale = "), "{refused}");
+    assert!(
+        refused.contains("mistral3.attention.temperature_scale = "),
+        "{refused}"
+    );
     let plain = unscaled.without(&case.key("attention.temperature_scale"));
     let (_root, path) = plain.write();
     let plain = spec(GgufModel::open(path).unwrap().config());
-    assert_eq!((plain.rope.scaling.name(), plain.query_scaling), ("default", None));
+    assert_eq!(
+        (plain.rope.scaling.name(), plain.query_scaling),
+        ("default", None)
+    );
 }
