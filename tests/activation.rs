@@ -118,6 +118,7 @@ fn setup(model: &CausalLm, lora: &LoraConfig, nf4: bool, lengths: &[usize]) -> S
     Setup {
         spec: model.spec().clone(),
         lora: lora.clone(),
+        tokens: 0,
         quantization: nf4.then(|| QuantizationPlan::new(Scheme::NF4)),
         base: None,
         dense_element: 4,

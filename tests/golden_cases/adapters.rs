@@ -6,7 +6,9 @@ use std::fs;
 use std::path::Path;
 
 use backdraft::data::Batch;
-use backdraft::formats::{Existing, ModelSource, PeftDir, PeftWriteOptions};
+use backdraft::formats::{
+    Existing, HfDirWriter, ModelSource, PeftDir, PeftWriteOptions, TensorInfo,
+};
 use backdraft::lora::{AdapterGrads, AdapterWeights, MergeBase, merge};
 use backdraft::model::{CausalLm, Tokens};
 use backdraft::plan::ActivationPlan;
@@ -34,6 +36,8 @@ struct Golden {
     trained_tensors: BTreeMap<String, Vec<usize>>,
     #[serde(default)]
     merged_weights_plain_loss: Option<f64>,
+    #[serde(default)]
+    vocab_size_after_resizing: Option<usize>,
 }
 
 /// An adapter that is supported, on its base.
@@ -44,20 +48,60 @@ struct Case {
     tensors: Tensors,
     base: ModelSource,
     model: CausalLm,
-    _base: std::rc::Rc<Folder>,
+    original: std::rc::Rc<Folder>,
+    _resized: Option<tempfile::TempDir>,
 }
 
 /// Options beyond the promise, and what the refusal has to name.
-const REFUSED: [(&str, &str); 8] = [
+const REFUSED: [(&str, &str); 7] = [
     ("use_dora", "use_dora"),
     ("init_lora_weights", "init_lora_weights"),
     ("bias", "bias"),
     ("modules_to_save", "modules_to_save"),
     ("ensure_weight_tying", "ensure_weight_tying"),
-    ("trainable_token_indices", "trainable_token_indices"),
     ("target_modules", "lm_head"),
     ("target_modules", "embed_tokens"),
 ];
+
+const RESIZED: &str = "resized";
+
+/// The base with the rows that it had after `resize_token_embeddings`.
+fn resized_base(base: &ModelSource, tensors: &Tensors, rows: usize) -> tempfile::TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    let more = |name: &str| {
+        let module = name.strip_suffix(".weight")?;
+        let new = format!("resized.{}.new_rows", module.rsplit('.').next()?);
+        tensors.has(&new).then(|| tensors.bytes(&new))
+    };
+    let infos = base.tensor_names().map(|name| {
+        let mut info = base.tensor_info(name).unwrap().clone();
+        if more(name).is_some() {
+            info.shape[0] = rows;
+        }
+        info
+    });
+    let infos: Vec<TensorInfo> = infos.collect();
+    let mut writer = HfDirWriter::create(
+        directory.path().join(RESIZED),
+        infos.clone(),
+        Existing::Refuse,
+    )
+    .unwrap();
+    let mut config = base.config().clone();
+    config["vocab_size"] = rows.into();
+    let config = config.to_string();
+    writer.companion("config.json", config.as_bytes()).unwrap();
+    for info in infos {
+        let mut bytes = base.raw(&info.name).unwrap().bytes.into_owned();
+        bytes.extend(more(&info.name).unwrap_or_default());
+        writer.write(&info.name, &bytes).unwrap();
+    }
+    writer.finish().unwrap();
+    directory
+}
+
+/// Tokens by their ids; recipes have them by their texts.
+const TOKENS: &str = "trainable_token_indices";
 
 impl Case {
     /// Every supported case; the others are refused as they should be.
@@ -87,13 +131,20 @@ impl Case {
         };
         let base = bases.get(&golden.base);
         let at = base.unwrap_or_else(|| panic!("{name}: no {}", golden.base));
-        let base = ModelSource::open(&***at).unwrap();
+        let mut base = ModelSource::open(&***at).unwrap();
+        let tensors = Tensors::open(folder.join("golden.safetensors"));
+        let resized = golden.vocab_size_after_resizing;
+        let resized = resized.map(|rows| resized_base(&base, &tensors, rows));
+        if let Some(resized) = &resized {
+            base = ModelSource::open(resized.path().join(RESIZED)).unwrap();
+        }
         let model = CausalLm::load(&base, &place::device()).unwrap();
         let model = model.with_adapter(&adapter);
         Some(Self {
-            tensors: Tensors::open(folder.join("golden.safetensors")),
+            tensors,
             model: model.unwrap_or_else(|error| panic!("{name}: {}", chain(&error))),
-            _base: std::rc::Rc::clone(at),
+            original: std::rc::Rc::clone(at),
+            _resized: resized,
             name,
             folder,
             golden,
@@ -133,7 +184,7 @@ impl Case {
         };
         let options = self.golden.options.iter();
         let lora: String = options
-            .filter(|(name, _)| *name != "layers_pattern")
+            .filter(|(name, _)| !["layers_pattern", TOKENS].contains(&name.as_str()))
             .map(|(name, value)| format!("{} = {}\n", key(name), toml(value)))
             .collect();
         let text = format!("model = \"a/b\"\n[lora]\n{lora}{more}[data]\ntrain = \"t.jsonl\"\n");
@@ -226,10 +277,11 @@ fn golden_adapters_have_the_modules_that_their_options_name() {
         let config = recipe.lora.config(spec).unwrap();
         let fresh = CausalLm::load(&case.base, &place::device()).unwrap();
         let fresh = fresh.with_lora(&config, 1).unwrap();
-        assert_eq!(&Case::trained(&fresh), expected, "{name}");
         let setup = recipe.setup(spec.clone(), None, MemoryModel::cpu(), 0);
         let planned = setup.step().adapters as usize;
         assert_eq!(planned, 4 * fresh.num_trained(), "{name}");
+        let fresh = fresh.with_tokens(case.model.tokens()).unwrap();
+        assert_eq!(&Case::trained(&fresh), expected, "{name}");
         let scaled = |model: &CausalLm| {
             let adapters = model.adapters();
             let scale = |(_, _, adapter): (_, _, &backdraft::lora::Adapter)| match adapter {
@@ -259,6 +311,15 @@ fn golden_adapters_are_saved_and_gone_on_from_as_they_are() {
         for pair in ours.tensors.iter() {
             let [a, b] = [&theirs, &ours].map(|it| it.config.scaling_of(&pair.module));
             assert_eq!(a, b, "{name}, {}", pair.module);
+        }
+        assert_eq!(theirs.config.trainable_tokens, ours.config.trainable_tokens);
+        if !ours.tensors.tokens().is_empty() {
+            // Rows are loaded, merged and used, and not trained further.
+            let adapter = format!("adapter = {:?}\n", at.display().to_string());
+            let text = format!("model = \"a/b\"\n[lora]\n{adapter}[data]\ntrain = \"t\"\n");
+            let refused = Recipe::from_toml(&text, Path::new("/"), &[]).unwrap_err();
+            assert!(refused.to_string().contains(TOKENS), "{name}: {refused}");
+            continue;
         }
         // Whoever goes on from either gets the settings of both, and may repeat those of the case.
         let spec = case.model.spec();
@@ -320,5 +381,24 @@ fn golden_adapters_merged() {
         let batch = case.plain();
         let nll = merged.nll(&batch.tokens, &batch.targets);
         TINY_LOSS.check_one(&case.name, scalar(&nll.mean()), expected);
+    }
+}
+
+/// The rows of the resized head are nowhere in the adapter: its base without them is not the model that was trained.
+#[test]
+fn golden_adapters_lack_no_rows_in_silence() {
+    for case in Case::all() {
+        if case.golden.vocab_size_after_resizing.is_none() {
+            continue;
+        }
+        let small = ModelSource::open(&**case.original).unwrap();
+        let adapter = PeftDir::read(&*case.folder).unwrap();
+        let refused = chain(&small.with_tokens_of(&adapter).unwrap_err());
+        assert!(refused.contains("no row of lm_head"), "{refused}");
+        // Over the resized base nothing is added.
+        let base = ModelSource::open(case.base.path()).unwrap();
+        let before = base.fingerprint().unwrap();
+        let base = base.with_tokens_of(&adapter).unwrap();
+        assert_eq!(base.fingerprint().unwrap(), before);
     }
 }

@@ -320,6 +320,7 @@ fn golden_adaptive_pissa() {
                 ((*module).to_owned(), Adapter::Lora(lora))
             })
             .collect(),
+        tokens: Vec::new(),
     };
     let start = factors(&|module, part| format!("init.{module}.{part}"));
     for module in &modules {

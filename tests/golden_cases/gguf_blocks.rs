@@ -129,7 +129,11 @@ fn adapter(model: &CausalLm) -> AdapterWeights {
             adapters.insert(target.path(i), Adapter::Lora(lora));
         }
     }
-    AdapterWeights { config, adapters }
+    AdapterWeights {
+        config,
+        adapters,
+        tokens: Vec::new(),
+    }
 }
 
 /// Three steps of LoRA: the loss of each, and the first gradients.
@@ -228,6 +232,7 @@ fn setup(model: &CausalLm, plan: &QuantizationPlan) -> backdraft::plan::Setup {
     backdraft::plan::Setup {
         spec: model.spec().clone(),
         lora: LoraConfig::default(),
+        tokens: 0,
         quantization: Some(plan.clone()),
         base: None,
         dense_element: 4,

@@ -193,7 +193,11 @@ impl Case {
         }
         assert_eq!(adapters.len(), 14);
         model
-            .with_adapter(&AdapterWeights { config, adapters })
+            .with_adapter(&AdapterWeights {
+                config,
+                adapters,
+                tokens: Vec::new(),
+            })
             .unwrap()
     }
 
@@ -286,6 +290,7 @@ impl Case {
         let setup = Setup {
             spec: model.spec().clone(),
             lora: model.lora_config().unwrap().clone(),
+            tokens: 0,
             quantization: None,
             base: None,
             dense_element: 4,

@@ -243,6 +243,10 @@ impl Config {
                 adapters.insert(path, Adapter::Lora(lora));
             }
         }
-        AdapterWeights { config, adapters }
+        AdapterWeights {
+            config,
+            adapters,
+            tokens: Vec::new(),
+        }
     }
 }

@@ -190,7 +190,11 @@ fn fresh_adapter(tensors: &Tensors, trainer: &Trainer) -> AdapterWeights {
             adapters.insert(module.to_owned(), lora::Adapter::Lora(factors));
         }
     }
-    AdapterWeights { config, adapters }
+    AdapterWeights {
+        config,
+        adapters,
+        tokens: Vec::new(),
+    }
 }
 
 /// Adapters, layer by layer.

@@ -189,5 +189,9 @@ fn start(tensors: &Tensors, lora: &Adapter) -> AdapterWeights {
             adapters.insert(module.to_owned(), lora::Adapter::Lora(factors));
         }
     }
-    AdapterWeights { config, adapters }
+    AdapterWeights {
+        config,
+        adapters,
+        tokens: Vec::new(),
+    }
 }

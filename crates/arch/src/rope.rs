@@ -270,3 +270,82 @@ pub(crate) fn yarn_mscale(factor: f64, mscale: f64) -> f64 {
         0.1 * mscale * factor.ln() + 1.0
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use crate::spec::ModelSpec;
+
+    fn yarn(theta: f64, scaling: Value) -> super::RopeConfig {
+        let mut config = json!({
+            "model_type": "qwen2", "vocab_size": 8, "hidden_size": 64, "intermediate_size": 8,
+            "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 4,
+            "rope_theta": theta, "max_position_embeddings": 2048, "rope_scaling": scaling,
+        });
+        config["rope_scaling"]["rope_type"] = json!("yarn");
+        ModelSpec::from_hf(&config).unwrap().rope
+    }
+
+    /// Expected values: transformers' formula in double precision.
+    #[test]
+    fn yarn_ramps_between_rotations() {
+        let cut = json!({"factor": 4.0, "original_max_position_embeddings": 512});
+        let exact = json!({
+            "factor": 4.0, "original_max_position_embeddings": 512, "truncate": false,
+        });
+        // The factor is then what lies between the two lengths.
+        let unsaid = json!({"factor": null, "original_max_position_embeddings": 512});
+        let wide = json!({
+            "factor": 8.0, "original_max_position_embeddings": 16, "truncate": false,
+            "beta_fast": 16.0, "beta_slow": 0.5,
+        });
+        for (theta, scaling, expected) in [
+            (
+                1e6,
+                &cut,
+                [1.0, 0.133_370_956, 0.015_811_388_3, 0.001_405_853_31],
+            ),
+            (
+                1e6,
+                &unsaid,
+                [1.0, 0.133_370_956, 0.015_811_388_3, 0.001_405_853_31],
+            ),
+            (
+                1e6,
+                &exact,
+                [1.0, 0.147_340_882, 0.014_383_359_3, 0.001_405_853_31],
+            ),
+            (1e4, &wide, [1.0, 0.120_533_994, 0.0125, 0.003_952_847_08]),
+        ] {
+            let found = yarn(theta, scaling.clone()).inv_freq();
+            for (found, expected) in found.into_iter().zip(expected) {
+                assert!(
+                    (found / expected - 1.0).abs() < 1e-6,
+                    "{scaling}: {found}, {expected}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn yarn_scales_what_turns() {
+        for (change, expected) in [
+            (json!({"factor": 4.0}), 1.138_629_436_111_989),
+            (json!({"factor": 1.0}), 1.0),
+            (json!({"factor": 4.0, "mscale": 1.0}), 1.138_629_436_111_989),
+            (
+                json!({"factor": 40.0, "mscale": 0.707, "mscale_all_dim": 1.0}),
+                0.921_042_355_316_339_9,
+            ),
+            (
+                json!({"factor": 40.0, "mscale": 1.0, "mscale_all_dim": 1.0}),
+                1.0,
+            ),
+            (json!({"factor": 4.0, "attention_factor": 0.5}), 0.5),
+        ] {
+            let found = yarn(1e4, change.clone()).attention_scaling();
+            assert!((found - expected).abs() < 1e-12, "{change}: {found}");
+        }
+    }
+}

@@ -21,6 +21,7 @@ use backdraft_recipe::{DataRecipe, Recipe};
 use backdraft_train::data::{self, DataSources};
 use backdraft_train::device::dtype_on;
 use backdraft_train::run;
+use backdraft_train::tokens;
 use backdraft_train::trained_with::Prompting;
 use burn::tensor::{DType, Device};
 use serde_json::Value;
@@ -150,11 +151,12 @@ impl Chosen {
                 "the model that the adapter was trained over: {name}"
             ));
         }
-        let source = open_model(&name, output)?;
+        let mut source = open_model(&name, output)?;
         let mut factors = None;
         if let Some(adapter) = &adapter {
-            adapter.check_base(&source, output)?;
             let read = PeftDir::read(&adapter.path)?;
+            source = source.with_tokens_of(&read)?;
+            adapter.check_base(&source, output)?;
             backdraft_lora::check_adapter(&source, &read)?;
             factors = Some(read);
         }
@@ -243,6 +245,12 @@ pub(crate) fn open_model(name: &str, output: Output) -> Result<ModelSource, CliE
         ));
     }
     Ok(source)
+}
+
+/// As [`open_model`], the model of a recipe, with the tokens that it adds.
+pub(crate) fn open_trained(recipe: &Recipe, output: Output) -> Result<ModelSource, CliError> {
+    let source = open_model(&recipe.model, output)?;
+    Ok(tokens::with_tokens(source, recipe)?)
 }
 
 /// Opens a device, and says what a GPU has.

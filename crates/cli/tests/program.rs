@@ -30,6 +30,8 @@ mod schema;
 mod serve;
 #[path = "program/terminal.rs"]
 mod terminal;
+#[path = "program/tokens.rs"]
+mod tokens;
 #[path = "program/wrapped.rs"]
 mod wrapped;
 

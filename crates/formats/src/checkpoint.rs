@@ -278,7 +278,16 @@ impl ModelSource {
     /// If there is no tokenizer, or it is malformed or not supported.
     pub fn tokenizer(&self) -> Result<TokenizerFiles> {
         match self {
-            Self::Hf(directory) => TokenizerFiles::read(directory.path()),
+            Self::Hf(directory) => {
+                let files = TokenizerFiles::read(directory.path())?;
+                Ok(match directory.own_tokenizer() {
+                    Some(own) => TokenizerFiles {
+                        tokenizer_json: own.to_vec(),
+                        ..files
+                    },
+                    None => files,
+                })
+            }
             Self::Gguf(gguf) => gguf.tokenizer(),
         }
     }
@@ -339,7 +348,19 @@ impl ModelSource {
     /// If a file cannot be read. A model without a tokenizer has none among its files.
     pub fn companion_files(&self) -> Result<Vec<(String, Vec<u8>)>> {
         match self {
-            Self::Hf(directory) => copied_companions(directory.path()),
+            Self::Hf(directory) => {
+                let mut files = copied_companions(directory.path())?;
+                if let Some(own) = directory.own_tokenizer() {
+                    for (name, bytes) in &mut files {
+                        match name.as_str() {
+                            TOKENIZER => *bytes = own.to_vec(),
+                            "config.json" => *bytes = json::pretty(directory.config()),
+                            _ => {}
+                        }
+                    }
+                }
+                Ok(files)
+            }
             Self::Gguf(gguf) => {
                 let mut files = vec![("config.json".to_owned(), json::pretty(gguf.config()))];
                 let tokenizer = gguf.tokenizer()?.to_files();
@@ -373,11 +394,14 @@ fn head_contradicts_config(directory: &HfDir) -> Result<bool> {
     Ok(!same)
 }
 
+/// The file of a tokenizer.
+const TOKENIZER: &str = "tokenizer.json";
+
 /// Files beside the weights that belong to a model.
 pub(crate) const COMPANIONS: [&str; 14] = [
     "config.json",
     "generation_config.json",
-    "tokenizer.json",
+    TOKENIZER,
     "tokenizer_config.json",
     "tokenizer.model",
     "special_tokens_map.json",
@@ -415,5 +439,6 @@ fn token_ids(path: &Path, config: &Value) -> Result<Vec<u32>> {
     ids.ok_or_else(|| json::field_error(path, "eos_token_id", "an id, or a list of ids", value))
 }
 
+mod more_tokens;
 #[cfg(test)]
 mod tests;

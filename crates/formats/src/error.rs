@@ -187,6 +187,14 @@ pub enum FormatError {
         /// The type found.
         actual: Dtype,
     },
+    /// A vocabulary that cannot have the tokens that are wanted.
+    #[error("{}: {reason}", path.display())]
+    AddedTokens {
+        /// The model.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
     /// A tensor of the wrong shape.
     #[error("{}: tensor {tensor} has shape {actual:?}, expected {expected}", path.display())]
     TensorShape {

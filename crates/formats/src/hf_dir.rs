@@ -1,5 +1,6 @@
 //! Model directories as Hugging Face lays them out.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::path::{Component, Path, PathBuf};
@@ -43,6 +44,10 @@ pub struct HfDir {
     quantization: Option<BnbConfig>,
     quantized: HashMap<String, Entry>,
     wrapped: Option<Wrapped>,
+    /// Tables of tokens that have more rows than in the files; those are zero.
+    extended: HashMap<String, TensorInfo>,
+    /// In place of the directory's `tokenizer.json`.
+    tokenizer: Option<Vec<u8>>,
 }
 
 /// Every tensor of the files.
@@ -132,7 +137,39 @@ impl HfDir {
             quantization,
             quantized,
             wrapped,
+            extended: HashMap::new(),
+            tokenizer: None,
         })
+    }
+
+    /// The same directory for a vocabulary of `rows` tokens: `tables` get rows of zeros after those of the files.
+    ///
+    /// # Errors
+    /// [`FormatError::TensorQuantized`] for a table in codes.
+    pub(crate) fn with_rows(mut self, tables: &[&str], rows: usize) -> Result<Self> {
+        for table in tables {
+            self.refuse_quantized(table)?;
+            if let Some(info) = self.files.info(table)
+                && info.shape.first().is_some_and(|&there| there < rows)
+            {
+                let mut info = info.clone();
+                info.shape[0] = rows;
+                self.extended.insert((*table).to_owned(), info);
+            }
+        }
+        self.config["vocab_size"] = rows.into();
+        Ok(self)
+    }
+
+    /// The same directory with another `tokenizer.json`.
+    pub(crate) fn with_tokenizer(mut self, tokenizer_json: Vec<u8>) -> Self {
+        self.tokenizer = Some(tokenizer_json);
+        self
+    }
+
+    /// What stands in place of the directory's `tokenizer.json`.
+    pub(crate) fn own_tokenizer(&self) -> Option<&[u8]> {
+        self.tokenizer.as_deref()
     }
 
     /// The directory.
@@ -225,6 +262,9 @@ impl HfDir {
     /// What the files say about a tensor; of a quantised weight, the type and shape that it had before.
     #[must_use]
     pub fn info(&self, name: &str) -> Option<&TensorInfo> {
+        if let Some(info) = self.extended.get(name) {
+            return Some(info);
+        }
         match self.quantized.get(name) {
             Some(entry) => Some(&entry.info),
             None => self.files.info(name),
@@ -266,7 +306,16 @@ impl HfDir {
     /// [`FormatError::TensorMissing`], [`FormatError::TensorQuantized`].
     pub fn raw(&self, name: &str) -> Result<RawTensor<'_>> {
         self.refuse_quantized(name)?;
-        self.files.raw(name)
+        let raw = self.files.raw(name)?;
+        let Some(info) = self.extended.get(name) else {
+            return Ok(raw);
+        };
+        let mut bytes = raw.bytes.into_owned();
+        bytes.resize(info.checked_bytes().unwrap_or(bytes.len()), 0);
+        Ok(RawTensor {
+            info: Cow::Borrowed(info),
+            bytes: Cow::Owned(bytes),
+        })
     }
 
     /// A floating-point tensor's elements.
@@ -280,10 +329,14 @@ impl HfDir {
             .index
             .get(name)
             .and_then(|&i| self.files.shards.get(i));
-        match shard {
+        let mut values = match shard {
             Some(shard) => shard.read_f32(name),
             None => self.files.raw(name).map(|_| Vec::new()),
+        }?;
+        if let Some(info) = self.extended.get(name) {
+            values.resize(info.checked_elements().unwrap_or(values.len()), 0.0);
         }
+        Ok(values)
     }
 
     /// Lets the system take back the memory through which a tensor was read.

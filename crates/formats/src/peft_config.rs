@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 
 use crate::error::{FormatError, Result};
 use crate::json;
+use crate::peft_tokens::{BadTokens, TrainableTokens};
 
 /// The version of PEFT whose keys are written.
 const PEFT_VERSION: &str = "0.21.2";
@@ -101,6 +102,8 @@ pub struct PeftConfig {
     pub rank_pattern: ModulePattern<usize>,
     /// Modules with another numerator of the scaling.
     pub alpha_pattern: ModulePattern<f64>,
+    /// Tokens whose rows of the embedding, or of the head, are trained.
+    pub trainable_tokens: TrainableTokens,
 }
 
 impl PeftConfig {
@@ -122,6 +125,7 @@ impl PeftConfig {
             layers_to_transform: None,
             rank_pattern: ModulePattern::default(),
             alpha_pattern: ModulePattern::default(),
+            trainable_tokens: TrainableTokens::default(),
         }
     }
 
@@ -214,6 +218,7 @@ impl PeftConfig {
             layers_to_transform: field.layers_to_transform()?,
             rank_pattern: field.pattern("rank_pattern", is_rank, |rank| rank as usize)?,
             alpha_pattern: field.pattern("alpha_pattern", f64::is_finite, |alpha| alpha)?,
+            trainable_tokens: field.trainable_tokens()?,
         })
     }
 
@@ -270,7 +275,7 @@ impl PeftConfig {
             "target_modules": target_modules,
             "target_parameters": null,
             "task_type": "CAUSAL_LM",
-            "trainable_token_indices": null,
+            "trainable_token_indices": self.trainable_tokens.to_json(),
             "use_bdlora": null,
             "use_dora": false,
             "use_qalora": false,
@@ -281,7 +286,7 @@ impl PeftConfig {
 }
 
 /// Fields that are understood here, or say nothing about an adapter that is already trained.
-const UNDERSTOOD: [&str; 21] = [
+const UNDERSTOOD: [&str; 22] = [
     "alpha_pattern",
     "auto_mapping",
     "base_model_name_or_path",
@@ -302,6 +307,7 @@ const UNDERSTOOD: [&str; 21] = [
     "rank_pattern",
     "revision",
     "target_modules",
+    "trainable_token_indices",
     "use_rslora",
 ];
 
@@ -448,6 +454,22 @@ impl Fields<'_> {
             }
             _ => self.invalid(field, expected),
         }
+    }
+
+    fn trainable_tokens(&self) -> Result<TrainableTokens, PeftConfigError> {
+        let field = "trainable_token_indices";
+        let value = self.0.get(field).unwrap_or(&Value::Null);
+        TrainableTokens::read(value).map_err(|bad| match bad {
+            BadTokens::List(actual) => PeftConfigError::Invalid {
+                field,
+                expected: "a list of token ids, or lists of them for embed_tokens and lm_head",
+                actual,
+            },
+            BadTokens::Module(module) => PeftConfigError::Feature {
+                field: field.to_owned(),
+                actual: format!("rows of {module}"),
+            },
+        })
     }
 
     fn layers_to_transform(&self) -> Result<Option<Vec<usize>>, PeftConfigError> {

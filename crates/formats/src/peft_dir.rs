@@ -11,6 +11,7 @@ use crate::error::{FormatError, Result};
 use crate::json;
 use crate::peft_config::PeftConfig;
 use crate::peft_names::LoraName;
+use crate::peft_tokens::{TokenRows, TokenTable};
 use crate::safetensors_file::SafetensorsFile;
 use crate::safetensors_writer::SafetensorsWriter;
 use crate::tensor::TensorInfo;
@@ -42,16 +43,30 @@ impl LoraPair {
     }
 }
 
-/// Every pair of an adapter, in the order of the modules' names.
+/// Every pair of an adapter, in the order of the modules' names, and rows of tokens.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct AdapterTensors {
     pairs: BTreeMap<String, LoraPair>,
+    tokens: Vec<TokenRows>,
 }
 
 impl AdapterTensors {
     /// Every pair, in the order of the modules' names.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &LoraPair> {
         self.pairs.values()
+    }
+
+    /// The same with rows of the embedding or the head, which stand in place of the base's.
+    #[must_use]
+    pub fn with_tokens(mut self, tokens: Vec<TokenRows>) -> Self {
+        self.tokens = tokens;
+        self
+    }
+
+    /// Rows of the embedding and the head.
+    #[must_use]
+    pub fn tokens(&self) -> &[TokenRows] {
+        &self.tokens
     }
 
     /// The pair of one module.
@@ -79,6 +94,7 @@ impl FromIterator<LoraPair> for AdapterTensors {
         let pairs = pairs.into_iter();
         Self {
             pairs: pairs.map(|pair| (pair.module.clone(), pair)).collect(),
+            tokens: Vec::new(),
         }
     }
 }
@@ -167,12 +183,20 @@ impl PeftDir {
         "trained_with.json",
     ];
 
+    /// The files of a tokenizer with tokens of the adapter's own, as transformers reads them beside an adapter.
+    pub const TOKENIZER: [&str; 3] = [
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+    ];
+
     /// Whether a file inside an adapter's directory is one that [`Self::write`] may have left: another
     /// adapter does without it.
     #[must_use]
     pub fn is_ours(file: &Path) -> bool {
         let name = file.to_str().unwrap_or_default();
-        [CONFIG, WEIGHTS].contains(&name) || Self::COMPANIONS.contains(&name)
+        let ours = [&[CONFIG, WEIGHTS][..], &Self::COMPANIONS, &Self::TOKENIZER];
+        ours.iter().any(|names| names.contains(&name))
     }
 
     /// Reads a directory, and checks that the tensors come in pairs and agree with the rank.
@@ -184,11 +208,17 @@ impl PeftDir {
         let path = path.into();
         let (config, file) = open(&path)?;
         let (pairs, prefix) = pairs(&file, &config)?;
-        let tensors = pairs.into_iter().map(|pair| pair.read(&file));
+        let pairs = pairs.into_iter().map(|pair| pair.read(&file));
+        let tensors: AdapterTensors = pairs.collect::<Result<_>>()?;
+        let tokens = token_rows(&file, &config)?.into_iter();
+        let tokens = tokens.map(|(table, ids, info)| {
+            Ok(TokenRows::sorted(table, ids, &file.read_f32(&info.name)?))
+        });
+        let tensors = tensors.with_tokens(tokens.collect::<Result<_>>()?);
         Ok(Self {
             path,
             config,
-            tensors: tensors.collect::<Result<_>>()?,
+            tensors,
             prefix,
         })
     }
@@ -201,6 +231,7 @@ impl PeftDir {
         let path = path.into();
         let (config, file) = open(&path)?;
         let (pairs, _) = pairs(&file, &config)?;
+        token_rows(&file, &config)?;
         let modules = pairs.iter().map(Pair::outline).collect();
         Ok(PeftOutline {
             path,
@@ -264,9 +295,15 @@ fn write_tensors(
     tensors: &AdapterTensors,
     (dtype, prefix): (Dtype, AdapterPrefix),
 ) -> Result<()> {
-    let all: Vec<(TensorInfo, &[f32])> = tensors
+    let tokens = tensors.tokens().iter().map(|rows| {
+        let shape = [rows.ids.len(), rows.width()];
+        (rows.table.key(), shape, rows.values.as_slice())
+    });
+    let pairs = tensors
         .iter()
-        .flat_map(|pair| matrices(pair, config, prefix))
+        .flat_map(|pair| matrices(pair, config, prefix));
+    let all: Vec<(TensorInfo, &[f32])> = tokens
+        .chain(pairs)
         .map(|(key, shape, values)| (TensorInfo::new(key, dtype, shape), values))
         .collect();
     for (info, values) in &all {
@@ -348,6 +385,9 @@ fn pairs<'a>(
     let mut prefix = AdapterPrefix::Text;
     for info in file.tensors() {
         let refuse = |reason| unexpected(file, &info.name, reason);
+        if TokenTable::of_key(&info.name).is_some() {
+            continue;
+        }
         let name = LoraName::parse(&info.name).map_err(refuse)?;
         if *adapter.get_or_insert_with(|| name.adapter.clone()) != name.adapter {
             return Err(refuse(
@@ -396,6 +436,45 @@ fn pairs<'a>(
     };
     let pairs: Result<_> = found.into_iter().map(pair).collect();
     Ok((pairs?, prefix))
+}
+
+/// The rows of tokens that the config names, and that the file must have, no more and no less.
+fn token_rows<'a>(
+    file: &'a SafetensorsFile,
+    config: &'a PeftConfig,
+) -> Result<Vec<(TokenTable, &'a [u32], &'a TensorInfo)>> {
+    let mut found: BTreeMap<TokenTable, &TensorInfo> = BTreeMap::new();
+    for info in file.tensors() {
+        let Some(table) = TokenTable::of_key(&info.name) else {
+            continue;
+        };
+        if config.trainable_tokens.get(table).is_none() {
+            let reason = "trainable_token_indices of adapter_config.json does not name its tokens";
+            return Err(unexpected(file, &info.name, reason));
+        }
+        if found.insert(table, info).is_some() {
+            let reason = "the same rows are in the file under another name";
+            return Err(unexpected(file, &info.name, reason));
+        }
+    }
+    let rows = config.trainable_tokens.iter().map(|(table, ids)| {
+        let Some(&info) = found.get(&table) else {
+            return Err(FormatError::TensorMissing {
+                path: file.path().into(),
+                tensor: table.key(),
+            });
+        };
+        match info.shape[..] {
+            [rows, width] if rows == ids.len() && width > 0 => Ok((table, ids, info)),
+            _ => Err(FormatError::TensorShape {
+                path: file.path().into(),
+                tensor: info.name.clone(),
+                expected: format!("[{}, hidden], a row for each token", ids.len()),
+                actual: info.shape.clone(),
+            }),
+        }
+    });
+    rows.collect()
 }
 
 /// Outputs and inputs of the module that both matrices belong to.

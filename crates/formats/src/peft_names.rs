@@ -108,7 +108,7 @@ fn what_else(name: &str) -> &'static str {
     } else if name.contains("lora_embedding_") {
         "adapters of embeddings are not supported"
     } else if name.contains("trainable_tokens") {
-        "trainable tokens are not supported"
+        "trained rows of tokens are those of embed_tokens and lm_head"
     } else if name.contains("lora_bias") || name.ends_with(".bias") {
         "biases in adapters are not supported"
     } else if name.ends_with(".lora_a") || name.ends_with(".lora_b") {

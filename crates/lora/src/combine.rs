@@ -159,6 +159,15 @@ pub enum CombineError {
         /// The other.
         path: PathBuf,
     },
+    /// An adapter with rows of tokens.
+    #[error(
+        "{}: its trained tokens (trainable_token_indices) cannot be combined with another adapter; merge it into its base first",
+        path.display()
+    )]
+    Tokens {
+        /// The adapter.
+        path: PathBuf,
+    },
     /// A factor that is no number.
     #[error("{}: the factors of `{module}` hold NaN or infinity", path.display())]
     NotFinite {
@@ -185,6 +194,11 @@ pub fn combine(
     options: &CombineOptions,
 ) -> Result<(PeftConfig, AdapterTensors), CombineError> {
     check_options(adapters.len(), options)?;
+    let mut all = adapters.iter();
+    if let Some(adapter) = all.find(|adapter| !adapter.tensors.tokens().is_empty()) {
+        let path = adapter.path.clone();
+        return Err(CombineError::Tokens { path });
+    }
     let modules = modules(adapters, options)?;
     let rank = common_rank(adapters, options)?;
     let mut rng = ChaCha8Rng::seed_from_u64(options.seed);

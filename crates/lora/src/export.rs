@@ -324,4 +324,46 @@ mod tests {
         uneven.layers[1].intermediate_size = 64;
         assert!(gguf_decoder(&uneven).is_err());
     }
+
+    #[test]
+    fn ropes_that_llama_cpp_would_turn_otherwise_are_named() {
+        let refused = |change| match gguf_decoder(&spec(change)).unwrap_err() {
+            FormatError::GgufExport { source } => source.to_string(),
+            other => panic!("{other}"),
+        };
+        let rope = json!({
+            "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16,
+            "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1,
+        });
+        let ministral = |rope| json!({"model_type": "ministral3", "rope_parameters": rope});
+        let decoder = gguf_decoder(&spec(ministral(rope.clone()))).unwrap();
+        assert_eq!(decoder.query_scaling, Some(0.1));
+        let mut loud = rope.clone();
+        loud["mscale"] = json!(0.5);
+        let message = refused(ministral(loud));
+        assert!(message.contains("YaRN's attention factor is"), "{message}");
+        let mut plain = rope.clone();
+        plain["rope_type"] = json!("default");
+        let message = refused(ministral(plain));
+        assert!(message.contains("the factor on queries is 16"), "{message}");
+
+        let olmo =
+            |rope| json!({"model_type": "olmo3", "num_hidden_layers": 4, "rope_parameters": rope});
+        let yarn = json!({"rope_type": "yarn", "factor": 4.0});
+        gguf_decoder(&spec(olmo(yarn.clone()))).unwrap();
+        let everywhere = json!({"full_attention": yarn, "sliding_attention": yarn});
+        let message = refused(olmo(everywhere));
+        assert!(
+            message.contains("the RoPE of layers with a window is yarn"),
+            "{message}"
+        );
+        let other = json!({
+            "full_attention": yarn, "sliding_attention": {"rope_type": "default", "rope_theta": 7.0},
+        });
+        let message = refused(olmo(other));
+        assert!(
+            message.contains("a window is default, theta 7"),
+            "{message}"
+        );
+    }
 }

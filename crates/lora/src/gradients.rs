@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use backdraft_kernels::gemm::Slot;
+use backdraft_kernels::gemm::{Op, Slot, gemm_f32, gemm_into};
 use burn::module::ParamId;
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
@@ -117,6 +117,26 @@ impl AdapterGrads {
             None => grad,
         };
         self.tensors.insert(id, sum);
+    }
+
+    /// Adds a product: `alpha · op(a) · op(b)`, in f32 and where the parameter's gradients go.
+    ///
+    /// # Shapes
+    /// The product is of the parameter's shape.
+    ///
+    /// # Panics
+    /// If it is of another, or the factors do not fit each other.
+    pub fn add_product(
+        &mut self,
+        id: ParamId,
+        a: (Op, &Tensor<2>),
+        b: (Op, &Tensor<2>),
+        alpha: f32,
+    ) {
+        match self.slot(id) {
+            Some(slot) => gemm_into(a, b, alpha, &slot),
+            None => self.add(id, gemm_f32(a, b, alpha)),
+        }
     }
 
     /// The gradient of one parameter, row by row.

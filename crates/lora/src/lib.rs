@@ -21,6 +21,7 @@ mod rows;
 mod small;
 pub mod start;
 mod statistics;
+mod tokens;
 mod trained_over;
 mod weights;
 
@@ -36,5 +37,6 @@ pub use projection::{Ahead, Projection, ProjectionSaved};
 pub use rows::Rows;
 pub use start::{StartFactors, principal_factors, start_factors};
 pub use statistics::{Sensitivity, Statistics};
+pub use tokens::{TokenMatrix, TrainedTokens};
 pub use trained_over::TrainedOver;
 pub use weights::AdapterWeights;

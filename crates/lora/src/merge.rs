@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use backdraft_formats::{
     Dtype, Existing, FormatError, HfDirWriter, LoraPair, ModelSource, PeftDir, TensorInfo,
+    TokenRows, TokenTable,
 };
 use backdraft_kernels::gemm::{Op, gemm};
 use backdraft_quant::{QuantizationPlan, Scheme};
@@ -54,6 +55,39 @@ pub enum MergeError {
         expected: Vec<usize>,
         /// Shape of B·A.
         actual: [usize; 2],
+    },
+    /// The adapter has rows of a head that the base does not have.
+    #[error(
+        "{}: the adapter trains rows of `{module}`, which the model does not have as a matrix of its own; {}",
+        path.display(), made_for(base.as_ref())
+    )]
+    NoSuchTable {
+        /// The adapter.
+        path: PathBuf,
+        /// The base that the adapter names.
+        base: Option<String>,
+        /// The module.
+        module: String,
+    },
+    /// Rows of tokens that a table has no place for.
+    #[error(
+        "{}: the adapter does not fit this model: `{module}` has weight shape {expected:?}, but the adapter has a row of \
+         {width} values for token {last}; {}",
+        path.display(), made_for(base.as_ref())
+    )]
+    Tokens {
+        /// The adapter.
+        path: PathBuf,
+        /// The base that the adapter names.
+        base: Option<String>,
+        /// The module.
+        module: String,
+        /// Its last token.
+        last: usize,
+        /// Values of a row.
+        width: usize,
+        /// Shape of the weight.
+        expected: Vec<usize>,
     },
     /// A factor that makes every output NaN.
     #[error(
@@ -149,16 +183,18 @@ pub fn merge(
     };
     for (i, info) in infos.iter().enumerate() {
         let name = source.stored_name(&info.name);
-        if is_plain(source, info) && !is_touched(base, adapter, info) {
+        let has_rows = token_rows(source, adapter, info).is_some();
+        if is_plain(source, info) && !has_rows && !is_touched(base, adapter, info) {
             writer.write(name, &source.raw(&info.name)?.bytes)?;
         } else {
-            let Folded { before, sums, pair } = folded(source, base, Some(adapter), info)?;
+            let Folded { before, sums } = folded(source, base, Some(adapter), info)?;
             let mut bytes = info.encode(out, &before)?;
-            if let (Some(sums), Some(pair)) = (sums, pair) {
+            if let Some(sums) = sums {
                 if !fits(&sums, info.dtype) {
+                    let module = info.name.strip_suffix(".weight").unwrap_or(&info.name);
                     return Err(MergeError::Overflow {
                         path: adapter.path.clone(),
-                        module: pair.module.clone(),
+                        module: module.to_owned(),
                         dtype: info.dtype.to_string(),
                     });
                 }
@@ -187,21 +223,20 @@ pub fn merge(
 }
 
 /// A tensor before and after an adapter was added to it.
-pub(crate) struct Folded<'a> {
+pub(crate) struct Folded {
     /// Its values in the base.
     pub(crate) before: Vec<f32>,
-    /// Its values with the adapter, and the adapter's factors; `None` where it has none.
+    /// Its values with the adapter; `None` where that has nothing for it.
     pub(crate) sums: Option<Vec<f32>>,
-    pub(crate) pair: Option<&'a LoraPair>,
 }
 
 /// Reads a tensor and adds what the adapter has for it.
-pub(crate) fn folded<'a>(
+pub(crate) fn folded(
     source: &ModelSource,
     base: MergeBase<'_>,
-    adapter: Option<&'a PeftDir>,
+    adapter: Option<&PeftDir>,
     info: &TensorInfo,
-) -> Result<Folded<'a>, MergeError> {
+) -> Result<Folded, MergeError> {
     let before = values(source, info, scheme(base, info))?;
     let pair = adapter.and_then(|adapter| pair(adapter, info));
     let scaled = adapter.zip(pair);
@@ -209,7 +244,38 @@ pub(crate) fn folded<'a>(
         let scaling = adapter.config.scaling_of(&pair.module);
         merged(before.clone(), pair, scaling)
     });
-    Ok(Folded { before, sums, pair })
+    let rows = adapter.and_then(|adapter| token_rows(source, adapter, info));
+    let sums = match rows {
+        Some(rows) => Some(replaced(before.clone(), rows)),
+        None => sums,
+    };
+    Ok(Folded { before, sums })
+}
+
+/// Rows of tokens that stand in a tensor.
+fn token_rows<'a>(
+    source: &ModelSource,
+    adapter: &'a PeftDir,
+    info: &TensorInfo,
+) -> Option<&'a TokenRows> {
+    let module = info.name.strip_suffix(".weight")?;
+    let table = match TokenTable::ALL.into_iter().find(|it| it.path() == module)? {
+        // A copy of the embedding that some files have beside it.
+        TokenTable::Head if source.ties_head() => TokenTable::Embedding,
+        table => table,
+    };
+    let mut rows = adapter.tensors.tokens().iter();
+    rows.find(|rows| rows.table == table)
+}
+
+/// A table with the adapter's rows in it.
+fn replaced(mut values: Vec<f32>, rows: &TokenRows) -> Vec<f32> {
+    let width = rows.width();
+    for (id, row) in rows.ids.iter().zip(rows.values.chunks(width.max(1))) {
+        let start = *id as usize * width;
+        values[start..start + width].copy_from_slice(row);
+    }
+    values
 }
 
 /// Whether a tensor is stored as values of its own type.
@@ -259,8 +325,10 @@ fn values(
 /// Whether an adapter fits a model, by the headers of the files alone.
 ///
 /// # Errors
-/// [`MergeError::NoSuchModule`], [`MergeError::Shape`] and [`MergeError::NotFinite`].
+/// [`MergeError::NoSuchModule`], [`MergeError::NoSuchTable`], [`MergeError::Shape`], [`MergeError::Tokens`] and
+/// [`MergeError::NotFinite`].
 pub fn check_adapter(source: &ModelSource, adapter: &PeftDir) -> Result<(), MergeError> {
+    check_tokens(source, adapter)?;
     for pair in adapter.tensors.iter() {
         let module = pair.module.clone();
         let path = adapter.path.clone();
@@ -286,6 +354,34 @@ pub fn check_adapter(source: &ModelSource, adapter: &PeftDir) -> Result<(), Merg
                 expected: info.shape.clone(),
                 actual,
                 base: adapter.config.base_model_name_or_path.clone(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Whether rows of tokens fit the tables that they stand in.
+fn check_tokens(source: &ModelSource, adapter: &PeftDir) -> Result<(), MergeError> {
+    for rows in adapter.tensors.tokens() {
+        let (module, path) = (rows.table.path().to_owned(), adapter.path.clone());
+        if !rows.values.iter().all(|value| value.is_finite()) {
+            return Err(MergeError::NotFinite { path, module });
+        }
+        let base = adapter.config.base_model_name_or_path.clone();
+        let info = source.tensor_info(&format!("{module}.weight"));
+        let tied = rows.table == TokenTable::Head && source.ties_head();
+        let (info, last) = match (info.filter(|_| !tied), rows.ids.last()) {
+            (Some(info), Some(&last)) => (info, last as usize),
+            _ => return Err(MergeError::NoSuchTable { path, module, base }),
+        };
+        if !matches!(info.shape[..], [count, width] if last < count && width == rows.width()) {
+            return Err(MergeError::Tokens {
+                path,
+                module,
+                last,
+                width: rows.width(),
+                expected: info.shape.clone(),
+                base,
             });
         }
     }

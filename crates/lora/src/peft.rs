@@ -4,12 +4,14 @@ use std::path::Path;
 
 use backdraft_formats::{
     AdapterTensors, FormatError, LoraPair, ModulePattern, PeftConfig, PeftDir, PeftWriteOptions,
+    TokenRows, TrainableTokens,
 };
 use burn::module::Param;
 use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::adapter::Adapter;
 use crate::lora_adapter::LoraAdapter;
+use crate::tokens::TrainedTokens;
 use crate::weights::AdapterWeights;
 use backdraft_arch::LoraConfig;
 
@@ -58,7 +60,15 @@ impl AdapterWeights {
             (pair.module.clone(), Adapter::Lora(lora))
         };
         let adapters = directory.tensors.iter().map(adapter).collect();
-        Self { config, adapters }
+        let tokens = directory.tensors.tokens().iter().map(|rows| {
+            let values = tensor(&rows.values, [rows.ids.len(), rows.width()]);
+            TrainedTokens::new(rows.table, &rows.ids, values)
+        });
+        Self {
+            tokens: tokens.collect(),
+            config,
+            adapters,
+        }
     }
 
     /// Writes the adapter as a directory that PEFT loads; it appears whole or not at all.
@@ -99,6 +109,15 @@ impl AdapterWeights {
         config.rank_pattern =
             ModulePattern::of_modules(ranks.filter(|(_, rank)| *rank != config.r));
         config.alpha_pattern = ModulePattern::of_modules(self.config.alpha_pattern.clone());
+        let tokens = self.tokens.iter().map(|tokens| TokenRows {
+            table: tokens.table(),
+            ids: tokens.ids().to_vec(),
+            values: tokens.rows().into_data().iter::<f32>().collect(),
+        });
+        let tensors = tensors.with_tokens(tokens.collect());
+        let lists = tensors.tokens().iter();
+        let lists = lists.map(|rows| (rows.table, rows.ids.clone()));
+        config.trainable_tokens = TrainableTokens::new(lists.collect());
         PeftDir::write(path.as_ref(), &config, &tensors, options)
     }
 }

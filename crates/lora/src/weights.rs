@@ -7,6 +7,7 @@ use burn::tensor::Tensor;
 
 use crate::adapter::Adapter;
 use crate::lora_adapter::LoraAdapter;
+use crate::tokens::TrainedTokens;
 
 /// The adapter of every adapted projection, by module path such as
 /// `model.layers.0.self_attn.q_proj`.
@@ -16,6 +17,8 @@ pub struct AdapterWeights {
     pub config: LoraConfig,
     /// By module path.
     pub adapters: BTreeMap<String, Adapter>,
+    /// Rows of tokens, in place of the base's: one entry at most for each table.
+    pub tokens: Vec<TrainedTokens>,
 }
 
 impl AdapterWeights {
@@ -60,6 +63,7 @@ impl AdapterWeights {
         Self {
             adapters: self.adapters.iter().map(joined).collect(),
             config: config.clone(),
+            tokens: self.tokens.clone(),
         }
     }
 
@@ -86,11 +90,12 @@ impl AdapterWeights {
             now.push((path.clone(), adapter(first)));
             start.push((path.clone(), adapter((second.0, second.1.neg()))));
         }
-        let of = |adapters: Vec<(String, Adapter)>| Self {
+        let of = |adapters: Vec<(String, Adapter)>, tokens| Self {
             config: config.clone(),
             adapters: adapters.into_iter().collect(),
+            tokens,
         };
-        Some((of(now), of(start)))
+        Some((of(now, self.tokens.clone()), of(start, Vec::new())))
     }
 }
 
@@ -123,6 +128,7 @@ mod tests {
             AdapterWeights {
                 config: config.clone(),
                 adapters: ["a", "b", "c"].map(one).into(),
+                tokens: Vec::new(),
             }
         };
         let delta = |weights: &AdapterWeights| {

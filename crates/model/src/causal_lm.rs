@@ -2,10 +2,14 @@
 
 use backdraft_arch::spec::{EMBEDDING, FINAL_NORM, HEAD};
 use backdraft_arch::{ModelSpec, StoredShare};
+use backdraft_formats::TokenTable;
 use backdraft_kernels::cross_entropy::{self, HeadLoss};
-use backdraft_lora::{Adapter, AdapterParam, AdapterWeights, LoraConfig, Projection, TargetModule};
+use backdraft_lora::{
+    Adapter, AdapterGrads, AdapterParam, AdapterWeights, LoraConfig, Projection, Stored,
+    TargetModule, TokenMatrix, TrainedTokens,
+};
 use backdraft_quant::{Frozen, Weight};
-use burn::module::Module;
+use burn::module::{Module, ParamId};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -27,6 +31,8 @@ pub struct CausalLm {
     pub layers: Vec<DecoderLayer>,
     norm: RmsNorm,
     lm_head: Option<Frozen<Weight>>,
+    /// Rows that are trained in place of the embedding's and the head's.
+    tokens: Vec<TrainedTokens>,
     #[module(skip)]
     lora: Option<LoraConfig>,
 }
@@ -57,6 +63,7 @@ impl CausalLm {
             layers,
             norm,
             lm_head: lm_head.map(Frozen),
+            tokens: Vec::new(),
             lora: None,
         }
     }
@@ -71,9 +78,33 @@ impl CausalLm {
         self.norm.weight().device()
     }
 
-    /// The matrix that turns hidden states into logits, `[vocab, hidden]`.
-    pub fn head(&self) -> &Weight {
-        self.lm_head.as_ref().unwrap_or(&self.embed_tokens)
+    /// The matrix that turns hidden states into logits, `[vocab, hidden]`, without autodiff.
+    pub fn head(&self) -> TokenMatrix {
+        self.table(self.head_table()).plain()
+    }
+
+    /// The table that the head reads.
+    fn head_table(&self) -> TokenTable {
+        match self.lm_head {
+            Some(_) => TokenTable::Head,
+            None => TokenTable::Embedding,
+        }
+    }
+
+    /// A table with its trained rows, tracked by autodiff where they are.
+    fn table(&self, table: TokenTable) -> TokenMatrix {
+        let base = match (&self.lm_head, table) {
+            (Some(head), TokenTable::Head) => head,
+            _ => &self.embed_tokens,
+        };
+        match self.tokens_of(table) {
+            Some(tokens) => tokens.within(base, self.dtype()),
+            None => TokenMatrix::from(&**base),
+        }
+    }
+
+    fn tokens_of(&self, table: TokenTable) -> Option<&TrainedTokens> {
+        self.tokens.iter().find(|it| it.table() == table)
     }
 
     /// The norm in front of the head.
@@ -104,18 +135,22 @@ impl CausalLm {
     /// # Panics
     /// If an id is not in the vocabulary.
     pub fn embed(&self, input_ids: &[u32]) -> Tensor<2> {
-        let rows = self.embed_tokens.rows(input_ids);
-        let rows = if rows.dtype() == self.dtype() {
-            rows
-        } else {
-            rows.cast(self.dtype())
-        };
-        match self.spec.embedding_multiplier {
+        let rows = self.table(TokenTable::Embedding);
+        let rows = rows.rows(input_ids, self.dtype());
+        match self.embedding_multiplier() {
             1.0 => rows,
-            multiplier if self.spec.rounds_embedding_multiplier => {
-                rows.mul_scalar(rounded(multiplier, self.dtype()))
-            }
             multiplier => rows.mul_scalar(multiplier),
+        }
+    }
+
+    /// What embeddings are multiplied by.
+    fn embedding_multiplier(&self) -> f64 {
+        match self.spec.embedding_multiplier {
+            1.0 => 1.0,
+            multiplier if self.spec.rounds_embedding_multiplier => {
+                rounded(multiplier, self.dtype())
+            }
+            multiplier => multiplier,
         }
     }
 
@@ -175,13 +210,9 @@ impl CausalLm {
     /// `hidden` `[n, hidden]`, result `[n, vocab]`.
     pub fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
         let hidden = self.before_head(hidden);
-        let logits = match self.head().tracked() {
+        let logits = match self.table(self.head_table()).tracked() {
             Some(head) => hidden.matmul(head.transpose()),
-            None => backdraft_kernels::lora_linear::lora_linear(
-                hidden,
-                (self.head().clone(), 1.0),
-                None,
-            ),
+            None => backdraft_kernels::lora_linear::lora_linear(hidden, (self.head(), 1.0), None),
         };
         match self.logits_softcap() {
             None => logits,
@@ -217,9 +248,9 @@ impl CausalLm {
         let hidden = self.forward_hidden(tokens, dropout_seed);
         let hidden = hidden.select(0, index(&targets.rows, &self.device()));
         let (hidden, cap) = (self.before_head(hidden), self.logits_softcap());
-        match self.head().tracked() {
+        match self.table(self.head_table()).tracked() {
             Some(head) => cross_entropy::reference::cross_entropy(hidden, head, cap, &targets.ids),
-            None => cross_entropy::cross_entropy(hidden, self.head(), cap, &targets.ids),
+            None => cross_entropy::cross_entropy(hidden, &self.head(), cap, &targets.ids),
         }
     }
 
@@ -233,7 +264,7 @@ impl CausalLm {
         let hidden = self.before_head(hidden);
         let cap = self.logits_softcap();
         let head = self.head();
-        let HeadLoss { nll, .. } = cross_entropy::forward(&hidden, head, cap, &targets.ids, None);
+        let HeadLoss { nll, .. } = cross_entropy::forward(&hidden, &head, cap, &targets.ids, None);
         nll
     }
 
@@ -287,7 +318,85 @@ impl CausalLm {
             Ok(Some(made.computing_in(dtype)))
         })?;
         self.lora = Some(adapter.config.clone());
+        self.with_tokens(&adapter.tokens)
+    }
+
+    /// The same model with rows of tokens that are trained in place of the base's, and of those that it had.
+    ///
+    /// # Errors
+    /// [`LoadError::AdapterTokens`] for rows that its tables have no place for.
+    pub fn with_tokens(mut self, tokens: &[TrainedTokens]) -> Result<Self, LoadError> {
+        for tokens in tokens {
+            let (table, [_, width]) = (tokens.table(), tokens.rows().dims());
+            let (vocab, hidden) = (self.spec.vocab_size, self.spec.hidden_size);
+            let last = tokens.ids().last().map_or(0, |&id| id as usize);
+            let absent = table == TokenTable::Head && self.lm_head.is_none();
+            if absent || last >= vocab || width != hidden {
+                return Err(LoadError::AdapterTokens {
+                    module: table.path(),
+                    expected: [if absent { 0 } else { vocab }, hidden],
+                    last,
+                    width,
+                });
+            }
+        }
+        let device = self.device();
+        self.tokens = tokens.iter().map(|tokens| tokens.on(&device)).collect();
         Ok(self)
+    }
+
+    /// The rows of tokens that are trained.
+    pub fn tokens(&self) -> &[TrainedTokens] {
+        &self.tokens
+    }
+
+    /// Rows of a table as the base has them, whatever is trained in their place.
+    ///
+    /// # Shapes
+    /// `[ids, hidden]`.
+    ///
+    /// # Panics
+    /// If an id has no row.
+    pub fn token_rows(&self, table: TokenTable, ids: &[u32]) -> Tensor<2> {
+        let base = match (&self.lm_head, table) {
+            (Some(head), TokenTable::Head) => head,
+            _ => &self.embed_tokens,
+        };
+        base.rows(ids)
+    }
+
+    /// Whether the backward pass goes down to the embedding.
+    pub fn trains_embedding(&self) -> bool {
+        self.tokens_of(TokenTable::Embedding).is_some()
+    }
+
+    /// Adds the gradient of trained rows of the head, from what it read and the gradient of what it gave.
+    ///
+    /// # Shapes
+    /// `hidden` `[n, hidden]`, `d_logits` `[n, vocab]`.
+    pub fn add_head_grad(
+        &self,
+        grads: &mut AdapterGrads,
+        (hidden, d_logits): (&Tensor<2>, &Tensor<2>),
+    ) {
+        if let Some(tokens) = self.tokens_of(self.head_table()) {
+            tokens.add_head_grad(grads, hidden, d_logits);
+        }
+    }
+
+    /// Adds the gradient of trained rows of the embedding, from that of what [`embed`](Self::embed) gave.
+    ///
+    /// # Shapes
+    /// `dh` `[input_ids, hidden]`.
+    pub fn add_embedding_grad(
+        &self,
+        grads: &mut AdapterGrads,
+        (input_ids, dh): (&[u32], &Tensor<2>),
+    ) {
+        if let Some(tokens) = self.tokens_of(TokenTable::Embedding) {
+            let multiplier = self.embedding_multiplier() as f32;
+            tokens.add_embedding_grad(grads, (input_ids, dh), multiplier);
+        }
     }
 
     /// The same model with an adapter on every projection: zeros where there was none, which change nothing. For
@@ -316,6 +425,7 @@ impl CausalLm {
             }
         }
         self.lora = None;
+        self.tokens = Vec::new();
         self
     }
 
@@ -326,7 +436,11 @@ impl CausalLm {
             .adapters()
             .map(|(layer, target, adapter)| (target.path(layer), adapter.valid()))
             .collect();
-        Some(AdapterWeights { config, adapters })
+        Some(AdapterWeights {
+            config,
+            adapters,
+            tokens: self.tokens.iter().map(Module::valid).collect(),
+        })
     }
 
     /// The settings of the present adapter.
@@ -346,13 +460,36 @@ impl CausalLm {
         })
     }
 
-    /// Every trained tensor with the path of its module, in the order of the layers and of files.
+    /// Every trained tensor with the path of its module, in the order of the layers and of files; rows of tokens come last.
     pub fn trained_params(&self) -> impl Iterator<Item = (String, AdapterParam)> {
-        self.adapters().flat_map(|(layer, target, adapter)| {
+        let tokens = self.tokens.iter();
+        let tokens = tokens.map(|tokens| (tokens.table().path().to_owned(), tokens.param()));
+        let factors = self.adapters().flat_map(|(layer, target, adapter)| {
             let path = target.path(layer);
             let params = adapter.params().into_iter();
             params.map(move |param| (path.clone(), param))
-        })
+        });
+        factors.chain(tokens)
+    }
+
+    /// Replaces the values of every trained tensor by what `update` makes of it.
+    pub fn update_trained(&mut self, mut update: impl FnMut(AdapterParam) -> Tensor<1>) {
+        for (_, _, adapter) in self.adapters_mut() {
+            adapter.update(&mut update);
+        }
+        for tokens in &mut self.tokens {
+            tokens.update(&mut update);
+        }
+    }
+
+    /// Moves every trained tensor, and its copy in the dtype of activations, to where `place` says.
+    pub fn store_trained_in(&mut self, mut place: impl FnMut(ParamId) -> Stored) {
+        for (_, _, adapter) in self.adapters_mut() {
+            adapter.store_in(&mut place);
+        }
+        for tokens in &mut self.tokens {
+            tokens.store_in(&mut place);
+        }
     }
 
     /// Every adapter, to be changed, in the order of [`adapters`](Self::adapters).
@@ -364,12 +501,16 @@ impl CausalLm {
         })
     }
 
-    /// The lowest layer with an adapter: nothing below it needs a gradient.
+    /// The lowest layer with an adapter, or the first one where rows of the embedding are trained: nothing below it needs a
+    /// gradient.
     pub fn first_adapted_layer(&self) -> Option<usize> {
-        self.adapters().map(|(layer, _, _)| layer).min()
+        match self.trains_embedding() {
+            true => Some(0),
+            false => self.adapters().map(|(layer, _, _)| layer).min(),
+        }
     }
 
-    /// Layers that the backward pass goes through: from the lowest one with an adapter to the last.
+    /// Layers that the backward pass goes through: from [`first_adapted_layer`](Self::first_adapted_layer) to the last.
     pub fn num_backward_layers(&self) -> usize {
         self.first_adapted_layer()
             .map_or(0, |first| self.layers.len() - first)
@@ -377,9 +518,7 @@ impl CausalLm {
 
     /// The number of values that training changes.
     pub fn num_trained(&self) -> usize {
-        self.adapters()
-            .map(|(_, _, adapter)| adapter.num_trained())
-            .sum()
+        self.trained_params().map(|(_, param)| param.len()).sum()
     }
 
     /// How the base is stored, most bytes first.

@@ -102,6 +102,21 @@ pub enum LoadError {
         /// The module.
         module: String,
     },
+    /// Rows of tokens that the model has no place for.
+    #[error(
+        "the adapter does not fit this model: {module} has rows and columns {expected:?}, but it has a row of {width} values \
+         for token {last}; was it made for another base, or one with more tokens?"
+    )]
+    AdapterTokens {
+        /// The module.
+        module: &'static str,
+        /// Rows and columns of the module's weight; no rows where the model ties its head.
+        expected: [usize; 2],
+        /// The adapter's last token.
+        last: usize,
+        /// Values of a row.
+        width: usize,
+    },
     /// The settings of an adapter do not fit the model.
     #[error(transparent)]
     Lora(#[from] LoraConfigError),

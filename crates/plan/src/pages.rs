@@ -198,7 +198,11 @@ impl<'a> Run<'a> {
         let offloads = plan.away().any(|away| !away.is_empty());
         let _spare = offloads.then(|| self.stream());
         while let (Some(dy), Some(mut top)) = (dh.take(), waiting.pop()) {
-            let input_grad = InputGrad::needed_if(!waiting.is_empty());
+            let lowest = self.step.layers.first().map(|layer| layer.input_grad);
+            let input_grad = match lowest.filter(|_| waiting.is_empty()) {
+                Some(lowest) => lowest,
+                None => InputGrad::Needed,
+            };
             self.prefetch(&mut top);
             // While the layer above computes.
             if let Some(next) = waiting.last_mut() {
@@ -243,6 +247,8 @@ impl<'a> Run<'a> {
             left -= rows;
             let slice = self.alloc(rows * row);
             let logits = self.alloc(rows * self.step.vocab * element);
+            let tokens = self.step.token_gradients > 0;
+            let _others = tokens.then(|| self.alloc(rows * self.step.vocab * element));
             parts.push(self.alloc(rows * row));
             drop((logits, slice));
         }
@@ -336,6 +342,7 @@ mod tests {
         Setup {
             spec: spec.unwrap(),
             lora: LoraConfig::default(),
+            tokens: 0,
             quantization: Some(QuantizationPlan::new(Scheme::NF4)),
             base: None,
             dense_element: 2,

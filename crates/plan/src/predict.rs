@@ -34,6 +34,8 @@ pub struct StepShape {
     pub base: u64,
     /// Bytes of the adapters' factors.
     pub adapters: u64,
+    /// Bytes of the gradients of trained rows of tokens, which are of no layer; 0 where there are none.
+    pub token_gradients: u64,
     /// Bytes of the optimiser's state.
     pub optimizer: u64,
     /// Bytes that an update works in.
@@ -218,7 +220,8 @@ impl StepShape {
     }
 
     fn gradients(&self) -> u64 {
-        self.layers.iter().map(LayerShape::gradient_bytes).sum()
+        let layers = self.layers.iter().map(LayerShape::gradient_bytes);
+        self.token_gradients + layers.sum::<u64>()
     }
 
     /// For each layer, gradients that are there when its backward pass begins.
@@ -244,7 +247,9 @@ impl StepShape {
         let logits = chunk * self.vocab * e;
         let few = 4 * n * 4;
         let selecting = stream + rows;
-        let losing = 2 * rows + (rows + logits).max(2 * rows);
+        // Columns of trained tokens are taken out of a copy.
+        let copies = if self.token_gradients > 0 { 2 } else { 1 };
+        let losing = 2 * rows + (rows + copies * logits).max(2 * rows);
         let spreading = 2 * stream + 2 * rows;
         selecting.max(losing).max(spreading) + few
     }

@@ -21,6 +21,8 @@ pub struct Setup {
     pub spec: ModelSpec,
     /// The adapters.
     pub lora: LoraConfig,
+    /// Tokens whose rows of the embedding, and of a head of its own, are trained.
+    pub tokens: usize,
     /// How projections are kept; `None` where they are dense.
     pub quantization: Option<QuantizationPlan>,
     /// Bytes of the base model where they are known; else they are counted from the shape.
@@ -170,8 +172,20 @@ impl Setup {
         dense as u64 * self.dense_element + quantized
     }
 
-    /// The lowest layer with an adapter.
+    /// Sizes of trained rows: those of the embedding, and of a head of its own.
+    fn token_rows(&self) -> Vec<[usize; 2]> {
+        let tables = if self.spec.tie_word_embeddings { 1 } else { 2 };
+        match self.tokens {
+            0 => Vec::new(),
+            tokens => vec![[tokens, self.spec.hidden_size]; tables],
+        }
+    }
+
+    /// The lowest layer with an adapter, or the first where rows of the embedding are trained.
     fn first_adapted(&self) -> usize {
+        if self.tokens > 0 {
+            return 0;
+        }
         let mut projections = self.spec.projections();
         let first = projections.find(|&(layer, target)| self.lora.adapts(layer, target));
         first.map_or(self.spec.layers.len(), |(layer, _)| layer)
@@ -182,7 +196,12 @@ impl Setup {
     pub fn step(&self) -> StepShape {
         let first = self.first_adapted();
         let layers: Vec<LayerShape> = (first..self.spec.layers.len())
-            .map(|layer| self.layer(layer, InputGrad::needed_if(layer > first)))
+            .map(|layer| {
+                self.layer(
+                    layer,
+                    InputGrad::needed_if(layer > first || self.tokens > 0),
+                )
+            })
             .collect();
         let adapted = self.spec.projections();
         let adapted = adapted.filter(|&(layer, target)| self.lora.adapts(layer, target));
@@ -191,9 +210,13 @@ impl Setup {
             let [out, input] = self.spec.layers[layer].shape(target);
             [[rank, input], [out, rank]]
         });
-        let factors: Vec<[usize; 2]> = factors.collect();
-        let values = factors.iter().map(|[rows, columns]| rows * columns);
-        let values = values.sum::<usize>() as u64;
+        let rows = self.token_rows();
+        let factors: Vec<[usize; 2]> = factors.chain(rows.iter().copied()).collect();
+        let values = |of: &[[usize; 2]]| {
+            let values = of.iter().map(|[rows, columns]| rows * columns);
+            values.sum::<usize>() as u64
+        };
+        let (token_values, values) = (values(&rows), values(&factors));
         let adapters = self.bytes_of_factor() * values;
         let kept = factors.iter().map(|&dims| self.optimizer.state_bytes(dims));
         // Short rows have queries as they are.
@@ -209,6 +232,7 @@ impl Setup {
             memory: self.memory,
             base: self.base_bytes(),
             adapters,
+            token_gradients: 4 * token_values,
             optimizer: kept.sum::<usize>() as u64,
             // A copy of the factors while they are replaced; in flat buffers rules in plain tensors take all of them at once.
             update: match self.optimizer {

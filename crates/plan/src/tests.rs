@@ -67,6 +67,7 @@ fn step(layers: usize) -> StepShape {
         memory: MEMORY,
         base: 1_000_000,
         adapters: 50_000,
+        token_gradients: 0,
         optimizer: 100_000,
         update: 50_000,
         accumulated: true,

@@ -52,6 +52,16 @@ pub(crate) fn taken_over(reader: &mut Reader<'_>, lora: LoraRecipe, origin: Orig
         }
     };
     let config = &outline.config;
+    if !config.trainable_tokens.is_empty() {
+        let message = format!(
+            "{} has rows of tokens (trainable_token_indices), which are not trained further; merge it, and train what that \
+             gives",
+            path.display()
+        );
+        let key = KEY.to_owned();
+        reader.report(reader.place(KEY), ProblemKind::Adapter { key, message });
+        return lora;
+    }
     let modules: Vec<String> = outline.modules.iter().map(|it| it.module.clone()).collect();
     let mut check = Check {
         reader,

@@ -37,7 +37,8 @@ const HUB: &str =
 const VISION: &str = "images, audio and video; rows are text";
 const OTHER_OPTIMIZERS: &str = "other optimizers; `train.optimizer` is \"adamw\", \"adamw_8bit\", \"lion\", \"sgd\", \"adafactor\", \"muon\" or \"schedule_free_adamw\"";
 const OTHER_LOSS: &str = "another loss; it is the mean cross-entropy of the supervised tokens";
-const VOCABULARY: &str = "changing the vocabulary; the model's own tokens are used";
+const VOCABULARY: &str =
+    "changing the vocabulary other than by tokens.add; else the model's own tokens are used";
 const STREAMING: &str =
     "streaming rows; they are tokenised once into the cache and read from there by memory map";
 const ROPE: &str =
@@ -315,9 +316,20 @@ pub(crate) const FOREIGN: &[(Foreign, &str)] = &[
         NotYet(
             "training the embedding, the head or other modules whole; adapters go on the seven projections of a layer",
         ),
-        "modules_to_save lora_modules_to_save additional_target trainable_token_indices peft_trainable_token_indices lora_bias \
+        "modules_to_save lora_modules_to_save additional_target lora_bias \
          ensure_weight_tying peft_ensure_weight_tying apply_lora_to_output embedding_learning_rate embedding_lr embedding_lr_scale \
          train_embeddings train_lm_head lm_head_trainable unfrozen_parameters reinit_weights",
+    ),
+    (
+        Like(
+            "tokens.add",
+            "a list of texts; rows are added where the tables have too few",
+        ),
+        "add_tokens",
+    ),
+    (
+        Like("lora.trainable_tokens", "texts of tokens, not ids"),
+        "trainable_token_indices peft_trainable_token_indices",
     ),
     (
         NotYet(OTHER_START),
@@ -512,7 +524,7 @@ pub(crate) const FOREIGN: &[(Foreign, &str)] = &[
     ),
     (
         NotYet(VOCABULARY),
-        "special_tokens add_tokens add_special_tokens new_special_tokens_config init_special_tokens resize_vocab resize_model_vocab tokens \
+        "special_tokens add_special_tokens new_special_tokens_config init_special_tokens resize_vocab resize_model_vocab \
          added_tokens_overrides additional_special_tokens resize_token_embeddings resize_token_embeddings_to_32x mean_resizing_embeddings \
          shrink_embeddings new_tokens",
     ),

@@ -36,7 +36,14 @@ impl Key {
 }
 
 /// Sections of a recipe, in the order a recipe is written.
-pub const SECTIONS: [&str; 5] = ["quantization", "lora", "objective", "data", "train"];
+pub const SECTIONS: [&str; 6] = [
+    "quantization",
+    "lora",
+    "tokens",
+    "objective",
+    "data",
+    "train",
+];
 
 /// The table form of `train.lr_scheduler`, which carries the options of a schedule.
 pub(crate) const SCHEDULER: &str = "train.lr_scheduler";
@@ -270,6 +277,26 @@ pub const KEYS: &[Key] = &[
         "lora.alpha_pattern",
         "{ q_proj = 16 }",
         "The same for alpha. A module's adapter is scaled by its own alpha over its own rank.",
+    ),
+    optional(
+        "lora.trainable_tokens",
+        r#"["<tool>"]"#,
+        "Tokens of the vocabulary whose rows of the embedding are trained beside the adapters, and their rows of the head where that is a matrix of its own: PEFT's trainable_token_indices, by text. Tokens of tokens.add are always among them.",
+    ),
+    optional(
+        "tokens.add",
+        r#"["<tool>", "</tool>"]"#,
+        "New tokens: added to the tokenizer, which is saved beside the adapter, and to the vocabulary, whose embedding and head get a row for each where they have too few. Only these rows are trained. Needs a base in Hugging Face's format.",
+    ),
+    key(
+        "tokens.init",
+        r#""mean""#,
+        "Where rows of new tokens start: mean is the mean of all rows; subtokens is the mean of the rows of the tokens that the text of tokens.descriptions, or else that of the token itself, is made of. Only with tokens.add.",
+    ),
+    optional(
+        "tokens.descriptions",
+        r#"{ "<tool>" = "call of a tool" }"#,
+        "What new tokens mean, in words. Only with tokens.init = \"subtokens\".",
     ),
     key(
         "objective.kind",

@@ -35,6 +35,7 @@ mod size;
 mod sources;
 mod support;
 mod template;
+mod tokens;
 mod unknown;
 
 pub use backdraft_plan::ActivationPolicy;
@@ -44,7 +45,7 @@ pub use eval_metric::EvalMetric;
 pub use foreign::Foreign;
 pub use groups::{GROUPS, GroupRecipe};
 pub use keys::{KEYS, Key, SECTIONS, find as find_key};
-pub use names::{Bias, DType, KeyPrefix, Optimizer, RowBatching};
+pub use names::{Bias, DType, KeyPrefix, Optimizer, RowBatching, TokenInit};
 pub use objective::{DpoLoss, ObjectiveKind, ObjectiveRecipe, ReferenceStart};
 pub use page::page;
 pub use precision::{AUTO_TIME, BaseTooSmall, Bits};
@@ -57,6 +58,7 @@ pub use setup::bytes_of;
 pub use size::{ByteSize, ByteSizeError};
 pub use sources::{EvalRecipe, SourceRecipe, Sources};
 pub use template::Choices;
+pub use tokens::TokensRecipe;
 pub use unknown::{foreign as foreign_key, nearest as nearest_key};
 
 #[cfg(test)]

@@ -33,7 +33,7 @@ macro_rules! by_name {
 
 by_name! {
     ActivationPolicy AdapterStart Bias DType DataFormat FourBitFormat KeyPrefix Optimizer Overlong Precision RowBatching
-    Supervision TargetModule
+    Supervision TargetModule TokenInit
 }
 
 impl Value for DeviceChoice {
@@ -57,6 +57,17 @@ named! {
         Auto = "auto",
         /// By the language model alone.
         Text = "text",
+    }
+}
+
+named! {
+    /// Where rows of new tokens start.
+    TokenInit {
+        /// The mean of all rows.
+        #[default]
+        Mean = "mean",
+        /// The mean of the rows of the tokens that a text is made of.
+        Subtokens = "subtokens",
     }
 }
 

@@ -34,6 +34,11 @@ const TAIL: &str = "\
   model alone. Either is read here, over either model.
 - `lora.adapter` (`train --adapter DIR`) takes an adapter of PEFT or of a run, and trains it further over `model`. It need not be
   there any more when the run is resumed, unless answers are compared with it. A base or a quantization other than the adapter's is told.
+- `tokens.add` puts tokens at the end of the tokenizer, which the run saves beside its adapter, as `add_tokens` of transformers does;
+  the embedding, and a head of its own, get rows where they have too few. Rows of these tokens and of `lora.trainable_tokens` are
+  trained in both tables (with a tied head the one row acts in both), at the learning rate of the adapters, and saved as PEFT's
+  `trainable_token_indices`. PEFT loads the adapter over a base that is resized first: `model.resize_token_embeddings(len(tokenizer))`.
+  A merged model has everything in it. Such adapters are not trained further, combined, or served beside others: merge them first.
 - `objective`: losses and gradients are means over the pairs (for `kto` the answers) of the whole step, however they are dealt to
   micro-batches. The reference of `dpo` and `kto` is the model that training begins with, computed over the same micro-batch:
   the base with its adapters skipped, or, with `lora.adapter`, a frozen copy of those factors beside the trained ones, which a

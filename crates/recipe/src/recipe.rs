@@ -24,6 +24,7 @@ use crate::schedule::{LrSchedule, ScheduleKind, warmup_steps_from_ratio};
 use crate::size::ByteSize;
 use crate::sources::{EvalRecipe, Sources};
 use crate::template::{Choices, template};
+use crate::tokens::TokensRecipe;
 
 /// A checked recipe with every value resolved. Paths are absolute where the recipe was loaded from a file.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -55,6 +56,9 @@ pub struct Recipe {
     pub quantization: QuantizationRecipe,
     /// `[lora]`
     pub lora: LoraRecipe,
+    /// `[tokens]`
+    #[serde(skip_serializing_if = "TokensRecipe::is_empty")]
+    pub tokens: TokensRecipe,
     /// `[objective]`
     pub objective: ObjectiveRecipe,
     /// `[data]`
@@ -127,6 +131,9 @@ pub struct LoraRecipe {
     /// The same of alphas.
     #[serde(skip_serializing_if = "ModulePattern::is_empty")]
     pub alpha_pattern: ModulePattern<f64>,
+    /// Tokens of the vocabulary whose rows are trained, each once.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub trainable_tokens: Vec<String>,
 }
 
 /// `[data]`: the rows.

@@ -17,6 +17,7 @@ use crate::raw::RawRecipe;
 use crate::reader::Reader;
 use crate::schedule::ScheduleKind;
 use crate::scheduler::scheduler;
+use crate::tokens;
 use crate::{
     ByteSize, CacheRecipe, ChatTemplateRecipe, DataRecipe, Length, LoraRecipe, ObjectiveRecipe,
     Optimizer, QuantizationRecipe, Recipe, RowBatching, TrainRecipe, Warmup, adapter, groups,
@@ -71,7 +72,17 @@ fn top(reader: &mut Reader<'_>, bases: &Bases<'_>, origin: Origin) -> Recipe {
     };
     let model = model(reader, bases);
     let lora = lora(reader, bases, exact, origin);
+    let tokens = tokens::tokens(reader, &lora.trainable_tokens, lora.adapter.is_some());
     let objective = objective(reader, &quantization, &lora);
+    if objective.reference().is_some() && !(tokens.is_empty() && lora.trainable_tokens.is_empty()) {
+        let key = match tokens.is_empty() {
+            true => "lora.trainable_tokens",
+            false => "tokens.add",
+        };
+        let other = format!("objective.kind = \"{}\"", objective.kind());
+        let instead = "answers are compared with the base, which does not have these rows; train the tokens first, merge, and go on from that";
+        reader.conflict(key, other, instead);
+    }
     let data = data(reader, bases);
     if objective != ObjectiveRecipe::Sft && data.batching == RowBatching::Padded {
         let instead =
@@ -102,6 +113,7 @@ fn top(reader: &mut Reader<'_>, bases: &Bases<'_>, origin: Origin) -> Recipe {
         device: reader.value("device"),
         quantization,
         lora,
+        tokens,
         data,
         train,
     }
@@ -360,7 +372,12 @@ fn lora(
         alpha_pattern: modules::pattern(reader, "lora.alpha_pattern", amounts, |alpha: &f64| {
             *alpha > 0.0 && alpha.is_finite()
         }),
+        trainable_tokens: tokens::texts(reader, "lora.trainable_tokens"),
     };
+    if lora.adapter.is_some() && !lora.trainable_tokens.is_empty() {
+        let instead = "rows of tokens are not gone on from: merge the adapter, and train the tokens over what that gives";
+        reader.conflict("lora.trainable_tokens", "`lora.adapter`", instead);
+    }
     adapter::taken_over(reader, lora, origin)
 }
 

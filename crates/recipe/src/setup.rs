@@ -112,6 +112,7 @@ impl Recipe {
         let setup = Setup {
             spec,
             lora,
+            tokens: self.tokens.add.len() + self.lora.trainable_tokens.len(),
             quantization,
             base: None,
             dense_element: memory.element,

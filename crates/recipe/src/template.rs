@@ -55,6 +55,8 @@ impl Choices {
             "load_in_4bit" => Some(self.load_in_4bit.to_string()),
             "quantization.bits" if self.load_in_4bit => Some(key.example.to_owned()),
             "lora.init" if self.load_in_4bit => Some(quote(AdapterStart::Qera.name())),
+            // Only beside tokens to add.
+            "tokens.init" => None,
             // Only beside a patience, which has no default.
             "train.early_stopping_min_improvement" => None,
             "train.eval_steps" | "train.early_stopping_metric" if self.eval.is_none() => None,

@@ -78,6 +78,7 @@ fn defaults_are_the_starting_points() {
     target_modules = "all-linear"
     init = "default"
     bias = "none"
+    key_prefix = "auto"
 
     [objective]
     kind = "sft"
@@ -812,6 +813,12 @@ fn the_template_as_a_whole() {
     # Biases to train. This version takes none only.
     bias = "none"
 
+    # Names in the adapter's file: auto has those of the base's class, which are
+    # model.language_model.layers… where the language model is one part of several (Gemma 3 from 4B,
+    # Mistral Small 3.1, Ministral 3); text has model.layers…, for serving the language model alone. An
+    # adapter under the names of another class may load and do nothing.
+    key_prefix = "auto"
+
     # Layers that get adapters, counted from 0. Left out: all of them.
     # layers_to_transform = [0, 1, 2]
 
@@ -855,6 +862,15 @@ fn the_template_as_a_whole() {
 
     # Weight of undesirable answers, for kto. Left out: 1.0.
     # undesirable_weight = 1.0
+
+    # What dpo and kto compare answers with: start (the model that training begins with; with
+    # lora.adapter a frozen copy of it is kept beside) or base (the base alone). Left out: start.
+    # reference = "start"
+
+    # Whether dpo asks the reference once, before the first step, and keeps what it said in data.cache,
+    # two numbers a pair: no step and no evaluation has a reference pass, and with lora.adapter no copy
+    # is kept. Left out: false.
+    # precompute_reference = true
 
 
     [data]
@@ -995,7 +1011,13 @@ fn the_template_as_a_whole() {
     # Change: over-fitting: 2 to 5.
     # early_stopping_patience = 3
 
-    # Eval loss must fall by more than this to count as an improvement; only with a patience.
+    # Which evaluation is the best one, whose adapter is kept and which a patience waits for: the lowest
+    # loss, nll, reward_rejected, logp_rejected, entropy or kl, or the highest accuracy, margin,
+    # reward_chosen or logp_chosen, where the objective has it; only with data.eval.
+    # early_stopping_metric = "loss"
+
+    # The eval loss, or what early_stopping_metric names, must become better by more than this to count
+    # as an improvement; only with a patience.
     # early_stopping_min_improvement = 0.0
 
     # Optimizer steps between checkpoints; the best evaluation and the end of the run are always saved.

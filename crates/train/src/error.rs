@@ -221,6 +221,23 @@ pub enum TrainError {
         /// That of now.
         now: String,
     },
+    /// A token whose row is to be trained, and that is not there.
+    #[error(
+        "lora.trainable_tokens and tokens.add: the model has no token {token:?}; write a new one into tokens.add, and take the \
+         model through `tokens::with_tokens` before its rows are read"
+    )]
+    NoToken {
+        /// The token's text.
+        token: String,
+    },
+    /// A text that the row of a new token cannot start from.
+    #[error("tokens.init: the row of {token:?} cannot start from its text: {reason}")]
+    TokenText {
+        /// The token's text.
+        token: String,
+        /// Why not.
+        reason: String,
+    },
     /// The adapter that the recipe goes on from has other modules than its settings say.
     #[error(
         "lora.adapter: {} {found} of rank {rank} for `{module}`, and the settings of the adapter say otherwise: was it \

@@ -40,6 +40,7 @@ pub mod run;
 mod samples;
 pub mod step;
 pub mod strategy;
+pub mod tokens;
 pub mod trained_with;
 pub mod trainee;
 

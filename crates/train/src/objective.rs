@@ -9,8 +9,8 @@ mod tests;
 use backdraft_kernels::Segments;
 use backdraft_kernels::cross_entropy::{self, HeadLoss, Penalty};
 use backdraft_kernels::frozen_matrix::FrozenMatrix;
+use backdraft_lora::TokenMatrix;
 use backdraft_model::Targets;
-use backdraft_quant::Weight;
 use backdraft_recipe::ObjectiveRecipe;
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{DType, Tensor};
@@ -254,7 +254,7 @@ pub struct Outputs<'a> {
     /// Normed hidden states of the targets' rows, `[targets, hidden]`, without autodiff.
     pub normed: &'a Tensor<2>,
     /// The head, `[vocab, hidden]`.
-    pub head: &'a Weight,
+    pub head: &'a TokenMatrix,
     /// The cap of logits, where they have one.
     pub cap: Option<f32>,
     /// The supervised positions.
@@ -281,7 +281,7 @@ impl Outputs<'_> {
     /// # Shapes
     /// `[targets]`, f32.
     pub fn nll(&self) -> Tensor<1> {
-        self.head(None, None).nll
+        self.head(None, None, &mut |_, _| ()).nll
     }
 
     /// Entropy of the distribution that each target is drawn from, without a gradient. Logits are there for a few rows at a
@@ -309,7 +309,7 @@ impl Outputs<'_> {
     }
 
     /// Nll of each target, its loss with the penalty, and the gradient of Σ weightᵢ·lossᵢ with respect to the normed hidden
-    /// states.
+    /// states. `told` gets what the gradient of the head is made of, in chunks: what it read, and the gradient of its logits.
     ///
     /// # Shapes
     /// `weights` and the losses `[targets]`, the gradient `[targets, hidden]`.
@@ -317,20 +317,26 @@ impl Outputs<'_> {
         &self,
         weights: &Tensor<1>,
         penalty: Option<Penalty>,
+        told: &mut dyn FnMut(&Tensor<2>, &Tensor<2>),
     ) -> (Tensor<1>, Option<Tensor<1>>, Tensor<2>) {
         let HeadLoss {
             nll,
             penalized,
             d_hidden,
-        } = self.head(Some(weights), penalty);
+        } = self.head(Some(weights), penalty, told);
         match d_hidden {
             Some(d_normed) => (nll, penalized, d_normed),
             None => unreachable!("weights were given"),
         }
     }
 
-    fn head(&self, weights: Option<&Tensor<1>>, penalty: Option<Penalty>) -> HeadLoss {
+    fn head(
+        &self,
+        weights: Option<&Tensor<1>>,
+        penalty: Option<Penalty>,
+        told: &mut dyn FnMut(&Tensor<2>, &Tensor<2>),
+    ) -> HeadLoss {
         let (head, cap, ids) = (self.head, self.cap, &self.targets.ids);
-        cross_entropy::penalized(self.normed, head, cap, ids, weights, penalty)
+        cross_entropy::telling(self.normed, head, cap, ids, weights, penalty, told)
     }
 }

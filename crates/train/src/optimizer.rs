@@ -11,7 +11,7 @@ pub use backdraft_arch::StatePrecision;
 use backdraft_formats::{FormatError, SafetensorsFile, TensorInfo};
 use backdraft_kernels::adamw::AdamWParams;
 use backdraft_kernels::device;
-use backdraft_lora::{AdapterGrads, AdapterWeights};
+use backdraft_lora::{AdapterGrads, AdapterParam, AdapterWeights};
 use backdraft_model::CausalLm;
 use bank::Bank;
 use burn::module::ParamId;
@@ -159,41 +159,44 @@ impl Optimizer {
             bank.update(self.factor.take().as_ref(), (lr, self.steps));
             return;
         }
-        let layers = model.layers.len();
-        for (layer, target, adapter) in model.adapters_mut() {
-            let path = target.path(layer);
-            adapter.update(|param| {
-                let Some(grad) = grads.get(param.id) else {
-                    return param.values;
-                };
-                let rate = self.rates.of(&path, (layer, layers), &param);
-                let state = self.kept.remove(&param.id);
-                let state = state.unwrap_or_else(|| State::zeros(&param, self.rule));
-                let (at, dims) = ((lr * rate.share, self.steps), param.matrix_dims());
-                let of = (param.values.inner(), dims);
-                let (values, state) = state.step(of, grad, at, (self.rule, rate));
-                self.kept.insert(param.id, state);
-                values
-            });
-        }
+        // In the order of the factors.
+        let mut rates = self.rates.of_model(model).into_iter();
+        let (kept, rule, steps) = (&mut self.kept, self.rule, self.steps);
+        model.update_trained(|param| {
+            let rate = rates.next().unwrap_or_default();
+            let Some(grad) = grads.get(param.id) else {
+                return param.values;
+            };
+            let state = kept.remove(&param.id);
+            let state = state.unwrap_or_else(|| State::zeros(&param, rule));
+            let (at, dims) = ((lr * rate.share, steps), param.matrix_dims());
+            let of = (param.values.inner(), dims);
+            let (values, state) = state.step(of, grad, at, (rule, rate));
+            kept.insert(param.id, state);
+            values
+        });
     }
 
     /// The adapter as it is evaluated and saved, where that is another than the one that is trained: a running mean of it.
     pub fn averaged(&self, model: &CausalLm) -> Option<AdapterWeights> {
         let rule = self.rule.averaging().filter(|_| self.steps > 0)?;
         let mut adapter = model.adapter()?;
+        let mut average = |param: AdapterParam| {
+            let Some(State::Stacked(kept)) = self.state_of(param.id) else {
+                unreachable!("a state of each factor after an update");
+            };
+            let [rows, columns] = param.matrix_dims();
+            let values = param.values.inner().reshape([1, rows, columns]);
+            match rule.averaged(values, &kept) {
+                Some(averaged) => averaged.flatten(0, 2),
+                None => unreachable!("a rule that averages"),
+            }
+        };
         for of_module in adapter.adapters.values_mut() {
-            of_module.update(|param| {
-                let Some(State::Stacked(kept)) = self.state_of(param.id) else {
-                    unreachable!("a state of each factor after an update");
-                };
-                let [rows, columns] = param.matrix_dims();
-                let values = param.values.inner().reshape([1, rows, columns]);
-                match rule.averaged(values, &kept) {
-                    Some(averaged) => averaged.flatten(0, 2),
-                    None => unreachable!("a rule that averages"),
-                }
-            });
+            of_module.update(&mut average);
+        }
+        for tokens in &mut adapter.tokens {
+            tokens.update(&mut average);
         }
         Some(adapter)
     }
@@ -268,12 +271,10 @@ impl Optimizer {
             }
         }
         if !values.is_empty() {
-            for (_, _, adapter) in model.adapters_mut() {
-                adapter.update(|param| match values.remove(&param.id) {
-                    Some(values) => Tensor::from_data(values, &param.values.inner().device()),
-                    None => param.values,
-                });
-            }
+            model.update_trained(|param| match values.remove(&param.id) {
+                Some(values) => Tensor::from_data(values, &param.values.inner().device()),
+                None => param.values,
+            });
         }
         self.kept = kept;
         self.steps = steps;

@@ -48,6 +48,7 @@ use crate::objective::Objective;
 use crate::optimizer::{Optimizer, Rates, Rule};
 use crate::resume::Resume;
 use crate::strategy::{Outcome, Plan, StepStrategy};
+use crate::tokens;
 use crate::trained_with::{Companions, Prompting, TrainedWith};
 use crate::trainee::{Settings, Trainee};
 use begin::Begun;
@@ -68,6 +69,8 @@ pub struct Run {
     /// Where precision is dealt out, or adapters start elsewhere than at zero.
     adaptation: Option<Adaptation>,
     source: Arc<ModelSource>,
+    /// The tokenizer's files, where it has tokens that the base's does not have.
+    tokenizer_files: Vec<(String, Vec<u8>)>,
     /// What adapters began with, where the base gave it up.
     principal: Option<AdapterWeights>,
     /// What adapters began with, where answers are compared with it.
@@ -82,7 +85,8 @@ struct KnownReferences {
     eval: Option<Known>,
 }
 
-/// Reads the model of `recipe`, whose rows are `data`; `source` is where the model lies on disk.
+/// Reads the model of `recipe`, whose rows are `data`; `source` is where the model lies on disk, with the recipe's tokens
+/// ([`tokens::with_tokens`]).
 ///
 /// # Errors
 /// Anything that would stop the run, before the output directory is touched.
@@ -120,8 +124,17 @@ pub fn prepare(
     )?;
     let plan = adapt::stored_plan(&recipe, &source, &spec)?;
     let (model, watcher) = Watcher::watch(
-        || CausalLm::load_to_train(&source, plan.as_ref(), (device, dtype)),
-        |model| model.with_lora(&lora, recipe.seed),
+        || {
+            Ok(CausalLm::load_to_train(
+                &source,
+                plan.as_ref(),
+                (device, dtype),
+            )?)
+        },
+        |model| -> Result<CausalLm, TrainError> {
+            let rows = tokens::start(&recipe, &model, (&*source, &data.tokenizer))?;
+            Ok(model.with_lora(&lora, recipe.seed)?.with_tokens(&rows)?)
+        },
     )?;
     Ok(Run {
         model_fingerprint: source.fingerprint()?,
@@ -129,6 +142,7 @@ pub fn prepare(
         principal: None,
         start: None,
         known: KnownReferences::default(),
+        tokenizer_files: tokens::files(&recipe, &source)?,
         source,
         recipe,
         model,
@@ -386,6 +400,7 @@ impl Run {
                 KeyPrefix::Auto => self.source.adapter_prefix(),
                 KeyPrefix::Text => AdapterPrefix::Text,
             },
+            tokenizer: self.tokenizer_files.clone(),
             noted,
         }
     }

@@ -5,7 +5,7 @@ use backdraft_arch::{InputGrad, KeepSet};
 use backdraft_data::Batch;
 use backdraft_kernels::offload::Lane;
 use backdraft_kernels::{cross_entropy, embedding, noise};
-use backdraft_lora::AdapterGrads;
+use backdraft_lora::{AdapterGrads, TokenMatrix};
 use backdraft_model::layers::{
     Context, DecoderLayer, LayerSaved, OffloadedLayer, PrefetchedLayer, offload,
 };
@@ -191,6 +191,7 @@ struct Headed {
     hidden: Tensor<2>,
     normed: Tensor<2>,
     rstd: Tensor<1>,
+    head: TokenMatrix,
 }
 
 impl Headed {
@@ -203,13 +204,14 @@ impl Headed {
             hidden,
             normed,
             rstd,
+            head: model.head(),
         }
     }
 
-    fn outputs<'a>(&'a self, model: &'a CausalLm, batch: &'a MicroBatch) -> Outputs<'a> {
+    fn outputs<'a>(&'a self, model: &CausalLm, batch: &'a MicroBatch) -> Outputs<'a> {
         Outputs {
             normed: &self.normed,
-            head: model.head(),
+            head: &self.head,
             cap: model.logits_softcap(),
             targets: &batch.targets,
             segments: &batch.tokens.segments,
@@ -247,6 +249,7 @@ pub fn guarded(
         !adapted.is_empty(),
         "a model without adapters has nothing to train"
     );
+    let to_embedding = model.trains_embedding();
     assert_eq!(plan.num_layers(), adapted.len(), "layers of the plan");
     let mut segments = Vec::with_capacity(plan.segments.len());
     let mut rest = adapted;
@@ -258,7 +261,7 @@ pub fn guarded(
         let (layers, others) = rest.split_at(segment.len());
         rest = others;
         let saved;
-        let input_grad = InputGrad::needed_if(!segments.is_empty());
+        let input_grad = InputGrad::needed_if(to_embedding || !segments.is_empty());
         (h, saved) = Saved::forward(segment, layers, (h, input_grad), &context, &mut lane);
         segments.push((layers, saved));
         lane.turn();
@@ -269,11 +272,15 @@ pub fn guarded(
     let head = Headed::new(model, batch, h);
     let outputs = head.outputs(model, batch);
     let (weights, answers) = goal.weights(&outputs);
-    let (nll, penalized, d_normed) = outputs.loss(&weights, goal.penalty);
+    let (nll, penalized, d_normed) =
+        outputs.loss(&weights, goal.penalty, &mut |hidden, d_logits| {
+            model.add_head_grad(grads, (hidden, d_logits));
+        });
     let Headed {
         hidden,
         normed,
         rstd,
+        ..
     } = head;
     drop((normed, weights));
     let d_normed = model.before_head(d_normed);
@@ -283,14 +290,20 @@ pub fn guarded(
     drop(d_rows);
 
     let mut below = adapted.len();
-    while let (Some(dy), Some((layers, saved))) = (dh.take(), segments.pop()) {
+    while let Some((layers, saved)) = segments.pop() {
+        let Some(dy) = dh.take() else {
+            unreachable!("a layer above gives its input's gradient")
+        };
         below -= layers.len();
         if let Some((next, kept)) = segments.pop() {
             // Its copies back run while this segment computes.
             segments.push((next, kept.prefetch()));
         }
-        let input_grad = InputGrad::needed_if(below > 0);
+        let input_grad = InputGrad::needed_if(to_embedding || below > 0);
         dh = saved.backward(dy, layers, &context, grads, input_grad);
+    }
+    if let Some(dh) = dh {
+        model.add_embedding_grad(grads, (&batch.tokens.input_ids, &dh));
     }
     let nll = match &goal.answers {
         None => cross_entropy::total(&nll),

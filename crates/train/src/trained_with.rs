@@ -190,8 +190,8 @@ impl TrainedWith {
     }
 }
 
-/// What lies beside the factors of an adapter: its settings, and the chat template that its answers need
-/// where the base has another; and what the factors are called.
+/// What lies beside the factors of an adapter: its settings, and the chat template and the tokenizer that its answers need
+/// where the base has others; and what the factors are called.
 #[derive(Clone, Debug)]
 pub struct Companions {
     /// The settings of the run.
@@ -200,6 +200,8 @@ pub struct Companions {
     pub chat_template: Option<String>,
     /// The names of the factors.
     pub prefix: AdapterPrefix,
+    /// The tokenizer's files, where it is not the base's own.
+    pub tokenizer: Vec<(String, Vec<u8>)>,
 }
 
 impl Companions {
@@ -217,7 +219,11 @@ impl Companions {
         let name = PeftDir::CHAT_TEMPLATE.to_owned();
         let template = self.chat_template.as_ref();
         let template = template.map(|template| (name, template.as_bytes().to_vec()));
-        Ok(std::iter::once(settings).chain(template).collect())
+        let tokenizer = self.tokenizer.iter().cloned();
+        Ok(std::iter::once(settings)
+            .chain(template)
+            .chain(tokenizer)
+            .collect())
     }
 }
 

@@ -466,8 +466,10 @@ fn help_of_eval() {
     Evaluate a model on a file, with and without an adapter
 
     Prints the mean negative log-likelihood per supervised token and the perplexity: of the base, and
-    with the adapter. With --generate also how many generated answers match exactly, and how many start
-    with the right word.
+    with the adapter. Of rows with answers to compare (preference, unpaired) instead: loss, accuracy,
+    margin, rewards, log-likelihoods and entropy with standard errors, judged as the recipe's objective
+    does (or as --set objective.kind says, else dpo or kto). With --generate also how many generated
+    answers match exactly, and how many start with the right word.
 
     Rows are read as the adapter's run read its own (format, fields, templates, what is trained,
     length), unless flags say otherwise. A recipe names the model, the adapter of its run and the

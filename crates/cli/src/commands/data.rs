@@ -178,7 +178,7 @@ fn run_preview(args: &PreviewArgs, context: Context) -> Result<(), CliError> {
         None => None,
     };
     let _pipes = data::pipes(&recipe.data);
-    let model = ModelSource::open(session::find_model(&recipe.model, output)?)?;
+    let model = session::open_trained(&recipe, output)?;
     let tokenizer = data::tokenizer_of(&recipe.data, &model)?;
     let sources = find_any(&recipe, output)?;
     let options = tokenize_options(&recipe)?;
@@ -214,7 +214,7 @@ fn run_check(args: &CheckArgs, context: Context) -> Result<(), CliError> {
         commands::new_file(path, is_list_of_skipped(path), &inputs)
             .map_err(|error| error.hint("choose another name"))?;
     }
-    let model = ModelSource::open(session::find_model(&recipe.model, output)?)?;
+    let model = session::open_trained(&recipe, output)?;
     let check = check((&recipe, args.rows_args.is_recipe()), &model, output)?;
     output.line(lengths(&check))?;
     if let Some(path) = &args.skipped

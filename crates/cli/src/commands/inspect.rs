@@ -105,6 +105,7 @@ fn model(args: &InspectArgs, context: Context) -> Result<Shown, CliError> {
             target_modules: spec.targets(),
             ..LoraConfig::default()
         },
+        tokens: 0,
         quantization: plan,
         base: Some(base.bytes as u64),
         dense_element: 4,

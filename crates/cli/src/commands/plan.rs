@@ -88,7 +88,9 @@ pub(crate) fn run(args: &PlanArgs, context: Context) -> Result<(), CliError> {
         return measure::run(args, recipe, context);
     }
     let shape = session::shape(&recipe.model, context.output)?;
-    let spec = shape.spec.clone();
+    let mut spec = shape.spec.clone();
+    // As if there were no row to spare.
+    spec.vocab_size += recipe.tokens.add.len();
     if let Length::MaxSteps(steps) = recipe.train.length
         && let Some(found) = NoEffect::of_schedule(&recipe.train.schedule(steps))
     {
@@ -509,6 +511,7 @@ mod tests {
         let setup = Setup {
             lora: recipe.lora.config(&spec).unwrap(),
             spec,
+            tokens: 0,
             quantization: recipe.quantization_plan(),
             base: None,
             dense_element: 2,

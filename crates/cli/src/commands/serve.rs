@@ -172,6 +172,13 @@ fn load(args: &ServeArgs, context: Context) -> Result<(Vec<Model>, usize), CliEr
     for (name, chosen) in &found {
         let mut model = weights.clone();
         if let Some(factors) = &chosen.factors {
+            if !factors.tensors.tokens().is_empty() {
+                let trained = format!(
+                    "{name} has trained tokens, which are not served beside other adapters"
+                );
+                return Err(CliError::user(trained)
+                    .hint("merge it with `backdraft merge`, and serve what that gives"));
+            }
             model = model.with_adapter(&AdapterWeights::from_peft(factors, &device))?;
         }
         models.push(served(args, name.clone(), chosen, model)?);

@@ -209,7 +209,7 @@ pub(crate) fn train(
 ) -> Result<(RunSummary, CausalLm), CliError> {
     let output = context.output;
     let device = preflight(&recipe, &start, output)?;
-    let source = session::open_model(&recipe.model, output)?;
+    let source = session::open_trained(&recipe, output)?;
     if let Start::Resume(resume) = &start {
         resume.check_model(&source.fingerprint()?)?;
     }

@@ -28,6 +28,14 @@ pub fn write_gguf_adapter(
     existing: Existing,
 ) -> Result<Vec<WrittenFile>> {
     let architecture = decoder.architecture()?;
+    if !adapter.tensors.tokens().is_empty() {
+        let unknown = GgufExportError::Feature {
+            what: "the adapter's trained tokens",
+            actual: "rows of the embedding or the head".to_owned(),
+            hint: "adapter files have none; export it merged, without --adapter-only",
+        };
+        return Err(unknown.into());
+    }
     let alpha = |pair: &LoraPair| adapter.config.scaling_of(&pair.module) * pair.rank() as f64;
     let mut alphas = adapter.tensors.iter().map(alpha);
     let first = alphas.next().unwrap_or_default();

@@ -121,7 +121,7 @@ fn active_features_are_refused_by_name() {
         ("alpha_pattern", json!({"q_proj(": 4})),
         ("lora_bias", json!(true)),
         ("layer_replication", json!([[0, 4]])),
-        ("trainable_token_indices", json!([1])),
+        ("trainable_token_indices", json!({"wte": [1]})),
         ("target_parameters", json!(["x"])),
         ("loftq_config", json!({"bits": 4})),
         ("use_qalora", json!(true)),

@@ -93,6 +93,26 @@ pub fn penalized(
     weights: Option<&Tensor<1>>,
     penalty: Option<Penalty>,
 ) -> HeadLoss {
+    telling(hidden, head, cap, targets, weights, penalty, &mut |_, _| ())
+}
+
+/// As [`penalized`]; `told` gets the hidden states of each chunk and, where there are weights, the gradient of its logits
+/// before the cap: what the gradient of the head is made of.
+///
+/// # Shapes
+/// As [`forward`]; `told` gets `[tokens of the chunk, h]` and `[tokens of the chunk, v]`.
+///
+/// # Panics
+/// As [`forward`].
+pub fn telling(
+    hidden: &Tensor<2>,
+    head: &impl FrozenMatrix,
+    cap: Option<f32>,
+    targets: &[u32],
+    weights: Option<&Tensor<1>>,
+    penalty: Option<Penalty>,
+    told: &mut dyn FnMut(&Tensor<2>, &Tensor<2>),
+) -> HeadLoss {
     let [n, width] = hidden.dims();
     assert_eq!(n, targets.len(), "one target for each hidden state");
     if let Some(weights) = weights {
@@ -111,7 +131,10 @@ pub fn penalized(
         let losses = row_losses(logits, cap, targets, weights.as_ref(), penalty);
         nll.push(losses.nll);
         penalized.extend(losses.penalized);
-        d_hidden.extend(losses.d_logits.map(|d| head.matmul_transposed(&d)));
+        d_hidden.extend(losses.d_logits.map(|d| {
+            told(&chunk, &d);
+            head.matmul_transposed(&d)
+        }));
     }
     HeadLoss {
         nll: Tensor::cat(nll, 0),

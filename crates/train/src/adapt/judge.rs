@@ -103,7 +103,7 @@ impl<'a> Look<'a> {
             let hidden = normed(model, pass);
             let before_head = model.before_head(hidden.clone());
             let (head, cap, ids) = (model.head(), model.logits_softcap(), &pass.targets.ids);
-            let losses = cross_entropy::forward(&before_head, head, cap, ids, None).nll;
+            let losses = cross_entropy::forward(&before_head, &head, cap, ids, None).nll;
             let losses = losses.try_into_data();
             let losses = losses.map_err(|error| TrainError::Device {
                 step: 0,

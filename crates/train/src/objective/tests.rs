@@ -2,6 +2,7 @@
 
 use backdraft_data::Answer;
 use backdraft_model::Tokens;
+use backdraft_quant::Weight;
 use backdraft_recipe::DpoLoss;
 use burn::tensor::activation::{log_sigmoid, sigmoid};
 use burn::tensor::{Device, Distribution};
@@ -36,7 +37,7 @@ fn plain_fine_tuning_weighs_every_token_alike() {
     let (normed, head) = random();
     let outputs = Outputs {
         normed: &normed,
-        head: &head,
+        head: &TokenMatrix::from(&head),
         cap: None,
         targets: &targets,
         segments: &tokens.segments,
@@ -55,7 +56,7 @@ fn weights_that_come_of_log_likelihoods_give_the_gradient_of_a_preference() {
     let (normed, head) = random();
     let outputs = Outputs {
         normed: &normed,
-        head: &head,
+        head: &TokenMatrix::from(&head),
         cap: None,
         targets: &targets,
         segments: &tokens.segments,
@@ -76,7 +77,7 @@ fn weights_that_come_of_log_likelihoods_give_the_gradient_of_a_preference() {
         answers: Some((&compared, Others::default())),
     };
     let (weights, told) = goal.weights(&outputs);
-    let (nll, _, found) = outputs.loss(&weights, None);
+    let (nll, _, found) = outputs.loss(&weights, None, &mut |_, _| ());
     let sums = targets.log_likelihoods(&tokens.segments, &nll);
     let told = told.unwrap();
     assert_eq!(values(sums), values(told.log_likelihoods));

@@ -73,10 +73,11 @@ impl Bank {
             .unzip();
         let rates = rates.of_model(model);
         let rounded_to = model.adapters().find_map(|(_, _, a)| a.rounded_to());
-        // Of a layer, the first parameters of all adapters, then the second ones: all A, then all B.
+        // Of a layer, the first parameters of all adapters, then the second ones: all A, then all B; rows of tokens at the end.
         let sides: Vec<_> = model
             .adapters()
             .flat_map(|(layer, _, adapter)| (0..adapter.params().len()).map(move |j| (layer, j)))
+            .chain(model.tokens().iter().map(|_| (usize::MAX, 0)))
             .collect();
         let (mut groups, mut places) = (Vec::new(), vec![(0, 0); params.len()]);
         for (kind, mut members) in split(&params, &rates, rule) {
@@ -96,16 +97,14 @@ impl Bank {
         };
         let numbers = bank.ids.iter().enumerate().map(|(i, id)| (*id, i));
         let numbers: HashMap<ParamId, usize> = numbers.collect();
-        for (_, _, adapter) in model.adapters_mut() {
-            adapter.store_in(|id| {
-                let (group, j) = bank.places[numbers[&id]];
-                let group = &bank.groups[group];
-                Stored {
-                    values: group.values.view(j),
-                    rounded: group.rounded.as_ref().map(|rounded| rounded.view(j)),
-                }
-            });
-        }
+        model.store_trained_in(|id| {
+            let (group, j) = bank.places[numbers[&id]];
+            let group = &bank.groups[group];
+            Stored {
+                values: group.values.view(j),
+                rounded: group.rounded.as_ref().map(|rounded| rounded.view(j)),
+            }
+        });
         Some(bank)
     }
 

@@ -1,6 +1,7 @@
 //! How fast each factor learns, beside the run's learning rate.
 
 use backdraft_arch::ModulePattern;
+use backdraft_formats::TokenTable;
 use backdraft_kernels::adamw::AdamWParams;
 use backdraft_lora::AdapterParam;
 use backdraft_model::CausalLm;
@@ -82,9 +83,9 @@ impl Rates {
         }
     }
 
-    /// That of a factor of the module at `path`, in layer `layer` of `layers`.
+    /// That of a factor of the module at `path`, which has `above` layers above it.
     #[must_use]
-    pub fn of(&self, path: &str, (layer, layers): (usize, usize), param: &AdapterParam) -> Rate {
+    pub fn of(&self, path: &str, above: usize, param: &AdapterParam) -> Rate {
         let Rate {
             mut share,
             weight_decay,
@@ -92,9 +93,8 @@ impl Rates {
         if param.name == "lora_b" || param.dims.len() == 1 {
             share *= self.b_over_a;
         }
-        let below = layers.saturating_sub(layer + 1);
         Rate {
-            share: share * self.layer_decay.powi(below as i32),
+            share: share * self.layer_decay.powi(above as i32),
             weight_decay,
         }
     }
@@ -105,9 +105,16 @@ impl Rates {
         let rates = model.adapters().flat_map(|(layer, target, adapter)| {
             let path = target.path(layer);
             let params = adapter.params().into_iter();
-            params.map(move |param| self.of(&path, (layer, layers), &param))
+            params.map(move |param| self.of(&path, layers - 1 - layer, &param))
         });
-        rates.collect()
+        let tokens = model.tokens().iter().map(|tokens| {
+            let above = match tokens.table() {
+                TokenTable::Embedding => layers,
+                TokenTable::Head => 0,
+            };
+            self.of(tokens.table().path(), above, &tokens.param())
+        });
+        rates.chain(tokens).collect()
     }
 }
 
@@ -130,8 +137,8 @@ mod tests {
     #[test]
     fn what_is_said_of_a_factor_is_multiplied() {
         let (a, b) = (param("lora_a", &[2, 3]), param("lora_b", &[3, 2]));
-        let share = |rates: &Rates, path: &str, layer, param: &AdapterParam| {
-            rates.of(path, (layer, 4), param).share
+        let share = |rates: &Rates, path: &str, layer: usize, param: &AdapterParam| {
+            rates.of(path, 3 - layer, param).share
         };
         let (q, k) = (
             "model.layers.1.self_attn.q_proj",
@@ -153,7 +160,7 @@ mod tests {
         assert_eq!(share(&rates, k, 1, &a), 0.25);
         assert_eq!(share(&rates, q, 1, &b), 0.25 * 16.0 * 0.25);
         assert_eq!(share(&rates, k, 3, &param("magnitude", &[3])), 16.0);
-        assert_eq!(rates.of(q, (3, 4), &a).weight_decay, Some(0.5));
-        assert_eq!(rates.of(k, (3, 4), &a).weight_decay, None);
+        assert_eq!(rates.of(q, 0, &a).weight_decay, Some(0.5));
+        assert_eq!(rates.of(k, 0, &a).weight_decay, None);
     }
 }

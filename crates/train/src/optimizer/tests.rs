@@ -212,7 +212,7 @@ fn rates_are_those_of_single_factors() {
         });
         let mut shares = Vec::new();
         for ((layer, path, param), (_, now)) in each.zip(together.trained_params()) {
-            let rate = rates.of(&path, (layer, layers), &param);
+            let rate = rates.of(&path, layers - 1 - layer, &param);
             shares.push(rate.share);
             let alone = State::zeros(&param, rule);
             let at = (1e-2 * rate.share, 1);

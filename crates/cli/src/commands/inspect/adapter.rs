@@ -25,6 +25,12 @@ pub(super) fn facts(shown: Shown, path: &Path) -> Result<Shown, CliError> {
     let values: usize = pairs
         .map(|pair| pair.lora_a.len() + pair.lora_b.len())
         .sum();
+    let rows = adapter.tensors.tokens();
+    let values = values + rows.iter().map(|rows| rows.values.len()).sum::<usize>();
+    let tokens = rows.iter().map(|rows| {
+        let ids: Vec<Value> = rows.ids.iter().map(|&id| id.into()).collect();
+        (rows.table.path(), Value::Array(ids))
+    });
     let norm = |values: &[f32]| values.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>();
     let b: f64 = adapter.tensors.iter().map(|pair| norm(&pair.lora_b)).sum();
     let shown = shown
@@ -35,6 +41,7 @@ pub(super) fn facts(shown: Shown, path: &Path) -> Result<Shown, CliError> {
         .fact("rank_pattern", object(config.rank_pattern.iter()))
         .fact("alpha_pattern", object(config.alpha_pattern.iter()))
         .fact("use_rslora", config.use_rslora)
+        .fact("trained_tokens", object(tokens))
         .fact("adapted_modules", adapter.tensors.len())
         .count("parameters", values)
         .told("norm_of_b", b.sqrt(), format!("{:.4}", b.sqrt()));

@@ -41,7 +41,7 @@ pub(super) fn run(args: &PlanArgs, recipe: Recipe, context: Context) -> Result<(
             "quantization.formats lacks nf4, which the others are compared with",
         ));
     }
-    let source = Arc::new(session::open_model(&recipe.model, context.output)?);
+    let source = Arc::new(session::open_trained(&recipe, context.output)?);
     let (surveyed, mut model) = survey(&source, &recipe, (&nf4(&recipe)?, formats), context)?;
     let uniform = surveyed.uniform();
     let mut bits = SHOWN.to_vec();
