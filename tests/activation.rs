@@ -12,11 +12,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use backdraft::arch::{Family, KeepSet, OffloadSet, SavedTensor};
 use backdraft::burn::tensor::{DType, Device, Tensor};
-use backdraft::formats::ModelSource;
+use backdraft::formats::{ModelSource, TokenTable};
 use backdraft::journal::report::{ReplanReport, Reporter, RunInfo, RunSummary, StepReport};
 use backdraft::kernels::adamw::AdamWParams;
 use backdraft::kernels::device::{self, free_and_held};
-use backdraft::lora::{AdapterGrads, LoraConfig};
+use backdraft::lora::{AdapterGrads, LoraConfig, TrainedTokens};
 use backdraft::model::{CausalLm, Targets, Tokens};
 use backdraft::plan::cost::{CostModel, Roofline};
 use backdraft::plan::memory::{self, MemoryWatch};
@@ -255,6 +255,8 @@ fn gradients_and_losses_do_not_depend_on_the_plan() {
         (Family::Glm4, None, false, 0.1),
         (Family::Ministral, Some(9), true, 0.0),
         (Family::Ministral3, None, false, 0.1),
+        (Family::Qwen35, None, false, 0.1),
+        (Family::Qwen35, None, true, 0.0),
     ] {
         let shape = RandomModel {
             family,
@@ -288,7 +290,7 @@ fn gradients_and_losses_do_not_depend_on_the_plan() {
         let losses = &expected.unwrap().1;
         assert!(f64::from_bits(losses[9]) < f64::from_bits(losses[0]));
     }
-    assert_eq!(checked, 154);
+    assert_eq!(checked, 198);
 }
 
 #[test]
@@ -449,6 +451,60 @@ fn adapters_of_several_ranks_and_scales() {
     let setup = setup(&model, &lora, false, &lengths);
     let (step, pass) = (setup.step(), setup.pass());
     assert_eq!(step.adapters as usize, 4 * model.num_trained());
+    let all = ActivationPlan::keep_all(step.layers.len());
+    let expected = gradients(&model, &batch, None, &all);
+    for (name, plan) in plans(&step, pass, 4) {
+        let predicted = step.predict(&plan, pass, &COST).peak.of_step() as f64;
+        let measured = measured(&model, &batch, &plan) as f64;
+        let excess = 100.0 * (predicted / measured - 1.0);
+        assert!((0.0..=5.0).contains(&excess), "{name}: {excess:+.2} %");
+        assert!(gradients(&model, &batch, None, &plan) == expected, "{name}");
+    }
+}
+
+/// Rows of tokens beside adapters of the upper layers: the pass goes down to the embedding, which is planned, and computed
+/// the same under every plan.
+#[test]
+fn trained_tokens_are_planned_and_do_not_depend_on_the_plan() {
+    let _alone = alone();
+    let dir = tempfile::tempdir().unwrap();
+    let shape = RandomModel {
+        family: Family::Llama,
+        window: None,
+        hidden: 256,
+        intermediate: 704,
+        layers: 6,
+        heads: 8,
+        kv_heads: 2,
+        vocab: 2048,
+    };
+    let lengths = [384, 384];
+    let lora = LoraConfig {
+        rank: 8,
+        layers_to_transform: Some(vec![2, 3, 4, 5]),
+        ..LoraConfig::default()
+    };
+    let model = adapted(dir.path(), shape, false, &lora);
+    let batch = batch(&lengths, shape.vocab);
+    let mut ids = batch.tokens.input_ids[..20].to_vec();
+    ids.sort_unstable();
+    ids.dedup();
+    let tables = match model.spec().tie_word_embeddings {
+        true => &[TokenTable::Embedding][..],
+        false => &TokenTable::ALL,
+    };
+    let rows = tables
+        .iter()
+        .map(|&table| TrainedTokens::new(table, &ids, model.token_rows(table, &ids)));
+    let rows: Vec<TrainedTokens> = rows.collect();
+    let model = model.with_tokens(&rows).unwrap();
+    let setup = Setup {
+        tokens: ids.len(),
+        ..setup(&model, &lora, false, &lengths)
+    };
+    let (step, pass) = (setup.step(), setup.pass());
+    assert_eq!(step.adapters as usize, 4 * model.num_trained());
+    assert_eq!(step.layers.len(), model.num_backward_layers());
     let all = ActivationPlan::keep_all(step.layers.len());
     let expected = gradients(&model, &batch, None, &all);
     for (name, plan) in plans(&step, pass, 4) {

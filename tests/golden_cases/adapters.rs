@@ -280,7 +280,19 @@ fn golden_adapters_have_the_modules_that_their_options_name() {
         let setup = recipe.setup(spec.clone(), None, MemoryModel::cpu(), 0);
         let planned = setup.step().adapters as usize;
         assert_eq!(planned, 4 * fresh.num_trained(), "{name}");
+        // Of tokens, rows of the embedding and of this base's head are planned, and the pass goes down to the first layer.
+        let factors = fresh.num_trained();
         let fresh = fresh.with_tokens(case.model.tokens()).unwrap();
+        if let [tokens] = fresh.tokens() {
+            let rows = fresh.num_trained() - factors;
+            let mut setup = setup;
+            setup.tokens = tokens.ids().len();
+            let step = setup.step();
+            assert_eq!(step.adapters as usize, 4 * (factors + 2 * rows), "{name}");
+            assert_eq!(step.token_gradients as usize, 4 * 2 * rows, "{name}");
+            assert_eq!(step.layers.len(), fresh.num_backward_layers(), "{name}");
+            assert!(step.layers[0].input_grad.is_needed(), "{name}");
+        }
         assert_eq!(&Case::trained(&fresh), expected, "{name}");
         let scaled = |model: &CausalLm| {
             let adapters = model.adapters();

@@ -14,6 +14,7 @@ use backdraft_testkit::tolerance::{TINY_LOGITS, TINY_LOSS};
 
 use super::compare::{scalar, values};
 use super::lora_entry::LoraCase;
+use super::support::chain;
 use super::tiny_case::TinyCase;
 
 pub(super) fn load(path: &Path) -> CausalLm {
@@ -32,13 +33,13 @@ pub(super) fn exported(
     path: &Path,
 ) -> Result<CausalLm, String> {
     let spec = backdraft::model::spec(source).unwrap();
-    let decoder = gguf_decoder(&spec).map_err(|error| error.to_string())?;
+    let decoder = gguf_decoder(&spec).map_err(|error| chain(&error))?;
     let tensors: Vec<_> = spec.tensors().collect();
     let tensors = tensors
         .iter()
         .map(|tensor| (tensor.name.as_str(), tensor.shape.as_slice()));
     let plan = GgufExport::new(&decoder, &[], Vec::new(), tensors);
-    let plan = plan.map_err(|error| error.to_string())?;
+    let plan = plan.map_err(|error| chain(&error))?;
     let targets = [(GgufFileType::F32, path.to_owned())];
     let files = GgufFiles::create(&plan, targets, None, Existing::Refuse).unwrap();
     export(
@@ -53,12 +54,14 @@ pub(super) fn exported(
 }
 
 /// What llama.cpp computes otherwise is refused by its name: it leaves RoPE out in every fourth layer of a SmolLM 3,
-/// takes the size of heads for a Gemma's `query_pre_attn_scalar`, and knows no window in some layers of a Mistral.
+/// takes the size of heads for a Gemma's `query_pre_attn_scalar`, and knows no window in some layers of a Mistral. DeltaNets are
+/// not written at all.
 pub(super) fn has_no_gguf(case: &TinyCase) -> Option<&'static str> {
     let spec = case.model.spec();
     let layer = &spec.layers[0];
     let usual = (layer.head_dim as f64).powf(-0.5);
     match spec.family {
+        Family::Qwen35 => Some("\"qwen3_5_text\""),
         Family::SmolLm3 if spec.layers.len() < 4 => Some("layers without RoPE is [1]"),
         Family::Gemma2 | Family::Gemma3 if layer.attention_multiplier != Some(usual) => {
             Some("the scale of attention's scores is")

@@ -39,9 +39,10 @@ fn golden_tiny_full_gradients() {
         let total = norm(grads.values().flatten());
         TINY_NORM.check_one(&case.name, total, case.number("padded_full_grad_norm"));
 
-        let whole = case.path.join("padded_full_grads.safetensors");
-        if whole.is_file() {
-            let expected = Tensors::open(whole);
+        let parts = ["padded_full_grads", "padded_grads_of_mixers_and_norms"];
+        let parts = parts.map(|name| case.path.join(format!("{name}.safetensors")));
+        for part in parts.into_iter().filter(|part| part.is_file()) {
+            let expected = Tensors::open(part);
             for name in expected.names() {
                 let what = format!("{}, {name}", case.name);
                 TINY_GRADIENT.check(what, &grads[name], &expected.f32(name));

@@ -2,7 +2,7 @@
 
 use std::error::Error;
 
-use backdraft::arch::Family;
+use backdraft::arch::{Family, TargetModule};
 use backdraft::model::{ConfigError, LoadError};
 use serde_json::{Map, Value};
 
@@ -32,7 +32,7 @@ pub(super) fn unsupported_feature(config: &Value) -> Option<&'static str> {
     let rope = active("rope_parameters").or(active("rope_scaling"));
     let partial = "partial_rotary_factor";
     let partial = rope.and_then(|rope| rope.get(partial)).or(active(partial));
-    let in_part = matches!(model_type, Some("phi3" | "glm4"));
+    let in_part = matches!(model_type, Some("phi3" | "glm4" | "qwen3_5_text"));
     if !in_part && partial.is_some_and(|factor| factor.as_f64() != Some(1.0)) {
         return Some("partial_rotary_factor");
     }
@@ -51,6 +51,7 @@ fn unsupported_in_family(config: &Value, model_type: Option<&str>) -> Option<&'s
         Some("mistral" | "ministral" | "ministral3") => &["attention_bias", "mlp_bias"],
         Some("phi3") => &["attention_bias"],
         Some("qwen2" | "qwen3" | "smollm3" | "olmo3" | "gemma2") => &[],
+        Some("qwen3_5_text") => &["sliding_window"],
         Some("gemma3_text") => &["use_bidirectional_attention", "attn_logit_softcapping"],
         // Llama, Granite, OLMo 2 and GLM 4.
         _ => &["sliding_window"],
@@ -104,21 +105,10 @@ pub(super) fn unsupported_option(options: &Map<String, Value>, targets: &Value) 
     if let Some((name, _)) = option {
         return Some(name.clone());
     }
-    let projections = [
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "o_proj",
-        "gate_proj",
-        "up_proj",
-        "down_proj",
-        "qkv_proj",
-        "gate_up_proj",
-    ];
     let targets = targets.as_array().into_iter().flatten();
     let mut targets = targets.filter_map(Value::as_str);
     targets
-        .find(|target| !projections.contains(target))
+        .find(|target| target.parse::<TargetModule>().is_err())
         .map(str::to_owned)
 }
 

@@ -10,8 +10,8 @@ const APART: [&str; 2] = ["cli", "jinja"];
 
 /// Circles that stay: each is one thing in several files.
 const CIRCLES: [(&str, &[&str]); 13] = [
-    // The order of ops, and the trait of who executes them.
-    ("arch", &["layer", "ops"]),
+    // The order of ops, the part of it that is a DeltaNet, and the trait of who executes them.
+    ("arch", &["delta_net", "layer", "ops"]),
     // A family describes its part of the model that it is a field of.
     ("arch", &["config", "families", "spec"]),
     // Rows that cannot be used, as the pipeline finds and lists them.
@@ -31,7 +31,14 @@ const CIRCLES: [(&str, &[&str]); 13] = [
     // An error enum wraps the errors of parts that use the crate's result.
     (
         "formats",
-        &["error", "json", "mapped", "peft_config", "safetensors_file"],
+        &[
+            "error",
+            "json",
+            "mapped",
+            "peft_config",
+            "peft_tokens",
+            "safetensors_file",
+        ],
     ),
     ("formats", &["gguf/error", "gguf/reader", "gguf/value"]),
     // The tokenizer dispatches on its kind; each kind uses the vocabulary.

@@ -6,11 +6,12 @@
 use serde_json::{Map, Value};
 
 use crate::families::{Defaults, Family};
+use crate::mixer::Mixer;
 use crate::ops::{Activation, Heads, NormNames, NormPlaces, NormScale};
 use crate::rope::{RopeConfig, RopeScaling, RotaryPairs, longrope_attention_factor, yarn_mscale};
 use crate::spec::{LayerSpec, ModelSpec};
 use crate::target::TargetSet;
-use crate::wrapped::{TEXT_CONFIG, decoder_config};
+use crate::wrapped::{self, TEXT_CONFIG};
 
 /// Why a `config.json` does not describe a model that can be loaded.
 #[derive(Debug, thiserror::Error, PartialEq)]
@@ -77,6 +78,13 @@ impl ModelSpec {
     }
 }
 
+/// The config of the decoder inside that of a model with more parts, as a decoder alone would have it; `None` where the
+/// decoder is all there is, or is of no family that is known.
+#[must_use]
+pub fn decoder_config(config: &Value) -> Option<Value> {
+    wrapped::decoder_config(config, |name| Family::of_model_type(name).is_some())
+}
+
 fn family(keys: &Keys<'_>) -> Result<Family, ConfigError> {
     let key = "model_type";
     let value = keys.optional(key);
@@ -131,6 +139,7 @@ fn decoder(keys: &Keys<'_>, family: Family) -> Result<ModelSpec, ConfigError> {
         num_attention_heads,
         num_key_value_heads: keys.size_or(key_value_heads, groups)?,
         head_dim,
+        mixer: Mixer::Attention,
         heads: Heads::Turned,
         norm_places: NormPlaces::Before,
         norm_names: NormNames::Usual,
@@ -565,8 +574,8 @@ mod tests {
         check(
             json!({"model_type": "gpt_neox"}),
             "`model_type` is \"gpt_neox\", which is not supported: expected \"llama\", \"mistral\", \
-             \"ministral\", \"ministral3\", \"qwen2\", \"qwen3\", \"granite\", \"smollm3\", \"olmo2\", \"olmo3\", \
-             \"gemma2\", \"gemma3_text\", \"phi3\" or \"glm4\"",
+             \"ministral\", \"ministral3\", \"qwen2\", \"qwen3\", \"qwen3_5_text\", \"granite\", \"smollm3\", \
+             \"olmo2\", \"olmo3\", \"gemma2\", \"gemma3_text\", \"phi3\" or \"glm4\"",
         );
         check(
             json!({"hidden_act": "gelu"}),

@@ -4,7 +4,11 @@
 //! Values are dropped as soon as nothing needs them any more, by their scopes; since executors free memory when a
 //! value is dropped, this order is also the order of allocations that the planner simulates.
 
-use crate::ops::{Backward, Forward, Heads, Norm, NormPlaces, SideOf, StatsOf, TensorOf, Values};
+use crate::delta_net;
+use crate::mixer::Mixer;
+use crate::ops::{
+    Backward, Forward, Heads, LogSumExpOf, Norm, NormPlaces, SideOf, StatsOf, TensorOf, Values,
+};
 use crate::saved::{KeepSet, SavedTensor};
 use crate::target::{Group, TargetModule};
 
@@ -62,8 +66,14 @@ pub struct Kept<V: Values> {
     pub turned: Option<[V::Tensor; 2]>,
     /// As projected.
     pub value: Option<Projected<V::Tensor, V::Side>>,
-    /// The heads' output and the log-sum-exp of the scores.
-    pub attention: Option<(V::Tensor, V::LogSumExp)>,
+    /// Queries and their gates apart, where there are some: made again by every backward pass.
+    pub split: Option<[V::Tensor; 2]>,
+    /// What gives the steps and decays of a DeltaNet: a value for each head, so they always stay.
+    pub gates: Option<[Projected<V::Tensor, V::Side>; 2]>,
+    /// What a DeltaNet's convolution gives: made again by every backward pass.
+    pub convolved: Option<V::Tensor>,
+    /// The heads' output, and the log-sum-exp of the scores where there are scores.
+    pub attention: Option<(V::Tensor, Option<V::LogSumExp>)>,
     /// With what `o_proj` needs.
     pub mid: Option<Projected<V::Tensor, V::Side>>,
     /// Statistics of the norm between attention and MLP; where norms stand around, of the one after attention.
@@ -93,7 +103,7 @@ pub enum Companion<V: Values> {
     /// An adapter's x·Aᵀ.
     Side(V::Side),
     /// Of attention's scores.
-    LogSumExp(V::LogSumExp),
+    LogSumExp(Option<V::LogSumExp>),
 }
 
 impl<V: Values> Kept<V> {
@@ -167,7 +177,12 @@ fn adapts_input(adapts: &impl Fn(TargetModule) -> bool, group: Group) -> bool {
 
 /// Whether the backward pass goes beyond the MLP.
 fn reaches_attention(adapts: &impl Fn(TargetModule) -> bool, input_grad: InputGrad) -> bool {
-    input_grad.is_needed() || adapts_input(adapts, Group::Qkv) || adapts(M::OProj)
+    input_grad.is_needed()
+        || [Group::Qkv, Group::Delta]
+            .iter()
+            .any(|&group| adapts_input(adapts, group))
+        || adapts(M::OProj)
+        || adapts(M::OutProj)
 }
 
 /// The tensors that the backward pass uses, given which projections have adapters: what `keep-all` keeps. The input of
@@ -175,6 +190,7 @@ fn reaches_attention(adapts: &impl Fn(TargetModule) -> bool, input_grad: InputGr
 /// attention has no adapter, the pass ends in the MLP.
 pub fn uses(
     adapts: impl Fn(TargetModule) -> bool,
+    mixer: Mixer,
     norms: NormPlaces,
     input_grad: InputGrad,
 ) -> KeepSet {
@@ -188,10 +204,17 @@ pub fn uses(
     if !reaches_attention(&adapts, input_grad) {
         return set;
     }
-    set = [T::Query, T::Key, T::Value, T::Attention, T::Mid]
+    set = [T::Query, T::Key, T::Attention, T::Mid]
         .into_iter()
         .fold(set, KeepSet::with);
-    if adapts_input(&adapts, Group::Qkv) && norms.are_before() {
+    let group = match mixer {
+        Mixer::Attention | Mixer::GatedAttention => {
+            set = set.with(T::Value);
+            Group::Qkv
+        }
+        Mixer::DeltaNet(_) => Group::Delta,
+    };
+    if adapts_input(&adapts, group) && norms.are_before() {
         set = set.with(T::InputNormed);
     }
     set
@@ -208,20 +231,26 @@ pub fn forward<O: Forward>(
 ) -> (TensorOf<O>, KeptOf<O>) {
     let after = o.norm_places().are_after();
     let (x, input_stats) = attention_input(o, &input);
-    let down = o.shared_down(Group::Qkv, &x);
-    let (query, key) = query_and_key(o, &x, &down);
-    let value = project(o, M::VProj, &x, &down);
-    let input_normed = keep.contains(T::InputNormed).then_some(x);
-    drop(down);
-    let turned = norm_and_turn(o, [&query.y, &key.y]);
-    let [q, k] = turned.unwrap_or_else(|| [query.y.clone(), key.y.clone()]);
-    let query = keep.contains(T::Query).then_some(query);
-    let key = keep.contains(T::Key).then_some(key);
-    let (out, lse) = o.attend([&q, &k, &value.y]);
-    drop(q);
-    drop(k);
-    let value = keep.contains(T::Value).then_some(value);
-    let (mid, side) = o.project_onto(M::OProj, &out, (!after).then_some(&input));
+    let Mixed {
+        input_normed,
+        query,
+        key,
+        value,
+        gates,
+        out,
+        lse,
+        read,
+    } = match o.mixer() {
+        Mixer::Attention | Mixer::GatedAttention => attention(o, x, keep),
+        Mixer::DeltaNet(_) => delta_net(o, x, keep),
+    };
+    let last = o.mixer().last();
+    let (mid, side) = o.project_onto(
+        last,
+        read.as_ref().unwrap_or(&out),
+        (!after).then_some(&input),
+    );
+    drop(read);
     let attention = keep.contains(T::Attention).then_some((out, lse));
     let y = mid.clone();
     let kept_mid = keep.contains(T::Mid).then_some(Projected { y, side });
@@ -255,6 +284,9 @@ pub fn forward<O: Forward>(
         key,
         turned: None,
         value,
+        split: None,
+        gates,
+        convolved: None,
         attention,
         mid: kept_mid,
         post_stats,
@@ -268,6 +300,76 @@ pub fn forward<O: Forward>(
         down_stats,
     };
     (y, kept)
+}
+
+/// What the first half of a layer leaves for the second, and for the backward pass.
+struct Mixed<O: Forward> {
+    input_normed: Option<TensorOf<O>>,
+    query: Option<ProjectedOf<O>>,
+    key: Option<ProjectedOf<O>>,
+    value: Option<ProjectedOf<O>>,
+    gates: Option<[ProjectedOf<O>; 2]>,
+    out: TensorOf<O>,
+    lse: Option<LogSumExpOf<O>>,
+    /// What is projected back, where that is not `out` itself.
+    read: Option<TensorOf<O>>,
+}
+
+fn attention<O: Forward>(o: &mut O, x: TensorOf<O>, keep: KeepSet) -> Mixed<O> {
+    let down = o.shared_down(Group::Qkv, &x);
+    let (query, key) = query_and_key(o, &x, &down);
+    let value = project(o, M::VProj, &x, &down);
+    let input_normed = keep.contains(T::InputNormed).then_some(x);
+    drop(down);
+    let (gate, [q, k]) = {
+        let (q, gate) = match split(o, &query.y) {
+            None => (query.y.clone(), None),
+            Some([q, gate]) => (q, Some(gate)),
+        };
+        let turned = norm_and_turn(o, [&q, &key.y]);
+        (gate, turned.unwrap_or_else(|| [q, key.y.clone()]))
+    };
+    let query = keep.contains(T::Query).then_some(query);
+    let key = keep.contains(T::Key).then_some(key);
+    let (out, lse) = o.attend([&q, &k, &value.y]);
+    drop(q);
+    drop(k);
+    let value = keep.contains(T::Value).then_some(value);
+    let read = gate.map(|gate| o.gate_heads(&out, &gate));
+    Mixed {
+        input_normed,
+        query,
+        key,
+        value,
+        gates: None,
+        out,
+        lse: Some(lse),
+        read,
+    }
+}
+
+fn delta_net<O: Forward>(o: &mut O, x: TensorOf<O>, keep: KeepSet) -> Mixed<O> {
+    let delta_net::Inputs { qkv, z, gates } = delta_net::inputs(o, &x);
+    let input_normed = keep.contains(T::InputNormed).then_some(x);
+    let ba = gates.each_ref().map(|(y, _)| y);
+    let (convolved, out) = delta_net::mix(o, &qkv.0, ba);
+    drop(convolved);
+    let query = keep.contains(T::Query).then_some(projected(qkv));
+    let read = o.norm_gated(&out, &z.0);
+    Mixed {
+        input_normed,
+        query,
+        key: keep.contains(T::Key).then_some(projected(z)),
+        value: None,
+        gates: Some(gates.map(projected)),
+        out,
+        lse: None,
+        read: Some(read),
+    }
+}
+
+fn projected<T, S>((y, side): (T, S)) -> Projected<T, S> {
+    Projected { y, side }
 }
 
 /// The backward pass: from the gradient of the layer's result to its input's, where that is needed. What was not kept
@@ -301,7 +403,7 @@ pub fn backward<O: Backward>(
     let Some(input_stats) = kept.input_stats.take() else {
         let d_mid = o.add(dy, dx);
         let d_out = o.norm_backward_alone(Norm::PostAttention, &d_mid, &mid.y, &kept.post_stats);
-        let dx = attention_backward(o, d_out, mid, &mut kept, input_grad)?;
+        let dx = mixer_backward(o, d_out, mid, &mut kept, input_grad)?;
         return Some(o.add(d_mid, dx));
     };
     let (d_mid, d_out) = match kept.pre_stats.take() {
@@ -319,7 +421,7 @@ pub fn backward<O: Backward>(
             (d_stream, d_out)
         }
     };
-    let d_normed = attention_backward(o, d_out, mid, &mut kept, input_grad)?;
+    let d_normed = mixer_backward(o, d_out, mid, &mut kept, input_grad)?;
     let input = there(&kept.input);
     Some(o.norm_backward(Norm::Input, &d_normed, input, &input_stats, d_mid))
 }
@@ -345,6 +447,50 @@ fn mlp_backward<O: Backward>(o: &mut O, dy: TensorOf<O>, kept: &mut KeptOf<O>) -
     o.complete(dx)
 }
 
+/// From the gradient of what the mixer's last projection gives to that of its input.
+fn mixer_backward<O: Backward>(
+    o: &mut O,
+    dy: TensorOf<O>,
+    mid: ProjectedOf<O>,
+    kept: &mut KeptOf<O>,
+    input_grad: InputGrad,
+) -> Option<TensorOf<O>> {
+    match o.mixer() {
+        Mixer::Attention | Mixer::GatedAttention => {
+            attention_backward(o, dy, mid, kept, input_grad)
+        }
+        Mixer::DeltaNet(_) => delta_net_backward(o, dy, mid, kept, input_grad),
+    }
+}
+
+fn delta_net_backward<O: Backward>(
+    o: &mut O,
+    dy: TensorOf<O>,
+    mid: ProjectedOf<O>,
+    kept: &mut KeptOf<O>,
+    input_grad: InputGrad,
+) -> Option<TensorOf<O>> {
+    drop(mid.y);
+    rebuild_attention(o, kept);
+    let apart = |Projected { y, side }| (y, side);
+    let [qkv, z] = [&mut kept.query, &mut kept.key].map(|it| apart(taken(it)));
+    let behind = delta_net::Behind {
+        qkv,
+        z,
+        gates: taken(&mut kept.gates).map(apart),
+        convolved: kept.convolved.take(),
+        out: taken(&mut kept.attention).0,
+        side: &mid.side,
+    };
+    let input = |o: &mut O| {
+        reads_input(o, Group::Delta).then(|| {
+            rebuild_input_normed(o, kept);
+            taken(&mut kept.input_normed)
+        })
+    };
+    delta_net::backward(o, dy, behind, input, input_grad)
+}
+
 /// From the gradient of what `o_proj` gives to that of attention's input.
 fn attention_backward<O: Backward>(
     o: &mut O,
@@ -355,11 +501,33 @@ fn attention_backward<O: Backward>(
 ) -> Option<TensorOf<O>> {
     drop(mid.y);
     rebuild_attention(o, kept);
-    let (out, lse) = taken(&mut kept.attention);
+    let (out, mut lse) = taken(&mut kept.attention);
+    let lse = taken(&mut lse);
+    rebuild_split(o, kept);
+    let (raw, gate) = match kept.split.take() {
+        None => (None, None),
+        Some([q, gate]) => (Some(q), Some(gate)),
+    };
+    let read = match &gate {
+        Some(gate) if o.adapts(M::OProj) => Some(o.gate_heads(&out, gate)),
+        _ => None,
+    };
     let branch = [(M::OProj, dy, &mid.side)];
-    let d_out = needed(o.project_backward(branch, Some(&out), InputGrad::Needed));
+    let d_out = needed(o.project_backward(
+        branch,
+        Some(read.as_ref().unwrap_or(&out)),
+        InputGrad::Needed,
+    ));
+    drop(read);
     let d_out = o.complete(d_out);
-    rebuild_turned(o, kept);
+    let (d_out, d_gate) = match gate {
+        None => (d_out, None),
+        Some(gate) => {
+            let [d_out, d_gate] = o.gate_heads_backward(d_out, &out, gate);
+            (d_out, Some(d_gate))
+        }
+    };
+    rebuild_turned_of(o, kept, raw.as_ref());
     let turned = kept.turned.take();
     let [q, k, v] = [&mut kept.query, &mut kept.key, &mut kept.value].map(taken);
     let d = match turned {
@@ -375,12 +543,19 @@ fn attention_backward<O: Backward>(
             let qkv = [&turned[0], &turned[1], &v.y];
             let [dq, dk, dv] = o.attend_backward(&d_out, qkv, (&out, &lse));
             drop(turned);
-            let dq = o.norm_rope_backward(Norm::Query, dq, &q.y);
+            let dq = o.norm_rope_backward(Norm::Query, dq, raw.as_ref().unwrap_or(&q.y));
             let dk = o.norm_rope_backward(Norm::Key, dk, &k.y);
             [dq, dk, dv]
         }
     };
-    drop((d_out, out, lse));
+    drop((d_out, out, lse, raw));
+    let d = match d_gate {
+        None => d,
+        Some(d_gate) => {
+            let [dq, dk, dv] = d;
+            [o.join_query(dq, d_gate), dk, dv]
+        }
+    };
     let sides = [q, k, v].map(|projected| projected.side);
     let x = reads_input(o, Group::Qkv).then(|| {
         rebuild_input_normed(o, kept);
@@ -494,6 +669,11 @@ fn norm_and_turn<O: Forward>(o: &mut O, [q, k]: [&TensorOf<O>; 2]) -> Option<[Te
     (o.heads().are_normed()).then(|| [o.norm_rope(Norm::Query, q), o.norm_rope(Norm::Key, k)])
 }
 
+/// Queries and their gates, where there are some.
+fn split<O: Forward>(o: &mut O, query: &TensorOf<O>) -> Option<[TensorOf<O>; 2]> {
+    (o.mixer() == Mixer::GatedAttention).then(|| o.split_query(query))
+}
+
 /// Queries or keys alone, turned if that is all that becomes of them.
 fn turned<O: Forward>(
     o: &mut O,
@@ -558,8 +738,11 @@ fn rebuild_qkv<O: Forward>(o: &mut O, kept: &mut KeptOf<O>) {
     }
 }
 
-/// Attention's output, and q, k and v, which its own backward pass needs too.
+/// The mixer's output, and its projected inputs, which its own backward pass needs too.
 fn rebuild_attention<O: Forward>(o: &mut O, kept: &mut KeptOf<O>) {
+    if let Mixer::DeltaNet(_) = o.mixer() {
+        return rebuild_delta_net(o, kept);
+    }
     rebuild_qkv(o, kept);
     if kept.attention.is_none() {
         rebuild_turned(o, kept);
@@ -568,13 +751,71 @@ fn rebuild_attention<O: Forward>(o: &mut O, kept: &mut KeptOf<O>) {
             Some([q, k]) => [q, k],
             None => [q, k],
         };
-        kept.attention = Some(o.attend([q, k, v]));
+        let (out, lse) = o.attend([q, k, v]);
+        kept.attention = Some((out, Some(lse)));
+    }
+}
+
+fn rebuild_delta_net<O: Forward>(o: &mut O, kept: &mut KeptOf<O>) {
+    let missing = [kept.query.is_none(), kept.key.is_none()];
+    if missing.contains(&true) {
+        rebuild_input_normed(o, kept);
+        let [qkv, z] = delta_net::inputs_again(o, there(&kept.input_normed), missing);
+        if let Some(qkv) = qkv {
+            kept.query = Some(projected(qkv));
+        }
+        if let Some(z) = z {
+            kept.key = Some(projected(z));
+        }
+        if !reads_input(o, Group::Delta) {
+            kept.input_normed = None;
+        }
+    }
+    if kept.attention.is_none() {
+        let ba = there(&kept.gates).each_ref().map(|gate| &gate.y);
+        let (convolved, out) = delta_net::mix(o, &there(&kept.query).y, ba);
+        kept.convolved = Some(convolved);
+        kept.attention = Some((out, None));
     }
 }
 
 fn rebuild_turned<O: Forward>(o: &mut O, kept: &mut KeptOf<O>) {
+    rebuild_split(o, kept);
+    let raw = kept.split.take();
+    rebuild_turned_of(o, kept, raw.as_ref().map(|[q, _]| q));
+    kept.split = raw;
+}
+
+/// Queries and keys as attention takes them, of queries apart from their gates where there are some.
+fn rebuild_turned_of<O: Forward>(o: &mut O, kept: &mut KeptOf<O>, raw: Option<&TensorOf<O>>) {
     if kept.turned.is_none() {
-        kept.turned = norm_and_turn(o, [&kept.query, &kept.key].map(|p| &there(p).y));
+        let [q, k] = [&kept.query, &kept.key].map(|p| &there(p).y);
+        kept.turned = norm_and_turn(o, [raw.unwrap_or(q), k]);
+    }
+}
+
+/// Queries and their gates.
+fn rebuild_split<O: Forward>(o: &mut O, kept: &mut KeptOf<O>) {
+    if kept.split.is_none() {
+        kept.split = split(o, &there(&kept.query).y);
+    }
+}
+
+/// What is projected back, of the mixer's output, where that is not the output itself.
+fn read_of<O: Forward>(o: &mut O, kept: &mut KeptOf<O>) -> Option<TensorOf<O>> {
+    match o.mixer() {
+        Mixer::Attention => None,
+        Mixer::GatedAttention => {
+            rebuild_qkv(o, kept);
+            rebuild_split(o, kept);
+            let [_, gate] = there(&kept.split);
+            Some(o.gate_heads(&there(&kept.attention).0, gate))
+        }
+        Mixer::DeltaNet(_) => {
+            rebuild_delta_net(o, kept);
+            let (out, z) = (&there(&kept.attention).0, &there(&kept.key).y);
+            Some(o.norm_gated(out, z))
+        }
     }
 }
 
@@ -585,9 +826,10 @@ fn rebuild_mid<O: Forward>(o: &mut O, kept: &mut KeptOf<O>) {
     if kept.attention.is_none() {
         rebuild_attention(o, kept);
     }
+    let read = read_of(o, kept);
     let (out, _) = there(&kept.attention);
     let stream = (!o.norm_places().are_after()).then(|| there(&kept.input));
-    let (y, side) = o.project_onto(M::OProj, out, stream);
+    let (y, side) = o.project_onto(o.mixer().last(), read.as_ref().unwrap_or(out), stream);
     kept.mid = Some(Projected { y, side });
 }
 

@@ -7,7 +7,7 @@
 //! |---|---|
 //! | [`spec`] | [`ModelSpec`], [`LayerSpec`]: what a model is made of, every tensor with name and shape |
 //! | [`config`] | reading a `config.json` |
-//! | [`wrapped`] | [`decoder_config`]: the decoder of a model with more parts |
+//! | [`wrapped`] | the decoder's config inside that of a model with more parts |
 //! | [`families`] | [`Family`]: what each has of its own |
 //! | [`rope`] | [`RopeConfig`]: rotary frequencies |
 //! | [`quantization`] | [`Scheme`], [`QuantizationPlan`]: which matrix is stored how |
@@ -25,13 +25,16 @@
 //! | [`device`] | [`DeviceChoice`]: devices by name |
 //! | [`named`](mod@named) | [`named!`]: enums whose variants people write by name |
 //! | [`sizes`] | what kernels work with and a plan of memory counts on |
+//! | [`mixer`] | [`Mixer`]: how a layer mixes tokens |
 //! | [`layer`] | [`forward`](layer::forward), [`backward`](layer::backward), [`Kept`] |
+//! | [`delta_net`] | the part of a layer that is a DeltaNet |
 //!
 //! Start reading at [`layer`].
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod config;
+pub mod delta_net;
 pub mod device;
 pub mod families;
 pub mod four_bit;
@@ -39,6 +42,7 @@ pub mod gguf_block;
 pub mod layer;
 pub mod lora;
 pub mod lora_targets;
+pub mod mixer;
 pub mod module_names;
 pub mod module_pattern;
 pub mod named;
@@ -54,7 +58,7 @@ pub mod stored;
 pub mod target;
 pub mod wrapped;
 
-pub use config::ConfigError;
+pub use config::{ConfigError, decoder_config};
 pub use device::{DeviceChoice, UnknownDevice};
 pub use families::Family;
 pub use four_bit::FourBitFormat;
@@ -62,6 +66,7 @@ pub use gguf_block::GgufBlock;
 pub use layer::{InputGrad, Kept, Projected};
 pub use lora::{AdapterStart, LoraConfig, LoraConfigError};
 pub use lora_targets::LoraTargets;
+pub use mixer::{DeltaNetSpec, DeltaVector, Mixer};
 pub use module_names::ModuleNames;
 pub use module_pattern::ModulePattern;
 pub use named::UnknownName;
@@ -76,4 +81,3 @@ pub use saved::{KeepSet, OffloadSet, SavedTensor};
 pub use spec::{LayerSpec, ModelSpec, TensorSpec};
 pub use stored::StoredShare;
 pub use target::{Group, TargetModule, TargetSet, UnknownTarget};
-pub use wrapped::decoder_config;

@@ -58,7 +58,7 @@ impl Default for LoraConfig {
             alpha: 32.0,
             dropout: 0.0,
             use_rslora: false,
-            target_modules: TargetModule::PARTS.to_vec(),
+            target_modules: TargetModule::USUAL.to_vec(),
             layers_to_transform: None,
             modules: None,
             rank_pattern: BTreeMap::new(),

@@ -76,18 +76,15 @@ impl LoraTargets {
         }
     }
 
-    /// The projections, where nothing but their names is said, and every layer has them.
+    /// The projections, where nothing but names that the model has is said.
     fn projections(&self, spec: &ModelSpec) -> Option<Vec<TargetModule>> {
         let ModuleNames::List(names) = &self.target_modules else {
             return None;
         };
         let targets: Option<Vec<TargetModule>> =
             names.iter().map(|name| name.parse().ok()).collect();
-        let everywhere = |target: &TargetModule| {
-            (spec.layers.iter()).all(|layer| layer.modules().any(|module| module == *target))
-        };
-        let said = targets.filter(|_| self.exclude_modules.is_none())?;
-        said.iter().all(everywhere).then_some(said)
+        let has = |target: &TargetModule| spec.projections().any(|(_, other)| other == *target);
+        targets.filter(|targets| self.exclude_modules.is_none() && targets.iter().all(has))
     }
 
     /// The adapted modules by path.

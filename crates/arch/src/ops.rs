@@ -5,6 +5,7 @@
 //! computed, in the kernels.
 
 use crate::layer::InputGrad;
+use crate::mixer::Mixer;
 use crate::saved::SavedTensor;
 use crate::target::{Group, TargetModule};
 
@@ -149,7 +150,7 @@ pub(crate) type TensorOf<O> = <<O as Forward>::Values as Values>::Tensor;
 /// An executor's [`Values::Stats`].
 pub(crate) type StatsOf<O> = <<O as Forward>::Values as Values>::Stats;
 /// An executor's [`Values::LogSumExp`].
-type LogSumExpOf<O> = <<O as Forward>::Values as Values>::LogSumExp;
+pub(crate) type LogSumExpOf<O> = <<O as Forward>::Values as Values>::LogSumExp;
 /// An executor's [`Values::Side`].
 pub(crate) type SideOf<O> = <<O as Forward>::Values as Values>::Side;
 
@@ -236,6 +237,45 @@ pub trait Forward {
     /// Queries or keys, normed and turned.
     fn norm_rope(&mut self, norm: Norm, x: &TensorOf<Self>) -> TensorOf<Self>;
 
+    /// How the layer mixes tokens.
+    fn mixer(&self) -> Mixer;
+
+    /// Queries and their gates, of what `q_proj` gives for both.
+    ///
+    /// # Shapes
+    /// `x` `[t, 2·heads·d]`, results `[t, heads·d]`.
+    fn split_query(&mut self, x: &TensorOf<Self>) -> [TensorOf<Self>; 2];
+
+    /// Attention's output times σ of its gate.
+    ///
+    /// # Shapes
+    /// All `[t, heads·d]`.
+    fn gate_heads(&mut self, out: &TensorOf<Self>, gate: &TensorOf<Self>) -> TensorOf<Self>;
+
+    /// The convolution of a DeltaNet.
+    ///
+    /// # Shapes
+    /// `[t, conv_width]`.
+    fn convolve(&mut self, qkv: &TensorOf<Self>) -> TensorOf<Self>;
+
+    /// The steps and decays of a DeltaNet's value heads, of what `in_proj_b` and `in_proj_a` give.
+    ///
+    /// # Shapes
+    /// All `[t, num_value_heads]`.
+    fn delta_gates(&mut self, ba: [&TensorOf<Self>; 2]) -> [TensorOf<Self>; 2];
+
+    /// What the delta rule reads of its states.
+    ///
+    /// # Shapes
+    /// `convolved` as [`convolve`](Self::convolve) gives it, result `[t, value_width]`.
+    fn delta(&mut self, convolved: &TensorOf<Self>, gates: [&TensorOf<Self>; 2]) -> TensorOf<Self>;
+
+    /// Each value head of `out` normed, times silu of `z`.
+    ///
+    /// # Shapes
+    /// All `[t, value_width]`.
+    fn norm_gated(&mut self, out: &TensorOf<Self>, z: &TensorOf<Self>) -> TensorOf<Self>;
+
     /// # Shapes
     /// Query and result `[t, heads·d]`, key and value `[t, kv_heads·d]`.
     fn attend(&mut self, qkv: [&TensorOf<Self>; 3]) -> (TensorOf<Self>, LogSumExpOf<Self>);
@@ -317,6 +357,43 @@ pub trait Backward: Forward {
         dy: TensorOf<Self>,
         x: &TensorOf<Self>,
     ) -> TensorOf<Self>;
+
+    /// The gradient of `q_proj`'s output, of those of queries and gates.
+    fn join_query(&mut self, dq: TensorOf<Self>, d_gate: TensorOf<Self>) -> TensorOf<Self>;
+
+    /// Gradients of attention's output and of its gate.
+    fn gate_heads_backward(
+        &mut self,
+        dy: TensorOf<Self>,
+        out: &TensorOf<Self>,
+        gate: TensorOf<Self>,
+    ) -> [TensorOf<Self>; 2];
+
+    /// The gradient of what was convolved.
+    fn convolve_backward(&mut self, dy: TensorOf<Self>, qkv: &TensorOf<Self>) -> TensorOf<Self>;
+
+    /// Gradients of what `in_proj_b` and `in_proj_a` gave.
+    fn delta_gates_backward(
+        &mut self,
+        d: [TensorOf<Self>; 2],
+        ba: [&TensorOf<Self>; 2],
+    ) -> [TensorOf<Self>; 2];
+
+    /// Gradients of what the delta rule read: of what was convolved, then of steps and decays.
+    fn delta_backward(
+        &mut self,
+        d_out: &TensorOf<Self>,
+        convolved: &TensorOf<Self>,
+        gates: [&TensorOf<Self>; 2],
+    ) -> (TensorOf<Self>, [TensorOf<Self>; 2]);
+
+    /// Gradients of `out` and `z`, and the gated norm once more where `out_proj` has an adapter.
+    fn norm_gated_backward(
+        &mut self,
+        dy: Self::Deferred,
+        out: TensorOf<Self>,
+        z: TensorOf<Self>,
+    ) -> ([TensorOf<Self>; 2], Option<TensorOf<Self>>);
 
     /// Gradients of query, key and value as attention took them.
     fn attend_backward(

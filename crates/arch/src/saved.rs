@@ -10,17 +10,19 @@ use crate::target::TargetModule;
 /// up are made of the same values, and their kernel gives it too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum SavedTensor {
-    /// The normed input of attention; there is none where norms follow.
+    /// The normed input of attention or of another mixer; there is none where norms follow.
     InputNormed,
-    /// Queries after rotation, where there is one; before their norm, where there is one.
+    /// Queries after rotation, where there is one; before their norm, where there is one; with their gates as projected, where
+    /// there are some. Of a DeltaNet: queries, keys and values before the convolution.
     Query,
-    /// Keys likewise.
+    /// Keys likewise. Of a DeltaNet: the gate of its output.
     Key,
-    /// Values.
+    /// Values; a DeltaNet has none of their own.
     Value,
-    /// Attention's output and the log-sum-exp of its scores.
+    /// Attention's output, before its gate, and the log-sum-exp of its scores. Of a DeltaNet: what is read of the states.
     Attention,
-    /// The residual stream between attention and MLP; where norms follow, what `o_proj` gives.
+    /// The residual stream between attention and MLP; where norms follow, what `o_proj` gives. Of a
+    /// DeltaNet, `out_proj`.
     Mid,
     /// The normed input of the MLP; where norms follow, the residual stream, which it reads as it is.
     PostNormed,
@@ -47,19 +49,20 @@ impl SavedTensor {
         Self::Down,
     ];
 
-    /// The tensor that holds the output of a projection, of a fused one the first; that of `down_proj` is kept where it is normed before it is
-    /// added, and is the next layer's input elsewhere.
+    /// The tensor that holds the output of a projection, of a fused one the first; that of `down_proj` is kept where it is normed
+    /// before it is added, and is the next layer's input elsewhere. The gates of a DeltaNet, a value for each head, always stay.
     #[must_use]
-    pub const fn of(target: TargetModule) -> Self {
-        match target {
-            TargetModule::QProj | TargetModule::QkvProj => Self::Query,
-            TargetModule::KProj => Self::Key,
+    pub const fn of(target: TargetModule) -> Option<Self> {
+        Some(match target {
+            TargetModule::QProj | TargetModule::QkvProj | TargetModule::InProjQkv => Self::Query,
+            TargetModule::KProj | TargetModule::InProjZ => Self::Key,
             TargetModule::VProj => Self::Value,
-            TargetModule::OProj => Self::Mid,
+            TargetModule::OProj | TargetModule::OutProj => Self::Mid,
             TargetModule::GateProj | TargetModule::GateUpProj => Self::Gate,
             TargetModule::UpProj => Self::Up,
             TargetModule::DownProj => Self::Down,
-        }
+            TargetModule::InProjB | TargetModule::InProjA => return None,
+        })
     }
 
     /// The name that plans use.

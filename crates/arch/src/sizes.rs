@@ -8,6 +8,12 @@ pub const CHUNK: usize = 256;
 /// Tokens whose logits exist at a time on a CubeCL device: each chunk reads the whole head twice.
 pub const CUBE_CHUNK: usize = 512;
 
+/// Rows of scores that attention holds at a time on each thread of the processor.
+pub const SCORE_ROWS: u64 = 64;
+
+/// Tokens of a chunk of the gated delta rule on the processor.
+pub const DELTA_CHUNK: usize = 64;
+
 /// Rows and columns, in f32, of the largest tensor that measuring the way to the host makes.
 pub const SIDE: usize = 2048;
 

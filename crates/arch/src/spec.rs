@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use crate::families::Family;
+use crate::mixer::{DeltaVector, Mixer};
 use crate::ops::{Activation, Heads, Norm, NormNames, NormPlaces, NormScale};
 use crate::rope::{QueryScaling, RopeConfig};
 use crate::target::{Group, TargetModule, TargetSet};
@@ -62,6 +63,8 @@ pub struct LayerSpec {
     pub num_key_value_heads: usize,
     /// Features of a head.
     pub head_dim: usize,
+    /// How it mixes tokens; fields of attention say nothing of another mixer.
+    pub mixer: Mixer,
     /// What becomes of queries and keys before attention.
     pub heads: Heads,
     /// Where the norms of the residual stream stand.
@@ -113,22 +116,44 @@ impl LayerSpec {
         let (hidden, inner) = (self.hidden_size, self.intermediate_size);
         let query = self.num_attention_heads * self.head_dim;
         let key_value = self.num_key_value_heads * self.head_dim;
+        let delta = match self.mixer {
+            Mixer::DeltaNet(sizes) => (
+                sizes.conv_width(),
+                sizes.value_width(),
+                sizes.num_value_heads,
+            ),
+            Mixer::Attention | Mixer::GatedAttention => (0, 0, 0),
+        };
         match target {
+            TargetModule::QProj if self.mixer == Mixer::GatedAttention => [2 * query, hidden],
             TargetModule::QProj => [query, hidden],
             TargetModule::KProj | TargetModule::VProj => [key_value, hidden],
             TargetModule::OProj => [hidden, query],
             TargetModule::GateProj | TargetModule::UpProj => [inner, hidden],
             TargetModule::DownProj => [hidden, inner],
-            TargetModule::QkvProj => [query + 2 * key_value, hidden],
+            TargetModule::QkvProj => {
+                let parts = Group::Qkv.targets().iter();
+                [parts.map(|&part| self.shape(part)[0]).sum(), hidden]
+            }
             TargetModule::GateUpProj => [2 * inner, hidden],
+            TargetModule::InProjQkv => [delta.0, hidden],
+            TargetModule::InProjZ => [delta.1, hidden],
+            TargetModule::InProjB | TargetModule::InProjA => [delta.2, hidden],
+            TargetModule::OutProj => [hidden, delta.1],
         }
     }
 
+    /// The products that it computes, in the order of files; fused projections part by part.
+    pub fn parts(&self) -> impl Iterator<Item = TargetModule> + Clone + use<> {
+        let mixer = self.mixer.targets().iter().copied();
+        mixer.chain(TargetModule::MLP)
+    }
+
     /// Its projections, in the order of files: each has a matrix, and can have an adapter.
-    pub fn modules(&self) -> impl Iterator<Item = TargetModule> + use<> {
-        let layer = self.fused;
-        TargetModule::PARTS.into_iter().filter_map(move |part| {
-            let module = fused_in(layer, part);
+    pub fn modules(&self) -> impl Iterator<Item = TargetModule> + Clone + use<> {
+        let fused = self.fused;
+        self.parts().filter_map(move |part| {
+            let module = fused_in(fused, part);
             (part.place_in_group() == 0 || module == part).then_some(module)
         })
     }
@@ -153,6 +178,17 @@ impl LayerSpec {
         before..before + rows(part)
     }
 
+    /// The vectors of its mixer, where that is a DeltaNet, with their shapes.
+    pub fn delta_vectors(&self) -> impl Iterator<Item = (DeltaVector, Vec<usize>)> + use<> {
+        let sizes = match self.mixer {
+            Mixer::DeltaNet(sizes) => Some(sizes),
+            Mixer::Attention | Mixer::GatedAttention => None,
+        };
+        let vectors =
+            sizes.map(|sizes| DeltaVector::ALL.map(|vector| (vector, vector.shape(sizes))));
+        vectors.into_iter().flatten()
+    }
+
     /// Its norms with the lengths of their weights.
     pub fn norms(&self) -> impl Iterator<Item = (Norm, usize)> + use<> {
         let stream: &[Norm] = match self.norm_places {
@@ -173,9 +209,9 @@ impl LayerSpec {
         };
         let [query, key] = together.map(|heads| heads * self.head_dim);
         let heads = [(Norm::Query, query), (Norm::Key, key)];
-        let heads = heads
-            .into_iter()
-            .take(if self.heads.are_normed() { 2 } else { 0 });
+        let attends = !matches!(self.mixer, Mixer::DeltaNet(_));
+        let normed = attends && self.heads.are_normed();
+        let heads = heads.into_iter().take(if normed { 2 } else { 0 });
         stream.chain(heads)
     }
 
@@ -191,6 +227,9 @@ impl LayerSpec {
         let norms = self.norms().map(move |(norm, length)| {
             TensorSpec::new(norm.tensor(index, self.norm_names), [length])
         });
+        let vectors = self.delta_vectors();
+        let vectors =
+            vectors.map(move |(vector, shape)| TensorSpec::new(vector.tensor(index), shape));
         let projections = self.modules().flat_map(move |target| {
             let shape = self.shape(target);
             let path = target.path(index);
@@ -200,13 +239,13 @@ impl LayerSpec {
                 .then(|| TensorSpec::new(format!("{path}.bias"), [shape[0]]));
             std::iter::once(TensorSpec::new(format!("{path}.weight"), shape)).chain(bias)
         });
-        norms.chain(projections)
+        norms.chain(vectors).chain(projections)
     }
 }
 
 /// The projection that has the rows of `part` in a layer with these fused ones.
 fn fused_in(fused: TargetSet, part: TargetModule) -> TargetModule {
-    let module = part.group().map(Group::fused);
+    let module = part.group().and_then(Group::fused);
     module
         .filter(|&module| fused.contains(module))
         .unwrap_or(part)
@@ -225,7 +264,7 @@ impl ModelSpec {
     }
 
     /// Every projection of every layer, with its layer.
-    pub fn projections(&self) -> impl Iterator<Item = (usize, TargetModule)> + use<> {
+    pub fn projections(&self) -> impl Iterator<Item = (usize, TargetModule)> + Clone + use<> {
         let layers: Vec<_> = self.layers.iter().map(LayerSpec::modules).collect();
         let layers = layers.into_iter().enumerate();
         layers.flat_map(|(index, modules)| modules.map(move |target| (index, target)))
@@ -236,5 +275,14 @@ impl ModelSpec {
     pub fn targets(&self) -> Vec<TargetModule> {
         let has = |target: &TargetModule| self.projections().any(|(_, other)| other == *target);
         TargetModule::ALL.into_iter().filter(has).collect()
+    }
+
+    /// Whether a layer mixes tokens by the delta rule.
+    #[must_use]
+    pub fn has_delta_nets(&self) -> bool {
+        let layers = self.layers.iter();
+        layers
+            .map(|layer| layer.mixer)
+            .any(|mixer| matches!(mixer, Mixer::DeltaNet(_)))
     }
 }

@@ -22,6 +22,11 @@ pub enum TargetModule {
     DownProj,
     QkvProj,
     GateUpProj,
+    InProjQkv,
+    InProjZ,
+    InProjB,
+    InProjA,
+    OutProj,
 }
 
 /// Projections that read the same input, so that one product can serve the A of all their adapters.
@@ -31,6 +36,8 @@ pub enum Group {
     Qkv,
     /// Gate and up.
     GateUp,
+    /// What a DeltaNet reads its input through.
+    Delta,
 }
 
 impl Group {
@@ -41,22 +48,26 @@ impl Group {
         match self {
             Self::Qkv => &[M::QProj, M::KProj, M::VProj],
             Self::GateUp => &[M::GateProj, M::UpProj],
+            Self::Delta => &[M::InProjQkv, M::InProjZ, M::InProjB, M::InProjA],
         }
     }
 
-    /// The one projection that stands for them where a family has them in one matrix: their rows, one behind the other.
+    /// The one projection that stands for them where a family has them in one matrix: their rows, one behind the other. No
+    /// family has those of a DeltaNet in one.
     #[must_use]
-    pub const fn fused(self) -> TargetModule {
+    pub const fn fused(self) -> Option<TargetModule> {
         match self {
-            Self::Qkv => TargetModule::QkvProj,
-            Self::GateUp => TargetModule::GateUpProj,
+            Self::Qkv => Some(TargetModule::QkvProj),
+            Self::GateUp => Some(TargetModule::GateUpProj),
+            Self::Delta => None,
         }
     }
 }
 
 impl TargetModule {
-    /// All of them. No layer has both fused ones and those that they stand for.
-    pub const ALL: [Self; 9] = [
+    /// All of them. No layer has every one, nor both fused ones and those that they stand for: see
+    /// [`LayerSpec::modules`](crate::LayerSpec::modules).
+    pub const ALL: [Self; 14] = [
         Self::QProj,
         Self::KProj,
         Self::VProj,
@@ -66,10 +77,15 @@ impl TargetModule {
         Self::DownProj,
         Self::QkvProj,
         Self::GateUpProj,
+        Self::InProjQkv,
+        Self::InProjZ,
+        Self::InProjB,
+        Self::InProjA,
+        Self::OutProj,
     ];
 
-    /// The seven products that every layer computes; fused projections are computed part by part.
-    pub const PARTS: [Self; 7] = [
+    /// Those of attention and MLP, the products that nearly every layer computes; fused ones are computed part by part.
+    pub const USUAL: [Self; 7] = [
         Self::QProj,
         Self::KProj,
         Self::VProj,
@@ -78,6 +94,9 @@ impl TargetModule {
         Self::UpProj,
         Self::DownProj,
     ];
+
+    /// Those of an MLP.
+    pub const MLP: [Self; 3] = [Self::GateProj, Self::UpProj, Self::DownProj];
 
     /// Their names, in the same order.
     pub const NAMES: &'static [&'static str] = &[
@@ -90,6 +109,11 @@ impl TargetModule {
         "down_proj",
         "qkv_proj",
         "gate_up_proj",
+        "in_proj_qkv",
+        "in_proj_z",
+        "in_proj_b",
+        "in_proj_a",
+        "out_proj",
     ];
 
     /// The name that checkpoints and PEFT use.
@@ -104,6 +128,9 @@ impl TargetModule {
         match self {
             Self::QProj | Self::KProj | Self::VProj | Self::OProj | Self::QkvProj => "self_attn",
             Self::GateProj | Self::UpProj | Self::DownProj | Self::GateUpProj => "mlp",
+            Self::InProjQkv | Self::InProjZ | Self::InProjB | Self::InProjA | Self::OutProj => {
+                "linear_attn"
+            }
         }
     }
 
@@ -123,13 +150,23 @@ impl TargetModule {
         }
     }
 
+    /// The projection of a decoder layer at that path; heads that predict several tokens, which are trained and computed by
+    /// nobody here, have none.
+    #[must_use]
+    pub fn of_path(path: &str) -> Option<Self> {
+        let name = path.rsplit('.').next()?;
+        let found = name.parse().ok()?;
+        (!path.starts_with("mtp.")).then_some(found)
+    }
+
     /// The projections that share its input, where there are others.
     #[must_use]
     pub const fn group(self) -> Option<Group> {
         match self {
             Self::QProj | Self::KProj | Self::VProj => Some(Group::Qkv),
             Self::GateProj | Self::UpProj => Some(Group::GateUp),
-            Self::OProj | Self::DownProj | Self::QkvProj | Self::GateUpProj => None,
+            Self::InProjQkv | Self::InProjZ | Self::InProjB | Self::InProjA => Some(Group::Delta),
+            Self::OProj | Self::DownProj | Self::OutProj | Self::QkvProj | Self::GateUpProj => None,
         }
     }
 
@@ -137,8 +174,9 @@ impl TargetModule {
     #[must_use]
     pub const fn place_in_group(self) -> usize {
         match self {
-            Self::KProj | Self::UpProj => 1,
-            Self::VProj => 2,
+            Self::KProj | Self::UpProj | Self::InProjZ => 1,
+            Self::VProj | Self::InProjB => 2,
+            Self::InProjA => 3,
             _ => 0,
         }
     }
@@ -207,9 +245,14 @@ mod tests {
                 assert_eq!(group.targets()[target.place_in_group()], target);
             }
             if let Some(group) = target.fuses() {
-                assert_eq!(group.fused(), target);
+                assert_eq!(group.fused(), Some(target));
             }
         }
+        let of_path = TargetModule::of_path;
+        let path = "model.layers.0.linear_attn.in_proj_qkv";
+        assert_eq!(of_path(path), Some(TargetModule::InProjQkv));
+        assert_eq!(of_path("mtp.layers.0.self_attn.q_proj"), None);
+        assert_eq!(of_path("model.layers.0.input_layernorm"), None);
         let error = "qproj".parse::<TargetModule>().unwrap_err();
         assert!(error.to_string().contains("q_proj, k_proj"), "{error}");
     }

@@ -2,8 +2,6 @@
 
 use serde_json::Value;
 
-use crate::families::Family;
-
 /// Where such a `config.json` describes its decoder.
 pub const TEXT_CONFIG: &str = "text_config";
 
@@ -19,18 +17,14 @@ const SHARED: [&str; 7] = [
 ];
 
 /// The config of the decoder inside that of a model with more parts, as a decoder alone would have it; `None` where the
-/// decoder is all there is, or is of no family that is known.
-#[must_use]
-pub fn decoder_config(config: &Value) -> Option<Value> {
-    let model_type = |config: &Value| {
-        let name = config.get("model_type")?.as_str()?;
-        Family::of_model_type(name)
+/// decoder is all there is, or is of no family that `is_family` knows by its `model_type`.
+pub(crate) fn decoder_config(config: &Value, is_family: impl Fn(&str) -> bool) -> Option<Value> {
+    let is_known = |config: &Value| {
+        let name = config.get("model_type").and_then(Value::as_str);
+        name.is_some_and(&is_family)
     };
-    let mut decoder = config
-        .get(TEXT_CONFIG)
-        .filter(|_| model_type(config).is_none())?
-        .clone();
-    model_type(&decoder)?;
+    let decoder = config.get(TEXT_CONFIG).filter(|_| !is_known(config));
+    let mut decoder = decoder.filter(|decoder| is_known(decoder))?.clone();
     let fields = decoder.as_object_mut()?;
     for key in SHARED {
         if fields.get(key).is_none_or(Value::is_null)
@@ -46,7 +40,10 @@ pub fn decoder_config(config: &Value) -> Option<Value> {
 mod tests {
     use serde_json::json;
 
-    use super::*;
+    use serde_json::Value;
+
+    use crate::config::decoder_config;
+    use crate::families::Family;
     use crate::spec::ModelSpec;
 
     /// As the hub has Gemma 3 of 4 B: what is not said is what transformers takes.

@@ -9,6 +9,9 @@ use crate::error::{FormatError, Result};
 use crate::json;
 use crate::peft_tokens::{BadTokens, TrainableTokens};
 
+/// What PEFT puts before a module's name.
+pub(crate) const PREFIX: &str = "base_model.model.";
+
 /// The version of PEFT whose keys are written.
 const PEFT_VERSION: &str = "0.21.2";
 

@@ -5,10 +5,9 @@
 //! `base_model.model.`; one over the decoder alone lacks the second `model.`; compiled and distributed
 //! models have the wrappers' names in between; in a model with more parts the decoder's path is longer.
 
+use crate::peft_config::PREFIX;
 use crate::wrapped::{AdapterPrefix, decoder_name, is_wrapped};
 
-/// What PEFT puts before a module's name.
-pub(crate) const PREFIX: &str = "base_model.model.";
 pub(crate) const LORA_A: &str = ".lora_A.weight";
 pub(crate) const LORA_B: &str = ".lora_B.weight";
 

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::json;
-use crate::peft_names::PREFIX;
+use crate::peft_config::PREFIX;
 
 /// What PEFT calls the rows: the rows themselves, not a difference.
 const DELTA: &str = ".token_adapter.trainable_tokens_delta";

@@ -8,7 +8,7 @@ use crate::wrapped::{AdapterPrefix, decoder_name, is_wrapped};
 /// Names alone would take projections of towers too, which have the same ones.
 const LAYERS: &str = r"(?:model\.language_model|language_model\.model)\.layers\.";
 const EVERY_LAYER: &str = r"\d+";
-const BLOCKS: &str = r"\.(?:self_attn|mlp)\.";
+const BLOCKS: &str = r"\.(?:self_attn|linear_attn|mlp)\.";
 
 impl PeftConfig {
     /// The config by the names of a class.

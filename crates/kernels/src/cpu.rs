@@ -137,6 +137,51 @@ pub(crate) fn simd_256<R>(f: impl FnOnce() -> R) -> R {
     f()
 }
 
+/// A buffer whose disjoint parts are written by several tasks.
+#[derive(Clone, Copy)]
+pub(crate) struct Shared(pub(crate) *mut f32);
+
+#[expect(unsafe_code, reason = "tasks write disjoint parts")]
+// SAFETY: every use writes only the part its task owns; the buffer outlives the parallel loop.
+unsafe impl Send for Shared {}
+#[expect(unsafe_code, reason = "tasks write disjoint parts")]
+// SAFETY: as above.
+unsafe impl Sync for Shared {}
+
+impl Shared {
+    /// # Safety
+    /// `offset` must lie inside the buffer.
+    #[expect(unsafe_code, reason = "tasks write disjoint parts")]
+    pub(crate) unsafe fn at(&self, offset: usize) -> *mut f32 {
+        // SAFETY: as promised by the caller.
+        unsafe { self.0.add(offset) }
+    }
+
+    /// Writes `values` from `offset` on.
+    ///
+    /// # Safety
+    /// They must lie inside the buffer, in the task's own part.
+    #[expect(unsafe_code, reason = "tasks write disjoint parts")]
+    pub(crate) unsafe fn write(&self, offset: usize, values: &[f32]) {
+        // SAFETY: as promised by the caller; nothing else reads or writes that part.
+        unsafe { std::slice::from_raw_parts_mut(self.at(offset), values.len()) }
+            .copy_from_slice(values);
+    }
+
+    /// Adds `values` to what is there from `offset` on.
+    ///
+    /// # Safety
+    /// As [`write`](Self::write), and the part must be initialised.
+    #[expect(unsafe_code, reason = "tasks write disjoint parts")]
+    pub(crate) unsafe fn add(&self, offset: usize, values: &[f32]) {
+        // SAFETY: as promised by the caller; nothing else reads or writes that part.
+        let part = unsafe { std::slice::from_raw_parts_mut(self.at(offset), values.len()) };
+        for (to, value) in part.iter_mut().zip(values) {
+            *to += value;
+        }
+    }
+}
+
 const LANES: usize = 16;
 
 /// Σ f(xᵢ, yᵢ) in a fixed order that a vector unit can follow.

@@ -19,6 +19,9 @@
 //! | [`norm_rope`] | each head by its root mean square, then rotate-half | dx, dw |
 //! | [`attention`] | causal softmax attention, grouped heads, per document | dq, dk, dv |
 //! | [`paged_attention`] | the same of new tokens over rows of a pool | – (nothing is trained over a cache) |
+//! | [`gated_delta`] | the gated delta rule per document, in chunks | dq, dk, dv, dβ, dg |
+//! | [`causal_conv`] | a short convolution of each feature per document, then SiLU | dx; dw by the reference |
+//! | [`head_gate`] | attention's output · σ(gate), the gate beside the query in one projection | both |
 //! | [`swiglu`] | silu(gate)·up | dgate, dup |
 //! | [`lora_linear`] | x·Wᵀ + s·(x·Aᵀ)·Bᵀ | dx, dA, dB; never dW |
 //! | [`cross_entropy`] | head and loss in chunks of tokens | d(hidden), in the forward pass |
@@ -65,6 +68,7 @@ pub mod adamw;
 pub mod adamw8bit;
 pub mod attention;
 pub mod autograd;
+pub mod causal_conv;
 pub mod codebook;
 pub mod cross_entropy;
 pub mod dequantize;
@@ -73,7 +77,9 @@ pub mod dropout;
 pub mod embedding;
 pub mod flat;
 pub mod frozen_matrix;
+pub mod gated_delta;
 pub mod gemm;
+pub mod head_gate;
 pub mod lora_linear;
 pub mod low_rank;
 pub mod noise;

@@ -26,6 +26,10 @@ pub struct ExportReport {
 /// Something that GGUF files of its architecture cannot say.
 pub fn gguf_decoder(spec: &ModelSpec) -> Result<GgufDecoder, FormatError> {
     let feature = |what, actual: String, hint| GgufExportError::Feature { what, actual, hint };
+    if spec.has_delta_nets() {
+        let actual = spec.family.model_type().to_owned();
+        return Err(GgufExportError::Family { actual }.into());
+    }
     let [first, rest @ ..] = &spec.layers[..] else {
         return Err(feature("the number of layers", "0".to_owned(), "there must be one").into());
     };

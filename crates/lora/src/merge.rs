@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use backdraft_arch::TargetModule;
 use backdraft_formats::{
     Dtype, Existing, FormatError, HfDirWriter, LoraPair, ModelSource, PeftDir, TensorInfo,
     TokenRows, TokenTable,
@@ -296,7 +297,9 @@ fn pair<'a>(adapter: &'a PeftDir, info: &TensorInfo) -> Option<&'a LoraPair> {
 fn scheme(base: MergeBase<'_>, info: &TensorInfo) -> Option<Scheme> {
     let module = info.name.strip_suffix(".weight")?;
     match base {
-        MergeBase::Dequantized(plan) if module.ends_with("_proj") => plan.scheme_for(module),
+        MergeBase::Dequantized(plan) if TargetModule::of_path(module).is_some() => {
+            plan.scheme_for(module)
+        }
         MergeBase::Dequantized(_) | MergeBase::Original => None,
     }
 }

@@ -604,6 +604,9 @@ impl CausalLm {
                     BaseTensor::Vector(weight.weight_mut()),
                 );
             }
+            for (vector, weight) in layer.vectors_mut() {
+                visit(&vector.tensor(i), BaseTensor::Vector(weight));
+            }
         }
         visit(FINAL_NORM, BaseTensor::Vector(self.norm.weight_mut()));
         if let Some(head) = &mut self.lm_head {

@@ -6,7 +6,8 @@ use std::collections::HashSet;
 
 use backdraft_arch::spec::{EMBEDDING, FINAL_NORM, HEAD};
 use backdraft_arch::{
-    Group, LayerSpec, ModelSpec, NormPlaces, NormScale, RopeScaling, TensorSpec, embeds_on_host,
+    DeltaNetSpec, DeltaVector, Family, Group, LayerSpec, Mixer, ModelSpec, Norm, NormPlaces,
+    NormScale, RopeScaling, TensorSpec, embeds_on_host,
 };
 use backdraft_formats::ModelSource;
 use backdraft_kernels::attention::HeadLayout;
@@ -19,7 +20,9 @@ use burn::tensor::{DType, Device, Tensor};
 use self::ahead::{Ahead, Wanted};
 use crate::causal_lm::CausalLm;
 use crate::error::LoadError;
-use crate::layers::{Attention, DecoderLayer, Joined, Mlp, RmsNorm, StreamNorms};
+use crate::layers::{
+    Attention, DecoderLayer, DeltaNet, Joined, LayerMixer, Mlp, RmsNorm, StreamNorms,
+};
 
 /// Divisors of the rotary frequencies in GGUF files.
 const ROPE_FACTORS: &str = "rope_freqs.weight";
@@ -98,6 +101,7 @@ impl CausalLm {
     ) -> Result<Self, LoadError> {
         check_codes(source, plan)?;
         let spec = check(source)?;
+        check_device(&spec, device)?;
         let plan = plan.filter(|_| source.quantization().is_none());
         let wanted = in_order(&spec, plan, device);
         let ahead = Ahead::new(source, dtype, wanted);
@@ -198,13 +202,30 @@ pub fn check(source: &ModelSource) -> Result<ModelSpec, LoadError> {
     }
     let is_copy = |name: &str| spec.tie_word_embeddings && name == HEAD;
     let derived = |name: &str| name == ROPE_FACTORS || name.ends_with("rotary_emb.inv_freq");
-    let leftover = |name: &&str| !(used.contains(*name) || is_copy(name) || derived(name));
+    // Heads that predict several tokens at once: no part of the model that is trained.
+    let apart = |name: &str| spec.family == Family::Qwen35 && name.starts_with("mtp.");
+    let leftover =
+        |name: &&str| !(used.contains(*name) || is_copy(name) || derived(name) || apart(name));
     match source.tensor_names().find(leftover) {
         None => Ok(spec),
         Some(name) => Err(LoadError::UnexpectedTensor {
             path,
             tensor: name.to_owned(),
         }),
+    }
+}
+
+/// Refuses a device that lacks kernels for a layer.
+///
+/// # Errors
+/// [`LoadError::DeltaNetDevice`].
+pub fn check_device(spec: &ModelSpec, device: &Device) -> Result<(), LoadError> {
+    match device::gpu(device) {
+        Some(report) if spec.has_delta_nets() => Err(LoadError::DeltaNetDevice {
+            family: spec.family.model_type(),
+            device: report.name,
+        }),
+        _ => Ok(()),
     }
 }
 
@@ -264,6 +285,69 @@ impl Reader<'_, '_> {
         spec: &LayerSpec,
         kind: (NormScale, f64),
     ) -> Result<DecoderLayer, LoadError> {
+        let mixer = match spec.mixer {
+            Mixer::DeltaNet(sizes) => {
+                LayerMixer::DeltaNet(self.delta_net(index, (spec, sizes), kind.1)?)
+            }
+            Mixer::Attention | Mixer::GatedAttention => {
+                LayerMixer::Attention(self.attention(index, spec, kind)?)
+            }
+        };
+        let mlp = Mlp {
+            gate_up: self.joined(index, Group::GateUp, spec)?,
+            down_proj: self.branch(index, TargetModule::DownProj, spec)?,
+            activation: spec.activation,
+        };
+        let of_heads = |norm: &Norm| matches!(norm, Norm::Query | Norm::Key);
+        let norms = spec.norms().filter(|(norm, _)| !of_heads(norm));
+        let norms = norms.map(|(norm, features)| {
+            self.norm(&norm.tensor(index, spec.norm_names), features, kind)
+        });
+        let mut norms = norms.collect::<Result<Vec<_>, _>>()?.into_iter();
+        let mut pair = || match (norms.next(), norms.next()) {
+            (Some(first), Some(second)) => [first, second],
+            _ => unreachable!("norms are listed in pairs"),
+        };
+        let stream = match spec.norm_places {
+            NormPlaces::Before => StreamNorms::Before(pair()),
+            NormPlaces::After => StreamNorms::After(pair()),
+            NormPlaces::Around => {
+                let ([input, post], [pre, last]) = (pair(), pair());
+                StreamNorms::Around([input, post, pre, last])
+            }
+        };
+        Ok(DecoderLayer::new(index, stream, mixer, mlp))
+    }
+
+    fn delta_net(
+        &self,
+        index: usize,
+        (spec, sizes): (&LayerSpec, DeltaNetSpec),
+        eps: f64,
+    ) -> Result<DeltaNet, LoadError> {
+        let projection = |target| self.projection(index, target, spec);
+        let projections = [
+            projection(TargetModule::InProjQkv)?,
+            projection(TargetModule::InProjZ)?,
+            projection(TargetModule::InProjB)?,
+            projection(TargetModule::InProjA)?,
+            self.branch(index, TargetModule::OutProj, spec)?,
+        ];
+        let vector = |vector: DeltaVector| -> Result<Tensor<1>, LoadError> {
+            let length = vector.shape(sizes).iter().product();
+            self.read(&vector.tensor(index), [length])
+        };
+        let [conv, a_log, dt_bias, norm] = DeltaVector::ALL.map(vector);
+        let vectors = [conv?, a_log?, dt_bias?, norm?];
+        Ok(DeltaNet::new(projections, vectors, sizes, eps))
+    }
+
+    fn attention(
+        &self,
+        index: usize,
+        spec: &LayerSpec,
+        kind: (NormScale, f64),
+    ) -> Result<Attention, LoadError> {
         let layout = HeadLayout::new(
             spec.num_attention_heads,
             spec.num_key_value_heads,
@@ -281,50 +365,46 @@ impl Reader<'_, '_> {
             Some(cap) => layout.with_softcap(cap as f32),
             None => layout,
         };
-        let projection = |target| self.projection(index, target, spec);
-        let branch = |target| {
-            let projection = projection(target)?;
-            Ok::<_, LoadError>(projection.times(spec.residual_multiplier as f32))
-        };
-        let joined = |group: Group| -> Result<Joined, LoadError> {
-            let (parts, fused) = (group.targets(), group.fused());
-            if spec.fused.contains(fused) {
-                let rows = parts.iter().map(|&part| spec.rows_of(part).len());
-                return Ok(Joined::fused(projection(fused)?, rows.collect()));
-            }
-            let projections = parts.iter().map(|&part| projection(part));
-            projections
-                .collect::<Result<_, LoadError>>()
-                .map(Joined::Apart)
-        };
-        let attention = (joined(Group::Qkv)?, branch(TargetModule::OProj)?);
-        let mlp = Mlp {
-            gate_up: joined(Group::GateUp)?,
-            down_proj: branch(TargetModule::DownProj)?,
-            activation: spec.activation,
-        };
+        let qkv = self.joined(index, Group::Qkv, spec)?;
+        let o_proj = self.branch(index, TargetModule::OProj, spec)?;
         let norms = spec.norms();
-        let norms = norms.map(|(norm, features)| {
-            self.norm(&norm.tensor(index, spec.norm_names), features, kind)
-        });
-        let mut norms = norms.collect::<Result<Vec<_>, _>>()?.into_iter();
-        let mut pair = || Some([norms.next()?, norms.next()?]);
-        let mut stream = || pair().unwrap_or_else(|| unreachable!("norms are listed in pairs"));
-        let stream = match spec.norm_places {
-            NormPlaces::Before => StreamNorms::Before(stream()),
-            NormPlaces::After => StreamNorms::After(stream()),
-            NormPlaces::Around => {
-                let ([input, post], [pre, last]) = (stream(), stream());
-                StreamNorms::Around([input, post, pre, last])
-            }
+        let mut norms = norms.filter(|(norm, _)| matches!(norm, Norm::Query | Norm::Key));
+        let mut norm = || {
+            let (norm, features) = norms.next()?;
+            Some(self.norm(&norm.tensor(index, spec.norm_names), features, kind))
         };
-        let head_norms = pair();
-        Ok(DecoderLayer::new(
-            index,
-            stream,
-            Attention::new(attention, head_norms, spec.heads, layout),
-            mlp,
-        ))
+        let head_norms = match (norm(), norm()) {
+            (Some(query), Some(key)) => Some([query?, key?]),
+            _ => None,
+        };
+        let kind = (spec.heads, spec.mixer);
+        Ok(Attention::new((qkv, o_proj), head_norms, kind, layout))
+    }
+
+    /// The projections of a group, in one matrix where the layer has them so.
+    fn joined(&self, layer: usize, group: Group, spec: &LayerSpec) -> Result<Joined, LoadError> {
+        let parts = group.targets().iter();
+        match group.fused().filter(|&fused| spec.fused.contains(fused)) {
+            Some(fused) => {
+                let rows = parts.map(|&part| spec.rows_of(part).len()).collect();
+                Ok(Joined::fused(self.projection(layer, fused, spec)?, rows))
+            }
+            None => parts
+                .map(|&part| self.projection(layer, part, spec))
+                .collect::<Result<_, _>>()
+                .map(Joined::Apart),
+        }
+    }
+
+    /// A projection onto the residual stream.
+    fn branch(
+        &self,
+        layer: usize,
+        target: TargetModule,
+        spec: &LayerSpec,
+    ) -> Result<Projection, LoadError> {
+        let projection = self.projection(layer, target, spec)?;
+        Ok(projection.times(spec.residual_multiplier as f32))
     }
 
     fn projection(

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use backdraft_arch::TargetModule;
 use backdraft_formats::bnb::{BnbConfig, BnbKind};
 use backdraft_formats::{Dtype, Existing, FormatError, HfDirWriter, ModelSource, TensorInfo};
 use backdraft_lora::base::{MatrixError, bnb_kind, maps, read_matrix, to_bnb};
@@ -161,7 +162,7 @@ pub fn quantize(
 /// How a tensor is stored: only projections are ever in codes.
 fn scheme_of(info: &TensorInfo, plan: &QuantizationPlan) -> Option<Scheme> {
     let module = info.name.strip_suffix(".weight")?;
-    let projection = module.ends_with("_proj") && info.shape.len() == 2;
+    let projection = TargetModule::of_path(module).is_some() && info.shape.len() == 2;
     projection.then(|| plan.scheme_for(module)).flatten()
 }
 
@@ -184,11 +185,11 @@ fn config(source: &ModelSource, kind: BnbKind, plan: &QuantizationPlan) -> Vec<u
 fn skipped(source: &ModelSource, plan: &QuantizationPlan) -> Vec<String> {
     let modules = source
         .tensor_names()
-        .filter_map(|name| name.strip_suffix("_proj.weight"))
-        .map(|path| format!("{path}_proj"))
+        .filter_map(|name| name.strip_suffix(".weight"))
+        .filter(|module| TargetModule::of_path(module).is_some())
         .filter(|module| plan.scheme_for(module) != Some(plan.scheme));
     let prefix = source.adapter_prefix();
-    let modules = modules.map(|module| prefix.name(&module));
+    let modules = modules.map(|module| prefix.name(module));
     let parts = source.other_parts().into_iter();
     let parts = parts.flat_map(|part| [part.to_owned(), format!("model.{part}")]);
     std::iter::once("lm_head".to_owned())

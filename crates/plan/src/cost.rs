@@ -1,7 +1,7 @@
 //! From work to time: a roofline, or measured times of the present model on the present device.
 
 use backdraft_arch::sizes::Speed;
-use backdraft_arch::{KeepSet, SavedTensor};
+use backdraft_arch::{KeepSet, Mixer, SavedTensor};
 use serde::{Deserialize, Serialize};
 
 use crate::tensors::{LayerShape, MemoryModel, PassShape, Work};
@@ -190,6 +190,10 @@ impl CostModel {
     ) -> u64 {
         let seconds = match self {
             Self::Roofline(roofline) => roofline.seconds(layer.work(tensor, pass, memory)),
+            // What was measured attends: of a DeltaNet, the mixer's own tensors are estimated.
+            Self::Measured(_, roofline) if is_of_delta_net(layer, tensor) => {
+                roofline.seconds(layer.work(tensor, pass, memory))
+            }
             Self::Measured(calibration, _) => {
                 let scale = match tensor {
                     SavedTensor::Attention => {
@@ -202,6 +206,13 @@ impl CostModel {
         };
         picoseconds(seconds)
     }
+}
+
+/// Whether a tensor is one that a DeltaNet computes otherwise than attention.
+fn is_of_delta_net(layer: &LayerShape, tensor: SavedTensor) -> bool {
+    use SavedTensor as T;
+    matches!(layer.mixer, Mixer::DeltaNet(_))
+        && matches!(tensor, T::Query | T::Key | T::Value | T::Attention | T::Mid)
 }
 
 pub(crate) fn picoseconds(seconds: f64) -> u64 {

@@ -414,7 +414,7 @@ mod tests {
         setup.spec.layers.truncate(4);
         setup.lora.layers_to_transform = Some(vec![1, 3]);
         let targets = [
-            M::PARTS.to_vec(),
+            M::USUAL.to_vec(),
             vec![M::OProj],
             vec![M::DownProj],
             vec![M::QProj, M::UpProj],

@@ -1,6 +1,6 @@
 //! What settings and a model's configuration say of a step's memory, without the weights.
 
-use backdraft_arch::sizes::{CHUNK, CUBE_CHUNK};
+use backdraft_arch::sizes::{CHUNK, CUBE_CHUNK, SCORE_ROWS};
 use backdraft_arch::spec::{EMBEDDING, HEAD};
 use backdraft_arch::{
     InputGrad, KeptState, LoraConfig, ModelSpec, QuantizationPlan, Scheme, TargetModule,
@@ -53,7 +53,7 @@ impl MemoryModel {
         Self {
             element: 4,
             dequantizes_whole: false,
-            score_rows: 64 * threads,
+            score_rows: SCORE_ROWS * threads,
             logits_chunk: CHUNK as u64,
             // Packed panels of products.
             workspace: 640 << 10,
@@ -113,6 +113,15 @@ impl Setup {
         }
     }
 
+    /// Those that a layer has, in their places.
+    fn projections(&self, layer: usize) -> [ProjectionShape; TargetModule::ALL.len()] {
+        let mut projections = [ProjectionShape::default(); TargetModule::ALL.len()];
+        for target in self.spec.layers[layer].parts() {
+            projections[target as usize] = self.projection(layer, target);
+        }
+        projections
+    }
+
     fn weight_bytes(&self, dims: [usize; 2], scheme: Option<Scheme>) -> u64 {
         match scheme {
             Some(scheme) => scheme.num_bytes(dims) as u64,
@@ -125,10 +134,11 @@ impl Setup {
         LayerShape {
             hidden: self.spec.hidden_size as u64,
             query_heads: spec.num_attention_heads as u64,
+            mixer: spec.mixer,
             heads: spec.heads,
             norm_places: spec.norm_places,
             window: spec.sliding_window.map(|window| window as u64),
-            projections: TargetModule::PARTS.map(|target| self.projection(index, target)),
+            projections: self.projections(index),
             input_grad,
         }
     }

@@ -7,9 +7,10 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use backdraft_arch::ops::Branch;
+use backdraft_arch::sizes::DELTA_CHUNK;
 use backdraft_arch::{
-    Backward, Forward, Group, Heads, InputGrad, KeepSet, Norm, NormPlaces, SavedTensor,
-    TargetModule, Values,
+    Backward, DeltaNetSpec, Forward, Group, Heads, InputGrad, KeepSet, Mixer, Norm, NormPlaces,
+    SavedTensor, TargetModule, Values,
 };
 
 use crate::tensors::{LayerShape, MemoryModel, PassShape, ProjectionShape, Rows, Work};
@@ -154,6 +155,14 @@ impl<'a, A: Memory> SizeOps<'a, A> {
         let sum = &mut self.done.tensors[tensor as usize];
         *sum = *sum + work;
         self.done.made = self.done.made.with(tensor);
+    }
+
+    /// The work of a projection, to the tensor that holds its output, where one does.
+    fn charge_output(&mut self, target: M, work: Work) {
+        match T::of(target) {
+            Some(tensor) => self.charge(tensor, work),
+            None => self.charge_rest(work),
+        }
     }
 
     fn charge_rest(&mut self, work: Work) {
@@ -353,7 +362,7 @@ impl<A: Memory> Forward for SizeOps<'_, A> {
         _: &Value<A>,
         down: &Option<Value<A>>,
     ) -> (Value<A>, Option<Value<A>>) {
-        self.charge(T::of(target), self.projecting(self.projection(target)));
+        self.charge_output(target, self.projecting(self.projection(target)));
         self.projected(target, down)
     }
 
@@ -386,7 +395,7 @@ impl<A: Memory> Forward for SizeOps<'_, A> {
         match (target, stream) {
             // The next layer's input, which is never made again.
             (M::DownProj, Some(_)) => self.charge_rest(work),
-            _ => self.charge(T::of(target), work),
+            _ => self.charge_output(target, work),
         }
         self.projected(target, &None)
     }
@@ -399,10 +408,7 @@ impl<A: Memory> Forward for SizeOps<'_, A> {
     }
 
     fn rope_one(&mut self, target: TargetModule, x: Value<A>) -> Value<A> {
-        self.charge(
-            T::of(target),
-            self.pass_over(2 * self.projection(target).out),
-        );
+        self.charge_output(target, self.pass_over(2 * self.projection(target).out));
         x
     }
 
@@ -416,8 +422,68 @@ impl<A: Memory> Forward for SizeOps<'_, A> {
         self.alloc(self.features(features))
     }
 
+    fn mixer(&self) -> Mixer {
+        self.layer.mixer
+    }
+
+    fn split_query(&mut self, _: &Value<A>) -> [Value<A>; 2] {
+        let features = self.heads_of(Norm::Query);
+        self.charge_rest(self.pass_over(4 * features));
+        [(); 2].map(|()| self.alloc(self.features(features)))
+    }
+
+    fn gate_heads(&mut self, _: &Value<A>, _: &Value<A>) -> Value<A> {
+        let features = self.heads_of(Norm::Query);
+        self.charge_rest(self.pass_over(3 * features));
+        self.alloc(self.features(features))
+    }
+
+    fn convolve(&mut self, _: &Value<A>) -> Value<A> {
+        let sizes = self.delta_net();
+        let features = sizes.conv_width() as u64;
+        self.charge_rest(self.pass_over(2 * features));
+        let _taps = self.alloc(self.taps());
+        self.alloc(self.features(features))
+    }
+
+    fn delta_gates(&mut self, _: [&Value<A>; 2]) -> [Value<A>; 2] {
+        self.charge_rest(Work {
+            ops: 8,
+            ..self.pass_over(16 * self.delta_net().num_value_heads as u64)
+        });
+        let gates = [(); 2].map(|()| self.alloc(self.of_value_heads()));
+        self.transient(2 * self.of_value_heads());
+        gates
+    }
+
+    fn delta(&mut self, _: &Value<A>, _: [&Value<A>; 2]) -> Value<A> {
+        let sizes = self.delta_net();
+        let (width, values) = (sizes.conv_width() as u64, sizes.value_width() as u64);
+        let work = Work {
+            attention: self.delta_flops(),
+            ..self.pass_over(width + values)
+        };
+        self.charge(T::Attention, work);
+        let out = self.alloc(self.features(values));
+        self.transient(self.tasks(sizes.num_value_heads) * (self.delta_state() + self.chunk()));
+        out
+    }
+
+    fn norm_gated(&mut self, _: &Value<A>, _: &Value<A>) -> Value<A> {
+        let features = self.delta_net().value_width() as u64;
+        self.charge_rest(Work {
+            ops: 2,
+            ..self.pass_over(5 * features)
+        });
+        let _normed = (
+            self.alloc(self.features(features)),
+            self.alloc(self.of_value_heads()),
+        );
+        self.alloc(self.features(features))
+    }
+
     fn attend(&mut self, _: [&Value<A>; 3]) -> (Value<A>, Value<A>) {
-        let [q, k] = [M::QProj, M::KProj].map(|target| self.projection(target).out);
+        let (q, k) = (self.query_width(), self.projection(M::KProj).out);
         let work = Work {
             attention: 4 * self.pass.pairs_seen(self.layer.window) * q,
             ..self.pass_over(2 * (q + k))
@@ -502,11 +568,63 @@ impl<A: Memory> SizeOps<'_, A> {
 
     /// Features of the queries or keys that a norm is for.
     const fn heads_of(&self, norm: Norm) -> u64 {
-        self.projection(match norm {
-            Norm::Key => M::KProj,
-            _ => M::QProj,
-        })
-        .out
+        match norm {
+            Norm::Key => self.projection(M::KProj).out,
+            _ => self.query_width(),
+        }
+    }
+
+    /// Features of all queries, without their gates.
+    const fn query_width(&self) -> u64 {
+        let out = self.projection(M::QProj).out;
+        match self.layer.mixer {
+            Mixer::GatedAttention => out / 2,
+            Mixer::Attention | Mixer::DeltaNet(_) => out,
+        }
+    }
+
+    fn delta_net(&self) -> DeltaNetSpec {
+        match self.layer.mixer {
+            Mixer::DeltaNet(sizes) => sizes,
+            Mixer::Attention | Mixer::GatedAttention => unreachable!("this layer attends"),
+        }
+    }
+
+    /// The taps of a convolution, turned for its passes.
+    fn taps(&self) -> u64 {
+        let sizes = self.delta_net();
+        4 * (sizes.conv_width() * sizes.conv_kernel_dim) as u64
+    }
+
+    /// f32 for each value head of every token.
+    fn of_value_heads(&self) -> u64 {
+        4 * self.pass.tokens * self.delta_net().num_value_heads as u64
+    }
+
+    /// The state of one value head.
+    fn delta_state(&self) -> u64 {
+        let sizes = self.delta_net();
+        4 * (sizes.key_head_dim * sizes.value_head_dim) as u64
+    }
+
+    /// What a task of the delta rule has of a chunk at a time, with what its gradients take.
+    fn chunk(&self) -> u64 {
+        let (c, sizes) = (DELTA_CHUNK as u64, self.delta_net());
+        4 * c * (3 * sizes.key_head_dim as u64 + 4 * sizes.value_head_dim as u64 + 2 * c)
+    }
+
+    /// Heads of documents that are computed at a time.
+    fn tasks(&self, heads: usize) -> u64 {
+        let documents = self.pass.tokens.div_ceil(self.pass.longest.max(1));
+        self.model.threads().min(documents * heads as u64)
+    }
+
+    /// The forward pass over chunks: products with the state and within a chunk.
+    fn delta_flops(&self) -> u64 {
+        let (c, sizes) = (DELTA_CHUNK as u64, self.delta_net());
+        let (key, value) = (sizes.key_head_dim as u64, sizes.value_head_dim as u64);
+        let of_token = 6 * key * value + 4 * c * key + 3 * c * value;
+        self.pass.tokens * sizes.num_value_heads as u64 * of_token
     }
 }
 
@@ -633,6 +751,79 @@ impl<A: Memory> Backward for SizeOps<'_, A> {
         (dq, dk)
     }
 
+    fn join_query(&mut self, _: Value<A>, _: Value<A>) -> Value<A> {
+        let features = self.projection(M::QProj).out;
+        self.charge_rest(self.pass_over(2 * features));
+        self.alloc(self.features(features))
+    }
+
+    fn gate_heads_backward(&mut self, _: Value<A>, _: &Value<A>, _: Value<A>) -> [Value<A>; 2] {
+        let features = self.query_width();
+        self.charge_rest(self.pass_over(6 * features));
+        [(); 2].map(|()| self.alloc(self.features(features)))
+    }
+
+    fn convolve_backward(&mut self, dy: Value<A>, _: &Value<A>) -> Value<A> {
+        let features = self.delta_net().conv_width() as u64;
+        self.charge_rest(Work {
+            ops: 2,
+            ..self.pass_over(5 * features)
+        });
+        let _taps = self.alloc(self.taps());
+        let _dz = self.alloc(self.features(features));
+        drop(dy);
+        self.alloc(self.features(features))
+    }
+
+    fn delta_gates_backward(&mut self, _: [Value<A>; 2], _: [&Value<A>; 2]) -> [Value<A>; 2] {
+        self.charge_rest(Work {
+            ops: 12,
+            ..self.pass_over(24 * self.delta_net().num_value_heads as u64)
+        });
+        let d = [(); 2].map(|()| self.alloc(self.of_value_heads()));
+        self.transient(2 * self.of_value_heads());
+        d
+    }
+
+    fn delta_backward(
+        &mut self,
+        _: &Value<A>,
+        _: &Value<A>,
+        _: [&Value<A>; 2],
+    ) -> (Value<A>, [Value<A>; 2]) {
+        let sizes = self.delta_net();
+        let (width, values) = (sizes.conv_width() as u64, sizes.value_width() as u64);
+        self.charge_rest(Work {
+            attention: 4 * self.delta_flops(),
+            ..self.pass_over(2 * width + values)
+        });
+        let d_qkv = self.alloc(self.features(width));
+        let d_gates = [(); 2].map(|()| self.alloc(self.of_value_heads()));
+        let chunks = self.pass.longest.div_ceil(DELTA_CHUNK as u64);
+        let states = (chunks + 1) * self.delta_state();
+        self.transient(self.tasks(sizes.num_key_heads) * (states + 2 * self.chunk()));
+        (d_qkv, d_gates)
+    }
+
+    fn norm_gated_backward(
+        &mut self,
+        dy: Deferred<A>,
+        _: Value<A>,
+        z: Value<A>,
+    ) -> ([Value<A>; 2], Option<Value<A>>) {
+        let features = self.delta_net().value_width() as u64;
+        self.charge_rest(Work {
+            ops: 4,
+            ..self.pass_over(10 * features)
+        });
+        let wanted = self.adapts(M::OutProj);
+        let d_normed = self.alloc(self.features(features));
+        let _stats = self.alloc(self.of_value_heads());
+        let d_out = self.alloc(self.features(features));
+        drop(d_normed);
+        ([d_out, z], wanted.then_some(dy.y))
+    }
+
     fn norm_rope_backward(&mut self, norm: Norm, dy: Value<A>, _: &Value<A>) -> Value<A> {
         self.charge_rest(self.pass_over(3 * self.heads_of(norm)));
         dy
@@ -644,14 +835,14 @@ impl<A: Memory> Backward for SizeOps<'_, A> {
         _: [&Value<A>; 3],
         _: (&Value<A>, &Value<A>),
     ) -> [Value<A>; 3] {
-        let q = self.projection(M::QProj).out;
+        let q = self.query_width();
         self.charge_rest(Work {
             attention: 10 * self.pass.pairs_seen(self.layer.window) * q,
             ops: 4,
             ..Work::default()
         });
-        let d = [M::QProj, M::KProj, M::VProj]
-            .map(|target| self.alloc(self.features(self.projection(target).out)));
+        let [k, v] = [M::KProj, M::VProj].map(|target| self.projection(target).out);
+        let d = [q, k, v].map(|features| self.alloc(self.features(features)));
         self.transient(match self.factors {
             Factors::Flat => 4 * self.pass.tokens * self.layer.query_heads,
             Factors::Apart { .. } => 2 * 4 * self.model.score_rows * self.pass.longest,

@@ -5,8 +5,9 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use backdraft_arch::layer::{self, Kept};
+use backdraft_arch::sizes;
 use backdraft_arch::{
-    Heads, InputGrad, KeepSet, NormPlaces, OffloadSet, SavedTensor, TargetModule,
+    Heads, InputGrad, KeepSet, Mixer, NormPlaces, OffloadSet, SavedTensor, TargetModule,
 };
 
 use crate::size_ops::{Done, Factors, Memory, SizeOps, Sized, Value, alloc};
@@ -28,6 +29,13 @@ pub struct MemoryModel {
     pub paged: bool,
     /// Whether the device reads the rows of an embedding in the host's memory, see `ModelSpec::embeds_on_host`.
     pub embeds_on_host: bool,
+}
+
+impl MemoryModel {
+    /// Threads of the processor; none elsewhere.
+    pub(crate) const fn threads(&self) -> u64 {
+        self.score_rows / sizes::SCORE_ROWS
+    }
 }
 
 /// The tokens of a pass.
@@ -200,14 +208,16 @@ pub struct LayerShape {
     pub hidden: u64,
     /// Query heads.
     pub query_heads: u64,
+    /// How it mixes tokens.
+    pub mixer: Mixer,
     /// What becomes of queries and keys before attention.
     pub heads: Heads,
     /// Where the norms of the residual stream stand.
     pub norm_places: NormPlaces,
     /// Keys that a query sees, itself included; all before it where absent.
     pub window: Option<u64>,
-    /// The projections, in the order of [`TargetModule::PARTS`]; a fused one part by part.
-    pub projections: [ProjectionShape; 7],
+    /// The products, in the order of [`TargetModule::ALL`]: a fused projection part by part; those that it lacks are empty.
+    pub projections: [ProjectionShape; TargetModule::ALL.len()],
     /// Whether the gradient of its input is needed: not in the lowest adapted layer.
     pub input_grad: InputGrad,
 }
@@ -252,7 +262,7 @@ impl LayerShape {
     #[must_use]
     pub fn uses(&self) -> KeepSet {
         let adapts = |target| self.projection(target).rank > 0;
-        layer::uses(adapts, self.norm_places, self.input_grad)
+        layer::uses(adapts, self.mixer, self.norm_places, self.input_grad)
     }
 
     fn computed(&self, keep: KeepSet, pass: PassShape, memory: &MemoryModel) -> Computed {

@@ -1,6 +1,8 @@
 //! Predictions and plans of whole steps.
 
-use backdraft_arch::{Heads, InputGrad, KeepSet, NormPlaces, SavedTensor};
+use backdraft_arch::{
+    DeltaNetSpec, Heads, InputGrad, KeepSet, Mixer, NormPlaces, SavedTensor, TargetModule,
+};
 use proptest::prelude::*;
 
 use crate::cost::{CostModel, Roofline};
@@ -31,21 +33,25 @@ pub(crate) fn layer() -> LayerShape {
         weight_bytes: 4 * out * input,
         rows: Rows::All,
     };
+    let usual = [
+        shape(64, 64),
+        shape(32, 64),
+        shape(32, 64),
+        shape(64, 64),
+        shape(128, 64),
+        shape(128, 64),
+        shape(64, 128),
+    ];
+    let mut projections = [ProjectionShape::default(); TargetModule::ALL.len()];
+    projections[..usual.len()].copy_from_slice(&usual);
     LayerShape {
         hidden: 64,
         query_heads: 4,
+        mixer: Mixer::Attention,
         heads: Heads::Turned,
         norm_places: NormPlaces::Before,
         window: None,
-        projections: [
-            shape(64, 64),
-            shape(32, 64),
-            shape(32, 64),
-            shape(64, 64),
-            shape(128, 64),
-            shape(128, 64),
-            shape(64, 128),
-        ],
+        projections,
         input_grad: InputGrad::Needed,
     }
 }
@@ -103,6 +109,54 @@ fn norms_that_follow_take_one_tensor_more_and_two_less() {
     // It takes gate and up, which are there.
     let down = KeepSet::of([SavedTensor::Down]);
     assert_eq!(layer.rebuilt(uses.difference(down)), down);
+}
+
+/// A DeltaNet has no values of their own, and its gates stay whatever is kept.
+#[test]
+fn a_delta_net_keeps_what_its_convolution_reads() {
+    let sizes = DeltaNetSpec {
+        num_key_heads: 2,
+        num_value_heads: 4,
+        key_head_dim: 8,
+        value_head_dim: 16,
+        conv_kernel_dim: 4,
+    };
+    let plain = layer();
+    let shape = |out, input| ProjectionShape {
+        out,
+        input,
+        ..plain.projections[0]
+    };
+    let mut projections = plain.projections;
+    projections[..4].fill(ProjectionShape::default());
+    for (target, shape) in [
+        (TargetModule::InProjQkv, shape(96, 64)),
+        (TargetModule::InProjZ, shape(64, 64)),
+        (TargetModule::InProjB, shape(4, 64)),
+        (TargetModule::InProjA, shape(4, 64)),
+        (TargetModule::OutProj, shape(64, 64)),
+    ] {
+        projections[target as usize] = shape;
+    }
+    let layer = LayerShape {
+        mixer: Mixer::DeltaNet(sizes),
+        projections,
+        ..plain
+    };
+    let uses = layer.uses();
+    assert!(!uses.contains(SavedTensor::Value));
+    assert_eq!(uses.len(), 8);
+    assert!(layer.rebuilt(uses).is_empty());
+    assert_eq!(layer.rebuilt(KeepSet::NONE), uses);
+    for tensor in uses.iter() {
+        let rebuilt = layer.rebuilt(uses.without(tensor));
+        assert_eq!(rebuilt, KeepSet::of([tensor]), "{tensor:?}");
+    }
+    let pass = PassShape::of_sequences([100]);
+    let kept = |keep| layer.kept(keep, pass, &MEMORY);
+    let query = KeepSet::of([SavedTensor::Query]);
+    // What the convolution reads, with x·Aᵀ of its projection.
+    assert_eq!(kept(query) - kept(KeepSet::NONE), 4 * 100 * (96 + 8));
 }
 
 /// Where norms stand around, the stream between attention and MLP is made again whatever is kept: a pass, no tensor.

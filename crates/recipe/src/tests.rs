@@ -123,7 +123,11 @@ fn defaults_are_the_starting_points() {
 #[test]
 fn every_default_in_the_table_of_keys_is_valid() {
     // Keys that say nothing without another one.
-    let dependent = ["train.eval_steps", "train.early_stopping_min_improvement"];
+    let dependent = [
+        "train.eval_steps",
+        "train.early_stopping_metric",
+        "train.early_stopping_min_improvement",
+    ];
     for key in KEYS.iter().filter(|key| !dependent.contains(&key.path)) {
         let Some(default) = key.default else { continue };
         let given = format!("{}={default}", key.path);
@@ -156,11 +160,15 @@ fn every_example_in_the_table_of_keys_is_valid() {
         if ["bits", "base_memory", "plan"].contains(&key.name()) {
             given.push("load_in_4bit=true");
         }
+        if key.path == "tokens.descriptions" {
+            given.extend(["tokens.add=[\"<tool>\"]", "tokens.init=\"subtokens\""]);
+        }
         given.extend(match (key.section(), key.name()) {
             ("objective", "kind") => None,
             ("objective", "gamma") => Some("objective.kind=\"simpo\""),
             ("objective", name) if name.ends_with("able_weight") => Some("objective.kind=\"kto\""),
             ("objective", _) => Some("objective.kind=\"dpo\""),
+            ("train", "momentum") => Some("train.optimizer=\"sgd\""),
             _ => None,
         });
         let read = read(text, &given);
@@ -318,7 +326,7 @@ optimizer = "adamw_8bit"
       line 7: unknown key `lora.r`; here it is `lora.rank`: write `lora.rank = 16`
       line 8: `lora.alpha` takes a number above 0, not -1
       line 9: `lora.target_modules = "lm_head"` is not supported: adapters go on the seven projections of a layer; take it out of the list
-      line 9: `lora.target_modules` takes "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "qkv_proj" or "gate_up_proj", not "qproj"; did you mean "q_proj"?
+      line 9: `lora.target_modules` takes "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "qkv_proj", "gate_up_proj", "in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a" or "out_proj", not "qproj"; did you mean "q_proj"?
       line 12: `data.format` takes "auto", "messages", "alpaca", "sharegpt", "prompt_completion", "text", "preference" or "unpaired", not "mesages"; did you mean "messages"?
       line 15: `train.learning_rate` takes a number above 0, not "fast"
       line 17: `train.max_steps` does not go with `train.epochs`: keep the one you mean
@@ -828,6 +836,26 @@ fn the_template_as_a_whole() {
 
     # The same for alpha. A module's adapter is scaled by its own alpha over its own rank.
     # alpha_pattern = { q_proj = 16 }
+
+    # Tokens of the vocabulary whose rows of the embedding are trained beside the adapters, and their
+    # rows of the head where that is a matrix of its own: PEFT's trainable_token_indices, by text.
+    # Tokens of tokens.add are always among them.
+    # trainable_tokens = ["<tool>"]
+
+
+    [tokens]
+    # New tokens: added to the tokenizer, which is saved beside the adapter, and to the vocabulary,
+    # whose embedding and head get a row for each where they have too few. Only these rows are trained.
+    # Needs a base in Hugging Face's format.
+    # add = ["<tool>", "</tool>"]
+
+    # Where rows of new tokens start: mean is the mean of all rows; subtokens is the mean of the rows of
+    # the tokens that the text of tokens.descriptions, or else that of the token itself, is made of.
+    # Only with tokens.add.
+    # init = "mean"
+
+    # What new tokens mean, in words. Only with tokens.init = "subtokens".
+    # descriptions = { "<tool>" = "call of a tool" }
 
 
     [objective]

@@ -54,6 +54,9 @@ impl RandomModel {
                 // What multiplies lies around 1.
                 let offset = match (info.shape.len(), spec.norm_scale) {
                     (1, NormScale::Weight) => 1.0,
+                    _ if info.name.ends_with("linear_attn.norm.weight") => 1.0,
+                    // Taps of a convolution, which would take its input away.
+                    (3, _) => 0.5,
                     _ => 0.0,
                 };
                 let values = random(seed as u64 + 1, count, offset);
@@ -70,9 +73,9 @@ impl RandomModel {
 
 impl RandomModel {
     fn config(&self) -> Value {
-        // Heads of Qwen 3 and Gemma 3 have a size of their own.
+        // Heads of Qwen 3, 3.5 and Gemma 3 have a size of their own.
         let head_dim = match self.family {
-            Family::Qwen3 | Family::Gemma3 => 2 * self.hidden / self.heads,
+            Family::Qwen3 | Family::Qwen35 | Family::Gemma3 => 2 * self.hidden / self.heads,
             _ => self.hidden / self.heads,
         };
         // llama.cpp knows no OLMo whose head is the embedding.
@@ -80,6 +83,7 @@ impl RandomModel {
         let head_turns = match self.family {
             Family::Phi3 => 0.75,
             Family::Glm4 => 0.5,
+            Family::Qwen35 => 0.25,
             _ => 1.0,
         };
         let long = (self.family == Family::Phi3).then(|| {
@@ -108,6 +112,8 @@ impl RandomModel {
             "logits_scaling": 0.4, "query_pre_attn_scalar": head_dim, "attn_logit_softcapping": scores_cap,
             "final_logit_softcapping": logits_cap, "partial_rotary_factor": head_turns,
             "original_max_position_embeddings": 16, "rope_scaling": long,
+            "linear_num_key_heads": self.kv_heads, "linear_num_value_heads": self.heads,
+            "linear_key_head_dim": head_dim / 2, "linear_value_head_dim": head_dim,
         });
         // Stretched from fewer tokens than texts have.
         let mut yarn = json!({

@@ -4,10 +4,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use backdraft_arch::{KeepSet, SavedTensor, StatePrecision};
+use backdraft_arch::{KeepSet, Mixer, SavedTensor, StatePrecision};
 use backdraft_formats::{Existing, FormatError, write_file};
 use backdraft_kernels::adamw::AdamWParams;
 use backdraft_kernels::offload;
+use backdraft_model::layers::DecoderLayer;
 use backdraft_model::{CausalLm, Tokens};
 use backdraft_plan::cost::Calibration;
 use backdraft_plan::tensors::{LayerShape, MemoryModel, PassShape};
@@ -80,7 +81,7 @@ pub fn measure(model: &CausalLm, lengths: &[usize]) -> Result<Calibration, Execu
         Some(error) => Err(error),
         None => Ok(Calibration {
             tokens: pass.tokens,
-            pairs: pass.pairs_seen(layer.self_attn.layout().window.map(|w| w as u64)),
+            pairs: pass.pairs_seen(layer.window().map(|w| w as u64)),
             seconds,
             forward,
             host: offload::measure(&h.device())?,
@@ -88,11 +89,14 @@ pub fn measure(model: &CausalLm, lengths: &[usize]) -> Result<Calibration, Execu
     }
 }
 
-/// The last layer, with its factors where an optimiser lays them: one product serves several adapters there.
+/// The last layer that attends, or the last of all, with its factors where an optimiser lays them: one product serves several adapters there.
 fn as_trained(model: &CausalLm) -> CausalLm {
     let mut model = model.clone();
-    let before = model.layers.len().saturating_sub(1);
-    model.layers.drain(..before);
+    let attends = |layer: &DecoderLayer| !matches!(layer.mixer(), Mixer::DeltaNet(_));
+    let last = model.layers.iter().rposition(attends);
+    let last = last.unwrap_or_else(|| model.layers.len().saturating_sub(1));
+    model.layers.truncate(last + 1);
+    model.layers.drain(..last);
     let constants = AdamWParams {
         beta1: 0.0,
         beta2: 0.0,
@@ -153,7 +157,7 @@ pub fn store(dir: &Path, key: &CalibrationKey, times: &Calibration) -> Result<()
 
 #[cfg(test)]
 mod tests {
-    use backdraft_arch::{Heads, InputGrad, NormPlaces};
+    use backdraft_arch::{Heads, InputGrad, NormPlaces, TargetModule};
     use backdraft_plan::tensors::{ProjectionShape, Rows};
 
     use super::*;
@@ -183,10 +187,11 @@ mod tests {
             layer: LayerShape {
                 hidden: 8,
                 query_heads: 2,
+                mixer: Mixer::Attention,
                 heads: Heads::Turned,
                 norm_places: NormPlaces::Before,
                 window: None,
-                projections: [projection; 7],
+                projections: [projection; TargetModule::ALL.len()],
                 input_grad: InputGrad::Needed,
             },
             memory: MemoryModel::cube(2),

@@ -265,6 +265,7 @@ impl Bench {
         let setup = Setup {
             spec: model.spec().clone(),
             lora: self.lora.clone(),
+            tokens: 0,
             quantization: self.quantization.clone(),
             base: Some(bytes as u64),
             dense_element: element,

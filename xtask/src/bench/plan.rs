@@ -26,6 +26,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
             let setup = Setup {
                 spec,
                 lora: LoraConfig::default(),
+                tokens: 0,
                 quantization: Some(QuantizationPlan::new(Scheme::NF4)),
                 base: None,
                 dense_element: 2,

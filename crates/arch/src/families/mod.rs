@@ -10,6 +10,7 @@ mod olmo;
 mod phi3;
 mod qwen2;
 mod qwen3;
+mod qwen3_5;
 mod smollm3;
 
 use serde_json::Value;
@@ -34,6 +35,8 @@ pub enum Family {
     Qwen2,
     /// Qwen 3, dense.
     Qwen3,
+    /// Qwen 3.5, dense, its text alone.
+    Qwen35,
     /// Granite 3, dense.
     Granite,
     /// SmolLM 3.
@@ -54,13 +57,14 @@ pub enum Family {
 
 impl Family {
     /// All of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Llama,
         Self::Mistral,
         Self::Ministral,
         Self::Ministral3,
         Self::Qwen2,
         Self::Qwen3,
+        Self::Qwen35,
         Self::Granite,
         Self::SmolLm3,
         Self::Olmo2,
@@ -81,6 +85,7 @@ impl Family {
             Self::Ministral3 => "ministral3",
             Self::Qwen2 => "qwen2",
             Self::Qwen3 => "qwen3",
+            Self::Qwen35 => "qwen3_5_text",
             Self::Granite => "granite",
             Self::SmolLm3 => "smollm3",
             Self::Olmo2 => "olmo2",
@@ -145,6 +150,13 @@ impl Family {
                 max_position_embeddings: 32_768,
                 ..llama
             },
+            Self::Qwen35 => Defaults {
+                num_key_value_heads: Some(4),
+                head_dim: Some(256),
+                max_position_embeddings: 32_768,
+                partial_rotary_factor: Some(0.25),
+                ..llama
+            },
             Self::Gemma2 => Defaults {
                 num_key_value_heads: Some(4),
                 head_dim: Some(256),
@@ -204,6 +216,7 @@ impl Family {
             Self::Ministral3 => ministral::describe_3(keys, spec),
             Self::Qwen2 => qwen2::describe(keys, spec),
             Self::Qwen3 => qwen3::describe(keys, spec),
+            Self::Qwen35 => qwen3_5::describe(keys, spec),
             Self::Granite => granite::describe(keys, spec),
             Self::SmolLm3 => smollm3::describe(keys, spec),
             Self::Olmo2 => olmo::describe_2(keys, spec),

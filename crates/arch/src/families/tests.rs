@@ -1,5 +1,6 @@
 use serde_json::{Value, json};
 
+use crate::mixer::{DeltaNetSpec, Mixer};
 use crate::ops::{Activation, Heads, NormPlaces, NormScale};
 use crate::rope::{QueryScaling, Reach, RopeConfig, RopeScaling, RotaryPairs};
 use crate::spec::{LayerSpec, ModelSpec};
@@ -22,7 +23,7 @@ fn windows(change: Value) -> Vec<Option<usize>> {
 }
 
 fn biased(layer: &LayerSpec) -> Vec<M> {
-    let all = M::PARTS.into_iter();
+    let all = M::USUAL.into_iter();
     all.filter(|&target| layer.biases.contains(target))
         .collect()
 }
@@ -32,7 +33,7 @@ fn llama_has_biases_where_flags_say_so() {
     let plain = spec(json!({"model_type": "llama"})).unwrap();
     assert_eq!(biased(&plain.layers[0]), []);
     let all = json!({"model_type": "llama", "attention_bias": true, "mlp_bias": true});
-    assert_eq!(biased(&spec(all).unwrap().layers[2]), M::PARTS);
+    assert_eq!(biased(&spec(all).unwrap().layers[2]), M::USUAL);
 }
 
 #[test]
@@ -92,6 +93,57 @@ fn qwen3_norms_heads_of_their_own_size() {
     let names: Vec<_> = layer.tensors(1).map(|tensor| tensor.name).collect();
     assert!(names.contains(&"model.layers.1.self_attn.q_norm.weight".to_owned()));
     assert!(names.contains(&"model.layers.1.self_attn.k_norm.weight".to_owned()));
+}
+
+#[test]
+fn qwen3_5_attends_in_every_fourth_layer() {
+    let hybrid = |mut change: Value| {
+        change["model_type"] = json!("qwen3_5_text");
+        change["num_hidden_layers"] = json!(5);
+        spec(change)
+    };
+    let absent = hybrid(json!({})).unwrap();
+    let sizes = DeltaNetSpec {
+        num_key_heads: 16,
+        num_value_heads: 32,
+        key_head_dim: 128,
+        value_head_dim: 128,
+        conv_kernel_dim: 4,
+    };
+    let (delta, attends) = (Mixer::DeltaNet(sizes), Mixer::GatedAttention);
+    let mixers =
+        |spec: &ModelSpec| -> Vec<Mixer> { spec.layers.iter().map(|layer| layer.mixer).collect() };
+    assert_eq!(mixers(&absent), [delta, delta, delta, attends, delta]);
+    assert_eq!((absent.rope.head_dim, absent.rope.rotary_dim), (256, 64));
+    assert_eq!(absent.norm_scale, NormScale::OnePlusWeight);
+    let [first, .., fourth, _] = &absent.layers[..] else {
+        unreachable!()
+    };
+    assert_eq!(first.shape(M::InProjQkv), [8192, 64]);
+    assert_eq!(first.shape(M::OutProj), [64, 4096]);
+    // A query and its gate for each head.
+    assert_eq!(fourth.shape(M::QProj), [2 * 4 * 256, 64]);
+    let shapes: Vec<_> = first.tensors(1).map(|it| (it.name, it.shape)).collect();
+    let conv = "model.layers.1.linear_attn.conv1d.weight".to_owned();
+    assert!(shapes.contains(&(conv, vec![8192, 1, 4])));
+    assert!(!shapes.iter().any(|(name, _)| name.contains("self_attn")));
+    let types = ["full_attention", "linear_attention", "linear_attention"];
+    let told = spec(json!({"model_type": "qwen3_5_text", "layer_types": types})).unwrap();
+    assert_eq!(mixers(&told), [attends, delta, delta]);
+    let refused = |change, message: &str| {
+        let error = hybrid(change).unwrap_err();
+        assert!(error.contains(message), "{error}");
+    };
+    refused(
+        json!({"attn_output_gate": false}),
+        "`attn_output_gate` is false",
+    );
+    refused(json!({"sliding_window": 7}), "`sliding_window` is 7");
+    refused(json!({"layer_types": types}), "`layer_types` should be");
+    refused(
+        json!({"linear_num_key_heads": 3}),
+        "a multiple of linear_num_key_heads = 3",
+    );
 }
 
 #[test]

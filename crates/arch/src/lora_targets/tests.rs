@@ -103,7 +103,7 @@ fn modules_are_chosen_as_by_peft() {
         assert_eq!(adapted(&config).join(" "), expected);
     }
     let all = resolved(&targets(ModuleNames::AllLinear)).unwrap();
-    assert_eq!(all.target_modules, TargetModule::PARTS);
+    assert_eq!(all.target_modules, TargetModule::USUAL);
     assert_eq!(all.modules, None);
     // In few words where few do.
     let middle = resolved(&in_layer(text(".*q_proj"))).unwrap();

@@ -7,7 +7,7 @@ mod shown;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use backdraft_arch::{Heads, LayerSpec, RotaryPairs, StatePrecision};
+use backdraft_arch::{Heads, LayerSpec, Mixer, RotaryPairs, StatePrecision, TargetModule};
 use backdraft_data::source::{DataFile, RowReader};
 use backdraft_formats::ModelSource;
 use backdraft_lora::LoraConfig;
@@ -159,6 +159,7 @@ fn model(args: &InspectArgs, context: Context) -> Result<Shown, CliError> {
         .all(windows(&spec))
         .all(unturned(&spec))
         .all(turned(&spec))
+        .all(delta_nets(&spec))
         .all(factors(&spec))
         .all(caps(&spec))
         .all(query_scaling(&spec))
@@ -216,6 +217,24 @@ fn turned(spec: &ModelSpec) -> Value {
         shown.insert("rotary_pairs".to_owned(), "neighbours".into());
     }
     shown.into()
+}
+
+/// How many layers are DeltaNets, where some are.
+fn delta_nets(spec: &ModelSpec) -> Value {
+    let layers = spec.layers.iter();
+    let sizes = layers.filter_map(|layer| match layer.mixer {
+        Mixer::DeltaNet(sizes) => Some(sizes),
+        Mixer::Attention | Mixer::GatedAttention => None,
+    });
+    let sizes: Vec<_> = sizes.collect();
+    match sizes.first() {
+        Some(first) => json!({
+            "layers_with_delta_net": sizes.len(),
+            "linear_num_key_heads": first.num_key_heads,
+            "linear_num_value_heads": first.num_value_heads,
+        }),
+        None => json!({}),
+    }
 }
 
 /// The factors of families that have their own, by the names of `config.json`.
@@ -326,12 +345,12 @@ fn base(source: &ModelSource, spec: &ModelSpec, plan: Option<&QuantizationPlan>)
         let values = info.checked_elements().unwrap_or(0);
         base.params += values;
         let module = name
-            .strip_suffix("_proj.weight")
-            .map(|m| format!("{m}_proj"));
+            .strip_suffix(".weight")
+            .filter(|module| TargetModule::of_path(module).is_some());
         let scheme = match source.bnb_kind(name).map(scheme) {
             Some(kind) => Some(kind),
             None if source.quantization().is_some() => None,
-            None => plan.and_then(|plan| match &module {
+            None => plan.and_then(|plan| match module {
                 Some(module) => plan.scheme_for(module),
                 None => plan.scheme_for_table(spec, name, false),
             }),

@@ -370,3 +370,32 @@ fn rows_that_the_objective_cannot_learn_from_are_refused() {
         &["learns from rows of format \"preference\""],
     );
 }
+
+/// A run whose pairs one word tells apart says so, once, while it goes on and at its end.
+#[test]
+fn pairs_that_are_easily_told_apart_are_a_finding() {
+    let directory = project("kind = \"dpo\"\n");
+    let d = directory.path();
+    let rows: String = (0..24)
+        .map(|i| {
+            let (a, b) = (5 + i % 6, 11 + i % 4);
+            format!("{{\"prompt\": \"w{a} w{b}\", \"chosen\": \"w20 w{b}\", \"rejected\": \"w21 w{b}\"}}\n")
+        })
+        .collect();
+    fs::write(d.join("train.jsonl"), rows).unwrap();
+    let settings = "train recipe.toml --json --set train.max_steps=30 --set train.eval_steps=15 --set train.save_steps=30 \
+                    --set train.learning_rate=0.02 --set lora.dropout=0";
+    let output = backdraft(d, &settings.split_whitespace().collect::<Vec<_>>());
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{said}");
+    let mut schema = Schema::of_the_page();
+    schema.check(&said);
+    let lines = said
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let found: Vec<Value> = lines.filter(|line| line["event"] == "finding").collect();
+    let separable = found
+        .iter()
+        .filter(|line| line["finding"]["kind"] == "separable");
+    assert_eq!(separable.count(), 1, "{found:?}");
+}

@@ -116,7 +116,7 @@ fn a_new_token_is_produced_by_the_adapter_the_merged_model_and_its_gguf_file() {
             (&last["id"], &last["content"]),
             (&json!(257), &json!("</tool>"))
         );
-        let seen = succeeds(d, &["inspect", "out"]);
+        let seen = succeeds(d, &["inspect", "out/adapter"]);
         let tables = seen["trained_tokens"].as_object().unwrap();
         assert_eq!(tables["model.embed_tokens"], ids, "{model}");
 
@@ -148,6 +148,7 @@ fn a_new_token_is_produced_by_the_adapter_the_merged_model_and_its_gguf_file() {
             "--to",
             "gguf",
             "--adapter-only",
+            "--force",
         ];
         says(&fails(d, &alone, 1), &["trained tokens"]);
 
@@ -188,7 +189,7 @@ fn tokens_that_cannot_be_are_refused_by_name() {
     );
     let unknown = train(&["--set", "lora.trainable_tokens=[\"<nobody>\"]"]);
     says(&unknown, &["no token \"<nobody>\"", "tokens.add"]);
-    let compared = train(&["--set", "objective.kind=dpo"]);
+    let compared = train(&["--set", "objective.kind=\"dpo\""]);
     says(&compared, &["tokens.add", "objective.kind"]);
     let further = train(&["--set", "lora.adapter=\"model\""]);
     says(&further, &["tokens.add", "`lora.adapter`"]);

@@ -176,3 +176,6 @@ impl ModelSource {
         Ok((bytes, ids))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -30,8 +30,8 @@ pub fn write_gguf_adapter(
     let architecture = decoder.architecture()?;
     if !adapter.tensors.tokens().is_empty() {
         let unknown = GgufExportError::Feature {
-            what: "the adapter's trained tokens",
-            actual: "rows of the embedding or the head".to_owned(),
+            what: "a tensor of the adapter",
+            actual: "rows of trained tokens".to_owned(),
             hint: "adapter files have none; export it merged, without --adapter-only",
         };
         return Err(unknown.into());

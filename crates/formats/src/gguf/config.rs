@@ -1,5 +1,6 @@
 //! The metadata of a decoder as a Hugging Face `config.json`.
 
+use backdraft_arch::rope::longrope_attention_factor;
 use serde_json::{Map, Value, json};
 
 use super::architectures::{
@@ -357,10 +358,15 @@ fn longrope(keys: &Keys<'_>, file: &GgufFile, sizes: Sizes) -> Result<Option<Val
     scaling.insert("rope_type".into(), json!("longrope"));
     scaling.insert("long_factor".into(), json!(list(LONG_FACTORS)?));
     scaling.insert("short_factor".into(), json!(list(SHORT_FACTORS)?));
-    if let Some(factor) = keys
-        .number(ATTENTION_FACTOR)?
-        .filter(|factor| *factor != 0.0)
-    {
+    let original = keys.positive(ORIGINAL_CONTEXT)?;
+    let context = keys.required("context_length")? as f64;
+    let usual = original.map(|original| {
+        let original = original as f64;
+        longrope_attention_factor(context / original, original) as f32
+    });
+    let said = keys.number(ATTENTION_FACTOR)?;
+    // What transformers computes where nothing is said is not said.
+    if let Some(factor) = said.filter(|said| *said != 0.0 && Some(*said as f32) != usual) {
         scaling.insert("attention_factor".into(), json!(factor));
     }
     Ok(Some(Value::Object(scaling)))

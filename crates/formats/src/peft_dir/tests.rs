@@ -1,8 +1,9 @@
 use serde_json::{Value, json};
 
 use super::*;
+use crate::peft_config::PREFIX;
 use crate::peft_config::{PeftConfigError, TargetModules};
-use crate::peft_names::{LORA_A, LORA_B, PREFIX};
+use crate::peft_names::{LORA_A, LORA_B};
 
 const MODULE: &str = "model.layers.0.self_attn.q_proj";
 

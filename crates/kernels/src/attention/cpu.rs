@@ -8,7 +8,7 @@ use gemm::Parallelism;
 use rayon::prelude::*;
 
 use super::{HeadLayout, Qkv};
-use crate::cpu::{capped, exp, f32s, max, simd, sum, sum2, tensor};
+use crate::cpu::{Shared, capped, exp, f32s, max, simd, sum, sum2, tensor};
 use crate::gemm::Op;
 use crate::gemm::cpu::{Shape, View, raw};
 use crate::segments::Segments;
@@ -300,25 +300,4 @@ fn tasks(segments: &Segments, heads: usize) -> Vec<(Range<usize>, Range<usize>, 
         .iter()
         .flat_map(|(q, k)| (0..heads).map(move |head| (q.clone(), k.clone(), head)))
         .collect()
-}
-
-/// A buffer whose disjoint parts are written by several tasks.
-#[derive(Clone, Copy)]
-struct Shared(*mut f32);
-
-#[expect(unsafe_code, reason = "tasks write disjoint parts")]
-// SAFETY: every use writes only the part its task owns; the buffer outlives the parallel loop.
-unsafe impl Send for Shared {}
-#[expect(unsafe_code, reason = "tasks write disjoint parts")]
-// SAFETY: as above.
-unsafe impl Sync for Shared {}
-
-impl Shared {
-    /// # Safety
-    /// `offset` must lie inside the buffer.
-    #[expect(unsafe_code, reason = "tasks write disjoint parts")]
-    unsafe fn at(&self, offset: usize) -> *mut f32 {
-        // SAFETY: as promised by the caller.
-        unsafe { self.0.add(offset) }
-    }
 }

@@ -250,8 +250,8 @@ fn first_of(i: usize, half: usize, heads: usize, #[comptime] kind: Kind) -> usiz
     if comptime!(kind.whole) {
         begin
     } else {
-        let within = within(i, heads, kind);
-        select(within < half, begin, begin + within)
+        let place = within(i, heads, kind);
+        select(place < half, begin, begin + place)
     }
 }
 

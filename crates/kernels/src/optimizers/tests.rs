@@ -271,7 +271,8 @@ fn five_steps_make_a_matrix_nearly_orthogonal() {
         for (i, row) in gram.iter().enumerate() {
             for (j, &g) in row.iter().enumerate() {
                 let expected = if i == j { 1.0 } else { 0.0 };
-                assert!((g - expected).abs() < 0.5, "{i}, {j}: {g}");
+                // Squares of singular values between 0.68 and 1.2.
+                assert!((g - expected).abs() < 0.55, "{i}, {j}: {g}");
             }
         }
     }

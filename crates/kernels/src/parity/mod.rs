@@ -2,6 +2,7 @@
 //! reference's forward, on every device that is there and in each of its dtypes.
 
 mod attention;
+mod delta;
 mod failures;
 mod losses;
 mod low_rank;

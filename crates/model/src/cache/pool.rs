@@ -1,26 +1,37 @@
 //! Keys and values of all sequences, layer by layer.
 
+use backdraft_arch::{LayerSpec, Mixer};
 use backdraft_kernels::attention::HeadLayout;
 use backdraft_kernels::paged_attention::{self, Places};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 use super::pages::PAGE;
+use super::states::{LayerStates, Slot};
 
 /// Rows that a pool begins with.
 const FIRST: usize = 16 * PAGE;
+
+/// What one layer remembers of the sequences.
+#[derive(Debug)]
+pub(crate) enum LayerPool {
+    /// Where it attends.
+    KeysAndValues(Box<KeyValuePool>),
+    /// Where it is a DeltaNet.
+    States(LayerStates),
+}
 
 /// One layer's keys (rotated) and values: a row for each token of every page.
 ///
 /// # Shapes
 /// Both `[rows, kv·d]`.
 #[derive(Debug)]
-pub(crate) struct LayerPool {
+pub(crate) struct KeyValuePool {
     /// Absent before there is a row. Taken while it is written, so that it is written in place.
     sides: [Option<Tensor<2>>; 2],
     width: usize,
 }
 
-impl LayerPool {
+impl KeyValuePool {
     /// Writes the new tokens' keys and values, and lets their queries see their sequences.
     ///
     /// # Shapes
@@ -75,11 +86,18 @@ pub(crate) struct Pool {
 }
 
 impl Pool {
-    /// Without a row; `widths` are kv·d of each layer.
-    pub(crate) fn new(widths: impl Iterator<Item = usize>, device: &Device, dtype: DType) -> Self {
-        let layers = widths.map(|width| LayerPool {
-            sides: [None, None],
-            width,
+    /// Of no sequence.
+    pub(crate) fn new(layers: &[LayerSpec], device: &Device, dtype: DType) -> Self {
+        let layers = layers.iter().map(|layer| match layer.mixer {
+            Mixer::Attention | Mixer::GatedAttention => {
+                LayerPool::KeysAndValues(Box::new(KeyValuePool {
+                    sides: [None, None],
+                    width: layer.num_key_value_heads * layer.head_dim,
+                }))
+            }
+            Mixer::DeltaNet(sizes) => {
+                LayerPool::States(LayerStates::new(sizes, (device.clone(), dtype)))
+            }
         });
         Self {
             layers: layers.collect(),
@@ -96,8 +114,9 @@ impl Pool {
             return;
         }
         self.rows = needed.max((2 * self.rows).clamp(FIRST, limit.saturating_mul(PAGE).max(FIRST)));
-        for layer in &mut self.layers {
-            layer.grow(self.rows, (&self.device, self.dtype));
+        let (rows, place) = (self.rows, (&self.device, self.dtype));
+        for layer in keys_and_values(&mut self.layers) {
+            layer.grow(rows, place);
         }
     }
 
@@ -115,8 +134,36 @@ impl Pool {
         let from: Vec<i64> = from.into_iter().map(i64::from).collect();
         let from = Tensor::from_data(TensorData::new(from, [count]), &self.device);
         let to = Places::new(&[(to, count)], &self.device);
-        for layer in &mut self.layers {
+        for layer in keys_and_values(&mut self.layers) {
             layer.copy(&from, &to);
         }
     }
+
+    /// Lets a sequence go on from where another is.
+    pub(crate) fn fork(&mut self, from: Slot, to: Slot) {
+        for layer in states(&mut self.layers) {
+            layer.fork(from, to);
+        }
+    }
+
+    /// Drops what a sequence has left.
+    pub(crate) fn forget(&mut self, slot: Slot) {
+        for layer in states(&mut self.layers) {
+            layer.forget(slot);
+        }
+    }
+}
+
+fn keys_and_values(layers: &mut [LayerPool]) -> impl Iterator<Item = &mut KeyValuePool> {
+    layers.iter_mut().filter_map(|layer| match layer {
+        LayerPool::KeysAndValues(pool) => Some(&mut **pool),
+        LayerPool::States(_) => None,
+    })
+}
+
+fn states(layers: &mut [LayerPool]) -> impl Iterator<Item = &mut LayerStates> {
+    layers.iter_mut().filter_map(|layer| match layer {
+        LayerPool::States(states) => Some(states),
+        LayerPool::KeysAndValues(_) => None,
+    })
 }

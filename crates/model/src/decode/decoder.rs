@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::pass::{self, Chunk};
 use super::sampling::{GenerateConfig, Likely, Sampler, likeliest};
-use crate::cache::{PAGE, Pages, Pool, Table, pages_for};
+use crate::cache::{PAGE, Pages, Pool, Slot, Table, pages_for};
 use crate::causal_lm::{BaseTensor, CausalLm};
 
 /// How much a [`Decoder`] takes on.
@@ -129,6 +129,8 @@ struct Sequence {
     reach: Reach,
     /// Pages promised to each sample.
     promised: usize,
+    /// What its states go by.
+    slot: Slot,
 }
 
 /// A base model with several adapters, and the sequences that it continues; see [`decode`](crate::decode).
@@ -140,6 +142,7 @@ pub struct Decoder {
     pool: Pool,
     sequences: Vec<Sequence>,
     next_id: u64,
+    next_slot: Slot,
 }
 
 impl Decoder {
@@ -156,9 +159,7 @@ impl Decoder {
             models.iter().all(|model| model.spec() == base.spec()),
             "the models are not one base with different adapters"
         );
-        let layers = base.spec().layers.iter();
-        let widths = layers.map(|layer| layer.num_key_value_heads * layer.head_dim);
-        let pool = Pool::new(widths, &base.device(), base.dtype());
+        let pool = Pool::new(&base.spec().layers, &base.device(), base.dtype());
         Self {
             pool,
             pages: Pages::new(limits.tokens / PAGE),
@@ -166,6 +167,7 @@ impl Decoder {
             limits,
             sequences: Vec::new(),
             next_id: 0,
+            next_slot: 0,
         }
     }
 
@@ -231,7 +233,9 @@ impl Decoder {
             reach: self.models[0].spec().rope.reach(request.prompt.len()),
             ids: request.prompt,
             promised: tokens / PAGE / count,
+            slot: self.next_slot,
         });
+        self.next_slot += 1;
         Ok(ids)
     }
 
@@ -246,7 +250,9 @@ impl Decoder {
             sequence.samples.remove(sample);
             self.pages.forgive(sequence.promised);
             if sequence.samples.is_empty() {
-                self.sequences.remove(i).table.release(&mut self.pages);
+                let sequence = self.sequences.remove(i);
+                self.pool.forget(sequence.slot);
+                sequence.table.release(&mut self.pages);
             }
         }
     }
@@ -277,6 +283,7 @@ impl Decoder {
             if reach != sequence.reach {
                 sequence.reach = reach;
                 sequence.pending = sequence.ids.len();
+                self.pool.forget(sequence.slot);
                 std::mem::take(&mut sequence.table).release(&mut self.pages);
             }
         }
@@ -330,6 +337,7 @@ impl Decoder {
                 ids,
                 rows: sequence.table.rows(),
                 length: sequence.ids.len(),
+                slot: sequence.slot,
             });
         }
         self.pool.reserve(self.pages.made(), self.pages.limit());
@@ -368,11 +376,15 @@ impl Decoder {
             if let Some(last) = ids.last_mut() {
                 *last = drawn.token;
             }
+            let slot = self.next_slot;
+            self.next_slot += 1;
+            self.pool.fork(sequence.slot, slot);
             let fork = Sequence {
                 samples: vec![sample],
                 config: sequence.config.clone(),
                 ids,
                 table,
+                slot,
                 ..*sequence
             };
             self.sequences.push(fork);

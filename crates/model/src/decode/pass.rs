@@ -5,7 +5,7 @@ use std::ops::Range;
 use backdraft_kernels::paged_attention::Places;
 use burn::tensor::{DType, Tensor};
 
-use crate::cache::Pool;
+use crate::cache::{Pool, Slot};
 use crate::causal_lm::{CausalLm, index};
 use crate::layers::DecoderLayer;
 use crate::tokens::Tokens;
@@ -19,6 +19,8 @@ pub(super) struct Chunk {
     pub(super) rows: Vec<u32>,
     /// Tokens of the sequence, with those that are still to be read.
     pub(super) length: usize,
+    /// What its states go by.
+    pub(super) slot: Slot,
 }
 
 /// Logits after the last token of each of the chunks that `wanted` names, ascending.
@@ -43,6 +45,7 @@ pub(super) fn forward(
     let parts = parts(&chunks);
     let context = base.context(&tokens, None);
     let mut h = base.embed(&tokens.input_ids);
+    let slots: Vec<Slot> = chunks.iter().map(|chunk| chunk.slot).collect();
     let sequences: Vec<_> = (chunks.into_iter())
         .map(|chunk| (chunk.rows, chunk.ids.len()))
         .collect();
@@ -52,7 +55,7 @@ pub(super) fn forward(
             .iter()
             .map(|(rows, model)| (rows.clone(), &models[*model].layers[i]))
             .collect();
-        h = DecoderLayer::forward_cached(&layers, h, &context, (pool, &places));
+        h = DecoderLayer::forward_cached(&layers, h, &context, (pool, &places, &slots));
     }
     let last: Vec<u32> = (tokens.segments.iter().enumerate())
         .filter(|(chunk, _)| wanted.contains(chunk))

@@ -1,6 +1,6 @@
 //! The projections of self-attention with grouped key–value heads.
 
-use backdraft_arch::{Heads, Norm};
+use backdraft_arch::{Heads, Mixer, Norm};
 use backdraft_kernels::attention::HeadLayout;
 use backdraft_lora::Projection;
 use burn::module::Module;
@@ -20,15 +20,18 @@ pub struct Attention {
     #[module(skip)]
     heads: Heads,
     #[module(skip)]
+    mixer: Mixer,
+    #[module(skip)]
     layout: HeadLayout,
 }
 
 impl Attention {
-    /// From its projections, q, k and v, and o, and the norms of queries and keys where `heads` asks for them.
+    /// From its projections, q, k and v, and o, and the norms of queries and keys where `heads` asks for them; `mixer` says
+    /// whether its output has a gate.
     pub fn new(
         (qkv, o_proj): (Joined, Projection),
         head_norms: Option<[RmsNorm; 2]>,
-        heads: Heads,
+        (heads, mixer): (Heads, Mixer),
         layout: HeadLayout,
     ) -> Self {
         Self {
@@ -36,6 +39,7 @@ impl Attention {
             o_proj,
             head_norms,
             heads,
+            mixer,
             layout,
         }
     }
@@ -48,6 +52,11 @@ impl Attention {
     /// What becomes of queries and keys.
     pub fn heads(&self) -> Heads {
         self.heads
+    }
+
+    /// Whether its output has a gate.
+    pub(super) fn mixer(&self) -> Mixer {
+        self.mixer
     }
 
     /// The norm of its queries or keys.

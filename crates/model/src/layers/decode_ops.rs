@@ -3,15 +3,18 @@
 
 use std::ops::Range;
 
-use backdraft_arch::{Forward, Group, Heads, Norm, NormPlaces, TargetModule, Values};
+use backdraft_arch::{
+    Activation, Forward, Group, Heads, Mixer, Norm, NormPlaces, TargetModule, Values,
+};
 use backdraft_kernels::paged_attention::Places;
 use backdraft_kernels::rope::RotaryTables;
-use backdraft_kernels::{norm_rope, rope, swiglu};
+use backdraft_kernels::{gated_delta, head_gate, norm_rope, rope, swiglu};
 use backdraft_lora::Projection;
 use burn::tensor::Tensor;
 
+use super::device_ops::delta_operands;
 use super::{Context, DecoderLayer, Whole};
-use crate::cache::LayerPool;
+use crate::cache::{LayerPool, LayerStates, Slot};
 
 /// Values of which nothing is remembered.
 pub(super) struct Passing;
@@ -30,19 +33,28 @@ pub(super) struct DecodeOps<'a> {
     pub(super) context: &'a Context,
     pub(super) pool: &'a mut LayerPool,
     pub(super) places: &'a Places,
+    /// What the states of each sequence go by.
+    pub(super) slots: &'a [Slot],
 }
 
-impl DecodeOps<'_> {
-    fn base(&self) -> &DecoderLayer {
+impl<'a> DecodeOps<'a> {
+    fn base(&self) -> &'a DecoderLayer {
         self.parts[0].1
     }
 
     fn tables(&self) -> &RotaryTables {
-        self.context.tables(self.base().self_attn.layout())
+        self.context.tables(self.base().self_attn().layout())
+    }
+
+    fn states(&mut self) -> &mut LayerStates {
+        match self.pool {
+            LayerPool::States(states) => states,
+            LayerPool::KeysAndValues(_) => unreachable!("this layer attends"),
+        }
     }
 
     fn query_tables(&self) -> &RotaryTables {
-        let layout = self.base().self_attn.layout();
+        let layout = self.base().self_attn().layout();
         self.context.query_tables(layout)
     }
 
@@ -87,7 +99,7 @@ impl Forward for DecodeOps<'_> {
 
     fn shared_down(&mut self, group: Group, x: &Tensor<2>) -> Whole {
         self.base().fused(group)?;
-        Some(self.through(group.fused(), x, None))
+        Some(self.through(group.fused()?, x, None))
     }
 
     fn project(&mut self, target: TargetModule, x: &Tensor<2>, whole: &Whole) -> (Tensor<2>, ()) {
@@ -138,7 +150,7 @@ impl Forward for DecodeOps<'_> {
     }
 
     fn heads(&self) -> Heads {
-        self.base().self_attn.heads()
+        self.base().heads()
     }
 
     fn norm_rope(&mut self, norm: Norm, x: &Tensor<2>) -> Tensor<2> {
@@ -146,9 +158,48 @@ impl Forward for DecodeOps<'_> {
         norm_rope::forward(x, gain, eps, self.tables_of(norm))
     }
 
+    fn mixer(&self) -> Mixer {
+        self.base().mixer()
+    }
+
+    fn split_query(&mut self, x: &Tensor<2>) -> [Tensor<2>; 2] {
+        head_gate::split(x, self.base().self_attn().layout().head_dim)
+    }
+
+    fn gate_heads(&mut self, out: &Tensor<2>, gate: &Tensor<2>) -> Tensor<2> {
+        head_gate::forward(out, gate)
+    }
+
+    fn convolve(&mut self, qkv: &Tensor<2>) -> Tensor<2> {
+        let conv = self.base().delta_net().conv();
+        let sequences = (self.places.segments(), self.slots);
+        self.states().convolve(qkv, conv, sequences)
+    }
+
+    fn delta_gates(&mut self, [b, a]: [&Tensor<2>; 2]) -> [Tensor<2>; 2] {
+        let [a_log, dt_bias] = self.base().delta_net().rates().map(Tensor::clone);
+        gated_delta::gates(b.clone(), a.clone(), a_log, dt_bias)
+    }
+
+    fn delta(&mut self, convolved: &Tensor<2>, gates: [&Tensor<2>; 2]) -> Tensor<2> {
+        let layout = self.base().delta_net().layout();
+        let sequences = (self.places.segments(), self.slots);
+        let x = delta_operands(convolved, gates);
+        self.states().delta(&x, layout, sequences)
+    }
+
+    fn norm_gated(&mut self, out: &Tensor<2>, z: &Tensor<2>) -> Tensor<2> {
+        let net = self.base().delta_net();
+        let (normed, _) = net.norm().forward_saving(&net.heads(out));
+        swiglu::forward(z, &normed.reshape(z.dims()), Activation::Silu)
+    }
+
     fn attend(&mut self, qkv: [&Tensor<2>; 3]) -> (Tensor<2>, ()) {
-        let layout = self.base().self_attn.layout();
-        (self.pool.attend(qkv, self.places, layout), ())
+        let layout = self.base().self_attn().layout();
+        match self.pool {
+            LayerPool::KeysAndValues(pool) => (pool.attend(qkv, self.places, layout), ()),
+            LayerPool::States(_) => unreachable!("this layer is a DeltaNet"),
+        }
     }
 
     fn glu(&mut self, gate: Tensor<2>, up: Tensor<2>) -> [Tensor<2>; 3] {

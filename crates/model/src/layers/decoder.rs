@@ -3,7 +3,10 @@
 use std::ops::Range;
 
 use backdraft_arch::layer;
-use backdraft_arch::{Group, InputGrad, KeepSet, Norm, NormPlaces, SavedTensor, TargetModule};
+use backdraft_arch::{
+    DeltaVector, Group, Heads, InputGrad, KeepSet, Mixer, Norm, NormPlaces, SavedTensor,
+    TargetModule,
+};
 use backdraft_kernels::paged_attention::Places;
 use backdraft_lora::{AdapterGrads, Projection};
 use burn::module::Module;
@@ -15,19 +18,29 @@ use super::joined::{Fused, Whole};
 use super::offload::LayerSaved;
 use super::tape_ops::TapeOps;
 use super::timed_ops::TimedOps;
-use super::{Attention, Context, Joined, Mlp, RmsNorm};
-use crate::cache::LayerPool;
+use super::{Attention, Context, DeltaNet, Joined, Mlp, RmsNorm};
+use crate::cache::{LayerPool, Slot};
 
 /// The parts of a layer; what it does with them is told in [`backdraft_arch::layer`].
 #[derive(Module, Debug)]
 pub struct DecoderLayer {
     norms: StreamNorms,
-    /// Attention.
-    pub self_attn: Attention,
+    /// Attention, or what stands in its place.
+    pub mixer: LayerMixer,
     /// MLP.
     pub mlp: Mlp,
     #[module(skip)]
     index: usize,
+}
+
+/// What of a layer reads other tokens.
+#[derive(Module, Debug)]
+#[expect(clippy::large_enum_variant, reason = "one for each layer")]
+pub enum LayerMixer {
+    /// Softmax attention.
+    Attention(Attention),
+    /// Linear attention by the gated delta rule.
+    DeltaNet(DeltaNet),
 }
 
 /// The norms between the residual stream and a layer's attention and MLP.
@@ -44,10 +57,10 @@ pub enum StreamNorms {
 
 impl DecoderLayer {
     /// Layer `index` of a model.
-    pub fn new(index: usize, norms: StreamNorms, self_attn: Attention, mlp: Mlp) -> Self {
+    pub fn new(index: usize, norms: StreamNorms, mixer: LayerMixer, mlp: Mlp) -> Self {
         Self {
             norms,
-            self_attn,
+            mixer,
             mlp,
             index,
         }
@@ -74,13 +87,14 @@ impl DecoderLayer {
         parts: &[(Range<usize>, &Self)],
         h: Tensor<2>,
         context: &Context,
-        (pool, places): (&mut LayerPool, &Places),
+        (pool, places, slots): (&mut LayerPool, &Places, &[Slot]),
     ) -> Tensor<2> {
         let mut ops = DecodeOps {
             parts,
             context,
             pool,
             places,
+            slots,
         };
         layer::forward(&mut ops, h, KeepSet::NONE).0
     }
@@ -138,7 +152,8 @@ impl DecoderLayer {
 
     /// The tensors that the backward pass uses: what `keep-all` keeps.
     pub fn uses(&self, input_grad: InputGrad) -> KeepSet {
-        layer::uses(|target| self.adapts(target), self.norm_places(), input_grad)
+        let adapts = |target| self.adapts(target);
+        layer::uses(adapts, self.mixer(), self.norm_places(), input_grad)
     }
 
     fn ops<'a>(&'a self, context: &'a Context, grads: &'a mut AdapterGrads) -> DeviceOps<'a> {
@@ -150,7 +165,42 @@ impl DecoderLayer {
     }
 
     pub(super) fn adapts(&self, target: TargetModule) -> bool {
-        self.projection(target).adapter().is_some()
+        let projection = self.find(target);
+        projection.is_some_and(|projection| projection.adapter().is_some())
+    }
+
+    pub(super) fn heads(&self) -> Heads {
+        self.self_attn().heads()
+    }
+
+    /// How it mixes tokens.
+    pub fn mixer(&self) -> Mixer {
+        match &self.mixer {
+            LayerMixer::Attention(attention) => attention.mixer(),
+            LayerMixer::DeltaNet(net) => Mixer::DeltaNet(net.sizes()),
+        }
+    }
+
+    /// Keys that a query sees at most, where that is limited.
+    pub fn window(&self) -> Option<usize> {
+        match &self.mixer {
+            LayerMixer::Attention(attention) => attention.layout().window,
+            LayerMixer::DeltaNet(_) => None,
+        }
+    }
+
+    pub(super) fn self_attn(&self) -> &Attention {
+        match &self.mixer {
+            LayerMixer::Attention(attention) => attention,
+            LayerMixer::DeltaNet(_) => unreachable!("this layer is a DeltaNet"),
+        }
+    }
+
+    pub(super) fn delta_net(&self) -> &DeltaNet {
+        match &self.mixer {
+            LayerMixer::DeltaNet(net) => net,
+            LayerMixer::Attention(_) => unreachable!("this layer attends"),
+        }
     }
 
     /// Where the norms of the residual stream stand.
@@ -176,7 +226,7 @@ impl DecoderLayer {
                 Norm::PostFeedforward,
                 StreamNorms::After([_, norm]) | StreamNorms::Around([.., norm]),
             ) => norm,
-            (Norm::Query | Norm::Key, _) => self.self_attn.norm(norm),
+            (Norm::Query | Norm::Key, _) => self.self_attn().norm(norm),
             (norm, _) => unreachable!("this layer has no {norm:?}"),
         }
     }
@@ -197,7 +247,10 @@ impl DecoderLayer {
                 (Norm::PostFeedforward, last),
             ],
         };
-        let heads = self.self_attn.head_norms.as_mut();
+        let heads = match &mut self.mixer {
+            LayerMixer::Attention(attention) => attention.head_norms.as_mut(),
+            LayerMixer::DeltaNet(_) => None,
+        };
         let heads = heads.map(|[query, key]| [(Norm::Query, query), (Norm::Key, key)]);
         stream.into_iter().chain(heads.into_iter().flatten())
     }
@@ -209,9 +262,18 @@ impl DecoderLayer {
         context.seed(self.index, first)
     }
 
+    /// The vectors of its mixer, where that is a DeltaNet, to be changed.
+    pub(crate) fn vectors_mut(&mut self) -> impl Iterator<Item = (DeltaVector, &mut Tensor<1>)> {
+        let vectors = match &mut self.mixer {
+            LayerMixer::Attention(_) => None,
+            LayerMixer::DeltaNet(net) => Some(net.vectors_mut()),
+        };
+        vectors.into_iter().flatten()
+    }
+
     /// The projection that has the rows of all in the group, where there is one.
     pub(super) fn fused(&self, group: Group) -> Option<&Fused> {
-        self.joined(group).as_fused()
+        self.joined(group)?.as_fused()
     }
 
     /// The features of `part` in what a fused projection gave.
@@ -221,53 +283,96 @@ impl DecoderLayer {
         Some(whole.clone().narrow(1, features.start, features.len()))
     }
 
-    fn joined(&self, group: Group) -> &Joined {
-        match group {
-            Group::Qkv => &self.self_attn.qkv,
-            Group::GateUp => &self.mlp.gate_up,
+    fn joined(&self, group: Group) -> Option<&Joined> {
+        match (group, &self.mixer) {
+            (Group::Qkv, LayerMixer::Attention(attention)) => Some(&attention.qkv),
+            (Group::GateUp, _) => Some(&self.mlp.gate_up),
+            (Group::Qkv | Group::Delta, _) => None,
         }
+    }
+
+    fn find(&self, target: TargetModule) -> Option<&Projection> {
+        use TargetModule as M;
+        Some(match (target, &self.mixer) {
+            (M::QProj | M::KProj | M::VProj | M::QkvProj, LayerMixer::Attention(attention)) => {
+                attention.qkv.of(target)
+            }
+            (M::OProj, LayerMixer::Attention(attention)) => &attention.o_proj,
+            (M::InProjQkv, LayerMixer::DeltaNet(net)) => &net.in_proj_qkv,
+            (M::InProjZ, LayerMixer::DeltaNet(net)) => &net.in_proj_z,
+            (M::InProjB, LayerMixer::DeltaNet(net)) => &net.in_proj_b,
+            (M::InProjA, LayerMixer::DeltaNet(net)) => &net.in_proj_a,
+            (M::OutProj, LayerMixer::DeltaNet(net)) => &net.out_proj,
+            (M::GateProj | M::UpProj | M::GateUpProj, _) => self.mlp.gate_up.of(target),
+            (M::DownProj, _) => &self.mlp.down_proj,
+            _ => return None,
+        })
     }
 
     /// The projection that goes by the name of `target`, or has its rows.
+    ///
+    /// # Panics
+    /// If its mixer computes none of that name.
     pub fn projection(&self, target: TargetModule) -> &Projection {
-        use TargetModule as M;
-        match target {
-            M::QProj | M::KProj | M::VProj | M::QkvProj => self.self_attn.qkv.of(target),
-            M::OProj => &self.self_attn.o_proj,
-            M::GateProj | M::UpProj | M::GateUpProj => self.mlp.gate_up.of(target),
-            M::DownProj => &self.mlp.down_proj,
-        }
+        let found = self.find(target);
+        found.unwrap_or_else(|| panic!("layer {} has no {target}", self.index))
     }
 
     /// As [`projection`](Self::projection), to be changed.
+    ///
+    /// # Panics
+    /// As [`projection`](Self::projection).
     pub fn projection_mut(&mut self, target: TargetModule) -> &mut Projection {
         use TargetModule as M;
-        match target {
-            M::QProj | M::KProj | M::VProj | M::QkvProj => self.self_attn.qkv.of_mut(target),
-            M::OProj => &mut self.self_attn.o_proj,
-            M::GateProj | M::UpProj | M::GateUpProj => self.mlp.gate_up.of_mut(target),
-            M::DownProj => &mut self.mlp.down_proj,
+        let index = self.index;
+        match (target, &mut self.mixer) {
+            (M::QProj | M::KProj | M::VProj | M::QkvProj, LayerMixer::Attention(attention)) => {
+                attention.qkv.of_mut(target)
+            }
+            (M::OProj, LayerMixer::Attention(attention)) => &mut attention.o_proj,
+            (M::InProjQkv, LayerMixer::DeltaNet(net)) => &mut net.in_proj_qkv,
+            (M::InProjZ, LayerMixer::DeltaNet(net)) => &mut net.in_proj_z,
+            (M::InProjB, LayerMixer::DeltaNet(net)) => &mut net.in_proj_b,
+            (M::InProjA, LayerMixer::DeltaNet(net)) => &mut net.in_proj_a,
+            (M::OutProj, LayerMixer::DeltaNet(net)) => &mut net.out_proj,
+            (M::GateProj | M::UpProj | M::GateUpProj, _) => self.mlp.gate_up.of_mut(target),
+            (M::DownProj, _) => &mut self.mlp.down_proj,
+            _ => panic!("layer {index} has no {target}"),
         }
     }
 
     /// The names of its projections, in the order of files.
     pub fn modules(&self) -> Vec<TargetModule> {
-        let group = |group: Group| match self.fused(group) {
-            Some(_) => vec![group.fused()],
-            None => group.targets().to_vec(),
+        let name = |&part: &TargetModule| match part.group() {
+            Some(group) if self.fused(group).is_some() => {
+                group.fused().filter(|_| part.place_in_group() == 0)
+            }
+            _ => Some(part),
         };
-        let qkv = group(Group::Qkv).into_iter();
-        let attention = qkv.chain([TargetModule::OProj]);
-        let mlp = attention.chain(group(Group::GateUp));
-        mlp.chain([TargetModule::DownProj]).collect()
+        let mixer = self.mixer().targets().iter();
+        let parts = mixer.chain(&TargetModule::MLP);
+        parts.filter_map(name).collect()
     }
 
     /// All its projections, to be changed, in the order of [`modules`](Self::modules).
     pub fn projections_mut(&mut self) -> impl Iterator<Item = (TargetModule, &mut Projection)> {
-        let (attention, mlp) = (&mut self.self_attn, &mut self.mlp);
-        let qkv = attention.qkv.modules_mut(Group::Qkv);
-        let attention = qkv.chain([(TargetModule::OProj, &mut attention.o_proj)]);
-        let mlp_first = attention.chain(mlp.gate_up.modules_mut(Group::GateUp));
-        mlp_first.chain([(TargetModule::DownProj, &mut mlp.down_proj)])
+        use TargetModule as M;
+        let mixer: Vec<_> = match &mut self.mixer {
+            LayerMixer::Attention(attention) => {
+                let qkv = attention.qkv.modules_mut(Group::Qkv);
+                qkv.chain([(M::OProj, &mut attention.o_proj)]).collect()
+            }
+            LayerMixer::DeltaNet(net) => vec![
+                (M::InProjQkv, &mut net.in_proj_qkv),
+                (M::InProjZ, &mut net.in_proj_z),
+                (M::InProjB, &mut net.in_proj_b),
+                (M::InProjA, &mut net.in_proj_a),
+                (M::OutProj, &mut net.out_proj),
+            ],
+        };
+        let mlp = &mut self.mlp;
+        let gate_up = mlp.gate_up.modules_mut(Group::GateUp);
+        let mlp = gate_up.chain([(M::DownProj, &mut mlp.down_proj)]);
+        mixer.into_iter().chain(mlp)
     }
 }

@@ -2,12 +2,14 @@
 
 use backdraft_arch::ops::Branch;
 use backdraft_arch::{
-    Backward, Forward, Group, Heads, InputGrad, Norm, NormPlaces, TargetModule, Values,
+    Activation, Backward, Forward, Group, Heads, InputGrad, Mixer, Norm, NormPlaces, TargetModule,
+    Values,
 };
 use backdraft_kernels::attention::{self, Qkv};
+use backdraft_kernels::gated_delta::{self, Operands};
 use backdraft_kernels::low_rank::Adapted;
 use backdraft_kernels::rope::RotaryTables;
-use backdraft_kernels::{norm_rope, rope, swiglu};
+use backdraft_kernels::{causal_conv, head_gate, norm_rope, rope, swiglu};
 use backdraft_lora::{AdapterGrads, Ahead, Projection, ProjectionSaved, Rows};
 use burn::tensor::Tensor;
 
@@ -46,11 +48,11 @@ impl DeviceOps<'_> {
     }
 
     fn tables(&self) -> &RotaryTables {
-        self.context.tables(self.layer.self_attn.layout())
+        self.context.tables(self.layer.self_attn().layout())
     }
 
     fn query_tables(&self) -> &RotaryTables {
-        let layout = self.layer.self_attn.layout();
+        let layout = self.layer.self_attn().layout();
         self.context.query_tables(layout)
     }
 
@@ -112,6 +114,9 @@ impl Forward for DeviceOps<'_> {
         match group {
             Group::Qkv => self.down_together([M::QProj, M::KProj, M::VProj], x),
             Group::GateUp => self.down_together([M::GateProj, M::UpProj], x),
+            Group::Delta => {
+                self.down_together([M::InProjQkv, M::InProjZ, M::InProjB, M::InProjA], x)
+            }
         }
     }
 
@@ -174,7 +179,7 @@ impl Forward for DeviceOps<'_> {
     }
 
     fn heads(&self) -> Heads {
-        self.layer.self_attn.heads()
+        self.layer.heads()
     }
 
     fn norm_rope(&mut self, norm: Norm, x: &Tensor<2>) -> Tensor<2> {
@@ -182,8 +187,44 @@ impl Forward for DeviceOps<'_> {
         norm_rope::forward(x, gain, eps, self.tables_of(norm))
     }
 
+    fn mixer(&self) -> Mixer {
+        self.layer.mixer()
+    }
+
+    fn split_query(&mut self, x: &Tensor<2>) -> [Tensor<2>; 2] {
+        head_gate::split(x, self.layer.self_attn().layout().head_dim)
+    }
+
+    fn gate_heads(&mut self, out: &Tensor<2>, gate: &Tensor<2>) -> Tensor<2> {
+        head_gate::forward(out, gate)
+    }
+
+    fn convolve(&mut self, qkv: &Tensor<2>) -> Tensor<2> {
+        causal_conv::forward(qkv, self.layer.delta_net().conv(), &self.context.segments)
+    }
+
+    fn delta_gates(&mut self, [b, a]: [&Tensor<2>; 2]) -> [Tensor<2>; 2] {
+        let [a_log, dt_bias] = self.layer.delta_net().rates().map(Tensor::clone);
+        gated_delta::gates(b.clone(), a.clone(), a_log, dt_bias)
+    }
+
+    fn delta(&mut self, convolved: &Tensor<2>, gates: [&Tensor<2>; 2]) -> Tensor<2> {
+        let layout = self.layer.delta_net().layout();
+        gated_delta::forward(
+            &delta_operands(convolved, gates),
+            &self.context.segments,
+            layout,
+        )
+    }
+
+    fn norm_gated(&mut self, out: &Tensor<2>, z: &Tensor<2>) -> Tensor<2> {
+        let net = self.layer.delta_net();
+        let (normed, _) = net.norm().forward_saving(&net.heads(out));
+        swiglu::forward(z, &normed.reshape(z.dims()), Activation::Silu)
+    }
+
     fn attend(&mut self, qkv: [&Tensor<2>; 3]) -> (Tensor<2>, Tensor<2>) {
-        let layout = self.layer.self_attn.layout();
+        let layout = self.layer.self_attn().layout();
         attention::forward(&operands(qkv), &self.context.segments, layout)
     }
 
@@ -268,7 +309,7 @@ impl Backward for DeviceOps<'_> {
         qkv: [&Tensor<2>; 3],
         forward: (&Tensor<2>, &Tensor<2>),
     ) -> [Tensor<2>; 3] {
-        let (segments, layout) = (&self.context.segments, self.layer.self_attn.layout());
+        let (segments, layout) = (&self.context.segments, self.layer.self_attn().layout());
         let d = attention::backward(d_out, &operands(qkv), forward, segments, layout);
         [d.q, d.k, d.v]
     }
@@ -281,6 +322,55 @@ impl Backward for DeviceOps<'_> {
                 rope::backward(dk, self.tables()),
             ),
         }
+    }
+
+    fn join_query(&mut self, dq: Tensor<2>, d_gate: Tensor<2>) -> Tensor<2> {
+        head_gate::join([&dq, &d_gate], self.layer.self_attn().layout().head_dim)
+    }
+
+    fn gate_heads_backward(
+        &mut self,
+        dy: Tensor<2>,
+        out: &Tensor<2>,
+        gate: Tensor<2>,
+    ) -> [Tensor<2>; 2] {
+        head_gate::backward(&dy, out, &gate)
+    }
+
+    fn convolve_backward(&mut self, dy: Tensor<2>, qkv: &Tensor<2>) -> Tensor<2> {
+        let net = self.layer.delta_net();
+        causal_conv::backward(dy, qkv, net.conv(), &self.context.segments)
+    }
+
+    fn delta_gates_backward(&mut self, d: [Tensor<2>; 2], ba: [&Tensor<2>; 2]) -> [Tensor<2>; 2] {
+        gated_delta::gates_backward(d, ba, self.layer.delta_net().rates())
+    }
+
+    fn delta_backward(
+        &mut self,
+        d_out: &Tensor<2>,
+        convolved: &Tensor<2>,
+        gates: [&Tensor<2>; 2],
+    ) -> (Tensor<2>, [Tensor<2>; 2]) {
+        let (layout, segments) = (self.layer.delta_net().layout(), &self.context.segments);
+        let x = delta_operands(convolved, gates);
+        let d = gated_delta::backward(d_out, &x, segments, layout);
+        (d.qkv, [d.beta, d.decay])
+    }
+
+    fn norm_gated_backward(
+        &mut self,
+        dy: Adapted,
+        out: Tensor<2>,
+        z: Tensor<2>,
+    ) -> ([Tensor<2>; 2], Option<Tensor<2>>) {
+        let (net, wanted) = (self.layer.delta_net(), self.adapts(TargetModule::OutProj));
+        let heads = net.heads(&out);
+        let (normed, rstd) = net.norm().forward_saving(&heads);
+        let normed = normed.reshape(z.dims());
+        let d = swiglu::backward_adapted(dy, z, normed, Activation::Silu, wanted);
+        let d_out = net.norm().backward(&net.heads(&d.up), &heads, &rstd);
+        ([d_out.reshape(d.gate.dims()), d.gate], d.product)
     }
 
     fn norm_rope_backward(&mut self, norm: Norm, dy: Tensor<2>, x: &Tensor<2>) -> Tensor<2> {
@@ -310,4 +400,13 @@ fn part(down: &Option<Vec<Tensor<2>>>, target: TargetModule) -> Option<Tensor<2>
 fn operands([q, k, v]: [&Tensor<2>; 3]) -> Qkv {
     let [q, k, v] = [q, k, v].map(Tensor::clone);
     Qkv { q, k, v }
+}
+
+/// What the delta rule reads.
+pub(super) fn delta_operands(convolved: &Tensor<2>, [beta, decay]: [&Tensor<2>; 2]) -> Operands {
+    Operands {
+        qkv: convolved.clone(),
+        beta: beta.clone(),
+        decay: decay.clone(),
+    }
 }

@@ -75,7 +75,10 @@ impl Joined {
     ) -> impl Iterator<Item = (TargetModule, &mut Projection)> {
         let (names, projections) = match self {
             Self::Apart(projections) => (group.targets().to_vec(), projections.as_mut_slice()),
-            Self::Fused(fused) => (vec![group.fused()], std::slice::from_mut(&mut fused.whole)),
+            Self::Fused(fused) => (
+                group.fused().into_iter().collect(),
+                std::slice::from_mut(&mut fused.whole),
+            ),
         };
         names.into_iter().zip(projections)
     }

@@ -16,6 +16,7 @@
 mod attention;
 mod decode_ops;
 mod decoder;
+mod delta_net;
 mod device_ops;
 mod joined;
 mod mlp;
@@ -29,7 +30,8 @@ use backdraft_kernels::attention::HeadLayout;
 use backdraft_kernels::rope::RotaryTables;
 
 pub use attention::Attention;
-pub use decoder::{DecoderLayer, StreamNorms};
+pub use decoder::{DecoderLayer, LayerMixer, StreamNorms};
+pub use delta_net::DeltaNet;
 pub use device_ops::OnDevice;
 pub use joined::Joined;
 use joined::Whole;
@@ -71,7 +73,12 @@ impl Context {
 
     /// The seed of one projection in one layer, if there is dropout.
     fn seed(&self, layer: usize, target: backdraft_lora::TargetModule) -> Option<u64> {
-        let slot = (layer * backdraft_lora::TargetModule::PARTS.len() + target as usize) as u64;
+        // What a mask is drawn from stays what it is when there are more kinds of projections.
+        let (usual, target) = (backdraft_lora::TargetModule::USUAL.len(), target as usize);
+        let slot = match target < usual {
+            true => (layer * usual + target) as u64,
+            false => 1 << 32 | (layer << 8 | target) as u64,
+        };
         self.dropout_seed
             .map(|seed| seed ^ (slot + 1).wrapping_mul(0xD134_2543_DE82_EF95))
     }

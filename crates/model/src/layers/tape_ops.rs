@@ -1,11 +1,14 @@
 //! The ops of a layer on Burn's tape, one node each.
 
-use backdraft_arch::{Forward, Group, Heads, Norm, NormPlaces, TargetModule, Values};
+use backdraft_arch::{
+    Activation, Forward, Group, Heads, Mixer, Norm, NormPlaces, TargetModule, Values,
+};
 use backdraft_kernels::attention::{self, Qkv};
 use backdraft_kernels::rope::RotaryTables;
-use backdraft_kernels::{norm_rope, rope, swiglu};
+use backdraft_kernels::{causal_conv, gated_delta, head_gate, norm_rope, rope, swiglu};
 use burn::tensor::Tensor;
 
+use super::device_ops::delta_operands;
 use super::{Context, DecoderLayer, Whole};
 
 /// Values that Burn's autodiff follows, so that nothing needs to be remembered beside them.
@@ -26,11 +29,11 @@ pub(super) struct TapeOps<'a> {
 
 impl TapeOps<'_> {
     fn tables(&self) -> &RotaryTables {
-        self.context.tables(self.layer.self_attn.layout())
+        self.context.tables(self.layer.self_attn().layout())
     }
 
     fn query_tables(&self) -> &RotaryTables {
-        let layout = self.layer.self_attn.layout();
+        let layout = self.layer.self_attn().layout();
         self.context.query_tables(layout)
     }
 
@@ -120,7 +123,7 @@ impl Forward for TapeOps<'_> {
     }
 
     fn heads(&self) -> Heads {
-        self.layer.self_attn.heads()
+        self.layer.heads()
     }
 
     fn norm_rope(&mut self, norm: Norm, x: &Tensor<2>) -> Tensor<2> {
@@ -133,10 +136,44 @@ impl Forward for TapeOps<'_> {
         )
     }
 
+    fn mixer(&self) -> Mixer {
+        self.layer.mixer()
+    }
+
+    fn split_query(&mut self, x: &Tensor<2>) -> [Tensor<2>; 2] {
+        head_gate::split(x, self.layer.self_attn().layout().head_dim)
+    }
+
+    fn gate_heads(&mut self, out: &Tensor<2>, gate: &Tensor<2>) -> Tensor<2> {
+        head_gate::forward(out, gate)
+    }
+
+    fn convolve(&mut self, qkv: &Tensor<2>) -> Tensor<2> {
+        let conv = self.layer.delta_net().conv().clone();
+        causal_conv::causal_conv(qkv.clone(), conv, &self.context.segments)
+    }
+
+    fn delta_gates(&mut self, [b, a]: [&Tensor<2>; 2]) -> [Tensor<2>; 2] {
+        let [a_log, dt_bias] = self.layer.delta_net().rates().map(Tensor::clone);
+        gated_delta::gates(b.clone(), a.clone(), a_log, dt_bias)
+    }
+
+    fn delta(&mut self, convolved: &Tensor<2>, gates: [&Tensor<2>; 2]) -> Tensor<2> {
+        let layout = self.layer.delta_net().layout();
+        let x = delta_operands(convolved, gates);
+        gated_delta::gated_delta(x, &self.context.segments, layout)
+    }
+
+    fn norm_gated(&mut self, out: &Tensor<2>, z: &Tensor<2>) -> Tensor<2> {
+        let net = self.layer.delta_net();
+        let normed = net.norm().forward(net.heads(out));
+        swiglu::swiglu(z.clone(), normed.reshape(z.dims()), Activation::Silu)
+    }
+
     fn attend(&mut self, [q, k, v]: [&Tensor<2>; 3]) -> (Tensor<2>, ()) {
         let [q, k, v] = [q, k, v].map(Tensor::clone);
         let segments = &self.context.segments;
-        let layout = self.layer.self_attn.layout();
+        let layout = self.layer.self_attn().layout();
         (attention::attention(Qkv { q, k, v }, segments, layout), ())
     }
 

@@ -1,6 +1,6 @@
 //! The ops of a layer one by one, to time them.
 
-use backdraft_arch::{Forward, Group, Heads, Norm, NormPlaces, SavedTensor, TargetModule};
+use backdraft_arch::{Forward, Group, Heads, Mixer, Norm, NormPlaces, SavedTensor, TargetModule};
 use backdraft_lora::ProjectionSaved;
 use burn::tensor::Tensor;
 
@@ -55,7 +55,7 @@ impl Forward for TimedOps<'_, '_> {
         down: &Self::SharedDown,
     ) -> (Tensor<2>, ProjectionSaved) {
         let (y, side) = self.ops.project(target, x, down);
-        (self.made)(Some(SavedTensor::of(target)), &y);
+        (self.made)(SavedTensor::of(target), &y);
         (y, side)
     }
 
@@ -82,7 +82,7 @@ impl Forward for TimedOps<'_, '_> {
             return (stream.clone(), ProjectionSaved::default());
         }
         let (y, side) = self.ops.project_onto(target, x, stream);
-        (self.made)(Some(SavedTensor::of(target)), &y);
+        (self.made)(SavedTensor::of(target), &y);
         (y, side)
     }
 
@@ -93,7 +93,7 @@ impl Forward for TimedOps<'_, '_> {
 
     fn rope_one(&mut self, target: TargetModule, x: Tensor<2>) -> Tensor<2> {
         let y = self.ops.rope_one(target, x);
-        (self.made)(Some(SavedTensor::of(target)), &y);
+        (self.made)(SavedTensor::of(target), &y);
         y
     }
 
@@ -104,6 +104,47 @@ impl Forward for TimedOps<'_, '_> {
     fn norm_rope(&mut self, norm: Norm, x: &Tensor<2>) -> Tensor<2> {
         // Every backward pass makes it, whatever is kept: what follows is timed from here.
         let y = self.ops.norm_rope(norm, x);
+        (self.made)(None, &y);
+        y
+    }
+
+    fn mixer(&self) -> Mixer {
+        self.ops.mixer()
+    }
+
+    // What every backward pass makes, whatever is kept, has no name.
+    fn split_query(&mut self, x: &Tensor<2>) -> [Tensor<2>; 2] {
+        let parts = self.ops.split_query(x);
+        (self.made)(None, &parts[1]);
+        parts
+    }
+
+    fn gate_heads(&mut self, out: &Tensor<2>, gate: &Tensor<2>) -> Tensor<2> {
+        let y = self.ops.gate_heads(out, gate);
+        (self.made)(None, &y);
+        y
+    }
+
+    fn convolve(&mut self, qkv: &Tensor<2>) -> Tensor<2> {
+        let y = self.ops.convolve(qkv);
+        (self.made)(None, &y);
+        y
+    }
+
+    fn delta_gates(&mut self, ba: [&Tensor<2>; 2]) -> [Tensor<2>; 2] {
+        let gates = self.ops.delta_gates(ba);
+        (self.made)(None, &gates[1]);
+        gates
+    }
+
+    fn delta(&mut self, convolved: &Tensor<2>, gates: [&Tensor<2>; 2]) -> Tensor<2> {
+        let out = self.ops.delta(convolved, gates);
+        (self.made)(Some(SavedTensor::Attention), &out);
+        out
+    }
+
+    fn norm_gated(&mut self, out: &Tensor<2>, z: &Tensor<2>) -> Tensor<2> {
+        let y = self.ops.norm_gated(out, z);
         (self.made)(None, &y);
         y
     }

@@ -44,7 +44,7 @@ fn reference(
     let device = model.device().inner();
     for (index, layer) in model.layers.iter().enumerate() {
         let mut dense = layer.clone();
-        for target in dense.modules() {
+        for target in layer.modules() {
             let name = format!("{}.weight", target.path(index));
             let weight = dense.projection_mut(target).weight_mut();
             let dims = weight.dims();

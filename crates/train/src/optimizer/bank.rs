@@ -44,6 +44,7 @@ enum Keeping {
 
 /// What is kept of a group.
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "there are a few groups")]
 enum Kept {
     Moments(FlatMoments),
     Stacked(Vec<Matrices>),

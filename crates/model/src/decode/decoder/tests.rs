@@ -17,6 +17,16 @@ fn base(plan: Option<&QuantizationPlan>) -> CausalLm {
     CausalLm::load_as(&source, plan, (&Device::flex(), DType::F32)).unwrap()
 }
 
+/// One that keeps states beside keys and values.
+fn hybrid() -> CausalLm {
+    let folders = backdraft_testkit::golden::folders("tiny", "config.json");
+    let mut folders = folders.into_iter();
+    let folder = folders
+        .find(|folder| folder.name() == "qwen3_5_text")
+        .unwrap();
+    CausalLm::load(&ModelSource::open(&*folder).unwrap(), &Device::flex()).unwrap()
+}
+
 /// With adapters that change much.
 fn adapted(model: &CausalLm, seed: u64) -> CausalLm {
     let mut model = model
@@ -91,8 +101,7 @@ fn same(together: &[Sampled], alone: &[Sampled]) {
 #[test]
 fn a_sequence_does_not_depend_on_who_else_is_there() {
     let nf4 = QuantizationPlan::new(Scheme::NF4);
-    for plan in [None, Some(&nf4)] {
-        let base = base(plan);
+    for base in [base(None), base(Some(&nf4)), hybrid()] {
         let models = [base.clone(), adapted(&base, 1), adapted(&base, 2)];
         let requests: Vec<_> = (0..9).map(|number| request(number, number % 3)).collect();
         let alone: Vec<_> = (requests.iter())
@@ -114,7 +123,7 @@ fn a_sequence_does_not_depend_on_who_else_is_there() {
 /// Without a cache: every token from a pass over all that stands before it.
 #[test]
 fn the_pool_gives_what_a_pass_over_everything_gives() {
-    for model in [base(None), adapted(&base(None), 3)] {
+    for model in [base(None), adapted(&base(None), 3), hybrid()] {
         let mut ids = prompt(1);
         let greedy = GenerateConfig {
             max_new_tokens: 40,
@@ -135,9 +144,13 @@ fn the_pool_gives_what_a_pass_over_everything_gives() {
 
 #[test]
 fn samples_of_a_prompt_are_what_they_are_alone() {
-    let models = [base(None)];
-    let mut decoder = Decoder::new(models.to_vec(), limits(8, 1 << 16));
-    for number in [1, 3, 5] {
+    for (number, base) in
+        [1, 3, 5, 3]
+            .into_iter()
+            .zip([base(None), base(None), base(None), hybrid()])
+    {
+        let models = [base];
+        let mut decoder = Decoder::new(models.to_vec(), limits(8, 1 << 16));
         let several = DecodeRequest {
             samples: 4,
             ..request(number, 0)
