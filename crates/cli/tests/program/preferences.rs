@@ -379,7 +379,7 @@ fn pairs_that_are_easily_told_apart_are_a_finding() {
     let rows: String = (0..24)
         .map(|i| {
             let (a, b) = (5 + i % 6, 11 + i % 4);
-            format!("{{\"prompt\": \"w{a} w{b}\", \"chosen\": \"w20 w{b}\", \"rejected\": \"w21 w{b}\"}}\n")
+            format!("{{\"prompt\": \"w{a} w{b}\", \"chosen\": \" w20 w{b}\", \"rejected\": \" w21 w{b}\"}}\n")
         })
         .collect();
     fs::write(d.join("train.jsonl"), rows).unwrap();
