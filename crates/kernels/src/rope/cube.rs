@@ -1,5 +1,10 @@
 //! In place on a CubeCL device; a unit turns one vector of pairs, or passes two on.
 
+#![allow(
+    clippy::if_same_then_else,
+    reason = "of two branches that do the same, one is chosen when the kernel is compiled"
+)]
+
 use backdraft_arch::RotaryPairs;
 use burn::tensor::{DType, Tensor};
 use cubecl::ir::ElemType;
