@@ -18,7 +18,7 @@ use super::tiny_case::TinyCase;
 
 /// Tokens of a pack.
 const CAPACITY: usize = 40;
-/// As the issue that packing was made for asks for.
+/// Products over other rows round otherwise, and by no more than this; tokens that see another document are far beyond it.
 const LOSS: Tolerance = Tolerance::Relative(1e-5);
 const GRADIENT: Tolerance = Tolerance::OfLargest(1e-5);
 /// Products round otherwise where a batch has other rows, and a DeltaNet brings short keys to length 1, which makes that

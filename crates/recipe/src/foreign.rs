@@ -314,7 +314,7 @@ pub(crate) const FOREIGN: &[(Foreign, &str)] = &[
     ),
     (
         NotYet(
-            "training the embedding, the head or other modules whole; adapters go on the seven projections of a layer",
+            "training the embedding, the head or other modules whole; adapters go on the projections of a layer",
         ),
         "modules_to_save lora_modules_to_save additional_target lora_bias \
          ensure_weight_tying peft_ensure_weight_tying apply_lora_to_output embedding_learning_rate embedding_lr embedding_lr_scale \

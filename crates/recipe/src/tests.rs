@@ -325,7 +325,7 @@ optimizer = "adamw_8bit"
       line 4: unknown key `max_sequence_length`; here it is `max_seq_length`: write `max_seq_length = 1024`
       line 7: unknown key `lora.r`; here it is `lora.rank`: write `lora.rank = 16`
       line 8: `lora.alpha` takes a number above 0, not -1
-      line 9: `lora.target_modules = "lm_head"` is not supported: adapters go on the seven projections of a layer; take it out of the list
+      line 9: `lora.target_modules = "lm_head"` is not supported: adapters go on the projections of a layer; take it out of the list
       line 9: `lora.target_modules` takes "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "qkv_proj", "gate_up_proj", "in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a" or "out_proj", not "qproj"; did you mean "q_proj"?
       line 12: `data.format` takes "auto", "messages", "alpaca", "sharegpt", "prompt_completion", "text", "preference" or "unpaired", not "mesages"; did you mean "messages"?
       line 15: `train.learning_rate` takes a number above 0, not "fast"
@@ -475,7 +475,7 @@ fn values_of_other_programs_and_later_versions_are_refused_by_name() {
     "#);
     assert_snapshot!(refused("lora.target_modules=['embed_tokens', 'q_proj']"), @r#"
     one problem in the recipe recipe.toml:
-      --set lora.target_modules=['embed_tokens', 'q_proj']: `lora.target_modules = "embed_tokens"` is not supported: adapters go on the seven projections of a layer; take it out of the list
+      --set lora.target_modules=['embed_tokens', 'q_proj']: `lora.target_modules = "embed_tokens"` is not supported: adapters go on the projections of a layer; take it out of the list
     "#);
     assert_snapshot!(refused("train.optimizer=paged_adamw_8bit"), @r#"
     one problem in the recipe recipe.toml:
