@@ -10,8 +10,7 @@ const OFFLOAD: &str = r#"tensors wait in the host's memory where that pays under
 const SMART: &str =
     r#"write activation_policy = "smart", which recomputes only what the memory demands"#;
 const BIAS: &str = r#"adapters of this version train no biases; write bias = "none""#;
-const PROJECTIONS: &str =
-    "adapters go on the projections of a layer; take it out of the list";
+const PROJECTIONS: &str = "adapters go on the projections of a layer; take it out of the list";
 const ALL_PROJECTIONS: &str = r#"write target_modules = "all-linear""#;
 const COSINE: &str = r#"this version does not have it; write lr_scheduler = "cosine""#;
 const FOUR_BIT: &str = "write load_in_4bit = true, or load_in_8bit = true for 8 bits";

@@ -18,15 +18,23 @@ impl ModelSource {
     /// `add_tokens` and `resize_token_embeddings` of transformers do, but for the values of the rows.
     ///
     /// # Errors
-    /// [`FormatError::AddedTokens`] for a GGUF file, a token that is there already, or an empty one; a table in codes;
-    /// a tokenizer that cannot be read.
+    /// [`FormatError::AddedTokens`] for a GGUF file, a token that is there already, or an empty one, and a tokenizer with ids
+    /// beyond the embedding; a table in codes; a tokenizer that cannot be read.
     pub fn with_added_tokens(self, tokens: &[String]) -> Result<(Self, Vec<u32>)> {
         if tokens.is_empty() {
             return Ok((self, Vec::new()));
         }
         let (tokenizer, ids) = self.tokenizer_with(tokens)?;
-        let last = ids.last().map_or(0, |&id| id as usize + 1);
-        let rows = self.embedding_rows().max(last);
+        let there = self.embedding_rows();
+        if let Some(&first) = ids.first()
+            && first as usize > there
+        {
+            return Err(self.no_tokens(format!(
+                "its tokenizer.json has ids up to {}, and its embedding {there} rows",
+                first - 1
+            )));
+        }
+        let rows = ids.last().map_or(there, |&id| there.max(id as usize + 1));
         Ok((self.extended(rows, Some(tokenizer))?, ids))
     }
 

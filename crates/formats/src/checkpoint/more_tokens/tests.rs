@@ -121,3 +121,17 @@ fn an_adapter_brings_its_tokens_and_no_more() {
         assert!(error.contains("do not follow"), "{error}");
     }
 }
+
+#[test]
+fn ids_beyond_the_embedding_are_not_made_room_for() {
+    let root = model(3);
+    let path = root.path().join("tokenizer.json");
+    let text = fs::read_to_string(&path).unwrap();
+    for id in [3, 4_294_967_294_u32] {
+        fs::write(&path, text.replace("\"id\":2", &format!("\"id\":{id}"))).unwrap();
+        let source = ModelSource::open(root.path()).unwrap();
+        let error = source.with_added_tokens(&texts(&["<x>"])).unwrap_err();
+        let expected = format!("has ids up to {id}, and its embedding 3 rows");
+        assert!(error.to_string().contains(&expected), "{error}");
+    }
+}
