@@ -1,7 +1,8 @@
 //! Text that ends before a stop string.
 
 /// Lets text through piece by piece, but for what stands behind the first stop string, and for what may turn out to be
-/// the beginning of one.
+/// the beginning of one. The first is the one that is complete first, and of those complete together the longest: so
+/// it does not matter in which pieces the text comes.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct StopText {
     stops: Vec<String>,
@@ -22,8 +23,7 @@ impl StopText {
             return (piece.to_owned(), false);
         }
         self.held.push_str(piece);
-        let found = self.stops.iter().filter_map(|stop| self.held.find(stop));
-        if let Some(at) = found.min() {
+        if let Some(at) = first_stop(&self.held, &self.stops) {
             self.held.truncate(at);
             return (std::mem::take(&mut self.held), true);
         }
@@ -48,6 +48,15 @@ impl StopText {
         let mut places = (first..self.held.len()).filter(|at| self.held.is_char_boundary(*at));
         places.find(begins).map_or(0, |at| self.held.len() - at)
     }
+}
+
+/// Where the stop string begins that is complete first in `text`; of those that are complete together, the longest.
+fn first_stop(text: &str, stops: &[String]) -> Option<usize> {
+    let found = stops.iter().filter_map(|stop| {
+        let at = text.find(stop)?;
+        Some((at + stop.len(), at))
+    });
+    found.min().map(|(_, at)| at)
 }
 
 #[cfg(test)]
@@ -83,6 +92,11 @@ mod tests {
         assert!(!stopped);
         // The first in the text counts, not the first in the list.
         assert_eq!(run(&["b", "a"], &["xab"]).0.concat(), "x");
+        // Of one within another, the one that is complete first; of those complete together, the longest.
+        for pieces in [["abcd", ""], ["abc", "d"]] {
+            assert_eq!(run(&["abcd", "b"], &pieces).0.concat(), "a");
+            assert_eq!(run(&["d", "bcd"], &pieces).0.concat(), "a");
+        }
         assert_eq!(run(&["für"], &["fü", "r"]).0.concat(), "");
         assert_eq!(run(&["für"], &["fü", "nf"]).0.concat(), "fünf");
     }
@@ -99,7 +113,13 @@ mod tests {
             cuts.extend([0, text.len()]);
             cuts.sort_unstable();
             let pieces: Vec<&str> = cuts.windows(2).map(|cut| &text[cut[0]..cut[1]]).collect();
-            let end = stops.iter().filter_map(|stop| text.find(stop)).min();
+            // Told the other way round: the shortest beginning of the text that ends with a stop string.
+            let complete = (0..=text.len()).filter(|at| text.is_char_boundary(*at)).map(|at| &text[..at]);
+            let ends = complete.filter_map(|read| {
+                let longest = stops.iter().filter(|stop| read.ends_with(**stop)).map(|stop| stop.len()).max()?;
+                Some(read.len() - longest)
+            });
+            let end = { ends }.next();
             let (shown, stopped) = run(&stops, &pieces);
             prop_assert_eq!(stopped, end.is_some());
             prop_assert_eq!(shown.concat(), &text[..end.unwrap_or(text.len())]);
