@@ -278,10 +278,8 @@ impl Optimizer {
         }
         self.kept = kept;
         self.steps = steps;
-        if let Some(bank) = &mut self.bank {
-            let states: Vec<Option<State>> =
-                bank.ids.iter().map(|id| self.kept.remove(id)).collect();
-            bank.restore(&states);
+        if self.bank.take().is_some() {
+            self.adopt(model);
         }
         Ok(())
     }

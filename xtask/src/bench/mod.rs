@@ -10,6 +10,7 @@ mod dither;
 mod gpu;
 mod plan;
 mod precision;
+mod preferences;
 mod prices;
 mod quantize;
 mod random_model;
@@ -86,6 +87,8 @@ pub(crate) enum Bench {
     Gpu(gpu::GpuArgs),
     /// Adaptive precision: many short runs, arm beside arm, paired by seed.
     Precision(precision::PrecisionArgs),
+    /// Preferences: each objective's runs on pairs with the model's own wrong answers, beside another trainer's.
+    Preferences(preferences::PreferencesArgs),
     /// Adaptive precision: the KL of single projections and of plans, predicted and measured.
     Prices(prices::PricesArgs),
     /// Time to find an activation plan for 8B and 70B, and what the plans save.
@@ -124,6 +127,7 @@ pub(crate) fn run(task: LibraryTask) -> anyhow::Result<()> {
             Bench::Diagnosis { seeds, per_class } => diagnosis::run(&seeds, per_class),
             Bench::Gpu(args) => gpu::run(&args),
             Bench::Precision(args) => precision::run(&args),
+            Bench::Preferences(args) => preferences::run(&args),
             Bench::Prices(args) => prices::run(&args),
             Bench::Plan => plan::run(),
             Bench::Quantize => quantize::throughput(),

@@ -6,6 +6,7 @@ use backdraft_data::pipeline::TokenizedRow;
 use backdraft_data::{
     ChatTokenizer, GenerationScores, Prompt, RowSet, Source, TokenRows, load_prompts,
 };
+use backdraft_formats::write_file;
 use backdraft_model::CausalLm;
 use backdraft_model::generate::GenerateConfig;
 use backdraft_recipe::{EvalRecipe, ObjectiveRecipe, Recipe};
@@ -15,7 +16,7 @@ use backdraft_train::trained_with::{TrainedWith, adapter_in};
 use clap::Args;
 
 use crate::args::ModelArgs;
-use crate::commands::Context;
+use crate::commands::{Context, new_file};
 use crate::error::CliError;
 use crate::plain::count;
 use crate::rows::{RowFlags, Rows};
@@ -38,6 +39,7 @@ use compared::Judge;
 #[command(after_help = "Examples:
   backdraft eval recipe.toml
   backdraft eval --adapter outputs --data test.jsonl --generate
+  backdraft eval --adapter outputs --data test.jsonl --generate --answers answers.jsonl
   backdraft eval --adapter outputs --data test.csv --fields instruction=question,output=answer
   backdraft eval --model model.gguf --data book.txt")]
 pub(crate) struct EvalArgs {
@@ -68,6 +70,14 @@ pub(crate) struct EvalArgs {
     #[arg(long)]
     pub(crate) generate: bool,
 
+    /// Write each question with the expected and the generated answers, as JSON lines
+    #[arg(long, value_name = "FILE", requires = "generate")]
+    pub(crate) answers: Option<PathBuf>,
+
+    /// Replace the file of answers if it exists
+    #[arg(long, requires = "answers")]
+    pub(crate) force: bool,
+
     /// Maximum new tokens per answer
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) max_new_tokens: u64,
@@ -81,6 +91,14 @@ pub(crate) fn run(args: &EvalArgs, context: Context) -> Result<(), CliError> {
                 .hint("give a JSONL file, or leave --generate out"),
         );
     }
+    let to = match &args.answers {
+        Some(path) => {
+            let data = args.data.as_ref().map(PathBuf::from);
+            let inputs: Vec<PathBuf> = data.into_iter().chain(args.recipe.clone()).collect();
+            Some((path, new_file(path, args.force, &inputs)?))
+        }
+        None => None,
+    };
     let plan = Plan::of(args, context)?;
     let mut session = Session::open_as(&plan.model, plan.recipe.as_ref(), plan.context)?;
     // A pipe can be read once: its rows are kept for the answers too.
@@ -119,7 +137,7 @@ pub(crate) fn run(args: &EvalArgs, context: Context) -> Result<(), CliError> {
                 Measured {
                     evaluation: found.good,
                     compared: Some(found),
-                    scores: None,
+                    answers: None,
                 }
             }
             None => measure(&model, &session.tokenizer, &rows, answers.as_deref(), args)?,
@@ -129,6 +147,14 @@ pub(crate) fn run(args: &EvalArgs, context: Context) -> Result<(), CliError> {
             .is_some_and(|judge| judge.recipe.reference().is_some());
         output.line(measured.line(name, has_reference))?;
         results.push((if name == "base" { "base" } else { "adapter" }, measured));
+    }
+    if let (Some((path, existing)), Some(prompts)) = (to, &answers) {
+        write_file(
+            path,
+            answers_as_lines(prompts, &results).as_bytes(),
+            existing,
+        )?;
+        output.line(format!("Wrote {}", path.display()))?;
     }
     let results: serde_json::Map<String, serde_json::Value> = results
         .into_iter()
@@ -153,7 +179,8 @@ struct Measured {
     /// Of supervised tokens, or of those of chosen answers.
     evaluation: Evaluation,
     compared: Option<Comparison>,
-    scores: Option<GenerationScores>,
+    /// What it answers, and what that is worth.
+    answers: Option<(Vec<String>, GenerationScores)>,
 }
 
 impl Measured {
@@ -166,7 +193,7 @@ impl Measured {
         let perplexity = self.evaluation.perplexity();
         let mut line =
             format!("{name:<14} nll {nll:.4}  perplexity {perplexity:.2}  tokens {tokens}");
-        if let Some(scores) = &self.scores {
+        if let Some((_, scores)) = &self.answers {
             line += &format!(
                 "  exact {:.1} %  first word {:.1} %  rows {}",
                 100.0 * scores.exact_match,
@@ -187,7 +214,7 @@ impl Measured {
             json["loss"] = found.loss.into();
             json["answers"] = serde_json::json!(found.answers);
         }
-        if let Some(scores) = &self.scores {
+        if let Some((_, scores)) = &self.answers {
             json["exact_match"] = scores.exact_match.into();
             json["first_word"] = scores.first_word.into();
             json["rows"] = scores.rows.into();
@@ -205,24 +232,39 @@ fn measure(
 ) -> Result<Measured, CliError> {
     let evaluation = evaluate(model, rows, ROWS_AT_A_TIME, |_, _| ())?;
     let answers = match prompts {
-        Some(prompts) => answer(
-            model,
-            tokenizer,
-            prompts,
-            args.max_new_tokens as usize,
-            |_| (),
-        )?,
-        None => Vec::new(),
+        Some(prompts) => {
+            let length = args.max_new_tokens as usize;
+            let given = answer(model, tokenizer, prompts, length, |_| ())?;
+            let expected = prompts.iter().map(|prompt| prompt.answer.as_str());
+            let scores = GenerationScores::new(given.iter().map(String::as_str).zip(expected));
+            Some((given, scores))
+        }
+        None => None,
     };
-    let scores = prompts.map(|prompts| {
-        let expected = prompts.iter().map(|prompt| prompt.answer.as_str());
-        GenerationScores::new(answers.iter().map(String::as_str).zip(expected))
-    });
     Ok(Measured {
         evaluation,
         compared: None,
-        scores,
+        answers,
     })
+}
+
+/// A line for each question, with what each model of `results` answers under its name.
+fn answers_as_lines(prompts: &[Prompt], results: &[(&str, Measured)]) -> String {
+    let mut lines = String::new();
+    for (at, prompt) in prompts.iter().enumerate() {
+        let mut line = serde_json::json!({
+            "line": prompt.line,
+            "prompt": prompt.text,
+            "expected": prompt.answer,
+        });
+        for (name, measured) in results {
+            if let Some((given, _)) = &measured.answers {
+                line[*name] = given[at].as_str().into();
+            }
+        }
+        lines += &format!("{line}\n");
+    }
+    lines
 }
 
 /// How far answers have come.

@@ -191,6 +191,39 @@ fn rows_come_through_a_pipe() {
     ];
     let text = "{\"instruction\":\"w5\",\"output\":\"w6\"}\n".repeat(3);
     said(&with_input(d, d, &eval, &text), 0);
+
+    // The same answers, kept.
+    let kept = [&eval[..], &["--answers", "answers.jsonl"]].concat();
+    said(&with_input(d, d, &kept, &text), 0);
+    let answers = fs::read_to_string(d.join("answers.jsonl")).unwrap();
+    let answers: Vec<serde_json::Value> = answers
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(answers.len(), 3);
+    for (at, answer) in answers.iter().enumerate() {
+        assert_eq!(answer["line"], at + 1);
+        assert_eq!(answer["expected"], "w6");
+        assert!(answer["prompt"].as_str().unwrap().contains("w5"));
+        assert!(answer["base"].is_string() && answer["adapter"].is_string());
+    }
+    says(
+        &said(&with_input(d, d, &kept, &text), 1),
+        &["answers.jsonl", "--force"],
+    );
+    let over = [
+        "eval",
+        "--model",
+        "model",
+        "--data",
+        "train.jsonl",
+        "--generate",
+    ];
+    let over = [&over[..], &["--answers", "train.jsonl", "--force"]].concat();
+    says(
+        &said(&with_input(d, d, &over, ""), 1),
+        &["train.jsonl is read by this command and is not replaced"],
+    );
 }
 
 /// A home that is a file, as of a user that a container does not know.

@@ -138,21 +138,6 @@ impl Bank {
         self.groups[group].state(j)
     }
 
-    /// Takes over what was read from a checkpoint, one for each factor or none.
-    pub(super) fn restore(&mut self, states: &[Option<State>]) {
-        for (g, group) in self.groups.iter_mut().enumerate() {
-            let mut own = vec![None; group.values.len()];
-            for (&(of, j), state) in self.places.iter().zip(states) {
-                if of == g {
-                    own[j].clone_from(state);
-                }
-            }
-            if let Some(kept) = kept(&group.values, group.kind.keeping, &own) {
-                group.kept = kept;
-            }
-        }
-    }
-
     /// Memory of what is kept.
     pub(super) fn num_bytes(&self) -> usize {
         let bytes = |group: &Group| match &group.kept {
