@@ -21,7 +21,7 @@
 //! | [`target`] | [`TargetModule`]: the projections of a layer, and which of them share an input |
 //! | [`saved`] | [`SavedTensor`], [`KeepSet`], [`OffloadSet`]: what stays for the backward pass |
 //! | [`ops`] | [`Forward`] and [`Backward`]: the ops of a layer, for an executor to implement |
-//! | [`optimizer`] | [`KeptState`]: what an optimiser keeps of a factor; [`StatePrecision`]: how AdamW does |
+//! | [`optimizer`] | [`OptimizerState`]: what is kept of a factor, [`KeptState`] by its update rule, [`StatePrecision`]: how AdamW does |
 //! | [`device`] | [`DeviceChoice`]: devices by name |
 //! | [`named`](mod@named) | [`named!`]: enums whose variants people write by name |
 //! | [`sizes`] | what kernels work with and a plan of memory counts on |
@@ -74,7 +74,7 @@ pub use nested::NestedFormat;
 pub use ops::{
     Activation, Backward, Forward, Heads, Norm, NormNames, NormPlaces, NormScale, Values,
 };
-pub use optimizer::{KeptState, StatePrecision};
+pub use optimizer::{KeptState, OptimizerState, StatePrecision};
 pub use quantization::{Precision, QuantizationPlan, Scheme, embeds_on_host};
 pub use rope::{QueryScaling, Reach, RopeConfig, RopeScaling, RotaryPairs};
 pub use saved::{KeepSet, OffloadSet, SavedTensor};

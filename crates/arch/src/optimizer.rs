@@ -76,6 +76,36 @@ impl KeptState {
     }
 }
 
+/// What is kept of each factor beside its values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OptimizerState {
+    /// By the update rule.
+    pub rule: KeptState,
+    /// Whether there is a running mean of the factors, in f32.
+    pub mean: bool,
+}
+
+impl<T: Into<KeptState>> From<T> for OptimizerState {
+    fn from(rule: T) -> Self {
+        Self {
+            rule: rule.into(),
+            mean: false,
+        }
+    }
+}
+
+impl OptimizerState {
+    /// Memory of what is kept of a factor.
+    ///
+    /// # Units
+    /// Bytes.
+    #[must_use]
+    pub const fn state_bytes(self, [rows, columns]: [usize; 2]) -> usize {
+        let mean = if self.mean { 4 * rows * columns } else { 0 };
+        self.rule.state_bytes([rows, columns]) + mean
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -87,6 +117,11 @@ mod tests {
         assert_eq!(of(KeptState::Momentum), 4 * 16 * 512);
         assert_eq!(of(KeptState::Factored), 4 * (16 + 512));
         assert_eq!(of(KeptState::ScheduleFree), 8 * 16 * 512 + 4);
+        let with_mean = OptimizerState {
+            rule: KeptState::Momentum,
+            mean: true,
+        };
+        assert_eq!(with_mean.state_bytes([16, 512]), 8 * 16 * 512);
     }
 
     #[test]

@@ -131,11 +131,33 @@ impl Flat {
                 Tensor::cat(vec![values, gap], 1)
             }
         };
-        let whole = (0, [n, stride]);
+        self.overwrite_whole(&values);
+    }
+
+    /// Moves every value `share` of its way to the one at its place in `other`, for whoever holds a view.
+    ///
+    /// # Panics
+    /// If buffers are of different lengths.
+    pub fn approach(&self, other: &Self, share: f64) {
+        let [here, there] = [self, other].map(|flat| flat.buffer.clone().unsqueeze::<2>());
+        assert_eq!(here.dims(), there.dims(), "buffers");
+        let next = match share {
+            1.0 => there,
+            share => here.clone() + (there - here).mul_scalar(share),
+        };
+        self.overwrite_whole(&next);
+    }
+
+    /// Overwrites everything, for whoever holds a view.
+    ///
+    /// # Shapes
+    /// Any two whose product is the buffer's length.
+    fn overwrite_whole(&self, values: &Tensor<2>) {
+        let whole = (0, values.dims());
         let view: Option<Tensor<2>> = on_device!(cube::view(&self.buffer, whole));
         let _ = whole;
         match view {
-            Some(view) => crate::views::overwrite(&values, &view),
+            Some(view) => crate::views::overwrite(values, &view),
             None => unreachable!("a flat buffer is on a CubeCL device"),
         }
     }

@@ -3,8 +3,8 @@
 use backdraft_arch::sizes::{CHUNK, CUBE_CHUNK, SCORE_ROWS};
 use backdraft_arch::spec::{EMBEDDING, HEAD};
 use backdraft_arch::{
-    InputGrad, KeptState, LoraConfig, ModelSpec, QuantizationPlan, Scheme, TargetModule,
-    embeds_on_host,
+    InputGrad, KeptState, LoraConfig, ModelSpec, OptimizerState, QuantizationPlan, Scheme,
+    TargetModule, embeds_on_host,
 };
 
 use crate::predict::{Shortage, StepShape};
@@ -32,7 +32,7 @@ pub struct Setup {
     /// How the device takes memory.
     pub memory: MemoryModel,
     /// What the optimiser keeps.
-    pub optimizer: KeptState,
+    pub optimizer: OptimizerState,
     /// Rows of a pass.
     pub micro_batch_size: usize,
     /// Tokens of a text of a row.
@@ -244,10 +244,12 @@ impl Setup {
             adapters,
             token_gradients: 4 * token_values,
             optimizer: kept.sum::<usize>() as u64,
-            // A copy of the factors while they are replaced; in flat buffers rules in plain tensors take all of them at once.
-            update: match self.optimizer {
-                KeptState::Moments(_) => adapters,
+            // A copy of the factors while they are replaced; in flat buffers rules in plain tensors take all of them at once, and a
+            // mean what it moves by and what comes of it.
+            update: match self.optimizer.rule {
                 _ if !self.memory.paged => adapters,
+                KeptState::Moments(_) if self.optimizer.mean => adapters.max(2 * 4 * values),
+                KeptState::Moments(_) => adapters,
                 _ => adapters + STACKED_COPIES * 4 * values,
             },
             // In buffers that are there from the start.

@@ -645,6 +645,10 @@ pub(crate) const FOREIGN: &[(Foreign, &str)] = &[
         "neftune use_neftune",
     ),
     (
+        Key("train.ema_decay"),
+        "ema_beta ema_rate ema_decay_rate model_ema_decay",
+    ),
+    (
         Key("train.layer_lr_decay"),
         "layerwise_lr_decay layer_wise_lr_decay layer_decay lr_layer_decay llrd layerwise_decay layer_decay_rate",
     ),

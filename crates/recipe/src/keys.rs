@@ -485,6 +485,11 @@ pub const KEYS: &[Key] = &[
         "1.0",
         "Layer-wise learning rate decay: what each layer learns by, over the one above it, from above 0 to 1; the last layer has the whole rate.",
     ),
+    optional(
+        "train.ema_decay",
+        "0.99",
+        "A running mean of the adapter (EMA), in which the past has this share at every step: it is what evaluations measure and what is saved, while the adapter itself goes on training. 0.99 looks back over some 100 steps. Left out: none.",
+    ),
     key(
         "train.label_smoothing_factor",
         "0.0",

@@ -51,8 +51,8 @@ const TAIL: &str = "\
 - `[[train.groups]]` tables come last in a recipe, each with `match` and `learning_rate` or `weight_decay`. A factor's rate is its group's
   (else `train.learning_rate`), times `loraplus_lr_ratio` for B, times `layer_lr_decay` for each layer above its own; the schedule's curve is
   the same for all. A group that matches no adapted module is an error.
-- `optimizer = \"schedule_free_adamw\"`: evaluations and adapters, those of checkpoints too, are the running mean; what is trained lies in
-  the checkpoint's `optimizer.safetensors` beside it.
+- `optimizer = \"schedule_free_adamw\"` and `ema_decay`: evaluations and adapters, those of checkpoints too, are the running mean; what is
+  trained lies in the checkpoint's `optimizer.safetensors` beside it.
 - `dtype = \"f16\"` scales the loss, beginning with 2^16: a step whose gradients overflow is repeated under half the scale, and
   2,000 steps without that double it. The processor computes in f32 only.
 - `data.cache`: a file's name is a hash of the rows, the tokenizer, the template and the settings; nothing is ever deleted

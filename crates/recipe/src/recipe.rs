@@ -270,6 +270,9 @@ pub struct TrainRecipe {
     pub neftune_noise_alpha: f64,
     /// What each layer learns by, over the one above it, in `(0, 1]`.
     pub layer_lr_decay: f64,
+    /// Share of the past in a running mean of the factors, in `(0, 1)`, where one is evaluated and saved.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ema_decay: Option<f64>,
     /// Decoupled weight decay.
     pub weight_decay: f64,
     /// Share of the past in momentum, in `[0, 1)`; given exactly where the optimiser is SGD or Muon.

@@ -508,6 +508,7 @@ fn train(reader: &mut Reader<'_>, objective: &ObjectiveRecipe) -> TrainRecipe {
         neftune_noise_alpha: not_negative(reader, "train.neftune_noise_alpha"),
         weight_decay: not_negative(reader, "train.weight_decay"),
         momentum: momentum(reader, optimizer),
+        ema_decay: ema_decay(reader, optimizer),
         adam_beta1,
         adam_beta2,
         adam_epsilon,
@@ -569,6 +570,20 @@ fn schedule_free(reader: &mut Reader<'_>, scheduler: ScheduleKind, beta1: f64) {
         let instead = "gradients would be taken where nothing is averaged; write adam_beta1 = 0.9";
         reader.conflict(KEY, "adam_beta1 = 0", instead);
     }
+}
+
+fn ema_decay(reader: &mut Reader<'_>, optimizer: Optimizer) -> Option<f64> {
+    const KEY: &str = "train.ema_decay";
+    let given = reader.has(KEY).then(|| {
+        reader.checked(KEY, "a number between 0 and 1", |decay: &f64| {
+            *decay > 0.0 && *decay < 1.0
+        })
+    });
+    if given.is_some() && optimizer == Optimizer::ScheduleFreeAdamw {
+        let instead = "what it learns is a mean already";
+        reader.conflict(KEY, format!("optimizer = \"{optimizer}\""), instead);
+    }
+    given
 }
 
 fn momentum(reader: &mut Reader<'_>, optimizer: Optimizer) -> Option<f64> {

@@ -2,8 +2,8 @@
 
 use backdraft_arch::optimizer::Guard;
 use backdraft_arch::{
-    KeptState, LoraConfig, LoraConfigError, LoraTargets, ModelSpec, Precision, QuantizationPlan,
-    Scheme, StatePrecision,
+    KeptState, LoraConfig, LoraConfigError, LoraTargets, ModelSpec, OptimizerState, Precision,
+    QuantizationPlan, Scheme, StatePrecision,
 };
 use backdraft_data::{Batching, Format};
 use backdraft_plan::Setup;
@@ -55,13 +55,17 @@ impl Recipe {
 
     /// What the optimiser keeps.
     #[must_use]
-    pub const fn kept_state(&self) -> KeptState {
-        match self.train.optimizer {
+    pub const fn kept_state(&self) -> OptimizerState {
+        let rule = match self.train.optimizer {
             Optimizer::Adamw => KeptState::Moments(StatePrecision::F32),
             Optimizer::Adamw8bit => KeptState::Moments(StatePrecision::Bits8(Guard::On)),
             Optimizer::Lion | Optimizer::Sgd | Optimizer::Muon => KeptState::Momentum,
             Optimizer::Adafactor => KeptState::Factored,
             Optimizer::ScheduleFreeAdamw => KeptState::ScheduleFree,
+        };
+        OptimizerState {
+            rule,
+            mean: self.train.ema_decay.is_some(),
         }
     }
 

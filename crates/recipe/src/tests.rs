@@ -995,6 +995,11 @@ fn the_template_as_a_whole() {
     # 1; the last layer has the whole rate.
     layer_lr_decay = 1.0
 
+    # A running mean of the adapter (EMA), in which the past has this share at every step: it is what
+    # evaluations measure and what is saved, while the adapter itself goes on training. 0.99 looks back
+    # over some 100 steps. Left out: none.
+    # ema_decay = 0.99
+
     # Label smoothing: the share of each target that is spread over the whole vocabulary, from 0 to
     # below 1. The step minimizes penalized_loss; loss stays the mean nll, as in evaluations. Only with
     # objective.kind = "sft".
@@ -1203,6 +1208,20 @@ fn tricks_of_the_step_belong_to_plain_fine_tuning() {
     for line in 5..9 {
         assert!(said.contains(&format!("line {line}: ")), "{said}");
     }
+}
+
+#[test]
+fn a_mean_is_kept_once() {
+    let said = problems("[train]\nema_decay = 1.0\n");
+    assert!(
+        said.contains("`train.ema_decay` takes a number between 0 and 1, not 1.0"),
+        "{said}"
+    );
+    let said = problems(
+        "[train]\noptimizer = \"schedule_free_adamw\"\nlr_scheduler = \"constant\"\nema_decay = 0.9\n",
+    );
+    let part = "`train.ema_decay` does not go with optimizer = \"schedule_free_adamw\"";
+    assert!(said.contains(part), "{said}");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The optimiser over the adapters, and the norm of all gradients.
 
 mod bank;
+mod mean;
 mod rates;
 mod rule;
 mod state;
@@ -16,6 +17,7 @@ use backdraft_model::CausalLm;
 use bank::Bank;
 use burn::module::ParamId;
 use burn::tensor::{Tensor, TensorData};
+use mean::Mean;
 pub use rates::{Rate, Rates};
 pub use rule::{Rule, StackedRule};
 use state::{State, f32_tensor, floats};
@@ -30,6 +32,8 @@ pub struct Optimizer {
     kept: HashMap<ParamId, State>,
     /// Takes the place of `kept` where everything lies in one buffer.
     bank: Option<Bank>,
+    /// What is evaluated and saved in the place of the trained factors, where a mean of them is asked for.
+    mean: Option<Mean>,
     /// What the next update multiplies gradients with, where they lie in one buffer.
     factor: Option<Tensor<1>>,
     /// What the loss of the next step is multiplied by, if by anything.
@@ -59,6 +63,7 @@ impl Optimizer {
             rates: Rates::default(),
             kept: HashMap::new(),
             bank: None,
+            mean: None,
             factor: None,
             loss_scale: None,
             steps: 0,
@@ -71,6 +76,26 @@ impl Optimizer {
         Self { rates, ..self }
     }
 
+    /// Keeps a running mean of the factors, in which the past has the share `decay`, and which is what is evaluated and saved;
+    /// `None` keeps none.
+    ///
+    /// # Panics
+    /// With a rule that learns a mean by itself.
+    #[must_use]
+    pub fn with_mean(self, decay: Option<f64>) -> Self {
+        let one = decay.is_none() || self.rule.averaging().is_none();
+        assert!(one, "a mean of what is a mean already");
+        Self {
+            mean: decay.map(Mean::new),
+            ..self
+        }
+    }
+
+    /// Whether another adapter than the trained one is evaluated and saved.
+    fn saves_another(&self) -> bool {
+        self.mean.is_some() || self.rule.averaging().is_some()
+    }
+
     /// Lays the factors, their gradients and moments end to end in memory, where the device has kernels for
     /// that: from then on norm and update are a launch each for all factors that learn alike, and `model`'s
     /// factors are views that change with every update.
@@ -78,11 +103,15 @@ impl Optimizer {
         let ids: Vec<ParamId> = model.trained_params().map(|(_, param)| param.id).collect();
         let states: Vec<Option<State>> = ids.iter().map(|id| self.kept.remove(id)).collect();
         let (device, rule, rates) = (model.device(), self.rule, &self.rates);
+        let mean = self.mean.as_ref();
         let bank = device::lasting(&device, &mut *model, |model| {
-            Bank::new(model, (rule, rates), &states)
+            Bank::new(model, (rule, rates), (&states, mean))
         });
         match bank {
-            Some(bank) => self.bank = Some(bank),
+            Some(bank) => {
+                self.bank = Some(bank);
+                self.mean = self.mean.take().map(|mean| Mean::new(mean.decay));
+            }
             None => {
                 let states = ids.into_iter().zip(states);
                 self.kept = states
@@ -157,11 +186,15 @@ impl Optimizer {
         if let Some(bank) = &mut self.bank {
             assert_eq!(grads.len(), bank.ids.len(), "a gradient for each factor");
             bank.update(self.factor.take().as_ref(), (lr, self.steps));
+            if let Some(mean) = &self.mean {
+                bank.update_means(mean.decay, self.steps);
+            }
             return;
         }
         // In the order of the factors.
         let mut rates = self.rates.of_model(model).into_iter();
         let (kept, rule, steps) = (&mut self.kept, self.rule, self.steps);
+        let mean = &mut self.mean;
         model.update_trained(|param| {
             let rate = rates.next().unwrap_or_default();
             let Some(grad) = grads.get(param.id) else {
@@ -173,15 +206,26 @@ impl Optimizer {
             let of = (param.values.inner(), dims);
             let (values, state) = state.step(of, grad, at, (rule, rate));
             kept.insert(param.id, state);
+            if let Some(mean) = mean {
+                mean.update(param.id, &values);
+            }
             values
         });
     }
 
     /// The adapter as it is evaluated and saved, where that is another than the one that is trained: a running mean of it.
     pub fn averaged(&self, model: &CausalLm) -> Option<AdapterWeights> {
-        let rule = self.rule.averaging().filter(|_| self.steps > 0)?;
+        if self.steps == 0 || !self.saves_another() {
+            return None;
+        }
         let mut adapter = model.adapter()?;
         let mut average = |param: AdapterParam| {
+            if let Some(mean) = self.mean_of(param.id) {
+                return mean;
+            }
+            let Some(rule) = self.rule.averaging() else {
+                unreachable!("a mean of each factor after an update");
+            };
             let Some(State::Stacked(kept)) = self.state_of(param.id) else {
                 unreachable!("a state of each factor after an update");
             };
@@ -203,11 +247,16 @@ impl Optimizer {
 
     fn state_of(&self, id: ParamId) -> Option<State> {
         match &self.bank {
-            Some(bank) if self.steps > 0 => {
-                let i = bank.ids.iter().position(|other| *other == id);
-                i.map(|i| bank.state(i))
-            }
+            Some(bank) if self.steps > 0 => bank.place_of(id).map(|i| bank.state(i)),
             Some(_) | None => self.kept.get(&id).cloned(),
+        }
+    }
+
+    fn mean_of(&self, id: ParamId) -> Option<Tensor<1>> {
+        match (&self.mean, &self.bank) {
+            (Some(_), Some(bank)) => bank.place_of(id).and_then(|i| bank.mean(i)),
+            (Some(mean), None) => mean.get(id).cloned(),
+            (None, _) => None,
         }
     }
 
@@ -218,7 +267,10 @@ impl Optimizer {
     pub fn num_bytes(&self) -> usize {
         match &self.bank {
             Some(bank) => bank.num_bytes(),
-            None => self.kept.values().map(State::num_bytes).sum(),
+            None => {
+                let kept: usize = self.kept.values().map(State::num_bytes).sum();
+                kept + self.mean.as_ref().map_or(0, Mean::num_bytes)
+            }
         }
     }
 
@@ -236,7 +288,7 @@ impl Optimizer {
                     .iter()
                     .flat_map(|state| state.tensors(&name, &param, self.rule)),
             );
-            if state.is_some() && self.rule.averaging().is_some() {
+            if state.is_some() && self.saves_another() {
                 tensors.push(f32_tensor(
                     trained(&name),
                     &param.dims,
@@ -264,16 +316,24 @@ impl Optimizer {
             for (path, param) in model.trained_params() {
                 let name = format!("{path}.{}", param.file_name);
                 kept.insert(param.id, State::read(file, &name, &param, self.rule)?);
-                if self.rule.averaging().is_some() {
+                if self.saves_another() {
                     let read = floats(file, &trained(&name), &param.dims)?;
                     values.insert(param.id, TensorData::new(read, [param.len()]));
                 }
             }
         }
         if !values.is_empty() {
-            model.update_trained(|param| match values.remove(&param.id) {
-                Some(values) => Tensor::from_data(values, &param.values.inner().device()),
-                None => param.values,
+            let mean = &mut self.mean;
+            model.update_trained(|param| {
+                let Some(trained) = values.remove(&param.id) else {
+                    return param.values;
+                };
+                let saved = param.values.inner();
+                let device = saved.device();
+                if let Some(mean) = mean {
+                    mean.set(param.id, saved);
+                }
+                Tensor::from_data(trained, &device)
             });
         }
         self.kept = kept;

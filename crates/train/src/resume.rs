@@ -42,7 +42,7 @@ const BITS: &str = "quantization.bits";
 
 /// Keys that give the adapter or its optimiser another shape, that are obeyed before the first step alone, or by which
 /// evaluations were compared.
-const FIXED: [&str; 11] = [
+const FIXED: [&str; 12] = [
     "lora.adapter",
     "lora.exclude_modules",
     "lora.init",
@@ -53,6 +53,7 @@ const FIXED: [&str; 11] = [
     "lora.layers_to_transform",
     "objective.reference",
     "train.early_stopping_metric",
+    "train.ema_decay",
     "train.optimizer",
 ];
 

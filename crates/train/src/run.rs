@@ -409,7 +409,9 @@ impl Run {
         let train = &self.recipe.train;
         let from = begun.from.as_ref();
         let rule = Rule::of_recipe(&self.recipe);
-        let mut optimizer = Optimizer::new(rule).with_rates(Rates::of_recipe(train));
+        let mut optimizer = Optimizer::new(rule)
+            .with_rates(Rates::of_recipe(train))
+            .with_mean(train.ema_decay);
         let mut model = self.model.clone();
         if let Some(saved) = from {
             optimizer.restore(&mut model, &saved.optimizer()?, saved.state.step as u64)?;

@@ -61,8 +61,8 @@ fn lines(directory: &Path, event: &str) -> Vec<Value> {
     lines.filter(|line| line["event"] == event).collect()
 }
 
-/// A run in a directory of its own, then the same from its second step on; its lines.
-fn run_and_resume(directory: &Path, more: &str) -> Vec<Value> {
+/// A run in a directory of its own, then the same from its second step on; the lines of its steps, and of its evaluations.
+fn run_and_resume(directory: &Path, more: &str) -> [Vec<Value>; 2] {
     let path = tiny::project(directory, &format!("{MORE}{more}"));
     let recipe = Recipe::load(&path, &[]).unwrap();
     train(recipe, Start::New { force: false });
@@ -75,13 +75,13 @@ fn run_and_resume(directory: &Path, more: &str) -> Vec<Value> {
     assert!(state(directory, 4) == uninterrupted, "{more}");
     assert_eq!(lines(directory, "step"), told, "{more}");
     assert_eq!(lines(directory, "eval"), evals, "{more}");
-    told
+    [told, evals]
 }
 
 #[test]
 fn a_resumed_run_has_the_bits_of_one_that_never_stopped() {
     let root = tempfile::tempdir().unwrap();
-    let plain = run_and_resume(&root.path().join("plain"), "");
+    let [plain, plain_evals] = run_and_resume(&root.path().join("plain"), "");
     let tricks = [
         "loraplus_lr_ratio = 16",
         "label_smoothing_factor = 0.1\nz_loss = 1e-3",
@@ -94,7 +94,7 @@ fn a_resumed_run_has_the_bits_of_one_that_never_stopped() {
         "optimizer = \"schedule_free_adamw\"\nlr_scheduler = \"constant_with_warmup\"",
     ];
     for (i, more) in tricks.iter().enumerate() {
-        let told = run_and_resume(&root.path().join(i.to_string()), more);
+        let [told, _] = run_and_resume(&root.path().join(i.to_string()), more);
         assert_ne!(told[3]["loss"], plain[3]["loss"], "{more} changes nothing");
         let smoothed = more.contains("label_smoothing");
         assert_eq!(told[0].get("penalized_loss").is_some(), smoothed, "{more}");
@@ -102,6 +102,16 @@ fn a_resumed_run_has_the_bits_of_one_that_never_stopped() {
         let noisy = more.contains("neftune");
         assert_eq!(told[0]["loss"] != plain[0]["loss"], noisy, "{more}");
     }
+    // Training goes on as it would; what is evaluated is another adapter from the second step on.
+    let [told, evals] = run_and_resume(&root.path().join("mean"), "ema_decay = 0.5");
+    assert_eq!(told, plain);
+    let losses = |evals: &[Value]| {
+        evals
+            .iter()
+            .map(|eval| eval["eval_loss"].clone())
+            .collect::<Vec<_>>()
+    };
+    assert_ne!(losses(&evals), losses(&plain_evals));
 }
 
 #[test]

@@ -13,6 +13,7 @@ use backdraft_model::CausalLm;
 use burn::module::ParamId;
 use burn::tensor::{DType, Int, Tensor, TensorData};
 
+use super::mean::{self, Mean};
 use super::rule::{Rule, StackedRule};
 use super::state::State;
 use super::{Rate, Rates, StatePrecision};
@@ -59,6 +60,8 @@ struct Group {
     rounded: Option<Flat>,
     grads: Flat,
     kept: Kept,
+    /// Their running mean, where one is kept.
+    mean: Option<Flat>,
 }
 
 impl Bank {
@@ -66,7 +69,7 @@ impl Bank {
     pub(super) fn new(
         model: &mut CausalLm,
         (rule, rates): (Rule, &Rates),
-        states: &[Option<State>],
+        (states, mean): (&[Option<State>], Option<&Mean>),
     ) -> Option<Self> {
         let (ids, params): (Vec<_>, Vec<_>) = model
             .trained_params()
@@ -89,7 +92,19 @@ impl Bank {
             let params: Vec<_> = members.iter().map(|&i| params[i].clone()).collect();
             let states: Vec<_> = members.iter().map(|&i| states[i].clone()).collect();
             let values = (&params[..], rounded_to);
-            groups.push(Group::new(values, kind, &states)?);
+            let mut group = Group::new(values, kind, &states)?;
+            if let Some(mean) = mean {
+                // Before the first update it is nothing yet, and the factors stand there.
+                let means = members.iter().zip(&params).map(|(&i, values)| {
+                    let mean = mean.get(ids[i]);
+                    mean.map_or_else(
+                        || values.clone(),
+                        |mean| mean.clone().reshape(values.dims()),
+                    )
+                });
+                group.mean = Some(Flat::of(&means.collect::<Vec<_>>(), DType::F32)?);
+            }
+            groups.push(group);
         }
         let bank = Self {
             ids,
@@ -132,6 +147,29 @@ impl Bank {
         }
     }
 
+    /// Takes the new factors into their means; `t` counts from 1.
+    pub(super) fn update_means(&self, decay: f64, t: u64) {
+        for group in &self.groups {
+            if let Some(of) = &group.mean {
+                mean::update_flat(of, &group.values, (decay, t));
+            }
+        }
+    }
+
+    /// The number of a factor.
+    pub(super) fn place_of(&self, id: ParamId) -> Option<usize> {
+        self.ids.iter().position(|other| *other == id)
+    }
+
+    /// The mean of factor `i`, in memory of its own.
+    pub(super) fn mean(&self, i: usize) -> Option<Tensor<1>> {
+        let (group, j) = self.places[i];
+        let group = &self.groups[group];
+        let range = group.values.range(j);
+        let mean = group.mean.as_ref()?.buffer().clone();
+        Some(mean.narrow(0, range.start, range.len()))
+    }
+
     /// What is kept of factor `i`, apart.
     pub(super) fn state(&self, i: usize) -> State {
         let (group, j) = self.places[i];
@@ -145,7 +183,12 @@ impl Bank {
             Kept::Moments(FlatMoments::Bits8(moments, _)) => moments.num_bytes(),
             Kept::Stacked(kept) => kept.iter().map(|x| 4 * x.shape().num_elements()).sum(),
         };
-        self.groups.iter().map(bytes).sum()
+        let means = |group: &Group| match &group.mean {
+            Some(mean) => 4 * mean.buffer().dims()[0],
+            None => 0,
+        };
+        let groups = self.groups.iter();
+        groups.map(|group| bytes(group) + means(group)).sum()
     }
 }
 
@@ -193,6 +236,7 @@ impl Group {
             rounded: rounded_to.and_then(|dtype| Flat::of(params, dtype)),
             grads: Flat::zeros(&dims, &params.first()?.device(), DType::F32)?,
             kept: kept(&values, kind.keeping, states)?,
+            mean: None,
             values,
         })
     }

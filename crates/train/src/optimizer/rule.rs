@@ -58,7 +58,7 @@ impl Rule {
             epsilon,
             weight_decay,
         };
-        let rule = match (recipe.train.optimizer, recipe.kept_state()) {
+        let rule = match (recipe.train.optimizer, recipe.kept_state().rule) {
             (_, KeptState::Moments(precision)) => return Self::AdamW(params, precision),
             (Name::ScheduleFreeAdamw, _) => StackedRule::ScheduleFree(params),
             (Name::Lion, _) => StackedRule::Lion(LionParams {

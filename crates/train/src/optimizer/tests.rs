@@ -319,6 +319,65 @@ fn a_gpu_trains_as_the_processor_does() {
     }
 }
 
+/// Held against sums in f64, on the processor and wherever factors share a buffer; and gone on with as if never stopped.
+#[test]
+fn a_mean_follows_the_factors_and_is_restored_from_what_is_saved() {
+    const DECAY: f64 = 0.75;
+    let devices = [Ok(Device::flex()), device::cuda(0), device::wgpu()];
+    for device in devices.into_iter().flatten() {
+        let adamw = Rule::AdamW(PARAMS, StatePrecision::F32);
+        let lion = stacked()[0].0;
+        for rule in [adamw, lion] {
+            let optimizer = || Optimizer::new(rule).with_mean(Some(DECAY));
+            let (mut model, mut ours) = (model_on(&device), optimizer());
+            ours.adopt(&mut model);
+            assert!(ours.averaged(&model).is_none(), "nothing is averaged yet");
+            let mut expected: Vec<f64> = Vec::new();
+            for _ in 0..4 {
+                train(&mut model, &mut ours, 1);
+                let now = weights(&model).into_iter().map(f64::from);
+                expected = match expected.is_empty() {
+                    true => now.collect(),
+                    false => {
+                        let mixed = expected.iter().zip(now);
+                        mixed.map(|(m, w)| DECAY * m + (1.0 - DECAY) * w).collect()
+                    }
+                };
+            }
+            let saved = ours.averaged(&model).unwrap();
+            let mean = weights(&model.clone().with_adapter(&saved).unwrap());
+            let off = mean
+                .iter()
+                .zip(&expected)
+                .map(|(a, b)| (f64::from(*a) - b).abs());
+            assert!(off.fold(0.0, f64::max) < 1e-6);
+            assert_ne!(mean, weights(&model));
+            let kept = |param: AdapterParam| match rule {
+                Rule::AdamW(..) => 12 * param.len(),
+                Rule::Stacked(_) => 8 * param.len(),
+            };
+            let planned: usize = model.trained_params().map(|(_, param)| kept(param)).sum();
+            assert!(ours.num_bytes() >= planned);
+
+            let directory = tempfile::tempdir().unwrap();
+            let file = write(&directory.path().join("state"), &ours.state(&model));
+            let (mut again, mut restored) =
+                (model.clone().with_adapter(&saved).unwrap(), optimizer());
+            restored.restore(&mut again, &file, ours.steps()).unwrap();
+            restored.adopt(&mut again);
+            assert_eq!(weights(&again), weights(&model));
+            train(&mut model, &mut ours, 2);
+            train(&mut again, &mut restored, 2);
+            let saved = [(&ours, &model), (&restored, &again)].map(|(optimizer, model)| {
+                let mean = optimizer.averaged(model).unwrap();
+                weights(&model.clone().with_adapter(&mean).unwrap())
+            });
+            assert_eq!(saved[0], saved[1]);
+            assert_eq!(ours.state(&model), restored.state(&again));
+        }
+    }
+}
+
 fn train(model: &mut CausalLm, optimizer: &mut Optimizer, steps: usize) {
     train_clipped(model, optimizer, steps, 1.0);
 }
