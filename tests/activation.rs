@@ -257,6 +257,8 @@ fn gradients_and_losses_do_not_depend_on_the_plan() {
         (Family::Ministral3, None, false, 0.1),
         (Family::Qwen35, None, false, 0.1),
         (Family::Qwen35, None, true, 0.0),
+        (Family::Gemma4, Some(9), false, 0.1),
+        (Family::Gemma4, Some(9), true, 0.0),
     ] {
         let shape = RandomModel {
             family,
@@ -290,7 +292,7 @@ fn gradients_and_losses_do_not_depend_on_the_plan() {
         let losses = &expected.unwrap().1;
         assert!(f64::from_bits(losses[9]) < f64::from_bits(losses[0]));
     }
-    assert_eq!(checked, 198);
+    assert_eq!(checked, 220);
 }
 
 #[test]
@@ -593,6 +595,15 @@ fn the_predicted_peak_is_the_measured_one() {
         family: Family::Ministral3,
         ..wide
     };
+    let mixed = RandomModel {
+        family: Family::Qwen35,
+        ..wide
+    };
+    let two_sizes = RandomModel {
+        family: Family::Gemma4,
+        window: Some(100),
+        ..wide
+    };
     let mut combinations = 0;
     let mut off = Vec::new();
     for (shape, nf4, lengths) in [
@@ -616,6 +627,10 @@ fn the_predicted_peak_is_the_measured_one() {
         (fused, true, vec![1024]),
         (fused_mlp, false, vec![384, 384]),
         (grown, false, vec![384, 384]),
+        (mixed, false, vec![384, 384]),
+        (mixed, true, vec![1024]),
+        (two_sizes, false, vec![384, 384]),
+        (two_sizes, true, vec![1024]),
     ] {
         let dir = tempfile::tempdir().unwrap();
         let lora = LoraConfig {

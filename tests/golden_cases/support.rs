@@ -17,7 +17,9 @@ pub(super) fn unsupported_feature(config: &Value) -> Option<&'static str> {
         return Some("model_type");
     }
     let act = match model_type {
-        Some("gemma2" | "gemma3_text") => ("hidden_activation", &["gelu_pytorch_tanh"][..]),
+        Some("gemma2" | "gemma3_text" | "gemma4_text") => {
+            ("hidden_activation", &["gelu_pytorch_tanh"][..])
+        }
         _ => ("hidden_act", &["silu", "swish"][..]),
     };
     if outside(act.0, act.1) {
@@ -46,13 +48,18 @@ pub(super) fn unsupported_feature(config: &Value) -> Option<&'static str> {
 
 /// What the other families have and this one has not.
 fn unsupported_in_family(config: &Value, model_type: Option<&str>) -> Option<&'static str> {
-    let active = |key: &&str| !config[*key].is_null() && config[*key] != false;
+    let active = |key: &&str| !config[*key].is_null() && config[*key] != false && config[*key] != 0;
     let keys: &[&str] = match model_type {
         Some("mistral" | "ministral" | "ministral3") => &["attention_bias", "mlp_bias"],
         Some("phi3") => &["attention_bias"],
         Some("qwen2" | "qwen3" | "smollm3" | "olmo3" | "gemma2") => &[],
         Some("qwen3_5_text") => &["sliding_window"],
         Some("gemma3_text") => &["use_bidirectional_attention", "attn_logit_softcapping"],
+        Some("gemma4_text") => &[
+            "hidden_size_per_layer_input",
+            "num_kv_shared_layers",
+            "enable_moe_block",
+        ],
         // Llama, Granite, OLMo 2 and GLM 4.
         _ => &["sliding_window"],
     };

@@ -24,6 +24,7 @@ fn cases() -> Vec<(TinyCase, &'static str)> {
     let inside = |case: TinyCase| {
         let model_type = match case.model.spec().family.model_type() {
             "gemma3_text" => "gemma3",
+            "gemma4_text" => "gemma4",
             "mistral" | "ministral3" => "mistral3",
             "llama" => "llava",
             _ => return None,

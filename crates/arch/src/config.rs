@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use crate::families::{Defaults, Family};
 use crate::mixer::Mixer;
-use crate::ops::{Activation, Heads, NormNames, NormPlaces, NormScale};
+use crate::ops::{Activation, Heads, NormNames, NormPlaces, NormScale, ValueHeads};
 use crate::rope::{RopeConfig, RopeScaling, RotaryPairs, longrope_attention_factor, yarn_mscale};
 use crate::spec::{LayerSpec, ModelSpec};
 use crate::target::TargetSet;
@@ -141,6 +141,7 @@ fn decoder(keys: &Keys<'_>, family: Family) -> Result<ModelSpec, ConfigError> {
         head_dim,
         mixer: Mixer::Attention,
         heads: Heads::Turned,
+        values: ValueHeads::Plain,
         norm_places: NormPlaces::Before,
         norm_names: NormNames::Usual,
         activation: Activation::Silu,
@@ -148,6 +149,7 @@ fn decoder(keys: &Keys<'_>, family: Family) -> Result<ModelSpec, ConfigError> {
         attention_multiplier: None,
         attention_softcap: None,
         residual_multiplier: 1.0,
+        scaled: false,
         fused: TargetSet::NONE,
         biases: TargetSet::NONE,
     };
@@ -230,7 +232,7 @@ fn refuse_unsupported(keys: &Keys<'_>, family: Family) -> Result<(), ConfigError
     };
     match family {
         // Their older files have a `hidden_act` beside it, which counts for nothing.
-        Family::Gemma2 | Family::Gemma3 => {
+        Family::Gemma2 | Family::Gemma3 | Family::Gemma4 => {
             let tanh = "gelu_pytorch_tanh";
             expect("hidden_activation", "\"gelu_pytorch_tanh\"", &[tanh])?;
         }
@@ -283,10 +285,23 @@ impl RotaryHead {
         }
     }
 
+    /// Of `proportional` rotary settings, the pairs that turn: as many as `partial_rotary_factor` says, rounded down.
+    fn turning_pairs(self, keys: &Keys<'_>, nested: &Keys<'_>) -> Result<usize, ConfigError> {
+        let (key, said) = partial_rotary_factor(keys, nested);
+        let part = said.map_or(Some(1.0), Value::as_f64);
+        match part.filter(|part| (0.0..=1.0).contains(part)) {
+            Some(part) => Ok((part * self.head_dim as f64) as usize / 2),
+            None => Err(invalid(
+                key,
+                "a part of the head: from 0 to 1",
+                said.unwrap_or(&Value::Null),
+            )),
+        }
+    }
+
     /// The features that turn: as many as `partial_rotary_factor` says, rounded down.
     fn rotary_dim(self, keys: &Keys<'_>, nested: &Keys<'_>) -> Result<usize, ConfigError> {
-        let key = "partial_rotary_factor";
-        let said = nested.optional(key).or(keys.optional(key));
+        let (key, said) = partial_rotary_factor(keys, nested);
         let factor = said.map(|value| value.as_f64().ok_or(value));
         let invalid = |actual| {
             invalid(
@@ -317,6 +332,15 @@ impl RotaryHead {
     }
 }
 
+/// The part of a head that turns, as it is said, after its key.
+fn partial_rotary_factor<'a>(
+    keys: &Keys<'a>,
+    nested: &Keys<'a>,
+) -> (&'static str, Option<&'a Value>) {
+    let key = "partial_rotary_factor";
+    (key, nested.optional(key).or(keys.optional(key)))
+}
+
 /// What an object of rotary settings says, with what counts where it says nothing of θ.
 pub(crate) fn rope_of(
     keys: &Keys<'_>,
@@ -326,7 +350,14 @@ pub(crate) fn rope_of(
 ) -> Result<RopeConfig, ConfigError> {
     let empty = Map::new();
     let nested = nested.unwrap_or(Keys(&empty));
-    let rotary_dim = head.rotary_dim(keys, &nested)?;
+    let kind = nested
+        .optional("rope_type")
+        .or_else(|| nested.optional("type"));
+    let kind_name = kind.map_or(Some("default"), Value::as_str);
+    let rotary_dim = match kind_name {
+        Some("proportional") => head.head_dim,
+        _ => head.rotary_dim(keys, &nested)?,
+    };
     let theta = nested.number_or("rope_theta", default_theta)?;
     let original = || {
         nested.number_or(
@@ -334,10 +365,7 @@ pub(crate) fn rope_of(
             max_position_embeddings as f64,
         )
     };
-    let kind = nested
-        .optional("rope_type")
-        .or_else(|| nested.optional("type"));
-    let scaling = match kind.map_or(Some("default"), Value::as_str) {
+    let scaling = match kind_name {
         Some("default") => RopeScaling::Default,
         Some("linear") => RopeScaling::Linear {
             factor: nested.number("factor")?,
@@ -350,12 +378,17 @@ pub(crate) fn rope_of(
         },
         Some("yarn") => yarn(&nested, original()?, max_position_embeddings)?,
         Some("longrope" | "su") => longrope(keys, &nested, max_position_embeddings as f64)?,
+        Some("proportional") => RopeScaling::Proportional {
+            pairs: head.turning_pairs(keys, &nested)?,
+            factor: nested.positive_or("factor", 1.0)?,
+        },
         _ => {
             return Err(ConfigError::Unsupported {
                 key: "rope_type",
                 actual: kind.map(Value::to_string).unwrap_or_default(),
-                supported: "\"default\", \"linear\", \"llama3\", \"yarn\" or \"longrope\""
-                    .to_owned(),
+                supported:
+                    "\"default\", \"linear\", \"llama3\", \"yarn\", \"longrope\" or \"proportional\""
+                        .to_owned(),
             });
         }
     };
@@ -429,6 +462,15 @@ fn longrope(keys: &Keys<'_>, nested: &Keys<'_>, longest: f64) -> Result<RopeScal
 pub(crate) struct Keys<'a>(&'a Map<String, Value>);
 
 impl<'a> Keys<'a> {
+    pub(crate) const fn of(map: &'a Map<String, Value>) -> Self {
+        Self(map)
+    }
+
+    /// All of them with their values.
+    pub(crate) fn entries(&self) -> impl Iterator<Item = (&'a str, &'a Value)> + use<'a> {
+        self.0.iter().map(|(key, value)| (key.as_str(), value))
+    }
+
     pub(crate) fn optional(&self, key: &str) -> Option<&'a Value> {
         self.0.get(key).filter(|value| !value.is_null())
     }
@@ -575,7 +617,7 @@ mod tests {
             json!({"model_type": "gpt_neox"}),
             "`model_type` is \"gpt_neox\", which is not supported: expected \"llama\", \"mistral\", \
              \"ministral\", \"ministral3\", \"qwen2\", \"qwen3\", \"qwen3_5_text\", \"granite\", \"smollm3\", \
-             \"olmo2\", \"olmo3\", \"gemma2\", \"gemma3_text\", \"phi3\" or \"glm4\"",
+             \"olmo2\", \"olmo3\", \"gemma2\", \"gemma3_text\", \"gemma4_text\", \"phi3\" or \"glm4\"",
         );
         check(
             json!({"hidden_act": "gelu"}),
@@ -584,7 +626,7 @@ mod tests {
         check(
             json!({"rope_scaling": {"rope_type": "dynamic"}}),
             "`rope_type` is \"dynamic\", which is not supported: expected \"default\", \"linear\", \
-             \"llama3\", \"yarn\" or \"longrope\"",
+             \"llama3\", \"yarn\", \"longrope\" or \"proportional\"",
         );
         check(
             json!({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}),

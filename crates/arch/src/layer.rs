@@ -7,7 +7,8 @@
 use crate::delta_net;
 use crate::mixer::Mixer;
 use crate::ops::{
-    Backward, Forward, Heads, LogSumExpOf, Norm, NormPlaces, SideOf, StatsOf, TensorOf, Values,
+    Backward, Forward, Heads, LogSumExpOf, Norm, NormPlaces, SideOf, StatsOf, TensorOf, ValueHeads,
+    Values,
 };
 use crate::saved::{KeepSet, SavedTensor};
 use crate::target::{Group, TargetModule};
@@ -64,8 +65,10 @@ pub struct Kept<V: Values> {
     pub key: Option<Projected<V::Tensor, V::Side>>,
     /// Queries and keys after norm and RoPE, where heads are normed: made again by every backward pass.
     pub turned: Option<[V::Tensor; 2]>,
-    /// As projected.
+    /// As projected; there are none where they are keys.
     pub value: Option<Projected<V::Tensor, V::Side>>,
+    /// Values after their norm, where there is one, with its statistics: made again by every backward pass.
+    pub normed_value: Option<(V::Tensor, V::Stats)>,
     /// Queries and their gates apart, where there are some: made again by every backward pass.
     pub split: Option<[V::Tensor; 2]>,
     /// What gives the steps and decays of a DeltaNet: a value for each head, so they always stay.
@@ -185,12 +188,19 @@ fn reaches_attention(adapts: &impl Fn(TargetModule) -> bool, input_grad: InputGr
         || adapts(M::OutProj)
 }
 
+/// Whether the layer has a [`SavedTensor::Value`]: a DeltaNet has none, nor has one whose values are its keys. One that has it
+/// has every tensor of a layer that attends.
+#[must_use]
+pub const fn has_value(mixer: Mixer, values: ValueHeads) -> bool {
+    !matches!(mixer, Mixer::DeltaNet(_)) && !values.are_keys()
+}
+
 /// The tensors that the backward pass uses, given which projections have adapters: what `keep-all` keeps. The input of
 /// a projection without an adapter is not among them; where the gradient of the layer's own input is skipped and
 /// attention has no adapter, the pass ends in the MLP.
 pub fn uses(
     adapts: impl Fn(TargetModule) -> bool,
-    mixer: Mixer,
+    (mixer, values): (Mixer, ValueHeads),
     norms: NormPlaces,
     input_grad: InputGrad,
 ) -> KeepSet {
@@ -207,11 +217,11 @@ pub fn uses(
     set = [T::Query, T::Key, T::Attention, T::Mid]
         .into_iter()
         .fold(set, KeepSet::with);
+    if has_value(mixer, values) {
+        set = set.with(T::Value);
+    }
     let group = match mixer {
-        Mixer::Attention | Mixer::GatedAttention => {
-            set = set.with(T::Value);
-            Group::Qkv
-        }
+        Mixer::Attention | Mixer::GatedAttention => Group::Qkv,
         Mixer::DeltaNet(_) => Group::Delta,
     };
     if adapts_input(&adapts, group) && norms.are_before() {
@@ -284,6 +294,7 @@ pub fn forward<O: Forward>(
         key,
         turned: None,
         value,
+        normed_value: None,
         split: None,
         gates,
         convolved: None,
@@ -299,7 +310,7 @@ pub fn forward<O: Forward>(
         down,
         down_stats,
     };
-    (y, kept)
+    (o.scale(y), kept)
 }
 
 /// What the first half of a layer leaves for the second, and for the backward pass.
@@ -318,7 +329,7 @@ struct Mixed<O: Forward> {
 fn attention<O: Forward>(o: &mut O, x: TensorOf<O>, keep: KeepSet) -> Mixed<O> {
     let down = o.shared_down(Group::Qkv, &x);
     let (query, key) = query_and_key(o, &x, &down);
-    let value = project(o, M::VProj, &x, &down);
+    let value = (!o.values().are_keys()).then(|| project(o, M::VProj, &x, &down));
     let input_normed = keep.contains(T::InputNormed).then_some(x);
     drop(down);
     let (gate, [q, k]) = {
@@ -329,12 +340,15 @@ fn attention<O: Forward>(o: &mut O, x: TensorOf<O>, keep: KeepSet) -> Mixed<O> {
         let turned = norm_and_turn(o, [&q, &key.y]);
         (gate, turned.unwrap_or_else(|| [q, key.y.clone()]))
     };
+    let raw = &value.as_ref().unwrap_or(&key).y;
+    let v = norm_values(o, raw).map_or_else(|| raw.clone(), |(v, _)| v);
     let query = keep.contains(T::Query).then_some(query);
     let key = keep.contains(T::Key).then_some(key);
-    let (out, lse) = o.attend([&q, &k, &value.y]);
+    let (out, lse) = o.attend([&q, &k, &v]);
     drop(q);
     drop(k);
-    let value = keep.contains(T::Value).then_some(value);
+    drop(v);
+    let value = value.filter(|_| keep.contains(T::Value));
     let read = gate.map(|gate| o.gate_heads(&out, &gate));
     Mixed {
         input_normed,
@@ -383,6 +397,7 @@ pub fn backward<O: Backward>(
     mut kept: KeptOf<O>,
     input_grad: InputGrad,
 ) -> Option<TensorOf<O>> {
+    let dy = o.scale(dy);
     let d_down = match kept.down_stats.take() {
         None => dy.clone(),
         Some(stats) => {
@@ -528,42 +543,60 @@ fn attention_backward<O: Backward>(
         }
     };
     rebuild_turned_of(o, kept, raw.as_ref());
-    let turned = kept.turned.take();
-    let [q, k, v] = [&mut kept.query, &mut kept.key, &mut kept.value].map(taken);
-    let d = match turned {
-        None => {
-            let [dq, dk, dv] = o.attend_backward(&d_out, [&q.y, &k.y, &v.y], (&out, &lse));
-            let (dq, dk) = match o.heads() {
-                Heads::Plain => (dq, dk),
-                _ => o.rope_backward(dq, dk),
-            };
-            [dq, dk, dv]
-        }
-        Some(turned) => {
-            let qkv = [&turned[0], &turned[1], &v.y];
-            let [dq, dk, dv] = o.attend_backward(&d_out, qkv, (&out, &lse));
+    rebuild_normed_value(o, kept);
+    let (turned, normed) = (kept.turned.take(), kept.normed_value.take());
+    let [q, k] = [&mut kept.query, &mut kept.key].map(taken);
+    let v = (!o.values().are_keys()).then(|| taken(&mut kept.value));
+    let [dq, dk, dv] = {
+        let [q, k] = match &turned {
+            Some([q, k]) => [q, k],
+            None => [&q.y, &k.y],
+        };
+        let v = match &normed {
+            Some((v, _)) => v,
+            None => &there(&v).y,
+        };
+        o.attend_backward(&d_out, [q, k, v], (&out, &lse))
+    };
+    let (dq, dk) = match (turned, o.heads()) {
+        (Some(turned), _) => {
             drop(turned);
             let dq = o.norm_rope_backward(Norm::Query, dq, raw.as_ref().unwrap_or(&q.y));
-            let dk = o.norm_rope_backward(Norm::Key, dk, &k.y);
-            [dq, dk, dv]
+            (dq, o.norm_rope_backward(Norm::Key, dk, &k.y))
+        }
+        (None, Heads::Plain) => (dq, dk),
+        (None, _) => o.rope_backward(dq, dk),
+    };
+    let (dk, dv) = match (normed, &v) {
+        (None, _) => (dk, Some(dv)),
+        (Some((normed, stats)), Some(v)) => {
+            drop(normed);
+            (dk, Some(o.norm_values_backward(dv, &v.y, &stats, None)))
+        }
+        (Some((normed, stats)), None) => {
+            drop(normed);
+            (o.norm_values_backward(dv, &k.y, &stats, Some(dk)), None)
         }
     };
     drop((d_out, out, lse, raw));
-    let d = match d_gate {
-        None => d,
-        Some(d_gate) => {
-            let [dq, dk, dv] = d;
-            [o.join_query(dq, d_gate), dk, dv]
-        }
+    let dq = match d_gate {
+        None => dq,
+        Some(d_gate) => o.join_query(dq, d_gate),
     };
-    let sides = [q, k, v].map(|projected| projected.side);
+    let [q, k] = [q, k].map(|projected| projected.side);
+    let v = v.map(|projected| projected.side);
     let x = reads_input(o, Group::Qkv).then(|| {
         rebuild_input_normed(o, kept);
         taken(&mut kept.input_normed)
     });
-    let ([dq, dk, dv], [q, k, v]) = (d, sides.each_ref());
-    let branches = [(M::QProj, dq, q), (M::KProj, dk, k), (M::VProj, dv, v)];
-    let dx = o.project_backward(branches, x.as_ref(), input_grad)?;
+    let (query, key) = ((M::QProj, dq, &q), (M::KProj, dk, &k));
+    let dx = match dv.zip(v.as_ref()) {
+        Some((dv, v)) => {
+            let branches = [query, key, (M::VProj, dv, v)];
+            o.project_backward(branches, x.as_ref(), input_grad)
+        }
+        None => o.project_backward([query, key], x.as_ref(), input_grad),
+    }?;
     Some(o.complete(dx))
 }
 
@@ -669,6 +702,11 @@ fn norm_and_turn<O: Forward>(o: &mut O, [q, k]: [&TensorOf<O>; 2]) -> Option<[Te
     (o.heads().are_normed()).then(|| [o.norm_rope(Norm::Query, q), o.norm_rope(Norm::Key, k)])
 }
 
+/// Values as attention takes them, where they are normed, with the statistics of their norm.
+fn norm_values<O: Forward>(o: &mut O, x: &TensorOf<O>) -> Option<(TensorOf<O>, StatsOf<O>)> {
+    o.values().are_normed().then(|| o.norm_values(x))
+}
+
 /// Queries and their gates, where there are some.
 fn split<O: Forward>(o: &mut O, query: &TensorOf<O>) -> Option<[TensorOf<O>; 2]> {
     (o.mixer() == Mixer::GatedAttention).then(|| o.split_query(query))
@@ -714,7 +752,8 @@ fn rebuild_input_normed<O: Forward>(o: &mut O, kept: &mut KeptOf<O>) {
 }
 
 fn rebuild_qkv<O: Forward>(o: &mut O, kept: &mut KeptOf<O>) {
-    if kept.query.is_some() && kept.key.is_some() && kept.value.is_some() {
+    let value = kept.value.is_none() && !o.values().are_keys();
+    if kept.query.is_some() && kept.key.is_some() && !value {
         return;
     }
     rebuild_input_normed(o, kept);
@@ -730,7 +769,7 @@ fn rebuild_qkv<O: Forward>(o: &mut O, kept: &mut KeptOf<O>) {
     if kept.key.is_none() {
         kept.key = Some(turned(o, M::KProj, x, &down));
     }
-    if kept.value.is_none() {
+    if value {
         kept.value = Some(project(o, M::VProj, x, &down));
     }
     if !reads_input(o, Group::Qkv) {
@@ -746,10 +785,14 @@ fn rebuild_attention<O: Forward>(o: &mut O, kept: &mut KeptOf<O>) {
     rebuild_qkv(o, kept);
     if kept.attention.is_none() {
         rebuild_turned(o, kept);
-        let [q, k, v] = [&kept.query, &kept.key, &kept.value].map(|projected| &there(projected).y);
+        rebuild_normed_value(o, kept);
         let [q, k] = match &kept.turned {
             Some([q, k]) => [q, k],
-            None => [q, k],
+            None => [&kept.query, &kept.key].map(|projected| &there(projected).y),
+        };
+        let v = match &kept.normed_value {
+            Some((v, _)) => v,
+            None => &there(&kept.value).y,
         };
         let (out, lse) = o.attend([q, k, v]);
         kept.attention = Some((out, Some(lse)));
@@ -791,6 +834,14 @@ fn rebuild_turned_of<O: Forward>(o: &mut O, kept: &mut KeptOf<O>, raw: Option<&T
     if kept.turned.is_none() {
         let [q, k] = [&kept.query, &kept.key].map(|p| &there(p).y);
         kept.turned = norm_and_turn(o, [raw.unwrap_or(q), k]);
+    }
+}
+
+/// Values as attention takes them, where they are normed.
+fn rebuild_normed_value<O: Forward>(o: &mut O, kept: &mut KeptOf<O>) {
+    if kept.normed_value.is_none() {
+        let raw = kept.value.as_ref().unwrap_or_else(|| there(&kept.key));
+        kept.normed_value = norm_values(o, &raw.y);
     }
 }
 

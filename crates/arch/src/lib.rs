@@ -72,7 +72,8 @@ pub use module_pattern::ModulePattern;
 pub use named::UnknownName;
 pub use nested::NestedFormat;
 pub use ops::{
-    Activation, Backward, Forward, Heads, Norm, NormNames, NormPlaces, NormScale, Values,
+    Activation, Backward, Forward, Heads, Norm, NormNames, NormPlaces, NormScale, ValueHeads,
+    Values,
 };
 pub use optimizer::{KeptState, OptimizerState, StatePrecision};
 pub use quantization::{Precision, QuantizationPlan, Scheme, embeds_on_host};

@@ -145,6 +145,32 @@ impl Heads {
     }
 }
 
+/// What becomes of values between their projection and attention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ValueHeads {
+    /// Nothing.
+    Plain,
+    /// Each head is normed, by no weight.
+    Normed,
+    /// Likewise, and they are what `k_proj` gives: there is no `v_proj`. Keys are normed too, so that they are kept as
+    /// projected.
+    NormedKeys,
+}
+
+impl ValueHeads {
+    /// Whether they are normed.
+    #[must_use]
+    pub const fn are_normed(self) -> bool {
+        !matches!(self, Self::Plain)
+    }
+
+    /// Whether keys and values have one projection.
+    #[must_use]
+    pub const fn are_keys(self) -> bool {
+        matches!(self, Self::NormedKeys)
+    }
+}
+
 /// An executor's [`Values::Tensor`].
 pub(crate) type TensorOf<O> = <<O as Forward>::Values as Values>::Tensor;
 /// An executor's [`Values::Stats`].
@@ -236,6 +262,21 @@ pub trait Forward {
 
     /// Queries or keys, normed and turned.
     fn norm_rope(&mut self, norm: Norm, x: &TensorOf<Self>) -> TensorOf<Self>;
+
+    /// What becomes of values.
+    fn values(&self) -> ValueHeads;
+
+    /// Each head of values normed, with the statistics of all heads.
+    ///
+    /// # Shapes
+    /// `x` and the result `[t, kv_heads·d]`.
+    fn norm_values(&mut self, x: &TensorOf<Self>) -> (TensorOf<Self>, StatsOf<Self>);
+
+    /// The residual stream behind the layer, or its gradient, times the layer's scalar; as it is where there is none.
+    ///
+    /// # Shapes
+    /// `stream` and the result `[t, hidden]`.
+    fn scale(&mut self, stream: TensorOf<Self>) -> TensorOf<Self>;
 
     /// How the layer mixes tokens.
     fn mixer(&self) -> Mixer;
@@ -356,6 +397,18 @@ pub trait Backward: Forward {
         norm: Norm,
         dy: TensorOf<Self>,
         x: &TensorOf<Self>,
+    ) -> TensorOf<Self>;
+
+    /// The gradient of values `x` before they were normed; where they are keys, added to that of the keys.
+    ///
+    /// # Shapes
+    /// All tensors `[t, kv_heads·d]`.
+    fn norm_values_backward(
+        &mut self,
+        dy: TensorOf<Self>,
+        x: &TensorOf<Self>,
+        stats: &StatsOf<Self>,
+        keys: Option<TensorOf<Self>>,
     ) -> TensorOf<Self>;
 
     /// The gradient of `q_proj`'s output, of those of queries and gates.

@@ -83,6 +83,14 @@ pub enum RopeScaling {
         /// Factor on cosine and sine, whichever list counts.
         attention_factor: f64,
     },
+    /// The first pairs of a head turn as pairs of the whole head do, fᵢ = θ^(−2i/d) / factor with all of its d features; the
+    /// others stand still.
+    Proportional {
+        /// Pairs that turn.
+        pairs: usize,
+        /// Stretch of the context.
+        factor: f64,
+    },
     /// A divisor for each frequency, as GGUF files store Llama 3.1's.
     Factors(Vec<f32>),
 }
@@ -125,6 +133,7 @@ impl RopeScaling {
             Self::Llama3 { .. } => "llama3",
             Self::Yarn { .. } => "yarn",
             Self::LongRope { .. } => "longrope",
+            Self::Proportional { .. } => "proportional",
             Self::Factors(_) => "factors of its own",
         }
     }
@@ -197,6 +206,10 @@ impl RopeConfig {
         match &self.scaling {
             RopeScaling::Default => frequency,
             RopeScaling::Linear { factor } => frequency / factor,
+            &RopeScaling::Proportional { pairs, factor } => match i < pairs {
+                true => frequency / factor,
+                false => 0.0,
+            },
             RopeScaling::Factors(factors) => frequency / f64::from(factors[i]),
             RopeScaling::LongRope {
                 short_factor,

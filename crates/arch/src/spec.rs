@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::families::Family;
 use crate::mixer::{DeltaVector, Mixer};
-use crate::ops::{Activation, Heads, Norm, NormNames, NormPlaces, NormScale};
+use crate::ops::{Activation, Heads, Norm, NormNames, NormPlaces, NormScale, ValueHeads};
 use crate::rope::{QueryScaling, RopeConfig};
 use crate::target::{Group, TargetModule, TargetSet};
 
@@ -67,6 +67,8 @@ pub struct LayerSpec {
     pub mixer: Mixer,
     /// What becomes of queries and keys before attention.
     pub heads: Heads,
+    /// What becomes of values.
+    pub values: ValueHeads,
     /// Where the norms of the residual stream stand.
     pub norm_places: NormPlaces,
     /// What files call them.
@@ -81,6 +83,8 @@ pub struct LayerSpec {
     pub attention_softcap: Option<f64>,
     /// Factor on what attention and MLP add to the residual stream; 1 in most families.
     pub residual_multiplier: f64,
+    /// Whether the residual stream behind it is multiplied by a number of its own, which stands in the files.
+    pub scaled: bool,
     /// The fused projections, each in the place of those whose rows it has.
     pub fused: TargetSet,
     /// The projections that have a bias.
@@ -145,7 +149,9 @@ impl LayerSpec {
 
     /// The products that it computes, in the order of files; fused projections part by part.
     pub fn parts(&self) -> impl Iterator<Item = TargetModule> + Clone + use<> {
+        let keys = self.values.are_keys();
         let mixer = self.mixer.targets().iter().copied();
+        let mixer = mixer.filter(move |&part| !(keys && part == TargetModule::VProj));
         mixer.chain(TargetModule::MLP)
     }
 
@@ -239,8 +245,15 @@ impl LayerSpec {
                 .then(|| TensorSpec::new(format!("{path}.bias"), [shape[0]]));
             std::iter::once(TensorSpec::new(format!("{path}.weight"), shape)).chain(bias)
         });
-        norms.chain(vectors).chain(projections)
+        let scalar = (self.scaled).then(|| TensorSpec::new(layer_scalar(index), [1]));
+        norms.chain(vectors).chain(projections).chain(scalar)
     }
+}
+
+/// The name of what the residual stream behind layer `index` is multiplied by.
+#[must_use]
+pub fn layer_scalar(index: usize) -> String {
+    format!("model.layers.{index}.layer_scalar")
 }
 
 /// The projection that has the rows of `part` in a layer with these fused ones.

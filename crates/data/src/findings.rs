@@ -424,7 +424,11 @@ fn has_text_arguments(chat: &Conversation) -> bool {
 
 /// Texts like `<|im_end|>` that the vocabulary does not hold as one token, each once.
 pub(crate) fn unknown_markers(text: &str, tokenizer: &ChatTokenizer) -> Vec<String> {
-    const OTHERS: [&str; 6] = [
+    const OTHERS: [&str; 10] = [
+        "<|turn>",
+        "<turn|>",
+        "<|channel>",
+        "<channel|>",
         "<start_of_turn>",
         "<end_of_turn>",
         "<bos>",
@@ -481,6 +485,10 @@ mod tests {
         assert_eq!(
             unknown("<|eot_id|><|im_start|><|eot_id|><end_of_turn><|x_1|"),
             ["<|eot_id|>", "<end_of_turn>"]
+        );
+        assert_eq!(
+            unknown("<|turn>user\na<turn|>\n<|turn>"),
+            ["<|turn>", "<turn|>"]
         );
         assert!(unknown(&format!("<|{}|>", "x".repeat(41))).is_empty());
         assert!(unknown("<").is_empty());

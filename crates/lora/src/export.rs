@@ -26,7 +26,7 @@ pub struct ExportReport {
 /// Something that GGUF files of its architecture cannot say.
 pub fn gguf_decoder(spec: &ModelSpec) -> Result<GgufDecoder, FormatError> {
     let feature = |what, actual: String, hint| GgufExportError::Feature { what, actual, hint };
-    if spec.has_delta_nets() {
+    if spec.has_delta_nets() || spec.family == Family::Gemma4 {
         let actual = spec.family.model_type().to_owned();
         return Err(GgufExportError::Family { actual }.into());
     }
@@ -194,6 +194,13 @@ fn rope(spec: &ModelSpec) -> Result<GgufRope, GgufExportError> {
             high_freq_factor,
             original,
         },
+        RopeScaling::Proportional { .. } => {
+            return Err(GgufExportError::Feature {
+                what: "the type of rotary settings",
+                actual: spec.rope.scaling.name().to_owned(),
+                hint: "llama.cpp has it in no architecture that is written",
+            });
+        }
         &RopeScaling::Yarn {
             factor,
             original_max_position_embeddings: original,

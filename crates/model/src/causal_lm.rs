@@ -584,7 +584,8 @@ impl CausalLm {
         count
     }
 
-    /// Visits every frozen tensor under its checkpoint name: to quantise it, or to train it.
+    /// Visits every frozen tensor under its checkpoint name: to quantise it, or to train it. A number that the residual stream is
+    /// multiplied by is no parameter, as in transformers, and is left out.
     pub fn visit_base_mut(&mut self, mut visit: impl FnMut(&str, BaseTensor<'_>)) {
         visit(EMBEDDING, BaseTensor::Matrix(&mut self.embed_tokens));
         let layers = self.spec.layers.iter().map(|layer| layer.norm_names);

@@ -4,7 +4,7 @@ mod ahead;
 
 use std::collections::HashSet;
 
-use backdraft_arch::spec::{EMBEDDING, FINAL_NORM, HEAD};
+use backdraft_arch::spec::{EMBEDDING, FINAL_NORM, HEAD, layer_scalar};
 use backdraft_arch::{
     DeltaNetSpec, DeltaVector, Family, Group, LayerSpec, Mixer, ModelSpec, Norm, NormPlaces,
     NormScale, RopeScaling, TensorSpec, embeds_on_host,
@@ -316,7 +316,11 @@ impl Reader<'_, '_> {
                 StreamNorms::Around([input, post, pre, last])
             }
         };
-        Ok(DecoderLayer::new(index, stream, mixer, mlp))
+        let layer = DecoderLayer::new(index, stream, mixer, mlp);
+        Ok(match spec.scaled {
+            false => layer,
+            true => layer.scaled_by(self.number(&layer_scalar(index))?),
+        })
     }
 
     fn delta_net(
@@ -377,13 +381,23 @@ impl Reader<'_, '_> {
             (Some(query), Some(key)) => Some([query?, key?]),
             _ => None,
         };
-        let kind = (spec.heads, spec.mixer);
-        Ok(Attention::new((qkv, o_proj), head_norms, kind, layout))
+        let how = (spec.heads, spec.mixer);
+        let attention = Attention::new((qkv, o_proj), head_norms, how, layout);
+        Ok(match spec.values.are_normed() {
+            false => attention,
+            true => {
+                let (device, dtype) = self.place;
+                let ones = Tensor::ones([spec.head_dim], (device, dtype));
+                let norm = RmsNorm::new(ones, NormScale::Weight, kind.1);
+                attention.with_values(spec.values, norm)
+            }
+        })
     }
 
     /// The projections of a group, in one matrix where the layer has them so.
     fn joined(&self, layer: usize, group: Group, spec: &LayerSpec) -> Result<Joined, LoadError> {
-        let parts = group.targets().iter();
+        let has = |part: &&TargetModule| spec.parts().any(|other| other == **part);
+        let parts = group.targets().iter().filter(has);
         match group.fused().filter(|&fused| spec.fused.contains(fused)) {
             Some(fused) => {
                 let rows = parts.map(|&part| spec.rows_of(part).len()).collect();
@@ -436,6 +450,13 @@ impl Reader<'_, '_> {
     /// The next matrix of [`in_order`], which is that one.
     fn matrix(&self, name: &str) -> Result<Weight, LoadError> {
         Ok(self.ahead.take(name)?.put_on(self.place.0)?)
+    }
+
+    fn number(&self, name: &str) -> Result<f64, LoadError> {
+        match self.source.read_f32(name)?[..] {
+            [value] => Ok(f64::from(value)),
+            _ => unreachable!("its shape was checked"),
+        }
     }
 
     fn read(&self, name: &str, shape: [usize; 1]) -> Result<Tensor<1>, LoadError> {

@@ -158,9 +158,9 @@ impl<'a> Run<'a> {
 
     /// Forward pass, loss, backward pass.
     fn step(&self, plan: &'a ActivationPlan) {
-        let table = 2 * self.pass.tokens * self.step.rotary_dim;
-        let tables = (0..2 * self.step.rotary_tables).map(|_| self.alloc(table));
-        let _rotary_tables: Vec<_> = tables.collect();
+        let pairs = self.step.rotary_dims.iter();
+        let pair = |dim: &u64| [(); 2].map(|()| self.alloc(2 * self.pass.tokens * dim));
+        let _rotary_tables: Vec<_> = pairs.map(pair).collect();
         let mut h = self.stream();
         if let Some((count, layer)) = &self.step.frozen {
             for _ in 0..*count {

@@ -24,10 +24,9 @@ pub struct StepShape {
     pub vocab: u64,
     /// Features of the residual stream.
     pub hidden: u64,
-    /// Features of a head that are turned.
-    pub rotary_dim: u64,
-    /// Tables of rotary angles: one, or one more for layers with a window.
-    pub rotary_tables: u64,
+    /// Features of a head that are turned, for each pair of tables of rotary angles: one, or others for layers with a window
+    /// and for queries.
+    pub rotary_dims: Vec<u64>,
     /// How the device takes memory.
     pub memory: MemoryModel,
     /// Bytes of the frozen weights.
@@ -214,7 +213,7 @@ impl StepShape {
 
     /// Rotary tables, and buffers of libraries.
     fn workspace(&self, pass: PassShape) -> u64 {
-        4 * pass.tokens * self.rotary_dim * self.rotary_tables
+        4 * pass.tokens * self.rotary_dims.iter().sum::<u64>()
             + 8 * pass.tokens
             + self.memory.workspace
     }

@@ -134,10 +134,13 @@ impl Setup {
         LayerShape {
             hidden: self.spec.hidden_size as u64,
             query_heads: spec.num_attention_heads as u64,
+            key_value_heads: spec.num_key_value_heads as u64,
             mixer: spec.mixer,
             heads: spec.heads,
+            values: spec.values,
             norm_places: spec.norm_places,
             window: spec.sliding_window.map(|window| window as u64),
+            scaled: spec.scaled,
             projections: self.projections(index),
             input_grad,
         }
@@ -231,14 +234,20 @@ impl Setup {
         let kept = factors.iter().map(|&dims| self.optimizer.state_bytes(dims));
         // Short rows have queries as they are.
         let scaling = self.spec.query_scaling;
-        let scaled = scaling.is_some_and(|scaling| scaling.reaches(self.max_seq_length));
+        let scaled = scaling.filter(|scaling| scaling.reaches(self.max_seq_length));
+        let rope = &self.spec.rope;
+        let ropes = [
+            Some(rope),
+            self.spec.local_rope.as_ref(),
+            scaled.map(|_| rope),
+        ];
+        let ropes = ropes.into_iter().flatten();
         let mut step = StepShape {
             frozen: (first > 0).then(|| (first, self.layer(0, InputGrad::Skipped))),
             layers,
             vocab: self.spec.vocab_size as u64,
             hidden: self.spec.hidden_size as u64,
-            rotary_dim: self.spec.rope.rotary_dim as u64,
-            rotary_tables: 1 + u64::from(self.spec.local_rope.is_some()) + u64::from(scaled),
+            rotary_dims: ropes.map(|rope| rope.rotary_dim as u64).collect(),
             memory: self.memory,
             base: self.base_bytes(),
             adapters,

@@ -10,7 +10,7 @@ use backdraft_arch::ops::Branch;
 use backdraft_arch::sizes::DELTA_CHUNK;
 use backdraft_arch::{
     Backward, DeltaNetSpec, Forward, Group, Heads, InputGrad, KeepSet, Mixer, Norm, NormPlaces,
-    SavedTensor, TargetModule, Values,
+    SavedTensor, TargetModule, ValueHeads, Values,
 };
 
 use crate::tensors::{LayerShape, MemoryModel, PassShape, ProjectionShape, Rows, Work};
@@ -345,10 +345,9 @@ impl<A: Memory> Forward for SizeOps<'_, A> {
         if first.rows == Rows::First {
             return self.down(first);
         }
-        let projections = group
-            .targets()
-            .iter()
-            .map(|&target| self.projection(target));
+        let projections = (group.targets().iter()).map(|&target| self.projection(target));
+        // Those that the layer has.
+        let projections = projections.filter(|p| p.out > 0);
         let scaling = projections.clone().next().map(|p| p.scaling);
         let together =
             (projections.clone()).all(|p| p.rank > 0 && !p.dropout && Some(p.scaling) == scaling);
@@ -420,6 +419,24 @@ impl<A: Memory> Forward for SizeOps<'_, A> {
         let features = self.heads_of(norm);
         self.charge_rest(self.pass_over(2 * features));
         self.alloc(self.features(features))
+    }
+
+    fn values(&self) -> ValueHeads {
+        self.layer.values
+    }
+
+    fn norm_values(&mut self, _: &Value<A>) -> (Value<A>, Value<A>) {
+        let features = self.heads_of(Norm::Key);
+        self.charge_rest(self.pass_over(2 * features));
+        let y = self.alloc(self.features(features));
+        (y, self.alloc(self.of_key_value_heads()))
+    }
+
+    fn scale(&mut self, stream: Value<A>) -> Value<A> {
+        if self.layer.scaled {
+            self.charge_rest(self.pass_over(2 * self.layer.hidden));
+        }
+        stream
     }
 
     fn mixer(&self) -> Mixer {
@@ -601,6 +618,11 @@ impl<A: Memory> SizeOps<'_, A> {
         4 * self.pass.tokens * self.delta_net().num_value_heads as u64
     }
 
+    /// f32 for each key–value head of every token.
+    const fn of_key_value_heads(&self) -> u64 {
+        4 * self.pass.tokens * self.layer.key_value_heads
+    }
+
     /// The state of one value head.
     fn delta_state(&self) -> u64 {
         let sizes = self.delta_net();
@@ -751,6 +773,29 @@ impl<A: Memory> Backward for SizeOps<'_, A> {
         (dq, dk)
     }
 
+    fn norm_values_backward(
+        &mut self,
+        _: Value<A>,
+        _: &Value<A>,
+        _: &Value<A>,
+        keys: Option<Value<A>>,
+    ) -> Value<A> {
+        let features = self.heads_of(Norm::Key);
+        match keys {
+            None => {
+                self.charge_rest(self.pass_over(3 * features));
+                self.alloc(self.features(features))
+            }
+            Some(sum) => {
+                self.charge_rest(self.pass_over(4 * features));
+                if self.factors != Factors::Flat {
+                    self.transient(self.features(features));
+                }
+                sum
+            }
+        }
+    }
+
     fn join_query(&mut self, _: Value<A>, _: Value<A>) -> Value<A> {
         let features = self.projection(M::QProj).out;
         self.charge_rest(self.pass_over(2 * features));
@@ -841,8 +886,8 @@ impl<A: Memory> Backward for SizeOps<'_, A> {
             ops: 4,
             ..Work::default()
         });
-        let [k, v] = [M::KProj, M::VProj].map(|target| self.projection(target).out);
-        let d = [q, k, v].map(|features| self.alloc(self.features(features)));
+        let k = self.heads_of(Norm::Key);
+        let d = [q, k, k].map(|features| self.alloc(self.features(features)));
         self.transient(match self.factors {
             Factors::Flat => 4 * self.pass.tokens * self.layer.query_heads,
             Factors::Apart { .. } => 2 * 4 * self.model.score_rows * self.pass.longest,

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use backdraft_arch::layer::{self, Kept};
 use backdraft_arch::sizes;
 use backdraft_arch::{
-    Heads, InputGrad, KeepSet, Mixer, NormPlaces, OffloadSet, SavedTensor, TargetModule,
+    Heads, InputGrad, KeepSet, Mixer, NormPlaces, OffloadSet, SavedTensor, TargetModule, ValueHeads,
 };
 
 use crate::size_ops::{Done, Factors, Memory, SizeOps, Sized, Value, alloc};
@@ -208,14 +208,20 @@ pub struct LayerShape {
     pub hidden: u64,
     /// Query heads.
     pub query_heads: u64,
+    /// Key–value heads.
+    pub key_value_heads: u64,
     /// How it mixes tokens.
     pub mixer: Mixer,
     /// What becomes of queries and keys before attention.
     pub heads: Heads,
+    /// What becomes of values.
+    pub values: ValueHeads,
     /// Where the norms of the residual stream stand.
     pub norm_places: NormPlaces,
     /// Keys that a query sees, itself included; all before it where absent.
     pub window: Option<u64>,
+    /// Whether the residual stream behind it is multiplied by a number of its own.
+    pub scaled: bool,
     /// The products, in the order of [`TargetModule::ALL`]: a fused projection part by part; those that it lacks are empty.
     pub projections: [ProjectionShape; TargetModule::ALL.len()],
     /// Whether the gradient of its input is needed: not in the lowest adapted layer.
@@ -258,11 +264,18 @@ impl LayerShape {
         &self.projections[target as usize]
     }
 
+    /// Whether it has every tensor of a layer that attends.
+    #[must_use]
+    pub const fn has_value(&self) -> bool {
+        layer::has_value(self.mixer, self.values)
+    }
+
     /// What the backward pass uses.
     #[must_use]
     pub fn uses(&self) -> KeepSet {
         let adapts = |target| self.projection(target).rank > 0;
-        layer::uses(adapts, self.mixer, self.norm_places, self.input_grad)
+        let mixing = (self.mixer, self.values);
+        layer::uses(adapts, mixing, self.norm_places, self.input_grad)
     }
 
     fn computed(&self, keep: KeepSet, pass: PassShape, memory: &MemoryModel) -> Computed {

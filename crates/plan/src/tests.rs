@@ -2,6 +2,7 @@
 
 use backdraft_arch::{
     DeltaNetSpec, Heads, InputGrad, KeepSet, Mixer, NormPlaces, SavedTensor, TargetModule,
+    ValueHeads,
 };
 use proptest::prelude::*;
 
@@ -47,10 +48,13 @@ pub(crate) fn layer() -> LayerShape {
     LayerShape {
         hidden: 64,
         query_heads: 4,
+        key_value_heads: 2,
         mixer: Mixer::Attention,
         heads: Heads::Turned,
+        values: ValueHeads::Plain,
         norm_places: NormPlaces::Before,
         window: None,
+        scaled: false,
         projections,
         input_grad: InputGrad::Needed,
     }
@@ -68,8 +72,7 @@ fn step(layers: usize) -> StepShape {
         layers: shapes,
         vocab: 256,
         hidden: 64,
-        rotary_dim: 16,
-        rotary_tables: 1,
+        rotary_dims: vec![16],
         memory: MEMORY,
         base: 1_000_000,
         adapters: 50_000,
@@ -157,6 +160,42 @@ fn a_delta_net_keeps_what_its_convolution_reads() {
     let query = KeepSet::of([SavedTensor::Query]);
     // What the convolution reads, with x·Aᵀ of its projection.
     assert_eq!(kept(query) - kept(KeepSet::NONE), 4 * 100 * (96 + 8));
+}
+
+/// Normed values are made again by every backward pass; where they are keys, there is no tensor of theirs.
+#[test]
+fn normed_values_take_no_tensor_more() {
+    let plain = layer();
+    let normed = LayerShape {
+        values: ValueHeads::Normed,
+        heads: Heads::NormedTurned,
+        ..plain
+    };
+    assert_eq!(normed.uses(), plain.uses());
+    assert!(normed.rebuilt(KeepSet::ALL).is_empty());
+    let mut projections = plain.projections;
+    projections[TargetModule::VProj as usize] = ProjectionShape::default();
+    let keys = LayerShape {
+        values: ValueHeads::NormedKeys,
+        projections,
+        ..normed
+    };
+    assert_eq!(keys.uses(), plain.uses().without(SavedTensor::Value));
+    assert_eq!(keys.rebuilt(KeepSet::NONE), keys.uses());
+    let pass = PassShape::of_sequences([100]);
+    let bytes = |layer: LayerShape| layer.kept(layer.uses(), pass, &MEMORY);
+    // Values with x·Aᵀ of their projection.
+    assert_eq!(bytes(normed) - bytes(keys), 4 * 100 * (32 + 8));
+    // Values as attention takes them, and the statistic of each of two heads.
+    let forward = |layer: LayerShape| layer.forward(layer.uses(), pass, &MEMORY);
+    let turned = LayerShape {
+        values: ValueHeads::Plain,
+        ..normed
+    };
+    let more = forward(normed) - forward(turned);
+    assert!(more <= 4 * 100 * (32 + 2), "{more}");
+    let work = |layer: LayerShape| layer.backward_work(pass, &MEMORY).bytes;
+    assert!(work(normed) > work(turned));
 }
 
 /// Where norms stand around, the stream between attention and MLP is made again whatever is kept: a pass, no tensor.

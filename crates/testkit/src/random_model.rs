@@ -93,11 +93,12 @@ impl RandomModel {
         });
         // Gemma has no layer without a window unless each has its own; Gemma 3 has no caps.
         let window = match self.family {
-            Family::Gemma2 | Family::Gemma3 => Some(self.window.unwrap_or(4096)),
+            Family::Gemma2 | Family::Gemma3 | Family::Gemma4 => Some(self.window.unwrap_or(4096)),
             _ => self.window,
         };
         let (scores_cap, logits_cap) = match self.family {
             Family::Gemma2 => (Some(0.5), Some(3.0)),
+            Family::Gemma4 => (None, Some(3.0)),
             _ => (None, None),
         };
         let mut config = json!({
@@ -128,6 +129,16 @@ impl RandomModel {
                 config["rope_parameters"] = yarn;
             }
             Family::Olmo3 => config["rope_scaling"] = yarn,
+            // Every other layer has larger heads of which one has keys, and they are its values.
+            Family::Gemma4 => {
+                let kinds = ["sliding_attention", "full_attention"];
+                let types = (0..self.layers).map(|layer| kinds[layer % 2]);
+                config["layer_types"] = types.collect();
+                config["attention_k_eq_v"] = json!(true);
+                config["global_head_dim"] = json!(2 * head_dim);
+                config["num_global_key_value_heads"] = json!(1);
+                config["hidden_size_per_layer_input"] = json!(0);
+            }
             Family::Ministral if self.window.is_some() => {
                 let kinds = ["full_attention", "sliding_attention"];
                 let types = (0..self.layers).map(|layer| kinds[layer % 2]);

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use backdraft_arch::{KeepSet, Mixer, SavedTensor, StatePrecision};
+use backdraft_arch::{KeepSet, SavedTensor, StatePrecision};
 use backdraft_formats::{Existing, FormatError, write_file};
 use backdraft_kernels::adamw::AdamWParams;
 use backdraft_kernels::offload;
@@ -89,11 +89,11 @@ pub fn measure(model: &CausalLm, lengths: &[usize]) -> Result<Calibration, Execu
     }
 }
 
-/// The last layer that attends, or the last of all, with its factors where an optimiser lays them: one product serves several adapters there.
+/// The last layer that has every tensor of one that attends, or the last of all, with its factors where an optimiser lays them: one
+/// product serves several adapters there.
 fn as_trained(model: &CausalLm) -> CausalLm {
     let mut model = model.clone();
-    let attends = |layer: &DecoderLayer| !matches!(layer.mixer(), Mixer::DeltaNet(_));
-    let last = model.layers.iter().rposition(attends);
+    let last = model.layers.iter().rposition(DecoderLayer::has_value);
     let last = last.unwrap_or_else(|| model.layers.len().saturating_sub(1));
     model.layers.truncate(last + 1);
     model.layers.drain(..last);
@@ -157,7 +157,7 @@ pub fn store(dir: &Path, key: &CalibrationKey, times: &Calibration) -> Result<()
 
 #[cfg(test)]
 mod tests {
-    use backdraft_arch::{Heads, InputGrad, NormPlaces, TargetModule};
+    use backdraft_arch::{Heads, InputGrad, Mixer, NormPlaces, TargetModule, ValueHeads};
     use backdraft_plan::tensors::{ProjectionShape, Rows};
 
     use super::*;
@@ -187,10 +187,13 @@ mod tests {
             layer: LayerShape {
                 hidden: 8,
                 query_heads: 2,
+                key_value_heads: 2,
                 mixer: Mixer::Attention,
                 heads: Heads::Turned,
+                values: ValueHeads::Plain,
                 norm_places: NormPlaces::Before,
                 window: None,
+                scaled: false,
                 projections: [projection; TargetModule::ALL.len()],
                 input_grad: InputGrad::Needed,
             },

@@ -65,7 +65,7 @@ pub(super) fn describe_3(keys: &Keys<'_>, spec: &mut ModelSpec) -> Result<(), Co
 }
 
 /// A cap where it is given, or as transformers has it where nothing is said; null is none.
-fn cap(
+pub(super) fn cap(
     keys: &Keys<'_>,
     key: &'static str,
     absent: Option<f64>,
@@ -80,17 +80,18 @@ fn cap(
 /// Layers with a window have a θ of their own and no scaling: `rope_local_base_freq` beside what is said of the others, or
 /// `rope_parameters` by type of layer.
 fn ropes(keys: &Keys<'_>, spec: &mut ModelSpec) -> Result<(), ConfigError> {
+    let (head, longest) = (
+        RotaryHead::whole(spec.rope.head_dim),
+        spec.max_position_embeddings,
+    );
     let theta = keys.number_or("rope_theta", 1_000_000.0)?;
-    if let Some(full) = rope_of_type(keys, spec, "full_attention", theta)? {
+    if let Some(full) = rope_of_type(keys, "full_attention", (head, theta), longest)? {
         spec.rope = full;
     }
     let theta = keys.number_or("rope_local_base_freq", 10_000.0)?;
-    let local = match rope_of_type(keys, spec, "sliding_attention", theta)? {
+    let local = match rope_of_type(keys, "sliding_attention", (head, theta), longest)? {
         Some(local) => local,
-        None => {
-            let head = RotaryHead::whole(spec.rope.head_dim);
-            rope_of(keys, None, (head, theta), spec.max_position_embeddings)?
-        }
+        None => rope_of(keys, None, (head, theta), longest)?,
     };
     spec.local_rope = Some(local);
     Ok(())

@@ -1,6 +1,7 @@
 //! What each family has of its own. A family is a file here and a line in [`Family::ALL`].
 
 mod gemma;
+mod gemma4;
 mod glm4;
 mod granite;
 mod llama;
@@ -49,6 +50,8 @@ pub enum Family {
     Gemma2,
     /// Gemma 3, its text alone.
     Gemma3,
+    /// Gemma 4, dense, its text alone.
+    Gemma4,
     /// Phi 3, 3.5 and 4, dense.
     Phi3,
     /// GLM 4 (0414), dense.
@@ -57,7 +60,7 @@ pub enum Family {
 
 impl Family {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Llama,
         Self::Mistral,
         Self::Ministral,
@@ -71,6 +74,7 @@ impl Family {
         Self::Olmo3,
         Self::Gemma2,
         Self::Gemma3,
+        Self::Gemma4,
         Self::Phi3,
         Self::Glm4,
     ];
@@ -92,6 +96,7 @@ impl Family {
             Self::Olmo3 => "olmo3",
             Self::Gemma2 => "gemma2",
             Self::Gemma3 => "gemma3_text",
+            Self::Gemma4 => "gemma4_text",
             Self::Phi3 => "phi3",
             Self::Glm4 => "glm4",
         }
@@ -100,6 +105,9 @@ impl Family {
     /// The family of a `model_type`.
     #[must_use]
     pub fn of_model_type(name: &str) -> Option<Self> {
+        if name == gemma4::UNIFIED {
+            return Some(Self::Gemma4);
+        }
         Self::ALL
             .into_iter()
             .find(|family| family.model_type() == name)
@@ -174,6 +182,15 @@ impl Family {
                 tie_word_embeddings: true,
                 ..llama
             },
+            Self::Gemma4 => Defaults {
+                vocab_size: Some(262_144),
+                num_attention_heads: Some(8),
+                num_key_value_heads: Some(4),
+                head_dim: Some(256),
+                max_position_embeddings: 131_072,
+                tie_word_embeddings: true,
+                ..llama
+            },
             Self::Olmo2 => Defaults {
                 rms_norm_eps: 1e-5,
                 ..llama
@@ -223,6 +240,7 @@ impl Family {
             Self::Olmo3 => olmo::describe_3(keys, spec),
             Self::Gemma2 => gemma::describe_2(keys, spec),
             Self::Gemma3 => gemma::describe_3(keys, spec),
+            Self::Gemma4 => gemma4::describe(keys, spec),
             Self::Phi3 => phi3::describe(keys, spec),
             Self::Glm4 => glm4::describe(keys, spec),
         }
@@ -324,9 +342,9 @@ fn windows_by_type(
 /// The rotary settings of one type of layers, where `rope_parameters` has them by type.
 fn rope_of_type(
     keys: &Keys<'_>,
-    spec: &ModelSpec,
     kind: &'static str,
-    theta: f64,
+    head: (RotaryHead, f64),
+    max_position_embeddings: usize,
 ) -> Result<Option<RopeConfig>, ConfigError> {
     let of_type = match keys.object("rope_parameters")? {
         Some(by_type) => by_type.object(kind)?,
@@ -335,8 +353,7 @@ fn rope_of_type(
     let Some(of_type) = of_type else {
         return Ok(None);
     };
-    let head = (RotaryHead::whole(spec.rope.head_dim), theta);
-    rope_of(keys, Some(of_type), head, spec.max_position_embeddings).map(Some)
+    rope_of(keys, Some(of_type), head, max_position_embeddings).map(Some)
 }
 
 /// Refuses a flag that is on, for what the family does not have.

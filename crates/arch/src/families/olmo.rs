@@ -2,7 +2,7 @@
 //! in OLMo 3 three of four layers have a window, and a rotary scaling is for the others.
 
 use super::{attention_bias, rope_of_type, windows_by_type};
-use crate::config::{ConfigError, Keys};
+use crate::config::{ConfigError, Keys, RotaryHead};
 use crate::ops::{Heads, NormPlaces};
 use crate::rope::{RopeConfig, RopeScaling};
 use crate::spec::ModelSpec;
@@ -25,8 +25,9 @@ pub(super) fn describe_2(keys: &Keys<'_>, spec: &mut ModelSpec) -> Result<(), Co
 
 pub(super) fn describe_3(keys: &Keys<'_>, spec: &mut ModelSpec) -> Result<(), ConfigError> {
     describe(keys, spec)?;
-    let theta = spec.rope.theta;
-    if let Some(full) = rope_of_type(keys, spec, "full_attention", theta)? {
+    let longest = spec.max_position_embeddings;
+    let head = (RotaryHead::whole(spec.rope.head_dim), spec.rope.theta);
+    if let Some(full) = rope_of_type(keys, "full_attention", head, longest)? {
         spec.rope = full;
     }
     let window = match keys.optional("sliding_window") {
@@ -42,7 +43,7 @@ pub(super) fn describe_3(keys: &Keys<'_>, spec: &mut ModelSpec) -> Result<(), Co
         }
     }
     let windowed = (spec.layers.iter()).any(|layer| layer.sliding_window.is_some());
-    let local = match rope_of_type(keys, spec, "sliding_attention", theta)? {
+    let local = match rope_of_type(keys, "sliding_attention", head, longest)? {
         Some(local) => local,
         None => RopeConfig {
             scaling: RopeScaling::Default,

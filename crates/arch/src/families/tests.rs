@@ -1,7 +1,8 @@
 use serde_json::{Value, json};
 
+use crate::families::Family;
 use crate::mixer::{DeltaNetSpec, Mixer};
-use crate::ops::{Activation, Heads, NormPlaces, NormScale};
+use crate::ops::{Activation, Heads, NormPlaces, NormScale, ValueHeads};
 use crate::rope::{QueryScaling, Reach, RopeConfig, RopeScaling, RotaryPairs};
 use crate::spec::{LayerSpec, ModelSpec};
 use crate::target::TargetModule as M;
@@ -364,6 +365,184 @@ fn gemma_2_caps_scores_and_logits() {
         )
     );
     assert!(of(json!({"hidden_act": "gelu_pytorch_tanh"})).is_ok());
+}
+
+/// As dense Gemma 4 models have it: sizes of their own for layers without a window.
+fn gemma_4(change: Value) -> Result<ModelSpec, String> {
+    let mut config = json!({
+        "model_type": "gemma4_text", "num_hidden_layers": 7, "head_dim": 16, "global_head_dim": 32,
+        "num_global_key_value_heads": 1, "attention_k_eq_v": true, "hidden_size_per_layer_input": 0,
+        "final_logit_softcapping": 30.0,
+    });
+    for (key, value) in change.as_object().unwrap() {
+        config[key] = value.clone();
+    }
+    spec(config)
+}
+
+#[test]
+fn gemma_4_has_other_heads_where_there_is_no_window() {
+    let plain = gemma_4(json!({})).unwrap();
+    let (first, full) = (&plain.layers[0], &plain.layers[5]);
+    let windows: Vec<_> = plain.layers.iter().map(|it| it.sliding_window).collect();
+    // The last has none, whatever the pattern.
+    let slides = Some(512);
+    assert_eq!(
+        windows,
+        [slides, slides, slides, slides, slides, None, None]
+    );
+    let heads = |layer: &LayerSpec| (layer.head_dim, layer.num_key_value_heads, layer.values);
+    assert_eq!(heads(first), (16, 2, ValueHeads::Normed));
+    assert_eq!(heads(full), (32, 1, ValueHeads::NormedKeys));
+    assert_eq!(
+        (first.norm_places, first.activation, first.heads),
+        (
+            NormPlaces::Around,
+            Activation::GeluTanh,
+            Heads::NormedTurned
+        )
+    );
+    assert_eq!(
+        (first.attention_multiplier, first.attention_softcap),
+        (Some(1.0), None)
+    );
+    assert_eq!(plain.norm_scale, NormScale::Weight);
+    assert_eq!(
+        (plain.embedding_multiplier, plain.logits_softcap),
+        (8.0, Some(30.0))
+    );
+    assert!(plain.rounds_embedding_multiplier && plain.tie_word_embeddings);
+    let names: Vec<_> = full.tensors(5).map(|tensor| tensor.name).collect();
+    assert!(names.contains(&"model.layers.5.layer_scalar".to_owned()));
+    assert!(!names.iter().any(|name| name.contains("v_proj")));
+    let modules: Vec<_> = full.modules().collect();
+    assert_eq!(modules[..3], [M::QProj, M::KProj, M::OProj]);
+    assert_eq!(first.modules().count(), 7);
+    assert_eq!(full.shape(M::OProj), [64, 128]);
+
+    // Four of sixteen pairs turn, by the frequencies of whole heads.
+    let (rope, local) = (&plain.rope, plain.local_rope.as_ref().unwrap());
+    assert_eq!((rope.theta, rope.head_dim, rope.rotary_dim), (1e6, 32, 32));
+    assert_eq!((local.theta, local.head_dim), (1e4, 16));
+    let frequencies = rope.inv_freq();
+    let expected = (1e6f64).powf(-6.0 / 32.0) as f32;
+    assert_eq!(frequencies[3], expected);
+    assert_eq!(frequencies[4..], [0.0; 12]);
+
+    let own = json!({"attention_k_eq_v": false});
+    let own = gemma_4(own).unwrap();
+    assert_eq!(heads(&own.layers[6]), (32, 2, ValueHeads::Normed));
+    let absent = json!({"global_head_dim": null, "head_dim": null});
+    assert_eq!(gemma_4(absent).unwrap().layers[6].head_dim, 512);
+}
+
+#[test]
+fn gemma_4_is_read_as_transformers_writes_it() {
+    let types = ["full_attention", "sliding_attention"];
+    let types: Vec<_> = types.into_iter().cycle().take(7).collect();
+    let ropes = json!({
+        "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.5, "factor": 2.0, "rope_theta": 1e5},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 2e4},
+    });
+    let own = json!({"head_dim": 32, "num_key_value_heads": 1});
+    let by_layer = json!({
+        "layer_types": types, "rope_parameters": ropes, "global_head_dim": null, "sliding_window": 9,
+        "per_layer_config": {"00": own, "02": own, "04": own, "06": own},
+    });
+    let found = gemma_4(by_layer.clone()).unwrap();
+    let by_keys = json!({"layer_types": types, "rope_parameters": ropes, "sliding_window": 9});
+    assert_eq!(found, gemma_4(by_keys).unwrap());
+    let scaling = RopeScaling::Proportional {
+        pairs: 8,
+        factor: 2.0,
+    };
+    assert_eq!((found.rope.theta, &found.rope.scaling), (1e5, &scaling));
+    assert_eq!(found.local_rope.unwrap().theta, 2e4);
+    let mut uneven = by_layer.clone();
+    uneven["per_layer_config"]["02"]["head_dim"] = json!(64);
+    let error = gemma_4(uneven).unwrap_err();
+    assert!(
+        error.contains("differ otherwise than by windows"),
+        "{error}"
+    );
+    let mut other = by_layer.clone();
+    other["per_layer_config"]["02"]["intermediate_size"] = json!(64);
+    let error = gemma_4(other).unwrap_err();
+    assert!(error.contains("`intermediate_size` of layer 02"), "{error}");
+    let mut beyond = by_layer.clone();
+    beyond["per_layer_config"]["7"] = own.clone();
+    let error = gemma_4(beyond).unwrap_err();
+    assert!(error.starts_with("`per_layer_config` should be"), "{error}");
+    let mut half = by_layer;
+    half["rope_parameters"] = json!({"full_attention": {"rope_type": "default"}});
+    assert_eq!(
+        gemma_4(half),
+        Err("`sliding_attention` is missing".to_owned())
+    );
+    let mut much = json!({"rope_parameters": ropes, "layer_types": types});
+    much["rope_parameters"]["full_attention"]["partial_rotary_factor"] = json!(1.5);
+    let error = gemma_4(much).unwrap_err();
+    assert!(
+        error.starts_with("`partial_rotary_factor` should be"),
+        "{error}"
+    );
+}
+
+/// The decoder of a model that reads images and sound calls itself otherwise, and leaves other things out.
+#[test]
+fn the_decoder_of_a_unified_gemma_4_is_one() {
+    let unified = json!({
+        "model_type": "gemma4_unified_text", "hidden_size_per_layer_input": null,
+        "use_bidirectional_attention": "vision",
+    });
+    let found = gemma_4(unified).unwrap();
+    assert_eq!(found.family, Family::Gemma4);
+    assert_eq!(found.layers[0].sliding_window, Some(1024));
+    assert_eq!(found.max_position_embeddings, 262_144);
+    let sizes = json!({
+        "model_type": "gemma4_unified_text", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+        "attention_k_eq_v": true, "num_global_key_value_heads": 1,
+    });
+    let whole = json!({"model_type": "gemma4_unified", "text_config": sizes});
+    let spec = ModelSpec::from_hf(&whole).unwrap();
+    assert_eq!((spec.family, spec.vocab_size), (Family::Gemma4, 262_144));
+    let heads: Vec<_> = spec.layers.iter().map(|layer| layer.head_dim).collect();
+    assert_eq!(heads, [256, 512]);
+}
+
+#[test]
+fn what_other_gemma_4_models_have_is_refused_by_name() {
+    for (change, expected) in [
+        (
+            json!({"hidden_size_per_layer_input": 256}),
+            "`hidden_size_per_layer_input` is 256, which is not supported: expected 0: embeddings for each layer (E2B, E4B) \
+             are not supported, dense models (12B, 31B) are",
+        ),
+        (
+            json!({"hidden_size_per_layer_input": null}),
+            "`hidden_size_per_layer_input` is absent, which is 256, which is not supported: expected 0: embeddings for each \
+             layer (E2B, E4B) are not supported, dense models (12B, 31B) are",
+        ),
+        (
+            json!({"num_kv_shared_layers": 2}),
+            "`num_kv_shared_layers` is 2, which is not supported: expected 0: each layer has keys and values of its own",
+        ),
+        (
+            json!({"enable_moe_block": true}),
+            "`enable_moe_block` is true, which is not supported: expected false: experts (26B-A4B) are not supported, dense \
+             models (12B, 31B) are",
+        ),
+        (
+            json!({"use_bidirectional_attention": "all"}),
+            "`use_bidirectional_attention` is \"all\", which is not supported: expected null or \"vision\"",
+        ),
+        (
+            json!({"hidden_activation": "silu"}),
+            "`hidden_activation` is \"silu\", which is not supported: expected \"gelu_pytorch_tanh\"",
+        ),
+    ] {
+        assert_eq!(gemma_4(change), Err(expected.to_owned()));
+    }
 }
 
 #[test]

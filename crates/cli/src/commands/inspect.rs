@@ -157,6 +157,7 @@ fn model(args: &InspectArgs, context: Context) -> Result<Shown, CliError> {
         )
         .told("head_dim", first.head_dim, first.head_dim.to_string())
         .all(windows(&spec))
+        .all(full_heads(&spec))
         .all(unturned(&spec))
         .all(turned(&spec))
         .all(delta_nets(&spec))
@@ -197,6 +198,25 @@ fn windows(spec: &ModelSpec) -> Value {
     }
 }
 
+/// Heads of layers without a window where they are others, by the names of `config.json`; and how many layers take keys for
+/// values, where some do.
+fn full_heads(spec: &ModelSpec) -> Value {
+    let (first, layers) = (&spec.layers[0], spec.layers.iter());
+    let mut full = layers.clone().filter(|it| it.sliding_window.is_none());
+    let mut shown = match full.find(|it| it.head_dim != first.head_dim) {
+        None => json!({}),
+        Some(full) => json!({
+            "global_head_dim": full.head_dim,
+            "num_global_key_value_heads": full.num_key_value_heads,
+        }),
+    };
+    let keys = layers.filter(|layer| layer.values.are_keys()).count();
+    if keys > 0 {
+        shown["layers_without_v_proj"] = keys.into();
+    }
+    shown
+}
+
 /// How many layers are without RoPE, where some are.
 fn unturned(spec: &ModelSpec) -> Value {
     let plain = |layer: &&LayerSpec| layer.heads == Heads::Plain;
@@ -210,8 +230,12 @@ fn unturned(spec: &ModelSpec) -> Value {
 fn turned(spec: &ModelSpec) -> Value {
     let rope = &spec.rope;
     let mut shown = Map::new();
-    if rope.rotary_dim < rope.head_dim {
-        shown.insert("rotary_dim".to_owned(), rope.rotary_dim.into());
+    let turning = match rope.scaling {
+        RopeScaling::Proportional { pairs, .. } => 2 * pairs,
+        _ => rope.rotary_dim,
+    };
+    if turning < rope.head_dim {
+        shown.insert("rotary_dim".to_owned(), turning.into());
     }
     if rope.pairs == RotaryPairs::Neighbours {
         shown.insert("rotary_pairs".to_owned(), "neighbours".into());
@@ -300,9 +324,13 @@ fn rope(spec: &ModelSpec) -> (Value, String) {
     let theta = spec.rope.theta;
     let kind = spec.rope.scaling.name();
     let factor = match &spec.rope.scaling {
-        RopeScaling::Default | RopeScaling::Factors(_) | RopeScaling::LongRope { .. } => None,
+        RopeScaling::Default
+        | RopeScaling::Factors(_)
+        | RopeScaling::LongRope { .. }
+        | RopeScaling::Proportional { factor: 1.0, .. } => None,
         RopeScaling::Linear { factor }
         | RopeScaling::Llama3 { factor, .. }
+        | RopeScaling::Proportional { factor, .. }
         | RopeScaling::Yarn { factor, .. } => Some(*factor),
     };
     let scaled = match (factor, &spec.rope.scaling) {

@@ -36,6 +36,16 @@ fn peculiar(family: Family) -> Vec<(&'static str, Value)> {
             ("layers_with_window", 4.into()),
             ("rope_local_base_freq", 1e4.into()),
         ],
+        Family::Gemma4 => vec![
+            ("sliding_window", 9.into()),
+            ("layers_with_window", 2.into()),
+            ("head_dim", 16.into()),
+            ("global_head_dim", 32.into()),
+            ("num_global_key_value_heads", 1.into()),
+            ("layers_without_v_proj", 2.into()),
+            ("rotary_dim", 8.into()),
+            ("final_logit_softcapping", 3.0.into()),
+        ],
         Family::Phi3 => vec![("sliding_window", 9.into()), ("rotary_dim", 12.into())],
         Family::Glm4 => vec![
             ("rotary_dim", 8.into()),
@@ -64,6 +74,7 @@ fn every_family_is_trained_asked_merged_and_quantised() {
                 | Family::Olmo3
                 | Family::Gemma2
                 | Family::Gemma3
+                | Family::Gemma4
                 | Family::Phi3
         );
         let shape = RandomModel {

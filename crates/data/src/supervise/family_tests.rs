@@ -323,6 +323,45 @@ fn a_system_text_that_begins_the_first_question_is_context() {
     }
 }
 
+/// A system turn of its own, the role `model`, and an empty thought behind the generation prompt which no answer has: as
+/// Gemma 4 has it.
+const EMPTY_THOUGHT: &str = "{{ bos_token }}{% for m in messages %}{% set role = 'model' if m.role == 'assistant' else m.role %}\
+    {{ '<|im_start|>' + role + '\n' + m.content | trim + '<|im_end|>\n' }}{% endfor %}\
+    {% if add_generation_prompt %}{{ '<|im_start|>model\n<|channel>thought\n<channel|>' }}{% endif %}";
+
+#[test]
+fn an_empty_thought_of_the_generation_prompt_is_not_trained() {
+    let check = |template: &str, [open, close]: [&str; 2], ends: [&str; 2]| {
+        for turns in [two_turns(), with_system()] {
+            let system = turns.len() > 4;
+            let found = labelled(template, turns);
+            assert_eq!(found.trained, ends.map(str::to_owned), "{}", found.text);
+            assert_eq!(found.unseen, []);
+            let said = format!("{open}system\nBe brief.{close}");
+            assert_eq!(found.text.contains(&said), system, "{}", found.text);
+            assert!(!found.text.contains("thought"), "{}", found.text);
+        }
+    };
+    let marks = ["<|im_start|>", "<|im_end|>"];
+    check(EMPTY_THOUGHT, marks, ["One<|im_end|>", "Two<|im_end|>"]);
+    // The tokenizer here has no token that ends their turns.
+    let answers = ["One<turn|>\n", "Two<turn|>\n"];
+    for name in [
+        "axolotl.gemma4.jinja",
+        "axolotl.gemma4_unified.jinja",
+        "trl.gemma4.jinja",
+        "trl.gemma4_v2.jinja",
+        "trl.gemma4_v3.jinja",
+        "trl.gemma4_v4.jinja",
+        "trl.gemma4_v5.jinja",
+    ] {
+        if let Some(template) = public(name) {
+            println!("{name}");
+            check(&template, ["<|turn>", "<turn|>"], answers);
+        }
+    }
+}
+
 /// Gemma 1 and 2, whose templates refuse a system turn; what they train without one.
 #[test]
 fn a_system_text_that_the_template_refuses_is_an_error() {

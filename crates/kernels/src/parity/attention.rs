@@ -106,6 +106,12 @@ fn attention_on_gpus_for_every_head_size() {
                 check(place, &segments, layout(2 * group, 2, head_dim));
             }
         }
+        // Gemma 4's largest, over rows that are few enough for every device.
+        check(
+            place,
+            &Segments::from_cumulative(&[0, 3, 40]),
+            layout(4, 1, 512),
+        );
         // One head each, and one for all.
         check(place, &documents()[1], layout(3, 3, 64));
         check(place, &documents()[1], layout(5, 1, 128));
@@ -134,15 +140,16 @@ fn attention_with_windows_and_capped_scores() {
     }
 }
 
-/// Gemma's heads: of 256, few, with a window and with caps.
+/// Gemma's heads: of 256 and 512, few, with a window and with caps.
 #[test]
-fn attention_of_heads_of_256() {
+fn attention_of_large_heads() {
     let place = Place::cpu();
     for segments in documents() {
         check(&place, &segments, layout(2, 1, 256));
         check(&place, &segments, layout(2, 1, 256).with_window(40));
         let capped = layout(2, 1, 256).with_scale(0.1).with_softcap(5.0);
         check(&place, &segments, capped);
+        check(&place, &segments, layout(4, 1, 512));
     }
 }
 

@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use backdraft_arch::{
-    Activation, Forward, Group, Heads, Mixer, Norm, NormPlaces, TargetModule, Values,
+    Activation, Forward, Group, Heads, Mixer, Norm, NormPlaces, TargetModule, ValueHeads, Values,
 };
 use backdraft_kernels::paged_attention::Places;
 use backdraft_kernels::rope::RotaryTables;
@@ -156,6 +156,20 @@ impl Forward for DecodeOps<'_> {
     fn norm_rope(&mut self, norm: Norm, x: &Tensor<2>) -> Tensor<2> {
         let (gain, eps) = self.base().norm(norm).parts();
         norm_rope::forward(x, gain, eps, self.tables_of(norm))
+    }
+
+    fn values(&self) -> ValueHeads {
+        self.base().values()
+    }
+
+    fn norm_values(&mut self, x: &Tensor<2>) -> (Tensor<2>, ()) {
+        let attention = self.base().self_attn();
+        let (y, _) = (attention.value_norm()).forward_saving(&attention.value_heads(x));
+        (y.reshape(x.dims()), ())
+    }
+
+    fn scale(&mut self, stream: Tensor<2>) -> Tensor<2> {
+        self.base().scale(stream)
     }
 
     fn mixer(&self) -> Mixer {

@@ -5,7 +5,7 @@ use std::ops::Range;
 use backdraft_arch::layer;
 use backdraft_arch::{
     DeltaVector, Group, Heads, InputGrad, KeepSet, Mixer, Norm, NormPlaces, SavedTensor,
-    TargetModule,
+    TargetModule, ValueHeads,
 };
 use backdraft_kernels::paged_attention::Places;
 use backdraft_lora::{AdapterGrads, Projection};
@@ -29,6 +29,9 @@ pub struct DecoderLayer {
     pub mixer: LayerMixer,
     /// MLP.
     pub mlp: Mlp,
+    /// What the residual stream behind it is multiplied by.
+    #[module(skip)]
+    scalar: Option<f64>,
     #[module(skip)]
     index: usize,
 }
@@ -62,7 +65,16 @@ impl DecoderLayer {
             norms,
             mixer,
             mlp,
+            scalar: None,
             index,
+        }
+    }
+
+    /// With a number that the residual stream behind it is multiplied by.
+    pub fn scaled_by(self, scalar: f64) -> Self {
+        Self {
+            scalar: Some(scalar),
+            ..self
         }
     }
 
@@ -150,10 +162,16 @@ impl DecoderLayer {
         layer::backward(&mut self.ops(context, grads), dy, saved, input_grad)
     }
 
+    /// Whether it has every tensor of a layer that attends.
+    pub fn has_value(&self) -> bool {
+        layer::has_value(self.mixer(), self.values())
+    }
+
     /// The tensors that the backward pass uses: what `keep-all` keeps.
     pub fn uses(&self, input_grad: InputGrad) -> KeepSet {
         let adapts = |target| self.adapts(target);
-        layer::uses(adapts, self.mixer(), self.norm_places(), input_grad)
+        let mixing = (self.mixer(), self.values());
+        layer::uses(adapts, mixing, self.norm_places(), input_grad)
     }
 
     fn ops<'a>(&'a self, context: &'a Context, grads: &'a mut AdapterGrads) -> DeviceOps<'a> {
@@ -171,6 +189,22 @@ impl DecoderLayer {
 
     pub(super) fn heads(&self) -> Heads {
         self.self_attn().heads()
+    }
+
+    /// What becomes of values.
+    pub(super) fn values(&self) -> ValueHeads {
+        match &self.mixer {
+            LayerMixer::Attention(attention) => attention.values(),
+            LayerMixer::DeltaNet(_) => ValueHeads::Plain,
+        }
+    }
+
+    /// The residual stream behind it, or its gradient, times its number.
+    pub(super) fn scale(&self, stream: Tensor<2>) -> Tensor<2> {
+        match self.scalar {
+            None => stream,
+            Some(scalar) => stream.mul_scalar(scalar),
+        }
     }
 
     /// How it mixes tokens.
@@ -295,7 +329,7 @@ impl DecoderLayer {
         use TargetModule as M;
         Some(match (target, &self.mixer) {
             (M::QProj | M::KProj | M::VProj | M::QkvProj, LayerMixer::Attention(attention)) => {
-                attention.qkv.of(target)
+                attention.qkv.of(target)?
             }
             (M::OProj, LayerMixer::Attention(attention)) => &attention.o_proj,
             (M::InProjQkv, LayerMixer::DeltaNet(net)) => &net.in_proj_qkv,
@@ -303,7 +337,7 @@ impl DecoderLayer {
             (M::InProjB, LayerMixer::DeltaNet(net)) => &net.in_proj_b,
             (M::InProjA, LayerMixer::DeltaNet(net)) => &net.in_proj_a,
             (M::OutProj, LayerMixer::DeltaNet(net)) => &net.out_proj,
-            (M::GateProj | M::UpProj | M::GateUpProj, _) => self.mlp.gate_up.of(target),
+            (M::GateProj | M::UpProj | M::GateUpProj, _) => self.mlp.gate_up.of(target)?,
             (M::DownProj, _) => &self.mlp.down_proj,
             _ => return None,
         })
@@ -325,20 +359,21 @@ impl DecoderLayer {
     pub fn projection_mut(&mut self, target: TargetModule) -> &mut Projection {
         use TargetModule as M;
         let index = self.index;
-        match (target, &mut self.mixer) {
+        let found = match (target, &mut self.mixer) {
             (M::QProj | M::KProj | M::VProj | M::QkvProj, LayerMixer::Attention(attention)) => {
                 attention.qkv.of_mut(target)
             }
-            (M::OProj, LayerMixer::Attention(attention)) => &mut attention.o_proj,
-            (M::InProjQkv, LayerMixer::DeltaNet(net)) => &mut net.in_proj_qkv,
-            (M::InProjZ, LayerMixer::DeltaNet(net)) => &mut net.in_proj_z,
-            (M::InProjB, LayerMixer::DeltaNet(net)) => &mut net.in_proj_b,
-            (M::InProjA, LayerMixer::DeltaNet(net)) => &mut net.in_proj_a,
-            (M::OutProj, LayerMixer::DeltaNet(net)) => &mut net.out_proj,
+            (M::OProj, LayerMixer::Attention(attention)) => Some(&mut attention.o_proj),
+            (M::InProjQkv, LayerMixer::DeltaNet(net)) => Some(&mut net.in_proj_qkv),
+            (M::InProjZ, LayerMixer::DeltaNet(net)) => Some(&mut net.in_proj_z),
+            (M::InProjB, LayerMixer::DeltaNet(net)) => Some(&mut net.in_proj_b),
+            (M::InProjA, LayerMixer::DeltaNet(net)) => Some(&mut net.in_proj_a),
+            (M::OutProj, LayerMixer::DeltaNet(net)) => Some(&mut net.out_proj),
             (M::GateProj | M::UpProj | M::GateUpProj, _) => self.mlp.gate_up.of_mut(target),
-            (M::DownProj, _) => &mut self.mlp.down_proj,
-            _ => panic!("layer {index} has no {target}"),
-        }
+            (M::DownProj, _) => Some(&mut self.mlp.down_proj),
+            _ => None,
+        };
+        found.unwrap_or_else(|| panic!("layer {index} has no {target}"))
     }
 
     /// The names of its projections, in the order of files.
@@ -347,7 +382,7 @@ impl DecoderLayer {
             Some(group) if self.fused(group).is_some() => {
                 group.fused().filter(|_| part.place_in_group() == 0)
             }
-            _ => Some(part),
+            _ => self.find(part).map(|_| part),
         };
         let mixer = self.mixer().targets().iter();
         let parts = mixer.chain(&TargetModule::MLP);

@@ -3,7 +3,7 @@
 use backdraft_arch::ops::Branch;
 use backdraft_arch::{
     Activation, Backward, Forward, Group, Heads, InputGrad, Mixer, Norm, NormPlaces, TargetModule,
-    Values,
+    ValueHeads, Values,
 };
 use backdraft_kernels::attention::{self, Qkv};
 use backdraft_kernels::gated_delta::{self, Operands};
@@ -112,6 +112,7 @@ impl Forward for DeviceOps<'_> {
             return Some(vec![down; parts.len()]);
         }
         match group {
+            Group::Qkv if self.values().are_keys() => self.down_together([M::QProj, M::KProj], x),
             Group::Qkv => self.down_together([M::QProj, M::KProj, M::VProj], x),
             Group::GateUp => self.down_together([M::GateProj, M::UpProj], x),
             Group::Delta => {
@@ -185,6 +186,20 @@ impl Forward for DeviceOps<'_> {
     fn norm_rope(&mut self, norm: Norm, x: &Tensor<2>) -> Tensor<2> {
         let (gain, eps) = self.layer.norm(norm).parts();
         norm_rope::forward(x, gain, eps, self.tables_of(norm))
+    }
+
+    fn values(&self) -> ValueHeads {
+        self.layer.values()
+    }
+
+    fn norm_values(&mut self, x: &Tensor<2>) -> (Tensor<2>, Tensor<1>) {
+        let attention = self.layer.self_attn();
+        let (y, stats) = (attention.value_norm()).forward_saving(&attention.value_heads(x));
+        (y.reshape(x.dims()), stats)
+    }
+
+    fn scale(&mut self, stream: Tensor<2>) -> Tensor<2> {
+        self.layer.scale(stream)
     }
 
     fn mixer(&self) -> Mixer {
@@ -322,6 +337,23 @@ impl Backward for DeviceOps<'_> {
                 rope::backward(dk, self.tables()),
             ),
         }
+    }
+
+    fn norm_values_backward(
+        &mut self,
+        dy: Tensor<2>,
+        x: &Tensor<2>,
+        stats: &Tensor<1>,
+        keys: Option<Tensor<2>>,
+    ) -> Tensor<2> {
+        let (attention, dims) = (self.layer.self_attn(), x.dims());
+        let [dy, x] = [&dy, x].map(|it| attention.value_heads(it));
+        let norm = attention.value_norm();
+        let dx = match keys {
+            None => norm.backward(&dy, &x, stats),
+            Some(keys) => norm.backward_add(&dy, &x, stats, keys.reshape(x.dims())),
+        };
+        dx.reshape(dims)
     }
 
     fn join_query(&mut self, dq: Tensor<2>, d_gate: Tensor<2>) -> Tensor<2> {

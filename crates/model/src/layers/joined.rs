@@ -11,7 +11,7 @@ use burn::tensor::Tensor;
 #[derive(Module, Debug)]
 #[expect(clippy::large_enum_variant, reason = "two for each layer")]
 pub enum Joined {
-    /// Each with a matrix and an adapter of its own, in the group's order.
+    /// Each with a matrix and an adapter of its own, in the group's order; the last may be absent.
     Apart(Vec<Projection>),
     /// All in one matrix with one adapter.
     Fused(Fused),
@@ -53,18 +53,18 @@ impl Joined {
         }
     }
 
-    /// The projection that has the rows of one of the group.
-    pub(super) fn of(&self, part: TargetModule) -> &Projection {
+    /// The projection that has the rows of one of the group, where the layer has it.
+    pub(super) fn of(&self, part: TargetModule) -> Option<&Projection> {
         match self {
-            Self::Apart(projections) => &projections[part.place_in_group()],
-            Self::Fused(fused) => &fused.whole,
+            Self::Apart(projections) => projections.get(part.place_in_group()),
+            Self::Fused(fused) => Some(&fused.whole),
         }
     }
 
-    pub(super) fn of_mut(&mut self, part: TargetModule) -> &mut Projection {
+    pub(super) fn of_mut(&mut self, part: TargetModule) -> Option<&mut Projection> {
         match self {
-            Self::Apart(projections) => &mut projections[part.place_in_group()],
-            Self::Fused(fused) => &mut fused.whole,
+            Self::Apart(projections) => projections.get_mut(part.place_in_group()),
+            Self::Fused(fused) => Some(&mut fused.whole),
         }
     }
 

@@ -1,7 +1,7 @@
 //! The ops of a layer on Burn's tape, one node each.
 
 use backdraft_arch::{
-    Activation, Forward, Group, Heads, Mixer, Norm, NormPlaces, TargetModule, Values,
+    Activation, Forward, Group, Heads, Mixer, Norm, NormPlaces, TargetModule, ValueHeads, Values,
 };
 use backdraft_kernels::attention::{self, Qkv};
 use backdraft_kernels::rope::RotaryTables;
@@ -134,6 +134,20 @@ impl Forward for TapeOps<'_> {
             eps,
             self.tables_of(norm),
         )
+    }
+
+    fn values(&self) -> ValueHeads {
+        self.layer.values()
+    }
+
+    fn norm_values(&mut self, x: &Tensor<2>) -> (Tensor<2>, ()) {
+        let attention = self.layer.self_attn();
+        let y = attention.value_norm().forward(attention.value_heads(x));
+        (y.reshape(x.dims()), ())
+    }
+
+    fn scale(&mut self, stream: Tensor<2>) -> Tensor<2> {
+        self.layer.scale(stream)
     }
 
     fn mixer(&self) -> Mixer {

@@ -1,6 +1,8 @@
 //! The ops of a layer one by one, to time them.
 
-use backdraft_arch::{Forward, Group, Heads, Mixer, Norm, NormPlaces, SavedTensor, TargetModule};
+use backdraft_arch::{
+    Forward, Group, Heads, Mixer, Norm, NormPlaces, SavedTensor, TargetModule, ValueHeads,
+};
 use backdraft_lora::ProjectionSaved;
 use burn::tensor::Tensor;
 
@@ -112,7 +114,22 @@ impl Forward for TimedOps<'_, '_> {
         self.ops.mixer()
     }
 
+    fn values(&self) -> ValueHeads {
+        self.ops.values()
+    }
+
     // What every backward pass makes, whatever is kept, has no name.
+    fn norm_values(&mut self, x: &Tensor<2>) -> (Tensor<2>, Tensor<1>) {
+        let (y, stats) = self.ops.norm_values(x);
+        (self.made)(None, &y);
+        (y, stats)
+    }
+
+    fn scale(&mut self, stream: Tensor<2>) -> Tensor<2> {
+        // Behind everything that is rebuilt.
+        stream
+    }
+
     fn split_query(&mut self, x: &Tensor<2>) -> [Tensor<2>; 2] {
         let parts = self.ops.split_query(x);
         (self.made)(None, &parts[1]);

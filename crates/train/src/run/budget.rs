@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use backdraft_arch::{Mixer, ModelSpec};
+use backdraft_arch::ModelSpec;
 use backdraft_kernels::device::size_pages;
 use backdraft_plan::cost::{CostModel, Roofline};
 use backdraft_plan::memory::{self, MemoryWatch, usable};
-use backdraft_plan::tensors::{LayerShape, PassShape};
+use backdraft_plan::tensors::PassShape;
 use backdraft_plan::{
     ActivationPlan, ActivationPolicy, Activations, Planner, Prediction, Setup, StepShape,
 };
@@ -116,9 +116,9 @@ impl Run {
         let all = ActivationPlan::keep_all(step.layers.len());
         let fits = step.predict(&all, pass, &estimate).peak.total() <= budget;
         // The one that is measured.
-        let attends = |layer: &&LayerShape| !matches!(layer.mixer, Mixer::DeltaNet(_));
         let layers = step.layers.iter();
-        let Some(shape) = layers.clone().rev().find(attends).or(layers.last()) else {
+        let whole = layers.clone().rfind(|layer| layer.has_value());
+        let Some(shape) = whole.or(layers.last()) else {
             return Ok(estimate);
         };
         if fits || self.recipe.activation_policy != ActivationPolicy::Smart {

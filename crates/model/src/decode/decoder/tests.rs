@@ -19,11 +19,18 @@ fn base(plan: Option<&QuantizationPlan>) -> CausalLm {
 
 /// One that keeps states beside keys and values.
 fn hybrid() -> CausalLm {
+    golden("qwen3_5_text")
+}
+
+/// One whose layers keep heads of two sizes, some within a window.
+fn two_sizes() -> CausalLm {
+    golden("gemma4_text")
+}
+
+fn golden(name: &str) -> CausalLm {
     let folders = backdraft_testkit::golden::folders("tiny", "config.json");
     let mut folders = folders.into_iter();
-    let folder = folders
-        .find(|folder| folder.name() == "qwen3_5_text")
-        .unwrap();
+    let folder = folders.find(|folder| folder.name() == name).unwrap();
     CausalLm::load(&ModelSource::open(&*folder).unwrap(), &Device::flex()).unwrap()
 }
 
@@ -101,7 +108,7 @@ fn same(together: &[Sampled], alone: &[Sampled]) {
 #[test]
 fn a_sequence_does_not_depend_on_who_else_is_there() {
     let nf4 = QuantizationPlan::new(Scheme::NF4);
-    for base in [base(None), base(Some(&nf4)), hybrid()] {
+    for base in [base(None), base(Some(&nf4)), hybrid(), two_sizes()] {
         let models = [base.clone(), adapted(&base, 1), adapted(&base, 2)];
         let requests: Vec<_> = (0..9).map(|number| request(number, number % 3)).collect();
         let alone: Vec<_> = (requests.iter())
@@ -123,7 +130,8 @@ fn a_sequence_does_not_depend_on_who_else_is_there() {
 /// Without a cache: every token from a pass over all that stands before it.
 #[test]
 fn the_pool_gives_what_a_pass_over_everything_gives() {
-    for model in [base(None), adapted(&base(None), 3), hybrid()] {
+    let models = [base(None), adapted(&base(None), 3), hybrid(), two_sizes()];
+    for model in models {
         let mut ids = prompt(1);
         let greedy = GenerateConfig {
             max_new_tokens: 40,
