@@ -15,6 +15,12 @@ For each model, a Hugging Face directory or a GGUF file:
    values in f16, and rounds activations to f16 beside f16 weights.
 4. With --adapter, llama.cpp puts the exported adapter on the f32 base: its logits must be those of the merged f32 file.
 
+    python3 scripts/gguf_judge.py --families
+
+does the same with a random model of every family (`cargo run -p backdraft-testkit --example families -- DIRECTORY` writes them), in f32:
+llama.cpp's greedy tokens must be ours, logits agree within 1.5e-2 of the largest, and a short run's adapter on the base compute what
+the merged file does. What the program refuses to export is printed.
+
 The judge is the npm package @node-llama-cpp/linux-x64 at a pinned version, whose libraries are called through ctypes; no Node
 runs. It is kept in ~/.cache/backdraft/judge-VERSION. Needs npm once, x86-64 Linux, and Python 3 without any package.
 """
@@ -33,6 +39,9 @@ VERSION = "3.22.1"
 TYPES = {"f16": 1, "bf16": 32, "q8_0": 7, "q6_k": 18, "q5_k_m": 17, "q5_k_s": 16, "q4_k_m": 15, "q4_k_s": 14, "q5_1": 9, "q5_0": 8,
          "q4_1": 3, "q4_0": 2}
 LIMIT = 5e-2
+# Of a random model's largest logit: keys and values in f16 cost up to 1e-2, a number that the file does not have 2e-2 to 1.
+PART = 1.5e-2
+PROMPT, CONTINUED = 20, 28
 TEXTS = ["Hello, world!", "In 2024, 3.14159 and 1234567890: x=1;\n\n\ty=22",
          "naïve café – “quotes” … €5, Straße ÆØÅ", "日本語のテキスト, Привет, мир! مرحبا 🙂👩‍🚀"]
 
@@ -89,6 +98,7 @@ class Judge:
         lib.llama_model_quantize.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.POINTER(Parameters)]
         lib.llama_adapter_lora_init.restype, lib.llama_adapter_lora_init.argtypes = p, [p, ctypes.c_char_p]
         lib.llama_set_adapters_lora.argtypes = [p, ctypes.POINTER(p), ctypes.c_size_t, ctypes.POINTER(ctypes.c_float)]
+        lib.llama_set_n_threads.argtypes = [p, i, i]
         lib.llama_free.argtypes = lib.llama_model_free.argtypes = [p]
 
     def quantise(self, source, target, file_type):
@@ -100,12 +110,14 @@ class Judge:
 
 
 class Model:
-    def __init__(self, judge, path, adapter=None):
+    def __init__(self, judge, path, adapter=None, threads=None):
         self.lib = lib = judge.lib
         self.model = lib.llama_model_load_from_file(str(path).encode(), lib.llama_model_default_params())
         if not self.model:
             raise SystemExit(f"llama.cpp cannot load {path}")
         self.context = lib.llama_init_from_model(self.model, lib.llama_context_default_params())
+        if threads:
+            lib.llama_set_n_threads(self.context, threads, threads)
         self.vocab = lib.llama_model_get_vocab(self.model)
         self.size = lib.llama_vocab_n_tokens(self.vocab)
         if adapter:
@@ -139,7 +151,7 @@ def run(*arguments):
 
 
 def our_logits(backdraft, model, ids, folder):
-    """logits after the last of these ids, by `score`"""
+    """logits after each of these ids, by `score`"""
     (folder / "ids.json").write_text(json.dumps(ids))
     run(backdraft, "--json", "score", "--model", model, "--ids", folder / "ids.json", "--out", folder / "scores.safetensors", "--dtype",
         "f32", "--device", "cpu", "--force")
@@ -148,8 +160,8 @@ def our_logits(backdraft, model, ids, folder):
     entry = json.loads(raw[8:8 + length])["logits"]
     start, end = entry["data_offsets"]
     size = entry["shape"][-1]
-    data = raw[8 + length + start:8 + length + end]
-    return list(struct.unpack(f"<{size}f", data[-4 * size:]))
+    values = struct.unpack(f"<{(end - start) // 4}f", raw[8 + length + start:8 + length + end])
+    return [values[row:row + size] for row in range(0, len(values), size)]
 
 
 def difference(a, b):
@@ -200,7 +212,7 @@ def judge_model(judge, arguments, model, folder):
         path, worst, alike = folder / f"{name}-{kind}.gguf", 0.0, True
         of_kind = loaded if kind == "f16" else Model(judge, path)
         for ids in filter(lambda ids: len(ids) > 1, map(loaded.tokenize, TEXTS)):
-            apart, same = difference(our_logits(backdraft, path, ids, folder), of_kind.logits(ids))
+            apart, same = difference(our_logits(backdraft, path, ids, folder)[-1], of_kind.logits(ids))
             worst, alike = max(worst, apart), alike and same
         check(alike and worst <= LIMIT, f"{kind}: logits within {worst:.1e} of ours, the same best token: {alike}")
         if of_kind is not loaded:
@@ -218,16 +230,90 @@ def judge_model(judge, arguments, model, folder):
     return failures
 
 
+RECIPE = """
+model = "{model}"
+output_dir = "run"
+max_seq_length = 128
+device = "cpu"
+[lora]
+rank = 4
+alpha = 64
+[data]
+train = "rows.jsonl"
+format = "alpaca"
+prompt_template = "{{instruction}} is {{output}}"
+cache = "off"
+[train]
+max_steps = 2
+learning_rate = 1e-2
+"""
+
+
+def judge_family(judge, backdraft, model, folder):
+    """what llama.cpp makes of a random model: a line, and whether it is as it should be"""
+    export = ["--json", "export", "--to", folder, "--no-check", "--device", "cpu", "--type", "f32", "--force"]
+    try:
+        run(backdraft, *export, "--model", model, "--name", "base")
+    except SystemExit as refused:
+        return f"refused: {json.loads(str(refused).splitlines()[-1])['causes'][0]}", True
+    file = folder / "base-f32.gguf"
+    # Threads that wait for each other would take longer than such a model.
+    theirs, ids, rows = Model(judge, file, threads=1), [3 + (7 * i * i + 5 * i) % 90 for i in range(PROMPT)], []
+    for _ in range(CONTINUED):
+        rows.append(theirs.logits(ids))
+        ids.append(max(range(theirs.size), key=rows[-1].__getitem__))
+    theirs.free()
+    worst, other = 0.0, 0
+    for path in (model, file):
+        ours = our_logits(backdraft, path, ids, folder)[PROMPT - 1:-1]
+        for mine, row in zip(ours, rows):
+            limit = max(map(abs, mine))
+            worst = max(worst, difference(mine, row)[0] / limit)
+            # Two best tokens that lie closer than rounding are no difference.
+            other += max(mine) - mine[max(range(len(row)), key=row.__getitem__)] > PART * limit
+    (folder / "rows.jsonl").write_text("".join(json.dumps({"instruction": f"{n}", "output": f"w{n}"}) + "\n" for n in range(8)))
+    (folder / "recipe.toml").write_text(RECIPE.format(model=model))
+    run(backdraft, "--json", "train", folder / "recipe.toml")
+    adapter = folder / "run"
+    run(backdraft, *export, "--adapter", adapter, "--name", "merged")
+    run(backdraft, "--json", "export", "--adapter", adapter, "--to", folder, "--adapter-only", "--name", "base", "--force")
+    merged, swapped = Model(judge, folder / "merged-f32.gguf", threads=1), Model(judge, file, folder / "base-lora.gguf", threads=1)
+    with_adapter, without = merged.logits(ids[:PROMPT]), rows[0]
+    largest = max(map(abs, with_adapter))
+    apart, moved = difference(with_adapter, swapped.logits(ids[:PROMPT]))[0] / largest, difference(with_adapter, without)[0] / largest
+    merged.free()
+    swapped.free()
+    fine = worst <= PART and not other and apart <= PART < moved
+    return (f"{CONTINUED - other} of {CONTINUED} tokens ours, logits within {worst:.1e}; adapter {apart:.1e} from merged, "
+            f"{moved:.1e} from the base"), fine
+
+
+def judge_families(judge, backdraft):
+    failures = []
+    with tempfile.TemporaryDirectory(prefix="gguf-judge-") as models:
+        command = ["cargo", "run", "-q", "--release", "-p", "backdraft-testkit", "--example", "families", "--", models]
+        subprocess.run(command, check=True, cwd=pathlib.Path(__file__).parent)
+        for model in sorted(pathlib.Path(models).iterdir()):
+            with tempfile.TemporaryDirectory(prefix="gguf-judge-") as folder:
+                text, fine = judge_family(judge, backdraft, model, pathlib.Path(folder))
+            print(f"{'ok   ' if fine else 'WRONG'} {model.name}: {text}", flush=True)
+            failures += [] if fine else [model.name]
+    return failures
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="+")
+    parser.add_argument("models", nargs="*")
+    parser.add_argument("--families", action="store_true")
     parser.add_argument("--backdraft", default="target/release/backdraft", type=pathlib.Path)
     parser.add_argument("--adapter")
     parser.add_argument("--ids", type=pathlib.Path)
     parser.add_argument("--types", type=lambda text: text.split(","), default=list(TYPES))
     arguments = parser.parse_args()
+    if not arguments.models and not arguments.families:
+        parser.error("name a model, or --families")
     judge = Judge(install())
-    failures = []
+    failures = judge_families(judge, arguments.backdraft.resolve()) if arguments.families else []
     for model in arguments.models:
         print(model)
         with tempfile.TemporaryDirectory(prefix="gguf-judge-") as folder:

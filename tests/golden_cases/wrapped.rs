@@ -27,6 +27,7 @@ fn cases() -> Vec<(TinyCase, &'static str)> {
             "gemma4_text" => "gemma4",
             "mistral" | "ministral3" => "mistral3",
             "llama" => "llava",
+            "qwen3_5_text" => "qwen3_5",
             _ => return None,
         };
         Some((case, model_type))
@@ -67,7 +68,7 @@ fn golden_tiny_wrapped_models_are_their_decoders() {
             assert_eq!(ModelSpec::from_hf(&config).unwrap(), spec, "{what}");
             assert_eq!(source.other_names().count(), spelling.others().len());
             let parts: Vec<&str> = source.other_parts().into_iter().collect();
-            assert_eq!(parts, ["multi_modal_projector", "vision_tower"]);
+            assert_eq!(parts, ["mtp", "multi_modal_projector", "vision_tower"]);
             let original = ModelSource::open(&*case.path).unwrap();
             assert_eq!(
                 source.eos_token_ids().unwrap(),
@@ -220,4 +221,36 @@ fn golden_tiny_wrapped_models_in_codes() {
             load(&merged);
         }
     }
+}
+
+/// As the hub has Qwen 3.5 of 0.8 B. Sections of positions are for images: of texts all three are the same.
+#[test]
+fn qwen_3_5_is_found_inside_its_whole() {
+    let kinds = ["linear_attention"; 3]
+        .into_iter()
+        .chain(["full_attention"]);
+    let kinds: Vec<&str> = kinds.cycle().take(24).collect();
+    let config = serde_json::json!({
+        "architectures": ["Qwen3_5ForConditionalGeneration"], "model_type": "qwen3_5",
+        "image_token_id": 248_056, "tie_word_embeddings": true,
+        "text_config": {
+            "attention_bias": false, "attn_output_gate": true, "dtype": "bfloat16", "full_attention_interval": 4,
+            "head_dim": 256, "hidden_act": "silu", "hidden_size": 1024, "intermediate_size": 3584, "layer_types": kinds,
+            "linear_conv_kernel_dim": 4, "linear_key_head_dim": 128, "linear_num_key_heads": 16,
+            "linear_num_value_heads": 16, "linear_value_head_dim": 128, "mamba_ssm_dtype": "float32",
+            "max_position_embeddings": 262_144, "model_type": "qwen3_5_text", "mtp_num_hidden_layers": 1,
+            "num_attention_heads": 8, "num_hidden_layers": 24, "num_key_value_heads": 2, "rms_norm_eps": 1e-6,
+            "rope_parameters": {
+                "mrope_interleaved": true, "mrope_section": [11, 11, 10], "partial_rotary_factor": 0.25,
+                "rope_theta": 10_000_000, "rope_type": "default",
+            },
+            "vocab_size": 248_320,
+        },
+        "vision_config": {"depth": 12, "model_type": "qwen3_5"},
+    });
+    let spec = ModelSpec::from_hf(&config).unwrap();
+    assert_eq!(spec.family.model_type(), "qwen3_5_text");
+    assert!(spec.tie_word_embeddings && spec.has_delta_nets());
+    assert_eq!((spec.layers.len(), spec.rope.rotary_dim), (24, 64));
+    assert_eq!(spec.rope.theta, 1e7);
 }

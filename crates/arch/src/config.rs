@@ -376,8 +376,10 @@ pub(crate) fn rope_of(
             high_freq_factor: nested.number("high_freq_factor")?,
             original_max_position_embeddings: nested.number("original_max_position_embeddings")?,
         },
+        Some(name) if is_longrope(name, keys, &nested) => {
+            longrope(keys, &nested, max_position_embeddings as f64)?
+        }
         Some("yarn") => yarn(&nested, original()?, max_position_embeddings)?,
-        Some("longrope" | "su") => longrope(keys, &nested, max_position_embeddings as f64)?,
         Some("proportional") => RopeScaling::Proportional {
             pairs: head.turning_pairs(keys, &nested)?,
             factor: nested.positive_or("factor", 1.0)?,
@@ -438,7 +440,16 @@ fn yarn(
     })
 }
 
-/// `su` in older files. The original context stands beside the rotary settings in files in the wild, within them in newer ones.
+/// `su` in older files; `yarn` in Phi 3's first ones, which is told from YaRN by the lists that this has not.
+fn is_longrope(name: &str, keys: &Keys<'_>, nested: &Keys<'_>) -> bool {
+    let is_phi = || {
+        keys.optional("model_type")
+            .is_some_and(|name| name == "phi3")
+    };
+    matches!(name, "longrope" | "su") || name == "yarn" && nested.has("short_factor") && is_phi()
+}
+
+/// The original context stands beside the rotary settings in files in the wild, within them in newer ones.
 fn longrope(keys: &Keys<'_>, nested: &Keys<'_>, longest: f64) -> Result<RopeScaling, ConfigError> {
     let key = "original_max_position_embeddings";
     let original = match nested.optional(key) {

@@ -2,6 +2,7 @@
 //!
 //! | module | what |
 //! | --- | --- |
+//! | [`byte_level`] | a tokenizer that GGUF files can have |
 //! | [`folder`] | cases as folders, packed or not |
 //! | [`golden`] | reading reference values, wherever they lie |
 //! | [`random_model`] | models of any size with random weights |
@@ -13,6 +14,7 @@
 //! Everything here panics with a message that names the file or the value: a test has nothing better
 //! to do.
 
+pub mod byte_level;
 pub mod folder;
 pub mod golden;
 pub mod random_model;

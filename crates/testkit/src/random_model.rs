@@ -7,6 +7,8 @@ use backdraft_formats::dtype::{Dtype, f32_bytes};
 use backdraft_formats::{Existing, HfDirWriter, TensorInfo};
 use serde_json::{Map, Value, json};
 
+use crate::byte_level;
+
 /// Sizes of a model.
 #[derive(Clone, Copy, Debug)]
 pub struct RandomModel {
@@ -34,6 +36,18 @@ impl RandomModel {
     /// # Panics
     /// If the directory exists or cannot be written.
     pub fn write(&self, out: &Path) {
+        self.fill(out, 0.05, &self.words());
+    }
+
+    /// The same with weights in ±`range` and a tokenizer of bytes, which a GGUF file can have.
+    ///
+    /// # Panics
+    /// As [`write`](Self::write).
+    pub fn write_in_bytes(&self, out: &Path, range: f32) {
+        self.fill(out, range, &byte_level::tokenizer());
+    }
+
+    fn fill(&self, out: &Path, range: f32, tokenizer: &Value) {
         let config = self.config();
         let spec = match ModelSpec::from_hf(&config) {
             Ok(spec) => spec,
@@ -46,7 +60,7 @@ impl RandomModel {
         let write = || -> Result<(), Box<dyn std::error::Error>> {
             let mut writer = HfDirWriter::create(out, infos.clone(), Existing::Refuse)?;
             writer.companion("config.json", config.to_string().as_bytes())?;
-            writer.companion("tokenizer.json", self.tokenizer().to_string().as_bytes())?;
+            writer.companion("tokenizer.json", tokenizer.to_string().as_bytes())?;
             let specials = json!({ "eos_token": "</s>", "unk_token": "<unk>" });
             writer.companion("tokenizer_config.json", specials.to_string().as_bytes())?;
             for (seed, info) in infos.iter().enumerate() {
@@ -59,7 +73,7 @@ impl RandomModel {
                     (3, _) => 0.5,
                     _ => 0.0,
                 };
-                let values = random(seed as u64 + 1, count, offset);
+                let values = random(seed as u64 + 1, count, range, offset);
                 writer.write(&info.name, &f32_bytes(&values))?;
             }
             writer.finish()?;
@@ -149,7 +163,7 @@ impl RandomModel {
         config
     }
 
-    fn tokenizer(&self) -> Value {
+    fn words(&self) -> Value {
         let special = |id: u32, content: &str| {
             json!({
                 "id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
@@ -172,15 +186,15 @@ impl RandomModel {
     }
 }
 
-/// Values in ±0.05 around `offset`.
-fn random(seed: u64, count: usize, offset: f32) -> Vec<f32> {
+/// Values in ±`range` around `offset`.
+fn random(seed: u64, count: usize, range: f32, offset: f32) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     let mut next = || {
         // xorshift64
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
-        (state >> 40) as f32 / (1u64 << 24) as f32 * 0.1 - 0.05
+        (state >> 40) as f32 / (1u64 << 24) as f32 * (2.0 * range) - range
     };
     (0..count).map(|_| next() + offset).collect()
 }

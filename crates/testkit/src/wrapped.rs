@@ -30,8 +30,8 @@ impl Spelling {
         }
     }
 
-    /// The tensors of the tower and of what leads from it to the decoder. A projection of the tower has the name of a
-    /// decoder's.
+    /// The tensors of the tower and of what leads from it to the decoder, and of a layer that predicts further tokens. A
+    /// projection of the tower has the name of a decoder's.
     #[must_use]
     pub fn others(self) -> Vec<TensorInfo> {
         let before = match self {
@@ -57,6 +57,7 @@ impl Spelling {
                 Dtype::F32,
                 &[5],
             ),
+            TensorInfo::new("mtp.layers.0.mlp.up_proj.weight", Dtype::BF16, [6, 4]),
         ]
     }
 }

@@ -673,7 +673,9 @@ fn phi_4_mini_turns_a_part_of_each_head_by_longrope() {
     for (i, (short, long)) in short.iter().zip(&long).enumerate() {
         assert!((short / long - (i + 1) as f32).abs() < 1e-5);
     }
-    assert_eq!(of("su", json!({})).unwrap().rope, rope);
+    for older in ["su", "yarn"] {
+        assert_eq!(of(older, json!({})).unwrap().rope, rope);
+    }
     let said = of("longrope", json!({"attention_factor": 1.25}))
         .unwrap()
         .rope;

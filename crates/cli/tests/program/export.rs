@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::Path;
 
-use backdraft_testkit::tiny;
-use serde_json::{Map, Value, json};
+use backdraft_testkit::{byte_level, tiny};
+use serde_json::Value;
 
 use super::{backdraft, fails, says, succeeds};
 
@@ -12,27 +12,8 @@ use super::{backdraft, fails, says, succeeds};
 fn project() -> tempfile::TempDir {
     let directory = tempfile::tempdir().unwrap();
     tiny::project(directory.path(), "max_steps = 4\n");
-    let mut vocabulary = Map::new();
-    let special = ["<unk>", "<s>", "</s>"];
-    let bytes = ('!'..='~').chain(['\u{120}', '\u{10a}']);
-    let tokens = special.map(str::to_owned).into_iter();
-    for (id, token) in tokens.chain(bytes.map(String::from)).enumerate() {
-        vocabulary.insert(token, id.into());
-    }
-    let added = special.map(|token| {
-        json!({
-            "id": vocabulary[token], "content": token, "single_word": false, "lstrip": false,
-            "rstrip": false, "normalized": false, "special": true,
-        })
-    });
-    let byte_level = |prefix: bool| json!({"type": "ByteLevel", "add_prefix_space": prefix, "trim_offsets": true, "use_regex": true});
-    let tokenizer = json!({
-        "version": "1.0", "truncation": null, "padding": null, "added_tokens": added, "normalizer": null,
-        "pre_tokenizer": byte_level(false), "post_processor": null, "decoder": byte_level(true),
-        "model": {"type": "BPE", "vocab": vocabulary, "merges": []},
-    });
     let path = directory.path().join("model/tokenizer.json");
-    fs::write(path, tokenizer.to_string()).unwrap();
+    fs::write(path, byte_level::tokenizer().to_string()).unwrap();
     let train = ["train", "recipe.toml", "--set", "max_seq_length=128"];
     succeeds(directory.path(), &train);
     directory

@@ -3,20 +3,36 @@
 use std::fs;
 use std::path::Path;
 
+use backdraft_arch::Family;
 use backdraft_formats::SafetensorsFile;
+use backdraft_testkit::random_model::RandomModel;
 use backdraft_testkit::tiny;
 use backdraft_testkit::wrapped::{Spelling, other_bytes, stored_bytes, wrap};
 use serde_json::{Value, json};
 
 use super::succeeds;
 
-/// A tiny project whose model has a tower.
-fn project(spelling: Spelling) -> tempfile::TempDir {
+/// A tiny project whose model has a tower: the usual decoder, or a random one of Qwen 3.5.
+fn project(spelling: Spelling, model_type: &str) -> tempfile::TempDir {
     let directory = tempfile::tempdir().unwrap();
     let d = directory.path();
     tiny::project(d, "max_steps = 3\n");
     fs::rename(d.join("model"), d.join("decoder")).unwrap();
-    wrap(&d.join("decoder"), &d.join("model"), "llava", spelling);
+    if model_type == "qwen3_5" {
+        fs::remove_dir_all(d.join("decoder")).unwrap();
+        let shape = RandomModel {
+            family: Family::Qwen35,
+            window: None,
+            hidden: 64,
+            intermediate: 96,
+            layers: 4,
+            heads: 4,
+            kv_heads: 2,
+            vocab: 256,
+        };
+        shape.write(&d.join("decoder"));
+    }
+    wrap(&d.join("decoder"), &d.join("model"), model_type, spelling);
     directory
 }
 
@@ -29,14 +45,19 @@ fn names(file: &Path) -> Vec<String> {
 
 #[test]
 fn a_decoder_with_a_tower_is_trained_asked_merged_and_quantised() {
-    for spelling in Spelling::ALL {
-        let directory = project(spelling);
+    // A DeltaNet has no `q_proj`.
+    let cases = [("llama", "llava", 2), ("qwen3_5_text", "qwen3_5", 1)];
+    for ((decoder, whole, adapted), spelling) in cases
+        .into_iter()
+        .flat_map(|case| Spelling::ALL.map(|spelling| (case, spelling)))
+    {
+        let directory = project(spelling, whole);
         let d = directory.path();
         let seen = succeeds(d, &["inspect", "model"]);
-        assert_eq!(seen["model_type"], "llama");
-        assert_eq!(seen["part_of"], "llava");
-        assert_eq!(seen["tensors_not_loaded"], 3);
-        let parts = json!(["multi_modal_projector", "vision_tower"]);
+        assert_eq!(seen["model_type"], decoder);
+        assert_eq!(seen["part_of"], whole);
+        assert_eq!(seen["tensors_not_loaded"], 4);
+        let parts = json!(["mtp", "multi_modal_projector", "vision_tower"]);
         assert_eq!(seen["parts_not_loaded"], parts);
         succeeds(d, &["plan", "recipe.toml"]);
         succeeds(d, &["train", "recipe.toml"]);
@@ -54,7 +75,7 @@ fn a_decoder_with_a_tower_is_trained_asked_merged_and_quantised() {
             |arguments: &[&str]| succeeds(d, &[arguments, &rest[..]].concat())["text"].clone();
         let trained = ask(&["generate", "--adapter", "out"]);
         let merged = succeeds(d, &["merge", "--adapter", "out", "--out", "merged"]);
-        assert_eq!(merged["merged"], 2);
+        assert_eq!(merged["merged"], adapted);
         let (whole, model) = (names(&d.join("merged/model.safetensors")), d.join("model"));
         assert_eq!(whole, names(&model.join("model.safetensors")));
         for info in spelling.others() {
@@ -69,7 +90,7 @@ fn a_decoder_with_a_tower_is_trained_asked_merged_and_quantised() {
 /// By the names of the decoder alone, where that is what will be served.
 #[test]
 fn an_adapter_has_the_names_of_the_decoder_where_that_is_asked_for() {
-    let directory = project(Spelling::Hub);
+    let directory = project(Spelling::Hub, "llava");
     let d = directory.path();
     let text = "lora.key_prefix=\"text\"";
     succeeds(d, &["train", "recipe.toml", "--set", text]);

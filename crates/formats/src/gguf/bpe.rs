@@ -15,21 +15,25 @@ enum PreTokenizer {
     SmolLm,
     /// Llama 3: digits in groups of three; a piece that is a token is not merged.
     Llama3,
-    /// As Llama 3, but every piece is merged.
+    /// As Llama 3, but every piece is merged: DBRX's and GLM 4's.
     Dbrx,
     /// Qwen 2: digits alone, text in NFC.
     Qwen2,
     /// Mistral's from Nemo on: words by the case of their letters, digits alone; a piece that is a token is not merged.
     Tekken,
+    /// GPT-4o's, which Phi 4-mini has: words by the case of their letters, with what an apostrophe shortens; digits in groups of
+    /// three.
+    Gpt4o,
     /// What llama.cpp does with a file that says `default`.
     LlamaCppDefault,
 }
 
-const KNOWN: &str = "smollm, llama-bpe, qwen2, tekken, gpt-2, dbrx, other names of the same (such as deepseek-r1-qwen), and default";
+const KNOWN: &str = "smollm, llama-bpe, qwen2, tekken, gpt-2, gpt-4o, chatglm-bpe, dbrx, other names of the same (such as deepseek-r1-qwen), and default";
 
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const GPT4O: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// Each expression splits the pieces that the one before it left.
 const DEFAULT: [&str; 4] = [
     r"[\p{P}\$\+<=>\^~\|]+",
@@ -47,9 +51,10 @@ impl PreTokenizer {
             Some("llama-bpe" | "llama3" | "llama-v3" | "falcon3" | "midm-2.0" | "pixtral") => {
                 Ok(Self::Llama3)
             }
-            Some("dbrx" | "smaug-bpe") => Ok(Self::Dbrx),
+            Some("dbrx" | "smaug-bpe" | "chatglm-bpe" | "glm4") => Ok(Self::Dbrx),
             Some("qwen2" | "deepseek-r1-qwen" | "kormo" | "megrez") => Ok(Self::Qwen2),
             Some("tekken") => Ok(Self::Tekken),
+            Some("gpt-4o" | "llama4" | "kanana2" | "talkie") => Ok(Self::Gpt4o),
             Some("default") => Ok(Self::LlamaCppDefault),
             other => Err(GgufTokenizerError::PreTokenizer {
                 actual: other.unwrap_or_default().into(),
@@ -59,13 +64,14 @@ impl PreTokenizer {
     }
 
     /// Every one that a file may have, with the name that is written.
-    const WRITTEN: [(Self, &str); 6] = [
+    const WRITTEN: [(Self, &str); 7] = [
         (Self::Gpt2, "gpt-2"),
         (Self::SmolLm, "smollm"),
         (Self::Llama3, "llama-bpe"),
         (Self::Dbrx, "dbrx"),
         (Self::Qwen2, "qwen2"),
         (Self::Tekken, "tekken"),
+        (Self::Gpt4o, "gpt-4o"),
     ];
 
     fn json(self) -> Value {
@@ -75,6 +81,7 @@ impl PreTokenizer {
             Self::Llama3 | Self::Dbrx => vec![split(LLAMA3)],
             Self::Qwen2 => vec![split(QWEN2)],
             Self::Tekken => vec![split(TEKKEN)],
+            Self::Gpt4o => vec![split(GPT4O)],
             Self::LlamaCppDefault => DEFAULT.map(split).to_vec(),
         };
         // The byte-level step brings the GPT-2 expression along.
@@ -88,7 +95,12 @@ impl PreTokenizer {
     const fn takes_whole_tokens(self) -> bool {
         match self {
             Self::Llama3 | Self::Tekken => true,
-            Self::Gpt2 | Self::SmolLm | Self::Dbrx | Self::Qwen2 | Self::LlamaCppDefault => false,
+            Self::Gpt2
+            | Self::SmolLm
+            | Self::Dbrx
+            | Self::Qwen2
+            | Self::Gpt4o
+            | Self::LlamaCppDefault => false,
         }
     }
 
@@ -129,12 +141,17 @@ fn essence(pre_tokenizer: &Value) -> Vec<Value> {
                 flag(step, "use_regex").unwrap_or(true),
             ]),
             Some("Digits") => json!(["Digits", flag(step, "individual_digits").unwrap_or(false)]),
-            Some("Split") => json!([
-                "Split",
-                step["pattern"],
-                step["behavior"],
-                flag(step, "invert").unwrap_or(false)
-            ]),
+            Some("Split") => {
+                let invert = flag(step, "invert").unwrap_or(false);
+                let removes_rest = step["behavior"] == "Removed" && invert;
+                // What an expression leaves over goes: those that are known leave nothing.
+                let behavior = if removes_rest {
+                    "Isolated".into()
+                } else {
+                    step["behavior"].clone()
+                };
+                json!(["Split", step["pattern"], behavior, invert && !removes_rest])
+            }
             _ => step.clone(),
         })
         .collect()

@@ -5,9 +5,7 @@
 #[non_exhaustive]
 pub enum GgufExportError {
     /// A family without an architecture in GGUF that is known here.
-    #[error(
-        "models of type {actual:?} cannot be exported; llama, mistral, qwen2, qwen3, granite, smollm3, olmo2, olmo3, gemma2 and gemma3_text can"
-    )]
+    #[error("models of type {actual:?} cannot be exported: no GGUF architecture is theirs here")]
     Family {
         /// The `model_type`.
         actual: String,

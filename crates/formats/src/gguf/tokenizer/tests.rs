@@ -47,6 +47,9 @@ fn digits_by_pre_tokenizer() {
         ("mellum", "111", &[5]),
         ("qwen2", "111", &[3, 3, 3]),
         ("tekken", "111", &[3, 3, 3]),
+        ("gpt-4o", "1111", &[5, 3]),
+        ("chatglm-bpe", "1111", &[5, 3]),
+        ("glm4", "1111", &[5, 3]),
         ("default", "1111", &[5, 3]),
         ("gpt-2", " 1", &[7]),
         ("smollm", " 1", &[6, 3]),
@@ -126,10 +129,37 @@ fn tekken_splits_by_case() {
     assert_eq!(whole.encode("ab", true).unwrap().get_ids(), [0, 5]);
 }
 
+/// As Tekken's, but an apostrophe and what it shortens stay with their word.
+#[test]
+fn gpt_4o_splits_by_case_and_keeps_contractions() {
+    let tokens = ["a", "B", "'", "s", "S", "aB", "Ba", "'s", "a's", "'S"];
+    let merges = ["a B", "B a", "' s", "a 's", "' S"];
+    let split = |pre, text| ids(&tokenizer(&bpe(pre, &tokens, &merges)), text);
+    assert_eq!(split("gpt-4o", "aBa"), [3, 9]);
+    assert_eq!(split("gpt-4o", "a's"), [11]);
+    assert_eq!(split("tekken", "a's"), [3, 10]);
+    assert_eq!(split("gpt-4o", "a'S"), [3, 12]);
+    // A text has no first token unless the file says so, and whole tokens are merged.
+    let whole = tokenizer(&bpe("gpt-4o", &["a", "b", "ab"], &[]));
+    assert_eq!(whole.encode("ab", true).unwrap().get_ids(), [3, 4]);
+}
+
+/// GLM 4's files have Llama 3's expression, and merge all pieces.
+#[test]
+fn chatglm_splits_as_llama3_and_merges_whole_tokens() {
+    for pre in ["chatglm-bpe", "glm4"] {
+        let tokenizer = tokenizer(&bpe(pre, &["a", "b", "ab", "'", "s"], &[]));
+        assert_eq!(
+            tokenizer.encode("ab's", true).unwrap().get_ids(),
+            [3, 4, 6, 7]
+        );
+    }
+}
+
 #[test]
 fn what_cannot_be_rebuilt_is_named() {
     let message = |builder: Builder| files(&builder).unwrap_err().to_string();
-    assert!(message(bpe("gpt-4o", &["a"], &[])).contains("\"gpt-4o\""));
+    assert!(message(bpe("falcon", &["a"], &[])).contains("\"falcon\""));
     let missing = bpe("gpt-2", &["a"], &[]).without("tokenizer.ggml.pre");
     assert!(message(missing).contains("pre is \"\""));
     let model = bpe("gpt-2", &["a"], &[])

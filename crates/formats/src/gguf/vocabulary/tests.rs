@@ -68,7 +68,17 @@ fn files(builder: &Builder) -> TokenizerFiles {
 
 #[test]
 fn tokenizers_come_back_as_they_were() {
-    let mut builders: Vec<Builder> = ["gpt-2", "smollm", "llama-bpe", "dbrx", "qwen2", "tekken"]
+    let names = [
+        "gpt-2",
+        "smollm",
+        "llama-bpe",
+        "dbrx",
+        "qwen2",
+        "tekken",
+        "gpt-4o",
+        "glm4",
+    ];
+    let mut builders: Vec<Builder> = names
         .map(|pre| {
             base("gpt2")
                 .string("tokenizer.ggml.pre", pre)
@@ -94,6 +104,41 @@ fn tokenizers_come_back_as_they_were() {
         assert_eq!(after.chat_template, before.chat_template);
         assert_eq!(after.eos_token, before.eos_token);
         assert_eq!(after.bos_token, before.bos_token);
+    }
+}
+
+/// Files made from tiktoken's have the words that an expression finds and remove the rest, of which there is none.
+#[test]
+fn what_is_removed_between_words_is_nothing() {
+    for (pre, name) in [
+        ("gpt-4o", "gpt-4o"),
+        ("chatglm-bpe", "dbrx"),
+        ("tekken", "tekken"),
+    ] {
+        let builder = base("gpt2")
+            .string("tokenizer.ggml.pre", pre)
+            .strings("tokenizer.ggml.merges", &["a b"]);
+        let mut files = files(&builder);
+        let mut json: Value = serde_json::from_slice(&files.tokenizer_json).unwrap();
+        let split = &mut json["pre_tokenizer"]["pretokenizers"][0];
+        split["behavior"] = "Removed".into();
+        let written = |json: &Value, files: &mut TokenizerFiles| {
+            files.tokenizer_json = json.to_string().into_bytes();
+            let options = VocabularyOptions {
+                rows: 10,
+                ..VocabularyOptions::default()
+            };
+            vocabulary(files, &options)
+        };
+        // Words removed, what lies between them kept: not the same.
+        let error = written(&json, &mut files).unwrap_err();
+        assert!(
+            matches!(error, GgufExportError::PreTokenizer { .. }),
+            "{error}"
+        );
+        json["pre_tokenizer"]["pretokenizers"][0]["invert"] = true.into();
+        let entries = written(&json, &mut files).unwrap();
+        assert_eq!(value(&entries, "ggml.pre"), EntryValue::Text(name.into()));
     }
 }
 
