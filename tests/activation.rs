@@ -79,7 +79,12 @@ fn adapted_on(
             let wave: Vec<f32> = (0..param.len())
                 .map(|n| 0.03 * ((n * 7 + i * 13) as f32).sin())
                 .collect();
-            Tensor::<1>::from_floats(wave.as_slice(), &param.values.device())
+            let wave = Tensor::<1>::from_floats(wave.as_slice(), &param.values.device());
+            match param.name {
+                // Near the rows' own lengths.
+                "lora_magnitude_vector" => param.values * (wave + 1.0),
+                _ => wave,
+            }
         });
     }
     model
@@ -238,7 +243,7 @@ fn gradients_and_losses_do_not_depend_on_the_plan() {
     let dir = tempfile::tempdir().unwrap();
     let lengths = [33, 20];
     let mut checked = 0;
-    for (family, window, nf4, dropout) in [
+    for (family, window, nf4, dropout, use_dora) in [
         (Family::Llama, None, false, 0.0),
         (Family::Llama, None, true, 0.1),
         (Family::Qwen3, None, false, 0.0),
@@ -259,7 +264,17 @@ fn gradients_and_losses_do_not_depend_on_the_plan() {
         (Family::Qwen35, None, true, 0.0),
         (Family::Gemma4, Some(9), false, 0.1),
         (Family::Gemma4, Some(9), true, 0.0),
-    ] {
+    ]
+    .map(|(family, window, nf4, dropout)| (family, window, nf4, dropout, false))
+    .into_iter()
+    .chain([
+        (Family::Llama, None, false, 0.0, true),
+        (Family::Llama, None, true, 0.1, true),
+        (Family::Olmo2, None, false, 0.1, true),
+        (Family::Phi3, None, false, 0.1, true),
+        (Family::Glm4, None, true, 0.0, true),
+        (Family::Qwen35, None, false, 0.0, true),
+    ]) {
         let shape = RandomModel {
             family,
             window,
@@ -269,6 +284,7 @@ fn gradients_and_losses_do_not_depend_on_the_plan() {
         let lora = LoraConfig {
             rank: 4,
             dropout,
+            use_dora,
             ..LoraConfig::default()
         };
         let lora = everywhere(&dir, shape, lora);
@@ -292,7 +308,7 @@ fn gradients_and_losses_do_not_depend_on_the_plan() {
         let losses = &expected.unwrap().1;
         assert!(f64::from_bits(losses[9]) < f64::from_bits(losses[0]));
     }
-    assert_eq!(checked, 220);
+    assert_eq!(checked, 286);
 }
 
 #[test]
@@ -606,7 +622,7 @@ fn the_predicted_peak_is_the_measured_one() {
     };
     let mut combinations = 0;
     let mut off = Vec::new();
-    for (shape, nf4, lengths) in [
+    for (shape, nf4, use_dora, lengths) in [
         (wide, false, vec![384, 384]),
         (wide, true, vec![384, 384]),
         (wide, false, vec![1024]),
@@ -631,10 +647,21 @@ fn the_predicted_peak_is_the_measured_one() {
         (mixed, true, vec![1024]),
         (two_sizes, false, vec![384, 384]),
         (two_sizes, true, vec![1024]),
-    ] {
+    ]
+    .map(|(shape, nf4, lengths)| (shape, nf4, false, lengths))
+    .into_iter()
+    .chain([
+        (wide, false, true, vec![384, 384]),
+        (wide, true, true, vec![1024]),
+        (deep, false, true, vec![256, 256, 256]),
+        (after, false, true, vec![384, 384]),
+        (fused, false, true, vec![384, 384]),
+        (fused, true, true, vec![1024]),
+    ]) {
         let dir = tempfile::tempdir().unwrap();
         let lora = LoraConfig {
             rank: 8,
+            use_dora,
             ..LoraConfig::default()
         };
         let lora = everywhere(dir.path(), shape, lora);
@@ -651,11 +678,12 @@ fn the_predicted_peak_is_the_measured_one() {
             let measured = measured(&model, &batch, &plan) as f64;
             let excess = 100.0 * (predicted / measured - 1.0);
             println!(
-                "{} {}x{} {lengths:?} {} {name}: predicted {:.2} MiB at {}, measured {:.2} MiB, {excess:+.1} %",
+                "{} {}x{} {lengths:?} {}{} {name}: predicted {:.2} MiB at {}, measured {:.2} MiB, {excess:+.1} %",
                 shape.family.model_type(),
                 shape.hidden,
                 shape.layers,
                 if nf4 { "nf4" } else { "f32" },
+                if use_dora { ", DoRA" } else { "" },
                 predicted / 1048576.0,
                 peak.moment,
                 measured / 1048576.0,
@@ -664,7 +692,7 @@ fn the_predicted_peak_is_the_measured_one() {
             if !(0.0..=5.0).contains(&excess) {
                 let family = shape.family.model_type();
                 off.push(format!(
-                    "{family} {lengths:?} nf4 {nf4} {name}: {excess:+.2} %"
+                    "{family} {lengths:?} nf4 {nf4} DoRA {use_dora} {name}: {excess:+.2} %"
                 ));
             }
         }

@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
+use backdraft::burn::module::Module;
 use backdraft::data::Batch;
 use backdraft::formats::{
     Existing, HfDirWriter, ModelSource, PeftDir, PeftWriteOptions, TensorInfo,
 };
-use backdraft::lora::{AdapterGrads, AdapterWeights, MergeBase, merge};
+use backdraft::lora::{Adapter, AdapterGrads, AdapterWeights, MergeBase, merge};
 use backdraft::model::{CausalLm, Tokens};
 use backdraft::plan::ActivationPlan;
 use backdraft::plan::tensors::MemoryModel;
@@ -53,8 +54,7 @@ struct Case {
 }
 
 /// Options beyond the promise, and what the refusal has to name.
-const REFUSED: [(&str, &str); 7] = [
-    ("use_dora", "use_dora"),
+const REFUSED: [(&str, &str); 6] = [
     ("init_lora_weights", "init_lora_weights"),
     ("bias", "bias"),
     ("modules_to_save", "modules_to_save"),
@@ -267,6 +267,38 @@ fn golden_adapters_losses_logits_and_gradients() {
 }
 
 #[test]
+fn golden_adapters_autodiff() {
+    for case in Case::all() {
+        let model = case.model.clone().train();
+        let batch = case.padded();
+        let loss = model.loss(&batch.tokens, &batch.targets, None) / batch.targets.len() as f32;
+        let tape = loss.backward();
+        let mut lengths = 0;
+        for (layer, target, Adapter::Lora(lora)) in model.adapters() {
+            let path = target.path(layer);
+            let expected = |factor: &str| case.tensors.f32(&format!("padded.grad.{path}.{factor}"));
+            for (factor, param) in [
+                ("lora_A.weight", &lora.lora_a),
+                ("lora_B.weight", &lora.lora_b),
+            ] {
+                let grad = values(&param.val().grad(&tape).unwrap());
+                let what = format!("{}, {path}.{factor}", case.name);
+                TINY_GRADIENT.check(what, &grad, &expected(factor));
+            }
+            if let Some(magnitude) = &lora.magnitude {
+                let grad = values(&magnitude.vector.val().grad(&tape).unwrap());
+                let what = format!("{}, {path}, lengths", case.name);
+                TINY_GRADIENT.check(what, &grad, &expected("lora_magnitude_vector"));
+                lengths += 1;
+            }
+        }
+        let trained = case.golden.trained_tensors.keys();
+        let named = trained.filter(|name| name.ends_with("lora_magnitude_vector"));
+        assert_eq!(lengths, named.count(), "{}", case.name);
+    }
+}
+
+#[test]
 fn golden_adapters_have_the_modules_that_their_options_name() {
     for case in Case::all() {
         let (name, expected) = (&case.name, &case.golden.trained_tensors);
@@ -294,11 +326,18 @@ fn golden_adapters_have_the_modules_that_their_options_name() {
             assert!(step.layers[0].input_grad.is_needed(), "{name}");
         }
         assert_eq!(&Case::trained(&fresh), expected, "{name}");
+        let starts = |name: &str| format!("init.{name}");
+        let values = fresh.trained_params().map(|(path, param)| {
+            let name = format!("{path}.{}", param.file_name);
+            (name, values(&param.values))
+        });
+        for (factor, found) in values.filter(|(name, _)| case.tensors.has(&starts(name))) {
+            let expected = case.tensors.f32(&starts(&factor));
+            TINY_GRADIENT.check(format!("{name}, start of {factor}"), &found, &expected);
+        }
         let scaled = |model: &CausalLm| {
             let adapters = model.adapters();
-            let scale = |(_, _, adapter): (_, _, &backdraft::lora::Adapter)| match adapter {
-                backdraft::lora::Adapter::Lora(lora) => lora.scaling(),
-            };
+            let scale = |(_, _, Adapter::Lora(lora)): (_, _, &Adapter)| lora.scaling();
             adapters.map(scale).collect::<Vec<_>>()
         };
         assert_eq!(scaled(&fresh), scaled(&case.model), "{name}");

@@ -105,7 +105,12 @@ pub(super) fn unsupported_option(options: &Map<String, Value>, targets: &Value) 
         Value::Object(object) => object.is_empty(),
         other => other == "none",
     };
-    let supported = ["use_rslora", "layers_to_transform", "lora_dropout"];
+    let supported = [
+        "use_rslora",
+        "use_dora",
+        "layers_to_transform",
+        "lora_dropout",
+    ];
     let option = options
         .iter()
         .find(|(name, value)| !inactive(value) && !supported.contains(&name.as_str()));

@@ -17,6 +17,8 @@ named! {
         Qera = "qera",
         /// The largest part of the weights themselves, which the base gives up: PiSSA.
         Pissa = "pissa",
+        /// Both drawn, from directions that are orthogonal to each other, so that B·A is zero.
+        Orthogonal = "orthogonal",
     }
 }
 
@@ -39,6 +41,10 @@ pub struct LoraConfig {
     pub dropout: f64,
     /// Scale by α/√r (Kalajdzievski 2023, arXiv:2312.03732).
     pub use_rslora: bool,
+    /// Train the length of each row of W + s·B·A as well (Liu et al. 2024, arXiv:2402.09353).
+    pub use_dora: bool,
+    /// How fresh factors are drawn; what gives back or takes over a part of the base comes after that.
+    pub start: AdapterStart,
     /// The adapted projections.
     pub target_modules: Vec<TargetModule>,
     /// The adapted layers, all where absent.
@@ -58,6 +64,8 @@ impl Default for LoraConfig {
             alpha: 32.0,
             dropout: 0.0,
             use_rslora: false,
+            use_dora: false,
+            start: AdapterStart::Default,
             target_modules: TargetModule::USUAL.to_vec(),
             layers_to_transform: None,
             modules: None,

@@ -95,6 +95,8 @@ pub struct PeftConfig {
     pub lora_dropout: f64,
     /// Whether the scaling divides by `sqrt(r)`.
     pub use_rslora: bool,
+    /// Whether the lengths of rows are trained: DoRA.
+    pub use_dora: bool,
     /// Which modules carry an adapter.
     pub target_modules: TargetModules,
     /// Whether modules are left out by name.
@@ -123,6 +125,7 @@ impl PeftConfig {
             lora_alpha,
             lora_dropout: 0.0,
             use_rslora: false,
+            use_dora: false,
             target_modules: TargetModules::Names(names.into_iter().map(Into::into).collect()),
             excludes: false,
             layers_to_transform: None,
@@ -214,6 +217,7 @@ impl PeftConfig {
             lora_alpha: alpha,
             lora_dropout: dropout,
             use_rslora: field.flag("use_rslora")?,
+            use_dora: field.flag("use_dora")?,
             target_modules: field.target_modules()?,
             excludes: fields
                 .get("exclude_modules")
@@ -280,7 +284,7 @@ impl PeftConfig {
             "task_type": "CAUSAL_LM",
             "trainable_token_indices": self.trainable_tokens.to_json(),
             "use_bdlora": null,
-            "use_dora": false,
+            "use_dora": self.use_dora,
             "use_qalora": false,
             "use_rslora": self.use_rslora,
             "velora_config": null,
@@ -289,7 +293,7 @@ impl PeftConfig {
 }
 
 /// Fields that are understood here, or say nothing about an adapter that is already trained.
-const UNDERSTOOD: [&str; 22] = [
+const UNDERSTOOD: [&str; 23] = [
     "alpha_pattern",
     "auto_mapping",
     "base_model_name_or_path",
@@ -311,6 +315,7 @@ const UNDERSTOOD: [&str; 22] = [
     "revision",
     "target_modules",
     "trainable_token_indices",
+    "use_dora",
     "use_rslora",
 ];
 

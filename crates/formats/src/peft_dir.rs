@@ -10,7 +10,7 @@ use crate::dtype::Dtype;
 use crate::error::{FormatError, Result};
 use crate::json;
 use crate::peft_config::PeftConfig;
-use crate::peft_names::LoraName;
+use crate::peft_names::{LoraName, LoraPart};
 use crate::peft_tokens::{TokenRows, TokenTable};
 use crate::safetensors_file::SafetensorsFile;
 use crate::safetensors_writer::SafetensorsWriter;
@@ -20,7 +20,7 @@ use crate::wrapped::AdapterPrefix;
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
 const PICKLE: &str = "adapter_model.bin";
-/// The two matrices of one adapted projection.
+/// The two matrices of one adapted projection, and the lengths of its rows where those are trained.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LoraPair {
     /// The module's name, for instance `model.layers.0.self_attn.q_proj`.
@@ -33,6 +33,8 @@ pub struct LoraPair {
     pub lora_a: Vec<f32>,
     /// B, `[out_features, r]`, row-major.
     pub lora_b: Vec<f32>,
+    /// Of DoRA: the lengths of the rows of W + s·B·A, `[out_features]`.
+    pub magnitude: Option<Vec<f32>>,
 }
 
 impl LoraPair {
@@ -40,6 +42,12 @@ impl LoraPair {
     #[must_use]
     pub fn rank(&self) -> usize {
         self.lora_a.len() / self.in_features.max(1)
+    }
+
+    /// Every value that was trained.
+    pub fn values(&self) -> impl Iterator<Item = &f32> {
+        let factors = self.lora_a.iter().chain(&self.lora_b);
+        factors.chain(self.magnitude.iter().flatten())
     }
 }
 
@@ -296,12 +304,10 @@ fn write_tensors(
     (dtype, prefix): (Dtype, AdapterPrefix),
 ) -> Result<()> {
     let tokens = tensors.tokens().iter().map(|rows| {
-        let shape = [rows.ids.len(), rows.width()];
+        let shape = vec![rows.ids.len(), rows.width()];
         (rows.table.key(), shape, rows.values.as_slice())
     });
-    let pairs = tensors
-        .iter()
-        .flat_map(|pair| matrices(pair, config, prefix));
+    let pairs = tensors.iter().flat_map(|pair| parts(pair, config, prefix));
     let all: Vec<(TensorInfo, &[f32])> = tokens
         .chain(pairs)
         .map(|(key, shape, values)| (TensorInfo::new(key, dtype, shape), values))
@@ -325,18 +331,22 @@ fn write_tensors(
     writer.finish()
 }
 
-/// Key, shape and values of A and of B.
-fn matrices<'a>(
+/// Key, shape and values of A, of B and of m.
+fn parts<'a>(
     pair: &'a LoraPair,
     config: &PeftConfig,
     prefix: AdapterPrefix,
-) -> [(String, [usize; 2], &'a [f32]); 2] {
-    let rank = config.rank_of(&pair.module);
-    let key = |is_a| LoraName::canonical(&pair.module, prefix, is_a);
-    [
-        (key(true), [rank, pair.in_features], &pair.lora_a),
-        (key(false), [pair.out_features, rank], &pair.lora_b),
-    ]
+) -> impl Iterator<Item = (String, Vec<usize>, &'a [f32])> {
+    let (rank, out) = (config.rank_of(&pair.module), pair.out_features);
+    let magnitude = pair.magnitude.as_deref();
+    let parts = [
+        (LoraPart::A, vec![rank, pair.in_features], &pair.lora_a[..]),
+        (LoraPart::B, vec![out, rank], &pair.lora_b),
+    ];
+    let magnitude = magnitude.map(|values| (LoraPart::Magnitude, vec![out], values));
+    let key = move |part| LoraName::canonical(&pair.module, prefix, part);
+    let parts = parts.into_iter().chain(magnitude);
+    parts.map(move |(part, shape, values)| (key(part), shape, values))
 }
 
 /// The matrices of a file that belong together.
@@ -344,13 +354,15 @@ fn matrices<'a>(
 struct Found<'a> {
     a: Option<&'a TensorInfo>,
     b: Option<&'a TensorInfo>,
+    magnitude: Option<&'a TensorInfo>,
 }
 
-/// Both matrices of a module, of shapes that fit each other.
+/// Both matrices of a module and its magnitudes, of shapes that fit each other.
 struct Pair<'a> {
     module: String,
     a: &'a TensorInfo,
     b: &'a TensorInfo,
+    magnitude: Option<&'a TensorInfo>,
     rank: usize,
     dims: [usize; 2],
 }
@@ -372,6 +384,9 @@ impl Pair<'_> {
             out_features,
             lora_a: file.read_f32(&self.a.name)?,
             lora_b: file.read_f32(&self.b.name)?,
+            magnitude: (self.magnitude)
+                .map(|info| file.read_f32(&info.name))
+                .transpose()?,
         })
     }
 }
@@ -403,36 +418,58 @@ fn pairs<'a>(
             prefix = name.prefix;
         }
         let pair = found.entry(name.module).or_default();
-        let side = if name.is_a { &mut pair.a } else { &mut pair.b };
-        if side.replace(info).is_some() {
-            return Err(refuse("the same matrix is in the file under another name"));
+        let part = match name.part {
+            LoraPart::A => &mut pair.a,
+            LoraPart::B => &mut pair.b,
+            LoraPart::Magnitude if config.use_dora => &mut pair.magnitude,
+            LoraPart::Magnitude => {
+                return Err(refuse("use_dora of adapter_config.json is not true"));
+            }
+        };
+        if part.replace(info).is_some() {
+            return Err(refuse("the same tensor is in the file under another name"));
         }
     }
     if found.is_empty() {
         return Err(FormatError::TensorMissing {
             path: file.path().into(),
-            tensor: LoraName::canonical("…", prefix, true),
+            tensor: LoraName::canonical("…", prefix, LoraPart::A),
         });
     }
-    let pair = |(module, found): (String, Found<'a>)| match found {
-        Found {
-            a: Some(a),
-            b: Some(b),
-        } => {
-            let rank = config.rank_of(&module);
-            let dims = dims(file, [a, b], rank)?;
-            Ok(Pair {
-                module,
-                a,
-                b,
-                rank,
-                dims,
-            })
+    let missing = |module: &str, part| FormatError::TensorMissing {
+        path: file.path().into(),
+        tensor: LoraName::canonical(module, prefix, part),
+    };
+    let pair = |(module, Found { a, b, magnitude }): (String, Found<'a>)| {
+        let (Some(a), Some(b)) = (a, b) else {
+            let part = if a.is_none() {
+                LoraPart::A
+            } else {
+                LoraPart::B
+            };
+            return Err(missing(&module, part));
+        };
+        if config.use_dora && magnitude.is_none() {
+            return Err(missing(&module, LoraPart::Magnitude));
         }
-        Found { a, .. } => Err(FormatError::TensorMissing {
-            path: file.path().into(),
-            tensor: LoraName::canonical(&module, prefix, a.is_none()),
-        }),
+        let rank = config.rank_of(&module);
+        let dims = dims(file, [a, b], rank)?;
+        if let Some(info) = magnitude.filter(|info| info.shape != [dims[0]]) {
+            return Err(FormatError::TensorShape {
+                path: file.path().into(),
+                tensor: info.name.clone(),
+                expected: format!("[{}], a number for each output", dims[0]),
+                actual: info.shape.clone(),
+            });
+        }
+        Ok(Pair {
+            module,
+            a,
+            b,
+            magnitude,
+            rank,
+            dims,
+        })
     };
     let pairs: Result<_> = found.into_iter().map(pair).collect();
     Ok((pairs?, prefix))

@@ -1,4 +1,4 @@
-//! Names of LoRA matrices in the spellings that are met.
+//! Names of an adapter's tensors in the spellings that are met.
 //!
 //! PEFT writes `base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight`. A state dict that was
 //! saved without PEFT keeps the adapter's name (`lora_A.default.weight`); transformers' own adapters lack
@@ -8,8 +8,37 @@
 use crate::peft_config::PREFIX;
 use crate::wrapped::{AdapterPrefix, decoder_name, is_wrapped};
 
-pub(crate) const LORA_A: &str = ".lora_A.weight";
-pub(crate) const LORA_B: &str = ".lora_B.weight";
+/// Which of a module's tensors one is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LoraPart {
+    /// A, applied first.
+    A,
+    /// B.
+    B,
+    /// The lengths of rows that DoRA trains.
+    Magnitude,
+}
+
+impl LoraPart {
+    const ALL: [Self; 3] = [Self::A, Self::B, Self::Magnitude];
+
+    /// What it is called behind its module, without a dot at the end.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::A => ".lora_A",
+            Self::B => ".lora_B",
+            Self::Magnitude => ".lora_magnitude_vector",
+        }
+    }
+
+    /// What follows the name as PEFT writes it.
+    const fn suffix(self) -> &'static str {
+        match self {
+            Self::A | Self::B => ".weight",
+            Self::Magnitude => "",
+        }
+    }
+}
 
 /// What `torch.compile`, FSDP and activation checkpointing put around modules.
 const WRAPPERS: [&str; 3] = [
@@ -18,29 +47,25 @@ const WRAPPERS: [&str; 3] = [
     "_checkpoint_wrapped_module",
 ];
 
-/// One of the two matrices of a module.
+/// One of the tensors of a module.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct LoraName {
     /// The module as PEFT names it in a decoder alone, such as `model.layers.0.self_attn.q_proj`.
     pub(crate) module: String,
     /// What it was called in the file.
     pub(crate) prefix: AdapterPrefix,
-    /// The adapter's name, where the matrix's has one.
+    /// The adapter's name, where the tensor's has one.
     pub(crate) adapter: Option<String>,
-    /// Whether it is A.
-    pub(crate) is_a: bool,
+    /// Which one it is.
+    pub(crate) part: LoraPart,
 }
 
 impl LoraName {
     /// Reads a tensor's name; the error says what the tensor is instead.
     pub(crate) fn parse(name: &str) -> Result<Self, &'static str> {
-        let (module, parameter) = match split(name) {
+        let (module, part, rest) = match split(name) {
             Some(parts) => parts,
             None => return Err(what_else(name)),
-        };
-        let (is_a, rest) = match parameter.strip_prefix("lora_A") {
-            Some(rest) => (true, rest),
-            None => (false, parameter.trim_start_matches("lora_B")),
         };
         let adapter = match rest {
             ".weight" | "" => None,
@@ -58,28 +83,29 @@ impl LoraName {
             module,
             prefix,
             adapter,
-            is_a,
+            part,
         })
     }
 
     /// As PEFT writes it for a class.
-    pub(crate) fn canonical(module: &str, prefix: AdapterPrefix, is_a: bool) -> String {
+    pub(crate) fn canonical(module: &str, prefix: AdapterPrefix, part: LoraPart) -> String {
         let module = prefix.name(module);
-        format!("{PREFIX}{module}{}", if is_a { LORA_A } else { LORA_B })
+        format!("{PREFIX}{module}{}{}", part.name(), part.suffix())
     }
 }
 
-/// The module's path, and `lora_A…` or `lora_B…`.
-fn split(name: &str) -> Option<(&str, &str)> {
-    let at = [".lora_A.", ".lora_B."]
-        .into_iter()
-        .filter_map(|part| name.find(part))
-        .min()?;
-    let parameter = &name[at + 1..];
+/// The module's path, which tensor it is, and what follows.
+fn split(name: &str) -> Option<(&str, LoraPart, &str)> {
+    let found = LoraPart::ALL.into_iter().filter_map(|part| {
+        let at = name.find(part.name())?;
+        let rest = &name[at + part.name().len()..];
+        let ends = rest.starts_with('.') || (rest.is_empty() && part == LoraPart::Magnitude);
+        ends.then_some((at, part, rest))
+    });
+    let (at, part, rest) = found.min_by_key(|(at, ..)| *at)?;
     // Biases of B, and whatever else may follow.
-    parameter
-        .ends_with(".weight")
-        .then_some((&name[..at], parameter))
+    let whole = rest.ends_with(".weight") || part == LoraPart::Magnitude;
+    whole.then_some((&name[..at], part, rest))
 }
 
 /// A module's path without what PEFT and wrappers put around it, and whose it was.
@@ -100,11 +126,9 @@ fn module_name(path: &str) -> (String, AdapterPrefix) {
     }
 }
 
-/// Why a tensor is no LoRA matrix.
+/// Why a tensor is none of LoRA's.
 fn what_else(name: &str) -> &'static str {
-    if name.contains("lora_magnitude_vector") {
-        "DoRA is not supported"
-    } else if name.contains("lora_embedding_") {
+    if name.contains("lora_embedding_") {
         "adapters of embeddings are not supported"
     } else if name.contains("trainable_tokens") {
         "trained rows of tokens are those of embed_tokens and lm_head"
@@ -113,7 +137,7 @@ fn what_else(name: &str) -> &'static str {
     } else if name.ends_with(".lora_a") || name.ends_with(".lora_b") {
         "it is an adapter of mlx-lm; its factors are transposed, and lora_A.weight is expected"
     } else {
-        "it is neither lora_A.weight nor lora_B.weight; whole saved modules are not supported"
+        "it is neither lora_A.weight nor lora_B.weight nor lora_magnitude_vector; whole saved modules are not supported"
     }
 }
 
@@ -123,14 +147,14 @@ mod tests {
 
     #[test]
     fn every_spelling_is_one_module() {
-        let expected = |path: &str, is_a, adapter: Option<&str>| LoraName {
+        let expected = |path: &str, part, adapter: Option<&str>| LoraName {
             module: "model.layers.3.mlp.up_proj".into(),
             prefix: match path.contains("language_model") {
                 true => AdapterPrefix::Wrapped,
                 false => AdapterPrefix::Text,
             },
             adapter: adapter.map(Into::into),
-            is_a,
+            part,
         };
         for path in [
             "base_model.model.model.layers.3.mlp.up_proj",
@@ -151,14 +175,16 @@ mod tests {
                 ("default.weight", Some("default")),
                 ("my-adapter_2.weight", Some("my-adapter_2")),
             ] {
-                for (side, is_a) in [("A", true), ("B", false)] {
-                    let name = format!("{path}.lora_{side}.{suffix}");
-                    assert_eq!(
-                        LoraName::parse(&name),
-                        Ok(expected(path, is_a, adapter)),
-                        "{name}"
-                    );
+                for part in LoraPart::ALL {
+                    let name = format!("{path}{}.{suffix}", part.name());
+                    let expected = Ok(expected(path, part, adapter));
+                    assert_eq!(LoraName::parse(&name), expected, "{name}");
                 }
+            }
+            for (suffix, adapter) in [("", None), (".default", Some("default"))] {
+                let name = format!("{path}.lora_magnitude_vector{suffix}");
+                let expected = Ok(expected(path, LoraPart::Magnitude, adapter));
+                assert_eq!(LoraName::parse(&name), expected, "{name}");
             }
         }
         for (prefix, expected) in [
@@ -171,15 +197,18 @@ mod tests {
                 "base_model.model.model.language_model.layers.3.mlp.up_proj.lora_A.weight",
             ),
         ] {
-            let name = LoraName::canonical("model.layers.3.mlp.up_proj", prefix, true);
+            let name = LoraName::canonical("model.layers.3.mlp.up_proj", prefix, LoraPart::A);
             assert_eq!(name, expected);
         }
+        let name = LoraName::canonical("x", AdapterPrefix::Text, LoraPart::Magnitude);
+        assert_eq!(name, "base_model.model.x.lora_magnitude_vector");
     }
 
     #[test]
     fn what_is_no_matrix_of_lora_is_named() {
         for (name, reason) in [
-            ("m.q_proj.lora_magnitude_vector.default.weight", "DoRA"),
+            ("m.q_proj.lora_magnitude_vector.a.b.weight", "neither"),
+            ("m.q_proj.lora_magnitude_vectors", "neither"),
             ("m.embed_tokens.lora_embedding_A.default", "embeddings"),
             (
                 "m.embed_tokens.token_adapter.trainable_tokens_delta",

@@ -24,6 +24,7 @@
 //! | [`head_gate`] | attention's output · σ(gate), the gate beside the query in one projection | both |
 //! | [`swiglu`] | silu(gate)·up | dgate, dup |
 //! | [`lora_linear`] | x·Wᵀ + s·(x·Aᵀ)·Bᵀ | dx, dA, dB; never dW |
+//! | [`dora`] | the same with each output brought to a trained length | dx, dA, dB, dm |
 //! | [`cross_entropy`] | head and loss in chunks of tokens | d(hidden), in the forward pass |
 //! | [`embedding`] | rows of a table | – (the table is frozen) |
 //! | [`noise`] | uniform noise on rows, of a number for each | – (it passes through) |
@@ -73,6 +74,7 @@ pub mod codebook;
 pub mod cross_entropy;
 pub mod dequantize;
 pub mod device;
+pub mod dora;
 pub mod dropout;
 pub mod embedding;
 pub mod flat;

@@ -1,10 +1,12 @@
 //! What is trained beside a frozen projection, whatever kind of adapter it is.
 
 use backdraft_arch::LoraConfig;
+use backdraft_quant::Weight;
 use burn::module::{Module, ParamId};
 use burn::tensor::{DType, Device, Tensor, TensorReadError};
 use rand_chacha::ChaCha8Rng;
 
+use crate::dora::Magnitude;
 use crate::lora_adapter::LoraAdapter;
 use crate::param::{AdapterParam, Stored};
 
@@ -17,17 +19,16 @@ pub enum Adapter {
 }
 
 impl Adapter {
-    /// A fresh adapter of the kind that `config` describes for the module at `path`; it changes nothing yet.
-    ///
-    /// # Shapes
-    /// For a weight `[output, input]`.
+    /// A fresh adapter of the kind that `config` describes for a weight of the module at `path`; it changes nothing yet.
     pub fn init(
         config: &LoraConfig,
-        (path, dims): (&str, [usize; 2]),
+        (path, weight): (&str, &Weight),
         rng: &mut ChaCha8Rng,
         device: &Device,
     ) -> Self {
-        Self::Lora(LoraAdapter::init(config, (path, dims), rng, device))
+        let lora = LoraAdapter::init(config, (path, weight.dims()), rng, device);
+        let magnitude = config.use_dora.then(|| Magnitude::of(weight));
+        Self::Lora(lora.with_magnitude(magnitude))
     }
 
     /// An adapter that does nothing and learns nothing.
@@ -40,10 +41,18 @@ impl Adapter {
         Self::Lora(LoraAdapter::from_factors(config, a, b))
     }
 
+    /// The same over a weight, which it has to know where lengths of rows are trained.
+    #[must_use]
+    pub(crate) fn over(self, weight: &Weight) -> Self {
+        match self {
+            Self::Lora(lora) => Self::Lora(lora.over(weight)),
+        }
+    }
+
     /// Its trained tensors, in the order of files.
     pub fn params(&self) -> Vec<AdapterParam> {
         match self {
-            Self::Lora(lora) => lora.params().to_vec(),
+            Self::Lora(lora) => lora.params(),
         }
     }
 

@@ -168,6 +168,16 @@ pub enum CombineError {
         /// The adapter.
         path: PathBuf,
     },
+    /// An adapter that trains the lengths of rows.
+    #[error(
+        "{}: it is a DoRA adapter (use_dora), whose lengths of rows have no sum with another's; merge it into its base \
+         first",
+        path.display()
+    )]
+    Lengths {
+        /// The adapter.
+        path: PathBuf,
+    },
     /// A factor that is no number.
     #[error("{}: the factors of `{module}` hold NaN or infinity", path.display())]
     NotFinite {
@@ -198,6 +208,10 @@ pub fn combine(
     if let Some(adapter) = all.find(|adapter| !adapter.tensors.tokens().is_empty()) {
         let path = adapter.path.clone();
         return Err(CombineError::Tokens { path });
+    }
+    if let Some(adapter) = adapters.iter().find(|adapter| adapter.config.use_dora) {
+        let path = adapter.path.clone();
+        return Err(CombineError::Lengths { path });
     }
     let modules = modules(adapters, options)?;
     let rank = common_rank(adapters, options)?;
@@ -349,6 +363,7 @@ fn cat(parts: &[Part<'_>], rank: usize) -> LoraPair {
         out_features: *out_features,
         lora_a,
         lora_b,
+        magnitude: None,
     }
 }
 

@@ -139,6 +139,21 @@ impl AdapterGrads {
         }
     }
 
+    /// Adds the gradient of a vector, where the parameter's gradients go.
+    ///
+    /// # Shapes
+    /// `grad` `[n]`, f32.
+    pub(crate) fn add_vector(&mut self, id: ParamId, grad: Tensor<1>) {
+        match self.slot(id) {
+            Some(slot) => {
+                let one = Tensor::ones([1, 1], &grad.device());
+                let row = grad.unsqueeze();
+                gemm_into((Op::N, &one), (Op::N, &row), 1.0, &slot);
+            }
+            None => self.add(id, grad),
+        }
+    }
+
     /// The gradient of one parameter, row by row.
     ///
     /// # Shapes

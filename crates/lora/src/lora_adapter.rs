@@ -1,16 +1,18 @@
-//! Low-rank factors.
+//! Low-rank factors, and perhaps the lengths of the rows that they change.
 
-use backdraft_arch::LoraConfig;
+use backdraft_arch::{AdapterStart, LoraConfig};
 use backdraft_kernels::dropout::Dropout;
 use backdraft_kernels::gemm::Slot;
 use backdraft_kernels::lora_linear::{FactorGrads, Factors};
-use backdraft_quant::Frozen;
+use backdraft_quant::{Frozen, Weight};
 use burn::module::{Module, Param, ParamId};
 use burn::tensor::{DType, Device, Tensor, TensorData, TensorReadError};
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 
+use crate::dora::Magnitude;
 use crate::gradients::AdapterGrads;
+use crate::orthogonal::orthogonal_factors;
 use crate::param::{AdapterParam, Stored};
 use crate::start::StartFactors;
 
@@ -24,6 +26,8 @@ pub struct LoraAdapter {
     pub lora_a: Param<Tensor<2>>,
     /// B, applied second; zero at the start, so that training begins at the base model.
     pub lora_b: Param<Tensor<2>>,
+    /// Lengths that the rows are brought to: DoRA.
+    pub magnitude: Option<Magnitude>,
     #[module(skip)]
     scaling: f64,
     #[module(skip)]
@@ -33,7 +37,8 @@ pub struct LoraAdapter {
 }
 
 impl LoraAdapter {
-    /// A drawn uniformly from ±1/√in (Kaiming-uniform with a = √5, as PEFT), B zero, for the module at `path`.
+    /// A drawn uniformly from ±1/√in (Kaiming-uniform with a = √5, as PEFT), B zero, for the module at `path`; or both as
+    /// [`AdapterStart::Orthogonal`] says.
     ///
     /// # Shapes
     /// For a weight `[output, input]`.
@@ -43,8 +48,12 @@ impl LoraAdapter {
         rng: &mut ChaCha8Rng,
         device: &Device,
     ) -> Self {
-        let bound = 1.0 / (input as f32).sqrt();
         let rank = config.rank_of(path);
+        if config.start == AdapterStart::Orthogonal {
+            let StartFactors { a, b } = orthogonal_factors(rank, [output, input], rng, device);
+            return Self::from_factors(config, a, b).scaled_for(config, path);
+        }
+        let bound = 1.0 / (input as f32).sqrt();
         let values: Vec<f32> = (0..rank * input)
             .map(|_| rng.random_range(-bound..bound))
             .collect();
@@ -61,17 +70,40 @@ impl LoraAdapter {
         Self {
             lora_a: Param::from_tensor(lora_a),
             lora_b: Param::from_tensor(lora_b),
+            magnitude: None,
             scaling: config.scaling(),
             dropout: config.dropout,
             rounded: None,
         }
     }
 
+    /// The same with lengths that the rows are brought to.
+    #[must_use]
+    pub fn with_magnitude(self, magnitude: Option<Magnitude>) -> Self {
+        Self { magnitude, ..self }
+    }
+
+    /// The same over a weight, whose rows' lengths count where those of the sum are trained.
+    #[must_use]
+    pub(crate) fn over(mut self, weight: &Weight) -> Self {
+        if let Some(magnitude) = self.magnitude.take() {
+            let dtype = self
+                .rounded_to()
+                .unwrap_or_else(|| self.lora_a.val().dtype());
+            let factors = self.plain_factors(dtype, None);
+            self.magnitude = Some(magnitude.over(weight, &factors));
+        }
+        self
+    }
+
     /// New factors with the values of these for the module at `path`, scaled as `config` says.
     pub(crate) fn for_module(&self, config: &LoraConfig, path: &str, device: &Device) -> Self {
         let [a, b] =
             [&self.lora_a, &self.lora_b].map(|factor| factor.val().inner().to_device(device));
-        Self::from_factors(config, a, b).scaled_for(config, path)
+        let magnitude = self.magnitude.as_ref();
+        Self::from_factors(config, a, b)
+            .with_magnitude(magnitude.map(|magnitude| magnitude.moved(device)))
+            .scaled_for(config, path)
     }
 
     /// The same, scaled as `config` says for the module at `path`.
@@ -83,7 +115,11 @@ impl LoraAdapter {
 
     pub(crate) fn fits(&self, [output, input]: [usize; 2]) -> bool {
         let ([rank, columns], [rows, inner]) = (self.lora_a.dims(), self.lora_b.dims());
-        columns == input && rows == output && rank == inner
+        let lengths = self.magnitude.as_ref();
+        columns == input
+            && rows == output
+            && rank == inner
+            && lengths.is_none_or(|lengths| lengths.vector.dims() == [output])
     }
 
     /// The same adapter for activations of `dtype`; the factors themselves stay as they are.
@@ -97,15 +133,17 @@ impl LoraAdapter {
         [&self.lora_a, &self.lora_b].map(|factor| factor.val().inner().cast(dtype))
     }
 
-    /// A and B.
-    pub(crate) fn params(&self) -> [AdapterParam; 2] {
-        [
+    /// A, B and m.
+    pub(crate) fn params(&self) -> Vec<AdapterParam> {
+        let factors = [
             AdapterParam::of(A, &self.lora_a),
             AdapterParam::of(B, &self.lora_b),
-        ]
+        ];
+        let magnitude = self.magnitude.iter().map(Magnitude::param);
+        factors.into_iter().chain(magnitude).collect()
     }
 
-    /// Replaces both factors by what `update` makes of them.
+    /// Replaces each parameter by what `update` makes of it.
     pub(crate) fn update(&mut self, mut update: impl FnMut(AdapterParam) -> Tensor<1>) {
         for (names, param) in [(A, &mut self.lora_a), (B, &mut self.lora_b)] {
             let id = param.id;
@@ -113,6 +151,9 @@ impl LoraAdapter {
                 let dims = tensor.dims();
                 update(AdapterParam::new(names, id, tensor)).reshape(dims)
             });
+        }
+        if let Some(magnitude) = &mut self.magnitude {
+            magnitude.update(update);
         }
         if let Some(dtype) = self.rounded_to() {
             self.rounded = Some(Frozen(self.round(dtype)));
@@ -148,12 +189,19 @@ impl LoraAdapter {
             let [a, b] = rounded;
             self.rounded = a.zip(b).map(|(a, b)| Frozen([a, b]));
         }
+        if let Some(magnitude) = &mut self.magnitude {
+            magnitude.store_in(place);
+        }
     }
 
-    /// Whether B is zero, as at the start.
+    /// Whether B is zero and m what it was, as at the start.
     pub(crate) fn changes_nothing(&self) -> Result<bool, TensorReadError> {
         let values = self.lora_b.val().inner().try_into_data()?;
-        Ok(values.iter::<f32>().all(|value| value == 0.0))
+        let zero = values.iter::<f32>().all(|value| value == 0.0);
+        match &self.magnitude {
+            Some(magnitude) if zero => magnitude.changes_nothing(),
+            _ => Ok(zero),
+        }
     }
 
     /// Where the factors' gradients go, where they have places.
@@ -171,7 +219,7 @@ impl LoraAdapter {
         self.rounded.as_ref().map(|Frozen([a, _])| a.dtype())
     }
 
-    /// s·B·A, the dense change that the adapter stands for. For merging only.
+    /// s·B·A, the dense change that the factors stand for. For merging only.
     ///
     /// # Shapes
     /// `[out, in]`.

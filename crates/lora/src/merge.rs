@@ -136,7 +136,8 @@ pub enum MergeBase<'a> {
     Dequantized(&'a QuantizationPlan),
 }
 
-/// Writes `out`, a Hugging Face directory with W + s·B·A in place of each adapted W, in the base's
+/// Writes `out`, a Hugging Face directory with W + s·B·A in place of each adapted W, its rows of the lengths that a DoRA
+/// adapter has for them, in the base's
 /// types (f32 where a GGUF file is quantised); it appears whole or not at all. The other parts of a model that has more
 /// than its decoder are written as they are. A chat template of the
 /// adapter's own takes the place of the base's, and generation also ends at `stop_token_ids`, which ended
@@ -345,8 +346,7 @@ pub fn check_adapter(source: &ModelSource, adapter: &PeftDir) -> Result<(), Merg
                 base: adapter.config.base_model_name_or_path.clone(),
             });
         };
-        let mut factors = pair.lora_a.iter().chain(&pair.lora_b);
-        if !factors.all(|factor| factor.is_finite()) {
+        if !pair.values().all(|factor| factor.is_finite()) {
             return Err(MergeError::NotFinite { path, module });
         }
         let actual = [pair.out_features, pair.in_features];
@@ -418,6 +418,12 @@ fn merged(values: Vec<f32>, pair: &LoraPair, scaling: f64) -> Vec<f32> {
     let base = tensor(values, [pair.out_features, pair.in_features]);
     let a = tensor(pair.lora_a.clone(), [rank, pair.in_features]);
     let b = tensor(pair.lora_b.clone(), [pair.out_features, rank]);
-    let sum = gemm((Op::N, &b), (Op::N, &a), scaling as f32, Some(base));
+    let mut sum = gemm((Op::N, &b), (Op::N, &a), scaling as f32, Some(base));
+    if let Some(magnitude) = &pair.magnitude {
+        let lengths = tensor(magnitude.clone(), [pair.out_features, 1]);
+        let norms = sum.clone().square().sum_dim(1).sqrt();
+        // A row of zeros has no direction, and none to be brought to.
+        sum = sum * (lengths / norms.clamp_min(1e-15));
+    }
     sum.into_data().iter::<f32>().collect()
 }

@@ -10,6 +10,7 @@ use burn::module::Param;
 use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::adapter::Adapter;
+use crate::dora::Magnitude;
 use crate::lora_adapter::LoraAdapter;
 use crate::tokens::TrainedTokens;
 use crate::weights::AdapterWeights;
@@ -38,6 +39,7 @@ impl AdapterWeights {
             alpha: peft.lora_alpha,
             dropout: peft.lora_dropout,
             use_rslora: peft.use_rslora,
+            use_dora: peft.use_dora,
             layers_to_transform: peft.layers_to_transform.clone(),
             rank_pattern: others
                 .map(|pair| (pair.module.clone(), pair.rank()))
@@ -55,7 +57,11 @@ impl AdapterWeights {
             let rank = pair.rank();
             let a = tensor(&pair.lora_a, [rank, pair.in_features]);
             let b = tensor(&pair.lora_b, [pair.out_features, rank]);
-            let lora = LoraAdapter::from_factors(&config, a, b);
+            let lengths = pair.magnitude.clone().map(|values| {
+                let data = TensorData::new(values, [pair.out_features]);
+                Magnitude::new(Tensor::from_data(data, device))
+            });
+            let lora = LoraAdapter::from_factors(&config, a, b).with_magnitude(lengths);
             let lora = lora.scaled_for(&config, &pair.module);
             (pair.module.clone(), Adapter::Lora(lora))
         };
@@ -88,10 +94,8 @@ impl AdapterWeights {
         config.base_model_name_or_path = Some(base.to_owned());
         config.lora_dropout = self.config.dropout;
         config.use_rslora = self.config.use_rslora;
+        config.use_dora = self.config.use_dora;
         config.layers_to_transform = self.config.layers_to_transform.clone();
-        let values = |tensor: &Param<Tensor<2>>| -> Vec<f32> {
-            tensor.val().inner().into_data().iter::<f32>().collect()
-        };
         let tensors: AdapterTensors = self
             .adapters
             .iter()
@@ -101,6 +105,7 @@ impl AdapterWeights {
                 out_features: lora.lora_b.dims()[0],
                 lora_a: values(&lora.lora_a),
                 lora_b: values(&lora.lora_b),
+                magnitude: lora.magnitude.as_ref().map(|m| values(&m.vector)),
             })
             .collect();
         let ranks = tensors
@@ -120,4 +125,8 @@ impl AdapterWeights {
         config.trainable_tokens = TrainableTokens::new(lists.collect());
         PeftDir::write(path.as_ref(), &config, &tensors, options)
     }
+}
+
+fn values<const D: usize>(tensor: &Param<Tensor<D>>) -> Vec<f32> {
+    tensor.val().inner().into_data().iter::<f32>().collect()
 }

@@ -2,18 +2,20 @@
 
 use std::ops::Range;
 
+use backdraft_kernels::dora;
 use backdraft_kernels::frozen_matrix::FrozenMatrix;
 use backdraft_kernels::lora_linear::{self, Branch, Factors, WantedFactors, lora_linear};
-use backdraft_kernels::low_rank::{Adapted, LowRank};
+use backdraft_kernels::low_rank::Adapted;
 use backdraft_quant::{Frozen, Weight};
 use burn::module::Module;
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 
 use crate::adapter::Adapter;
+use crate::dora::{Decomposed, Magnitude};
 use crate::gradients::AdapterGrads;
 
 /// y = α·(x·Wᵀ + bias + s·(x·Aᵀ)·Bᵀ) with W and bias frozen; α is 1 unless a family multiplies what a branch adds to the
-/// residual stream.
+/// residual stream. Where the lengths of rows are trained, each output but its bias has a [gain](backdraft_kernels::dora).
 #[derive(Module, Debug)]
 pub struct Projection {
     weight: Frozen<Weight>,
@@ -29,6 +31,8 @@ pub struct ProjectionSaved {
     /// x·Aᵀ, where there is an adapter.
     pub(crate) xa: Option<Tensor<2>>,
     pub(crate) dropout_seed: Option<u64>,
+    /// Lengths of the rows, where they are trained.
+    pub(crate) norms: Option<Tensor<1>>,
 }
 
 /// What [`Projection::backward_ahead`] leaves for when the input is there.
@@ -37,6 +41,8 @@ pub struct Ahead {
     factor_a: Option<lora_linear::Ahead>,
     /// The gradient of the output, where somebody asked for [`Statistics`](crate::Statistics).
     seen: Option<Tensor<2>>,
+    /// The same, and what the forward pass left, where the lengths of rows are trained.
+    magnitude: Option<(Tensor<2>, ProjectionSaved)>,
 }
 
 impl Projection {
@@ -61,6 +67,7 @@ impl Projection {
 
     /// The same with `adapter` in place of the one it had.
     pub fn with_adapter(self, adapter: Option<Adapter>) -> Self {
+        let adapter = adapter.map(|adapter| adapter.over(&self.weight));
         Self { adapter, ..self }
     }
 
@@ -103,6 +110,13 @@ impl Projection {
         let factors = self.adapter.as_ref().map(|adapter| match adapter {
             Adapter::Lora(lora) => self.scaled(lora.factors(dtype, dropout_seed)),
         });
+        if let (Some(magnitude), Some(factors)) = (self.magnitude(), &factors) {
+            let (weight, factors) = (self.weight().clone(), factors.clone());
+            let norms = magnitude.norms(&weight, 0..weight.dims()[0], &self.unscaled(dtype));
+            let weight = (weight, self.multiplier);
+            let y = dora::dora_linear(x, weight, factors, &norms, magnitude.vector.val());
+            return self.add_bias(y);
+        }
         let y = match self.weight.tracked() {
             Some(weight) => {
                 let weight = (weight, self.multiplier);
@@ -151,10 +165,14 @@ impl Projection {
         xa: Option<Tensor<2>>,
         dropout_seed: Option<u64>,
     ) -> (Adapted, ProjectionSaved) {
+        if self.magnitude().is_some() {
+            let (base, saved) = self.forward_from(x, xa, dropout_seed, None);
+            return (Adapted { base, term: None }, saved);
+        }
         let factors = self.plain_factors(x, dropout_seed);
         let (y, xa) = lora_linear::forward_adapted(x, self.factored(), factors.as_ref(), xa, None);
         let base = self.add_bias(y.base);
-        (Adapted { base, ..y }, ProjectionSaved { xa, dropout_seed })
+        (Adapted { base, ..y }, ProjectionSaved::of(xa, dropout_seed))
     }
 
     fn forward_from(
@@ -165,8 +183,15 @@ impl Projection {
         sum: Option<&Tensor<2>>,
     ) -> (Tensor<2>, ProjectionSaved) {
         let factors = self.plain_factors(x, dropout_seed);
+        if let Some(decomposed) = self.decomposed(factors.as_ref(), None) {
+            let (y, xa) = decomposed.forward(x, xa);
+            let norms = Some(decomposed.norms());
+            let y = add_sum(self.add_bias(y), sum);
+            let saved = ProjectionSaved::of(xa, dropout_seed);
+            return (y, ProjectionSaved { norms, ..saved });
+        }
         let (y, xa) = lora_linear::forward(x, self.factored(), factors.as_ref(), xa, sum);
-        (self.add_bias(y), ProjectionSaved { xa, dropout_seed })
+        (self.add_bias(y), ProjectionSaved::of(xa, dropout_seed))
     }
 
     /// Without autodiff, over rows of one batch that belong to different adapters of one base: each part names its rows
@@ -184,6 +209,9 @@ impl Projection {
         if parts.len() == 1 {
             return first.forward_from(x, None, None, sum).0;
         }
+        if parts.iter().any(|(_, part)| part.magnitude().is_some()) {
+            return Self::forward_parts_with_gains(parts, x, sum);
+        }
         let y = first.weight.matmul_add(x, first.multiplier, sum);
         if parts.iter().all(|(_, part)| part.adapter.is_none()) {
             return first.add_bias(y);
@@ -194,14 +222,38 @@ impl Projection {
             let Some(factors) = part.plain_factors(x, None) else {
                 return y;
             };
-            let term = LowRank {
-                left: factors.down(&cut(x)),
-                right: factors.b,
-                scaling: factors.scaling,
-            };
-            term.add_to(y)
+            factors.term(&cut(x)).add_to(y)
         });
         first.add_bias(Tensor::cat(pieces.collect(), 0))
+    }
+
+    /// As [`forward_parts`](Self::forward_parts) where some parts have gains: `sum` comes after those, and with the product
+    /// elsewhere, as it does where a part is alone.
+    fn forward_parts_with_gains(
+        parts: &[(Range<usize>, &Self)],
+        x: &Tensor<2>,
+        sum: Option<&Tensor<2>>,
+    ) -> Tensor<2> {
+        let first = parts[0].1;
+        let product = |sum| first.weight.matmul_add(x, first.multiplier, sum);
+        let whole = product(None);
+        let plain = parts.iter().any(|(_, part)| part.magnitude().is_none());
+        let with_sum = sum.filter(|_| plain).map(|sum| product(Some(sum)));
+        let with_sum = with_sum.unwrap_or_else(|| whole.clone());
+        let pieces = parts.iter().map(|(rows, part)| {
+            let cut = |t: &Tensor<2>| t.clone().narrow(0, rows.start, rows.len());
+            let (factors, x) = (part.plain_factors(x, None), cut(x));
+            if let Some(decomposed) = part.decomposed(factors.as_ref(), None) {
+                let y = part.add_bias(decomposed.forward_over(&x, cut(&whole)));
+                return add_sum(y, sum.map(cut).as_ref());
+            }
+            let y = cut(&with_sum);
+            part.add_bias(match factors {
+                Some(factors) => factors.term(&x).add_to(y),
+                None => y,
+            })
+        });
+        Tensor::cat(pieces.collect(), 0)
     }
 
     /// x·Aᵀ of several projections of the same input in one product, where their factors lie together in one
@@ -236,6 +288,62 @@ impl Projection {
         self.adapter.as_ref().map(|adapter| match adapter {
             Adapter::Lora(lora) => self.scaled(lora.plain_factors(like.dtype(), dropout_seed)),
         })
+    }
+
+    /// A, B and s without α, as the lengths of rows take them.
+    pub(crate) fn unscaled(&self, dtype: DType) -> Factors {
+        match &self.adapter {
+            Some(Adapter::Lora(lora)) => lora.plain_factors(dtype, None),
+            None => unreachable!("lengths are an adapter's"),
+        }
+    }
+
+    /// The lengths of rows, where they are trained.
+    pub(crate) fn magnitude(&self) -> Option<&Magnitude> {
+        match &self.adapter {
+            Some(Adapter::Lora(lora)) => lora.magnitude.as_ref(),
+            None => None,
+        }
+    }
+
+    /// The projection with its gain, where it has one; `norms` are those of a forward pass.
+    fn decomposed<'a>(
+        &'a self,
+        factors: Option<&'a Factors>,
+        norms: Option<&Tensor<1>>,
+    ) -> Option<Decomposed<'a>> {
+        let (magnitude, factors) = self.magnitude().zip(factors)?;
+        let norms = norms.cloned().unwrap_or_else(|| {
+            let rows = 0..self.weight.dims()[0];
+            magnitude.norms(&self.weight, rows, &self.unscaled(factors.a.dtype()))
+        });
+        let m = magnitude.vector.val().inner();
+        Some(Decomposed::new(self.factored(), factors, m, norms))
+    }
+
+    /// The way of a gradient back through the gain, where there is one: the gradient of m goes to `grads`; what dropout adds to the
+    /// gradient of the input, where that is `wanted`, to `added`.
+    fn back_through_gain(
+        &self,
+        dy: Tensor<2>,
+        x: Option<&Tensor<2>>,
+        (factors, saved): (Option<&Factors>, &ProjectionSaved),
+        grads: &mut AdapterGrads,
+        (wanted, added): (bool, &mut Option<Tensor<2>>),
+    ) -> Tensor<2> {
+        let Some(decomposed) = self.decomposed(factors, saved.norms.as_ref()) else {
+            return dy;
+        };
+        if let (Some(x), Some(xa), Some(m)) = (x, &saved.xa, self.magnitude()) {
+            let grad = decomposed.magnitude_gradient(&dy, x, xa);
+            grads.add_vector(m.vector.id, grad);
+        }
+        let (dy, more) = decomposed.backward(dy, wanted);
+        *added = match (added.take(), more) {
+            (Some(sum), Some(more)) => Some(sum + more),
+            (sum, more) => sum.or(more),
+        };
+        dy
     }
 
     /// With α in s.
@@ -315,11 +423,14 @@ impl Projection {
             "an adapter's gradient needs the input"
         );
         let mut each = factors.iter();
+        let mut added = None;
         let branches = branches.map(|(projection, dy, saved)| {
+            let factors = each.next().and_then(Option::as_ref);
+            let adding = (wanted, &mut added);
+            let dy = projection.back_through_gain(dy, x, (factors, saved), grads, adding);
             if let (Some(adapter), Some(x)) = (&projection.adapter, x) {
                 grads.observe(adapter.first_id(), x, (projection.multiplier, &dy));
             }
-            let factors = each.next().and_then(Option::as_ref);
             projection.branch(dy, factors, saved, grads)
         });
         let (dx, factor_grads) = lora_linear::backward_together(branches, x, wanted);
@@ -328,7 +439,7 @@ impl Projection {
                 lora.add_grads(grads, factor_grads);
             }
         }
-        dx
+        dx.map(|dx| with_added(dx, added))
     }
 
     /// As [`backward`](Self::backward) before the input is there: its gradient, and what is still to be done with it.
@@ -342,10 +453,18 @@ impl Projection {
         grads: &mut AdapterGrads,
     ) -> (Adapted, Ahead) {
         let factors = self.plain_factors(&dy, saved.dropout_seed);
+        let magnitude = self.magnitude().map(|_| (dy.clone(), saved.clone()));
+        let (mut added, factors) = (None, factors.as_ref());
+        let dy = self.back_through_gain(dy, None, (factors, saved), grads, (true, &mut added));
         let seen = (grads.observes()).then(|| dy.clone());
-        let branch = self.branch(dy, factors.as_ref(), saved, grads);
+        let branch = self.branch(dy, factors, saved, grads);
         let (dx, factor_a) = lora_linear::backward_ahead(branch);
-        (dx, Ahead { factor_a, seen })
+        let ahead = Ahead {
+            factor_a,
+            seen,
+            magnitude,
+        };
+        (with_added(dx, added), ahead)
     }
 
     /// The rest of [`backward_ahead`](Self::backward_ahead): the gradient of the adapter's A goes to `grads`.
@@ -358,6 +477,15 @@ impl Projection {
         };
         if let Some(dy) = &ahead.seen {
             grads.observe(adapter.first_id(), x, (self.multiplier, dy));
+        }
+        if let Some((dy, saved)) = ahead.magnitude {
+            let factors = self.plain_factors(x, saved.dropout_seed);
+            let decomposed = self.decomposed(factors.as_ref(), saved.norms.as_ref());
+            if let (Some(decomposed), Some(xa), Some(m)) = (decomposed, &saved.xa, self.magnitude())
+            {
+                let grad = decomposed.magnitude_gradient(&dy, x, xa);
+                grads.add_vector(m.vector.id, grad);
+            }
         }
         if let Some(factor_grads) = ahead.factor_a.and_then(|factor_a| factor_a.finish(x)) {
             match adapter {
@@ -398,5 +526,34 @@ impl Projection {
             1.0 => bias.clone(),
             multiplier => bias.clone().mul_scalar(multiplier),
         })
+    }
+}
+
+impl ProjectionSaved {
+    pub(crate) const fn of(xa: Option<Tensor<2>>, dropout_seed: Option<u64>) -> Self {
+        Self {
+            xa,
+            dropout_seed,
+            norms: None,
+        }
+    }
+}
+
+/// `y` and a residual stream, where there is one.
+fn add_sum(y: Tensor<2>, sum: Option<&Tensor<2>>) -> Tensor<2> {
+    match sum {
+        Some(sum) => y + sum.clone(),
+        None => y,
+    }
+}
+
+/// The gradient of an input with what dropout adds to it under a gain.
+fn with_added(dx: Adapted, added: Option<Tensor<2>>) -> Adapted {
+    match added {
+        Some(added) => Adapted {
+            base: dx.complete() + added,
+            term: None,
+        },
+        None => dx,
     }
 }

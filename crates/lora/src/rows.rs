@@ -8,6 +8,7 @@ use backdraft_quant::Weight;
 use burn::tensor::Tensor;
 
 use crate::adapter::Adapter;
+use crate::dora::Decomposed;
 use crate::gradients::AdapterGrads;
 use crate::projection::{Projection, ProjectionSaved};
 
@@ -60,12 +61,40 @@ impl<'a> Rows<'a> {
     ) -> (Adapted, ProjectionSaved) {
         let factors = self.factors(x, dropout_seed);
         let weight = (&self.weight, self.whole.multiplier());
-        let (y, xa) = lora_linear::forward_adapted(x, weight, factors.as_ref(), xa, None);
+        let (y, xa, norms) = match self.decomposed(factors.as_ref(), None) {
+            Some(decomposed) => {
+                let (base, xa) = decomposed.forward(x, xa);
+                (Adapted { base, term: None }, xa, Some(decomposed.norms()))
+            }
+            None => {
+                let (y, xa) = lora_linear::forward_adapted(x, weight, factors.as_ref(), xa, None);
+                (y, xa, None)
+            }
+        };
         let base = match self.whole.scaled_bias() {
             Some(bias) => y.base + bias.narrow(0, self.rows.start, self.rows.len()).unsqueeze(),
             None => y.base,
         };
-        (Adapted { base, ..y }, ProjectionSaved { xa, dropout_seed })
+        let saved = ProjectionSaved::of(xa, dropout_seed);
+        (Adapted { base, ..y }, ProjectionSaved { norms, ..saved })
+    }
+
+    /// These rows with their gain, where they have one; `norms` are those of a forward pass.
+    fn decomposed<'b>(
+        &'b self,
+        factors: Option<&'b Factors>,
+        norms: Option<&Tensor<1>>,
+    ) -> Option<Decomposed<'b>> {
+        let (magnitude, factors) = self.whole.magnitude().zip(factors)?;
+        let norms = norms.cloned().unwrap_or_else(|| {
+            let unscaled = self.whole.unscaled(factors.a.dtype());
+            let b = unscaled.b.narrow(0, self.rows.start, self.rows.len());
+            magnitude.norms(&self.weight, self.rows.clone(), &Factors { b, ..unscaled })
+        });
+        let m = magnitude.vector.val().inner();
+        let m = m.narrow(0, self.rows.start, self.rows.len());
+        let weight = (&self.weight, self.whole.multiplier());
+        Some(Decomposed::new(weight, factors, m, norms))
     }
 
     /// The backward pass of all rows of a projection, part by part in their order: adds the factors' gradients to `grads` and
@@ -88,13 +117,35 @@ impl<'a> Rows<'a> {
             x.is_some() || adapter.is_none(),
             "an adapter's gradient needs the input"
         );
+        let factors =
+            (parts.each_ref()).map(|(part, dy, saved)| part.factors(dy, saved.dropout_seed));
+        let (mut added, mut magnitude) = (None::<Tensor<2>>, Vec::with_capacity(N));
+        let mut each = factors.iter();
+        let parts = parts.map(|(part, dy, saved)| {
+            let factors = each.next().and_then(Option::as_ref);
+            let Some(decomposed) = part.decomposed(factors, saved.norms.as_ref()) else {
+                return (part, dy, saved);
+            };
+            if let (Some(x), Some(xa)) = (x, &saved.xa) {
+                magnitude.push(decomposed.magnitude_gradient(&dy, x, xa));
+            }
+            let (dy, more) = decomposed.backward(dy, wanted);
+            drop(decomposed);
+            added = match (added.take(), more) {
+                (Some(sum), Some(more)) => Some(sum + more),
+                (sum, more) => sum.or(more),
+            };
+            (part, dy, saved)
+        });
+        let whole = parts[0].0.whole;
+        if let (Some(m), false) = (whole.magnitude(), magnitude.is_empty()) {
+            grads.add_vector(m.vector.id, Tensor::cat(magnitude, 0));
+        }
         if let (Some(adapter), Some(x), true) = (adapter, x, grads.observes()) {
             let all = parts.iter().map(|(_, dy, _)| dy.clone()).collect();
             let alpha = parts[0].0.whole.multiplier();
             grads.observe(adapter.first_id(), x, (alpha, &Tensor::cat(all, 1)));
         }
-        let factors =
-            (parts.each_ref()).map(|(part, dy, saved)| part.factors(dy, saved.dropout_seed));
         let slots = adapter.and_then(|adapter| match adapter {
             Adapter::Lora(lora) => lora.slots(grads),
         });
@@ -124,7 +175,10 @@ impl<'a> Rows<'a> {
         if let (Some(Adapter::Lora(lora)), Some(factor_grads)) = (adapter, factor_grads) {
             lora.add_grads(grads, factor_grads);
         }
-        dx
+        match added {
+            Some(added) => dx.map(|dx| dx + added),
+            None => dx,
+        }
     }
 
     /// A, and the rows of B.

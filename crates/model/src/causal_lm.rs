@@ -277,10 +277,10 @@ impl CausalLm {
         let (device, dtype) = (self.device(), self.dtype());
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         self.replace_adapters(|layer, target, projection| {
-            let (path, dims) = (target.path(layer), projection.weight().dims());
+            let (path, weight) = (target.path(layer), projection.weight());
             Ok(config
                 .adapts(layer, target)
-                .then(|| Adapter::init(config, (&path, dims), &mut rng, &device))
+                .then(|| Adapter::init(config, (&path, weight), &mut rng, &device))
                 .map(|adapter| adapter.computing_in(dtype)))
         })?;
         self.lora = Some(config.clone());

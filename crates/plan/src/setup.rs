@@ -103,6 +103,7 @@ impl Setup {
             rank: rank as u64,
             scaling: scaling.to_bits(),
             dropout: rank > 0 && self.lora.dropout > 0.0,
+            dora: rank > 0 && self.lora.use_dora,
             quantized: scheme.is_some(),
             weight_bytes: self.weight_bytes(dims, scheme),
             rows: match part.place_in_group() {
@@ -218,10 +219,11 @@ impl Setup {
             .collect();
         let adapted = self.spec.projections();
         let adapted = adapted.filter(|&(layer, target)| self.lora.adapts(layer, target));
-        let factors = adapted.flat_map(|(layer, target)| {
+        let factors = adapted.clone().flat_map(|(layer, target)| {
             let rank = self.lora.rank_of(&target.path(layer));
             let [out, input] = self.spec.layers[layer].shape(target);
-            [[rank, input], [out, rank]]
+            let lengths = self.lora.use_dora.then_some([1, out]);
+            [[rank, input], [out, rank]].into_iter().chain(lengths)
         });
         let rows = self.token_rows();
         let factors: Vec<[usize; 2]> = factors.chain(rows.iter().copied()).collect();
@@ -229,6 +231,12 @@ impl Setup {
             let values = of.iter().map(|[rows, columns]| rows * columns);
             values.sum::<usize>() as u64
         };
+        // Squared lengths of the base's rows, which lie beside it.
+        let lengths = adapted.map(|(layer, target)| match self.lora.use_dora {
+            true => 4 * self.spec.layers[layer].shape(target)[0] as u64,
+            false => 0,
+        });
+        let lengths: u64 = lengths.sum();
         let (token_values, values) = (values(&rows), values(&factors));
         let adapters = self.bytes_of_factor() * values;
         let kept = factors.iter().map(|&dims| self.optimizer.state_bytes(dims));
@@ -249,7 +257,7 @@ impl Setup {
             hidden: self.spec.hidden_size as u64,
             rotary_dims: ropes.map(|rope| rope.rotary_dim as u64).collect(),
             memory: self.memory,
-            base: self.base_bytes(),
+            base: self.base_bytes() + lengths,
             adapters,
             token_gradients: 4 * token_values,
             optimizer: kept.sum::<usize>() as u64,

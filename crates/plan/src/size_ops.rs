@@ -3,6 +3,8 @@
 //! A value holds its place in a memory until its last clone is dropped, so allocations come and go in the order of
 //! [`backdraft_arch::layer`], which training runs. What an op takes besides its operands and its results is told here.
 
+mod gain;
+
 use std::cell::RefCell;
 use std::rc::Rc;
 
@@ -53,7 +55,24 @@ impl<A: Memory> Values for Sized<A> {
     type Tensor = Value<A>;
     type Stats = Value<A>;
     type LogSumExp = Value<A>;
-    type Side = Option<Value<A>>;
+    type Side = Side<A>;
+}
+
+/// What a projection's forward pass leaves for the other: x·Aᵀ, and the lengths of its rows where those are trained.
+pub(crate) struct Side<A: Memory> {
+    #[expect(dead_code, reason = "it holds its memory")]
+    down: Option<Value<A>>,
+    #[expect(dead_code, reason = "it holds its memory")]
+    norms: Option<Value<A>>,
+}
+
+impl<A: Memory> Default for Side<A> {
+    fn default() -> Self {
+        Self {
+            down: None,
+            norms: None,
+        }
+    }
 }
 
 /// The output of a projection, and the left factor of the adapter's term where the next op adds it.
@@ -68,6 +87,8 @@ pub(crate) struct Ahead<A: Memory> {
     dyb: Option<Value<A>>,
     /// The gradient of B, where it has no place of its own.
     b: Option<Value<A>>,
+    /// The gradient of the output, which that of the lengths of rows takes too.
+    dy: Option<Value<A>>,
     shape: ProjectionShape,
 }
 
@@ -206,17 +227,44 @@ impl<'a, A: Memory> SizeOps<'a, A> {
         Some(self.alloc(self.features(p.rank)))
     }
 
-    fn projected(
-        &mut self,
-        target: TargetModule,
-        down: &Option<Value<A>>,
-    ) -> (Value<A>, Option<Value<A>>) {
+    fn projected(&mut self, target: TargetModule, down: &Option<Value<A>>) -> (Value<A>, Side<A>) {
         let p = self.projection(target);
+        let norms = self.norms(p);
+        let _gain = p.dora.then(|| self.lengths(p));
         let y = self.product(p, p.input, || self.alloc(self.features(p.out)));
-        (y, down.clone().or_else(|| self.down(p)))
+        let down = down.clone().or_else(|| self.down(p));
+        self.through_gain(p);
+        (y, Side { down, norms })
     }
 
-    const fn backward_work(&self, p: &ProjectionShape, needed: bool) -> Work {
+    /// The gradients of a group's outputs back through their gains, where they have some; what dropout adds to that of the input.
+    /// Gradients of lengths come to stay, or are added.
+    fn back_through_gains<const N: usize>(
+        &mut self,
+        branches: [Branch<'_, Self>; N],
+        needed: bool,
+    ) -> ([(TargetModule, Value<A>); N], Option<Value<A>>) {
+        let mut all: Option<Value<A>> = None;
+        let mut lengths = Vec::new();
+        let branches = branches.map(|(target, dy, _)| {
+            let p = self.projection(target);
+            if !p.dora {
+                return (target, dy);
+            }
+            lengths.push(self.magnitude_gradient(p));
+            let _gain = self.lengths(p);
+            let (dy, added) = self.back_through_gain(p, dy, needed);
+            // Sums are in the place of the first.
+            all = all.take().or(added);
+            (target, dy)
+        });
+        if let Factors::Apart { accumulated: false } = self.factors {
+            self.gradients.append(&mut lengths);
+        }
+        (branches, all)
+    }
+
+    fn backward_work(&self, p: &ProjectionShape, needed: bool) -> Work {
         Work {
             gemm: p.backward_flops(self.pass.tokens, needed),
             attention: 0,
@@ -227,7 +275,7 @@ impl<'a, A: Memory> SizeOps<'a, A> {
                 0
             },
             ops: if p.rank > 0 { 5 } else { 1 },
-        }
+        } + self.gain_backward_work(p, needed)
     }
 
     fn projecting(&self, p: &ProjectionShape) -> Work {
@@ -237,7 +285,7 @@ impl<'a, A: Memory> SizeOps<'a, A> {
             codes: if p.quantized { p.weight_bytes } else { 0 },
             ops: if p.rank > 0 { 3 } else { 1 },
             ..Work::default()
-        }
+        } + self.gain_work(p)
     }
 
     /// The backward pass of one of several projections with factors of its own: the gradient of its input is made, those
@@ -360,7 +408,7 @@ impl<A: Memory> Forward for SizeOps<'_, A> {
         target: TargetModule,
         _: &Value<A>,
         down: &Option<Value<A>>,
-    ) -> (Value<A>, Option<Value<A>>) {
+    ) -> (Value<A>, Side<A>) {
         self.charge_output(target, self.projecting(self.projection(target)));
         self.projected(target, down)
     }
@@ -370,7 +418,7 @@ impl<A: Memory> Forward for SizeOps<'_, A> {
         target: TargetModule,
         x: &Value<A>,
         down: &Option<Value<A>>,
-    ) -> (Deferred<A>, Option<Value<A>>) {
+    ) -> (Deferred<A>, Side<A>) {
         let (y, side) = self.project(target, x, down);
         (Deferred::whole(y), side)
     }
@@ -384,7 +432,7 @@ impl<A: Memory> Forward for SizeOps<'_, A> {
         target: TargetModule,
         _: &Value<A>,
         stream: Option<&Value<A>>,
-    ) -> (Value<A>, Option<Value<A>>) {
+    ) -> (Value<A>, Side<A>) {
         let p = self.projection(target);
         let work = self.projecting(p);
         let work = match stream {
@@ -542,7 +590,8 @@ impl<A: Memory> SizeOps<'_, A> {
             _ => None,
         };
         let (mut dx, mut dyb, mut b_parts) = (None, None, Vec::new());
-        for (target, dy, _) in branches {
+        let (branches, _added) = self.back_through_gains(branches, needed);
+        for (target, dy) in branches {
             let p = self.projection(target);
             self.charge_rest(self.backward_work(p, needed));
             dx = needed.then(|| {
@@ -706,7 +755,8 @@ impl<A: Memory> Backward for SizeOps<'_, A> {
         if self.projection(branches[0].0).rows == Rows::First {
             return self.branches_fused(branches, needed);
         }
-        for (target, dy, _) in branches {
+        let (branches, _added) = self.back_through_gains(branches, needed);
+        for (target, dy) in branches {
             let p = self.projection(target);
             self.charge_rest(self.backward_work(p, needed));
             dx = match self.factors {
@@ -733,6 +783,11 @@ impl<A: Memory> Backward for SizeOps<'_, A> {
     ) -> (Deferred<A>, Ahead<A>) {
         let p = self.projection(target);
         self.charge_rest(self.backward_work(p, true));
+        let kept = p.dora.then(|| Rc::clone(&dy));
+        let (dy, _added) = match p.dora {
+            true => self.back_through_gain(p, dy, true),
+            false => (dy, None),
+        };
         let y = self.product(p, p.out, || self.alloc(self.features(p.input)));
         let dyb = (p.rank > 0).then(|| self.alloc(self.features(p.rank)));
         let apart = match self.factors {
@@ -749,6 +804,7 @@ impl<A: Memory> Backward for SizeOps<'_, A> {
         let ahead = Ahead {
             dyb,
             b: apart,
+            dy: kept,
             shape: *p,
         };
         (Deferred { y, term }, ahead)
@@ -756,6 +812,13 @@ impl<A: Memory> Backward for SizeOps<'_, A> {
 
     fn factor_gradient(&mut self, ahead: Ahead<A>, x: Value<A>) {
         let p = ahead.shape;
+        if let Some(dy) = ahead.dy {
+            let lengths = self.magnitude_gradient(&p);
+            drop(dy);
+            if let Factors::Apart { accumulated: false } = self.factors {
+                self.gradients.push(lengths);
+            }
+        }
         if p.dropout {
             self.transient(self.features(p.input));
         }

@@ -104,6 +104,8 @@ pub struct ProjectionShape {
     pub scaling: u32,
     /// Whether the adapter's input is dropped out.
     pub dropout: bool,
+    /// Whether the lengths of its rows are trained.
+    pub dora: bool,
     /// Whether the weight is kept in codes.
     pub quantized: bool,
     /// Bytes of the weight as it is kept.
@@ -140,10 +142,16 @@ impl ProjectionShape {
         self.rank * self.out
     }
 
-    /// Values of the adapter.
+    /// Values of the adapter's factors.
     #[must_use]
     pub const fn adapter_values(&self) -> u64 {
         self.a_values() + self.b_values()
+    }
+
+    /// Lengths of rows that are trained.
+    #[must_use]
+    pub const fn magnitudes(&self) -> u64 {
+        if self.dora { self.out } else { 0 }
     }
 
     pub(crate) const fn forward_flops(&self, tokens: u64) -> u64 {
@@ -398,7 +406,7 @@ impl LayerShape {
         let values: u64 = self
             .projections
             .iter()
-            .map(ProjectionShape::adapter_values)
+            .map(|p| p.adapter_values() + p.magnitudes())
             .sum();
         4 * values
     }

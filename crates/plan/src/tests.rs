@@ -30,6 +30,7 @@ pub(crate) fn layer() -> LayerShape {
         rank: 8,
         scaling: 1,
         dropout: false,
+        dora: false,
         quantized: false,
         weight_bytes: 4 * out * input,
         rows: Rows::All,

@@ -7,9 +7,12 @@ use backdraft_kernels::dequantize::{FourBit, GgufBlocks, HostAbsmax, Int8Rows, N
 use backdraft_kernels::embedding::HostTable;
 use backdraft_kernels::frozen_matrix::FrozenMatrix;
 use backdraft_kernels::quantize::{self, PackedBlocks};
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 use backdraft_arch::Scheme;
+
+/// Rows whose values are dense at a time where lengths are taken of them.
+const PANEL: usize = 256;
 
 /// A frozen matrix `[out, in]`, laid out as checkpoints store it.
 #[derive(Clone, Debug)]
@@ -124,6 +127,25 @@ impl Weight {
             Self::Int8(matrix) => matrix.dequantize(),
             Self::Gguf(matrix) => matrix.dequantize(),
         }
+    }
+
+    /// Squared lengths of its rows, in f32, a panel of rows at a time.
+    ///
+    /// # Shapes
+    /// `[out]`.
+    pub fn row_squares(&self) -> Tensor<1> {
+        let [out, _] = self.dims();
+        let panels = (0..out).step_by(PANEL).map(|start| {
+            let rows = start..(start + PANEL).min(out);
+            let count = rows.len();
+            let values = match self {
+                Self::Dense(tensor) => tensor.clone().inner().narrow(0, start, count),
+                _ => self.rows(&rows.map(|row| row as u32).collect::<Vec<_>>()),
+            };
+            let squares = values.cast(DType::F32).square().sum_dim(1);
+            squares.reshape([count])
+        });
+        Tensor::cat(panels.collect(), 0)
     }
 
     /// Some of its rows, in its memory; where blocks do not end with them, as a dense copy.

@@ -75,6 +75,7 @@ pub(crate) fn taken_over(reader: &mut Reader<'_>, lora: LoraRecipe, origin: Orig
         &lora.use_rslora,
         &config.use_rslora,
     );
+    check.same("use_dora", "use_dora", &lora.use_dora, &config.use_dora);
     let ranks = config.rank_pattern.clone().that_match(&modules);
     let alphas = config.alpha_pattern.clone().that_match(&modules);
     // PEFT sorts patterns when it saves them: what counts is what the modules get.
@@ -117,6 +118,7 @@ pub(crate) fn taken_over(reader: &mut Reader<'_>, lora: LoraRecipe, origin: Orig
         rank: config.r,
         alpha: config.lora_alpha,
         use_rslora: config.use_rslora,
+        use_dora: config.use_dora,
         dropout,
         target_modules: targets,
         exclude_modules: None,

@@ -281,8 +281,8 @@ pub(crate) const FOREIGN: &[(Foreign, &str)] = &[
          save_adapter adapter_name revision_of_peft",
     ),
     (
-        NotYet("DoRA; use_rslora = true helps high ranks"),
-        "use_dora peft_use_dora dora model.use_dora weight_decomposition",
+        Key("lora.use_dora"),
+        "dora peft_use_dora model.use_dora weight_decomposition",
     ),
     (
         NotYet(OTHER_ADAPTERS),
@@ -336,7 +336,10 @@ pub(crate) const FOREIGN: &[(Foreign, &str)] = &[
         "eva_config corda_config lora_ga_config pissa_init pissa_iter pissa_convert olora",
     ),
     (
-        Like("lora.init", "\"default\", \"loftq\" or \"qera\""),
+        Like(
+            "lora.init",
+            "\"default\", \"loftq\", \"qera\", \"pissa\" or \"orthogonal\"",
+        ),
         "init_lora_weights peft_init_lora_weights loftq_config loftq_bits loftq_iter use_loftq init_weights lora_init_type",
     ),
     (

@@ -210,7 +210,7 @@ pub const KEYS: &[Key] = &[
     optional(
         "lora.adapter",
         r#""outputs""#,
-        "An adapter to train further, made here or by PEFT: its directory, or that of a run. Its rank, alpha, use_rslora, modules and patterns are taken over (dropout too, where it is left out), and a key that says otherwise is an error; the optimizer starts fresh. Left out: a new adapter.",
+        "An adapter to train further, made here or by PEFT: its directory, or that of a run. Its rank, alpha, use_rslora, use_dora, modules and patterns are taken over (dropout too, where it is left out), and a key that says otherwise is an error; the optimizer starts fresh. Left out: a new adapter.",
     ),
     change(
         key(
@@ -238,6 +238,14 @@ pub const KEYS: &[Key] = &[
         "false",
         "Rank-stabilized LoRA: scale by alpha / sqrt(rank), which suits high ranks.",
     ),
+    change(
+        key(
+            "lora.use_dora",
+            "false",
+            "Weight-decomposed LoRA (DoRA): train the length of each row of a weight beside its direction. A step takes about half as much again. Not where init is loftq, qera or pissa, where bits are dealt out, or with the optimizer muon.",
+        ),
+        "a low rank is too weak: true",
+    ),
     key(
         "lora.target_modules",
         r#""all-linear""#,
@@ -251,7 +259,7 @@ pub const KEYS: &[Key] = &[
     key(
         "lora.init",
         r#""default""#,
-        "Where adapters start: default changes nothing yet; loftq gives back the part of the quantization error that fits into the rank; qera the part that matters most by measurement on training rows; both only over a quantized base. pissa takes the largest part of the weights out of the base and trains it; only over one that is not quantized. The adapter that it leaves fits the original base, with twice the rank.",
+        "Where adapters start: default changes nothing yet; loftq gives back the part of the quantization error that fits into the rank; qera the part that matters most by measurement on training rows; both only over a quantized base. pissa takes the largest part of the weights out of the base and trains it; only over one that is not quantized. The adapter that it leaves fits the original base, with twice the rank. orthogonal changes nothing yet either, but draws both factors, so that both learn from the first step on, as by PEFT; it takes even ranks.",
     ),
     key(
         "lora.bias",

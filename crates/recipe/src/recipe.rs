@@ -111,6 +111,8 @@ pub struct LoraRecipe {
     pub dropout: f64,
     /// Scale by `alpha / √rank` instead of `alpha / rank`.
     pub use_rslora: bool,
+    /// Train the lengths of rows too.
+    pub use_dora: bool,
     /// Modules with an adapter; of a list at least one, each once.
     pub target_modules: ModuleNames,
     /// Modules that are left out, whatever else names them.

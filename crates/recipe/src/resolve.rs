@@ -91,6 +91,9 @@ fn top(reader: &mut Reader<'_>, bases: &Bases<'_>, origin: Origin) -> Recipe {
         reader.conflict("data.batching", other, instead);
     }
     let train = train(reader, &objective);
+    if lora.use_dora {
+        without_dora(reader, &lora, &quantization, train.optimizer);
+    }
     if objective != ObjectiveRecipe::Sft {
         only_sft(reader, objective, &train);
     }
@@ -116,6 +119,37 @@ fn top(reader: &mut Reader<'_>, bases: &Bases<'_>, origin: Origin) -> Recipe {
         tokens,
         data,
         train,
+    }
+}
+
+/// What does not go with trained lengths of rows.
+fn without_dora(
+    reader: &mut Reader<'_>,
+    lora: &LoraRecipe,
+    quantization: &QuantizationRecipe,
+    optimizer: Optimizer,
+) {
+    const OTHER: &str = "`lora.use_dora = true`";
+    if !matches!(lora.init, AdapterStart::Default | AdapterStart::Orthogonal) {
+        let instead = "DoRA starts at the lengths of the base's own rows; write init = \"default\", or take use_dora out";
+        reader.conflict("lora.init", OTHER, instead);
+    }
+    for (key, deals) in [
+        ("quantization.bits", quantization.bits.is_some()),
+        (
+            "quantization.base_memory",
+            quantization.base_memory.is_some(),
+        ),
+    ] {
+        if deals {
+            let instead = "dealing out bits changes the rows whose lengths DoRA starts from; take one of the two out";
+            reader.conflict(key, OTHER, instead);
+        }
+    }
+    if optimizer == Optimizer::Muon {
+        let instead =
+            "Muon is for matrices, and lengths of rows are a vector; write optimizer = \"adamw\"";
+        reader.conflict("train.optimizer", OTHER, instead);
     }
 }
 
@@ -363,6 +397,7 @@ fn lora(
         alpha: positive(reader, "lora.alpha"),
         dropout: below_one(reader, "lora.dropout"),
         use_rslora: reader.value("lora.use_rslora"),
+        use_dora: reader.value("lora.use_dora"),
         target_modules,
         exclude_modules: modules::excluded(reader),
         bias: reader.value("lora.bias"),
@@ -374,11 +409,32 @@ fn lora(
         }),
         trainable_tokens: tokens::texts(reader, "lora.trainable_tokens"),
     };
+    if init == AdapterStart::Orthogonal {
+        even_ranks(reader, &lora);
+    }
     if lora.adapter.is_some() && !lora.trainable_tokens.is_empty() {
         let instead = "rows of tokens are not gone on from: merge the adapter, and train the tokens over what that gives";
         reader.conflict("lora.trainable_tokens", "`lora.adapter`", instead);
     }
     adapter::taken_over(reader, lora, origin)
+}
+
+/// Half of the directions are for A, and half for B.
+fn even_ranks(reader: &mut Reader<'_>, lora: &LoraRecipe) {
+    const OTHER: &str = "`lora.init = \"orthogonal\"`";
+    let instead = "its factors share the directions of a rank between them, half and half: write an even rank";
+    let odd = lora
+        .rank_pattern
+        .iter()
+        .any(|(_, rank)| !rank.is_multiple_of(2));
+    for (key, odd) in [
+        ("lora.rank", !lora.rank.is_multiple_of(2)),
+        ("lora.rank_pattern", odd),
+    ] {
+        if odd {
+            reader.conflict(key, OTHER, instead);
+        }
+    }
 }
 
 fn layers(reader: &mut Reader<'_>) -> Option<Vec<usize>> {

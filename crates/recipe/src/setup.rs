@@ -183,6 +183,8 @@ impl LoraRecipe {
             alpha: self.alpha,
             dropout: self.dropout,
             use_rslora: self.use_rslora,
+            use_dora: self.use_dora,
+            start: self.init,
             ..LoraConfig::default()
         };
         targets.resolve(spec, config)

@@ -178,6 +178,7 @@ mod tests {
             rank: 2,
             scaling: 1,
             dropout: false,
+            dora: false,
             quantized: false,
             weight_bytes: 256,
             rows: Rows::All,

@@ -3,9 +3,9 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use backdraft_formats::ModelSource;
+use backdraft_formats::{ModelSource, SafetensorsFile};
 use backdraft_journal::report::Reporter;
 use backdraft_recipe::Recipe;
 use backdraft_testkit::tiny;
@@ -63,7 +63,14 @@ fn lines(directory: &Path, event: &str) -> Vec<Value> {
 
 /// A run in a directory of its own, then the same from its second step on; the lines of its steps, and of its evaluations.
 fn run_and_resume(directory: &Path, more: &str) -> [Vec<Value>; 2] {
-    let path = tiny::project(directory, &format!("{MORE}{more}"));
+    resumed(
+        directory,
+        tiny::project(directory, &format!("{MORE}{more}")),
+        more,
+    )
+}
+
+fn resumed(directory: &Path, path: PathBuf, more: &str) -> [Vec<Value>; 2] {
     let recipe = Recipe::load(&path, &[]).unwrap();
     train(recipe, Start::New { force: false });
     let (uninterrupted, told) = (state(directory, 4), lines(directory, "step"));
@@ -112,6 +119,50 @@ fn a_resumed_run_has_the_bits_of_one_that_never_stopped() {
             .collect::<Vec<_>>()
     };
     assert_ne!(losses(&evals), losses(&plain_evals));
+}
+
+#[test]
+fn lengths_of_rows_are_trained_and_resumed_with_every_optimizer() {
+    let root = tempfile::tempdir().unwrap();
+    let [plain, _] = run_and_resume(&root.path().join("plain"), "");
+    for (i, (lora, more)) in [
+        ("", ""),
+        ("", "loraplus_lr_ratio = 16\n"),
+        ("dropout = 0.0", ""),
+        ("", "optimizer = \"adamw_8bit\"\n"),
+        ("", "optimizer = \"lion\"\n"),
+        ("", "optimizer = \"sgd\"\n"),
+        ("", "optimizer = \"adafactor\"\n"),
+        (
+            "",
+            "optimizer = \"schedule_free_adamw\"\nlr_scheduler = \"constant_with_warmup\"\n",
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let directory = root.path().join(i.to_string());
+        let path = tiny::project(&directory, &format!("{MORE}{more}"));
+        let recipe = fs::read_to_string(&path).unwrap();
+        let recipe = match lora {
+            "" => recipe,
+            lora => recipe.replace("dropout = 0.1", lora),
+        };
+        let recipe = recipe.replace("[lora]\n", "[lora]\nuse_dora = true\n");
+        fs::write(&path, recipe).unwrap();
+        let [told, _] = resumed(&directory, path, more);
+        // Rows begin at their own lengths: the first step is that of the base.
+        assert_eq!(told[0]["loss"], plain[0]["loss"], "{more}");
+        assert_ne!(told[3]["loss"], plain[3]["loss"], "{more}");
+        let file = SafetensorsFile::open(
+            checkpoint::path(&directory.join("out"), 4).join("adapter/adapter_model.safetensors"),
+        )
+        .unwrap();
+        let names = file
+            .tensors()
+            .filter(|it| it.name.ends_with("lora_magnitude_vector"));
+        assert_eq!(names.count(), 2, "{more}");
+    }
 }
 
 #[test]

@@ -104,7 +104,9 @@ fn an_adapter_of_peft_is_trained_further() {
     let d = root.path();
     tiny::project(d, STEPS);
     let cases = golden::folders("adapters", "adapter_config.json").into_iter();
-    for case in cases.filter(|case| ["rank-pattern", "target-regex"].contains(&&*case.name())) {
+    for case in
+        cases.filter(|case| ["rank-pattern", "target-regex", "dora"].contains(&&*case.name()))
+    {
         let name = case.name();
         fs::create_dir(d.join(&name)).unwrap();
         for file in ["adapter_config.json", "adapter_model.safetensors"] {
@@ -236,4 +238,64 @@ fn several_adapters_become_one() {
         "ties",
     ];
     says(&fails(d, &ties, 1), &["ties takes a density"]);
+}
+
+/// Over a dense base and over codes: trained, gone on from, merged, exported, and refused where lengths have no place.
+#[test]
+fn lengths_of_rows_go_wherever_the_adapter_goes() {
+    let root = tempfile::tempdir().unwrap();
+    let d = root.path();
+    tiny::project(d, STEPS);
+    let set = ["--set", "lora.use_dora=true", "--output-dir"];
+    let train = |more: &[&str]| succeeds(d, &[&["train", "recipe.toml"], &set[..], more].concat());
+    train(&["a"]);
+    train(&["b", "--set", "load_in_4bit=true"]);
+    train(&["c", "--adapter", "a"]);
+    assert_eq!(config(&d.join("c/adapter"))["use_dora"], true);
+    let seen = succeeds(d, &["inspect", "a/adapter"]);
+    assert_eq!(seen["use_dora"], true);
+    let read = backdraft_formats::PeftDir::read(d.join("a/adapter")).unwrap();
+    let pairs = read.tensors.iter();
+    let values: usize = pairs.map(|pair| pair.values().count()).sum();
+    assert_eq!(seen["parameters"], json!(values));
+
+    let merge = |adapter: &str, more: &[&str]| {
+        let out = format!("merged-{adapter}");
+        let merge = ["merge", "--adapter", adapter, "--out", &out];
+        let rows = ["--kl-data", "eval.jsonl"];
+        let line = succeeds(d, &[&merge[..], &rows, more].concat());
+        let kl = line["mean_kl"].as_f64().unwrap();
+        assert!(kl < 1e-6, "{adapter}: {line}");
+    };
+    merge("a", &[]);
+    merge("b", &["--base", "dequantized"]);
+    let export = ["export", "--adapter", "a", "--to", "gguf", "--type", "f32"];
+    let exported = succeeds(d, &[&export[..], &["--device", "cpu"]].concat());
+    assert!(exported["mean_kl"].as_f64().unwrap() < 1e-6, "{exported}");
+    let alone = [
+        "export",
+        "--adapter",
+        "a",
+        "--to",
+        "gguf",
+        "--adapter-only",
+        "--force",
+    ];
+    says(&fails(d, &alone, 1), &["lengths of rows"]);
+    let said = fails(d, &["combine", "a", "c", "--out", "both"], 1);
+    says(&said, &["a/adapter", "use_dora", "merge it"]);
+    let plain = [
+        "train",
+        "recipe.toml",
+        "--adapter",
+        "a",
+        "--output-dir",
+        "d",
+    ];
+    let said = fails(
+        d,
+        &[&plain[..], &["--set", "lora.use_dora=false"]].concat(),
+        1,
+    );
+    says(&said, &["lora.use_dora = false", "use_dora = true"]);
 }

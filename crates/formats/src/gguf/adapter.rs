@@ -36,6 +36,14 @@ pub fn write_gguf_adapter(
         };
         return Err(unknown.into());
     }
+    if adapter.config.use_dora {
+        let unknown = GgufExportError::Feature {
+            what: "a tensor of the adapter",
+            actual: "the lengths of rows that DoRA trains".to_owned(),
+            hint: "adapter files have none; export it merged, without --adapter-only",
+        };
+        return Err(unknown.into());
+    }
     let alpha = |pair: &LoraPair| adapter.config.scaling_of(&pair.module) * pair.rank() as f64;
     let mut alphas = adapter.tensors.iter().map(alpha);
     let first = alphas.next().unwrap_or_default();

@@ -3,9 +3,10 @@ use serde_json::{Value, json};
 use super::*;
 use crate::peft_config::PREFIX;
 use crate::peft_config::{PeftConfigError, TargetModules};
-use crate::peft_names::{LORA_A, LORA_B};
 
 const MODULE: &str = "model.layers.0.self_attn.q_proj";
+const LORA_A: &str = ".lora_A.weight";
+const LORA_B: &str = ".lora_B.weight";
 
 fn pair(module: &str) -> LoraPair {
     LoraPair {
@@ -14,6 +15,7 @@ fn pair(module: &str) -> LoraPair {
         out_features: 2,
         lora_a: (0_u8..12).map(f32::from).collect(),
         lora_b: (0_u8..8).map(f32::from).collect(),
+        magnitude: None,
     }
 }
 
@@ -114,7 +116,6 @@ fn written_config_has_exactly_the_keys_of_peft() {
 #[test]
 fn active_features_are_refused_by_name() {
     for (field, value) in [
-        ("use_dora", json!(true)),
         ("bias", json!("all")),
         ("fan_in_fan_out", json!(true)),
         ("modules_to_save", json!(["lm_head"])),
@@ -211,7 +212,7 @@ fn tensors_must_fit_together() {
     assert!(message(&[]).contains("no tensor"));
     for (name, reason) in [
         ("model.layers.0.x.lora_a", "mlx-lm"),
-        ("base_model.model.q_proj.lora_magnitude_vector", "DoRA"),
+        ("base_model.model.q_proj.lora_magnitude_vector", "use_dora"),
         (
             "base_model.model.model.embed_tokens.lora_embedding_A",
             "embeddings",
@@ -223,6 +224,53 @@ fn tensors_must_fit_together() {
     let other = format!("{PREFIX}model.layers.0.mlp.up_proj");
     let (a, b) = (format!("{other}{LORA_A}"), format!("{other}{LORA_B}"));
     assert!(message(&[(&a, [4, 3]), (&b, [2, 4])]).contains("target_modules"));
+}
+
+#[test]
+fn lengths_of_rows_come_with_every_pair_or_none() {
+    let root = tempfile::tempdir().unwrap();
+    let (mut config, _) = adapter();
+    config.use_dora = true;
+    let lengths = |module: &str, count: usize| LoraPair {
+        magnitude: Some((0..count).map(|i| 1.5 + i as f32).collect()),
+        ..pair(module)
+    };
+    let write = |pairs: Vec<LoraPair>| {
+        let options = PeftWriteOptions {
+            existing: Existing::Replace,
+            ..PeftWriteOptions::default()
+        };
+        let tensors: AdapterTensors = pairs.into_iter().collect();
+        PeftDir::write(root.path().join("a"), &config, &tensors, &options).map(|()| tensors)
+    };
+    let other = "model.layers.0.self_attn.v_proj";
+    let written = write(vec![lengths(MODULE, 2), lengths(other, 2)]).unwrap();
+    let read = PeftDir::read(root.path().join("a")).unwrap();
+    assert_eq!(read.tensors, written);
+    assert!(read.config.use_dora);
+    assert_eq!(written.get(MODULE).unwrap().values().count(), 12 + 8 + 2);
+    write(vec![lengths(MODULE, 2), pair(other)]).unwrap();
+    let missing = PeftDir::read(root.path().join("a"))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        missing.contains("v_proj.lora_magnitude_vector"),
+        "{missing}"
+    );
+    assert!(write(vec![lengths(MODULE, 3)]).is_err());
+
+    let case = Case::new();
+    let (a, b) = (
+        format!("{PREFIX}{MODULE}{LORA_A}"),
+        format!("{PREFIX}{MODULE}{LORA_B}"),
+    );
+    let m = format!("{PREFIX}{MODULE}.lora_magnitude_vector");
+    let wrong = case.set("use_dora", json!(true));
+    let wrong = wrong
+        .tensors(&[(&a, [4, 3]), (&b, [2, 4]), (&m, [1, 2])])
+        .read();
+    let wrong = wrong.unwrap_err().to_string();
+    assert!(wrong.contains("[2], a number for each output"), "{wrong}");
 }
 
 #[test]

@@ -46,6 +46,18 @@ impl Factors {
         gemm::nt(&self.input(x), &self.a)
     }
 
+    /// s·(x·Aᵀ)·Bᵀ, under dropout where there is some.
+    ///
+    /// # Shapes
+    /// `x` `[t, in]`, the term `[t, out]`.
+    pub fn term(self, x: &Tensor<2>) -> LowRank {
+        LowRank {
+            left: self.down(x),
+            right: self.b,
+            scaling: self.scaling,
+        }
+    }
+
     /// `base` and s·(dy·B)·A, under dropout where there is some.
     fn add_input_gradient(&self, dyb: &Tensor<2>, base: Tensor<2>) -> Tensor<2> {
         let (dyb, a) = ((Op::N, dyb), (Op::N, &self.a));

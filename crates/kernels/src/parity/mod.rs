@@ -3,6 +3,7 @@
 
 mod attention;
 mod delta;
+mod dora;
 mod failures;
 mod losses;
 mod low_rank;

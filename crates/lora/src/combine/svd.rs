@@ -67,6 +67,7 @@ pub(super) fn decompose(parts: &[Part<'_>], rank: usize) -> LoraPair {
         out_features: *out_features,
         lora_a,
         lora_b,
+        magnitude: None,
     }
 }
 

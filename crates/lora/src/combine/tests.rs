@@ -13,6 +13,7 @@ fn adapter(name: &str, alpha: f64, modules: &[Module<'_>]) -> PeftDir {
         out_features: *out,
         lora_a: a.to_vec(),
         lora_b: b.to_vec(),
+        magnitude: None,
     });
     let tensors: AdapterTensors = pairs.collect();
     let rank = tensors.iter().map(LoraPair::rank).max().unwrap();

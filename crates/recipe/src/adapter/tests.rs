@@ -23,6 +23,7 @@ fn write(path: &Path) {
             out_features: 5,
             lora_a: vec![1.0; 3 * rank],
             lora_b: vec![1.0; 5 * rank],
+            magnitude: None,
         }
     };
     let pairs = [(0, "q_proj"), (0, "v_proj"), (1, "q_proj"), (1, "v_proj")];
@@ -55,7 +56,7 @@ fn settings_are_taken_over() {
     // What says the same may stand there.
     let same = read(
         root.path(),
-        "rank = 4\nalpha = 8.0\ndropout = 0.0\ntarget_modules = [\"v_proj\", \"q_proj\"]\nuse_rslora = false\ninit = \"default\"\n\
+        "rank = 4\nalpha = 8.0\ndropout = 0.0\ntarget_modules = [\"v_proj\", \"q_proj\"]\nuse_rslora = false\nuse_dora = false\ninit = \"default\"\n\
          rank_pattern = { \"layers.1.self_attn.q_proj\" = 2, o_proj = 9 }\nexclude_modules = [\"o_proj\"]\n",
     );
     let same = same.unwrap().lora;

@@ -62,7 +62,10 @@ pub(crate) fn start(
         let error = values - weight.dequantize().cast(DType::F32);
         let measured = match start {
             AdapterStart::Qera => probe.map(|probe| &probe.projections[place]),
-            AdapterStart::Loftq | AdapterStart::Default | AdapterStart::Pissa => None,
+            AdapterStart::Loftq
+            | AdapterStart::Default
+            | AdapterStart::Pissa
+            | AdapterStart::Orthogonal => None,
         };
         let Some(Adapter::Lora(lora)) = projection.adapter_mut() else {
             continue;

@@ -99,7 +99,7 @@ fn fingerprint(tensors: &AdapterTensors) -> String {
         for size in [pair.rank(), pair.in_features, pair.out_features] {
             hash.update((size as u64).to_le_bytes());
         }
-        for value in pair.lora_a.iter().chain(&pair.lora_b) {
+        for value in pair.values() {
             hash.update(value.to_bits().to_le_bytes());
         }
     }

@@ -90,10 +90,7 @@ impl Run {
         check(&self.recipe, &config, spec)?;
         let directory = PeftDir::read(path)?;
         let mut pairs = directory.tensors.iter();
-        let broken = |pair: &&LoraPair| {
-            let mut factors = pair.lora_a.iter().chain(&pair.lora_b);
-            !factors.all(|factor| factor.is_finite())
-        };
+        let broken = |pair: &&LoraPair| !pair.values().all(|value| value.is_finite());
         if let Some(pair) = pairs.find(broken) {
             return Err(TrainError::AdapterNotFinite {
                 path: path.clone(),

@@ -22,9 +22,7 @@ pub(super) fn facts(shown: Shown, path: &Path) -> Result<Shown, CliError> {
     let adapter = PeftDir::read(path)?;
     let config = &adapter.config;
     let pairs = adapter.tensors.iter();
-    let values: usize = pairs
-        .map(|pair| pair.lora_a.len() + pair.lora_b.len())
-        .sum();
+    let values: usize = pairs.map(|pair| pair.values().count()).sum();
     let rows = adapter.tensors.tokens();
     let values = values + rows.iter().map(|rows| rows.values.len()).sum::<usize>();
     let tokens = rows.iter().map(|rows| {
@@ -41,6 +39,7 @@ pub(super) fn facts(shown: Shown, path: &Path) -> Result<Shown, CliError> {
         .fact("rank_pattern", object(config.rank_pattern.iter()))
         .fact("alpha_pattern", object(config.alpha_pattern.iter()))
         .fact("use_rslora", config.use_rslora)
+        .fact("use_dora", config.use_dora)
         .fact("trained_tokens", object(tokens))
         .fact("adapted_modules", adapter.tensors.len())
         .count("parameters", values)

@@ -204,10 +204,15 @@ fn quantization(facts: &Facts<'_>) -> Option<String> {
 fn training(facts: &Facts<'_>) -> Option<String> {
     let mut rows: Vec<(&str, String)> = Vec::new();
     if let Some(adapter) = facts.adapter {
-        let variant = if adapter.use_rslora { ", rsLoRA" } else { "" };
+        let variants = [
+            (adapter.use_rslora, ", rsLoRA"),
+            (adapter.use_dora, ", DoRA"),
+        ];
+        let variants = variants.into_iter().filter(|(used, _)| *used);
+        let variants: String = variants.map(|(_, name)| name).collect();
         rows.push((
             "adapter",
-            format!("rank {}, alpha {}{variant}", adapter.r, adapter.lora_alpha),
+            format!("rank {}, alpha {}{variants}", adapter.r, adapter.lora_alpha),
         ));
     }
     if let Some(plan) = quantization(facts) {

@@ -85,6 +85,7 @@ fn adapter(root: &tempfile::TempDir, ids: &[u32]) -> PeftDir {
         out_features: 2,
         lora_a: vec![0.0; 2],
         lora_b: vec![0.0; 2],
+        magnitude: None,
     };
     let rows = TokenRows {
         table: TokenTable::Embedding,

@@ -16,6 +16,7 @@ fn adapter(alpha_pattern: bool) -> PeftDir {
         out_features: 4,
         lora_a: vec![1.0; 6],
         lora_b: (0..8u8).map(f32::from).collect(),
+        magnitude: None,
     };
     PeftDir {
         path: "adapter".into(),

@@ -34,12 +34,13 @@ fn golden(name: &str) -> CausalLm {
     CausalLm::load(&ModelSource::open(&*folder).unwrap(), &Device::flex()).unwrap()
 }
 
-/// With adapters that change much.
+/// With adapters that change much; every third also the lengths of rows.
 fn adapted(model: &CausalLm, seed: u64) -> CausalLm {
-    let mut model = model
-        .clone()
-        .with_lora(&LoraConfig::default(), seed)
-        .unwrap();
+    let config = LoraConfig {
+        use_dora: seed.is_multiple_of(3),
+        ..LoraConfig::default()
+    };
+    let mut model = model.clone().with_lora(&config, seed).unwrap();
     for (_, _, adapter) in model.adapters_mut() {
         adapter.update(|param| param.values + 0.05 + seed as f32 / 50.0);
     }
@@ -109,8 +110,11 @@ fn same(together: &[Sampled], alone: &[Sampled]) {
 fn a_sequence_does_not_depend_on_who_else_is_there() {
     let nf4 = QuantizationPlan::new(Scheme::NF4);
     for base in [base(None), base(Some(&nf4)), hybrid(), two_sizes()] {
-        let models = [base.clone(), adapted(&base, 1), adapted(&base, 2)];
-        let requests: Vec<_> = (0..9).map(|number| request(number, number % 3)).collect();
+        let models = [0, 1, 2, 3].map(|seed| match seed {
+            0 => base.clone(),
+            seed => adapted(&base, seed),
+        });
+        let requests: Vec<_> = (0..9).map(|number| request(number, number % 4)).collect();
         let alone: Vec<_> = (requests.iter())
             .map(|request| run(&models, std::slice::from_ref(request), 0).remove(0))
             .collect();
