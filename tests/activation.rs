@@ -360,6 +360,11 @@ fn gradients_do_not_depend_on_the_plan_on_a_gpu() {
         family: Family::Phi3,
         ..DRILLED
     };
+    let two_sizes = RandomModel {
+        family: Family::Gemma4,
+        window: Some(200),
+        ..DRILLED
+    };
     let families = [
         (fused, (DType::F32, false, 0.0, vec![700, 300])),
         (fused, (DType::BF16, true, 0.1, vec![700, 300])),
@@ -371,6 +376,8 @@ fn gradients_do_not_depend_on_the_plan_on_a_gpu() {
         (after, (DType::BF16, true, 0.1, vec![2048; 4])),
         (capped, (DType::F32, false, 0.0, vec![700, 300])),
         (local, (DType::BF16, true, 0.1, vec![700, 300])),
+        (two_sizes, (DType::F32, false, 0.0, vec![700, 300])),
+        (two_sizes, (DType::BF16, true, 0.1, vec![700, 300])),
     ];
     for (shape, (dtype, nf4, dropout, lengths)) in plain.into_iter().chain(families) {
         let dir = dir.path().join(shape.family.model_type());

@@ -11,6 +11,7 @@ mod ci;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod circles;
+mod dist;
 #[cfg(not(feature = "bench"))]
 mod library;
 #[cfg(any(feature = "bench", test))]
@@ -40,6 +41,8 @@ struct Cli {
 enum Task {
     /// Run the project's checks: all stages, or those named.
     Ci(ci::CiArgs),
+    /// What a release consists of: archives, wheels, Debian packages, licences, a bill of materials, sums.
+    Dist(dist::DistArgs),
     /// Where a build's time goes, by crate, from the page of `cargo build --timings`.
     Timings(timings::TimingsArgs),
     #[command(flatten)]
@@ -49,6 +52,7 @@ enum Task {
 fn main() -> anyhow::Result<ExitCode> {
     match Cli::parse().task {
         Task::Ci(args) => ci::run(&args),
+        Task::Dist(args) => dist::run(args).map(|()| ExitCode::SUCCESS),
         Task::Timings(args) => timings::run(&args).map(|()| ExitCode::SUCCESS),
         Task::Library(task) => library::run(task).map(|()| ExitCode::SUCCESS),
     }

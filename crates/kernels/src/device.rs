@@ -254,17 +254,27 @@ mod found {
                 package: "NVIDIA's driver",
             });
         }
+        // A compiler that is newer than the driver makes code which that does not load.
+        let package = match crate::cuda_libraries::driver_version() {
+            ..13_000 => {
+                "the CUDA toolkit (LD_LIBRARY_PATH and CUDA_PATH say where), or \
+                 `pip install \"cuda-toolkit[nvrtc,cublas,cudart,nvcc,cccl]==12.8.1\"`"
+            }
+            _ => {
+                "the CUDA toolkit (LD_LIBRARY_PATH and CUDA_PATH say where), or \
+                 `pip install \"cuda-toolkit[nvrtc,cublas,cudart,crt,cccl]==13.0.2\"`"
+            }
+        };
         if !compiler {
             return Err(DeviceError::NoLibrary {
                 library: "libnvrtc",
-                package: "the CUDA toolkit (and set LD_LIBRARY_PATH to NVRTC's folder), or `pip install nvidia-cuda-nvrtc nvidia-cublas`",
+                package,
             });
         }
         if crate::cuda_libraries::system_headers().is_none() {
             return Err(DeviceError::NoLibrary {
                 library: "CUDA's folder `include`",
-                package: "the CUDA toolkit (and set CUDA_PATH to the folder above it), or \
-                          `pip install nvidia-cuda-runtime nvidia-cuda-crt nvidia-cuda-cccl`",
+                package,
             });
         }
         match cubecl::Device::cuda(index) {

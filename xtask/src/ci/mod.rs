@@ -134,7 +134,7 @@ fn summary(rows: &[Row], require_tools: bool) -> ExitCode {
 }
 
 /// The folder of the workspace.
-fn root() -> &'static Path {
+pub(crate) fn root() -> &'static Path {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     here.parent().unwrap_or(here)
 }
