@@ -551,6 +551,12 @@ fn help_of_eval() {
           --generate
               Also generate an answer for every row and compare it with the expected one
 
+          --answers <FILE>
+              Write each question with the expected and the generated answers, as JSON lines
+
+          --force
+              Replace the file of answers if it exists
+
           --max-new-tokens <N>
               Maximum new tokens per answer
 
@@ -566,6 +572,7 @@ fn help_of_eval() {
     Examples:
       backdraft eval recipe.toml
       backdraft eval --adapter outputs --data test.jsonl --generate
+      backdraft eval --adapter outputs --data test.jsonl --generate --answers answers.jsonl
       backdraft eval --adapter outputs --data test.csv --fields instruction=question,output=answer
       backdraft eval --model model.gguf --data book.txt
     "#);

@@ -3,10 +3,12 @@
 use std::fs;
 use std::path::Path;
 
+use backdraft_arch::Family;
 use backdraft_testkit::golden;
 use backdraft_testkit::tiny;
 use serde_json::{Value, json};
 
+use super::families::project;
 use super::{backdraft, fails, says, succeeds};
 
 const STEPS: &str = "max_steps = 4\nsave_steps = 2\n";
@@ -245,7 +247,8 @@ fn several_adapters_become_one() {
 fn lengths_of_rows_go_wherever_the_adapter_goes() {
     let root = tempfile::tempdir().unwrap();
     let d = root.path();
-    tiny::project(d, STEPS);
+    // A tokenizer that GGUF files can hold.
+    project(d, Family::Llama);
     let set = ["--set", "lora.use_dora=true", "--output-dir"];
     let train = |more: &[&str]| succeeds(d, &[&["train", "recipe.toml"], &set[..], more].concat());
     train(&["a"]);

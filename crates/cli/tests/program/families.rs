@@ -257,7 +257,7 @@ fn every_cell_of_the_page_is_what_happens() {
 }
 
 /// A run of the family's random model, whose recipe adapts `q_proj` (a Phi's `qkv_proj`) and `down_proj` of a layer.
-fn project(d: &Path, family: Family) -> RandomModel {
+pub(super) fn project(d: &Path, family: Family) -> RandomModel {
     let recipe = tiny::project(d, "max_steps = 3\n");
     let mut text = fs::read_to_string(&recipe).unwrap();
     // A tokenizer of bytes makes more of the same words.

@@ -12,7 +12,9 @@ fn decoder(config: &Value) -> GgufDecoder {
     let size = |key: &str| config[key].as_u64().unwrap() as usize;
     let heads = size("num_attention_heads");
     let theta = config["rope_theta"].as_f64();
-    let theta = theta.or(config["rope_parameters"]["rope_theta"].as_f64());
+    let nested = &config["rope_parameters"];
+    let of_full = &nested["full_attention"]["rope_theta"];
+    let theta = theta.or(nested["rope_theta"].as_f64()).or(of_full.as_f64());
     let scaling = [&config["rope_scaling"], &config["rope_parameters"]];
     let kind = |kind: &str| scaling.into_iter().find(|it| it["rope_type"] == kind);
     let linear = kind("linear");
