@@ -66,6 +66,9 @@ pub(crate) struct Side<A: Memory> {
     norms: Option<Value<A>>,
 }
 
+/// Gradients that a group's projections go on with, and what dropout adds to that of the input.
+type BehindGains<A, const N: usize> = ([(TargetModule, Value<A>); N], Option<Value<A>>);
+
 impl<A: Memory> Default for Side<A> {
     fn default() -> Self {
         Self {
@@ -243,7 +246,7 @@ impl<'a, A: Memory> SizeOps<'a, A> {
         &mut self,
         branches: [Branch<'_, Self>; N],
         needed: bool,
-    ) -> ([(TargetModule, Value<A>); N], Option<Value<A>>) {
+    ) -> BehindGains<A, N> {
         let mut all: Option<Value<A>> = None;
         let mut lengths = Vec::new();
         let branches = branches.map(|(target, dy, _)| {
