@@ -106,12 +106,10 @@ fn attention_on_gpus_for_every_head_size() {
                 check(place, &segments, layout(2 * group, 2, head_dim));
             }
         }
-        // Gemma 4's largest, over rows that are few enough for every device.
-        check(
-            place,
-            &Segments::from_cumulative(&[0, 3, 40]),
-            layout(4, 1, 512),
-        );
+        // Gemma 4's largest: four heads of 512 over 37 rows are 76,000 turns.
+        let heads = if place.ends_loops { 2 } else { 4 };
+        let segments = Segments::from_cumulative(&[0, 3, 40]);
+        check(place, &segments, layout(heads, 1, 512));
         // One head each, and one for all.
         check(place, &documents()[1], layout(3, 3, 64));
         check(place, &documents()[1], layout(5, 1, 128));
