@@ -55,7 +55,7 @@ def main():
         gradient_accumulation_steps=2,
         num_train_epochs=1,
         lr_scheduler_type="linear",
-        warmup_ratio=0.1,
+        warmup_steps=0.1,
         weight_decay=0.0,
         max_grad_norm=1.0,
         max_length=512,
