@@ -8,7 +8,7 @@ mod failures;
 mod losses;
 mod low_rank;
 mod paged;
-mod places;
+pub(crate) mod places;
 mod pointwise;
 mod products;
 mod weights;

@@ -161,7 +161,7 @@ pub(super) fn normal(count: usize) -> Vec<f32> {
 }
 
 /// Values of a normal distribution, f32 on the processor.
-pub(super) fn random<const D: usize>(shape: [usize; D]) -> Tensor<D> {
+pub(crate) fn random<const D: usize>(shape: [usize; D]) -> Tensor<D> {
     let values = normal(shape.iter().product());
     Tensor::from_data(TensorData::new(values, shape), &Device::flex())
 }

@@ -162,13 +162,8 @@ impl Forward for DeviceOps<'_> {
     }
 
     fn rope(&mut self, query: Tensor<2>, key: Tensor<2>) -> (Tensor<2>, Tensor<2>) {
-        match &self.context.query_tables {
-            None => rope::forward_both(query, key, self.tables()),
-            Some(scaled) => (
-                rope::forward(query, scaled),
-                rope::forward(key, self.tables()),
-            ),
-        }
+        let layout = self.layer.self_attn().layout();
+        self.context.turn(layout, query, key)
     }
 
     fn rope_one(&mut self, target: TargetModule, x: Tensor<2>) -> Tensor<2> {

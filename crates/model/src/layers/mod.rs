@@ -27,7 +27,8 @@ mod timed_ops;
 
 use backdraft_kernels::Segments;
 use backdraft_kernels::attention::HeadLayout;
-use backdraft_kernels::rope::RotaryTables;
+use backdraft_kernels::rope::{self, RotaryTables};
+use burn::tensor::Tensor;
 
 pub use attention::Attention;
 pub use decoder::{DecoderLayer, LayerMixer, StreamNorms};
@@ -68,6 +69,18 @@ impl Context {
         match &self.query_tables {
             Some(scaled) => scaled,
             None => self.tables(layout),
+        }
+    }
+
+    /// Queries and keys of a layer with these heads, turned; no tape is recorded.
+    ///
+    /// # Shapes
+    /// `query` and the first result `[t, heads·d]`, `key` and the second `[t, kv_heads·d]`.
+    fn turn(&self, layout: HeadLayout, query: Tensor<2>, key: Tensor<2>) -> (Tensor<2>, Tensor<2>) {
+        let tables = self.tables(layout);
+        match &self.query_tables {
+            None => rope::forward_both(query, key, tables),
+            Some(scaled) => (rope::forward(query, scaled), rope::forward(key, tables)),
         }
     }
 
