@@ -10,11 +10,13 @@ use backdraft_arch::{Family, ModelSpec};
 use backdraft_formats::{Dtype, Existing, HfDirWriter, TensorInfo};
 use half::bf16;
 use rayon::prelude::*;
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// Family and sizes of a model.
 struct Shape {
     family: Family,
+    /// What its `config.json` has beside sizes.
+    more: Value,
     hidden: usize,
     intermediate: usize,
     layers: usize,
@@ -26,22 +28,56 @@ struct Shape {
 }
 
 fn shape(name: &str) -> anyhow::Result<Shape> {
-    let family = match name {
-        "qwen3-8b" => Family::Qwen3,
-        _ => Family::Llama,
+    let llama = Value::Null;
+    let (family, more) = match name {
+        "qwen3-8b" => (Family::Qwen3, llama),
+        "qwen3.5-9b" => {
+            let rope =
+                json!({"rope_type": "default", "rope_theta": 1e7, "partial_rotary_factor": 0.25});
+            let more = json!({
+                "rms_norm_eps": 1e-6, "full_attention_interval": 4, "attn_output_gate": true, "rope_parameters": rope,
+                "linear_num_key_heads": 16, "linear_num_value_heads": 32, "linear_key_head_dim": 128,
+                "linear_value_head_dim": 128, "linear_conv_kernel_dim": 4,
+            });
+            (Family::Qwen35, more)
+        }
+        "gemma3-12b" => {
+            let rope = |theta| json!({"rope_type": "default", "rope_theta": theta});
+            let mut windows: Vec<&str> = vec!["sliding_attention"; 48];
+            windows
+                .iter_mut()
+                .skip(5)
+                .step_by(6)
+                .for_each(|kind| *kind = "full_attention");
+            let more = json!({
+                "rms_norm_eps": 1e-6, "hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": 256, "sliding_window": 1024,
+                "layer_types": windows,
+                "rope_parameters": {"full_attention": rope(1e6), "sliding_attention": rope(1e4)},
+            });
+            (Family::Gemma3, more)
+        }
+        "phi4" => (
+            Family::Phi3,
+            json!({"rope_theta": 250_000.0, "sliding_window": null}),
+        ),
+        _ => (Family::Llama, llama),
     };
     let (hidden, intermediate, layers, heads, kv_heads, head_dim, vocab, tied) = match name {
         "8b" => (4096, 14_336, 32, 32, 8, 128, 128_256, false),
         "1b" => (2048, 8192, 16, 32, 8, 64, 128_256, true),
         "qwen3-8b" => (4096, 12_288, 36, 32, 8, 128, 151_936, false),
+        "qwen3.5-9b" => (4096, 12_288, 32, 16, 4, 256, 248_320, false),
+        "gemma3-12b" => (3840, 15_360, 48, 16, 8, 256, 262_208, true),
+        "phi4" => (5120, 17_920, 40, 40, 10, 128, 100_352, false),
         "tiny" => (64, 192, 2, 4, 2, 16, 512, false),
         _ => bail!(
-            "no shape is called {name}: 8b and 1b are Llama-3-8B's and Llama-3.2-1B's, qwen3-8b is Qwen3-8B's, tiny is for \
-             trying"
+            "no shape is called {name}: 8b and 1b are Llama-3-8B's and Llama-3.2-1B's; qwen3-8b, qwen3.5-9b, gemma3-12b and \
+             phi4 are of these; tiny is for trying"
         ),
     };
     Ok(Shape {
         family,
+        more,
         hidden,
         intermediate,
         layers,
@@ -56,7 +92,7 @@ fn shape(name: &str) -> anyhow::Result<Shape> {
 /// Writes a sharded bf16 model without tokenizer.
 pub(crate) fn write(name: &str, out: &Path) -> anyhow::Result<()> {
     let s = shape(name)?;
-    let config = json!({
+    let mut config = json!({
         "model_type": s.family.model_type(), "dtype": "bfloat16",
         "hidden_size": s.hidden, "intermediate_size": s.intermediate,
         "num_hidden_layers": s.layers, "num_attention_heads": s.heads,
@@ -64,6 +100,9 @@ pub(crate) fn write(name: &str, out: &Path) -> anyhow::Result<()> {
         "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "rope_theta": 500_000.0,
         "tie_word_embeddings": s.tied,
     });
+    if let (Value::Object(config), Value::Object(more)) = (&mut config, s.more) {
+        config.extend(more);
+    }
     let infos: Vec<TensorInfo> = ModelSpec::from_hf(&config)?
         .tensors()
         .map(|tensor| TensorInfo::new(tensor.name, Dtype::BF16, tensor.shape))
