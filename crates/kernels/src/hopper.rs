@@ -1,5 +1,5 @@
 //! Instructions of NVIDIA's compute capability 9.0 that CubeCL has no functions for: matrix products by a
-//! group of four warps (`wgmma`) and asynchronous copies into shared memory.
+//! group of four warps (`wgmma`), and [copies](ring) into shared memory by the copy engine.
 //!
 //! A factor lies in shared memory as panels of 64 columns of 16 bits: rows of 128 bytes whose eight chunks
 //! of 16 bytes are exchanged, chunk `c` of row `r` standing at `c ^ (r % 8)`, so that neither loads nor
@@ -9,8 +9,9 @@
 //! result are complete when the statement is. Other groups of warps keep the tensor cores busy meanwhile.
 //!
 //! # Source
-//! PTX ISA 8.7, chapters "Asynchronous warpgroup level matrix instructions" and "Data movement and
-//! conversion instructions: cp.async".
+//! PTX ISA 8.7, chapter "Asynchronous warpgroup level matrix instructions".
+
+pub(crate) mod ring;
 
 use std::fmt::Write;
 
@@ -330,96 +331,6 @@ pub(crate) fn global_address<T: CubePrimitive>(memory: &[T]) -> u64 {
     let address: u64;
     gpu_asm!("mov.b64 {a}, {p};", a = out(_) address, p = in(_) pointer, options(nomem));
     address
-}
-
-/// Starts a copy of 16 bytes from global to shared memory, of which the first `bytes` are read and the
-/// others are zeros.
-#[cube]
-fn copy_chunk(from: u64, to: u32, bytes: u32) {
-    let from = loaded::<u64>(from);
-    let to = loaded::<u32>(to);
-    let bytes = loaded::<u32>(bytes);
-    gpu_asm!(
-        "cp.async.cg.shared.global [{to}], [{from}], 16, {bytes};",
-        to = in(_) to, from = in(_) from, bytes = in(_) bytes
-    );
-}
-
-/// Ends a group of copies.
-#[cube]
-pub(crate) fn commit_copies() {
-    gpu_asm!("cp.async.commit_group;");
-}
-
-/// Waits until all but the last `left` groups of this unit's copies have arrived.
-#[cube]
-pub(crate) fn wait_for_copies(#[comptime] left: usize) {
-    gpu_asm!("cp.async.wait_group {left};");
-}
-
-/// Makes this unit's writes to shared memory visible to the tensor cores; a barrier has to follow.
-#[cube]
-pub(crate) fn show_to_tensor_cores() {
-    gpu_asm!("fence.proxy.async.shared::cta;");
-}
-
-/// A tile of rows of a matrix of 16-bit values, known when a kernel is compiled.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct TileShape {
-    pub(crate) rows: usize,
-    /// A multiple of 16.
-    pub(crate) columns: usize,
-    /// Units that load it.
-    pub(crate) units: usize,
-}
-
-impl TileShape {
-    /// Whether every unit loads as many chunks.
-    fn is_even(self) -> bool {
-        (self.rows * self.columns / 8).is_multiple_of(self.units)
-    }
-
-    /// Shared memory that it takes.
-    pub(crate) fn bytes(self) -> usize {
-        self.columns.div_ceil(COLUMNS) * self.rows * ROW
-    }
-}
-
-/// Starts loading rows `first..` of a matrix into panels at `to`; rows from `end` on become zeros.
-///
-/// `from` is the address of the first row's first column, `stride` the bytes from row to row.
-#[cube]
-pub(crate) fn load_tile(
-    from: u64,
-    stride: u64,
-    to: u32,
-    first: u32,
-    end: u32,
-    #[comptime] tile: TileShape,
-) {
-    let chunks = comptime!(tile.columns as u32 / 8);
-    let total = comptime!(tile.rows as u32 * (tile.columns as u32 / 8));
-    let rounds = comptime!((tile.rows * tile.columns / 8).div_ceil(tile.units));
-    #[unroll]
-    for round in 0..rounds {
-        let index = UNIT_POS + comptime!((round * tile.units) as u32);
-        let row = index / chunks;
-        let chunk = index % chunks;
-        let place = (chunk / 8u32) * comptime!((tile.rows * ROW) as u32)
-            + row * comptime!(ROW as u32)
-            + (((chunk % 8u32) ^ (row % 8u32)) * 16u32);
-        let token = first + row;
-        let bytes = select(token < end, 16u32, 0u32);
-        let token = min(token, end - 1u32);
-        let address = from + u64::cast_from(token) * stride + u64::cast_from(chunk * 16u32);
-        if comptime!(tile.is_even()) {
-            copy_chunk(address, to + place, bytes);
-        } else {
-            if index < total {
-                copy_chunk(address, to + place, bytes);
-            }
-        }
-    }
 }
 
 /// Two values in the halves of a word, `low` in the lower.

@@ -1,6 +1,8 @@
 //! Attention on the tensor cores of compute capability 9.0, for 16-bit values.
 //!
-//! Two groups of four warps share a cube and its tiles in shared memory; each has 64 rows. Softmax statistics
+//! Two groups of four warps share a cube and its tiles in shared memory; each has 64 rows. The copy engine brings the tiles,
+//! up to two blocks ahead, and the groups wait for tiles alone, never for each other: while one makes its weights, the other
+//! has the tensor cores. Rows of a tile beyond its document are the next document's, whose weights are zeros. Softmax statistics
 //! and sums are f32, factors of products 16 bits. The backward pass is two kernels, one for the rows of dq and
 //! one for those of dk and dv, each of which sums in registers, in a fixed order: scores are computed twice,
 //! but nothing is added atomically, so that the same inputs give the same bits.
@@ -19,10 +21,14 @@ use cubecl::prelude::*;
 use super::tiles::{FIELDS, Side, tiles};
 use super::{HeadLayout, Qkv};
 use crate::cube::{CubeTensor, argument, elem, empty, tensor};
+use crate::hopper::ring::{
+    Ring, RingShape, arrive_with_copies, copy_word, fill, filled, give_back, panel_map, place,
+    read_pair, ring, show_barriers, tensor_map_address, wait_for, wait_until_free,
+};
 use crate::hopper::{
-    GROUP, Half, Lie, Product, TileShape, arrived, commit_copies, descriptor, exp2, global_address,
-    is_hopper, load_tile, max_quad, multiply, multiply_add, pack, pack_in_place, shared_address,
-    show_to_tensor_cores, start_add, start_product, sum_quad, wait_for_copies,
+    GROUP, Half, Lie, Product, arrived, descriptor, exp2, global_address, is_hopper, max_quad,
+    multiply, multiply_add, pack, pack_in_place, shared_address, start_add, start_product,
+    sum_quad,
 };
 use crate::segments::Segments;
 
@@ -47,11 +53,14 @@ struct Shape {
 }
 
 impl Shape {
-    fn tile(self, rows: usize) -> TileShape {
-        TileShape {
+    /// Tiles of `rows` rows, `places` of which are in shared memory at once.
+    fn ring(self, rows: usize, places: usize) -> RingShape {
+        RingShape {
             rows,
             columns: self.head_dim,
-            units: UNITS as usize,
+            places,
+            readers: (UNITS / 32) as usize,
+            beside: 0,
         }
     }
 
@@ -132,9 +141,9 @@ pub(super) fn forward(
             &q.client.clone(),
             count,
             CubeDim::new_1d(UNITS),
-            argument(q, 1),
-            argument(k, 1),
-            argument(v, 1),
+            panel_map(q, ROWS),
+            panel_map(k, KEYS),
+            panel_map(v, KEYS),
             tiles.argument(),
             words(&out),
             argument(&lse, 1),
@@ -171,10 +180,10 @@ pub(super) fn backward(
             &client,
             CubeCount::Static(layout.heads as u32, queries.count as u32, 1),
             CubeDim::new_1d(UNITS),
-            argument(q, 1),
-            argument(k, 1),
-            argument(v, 1),
-            argument(d_out, 1),
+            panel_map(q, ROWS),
+            panel_map(k, BLOCK),
+            panel_map(v, BLOCK),
+            panel_map(d_out, ROWS),
             argument(lse, 1),
             argument(delta, 1),
             queries.argument(),
@@ -187,10 +196,10 @@ pub(super) fn backward(
             &client,
             CubeCount::Static(layout.kv_heads as u32, keys.count as u32, 1),
             CubeDim::new_1d(UNITS),
-            argument(q, 1),
-            argument(k, 1),
-            argument(v, 1),
-            argument(d_out, 1),
+            panel_map(q, BLOCK),
+            panel_map(k, ROWS),
+            panel_map(v, ROWS),
+            panel_map(d_out, BLOCK),
             argument(lse, 1),
             argument(delta, 1),
             keys.argument(),
@@ -365,9 +374,9 @@ fn d_scores_of<S: Size>(
 
 #[cube(launch_unchecked)]
 fn forward_kernel<F: Float>(
-    q: &[F],
-    k: &[F],
-    v: &[F],
+    q: &TensorMap<F, Tiled>,
+    k: &TensorMap<F, Tiled>,
+    v: &TensorMap<F, Tiled>,
     tiles: &[u32],
     out: &mut [u32],
     lse: &mut [f32],
@@ -386,47 +395,54 @@ fn forward_kernel<F: Float>(
     let head_dim = comptime!(shape.head_dim);
     let half = comptime!(shape.half);
 
-    let q_tile = comptime!(shape.tile(ROWS));
-    let kv_tile = comptime!(shape.tile(KEYS));
-    let q_bytes = comptime!(q_tile.bytes() as u32);
-    let kv_bytes = comptime!(kv_tile.bytes() as u32);
+    let own = comptime!(shape.ring(ROWS, 1));
+    let others = comptime!(shape.ring(KEYS, 3));
     let memory = Shared::<[u32]>::new_aligned_slice(
-        comptime!((q_tile.bytes() + 4 * kv_tile.bytes()) / 4),
+        comptime!((own.bytes() + 2 * others.bytes()) / 4),
         1024usize,
     );
+    let barriers = Shared::<[u64]>::new_slice(comptime!(own.barriers() + 2 * others.barriers()));
     let base = shared_address::<u32>(&memory);
+    let barriers = shared_address::<u64>(&barriers);
+    let keys_at = base + comptime!(own.bytes() as u32);
+    let keys_barriers = barriers + comptime!(8 * own.barriers() as u32);
+    let queries = ring(base, barriers, own);
+    let keys = ring(keys_at, keys_barriers, others);
+    let values = ring(
+        keys_at + comptime!(others.bytes() as u32),
+        keys_barriers + comptime!(8 * others.barriers() as u32),
+        others,
+    );
+    show_barriers();
 
-    let q_stride = u64::cast_from(comptime!(shape.heads * shape.head_dim as u32 * 2).runtime());
-    let kv_stride = u64::cast_from(comptime!(shape.kv_heads * shape.head_dim as u32 * 2).runtime());
+    let q_map = tensor_map_address::<F, Tiled>(q);
+    let k_map = tensor_map_address::<F, Tiled>(k);
+    let v_map = tensor_map_address::<F, Tiled>(v);
+    let own_column = head * comptime!(head_dim as u32);
     let kv_head = head / comptime!(shape.heads / shape.kv_heads);
-    let width = comptime!(shape.head_dim as u32 * 2);
-    let q_from = global_address::<F>(q) + u64::cast_from(head * width);
-    let k_from = global_address::<F>(k) + u64::cast_from(kv_head * width);
-    let v_from = global_address::<F>(v) + u64::cast_from(kv_head * width);
+    let other_column = kv_head * comptime!(head_dim as u32);
 
     let start = first_seen(first, shift, keys_first, window);
     let stop = min(keys_end, end + shift);
     let blocks = (stop - start + comptime!(KEYS as u32 - 1)) / comptime!(KEYS as u32);
 
     // Keys come a block before values.
-    let keys = base + q_bytes;
-    let values = keys + comptime!(2 * kv_tile.bytes() as u32);
-    load_tile(q_from, q_stride, base, first, end, q_tile);
-    load_tile(k_from, kv_stride, keys, start, keys_end, kv_tile);
-    commit_copies();
-    load_tile(v_from, kv_stride, values, start, keys_end, kv_tile);
-    let second = start + comptime!(KEYS as u32);
-    if blocks > 1u32 {
-        load_tile(
-            k_from,
-            kv_stride,
-            keys + kv_bytes,
-            second,
-            keys_end,
-            kv_tile,
-        );
+    let loads = UNIT_POS == 0u32;
+    if loads {
+        fill(&queries, 0u32, q_map, own_column, first, own);
+        #[unroll]
+        for block in 0..2u32 {
+            if block < blocks {
+                let key = start + comptime!(block * KEYS as u32);
+                fill(&keys, block, k_map, other_column, key, others);
+                fill(&values, block, v_map, other_column, key, others);
+            }
+        }
+        if blocks > 2u32 {
+            let key = start + comptime!(2 * KEYS as u32);
+            fill(&keys, 2u32, k_map, other_column, key, others);
+        }
     }
-    commit_copies();
 
     // Which rows this unit has, and where the queries are among the keys.
     let row = first + own_row();
@@ -442,10 +458,10 @@ fn forward_kernel<F: Float>(
     let scores_of = comptime!(shape.scores(ROWS, KEYS));
     let sums_of = comptime!(shape.sums(KEYS));
     // The first block's scores have nothing to wait beside.
-    wait_for_copies(1usize);
-    show_to_tensor_cores();
-    sync_cube();
-    let scores = multiply::<S>(q_descriptor, descriptor(keys, KEYS), scores_of);
+    wait_for(&queries, 0u32, own);
+    wait_for(&keys, 0u32, others);
+    let scores = multiply::<S>(q_descriptor, descriptor(keys_at, KEYS), scores_of);
+    give_back(&keys, 0u32, others);
     let bounds = Bounds {
         first: first + shift,
         end: end + shift,
@@ -471,39 +487,28 @@ fn forward_kernel<F: Float>(
     let mut block = 1u32;
     while block < blocks {
         let key = start + block * comptime!(KEYS as u32);
-        let odd = block % 2u32;
-        // Keys of this block and values of the one before are there, and nobody reads what came before those.
-        wait_for_copies(0usize);
-        show_to_tensor_cores();
-        sync_cube();
         // Scores of this block and sums of the one before are made while its weights are.
+        wait_for(&keys, block, others);
         let fresh = start_product::<S>(
             q_descriptor,
-            descriptor(keys + odd * kv_bytes, KEYS),
+            descriptor(place(&keys, block, others), KEYS),
             scores_of,
         );
-        let before = values + (1u32 - odd) * kv_bytes;
+        wait_for(&values, block - 1u32, others);
+        let before = place(&values, block - 1u32, others);
         let running = start_add::<O, P>(sums, weights, descriptor(before, KEYS), sums_of);
-        load_tile(
-            v_from,
-            kv_stride,
-            values + odd * kv_bytes,
-            key,
-            keys_end,
-            kv_tile,
-        );
-        if block + 1u32 < blocks {
-            load_tile(
-                k_from,
-                kv_stride,
-                keys + (1u32 - odd) * kv_bytes,
-                key + comptime!(KEYS as u32),
-                keys_end,
-                kv_tile,
-            );
+        if loads {
+            if block + 1u32 < blocks {
+                let next = key + comptime!(KEYS as u32);
+                fill(&values, block + 1u32, v_map, other_column, next, others);
+            }
+            if block + 2u32 < blocks {
+                let next = key + comptime!(2 * KEYS as u32);
+                fill(&keys, block + 2u32, k_map, other_column, next, others);
+            }
         }
-        commit_copies();
         let fresh = arrived::<S>(fresh, comptime!(KEYS / 2), 1usize);
+        give_back(&keys, block, others);
         let fresh = seen::<S>(fresh, key, &bounds, KEYS, window);
         let highest_0 = highest::<S>(fresh, top_0, 0usize);
         let highest_1 = highest::<S>(fresh, top_1, 1usize);
@@ -521,6 +526,7 @@ fn forward_kernel<F: Float>(
         total_0 = total_0 * shrink_0 + sum_of_row::<S>(fresh, 0usize);
         total_1 = total_1 * shrink_1 + sum_of_row::<S>(fresh, 1usize);
         let mut done = arrived::<O>(running, comptime!(shape.columns() / 2), 0usize);
+        give_back(&values, block - 1u32, others);
         weights = packed::<S, P>(fresh, KEYS, half);
         #[unroll]
         for i in 0..comptime!(head_dim / 2) {
@@ -535,10 +541,8 @@ fn forward_kernel<F: Float>(
         block += 1u32;
     }
     // The values of the last block.
-    wait_for_copies(0usize);
-    show_to_tensor_cores();
-    sync_cube();
-    let last = values + (blocks - 1u32) % 2u32 * kv_bytes;
+    wait_for(&values, blocks - 1u32, others);
+    let last = place(&values, blocks - 1u32, others);
     sums = multiply_add::<O, P>(sums, weights, descriptor(last, KEYS), sums_of);
 
     let total_0 = sum_quad(total_0);
@@ -602,10 +606,10 @@ fn write_rows<N: Size>(
 /// dq: each group has 64 queries, and goes through the keys that they see.
 #[cube(launch_unchecked)]
 fn queries_kernel<F: Float>(
-    q: &[F],
-    k: &[F],
-    v: &[F],
-    d_out: &[F],
+    q: &TensorMap<F, Tiled>,
+    k: &TensorMap<F, Tiled>,
+    v: &TensorMap<F, Tiled>,
+    d_out: &TensorMap<F, Tiled>,
     lse: &[f32],
     delta: &[f32],
     tiles: &[u32],
@@ -626,51 +630,63 @@ fn queries_kernel<F: Float>(
     let half = comptime!(shape.half);
     let heads = comptime!(shape.heads);
 
-    let q_tile = comptime!(shape.tile(ROWS));
-    let kv_tile = comptime!(shape.tile(BLOCK));
-    let q_bytes = comptime!(q_tile.bytes() as u32);
-    let kv_bytes = comptime!(kv_tile.bytes() as u32);
+    let own = comptime!(shape.ring(ROWS, 2));
+    // Keys are read again a block later.
+    let of_keys = comptime!(shape.ring(BLOCK, 4));
+    let of_values = comptime!(shape.ring(BLOCK, 3));
     let memory = Shared::<[u32]>::new_aligned_slice(
-        comptime!((2 * q_tile.bytes() + 5 * kv_tile.bytes()) / 4),
+        comptime!((own.bytes() + of_keys.bytes() + of_values.bytes()) / 4),
         1024usize,
     );
+    let barriers = Shared::<[u64]>::new_slice(comptime!(
+        own.barriers() + of_keys.barriers() + of_values.barriers()
+    ));
     let base = shared_address::<u32>(&memory);
+    let barriers = shared_address::<u64>(&barriers);
+    let keys_at = base + comptime!(own.bytes() as u32);
+    let keys_barriers = barriers + comptime!(8 * own.barriers() as u32);
+    // Queries, and the gradients of what they gave.
+    let queries = ring(base, barriers, own);
+    let keys = ring(keys_at, keys_barriers, of_keys);
+    let values = ring(
+        keys_at + comptime!(of_keys.bytes() as u32),
+        keys_barriers + comptime!(8 * of_keys.barriers() as u32),
+        of_values,
+    );
+    show_barriers();
 
-    let q_stride = u64::cast_from(comptime!(shape.heads * shape.head_dim as u32 * 2).runtime());
-    let kv_stride = u64::cast_from(comptime!(shape.kv_heads * shape.head_dim as u32 * 2).runtime());
+    let q_map = tensor_map_address::<F, Tiled>(q);
+    let k_map = tensor_map_address::<F, Tiled>(k);
+    let v_map = tensor_map_address::<F, Tiled>(v);
+    let d_map = tensor_map_address::<F, Tiled>(d_out);
+    let own_column = head * comptime!(head_dim as u32);
     let kv_head = head / comptime!(shape.heads / shape.kv_heads);
-    let width = comptime!(shape.head_dim as u32 * 2);
-    let q_from = global_address::<F>(q) + u64::cast_from(head * width);
-    let d_from = global_address::<F>(d_out) + u64::cast_from(head * width);
-    let k_from = global_address::<F>(k) + u64::cast_from(kv_head * width);
-    let v_from = global_address::<F>(v) + u64::cast_from(kv_head * width);
+    let other_column = kv_head * comptime!(head_dim as u32);
 
     let start = first_seen(first, shift, keys_first, window);
     let stop = min(keys_end, end + shift);
     let blocks = (stop - start + comptime!(BLOCK as u32 - 1)) / comptime!(BLOCK as u32);
 
-    load_tile(q_from, q_stride, base, first, end, q_tile);
-    load_tile(d_from, q_stride, base + q_bytes, first, end, q_tile);
-    // Keys are read again a block later, so they have three places.
-    let keys = base + comptime!(2 * q_tile.bytes() as u32);
-    let values = keys + comptime!(3 * kv_tile.bytes() as u32);
-    load_tile(k_from, kv_stride, keys, start, keys_end, kv_tile);
-    load_tile(v_from, kv_stride, values, start, keys_end, kv_tile);
-    commit_copies();
-    if blocks > 1u32 {
-        let second = start + comptime!(BLOCK as u32);
-        let (k_to, v_to) = (keys + kv_bytes, values + kv_bytes);
-        load_tile(k_from, kv_stride, k_to, second, keys_end, kv_tile);
-        load_tile(v_from, kv_stride, v_to, second, keys_end, kv_tile);
+    let loads = UNIT_POS == 0u32;
+    if loads {
+        fill(&queries, 0u32, q_map, own_column, first, own);
+        fill(&queries, 1u32, d_map, own_column, first, own);
+        #[unroll]
+        for block in 0..2u32 {
+            if block < blocks {
+                let key = start + comptime!(block * BLOCK as u32);
+                fill(&keys, block, k_map, other_column, key, of_keys);
+                fill(&values, block, v_map, other_column, key, of_values);
+            }
+        }
     }
-    commit_copies();
 
     let row = first + own_row();
     let position = row + shift;
     let column = UNIT_POS % 4u32 * 2u32;
     let group_offset = UNIT_POS / 128u32 * comptime!((64 * crate::hopper::ROW) as u32);
     let q_descriptor = descriptor(base + group_offset, ROWS);
-    let d_descriptor = descriptor(base + q_bytes + group_offset, ROWS);
+    let d_descriptor = descriptor(place(&queries, 1u32, own) + group_offset, ROWS);
 
     let log2e = std::f32::consts::LOG2_E;
     let log_scale = scale * log2e;
@@ -696,63 +712,116 @@ fn queries_kernel<F: Float>(
         column,
     };
 
-    wait_for_copies(1usize);
-    show_to_tensor_cores();
-    sync_cube();
-    let scores = start_product::<S>(q_descriptor, descriptor(keys, BLOCK), product);
-    let d_weights = start_product::<S>(d_descriptor, descriptor(values, BLOCK), product);
+    wait_for(&queries, 0u32, own);
+    wait_for(&keys, 0u32, of_keys);
+    let scores = start_product::<S>(q_descriptor, descriptor(keys_at, BLOCK), product);
+    wait_for(&queries, 1u32, own);
+    wait_for(&values, 0u32, of_values);
+    let first_values = place(&values, 0u32, of_values);
+    let d_weights = start_product::<S>(d_descriptor, descriptor(first_values, BLOCK), product);
     let scores = arrived::<S>(scores, comptime!(BLOCK / 2), 1usize);
     let scores = seen::<S>(scores, start, &bounds, BLOCK, window);
     let weights = exponentials::<S>(scores, BLOCK, log_scale, lse_0, lse_1);
     let d_weights = arrived::<S>(d_weights, comptime!(BLOCK / 2), 0usize);
+    give_back(&values, 0u32, of_values);
     let d = d_scores_of::<S>(weights, d_weights, delta_0, delta_1);
     let mut d_scores = packed::<S, P>(d, BLOCK, half);
 
     let mut block = 1u32;
     while block < blocks {
         let key = start + block * comptime!(BLOCK as u32);
-        // Keys and values of this block are there; nobody reads the values of the one before, or the keys of the one
-        // before that.
-        wait_for_copies(0usize);
-        show_to_tensor_cores();
-        sync_cube();
-        let k_here = keys + block % 3u32 * kv_bytes;
-        let v_here = values + block % 2u32 * kv_bytes;
-        let k_before = keys + (block - 1u32) % 3u32 * kv_bytes;
+        wait_for(&keys, block, of_keys);
+        let k_here = place(&keys, block, of_keys);
         let scores = start_product::<S>(q_descriptor, descriptor(k_here, BLOCK), product);
+        wait_for(&values, block, of_values);
+        let v_here = place(&values, block, of_values);
         let d_weights = start_product::<S>(d_descriptor, descriptor(v_here, BLOCK), product);
+        let k_before = place(&keys, block - 1u32, of_keys);
         let running = start_add::<O, P>(sums, d_scores, descriptor(k_before, BLOCK), sums_of);
-        if block + 1u32 < blocks {
+        if loads && block + 1u32 < blocks {
             let next = key + comptime!(BLOCK as u32);
-            let k_to = keys + (block + 1u32) % 3u32 * kv_bytes;
-            let v_to = values + (block + 1u32) % 2u32 * kv_bytes;
-            load_tile(k_from, kv_stride, k_to, next, keys_end, kv_tile);
-            load_tile(v_from, kv_stride, v_to, next, keys_end, kv_tile);
+            fill(&keys, block + 1u32, k_map, other_column, next, of_keys);
+            fill(&values, block + 1u32, v_map, other_column, next, of_values);
         }
-        commit_copies();
         let scores = arrived::<S>(scores, comptime!(BLOCK / 2), 2usize);
         let scores = seen::<S>(scores, key, &bounds, BLOCK, window);
         let weights = exponentials::<S>(scores, BLOCK, log_scale, lse_0, lse_1);
         let d_weights = arrived::<S>(d_weights, comptime!(BLOCK / 2), 1usize);
+        give_back(&values, block, of_values);
         let d = d_scores_of::<S>(weights, d_weights, delta_0, delta_1);
         sums = arrived::<O>(running, comptime!(shape.columns() / 2), 0usize);
+        give_back(&keys, block - 1u32, of_keys);
         d_scores = packed::<S, P>(d, BLOCK, half);
         block += 1u32;
     }
-    let last = keys + (blocks - 1u32) % 3u32 * kv_bytes;
+    let last = place(&keys, blocks - 1u32, of_keys);
     sums = multiply_add::<O, P>(sums, d_scores, descriptor(last, BLOCK), sums_of);
     write_rows::<O>(
         sums, scale, scale, dq, row, end, head, heads, half, head_dim,
     );
 }
 
+/// Blocks of queries that [`keys_kernel`] has in shared memory at once.
+const PLACES: usize = 3;
+
+/// Where [`keys_kernel`] has the queries from.
+#[derive(CubeType)]
+struct Source {
+    /// The first query.
+    start: u32,
+    /// Blocks of queries of each head.
+    blocks: u32,
+    queries_end: u32,
+    first_head: u32,
+    q_map: u64,
+    d_map: u64,
+    /// Addresses of the rows' log-sum-exp and δ.
+    lse: u64,
+    delta: u64,
+    /// Where they go.
+    statistics: u32,
+}
+
+/// Starts bringing a block of queries, the gradients of what they gave, and the statistics of their rows.
+#[cube]
+fn bring(
+    source: &Source,
+    round: u32,
+    queries: &Ring,
+    gradients: &Ring,
+    #[comptime] of_queries: RingShape,
+    #[comptime] shape: Shape,
+) {
+    let of_gradients = comptime!(RingShape {
+        beside: 0,
+        ..of_queries
+    });
+    let head = source.first_head + round / source.blocks;
+    let query = source.start + round % source.blocks * comptime!(BLOCK as u32);
+    if UNIT_POS < comptime!(BLOCK as u32) {
+        wait_until_free(queries, round, of_queries);
+        let row = min(query + UNIT_POS, source.queries_end - 1u32);
+        let from = u64::cast_from(4u32 * (row * comptime!(shape.heads) + head));
+        let to = source.statistics
+            + 4u32 * (round % comptime!(PLACES as u32) * comptime!(2 * BLOCK as u32) + UNIT_POS);
+        copy_word(source.lse + from, to);
+        copy_word(source.delta + from, to + comptime!(4 * BLOCK as u32));
+        arrive_with_copies(filled(queries, round, of_queries));
+    }
+    if UNIT_POS == 0u32 {
+        let column = head * comptime!(shape.head_dim as u32);
+        fill(queries, round, source.q_map, column, query, of_queries);
+        fill(gradients, round, source.d_map, column, query, of_gradients);
+    }
+}
+
 /// dk and dv: each group has 64 keys of one head, and goes through the queries of the heads that share it.
 #[cube(launch_unchecked)]
 fn keys_kernel<F: Float>(
-    q: &[F],
-    k: &[F],
-    v: &[F],
-    d_out: &[F],
+    q: &TensorMap<F, Tiled>,
+    k: &TensorMap<F, Tiled>,
+    v: &TensorMap<F, Tiled>,
+    d_out: &TensorMap<F, Tiled>,
     lse: &[f32],
     delta: &[f32],
     tiles: &[u32],
@@ -772,28 +841,43 @@ fn keys_kernel<F: Float>(
     let window = comptime!(shape.window);
     let head_dim = comptime!(shape.head_dim);
     let half = comptime!(shape.half);
-    let heads = comptime!(shape.heads);
 
-    let kv_tile = comptime!(shape.tile(ROWS));
-    let q_tile = comptime!(shape.tile(BLOCK));
-    let kv_bytes = comptime!(kv_tile.bytes() as u32);
-    let q_bytes = comptime!(q_tile.bytes() as u32);
+    let own = comptime!(shape.ring(ROWS, 2));
+    let of_gradients = comptime!(shape.ring(BLOCK, PLACES));
+    // With each block of queries come the statistics of its rows.
+    let of_queries = comptime!(RingShape {
+        beside: BLOCK,
+        ..of_gradients
+    });
     let memory = Shared::<[u32]>::new_aligned_slice(
-        comptime!((2 * kv_tile.bytes() + 4 * q_tile.bytes()) / 4),
+        comptime!((own.bytes() + of_queries.bytes() + of_gradients.bytes()) / 4),
         1024usize,
     );
-    // lse and delta of the queries of a block, in the same two buffers.
-    let mut statistics = Shared::<[f32]>::new_slice(comptime!(4 * BLOCK));
+    // Of each place the lse of its rows, and their δ.
+    let statistics = Shared::<[f32]>::new_aligned_slice(comptime!(2 * BLOCK * PLACES), 16usize);
+    let barriers = Shared::<[u64]>::new_slice(comptime!(
+        own.barriers() + of_queries.barriers() + of_gradients.barriers()
+    ));
     let base = shared_address::<u32>(&memory);
+    let barriers = shared_address::<u64>(&barriers);
+    let queries_at = base + comptime!(own.bytes() as u32);
+    let queries_barriers = barriers + comptime!(8 * own.barriers() as u32);
+    // Keys, and values.
+    let keys = ring(base, barriers, own);
+    let queries = ring(queries_at, queries_barriers, of_queries);
+    let gradients = ring(
+        queries_at + comptime!(of_queries.bytes() as u32),
+        queries_barriers + comptime!(8 * of_queries.barriers() as u32),
+        of_gradients,
+    );
+    show_barriers();
 
-    let q_stride = u64::cast_from(comptime!(shape.heads * shape.head_dim as u32 * 2).runtime());
-    let kv_stride = u64::cast_from(comptime!(shape.kv_heads * shape.head_dim as u32 * 2).runtime());
-    let width = comptime!(shape.head_dim as u32 * 2);
+    let q_map = tensor_map_address::<F, Tiled>(q);
+    let k_map = tensor_map_address::<F, Tiled>(k);
+    let v_map = tensor_map_address::<F, Tiled>(v);
+    let d_map = tensor_map_address::<F, Tiled>(d_out);
     let group = comptime!(shape.heads / shape.kv_heads);
-    let q_from = global_address::<F>(q);
-    let d_from = global_address::<F>(d_out);
-    let k_from = global_address::<F>(k) + u64::cast_from(kv_head * width);
-    let v_from = global_address::<F>(v) + u64::cast_from(kv_head * width);
+    let own_column = kv_head * comptime!(head_dim as u32);
 
     // Query r sees key c if c <= r + shift: from the first key's first viewer on.
     let mut start = queries_first;
@@ -811,93 +895,65 @@ fn keys_kernel<F: Float>(
     let blocks = (stop - start + comptime!(BLOCK as u32 - 1)) / comptime!(BLOCK as u32);
     let rounds = blocks * group;
 
-    load_tile(k_from, kv_stride, base, first, end, kv_tile);
-    load_tile(v_from, kv_stride, base + kv_bytes, first, end, kv_tile);
-    let q_base = base + comptime!(2 * kv_tile.bytes() as u32);
-    let head = kv_head * group;
-    let offset = u64::cast_from(head * width);
-    if rounds > 0u32 {
-        load_tile(
-            q_from + offset,
-            q_stride,
-            q_base,
-            start,
-            queries_end,
-            q_tile,
-        );
-        load_tile(
-            d_from + offset,
-            q_stride,
-            q_base + q_bytes,
-            start,
-            queries_end,
-            q_tile,
-        );
-        if UNIT_POS < comptime!(BLOCK as u32) {
-            let at = (min(start + UNIT_POS, queries_end - 1u32) * heads + head) as usize;
-            statistics[UNIT_POS as usize] = lse[at] * std::f32::consts::LOG2_E;
-            statistics[UNIT_POS as usize + BLOCK] = delta[at];
+    let loads = UNIT_POS == 0u32;
+    let source = Source {
+        start,
+        blocks,
+        queries_end,
+        first_head: kv_head * group,
+        q_map,
+        d_map,
+        lse: global_address::<f32>(lse),
+        delta: global_address::<f32>(delta),
+        statistics: shared_address::<f32>(&statistics),
+    };
+    if loads {
+        fill(&keys, 0u32, k_map, own_column, first, own);
+        fill(&keys, 1u32, v_map, own_column, first, own);
+    }
+    #[unroll]
+    for round in 0..2u32 {
+        if round < rounds {
+            bring(&source, round, &queries, &gradients, of_queries, shape);
         }
     }
-    commit_copies();
 
     let row = first + own_row();
     let column = UNIT_POS % 4u32 * 2u32;
     let group_offset = UNIT_POS / 128u32 * comptime!((64 * crate::hopper::ROW) as u32);
     let k_descriptor = descriptor(base + group_offset, ROWS);
-    let v_descriptor = descriptor(base + kv_bytes + group_offset, ROWS);
+    let v_descriptor = descriptor(place(&keys, 1u32, own) + group_offset, ROWS);
     let log_scale = scale * std::f32::consts::LOG2_E;
 
     let size!(S) = comptime!(BLOCK / 2);
     let size!(P) = comptime!(BLOCK / 4);
     let size!(O) = comptime!(shape.columns() / 2);
+    let size!(Two) = 2usize;
     let mut dk_sums = Vector::<f32, O>::new(0.0f32);
     let mut dv_sums = Vector::<f32, O>::new(0.0f32);
 
+    wait_for(&keys, 0u32, own);
+    wait_for(&keys, 1u32, own);
     let mut round = 0u32;
     while round < rounds {
         let query = start + round % blocks * comptime!(BLOCK as u32);
-        let here = q_base + round % 2u32 * comptime!(2 * q_tile.bytes() as u32);
-        sync_cube();
-        if round + 1u32 < rounds {
-            let next_round = round + 1u32;
-            let next = q_base + next_round % 2u32 * comptime!(2 * q_tile.bytes() as u32);
-            let next_query = start + next_round % blocks * comptime!(BLOCK as u32);
-            let head = kv_head * group + next_round / blocks;
-            let offset = u64::cast_from(head * width);
-            load_tile(
-                q_from + offset,
-                q_stride,
-                next,
-                next_query,
-                queries_end,
-                q_tile,
-            );
-            load_tile(
-                d_from + offset,
-                q_stride,
-                next + q_bytes,
-                next_query,
-                queries_end,
-                q_tile,
-            );
-            if UNIT_POS < comptime!(BLOCK as u32) {
-                let at = (min(next_query + UNIT_POS, queries_end - 1u32) * heads + head) as usize;
-                let to = (next_round % 2u32 * comptime!(2 * BLOCK as u32) + UNIT_POS) as usize;
-                statistics[to] = lse[at] * std::f32::consts::LOG2_E;
-                statistics[to + BLOCK] = delta[at];
-            }
-        }
-        commit_copies();
-        wait_for_copies(1usize);
-        show_to_tensor_cores();
-        sync_cube();
-
         let product = comptime!(shape.scores(ROWS, BLOCK));
-        let q_descriptor = descriptor(here, BLOCK);
-        let d_descriptor = descriptor(here + q_bytes, BLOCK);
+        wait_for(&queries, round, of_queries);
+        let q_descriptor = descriptor(place(&queries, round, of_queries), BLOCK);
         let scores = start_product::<S>(k_descriptor, q_descriptor, product);
+        wait_for(&gradients, round, of_gradients);
+        let d_descriptor = descriptor(place(&gradients, round, of_gradients), BLOCK);
         let d_weights = start_product::<S>(v_descriptor, d_descriptor, product);
+        if round + 2u32 < rounds {
+            bring(
+                &source,
+                round + 2u32,
+                &queries,
+                &gradients,
+                of_queries,
+                shape,
+            );
+        }
         let mut scores = arrived::<S>(scores, comptime!(BLOCK / 2), 1usize);
         // Rows are keys, columns queries.
         let mut partly = query + shift < end || query + comptime!(BLOCK as u32) > queries_end;
@@ -917,12 +973,14 @@ fn keys_kernel<F: Float>(
                 scores.insert(i, select(seen, score, NEVER));
             }
         }
-        let buffer = (round % 2u32 * comptime!(2 * BLOCK as u32) + column) as usize;
+        let of_rows = source.statistics
+            + 4u32 * (round % comptime!(PLACES as u32) * comptime!(2 * BLOCK as u32) + column);
         #[unroll]
         for j in 0..comptime!(BLOCK / 8) {
+            let lse = read_pair::<Two>(of_rows + comptime!(32 * j as u32));
             #[unroll]
             for c in 0..2usize {
-                let lse = statistics[buffer + comptime!(8 * j + c)];
+                let lse = lse.extract(c) * std::f32::consts::LOG2_E;
                 let i = comptime!(4 * j + c);
                 let upper = exp2(scores.extract(i) * log_scale - lse);
                 let lower = exp2(scores.extract(comptime!(i + 2)) * log_scale - lse);
@@ -934,9 +992,10 @@ fn keys_kernel<F: Float>(
         let weights = packed::<S, P>(scores, BLOCK, half);
         #[unroll]
         for j in 0..comptime!(BLOCK / 8) {
+            let delta = read_pair::<Two>(of_rows + comptime!(4 * (8 * j + BLOCK) as u32));
             #[unroll]
             for c in 0..2usize {
-                let delta = statistics[buffer + comptime!(8 * j + BLOCK + c)];
+                let delta = delta.extract(c);
                 #[unroll]
                 for h in 0..2usize {
                     let i = comptime!(4 * j + 2 * h + c);
@@ -950,6 +1009,8 @@ fn keys_kernel<F: Float>(
         let dk_running = start_add::<O, P>(dk_sums, d_scores, q_descriptor, sums);
         dv_sums = arrived::<O>(dv_running, comptime!(shape.columns() / 2), 1usize);
         dk_sums = arrived::<O>(dk_running, comptime!(shape.columns() / 2), 0usize);
+        give_back(&queries, round, of_queries);
+        give_back(&gradients, round, of_gradients);
         round += 1u32;
     }
     let kv_heads = comptime!(shape.kv_heads);
