@@ -14,10 +14,13 @@
 //! Liu et al. 2024, arXiv:2402.09353; n is detached as in its section 4.3, and dropout is as in PEFT.
 
 mod cpu;
+#[cfg(feature = "cube")]
+mod cube;
 pub mod reference;
 
 use burn::tensor::{DType, Tensor};
 
+use crate::dispatch::on_device;
 use crate::dropout::Dropout;
 use crate::frozen_matrix::FrozenMatrix;
 use crate::gemm::{Op, gemm};
@@ -31,9 +34,15 @@ const LEAST_SQUARE: f32 = 1e-30;
 /// # Shapes
 /// `squares` and the result `[out]`.
 pub fn row_norms(weight: &impl FrozenMatrix, squares: &Tensor<1>, factors: &Factors) -> Tensor<1> {
+    let cross = weight.matmul_add(&factors.a, 2.0 * factors.scaling, None);
+    on_device!(cube::row_norms(squares, &cross, factors))
+        .unwrap_or_else(|| norms_of(squares, cross, factors))
+}
+
+/// n in plain tensors, from 2s·(W·Aᵀ)ᵀ.
+fn norms_of(squares: &Tensor<1>, cross: Tensor<2>, factors: &Factors) -> Tensor<1> {
     let Factors { a, b, scaling, .. } = factors;
     let a_gram = gemm((Op::N, a), (Op::T, a), 1.0, None);
-    let cross = weight.matmul_add(a, 2.0 * scaling, None);
     let (a_gram, b_rows) = ((Op::N, &a_gram), (Op::T, b));
     let all = gemm(a_gram, b_rows, scaling * scaling, Some(cross));
     let [_, out] = all.dims();
@@ -47,7 +56,9 @@ pub fn row_norms(weight: &impl FrozenMatrix, squares: &Tensor<1>, factors: &Fact
 /// # Shapes
 /// `y` and the result `[t, out]`, `gain` `[out]`, f32.
 pub fn scale_columns(y: Tensor<2>, gain: &Tensor<1>) -> Tensor<2> {
-    cpu::scale_columns(y, gain).unwrap_or_else(|y| reference::scale_columns(y, gain))
+    cpu::scale_columns(y, gain)
+        .or_else(|y| on_device!(cube::scale_columns(y, gain), or y))
+        .unwrap_or_else(|y| reference::scale_columns(y, gain))
 }
 
 /// Σ a ∘ b over tokens, in f32.
@@ -55,7 +66,9 @@ pub fn scale_columns(y: Tensor<2>, gain: &Tensor<1>) -> Tensor<2> {
 /// # Shapes
 /// `a` and `b` `[t, out]`, result `[out]`.
 pub fn column_products(a: &Tensor<2>, b: &Tensor<2>) -> Tensor<1> {
-    cpu::column_products(a, b).unwrap_or_else(|| reference::column_products(a, b))
+    cpu::column_products(a, b)
+        .or_else(|| on_device!(cube::column_products(a, b)))
+        .unwrap_or_else(|| reference::column_products(a, b))
 }
 
 /// What dropout adds to the output of LoRA times the gain: (g − 1) ⊙ α·(x̃ − x)·Wᵀ.
