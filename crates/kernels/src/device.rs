@@ -236,6 +236,7 @@ mod found {
         crate::attention::forget();
         crate::dequantize::cube::forget();
         crate::adamw8bit::cube::forget();
+        crate::runs::forget();
     }
 
     #[cfg(feature = "cuda")]

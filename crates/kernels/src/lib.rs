@@ -62,6 +62,8 @@ mod dispatch;
 mod hopper;
 #[cfg(test)]
 mod parity;
+#[cfg(feature = "cube")]
+mod runs;
 mod segments;
 mod views;
 

@@ -9,19 +9,24 @@
 //! Gu and Dao 2023, arXiv:2312.00752 (the convolution before a state-space layer); as in Hugging Face's Qwen 3.5.
 
 mod cpu;
+#[cfg(feature = "cube")]
+mod cube;
 pub mod reference;
 
 use burn::backend::DispatchTensor;
 use burn::tensor::Tensor;
 
 use crate::autograd::{Vjp, attach, parent};
+use crate::dispatch::on_device;
 use crate::segments::Segments;
 
 /// # Shapes
 /// `x` and the result `[t, c]`, `weight` `[c·k]`, feature by feature.
 pub fn forward(x: &Tensor<2>, weight: &Tensor<1>, segments: &Segments) -> Tensor<2> {
     check(x, weight, segments);
-    cpu::forward(x, weight, segments).unwrap_or_else(|| reference::forward(x, weight, segments))
+    cpu::forward(x, weight, segments)
+        .or_else(|| on_device!(cube::forward(x, weight, segments)))
+        .unwrap_or_else(|| reference::forward(x, weight, segments))
 }
 
 /// As [`forward`], of documents that go on after `past`, which becomes what they go on after next.
@@ -70,6 +75,7 @@ pub fn backward(
 ) -> Tensor<2> {
     check(x, weight, segments);
     cpu::backward(dy, x, weight, segments)
+        .or_else(|dy| on_device!(cube::backward(dy, x, weight, segments), or dy))
         .unwrap_or_else(|dy| reference::backward(&dy, x, weight, segments).0)
 }
 

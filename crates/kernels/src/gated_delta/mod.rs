@@ -34,6 +34,8 @@
 
 mod chunk;
 mod cpu;
+#[cfg(feature = "cube")]
+mod cube;
 mod gates;
 pub mod reference;
 
@@ -41,6 +43,7 @@ use burn::backend::DispatchTensor;
 use burn::tensor::Tensor;
 
 use crate::autograd::{Vjp, attach, parent};
+use crate::dispatch::on_device;
 use crate::segments::Segments;
 
 pub use gates::{gates, gates_backward};
@@ -120,7 +123,9 @@ impl Operands {
 /// Result `[t, value_heads·value_dim]`.
 pub fn forward(x: &Operands, segments: &Segments, layout: DeltaLayout) -> Tensor<2> {
     x.check(segments, layout);
-    cpu::forward(x, segments, layout).unwrap_or_else(|| reference::forward(x, segments, layout))
+    cpu::forward(x, segments, layout)
+        .or_else(|| on_device!(cube::forward(x, segments, layout)))
+        .unwrap_or_else(|| reference::forward(x, segments, layout))
 }
 
 /// As [`forward`], of sequences that go on: each from its own state, which it leaves as it is after its last token.
@@ -136,6 +141,9 @@ pub fn forward_continuing(
     x.check(segments, layout);
     assert_eq!(states.len(), segments.len(), "a state of each sequence");
     cpu::forward_continuing(x, segments, layout, states)
+        .or_else(
+            |states| on_device!(cube::forward_continuing(x, segments, layout, states), or states),
+        )
         .unwrap_or_else(|states| reference::forward_from(x, segments, layout, states))
 }
 
@@ -151,6 +159,7 @@ pub fn backward(
 ) -> Operands {
     x.check(segments, layout);
     cpu::backward(d_out, x, segments, layout)
+        .or_else(|| on_device!(cube::backward(d_out, x, segments, layout)))
         .unwrap_or_else(|| reference::backward(d_out, x, segments, layout))
 }
 
