@@ -117,17 +117,6 @@ pub enum LoadError {
         /// Values of a row.
         width: usize,
     },
-    /// Layers for which a GPU has no kernels.
-    #[error(
-        "{family} has DeltaNet layers, for which there are no kernels on {device}: run it with --device cpu (device = \"cpu\" \
-         in a recipe)"
-    )]
-    DeltaNetDevice {
-        /// `model_type`.
-        family: &'static str,
-        /// The device as it names itself.
-        device: String,
-    },
     /// The settings of an adapter do not fit the model.
     #[error(transparent)]
     Lora(#[from] LoraConfigError),

@@ -26,6 +26,6 @@ pub use backdraft_arch::StoredShare;
 pub use backdraft_arch::{ConfigError, ModelSpec, RopeConfig, RopeScaling};
 pub use causal_lm::{BaseTensor, CausalLm};
 pub use error::LoadError;
-pub use load::{check, check_device, spec};
+pub use load::{check, spec};
 pub use quantize::{QuantizeError, QuantizeReport, quantize};
 pub use tokens::{IGNORE_INDEX, Targets, Tokens};

@@ -101,7 +101,6 @@ impl CausalLm {
     ) -> Result<Self, LoadError> {
         check_codes(source, plan)?;
         let spec = check(source)?;
-        check_device(&spec, device)?;
         let plan = plan.filter(|_| source.quantization().is_none());
         let wanted = in_order(&spec, plan, device);
         let ahead = Ahead::new(source, dtype, wanted);
@@ -212,20 +211,6 @@ pub fn check(source: &ModelSource) -> Result<ModelSpec, LoadError> {
             path,
             tensor: name.to_owned(),
         }),
-    }
-}
-
-/// Refuses a device that lacks kernels for a layer.
-///
-/// # Errors
-/// [`LoadError::DeltaNetDevice`].
-pub fn check_device(spec: &ModelSpec, device: &Device) -> Result<(), LoadError> {
-    match device::gpu(device) {
-        Some(report) if spec.has_delta_nets() => Err(LoadError::DeltaNetDevice {
-            family: spec.family.model_type(),
-            device: report.name,
-        }),
-        _ => Ok(()),
     }
 }
 

@@ -10,6 +10,7 @@ use serde::Serialize;
 use crate::cost::CostModel;
 use crate::pages;
 use crate::plan::{ActivationPlan, Segment};
+use crate::size_ops::delta;
 use crate::solver::{Choice, Group, Problem};
 use crate::tensors::{LayerShape, MemoryModel, PassShape, Work};
 
@@ -203,7 +204,8 @@ impl StepShape {
             output = output.max(target.out * pass.tokens * element);
             largest = largest.max(scratch).max(output);
         }
-        (largest, output)
+        let mixers = self.layers.iter().map(|layer| delta::largest(layer, pass));
+        (mixers.fold(largest, u64::max), output)
     }
 
     /// What is there throughout the step.

@@ -3,16 +3,16 @@
 //! A value holds its place in a memory until its last clone is dropped, so allocations come and go in the order of
 //! [`backdraft_arch::layer`], which training runs. What an op takes besides its operands and its results is told here.
 
+pub(crate) mod delta;
 mod gain;
 
 use std::cell::RefCell;
 use std::rc::Rc;
 
 use backdraft_arch::ops::Branch;
-use backdraft_arch::sizes::DELTA_CHUNK;
 use backdraft_arch::{
-    Backward, DeltaNetSpec, Forward, Group, Heads, InputGrad, KeepSet, Mixer, Norm, NormPlaces,
-    SavedTensor, TargetModule, ValueHeads, Values,
+    Backward, Forward, Group, Heads, InputGrad, KeepSet, Mixer, Norm, NormPlaces, SavedTensor,
+    TargetModule, ValueHeads, Values,
 };
 
 use crate::tensors::{LayerShape, MemoryModel, PassShape, ProjectionShape, Rows, Work};
@@ -510,7 +510,7 @@ impl<A: Memory> Forward for SizeOps<'_, A> {
         let sizes = self.delta_net();
         let features = sizes.conv_width() as u64;
         self.charge_rest(self.pass_over(2 * features));
-        let _taps = self.alloc(self.taps());
+        let _taps = (!self.model.paged).then(|| self.alloc(self.taps()));
         self.alloc(self.features(features))
     }
 
@@ -533,7 +533,7 @@ impl<A: Memory> Forward for SizeOps<'_, A> {
         };
         self.charge(T::Attention, work);
         let out = self.alloc(self.features(values));
-        self.transient(self.tasks(sizes.num_value_heads) * (self.delta_state() + self.chunk()));
+        self.delta_scratch();
         out
     }
 
@@ -652,53 +652,9 @@ impl<A: Memory> SizeOps<'_, A> {
         }
     }
 
-    fn delta_net(&self) -> DeltaNetSpec {
-        match self.layer.mixer {
-            Mixer::DeltaNet(sizes) => sizes,
-            Mixer::Attention | Mixer::GatedAttention => unreachable!("this layer attends"),
-        }
-    }
-
-    /// The taps of a convolution, turned for its passes.
-    fn taps(&self) -> u64 {
-        let sizes = self.delta_net();
-        4 * (sizes.conv_width() * sizes.conv_kernel_dim) as u64
-    }
-
-    /// f32 for each value head of every token.
-    fn of_value_heads(&self) -> u64 {
-        4 * self.pass.tokens * self.delta_net().num_value_heads as u64
-    }
-
     /// f32 for each key–value head of every token.
     const fn of_key_value_heads(&self) -> u64 {
         4 * self.pass.tokens * self.layer.key_value_heads
-    }
-
-    /// The state of one value head.
-    fn delta_state(&self) -> u64 {
-        let sizes = self.delta_net();
-        4 * (sizes.key_head_dim * sizes.value_head_dim) as u64
-    }
-
-    /// What a task of the delta rule has of a chunk at a time, with what its gradients take.
-    fn chunk(&self) -> u64 {
-        let (c, sizes) = (DELTA_CHUNK as u64, self.delta_net());
-        4 * c * (3 * sizes.key_head_dim as u64 + 4 * sizes.value_head_dim as u64 + 2 * c)
-    }
-
-    /// Heads of documents that are computed at a time.
-    fn tasks(&self, heads: usize) -> u64 {
-        let documents = self.pass.tokens.div_ceil(self.pass.longest.max(1));
-        self.model.threads().min(documents * heads as u64)
-    }
-
-    /// The forward pass over chunks: products with the state and within a chunk.
-    fn delta_flops(&self) -> u64 {
-        let (c, sizes) = (DELTA_CHUNK as u64, self.delta_net());
-        let (key, value) = (sizes.key_head_dim as u64, sizes.value_head_dim as u64);
-        let of_token = 6 * key * value + 4 * c * key + 3 * c * value;
-        self.pass.tokens * sizes.num_value_heads as u64 * of_token
     }
 }
 
@@ -880,6 +836,9 @@ impl<A: Memory> Backward for SizeOps<'_, A> {
             ops: 2,
             ..self.pass_over(5 * features)
         });
+        if self.model.paged {
+            return self.alloc(self.features(features));
+        }
         let _taps = self.alloc(self.taps());
         let _dz = self.alloc(self.features(features));
         drop(dy);
@@ -909,10 +868,7 @@ impl<A: Memory> Backward for SizeOps<'_, A> {
             ..self.pass_over(2 * width + values)
         });
         let d_qkv = self.alloc(self.features(width));
-        let d_gates = [(); 2].map(|()| self.alloc(self.of_value_heads()));
-        let chunks = self.pass.longest.div_ceil(DELTA_CHUNK as u64);
-        let states = (chunks + 1) * self.delta_state();
-        self.transient(self.tasks(sizes.num_key_heads) * (states + 2 * self.chunk()));
+        let d_gates = self.delta_backward_scratch();
         (d_qkv, d_gates)
     }
 

@@ -49,6 +49,8 @@ pub struct PassShape {
     pub longest: u64,
     /// Pairs of a query and a key that it sees.
     pub pairs: u64,
+    /// Chunks of the gated delta rule, each of one sequence.
+    pub chunks: u64,
 }
 
 impl PassShape {
@@ -60,6 +62,7 @@ impl PassShape {
             supervised: 0,
             longest: 0,
             pairs: 0,
+            chunks: 0,
         };
         for length in lengths {
             let length = length as u64;
@@ -67,6 +70,7 @@ impl PassShape {
             shape.supervised += length.saturating_sub(1);
             shape.longest = shape.longest.max(length);
             shape.pairs += length * (length + 1) / 2;
+            shape.chunks += length.div_ceil(sizes::DELTA_CHUNK as u64);
         }
         shape
     }

@@ -7,6 +7,7 @@ use backdraft_arch::{
 use proptest::prelude::*;
 
 use crate::cost::{CostModel, Roofline};
+use crate::size_ops::delta;
 use crate::tensors::{LayerShape, MemoryModel, PassShape, ProjectionShape, Rows};
 use crate::*;
 
@@ -115,9 +116,8 @@ fn norms_that_follow_take_one_tensor_more_and_two_less() {
     assert_eq!(layer.rebuilt(uses.difference(down)), down);
 }
 
-/// A DeltaNet has no values of their own, and its gates stay whatever is kept.
-#[test]
-fn a_delta_net_keeps_what_its_convolution_reads() {
+/// A layer with a DeltaNet of four value heads.
+fn delta_layer() -> LayerShape {
     let sizes = DeltaNetSpec {
         num_key_heads: 2,
         num_value_heads: 4,
@@ -142,11 +142,17 @@ fn a_delta_net_keeps_what_its_convolution_reads() {
     ] {
         projections[target as usize] = shape;
     }
-    let layer = LayerShape {
+    LayerShape {
         mixer: Mixer::DeltaNet(sizes),
         projections,
         ..plain
-    };
+    }
+}
+
+/// A DeltaNet has no values of their own, and its gates stay whatever is kept.
+#[test]
+fn a_delta_net_keeps_what_its_convolution_reads() {
+    let layer = delta_layer();
     let uses = layer.uses();
     assert!(!uses.contains(SavedTensor::Value));
     assert_eq!(uses.len(), 8);
@@ -161,6 +167,21 @@ fn a_delta_net_keeps_what_its_convolution_reads() {
     let query = KeepSet::of([SavedTensor::Query]);
     // What the convolution reads, with x·Aᵀ of its projection.
     assert_eq!(kept(query) - kept(KeepSet::NONE), 4 * 100 * (96 + 8));
+}
+
+/// On a device all chunks are computed at once, and each belongs to one sequence.
+#[test]
+fn a_delta_net_works_in_as_many_chunks_as_there_are() {
+    let (layer, memory) = (delta_layer(), MemoryModel::cube(2));
+    let [even, uneven] = [[64, 64], [65, 63]].map(PassShape::of_sequences);
+    assert_eq!((even.tokens, even.chunks), (128, 2));
+    assert_eq!((uneven.tokens, uneven.chunks), (128, 3));
+    let backward = |pass| layer.backward(layer.uses(), pass, &memory, true);
+    // Two squares of pairs, two states and two values for each token, of four heads.
+    let chunk = 4 * 4 * 2 * (64 * 64 + 8 * 16 + 64 * 16);
+    assert_eq!(backward(uneven) - backward(even), chunk);
+    assert_eq!(delta::largest(&layer, uneven), 3 * 4 * 4 * 64 * 64);
+    assert_eq!(delta::largest(&self::layer(), uneven), 0);
 }
 
 /// Normed values are made again by every backward pass; where they are keys, there is no tensor of theirs.

@@ -11,7 +11,6 @@ use backdraft_arch::QuantizationPlan;
 use backdraft_arch::lora_targets::match_adapted;
 use backdraft_data::Source;
 use backdraft_model::ModelSpec;
-use backdraft_model::check_device;
 use backdraft_plan::memory::usable;
 use backdraft_plan::tensors::PassShape;
 use backdraft_plan::{Exhausted, Limit, Shortage};
@@ -138,7 +137,6 @@ pub fn model(
     (device, quantized): (&Device, bool),
 ) -> Result<(), TrainError> {
     let dtype = dtype_on(recipe.dtype, device)?;
-    check_device(spec, device)?;
     shape(recipe, spec)?;
     if quantized {
         return match adaptive_key(recipe) {

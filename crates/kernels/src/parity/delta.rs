@@ -2,21 +2,26 @@
 
 use burn::tensor::{DType, Tensor};
 
-use super::places::{Place, compare, compare_at, places, random};
+use super::places::{Place, compare, places, random};
 use crate::gated_delta::{self, DeltaLayout, Operands, gates};
 use crate::{Segments, causal_conv, head_gate};
 
 /// Shorter than the taps, one more than a chunk, one token, and two chunks with a bit.
 const DOCUMENTS: [u32; 5] = [0, 3, 68, 69, 200];
 
-fn layouts() -> [DeltaLayout; 2] {
+/// Sizes below those that kernels work in, one head of a kind, and columns for two cubes.
+fn layouts() -> [DeltaLayout; 3] {
     let layout = |key_heads, value_heads, key_dim, value_dim| DeltaLayout {
         key_heads,
         value_heads,
         key_dim,
         value_dim,
     };
-    [layout(2, 4, 8, 6), layout(1, 1, 16, 20)]
+    [
+        layout(2, 4, 8, 6),
+        layout(1, 1, 16, 20),
+        layout(1, 2, 32, 40),
+    ]
 }
 
 /// The operands from what projections give; the heads forget at rates from slow to nearly all at once.
@@ -42,14 +47,12 @@ fn gated_delta_and_every_gradient() {
     let cpu = Place::cpu();
     for layout in layouts() {
         let (t, heads) = (segments.queries(), layout.value_heads);
-        let inputs = [
-            random([t, layout.width()]),
-            random([t, heads]),
-            random([t, heads]),
-        ];
-        compare_at(
-            &cpu,
-            &inputs,
+        compare(
+            [
+                random([t, layout.width()]),
+                random([t, heads]),
+                random([t, heads]),
+            ],
             |place, inputs| {
                 let x = operands(place, inputs, heads);
                 gated_delta::gated_delta(x, &segments, layout)
@@ -84,98 +87,106 @@ fn gradients_of_the_gates() {
     cpu.assert_close("da", da, tracked_a.grad(&grads).unwrap());
 }
 
-/// No state, decay or convolved input goes from one document into another, forwards or backwards: the same bits as alone.
+/// No state, decay or convolved input goes from one document into another, forwards or backwards: the same bits as alone, and
+/// whenever they are computed.
 #[test]
 fn a_document_of_a_pack_is_what_it_is_alone() {
-    let (cpu, layout) = (Place::cpu(), layouts()[0]);
     let packed = Segments::from_cumulative(&DOCUMENTS);
-    let (t, heads) = (packed.queries(), layout.value_heads);
-    let inputs = [
-        random([t, layout.width()]),
-        random([t, heads]),
-        random([t, heads]),
-    ];
-    let weight = random([layout.width() * 4]);
-    let d_conv = random([t, layout.width()]);
-    let d_out = random([t, layout.value_width()]);
-    let bits = |x: &Tensor<2>| -> Vec<u32> {
-        let data = x.clone().into_data();
-        data.iter::<f32>().map(f32::to_bits).collect()
-    };
-    let run = |rows: std::ops::Range<usize>, segments: &Segments| {
-        let cut = |x: &Tensor<2>| x.clone().narrow(0, rows.start, rows.len());
-        let x = operands(&cpu, inputs.each_ref().map(cut), heads);
-        let out = gated_delta::forward(&x, segments, layout);
-        let d = gated_delta::backward(&cut(&d_out), &x, segments, layout);
-        let convolved = causal_conv::forward(&x.qkv, &weight, segments);
-        let d_conv = causal_conv::backward(cut(&d_conv), &x.qkv, &weight, segments);
-        [out, d.qkv, d.beta, d.decay, convolved, d_conv]
-    };
-    let together = run(0..t, &packed);
-    for (rows, _) in packed.iter() {
-        let alone = run(rows.clone(), &Segments::rectangular(1, rows.len()));
-        for (together, alone) in together.iter().zip(&alone) {
-            let part = together.clone().narrow(0, rows.start, rows.len());
-            assert_eq!(bits(&part), bits(alone), "{rows:?}");
+    // In half precision the processor has plain tensors.
+    let kernels = |place: &&Place| place.is_gpu() || place.dtype == DType::F32;
+    for (place, layout) in places()
+        .iter()
+        .filter(kernels)
+        .flat_map(|place| layouts().map(|layout| (place, layout)))
+    {
+        let (t, heads) = (packed.queries(), layout.value_heads);
+        let there = |shape| place.put(&random(shape));
+        let inputs = [[t, layout.width()], [t, heads], [t, heads]].map(there);
+        let weight = place.put(&random([layout.width() * 4]));
+        let d_conv = there([t, layout.width()]);
+        let d_out = there([t, layout.value_width()]);
+        let bits = |x: &Tensor<2>| -> Vec<u32> {
+            let data = x.clone().into_data().convert_dtype(DType::F32);
+            data.iter::<f32>().map(f32::to_bits).collect()
+        };
+        let run = |rows: std::ops::Range<usize>, segments: &Segments| {
+            let cut = |x: &Tensor<2>| x.clone().narrow(0, rows.start, rows.len());
+            let x = operands(place, inputs.each_ref().map(cut), heads);
+            let out = gated_delta::forward(&x, segments, layout);
+            let d = gated_delta::backward(&cut(&d_out), &x, segments, layout);
+            let convolved = causal_conv::forward(&x.qkv, &weight, segments);
+            let d_conv = causal_conv::backward(cut(&d_conv), &x.qkv, &weight, segments);
+            [out, d.qkv, d.beta, d.decay, convolved, d_conv]
+        };
+        let together = run(0..t, &packed);
+        for (first, again) in together.iter().zip(&run(0..t, &packed)) {
+            assert_eq!(bits(first), bits(again), "{place:?}");
+        }
+        for (rows, _) in packed.iter() {
+            let alone = run(rows.clone(), &Segments::rectangular(1, rows.len()));
+            for (together, alone) in together.iter().zip(&alone) {
+                let part = together.clone().narrow(0, rows.start, rows.len());
+                assert_eq!(bits(&part), bits(alone), "{rows:?} {place:?}");
+            }
         }
     }
 }
 
-/// A document in pieces, beside another: as if each were read at once, and alone.
+/// A document in pieces, beside another: as if each were read at once, and alone, and with the state that it leaves then.
 #[test]
 fn a_state_carries_on_where_it_was_left() {
+    for (place, layout) in places()
+        .iter()
+        .flat_map(|place| layouts().map(|layout| (place, layout)))
+    {
+        check_states(place, layout);
+    }
+}
+
+fn check_states(place: &Place, layout: DeltaLayout) {
     let cpu = Place::cpu();
-    let layout = layouts()[0];
     let (lengths, heads) = ([70, 9], layout.value_heads);
-    let [long, short] = lengths.map(|t| {
-        let inputs = [
-            random([t, layout.width()]),
-            random([t, heads]),
-            random([t, heads]),
-        ];
-        operands(&cpu, inputs, heads)
-    });
-    let alone =
-        |x: &Operands, t| gated_delta::reference::forward(x, &Segments::rectangular(1, t), layout);
-    let rows = |x: &Operands, start, count| {
-        let [qkv, beta, decay] =
-            [&x.qkv, &x.beta, &x.decay].map(|x| x.clone().narrow(0, start, count));
-        Operands { qkv, beta, decay }
-    };
-    let together = |x: [Operands; 2]| {
-        let cat = |side: fn(&Operands) -> &Tensor<2>| {
-            Tensor::cat(x.iter().map(|x| side(x).clone()).collect(), 0)
-        };
-        Operands {
-            qkv: cat(|x| &x.qkv),
-            beta: cat(|x| &x.beta),
-            decay: cat(|x| &x.decay),
-        }
-    };
-    let zero = || {
+    let zero = |place: &Place| {
         let shape = [heads * layout.key_dim, layout.value_dim];
-        Tensor::zeros(shape, (&cpu.device, DType::F32))
+        Tensor::zeros(shape, (&place.device, DType::F32))
     };
-    let mut states = vec![zero(), zero()];
+    let [(long, all_of_long), (short, all_of_short)] = lengths.map(|t| {
+        let inputs = [[t, layout.width()], [t, heads], [t, heads]].map(random);
+        let x = operands(&cpu, inputs.each_ref().map(|x| place.round(x)), heads);
+        let segments = Segments::rectangular(1, t);
+        let all = gated_delta::reference::forward_from(&x, &segments, layout, vec![zero(&cpu)]);
+        (inputs.map(|x| place.put(&x)), all)
+    });
+    let rows =
+        |x: &[Tensor<2>; 3], start, count| x.each_ref().map(|x| x.clone().narrow(0, start, count));
+    let mut states = vec![zero(place), zero(place)];
     let (mut of_long, mut of_short) = (Vec::new(), Vec::new());
     let (mut from_long, mut from_short) = (0, 0);
-    for (a, b) in [(66, 3), (1, 1), (3, 5)] {
-        let x = together([rows(&long, from_long, a), rows(&short, from_short, b)]);
+    for (a, b) in [(66, 1), (1, 1), (2, 6), (1, 1)] {
+        let (x, y) = (rows(&long, from_long, a), rows(&short, from_short, b));
+        let [qkv, beta, decay] =
+            std::array::from_fn(|i| Tensor::cat(vec![x[i].clone(), y[i].clone()], 0));
+        let x = operands(place, [qkv, beta, decay], heads);
         let segments = Segments::from_cumulative(&[0, a as u32, (a + b) as u32]);
         let (y, left) = gated_delta::forward_continuing(&x, &segments, layout, states);
         of_long.push(y.clone().narrow(0, 0, a));
         of_short.push(y.narrow(0, a, b));
         (from_long, from_short, states) = (from_long + a, from_short + b, left);
     }
-    for (what, pieces, x, t) in [("long", of_long, &long, 70), ("short", of_short, &short, 9)] {
-        cpu.assert_close(what, Tensor::cat(pieces, 0), alone(x, t));
+    let pieces = [
+        ("long", of_long, all_of_long),
+        ("short", of_short, all_of_short),
+    ];
+    for ((what, pieces, (y, left)), state) in pieces.into_iter().zip(states) {
+        place.assert_close(what, Tensor::cat(pieces, 0), y);
+        place.assert_close(&format!("{what}: state"), state, left[0].clone());
     }
 }
 
 #[test]
 fn causal_conv_and_both_gradients() {
     let segments = Segments::from_cumulative(&[0, 2, 9, 10, 31]);
-    for (features, taps) in [(5, 4), (300, 4), (7, 2)] {
+    for (features, taps) in [(5, 4), (300, 4), (7, 2), (1040, 3)] {
         compare(
             [
                 random([segments.queries(), features]),
@@ -190,19 +201,24 @@ fn causal_conv_and_both_gradients() {
 #[test]
 fn a_convolution_goes_on_after_what_it_has_seen() {
     let (features, taps) = (6, 4);
-    let (cpu, weight) = (Place::cpu(), random([features * taps]));
-    let x = random([9, features]);
-    let expected = causal_conv::reference::forward(&x, &weight, &Segments::rectangular(1, 9));
-    let mut past = vec![Tensor::zeros([taps - 1, features], &cpu.device)];
-    let (mut pieces, mut start) = (Vec::new(), 0);
-    for count in [2, 1, 6] {
-        let part = x.clone().narrow(0, start, count);
-        let segments = Segments::rectangular(1, count);
-        let (y, left) = causal_conv::forward_continuing(&part, &weight, &segments, past);
-        (past, start) = (left, start + count);
-        pieces.push(y);
+    for place in places() {
+        let (x, weight) = (random([9, features]), random([features * taps]));
+        let segments = Segments::rectangular(1, 9);
+        let expected =
+            causal_conv::reference::forward(&place.round(&x), &place.round(&weight), &segments);
+        let (x, weight) = (place.put(&x), place.put(&weight));
+        let none = Tensor::zeros([taps - 1, features], (&place.device, place.dtype));
+        let mut past = vec![none];
+        let (mut pieces, mut start) = (Vec::new(), 0);
+        for count in [2, 1, 6] {
+            let part = x.clone().narrow(0, start, count);
+            let segments = Segments::rectangular(1, count);
+            let (y, left) = causal_conv::forward_continuing(&part, &weight, &segments, past);
+            (past, start) = (left, start + count);
+            pieces.push(y);
+        }
+        place.assert_close("in pieces", Tensor::cat(pieces, 0), expected);
     }
-    cpu.assert_close("in pieces", Tensor::cat(pieces, 0), expected);
 }
 
 #[test]
