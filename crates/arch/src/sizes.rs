@@ -11,7 +11,7 @@ pub const CUBE_CHUNK: usize = 512;
 /// Rows of scores that attention holds at a time on each thread of the processor.
 pub const SCORE_ROWS: u64 = 64;
 
-/// Tokens of a chunk of the gated delta rule on the processor.
+/// Tokens of a chunk of the gated delta rule.
 pub const DELTA_CHUNK: usize = 64;
 
 /// Rows and columns, in f32, of the largest tensor that measuring the way to the host makes.

@@ -6,13 +6,15 @@ use backdraft_kernels::attention::{self, HeadLayout, Qkv};
 use backdraft_kernels::codebook::{FourBitFormat, NestedFormat};
 use backdraft_kernels::dequantize::{FourBit, GgufBlocks, HostAbsmax, Int8Rows, Nested};
 use backdraft_kernels::frozen_matrix::FrozenMatrix;
+use backdraft_kernels::gated_delta::{self, DeltaLayout, Operands};
 use backdraft_kernels::gemm::{self, Op};
 use backdraft_kernels::low_rank::{Adapted, LowRank};
 use backdraft_kernels::quantize::{
     PackedBlocks, four_bit, int8_rows, nested, nested_codes, planes,
 };
 use backdraft_kernels::rope::{self, RotaryTables};
-use backdraft_kernels::{Segments, cross_entropy, rms_norm, swiglu};
+use backdraft_kernels::{Segments, causal_conv, cross_entropy, rms_norm, swiglu};
+use burn::tensor::activation::sigmoid;
 use burn::tensor::{DType, Device, Tensor};
 
 use super::measure::{Bench, SETS, Work, distance, relative};
@@ -59,6 +61,8 @@ pub(super) fn run(bench: &mut Bench, small: bool) {
     low_rank(bench, &sizes);
     gated(bench, &sizes);
     heads(bench, small);
+    deltas(bench, small);
+    decoding(bench, small);
     codes(bench, &sizes);
     few_rows(bench, &sizes);
     loss(bench, &sizes);
@@ -435,6 +439,164 @@ fn heads(bench: &mut Bench, small: bool) {
             .max(distance(ours.v, theirs.v));
         bench.time(("attention backward", name), work(5.0), error, |i| {
             attention::backward(&d_out[i], &qkv(i), (&out, &lse), &segments, layout)
+        });
+    }
+}
+
+/// Tokens over which plain tensors, one token after the other, are compared with.
+const CHECKED: usize = 130;
+/// Taps of a convolution.
+const TAPS: usize = 4;
+
+/// Heads of a DeltaNet: Qwen 3.5's.
+const fn delta_heads(small: bool) -> DeltaLayout {
+    let (key_heads, value_heads, dim) = if small { (2, 4, 16) } else { (16, 32, 128) };
+    DeltaLayout {
+        key_heads,
+        value_heads,
+        key_dim: dim,
+        value_dim: dim,
+    }
+}
+
+/// Operands of the delta rule, with heads that forget slowly.
+fn delta_operands(bench: &Bench, t: usize, layout: DeltaLayout) -> Vec<Operands> {
+    let gate = || bench.random_f32([t, layout.value_heads]);
+    let operands = |qkv| Operands {
+        qkv,
+        beta: sigmoid(gate()),
+        decay: sigmoid(gate()).mul_scalar(-0.1),
+    };
+    let sets = bench.sets([t, layout.width()]);
+    sets.into_iter().map(operands).collect()
+}
+
+/// The first tokens, in f32.
+fn first_operands(x: &Operands, rows: usize) -> Operands {
+    let first = |x: &Tensor<2>| f32(&x.clone().narrow(0, 0, rows));
+    Operands {
+        qkv: first(&x.qkv),
+        beta: first(&x.beta),
+        decay: first(&x.decay),
+    }
+}
+
+/// A DeltaNet's rule and its convolution.
+fn deltas(bench: &mut Bench, small: bool) {
+    if !bench.wants("gated_delta") && !bench.wants("causal_conv") {
+        return;
+    }
+    let layout = delta_heads(small);
+    let shapes = if small {
+        [(2, 100), (1, 300)]
+    } else {
+        [(2, 2048), (1, 8192)]
+    };
+    for (documents, length) in shapes {
+        let (t, segments) = (documents * length, Segments::rectangular(documents, length));
+        let x = delta_operands(bench, t, layout);
+        let d_out = bench.sets([t, layout.value_width()]);
+        let checked = CHECKED.min(length);
+        let exact = first_operands(&x[0], checked);
+        let alone = Segments::rectangular(1, checked);
+        let first = |x: Tensor<2>| x.narrow(0, 0, checked);
+        let name = format!(
+            "{documents}×{length} h {}/{} d {}",
+            layout.key_heads, layout.value_heads, layout.key_dim
+        );
+        // Products with the state and within a chunk of 64 tokens, as the plan counts them.
+        let (key, value) = (layout.key_dim as f64, layout.value_dim as f64);
+        let of_token = 6.0 * key * value + 64.0 * (4.0 * key + 3.0 * value);
+        let work = |passes: f64| Work {
+            flops: passes * (t * layout.value_heads) as f64 * of_token,
+            ..Work::default()
+        };
+        if bench.wants("gated_delta") {
+            let out = gated_delta::forward(&x[0], &segments, layout);
+            let expected = gated_delta::reference::forward(&exact, &alone, layout);
+            let error = distance(first(out), expected);
+            bench.time(("gated_delta", name.clone()), work(1.0), error, |i| {
+                gated_delta::forward(&x[i], &segments, layout)
+            });
+        }
+        if bench.wants("gated_delta backward") {
+            // Those of a document that ends where the check does.
+            let cut = |x: &Operands| Operands {
+                qkv: first(x.qkv.clone()),
+                beta: first(x.beta.clone()),
+                decay: first(x.decay.clone()),
+            };
+            let d = first(d_out[0].clone());
+            let found = gated_delta::backward(&d, &cut(&x[0]), &alone, layout);
+            let expected = gated_delta::reference::backward(&f32(&d), &exact, &alone, layout);
+            let error = distance(found.qkv, expected.qkv)
+                .max(distance(found.beta, expected.beta))
+                .max(distance(found.decay, expected.decay));
+            let name = ("gated_delta backward", name.clone());
+            bench.time(name, work(4.0), error, |i| {
+                gated_delta::backward(&d_out[i], &x[i], &segments, layout)
+            });
+        }
+        convolutions(bench, &x, &segments);
+    }
+}
+
+fn convolutions(bench: &mut Bench, x: &[Operands], segments: &Segments) {
+    if !bench.wants("causal_conv") {
+        return;
+    }
+    let [t, features] = x[0].qkv.dims();
+    let weight = bench.random([features * TAPS]);
+    let (exact, exact_weight) = (f32(&x[0].qkv), weight.clone().cast(DType::F32));
+    let dy = bench.sets([t, features]);
+    let name = format!("{:?} in {}", [t, features], segments.len());
+    let work = |passes: f64| Work {
+        bytes: passes * bench.size() * (t * features) as f64,
+        ..Work::default()
+    };
+    let (forward, backward) = (work(2.0), work(3.0));
+    let y = causal_conv::forward(&x[0].qkv, &weight, segments);
+    let expected = causal_conv::reference::forward(&exact, &exact_weight, segments);
+    let error = distance(y, expected);
+    bench.time(("causal_conv", name.clone()), forward, error, |i| {
+        causal_conv::forward(&x[i].qkv, &weight, segments)
+    });
+    let dx = causal_conv::backward(dy[0].clone(), &x[0].qkv, &weight, segments);
+    let (expected, _) =
+        causal_conv::reference::backward(&f32(&dy[0]), &exact, &exact_weight, segments);
+    let error = distance(dx, expected);
+    bench.time(("causal_conv backward", name), backward, error, |i| {
+        causal_conv::backward(dy[i].clone(), &x[i].qkv, &weight, segments)
+    });
+}
+
+/// A token each of sequences that go on.
+fn decoding(bench: &mut Bench, small: bool) {
+    if !bench.wants("gated_delta of a token") {
+        return;
+    }
+    let layout = delta_heads(small);
+    let shape = [layout.value_heads * layout.key_dim, layout.value_dim];
+    for sequences in [1, 16] {
+        let x = delta_operands(bench, sequences, layout);
+        let segments = Segments::rectangular(sequences, 1);
+        let start: Vec<_> = (0..sequences).map(|_| bench.random_f32(shape)).collect();
+        let exact = first_operands(&x[0], sequences);
+        let (out, _) = gated_delta::forward_continuing(&x[0], &segments, layout, start.clone());
+        let (expected, _) =
+            gated_delta::reference::forward_from(&exact, &segments, layout, start.clone());
+        let error = distance(out, expected);
+        let work = Work {
+            bytes: 8.0 * (sequences * layout.state()) as f64,
+            ..Work::default()
+        };
+        let mut states = Some(start);
+        let name = ("gated_delta of a token", format!("{sequences} sequences"));
+        bench.time(name, work, error, |i| {
+            let before = states.take().unwrap_or_default();
+            let (out, left) = gated_delta::forward_continuing(&x[i], &segments, layout, before);
+            states = Some(left);
+            out
         });
     }
 }
