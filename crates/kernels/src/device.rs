@@ -53,13 +53,10 @@ pub fn open(choice: DeviceChoice) -> Result<Device, DeviceError> {
     }
 }
 
-/// The best type to train in on `device`: bf16 where its tensor cores have it, else f32.
+/// The best type to train in on `device`: bf16 where its tensor cores have it (compute capability 8.0), f16 where they have
+/// only that (7.0), else f32.
 pub fn best_dtype(device: &Device) -> DType {
-    if found::has_bf16(device) {
-        DType::BF16
-    } else {
-        DType::F32
-    }
+    found::best_half(device).unwrap_or(DType::F32)
 }
 
 /// Whether activations of `dtype` can be computed on `device`.
@@ -324,13 +321,18 @@ mod found {
         }
     }
 
-    pub(super) fn has_bf16(device: &Device) -> bool {
+    /// The 16-bit type that the device's tensor cores multiply.
+    pub(super) fn best_half(device: &Device) -> Option<DType> {
         #[cfg(feature = "cuda")]
         if let Some(cubecl::Device::Cuda(device)) = probe(device).map(|probe| probe.device) {
-            return crate::hopper::compute_capability(device.index) >= Some((8, 0));
+            return match crate::hopper::compute_capability(device.index)? {
+                (8.., _) => Some(DType::BF16),
+                (7, _) => Some(DType::F16),
+                _ => None,
+            };
         }
         let _ = device;
-        false
+        None
     }
 
     pub(super) fn computes_in(device: &Device, dtype: DType) -> bool {
@@ -386,8 +388,8 @@ mod found {
 
     fn attention(probe: &CubeTensor) -> FastPath {
         #[cfg(feature = "cuda")]
-        let missing = (!crate::hopper::is_hopper(probe)).then_some(
-            "it is written for compute capability 9.0 (attention runs on a general kernel, tens of times slower)",
+        let missing = crate::mma::Generation::of(probe).is_none().then_some(
+            "it is written for compute capability 7.5 and up (attention runs on a general kernel, tens of times slower)",
         );
         #[cfg(not(feature = "cuda"))]
         let missing = {
@@ -490,8 +492,8 @@ mod found {
 
     use super::{DeviceError, DeviceReport};
 
-    pub(super) fn has_bf16(_: &Device) -> bool {
-        false
+    pub(super) fn best_half(_: &Device) -> Option<DType> {
+        None
     }
 
     pub(super) fn computes_in(_: &Device, dtype: DType) -> bool {

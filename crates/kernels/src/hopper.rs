@@ -333,6 +333,110 @@ pub(crate) fn global_address<T: CubePrimitive>(memory: &[T]) -> u64 {
     address
 }
 
+/// Starts a copy of 16 bytes from global to shared memory, of which the first `bytes` are read and the
+/// others are zeros.
+#[cube]
+fn copy_chunk(from: u64, to: u32, bytes: u32) {
+    let from = loaded::<u64>(from);
+    let to = loaded::<u32>(to);
+    let bytes = loaded::<u32>(bytes);
+    gpu_asm!(
+        "cp.async.cg.shared.global [{to}], [{from}], 16, {bytes};",
+        to = in(_) to, from = in(_) from, bytes = in(_) bytes
+    );
+}
+
+/// Ends a group of copies.
+#[cube]
+pub(crate) fn commit_copies() {
+    gpu_asm!("cp.async.commit_group;");
+}
+
+/// Waits until all but the last `left` groups of this unit's copies have arrived.
+#[cube]
+pub(crate) fn wait_for_copies(#[comptime] left: usize) {
+    gpu_asm!("cp.async.wait_group {left};");
+}
+
+/// Makes this unit's writes to shared memory visible to the tensor cores; a barrier has to follow.
+#[cube]
+pub(crate) fn show_to_tensor_cores() {
+    gpu_asm!("fence.proxy.async.shared::cta;");
+}
+
+/// A tile of rows of a matrix of 16-bit values, known when a kernel is compiled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct TileShape {
+    pub(crate) rows: usize,
+    /// A multiple of 16.
+    pub(crate) columns: usize,
+    /// Units that load it.
+    pub(crate) units: usize,
+}
+
+impl TileShape {
+    /// Whether every unit loads as many chunks.
+    pub(crate) fn is_even(self) -> bool {
+        (self.rows * self.columns / 8).is_multiple_of(self.units)
+    }
+
+    /// Chunks of the unit that loads most of them.
+    pub(crate) fn rounds(self) -> usize {
+        (self.rows * self.columns / 8).div_ceil(self.units)
+    }
+
+    /// Shared memory that it takes.
+    pub(crate) fn bytes(self) -> usize {
+        self.columns.div_ceil(COLUMNS) * self.rows * ROW
+    }
+}
+
+/// Row and chunk of a tile that a unit loads in its round `round`; the row may be one beyond an uneven tile.
+#[cube]
+pub(crate) fn tile_chunk(#[comptime] round: usize, #[comptime] tile: TileShape) -> (u32, u32) {
+    let chunks = comptime!(tile.columns as u32 / 8);
+    let index = UNIT_POS + comptime!((round * tile.units) as u32);
+    (index / chunks, index % chunks)
+}
+
+/// Where a chunk lies in a tile, in bytes.
+#[cube]
+pub(crate) fn tile_place(row: u32, chunk: u32, #[comptime] tile: TileShape) -> u32 {
+    (chunk / 8u32) * comptime!((tile.rows * ROW) as u32)
+        + row * comptime!(ROW as u32)
+        + (((chunk % 8u32) ^ (row % 8u32)) * 16u32)
+}
+
+/// Starts loading rows `first..` of a matrix into panels at `to`; rows from `end` on become zeros.
+///
+/// `from` is the address of the first row's first column, `stride` the bytes from row to row.
+#[cube]
+pub(crate) fn load_tile(
+    from: u64,
+    stride: u64,
+    to: u32,
+    first: u32,
+    end: u32,
+    #[comptime] tile: TileShape,
+) {
+    #[unroll]
+    for round in 0..comptime!(tile.rounds()) {
+        let (row, chunk) = tile_chunk(round, tile);
+        let place = tile_place(row, chunk, tile);
+        let token = first + row;
+        let bytes = select(token < end, 16u32, 0u32);
+        let token = min(token, end - 1u32);
+        let address = from + u64::cast_from(token) * stride + u64::cast_from(chunk * 16u32);
+        if comptime!(tile.is_even()) {
+            copy_chunk(address, to + place, bytes);
+        } else {
+            if row < comptime!(tile.rows as u32) {
+                copy_chunk(address, to + place, bytes);
+            }
+        }
+    }
+}
+
 /// Two values in the halves of a word, `low` in the lower.
 #[cube]
 pub(crate) fn pack(low: f32, high: f32, #[comptime] half: Half) -> u32 {

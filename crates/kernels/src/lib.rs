@@ -60,6 +60,8 @@ mod cuda_libraries;
 mod dispatch;
 #[cfg(feature = "cuda")]
 mod hopper;
+#[cfg(feature = "cuda")]
+mod mma;
 #[cfg(test)]
 mod parity;
 #[cfg(feature = "cube")]

@@ -2,7 +2,7 @@
 
 use backdraft_arch::{Activation, GgufBlock};
 use backdraft_kernels::adamw::{self, AdamWParams, Moments};
-use backdraft_kernels::attention::{self, HeadLayout, Qkv};
+use backdraft_kernels::attention::{self, HeadLayout, Path, Qkv};
 use backdraft_kernels::codebook::{FourBitFormat, NestedFormat};
 use backdraft_kernels::dequantize::{FourBit, GgufBlocks, HostAbsmax, Int8Rows, Nested};
 use backdraft_kernels::frozen_matrix::FrozenMatrix;
@@ -387,59 +387,86 @@ fn heads(bench: &mut Bench, small: bool) {
     if !bench.wants("attention") {
         return;
     }
-    let shapes = if small {
-        [(2, 64, 4, 2, 64), (1, 128, 4, 2, 128), (1, 100, 2, 2, 96)]
+    let shapes: &[[usize; 5]] = if small {
+        &[
+            [2, 64, 4, 2, 64],
+            [1, 128, 4, 2, 128],
+            [1, 100, 2, 2, 96],
+            [1, 100, 4, 2, 256],
+        ]
     } else {
-        [
-            (2, 2048, 32, 8, 128),
-            (1, 8192, 32, 8, 128),
-            (2, 2048, 32, 8, 64),
+        // The last two are heads of Gemma 3 12B.
+        &[
+            [2, 2048, 32, 8, 128],
+            [1, 8192, 32, 8, 128],
+            [2, 2048, 32, 8, 64],
+            [2, 2048, 16, 8, 256],
+            [1, 8192, 16, 8, 256],
         ]
     };
-    for (documents, length, heads, kv_heads, head_dim) in shapes {
-        let layout = HeadLayout::new(heads, kv_heads, head_dim);
-        let segments = Segments::rectangular(documents, length);
-        let t = documents * length;
-        let [q, d_out] = [(); 2].map(|()| bench.sets([t, heads * head_dim]));
-        let [k, v] = [(); 2].map(|()| bench.sets([t, kv_heads * head_dim]));
-        let qkv = |i: usize| Qkv {
-            q: q[i].clone(),
-            k: k[i].clone(),
-            v: v[i].clone(),
+    for &shape in shapes {
+        head(bench, shape);
+    }
+}
+
+/// Attention of one shape, on each path that tensor cores have for it.
+fn head(bench: &mut Bench, [documents, length, heads, kv_heads, head_dim]: [usize; 5]) {
+    let layout = HeadLayout::new(heads, kv_heads, head_dim);
+    let segments = Segments::rectangular(documents, length);
+    let t = documents * length;
+    let [q, d_out] = [(); 2].map(|()| bench.sets([t, heads * head_dim]));
+    let [k, v] = [(); 2].map(|()| bench.sets([t, kv_heads * head_dim]));
+    let qkv = |i: usize| Qkv {
+        q: q[i].clone(),
+        k: k[i].clone(),
+        v: v[i].clone(),
+    };
+    let exact = Qkv {
+        q: f32(&q[0]),
+        k: f32(&k[0]),
+        v: f32(&v[0]),
+    };
+    let (expected, expected_lse) = attention::forward(&exact, &segments, layout);
+    let theirs = attention::backward(
+        &f32(&d_out[0]),
+        &exact,
+        (&expected, &expected_lse),
+        &segments,
+        layout,
+    );
+    // Half of the pairs are masked.
+    let pairs = (documents * length * length * heads * head_dim) as f64;
+    let name = format!("{documents}×{length} h {heads}/{kv_heads} d {head_dim}");
+    let work = |products: f64| Work {
+        flops: products * pairs,
+        ..Work::default()
+    };
+    let mut measured = false;
+    for path in Path::ALL {
+        // The general kernel is measured where there is no other.
+        if path == Path::Scalar && measured {
+            continue;
+        }
+        let Some((out, lse)) = attention::forward_by(path, &qkv(0), &segments, layout) else {
+            continue;
         };
-        let exact = Qkv {
-            q: f32(&q[0]),
-            k: f32(&k[0]),
-            v: f32(&v[0]),
-        };
-        let (expected, expected_lse) = attention::forward(&exact, &segments, layout);
-        let (out, lse) = attention::forward(&qkv(0), &segments, layout);
+        measured = true;
         let error = distance(out.clone(), expected.clone())
             .max(distance(lse.clone(), expected_lse.clone()));
-        // Half of the pairs are masked.
-        let pairs = (documents * length * length * heads * head_dim) as f64;
-        let name = format!("{documents}×{length} h {heads}/{kv_heads} d {head_dim}");
-        let work = |products: f64| Work {
-            flops: products * pairs,
-            ..Work::default()
-        };
-        bench.time(("attention", name.clone()), work(2.0), error, |i| {
-            attention::forward(&qkv(i), &segments, layout)
+        let op = format!("attention {}", path.name());
+        bench.time((&op, name.clone()), work(2.0), error, |i| {
+            attention::forward_by(path, &qkv(i), &segments, layout)
         });
-        let ours = attention::backward(&d_out[0], &qkv(0), (&out, &lse), &segments, layout);
-        let theirs = attention::backward(
-            &f32(&d_out[0]),
-            &exact,
-            (&expected, &expected_lse),
-            &segments,
-            layout,
-        );
-        let error = distance(ours.q, theirs.q)
-            .max(distance(ours.k, theirs.k))
-            .max(distance(ours.v, theirs.v));
-        bench.time(("attention backward", name), work(5.0), error, |i| {
-            attention::backward(&d_out[i], &qkv(i), (&out, &lse), &segments, layout)
+        let saved = (&out, &lse);
+        let backward =
+            |i: usize| attention::backward_by(path, &d_out[i], &qkv(i), saved, &segments, layout);
+        let error = backward(0).map_or(f64::INFINITY, |ours| {
+            distance(ours.q, theirs.q.clone())
+                .max(distance(ours.k, theirs.k.clone()))
+                .max(distance(ours.v, theirs.v.clone()))
         });
+        let op = format!("{op} backward");
+        bench.time((&op, name.clone()), work(5.0), error, backward);
     }
 }
 

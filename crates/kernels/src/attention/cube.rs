@@ -1,5 +1,5 @@
-//! Attention on CubeCL devices: on tensor cores where [`hopper`](super::hopper) applies, else by square tiles
-//! in shared memory, in f32.
+//! Attention on CubeCL devices: on tensor cores where [`hopper`](super::hopper) or [`mma`](super::mma) applies, else by
+//! square tiles in shared memory, in f32.
 //!
 //! A cube of `tile × tile` units has the rows of a tile and goes through the other side in blocks of as many;
 //! unit (x, y) has row `y`, and its score with row `x` of the block.
@@ -8,15 +8,14 @@ use burn::tensor::{DType, Tensor};
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
-use super::tiles::{FIELDS, Side, tiles};
-use super::{HeadLayout, Qkv};
+use super::tiles::{FIELDS, NEVER, Side, first_seen, tiles};
+use super::{HeadLayout, Path, Qkv};
 use crate::cube::{
     CubeTensor, argument, elem, elementwise, empty, floats, line, sum_lanes, tensor,
 };
+#[cfg(feature = "cuda")]
+use crate::mma::Generation;
 use crate::segments::Segments;
-
-/// A score that no softmax notices.
-const NEVER: f32 = -1.0e30;
 
 /// What the kernels are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -57,47 +56,70 @@ impl Shape {
     }
 }
 
+/// On `path`, `None` where that does not apply; by default on the fastest.
 pub(super) fn forward(
+    path: Option<Path>,
     qkv: &Qkv,
     segments: &Segments,
     layout: HeadLayout,
 ) -> Option<(Tensor<2>, Tensor<2>)> {
     let [q, k, v] = operands([&qkv.q, &qkv.k, &qkv.v])?;
-    let rows = segments.queries();
-    #[cfg(feature = "cuda")]
-    if rows > 0 && super::hopper::applies(&q, layout) {
-        let (out, lse) = super::hopper::forward([&q, &k, &v], segments, layout);
-        return Some((tensor(out), tensor(lse)));
+    let path = path.unwrap_or_else(|| Path::of(&q, layout));
+    if !path.applies(&q, layout) {
+        return None;
     }
-    let out = empty(&q, [rows, layout.heads * layout.head_dim], q.dtype);
-    let lse = empty(&q, [rows, layout.heads], DType::F32);
-    if rows > 0 {
-        let shape = Shape::new(&q, layout, 3);
-        let tiles = tiles(segments, Side::Queries, shape.tile, &q);
-        #[expect(unsafe_code, reason = "a kernel without bounds checks")]
-        // SAFETY: tiles name rows of the tensors, whose widths follow from the layout, as the caller checked.
-        unsafe {
-            forward_kernel::launch_unchecked(
-                &q.client,
-                CubeCount::Static(layout.heads as u32, tiles.count as u32, 1),
-                shape.dim(),
-                argument(&q, 1),
-                argument(&k, 1),
-                argument(&v, 1),
-                tiles.argument(),
-                argument(&out, 1),
-                argument(&lse, 1),
-                layout.scale,
-                layout.softcap.unwrap_or(1.0),
-                shape,
-                elem(q.dtype),
-            );
-        }
+    if segments.queries() == 0 {
+        let lse = empty(&q, [0, layout.heads], DType::F32);
+        return Some((qkv.q.clone(), tensor(lse)));
     }
+    let qkv = [&q, &k, &v];
+    let (out, lse) = match path {
+        #[cfg(feature = "cuda")]
+        Path::Hopper => super::hopper::forward(qkv, segments, layout),
+        #[cfg(feature = "cuda")]
+        Path::Sm80 => super::mma::forward(qkv, segments, layout, Generation::Ampere),
+        #[cfg(feature = "cuda")]
+        Path::Sm75 => super::mma::forward(qkv, segments, layout, Generation::Turing),
+        _ => forward_scalar(qkv, segments, layout),
+    };
     Some((tensor(out), tensor(lse)))
 }
 
+fn forward_scalar(
+    [q, k, v]: [&CubeTensor; 3],
+    segments: &Segments,
+    layout: HeadLayout,
+) -> (CubeTensor, CubeTensor) {
+    let rows = segments.queries();
+    let out = empty(q, [rows, layout.heads * layout.head_dim], q.dtype);
+    let lse = empty(q, [rows, layout.heads], DType::F32);
+    let shape = Shape::new(q, layout, 3);
+    let tiles = tiles(segments, Side::Queries, shape.tile, q);
+    #[expect(unsafe_code, reason = "a kernel without bounds checks")]
+    // SAFETY: tiles name rows of the tensors, whose widths follow from the layout, as the caller checked.
+    unsafe {
+        forward_kernel::launch_unchecked(
+            &q.client,
+            CubeCount::Static(layout.heads as u32, tiles.count as u32, 1),
+            shape.dim(),
+            argument(q, 1),
+            argument(k, 1),
+            argument(v, 1),
+            tiles.argument(),
+            argument(&out, 1),
+            argument(&lse, 1),
+            layout.scale,
+            layout.softcap.unwrap_or(1.0),
+            shape,
+            elem(q.dtype),
+        );
+    }
+    (out, lse)
+}
+
+/// As [`forward`].
 pub(super) fn backward(
+    path: Option<Path>,
     d_out: &Tensor<2>,
     qkv: &Qkv,
     (out, lse): (&Tensor<2>, &Tensor<2>),
@@ -110,8 +132,11 @@ pub(super) fn backward(
     if d_out.dtype != q.dtype || out.dtype != q.dtype || lse.dtype != DType::F32 {
         return None;
     }
-    let rows = segments.queries();
-    if rows == 0 {
+    let path = path.unwrap_or_else(|| Path::of(&q, layout));
+    if !path.applies(&q, layout) {
+        return None;
+    }
+    if segments.queries() == 0 {
         return Some(Qkv {
             q: qkv.q.zeros_like(),
             k: qkv.k.zeros_like(),
@@ -119,28 +144,40 @@ pub(super) fn backward(
         });
     }
     let delta = delta(&d_out, &out, layout);
-    #[cfg(feature = "cuda")]
-    if super::hopper::applies(&q, layout) {
-        let statistics = (&lse, &delta);
-        return Some(super::hopper::backward(
-            &d_out,
-            [&q, &k, &v],
-            statistics,
-            segments,
-            layout,
-        ));
-    }
-    let [dq, dk, dv] = [&q, &k, &v].map(|x| {
+    let (qkv, saved) = ([&q, &k, &v], (&lse, &delta));
+    Some(match path {
+        #[cfg(feature = "cuda")]
+        Path::Hopper => super::hopper::backward(&d_out, qkv, saved, segments, layout),
+        #[cfg(feature = "cuda")]
+        Path::Sm80 => {
+            super::mma::backward(&d_out, qkv, saved, segments, layout, Generation::Ampere)
+        }
+        #[cfg(feature = "cuda")]
+        Path::Sm75 => {
+            super::mma::backward(&d_out, qkv, saved, segments, layout, Generation::Turing)
+        }
+        _ => backward_scalar(&d_out, qkv, saved, segments, layout),
+    })
+}
+
+fn backward_scalar(
+    d_out: &CubeTensor,
+    [q, k, v]: [&CubeTensor; 3],
+    (lse, delta): (&CubeTensor, &CubeTensor),
+    segments: &Segments,
+    layout: HeadLayout,
+) -> Qkv {
+    let [dq, dk, dv] = [q, k, v].map(|x| {
         let shape = x.meta.shape();
         empty(x, [shape[0], shape[1]], x.dtype)
     });
-    let shape = Shape::new(&q, layout, 4);
+    let shape = Shape::new(q, layout, 4);
     let cap = layout.softcap.unwrap_or(1.0);
     for (side, heads) in [(Side::Queries, layout.heads), (Side::Keys, layout.kv_heads)] {
-        let tiles = tiles(segments, side, shape.tile, &q);
+        let tiles = tiles(segments, side, shape.tile, q);
         let count = CubeCount::Static(heads as u32, tiles.count as u32, 1);
-        let [q_in, k_in, v_in, d_in] = [&q, &k, &v, &d_out].map(|x| argument(x, 1));
-        let [lse, delta] = [&lse, &delta].map(|x| argument(x, 1));
+        let [q_in, k_in, v_in, d_in] = [q, k, v, d_out].map(|x| argument(x, 1));
+        let [lse, delta] = [lse, delta].map(|x| argument(x, 1));
         let elem = elem(q.dtype);
         #[expect(unsafe_code, reason = "kernels without bounds checks")]
         // SAFETY: tiles name rows of the tensors, whose widths follow from the layout, as the caller checked.
@@ -184,11 +221,11 @@ pub(super) fn backward(
             }
         }
     }
-    Some(Qkv {
+    Qkv {
         q: tensor(dq),
         k: tensor(dk),
         v: tensor(dv),
-    })
+    }
 }
 
 /// Contiguous operands of one dtype.
@@ -322,19 +359,6 @@ fn hyperbolic_tangent(x: f32) -> f32 {
     let e = (-2.0f32 * x.abs()).exp();
     let t = (1.0f32 - e) / (1.0f32 + e);
     select(x < 0.0f32, -t, t)
-}
-
-/// The first key that a tile's first query sees.
-#[cube]
-fn first_seen(first: u32, shift: u32, keys_first: u32, #[comptime] window: u32) -> u32 {
-    let mut seen = keys_first;
-    if comptime!(window > 0) {
-        let end = first + shift + 1u32;
-        if end > keys_first + window {
-            seen = end - window;
-        }
-    }
-    seen
 }
 
 #[cube(launch_unchecked)]

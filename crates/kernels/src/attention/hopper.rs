@@ -18,7 +18,7 @@ use burn::tensor::DType;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
-use super::tiles::{FIELDS, Side, tiles};
+use super::tiles::{FIELDS, NEVER, Side, first_seen, tiles};
 use super::{HeadLayout, Qkv};
 use crate::cube::{CubeTensor, argument, elem, empty, tensor};
 use crate::hopper::ring::{
@@ -37,9 +37,6 @@ const UNITS: u32 = 2 * GROUP;
 
 /// Rows of a cube.
 const ROWS: usize = 128;
-
-/// A score that no softmax notices.
-const NEVER: f32 = -1.0e30;
 
 /// What the kernels are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -116,7 +113,7 @@ fn shape(q: &CubeTensor, layout: HeadLayout) -> Shape {
 
 /// Two 16-bit values as a word.
 #[expect(unsafe_code, reason = "CubeCL takes lengths on trust")]
-fn words(x: &CubeTensor) -> BufferArg {
+pub(super) fn words(x: &CubeTensor) -> BufferArg {
     // SAFETY: a row has an even number of values, so half as many words fit.
     unsafe { BufferArg::from_raw_parts(x.handle.clone(), crate::cube::len(x) / 2) }
 }
@@ -223,22 +220,15 @@ fn own_row() -> u32 {
     UNIT_POS / 128u32 * 64u32 + UNIT_POS % 128u32 / 32u32 * 16u32 + UNIT_POS % 32u32 / 4u32
 }
 
-/// The first block of keys that a tile's queries see: `first` is their first row.
-#[cube]
-fn first_seen(first: u32, shift: u32, keys_first: u32, #[comptime] window: u32) -> u32 {
-    let mut seen = keys_first;
-    if comptime!(window > 0) {
-        let end = first + shift + 1u32;
-        if end > keys_first + window {
-            seen = end - window;
-        }
-    }
-    seen
-}
-
 /// `score`, or next to nothing where the query at key position `query` does not see `key`.
 #[cube]
-fn visible(score: f32, key: u32, query: u32, keys_end: u32, #[comptime] window: u32) -> f32 {
+pub(super) fn visible(
+    score: f32,
+    key: u32,
+    query: u32,
+    keys_end: u32,
+    #[comptime] window: u32,
+) -> f32 {
     let mut seen = key <= query && key < keys_end;
     if comptime!(window > 0) {
         seen = seen && key + window > query;

@@ -13,6 +13,10 @@ mod cpu;
 mod cube;
 #[cfg(feature = "cuda")]
 mod hopper;
+#[cfg(feature = "cuda")]
+mod mma;
+#[cfg(feature = "cube")]
+mod path;
 pub mod reference;
 #[cfg(feature = "cube")]
 mod tiles;
@@ -24,6 +28,8 @@ use crate::autograd::{Vjp, attach, parent};
 use crate::dispatch::on_device;
 use crate::segments::Segments;
 
+#[cfg(feature = "cube")]
+pub use path::Path;
 #[cfg(feature = "cube")]
 pub(crate) use tiles::forget;
 
@@ -121,7 +127,7 @@ pub fn forward(qkv: &Qkv, segments: &Segments, layout: HeadLayout) -> (Tensor<2>
     check(qkv, segments, layout);
     let layout = layout.within(segments);
     cpu::forward(qkv, segments, layout)
-        .or_else(|| on_device!(cube::forward(qkv, segments, layout)))
+        .or_else(|| on_device!(cube::forward(None, qkv, segments, layout)))
         .unwrap_or_else(|| reference::forward(qkv, segments, layout))
 }
 
@@ -141,8 +147,43 @@ pub fn backward(
 ) -> Qkv {
     let layout = layout.within(segments);
     cpu::backward(d_out, qkv, (out, lse), segments, layout)
-        .or_else(|| on_device!(cube::backward(d_out, qkv, (out, lse), segments, layout)))
+        .or_else(|| {
+            on_device!(cube::backward(
+                None,
+                d_out,
+                qkv,
+                (out, lse),
+                segments,
+                layout
+            ))
+        })
         .unwrap_or_else(|| reference::backward(d_out, qkv, (out, lse), segments, layout))
+}
+
+/// [`forward`] on one path, for tests and benches; `None` where it does not apply.
+#[cfg(feature = "cube")]
+pub fn forward_by(
+    path: Path,
+    qkv: &Qkv,
+    segments: &Segments,
+    layout: HeadLayout,
+) -> Option<(Tensor<2>, Tensor<2>)> {
+    check(qkv, segments, layout);
+    cube::forward(Some(path), qkv, segments, layout.within(segments))
+}
+
+/// [`backward`] on one path, as [`forward_by`].
+#[cfg(feature = "cube")]
+pub fn backward_by(
+    path: Path,
+    d_out: &Tensor<2>,
+    qkv: &Qkv,
+    saved: (&Tensor<2>, &Tensor<2>),
+    segments: &Segments,
+    layout: HeadLayout,
+) -> Option<Qkv> {
+    let layout = layout.within(segments);
+    cube::backward(Some(path), d_out, qkv, saved, segments, layout)
 }
 
 /// The differentiable form of [`forward`].

@@ -17,6 +17,22 @@ use crate::segments::Segments;
 /// Numbers of a tile.
 pub(super) const FIELDS: usize = 5;
 
+/// A score that no softmax notices.
+pub(super) const NEVER: f32 = -1.0e30;
+
+/// The first key that a tile's first query sees.
+#[cube]
+pub(super) fn first_seen(first: u32, shift: u32, keys_first: u32, #[comptime] window: u32) -> u32 {
+    let mut seen = keys_first;
+    if comptime!(window > 0) {
+        let end = first + shift + 1u32;
+        if end > keys_first + window {
+            seen = end - window;
+        }
+    }
+    seen
+}
+
 /// Whose rows a tile has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Side {

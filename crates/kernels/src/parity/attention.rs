@@ -138,6 +138,124 @@ fn attention_with_windows_and_capped_scores() {
     }
 }
 
+/// Paths of the card that is there, each made to run: documents that end before, with and after tiles and blocks, a
+/// cache, windows, caps and groups.
+#[cfg(feature = "cuda")]
+mod on_path {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use burn::tensor::DType;
+
+    use super::*;
+    use crate::attention::Path;
+    use crate::hopper::compute_capability;
+
+    fn check(place: &Place, path: Path, segments: &Segments, layout: HeadLayout) {
+        let what = |of: &str| format!("{of} by {} of {layout:?}", path.name());
+        let (q, kv) = (
+            [segments.queries(), layout.heads * layout.head_dim],
+            [segments.keys(), layout.kv_heads * layout.head_dim],
+        );
+        let inputs = [random(q), random(kv), random(kv)];
+        let d_out = random(q);
+        let qkv = |[q, k, v]: [Tensor<2>; 3]| Qkv { q, k, v };
+        let exact = qkv(inputs.each_ref().map(|x| place.round(x)));
+        let there = qkv(inputs.each_ref().map(|x| place.put(x)));
+        let d_there = place.put(&d_out);
+        let run = || {
+            let (out, lse) = attention::forward_by(path, &there, segments, layout)
+                .unwrap_or_else(|| panic!("no {}", what("attention")));
+            let saved = (&out, &lse);
+            let grads = attention::backward_by(path, &d_there, &there, saved, segments, layout)
+                .unwrap_or_else(|| panic!("no {}", what("gradients")));
+            [out, lse, grads.q, grads.k, grads.v]
+        };
+        let found = run();
+        let (out, lse) = attention::reference::forward(&exact, segments, layout);
+        let grads = attention::reference::backward(
+            &place.round(&d_out),
+            &exact,
+            (&out, &lse),
+            segments,
+            layout,
+        );
+        let expected = [out, lse, grads.q, grads.k, grads.v];
+        let names = ["out", "log-sum-exp", "dq", "dk", "dv"].map(what);
+        for ((name, found), expected) in names.iter().zip(found.clone()).zip(expected) {
+            place.assert_close(name, found, expected);
+        }
+        for (again, found) in run().into_iter().zip(found) {
+            again.into_data().assert_eq(&found.into_data(), true);
+        }
+    }
+
+    fn check_all(path: Path, least: (i32, i32), dtypes: &[DType], head_dims: &[usize]) {
+        if compute_capability(0) < Some(least) {
+            return;
+        }
+        let mut lengths = vec![0];
+        for length in [1, 63, 64, 65, 127, 128, 129] {
+            lengths.push(lengths[lengths.len() - 1] + length);
+        }
+        let every_length = Segments::from_cumulative(&lengths);
+        let [.., continued] = documents();
+        let places = places()
+            .iter()
+            .filter(|place| place.is_cuda() && dtypes.contains(&place.dtype));
+        // All are tried, so that one run on a card tells everything that is wrong.
+        let mut wrong = Vec::new();
+        for place in places {
+            for &head_dim in head_dims {
+                let alone = layout(2, 2, head_dim);
+                let capped = layout(4, 1, head_dim).with_softcap(1.5);
+                let mut cases = vec![
+                    (&every_length, layout(4, 2, head_dim)),
+                    (&every_length, alone.with_window(37)),
+                    (&continued, alone.with_window(37)),
+                ];
+                if path != Path::Hopper {
+                    cases.extend([
+                        (&every_length, capped),
+                        (&continued, capped.with_window(70)),
+                    ]);
+                }
+                for (segments, layout) in cases {
+                    let checked = AssertUnwindSafe(|| check(place, path, segments, layout));
+                    if catch_unwind(checked).is_err() {
+                        wrong.push(format!("{} {layout:?}", place.dtype.name()));
+                    }
+                }
+            }
+        }
+        assert!(wrong.is_empty(), "{}: {}", path.name(), wrong.join("\n"));
+    }
+
+    const HALF: [DType; 2] = [DType::BF16, DType::F16];
+
+    #[test]
+    fn attention_on_hopper() {
+        let card = compute_capability(0).filter(|&capability| capability == (9, 0));
+        let least = card.unwrap_or((i32::MAX, 0));
+        check_all(Path::Hopper, least, &HALF, &[16, 64, 112, 128]);
+    }
+
+    #[test]
+    fn attention_on_sm80() {
+        check_all(Path::Sm80, (8, 0), &HALF, &[16, 64, 128, 192, 256]);
+    }
+
+    #[test]
+    fn attention_on_sm80_of_odd_and_large_heads() {
+        check_all(Path::Sm80, (8, 0), &[DType::BF16], &[48, 80, 240, 512]);
+    }
+
+    #[test]
+    fn attention_on_sm75() {
+        let head_dims = [16, 64, 80, 128, 192, 256];
+        check_all(Path::Sm75, (7, 5), &[DType::F16], &head_dims);
+    }
+}
+
 /// Gemma's heads: of 256 and 512, few, with a window and with caps.
 #[test]
 fn attention_of_large_heads() {

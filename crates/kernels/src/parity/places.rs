@@ -37,6 +37,12 @@ impl Place {
         self.name != "flex"
     }
 
+    /// Whether it is an NVIDIA card.
+    #[cfg(feature = "cuda")]
+    pub(super) fn is_cuda(&self) -> bool {
+        self.name == "cuda"
+    }
+
     /// `x` there.
     pub(super) fn put<const D: usize>(&self, x: &Tensor<D>) -> Tensor<D> {
         let data = x.clone().inner().into_data().convert_dtype(self.dtype);
