@@ -132,7 +132,7 @@ pub(crate) struct ModelArgs {
     #[arg(long, value_parser = choice::quantization(), value_name = "FORMAT")]
     pub(crate) quantization: Option<QuantizationArg>,
 
-    /// Data type to compute in [default: auto, bf16 where the device supports it, else f32]
+    /// Data type to compute in [default: auto, bf16 or f16 on tensor cores, else f32]
     #[arg(long, value_parser = choice::dtype(), value_name = "DTYPE")]
     pub(crate) dtype: Option<DType>,
 

@@ -103,7 +103,7 @@ pub const KEYS: &[Key] = &[
     key(
         "dtype",
         r#""auto""#,
-        "Data type to compute in: auto, bf16, f16 or f32; auto is bf16 where the device supports it, else f32.",
+        "Data type to compute in: auto, bf16, f16 or f32; auto is bf16 where tensor cores have it, f16 where they have only that, else f32.",
     ),
     change(
         key(

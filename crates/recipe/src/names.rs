@@ -10,7 +10,7 @@ use crate::reader::Value;
 named! {
     /// Number format of the computation.
     DType {
-        /// The best the device has: bf16 on a GPU with tensor cores for it, else f32.
+        /// The best the device has: bf16 on a GPU with tensor cores for it, f16 on one that has them for f16 alone, else f32.
         #[default]
         Auto = "auto",
         /// bfloat16, with sums in f32.

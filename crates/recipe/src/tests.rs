@@ -756,8 +756,8 @@ fn the_template_as_a_whole() {
     # Seed for shuffling, adapter initialization and dropout.
     seed = 42
 
-    # Data type to compute in: auto, bf16, f16 or f32; auto is bf16 where the device supports it, else
-    # f32.
+    # Data type to compute in: auto, bf16, f16 or f32; auto is bf16 where tensor cores have it, f16
+    # where they have only that, else f32.
     dtype = "auto"
 
     # Load the frozen linear layers in 4 bits (QLoRA); see [quantization]. Trains nearly as without,

@@ -31,7 +31,7 @@ where
 /// Reads the data type of a computation.
 pub(crate) fn dtype() -> impl TypedValueParser<Value = DType> {
     choice(DType::ALL, DType::name, |dtype| match dtype {
-        DType::Auto => "bf16 where the device supports it, else f32",
+        DType::Auto => "bf16 or f16 on tensor cores, else f32",
         DType::Bf16 => "bfloat16, accumulated in f32",
         DType::F16 => "Half precision, accumulated in f32",
         DType::F32 => "Single precision",

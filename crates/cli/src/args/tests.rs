@@ -279,10 +279,10 @@ fn help_of_generate() {
               - int8:   8 bits, one scale per row
 
           --dtype <DTYPE>
-              Data type to compute in [default: auto, bf16 where the device supports it, else f32]
+              Data type to compute in [default: auto, bf16 or f16 on tensor cores, else f32]
 
               Possible values:
-              - auto: bf16 where the device supports it, else f32
+              - auto: bf16 or f16 on tensor cores, else f32
               - bf16: bfloat16, accumulated in f32
               - f16:  Half precision, accumulated in f32
               - f32:  Single precision
@@ -382,10 +382,10 @@ fn help_of_serve() {
               - int8:   8 bits, one scale per row
 
           --dtype <DTYPE>
-              Data type to compute in [default: auto, bf16 where the device supports it, else f32]
+              Data type to compute in [default: auto, bf16 or f16 on tensor cores, else f32]
 
               Possible values:
-              - auto: bf16 where the device supports it, else f32
+              - auto: bf16 or f16 on tensor cores, else f32
               - bf16: bfloat16, accumulated in f32
               - f16:  Half precision, accumulated in f32
               - f32:  Single precision
@@ -501,10 +501,10 @@ fn help_of_eval() {
               - int8:   8 bits, one scale per row
 
           --dtype <DTYPE>
-              Data type to compute in [default: auto, bf16 where the device supports it, else f32]
+              Data type to compute in [default: auto, bf16 or f16 on tensor cores, else f32]
 
               Possible values:
-              - auto: bf16 where the device supports it, else f32
+              - auto: bf16 or f16 on tensor cores, else f32
               - bf16: bfloat16, accumulated in f32
               - f16:  Half precision, accumulated in f32
               - f32:  Single precision
@@ -608,10 +608,10 @@ fn help_of_score() {
               - int8:   8 bits, one scale per row
 
           --dtype <DTYPE>
-              Data type to compute in [default: auto, bf16 where the device supports it, else f32]
+              Data type to compute in [default: auto, bf16 or f16 on tensor cores, else f32]
 
               Possible values:
-              - auto: bf16 where the device supports it, else f32
+              - auto: bf16 or f16 on tensor cores, else f32
               - bf16: bfloat16, accumulated in f32
               - f16:  Half precision, accumulated in f32
               - f32:  Single precision

@@ -49,7 +49,7 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_parser = choice::quantization(), value_name = "FORMAT")]
     quantization: Option<QuantizationArg>,
 
-    /// Data type to compute in [default: auto, bf16 where the device supports it, else f32]
+    /// Data type to compute in [default: auto, bf16 or f16 on tensor cores, else f32]
     #[arg(long, value_parser = choice::dtype(), value_name = "DTYPE")]
     dtype: Option<DType>,
 
