@@ -68,7 +68,8 @@ impl Pass {
         }
     }
 
-    /// Cuts whose registers do not spill, the best first; shared memory decides.
+    /// Cuts whose registers do not spill, the best first; shared memory decides. Products with 32 rows of a warp read half as
+    /// much of the other side, where two such cubes fit beside each other.
     fn cuts(self, head_dim: usize) -> &'static [Cut] {
         const WIDE: [Cut; 2] = [cut(4, 1, 64), cut(4, 1, 32)];
         const NARROW: [Cut; 5] = [
@@ -78,7 +79,9 @@ impl Pass {
             cut(2, 1, 16),
             cut(1, 1, 16),
         ];
+        const TALL: [Cut; 3] = [cut(4, 2, 32), cut(4, 1, 32), cut(4, 1, 16)];
         match (self, head_dim) {
+            (Self::Dq, 65..=128) => &TALL,
             (Self::Out, ..=256) | (_, ..=64) => &WIDE,
             _ => &NARROW,
         }
@@ -130,7 +133,7 @@ impl Shape {
         }
         let cuts = pass.cuts(layout.head_dim).iter();
         cuts.map(|&cut| Self { cut, ..shape })
-            .find(|shape| shape.bytes() <= memory)
+            .find(|shape| shape.bytes() * shape.cut.blocks <= memory)
     }
 
     /// Parts of a head that are summed apart.

@@ -138,7 +138,7 @@ fn tolerance(name: &str, dtype: DType) -> f32 {
 }
 
 #[expect(clippy::print_stderr, reason = "what a test leaves out is said")]
-fn say(line: &str) {
+pub(super) fn say(line: &str) {
     eprintln!("{line}");
 }
 
