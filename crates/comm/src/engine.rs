@@ -1,8 +1,14 @@
 //! How bytes get from one process to another.
 
+#[cfg(all(feature = "mpi", unix))]
+mod mpi;
 mod store;
 
+#[cfg(all(feature = "mpi", unix))]
+pub(crate) use mpi::MpiEngine;
 pub(crate) use store::StoreEngine;
+
+use std::fmt::Debug;
 
 use crate::CommError;
 
@@ -15,7 +21,7 @@ use crate::CommError;
 /// # Errors
 /// Every call: another process ended, does not come in time, or sent another length. After an error the engine is of no
 /// more use.
-pub trait Engine: Send {
+pub trait Engine: Debug + Send {
     /// Which process this is, from 0.
     fn rank(&self) -> usize;
 
@@ -65,4 +71,9 @@ impl Engine for Alone {
     fn barrier(&mut self) -> Result<(), CommError> {
         Ok(())
     }
+}
+
+/// The others in the order in which each is the first for somebody, so that not all turn to rank 0 at once.
+fn others(rank: usize, size: usize) -> impl Iterator<Item = usize> {
+    (1..size).map(move |step| (rank + step) % size)
 }

@@ -188,6 +188,40 @@ pub enum CommError {
         /// Bytes that came.
         found: usize,
     },
+    /// Open MPI's library cannot be opened.
+    #[error(
+        "no Open MPI here: install its runtime library, or set BACKDRAFT_MPI to libmpi.so; tried {}",
+        tried.join("; ")
+    )]
+    NoMpi {
+        /// Each name, with what the system said.
+        tried: Vec<String>,
+    },
+    /// MPI counts other processes than the launcher's variables.
+    #[error(
+        "MPI says rank {found_rank} of {found_size}, the variables rank {rank} of {size}: start all processes by one mpirun"
+    )]
+    MpiRanks {
+        /// The rank by the variables.
+        rank: usize,
+        /// The number of processes by the variables.
+        size: usize,
+        /// The rank by MPI.
+        found_rank: i32,
+        /// The number of processes by MPI.
+        found_size: i32,
+    },
+    /// MPI can be begun once in a process.
+    #[error("MPI was begun in this process before, and cannot be begun again")]
+    MpiTwice,
+    /// A call of MPI failed.
+    #[error("{call} of MPI failed: {message}")]
+    Mpi {
+        /// The call.
+        call: &'static str,
+        /// What MPI says.
+        message: String,
+    },
     /// A thread cannot be started.
     #[error("cannot start a thread")]
     Thread(#[source] std::io::Error),

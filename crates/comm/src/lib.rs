@@ -7,7 +7,7 @@
 //! | `world` | [`World`]: all processes of a run; what they must have alike; how one learns of another's end |
 //! | `fingerprints` | [`Fingerprints`]: what is compared before training |
 //! | `last_words`, `watch` | [`LastWords`]: why a process ended; the thread that hears of it |
-//! | `engine` | [`Engine`]: bytes from rank to rank; through the store, or nowhere for one process |
+//! | `engine` | [`Engine`]: bytes from rank to rank; through the store, through Open MPI (feature `mpi`), or nowhere for one process |
 //! | `blocks` | [`BlockSums`]: gradients added in an order that does not depend on the number of ranks |
 //!
 //! There are no tensors here, no configuration and no output. Engines move bytes and never add: NCCL's and MPI's sums

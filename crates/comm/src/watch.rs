@@ -131,10 +131,11 @@ impl Watch {
 
     /// The reason behind an error: a connection that ended may have ended with a process.
     pub(crate) fn explain(&self, error: CommError) -> CommError {
-        if !matches!(
+        let has_a_reason = matches!(
             error,
-            CommError::Connection { .. } | CommError::Length { .. }
-        ) {
+            CommError::Connection { .. } | CommError::Length { .. } | CommError::Mpi { .. }
+        );
+        if !has_a_reason {
             return error;
         }
         let until = Instant::now() + REASON;

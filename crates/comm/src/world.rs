@@ -267,6 +267,20 @@ impl World {
         )))
     }
 
+    /// An engine over Open MPI, for processes that its `mpirun` started. Once in a process.
+    ///
+    /// # Errors
+    /// No Open MPI; it counts other processes than this world; it was begun before.
+    #[cfg(all(feature = "mpi", unix))]
+    pub fn mpi_engine(&self) -> Result<Box<dyn Engine>, CommError> {
+        let Some(met) = &self.met else {
+            return Ok(Box::new(Alone));
+        };
+        let engine =
+            crate::engine::MpiEngine::begin(self.rank, self.size, &met.watch, self.timeout)?;
+        Ok(Box::new(engine))
+    }
+
     /// Notes that this process has come to `step`, for what is said of it if it is killed.
     ///
     /// # Errors

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::Engine;
+use super::{Engine, others};
 use crate::watch::Watch;
 use crate::world::{Names, arrived};
 use crate::{Client, CommError};
@@ -183,9 +183,4 @@ impl Engine for StoreEngine {
         let mut all = vec![Vec::new(); self.size()];
         self.all_gather(&[], &mut all)
     }
-}
-
-/// The others in the order in which each is the first for somebody, so that not all turn to rank 0 at once.
-fn others(rank: usize, size: usize) -> impl Iterator<Item = usize> {
-    (1..size).map(move |step| (rank + step) % size)
 }
