@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// What each crate may use. `ARCHITECTURE.md` draws the same.
-const EDGES: [(&str, &[&str]); 16] = [
+const EDGES: [(&str, &[&str]); 17] = [
     ("allocator", &[]),
     ("arch", &[]),
+    ("comm", &[]),
     ("kernels", &["arch"]),
     ("formats", &["arch"]),
     ("quant", &["kernels", "arch"]),
@@ -135,7 +136,9 @@ fn brought(name: &str, manifests: &BTreeMap<String, toml::Table>) -> BTreeSet<St
 fn recipe_plan_and_journal_bring_no_tensors() {
     let manifests = manifests();
     assert!(brought("train", &manifests).contains("burn"));
-    for name in ["arch", "plan", "recipe", "journal", "data", "formats"] {
+    for name in [
+        "arch", "comm", "plan", "recipe", "journal", "data", "formats",
+    ] {
         for found in brought(name, &manifests) {
             let tensors = ["burn", "cubecl", "backdraft-kernels"];
             let brings = tensors.iter().any(|tensors| found.starts_with(tensors));
@@ -144,10 +147,10 @@ fn recipe_plan_and_journal_bring_no_tensors() {
     }
 }
 
-/// `allocator` sets options of a C library, and the program's `main.rs` does what may only be done while it has one thread.
+/// `allocator` sets options of a C library, `comm` calls Open MPI's, and the program's `main.rs` does what may only be done while it has one thread.
 #[test]
 fn few_places_allow_unsafe_code() {
-    let allowed = ["kernels", "formats", "allocator"];
+    let allowed = ["kernels", "formats", "allocator", "comm"];
     for name in manifests()
         .keys()
         .filter(|name| !allowed.contains(&name.as_str()))

@@ -188,6 +188,16 @@ pub enum CommError {
         /// Bytes that came.
         found: usize,
     },
+    /// A process of a run cannot be started.
+    #[error("cannot start {program} as rank {rank}")]
+    Start {
+        /// The program.
+        program: String,
+        /// Which process it was to be.
+        rank: usize,
+        /// The system's reason.
+        source: std::io::Error,
+    },
     /// Open MPI's library cannot be opened.
     #[error(
         "no Open MPI here: install its runtime library, or set BACKDRAFT_MPI to libmpi.so; tried {}",

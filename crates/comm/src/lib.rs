@@ -3,6 +3,7 @@
 //! | module | noun |
 //! | --- | --- |
 //! | `start` | [`Start`]: rank, size and meeting place, from what torchrun, `srun`, `mpirun` or Kubernetes set |
+//! | `launch` | [`Launch`]: the parent of all processes on one machine |
 //! | [`store`] | [`Client`] and [`Server`] of PyTorch's TCPStore |
 //! | `world` | [`World`]: all processes of a run; what they must have alike; how one learns of another's end |
 //! | `fingerprints` | [`Fingerprints`]: what is compared before training |
@@ -43,6 +44,7 @@ mod engine;
 mod error;
 mod fingerprints;
 mod last_words;
+mod launch;
 mod start;
 pub mod store;
 mod watch;
@@ -53,6 +55,7 @@ pub use engine::{Alone, Engine};
 pub use error::{CommError, StartError};
 pub use fingerprints::Fingerprints;
 pub use last_words::LastWords;
+pub use launch::Launch;
 pub use start::{Launcher, Meeting, Start};
 pub use store::{Client, Server};
 pub use world::World;

@@ -288,8 +288,11 @@ impl World {
     pub fn at_step(&self, step: u64) -> Result<(), CommError> {
         let Some(met) = &self.met else { return Ok(()) };
         let key = met.names.key(&format!("will/{}", self.rank));
-        let set = met.client().set(&key, &self.will(Some(step)).to_bytes());
-        set.map_err(|error| met.watch.explain(error))
+        let mut client = met.client();
+        let noted = client.set(&key, &self.will(Some(step)).to_bytes());
+        // Setting is not answered: this is.
+        let noted = noted.and_then(|()| client.check(&[key]));
+        noted.map(drop).map_err(|error| met.watch.explain(error))
     }
 
     /// Calls `told` once, from another thread, when another process has ended early. A program whose own thread may be

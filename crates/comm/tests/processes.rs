@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use backdraft_comm::{BlockSums, Server, Start, World};
+use backdraft_comm::{BlockSums, Launch, Server, Start, World};
 
 /// What makes a process a rank: how it behaves.
 const ROLE: &str = "BACKDRAFT_COMM_TEST_ROLE";
@@ -32,9 +32,21 @@ fn rank() {
     }
     let world = World::join(&start, "here", Duration::from_secs(30)).unwrap();
     world.on_end(|words| say(&format!("heard {words}")));
+    match (role.as_str(), world.rank()) {
+        ("done", _) => return world.leave().unwrap(),
+        ("fails", 1) => {
+            world.fail(Some(7), "row 3 of rows.jsonl is damaged");
+            std::process::exit(1);
+        }
+        ("panics", 1) => std::process::exit(101),
+        _ => {}
+    }
     let mut engine = world.store_engine().unwrap();
     for step in 1.. {
-        world.at_step(step).unwrap();
+        let noted = world.at_step(step);
+        if step == 3 {
+            say("third");
+        }
         if role == "busy" && step == 3 {
             say("busy");
             // Computes, and asks nobody.
@@ -44,17 +56,62 @@ fn rank() {
         for block in sums.range() {
             sums.push(vec![block as f32; 1000]);
         }
-        match sums.finish(&mut *engine) {
+        match noted.and_then(|()| sums.finish(&mut *engine)) {
             Ok(sum) => assert!(sum.iter().all(|x| *x == 6.0)),
-            Err(error) => {
-                say(&format!("ended {error}"));
-                return;
-            }
+            Err(error) => return say(&format!("ended {error}")),
         }
         if step == 3 {
             say("stepping");
         }
     }
+}
+
+/// What a parent says of three ranks that behave as `role`.
+fn launched(role: &str) -> Result<(), String> {
+    let launch = Launch::start(3, |_| {
+        let mut command = Command::new(env::current_exe().unwrap());
+        command
+            .args(["rank", "--exact", "--nocapture", "--test-threads=1"])
+            .env(ROLE, role)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        command
+    });
+    launch.unwrap().wait().map_err(|error| error.to_string())
+}
+
+#[test]
+fn a_parent_says_why_its_processes_ended() {
+    assert_eq!(launched("done"), Ok(()));
+    let began = Instant::now();
+    assert_eq!(
+        launched("fails"),
+        Err("rank 1 on here ended at step 7: row 3 of rows.jsonl is damaged".to_owned())
+    );
+    // The store notices before the parent does, or the parent speaks for it.
+    let error = launched("panics").unwrap_err();
+    assert!(error.starts_with("rank 1 on "), "{error}");
+    assert!(began.elapsed() < 2 * SOON, "{:?}", began.elapsed());
+}
+
+#[test]
+fn a_parent_that_ends_takes_its_processes_along() {
+    let mut launch = Launch::start(2, |_| {
+        let mut command = Command::new("sleep");
+        command.arg("600");
+        command
+    })
+    .unwrap();
+    let id = launch.children()[1].id();
+    assert!(launch.children()[1].try_wait().unwrap().is_none());
+    drop(launch);
+    let signal = Command::new("kill")
+        .args(["-0", &id.to_string()])
+        .stderr(Stdio::null())
+        .status();
+    assert!(!signal.unwrap().success(), "process {id} still runs");
+    let error = Launch::start(2, |_| Command::new("/no/such/program")).unwrap_err();
+    assert_eq!(error.to_string(), "cannot start /no/such/program as rank 0");
 }
 
 struct Rank {
@@ -109,6 +166,7 @@ fn a_rank_that_is_killed_ends_all_with_its_reason() {
         .map(|rank| Rank::start(roles[rank], rank, 4, server.port()))
         .collect();
     ranks[2].line("busy");
+    ranks[1].line("third");
     ranks[1].child.kill().unwrap();
     let killed = Instant::now();
     let step =

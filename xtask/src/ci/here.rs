@@ -67,6 +67,11 @@ pub(crate) fn missing(device: &str) -> Option<String> {
     })
 }
 
+/// Why no ranks can be started by MPI here; `None` where they can.
+pub(crate) fn no_mpirun() -> Option<String> {
+    (!runs("mpirun")).then(|| "no mpirun: install openmpi-bin".to_owned())
+}
+
 /// Spelling, where the program that knows it is installed.
 pub(crate) fn typos() -> anyhow::Result<Outcome> {
     if !runs("typos") {

@@ -22,8 +22,8 @@ pub(crate) enum Outcome {
 
 const RELEASE: [&str; 2] = ["--release", "--workspace"];
 /// Tests that start the program or train whole runs.
-const PROCESS: [&str; 4] = ["program", "control", "kill", "loss_scale"];
-const GPU: &str = "backdraft-cli/cuda,backdraft-cli/wgpu,xtask/cuda";
+const PROCESS: [&str; 5] = ["program", "control", "kill", "loss_scale", "processes"];
+const GPU: &str = "backdraft-cli/cuda,backdraft-cli/wgpu,backdraft-comm/mpi,xtask/cuda";
 
 pub(crate) const STAGES: &[Stage] = &[
     Stage {
@@ -58,7 +58,7 @@ pub(crate) const STAGES: &[Stage] = &[
     },
     Stage {
         name: "clippy-gpu",
-        what: "the same with the code for CUDA and WebGPU",
+        what: "the same with the code for CUDA, WebGPU and MPI",
         by_default: true,
         run: || clippy(GPU),
     },
@@ -112,6 +112,12 @@ pub(crate) const STAGES: &[Stage] = &[
         run: || test(&["--doc"]),
     },
     Stage {
+        name: "mpi",
+        what: "ranks that Open MPI's mpirun starts, their sums to the bit",
+        by_default: true,
+        run: mpi,
+    },
+    Stage {
         name: "parity-wgpu",
         what: "every kernel against its reference, through WebGPU (a software device will do)",
         by_default: true,
@@ -151,6 +157,15 @@ fn clippy(features: &str) -> anyhow::Result<Outcome> {
 
 fn test(which: &[&str]) -> anyhow::Result<Outcome> {
     cargo_does(&[&["test"], &RELEASE[..], which].concat(), &[])
+}
+
+/// Tests of the exchange between ranks; without `mpirun` they would check nothing.
+fn mpi() -> anyhow::Result<Outcome> {
+    if let Some(missing) = here::no_mpirun() {
+        return Ok(Outcome::Skipped(missing));
+    }
+    let args = "test --release -p backdraft-comm --features mpi --test mpi";
+    cargo_does(&args.split(' ').collect::<Vec<_>>(), &[])
 }
 
 /// The parity tests of the kernels on one kind of device; a device that is not there fails them.

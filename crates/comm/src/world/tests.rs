@@ -200,8 +200,6 @@ fn who_is_dropped_leaves_a_will() {
     let both = Barrier::new(2);
     let ends = together(2, |world| {
         world.at_step(world.rank() as u64 + 6).unwrap();
-        // The step is noted by now, as it is by the end of any exchange.
-        world.gather("both", &[]).unwrap();
         both.wait();
         if world.rank() == 0 {
             return None;
