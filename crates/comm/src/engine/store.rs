@@ -69,9 +69,7 @@ impl StoreEngine {
 
     fn forget(&mut self) -> Result<(), CommError> {
         let now = self.exchange;
-        let (old, kept) = self.kept.drain(..).partition(|(of, _)| *of < now);
-        self.kept = kept;
-        for (_, key) in Vec::from_iter::<Vec<(u64, String)>>(old) {
+        for (_, key) in self.kept.extract_if(.., |(of, _)| *of < now) {
             self.client.delete(&key)?;
         }
         Ok(())

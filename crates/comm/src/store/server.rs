@@ -31,7 +31,7 @@ const ANSWERS: usize = 256;
 
 /// A store, kept by threads of this process until it is dropped.
 ///
-/// Queries are PyTorch's of [this protocol](super), less the queues; who sends anything else is disconnected. Keys and
+/// Queries are PyTorch's of [this protocol](super); who sends anything else is disconnected. Keys and
 /// values take at most 4 GiB together, the connection that asks for more is ended.
 ///
 /// # Wills
