@@ -27,6 +27,30 @@ pub fn blocks_of(rank: usize, size: usize, blocks: usize) -> Range<usize> {
     share(rank, size, blocks)
 }
 
+/// The micro-batches of each block, of a step with these `costs`: the dearest first, to the block that has least so far, so
+/// that ranks have about the same to do. Within a block they stand in their own order. A function of the step alone.
+///
+/// # Panics
+/// There are no blocks.
+pub fn deal(costs: &[u64], blocks: usize) -> Vec<Vec<usize>> {
+    let mut dearest: Vec<usize> = (0..costs.len()).collect();
+    dearest.sort_by_key(|&i| std::cmp::Reverse(costs[i]));
+    let mut dealt = vec![(0_u64, Vec::new()); blocks];
+    for i in dearest {
+        let lightest = dealt.iter_mut().min_by_key(|(cost, of)| (*cost, of.len()));
+        let Some((cost, of)) = lightest else {
+            panic!("a step has at least one block");
+        };
+        *cost = cost.saturating_add(costs[i]);
+        of.push(i);
+    }
+    let sorted = dealt.into_iter().map(|(_, mut of)| {
+        of.sort_unstable();
+        of
+    });
+    sorted.collect()
+}
+
 /// The `part`-th of `parts` shares of `0..whole`.
 fn share(part: usize, parts: usize, whole: usize) -> Range<usize> {
     let edge = |part: usize| (part as u128 * whole as u128 / parts as u128) as usize;

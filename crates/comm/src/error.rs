@@ -142,7 +142,7 @@ pub enum CommError {
         limit: usize,
     },
     /// Some processes did not come in time.
-    #[error("waited {:.0} s for {what}; of {size} processes {} did not arrive", waited.as_secs_f64(), ranks(missing))]
+    #[error("waited {:.0} s for {what}; of {size} processes {} did not arrive", waited.as_secs_f64(), names(missing))]
     Waited {
         /// For what.
         what: String,
@@ -232,19 +232,39 @@ pub enum CommError {
         /// What MPI says.
         message: String,
     },
+    /// Ranks that should have the same.
+    #[error(
+        "at step {step} {} {} than rank 0: a bad device, other devices, or another program",
+        names(ranks),
+        have_other(ranks, what)
+    )]
+    Parted {
+        /// What differs.
+        what: &'static str,
+        /// The step of rank 0.
+        step: u64,
+        /// Who has something else than rank 0.
+        ranks: Vec<usize>,
+    },
     /// A thread cannot be started.
     #[error("cannot start a thread")]
     Thread(#[source] std::io::Error),
 }
 
-fn ranks(missing: &[usize]) -> String {
-    let names: Vec<String> = missing.iter().take(16).map(usize::to_string).collect();
-    let more = missing.len() - names.len();
-    let word = if missing.len() == 1 { "rank" } else { "ranks" };
+fn names(ranks: &[usize]) -> String {
+    let named: Vec<String> = ranks.iter().take(16).map(usize::to_string).collect();
+    let more = ranks.len() - named.len();
+    let word = if ranks.len() == 1 { "rank" } else { "ranks" };
     let rest = if more > 0 {
         format!(" and {more} more")
     } else {
         String::new()
     };
-    format!("{word} {}{rest}", names.join(", "))
+    format!("{word} {}{rest}", named.join(", "))
+}
+
+fn have_other(ranks: &[usize], what: &str) -> String {
+    let have = if ranks.len() == 1 { "has" } else { "have" };
+    let other = if what == "step" { "another" } else { "other" };
+    format!("{have} {other} {what}")
 }

@@ -10,7 +10,7 @@ const LONGEST: usize = 4096;
 pub struct LastWords {
     /// Which process; `None` where the store itself is gone and nobody can tell why.
     pub rank: Option<usize>,
-    /// Its machine.
+    /// Its machine; empty where nobody said.
     pub host: String,
     /// The step that it was at, if it had begun to train.
     pub step: Option<u64>,
@@ -21,7 +21,11 @@ pub struct LastWords {
 impl fmt::Display for LastWords {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(rank) = self.rank {
-            write!(f, "rank {rank} on {} ended", self.host)?;
+            write!(f, "rank {rank}")?;
+            if !self.host.is_empty() {
+                write!(f, " on {}", self.host)?;
+            }
+            write!(f, " ended")?;
             if let Some(step) = self.step {
                 write!(f, " at step {step}")?;
             }

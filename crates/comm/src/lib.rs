@@ -10,13 +10,14 @@
 //! | `last_words`, `watch` | [`LastWords`]: why a process ended; the thread that hears of it |
 //! | `engine` | [`Engine`]: bytes from rank to rank; through the store, through Open MPI (feature `mpi`), or nowhere for one process |
 //! | `blocks` | [`BlockSums`]: gradients added in an order that does not depend on the number of ranks |
+//! | `row` | [`Row`]: what ranks tell each other after a step, and the [`Decision`] that all make from it |
 //!
 //! There are no tensors here, no configuration and no output. Engines move bytes and never add: NCCL's and MPI's sums
 //! depend on topology and version, ours on the number of blocks alone.
 //!
 //! Nothing uses this crate yet. The trainer will: a run joins a [`World`] before it loads its model, [agrees](World::agree)
-//! on recipe, rows and base, takes [its blocks](blocks_of) of each step's micro-batches, and every rank applies the same
-//! [sum](BlockSums::finish).
+//! on recipe, rows and base, takes [its blocks](blocks_of) of each step's micro-batches as they are [dealt](deal), and
+//! every rank applies the same [sum](BlockSums::finish).
 //!
 //! ```
 //! use std::time::Duration;
@@ -45,17 +46,19 @@ mod error;
 mod fingerprints;
 mod last_words;
 mod launch;
+mod row;
 mod start;
 pub mod store;
 mod watch;
 mod world;
 
-pub use blocks::{BlockSums, blocks_of};
+pub use blocks::{BlockSums, blocks_of, deal};
 pub use engine::{Alone, Engine};
 pub use error::{CommError, StartError};
 pub use fingerprints::Fingerprints;
 pub use last_words::LastWords;
 pub use launch::Launch;
+pub use row::{Decision, Row};
 pub use start::{Launcher, Meeting, Start};
 pub use store::{Client, Server};
 pub use world::World;

@@ -3,7 +3,7 @@ use std::thread;
 
 use proptest::prelude::*;
 
-use super::{BlockSums, blocks_of, remaining};
+use super::{BlockSums, blocks_of, deal, remaining};
 use crate::world::tests::together;
 use crate::{Alone, Engine};
 
@@ -72,12 +72,38 @@ proptest! {
     }
 
     #[test]
+    fn every_micro_batch_is_dealt_once(costs in proptest::collection::vec(0..1000_u64, 0..40), blocks in 1..9_usize) {
+        let dealt = deal(&costs, blocks);
+        let mut all: Vec<usize> = dealt.concat();
+        all.sort_unstable();
+        prop_assert!(all.iter().copied().eq(0..costs.len()));
+        prop_assert!(dealt.iter().all(|of| of.is_sorted()));
+        // No block has more than another by more than what one micro-batch costs.
+        let sums = dealt.iter().map(|of| of.iter().map(|&i| costs[i]).sum::<u64>());
+        let (least, most) = (sums.clone().min().unwrap(), sums.max().unwrap());
+        prop_assert!(most - least <= costs.iter().copied().max().unwrap_or(0));
+    }
+
+    #[test]
     fn blocks_are_dealt_in_order_and_evenly(size in 1..40_usize, blocks in 1..200_usize) {
         let ranges: Vec<Range<usize>> = (0..size).map(|rank| blocks_of(rank, size, blocks)).collect();
         prop_assert!(ranges.iter().cloned().flatten().eq(0..blocks));
         let (least, most) = (blocks / size, blocks.div_ceil(size));
         prop_assert!(ranges.iter().all(|range| (least..=most).contains(&range.len())));
     }
+}
+
+#[test]
+fn micro_batches_go_to_the_lightest_block() {
+    // As many as blocks: one each, in order.
+    assert_eq!(deal(&[5, 5, 5], 3), [[0], [1], [2]]);
+    assert_eq!(
+        deal(&[1, 9, 2, 8, 3], 2),
+        [[0, 1, 2].to_vec(), [3, 4].to_vec()]
+    );
+    // A short last step leaves a block without any; free ones are spread too.
+    assert_eq!(deal(&[4], 2), [vec![0], vec![]]);
+    assert_eq!(deal(&[0, 0, 0, 0], 2), [[0, 2], [1, 3]]);
 }
 
 /// What a sum in the order of the ranks would give differs: the test above can fail.
