@@ -16,8 +16,8 @@ use crate::watch::Watch;
 /// Bytes of one message: MPI counts in `int`.
 const PIECE: usize = 1 << 30;
 
-/// Looks before a waiting process lets others compute.
-const LOOKS: u32 = 1000;
+/// How long a process looks without a pause: long messages move while it looks.
+const LOOKING: Duration = Duration::from_millis(200);
 
 /// Between looks from then on.
 const PAUSE: Duration = Duration::from_micros(50);
@@ -155,8 +155,7 @@ impl MpiEngine {
     }
 
     fn end_all(&self, flights: &mut [Flight]) -> Result<(), CommError> {
-        let until = Instant::now() + self.timeout;
-        let mut looks = 0;
+        let began = Instant::now();
         loop {
             let mut under_way = false;
             for flight in flights.iter_mut() {
@@ -169,7 +168,8 @@ impl MpiEngine {
             if let Some(words) = self.watch.ended() {
                 return Err(CommError::Ended(words));
             }
-            if Instant::now() >= until {
+            let waited = began.elapsed();
+            if waited >= self.timeout {
                 let late = flights.iter().filter(|flight| flight.request.is_some());
                 let mut missing: Vec<usize> = late.map(|flight| flight.peer).collect();
                 missing.sort_unstable();
@@ -178,11 +178,10 @@ impl MpiEngine {
                     what: "an exchange".to_owned(),
                     missing,
                     size: self.size,
-                    waited: self.timeout,
+                    waited,
                 });
             }
-            looks += 1;
-            if looks < LOOKS {
+            if waited < LOOKING {
                 thread::yield_now();
             } else {
                 thread::sleep(PAUSE);
