@@ -308,6 +308,7 @@ impl Case {
         let cost = backdraft::plan::cost::CostModel::Roofline(backdraft::plan::cost::Roofline::CPU);
         let planner = Planner::new(setup.step(), ActivationPolicy::KeepAll, u64::MAX, cost);
         let settings = Settings {
+            blocks: None,
             schedule: LrSchedule {
                 kind: ScheduleKind::Constant {},
                 warmup_steps: 0,

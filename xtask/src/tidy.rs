@@ -22,7 +22,7 @@ const EDGES: [(&str, &[&str]); 17] = [
         "train",
         &[
             "model", "lora", "quant", "kernels", "journal", "recipe", "plan", "data", "formats",
-            "arch",
+            "arch", "comm",
         ],
     ),
     ("serve", &["model", "data"]),
@@ -42,6 +42,7 @@ const EDGES: [(&str, &[&str]); 17] = [
             "formats",
             "arch",
             "allocator",
+            "comm",
         ],
     ),
     ("testkit", &["formats", "arch"]),

@@ -13,6 +13,7 @@ mod noted;
 mod output;
 mod plain;
 mod provenance;
+mod ranks;
 mod reporter;
 mod rows;
 mod session;

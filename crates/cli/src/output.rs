@@ -17,16 +17,27 @@ static WARNED: AtomicBool = AtomicBool::new(false);
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Output {
     json: bool,
+    /// Nobody is told anything, but of errors.
+    quiet: bool,
 }
 
 impl Output {
     pub(crate) const fn new(json: bool) -> Self {
-        Self { json }
+        Self { json, quiet: false }
+    }
+
+    /// The same for one of several processes that would say the same.
+    #[must_use]
+    pub(crate) const fn quiet(self) -> Self {
+        Self {
+            quiet: true,
+            ..self
+        }
     }
 
     /// A line for people; nothing where a program reads.
     pub(crate) fn line(self, text: impl AsRef<str>) -> Result<(), CliError> {
-        if self.json {
+        if self.json || self.quiet {
             Ok(())
         } else {
             write_stdout(&format!("{}\n", text.as_ref()))
@@ -35,7 +46,7 @@ impl Output {
 
     /// Text as it is, shown at once: the tokens of a stream.
     pub(crate) fn stream(self, text: &str) -> Result<(), CliError> {
-        if self.json {
+        if self.json || self.quiet {
             Ok(())
         } else {
             write_stdout(text)
@@ -45,7 +56,7 @@ impl Output {
     /// One JSON object on one line, where a program reads: `value`'s own keys, below the event's name.
     /// `docs/json.md` describes each event.
     pub(crate) fn record(self, event: &str, value: &impl Serialize) -> Result<(), CliError> {
-        if !self.json {
+        if !self.json || self.quiet {
             return Ok(());
         }
         let line = envelope::line(event, value).map_err(CliError::internal)?;
@@ -54,7 +65,7 @@ impl Output {
 
     /// Progress for people who wait: to standard error, so that it never mixes with results.
     pub(crate) fn progress(self, text: impl AsRef<str>) {
-        if !self.json {
+        if !self.json && !self.quiet {
             // Standard error may be closed; there is no other place to say so.
             let _ = writeln!(std::io::stderr(), "{}", text.as_ref());
         }
@@ -102,6 +113,7 @@ impl Output {
     /// Whether a dashboard makes sense.
     pub(crate) fn is_terminal(self) -> bool {
         !self.json
+            && !self.quiet
             && !dumb_terminal()
             && std::io::stdin().is_terminal()
             && std::io::stdout().is_terminal()

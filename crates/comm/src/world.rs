@@ -335,7 +335,7 @@ impl World {
     ///
     /// # Errors
     /// Another process ended early, or does not come to its end in time.
-    pub fn leave(self) -> Result<(), CommError> {
+    pub fn leave(&self) -> Result<(), CommError> {
         let Some(met) = &self.met else { return Ok(()) };
         if let Some(words) = met.watch.ended() {
             return Err(CommError::Ended(words));

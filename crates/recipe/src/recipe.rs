@@ -250,6 +250,8 @@ pub struct TrainRecipe {
     pub micro_batch_size: usize,
     /// Passes per optimiser step.
     pub grad_accumulation_steps: usize,
+    /// Sums that a step's gradient is added up from, at most one of each pass.
+    pub gradient_blocks: usize,
     /// Length of the run, written as `epochs` or `max_steps`.
     #[serde(flatten)]
     pub length: Length,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use backdraft_comm::CommError;
 use backdraft_data::DataError;
 use backdraft_formats::FormatError;
 use backdraft_journal::text::with_causes;
@@ -386,6 +387,26 @@ pub enum TrainError {
         /// What the device said.
         message: String,
     },
+    /// Fewer blocks than processes.
+    #[error(
+        "train.gradient_blocks = {blocks}, and {processes} processes share the run: {} of them would have nothing to do",
+        processes - blocks
+    )]
+    FewBlocks {
+        /// Blocks of the recipe.
+        blocks: usize,
+        /// Processes.
+        processes: usize,
+    },
+    /// Something that one process does alone.
+    #[error("{what} with several processes or gradient blocks is not supported in this version")]
+    NotShared {
+        /// What.
+        what: &'static str,
+    },
+    /// The processes that share the run do not come together, or part.
+    #[error(transparent)]
+    Ranks(#[from] CommError),
     /// burn-train stopped the run.
     #[error("the run was stopped by an error: {message}")]
     Learner {

@@ -34,6 +34,7 @@ pub mod objective;
 pub mod optimizer;
 mod prefetch;
 pub mod preflight;
+pub mod ranks;
 mod remove;
 pub mod resume;
 pub mod run;

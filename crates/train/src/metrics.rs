@@ -86,11 +86,16 @@ impl StepOutput {
 
     /// A step that was not computed for want of memory.
     pub fn failed(step: &Step, failure: StepFailure, device: &Device) -> Self {
-        let nothing = || Tensor::from_floats([f32::NAN], device);
         Self {
             failure: Some(failure),
-            ..Self::new(step, nothing(), nothing())
+            ..Self::unknown(step, device)
         }
+    }
+
+    /// A step of which this process knows nothing: the others did not tell.
+    pub(crate) fn unknown(step: &Step, device: &Device) -> Self {
+        let nothing = || Tensor::from_floats([f32::NAN], device);
+        Self::new(step, nothing(), nothing())
     }
 
     /// Why the step was not computed, if it was not.
@@ -154,6 +159,17 @@ impl StepAnswers {
 /// A tensor's values.
 pub(crate) fn numbers(values: Tensor<1>) -> Result<Vec<f64>, TensorReadError> {
     Ok(values.try_into_data()?.iter::<f64>().collect())
+}
+
+/// A tensor's values as they are exchanged between processes, which compute on processors.
+///
+/// # Panics
+/// A device that failed.
+pub(crate) fn host(values: &Tensor<1>) -> Vec<f32> {
+    match values.clone().try_into_data() {
+        Ok(data) => data.iter::<f32>().collect(),
+        Err(error) => panic!("a tensor of the processor: {error}"),
+    }
 }
 
 /// The loss, and what to tell of answers.

@@ -15,7 +15,8 @@ use std::time::Instant;
 
 use backdraft_arch::QuantizationPlan;
 use backdraft_arch::lora_targets::match_adapted;
-use backdraft_data::{ChatTokenizer, PromptTemplate, count};
+use backdraft_comm::Fingerprints;
+use backdraft_data::{ChatTokenizer, PromptTemplate, RowSet, count};
 use backdraft_formats::{AdapterPrefix, ModelSource};
 use backdraft_journal::report::{ActivationReport, Reporter, RunSummary, Silent};
 use backdraft_kernels::cross_entropy::Penalty;
@@ -46,6 +47,7 @@ use crate::loss_scale::LossScale;
 use crate::metrics::NoFiles;
 use crate::objective::Objective;
 use crate::optimizer::{Optimizer, Rates, Rule};
+use crate::ranks::{Blocks, Ranks};
 use crate::resume::Resume;
 use crate::strategy::{Outcome, Plan, StepStrategy};
 use crate::tokens;
@@ -76,6 +78,8 @@ pub struct Run {
     /// What adapters began with, where answers are compared with it.
     start: Option<FrozenStart>,
     known: KnownReferences,
+    /// The processes that share the steps.
+    ranks: Option<Ranks>,
 }
 
 /// Log-likelihoods under the reference that are known before the first step.
@@ -142,6 +146,7 @@ pub fn prepare(
         principal: None,
         start: None,
         known: KnownReferences::default(),
+        ranks: None,
         tokenizer_files: tokens::files(&recipe, &source)?,
         source,
         recipe,
@@ -238,6 +243,57 @@ impl Run {
         self.loss_scale = Some(scale);
     }
 
+    /// Shares the steps with other processes, which all call this with the same recipe, model and rows.
+    ///
+    /// # Errors
+    /// Fewer blocks than processes; something that is done by one process alone; others that have another model or other
+    /// rows.
+    pub fn share(&mut self, ranks: Ranks) -> Result<(), TrainError> {
+        let (blocks, processes) = (self.recipe.train.gradient_blocks, ranks.size());
+        if blocks < processes {
+            return Err(TrainError::FewBlocks { blocks, processes });
+        }
+        if processes > 1 && Objective::from(self.recipe.objective).compares() {
+            return Err(TrainError::NotShared {
+                what: "comparing answers",
+            });
+        }
+        if processes > 1 && self.adaptation.is_some() {
+            return Err(TrainError::NotShared {
+                what: "dealing out precision",
+            });
+        }
+        let eval = self.data.eval.as_ref().map(RowSet::fingerprint);
+        ranks.agree(
+            &Fingerprints::new()
+                .with("model", &self.model_fingerprint)
+                .with("data.train", &self.data.train.fingerprint())
+                .with("data.eval", &eval.unwrap_or_default())
+                .with("computed by", &device_name(&self.device)),
+        )?;
+        self.ranks = Some(ranks);
+        Ok(())
+    }
+
+    /// The blocks of a step, where there are several or several processes have them.
+    ///
+    /// # Errors
+    /// A device other than the processor.
+    fn blocks(&self) -> Result<Option<Blocks>, TrainError> {
+        let count = self.recipe.train.gradient_blocks;
+        let ranks = match &self.ranks {
+            Some(ranks) => ranks.clone(),
+            None if count == 1 => return Ok(None),
+            None => Ranks::alone()?,
+        };
+        if device::gpu(&self.device).is_some() {
+            return Err(TrainError::NotShared {
+                what: "training on a GPU",
+            });
+        }
+        Ok(Some(Blocks { count, ranks }))
+    }
+
     /// Trains, and leaves the adapter in `output_dir/adapter`.
     ///
     /// # Errors
@@ -291,6 +347,7 @@ impl Run {
                 start_fingerprint: run.start_fingerprint(begun.from.as_ref()),
                 start: begun.start,
                 control: watch.control,
+                ranks: run.ranks.clone(),
             }),
             outcome: Arc::new(Mutex::new(std::mem::take(&mut told.outcome))),
         };
@@ -430,6 +487,7 @@ impl Run {
             neftune: (train.neftune_noise_alpha > 0.0)
                 .then_some((train.neftune_noise_alpha, self.recipe.seed)),
             activations,
+            blocks: self.blocks()?,
         };
         // Before the optimiser takes the factors.
         let reference = self.reference()?;

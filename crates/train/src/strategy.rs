@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use backdraft_comm::{Decision, Row};
 use backdraft_data::{LoaderState, RowSet};
 use backdraft_formats::FormatError;
 use backdraft_journal::adaptation::AdaptationReport;
@@ -41,6 +42,7 @@ use crate::held_out::HeldOut;
 use crate::loader::Step;
 use crate::metrics::{StepMetrics, StepOutput};
 use crate::objective::Objective;
+use crate::ranks::{Ranks, checksum};
 use crate::trained_with::Companions;
 use crate::trainee::Trainee;
 
@@ -85,6 +87,8 @@ pub struct Plan {
     pub start: LoaderState,
     /// What whoever watches asks for.
     pub control: Control,
+    /// The processes that share the steps, where there are several.
+    pub ranks: Option<Ranks>,
 }
 
 /// What came of a run.
@@ -171,8 +175,16 @@ impl SupervisedLearningStrategy<Trainee> for StepStrategy {
                 run.outcome.error = Some(error);
                 break;
             }
-            if run.outcome.stopped_early || run.obey(&components.interrupter) {
+            if run.outcome.stopped_early {
                 break;
+            }
+            match run.obey(&components.interrupter) {
+                Ok(false) => {}
+                Ok(true) => break,
+                Err(error) => {
+                    run.outcome.error = Some(error);
+                    break;
+                }
             }
         }
         if let Err(error) = run.finish() {
@@ -367,8 +379,15 @@ impl Loop<'_> {
         step: Step,
     ) -> Result<(GradientsParams, StepOutput, StepMetrics), TrainError> {
         let number = step.number + 1;
+        if let Some(ranks) = &self.plan.ranks {
+            ranks.at_step(number)?;
+        }
         loop {
             let output = self.learner.train_step(step.clone());
+            let apart = self.plan.ranks.as_ref().and_then(Ranks::take_failure);
+            if let Some(error) = apart {
+                return Err(error.into());
+            }
             let (failure, reason) = match (output.item.failure(), output.item.read()) {
                 (Some(failure), _) => (failure, failure.to_string()),
                 (None, Ok(metrics)) if metrics.overflows() && self.rescale(number) => continue,
@@ -430,25 +449,54 @@ impl Loop<'_> {
     }
 
     /// Does what was asked for since the last step; `true` ends the run.
-    fn obey(&mut self, interrupter: &Interrupter) -> bool {
+    ///
+    /// # Errors
+    /// Another process ended, or has come to other factors.
+    fn obey(&mut self, interrupter: &Interrupter) -> Result<bool, TrainError> {
         let control = &self.plan.control;
         loop {
-            if control.take_save() {
+            let asked = self.asked(interrupter)?;
+            if asked.save {
                 self.save();
             }
             if self.outcome.steps == self.plan.total_steps {
-                return false;
+                return Ok(false);
             }
-            if control.should_stop() || interrupter.should_stop() {
+            if asked.stop {
                 self.outcome.interrupted = true;
                 self.save();
-                return true;
+                return Ok(true);
             }
-            if !control.paused() {
-                return false;
+            if !asked.pause {
+                return Ok(false);
             }
-            control.wait_while_paused();
+            match self.plan.ranks {
+                None => control.wait_while_paused(),
+                Some(_) => Ranks::pause(),
+            }
         }
+    }
+
+    /// What is asked for, of any of the processes that share the steps.
+    fn asked(&self, interrupter: &Interrupter) -> Result<Decision, TrainError> {
+        let control = &self.plan.control;
+        let mine = Decision {
+            stop: control.should_stop() || interrupter.should_stop(),
+            save: control.take_save(),
+            pause: control.paused(),
+        };
+        let Some(ranks) = &self.plan.ranks else {
+            return Ok(mine);
+        };
+        let row = Row {
+            step: self.outcome.steps as u64,
+            checksum: checksum(&self.learner.model().model),
+            stop: mine.stop,
+            save: mine.save,
+            pause: mine.pause,
+            ..Row::default()
+        };
+        Ok(ranks.decide(&row)?)
     }
 
     fn elapsed(&self) -> f64 {

@@ -20,6 +20,7 @@ use crate::metrics::{EvalAnswers, EvalOutput, StepOutput};
 use crate::neftune::Neftune;
 use crate::objective::{Goal, Objective, Others};
 use crate::optimizer::Optimizer;
+use crate::ranks::{Blocks, Sum};
 use crate::step::{MicroBatch, Told, Trunk, guarded, nll, nll_and_entropy};
 
 /// A model with adapters, its optimiser and its schedule.
@@ -55,6 +56,8 @@ pub struct Settings {
     pub neftune: Option<(f64, u64)>,
     /// What each pass keeps and recomputes.
     pub activations: Activations,
+    /// The blocks that a step is summed in, where there are several; nothing compares answers then.
+    pub blocks: Option<Blocks>,
 }
 
 #[derive(Clone, Debug)]
@@ -158,7 +161,7 @@ impl TrainStep for Trainee {
     /// All micro-batches of an optimiser step; the gradients are clipped already.
     fn step(&self, step: Step) -> TrainOutput<StepOutput> {
         let optimizer = self.optimizer();
-        let (mut grads, loss_scale) = (optimizer.grads(), optimizer.loss_scale());
+        let (grads, loss_scale) = (optimizer.grads(), optimizer.loss_scale());
         drop(optimizer);
         let objective = self.settings.objective;
         let loss_scale = loss_scale.map_or(1.0, LossScale::factor);
@@ -175,8 +178,8 @@ impl TrainStep for Trainee {
         let noise = noise.map(|(alpha, seed)| Neftune::of_step(alpha, seed, step.number));
         let divergence = divergence(&self.model, base.as_ref(), &step.mismatched)
             .map(|sum| (sum / step.num_answers() as f64).clamp_min(0.0));
-        let (mut nll, mut penalized, mut answers) = (None, None, Vec::new());
-        for (i, batch) in step.micro_batches.iter().enumerate() {
+        let pass = |i: usize, grads: &mut AdapterGrads| {
+            let batch = &step.micro_batches[i];
             let trunk = Trunk::noisy(&self.model, batch, noise);
             let goal = Goal {
                 objective,
@@ -195,21 +198,51 @@ impl TrainStep for Trainee {
                 .settings
                 .dropout_seed
                 .map(|seed| mask_seed(seed, step.number, i));
-            let found = match self.pass((batch, trunk), &goal, seed, &mut grads) {
-                Ok(told) => {
-                    answers.extend(told.answers);
-                    penalized = sum(penalized, told.penalized);
-                    told.nll
-                }
-                Err(failure) => {
-                    return TrainOutput {
-                        grads: AdapterGrads::new().into_params(),
-                        item: StepOutput::failed(&step, failure, &self.model.device().inner()),
-                    };
-                }
-            };
-            nll = sum(nll, Some(found));
-        }
+            self.pass((batch, trunk), &goal, seed, grads)
+        };
+        let mut answers = Vec::new();
+        let mut passes = |micro_batches: &[usize], mut grads: AdapterGrads| {
+            let (mut nll, mut penalized) = (None, None);
+            for &i in micro_batches {
+                let told = pass(i, &mut grads)?;
+                answers.extend(told.answers);
+                penalized = sum(penalized, told.penalized);
+                nll = sum(nll, Some(told.nll));
+            }
+            Ok(Sum {
+                grads,
+                nll,
+                penalized,
+            })
+        };
+        let all: Vec<usize> = (0..step.micro_batches.len()).collect();
+        let summed = match &self.settings.blocks {
+            None => passes(&all, grads).map(Some),
+            Some(blocks) => {
+                let tokens = step
+                    .micro_batches
+                    .iter()
+                    .map(|batch| batch.tokens.input_ids.len() as u64);
+                let mine = blocks.mine(&tokens.collect::<Vec<_>>());
+                blocks.sum(&self.model, &mine, |block| {
+                    passes(block, AdapterGrads::new())
+                })
+            }
+        };
+        let nothing = |item| TrainOutput {
+            grads: AdapterGrads::new().into_params(),
+            item,
+        };
+        let device = self.model.device().inner();
+        let Sum {
+            grads,
+            nll,
+            penalized,
+        } = match summed {
+            Ok(Some(sum)) => sum,
+            Ok(None) => return nothing(StepOutput::unknown(&step, &device)),
+            Err(failure) => return nothing(StepOutput::failed(&step, failure, &device)),
+        };
         let Some(nll) = nll else {
             panic!("an optimiser step has at least one micro-batch");
         };

@@ -20,10 +20,11 @@ use clap::Args;
 use crate::args::DeviceArgs;
 use crate::commands::{self, Context};
 use crate::dashboard::state::{Hands, State};
-use crate::dashboard::{Dashboard, DashboardReporter, Shared};
+use crate::dashboard::{self, Dashboard, DashboardReporter};
 use crate::data_summary;
 use crate::error::CliError;
 use crate::output::Output;
+use crate::ranks::Shared;
 use crate::reporter::{self, NoDashboard, PlainReporter};
 use crate::session::{self, Loading, quote};
 use crate::shell::CommandLine;
@@ -122,11 +123,27 @@ impl TrainArgs {
 }
 
 pub(crate) fn run(args: &TrainArgs, context: Context) -> Result<(), CliError> {
+    let shared = Shared::join(context.output)?;
+    let Some(shared) = &shared else {
+        return run_among(args, context, None);
+    };
+    let output = match shared.ranks.rank() {
+        0 => context.output,
+        _ => context.output.quiet(),
+    };
+    let context = Context { output, ..context };
+    shared.end(run_among(args, context, Some(shared)))
+}
+
+fn run_among(args: &TrainArgs, context: Context, shared: Option<&Shared>) -> Result<(), CliError> {
     let dashboard = context.output.is_terminal() && !args.plain;
     let overrides = args.overrides(context);
     let (recipe, start) = match (&args.resume, &args.recipe) {
         (Some(resume), recipe) => {
-            let at = place(resume.as_deref(), recipe.as_deref(), &overrides)?;
+            let mut at = place(resume.as_deref(), recipe.as_deref(), &overrides)?;
+            if let Some(shared) = shared {
+                at = shared.resumed(&at)?;
+            }
             let resume = Resume::find(&at, &args.allow_change)?;
             let recipe = resume.recipe(recipe.as_deref(), &overrides)?;
             if let Some(summary) = resume.finished(&recipe)? {
@@ -140,7 +157,15 @@ pub(crate) fn run(args: &TrainArgs, context: Context) -> Result<(), CliError> {
         }
         (None, None) => return Err(CliError::usage("there is no recipe")),
     };
-    train(recipe, context, dashboard, start).map(|_| ())
+    let mut recipe = recipe;
+    if let Some(shared) = shared {
+        let from = match &start {
+            Start::Resume(resume) => resume.state().map_or(0, |state| state.step),
+            Start::New { .. } => 0,
+        };
+        shared.agree(&mut recipe, from)?;
+    }
+    train_among(recipe, context, dashboard, start, shared).map(|_| ())
 }
 
 /// Says again what came out of a run that has nothing left to do, and leaves its files alone.
@@ -207,13 +232,28 @@ pub(crate) fn train(
     dashboard: bool,
     start: Start,
 ) -> Result<(RunSummary, CausalLm), CliError> {
+    train_among(recipe, context, dashboard, start, None)
+}
+
+/// The same, sharing the steps with other processes.
+fn train_among(
+    recipe: Recipe,
+    context: Context,
+    dashboard: bool,
+    start: Start,
+    shared: Option<&Shared>,
+) -> Result<(RunSummary, CausalLm), CliError> {
     let output = context.output;
     let device = preflight(&recipe, &start, output)?;
     let source = session::open_trained(&recipe, output)?;
     if let Start::Resume(resume) = &start {
         resume.check_model(&source.fingerprint()?)?;
     }
-    let data = check_data(&recipe, &source, output)?;
+    let read = || check_data(&recipe, &source, output);
+    let data = match shared {
+        Some(shared) => shared.after_rank_0(read)?,
+        None => read()?,
+    };
     if let Start::Resume(resume) = &start {
         let eval = data.eval.as_ref().map(RowSet::fingerprint);
         resume.check_rows(&data.train.fingerprint(), eval.as_deref())?;
@@ -224,14 +264,17 @@ pub(crate) fn train(
         recipe.train.micro_batch_size,
         recipe.train.grad_accumulation_steps,
     );
-    let run = prepare(recipe, source, data, &device)?;
+    let mut run = prepare(recipe, source, data, &device)?;
+    if let Some(shared) = shared {
+        run.share(shared.ranks.clone())?;
+    }
     let control = Control::default();
     let hangup = signals::guard(&control)?;
     let shared = dashboard.then(|| {
         let output = output_dir.display().to_string();
-        Shared::new(State::new(output, Hands::Own))
+        dashboard::Shared::new(State::new(output, Hands::Own))
     });
-    let start_dashboard = |shared: Shared| {
+    let start_dashboard = |shared: dashboard::Shared| {
         let started = Dashboard::start(shared.clone(), control.clone(), hangup);
         started.map(|dashboard| (shared, dashboard))
     };

@@ -1,0 +1,164 @@
+//! `train` as one of several processes that a launcher has started.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process;
+use std::thread;
+use std::time::Duration;
+
+use backdraft_comm::{CommError, Fingerprints, Start, StartError, World};
+use backdraft_journal::text::host;
+use backdraft_recipe::Recipe;
+use backdraft_train::ranks::Ranks;
+use tempfile::TempDir;
+
+use crate::error::CliError;
+use crate::output::Output;
+
+/// How long a process waits for the others.
+const TIMEOUT: Duration = Duration::from_secs(600);
+
+/// How long this process may take to end by itself when another has ended.
+const GRACE: Duration = Duration::from_secs(3);
+
+/// The processes that share a run, and where this one puts its files: those of rank 0 stay, those of the others go.
+pub(crate) struct Shared {
+    pub(crate) ranks: Ranks,
+    scratch: Option<TempDir>,
+}
+
+impl Shared {
+    /// Meets the others; `None` where this process is alone.
+    pub(crate) fn join(output: Output) -> Result<Option<Self>, CliError> {
+        let start = Start::from_env()?;
+        if start.size == 1 {
+            return Ok(None);
+        }
+        if start.rank == 0 {
+            output.progress(format!(
+                "process 0 of {} ({}): waiting for the others",
+                start.size, start.launcher
+            ));
+        }
+        let ranks = Ranks::new(World::join(&start, &host(), TIMEOUT)?)?;
+        let rank = ranks.rank();
+        ranks.on_end(move |words| {
+            // Whoever computes does not look; whoever waits ends by itself.
+            thread::sleep(GRACE);
+            let _ = writeln!(
+                std::io::stderr(),
+                "error: {words} (rank {rank} ends with it)"
+            );
+            process::exit(1);
+        });
+        let scratch = (rank > 0)
+            .then(|| tempfile::Builder::new().prefix("backdraft-rank-").tempdir())
+            .transpose()
+            .map_err(|error| {
+                CliError::user("cannot make a folder for temporary files").because(error)
+            })?;
+        Ok(Some(Self { ranks, scratch }))
+    }
+
+    /// Where this process's files go, in place of `output_dir`.
+    fn place(&self, output_dir: &Path) -> PathBuf {
+        match &self.scratch {
+            Some(scratch) => scratch.path().join("run"),
+            None => output_dir.to_owned(),
+        }
+    }
+
+    /// The run to go on with: rank 0's own, of which the others have a copy.
+    pub(crate) fn resumed(&self, at: &Path) -> Result<PathBuf, CliError> {
+        let at = std::path::absolute(at).unwrap_or_else(|_| at.to_owned());
+        let checkpoints = at.parent().filter(|parent| parent.ends_with("checkpoints"));
+        let run = checkpoints.and_then(Path::parent).unwrap_or(&at);
+        let to = self.place(run);
+        if self.scratch.is_some() {
+            copy(run, &to).map_err(|error| {
+                CliError::user(format!("cannot copy the run in {}", run.display())).because(error)
+            })?;
+        }
+        // Rank 0 may rename and remove from here on.
+        self.ranks.meet("the others to copy the run")?;
+        Ok(match at.strip_prefix(run) {
+            Ok(rest) => to.join(rest),
+            Err(_) => to,
+        })
+    }
+
+    /// Agrees with the others on `recipe`, and puts this process's files where they belong.
+    pub(crate) fn agree(&self, recipe: &mut Recipe, step: usize) -> Result<(), CliError> {
+        let output_dir = std::mem::take(&mut recipe.output_dir);
+        self.ranks.agree(
+            &Fingerprints::new()
+                .with("version", env!("CARGO_PKG_VERSION"))
+                .with("recipe", &digest(&recipe.to_toml()?))
+                .with("steps done before", &step.to_string()),
+        )?;
+        recipe.output_dir = self.place(&output_dir);
+        Ok(())
+    }
+
+    /// Waits, in all processes but rank 0, until that has read the rows: then they lie in the cache.
+    pub(crate) fn after_rank_0<T>(
+        &self,
+        read: impl FnOnce() -> Result<T, CliError>,
+    ) -> Result<T, CliError> {
+        let what = "rank 0 to read the rows";
+        if self.ranks.rank() == 0 {
+            let read = read()?;
+            self.ranks.meet(what)?;
+            return Ok(read);
+        }
+        self.ranks.meet(what)?;
+        read()
+    }
+
+    /// Tells the others how this process has ended.
+    pub(crate) fn end<T>(&self, result: Result<T, CliError>) -> Result<T, CliError> {
+        match &result {
+            Ok(_) => self.ranks.leave()?,
+            Err(error) if error.is_interruption() => self.ranks.leave()?,
+            Err(error) => self.ranks.fail(&error.to_string()),
+        }
+        result
+    }
+}
+
+fn digest(text: &str) -> String {
+    use sha2::{Digest, Sha256};
+    let hash = Sha256::digest(text.as_bytes());
+    hash.iter()
+        .take(8)
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
+
+/// Copies a directory with all that is in it, less its lock.
+fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            copy(&entry.path(), &target)?;
+        } else if entry.file_name() != ".lock" {
+            fs::copy(entry.path(), target)?;
+        }
+    }
+    Ok(())
+}
+
+impl From<StartError> for CliError {
+    fn from(error: StartError) -> Self {
+        Self::library(error)
+    }
+}
+
+impl From<CommError> for CliError {
+    fn from(error: CommError) -> Self {
+        Self::library(error)
+    }
+}

@@ -1,0 +1,265 @@
+//! Runs that several processes share, as a launcher starts them.
+#![cfg(unix)]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use backdraft_comm::Server;
+use backdraft_testkit::tiny;
+use serde_json::Value;
+
+/// Five micro-batches in four blocks, and a last step of an epoch with four; 24 rows.
+const MORE: &str = "max_steps = 60\neval_steps = 15\nsave_steps = 10\nsave_total_limit = 20\nwarmup_steps = 5\n\
+                    gradient_blocks = 4\n";
+const SHAPE: [&str; 4] = [
+    "--set",
+    "train.micro_batch_size=1",
+    "--set",
+    "train.grad_accumulation_steps=5",
+];
+
+/// How soon all have to have ended.
+const SOON: Duration = Duration::from_secs(5);
+
+/// Processes that share a run, and the store that they meet at.
+struct Ranks {
+    children: Vec<Child>,
+    _server: Server,
+}
+
+impl Ranks {
+    /// Starts `size` of them; `more` are a rank's own arguments.
+    fn start(
+        directory: &Path,
+        size: usize,
+        arguments: &[&str],
+        more: impl Fn(usize) -> Vec<&'static str>,
+    ) -> Self {
+        let server = Server::listen("127.0.0.1", 0).unwrap();
+        let children = (0..size).map(|rank| {
+            Command::new(env!("CARGO_BIN_EXE_backdraft"))
+                .current_dir(directory)
+                .args(arguments)
+                .args(more(rank))
+                .env("HF_HUB_OFFLINE", "1")
+                .env("RAYON_NUM_THREADS", "1")
+                .env("RANK", rank.to_string())
+                .env("WORLD_SIZE", size.to_string())
+                .env("MASTER_ADDR", "127.0.0.1")
+                .env("MASTER_PORT", server.port().to_string())
+                .env("TORCHELASTIC_USE_AGENT_STORE", "True")
+                .stdin(Stdio::null())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap()
+        });
+        Self {
+            children: children.collect(),
+            _server: server,
+        }
+    }
+
+    fn end(self) -> Vec<Output> {
+        let ended = self
+            .children
+            .into_iter()
+            .map(|child| child.wait_with_output().unwrap());
+        ended.collect()
+    }
+
+    fn signal(&self, rank: usize, name: &str) {
+        let id = self.children[rank].id().to_string();
+        let status = Command::new("kill").args([name, &id]).status().unwrap();
+        assert!(status.success());
+    }
+}
+
+fn train(directory: &Path, size: usize, arguments: &[&str]) -> Vec<Output> {
+    let arguments = [arguments, &SHAPE].concat();
+    Ranks::start(directory, size, &arguments, |_| vec![]).end()
+}
+
+fn text(bytes: &[u8]) -> String {
+    // Long lines are wrapped for the terminal.
+    let text = String::from_utf8_lossy(bytes);
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[track_caller]
+fn succeed(ended: &[Output]) {
+    for (rank, output) in ended.iter().enumerate() {
+        assert!(
+            output.status.success(),
+            "rank {rank}: {}",
+            text(&output.stderr)
+        );
+    }
+}
+
+fn project() -> (tempfile::TempDir, PathBuf) {
+    let root = tempfile::tempdir().unwrap();
+    let directory = root.path().to_owned();
+    tiny::project(&directory, MORE);
+    (root, directory)
+}
+
+fn without_clock(mut value: Value) -> Value {
+    let object = value.as_object_mut().unwrap();
+    for key in ["seconds", "elapsed", "effort", "records"] {
+        object.remove(key);
+    }
+    value
+}
+
+/// Everything that a run leaves and that does not depend on the clock: records, adapter, and of each checkpoint factors,
+/// moments and state.
+fn result(directory: &Path) -> Vec<(String, Vec<u8>)> {
+    let out = directory.join("out");
+    let records = fs::read_to_string(out.join("metrics.jsonl")).unwrap();
+    let records: Vec<String> = records
+        .lines()
+        .map(|line| without_clock(serde_json::from_str(line).unwrap()).to_string())
+        .collect();
+    assert!(records.len() >= 60, "{} records", records.len());
+    let mut all = vec![("records".to_owned(), records.join("\n").into_bytes())];
+    let mut add = |path: &str| {
+        all.push((path.to_owned(), fs::read(out.join(path)).unwrap()));
+    };
+    add("adapter/adapter_model.safetensors");
+    for step in (10..=60).step_by(10) {
+        let checkpoint = format!("checkpoints/step-{step:06}");
+        add(&format!("{checkpoint}/adapter/adapter_model.safetensors"));
+        add(&format!("{checkpoint}/optimizer.safetensors"));
+    }
+    all
+}
+
+#[track_caller]
+fn same(found: &[(String, Vec<u8>)], expected: &[(String, Vec<u8>)]) {
+    for ((name, found), (_, expected)) in found.iter().zip(expected) {
+        assert!(found == expected, "{name} is another");
+    }
+    assert_eq!(found.len(), expected.len());
+}
+
+/// Waits until the run has a line for step `step`.
+fn until(directory: &Path, ranks: &mut Ranks, step: usize) {
+    let began = Instant::now();
+    let line = format!("\"step\":{step},");
+    loop {
+        let records = fs::read_to_string(directory.join("out/metrics.jsonl")).unwrap_or_default();
+        if records.contains(&line) {
+            return;
+        }
+        assert!(began.elapsed() < Duration::from_secs(60), "no step {step}");
+        for child in &mut ranks.children {
+            assert!(child.try_wait().unwrap().is_none(), "ended by itself");
+        }
+        sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn any_number_of_processes_has_the_same_bits() {
+    let (_root, directory) = project();
+    let alone = Command::new(env!("CARGO_BIN_EXE_backdraft"))
+        .current_dir(&directory)
+        .args(["train", "recipe.toml"])
+        .args(SHAPE)
+        .env("HF_HUB_OFFLINE", "1")
+        .env("RAYON_NUM_THREADS", "1")
+        .output()
+        .unwrap();
+    succeed(&[alone]);
+    let expected = result(&directory);
+    for size in [2, 3, 4] {
+        fs::remove_dir_all(directory.join("out")).unwrap();
+        let ended = train(&directory, size, &["train", "recipe.toml"]);
+        succeed(&ended);
+        assert!(text(&ended[0].stdout).contains("run time"));
+        assert_eq!(text(&ended[1].stdout), "");
+        same(&result(&directory), &expected);
+    }
+    // What the blocks are for: another number of them gives other bits.
+    fs::remove_dir_all(directory.join("out")).unwrap();
+    let ended = train(
+        &directory,
+        2,
+        &["train", "recipe.toml", "--set", "train.gradient_blocks=2"],
+    );
+    succeed(&ended);
+    assert!(result(&directory)[1].1 != expected[1].1, "the same bits");
+}
+
+#[test]
+fn a_killed_process_ends_all_and_another_number_goes_on() {
+    let (_root, directory) = project();
+    succeed(&train(&directory, 2, &["train", "recipe.toml"]));
+    let expected = result(&directory);
+    fs::remove_dir_all(directory.join("out")).unwrap();
+
+    let arguments = [&["train", "recipe.toml"], &SHAPE[..]].concat();
+    let mut ranks = Ranks::start(&directory, 4, &arguments, |_| vec![]);
+    until(&directory, &mut ranks, 23);
+    ranks.signal(2, "-KILL");
+    let killed = Instant::now();
+    let ended = ranks.end();
+    assert!(killed.elapsed() < SOON, "{:?}", killed.elapsed());
+    for rank in [0, 1, 3] {
+        assert_eq!(ended[rank].status.code(), Some(1));
+        let said = text(&ended[rank].stderr);
+        assert!(said.contains("rank 2 on "), "{said}");
+        assert!(
+            said.contains("without a word: it was killed, or its machine is gone"),
+            "{said}"
+        );
+    }
+
+    // SIGTERM reaches one of three.
+    let arguments = [&["train", "--resume", "out"], &SHAPE[..]].concat();
+    let mut ranks = Ranks::start(&directory, 3, &arguments, |_| vec![]);
+    until(&directory, &mut ranks, 35);
+    ranks.signal(1, "-TERM");
+    let ended = ranks.end();
+    let codes: Vec<_> = ended.iter().map(|output| output.status.code()).collect();
+    assert_eq!(
+        codes,
+        [Some(0), Some(130), Some(0)],
+        "{}",
+        text(&ended[0].stderr)
+    );
+    assert!(text(&ended[0].stdout).contains("resumed at step 20"));
+
+    // The rest alone.
+    succeed(&train(&directory, 1, &["train", "--resume", "out"]));
+    same(&result(&directory), &expected);
+}
+
+#[test]
+fn what_differs_is_said_before_anything_is_trained() {
+    let (_root, directory) = project();
+    let arguments = [&["train", "recipe.toml"], &SHAPE[..]].concat();
+    let ranks = Ranks::start(&directory, 3, &arguments, |rank| match rank {
+        1 => vec!["--set", "seed=7"],
+        _ => vec![],
+    });
+    for output in ranks.end() {
+        assert_eq!(output.status.code(), Some(1));
+        let said = text(&output.stderr);
+        assert!(
+            said.contains("the processes do not agree: recipe: ranks 0 and 2 have"),
+            "{said}"
+        );
+    }
+    assert!(!directory.join("out").exists());
+    let ended = train(&directory, 5, &["train", "recipe.toml"]);
+    let said = text(&ended[0].stderr);
+    let expected = "train.gradient_blocks = 4, and 5 processes share the run: 1 of them would have nothing to do";
+    assert!(said.contains(expected), "{said}");
+    assert!(!directory.join("out").exists());
+}
