@@ -16,8 +16,12 @@ use tempfile::TempDir;
 use crate::error::CliError;
 use crate::output::Output;
 
-/// How long a process waits for the others.
-const TIMEOUT: Duration = Duration::from_secs(600);
+/// How long the processes may take to come together.
+const ARRIVAL: Duration = Duration::from_secs(600);
+
+/// How long one may take for anything later: reading rows or a model, a step, an evaluation. Who ends is noticed at once,
+/// so this is for a process that hangs.
+const WAITING: Duration = Duration::from_secs(24 * 3600);
 
 /// How long this process may take to end by itself when another has ended.
 const GRACE: Duration = Duration::from_secs(3);
@@ -41,8 +45,16 @@ impl Shared {
                 start.size, start.launcher
             ));
         }
-        let ranks = Ranks::new(World::join(&start, &host(), TIMEOUT)?)?;
+        let world = World::join(&start, &host(), ARRIVAL)?;
+        let ranks = Ranks::new(world.waiting(WAITING))?;
         let rank = ranks.rank();
+        let scratch = (rank > 0)
+            .then(|| tempfile::Builder::new().prefix("backdraft-rank-").tempdir())
+            .transpose()
+            .map_err(|error| {
+                CliError::user("cannot make a folder for temporary files").because(error)
+            })?;
+        let folder = scratch.as_ref().map(|scratch| scratch.path().to_owned());
         ranks.on_end(move |words| {
             // Whoever computes does not look; whoever waits ends by itself.
             thread::sleep(GRACE);
@@ -50,14 +62,11 @@ impl Shared {
                 std::io::stderr(),
                 "error: {words} (rank {rank} ends with it)"
             );
+            if let Some(folder) = &folder {
+                let _ = fs::remove_dir_all(folder);
+            }
             process::exit(1);
         });
-        let scratch = (rank > 0)
-            .then(|| tempfile::Builder::new().prefix("backdraft-rank-").tempdir())
-            .transpose()
-            .map_err(|error| {
-                CliError::user("cannot make a folder for temporary files").because(error)
-            })?;
         Ok(Some(Self { ranks, scratch }))
     }
 

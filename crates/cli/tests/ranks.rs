@@ -257,6 +257,13 @@ fn what_differs_is_said_before_anything_is_trained() {
         );
     }
     assert!(!directory.join("out").exists());
+    let wild = ["train", "recipe.toml", "--set", "train.learning_rate=1e30"];
+    for output in train(&directory, 2, &wild) {
+        assert_eq!(output.status.code(), Some(1));
+        let said = text(&output.stderr);
+        assert!(said.contains("is NaN") || said.contains("is inf"), "{said}");
+    }
+    fs::remove_dir_all(directory.join("out")).unwrap();
     let ended = train(&directory, 5, &["train", "recipe.toml"]);
     let said = text(&ended[0].stderr);
     let expected = "train.gradient_blocks = 4, and 5 processes share the run: 1 of them would have nothing to do";

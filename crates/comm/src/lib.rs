@@ -15,7 +15,7 @@
 //! There are no tensors here, no configuration and no output. Engines move bytes and never add: NCCL's and MPI's sums
 //! depend on topology and version, ours on the number of blocks alone.
 //!
-//! Nothing uses this crate yet. The trainer will: a run joins a [`World`] before it loads its model, [agrees](World::agree)
+//! A run joins a [`World`] before it loads its model, [agrees](World::agree)
 //! on recipe, rows and base, takes [its blocks](blocks_of) of each step's micro-batches as they are [dealt](deal), and
 //! every rank applies the same [sum](BlockSums::finish).
 //!

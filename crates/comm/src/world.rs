@@ -91,6 +91,13 @@ impl World {
         Ok(world)
     }
 
+    /// The same with another time limit for what is waited for from now on.
+    #[must_use]
+    pub fn waiting(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
     /// The store is found, the others are not yet there.
     fn found(start: &Start, host: &str, timeout: Duration) -> Result<Self, CommError> {
         let mut world = Self {

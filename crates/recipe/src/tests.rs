@@ -96,6 +96,7 @@ fn defaults_are_the_starting_points() {
     [train]
     micro_batch_size = 2
     grad_accumulation_steps = 4
+    gradient_blocks = 1
     epochs = 3.0
     learning_rate = 0.0002
     warmup_ratio = 0.05
@@ -1020,6 +1021,11 @@ fn the_template_as_a_whole() {
     # Change: unstable: larger.
     grad_accumulation_steps = 4
 
+    # Sums that a step's gradient is added up from, in a fixed order. As many processes can share a
+    # step, and their number, 1 to this, changes no bit of the run. At most grad_accumulation_steps.
+    # Only with objective.kind = "sft".
+    gradient_blocks = 1
+
     # Passes over the training rows. Or give max_steps.
     # Change: eval loss starts to rise: fewer.
     epochs = 3
@@ -1271,6 +1277,18 @@ fn tricks_of_the_step_belong_to_plain_fine_tuning() {
     for line in 5..9 {
         assert!(said.contains(&format!("line {line}: ")), "{said}");
     }
+}
+
+#[test]
+fn blocks_need_micro_batches_and_rows_to_imitate() {
+    let said = problems("[train]\ngrad_accumulation_steps = 2\ngradient_blocks = 4\n");
+    let part = "`train.gradient_blocks` does not go with grad_accumulation_steps = 2";
+    assert!(said.contains(part), "{said}");
+    let said = problems("[objective]\nkind = \"orpo\"\n[train]\ngradient_blocks = 2\n");
+    let part = "`train.gradient_blocks` does not go with objective.kind = \"orpo\"";
+    assert!(said.contains(part), "{said}");
+    let said = problems("[train]\ngradient_blocks = 0\n");
+    assert!(said.contains("`train.gradient_blocks` takes a whole number, 1 or more"), "{said}");
 }
 
 #[test]
