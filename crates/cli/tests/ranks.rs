@@ -12,14 +12,14 @@ use backdraft_comm::Server;
 use backdraft_testkit::tiny;
 use serde_json::Value;
 
-/// Five micro-batches in four blocks, and a last step of an epoch with four; 24 rows.
+/// Seven micro-batches in four blocks, and a last step of an epoch with three, which leaves a block empty; 24 rows.
 const MORE: &str = "max_steps = 60\neval_steps = 15\nsave_steps = 10\nsave_total_limit = 20\nwarmup_steps = 5\n\
-                    gradient_blocks = 4\n";
+                    gradient_blocks = 4\nlabel_smoothing_factor = 0.1\n";
 const SHAPE: [&str; 4] = [
     "--set",
     "train.micro_batch_size=1",
     "--set",
-    "train.grad_accumulation_steps=5",
+    "train.grad_accumulation_steps=7",
 ];
 
 /// How soon all have to have ended.

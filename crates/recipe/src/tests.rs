@@ -1288,7 +1288,10 @@ fn blocks_need_micro_batches_and_rows_to_imitate() {
     let part = "`train.gradient_blocks` does not go with objective.kind = \"orpo\"";
     assert!(said.contains(part), "{said}");
     let said = problems("[train]\ngradient_blocks = 0\n");
-    assert!(said.contains("`train.gradient_blocks` takes a whole number, 1 or more"), "{said}");
+    assert!(
+        said.contains("`train.gradient_blocks` takes a whole number, 1 or more"),
+        "{said}"
+    );
 }
 
 #[test]

@@ -389,7 +389,8 @@ pub enum TrainError {
     },
     /// Fewer blocks than processes.
     #[error(
-        "train.gradient_blocks = {blocks}, and {processes} processes share the run: {} of them would have nothing to do",
+        "train.gradient_blocks = {blocks}, and {processes} processes share the run: {} of them would have nothing to do; start \
+         fewer, or raise gradient_blocks, which gives other bits",
         processes - blocks
     )]
     FewBlocks {

@@ -164,7 +164,8 @@ impl Blocks {
         dealt.drain(mine).collect()
     }
 
-    /// The sum of all blocks of all processes, of what `compute` makes of each of this one's. `None` where the exchange
+    /// The sum of all blocks of all processes, of what `compute` makes of each of this one's; `penalizes` says whether there
+    /// are penalised losses, which a process without a micro-batch cannot see. `None` where the exchange
     /// failed, of which [`Ranks::take_failure`] tells.
     ///
     /// # Errors
@@ -172,16 +173,14 @@ impl Blocks {
     pub(crate) fn sum<E>(
         &self,
         model: &CausalLm,
-        mine: &[Vec<usize>],
+        (mine, penalizes): (&[Vec<usize>], bool),
         mut compute: impl FnMut(&[usize]) -> Result<Sum, E>,
     ) -> Result<Option<Sum>, E> {
         let params: Vec<AdapterParam> = model.trained_params().map(|(_, param)| param).collect();
         let length = params.iter().map(AdapterParam::len).sum::<usize>() + 2;
         let mut sums = BlockSums::new(self.ranks.rank(), self.ranks.size(), self.count, length);
-        let mut penalizes = false;
         for micro_batches in mine {
             let sum = compute(micro_batches)?;
-            penalizes |= sum.penalized.is_some();
             sums.push(flat(&params, &sum, length));
         }
         let Some(sum) = self.ranks.sum(sums) else {

@@ -224,7 +224,8 @@ impl TrainStep for Trainee {
                     .iter()
                     .map(|batch| batch.tokens.input_ids.len() as u64);
                 let mine = blocks.mine(&tokens.collect::<Vec<_>>());
-                blocks.sum(&self.model, &mine, |block| {
+                let penalizes = self.settings.penalty.is_some();
+                blocks.sum(&self.model, (&mine, penalizes), |block| {
                     passes(block, AdapterGrads::new())
                 })
             }

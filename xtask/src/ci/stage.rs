@@ -22,7 +22,14 @@ pub(crate) enum Outcome {
 
 const RELEASE: [&str; 2] = ["--release", "--workspace"];
 /// Tests that start the program or train whole runs.
-const PROCESS: [&str; 5] = ["program", "control", "kill", "loss_scale", "processes"];
+const PROCESS: [&str; 6] = [
+    "program",
+    "control",
+    "kill",
+    "loss_scale",
+    "processes",
+    "ranks",
+];
 const GPU: &str = "backdraft-cli/cuda,backdraft-cli/wgpu,backdraft-comm/mpi,xtask/cuda";
 
 pub(crate) const STAGES: &[Stage] = &[
