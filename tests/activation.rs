@@ -16,7 +16,7 @@ use backdraft::formats::{ModelSource, TokenTable};
 use backdraft::journal::report::{ReplanReport, Reporter, RunInfo, RunSummary, StepReport};
 use backdraft::kernels::adamw::AdamWParams;
 use backdraft::kernels::device::{self, free_and_held};
-use backdraft::lora::{AdapterGrads, LoraConfig, TrainedTokens};
+use backdraft::lora::{AdapterGrads, Bias, LoraConfig, TrainedTokens};
 use backdraft::model::{CausalLm, Targets, Tokens};
 use backdraft::plan::cost::{CostModel, Roofline};
 use backdraft::plan::memory::{self, MemoryWatch};
@@ -539,6 +539,107 @@ fn trained_tokens_are_planned_and_do_not_depend_on_the_plan() {
         assert!((0.0..=5.0).contains(&excess), "{name}: {excess:+.2} %");
         assert!(gradients(&model, &batch, None, &plan) == expected, "{name}");
     }
+}
+
+/// Norms, biases and tables that are trained whole: planned, and computed the same under every plan; in the lowest layer too,
+/// whose input needs no gradient.
+#[test]
+fn whole_tensors_are_planned_and_do_not_depend_on_the_plan() {
+    let _alone = alone();
+    let wide = |family| RandomModel {
+        family,
+        window: matches!(family, Family::Gemma2).then_some(100),
+        hidden: 256,
+        intermediate: 704,
+        layers: 6,
+        heads: 8,
+        kv_heads: 2,
+        vocab: 2048,
+    };
+    let lengths = [384, 384];
+    let upper = Some(vec![2, 3, 4, 5]);
+    let mut off = Vec::new();
+    for (family, bias, modules, layers) in [
+        (
+            Family::Llama,
+            Bias::None,
+            &["norm", "embed_tokens", "lm_head"][..],
+            upper.clone(),
+        ),
+        (
+            Family::Llama,
+            Bias::None,
+            &["lm_head", "model.norm"],
+            upper.clone(),
+        ),
+        (
+            Family::Llama,
+            Bias::None,
+            &["layers.1.input_layernorm"],
+            upper.clone(),
+        ),
+        (Family::Qwen3, Bias::None, &["norm"], None),
+        (Family::Qwen2, Bias::All, &["embed_tokens"], upper.clone()),
+        (Family::Qwen2, Bias::LoraOnly, &[], upper.clone()),
+        (Family::Olmo2, Bias::None, &["norm"], upper.clone()),
+        (Family::Gemma2, Bias::None, &["norm"], None),
+        (Family::Glm4, Bias::None, &["layernorm"], None),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let lora = LoraConfig {
+            rank: 8,
+            layers_to_transform: layers,
+            bias,
+            modules_to_save: modules.iter().map(|&name| name.to_owned()).collect(),
+            ..LoraConfig::default()
+        };
+        let shape = wide(family);
+        let lora = everywhere(dir.path(), shape, lora);
+        let model = adapted(dir.path(), shape, false, &lora);
+        let batch = batch(&lengths, shape.vocab);
+        let setup = setup(&model, &lora, false, &lengths);
+        let (step, pass) = (setup.step(), setup.pass());
+        assert_eq!(
+            step.adapters as usize,
+            4 * model.num_trained(),
+            "{family:?}"
+        );
+        assert_eq!(step.layers.len(), model.num_backward_layers(), "{family:?}");
+        let whole = model.whole().len();
+        assert!(whole > 0, "{family:?}");
+        let all = ActivationPlan::keep_all(step.layers.len());
+        let expected = gradients(&model, &batch, None, &all);
+        for (name, plan) in plans(&step, pass, 4)
+            .into_iter()
+            .chain(away(step.layers.len()))
+        {
+            let found = gradients(&model, &batch, None, &plan);
+            assert!(found == expected, "{family:?}, {name}");
+            if name.ends_with("away") {
+                continue;
+            }
+            let peak = step.predict(&plan, pass, &COST).peak;
+            let predicted = peak.of_step() as f64;
+            let measured = measured(&model, &batch, &plan) as f64;
+            let excess = 100.0 * (predicted / measured - 1.0);
+            println!(
+                "{family:?} {modules:?} {name}: {excess:+.2} % at {}",
+                peak.moment
+            );
+            if !(0.0..=5.0).contains(&excess) {
+                off.push(format!(
+                    "{family:?} {modules:?} {name}: {excess:+.2} % at {}",
+                    peak.moment
+                ));
+            }
+        }
+        let losses = ten_losses(model, &batch, &all);
+        assert!(
+            f64::from_bits(losses[9]) < f64::from_bits(losses[0]),
+            "{family:?}"
+        );
+    }
+    assert!(off.is_empty(), "{off:#?}");
 }
 
 /// The highest memory of a pass with the gradients that it leaves, beyond what was there before.

@@ -321,6 +321,7 @@ fn golden_adaptive_pissa() {
             })
             .collect(),
         tokens: Vec::new(),
+        whole: Default::default(),
     };
     let start = factors(&|module, part| format!("init.{module}.{part}"));
     for module in &modules {

@@ -2,9 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use backdraft::arch::whole::trainable;
 use backdraft::burn::tensor::{Gradients, Tensor};
+use backdraft::lora::{AdapterGrads, Bias, LoraConfig};
 use backdraft::model::{BaseTensor, CausalLm};
+use backdraft::plan::ActivationPlan;
 use backdraft::quant::Weight;
+use backdraft::train::step::forward_backward;
 use backdraft_testkit::golden::Tensors;
 use backdraft_testkit::tolerance::{TINY_GRADIENT, TINY_LOSS, TINY_NORM, Tolerance};
 use serde::Deserialize;
@@ -49,6 +53,44 @@ fn golden_tiny_full_gradients() {
             }
         }
     }
+}
+
+/// The step's own gradients of everything that can be trained whole, beside adapters that change nothing yet.
+#[test]
+fn golden_tiny_gradients_of_whole_tensors() {
+    let mut checked = 0;
+    for case in TinyCase::all() {
+        let (name, spec) = (&case.name, case.model.spec().clone());
+        let can = trainable(&spec).into_iter();
+        let modules = can.filter_map(|tensor| Some(tensor.strip_suffix(".weight")?.to_owned()));
+        let config = LoraConfig {
+            target_modules: spec.targets(),
+            modules_to_save: modules.collect(),
+            bias: match trainable(&spec)
+                .iter()
+                .any(|tensor| tensor.ends_with(".bias"))
+            {
+                true => Bias::All,
+                false => Bias::None,
+            },
+            ..LoraConfig::default()
+        };
+        let batch = case.padded();
+        let model = case.model.with_lora(&config, 1).unwrap();
+        let plan = ActivationPlan::recompute_all(model.num_backward_layers());
+        let scale = 1.0 / batch.targets.len() as f32;
+        let mut grads = AdapterGrads::new();
+        forward_backward(&model, &batch, scale, None, &plan, &mut grads);
+        let summaries: BTreeMap<String, Summary> =
+            serde_json::from_value(case.golden["padded_full_grads"].clone()).unwrap();
+        for place in model.whole() {
+            let grad = values(grads.get(place.tensor.id()).unwrap());
+            let what = format!("{name}, {}", place.name);
+            check_summary(&what, &grad, &summaries[&place.name]);
+            checked += 1;
+        }
+    }
+    assert!(checked > 100, "{checked}");
 }
 
 /// Every gradient against the summary of it, by name.

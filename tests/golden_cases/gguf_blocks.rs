@@ -133,6 +133,7 @@ fn adapter(model: &CausalLm) -> AdapterWeights {
         config,
         adapters,
         tokens: Vec::new(),
+        whole: Default::default(),
     }
 }
 

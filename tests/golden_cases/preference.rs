@@ -197,6 +197,7 @@ impl Case {
                 config,
                 adapters,
                 tokens: Vec::new(),
+                whole: Default::default(),
             })
             .unwrap()
     }

@@ -247,6 +247,7 @@ impl Config {
             config,
             adapters,
             tokens: Vec::new(),
+            whole: Default::default(),
         }
     }
 }

@@ -194,6 +194,7 @@ fn fresh_adapter(tensors: &Tensors, trainer: &Trainer) -> AdapterWeights {
         config,
         adapters,
         tokens: Vec::new(),
+        whole: Default::default(),
     }
 }
 

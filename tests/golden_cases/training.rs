@@ -193,5 +193,6 @@ fn start(tensors: &Tensors, lora: &Adapter) -> AdapterWeights {
         config,
         adapters,
         tokens: Vec::new(),
+        whole: Default::default(),
     }
 }

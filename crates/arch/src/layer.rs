@@ -7,8 +7,8 @@
 use crate::delta_net;
 use crate::mixer::Mixer;
 use crate::ops::{
-    Backward, Forward, Heads, LogSumExpOf, Norm, NormPlaces, SideOf, StatsOf, TensorOf, ValueHeads,
-    Values,
+    Backward, Forward, Heads, LogSumExpOf, Norm, NormPlaces, SideOf, StatsOf, TensorOf, Trained,
+    ValueHeads, Values,
 };
 use crate::saved::{KeepSet, SavedTensor};
 use crate::target::{Group, TargetModule};
@@ -21,7 +21,7 @@ use TargetModule as M;
 pub enum InputGrad {
     /// It is needed below.
     Needed,
-    /// Nothing below has an adapter.
+    /// Nothing below is trained.
     Skipped,
 }
 
@@ -174,18 +174,24 @@ impl<V: Values> Kept<V> {
 }
 
 /// Whether a projection of the group has an adapter, whose gradient needs the group's input.
-fn adapts_input(adapts: &impl Fn(TargetModule) -> bool, group: Group) -> bool {
-    group.targets().iter().any(|&target| adapts(target))
+fn adapts_input(trained: &impl Trained, group: Group) -> bool {
+    group.targets().iter().any(|&target| trained.adapts(target))
 }
 
 /// Whether the backward pass goes beyond the MLP.
-fn reaches_attention(adapts: &impl Fn(TargetModule) -> bool, input_grad: InputGrad) -> bool {
+fn reaches_attention(trained: &impl Trained, input_grad: InputGrad) -> bool {
+    let parts = [Group::Qkv, Group::Delta].map(Group::targets);
+    let mut parts = parts.into_iter().flatten().chain(&[M::OProj, M::OutProj]);
+    let norms = [
+        Norm::Input,
+        Norm::Query,
+        Norm::Key,
+        Norm::PostAttention,
+        Norm::PreFeedforward,
+    ];
     input_grad.is_needed()
-        || [Group::Qkv, Group::Delta]
-            .iter()
-            .any(|&group| adapts_input(adapts, group))
-        || adapts(M::OProj)
-        || adapts(M::OutProj)
+        || parts.any(|&part| trained.adapts(part) || trained.trains_bias(part))
+        || norms.iter().any(|&norm| trained.trains_norm(norm))
 }
 
 /// Whether the layer has a [`SavedTensor::Value`]: a DeltaNet has none, nor has one whose values are its keys. One that has it
@@ -195,11 +201,11 @@ pub const fn has_value(mixer: Mixer, values: ValueHeads) -> bool {
     !matches!(mixer, Mixer::DeltaNet(_)) && !values.are_keys()
 }
 
-/// The tensors that the backward pass uses, given which projections have adapters: what `keep-all` keeps. The input of
+/// The tensors that the backward pass uses, given what is trained: what `keep-all` keeps. The input of
 /// a projection without an adapter is not among them; where the gradient of the layer's own input is skipped and
-/// attention has no adapter, the pass ends in the MLP.
+/// nothing before the MLP is trained, the pass ends in the MLP.
 pub fn uses(
-    adapts: impl Fn(TargetModule) -> bool,
+    trained: &impl Trained,
     (mixer, values): (Mixer, ValueHeads),
     norms: NormPlaces,
     input_grad: InputGrad,
@@ -208,10 +214,10 @@ pub fn uses(
     if norms.are_after() {
         set = set.with(T::Down);
     }
-    if adapts_input(&adapts, Group::GateUp) {
+    if adapts_input(trained, Group::GateUp) {
         set = set.with(T::PostNormed);
     }
-    if !reaches_attention(&adapts, input_grad) {
+    if !reaches_attention(trained, input_grad) {
         return set;
     }
     set = [T::Query, T::Key, T::Attention, T::Mid]
@@ -224,7 +230,7 @@ pub fn uses(
         Mixer::Attention | Mixer::GatedAttention => Group::Qkv,
         Mixer::DeltaNet(_) => Group::Delta,
     };
-    if adapts_input(&adapts, group) && norms.are_before() {
+    if adapts_input(trained, group) && norms.are_before() {
         set = set.with(T::InputNormed);
     }
     set
@@ -403,11 +409,11 @@ pub fn backward<O: Backward>(
         Some(stats) => {
             rebuild_down(o, &mut kept);
             let down = taken(&mut kept.down);
-            o.norm_backward_alone(Norm::PostFeedforward, &dy, &down, &stats)
+            norm_backward_alone(o, Norm::PostFeedforward, &dy, &down, &stats)
         }
     };
     let dx = mlp_backward(o, d_down, &mut kept);
-    if !reaches_attention(&|target| o.adapts(target), input_grad) {
+    if !reaches_attention(o, input_grad) {
         return None;
     }
     rebuild_mid(o, &mut kept);
@@ -417,28 +423,78 @@ pub fn backward<O: Backward>(
     let mid = taken(&mut kept.mid);
     let Some(input_stats) = kept.input_stats.take() else {
         let d_mid = o.add(dy, dx);
-        let d_out = o.norm_backward_alone(Norm::PostAttention, &d_mid, &mid.y, &kept.post_stats);
+        let d_out = norm_backward_alone(o, Norm::PostAttention, &d_mid, &mid.y, &kept.post_stats);
         let dx = mixer_backward(o, d_out, mid, &mut kept, input_grad)?;
         return Some(o.add(d_mid, dx));
     };
     let (d_mid, d_out) = match kept.pre_stats.take() {
         None => {
-            let d_mid = o.norm_backward(Norm::PostAttention, &dx, &mid.y, &kept.post_stats, dy);
+            let norm = Norm::PostAttention;
+            let d_mid = norm_backward(o, norm, &dx, (&mid.y, &kept.post_stats), dy);
             drop(dx);
             (d_mid.clone(), d_mid)
         }
         Some(pre_stats) => {
             let stream = taken(&mut kept.stream);
-            let d_stream = o.norm_backward(Norm::PreFeedforward, &dx, &stream, &pre_stats, dy);
+            let norm = Norm::PreFeedforward;
+            let d_stream = norm_backward(o, norm, &dx, (&stream, &pre_stats), dy);
             drop((dx, stream));
             let norm = Norm::PostAttention;
-            let d_out = o.norm_backward_alone(norm, &d_stream, &mid.y, &kept.post_stats);
+            let d_out = norm_backward_alone(o, norm, &d_stream, &mid.y, &kept.post_stats);
             (d_stream, d_out)
         }
     };
-    let d_normed = mixer_backward(o, d_out, mid, &mut kept, input_grad)?;
+    let trains = o.trains_norm(Norm::Input);
+    let of_mixer = InputGrad::needed_if(trains || input_grad.is_needed());
+    let d_normed = mixer_backward(o, d_out, mid, &mut kept, of_mixer)?;
     let input = there(&kept.input);
-    Some(o.norm_backward(Norm::Input, &d_normed, input, &input_stats, d_mid))
+    if !input_grad.is_needed() {
+        o.norm_gradient(Norm::Input, &d_normed, input, &input_stats);
+        return None;
+    }
+    let before = (input, &input_stats);
+    Some(norm_backward(o, Norm::Input, &d_normed, before, d_mid))
+}
+
+/// From the gradient of what a norm gives to that of what it read, added to `sum`; that of its weight where it is trained.
+fn norm_backward<O: Backward>(
+    o: &mut O,
+    norm: Norm,
+    dy: &TensorOf<O>,
+    (x, stats): (&TensorOf<O>, &StatsOf<O>),
+    sum: TensorOf<O>,
+) -> TensorOf<O> {
+    if o.trains_norm(norm) {
+        o.norm_gradient(norm, dy, x, stats);
+    }
+    o.norm_backward(norm, dy, x, stats, sum)
+}
+
+/// As [`norm_backward`], alone.
+fn norm_backward_alone<O: Backward>(
+    o: &mut O,
+    norm: Norm,
+    dy: &TensorOf<O>,
+    x: &TensorOf<O>,
+    stats: &StatsOf<O>,
+) -> TensorOf<O> {
+    if o.trains_norm(norm) {
+        o.norm_gradient(norm, dy, x, stats);
+    }
+    o.norm_backward_alone(norm, dy, x, stats)
+}
+
+/// From the gradient of normed and turned queries or keys to that of what was projected.
+fn norm_rope_backward<O: Backward>(
+    o: &mut O,
+    norm: Norm,
+    dy: TensorOf<O>,
+    x: &TensorOf<O>,
+) -> TensorOf<O> {
+    if o.trains_norm(norm) {
+        o.norm_rope_gradient(norm, &dy, x);
+    }
+    o.norm_rope_backward(norm, dy, x)
 }
 
 /// From the gradient of what `down_proj` gives to that of the MLP's input.
@@ -561,8 +617,8 @@ fn attention_backward<O: Backward>(
     let (dq, dk) = match (turned, o.heads()) {
         (Some(turned), _) => {
             drop(turned);
-            let dq = o.norm_rope_backward(Norm::Query, dq, raw.as_ref().unwrap_or(&q.y));
-            (dq, o.norm_rope_backward(Norm::Key, dk, &k.y))
+            let dq = norm_rope_backward(o, Norm::Query, dq, raw.as_ref().unwrap_or(&q.y));
+            (dq, norm_rope_backward(o, Norm::Key, dk, &k.y))
         }
         (None, Heads::Plain) => (dq, dk),
         (None, _) => o.rope_backward(dq, dk),
@@ -661,7 +717,7 @@ fn mlp_input<O: Forward>(
 
 /// Whether the backward pass of a group reads the group's input.
 fn reads_input<O: Forward>(o: &O, group: Group) -> bool {
-    adapts_input(&|target| o.adapts(target), group)
+    adapts_input(o, group)
 }
 
 fn project<O: Forward>(

@@ -15,6 +15,7 @@
 //! | [`gguf_block`] | [`GgufBlock`]: the blocks of GGUF files, and their values |
 //! | [`nested`] | [`NestedFormat`]: the same with a bit less or more |
 //! | [`lora`] | [`LoraConfig`]: which projections carry adapters |
+//! | [`whole`] | which tensors of the base are trained whole beside them |
 //! | [`module_names`], [`module_pattern`] | modules by name or pattern, as PEFT has them |
 //! | [`lora_targets`] | [`LoraTargets`]: who gets which adapter, and what that means for a model |
 //! | [`stored`] | [`StoredShare`]: the part of a base that is stored in one way |
@@ -56,6 +57,7 @@ pub mod sizes;
 pub mod spec;
 pub mod stored;
 pub mod target;
+pub mod whole;
 pub mod wrapped;
 
 pub use config::{ConfigError, decoder_config};
@@ -64,7 +66,7 @@ pub use families::Family;
 pub use four_bit::FourBitFormat;
 pub use gguf_block::GgufBlock;
 pub use layer::{InputGrad, Kept, Projected};
-pub use lora::{AdapterStart, LoraConfig, LoraConfigError};
+pub use lora::{AdapterStart, Bias, LoraConfig, LoraConfigError};
 pub use lora_targets::LoraTargets;
 pub use mixer::{DeltaNetSpec, DeltaVector, Mixer};
 pub use module_names::ModuleNames;
@@ -72,8 +74,8 @@ pub use module_pattern::ModulePattern;
 pub use named::UnknownName;
 pub use nested::NestedFormat;
 pub use ops::{
-    Activation, Backward, Forward, Heads, Norm, NormNames, NormPlaces, NormScale, ValueHeads,
-    Values,
+    Activation, Backward, Forward, Heads, Norm, NormNames, NormPlaces, NormScale, Trained,
+    ValueHeads, Values,
 };
 pub use optimizer::{KeptState, OptimizerState, StatePrecision};
 pub use quantization::{Precision, QuantizationPlan, Scheme, embeds_on_host};

@@ -30,6 +30,19 @@ impl AdapterStart {
     }
 }
 
+named! {
+    /// Biases of the base that are trained.
+    Bias {
+        /// None.
+        #[default]
+        None = "none",
+        /// Those of all projections that have one.
+        All = "all",
+        /// Those of adapted projections.
+        LoraOnly = "lora_only",
+    }
+}
+
 /// Low-rank adaptation of a model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LoraConfig {
@@ -55,6 +68,12 @@ pub struct LoraConfig {
     pub rank_pattern: BTreeMap<String, usize>,
     /// α of modules that have another one, by their paths.
     pub alpha_pattern: BTreeMap<String, f64>,
+    /// Biases of the base that are trained beside the factors.
+    pub bias: Bias,
+    /// Modules of the base that are trained whole beside the factors: those whose paths end in one of these texts.
+    pub modules_to_save: Vec<String>,
+    /// Whether an embedding that is trained whole is the head too.
+    pub ensure_weight_tying: bool,
 }
 
 impl Default for LoraConfig {
@@ -71,6 +90,9 @@ impl Default for LoraConfig {
             modules: None,
             rank_pattern: BTreeMap::new(),
             alpha_pattern: BTreeMap::new(),
+            bias: Bias::None,
+            modules_to_save: Vec::new(),
+            ensure_weight_tying: false,
         }
     }
 }
@@ -173,7 +195,7 @@ impl LoraConfig {
 }
 
 /// Layer and projection of a path.
-fn place(path: &str) -> Option<(usize, TargetModule)> {
+pub(crate) fn place(path: &str) -> Option<(usize, TargetModule)> {
     let target = path.rsplit('.').next()?.parse::<TargetModule>().ok()?;
     let layer = path.strip_prefix("model.layers.")?.split('.').next()?;
     let layer = layer.parse().ok()?;
@@ -207,7 +229,11 @@ pub enum LoraConfigError {
     /// A name or a pattern that means no module.
     #[error(
         "{key}: `{name}` matches none of the {}; near it are {}",
-        if key.ends_with("_modules") { "model's modules" } else { "adapted modules" },
+        match *key {
+            "lora.modules_to_save" => "modules that can be trained whole",
+            key if key.ends_with("_modules") => "model's modules",
+            _ => "adapted modules",
+        },
         nearest.join(", ")
     )]
     NoMatch {
@@ -228,6 +254,29 @@ pub enum LoraConfigError {
         pattern: String,
         /// The module.
         module: String,
+    },
+    /// A part of the base that is not trained whole.
+    #[error(
+        "{key} = {asked:?} takes `{module}` too, which this version does not train: norms, embed_tokens and lm_head are trained \
+         whole, and biases of projections; adapters go on projections"
+    )]
+    NotWhole {
+        /// The key.
+        key: &'static str,
+        /// What was written.
+        asked: String,
+        /// The module, or the tensor.
+        module: String,
+    },
+    /// There are no such biases.
+    #[error(
+        "lora.bias = \"{}\": {} has a bias; leave lora.bias out",
+        bias.name(),
+        if *bias == Bias::All { "no projection of the model" } else { "none of the adapted projections" }
+    )]
+    NoBias {
+        /// What was written.
+        bias: Bias,
     },
     /// A module that cannot be adapted.
     #[error(transparent)]

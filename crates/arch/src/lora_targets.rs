@@ -52,6 +52,7 @@ impl LoraTargets {
             None => config.with_modules(self.modules(spec)?, num_layers),
         };
         config.validate(num_layers)?;
+        config = config.with_whole(spec)?;
         if self.rank_pattern.is_empty() && self.alpha_pattern.is_empty() {
             return Ok(config);
         }
@@ -131,7 +132,7 @@ impl LoraTargets {
     }
 }
 
-/// Refuses a pattern of `key` that matches none of the modules that `config` adapts in a model of that shape.
+/// Refuses a pattern of `key` that matches none of the modules that `config` trains in a model of that shape.
 ///
 /// # Errors
 /// [`LoraConfigError::NoMatch`].
@@ -143,8 +144,13 @@ pub fn match_adapted<T: Copy>(
 ) -> Result<(), LoraConfigError> {
     let projections = spec.projections();
     let adapted = projections.filter(|(layer, target)| config.adapts(*layer, *target));
-    let adapted: Vec<String> = adapted.map(|(layer, target)| target.path(layer)).collect();
-    all_match(key, pattern.unmatched(&adapted), &adapted)
+    let whole = config.whole(spec).into_iter().filter_map(|tensor| {
+        let (module, _) = tensor.name.rsplit_once('.')?;
+        Some(module.to_owned())
+    });
+    let adapted = adapted.map(|(layer, target)| target.path(layer));
+    let trained: Vec<String> = adapted.chain(whole).collect();
+    all_match(key, pattern.unmatched(&trained), &trained)
 }
 
 /// Modules of the model, and what holds modules, that cannot carry an adapter.
@@ -192,7 +198,7 @@ fn all_match<'a>(
 }
 
 /// Ends of paths that look like `name`, the most alike first; at most three.
-fn nearest(name: &str, modules: &[String]) -> Vec<String> {
+pub(crate) fn nearest(name: &str, modules: &[String]) -> Vec<String> {
     let parts = name.split('.').count();
     let mut ends: BTreeSet<&str> = BTreeSet::new();
     for module in modules {

@@ -39,6 +39,16 @@ pub enum Norm {
 }
 
 impl Norm {
+    /// All of them. No layer has every one.
+    pub const ALL: [Self; 6] = [
+        Self::Input,
+        Self::PostAttention,
+        Self::PreFeedforward,
+        Self::PostFeedforward,
+        Self::Query,
+        Self::Key,
+    ];
+
     /// The tensor that holds its output, or the sum that it goes into; that of heads, a layer's result, and a stream that
     /// is normed once more are never kept.
     #[must_use]
@@ -180,17 +190,26 @@ pub(crate) type LogSumExpOf<O> = <<O as Forward>::Values as Values>::LogSumExp;
 /// An executor's [`Values::Side`].
 pub(crate) type SideOf<O> = <<O as Forward>::Values as Values>::Side;
 
+/// What of a layer is trained.
+pub trait Trained {
+    /// Whether a projection has an adapter.
+    fn adapts(&self, target: TargetModule) -> bool;
+
+    /// Whether the bias of a projection is trained; that of a fused one belongs to each of its parts.
+    fn trains_bias(&self, target: TargetModule) -> bool;
+
+    /// Whether the weight of a norm is trained.
+    fn trains_norm(&self, norm: Norm) -> bool;
+}
+
 /// Ops of the forward pass.
-pub trait Forward {
+pub trait Forward: Trained {
     /// What the ops take and give.
     type Values: Values;
     /// The output of a projection whose adapter's term may be left to the op that reads it next.
     type Deferred;
     /// x·Aᵀ of all projections of a group, where one product makes it for all.
     type SharedDown;
-
-    /// Whether a projection has an adapter.
-    fn adapts(&self, target: TargetModule) -> bool;
 
     /// Where the norms of the residual stream stand.
     fn norm_places(&self) -> NormPlaces;
@@ -334,7 +353,7 @@ pub trait Forward {
 /// A projection in its backward pass: which, the gradient of its output, and what its forward pass left.
 pub type Branch<'a, O> = (TargetModule, TensorOf<O>, &'a SideOf<O>);
 
-/// Ops of the backward pass. Gradients of adapters go where the executor has them.
+/// Ops of the backward pass. Gradients of what is trained go where the executor has them.
 pub trait Backward: Forward {
     /// What the gradient of an adapter's A takes besides the projection's input: dy·B `[t, r]`, and where it goes.
     type Ahead;
@@ -364,10 +383,22 @@ pub trait Backward: Forward {
         stats: &StatsOf<Self>,
     ) -> TensorOf<Self>;
 
+    /// The gradient of a norm's weight, which is trained.
+    ///
+    /// # Shapes
+    /// As [`norm_backward`](Self::norm_backward).
+    fn norm_gradient(
+        &mut self,
+        norm: Norm,
+        dy: &TensorOf<Self>,
+        x: &TensorOf<Self>,
+        stats: &StatsOf<Self>,
+    );
+
     /// Two gradients of the residual stream, summed in place of the first.
     fn add(&mut self, sum: TensorOf<Self>, term: TensorOf<Self>) -> TensorOf<Self>;
 
-    /// Projections of one input: the gradients of their adapters, and the sum of the input's gradients where it is
+    /// Projections of one input: the gradients of their adapters and trained biases, and the sum of the input's gradients where it is
     /// needed. Each branch's gradient is dropped when it was used; the input may be absent where there is no adapter.
     fn project_backward<const N: usize>(
         &mut self,
@@ -390,6 +421,9 @@ pub trait Backward: Forward {
         dq: TensorOf<Self>,
         dk: TensorOf<Self>,
     ) -> (TensorOf<Self>, TensorOf<Self>);
+
+    /// The gradient of the weight, which is trained, of the norm of queries or keys `x`.
+    fn norm_rope_gradient(&mut self, norm: Norm, dy: &TensorOf<Self>, x: &TensorOf<Self>);
 
     /// The gradient of queries or keys `x` before they were normed and turned.
     fn norm_rope_backward(

@@ -14,6 +14,10 @@ pub const SCORE_ROWS: u64 = 64;
 /// Tokens of a chunk of the gated delta rule.
 pub const DELTA_CHUNK: usize = 64;
 
+/// Groups of heads whose parts of a norm's gradient are summed one after the other on the processor, so that the order does not
+/// depend on the number of threads.
+pub const SUMMED_GROUPS: usize = 1024;
+
 /// Rows and columns, in f32, of the largest tensor that measuring the way to the host makes.
 pub const SIDE: usize = 2048;
 

@@ -32,6 +32,8 @@ mod serve;
 mod terminal;
 #[path = "program/tokens.rs"]
 mod tokens;
+#[path = "program/whole.rs"]
+mod whole;
 #[path = "program/wrapped.rs"]
 mod wrapped;
 

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use backdraft_arch::ModulePattern;
+use backdraft_arch::{Bias, ModulePattern};
 use serde_json::{Map, Value, json};
 
 use crate::error::{FormatError, Result};
@@ -109,6 +109,12 @@ pub struct PeftConfig {
     pub alpha_pattern: ModulePattern<f64>,
     /// Tokens whose rows of the embedding, or of the head, are trained.
     pub trainable_tokens: TrainableTokens,
+    /// Biases of the base that are trained.
+    pub bias: Bias,
+    /// Modules that are trained whole: those whose names end in one of these texts.
+    pub modules_to_save: Vec<String>,
+    /// Whether a saved embedding is the head too.
+    pub ensure_weight_tying: bool,
 }
 
 impl PeftConfig {
@@ -132,7 +138,17 @@ impl PeftConfig {
             rank_pattern: ModulePattern::default(),
             alpha_pattern: ModulePattern::default(),
             trainable_tokens: TrainableTokens::default(),
+            bias: Bias::None,
+            modules_to_save: Vec::new(),
+            ensure_weight_tying: false,
         }
+    }
+
+    /// Whether a module is trained whole.
+    #[must_use]
+    pub fn saves(&self, module: &str) -> bool {
+        let mut names = self.modules_to_save.iter();
+        names.any(|name| module.ends_with(name.as_str()))
     }
 
     /// What the product `B · A` is multiplied by, in modules that no pattern matches.
@@ -226,6 +242,9 @@ impl PeftConfig {
             rank_pattern: field.pattern("rank_pattern", is_rank, |rank| rank as usize)?,
             alpha_pattern: field.pattern("alpha_pattern", f64::is_finite, |alpha| alpha)?,
             trainable_tokens: field.trainable_tokens()?,
+            bias: field.bias()?,
+            modules_to_save: field.modules_to_save()?,
+            ensure_weight_tying: field.flag("ensure_weight_tying")?,
         })
     }
 
@@ -246,15 +265,19 @@ impl PeftConfig {
             TargetModules::Names(names) => json!(names),
             TargetModules::Pattern(pattern) => json!(pattern),
         };
+        let modules_to_save = match &self.modules_to_save[..] {
+            [] => Value::Null,
+            names => json!(names),
+        };
         json!({
             "alora_invocation_tokens": null,
             "alpha_pattern": alphas,
             "arrow_config": null,
             "auto_mapping": null,
             "base_model_name_or_path": self.base_model_name_or_path,
-            "bias": "none",
+            "bias": self.bias.name(),
             "corda_config": null,
-            "ensure_weight_tying": false,
+            "ensure_weight_tying": self.ensure_weight_tying,
             "eva_config": null,
             "exclude_modules": null,
             "fan_in_fan_out": false,
@@ -271,7 +294,7 @@ impl PeftConfig {
             "lora_ga_config": null,
             "megatron_config": null,
             "megatron_core": "megatron.core",
-            "modules_to_save": null,
+            "modules_to_save": modules_to_save,
             "monteclora_config": null,
             "peft_type": "LORA",
             "peft_version": PEFT_VERSION,
@@ -293,11 +316,12 @@ impl PeftConfig {
 }
 
 /// Fields that are understood here, or say nothing about an adapter that is already trained.
-const UNDERSTOOD: [&str; 23] = [
+const UNDERSTOOD: [&str; 25] = [
     "alpha_pattern",
     "auto_mapping",
     "base_model_name_or_path",
     "bias",
+    "ensure_weight_tying",
     "eva_config",
     "exclude_modules",
     "inference_mode",
@@ -307,6 +331,7 @@ const UNDERSTOOD: [&str; 23] = [
     "lora_alpha",
     "lora_dropout",
     "megatron_core",
+    "modules_to_save",
     "peft_type",
     "peft_version",
     "qalora_group_size",
@@ -340,7 +365,6 @@ fn refuse_features(fields: &Map<String, Value>) -> Result<(), PeftConfigError> {
     }
     for (field, value) in fields {
         let supported = match field.as_str() {
-            "bias" => value == "none" || is_inactive(value),
             "task_type" => value == "CAUSAL_LM" || is_inactive(value),
             // PiSSA and its like change the base model when the adapter is loaded.
             "init_lora_weights" => match value {
@@ -461,6 +485,34 @@ impl Fields<'_> {
                 }
             }
             _ => self.invalid(field, expected),
+        }
+    }
+
+    fn bias(&self) -> Result<Bias, PeftConfigError> {
+        match self.0.get("bias") {
+            Some(Value::String(name)) => match name.parse() {
+                Ok(bias) => Ok(bias),
+                Err(_) => self.invalid("bias", "\"none\", \"all\" or \"lora_only\""),
+            },
+            None => Ok(Bias::None),
+            Some(value) if is_inactive(value) => Ok(Bias::None),
+            Some(_) => self.invalid("bias", "\"none\", \"all\" or \"lora_only\""),
+        }
+    }
+
+    fn modules_to_save(&self) -> Result<Vec<String>, PeftConfigError> {
+        let field = "modules_to_save";
+        let name = |name: &Value| {
+            let name = name.as_str().filter(|name| !name.is_empty())?;
+            Some(name.to_owned())
+        };
+        match self.0.get(field) {
+            None | Some(Value::Null) => Ok(Vec::new()),
+            Some(Value::Array(names)) => match names.iter().map(name).collect::<Option<_>>() {
+                Some(names) => Ok(names),
+                None => self.invalid(field, "a list of names"),
+            },
+            Some(_) => self.invalid(field, "a list of names"),
         }
     }
 

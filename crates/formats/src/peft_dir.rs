@@ -12,6 +12,7 @@ use crate::json;
 use crate::peft_config::PeftConfig;
 use crate::peft_names::{LoraName, LoraPart};
 use crate::peft_tokens::{TokenRows, TokenTable};
+use crate::peft_whole::{WholeName, WholeTensor};
 use crate::safetensors_file::SafetensorsFile;
 use crate::safetensors_writer::SafetensorsWriter;
 use crate::tensor::TensorInfo;
@@ -51,11 +52,12 @@ impl LoraPair {
     }
 }
 
-/// Every pair of an adapter, in the order of the modules' names, and rows of tokens.
+/// Every pair of an adapter, in the order of the modules' names, rows of tokens, and whole tensors of the base.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct AdapterTensors {
     pairs: BTreeMap<String, LoraPair>,
     tokens: Vec<TokenRows>,
+    whole: BTreeMap<String, WholeTensor>,
 }
 
 impl AdapterTensors {
@@ -75,6 +77,25 @@ impl AdapterTensors {
     #[must_use]
     pub fn tokens(&self) -> &[TokenRows] {
         &self.tokens
+    }
+
+    /// The same with tensors that stand whole in place of the base's.
+    #[must_use]
+    pub fn with_whole(mut self, whole: impl IntoIterator<Item = WholeTensor>) -> Self {
+        let whole = whole.into_iter();
+        self.whole = whole.map(|tensor| (tensor.name.clone(), tensor)).collect();
+        self
+    }
+
+    /// Tensors that stand whole in place of the base's, in the order of their names.
+    pub fn whole(&self) -> impl ExactSizeIterator<Item = &WholeTensor> {
+        self.whole.values()
+    }
+
+    /// One of those, by its name in the base.
+    #[must_use]
+    pub fn whole_of(&self, tensor: &str) -> Option<&WholeTensor> {
+        self.whole.get(tensor)
     }
 
     /// The pair of one module.
@@ -103,6 +124,7 @@ impl FromIterator<LoraPair> for AdapterTensors {
         Self {
             pairs: pairs.map(|pair| (pair.module.clone(), pair)).collect(),
             tokens: Vec::new(),
+            whole: BTreeMap::new(),
         }
     }
 }
@@ -215,6 +237,7 @@ impl PeftDir {
     pub fn read(path: impl Into<PathBuf>) -> Result<Self> {
         let path = path.into();
         let (config, file) = open(&path)?;
+        let whole = whole(&file, &config)?;
         let (pairs, prefix) = pairs(&file, &config)?;
         let pairs = pairs.into_iter().map(|pair| pair.read(&file));
         let tensors: AdapterTensors = pairs.collect::<Result<_>>()?;
@@ -222,7 +245,15 @@ impl PeftDir {
         let tokens = tokens.map(|(table, ids, info)| {
             Ok(TokenRows::sorted(table, ids, &file.read_f32(&info.name)?))
         });
+        let whole = whole.into_iter().map(|(name, info)| {
+            Ok(WholeTensor {
+                name,
+                shape: info.shape.clone(),
+                values: file.read_f32(&info.name)?,
+            })
+        });
         let tensors = tensors.with_tokens(tokens.collect::<Result<_>>()?);
+        let tensors = tensors.with_whole(whole.collect::<Result<Vec<_>>>()?);
         Ok(Self {
             path,
             config,
@@ -238,6 +269,7 @@ impl PeftDir {
     pub fn outline(path: impl Into<PathBuf>) -> Result<PeftOutline> {
         let path = path.into();
         let (config, file) = open(&path)?;
+        whole(&file, &config)?;
         let (pairs, _) = pairs(&file, &config)?;
         token_rows(&file, &config)?;
         let modules = pairs.iter().map(Pair::outline).collect();
@@ -308,7 +340,17 @@ fn write_tensors(
         (rows.table.key(), shape, rows.values.as_slice())
     });
     let pairs = tensors.iter().flat_map(|pair| parts(pair, config, prefix));
+    let whole = tensors.whole().map(|tensor| {
+        let module = tensor
+            .name
+            .rsplit_once('.')
+            .map_or("", |(module, _)| module);
+        let adapted = tensors.get(module).is_some();
+        let key = WholeName::canonical(&tensor.name, prefix, adapted);
+        (key, tensor.shape.clone(), tensor.values.as_slice())
+    });
     let all: Vec<(TensorInfo, &[f32])> = tokens
+        .chain(whole)
         .chain(pairs)
         .map(|(key, shape, values)| (TensorInfo::new(key, dtype, shape), values))
         .collect();
@@ -401,6 +443,12 @@ fn pairs<'a>(
     for info in file.tensors() {
         let refuse = |reason| unexpected(file, &info.name, reason);
         if TokenTable::of_key(&info.name).is_some() {
+            continue;
+        }
+        if let Some(name) = WholeName::parse(&info.name) {
+            if name.prefix == AdapterPrefix::Wrapped {
+                prefix = name.prefix;
+            }
             continue;
         }
         let name = LoraName::parse(&info.name).map_err(refuse)?;
@@ -512,6 +560,39 @@ fn token_rows<'a>(
         }
     });
     rows.collect()
+}
+
+/// The tensors that stand whole in place of the base's, by their names there: the config names each, and each name of its has
+/// one.
+fn whole<'a>(
+    file: &'a SafetensorsFile,
+    config: &PeftConfig,
+) -> Result<BTreeMap<String, &'a TensorInfo>> {
+    let mut found: BTreeMap<String, &TensorInfo> = BTreeMap::new();
+    let mut modules = Vec::new();
+    for info in file.tensors() {
+        let Some(name) = WholeName::parse(&info.name) else {
+            continue;
+        };
+        // A tied head is there a second time.
+        let tied = config.ensure_weight_tying && name.module == TokenTable::Head.path();
+        if let Some(reason) = name.refusal(config).filter(|_| !tied) {
+            return Err(unexpected(file, &info.name, reason));
+        }
+        if found.insert(name.tensor(), info).is_some() {
+            let reason = "the same tensor is in the file under another name";
+            return Err(unexpected(file, &info.name, reason));
+        }
+        modules.push(name.module);
+    }
+    let has = |name: &&String| modules.iter().any(|module| module.ends_with(name.as_str()));
+    match config.modules_to_save.iter().find(|name| !has(name)) {
+        None => Ok(found),
+        Some(name) => Err(FormatError::TensorMissing {
+            path: file.path().into(),
+            tensor: WholeName::canonical(&format!("{name}.weight"), AdapterPrefix::Text, false),
+        }),
+    }
 }
 
 /// Outputs and inputs of the module that both matrices belong to.

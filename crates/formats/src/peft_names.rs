@@ -109,7 +109,7 @@ fn split(name: &str) -> Option<(&str, LoraPart, &str)> {
 }
 
 /// A module's path without what PEFT and wrappers put around it, and whose it was.
-fn module_name(path: &str) -> (String, AdapterPrefix) {
+pub(crate) fn module_name(path: &str) -> (String, AdapterPrefix) {
     let inner = path.strip_prefix("module.").unwrap_or(path);
     let parts: Vec<&str> = (inner.split('.'))
         .filter(|part| !WRAPPERS.contains(part))
@@ -133,11 +133,11 @@ fn what_else(name: &str) -> &'static str {
     } else if name.contains("trainable_tokens") {
         "trained rows of tokens are those of embed_tokens and lm_head"
     } else if name.contains("lora_bias") || name.ends_with(".bias") {
-        "biases in adapters are not supported"
+        "biases of the factors themselves (lora_bias) are not supported"
     } else if name.ends_with(".lora_a") || name.ends_with(".lora_b") {
         "it is an adapter of mlx-lm; its factors are transposed, and lora_A.weight is expected"
     } else {
-        "it is neither lora_A.weight nor lora_B.weight nor lora_magnitude_vector; whole saved modules are not supported"
+        "it is neither lora_A.weight nor lora_B.weight nor lora_magnitude_vector, nor the weight or the bias of a module"
     }
 }
 
@@ -217,11 +217,7 @@ mod tests {
             ("m.q_proj.lora_B.bias", "biases"),
             ("m.q_proj.lora_B.default.bias", "biases"),
             ("model.layers.0.self_attn.q_proj.lora_a", "mlx-lm"),
-            ("base_model.model.lm_head.weight", "whole saved modules"),
-            (
-                "base_model.model.model.layers.0.mlp.up_proj.base_layer.weight",
-                "whole",
-            ),
+            ("base_model.model.lm_head.weights", "neither"),
             ("m.q_proj.lora_A.a.b.weight", "neither"),
             ("", "neither"),
         ] {

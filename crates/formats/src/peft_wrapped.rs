@@ -33,6 +33,7 @@ impl PeftConfig {
             layers_to_transform,
             rank_pattern: paths(&self.rank_pattern, |key| prefix.name(key)),
             alpha_pattern: paths(&self.alpha_pattern, |key| prefix.name(key)),
+            modules_to_save: self.modules_to_save.iter().map(renamed).collect(),
             ..self.clone()
         }
     }
@@ -50,6 +51,11 @@ impl PeftConfig {
                 if let Some(own) = decoder_name(name).filter(|_| is_wrapped(name)) {
                     *name = own;
                 }
+            }
+        }
+        for name in &mut self.modules_to_save {
+            if let Some(own) = decoder_name(name).filter(|_| is_wrapped(name)) {
+                *name = own;
             }
         }
         self.rank_pattern = paths(&self.rank_pattern, own_pattern);

@@ -98,6 +98,32 @@ pub(crate) fn build_rows(
     values
 }
 
+/// Columns that a task sums, so that it reads whole lines of the cache.
+const COLUMNS: usize = 64;
+
+/// Sums over rows: `add` adds what a row has for a range of columns to their sums. Rows come in their order, whatever the
+/// number of threads. As with [`simd`], `add` must be marked `#[inline(always)]`.
+pub(crate) fn sum_columns(
+    [rows, width]: [usize; 2],
+    add: impl Fn(usize, std::ops::Range<usize>, &mut [f32]) + Sync,
+) -> Vec<f32> {
+    let mut sums = vec![0.0; width];
+    sums.par_chunks_mut(COLUMNS)
+        .enumerate()
+        .for_each(|(part, sums)| {
+            let start = part * COLUMNS;
+            simd(
+                #[inline(always)]
+                || {
+                    for row in 0..rows {
+                        add(row, start..start + sums.len(), sums);
+                    }
+                },
+            );
+        });
+    sums
+}
+
 /// Rows one task should take so that tasks of narrow rows still pay.
 pub(crate) fn grain(width: usize) -> usize {
     (32 * 1024 / width.max(1)).max(1)

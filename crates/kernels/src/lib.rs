@@ -75,6 +75,7 @@ pub mod attention;
 pub mod autograd;
 pub mod causal_conv;
 pub mod codebook;
+pub mod column_sums;
 pub mod cross_entropy;
 pub mod dequantize;
 pub mod device;

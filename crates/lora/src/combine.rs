@@ -168,6 +168,15 @@ pub enum CombineError {
         /// The adapter.
         path: PathBuf,
     },
+    /// An adapter with whole tensors of the base.
+    #[error(
+        "{}: its whole tensors (modules_to_save, bias) cannot be combined with another adapter; merge it into its base first",
+        path.display()
+    )]
+    Whole {
+        /// The adapter.
+        path: PathBuf,
+    },
     /// An adapter that trains the lengths of rows.
     #[error(
         "{}: it is a DoRA adapter (use_dora), whose lengths of rows have no sum with another's; merge it into its base \
@@ -208,6 +217,11 @@ pub fn combine(
     if let Some(adapter) = all.find(|adapter| !adapter.tensors.tokens().is_empty()) {
         let path = adapter.path.clone();
         return Err(CombineError::Tokens { path });
+    }
+    let mut all = adapters.iter();
+    if let Some(adapter) = all.find(|adapter| adapter.tensors.whole().len() > 0) {
+        let path = adapter.path.clone();
+        return Err(CombineError::Whole { path });
     }
     if let Some(adapter) = adapters.iter().find(|adapter| adapter.config.use_dora) {
         let path = adapter.path.clone();

@@ -2,10 +2,10 @@
 
 use std::collections::HashMap;
 
-use backdraft_kernels::gemm::{Op, Slot, gemm_f32, gemm_into};
+use backdraft_kernels::gemm::{Op, Slot, gemm, gemm_f32, gemm_into};
 use burn::module::ParamId;
 use burn::optim::GradientsParams;
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Device, Tensor};
 
 use crate::param::AdapterParam;
 use crate::statistics::Statistics;
@@ -119,6 +119,31 @@ impl AdapterGrads {
         self.tensors.insert(id, sum);
     }
 
+    /// Replaces the sum of a parameter's gradients, zeros at first, by what `add` makes of it; in its place where that can be.
+    ///
+    /// # Shapes
+    /// The sum and what becomes of it are `dims`, f32.
+    pub(crate) fn add_to(
+        &mut self,
+        id: ParamId,
+        (dims, device): ([usize; 2], &Device),
+        add: impl FnOnce(Tensor<2>) -> Tensor<2>,
+    ) {
+        let zeros = || Tensor::zeros(dims, (device, DType::F32));
+        if let Some(slot) = self.slot(id) {
+            let before = match slot.accumulate {
+                true => slot.view.clone(),
+                false => zeros(),
+            };
+            return slot.write(&add(before));
+        }
+        let before = match self.tensors.remove(&id) {
+            Some(Gradient { values, .. }) => values.reshape(dims),
+            None => zeros(),
+        };
+        self.tensors.insert(id, Gradient::of(add(before)));
+    }
+
     /// Adds a product: `alpha · op(a) · op(b)`, in f32 and where the parameter's gradients go.
     ///
     /// # Shapes
@@ -133,9 +158,22 @@ impl AdapterGrads {
         b: (Op, &Tensor<2>),
         alpha: f32,
     ) {
-        match self.slot(id) {
-            Some(slot) => gemm_into(a, b, alpha, &slot),
-            None => self.add(id, gemm_f32(a, b, alpha)),
+        if let Some(slot) = self.slot(id) {
+            return gemm_into(a, b, alpha, &slot);
+        }
+        let in_place = a.1.dtype() == DType::F32;
+        match self.tensors.remove(&id) {
+            Some(Gradient { dims, values }) if in_place => {
+                let [rows, columns] = dims[..] else {
+                    panic!("a gradient of rank 2, found {dims:?}")
+                };
+                let sum = gemm(a, b, alpha, Some(values.reshape([rows, columns])));
+                self.tensors.insert(id, Gradient::of(sum));
+            }
+            before => {
+                self.tensors.extend(before.map(|before| (id, before)));
+                self.add(id, gemm_f32(a, b, alpha));
+            }
         }
     }
 
@@ -234,7 +272,6 @@ impl AdapterGrads {
 #[cfg(test)]
 mod tests {
     use burn::module::Param;
-    use burn::tensor::Device;
 
     use super::*;
 

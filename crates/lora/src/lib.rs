@@ -26,9 +26,10 @@ mod statistics;
 mod tokens;
 mod trained_over;
 mod weights;
+mod whole;
 
 pub use adapter::Adapter;
-pub use backdraft_arch::{LoraConfig, LoraConfigError, TargetModule};
+pub use backdraft_arch::{Bias, LoraConfig, LoraConfigError, TargetModule};
 pub use combine::{Combination, CombineError, CombineOptions, MajoritySign, combine};
 pub use dora::Magnitude;
 pub use export::{ExportReport, export, gguf_decoder};
@@ -43,3 +44,4 @@ pub use statistics::{Sensitivity, Statistics};
 pub use tokens::{TokenMatrix, TrainedTokens};
 pub use trained_over::TrainedOver;
 pub use weights::AdapterWeights;
+pub use whole::TrainedTensor;

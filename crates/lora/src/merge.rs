@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use backdraft_arch::TargetModule;
 use backdraft_formats::{
     Dtype, Existing, FormatError, HfDirWriter, LoraPair, ModelSource, PeftDir, TensorInfo,
-    TokenRows, TokenTable,
+    TokenRows, TokenTable, WholeTensor,
 };
 use backdraft_kernels::gemm::{Op, gemm};
 use backdraft_quant::{QuantizationPlan, Scheme};
@@ -90,9 +90,37 @@ pub enum MergeError {
         /// Shape of the weight.
         expected: Vec<usize>,
     },
+    /// A tensor that the adapter has whole, and the base not at all, or of another shape.
+    #[error(
+        "{}: the adapter does not fit this model: it has the whole `{tensor}` as {actual:?}, {}; {}",
+        path.display(), in_model(expected.as_deref()), made_for(base.as_ref())
+    )]
+    Whole {
+        /// The adapter.
+        path: PathBuf,
+        /// The base that the adapter names.
+        base: Option<String>,
+        /// The tensor.
+        tensor: String,
+        /// Its shape in the model, where that has one.
+        expected: Option<Vec<usize>>,
+        /// Its shape in the adapter.
+        actual: Vec<usize>,
+    },
+    /// An embedding apart from the head that it is in the base.
+    #[error(
+        "{}: the adapter trains one of embed_tokens and lm_head without the other, or both apart, which in this model are one \
+         matrix (PEFT's modules_to_save without ensure_weight_tying): they would come apart; train with \
+         ensure_weight_tying = True, or over a base whose head is a matrix of its own",
+        path.display()
+    )]
+    Untied {
+        /// The adapter.
+        path: PathBuf,
+    },
     /// A factor that makes every output NaN.
     #[error(
-        "{}: the factors of `{module}` hold NaN or infinity: the training diverged, or the file is damaged; take an \
+        "{}: what was trained of `{module}` holds NaN or infinity: the training diverged, or the file is damaged; take an \
          earlier checkpoint",
         path.display()
     )]
@@ -186,7 +214,9 @@ pub fn merge(
     for (i, info) in infos.iter().enumerate() {
         let name = source.stored_name(&info.name);
         let has_rows = token_rows(source, adapter, info).is_some();
-        if is_plain(source, info) && !has_rows && !is_touched(base, adapter, info) {
+        let is_whole = whole(source, adapter, info).is_some();
+        let has_own = has_rows || is_whole;
+        if is_plain(source, info) && !has_own && !is_touched(base, adapter, info) {
             writer.write(name, &source.raw(&info.name)?.bytes)?;
         } else {
             let Folded { before, sums } = folded(source, base, Some(adapter), info)?;
@@ -247,11 +277,28 @@ pub(crate) fn folded(
         merged(before.clone(), pair, scaling)
     });
     let rows = adapter.and_then(|adapter| token_rows(source, adapter, info));
-    let sums = match rows {
-        Some(rows) => Some(replaced(before.clone(), rows)),
-        None => sums,
+    let whole = adapter.and_then(|adapter| whole(source, adapter, info));
+    let sums = match (rows, whole) {
+        (Some(rows), _) => Some(replaced(before.clone(), rows)),
+        (None, Some(whole)) => Some(whole.values.clone()),
+        (None, None) => sums,
     };
     Ok(Folded { before, sums })
+}
+
+/// What stands whole in place of a tensor.
+fn whole<'a>(
+    source: &ModelSource,
+    adapter: &'a PeftDir,
+    info: &TensorInfo,
+) -> Option<&'a WholeTensor> {
+    let [embedding, head] = TokenTable::ALL.map(|table| format!("{}.weight", table.path()));
+    // A copy of the embedding that some files have beside it.
+    let name = match info.name == head && source.ties_head() {
+        true => &embedding,
+        false => &info.name,
+    };
+    adapter.tensors.whole_of(name)
 }
 
 /// Rows of tokens that stand in a tensor.
@@ -329,10 +376,11 @@ fn values(
 /// Whether an adapter fits a model, by the headers of the files alone.
 ///
 /// # Errors
-/// [`MergeError::NoSuchModule`], [`MergeError::NoSuchTable`], [`MergeError::Shape`], [`MergeError::Tokens`] and
-/// [`MergeError::NotFinite`].
+/// [`MergeError::NoSuchModule`], [`MergeError::NoSuchTable`], [`MergeError::Shape`], [`MergeError::Tokens`],
+/// [`MergeError::Whole`], [`MergeError::Untied`] and [`MergeError::NotFinite`].
 pub fn check_adapter(source: &ModelSource, adapter: &PeftDir) -> Result<(), MergeError> {
     check_tokens(source, adapter)?;
+    check_whole(source, adapter)?;
     for pair in adapter.tensors.iter() {
         let module = pair.module.clone();
         let path = adapter.path.clone();
@@ -389,6 +437,48 @@ fn check_tokens(source: &ModelSource, adapter: &PeftDir) -> Result<(), MergeErro
         }
     }
     Ok(())
+}
+
+/// Whether whole tensors fit those that they stand for.
+fn check_whole(source: &ModelSource, adapter: &PeftDir) -> Result<(), MergeError> {
+    let [embedding, head] = TokenTable::ALL.map(|table| format!("{}.weight", table.path()));
+    let path = || adapter.path.clone();
+    let tables = [&embedding, &head].map(|name| adapter.tensors.whole_of(name));
+    let values = tables.map(|table| table.map(|table| &table.values));
+    if source.ties_head() && values[0] != values[1] {
+        return Err(MergeError::Untied { path: path() });
+    }
+    for tensor in adapter.tensors.whole() {
+        if !tensor.values.iter().all(|value| value.is_finite()) {
+            return Err(MergeError::NotFinite {
+                path: path(),
+                module: tensor.name.clone(),
+            });
+        }
+        let name = match tensor.name == head && source.ties_head() {
+            true => &embedding,
+            false => &tensor.name,
+        };
+        let expected = source.tensor_info(name).map(|info| info.shape.clone());
+        if expected.as_ref() != Some(&tensor.shape) {
+            return Err(MergeError::Whole {
+                path: path(),
+                base: adapter.config.base_model_name_or_path.clone(),
+                tensor: tensor.name.clone(),
+                expected,
+                actual: tensor.shape.clone(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// What a model has of a tensor.
+fn in_model(shape: Option<&[usize]>) -> String {
+    match shape {
+        Some(shape) => format!("which is {shape:?} in the model"),
+        None => "which the model does not have".to_owned(),
+    }
 }
 
 /// Which base an adapter names.

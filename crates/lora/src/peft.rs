@@ -3,17 +3,18 @@
 use std::path::Path;
 
 use backdraft_formats::{
-    AdapterTensors, FormatError, LoraPair, ModulePattern, PeftConfig, PeftDir, PeftWriteOptions,
-    TokenRows, TrainableTokens,
+    AdapterPrefix, AdapterTensors, FormatError, LoraPair, ModulePattern, PeftConfig, PeftDir,
+    PeftWriteOptions, TokenRows, TokenTable, TrainableTokens, WholeTensor,
 };
 use burn::module::Param;
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use crate::adapter::Adapter;
 use crate::dora::Magnitude;
 use crate::lora_adapter::LoraAdapter;
 use crate::tokens::TrainedTokens;
 use crate::weights::AdapterWeights;
+use crate::whole::TrainedTensor;
 use backdraft_arch::LoraConfig;
 
 impl AdapterWeights {
@@ -50,6 +51,9 @@ impl AdapterWeights {
                     Some((pair.module.clone(), alpha))
                 })
                 .collect(),
+            bias: peft.bias,
+            modules_to_save: peft.modules_to_save.clone(),
+            ensure_weight_tying: peft.ensure_weight_tying,
             ..LoraConfig::default()
         }
         .with_modules(modules, peft.num_layers(pairs().map(|pair| &pair.module)));
@@ -70,8 +74,15 @@ impl AdapterWeights {
             let values = tensor(&rows.values, [rows.ids.len(), rows.width()]);
             TrainedTokens::new(rows.table, &rows.ids, values)
         });
+        let whole = directory.tensors.whole().map(|tensor| {
+            let values = TensorData::new(tensor.values.clone(), [tensor.values.len()]);
+            let values = Tensor::from_data(values, (device, DType::F32));
+            let trained = TrainedTensor::new(values, tensor.shape.clone(), DType::F32);
+            (tensor.name.clone(), trained)
+        });
         Self {
             tokens: tokens.collect(),
+            whole: whole.collect(),
             config,
             adapters,
         }
@@ -123,10 +134,51 @@ impl AdapterWeights {
         let lists = tensors.tokens().iter();
         let lists = lists.map(|rows| (rows.table, rows.ids.clone()));
         config.trainable_tokens = TrainableTokens::new(lists.collect());
+        config.bias = self.config.bias;
+        config.modules_to_save = self.config.modules_to_save.clone();
+        config.ensure_weight_tying = self.config.ensure_weight_tying;
+        let whole = self.whole.iter().map(|(name, tensor)| WholeTensor {
+            name: name.clone(),
+            shape: tensor.dims().to_vec(),
+            values: tensor.values().into_data().iter::<f32>().collect(),
+        });
+        let mut whole: Vec<WholeTensor> = whole.collect();
+        if config.ensure_weight_tying {
+            tie(&mut config.modules_to_save, &mut whole);
+        }
+        if options.prefix == AdapterPrefix::Wrapped && !config.modules_to_save.is_empty() {
+            // The ends of names are those of other parts' modules too.
+            let weights = whole
+                .iter()
+                .filter_map(|it| it.name.strip_suffix(".weight"));
+            config.modules_to_save = weights.map(str::to_owned).collect();
+        }
+        let tensors = tensors.with_whole(whole);
         PeftDir::write(path.as_ref(), &config, &tensors, options)
     }
 }
 
 fn values<const D: usize>(tensor: &Param<Tensor<D>>) -> Vec<f32> {
     tensor.val().inner().into_data().iter::<f32>().collect()
+}
+
+/// As PEFT has an embedding that is the head too: the module is the embedding, and the file has the table under both names.
+fn tie(modules: &mut Vec<String>, whole: &mut Vec<WholeTensor>) {
+    let [embedding, head] = TokenTable::ALL.map(TokenTable::path);
+    modules.retain(|name| !head.ends_with(name.as_str()));
+    if !modules
+        .iter()
+        .any(|name| embedding.ends_with(name.as_str()))
+    {
+        modules.push("embed_tokens".to_owned());
+    }
+    let [embedding, head] = [embedding, head].map(|module| format!("{module}.weight"));
+    let table = whole
+        .iter()
+        .find(|tensor| tensor.name == embedding)
+        .cloned();
+    whole.extend(table.map(|table| WholeTensor {
+        name: head,
+        ..table
+    }));
 }

@@ -13,6 +13,7 @@ use burn::tensor::{DType, Tensor};
 use crate::adapter::Adapter;
 use crate::dora::{Decomposed, Magnitude};
 use crate::gradients::AdapterGrads;
+use crate::whole::TrainedTensor;
 
 /// y = α·(x·Wᵀ + bias + s·(x·Aᵀ)·Bᵀ) with W and bias frozen; α is 1 unless a family multiplies what a branch adds to the
 /// residual stream. Where the lengths of rows are trained, each output but its bias has a [gain](backdraft_kernels::dora).
@@ -20,6 +21,8 @@ use crate::gradients::AdapterGrads;
 pub struct Projection {
     weight: Frozen<Weight>,
     bias: Option<Frozen<Tensor<1>>>,
+    /// What is trained in place of the bias.
+    trained_bias: Option<TrainedTensor>,
     adapter: Option<Adapter>,
     #[module(skip)]
     multiplier: f32,
@@ -54,6 +57,7 @@ impl Projection {
         Self {
             weight: Frozen(weight),
             bias: bias.map(Frozen),
+            trained_bias: None,
             adapter: None,
             multiplier: 1.0,
         }
@@ -81,9 +85,19 @@ impl Projection {
         &mut self.weight
     }
 
-    /// The frozen bias, `[out]`.
+    /// The frozen bias, `[out]`, whatever is trained in its place.
     pub fn bias(&self) -> Option<&Tensor<1>> {
         self.bias.as_deref()
+    }
+
+    /// What is trained in place of the bias.
+    pub fn trained_bias(&self) -> Option<&TrainedTensor> {
+        self.trained_bias.as_ref()
+    }
+
+    /// The same, to be changed, set or taken away.
+    pub fn trained_bias_mut(&mut self) -> &mut Option<TrainedTensor> {
+        &mut self.trained_bias
     }
 
     /// The frozen bias, to be replaced by one that is trained.
@@ -115,7 +129,7 @@ impl Projection {
             let norms = magnitude.norms(&weight, 0..weight.dims()[0], &self.unscaled(dtype));
             let weight = (weight, self.multiplier);
             let y = dora::dora_linear(x, weight, factors, &norms, magnitude.vector.val());
-            return self.add_bias(y);
+            return self.add_tracked_bias(y);
         }
         let y = match self.weight.tracked() {
             Some(weight) => {
@@ -124,7 +138,7 @@ impl Projection {
             }
             None => lora_linear(x, (self.weight().clone(), self.multiplier), factors),
         };
-        self.add_bias(y)
+        self.add_tracked_bias(y)
     }
 
     /// The same without autodiff, with what the backward pass needs. `xa` is x·Aᵀ, where
@@ -364,8 +378,8 @@ impl Projection {
         (&self.weight, self.multiplier)
     }
 
-    /// Adds the factors' gradients to `grads` and returns the input's, where it is `wanted`. The input may be absent
-    /// where there is no adapter.
+    /// Adds the gradients of factors and of a trained bias to `grads` and returns the input's, where it is `wanted`. The input
+    /// may be absent where there is no adapter.
     ///
     /// # Shapes
     /// `dy` `[t, out]`, `x` and the result `[t, in]`.
@@ -426,6 +440,7 @@ impl Projection {
         let mut added = None;
         let branches = branches.map(|(projection, dy, saved)| {
             let factors = each.next().and_then(Option::as_ref);
+            projection.add_bias_grad(&dy, grads);
             let adding = (wanted, &mut added);
             let dy = projection.back_through_gain(dy, x, (factors, saved), grads, adding);
             if let (Some(adapter), Some(x)) = (&projection.adapter, x) {
@@ -452,6 +467,7 @@ impl Projection {
         saved: &ProjectionSaved,
         grads: &mut AdapterGrads,
     ) -> (Adapted, Ahead) {
+        self.add_bias_grad(&dy, grads);
         let factors = self.plain_factors(&dy, saved.dropout_seed);
         let magnitude = self.magnitude().map(|_| (dy.clone(), saved.clone()));
         let (mut added, factors) = (None, factors.as_ref());
@@ -512,6 +528,12 @@ impl Projection {
         }
     }
 
+    fn add_bias_grad(&self, dy: &Tensor<2>, grads: &mut AdapterGrads) {
+        if let Some(bias) = &self.trained_bias {
+            bias.add_bias_grad(grads, dy, self.multiplier);
+        }
+    }
+
     fn add_bias(&self, y: Tensor<2>) -> Tensor<2> {
         match self.scaled_bias() {
             Some(bias) => y + bias.unsqueeze(),
@@ -519,13 +541,28 @@ impl Projection {
         }
     }
 
+    /// As [`add_bias`](Self::add_bias), tracked by autodiff where the bias is.
+    fn add_tracked_bias(&self, y: Tensor<2>) -> Tensor<2> {
+        match &self.trained_bias {
+            Some(bias) => y + self.times_alpha(bias.tracked()).unsqueeze(),
+            None => self.add_bias(y),
+        }
+    }
+
     /// The bias times α.
     pub(crate) fn scaled_bias(&self) -> Option<Tensor<1>> {
-        let Frozen(bias) = self.bias.as_ref()?;
-        Some(match self.multiplier {
-            1.0 => bias.clone(),
-            multiplier => bias.clone().mul_scalar(multiplier),
-        })
+        let bias = match &self.trained_bias {
+            Some(bias) => bias.now(),
+            None => self.bias()?,
+        };
+        Some(self.times_alpha(bias.clone()))
+    }
+
+    fn times_alpha(&self, bias: Tensor<1>) -> Tensor<1> {
+        match self.multiplier {
+            1.0 => bias,
+            multiplier => bias.mul_scalar(multiplier),
+        }
     }
 }
 

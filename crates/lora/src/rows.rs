@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use backdraft_kernels::column_sums::column_sums;
 use backdraft_kernels::lora_linear::{self, Branch, Factors, WantedFactors, backward_fused};
 use backdraft_kernels::low_rank::Adapted;
 use backdraft_quant::Weight;
@@ -97,8 +98,8 @@ impl<'a> Rows<'a> {
         Some(Decomposed::new(weight, factors, m, norms))
     }
 
-    /// The backward pass of all rows of a projection, part by part in their order: adds the factors' gradients to `grads` and
-    /// returns the input's, where it is `wanted`. Each `dy` is let go when it was used; the input may be absent where there is
+    /// The backward pass of all rows of a projection, part by part in their order: adds the gradients of factors and of a
+    /// trained bias to `grads` and returns the input's, where it is `wanted`. Each `dy` is let go when it was used; the input may be absent where there is
     /// no adapter.
     ///
     /// # Shapes
@@ -117,6 +118,12 @@ impl<'a> Rows<'a> {
             x.is_some() || adapter.is_none(),
             "an adapter's gradient needs the input"
         );
+        if let Some(bias) = parts[0].0.whole.trained_bias() {
+            let alpha = parts[0].0.whole.multiplier();
+            let sums = parts.each_ref().map(|(_, dy, _)| column_sums(dy));
+            let sums = Tensor::cat(Vec::from(sums), 0);
+            bias.add_grad(grads, sums.mul_scalar(alpha));
+        }
         let factors =
             (parts.each_ref()).map(|(part, dy, saved)| part.factors(dy, saved.dropout_seed));
         let (mut added, mut magnitude) = (None::<Tensor<2>>, Vec::with_capacity(N));

@@ -8,6 +8,7 @@ use burn::tensor::Tensor;
 use crate::adapter::Adapter;
 use crate::lora_adapter::LoraAdapter;
 use crate::tokens::TrainedTokens;
+use crate::whole::TrainedTensor;
 
 /// The adapter of every adapted projection, by module path such as
 /// `model.layers.0.self_attn.q_proj`.
@@ -19,6 +20,8 @@ pub struct AdapterWeights {
     pub adapters: BTreeMap<String, Adapter>,
     /// Rows of tokens, in place of the base's: one entry at most for each table.
     pub tokens: Vec<TrainedTokens>,
+    /// Tensors of the base that are trained whole, by their names in it, such as `model.norm.weight`.
+    pub whole: BTreeMap<String, TrainedTensor>,
 }
 
 impl AdapterWeights {
@@ -64,6 +67,7 @@ impl AdapterWeights {
             adapters: self.adapters.iter().map(joined).collect(),
             config: config.clone(),
             tokens: self.tokens.clone(),
+            whole: self.whole.clone(),
         }
     }
 
@@ -90,12 +94,14 @@ impl AdapterWeights {
             now.push((path.clone(), adapter(first)));
             start.push((path.clone(), adapter((second.0, second.1.neg()))));
         }
-        let of = |adapters: Vec<(String, Adapter)>, tokens| Self {
+        let of = |adapters: Vec<(String, Adapter)>, tokens, whole| Self {
             config: config.clone(),
             adapters: adapters.into_iter().collect(),
             tokens,
+            whole,
         };
-        Some((of(now, self.tokens.clone()), of(start, Vec::new())))
+        let now = of(now, self.tokens.clone(), self.whole.clone());
+        Some((now, of(start, Vec::new(), BTreeMap::new())))
     }
 }
 
@@ -129,6 +135,7 @@ mod tests {
                 config: config.clone(),
                 adapters: ["a", "b", "c"].map(one).into(),
                 tokens: Vec::new(),
+                whole: BTreeMap::new(),
             }
         };
         let delta = |weights: &AdapterWeights| {

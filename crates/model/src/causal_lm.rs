@@ -1,12 +1,16 @@
 //! A language model: embedding, decoder layers, norm and head.
 
+mod whole;
+
+use std::collections::BTreeMap;
+
 use backdraft_arch::spec::{EMBEDDING, FINAL_NORM, HEAD};
 use backdraft_arch::{ModelSpec, StoredShare};
 use backdraft_formats::TokenTable;
 use backdraft_kernels::cross_entropy::{self, HeadLoss};
 use backdraft_lora::{
     Adapter, AdapterGrads, AdapterParam, AdapterWeights, LoraConfig, Projection, Stored,
-    TargetModule, TokenMatrix, TrainedTokens,
+    TargetModule, TokenMatrix, TrainedTensor, TrainedTokens,
 };
 use backdraft_quant::{Frozen, Weight};
 use burn::module::{Module, ParamId};
@@ -18,10 +22,12 @@ use crate::error::LoadError;
 use crate::layers::{Context, DecoderLayer, RmsNorm};
 use crate::rope;
 use crate::tokens::{Targets, Tokens};
+pub use whole::WholePlace;
+use whole::is_bias;
 
 /// A causal language model of one of the families of [`ModelSpec`].
 ///
-/// Only its adapters are Burn parameters; see [`Projection`].
+/// Only its adapters, and what else is trained, are Burn parameters; see [`Projection`].
 #[derive(Module, Debug)]
 pub struct CausalLm {
     #[module(skip)]
@@ -33,6 +39,10 @@ pub struct CausalLm {
     lm_head: Option<Frozen<Weight>>,
     /// Rows that are trained in place of the embedding's and the head's.
     tokens: Vec<TrainedTokens>,
+    /// What is trained whole in place of the embedding.
+    whole_embedding: Option<TrainedTensor>,
+    /// And of the head, where that is a matrix of its own.
+    whole_head: Option<TrainedTensor>,
     #[module(skip)]
     lora: Option<LoraConfig>,
 }
@@ -64,6 +74,8 @@ impl CausalLm {
             norm,
             lm_head: lm_head.map(Frozen),
             tokens: Vec::new(),
+            whole_embedding: None,
+            whole_head: None,
             lora: None,
         }
     }
@@ -80,7 +92,11 @@ impl CausalLm {
 
     /// The matrix that turns hidden states into logits, `[vocab, hidden]`, without autodiff.
     pub fn head(&self) -> TokenMatrix {
-        self.table(self.head_table()).plain()
+        let table = self.head_table();
+        match self.whole_of(table) {
+            Some(whole) => TokenMatrix::from(&whole.matrix()),
+            None => self.table(table).plain(),
+        }
     }
 
     /// The table that the head reads.
@@ -97,9 +113,18 @@ impl CausalLm {
             (Some(head), TokenTable::Head) => head,
             _ => &self.embed_tokens,
         };
-        match self.tokens_of(table) {
-            Some(tokens) => tokens.within(base, self.dtype()),
-            None => TokenMatrix::from(&**base),
+        match (self.whole_of(table), self.tokens_of(table)) {
+            (Some(whole), _) => TokenMatrix::from(&whole.tracked_matrix()),
+            (None, Some(tokens)) => tokens.within(base, self.dtype()),
+            (None, None) => TokenMatrix::from(&**base),
+        }
+    }
+
+    /// What is trained whole in place of a table.
+    fn whole_of(&self, table: TokenTable) -> Option<&TrainedTensor> {
+        match table {
+            TokenTable::Embedding => self.whole_embedding.as_ref(),
+            TokenTable::Head => self.whole_head.as_ref(),
         }
     }
 
@@ -268,12 +293,13 @@ impl CausalLm {
         nll
     }
 
-    /// The model with fresh adapters, drawn from `seed`.
+    /// The model with fresh adapters, drawn from `seed`, and the tensors that are trained whole as the base has them.
     ///
     /// # Errors
-    /// Settings that do not fit the model.
+    /// Settings that do not fit the model; a tensor in codes, which cannot be trained.
     pub fn with_lora(mut self, config: &LoraConfig, seed: u64) -> Result<Self, LoadError> {
         config.validate(self.layers.len())?;
+        let config = &config.clone().with_whole(&self.spec)?;
         let (device, dtype) = (self.device(), self.dtype());
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         self.replace_adapters(|layer, target, projection| {
@@ -284,6 +310,8 @@ impl CausalLm {
                 .map(|adapter| adapter.computing_in(dtype)))
         })?;
         self.lora = Some(config.clone());
+        let whole = self.of_base(config)?;
+        self.set_whole(whole);
         Ok(self)
     }
 
@@ -318,6 +346,8 @@ impl CausalLm {
             Ok(Some(made.computing_in(dtype)))
         })?;
         self.lora = Some(adapter.config.clone());
+        let whole = self.fitting(adapter)?;
+        self.set_whole(whole);
         self.with_tokens(&adapter.tokens)
     }
 
@@ -341,7 +371,18 @@ impl CausalLm {
             }
         }
         let device = self.device();
-        self.tokens = tokens.iter().map(|tokens| tokens.on(&device)).collect();
+        self.tokens.clear();
+        for tokens in tokens {
+            // Rows of a table that is trained whole are a part of it.
+            let whole = match tokens.table() {
+                TokenTable::Embedding => &mut self.whole_embedding,
+                TokenTable::Head => &mut self.whole_head,
+            };
+            match whole {
+                Some(whole) => *whole = whole.with_rows(tokens.ids(), &tokens.rows()),
+                None => self.tokens.push(tokens.on(&device)),
+            }
+        }
         Ok(self)
     }
 
@@ -367,10 +408,10 @@ impl CausalLm {
 
     /// Whether the backward pass goes down to the embedding.
     pub fn trains_embedding(&self) -> bool {
-        self.tokens_of(TokenTable::Embedding).is_some()
+        self.whole_embedding.is_some() || self.tokens_of(TokenTable::Embedding).is_some()
     }
 
-    /// Adds the gradient of trained rows of the head, from what it read and the gradient of what it gave.
+    /// Adds the gradient of the head, or of rows of it, where that is trained, from what it read and the gradient of what it gave.
     ///
     /// # Shapes
     /// `hidden` `[n, hidden]`, `d_logits` `[n, vocab]`.
@@ -379,12 +420,15 @@ impl CausalLm {
         grads: &mut AdapterGrads,
         (hidden, d_logits): (&Tensor<2>, &Tensor<2>),
     ) {
-        if let Some(tokens) = self.tokens_of(self.head_table()) {
-            tokens.add_head_grad(grads, hidden, d_logits);
+        let table = self.head_table();
+        match (self.whole_of(table), self.tokens_of(table)) {
+            (Some(whole), _) => whole.add_head_grad(grads, hidden, d_logits),
+            (None, Some(tokens)) => tokens.add_head_grad(grads, hidden, d_logits),
+            (None, None) => {}
         }
     }
 
-    /// Adds the gradient of trained rows of the embedding, from that of what [`embed`](Self::embed) gave.
+    /// Adds the gradient of the embedding, or of rows of it, where that is trained, from that of what [`embed`](Self::embed) gave.
     ///
     /// # Shapes
     /// `dh` `[input_ids, hidden]`.
@@ -393,9 +437,11 @@ impl CausalLm {
         grads: &mut AdapterGrads,
         (input_ids, dh): (&[u32], &Tensor<2>),
     ) {
-        if let Some(tokens) = self.tokens_of(TokenTable::Embedding) {
-            let multiplier = self.embedding_multiplier() as f32;
-            tokens.add_embedding_grad(grads, (input_ids, dh), multiplier);
+        let (table, multiplier) = (TokenTable::Embedding, self.embedding_multiplier() as f32);
+        match (self.whole_of(table), self.tokens_of(table)) {
+            (Some(whole), _) => whole.add_embedding_grad(grads, (input_ids, dh), multiplier),
+            (None, Some(tokens)) => tokens.add_embedding_grad(grads, (input_ids, dh), multiplier),
+            (None, None) => {}
         }
     }
 
@@ -426,6 +472,7 @@ impl CausalLm {
         }
         self.lora = None;
         self.tokens = Vec::new();
+        self.set_whole(BTreeMap::new());
         self
     }
 
@@ -440,6 +487,9 @@ impl CausalLm {
             config,
             adapters,
             tokens: self.tokens.iter().map(Module::valid).collect(),
+            whole: (self.whole().into_iter())
+                .map(|place| (place.name, place.tensor.valid()))
+                .collect(),
         })
     }
 
@@ -460,7 +510,8 @@ impl CausalLm {
         })
     }
 
-    /// Every trained tensor with the path of its module, in the order of the layers and of files; rows of tokens come last.
+    /// Every trained tensor with the path of its module, in the order of the layers and of files; rows of tokens come after those
+    /// of adapters, then what is trained whole.
     pub fn trained_params(&self) -> impl Iterator<Item = (String, AdapterParam)> {
         let tokens = self.tokens.iter();
         let tokens = tokens.map(|tokens| (tokens.table().path().to_owned(), tokens.param()));
@@ -469,7 +520,9 @@ impl CausalLm {
             let params = adapter.params().into_iter();
             params.map(move |param| (path.clone(), param))
         });
-        factors.chain(tokens)
+        let whole = self.whole().into_iter();
+        let whole = whole.map(|place| (place.module().to_owned(), place.param()));
+        factors.chain(tokens).chain(whole)
     }
 
     /// Replaces the values of every trained tensor by what `update` makes of it.
@@ -480,6 +533,11 @@ impl CausalLm {
         for tokens in &mut self.tokens {
             tokens.update(&mut update);
         }
+        self.visit_whole_mut(|name, adapted, place| {
+            if let Some(tensor) = place {
+                tensor.update((is_bias(name), adapted), &mut update);
+            }
+        });
     }
 
     /// Moves every trained tensor, and its copy in the dtype of activations, to where `place` says.
@@ -490,6 +548,11 @@ impl CausalLm {
         for tokens in &mut self.tokens {
             tokens.store_in(&mut place);
         }
+        self.visit_whole_mut(|_, _, tensor| {
+            if let Some(tensor) = tensor {
+                tensor.store_in(&mut place);
+            }
+        });
     }
 
     /// Every adapter, to be changed, in the order of [`adapters`](Self::adapters).
@@ -501,13 +564,15 @@ impl CausalLm {
         })
     }
 
-    /// The lowest layer with an adapter, or the first one where rows of the embedding are trained: nothing below it needs a
-    /// gradient.
+    /// The lowest layer of which something is trained, or the first one where the embedding or rows of it are: nothing below it
+    /// needs a gradient.
     pub fn first_adapted_layer(&self) -> Option<usize> {
-        match self.trains_embedding() {
-            true => Some(0),
-            false => self.adapters().map(|(layer, _, _)| layer).min(),
+        if self.trains_embedding() {
+            return Some(0);
         }
+        let whole = self.whole().into_iter().filter_map(|place| place.layer);
+        let adapted = self.adapters().map(|(layer, _, _)| layer);
+        adapted.chain(whole).min()
     }
 
     /// Layers that the backward pass goes through: from [`first_adapted_layer`](Self::first_adapted_layer) to the last.

@@ -117,6 +117,49 @@ pub enum LoadError {
         /// Values of a row.
         width: usize,
     },
+    /// A tensor that the adapter has whole, and the model not at all, or of another shape.
+    #[error(
+        "the adapter does not fit this model: it has the whole `{tensor}` as {actual:?}, {}; was it made for another base, or \
+         one with more tokens?",
+        match expected {
+            Some(shape) => format!("which is {shape:?} in the model"),
+            None => "which the model does not have".to_owned(),
+        }
+    )]
+    AdapterTensor {
+        /// The tensor.
+        tensor: String,
+        /// Its shape in the model, where that has one.
+        expected: Option<Vec<usize>>,
+        /// Its shape in the adapter.
+        actual: Vec<usize>,
+    },
+    /// A tensor of the model that does not stand whole in an adapter.
+    #[error(
+        "the adapter has the whole `{tensor}`, which this version does not put in place of the base's: norms, embed_tokens, \
+         lm_head and biases of projections are"
+    )]
+    NotWhole {
+        /// The tensor.
+        tensor: String,
+    },
+    /// An embedding apart from the head that it is in the model.
+    #[error(
+        "the adapter trains one of embed_tokens and lm_head without the other, or both apart, which in this model are one matrix \
+         (PEFT's modules_to_save without ensure_weight_tying): they would come apart; train with ensure_weight_tying = True"
+    )]
+    Untied,
+    /// A tensor that cannot be trained.
+    #[error(
+        "lora.modules_to_save: `{tensor}` is kept in {scheme}, and codes cannot be trained; name its module in \
+         quantization.skip_modules, or take it out"
+    )]
+    WholeInCodes {
+        /// The tensor.
+        tensor: String,
+        /// How it is kept.
+        scheme: String,
+    },
     /// The settings of an adapter do not fit the model.
     #[error(transparent)]
     Lora(#[from] LoraConfigError),

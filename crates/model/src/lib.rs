@@ -24,7 +24,7 @@ pub mod rope;
 
 pub use backdraft_arch::StoredShare;
 pub use backdraft_arch::{ConfigError, ModelSpec, RopeConfig, RopeScaling};
-pub use causal_lm::{BaseTensor, CausalLm};
+pub use causal_lm::{BaseTensor, CausalLm, WholePlace};
 pub use error::LoadError;
 pub use load::{check, spec};
 pub use quantize::{QuantizeError, QuantizeReport, quantize};

@@ -215,6 +215,9 @@ impl<'a> Run<'a> {
                 }
             };
         }
+        if self.step.embedding_gradient > 0 {
+            let _sums = [(); 2].map(|()| self.alloc(self.step.embedding_gradient));
+        }
     }
 
     /// Brings back what was offloaded.

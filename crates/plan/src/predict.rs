@@ -36,6 +36,10 @@ pub struct StepShape {
     pub adapters: u64,
     /// Bytes of the gradients of trained rows of tokens, which are of no layer; 0 where there are none.
     pub token_gradients: u64,
+    /// Bytes of the gradients that come of the loss, where those are trained whole: the final norm's and the head's.
+    pub loss_gradients: u64,
+    /// Bytes of the gradient of an embedding that is trained whole and is not the head: it comes last.
+    pub embedding_gradient: u64,
     /// Bytes of the optimiser's state.
     pub optimizer: u64,
     /// Bytes that an update works in.
@@ -65,6 +69,8 @@ pub enum Moment {
     Loss,
     /// A layer of the backward pass.
     Backward(usize),
+    /// The embedding's gradient.
+    Embedding,
     /// The optimiser's update.
     Update,
 }
@@ -75,6 +81,7 @@ impl std::fmt::Display for Moment {
             Self::Forward(layer) => write!(f, "layer {layer} forwards"),
             Self::Loss => f.write_str("the loss"),
             Self::Backward(layer) => write!(f, "layer {layer} backwards"),
+            Self::Embedding => f.write_str("the embedding backwards"),
             Self::Update => f.write_str("the update"),
         }
     }
@@ -192,7 +199,7 @@ impl StepShape {
     pub(crate) fn tensors(&self, pass: PassShape) -> (u64, u64) {
         let element = self.memory.element;
         let logits = self.memory.logits_chunk.min(pass.supervised) * self.vocab * element;
-        let (mut largest, mut output) = (logits, 0);
+        let (mut largest, mut output) = (logits.max(self.embedding_gradient), 0);
         let layers = self.layers.iter().flat_map(|layer| &layer.projections);
         for target in layers {
             let whole = target.quantized && self.memory.dequantizes_whole;
@@ -222,7 +229,7 @@ impl StepShape {
 
     fn gradients(&self) -> u64 {
         let layers = self.layers.iter().map(LayerShape::gradient_bytes);
-        self.token_gradients + layers.sum::<u64>()
+        self.token_gradients + self.loss_gradients + self.embedding_gradient + layers.sum::<u64>()
     }
 
     /// For each layer, gradients that are there when its backward pass begins.
@@ -231,7 +238,7 @@ impl StepShape {
         if self.accumulated {
             return vec![all; self.layers.len()];
         }
-        let mut left = all;
+        let mut left = all - self.embedding_gradient;
         let before = |layer: &LayerShape| {
             left -= layer.gradient_bytes();
             left
@@ -252,7 +259,12 @@ impl StepShape {
         let copies = if self.token_gradients > 0 { 2 } else { 1 };
         let losing = 2 * rows + (rows + copies * logits).max(2 * rows);
         let spreading = 2 * stream + 2 * rows;
-        selecting.max(losing).max(spreading) + few
+        let gradients = if self.accumulated {
+            0
+        } else {
+            self.loss_gradients
+        };
+        selecting.max(losing + gradients).max(spreading + gradients) + few
     }
 
     /// Memory, recomputation and time of a plan.
@@ -420,6 +432,16 @@ impl StepShape {
             first += layers.len();
         }
         see(Moment::Loss, kept + moving, self.loss(pass), early);
+        if self.embedding_gradient > 0 {
+            let others = all - self.embedding_gradient;
+            let stream = pass.tokens * self.hidden * memory.element;
+            // What was there and what it becomes, or zeros; in flat buffers another for the sum.
+            let sums = if memory.paged { 2 } else { 0 };
+            let sums =
+                (sums + u64::from(!self.accumulated && !memory.paged)) * self.embedding_gradient;
+            let gradients = if self.accumulated { all } else { others };
+            see(Moment::Embedding, 0, stream + sums, gradients);
+        }
         if memory.paged {
             // The batch's tables share pages too.
             let shared = highest.kept + highest.working + workspace - memory.workspace;

@@ -1,9 +1,11 @@
 //! What settings and a model's configuration say of a step's memory, without the weights.
 
+use std::collections::BTreeSet;
+
 use backdraft_arch::sizes::{CHUNK, CUBE_CHUNK, SCORE_ROWS};
-use backdraft_arch::spec::{EMBEDDING, HEAD};
+use backdraft_arch::spec::{EMBEDDING, FINAL_NORM, HEAD};
 use backdraft_arch::{
-    InputGrad, KeptState, LoraConfig, ModelSpec, OptimizerState, QuantizationPlan, Scheme,
+    InputGrad, KeptState, LoraConfig, ModelSpec, Norm, OptimizerState, QuantizationPlan, Scheme,
     TargetModule, embeds_on_host,
 };
 
@@ -79,7 +81,12 @@ impl MemoryModel {
 
 impl Setup {
     /// One of a layer's products; those of the rows of one matrix have one adapter.
-    fn projection(&self, layer: usize, part: TargetModule) -> ProjectionShape {
+    fn projection(
+        &self,
+        layer: usize,
+        part: TargetModule,
+        whole: &BTreeSet<String>,
+    ) -> ProjectionShape {
         let spec = &self.spec.layers[layer];
         let dims @ [out, input] = spec.shape(part);
         let target = spec.module_of(part);
@@ -111,14 +118,25 @@ impl Setup {
                 0 => Rows::First,
                 _ => Rows::Later,
             },
+            bias: whole.contains(&format!("{path}.bias")),
         }
     }
 
+    /// Names of the tensors of the base that are trained whole.
+    fn whole(&self) -> BTreeSet<String> {
+        let whole = self.lora.whole(&self.spec).into_iter();
+        whole.map(|tensor| tensor.name).collect()
+    }
+
     /// Those that a layer has, in their places.
-    fn projections(&self, layer: usize) -> [ProjectionShape; TargetModule::ALL.len()] {
+    fn projections(
+        &self,
+        layer: usize,
+        whole: &BTreeSet<String>,
+    ) -> [ProjectionShape; TargetModule::ALL.len()] {
         let mut projections = [ProjectionShape::default(); TargetModule::ALL.len()];
         for target in self.spec.layers[layer].parts() {
-            projections[target as usize] = self.projection(layer, target);
+            projections[target as usize] = self.projection(layer, target, whole);
         }
         projections
     }
@@ -130,9 +148,16 @@ impl Setup {
         }
     }
 
-    fn layer(&self, index: usize, input_grad: InputGrad) -> LayerShape {
+    fn layer(&self, index: usize, input_grad: InputGrad, whole: &BTreeSet<String>) -> LayerShape {
         let spec = &self.spec.layers[index];
+        let mut norms = [0; Norm::ALL.len()];
+        for (norm, values) in spec.norms() {
+            if whole.contains(&norm.tensor(index, spec.norm_names)) {
+                norms[norm as usize] = values as u64;
+            }
+        }
         LayerShape {
+            norms,
             hidden: self.spec.hidden_size as u64,
             query_heads: spec.num_attention_heads as u64,
             key_value_heads: spec.num_key_value_heads as u64,
@@ -142,7 +167,7 @@ impl Setup {
             norm_places: spec.norm_places,
             window: spec.sliding_window.map(|window| window as u64),
             scaled: spec.scaled,
-            projections: self.projections(index),
+            projections: self.projections(index, whole),
             input_grad,
         }
     }
@@ -186,37 +211,52 @@ impl Setup {
         dense as u64 * self.dense_element + quantized
     }
 
-    /// Sizes of trained rows: those of the embedding, and of a head of its own.
-    fn token_rows(&self) -> Vec<[usize; 2]> {
-        let tables = if self.spec.tie_word_embeddings { 1 } else { 2 };
-        match self.tokens {
-            0 => Vec::new(),
-            tokens => vec![[tokens, self.spec.hidden_size]; tables],
-        }
+    /// Sizes of trained rows: those of the embedding, and of a head of its own, where the table is not trained whole.
+    fn token_rows(&self, whole: &BTreeSet<String>) -> Vec<[usize; 2]> {
+        let tables = [
+            Some(EMBEDDING),
+            (!self.spec.tie_word_embeddings).then_some(HEAD),
+        ];
+        let tables = tables.into_iter().flatten();
+        let tables = tables.filter(|name| self.tokens > 0 && !whole.contains(*name));
+        tables
+            .map(|_| [self.tokens, self.spec.hidden_size])
+            .collect()
     }
 
-    /// The lowest layer with an adapter, or the first where rows of the embedding are trained.
-    fn first_adapted(&self) -> usize {
-        if self.tokens > 0 {
+    /// The lowest layer of which something is trained, or the first where the embedding or rows of it are.
+    fn first_adapted(&self, whole: &BTreeSet<String>) -> usize {
+        if self.reaches_embedding(whole) {
             return 0;
         }
         let mut projections = self.spec.projections();
         let first = projections.find(|&(layer, target)| self.lora.adapts(layer, target));
-        first.map_or(self.spec.layers.len(), |(layer, _)| layer)
+        let first = first.map(|(layer, _)| layer);
+        let has_whole = |layer: &usize| {
+            let mut tensors = self.spec.layers[*layer].tensors(*layer);
+            tensors.any(|tensor| whole.contains(&tensor.name))
+        };
+        let layers = self.spec.layers.len();
+        let lowest = (0..layers).find(has_whole);
+        first.into_iter().chain(lowest).min().unwrap_or(layers)
+    }
+
+    /// Whether the backward pass goes down to the embedding.
+    fn reaches_embedding(&self, whole: &BTreeSet<String>) -> bool {
+        self.tokens > 0 || whole.contains(EMBEDDING)
     }
 
     /// The step that it makes.
     #[must_use]
     pub fn step(&self) -> StepShape {
-        let first = self.first_adapted();
-        let layers: Vec<LayerShape> = (first..self.spec.layers.len())
-            .map(|layer| {
-                self.layer(
-                    layer,
-                    InputGrad::needed_if(layer > first || self.tokens > 0),
-                )
-            })
-            .collect();
+        let whole = &self.whole();
+        let first = self.first_adapted(whole);
+        let reaches = self.reaches_embedding(whole);
+        let layer = |layer| {
+            let input_grad = InputGrad::needed_if(layer > first || reaches);
+            self.layer(layer, input_grad, whole)
+        };
+        let layers: Vec<LayerShape> = (first..self.spec.layers.len()).map(layer).collect();
         let adapted = self.spec.projections();
         let adapted = adapted.filter(|&(layer, target)| self.lora.adapts(layer, target));
         let factors = adapted.clone().flat_map(|(layer, target)| {
@@ -225,8 +265,21 @@ impl Setup {
             let lengths = self.lora.use_dora.then_some([1, out]);
             [[rank, input], [out, rank]].into_iter().chain(lengths)
         });
-        let rows = self.token_rows();
-        let factors: Vec<[usize; 2]> = factors.chain(rows.iter().copied()).collect();
+        let rows = self.token_rows(whole);
+        let tensors = self.lora.whole(&self.spec).into_iter();
+        let tensors = tensors.map(|tensor| match tensor.shape[..] {
+            [rows, columns] => [rows, columns],
+            _ => [1, tensor.num_values()],
+        });
+        let factors = factors.chain(rows.iter().copied()).chain(tensors);
+        let factors: Vec<[usize; 2]> = factors.collect();
+        let table = [self.spec.vocab_size, self.spec.hidden_size];
+        let bytes_of = |name: &str, values: usize| match whole.contains(name) {
+            true => 4 * values as u64,
+            false => 0,
+        };
+        let [embedding, head] = [EMBEDDING, HEAD].map(|name| bytes_of(name, table[0] * table[1]));
+        let tied = self.spec.tie_word_embeddings;
         let values = |of: &[[usize; 2]]| {
             let values = of.iter().map(|[rows, columns]| rows * columns);
             values.sum::<usize>() as u64
@@ -251,7 +304,7 @@ impl Setup {
         ];
         let ropes = ropes.into_iter().flatten();
         let mut step = StepShape {
-            frozen: (first > 0).then(|| (first, self.layer(0, InputGrad::Skipped))),
+            frozen: (first > 0).then(|| (first, self.layer(0, InputGrad::Skipped, whole))),
             layers,
             vocab: self.spec.vocab_size as u64,
             hidden: self.spec.hidden_size as u64,
@@ -260,6 +313,9 @@ impl Setup {
             base: self.base_bytes() + lengths,
             adapters,
             token_gradients: 4 * token_values,
+            loss_gradients: bytes_of(FINAL_NORM, self.spec.hidden_size)
+                + if tied { embedding } else { head },
+            embedding_gradient: if tied { 0 } else { embedding },
             optimizer: kept.sum::<usize>() as u64,
             // A copy of the factors while they are replaced; in flat buffers rules in plain tensors take all of them at once, and a
             // mean what it moves by and what comes of it.

@@ -5,6 +5,7 @@
 
 pub(crate) mod delta;
 mod gain;
+mod whole;
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -12,7 +13,7 @@ use std::rc::Rc;
 use backdraft_arch::ops::Branch;
 use backdraft_arch::{
     Backward, Forward, Group, Heads, InputGrad, KeepSet, Mixer, Norm, NormPlaces, SavedTensor,
-    TargetModule, ValueHeads, Values,
+    TargetModule, Trained, ValueHeads, Values,
 };
 
 use crate::tensors::{LayerShape, MemoryModel, PassShape, ProjectionShape, Rows, Work};
@@ -355,14 +356,24 @@ impl<A: Memory> Block<A> {
     }
 }
 
+impl<A: Memory> Trained for SizeOps<'_, A> {
+    fn adapts(&self, target: TargetModule) -> bool {
+        self.layer.adapts(target)
+    }
+
+    fn trains_bias(&self, target: TargetModule) -> bool {
+        self.layer.trains_bias(target)
+    }
+
+    fn trains_norm(&self, norm: Norm) -> bool {
+        self.layer.trains_norm(norm)
+    }
+}
+
 impl<A: Memory> Forward for SizeOps<'_, A> {
     type Values = Sized<A>;
     type Deferred = Deferred<A>;
     type SharedDown = Option<Value<A>>;
-
-    fn adapts(&self, target: TargetModule) -> bool {
-        self.projection(target).rank > 0
-    }
 
     fn norm_places(&self) -> NormPlaces {
         self.layer.norm_places
@@ -688,6 +699,13 @@ impl<A: Memory> Backward for SizeOps<'_, A> {
         self.alloc(self.features(self.layer.hidden))
     }
 
+    fn norm_gradient(&mut self, norm: Norm, _: &Value<A>, _: &Value<A>, _: &Value<A>) {
+        let hidden = self.layer.hidden;
+        self.charge_rest(self.pass_over(2 * hidden));
+        self.terms(hidden);
+        self.vector_gradient(self.layer.norms[norm as usize]);
+    }
+
     fn add(&mut self, sum: Value<A>, _: Value<A>) -> Value<A> {
         self.charge_rest(self.pass_over(3 * self.layer.hidden));
         sum
@@ -711,6 +729,7 @@ impl<A: Memory> Backward for SizeOps<'_, A> {
         let flat = self.factors == Factors::Flat && rank > 0;
         let term = (flat && !mixed).then(|| self.alloc(self.features(rank)));
         let mut dx: Option<Value<A>> = None;
+        self.bias_gradients(branches.each_ref().map(|(target, ..)| *target));
         if self.projection(branches[0].0).rows == Rows::First {
             return self.branches_fused(branches, needed);
         }
@@ -741,6 +760,7 @@ impl<A: Memory> Backward for SizeOps<'_, A> {
         (target, dy, _): Branch<'_, Self>,
     ) -> (Deferred<A>, Ahead<A>) {
         let p = self.projection(target);
+        self.bias_gradients([target]);
         self.charge_rest(self.backward_work(p, true));
         let kept = p.dora.then(|| Rc::clone(&dy));
         let (dy, _added) = match p.dora {
@@ -889,6 +909,14 @@ impl<A: Memory> Backward for SizeOps<'_, A> {
         let d_out = self.alloc(self.features(features));
         drop(d_normed);
         ([d_out, z], wanted.then_some(dy.y))
+    }
+
+    fn norm_rope_gradient(&mut self, norm: Norm, _: &Value<A>, _: &Value<A>) {
+        let (features, normed) = (self.heads_of(norm), self.layer.norms[norm as usize]);
+        self.charge_rest(self.pass_over(2 * features));
+        self.terms(features);
+        self.head_sums(features, normed);
+        self.vector_gradient(normed);
     }
 
     fn norm_rope_backward(&mut self, norm: Norm, dy: Value<A>, _: &Value<A>) -> Value<A> {

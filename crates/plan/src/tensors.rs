@@ -7,7 +7,8 @@ use std::rc::Rc;
 use backdraft_arch::layer::{self, Kept};
 use backdraft_arch::sizes;
 use backdraft_arch::{
-    Heads, InputGrad, KeepSet, Mixer, NormPlaces, OffloadSet, SavedTensor, TargetModule, ValueHeads,
+    Heads, InputGrad, KeepSet, Mixer, Norm, NormPlaces, OffloadSet, SavedTensor, TargetModule,
+    Trained, ValueHeads,
 };
 
 use crate::size_ops::{Done, Factors, Memory, SizeOps, Sized, Value, alloc};
@@ -116,6 +117,8 @@ pub struct ProjectionShape {
     pub weight_bytes: u64,
     /// Which rows of a matrix it multiplies with.
     pub rows: Rows,
+    /// Whether its bias is trained.
+    pub bias: bool,
 }
 
 /// Rows of a matrix.
@@ -156,6 +159,12 @@ impl ProjectionShape {
     #[must_use]
     pub const fn magnitudes(&self) -> u64 {
         if self.dora { self.out } else { 0 }
+    }
+
+    /// Values of its bias, where that is trained.
+    #[must_use]
+    pub const fn bias_values(&self) -> u64 {
+        if self.bias { self.out } else { 0 }
     }
 
     pub(crate) const fn forward_flops(&self, tokens: u64) -> u64 {
@@ -236,8 +245,24 @@ pub struct LayerShape {
     pub scaled: bool,
     /// The products, in the order of [`TargetModule::ALL`]: a fused projection part by part; those that it lacks are empty.
     pub projections: [ProjectionShape; TargetModule::ALL.len()],
+    /// Values of the weights of norms that are trained, in the order of [`Norm::ALL`]; 0 of those that are not.
+    pub norms: [u64; Norm::ALL.len()],
     /// Whether the gradient of its input is needed: not in the lowest adapted layer.
     pub input_grad: InputGrad,
+}
+
+impl Trained for LayerShape {
+    fn adapts(&self, target: TargetModule) -> bool {
+        self.projection(target).rank > 0
+    }
+
+    fn trains_bias(&self, target: TargetModule) -> bool {
+        self.projection(target).bias
+    }
+
+    fn trains_norm(&self, norm: Norm) -> bool {
+        self.norms[norm as usize] > 0
+    }
 }
 
 /// Live and highest bytes.
@@ -285,9 +310,8 @@ impl LayerShape {
     /// What the backward pass uses.
     #[must_use]
     pub fn uses(&self) -> KeepSet {
-        let adapts = |target| self.projection(target).rank > 0;
         let mixing = (self.mixer, self.values);
-        layer::uses(adapts, mixing, self.norm_places, self.input_grad)
+        layer::uses(self, mixing, self.norm_places, self.input_grad)
     }
 
     fn computed(&self, keep: KeepSet, pass: PassShape, memory: &MemoryModel) -> Computed {
@@ -404,15 +428,12 @@ impl LayerShape {
         self.run_backward(self.uses(), pass, memory, true).1.rest
     }
 
-    /// Gradients of the layer's adapters, in f32.
+    /// Gradients of what is trained of the layer, in f32.
     #[must_use]
     pub fn gradient_bytes(&self) -> u64 {
-        let values: u64 = self
-            .projections
-            .iter()
-            .map(|p| p.adapter_values() + p.magnitudes())
-            .sum();
-        4 * values
+        let projections = self.projections.iter();
+        let values = projections.map(|p| p.adapter_values() + p.magnitudes() + p.bias_values());
+        4 * (values.sum::<u64>() + self.norms.iter().sum::<u64>())
     }
 
     /// The most bytes while the layer runs forwards, its input included.

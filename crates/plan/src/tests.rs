@@ -1,7 +1,7 @@
 //! Predictions and plans of whole steps.
 
 use backdraft_arch::{
-    DeltaNetSpec, Heads, InputGrad, KeepSet, Mixer, NormPlaces, SavedTensor, TargetModule,
+    DeltaNetSpec, Heads, InputGrad, KeepSet, Mixer, Norm, NormPlaces, SavedTensor, TargetModule,
     ValueHeads,
 };
 use proptest::prelude::*;
@@ -35,6 +35,7 @@ pub(crate) fn layer() -> LayerShape {
         quantized: false,
         weight_bytes: 4 * out * input,
         rows: Rows::All,
+        bias: false,
     };
     let usual = [
         shape(64, 64),
@@ -58,6 +59,7 @@ pub(crate) fn layer() -> LayerShape {
         window: None,
         scaled: false,
         projections,
+        norms: [0; Norm::ALL.len()],
         input_grad: InputGrad::Needed,
     }
 }
@@ -79,6 +81,8 @@ fn step(layers: usize) -> StepShape {
         base: 1_000_000,
         adapters: 50_000,
         token_gradients: 0,
+        loss_gradients: 0,
+        embedding_gradient: 0,
         optimizer: 100_000,
         update: 50_000,
         accumulated: true,

@@ -76,6 +76,13 @@ pub(crate) fn taken_over(reader: &mut Reader<'_>, lora: LoraRecipe, origin: Orig
         &config.use_rslora,
     );
     check.same("use_dora", "use_dora", &lora.use_dora, &config.use_dora);
+    check.same("bias", "bias", &lora.bias, &config.bias);
+    // A tied head is saved with the embedding, under that name.
+    let is_apart = |name: &&String| !(config.ensure_weight_tying && "lm_head".ends_with(&***name));
+    let list =
+        |names: &[String]| format!("{:?}", names.iter().filter(is_apart).collect::<Vec<_>>());
+    let (said, has) = (list(&lora.modules_to_save), list(&config.modules_to_save));
+    check.same("modules_to_save", "modules_to_save", &said, &has);
     let ranks = config.rank_pattern.clone().that_match(&modules);
     let alphas = config.alpha_pattern.clone().that_match(&modules);
     // PEFT sorts patterns when it saves them: what counts is what the modules get.
@@ -119,6 +126,8 @@ pub(crate) fn taken_over(reader: &mut Reader<'_>, lora: LoraRecipe, origin: Orig
         alpha: config.lora_alpha,
         use_rslora: config.use_rslora,
         use_dora: config.use_dora,
+        bias: config.bias,
+        modules_to_save: config.modules_to_save.clone(),
         dropout,
         target_modules: targets,
         exclude_modules: None,

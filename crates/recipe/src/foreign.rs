@@ -313,12 +313,29 @@ pub(crate) const FOREIGN: &[(Foreign, &str)] = &[
         "target_parameters lora_target_parameters",
     ),
     (
-        NotYet(
-            "training the embedding, the head or other modules whole; adapters go on the projections of a layer",
+        Like(
+            "lora.modules_to_save",
+            "a list of ends of paths, such as [\"lm_head\", \"embed_tokens\"]; a tied head is trained with the embedding",
         ),
-        "modules_to_save lora_modules_to_save additional_target lora_bias \
-         ensure_weight_tying peft_ensure_weight_tying apply_lora_to_output embedding_learning_rate embedding_lr embedding_lr_scale \
-         train_embeddings train_lm_head lm_head_trainable unfrozen_parameters reinit_weights",
+        "modules_to_save lora_modules_to_save additional_target train_embeddings train_lm_head lm_head_trainable",
+    ),
+    (
+        Always("a tied head stays tied to the embedding; take it out"),
+        "ensure_weight_tying peft_ensure_weight_tying",
+    ),
+    (
+        Like(
+            "train.groups",
+            "a list of tables with match and learning_rate, which may name what lora.modules_to_save does",
+        ),
+        "embedding_learning_rate embedding_lr embedding_lr_scale",
+    ),
+    (
+        NotYet(
+            "training weights of projections themselves; adapters go on those, and lora.modules_to_save trains norms, \
+             embed_tokens and lm_head whole",
+        ),
+        "lora_bias apply_lora_to_output unfrozen_parameters reinit_weights",
     ),
     (
         Like(

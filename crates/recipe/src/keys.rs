@@ -264,7 +264,12 @@ pub const KEYS: &[Key] = &[
     key(
         "lora.bias",
         r#""none""#,
-        "Biases to train. This version takes none only.",
+        "Biases of the base to train beside the adapters, as by PEFT: all, or lora_only for those of modules with an adapter. They are saved in the adapter.",
+    ),
+    optional(
+        "lora.modules_to_save",
+        r#"["lm_head", "embed_tokens"]"#,
+        "Modules of the base to train whole beside the adapters, as by PEFT: each whose path ends in one of these texts, so that \"norm\" takes every norm. Norms, embed_tokens and lm_head; a tied head is trained with the embedding. They are saved in the adapter. Not where quantized, nor with the optimizer muon.",
     ),
     key(
         "lora.key_prefix",

@@ -37,7 +37,9 @@ mod support;
 mod template;
 mod tokens;
 mod unknown;
+mod whole;
 
+pub use backdraft_arch::Bias;
 pub use backdraft_plan::ActivationPolicy;
 pub use data_format::DataFormat;
 pub use difference::{Difference, covers, is_key_or_section};
@@ -45,7 +47,7 @@ pub use eval_metric::EvalMetric;
 pub use foreign::Foreign;
 pub use groups::{GROUPS, GroupRecipe};
 pub use keys::{KEYS, Key, SECTIONS, find as find_key};
-pub use names::{Bias, DType, KeyPrefix, Optimizer, RowBatching, TokenInit};
+pub use names::{DType, KeyPrefix, Optimizer, RowBatching, TokenInit};
 pub use objective::{DpoLoss, ObjectiveKind, ObjectiveRecipe, ReferenceStart};
 pub use page::page;
 pub use precision::{AUTO_TIME, BaseTooSmall, Bits};

@@ -1,6 +1,8 @@
 //! The values of a recipe that are names.
 
-use backdraft_arch::{AdapterStart, DeviceChoice, FourBitFormat, Precision, TargetModule, named};
+use backdraft_arch::{
+    AdapterStart, Bias, DeviceChoice, FourBitFormat, Precision, TargetModule, named,
+};
 use backdraft_data::{Overlong, Supervision};
 use backdraft_plan::ActivationPolicy;
 
@@ -38,15 +40,6 @@ by_name! {
 
 impl Value for DeviceChoice {
     const EXPECTED: &'static str = Self::EXPECTED;
-}
-
-named! {
-    /// Biases that are trained.
-    Bias {
-        /// None.
-        #[default]
-        None = "none",
-    }
 }
 
 named! {

@@ -39,6 +39,12 @@ const TAIL: &str = "\
   trained in both tables (with a tied head the one row acts in both), at the learning rate of the adapters, and saved as PEFT's
   `trainable_token_indices`. PEFT loads the adapter over a base that is resized first: `model.resize_token_embeddings(len(tokenizer))`.
   A merged model has everything in it. Such adapters are not trained further, combined, or served beside others: merge them first.
+- `lora.bias` and `lora.modules_to_save` are PEFT's, and so is what they leave: `lm_head.weight` and the like in the adapter's file.
+  Values are f32, updated by the same optimizer at the adapters' learning rate, which `train.groups` can set apart
+  (`{ match = \"embed_tokens\", learning_rate = 2e-5 }`), with weight decay as theirs. On a tied model `embed_tokens` and `lm_head`
+  name the one table, which is saved with `ensure_weight_tying = true`, as PEFT does then; an adapter of PEFT that unties the two is
+  refused. Rows of `tokens.add` are a part of a table that is trained whole. Such adapters are trained further, merged and exported,
+  not combined or served beside others.
 - `objective`: losses and gradients are means over the pairs (for `kto` the answers) of the whole step, however they are dealt to
   micro-batches. The reference of `dpo` and `kto` is the model that training begins with, computed over the same micro-batch:
   the base with its adapters skipped, or, with `lora.adapter`, a frozen copy of those factors beside the trained ones, which a

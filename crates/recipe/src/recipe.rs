@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use backdraft_arch::{
-    AdapterStart, DeviceChoice, FourBitFormat, ModuleNames, ModulePattern, Precision,
+    AdapterStart, Bias, DeviceChoice, FourBitFormat, ModuleNames, ModulePattern, Precision,
 };
 use backdraft_data::{BuiltinTemplate, Overlong, Supervision};
 use backdraft_plan::ActivationPolicy;
@@ -14,7 +14,7 @@ use crate::bases::Origin;
 use crate::data_format::DataFormat;
 use crate::eval_metric::EvalMetric;
 use crate::groups::GroupRecipe;
-use crate::names::{Bias, DType, KeyPrefix, Optimizer, RowBatching};
+use crate::names::{DType, KeyPrefix, Optimizer, RowBatching};
 use crate::objective::ObjectiveRecipe;
 use crate::precision::Bits;
 use crate::problem::RecipeError;
@@ -120,8 +120,11 @@ pub struct LoraRecipe {
     pub exclude_modules: Option<ModuleNames>,
     /// Where the factors start.
     pub init: AdapterStart,
-    /// Biases to train.
+    /// Biases of the base to train.
     pub bias: Bias,
+    /// Modules of the base to train whole: those whose paths end in one of these texts, each once.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub modules_to_save: Vec<String>,
     /// What the matrices are called in its file.
     pub key_prefix: KeyPrefix,
     /// Layers with adapters, counted from 0, each once; `None` is all of them.

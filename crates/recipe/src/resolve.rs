@@ -18,6 +18,7 @@ use crate::reader::Reader;
 use crate::schedule::ScheduleKind;
 use crate::scheduler::scheduler;
 use crate::tokens;
+use crate::whole;
 use crate::{
     ByteSize, CacheRecipe, ChatTemplateRecipe, DataRecipe, Length, LoraRecipe, ObjectiveRecipe,
     Optimizer, QuantizationRecipe, Recipe, RowBatching, TrainRecipe, Warmup, adapter, groups,
@@ -91,6 +92,7 @@ fn top(reader: &mut Reader<'_>, bases: &Bases<'_>, origin: Origin) -> Recipe {
         reader.conflict("data.batching", other, instead);
     }
     let train = train(reader, &objective);
+    whole::check(reader, &lora, &objective, train.optimizer);
     if lora.use_dora {
         without_dora(reader, &lora, &quantization, train.optimizer);
     }
@@ -401,6 +403,7 @@ fn lora(
         target_modules,
         exclude_modules: modules::excluded(reader),
         bias: reader.value("lora.bias"),
+        modules_to_save: whole::modules(reader),
         key_prefix: reader.value("lora.key_prefix"),
         layers_to_transform,
         rank_pattern: modules::pattern(reader, "lora.rank_pattern", numbers, |rank| *rank > 0),

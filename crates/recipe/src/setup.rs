@@ -185,6 +185,8 @@ impl LoraRecipe {
             use_rslora: self.use_rslora,
             use_dora: self.use_dora,
             start: self.init,
+            bias: self.bias,
+            modules_to_save: self.modules_to_save.clone(),
             ..LoraConfig::default()
         };
         targets.resolve(spec, config)

@@ -9,7 +9,8 @@ const OTHER_OPTIMIZER: &str = r#"this version does not have it; write optimizer 
 const OFFLOAD: &str = r#"tensors wait in the host's memory where that pays under activation_policy = "smart", unless activation_offloading = false"#;
 const SMART: &str =
     r#"write activation_policy = "smart", which recomputes only what the memory demands"#;
-const BIAS: &str = r#"adapters of this version train no biases; write bias = "none""#;
+const BIAS: &str =
+    r#"write bias = "all", or "lora_only" for the biases of modules with an adapter"#;
 const PROJECTIONS: &str = "adapters go on the projections of a layer; take it out of the list";
 const ALL_PROJECTIONS: &str = r#"write target_modules = "all-linear""#;
 const COSINE: &str = r#"this version does not have it; write lr_scheduler = "cosine""#;
@@ -68,7 +69,7 @@ const REFUSED: &[(&str, &str, &str)] = &[
         "int4 int8 fp8 nf8",
         r#"write quant_type = "nf4" or "fp4""#,
     ),
-    ("lora.bias", "all lora_only lora true", BIAS),
+    ("lora.bias", "lora true", BIAS),
     (
         "lora.adapter",
         "lora qlora peft",

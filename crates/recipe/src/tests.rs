@@ -525,9 +525,9 @@ fn values_of_other_programs_and_later_versions_are_refused_by_name() {
     one problem in the recipe recipe.toml:
       --set device=cuda:x: `device` takes auto, cpu, cuda, cuda:N or wgpu, not "cuda:x"
     "#);
-    assert_snapshot!(refused("lora.bias=all"), @r#"
+    assert_snapshot!(refused("lora.bias=lora"), @r#"
     one problem in the recipe recipe.toml:
-      --set lora.bias=all: `lora.bias = "all"` is not supported: adapters of this version train no biases; write bias = "none"
+      --set lora.bias=lora: `lora.bias = "lora"` is not supported: write bias = "all", or "lora_only" for the biases of modules with an adapter
     "#);
     assert_snapshot!(refused("lora.target_modules=['embed_tokens', 'q_proj']"), @r#"
     one problem in the recipe recipe.toml:
@@ -882,8 +882,15 @@ fn the_template_as_a_whole() {
     # learn from the first step on, as by PEFT; it takes even ranks.
     init = "default"
 
-    # Biases to train. This version takes none only.
+    # Biases of the base to train beside the adapters, as by PEFT: all, or lora_only for those of modules
+    # with an adapter. They are saved in the adapter.
     bias = "none"
+
+    # Modules of the base to train whole beside the adapters, as by PEFT: each whose path ends in one of
+    # these texts, so that "norm" takes every norm. Norms, embed_tokens and lm_head; a tied head is
+    # trained with the embedding. They are saved in the adapter. Not where quantized, nor with the
+    # optimizer muon.
+    # modules_to_save = ["lm_head", "embed_tokens"]
 
     # Names in the adapter's file: auto has those of the base's class, which are
     # model.language_model.layers… where the language model is one part of several (Gemma 3 from 4B,

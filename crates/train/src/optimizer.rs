@@ -242,6 +242,9 @@ impl Optimizer {
         for tokens in &mut adapter.tokens {
             tokens.update(&mut average);
         }
+        for tensor in adapter.whole.values_mut() {
+            tensor.update((false, false), &mut average);
+        }
         Some(adapter)
     }
 

@@ -42,8 +42,9 @@ const BITS: &str = "quantization.bits";
 
 /// Keys that give the adapter or its optimiser another shape, that are obeyed before the first step alone, or by which
 /// evaluations were compared.
-const FIXED: [&str; 12] = [
+const FIXED: [&str; 14] = [
     "lora.adapter",
+    "lora.bias",
     "lora.exclude_modules",
     "lora.init",
     "quantization.plan",
@@ -51,6 +52,7 @@ const FIXED: [&str; 12] = [
     "lora.rank_pattern",
     "lora.target_modules",
     "lora.layers_to_transform",
+    "lora.modules_to_save",
     "objective.reference",
     "train.early_stopping_metric",
     "train.ema_decay",

@@ -284,6 +284,7 @@ pub fn guarded(
     } = head;
     drop((normed, weights));
     let d_normed = model.before_head(d_normed);
+    model.norm().add_grad(grads, &d_normed, &hidden, &rstd);
     let d_rows = model.norm().backward(&d_normed, &hidden, &rstd);
     drop((d_normed, hidden));
     let mut dh = Some(embedding::spread(&d_rows, &batch.targets.rows, t));

@@ -179,6 +179,14 @@ fn load(args: &ServeArgs, context: Context) -> Result<(Vec<Model>, usize), CliEr
                 return Err(CliError::user(trained)
                     .hint("merge it with `backdraft merge`, and serve what that gives"));
             }
+            if let Some(whole) = factors.tensors.whole().next() {
+                let trained = format!(
+                    "{name} has whole tensors of its base ({} …), which are not served beside other adapters",
+                    whole.name
+                );
+                return Err(CliError::user(trained)
+                    .hint("merge it with `backdraft merge`, and serve what that gives"));
+            }
             model = model.with_adapter(&AdapterWeights::from_peft(factors, &device))?;
         }
         models.push(served(args, name.clone(), chosen, model)?);

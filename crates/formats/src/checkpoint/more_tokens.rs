@@ -39,8 +39,8 @@ impl ModelSource {
     }
 
     /// The model that an adapter was made over, which may have had more tokens than this one: rows that the adapter holds
-    /// are zeros here, and a tokenizer beside it takes the place of the model's own. An adapter without rows of tokens
-    /// leaves everything as it is.
+    /// are zeros here, and a tokenizer beside it takes the place of the model's own. An adapter without rows of tokens and
+    /// whole tables leaves everything as it is.
     ///
     /// # Errors
     /// [`FormatError::AddedTokens`] where the adapter lacks rows of tokens that this model does not have, or the model is
@@ -48,14 +48,21 @@ impl ModelSource {
     pub fn with_tokens_of(self, adapter: &PeftDir) -> Result<Self> {
         let tokens = adapter.tensors.tokens();
         let there = self.embedding_rows();
-        let new: BTreeSet<u32> = tokens
-            .iter()
-            .flat_map(|rows| &rows.ids)
-            .copied()
-            .filter(|&id| id as usize >= there)
-            .collect();
+        // Rows of a table that the adapter has whole.
+        let whole = |table: TokenTable| {
+            let tensor = adapter
+                .tensors
+                .whole_of(&format!("{}.weight", table.path()))?;
+            tensor.shape.first().copied()
+        };
+        let longest = TokenTable::ALL.into_iter().filter_map(whole).max();
+        let ids = tokens.iter().flat_map(|rows| &rows.ids).copied();
+        let ids = ids.filter(|&id| id as usize >= there);
+        let ids = ids.chain(there as u32..longest.unwrap_or(0) as u32);
+        let new: BTreeSet<u32> = ids.collect();
         let path = adapter.path.join(TOKENIZER);
-        let tokenizer = match !tokens.is_empty() && path.is_file() {
+        let is_own = !tokens.is_empty() || longest.is_some();
+        let tokenizer = match is_own && path.is_file() {
             true => Some(files::read_bytes(&path)?),
             false => None,
         };
@@ -72,7 +79,11 @@ impl ModelSource {
         };
         for &table in tables {
             let rows = tokens.iter().find(|rows| rows.table == table);
-            let lacks = |id: &&u32| rows.is_none_or(|rows| rows.ids.binary_search(id).is_err());
+            let whole = whole(table).unwrap_or(0);
+            let lacks = |id: &&u32| {
+                **id as usize >= whole
+                    && rows.is_none_or(|rows| rows.ids.binary_search(id).is_err())
+            };
             if let Some(id) = new.iter().find(lacks) {
                 return Err(self.no_tokens(format!(
                     "{} has no row of {} for token {id}; the model that it was made over had one: save that model and \

@@ -36,6 +36,14 @@ pub fn write_gguf_adapter(
         };
         return Err(unknown.into());
     }
+    if let Some(whole) = adapter.tensors.whole().next() {
+        let unknown = GgufExportError::Feature {
+            what: "a tensor of the adapter",
+            actual: format!("the whole {}", whole.name),
+            hint: "adapter files have none; export it merged, without --adapter-only",
+        };
+        return Err(unknown.into());
+    }
     if adapter.config.use_dora {
         let unknown = GgufExportError::Feature {
             what: "a tensor of the adapter",

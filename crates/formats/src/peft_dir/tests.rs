@@ -1,3 +1,4 @@
+use backdraft_arch::Bias;
 use serde_json::{Value, json};
 
 use super::*;
@@ -116,9 +117,7 @@ fn written_config_has_exactly_the_keys_of_peft() {
 #[test]
 fn active_features_are_refused_by_name() {
     for (field, value) in [
-        ("bias", json!("all")),
         ("fan_in_fan_out", json!(true)),
-        ("modules_to_save", json!(["lm_head"])),
         ("rank_pattern", json!({"(?!q)_proj": 4})),
         ("alpha_pattern", json!({"q_proj(": 4})),
         ("lora_bias", json!(true)),
@@ -186,6 +185,10 @@ fn broken_fields_are_refused() {
         ("rank_pattern", json!(["q_proj"])),
         ("alpha_pattern", json!({"q_proj": "8"})),
         ("use_rslora", json!("yes")),
+        ("bias", json!("some")),
+        ("bias", json!(true)),
+        ("modules_to_save", json!("lm_head")),
+        ("modules_to_save", json!([""])),
     ] {
         match Case::new().set(field, value).read().unwrap_err() {
             FormatError::PeftConfig {
@@ -217,13 +220,62 @@ fn tensors_must_fit_together() {
             "base_model.model.model.embed_tokens.lora_embedding_A",
             "embeddings",
         ),
-        ("base_model.model.lm_head.weight", "whole saved modules"),
+        ("base_model.model.lm_head.weight", "modules_to_save"),
+        (
+            "base_model.model.q_proj.bias",
+            "bias of adapter_config.json",
+        ),
     ] {
         assert!(message(&[(name, [4, 3])]).contains(reason), "{name}");
     }
     let other = format!("{PREFIX}model.layers.0.mlp.up_proj");
     let (a, b) = (format!("{other}{LORA_A}"), format!("{other}{LORA_B}"));
     assert!(message(&[(&a, [4, 3]), (&b, [2, 4])]).contains("target_modules"));
+}
+
+#[test]
+fn whole_tensors_are_those_that_the_config_names() {
+    let root = tempfile::tempdir().unwrap();
+    let (mut config, tensors) = adapter();
+    config.modules_to_save = vec!["norm".to_owned()];
+    config.bias = Bias::LoraOnly;
+    let tensor = |name: &str| WholeTensor {
+        name: name.to_owned(),
+        shape: vec![2],
+        values: vec![0.5, -1.0],
+    };
+    let adapted = tensors.iter().next().unwrap().module.clone();
+    let whole = [
+        tensor("model.norm.weight"),
+        tensor(&format!("{adapted}.bias")),
+    ];
+    let tensors = tensors.with_whole(whole);
+    let options = PeftWriteOptions {
+        existing: Existing::Replace,
+        ..PeftWriteOptions::default()
+    };
+    for prefix in [AdapterPrefix::Text, AdapterPrefix::Wrapped] {
+        let path = root.path().join("adapter");
+        let options = PeftWriteOptions {
+            prefix,
+            ..options.clone()
+        };
+        PeftDir::write(&path, &config, &tensors, &options).unwrap();
+        let read = PeftDir::read(&path).unwrap();
+        assert_eq!((&read.tensors, read.config.bias), (&tensors, config.bias));
+        assert_eq!(read.config.modules_to_save, config.modules_to_save);
+        let file = SafetensorsFile::open(path.join("adapter_model.safetensors")).unwrap();
+        let names: Vec<_> = file.tensors().map(|info| info.name.clone()).collect();
+        let bias = prefix.name(&adapted);
+        let bias = format!("base_model.model.{bias}.base_layer.bias");
+        assert!(names.contains(&bias), "{names:?}");
+    }
+    // A name that the file has nothing of.
+    config.modules_to_save.push("lm_head".to_owned());
+    let path = root.path().join("lacking");
+    PeftDir::write(&path, &config, &tensors, &options).unwrap();
+    let lacking = PeftDir::read(&path).unwrap_err().to_string();
+    assert!(lacking.contains("lm_head.weight"), "{lacking}");
 }
 
 #[test]

@@ -3,10 +3,7 @@
 use burn::tensor::Tensor;
 use rayon::prelude::*;
 
-use crate::cpu::{f32s, grain, into_vec, simd, tensor};
-
-/// Columns that a task sums, so that it reads whole lines of the cache.
-const COLUMNS: usize = 64;
+use crate::cpu::{f32s, grain, into_vec, simd, sum_columns, tensor};
 
 /// `Err` hands `y` back when something is not f32 on the CPU.
 pub(super) fn scale_columns(y: Tensor<2>, gain: &Tensor<1>) -> Result<Tensor<2>, Tensor<2>> {
@@ -35,27 +32,20 @@ pub(super) fn scale_columns(y: Tensor<2>, gain: &Tensor<1>) -> Result<Tensor<2>,
 }
 
 pub(super) fn column_products(a: &Tensor<2>, b: &Tensor<2>) -> Option<Tensor<1>> {
-    let [_, width] = a.dims();
+    let [t, width] = a.dims();
     let (a, b) = (f32s(a)?, f32s(b)?);
     let (a, b): (&[f32], &[f32]) = (&a, &b);
-    let mut sums = vec![0.0; width];
     // Each sum in the order of the tokens, whatever the number of threads.
-    sums.par_chunks_mut(COLUMNS)
-        .enumerate()
-        .for_each(|(part, sums)| {
-            let start = part * COLUMNS;
-            simd(
-                #[inline(always)]
-                || {
-                    let end = start + sums.len();
-                    for (a, b) in a.chunks_exact(width).zip(b.chunks_exact(width)) {
-                        let pairs = a[start..end].iter().zip(&b[start..end]);
-                        for (sum, (a, b)) in sums.iter_mut().zip(pairs) {
-                            *sum += a * b;
-                        }
-                    }
-                },
-            );
-        });
+    let sums = sum_columns(
+        [t, width],
+        #[inline(always)]
+        |row, columns, sums| {
+            let span = row * width + columns.start..row * width + columns.end;
+            let pairs = a[span.clone()].iter().zip(&b[span]);
+            for (sum, (a, b)) in sums.iter_mut().zip(pairs) {
+                *sum += a * b;
+            }
+        },
+    );
     Some(tensor(sums, [width]))
 }

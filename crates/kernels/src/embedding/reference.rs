@@ -1,6 +1,6 @@
 //! [`embedding`](super) in plain tensors.
 
-use burn::tensor::{IndexingUpdateOp, Int, Tensor, TensorData};
+use burn::tensor::{DType, IndexingUpdateOp, Int, Tensor, TensorData};
 
 /// The rows.
 pub fn forward(table: &Tensor<2>, ids: &[u32]) -> Tensor<2> {
@@ -24,4 +24,14 @@ pub fn spread(values: &Tensor<2>, rows: &[u32], t: usize) -> Tensor<2> {
     let rows: Vec<i64> = rows.iter().map(|&row| i64::from(row)).collect();
     let rows = Tensor::<1, Int>::from_data(TensorData::new(rows, [count]), &values.device());
     zeros.select_assign(0, rows, values.clone(), IndexingUpdateOp::Add)
+}
+
+/// The gradient of a table, row after row.
+pub fn add_rows(sum: Tensor<2>, dh: &Tensor<2>, ids: &[u32], alpha: f32) -> Tensor<2> {
+    let rows = dh.clone().cast(DType::F32).mul_scalar(alpha);
+    ids.iter().enumerate().fold(sum, |sum, (i, &id)| {
+        let id = Tensor::<1, Int>::from_data([i64::from(id)], &sum.device());
+        let row = rows.clone().narrow(0, i, 1);
+        sum.select_assign(0, id, row, IndexingUpdateOp::Add)
+    })
 }

@@ -120,6 +120,15 @@ pub struct Slot {
 }
 
 impl Slot {
+    /// Overwrites it, whoever else holds its memory.
+    ///
+    /// # Panics
+    /// If values are of another shape, or elsewhere than on a CubeCL device.
+    pub fn write(&self, values: &Tensor<2>) {
+        assert_eq!(self.view.dims(), values.dims(), "shape of the slot");
+        crate::views::overwrite(values, &self.view);
+    }
+
     /// Where the product's rows from `start` on go.
     ///
     /// # Panics

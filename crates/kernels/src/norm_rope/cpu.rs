@@ -1,6 +1,7 @@
 //! f32 heads on the CPU, or groups of them: one pass for the statistics, one for the values.
 
 use backdraft_arch::RotaryPairs;
+use backdraft_arch::sizes::SUMMED_GROUPS;
 use burn::tensor::Tensor;
 use rayon::prelude::*;
 
@@ -155,4 +156,56 @@ pub(super) fn backward(
             },
         );
     Ok(tensor(values, x.dims()))
+}
+
+pub(super) fn backward_weight(
+    dy: &Tensor<2>,
+    x: &Tensor<2>,
+    normed: usize,
+    eps: f64,
+    tables: &RotaryTables,
+) -> Option<Tensor<1>> {
+    let ones = Tensor::ones([normed], &x.device());
+    let o = Heads::of(x, Gain::from(&ones), tables)?;
+    let dy = f32s(dy)?;
+    let dy: &[f32] = &dy;
+    let (half, d) = (o.half, o.head_dim);
+    let mut parts = vec![0f32; o.rows.div_ceil(SUMMED_GROUPS).max(1) * normed];
+    parts
+        .par_chunks_mut(normed)
+        .enumerate()
+        .for_each(|(part, sums)| {
+            simd(
+                #[inline(always)]
+                || {
+                    for i in part * SUMMED_GROUPS..((part + 1) * SUMMED_GROUPS).min(o.rows) {
+                        let (x, (cos, sin)) = (o.row(i), o.angles(i));
+                        let r = o.rstd(x, eps);
+                        let dy = dy[i * normed..(i + 1) * normed].chunks_exact(d);
+                        let heads = dy.zip(x.chunks_exact(d)).zip(sums.chunks_exact_mut(d));
+                        for ((dy, x), sums) in heads {
+                            let ([dy1, dy2, dy3], [x1, x2, x3]) =
+                                (self::parts(dy, half), self::parts(x, half));
+                            let (s1, s2) = sums.split_at_mut(half);
+                            let (s2, s3) = s2.split_at_mut(half);
+                            for j in 0..half {
+                                s1[j] += (dy1[j] * cos[j] + dy2[j] * sin[j]) * (x1[j] * r);
+                                s2[j] += (dy2[j] * cos[j] - dy1[j] * sin[j]) * (x2[j] * r);
+                            }
+                            for ((sum, dy), x) in s3.iter_mut().zip(dy3).zip(x3) {
+                                *sum += dy * (x * r);
+                            }
+                        }
+                    }
+                },
+            );
+        });
+    let (first, others) = parts.split_at_mut(normed);
+    for part in others.chunks_exact(normed) {
+        for (sum, value) in first.iter_mut().zip(part) {
+            *sum += value;
+        }
+    }
+    parts.truncate(normed);
+    Some(tensor(parts, [normed]))
 }

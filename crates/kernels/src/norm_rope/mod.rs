@@ -19,6 +19,7 @@ use burn::backend::DispatchTensor;
 use burn::tensor::Tensor;
 
 use crate::autograd::{Vjp, attach, parent};
+use crate::column_sums::column_sums;
 use crate::dispatch::on_device;
 use crate::rms_norm::Gain;
 use crate::rope::RotaryTables;
@@ -60,7 +61,7 @@ pub fn backward<'a>(
         .unwrap_or_else(|dy| reference::backward(&dy, x, gain, eps, tables))
 }
 
-/// Gradient of the weight, of `normed` values: Σ over tokens and groups of rope⁻¹(dy)∘x·r.
+/// Gradient of the weight, of `normed` values, in f32: Σ over tokens and groups of rope⁻¹(dy)∘x·r.
 ///
 /// # Shapes
 /// As [`backward`]; result `[normed]`.
@@ -71,7 +72,8 @@ pub fn backward_weight(
     eps: f64,
     tables: &RotaryTables,
 ) -> Tensor<1> {
-    reference::backward_weight(dy, x, normed, eps, tables)
+    cpu::backward_weight(dy, x, normed, eps, tables)
+        .unwrap_or_else(|| column_sums(&reference::weight_terms(dy, x, normed, eps, tables)))
 }
 
 /// The differentiable form of [`forward`].
@@ -127,8 +129,10 @@ impl Vjp<2> for NormRope {
     fn vjp(self, dy: DispatchTensor, [dx, dw]: [bool; 2]) -> [Option<DispatchTensor>; 2] {
         let dy: Tensor<2> = Tensor::from_dispatch(dy);
         let normed = self.weight.dims()[0];
-        let dw = dw
-            .then(|| backward_weight(&dy, &self.x, normed, self.eps, &self.tables).into_dispatch());
+        let dw = dw.then(|| {
+            let dw = backward_weight(&dy, &self.x, normed, self.eps, &self.tables);
+            dw.cast(self.weight.dtype()).into_dispatch()
+        });
         let gain = Gain {
             weight: &self.weight,
             scale: self.scale,

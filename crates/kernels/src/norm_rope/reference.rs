@@ -35,7 +35,7 @@ pub fn backward<'a>(
     dx.reshape(x.dims()).cast(x.dtype())
 }
 
-/// Gradient of the weight.
+/// Gradient of the weight, in f32.
 pub fn backward_weight(
     dy: &Tensor<2>,
     x: &Tensor<2>,
@@ -44,7 +44,19 @@ pub fn backward_weight(
     tables: &RotaryTables,
 ) -> Tensor<1> {
     let (d_normed, x_groups, rstd) = parts(dy, x, normed, eps, tables);
-    rms_norm::backward_weight(&d_normed, &x_groups, &rstd).cast(x.dtype())
+    rms_norm::backward_weight(&d_normed, &x_groups, &rstd)
+}
+
+/// What each group of heads adds to it.
+pub(super) fn weight_terms(
+    dy: &Tensor<2>,
+    x: &Tensor<2>,
+    normed: usize,
+    eps: f64,
+    tables: &RotaryTables,
+) -> Tensor<2> {
+    let (d_normed, x_groups, rstd) = parts(dy, x, normed, eps, tables);
+    rms_norm::weight_terms(&d_normed, &x_groups, &rstd)
 }
 
 /// The gradient behind the norm and the norm's input, a row for each group of heads, and the statistic of each.

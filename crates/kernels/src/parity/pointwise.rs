@@ -1,14 +1,14 @@
 //! Ops that work token by token.
 
 use backdraft_arch::{Activation, NormScale, RotaryPairs};
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 
 use super::places::{Place, compare, places, random};
 use crate::dropout::Dropout;
 use crate::noise::{self, RowNoise};
 use crate::rms_norm::Gain;
 use crate::rope::RotaryTables;
-use crate::{embedding, norm_rope, rms_norm, rope, swiglu};
+use crate::{column_sums, embedding, norm_rope, rms_norm, rope, swiglu};
 
 /// A weight as it is, and one more than it.
 const SCALES: [NormScale; 2] = [NormScale::Weight, NormScale::OnePlusWeight];
@@ -41,6 +41,10 @@ fn check_rms_norm(t: usize, n: usize, scale: NormScale) {
         let dy = place.round(&dy);
         let expected = rms_norm::reference::backward(&dy, &exact, Gain { weight, scale }, &rstd);
         place.assert_close("dx against the reference's backward", dx, expected);
+        let dw = rms_norm::backward_weight(&place.put(&dy), &there, &place.put_f32(&rstd));
+        assert_eq!(dw.dtype(), DType::F32);
+        let expected = rms_norm::reference::backward_weight(&dy, &exact, &rstd);
+        place.assert_close("dw against the reference's backward", dw, expected);
         // A norm's weight may be kept in f32 whatever the activations are.
         let weight = &place.put_f32(&w);
         let (mixed, _) = rms_norm::forward(&there, Gain { weight, scale }, 1e-5);
@@ -78,6 +82,42 @@ fn check_adding(t: usize, n: usize, scale: NormScale) {
         let held = there(&past);
         place.assert_close("beside it", backward(held.clone()), expected);
         place.assert_close("held operand", held, place.round(&past));
+    }
+}
+
+#[test]
+fn sums_of_columns() {
+    for (t, n) in [(1, 1), (5, 64), (37, 576), (2100, 70)] {
+        let x = random([t, n]);
+        for place in places() {
+            let found = column_sums::column_sums(&place.put(&x));
+            assert_eq!(found.dtype(), DType::F32);
+            let expected = column_sums::reference::column_sums(&place.round(&x));
+            place.assert_close("sums of columns", found, expected);
+        }
+    }
+}
+
+#[test]
+fn gradients_of_tables() {
+    let ids = [3u32, 0, 3, 3, 8, 1, 0, 8, 8, 8, 5];
+    for h in [1, 64, 200] {
+        let (sum, dh) = (random([9, h]), random([ids.len(), h]));
+        for place in places() {
+            let expected =
+                embedding::reference::add_rows(sum.clone(), &place.round(&dh), &ids, 0.5);
+            let there = place.put(&dh);
+            let found = embedding::add_rows(place.put_f32(&sum), &there, &ids, 0.5);
+            assert_eq!(found.dtype(), DType::F32);
+            place.assert_close("in place", found, expected.clone());
+            let held = place.put_f32(&sum);
+            let found = embedding::add_rows(held.clone(), &there, &ids, 0.5);
+            place.assert_close("beside it", found, expected);
+            place.assert_close("held operand", held, sum.clone());
+        }
+        let none = Tensor::zeros([0, h], &Device::flex());
+        let found = embedding::add_rows(sum.clone(), &none, &[], 0.5);
+        assert_eq!(found.into_data(), sum.into_data());
     }
 }
 
@@ -188,6 +228,8 @@ fn norm_rope_and_both_gradients() {
         (3, 2, 6),
         (9, 5, 128),
         (2, 3, 256),
+        // More groups than are summed one after the other.
+        (600, 4, 8),
     ] {
         for scale in SCALES {
             check_norm_rope((t, heads), tables(t, d), 1, scale);

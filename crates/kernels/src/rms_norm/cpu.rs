@@ -7,7 +7,7 @@ use burn::tensor::Tensor;
 use rayon::prelude::*;
 
 use super::Gain;
-use crate::cpu::{F32s, build_rows, f32s, simd, sum, sum2, tensor};
+use crate::cpu::{F32s, build_rows, f32s, simd, sum, sum_columns, sum2, tensor};
 
 /// What rows are multiplied by.
 pub(crate) enum Factors {
@@ -99,4 +99,27 @@ pub(super) fn backward(
         },
     );
     Some(tensor(dx, [rows, width]))
+}
+
+pub(super) fn backward_weight(
+    dy: &Tensor<2>,
+    x: &Tensor<2>,
+    rstd: &Tensor<1>,
+) -> Option<Tensor<1>> {
+    let [rows, width] = x.dims();
+    let (dy, x, rstd) = (f32s(dy)?, f32s(x)?, f32s(rstd)?);
+    let (dy, x, rstd): (&[f32], &[f32], &[f32]) = (&dy, &x, &rstd);
+    let sums = sum_columns(
+        [rows, width],
+        #[inline(always)]
+        |row, columns, sums| {
+            let span = row * width + columns.start..row * width + columns.end;
+            let r = rstd[row];
+            let pairs = dy[span.clone()].iter().zip(&x[span]);
+            for (sum, (dy, x)) in sums.iter_mut().zip(pairs) {
+                *sum += dy * (x * r);
+            }
+        },
+    );
+    Some(tensor(sums, [width]))
 }

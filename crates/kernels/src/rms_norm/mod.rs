@@ -15,6 +15,7 @@ use burn::backend::DispatchTensor;
 use burn::tensor::Tensor;
 
 use crate::autograd::{Vjp, attach, parent};
+use crate::column_sums::column_sums;
 use crate::dispatch::on_device;
 
 /// What normalised rows are multiplied by; a weight alone is the usual.
@@ -84,12 +85,13 @@ pub fn backward_add<'a>(
     })
 }
 
-/// Gradient of the weight, whatever its scale: Σₜ dy∘x̂.
+/// Gradient of the weight, whatever its scale, in f32: Σₜ dy∘x̂.
 ///
 /// # Shapes
 /// As [`backward`]; result `[n]`.
 pub fn backward_weight(dy: &Tensor<2>, x: &Tensor<2>, rstd: &Tensor<1>) -> Tensor<1> {
-    reference::backward_weight(dy, x, rstd)
+    cpu::backward_weight(dy, x, rstd)
+        .unwrap_or_else(|| column_sums(&reference::weight_terms(dy, x, rstd)))
 }
 
 /// The differentiable form of [`forward`].
@@ -127,7 +129,10 @@ impl Vjp<2> for RmsNorm {
         };
         [
             dx.then(|| backward(&dy, &self.x, gain, &self.rstd).into_dispatch()),
-            dw.then(|| backward_weight(&dy, &self.x, &self.rstd).into_dispatch()),
+            dw.then(|| {
+                let dw = backward_weight(&dy, &self.x, &self.rstd);
+                dw.cast(self.weight.dtype()).into_dispatch()
+            }),
         ]
     }
 }

@@ -45,11 +45,13 @@ fn factors(Gain { weight, scale }: Gain<'_>) -> Tensor<1> {
     }
 }
 
-/// Gradient of the weight.
+/// Gradient of the weight, in f32.
 pub fn backward_weight(dy: &Tensor<2>, x: &Tensor<2>, rstd: &Tensor<1>) -> Tensor<1> {
+    weight_terms(dy, x, rstd).sum_dim(0).squeeze_dim::<1>(0)
+}
+
+/// What each row adds to the gradient of the weight: dy∘x̂ in f32.
+pub(crate) fn weight_terms(dy: &Tensor<2>, x: &Tensor<2>, rstd: &Tensor<1>) -> Tensor<2> {
     let normed = x.clone().cast(DType::F32) * rstd.clone().unsqueeze_dim::<2>(1);
-    (dy.clone().cast(DType::F32) * normed)
-        .sum_dim(0)
-        .squeeze_dim::<1>(0)
-        .cast(x.dtype())
+    dy.clone().cast(DType::F32) * normed
 }

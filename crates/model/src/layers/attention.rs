@@ -98,12 +98,9 @@ impl Attention {
         self.mixer
     }
 
-    /// The norm of its queries or keys.
-    pub(super) fn norm(&self, norm: Norm) -> &RmsNorm {
-        match &self.head_norms {
-            Some([_, key]) if norm == Norm::Key => key,
-            Some([query, _]) => query,
-            None => unreachable!("heads are not normed"),
-        }
+    /// The norm of its queries or keys, where there is one.
+    pub(super) fn find_norm(&self, norm: Norm) -> Option<&RmsNorm> {
+        let [query, key] = self.head_norms.as_ref()?;
+        Some(if norm == Norm::Key { key } else { query })
     }
 }

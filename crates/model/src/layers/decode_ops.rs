@@ -4,7 +4,8 @@
 use std::ops::Range;
 
 use backdraft_arch::{
-    Activation, Forward, Group, Heads, Mixer, Norm, NormPlaces, TargetModule, ValueHeads, Values,
+    Activation, Forward, Group, Heads, Mixer, Norm, NormPlaces, TargetModule, Trained, ValueHeads,
+    Values,
 };
 use backdraft_kernels::paged_attention::Places;
 use backdraft_kernels::rope::RotaryTables;
@@ -75,14 +76,26 @@ impl<'a> DecodeOps<'a> {
     }
 }
 
+impl Trained for DecodeOps<'_> {
+    fn adapts(&self, target: TargetModule) -> bool {
+        self.parts.iter().any(|(_, layer)| layer.adapts(target))
+    }
+
+    fn trains_bias(&self, target: TargetModule) -> bool {
+        self.parts
+            .iter()
+            .any(|(_, layer)| layer.trains_bias(target))
+    }
+
+    fn trains_norm(&self, norm: Norm) -> bool {
+        self.parts.iter().any(|(_, layer)| layer.trains_norm(norm))
+    }
+}
+
 impl Forward for DecodeOps<'_> {
     type Values = Passing;
     type Deferred = Tensor<2>;
     type SharedDown = Whole;
-
-    fn adapts(&self, target: TargetModule) -> bool {
-        self.parts.iter().any(|(_, layer)| layer.adapts(target))
-    }
 
     fn norm_places(&self) -> NormPlaces {
         self.base().norm_places()

@@ -5,7 +5,7 @@ use std::ops::Range;
 use backdraft_arch::layer;
 use backdraft_arch::{
     DeltaVector, Group, Heads, InputGrad, KeepSet, Mixer, Norm, NormPlaces, SavedTensor,
-    TargetModule, ValueHeads,
+    TargetModule, Trained, ValueHeads,
 };
 use backdraft_kernels::paged_attention::Places;
 use backdraft_lora::{AdapterGrads, Projection};
@@ -34,6 +34,23 @@ pub struct DecoderLayer {
     scalar: Option<f64>,
     #[module(skip)]
     index: usize,
+}
+
+impl Trained for DecoderLayer {
+    fn adapts(&self, target: TargetModule) -> bool {
+        let projection = self.find(target);
+        projection.is_some_and(|projection| projection.adapter().is_some())
+    }
+
+    fn trains_bias(&self, target: TargetModule) -> bool {
+        let projection = self.find(target);
+        projection.is_some_and(|projection| projection.trained_bias().is_some())
+    }
+
+    fn trains_norm(&self, norm: Norm) -> bool {
+        let norm = self.find_norm(norm);
+        norm.is_some_and(|norm| norm.trained().is_some())
+    }
 }
 
 /// What of a layer reads other tokens.
@@ -147,7 +164,7 @@ impl DecoderLayer {
         layer::forward(&mut TimedOps { ops, made }, h, KeepSet::NONE);
     }
 
-    /// Adds the adapters' gradients to `grads` and returns the input's, where it is needed.
+    /// Adds the gradients of what is trained to `grads` and returns the input's, where it is needed.
     ///
     /// # Shapes
     /// `dy` and the result `[t, hidden]`.
@@ -169,9 +186,8 @@ impl DecoderLayer {
 
     /// The tensors that the backward pass uses: what `keep-all` keeps.
     pub fn uses(&self, input_grad: InputGrad) -> KeepSet {
-        let adapts = |target| self.adapts(target);
         let mixing = (self.mixer(), self.values());
-        layer::uses(adapts, mixing, self.norm_places(), input_grad)
+        layer::uses(self, mixing, self.norm_places(), input_grad)
     }
 
     fn ops<'a>(&'a self, context: &'a Context, grads: &'a mut AdapterGrads) -> DeviceOps<'a> {
@@ -180,11 +196,6 @@ impl DecoderLayer {
             context,
             grads,
         }
-    }
-
-    pub(super) fn adapts(&self, target: TargetModule) -> bool {
-        let projection = self.find(target);
-        projection.is_some_and(|projection| projection.adapter().is_some())
     }
 
     pub(super) fn heads(&self) -> Heads {
@@ -247,7 +258,12 @@ impl DecoderLayer {
     }
 
     pub(super) fn norm(&self, norm: Norm) -> &RmsNorm {
-        match (norm, &self.norms) {
+        let found = self.find_norm(norm);
+        found.unwrap_or_else(|| unreachable!("this layer has no {norm:?}"))
+    }
+
+    pub(crate) fn find_norm(&self, norm: Norm) -> Option<&RmsNorm> {
+        Some(match (norm, &self.norms) {
             (Norm::Input, StreamNorms::Before([norm, _]) | StreamNorms::Around([norm, ..]))
             | (
                 Norm::PostAttention,
@@ -260,9 +276,12 @@ impl DecoderLayer {
                 Norm::PostFeedforward,
                 StreamNorms::After([_, norm]) | StreamNorms::Around([.., norm]),
             ) => norm,
-            (Norm::Query | Norm::Key, _) => self.self_attn().norm(norm),
-            (norm, _) => unreachable!("this layer has no {norm:?}"),
-        }
+            (Norm::Query | Norm::Key, _) => match &self.mixer {
+                LayerMixer::Attention(attention) => attention.find_norm(norm)?,
+                LayerMixer::DeltaNet(_) => return None,
+            },
+            _ => return None,
+        })
     }
 
     /// Its norms, to be changed.

@@ -3,7 +3,7 @@
 use backdraft_arch::ops::Branch;
 use backdraft_arch::{
     Activation, Backward, Forward, Group, Heads, InputGrad, Mixer, Norm, NormPlaces, TargetModule,
-    ValueHeads, Values,
+    Trained, ValueHeads, Values,
 };
 use backdraft_kernels::attention::{self, Qkv};
 use backdraft_kernels::gated_delta::{self, Operands};
@@ -76,14 +76,24 @@ impl DeviceOps<'_> {
     }
 }
 
+impl Trained for DeviceOps<'_> {
+    fn adapts(&self, target: TargetModule) -> bool {
+        self.layer.adapts(target)
+    }
+
+    fn trains_bias(&self, target: TargetModule) -> bool {
+        self.layer.trains_bias(target)
+    }
+
+    fn trains_norm(&self, norm: Norm) -> bool {
+        self.layer.trains_norm(norm)
+    }
+}
+
 impl Forward for DeviceOps<'_> {
     type Values = OnDevice;
     type Deferred = Adapted;
     type SharedDown = Option<Vec<Tensor<2>>>;
-
-    fn adapts(&self, target: TargetModule) -> bool {
-        self.layer.adapts(target)
-    }
 
     fn norm_places(&self) -> NormPlaces {
         self.layer.norm_places()
@@ -271,6 +281,10 @@ impl Backward for DeviceOps<'_> {
         self.layer.norm(norm).backward(dy, x, stats)
     }
 
+    fn norm_gradient(&mut self, norm: Norm, dy: &Tensor<2>, x: &Tensor<2>, stats: &Tensor<1>) {
+        self.layer.norm(norm).add_grad(self.grads, dy, x, stats);
+    }
+
     fn add(&mut self, sum: Tensor<2>, term: Tensor<2>) -> Tensor<2> {
         sum + term
     }
@@ -398,6 +412,15 @@ impl Backward for DeviceOps<'_> {
         let d = swiglu::backward_adapted(dy, z, normed, Activation::Silu, wanted);
         let d_out = net.norm().backward(&net.heads(&d.up), &heads, &rstd);
         ([d_out.reshape(d.gate.dims()), d.gate], d.product)
+    }
+
+    fn norm_rope_gradient(&mut self, norm: Norm, dy: &Tensor<2>, x: &Tensor<2>) {
+        let norms = self.layer.norm(norm);
+        if let Some(trained) = norms.trained() {
+            let ([normed], (_, eps)) = (norms.weight().dims(), norms.parts());
+            let grad = norm_rope::backward_weight(dy, x, normed, eps, self.tables_of(norm));
+            trained.add_grad(self.grads, grad);
+        }
     }
 
     fn norm_rope_backward(&mut self, norm: Norm, dy: Tensor<2>, x: &Tensor<2>) -> Tensor<2> {

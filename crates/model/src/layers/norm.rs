@@ -1,7 +1,8 @@
-//! RMSNorm with a frozen weight.
+//! RMSNorm with a frozen weight, or one that is trained.
 
 use backdraft_arch::NormScale;
 use backdraft_kernels::rms_norm::{self, Gain};
+use backdraft_lora::{AdapterGrads, TrainedTensor};
 use backdraft_quant::Frozen;
 use burn::module::Module;
 use burn::tensor::Tensor;
@@ -10,6 +11,8 @@ use burn::tensor::Tensor;
 #[derive(Module, Debug)]
 pub struct RmsNorm {
     weight: Frozen<Tensor<1>>,
+    /// What is trained in its place.
+    trained: Option<TrainedTensor>,
     #[module(skip)]
     scale: NormScale,
     #[module(skip)]
@@ -22,19 +25,55 @@ impl RmsNorm {
     pub fn new(weight: Tensor<1>, scale: NormScale, eps: f64) -> Self {
         Self {
             weight: Frozen(weight),
+            trained: None,
             scale,
             eps,
         }
     }
 
-    /// The weight, `[h]`.
+    /// The weight of the base, `[h]`, whatever is trained in its place.
     pub fn weight(&self) -> &Tensor<1> {
         &self.weight
     }
 
-    /// The weight, to be replaced by one that is trained.
+    /// The weight of the base, to be replaced by one that is trained.
     pub fn weight_mut(&mut self) -> &mut Tensor<1> {
         &mut self.weight
+    }
+
+    /// What is trained in place of the weight.
+    pub fn trained(&self) -> Option<&TrainedTensor> {
+        self.trained.as_ref()
+    }
+
+    /// The same, to be changed, set or taken away.
+    pub fn trained_mut(&mut self) -> &mut Option<TrainedTensor> {
+        &mut self.trained
+    }
+
+    /// The weight that it multiplies by and how, tracked by autodiff where it is.
+    pub(crate) fn tracked(&self) -> (Tensor<1>, NormScale) {
+        let weight = match &self.trained {
+            Some(trained) => trained.tracked(),
+            None => Tensor::clone(&self.weight),
+        };
+        (weight, self.scale)
+    }
+
+    /// Adds the gradient of a trained weight; nothing where it is frozen.
+    ///
+    /// # Shapes
+    /// As [`backward`](Self::backward).
+    pub fn add_grad(
+        &self,
+        grads: &mut AdapterGrads,
+        dy: &Tensor<2>,
+        x: &Tensor<2>,
+        rstd: &Tensor<1>,
+    ) {
+        if let Some(trained) = &self.trained {
+            trained.add_grad(grads, rms_norm::backward_weight(dy, x, rstd));
+        }
     }
 
     /// What it multiplies by, and ε.
@@ -44,7 +83,10 @@ impl RmsNorm {
 
     fn gain(&self) -> Gain<'_> {
         Gain {
-            weight: &self.weight,
+            weight: self
+                .trained
+                .as_ref()
+                .map_or(&*self.weight, TrainedTensor::now),
             scale: self.scale,
         }
     }
@@ -52,7 +94,7 @@ impl RmsNorm {
     /// # Shapes
     /// `x` and the result `[t, h]`.
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        rms_norm::rms_norm(x, (self.weight().clone(), self.scale), self.eps)
+        rms_norm::rms_norm(x, self.tracked(), self.eps)
     }
 
     /// Without autodiff, with the statistic of each row for the backward pass.

@@ -1,7 +1,8 @@
 //! The ops of a layer on Burn's tape, one node each.
 
 use backdraft_arch::{
-    Activation, Forward, Group, Heads, Mixer, Norm, NormPlaces, TargetModule, ValueHeads, Values,
+    Activation, Forward, Group, Heads, Mixer, Norm, NormPlaces, TargetModule, Trained, ValueHeads,
+    Values,
 };
 use backdraft_kernels::attention::{self, Qkv};
 use backdraft_kernels::rope::RotaryTables;
@@ -45,14 +46,24 @@ impl TapeOps<'_> {
     }
 }
 
+impl Trained for TapeOps<'_> {
+    fn adapts(&self, target: TargetModule) -> bool {
+        self.layer.adapts(target)
+    }
+
+    fn trains_bias(&self, target: TargetModule) -> bool {
+        self.layer.trains_bias(target)
+    }
+
+    fn trains_norm(&self, norm: Norm) -> bool {
+        self.layer.trains_norm(norm)
+    }
+}
+
 impl Forward for TapeOps<'_> {
     type Values = OnTape;
     type Deferred = Tensor<2>;
     type SharedDown = Whole;
-
-    fn adapts(&self, target: TargetModule) -> bool {
-        self.layer.adapts(target)
-    }
 
     fn norm_places(&self) -> NormPlaces {
         self.layer.norm_places()
@@ -127,13 +138,9 @@ impl Forward for TapeOps<'_> {
     }
 
     fn norm_rope(&mut self, norm: Norm, x: &Tensor<2>) -> Tensor<2> {
-        let (gain, eps) = self.layer.norm(norm).parts();
-        norm_rope::norm_rope(
-            x.clone(),
-            (gain.weight.clone(), gain.scale),
-            eps,
-            self.tables_of(norm),
-        )
+        let norms = self.layer.norm(norm);
+        let (_, eps) = norms.parts();
+        norm_rope::norm_rope(x.clone(), norms.tracked(), eps, self.tables_of(norm))
     }
 
     fn values(&self) -> ValueHeads {

@@ -1,7 +1,7 @@
 //! The ops of a layer one by one, to time them.
 
 use backdraft_arch::{
-    Forward, Group, Heads, Mixer, Norm, NormPlaces, SavedTensor, TargetModule, ValueHeads,
+    Forward, Group, Heads, Mixer, Norm, NormPlaces, SavedTensor, TargetModule, Trained, ValueHeads,
 };
 use backdraft_lora::ProjectionSaved;
 use burn::tensor::Tensor;
@@ -16,14 +16,24 @@ pub(super) struct TimedOps<'a, 'b> {
     pub(super) made: &'b mut dyn FnMut(Option<SavedTensor>, &Tensor<2>),
 }
 
+impl Trained for TimedOps<'_, '_> {
+    fn adapts(&self, target: TargetModule) -> bool {
+        self.ops.adapts(target)
+    }
+
+    fn trains_bias(&self, target: TargetModule) -> bool {
+        self.ops.trains_bias(target)
+    }
+
+    fn trains_norm(&self, norm: Norm) -> bool {
+        self.ops.trains_norm(norm)
+    }
+}
+
 impl Forward for TimedOps<'_, '_> {
     type Values = OnDevice;
     type Deferred = Tensor<2>;
     type SharedDown = Option<Vec<Tensor<2>>>;
-
-    fn adapts(&self, target: TargetModule) -> bool {
-        self.ops.adapts(target)
-    }
 
     fn norm(&mut self, norm: Norm, x: &Tensor<2>) -> (Tensor<2>, Tensor<1>) {
         let (y, stats) = self.ops.norm(norm, x);

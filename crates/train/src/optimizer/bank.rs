@@ -77,11 +77,12 @@ impl Bank {
             .unzip();
         let rates = rates.of_model(model);
         let rounded_to = model.adapters().find_map(|(_, _, a)| a.rounded_to());
-        // Of a layer, the first parameters of all adapters, then the second ones: all A, then all B; rows of tokens at the end.
+        // Of a layer, the first parameters of all adapters, then the second ones: all A, then all B; rows of tokens and whole tensors at the end.
         let sides: Vec<_> = model
             .adapters()
             .flat_map(|(layer, _, adapter)| (0..adapter.params().len()).map(move |j| (layer, j)))
             .chain(model.tokens().iter().map(|_| (usize::MAX, 0)))
+            .chain(model.whole().iter().map(|_| (usize::MAX, 0)))
             .collect();
         let (mut groups, mut places) = (Vec::new(), vec![(0, 0); params.len()]);
         for (kind, mut members) in split(&params, &rates, rule) {

@@ -1,6 +1,7 @@
 //! How fast each factor learns, beside the run's learning rate.
 
 use backdraft_arch::ModulePattern;
+use backdraft_arch::spec::EMBEDDING;
 use backdraft_formats::TokenTable;
 use backdraft_kernels::adamw::AdamWParams;
 use backdraft_lora::AdapterParam;
@@ -114,7 +115,15 @@ impl Rates {
             };
             self.of(tokens.table().path(), above, &tokens.param())
         });
-        rates.chain(tokens).collect()
+        let whole = model.whole().into_iter().map(|place| {
+            let above = match (place.layer, place.name == EMBEDDING) {
+                (Some(layer), _) => layers - 1 - layer,
+                (None, true) => layers,
+                (None, false) => 0,
+            };
+            self.of(place.module(), above, &place.param())
+        });
+        rates.chain(tokens).chain(whole).collect()
     }
 }
 

@@ -90,7 +90,7 @@ impl Run {
     }
 }
 
-/// SHA-256 over names, shapes and values of factors, in the order of the modules.
+/// SHA-256 over names, shapes and values of factors, in the order of the modules, then of whole tensors.
 fn fingerprint(tensors: &AdapterTensors) -> String {
     let mut hash = Sha256::new();
     for pair in tensors.iter() {
@@ -100,6 +100,16 @@ fn fingerprint(tensors: &AdapterTensors) -> String {
             hash.update((size as u64).to_le_bytes());
         }
         for value in pair.values() {
+            hash.update(value.to_bits().to_le_bytes());
+        }
+    }
+    for tensor in tensors.whole() {
+        hash.update((tensor.name.len() as u64).to_le_bytes());
+        hash.update(tensor.name.as_bytes());
+        for size in &tensor.shape {
+            hash.update((*size as u64).to_le_bytes());
+        }
+        for value in &tensor.values {
             hash.update(value.to_bits().to_le_bytes());
         }
     }

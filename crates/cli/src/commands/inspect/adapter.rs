@@ -25,6 +25,9 @@ pub(super) fn facts(shown: Shown, path: &Path) -> Result<Shown, CliError> {
     let values: usize = pairs.map(|pair| pair.values().count()).sum();
     let rows = adapter.tensors.tokens();
     let values = values + rows.iter().map(|rows| rows.values.len()).sum::<usize>();
+    let whole = || adapter.tensors.whole();
+    let values = values + whole().map(|tensor| tensor.values.len()).sum::<usize>();
+    let shapes = whole().map(|tensor| (&*tensor.name, tensor.shape.clone()));
     let tokens = rows.iter().map(|rows| {
         let ids: Vec<Value> = rows.ids.iter().map(|&id| id.into()).collect();
         (rows.table.path(), Value::Array(ids))
@@ -41,6 +44,7 @@ pub(super) fn facts(shown: Shown, path: &Path) -> Result<Shown, CliError> {
         .fact("use_rslora", config.use_rslora)
         .fact("use_dora", config.use_dora)
         .fact("trained_tokens", object(tokens))
+        .fact("trained_whole", object(shapes))
         .fact("adapted_modules", adapter.tensors.len())
         .count("parameters", values)
         .told("norm_of_b", b.sqrt(), format!("{:.4}", b.sqrt()));
