@@ -581,7 +581,14 @@ fn whole_tensors_are_planned_and_do_not_depend_on_the_plan() {
         (Family::Qwen3, Bias::None, &["norm"], None),
         (Family::Qwen2, Bias::All, &["embed_tokens"], upper.clone()),
         (Family::Qwen2, Bias::LoraOnly, &[], upper.clone()),
-        (Family::Olmo2, Bias::None, &["norm"], upper.clone()),
+        (
+            Family::Olmo2,
+            Bias::None,
+            &["norm", "embed_tokens", "lm_head"],
+            upper.clone(),
+        ),
+        (Family::Olmo2, Bias::None, &["embed_tokens"], upper.clone()),
+        (Family::Olmo2, Bias::None, &["lm_head"], upper.clone()),
         (Family::Gemma2, Bias::None, &["norm"], None),
         (Family::Glm4, Bias::None, &["layernorm"], None),
     ] {

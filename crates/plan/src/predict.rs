@@ -264,6 +264,11 @@ impl StepShape {
         } else {
             self.loss_gradients
         };
+        // On the processor a product for the gradient of a whole head packs the gradient of its logits; the other factor's panels
+        // are in `workspace`.
+        let whole_head = self.loss_gradients >= 4 * self.vocab * self.hidden;
+        let packed = whole_head && !self.memory.paged;
+        let losing = losing + if packed { logits } else { 0 };
         selecting.max(losing + gradients).max(spreading + gradients) + few
     }
 

@@ -38,11 +38,7 @@ fn whole_tensors_are_trained_merged_and_exported() {
         (
             Family::Llama,
             &MODULES[..],
-            &[
-                "model.norm.weight",
-                "model.embed_tokens.weight",
-                "lm_head.weight",
-            ][..],
+            &["model.norm.weight", "model.embed_tokens.weight"][..],
         ),
         (
             Family::Qwen2,
@@ -51,6 +47,11 @@ fn whole_tensors_are_trained_merged_and_exported() {
                 "model.layers.0.self_attn.k_proj.bias",
                 "model.layers.1.self_attn.q_proj.bias",
             ],
+        ),
+        (
+            Family::Olmo2,
+            &MODULES[..],
+            &["model.layers.1.self_attn.k_norm.weight", "lm_head.weight"],
         ),
         (
             Family::Gemma2,
