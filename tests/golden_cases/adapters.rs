@@ -480,3 +480,29 @@ fn golden_adapters_lack_no_rows_in_silence() {
         assert_eq!(base.fingerprint().unwrap(), before);
     }
 }
+
+/// Tables of another length are refused, and so is one that would come apart from the other that it is in the base.
+#[test]
+fn golden_adapters_with_tables_that_do_not_fit_are_refused() {
+    let mut tied = 0;
+    for case in Case::all() {
+        let grown = case.golden.vocab_size_after_resizing.is_some();
+        if !grown || case.model.whole().is_empty() {
+            continue;
+        }
+        let mut weights = AdapterWeights::read(&*case.folder, &place::device()).unwrap();
+        let small = ModelSource::open(&**case.original).unwrap();
+        let small = CausalLm::load(&small, &place::device()).unwrap();
+        let is_tied = small.spec().tie_word_embeddings;
+        let shape = chain(&small.with_adapter(&weights).unwrap_err());
+        assert!(shape.contains("more tokens"), "{shape}");
+        if is_tied {
+            weights.whole.remove("lm_head.weight");
+            weights.config.ensure_weight_tying = false;
+            let apart = chain(&case.model.with_adapter(&weights).unwrap_err());
+            assert!(apart.contains("ensure_weight_tying"), "{apart}");
+            tied += 1;
+        }
+    }
+    assert_eq!(tied, 1);
+}

@@ -317,7 +317,7 @@ pub(crate) const FOREIGN: &[(Foreign, &str)] = &[
             "lora.modules_to_save",
             "a list of ends of paths, such as [\"lm_head\", \"embed_tokens\"]; a tied head is trained with the embedding",
         ),
-        "modules_to_save lora_modules_to_save additional_target train_embeddings train_lm_head lm_head_trainable",
+        "lora_modules_to_save peft_modules_to_save additional_target train_embeddings train_lm_head lm_head_trainable",
     ),
     (
         Always("a tied head stays tied to the embedding; take it out"),

@@ -882,8 +882,8 @@ fn the_template_as_a_whole() {
     # learn from the first step on, as by PEFT; it takes even ranks.
     init = "default"
 
-    # Biases of the base to train beside the adapters, as by PEFT: all, or lora_only for those of modules
-    # with an adapter. They are saved in the adapter.
+    # Biases of the base to train beside the adapters, as by PEFT: all, or lora_only for those of
+    # modules with an adapter. They are saved in the adapter.
     bias = "none"
 
     # Modules of the base to train whole beside the adapters, as by PEFT: each whose path ends in one of

@@ -157,7 +157,7 @@ pub fn store(dir: &Path, key: &CalibrationKey, times: &Calibration) -> Result<()
 
 #[cfg(test)]
 mod tests {
-    use backdraft_arch::{Heads, InputGrad, Mixer, NormPlaces, TargetModule, ValueHeads};
+    use backdraft_arch::{Heads, InputGrad, Mixer, Norm, NormPlaces, TargetModule, ValueHeads};
     use backdraft_plan::tensors::{ProjectionShape, Rows};
 
     use super::*;
@@ -182,6 +182,7 @@ mod tests {
             quantized: false,
             weight_bytes: 256,
             rows: Rows::All,
+            bias: false,
         };
         let key = CalibrationKey {
             device: "here".to_owned(),
@@ -196,6 +197,7 @@ mod tests {
                 window: None,
                 scaled: false,
                 projections: [projection; TargetModule::ALL.len()],
+                norms: [0; Norm::ALL.len()],
                 input_grad: InputGrad::Needed,
             },
             memory: MemoryModel::cube(2),

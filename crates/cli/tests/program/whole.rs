@@ -259,5 +259,28 @@ fn what_is_not_trained_whole_is_refused_by_name() {
         &fails(d, &muon, 1),
         &["lora.modules_to_save", "optimizer = \"muon\""],
     );
+    // Codes are not trained.
+    let export = [
+        "export", "--model", "model", "--to", "gguf", "--type", "q8_0", "--device", "cpu",
+    ];
+    let exported = succeeds(d, &export);
+    let file = format!("model={}", exported["files"][0]);
+    let in_blocks = [
+        "train",
+        "recipe.toml",
+        "--set",
+        &file,
+        "--set",
+        "quantization.keep_blocks=true",
+        "--set",
+        "lora.modules_to_save=[\"embed_tokens\"]",
+    ];
+    says(
+        &fails(d, &in_blocks, 1),
+        &[
+            "`model.embed_tokens.weight` is kept in",
+            "cannot be trained",
+        ],
+    );
     assert!(!d.join("out").exists());
 }
