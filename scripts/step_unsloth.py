@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Times Unsloth's training step over a model that `cargo xtask bench random-model` wrote; `xtask bench gpu` times ours.
+"""Times Unsloth's training step over a model that `cargo xtask random-model` wrote; `xtask bench gpu` times ours.
 
-    cargo xtask bench random-model qwen3-8b --out DIR
+    cargo xtask random-model --shape qwen3-8b --out DIR
     python scripts/step_unsloth.py --model DIR --batch 2x2048 --checkpointing unsloth
     python scripts/step_unsloth.py --model DIR --batch 4x1024 --objective dpo
 

@@ -16,7 +16,7 @@ use backdraft_kernels::adamw::AdamWParams;
 use backdraft_kernels::adamw8bit::Guard;
 use backdraft_kernels::device;
 use backdraft_lora::LoraConfig;
-use backdraft_model::{CausalLm, Targets, Tokens};
+use backdraft_model::CausalLm;
 use backdraft_plan::cost::CostModel;
 use backdraft_plan::memory;
 use backdraft_plan::{ActivationPlan, Prediction, Setup};
@@ -24,7 +24,6 @@ use backdraft_quant::QuantizationPlan;
 use backdraft_train::calibrate;
 use backdraft_train::device::DeviceFacts;
 use backdraft_train::optimizer::{Optimizer, StatePrecision};
-use backdraft_train::step::{MicroBatch, forward_backward};
 use burn::tensor::{DType, Device};
 use clap::Args;
 use serde_json::{Value, json};
@@ -32,6 +31,7 @@ use sha2::{Digest, Sha256};
 
 use super::card::{Load, Watch};
 use super::gpu::{Base, parse_batch};
+use super::sample::{Objective, Sample};
 use crate::plot::{Plot, Point};
 
 /// What is measured.
@@ -46,6 +46,9 @@ pub(crate) struct ActivationArgs {
     /// Sequences × tokens; may be given again.
     #[arg(long = "batch", value_name = "BxS", default_value = "2x512", value_parser = parse_batch)]
     batches: Vec<[usize; 2]>,
+    /// What a step minimizes.
+    #[arg(long, value_enum, default_value = "sft")]
+    objective: Objective,
     /// Columns of the adapters.
     #[arg(long, default_value_t = 16)]
     rank: usize,
@@ -199,6 +202,10 @@ fn child(args: &ActivationArgs, [rows, tokens]: [usize; 2], case: &str) -> anyho
     for (flag, value) in [
         ("--device", args.device.clone()),
         ("--base", args.base.name()),
+        (
+            "--objective",
+            format!("{:?}", args.objective).to_lowercase(),
+        ),
         ("--batch", format!("{rows}x{tokens}")),
         ("--rank", args.rank.to_string()),
         ("--steps", args.steps.to_string()),
@@ -363,7 +370,8 @@ impl Steps {
         plan: &ActivationPlan,
     ) -> anyhow::Result<Self> {
         let device = model.device();
-        let batch = batch_of(batch, model.spec().vocab_size as u32);
+        let documents = documents(batch, model.spec().vocab_size as u32);
+        let sample = Sample::new(&documents, args.objective)?;
         let params = AdamWParams {
             beta1: 0.9,
             beta2: 0.999,
@@ -382,11 +390,10 @@ impl Steps {
             }
             let began = Instant::now();
             let mut grads = optimizer.grads();
-            let scale = 1.0 / batch.targets.len() as f32;
-            let nll = forward_backward(&model, &batch, scale, None, plan, &mut grads);
+            let loss = sample.pass(&model, plan, &mut grads);
             let (grads, _) = optimizer.clip(&model, grads, 1.0);
             optimizer.step(&mut model, &grads, 2e-4);
-            losses.push(nll.try_into_scalar::<f64>()?);
+            losses.push(loss.try_into_scalar::<f64>()?);
             device.sync()?;
             if i >= WARM {
                 seconds.push(began.elapsed().as_secs_f64());
@@ -413,19 +420,15 @@ impl Steps {
     }
 }
 
-fn batch_of([rows, tokens]: [usize; 2], vocabulary: u32) -> MicroBatch {
+fn documents([rows, tokens]: [usize; 2], vocabulary: u32) -> Vec<Vec<u32>> {
     let mut state = 1u32;
     let mut next = || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         (state >> 8) % vocabulary
     };
-    let documents: Vec<Vec<u32>> = (0..rows)
+    (0..rows)
         .map(|_| (0..tokens).map(|_| next()).collect())
-        .collect();
-    let labels: Vec<i64> = documents.concat().into_iter().map(i64::from).collect();
-    let tokens = Tokens::from_sequences(&documents);
-    let targets = Targets::from_labels(&tokens.segments, &labels);
-    MicroBatch { tokens, targets }
+        .collect()
 }
 
 fn plot(args: &ActivationArgs, [sequences, tokens]: [usize; 2], rows: &[Value]) -> Plot {

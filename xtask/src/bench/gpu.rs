@@ -3,28 +3,24 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, bail};
 use backdraft_arch::{KeepSet, ModelSpec, NestedFormat, OffloadSet};
-use backdraft_data::Answer;
 use backdraft_formats::ModelSource;
 use backdraft_kernels::adamw::AdamWParams;
 use backdraft_kernels::adamw8bit::Guard;
 use backdraft_kernels::device;
-use backdraft_lora::{AdapterGrads, LoraConfig};
-use backdraft_model::{CausalLm, Targets, Tokens};
+use backdraft_lora::LoraConfig;
+use backdraft_model::CausalLm;
 use backdraft_plan::{ActivationPlan, Segment};
 use backdraft_quant::{QuantizationPlan, Scheme};
-use backdraft_recipe::DpoLoss;
-use backdraft_train::compared::Compared;
-use backdraft_train::objective::{Goal, Objective, Others, PairLoss};
 use backdraft_train::optimizer::{self, StatePrecision};
-use backdraft_train::step::{MicroBatch, Told, Trunk, forward_backward, guarded, nll};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use clap::{Args, ValueEnum};
 use serde_json::json;
 
 use super::card::{Load, Watch};
 use super::random_model;
+use super::sample::{Objective, Sample};
 
 #[derive(Args)]
 pub(crate) struct GpuArgs {
@@ -51,7 +47,7 @@ pub(crate) struct GpuArgs {
     dora: bool,
     /// What is minimized. For dpo sequences are pairs, one after the other, whose first half is the prompt.
     #[arg(long, value_enum, default_value = "sft")]
-    objective: Goals,
+    objective: Objective,
     #[arg(long, value_enum, default_value = "adamw8bit")]
     optimizer: Optimizer,
     #[arg(long, default_value_t = 2e-4)]
@@ -148,12 +144,6 @@ enum Optimizer {
     Adamw8bit,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
-enum Goals {
-    Sft,
-    Dpo,
-}
-
 impl From<Dtype> for DType {
     fn from(dtype: Dtype) -> Self {
         match dtype {
@@ -222,34 +212,7 @@ fn measure(args: &GpuArgs, mut model: CausalLm, batch: [usize; 2]) -> anyhow::Re
     let device = model.device();
     let vocabulary = model.spec().vocab_size;
     let documents = random_model::tokens(&args.stream, batch, vocabulary);
-    let pairs = args.objective == Goals::Dpo;
-    ensure!(
-        !pairs || batch[0].is_multiple_of(2),
-        "--objective dpo: an even number of sequences"
-    );
-    let labels: Vec<i64> = (documents.iter())
-        .flat_map(|ids| {
-            let prompt = if pairs { ids.len() / 2 } else { 0 };
-            let labels = ids.iter().enumerate();
-            labels.map(move |(i, id)| if i < prompt { -100 } else { i64::from(*id) })
-        })
-        .collect();
-    let tokens = Tokens::from_sequences(&documents);
-    let targets = Targets::from_labels(&tokens.segments, &labels);
-    let compared = pairs.then(|| {
-        let answers: Vec<Answer> = (0..batch[0])
-            .map(|i| {
-                if i % 2 == 0 {
-                    Answer::Good
-                } else {
-                    Answer::Bad
-                }
-            })
-            .collect();
-        let in_answer = vec![true; targets.len()];
-        Compared::new((&targets, &tokens.segments), in_answer, &answers)
-    });
-    let batch_of = MicroBatch { tokens, targets };
+    let sample = Sample::new(&documents, args.objective)?;
     let params = AdamWParams {
         beta1: 0.9,
         beta2: 0.999,
@@ -274,15 +237,11 @@ fn measure(args: &GpuArgs, mut model: CausalLm, batch: [usize; 2]) -> anyhow::Re
         }
         let began = Instant::now();
         let mut grads = optimizer.grads();
-        let count = batch_of.targets.len() as f32;
-        let nll = match &compared {
-            None => forward_backward(&model, &batch_of, 1.0 / count, None, &plan, &mut grads),
-            Some(compared) => prefer(&model, (&batch_of, compared), &plan, &mut grads),
-        };
+        let loss = sample.pass(&model, &plan, &mut grads);
         let (grads, norm) = optimizer.clip(&model, grads, args.max_grad_norm);
         optimizer.step(&mut model, &grads, args.learning_rate);
         let submitted = began.elapsed().as_secs_f64();
-        let loss = nll.try_into_scalar::<f64>()? / f64::from(count);
+        let loss = loss.try_into_scalar::<f64>()?;
         device.sync()?;
         let seconds = began.elapsed().as_secs_f64();
         if args.trace || step == 0 {
@@ -326,43 +285,6 @@ fn measure(args: &GpuArgs, mut model: CausalLm, batch: [usize; 2]) -> anyhow::Re
         })
     );
     Ok(())
-}
-
-/// A step of DPO against the model without its adapter; what it returns is the loss as often as there are targets.
-fn prefer(
-    model: &CausalLm,
-    (batch, compared): (&MicroBatch, &Compared),
-    plan: &ActivationPlan,
-    grads: &mut AdapterGrads,
-) -> Tensor<1> {
-    let trunk = Trunk::new(model, batch);
-    let reference = nll(&model.clone().without_adapter(), batch, trunk.clone());
-    let (targets, segments) = (&batch.targets, &batch.tokens.segments);
-    let others = Others {
-        reference: Some(compared.log_likelihoods((targets, segments), &reference)),
-        divergence: None,
-    };
-    let pairs = (compared.len() / 2) as f32;
-    let goal = Goal {
-        objective: Objective::Pairs {
-            loss: PairLoss::Dpo {
-                beta: 0.1,
-                loss: DpoLoss::Sigmoid,
-                label_smoothing: 0.0,
-            },
-            nll_weight: 0.0,
-        },
-        answers: Some((compared, others)),
-        ..Goal::next_token(1.0 / pairs)
-    };
-    match guarded(model, (batch, trunk), &goal, None, (plan, None), grads) {
-        Ok(Told {
-            answers: Some(told),
-            ..
-        }) => told.losses.mean().unsqueeze() * f64::from(targets.len() as u32),
-        Ok(_) => unreachable!("answers are compared"),
-        Err(error) => unreachable!("nobody watches the memory: {error}"),
-    }
 }
 
 /// Bytes in use and held, empty pages and libraries included.

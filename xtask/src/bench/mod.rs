@@ -14,6 +14,7 @@ mod preferences;
 mod prices;
 mod quantize;
 mod random_model;
+mod sample;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -44,7 +45,7 @@ pub(crate) enum LibraryTask {
     },
     /// Write a model of a real shape with random bf16 weights, sharded.
     RandomModel {
-        /// 8b or 1b.
+        /// 8b or 1b, Llama's; qwen3-8b, qwen3.5-9b, gemma3-12b or phi4.
         #[arg(long, default_value = "8b")]
         shape: String,
         /// Directory to write.
