@@ -32,8 +32,8 @@ pub(crate) fn modules(reader: &mut Reader<'_>) -> Vec<String> {
 }
 
 /// Whether a name means a table of tokens.
-fn is_table(name: &String) -> bool {
-    TABLES.iter().any(|table| table.ends_with(name.as_str()))
+fn is_table(name: &str) -> bool {
+    TABLES.iter().any(|table| table.ends_with(name))
 }
 
 /// What does not go together.
@@ -54,7 +54,7 @@ pub(crate) fn check(
             reader.conflict(key, "optimizer = \"muon\"", instead);
         }
     }
-    let tables = lora.modules_to_save.iter().any(is_table);
+    let tables = lora.modules_to_save.iter().any(|name| is_table(name));
     if tables && objective.reference().is_some() {
         let other = format!("objective.kind = \"{}\"", objective.kind());
         let instead = "the reference would read the trained table; train the table first, merge, and go on from that";

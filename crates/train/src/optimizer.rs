@@ -243,7 +243,7 @@ impl Optimizer {
             tokens.update(&mut average);
         }
         for tensor in adapter.whole.values_mut() {
-            tensor.update((false, false), &mut average);
+            tensor.update((false, false), average);
         }
         Some(adapter)
     }

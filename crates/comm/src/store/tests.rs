@@ -205,9 +205,11 @@ fn a_will_speaks_for_whoever_is_cut_off() {
     assert_eq!(dying.num_keys().unwrap(), 2);
     // Another connection may change the words, and is not the one that they are about.
     other.set("run/will/1", b"cut off").unwrap();
+    assert_eq!(other.num_keys().unwrap(), 2);
     assert!(dying.delete("run/will/2").unwrap());
     let mut third = client(&server);
     third.set("run/will/3", b"too late").unwrap();
+    assert_eq!(third.num_keys().unwrap(), 2);
     drop(dying);
     assert!(other.wait(&keys(&["run/failed"]), LIMIT).unwrap());
     assert_eq!(other.get("run/failed").unwrap(), b"cut off");

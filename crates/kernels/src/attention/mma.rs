@@ -673,7 +673,7 @@ fn forward_kernel<F: Float>(
 
     let start = first_seen(first, shift, keys_first, window);
     let stop = min(keys_end, end + shift);
-    let blocks = (stop - start + (others - 1u32)) / others;
+    let blocks = (stop - start).div_ceil(others);
     load(q_from, q_stride, base, first, end, own, generation);
     load(k_from, kv_stride, keys, start, keys_end, other, generation);
     commit(generation);
@@ -762,7 +762,8 @@ fn forward_kernel<F: Float>(
         let total = sum_quad(totals.extract(r));
         shares.insert(r, 1.0f32 / total);
         let at = row + comptime!(shape.row(r));
-        if UNIT_POS % 4u32 == 0u32 && CUBE_POS_Z == 0u32 && at < end {
+        let lane = UNIT_POS % 4u32;
+        if lane == 0u32 && CUBE_POS_Z == 0u32 && at < end {
             lse[(at * heads + head) as usize] = tops.extract(r) * factor + total.ln();
         }
     }
@@ -832,7 +833,7 @@ fn queries_kernel<F: Float>(
 
     let start = first_seen(first, shift, keys_first, window);
     let stop = min(keys_end, end + shift);
-    let blocks = (stop - start + (others - 1u32)) / others;
+    let blocks = (stop - start).div_ceil(others);
     load(q_from, q_stride, base, first, end, own, generation);
     load(d_from, q_stride, d_base, first, end, own, generation);
     load(
@@ -1043,7 +1044,7 @@ fn keys_kernel<F: Float>(
             stop = max(beyond - shift, start);
         }
     }
-    let blocks = (stop - start + (others - 1u32)) / others;
+    let blocks = (stop - start).div_ceil(others);
     let rounds = blocks * share;
 
     // What the first product of a round reads is loaded a round ahead: queries for dv, else what comes from above.
@@ -1149,6 +1150,7 @@ fn keys_kernel<F: Float>(
         }
         let scores = multiply::<S>(k_here, q_along, comptime!(shape.scores()));
         if comptime!(!makes_dv) {
+            // Known only when the kernel runs.
             if next < rounds {
                 let from = d_from + next_offset;
                 load(

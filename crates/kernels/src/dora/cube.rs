@@ -9,6 +9,7 @@ use crate::cube::{
     CubeTensor, InPlace, RowCube, argument, elem, elementwise, empty, floats, into_floats, len,
     line, sum_cube, tensor,
 };
+use crate::frozen_matrix::FrozenMatrix;
 use crate::lora_linear::Factors;
 
 /// f32 on the device.
@@ -165,17 +166,18 @@ fn sums_kernel(partial: &[f32], sums: &mut [f32], strips: u32) {
     }
 }
 
-/// n from the squared lengths of W's rows and from 2s·W·Aᵀ, turned.
+/// n from the squared lengths of W's rows.
 ///
 /// # Shapes
-/// `squares` and the result `[out]`, `cross` `[r, out]`.
+/// `squares` and the result `[out]`.
 pub(super) fn row_norms(
+    weight: &impl FrozenMatrix,
     squares: &Tensor<1>,
-    cross: &Tensor<2>,
     factors: &Factors,
 ) -> Option<Tensor<1>> {
-    let (squares, cross) = (full(squares)?, floats(cross)?);
     let (a, b) = (floats(&factors.a)?, floats(&factors.b)?);
+    let squares = full(squares)?;
+    let cross = floats(&weight.matmul_add(&factors.a, 2.0 * factors.scaling, None))?;
     let [out, rank] = factors.b.dims();
     let [_, input] = factors.a.dims();
     if [cross.dtype, b.dtype] != [a.dtype; 2] || out * rank * input == 0 {

@@ -34,21 +34,18 @@ const LEAST_SQUARE: f32 = 1e-30;
 /// # Shapes
 /// `squares` and the result `[out]`.
 pub fn row_norms(weight: &impl FrozenMatrix, squares: &Tensor<1>, factors: &Factors) -> Tensor<1> {
-    let cross = weight.matmul_add(&factors.a, 2.0 * factors.scaling, None);
-    on_device!(cube::row_norms(squares, &cross, factors))
-        .unwrap_or_else(|| norms_of(squares, cross, factors))
-}
-
-/// n in plain tensors, from 2s·(W·Aᵀ)ᵀ.
-fn norms_of(squares: &Tensor<1>, cross: Tensor<2>, factors: &Factors) -> Tensor<1> {
-    let Factors { a, b, scaling, .. } = factors;
-    let a_gram = gemm((Op::N, a), (Op::T, a), 1.0, None);
-    let (a_gram, b_rows) = ((Op::N, &a_gram), (Op::T, b));
-    let all = gemm(a_gram, b_rows, scaling * scaling, Some(cross));
-    let [_, out] = all.dims();
-    let change = (all.cast(DType::F32) * b.clone().transpose().cast(DType::F32)).sum_dim(0);
-    let squares = squares.clone() + change.reshape([out]);
-    squares.clamp_min(LEAST_SQUARE).sqrt()
+    let there: Option<Tensor<1>> = on_device!(cube::row_norms(weight, squares, factors));
+    there.unwrap_or_else(|| {
+        let Factors { a, b, scaling, .. } = factors;
+        let a_gram = gemm((Op::N, a), (Op::T, a), 1.0, None);
+        let cross = weight.matmul_add(a, 2.0 * scaling, None);
+        let (a_gram, b_rows) = ((Op::N, &a_gram), (Op::T, b));
+        let all = gemm(a_gram, b_rows, scaling * scaling, Some(cross));
+        let [_, out] = all.dims();
+        let change = (all.cast(DType::F32) * b.clone().transpose().cast(DType::F32)).sum_dim(0);
+        let squares = squares.clone() + change.reshape([out]);
+        squares.clamp_min(LEAST_SQUARE).sqrt()
+    })
 }
 
 /// `y` with each column times its gain, written over it where nothing else holds it.

@@ -12,9 +12,6 @@ pub(crate) use cubecl_cpp::cuda::ptx::tensor_map_address;
 use super::{COLUMNS, ROW, loaded};
 use crate::cube::{CubeTensor, elem};
 
-/// Units of a warp.
-const WARP: u32 = 32;
-
 /// Bytes of a barrier.
 const BARRIER: u32 = 8;
 
@@ -134,7 +131,7 @@ pub(crate) fn wait_for(ring: &Ring, n: u32, #[comptime] shape: RingShape) {
 /// Says for this warp that it has read tile `n`.
 #[cube]
 pub(crate) fn give_back(ring: &Ring, n: u32, #[comptime] shape: RingShape) {
-    if UNIT_POS % WARP == 0u32 {
+    if UNIT_POS_PLANE == 0u32 {
         arrive(filled(ring, n, shape) + BARRIER);
     }
 }
