@@ -673,7 +673,8 @@ fn forward_kernel<F: Float>(
 
     let start = first_seen(first, shift, keys_first, window);
     let stop = min(keys_end, end + shift);
-    let blocks = (stop - start).div_ceil(others);
+    let rest = others - 1u32;
+    let blocks = (stop - start + rest) / others;
     load(q_from, q_stride, base, first, end, own, generation);
     load(k_from, kv_stride, keys, start, keys_end, other, generation);
     commit(generation);
@@ -833,7 +834,8 @@ fn queries_kernel<F: Float>(
 
     let start = first_seen(first, shift, keys_first, window);
     let stop = min(keys_end, end + shift);
-    let blocks = (stop - start).div_ceil(others);
+    let rest = others - 1u32;
+    let blocks = (stop - start + rest) / others;
     load(q_from, q_stride, base, first, end, own, generation);
     load(d_from, q_stride, d_base, first, end, own, generation);
     load(
@@ -1044,7 +1046,8 @@ fn keys_kernel<F: Float>(
             stop = max(beyond - shift, start);
         }
     }
-    let blocks = (stop - start).div_ceil(others);
+    let rest = others - 1u32;
+    let blocks = (stop - start + rest) / others;
     let rounds = blocks * share;
 
     // What the first product of a round reads is loaded a round ahead: queries for dv, else what comes from above.

@@ -131,7 +131,8 @@ pub(crate) fn wait_for(ring: &Ring, n: u32, #[comptime] shape: RingShape) {
 /// Says for this warp that it has read tile `n`.
 #[cube]
 pub(crate) fn give_back(ring: &Ring, n: u32, #[comptime] shape: RingShape) {
-    if UNIT_POS_PLANE == 0u32 {
+    let lane = UNIT_POS % 32u32;
+    if lane == 0u32 {
         arrive(filled(ring, n, shape) + BARRIER);
     }
 }
