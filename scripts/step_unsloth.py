@@ -101,7 +101,7 @@ def sft(given, rows, length):
 
 
 def dpo(given, texts, length):
-    """Milliseconds of each step, from the beginning of one to the beginning of the next."""
+    """Milliseconds of each step, from its beginning to its end."""
     from unsloth import PatchDPOTrainer
 
     PatchDPOTrainer()
@@ -120,18 +120,18 @@ def dpo(given, texts, length):
     rows = [
         {"prompt": text(half), "chosen": text(half - 1), "rejected": text(half - 1)} for _ in range(pairs * (steps + 1))
     ]
-    begins = []
+    marks = []
 
     class Clock(TrainerCallback):
         def on_step_begin(self, *_, **__):
             torch.cuda.synchronize()
-            begins.append(time.perf_counter())
-            if len(begins) == given.warm:
+            marks.append(time.perf_counter())
+            if len(marks) == 2 * given.warm + 1:
                 torch.cuda.reset_peak_memory_stats()
 
         def on_step_end(self, *_, **__):
             torch.cuda.synchronize()
-            begins.append(time.perf_counter())
+            marks.append(time.perf_counter())
 
     settings = DPOConfig(
         output_dir=given.out,
@@ -160,7 +160,7 @@ def dpo(given, texts, length):
     batch = next(iter(trainer.get_train_dataloader()))
     print({name: tuple(value.shape) for name, value in batch.items() if hasattr(value, "shape")}, flush=True)
     trainer.train()
-    return [1e3 * (end - begin) for begin, end in zip(begins[0::2], begins[1::2])]
+    return [1e3 * (end - begin) for begin, end in zip(marks[0::2], marks[1::2])]
 
 
 def main():

@@ -37,30 +37,29 @@ pub(crate) fn is_hopper(x: &CubeTensor) -> bool {
     compute_capability(device.index) == Some((9, 0))
 }
 
-/// The generation of a CUDA device.
+/// The generation of a CUDA device; `None`, which is not remembered, where the driver does not know it or is not up yet.
 pub(crate) fn compute_capability(index: usize) -> Option<(i32, i32)> {
-    use std::collections::HashMap;
+    use std::collections::BTreeMap;
     use std::sync::{Mutex, PoisonError};
 
     use cudarc::driver::result::device;
     use cudarc::driver::sys::CUdevice_attribute as Attribute;
-    type Known = HashMap<usize, Option<(i32, i32)>>;
-    static KNOWN: Mutex<Option<Known>> = Mutex::new(None);
+    static KNOWN: Mutex<BTreeMap<usize, (i32, i32)>> = Mutex::new(BTreeMap::new());
     let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
-    *known
-        .get_or_insert_default()
-        .entry(index)
-        .or_insert_with(|| {
-            #[expect(unsafe_code, reason = "calls the driver")]
-            // SAFETY: whoever has a CUDA device has initialised the driver.
-            unsafe {
-                let device = device::get(index as i32).ok()?;
-                let ask = |attribute| device::get_attribute(device, attribute).ok();
-                let major = ask(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
-                let minor = ask(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
-                Some((major, minor))
-            }
-        })
+    if let Some(capability) = known.get(&index) {
+        return Some(*capability);
+    }
+    #[expect(unsafe_code, reason = "calls the driver")]
+    // SAFETY: the driver refuses, where nobody has initialised it yet.
+    let capability = unsafe {
+        let device = device::get(index as i32).ok()?;
+        let ask = |attribute| device::get_attribute(device, attribute).ok();
+        let major = ask(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+        let minor = ask(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+        (major, minor)
+    };
+    known.insert(index, capability);
+    Some(capability)
 }
 
 /// Types of 16 bits that the tensor cores multiply.
