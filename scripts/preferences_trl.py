@@ -42,6 +42,7 @@ def main():
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ["model", "kind", "rows", "out", "rate", "seed"]:
         arguments.add_argument(f"--{name}", required=True)
+    arguments.add_argument("--device", default="cpu")
     given = arguments.parse_args()
     transformers.set_seed(int(given.seed))
     tokenizer = transformers.AutoTokenizer.from_pretrained(given.model)
@@ -64,7 +65,7 @@ def main():
         save_strategy="no",
         logging_steps=1,
         report_to=[],
-        use_cpu=True,
+        use_cpu=given.device == "cpu",
         **more,
     )
     lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")

@@ -1,5 +1,5 @@
 //! A model off the grid of its file: SmolLM2 comes in Q4_1, so that NF4 is a second loss there. Each weight of a projection moves by
-//! up to half a step of its block, either way, so that the error of NF4 is that of weights that were never in codes.
+//! up to half a step of its block (times an amount), either way, so that the error of NF4 is that of weights that were never in codes.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ const BLOCK: usize = 32;
 const STEPS: f32 = 15.0;
 
 /// Writes `out`, a Hugging Face directory in f32.
-pub(crate) fn write(model: &Path, out: &Path, seed: u64) -> anyhow::Result<()> {
+pub(crate) fn write(model: &Path, out: &Path, amount: f32, seed: u64) -> anyhow::Result<()> {
     let source = ModelSource::open(model)?;
     let infos: Vec<TensorInfo> = source
         .tensor_names()
@@ -42,7 +42,7 @@ pub(crate) fn write(model: &Path, out: &Path, seed: u64) -> anyhow::Result<()> {
                 let step = (high - low) / STEPS;
                 block
                     .iter_mut()
-                    .for_each(|value| *value += step * uniform());
+                    .for_each(|value| *value += amount * step * uniform());
             }
         }
         writer.write(&info.name, &info.encode(out, &values)?)?;

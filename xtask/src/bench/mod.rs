@@ -39,6 +39,9 @@ pub(crate) enum LibraryTask {
         /// Directory to write.
         #[arg(long)]
         out: PathBuf,
+        /// How far, in half steps of the file; 0 writes its own values, for programs that read no GGUF.
+        #[arg(long, default_value_t = 1.0)]
+        amount: f32,
         /// Of the draws.
         #[arg(long, default_value_t = 1)]
         seed: u64,
@@ -115,7 +118,12 @@ pub(crate) fn run(task: LibraryTask) -> anyhow::Result<()> {
         LibraryTask::Docs => docs(),
         LibraryTask::Codebook => codebook::run(),
         LibraryTask::RandomModel { shape, out } => random_model::write(&shape, &out),
-        LibraryTask::Dither { model, out, seed } => dither::write(&model, &out, seed),
+        LibraryTask::Dither {
+            model,
+            out,
+            amount,
+            seed,
+        } => dither::write(&model, &out, amount, seed),
         LibraryTask::Bench(bench) => match *bench {
             Bench::Cpu {
                 model,

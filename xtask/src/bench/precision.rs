@@ -83,7 +83,7 @@ enum Deal {
 }
 
 /// `BITS` stands for the bits of the command line.
-const ARMS: [Arm; 14] = [
+const ARMS: [Arm; 15] = [
     arm("bf16", &[]),
     arm("bf16-pissa", &["lora.init=\"pissa\""]),
     arm("nf4", &[NF4]),
@@ -106,6 +106,11 @@ const ARMS: [Arm; 14] = [
     with_plan(
         "wrong-later",
         &[NF4, BITS, "quantization.adapt_at=[0.1]"],
+        Deal::Wrong,
+    ),
+    with_plan(
+        "wrong-twice",
+        &[NF4, BITS, "quantization.adapt_at=[0.05,0.2]"],
         Deal::Wrong,
     ),
 ];

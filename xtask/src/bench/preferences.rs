@@ -38,8 +38,11 @@ pub(crate) struct PreferencesArgs {
     /// Learning rate.
     #[arg(long, default_value = "2e-4")]
     rate: String,
-    /// Another trainer's command, such as "python scripts/preferences_trl.py"; it gets --model, --kind, --rows, --seed, --rate
-    /// and --out, and writes a PEFT adapter there.
+    /// Where both trainers compute, in f32: cpu, cuda, cuda:N.
+    #[arg(long, default_value = "cpu")]
+    device: String,
+    /// Another trainer's command, such as "python scripts/preferences_trl.py"; it gets --model, --kind, --rows, --seed, --rate,
+    /// --device and --out, and writes a PEFT adapter there.
     #[arg(long)]
     peer: Option<String>,
     /// Where rows, runs and `results.jsonl` go; runs that stand there already are not repeated.
@@ -99,6 +102,9 @@ pub(crate) fn run(args: &PreferencesArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// As the peer computes.
+const F32: &str = "dtype=\"f32\"";
+
 /// The rows of all runs.
 struct Files {
     pairs: PathBuf,
@@ -132,6 +138,7 @@ fn make_pairs(args: &PreferencesArgs, files: &Files) -> anyhow::Result<()> {
     fs::write(&questions, asked.join("\n") + "\n")?;
     let mut command = Command::new(&args.program);
     command.args(["eval", "--generate", "--max-new-tokens", "48", "--force"]);
+    command.args(["--device", &args.device, "--set", F32]);
     command.arg("--model").arg(&args.model);
     command
         .arg("--data")
@@ -207,7 +214,8 @@ fn train(
             let mut command = Command::new(words.next().context("--peer is empty")?);
             command
                 .args(words)
-                .args(["--kind", kind, "--rate", &args.rate]);
+                .args(["--kind", kind, "--rate", &args.rate])
+                .args(["--device", &args.device]);
             command
                 .arg("--model")
                 .arg(&args.model)
@@ -227,7 +235,8 @@ fn train(
                 .arg("train")
                 .arg(&recipe)
                 .args(["--plain", "--force"]);
-            command.args(["--set", &format!("seed={seed}")]);
+            command.args(["--set", &format!("seed={seed}"), "--set", F32]);
+            command.args(["--device", &args.device]);
             command.arg("--output-dir").arg(&place);
             command
         }
@@ -284,6 +293,7 @@ fn evaluation(
 ) -> anyhow::Result<Value> {
     let mut command = Command::new(&args.program);
     command.args(["--json", "eval"]).args(more);
+    command.args(["--device", &args.device, "--set", F32]);
     command
         .arg("--model")
         .arg(&args.model)
