@@ -38,6 +38,15 @@ def trainer_of(kind):
     return CPOTrainer, CPOConfig, more
 
 
+def as_text(row, tokenizer):
+    """The row in text that ends with its turn. Of chats, TRL's trainers for ORPO, SimPO and CPO learn what templates write behind that
+    (SmolLM2's line break), and append the end's token once more: two more tokens that are sure, in means over an answer's tokens."""
+    prompt = tokenizer.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True)
+    answers = {name: value for name, value in row.items() if name in ("chosen", "rejected", "completion")}
+    texts = {name: messages[0]["content"] + tokenizer.eos_token for name, messages in answers.items()}
+    return {"prompt": prompt, **texts}
+
+
 def main():
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ["model", "kind", "rows", "out", "rate", "seed"]:
@@ -69,7 +78,7 @@ def main():
         **more,
     )
     lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
-    rows = load_dataset("json", data_files=given.rows, split="train")
+    rows = load_dataset("json", data_files=given.rows, split="train").map(lambda row: as_text(row, tokenizer))
     run = trainer(model=model, args=settings, train_dataset=rows, processing_class=tokenizer, peft_config=lora)
     run.train()
     run.model.save_pretrained(given.out)
