@@ -16,6 +16,8 @@ mod adapters;
 mod export;
 #[path = "program/families.rs"]
 mod families;
+#[path = "program/notebook.rs"]
+mod notebook;
 #[path = "program/preferences.rs"]
 mod preferences;
 #[path = "program/push.rs"]
