@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use backdraft::arch::{Family, KeepSet, OffloadSet, SavedTensor};
+use backdraft::arch::{Family, KeepSet, OffloadSet, SavedTensor, Trainable};
 use backdraft::burn::tensor::{DType, Device, Tensor};
 use backdraft::formats::{ModelSource, TokenTable};
 use backdraft::journal::report::{ReplanReport, Reporter, RunInfo, RunSummary, StepReport};
@@ -469,7 +469,7 @@ fn adapters_of_several_ranks_and_scales() {
         rank_pattern = { 'layers\\.[01]\\..*' = 96, gate_proj = 2 }\nalpha_pattern = { k_proj = 3 }\n\
         [data]\ntrain = \"t\"\n";
     let recipe = Recipe::from_toml(recipe, Path::new("/"), &[]).unwrap();
-    let lora = recipe.lora.config(whole.spec()).unwrap();
+    let lora = recipe.trained(whole.spec()).unwrap();
     let model = whole.without_adapter().with_lora(&lora, 7).unwrap();
     assert_eq!(model.adapters().count(), 40);
     let batch = batch(&lengths, shape.vocab);
@@ -647,6 +647,110 @@ fn whole_tensors_are_planned_and_do_not_depend_on_the_plan() {
         );
     }
     assert!(off.is_empty(), "{off:#?}");
+}
+
+/// Full fine-tuning, of everything and of parts: planned, gradients and update, and computed the same under every plan; the base
+/// is there once.
+#[test]
+fn full_fine_tuning_is_planned_and_does_not_depend_on_the_plan() {
+    let _alone = alone();
+    let lengths = [384, 384];
+    let mut off = Vec::new();
+    for (family, patterns) in [
+        (Family::Llama, &[][..]),
+        (Family::Phi3, &[]),
+        (Family::Olmo2, &[]),
+        (Family::Gemma2, &[]),
+        (Family::Gemma4, &[]),
+        (Family::Granite, &[]),
+        (Family::Qwen2, &["layers.[2-4]", "norm"]),
+        (Family::Llama, &["down_proj"]),
+        (Family::Llama, &["layers.3.self_attn.v_proj", "lm_head"]),
+        (Family::Qwen35, &[".*_proj", "in_proj_.*", "embed_tokens"]),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let shape = RandomModel {
+            family,
+            window: matches!(family, Family::Gemma2 | Family::Gemma4).then_some(100),
+            hidden: 256,
+            intermediate: 704,
+            layers: 6,
+            heads: 8,
+            kv_heads: 2,
+            vocab: 2048,
+        };
+        shape.write(&dir.path().join("model"));
+        let spec = backdraft::model::spec(&ModelSource::open(dir.path().join("model")).unwrap());
+        let patterns = patterns.iter().map(|&pattern| pattern.to_owned());
+        let trainable = match patterns.len() {
+            0 => Trainable::All,
+            _ => Trainable::modules(patterns).unwrap(),
+        };
+        let lora = LoraConfig::full(trainable, &spec.unwrap()).unwrap();
+        let told = format!("{family:?} {}", lora.trainable);
+        let mut model = adapted(dir.path(), shape, false, &lora);
+        let batch = batch(&lengths, shape.vocab);
+        let setup = setup(&model, &lora, false, &lengths);
+        let (step, pass) = (setup.step(), setup.pass());
+        assert_eq!(step.adapters as usize, 4 * model.num_trained(), "{told}");
+        let whole = model.device_bytes() + step.adapters as usize;
+        assert_eq!(whole, 4 * model.num_base_params(), "{told}");
+        // The numbers that some layers are multiplied by are no parameters.
+        let scalars = 4 * model.spec().layers.iter().filter(|it| it.scaled).count();
+        assert_eq!(step.base as usize, model.device_bytes() + scalars, "{told}");
+        assert_eq!(step.layers.len(), model.num_backward_layers(), "{told}");
+        let all = ActivationPlan::keep_all(step.layers.len());
+        let expected = gradients(&model, &batch, None, &all);
+        for (name, plan) in plans(&step, pass, 4)
+            .into_iter()
+            .chain(away(step.layers.len()))
+        {
+            let found = gradients(&model, &batch, None, &plan);
+            assert!(found == expected, "{told}, {name}");
+            if name.ends_with("away") {
+                continue;
+            }
+            let peak = step.predict(&plan, pass, &COST).peak;
+            let measured = measured(&model, &batch, &plan) as f64;
+            let excess = 100.0 * (peak.of_step() as f64 / measured - 1.0);
+            let line = format!("{told} {name}: {excess:+.2} % at {}", peak.moment);
+            println!("{line}");
+            if !(0.0..=5.0).contains(&excess) {
+                off.push(line);
+            }
+        }
+        let updating = measured_update(&mut model, &batch, &all) as f64;
+        let excess = 100.0 * (step.update as f64 / updating - 1.0);
+        let line = format!("{told} update: {excess:+.2} %");
+        println!("{line}");
+        if !(0.0..=5.0).contains(&excess) {
+            off.push(line);
+        }
+        let losses = ten_losses(model, &batch, &all);
+        let [first, last] = [losses[0], losses[9]].map(f64::from_bits);
+        assert!(last < first, "{told}: {first} to {last}");
+    }
+    assert!(off.is_empty(), "{off:#?}");
+}
+
+/// The highest memory of an update, beyond what was there before it.
+fn measured_update(model: &mut CausalLm, batch: &MicroBatch, plan: &ActivationPlan) -> usize {
+    let params = AdamWParams {
+        beta1: 0.9,
+        beta2: 0.999,
+        epsilon: 1e-8,
+        weight_decay: 0.01,
+    };
+    let mut optimizer = Optimizer::adamw(params, StatePrecision::F32);
+    let mut grads = AdapterGrads::new();
+    let scale = 1.0 / batch.targets.len() as f32;
+    forward_backward(model, batch, scale, None, plan, &mut grads);
+    // What is kept comes with the first.
+    optimizer.step(model, &grads, 1e-4);
+    let before = ALLOCATOR.current_usage();
+    ALLOCATOR.reset_peak_usage();
+    optimizer.step(model, &grads, 1e-4);
+    ALLOCATOR.peak_usage() - before
 }
 
 /// The highest memory of a pass with the gradients that it leaves, beyond what was there before.

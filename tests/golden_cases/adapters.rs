@@ -315,7 +315,7 @@ fn golden_adapters_have_the_modules_that_their_options_name() {
         // A fresh adapter of the same options has the same tensors, and takes the memory that is planned.
         let spec = case.model.spec();
         let recipe = case.recipe("");
-        let config = recipe.lora.config(spec).unwrap();
+        let config = recipe.trained(spec).unwrap();
         let fresh = CausalLm::load(&case.base, &place::device()).unwrap();
         let fresh = fresh.with_lora(&config, 1).unwrap();
         let setup = recipe.setup(spec.clone(), None, MemoryModel::cpu(), 0);
@@ -389,13 +389,13 @@ fn golden_adapters_are_saved_and_gone_on_from_as_they_are() {
         }
         // Whoever goes on from either gets the settings of both, and may repeat those of the case.
         let spec = case.model.spec();
-        let expected = case.recipe("").lora.config(spec).unwrap();
+        let expected = case.recipe("").trained(spec).unwrap();
         for path in [&*case.folder, &at] {
             let adapter = format!("adapter = {:?}\n", path.display().to_string());
             let bare = format!("model = \"a/b\"\n[lora]\n{adapter}[data]\ntrain = \"t\"\n");
             let bare = Recipe::from_toml(&bare, Path::new("/"), &[]);
             let bare = bare.unwrap_or_else(|error| panic!("{name}: {error}"));
-            let found = bare.lora.config(spec).unwrap();
+            let found = bare.trained(spec).unwrap();
             let both = [&found, &expected].map(|config| {
                 let projections = spec.projections();
                 let adapted = projections.filter(|(l, t)| config.adapts(*l, *t));

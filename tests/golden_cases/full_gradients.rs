@@ -1,7 +1,10 @@
 //! Tiny models: the gradient of every parameter.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use backdraft::arch::Trainable;
+use backdraft::arch::full::trainable_in_full;
+use backdraft::arch::spec::HEAD;
 use backdraft::arch::whole::trainable;
 use backdraft::burn::tensor::{Gradients, Tensor};
 use backdraft::lora::{AdapterGrads, Bias, LoraConfig};
@@ -75,22 +78,68 @@ fn golden_tiny_gradients_of_whole_tensors() {
             },
             ..LoraConfig::default()
         };
-        let batch = case.padded();
-        let model = case.model.with_lora(&config, 1).unwrap();
+        let model = case.model.clone().with_lora(&config, 1).unwrap();
         let plan = ActivationPlan::recompute_all(model.num_backward_layers());
-        let scale = 1.0 / batch.targets.len() as f32;
-        let mut grads = AdapterGrads::new();
-        forward_backward(&model, &batch, scale, None, &plan, &mut grads);
-        let summaries: BTreeMap<String, Summary> =
-            serde_json::from_value(case.golden["padded_full_grads"].clone()).unwrap();
-        for place in model.whole() {
-            let grad = values(grads.get(place.tensor.id()).unwrap());
-            let what = format!("{name}, {}", place.name);
-            check_summary(&what, &grad, &summaries[&place.name]);
-            checked += 1;
-        }
+        checked += check_whole(name, &case, &model, &plan);
     }
     assert!(checked > 100, "{checked}");
+}
+
+/// The step's own gradients of every tensor of the base, without adapters, whatever is kept and made again.
+#[test]
+fn golden_tiny_gradients_without_adapters() {
+    let mut checked = 0;
+    for case in TinyCase::all() {
+        let spec = case.model.spec().clone();
+        let trainable = match spec.has_delta_nets() {
+            // Those that the backward pass gives no gradient.
+            true => Trainable::modules(
+                [
+                    ".*_proj",
+                    "in_proj_.*",
+                    "embed_tokens",
+                    ".*_layernorm",
+                    "[qk]_norm",
+                    "model\\.norm",
+                ]
+                .map(str::to_owned),
+            ),
+            false => Ok(Trainable::All),
+        };
+        let config = LoraConfig::full(trainable.unwrap(), &spec).unwrap();
+        let model = case.model.clone().with_lora(&config, 1).unwrap();
+        assert_eq!(model.adapters().count(), 0);
+        let trained: BTreeSet<String> = model.whole().into_iter().map(|place| place.name).collect();
+        let heads = spec.tie_word_embeddings.then(|| HEAD.to_owned());
+        let can = trainable_in_full(&spec).into_iter();
+        let can: BTreeSet<String> = can.filter(|name| Some(name) != heads.as_ref()).collect();
+        assert_eq!(trained, can, "{}", case.name);
+        let layers = model.num_backward_layers();
+        for plan in [
+            ActivationPlan::keep_all(layers),
+            ActivationPlan::recompute_all(layers),
+        ] {
+            checked += check_whole(&case.name, &case, &model, &plan);
+        }
+    }
+    assert!(checked > 500, "{checked}");
+}
+
+/// Checks the gradients of what is trained whole against those of the file, and says how many.
+fn check_whole(name: &str, case: &TinyCase, model: &CausalLm, plan: &ActivationPlan) -> usize {
+    let batch = case.padded();
+    let scale = 1.0 / batch.targets.len() as f32;
+    let mut grads = AdapterGrads::new();
+    forward_backward(model, &batch, scale, None, plan, &mut grads);
+    let summaries: BTreeMap<String, Summary> =
+        serde_json::from_value(case.golden["padded_full_grads"].clone()).unwrap();
+    let places = model.whole();
+    for place in &places {
+        let grad = values(grads.get(place.tensor.id()).unwrap());
+        let what = format!("{name}, {}", place.name);
+        check_summary(&what, &grad, &summaries[&place.name]);
+    }
+    places.len()
 }
 
 /// Every gradient against the summary of it, by name.

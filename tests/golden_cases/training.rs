@@ -1,7 +1,9 @@
-//! Tricks of the training step, on tiny models: eight steps each, as transformers' Trainer and PEFT's optimizer do them.
+//! Full fine-tuning, and tricks of the training step, on tiny models: eight steps each, as transformers' Trainer and PEFT's
+//! optimizer do them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use backdraft::arch::Trainable;
 use backdraft::burn::tensor::{Tensor, TensorData};
 use backdraft::data::{Batch, IGNORE_INDEX};
 use backdraft::kernels::adamw::AdamWParams;
@@ -71,19 +73,46 @@ fn golden_training_steps_of_adapters() {
         let golden: Golden = golden::json(&folder.join("training.json"));
         if golden.settings.mode == "lora" {
             let tensors = Tensors::open(folder.join("training.safetensors"));
-            let base = golden.model.rsplit('/').next().unwrap();
-            let base = bases.iter().find(|case| case.name == base).unwrap();
-            check(&folder.name(), &golden, &tensors, &base.model);
+            let adapter = start(&tensors, golden.lora.as_ref().unwrap());
+            let model = base_of(&golden, &bases).with_adapter(&adapter).unwrap();
+            check(&folder.name(), &golden, Some(&tensors), model);
             found += 1;
         }
     }
     println!("{found} cases train adapters");
 }
 
-fn check(name: &str, golden: &Golden, tensors: &Tensors, base: &CausalLm) {
+#[test]
+fn golden_training_steps_of_everything() {
+    let bases = TinyCase::all();
+    let mut found = 0;
+    for folder in golden::folders("training", "training.json") {
+        let golden: Golden = golden::json(&folder.join("training.json"));
+        if golden.settings.mode == "full" {
+            let tensors = folder.join("training.safetensors");
+            let tensors = tensors.is_file().then(|| Tensors::open(tensors));
+            let base = base_of(&golden, &bases);
+            let config = LoraConfig::full(Trainable::All, base.spec()).unwrap();
+            let model = base.with_lora(&config, 1).unwrap();
+            let names = model.trained_params();
+            let names = names.map(|(path, param)| format!("{path}.{}", param.file_name));
+            let names: BTreeSet<String> = names.collect();
+            assert_eq!(names, golden.parameters.keys().cloned().collect());
+            check(&folder.name(), &golden, tensors.as_ref(), model);
+            found += 1;
+        }
+    }
+    println!("{found} cases train everything");
+}
+
+fn base_of(golden: &Golden, bases: &[TinyCase]) -> CausalLm {
+    let base = golden.model.rsplit('/').next().unwrap();
+    let base = bases.iter().find(|case| case.name == base).unwrap();
+    base.model.clone()
+}
+
+fn check(name: &str, golden: &Golden, tensors: Option<&Tensors>, mut model: CausalLm) {
     let settings = &golden.settings;
-    let adapter = start(tensors, golden.lora.as_ref().unwrap());
-    let mut model = base.clone().with_adapter(&adapter).unwrap();
     let params = AdamWParams {
         beta1: settings.betas[0],
         beta2: settings.betas[1],
@@ -99,7 +128,7 @@ fn check(name: &str, golden: &Golden, tensors: &Tensors, base: &CausalLm) {
         let batch = micro_batch(&golden.input_ids[step], &golden.unlabelled_prefix[step]);
         let tokens = batch.targets.len() as f64;
         let mut h = model.embed(&batch.tokens.input_ids).inner();
-        if let Some(alpha) = settings.neftune_alpha {
+        if let (Some(alpha), Some(tensors)) = (settings.neftune_alpha, tensors) {
             let draws = format!("noise.step{}", step + 1);
             let [rows, length, hidden] = tensors.shape(&draws);
             let draws = TensorData::new(tensors.f32(&draws), [rows * length, hidden]);
@@ -129,6 +158,9 @@ fn check(name: &str, golden: &Golden, tensors: &Tensors, base: &CausalLm) {
         optimizer.step(&mut model, &grads, *lr);
         check_parameters(&what, golden, &format!("step{}", step + 1), &model);
     }
+    let Some(tensors) = tensors else {
+        return;
+    };
     for (path, param) in model.trained_params() {
         let factor = format!("{path}.{}", param.file_name);
         let (found, expected) = (

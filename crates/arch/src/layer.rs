@@ -174,8 +174,8 @@ impl<V: Values> Kept<V> {
 }
 
 /// Whether a projection of the group has an adapter, whose gradient needs the group's input.
-fn adapts_input(trained: &impl Trained, group: Group) -> bool {
-    group.targets().iter().any(|&target| trained.adapts(target))
+fn trains_on_input(trained: &impl Trained, group: Group) -> bool {
+    group.targets().iter().any(|&target| trained.trains(target))
 }
 
 /// Whether the backward pass goes beyond the MLP.
@@ -190,7 +190,7 @@ fn reaches_attention(trained: &impl Trained, input_grad: InputGrad) -> bool {
         Norm::PreFeedforward,
     ];
     input_grad.is_needed()
-        || parts.any(|&part| trained.adapts(part) || trained.trains_bias(part))
+        || parts.any(|&part| trained.trains(part) || trained.trains_bias(part))
         || norms.iter().any(|&norm| trained.trains_norm(norm))
 }
 
@@ -214,7 +214,7 @@ pub fn uses(
     if norms.are_after() {
         set = set.with(T::Down);
     }
-    if adapts_input(trained, Group::GateUp) {
+    if trains_on_input(trained, Group::GateUp) {
         set = set.with(T::PostNormed);
     }
     if !reaches_attention(trained, input_grad) {
@@ -230,7 +230,7 @@ pub fn uses(
         Mixer::Attention | Mixer::GatedAttention => Group::Qkv,
         Mixer::DeltaNet(_) => Group::Delta,
     };
-    if adapts_input(trained, group) && norms.are_before() {
+    if trains_on_input(trained, group) && norms.are_before() {
         set = set.with(T::InputNormed);
     }
     set
@@ -580,7 +580,7 @@ fn attention_backward<O: Backward>(
         Some([q, gate]) => (Some(q), Some(gate)),
     };
     let read = match &gate {
-        Some(gate) if o.adapts(M::OProj) => Some(o.gate_heads(&out, gate)),
+        Some(gate) if o.trains(M::OProj) => Some(o.gate_heads(&out, gate)),
         _ => None,
     };
     let branch = [(M::OProj, dy, &mid.side)];
@@ -717,7 +717,7 @@ fn mlp_input<O: Forward>(
 
 /// Whether the backward pass of a group reads the group's input.
 fn reads_input<O: Forward>(o: &O, group: Group) -> bool {
-    adapts_input(o, group)
+    trains_on_input(o, group)
 }
 
 fn project<O: Forward>(

@@ -16,6 +16,8 @@
 //! | [`nested`] | [`NestedFormat`]: the same with a bit less or more |
 //! | [`lora`] | [`LoraConfig`]: which projections carry adapters |
 //! | [`whole`] | which tensors of the base are trained whole beside them |
+//! | [`trainable`](mod@trainable) | [`Trainable`]: what a run trains, adapters or tensors of the base in their place |
+//! | [`full`] | which tensors those are |
 //! | [`module_names`], [`module_pattern`] | modules by name or pattern, as PEFT has them |
 //! | [`lora_targets`] | [`LoraTargets`]: who gets which adapter, and what that means for a model |
 //! | [`stored`] | [`StoredShare`]: the part of a base that is stored in one way |
@@ -39,6 +41,7 @@ pub mod delta_net;
 pub mod device;
 pub mod families;
 pub mod four_bit;
+pub mod full;
 pub mod gguf_block;
 pub mod layer;
 pub mod lora;
@@ -57,6 +60,7 @@ pub mod sizes;
 pub mod spec;
 pub mod stored;
 pub mod target;
+pub mod trainable;
 pub mod whole;
 pub mod wrapped;
 
@@ -84,3 +88,4 @@ pub use saved::{KeepSet, OffloadSet, SavedTensor};
 pub use spec::{LayerSpec, ModelSpec, TensorSpec};
 pub use stored::StoredShare;
 pub use target::{Group, TargetModule, TargetSet, UnknownTarget};
+pub use trainable::Trainable;

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::named;
 use crate::target::{TargetModule, UnknownTarget};
+use crate::trainable::Trainable;
 
 named! {
     /// Where the factors start.
@@ -74,6 +75,8 @@ pub struct LoraConfig {
     pub modules_to_save: Vec<String>,
     /// Whether an embedding that is trained whole is the head too.
     pub ensure_weight_tying: bool,
+    /// What of the base is trained in place of adapters, where that is so.
+    pub trainable: Trainable,
 }
 
 impl Default for LoraConfig {
@@ -93,6 +96,7 @@ impl Default for LoraConfig {
             bias: Bias::None,
             modules_to_save: Vec::new(),
             ensure_weight_tying: false,
+            trainable: Trainable::Adapter,
         }
     }
 }
@@ -180,7 +184,8 @@ impl LoraConfig {
             });
         }
         let layers = self.layers_to_transform.as_deref();
-        if self.target_modules.is_empty() || layers.is_some_and(<[usize]>::is_empty) {
+        let none = self.target_modules.is_empty() && !self.trainable.is_full();
+        if none || layers.is_some_and(<[usize]>::is_empty) {
             return Err(LoraConfigError::NoTarget);
         }
         match layers
@@ -231,7 +236,7 @@ pub enum LoraConfigError {
         "{key}: `{name}` matches none of the {}; near it are {}",
         match *key {
             "lora.modules_to_save" => "modules that can be trained whole",
-            key if key.ends_with("_modules") => "model's modules",
+            key if key == crate::trainable::KEY || key.ends_with("_modules") => "model's modules",
             _ => "adapted modules",
         },
         nearest.join(", ")
@@ -267,6 +272,18 @@ pub enum LoraConfigError {
         asked: String,
         /// The module, or the tensor.
         module: String,
+    },
+    /// A tensor that is to be trained in place of adapters, and cannot.
+    #[error(
+        "trainable = {asked} takes `{tensor}` too, whose gradient this version does not have: it trains projections, norms, \
+         biases of projections, embed_tokens and lm_head; name those by patterns, such as trainable = [\".*_proj\", \
+         \"embed_tokens\"]"
+    )]
+    NoGradient {
+        /// What was written.
+        asked: String,
+        /// The tensor.
+        tensor: String,
     },
     /// There are no such biases.
     #[error(

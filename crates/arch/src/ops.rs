@@ -192,8 +192,8 @@ pub(crate) type SideOf<O> = <<O as Forward>::Values as Values>::Side;
 
 /// What of a layer is trained.
 pub trait Trained {
-    /// Whether a projection has an adapter.
-    fn adapts(&self, target: TargetModule) -> bool;
+    /// Whether a projection has an adapter, or its weight is trained: either's gradient takes the projection's input.
+    fn trains(&self, target: TargetModule) -> bool;
 
     /// Whether the bias of a projection is trained; that of a fused one belongs to each of its parts.
     fn trains_bias(&self, target: TargetModule) -> bool;

@@ -18,6 +18,10 @@ pub const DELTA_CHUNK: usize = 64;
 /// depend on the number of threads.
 pub const SUMMED_GROUPS: usize = 1024;
 
+/// Values of a buffer that an optimiser on a device has for tensors of a base, at most; a larger tensor has one of its own. They are
+/// moved into it one buffer at a time.
+pub const LARGEST_GROUP: usize = 1 << 28;
+
 /// Rows and columns, in f32, of the largest tensor that measuring the way to the host makes.
 pub const SIDE: usize = 2048;
 

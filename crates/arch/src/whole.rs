@@ -10,19 +10,22 @@ use crate::spec::{EMBEDDING, FINAL_NORM, HEAD, ModelSpec, TensorSpec};
 const KEY: &str = "lora.modules_to_save";
 
 /// The module of a tensor, and what the tensor is of it.
-fn parts(tensor: &str) -> (&str, &str) {
+pub(crate) fn parts(tensor: &str) -> (&str, &str) {
     tensor.rsplit_once('.').unwrap_or(("", tensor))
 }
 
 impl LoraConfig {
     /// The tensors of a base that are trained whole, in the order of the model's. Where the head is the embedding, the name of
-    /// either means the one table.
+    /// either means the one table. Where no adapters are made, those that are trained in their place.
     ///
     /// # Source
     /// PEFT 0.21: `modules_to_save` takes every module whose path ends in one of its texts, and `bias` every parameter of that
     /// name, or those of adapted modules.
     #[must_use]
     pub fn whole(&self, spec: &ModelSpec) -> Vec<TensorSpec> {
+        if self.trainable.is_full() {
+            return self.taken(spec);
+        }
         let tied = spec.tie_word_embeddings;
         let tensors = spec.tensors();
         tensors
@@ -55,6 +58,9 @@ impl LoraConfig {
     /// # Errors
     /// A name that means no module, or one of a module that is not trained whole; biases that the model does not have.
     pub fn with_whole(self, spec: &ModelSpec) -> Result<Self, LoraConfigError> {
+        if self.trainable.is_full() {
+            return Self::full(self.trainable, spec);
+        }
         let can = trainable(spec);
         let weights = can.iter().filter(|name| parts(name).1 == "weight");
         let can: BTreeSet<String> = weights.map(|name| parts(name).0.to_owned()).collect();
@@ -104,7 +110,7 @@ impl LoraConfig {
     }
 }
 
-/// The names of the tensors that can be trained whole: norms, embedding, head, biases of projections. A head even where it is
+/// The names of the tensors that can be trained whole beside adapters: norms, embedding, head, biases of projections. A head even where it is
 /// the embedding.
 #[must_use]
 pub fn trainable(spec: &ModelSpec) -> BTreeSet<String> {
@@ -122,7 +128,7 @@ pub fn trainable(spec: &ModelSpec) -> BTreeSet<String> {
 }
 
 /// Modules of the model, and what holds modules; a head even where it is the embedding.
-fn modules(spec: &ModelSpec) -> BTreeSet<String> {
+pub(crate) fn modules(spec: &ModelSpec) -> BTreeSet<String> {
     let mut modules: BTreeSet<String> = [parts(HEAD).0.to_owned()].into();
     for tensor in spec.tensors() {
         let mut name = tensor.name.as_str();

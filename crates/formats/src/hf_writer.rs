@@ -46,7 +46,7 @@ impl HfDirWriter {
         // Beside other weights a tokenizer or a template would be another model's.
         let holds_model = [WEIGHTS, INDEX].iter().any(|name| out.join(name).is_file());
         let is_ours: IsOurs = match holds_model {
-            true => |file| is_weights(file) || is_companion(file),
+            true => Self::is_ours,
             false => is_weights,
         };
         let directory = AtomicDir::create(out, existing, is_ours)?;
@@ -72,6 +72,12 @@ impl HfDirWriter {
             owners,
             bytes: 0,
         })
+    }
+
+    /// Whether a file inside a model's directory is one that a writer may have left.
+    #[must_use]
+    pub fn is_ours(file: &Path) -> bool {
+        is_weights(file) || is_companion(file)
     }
 
     /// Writes a file beside the weights.

@@ -60,7 +60,7 @@ pub use hf_writer::HfDirWriter;
 pub use model_card::CardHead;
 pub use peft_config::{PeftConfig, PeftConfigError, TargetModules};
 pub use peft_dir::{AdapterTensors, LoraPair, PeftDir, PeftModule, PeftOutline, PeftWriteOptions};
-pub use peft_find::adapter_in;
+pub use peft_find::{adapter_in, trained_model_in};
 pub use peft_tokens::{TokenRows, TokenTable, TrainableTokens};
 pub use peft_whole::WholeTensor;
 pub use safetensors_file::{SafetensorsError, SafetensorsFile};

@@ -189,8 +189,11 @@ pub struct RunSummary {
     pub precision: Option<PrecisionSummary>,
     /// Why the run, or a part of it, trained nothing; empty of most.
     pub no_effect: Vec<NoEffect>,
-    /// Where the adapter lies.
+    /// Where the adapter lies, or the model where no adapter was made.
     pub adapter: PathBuf,
+    /// Whether it is a model.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub full: bool,
     /// The step whose weights it holds: the best by evaluation, or the last.
     pub adapter_step: usize,
 }

@@ -75,8 +75,8 @@ impl Adapter {
         }
     }
 
-    /// Moves every parameter, and its copy in the dtype of activations, to where `place` says.
-    pub fn store_in(&mut self, place: impl FnMut(ParamId) -> Stored) {
+    /// Moves every parameter, and its copy in the dtype of activations, to where `place` says; those of which it says nothing stay.
+    pub fn store_in(&mut self, place: impl FnMut(ParamId) -> Option<Stored>) {
         match self {
             Self::Lora(lora) => lora.store_in(place),
         }
@@ -87,13 +87,6 @@ impl Adapter {
     pub fn computing_in(self, dtype: DType) -> Self {
         match self {
             Self::Lora(lora) => Self::Lora(lora.computing_in(dtype)),
-        }
-    }
-
-    /// The dtype of activations, where the parameters are kept in another.
-    pub fn rounded_to(&self) -> Option<DType> {
-        match self {
-            Self::Lora(lora) => lora.rounded_to(),
         }
     }
 

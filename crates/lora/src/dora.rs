@@ -70,8 +70,10 @@ impl Magnitude {
         self.norms = None;
     }
 
-    pub(crate) fn store_in(&mut self, place: impl FnOnce(ParamId) -> Stored) {
-        let Stored { values, .. } = place(self.vector.id);
+    pub(crate) fn store_in(&mut self, place: impl FnOnce(ParamId) -> Option<Stored>) {
+        let Some(Stored { values, .. }) = place(self.vector.id) else {
+            return;
+        };
         let [_, out] = values.dims();
         self.vector = self.vector.clone().map(|_| values.reshape([out]));
         self.norms = None;

@@ -179,15 +179,16 @@ impl LoraAdapter {
         });
     }
 
-    pub(crate) fn store_in(&mut self, mut place: impl FnMut(ParamId) -> Stored) {
-        let rounded = [&mut self.lora_a, &mut self.lora_b].map(|param| {
-            let Stored { values, rounded } = place(param.id);
+    pub(crate) fn store_in(&mut self, mut place: impl FnMut(ParamId) -> Option<Stored>) {
+        let sides = [&mut self.lora_a, &mut self.lora_b];
+        for (i, param) in sides.into_iter().enumerate() {
+            let Some(Stored { values, rounded }) = place(param.id) else {
+                continue;
+            };
             *param = param.clone().map(|_| values);
-            rounded
-        });
-        if self.rounded.is_some() {
-            let [a, b] = rounded;
-            self.rounded = a.zip(b).map(|(a, b)| Frozen([a, b]));
+            if let (Some(copies), Some(rounded)) = (&mut self.rounded, rounded) {
+                copies[i] = rounded;
+            }
         }
         if let Some(magnitude) = &mut self.magnitude {
             magnitude.store_in(place);

@@ -183,20 +183,12 @@ pub fn merge(
     mut progress: impl FnMut(usize, usize),
 ) -> Result<MergeReport, MergeError> {
     check_adapter(source, adapter)?;
-    let infos: Vec<TensorInfo> = source
-        .tensor_names()
-        .filter(|name| *name != "rope_freqs.weight")
-        .filter_map(|name| source.tensor_info(name).cloned())
-        .collect();
-    let others: Vec<&TensorInfo> = source
-        .other_names()
-        .filter_map(|name| source.tensor_info(name))
-        .collect();
+    let (infos, others) = tensors(source);
     let stored = |info: &TensorInfo| TensorInfo {
         name: source.stored_name(&info.name).to_owned(),
         ..info.clone()
     };
-    let written = infos.iter().chain(others.iter().copied()).map(stored);
+    let written = infos.iter().chain(&others).map(stored);
     let written: Vec<TensorInfo> = written.collect();
     let total = written.len();
     let mut writer = HfDirWriter::create(out, written, existing)?;
@@ -241,7 +233,7 @@ pub fn merge(
         progress(i + 1, total);
     }
     for (i, info) in others.into_iter().enumerate() {
-        if is_plain(source, info) {
+        if is_plain(source, &info) {
             writer.write(&info.name, &source.raw(&info.name)?.bytes)?;
         } else {
             let values = read_values(source, &info.name)?;
@@ -252,6 +244,15 @@ pub fn merge(
     }
     report.bytes = writer.finish()?;
     Ok(report)
+}
+
+/// The tensors of a model's decoder, and those of its other parts, in the order of the files.
+pub(crate) fn tensors(source: &ModelSource) -> (Vec<TensorInfo>, Vec<TensorInfo>) {
+    let info = |name| source.tensor_info(name).cloned();
+    let own = source.tensor_names();
+    let own = own.filter(|name| *name != "rope_freqs.weight");
+    let others = source.other_names().filter_map(info);
+    (own.filter_map(info).collect(), others.collect())
 }
 
 /// A tensor before and after an adapter was added to it.
@@ -328,7 +329,7 @@ fn replaced(mut values: Vec<f32>, rows: &TokenRows) -> Vec<f32> {
 }
 
 /// Whether a tensor is stored as values of its own type.
-fn is_plain(source: &ModelSource, info: &TensorInfo) -> bool {
+pub(crate) fn is_plain(source: &ModelSource, info: &TensorInfo) -> bool {
     source.stored_type(&info.name).as_deref() == Some(info.dtype.name())
 }
 
@@ -490,7 +491,7 @@ fn made_for(base: Option<&String>) -> String {
 }
 
 /// Whether no value becomes infinite.
-fn fits(values: &[f32], dtype: Dtype) -> bool {
+pub(crate) fn fits(values: &[f32], dtype: Dtype) -> bool {
     // Half of the last place above the largest number of half precision is rounded to infinity.
     let limit = match dtype {
         Dtype::F16 => 65520.0,

@@ -21,6 +21,8 @@ use crate::whole::TrainedTensor;
 pub struct Projection {
     weight: Frozen<Weight>,
     bias: Option<Frozen<Tensor<1>>>,
+    /// What is trained in place of the weight.
+    trained_weight: Option<TrainedTensor>,
     /// What is trained in place of the bias.
     trained_bias: Option<TrainedTensor>,
     adapter: Option<Adapter>,
@@ -46,6 +48,8 @@ pub struct Ahead {
     seen: Option<Tensor<2>>,
     /// The same, and what the forward pass left, where the lengths of rows are trained.
     magnitude: Option<(Tensor<2>, ProjectionSaved)>,
+    /// The gradient of the output, where the weight is trained.
+    weight: Option<Tensor<2>>,
 }
 
 impl Projection {
@@ -57,6 +61,7 @@ impl Projection {
         Self {
             weight: Frozen(weight),
             bias: bias.map(Frozen),
+            trained_weight: None,
             trained_bias: None,
             adapter: None,
             multiplier: 1.0,
@@ -88,6 +93,16 @@ impl Projection {
     /// The frozen bias, `[out]`, whatever is trained in its place.
     pub fn bias(&self) -> Option<&Tensor<1>> {
         self.bias.as_deref()
+    }
+
+    /// What is trained in place of the weight, which then has its values.
+    pub fn trained_weight(&self) -> Option<&TrainedTensor> {
+        self.trained_weight.as_ref()
+    }
+
+    /// The same, to be changed, set or taken away.
+    pub fn trained_weight_mut(&mut self) -> &mut Option<TrainedTensor> {
+        &mut self.trained_weight
     }
 
     /// What is trained in place of the bias.
@@ -131,7 +146,9 @@ impl Projection {
             let y = dora::dora_linear(x, weight, factors, &norms, magnitude.vector.val());
             return self.add_tracked_bias(y);
         }
-        let y = match self.weight.tracked() {
+        let trained = self.trained_weight.as_ref();
+        let trained = trained.and_then(|weight| weight.tracked_matrix().tracked());
+        let y = match trained.or_else(|| self.weight.tracked()) {
             Some(weight) => {
                 let weight = (weight, self.multiplier);
                 lora_linear::reference::forward(x, weight, factors.as_ref())
@@ -378,14 +395,14 @@ impl Projection {
         (&self.weight, self.multiplier)
     }
 
-    /// Adds the gradients of factors and of a trained bias to `grads` and returns the input's, where it is `wanted`. The input
-    /// may be absent where there is no adapter.
+    /// Adds the gradients of factors and of a trained weight and bias to `grads` and returns the input's, where it is `wanted`.
+    /// The input may be absent where there is neither adapter nor trained weight.
     ///
     /// # Shapes
     /// `dy` `[t, out]`, `x` and the result `[t, in]`.
     ///
     /// # Panics
-    /// If there is an adapter and no input.
+    /// If there is an adapter or a trained weight, and no input.
     pub fn backward(
         &self,
         dy: Tensor<2>,
@@ -404,7 +421,7 @@ impl Projection {
     /// As [`backward`](Self::backward).
     ///
     /// # Panics
-    /// If one has an adapter and there is no input.
+    /// If one has an adapter or a trained weight, and there is no input.
     pub fn backward_together<const N: usize>(
         branches: [(&Self, Tensor<2>, &ProjectionSaved); N],
         x: Option<&Tensor<2>>,
@@ -421,7 +438,7 @@ impl Projection {
     /// As [`backward`](Self::backward).
     ///
     /// # Panics
-    /// If one has an adapter and there is no input.
+    /// If one has an adapter or a trained weight, and there is no input.
     pub fn backward_adapted<const N: usize>(
         branches: [(&Self, Tensor<2>, &ProjectionSaved); N],
         x: Option<&Tensor<2>>,
@@ -441,6 +458,7 @@ impl Projection {
         let branches = branches.map(|(projection, dy, saved)| {
             let factors = each.next().and_then(Option::as_ref);
             projection.add_bias_grad(&dy, grads);
+            projection.add_weight_grad(&dy, x, grads);
             let adding = (wanted, &mut added);
             let dy = projection.back_through_gain(dy, x, (factors, saved), grads, adding);
             if let (Some(adapter), Some(x)) = (&projection.adapter, x) {
@@ -470,6 +488,7 @@ impl Projection {
         self.add_bias_grad(&dy, grads);
         let factors = self.plain_factors(&dy, saved.dropout_seed);
         let magnitude = self.magnitude().map(|_| (dy.clone(), saved.clone()));
+        let weight = self.trained_weight.as_ref().map(|_| dy.clone());
         let (mut added, factors) = (None, factors.as_ref());
         let dy = self.back_through_gain(dy, None, (factors, saved), grads, (true, &mut added));
         let seen = (grads.observes()).then(|| dy.clone());
@@ -479,15 +498,20 @@ impl Projection {
             factor_a,
             seen,
             magnitude,
+            weight,
         };
         (with_added(dx, added), ahead)
     }
 
-    /// The rest of [`backward_ahead`](Self::backward_ahead): the gradient of the adapter's A goes to `grads`.
+    /// The rest of [`backward_ahead`](Self::backward_ahead): the gradient of the adapter's A, or of a trained weight, goes to
+    /// `grads`.
     ///
     /// # Shapes
     /// `x` `[t, in]`.
     pub fn finish(&self, ahead: Ahead, x: &Tensor<2>, grads: &mut AdapterGrads) {
+        if let Some(dy) = &ahead.weight {
+            self.add_weight_grad(dy, Some(x), grads);
+        }
         let Some(adapter) = &self.adapter else {
             return;
         };
@@ -525,6 +549,16 @@ impl Projection {
             weight: self.factored(),
             adapter: factors.zip(saved.xa.as_ref()),
             factors: slots.map_or(WantedFactors::New, WantedFactors::Into),
+        }
+    }
+
+    /// The gradient of a trained weight, from that of the output and the input.
+    fn add_weight_grad(&self, dy: &Tensor<2>, x: Option<&Tensor<2>>, grads: &mut AdapterGrads) {
+        if let Some(weight) = &self.trained_weight {
+            let Some(x) = x else {
+                panic!("a trained weight's gradient needs the input");
+            };
+            weight.add_matrix_grad(grads, x, (self.multiplier, dy));
         }
     }
 

@@ -99,14 +99,14 @@ impl<'a> Rows<'a> {
     }
 
     /// The backward pass of all rows of a projection, part by part in their order: adds the gradients of factors and of a
-    /// trained bias to `grads` and returns the input's, where it is `wanted`. Each `dy` is let go when it was used; the input may be absent where there is
-    /// no adapter.
+    /// trained weight and bias to `grads` and returns the input's, where it is `wanted`. Each `dy` is let go when it was used; the input may be absent where there is
+    /// neither adapter nor trained weight.
     ///
     /// # Shapes
     /// `dy` `[t, rows]`, `x` and the result `[t, in]`.
     ///
     /// # Panics
-    /// If there is an adapter and no input.
+    /// If there is an adapter or a trained weight, and no input.
     pub fn backward_together<const N: usize>(
         parts: [(Self, Tensor<2>, &ProjectionSaved); N],
         x: Option<&Tensor<2>>,
@@ -123,6 +123,14 @@ impl<'a> Rows<'a> {
             let sums = parts.each_ref().map(|(_, dy, _)| column_sums(dy));
             let sums = Tensor::cat(Vec::from(sums), 0);
             bias.add_grad(grads, sums.mul_scalar(alpha));
+        }
+        if let Some(weight) = parts[0].0.whole.trained_weight() {
+            let Some(x) = x else {
+                panic!("a trained weight's gradient needs the input");
+            };
+            let alpha = parts[0].0.whole.multiplier();
+            let dy = Tensor::cat(Vec::from(parts.each_ref().map(|(_, dy, _)| dy.clone())), 1);
+            weight.add_matrix_grad(grads, x, (alpha, &dy));
         }
         let factors =
             (parts.each_ref()).map(|(part, dy, saved)| part.factors(dy, saved.dropout_seed));

@@ -82,9 +82,10 @@ impl TrainedTokens {
     }
 
     /// Moves the rows to where `place` says.
-    pub fn store_in(&mut self, mut place: impl FnMut(ParamId) -> Stored) {
-        let Stored { values, .. } = place(self.rows.id);
-        self.rows = self.rows.clone().map(|_| values);
+    pub fn store_in(&mut self, mut place: impl FnMut(ParamId) -> Option<Stored>) {
+        if let Some(Stored { values, .. }) = place(self.rows.id) {
+            self.rows = self.rows.clone().map(|_| values);
+        }
     }
 
     /// The table with these rows in it, tracked by autodiff where they are.

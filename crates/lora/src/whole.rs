@@ -10,8 +10,8 @@ use burn::tensor::{DType, Device, Tensor, TensorReadError};
 use crate::gradients::AdapterGrads;
 use crate::param::{AdapterParam, Stored};
 
-/// A tensor of the base that is trained whole: the weight of a norm, a bias, an embedding or a head. What the base has stays
-/// beside it, for who asks for the base alone.
+/// A tensor of the base that is trained whole: the weight of a norm, a bias, an embedding or a head, and, where no adapter is
+/// made, the weight of a projection. Beside adapters, what the base has stays beside it, for who asks for the base alone.
 #[derive(Module, Debug)]
 pub struct TrainedTensor {
     /// Row by row, f32.
@@ -150,9 +150,11 @@ impl TrainedTensor {
         self.now = Frozen(rounded(&self.values(), self.now.dtype()));
     }
 
-    /// Moves the values, and their copy in the dtype of activations, to where `place` says.
-    pub fn store_in(&mut self, place: impl FnOnce(ParamId) -> Stored) {
-        let Stored { values, rounded } = place(self.values.id);
+    /// Moves the values, and their copy in the dtype of activations, to where `place` says, if it says anything.
+    pub fn store_in(&mut self, place: impl FnOnce(ParamId) -> Option<Stored>) {
+        let Some(Stored { values, rounded }) = place(self.values.id) else {
+            return;
+        };
         let count: usize = self.dims.iter().product();
         let values = values.reshape([count]);
         self.now = Frozen(match rounded {
@@ -183,17 +185,17 @@ impl TrainedTensor {
         self.add_grad(grads, sums);
     }
 
-    /// Adds what logits tell of a head.
+    /// Adds that of a matrix W which made α·x·Wᵀ: α·dyᵀ·x.
     ///
     /// # Shapes
-    /// `hidden` `[n, hidden]` is what the head read, `d_logits` `[n, vocab]` the gradient of what it gave.
-    pub fn add_head_grad(
+    /// `x` `[t, in]`, `dy` `[t, out]`.
+    pub fn add_matrix_grad(
         &self,
         grads: &mut AdapterGrads,
-        hidden: &Tensor<2>,
-        d_logits: &Tensor<2>,
+        x: &Tensor<2>,
+        (alpha, dy): (f32, &Tensor<2>),
     ) {
-        grads.add_product(self.values.id, (Op::T, d_logits), (Op::N, hidden), 1.0);
+        grads.add_product(self.values.id, (Op::T, dy), (Op::N, x), alpha);
     }
 
     /// Adds what an embedding of `input_ids` tells, `dh` being the gradient of what it gave, which was multiplied by

@@ -2,7 +2,7 @@
 
 mod whole;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use backdraft_arch::spec::{EMBEDDING, FINAL_NORM, HEAD};
 use backdraft_arch::{ModelSpec, StoredShare};
@@ -293,7 +293,8 @@ impl CausalLm {
         nll
     }
 
-    /// The model with fresh adapters, drawn from `seed`, and the tensors that are trained whole as the base has them.
+    /// The model with fresh adapters, drawn from `seed`, or without any where the base itself is trained, and the tensors that
+    /// are trained whole as the base has them.
     ///
     /// # Errors
     /// Settings that do not fit the model; a tensor in codes, which cannot be trained.
@@ -422,7 +423,7 @@ impl CausalLm {
     ) {
         let table = self.head_table();
         match (self.whole_of(table), self.tokens_of(table)) {
-            (Some(whole), _) => whole.add_head_grad(grads, hidden, d_logits),
+            (Some(whole), _) => whole.add_matrix_grad(grads, hidden, (1.0, d_logits)),
             (None, Some(tokens)) => tokens.add_head_grad(grads, hidden, d_logits),
             (None, None) => {}
         }
@@ -463,7 +464,7 @@ impl CausalLm {
         self
     }
 
-    /// The base model alone.
+    /// The base model alone; of one that has given up tensors for trained ones, with those.
     pub fn without_adapter(mut self) -> Self {
         for layer in &mut self.layers {
             for (_, projection) in layer.projections_mut() {
@@ -540,8 +541,9 @@ impl CausalLm {
         });
     }
 
-    /// Moves every trained tensor, and its copy in the dtype of activations, to where `place` says.
-    pub fn store_trained_in(&mut self, mut place: impl FnMut(ParamId) -> Stored) {
+    /// Moves every trained tensor, and its copy in the dtype of activations, to where `place` says; those of which it says nothing
+    /// stay.
+    pub fn store_trained_in(&mut self, mut place: impl FnMut(ParamId) -> Option<Stored>) {
         for (_, _, adapter) in self.adapters_mut() {
             adapter.store_in(&mut place);
         }
@@ -625,10 +627,15 @@ impl CausalLm {
         shares
     }
 
-    /// Bytes of the device's memory that the base takes.
+    /// Bytes of the device's memory that the base takes, without what it has given up for trained tensors.
     pub fn device_bytes(&mut self) -> usize {
+        let whole = self.whole().into_iter().filter(|_| self.trains_base());
+        let given_up: BTreeSet<String> = whole.map(|place| place.name).collect();
         let mut bytes = 0;
-        self.visit_base_mut(|_, tensor| {
+        self.visit_base_mut(|name, tensor| {
+            if given_up.contains(name) {
+                return;
+            }
             bytes += match tensor {
                 BaseTensor::Matrix(weight) => weight.device_bytes(),
                 BaseTensor::Vector(weight) => weight.dims()[0] * weight.dtype().size(),

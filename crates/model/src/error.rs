@@ -160,6 +160,17 @@ pub enum LoadError {
         /// How it is kept.
         scheme: String,
     },
+    /// A tensor that is to be trained in place of adapters, and cannot.
+    #[error(
+        "trainable: `{tensor}` is kept in {scheme}, and codes cannot be trained; load the model without load_in_4bit, \
+         load_in_8bit and keep_blocks, from weights that are not quantized, or train adapters: trainable = \"adapter\""
+    )]
+    TrainedInCodes {
+        /// The tensor.
+        tensor: String,
+        /// How it is kept.
+        scheme: String,
+    },
     /// The settings of an adapter do not fit the model.
     #[error(transparent)]
     Lora(#[from] LoraConfigError),

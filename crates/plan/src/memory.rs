@@ -16,7 +16,7 @@ use crate::predict::Prediction;
 pub struct Memory {
     /// Frozen weights, as they are stored.
     pub base: usize,
-    /// The adapters' factors and their gradients.
+    /// The adapters' factors and their gradients, or those of trained tensors of the base.
     pub adapters: usize,
     /// The optimiser's moments.
     pub optimizer: usize,
@@ -64,6 +64,15 @@ pub struct Measured {
 }
 
 impl Measured {
+    /// The same where so many bytes of what was loaded are trained themselves.
+    #[must_use]
+    pub fn with_trained(mut self, bytes: usize) -> Self {
+        let bytes = bytes.min(self.parts.base);
+        self.parts.base -= bytes;
+        self.parts.adapters += bytes;
+        self
+    }
+
     /// The most that the process held.
     #[must_use]
     pub fn peak(self) -> Option<usize> {

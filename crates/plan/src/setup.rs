@@ -2,11 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use backdraft_arch::sizes::{CHUNK, CUBE_CHUNK, SCORE_ROWS};
+use backdraft_arch::sizes::{CHUNK, CUBE_CHUNK, LARGEST_GROUP, SCORE_ROWS};
 use backdraft_arch::spec::{EMBEDDING, FINAL_NORM, HEAD};
 use backdraft_arch::{
     InputGrad, KeptState, LoraConfig, ModelSpec, Norm, OptimizerState, QuantizationPlan, Scheme,
-    TargetModule, embeds_on_host,
+    TargetModule, TensorSpec, embeds_on_host,
 };
 
 use crate::predict::{Shortage, StepShape};
@@ -15,6 +15,10 @@ use crate::tensors::{LayerShape, MemoryModel, PassShape, ProjectionShape, Rows};
 /// Copies of the factors in f32 that an update in plain tensors has at once, at most: gradients, what is kept, and what comes of
 /// them.
 const STACKED_COPIES: u64 = 6;
+
+/// Copies in f32 that an update of one tensor on the processor has at once: what comes of its values and of what is kept of it,
+/// and a term.
+const REPLACED_COPIES: u64 = 4;
 
 /// A run, as far as memory is concerned.
 #[derive(Clone, Debug)]
@@ -119,13 +123,18 @@ impl Setup {
                 _ => Rows::Later,
             },
             bias: whole.contains(&format!("{path}.bias")),
+            weight: whole.contains(&format!("{path}.weight")),
         }
     }
 
-    /// Names of the tensors of the base that are trained whole.
+    /// The tensors of the base that are trained whole.
+    fn whole_tensors(&self) -> impl Iterator<Item = TensorSpec> + use<> {
+        self.lora.whole(&self.spec).into_iter()
+    }
+
+    /// Their names.
     fn whole(&self) -> BTreeSet<String> {
-        let whole = self.lora.whole(&self.spec).into_iter();
-        whole.map(|tensor| tensor.name).collect()
+        self.whole_tensors().map(|tensor| tensor.name).collect()
     }
 
     /// Those that a layer has, in their places.
@@ -172,7 +181,15 @@ impl Setup {
         }
     }
 
-    /// Bytes of the base model.
+    /// Values of the base that are given up for trained tensors.
+    fn given_up(&self) -> usize {
+        let whole = self
+            .whole_tensors()
+            .filter(|_| self.lora.trainable.is_full());
+        whole.map(|tensor| tensor.num_values()).sum()
+    }
+
+    /// Bytes of the base model, without what is given up for trained tensors.
     #[must_use]
     pub fn base_bytes(&self) -> u64 {
         if let Some(base) = self.base {
@@ -202,7 +219,9 @@ impl Setup {
             }
         }
         let row = spec.hidden_size as u64 * self.dense_element;
+        dense -= self.given_up();
         if self.memory.embeds_on_host
+            && !(self.lora.trainable.is_full() && self.whole().contains(EMBEDDING))
             && embeds_on_host(spec, self.quantization.as_ref())
             && row.is_multiple_of(16)
         {
@@ -266,8 +285,7 @@ impl Setup {
             [[rank, input], [out, rank]].into_iter().chain(lengths)
         });
         let rows = self.token_rows(whole);
-        let tensors = self.lora.whole(&self.spec).into_iter();
-        let tensors = tensors.map(|tensor| match tensor.shape[..] {
+        let tensors = self.whole_tensors().map(|tensor| match tensor.shape[..] {
             [rows, columns] => [rows, columns],
             _ => [1, tensor.num_values()],
         });
@@ -290,6 +308,8 @@ impl Setup {
             false => 0,
         });
         let lengths: u64 = lengths.sum();
+        let largest = factors.iter().map(|[rows, columns]| rows * columns);
+        let largest = largest.max().unwrap_or(0);
         let (token_values, values) = (values(&rows), values(&factors));
         let adapters = self.bytes_of_factor() * values;
         let kept = factors.iter().map(|&dims| self.optimizer.state_bytes(dims));
@@ -317,9 +337,21 @@ impl Setup {
                 + if tied { embedding } else { head },
             embedding_gradient: if tied { 0 } else { embedding },
             optimizer: kept.sum::<usize>() as u64,
-            // A copy of the factors while they are replaced; in flat buffers rules in plain tensors take all of them at once, and a
+            // A copy of the factors while they are replaced, or of one of the base's tensors at a time; in flat buffers rules in plain tensors take all of them at once, and a
             // mean what it moves by and what comes of it.
             update: match self.optimizer.rule {
+                // A buffer's tensors at a time.
+                rule if self.memory.paged && self.lora.trainable.is_full() => {
+                    let group = values.min(LARGEST_GROUP.max(largest) as u64);
+                    let copies = match rule {
+                        KeptState::Moments(_) => 0,
+                        _ => STACKED_COPIES,
+                    };
+                    (self.bytes_of_factor() + 4 * copies) * group
+                }
+                _ if !self.memory.paged && self.lora.trainable.is_full() => {
+                    REPLACED_COPIES * 4 * largest as u64
+                }
                 _ if !self.memory.paged => adapters,
                 KeptState::Moments(_) if self.optimizer.mean => adapters.max(2 * 4 * values),
                 KeptState::Moments(_) => adapters,
@@ -427,13 +459,14 @@ impl Setup {
                 to: tokens,
             });
         }
-        if let Some(rank) = self.largest_rank(budget) {
+        let full = self.lora.trainable.is_full();
+        if !full && let Some(rank) = self.largest_rank(budget) {
             advice.push(Advice::Rank {
                 from: self.lora.rank,
                 to: rank,
             });
         }
-        if self.quantization.is_none() {
+        if !full && self.quantization.is_none() {
             let setup = Self {
                 quantization: Some(QuantizationPlan::new(Scheme::NF4)),
                 base: None,

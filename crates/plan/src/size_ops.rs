@@ -91,7 +91,7 @@ pub(crate) struct Ahead<A: Memory> {
     dyb: Option<Value<A>>,
     /// The gradient of B, where it has no place of its own.
     b: Option<Value<A>>,
-    /// The gradient of the output, which that of the lengths of rows takes too.
+    /// The gradient of the output, which that of the lengths of rows, or of the weight, takes too.
     dy: Option<Value<A>>,
     shape: ProjectionShape,
 }
@@ -357,8 +357,8 @@ impl<A: Memory> Block<A> {
 }
 
 impl<A: Memory> Trained for SizeOps<'_, A> {
-    fn adapts(&self, target: TargetModule) -> bool {
-        self.layer.adapts(target)
+    fn trains(&self, target: TargetModule) -> bool {
+        self.layer.trains(target)
     }
 
     fn trains_bias(&self, target: TargetModule) -> bool {
@@ -729,7 +729,9 @@ impl<A: Memory> Backward for SizeOps<'_, A> {
         let flat = self.factors == Factors::Flat && rank > 0;
         let term = (flat && !mixed).then(|| self.alloc(self.features(rank)));
         let mut dx: Option<Value<A>> = None;
-        self.bias_gradients(branches.each_ref().map(|(target, ..)| *target));
+        let targets = branches.each_ref().map(|(target, ..)| *target);
+        self.bias_gradients(targets);
+        self.weight_gradients(targets);
         if self.projection(branches[0].0).rows == Rows::First {
             return self.branches_fused(branches, needed);
         }
@@ -762,7 +764,7 @@ impl<A: Memory> Backward for SizeOps<'_, A> {
         let p = self.projection(target);
         self.bias_gradients([target]);
         self.charge_rest(self.backward_work(p, true));
-        let kept = p.dora.then(|| Rc::clone(&dy));
+        let kept = (p.dora || p.weight).then(|| Rc::clone(&dy));
         let (dy, _added) = match p.dora {
             true => self.back_through_gain(p, dy, true),
             false => (dy, None),
@@ -791,7 +793,8 @@ impl<A: Memory> Backward for SizeOps<'_, A> {
 
     fn factor_gradient(&mut self, ahead: Ahead<A>, x: Value<A>) {
         let p = ahead.shape;
-        if let Some(dy) = ahead.dy {
+        self.weight_gradient(&p);
+        if let Some(dy) = ahead.dy.filter(|_| p.dora) {
             let lengths = self.magnitude_gradient(&p);
             drop(dy);
             if let Factors::Apart { accumulated: false } = self.factors {
@@ -903,7 +906,7 @@ impl<A: Memory> Backward for SizeOps<'_, A> {
             ops: 4,
             ..self.pass_over(10 * features)
         });
-        let wanted = self.adapts(M::OutProj);
+        let wanted = self.trains(M::OutProj);
         let d_normed = self.alloc(self.features(features));
         let _stats = self.alloc(self.of_value_heads());
         let d_out = self.alloc(self.features(features));
@@ -952,7 +955,7 @@ impl<A: Memory> Backward for SizeOps<'_, A> {
         up: Value<A>,
     ) -> ([Value<A>; 2], Option<Value<A>>) {
         let inner = self.projection(M::GateProj).out;
-        let wanted = self.adapts(M::DownProj);
+        let wanted = self.trains(M::DownProj);
         let work = Work {
             ops: 2,
             ..self.pass_over(if wanted { 6 } else { 5 } * inner)

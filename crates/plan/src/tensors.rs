@@ -119,6 +119,8 @@ pub struct ProjectionShape {
     pub rows: Rows,
     /// Whether its bias is trained.
     pub bias: bool,
+    /// Whether its weight is.
+    pub weight: bool,
 }
 
 /// Rows of a matrix.
@@ -167,13 +169,24 @@ impl ProjectionShape {
         if self.bias { self.out } else { 0 }
     }
 
+    /// Values of its weight, where that is trained.
+    #[must_use]
+    pub const fn trained_weight_values(&self) -> u64 {
+        if self.weight {
+            self.out * self.input
+        } else {
+            0
+        }
+    }
+
     pub(crate) const fn forward_flops(&self, tokens: u64) -> u64 {
         2 * tokens * (self.out * self.input + self.adapter_values())
     }
 
-    /// With the gradients of both factors; the input's where it is needed.
+    /// With the gradients of both factors or of the weight; the input's where it is needed.
     pub(crate) const fn backward_flops(&self, tokens: u64, needed: bool) -> u64 {
-        let factors = 2 * tokens * (2 * self.b_values() + self.a_values());
+        let factors = 2 * self.b_values() + self.a_values() + self.trained_weight_values();
+        let factors = 2 * tokens * factors;
         let input = 2 * tokens * (self.out * self.input + self.a_values());
         factors + if needed { input } else { 0 }
     }
@@ -252,8 +265,9 @@ pub struct LayerShape {
 }
 
 impl Trained for LayerShape {
-    fn adapts(&self, target: TargetModule) -> bool {
-        self.projection(target).rank > 0
+    fn trains(&self, target: TargetModule) -> bool {
+        let projection = self.projection(target);
+        projection.rank > 0 || projection.weight
     }
 
     fn trains_bias(&self, target: TargetModule) -> bool {
@@ -432,7 +446,10 @@ impl LayerShape {
     #[must_use]
     pub fn gradient_bytes(&self) -> u64 {
         let projections = self.projections.iter();
-        let values = projections.map(|p| p.adapter_values() + p.magnitudes() + p.bias_values());
+        let values = projections.map(|p| {
+            let adapter = p.adapter_values() + p.magnitudes();
+            adapter + p.bias_values() + p.trained_weight_values()
+        });
         4 * (values.sum::<u64>() + self.norms.iter().sum::<u64>())
     }
 

@@ -27,7 +27,7 @@ use Foreign::{Always, Command, Key, Like, NotYet};
 
 const PREFERENCE: &str = "training on rewards (GRPO, PPO, reward models); objective.kind is \"dpo\", \"orpo\", \"simpo\", \"cpo\" or \"kto\" for preferences";
 const DISTILLATION: &str = "distillation from a teacher; train on its answers as rows";
-const FULL: &str = "training the base's own weights; LoRA adapters are trained";
+const FULL: &str = "\"all\" for every tensor of the base, or a list of names and patterns of modules; left out, adapters are trained";
 const OTHER_ADAPTERS: &str = "adapters other than LoRA; take it out for plain LoRA";
 const OTHER_START: &str = "another initialization of the adapter; A is Kaiming-uniform and B is zero, as by PEFT's default";
 const DISTRIBUTED: &str = "several processes or GPUs; a run has one device";
@@ -332,10 +332,10 @@ pub(crate) const FOREIGN: &[(Foreign, &str)] = &[
     ),
     (
         NotYet(
-            "training weights of projections themselves; adapters go on those, and lora.modules_to_save trains norms, \
-             embed_tokens and lm_head whole",
+            "biases and adapters of LoRA's own there, or weights that start anew; lora.modules_to_save trains norms, \
+             embed_tokens and lm_head whole beside adapters",
         ),
-        "lora_bias apply_lora_to_output unfrozen_parameters reinit_weights",
+        "lora_bias apply_lora_to_output reinit_weights",
     ),
     (
         Like(
@@ -393,9 +393,13 @@ pub(crate) const FOREIGN: &[(Foreign, &str)] = &[
         "create_new_adapter ref_model_adapters",
     ),
     (
-        NotYet(FULL),
-        "full_finetuning full_finetune freeze_trainable_layers freeze_trainable_modules freeze_extra_modules freeze_layers \
-         train_from_scratch decoder_trainable freeze_parameters use_full_finetuning",
+        Like("trainable", FULL),
+        "full_finetuning full_finetune use_full_finetuning unfrozen_parameters freeze_trainable_layers freeze_trainable_modules \
+         freeze_extra_modules freeze_layers decoder_trainable freeze_parameters",
+    ),
+    (
+        NotYet("training from random weights; trainable = \"all\" trains those of the model"),
+        "train_from_scratch",
     ),
     // The rows.
     (

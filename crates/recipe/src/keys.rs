@@ -93,7 +93,7 @@ pub const KEYS: &[Key] = &[
     key(
         "output_dir",
         r#""outputs""#,
-        "Where the adapter, checkpoints and logs go.",
+        "Where the adapter (or the model, see trainable), checkpoints and logs go.",
     ),
     key(
         "seed",
@@ -145,6 +145,14 @@ pub const KEYS: &[Key] = &[
         "device",
         r#""auto""#,
         "Where to compute: auto, cpu, cuda, cuda:N or wgpu; auto is cuda:0 where there is one.",
+    ),
+    change(
+        key(
+            "trainable",
+            r#""adapter""#,
+            "What is trained: adapter (LoRA, see [lora]); all, every tensor of the base (full fine-tuning); or a list of modules by name, end of path or regular expression, such as [\"norm\", 'layers\\.[0-3]'], with what is inside them. Without adapters the result is a model, output_dir/model, and training takes 16 bytes a value with adamw.",
+        ),
+        "with \"all\", start at learning_rate = 1e-5",
     ),
     key(
         "quantization.quant_type",

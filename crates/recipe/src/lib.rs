@@ -1,6 +1,6 @@
 //! The recipe of a training run: TOML in, one checked [`Recipe`] out, or every problem at once.
 //!
-//! `raw` reads keys and values with their lines, `resolve` (with `sources` for rows, `modules` and `adapter` for adapters, `groups` for their rates) turns them into a [`Recipe`], `keys` is the
+//! `raw` reads keys and values with their lines, `resolve` (with `sources` for rows, `modules` and `adapter` for adapters, `groups` for their rates, `trainable` for what is trained in their place) turns them into a [`Recipe`], `keys` is the
 //! table of keys with defaults and documentation, `support` lists values that are refused by name, `foreign` the keys of other
 //! trainers, and `unknown` says what becomes of them. `names` and `data_format` are values that people write by name, `precision` turns
 //! what is said of bits into a number.
@@ -36,10 +36,11 @@ mod sources;
 mod support;
 mod template;
 mod tokens;
+mod trainable;
 mod unknown;
 mod whole;
 
-pub use backdraft_arch::Bias;
+pub use backdraft_arch::{Bias, Trainable};
 pub use backdraft_plan::ActivationPolicy;
 pub use data_format::DataFormat;
 pub use difference::{Difference, covers, is_key_or_section};

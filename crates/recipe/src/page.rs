@@ -45,6 +45,13 @@ const TAIL: &str = "\
   name the one table, which is saved with `ensure_weight_tying = true`, as PEFT does then; an adapter of PEFT that unties the two is
   refused. Rows of `tokens.add` are a part of a table that is trained whole. Such adapters are trained further, merged and exported,
   not combined or served beside others.
+- `trainable = \"all\"` and lists train tensors of the base in place of adapters: `[lora]` is left out then, and no key of it is taken. A
+  pattern means modules as in `lora.rank_pattern`, and what is inside of them: `\"mlp\"`, `\"layers.3\"`, `'model.layers.*.mlp.*'`. On a tied
+  model `lm_head` and `embed_tokens` are the one table. Values, gradients and sums are f32, with a copy in `dtype` where that is another; one
+  gradient of everything is kept for a step, so that it can be clipped and accumulated. Norms and biases are not decayed, as by
+  transformers' Trainer; a group of `train.groups` that gives them a `weight_decay` has the last word. `output_dir/model` is in the types of the base's
+  files, `checkpoints/*/model` has what is trained in f32 and is a Hugging Face directory too. Quantized weights, objectives with a
+  reference (`dpo`, `kto`), Muon and a DeltaNet's convolution, rates and norm are refused by name.
 - `objective`: losses and gradients are means over the pairs (for `kto` the answers) of the whole step, however they are dealt to
   micro-batches. The reference of `dpo` and `kto` is the model that training begins with, computed over the same micro-batch:
   the base with its adapters skipped, or, with `lora.adapter`, a frozen copy of those factors beside the trained ones, which a

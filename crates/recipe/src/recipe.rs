@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use backdraft_arch::{
     AdapterStart, Bias, DeviceChoice, FourBitFormat, ModuleNames, ModulePattern, Precision,
+    Trainable,
 };
 use backdraft_data::{BuiltinTemplate, Overlong, Supervision};
 use backdraft_plan::ActivationPolicy;
@@ -31,7 +32,7 @@ use crate::tokens::TokensRecipe;
 pub struct Recipe {
     /// A hub id (`org/name`), or the path of a directory or `.gguf` file.
     pub model: String,
-    /// Directory that receives the adapter, checkpoints and logs.
+    /// Directory that receives the adapter or the model, checkpoints and logs.
     pub output_dir: PathBuf,
     /// Seed of the row order, the adapter's start and dropout; fits in 63 bits, as TOML's integers do.
     pub seed: u64,
@@ -52,9 +53,12 @@ pub struct Recipe {
     pub activation_offloading: bool,
     /// Where to compute.
     pub device: DeviceChoice,
+    /// Adapters, or tensors of the base in their place.
+    pub trainable: Trainable,
     /// `[quantization]`
     pub quantization: QuantizationRecipe,
-    /// `[lora]`
+    /// `[lora]`; as it is by default where no adapter is made.
+    #[serde(skip_serializing_if = "LoraRecipe::is_unused")]
     pub lora: LoraRecipe,
     /// `[tokens]`
     #[serde(skip_serializing_if = "TokensRecipe::is_empty")]
@@ -139,6 +143,16 @@ pub struct LoraRecipe {
     /// Tokens of the vocabulary whose rows are trained, each once.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub trainable_tokens: Vec<String>,
+    /// Whether no adapter is made, so that nothing of this is written.
+    #[serde(skip)]
+    pub unused: bool,
+}
+
+impl LoraRecipe {
+    /// Whether no adapter is made.
+    const fn is_unused(&self) -> bool {
+        self.unused
+    }
 }
 
 /// `[data]`: the rows.

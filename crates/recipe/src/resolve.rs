@@ -18,6 +18,7 @@ use crate::reader::Reader;
 use crate::schedule::ScheduleKind;
 use crate::scheduler::scheduler;
 use crate::tokens;
+use crate::trainable;
 use crate::whole;
 use crate::{
     ByteSize, CacheRecipe, ChatTemplateRecipe, DataRecipe, Length, LoraRecipe, ObjectiveRecipe,
@@ -72,7 +73,11 @@ fn top(reader: &mut Reader<'_>, bases: &Bases<'_>, origin: Origin) -> Recipe {
         (false, false) => Some(DENSE),
     };
     let model = model(reader, bases);
-    let lora = lora(reader, bases, exact, origin);
+    let trainable = trainable::trainable(reader);
+    let lora = LoraRecipe {
+        unused: trainable.is_full(),
+        ..lora(reader, bases, exact, origin)
+    };
     let tokens = tokens::tokens(reader, &lora.trainable_tokens, lora.adapter.is_some());
     let objective = objective(reader, &quantization, &lora);
     if objective.reference().is_some() && !(tokens.is_empty() && lora.trainable_tokens.is_empty()) {
@@ -93,6 +98,13 @@ fn top(reader: &mut Reader<'_>, bases: &Bases<'_>, origin: Origin) -> Recipe {
     }
     let train = train(reader, &objective);
     whole::check(reader, &lora, &objective, train.optimizer);
+    trainable::check(
+        reader,
+        &trainable,
+        (load_in_4bit, load_in_8bit),
+        &quantization,
+        (&objective, train.optimizer, train.loraplus_lr_ratio),
+    );
     if lora.use_dora {
         without_dora(reader, &lora, &quantization, train.optimizer);
     }
@@ -116,6 +128,7 @@ fn top(reader: &mut Reader<'_>, bases: &Bases<'_>, origin: Origin) -> Recipe {
         memory_budget,
         activation_offloading: reader.value("activation_offloading"),
         device: reader.value("device"),
+        trainable,
         quantization,
         lora,
         tokens,
@@ -411,6 +424,7 @@ fn lora(
             *alpha > 0.0 && alpha.is_finite()
         }),
         trainable_tokens: tokens::texts(reader, "lora.trainable_tokens"),
+        unused: false,
     };
     if init == AdapterStart::Orthogonal {
         even_ranks(reader, &lora);

@@ -99,7 +99,7 @@ impl Recipe {
 
     /// What it asks for of a model of that shape, kept so, on a device that takes memory so; activations may wait in `host`
     /// bytes of the host's memory where the recipe lets them. Adapters that do not fit the model, of which
-    /// [`LoraRecipe::config`] tells, count as those of all projections.
+    /// [`trained`](Self::trained) tells, count as those of all projections.
     #[must_use]
     pub fn setup(
         &self,
@@ -108,7 +108,7 @@ impl Recipe {
         memory: MemoryModel,
         host: u64,
     ) -> Setup {
-        let lora = self.lora.config(&spec).unwrap_or_else(|_| LoraConfig {
+        let lora = self.trained(&spec).unwrap_or_else(|_| LoraConfig {
             rank: self.lora.rank,
             target_modules: spec.targets(),
             ..LoraConfig::default()
@@ -141,6 +141,18 @@ impl Recipe {
         }
     }
 
+    /// What it trains of a model of that shape.
+    ///
+    /// # Errors
+    /// A name or a pattern that means no module of the model, or one that cannot carry an adapter or be trained; a layer that
+    /// is not there.
+    pub fn trained(&self, spec: &ModelSpec) -> Result<LoraConfig, LoraConfigError> {
+        match self.trainable.is_full() {
+            true => LoraConfig::full(self.trainable.clone(), spec),
+            false => self.lora.config(spec),
+        }
+    }
+
     /// Whether answers are compared with those of the adapter that the run goes on from.
     #[must_use]
     pub fn compares_with_start(&self) -> bool {
@@ -170,7 +182,7 @@ impl LoraRecipe {
     /// # Errors
     /// A name or a pattern that means no module of the model, or one that cannot carry an adapter; a layer that is not
     /// there.
-    pub fn config(&self, spec: &ModelSpec) -> Result<LoraConfig, LoraConfigError> {
+    fn config(&self, spec: &ModelSpec) -> Result<LoraConfig, LoraConfigError> {
         let targets = LoraTargets {
             target_modules: self.target_modules.clone(),
             exclude_modules: self.exclude_modules.clone(),

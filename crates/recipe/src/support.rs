@@ -69,6 +69,16 @@ const REFUSED: &[(&str, &str, &str)] = &[
         "int4 int8 fp8 nf8",
         r#"write quant_type = "nf4" or "fp4""#,
     ),
+    (
+        "trainable",
+        "true full full_finetuning everything model",
+        r#"write trainable = "all""#,
+    ),
+    (
+        "trainable",
+        "false lora qlora adapters peft",
+        r#"write trainable = "adapter""#,
+    ),
     ("lora.bias", "lora true", BIAS),
     (
         "lora.adapter",

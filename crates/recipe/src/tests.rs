@@ -59,6 +59,7 @@ fn defaults_are_the_starting_points() {
     activation_policy = "smart"
     activation_offloading = true
     device = "auto"
+    trainable = "adapter"
 
     [quantization]
     quant_type = "nf4"
@@ -751,7 +752,7 @@ fn the_template_as_a_whole() {
     # The model to fine-tune: a hub id, a Hugging Face directory, or a .gguf file.
     model = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
-    # Where the adapter, checkpoints and logs go.
+    # Where the adapter (or the model, see trainable), checkpoints and logs go.
     output_dir = "outputs"
 
     # Seed for shuffling, adapter initialization and dropout.
@@ -788,6 +789,13 @@ fn the_template_as_a_whole() {
 
     # Where to compute: auto, cpu, cuda, cuda:N or wgpu; auto is cuda:0 where there is one.
     device = "auto"
+
+    # What is trained: adapter (LoRA, see [lora]); all, every tensor of the base (full fine-tuning); or
+    # a list of modules by name, end of path or regular expression, such as ["norm", 'layers\.[0-3]'],
+    # with what is inside them. Without adapters the result is a model, output_dir/model, and training
+    # takes 16 bytes a value with adamw.
+    # Change: with "all", start at learning_rate = 1e-5.
+    trainable = "adapter"
 
 
     [quantization]

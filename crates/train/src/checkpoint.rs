@@ -5,12 +5,12 @@
 //!   recipe.toml              every value resolved
 //!   metrics.jsonl            one object for each step and each evaluation
 //!   checkpoints/step-000050/
-//!     adapter/               as PEFT reads it
+//!     adapter/               as PEFT reads it; model/, a Hugging Face directory, where no adapter is made
 //!     optimizer.safetensors  moments under the factors' names
 //!     state.json             step, data order, best so far, fingerprints
 //!     recipe.toml
 //!     manifest.json          size and SHA-256 of every file above
-//!   adapter/                 the result
+//!   adapter/                 the result; model/ likewise
 //! ```
 //!
 //! A checkpoint is a directory that appears whole or not at all: it is written under another name,
@@ -23,13 +23,14 @@ use std::path::{Component, Path, PathBuf};
 
 use backdraft_data::LoaderState;
 use backdraft_formats::{
-    AdapterPrefix, AtomicDir, Existing, FormatError, PeftDir, PeftWriteOptions, SafetensorsFile,
-    SafetensorsWriter, fault, sync_directory, write_file,
+    AtomicDir, Existing, FormatError, HfDirWriter, ModelSource, PeftDir, PeftWriteOptions,
+    SafetensorsFile, SafetensorsWriter, fault, sync_directory, write_file,
 };
 use backdraft_journal::exact;
 use backdraft_journal::records::RecordsState;
 use backdraft_journal::text::hex;
-use backdraft_lora::AdapterWeights;
+use backdraft_lora::{AdapterWeights, LoraConfig, MergeError};
+use backdraft_model::ModelSpec;
 use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -38,6 +39,7 @@ use crate::early_stopping::EarlyStopping;
 use crate::loss_scale::LossScale;
 use crate::optimizer::StateTensor;
 use crate::remove;
+use crate::trained_with::Companions;
 
 /// Layout of `state.json`.
 const VERSION: u32 = 2;
@@ -46,14 +48,16 @@ const STATE: &str = "state.json";
 const RECIPE: &str = "recipe.toml";
 const MOMENTS: &str = "optimizer.safetensors";
 const ADAPTER: &str = "adapter";
+const MODEL: &str = "model";
 /// What a manifest has to list at least.
-const REQUIRED: [&str; 5] = [
-    STATE,
-    RECIPE,
-    MOMENTS,
+const REQUIRED: [&str; 3] = [STATE, RECIPE, MOMENTS];
+/// And where it has an adapter.
+const OF_ADAPTER: [&str; 2] = [
     "adapter/adapter_config.json",
     "adapter/adapter_model.safetensors",
 ];
+/// And where it has a model.
+const OF_MODEL: &str = "model/config.json";
 
 /// Everything besides tensors that the rest of a run depends on.
 ///
@@ -147,8 +151,10 @@ pub struct Effort {
 
 /// The parts of a checkpoint.
 pub struct Checkpoint<'a> {
-    /// The adapter.
+    /// The adapter, or what is trained in place of the base's tensors.
     pub adapter: &'a AdapterWeights,
+    /// The base.
+    pub base: &'a ModelSource,
     /// The optimiser's moments by name.
     pub optimizer: Vec<StateTensor>,
     /// The rest.
@@ -157,10 +163,8 @@ pub struct Checkpoint<'a> {
     pub recipe: &'a str,
     /// The base model's name or path.
     pub model: &'a str,
-    /// What lies beside the adapter's factors, by name.
-    pub companions: &'a [(String, Vec<u8>)],
-    /// What the factors are called.
-    pub prefix: AdapterPrefix,
+    /// What lies beside the adapter's factors, or the model's weights.
+    pub companions: &'a Companions,
 }
 
 /// Why a directory is no checkpoint to go on from.
@@ -255,18 +259,26 @@ pub fn path(output_dir: &Path, step: usize) -> PathBuf {
 /// Writes a checkpoint.
 ///
 /// # Errors
-/// The system refuses; then nothing new is there, and earlier checkpoints are as they were.
-pub fn write(target: &Path, checkpoint: &Checkpoint<'_>) -> Result<(), FormatError> {
+/// The system refuses, or a trained tensor is no number; then nothing new is there, and earlier checkpoints are as they were.
+pub fn write(target: &Path, checkpoint: &Checkpoint<'_>) -> Result<(), MergeError> {
     let directory = AtomicDir::create(target, Existing::Replace, is_ours)?;
     let root = directory.path();
-    let options = PeftWriteOptions {
-        companions: checkpoint.companions.to_vec(),
-        prefix: checkpoint.prefix,
-        ..PeftWriteOptions::default()
-    };
-    checkpoint
-        .adapter
-        .write(root.join(ADAPTER), checkpoint.model, &options)?;
+    let Checkpoint {
+        adapter,
+        companions,
+        ..
+    } = checkpoint;
+    if adapter.config.trainable.is_full() {
+        let options = companions.model(true, Existing::Refuse);
+        adapter.write_model(checkpoint.base, &root.join(MODEL), &options)?;
+    } else {
+        let options = PeftWriteOptions {
+            companions: companions.files()?,
+            prefix: companions.prefix,
+            ..PeftWriteOptions::default()
+        };
+        adapter.write(root.join(ADAPTER), checkpoint.model, &options)?;
+    }
     write_moments(&root.join(MOMENTS), &checkpoint.optimizer)?;
     let state = serde_json::to_vec_pretty(checkpoint.state)
         .map_err(FormatError::encode(target.join(STATE)))?;
@@ -279,7 +291,7 @@ pub fn write(target: &Path, checkpoint: &Checkpoint<'_>) -> Result<(), FormatErr
     let manifest = serde_json::to_vec_pretty(&Manifest { files })
         .map_err(FormatError::encode(target.join(MANIFEST)))?;
     write_file(root.join(MANIFEST), &manifest, Existing::Refuse)?;
-    directory.commit()
+    Ok(directory.commit()?)
 }
 
 fn write_moments(path: &Path, moments: &[StateTensor]) -> Result<(), FormatError> {
@@ -388,6 +400,19 @@ impl Saved {
         AdapterWeights::read(self.path.join(ADAPTER), device)
     }
 
+    /// What was trained in place of the base's tensors, of which `config` tells, in a model of that shape.
+    ///
+    /// # Errors
+    /// Files that cannot be read.
+    pub fn model(
+        &self,
+        config: &LoraConfig,
+        (spec, device): (&ModelSpec, &Device),
+    ) -> Result<AdapterWeights, MergeError> {
+        let source = ModelSource::open(self.path.join(MODEL))?;
+        Ok(AdapterWeights::read_model(&source, config, (spec, device))?)
+    }
+
     /// The optimiser's moments.
     ///
     /// # Errors
@@ -423,10 +448,12 @@ fn manifest(path: &Path) -> Result<Manifest, CheckpointError> {
     };
     let problem = match manifest.files.iter().find(outside) {
         Some(listed) => Some(("names", listed.path.clone())),
-        None => REQUIRED
-            .iter()
-            .find(|required| !lists(required))
-            .map(|required| ("does not list", (*required).to_owned())),
+        None => {
+            let of_adapter = OF_ADAPTER.iter().filter(|_| !lists(&OF_MODEL));
+            let mut required = REQUIRED.iter().chain(of_adapter);
+            let missing = required.find(|required| !lists(required));
+            missing.map(|required| ("does not list", (*required).to_owned()))
+        }
     };
     match problem {
         Some((problem, file)) => Err(CheckpointError::Manifest {
@@ -507,13 +534,20 @@ pub fn prune(output_dir: &Path, limit: usize, best: Option<usize>) -> Result<(),
 
 /// Whether a file inside a checkpoint is one that [`write`] writes.
 fn is_ours(file: &Path) -> bool {
-    match file.strip_prefix(ADAPTER) {
-        Ok(inside) => PeftDir::is_ours(inside),
-        Err(_) => [STATE, RECIPE, MOMENTS, MANIFEST]
+    let parts = PARTS.into_iter();
+    let mut parts =
+        parts.filter_map(|(part, is_ours)| Some((file.strip_prefix(part).ok()?, is_ours)));
+    match parts.next() {
+        Some((inside, is_ours)) => is_ours(inside),
+        None => [STATE, RECIPE, MOMENTS, MANIFEST]
             .iter()
             .any(|name| file == Path::new(name)),
     }
 }
+
+/// The folders of a checkpoint, and which files in them are of this program's.
+const PARTS: [(&str, fn(&Path) -> bool); 2] =
+    [(ADAPTER, PeftDir::is_ours), (MODEL, HfDirWriter::is_ours)];
 
 /// Whether a path has the name of a checkpoint, or of one that was set aside.
 pub(crate) fn is_one(path: &Path) -> bool {
@@ -543,9 +577,10 @@ pub fn remove(path: &Path) -> Result<(), FormatError> {
 
 fn holds_others(path: &Path) -> Result<bool, FormatError> {
     for (entry, name) in remove::entries(path)? {
-        if entry.is_dir() && name == Path::new(ADAPTER) {
+        let mut parts = PARTS.into_iter().filter(|_| entry.is_dir());
+        if let Some((_, is_ours)) = parts.find(|(part, _)| name == Path::new(part)) {
             for (entry, name) in remove::entries(&entry)? {
-                if entry.is_dir() || !PeftDir::is_ours(&name) {
+                if entry.is_dir() || !is_ours(&name) {
                     return Ok(true);
                 }
             }
@@ -562,9 +597,11 @@ fn remove_ours(path: &Path) -> Result<(), FormatError> {
     for file in names.iter().filter(|file| file.is_file()) {
         remove::remove_file(file)?;
     }
-    let adapter = path.join(ADAPTER);
-    if adapter.is_dir() {
-        remove::clear_folder(&adapter, PeftDir::is_ours)?;
+    for (part, is_ours) in PARTS {
+        let part = path.join(part);
+        if part.is_dir() {
+            remove::clear_folder(&part, is_ours)?;
+        }
     }
     let is_aside = path.to_string_lossy().contains(".set-aside");
     if !is_aside {

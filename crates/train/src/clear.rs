@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use backdraft_formats::{FormatError, PeftDir};
+use backdraft_formats::{FormatError, HfDirWriter, PeftDir};
 use backdraft_journal::{records, report_html, run_files, tensorboard};
 use backdraft_recipe::Recipe;
 
@@ -12,9 +12,10 @@ use crate::remove::{clear_folder, entries, remove_file, remove_if_empty};
 
 /// Names of what a run leaves; the recipe last: while it is there, the directory is known to hold a
 /// run.
-const PARTS: [&str; 10] = [
+const PARTS: [&str; 11] = [
     "checkpoints",
     "adapter",
+    "model",
     tensorboard::DIRECTORY,
     run_files::SAMPLES,
     run_files::NOTE,
@@ -61,6 +62,8 @@ pub(crate) fn clear(output_dir: &Path) -> Result<(), FormatError> {
             clear_checkpoints(&part)?;
         } else if name == "adapter" {
             clear_folder(&part, PeftDir::is_ours)?;
+        } else if name == "model" {
+            clear_folder(&part, HfDirWriter::is_ours)?;
         } else if name == tensorboard::DIRECTORY {
             clear_folder(&part, tensorboard::is_ours)?;
         }
@@ -107,7 +110,7 @@ mod tests {
         names
     }
 
-    const OURS: [&str; 16] = [
+    const OURS: [&str; 19] = [
         "adapter/adapter_config.json",
         "adapter/adapter_model.safetensors",
         "adapter/chat_template.jinja",
@@ -116,7 +119,10 @@ mod tests {
         "checkpoints/step-000002/manifest.json",
         "checkpoints/step-000004.set-aside-2/state.json",
         "checkpoints/step-000004/optimizer.safetensors",
+        "checkpoints/step-000006/model/model.safetensors",
         "metrics.jsonl",
+        "model/config.json",
+        "model/model-00001-of-00002.safetensors",
         "recipe.toml",
         "report.html",
         "run.json",

@@ -7,7 +7,7 @@ use backdraft_comm::CommError;
 use backdraft_data::DataError;
 use backdraft_formats::FormatError;
 use backdraft_journal::text::with_causes;
-use backdraft_lora::LoraConfigError;
+use backdraft_lora::{LoraConfigError, MergeError};
 use backdraft_model::LoadError;
 use backdraft_recipe::{Difference, ObjectiveKind};
 
@@ -162,6 +162,18 @@ pub enum TrainError {
     /// A file cannot be read or written.
     #[error(transparent)]
     Format(#[from] FormatError),
+    /// A model whose own tensors were trained cannot be written.
+    #[error(transparent)]
+    Write(#[from] MergeError),
+    /// Tokens are added to tables that are not trained.
+    #[error(
+        "tokens.add: rows of `{module}` are added, which trainable does not take; name it there, such as trainable = \
+         [\"embed_tokens\", \"lm_head\", …], or write trainable = \"all\""
+    )]
+    TokensNotTrained {
+        /// The table.
+        module: &'static str,
+    },
     /// The settings of the adapter do not fit.
     #[error(transparent)]
     Lora(#[from] LoraConfigError),

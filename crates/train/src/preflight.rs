@@ -118,7 +118,7 @@ pub fn adapter(recipe: &Recipe, spec: &ModelSpec, start: &Start) -> Result<(), T
     if start.goes_on() {
         return Ok(());
     }
-    let lora = recipe.lora.config(spec)?;
+    let lora = recipe.trained(spec)?;
     going_on::check(recipe, &lora, spec)
 }
 
@@ -166,7 +166,7 @@ fn adaptive_key(recipe: &Recipe) -> Option<&'static str> {
 /// # Errors
 /// Layers or projections that the model lacks, groups without any module, and fewer bits than the smallest formats take.
 pub fn shape(recipe: &Recipe, spec: &ModelSpec) -> Result<(), TrainError> {
-    let lora = recipe.lora.config(spec)?;
+    let lora = recipe.trained(spec)?;
     match_adapted(GROUPS, &recipe.train.group_rates(), &lora, spec)?;
     let (Some(bits), Some(plan)) = (recipe.mean_bits(), recipe.quantization_plan()) else {
         return Ok(());

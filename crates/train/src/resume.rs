@@ -42,7 +42,7 @@ const BITS: &str = "quantization.bits";
 
 /// Keys that give the adapter or its optimiser another shape, that are obeyed before the first step alone, or by which
 /// evaluations were compared.
-const FIXED: [&str; 14] = [
+const FIXED: [&str; 15] = [
     "lora.adapter",
     "lora.bias",
     "lora.exclude_modules",
@@ -57,6 +57,7 @@ const FIXED: [&str; 14] = [
     "train.early_stopping_metric",
     "train.ema_decay",
     "train.optimizer",
+    "trainable",
 ];
 
 /// A run to go on with; nobody else can while this is there.

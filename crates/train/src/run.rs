@@ -1,4 +1,4 @@
-//! From a recipe to an adapter.
+//! From a recipe to an adapter, or to a model.
 
 mod adapt;
 mod begin;
@@ -116,7 +116,7 @@ pub fn prepare(
             expected: longest,
         });
     }
-    let lora = recipe.lora.config(&spec)?;
+    let lora = recipe.trained(&spec)?;
     match_adapted(GROUPS, &recipe.train.group_rates(), &lora, &spec)?;
     let dtype = dtype_on(recipe.dtype, device)?;
     let longest = PassShape::of_sequences(data.loader.largest_micro_batch());
@@ -137,7 +137,13 @@ pub fn prepare(
         },
         |model| -> Result<CausalLm, TrainError> {
             let rows = tokens::start(&recipe, &model, (&*source, &data.tokenizer))?;
-            Ok(model.with_lora(&lora, recipe.seed)?.with_tokens(&rows)?)
+            let model = model.with_lora(&lora, recipe.seed)?.with_tokens(&rows)?;
+            match model.tokens().first().filter(|_| model.trains_base()) {
+                Some(apart) => Err(TrainError::TokensNotTrained {
+                    module: apart.table().path(),
+                }),
+                None => Ok(model),
+            }
         },
     )?;
     Ok(Run {
@@ -228,7 +234,7 @@ impl Start {
 }
 
 impl Run {
-    /// The model, with adapters.
+    /// The model, with adapters or trained tensors of its own.
     pub fn model(&self) -> &CausalLm {
         &self.model
     }
@@ -294,7 +300,7 @@ impl Run {
         Ok(Some(Blocks { count, ranks }))
     }
 
-    /// Trains, and leaves the adapter in `output_dir/adapter`.
+    /// Trains, and leaves the adapter in `output_dir/adapter`, or the model in `output_dir/model` where no adapter is made.
     ///
     /// # Errors
     /// See [`TrainError`]; checkpoints that were written stay.
@@ -339,6 +345,7 @@ impl Run {
                 total_steps: begun.total_steps,
                 evaluates: run.data.eval.is_some(),
                 model_fingerprint: run.model_fingerprint.clone(),
+                source: run.source.clone(),
                 companions,
                 data_fingerprint: begun.data_fingerprint.clone(),
                 eval_fingerprint: begun.eval_fingerprint.clone(),

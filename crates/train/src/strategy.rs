@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use backdraft_comm::{Decision, Row};
 use backdraft_data::{LoaderState, RowSet};
-use backdraft_formats::FormatError;
+use backdraft_formats::ModelSource;
 use backdraft_journal::adaptation::AdaptationReport;
 use backdraft_journal::diagnosis::{
     AnswerMonitor, AnswerPoint, Class, Diagnosis, EvalPoint, Finding, Monitor, TrainPoint,
@@ -20,7 +20,7 @@ use backdraft_journal::report::{AnswersReport, EvalReport, ReplanReport, Reporte
 use backdraft_journal::tensorboard::EventWriter;
 use backdraft_journal::text::with_causes;
 use backdraft_kernels::device;
-use backdraft_lora::AdapterWeights;
+use backdraft_lora::{AdapterWeights, MergeError};
 use backdraft_plan::StepFailure;
 use backdraft_plan::memory::{self, OutOfMemory};
 use backdraft_recipe::Recipe;
@@ -71,7 +71,9 @@ pub struct Plan {
     pub evaluates: bool,
     /// Fingerprint of the base.
     pub model_fingerprint: String,
-    /// What lies beside the factors of adapters.
+    /// The base.
+    pub source: Arc<ModelSource>,
+    /// What lies beside the factors of adapters, or the weights of models.
     pub companions: Companions,
     /// Fingerprint of the training rows.
     pub data_fingerprint: String,
@@ -681,7 +683,7 @@ impl Loop<'_> {
         }
     }
 
-    fn write_checkpoint(&mut self, step: usize) -> Result<PathBuf, FormatError> {
+    fn write_checkpoint(&mut self, step: usize) -> Result<PathBuf, MergeError> {
         let elapsed = self.elapsed();
         self.outcome.effort.elapsed = elapsed;
         let records = match &mut self.outcome.records {
@@ -719,15 +721,14 @@ impl Loop<'_> {
             Some(adaptation) => Some(adaptation.plan().clone()),
             None => self.plan.companions.noted.over.quantization.clone(),
         };
-        let companions = self.plan.companions.files(stored)?;
         let parts = Checkpoint {
             adapter: &adapter,
+            base: &self.plan.source,
             optimizer: trainee.optimizer().state(&trainee.model),
             state: &state,
             recipe: &self.plan.recipe_toml,
             model: &self.plan.recipe.model,
-            companions: &companions,
-            prefix: self.plan.companions.prefix,
+            companions: &self.plan.companions.over(stored),
         };
         checkpoint::write(&path, &parts)?;
         Ok(path)

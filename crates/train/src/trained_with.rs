@@ -6,8 +6,8 @@ use std::path::Path;
 use backdraft_arch::QuantizationPlan;
 use backdraft_data::{Format, Overlong, PromptTemplate, Supervision};
 pub use backdraft_formats::adapter_in;
-use backdraft_formats::{AdapterPrefix, FormatError, PeftDir};
-use backdraft_lora::TrainedOver;
+use backdraft_formats::{AdapterPrefix, Existing, FormatError, PeftDir};
+use backdraft_lora::{ModelWriteOptions, TrainedOver};
 use backdraft_recipe::{DType, DataFormat, Recipe};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -190,7 +190,7 @@ impl TrainedWith {
     }
 }
 
-/// What lies beside the factors of an adapter: its settings, and the chat template and the tokenizer that its answers need
+/// What lies beside the factors of an adapter, or the weights of a model: its settings, and the chat template and the tokenizer that its answers need
 /// where the base has others; and what the factors are called.
 #[derive(Clone, Debug)]
 pub struct Companions {
@@ -205,17 +205,31 @@ pub struct Companions {
 }
 
 impl Companions {
-    /// The files, by name, over a base that is stored as `plan` says.
+    /// The same over a base that is stored as `plan` says.
+    #[must_use]
+    pub fn over(&self, plan: Option<QuantizationPlan>) -> Self {
+        let mut companions = self.clone();
+        companions.noted.over.quantization = plan;
+        companions
+    }
+
+    /// How a model is written whose own tensors are trained: with master weights, to go on from, or in the base's types.
+    #[must_use]
+    pub fn model(&self, master_weights: bool, existing: Existing) -> ModelWriteOptions<'_> {
+        ModelWriteOptions {
+            master_weights,
+            chat_template: self.chat_template.as_deref(),
+            stop_token_ids: &self.noted.stop_token_ids,
+            existing,
+        }
+    }
+
+    /// The files beside factors, by name.
     ///
     /// # Errors
     /// [`FormatError::Encode`] for text that has no form in JSON.
-    pub fn files(
-        &self,
-        plan: Option<QuantizationPlan>,
-    ) -> Result<Vec<(String, Vec<u8>)>, FormatError> {
-        let mut noted = self.noted.clone();
-        noted.over.quantization = plan;
-        let settings = (TrainedWith::FILE.to_owned(), noted.to_json()?);
+    pub fn files(&self) -> Result<Vec<(String, Vec<u8>)>, FormatError> {
+        let settings = (TrainedWith::FILE.to_owned(), self.noted.to_json()?);
         let name = PeftDir::CHAT_TEMPLATE.to_owned();
         let template = self.chat_template.as_ref();
         let template = template.map(|template| (name, template.as_bytes().to_vec()));

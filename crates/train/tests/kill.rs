@@ -187,11 +187,19 @@ fn result(recipe: &Path) -> Result {
             }
         }
     };
-    add(Path::new("adapter"));
+    for part in ["adapter", "model"] {
+        if out.join(part).is_dir() {
+            add(Path::new(part));
+        }
+    }
     let checkpoints = checkpoint::list(&out).unwrap();
     for &step in &checkpoints {
         let name = PathBuf::from(format!("checkpoints/step-{step:06}"));
-        add(&name.join("adapter"));
+        for part in ["adapter", "model"] {
+            if out.join(name.join(part)).is_dir() {
+                add(&name.join(part));
+            }
+        }
         Saved::open(&out.join(&name)).unwrap();
     }
     for step in &checkpoints {
@@ -458,6 +466,29 @@ fn a_start_in_the_weights_goes_on_as_if_never_killed() {
     let config: Value = serde_json::from_slice(&expected.files[config]).unwrap();
     // What was trained, and what it began with.
     assert_eq!(config["r"], 8);
+}
+
+/// A project that trains every tensor of the base.
+fn full(directory: &Path) -> PathBuf {
+    let recipe = tiny::project(directory, MORE);
+    let text = fs::read_to_string(&recipe).unwrap();
+    let (before, rest) = text.split_once("[lora]\n").unwrap();
+    let (_, data) = rest.split_once("[data]\n").unwrap();
+    let text = format!("{before}trainable = \"all\"\n[data]\n{data}");
+    fs::write(&recipe, text).unwrap();
+    recipe
+}
+
+#[test]
+fn full_fine_tuning_goes_on_as_if_never_killed() {
+    let expected = killed_here_and_there(full);
+    let files: Vec<_> = expected.files.keys().collect();
+    for file in [
+        "model/config.json",
+        "checkpoints/step-000008/model/config.json",
+    ] {
+        assert!(files.contains(&&PathBuf::from(file)), "{files:?}");
+    }
 }
 
 /// The points that the records of a run tell of.

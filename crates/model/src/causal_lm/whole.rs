@@ -3,9 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use backdraft_arch::Norm;
+use backdraft_arch::full::trainable_in_full;
 use backdraft_arch::spec::{EMBEDDING, FINAL_NORM, HEAD};
 use backdraft_arch::whole::trainable;
 use backdraft_lora::{AdapterParam, AdapterWeights, LoraConfig, TrainedTensor};
+use backdraft_quant::Frozen;
 use burn::tensor::DType;
 
 use super::{BaseTensor, CausalLm};
@@ -60,8 +62,11 @@ impl CausalLm {
             for target in layer.modules() {
                 let projection = layer.projection(target);
                 let adapted = projection.adapter().is_some();
-                let name = format!("{}.bias", target.path(i));
-                see(name, Some(i), adapted, projection.trained_bias());
+                let path = target.path(i);
+                let weight = projection.trained_weight();
+                see(format!("{path}.weight"), Some(i), false, weight);
+                let bias = projection.trained_bias();
+                see(format!("{path}.bias"), Some(i), adapted, bias);
             }
             for norm in Norm::ALL {
                 let trained = layer.find_norm(norm).and_then(|norm| norm.trained());
@@ -79,29 +84,59 @@ impl CausalLm {
         places.into_iter().map(place).collect()
     }
 
+    /// Whether tensors of the base are trained in place of adapters: then the base has their values, and not its own any more.
+    pub fn trains_base(&self) -> bool {
+        let config = self.lora.as_ref();
+        config.is_some_and(|config| config.trainable.is_full())
+    }
+
     /// Every place of a tensor that can be trained whole, under the tensor's name, in the order of [`whole`](Self::whole); whether it
-    /// is the bias of a module with an adapter.
+    /// is the bias of a module with an adapter. Where no adapter is made, the base's tensor is given up for the trained one as
+    /// soon as that was seen.
     pub(super) fn visit_whole_mut(
         &mut self,
         mut visit: impl FnMut(&str, bool, &mut Option<TrainedTensor>),
     ) {
-        visit(EMBEDDING, false, &mut self.whole_embedding);
+        let full = self.trains_base();
+        let mut see = |name: &str, adapted, place: &mut Option<TrainedTensor>| {
+            visit(name, adapted, place);
+            place.clone().filter(|_| full)
+        };
+        if let Some(trained) = see(EMBEDDING, false, &mut self.whole_embedding) {
+            self.embed_tokens = Frozen(trained.matrix());
+        }
         let names = self.spec.layers.iter().map(|layer| layer.norm_names);
         for (i, (layer, names)) in self.layers.iter_mut().zip(names).enumerate() {
             for (target, projection) in layer.projections_mut() {
-                if projection.bias().is_some() {
-                    let adapted = projection.adapter().is_some();
-                    let name = format!("{}.bias", target.path(i));
-                    visit(&name, adapted, projection.trained_bias_mut());
+                let path = target.path(i);
+                let weight = projection.trained_weight_mut();
+                if let Some(trained) = see(&format!("{path}.weight"), false, weight) {
+                    *projection.weight_mut() = trained.matrix();
+                }
+                if projection.bias().is_none() {
+                    continue;
+                }
+                let adapted = projection.adapter().is_some();
+                let bias = projection.trained_bias_mut();
+                let trained = see(&format!("{path}.bias"), adapted, bias);
+                if let (Some(trained), Some(bias)) = (trained, projection.bias_mut()) {
+                    *bias = trained.now().clone();
                 }
             }
             for (norm, weight) in layer.norms_mut() {
-                visit(&norm.tensor(i, names), false, weight.trained_mut());
+                let name = norm.tensor(i, names);
+                if let Some(trained) = see(&name, false, weight.trained_mut()) {
+                    *weight.weight_mut() = trained.now().clone();
+                }
             }
         }
-        visit(FINAL_NORM, false, self.norm.trained_mut());
-        if self.lm_head.is_some() {
-            visit(HEAD, false, &mut self.whole_head);
+        if let Some(trained) = see(FINAL_NORM, false, self.norm.trained_mut()) {
+            *self.norm.weight_mut() = trained.now().clone();
+        }
+        if let Some(head) = &mut self.lm_head
+            && let Some(trained) = see(HEAD, false, &mut self.whole_head)
+        {
+            *head = Frozen(trained.matrix());
         }
     }
 
@@ -141,6 +176,12 @@ impl CausalLm {
             whole.insert(name.to_owned(), TrainedTensor::new(values, dims, dtype));
         });
         match in_codes {
+            Some((tensor, scheme)) if config.trainable.is_full() => {
+                Err(LoadError::TrainedInCodes {
+                    tensor,
+                    scheme: scheme.to_string(),
+                })
+            }
             Some((tensor, scheme)) => Err(LoadError::WholeInCodes {
                 tensor,
                 scheme: scheme.to_string(),
@@ -185,7 +226,10 @@ impl CausalLm {
             }
             fitting.insert(name.clone(), tensor.on(&device, dtype));
         }
-        let can = trainable(&self.spec);
+        let can = match adapter.config.trainable.is_full() {
+            true => trainable_in_full(&self.spec),
+            false => trainable(&self.spec),
+        };
         match fitting.keys().find(|name| !can.contains(*name)) {
             Some(tensor) => Err(LoadError::NotWhole {
                 tensor: tensor.clone(),
@@ -195,7 +239,11 @@ impl CausalLm {
     }
 
     /// Whether every tensor that is trained whole is as the base has it. Reads them from the device.
+    ///
+    /// # Panics
+    /// If the base has given up its own for them: see [`trains_base`](Self::trains_base).
     pub fn whole_changes_nothing(&mut self) -> bool {
+        assert!(!self.trains_base(), "a base to compare with");
         let whole = self.whole().into_iter();
         let whole: BTreeMap<String, TrainedTensor> = whole
             .map(|place| (place.name, place.tensor.clone()))

@@ -77,8 +77,8 @@ impl<'a> DecodeOps<'a> {
 }
 
 impl Trained for DecodeOps<'_> {
-    fn adapts(&self, target: TargetModule) -> bool {
-        self.parts.iter().any(|(_, layer)| layer.adapts(target))
+    fn trains(&self, target: TargetModule) -> bool {
+        self.parts.iter().any(|(_, layer)| layer.trains(target))
     }
 
     fn trains_bias(&self, target: TargetModule) -> bool {

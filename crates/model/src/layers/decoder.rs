@@ -37,9 +37,11 @@ pub struct DecoderLayer {
 }
 
 impl Trained for DecoderLayer {
-    fn adapts(&self, target: TargetModule) -> bool {
+    fn trains(&self, target: TargetModule) -> bool {
         let projection = self.find(target);
-        projection.is_some_and(|projection| projection.adapter().is_some())
+        projection.is_some_and(|projection| {
+            projection.adapter().is_some() || projection.trained_weight().is_some()
+        })
     }
 
     fn trains_bias(&self, target: TargetModule) -> bool {

@@ -77,8 +77,8 @@ impl DeviceOps<'_> {
 }
 
 impl Trained for DeviceOps<'_> {
-    fn adapts(&self, target: TargetModule) -> bool {
-        self.layer.adapts(target)
+    fn trains(&self, target: TargetModule) -> bool {
+        self.layer.trains(target)
     }
 
     fn trains_bias(&self, target: TargetModule) -> bool {
@@ -405,7 +405,7 @@ impl Backward for DeviceOps<'_> {
         out: Tensor<2>,
         z: Tensor<2>,
     ) -> ([Tensor<2>; 2], Option<Tensor<2>>) {
-        let (net, wanted) = (self.layer.delta_net(), self.adapts(TargetModule::OutProj));
+        let (net, wanted) = (self.layer.delta_net(), self.trains(TargetModule::OutProj));
         let heads = net.heads(&out);
         let (normed, rstd) = net.norm().forward_saving(&heads);
         let normed = normed.reshape(z.dims());
@@ -434,7 +434,7 @@ impl Backward for DeviceOps<'_> {
         gate: Tensor<2>,
         up: Tensor<2>,
     ) -> ([Tensor<2>; 2], Option<Tensor<2>>) {
-        let wanted = self.adapts(TargetModule::DownProj);
+        let wanted = self.trains(TargetModule::DownProj);
         let activation = self.layer.mlp.activation;
         let d = swiglu::backward_adapted(d_product, gate, up, activation, wanted);
         ([d.gate, d.up], d.product)

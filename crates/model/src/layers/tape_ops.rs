@@ -47,8 +47,8 @@ impl TapeOps<'_> {
 }
 
 impl Trained for TapeOps<'_> {
-    fn adapts(&self, target: TargetModule) -> bool {
-        self.layer.adapts(target)
+    fn trains(&self, target: TargetModule) -> bool {
+        self.layer.trains(target)
     }
 
     fn trains_bias(&self, target: TargetModule) -> bool {

@@ -17,8 +17,8 @@ pub(super) struct TimedOps<'a, 'b> {
 }
 
 impl Trained for TimedOps<'_, '_> {
-    fn adapts(&self, target: TargetModule) -> bool {
-        self.ops.adapts(target)
+    fn trains(&self, target: TargetModule) -> bool {
+        self.ops.trains(target)
     }
 
     fn trains_bias(&self, target: TargetModule) -> bool {

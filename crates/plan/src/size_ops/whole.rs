@@ -1,9 +1,10 @@
-//! What gradients of norms and biases take, where those are trained.
+//! What gradients of norms, biases and weights take, where those are trained.
 
 use backdraft_arch::TargetModule;
 use backdraft_arch::sizes::SUMMED_GROUPS;
 
 use super::{Factors, Memory, SizeOps};
+use crate::tensors::{ProjectionShape, Rows};
 
 impl<A: Memory> SizeOps<'_, A> {
     /// The gradient of a vector: it comes to stay, or is added.
@@ -29,6 +30,43 @@ impl<A: Memory> SizeOps<'_, A> {
             let parts = groups.div_ceil(SUMMED_GROUPS as u64).max(1);
             self.transient(4 * normed * (parts + 1));
         }
+    }
+
+    /// The gradients of the weights of a group.
+    pub(super) fn weight_gradients<const N: usize>(&mut self, targets: [TargetModule; N]) {
+        let projections = targets.map(|target| self.projection(target));
+        if projections[0].rows != Rows::First {
+            return projections
+                .into_iter()
+                .for_each(|p| self.weight_gradient(p));
+        }
+        // The gradients of all outputs side by side make that of the one matrix.
+        let out = projections.iter().map(|p| p.out).sum();
+        let _joined = projections[0]
+            .weight
+            .then(|| self.alloc(self.features(out)));
+        let fused = ProjectionShape {
+            out,
+            ..*projections[0]
+        };
+        self.weight_gradient(&fused);
+    }
+
+    /// The gradient of a weight, where that is trained: it comes to stay, or is added in its place.
+    pub(super) fn weight_gradient(&mut self, p: &ProjectionShape) {
+        if !p.weight {
+            return;
+        }
+        let apart = match self.factors {
+            Factors::Apart { accumulated } => !accumulated,
+            Factors::Flat => false,
+        };
+        let gradient = apart.then(|| self.alloc(4 * p.out * p.input));
+        if !self.model.paged {
+            // Packed for the product; the other factor's panels are in `workspace`.
+            self.transient(self.features(p.out));
+        }
+        self.gradients.extend(gradient);
     }
 
     /// The gradients of the biases of a group.

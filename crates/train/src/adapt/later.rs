@@ -192,7 +192,7 @@ mod tests {
         let device = Device::flex();
         let dtype = burn::tensor::DType::F32;
         let model = CausalLm::load_as(&source, Some(&good), (&device, dtype)).unwrap();
-        let lora = recipe.lora.config(model.spec()).unwrap();
+        let lora = recipe.trained(model.spec()).unwrap();
         let mut model = model.with_lora(&lora, 1).unwrap();
         let mut adaptation = Adaptation::of(&recipe, &source, rows, &good).unwrap();
         assert_eq!(adaptation.init, AdapterStart::Default);

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use backdraft_arch::sizes::LARGEST_GROUP;
 use backdraft_kernels::adamw::{AdamWParams, Moments};
 use backdraft_kernels::adamw8bit::{BLOCK_SIZE, MIN_8BIT_SIZE, Moment8Bit, Moments8Bit};
 use backdraft_kernels::codebook::DynamicMap;
@@ -71,12 +72,13 @@ impl Bank {
         (rule, rates): (Rule, &Rates),
         (states, mean): (&[Option<State>], Option<&Mean>),
     ) -> Option<Self> {
-        let (ids, params): (Vec<_>, Vec<_>) = model
+        let (ids, dims): (Vec<_>, Vec<_>) = model
             .trained_params()
-            .map(|(_, param)| (param.id, matrix(&param)))
+            .map(|(_, param)| (param.id, param.matrix_dims()))
             .unzip();
         let rates = rates.of_model(model);
-        let rounded_to = model.adapters().find_map(|(_, _, a)| a.rounded_to());
+        let dtype = model.dtype();
+        let rounded_to = (dtype != DType::F32).then_some(dtype);
         // Of a layer, the first parameters of all adapters, then the second ones: all A, then all B; rows of tokens and whole tensors at the end.
         let sides: Vec<_> = model
             .adapters()
@@ -84,13 +86,15 @@ impl Bank {
             .chain(model.tokens().iter().map(|_| (usize::MAX, 0)))
             .chain(model.whole().iter().map(|_| (usize::MAX, 0)))
             .collect();
-        let (mut groups, mut places) = (Vec::new(), vec![(0, 0); params.len()]);
-        for (kind, mut members) in split(&params, &rates, rule) {
+        let largest = model.trains_base().then_some(LARGEST_GROUP);
+        let (mut groups, mut places) = (Vec::new(), vec![(0, 0); ids.len()]);
+        for (kind, mut members) in split(&dims, &rates, (rule, largest)) {
             members.sort_by_key(|&i| sides[i]);
+            let number = groups.len();
             for (j, &i) in members.iter().enumerate() {
-                places[i] = (groups.len(), j);
+                places[i] = (number, j);
             }
-            let params: Vec<_> = members.iter().map(|&i| params[i].clone()).collect();
+            let params = values_of(model, members.iter().map(|&i| ids[i]));
             let states: Vec<_> = members.iter().map(|&i| states[i].clone()).collect();
             let values = (&params[..], rounded_to);
             let mut group = Group::new(values, kind, &states)?;
@@ -105,24 +109,24 @@ impl Bank {
                 });
                 group.mean = Some(Flat::of(&means.collect::<Vec<_>>(), DType::F32)?);
             }
+            // Before the next group is made, so that what they were is let go.
+            drop(params);
+            let numbers = members.iter().enumerate();
+            let numbers: HashMap<ParamId, usize> = numbers.map(|(j, &i)| (ids[i], j)).collect();
+            model.store_trained_in(|id| {
+                let &j = numbers.get(&id)?;
+                Some(Stored {
+                    values: group.values.view(j),
+                    rounded: group.rounded.as_ref().map(|rounded| rounded.view(j)),
+                })
+            });
             groups.push(group);
         }
-        let bank = Self {
+        Some(Self {
             ids,
             groups,
             places,
-        };
-        let numbers = bank.ids.iter().enumerate().map(|(i, id)| (*id, i));
-        let numbers: HashMap<ParamId, usize> = numbers.collect();
-        model.store_trained_in(|id| {
-            let (group, j) = bank.places[numbers[&id]];
-            let group = &bank.groups[group];
-            Stored {
-                values: group.values.view(j),
-                rounded: group.rounded.as_ref().map(|rounded| rounded.view(j)),
-            }
-        });
-        Some(bank)
+        })
     }
 
     /// Where the gradient of each factor goes.
@@ -193,29 +197,46 @@ impl Bank {
     }
 }
 
-fn matrix(param: &AdapterParam) -> Tensor<2> {
-    param.values.clone().inner().reshape(param.matrix_dims())
+/// The values of some factors, in their order.
+fn values_of(model: &CausalLm, ids: impl Iterator<Item = ParamId>) -> Vec<Tensor<2>> {
+    let params = model.trained_params();
+    let mut params: HashMap<ParamId, AdapterParam> =
+        params.map(|(_, param)| (param.id, param)).collect();
+    let found = ids.filter_map(|id| params.remove(&id));
+    found
+        .map(|param| param.values.clone().inner().reshape(param.matrix_dims()))
+        .collect()
 }
 
-/// Numbers of the factors by how they learn and what is kept of them: moments of those too small for 8 bits are in f32.
-fn split(params: &[Tensor<2>], rates: &[Rate], rule: Rule) -> Vec<(Kind, Vec<usize>)> {
-    let is_small = |param: &Tensor<2>| param.shape().num_elements() < MIN_8BIT_SIZE;
-    let keeping = |param: &Tensor<2>| match rule {
-        Rule::AdamW(params, StatePrecision::Bits8(_)) if is_small(param) => {
+/// Numbers of the factors by how they learn and what is kept of them: moments of those too small for 8 bits are in f32. A group has
+/// so many values at most, or a single factor.
+fn split(
+    dims: &[[usize; 2]],
+    rates: &[Rate],
+    (rule, largest): (Rule, Option<usize>),
+) -> Vec<(Kind, Vec<usize>)> {
+    let count = |[rows, columns]: [usize; 2]| rows * columns;
+    let keeping = |dims: [usize; 2]| match rule {
+        Rule::AdamW(params, StatePrecision::Bits8(_)) if count(dims) < MIN_8BIT_SIZE => {
             Keeping::AdamW(params, StatePrecision::F32)
         }
         Rule::AdamW(params, precision) => Keeping::AdamW(params, precision),
-        Rule::Stacked(rule) => Keeping::Stacked(rule, param.dims()),
+        Rule::Stacked(rule) => Keeping::Stacked(rule, dims),
     };
     let mut groups: Vec<(Kind, Vec<usize>)> = Vec::new();
-    for (i, (param, &rate)) in params.iter().zip(rates).enumerate() {
+    for (i, (&of, &rate)) in dims.iter().zip(rates).enumerate() {
         let kind = Kind {
             rate,
-            keeping: keeping(param),
+            keeping: keeping(of),
         };
-        match groups.iter_mut().find(|(other, _)| *other == kind) {
-            Some((_, members)) => members.push(i),
-            None => groups.push((kind, vec![i])),
+        let room = |members: &[usize]| {
+            let there: usize = members.iter().map(|&i| count(dims[i])).sum();
+            largest.is_none_or(|largest| there + count(of) <= largest)
+        };
+        let mut alike = groups.iter_mut().rev();
+        match alike.find(|(other, _)| *other == kind) {
+            Some((_, members)) if room(members) => members.push(i),
+            _ => groups.push((kind, vec![i])),
         }
     }
     // A sum of norms has an order: what is in 8 bits comes first.

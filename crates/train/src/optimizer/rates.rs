@@ -121,7 +121,13 @@ impl Rates {
                 (None, true) => layers,
                 (None, false) => 0,
             };
-            self.of(place.module(), above, &place.param())
+            let param = place.param();
+            let mut rate = self.of(place.module(), above, &param);
+            // As transformers' Trainer: norms and biases are not decayed.
+            if model.trains_base() && param.dims.len() == 1 {
+                rate.weight_decay.get_or_insert(0.0);
+            }
+            rate
         });
         rates.chain(tokens).chain(whole).collect()
     }

@@ -322,8 +322,9 @@ fn claim(path: &Path, force: bool) -> Result<(), TrainError> {
 fn go_on(resume: &Resume) -> Result<Vec<String>, TrainError> {
     let output_dir = resume.output_dir();
     if resume.from().is_none() {
-        // An adapter without checkpoints is a result that somebody may want.
-        claim(output_dir, !output_dir.join("adapter").exists())?;
+        // A result without checkpoints may be what somebody wants.
+        let has_result = ["adapter", "model"].map(|part| output_dir.join(part).exists());
+        claim(output_dir, !has_result.contains(&true))?;
         let path = output_dir.display();
         return Ok(vec![format!(
             "{path} holds no checkpoint yet: the run starts over"

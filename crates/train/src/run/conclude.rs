@@ -1,4 +1,4 @@
-//! What a run leaves: its adapter, its summary, its report.
+//! What a run leaves: its adapter or its model, its summary, its report.
 
 use std::fs;
 use std::path::PathBuf;
@@ -24,10 +24,10 @@ use crate::strategy::Outcome;
 use crate::trainee::Trainee;
 
 impl Run {
-    /// Writes the adapter and says what came of the run; `highest` is the largest pass that was planned.
+    /// Writes the adapter, or the model, and says what came of the run; `highest` is the largest pass that was planned.
     ///
     /// # Errors
-    /// An adapter that cannot be written.
+    /// An adapter or a model that cannot be written.
     pub(super) fn conclude(
         mut self,
         trainee: Trainee,
@@ -51,8 +51,13 @@ impl Run {
         let device_memory = held(&self.device).map(|bytes| bytes as usize);
         let watcher = self.watcher.take().filter(|_| device_memory.is_none());
         let measured = watcher.and_then(|watcher| watcher.measured(gradients, optimizer));
+        let measured = measured.map(|measured| match trainee.model.trains_base() {
+            // As many bytes as their gradients.
+            true => measured.with_trained(gradients),
+            false => measured,
+        });
         let (model, adapter_step) = self.best(trainee.averaged().model, &mut outcome);
-        let adapter = self.write_adapter(&model)?;
+        let adapter = self.write_result(&model)?;
         if let Some(Err(error)) = outcome.records.as_mut().map(Records::sync) {
             warn(&mut outcome, &with_causes(&error));
         }
@@ -82,6 +87,7 @@ impl Run {
                 .or_else(|| measured.map_or_else(memory::peak_resident, Measured::peak)),
             resumed_from,
             adapter_step,
+            full: model.trains_base(),
             ..summarise(&mut outcome, total_steps, adapter, began)
         };
         let reported = run_files::write_summary(&output_dir, &summary)
@@ -110,7 +116,7 @@ impl Run {
             Ok(best) => (best, step),
             Err(error) => {
                 let message = format!(
-                    "the adapter holds step {last}, not step {step}, which was better: {}",
+                    "the result holds step {last}, not step {step}, which was better: {}",
                     with_causes(&error)
                 );
                 warn(outcome, &message);
@@ -119,20 +125,27 @@ impl Run {
         }
     }
 
-    fn write_adapter(&self, model: &CausalLm) -> Result<PathBuf, TrainError> {
-        let path = self.recipe.output_dir.join("adapter");
+    fn write_result(&self, model: &CausalLm) -> Result<PathBuf, TrainError> {
+        let output_dir = &self.recipe.output_dir;
         let Some(adapter) = model.adapter() else {
             unreachable!("a trained model has an adapter");
         };
+        let companions = self.companions();
+        if model.trains_base() {
+            let path = output_dir.join("model");
+            let options = companions.model(false, Existing::Replace);
+            adapter.write_model(&self.source, &path, &options)?;
+            return Ok(path);
+        }
+        let path = output_dir.join("adapter");
         let adapter = match &self.principal {
             Some(start) => adapter.since(start),
             None => adapter,
         };
-        let companions = self.companions();
         let options = PeftWriteOptions {
             existing: Existing::Replace,
             prefix: companions.prefix,
-            companions: companions.files(self.quantization())?,
+            companions: companions.over(self.quantization()).files()?,
             ..Default::default()
         };
         adapter.write(&path, &self.recipe.model, &options)?;
@@ -140,8 +153,12 @@ impl Run {
     }
 }
 
-/// Whether the adapter of `step` changes nothing. Reads it from the device.
+/// Whether the adapter of `step` changes nothing. Reads it from the device. Of a base that has given up its own tensors nobody
+/// can tell.
 fn untrained(model: &CausalLm, step: usize) -> Option<NoEffect> {
+    if model.trains_base() {
+        return None;
+    }
     let mut adapters = model.adapters();
     let untrained =
         adapters.all(|(_, _, adapter)| adapter.changes_nothing().is_ok_and(|nothing| nothing));
@@ -188,6 +205,7 @@ fn summarise(
         precision: None,
         no_effect: Vec::new(),
         adapter,
+        full: false,
         adapter_step: outcome.steps,
     }
 }

@@ -48,7 +48,7 @@ impl Run {
             source: Box::new(source),
         })?;
         let mut adapter = AdapterWeights::from_peft(&directory, &self.device);
-        adapter.config = self.recipe.lora.config(self.model.spec())?;
+        adapter.config = self.recipe.trained(self.model.spec())?;
         let start = FrozenStart::new(&directory, &adapter);
         let was = saved.state.start_fingerprint.as_deref();
         if was != Some(start.fingerprint.as_str()) {

@@ -86,7 +86,7 @@ impl Run {
             return Ok(Vec::new());
         };
         let spec = self.model.spec();
-        let config = self.recipe.lora.config(spec)?;
+        let config = self.recipe.trained(spec)?;
         check(&self.recipe, &config, spec)?;
         let directory = PeftDir::read(path)?;
         let mut pairs = directory.tensors.iter();

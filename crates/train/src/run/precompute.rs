@@ -78,7 +78,7 @@ impl Run {
         let over = match start {
             None => "base".to_owned(),
             Some(start) => {
-                let config = self.recipe.lora.config(self.model.spec())?;
+                let config = self.recipe.trained(self.model.spec())?;
                 format!("{start} {config:?}")
             }
         };

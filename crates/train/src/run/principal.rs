@@ -78,12 +78,15 @@ impl Run {
         Ok(())
     }
 
-    /// The adapter of a checkpoint as it is trained; what it began with is taken out of the base, if it was not yet.
+    /// The adapter of a checkpoint as it is trained, or what is trained in place of the base's tensors; what it began with is taken out of the base, if it was not yet.
     ///
     /// # Errors
     /// A checkpoint that cannot be read.
     pub(super) fn adapter_of(&mut self, saved: &Saved) -> Result<AdapterWeights, TrainError> {
-        let config = self.recipe.lora.config(self.model.spec())?;
+        let config = self.recipe.trained(self.model.spec())?;
+        if config.trainable.is_full() {
+            return Ok(saved.model(&config, (self.model.spec(), &self.device))?);
+        }
         let mut adapter = saved.adapter(&self.device)?;
         if self.recipe.lora.init == AdapterStart::Pissa {
             let (now, start) = adapter.apart(&config).ok_or_else(|| TrainError::NoStart {
