@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use backdraft_data::ChatTokenizer;
-use backdraft_formats::{FormatError, ModelSource, PeftDir};
+use backdraft_formats::{FormatError, ModelSource, PeftDir, trained_model_in};
 use backdraft_lora::TrainedOver;
 use backdraft_quant::QuantizationPlan;
 use backdraft_train::trained_with::{Prompting, TrainedWith, adapter_in};
@@ -139,6 +139,14 @@ fn no_adapter(path: &Path) -> CliError {
             "{shown} is a file, not the directory of an adapter"
         ))
         .hint("name the directory that holds adapter_config.json");
+    }
+    if let Some(model) = trained_model_in(path) {
+        let model = model.to_string_lossy();
+        let named = crate::shell::quote(&model);
+        return CliError::user(format!(
+            "{shown} holds no adapter, and there is nothing to merge: the run there trained the model itself, {model}"
+        ))
+        .hint(format!("name it as the model: --model {named}"));
     }
     let error = CliError::user(format!(
         "{shown} holds no adapter: neither adapter_config.json nor adapter/adapter_config.json is there"

@@ -112,6 +112,8 @@ pub(crate) struct Summary {
     /// The page about it.
     pub(crate) report: PathBuf,
     /// The step whose weights the adapter holds.
+    /// Whether what it left is a model.
+    pub(crate) full: bool,
     pub(crate) adapter_step: usize,
     /// Run time.
     pub(crate) elapsed: Duration,
@@ -312,7 +314,8 @@ impl PlainLines {
         } else {
             format!(" (step {}, the best evaluation)", summary.adapter_step)
         };
-        rows.push(("adapter", format!("{}{of}", summary.adapter.display())));
+        let result = if summary.full { "model" } else { "adapter" };
+        rows.push((result, format!("{}{of}", summary.adapter.display())));
         rows.push(("report", summary.report.display().to_string()));
         rows.push((TRY, summary.try_it.clone()));
         wrapped(&rows, columns)
@@ -532,6 +535,7 @@ mod tests {
             warnings: Vec::new(),
             precision: None,
             report: "outputs/report.html".into(),
+            full: false,
             adapter_step: 300,
             elapsed: Duration::from_secs(4_321),
             tokens_per_second: 812.4,
@@ -565,6 +569,7 @@ mod tests {
                 "resume with `backdraft train --resume outputs`".into(),
             )),
             diagnosis: None,
+            full: false,
             adapter_step: 120,
             ..summary
         };

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use backdraft_formats::ModelSource;
 use backdraft_journal::adaptation::AdaptationReport;
 use backdraft_journal::diagnosis::{Diagnosis, Finding};
 use backdraft_journal::records::Report;
@@ -251,6 +252,7 @@ pub(crate) fn summary(
         precision: summary.precision.as_ref().map(ToString::to_string),
         warnings: summary.no_effect.iter().map(ToString::to_string).collect(),
         report: output_dir.join(backdraft_journal::report_html::FILE),
+        full: summary.full,
         adapter_step: summary.adapter_step,
         elapsed: Duration::from_secs_f64(summary.seconds),
         tokens_per_second: summary.tokens_per_second,
@@ -265,7 +267,10 @@ pub(crate) fn summary(
             (None, None) => "not reported by this system".to_owned(),
         },
         adapter: summary.adapter.clone(),
-        try_it: try_it(&model, &summary.adapter),
+        try_it: match summary.full {
+            true => try_model(&summary.adapter),
+            false => try_it(&model, &summary.adapter),
+        },
     };
     PlainLines::new(summary.total_steps, 1).summary(&told, columns)
 }
@@ -280,6 +285,17 @@ fn try_it(model: &str, adapter: &Path) -> String {
     let generate = match prompting.map(|noted| noted.prompting) {
         Some(Prompting::Nothing) => generate.text("Once upon a time"),
         _ => generate.switch("--chat"),
+    };
+    generate.to_string()
+}
+
+/// The same for a model whose own tensors were trained.
+fn try_model(model: &Path) -> String {
+    let generate = CommandLine::new("generate").flag("--model", model);
+    let template = ModelSource::open(model).and_then(|source| source.tokenizer());
+    let generate = match template.is_ok_and(|files| files.chat_template.is_some()) {
+        true => generate.switch("--chat"),
+        false => generate.text("Once upon a time"),
     };
     generate.to_string()
 }

@@ -18,6 +18,8 @@ mod export;
 mod families;
 #[path = "program/notebook.rs"]
 mod notebook;
+#[path = "program/full.rs"]
+mod full;
 #[path = "program/preferences.rs"]
 mod preferences;
 #[path = "program/push.rs"]

@@ -6,7 +6,7 @@ use backdraft_data::pipeline::TokenizedRow;
 use backdraft_data::{
     ChatTokenizer, GenerationScores, Prompt, RowSet, Source, TokenRows, load_prompts,
 };
-use backdraft_formats::write_file;
+use backdraft_formats::{trained_model_in, write_file};
 use backdraft_model::CausalLm;
 use backdraft_model::generate::GenerateConfig;
 use backdraft_recipe::{EvalRecipe, ObjectiveRecipe, Recipe};
@@ -344,10 +344,16 @@ impl Plan {
         let trained = adapter_in(output_dir);
         match &model.adapter {
             None if trained.join("adapter_config.json").is_file() => model.adapter = Some(trained),
-            None => context.output.progress(format!(
-                "there is no adapter in {} yet: the base alone is measured",
-                output_dir.display()
-            )),
+            None => match trained_model_in(output_dir) {
+                Some(trained) => {
+                    let found = trained.to_string_lossy().into_owned();
+                    model.model = model.model.or(Some(found));
+                }
+                None => context.output.progress(format!(
+                    "there is no adapter in {} yet: the base alone is measured",
+                    output_dir.display()
+                )),
+            },
             Some(_) => {}
         }
         model.model = model.model.or_else(|| Some(recipe.model.clone()));

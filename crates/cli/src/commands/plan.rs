@@ -294,7 +294,11 @@ impl Plans {
         }
         match self.chosen() {
             Ok((plan, prediction)) => {
-                text += &peak_lines(&prediction.peak);
+                let full = setup.lora.trainable.is_full();
+                text += &peak_lines(&prediction.peak, full);
+                if full {
+                    text += "all gradients of a step are kept: they are clipped together, and passes add up\n";
+                }
                 text += &format!(
                     "recompute {} of {} per micro-batch, {:.1} % of its time\n",
                     flops(prediction.recompute_flops),
@@ -399,11 +403,11 @@ fn cards(setup: &Setup) -> Vec<(u64, Option<usize>, Option<usize>)> {
     CARDS.iter().map(fits).collect()
 }
 
-fn peak_lines(peak: &Peak) -> String {
+fn peak_lines(peak: &Peak, full: bool) -> String {
     let mut text = format!("peak      {} in {}\n", gib(peak.total()), peak.moment);
     for (name, bytes) in [
         ("base", peak.base),
-        ("adapters", peak.adapters),
+        (if full { "trained" } else { "adapters" }, peak.adapters),
         ("gradients", peak.gradients),
         ("optimizer", peak.optimizer),
         ("kept", peak.kept),
@@ -509,7 +513,7 @@ mod tests {
         let value: Value = serde_json::from_str(CONFIG).unwrap();
         let spec = ModelSpec::from_hf(&value).unwrap();
         let setup = Setup {
-            lora: recipe.lora.config(&spec).unwrap(),
+            lora: recipe.trained(&spec).unwrap(),
             spec,
             tokens: 0,
             quantization: recipe.quantization_plan(),

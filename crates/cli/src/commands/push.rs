@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use backdraft_formats::gguf::GgufFile;
 use backdraft_formats::hub::HubName;
 use backdraft_formats::hub::push::{Push, PushError, PushFile, PushOptions, Remote};
-use backdraft_formats::{CardHead, Existing, FormatError, PeftDir, write_file};
+use backdraft_formats::{CardHead, Existing, FormatError, PeftDir, trained_model_in, write_file};
 use backdraft_journal::run_files::RunFiles;
 use backdraft_train::trained_with::{TrainedWith, adapter_in};
 use clap::Args;
@@ -209,6 +209,10 @@ fn directory(path: &Path, output: Output) -> Result<PathBuf, CliError> {
     if found != path && !path.join("config.json").is_file() {
         output.progress(format!("the adapter of that run: {}", found.display()));
         return Ok(found);
+    }
+    if let Some(model) = trained_model_in(path) {
+        output.progress(format!("the model of that run: {}", model.display()));
+        return Ok(model);
     }
     Ok(path.to_owned())
 }

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use backdraft_formats::trained_model_in;
 use backdraft_journal::records::Report;
 use backdraft_journal::run_files::RunFiles;
 use backdraft_train::checkpoint;
@@ -49,7 +50,11 @@ pub(super) fn run(path: &Path) -> Result<Option<Shown>, CliError> {
         .fact("best_step", summary.and_then(|summary| summary.best_step))
         .fact("diagnosis", explained(&files.diagnosis))
         .fact("checkpoints", checkpoints)
-        .fact("adapter", adapter.as_deref().map(shown_path));
+        .fact("adapter", adapter.as_deref().map(shown_path))
+        .fact(
+            "trained_model",
+            trained_model_in(path).as_deref().map(shown_path),
+        );
     let watch = CommandLine::new("watch").path(path).to_string();
     Ok(Some(with_adapter(shown, adapter)?.fact("watch", watch)))
 }
@@ -60,7 +65,11 @@ fn checkpoint_of(path: &Path, step: usize) -> Result<Shown, CliError> {
         .fact("kind", "checkpoint of a run")
         .fact("path", path.display().to_string())
         .fact("step", step)
-        .fact("adapter", adapter.as_deref().map(shown_path));
+        .fact("adapter", adapter.as_deref().map(shown_path))
+        .fact(
+            "trained_model",
+            trained_model_in(path).as_deref().map(shown_path),
+        );
     let resume = CommandLine::new("train").flag("--resume", path).to_string();
     Ok(with_adapter(shown, adapter)?.fact("resume", resume))
 }
