@@ -723,7 +723,8 @@ fn full_fine_tuning_is_planned_and_does_not_depend_on_the_plan() {
         let excess = 100.0 * (step.update as f64 / updating - 1.0);
         let line = format!("{told} update: {excess:+.2} %");
         println!("{line}");
-        if !(0.0..=5.0).contains(&excess) {
+        // A few kilobytes of bookkeeping are in `workspace`.
+        if !(-0.5..=5.0).contains(&excess) {
             off.push(line);
         }
         let losses = ten_losses(model, &batch, &all);

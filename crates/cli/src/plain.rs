@@ -17,8 +17,10 @@ pub(crate) struct Banner {
     pub(crate) model: String,
     /// Weights of the base.
     pub(crate) base_parameters: u64,
-    /// Weights of the adapter.
+    /// Weights of the adapter, or of the base, that are trained.
     pub(crate) trainable_parameters: u64,
+    /// Whether they are the base's own.
+    pub(crate) full: bool,
     /// How the base is stored.
     pub(crate) base: String,
     /// Memory that the run will need.
@@ -178,7 +180,7 @@ impl PlainLines {
                 format!("{} ({} parameters)", banner.model, group(base)),
             ),
             (
-                "adapter",
+                if banner.full { "trained" } else { "adapter" },
                 format!("{} trainable parameters ({share:.2} %)", group(trainable)),
             ),
             ("base", banner.base.clone()),
@@ -491,6 +493,7 @@ mod tests {
             model: "HuggingFaceTB/SmolLM2-135M-Instruct".into(),
             base_parameters: 134_515_008,
             trainable_parameters: 4_884_480,
+            full: false,
             base: "f32 134.5 M at 32.00 bits".into(),
             memory: "1.50 GiB: base 513.1 MiB, …".into(),
             device: "cpu, f32, 2 threads".into(),

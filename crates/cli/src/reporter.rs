@@ -85,6 +85,7 @@ impl Reporter for PlainReporter {
             model: info.model.clone(),
             base_parameters: info.base_params as u64,
             trainable_parameters: info.trained_params as u64,
+            full: info.full,
             base: stored(&info.base),
             memory: memory(&info.memory),
             device: info.device.clone(),

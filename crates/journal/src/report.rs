@@ -24,8 +24,11 @@ pub struct RunInfo {
     pub device: String,
     /// Values in the base model, frozen.
     pub base_params: usize,
-    /// Values in the adapters, trained.
+    /// Values in the adapters, or in tensors of the base, trained.
     pub trained_params: usize,
+    /// Whether they are in tensors of the base.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub full: bool,
     /// How the base is stored, most bytes first.
     pub base: Vec<StoredShare>,
     /// Memory that the run will need.

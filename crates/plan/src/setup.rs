@@ -16,9 +16,8 @@ use crate::tensors::{LayerShape, MemoryModel, PassShape, ProjectionShape, Rows};
 /// them.
 const STACKED_COPIES: u64 = 6;
 
-/// Copies in f32 that an update of one tensor on the processor has at once: what comes of its values and of what is kept of it,
-/// and a term.
-const REPLACED_COPIES: u64 = 4;
+/// Copies in f32 that an update of one tensor on the processor has at once, beside what it replaces: terms of what comes of it.
+const REPLACED_COPIES: u64 = 2;
 
 /// A run, as far as memory is concerned.
 #[derive(Clone, Debug)]

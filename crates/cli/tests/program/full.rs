@@ -76,7 +76,7 @@ fn every_tensor_is_trained_and_the_model_is_taken_like_any_other() {
         // What is evaluated is the model that is left, as it was when it was trained.
         let told = succeeds(d, &["eval", "recipe.toml"]);
         let loss = |value: &Value| value.as_f64().unwrap();
-        let apart = loss(&told["eval_loss"]) - loss(&summary["best_eval_loss"]);
+        let apart = loss(&told["base"]["nll"]) - loss(&summary["best_eval_loss"]);
         assert!(apart.abs() < 1e-6, "{family:?}: {told} {summary}");
         succeeds(d, &["generate", "--model", "out/model", "--raw", "w5 w6"]);
         let export = [

@@ -3,7 +3,7 @@
 use backdraft_arch::TargetModule;
 use backdraft_arch::sizes::SUMMED_GROUPS;
 
-use super::{Factors, Memory, SizeOps};
+use super::{Factors, Memory, PANEL, SizeOps};
 use crate::tensors::{ProjectionShape, Rows};
 
 impl<A: Memory> SizeOps<'_, A> {
@@ -63,8 +63,11 @@ impl<A: Memory> SizeOps<'_, A> {
         };
         let gradient = apart.then(|| self.alloc(4 * p.out * p.input));
         if !self.model.paged {
-            // Packed for the product; the other factor's panels are in `workspace`.
-            self.transient(self.features(p.out));
+            // Packed for the product over tokens, panel by panel; what `workspace` has room for is counted there.
+            let tokens = self.pass.tokens;
+            let depth = tokens.div_ceil(tokens.div_ceil(PANEL).max(1));
+            let packed = self.model.element * depth * p.out;
+            self.transient(packed.saturating_sub(self.model.workspace));
         }
         self.gradients.extend(gradient);
     }

@@ -155,6 +155,7 @@ impl Run {
             device: device_name(&self.device),
             base_params: self.model.num_base_params(),
             trained_params: self.model.num_trained(),
+            full: self.model.trains_base(),
             base: self.model.stored(),
             memory,
             activations,
