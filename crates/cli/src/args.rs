@@ -12,7 +12,7 @@ use choice::QuantizationArg;
 
 use crate::commands::{
     combine, completions, data, doctor, eval, export, generate, init, inspect, man, merge, plan,
-    push, quantize, quickstart, report, score, serve, train, watch,
+    push, quantize, quickstart, report, score, serve, train, tune, watch,
 };
 
 /// Fine-tune Llama, Mistral, Qwen, Gemma, Granite, SmolLM and OLMo models from one program.
@@ -59,6 +59,7 @@ pub(crate) struct DeviceArgs {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Train(train::TrainArgs),
+    Tune(tune::TuneArgs),
     Data(data::DataArgs),
     Plan(plan::PlanArgs),
     Watch(watch::WatchArgs),
@@ -94,6 +95,7 @@ impl Command {
     pub(crate) const fn device(&self) -> Option<Option<DeviceChoice>> {
         match self {
             Self::Train(args) => Some(args.device.device),
+            Self::Tune(args) => Some(args.device.device),
             Self::Generate(args) => Some(args.model.device.device),
             Self::Eval(args) => Some(args.model.device.device),
             Self::Score(args) => Some(args.model.device.device),

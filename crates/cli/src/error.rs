@@ -310,6 +310,9 @@ impl From<TrainError> for CliError {
                     flags.collect::<String>()
                 ))
             }
+            TrainError::SweepChanged { .. } => Some(
+                "revert it, start over with --force, or choose another --output-dir".to_owned(),
+            ),
             TrainError::CannotChange { .. } => {
                 Some("start a new run in another --output-dir".to_owned())
             }

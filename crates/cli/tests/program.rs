@@ -36,6 +36,8 @@ mod serve;
 mod terminal;
 #[path = "program/tokens.rs"]
 mod tokens;
+#[path = "program/tune.rs"]
+mod tune;
 #[path = "program/whole.rs"]
 mod whole;
 #[path = "program/wrapped.rs"]

@@ -202,6 +202,11 @@ impl Loader {
         Ok(())
     }
 
+    /// What it deals out, and how.
+    pub fn options(&self) -> &LoaderOptions {
+        &self.options
+    }
+
     /// Rows, or packs where rows are packed, of a full step.
     pub fn rows_per_step(&self) -> usize {
         let LoaderOptions {

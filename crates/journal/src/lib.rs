@@ -11,6 +11,7 @@
 //! | [`report_html`] | runs as one HTML page |
 //! | [`tensorboard`] | events for TensorBoard |
 //! | [`exact`] | floating-point numbers in JSON that come back with every bit |
+//! | [`tuning`] | what came of trials and range tests, and what follows from it |
 //! | [`text`] | words for errors, machines and devices |
 //!
 //! Start reading at [`report`].
@@ -26,3 +27,4 @@ pub mod report_html;
 pub mod run_files;
 pub mod tensorboard;
 pub mod text;
+pub mod tuning;

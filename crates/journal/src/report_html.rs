@@ -3,6 +3,7 @@
 mod answers;
 mod precision;
 mod svg;
+mod tuning;
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -14,6 +15,7 @@ use backdraft_formats::{Existing, FormatError, write_file};
 use backdraft_plan::memory::Memory;
 use backdraft_recipe::{Difference, Recipe};
 use svg::{Curve, Mark, figure};
+pub use tuning::{range_page, tuning_page};
 
 use crate::records::Report;
 use crate::report::StepReport;

@@ -253,7 +253,11 @@ fn diagnosis(text: &str, note: Option<&RunNote>, summary: Option<&RunSummary>) -
     monitor.conclude().clone()
 }
 
-fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, FormatError> {
+/// Reads what [`write_json`] wrote; none where there is no file.
+///
+/// # Errors
+/// A file that cannot be read, or that holds something else.
+pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, FormatError> {
     let text = match fs::read(path) {
         Ok(text) => text,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),

@@ -111,6 +111,23 @@ impl Watcher {
         Ok((adapted, watcher))
     }
 
+    /// Watches one more run over what was loaded, which `adapt` prepares. `None` in place of a watcher as in
+    /// [`watch`](Self::watch).
+    ///
+    /// # Errors
+    /// Those of `adapt`.
+    pub fn again<B, E>(
+        watcher: Option<Self>,
+        adapt: impl FnOnce() -> Result<B, E>,
+    ) -> Result<(B, Option<Self>), E> {
+        let made = adapt()?;
+        let watcher = watcher.and_then(|watcher| {
+            let adapted = resident().filter(|_| forget_peak())?;
+            Some(Self { adapted, ..watcher })
+        });
+        Ok((made, watcher))
+    }
+
     /// After the run, whose gradients and optimiser state had these sizes.
     pub fn measured(self, gradients: usize, optimizer: usize) -> Option<Measured> {
         let peak_training = peak_resident()?;

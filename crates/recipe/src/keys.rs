@@ -45,17 +45,21 @@ pub const SECTIONS: [&str; 6] = [
     "train",
 ];
 
+/// The section that `tune` reads; a run has none.
+pub(crate) const SWEEP: &str = "sweep";
+
 /// The table form of `train.lr_scheduler`, which carries the options of a schedule.
 pub(crate) const SCHEDULER: &str = "train.lr_scheduler";
 
 /// Options of the table form of `train.lr_scheduler`.
-pub(crate) const SCHEDULER_OPTIONS: [&str; 7] = [
+pub(crate) const SCHEDULER_OPTIONS: [&str; 8] = [
     "kind",
     "num_cycles",
     "min_lr",
     "min_lr_rate",
     "power",
     "lr_end",
+    "lr_start",
     "timescale",
 ];
 
@@ -611,10 +615,35 @@ pub const KEYS: &[Key] = &[
     ),
 ];
 
+/// Settings of `[sweep]`, beside the keys of a recipe that it tries values of.
+pub(crate) const SWEEP_KEYS: &[Key] = &[
+    key(
+        "sweep.method",
+        r#""grid""#,
+        "How settings are chosen: grid tries every combination of the values; random draws trials of them; halving gives all of them a part of the steps and only the best the rest.",
+    ),
+    optional(
+        "sweep.trials",
+        "12",
+        "How many settings are drawn, each once. For random, and for halving, which without it takes every combination.",
+    ),
+    optional(
+        "sweep.seed",
+        "42",
+        "Seed of the draws: a number. A list or a range under this name is the recipe's seed, to be tried. Left out: the recipe's seed.",
+    ),
+    key(
+        "sweep.reduction_factor",
+        "3",
+        "Which part of the trials goes on each time that halving looks at them: 3 keeps the best third, and gives it three times the steps.",
+    ),
+];
+
 /// The documentation of a key.
 #[must_use]
 pub fn find(path: &str) -> Option<&'static Key> {
-    KEYS.iter().find(|key| key.path == path)
+    let mut keys = KEYS.iter().chain(SWEEP_KEYS);
+    keys.find(|key| key.path == path)
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //! table of keys with defaults and documentation, `support` lists values that are refused by name, `foreign` the keys of other
 //! trainers, and `unknown` says what becomes of them. `names` and `data_format` are values that people write by name, `precision` turns
 //! what is said of bits into a number.
-//! `objective` is what a run minimises, [`schedule`] the curve of the learning rate, [`no_effect`] why a run would train nothing.
+//! `sweep` reads what `tune` tries. `objective` is what a run minimises, [`schedule`] the curve of the learning rate, [`no_effect`] why a run would train nothing.
 //!
 //! Start reading at `keys`.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
@@ -34,6 +34,7 @@ mod setup;
 mod size;
 mod sources;
 mod support;
+mod sweep;
 mod template;
 mod tokens;
 mod trainable;
@@ -60,6 +61,7 @@ pub use recipe::{
 pub use setup::bytes_of;
 pub use size::{ByteSize, ByteSizeError};
 pub use sources::{EvalRecipe, SourceRecipe, Sources};
+pub use sweep::{Sweep, SweepMethod, Trial};
 pub use template::Choices;
 pub use tokens::TokensRecipe;
 pub use unknown::{foreign as foreign_key, nearest as nearest_key};

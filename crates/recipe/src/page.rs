@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use crate::keys::{KEYS, SECTIONS};
+use crate::keys::{KEYS, SECTIONS, SWEEP, SWEEP_KEYS};
 
 const HEAD: &str = "\
 # Keys of a recipe
@@ -60,12 +60,17 @@ const TAIL: &str = "\
   `kto`'s estimate of the KL divergence goes over the whole step: each prompt with the answer of the row before it.
 - `train.lr_scheduler` is a name or a table such as `{ kind = \"cosine_with_min_lr\", min_lr_rate = 0.1 }`. Kinds: `constant`,
   `constant_with_warmup`, `linear`, `cosine`, `cosine_with_restarts`, `cosine_with_min_lr`, `polynomial`, `inverse_sqrt`; values
-  as in transformers, held at the end. A warm-up may outlast a trial of a few steps, with a warning.
+  as in transformers, held at the end; and `range_test`, which rises from `lr_start` to the peak by the same factor at each step, as
+  `backdraft tune` uses it. A warm-up may outlast a trial of a few steps, with a warning.
 - `[[train.groups]]` tables come last in a recipe, each with `match` and `learning_rate` or `weight_decay`. A factor's rate is its group's
   (else `train.learning_rate`), times `loraplus_lr_ratio` for B, times `layer_lr_decay` for each layer above its own; the schedule's curve is
   the same for all. A group that matches no adapted module is an error.
 - `optimizer = \"schedule_free_adamw\"` and `ema_decay`: evaluations and adapters, those of checkpoints too, are the running mean; what is
   trained lies in the checkpoint's `optimizer.safetensors` beside it.
+- `[sweep]` is what `backdraft tune` goes through ([tuning](tuning.md)); `train` leaves it out and has the recipe's own values. Beside
+  its settings stand keys of the recipe with values to try: a list, `\"train.learning_rate\" = [1e-4, 3e-4, 1e-3]`, or a range,
+  `{ min = 1e-5, max = 1e-3, scale = \"log\", steps = 5 }`; `scale` is `linear` where it is left out, and `steps`, how many values of
+  the range there are, is for grids. Ranges between whole numbers have whole numbers, others three digits.
 - `dtype = \"f16\"` scales the loss, beginning with 2^16: a step whose gradients overflow is repeated under half the scale, and
   2,000 steps without that double it. The processor computes in f32 only.
 - `data.cache`: a file's name is a hash of the rows, the tokenizer, the template and the settings; nothing is ever deleted
@@ -76,7 +81,7 @@ const TAIL: &str = "\
 #[must_use]
 pub fn page() -> String {
     let mut page = HEAD.to_owned();
-    for section in std::iter::once("").chain(SECTIONS) {
+    for section in std::iter::once("").chain(SECTIONS).chain([SWEEP]) {
         let title = match section {
             "" => "At the top".to_owned(),
             section => format!("`[{section}]`"),
@@ -85,7 +90,8 @@ pub fn page() -> String {
             page,
             "## {title}\n\n| key | default | meaning | when to change it |\n| --- | --- | --- | --- |\n"
         );
-        for key in KEYS.iter().filter(|key| key.section() == section) {
+        let keys = KEYS.iter().chain(SWEEP_KEYS);
+        for key in keys.filter(|key| key.section() == section) {
             let default = match key.default {
                 Some(default) => format!("`{default}`"),
                 None => format!("none; such as `{}`", key.example),

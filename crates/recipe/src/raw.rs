@@ -6,7 +6,7 @@ use std::ops::Range;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use crate::keys::{SCHEDULER, SECTIONS};
+use crate::keys::{SCHEDULER, SECTIONS, SWEEP};
 use crate::problem::{Place, Problem, ProblemKind};
 use crate::unknown::is_section_of_others;
 
@@ -20,13 +20,13 @@ pub(crate) struct Entry<'a> {
 }
 
 /// Keys that exclude each other: giving one beside the file takes the others out of it.
-const ALTERNATIVES: [&[&str]; 2] = [
+pub(crate) const ALTERNATIVES: [&[&str]; 2] = [
     &["train.epochs", "train.max_steps"],
     &["train.warmup_steps", "train.warmup_ratio"],
 ];
 
 /// The values of a recipe by dotted key, whether the file or an override gave them.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct RawRecipe<'a> {
     pub(crate) entries: BTreeMap<String, Entry<'a>>,
 }
@@ -70,7 +70,11 @@ impl<'a> RawRecipe<'a> {
     ///
     /// The value is TOML; what is not TOML is taken as a string, so that names need no quotes.
     pub(crate) fn apply_override(&mut self, text: &'a str) -> Result<(), Problem> {
-        let place = Place::Override(text.to_owned());
+        self.apply(text, Place::Override(text.to_owned()))
+    }
+
+    /// The same, of something that stands at `place`.
+    pub(crate) fn apply(&mut self, text: &'a str, place: Place) -> Result<(), Problem> {
         let (key, value) = match text.split_once('=') {
             Some((key, value)) if !key.trim().is_empty() => (key.trim(), value.trim()),
             _ => {
@@ -112,6 +116,18 @@ impl<'a> RawRecipe<'a> {
         Ok(())
     }
 
+    /// Takes `[sweep]` out, its keys without the section's name; a value in its place has the name `""`.
+    pub(crate) fn take_sweep(&mut self) -> BTreeMap<String, Entry<'a>> {
+        let entries = std::mem::take(&mut self.entries).into_iter();
+        let (swept, rest): (Vec<_>, Vec<_>) =
+            entries.partition(|(path, _)| in_sweep(path).is_some());
+        self.entries = rest.into_iter().collect();
+        let named = swept.into_iter();
+        named
+            .map(|(path, entry)| (in_sweep(&path).unwrap_or_default().to_owned(), entry))
+            .collect()
+    }
+
     fn forget_alternatives(&mut self, key: &str) {
         let from_file = |entry: &Entry<'_>| matches!(entry.place, Place::Line(_));
         for group in ALTERNATIVES.iter().filter(|group| group.contains(&key)) {
@@ -127,7 +143,19 @@ impl<'a> RawRecipe<'a> {
 /// Whether a table is read key by key.
 fn is_table(path: &str, table: &DeTable<'_>) -> bool {
     let names = table.keys().map(|name| name.get_ref().as_ref());
-    SECTIONS.contains(&path) || path == SCHEDULER || is_section_of_others(path, names)
+    let is_section = |path: &str| SECTIONS.contains(&path);
+    is_section(path)
+        || path == SCHEDULER
+        || in_sweep(path).is_some_and(|path| path.is_empty() || is_section(path))
+        || is_section_of_others(path, names)
+}
+
+/// The name of a key within `[sweep]`; `""` for the section itself.
+fn in_sweep(path: &str) -> Option<&str> {
+    match path.strip_prefix(SWEEP)? {
+        "" => Some(""),
+        rest => rest.strip_prefix('.'),
+    }
 }
 
 fn join(prefix: &str, name: &str) -> String {

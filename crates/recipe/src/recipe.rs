@@ -18,12 +18,13 @@ use crate::groups::GroupRecipe;
 use crate::names::{DType, KeyPrefix, Optimizer, RowBatching};
 use crate::objective::ObjectiveRecipe;
 use crate::precision::Bits;
-use crate::problem::RecipeError;
+use crate::problem::{Problem, RecipeError};
 use crate::raw::RawRecipe;
 use crate::resolve::resolve;
 use crate::schedule::{LrSchedule, ScheduleKind, warmup_steps_from_ratio};
 use crate::size::ByteSize;
 use crate::sources::{EvalRecipe, Sources};
+use crate::sweep::{self, Sweep};
 use crate::template::{Choices, template};
 use crate::tokens::TokensRecipe;
 
@@ -69,6 +70,9 @@ pub struct Recipe {
     pub data: DataRecipe,
     /// `[train]`
     pub train: TrainRecipe,
+    /// Keys that `[sweep]` names: [`Sweep`] has their values, and a run the recipe's own.
+    #[serde(skip)]
+    pub swept: Vec<String>,
 }
 
 /// `[quantization]`: how the base is kept, where `load_in_4bit`, `load_in_8bit` or `keep_blocks` say so.
@@ -378,10 +382,17 @@ impl Recipe {
     /// # Errors
     /// [`RecipeError::Read`] if the file cannot be read, [`RecipeError::Invalid`] with every problem it has.
     pub fn load(path: &Path, overrides: &[String]) -> Result<Self, RecipeError> {
-        if let Some(language) = other_language(path) {
-            let path = path.to_owned();
-            return Err(RecipeError::Language { path, language });
-        }
+        Ok(Self::load_from(path, overrides, Origin::User)?.0)
+    }
+
+    /// As [`Self::load`], with what its `[sweep]` tries.
+    ///
+    /// # Errors
+    /// As [`Self::load`]; the problems of every trial's recipe are among them, at the line of the key.
+    pub fn load_sweep(
+        path: &Path,
+        overrides: &[String],
+    ) -> Result<(Self, Option<Sweep>), RecipeError> {
         Self::load_from(path, overrides, Origin::User)
     }
 
@@ -391,10 +402,18 @@ impl Recipe {
     /// # Errors
     /// As [`Self::load`].
     pub fn load_stored(path: &Path, overrides: &[String]) -> Result<Self, RecipeError> {
-        Self::load_from(path, overrides, Origin::Run)
+        Ok(Self::load_from(path, overrides, Origin::Run)?.0)
     }
 
-    fn load_from(path: &Path, overrides: &[String], origin: Origin) -> Result<Self, RecipeError> {
+    fn load_from(
+        path: &Path,
+        overrides: &[String],
+        origin: Origin,
+    ) -> Result<(Self, Option<Sweep>), RecipeError> {
+        if let Some(language) = other_language(path) {
+            let path = path.to_owned();
+            return Err(RecipeError::Language { path, language });
+        }
         let read_error = |source| RecipeError::Read {
             path: path.to_owned(),
             source,
@@ -419,6 +438,7 @@ impl Recipe {
             overrides,
             Origin::User,
         )
+        .map(|(recipe, _)| recipe)
     }
 
     /// As [`Self::from_toml`], of what a run has written: see [`Self::load_stored`].
@@ -427,7 +447,8 @@ impl Recipe {
     /// As [`Self::from_toml`].
     pub fn from_stored(text: &str, base: &Path) -> Result<Self, RecipeError> {
         let bases = (base, base);
-        Self::read(text, Path::new("recipe.toml"), bases, &[], Origin::Run)
+        let read = Self::read(text, Path::new("recipe.toml"), bases, &[], Origin::Run);
+        read.map(|(recipe, _)| recipe)
     }
 
     fn read(
@@ -436,17 +457,30 @@ impl Recipe {
         (base, working_dir): (&Path, &Path),
         overrides: &[String],
         origin: Origin,
-    ) -> Result<Self, RecipeError> {
+    ) -> Result<(Self, Option<Sweep>), RecipeError> {
         let invalid = |problems| RecipeError::Invalid {
             path: path.to_owned(),
             problems,
         };
         let mut raw = RawRecipe::parse(text).map_err(invalid)?;
-        let problems = overrides
+        let mut problems: Vec<Problem> = overrides
             .iter()
             .filter_map(|text| raw.apply_override(text).err())
             .collect();
-        resolve(raw, problems, (base, working_dir), origin).map_err(invalid)
+        let written = raw.take_sweep();
+        let bases = (base, working_dir);
+        if written.is_empty() {
+            let recipe = resolve(raw, problems, bases, origin).map_err(invalid)?;
+            return Ok((recipe, None));
+        }
+        let outline = sweep::read(written, &raw, &mut problems);
+        let mut recipe = resolve(raw.clone(), problems, bases, origin).map_err(invalid)?;
+        recipe.swept = outline.keys();
+        let resolve = |raw: RawRecipe<'_>| resolve(raw, Vec::new(), bases, origin);
+        let sweep = outline
+            .expand(&raw, recipe.seed, resolve)
+            .map_err(invalid)?;
+        Ok((recipe, Some(sweep)))
     }
 
     /// The resolved recipe as TOML, every value written out; reading it back gives the same recipe.

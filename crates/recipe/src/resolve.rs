@@ -134,6 +134,7 @@ fn top(reader: &mut Reader<'_>, bases: &Bases<'_>, origin: Origin) -> Recipe {
         tokens,
         data,
         train,
+        swept: Vec::new(),
     }
 }
 
@@ -726,12 +727,12 @@ fn warmup(reader: &mut Reader<'_>, kind: ScheduleKind) -> Warmup {
     if kind.warms_up() {
         return warmup;
     }
-    refuse_warmup(reader, warmup);
+    refuse_warmup(reader, warmup, kind);
     Warmup::Steps(0)
 }
 
 /// transformers ignores a warm-up under `constant`; here nothing is ignored.
-fn refuse_warmup(reader: &mut Reader<'_>, warmup: Warmup) {
+fn refuse_warmup(reader: &mut Reader<'_>, warmup: Warmup, kind: ScheduleKind) {
     let key = match warmup {
         Warmup::Steps(0) => return,
         Warmup::Ratio(0.0) => return,
@@ -741,7 +742,7 @@ fn refuse_warmup(reader: &mut Reader<'_>, warmup: Warmup) {
     if reader.has(key) {
         reader.conflict(
             key,
-            "lr_scheduler = \"constant\"",
+            format!("lr_scheduler = \"{}\"", kind.name()),
             r#"it has no warm-up; write lr_scheduler = "constant_with_warmup", or a warm-up of 0"#,
         );
     }

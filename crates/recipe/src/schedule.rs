@@ -56,6 +56,12 @@ pub enum ScheduleKind {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         timescale: Option<usize>,
     },
+    /// From `lr_start` to the peak, each step's rate the same multiple of the one before: a learning-rate range test.
+    /// Warm-up does not apply. Not one of transformers'.
+    RangeTest {
+        /// Learning rate of the first step, below the peak.
+        lr_start: f64,
+    },
 }
 
 fn half() -> f64 {
@@ -72,7 +78,7 @@ fn polynomial_lr_end() -> f64 {
 
 impl ScheduleKind {
     /// Names of all kinds, as a recipe writes them.
-    pub const NAMES: [&str; 8] = [
+    pub const NAMES: [&str; 9] = [
         "constant",
         "constant_with_warmup",
         "linear",
@@ -81,6 +87,7 @@ impl ScheduleKind {
         "cosine_with_min_lr",
         "polynomial",
         "inverse_sqrt",
+        "range_test",
     ];
 
     /// A fall along half a cosine wave from the peak to zero.
@@ -92,7 +99,7 @@ impl ScheduleKind {
     /// Whether the curve begins with a warm-up.
     #[must_use]
     pub const fn warms_up(self) -> bool {
-        !matches!(self, Self::Constant {})
+        !matches!(self, Self::Constant {} | Self::RangeTest { .. })
     }
 
     /// Name of the kind, as a recipe writes it.
@@ -107,6 +114,7 @@ impl ScheduleKind {
             Self::CosineWithMinLr { .. } => "cosine_with_min_lr",
             Self::Polynomial { .. } => "polynomial",
             Self::InverseSqrt { .. } => "inverse_sqrt",
+            Self::RangeTest { .. } => "range_test",
         }
     }
 }
@@ -156,6 +164,11 @@ impl LrSchedule {
                 (range * (1.0 - progress).max(0.0).powf(power) + lr_end) / self.peak_lr
             }
             ScheduleKind::InverseSqrt { timescale } => self.inverse_sqrt(step, timescale),
+            ScheduleKind::RangeTest { lr_start } => {
+                // The last step has the peak.
+                let last = self.total_steps.saturating_sub(1).max(1) as f64;
+                (lr_start / self.peak_lr).powf((1.0 - step as f64 / last).max(0.0))
+            }
         }
     }
 
@@ -298,6 +311,15 @@ mod tests {
     }
 
     #[test]
+    fn a_range_test_rises_by_the_same_factor_from_its_start_to_the_peak() {
+        let schedule = schedule(ScheduleKind::RangeTest { lr_start: 1e-4 }, 3, 5);
+        let rates: Vec<f64> = (0..6).map(|step| schedule.at(step)).collect();
+        for (rate, expected) in rates.iter().zip([1e-4, 1e-3, 1e-2, 1e-1, 1.0, 1.0]) {
+            assert!((rate / expected - 1.0).abs() < 1e-12, "{rates:?}");
+        }
+    }
+
+    #[test]
     fn warm_up_longer_than_the_run_and_empty_runs_divide_by_nothing() {
         for kind in [ScheduleKind::cosine(), ScheduleKind::Linear {}] {
             assert_eq!(schedule(kind, 10, 4).at(2), 0.2);
@@ -317,8 +339,10 @@ mod tests {
     fn names_are_those_serde_reads() {
         for name in ScheduleKind::NAMES {
             let text = format!(r#"{{"kind": "{name}", "min_lr_rate": 0.1}}"#);
+            let rising = format!(r#"{{"kind": "{name}", "lr_start": 1e-7}}"#);
             let plain = format!(r#"{{"kind": "{name}"}}"#);
             let kind: ScheduleKind = serde_json::from_str(&text)
+                .or_else(|_| serde_json::from_str(&rising))
                 .or_else(|_| serde_json::from_str(&plain))
                 .unwrap();
             assert_eq!(kind.name(), name);

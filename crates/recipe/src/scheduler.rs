@@ -43,6 +43,9 @@ pub(crate) fn scheduler(reader: &mut Reader<'_>, peak_lr: f64) -> ScheduleKind {
         "inverse_sqrt" => ScheduleKind::InverseSqrt {
             timescale: reader.optional(&option_key("timescale")),
         },
+        "range_test" => ScheduleKind::RangeTest {
+            lr_start: lr_start(reader),
+        },
         _ => {
             let problem = name_problem(key.to_owned(), &ScheduleKind::NAMES, format!("\"{name}\""));
             reader.report(reader.place(key), problem);
@@ -79,6 +82,19 @@ fn min_lr_rate(reader: &mut Reader<'_>, peak_lr: f64) -> f64 {
             0.0
         }
     }
+}
+
+fn lr_start(reader: &mut Reader<'_>) -> f64 {
+    let key = option_key("lr_start");
+    reader.optional(&key).unwrap_or_else(|| {
+        let kind = ProblemKind::Missing {
+            key,
+            meaning: "The learning rate of the first step.",
+            example: "1e-7",
+        };
+        reader.report(reader.place(&option_key("kind")), kind);
+        0.0
+    })
 }
 
 /// Options out of range, and options that belong to another kind.
@@ -121,6 +137,10 @@ fn check_options(reader: &mut Reader<'_>, kind: ScheduleKind, peak_lr: f64) {
                 (0.0..peak_lr).contains(&lr_end),
                 "a learning rate below the peak",
             );
+        }
+        ScheduleKind::RangeTest { lr_start } => {
+            let below = lr_start > 0.0 && lr_start < peak_lr;
+            check("lr_start", below, "a learning rate above 0, below the peak");
         }
         ScheduleKind::InverseSqrt { timescale } => {
             check(

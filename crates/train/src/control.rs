@@ -14,6 +14,15 @@ pub struct Control {
 }
 
 impl Control {
+    /// Requests to another run, which the same signals end.
+    #[must_use]
+    pub fn of_another_run(&self) -> Self {
+        Self {
+            signal: self.signal.clone(),
+            ..Self::default()
+        }
+    }
+
     /// Ends the run after its present step, with a checkpoint.
     pub fn stop(&self) {
         self.stop.store(true, Ordering::Relaxed);

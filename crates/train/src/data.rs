@@ -229,11 +229,11 @@ pub fn tokenize_options(recipe: &Recipe) -> Result<TokenizeOptions, TrainError> 
     })
 }
 
-/// Rows of tokens, ready for a run.
-#[derive(Debug)]
+/// Rows of tokens, ready for a run. Clones share them.
+#[derive(Clone, Debug)]
 pub struct RunData {
     /// Reads and writes their tokens.
-    pub tokenizer: ChatTokenizer,
+    pub tokenizer: Arc<ChatTokenizer>,
     /// Rows to learn from.
     pub train: RowSet,
     /// Rows held out.
@@ -247,6 +247,18 @@ pub struct RunData {
 }
 
 impl RunData {
+    /// The same rows, dealt out as another recipe says, which [`reads_the_same`].
+    ///
+    /// # Errors
+    /// Options that cannot work together.
+    pub fn dealt_as(&self, recipe: &Recipe) -> Result<Self, TrainError> {
+        let sources = self.loader.options().sources.clone();
+        let mut data = self.clone();
+        data.loader = loader(recipe, &self.train, sources)?;
+        data.check.density = data.loader.density().unwrap_or_default();
+        Ok(data)
+    }
+
     /// What became of the rows held out, with the lengths of a share of the others.
     pub fn eval_report(&self) -> Option<DataReport> {
         let mut report = self.check.eval_report()?;
@@ -258,6 +270,19 @@ impl RunData {
         }
         Some(report)
     }
+}
+
+/// Whether two recipes have the same rows as the same tokens, the same of them held out.
+#[must_use]
+pub fn reads_the_same(one: &Recipe, other: &Recipe) -> bool {
+    let holds_a_share = matches!(one.data.eval, Some(EvalRecipe::Fraction(_)));
+    one.model == other.model
+        && one.tokens.add == other.tokens.add
+        && one.data == other.data
+        && one.max_seq_length == other.max_seq_length
+        && one.objective.kind() == other.objective.kind()
+        // The seed chooses the share.
+        && (one.seed == other.seed || !holds_a_share)
 }
 
 /// What a look at all rows found.
@@ -419,7 +444,7 @@ pub fn load(
         }
         (None, _) => (all, None, None),
     };
-    let loader = loader(recipe, &train, &plain(&sources.train))?;
+    let loader = loader(recipe, &train, train.source_rows(&plain(&sources.train)))?;
     let uses_template = sources
         .train
         .iter()
@@ -450,7 +475,7 @@ pub fn load(
         cache,
     };
     Ok(RunData {
-        tokenizer,
+        tokenizer: Arc::new(tokenizer),
         train,
         eval,
         loader,
@@ -577,14 +602,18 @@ fn needs_chat_template(found: &FoundSource, recipe: &Recipe) -> bool {
     }
 }
 
-fn loader(recipe: &Recipe, train: &RowSet, sources: &[Source]) -> Result<Loader, TrainError> {
+fn loader(
+    recipe: &Recipe,
+    train: &RowSet,
+    sources: Vec<(usize, f64)>,
+) -> Result<Loader, TrainError> {
     let options = LoaderOptions {
         micro_batch_size: recipe.train.micro_batch_size,
         grad_accumulation_steps: recipe.train.grad_accumulation_steps,
         seed: recipe.seed,
         shuffle: true,
         batching: recipe.batching(),
-        sources: train.source_rows(sources),
+        sources,
     };
     Loader::with_options(train.lengths(), options).map_err(data_error(Path::new("data")))
 }

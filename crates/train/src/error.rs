@@ -120,6 +120,22 @@ pub enum TrainError {
         /// The key, and its values.
         difference: Difference,
     },
+    /// The sweep to go on with is another one by now.
+    #[error("{}: the recipe or its files differ from the sweep's:{}", path.display(), list(differences))]
+    SweepChanged {
+        /// The sweep's file.
+        path: PathBuf,
+        /// What differs, then → now.
+        differences: Vec<Difference>,
+    },
+    /// A recipe whose base is not the one that is in memory.
+    #[error(
+        "the recipe needs another base than the one that was read: of {model}, or kept in another precision"
+    )]
+    OtherBase {
+        /// The model that was read.
+        model: String,
+    },
     /// A key that no recipe has.
     #[error(
         "unknown key `{key}`{}",

@@ -44,5 +44,6 @@ pub mod strategy;
 pub mod tokens;
 pub mod trained_with;
 pub mod trainee;
+pub mod tune;
 
 pub use error::TrainError;

@@ -1,6 +1,7 @@
 //! From a recipe to an adapter, or to a model.
 
 mod adapt;
+mod base;
 mod begin;
 mod budget;
 mod conclude;
@@ -14,7 +15,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use backdraft_arch::QuantizationPlan;
-use backdraft_arch::lora_targets::match_adapted;
 use backdraft_comm::Fingerprints;
 use backdraft_data::{ChatTokenizer, PromptTemplate, RowSet, count};
 use backdraft_formats::{AdapterPrefix, ModelSource};
@@ -26,8 +26,7 @@ use backdraft_lora::{AdapterWeights, TrainedOver};
 use backdraft_model::{CausalLm, LoadError};
 use backdraft_plan::Activations;
 use backdraft_plan::memory::{Memory, MemoryWatch, Watcher};
-use backdraft_plan::tensors::PassShape;
-use backdraft_recipe::{GROUPS, KeyPrefix, Recipe, RowBatching};
+use backdraft_recipe::{KeyPrefix, Recipe, RowBatching};
 use burn::optim::SgdConfig;
 use burn::tensor::Device;
 use burn::train::renderer::MetricsRenderer;
@@ -39,7 +38,6 @@ use crate::clear;
 use crate::control::Control;
 use crate::data::RunData;
 use crate::deal::Deal;
-use crate::device::{DeviceFacts, dtype_on};
 use crate::error::TrainError;
 use crate::known::Known;
 use crate::loader::{EvalLoader, StepLoader};
@@ -50,9 +48,10 @@ use crate::optimizer::{Optimizer, Rates, Rule};
 use crate::ranks::{Blocks, Ranks};
 use crate::resume::Resume;
 use crate::strategy::{Outcome, Plan, StepStrategy};
-use crate::tokens;
 use crate::trained_with::{Companions, Prompting, TrainedWith};
 use crate::trainee::{Settings, Trainee};
+pub use base::Base;
+use base::Kept;
 use begin::Begun;
 use frozen::FrozenStart;
 pub use precompute::log_likelihoods;
@@ -90,7 +89,7 @@ struct KnownReferences {
 }
 
 /// Reads the model of `recipe`, whose rows are `data`; `source` is where the model lies on disk, with the recipe's tokens
-/// ([`tokens::with_tokens`]).
+/// ([`with_tokens`](crate::tokens::with_tokens)).
 ///
 /// # Errors
 /// Anything that would stop the run, before the output directory is touched.
@@ -101,68 +100,8 @@ pub fn prepare(
     device: &Device,
 ) -> Result<Run, TrainError> {
     let source = Arc::new(source);
-    let check = &data.check;
-    let is_foreign = !check.template_ends_turns && !check.foreign_markers.is_empty();
-    if recipe.data.chat_template.is_some() && is_foreign {
-        return Err(TrainError::ForeignTemplate {
-            markers: check.foreign_markers.clone(),
-        });
-    }
-    let spec = backdraft_model::spec(&source)?;
-    let longest = spec.max_position_embeddings;
-    if data.train.longest_text() > longest {
-        return Err(TrainError::TooLong {
-            actual: recipe.max_seq_length,
-            expected: longest,
-        });
-    }
-    let lora = recipe.trained(&spec)?;
-    match_adapted(GROUPS, &recipe.train.group_rates(), &lora, &spec)?;
-    let dtype = dtype_on(recipe.dtype, device)?;
-    let longest = PassShape::of_sequences(data.loader.largest_micro_batch());
-    budget::settle_bits(
-        &mut recipe,
-        &spec,
-        &DeviceFacts::of(device, dtype.size() as u64),
-        longest,
-    )?;
-    let plan = adapt::stored_plan(&recipe, &source, &spec)?;
-    let (model, watcher) = Watcher::watch(
-        || {
-            Ok(CausalLm::load_to_train(
-                &source,
-                plan.as_ref(),
-                (device, dtype),
-            )?)
-        },
-        |model| -> Result<CausalLm, TrainError> {
-            let rows = tokens::start(&recipe, &model, (&*source, &data.tokenizer))?;
-            let model = model.with_lora(&lora, recipe.seed)?.with_tokens(&rows)?;
-            match model.tokens().first().filter(|_| model.trains_base()) {
-                Some(apart) => Err(TrainError::TokensNotTrained {
-                    module: apart.table().path(),
-                }),
-                None => Ok(model),
-            }
-        },
-    )?;
-    Ok(Run {
-        model_fingerprint: source.fingerprint()?,
-        adaptation: adapt::adaptation(&recipe, &source, &data, plan.as_ref())?,
-        principal: None,
-        start: None,
-        known: KnownReferences::default(),
-        ranks: None,
-        tokenizer_files: tokens::files(&recipe, &source)?,
-        source,
-        recipe,
-        model,
-        loaded: plan,
-        data,
-        device: device.clone(),
-        watcher,
-        loss_scale: (dtype == burn::tensor::DType::F16).then(LossScale::default),
-    })
+    let kept = Kept::settle(&mut recipe, &source, &data, device)?;
+    Base::read(&recipe, source, kept, device)?.adapted(recipe, data)
 }
 
 /// How a recipe has a model kept; `None` where nothing is in codes but what the files have so.
@@ -500,6 +439,14 @@ impl Run {
         let reference = self.reference()?;
         Ok(Trainee::new(model, optimizer, settings).compared_with(reference))
     }
+}
+
+/// Removes what a run left in a directory, and nothing else.
+///
+/// # Errors
+/// The system refuses.
+pub fn clear(path: &Path) -> Result<(), TrainError> {
+    Ok(clear::clear(path)?)
 }
 
 /// Whether a directory holds anything of a run.

@@ -137,6 +137,7 @@ fn help_of_the_program() {
 
     Commands:
       train        Fine-tune a LoRA or QLoRA adapter from a recipe
+      tune         Find the learning rate and other settings of a recipe
       data         Preview and check rows before training
       plan         Show how much memory a recipe needs and what it recomputes, without loading the
                    weights; or what precision costs

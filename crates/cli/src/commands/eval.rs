@@ -474,7 +474,7 @@ impl Plan {
         let mut progress = |progress| shown.show(progress);
         let read = data::load(recipe, &sources, tokenizer, &mut progress)?;
         output.progress("rows: the share of its rows that the recipe holds out");
-        session.tokenizer = read.tokenizer;
+        session.tokenizer = data::tokenizer_of(&recipe.data, &session.source)?;
         Ok(read.eval.unwrap_or_default())
     }
 }

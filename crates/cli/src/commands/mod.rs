@@ -20,6 +20,7 @@ pub(crate) mod report;
 pub(crate) mod score;
 pub(crate) mod serve;
 pub(crate) mod train;
+pub(crate) mod tune;
 pub(crate) mod watch;
 
 use std::ffi::OsString;
@@ -76,6 +77,7 @@ fn start(cli: Cli) -> Result<(), CliError> {
 fn run(command: Command, context: Context) -> Result<(), CliError> {
     match command {
         Command::Train(args) => train::run(&args, context),
+        Command::Tune(args) => tune::run(&args, context),
         Command::Data(args) => data::run(&args, context),
         Command::Plan(args) => plan::run(&args, context),
         Command::Generate(args) => generate::run(&args, context),

@@ -244,6 +244,12 @@ fn train_among(
     shared: Option<&Shared>,
 ) -> Result<(RunSummary, CausalLm), CliError> {
     let output = context.output;
+    if !recipe.swept.is_empty() {
+        output.progress(format!(
+            "[sweep] is for `backdraft tune`; this run has the recipe's own {}",
+            recipe.swept.join(", ")
+        ));
+    }
     let device = preflight(&recipe, &start, output)?;
     let source = session::open_trained(&recipe, output)?;
     if let Start::Resume(resume) = &start {

@@ -94,6 +94,11 @@ fn every_json_line_is_as_the_page_says() {
          --set lora.init=qera --set quantization.calibration_tokens=64 --max-steps 2",
         0,
     );
+    run(
+        "tune recipe.toml --set sweep.train.learning_rate=[1e-3,1e30] --max-lr 1",
+        0,
+    );
+    run("tune recipe.toml --range-steps 12 --output-dir range", 0);
     run("watch out", 0);
     run("report out", 0);
     run("plan recipe.toml --sweep", 0);

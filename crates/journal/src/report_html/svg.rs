@@ -36,8 +36,49 @@ pub(super) struct Curve {
     pub(super) points: Vec<(f64, f64)>,
 }
 
-/// A figure with its curves, axes and legend.
+/// What lies below a figure.
+#[derive(Clone, Debug)]
+pub(super) struct Axis {
+    label: String,
+    log: bool,
+}
+
+impl Axis {
+    /// The steps of a run.
+    pub(super) fn steps() -> Self {
+        Self::named("step")
+    }
+
+    /// Numbers of any kind.
+    pub(super) fn named(label: &str) -> Self {
+        let label = label.to_owned();
+        Self { label, log: false }
+    }
+
+    /// Numbers above 0, with equal distances for equal factors.
+    pub(super) fn log10(label: &str) -> Self {
+        let label = format!("{label}, log scale");
+        Self { label, log: true }
+    }
+
+    /// Where a number lies on it.
+    pub(super) fn place(&self, value: f64) -> f64 {
+        if self.log { value.log10() } else { value }
+    }
+
+    /// The number of a place.
+    fn tick(&self, place: f64) -> String {
+        number(if self.log { 10f64.powf(place) } else { place })
+    }
+}
+
+/// A figure over the steps of runs, with its curves, axes and legend.
 pub(super) fn figure(title: &str, curves: &[Curve]) -> String {
+    figure_over(title, &Axis::steps(), curves)
+}
+
+/// A figure over another axis; points are where it [places](Axis::place) them.
+pub(super) fn figure_over(title: &str, axis: &Axis, curves: &[Curve]) -> String {
     let finite = |&&(x, y): &&(f64, f64)| x.is_finite() && y.is_finite();
     let all = || {
         curves
@@ -80,14 +121,15 @@ pub(super) fn figure(title: &str, curves: &[Curve]) -> String {
             "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>",
             across(*tick),
             HEIGHT - 14.0,
-            number(*tick)
+            axis.tick(*tick)
         );
     }
     let _ = writeln!(
         svg,
-        "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">step</text>",
+        "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
         WIDTH - RIGHT,
-        HEIGHT - 2.0
+        HEIGHT - 2.0,
+        escape(&axis.label)
     );
     for curve in curves {
         let points: Vec<(f64, f64)> = curve.points.iter().filter(finite).copied().collect();
