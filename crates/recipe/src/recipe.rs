@@ -382,7 +382,8 @@ impl Recipe {
     /// # Errors
     /// [`RecipeError::Read`] if the file cannot be read, [`RecipeError::Invalid`] with every problem it has.
     pub fn load(path: &Path, overrides: &[String]) -> Result<Self, RecipeError> {
-        Ok(Self::load_from(path, overrides, Origin::User)?.0)
+        let (recipe, _) = Self::load_from(path, overrides, (Origin::User, Sweeps::Leave))?;
+        Ok(recipe)
     }
 
     /// As [`Self::load`], with what its `[sweep]` tries.
@@ -393,7 +394,7 @@ impl Recipe {
         path: &Path,
         overrides: &[String],
     ) -> Result<(Self, Option<Sweep>), RecipeError> {
-        Self::load_from(path, overrides, Origin::User)
+        Self::load_from(path, overrides, (Origin::User, Sweeps::Expand))
     }
 
     /// As [`Self::load`], of the copy that a run has written of its own: settings that were taken over from an adapter
@@ -402,13 +403,14 @@ impl Recipe {
     /// # Errors
     /// As [`Self::load`].
     pub fn load_stored(path: &Path, overrides: &[String]) -> Result<Self, RecipeError> {
-        Ok(Self::load_from(path, overrides, Origin::Run)?.0)
+        let (recipe, _) = Self::load_from(path, overrides, (Origin::Run, Sweeps::Leave))?;
+        Ok(recipe)
     }
 
     fn load_from(
         path: &Path,
         overrides: &[String],
-        origin: Origin,
+        reading: (Origin, Sweeps),
     ) -> Result<(Self, Option<Sweep>), RecipeError> {
         if let Some(language) = other_language(path) {
             let path = path.to_owned();
@@ -422,7 +424,7 @@ impl Recipe {
         let absolute = std::path::absolute(path).map_err(read_error)?;
         let base = absolute.parent().unwrap_or(&absolute);
         let working_dir = std::env::current_dir().map_err(read_error)?;
-        Self::read(&text, path, (base, &working_dir), overrides, origin)
+        Self::read(&text, path, (base, &working_dir), overrides, reading)
     }
 
     /// Checks a recipe given as text; relative paths are resolved against `base`.
@@ -436,7 +438,7 @@ impl Recipe {
             Path::new("recipe.toml"),
             bases,
             overrides,
-            Origin::User,
+            (Origin::User, Sweeps::Leave),
         )
         .map(|(recipe, _)| recipe)
     }
@@ -447,7 +449,13 @@ impl Recipe {
     /// As [`Self::from_toml`].
     pub fn from_stored(text: &str, base: &Path) -> Result<Self, RecipeError> {
         let bases = (base, base);
-        let read = Self::read(text, Path::new("recipe.toml"), bases, &[], Origin::Run);
+        let read = Self::read(
+            text,
+            Path::new("recipe.toml"),
+            bases,
+            &[],
+            (Origin::Run, Sweeps::Leave),
+        );
         read.map(|(recipe, _)| recipe)
     }
 
@@ -456,7 +464,7 @@ impl Recipe {
         path: &Path,
         (base, working_dir): (&Path, &Path),
         overrides: &[String],
-        origin: Origin,
+        (origin, sweeps): (Origin, Sweeps),
     ) -> Result<(Self, Option<Sweep>), RecipeError> {
         let invalid = |problems| RecipeError::Invalid {
             path: path.to_owned(),
@@ -476,6 +484,9 @@ impl Recipe {
         let outline = sweep::read(written, &raw, &mut problems);
         let mut recipe = resolve(raw.clone(), problems, bases, origin).map_err(invalid)?;
         recipe.swept = outline.keys();
+        if sweeps == Sweeps::Leave {
+            return Ok((recipe, None));
+        }
         let resolve = |raw: RawRecipe<'_>| resolve(raw, Vec::new(), bases, origin);
         let sweep = outline
             .expand(&raw, recipe.seed, resolve)
@@ -496,6 +507,15 @@ impl Recipe {
     pub fn template(choices: &Choices) -> String {
         template(choices)
     }
+}
+
+/// What becomes of a `[sweep]`, once it is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sweeps {
+    /// Its trials.
+    Expand,
+    /// Nothing: a run has the recipe's own values.
+    Leave,
 }
 
 /// The language that a file's name speaks of, where it is not that of recipes.

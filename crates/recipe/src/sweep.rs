@@ -242,16 +242,6 @@ fn axis(
         reader.report(place, kind);
         return None;
     }
-    let given = rest.entries.get(&key).map(|entry| &entry.place);
-    if let Some(Place::Override(_)) = given {
-        let kind = ProblemKind::Conflict {
-            key: in_sweep,
-            other: format!("`--set {key}=…`"),
-            instead: "take one of the two out",
-        };
-        reader.report(place, kind);
-        return None;
-    }
     let mut reject = |expected| {
         let kind = ProblemKind::Value {
             key: in_sweep.clone(),
@@ -418,6 +408,7 @@ impl Outline {
         resolve: impl Fn(RawRecipe<'_>) -> Result<Recipe, Vec<Problem>>,
     ) -> Result<Sweep, Vec<Problem>> {
         self.check_alternatives()?;
+        self.check_overrides(rest)?;
         let mut problems = Vec::new();
         let mut trials = Vec::new();
         for values in self.combinations(seed)? {
@@ -466,6 +457,27 @@ impl Outline {
             keys: self.keys(),
             trials,
         })
+    }
+
+    /// Refuses values given beside the file for what is tried.
+    fn check_overrides(&self, rest: &RawRecipe<'_>) -> Result<(), Vec<Problem>> {
+        let given = |axis: &&Axis| {
+            let entry = rest.entries.get(&axis.key);
+            entry.is_some_and(|entry| matches!(entry.place, Place::Override(_)))
+        };
+        let problem = |axis: &Axis| Problem {
+            place: axis.place.clone(),
+            kind: ProblemKind::Conflict {
+                key: format!("{SWEEP}.{}", axis.key),
+                other: format!("`--set {}=…`", axis.key),
+                instead: "take one of the two out",
+            },
+        };
+        let problems: Vec<Problem> = self.axes.iter().filter(given).map(problem).collect();
+        match problems.is_empty() {
+            true => Ok(()),
+            false => Err(problems),
+        }
     }
 
     /// Refuses two keys of which a recipe can have one.

@@ -139,7 +139,7 @@ fn a_range_test_leaves_base_and_rows_as_they_were() {
         );
         let settings = RangeSettings {
             min: 1e-5,
-            max: 100.0,
+            max: 1e6,
             steps: 60,
         };
         let scratch = root.path().join("range");
@@ -154,7 +154,6 @@ fn a_range_test_leaves_base_and_rows_as_they_were() {
         };
         let found = test().unwrap().unwrap();
         assert!(found.diverges.is_some(), "{:?}", found.evidence);
-        assert!(found.points.len() < 60);
         // The same once more, from the same start.
         assert_eq!(test().unwrap().unwrap(), found);
         let left: Vec<_> = fs::read_dir(&scratch)

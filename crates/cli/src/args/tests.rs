@@ -247,6 +247,72 @@ fn help_of_train() {
 }
 
 #[test]
+fn help_of_tune() {
+    assert_snapshot!(help("tune"), @r#"
+    Find the learning rate and other settings of a recipe
+
+    Goes through the [sweep] of the recipe: every combination, draws, or successive halving. The base is
+    read once, each trial is a run as `train` makes it, and the end is a table, a page and a
+    recommendation. A recipe without [sweep] gets a learning-rate range test. Ctrl-C ends it with a
+    checkpoint; --resume continues.
+
+    Usage: backdraft tune [OPTIONS] <RECIPE>
+
+    Arguments:
+      <RECIPE>
+              The recipe; its [sweep] says what to try
+
+    Options:
+          --resume
+              Continue a sweep that was stopped, or that has more trials now
+
+          --force
+              Replace the sweep in the output directory
+
+          --set <SECTION.KEY=VALUE>
+              Override a key of the recipe; repeatable
+
+          --output-dir <DIR>
+              Directory of the sweep [default: tune in the recipe's output_dir]
+
+          --range-test
+              Only a learning-rate range test [default: where the recipe has no [sweep]]
+
+          --range-steps <N>
+              Optimizer steps of the range test
+
+              [default: 100]
+
+          --min-lr <LR>
+              Learning rate of its first step
+
+              [default: 0.000001]
+
+          --max-lr <LR>
+              Learning rate of its last step
+
+              [default: 0.1]
+
+          --device <DEVICE>
+              Where to compute: auto, cpu, cuda, cuda:N or wgpu [default: the recipe's device, else
+              auto]
+
+      -h, --help
+              Print help (see a summary with '-h')
+
+    Global options:
+          --json
+              Print results and errors as JSON, one object per line (described in docs/json.md)
+
+    Examples:
+      backdraft tune recipe.toml
+      backdraft tune recipe.toml --resume
+      backdraft tune recipe.toml --range-test
+      backdraft tune recipe.toml --set "sweep.train.learning_rate=[1e-4, 3e-4, 1e-3]"
+    "#);
+}
+
+#[test]
 fn help_of_generate() {
     assert_snapshot!(help("generate"), @r#"
     Generate text from a prompt, or chat

@@ -26,7 +26,7 @@ use crate::error::CliError;
   backdraft tune recipe.toml
   backdraft tune recipe.toml --resume
   backdraft tune recipe.toml --range-test
-  backdraft tune recipe.toml --set \"sweep.train.learning_rate=[1e-4, 3e-4, 1e-3]\" --set train.max_steps=200")]
+  backdraft tune recipe.toml --set \"sweep.train.learning_rate=[1e-4, 3e-4, 1e-3]\"")]
 pub(crate) struct TuneArgs {
     /// The recipe; its [sweep] says what to try
     #[arg(value_name = "RECIPE")]

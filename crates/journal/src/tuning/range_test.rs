@@ -10,11 +10,15 @@ use serde::{Deserialize, Serialize};
 const BEGINNING: usize = 10;
 /// Half of the window of a fitted line, as a share of the steps.
 const WINDOW: usize = 12;
-/// Steps in a row that are above the beginning where the loss diverges.
+/// Steps in a row that are above the limit where the loss diverges, and twice as many where there is nothing more to see.
 const IN_A_ROW: usize = 3;
-/// Standard deviations above the beginning that are not chance.
+/// Losses whose median is where the loss stands.
+const RECENT: usize = 5;
+/// What it may lose of what it had learned.
+const LOST: f64 = 0.5;
+/// Standard deviations that are not chance.
 const DEVIATIONS: f64 = 4.0;
-/// And the share of it that counts as nothing.
+/// And the share of the beginning that counts as nothing.
 const SHARE: f64 = 0.05;
 /// What is recommended lies at least this factor below where the loss diverges.
 const MARGIN: f64 = 4.0;
@@ -43,7 +47,7 @@ pub struct RangeTest {
     pub slope_error: Option<f64>,
     /// The rate of the lowest smoothed loss.
     pub lowest: Option<f64>,
-    /// The rate from which on the loss is above that of the beginning, or no number.
+    /// The rate from which on the loss has lost half of what it had learned, or is no number.
     pub diverges: Option<f64>,
     /// What to take.
     pub recommended: Option<f64>,
@@ -66,15 +70,10 @@ impl Watchdog {
         Self { steps, losses }
     }
 
-    /// Takes the next loss; whether losses have been far above the beginning for so long that there is nothing more to see.
+    /// Takes the next loss; whether the loss has diverged for so long that there is nothing more to see.
     pub fn sees_the_end(&mut self, loss: f64) -> bool {
         self.losses.push(loss);
-        let beginning = beginning(self.steps);
-        let Some(limit) = limit(&self.losses, beginning) else {
-            return false;
-        };
-        let far = |loss: &f64| !loss.is_finite() || *loss > 1.5 * limit;
-        self.losses.len() > beginning && self.losses.iter().rev().take(IN_A_ROW).all(far)
+        diverged(&self.losses, self.steps, 2 * IN_A_ROW).is_some()
     }
 }
 
@@ -83,14 +82,26 @@ const fn beginning(steps: usize) -> usize {
     if share < 4 { 4 } else { share }
 }
 
-/// Above what the loss has lost what it had learned; none before the beginning is over.
-fn limit(losses: &[f64], beginning: usize) -> Option<f64> {
+/// Where so many losses in a row begin that are above what is left of the beginning's.
+fn diverged(losses: &[f64], steps: usize, in_a_row: usize) -> Option<usize> {
+    let beginning = beginning(steps);
     let first = losses.get(..beginning)?;
     let level = median(first.to_vec());
     // Of one loss, by the differences of neighbours, which a trend hardly touches.
     let differences = first.windows(2).map(|pair| (pair[1] - pair[0]).abs());
     let deviation = median(differences.collect()) / (0.6745 * 2f64.sqrt());
-    Some(level + (DEVIATIONS * deviation).max(SHARE * level.abs()))
+    let chance = (DEVIATIONS * deviation).max(SHARE * level.abs());
+    let mut lowest = level;
+    for at in beginning..losses.len() {
+        let recent = &losses[at.saturating_sub(RECENT)..at];
+        lowest = lowest.min(median(recent.to_vec()));
+        let limit = lowest + chance.max(LOST * (level - lowest));
+        let window = losses.get(at..at + in_a_row)?;
+        if window.iter().all(|loss| loss.is_nan() || *loss > limit) {
+            return Some(at);
+        }
+    }
+    None
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
@@ -136,14 +147,7 @@ impl RangeTest {
     #[must_use]
     pub fn of(points: Vec<RangePoint>, steps: usize, broke_off: Option<f64>) -> Self {
         let losses: Vec<f64> = points.iter().map(|point| point.loss).collect();
-        let beginning = beginning(steps);
-        let above = |window: &[f64], limit: f64| window.iter().all(|loss| loss.is_nan() || *loss > limit);
-        let diverged = limit(&losses, beginning).and_then(|limit| {
-            let mut windows = losses.windows(IN_A_ROW).enumerate().skip(beginning);
-            windows
-                .find(|(_, window)| above(window, limit))
-                .map(|(at, _)| at)
-        });
+        let diverged = diverged(&losses, steps, IN_A_ROW);
         let diverges = diverged.map(|at| points[at].learning_rate).or(broke_off);
         let end = diverged.unwrap_or(points.len());
         let curve = points[..end].iter();
@@ -214,7 +218,9 @@ impl RangeTest {
             told.push(format!("it is lowest at {rate:.1e}"));
         }
         match (self.diverges, self.points.last()) {
-            (Some(rate), _) => told.push(format!("it diverges from {rate:.1e} on")),
+            (Some(rate), _) => told.push(format!(
+                "it diverges from {rate:.1e} on: half of what was learned is lost"
+            )),
             (None, Some(last)) => told.push(format!(
                 "it does not diverge up to {:.1e}, the highest rate that was tried",
                 last.learning_rate
