@@ -1,6 +1,8 @@
 //! Preferences: losses, rewards, log-likelihoods and every gradient of each objective, and its first eight steps, through the
 //! steps that a run takes, however pairs are dealt to micro-batches.
 
+mod sums;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -18,7 +20,7 @@ use backdraft::plan::memory::SystemMemory;
 use backdraft::plan::tensors::MemoryModel;
 use backdraft::plan::{ActivationPolicy, Activations, Planner, Setup};
 use backdraft::recipe::schedule::{LrSchedule, ScheduleKind};
-use backdraft::recipe::{DpoLoss, ObjectiveRecipe, ReferenceStart};
+use backdraft::recipe::{DpoLoss, DpoLosses, ObjectiveRecipe, ReferenceStart};
 use backdraft::train::deal::Deal;
 use backdraft::train::known::Known;
 use backdraft::train::loader::{Step, StepLoader};
@@ -114,12 +116,16 @@ fn check_loss(what: impl std::fmt::Display, found: f64, expected: f64) {
 }
 
 impl Options {
+    fn dpo_loss(&self) -> DpoLoss {
+        self.loss_type.as_deref().unwrap().parse().unwrap()
+    }
+
     fn objective(&self) -> Objective {
         let kind = (self.kind.as_str(), self.loss_type.as_deref());
         let recipe = match kind {
-            ("dpo", Some(loss)) => ObjectiveRecipe::Dpo {
+            ("dpo", Some(_)) => ObjectiveRecipe::Dpo {
                 beta: self.beta,
-                loss: loss.parse::<DpoLoss>().unwrap(),
+                losses: DpoLosses::one(self.dpo_loss()),
                 label_smoothing: self.label_smoothing,
                 sft_weight: 0.0,
                 reference: ReferenceStart::Start,

@@ -1,6 +1,9 @@
 //! What came of answers that were compared.
 
-use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+use backdraft_recipe::DpoLoss;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// A mean with its standard error.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -54,6 +57,49 @@ pub fn correlation(a: &[f64], b: &[f64]) -> Option<f64> {
     (count >= 3.0 && found.is_finite()).then_some(found)
 }
 
+/// Losses that are summed, each without what it counts; by their names in files.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Losses([Option<Estimate>; DpoLoss::COUNT]);
+
+impl Losses {
+    /// Each loss with its mean over the pairs.
+    pub fn iter(&self) -> impl Iterator<Item = (DpoLoss, Estimate)> {
+        let all = DpoLoss::ALL.iter().zip(self.0);
+        all.filter_map(|(loss, estimate)| Some((*loss, estimate?)))
+    }
+
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl FromIterator<(DpoLoss, Estimate)> for Losses {
+    fn from_iter<T: IntoIterator<Item = (DpoLoss, Estimate)>>(all: T) -> Self {
+        let mut losses = Self::default();
+        for (loss, estimate) in all {
+            losses.0[loss as usize] = Some(estimate);
+        }
+        losses
+    }
+}
+
+impl Serialize for Losses {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.iter())
+    }
+}
+
+impl<'de> Deserialize<'de> for Losses {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let all = BTreeMap::<String, Estimate>::deserialize(deserializer)?;
+        // A loss of a later version is one that this one cannot show.
+        let known = all
+            .into_iter()
+            .filter_map(|(name, estimate)| Some((name.parse().ok()?, estimate)));
+        Ok(known.collect())
+    }
+}
+
 /// Answers of a step or of an evaluation. Rewards are β times what an answer is compared by: how much likelier it has become
 /// than under the reference, or how likely it is where there is none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -64,6 +110,9 @@ pub struct AnswersReport {
     pub rejected: usize,
     /// Loss of the comparison alone.
     pub loss: Estimate,
+    /// The losses that it is the weighted sum of, where there are several.
+    #[serde(default, skip_serializing_if = "Losses::is_empty")]
+    pub losses: Losses,
     /// Mean reward of chosen answers; absent where there are none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reward_chosen: Option<Estimate>,
@@ -135,6 +184,7 @@ impl AnswersReport {
             chosen: chosen.len(),
             rejected: rejected.len(),
             loss: Estimate::of(losses).unwrap_or_default(),
+            losses: Losses::default(),
             margin: Estimate::of(&margins).or_else(apart),
             accuracy: Estimate::of(&right),
             length_bias: None,
@@ -163,9 +213,20 @@ impl AnswersReport {
         }
     }
 
+    /// The same, whose loss is a sum of losses, each `[pairs]`.
+    #[must_use]
+    pub fn with_losses<'a>(self, terms: impl IntoIterator<Item = (DpoLoss, &'a [f64])>) -> Self {
+        let terms = terms.into_iter();
+        let losses = terms.filter_map(|(loss, values)| Some((loss, Estimate::of(values)?)));
+        Self {
+            losses: losses.collect(),
+            ..self
+        }
+    }
+
     /// Names and numbers, for curves.
     #[must_use]
-    pub fn scalars(&self) -> Vec<(&'static str, f64)> {
+    pub fn scalars(&self) -> Vec<(String, f64)> {
         let mean = |estimate: Option<Estimate>| estimate.map(|estimate| estimate.mean);
         let all = [
             ("rewards/chosen", mean(self.reward_chosen)),
@@ -179,16 +240,21 @@ impl AnswersReport {
             ("nll", self.nll),
             ("kl", self.kl),
         ];
-        all.into_iter()
-            .filter_map(|(name, value)| Some((name, value?)))
-            .collect()
+        let losses = self.losses.iter();
+        let losses = losses.map(|(loss, estimate)| (format!("losses/{loss}"), estimate.mean));
+        let all = all.into_iter();
+        let all = all.filter_map(|(name, value)| Some((name.to_owned(), value?)));
+        all.chain(losses).collect()
     }
 }
 
 /// `accuracy 0.7500 ± 0.1000, margin 0.2500 ± 0.0500, rewards 0.3750 ± 0.0400 chosen and 0.1250 ± 0.0400 rejected`
 impl std::fmt::Display for AnswersReport {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let mut parts = Vec::new();
+        let losses = self.losses.iter();
+        let mut parts: Vec<String> = losses
+            .map(|(loss, mean)| format!("{loss} {mean}"))
+            .collect();
         parts.extend(self.accuracy.map(|accuracy| format!("accuracy {accuracy}")));
         parts.extend(self.margin.map(|margin| format!("margin {margin}")));
         parts.push(match (self.reward_chosen, self.reward_rejected) {
@@ -236,8 +302,45 @@ mod tests {
         );
         let json = serde_json::to_string(&found).unwrap();
         assert_eq!(serde_json::from_str::<AnswersReport>(&json).unwrap(), found);
-        let names: Vec<&str> = found.scalars().iter().map(|(name, _)| *name).collect();
+        let names: Vec<String> = found.scalars().into_iter().map(|(name, _)| name).collect();
         assert_eq!(names.len(), 6, "{names:?}");
+    }
+
+    #[test]
+    fn losses_that_are_summed_are_told_of_by_name() {
+        let report = AnswersReport::new(
+            (&[1.0, 2.0], &[0.5; 4], &[-1.0; 4]),
+            &[true, false, true, false],
+            None,
+            None,
+        );
+        let terms = [
+            (DpoLoss::ApoZero, &[3.0, 5.0][..]),
+            (DpoLoss::Sigmoid, &[0.5, 0.7]),
+        ];
+        let found = report.with_losses(terms);
+        let json = serde_json::to_value(found).unwrap();
+        assert_eq!(json["losses"]["apo_zero"]["mean"], 4.0);
+        assert_eq!(
+            serde_json::from_value::<AnswersReport>(json).unwrap(),
+            found
+        );
+        assert!(
+            found
+                .scalars()
+                .contains(&("losses/apo_zero".to_owned(), 4.0))
+        );
+        let text = found.to_string();
+        assert!(
+            text.starts_with("sigmoid 0.6000 ± 0.1000, apo_zero 4.0000 ± 1.0000, accuracy"),
+            "{text}"
+        );
+        assert!(
+            serde_json::to_value(report)
+                .unwrap()
+                .get("losses")
+                .is_none()
+        );
     }
 
     #[test]

@@ -875,6 +875,10 @@ pub(crate) const FOREIGN: &[(Foreign, &str)] = &[
         Like("objective.loss", "it is the loss of kind = \"dpo\""),
         "loss_type dpo_loss_type pref_loss",
     ),
+    (
+        Key("objective.loss_weights"),
+        "loss_weights dpo_loss_weights",
+    ),
     (Key("objective.label_smoothing"), "dpo_label_smoothing"),
     (Key("objective.sft_weight"), "rpo_alpha cpo_alpha pref_ftx"),
     (Key("objective.gamma"), "simpo_gamma"),
@@ -893,7 +897,7 @@ pub(crate) const FOREIGN: &[(Foreign, &str)] = &[
     (
         NotYet(PREFERENCE),
         "trl grpo ppo rlhf rm pref_bco_weight \
-         dpo_loss_weights loss_weights dpo_use_weighting use_weighting dpo_norm_loss dpo_use_logits_to_keep dpo_generate_during_eval \
+         dpo_use_weighting use_weighting dpo_norm_loss dpo_use_logits_to_keep dpo_generate_during_eval \
          generate_during_eval ld_alpha f_divergence_type f_alpha_divergence_coef discopop_tau \
          reference_free precompute_ref_batch_size sync_ref_model ref_model_mixup_alpha ref_model_sync_steps \
          ref_model ref_model_quantization_bit ref_model_init_kwargs ref_adapter_name force_use_ref_model model_adapter_name max_prompt_length \

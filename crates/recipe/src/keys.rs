@@ -339,7 +339,12 @@ pub const KEYS: &[Key] = &[
     optional(
         "objective.loss",
         r#""sigmoid""#,
-        "Loss of a pair, for dpo: sigmoid, sigmoid_norm, ipo, hinge, robust, apo_zero, apo_down or nca_pair, as by TRL. Left out: sigmoid.",
+        "Loss of a pair, for dpo: sigmoid, sigmoid_norm, ipo, hinge, robust, apo_zero, apo_down or nca_pair, as by TRL, or a list of them, which are summed and each told of; sft in a list is what sft_weight weighs. Left out: sigmoid.",
+    ),
+    optional(
+        "objective.loss_weights",
+        "[1.0, 0.5]",
+        "What each loss of objective.loss counts in the sum: a number above 0 for each. Left out: 1.0 each.",
     ),
     optional(
         "objective.label_smoothing",

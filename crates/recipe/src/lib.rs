@@ -4,7 +4,8 @@
 //! table of keys with defaults and documentation, `support` lists values that are refused by name, `foreign` the keys of other
 //! trainers, and `unknown` says what becomes of them. `names` and `data_format` are values that people write by name, `precision` turns
 //! what is said of bits into a number.
-//! `sweep` reads what `tune` tries. `objective` is what a run minimises, [`schedule`] the curve of the learning rate, [`no_effect`] why a run would train nothing.
+//! `sweep` reads what `tune` tries. `objective` is what a run minimises (`dpo_losses` its losses of pairs), [`schedule`] the curve of the
+//! learning rate, [`no_effect`] why a run would train nothing.
 //!
 //! Start reading at `keys`.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
@@ -13,6 +14,7 @@ mod adapter;
 mod bases;
 mod data_format;
 mod difference;
+mod dpo_losses;
 mod eval_metric;
 mod foreign;
 mod groups;
@@ -45,12 +47,13 @@ pub use backdraft_arch::{Bias, Trainable};
 pub use backdraft_plan::ActivationPolicy;
 pub use data_format::DataFormat;
 pub use difference::{Difference, covers, is_key_or_section};
+pub use dpo_losses::{DpoLoss, DpoLosses};
 pub use eval_metric::EvalMetric;
 pub use foreign::Foreign;
 pub use groups::{GROUPS, GroupRecipe};
 pub use keys::{KEYS, Key, SECTIONS, find as find_key};
 pub use names::{DType, KeyPrefix, Optimizer, RowBatching, TokenInit};
-pub use objective::{DpoLoss, ObjectiveKind, ObjectiveRecipe, ReferenceStart};
+pub use objective::{ObjectiveKind, ObjectiveRecipe, ReferenceStart};
 pub use page::page;
 pub use precision::{AUTO_TIME, BaseTooSmall, Bits};
 pub use problem::{Place, Problem, ProblemKind, RecipeError};

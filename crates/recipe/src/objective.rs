@@ -3,6 +3,7 @@
 use backdraft_arch::{AdapterStart, named};
 use serde::Serialize;
 
+use crate::dpo_losses::{DpoLosses, dpo_losses};
 use crate::reader::{Reader, Value};
 use crate::{LoraRecipe, QuantizationRecipe};
 
@@ -26,29 +27,6 @@ named! {
 }
 
 named! {
-    /// Losses of DPO.
-    DpoLoss {
-        /// −ln σ(β(Δc − Δr)).
-        #[default]
-        Sigmoid = "sigmoid",
-        /// The same of means over tokens.
-        SigmoidNorm = "sigmoid_norm",
-        /// A square around a margin of 1 / (2β), of means over tokens.
-        Ipo = "ipo",
-        /// max(0, 1 − β(Δc − Δr)).
-        Hinge = "hinge",
-        /// The sigmoid loss made free of the bias that flipped labels give it.
-        Robust = "robust",
-        /// Raises the chosen answer and lowers the rejected one.
-        ApoZero = "apo_zero",
-        /// Lowers both, the rejected one more.
-        ApoDown = "apo_down",
-        /// Noise-contrastive.
-        NcaPair = "nca_pair",
-    }
-}
-
-named! {
     /// What answers are compared with.
     ReferenceStart {
         /// The model that training begins with: the base with `lora.adapter`, kept as it is, where there is one.
@@ -59,25 +37,12 @@ named! {
     }
 }
 
-impl DpoLoss {
-    /// Whether labels can be smoothed.
-    #[must_use]
-    pub const fn smooths(self) -> bool {
-        matches!(self, Self::Sigmoid | Self::Robust)
-    }
-}
-
 impl Value for ObjectiveKind {
     const EXPECTED: &'static str = "a name in quotes";
     const NAMES: &'static [&'static str] = Self::NAMES;
 }
 
 impl Value for ReferenceStart {
-    const EXPECTED: &'static str = "a name in quotes";
-    const NAMES: &'static [&'static str] = Self::NAMES;
-}
-
-impl Value for DpoLoss {
     const EXPECTED: &'static str = "a name in quotes";
     const NAMES: &'static [&'static str] = Self::NAMES;
 }
@@ -93,8 +58,9 @@ pub enum ObjectiveRecipe {
     Dpo {
         /// How far from the reference, above 0.
         beta: f64,
-        /// The loss of a pair.
-        loss: DpoLoss,
+        /// The losses of a pair.
+        #[serde(flatten)]
+        losses: DpoLosses,
         /// Share of pairs that are the wrong way round, in `[0, 0.5)`.
         label_smoothing: f64,
         /// Weight of the mean nll of the chosen answers.
@@ -190,14 +156,26 @@ pub(crate) fn objective(
     let beta_default = if kind == K::Simpo { 2.0 } else { 0.1 };
     let sft_default = if kind == K::Cpo { 1.0 } else { 0.0 };
     let beta = option(reader, kind, "beta", &K::ALL[1..], beta_default, ABOVE);
-    let loss = loss(reader, kind);
+    let (losses, listed) = losses(reader, kind);
     let label_smoothing = option(reader, kind, "label_smoothing", pairs, 0.0, BELOW_HALF);
-    if kind == K::Dpo && label_smoothing != 0.0 && !loss.smooths() {
+    if kind == K::Dpo && label_smoothing != 0.0 && !losses.iter().any(|(loss, _)| loss.smooths()) {
         let instead = "only \"sigmoid\" and \"robust\" smooth labels; take one of the two out";
-        let other = format!("loss = \"{loss}\"");
-        reader.conflict("objective.label_smoothing", other, instead);
+        let names: Vec<String> = losses
+            .iter()
+            .map(|(loss, _)| format!("\"{loss}\""))
+            .collect();
+        reader.conflict(
+            "objective.label_smoothing",
+            format!("loss = {}", names.join(", ")),
+            instead,
+        );
     }
     let sft_weight = option(reader, kind, "sft_weight", pairs, sft_default, NOT_NEGATIVE);
+    if listed.is_some() && reader.has("objective.sft_weight") {
+        let instead = "both weigh the mean loss of the chosen answers; take one of the two out";
+        reader.conflict("objective.sft_weight", "\"sft\" in objective.loss", instead);
+    }
+    let sft_weight = listed.unwrap_or(sft_weight);
     let gamma = option(reader, kind, "gamma", &[K::Simpo], 0.5, NOT_NEGATIVE);
     let [desirable_weight, undesirable_weight] = ["desirable_weight", "undesirable_weight"]
         .map(|name| option(reader, kind, name, &[K::Kto], 1.0, NOT_NEGATIVE));
@@ -207,7 +185,7 @@ pub(crate) fn objective(
         K::Sft => ObjectiveRecipe::Sft,
         K::Dpo => ObjectiveRecipe::Dpo {
             beta,
-            loss,
+            losses,
             label_smoothing,
             sft_weight,
             reference,
@@ -280,13 +258,18 @@ fn stays(
     }
 }
 
-fn loss(reader: &mut Reader<'_>, kind: ObjectiveKind) -> DpoLoss {
-    const KEY: &str = "objective.loss";
-    let loss = reader.optional(KEY).unwrap_or_default();
-    if kind != ObjectiveKind::Dpo && reader.has(KEY) {
-        refuse(reader, KEY, kind);
+/// Losses of dpo, which other kinds refuse, and the weight of `sft` among them.
+fn losses(reader: &mut Reader<'_>, kind: ObjectiveKind) -> (DpoLosses, Option<f64>) {
+    let found = dpo_losses(reader);
+    if kind == ObjectiveKind::Dpo {
+        return found;
     }
-    loss
+    for key in ["objective.loss", "objective.loss_weights"] {
+        if reader.has(key) {
+            refuse(reader, key, kind);
+        }
+    }
+    (DpoLosses::default(), None)
 }
 
 type Range = (&'static str, fn(&f64) -> bool);
@@ -328,7 +311,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::Recipe;
+    use crate::{DpoLoss, Recipe};
 
     const SMALLEST: &str = "model = \"a/b\"\n[data]\ntrain = \"t.jsonl\"\n";
 
@@ -348,7 +331,7 @@ mod tests {
             of(&["objective.kind=\"dpo\""]),
             ObjectiveRecipe::Dpo {
                 beta: 0.1,
-                loss: DpoLoss::Sigmoid,
+                losses: DpoLosses::default(),
                 label_smoothing: 0.0,
                 sft_weight: 0.0,
                 reference: ReferenceStart::Start,
@@ -386,6 +369,7 @@ mod tests {
         for option in [
             "objective.beta=0.1",
             "objective.loss=\"ipo\"",
+            "objective.loss_weights=[1.0]",
             "objective.sft_weight=1",
             "objective.reference=\"base\"",
             "objective.precompute_reference=false",
@@ -406,6 +390,72 @@ mod tests {
         assert!(found.contains("only \"sigmoid\" and \"robust\""), "{found}");
         let found = message(&["objective.kind=\"dpo\"", "objective.loss=\"sigmoid_nrm\""]);
         assert!(found.contains("sigmoid_norm"), "{found}");
+    }
+
+    #[test]
+    fn losses_of_a_list_are_summed() {
+        let weighted = |text: &[&str]| {
+            let all = [&["objective.kind=\"dpo\""], text].concat();
+            let recipe = read(&all).unwrap();
+            let stored = recipe.to_toml().unwrap();
+            assert_eq!(
+                Recipe::from_stored(&stored, Path::new("/r")).unwrap(),
+                recipe
+            );
+            match recipe.objective {
+                ObjectiveRecipe::Dpo {
+                    losses, sft_weight, ..
+                } => (losses, sft_weight, stored),
+                other => panic!("{other:?}"),
+            }
+        };
+        let list = "objective.loss=[\"apo_zero\", \"sft\", \"sigmoid\"]";
+        let weights = "objective.loss_weights=[0.5, 0.1, 2]";
+        let (found, sft, stored) = weighted(&[list, weights]);
+        let expected = [(DpoLoss::Sigmoid, 2.0), (DpoLoss::ApoZero, 0.5)];
+        assert_eq!(found.iter().collect::<Vec<_>>(), expected);
+        assert_eq!((found.are_several(), sft), (true, 0.1));
+        assert!(stored.contains("loss_weights = [2.0, 0.5]"), "{stored}");
+        // TRL's default, and the same in other words.
+        let (found, sft, _) = weighted(&["objective.loss=[\"sigmoid\", \"sft\"]"]);
+        let one = weighted(&["objective.sft_weight=1.0"]);
+        assert_eq!((found, sft), (one.0, one.1));
+        assert!(one.2.contains("loss = \"sigmoid\"\n"), "{}", one.2);
+        let (found, ..) = weighted(&["objective.loss=\"ipo\"", "objective.loss_weights=[0.5]"]);
+        assert_eq!(found.iter().collect::<Vec<_>>(), [(DpoLoss::Ipo, 0.5)]);
+
+        let refused = |text: &[&str], part: &str| {
+            let found = read(&[&["objective.kind=\"dpo\""], text].concat()).unwrap_err();
+            assert!(found.contains(part), "{found}");
+        };
+        refused(
+            &[list, "objective.sft_weight=0.1"],
+            "\"sft\" in objective.loss",
+        );
+        refused(
+            &[list, "objective.loss_weights=[1, 2]"],
+            "for each of objective.loss",
+        );
+        refused(
+            &[list, "objective.loss_weights=[1, 0, 2]"],
+            "a number above 0",
+        );
+        refused(
+            &["objective.loss_weights=[1, 2]"],
+            "for each of objective.loss",
+        );
+        for twice in ["[\"ipo\", \"ipo\"]", "[\"sft\"]", "[]"] {
+            refused(
+                &[&format!("objective.loss={twice}")],
+                "at least one loss of pairs",
+            );
+        }
+        refused(&["objective.loss=[\"sigmoid\", \"sf\"]"], "sft");
+        let smoothed = [
+            "objective.loss=[\"ipo\", \"hinge\"]",
+            "objective.label_smoothing=0.1",
+        ];
+        refused(&smoothed, "loss = \"ipo\", \"hinge\"");
     }
 
     #[test]

@@ -949,8 +949,12 @@ fn the_template_as_a_whole() {
     # beta = 0.1
 
     # Loss of a pair, for dpo: sigmoid, sigmoid_norm, ipo, hinge, robust, apo_zero, apo_down or
-    # nca_pair, as by TRL. Left out: sigmoid.
+    # nca_pair, as by TRL, or a list of them, which are summed and each told of; sft in a list is what
+    # sft_weight weighs. Left out: sigmoid.
     # loss = "sigmoid"
+
+    # What each loss of objective.loss counts in the sum: a number above 0 for each. Left out: 1.0 each.
+    # loss_weights = [1.0, 0.5]
 
     # Share of pairs that may be the wrong way round, from 0 to below 0.5: for simpo, cpo, and dpo's
     # sigmoid and robust. Left out: 0.

@@ -174,7 +174,7 @@ mod tests {
         let batch = Batch::from_rows(&rows, &[0, 1]).unwrap();
         let dpo = Objective::from(backdraft_recipe::ObjectiveRecipe::Dpo {
             beta: 0.1,
-            loss: backdraft_recipe::DpoLoss::Sigmoid,
+            losses: backdraft_recipe::DpoLosses::default(),
             label_smoothing: 0.0,
             sft_weight: 0.0,
             reference: backdraft_recipe::ReferenceStart::Start,

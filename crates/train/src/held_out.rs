@@ -83,9 +83,11 @@ impl HeldOut {
         let read = |tensor: burn::tensor::Tensor<1>| -> Result<Vec<f64>, TensorReadError> {
             Ok(tensor.try_into_data()?.iter::<f64>().collect())
         };
+        let terms: Result<Vec<Vec<f64>>, _> = judged.terms.into_iter().map(read).collect();
         let (loss, report) = summary(
             objective,
-            (&read(judged.losses)?, &read(judged.rewards)?, &self.policy),
+            (&read(judged.losses)?, &terms?.concat()),
+            (&read(judged.rewards)?, &self.policy),
             (&self.good, &self.lengths),
             (self.nll, self.tokens),
             divergence,

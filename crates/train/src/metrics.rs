@@ -131,8 +131,12 @@ impl StepAnswers {
             let parts = self.told.iter().map(|told| part(told).clone());
             parts.collect::<Vec<_>>()
         };
+        let terms = self.objective.terms().enumerate();
+        let terms =
+            terms.flat_map(|(i, _)| self.told.iter().map(move |told| told.terms[i].clone()));
         let parts = [
             of(|told| &told.losses),
+            terms.collect(),
             of(|told| &told.rewards),
             of(|told| &told.log_likelihoods),
             self.divergence.iter().cloned().collect(),
@@ -143,12 +147,15 @@ impl StepAnswers {
         // One read for all of them.
         let values = numbers(Tensor::cat(parts.concat(), 0))?;
         let answers = self.good.len();
-        let (losses, rest) = values.split_at(self.objective.losses(answers));
+        let count = self.objective.losses(answers);
+        let (losses, rest) = values.split_at(count);
+        let (terms, rest) = rest.split_at(count * self.objective.terms().count());
         let (rewards, rest) = rest.split_at(answers);
         let (log_likelihoods, divergence) = rest.split_at(answers);
         Ok(summary(
             self.objective,
-            (losses, rewards, log_likelihoods),
+            (losses, terms),
+            (rewards, log_likelihoods),
             (&self.good, &self.lengths),
             (nll, self.good_targets),
             divergence.first().copied(),
@@ -172,10 +179,12 @@ pub(crate) fn host(values: &Tensor<1>) -> Vec<f32> {
     }
 }
 
-/// The loss, and what to tell of answers.
+/// The loss, and what to tell of answers; `terms` are the losses that each of `losses` is the sum of, one term after the
+/// other.
 pub(crate) fn summary(
     objective: Objective,
-    (losses, rewards, log_likelihoods): (&[f64], &[f64], &[f64]),
+    (losses, terms): (&[f64], &[f64]),
+    (rewards, log_likelihoods): (&[f64], &[f64]),
     (good, lengths): (&[bool], &[usize]),
     (nll, good_targets): (f64, usize),
     divergence: Option<f64>,
@@ -184,7 +193,9 @@ pub(crate) fn summary(
     let comparison = losses.iter().sum::<f64>() / losses.len().max(1) as f64;
     let loss = comparison + nll.map_or(0.0, |nll| objective.nll_weight() * nll);
     let report = AnswersReport::new((losses, rewards, log_likelihoods), good, nll, divergence);
-    (loss, Some(report.with_lengths(rewards, lengths)))
+    let terms = objective.terms().zip(terms.chunks(losses.len().max(1)));
+    let report = report.with_lengths(rewards, lengths).with_losses(terms);
+    (loss, Some(report))
 }
 
 /// The numbers of one optimiser step.

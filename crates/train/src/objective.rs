@@ -11,7 +11,7 @@ use backdraft_kernels::cross_entropy::{self, HeadLoss, Penalty};
 use backdraft_kernels::frozen_matrix::FrozenMatrix;
 use backdraft_lora::TokenMatrix;
 use backdraft_model::Targets;
-use backdraft_recipe::ObjectiveRecipe;
+use backdraft_recipe::{DpoLoss, ObjectiveRecipe};
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{DType, Tensor};
 
@@ -43,14 +43,14 @@ impl From<ObjectiveRecipe> for Objective {
             ObjectiveRecipe::Sft => Self::NextToken,
             ObjectiveRecipe::Dpo {
                 beta,
-                loss,
+                losses,
                 label_smoothing,
                 sft_weight,
                 ..
             } => Self::Pairs {
                 loss: PairLoss::Dpo {
                     beta,
-                    loss,
+                    losses,
                     label_smoothing,
                 },
                 nll_weight: sft_weight,
@@ -155,6 +155,20 @@ impl Objective {
         }
     }
 
+    /// The losses that the loss of a pair is the sum of; empty where it is one.
+    pub fn terms(self) -> impl Iterator<Item = DpoLoss> {
+        let several = match self {
+            Self::Pairs {
+                loss: PairLoss::Dpo { losses, .. },
+                ..
+            } => Some(losses).filter(|losses| losses.are_several()),
+            _ => None,
+        };
+        several
+            .into_iter()
+            .flat_map(|losses| losses.iter().map(|(loss, _)| loss))
+    }
+
     /// Judges answers.
     ///
     /// # Shapes
@@ -207,6 +221,8 @@ pub struct Goal<'a> {
 pub struct ToldAnswers {
     /// Of each pair, or of each answer.
     pub losses: Tensor<1>,
+    /// The losses that those are sums of, where they are, in the order of [`Objective::terms`].
+    pub terms: Vec<Tensor<1>>,
     /// `[answers]`.
     pub rewards: Tensor<1>,
     /// Log-likelihoods, `[answers]`.
@@ -241,6 +257,7 @@ impl Goal<'_> {
         let weights = compared.weights(judged.slopes * self.scale, self.nll_scale);
         let told = ToldAnswers {
             losses: judged.losses,
+            terms: judged.terms,
             rewards: judged.rewards,
             log_likelihoods,
         };

@@ -381,6 +381,12 @@ fn dpo(directory: &Path) -> PathBuf {
     compared(directory, "kind = \"dpo\"\nsft_weight = 0.1\n")
 }
 
+/// A sum of losses, one of them the nll of chosen answers.
+fn summed(directory: &Path) -> PathBuf {
+    let losses = "loss = [\"apo_zero\", \"sft\", \"sigmoid\"]\nloss_weights = [0.5, 0.1, 1.0]\n";
+    compared(directory, &format!("kind = \"dpo\"\n{losses}"))
+}
+
 fn kto(directory: &Path) -> PathBuf {
     compared(directory, "kind = \"kto\"\nundesirable_weight = 1.5\n")
 }
@@ -428,7 +434,7 @@ fn a_reference_that_is_an_adapter_goes_on_as_if_never_killed() {
 
 #[test]
 fn preferences_go_on_as_if_never_killed() {
-    for project in [dpo as fn(&Path) -> PathBuf, kto] {
+    for project in [dpo as fn(&Path) -> PathBuf, kto, summed] {
         let expected = killed_here_and_there(project);
         let of = |event: &str| {
             let records = expected.records.iter();

@@ -5,7 +5,7 @@ use backdraft_data::Answer;
 use backdraft_lora::AdapterGrads;
 use backdraft_model::{CausalLm, Targets, Tokens};
 use backdraft_plan::ActivationPlan;
-use backdraft_recipe::DpoLoss;
+use backdraft_recipe::DpoLosses;
 use backdraft_train::compared::Compared;
 use backdraft_train::objective::{self, Goal, Others, PairLoss};
 use backdraft_train::step::{MicroBatch, Told, Trunk, forward_backward, guarded, nll};
@@ -81,7 +81,7 @@ impl Sample {
             objective: objective::Objective::Pairs {
                 loss: PairLoss::Dpo {
                     beta: 0.1,
-                    loss: DpoLoss::Sigmoid,
+                    losses: DpoLosses::default(),
                     label_smoothing: 0.0,
                 },
                 nll_weight: 0.0,

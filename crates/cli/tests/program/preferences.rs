@@ -71,6 +71,42 @@ fn preferences_are_told_to_programs_and_people() {
     assert!(!said.contains("perplexity"), "{said}");
 }
 
+#[test]
+fn each_of_several_losses_is_told_of() {
+    let losses = "loss = [\"sigmoid\", \"sft\", \"apo_zero\"]\nloss_weights = [1.0, 0.1, 0.5]\n";
+    let directory = project(&format!("kind = \"dpo\"\n{losses}"));
+    let d = directory.path();
+    let output = backdraft(d, &["train", "recipe.toml", "--json"]);
+    let said = String::from_utf8(output.stdout).unwrap();
+    Schema::of_the_page().check(&said);
+    let mut seen = 0;
+    for line in said.lines() {
+        let line: Value = serde_json::from_str(line).unwrap();
+        let answers = &line["answers"];
+        let number = |value: &Value| value.as_f64().unwrap_or_else(|| panic!("{line}"));
+        let loss = match line["event"].as_str().unwrap() {
+            "step" => number(&line["loss"]),
+            "eval" => number(&line["eval_loss"]),
+            _ => continue,
+        };
+        seen += 1;
+        let of = |name: &str| number(&answers["losses"][name]["mean"]);
+        let sum = of("sigmoid") + 0.5 * of("apo_zero") + 0.1 * number(&answers["nll"]);
+        assert!((loss - sum).abs() < 1e-5 * loss, "{loss} {sum}");
+    }
+    assert_eq!(seen, 6);
+    let output = backdraft(d, &["eval", "out"]);
+    let said = String::from_utf8(output.stdout).unwrap();
+    says(
+        &said,
+        &[
+            "sigmoid 0.6",
+            "apo_zero 0.9",
+            "judged as dpo does, beta = 0.1",
+        ],
+    );
+}
+
 /// What `train` says with these arguments, by line.
 fn trained(d: &Path, more: &[&str]) -> Vec<Value> {
     let output = backdraft(d, &[&["train", "--json"], more].concat());

@@ -7,6 +7,8 @@ use burn::tensor::Tensor;
 pub struct Judged {
     /// Of each pair, or of each answer.
     pub losses: Tensor<1>,
+    /// The losses that those are sums of, where they are, in the order of [`Objective::terms`](super::Objective::terms).
+    pub terms: Vec<Tensor<1>>,
     /// d(loss)/d(log-likelihood) of each answer, `[answers]`.
     pub slopes: Tensor<1>,
     /// β times what each answer's log-likelihood is compared by, `[answers]`.

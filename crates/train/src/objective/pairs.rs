@@ -3,7 +3,7 @@
 //! # Source
 //! TRL 1.16, whose values and gradients `tests/golden/preference` has.
 
-use backdraft_recipe::DpoLoss;
+use backdraft_recipe::{DpoLoss, DpoLosses};
 use burn::tensor::Tensor;
 use burn::tensor::activation::{log_sigmoid, sigmoid};
 
@@ -16,8 +16,8 @@ pub enum PairLoss {
     Dpo {
         /// β.
         beta: f64,
-        /// Which of them.
-        loss: DpoLoss,
+        /// Which of them, and what each counts.
+        losses: DpoLosses,
         /// Share of pairs that are the wrong way round.
         label_smoothing: f64,
     },
@@ -65,7 +65,7 @@ impl PairLoss {
         match self {
             Self::Dpo {
                 beta,
-                loss,
+                losses,
                 label_smoothing,
             } => {
                 let Some(reference) = reference else {
@@ -73,8 +73,15 @@ impl PairLoss {
                 };
                 let deltas = apart(policy.clone() - reference.clone());
                 let rewards = deltas.clone().map(|delta| delta * beta);
-                let (losses, slopes) = dpo(loss, (beta, label_smoothing), deltas, lengths);
-                judged(losses, slopes, rewards)
+                let of = |loss| {
+                    dpo(
+                        loss,
+                        (beta, label_smoothing),
+                        deltas.clone(),
+                        lengths.clone(),
+                    )
+                };
+                summed(losses, of, rewards)
             }
             Self::Orpo { beta } => {
                 let means = over(apart(policy.clone()), &lengths);
@@ -114,6 +121,31 @@ impl PairLoss {
                 judged(losses, slopes, scores.map(|score| score * beta))
             }
         }
+    }
+}
+
+/// Σ weight · loss, and each loss by itself where there are several.
+fn summed(losses: DpoLosses, of: impl Fn(DpoLoss) -> (Tensor<1>, Both), rewards: Both) -> Judged {
+    let mut terms = Vec::new();
+    let parts = losses.iter().map(|(loss, weight)| {
+        let (each, slopes) = of(loss);
+        if losses.are_several() {
+            terms.push(each.clone());
+        }
+        match weight {
+            1.0 => (each, slopes),
+            _ => (each * weight, slopes.map(|slope| slope * weight)),
+        }
+    });
+    let sum = parts.reduce(|(losses, [c, r]), (more, [more_c, more_r])| {
+        (losses + more, [c + more_c, r + more_r])
+    });
+    let Some((losses, slopes)) = sum else {
+        panic!("DPO without a loss");
+    };
+    Judged {
+        terms,
+        ..judged(losses, slopes, rewards)
     }
 }
 
@@ -217,6 +249,7 @@ fn over([a, b]: Both, [by_a, by_b]: &Both) -> Both {
 fn judged(losses: Tensor<1>, slopes: Both, rewards: Both) -> Judged {
     Judged {
         losses,
+        terms: Vec::new(),
         slopes: in_turn(slopes),
         rewards: in_turn(rewards),
     }

@@ -53,6 +53,7 @@ impl SingleLoss {
         Judged {
             slopes: weights.clone() * signs * s * doubt.clone() * -beta,
             losses: weights * doubt,
+            terms: Vec::new(),
             rewards: delta * beta,
         }
     }

@@ -3,7 +3,7 @@
 use backdraft_data::Answer;
 use backdraft_model::Tokens;
 use backdraft_quant::Weight;
-use backdraft_recipe::DpoLoss;
+use backdraft_recipe::{DpoLoss, DpoLosses};
 use burn::tensor::activation::{log_sigmoid, sigmoid};
 use burn::tensor::{Device, Distribution};
 
@@ -123,23 +123,29 @@ fn as_written(loss: PairLoss, policy: Tensor<1>, reference: Tensor<1>, n: Tensor
     match loss {
         PairLoss::Dpo {
             beta,
-            loss,
+            losses,
             label_smoothing: e,
         } => {
             let [c, r] = halves(policy - reference);
             let d = (c.clone() - r.clone()) * beta;
             let means = c.clone() / nc - r.clone() / nr;
             let (bc, br) = (c * beta, r * beta);
-            match loss {
-                DpoLoss::Sigmoid => ln(d.clone()) * (e - 1.0) - ln(d.neg()) * e,
-                DpoLoss::SigmoidNorm => ln(means * beta).neg(),
-                DpoLoss::Ipo => (means - 0.5 / beta).powi_scalar(2),
-                DpoLoss::Hinge => (d.neg() + 1.0).clamp_min(0.0),
-                DpoLoss::Robust => (ln(d.clone()) * (e - 1.0) + ln(d.neg()) * e) / (1.0 - 2.0 * e),
-                DpoLoss::ApoZero => sigmoid(bc).neg() + 1.0 + sigmoid(br),
-                DpoLoss::ApoDown => sigmoid(bc) + 1.0 - sigmoid(d),
-                DpoLoss::NcaPair => ln(bc.clone()).neg() - ln(bc.neg()) * 0.5 - ln(br.neg()) * 0.5,
-            }
+            let each = |loss| match loss {
+                DpoLoss::Sigmoid => ln(d.clone()) * (e - 1.0) - ln(d.clone().neg()) * e,
+                DpoLoss::SigmoidNorm => ln(means.clone() * beta).neg(),
+                DpoLoss::Ipo => (means.clone() - 0.5 / beta).powi_scalar(2),
+                DpoLoss::Hinge => (d.clone().neg() + 1.0).clamp_min(0.0),
+                DpoLoss::Robust => {
+                    (ln(d.clone()) * (e - 1.0) + ln(d.clone().neg()) * e) / (1.0 - 2.0 * e)
+                }
+                DpoLoss::ApoZero => sigmoid(bc.clone()).neg() + 1.0 + sigmoid(br.clone()),
+                DpoLoss::ApoDown => sigmoid(bc.clone()) + 1.0 - sigmoid(d.clone()),
+                DpoLoss::NcaPair => {
+                    ln(bc.clone()).neg() - (ln(bc.clone().neg()) + ln(br.clone().neg())) * 0.5
+                }
+            };
+            let terms = losses.iter().map(|(loss, weight)| each(loss) * weight);
+            terms.reduce(|sum, term| sum + term).unwrap()
         }
         PairLoss::Orpo { beta } => {
             let [c, r] = halves(policy / n);
@@ -166,10 +172,16 @@ fn slopes_of_every_pair_loss_are_those_of_autodiff() {
         .iter()
         .map(|&loss| PairLoss::Dpo {
             beta: 0.3,
-            loss,
+            losses: DpoLosses::one(loss),
             label_smoothing: if loss.smooths() { 0.1 } else { 0.0 },
         })
         .collect();
+    let weights = (1..).map(|weight| f64::from(weight) * 0.25);
+    losses.push(PairLoss::Dpo {
+        beta: 0.3,
+        losses: DpoLosses::weighted(DpoLoss::ALL.iter().copied().zip(weights)),
+        label_smoothing: 0.1,
+    });
     losses.push(PairLoss::Orpo { beta: 0.3 });
     for (gamma, of_means) in [(0.5, true), (0.0, false)] {
         losses.push(PairLoss::Margin {
@@ -259,7 +271,7 @@ fn no_margin_costs_exactly_ln_2() {
     let [policy, _, lengths] = three_pairs(&device);
     let loss = PairLoss::Dpo {
         beta: 0.1,
-        loss: DpoLoss::Sigmoid,
+        losses: DpoLosses::default(),
         label_smoothing: 0.0,
     };
     let judged = loss.judge(&policy, Some(&policy), &lengths);

@@ -3,7 +3,9 @@
 use backdraft_data::{Answers, RowSet};
 use backdraft_lora::AdapterWeights;
 use backdraft_model::CausalLm;
-use backdraft_recipe::{ObjectiveKind, ObjectiveRecipe, Recipe, ReferenceStart};
+use backdraft_recipe::{
+    DpoLoss, DpoLosses, ObjectiveKind, ObjectiveRecipe, Recipe, ReferenceStart,
+};
 use backdraft_train::deal::Deal;
 use backdraft_train::evaluate::{Comparison, compare};
 use backdraft_train::objective::Objective;
@@ -85,7 +87,7 @@ impl Judge {
 
 const DPO: ObjectiveRecipe = ObjectiveRecipe::Dpo {
     beta: 0.1,
-    loss: backdraft_recipe::DpoLoss::Sigmoid,
+    losses: DpoLosses::one(DpoLoss::Sigmoid),
     label_smoothing: 0.0,
     sft_weight: 0.0,
     reference: ReferenceStart::Start,
