@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use backdraft::arch::{Family, KeepSet, OffloadSet, SavedTensor, Trainable};
 use backdraft::burn::tensor::{DType, Device, Tensor};
+use backdraft::data::Answer;
 use backdraft::formats::{ModelSource, TokenTable};
 use backdraft::journal::report::{ReplanReport, Reporter, RunInfo, RunSummary, StepReport};
 use backdraft::kernels::adamw::AdamWParams;
@@ -25,10 +26,12 @@ use backdraft::plan::{ActivationPlan, Segment, Setup, StepShape};
 use backdraft::quant::{QuantizationPlan, Scheme};
 use backdraft::recipe::Recipe;
 use backdraft::train::TrainError;
+use backdraft::train::compared::Compared;
 use backdraft::train::data;
+use backdraft::train::objective::{Goal, Objective, Others, ScoreLoss};
 use backdraft::train::optimizer::{Optimizer, StatePrecision, clip, global_norm};
 use backdraft::train::run::{Watch, prepare};
-use backdraft::train::step::{MicroBatch, forward_backward};
+use backdraft::train::step::{MicroBatch, Trunk, forward_backward, guarded};
 use backdraft_testkit::random_model::RandomModel;
 use peak_alloc::PeakAlloc;
 
@@ -198,6 +201,35 @@ fn bits(tensor: Tensor<1>) -> Vec<u32> {
     data.iter::<f32>().map(f32::to_bits).collect()
 }
 
+/// What a pass over a micro-batch says: Σ nll, or, of a model whose head scores, the loss of its pairs.
+fn pass_over(
+    model: &CausalLm,
+    batch: &MicroBatch,
+    seed: Option<u64>,
+    plan: &ActivationPlan,
+    grads: &mut AdapterGrads,
+) -> Tensor<1> {
+    let texts = batch.targets.len();
+    let scale = 1.0 / texts as f32;
+    if !model.spec().scores {
+        return forward_backward(model, batch, scale, seed, plan, grads);
+    }
+    let answers = [Answer::Good, Answer::Bad].repeat(texts / 2);
+    let of = (&batch.targets, &batch.tokens.segments);
+    let compared = Compared::new(of, vec![true; texts], &answers);
+    let goal = Goal {
+        objective: Objective::Scores(ScoreLoss {
+            gamma: 0.0,
+            center: 0.01,
+        }),
+        answers: Some((&compared, Others::default())),
+        ..Goal::next_token(2.0 * scale)
+    };
+    let trunk = Trunk::new(model, batch);
+    let told = guarded(model, (batch, trunk), &goal, seed, (plan, None), grads);
+    told.unwrap().answers.unwrap().losses.mean()
+}
+
 /// Loss and every gradient, bit for bit.
 fn gradients(
     model: &CausalLm,
@@ -206,8 +238,7 @@ fn gradients(
     plan: &ActivationPlan,
 ) -> Vec<Vec<u32>> {
     let mut grads = AdapterGrads::new();
-    let scale = 1.0 / batch.targets.len() as f32;
-    let nll = forward_backward(model, batch, scale, seed, plan, &mut grads);
+    let nll = pass_over(model, batch, seed, plan, &mut grads);
     let mut found: Vec<Vec<u32>> = model
         .trained_params()
         .map(|(_, param)| bits(grads.get(param.id).unwrap().clone()))
@@ -754,13 +785,61 @@ fn measured_update(model: &mut CausalLm, batch: &MicroBatch, plan: &ActivationPl
     ALLOCATOR.peak_usage() - before
 }
 
+/// A head with one row, over a vocabulary that would be most of a pass: nothing is planned for logits, and none exist.
+#[test]
+fn a_reward_model_is_planned_without_logits() {
+    let _alone = alone();
+    let dir = tempfile::tempdir().unwrap();
+    let shape = RandomModel {
+        family: Family::Llama,
+        window: None,
+        hidden: 256,
+        intermediate: 704,
+        layers: 6,
+        heads: 8,
+        kv_heads: 2,
+        vocab: 8192,
+    };
+    let lengths = [384, 384];
+    let path = dir.path().join("model");
+    shape.write(&path);
+    let source = ModelSource::open(&path).unwrap();
+    let lora = LoraConfig {
+        rank: 8,
+        modules_to_save: vec!["score".to_owned()],
+        ..LoraConfig::default()
+    };
+    let place = (&Device::flex(), DType::F32);
+    let model = CausalLm::load_to_score(&source, None, place, 3).unwrap();
+    let mut model = model.with_lora(&lora, 7).unwrap();
+    for (_, _, adapter) in model.adapters_mut() {
+        adapter.update(|param| param.values + 0.01);
+    }
+    let tokens = batch(&lengths, shape.vocab).tokens;
+    let targets = Targets::last_tokens(&tokens);
+    let batch = MicroBatch { tokens, targets };
+    let setup = setup(&model, &lora, false, &lengths);
+    let (step, pass) = (setup.step(), setup.pass());
+    assert_eq!(pass, batch.shape());
+    assert_eq!(step.adapters as usize, 4 * model.num_trained());
+    assert_eq!(model.whole().len(), 1);
+    let all = ActivationPlan::keep_all(step.layers.len());
+    let expected = gradients(&model, &batch, None, &all);
+    for (name, plan) in plans(&step, pass, 4) {
+        let predicted = step.predict(&plan, pass, &COST).peak.of_step() as f64;
+        let measured = measured(&model, &batch, &plan) as f64;
+        let excess = 100.0 * (predicted / measured - 1.0);
+        assert!((0.0..=5.0).contains(&excess), "{name}: {excess:+.2} %");
+        assert!(gradients(&model, &batch, None, &plan) == expected, "{name}");
+    }
+}
+
 /// The highest memory of a pass with the gradients that it leaves, beyond what was there before.
 fn measured(model: &CausalLm, batch: &MicroBatch, plan: &ActivationPlan) -> usize {
     let before = ALLOCATOR.current_usage();
     ALLOCATOR.reset_peak_usage();
     let mut grads = AdapterGrads::new();
-    let scale = 1.0 / batch.targets.len() as f32;
-    let nll = forward_backward(model, batch, scale, None, plan, &mut grads);
+    let nll = pass_over(model, batch, None, plan, &mut grads);
     nll.into_scalar::<f64>();
     ALLOCATOR.peak_usage() - before
 }

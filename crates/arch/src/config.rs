@@ -163,6 +163,7 @@ fn decoder(keys: &Keys<'_>, family: Family) -> Result<ModelSpec, ConfigError> {
         norm_scale: NormScale::Weight,
         max_position_embeddings,
         tie_word_embeddings: keys.flag_or("tie_word_embeddings", defaults.tie_word_embeddings)?,
+        scores: false,
         embedding_multiplier: 1.0,
         rounds_embedding_multiplier: false,
         logits_scaling: 1.0,

@@ -14,6 +14,10 @@ pub const EMBEDDING: &str = "model.embed_tokens.weight";
 pub const FINAL_NORM: &str = "model.norm.weight";
 /// The name of a head that is not the embedding.
 pub const HEAD: &str = "lm_head.weight";
+/// The name of a head with one row, which scores texts.
+pub const SCORE: &str = "score.weight";
+/// Its module.
+pub const SCORE_MODULE: &str = "score";
 
 /// A decoder-only language model. Names are those of `config.json`.
 #[derive(Clone, Debug, PartialEq)]
@@ -32,6 +36,8 @@ pub struct ModelSpec {
     pub max_position_embeddings: usize,
     /// Whether the head is the embedding.
     pub tie_word_embeddings: bool,
+    /// Whether the head has one row, which scores texts by the last of their tokens, and no token is predicted.
+    pub scores: bool,
     /// Factor on embeddings; 1 in most families.
     pub embedding_multiplier: f64,
     /// Whether that factor is rounded to the type of activations before it multiplies.
@@ -269,11 +275,45 @@ impl ModelSpec {
     pub fn tensors(&self) -> impl Iterator<Item = TensorSpec> {
         let table = [self.vocab_size, self.hidden_size];
         let layers = self.layers.iter().enumerate();
-        let head = (!self.tie_word_embeddings).then(|| TensorSpec::new(HEAD.to_owned(), table));
+        let head = (self.head_name()).map(|name| TensorSpec::new(name.to_owned(), self.head()));
         std::iter::once(TensorSpec::new(EMBEDDING.to_owned(), table))
             .chain(layers.flat_map(|(index, layer)| layer.tensors(index)))
             .chain([TensorSpec::new(FINAL_NORM.to_owned(), [self.hidden_size])])
             .chain(head)
+    }
+
+    /// The same decoder under a head that scores texts: one row over normed hidden states as they are.
+    ///
+    /// # Source
+    /// transformers' `GenericForSequenceClassification` with one label.
+    #[must_use]
+    pub fn scoring(self) -> Self {
+        Self {
+            scores: true,
+            tie_word_embeddings: false,
+            logits_scaling: 1.0,
+            logits_softcap: None,
+            ..self
+        }
+    }
+
+    /// The name of a head that is a matrix of its own.
+    #[must_use]
+    pub const fn head_name(&self) -> Option<&'static str> {
+        match (self.scores, self.tie_word_embeddings) {
+            (true, _) => Some(SCORE),
+            (false, false) => Some(HEAD),
+            (false, true) => None,
+        }
+    }
+
+    /// Rows and columns of the head.
+    #[must_use]
+    pub const fn head(&self) -> [usize; 2] {
+        match self.scores {
+            true => [1, self.hidden_size],
+            false => [self.vocab_size, self.hidden_size],
+        }
     }
 
     /// Every projection of every layer, with its layer.

@@ -110,6 +110,11 @@ impl LoraConfig {
     }
 }
 
+/// The head's name; a head even where it is the embedding.
+fn head(spec: &ModelSpec) -> &'static str {
+    spec.head_name().unwrap_or(HEAD)
+}
+
 /// The names of the tensors that can be trained whole beside adapters: norms, embedding, head, biases of projections. A head even where it is
 /// the embedding.
 #[must_use]
@@ -123,13 +128,13 @@ pub fn trainable(spec: &ModelSpec) -> BTreeSet<String> {
             .filter(|&target| layer.biases.contains(target));
         norms.chain(biased.map(move |target| format!("{}.bias", target.path(i))))
     });
-    let others = [EMBEDDING, FINAL_NORM, HEAD].map(str::to_owned);
+    let others = [EMBEDDING, FINAL_NORM, head(spec)].map(str::to_owned);
     of_layers.chain(others).collect()
 }
 
 /// Modules of the model, and what holds modules; a head even where it is the embedding.
 pub(crate) fn modules(spec: &ModelSpec) -> BTreeSet<String> {
-    let mut modules: BTreeSet<String> = [parts(HEAD).0.to_owned()].into();
+    let mut modules: BTreeSet<String> = [parts(head(spec)).0.to_owned()].into();
     for tensor in spec.tensors() {
         let mut name = tensor.name.as_str();
         while let Some((before, _)) = name.rsplit_once('.') {
@@ -198,6 +203,23 @@ mod tests {
             assert_eq!(names(&one, &tied), [EMBEDDING]);
             assert!(one.with_whole(&tied).unwrap().ensure_weight_tying);
         }
+    }
+
+    #[test]
+    fn a_head_that_scores_is_trained_under_its_own_name() {
+        let spec = spec("llama", true).scoring();
+        let score = config(Bias::None, &["score"]);
+        let whole = score.whole(&spec);
+        assert_eq!(whole.len(), 1);
+        assert_eq!(
+            (&*whole[0].name, &*whole[0].shape),
+            ("score.weight", &[1, 64][..])
+        );
+        assert!(!score.with_whole(&spec).unwrap().ensure_weight_tying);
+        let refused = config(Bias::None, &["lm_head"])
+            .with_whole(&spec)
+            .unwrap_err();
+        assert!(refused.to_string().contains("near it are"), "{refused}");
     }
 
     #[test]

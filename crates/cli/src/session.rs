@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use backdraft_arch::DeviceChoice;
+use backdraft_arch::spec::SCORE;
 use backdraft_data::{
     BuiltinTemplate, ChatTokenizer, DataError, LoadProgress, Outcome, PromptTemplate, RowSet,
     Source, TokenizeOptions,
@@ -46,18 +47,36 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    /// Finds and loads a model, and its adapter where one is named.
+    /// Finds and loads a model that predicts tokens, and its adapter where one is named.
     pub(crate) fn open(args: &ModelArgs, context: Context) -> Result<Self, CliError> {
-        Self::open_as(args, None, context)
+        Self::of(args, None, false, context)
     }
 
-    /// As [`open`](Self::open); without an adapter or a flag that says it, the base is kept as `recipe` has it.
-    pub(crate) fn open_as(
+    /// As [`open`](Self::open), or a model that scores answers; without an adapter or a flag that says it, the base is kept as
+    /// `recipe` has it.
+    pub(crate) fn open_to_judge(
         args: &ModelArgs,
         recipe: Option<&Recipe>,
         context: Context,
     ) -> Result<Self, CliError> {
-        let mut chosen = Chosen::find(args, context)?;
+        Self::of(args, recipe, true, context)
+    }
+
+    /// Whether the model's own files have a head that scores answers.
+    pub(crate) fn scores_alone(&self) -> bool {
+        self.source.tensor_info(SCORE).is_some()
+    }
+
+    fn of(
+        args: &ModelArgs,
+        recipe: Option<&Recipe>,
+        scoring: bool,
+        context: Context,
+    ) -> Result<Self, CliError> {
+        let mut chosen = match scoring {
+            true => Chosen::find_any(args, context)?,
+            false => Chosen::find(args, context)?,
+        };
         if let (Some(recipe), None, None) = (recipe, args.quantization, &chosen.adapter) {
             chosen.plan = run::quantization(recipe, &chosen.source)?;
         }
@@ -119,7 +138,13 @@ pub(crate) struct Chosen {
 }
 
 impl Chosen {
-    /// The model that is named, else the one that the adapter was trained over.
+    /// As [`find`](Self::find), or a model that scores answers.
+    fn find_any(args: &ModelArgs, context: Context) -> Result<Self, CliError> {
+        let adapter = args.adapter.as_deref();
+        Self::any(args.model.as_deref(), adapter, context.output)
+    }
+
+    /// The model that is named, else the one that the adapter was trained over; one that predicts tokens.
     pub(crate) fn find(args: &ModelArgs, context: Context) -> Result<Self, CliError> {
         let adapter = args.adapter.as_deref();
         Self::of(args.model.as_deref(), adapter, context.output)
@@ -131,6 +156,30 @@ impl Chosen {
         adapter: Option<&Path>,
         output: Output,
     ) -> Result<Self, CliError> {
+        let chosen = Self::any(model, adapter, output)?;
+        match chosen.scores() {
+            false => Ok(chosen),
+            true => {
+                let path = match &chosen.adapter {
+                    Some(adapter) => &adapter.path,
+                    None => chosen.source.path(),
+                };
+                Err(CliError::user(format!(
+                    "{} is a reward model: its head (score.weight) scores answers, and predicts no tokens",
+                    path.display()
+                ))
+                .hint("`backdraft eval` tells the rewards of rows (--answers FILE writes each of them)"))
+            }
+        }
+    }
+
+    /// Whether the head scores answers: that of the adapter, or of the model's own files.
+    fn scores(&self) -> bool {
+        let trained = self.factors.as_ref().map(|factors| factors.config.scores());
+        trained == Some(true) || self.source.tensor_info(SCORE).is_some()
+    }
+
+    fn any(model: Option<&str>, adapter: Option<&Path>, output: Output) -> Result<Self, CliError> {
         let adapter = adapter.map(|path| NotedAdapter::find(path, output));
         let adapter = adapter.transpose()?;
         let known = match (model, &adapter) {
@@ -209,11 +258,12 @@ impl Chosen {
                 false => format!("quantizing the base to {plan}"),
             });
         }
-        Ok(CausalLm::load_as(
-            &self.source,
-            plan.as_ref(),
-            (&device, dtype),
-        )?)
+        let place = (&device, dtype);
+        Ok(match self.scores() {
+            // What the adapter does not have stands in the files.
+            true => CausalLm::load_to_score(&self.source, plan.as_ref(), place, 0)?,
+            false => CausalLm::load_as(&self.source, plan.as_ref(), place)?,
+        })
     }
 
     /// The type asked for, else that of training where the device computes in it.

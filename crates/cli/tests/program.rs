@@ -26,6 +26,8 @@ mod preferences;
 mod push;
 #[path = "program/readers.rs"]
 mod readers;
+#[path = "program/rewards.rs"]
+mod rewards;
 #[path = "program/run.rs"]
 mod run;
 #[path = "program/schema.rs"]

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use backdraft_arch::spec::SCORE_MODULE;
 use backdraft_arch::{Bias, ModulePattern};
 use serde_json::{Map, Value, json};
 
@@ -142,6 +143,12 @@ impl PeftConfig {
             modules_to_save: Vec::new(),
             ensure_weight_tying: false,
         }
+    }
+
+    /// Whether the adapter is one of a model that scores texts: its head is trained whole.
+    #[must_use]
+    pub fn scores(&self) -> bool {
+        self.modules_to_save.iter().any(|name| name == SCORE_MODULE)
     }
 
     /// Whether a module is trained whole.
@@ -304,7 +311,7 @@ impl PeftConfig {
             "revision": self.revision,
             "target_modules": target_modules,
             "target_parameters": null,
-            "task_type": "CAUSAL_LM",
+            "task_type": if self.scores() { SCORING } else { "CAUSAL_LM" },
             "trainable_token_indices": self.trainable_tokens.to_json(),
             "use_bdlora": null,
             "use_dora": self.use_dora,
@@ -344,6 +351,11 @@ const UNDERSTOOD: [&str; 25] = [
     "use_rslora",
 ];
 
+/// The task of a model that scores texts.
+const SCORING: &str = "SEQ_CLS";
+/// What PEFT also names for that task, whatever the model calls its head.
+const CLASSIFIER: &str = "classifier";
+
 /// What a rank must be.
 const RANK: &str = "a whole number of at least 1";
 
@@ -365,7 +377,11 @@ fn refuse_features(fields: &Map<String, Value>) -> Result<(), PeftConfigError> {
     }
     for (field, value) in fields {
         let supported = match field.as_str() {
-            "task_type" => value == "CAUSAL_LM" || is_inactive(value),
+            "task_type" => match value {
+                // Of a head that has another name nothing is known.
+                value if value == SCORING => names_score(fields),
+                _ => value == "CAUSAL_LM" || is_inactive(value),
+            },
             // PiSSA and its like change the base model when the adapter is loaded.
             "init_lora_weights" => match value {
                 Value::String(init) => HARMLESS_INITS.contains(&init.as_str()),
@@ -386,6 +402,12 @@ fn refuse(fields: &Map<String, Value>, field: &str) -> Result<(), PeftConfigErro
         field: field.into(),
         actual: fields.get(field).map(json::shorten).unwrap_or_default(),
     })
+}
+
+/// Whether a file names the head that scores texts.
+fn names_score(fields: &Map<String, Value>) -> bool {
+    let names = fields.get("modules_to_save").and_then(Value::as_array);
+    names.is_some_and(|names| names.iter().any(|name| name == SCORE_MODULE))
 }
 
 /// Whether a value says "not used".
@@ -509,11 +531,25 @@ impl Fields<'_> {
         match self.0.get(field) {
             None | Some(Value::Null) => Ok(Vec::new()),
             Some(Value::Array(names)) => match names.iter().map(name).collect::<Option<_>>() {
-                Some(names) => Ok(names),
+                Some(names) => Ok(self.of_task(names)),
                 None => self.invalid(field, "a list of names"),
             },
             Some(_) => self.invalid(field, "a list of names"),
         }
+    }
+
+    /// The names without those that PEFT adds for a task.
+    fn of_task(&self, names: Vec<String>) -> Vec<String> {
+        if self.0.get("task_type").is_none_or(|task| task != SCORING) {
+            return names;
+        }
+        let mut left: Vec<String> = Vec::new();
+        for name in names {
+            if name != CLASSIFIER && !left.contains(&name) {
+                left.push(name);
+            }
+        }
+        left
     }
 
     fn trainable_tokens(&self) -> Result<TrainableTokens, PeftConfigError> {

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use backdraft_arch::TargetModule;
+use backdraft_arch::spec::{FINAL_NORM, SCORE};
 use backdraft_formats::{
     Dtype, Existing, FormatError, HfDirWriter, LoraPair, ModelSource, PeftDir, TensorInfo,
     TokenRows, TokenTable, WholeTensor,
@@ -107,6 +108,16 @@ pub enum MergeError {
         /// Its shape in the adapter.
         actual: Vec<usize>,
     },
+    /// An adapter of a model that scores texts.
+    #[error(
+        "{}: the adapter is of a reward model, whose head (score.weight) takes the place of the one that predicts tokens: it stays an \
+         adapter, which PEFT (task SEQ_CLS) and `backdraft eval` read",
+        path.display()
+    )]
+    Scores {
+        /// The adapter.
+        path: PathBuf,
+    },
     /// An embedding apart from the head that it is in the base.
     #[error(
         "{}: the adapter trains one of embed_tokens and lm_head without the other, or both apart, which in this model are one \
@@ -183,6 +194,7 @@ pub fn merge(
     mut progress: impl FnMut(usize, usize),
 ) -> Result<MergeReport, MergeError> {
     check_adapter(source, adapter)?;
+    check_head(adapter)?;
     let (infos, others) = tensors(source);
     let stored = |info: &TensorInfo| TensorInfo {
         name: source.stored_name(&info.name).to_owned(),
@@ -412,6 +424,19 @@ pub fn check_adapter(source: &ModelSource, adapter: &PeftDir) -> Result<(), Merg
     Ok(())
 }
 
+/// Whether the head predicts tokens, as in what can be written with the adapter in it.
+///
+/// # Errors
+/// [`MergeError::Scores`].
+pub(crate) fn check_head(adapter: &PeftDir) -> Result<(), MergeError> {
+    match adapter.config.scores() {
+        true => Err(MergeError::Scores {
+            path: adapter.path.clone(),
+        }),
+        false => Ok(()),
+    }
+}
+
 /// Whether rows of tokens fit the tables that they stand in.
 fn check_tokens(source: &ModelSource, adapter: &PeftDir) -> Result<(), MergeError> {
     for rows in adapter.tensors.tokens() {
@@ -460,7 +485,11 @@ fn check_whole(source: &ModelSource, adapter: &PeftDir) -> Result<(), MergeError
             true => &embedding,
             false => &tensor.name,
         };
-        let expected = source.tensor_info(name).map(|info| info.shape.clone());
+        let expected = match name == SCORE {
+            // One row, which the base need not have.
+            true => hidden_size(source).map(|size| vec![1, size]),
+            false => source.tensor_info(name).map(|info| info.shape.clone()),
+        };
         if expected.as_ref() != Some(&tensor.shape) {
             return Err(MergeError::Whole {
                 path: path(),
@@ -472,6 +501,12 @@ fn check_whole(source: &ModelSource, adapter: &PeftDir) -> Result<(), MergeError
         }
     }
     Ok(())
+}
+
+/// Features of hidden states, which the final norm has as many of.
+fn hidden_size(source: &ModelSource) -> Option<usize> {
+    let norm = source.tensor_info(FINAL_NORM)?;
+    norm.shape.first().copied()
 }
 
 /// What a model has of a tensor.

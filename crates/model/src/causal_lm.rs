@@ -99,6 +99,15 @@ impl CausalLm {
         }
     }
 
+    /// The values of the head as they are trained, `[rows, hidden]`, f32, without autodiff.
+    pub(crate) fn head_values(&self) -> Tensor<2> {
+        match (&self.whole_head, &self.lm_head) {
+            (Some(whole), _) => whole.values().reshape(self.spec.head()),
+            (None, Some(head)) => head.dequantize().inner().cast(DType::F32),
+            (None, None) => self.embed_tokens.dequantize().inner().cast(DType::F32),
+        }
+    }
+
     /// The table that the head reads.
     fn head_table(&self) -> TokenTable {
         match self.lm_head {
@@ -682,8 +691,9 @@ impl CausalLm {
             }
         }
         visit(FINAL_NORM, BaseTensor::Vector(self.norm.weight_mut()));
+        let name = self.spec.head_name().unwrap_or(HEAD);
         if let Some(head) = &mut self.lm_head {
-            visit(HEAD, BaseTensor::Matrix(head));
+            visit(name, BaseTensor::Matrix(head));
         }
     }
 

@@ -171,6 +171,14 @@ pub enum LoadError {
         /// How it is kept.
         scheme: String,
     },
+    /// An adapter of a model that scores texts, where tokens are to be predicted.
+    #[error(
+        "the adapter is of a reward model: its head (score.weight) scores answers, and predicts no tokens; `backdraft eval` takes it"
+    )]
+    Scores,
+    /// An adapter without a head that scores texts, where texts are to be scored.
+    #[error("the adapter has no head that scores answers (score.weight): it is of no reward model")]
+    NoScore,
     /// The settings of an adapter do not fit the model.
     #[error(transparent)]
     Lora(#[from] LoraConfigError),

@@ -4,6 +4,8 @@
 //! outside Burn's parameters, and [`CausalLm::with_lora`] puts trainable adapters on its projections.
 //! Sequences are laid end to end without padding: see [`Tokens`].
 //!
+//! [`CausalLm::load_to_score`] puts a head with one row in place of the one that predicts tokens: see [`CausalLm::scores`].
+//!
 //! Two ways to train: [`CausalLm::loss`] under Burn's autodiff, or layer by layer with
 //! [`DecoderLayer::forward_saving`](layers::DecoderLayer::forward_saving) and
 //! [`DecoderLayer::backward`](layers::DecoderLayer::backward), which record no tape.
@@ -15,6 +17,7 @@ mod causal_lm;
 mod error;
 mod load;
 mod quantize;
+mod score;
 mod tokens;
 
 pub mod decode;

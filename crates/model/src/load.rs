@@ -4,7 +4,7 @@ mod ahead;
 
 use std::collections::HashSet;
 
-use backdraft_arch::spec::{EMBEDDING, FINAL_NORM, HEAD, layer_scalar};
+use backdraft_arch::spec::{EMBEDDING, FINAL_NORM, HEAD, SCORE, layer_scalar};
 use backdraft_arch::{
     DeltaNetSpec, DeltaVector, Family, Group, LayerSpec, Mixer, ModelSpec, Norm, NormPlaces,
     NormScale, RopeScaling, TensorSpec, embeds_on_host,
@@ -23,7 +23,10 @@ use crate::error::LoadError;
 use crate::layers::{
     Attention, DecoderLayer, DeltaNet, Joined, LayerMixer, Mlp, RmsNorm, StreamNorms,
 };
+use crate::score::drawn;
 
+/// What transformers takes for `initializer_range` where a config does not say it.
+const INITIALIZER_RANGE: f64 = 0.02;
 /// Divisors of the rotary frequencies in GGUF files.
 const ROPE_FACTORS: &str = "rope_freqs.weight";
 
@@ -77,7 +80,8 @@ impl CausalLm {
         plan: Option<&QuantizationPlan>,
         (device, dtype): (&Device, DType),
     ) -> Result<Self, LoadError> {
-        Self::read(source, plan, (device, dtype), Tables::OnDevice)
+        let spec = check(source)?;
+        Self::read((source, &spec), plan, (device, dtype), Tables::OnDevice)
     }
 
     /// As [`load_as`](Self::load_as), for a run that has better uses for the device's memory: the embedding of a model
@@ -90,19 +94,36 @@ impl CausalLm {
         plan: Option<&QuantizationPlan>,
         (device, dtype): (&Device, DType),
     ) -> Result<Self, LoadError> {
-        Self::read(source, plan, (device, dtype), Tables::OnHost)
+        let spec = check(source)?;
+        Self::read((source, &spec), plan, (device, dtype), Tables::OnHost)
+    }
+
+    /// As [`load_to_train`](Self::load_to_train), under a head that scores texts ([`ModelSpec::scoring`]): that of the files, or,
+    /// where they have none, one that is drawn from `seed`, with the standard deviation `initializer_range` of `config.json`. A
+    /// head that predicts tokens is not read.
+    ///
+    /// # Errors
+    /// As [`load_as`](Self::load_as).
+    pub fn load_to_score(
+        source: &ModelSource,
+        plan: Option<&QuantizationPlan>,
+        (device, dtype): (&Device, DType),
+        seed: u64,
+    ) -> Result<Self, LoadError> {
+        let spec = check_as(source, spec(source)?.scoring())?;
+        let tables = Tables::UnderScore { seed };
+        Self::read((source, &spec), plan, (device, dtype), tables)
     }
 
     fn read(
-        source: &ModelSource,
+        (source, spec): (&ModelSource, &ModelSpec),
         plan: Option<&QuantizationPlan>,
         (device, dtype): (&Device, DType),
         tables: Tables,
     ) -> Result<Self, LoadError> {
         check_codes(source, plan)?;
-        let spec = check(source)?;
         let plan = plan.filter(|_| source.quantization().is_none());
-        let wanted = in_order(&spec, plan, device);
+        let wanted = in_order(spec, plan, device);
         let ahead = Ahead::new(source, dtype, wanted);
         device::lasting(device, (), |()| {
             ahead.beside(device::gpu(device).is_some(), |ahead| {
@@ -112,18 +133,22 @@ impl CausalLm {
                     plan,
                     place: (device, dtype),
                 };
-                reader.model(&spec, tables)
+                reader.model(spec, tables)
             })
         })
     }
 }
 
-/// Where the embedding of a model whose head is another matrix goes.
+/// Where the embedding of a model whose head is another matrix goes, and where a head that scores comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Tables {
     OnDevice,
     /// Where it can.
     OnHost,
+    /// Where it can, under a head that the files have, or that is drawn from a seed.
+    UnderScore {
+        seed: u64,
+    },
 }
 
 /// The matrices of a model in the order in which [`Reader::model`] takes them.
@@ -142,7 +167,7 @@ fn in_order(spec: &ModelSpec, plan: Option<&QuantizationPlan>, device: &Device) 
             scheme: plan.and_then(|plan| plan.scheme_for(&path)),
         }
     });
-    let head = (!spec.tie_word_embeddings).then(|| table(HEAD));
+    let head = (spec.head_name() == Some(HEAD)).then(|| table(HEAD));
     let embedding = std::iter::once(table(EMBEDDING));
     embedding.chain(projections).chain(head).collect()
 }
@@ -150,7 +175,7 @@ fn in_order(spec: &ModelSpec, plan: Option<&QuantizationPlan>, device: &Device) 
 impl Reader<'_, '_> {
     fn model(&self, spec: &ModelSpec, tables: Tables) -> Result<CausalLm, LoadError> {
         let embed_tokens = match tables {
-            Tables::OnHost if embeds_on_host(spec, self.plan) => {
+            Tables::OnHost | Tables::UnderScore { .. } if embeds_on_host(spec, self.plan) => {
                 self.ahead.take(EMBEDDING)?.put_beside(self.place.0)?
             }
             _ => self.matrix(EMBEDDING)?,
@@ -161,9 +186,12 @@ impl Reader<'_, '_> {
             .collect::<Result<_, _>>()?;
         let kind = (spec.norm_scale, spec.rms_norm_eps);
         let norm = self.norm(FINAL_NORM, spec.hidden_size, kind)?;
-        let lm_head = match spec.tie_word_embeddings {
-            true => None,
-            false => Some(self.matrix(HEAD)?),
+        let lm_head = match tables {
+            Tables::UnderScore { seed } => Some(self.score(spec, seed)?),
+            Tables::OnDevice | Tables::OnHost => match spec.head_name() {
+                None => None,
+                Some(name) => Some(self.matrix(name)?),
+            },
         };
         Ok(CausalLm::from_parts(
             spec.clone(),
@@ -181,12 +209,19 @@ impl Reader<'_, '_> {
 /// # Errors
 /// The first contradiction, with file and tensor.
 pub fn check(source: &ModelSource) -> Result<ModelSpec, LoadError> {
-    let spec = spec(source)?;
+    check_as(source, spec(source)?)
+}
+
+/// As [`check`], of a model of that shape. A head that scores may be missing: it is drawn then.
+fn check_as(source: &ModelSource, spec: ModelSpec) -> Result<ModelSpec, LoadError> {
     let path = source.config_path().to_owned();
     let mut used = HashSet::new();
     for TensorSpec { name, shape } in spec.tensors() {
         let (tensor, expected) = (name, shape);
         let Some(info) = source.tensor_info(&tensor) else {
+            if tensor == SCORE {
+                continue;
+            }
             return Err(LoadError::MissingTensor { path, tensor });
         };
         if info.shape != expected {
@@ -199,7 +234,8 @@ pub fn check(source: &ModelSource) -> Result<ModelSpec, LoadError> {
         }
         used.insert(tensor);
     }
-    let is_copy = |name: &str| spec.tie_word_embeddings && name == HEAD;
+    // A copy of the embedding, or what another head stands in place of.
+    let is_copy = |name: &str| name == HEAD && spec.head_name() != Some(HEAD);
     let derived = |name: &str| name == ROPE_FACTORS || name.ends_with("rotary_emb.inv_freq");
     // Heads that predict several tokens at once: no part of the model that is trained.
     let apart = |name: &str| spec.family == Family::Qwen35 && name.starts_with("mtp.");
@@ -435,6 +471,18 @@ impl Reader<'_, '_> {
     /// The next matrix of [`in_order`], which is that one.
     fn matrix(&self, name: &str) -> Result<Weight, LoadError> {
         Ok(self.ahead.take(name)?.put_on(self.place.0)?)
+    }
+
+    /// The head that scores texts.
+    fn score(&self, spec: &ModelSpec, seed: u64) -> Result<Weight, LoadError> {
+        if self.source.tensor_info(SCORE).is_some() {
+            let row = read_dense(self.source, SCORE, spec.head(), self.place)?;
+            return Ok(Weight::Dense(row));
+        }
+        let range = self.source.config().get("initializer_range");
+        let range = range.and_then(serde_json::Value::as_f64);
+        let row = drawn(spec.hidden_size, range.unwrap_or(INITIALIZER_RANGE), seed);
+        Ok(Weight::Dense(Tensor::from_data(row, self.place)))
     }
 
     fn number(&self, name: &str) -> Result<f64, LoadError> {

@@ -119,6 +119,23 @@ impl Targets {
         targets
     }
 
+    /// The last token of each sequence, from which nothing is predicted: what a head reads that scores texts.
+    ///
+    /// # Panics
+    /// If a sequence is empty.
+    pub fn last_tokens(tokens: &Tokens) -> Self {
+        let last = tokens.segments.iter().map(|(rows, _)| {
+            assert!(!rows.is_empty(), "a text has a last token");
+            rows.end - 1
+        });
+        let rows: Vec<u32> = last.map(|row| row as u32).collect();
+        let ids = rows.iter().map(|&row| tokens.input_ids[row as usize]);
+        Self {
+            ids: ids.collect(),
+            rows,
+        }
+    }
+
     /// The targets of each segment: they are in the order of the segments.
     pub fn by_segment(&self, segments: &Segments) -> Vec<Range<usize>> {
         let before = |row: usize| self.rows.partition_point(|&of| (of as usize) < row);

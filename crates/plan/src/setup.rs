@@ -210,7 +210,7 @@ impl Setup {
             self.memory.dequantizes_whole,
         );
         let tables = [EMBEDDING, HEAD].into_iter();
-        for name in tables.filter(|name| *name == EMBEDDING || !spec.tie_word_embeddings) {
+        for name in tables.filter(|name| *name == EMBEDDING || spec.head_name() == Some(name)) {
             let plan = self.quantization.as_ref();
             if let Some(scheme) = plan.and_then(|plan| plan.scheme_for_table(spec, name, whole)) {
                 dense -= table[0] * table[1];
@@ -231,10 +231,7 @@ impl Setup {
 
     /// Sizes of trained rows: those of the embedding, and of a head of its own, where the table is not trained whole.
     fn token_rows(&self, whole: &BTreeSet<String>) -> Vec<[usize; 2]> {
-        let tables = [
-            Some(EMBEDDING),
-            (!self.spec.tie_word_embeddings).then_some(HEAD),
-        ];
+        let tables = [Some(EMBEDDING), self.spec.head_name()];
         let tables = tables.into_iter().flatten();
         let tables = tables.filter(|name| self.tokens > 0 && !whole.contains(*name));
         tables
@@ -295,7 +292,10 @@ impl Setup {
             true => 4 * values as u64,
             false => 0,
         };
-        let [embedding, head] = [EMBEDDING, HEAD].map(|name| bytes_of(name, table[0] * table[1]));
+        let embedding = bytes_of(EMBEDDING, table[0] * table[1]);
+        let head_values = self.spec.head().iter().product();
+        let head = self.spec.head_name();
+        let head = head.map_or(0, |name| bytes_of(name, head_values));
         let tied = self.spec.tie_word_embeddings;
         let values = |of: &[[usize; 2]]| {
             let values = of.iter().map(|[rows, columns]| rows * columns);
@@ -325,7 +325,7 @@ impl Setup {
         let mut step = StepShape {
             frozen: (first > 0).then(|| (first, self.layer(0, InputGrad::Skipped, whole))),
             layers,
-            vocab: self.spec.vocab_size as u64,
+            vocab: self.spec.head()[0] as u64,
             hidden: self.spec.hidden_size as u64,
             rotary_dims: ropes.map(|rope| rope.rotary_dim as u64).collect(),
             memory: self.memory,
@@ -379,7 +379,7 @@ impl Setup {
     #[must_use]
     pub fn pass(&self) -> PassShape {
         let texts = self.texts_per_row * self.micro_batch_size;
-        PassShape::of_sequences(vec![self.max_seq_length; texts])
+        PassShape::of_texts(vec![self.max_seq_length; texts], self.spec.scores)
     }
 
     /// The least that a step needs under any plan.

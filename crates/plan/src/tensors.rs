@@ -76,6 +76,22 @@ impl PassShape {
         shape
     }
 
+    /// A pass over texts of these lengths: as [`of_sequences`](Self::of_sequences), or, where a head scores texts, with one token
+    /// of each that it reads.
+    #[must_use]
+    pub fn of_texts(lengths: impl IntoIterator<Item = usize>, scored: bool) -> Self {
+        let lengths: Vec<usize> = lengths.into_iter().collect();
+        let texts = lengths.len() as u64;
+        let shape = Self::of_sequences(lengths);
+        match scored {
+            true => Self {
+                supervised: texts,
+                ..shape
+            },
+            false => shape,
+        }
+    }
+
     /// Pairs of a query and a key that it sees where no more than `window` keys are seen, as for sequences of one length.
     #[must_use]
     pub const fn pairs_seen(self, window: Option<u64>) -> u64 {

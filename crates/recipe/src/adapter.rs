@@ -5,6 +5,7 @@ use std::error::Error;
 use std::fmt::Display;
 use std::path::PathBuf;
 
+use backdraft_arch::spec::SCORE_MODULE;
 use backdraft_arch::{LoraConfig, ModuleNames, ModulePattern};
 use backdraft_formats::{PeftDir, PeftOutline, TargetModules, adapter_in};
 
@@ -81,7 +82,13 @@ pub(crate) fn taken_over(reader: &mut Reader<'_>, lora: LoraRecipe, origin: Orig
     let is_apart = |name: &&String| !(config.ensure_weight_tying && "lm_head".ends_with(&***name));
     let list =
         |names: &[String]| format!("{:?}", names.iter().filter(is_apart).collect::<Vec<_>>());
-    let (said, has) = (list(&lora.modules_to_save), list(&config.modules_to_save));
+    // That of a reward model goes without saying: its objective trains it.
+    let saved = config.modules_to_save.iter();
+    let modules_to_save: Vec<String> = saved
+        .filter(|name| *name != SCORE_MODULE)
+        .cloned()
+        .collect();
+    let (said, has) = (list(&lora.modules_to_save), list(&modules_to_save));
     check.same("modules_to_save", "modules_to_save", &said, &has);
     let ranks = config.rank_pattern.clone().that_match(&modules);
     let alphas = config.alpha_pattern.clone().that_match(&modules);
@@ -127,7 +134,7 @@ pub(crate) fn taken_over(reader: &mut Reader<'_>, lora: LoraRecipe, origin: Orig
         use_rslora: config.use_rslora,
         use_dora: config.use_dora,
         bias: config.bias,
-        modules_to_save: config.modules_to_save.clone(),
+        modules_to_save,
         dropout,
         target_modules: targets,
         exclude_modules: None,

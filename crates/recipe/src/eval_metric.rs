@@ -70,6 +70,10 @@ impl EvalMetric {
                 O::Dpo { sft_weight, .. } | O::Simpo { sft_weight, .. } | O::Cpo { sft_weight, .. },
             ) => *sft_weight > 0.0,
             (Self::Nll, O::Kto { .. }) => false,
+            (
+                Self::Nll | Self::LogpChosen | Self::LogpRejected | Self::Entropy,
+                O::Reward { .. },
+            ) => false,
             (Self::Accuracy, O::Kto { .. }) => false,
             (Self::Kl, objective) => matches!(objective, O::Kto { .. }),
             _ => true,
@@ -86,7 +90,12 @@ pub(crate) fn eval_metric(reader: &mut Reader<'_>, objective: &ObjectiveRecipe) 
         reader.conflict(KEY, "a missing `data.eval`", instead);
     } else if !metric.is_of(objective) {
         let other = match metric {
-            EvalMetric::Nll if objective.kind() != crate::ObjectiveKind::Sft => {
+            EvalMetric::Nll
+                if !matches!(
+                    objective,
+                    ObjectiveRecipe::Sft | ObjectiveRecipe::Reward { .. }
+                ) =>
+            {
                 format!(
                     "objective.kind = \"{}\" without sft_weight",
                     objective.kind()
@@ -135,6 +144,22 @@ mod tests {
         };
         refused("kind = \"dpo\"", "nll", EVAL, "without sft_weight");
         refused("kind = \"kto\"", "accuracy", EVAL, "no such number");
+        for metric in EvalMetric::ALL {
+            use EvalMetric as M;
+            let scores = [
+                M::Loss,
+                M::Accuracy,
+                M::Margin,
+                M::RewardChosen,
+                M::RewardRejected,
+            ];
+            let found = read("kind = \"reward\"", metric.name(), EVAL);
+            assert_eq!(
+                found.is_ok(),
+                scores.contains(metric),
+                "{metric}: {found:?}"
+            );
+        }
         refused("", "margin", EVAL, "objective.kind = \"sft\"");
         refused(dpo, "accuracy", "", "a missing `data.eval`");
         refused(dpo, "accuracies", EVAL, "accuracy");

@@ -25,7 +25,7 @@ pub enum Foreign {
 
 use Foreign::{Always, Command, Key, Like, NotYet};
 
-const PREFERENCE: &str = "training on rewards (GRPO, PPO, reward models); objective.kind is \"dpo\", \"orpo\", \"simpo\", \"cpo\" or \"kto\" for preferences";
+const PREFERENCE: &str = "training on rewards (GRPO, PPO); objective.kind is \"dpo\", \"orpo\", \"simpo\", \"cpo\", \"kto\" or \"reward\" for preferences";
 const DISTILLATION: &str = "distillation from a teacher; train on its answers as rows";
 const FULL: &str = "\"all\" for every tensor of the base, or a list of names and patterns of modules; left out, adapters are trained";
 const OTHER_ADAPTERS: &str = "adapters other than LoRA; take it out for plain LoRA";
@@ -865,7 +865,7 @@ pub(crate) const FOREIGN: &[(Foreign, &str)] = &[
     (Key("objective.kind"), "rl"),
     (
         Like("objective.kind", "it names what is minimized"),
-        "dpo kto orpo simpo cpo",
+        "dpo kto orpo simpo cpo rm",
     ),
     (
         Key("objective.beta"),
@@ -883,6 +883,14 @@ pub(crate) const FOREIGN: &[(Foreign, &str)] = &[
     (Key("objective.sft_weight"), "rpo_alpha cpo_alpha pref_ftx"),
     (Key("objective.gamma"), "simpo_gamma"),
     (
+        Key("objective.center_rewards_coefficient"),
+        "center_rewards_coefficient",
+    ),
+    (
+        Always("a reward model (objective.kind = \"reward\") has one output"),
+        "num_labels",
+    ),
+    (
         Key("objective.desirable_weight"),
         "kto_desirable_weight kto_chosen_weight",
     ),
@@ -896,13 +904,13 @@ pub(crate) const FOREIGN: &[(Foreign, &str)] = &[
     ),
     (
         NotYet(PREFERENCE),
-        "trl grpo ppo rlhf rm pref_bco_weight \
+        "trl grpo ppo rlhf pref_bco_weight \
          dpo_use_weighting use_weighting dpo_norm_loss dpo_use_logits_to_keep dpo_generate_during_eval \
          generate_during_eval ld_alpha f_divergence_type f_alpha_divergence_coef discopop_tau \
          reference_free precompute_ref_batch_size sync_ref_model ref_model_mixup_alpha ref_model_sync_steps \
          ref_model ref_model_quantization_bit ref_model_init_kwargs ref_adapter_name force_use_ref_model model_adapter_name max_prompt_length \
          max_prompt_len max_completion_length reward_model reward_model_path reward_model_adapters reward_model_quantization_bit \
-         reward_model_type process_reward_model center_rewards_coefficient num_labels reward_funcs reward_weights reward_clip_range \
+         reward_model_type process_reward_model reward_funcs reward_weights reward_clip_range \
          scale_rewards normalize_advantages advantage_estimator num_generations num_generations_eval generation_batch_size \
          steps_per_generation num_iterations epsilon epsilon_high delta importance_sampling_level mask_truncated_completions \
          top_entropy_quantile use_vllm vllm vllm_mode vllm_model_impl vllm_enable_sleep_mode vllm_structured_outputs_regex \

@@ -326,7 +326,7 @@ pub const KEYS: &[Key] = &[
     key(
         "objective.kind",
         r#""sft""#,
-        "What is minimized: sft (the supervised tokens' mean loss); over rows of format preference: dpo, orpo, simpo or cpo; over unpaired or preference rows: kto. Every kind but sft takes a learning rate of about a tenth of sft's.",
+        "What is minimized: sft (the supervised tokens' mean loss); over rows of format preference: dpo, orpo, simpo, cpo or reward (a reward model: a head with one row, score, is trained whole in place of the one that predicts tokens); over unpaired or preference rows: kto. Those that compare likelihoods take a learning rate of about a tenth of sft's.",
     ),
     change(
         optional(
@@ -362,7 +362,12 @@ pub const KEYS: &[Key] = &[
     optional(
         "objective.gamma",
         "0.5",
-        "Margin that a pair should have, for simpo, subtracted after beta. Left out: 0.5.",
+        "Margin that a pair should have, for simpo, subtracted after beta, and for reward, subtracted from the difference of the rewards. Left out: 0.5, or 0 for reward.",
+    ),
+    optional(
+        "objective.center_rewards_coefficient",
+        "0.01",
+        "Weight of the squared sum of a pair's rewards, for reward, such as 0.01: keeps them around 0. Left out: 0.",
     ),
     optional(
         "objective.desirable_weight",

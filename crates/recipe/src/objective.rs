@@ -23,6 +23,8 @@ named! {
         Cpo = "cpo",
         /// Single answers that are good or bad, against a reference.
         Kto = "kto",
+        /// Pairs, by what a head with one row makes of them.
+        Reward = "reward",
     }
 }
 
@@ -106,6 +108,13 @@ pub enum ObjectiveRecipe {
         /// What answers are compared with.
         reference: ReferenceStart,
     },
+    /// A reward model: a head with one row scores answers, and pairs are compared as by Bradley and Terry.
+    Reward {
+        /// The margin that a pair should have.
+        gamma: f64,
+        /// Weight of the squared sum of a pair's scores, which keeps them around 0.
+        center_rewards_coefficient: f64,
+    },
 }
 
 impl ObjectiveRecipe {
@@ -119,6 +128,7 @@ impl ObjectiveRecipe {
             Self::Simpo { .. } => ObjectiveKind::Simpo,
             Self::Cpo { .. } => ObjectiveKind::Cpo,
             Self::Kto { .. } => ObjectiveKind::Kto,
+            Self::Reward { .. } => ObjectiveKind::Reward,
         }
     }
 
@@ -127,8 +137,18 @@ impl ObjectiveRecipe {
     pub const fn reference(&self) -> Option<ReferenceStart> {
         match self {
             Self::Dpo { reference, .. } | Self::Kto { reference, .. } => Some(*reference),
-            Self::Sft | Self::Orpo { .. } | Self::Simpo { .. } | Self::Cpo { .. } => None,
+            Self::Sft
+            | Self::Orpo { .. }
+            | Self::Simpo { .. }
+            | Self::Cpo { .. }
+            | Self::Reward { .. } => None,
         }
+    }
+
+    /// Whether a head scores answers, in place of one that predicts tokens.
+    #[must_use]
+    pub const fn scores(&self) -> bool {
+        matches!(self, Self::Reward { .. })
     }
 
     /// Whether what the reference says of all answers is computed once, before the first step.
@@ -155,7 +175,8 @@ pub(crate) fn objective(
     let pairs: &[K] = &[K::Dpo, K::Simpo, K::Cpo];
     let beta_default = if kind == K::Simpo { 2.0 } else { 0.1 };
     let sft_default = if kind == K::Cpo { 1.0 } else { 0.0 };
-    let beta = option(reader, kind, "beta", &K::ALL[1..], beta_default, ABOVE);
+    let scaled: &[K] = &[K::Dpo, K::Orpo, K::Simpo, K::Cpo, K::Kto];
+    let beta = option(reader, kind, "beta", scaled, beta_default, ABOVE);
     let (losses, listed) = losses(reader, kind);
     let label_smoothing = option(reader, kind, "label_smoothing", pairs, 0.0, BELOW_HALF);
     if kind == K::Dpo && label_smoothing != 0.0 && !losses.iter().any(|(loss, _)| loss.smooths()) {
@@ -176,7 +197,18 @@ pub(crate) fn objective(
         reader.conflict("objective.sft_weight", "\"sft\" in objective.loss", instead);
     }
     let sft_weight = listed.unwrap_or(sft_weight);
-    let gamma = option(reader, kind, "gamma", &[K::Simpo], 0.5, NOT_NEGATIVE);
+    let gamma_default = if kind == K::Simpo { 0.5 } else { 0.0 };
+    let with_gamma: &[K] = &[K::Simpo, K::Reward];
+    let gamma = option(
+        reader,
+        kind,
+        "gamma",
+        with_gamma,
+        gamma_default,
+        NOT_NEGATIVE,
+    );
+    let center = "center_rewards_coefficient";
+    let center = option(reader, kind, center, &[K::Reward], 0.0, NOT_NEGATIVE);
     let [desirable_weight, undesirable_weight] = ["desirable_weight", "undesirable_weight"]
         .map(|name| option(reader, kind, name, &[K::Kto], 1.0, NOT_NEGATIVE));
     let reference = reference(reader, kind);
@@ -209,7 +241,14 @@ pub(crate) fn objective(
             undesirable_weight,
             reference,
         },
+        K::Reward => ObjectiveRecipe::Reward {
+            gamma,
+            center_rewards_coefficient: center,
+        },
     };
+    if objective.scores() {
+        without_tokens(reader, quantization, lora);
+    }
     if objective.reference().is_some() {
         stays(reader, kind, quantization, lora);
     }
@@ -255,6 +294,31 @@ fn stays(
     if deals && quantization.adapt_at.iter().any(|share| *share > 0.0) {
         let instead = "the reference is the base, which must not change in the middle of a run; write adapt_at = [0.0]";
         reader.conflict("quantization.adapt_at", &*other, instead);
+    }
+}
+
+/// Refuses what goes by the probabilities of tokens, or trains a table of them, where a head scores texts.
+fn without_tokens(reader: &mut Reader<'_>, quantization: &QuantizationRecipe, lora: &LoraRecipe) {
+    const OTHER: &str = "objective.kind = \"reward\"";
+    if lora.init != AdapterStart::Default {
+        let instead = "a reward model's adapters start at zero; write init = \"default\"";
+        reader.conflict("lora.init", OTHER, instead);
+    }
+    for (key, deals) in [
+        ("quantization.bits", quantization.bits.is_some()),
+        (
+            "quantization.base_memory",
+            quantization.base_memory.is_some(),
+        ),
+    ] {
+        if deals {
+            let instead = "bits are dealt out by the probabilities of tokens, and a reward model has none; take it out";
+            reader.conflict(key, OTHER, instead);
+        }
+    }
+    if !lora.trainable_tokens.is_empty() {
+        let instead = "a reward model's adapter has no rows of tokens; train the tokens first, merge, and go on from that";
+        reader.conflict("lora.trainable_tokens", OTHER, instead);
     }
 }
 
@@ -373,6 +437,7 @@ mod tests {
             "objective.sft_weight=1",
             "objective.reference=\"base\"",
             "objective.precompute_reference=false",
+            "objective.center_rewards_coefficient=0.01",
         ] {
             let message = message(&[option]);
             assert!(message.contains("objective.kind = \"sft\""), "{message}");
@@ -390,6 +455,39 @@ mod tests {
         assert!(found.contains("only \"sigmoid\" and \"robust\""), "{found}");
         let found = message(&["objective.kind=\"dpo\"", "objective.loss=\"sigmoid_nrm\""]);
         assert!(found.contains("sigmoid_norm"), "{found}");
+    }
+
+    #[test]
+    fn a_reward_model_predicts_no_tokens() {
+        let reward = |more: &[&str]| read(&[&["objective.kind=\"reward\""], more].concat());
+        assert_eq!(
+            reward(&["objective.center_rewards_coefficient=0.01"])
+                .unwrap()
+                .objective,
+            ObjectiveRecipe::Reward {
+                gamma: 0.0,
+                center_rewards_coefficient: 0.01
+            }
+        );
+        for (option, part) in [
+            ("objective.beta=0.1", "objective.kind = \"reward\""),
+            ("lora.init=\"pissa\"", "init = \"default\""),
+            (
+                "lora.modules_to_save=[\"embed_tokens\"]",
+                "the head that scores is trained whole",
+            ),
+            ("train.optimizer=\"muon\"", "optimizer = \"adamw\""),
+            ("train.sample_rows=4", "generates no answers"),
+            ("tokens.add=[\"<tool>\"]", "train the tokens first"),
+        ] {
+            let found = reward(&[option]).unwrap_err();
+            assert!(found.contains(part), "{option}: {found}");
+        }
+        let bits = ["load_in_4bit=true", "quantization.bits=4.5"];
+        let found = reward(&bits).unwrap_err();
+        assert!(found.contains("a reward model has none"), "{found}");
+        assert_eq!(reward(&[]).unwrap().train.sample_rows, 0);
+        assert!(reward(&["lora.modules_to_save=[\"norm\"]"]).is_ok());
     }
 
     #[test]

@@ -58,6 +58,12 @@ const TAIL: &str = "\
   resumed run reads again and refuses if they have changed. `reference = \"base\"` skips adapters there too. Other `lora.init`
   than `default` are refused. The first loss of `sigmoid` is ln 2 where the reference is the start and nothing is dropped out.
   `kto`'s estimate of the KL divergence goes over the whole step: each prompt with the answer of the row before it.
+- `objective.kind = \"reward\"` trains a reward model as TRL's `RewardTrainer` does: LoRA on the layers, and whole the head `score`, one row
+  without a bias over the normed hidden state of the last token of prompt and answer. It is drawn from the seed with the config's
+  `initializer_range`, as transformers does, or read from a base that has one (`score.weight`, one label). The reward of an answer is its
+  score, in f32; nothing goes by likelihoods. The adapter is PEFT's for the task SEQ_CLS, with `modules_to_save = [\"score\"]`.
+  transformers reads the last token that is not the pad token: with `pad_token` = `eos_token` that is the one before the end, so
+  give its tokenizer another pad token.
 - `train.lr_scheduler` is a name or a table such as `{ kind = \"cosine_with_min_lr\", min_lr_rate = 0.1 }`. Kinds: `constant`,
   `constant_with_warmup`, `linear`, `cosine`, `cosine_with_restarts`, `cosine_with_min_lr`, `polynomial`, `inverse_sqrt`; values
   as in transformers, held at the end; and `range_test`, which rises from `lr_start` to the peak by the same factor at each step, as

@@ -89,6 +89,10 @@ fn top(reader: &mut Reader<'_>, bases: &Bases<'_>, origin: Origin) -> Recipe {
         let instead = "answers are compared with the base, which does not have these rows; train the tokens first, merge, and go on from that";
         reader.conflict(key, other, instead);
     }
+    if objective.scores() && !tokens.is_empty() {
+        let instead = "a reward model's adapter has no rows of tokens; train the tokens first, merge, and go on from that";
+        reader.conflict("tokens.add", "objective.kind = \"reward\"", instead);
+    }
     let data = data(reader, bases);
     if objective != ObjectiveRecipe::Sft && data.batching == RowBatching::Padded {
         let instead =
@@ -596,9 +600,23 @@ fn train(reader: &mut Reader<'_>, objective: &ObjectiveRecipe) -> TrainRecipe {
         early_stopping_min_improvement: min_improvement(reader),
         save_steps: reader.count("train.save_steps"),
         save_total_limit: reader.count("train.save_total_limit"),
-        sample_rows: reader.value("train.sample_rows"),
+        sample_rows: sample_rows(reader, objective),
         groups: groups::groups(reader),
     }
+}
+
+/// Rows that are answered, which a model that scores answers cannot.
+fn sample_rows(reader: &mut Reader<'_>, objective: &ObjectiveRecipe) -> usize {
+    const KEY: &str = "train.sample_rows";
+    let rows: usize = reader.value(KEY);
+    if !objective.scores() {
+        return rows;
+    }
+    if reader.has(KEY) && rows > 0 {
+        let instead = "a reward model generates no answers; take it out";
+        reader.conflict(KEY, "objective.kind = \"reward\"", instead);
+    }
+    0
 }
 
 /// Blocks of micro-batches; one that is always empty would leave a process without work.

@@ -1,6 +1,7 @@
 //! What a recipe asks of a model, an adapter and an optimiser.
 
 use backdraft_arch::optimizer::Guard;
+use backdraft_arch::spec::SCORE_MODULE;
 use backdraft_arch::{
     KeptState, LoraConfig, LoraConfigError, LoraTargets, ModelSpec, OptimizerState, Precision,
     QuantizationPlan, Scheme, StatePrecision,
@@ -77,7 +78,8 @@ impl Recipe {
             ObjectiveRecipe::Dpo { .. }
             | ObjectiveRecipe::Orpo { .. }
             | ObjectiveRecipe::Simpo { .. }
-            | ObjectiveRecipe::Cpo { .. } => 2,
+            | ObjectiveRecipe::Cpo { .. }
+            | ObjectiveRecipe::Reward { .. } => 2,
             ObjectiveRecipe::Kto { .. } => match self.data.format {
                 DataFormat::Named(Format::Unpaired) => 1,
                 _ => 2,
@@ -108,6 +110,7 @@ impl Recipe {
         memory: MemoryModel,
         host: u64,
     ) -> Setup {
+        let spec = self.shaped(spec);
         let lora = self.trained(&spec).unwrap_or_else(|_| LoraConfig {
             rank: self.lora.rank,
             target_modules: spec.targets(),
@@ -153,6 +156,15 @@ impl Recipe {
         }
     }
 
+    /// The model that it trains of that shape: under a head that scores texts, where that is what is trained.
+    #[must_use]
+    pub fn shaped(&self, spec: ModelSpec) -> ModelSpec {
+        match self.objective.scores() {
+            true => spec.scoring(),
+            false => spec,
+        }
+    }
+
     /// Whether answers are compared with those of the adapter that the run goes on from.
     #[must_use]
     pub fn compares_with_start(&self) -> bool {
@@ -190,6 +202,11 @@ impl LoraRecipe {
             rank_pattern: self.rank_pattern.clone(),
             alpha_pattern: self.alpha_pattern.clone(),
         };
+        let mut modules_to_save = self.modules_to_save.clone();
+        if spec.scores {
+            // As PEFT does for the task SEQ_CLS.
+            modules_to_save.push(SCORE_MODULE.to_owned());
+        }
         let config = LoraConfig {
             rank: self.rank,
             alpha: self.alpha,
@@ -198,7 +215,7 @@ impl LoraRecipe {
             use_dora: self.use_dora,
             start: self.init,
             bias: self.bias,
-            modules_to_save: self.modules_to_save.clone(),
+            modules_to_save,
             ..LoraConfig::default()
         };
         targets.resolve(spec, config)

@@ -939,8 +939,9 @@ fn the_template_as_a_whole() {
 
     [objective]
     # What is minimized: sft (the supervised tokens' mean loss); over rows of format preference: dpo,
-    # orpo, simpo or cpo; over unpaired or preference rows: kto. Every kind but sft takes a learning
-    # rate of about a tenth of sft's.
+    # orpo, simpo, cpo or reward (a reward model: a head with one row, score, is trained whole in place
+    # of the one that predicts tokens); over unpaired or preference rows: kto. Those that compare
+    # likelihoods take a learning rate of about a tenth of sft's.
     kind = "sft"
 
     # How much the margin between answers counts (dpo and kto: higher stays closer to the base); weight
@@ -965,8 +966,13 @@ fn the_template_as_a_whole() {
     # Change: chosen answers become unlikely too: raise.
     # sft_weight = 0.2
 
-    # Margin that a pair should have, for simpo, subtracted after beta. Left out: 0.5.
+    # Margin that a pair should have, for simpo, subtracted after beta, and for reward, subtracted from
+    # the difference of the rewards. Left out: 0.5, or 0 for reward.
     # gamma = 0.5
+
+    # Weight of the squared sum of a pair's rewards, for reward, such as 0.01: keeps them around 0. Left
+    # out: 0.
+    # center_rewards_coefficient = 0.01
 
     # Weight of desirable answers, for kto. Left out: 1.0.
     # desirable_weight = 1.0

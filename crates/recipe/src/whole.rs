@@ -46,6 +46,7 @@ pub(crate) fn check(
     let trained = [
         (BIAS, lora.bias != Bias::None),
         (MODULES, !lora.modules_to_save.is_empty()),
+        ("objective.kind", objective.scores()),
     ];
     for (key, _) in trained.into_iter().filter(|(_, trained)| *trained) {
         if optimizer == Optimizer::Muon {
@@ -55,6 +56,10 @@ pub(crate) fn check(
         }
     }
     let tables = lora.modules_to_save.iter().any(|name| is_table(name));
+    if tables && objective.scores() {
+        let instead = "the head that scores is trained whole anyway, and tables of tokens are not trained with it; take it out";
+        reader.conflict(MODULES, "objective.kind = \"reward\"", instead);
+    }
     if tables && objective.reference().is_some() {
         let other = format!("objective.kind = \"{}\"", objective.kind());
         let instead = "the reference would read the trained table; train the table first, merge, and go on from that";

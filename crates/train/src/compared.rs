@@ -48,6 +48,12 @@ impl Compared {
         }
     }
 
+    /// The same, whose answers have so many tokens.
+    #[must_use]
+    pub(crate) fn of_lengths(self, lengths: Vec<usize>) -> Self {
+        Self { lengths, ..self }
+    }
+
     /// Answers without their targets, for what is told of them alone.
     pub(crate) fn of_answers(good: Vec<bool>, lengths: Vec<usize>) -> Self {
         Self {

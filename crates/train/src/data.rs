@@ -494,9 +494,11 @@ fn fits_objective<'a>(
     let kind = recipe.objective.kind();
     let fits = |format: Format| match kind {
         ObjectiveKind::Sft => !format.compares(),
-        ObjectiveKind::Dpo | ObjectiveKind::Orpo | ObjectiveKind::Simpo | ObjectiveKind::Cpo => {
-            format == Format::Preference
-        }
+        ObjectiveKind::Dpo
+        | ObjectiveKind::Orpo
+        | ObjectiveKind::Simpo
+        | ObjectiveKind::Cpo
+        | ObjectiveKind::Reward => format == Format::Preference,
         ObjectiveKind::Kto => format.compares(),
     };
     for found in sources {

@@ -19,6 +19,9 @@ pub struct Deal {
 impl Deal {
     /// A micro-batch with its answers.
     pub fn micro_batch(self, batch: &Batch) -> (MicroBatch, Compared) {
+        if self.objective.scores() {
+            return scored(batch);
+        }
         let mut labels = batch.labels.clone();
         if self.objective.learns_prompts() {
             for (ends, answer) in batch.cu_seqlens.windows(2).zip(&batch.answers) {
@@ -103,6 +106,22 @@ impl Deal {
         mixed_labels.truncate(self.max_seq_length);
         (mixed_ids, mixed_labels)
     }
+}
+
+/// Texts that a head scores, by the last token of each.
+pub fn scored(batch: &Batch) -> (MicroBatch, Compared) {
+    let (documents, lengths): (Vec<&[u32]>, Vec<usize>) = documents(batch)
+        .map(|(ids, labels)| {
+            let answer = labels.iter().filter(|label| **label != IGNORE_INDEX);
+            (ids, answer.count())
+        })
+        .unzip();
+    let tokens = Tokens::from_sequences(&documents);
+    let targets = Targets::last_tokens(&tokens);
+    let in_answer = vec![true; targets.len()];
+    let of = (&targets, &tokens.segments);
+    let compared = Compared::new(of, in_answer, &batch.answers).of_lengths(lengths);
+    (MicroBatch { tokens, targets }, compared)
 }
 
 /// Where the answer of a text begins.

@@ -20,9 +20,11 @@ pub type FetchError = Box<dyn std::error::Error + Send + Sync>;
 const fn expected_rows(kind: ObjectiveKind) -> &'static str {
     match kind {
         ObjectiveKind::Sft => "rows to imitate",
-        ObjectiveKind::Dpo | ObjectiveKind::Orpo | ObjectiveKind::Simpo | ObjectiveKind::Cpo => {
-            "rows of format \"preference\""
-        }
+        ObjectiveKind::Dpo
+        | ObjectiveKind::Orpo
+        | ObjectiveKind::Simpo
+        | ObjectiveKind::Cpo
+        | ObjectiveKind::Reward => "rows of format \"preference\"",
         ObjectiveKind::Kto => "rows of format \"unpaired\" or \"preference\"",
     }
 }

@@ -106,6 +106,68 @@ pub fn compare(
     })
 }
 
+/// What a reward model makes of rows.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rewards {
+    /// What the objective minimises, where the rows are pairs.
+    pub loss: Option<f64>,
+    /// Rewards, and accuracy and margin of pairs.
+    pub answers: AnswersReport,
+    /// Of each text, in the order of the rows: of a pair the chosen answer's first.
+    pub scores: Vec<f64>,
+}
+
+/// Scores every text of some rows with the model's head, in micro-batches of `size` rows.
+///
+/// # Errors
+/// Rows that cannot be read, or a device that failed.
+///
+/// # Panics
+/// If the model's head does not score.
+pub fn score(
+    model: &CausalLm,
+    rows: &RowSet,
+    (deal, size): (Deal, usize),
+) -> Result<Rewards, TrainError> {
+    let device = |error: TensorReadError| TrainError::Device {
+        step: 0,
+        message: error.to_string(),
+    };
+    let loader = EvalLoader::new(rows.clone(), size).comparing(Some(deal));
+    let mut held_out = HeldOut::default();
+    for held in loader.iter() {
+        let output = evaluated(model, None, held.map_err(unreadable)?);
+        held_out.add(&output).map_err(device)?;
+    }
+    let pair = |answers| matches!(answers, Answers::Pair { .. });
+    let of_pairs = rows.iter().all(|row| pair(row.answers));
+    let (loss, answers) = match of_pairs {
+        true => {
+            let found = held_out.finish(deal.objective, &model.device().inner());
+            let (loss, answers) = found.map_err(device)?;
+            (Some(loss), answers.unwrap_or_default())
+        }
+        false => {
+            let bad = Answers::Judged { desirable: false };
+            let good = rows.iter().flat_map(|row| match pair(row.answers) {
+                true => vec![true, false],
+                false => vec![row.answers != bad],
+            });
+            let good: Vec<bool> = good.collect();
+            let scores = held_out.policy();
+            (
+                None,
+                AnswersReport::new((&[], scores, &[]), &good, None, None),
+            )
+        }
+    };
+    Ok(Rewards {
+        loss,
+        answers,
+        scores: held_out.policy().to_vec(),
+    })
+}
+
 fn unreadable(error: burn::data::dataset::DatasetError) -> TrainError {
     TrainError::Learner {
         message: error.to_string(),

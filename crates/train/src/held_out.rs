@@ -56,6 +56,11 @@ impl HeldOut {
         self.nll / self.tokens.max(1) as f64
     }
 
+    /// Log-likelihood of each answer, nats, or its score where a head gives those.
+    pub fn policy(&self) -> &[f64] {
+        &self.policy
+    }
+
     /// The loss, and what to tell of answers.
     ///
     /// # Errors

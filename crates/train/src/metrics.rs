@@ -189,6 +189,10 @@ pub(crate) fn summary(
     (nll, good_targets): (f64, usize),
     divergence: Option<f64>,
 ) -> (f64, Option<AnswersReport>) {
+    let log_likelihoods: &[f64] = match objective.scores() {
+        true => &[],
+        false => log_likelihoods,
+    };
     let nll = (objective.nll_weight() > 0.0).then(|| nll / good_targets.max(1) as f64);
     let comparison = losses.iter().sum::<f64>() / losses.len().max(1) as f64;
     let loss = comparison + nll.map_or(0.0, |nll| objective.nll_weight() * nll);
@@ -239,14 +243,14 @@ pub struct EvalOutput {
 /// Answers of an evaluation's pass.
 #[derive(Clone, Debug)]
 pub struct EvalAnswers {
-    /// Σ nll of the targets of good answers, `[1]`.
+    /// Σ nll of the targets of good answers, `[1]`; no number where a head scores them.
     pub nll: Tensor<1>,
-    /// Log-likelihoods, `[answers]`.
+    /// Log-likelihoods, or scores, `[answers]`.
     pub policy: Tensor<1>,
     /// The reference's, where they are compared with it.
     pub reference: Option<Tensor<1>>,
-    /// Σ of the entropies of the next token over each answer's tokens, nats, `[answers]`.
-    pub entropy: Tensor<1>,
+    /// Σ of the entropies of the next token over each answer's tokens, nats, `[answers]`; absent where a head scores answers.
+    pub entropy: Option<Tensor<1>>,
     /// Σ of ln π − ln ρ over prompts with other answers, `[1]`, where something asks for it.
     pub divergence: Option<Tensor<1>>,
     /// Which they are.
@@ -304,7 +308,7 @@ impl EvalAnswers {
             numbers(self.policy.clone())?,
             one(&self.reference)?,
             one(&self.divergence)?,
-            numbers(self.entropy.clone())?,
+            one(&self.entropy)?,
         ])
     }
 }

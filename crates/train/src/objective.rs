@@ -2,6 +2,7 @@
 
 mod judged;
 mod pairs;
+mod scores;
 mod single;
 #[cfg(test)]
 mod tests;
@@ -18,6 +19,7 @@ use burn::tensor::{DType, Tensor};
 use crate::compared::Compared;
 pub use judged::Judged;
 pub use pairs::PairLoss;
+pub use scores::ScoreLoss;
 pub use single::SingleLoss;
 
 /// What a run minimises. The loss of a step is L, its gradient that of Σ weightᵢ·nllᵢ over the supervised
@@ -35,6 +37,8 @@ pub enum Objective {
     },
     /// The mean of a loss of single answers.
     Single(SingleLoss),
+    /// The mean of a loss of pairs whose answers are scored by the model's head; nothing goes by likelihoods.
+    Scores(ScoreLoss),
 }
 
 impl From<ObjectiveRecipe> for Objective {
@@ -96,6 +100,13 @@ impl From<ObjectiveRecipe> for Objective {
                 desirable_weight,
                 undesirable_weight,
             }),
+            ObjectiveRecipe::Reward {
+                gamma,
+                center_rewards_coefficient,
+            } => Self::Scores(ScoreLoss {
+                gamma,
+                center: center_rewards_coefficient,
+            }),
         }
     }
 }
@@ -111,7 +122,7 @@ impl Objective {
     #[must_use]
     pub const fn has_reference(self) -> bool {
         match self {
-            Self::NextToken => false,
+            Self::NextToken | Self::Scores(_) => false,
             Self::Pairs { loss, .. } => loss.has_reference(),
             Self::Single(_) => true,
         }
@@ -121,6 +132,12 @@ impl Objective {
     #[must_use]
     pub const fn measures_divergence(self) -> bool {
         matches!(self, Self::Single(_))
+    }
+
+    /// Whether a head scores answers, so that they have no likelihoods.
+    #[must_use]
+    pub const fn scores(self) -> bool {
+        matches!(self, Self::Scores(_))
     }
 
     /// Whether the nll beside the pairs goes over the prompts of chosen answers too.
@@ -141,7 +158,7 @@ impl Objective {
         match self {
             Self::NextToken => 1.0,
             Self::Pairs { nll_weight, .. } => nll_weight,
-            Self::Single(_) => 0.0,
+            Self::Single(_) | Self::Scores(_) => 0.0,
         }
     }
 
@@ -150,7 +167,7 @@ impl Objective {
     pub const fn losses(self, answers: usize) -> usize {
         match self {
             Self::NextToken => 0,
-            Self::Pairs { .. } => answers / 2,
+            Self::Pairs { .. } | Self::Scores(_) => answers / 2,
             Self::Single(_) => answers,
         }
     }
@@ -169,7 +186,7 @@ impl Objective {
             .flat_map(|losses| losses.iter().map(|(loss, _)| loss))
     }
 
-    /// Judges answers.
+    /// Judges answers by their log-likelihoods under the policy, or by their scores where a head scores them.
     ///
     /// # Shapes
     /// `policy` `[answers]`, as `others` where they are needed.
@@ -180,6 +197,7 @@ impl Objective {
         let lengths = || compared.lengths(&policy.device());
         match (self, &others.reference, &others.divergence) {
             (Self::NextToken, ..) => panic!("nothing is compared"),
+            (Self::Scores(loss), ..) => loss.judge(policy),
             (Self::Pairs { loss, .. }, reference, _) => {
                 loss.judge(policy, reference.as_ref(), &lengths())
             }
@@ -225,7 +243,7 @@ pub struct ToldAnswers {
     pub terms: Vec<Tensor<1>>,
     /// `[answers]`.
     pub rewards: Tensor<1>,
-    /// Log-likelihoods, `[answers]`.
+    /// Log-likelihoods, or scores where a head gives those, `[answers]`.
     pub log_likelihoods: Tensor<1>,
 }
 
@@ -262,6 +280,29 @@ impl Goal<'_> {
             log_likelihoods,
         };
         (weights, Some(told))
+    }
+}
+
+impl Goal<'_> {
+    /// dL/d(score) of each answer, from the scores that a head gives.
+    ///
+    /// # Shapes
+    /// `[answers]`, f32.
+    ///
+    /// # Panics
+    /// If no answers are compared.
+    pub fn slopes(&self, scores: Tensor<1>) -> (Tensor<1>, ToldAnswers) {
+        let Some((compared, others)) = &self.answers else {
+            panic!("nothing is compared");
+        };
+        let judged = self.objective.judge(&scores, others, compared);
+        let told = ToldAnswers {
+            losses: judged.losses,
+            terms: judged.terms,
+            rewards: judged.rewards,
+            log_likelihoods: scores,
+        };
+        (judged.slopes * self.scale, told)
     }
 }
 

@@ -118,8 +118,9 @@ pub fn adapter(recipe: &Recipe, spec: &ModelSpec, start: &Start) -> Result<(), T
     if start.goes_on() {
         return Ok(());
     }
-    let lora = recipe.trained(spec)?;
-    going_on::check(recipe, &lora, spec)
+    let spec = recipe.shaped(spec.clone());
+    let lora = recipe.trained(&spec)?;
+    going_on::check(recipe, &lora, &spec)
 }
 
 /// Refuses a recipe that does not fit a model of that shape, or a model that does not fit the memory.
@@ -166,6 +167,7 @@ fn adaptive_key(recipe: &Recipe) -> Option<&'static str> {
 /// # Errors
 /// Layers or projections that the model lacks, groups without any module, and fewer bits than the smallest formats take.
 pub fn shape(recipe: &Recipe, spec: &ModelSpec) -> Result<(), TrainError> {
+    let spec = &recipe.shaped(spec.clone());
     let lora = recipe.trained(spec)?;
     match_adapted(GROUPS, &recipe.train.group_rates(), &lora, spec)?;
     let (Some(bits), Some(plan)) = (recipe.mean_bits(), recipe.quantization_plan()) else {
@@ -194,7 +196,7 @@ fn memory(
         (None, None) => facts.watch().obtainable(),
     };
     // How long the rows are shows later; none is shorter than this.
-    let pass = PassShape::of_sequences([2]);
+    let pass = PassShape::of_texts([2], recipe.objective.scores());
     let mut step = setup.step();
     step.page = step.page_for(pass);
     let needed = step.least_peak(pass);

@@ -90,7 +90,7 @@ pub fn forward_backward(
 /// What a pass leaves behind.
 #[derive(Clone, Debug)]
 pub struct Told {
-    /// Σ nll over its targets, or over those of good answers where answers are compared, `[1]`.
+    /// Σ nll over its targets, or over those of good answers where answers are compared, `[1]`; 0 where a head scores them.
     pub nll: Tensor<1>,
     /// Σ of its targets' losses with the penalty, where the goal has one, `[1]`.
     pub penalized: Option<Tensor<1>>,
@@ -179,6 +179,18 @@ pub fn nll_and_entropy(model: &CausalLm, batch: &MicroBatch, trunk: Trunk) -> [T
     [outputs.nll(), outputs.entropies()]
 }
 
+/// Score of each text of a micro-batch, from a trunk on, as [`nll`].
+///
+/// # Shapes
+/// `[texts]`, f32.
+///
+/// # Panics
+/// If the model's head does not score.
+pub fn scores(model: &CausalLm, batch: &MicroBatch, trunk: Trunk) -> Tensor<1> {
+    let head = in_front(model, batch, trunk);
+    model.scores(&head.normed)
+}
+
 fn in_front(model: &CausalLm, batch: &MicroBatch, trunk: Trunk) -> Headed {
     let Trunk { context, h, depth } = trunk;
     let layers = model.layers[depth..].iter();
@@ -206,6 +218,52 @@ impl Headed {
             rstd,
             head: model.head(),
         }
+    }
+
+    /// What the goal makes of it, and the gradient of the normed hidden states.
+    fn learn(
+        &self,
+        model: &CausalLm,
+        batch: &MicroBatch,
+        goal: &Goal<'_>,
+        grads: &mut AdapterGrads,
+    ) -> (Told, Tensor<2>) {
+        if goal.objective.scores() {
+            return self.learn_scores(model, goal, grads);
+        }
+        let outputs = self.outputs(model, batch);
+        let (weights, answers) = goal.weights(&outputs);
+        let (nll, penalized, d_normed) =
+            outputs.loss(&weights, goal.penalty, &mut |hidden, d_logits| {
+                model.add_head_grad(grads, (hidden, d_logits));
+            });
+        let nll = match &goal.answers {
+            None => cross_entropy::total(&nll),
+            Some((compared, _)) => compared.good_nll(&nll),
+        };
+        let told = Told {
+            nll,
+            penalized: penalized.as_ref().map(cross_entropy::total),
+            answers,
+        };
+        (told, d_normed)
+    }
+
+    fn learn_scores(
+        &self,
+        model: &CausalLm,
+        goal: &Goal<'_>,
+        grads: &mut AdapterGrads,
+    ) -> (Told, Tensor<2>) {
+        let scores = model.scores(&self.normed);
+        let (slopes, answers) = goal.slopes(scores);
+        let d_normed = model.scores_backward(grads, (&self.normed, slopes));
+        let told = Told {
+            nll: Tensor::zeros([1], &d_normed.device()),
+            penalized: None,
+            answers: Some(answers),
+        };
+        (told, d_normed)
     }
 
     fn outputs<'a>(&'a self, model: &CausalLm, batch: &'a MicroBatch) -> Outputs<'a> {
@@ -270,19 +328,14 @@ pub fn guarded(
 
     let t = h.dims()[0];
     let head = Headed::new(model, batch, h);
-    let outputs = head.outputs(model, batch);
-    let (weights, answers) = goal.weights(&outputs);
-    let (nll, penalized, d_normed) =
-        outputs.loss(&weights, goal.penalty, &mut |hidden, d_logits| {
-            model.add_head_grad(grads, (hidden, d_logits));
-        });
+    let (told, d_normed) = head.learn(model, batch, goal, grads);
     let Headed {
         hidden,
         normed,
         rstd,
         ..
     } = head;
-    drop((normed, weights));
+    drop(normed);
     let d_normed = model.before_head(d_normed);
     model.norm().add_grad(grads, &d_normed, &hidden, &rstd);
     let d_rows = model.norm().backward(&d_normed, &hidden, &rstd);
@@ -306,15 +359,7 @@ pub fn guarded(
     if let Some(dh) = dh {
         model.add_embedding_grad(grads, (&batch.tokens.input_ids, &dh));
     }
-    let nll = match &goal.answers {
-        None => cross_entropy::total(&nll),
-        Some((compared, _)) => compared.good_nll(&nll),
-    };
-    Ok(Told {
-        nll,
-        penalized: penalized.as_ref().map(cross_entropy::total),
-        answers,
-    })
+    Ok(told)
 }
 
 /// What is there of a segment between its forward and its backward pass.

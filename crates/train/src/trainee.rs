@@ -21,7 +21,7 @@ use crate::neftune::Neftune;
 use crate::objective::{Goal, Objective, Others};
 use crate::optimizer::Optimizer;
 use crate::ranks::{Blocks, Sum};
-use crate::step::{MicroBatch, Told, Trunk, guarded, nll, nll_and_entropy};
+use crate::step::{MicroBatch, Told, Trunk, guarded, nll, nll_and_entropy, scores};
 
 /// A model with adapters, its optimiser and its schedule.
 ///
@@ -293,6 +293,9 @@ pub(crate) fn evaluated(model: &CausalLm, base: Option<&CausalLm>, held: EvalBat
     let Some(compared) = answers else {
         return EvalOutput::new(model.nll(&batch.tokens, &batch.targets));
     };
+    if model.spec().scores {
+        return scored(model, &batch, compared);
+    }
     let trunk = Trunk::of_both(model, base, &batch);
     let reference = reference(base, (&batch, &compared), &trunk);
     let [found, entropies] = nll_and_entropy(model, &batch, trunk);
@@ -301,8 +304,21 @@ pub(crate) fn evaluated(model: &CausalLm, base: Option<&CausalLm>, held: EvalBat
         policy: log_likelihoods(&batch, &compared, &found),
         reference,
         // Sums, as log-likelihoods are.
-        entropy: log_likelihoods(&batch, &compared, &entropies.neg()),
+        entropy: Some(log_likelihoods(&batch, &compared, &entropies.neg())),
         divergence: divergence(model, base, &mismatched),
+        compared,
+    })
+}
+
+/// The same of answers that a head scores: they have neither a likelihood nor an entropy.
+fn scored(model: &CausalLm, batch: &MicroBatch, compared: Compared) -> EvalOutput {
+    let found = scores(model, batch, Trunk::new(model, batch));
+    EvalOutput::comparing(EvalAnswers {
+        nll: floats([f32::NAN], &found.device()),
+        policy: found,
+        reference: None,
+        entropy: None,
+        divergence: None,
         compared,
     })
 }

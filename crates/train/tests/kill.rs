@@ -387,6 +387,14 @@ fn summed(directory: &Path) -> PathBuf {
     compared(directory, &format!("kind = \"dpo\"\n{losses}"))
 }
 
+/// A reward model.
+fn reward(directory: &Path) -> PathBuf {
+    compared(
+        directory,
+        "kind = \"reward\"\ncenter_rewards_coefficient = 0.01\n",
+    )
+}
+
 fn kto(directory: &Path) -> PathBuf {
     compared(directory, "kind = \"kto\"\nundesirable_weight = 1.5\n")
 }
@@ -454,6 +462,27 @@ fn preferences_go_on_as_if_never_killed() {
             assert!(evals[0][number]["error"].is_number(), "{number}");
         }
     }
+}
+
+#[test]
+fn a_reward_model_goes_on_as_if_never_killed() {
+    let expected = killed_here_and_there(reward);
+    let of = |event: &str| {
+        let records = expected.records.iter();
+        let records = records.filter(|record| record["event"] == event);
+        records.map(|record| &record["answers"]).collect::<Vec<_>>()
+    };
+    let (steps, evals) = (of("step"), of("eval"));
+    assert_eq!((steps.len(), evals.len()), (8, 2));
+    assert_ne!(steps[7]["margin"]["mean"], steps[0]["margin"]["mean"]);
+    for number in ["margin", "accuracy", "reward_chosen", "reward_rejected"] {
+        assert!(evals[1][number]["error"].is_number(), "{number}");
+    }
+    assert!(evals[1].get("logp_chosen").is_none() && evals[1].get("entropy").is_none());
+    let config = Path::new("adapter/adapter_config.json");
+    let config: Value = serde_json::from_slice(&expected.files[config]).unwrap();
+    assert_eq!(config["task_type"], "SEQ_CLS");
+    assert_eq!(config["modules_to_save"], serde_json::json!(["score"]));
 }
 
 /// A project whose adapters begin as a part of the weights.

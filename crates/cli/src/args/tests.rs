@@ -535,8 +535,9 @@ fn help_of_eval() {
     Prints the mean negative log-likelihood per supervised token and the perplexity: of the base, and
     with the adapter. Of rows with answers to compare (preference, unpaired) instead: loss, accuracy,
     margin, rewards, log-likelihoods and entropy with standard errors, judged as the recipe's objective
-    does (or as --set objective.kind says, else dpo or kto). With --generate also how many generated
-    answers match exactly, and how many start with the right word.
+    does (or as --set objective.kind says, else dpo or kto). A reward model scores the answers of rows:
+    accuracy, margin and rewards, and with --answers each answer's reward. With --generate also how many
+    generated answers match exactly, and how many start with the right word.
 
     Rows are read as the adapter's run read its own (format, fields, templates, what is trained,
     length), unless flags say otherwise. A recipe names the model, the adapter of its run and the
@@ -619,7 +620,8 @@ fn help_of_eval() {
               Also generate an answer for every row and compare it with the expected one
 
           --answers <FILE>
-              Write each question with the expected and the generated answers, as JSON lines
+              Write each question with the expected and the generated answers, or each row's rewards by a
+              reward model, as JSON lines
 
           --force
               Replace the file of answers if it exists

@@ -23,6 +23,7 @@ use crate::rows::{RowFlags, Rows};
 use crate::session::{self, Loading, Session};
 
 mod compared;
+mod rewards;
 
 use compared::Judge;
 
@@ -31,6 +32,7 @@ use compared::Judge;
 /// Prints the mean negative log-likelihood per supervised token and the perplexity: of the base, and with the adapter.
 /// Of rows with answers to compare (preference, unpaired) instead: loss, accuracy, margin, rewards, log-likelihoods and entropy
 /// with standard errors, judged as the recipe's objective does (or as --set objective.kind says, else dpo or kto).
+/// A reward model scores the answers of rows: accuracy, margin and rewards, and with --answers each answer's reward.
 /// With --generate also how many generated answers match exactly, and how many start with the right word.
 ///
 /// Rows are read as the adapter's run read its own (format, fields, templates, what is trained, length),
@@ -70,8 +72,8 @@ pub(crate) struct EvalArgs {
     #[arg(long)]
     pub(crate) generate: bool,
 
-    /// Write each question with the expected and the generated answers, as JSON lines
-    #[arg(long, value_name = "FILE", requires = "generate")]
+    /// Write each question with the expected and the generated answers, or each row's rewards by a reward model, as JSON lines
+    #[arg(long, value_name = "FILE")]
     pub(crate) answers: Option<PathBuf>,
 
     /// Replace the file of answers if it exists
@@ -100,15 +102,36 @@ pub(crate) fn run(args: &EvalArgs, context: Context) -> Result<(), CliError> {
         None => None,
     };
     let plan = Plan::of(args, context)?;
-    let mut session = Session::open_as(&plan.model, plan.recipe.as_ref(), plan.context)?;
+    let mut session = Session::open_to_judge(&plan.model, plan.recipe.as_ref(), plan.context)?;
+    let scores = session.model.spec().scores;
+    match (scores, args.generate, &args.answers) {
+        (true, true, _) => {
+            return Err(CliError::usage(
+                "--generate needs a model that generates, and this one scores answers",
+            )
+            .hint("leave --generate out: --answers FILE writes the reward of each answer"));
+        }
+        (false, false, Some(_)) => {
+            return Err(CliError::usage(
+                "--answers writes what is generated, and --generate is not given",
+            )
+            .hint("add --generate"));
+        }
+        _ => {}
+    }
     // A pipe can be read once: its rows are kept for the answers too.
     let _pipe = args.data.as_deref().and_then(Source::hold_pipe);
+    let read = plan.read(args, &mut session)?;
+    if scores {
+        let to = to.map(|(path, existing)| (path.as_path(), existing));
+        return rewards::run(&session, &read, to, output);
+    }
     let Read {
         rows,
         prompts: answers,
         objective,
         max_seq_length,
-    } = plan.read(args, &mut session)?;
+    } = read;
     let mut results = Vec::new();
     let adapted = session.adapter.is_some();
     let base = session.model.clone().without_adapter();

@@ -12,7 +12,7 @@ use super::{backdraft, fails, says};
 const MORE: &str = "max_steps = 4\neval_steps = 2\nsave_steps = 2\nwarmup_steps = 0\n";
 
 /// A project whose rows are pairs.
-fn project(objective: &str) -> tempfile::TempDir {
+pub(crate) fn project(objective: &str) -> tempfile::TempDir {
     let directory = tempfile::tempdir().unwrap();
     let d = directory.path();
     let recipe = tiny::project(d, MORE);
@@ -95,7 +95,7 @@ fn each_of_several_losses_is_told_of() {
         assert!((loss - sum).abs() < 1e-5 * loss, "{loss} {sum}");
     }
     assert_eq!(seen, 6);
-    let output = backdraft(d, &["eval", "out"]);
+    let output = backdraft(d, &["eval", "recipe.toml"]);
     let said = String::from_utf8(output.stdout).unwrap();
     says(
         &said,

@@ -142,6 +142,26 @@ fn active_features_are_refused_by_name() {
     }
 }
 
+/// PEFT adds the names of other models' heads to that of this one's.
+#[test]
+fn an_adapter_that_scores_texts_names_its_head() {
+    let case = Case::new();
+    case.set("task_type", json!("SEQ_CLS"));
+    case.set("modules_to_save", json!(["score", "classifier", "score"]));
+    let config = case.read().unwrap().config;
+    assert_eq!(config.modules_to_save, ["score"]);
+    assert!(config.scores());
+    let written = config.to_json();
+    assert_eq!(written["task_type"], "SEQ_CLS");
+    assert_eq!(written["modules_to_save"], json!(["score"]));
+    assert_eq!(adapter().0.to_json()["task_type"], "CAUSAL_LM");
+    case.set("modules_to_save", json!(["classifier"]));
+    let FormatError::PeftConfig { source, .. } = case.read().unwrap_err() else {
+        panic!("a head that nothing is known of");
+    };
+    assert!(source.to_string().contains("`task_type`"), "{source}");
+}
+
 #[test]
 fn inactive_and_harmless_fields_are_read() {
     let case = Case::new();

@@ -35,9 +35,11 @@ pub struct AnswerPoint {
 }
 
 impl AnswerPoint {
-    /// Of a report; `None` where its answers are no pairs.
+    /// Of a report; `None` where its answers are no pairs, or are scored by a head: the level of scores means nothing, and what is
+    /// advised below does not go for them.
     #[must_use]
     pub fn of(step: usize, report: &AnswersReport) -> Option<Self> {
+        report.logp_chosen?;
         Some(Self {
             step,
             pairs: report.chosen,

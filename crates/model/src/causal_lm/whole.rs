@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use backdraft_arch::Norm;
 use backdraft_arch::full::trainable_in_full;
-use backdraft_arch::spec::{EMBEDDING, FINAL_NORM, HEAD};
+use backdraft_arch::spec::{EMBEDDING, FINAL_NORM, HEAD, SCORE};
 use backdraft_arch::whole::trainable;
 use backdraft_lora::{AdapterParam, AdapterWeights, LoraConfig, TrainedTensor};
 use backdraft_quant::Frozen;
@@ -74,7 +74,8 @@ impl CausalLm {
             }
         }
         see(FINAL_NORM.to_owned(), None, false, self.norm.trained());
-        see(HEAD.to_owned(), None, false, self.whole_head.as_ref());
+        let head = self.spec.head_name().unwrap_or(HEAD);
+        see(head.to_owned(), None, false, self.whole_head.as_ref());
         let place = |(name, layer, adapted, tensor)| WholePlace {
             name,
             layer,
@@ -133,8 +134,9 @@ impl CausalLm {
         if let Some(trained) = see(FINAL_NORM, false, self.norm.trained_mut()) {
             *self.norm.weight_mut() = trained.now().clone();
         }
+        let name = self.spec.head_name().unwrap_or(HEAD);
         if let Some(head) = &mut self.lm_head
-            && let Some(trained) = see(HEAD, false, &mut self.whole_head)
+            && let Some(trained) = see(name, false, &mut self.whole_head)
         {
             *head = Frozen(trained.matrix());
         }
@@ -214,6 +216,9 @@ impl CausalLm {
             .tensors()
             .map(|tensor| (tensor.name, tensor.shape));
         let expected: BTreeMap<String, Vec<usize>> = expected.collect();
+        if whole.contains_key(SCORE) && !self.spec.scores {
+            return Err(LoadError::Scores);
+        }
         let mut fitting = BTreeMap::new();
         for (name, tensor) in whole.iter().filter(|(name, _)| !(tied && *name == HEAD)) {
             let shape = expected.get(name);

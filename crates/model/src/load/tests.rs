@@ -1,6 +1,6 @@
 use std::path::{Path, PathBuf};
 
-use backdraft_formats::Existing;
+use backdraft_formats::{Dtype, Existing, HfDirWriter, TensorInfo};
 use backdraft_quant::{FourBitFormat, NestedFormat, Scheme};
 use serde_json::{Value, json};
 
@@ -239,4 +239,66 @@ fn readers_stop_at_the_first_error() {
         let error = result.unwrap_err().to_string();
         assert!(error.contains("missing.3"), "{error}");
     }
+}
+
+/// A checkpoint as transformers writes one for sequence classification: `score`, of so many rows, in place of a head for tokens.
+fn scored(directory: &Path, rows: usize) -> PathBuf {
+    let (source, path) = (source(), directory.join(format!("scored-{rows}")));
+    let names: Vec<&str> = source.tensor_names().filter(|name| *name != HEAD).collect();
+    let infos = names
+        .iter()
+        .map(|name| source.tensor_info(name).unwrap().clone());
+    let score = TensorInfo::new(SCORE.to_owned(), Dtype::F32, vec![rows, 64]);
+    let infos: Vec<TensorInfo> = infos.chain([score]).collect();
+    let mut writer = HfDirWriter::create(&path, infos, Existing::Refuse).unwrap();
+    let config = serde_json::to_vec(source.config()).unwrap();
+    writer.companion("config.json", &config).unwrap();
+    for name in names {
+        let bytes = source.raw(name).unwrap().bytes;
+        writer.write(name, &bytes).unwrap();
+    }
+    let values = (0..64 * rows).flat_map(|i| (i as f32 * 0.01).to_le_bytes());
+    writer.write(SCORE, &values.collect::<Vec<_>>()).unwrap();
+    writer.finish().unwrap();
+    path
+}
+
+fn score(source: &ModelSource, seed: u64) -> Vec<f32> {
+    let place = (&Device::flex(), DType::F32);
+    let mut model = CausalLm::load_to_score(source, None, place, seed).unwrap();
+    let heads = matrices(&mut model)
+        .into_iter()
+        .filter(|(name, ..)| name == SCORE);
+    let [(_, None, bits)] = &heads.collect::<Vec<_>>()[..] else {
+        panic!("one head, dense");
+    };
+    bits.iter().map(|bits| f32::from_bits(*bits)).collect()
+}
+
+#[test]
+fn a_head_that_scores_is_read_or_drawn() {
+    let expected: Vec<f32> = (0..64).map(|i| i as f32 * 0.01).collect();
+    let directory = tempfile::tempdir().unwrap();
+    let path = scored(directory.path(), 1);
+    let classifier = ModelSource::open(&path).unwrap();
+    assert_eq!(score(&classifier, 1), expected);
+    let refused = CausalLm::load(&classifier, &Device::flex()).unwrap_err();
+    assert!(
+        refused.to_string().contains("`lm_head.weight` is missing"),
+        "{refused}"
+    );
+
+    let source = source();
+    assert_eq!(score(&source, 1), score(&source, 1));
+    assert_ne!(score(&source, 1), score(&source, 2));
+
+    let path = scored(directory.path(), 2);
+    let several = ModelSource::open(&path).unwrap();
+    let place = (&Device::flex(), DType::F32);
+    let refused = CausalLm::load_to_score(&several, None, place, 1).unwrap_err();
+    let message = refused.to_string();
+    assert!(
+        message.contains("shape [2, 64]") && message.contains("[1, 64]"),
+        "{message}"
+    );
 }

@@ -40,7 +40,7 @@ pub enum PairLoss {
 }
 
 /// Chosen and rejected, `[pairs]` each.
-type Both = [Tensor<1>; 2];
+pub(super) type Both = [Tensor<1>; 2];
 
 impl PairLoss {
     /// Whether Δ needs a reference.
@@ -230,7 +230,7 @@ fn smoothed(x: Tensor<1>, smoothing: f64) -> (Tensor<1>, Tensor<1>) {
 }
 
 /// Chosen and rejected, which take turns.
-fn apart(all: Tensor<1>) -> Both {
+pub(super) fn apart(all: Tensor<1>) -> Both {
     let pairs = all.dims()[0] / 2;
     let all = all.reshape([pairs, 2]);
     [0, 1].map(|i| all.clone().narrow(1, i, 1).reshape([pairs]))
@@ -246,7 +246,7 @@ fn over([a, b]: Both, [by_a, by_b]: &Both) -> Both {
     [a / by_a.clone(), b / by_b.clone()]
 }
 
-fn judged(losses: Tensor<1>, slopes: Both, rewards: Both) -> Judged {
+pub(super) fn judged(losses: Tensor<1>, slopes: Both, rewards: Both) -> Judged {
     Judged {
         losses,
         terms: Vec::new(),

@@ -215,6 +215,37 @@ fn slopes_of_every_pair_loss_are_those_of_autodiff() {
 }
 
 #[test]
+fn slopes_of_scores_are_those_of_autodiff() {
+    let device = Device::flex();
+    for (gamma, center) in [(0.0, 0.0), (0.5, 0.0), (0.25, 0.01)] {
+        let scores = floats([1.5, -0.5, -2.0, 1.0, 0.0, 0.0], &device);
+        let found = ScoreLoss { gamma, center }.judge(&scores);
+        assert_eq!(values(found.rewards), values(scores.clone()));
+        let leaf = scores.autodiff().require_grad();
+        let [c, r] = halves(leaf.clone());
+        let written =
+            log_sigmoid(c.clone() - r.clone() - gamma).neg() + (c + r).powi_scalar(2) * center;
+        let slopes = leaf.grad(&written.clone().sum().backward()).unwrap();
+        let pairs = [
+            (values(found.losses), values(written.inner())),
+            (values(found.slopes), values(slopes)),
+        ];
+        for (found, expected) in pairs {
+            assert_eq!(found.len(), expected.len());
+            for (found, expected) in found.iter().zip(&expected) {
+                assert!((found - expected).abs() < 1e-6, "{found} {expected}");
+            }
+        }
+    }
+    let equal = ScoreLoss {
+        gamma: 0.0,
+        center: 0.0,
+    };
+    let judged = equal.judge(&floats([0.3, 0.3], &device));
+    assert_eq!(values(judged.losses), [std::f32::consts::LN_2]);
+}
+
+#[test]
 fn slopes_of_single_answers_are_those_of_autodiff() {
     let device = Device::flex();
     let [policy, reference, _] = three_pairs(&device);

@@ -25,6 +25,8 @@ pub struct Base {
     /// Of whose model it is.
     model_name: String,
     added_tokens: Vec<String>,
+    /// The seed of a head that scores texts, where there is one.
+    score_seed: Option<u64>,
     source: Arc<ModelSource>,
     model: CausalLm,
     kept: Kept,
@@ -55,7 +57,7 @@ impl Kept {
                 markers: check.foreign_markers.clone(),
             });
         }
-        let spec = backdraft_model::spec(source)?;
+        let spec = recipe.shaped(backdraft_model::spec(source)?);
         let longest = spec.max_position_embeddings;
         if data.train.longest_text() > longest {
             return Err(TrainError::TooLong {
@@ -66,7 +68,7 @@ impl Kept {
         let lora = recipe.trained(&spec)?;
         match_adapted(GROUPS, &recipe.train.group_rates(), &lora, &spec)?;
         let dtype = dtype_on(recipe.dtype, device)?;
-        let longest = PassShape::of_sequences(data.loader.largest_micro_batch());
+        let longest = PassShape::of_texts(data.loader.largest_micro_batch(), spec.scores);
         let facts = DeviceFacts::of(device, dtype.size() as u64);
         budget::settle_bits(recipe, &spec, &facts, longest)?;
         let plan = adapt::stored_plan(recipe, source, &spec)?;
@@ -95,14 +97,19 @@ impl Base {
         kept: Kept,
         device: &Device,
     ) -> Result<Self, TrainError> {
+        let score_seed = score_seed(recipe);
         let load = || {
             let place = (device, kept.dtype);
-            CausalLm::load_to_train(&source, kept.plan.as_ref(), place)
+            match score_seed {
+                Some(seed) => CausalLm::load_to_score(&source, kept.plan.as_ref(), place, seed),
+                None => CausalLm::load_to_train(&source, kept.plan.as_ref(), place),
+            }
         };
         let (model, watcher) = Watcher::watch(load, Ok)?;
         Ok(Self {
             model_name: recipe.model.clone(),
             added_tokens: recipe.tokens.add.clone(),
+            score_seed,
             fingerprint: source.fingerprint()?,
             source,
             model,
@@ -122,7 +129,10 @@ impl Base {
     /// # Errors
     /// A recipe that does not fit its model or rows.
     pub fn serves(&self, recipe: &Recipe, data: &RunData) -> Result<bool, TrainError> {
-        if recipe.model != self.model_name || recipe.tokens.add != self.added_tokens {
+        if recipe.model != self.model_name
+            || recipe.tokens.add != self.added_tokens
+            || score_seed(recipe) != self.score_seed
+        {
             return Ok(false);
         }
         let kept = Kept::settle(&mut recipe.clone(), &self.source, data, &self.device)?;
@@ -183,4 +193,9 @@ impl Base {
             loss_scale: (kept.dtype == DType::F16).then(LossScale::default),
         })
     }
+}
+
+/// The seed that the head of a reward model starts from; `None` where nothing is scored.
+fn score_seed(recipe: &Recipe) -> Option<u64> {
+    recipe.objective.scores().then_some(recipe.seed)
 }

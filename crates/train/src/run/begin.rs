@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use backdraft_arch::spec::SCORE_MODULE;
 use backdraft_data::{Loader, LoaderState, RowSet};
 use backdraft_formats::{Existing, remove_partials, write_file};
 use backdraft_journal::diagnosis::{AnswerMonitor, AnswerPoint, Monitor};
@@ -11,6 +12,7 @@ use backdraft_journal::report::{ActivationReport, Reporter, RunInfo, RunSummary}
 use backdraft_journal::tensorboard::EventWriter;
 use backdraft_journal::text::{shown_computer, with_causes};
 use backdraft_journal::{run_files, tensorboard};
+use backdraft_model::LoadError;
 use backdraft_plan::memory::Memory;
 use backdraft_recipe::no_effect::NoEffect;
 
@@ -97,6 +99,15 @@ impl Run {
         notes.extend(listed.err().map(|error| with_causes(&error)));
         if let Some(saved) = &from {
             let adapter = self.adapter_of(saved)?;
+            if self.model.spec().scores
+                && !adapter
+                    .config
+                    .modules_to_save
+                    .iter()
+                    .any(|it| it == SCORE_MODULE)
+            {
+                return Err(LoadError::NoScore.into());
+            }
             self.model = self.model.with_adapter(&adapter)?;
         }
         let mut loader = self.data.loader.clone();

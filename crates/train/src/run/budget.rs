@@ -41,7 +41,8 @@ pub(super) fn settle_bits(
 impl Run {
     /// A pass over the largest micro-batch that the data can make, every token supervised.
     pub(super) fn longest_pass(&self) -> PassShape {
-        PassShape::of_sequences(self.data.loader.largest_micro_batch())
+        let texts = self.data.loader.largest_micro_batch();
+        PassShape::of_texts(texts, self.model.spec().scores)
     }
 
     /// What decides on the memory of a step.

@@ -35,12 +35,13 @@ pub(crate) fn check(
         return Err(TrainError::AdapterInOutput { path: path.clone() });
     }
     let outline = PeftDir::outline(path)?;
+    match (outline.config.scores(), spec.scores) {
+        (true, false) => return Err(does_not_fit(path, LoadError::Scores)),
+        (false, true) => return Err(does_not_fit(path, LoadError::NoScore)),
+        (true, true) | (false, false) => {}
+    }
     let modules = outline.modules.into_iter();
     let mut found: BTreeMap<_, _> = modules.map(|it| (it.module, (it.rank, it.dims))).collect();
-    let does_not_fit = |source| TrainError::Adapter {
-        path: path.clone(),
-        source: Box::new(source),
-    };
     let other = |found, rank, module| TrainError::AdapterModules {
         path: path.clone(),
         found,
@@ -54,11 +55,12 @@ pub(crate) fn check(
             (true, Some((rank, dims))) if dims != expected => {
                 let [output, input] = dims;
                 let actual = format!("[{rank}, {input}] and [{output}, {rank}]");
-                return Err(does_not_fit(LoadError::Adapter {
+                let source = LoadError::Adapter {
                     module,
                     expected,
                     actual,
-                }));
+                };
+                return Err(does_not_fit(path, source));
             }
             (true, Some((rank, _))) if rank == config.rank_of(&module) => {}
             (false, None) => {}
@@ -70,8 +72,15 @@ pub(crate) fn check(
         }
     }
     match found.into_keys().next() {
-        Some(module) => Err(does_not_fit(LoadError::AdapterModule { module })),
+        Some(module) => Err(does_not_fit(path, LoadError::AdapterModule { module })),
         None => Ok(()),
+    }
+}
+
+fn does_not_fit(path: &Path, source: LoadError) -> TrainError {
+    TrainError::Adapter {
+        path: path.to_owned(),
+        source: Box::new(source),
     }
 }
 
@@ -103,10 +112,7 @@ impl Run {
             self.start = Some(FrozenStart::new(&directory, &adapter));
         }
         let fitted = self.model.clone().with_adapter(&adapter);
-        self.model = fitted.map_err(|source| TrainError::Adapter {
-            path: path.clone(),
-            source: Box::new(source),
-        })?;
+        self.model = fitted.map_err(|source| does_not_fit(path, source))?;
         self.other_base(path)
     }
 

@@ -1,10 +1,14 @@
-use backdraft_data::IGNORE_INDEX;
+use backdraft_data::{Answer, IGNORE_INDEX};
 use backdraft_formats::ModelSource;
-use backdraft_lora::{LoraConfig, TargetModule};
+use backdraft_lora::{Adapter, LoraConfig, TargetModule};
 use backdraft_model::BaseTensor;
-use burn::tensor::{Device, Tensor};
+use burn::module::Module;
+use burn::tensor::activation::log_sigmoid;
+use burn::tensor::{DType, Device, Tensor};
 
 use super::*;
+use crate::compared::Compared;
+use crate::objective::{Objective, Others, ScoreLoss};
 
 /// A tiny model with adapters on its last layer, whose factors are not zero.
 fn model() -> CausalLm {
@@ -65,4 +69,121 @@ fn a_model_and_its_reference_share_what_is_below_the_lowest_adapter() {
     });
     assert!(alone(&headless).iter().all(|nll| nll.is_nan()));
     assert_eq!(from_trunk(&headless), from_trunk(&base));
+}
+
+/// A tiny model with a head that scores, drawn, and adapters whose factors are not zero; `low` has one on its first layer too.
+fn scoring(low: bool) -> CausalLm {
+    let path = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../tests/golden/tiny/llama-untied"
+    );
+    let source = ModelSource::open(path).unwrap();
+    let place = (&Device::flex(), DType::F32);
+    let model = CausalLm::load_to_score(&source, None, place, 5).unwrap();
+    let last = model.layers.len() - 1;
+    let lora = LoraConfig {
+        rank: 4,
+        target_modules: vec![TargetModule::QProj, TargetModule::DownProj],
+        layers_to_transform: Some(if low { vec![0, last] } else { vec![last] }),
+        modules_to_save: vec!["score".to_owned()],
+        ..LoraConfig::default()
+    };
+    let mut model = model.with_lora(&lora, 3).unwrap();
+    for (_, _, adapter) in model.adapters_mut() {
+        adapter.update(|param| param.values + 0.05);
+    }
+    model
+}
+
+/// The loss of a reward model and the gradients of its factors and of its head, against autodiff through the model as it is
+/// written: no chunk, no divisor and no trunk of ours is in there.
+#[test]
+fn gradients_of_a_reward_model_are_those_of_autodiff() {
+    const CENTER: f64 = 0.3;
+    for low in [true, false] {
+        let model = scoring(low);
+        let texts = [
+            &[5_u32, 6, 7, 8, 9][..],
+            &[5, 6, 10, 11],
+            &[12, 13, 14],
+            &[12, 15],
+        ];
+        let tokens = Tokens::from_sequences(&texts);
+        let targets = Targets::last_tokens(&tokens);
+        assert_eq!(
+            (&targets.rows[..], &targets.ids[..]),
+            (&[4, 8, 11, 13][..], &[9, 11, 14, 15][..])
+        );
+        let answers = [Answer::Good, Answer::Bad, Answer::Good, Answer::Bad];
+        let compared = Compared::new((&targets, &tokens.segments), vec![true; 4], &answers);
+        let batch = MicroBatch { tokens, targets };
+        let goal = Goal {
+            objective: Objective::Scores(ScoreLoss {
+                gamma: 0.2,
+                center: CENTER,
+            }),
+            answers: Some((&compared, Others::default())),
+            ..Goal::next_token(0.5)
+        };
+        let mut grads = AdapterGrads::new();
+        let plan = ActivationPlan::keep_all(model.num_backward_layers());
+        let trunk = Trunk::new(&model, &batch);
+        let alone = values(scores(&model, &batch, trunk.clone()));
+        let told = guarded(
+            &model,
+            (&batch, trunk),
+            &goal,
+            None,
+            (&plan, None),
+            &mut grads,
+        )
+        .unwrap();
+        let told = told.answers.unwrap();
+        assert_eq!(values(told.rewards), alone);
+
+        let tracked = model.clone().train();
+        let hidden = tracked.forward_hidden(&batch.tokens, None);
+        let rows = Tensor::from_ints([4, 8, 11, 13], &hidden.device());
+        let pairs = tracked.logits(hidden.select(0, rows)).reshape([2, 2]);
+        let [c, r] = [0, 1].map(|i| pairs.clone().narrow(1, i, 1).reshape([2]));
+        let loss = log_sigmoid(c.clone() - r.clone() - 0.2).neg() + (c + r).powi_scalar(2) * CENTER;
+        close(&values(told.losses), &values(loss.clone().inner()));
+        let tape = loss.mean().backward();
+        let mut compared = 0;
+        let mut check = |id, expected: Option<Vec<f32>>| {
+            let expected = expected.unwrap();
+            assert!(expected.iter().any(|x| *x != 0.0));
+            close(&values(grads.get(id).unwrap().clone()), &expected);
+            compared += 1;
+        };
+        for (_, _, Adapter::Lora(lora)) in tracked.adapters() {
+            for factor in [&lora.lora_a, &lora.lora_b] {
+                let grad = factor.val().grad(&tape);
+                check(factor.id, grad.map(|grad| values(grad.flatten(0, 1))));
+            }
+        }
+        for place in tracked.whole() {
+            assert_eq!(
+                (&*place.name, place.tensor.dims()),
+                ("score.weight", &[1, 64][..])
+            );
+            check(
+                place.tensor.id(),
+                place.tensor.tracked().grad(&tape).map(values),
+            );
+        }
+        assert_eq!(compared, if low { 9 } else { 5 });
+    }
+}
+
+fn close(found: &[f32], expected: &[f32]) {
+    assert_eq!(found.len(), expected.len());
+    let largest = expected.iter().fold(0.0_f32, |most, x| most.max(x.abs()));
+    for (found, expected) in found.iter().zip(expected) {
+        let off = (found - expected).abs();
+        assert!(
+            off <= 1e-5 * largest.max(1e-3),
+            "{found} instead of {expected}"
+        );
+    }
 }

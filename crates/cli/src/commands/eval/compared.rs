@@ -44,6 +44,13 @@ impl Judge {
         let recipe = match said {
             ObjectiveRecipe::Sft if judged => KTO,
             ObjectiveRecipe::Sft => DPO,
+            said if said.scores() => {
+                return Err(CliError::user(
+                    "objective.kind = \"reward\" scores answers, and there is no reward model: neither an adapter of one nor a head \
+                     (score.weight) in the model",
+                )
+                .hint("train one, or name its adapter with --adapter"));
+            }
             said if judged && said.kind() != ObjectiveKind::Kto => {
                 return Err(CliError::user(format!(
                     "objective.kind = \"{}\" compares pairs, and these rows are judged one by one",
@@ -74,7 +81,7 @@ impl Judge {
     pub(super) fn in_words(&self) -> String {
         let kind = self.recipe.kind();
         let beta = match self.recipe {
-            ObjectiveRecipe::Sft => return kind.to_string(),
+            ObjectiveRecipe::Sft | ObjectiveRecipe::Reward { .. } => return kind.to_string(),
             ObjectiveRecipe::Dpo { beta, .. }
             | ObjectiveRecipe::Orpo { beta }
             | ObjectiveRecipe::Simpo { beta, .. }

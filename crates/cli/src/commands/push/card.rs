@@ -64,6 +64,10 @@ fn head(facts: &Facts<'_>) -> CardHead {
         Kind::Model => ("transformers", "finetune", "finetuned"),
         Kind::Gguf => ("gguf", "quantized", "gguf"),
     };
+    let task = match scores(facts) {
+        true => "text-classification",
+        false => "text-generation",
+    };
     let of_base = &facts.of_base;
     let quantized = quantization(facts).is_some().then_some("qlora");
     let datasets = facts.run.map_or_else(Vec::new, provenance::datasets);
@@ -71,13 +75,18 @@ fn head(facts: &Facts<'_>) -> CardHead {
         .with("base_model", facts.base)
         .with("base_model_relation", facts.base.map(|_| relation))
         .with("library_name", Some(library))
-        .with("pipeline_tag", Some("text-generation"))
+        .with("pipeline_tag", Some(task))
         .with("license", of_base.one("license"))
         .with("license_name", of_base.one("license_name"))
         .with("license_link", of_base.one("license_link"))
         .with_list("language", of_base.all("language"))
         .with_list("datasets", datasets)
         .with_list("tags", ["backdraft", tag].into_iter().chain(quantized))
+}
+
+/// Whether it is a reward model.
+fn scores(facts: &Facts<'_>) -> bool {
+    facts.adapter.is_some_and(PeftConfig::scores)
 }
 
 fn title(facts: &Facts<'_>) -> String {
@@ -91,6 +100,7 @@ fn title(facts: &Facts<'_>) -> String {
         None => "a base that has no name on the hub".to_owned(),
     };
     let what = match facts.kind {
+        Kind::Adapter if scores(facts) => "A reward model, as a LoRA adapter for",
         Kind::Adapter => "A LoRA adapter for",
         Kind::Model => "A fine-tune of",
         Kind::Gguf => "GGUF files of a fine-tune of",
@@ -112,6 +122,14 @@ fn usage(facts: &Facts<'_>) -> String {
     let base = facts.base.unwrap_or("BASE");
     let mut text = "## Use\n\n".to_owned();
     match facts.kind {
+        Kind::Adapter if scores(facts) => text.push_str(&format!(
+            "```python\nfrom peft import AutoPeftModelForSequenceClassification\nfrom transformers import AutoTokenizer\n\n\
+             model = AutoPeftModelForSequenceClassification.from_pretrained(\"{repository}\", num_labels=1)\n\
+             tokenizer = AutoTokenizer.from_pretrained(\"{base}\")\n```\n\n\
+             ```sh\nhf download {repository} --local-dir {name}\n\
+             backdraft eval --model {base} --adapter {name} --data pairs.jsonl\n```\n\n\
+             The reward of an answer is the score of the last token of prompt and answer.\n"
+        )),
         Kind::Adapter => text.push_str(&format!(
             "```python\nfrom peft import AutoPeftModelForCausalLM\nfrom transformers import AutoTokenizer\n\n\
              model = AutoPeftModelForCausalLM.from_pretrained(\"{repository}\")\n\
