@@ -3,6 +3,7 @@
 mod adamw8bit;
 mod adapters;
 mod adaptive;
+mod bf16;
 mod compare;
 mod files;
 mod forward;

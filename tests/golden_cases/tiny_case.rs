@@ -26,7 +26,7 @@ impl TinyCase {
         folders.into_iter().filter_map(Self::open).collect()
     }
 
-    fn open(path: Folder) -> Option<Self> {
+    pub(super) fn open(path: Folder) -> Option<Self> {
         let name = path.name();
         let source = ModelSource::open(&*path).unwrap_or_else(|e| panic!("{name}: {e}"));
         let model = match CausalLm::load(&source, &place::device()) {
