@@ -54,15 +54,12 @@ pub(super) fn exported(
 }
 
 /// What llama.cpp computes otherwise is refused by its name: it leaves RoPE out in every fourth layer of a SmolLM 3,
-/// takes the size of heads for a Gemma's `query_pre_attn_scalar`, and knows no window in some layers of a Mistral. DeltaNets and
-/// Gemma 4 are not written at all.
+/// takes the size of heads for a Gemma's `query_pre_attn_scalar`, and knows no window in some layers of a Mistral.
 pub(super) fn has_no_gguf(case: &TinyCase) -> Option<&'static str> {
     let spec = case.model.spec();
     let layer = &spec.layers[0];
     let usual = (layer.head_dim as f64).powf(-0.5);
     match spec.family {
-        Family::Qwen35 => Some("\"qwen3_5_text\""),
-        Family::Gemma4 => Some("\"gemma4_text\""),
         Family::SmolLm3 if spec.layers.len() < 4 => Some("layers without RoPE is [1]"),
         Family::Gemma2 | Family::Gemma3 if layer.attention_multiplier != Some(usual) => {
             Some("the scale of attention's scores is")
@@ -169,6 +166,8 @@ fn layers_that_differ_go_through_gguf() {
         (Family::Olmo3, Some(5)),
         (Family::Gemma2, Some(5)),
         (Family::Gemma3, Some(5)),
+        (Family::Gemma4, Some(5)),
+        (Family::Qwen35, None),
         (Family::Phi3, Some(5)),
         (Family::Glm4, None),
     ] {

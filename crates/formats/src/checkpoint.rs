@@ -229,7 +229,7 @@ impl ModelSource {
     pub fn block_kind(&self, name: &str) -> Option<GgufBlock> {
         match self {
             Self::Hf(_) => None,
-            Self::Gguf(gguf) => gguf.stored_type(name)?.block(),
+            Self::Gguf(gguf) => gguf.block_kind(name),
         }
     }
 

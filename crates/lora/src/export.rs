@@ -1,9 +1,9 @@
 //! A model, with an adapter folded in on the way, as GGUF files.
 
-use backdraft_arch::{Family, Heads, LayerSpec, ModelSpec, RopeScaling};
+use backdraft_arch::{Family, Heads, LayerSpec, Mixer, ModelSpec, RopeScaling, TargetSet};
 use backdraft_formats::gguf::{
-    ExportSource, GgufDecoder, GgufExport, GgufExportError, GgufFactors, GgufFileType, GgufFiles,
-    GgufGemma, GgufRope, WrittenFile,
+    ExportSource, GgufDecoder, GgufDeltaNets, GgufExport, GgufExportError, GgufFactors,
+    GgufFileType, GgufFiles, GgufGemma, GgufRope, WrittenFile,
 };
 use backdraft_formats::{FormatError, ModelSource, PeftDir};
 
@@ -26,20 +26,32 @@ pub struct ExportReport {
 /// Something that GGUF files of its architecture cannot say.
 pub fn gguf_decoder(spec: &ModelSpec) -> Result<GgufDecoder, FormatError> {
     let feature = |what, actual: String, hint| GgufExportError::Feature { what, actual, hint };
-    if spec.has_delta_nets() || spec.family == Family::Gemma4 {
-        let actual = spec.family.model_type().to_owned();
-        return Err(GgufExportError::Family { actual }.into());
-    }
-    let [first, rest @ ..] = &spec.layers[..] else {
+    let [first, ..] = &spec.layers[..] else {
         return Err(feature("the number of layers", "0".to_owned(), "there must be one").into());
     };
-    // Layers may differ in what is said of each.
-    let common = |layer: &LayerSpec| LayerSpec {
-        heads: first.heads,
-        sliding_window: first.sliding_window,
-        ..layer.clone()
+    let usual = match spec.family {
+        Family::Gemma4 => (spec.layers.iter()).find(|layer| layer.sliding_window.is_some()),
+        _ => None,
     };
-    if let Some(other) = rest.iter().find(|layer| common(layer) != *first) {
+    let usual = usual.unwrap_or(first);
+    let windowless = full_layer(spec, usual);
+    let delta_nets = delta_nets(spec)?;
+    // Layers may differ in what is said of each.
+    let expected = |layer: &LayerSpec| {
+        let of_kind = windowless
+            .as_ref()
+            .filter(|_| layer.sliding_window.is_none());
+        LayerSpec {
+            heads: layer.heads,
+            sliding_window: layer.sliding_window,
+            mixer: match delta_nets {
+                Some(_) => layer.mixer,
+                None => usual.mixer,
+            },
+            ..of_kind.unwrap_or(usual).clone()
+        }
+    };
+    if let Some(other) = spec.layers.iter().find(|layer| expected(layer) != **layer) {
         let hint = "all layers must be alike";
         return Err(feature("a layer", format!("{other:?}"), hint).into());
     }
@@ -47,11 +59,12 @@ pub fn gguf_decoder(spec: &ModelSpec) -> Result<GgufDecoder, FormatError> {
         model_type: spec.family.model_type().to_owned(),
         context_length: spec.max_position_embeddings,
         embedding_length: spec.hidden_size,
-        feed_forward_length: first.intermediate_size,
+        feed_forward_length: usual.intermediate_size,
         layers: spec.layers.len(),
-        heads: first.num_attention_heads,
-        key_value_heads: first.num_key_value_heads,
-        head_dim: first.head_dim,
+        heads: usual.num_attention_heads,
+        key_value_heads: usual.num_key_value_heads,
+        head_dim: usual.head_dim,
+        full_heads: windowless.map(|layer| (layer.head_dim, layer.num_key_value_heads)),
         rotary_dim: spec.rope.rotary_dim,
         vocab_size: spec.vocab_size,
         rms_norm_eps: spec.rms_norm_eps,
@@ -60,10 +73,55 @@ pub fn gguf_decoder(spec: &ModelSpec) -> Result<GgufDecoder, FormatError> {
         sliding_window: spec.layers.iter().find_map(|layer| layer.sliding_window),
         full_layers: full(spec),
         unturned_layers: unturned(spec),
-        factors: factors(spec, first),
-        gemma: gemma(spec, first)?,
+        factors: factors(spec, usual),
+        gemma: gemma(spec, usual)?,
         query_scaling: query_scaling(spec)?,
+        delta_nets,
     })
+}
+
+/// A Gemma 4's layer without a window: as one with a window, but for its heads.
+fn full_layer(spec: &ModelSpec, usual: &LayerSpec) -> Option<LayerSpec> {
+    let mut layers = spec.layers.iter();
+    let full = layers.find(|layer| layer.sliding_window.is_none())?;
+    (spec.family == Family::Gemma4).then(|| LayerSpec {
+        head_dim: full.head_dim,
+        num_key_value_heads: full.num_key_value_heads,
+        values: full.values,
+        ..usual.clone()
+    })
+}
+
+/// The layers that are DeltaNets, which must be of one size.
+fn delta_nets(spec: &ModelSpec) -> Result<Option<GgufDeltaNets>, GgufExportError> {
+    let sizes = |layer: &LayerSpec| match layer.mixer {
+        Mixer::DeltaNet(sizes) => Some(sizes),
+        Mixer::Attention | Mixer::GatedAttention => None,
+    };
+    let Some(first) = spec.layers.iter().find_map(sizes) else {
+        return Ok(None);
+    };
+    let biased = (spec.layers.iter()).find(|layer| layer.biases != TargetSet::NONE);
+    if let Some(layer) = biased {
+        return Err(GgufExportError::Feature {
+            what: "the list of projections with a bias",
+            actual: format!("{:?}", layer.biases),
+            hint: "llama.cpp's Qwen 3.5 has none",
+        });
+    }
+    if let Some(other) = spec.layers.iter().filter_map(sizes).find(|it| *it != first) {
+        return Err(GgufExportError::Feature {
+            what: "a layer's DeltaNet",
+            actual: format!("{other:?}"),
+            hint: "all must be alike",
+        });
+    }
+    let layers = spec.layers.iter().enumerate();
+    let attending = layers.filter(|(_, layer)| sizes(layer).is_none());
+    Ok(Some(GgufDeltaNets {
+        sizes: first,
+        attending: attending.map(|(index, _)| index).collect(),
+    }))
 }
 
 /// Layers without a window, where others have one.
@@ -87,7 +145,7 @@ fn unturned(spec: &ModelSpec) -> Vec<usize> {
 /// What a Gemma has of its own.
 fn gemma(spec: &ModelSpec, layer: &LayerSpec) -> Result<Option<GgufGemma>, GgufExportError> {
     let attention = match (spec.family, layer.attention_multiplier) {
-        (Family::Gemma2 | Family::Gemma3, Some(attention)) => attention,
+        (Family::Gemma2 | Family::Gemma3 | Family::Gemma4, Some(attention)) => attention,
         _ => return Ok(None),
     };
     let local = spec.local_rope.as_ref();
@@ -148,7 +206,7 @@ fn check_local_rope(spec: &ModelSpec) -> Result<(), GgufExportError> {
         .any(|layer| layer.sliding_window.is_some());
     let scaled = spec.rope.scaling != RopeScaling::Default;
     let fine = match (spec.family, &spec.local_rope) {
-        (Family::Gemma2 | Family::Gemma3, _) => true,
+        (Family::Gemma2 | Family::Gemma3 | Family::Gemma4, _) => true,
         (Family::Olmo3, None) => !(windowed && scaled),
         (Family::Olmo3, Some(local)) => {
             local.scaling == RopeScaling::Default && local.theta == spec.rope.theta
@@ -194,13 +252,16 @@ fn rope(spec: &ModelSpec) -> Result<GgufRope, GgufExportError> {
             high_freq_factor,
             original,
         },
-        RopeScaling::Proportional { .. } => {
-            return Err(GgufExportError::Feature {
-                what: "the type of rotary settings",
-                actual: spec.rope.scaling.name().to_owned(),
-                hint: "llama.cpp has it in no architecture that is written",
-            });
-        }
+        &RopeScaling::Proportional { pairs, factor } => match factor == 1.0 {
+            true => GgufRope::Proportional { pairs },
+            false => {
+                return Err(GgufExportError::Feature {
+                    what: "the factor of \"proportional\" rotary settings",
+                    actual: factor.to_string(),
+                    hint: "llama.cpp has none",
+                });
+            }
+        },
         &RopeScaling::Yarn {
             factor,
             original_max_position_embeddings: original,

@@ -128,7 +128,7 @@ impl RandomModel {
             "final_logit_softcapping": logits_cap, "partial_rotary_factor": head_turns,
             "original_max_position_embeddings": 16, "rope_scaling": long,
             "linear_num_key_heads": self.kv_heads, "linear_num_value_heads": self.heads,
-            "linear_key_head_dim": head_dim / 2, "linear_value_head_dim": head_dim,
+            "linear_key_head_dim": head_dim, "linear_value_head_dim": head_dim,
         });
         // Stretched from fewer tokens than texts have.
         let mut yarn = json!({

@@ -10,6 +10,7 @@ mod usual;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use backdraft_arch::Family;
 use backdraft_data::ChatTokenizer;
 use backdraft_formats::gguf::{
     Entry, GgufDecoder, GgufExport, GgufFileType, GgufFiles, VocabularyOptions, base_vocabulary,
@@ -279,6 +280,7 @@ fn metadata(
         rows: spec.vocab_size,
         ends: &ends,
         chat_template: template,
+        keeps_merges: spec.family == Family::Gemma4,
     };
     let entries = match source {
         ModelSource::Gguf(gguf) => base_vocabulary(gguf.file().metadata(), &options),

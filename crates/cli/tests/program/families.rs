@@ -64,27 +64,9 @@ fn the_page_has_every_family_in_both_tables() {
 /// How a family is refused in GGUF files that are written.
 fn refusal(family: Family) -> &'static str {
     match family {
-        Family::Qwen35 => "models of type \"qwen3_5_text\" cannot be exported",
-        Family::Gemma4 => "models of type \"gemma4_text\" cannot be exported",
         Family::Ministral => "the sliding window is 9",
         _ => panic!("{family:?} is not refused"),
     }
-}
-
-/// A GGUF file that names an architecture, and has nothing else.
-fn gguf_of(architecture: &str) -> Vec<u8> {
-    let text = |text: &str| [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat();
-    let (version, tensors, entries, string) = (3u32, 0u64, 1u64, 8u32);
-    [
-        b"GGUF".to_vec(),
-        version.to_le_bytes().to_vec(),
-        tensors.to_le_bytes().to_vec(),
-        entries.to_le_bytes().to_vec(),
-        text("general.architecture"),
-        string.to_le_bytes().to_vec(),
-        text(architecture),
-    ]
-    .concat()
 }
 
 /// What is peculiar about a model is what `inspect` says of it.
@@ -226,16 +208,6 @@ fn every_cell_of_the_page_is_what_happens() {
                 ask(&["--model", file]);
                 let model = format!("model=\"{file}\"");
                 train(&[&model, "output_dir=\"over-gguf\"", "train.max_steps=1"]);
-            }
-            "refused" => {
-                let architecture = match family {
-                    Family::Gemma4 => "gemma4",
-                    _ => "qwen35",
-                };
-                fs::write(d.join("x.gguf"), gguf_of(architecture)).unwrap();
-                let said = fails(d, &["inspect", "x.gguf"], 1);
-                let part = format!("its architecture is \"{architecture}\"; supported are");
-                says(&said, &[&part]);
             }
             "as `llama`" => {
                 let shape = RandomModel {

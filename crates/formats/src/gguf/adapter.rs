@@ -4,10 +4,10 @@ use std::path::PathBuf;
 
 use super::decoder::GgufDecoder;
 use super::entry::Entry;
-use super::export::interleave;
 use super::export_error::GgufExportError;
 use super::ggml_type::GgmlType;
-use super::names::{Rows, gguf_name};
+use super::names::gguf_name;
+use super::order::Arrangement;
 use super::writer::{GgufWriter, TensorPlan, WrittenFile};
 use crate::atomic::Existing;
 use crate::error::Result;
@@ -72,8 +72,12 @@ pub fn write_gguf_adapter(
             None => adapter.config.scaling_of(&pair.module) as f32,
         };
         let mut b: Vec<f32> = pair.lora_b.iter().map(|value| value * scaling).collect();
-        if architecture.interleaved() && matches!(rows, Rows::QueryHeads | Rows::KeyHeads) {
-            b = interleave(&b, pair.out_features, decoder.head_dim);
+        let mut a = pair.lora_a.clone();
+        let delta = decoder.delta_nets.as_ref().map(|delta| delta.sizes);
+        match rows.arrangement(architecture, decoder.head_dim, delta) {
+            Some(rows @ Arrangement::Rows(_)) => b = rows.to_file(&b, pair.out_features),
+            Some(columns @ Arrangement::Columns(_)) => a = columns.to_file(&a, rank),
+            None => {}
         }
         let plan = |name, shape| TensorPlan {
             name,
@@ -81,14 +85,14 @@ pub fn write_gguf_adapter(
             shape,
         };
         let (of_a, of_b) = (format!("{name}.lora_a"), format!("{name}.lora_b"));
-        for value in pair.lora_a.iter().chain(&b) {
+        for value in a.iter().chain(&b) {
             if !value.is_finite() {
                 return Err(GgufExportError::unfit(&name, *value).into());
             }
         }
         plans.push(plan(of_a, vec![rank, pair.in_features]));
         plans.push(plan(of_b, vec![pair.out_features, rank]));
-        values.push(pair.lora_a.clone());
+        values.push(a);
         values.push(b);
     }
     let mut metadata = vec![

@@ -1,10 +1,10 @@
 //! What a GGUF file has of its own in each architecture that is read.
 
-use serde_json::{Value, json};
-
 use super::error::GgufError;
-use super::file::GgufFile;
-use super::value::{GgufMetadata, GgufValue};
+use super::family::sliding_window;
+use super::names::SCALAR;
+use super::order::Change;
+use super::value::GgufMetadata;
 
 /// An architecture, or one of the families that share it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,6 +19,8 @@ pub(super) enum Architecture {
     Qwen2,
     /// `qwen3`.
     Qwen3,
+    /// `qwen35`: Qwen 3.5, dense.
+    Qwen35,
     /// `granite`: Granite 3, dense.
     Granite,
     /// `smollm3`.
@@ -31,10 +33,23 @@ pub(super) enum Architecture {
     Gemma2,
     /// `gemma3`, its text.
     Gemma3,
+    /// `gemma4`, dense, its text.
+    Gemma4,
     /// `phi3`: Phi 3, 3.5 and 4.
     Phi3,
     /// `glm4`: GLM 4 (0414).
     Glm4,
+}
+
+/// What a layer is, where layers of one file have different tensors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum LayerKind {
+    /// As in most architectures: it attends, with values of its own.
+    Usual,
+    /// A Qwen 3.5's DeltaNet.
+    DeltaNet,
+    /// It attends, and its values are its keys: a Gemma 4's layer without a window.
+    ValuesAreKeys,
 }
 
 /// llama.cpp turns no head of a SmolLM 3 in every so many layers; no metadata say it.
@@ -61,7 +76,7 @@ pub(super) const SLIDING_WINDOW_PATTERN: &str = "attention.sliding_window_patter
 pub(super) const FULL_INTERVAL: usize = 4;
 
 /// The values of `general.architecture` that are read.
-const SUPPORTED: &str = "\"llama\" (Mistral's files too), \"mistral3\", \"qwen2\", \"qwen3\", \"granite\", \"smollm3\", \"olmo2\" (OLMo 3's files too), \"gemma2\", \"gemma3\", \"phi3\" and \"glm4\"";
+const SUPPORTED: &str = "\"llama\" (Mistral's files too), \"mistral3\", \"qwen2\", \"qwen3\", \"qwen35\", \"granite\", \"smollm3\", \"olmo2\" (OLMo 3's files too), \"gemma2\", \"gemma3\", \"gemma4\", \"phi3\" and \"glm4\"";
 
 /// The metadata keys of Gemma's caps and of the rotary base of its layers with a window, below the name.
 pub(super) const SCORES_CAP: &str = "attn_logit_softcapping";
@@ -75,6 +90,27 @@ pub(super) const LOCAL_THETA: f64 = 10_000.0;
 pub(super) const YARN_LOG: &str = "rope.scaling.yarn_log_multiplier";
 pub(super) const TEMPERATURE: &str = "attention.temperature_scale";
 pub(super) const TEMPERATURE_LENGTH: &str = "attention.temperature_length";
+
+/// The metadata keys of the heads of a Gemma 4's layers with a window; the others are without the ending.
+pub(super) const LOCAL_KEY_LENGTH: &str = "attention.key_length_swa";
+pub(super) const LOCAL_VALUE_LENGTH: &str = "attention.value_length_swa";
+pub(super) const LOCAL_ROTARY: &str = "rope.dimension_count_swa";
+/// What E2B and E4B have, which llama.cpp wants to be told of others too.
+pub(super) const PER_LAYER_EMBEDDING: &str = "embedding_length_per_layer_input";
+pub(super) const SHARED_LAYERS: &str = "attention.shared_kv_layers";
+
+/// The metadata keys of a Qwen 3.5's DeltaNets: taps of the convolution; features of a query or a key; key heads; value heads;
+/// features of all values; of how many layers the last attends, or a flag for each that does not; layers behind the last that
+/// predict further tokens; the parts of RoPE that images have.
+pub(super) const CONV_KERNEL: &str = "ssm.conv_kernel";
+pub(super) const STATE_SIZE: &str = "ssm.state_size";
+pub(super) const GROUP_COUNT: &str = "ssm.group_count";
+pub(super) const TIME_STEP_RANK: &str = "ssm.time_step_rank";
+pub(super) const INNER_SIZE: &str = "ssm.inner_size";
+pub(super) const ATTENTION_INTERVAL: &str = "full_attention_interval";
+pub(super) const RECURRENT_LAYERS: &str = "attention.recurrent_layers";
+pub(super) const FURTHER_LAYERS: &str = "nextn_predict_layers";
+pub(super) const ROPE_SECTIONS: &str = "rope.dimension_sections";
 
 /// The metadata keys of Granite's factors, below the name.
 pub(super) const ATTENTION_SCALE: &str = "attention.scale";
@@ -95,12 +131,14 @@ impl Architecture {
             Some("mistral3") => Ok(Self::Ministral3),
             Some("qwen2") => Ok(Self::Qwen2),
             Some("qwen3") => Ok(Self::Qwen3),
+            Some("qwen35") => Ok(Self::Qwen35),
             Some("granite") => Ok(Self::Granite),
             Some("smollm3") => Ok(Self::SmolLm3),
             Some("olmo2") if sliding_window(metadata, "olmo2")?.is_some() => Ok(Self::Olmo3),
             Some("olmo2") => Ok(Self::Olmo2),
             Some("gemma2") => Ok(Self::Gemma2),
             Some("gemma3") => Ok(Self::Gemma3),
+            Some("gemma4") => Ok(Self::Gemma4),
             Some("phi3") => Ok(Self::Phi3),
             Some("glm4") => Ok(Self::Glm4),
             Some(actual) => Err(GgufError::Architecture {
@@ -119,12 +157,14 @@ impl Architecture {
             "ministral3" => Some(Self::Ministral3),
             "qwen2" => Some(Self::Qwen2),
             "qwen3" => Some(Self::Qwen3),
+            "qwen3_5_text" => Some(Self::Qwen35),
             "granite" => Some(Self::Granite),
             "smollm3" => Some(Self::SmolLm3),
             "olmo2" => Some(Self::Olmo2),
             "olmo3" => Some(Self::Olmo3),
             "gemma2" => Some(Self::Gemma2),
             "gemma3_text" => Some(Self::Gemma3),
+            "gemma4_text" => Some(Self::Gemma4),
             "phi3" => Some(Self::Phi3),
             "glm4" => Some(Self::Glm4),
             _ => None,
@@ -138,11 +178,13 @@ impl Architecture {
             Self::Ministral3 => "mistral3",
             Self::Qwen2 => "qwen2",
             Self::Qwen3 => "qwen3",
+            Self::Qwen35 => "qwen35",
             Self::Granite => "granite",
             Self::SmolLm3 => "smollm3",
             Self::Olmo2 | Self::Olmo3 => "olmo2",
             Self::Gemma2 => "gemma2",
             Self::Gemma3 => "gemma3",
+            Self::Gemma4 => "gemma4",
             Self::Phi3 => "phi3",
             Self::Glm4 => "glm4",
         }
@@ -155,10 +197,12 @@ impl Architecture {
             Self::Llama | Self::Mistral | Self::Ministral3 | Self::Granite | Self::SmolLm3 => true,
             Self::Qwen2
             | Self::Qwen3
+            | Self::Qwen35
             | Self::Olmo2
             | Self::Olmo3
             | Self::Gemma2
             | Self::Gemma3
+            | Self::Gemma4
             | Self::Phi3 => false,
             // Its RoPE turns neighbours in Hugging Face's files too.
             Self::Glm4 => false,
@@ -172,16 +216,18 @@ impl Architecture {
             Self::Mistral
             | Self::Ministral3
             | Self::Qwen3
+            | Self::Qwen35
             | Self::Olmo2
             | Self::Olmo3
             | Self::Gemma2
             | Self::Gemma3
+            | Self::Gemma4
             | Self::Phi3 => Biases::None,
             Self::Glm4 => Biases::QueryKeyValueInFile,
         }
     }
 
-    /// The norms of a layer.
+    /// The norms of a layer; of one that attends, where not all do.
     const fn norms(self) -> &'static [&'static str] {
         match self {
             Self::Llama
@@ -204,7 +250,13 @@ impl Architecture {
                 "ffn_norm",
                 "post_ffw_norm",
             ],
-            Self::Gemma3 => &[
+            Self::Qwen35 => &[
+                "attn_norm",
+                "post_attention_norm",
+                "attn_q_norm",
+                "attn_k_norm",
+            ],
+            Self::Gemma3 | Self::Gemma4 => &[
                 "attn_norm",
                 "post_attention_norm",
                 "ffn_norm",
@@ -238,21 +290,33 @@ impl Architecture {
 
     /// Whether a part of each head may be left as it is.
     pub(super) const fn turns_in_part(self) -> bool {
-        matches!(self, Self::Phi3 | Self::Glm4)
+        matches!(self, Self::Phi3 | Self::Glm4 | Self::Qwen35)
     }
 
-    /// Whether it is a Gemma: norms around attention and MLP, whose weights are one more in a file, and GELU.
+    /// Whether it is a Gemma: norms around attention and MLP, and GELU.
     pub(super) const fn is_gemma(self) -> bool {
-        matches!(self, Self::Gemma2 | Self::Gemma3)
+        matches!(self, Self::Gemma2 | Self::Gemma3 | Self::Gemma4)
     }
 
-    /// What is added to a tensor of Hugging Face's name when it is written.
-    pub(super) fn shift(self, name: &str) -> f32 {
-        if self.is_gemma() && name.ends_with("norm.weight") {
-            1.0
-        } else {
-            0.0
+    /// What becomes of the values of a tensor of Hugging Face's name when it is written.
+    pub(super) fn change(self, name: &str) -> Change {
+        let one_more = match self {
+            Self::Gemma2 | Self::Gemma3 => name.ends_with("norm.weight"),
+            Self::Qwen35 => {
+                name.ends_with("norm.weight") && !name.ends_with("linear_attn.norm.weight")
+            }
+            _ => false,
+        };
+        match one_more {
+            true => Change::PlusOne,
+            false if name.ends_with("linear_attn.A_log") => Change::MinusExp,
+            false => Change::None,
         }
+    }
+
+    /// Whether `q_proj` gives a gate beside each query.
+    pub(super) const fn gates_queries(self) -> bool {
+        matches!(self, Self::Qwen35)
     }
 
     /// Whether a module of GGUF's is that of Hugging Face's, where either has several.
@@ -262,6 +326,8 @@ impl Architecture {
             ("ffn_norm", "pre_feedforward_layernorm") => self.is_gemma(),
             ("post_attention_norm", "post_self_attn_layernorm")
             | ("post_ffw_norm", "post_mlp_layernorm") => self == Self::Glm4,
+            ("attn_qkv", "self_attn.qkv_proj") => self == Self::Phi3,
+            ("attn_qkv", "linear_attn.in_proj_qkv") => self == Self::Qwen35,
             ("post_attention_norm", "post_attention_layernorm")
             | ("post_ffw_norm", "post_feedforward_layernorm") => self != Self::Glm4,
             ("ffn_up", "mlp.up_proj") => !self.fuses_gate_up(),
@@ -306,10 +372,11 @@ impl Architecture {
     /// Whether a file may hold a factor for each rotary frequency.
     pub(super) const fn rope_factors(self) -> bool {
         match self {
-            Self::Llama | Self::Mistral | Self::Granite => true,
+            Self::Llama | Self::Mistral | Self::Granite | Self::Gemma4 => true,
             Self::Ministral3
             | Self::Qwen2
             | Self::Qwen3
+            | Self::Qwen35
             | Self::SmolLm3
             | Self::Olmo2
             | Self::Olmo3
@@ -331,12 +398,14 @@ impl Architecture {
             Self::Llama | Self::Mistral | Self::Qwen2 => true,
             Self::Ministral3
             | Self::Qwen3
+            | Self::Qwen35
             | Self::Granite
             | Self::SmolLm3
             | Self::Olmo2
             | Self::Olmo3
             | Self::Gemma2
             | Self::Gemma3
+            | Self::Gemma4
             | Self::Phi3
             | Self::Glm4 => false,
         }
@@ -362,6 +431,32 @@ impl Architecture {
             }
             // A cap of logits is left out by llama.cpp where there are windows.
             Self::Gemma3 => [SLIDING_WINDOW, SLIDING_WINDOW_PATTERN, LOCAL_BASE].contains(&key),
+            Self::Gemma4 => {
+                let keys = [
+                    SLIDING_WINDOW,
+                    SLIDING_WINDOW_PATTERN,
+                    LOCAL_BASE,
+                    LOCAL_KEY_LENGTH,
+                    LOCAL_VALUE_LENGTH,
+                    LOCAL_ROTARY,
+                    LOGITS_CAP,
+                ];
+                keys.contains(&key)
+            }
+            Self::Qwen35 => {
+                let keys = [
+                    CONV_KERNEL,
+                    STATE_SIZE,
+                    GROUP_COUNT,
+                    TIME_STEP_RANK,
+                    INNER_SIZE,
+                    ATTENTION_INTERVAL,
+                    RECURRENT_LAYERS,
+                    FURTHER_LAYERS,
+                    ROPE_SECTIONS,
+                ];
+                keys.contains(&key)
+            }
             Self::Granite => [
                 ATTENTION_SCALE,
                 EMBEDDING_SCALE,
@@ -375,7 +470,10 @@ impl Architecture {
     /// Whether a module of a layer may have a parameter.
     pub(super) fn has_parameter(self, module: &str, parameter: &str) -> bool {
         match parameter {
-            "weight" => self.projections().contains(&module) || self.norms().contains(&module),
+            "weight" => {
+                let delta = self == Self::Qwen35 && DELTA_NET.contains(&module);
+                self.projections().contains(&module) || self.norms().contains(&module) || delta
+            }
             "bias" => match self.biases() {
                 Biases::None => false,
                 Biases::AsInFile => PROJECTIONS.contains(&module),
@@ -387,117 +485,36 @@ impl Architecture {
         }
     }
 
-    /// What each layer must have, as modules with parameters.
-    pub(super) fn layer_parameters(self) -> impl Iterator<Item = (&'static str, &'static str)> {
-        let with_bias = self.biases() == Biases::QueryKeyValue;
-        let biased = QUERY_KEY_VALUE.into_iter().filter(move |_| with_bias);
-        let weights = self.norms().iter().chain(self.projections()).copied();
-        weights
-            .map(|module| (module, "weight"))
-            .chain(biased.map(|module| (module, "bias")))
+    /// Whether a layer may have a tensor that is no parameter of a module.
+    pub(super) fn has_bare(self, tensor: &str) -> bool {
+        match self {
+            Self::Qwen35 => DELTA_NET_BARE.contains(&tensor),
+            Self::Gemma4 => tensor == SCALAR,
+            _ => false,
+        }
     }
 
-    /// What `config.json` says of this family alone.
-    pub(super) fn config(self, file: &GgufFile) -> Result<Value, GgufError> {
-        let has = |tensor| file.tensor(tensor).is_some();
-        Ok(match self {
-            Self::Llama => json!({
-                "model_type": "llama",
-                "architectures": ["LlamaForCausalLM"],
-                "attention_bias": has("blk.0.attn_q.bias"),
-                "mlp_bias": has("blk.0.ffn_gate.bias"),
-            }),
-            Self::Granite => json!({
-                "model_type": "granite",
-                "architectures": ["GraniteForCausalLM"],
-                "attention_bias": has("blk.0.attn_q.bias"),
-                "mlp_bias": has("blk.0.ffn_gate.bias"),
-            }),
-            Self::SmolLm3 => json!({
-                "model_type": "smollm3",
-                "architectures": ["SmolLM3ForCausalLM"],
-                "attention_bias": has("blk.0.attn_q.bias"),
-                "mlp_bias": has("blk.0.ffn_gate.bias"),
-                "no_rope_layer_interval": UNTURNED_INTERVAL,
-                "sliding_window": null,
-                "use_sliding_window": false,
-            }),
-            Self::Mistral => json!({
-                "model_type": "mistral",
-                "architectures": ["MistralForCausalLM"],
-                "sliding_window": sliding_window(file.metadata(), "llama")?,
-            }),
-            Self::Ministral3 => json!({
-                "model_type": "ministral3",
-                "architectures": ["Ministral3ForCausalLM"],
-                "sliding_window": null,
-            }),
-            Self::Olmo2 => json!({
-                "model_type": "olmo2",
-                "architectures": ["Olmo2ForCausalLM"],
-                "attention_bias": false,
-            }),
-            Self::Olmo3 => json!({
-                "model_type": "olmo3",
-                "architectures": ["Olmo3ForCausalLM"],
-                "attention_bias": false,
-                "sliding_window": sliding_window(file.metadata(), "olmo2")?,
-                "layer_types": layer_types(file.metadata(), self)?,
-            }),
-            Self::Gemma2 => json!({
-                "model_type": "gemma2",
-                "architectures": ["Gemma2ForCausalLM"],
-                "attention_bias": false,
-                "attn_logit_softcapping": number(file.metadata(), self, SCORES_CAP)?.unwrap_or(50.0),
-                "final_logit_softcapping": number(file.metadata(), self, LOGITS_CAP)?.unwrap_or(30.0),
-                "hidden_activation": "gelu_pytorch_tanh",
-                "sliding_window": sliding_window(file.metadata(), "gemma2")?.unwrap_or(4096),
-                "layer_types": layer_types(file.metadata(), self)?,
-            }),
-            Self::Gemma3 => {
-                let window = sliding_window(file.metadata(), "gemma3")?;
-                let types = layer_types(file.metadata(), self)?;
-                let types = types.into_iter();
-                // Without a window llama.cpp takes all layers for full ones.
-                let types = types.map(|kind| if window.is_some() { kind } else { FULL });
-                json!({
-                    "model_type": "gemma3_text",
-                    "architectures": ["Gemma3ForCausalLM"],
-                    "attention_bias": false,
-                    "attn_logit_softcapping": null,
-                    "final_logit_softcapping": null,
-                    "hidden_activation": "gelu_pytorch_tanh",
-                    "rope_local_base_freq": number(file.metadata(), self, LOCAL_BASE)?.unwrap_or(LOCAL_THETA),
-                    "sliding_window": window.unwrap_or(4096),
-                    "layer_types": types.collect::<Vec<_>>(),
-                })
-            }
-            Self::Phi3 => json!({
-                "model_type": "phi3",
-                "architectures": ["Phi3ForCausalLM"],
-                "attention_bias": false,
-                // llama.cpp computes without it, as it says when it reads the file.
-                "sliding_window": sliding_window(file.metadata(), "phi3")?,
-            }),
-            Self::Glm4 => json!({
-                "model_type": "glm4",
-                "architectures": ["Glm4ForCausalLM"],
-                "attention_bias": has("blk.0.attn_q.bias"),
-            }),
-            Self::Qwen2 => json!({
-                "model_type": "qwen2",
-                "architectures": ["Qwen2ForCausalLM"],
-                "sliding_window": null,
-                "use_sliding_window": false,
-            }),
-            Self::Qwen3 => json!({
-                "model_type": "qwen3",
-                "architectures": ["Qwen3ForCausalLM"],
-                "attention_bias": false,
-                "sliding_window": null,
-                "use_sliding_window": false,
-            }),
-        })
+    /// What a layer must have.
+    pub(super) fn layer_tensors(self, kind: LayerKind) -> Vec<String> {
+        let weights = |modules: &[&str]| -> Vec<String> {
+            let weights = modules.iter().map(|module| format!("{module}.weight"));
+            weights.collect()
+        };
+        if kind == LayerKind::DeltaNet {
+            let bare = DELTA_NET_BARE.map(str::to_owned);
+            return [weights(&DELTA_NET), bare.into()].concat();
+        }
+        let mut tensors = [weights(self.norms()), weights(self.projections())].concat();
+        if kind == LayerKind::ValuesAreKeys {
+            tensors.retain(|tensor| tensor != "attn_v.weight");
+        }
+        if self.biases() == Biases::QueryKeyValue {
+            tensors.extend(QUERY_KEY_VALUE.map(|module| format!("{module}.bias")));
+        }
+        if self == Self::Gemma4 {
+            tensors.push(SCALAR.to_owned());
+        }
+        tensors
     }
 }
 
@@ -514,65 +531,21 @@ const PROJECTIONS: [&str; 7] = [
     "ffn_down",
 ];
 
-/// Positions that a token sees, itself among them.
-fn sliding_window(metadata: GgufMetadata<'_>, name: &str) -> Result<Option<u64>, GgufError> {
-    let window = metadata.unsigned(&format!("{name}.{SLIDING_WINDOW}"))?;
-    Ok(window.filter(|window| *window != 0))
-}
+/// The modules of a layer with a DeltaNet, its norms and MLP among them.
+const DELTA_NET: [&str; 12] = [
+    "attn_norm",
+    "post_attention_norm",
+    "attn_qkv",
+    "attn_gate",
+    "ssm_beta",
+    "ssm_alpha",
+    "ssm_conv1d",
+    "ssm_norm",
+    "ssm_out",
+    "ffn_gate",
+    "ffn_up",
+    "ffn_down",
+];
 
-/// A number below the name that is not 0.
-fn number(
-    metadata: GgufMetadata<'_>,
-    architecture: Architecture,
-    key: &str,
-) -> Result<Option<f64>, GgufError> {
-    let key = format!("{}.{key}", architecture.name());
-    let found = metadata.f64(&key)?.filter(|value| *value != 0.0);
-    if let Some(value) = found.filter(|value| !value.is_finite() || *value < 0.0) {
-        return Err(GgufError::KeyValue {
-            key,
-            expected: "a finite number above 0",
-            actual: value.to_string(),
-        });
-    }
-    // As it was before it was stored in single precision.
-    Ok(found.map(|value| (value as f32).to_string().parse().unwrap_or(value)))
-}
-
-/// What a layer without a window is called.
-const FULL: &str = "full_attention";
-
-/// Which layers have the window, where some have.
-fn layer_types(
-    metadata: GgufMetadata<'_>,
-    architecture: Architecture,
-) -> Result<Vec<&'static str>, GgufError> {
-    let name = architecture.name();
-    let layers = metadata.unsigned(&format!("{name}.block_count"))?;
-    let layers = layers.unwrap_or_default();
-    let key = format!("{name}.{SLIDING_WINDOW_PATTERN}");
-    let flags = match metadata.get(&key) {
-        Some(GgufValue::Array(_)) => metadata.integers(&key)?.unwrap_or_default(),
-        _ => {
-            let interval = metadata
-                .unsigned(&key)?
-                .unwrap_or(architecture.full_interval() as u64);
-            let is_full = |layer: u64| interval != 0 && (layer + 1).is_multiple_of(interval);
-            (0..layers)
-                .map(|layer| i64::from(!is_full(layer)))
-                .collect()
-        }
-    };
-    if flags.len() as u64 != layers {
-        return Err(GgufError::KeyValue {
-            key,
-            expected: "a flag for each layer",
-            actual: format!("a list of {}", flags.len()),
-        });
-    }
-    let name = |flag| match flag {
-        0 => FULL,
-        _ => "sliding_attention",
-    };
-    Ok(flags.into_iter().map(name).collect())
-}
+/// What else it has.
+const DELTA_NET_BARE: [&str; 2] = ["ssm_a", "ssm_dt.bias"];

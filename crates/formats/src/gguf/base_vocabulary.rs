@@ -96,6 +96,7 @@ mod tests {
             rows: 2,
             ends: &[0, 1],
             chat_template: Some("new"),
+            keeps_merges: false,
         };
         let texts = EntryValue::Texts(vec!["a".to_owned(), "b".to_owned()]);
         let kinds = EntryValue::I32s(vec![1, 3]);

@@ -19,6 +19,8 @@ enum PreTokenizer {
     Dbrx,
     /// Qwen 2: digits alone, text in NFC.
     Qwen2,
+    /// Qwen 3.5: as Qwen 2, with marks among the letters.
+    Qwen35,
     /// Mistral's from Nemo on: words by the case of their letters, digits alone; a piece that is a token is not merged.
     Tekken,
     /// GPT-4o's, which Phi 4-mini has: words by the case of their letters, with what an apostrophe shortens; digits in groups of
@@ -28,10 +30,11 @@ enum PreTokenizer {
     LlamaCppDefault,
 }
 
-const KNOWN: &str = "smollm, llama-bpe, qwen2, tekken, gpt-2, gpt-4o, chatglm-bpe, dbrx, other names of the same (such as deepseek-r1-qwen), and default";
+const KNOWN: &str = "smollm, llama-bpe, qwen2, qwen35, tekken, gpt-2, gpt-4o, chatglm-bpe, dbrx, other names of the same (such as deepseek-r1-qwen), and default";
 
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN35: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const GPT4O: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// Each expression splits the pieces that the one before it left.
@@ -53,6 +56,7 @@ impl PreTokenizer {
             }
             Some("dbrx" | "smaug-bpe" | "chatglm-bpe" | "glm4") => Ok(Self::Dbrx),
             Some("qwen2" | "deepseek-r1-qwen" | "kormo" | "megrez") => Ok(Self::Qwen2),
+            Some("qwen35") => Ok(Self::Qwen35),
             Some("tekken") => Ok(Self::Tekken),
             Some("gpt-4o" | "llama4" | "kanana2" | "talkie") => Ok(Self::Gpt4o),
             Some("default") => Ok(Self::LlamaCppDefault),
@@ -64,12 +68,13 @@ impl PreTokenizer {
     }
 
     /// Every one that a file may have, with the name that is written.
-    const WRITTEN: [(Self, &str); 7] = [
+    const WRITTEN: [(Self, &str); 8] = [
         (Self::Gpt2, "gpt-2"),
         (Self::SmolLm, "smollm"),
         (Self::Llama3, "llama-bpe"),
         (Self::Dbrx, "dbrx"),
         (Self::Qwen2, "qwen2"),
+        (Self::Qwen35, "qwen35"),
         (Self::Tekken, "tekken"),
         (Self::Gpt4o, "gpt-4o"),
     ];
@@ -80,6 +85,7 @@ impl PreTokenizer {
             Self::SmolLm => vec![json!({"type": "Digits", "individual_digits": true})],
             Self::Llama3 | Self::Dbrx => vec![split(LLAMA3)],
             Self::Qwen2 => vec![split(QWEN2)],
+            Self::Qwen35 => vec![split(QWEN35)],
             Self::Tekken => vec![split(TEKKEN)],
             Self::Gpt4o => vec![split(GPT4O)],
             Self::LlamaCppDefault => DEFAULT.map(split).to_vec(),
@@ -99,6 +105,7 @@ impl PreTokenizer {
             | Self::SmolLm
             | Self::Dbrx
             | Self::Qwen2
+            | Self::Qwen35
             | Self::Gpt4o
             | Self::LlamaCppDefault => false,
         }
@@ -106,7 +113,7 @@ impl PreTokenizer {
 
     fn normalizer(self) -> Value {
         match self {
-            Self::Qwen2 => json!({"type": "NFC"}),
+            Self::Qwen2 | Self::Qwen35 => json!({"type": "NFC"}),
             _ => Value::Null,
         }
     }
@@ -229,7 +236,7 @@ pub(super) fn tokenizer_json(
 }
 
 /// The merges as pairs, each checked against the vocabulary.
-fn merges(
+pub(super) fn merges(
     metadata: GgufMetadata<'_>,
     vocabulary: &Vocabulary<'_>,
 ) -> Result<Vec<Value>, GgufTokenizerError> {

@@ -1,5 +1,6 @@
 //! The metadata of a decoder as a Hugging Face `config.json`.
 
+use backdraft_arch::DeltaNetSpec;
 use backdraft_arch::rope::longrope_attention_factor;
 use serde_json::{Map, Value, json};
 
@@ -11,6 +12,7 @@ use super::error::GgufError;
 use super::file::GgufFile;
 use super::names::{LONG_FACTORS, SHORT_FACTORS};
 use super::value::GgufMetadata;
+use super::{gemma4, qwen35};
 
 /// The metadata key of the context length before stretching, below the name, and that of the factor on cosine and sine.
 pub(super) const ORIGINAL_CONTEXT: &str = "rope.scaling.original_context_length";
@@ -52,21 +54,25 @@ pub(super) struct Sizes {
     pub(super) head_dim: usize,
     /// Features of a head that turn.
     pub(super) rotary_dim: usize,
+    /// Features of a head and key–value heads of layers without a window, where they have others.
+    pub(super) full: Option<(usize, usize)>,
+    /// Those of DeltaNets, where some layers are.
+    pub(super) delta: Option<DeltaNetSpec>,
 }
 
 /// The names of metadata keys, and typed access to them.
-struct Keys<'a> {
-    metadata: GgufMetadata<'a>,
+pub(super) struct Keys<'a> {
+    pub(super) metadata: GgufMetadata<'a>,
     architecture: Architecture,
 }
 
 impl Keys<'_> {
     /// A key with the architecture before it.
-    fn full(&self, key: &str) -> String {
+    pub(super) fn full(&self, key: &str) -> String {
         format!("{}.{key}", self.architecture.name())
     }
 
-    fn positive(&self, key: &str) -> Result<Option<u64>, GgufError> {
+    pub(super) fn positive(&self, key: &str) -> Result<Option<u64>, GgufError> {
         let key = self.full(key);
         match self.metadata.unsigned(&key)? {
             Some(value) if value == 0 || value > u64::from(u32::MAX) => Err(GgufError::KeyValue {
@@ -78,13 +84,13 @@ impl Keys<'_> {
         }
     }
 
-    fn required(&self, key: &str) -> Result<u64, GgufError> {
+    pub(super) fn required(&self, key: &str) -> Result<u64, GgufError> {
         self.positive(key)?.ok_or_else(|| GgufError::KeyMissing {
             key: self.full(key),
         })
     }
 
-    fn number(&self, key: &str) -> Result<Option<f64>, GgufError> {
+    pub(super) fn number(&self, key: &str) -> Result<Option<f64>, GgufError> {
         let key = self.full(key);
         match self.metadata.f64(&key)? {
             Some(value) if !value.is_finite() => Err(GgufError::KeyValue {
@@ -108,7 +114,7 @@ impl Keys<'_> {
         }
     }
 
-    fn feature(&self, key: &str, value: impl ToString) -> GgufError {
+    pub(super) fn feature(&self, key: &str, value: impl ToString) -> GgufError {
         GgufError::Feature {
             key: self.full(key),
             actual: value.to_string(),
@@ -164,6 +170,18 @@ pub(super) fn sizes(
         architecture,
     };
     let heads = keys.required("attention.head_count")?;
+    if architecture == Architecture::Gemma4 {
+        let [local, full] = gemma4::heads(&keys, heads)?;
+        return Ok(Sizes {
+            layers: keys.required("block_count")?,
+            heads: heads as usize,
+            key_value_heads: local.1,
+            head_dim: local.0,
+            rotary_dim: local.0,
+            full: Some(full),
+            delta: None,
+        });
+    }
     let hidden = keys.required("embedding_length")?;
     let head_dim = match keys.positive("attention.key_length")? {
         Some(length) => length,
@@ -193,13 +211,22 @@ pub(super) fn sizes(
         return Err(keys.feature(key, rotary_dim));
     }
     let key_value_heads = keys.positive("attention.head_count_kv")?.unwrap_or(heads);
+    let (further, delta) = match architecture {
+        Architecture::Qwen35 => {
+            let delta = qwen35::delta_net(&keys)?;
+            (qwen35::further_layers(&keys)?, Some(delta))
+        }
+        _ => (0, None),
+    };
     // Checked by `positive` to fit 32 bits.
     Ok(Sizes {
-        layers: keys.required("block_count")?,
+        layers: keys.required("block_count")? - further,
         heads: heads as usize,
         key_value_heads: key_value_heads as usize,
         head_dim: head_dim as usize,
         rotary_dim: rotary_dim as usize,
+        full: None,
+        delta,
     })
 }
 
@@ -215,14 +242,24 @@ pub(super) fn config(
     };
     let hidden_size = keys.required("embedding_length")?;
     let mut config = architecture.config(file)?;
-    let (act, query) = match architecture.is_gemma() {
-        true => {
+    let scaling = rope_scaling(&keys, file, sizes)?;
+    let of_family = match architecture {
+        Architecture::Gemma4 if !scaling.is_null() => {
+            return Err(keys.feature("rope.scaling.factor", scaling));
+        }
+        Architecture::Gemma4 => gemma4::config(file, &keys, sizes)?,
+        Architecture::Qwen35 => qwen35::config(&keys, sizes, scaling.clone())?,
+        _ => Map::new(),
+    };
+    let (act, query) = match architecture {
+        Architecture::Gemma4 => (None, None),
+        Architecture::Gemma2 | Architecture::Gemma3 => {
             let per_head = hidden_size as usize / sizes.heads;
             let layers = sizes.layers as usize;
             let divisor = architecture.score_divisor(layers, sizes.head_dim, per_head);
             (None, Some(("query_pre_attn_scalar", json!(divisor))))
         }
-        false => (Some(("hidden_act", json!("silu"))), None),
+        _ => (Some(("hidden_act", json!("silu"))), None),
     };
     let common = json!({
         "head_dim": sizes.head_dim,
@@ -233,7 +270,7 @@ pub(super) fn config(
         "num_hidden_layers": sizes.layers,
         "num_key_value_heads": sizes.key_value_heads,
         "rms_norm_eps": rms_norm_eps(&keys)?,
-        "rope_scaling": match (rope_scaling(&keys, file, sizes)?, architecture) {
+        "rope_scaling": match (scaling, architecture) {
             // To transformers a Ministral 3 without a word has YaRN.
             (Value::Null, Architecture::Ministral3) => json!({"rope_type": "default"}),
             (scaling, _) => scaling,
@@ -245,12 +282,17 @@ pub(super) fn config(
     });
     if let (Value::Object(config), Value::Object(common)) = (&mut config, common) {
         config.extend(common);
+        if !of_family.is_empty() {
+            // All of it is in `rope_parameters`.
+            config.retain(|key, _| !["rope_scaling", "rope_theta"].contains(&key.as_str()));
+            config.extend(of_family);
+        }
         let of_family = act.into_iter().chain(query);
         config.extend(of_family.map(|(key, value)| (key.to_owned(), value)));
         if architecture == Architecture::Granite {
             config.extend(granite_factors(&keys, sizes)?);
         }
-        if architecture.turns_in_part() {
+        if architecture.turns_in_part() && architecture != Architecture::Qwen35 {
             let factor = sizes.rotary_dim as f64 / sizes.head_dim as f64;
             config.insert("partial_rotary_factor".into(), json!(factor));
         }

@@ -1,8 +1,12 @@
 //! What metadata say of a decoder's architecture.
 
+use backdraft_arch::DeltaNetSpec;
+
 use super::architectures::{
-    ATTENTION_SCALE, Architecture, EMBEDDING_SCALE, LOCAL_BASE, LOCAL_THETA, LOGIT_SCALE,
-    LOGITS_CAP, RESIDUAL_SCALE, SCORES_CAP, SLIDING_WINDOW, SLIDING_WINDOW_PATTERN, TEMPERATURE,
+    ATTENTION_INTERVAL, ATTENTION_SCALE, Architecture, CONV_KERNEL, EMBEDDING_SCALE, GROUP_COUNT,
+    INNER_SIZE, LOCAL_BASE, LOCAL_KEY_LENGTH, LOCAL_ROTARY, LOCAL_THETA, LOCAL_VALUE_LENGTH,
+    LOGIT_SCALE, LOGITS_CAP, PER_LAYER_EMBEDDING, RESIDUAL_SCALE, ROPE_SECTIONS, SCORES_CAP,
+    SHARED_LAYERS, SLIDING_WINDOW, SLIDING_WINDOW_PATTERN, STATE_SIZE, TEMPERATURE, TIME_STEP_RANK,
     UNTURNED_INTERVAL, YARN_LOG,
 };
 use super::config::{ATTENTION_FACTOR, ORIGINAL_CONTEXT};
@@ -10,6 +14,7 @@ use super::entry::{Entry, EntryValue};
 use super::export_error::GgufExportError;
 use super::names::{LONG_FACTORS, ROPE_FREQS, SHORT_FACTORS};
 use super::rope_freqs::Llama3Scaling;
+use super::{gemma4, qwen35};
 
 /// A decoder to be written.
 #[derive(Debug, Clone, PartialEq)]
@@ -26,11 +31,13 @@ pub struct GgufDecoder {
     pub layers: usize,
     /// Query heads.
     pub heads: usize,
-    /// Key–value heads.
+    /// Key–value heads; of layers with a window, where others have another number.
     pub key_value_heads: usize,
-    /// Features of a head.
+    /// Features of a head; of layers with a window, where others have other ones.
     pub head_dim: usize,
-    /// The first features of a head, which turn.
+    /// Features of a head and key–value heads of layers without a window, where these are others.
+    pub full_heads: Option<(usize, usize)>,
+    /// The first features of a head, which turn; of layers without a window, where heads differ.
     pub rotary_dim: usize,
     /// Rows of the embedding.
     pub vocab_size: usize,
@@ -52,6 +59,17 @@ pub struct GgufDecoder {
     pub gemma: Option<GgufGemma>,
     /// What the logarithm of a query's position is multiplied by: β of a Ministral 3.
     pub query_scaling: Option<f64>,
+    /// The layers that are DeltaNets, where some are.
+    pub delta_nets: Option<GgufDeltaNets>,
+}
+
+/// Layers that are DeltaNets.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GgufDeltaNets {
+    /// Their sizes.
+    pub sizes: DeltaNetSpec,
+    /// The layers that are none, but attend.
+    pub attending: Vec<usize>,
 }
 
 /// What a Gemma computes with.
@@ -123,6 +141,11 @@ pub enum GgufRope {
         /// Factor on cosine and sine.
         attention_factor: f64,
     },
+    /// The first pairs of a head turn as pairs of the whole head do, the others stand still.
+    Proportional {
+        /// Pairs that turn.
+        pairs: usize,
+    },
     /// A divisor for each frequency.
     Factors(Vec<f32>),
 }
@@ -137,6 +160,7 @@ impl GgufDecoder {
             (None, _) => {}
             (Some(_), Architecture::Mistral | Architecture::Phi3)
                 if self.full_layers.is_empty() => {}
+            (Some(_), Architecture::Gemma4) => {}
             (Some(_), Architecture::Gemma2 | Architecture::Gemma3) => {
                 if self.full_interval(architecture).is_none() {
                     return Err(GgufExportError::Feature {
@@ -174,8 +198,13 @@ impl GgufDecoder {
                 hint: "llama.cpp leaves it out in every fourth layer of a SmolLM 3, and in no other model",
             });
         }
-        if architecture.is_gemma() {
-            self.check_gemma(architecture)?;
+        match architecture {
+            Architecture::Gemma2 | Architecture::Gemma3 => self.check_gemma(architecture)?,
+            Architecture::Gemma4 => self.check_gemma4()?,
+            Architecture::Qwen35 => {
+                self.attention_interval()?;
+            }
+            _ => {}
         }
         if architecture.is_strict() && self.heads * self.head_dim != self.embedding_length {
             return Err(GgufExportError::Feature {
@@ -184,11 +213,14 @@ impl GgufDecoder {
                 hint: "llama.cpp takes that of an OLMo for hidden size / heads",
             });
         }
-        if self.rotary_dim != self.head_dim && !architecture.turns_in_part() {
+        let head_dim = self
+            .full_heads
+            .map_or(self.head_dim, |(head_dim, _)| head_dim);
+        if self.rotary_dim != head_dim && !architecture.turns_in_part() {
             return Err(GgufExportError::Feature {
                 what: "the features of a head that turn",
                 actual: self.rotary_dim.to_string(),
-                hint: "llama.cpp turns a part of each head in phi3 and glm4",
+                hint: "llama.cpp turns a part of each head in phi3, glm4 and qwen35",
             });
         }
         if matches!(self.rope, GgufRope::LongRope { .. }) && !architecture.long_rope_factors() {
@@ -202,7 +234,7 @@ impl GgufDecoder {
             return Err(GgufExportError::Feature {
                 what: "the rotary scaling",
                 actual: "one factor for each frequency".to_owned(),
-                hint: "llama, mistral and granite have it",
+                hint: "llama, mistral, granite and gemma4 have it",
             });
         }
         Ok(architecture)
@@ -241,6 +273,50 @@ impl GgufDecoder {
         Ok(())
     }
 
+    /// Refuses what llama.cpp would compute otherwise.
+    fn check_gemma4(&self) -> Result<(), GgufExportError> {
+        let feature = |what, actual, hint| Err(GgufExportError::Feature { what, actual, hint });
+        if self.gemma.and_then(|gemma| gemma.local_theta).is_none() {
+            let hint = "a Gemma 4's file says it; a layer without a window alone has none";
+            return feature("the RoPE of layers with a window", "none".to_owned(), hint);
+        }
+        match &self.rope {
+            GgufRope::Proportional { .. } => Ok(()),
+            other => {
+                let hint = "llama.cpp turns the first pairs of a Gemma 4's heads: \"proportional\"";
+                feature(
+                    "the RoPE of layers without a window",
+                    format!("{other:?}"),
+                    hint,
+                )
+            }
+        }
+    }
+
+    /// Of how many layers the last attends, where the others are DeltaNets; refuses what llama.cpp has no word for.
+    fn attention_interval(&self) -> Result<usize, GgufExportError> {
+        let feature = |what, actual, hint| Err(GgufExportError::Feature { what, actual, hint });
+        let Some(delta) = &self.delta_nets else {
+            let hint = "a Qwen 3.5's file says their sizes";
+            return feature("the number of DeltaNets", "0".to_owned(), hint);
+        };
+        let [keys, values] = [delta.sizes.key_head_dim, delta.sizes.value_head_dim];
+        if keys != values {
+            let actual = format!("{keys} for keys and {values} for values");
+            let hint = "llama.cpp has DeltaNets with heads of one size";
+            return feature("the size of a DeltaNet's heads", actual, hint);
+        }
+        let mut intervals = 1..=self.layers + 1;
+        match intervals.find(|&interval| delta.attending == self.every(interval)) {
+            Some(interval) => Ok(interval),
+            None => {
+                let hint = "llama.cpp has one in every so many layers of a Qwen 3.5";
+                let actual = format!("{:?}", delta.attending);
+                feature("the list of layers that attend", actual, hint)
+            }
+        }
+    }
+
     /// Of how many layers the last has no window.
     fn full_interval(&self, architecture: Architecture) -> Option<usize> {
         let usual = std::iter::once(architecture.full_interval());
@@ -266,10 +342,32 @@ impl GgufDecoder {
         count("block_count", self.layers);
         count("feed_forward_length", self.feed_forward_length);
         count("attention.head_count", self.heads);
-        count("attention.head_count_kv", self.key_value_heads);
-        count("attention.key_length", self.head_dim);
-        count("attention.value_length", self.head_dim);
+        match self.full_heads {
+            None => {
+                count("attention.head_count_kv", self.key_value_heads);
+                count("attention.key_length", self.head_dim);
+                count("attention.value_length", self.head_dim);
+            }
+            // What has no ending is of layers without a window.
+            Some((head_dim, _)) => {
+                count("attention.key_length", head_dim);
+                count("attention.value_length", head_dim);
+                count(LOCAL_KEY_LENGTH, self.head_dim);
+                count(LOCAL_VALUE_LENGTH, self.head_dim);
+                count(LOCAL_ROTARY, self.head_dim);
+                count(PER_LAYER_EMBEDDING, 0);
+                count(SHARED_LAYERS, 0);
+            }
+        }
         count("rope.dimension_count", self.rotary_dim);
+        if let (Some(delta), Ok(interval)) = (&self.delta_nets, self.attention_interval()) {
+            count(CONV_KERNEL, delta.sizes.conv_kernel_dim);
+            count(STATE_SIZE, delta.sizes.key_head_dim);
+            count(GROUP_COUNT, delta.sizes.num_key_heads);
+            count(TIME_STEP_RANK, delta.sizes.num_value_heads);
+            count(INNER_SIZE, delta.sizes.value_width());
+            count(ATTENTION_INTERVAL, interval);
+        }
         match self.sliding_window {
             Some(window) => count(SLIDING_WINDOW, window),
             // By that llama.cpp's converter tells Phi 4 from Phi 3.
@@ -283,13 +381,31 @@ impl GgufDecoder {
             };
             count(ORIGINAL_CONTEXT, original);
         }
-        if self.sliding_window.is_some() && architecture == Architecture::Olmo3 {
+        if let Some((_, full)) = self.full_heads {
+            let of = |layer| match self.full_layers.contains(&layer) {
+                true => full as i32,
+                false => self.key_value_heads as i32,
+            };
+            let counts = EntryValue::I32s((0..self.layers).map(of).collect());
+            entries.push(Entry::new(
+                format!("{name}.attention.head_count_kv"),
+                counts,
+            ));
+        }
+        if architecture == Architecture::Qwen35 {
+            let [time, height, width] = qwen35::sections(self.rotary_dim / 2);
+            let sections = [time, height, width, 0].map(|pairs| pairs as i32);
+            let key = format!("{name}.{ROPE_SECTIONS}");
+            entries.push(Entry::new(key, EntryValue::I32s(sections.into())));
+        }
+        let flagged = matches!(architecture, Architecture::Olmo3 | Architecture::Gemma4);
+        if self.sliding_window.is_some() && flagged {
             let flags = (0..self.layers).map(|layer| !self.full_layers.contains(&layer));
             let key = format!("{name}.{SLIDING_WINDOW_PATTERN}");
             entries.push(Entry::new(key, EntryValue::Bools(flags.collect())));
         }
         if self.sliding_window.is_some()
-            && architecture.is_gemma()
+            && matches!(architecture, Architecture::Gemma2 | Architecture::Gemma3)
             && let Some(interval) = self.full_interval(architecture)
             && interval != architecture.full_interval()
         {
@@ -300,7 +416,8 @@ impl GgufDecoder {
             entries.push(Entry::new(format!("{name}.{key}"), value as f32));
         };
         if let Some(gemma) = self.gemma {
-            let local = gemma.local_theta.filter(|theta| *theta != LOCAL_THETA);
+            let usual = |theta: &f64| *theta == LOCAL_THETA && architecture != Architecture::Gemma4;
+            let local = gemma.local_theta.filter(|theta| !usual(theta));
             let keys = [
                 (SCORES_CAP, gemma.scores_cap),
                 (LOGITS_CAP, gemma.logits_cap),
@@ -324,7 +441,10 @@ impl GgufDecoder {
             number(TEMPERATURE, beta);
         }
         let scaling = match &self.rope {
-            GgufRope::Default | GgufRope::Llama3 { .. } | GgufRope::Factors(_) => return entries,
+            GgufRope::Default
+            | GgufRope::Llama3 { .. }
+            | GgufRope::Proportional { .. }
+            | GgufRope::Factors(_) => return entries,
             // The type is in the tensors' names.
             GgufRope::LongRope {
                 attention_factor, ..
@@ -362,6 +482,7 @@ impl GgufDecoder {
     pub(super) fn rope_factors(&self) -> Option<Vec<f32>> {
         match &self.rope {
             GgufRope::Factors(factors) => Some(factors.clone()),
+            GgufRope::Proportional { pairs } => Some(gemma4::rope_factors(*pairs, self.rotary_dim)),
             &GgufRope::Llama3 {
                 factor,
                 low_freq_factor,

@@ -279,7 +279,8 @@ pub enum GgufTokenizerError {
     Metadata(#[from] GgufError),
     /// A kind of tokenizer that is not supported.
     #[error(
-        "tokenizer.ggml.model is {actual:?}; \"gpt2\" (byte-level BPE) and \"llama\" (SentencePiece BPE) are supported"
+        "tokenizer.ggml.model is {actual:?}; \"gpt2\" (byte-level BPE), \"llama\" (SentencePiece BPE) and \"gemma4\" (the same with \
+         merges) are supported"
     )]
     Model {
         /// The value found.

@@ -9,9 +9,11 @@ use super::architectures::Architecture;
 use super::decoder::GgufDecoder;
 use super::entry::{Entry, EntryValue};
 use super::export_error::GgufExportError;
-use super::file_type::{GgufFileType, Mixture};
+use super::file_type::{GgufFileType, Mixture, value_layer};
 use super::ggml_type::GgmlType;
-use super::names::{ROPE_FREQS, Rows, gguf_name, interleaved_row};
+use super::model::CONV;
+use super::names::{ROPE_FREQS, gguf_name};
+use super::order::{Arrangement, Change};
 use super::quantize::{quantize, quantized_bytes};
 use super::writer::{GgufWriter, TensorPlan, WrittenFile, file_bytes};
 use crate::atomic::Existing;
@@ -26,7 +28,6 @@ pub struct GgufExport {
     metadata: Vec<Entry>,
     tensors: Vec<ExportTensor>,
     mixture: Mixture,
-    head_dim: usize,
 }
 
 /// A tensor of an export.
@@ -36,10 +37,10 @@ pub struct ExportTensor {
     pub source: ExportSource,
     name: String,
     shape: Vec<usize>,
-    /// Whether its rows are to be drawn together within heads.
-    interleaved: bool,
-    /// What is added to its values.
-    shift: f32,
+    /// Its rows or columns in the file, where they are in another order.
+    arrangement: Option<Arrangement>,
+    /// What becomes of its values.
+    change: Change,
 }
 
 /// Where values come from.
@@ -69,7 +70,7 @@ impl GgufExport {
             if name == ROPE_FREQS {
                 continue;
             }
-            planned.push(tensor(name, shape, architecture)?);
+            planned.push(tensor(name, shape, decoder, architecture)?);
         }
         let has = |name: &str| {
             planned
@@ -98,8 +99,8 @@ impl GgufExport {
                 name: name.to_owned(),
                 shape: vec![factors.len()],
                 source: ExportSource::Values(factors),
-                interleaved: false,
-                shift: 0.0,
+                arrangement: None,
+                change: Change::None,
             });
         }
         // The order of llama.cpp's own files: what is in no layer, then layer by layer.
@@ -111,16 +112,20 @@ impl GgufExport {
         metadata.extend_from_slice(general);
         metadata.extend(decoder.entries(architecture));
         metadata.extend(vocabulary);
+        let values = planned
+            .iter()
+            .filter_map(|tensor| value_layer(&tensor.name));
+        let values = values.collect();
         let grouped = decoder.heads != decoder.key_value_heads;
         Ok(Self {
             metadata,
             tensors: planned,
             mixture: Mixture {
                 layers: decoder.layers,
+                values,
                 tied,
                 is_70b: decoder.layers == 80 && grouped && architecture.has_70b(),
             },
-            head_dim: decoder.head_dim,
         })
     }
 
@@ -145,7 +150,7 @@ impl GgufExport {
     pub fn plan(&self, file_type: GgufFileType) -> Vec<TensorPlan> {
         let plan = |tensor: &ExportTensor| TensorPlan {
             name: tensor.name.clone(),
-            kind: file_type.of_tensor(&tensor.name, &tensor.shape, self.mixture),
+            kind: file_type.of_tensor(&tensor.name, &tensor.shape, &self.mixture),
             shape: tensor.shape.clone(),
         };
         self.tensors.iter().map(plan).collect()
@@ -161,6 +166,7 @@ impl GgufExport {
 fn tensor(
     name: &str,
     shape: &[usize],
+    decoder: &GgufDecoder,
     architecture: Architecture,
 ) -> Result<ExportTensor, GgufExportError> {
     let Some((ours, rows)) = gguf_name(name, architecture) else {
@@ -169,13 +175,17 @@ fn tensor(
             architecture: architecture.name(),
         });
     };
-    let rotary = matches!(rows, Rows::QueryHeads | Rows::KeyHeads);
+    let delta = decoder.delta_nets.as_ref().map(|delta| delta.sizes);
+    let mut shape = shape.to_vec();
+    if name.ends_with(CONV) && shape.len() == 3 {
+        shape.remove(1);
+    }
     Ok(ExportTensor {
         source: ExportSource::Tensor(name.to_owned()),
         name: ours,
-        shape: shape.to_vec(),
-        interleaved: rotary && architecture.interleaved(),
-        shift: architecture.shift(name),
+        shape,
+        arrangement: rows.arrangement(architecture, decoder.head_dim, delta),
+        change: architecture.change(name),
     })
 }
 
@@ -224,12 +234,10 @@ impl<'a> GgufFiles<'a> {
         let Some(tensor) = self.export.tensors.get(self.next) else {
             return Ok(());
         };
-        if tensor.shift != 0.0 {
-            values.iter_mut().for_each(|value| *value += tensor.shift);
-        }
-        let values = match tensor.interleaved {
-            true => interleave(&values, tensor.shape[0], self.export.head_dim),
-            false => values,
+        tensor.change.to_file(&mut values);
+        let values = match tensor.arrangement {
+            Some(arrangement) => arrangement.to_file(&values, tensor.shape[0]),
+            None => values,
         };
         let mut done: Vec<GgmlType> = Vec::new();
         for i in 0..self.files.len() {
@@ -273,17 +281,6 @@ fn check(tensor: &str, kind: GgmlType, values: &[f32]) -> Result<()> {
             source: GgufExportError::unfit(tensor, *value),
         }),
     }
-}
-
-/// Within each head, row i and row i + d/2 side by side.
-pub(super) fn interleave(values: &[f32], rows: usize, head_dim: usize) -> Vec<f32> {
-    let width = values.len() / rows.max(1);
-    let mut out = vec![0.0; values.len()];
-    for (row, values) in values.chunks_exact(width.max(1)).enumerate() {
-        let to = interleaved_row(row, head_dim) * width;
-        out[to..to + width].copy_from_slice(values);
-    }
-    out
 }
 
 #[cfg(test)]

@@ -104,9 +104,10 @@ impl GgufFileType {
     ///
     /// # Source
     /// The choices of `llama_model_quantize`, for models without experts and without an importance matrix.
-    pub(super) fn of_tensor(self, tensor: &str, shape: &[usize], model: Mixture) -> GgmlType {
-        let &[_, width] = shape else {
-            return GgmlType::F32;
+    pub(super) fn of_tensor(self, tensor: &str, shape: &[usize], model: &Mixture) -> GgmlType {
+        let width = match *shape {
+            [_, width] if !tensor.ends_with(".ssm_conv1d.weight") => width,
+            _ => return GgmlType::F32,
         };
         let kind = match self {
             Self::F32 | Self::F16 | Self::BF16 => return self.common(),
@@ -123,9 +124,11 @@ impl GgufFileType {
         fitting(kind, width)
     }
 
-    fn of_values(self, layer: usize, model: Mixture) -> GgmlType {
+    fn of_values(self, layer: usize, model: &Mixture) -> GgmlType {
+        // llama.cpp counts matrices of values, not layers.
+        let (layer, layers) = model.place_of_values(layer);
         match self {
-            Self::Q4_K_M | Self::Q5_K_M if is_important(layer, model.layers) => GgmlType::Q6_K,
+            Self::Q4_K_M | Self::Q5_K_M if is_important(layer, layers) => GgmlType::Q6_K,
             Self::Q4_K_S if layer < 4 => GgmlType::Q5_K,
             // Eight heads share these values, so more bits cost little.
             Self::Q4_K_M | Self::Q4_K_S if model.is_70b => GgmlType::Q5_K,
@@ -143,9 +146,11 @@ impl GgufFileType {
 }
 
 /// What the choice of types asks about a model.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Mixture {
     pub(super) layers: usize,
+    /// The layers that have a matrix of values, in order.
+    pub(super) values: Vec<usize>,
     /// Whether the embedding is the head.
     pub(super) tied: bool,
     /// 80 layers of grouped heads: what llama.cpp takes for a model of 70 billion weights.
@@ -153,12 +158,24 @@ pub(super) struct Mixture {
 }
 
 impl Mixture {
-    fn is_head(self, tensor: &str) -> bool {
+    /// The place of a layer among those with a matrix of values, and how many these are.
+    fn place_of_values(&self, layer: usize) -> (usize, usize) {
+        let before = self.values.iter().filter(|&&other| other < layer);
+        (before.count(), self.values.len())
+    }
+
+    fn is_head(&self, tensor: &str) -> bool {
         match self.tied {
             true => tensor == "token_embd.weight",
             false => tensor == "output.weight",
         }
     }
+}
+
+/// The layer whose matrix of values a tensor is.
+pub(super) fn value_layer(tensor: &str) -> Option<usize> {
+    let (layer, module) = layer(tensor)?;
+    ["attn_v", "attn_qkv"].contains(&module).then_some(layer)
 }
 
 /// `blk.3.attn_v.weight`: layer 3, `attn_v`.
@@ -212,10 +229,11 @@ mod tests {
     fn narrow_rows_have_stand_ins() {
         let model = Mixture {
             layers: 30,
+            values: (0..30).collect(),
             tied: true,
             is_70b: false,
         };
-        let kind = |tensor, width| GgufFileType::Q4_K_M.of_tensor(tensor, &[576, width], model);
+        let kind = |tensor, width| GgufFileType::Q4_K_M.of_tensor(tensor, &[576, width], &model);
         assert_eq!(kind("token_embd.weight", 576), GgmlType::Q8_0);
         assert_eq!(kind("blk.3.attn_q.weight", 576), GgmlType::Q5_0);
         assert_eq!(kind("blk.0.attn_v.weight", 576), GgmlType::Q8_0);
@@ -223,20 +241,43 @@ mod tests {
         assert_eq!(kind("blk.0.ffn_down.weight", 1536), GgmlType::Q6_K);
         assert_eq!(kind("blk.3.ffn_down.weight", 1536), GgmlType::Q4_K);
         assert_eq!(kind("blk.3.ffn_down.weight", 20), GgmlType::F16);
-        let norm = GgufFileType::Q4_K_M.of_tensor("blk.0.attn_norm.weight", &[576], model);
+        let norm = GgufFileType::Q4_K_M.of_tensor("blk.0.attn_norm.weight", &[576], &model);
         assert_eq!(norm, GgmlType::F32);
+        let taps = GgufFileType::F16.of_tensor("blk.0.ssm_conv1d.weight", &[576, 4], &model);
+        assert_eq!(taps, GgmlType::F32);
+    }
+
+    /// Layers whose values are their keys are passed over.
+    #[test]
+    fn matrices_of_values_are_counted() {
+        let model = Mixture {
+            layers: 12,
+            values: (0..12).filter(|layer| layer % 3 != 2).collect(),
+            tied: true,
+            is_70b: false,
+        };
+        let kind = |layer| {
+            let tensor = format!("blk.{layer}.attn_v.weight");
+            GgufFileType::Q4_K_M.of_tensor(&tensor, &[256, 256], &model)
+        };
+        let important: Vec<_> = (model.values.iter().copied())
+            .filter(|&layer| kind(layer) == GgmlType::Q6_K)
+            .collect();
+        // Of eight, the first, every third behind it, and the last.
+        assert_eq!(important, [0, 4, 9, 10]);
     }
 
     #[test]
     fn grouped_values_of_70b() {
         let model = Mixture {
             layers: 80,
+            values: (0..80).collect(),
             tied: false,
             is_70b: true,
         };
         let kind = |layer| {
             let tensor = format!("blk.{layer}.attn_v.weight");
-            GgufFileType::Q4_K_M.of_tensor(&tensor, &[1024, 8192], model)
+            GgufFileType::Q4_K_M.of_tensor(&tensor, &[1024, 8192], &model)
         };
         assert_eq!(kind(0), GgmlType::Q6_K);
         assert_eq!(kind(11), GgmlType::Q5_K);

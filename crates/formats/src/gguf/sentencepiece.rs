@@ -1,13 +1,14 @@
-//! SentencePiece BPE with byte fallback (`tokenizer.ggml.model = llama`).
+//! SentencePiece BPE with byte fallback: `tokenizer.ggml.model = llama`, and with merges of its own `gemma4`.
 //!
 //! A SentencePiece model has scores instead of merges: the pair whose union scores highest is
 //! joined first. The merges are rebuilt from them the way transformers converts such a model.
 //!
 //! # Source
-//! `SentencePieceExtractor` and `LlamaConverter` in transformers' `convert_slow_tokenizer.py`.
+//! `SentencePieceExtractor` and `LlamaConverter` in transformers' `convert_slow_tokenizer.py`; `tokenization_gemma.py`.
 
 use serde_json::{Value, json};
 
+use super::bpe;
 use super::error::{GgufError, GgufTokenizerError};
 use super::tokenizer::{SpecialTokens, TokenKind, Vocabulary, check_length};
 use super::value::GgufMetadata;
@@ -34,6 +35,26 @@ pub(super) fn tokenizer_json(
     let add_space_prefix = metadata
         .bool("tokenizer.ggml.add_space_prefix")?
         .unwrap_or(true);
+    Ok(json(vocabulary, special, &merges, add_space_prefix))
+}
+
+/// A vocabulary that has merges, Gemma 4's: no blank is put before a text, and BOS always is, as llama.cpp has it.
+pub(super) fn tokenizer_json_of_merges(
+    metadata: GgufMetadata<'_>,
+    vocabulary: Vocabulary<'_>,
+    special: &mut SpecialTokens,
+) -> Result<Value, GgufTokenizerError> {
+    let merges = bpe::merges(metadata, &vocabulary)?;
+    special.add_bos = Some(special.bos.is_some());
+    Ok(json(vocabulary, special, &merges, false))
+}
+
+fn json(
+    vocabulary: Vocabulary<'_>,
+    special: &SpecialTokens,
+    merges: &[Value],
+    add_space_prefix: bool,
+) -> Value {
     let unknown = unknown_token(&vocabulary, special);
     let added: Vec<Value> = vocabulary
         .iter()
@@ -43,7 +64,7 @@ pub(super) fn tokenizer_json(
                 .then(|| Vocabulary::added_token(id, token, special))
         })
         .collect();
-    Ok(json!({
+    json!({
         "version": "1.0",
         "truncation": null,
         "padding": null,
@@ -64,7 +85,7 @@ pub(super) fn tokenizer_json(
             "vocab": vocabulary.ids,
             "merges": merges,
         },
-    }))
+    })
 }
 
 fn unknown_token(vocabulary: &Vocabulary<'_>, special: &SpecialTokens) -> Option<String> {

@@ -87,6 +87,12 @@ impl Builder {
         self.list(key, 6, &elements)
     }
 
+    /// Whether an entry is this text.
+    pub(super) fn has(&self, key: &str, value: &str) -> bool {
+        let wanted = Self::new().string(key, value);
+        self.entries.contains(&wanted.entries[0])
+    }
+
     pub(super) fn without(mut self, key: &str) -> Self {
         let key = text(key);
         self.entries.retain(|entry| !entry.starts_with(&key));

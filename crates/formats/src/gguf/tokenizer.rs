@@ -198,7 +198,7 @@ pub(super) fn tokenizer_files(
         .str(key)?
         .ok_or_else(|| super::GgufError::KeyMissing { key: key.into() })?;
     let vocabulary = match model {
-        "gpt2" | "llama" => Vocabulary::read(metadata)?,
+        "gpt2" | "llama" | "gemma4" => Vocabulary::read(metadata)?,
         other => {
             return Err(GgufTokenizerError::Model {
                 actual: other.into(),
@@ -206,10 +206,10 @@ pub(super) fn tokenizer_files(
         }
     };
     let mut special = SpecialTokens::read(metadata, &vocabulary.tokens)?;
-    let json = if model == "gpt2" {
-        bpe::tokenizer_json(metadata, vocabulary, &mut special)?
-    } else {
-        sentencepiece::tokenizer_json(metadata, vocabulary, &mut special)?
+    let json = match model {
+        "gpt2" => bpe::tokenizer_json(metadata, vocabulary, &mut special)?,
+        "gemma4" => sentencepiece::tokenizer_json_of_merges(metadata, vocabulary, &mut special)?,
+        _ => sentencepiece::tokenizer_json(metadata, vocabulary, &mut special)?,
     };
     let text = |token: Option<(u32, String)>| token.map(|(_, token)| token);
     Ok(TokenizerFiles {

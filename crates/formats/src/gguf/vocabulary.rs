@@ -19,6 +19,8 @@ pub struct VocabularyOptions<'a> {
     pub ends: &'a [u32],
     /// The chat template in place of the files' own.
     pub chat_template: Option<&'a str>,
+    /// Whether a vocabulary of SentencePiece's kind keeps its merges, as Gemma 4's does, in place of scores.
+    pub keeps_merges: bool,
 }
 
 /// The metadata of a tokenizer that is a `tokenizer.json`.
@@ -41,7 +43,17 @@ pub fn vocabulary(
     let mut tokens = Tokens::read(&json, files, options.rows)?;
     let merges = merges(model)?;
     let mut entries = Vec::new();
-    if model["byte_fallback"] == true {
+    if model["byte_fallback"] == true && options.keeps_merges {
+        if has_space_prefix(&json) {
+            let expected = "one that puts no blank before a text";
+            return Err(tokenizer_error("normalizer", expected, &json["normalizer"]));
+        }
+        entries.push(Entry::new("tokenizer.ggml.model", "gemma4"));
+        tokens.name_bytes(None);
+        entries.extend(tokens.entries());
+        entries.push(merge_entry(&merges));
+        entries.push(Entry::new("tokenizer.ggml.add_space_prefix", false));
+    } else if model["byte_fallback"] == true {
         entries.push(Entry::new("tokenizer.ggml.model", "llama"));
         entries.push(Entry::new("tokenizer.ggml.pre", "default"));
         tokens.name_bytes(model["unk_token"].as_str());
@@ -61,9 +73,7 @@ pub fn vocabulary(
         entries.push(Entry::new("tokenizer.ggml.model", "gpt2"));
         entries.push(Entry::new("tokenizer.ggml.pre", name));
         entries.extend(tokens.entries());
-        let merges = merges.iter().map(|[left, right]| format!("{left} {right}"));
-        let merges = EntryValue::Texts(merges.collect());
-        entries.push(Entry::new("tokenizer.ggml.merges", merges));
+        entries.push(merge_entry(&merges));
     }
     entries.extend(special_tokens(files, &tokens)?);
     let eos = files.eos_token.as_ref();
@@ -77,6 +87,12 @@ pub fn vocabulary(
     entries.push(Entry::new("tokenizer.ggml.add_eos_token", add_eos));
     entries.extend(templates(options.chat_template, files));
     Ok(entries)
+}
+
+fn merge_entry(merges: &[[&str; 2]]) -> Entry {
+    let merges = merges.iter().map(|[left, right]| format!("{left} {right}"));
+    let merges = EntryValue::Texts(merges.collect());
+    Entry::new("tokenizer.ggml.merges", merges)
 }
 
 /// The ids that end a generation: the tokenizer's own, then one that training taught, then one more.

@@ -1,9 +1,9 @@
-use super::super::decoder::GgufRope;
+use super::super::decoder::{GgufDeltaNets, GgufRope};
 use super::super::file::GgufFile;
 use super::*;
 use crate::peft_config::PeftConfig;
 use crate::wrapped::AdapterPrefix;
-use backdraft_arch::ModulePattern;
+use backdraft_arch::{DeltaNetSpec, ModulePattern};
 
 fn adapter(alpha_pattern: bool) -> PeftDir {
     let mut config = PeftConfig::new(2, 8.0, ["q_proj", "v_proj"]);
@@ -36,6 +36,7 @@ fn decoder(model_type: &str) -> GgufDecoder {
         heads: 1,
         key_value_heads: 1,
         head_dim: 4,
+        full_heads: None,
         rotary_dim: 4,
         vocab_size: 3,
         rms_norm_eps: 1e-5,
@@ -47,6 +48,7 @@ fn decoder(model_type: &str) -> GgufDecoder {
         factors: None,
         query_scaling: None,
         gemma: None,
+        delta_nets: None,
     }
 }
 
@@ -91,4 +93,45 @@ fn scalings_that_differ_are_folded_in() {
     let last = |name: &str| *file.read_f32(file.tensor(name).unwrap()).last().unwrap();
     assert_eq!(last("blk.0.attn_q.weight.lora_b"), 28.0);
     assert_eq!(last("blk.0.attn_v.weight.lora_b"), 7.0);
+}
+
+/// Of a DeltaNet with two key heads and four value heads of one feature: B's rows of values, and A's columns behind them.
+#[test]
+fn value_heads_of_delta_nets_are_moved_on_either_side() {
+    let mut adapter = adapter(false);
+    let pair = |module: &str, in_features: usize, out_features: usize| LoraPair {
+        module: format!("model.layers.0.linear_attn.{module}"),
+        in_features,
+        out_features,
+        lora_a: (0..in_features as u8).map(f32::from).collect(),
+        lora_b: (0..out_features as u8).map(f32::from).collect(),
+        magnitude: None,
+    };
+    adapter.tensors = [pair("in_proj_qkv", 3, 8), pair("out_proj", 4, 3)]
+        .into_iter()
+        .collect();
+    let sizes = DeltaNetSpec {
+        num_key_heads: 2,
+        num_value_heads: 4,
+        key_head_dim: 1,
+        value_head_dim: 1,
+        conv_kernel_dim: 4,
+    };
+    let decoder = GgufDecoder {
+        delta_nets: Some(GgufDeltaNets {
+            sizes,
+            attending: Vec::new(),
+        }),
+        ..decoder("qwen3_5_text")
+    };
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path().join("a.gguf");
+    write_gguf_adapter(&adapter, &decoder, &[], &path, Existing::Refuse).unwrap();
+    let file = GgufFile::open(path).unwrap();
+    let values = |name: &str| file.read_f32(file.tensor(name).unwrap());
+    assert_eq!(values("blk.0.attn_qkv.weight.lora_a"), [0.0, 1.0, 2.0]);
+    let moved = [0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 5.0, 7.0];
+    assert_eq!(values("blk.0.attn_qkv.weight.lora_b"), moved);
+    assert_eq!(values("blk.0.ssm_out.weight.lora_a"), [0.0, 2.0, 1.0, 3.0]);
+    assert_eq!(values("blk.0.ssm_out.weight.lora_b"), [0.0, 1.0, 2.0]);
 }

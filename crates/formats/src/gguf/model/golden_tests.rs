@@ -3,9 +3,12 @@
 use backdraft_testkit::golden;
 use serde_json::{Value, json};
 
+use self::converter::{builder, shifted};
 use super::super::testing::Builder;
 use super::*;
 use crate::checkpoint::ModelSource;
+
+mod converter;
 
 /// A Hugging Face directory, and what its file says.
 struct Case {
@@ -36,11 +39,13 @@ impl Case {
             "ministral3" => "mistral3",
             "qwen2" => "qwen2",
             "qwen3" => "qwen3",
+            "qwen3_5_text" => "qwen35",
             "granite" => "granite",
             "smollm3" => "smollm3",
             "olmo2" => "olmo2",
             "gemma2" => "gemma2",
             "gemma3_text" => "gemma3",
+            "gemma4_text" => "gemma4",
             "phi3" => "phi3",
             "glm4" => "glm4",
             _ => return None,
@@ -73,171 +78,6 @@ fn problem(builder: &Builder) -> String {
     }
 }
 
-fn builder(source: &ModelSource, architecture: &str) -> Builder {
-    let config = source.config();
-    let heads = config["num_attention_heads"].as_u64().unwrap();
-    let head_dim = config["head_dim"].as_u64();
-    let head_dim = head_dim.unwrap_or_else(|| config["hidden_size"].as_u64().unwrap() / heads);
-    let mut builder = Builder::new().string("general.architecture", architecture);
-    for (key, name) in [
-        ("block_count", "num_hidden_layers"),
-        ("context_length", "max_position_embeddings"),
-        ("embedding_length", "hidden_size"),
-        ("feed_forward_length", "intermediate_size"),
-        ("attention.head_count", "num_attention_heads"),
-        ("attention.head_count_kv", "num_key_value_heads"),
-        ("attention.sliding_window", "sliding_window"),
-        ("attention.sliding_window_pattern", "sliding_window_pattern"),
-    ] {
-        if let Some(value) = config[name].as_u64() {
-            builder = builder.u32(&format!("{architecture}.{key}"), value as u32);
-        }
-    }
-    for (key, name) in [
-        ("attention.scale", "attention_multiplier"),
-        ("embedding_scale", "embedding_multiplier"),
-        ("residual_scale", "residual_multiplier"),
-        ("logit_scale", "logits_scaling"),
-        ("attn_logit_softcapping", "attn_logit_softcapping"),
-        ("final_logit_softcapping", "final_logit_softcapping"),
-        ("rope.freq_base_swa", "rope_local_base_freq"),
-    ] {
-        if let Some(value) = config[name].as_f64() {
-            builder = builder.f32(&format!("{architecture}.{key}"), value as f32);
-        }
-    }
-    for key in ["attention.key_length", "attention.value_length"] {
-        builder = builder.u32(&format!("{architecture}.{key}"), head_dim as u32);
-    }
-    if architecture == "mistral3" {
-        builder = ministral_keys(builder, &config["rope_parameters"]);
-    }
-    let theta = config["rope_theta"].as_f64();
-    let theta = theta.or(config["rope_parameters"]["rope_theta"].as_f64());
-    let eps = config["rms_norm_eps"].as_f64().unwrap();
-    builder = builder
-        .f32(
-            &format!("{architecture}.rope.freq_base"),
-            theta.unwrap() as f32,
-        )
-        .f32(
-            &format!("{architecture}.attention.layer_norm_rms_epsilon"),
-            eps as f32,
-        )
-        .u32("tokenizer.ggml.bos_token_id", 1)
-        .u32("tokenizer.ggml.eos_token_id", 2);
-    if let Some(part) = config["partial_rotary_factor"].as_f64() {
-        let turning = head_dim as f64 * part;
-        builder = builder.u32(
-            &format!("{architecture}.rope.dimension_count"),
-            turning as u32,
-        );
-    }
-    if let Some(original) = config["original_max_position_embeddings"].as_u64() {
-        let key = format!("{architecture}.rope.scaling.original_context_length");
-        builder = builder.u32(&key, original as u32);
-    }
-    for (name, key) in [("long", "long_factor"), ("short", "short_factor")] {
-        if let Some(factors) = config["rope_scaling"][key].as_array() {
-            let factors: Vec<f32> = factors.iter().map(|f| f.as_f64().unwrap() as f32).collect();
-            let name = format!("rope_factors_{name}.weight");
-            builder = builder.tensor(&name, &[factors.len() as u64], &factors);
-        }
-    }
-    for name in source.tensor_names() {
-        let shape = &source.tensor_info(name).unwrap().shape;
-        let mut values = source.read_f32(name).unwrap();
-        let rotary = name.contains("q_proj") || name.contains("k_proj");
-        if rotary && ["llama", "mistral3", "granite", "smollm3"].contains(&architecture) {
-            values = interleave(&values, shape[0], head_dim as usize);
-        }
-        if shifted(name, config) {
-            values.iter_mut().for_each(|value| *value += 1.0);
-        }
-        let shape: Vec<u64> = shape.iter().map(|&dim| dim as u64).collect();
-        builder = builder.tensor(&gguf_name(name, architecture), &shape, &values);
-    }
-    builder
-}
-
-/// What the converter writes of a Ministral 3's `rope_parameters`.
-fn ministral_keys(builder: Builder, rope: &Value) -> Builder {
-    let number = |name: &str| rope[name].as_f64().unwrap() as f32;
-    let original = rope["original_max_position_embeddings"].as_u64().unwrap();
-    builder
-        .string("mistral3.rope.scaling.type", "yarn")
-        .f32("mistral3.rope.scaling.factor", number("factor"))
-        .f32("mistral3.rope.scaling.yarn_beta_fast", number("beta_fast"))
-        .f32("mistral3.rope.scaling.yarn_beta_slow", number("beta_slow"))
-        .f32(
-            "mistral3.rope.scaling.yarn_log_multiplier",
-            number("mscale_all_dim"),
-        )
-        .u32(
-            "mistral3.rope.scaling.original_context_length",
-            original as u32,
-        )
-        .f32(
-            "mistral3.attention.temperature_scale",
-            number("llama_4_scaling_beta"),
-        )
-}
-
-/// Whether a file holds one more than the directory: a Gemma's norms.
-fn shifted(name: &str, config: &Value) -> bool {
-    let model_type = config["model_type"].as_str().unwrap_or_default();
-    model_type.starts_with("gemma") && name.ends_with("norm.weight")
-}
-
-fn gguf_name(name: &str, architecture: &str) -> String {
-    let mut name = name.replace("model.layers.", "blk.");
-    let post_attention = match architecture {
-        "olmo2" | "gemma2" | "gemma3" => "post_attention_norm",
-        _ => "ffn_norm",
-    };
-    if architecture == "glm4" {
-        name = name.replace("post_self_attn_layernorm", "post_attention_norm");
-    }
-    for (from, to) in [
-        ("self_attn.qkv_proj", "attn_qkv"),
-        ("mlp.gate_up_proj", "ffn_up"),
-        ("post_mlp_layernorm", "post_ffw_norm"),
-        ("self_attn.q_proj", "attn_q"),
-        ("self_attn.k_proj", "attn_k"),
-        ("self_attn.v_proj", "attn_v"),
-        ("self_attn.o_proj", "attn_output"),
-        ("self_attn.q_norm", "attn_q_norm"),
-        ("self_attn.k_norm", "attn_k_norm"),
-        ("mlp.gate_proj", "ffn_gate"),
-        ("mlp.up_proj", "ffn_up"),
-        ("mlp.down_proj", "ffn_down"),
-        ("input_layernorm", "attn_norm"),
-        ("post_attention_layernorm", post_attention),
-        ("pre_feedforward_layernorm", "ffn_norm"),
-        ("post_feedforward_layernorm", "post_ffw_norm"),
-        ("model.embed_tokens", "token_embd"),
-        ("model.norm", "output_norm"),
-        ("lm_head", "output"),
-    ] {
-        name = name.replace(from, to);
-    }
-    name
-}
-
-/// Within each head, row i and row i + d/2 side by side.
-fn interleave(values: &[f32], rows: usize, head_dim: usize) -> Vec<f32> {
-    let width = values.len() / rows;
-    let row = |row: usize| &values[row * width..(row + 1) * width];
-    let mut out = Vec::new();
-    for head in 0..rows / head_dim {
-        for pair in 0..head_dim / 2 {
-            out.extend(row(head * head_dim + pair));
-            out.extend(row(head * head_dim + pair + head_dim / 2));
-        }
-    }
-    out
-}
-
 #[test]
 fn golden_gguf_tensors_are_those_of_the_directory() {
     for case in Case::all() {
@@ -254,6 +94,9 @@ fn golden_gguf_tensors_are_those_of_the_directory() {
             let mut values = case.source.read_f32(name).unwrap();
             if shifted(name, case.source.config()) {
                 values.iter_mut().for_each(|w| *w = *w + 1.0 - 1.0);
+            }
+            if name.ends_with("A_log") {
+                values.iter_mut().for_each(|a| *a = a.exp().ln());
             }
             assert!(model.read_f32(name).unwrap() == values, "{what}");
             assert!(
@@ -288,6 +131,8 @@ fn golden_gguf_config_is_that_of_the_directory() {
         "torch_dtype",
         "transformers_version",
         "use_cache",
+        // Of embeddings that a dense Gemma 4 has not.
+        "vocab_size_per_layer_input",
     ];
     for case in Case::all() {
         let (model, expected) = (case.open(), case.source.config().as_object().unwrap());
@@ -295,6 +140,9 @@ fn golden_gguf_config_is_that_of_the_directory() {
         for (key, expected) in expected {
             let what = format!("{}, {key}: {}", case.name, config[key]);
             match key.as_str() {
+                "rope_parameters" | "layer_types" if is_mixed(&case) => {
+                    assert_eq!(&config[key], expected, "{what}");
+                }
                 key if apart.contains(&key) => {}
                 // Without a window a Mistral is a Llama.
                 "model_type" if expected == "mistral" && config["sliding_window"].is_null() => {
@@ -311,6 +159,8 @@ fn golden_gguf_config_is_that_of_the_directory() {
                         "olmo2" => "Olmo2ForCausalLM",
                         "gemma2" => "Gemma2ForCausalLM",
                         "gemma3_text" => "Gemma3ForCausalLM",
+                        "gemma4_text" => "Gemma4ForCausalLM",
+                        "qwen3_5_text" => "Qwen3_5ForCausalLM",
                         "phi3" => "Phi3ForCausalLM",
                         "glm4" => "Glm4ForCausalLM",
                         _ => "Qwen3ForCausalLM",
@@ -325,6 +175,11 @@ fn golden_gguf_config_is_that_of_the_directory() {
             }
         }
     }
+}
+
+/// Whether layers are of two kinds, which a file says of each.
+fn is_mixed(case: &Case) -> bool {
+    ["qwen35", "gemma4"].contains(&case.architecture)
 }
 
 /// What is said of windows, biases and head sizes is what transformers' config classes would say.
@@ -369,6 +224,7 @@ fn golden_gguf_faults_of_the_families() {
         let file = case.builder.clone();
         let (first, last) = match case.architecture {
             "olmo2" => ("post_attention_norm", "post_ffw_norm"),
+            "qwen35" => ("attn_norm", "post_attention_norm"),
             _ => ("attn_norm", "ffn_norm"),
         };
         for missing in [
@@ -378,6 +234,10 @@ fn golden_gguf_faults_of_the_families() {
         ] {
             let expected = format!("tensor {missing} is missing");
             check(&file.clone().without_tensor(missing), &expected);
+        }
+        // Its lists of layers and heads of two sizes have a test of their own.
+        if case.architecture == "gemma4" {
+            continue;
         }
         let more = file.clone().without(&case.key("block_count"));
         let layers = case.source.config()["num_hidden_layers"].as_u64().unwrap();
@@ -612,6 +472,142 @@ fn golden_gguf_faults_of_qwen3() {
         .string("general.architecture", "qwen3moe");
     check(
         other,
-        "its architecture is \"qwen3moe\"; supported are \"llama\" (Mistral's files too), \"mistral3\", \"qwen2\", \"qwen3\", \"granite\", \"smollm3\", \"olmo2\" (OLMo 3's files too), \"gemma2\", \"gemma3\", \"phi3\" and \"glm4\"",
+        "its architecture is \"qwen3moe\"; supported are \"llama\" (Mistral's files too), \"mistral3\", \"qwen2\", \"qwen3\", \"qwen35\", \"granite\", \"smollm3\", \"olmo2\" (OLMo 3's files too), \"gemma2\", \"gemma3\", \"gemma4\", \"phi3\" and \"glm4\"",
+    );
+}
+
+#[test]
+fn golden_gguf_delta_nets_of_qwen35() {
+    let Some(case) = Case::of("qwen3_5_text") else {
+        return;
+    };
+    let file = || case.builder.clone();
+    let types = |builder: Builder| {
+        let (_root, path) = builder.write();
+        let model = GgufModel::open(path).unwrap();
+        model.config()["layer_types"].clone()
+    };
+    // Every fourth layer attends where nothing is said, and a list may say it too.
+    let expected = &case.source.config()["layer_types"];
+    let silent = file().without("qwen35.full_attention_interval");
+    assert_eq!(&types(silent.clone()), expected);
+    let flags = [vec![1], vec![1], vec![1], vec![0]];
+    let listed = "qwen35.attention.recurrent_layers";
+    assert_eq!(&types(silent.clone().list(listed, 7, &flags)), expected);
+    // A layer behind the last, which predicts the token after the next.
+    let further = file()
+        .without("qwen35.block_count")
+        .u32("qwen35.block_count", 5)
+        .u32("qwen35.nextn_predict_layers", 1)
+        .tensor("blk.4.attn_norm.weight", &[64], &[0.0; 64])
+        .tensor("blk.4.nextn.eh_proj.weight", &[64, 128], &[0.0; 8192]);
+    assert_eq!(&types(further), expected);
+
+    let check = |builder: Builder, expected: &str| {
+        let message = problem(&builder);
+        assert!(message.contains(expected), "{message}");
+    };
+    check(
+        silent.list(listed, 7, &flags[..2]),
+        "attention.recurrent_layers should be a flag for each layer",
+    );
+    check(
+        file().without_tensor("blk.1.ssm_a"),
+        "blk.1.ssm_a is missing",
+    );
+    check(
+        file().reshaped("blk.1.attn_gate.weight", &[32, 64]),
+        "the metadata needs 64 rows (4 heads of 16)",
+    );
+    check(
+        file().reshaped("blk.1.ssm_out.weight", &[64, 32]),
+        "the metadata needs 64 columns",
+    );
+    check(
+        file().reshaped("blk.3.attn_q.weight", &[64, 64]),
+        "the metadata needs 128 rows (2 heads of 64)",
+    );
+    let inner = file().without("qwen35.ssm.inner_size");
+    check(
+        inner.u32("qwen35.ssm.inner_size", 32),
+        "qwen35.ssm.inner_size should be ssm.time_step_rank × ssm.state_size, but is 32",
+    );
+    let heads = file().without("qwen35.ssm.group_count");
+    check(
+        heads.u32("qwen35.ssm.group_count", 3),
+        "should be a multiple of ssm.group_count",
+    );
+    check(
+        file().u32("qwen35.nextn_predict_layers", 4),
+        "qwen35.nextn_predict_layers should be fewer layers than there are",
+    );
+}
+
+#[test]
+fn golden_gguf_heads_of_gemma4() {
+    let Some(case) = Case::of("gemma4_text") else {
+        return;
+    };
+    let file = || case.builder.clone();
+    let check = |builder: Builder, expected: &str| {
+        let message = problem(&builder);
+        assert!(message.contains(expected), "{message}");
+    };
+    // E2B and E4B, by what only they have.
+    let embedding = "gemma4.embedding_length_per_layer_input";
+    let per_layer = file().without(embedding).u32(embedding, 256);
+    check(
+        per_layer,
+        "gemma4.embedding_length_per_layer_input = 256, which is not supported",
+    );
+    check(
+        file().u32("gemma4.expert_count", 128),
+        "gemma4.expert_count = 128, which is not supported",
+    );
+    let counts = "gemma4.attention.head_count_kv";
+    check(
+        file().without(counts).i32s(counts, &[2, 1, 1, 1]),
+        "attention.head_count_kv should be a number of heads for each layer",
+    );
+    check(
+        file().without(counts).i32s(counts, &[2, 1]),
+        "but is a list of 2",
+    );
+    let pattern = "gemma4.attention.sliding_window_pattern";
+    let last = [vec![1], vec![0], vec![1], vec![1]];
+    check(
+        file()
+            .without(pattern)
+            .list(pattern, 7, &last)
+            .without(counts)
+            .i32s(counts, &[2, 1, 2, 2]),
+        "a window in the last layer",
+    );
+    let value = "gemma4.attention.value_length_swa";
+    check(
+        file().without(value).u32(value, 32),
+        "gemma4.attention.value_length_swa = 32, which is not supported",
+    );
+    check(
+        file().without_tensor("rope_freqs.weight"),
+        "rope_freqs.weight is missing",
+    );
+    let turned = |factors: &[f32]| {
+        let without = file().without_tensor("rope_freqs.weight");
+        without.tensor("rope_freqs.weight", &[factors.len() as u64], factors)
+    };
+    check(turned(&[1.0; 8]), "the metadata needs [16]");
+    let mut factors = [1e30; 16];
+    factors[..4].fill(1.0);
+    factors[8] = 8.0;
+    check(turned(&factors), "rope_freqs.weight = 8 behind 4 of 1");
+    // One of two layers without a window has values of its own.
+    check(
+        file().tensor("blk.1.attn_v.weight", &[32, 64], &[0.0; 2048]),
+        "beside values of their own, which is not supported",
+    );
+    check(
+        file().without_tensor("blk.2.layer_output_scale.weight"),
+        "blk.2.layer_output_scale.weight is missing",
     );
 }

@@ -52,7 +52,7 @@ fn base(kind: &str) -> Builder {
                 1,
                 1,
                 1,
-                if kind == "llama" { 6 } else { 1 },
+                if kind == "gpt2" { 1 } else { 6 },
             ],
         )
         .u32("tokenizer.ggml.bos_token_id", 0)
@@ -77,6 +77,7 @@ fn tokenizers_come_back_as_they_were() {
         "tekken",
         "gpt-4o",
         "glm4",
+        "qwen35",
     ];
     let mut builders: Vec<Builder> = names
         .map(|pre| {
@@ -90,10 +91,13 @@ fn tokenizers_come_back_as_they_were() {
         let llama = base("llama").f32s("tokenizer.ggml.scores", &scores);
         builders.push(llama.bool("tokenizer.ggml.add_space_prefix", prefix));
     }
+    let gemma4 = base("gemma4").strings("tokenizer.ggml.merges", &["\u{2581} a", "a b"]);
+    builders.push(gemma4);
     for builder in builders {
         let before = files(&builder);
         let options = VocabularyOptions {
             rows: 10,
+            keeps_merges: builder.has("tokenizer.ggml.model", "gemma4"),
             ..VocabularyOptions::default()
         };
         let after = read(&vocabulary(&before, &options).unwrap());
@@ -165,6 +169,7 @@ fn kinds_fillers_and_ends() {
         rows: 13,
         ends: &[1, 11],
         chat_template: Some("of the run"),
+        keeps_merges: false,
     };
     let entries = vocabulary(&before, &options).unwrap();
     let EntryValue::Texts(tokens) = value(&entries, "ggml.tokens") else {
