@@ -85,6 +85,10 @@ pub(crate) fn check(
                        reference: orpo, simpo or cpo";
         reader.conflict(KEY, kind, instead);
     }
+    if objective.scores() {
+        let instead = "a reward model is written as an adapter with its head; write trainable = \"adapter\"";
+        reader.conflict(KEY, "objective.kind = \"reward\"", instead);
+    }
     if optimizer == Optimizer::Muon {
         let instead = "Muon makes updates of matrices that project orthogonal, and norms, biases and tables of tokens do not; \
                        write optimizer = \"adamw\"";
@@ -152,6 +156,7 @@ mod tests {
                 "quantization.keep_blocks",
             ),
             ("objective.kind = \"dpo\"\n", "orpo, simpo or cpo"),
+            ("objective.kind = \"reward\"\n", "trainable = \"adapter\""),
             ("train.optimizer = \"muon\"\n", "orthogonal"),
             ("train.loraplus_lr_ratio = 16\n", "train.loraplus_lr_ratio"),
         ] {
