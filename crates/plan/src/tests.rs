@@ -36,6 +36,7 @@ pub(crate) fn layer() -> LayerShape {
         weight_bytes: 4 * out * input,
         rows: Rows::All,
         bias: false,
+        weight: false,
     };
     let usual = [
         shape(64, 64),
