@@ -1,8 +1,6 @@
 //! What a GGUF file has of its own in each architecture that is read.
 
 use super::error::GgufError;
-use super::family::sliding_window;
-use super::names::SCALAR;
 use super::order::Change;
 use super::value::GgufMetadata;
 
@@ -111,6 +109,9 @@ pub(super) const ATTENTION_INTERVAL: &str = "full_attention_interval";
 pub(super) const RECURRENT_LAYERS: &str = "attention.recurrent_layers";
 pub(super) const FURTHER_LAYERS: &str = "nextn_predict_layers";
 pub(super) const ROPE_SECTIONS: &str = "rope.dimension_sections";
+
+/// What a layer's part of the residual stream is multiplied by.
+pub(super) const SCALAR: &str = "layer_output_scale.weight";
 
 /// The metadata keys of Granite's factors, below the name.
 pub(super) const ATTENTION_SCALE: &str = "attention.scale";
@@ -549,3 +550,12 @@ const DELTA_NET: [&str; 12] = [
 
 /// What else it has.
 const DELTA_NET_BARE: [&str; 2] = ["ssm_a", "ssm_dt.bias"];
+
+/// Positions that a token sees, itself among them.
+pub(super) fn sliding_window(
+    metadata: GgufMetadata<'_>,
+    name: &str,
+) -> Result<Option<u64>, GgufError> {
+    let window = metadata.unsigned(&format!("{name}.{SLIDING_WINDOW}"))?;
+    Ok(window.filter(|window| *window != 0))
+}

@@ -3,8 +3,8 @@
 use serde_json::{Value, json};
 
 use super::architectures::{
-    Architecture, LOCAL_BASE, LOCAL_THETA, LOGITS_CAP, SCORES_CAP, SLIDING_WINDOW,
-    SLIDING_WINDOW_PATTERN, UNTURNED_INTERVAL,
+    Architecture, LOCAL_BASE, LOCAL_THETA, LOGITS_CAP, SCORES_CAP, SLIDING_WINDOW_PATTERN,
+    UNTURNED_INTERVAL, sliding_window,
 };
 use super::error::GgufError;
 use super::file::GgufFile;
@@ -114,15 +114,6 @@ impl Architecture {
             }),
         })
     }
-}
-
-/// Positions that a token sees, itself among them.
-pub(super) fn sliding_window(
-    metadata: GgufMetadata<'_>,
-    name: &str,
-) -> Result<Option<u64>, GgufError> {
-    let window = metadata.unsigned(&format!("{name}.{SLIDING_WINDOW}"))?;
-    Ok(window.filter(|window| *window != 0))
 }
 
 /// A number below the name that is not 0.

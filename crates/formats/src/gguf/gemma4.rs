@@ -4,12 +4,12 @@ use serde_json::{Map, Value, json};
 
 use super::architectures::{
     Architecture, LOCAL_BASE, LOCAL_KEY_LENGTH, LOCAL_ROTARY, LOCAL_THETA, LOCAL_VALUE_LENGTH,
-    LOGITS_CAP, SLIDING_WINDOW, SLIDING_WINDOW_PATTERN,
+    LOGITS_CAP, SLIDING_WINDOW, SLIDING_WINDOW_PATTERN, sliding_window,
 };
-use super::config::{Keys, Sizes};
 use super::error::GgufError;
-use super::family::{FULL, layer_types, number, sliding_window};
+use super::family::{FULL, layer_types, number};
 use super::file::GgufFile;
+use super::keys::{Keys, Sizes};
 use super::names::ROPE_FREQS;
 use super::value::GgufValue;
 

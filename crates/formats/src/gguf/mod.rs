@@ -23,6 +23,7 @@ mod file;
 mod file_type;
 mod gemma4;
 mod ggml_type;
+mod keys;
 mod model;
 mod names;
 mod order;

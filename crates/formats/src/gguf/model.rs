@@ -8,10 +8,11 @@ use backdraft_arch::GgufBlock;
 use serde_json::{Value, json};
 
 use super::architectures::{Architecture, LayerKind};
-use super::config::{self, Sizes};
+use super::config;
 use super::error::GgufError;
 use super::file::{GgufFile, GgufTensor};
 use super::ggml_type::GgmlType;
+use super::keys::Sizes;
 use super::names::{LONG_FACTORS, ROPE_FREQS, Rows, SHORT_FACTORS, hugging_face_name, required};
 use super::order::{Arrangement, Change, columns_from_file};
 use super::rope_freqs::Llama3Scaling;

@@ -2,7 +2,7 @@
 
 use backdraft_arch::DeltaNetSpec;
 
-use super::architectures::{Architecture, LayerKind};
+use super::architectures::{Architecture, LayerKind, SCALAR};
 use super::order::{Arrangement, Order};
 
 /// What a tensor's rows are, or the elements of a vector.
@@ -131,9 +131,6 @@ const BARE: [(&str, &str, Rows); 3] = [
     ("ssm_dt.bias", "linear_attn.dt_bias", Rows::DeltaHeads),
     (SCALAR, "layer_scalar", Rows::Features),
 ];
-
-/// What a layer's part of the residual stream is multiplied by.
-pub(super) const SCALAR: &str = "layer_output_scale.weight";
 
 /// The Hugging Face name of a tensor, and what its rows are; `None` if a model of `layers` layers has no such tensor in
 /// this architecture.

@@ -7,8 +7,8 @@ use super::architectures::{
     ATTENTION_INTERVAL, CONV_KERNEL, FURTHER_LAYERS, GROUP_COUNT, INNER_SIZE, RECURRENT_LAYERS,
     STATE_SIZE, TIME_STEP_RANK,
 };
-use super::config::{Keys, Sizes};
 use super::error::GgufError;
+use super::keys::{Keys, Sizes};
 
 /// Of how many layers the last attends, where a file does not say.
 const USUAL_INTERVAL: u64 = 4;
