@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use backdraft_formats::ModelSource;
+use backdraft_formats::{ModelSource, PeftConfig};
 use backdraft_journal::adaptation::AdaptationReport;
 use backdraft_journal::diagnosis::{Diagnosis, Finding};
 use backdraft_journal::records::Report;
@@ -278,6 +278,13 @@ pub(crate) fn summary(
 
 /// The command that shows what was learned.
 fn try_it(model: &str, adapter: &Path) -> String {
+    let config = PeftConfig::read(&adapter.join("adapter_config.json"));
+    if config.is_ok_and(|config| config.scores()) {
+        let eval = CommandLine::new("eval")
+            .flag("--model", model)
+            .flag("--adapter", adapter);
+        return eval.flag("--data", "pairs.jsonl").to_string();
+    }
     let generate = CommandLine::new("generate")
         .flag("--model", model)
         .flag("--adapter", adapter);
