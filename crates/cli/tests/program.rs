@@ -16,10 +16,10 @@ mod adapters;
 mod export;
 #[path = "program/families.rs"]
 mod families;
-#[path = "program/notebook.rs"]
-mod notebook;
 #[path = "program/full.rs"]
 mod full;
+#[path = "program/notebook.rs"]
+mod notebook;
 #[path = "program/preferences.rs"]
 mod preferences;
 #[path = "program/push.rs"]

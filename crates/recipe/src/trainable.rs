@@ -86,7 +86,8 @@ pub(crate) fn check(
         reader.conflict(KEY, kind, instead);
     }
     if objective.scores() {
-        let instead = "a reward model is written as an adapter with its head; write trainable = \"adapter\"";
+        let instead =
+            "a reward model is written as an adapter with its head; write trainable = \"adapter\"";
         reader.conflict(KEY, "objective.kind = \"reward\"", instead);
     }
     if optimizer == Optimizer::Muon {
