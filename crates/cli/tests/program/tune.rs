@@ -183,7 +183,7 @@ fn a_trial_that_fails_is_a_row_and_the_sweep_goes_on() {
     let bases: Vec<&str> = (state["trials"].as_array().unwrap().iter())
         .map(|trial| trial["settings"]["load_in_8bit"].as_str().unwrap())
         .collect();
-    assert!(bases.iter().rev().is_sorted(), "{bases:?}");
+    assert!(bases.is_sorted(), "{bases:?}");
     assert_eq!(
         standings(&state)
             .iter()

@@ -6,9 +6,22 @@ use std::path::PathBuf;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// Values of keys as `--set` takes them, in the order of the sweep; an object in JSON.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// Values of keys as `--set` takes them, in the order of the sweep, which does not tell them apart; an object in JSON.
+#[derive(Clone, Debug, Default)]
 pub struct Settings(pub Vec<(String, String)>);
+
+impl PartialEq for Settings {
+    fn eq(&self, other: &Self) -> bool {
+        let sorted = |settings: &Self| {
+            let mut pairs = settings.0.clone();
+            pairs.sort();
+            pairs
+        };
+        sorted(self) == sorted(other)
+    }
+}
+
+impl Eq for Settings {}
 
 impl Settings {
     /// The value of a key.

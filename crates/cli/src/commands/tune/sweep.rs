@@ -131,7 +131,8 @@ fn recipes(sweep: Sweep, state: &TuneState) -> HashMap<String, Recipe> {
         if let Some(known) = place {
             recipe.output_dir.clone_from(&known.output_dir);
         }
-        (settings.to_string(), recipe)
+        let name = place.map_or_else(|| settings.to_string(), |known| known.settings.to_string());
+        (name, recipe)
     });
     trials.collect()
 }
