@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Trains PEFT's LoRA, QLoRA and LoftQ on the rows of `cargo xtask bench precision`, for the same table.
+"""Trains PEFT's LoRA, QLoRA and LoftQ, or the whole model, on the rows of `cargo xtask bench precision`, for the same table.
 
     cargo xtask dither --amount 0 --model SmolLM2-135M-Instruct.Q4_1.gguf --out smollm2
     python scripts/precision_peft.py --model smollm2 --train train.jsonl --rows 880 --test test_seen_tools.jsonl \
@@ -7,7 +7,8 @@
 
 Settings are the bench's: one epoch in steps of 8 rows, rank 16, alpha 32 on all linear layers, adapters in f32, AdamW with weight decay
 0.01, 5 % of warm-up, a cosine, gradients clipped to 1, the loss of the answer's tokens. `qlora` is bitsandbytes' NF4 with double
-quantization, `loftq` PEFT's `init_lora_weights="loftq"` with its default single iteration, whose base holds dequantized NF4 values.
+quantization, `loftq` PEFT's `init_lora_weights="loftq"` with its default single iteration, whose base holds dequantized NF4 values; `full`
+trains all weights, in f32 under autocast, norms without decay.
 Prints a line of JSON a run: the mean nll of the test rows' answer tokens after the last step.
 """
 
@@ -71,7 +72,10 @@ def build(arm, path, seed):
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.bfloat16,
         )
-    model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16, device_map={"": 0}, **more)
+    dtype = torch.float32 if arm == "full" else torch.bfloat16
+    model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=dtype, device_map={"": 0}, **more)
+    if arm == "full":
+        return model
     if arm == "qlora":
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     start = {"init_lora_weights": "loftq", "loftq_config": LoftQConfig(loftq_bits=4)} if arm == "loftq" else {}
@@ -100,9 +104,13 @@ def main():
         for rate in given.rates.split(","):
             for arm in given.arms.split(","):
                 began = time.time()
+                torch.cuda.reset_peak_memory_stats()
                 model = build(arm, given.model, seed)
                 params = [param for param in model.parameters() if param.requires_grad]
-                optimizer = torch.optim.AdamW(params, lr=float(rate), weight_decay=0.01)
+                vectors = [param for param in params if arm == "full" and param.dim() == 1]
+                matrices = [param for param in params if arm != "full" or param.dim() > 1]
+                groups = [{"params": matrices, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0.0}]
+                optimizer = torch.optim.AdamW(groups, lr=float(rate))
                 steps = math.ceil(len(rows) / 8)
                 schedule = transformers.get_cosine_schedule_with_warmup(optimizer, math.ceil(0.05 * steps), steps)
                 order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
@@ -118,7 +126,9 @@ def main():
                 with torch.no_grad():
                     parts = [nll(model, tests[i : i + 50]) for i in range(0, len(tests), 50)]
                 mean = sum(loss.item() for loss, _ in parts) / sum(tokens for _, tokens in parts)
-                found = {"arm": f"peft-{arm}", "rate": rate, "seed": seed, "nll": mean, "seconds": time.time() - began}
+                name = "torch-full" if arm == "full" else f"peft-{arm}"
+                found = {"arm": name, "rate": rate, "seed": seed, "nll": mean, "seconds": time.time() - began}
+                found["gib"] = torch.cuda.max_memory_reserved() / 2**30
                 print(json.dumps(found), flush=True)
                 del model, optimizer, params
                 gc.collect()

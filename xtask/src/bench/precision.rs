@@ -83,8 +83,9 @@ enum Deal {
 }
 
 /// `BITS` stands for the bits of the command line.
-const ARMS: [Arm; 15] = [
+const ARMS: [Arm; 16] = [
     arm("bf16", &[]),
+    arm("full", &["trainable=\"all\""]),
     arm("bf16-pissa", &["lora.init=\"pissa\""]),
     arm("nf4", &[NF4]),
     arm("nf4-loftq", &[NF4, "lora.init=\"loftq\""]),
