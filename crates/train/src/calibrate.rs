@@ -183,6 +183,7 @@ mod tests {
             weight_bytes: 256,
             rows: Rows::All,
             bias: false,
+            weight: false,
         };
         let key = CalibrationKey {
             device: "here".to_owned(),
