@@ -14,8 +14,8 @@ use crate::statistics::Statistics;
 #[derive(Clone, Debug, Default)]
 pub struct AdapterGrads {
     tensors: HashMap<ParamId, Gradient>,
-    /// Views that gradients are written into, where they all lie in one buffer.
-    slots: HashMap<ParamId, Tensor<2>>,
+    /// Views that gradients are written into, where they all lie in one buffer, and the shapes of their parameters.
+    slots: HashMap<ParamId, (Vec<usize>, Tensor<2>)>,
     /// What projections saw, where somebody asked for it.
     statistics: Option<HashMap<ParamId, Statistics>>,
 }
@@ -51,10 +51,12 @@ impl AdapterGrads {
         Self::default()
     }
 
-    /// Nothing yet; gradients are written into these views of a flat buffer.
-    pub fn within(views: impl IntoIterator<Item = (ParamId, Tensor<2>)>) -> Self {
+    /// Nothing yet; gradients are written into these views of a flat buffer, each as [`AdapterParam::matrix_dims`] of its parameter,
+    /// whose shape stands before it.
+    pub fn within(views: impl IntoIterator<Item = (ParamId, Vec<usize>, Tensor<2>)>) -> Self {
+        let slots = views.into_iter().map(|(id, dims, view)| (id, (dims, view)));
         Self {
-            slots: views.into_iter().collect(),
+            slots: slots.collect(),
             ..Self::default()
         }
     }
@@ -96,8 +98,9 @@ impl AdapterGrads {
 
     /// Where the next gradient of a parameter goes, where it has a place; it counts as there from now on.
     pub(crate) fn slot(&mut self, id: ParamId) -> Option<Slot> {
-        let view = self.slots.get(&id)?.clone();
-        let there = Gradient::of(view.clone());
+        let (dims, view) = self.slots.get(&id)?.clone();
+        let values = view.clone().flatten(0, 1);
+        let there = Gradient { dims, values };
         let accumulate = self.tensors.insert(id, there).is_some();
         Some(Slot { view, accumulate })
     }
@@ -312,5 +315,30 @@ mod tests {
         let expected = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
         assert_eq!(values(back.get(matrix.id).unwrap()), expected);
         assert_eq!(values(back.get(cube.id).unwrap()), [1.0; 4]);
+    }
+    /// A buffer knows matrices only: a vector is a row there, and a vector again for who takes it.
+    #[test]
+    fn gradients_in_a_buffer_have_the_shapes_of_their_parameters() {
+        let device = Device::flex();
+        let vector = Param::from_tensor(Tensor::<1>::ones([3], &device));
+        let matrix = Param::from_tensor(Tensor::<2>::ones([2, 3], &device));
+        let params = [
+            AdapterParam::of(["v", "v"], &vector),
+            AdapterParam::of(["m", "m"], &matrix),
+        ];
+        let views = params.iter().map(|param| {
+            let view = param.values.clone().reshape(param.matrix_dims());
+            (param.id, param.dims.clone(), view)
+        });
+        let mut grads = AdapterGrads::within(views);
+        for param in &params {
+            assert!(!grads.slot(param.id).unwrap().accumulate);
+            assert!(grads.slot(param.id).unwrap().accumulate);
+        }
+        let mut burns = grads.into_params();
+        assert_eq!(burns.get::<1>(vector.id).unwrap().dims(), [3]);
+        let back = AdapterGrads::from_params(&mut burns, params);
+        assert_eq!(back.len(), 2);
+        assert_eq!(values(back.get(matrix.id).unwrap()), [1.0; 6]);
     }
 }

@@ -24,6 +24,8 @@ use super::{Rate, Rates, StatePrecision};
 #[derive(Clone, Debug)]
 pub(super) struct Bank {
     pub(super) ids: Vec<ParamId>,
+    /// The shape of each factor.
+    shapes: Vec<Vec<usize>>,
     groups: Vec<Group>,
     /// The group of each factor, and its number there.
     places: Vec<(usize, usize)>,
@@ -72,9 +74,9 @@ impl Bank {
         (rule, rates): (Rule, &Rates),
         (states, mean): (&[Option<State>], Option<&Mean>),
     ) -> Option<Self> {
-        let (ids, dims): (Vec<_>, Vec<_>) = model
+        let (ids, (dims, shapes)): (Vec<_>, (Vec<_>, Vec<_>)) = model
             .trained_params()
-            .map(|(_, param)| (param.id, param.matrix_dims()))
+            .map(|(_, param)| (param.id, (param.matrix_dims(), param.dims)))
             .unzip();
         let rates = rates.of_model(model);
         let dtype = model.dtype();
@@ -124,15 +126,18 @@ impl Bank {
         }
         Some(Self {
             ids,
+            shapes,
             groups,
             places,
         })
     }
 
-    /// Where the gradient of each factor goes.
-    pub(super) fn grads(&self) -> impl Iterator<Item = (ParamId, Tensor<2>)> {
-        let places = self.ids.iter().zip(&self.places);
-        places.map(|(&id, &(group, j))| (id, self.groups[group].grads.view(j)))
+    /// The shape of each factor, and where its gradient goes.
+    pub(super) fn grads(&self) -> impl Iterator<Item = (ParamId, Vec<usize>, Tensor<2>)> {
+        let factors = self.ids.iter().zip(&self.shapes).zip(&self.places);
+        factors.map(|((&id, shape), &(group, j))| {
+            (id, shape.clone(), self.groups[group].grads.view(j))
+        })
     }
 
     /// The Euclidean norm of all gradients, `[1]`.
