@@ -63,10 +63,11 @@ impl<A: Memory> SizeOps<'_, A> {
         };
         let gradient = apart.then(|| self.alloc(4 * p.out * p.input));
         if !self.model.paged {
-            // Packed for the product over tokens, panel by panel; what `workspace` has room for is counted there.
+            // Packed for the product over tokens, panel by panel; of the other factor as much again at most, by the caches' sizes. What
+            // `workspace` has room for is counted there.
             let tokens = self.pass.tokens;
             let depth = tokens.div_ceil(tokens.div_ceil(PANEL).max(1));
-            let packed = self.model.element * depth * p.out;
+            let packed = self.model.element * depth * (p.out + p.out.min(p.input));
             self.transient(packed.saturating_sub(self.model.workspace));
         }
         self.gradients.extend(gradient);
