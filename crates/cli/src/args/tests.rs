@@ -620,8 +620,8 @@ fn help_of_eval() {
               Also generate an answer for every row and compare it with the expected one
 
           --answers <FILE>
-              Write each question with the expected and the generated answers, or each row's rewards by a
-              reward model, as JSON lines
+              Write each question with the expected and the generated answers, or each row's rewards by
+              a reward model, as JSON lines
 
           --force
               Replace the file of answers if it exists
