@@ -875,10 +875,7 @@ pub(crate) const FOREIGN: &[(Foreign, &str)] = &[
         Like("objective.loss", "it is the loss of kind = \"dpo\""),
         "loss_type dpo_loss_type pref_loss",
     ),
-    (
-        Key("objective.loss_weights"),
-        "loss_weights dpo_loss_weights",
-    ),
+    (Key("objective.loss_weights"), "dpo_loss_weights"),
     (Key("objective.label_smoothing"), "dpo_label_smoothing"),
     (Key("objective.sft_weight"), "rpo_alpha cpo_alpha pref_ftx"),
     (Key("objective.gamma"), "simpo_gamma"),

@@ -163,6 +163,9 @@ fn every_example_in_the_table_of_keys_is_valid() {
         if ["bits", "base_memory", "plan"].contains(&key.name()) {
             given.push("load_in_4bit=true");
         }
+        if key.path == "objective.loss_weights" {
+            given.push("objective.loss=[\"sigmoid\", \"sft\"]");
+        }
         if key.path == "tokens.descriptions" {
             given.extend(["tokens.add=[\"<tool>\"]", "tokens.init=\"subtokens\""]);
         }
@@ -553,7 +556,7 @@ fn schedules_with_wrong_options() {
     let refused = |text: &str| problems_of_override(&format!("train.lr_scheduler={text}"));
     assert_snapshot!(refused("cosin"), @r#"
     one problem in the recipe recipe.toml:
-      --set train.lr_scheduler=cosin: `train.lr_scheduler` takes "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "cosine_with_min_lr", "polynomial" or "inverse_sqrt", not "cosin"; did you mean "cosine"?
+      --set train.lr_scheduler=cosin: `train.lr_scheduler` takes "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "cosine_with_min_lr", "polynomial", "inverse_sqrt" or "range_test", not "cosin"; did you mean "cosine"?
     "#);
     assert_snapshot!(refused("{ kind = 'linear', min_lr_rate = 0.1 }"), @r#"
     one problem in the recipe recipe.toml:

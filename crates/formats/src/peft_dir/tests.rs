@@ -148,7 +148,7 @@ fn an_adapter_that_scores_texts_names_its_head() {
     let case = Case::new();
     case.set("task_type", json!("SEQ_CLS"));
     case.set("modules_to_save", json!(["score", "classifier", "score"]));
-    let config = case.read().unwrap().config;
+    let config = PeftConfig::read(&case.0.path().join(CONFIG)).unwrap();
     assert_eq!(config.modules_to_save, ["score"]);
     assert!(config.scores());
     let written = config.to_json();

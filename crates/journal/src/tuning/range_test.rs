@@ -87,12 +87,14 @@ fn diverged(losses: &[f64], steps: usize, in_a_row: usize) -> Option<usize> {
     let beginning = beginning(steps);
     let first = losses.get(..beginning)?;
     let level = median(first.to_vec());
-    // Of one loss, by the differences of neighbours, which a trend hardly touches.
-    let differences = first.windows(2).map(|pair| (pair[1] - pair[0]).abs());
-    let deviation = median(differences.collect()) / (0.6745 * 2f64.sqrt());
-    let chance = (DEVIATIONS * deviation).max(SHARE * level.abs());
     let mut lowest = level;
     for at in beginning..losses.len() {
+        // Of one loss, by the differences of neighbours, which a trend hardly touches.
+        let differences = losses[..at]
+            .windows(2)
+            .map(|pair| (pair[1] - pair[0]).abs());
+        let deviation = median(differences.collect()) / (0.6745 * 2f64.sqrt());
+        let chance = (DEVIATIONS * deviation).max(SHARE * level.abs());
         let recent = &losses[at.saturating_sub(RECENT)..at];
         lowest = lowest.min(median(recent.to_vec()));
         let limit = lowest + chance.max(LOST * (level - lowest));
@@ -183,7 +185,8 @@ impl RangeTest {
                 learning_rate: self.points[at].learning_rate,
                 loss: line.middle,
             });
-            let falls = whole && line.slope + 2.0 * line.error < 0.0;
+            // By chance some of many windows falls by two or three.
+            let falls = whole && line.slope + DEVIATIONS * line.error < 0.0;
             if falls
                 && fastest
                     .as_ref()

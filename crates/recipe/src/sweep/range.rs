@@ -33,8 +33,12 @@ impl Range {
         if self.whole {
             return format!("{:.0}", value.round().clamp(self.min, self.max));
         }
-        // The ends are as they were written.
-        let short = format!("{value:.2e}").parse().unwrap_or(value);
+        let short = match share {
+            // The ends are as they were written.
+            0.0 => self.min,
+            1.0 => self.max,
+            _ => format!("{value:.2e}").parse().unwrap_or(value),
+        };
         format!("{:?}", f64::clamp(short, self.min, self.max))
     }
 
