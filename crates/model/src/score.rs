@@ -80,7 +80,7 @@ mod tests {
 
     #[test]
     fn a_head_is_drawn_from_its_seed() {
-        let values = |seed| drawn(4097, 0.02, seed).to_vec::<f32>().unwrap();
+        let values = |seed| drawn(4097, 0.02, seed).try_to_vec::<f32>().unwrap();
         let found = values(42);
         assert_eq!(found, values(42));
         assert_ne!(found, values(43));
