@@ -880,10 +880,6 @@ pub(crate) const FOREIGN: &[(Foreign, &str)] = &[
     (Key("objective.sft_weight"), "rpo_alpha cpo_alpha pref_ftx"),
     (Key("objective.gamma"), "simpo_gamma"),
     (
-        Key("objective.center_rewards_coefficient"),
-        "center_rewards_coefficient",
-    ),
-    (
         Always("a reward model (objective.kind = \"reward\") has one output"),
         "num_labels",
     ),

@@ -172,6 +172,7 @@ fn every_example_in_the_table_of_keys_is_valid() {
         given.extend(match (key.section(), key.name()) {
             ("objective", "kind") => None,
             ("objective", "gamma") => Some("objective.kind=\"simpo\""),
+            ("objective", "center_rewards_coefficient") => Some("objective.kind=\"reward\""),
             ("objective", name) if name.ends_with("able_weight") => Some("objective.kind=\"kto\""),
             ("objective", _) => Some("objective.kind=\"dpo\""),
             ("train", "momentum") => Some("train.optimizer=\"sgd\""),
