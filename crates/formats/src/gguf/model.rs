@@ -175,7 +175,7 @@ impl GgufModel {
             }
             None => self.file.read_f32(tensor),
         };
-        entry.change.from_file(&mut values);
+        entry.change.undo(&mut values);
         Ok(values)
     }
 

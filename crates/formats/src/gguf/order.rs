@@ -128,7 +128,7 @@ impl Change {
     }
 
     /// A file's values as Hugging Face has them.
-    pub(super) fn from_file(self, values: &mut [f32]) {
+    pub(super) fn undo(self, values: &mut [f32]) {
         match self {
             Self::None => {}
             Self::PlusOne => values.iter_mut().for_each(|value| *value -= 1.0),
@@ -182,7 +182,7 @@ mod tests {
             let mut values = [-1.0, 0.5];
             change.to_file(&mut values);
             assert_eq!(values, expected);
-            change.from_file(&mut values);
+            change.undo(&mut values);
             assert!((values[0] + 1.0).abs() < 1e-6 && (values[1] - 0.5).abs() < 1e-6);
         }
     }
