@@ -545,9 +545,11 @@ fn is_ours(file: &Path) -> bool {
     }
 }
 
+/// Whether a file of a folder is one that this program writes.
+type IsOurs = fn(&Path) -> bool;
+
 /// The folders of a checkpoint, and which files in them are of this program's.
-const PARTS: [(&str, fn(&Path) -> bool); 2] =
-    [(ADAPTER, PeftDir::is_ours), (MODEL, HfDirWriter::is_ours)];
+const PARTS: [(&str, IsOurs); 2] = [(ADAPTER, PeftDir::is_ours), (MODEL, HfDirWriter::is_ours)];
 
 /// Whether a path has the name of a checkpoint, or of one that was set aside.
 pub(crate) fn is_one(path: &Path) -> bool {
