@@ -150,7 +150,7 @@ struct Moment {
 impl Moment {
     fn take(moment: Moment8Bit) -> Self {
         let codes = match moment.codes.try_into_primitive::<CubeBackend>() {
-            Ok(codes) => own(into_contiguous(codes)),
+            Ok(codes) => own_codes(into_contiguous(codes)),
             Err(error) => panic!("codes are not beside their parameter: {error:?}"),
         };
         let Ok(absmax) = into_floats(moment.absmax) else {
@@ -181,6 +181,24 @@ impl Moment {
 /// `x`, copied if somebody else holds its memory.
 fn own(x: CubeTensor) -> CubeTensor {
     if x.handle.can_mut() { x } else { x.copy() }
+}
+
+/// [`own`] for codes, copied word by word: WGSL has no bytes, so there Burn's own copy of them is refused.
+fn own_codes(codes: CubeTensor) -> CubeTensor {
+    if codes.handle.can_mut() {
+        return codes;
+    }
+    let words = CubeTensor::new_contiguous(
+        codes.client.clone(),
+        codes.device.clone(),
+        [len(&codes).div_ceil(CODES)].into(),
+        codes.handle.clone(),
+        DType::U32,
+    );
+    CubeTensor {
+        handle: words.copy().handle,
+        ..codes
+    }
 }
 
 thread_local! {

@@ -318,6 +318,40 @@ fn adamw8bit_on_every_device() {
     }
 }
 
+/// Moments that somebody else holds are copied: what they hold stays what it was.
+#[test]
+fn adamw8bit_leaves_moments_that_are_held() {
+    let params = adamw::AdamWParams {
+        beta1: 0.9,
+        beta2: 0.95,
+        epsilon: 1e-8,
+        weight_decay: 0.1,
+    };
+    for n in [1usize, 255, 1001] {
+        let (start, grad) = (random([n]), random([n]));
+        for place in places().iter().filter(|place| place.dtype == DType::F32) {
+            let device = place.device.clone();
+            let (param, grad) = (place.put(&start), place.put(&grad));
+            let step = |moments| {
+                let lr_and_t = (0.01, 1);
+                adamw8bit::step(param.clone(), &grad, moments, lr_and_t, &params, Guard::On)
+            };
+            let (alone, expected) = step(Moments8Bit::zeros(&param));
+            let moments = Moments8Bit::zeros(&param);
+            let held = moments.clone();
+            let (beside, actual) = step(moments);
+            assert_eq!(beside.into_data(), alone.into_data(), "{device:?}: {n}");
+            let zeros = Moments8Bit::zeros(&param);
+            let codes = |moments: &Moments8Bit| {
+                [&moments.m, &moments.v].map(|moment| moment.codes.clone().into_data())
+            };
+            assert_eq!(codes(&held), codes(&zeros), "{device:?}: {n}: what is held");
+            assert_eq!(codes(&actual), codes(&expected), "{device:?}: {n}");
+            assert_ne!(codes(&actual), codes(&zeros), "{device:?}: {n}");
+        }
+    }
+}
+
 /// Matrices in one buffer against the same, each on its own.
 #[test]
 fn flat_buffers_on_gpus() {
