@@ -29,10 +29,16 @@ pub(super) fn write(
     ));
     let size: usize = installed.iter().map(|entry| entry.bytes.len()).sum();
     let glibc = GLIBC.replace('_', ".");
+    // Both bring the same program.
+    let replaces = if release.cpu {
+        "Provides: backdraft\nConflicts: backdraft\nReplaces: backdraft\n"
+    } else {
+        ""
+    };
     let control = format!(
-        "Package: backdraft\nVersion: {VERSION}\nArchitecture: {architecture}\n\
+        "Package: backdraft{suffix}\nVersion: {VERSION}\nArchitecture: {architecture}\n\
          Maintainer: The Backdraft authors <backdraft@users.noreply.github.com>\n\
-         Installed-Size: {}\nDepends: libc6 (>= {glibc})\nSection: science\nPriority: optional\n\
+         Installed-Size: {}\nDepends: libc6 (>= {glibc})\n{replaces}Section: science\nPriority: optional\n\
          Homepage: https://github.com/backdraft-rs/backdraft\n\
          Description: fine-tune language models with LoRA and QLoRA\n \
          One program that trains adapters over Hugging Face, bitsandbytes and GGUF models\n \

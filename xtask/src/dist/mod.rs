@@ -308,6 +308,20 @@ mod tests {
         let names: Vec<&str> = members.iter().map(|(name, _)| *name).collect();
         assert_eq!(names, ["debian-binary", "control.tar.gz", "data.tar.gz"]);
         assert_eq!(members[0].1, b"2.0\n");
+        let mut control = String::new();
+        let mut archive = tar::Archive::new(flate2::read::GzDecoder::new(members[1].1));
+        let mut entries = archive.entries().unwrap().map(Result::unwrap);
+        let mut file = entries
+            .find(|entry| entry.path().unwrap().ends_with("control"))
+            .unwrap();
+        std::io::Read::read_to_string(&mut file, &mut control).unwrap();
+        let version = format!("Version: {VERSION}");
+        for line in ["Package: backdraft-cpu", &version, "Conflicts: backdraft"] {
+            assert!(
+                control.lines().any(|found| found == line),
+                "{line} in {control}"
+            );
+        }
         let mut data = tar::Archive::new(flate2::read::GzDecoder::new(members[2].1));
         let modes: std::collections::BTreeMap<String, u32> = data
             .entries()
