@@ -85,6 +85,15 @@ impl CliError {
         }
     }
 
+    /// Another process of the run failed, and its errors are told already.
+    pub(crate) fn told(code: u8) -> Self {
+        let body = Body::Message("another process has failed".to_owned(), None);
+        Self {
+            silent: true,
+            ..Self::new(body, code)
+        }
+    }
+
     /// Whether a signal ended the run.
     pub(crate) const fn is_interruption(&self) -> bool {
         self.code == INTERRUPTED

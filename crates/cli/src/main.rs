@@ -7,6 +7,7 @@ mod commands;
 mod counter;
 mod dashboard;
 mod data_summary;
+mod devices;
 mod envelope;
 mod error;
 mod noted;

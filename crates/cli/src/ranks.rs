@@ -1,7 +1,7 @@
 //! `train` as one of several processes that a launcher has started.
 
 use std::fs;
-use std::io::Write;
+use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
 use std::process;
 use std::thread;
@@ -34,8 +34,7 @@ pub(crate) struct Shared {
 
 impl Shared {
     /// Meets the others; `None` where this process is alone.
-    pub(crate) fn join(output: Output) -> Result<Option<Self>, CliError> {
-        let start = Start::from_env()?;
+    pub(crate) fn join(start: &Start, output: Output) -> Result<Option<Self>, CliError> {
         if start.size == 1 {
             return Ok(None);
         }
@@ -45,23 +44,23 @@ impl Shared {
                 start.size, start.launcher
             ));
         }
-        let world = World::join(&start, &host(), ARRIVAL)?;
+        let world = World::join(start, &host(), ARRIVAL)?;
         let ranks = Ranks::new(world.waiting(WAITING))?;
         let rank = ranks.rank();
         let scratch = (rank > 0)
             .then(|| tempfile::Builder::new().prefix("backdraft-rank-").tempdir())
             .transpose()
             .map_err(|error| {
+                ranks.fail(&format!(
+                    "cannot make a folder for temporary files: {error}"
+                ));
                 CliError::user("cannot make a folder for temporary files").because(error)
             })?;
         let folder = scratch.as_ref().map(|scratch| scratch.path().to_owned());
         ranks.on_end(move |words| {
             // Whoever computes does not look; whoever waits ends by itself.
             thread::sleep(GRACE);
-            let _ = writeln!(
-                std::io::stderr(),
-                "error: {words} (rank {rank} ends with it)"
-            );
+            CliError::user(format!("{words} (rank {rank} ends with it)")).report(output.is_json());
             if let Some(folder) = &folder {
                 let _ = fs::remove_dir_all(folder);
             }
@@ -125,8 +124,18 @@ impl Shared {
         read()
     }
 
-    /// Tells the others how this process has ended.
-    pub(crate) fn end<T>(&self, result: Result<T, CliError>) -> Result<T, CliError> {
+    /// Does this process's part, and tells the others how it has ended.
+    pub(crate) fn work<T>(
+        &self,
+        work: impl FnOnce() -> Result<T, CliError>,
+    ) -> Result<T, CliError> {
+        let result = panic::catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|payload| {
+            let message = payload.downcast_ref::<String>().map(String::as_str);
+            let message = message.or_else(|| payload.downcast_ref::<&str>().copied());
+            let message = message.unwrap_or("unknown cause");
+            self.ranks.fail(&format!("internal error: {message}"));
+            panic::resume_unwind(payload)
+        });
         match &result {
             Ok(_) => self.ranks.leave()?,
             Err(error) if error.is_interruption() => self.ranks.leave()?,

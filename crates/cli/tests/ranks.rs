@@ -1,4 +1,4 @@
-//! Runs that several processes share, as a launcher starts them.
+//! Runs that several processes share, as a launcher starts them, or `--devices`.
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
@@ -25,6 +25,16 @@ const SHAPE: [&str; 4] = [
 /// How soon all have to have ended.
 const SOON: Duration = Duration::from_secs(5);
 
+fn backdraft(directory: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_backdraft"));
+    command
+        .current_dir(directory)
+        .args(arguments)
+        .env("HF_HUB_OFFLINE", "1")
+        .env("RAYON_NUM_THREADS", "1");
+    command
+}
+
 /// Processes that share a run, and the store that they meet at.
 struct Ranks {
     children: Vec<Child>,
@@ -41,12 +51,8 @@ impl Ranks {
     ) -> Self {
         let server = Server::listen("127.0.0.1", 0).unwrap();
         let children = (0..size).map(|rank| {
-            Command::new(env!("CARGO_BIN_EXE_backdraft"))
-                .current_dir(directory)
-                .args(arguments)
+            backdraft(directory, arguments)
                 .args(more(rank))
-                .env("HF_HUB_OFFLINE", "1")
-                .env("RAYON_NUM_THREADS", "1")
                 .env("RANK", rank.to_string())
                 .env("WORLD_SIZE", size.to_string())
                 .env("MASTER_ADDR", "127.0.0.1")
@@ -73,10 +79,50 @@ impl Ranks {
     }
 
     fn signal(&self, rank: usize, name: &str) {
-        let id = self.children[rank].id().to_string();
-        let status = Command::new("kill").args([name, &id]).status().unwrap();
-        assert!(status.success());
+        assert!(kill(name, &self.children[rank].id().to_string()));
     }
+}
+
+/// The parent that `--devices` makes, and where its processes put what is temporary.
+struct Family {
+    parent: Child,
+    temporary: PathBuf,
+}
+
+impl Family {
+    fn start(directory: &Path, arguments: &[&str]) -> Self {
+        let temporary = directory.join("temporary");
+        fs::create_dir_all(&temporary).unwrap();
+        let parent = backdraft(directory, &[arguments, &SHAPE].concat())
+            .env("TMPDIR", &temporary)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        Self { parent, temporary }
+    }
+
+    /// Its processes, by rank.
+    fn children(&self) -> Vec<String> {
+        let id = self.parent.id();
+        let listed = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap();
+        listed.split_whitespace().map(str::to_owned).collect()
+    }
+
+    /// What the parent says, which leaves nothing behind.
+    fn end(self) -> Output {
+        let ended = self.parent.wait_with_output().unwrap();
+        let left: Vec<_> = fs::read_dir(&self.temporary).unwrap().collect();
+        assert!(left.is_empty(), "{left:?}");
+        ended
+    }
+}
+
+fn kill(name: &str, id: &str) -> bool {
+    let mut kill = Command::new("kill");
+    let status = kill.args([name, id]).stderr(Stdio::null()).status();
+    status.unwrap().success()
 }
 
 fn train(directory: &Path, size: usize, arguments: &[&str]) -> Vec<Output> {
@@ -148,7 +194,7 @@ fn same(found: &[(String, Vec<u8>)], expected: &[(String, Vec<u8>)]) {
 }
 
 /// Waits until the run has a line for step `step`.
-fn until(directory: &Path, ranks: &mut Ranks, step: usize) {
+fn until(directory: &Path, processes: &mut [Child], step: usize) {
     let began = Instant::now();
     let line = format!("\"step\":{step},");
     loop {
@@ -157,7 +203,7 @@ fn until(directory: &Path, ranks: &mut Ranks, step: usize) {
             return;
         }
         assert!(began.elapsed() < Duration::from_secs(60), "no step {step}");
-        for child in &mut ranks.children {
+        for child in &mut *processes {
             assert!(child.try_wait().unwrap().is_none(), "ended by itself");
         }
         sleep(Duration::from_millis(5));
@@ -167,15 +213,10 @@ fn until(directory: &Path, ranks: &mut Ranks, step: usize) {
 #[test]
 fn any_number_of_processes_has_the_same_bits() {
     let (_root, directory) = project();
-    let alone = Command::new(env!("CARGO_BIN_EXE_backdraft"))
-        .current_dir(&directory)
-        .args(["train", "recipe.toml"])
+    let alone = backdraft(&directory, &["train", "recipe.toml"])
         .args(SHAPE)
-        .env("HF_HUB_OFFLINE", "1")
-        .env("RAYON_NUM_THREADS", "1")
-        .output()
-        .unwrap();
-    succeed(&[alone]);
+        .output();
+    succeed(&[alone.unwrap()]);
     let expected = result(&directory);
     for size in [2, 3, 4] {
         fs::remove_dir_all(directory.join("out")).unwrap();
@@ -183,6 +224,14 @@ fn any_number_of_processes_has_the_same_bits() {
         succeed(&ended);
         assert!(text(&ended[0].stdout).contains("run time"));
         assert_eq!(text(&ended[1].stdout), "");
+        same(&result(&directory), &expected);
+    }
+    for size in ["1", "2"] {
+        fs::remove_dir_all(directory.join("out")).unwrap();
+        let family = Family::start(&directory, &["train", "recipe.toml", "--devices", size]);
+        let ended = family.end();
+        succeed(std::slice::from_ref(&ended));
+        assert_eq!(text(&ended.stdout).matches("run time").count(), 1);
         same(&result(&directory), &expected);
     }
     // What the blocks are for: another number of them gives other bits.
@@ -205,7 +254,7 @@ fn a_killed_process_ends_all_and_another_number_goes_on() {
 
     let arguments = [&["train", "recipe.toml"], &SHAPE[..]].concat();
     let mut ranks = Ranks::start(&directory, 4, &arguments, |_| vec![]);
-    until(&directory, &mut ranks, 23);
+    until(&directory, &mut ranks.children, 23);
     ranks.signal(2, "-KILL");
     let killed = Instant::now();
     let ended = ranks.end();
@@ -223,7 +272,7 @@ fn a_killed_process_ends_all_and_another_number_goes_on() {
     // SIGTERM reaches one of three.
     let arguments = [&["train", "--resume", "out"], &SHAPE[..]].concat();
     let mut ranks = Ranks::start(&directory, 3, &arguments, |_| vec![]);
-    until(&directory, &mut ranks, 35);
+    until(&directory, &mut ranks.children, 35);
     ranks.signal(1, "-TERM");
     let ended = ranks.end();
     let codes: Vec<_> = ended.iter().map(|output| output.status.code()).collect();
@@ -268,5 +317,98 @@ fn what_differs_is_said_before_anything_is_trained() {
     let said = text(&ended[0].stderr);
     let expected = "train.gradient_blocks = 4, and 5 processes share the run: 1 of them would have nothing to do";
     assert!(said.contains(expected), "{said}");
+    assert!(!directory.join("out").exists());
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_parent_ends_as_its_processes_do() {
+    let (_root, directory) = project();
+    succeed(&train(&directory, 2, &["train", "recipe.toml"]));
+    let expected = result(&directory);
+
+    // Rank 0 tells of another; the parent tells of rank 0.
+    for rank in [1, 0] {
+        fs::remove_dir_all(directory.join("out")).unwrap();
+        let arguments = ["train", "recipe.toml", "--devices", "3"];
+        let mut family = Family::start(&directory, &arguments);
+        until(&directory, std::slice::from_mut(&mut family.parent), 13);
+        let children = family.children();
+        assert_eq!(children.len(), 3);
+        assert!(kill("-KILL", &children[rank]));
+        let killed = Instant::now();
+        let ended = family.end();
+        assert!(killed.elapsed() < SOON, "{:?}", killed.elapsed());
+        assert_eq!(ended.status.code(), Some(1));
+        let said = text(&ended.stderr);
+        let reason = "without a word: it was killed, or its machine is gone";
+        assert!(said.contains(&format!("rank {rank} on ")), "{said}");
+        assert_eq!(said.matches(reason).count(), 1, "{said}");
+        assert!(!children.iter().any(|child| kill("-0", child)));
+    }
+
+    // As Ctrl-C ends one process: a checkpoint, and its code.
+    let arguments = ["train", "--resume", "out", "--devices", "2"];
+    let mut family = Family::start(&directory, &arguments);
+    until(&directory, std::slice::from_mut(&mut family.parent), 25);
+    assert!(kill("-TERM", &family.parent.id().to_string()));
+    let ended = family.end();
+    let said = text(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(130), "{said}");
+    assert!(!said.contains("error"), "{said}");
+    succeed(&train(&directory, 1, &["train", "--resume", "out"]));
+    same(&result(&directory), &expected);
+
+    // A process that fails itself: its words once, and its code.
+    fs::remove_dir_all(directory.join("out")).unwrap();
+    let wild = [
+        "train",
+        "recipe.toml",
+        "--devices",
+        "2",
+        "--set",
+        "train.learning_rate=1e30",
+    ];
+    let ended = Family::start(&directory, &wild).end();
+    assert_eq!(ended.status.code(), Some(1));
+    let said = text(&ended.stderr);
+    assert_eq!(said.matches("error: ").count(), 1, "{said}");
+}
+
+#[test]
+fn devices_that_mean_nothing_are_refused() {
+    let (_root, directory) = project();
+    let refused = |devices: &str, variables: &[(&str, &str)], expected: &str| {
+        let ended = backdraft(&directory, &["train", "recipe.toml", "--devices", devices])
+            .envs(variables.iter().copied())
+            .output()
+            .unwrap();
+        let said = text(&ended.stderr);
+        assert_eq!(ended.status.code(), Some(2), "{said}");
+        assert!(said.contains(expected), "{said}");
+        assert_eq!(said.matches("error: ").count(), 1, "{said}");
+    };
+    let none = "expected a number of processes (1 to 256), or GPUs: a list (0,1) or all";
+    for bad in ["0", "two", "1,", "257"] {
+        refused(bad, &[], none);
+    }
+    refused("1,1", &[], "GPU 1 is there twice");
+    for gpus in ["0,1", "all"] {
+        let expected = format!("--devices {gpus} is for GPUs, and this version shares a run");
+        refused(gpus, &[], &expected);
+    }
+    let torchrun = [
+        ("RANK", "0"),
+        ("WORLD_SIZE", "2"),
+        ("MASTER_ADDR", "a"),
+        ("MASTER_PORT", "1"),
+    ];
+    refused("2", &torchrun, "has started this one as one of 2");
+    // Where the recipe has too few blocks, as anywhere else.
+    let ended = Family::start(&directory, &["train", "recipe.toml", "--devices", "5"]).end();
+    assert_eq!(ended.status.code(), Some(1));
+    let said = text(&ended.stderr);
+    let expected = "train.gradient_blocks = 4, and 5 processes share the run";
+    assert_eq!(said.matches(expected).count(), 1, "{said}");
     assert!(!directory.join("out").exists());
 }

@@ -7,6 +7,7 @@ mod tests;
 use std::fmt;
 
 use crate::StartError;
+use crate::launch::PARENT;
 
 /// Who started this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,6 +16,8 @@ pub enum Launcher {
     Alone,
     /// torchrun, or whoever sets `TORCHELASTIC_USE_AGENT_STORE=True`: a store is there already.
     Torchrun,
+    /// [`Launch`](crate::Launch), with a store of its own.
+    Parent,
     /// `RANK` and `WORLD_SIZE` by hand or by Kubernetes.
     Variables,
     /// `mpirun` of Open MPI.
@@ -30,6 +33,7 @@ impl fmt::Display for Launcher {
         f.write_str(match self {
             Self::Alone => "one process",
             Self::Torchrun => "torchrun",
+            Self::Parent => "--devices",
             Self::Variables => "RANK and WORLD_SIZE",
             Self::OpenMpi => "mpirun of Open MPI",
             Self::Hydra => "mpirun with Hydra",
@@ -170,6 +174,7 @@ impl Start {
         };
         let launcher = match names.launcher {
             Launcher::Torchrun if !kept(&variables) => Launcher::Variables,
+            Launcher::Torchrun if variables.get(PARENT).is_some() => Launcher::Parent,
             other => other,
         };
         let rank = variables.number(names.rank, launcher)?;
@@ -258,7 +263,7 @@ fn meeting(
     Ok(Meeting {
         host,
         port,
-        kept: launcher == Launcher::Torchrun,
+        kept: matches!(launcher, Launcher::Torchrun | Launcher::Parent),
     })
 }
 
@@ -307,7 +312,9 @@ fn run(variables: &Variables<'_>, launcher: Launcher) -> String {
     let of = |name| variables.get(name);
     let (job, attempt) = match launcher {
         Launcher::Alone => (None, None),
-        Launcher::Torchrun => (of("TORCHELASTIC_RUN_ID"), of("TORCHELASTIC_RESTART_COUNT")),
+        Launcher::Torchrun | Launcher::Parent => {
+            (of("TORCHELASTIC_RUN_ID"), of("TORCHELASTIC_RESTART_COUNT"))
+        }
         Launcher::Variables => (None, None),
         Launcher::OpenMpi | Launcher::Hydra => (job(variables), None),
         Launcher::Slurm => (of("SLURM_JOB_ID"), of("SLURM_STEP_ID")),

@@ -5,6 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::engine::{Alone, Engine, StoreEngine};
+use crate::launch::STOP;
 use crate::watch::Watch;
 use crate::{Client, CommError, Fingerprints, LastWords, Meeting, Server, Start};
 
@@ -300,6 +301,19 @@ impl World {
         // Setting is not answered: this is.
         let noted = noted.and_then(|()| client.check(&[key]));
         noted.map(drop).map_err(|error| met.watch.explain(error))
+    }
+
+    /// Whether the parent of the processes wants them to stop ([`Launch::ask_to_stop`](crate::Launch::ask_to_stop)); once
+    /// that is so it stays so.
+    ///
+    /// # Errors
+    /// The connection to the store ended.
+    pub fn asked_to_stop(&self) -> Result<bool, CommError> {
+        let Some(met) = &self.met else {
+            return Ok(false);
+        };
+        let asked = met.client().check(&[met.names.key(STOP)]);
+        asked.map_err(|error| met.watch.explain(error))
     }
 
     /// Calls `told` once, from another thread, when another process has ended early. A program whose own thread may be

@@ -34,6 +34,11 @@ impl Control {
         self.signal.clone()
     }
 
+    /// Does what a signal does.
+    pub fn signal(&self) {
+        self.signal.store(true, Ordering::Relaxed);
+    }
+
     /// Whether a signal asked for the end.
     #[must_use]
     pub fn signalled(&self) -> bool {

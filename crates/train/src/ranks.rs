@@ -121,6 +121,14 @@ impl Ranks {
         Row::decide(&mine.exchange(engine)?)
     }
 
+    /// Whether the parent of the processes wants the run to stop; rank 0 hears of it, and all [`decide`](Self::decide) alike.
+    ///
+    /// # Errors
+    /// The store is gone, or another process.
+    pub(crate) fn asked_to_stop(&self) -> Result<bool, CommError> {
+        Ok(self.rank() == 0 && self.0.world.asked_to_stop()?)
+    }
+
     /// Waits a little while the run pauses.
     pub(crate) fn pause() {
         std::thread::sleep(PAUSE);

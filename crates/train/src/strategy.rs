@@ -482,6 +482,11 @@ impl Loop<'_> {
     /// What is asked for, of any of the processes that share the steps.
     fn asked(&self, interrupter: &Interrupter) -> Result<Decision, TrainError> {
         let control = &self.plan.control;
+        if let Some(ranks) = &self.plan.ranks
+            && ranks.asked_to_stop()?
+        {
+            control.signal();
+        }
         let mine = Decision {
             stop: control.should_stop() || interrupter.should_stop(),
             save: control.take_save(),

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use backdraft_comm::{Launcher, Start as Among};
 use backdraft_data::RowSet;
 use backdraft_data::count::group;
 use backdraft_formats::ModelSource;
@@ -22,6 +23,7 @@ use crate::commands::{self, Context};
 use crate::dashboard::state::{Hands, State};
 use crate::dashboard::{self, Dashboard, DashboardReporter};
 use crate::data_summary;
+use crate::devices::{self, Devices};
 use crate::error::CliError;
 use crate::output::Output;
 use crate::ranks::Shared;
@@ -41,6 +43,7 @@ use crate::signals;
   backdraft train recipe.toml --set train.learning_rate=1e-4 --set lora.rank=32
   backdraft train recipe.toml --max-steps 5 --output-dir trial --force
   backdraft train recipe.toml --adapter outputs --output-dir further
+  backdraft train recipe.toml --device cpu --devices 2
   backdraft train --resume outputs
   backdraft train --resume outputs --max-steps 500 --allow-change train")]
 pub(crate) struct TrainArgs {
@@ -87,6 +90,11 @@ pub(crate) struct TrainArgs {
 
     #[command(flatten)]
     pub(crate) device: DeviceArgs,
+
+    /// Share the run among several processes on this machine: their number on the processor (--device cpu --devices 2),
+    /// up to train.gradient_blocks
+    #[arg(long, value_name = "N")]
+    pub(crate) devices: Option<Devices>,
 }
 
 impl TrainArgs {
@@ -123,7 +131,21 @@ impl TrainArgs {
 }
 
 pub(crate) fn run(args: &TrainArgs, context: Context) -> Result<(), CliError> {
-    let shared = Shared::join(context.output)?;
+    let among = Among::from_env()?;
+    if let Some(devices) = &args.devices {
+        match (among.launcher, devices.processes()?) {
+            (Launcher::Parent, _) | (Launcher::Alone, 1) => {}
+            (Launcher::Alone, count) => return devices::lead(count),
+            (launcher, _) => {
+                return Err(CliError::usage(format!(
+                    "--devices starts the processes of a run, and {launcher} has started this one as one of {}",
+                    among.size
+                ))
+                .hint("leave --devices out"));
+            }
+        }
+    }
+    let shared = Shared::join(&among, context.output)?;
     let Some(shared) = &shared else {
         return run_among(args, context, None);
     };
@@ -132,7 +154,7 @@ pub(crate) fn run(args: &TrainArgs, context: Context) -> Result<(), CliError> {
         _ => context.output.quiet(),
     };
     let context = Context { output, ..context };
-    shared.end(run_among(args, context, Some(shared)))
+    shared.work(|| run_among(args, context, Some(shared)))
 }
 
 fn run_among(args: &TrainArgs, context: Context, shared: Option<&Shared>) -> Result<(), CliError> {
@@ -375,6 +397,7 @@ mod tests {
             force: false,
             plain: false,
             device: DeviceArgs::default(),
+            devices: None,
         };
         let global = Global {
             device: Some(DeviceChoice::Cpu),

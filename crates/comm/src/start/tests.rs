@@ -53,6 +53,14 @@ fn torchrun_keeps_the_store_and_counts_attempts() {
 }
 
 #[test]
+fn a_parent_of_ours_is_not_torchrun() {
+    let found = start(&format!("{TORCHRUN} BACKDRAFT_PARENT=7")).unwrap();
+    assert_eq!(found.launcher, Launcher::Parent);
+    assert_eq!(found.meeting, meeting("node-a", 29400, true));
+    assert_eq!(found.run, "backdraft/job_7/2");
+}
+
+#[test]
 fn variables_by_hand_or_of_kubernetes() {
     let found = start("RANK=0 WORLD_SIZE=2 MASTER_ADDR=trainer-0 MASTER_PORT=23456").unwrap();
     assert_eq!(found.launcher, Launcher::Variables);
