@@ -7,7 +7,7 @@ use std::process;
 use std::thread;
 use std::time::Duration;
 
-use backdraft_comm::{CommError, Fingerprints, Start, StartError, World};
+use backdraft_comm::{CommError, Engine, Fingerprints, Launcher, Start, StartError, World};
 use backdraft_journal::text::host;
 use backdraft_recipe::Recipe;
 use backdraft_train::ranks::Ranks;
@@ -45,7 +45,9 @@ impl Shared {
             ));
         }
         let world = World::join(start, &host(), ARRIVAL)?;
-        let ranks = Ranks::new(world.waiting(WAITING))?;
+        let world = world.waiting(WAITING);
+        let engine = engine(start, &world)?;
+        let ranks = Ranks::new(world, engine);
         let rank = ranks.rank();
         let scratch = (rank > 0)
             .then(|| tempfile::Builder::new().prefix("backdraft-rank-").tempdir())
@@ -143,6 +145,21 @@ impl Shared {
         }
         result
     }
+}
+
+/// What moves gradients: Open MPI where its `mpirun` started the processes and this build has it, otherwise the store.
+fn engine(start: &Start, world: &World) -> Result<Box<dyn Engine>, CommError> {
+    let over_mpi = cfg!(all(feature = "mpi", unix)) && start.launcher == Launcher::OpenMpi;
+    let name = if over_mpi { "Open MPI" } else { "the store" };
+    // Whoever begins MPI waits there for the others.
+    world.agree(&Fingerprints::new().with("exchange through", name))?;
+    #[cfg(all(feature = "mpi", unix))]
+    if over_mpi {
+        return world.mpi_engine().inspect_err(|error| {
+            world.fail(None, &error.to_string());
+        });
+    }
+    world.store_engine()
 }
 
 fn digest(text: &str) -> String {

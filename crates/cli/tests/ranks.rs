@@ -105,9 +105,7 @@ impl Family {
 
     /// Its processes, by rank.
     fn children(&self) -> Vec<String> {
-        let id = self.parent.id();
-        let listed = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap();
-        listed.split_whitespace().map(str::to_owned).collect()
+        children(self.parent.id())
     }
 
     /// What the parent says, which leaves nothing behind.
@@ -117,6 +115,17 @@ impl Family {
         assert!(left.is_empty(), "{left:?}");
         ended
     }
+}
+
+/// The processes that a process has started, in that order.
+fn children(id: u32) -> Vec<String> {
+    let threads = fs::read_dir(format!("/proc/{id}/task")).unwrap();
+    let listed = threads.map(|thread| thread.unwrap().path().join("children"));
+    let listed: Vec<String> = listed
+        .map(|path| fs::read_to_string(path).unwrap())
+        .collect();
+    let ids = listed.iter().flat_map(|ids| ids.split_whitespace());
+    ids.map(str::to_owned).collect()
 }
 
 fn kill(name: &str, id: &str) -> bool {
@@ -165,19 +174,24 @@ fn without_clock(mut value: Value) -> Value {
 /// Everything that a run leaves and that does not depend on the clock: records, adapter, and of each checkpoint factors,
 /// moments and state.
 fn result(directory: &Path) -> Vec<(String, Vec<u8>)> {
+    result_of(directory, 60)
+}
+
+/// The same of a run of `steps` steps.
+fn result_of(directory: &Path, steps: usize) -> Vec<(String, Vec<u8>)> {
     let out = directory.join("out");
     let records = fs::read_to_string(out.join("metrics.jsonl")).unwrap();
     let records: Vec<String> = records
         .lines()
         .map(|line| without_clock(serde_json::from_str(line).unwrap()).to_string())
         .collect();
-    assert!(records.len() >= 60, "{} records", records.len());
+    assert!(records.len() >= steps, "{} records", records.len());
     let mut all = vec![("records".to_owned(), records.join("\n").into_bytes())];
     let mut add = |path: &str| {
         all.push((path.to_owned(), fs::read(out.join(path)).unwrap()));
     };
     add("adapter/adapter_model.safetensors");
-    for step in (10..=60).step_by(10) {
+    for step in (10..=steps).step_by(10) {
         let checkpoint = format!("checkpoints/step-{step:06}");
         add(&format!("{checkpoint}/adapter/adapter_model.safetensors"));
         add(&format!("{checkpoint}/optimizer.safetensors"));
@@ -411,4 +425,74 @@ fn devices_that_mean_nothing_are_refused() {
     let expected = "train.gradient_blocks = 4, and 5 processes share the run";
     assert_eq!(said.matches(expected).count(), 1, "{said}");
     assert!(!directory.join("out").exists());
+}
+
+/// Ranks that Open MPI's `mpirun` starts, and that exchange through it; where there is no `mpirun`, a word about it.
+#[cfg(feature = "mpi")]
+fn mpirun(directory: &Path, size: usize, arguments: &[&str]) -> Option<Command> {
+    let size = size.to_string();
+    let mut command = Command::new("mpirun");
+    command
+        .current_dir(directory)
+        .args(["--allow-run-as-root", "--oversubscribe", "-n", &size])
+        // Memory between the ranks, and nothing beyond this machine.
+        .args(["--mca", "btl", "self,vader"])
+        .args(["--mca", "oob_tcp_if_include", "lo"])
+        .arg(env!("CARGO_BIN_EXE_backdraft"))
+        .args(arguments)
+        .args(SHAPE)
+        .env("HF_HUB_OFFLINE", "1")
+        .env("RAYON_NUM_THREADS", "1")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    if let Err(error) = Command::new("mpirun").arg("--version").output() {
+        println!("no mpirun ({error}): nothing was tested");
+        return None;
+    }
+    Some(command)
+}
+
+#[test]
+#[cfg(feature = "mpi")]
+fn mpirun_has_the_bits_of_the_store() {
+    let (_root, directory) = project();
+    let recipe = ["train", "recipe.toml"];
+    succeed(&train(&directory, 2, &recipe));
+    let expected = result(&directory);
+    for size in [2, 4] {
+        fs::remove_dir_all(directory.join("out")).unwrap();
+        let Some(mut ranks) = mpirun(&directory, size, &recipe) else {
+            return;
+        };
+        succeed(&[ranks.output().unwrap()]);
+        same(&result(&directory), &expected);
+    }
+
+    // Killed, and resumed by another number of them.
+    fs::remove_dir_all(directory.join("out")).unwrap();
+    let mut ranks = mpirun(&directory, 3, &recipe).unwrap().spawn().unwrap();
+    until(&directory, std::slice::from_mut(&mut ranks), 23);
+    let started = children(ranks.id());
+    assert_eq!(started.len(), 3);
+    assert!(kill("-KILL", &started[2]));
+    let killed = Instant::now();
+    let ended = ranks.wait_with_output().unwrap();
+    assert!(killed.elapsed() < SOON, "{:?}", killed.elapsed());
+    assert!(!ended.status.success());
+    let resumed = ["train", "--resume", "out"];
+    let ended = mpirun(&directory, 2, &resumed).unwrap().output().unwrap();
+    succeed(&[ended]);
+    same(&result(&directory), &expected);
+
+    // Nothing else stands in for it.
+    fs::remove_dir_all(directory.join("out")).unwrap();
+    let mut ranks = mpirun(&directory, 2, &recipe).unwrap();
+    let ended = ranks
+        .env("BACKDRAFT_MPI", "/no/such/libmpi.so")
+        .output()
+        .unwrap();
+    assert!(!ended.status.success());
+    let said = text(&ended.stderr);
+    assert!(said.contains("no Open MPI here"), "{said}");
 }

@@ -47,17 +47,13 @@ pub(crate) struct Sum {
 }
 
 impl Ranks {
-    /// The processes of `world`, which exchange through its store.
-    ///
-    /// # Errors
-    /// No second connection to the store.
-    pub fn new(world: World) -> Result<Self, CommError> {
-        let engine = world.store_engine()?;
-        Ok(Self(Arc::new(Shared {
+    /// The processes of `world`, which exchange through `engine`.
+    pub fn new(world: World, engine: Box<dyn Engine>) -> Self {
+        Self(Arc::new(Shared {
             world,
             engine: Mutex::new(engine),
             failed: Mutex::default(),
-        })))
+        }))
     }
 
     /// One process, which has all blocks.
@@ -65,7 +61,9 @@ impl Ranks {
     /// # Errors
     /// None: nobody is asked.
     pub fn alone() -> Result<Self, CommError> {
-        Self::new(World::join(&Start::alone(), "", Duration::ZERO)?)
+        let world = World::join(&Start::alone(), "", Duration::ZERO)?;
+        let engine = world.store_engine()?;
+        Ok(Self::new(world, engine))
     }
 
     /// Which process this is, from 0.

@@ -30,7 +30,7 @@ const PROCESS: [&str; 6] = [
     "processes",
     "ranks",
 ];
-const GPU: &str = "backdraft-cli/cuda,backdraft-cli/wgpu,backdraft-comm/mpi,xtask/cuda";
+const GPU: &str = "backdraft-cli/cuda,backdraft-cli/wgpu,backdraft-cli/mpi,xtask/cuda";
 
 pub(crate) const STAGES: &[Stage] = &[
     Stage {
@@ -120,7 +120,7 @@ pub(crate) const STAGES: &[Stage] = &[
     },
     Stage {
         name: "mpi",
-        what: "ranks that Open MPI's mpirun starts, their sums to the bit",
+        what: "ranks that Open MPI's mpirun starts, their sums and runs to the bit",
         by_default: true,
         run: mpi,
     },
@@ -171,8 +171,15 @@ fn mpi() -> anyhow::Result<Outcome> {
     if let Some(missing) = here::no_mpirun() {
         return Ok(Outcome::Skipped(missing));
     }
-    let args = "test --release -p backdraft-comm --features mpi --test mpi";
-    cargo_does(&args.split(' ').collect::<Vec<_>>(), &[])
+    let sums = ["-p", "backdraft-comm", "--features", "mpi", "--test", "mpi"];
+    cargo_does(&[&["test", "--release"], &sums[..]].concat(), &[])?;
+    test(&[
+        "--features",
+        "backdraft-cli/mpi",
+        "--test",
+        "ranks",
+        "mpirun",
+    ])
 }
 
 /// The parity tests of the kernels on one kind of device; a device that is not there fails them.
