@@ -427,6 +427,69 @@ fn devices_that_mean_nothing_are_refused() {
     assert!(!directory.join("out").exists());
 }
 
+/// A project whose rows are answers to compare: pairs, or single ones.
+fn comparing(objective: &str) -> (tempfile::TempDir, PathBuf) {
+    let (root, directory) = project();
+    let more = "label_smoothing_factor = 0.1\n";
+    let recipe = directory.join("recipe.toml");
+    let text = fs::read_to_string(&recipe).unwrap();
+    let text = text.replace(more, "").replace(
+        "format = \"alpaca\"\ncache = \"off\"\nprompt_template = \"w3 {instruction} w4 {output}\"\n",
+        "cache = \"off\"\n",
+    );
+    let text = text.replace("[data]\n", &format!("[objective]\n{objective}[data]\n"));
+    fs::write(&recipe, text).unwrap();
+    for (name, count, seed) in [("train.jsonl", 24, 1), ("eval.jsonl", 6, 2)] {
+        let path = directory.join(name);
+        tiny::pairs(&path, count, seed);
+        if objective.contains("kto") {
+            let pairs = fs::read_to_string(&path).unwrap();
+            fs::write(&path, pairs.lines().map(single).collect::<String>()).unwrap();
+        }
+    }
+    (root, directory)
+}
+
+/// A pair's answers as two rows.
+fn single(pair: &str) -> String {
+    let pair: Value = serde_json::from_str(pair).unwrap();
+    let row = |answer: &str, label: bool| {
+        let (prompt, completion) = (&pair["prompt"], &pair[answer]);
+        serde_json::json!({ "prompt": prompt, "completion": completion, "label": label })
+    };
+    format!("{}\n{}\n", row("chosen", true), row("rejected", false))
+}
+
+#[test]
+fn answers_are_compared_by_any_number_of_processes() {
+    let objectives = [
+        "kind = \"dpo\"\nloss = [\"sigmoid\", \"sft\", \"apo_zero\"]\nloss_weights = [1.0, 0.1, 0.5]\n",
+        "kind = \"orpo\"\n",
+        "kind = \"simpo\"\n",
+        "kind = \"cpo\"\n",
+        "kind = \"kto\"\n",
+        "kind = \"reward\"\n",
+    ];
+    for objective in objectives {
+        let (_root, directory) = comparing(objective);
+        let arguments = ["train", "recipe.toml", "--set", "train.max_steps=20"];
+        let mut expected = Vec::new();
+        for size in [1, 2, 3] {
+            succeed(&train(&directory, size, &arguments));
+            let found = result_of(&directory, 20);
+            if size == 1 {
+                expected = found;
+            } else {
+                println!("{objective} by {size}");
+                same(&found, &expected);
+            }
+            fs::remove_dir_all(directory.join("out")).unwrap();
+        }
+        let records = String::from_utf8(expected.swap_remove(0).1).unwrap();
+        assert!(records.contains("\"reward_chosen\":{"), "{records}");
+    }
+}
+
 /// Ranks that Open MPI's `mpirun` starts, and that exchange through it; where there is no `mpirun`, a word about it.
 #[cfg(feature = "mpi")]
 fn mpirun(directory: &Path, size: usize, arguments: &[&str]) -> Option<Command> {

@@ -466,7 +466,7 @@ pub const KEYS: &[Key] = &[
     key(
         "train.gradient_blocks",
         "1",
-        "Sums that a step's gradient is added up from, in a fixed order. As many processes can share a step, and their number, 1 to this, changes no bit of the run. At most grad_accumulation_steps. Only with objective.kind = \"sft\".",
+        "Sums that a step's gradient is added up from, in a fixed order. As many processes can share a step, and their number, 1 to this, changes no bit of the run. At most grad_accumulation_steps.",
     ),
     change(
         key(

@@ -10,7 +10,7 @@ use backdraft_plan::ActivationPolicy;
 use crate::bases::{Bases, Origin, is_hub_id};
 use crate::data_format::DataFormat;
 use crate::eval_metric::eval_metric;
-use crate::objective::{ObjectiveKind, objective};
+use crate::objective::objective;
 use crate::precision::Bits;
 use crate::problem::{Problem, ProblemKind};
 use crate::raw::RawRecipe;
@@ -571,7 +571,7 @@ fn train(reader: &mut Reader<'_>, objective: &ObjectiveRecipe) -> TrainRecipe {
     TrainRecipe {
         micro_batch_size: reader.count("train.micro_batch_size"),
         grad_accumulation_steps,
-        gradient_blocks: gradient_blocks(reader, grad_accumulation_steps, objective),
+        gradient_blocks: gradient_blocks(reader, grad_accumulation_steps),
         length,
         learning_rate,
         lr_scheduler,
@@ -620,16 +620,12 @@ fn sample_rows(reader: &mut Reader<'_>, objective: &ObjectiveRecipe) -> usize {
 }
 
 /// Blocks of micro-batches; one that is always empty would leave a process without work.
-fn gradient_blocks(reader: &mut Reader<'_>, passes: usize, objective: &ObjectiveRecipe) -> usize {
+fn gradient_blocks(reader: &mut Reader<'_>, passes: usize) -> usize {
     const KEY: &str = "train.gradient_blocks";
     let blocks = reader.count(KEY);
     if blocks > passes {
         let other = format!("grad_accumulation_steps = {passes}");
         reader.conflict(KEY, other, "each block needs a micro-batch: raise grad_accumulation_steps, and lower micro_batch_size by as much");
-    }
-    if blocks > 1 && objective.kind() != ObjectiveKind::Sft {
-        let other = format!("objective.kind = \"{}\"", objective.kind());
-        reader.conflict(KEY, other, "answers are compared by one process");
     }
     blocks
 }

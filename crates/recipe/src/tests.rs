@@ -1052,7 +1052,6 @@ fn the_template_as_a_whole() {
 
     # Sums that a step's gradient is added up from, in a fixed order. As many processes can share a
     # step, and their number, 1 to this, changes no bit of the run. At most grad_accumulation_steps.
-    # Only with objective.kind = "sft".
     gradient_blocks = 1
 
     # Passes over the training rows. Or give max_steps.
@@ -1309,12 +1308,9 @@ fn tricks_of_the_step_belong_to_plain_fine_tuning() {
 }
 
 #[test]
-fn blocks_need_micro_batches_and_rows_to_imitate() {
+fn blocks_need_micro_batches() {
     let said = problems("[train]\ngrad_accumulation_steps = 2\ngradient_blocks = 4\n");
     let part = "`train.gradient_blocks` does not go with grad_accumulation_steps = 2";
-    assert!(said.contains(part), "{said}");
-    let said = problems("[objective]\nkind = \"orpo\"\n[train]\ngradient_blocks = 2\n");
-    let part = "`train.gradient_blocks` does not go with objective.kind = \"orpo\"";
     assert!(said.contains(part), "{said}");
     let said = problems("[train]\ngradient_blocks = 0\n");
     assert!(

@@ -3,6 +3,8 @@
 //! Each makes the same steps with the same loader, computes the micro-batches of its blocks, and applies the same sum of all
 //! blocks, which `backdraft-comm` adds in an order that does not depend on the number of processes.
 
+mod answers;
+
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -14,6 +16,8 @@ use backdraft_model::CausalLm;
 use burn::tensor::{Tensor, TensorData};
 
 use crate::metrics;
+use crate::objective::ToldAnswers;
+pub(crate) use answers::AnswerNumbers;
 
 /// Between two rows of a run that pauses.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -28,6 +32,8 @@ struct Shared {
     engine: Mutex<Box<dyn Engine>>,
     /// Why an exchange inside a step failed.
     failed: Mutex<Option<CommError>>,
+    /// A step, and numbers that were put together for it: one that is repeated by this process alone has them already.
+    together: Mutex<Option<(usize, Vec<f32>)>>,
 }
 
 /// In which blocks a step is summed, and who computes them.
@@ -39,11 +45,21 @@ pub struct Blocks {
     pub ranks: Ranks,
 }
 
-/// What some blocks come to: gradients, Σ nll, and Σ of penalised losses, in f32.
+/// What some blocks come to: gradients, Σ nll, Σ of penalised losses, in f32, and what came of each micro-batch's answers.
 pub(crate) struct Sum {
     pub(crate) grads: AdapterGrads,
     pub(crate) nll: Option<Tensor<1>>,
     pub(crate) penalized: Option<Tensor<1>>,
+    pub(crate) answers: Vec<(usize, ToldAnswers)>,
+}
+
+/// What a step has beside gradients and nll, which a process without a micro-batch cannot see.
+#[derive(Clone, Debug)]
+pub(crate) struct Beside {
+    /// Whether there are penalised losses.
+    pub(crate) penalizes: bool,
+    /// What comes of answers.
+    pub(crate) answers: AnswerNumbers,
 }
 
 impl Ranks {
@@ -53,6 +69,7 @@ impl Ranks {
             world,
             engine: Mutex::new(engine),
             failed: Mutex::default(),
+            together: Mutex::default(),
         }))
     }
 
@@ -150,15 +167,52 @@ impl Ranks {
     }
 
     fn sum(&self, sums: BlockSums) -> Option<Vec<f32>> {
+        self.exchange(|engine| sums.finish(engine))
+    }
+
+    fn exchange<T>(
+        &self,
+        exchange: impl FnOnce(&mut dyn Engine) -> Result<T, CommError>,
+    ) -> Option<T> {
         let engine = &mut **self.0.engine.lock().unwrap_or_else(PoisonError::into_inner);
-        match sums.finish(engine) {
-            Ok(sum) => Some(sum),
+        match exchange(engine) {
+            Ok(found) => Some(found),
             Err(error) => {
                 let mut failed = self.0.failed.lock().unwrap_or_else(PoisonError::into_inner);
                 *failed = Some(error);
                 None
             }
         }
+    }
+
+    /// `number(i)` for each i below `count`, computed by one process each, for step `step`. `None` where the exchange failed,
+    /// of which [`take_failure`](Self::take_failure) tells.
+    fn together(
+        &self,
+        step: usize,
+        count: usize,
+        number: impl Fn(usize) -> f32,
+    ) -> Option<Vec<f32>> {
+        let mut together = (self.0.together.lock()).unwrap_or_else(PoisonError::into_inner);
+        if let Some((of, numbers)) = &*together
+            && *of == step
+        {
+            return Some(numbers.clone());
+        }
+        let size = self.size();
+        let mine = blocks_of(self.rank(), size, count).map(number);
+        let mine: Vec<u8> = mine.flat_map(f32::to_le_bytes).collect();
+        let room = |rank| vec![0; blocks_of(rank, size, count).len() * size_of::<f32>()];
+        let mut all: Vec<Vec<u8>> = (0..size).map(room).collect();
+        self.exchange(|engine| engine.all_gather(&mine, &mut all))?;
+        let all = all.concat();
+        let (numbers, _) = all.as_chunks::<{ size_of::<f32>() }>();
+        let numbers: Vec<f32> = numbers
+            .iter()
+            .map(|bytes| f32::from_le_bytes(*bytes))
+            .collect();
+        *together = Some((step, numbers.clone()));
+        Some(numbers)
     }
 }
 
@@ -170,8 +224,19 @@ impl Blocks {
         dealt.drain(mine).collect()
     }
 
-    /// The sum of all blocks of all processes, of what `compute` makes of each of this one's; `penalizes` says whether there
-    /// are penalised losses, which a process without a micro-batch cannot see. `None` where the exchange
+    /// Σ of `number(i)` for i below `count`, in that order; each process computes some. `None` where the exchange failed, of
+    /// which [`Ranks::take_failure`] tells.
+    pub(crate) fn total(
+        &self,
+        step: usize,
+        count: usize,
+        number: impl Fn(usize) -> f32,
+    ) -> Option<f32> {
+        let numbers = self.ranks.together(step, count, number)?;
+        Some(numbers.into_iter().sum())
+    }
+
+    /// The sum of all blocks of all processes, of what `compute` makes of each of this one's. `None` where the exchange
     /// failed, of which [`Ranks::take_failure`] tells.
     ///
     /// # Errors
@@ -179,25 +244,25 @@ impl Blocks {
     pub(crate) fn sum<E>(
         &self,
         model: &CausalLm,
-        (mine, penalizes): (&[Vec<usize>], bool),
+        (mine, beside): (&[Vec<usize>], &Beside),
         mut compute: impl FnMut(&[usize]) -> Result<Sum, E>,
     ) -> Result<Option<Sum>, E> {
         let params: Vec<AdapterParam> = model.trained_params().map(|(_, param)| param).collect();
-        let length = params.iter().map(AdapterParam::len).sum::<usize>() + 2;
+        let length = params.iter().map(AdapterParam::len).sum::<usize>() + 2 + beside.answers.len();
         let mut sums = BlockSums::new(self.ranks.rank(), self.ranks.size(), self.count, length);
         for micro_batches in mine {
             let sum = compute(micro_batches)?;
-            sums.push(flat(&params, &sum, length));
+            sums.push(flat(&params, &sum, beside, length));
         }
         let Some(sum) = self.ranks.sum(sums) else {
             return Ok(None);
         };
-        Ok(Some(unflat(&params, &sum, penalizes, model)))
+        Ok(Some(unflat(&params, &sum, beside, model)))
     }
 }
 
 /// All numbers of a block one after the other; zeroes where nothing was computed.
-fn flat(params: &[AdapterParam], sum: &Sum, length: usize) -> Vec<f32> {
+fn flat(params: &[AdapterParam], sum: &Sum, beside: &Beside, length: usize) -> Vec<f32> {
     let mut flat = Vec::with_capacity(length);
     for param in params {
         match sum.grads.get(param.id) {
@@ -211,12 +276,14 @@ fn flat(params: &[AdapterParam], sum: &Sum, length: usize) -> Vec<f32> {
             None => flat.push(0.0),
         }
     }
+    beside.answers.write(&sum.answers, &mut flat);
     flat
 }
 
-fn unflat(params: &[AdapterParam], flat: &[f32], penalizes: bool, model: &CausalLm) -> Sum {
+fn unflat(params: &[AdapterParam], flat: &[f32], beside: &Beside, model: &CausalLm) -> Sum {
     let device = model.device().inner();
     let mut grads = AdapterGrads::new();
+    let (flat, answers) = flat.split_at(flat.len() - beside.answers.len());
     let (mut values, numbers) = flat.split_at(flat.len() - 2);
     for param in params {
         let (mine, rest) = values.split_at(param.len());
@@ -232,7 +299,13 @@ fn unflat(params: &[AdapterParam], flat: &[f32], penalizes: bool, model: &Causal
     Sum {
         grads,
         nll: Some(number(numbers[0])),
-        penalized: penalizes.then(|| number(numbers[1])),
+        penalized: beside.penalizes.then(|| number(numbers[1])),
+        answers: beside
+            .answers
+            .read(answers, &device)
+            .into_iter()
+            .enumerate()
+            .collect(),
     }
 }
 

@@ -198,11 +198,6 @@ impl Run {
         if blocks < processes {
             return Err(TrainError::FewBlocks { blocks, processes });
         }
-        if processes > 1 && Objective::from(self.recipe.objective).compares() {
-            return Err(TrainError::NotShared {
-                what: "comparing answers",
-            });
-        }
         if processes > 1 && self.adaptation.is_some() {
             return Err(TrainError::NotShared {
                 what: "dealing out precision",

@@ -16,11 +16,11 @@ use burn::train::{InferenceStep, TrainOutput, TrainStep};
 use crate::compared::{Compared, floats};
 use crate::loader::{EvalBatch, Step};
 use crate::loss_scale::LossScale;
-use crate::metrics::{EvalAnswers, EvalOutput, StepOutput};
+use crate::metrics::{EvalAnswers, EvalOutput, StepOutput, host};
 use crate::neftune::Neftune;
 use crate::objective::{Goal, Objective, Others};
 use crate::optimizer::Optimizer;
-use crate::ranks::{Blocks, Sum};
+use crate::ranks::{AnswerNumbers, Beside, Blocks, Sum};
 use crate::step::{MicroBatch, Told, Trunk, guarded, nll, nll_and_entropy, scores};
 
 /// A model with adapters, its optimiser and its schedule.
@@ -56,7 +56,7 @@ pub struct Settings {
     pub neftune: Option<(f64, u64)>,
     /// What each pass keeps and recomputes.
     pub activations: Activations,
-    /// The blocks that a step is summed in, where there are several; nothing compares answers then.
+    /// The blocks that a step is summed in, where there are several.
     pub blocks: Option<Blocks>,
 }
 
@@ -129,6 +129,21 @@ impl Trainee {
         })
     }
 
+    /// How far the policy has gone from `base`, `[1]`, where the objective asks; shared among the processes of the run. The
+    /// outer `None` where that failed.
+    fn divergence(&self, step: &Step, base: Option<&CausalLm>) -> Option<Option<Tensor<1>>> {
+        let texts = &step.mismatched;
+        let sum = match (&self.settings.blocks, base) {
+            (Some(blocks), Some(base)) if !texts.is_empty() => {
+                let apart = |i: usize| host(&divergence_of(&self.model, base, &texts[i]))[0];
+                let total = blocks.total(step.number, texts.len(), apart)?;
+                Some(floats([total], &self.model.device().inner()))
+            }
+            _ => divergence(&self.model, base, texts),
+        };
+        Some(sum.map(|sum| (sum / step.num_answers() as f64).clamp_min(0.0)))
+    }
+
     /// One micro-batch under its plan.
     fn pass(
         &self,
@@ -176,8 +191,14 @@ impl TrainStep for Trainee {
         let base = self.reference().filter(|_| !known);
         let noise = self.settings.neftune;
         let noise = noise.map(|(alpha, seed)| Neftune::of_step(alpha, seed, step.number));
-        let divergence = divergence(&self.model, base.as_ref(), &step.mismatched)
-            .map(|sum| (sum / step.num_answers() as f64).clamp_min(0.0));
+        let device = self.model.device().inner();
+        let nothing = |item| TrainOutput {
+            grads: AdapterGrads::new().into_params(),
+            item,
+        };
+        let Some(divergence) = self.divergence(&step, base.as_ref()) else {
+            return nothing(StepOutput::unknown(&step, &device));
+        };
         let pass = |i: usize, grads: &mut AdapterGrads| {
             let batch = &step.micro_batches[i];
             let trunk = Trunk::noisy(&self.model, batch, noise);
@@ -200,12 +221,11 @@ impl TrainStep for Trainee {
                 .map(|seed| mask_seed(seed, step.number, i));
             self.pass((batch, trunk), &goal, seed, grads)
         };
-        let mut answers = Vec::new();
-        let mut passes = |micro_batches: &[usize], mut grads: AdapterGrads| {
-            let (mut nll, mut penalized) = (None, None);
+        let passes = |micro_batches: &[usize], mut grads: AdapterGrads| {
+            let (mut nll, mut penalized, mut answers) = (None, None, Vec::new());
             for &i in micro_batches {
                 let told = pass(i, &mut grads)?;
-                answers.extend(told.answers);
+                answers.extend(told.answers.map(|answers| (i, answers)));
                 penalized = sum(penalized, told.penalized);
                 nll = sum(nll, Some(told.nll));
             }
@@ -213,6 +233,7 @@ impl TrainStep for Trainee {
                 grads,
                 nll,
                 penalized,
+                answers,
             })
         };
         let all: Vec<usize> = (0..step.micro_batches.len()).collect();
@@ -224,21 +245,21 @@ impl TrainStep for Trainee {
                     .iter()
                     .map(|batch| batch.tokens.input_ids.len() as u64);
                 let mine = blocks.mine(&tokens.collect::<Vec<_>>());
-                let penalizes = self.settings.penalty.is_some();
-                blocks.sum(&self.model, (&mine, penalizes), |block| {
+                let answers = step.answers.iter().map(Compared::len).collect();
+                let beside = Beside {
+                    penalizes: self.settings.penalty.is_some(),
+                    answers: AnswerNumbers::new(objective, answers),
+                };
+                blocks.sum(&self.model, (&mine, &beside), |block| {
                     passes(block, AdapterGrads::new())
                 })
             }
         };
-        let nothing = |item| TrainOutput {
-            grads: AdapterGrads::new().into_params(),
-            item,
-        };
-        let device = self.model.device().inner();
         let Sum {
             grads,
             nll,
             penalized,
+            answers,
         } = match summed {
             Ok(Some(sum)) => sum,
             Ok(None) => return nothing(StepOutput::unknown(&step, &device)),
@@ -249,6 +270,7 @@ impl TrainStep for Trainee {
         };
         let max_norm = self.settings.max_grad_norm;
         let (grads, grad_norm) = self.optimizer().clip(&self.model, grads, max_norm);
+        let answers = answers.into_iter().map(|(_, answers)| answers).collect();
         let item = StepOutput::new(&step, nll, grad_norm)
             .penalized(penalized)
             .comparing(&step, (objective, answers, divergence));
@@ -348,11 +370,14 @@ fn divergence(
     texts: &[MicroBatch],
 ) -> Option<Tensor<1>> {
     let base = base?;
-    let apart = texts.iter().map(|batch| {
-        let trunk = Trunk::new(model, batch);
-        (nll(base, batch, trunk.clone()) - nll(model, batch, trunk)).sum()
-    });
+    let apart = texts.iter().map(|batch| divergence_of(model, base, batch));
     apart.reduce(|sum, one| sum + one)
+}
+
+/// The same of one micro-batch.
+fn divergence_of(model: &CausalLm, base: &CausalLm, batch: &MicroBatch) -> Tensor<1> {
+    let trunk = Trunk::new(model, batch);
+    (nll(base, batch, trunk.clone()) - nll(model, batch, trunk)).sum()
 }
 
 /// A sum that begins with its first term.
