@@ -171,9 +171,13 @@ fn digest(text: &str) -> String {
         .collect()
 }
 
-/// Copies a directory with all that is in it, less its lock.
+/// Copies a directory with all that is in it, less its lock; one that is not there is an empty one: a launcher that starts runs
+/// again asks for `--resume` the first time too.
 fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
     fs::create_dir_all(to)?;
+    if !from.try_exists()? {
+        return Ok(());
+    }
     for entry in fs::read_dir(from)? {
         let entry = entry?;
         let target = to.join(entry.file_name());

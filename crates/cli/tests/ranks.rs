@@ -559,3 +559,46 @@ fn mpirun_has_the_bits_of_the_store() {
     let said = text(&ended.stderr);
     assert!(said.contains("no Open MPI here"), "{said}");
 }
+
+#[test]
+#[cfg(target_os = "linux")]
+fn torchrun_starts_a_run_again_that_was_killed() {
+    let Some(python) = std::env::var_os("BACKDRAFT_TORCH_PYTHON") else {
+        println!("BACKDRAFT_TORCH_PYTHON is not set: nothing was started by torchrun");
+        return;
+    };
+    let (_root, directory) = project();
+    succeed(&train(&directory, 2, &["train", "recipe.toml"]));
+    let expected = result(&directory);
+    fs::remove_dir_all(directory.join("out")).unwrap();
+    let mut agent = Command::new(python)
+        .current_dir(&directory)
+        .args(["-m", "torch.distributed.run", "--nproc-per-node", "2"])
+        .args(["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"])
+        .args(["--max-restarts", "1", "--no-python"])
+        .arg(env!("CARGO_BIN_EXE_backdraft"))
+        .args(["train", "recipe.toml", "--resume"])
+        .args(SHAPE)
+        .env("HF_HUB_OFFLINE", "1")
+        .env("RAYON_NUM_THREADS", "1")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    until(&directory, std::slice::from_mut(&mut agent), 23);
+    let is_rank_1 = |id: &&String| {
+        let variables = fs::read(format!("/proc/{id}/environ")).unwrap_or_default();
+        variables
+            .split(|byte| *byte == 0)
+            .any(|one| one == b"RANK=1")
+    };
+    let started = children(agent.id());
+    let rank = started.iter().find(is_rank_1).unwrap();
+    assert!(kill("-KILL", rank));
+    let ended = agent.wait_with_output().unwrap();
+    succeed(std::slice::from_ref(&ended));
+    let said = text(&ended.stdout);
+    assert!(said.contains("resumed at step 20"), "{said}");
+    same(&result(&directory), &expected);
+}
