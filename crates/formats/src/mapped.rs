@@ -43,6 +43,10 @@ impl Mapped {
 
 impl Mapped {
     /// Lets the system take back the memory of a range that was read; reading it again is possible.
+    #[cfg_attr(
+        not(unix),
+        expect(unused_variables, reason = "others take it by themselves")
+    )]
     pub(crate) fn release(&self, range: Range<usize>) {
         #[cfg(unix)]
         if let Some(map) = &self.0 {
