@@ -187,9 +187,11 @@ impl AdapterGrads {
     pub(crate) fn add_vector(&mut self, id: ParamId, grad: Tensor<1>) {
         match self.slot(id) {
             Some(slot) => {
-                let one = Tensor::ones([1, 1], &grad.device());
                 let row = grad.unsqueeze();
-                gemm_into((Op::N, &one), (Op::N, &row), 1.0, &slot);
+                slot.write(&match slot.accumulate {
+                    true => slot.view.clone() + row,
+                    false => row,
+                });
             }
             None => self.add(id, grad),
         }

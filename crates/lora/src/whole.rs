@@ -198,6 +198,19 @@ impl TrainedTensor {
         grads.add_product(self.values.id, (Op::T, dy), (Op::N, x), alpha);
     }
 
+    /// Adds that of a matrix of one row w which made x·wᵀ: dyᵀ·x, element by element and so without TF32.
+    ///
+    /// # Shapes
+    /// `x` `[t, in]`, `dy` `[t, 1]`, f32.
+    ///
+    /// # Panics
+    /// If it is no matrix of one row.
+    pub fn add_row_grad(&self, grads: &mut AdapterGrads, x: &Tensor<2>, dy: &Tensor<2>) {
+        let grad = (x.clone() * dy.clone()).sum_dim(0);
+        let place = (self.matrix_dims(), &grad.device());
+        grads.add_to(self.values.id, place, |sum| sum + grad);
+    }
+
     /// Adds what an embedding of `input_ids` tells, `dh` being the gradient of what it gave, which was multiplied by
     /// `multiplier`.
     ///

@@ -108,6 +108,11 @@ impl CausalLm {
         }
     }
 
+    /// The head, where it is trained whole.
+    pub(crate) fn trained_head(&self) -> Option<&TrainedTensor> {
+        self.whole_of(self.head_table())
+    }
+
     /// The table that the head reads.
     fn head_table(&self) -> TokenTable {
         match self.lm_head {

@@ -11,7 +11,7 @@ use rand_chacha::ChaCha8Rng;
 use crate::causal_lm::CausalLm;
 
 /// A number for each text and its gradients, in f32 whatever activations are in: texts are few, and what tells two of them
-/// apart may be small.
+/// apart may be small. Element by element: products of matrices in f32 are rounded to TF32 by some of a GPU's kernels.
 impl CausalLm {
     /// Scores of texts.
     ///
@@ -23,7 +23,7 @@ impl CausalLm {
     pub fn scores(&self, hidden: &Tensor<2>) -> Tensor<1> {
         let row = self.score_row();
         let hidden = hidden.clone().cast(DType::F32);
-        hidden.matmul(row.transpose()).flatten(0, 1)
+        (hidden * row).sum_dim(1).flatten(0, 1)
     }
 
     /// The gradient of what [`scores`](Self::scores) read, from that of what it gave; that of the head, where it is trained, is
@@ -42,8 +42,10 @@ impl CausalLm {
         let [texts] = d_scores.dims();
         let d_scores = d_scores.reshape([texts, 1]);
         let read = hidden.clone().cast(DType::F32);
-        self.add_head_grad(grads, (&read, &d_scores));
-        d_scores.matmul(self.score_row()).cast(hidden.dtype())
+        if let Some(whole) = self.trained_head() {
+            whole.add_row_grad(grads, &read, &d_scores);
+        }
+        (d_scores * self.score_row()).cast(hidden.dtype())
     }
 
     /// `[1, hidden]`, f32, as it is trained: not rounded.
