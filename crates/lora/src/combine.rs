@@ -159,6 +159,16 @@ pub enum CombineError {
         /// The other.
         path: PathBuf,
     },
+    /// An adapter of a model that scores texts.
+    #[error(
+        "{}: the adapter is of a reward model, whose head (score.weight) has no sum with another's, and which cannot be merged either; \
+         train one reward model on the rows of all of them",
+        path.display()
+    )]
+    Scores {
+        /// The adapter.
+        path: PathBuf,
+    },
     /// An adapter with rows of tokens.
     #[error(
         "{}: its trained tokens (trainable_token_indices) cannot be combined with another adapter; merge it into its base first",
@@ -213,6 +223,10 @@ pub fn combine(
     options: &CombineOptions,
 ) -> Result<(PeftConfig, AdapterTensors), CombineError> {
     check_options(adapters.len(), options)?;
+    if let Some(adapter) = adapters.iter().find(|adapter| adapter.config.scores()) {
+        let path = adapter.path.clone();
+        return Err(CombineError::Scores { path });
+    }
     let mut all = adapters.iter();
     if let Some(adapter) = all.find(|adapter| !adapter.tensors.tokens().is_empty()) {
         let path = adapter.path.clone();

@@ -273,6 +273,15 @@ fn what_does_not_go_together_is_refused() {
         error.contains("is [5, 4] in first, [5, 3] in third"),
         "{error}"
     );
+    let mut rewards = first.clone();
+    rewards.config.modules_to_save = vec!["score".to_owned()];
+    let both = options(Combination::Cat, &[1.0, 1.0]);
+    let error = said(&[first.clone(), rewards], &both);
+    assert!(
+        error.contains("first: the adapter is of a reward model"),
+        "{error}"
+    );
+    assert!(!error.contains("merge it"), "{error}");
     let broken = adapter("broken", 1.0, &[("q_proj", [1, 1], &[f32::NAN], &[1.0])]);
     let error = said(&[broken], &options(Combination::Cat, &[1.0]));
     assert!(error.contains("broken: the factors of"), "{error}");
