@@ -290,8 +290,7 @@ fn stays(
         let instead = "the reference is the base without a fresh adapter, which has to start at zero; write init = \"default\"";
         reader.conflict("lora.init", &*other, instead);
     }
-    let deals = quantization.bits.is_some() || quantization.base_memory.is_some();
-    if deals && quantization.adapt_at.iter().any(|share| *share > 0.0) {
+    if quantization.deals_bits() && quantization.adapt_at.iter().any(|share| *share > 0.0) {
         let instead = "the reference is the base, which must not change in the middle of a run; write adapt_at = [0.0]";
         reader.conflict("quantization.adapt_at", &*other, instead);
     }
@@ -304,17 +303,9 @@ fn without_tokens(reader: &mut Reader<'_>, quantization: &QuantizationRecipe, lo
         let instead = "a reward model's adapters start at zero; write init = \"default\"";
         reader.conflict("lora.init", OTHER, instead);
     }
-    for (key, deals) in [
-        ("quantization.bits", quantization.bits.is_some()),
-        (
-            "quantization.base_memory",
-            quantization.base_memory.is_some(),
-        ),
-    ] {
-        if deals {
-            let instead = "bits are dealt out by the probabilities of tokens, and a reward model has none; take it out";
-            reader.conflict(key, OTHER, instead);
-        }
+    for key in quantization.dealing_keys() {
+        let instead = "bits are dealt out by the probabilities of tokens, and a reward model has none; take it out";
+        reader.conflict(key, OTHER, instead);
     }
     if !lora.trainable_tokens.is_empty() {
         let instead = "a reward model's adapter has no rows of tokens; train the tokens first, merge, and go on from that";

@@ -8,7 +8,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::reader::Value;
-use crate::{ByteSize, Recipe};
+use crate::{ByteSize, QuantizationRecipe, Recipe};
 
 /// `quantization.bits`.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -80,11 +80,29 @@ pub struct BaseTooSmall {
     pub least: u64,
 }
 
+impl QuantizationRecipe {
+    /// The keys that have precision dealt out by measurement.
+    pub(crate) fn dealing_keys(&self) -> impl Iterator<Item = &'static str> {
+        let keys = [
+            ("quantization.bits", self.bits.is_some()),
+            ("quantization.base_memory", self.base_memory.is_some()),
+        ];
+        keys.into_iter()
+            .filter_map(|(key, deals)| deals.then_some(key))
+    }
+
+    /// Whether precision is dealt out by measurement.
+    #[must_use]
+    pub const fn deals_bits(&self) -> bool {
+        self.bits.is_some() || self.base_memory.is_some()
+    }
+}
+
 impl Recipe {
     /// Whether precision is dealt out by measurement.
     #[must_use]
     pub const fn deals_bits(&self) -> bool {
-        self.quantization.bits.is_some() || self.quantization.base_memory.is_some()
+        self.quantization.deals_bits()
     }
 
     /// Mean bits that are dealt out; `None` where none are, or where [`settle_bits`](Self::settle_bits) has yet to say how

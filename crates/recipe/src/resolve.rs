@@ -154,17 +154,9 @@ fn without_dora(
         let instead = "DoRA starts at the lengths of the base's own rows; write init = \"default\", or take use_dora out";
         reader.conflict("lora.init", OTHER, instead);
     }
-    for (key, deals) in [
-        ("quantization.bits", quantization.bits.is_some()),
-        (
-            "quantization.base_memory",
-            quantization.base_memory.is_some(),
-        ),
-    ] {
-        if deals {
-            let instead = "dealing out bits changes the rows whose lengths DoRA starts from; take one of the two out";
-            reader.conflict(key, OTHER, instead);
-        }
+    for key in quantization.dealing_keys() {
+        let instead = "dealing out bits changes the rows whose lengths DoRA starts from; take one of the two out";
+        reader.conflict(key, OTHER, instead);
     }
     if optimizer == Optimizer::Muon {
         let instead =
