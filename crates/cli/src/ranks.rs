@@ -10,6 +10,7 @@ use std::time::Duration;
 use backdraft_comm::{CommError, Engine, Fingerprints, Launcher, Start, StartError, World};
 use backdraft_journal::text::host;
 use backdraft_recipe::Recipe;
+use backdraft_train::lock::RunLock;
 use backdraft_train::ranks::Ranks;
 use tempfile::TempDir;
 
@@ -183,7 +184,7 @@ fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
         let target = to.join(entry.file_name());
         if entry.file_type()?.is_dir() {
             copy(&entry.path(), &target)?;
-        } else if entry.file_name() != ".lock" {
+        } else if entry.file_name() != RunLock::FILE {
             fs::copy(entry.path(), target)?;
         }
     }

@@ -9,9 +9,6 @@ use backdraft_journal::text::host;
 
 use crate::error::TrainError;
 
-/// The file that is locked; what it holds says who did it.
-const FILE: &str = ".lock";
-
 /// An output directory that this process may write to, until this is dropped or the process ends,
 /// however it ends: the system gives the lock back.
 #[derive(Debug)]
@@ -21,13 +18,16 @@ pub struct RunLock {
 }
 
 impl RunLock {
+    /// Name of the file that is locked; what it holds says who did it.
+    pub const FILE: &'static str = ".lock";
+
     /// Locks `output_dir`, which is made where it is missing.
     ///
     /// # Errors
     /// [`TrainError::Locked`] with the owner if another process has it; a system that refuses.
     pub fn acquire(output_dir: &Path) -> Result<Self, TrainError> {
         fs::create_dir_all(output_dir).map_err(FormatError::io(output_dir, "create"))?;
-        let path = output_dir.join(FILE);
+        let path = output_dir.join(RunLock::FILE);
         let mut file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -67,7 +67,7 @@ impl RunLock {
     /// Takes away the file, and the directory if there was nothing else in it: it was no run's.
     pub(crate) fn forget(&self) {
         // What cannot be removed harms nobody.
-        let _ = fs::remove_file(self.output_dir.join(FILE));
+        let _ = fs::remove_file(self.output_dir.join(RunLock::FILE));
         let _ = fs::remove_dir(&self.output_dir);
     }
 
@@ -95,7 +95,7 @@ fn knows_no_locks(error: &std::io::Error) -> bool {
 /// Whether a process that is alive holds the lock of `output_dir`.
 #[must_use]
 pub fn is_held(output_dir: &Path) -> bool {
-    let path = output_dir.join(FILE);
+    let path = output_dir.join(RunLock::FILE);
     let Ok(file) = OpenOptions::new().read(true).write(true).open(path) else {
         return false;
     };

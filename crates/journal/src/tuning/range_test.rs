@@ -60,20 +60,31 @@ pub struct RangeTest {
 pub struct Watchdog {
     steps: usize,
     losses: Vec<f64>,
+    limit: Option<Limit>,
 }
 
 impl Watchdog {
     /// Of a test of that many steps.
     #[must_use]
-    pub fn new(steps: usize) -> Self {
-        let losses = Vec::new();
-        Self { steps, losses }
+    pub const fn new(steps: usize) -> Self {
+        Self {
+            steps,
+            losses: Vec::new(),
+            limit: None,
+        }
     }
 
     /// Takes the next loss; whether the loss has diverged for so long that there is nothing more to see.
     pub fn sees_the_end(&mut self, loss: f64) -> bool {
         self.losses.push(loss);
-        diverged(&self.losses, self.steps, 2 * IN_A_ROW).is_some()
+        let beginning = beginning(self.steps);
+        let at = self.losses.len().saturating_sub(2 * IN_A_ROW);
+        if at < beginning {
+            return false;
+        }
+        let (before, window) = self.losses.split_at(at);
+        let limit = (self.limit).get_or_insert_with(|| Limit::of_beginning(&before[..beginning]));
+        is_above(window, limit.after(before))
     }
 }
 
@@ -82,28 +93,45 @@ const fn beginning(steps: usize) -> usize {
     if share < 4 { 4 } else { share }
 }
 
+/// What a loss must not exceed, by those before it.
+#[derive(Clone, Debug)]
+struct Limit {
+    /// That of the beginning.
+    level: f64,
+    /// The lowest that the loss has stood at.
+    lowest: f64,
+}
+
+impl Limit {
+    fn of_beginning(losses: &[f64]) -> Self {
+        let level = median(losses.to_vec());
+        let lowest = level;
+        Self { level, lowest }
+    }
+
+    /// Of the loss behind `losses`; asked for one after the other.
+    fn after(&mut self, losses: &[f64]) -> f64 {
+        // Of one loss, by the differences of neighbours, which a trend hardly touches.
+        let differences = losses.windows(2).map(|pair| (pair[1] - pair[0]).abs());
+        let deviation = median(differences.collect()) / (0.6745 * 2f64.sqrt());
+        let chance = (DEVIATIONS * deviation).max(SHARE * self.level.abs());
+        let recent = &losses[losses.len().saturating_sub(RECENT)..];
+        self.lowest = self.lowest.min(median(recent.to_vec()));
+        self.lowest + chance.max(LOST * (self.level - self.lowest))
+    }
+}
+
+fn is_above(losses: &[f64], limit: f64) -> bool {
+    losses.iter().all(|loss| loss.is_nan() || *loss > limit)
+}
+
 /// Where so many losses in a row begin that are above what is left of the beginning's.
 fn diverged(losses: &[f64], steps: usize, in_a_row: usize) -> Option<usize> {
     let beginning = beginning(steps);
-    let first = losses.get(..beginning)?;
-    let level = median(first.to_vec());
-    let mut lowest = level;
-    for at in beginning..losses.len() {
-        // Of one loss, by the differences of neighbours, which a trend hardly touches.
-        let differences = losses[..at]
-            .windows(2)
-            .map(|pair| (pair[1] - pair[0]).abs());
-        let deviation = median(differences.collect()) / (0.6745 * 2f64.sqrt());
-        let chance = (DEVIATIONS * deviation).max(SHARE * level.abs());
-        let recent = &losses[at.saturating_sub(RECENT)..at];
-        lowest = lowest.min(median(recent.to_vec()));
-        let limit = lowest + chance.max(LOST * (level - lowest));
-        let window = losses.get(at..at + in_a_row)?;
-        if window.iter().all(|loss| loss.is_nan() || *loss > limit) {
-            return Some(at);
-        }
-    }
-    None
+    let mut limit = Limit::of_beginning(losses.get(..beginning)?);
+    let windows = losses.windows(in_a_row).enumerate().skip(beginning);
+    let mut above = windows.filter(|(at, window)| is_above(window, limit.after(&losses[..*at])));
+    above.next().map(|(at, _)| at)
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
@@ -304,6 +332,19 @@ mod tests {
                 assert!(told.contains(part), "{told}");
             }
         }
+    }
+
+    #[test]
+    fn a_watchdog_sees_what_a_look_back_finds() {
+        let losses = |x: f64| 2.0 + (7.0 * x).sin() * 0.3 + (10.0 * (x + 2.0)).max(0.0);
+        let losses = (0..STEPS).map(|i| losses(-6.0 + 5.0 * i as f64 / STEPS as f64));
+        let losses: Vec<f64> = losses.collect();
+        let mut watchdog = Watchdog::new(STEPS);
+        let ends = losses.iter().position(|loss| watchdog.sees_the_end(*loss));
+        let long = 2 * IN_A_ROW;
+        let found = diverged(&losses, STEPS, long).map(|at| at + long - 1);
+        assert!(ends.is_some());
+        assert_eq!(ends, found);
     }
 
     #[test]

@@ -6,7 +6,8 @@ use backdraft_formats::FormatError;
 use backdraft_journal::run_files;
 use backdraft_journal::tuning::{Measure, Settings, Standing, TrialReport, TuneReport, rank};
 use backdraft_recipe::{Difference, Recipe, Sweep, SweepMethod};
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::halving::Halving;
 use super::trial::measure;
@@ -19,6 +20,7 @@ const VERSION: u32 = 1;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TuneState {
+    #[serde(deserialize_with = "of_this_version")]
     version: u32,
     /// The recipe without the sweep, every value resolved.
     recipe: String,
@@ -37,6 +39,15 @@ pub struct TuneState {
     pub seconds: f64,
     /// How often a base was read.
     pub base_loads: usize,
+}
+
+fn of_this_version<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    match u32::deserialize(deserializer)? {
+        VERSION => Ok(VERSION),
+        other => Err(D::Error::custom(format!(
+            "expected version {VERSION} of a sweep's state, found {other}; use the version of Backdraft that began it, or --force"
+        ))),
+    }
 }
 
 /// Fingerprints of the recipe's model and rows.

@@ -6,6 +6,7 @@ use backdraft_formats::{Existing, write_file};
 use backdraft_journal::report_html;
 use backdraft_recipe::Recipe;
 use backdraft_train::control::Control;
+use backdraft_train::lock::RunLock;
 use backdraft_train::tune::{RangeSettings, range_test};
 use serde_json::json;
 
@@ -58,7 +59,7 @@ pub(super) fn run(
         (&control, Box::new(NoDashboard)),
     )?;
     // Its lock's file lies there; a folder that holds anything else stays.
-    let _ = std::fs::remove_file(trial.join(".lock"));
+    let _ = std::fs::remove_file(trial.join(RunLock::FILE));
     let _ = std::fs::remove_dir(&trial);
     let Some(found) = found else {
         return Err(CliError::interrupted());

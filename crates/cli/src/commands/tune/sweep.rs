@@ -102,9 +102,13 @@ fn begin(
     directory: &Path,
 ) -> Result<TuneState, CliError> {
     let new = TuneState::new(recipe, sweep, directory)?;
+    if args.force {
+        // Whatever is there, and whether it can be read or not.
+        return Ok(new);
+    }
     match TuneState::read(directory)? {
         Some(was) if args.resume => Ok(was.going_on_as(new, directory)?),
-        Some(_) if !args.force => Err(CliError::user(format!(
+        Some(_) => Err(CliError::user(format!(
             "{}: the output directory already holds a sweep",
             directory.display()
         ))
@@ -116,7 +120,7 @@ fn begin(
             directory.display()
         ))
         .hint("leave --resume out to begin it")),
-        _ => Ok(new),
+        None => Ok(new),
     }
 }
 

@@ -149,3 +149,22 @@ fn other_rows_are_another_sweep() {
         "{error}"
     );
 }
+
+#[test]
+fn the_state_of_another_version_is_refused_by_its_number() {
+    let root = tempfile::tempdir().unwrap();
+    let it = state(root.path(), RECIPE, "seed = [1, 2]\n");
+    it.write(root.path()).unwrap();
+    assert_eq!(TuneState::read(root.path()).unwrap(), Some(it));
+    let path = root.path().join(TuneState::FILE);
+    let text = std::fs::read_to_string(&path).unwrap();
+    let other = text.replace("\"version\": 1", "\"version\": 2");
+    assert_ne!(text, other);
+    std::fs::write(&path, other).unwrap();
+    let refused = TuneState::read(root.path()).unwrap_err();
+    let said = std::error::Error::source(&refused).unwrap().to_string();
+    assert!(
+        said.starts_with("expected version 1 of a sweep's state, found 2"),
+        "{said}"
+    );
+}
