@@ -305,7 +305,13 @@ pub enum GgufTokenizerError {
         actual: usize,
     },
     /// Two ids for one token.
-    #[error("the token {token:?} has the two ids {first} and {second}")]
+    ///
+    /// # Source
+    /// llama.cpp asserts that no token has two (`llama_vocab::impl::load`); its issue 25739 is about published files of Gemma 4.
+    #[error(
+        "the token {token:?} has the two ids {first} and {second}, and llama.cpp refuses such a file too (some of Gemma 4 in q4_0 are so): \
+         take another file of the model, or its safetensors directory"
+    )]
     DuplicateToken {
         /// The token.
         token: String,

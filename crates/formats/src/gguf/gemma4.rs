@@ -162,7 +162,10 @@ fn turning_part(file: &GgufFile, head_dim: usize) -> Result<f64, GgufError> {
     }
     let factors = file.read_f32(tensor);
     let pairs = factors.iter().take_while(|factor| **factor == 1.0).count();
-    if let Some(other) = factors[pairs..].iter().find(|factor| **factor < STILL) {
+    if let Some(other) = factors[pairs..]
+        .iter()
+        .find(|factor| factor.is_nan() || **factor < STILL)
+    {
         return Err(GgufError::Feature {
             key: ROPE_FREQS.into(),
             actual: format!("{other} behind {pairs} of 1"),

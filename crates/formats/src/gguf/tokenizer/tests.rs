@@ -167,6 +167,16 @@ fn what_cannot_be_rebuilt_is_named() {
         .string("tokenizer.ggml.model", "bert");
     assert!(message(model).contains("\"bert\""));
     assert!(message(bpe("gpt-2", &["a", "a"], &[])).contains("two ids 3 and 4"));
+    // As in files of Gemma 4 that llama.cpp does not load.
+    let twice = Builder::new()
+        .string("tokenizer.ggml.model", "gemma4")
+        .strings("tokenizer.ggml.tokens", &["<pad>", "//", "<bos>", "//"])
+        .strings("tokenizer.ggml.merges", &[]);
+    let twice = message(twice);
+    assert!(
+        twice.contains("the token \"//\" has the two ids 1 and 3"),
+        "{twice}"
+    );
     assert!(message(bpe("gpt-2", &["a"], &["a"])).contains("merge 0"));
     assert!(message(bpe("gpt-2", &["a"], &["a a a"])).contains("merge 0"));
     assert!(message(bpe("gpt-2", &["a"], &["a a"])).contains("\"aa\""));
