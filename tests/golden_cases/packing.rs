@@ -159,6 +159,7 @@ fn golden_tiny_given_packs() {
             position_ids: positions.map(|position| position as u32).collect(),
             rows: (1..ends.len()).collect(),
             answers: vec![Answer::Plain; ends.len() - 1],
+            margins: vec![0.0; ends.len() - 1],
             cu_seqlens: ends.clone(),
         };
         let pack = MicroBatch::from(batch.clone());

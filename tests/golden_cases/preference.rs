@@ -238,6 +238,7 @@ impl Case {
             } else {
                 let answers = Answers::Pair {
                     rejected: chosen.0.len(),
+                    margin: None,
                 };
                 let ids = [chosen.0, rejected.0].concat();
                 push((ids, [chosen.1, rejected.1].concat()), answers);

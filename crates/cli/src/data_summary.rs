@@ -195,6 +195,15 @@ fn answers(comparisons: &Comparisons) -> String {
             group(comparisons.rejected_longer as u64),
         ));
     }
+    if let Some(margins) = comparisons.margins {
+        parts.push(format!(
+            "{} with a margin, from {} to {}, {:.2} on average",
+            count(margins.pairs as u64, "pair"),
+            margins.lowest,
+            margins.highest,
+            margins.mean()
+        ));
+    }
     if let Some(share) = comparisons.desirable_share() {
         parts.push(format!(
             "{} desirable, {} undesirable ({:.1} % desirable)",

@@ -351,6 +351,9 @@ impl From<TrainError> for CliError {
             TrainError::Objective { .. } => Some(
                 "set objective.kind = \"sft\", or name the format that the rows have with data.format".to_owned(),
             ),
+            TrainError::UnusedMargins { .. } => Some(
+                "set objective.kind = \"reward\", or give the column another name; objective.gamma is one margin for all pairs, for reward and simpo".to_owned(),
+            ),
             TrainError::TooLong { expected, .. } => {
                 Some(format!("set max_seq_length = {expected} or less"))
             }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::IGNORE_INDEX;
 
 /// How a row's tokens are answers to compare.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum Answers {
     /// Nothing is compared: the row is one text to learn from.
     #[default]
@@ -16,6 +16,8 @@ pub enum Answers {
     Pair {
         /// Where the second text begins.
         rejected: usize,
+        /// How much higher the chosen one should be rated, where the row says so; finite.
+        margin: Option<f32>,
     },
     /// One answer, and whether it is a good one.
     Judged {
@@ -40,7 +42,7 @@ impl Answers {
     pub fn texts(self, tokens: usize) -> impl Iterator<Item = (Range<usize>, Answer)> {
         let (first, second) = match self {
             Self::One => ((0..tokens, Answer::Plain), None),
-            Self::Pair { rejected } => {
+            Self::Pair { rejected, .. } => {
                 let middle = rejected.min(tokens);
                 let second = (middle..tokens, Answer::Bad);
                 ((0..middle, Answer::Good), Some(second))
@@ -49,6 +51,14 @@ impl Answers {
             Self::Judged { desirable: false } => ((0..tokens, Answer::Bad), None),
         };
         std::iter::once(first).chain(second)
+    }
+
+    /// The margin of a pair whose row has one.
+    pub const fn margin(self) -> Option<f32> {
+        match self {
+            Self::Pair { margin, .. } => margin,
+            Self::One | Self::Judged { .. } => None,
+        }
     }
 
     /// How many labels of a row are predicted: the first of each text never is.
@@ -71,7 +81,7 @@ impl Answers {
         (ids, labels): (Vec<u32>, Vec<i64>),
         limit: usize,
     ) -> (Vec<u32>, Vec<i64>, Self) {
-        let Self::Pair { rejected } = self else {
+        let Self::Pair { rejected, margin } = self else {
             let (mut ids, mut labels) = (ids, labels);
             ids.truncate(limit);
             labels.truncate(limit);
@@ -86,13 +96,14 @@ impl Answers {
             kept.iter().map(|at| labels[*at]).collect(),
             Self::Pair {
                 rejected: rejected.min(limit),
+                margin,
             },
         )
     }
 }
 
 /// How rows of answers to compare divide.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Comparisons {
     /// Pairs.
@@ -105,10 +116,49 @@ pub struct Comparisons {
     pub chosen_longer: usize,
     /// Pairs whose rejected answer has more.
     pub rejected_longer: usize,
+    /// The margins of pairs whose rows have one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub margins: Option<Margins>,
     /// Rows with one answer that is desirable.
     pub desirable: usize,
     /// Rows with one answer that is not.
     pub undesirable: usize,
+}
+
+/// How much higher chosen answers should be rated, by their rows.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Margins {
+    /// Pairs that have a margin.
+    pub pairs: usize,
+    /// Sum of their margins.
+    pub sum: f64,
+    /// The lowest of them.
+    pub lowest: f32,
+    /// The highest.
+    pub highest: f32,
+}
+
+impl Margins {
+    /// Those of one pair more.
+    fn with(before: Option<Self>, margin: f32) -> Self {
+        let before = before.unwrap_or(Self {
+            pairs: 0,
+            sum: 0.0,
+            lowest: margin,
+            highest: margin,
+        });
+        Self {
+            pairs: before.pairs + 1,
+            sum: before.sum + f64::from(margin),
+            lowest: before.lowest.min(margin),
+            highest: before.highest.max(margin),
+        }
+    }
+
+    /// Their mean.
+    pub fn mean(&self) -> f64 {
+        self.sum / self.pairs as f64
+    }
 }
 
 impl Comparisons {
@@ -118,7 +168,10 @@ impl Comparisons {
             Answers::One => {}
             Answers::Judged { desirable: true } => self.desirable += 1,
             Answers::Judged { desirable: false } => self.undesirable += 1,
-            Answers::Pair { .. } => {
+            Answers::Pair { margin, .. } => {
+                if let Some(margin) = margin {
+                    self.margins = Some(Margins::with(self.margins, margin));
+                }
                 let mut tokens = answers.texts(labels.len());
                 let mut next = || {
                     let text = tokens.next().map_or(0..0, |(text, _)| text);
@@ -216,30 +269,52 @@ mod tests {
 
     const X: i64 = IGNORE_INDEX;
 
+    fn pair(rejected: usize) -> Answers {
+        Answers::Pair {
+            rejected,
+            margin: None,
+        }
+    }
+
     #[test]
     fn a_pair_is_two_texts_that_are_cut_one_by_one() {
-        let pair = Answers::Pair { rejected: 4 };
-        let texts: Vec<_> = pair.texts(7).collect();
+        let four = pair(4);
+        let texts: Vec<_> = four.texts(7).collect();
         assert_eq!(texts, [(0..4, Answer::Good), (4..7, Answer::Bad)]);
-        assert_eq!((pair.longest(7), Answers::One.longest(7)), (4, 7));
+        assert_eq!((four.longest(7), Answers::One.longest(7)), (4, 7));
         let row = (vec![1, 2, 3, 4, 1, 5, 6], vec![X, X, 3, 4, X, 5, 6]);
-        assert_eq!(pair.supervised_tokens(&row.1), 4);
-        let (ids, labels, cut) = pair.cut(row, 3);
+        assert_eq!(four.supervised_tokens(&row.1), 4);
+        let (ids, labels, cut) = four.cut(row, 3);
         assert_eq!(ids, [1, 2, 3, 1, 5, 6]);
         assert_eq!(labels, [X, X, 3, X, 5, 6]);
-        assert_eq!(cut, Answers::Pair { rejected: 3 });
+        assert_eq!(cut, pair(3));
         // Nothing precedes the first token of either text.
-        assert_eq!(
-            Answers::Pair { rejected: 2 }.supervised_tokens(&[1, 2, 3, 4]),
-            2
-        );
+        assert_eq!(pair(2).supervised_tokens(&[1, 2, 3, 4]), 2);
+    }
+
+    #[test]
+    fn margins_stay_with_their_pairs_and_are_counted() {
+        let pair = |margin| Answers::Pair {
+            rejected: 2,
+            margin,
+        };
+        let (.., cut) = pair(Some(0.5)).cut((vec![1; 4], vec![1; 4]), 1);
+        assert_eq!(cut.margin(), Some(0.5));
+        assert_eq!(Answers::One.margin(), None);
+        let mut all = Comparisons::default();
+        for margin in [Some(0.5), None, Some(-1.0), Some(2.0)] {
+            all.add(pair(margin), &[X, 1, X, 1]);
+        }
+        let found = all.margins.unwrap();
+        assert_eq!((all.pairs, found.pairs, found.mean()), (4, 3, 0.5));
+        assert_eq!((found.lowest, found.highest), (-1.0, 2.0));
     }
 
     #[test]
     fn bias_and_balance_are_said_with_their_numbers() {
         let mut all = Comparisons::default();
         for _ in 0..3 {
-            all.add(Answers::Pair { rejected: 4 }, &[X, 2, 3, 4, X, 2]);
+            all.add(pair(4), &[X, 2, 3, 4, X, 2]);
         }
         assert_eq!(
             (all.pairs, all.chosen_tokens, all.rejected_tokens),

@@ -9,7 +9,7 @@ use crate::row_set::RowSet;
 ///
 /// # Shapes
 /// `t` tokens in `n` documents; document `i` is `cu_seqlens[i]..cu_seqlens[i + 1]`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Batch {
     /// Token ids, `[t]`.
     pub input_ids: Vec<u32>,
@@ -24,6 +24,8 @@ pub struct Batch {
     pub rows: Vec<usize>,
     /// What each document is to the others, `[n]`: a pair is a good one and a bad one behind it.
     pub answers: Vec<Answer>,
+    /// How much higher the chosen document of each one's pair should be rated by its row, 0 where that does not say, `[n]`.
+    pub margins: Vec<f32>,
 }
 
 impl Batch {
@@ -39,9 +41,10 @@ impl Batch {
                 expected: format!("a number below {}", data.len()),
                 actual: row.to_string(),
             })?;
+            let margin = view.answers.margin().unwrap_or_default();
             for (text, answer) in view.answers.texts(view.input_ids.len()) {
                 let document = (&view.input_ids[text.clone()], &view.labels[text]);
-                batch.push(document, (row, answer))?;
+                batch.push(document, (row, answer, margin))?;
             }
         }
         Ok(batch)
@@ -60,13 +63,17 @@ impl Batch {
             .max()
             .unwrap_or(0) as usize;
         let mut batch = Self::empty();
-        for (ends, of) in documents.zip(self.rows.iter().copied().zip(self.answers.iter().copied()))
-        {
+        for (document, ends) in documents.enumerate() {
             let range = ends[0] as usize..ends[1] as usize;
             let mut ids = self.input_ids[range.clone()].to_vec();
             let mut labels = self.labels[range].to_vec();
             ids.resize(longest, pad_id);
             labels.resize(longest, IGNORE_INDEX);
+            let of = (
+                self.rows[document],
+                self.answers[document],
+                self.margins[document],
+            );
             batch.push((&ids, &labels), of)?;
         }
         Ok(batch)
@@ -117,7 +124,7 @@ impl Batch {
                 .iter()
                 .map(|id| token_id(*id))
                 .collect::<Result<_, _>>()?;
-            batch.push((&ids, &labels[..length]), (row, Answer::Plain))?;
+            batch.push((&ids, &labels[..length]), (row, Answer::Plain, 0.0))?;
         }
         Ok(batch)
     }
@@ -166,7 +173,7 @@ impl Batch {
     fn push(
         &mut self,
         (ids, labels): (&[u32], &[i64]),
-        (row, answer): (usize, Answer),
+        (row, answer, margin): (usize, Answer, f32),
     ) -> Result<(), DataError> {
         if ids.len() != labels.len() {
             return Err(error(
@@ -198,6 +205,7 @@ impl Batch {
         self.cu_seqlens.push(end);
         self.rows.push(row);
         self.answers.push(answer);
+        self.margins.push(margin);
         Ok(())
     }
 }

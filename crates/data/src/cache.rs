@@ -169,7 +169,10 @@ impl RowSink for FileSink<'_> {
             trained: &self.bits,
             answers: match row.answers {
                 Answers::One => StoredAnswers::One,
-                Answers::Pair { rejected } => StoredAnswers::Pair(rejected as u32),
+                Answers::Pair { rejected, margin } => StoredAnswers::Pair {
+                    second: rejected as u32,
+                    margin,
+                },
                 Answers::Judged { desirable } => StoredAnswers::Judged(desirable),
             },
             source: row.file as u32,
@@ -192,7 +195,7 @@ fn key(
         hash.update((bytes.len() as u64).to_le_bytes());
         hash.update(bytes);
     };
-    part(b"tokens 4");
+    part(b"tokens 5");
     part(tokenizer.fingerprint().as_bytes());
     let TokenizeOptions {
         data,

@@ -195,6 +195,8 @@ pub struct Preference {
     pub chosen: Record,
     /// The prompt with the worse one.
     pub rejected: Record,
+    /// How much higher the better one should be rated, where the row says so; finite.
+    pub margin: Option<f32>,
 }
 
 /// One answer that somebody judged; it is a [`Record::Chat`] or a [`Record::Completion`].

@@ -65,7 +65,7 @@ pub mod synthetic;
 pub mod template;
 pub mod tokenizer;
 
-pub use answers::{Answer, Answers, Comparisons};
+pub use answers::{Answer, Answers, Comparisons, Margins};
 pub use backdraft_jinja::{JinjaError, JinjaErrorKind};
 pub use batch::Batch;
 pub use broken::{BrokenKind, BrokenRows};

@@ -125,7 +125,7 @@ impl TokenizeOptions {
 }
 
 /// A row that is trained.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct TokenizedRow {
     /// Token ids, `[s]`.
     pub input_ids: Vec<u32>,
@@ -169,7 +169,7 @@ pub struct SkippedRow {
 }
 
 /// What became of all rows.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
     /// Numbers.
     pub report: DataReport,
@@ -617,14 +617,19 @@ fn split(ids: &[u32], labels: &[i64], limit: usize) -> Vec<(Vec<u32>, Vec<i64>)>
     }
 }
 
-/// The same answer with another label says something else.
+/// The same answer with another label says something else, and so does a pair with another margin.
 fn key(ids: &[u32], answers: Answers) -> u64 {
     let mut hash = Sha256::new();
     for id in ids {
         hash.update(id.to_le_bytes());
     }
-    if let Answers::Judged { desirable } = answers {
-        hash.update([u8::from(desirable)]);
+    match answers {
+        Answers::Judged { desirable } => hash.update([u8::from(desirable)]),
+        Answers::Pair {
+            margin: Some(margin),
+            ..
+        } => hash.update(margin.to_le_bytes()),
+        Answers::Pair { margin: None, .. } | Answers::One => {}
     }
     let digest = hash.finalize();
     let mut first = [0; 8];

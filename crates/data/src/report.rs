@@ -6,7 +6,7 @@ use crate::answers::Comparisons;
 use crate::lengths::LengthHistogram;
 
 /// What became of the rows of a file.
-#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(default)]
 #[non_exhaustive]
 pub struct DataReport {

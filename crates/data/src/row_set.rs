@@ -164,9 +164,13 @@ impl RowSet {
             }
             match row.answers {
                 Answers::One => {}
-                Answers::Pair { rejected } => {
+                Answers::Pair { rejected, margin } => {
                     hash.update(b"pair");
                     hash.update((rejected as u64).to_le_bytes());
+                    if let Some(margin) = margin {
+                        hash.update(b"margin");
+                        hash.update(margin.to_le_bytes());
+                    }
                 }
                 Answers::Judged { desirable } => {
                     hash.update(b"judged");

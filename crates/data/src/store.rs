@@ -24,7 +24,7 @@ impl Default for TokenRows {
 }
 
 /// A row's ids and labels.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct RowView<'a> {
     /// Token ids, `[s]`.
     pub input_ids: &'a [u32],
@@ -70,8 +70,9 @@ impl TokenRows {
                 labels: Cow::Owned(labels(&row)),
                 answers: match row.answers {
                     StoredAnswers::One => Answers::One,
-                    StoredAnswers::Pair(rejected) => Answers::Pair {
-                        rejected: rejected as usize,
+                    StoredAnswers::Pair { second, margin } => Answers::Pair {
+                        rejected: second as usize,
+                        margin,
                     },
                     StoredAnswers::Judged(desirable) => Answers::Judged { desirable },
                 },

@@ -59,7 +59,7 @@ impl Supervision {
 }
 
 /// A row as ids and labels.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Supervised {
     /// Token ids, `[s]`.
     pub input_ids: Vec<u32>,
@@ -85,7 +85,7 @@ pub struct Supervised {
 
 impl Supervised {
     /// This text as the chosen one of a pair, with the rejected one behind it.
-    fn paired_with(mut self, rejected: Self) -> Self {
+    fn paired_with(mut self, rejected: Self, margin: Option<f32>) -> Self {
         let trained = |one: &Self| {
             let labels = one.labels.iter().copied();
             labels.filter(|label| *label != IGNORE_INDEX).collect()
@@ -98,7 +98,10 @@ impl Supervised {
         let shifted = rejected.offsets.iter();
         let shifted = shifted.map(|(start, end)| (start + bytes, end + bytes));
         self.same_answers = both[0] == both[1] || same_text;
-        self.answers = Answers::Pair { rejected: tokens };
+        self.answers = Answers::Pair {
+            rejected: tokens,
+            margin,
+        };
         self.input_ids.extend(rejected.input_ids);
         self.labels.extend(rejected.labels);
         self.offsets.extend(shifted);
@@ -201,7 +204,7 @@ pub fn supervise(
         (Record::Text(text), _) => supervise_text(text, tokenizer),
         (Record::Preference(pair), _) => {
             let one = |record| supervise(record, tokenizer, None, supervision);
-            Ok(one(&pair.chosen)?.paired_with(one(&pair.rejected)?))
+            Ok(one(&pair.chosen)?.paired_with(one(&pair.rejected)?, pair.margin))
         }
         (Record::Unpaired(row), _) => {
             let answers = Answers::Judged {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! "BDTOKENS" version  rows…  index  note  trailer
-//! row     ids u32[n], a bit for each trained token, zeros up to a multiple of 4 bytes
+//! row     ids u32[n], a bit for each trained token, zeros up to a multiple of 4 bytes, a pair's margin f32 where it has one
 //! index   per row: offset u64, length u32, source u32, line u64, key u64, kind u32, second u32
 //! trailer index offset u64, rows u64, note offset u64, note length u64, "BDTOKENS"
 //! ```
@@ -23,9 +23,11 @@ const VERSION: u64 = 2;
 const HEADER: usize = 16;
 const ENTRY: usize = 40;
 const TRAILER: usize = 40;
+/// Kind of a pair with a margin.
+const WITH_MARGIN: u32 = 4;
 
 /// A row as it is stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StoredRow<'a> {
     /// Token ids, `[s]`.
     pub ids: &'a [u32],
@@ -42,13 +44,18 @@ pub struct StoredRow<'a> {
 }
 
 /// What the answers of a row are to each other.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum StoredAnswers {
     /// Nothing: one text.
     #[default]
     One,
-    /// Two texts; the second begins at this token.
-    Pair(u32),
+    /// Two texts.
+    Pair {
+        /// The token that the second begins at.
+        second: u32,
+        /// How much higher the first should be rated, where that is known; finite.
+        margin: Option<f32>,
+    },
     /// One text, and whether it is a good one.
     Judged(bool),
 }
@@ -58,20 +65,33 @@ impl StoredAnswers {
     const fn code(self) -> [u32; 2] {
         match self {
             Self::One => [0, 0],
-            Self::Pair(second) => [1, second],
+            Self::Pair { second, margin } => match margin {
+                None => [1, second],
+                Some(_) => [WITH_MARGIN, second],
+            },
             Self::Judged(true) => [2, 0],
             Self::Judged(false) => [3, 0],
         }
     }
 
-    /// What a code stands for in a row of `length` tokens.
-    const fn of(code: [u32; 2], length: usize) -> Option<Self> {
+    /// What a code stands for in a row of `length` tokens; `margin` is what stands behind it, where something does.
+    const fn of(code: [u32; 2], length: usize, margin: Option<f32>) -> Option<Self> {
         match code {
             [0, 0] => Some(Self::One),
-            [1, second] if second as usize <= length => Some(Self::Pair(second)),
+            [1 | WITH_MARGIN, second] if second as usize <= length => {
+                Some(Self::Pair { second, margin })
+            }
             [2, 0] => Some(Self::Judged(true)),
             [3, 0] => Some(Self::Judged(false)),
             _ => None,
+        }
+    }
+
+    /// The margin of a pair that has one.
+    const fn margin(self) -> Option<f32> {
+        match self {
+            Self::Pair { margin, .. } => margin,
+            Self::One | Self::Judged(_) => None,
         }
     }
 }
@@ -136,6 +156,9 @@ impl TokenFileWriter {
         let bits = row.trained.len().next_multiple_of(4);
         self.file.write_all(row.trained)?;
         self.file.write_all(&[0; 3][..bits - row.trained.len()])?;
+        let margin = row.answers.margin().map(f32::to_le_bytes);
+        let margin = margin.as_ref().map_or(&[][..], |bytes| bytes);
+        self.file.write_all(margin)?;
         let mut entry = [0; ENTRY];
         entry[..8].copy_from_slice(&self.offset.to_le_bytes());
         entry[8..12].copy_from_slice(&length.to_le_bytes());
@@ -148,7 +171,7 @@ impl TokenFileWriter {
         self.index
             .write_all(&entry)
             .map_err(FormatError::io(self.file.target(), "write the index of"))?;
-        self.offset += 4 * u64::from(length) + bits as u64;
+        self.offset += 4 * u64::from(length) + (bits + margin.len()) as u64;
         self.rows += 1;
         Ok(())
     }
@@ -314,17 +337,22 @@ impl TokenFile {
         let entry = self.index + ENTRY * row;
         let start = number(&self.mapped, entry);
         let length = small_number(&self.mapped, entry + 8) as usize;
+        let code = [32, 36].map(|at| small_number(&self.mapped, entry + at));
+        let has_margin = code[0] == WITH_MARGIN;
         let bytes = length
             .checked_mul(4)?
-            .checked_add(length.div_ceil(8).next_multiple_of(4))?;
-        let inside = start >= HEADER
-            && start.is_multiple_of(4)
-            && start
-                .checked_add(bytes)
-                .is_some_and(|end| end <= self.index);
-        let code = [32, 36].map(|at| small_number(&self.mapped, entry + at));
-        let answers = StoredAnswers::of(code, length)?;
-        inside.then_some((start, length, answers))
+            .checked_add(length.div_ceil(8).next_multiple_of(4))?
+            .checked_add(if has_margin { 4 } else { 0 })?;
+        let end = start.checked_add(bytes)?;
+        if start < HEADER || !start.is_multiple_of(4) || end > self.index {
+            return None;
+        }
+        let margin = has_margin.then(|| f32::from_bits(small_number(&self.mapped, end - 4)));
+        if margin.is_some_and(|margin| !margin.is_finite()) {
+            return None;
+        }
+        let answers = StoredAnswers::of(code, length, margin)?;
+        Some((start, length, answers))
     }
 }
 
@@ -351,10 +379,15 @@ mod tests {
     use proptest::prelude::*;
 
     fn answers(index: usize, ids: &[u32]) -> StoredAnswers {
-        match index % 4 {
+        let pair = |margin| StoredAnswers::Pair {
+            second: ids.len() as u32 / 2,
+            margin,
+        };
+        match index % 5 {
             0 => StoredAnswers::One,
-            1 => StoredAnswers::Pair(ids.len() as u32 / 2),
-            2 => StoredAnswers::Judged(true),
+            1 => pair(None),
+            2 => pair(Some(index as f32 - 7.5)),
+            3 => StoredAnswers::Judged(true),
             _ => StoredAnswers::Judged(false),
         }
     }

@@ -61,7 +61,8 @@ const TAIL: &str = "\
 - `objective.kind = \"reward\"` trains a reward model as TRL's `RewardTrainer` does: LoRA on the layers, and whole the head `score`, one row
   without a bias over the normed hidden state of the last token of prompt and answer. It is drawn from the seed with the config's
   `initializer_range`, as transformers does, or read from a base that has one (`score.weight`, one label). The reward of an answer is its
-  score, in f32; nothing goes by likelihoods. The adapter is PEFT's for the task SEQ_CLS, with `modules_to_save = [\"score\"]`.
+  score, in f32; nothing goes by likelihoods. The adapter is PEFT's for the task SEQ_CLS, with `modules_to_save = [\"score\"]`. A row's `margin` (a number) is subtracted from the difference of its rewards too, as TRL's
+  column is; other objectives refuse rows that have one.
   transformers reads the last token that is not the pad token: with `pad_token` = `eos_token` that is the one before the end, so
   give its tokenizer another pad token.
 - `train.lr_scheduler` is a name or a table such as `{ kind = \"cosine_with_min_lr\", min_lr_rate = 0.1 }`. Kinds: `constant`,

@@ -18,6 +18,8 @@ pub struct Compared {
     pub good: Vec<bool>,
     /// Tokens of each answer that are compared.
     pub lengths: Vec<usize>,
+    /// Of each answer: how much higher the chosen one of its pair should be rated by its row, 0 where that does not say.
+    pub margins: Vec<f32>,
     /// Log-likelihood of each answer under the reference, where that was computed before, nats.
     pub reference: Option<Vec<f32>>,
 }
@@ -44,6 +46,7 @@ impl Compared {
             lengths: targets_of.iter().map(length).collect(),
             targets: targets_of,
             in_answer,
+            margins: vec![0.0; answers.len()],
             reference: None,
         }
     }
@@ -54,9 +57,20 @@ impl Compared {
         Self { lengths, ..self }
     }
 
+    /// The same with these margins.
+    ///
+    /// # Panics
+    /// If there is not one for each answer.
+    #[must_use]
+    pub fn with_margins(self, margins: Vec<f32>) -> Self {
+        assert_eq!(margins.len(), self.len(), "one margin an answer");
+        Self { margins, ..self }
+    }
+
     /// Answers without their targets, for what is told of them alone.
     pub(crate) fn of_answers(good: Vec<bool>, lengths: Vec<usize>) -> Self {
         Self {
+            margins: vec![0.0; good.len()],
             good,
             lengths,
             ..Self::default()
@@ -137,6 +151,11 @@ impl Compared {
     /// Tokens of each answer, `[answers]`.
     pub fn lengths(&self, device: &Device) -> Tensor<1> {
         floats(self.lengths.iter().map(|length| *length as f32), device)
+    }
+
+    /// Margins, `[answers]`.
+    pub fn margins(&self, device: &Device) -> Tensor<1> {
+        floats(self.margins.iter().copied(), device)
     }
 
     /// Ones and zeros, `[targets]`, by whether a target's answer is good and whether it belongs to the answer.

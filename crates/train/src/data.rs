@@ -444,6 +444,10 @@ pub fn load(
         }
         (None, _) => (all, None, None),
     };
+    uses_margins(
+        recipe.objective.kind(),
+        std::iter::once(&outcome).chain(&eval_outcome),
+    )?;
     let loader = loader(recipe, &train, train.source_rows(&plain(&sources.train)))?;
     let uses_template = sources
         .train
@@ -516,6 +520,19 @@ fn fits_objective<'a>(
         }
     }
     Ok(())
+}
+
+/// Refuses margins that the objective does not ask for.
+fn uses_margins<'a>(
+    kind: ObjectiveKind,
+    outcomes: impl Iterator<Item = &'a Outcome>,
+) -> Result<(), TrainError> {
+    let pairs = outcomes.filter_map(|outcome| outcome.report.comparisons.margins);
+    match pairs.map(|margins| margins.pairs).sum() {
+        0 => Ok(()),
+        _ if kind == ObjectiveKind::Reward => Ok(()),
+        pairs => Err(TrainError::UnusedMargins { kind, pairs }),
+    }
 }
 
 /// The pipes among the sources of a recipe, each read to its end. While these are held, whoever opens

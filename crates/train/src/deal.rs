@@ -121,6 +121,7 @@ pub fn scored(batch: &Batch) -> (MicroBatch, Compared) {
     let in_answer = vec![true; targets.len()];
     let of = (&targets, &tokens.segments);
     let compared = Compared::new(of, in_answer, &batch.answers).of_lengths(lengths);
+    let compared = compared.with_margins(batch.margins.clone());
     (MicroBatch { tokens, targets }, compared)
 }
 
@@ -168,7 +169,7 @@ mod tests {
         let rows = rows.iter().map(|&(ids, prompt, answers)| {
             let mut labels: Vec<i64> = ids.iter().map(|id| i64::from(*id)).collect();
             labels[..prompt].fill(X);
-            if let Answers::Pair { rejected } = answers {
+            if let Answers::Pair { rejected, .. } = answers {
                 labels[rejected..rejected + prompt].fill(X);
             }
             TokenizedRow {
@@ -185,7 +186,10 @@ mod tests {
 
     #[test]
     fn a_pair_is_two_segments_of_one_micro_batch() {
-        let pair = Answers::Pair { rejected: 4 };
+        let pair = Answers::Pair {
+            rejected: 4,
+            margin: None,
+        };
         let rows = rows(&[
             (&[1, 2, 3, 4, 1, 2, 5], 2, pair),
             (&[6, 7, 8, 9, 6, 7, 9], 2, pair),
@@ -215,6 +219,22 @@ mod tests {
             (compared.lengths.as_slice(), compared.good_targets()),
             (&[2, 1, 2, 1][..], 6)
         );
+    }
+
+    #[test]
+    fn what_a_head_scores_has_the_margin_of_its_row() {
+        let pair = |margin| Answers::Pair {
+            rejected: 2,
+            margin,
+        };
+        let rows = rows(&[
+            (&[1, 2, 1, 3], 1, pair(Some(0.5))),
+            (&[4, 5, 4, 6], 1, pair(None)),
+        ]);
+        let batch = Batch::from_rows(&rows, &[0, 1]).unwrap();
+        assert_eq!(batch.padded(0).unwrap().margins, batch.margins);
+        let (_, compared) = scored(&batch);
+        assert_eq!(compared.margins, [0.5, 0.5, 0.0, 0.0]);
     }
 
     #[test]

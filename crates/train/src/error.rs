@@ -339,6 +339,14 @@ pub enum TrainError {
         /// How its format is known.
         found: String,
     },
+    /// Rows say how far apart their answers are, and the objective does not ask.
+    #[error("{pairs} of the rows have a `margin`, which objective.kind = \"{kind}\" does not use")]
+    UnusedMargins {
+        /// What is minimised.
+        kind: ObjectiveKind,
+        /// How many have one.
+        pairs: usize,
+    },
     /// Rows without a loss of their own.
     #[error(
         "the rows are answers to compare (format \"preference\" or \"unpaired\"), whose mean loss means nothing; a run evaluates them while it trains (data.eval), in metrics.jsonl and report.html"

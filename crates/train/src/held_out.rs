@@ -20,6 +20,7 @@ pub struct HeldOut {
     entropies: Vec<f64>,
     good: Vec<bool>,
     lengths: Vec<usize>,
+    margins: Vec<f32>,
 }
 
 impl HeldOut {
@@ -42,6 +43,7 @@ impl HeldOut {
             self.entropies.extend(means);
             self.good.extend(&answers.compared.good);
             self.lengths.extend(&answers.compared.lengths);
+            self.margins.extend(&answers.compared.margins);
         }
         Ok(())
     }
@@ -83,7 +85,8 @@ impl HeldOut {
             reference: (!self.reference.is_empty()).then(|| tensor(&self.reference)),
             divergence: divergence.map(|divergence| tensor(&[divergence])),
         };
-        let compared = Compared::of_answers(self.good.clone(), self.lengths.clone());
+        let compared = Compared::of_answers(self.good.clone(), self.lengths.clone())
+            .with_margins(self.margins.clone());
         let judged = objective.judge(&tensor(&self.policy), &others, &compared);
         let read = |tensor: burn::tensor::Tensor<1>| -> Result<Vec<f64>, TensorReadError> {
             Ok(tensor.try_into_data()?.iter::<f64>().collect())

@@ -197,7 +197,7 @@ impl Objective {
         let lengths = || compared.lengths(&policy.device());
         match (self, &others.reference, &others.divergence) {
             (Self::NextToken, ..) => panic!("nothing is compared"),
-            (Self::Scores(loss), ..) => loss.judge(policy),
+            (Self::Scores(loss), ..) => loss.judge(policy, &compared.margins(&policy.device())),
             (Self::Pairs { loss, .. }, reference, _) => {
                 loss.judge(policy, reference.as_ref(), &lengths())
             }

@@ -291,11 +291,18 @@ fn suited(recipe: &Recipe, output: Output) -> Recipe {
     let formats = sources.filter_map(|found| Some(found.source.rows.as_ref()?.format));
     let formats: Vec<Format> = formats.collect();
     if recipe.objective == ObjectiveRecipe::Sft && formats.iter().any(|format| format.compares()) {
-        recipe.objective = ObjectiveRecipe::Kto {
-            beta: 0.1,
-            desirable_weight: 1.0,
-            undesirable_weight: 1.0,
-            reference: ReferenceStart::Start,
+        // Each reads all that its rows can have.
+        recipe.objective = match formats.iter().all(|format| *format == Format::Preference) {
+            true => ObjectiveRecipe::Reward {
+                gamma: 0.0,
+                center_rewards_coefficient: 0.0,
+            },
+            false => ObjectiveRecipe::Kto {
+                beta: 0.1,
+                desirable_weight: 1.0,
+                undesirable_weight: 1.0,
+                reference: ReferenceStart::Start,
+            },
         };
     }
     recipe

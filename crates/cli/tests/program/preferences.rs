@@ -400,6 +400,46 @@ fn rows_that_the_objective_cannot_learn_from_are_refused() {
     );
 }
 
+#[test]
+fn margins_are_shown_and_are_for_reward_models_alone() {
+    let directory = project("kind = \"reward\"\n");
+    let d = directory.path();
+    let rows = fs::read_to_string(d.join("train.jsonl")).unwrap();
+    let rows = rows.lines().enumerate().map(|(i, row)| {
+        let mut row: Value = serde_json::from_str(row).unwrap();
+        row["margin"] = (0.25 * (i % 4) as f64).into();
+        format!("{row}\n")
+    });
+    fs::write(d.join("train.jsonl"), rows.collect::<String>()).unwrap();
+    let shown = "24 pairs with a margin, from 0 to 0.75, 0.38 on average";
+    let rows_alone = ["data", "check", "train.jsonl", "--model", "model"];
+    for command in [&["data", "check", "recipe.toml"][..], &rows_alone] {
+        let output = backdraft(d, command);
+        let said = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success(), "{said}");
+        says(&said, &[shown, "no problems"]);
+    }
+    let lines = trained(d, &["recipe.toml"]);
+    let data = lines.iter().find(|line| line["event"] == "data").unwrap();
+    let margins = &data["train"]["report"]["comparisons"]["margins"];
+    assert_eq!(
+        (&margins["pairs"], &margins["sum"]),
+        (&24.into(), &9.0.into())
+    );
+    let other = [
+        "train",
+        "recipe.toml",
+        "--force",
+        "--set",
+        "objective.kind=\"dpo\"",
+    ];
+    let parts = [
+        "24 of the rows have a `margin`, which objective.kind = \"dpo\" does not use",
+        "set objective.kind = \"reward\"",
+    ];
+    says(&fails(d, &other, 1), &parts);
+}
+
 /// A run whose pairs one word tells apart says so, once, while it goes on and at its end.
 #[test]
 fn pairs_that_are_easily_told_apart_are_a_finding() {

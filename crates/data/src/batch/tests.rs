@@ -34,6 +34,7 @@ fn lays_documents_end_to_end() {
         cu_seqlens: vec![0, 2, 5, 6],
         rows: vec![2, 0, 1],
         answers: vec![Answer::Plain; 3],
+        margins: vec![0.0; 3],
     };
     assert_eq!(batch, expected);
     assert_eq!(

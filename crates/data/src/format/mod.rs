@@ -35,7 +35,7 @@ pub enum Format {
     PromptCompletion,
     /// `text`: trained as it stands.
     Text,
-    /// `prompt`, `chosen` and `rejected`: texts, or lists of messages.
+    /// `prompt`, `chosen` and `rejected`: texts, or lists of messages; optional `margin`.
     Preference,
     /// `prompt`, `completion` and `label`: texts, or lists of messages, and whether the answer is a good one.
     Unpaired,
@@ -75,7 +75,7 @@ impl Format {
             Format::Sharegpt => &["conversations", "system", "tools"],
             Format::PromptCompletion => &["prompt", "completion", "system", "tools"],
             Format::Text => &["text"],
-            Format::Preference => &["prompt", "chosen", "rejected", "system", "tools"],
+            Format::Preference => &["prompt", "chosen", "rejected", "margin", "system", "tools"],
             Format::Unpaired => &["prompt", "completion", "label", "system", "tools"],
         }
     }
@@ -90,7 +90,7 @@ impl Format {
                 return unread(row, &["prompt", "completion"]);
             }
             Format::Preference if !preference::has_messages(row) => {
-                return unread(row, &["prompt", "chosen", "rejected"]);
+                return unread(row, &["prompt", "chosen", "rejected", "margin"]);
             }
             Format::Unpaired if !row.get("prompt").is_some_and(Value::is_array) => {
                 return unread(row, &["prompt", "completion", "label"]);

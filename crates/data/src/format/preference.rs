@@ -1,4 +1,4 @@
-//! `{"prompt": …, "chosen": …, "rejected": …}`, all texts or all lists of messages.
+//! `{"prompt": …, "chosen": …, "rejected": …}`, all texts or all lists of messages, and how far apart they are.
 
 use serde_json::{Map, Value};
 
@@ -12,6 +12,7 @@ use crate::conversation::{Completion, Conversation, Message, Preference, Record}
 const PROMPT: &str = "a string beside texts, or a list of messages";
 
 pub(super) fn read(mut row: Map<String, Value>) -> Result<Record, FieldError> {
+    let margin = margin(&row)?;
     let has_turns = matches!(row.get("chosen"), Some(Value::Array(_)));
     let [chosen, rejected] = match row.get("prompt") {
         Some(Value::Array(_)) => {
@@ -37,7 +38,22 @@ pub(super) fn read(mut row: Map<String, Value>) -> Result<Record, FieldError> {
     Ok(Record::Preference(Box::new(Preference {
         chosen,
         rejected,
+        margin,
     })))
+}
+
+fn margin(row: &Map<String, Value>) -> Result<Option<f32>, FieldError> {
+    let Some(value) = row.get("margin").filter(|value| !value.is_null()) else {
+        return Ok(None);
+    };
+    let number = value.as_f64().map(|number| number as f32);
+    match number.filter(|number| number.is_finite()) {
+        Some(number) => Ok(Some(number)),
+        None => {
+            let expected = "a number of single precision, null or nothing";
+            Err(FieldError::new("margin", expected, describe(value)))
+        }
+    }
 }
 
 /// Whether a row's answers are messages, so that a system prompt and tools may stand beside them.
@@ -164,6 +180,36 @@ mod tests {
             assert_eq!(chat.messages[0].role, Role::System);
             assert_eq!(chat.messages[4].text(), answer);
             assert!(chat.tools.is_some());
+        }
+    }
+
+    #[test]
+    fn a_margin_is_a_number_or_nothing() {
+        let read = |margin: Value| {
+            let row = json!({"prompt": "a ", "chosen": "b", "rejected": "c", "margin": margin});
+            let read = Format::Preference.read(row);
+            read.map(|record| match record {
+                Record::Preference(pair) => pair.margin,
+                other => panic!("{other:?}"),
+            })
+        };
+        for (margin, expected) in [
+            (json!(0.5), Some(0.5)),
+            (json!(-2), Some(-2.0)),
+            (json!(0), Some(0.0)),
+            (Value::Null, None),
+        ] {
+            assert_eq!(read(margin).unwrap(), expected);
+        }
+        for (margin, found) in [
+            (json!("0.5"), "the string \"0.5\""),
+            (json!(true), "the boolean true"),
+            (json!(1e39), "the number 1e39"),
+        ] {
+            let error = read(margin).unwrap_err().to_string();
+            let expected =
+                "field `margin`: expected a number of single precision, null or nothing, found ";
+            assert_eq!(error, format!("{expected}{found}"));
         }
     }
 

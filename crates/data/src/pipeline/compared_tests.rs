@@ -66,7 +66,14 @@ fn a_pair_is_its_two_texts_one_behind_the_other() {
         let (rows, outcome) = read(&pair(key), &pairs).unwrap();
         let row = rows.row(0).unwrap();
         let rejected = apart[0].0.len();
-        assert_eq!(row.answers, crate::Answers::Pair { rejected }, "{key}");
+        assert_eq!(
+            row.answers,
+            crate::Answers::Pair {
+                rejected,
+                margin: None
+            },
+            "{key}"
+        );
         assert_eq!(
             row.input_ids,
             [apart[0].0.clone(), apart[1].0.clone()].concat()
@@ -128,6 +135,42 @@ fn findings_of_pairs() {
     let mut drops = options(Format::Preference, 10);
     drops.overlong = Overlong::Drop;
     assert_eq!(read(&rows.join("\n"), &drops).unwrap().0.len(), 2);
+}
+
+#[test]
+fn margins_are_kept_through_a_cache_and_tell_rows_apart() {
+    let rows = r#"{"prompt": "ab", "chosen": "c", "rejected": "d", "margin": 0.5}
+{"prompt": "ab", "chosen": "c", "rejected": "d", "margin": -2}
+{"prompt": "ab", "chosen": "c", "rejected": "d", "margin": null}
+{"prompt": "ab", "chosen": "c", "rejected": "d"}
+"#;
+    let options = options(Format::Preference, 10);
+    let (read_at_once, outcome) = read(rows, &options).unwrap();
+    assert_eq!(outcome.report.duplicates, 1);
+    assert_eq!(outcome.findings.iter().count(), 1);
+    let found = outcome.report.comparisons.margins.unwrap();
+    assert_eq!((found.pairs, found.mean()), (2, -0.75));
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("rows.jsonl");
+    std::fs::write(&path, rows).unwrap();
+    let sources = [Source::from_file(&path)];
+    let tokenizer = tokenizer(Some(CHATML));
+    let cached = || {
+        let found = tokenize_cached(&sources, &options, &tokenizer, folder.path(), &mut |_| {});
+        let found = found.unwrap();
+        (RowSet::new(found.rows, &sources), found.outcome, found.hit)
+    };
+    for hit in [false, true] {
+        let (kept, told, was_there) = cached();
+        assert_eq!((&told, was_there), (&outcome, hit));
+        let margins: Vec<Option<f32>> = kept.iter().map(|row| row.answers.margin()).collect();
+        assert_eq!(margins, [Some(0.5), Some(-2.0), None, None]);
+        assert_eq!(kept.fingerprint(), read_at_once.fingerprint());
+        let batch = crate::Batch::from_rows(&kept, &[1, 3]).unwrap();
+        assert_eq!(batch.margins, [-2.0, -2.0, 0.0, 0.0]);
+    }
+    let other = read(&rows.replace("0.5", "0.25"), &options).unwrap().0;
+    assert_ne!(other.fingerprint(), read_at_once.fingerprint());
 }
 
 #[test]

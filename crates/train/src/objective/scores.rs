@@ -9,10 +9,11 @@ use burn::tensor::activation::{log_sigmoid, sigmoid};
 use super::judged::Judged;
 use super::pairs::{apart, judged};
 
-/// −ln σ(c − r − γ) + κ (c + r)², c and r being the scores of the chosen and of the rejected answer.
+/// −ln σ(c − r − γ − m) + κ (c + r)², c and r being the scores of the chosen and of the rejected answer, m the margin that their row
+/// has.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ScoreLoss {
-    /// γ, the margin that a pair should have.
+    /// γ, the margin that every pair should have.
     pub gamma: f64,
     /// κ, which keeps scores around 0.
     pub center: f64,
@@ -22,11 +23,12 @@ impl ScoreLoss {
     /// Judges pairs; their rewards are the scores, and slopes are with respect to those.
     ///
     /// # Shapes
-    /// `scores` `[2 × pairs]`, chosen and rejected in turn.
-    pub fn judge(self, scores: &Tensor<1>) -> Judged {
+    /// `scores` `[2 × pairs]`, chosen and rejected in turn; `margins` likewise, of which the chosen answers' count.
+    pub fn judge(self, scores: &Tensor<1>, margins: &Tensor<1>) -> Judged {
         let both = apart(scores.clone());
+        let [margins, _] = apart(margins.clone());
         let [chosen, rejected] = both.clone();
-        let x = chosen.clone() - rejected.clone() - self.gamma;
+        let x = chosen.clone() - rejected.clone() - self.gamma - margins;
         let losses = log_sigmoid(x.clone()).neg();
         let pull = sigmoid(x.neg()).neg();
         let slopes = [pull.clone(), pull.neg()];

@@ -217,14 +217,23 @@ fn slopes_of_every_pair_loss_are_those_of_autodiff() {
 #[test]
 fn slopes_of_scores_are_those_of_autodiff() {
     let device = Device::flex();
-    for (gamma, center) in [(0.0, 0.0), (0.5, 0.0), (0.25, 0.01)] {
+    let cases = [
+        (0.0, 0.0, [0.0; 3]),
+        (0.5, 0.0, [0.0; 3]),
+        (0.25, 0.01, [0.0; 3]),
+        (0.0, 0.0, [1.5, -0.5, 0.0]),
+        (0.25, 0.01, [0.75, 0.0, 3.0]),
+    ];
+    for (gamma, center, each) in cases {
+        let margins = floats(each.into_iter().flat_map(|margin| [margin; 2]), &device);
         let scores = floats([1.5, -0.5, -2.0, 1.0, 0.0, 0.0], &device);
-        let found = ScoreLoss { gamma, center }.judge(&scores);
+        let found = ScoreLoss { gamma, center }.judge(&scores, &margins);
         assert_eq!(values(found.rewards), values(scores.clone()));
         let leaf = scores.autodiff().require_grad();
         let [c, r] = halves(leaf.clone());
-        let written =
-            log_sigmoid(c.clone() - r.clone() - gamma).neg() + (c + r).powi_scalar(2) * center;
+        let written = log_sigmoid(c.clone() - r.clone() - gamma - floats(each, &device).autodiff())
+            .neg()
+            + (c + r).powi_scalar(2) * center;
         let slopes = leaf.grad(&written.clone().sum().backward()).unwrap();
         let pairs = [
             (values(found.losses), values(written.inner())),
@@ -241,7 +250,7 @@ fn slopes_of_scores_are_those_of_autodiff() {
         gamma: 0.0,
         center: 0.0,
     };
-    let judged = equal.judge(&floats([0.3, 0.3], &device));
+    let judged = equal.judge(&floats([0.3, 0.3], &device), &floats([0.0; 2], &device));
     assert_eq!(values(judged.losses), [std::f32::consts::LN_2]);
 }
 

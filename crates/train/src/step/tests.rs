@@ -115,7 +115,9 @@ fn gradients_of_a_reward_model_are_those_of_autodiff() {
             (&[4, 8, 11, 13][..], &[9, 11, 14, 15][..])
         );
         let answers = [Answer::Good, Answer::Bad, Answer::Good, Answer::Bad];
-        let compared = Compared::new((&targets, &tokens.segments), vec![true; 4], &answers);
+        let margin = if low { 0.75 } else { 0.0 };
+        let compared = Compared::new((&targets, &tokens.segments), vec![true; 4], &answers)
+            .with_margins(vec![margin, margin, 0.0, 0.0]);
         let batch = MicroBatch { tokens, targets };
         let goal = Goal {
             objective: Objective::Scores(ScoreLoss {
@@ -146,7 +148,9 @@ fn gradients_of_a_reward_model_are_those_of_autodiff() {
         let rows = Tensor::from_ints([4, 8, 11, 13], &hidden.device());
         let pairs = tracked.logits(hidden.select(0, rows)).reshape([2, 2]);
         let [c, r] = [0, 1].map(|i| pairs.clone().narrow(1, i, 1).reshape([2]));
-        let loss = log_sigmoid(c.clone() - r.clone() - 0.2).neg() + (c + r).powi_scalar(2) * CENTER;
+        let apart = Tensor::from_floats([margin, 0.0], &c.device());
+        let loss = log_sigmoid(c.clone() - r.clone() - 0.2 - apart).neg()
+            + (c + r).powi_scalar(2) * CENTER;
         close(&values(told.losses), &values(loss.clone().inner()));
         let tape = loss.mean().backward();
         let mut compared = 0;
