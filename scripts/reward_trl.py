@@ -2,11 +2,12 @@
 """Trains a tiny reward model with this program and with TRL's RewardTrainer from the same adapter and head, and compares every step.
 
     pip install torch transformers==5.23.0 peft==0.21.2 trl==1.16.0
-    python scripts/reward_trl.py --program target/release/backdraft [--losses dpo]
+    python scripts/reward_trl.py --program target/release/backdraft [--losses dpo simpo orpo]
 
 A step has all pairs, in whatever order, so that the orders of the two make no difference. Compared are losses, gradient norms, accuracies
 and margins of each step, the adapter's tensors after the last, and the rewards that transformers and PEFT compute with the adapter that
-this program leaves. With `--losses` DPO is trained as well, with several losses summed (`loss_type` and `loss_weights`).
+this program leaves. Pairs of the reward model have margins of their own. With `--losses` other objectives are trained as well: DPO with several
+losses summed (`loss_type` and `loss_weights`), SimPO and ORPO at a rate that rises and falls.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import transformers
 from datasets import Dataset
 from peft import AutoPeftModelForSequenceClassification, LoraConfig, TaskType, get_peft_model
 from safetensors.torch import load_file
+from preferences_trl import trainer_of
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 PAIRS, STEPS, RATE, CENTER = 12, 8, 2e-3, 0.01
@@ -45,13 +47,18 @@ def make_model(path):
     return fast
 
 
-def make_rows(path):
+def make_rows(path, kind):
     """Pairs of answers of different lengths."""
     draw = random.Random(1)
     words = lambda count: " ".join(f"w{draw.randrange(3, 256)}" for _ in range(count))
     rows = [
         {"prompt": words(3 + i % 5) + " ", "chosen": words(2 + i % 3), "rejected": words(2 + i % 4)} for i in range(PAIRS)
     ]
+    if kind == "reward":
+        rows = [{**row, "margin": i % 4 * 0.25} for i, row in enumerate(rows)]
+    if kind in ("simpo", "orpo"):
+        # TRL begins and ends these texts itself where they do not, and Backdraft ends them.
+        rows = [{**row, "prompt": "<s> " + row["prompt"]} for row in rows]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return rows
 
@@ -81,26 +88,31 @@ def with_trl(path, kind, model, tokenizer, rows):
     import trl
 
     seen = []
+    trainer, config, more = (trl.RewardTrainer, trl.RewardConfig, {"center_rewards_coefficient": CENTER})
+    if kind != "reward":
+        trainer, config, more = trainer_of(kind)
+    if kind == "dpo":
+        more = {"beta": 0.1, "loss_type": LOSSES, "loss_weights": WEIGHTS}
+    rises = kind in ("simpo", "orpo")
 
-    class Recording(trl.RewardTrainer if kind == "reward" else trl.DPOTrainer):
+    class Recording(trainer):
         def compute_loss(self, *arguments, **keywords):
             found = super().compute_loss(*arguments, **keywords)
             if self.model.training:
                 seen.append((found[0] if isinstance(found, tuple) else found).item())
             return found
 
-    more = {"center_rewards_coefficient": CENTER} if kind == "reward" else {"beta": 0.1, "loss_type": LOSSES, "loss_weights": WEIGHTS}
-    settings = (trl.RewardConfig if kind == "reward" else trl.DPOConfig)(
+    settings = config(
         output_dir=str(path / f"trl-{kind}"), per_device_train_batch_size=PAIRS, max_steps=STEPS, learning_rate=RATE, weight_decay=0.0,
-        lr_scheduler_type="constant", max_grad_norm=1.0, logging_steps=1, report_to=[], save_strategy="no", use_cpu=True, bf16=False,
+        lr_scheduler_type="linear" if rises else "constant", warmup_steps=0.25 if rises else 0, max_grad_norm=1.0, logging_steps=1, report_to=[], save_strategy="no", use_cpu=True, bf16=False,
         gradient_checkpointing=False, max_length=64, optim="adamw_torch", disable_tqdm=True, disable_dropout=True, **more,
     )
-    trainer = Recording(model=model, args=settings, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
-    trainer.train()
-    logs = [log for log in trainer.state.log_history if "grad_norm" in log]
+    run = Recording(model=model, args=settings, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+    run.train()
+    logs = [log for log in run.state.log_history if "grad_norm" in log]
     names = ("accuracy", "margin") if kind == "reward" else ("rewards/accuracies", "rewards/margins")
     steps = [(loss, log["grad_norm"], *[log[name] for name in names]) for loss, log in zip(seen, logs, strict=True)]
-    trainer.model.save_pretrained(path / f"end-{kind}")
+    run.model.save_pretrained(path / f"end-{kind}")
     return steps, load_file(path / f"end-{kind}" / "adapter_model.safetensors")
 
 
@@ -110,11 +122,16 @@ def with_this(path, kind, program):
     if kind == "dpo":
         # TRL compares with a copy of the adapter that the model begins with.
         objective = f'kind = "dpo"\nbeta = 0.1\nloss = {json.dumps(LOSSES)}\nloss_weights = {WEIGHTS}'
+    if kind == "simpo":
+        objective = 'kind = "simpo"\nbeta = 2.0\ngamma = 0.5'
+    if kind == "orpo":
+        objective = 'kind = "orpo"\nbeta = 0.1'
+    rates = 'lr_scheduler = "linear"\nwarmup_ratio = 0.25' if kind in ("simpo", "orpo") else 'lr_scheduler = "constant"\nwarmup_steps = 0'
     (path / f"{kind}.toml").write_text(
         f'model = "model"\noutput_dir = "out-{kind}"\nmax_seq_length = 64\n[lora]\nadapter = "start-{kind}"\n[objective]\n{objective}\n'
-        f'[data]\ntrain = "pairs.jsonl"\nformat = "preference"\ncache = "off"\n[train]\nmicro_batch_size = 3\ngrad_accumulation_steps = 4\n'
-        f'max_steps = {STEPS}\nlearning_rate = {RATE}\nweight_decay = 0.0\nlr_scheduler = "constant"\nwarmup_steps = 0\nmax_grad_norm = 1.0\n'
-        + ('sample_rows = 0\noptimizer = "adamw"\n' if kind == "dpo" else 'optimizer = "adamw"\n')
+        f'[data]\ntrain = "{kind}.jsonl"\nformat = "preference"\ncache = "off"\n[train]\nmicro_batch_size = 3\ngrad_accumulation_steps = 4\n'
+        f'max_steps = {STEPS}\nlearning_rate = {RATE}\nweight_decay = 0.0\n{rates}\nmax_grad_norm = 1.0\n'
+        + ('optimizer = "adamw"\n' if kind == "reward" else 'sample_rows = 0\noptimizer = "adamw"\n')
     )
     subprocess.run([program, "train", f"{kind}.toml", "--device", "cpu", "--plain"], cwd=path, check=True, stdout=subprocess.DEVNULL)
     lines = [json.loads(line) for line in (path / f"out-{kind}/metrics.jsonl").read_text().splitlines()]
@@ -152,20 +169,20 @@ def compare(kind, ours, theirs):
 def main():
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--program", required=True)
-    arguments.add_argument("--losses", choices=["dpo"])
+    arguments.add_argument("--losses", choices=["dpo", "simpo", "orpo"], nargs="*", default=[])
     given = arguments.parse_args()
     program = str(pathlib.Path(given.program).resolve())
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder)
         tokenizer = make_model(path / "model")
-        rows = make_rows(path / "pairs.jsonl")
-        for kind in ["reward"] + ([given.losses] if given.losses else []):
+        for kind in ["reward", *given.losses]:
+            rows = make_rows(path / f"{kind}.jsonl", kind)
             model = adapter_of(path, kind)
             compare(kind, with_this(path, kind, program), with_trl(path, kind, model, tokenizer, rows))
-        answers = ["eval", "reward.toml", "--data", "pairs.jsonl", "--answers", "rewards.jsonl", "--device", "cpu"]
+        answers = ["eval", "reward.toml", "--data", "reward.jsonl", "--answers", "rewards.jsonl", "--device", "cpu"]
         subprocess.run([program, *answers], cwd=path, check=True, stdout=subprocess.DEVNULL)
         ours = [json.loads(line)["adapter"]["chosen"] for line in (path / "rewards.jsonl").read_text().splitlines()]
-        off = max(abs(a - b) for a, b in zip(ours, rewards(path, tokenizer, rows), strict=True))
+        off = max(abs(a - b) for a, b in zip(ours, rewards(path, tokenizer, make_rows(path / "reward.jsonl", "reward")), strict=True))
         print(f"rewards of {len(ours)} answers by transformers and PEFT with this program's adapter differ by {off:.1e} at most")
         assert off < 1e-4
 
