@@ -150,6 +150,14 @@ pub(crate) fn terminal_columns() -> Option<usize> {
     .filter(|columns| *columns > 0)
 }
 
+/// Whether the other end of a pipe is closed. Windows has several errors that say so, of which the standard library knows
+/// all but `ERROR_PIPE_NOT_CONNECTED`.
+fn nobody_reads(error: &std::io::Error) -> bool {
+    const PIPE_NOT_CONNECTED: i32 = 233;
+    error.kind() == ErrorKind::BrokenPipe
+        || (cfg!(windows) && error.raw_os_error() == Some(PIPE_NOT_CONNECTED))
+}
+
 /// A reader that went away, as `head` does, ends nothing: what is left to say is dropped.
 fn write_stdout(text: &str) -> Result<(), CliError> {
     if CLOSED.load(Ordering::Relaxed) {
@@ -160,7 +168,7 @@ fn write_stdout(text: &str) -> Result<(), CliError> {
         .write_all(text.as_bytes())
         .and_then(|()| stdout.flush())
     {
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => {
+        Err(error) if nobody_reads(&error) => {
             CLOSED.store(true, Ordering::Relaxed);
             Ok(())
         }

@@ -176,7 +176,11 @@ pub(crate) fn sync_tree(directory: &Path) -> Result<()> {
             sync_tree(&path)?;
         } else {
             fault::point("flush", &path)?;
-            File::open(&path)
+            // Windows flushes what is open for writing, and only that.
+            File::options()
+                .read(true)
+                .write(cfg!(windows))
+                .open(&path)
                 .and_then(|file| file.sync_all())
                 .map_err(FormatError::io(&path, "flush"))?;
         }
