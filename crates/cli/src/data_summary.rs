@@ -19,6 +19,12 @@ pub(crate) fn text(check: &DataCheck, columns: Option<usize>) -> String {
         }
         _ => {}
     }
+    for set in &check.eval_sets {
+        let sources = set.sources.iter();
+        rows.extend(sources.map(|s| ("held out", format!("{}: {}", set.name, source(s)))));
+        let became = became(&set.outcome, set.rows);
+        rows.push(("held out", format!("{}: {became}", set.name)));
+    }
     rows.push(("batches", batches(check)));
     let cached = check.cache.iter().filter(|cache| cache.problem.is_none());
     rows.extend(cached.map(|cache| {
@@ -67,6 +73,16 @@ pub(crate) fn text(check: &DataCheck, columns: Option<usize>) -> String {
                     "{} held-out rows are also training rows",
                     group(rows as u64)
                 ),
+            }
+        ));
+    }
+    for set in check.eval_sets.iter().filter(|set| set.rows_seen > 0) {
+        text.push_str(&format!(
+            "note: {} of the held-out set {} also learned from\n",
+            count(set.rows_seen as u64, "row"),
+            match set.rows_seen {
+                1 => format!("{} is", set.name),
+                _ => format!("{} are", set.name),
             }
         ));
     }
@@ -306,6 +322,7 @@ mod tests {
             eval: None,
             eval_rows: Some(counts(60, 6_000, 2_000)),
             eval_rows_seen: 3,
+            eval_sets: Vec::new(),
             batching: RowBatching::Packed,
             density: Density {
                 rows: 840,

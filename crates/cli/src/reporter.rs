@@ -8,7 +8,7 @@ use backdraft_journal::adaptation::AdaptationReport;
 use backdraft_journal::diagnosis::{Diagnosis, Finding};
 use backdraft_journal::records::Report;
 use backdraft_journal::report::{
-    EvalReport, ReplanReport, Reporter, RunInfo, RunSummary, StepReport,
+    AnswersReport, EvalReport, ReplanReport, Reporter, RunInfo, RunSummary, StepReport,
 };
 use backdraft_model::StoredShare;
 use backdraft_plan::memory::{Measured, Memory};
@@ -143,7 +143,9 @@ impl Reporter for PlainReporter {
 
     fn eval(&mut self, report: &EvalReport) {
         self.event("eval", report);
-        self.line(eval_line(report));
+        for line in eval_lines(report) {
+            self.line(line);
+        }
     }
 
     fn diagnosis(&mut self, step: usize, diagnosis: &Diagnosis) {
@@ -199,25 +201,45 @@ impl Reporter for PlainReporter {
     }
 }
 
-/// An evaluation on one line.
-pub(crate) fn eval_line(report: &EvalReport) -> String {
-    let mut loss = format!("loss {:.4}", report.eval_loss);
-    if let Some(perplexity) = report.perplexity {
-        loss.push_str(&format!(", perplexity {perplexity:.2}"));
-    }
-    if let Some(answers) = &report.answers {
-        if let Some(error) = answers.loss.error {
-            loss.push_str(&format!(" ± {error:.4}"));
-        }
-        loss.push_str(&format!(", {answers}"));
-    }
-    format!(
+/// An evaluation on one line, and one for each further set.
+pub(crate) fn eval_lines(report: &EvalReport) -> Vec<String> {
+    let loss = losses(report.eval_loss, report.perplexity, report.answers.as_ref());
+    let line = format!(
         "eval at step {}: {loss}, {}, {:.0} s{}",
         report.step,
         count(report.tokens as u64, "token"),
         report.seconds,
         if report.best { " (best so far)" } else { "" }
-    )
+    );
+    let sets = report.sets.iter().map(|set| {
+        let change = set.start_loss.zip(set.change());
+        let change = change.map(|(start, change)| {
+            format!(" ({change:+.4} since before the first step, {start:.4})")
+        });
+        format!(
+            "  {}: {}{}, {}",
+            set.name,
+            losses(set.eval_loss, set.perplexity, set.answers.as_ref()),
+            change.unwrap_or_default(),
+            count(set.tokens as u64, "token")
+        )
+    });
+    std::iter::once(line).chain(sets).collect()
+}
+
+/// What rows held out came to.
+fn losses(loss: f64, perplexity: Option<f64>, answers: Option<&AnswersReport>) -> String {
+    let mut text = format!("loss {loss:.4}");
+    if let Some(perplexity) = perplexity {
+        text.push_str(&format!(", perplexity {perplexity:.2}"));
+    }
+    if let Some(answers) = answers {
+        if let Some(error) = answers.loss.error {
+            text.push_str(&format!(" ± {error:.4}"));
+        }
+        text.push_str(&format!(", {answers}"));
+    }
+    text
 }
 
 /// A diagnosis with its evidence and what to change, on one line.

@@ -3,7 +3,7 @@
 //! | `event` | keys |
 //! | --- | --- |
 //! | `step` | `step epoch loss grad_norm learning_rate tokens supervised_tokens seconds elapsed`, `penalized_loss` and `answers` |
-//! | `eval` | `step epoch eval_loss perplexity tokens best seconds` and `answers` |
+//! | `eval` | `step epoch eval_loss perplexity tokens best seconds`, `answers` and `sets` |
 //! | `diagnosis` | `step diagnosis` |
 //! | `finding` | `step finding` |
 //! | `replanned` | `step budget_before budget reason` |

@@ -136,6 +136,49 @@ pub struct EvalReport {
     /// What came of the answers, where the objective compares any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub answers: Option<AnswersReport>,
+    /// Further sets of rows held out, by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sets: Vec<SetReport>,
+}
+
+/// An evaluation of one of the further sets of rows held out.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SetReport {
+    /// What the recipe calls the set.
+    pub name: String,
+    /// Mean nll of all supervised tokens, nats, or what the objective says.
+    pub eval_loss: f64,
+    /// The same before the first step; absent of a set that joined a run on its way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_loss: Option<f64>,
+    /// exp(eval_loss), where that is an nll; absent where answers are compared.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub perplexity: Option<f64>,
+    /// Supervised tokens.
+    pub tokens: usize,
+    /// What came of the answers, where the objective compares any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answers: Option<AnswersReport>,
+}
+
+impl SetReport {
+    /// How much the loss has risen since before the first step: what was forgotten, or, below zero, learned.
+    #[must_use]
+    pub fn change(&self) -> Option<f64> {
+        Some(self.eval_loss - self.start_loss?)
+    }
+}
+
+impl EvalReport {
+    /// Loss and answers of one of the further sets, or of `data.eval`; none of a set that was not measured.
+    #[must_use]
+    pub fn of_set(&self, name: Option<&str>) -> Option<(f64, Option<&AnswersReport>)> {
+        let Some(name) = name else {
+            return Some((self.eval_loss, self.answers.as_ref()));
+        };
+        let set = self.sets.iter().find(|set| set.name == name)?;
+        Some((set.eval_loss, set.answers.as_ref()))
+    }
 }
 
 /// The whole run.

@@ -2,6 +2,7 @@
 
 mod answers;
 mod precision;
+mod sets;
 mod svg;
 mod tuning;
 
@@ -106,7 +107,9 @@ pub fn page(runs: &[RunFiles]) -> String {
         html.push_str(&figure(title, &curves));
     }
     html.push_str(&answers::figures(runs));
+    html.push_str(&sets::figure_of(runs));
     html.push_str("</div>\n");
+    html.push_str(&sets::table(runs));
     html.push_str(&precision::precision(runs));
     html.push_str(&table("Data", runs, data));
     html.push_str("<h2>Memory</h2>\n");
@@ -680,6 +683,31 @@ mod tests {
             let closed = html.matches(&format!("</{element}>")).count();
             assert_eq!(opened, closed, "{element}");
         }
+    }
+
+    #[test]
+    fn further_sets_are_told_by_name() {
+        let root = tempfile::tempdir().unwrap();
+        let directory = run(root.path(), "a", 16).directory;
+        let mut lines = String::new();
+        for (step, loss) in [(10, 2.25), (20, 2.5)] {
+            let _ = writeln!(
+                lines,
+                "{{\"event\":\"eval\",\"schema_version\":1,\"step\":{step},\"epoch\":0.1,\"eval_loss\":1.0,\"tokens\":9,\
+                 \"best\":true,\"seconds\":1.0,\"sets\":[{{\"name\":\"general\",\"eval_loss\":{loss},\
+                 \"start_loss\":2.0,\"tokens\":7}}]}}"
+            );
+        }
+        fs::write(directory.join("metrics.jsonl"), lines).unwrap();
+        let html = page(&[RunFiles::read(&directory).unwrap()]);
+        for part in [
+            "Loss of further held-out sets, nats",
+            "<tr><th>general</th><td>2.0000</td><td>2.2500</td><td>2.5000 after step 20</td><td>+0.5000</td></tr>",
+        ] {
+            assert!(html.contains(part), "{part} is not in the page");
+        }
+        let one = page(&[run(root.path(), "b", 16)]);
+        assert!(!one.contains("Further held-out sets"));
     }
 
     #[test]

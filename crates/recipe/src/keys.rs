@@ -399,6 +399,11 @@ pub const KEYS: &[Key] = &[
         r#""eval.jsonl""#,
         "Rows held out, to see over-fitting: sources as in train, or a share of its rows such as 0.05, chosen by the seed. Left out: no evaluation.",
     ),
+    optional(
+        "data.eval_sets",
+        r#"{ general = "general.jsonl" }"#,
+        "Further rows held out, each set under a name: measured before the first step and at every evaluation, to see what is forgotten. Sources as in train; only with data.eval.",
+    ),
     key(
         "data.format",
         r#""auto""#,
@@ -597,6 +602,11 @@ pub const KEYS: &[Key] = &[
         "train.early_stopping_metric",
         r#""loss""#,
         "Which evaluation is the best one, whose adapter is kept and which a patience waits for: the lowest loss, nll, reward_rejected, logp_rejected, entropy or kl, or the highest accuracy, margin, reward_chosen or logp_chosen, where the objective has it; only with data.eval.",
+    ),
+    optional(
+        "train.early_stopping_eval",
+        r#""general""#,
+        "The set of data.eval_sets whose numbers tell which evaluation is the best one, and which a patience waits for. Left out: data.eval.",
     ),
     key(
         "train.early_stopping_min_improvement",

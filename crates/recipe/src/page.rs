@@ -24,6 +24,10 @@ const TAIL: &str = "\
   source `weight` times; 0.5 visits half of them, others each epoch.
 - `data.eval` is the same, or a share of the training rows such as `0.05`, chosen by the seed and by what rows say, so that
   equal rows stay on one side. Rows of a file of its own that are also learned from are counted and noted.
+- `data.eval_sets` has further rows to measure, such as those of tasks that must not be forgotten: `{ general = \"general.jsonl\" }`.
+  Each set is measured before the first step and at every evaluation, and told under its name beside what it was before. The rows of
+  `data.eval` remain those of the curve and the diagnosis, and decide which step is the best one, unless `train.early_stopping_eval`
+  names a set that does.
 - `lora.target_modules`, `exclude_modules`, `rank_pattern` and `alpha_pattern` mean what they mean to PEFT. A list has names or ends
   of paths behind a dot; a text is a regular expression for whole paths (`model.layers.0.self_attn.q_proj`), without look-around;
   what `exclude_modules` means is left out first; the first pattern that a path ends in counts, ranks and alphas looked up apart. A

@@ -167,6 +167,9 @@ pub struct DataRecipe {
     /// Rows held out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eval: Option<EvalRecipe>,
+    /// Further rows held out, each set under its name; only beside `eval`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub eval_sets: BTreeMap<String, Sources>,
     /// Shape of a row.
     pub format: DataFormat,
     /// Other names for the fields of the format.
@@ -322,6 +325,9 @@ pub struct TrainRecipe {
     /// Which evaluation is the best one.
     #[serde(skip_serializing_if = "EvalMetric::is_loss")]
     pub early_stopping_metric: EvalMetric,
+    /// The set of `data.eval_sets` that tells which evaluation is the best one; `None` is `data.eval`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub early_stopping_eval: Option<String>,
     /// What counts as an improvement, in units of the metric; given exactly where the patience is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub early_stopping_min_improvement: Option<f64>,

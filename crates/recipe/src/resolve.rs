@@ -100,7 +100,10 @@ fn top(reader: &mut Reader<'_>, bases: &Bases<'_>, origin: Origin) -> Recipe {
         let other = format!("objective.kind = \"{}\"", objective.kind());
         reader.conflict("data.batching", other, instead);
     }
-    let train = train(reader, &objective);
+    let train = TrainRecipe {
+        early_stopping_eval: early_stopping_eval(reader, &data),
+        ..train(reader, &objective)
+    };
     whole::check(reader, &lora, &objective, train.optimizer);
     trainable::check(
         reader,
@@ -472,6 +475,7 @@ fn data(reader: &mut Reader<'_>, bases: &Bases<'_>) -> DataRecipe {
     DataRecipe {
         train,
         eval: sources::eval(reader, bases),
+        eval_sets: sources::eval_sets(reader, bases),
         format,
         fields: reader.optional("data.fields"),
         chat_template: chat_template(reader, bases),
@@ -589,6 +593,7 @@ fn train(reader: &mut Reader<'_>, objective: &ObjectiveRecipe) -> TrainRecipe {
         eval_steps: eval_steps(reader),
         early_stopping_patience: patience(reader),
         early_stopping_metric: eval_metric(reader, objective),
+        early_stopping_eval: None,
         early_stopping_min_improvement: min_improvement(reader),
         save_steps: reader.count("train.save_steps"),
         save_total_limit: reader.count("train.save_total_limit"),
@@ -780,6 +785,24 @@ fn patience(reader: &mut Reader<'_>) -> Option<usize> {
         reader.conflict(KEY, "a missing `data.eval`", instead);
     }
     Some(reader.count(KEY))
+}
+
+/// The set that evaluations are compared by, which has to be one of those that are measured.
+fn early_stopping_eval(reader: &mut Reader<'_>, data: &DataRecipe) -> Option<String> {
+    const KEY: &str = "train.early_stopping_eval";
+    let name: String = reader.optional(KEY)?;
+    if !data.eval_sets.contains_key(&name) {
+        let instead = "name one of the sets there, or take it out: data.eval decides";
+        let other = match data.eval_sets.is_empty() {
+            true => "a missing `data.eval_sets`".to_owned(),
+            false => {
+                let names: Vec<&str> = data.eval_sets.keys().map(String::as_str).collect();
+                format!("`data.eval_sets`, which has {}", names.join(", "))
+            }
+        };
+        reader.conflict(KEY, other, instead);
+    }
+    Some(name)
 }
 
 fn min_improvement(reader: &mut Reader<'_>) -> Option<f64> {

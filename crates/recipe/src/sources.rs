@@ -1,4 +1,4 @@
-//! The values of `data.train` and `data.eval`: where rows come from.
+//! The values of `data.train`, `data.eval` and `data.eval_sets`: where rows come from.
 
 use std::collections::BTreeMap;
 
@@ -85,6 +85,8 @@ const EVAL: &str = "data.eval";
 const EXPECTED: &str = r#"a path, a hub data set (org/name:split), a table { path = "…", weight = 0.5 }, or a list of these"#;
 const EVAL_EXPECTED: &str =
     "a path or a list of them as data.train does, or a share of the training rows such as 0.05";
+const EVAL_SETS: &str = "data.eval_sets";
+const EVAL_SETS_EXPECTED: &str = "a table of names and sources as in data.train, such as { general = \"general.jsonl\" }; a name has letters, digits, - and _, and is not eval";
 const TABLE_KEYS: [&str; 4] = ["path", "weight", "format", "fields"];
 
 pub(crate) fn train(reader: &mut Reader<'_>, bases: &Bases<'_>) -> Sources {
@@ -108,6 +110,43 @@ pub(crate) fn eval(reader: &mut Reader<'_>, bases: &Bases<'_>) -> Option<EvalRec
     }
     let sources = sources(reader, EVAL, EVAL_EXPECTED, entry, bases);
     Some(EvalRecipe::Sources(sources))
+}
+
+/// Rows held out beside those of `data.eval`, each set under its name.
+pub(crate) fn eval_sets(reader: &mut Reader<'_>, bases: &Bases<'_>) -> BTreeMap<String, Sources> {
+    let Some(Entry { value, place, .. }) = reader.entry(EVAL_SETS) else {
+        return BTreeMap::new();
+    };
+    let DeValue::Table(table) = value.into_inner() else {
+        reader.reject(EVAL_SETS, EVAL_SETS_EXPECTED);
+        return BTreeMap::new();
+    };
+    if !reader.has(EVAL) {
+        let instead = "name the rows that decide which step is the best one in data.eval";
+        reader.conflict(EVAL_SETS, "a missing `data.eval`", instead);
+    }
+    let mut sets = BTreeMap::new();
+    for (name, value) in table {
+        let name = name.into_inner().into_owned();
+        if !is_set_name(&name) {
+            reader.reject(EVAL_SETS, EVAL_SETS_EXPECTED);
+            continue;
+        }
+        let key = format!("{EVAL_SETS}.{name}");
+        let entry = Entry {
+            text: String::new(),
+            value,
+            place: place.clone(),
+        };
+        sets.insert(name, sources(reader, &key, EXPECTED, entry, bases));
+    }
+    sets
+}
+
+/// Whether a set can be told from others by this name, wherever it is told.
+fn is_set_name(name: &str) -> bool {
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+    !name.is_empty() && name != "eval" && name.len() <= 64 && name.chars().all(fits)
 }
 
 fn sources(

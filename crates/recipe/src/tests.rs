@@ -175,6 +175,7 @@ fn every_example_in_the_table_of_keys_is_valid() {
             ("objective", "center_rewards_coefficient") => Some("objective.kind=\"reward\""),
             ("objective", name) if name.ends_with("able_weight") => Some("objective.kind=\"kto\""),
             ("objective", _) => Some("objective.kind=\"dpo\""),
+            ("train", "early_stopping_eval") => Some("data.eval_sets={ general = \"g.jsonl\" }"),
             ("train", "momentum") => Some("train.optimizer=\"sgd\""),
             _ => None,
         });
@@ -275,6 +276,9 @@ fn a_resolved_recipe_reads_back_as_itself() {
         SMALLEST.replace(
             "\"rows.jsonl\"",
             "[\"a/*.jsonl\", \"org/set:test\", { path = \"b\", weight = 0.25, format = \"alpaca\", fields = { output = \"o\" } }]",
+        ),
+        with_eval(
+            "[data.eval_sets]\ngeneral = \"g.jsonl\"\ncode-2 = [\"c\", { path = \"d\", format = \"text\" }]\n[train]\nearly_stopping_eval = \"general\"\n",
         ),
         SMALLEST.replace("\"rows.jsonl\"", "[{ path = \"b\", weight = 2 }, { path = \"c\", weight = 3 }]"),
     ];
@@ -1003,6 +1007,10 @@ fn the_template_as_a_whole() {
     # chosen by the seed. Left out: no evaluation.
     # eval = "eval.jsonl"
 
+    # Further rows held out, each set under a name: measured before the first step and at every
+    # evaluation, to see what is forgotten. Sources as in train; only with data.eval.
+    # eval_sets = { general = "general.jsonl" }
+
     # Format of the rows: messages, sharegpt (chats), alpaca (instruction, input, output),
     # prompt_completion, text, preference (prompt, chosen, rejected), unpaired (prompt, completion,
     # label), or auto: detected from the first rows.
@@ -1145,6 +1153,10 @@ fn the_template_as_a_whole() {
     # loss, nll, reward_rejected, logp_rejected, entropy or kl, or the highest accuracy, margin,
     # reward_chosen or logp_chosen, where the objective has it; only with data.eval.
     # early_stopping_metric = "loss"
+
+    # The set of data.eval_sets whose numbers tell which evaluation is the best one, and which a
+    # patience waits for. Left out: data.eval.
+    # early_stopping_eval = "general"
 
     # The eval loss, or what early_stopping_metric names, must become better by more than this to count
     # as an improvement; only with a patience.

@@ -17,6 +17,7 @@
 //! flushed with everything in it, and renamed. Whoever reads it holds it against its manifest first, since
 //! disks and copies can still damage it.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Component, Path, PathBuf};
@@ -95,6 +96,12 @@ pub struct RunState {
     pub data_fingerprint: String,
     /// Fingerprint of the tokenised evaluation rows.
     pub eval_fingerprint: Option<String>,
+    /// Fingerprints of the further rows held out, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub set_fingerprints: BTreeMap<String, String>,
+    /// Their losses before the first step.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub set_starts: Vec<SetStart>,
     /// SHA-256 over the factors that the run went on from, where its answers are compared with those.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_fingerprint: Option<String>,
@@ -107,6 +114,17 @@ impl RunState {
     pub const VERSION: u32 = VERSION;
 }
 
+/// What a further set of rows held out came to before the first step.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SetStart {
+    /// The set.
+    pub name: String,
+    /// Its loss.
+    #[serde(with = "exact")]
+    pub eval_loss: f64,
+}
+
 /// The best evaluation.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -114,7 +132,8 @@ pub struct Best {
     /// Its loss.
     #[serde(with = "exact")]
     pub eval_loss: f64,
-    /// What it costs by `train.early_stopping_metric`, where that is not the loss.
+    /// What it costs by `train.early_stopping_metric` and `train.early_stopping_eval`, where that is not the loss of
+    /// `data.eval`.
     #[serde(
         default,
         with = "exact::option",

@@ -1,5 +1,6 @@
 //! From the `[data]` of a recipe to rows of tokens, checked on the way.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -93,6 +94,8 @@ pub struct DataSources {
     pub train: Vec<FoundSource>,
     /// Rows held out, where they are no share of the others.
     pub eval: Option<Vec<FoundSource>>,
+    /// Further rows held out, each set under its name.
+    pub eval_sets: Vec<(String, Vec<FoundSource>)>,
 }
 
 /// A source whose format is known.
@@ -133,7 +136,21 @@ impl DataSources {
             Some(EvalRecipe::Sources(sources)) => Some(find(&sources.0)?),
             Some(EvalRecipe::Fraction(_)) | None => None,
         };
-        Ok(Self { train, eval })
+        let sets = recipe.eval_sets.iter();
+        let sets = sets.map(|(name, sources)| Ok((name.clone(), find(&sources.0)?)));
+        let eval_sets = sets.collect::<Result<_, TrainError>>()?;
+        Ok(Self {
+            train,
+            eval,
+            eval_sets,
+        })
+    }
+
+    /// All sources, those of rows held out too.
+    pub fn all(&self) -> impl Iterator<Item = &FoundSource> {
+        let sets = self.eval_sets.iter().flat_map(|(_, sources)| sources);
+        let eval = self.eval.iter().flatten();
+        self.train.iter().chain(eval).chain(sets)
     }
 }
 
@@ -229,6 +246,15 @@ pub fn tokenize_options(recipe: &Recipe) -> Result<TokenizeOptions, TrainError> 
     })
 }
 
+/// Rows held out beside those of `data.eval`.
+#[derive(Clone, Debug)]
+pub struct EvalSet {
+    /// What the recipe calls them.
+    pub name: String,
+    /// The rows.
+    pub rows: RowSet,
+}
+
 /// Rows of tokens, ready for a run. Clones share them.
 #[derive(Clone, Debug)]
 pub struct RunData {
@@ -238,6 +264,8 @@ pub struct RunData {
     pub train: RowSet,
     /// Rows held out.
     pub eval: Option<RowSet>,
+    /// Further rows held out.
+    pub eval_sets: Vec<EvalSet>,
     /// Deals out the rows to learn from, from the beginning.
     pub loader: Loader,
     /// The format of each source of rows to learn from.
@@ -247,6 +275,14 @@ pub struct RunData {
 }
 
 impl RunData {
+    /// Fingerprints of the further rows held out, by name.
+    #[must_use]
+    pub fn set_fingerprints(&self) -> BTreeMap<String, String> {
+        let sets = self.eval_sets.iter();
+        sets.map(|set| (set.name.clone(), set.rows.fingerprint()))
+            .collect()
+    }
+
     /// The same rows, dealt out as another recipe says, which [`reads_the_same`].
     ///
     /// # Errors
@@ -302,6 +338,9 @@ pub struct DataCheck {
     pub eval_rows: Option<RowCounts>,
     /// Rows held out that are also learned from.
     pub eval_rows_seen: usize,
+    /// Further rows held out.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub eval_sets: Vec<EvalSetCheck>,
     /// How rows are put together in the first epoch.
     pub batching: RowBatching,
     /// What a first epoch computes, and what of it is for nothing.
@@ -312,6 +351,21 @@ pub struct DataCheck {
     pub template_ends_turns: bool,
     /// Token files of this check, where there is a cache.
     pub cache: Vec<CacheUse>,
+}
+
+/// Rows held out beside those of `data.eval`.
+#[derive(Clone, Debug, Serialize)]
+pub struct EvalSetCheck {
+    /// What the recipe calls them.
+    pub name: String,
+    /// Their sources.
+    pub sources: Vec<SourceCheck>,
+    /// What became of their rows.
+    pub outcome: Outcome,
+    /// Rows held out.
+    pub rows: RowCounts,
+    /// Those that are also learned from.
+    pub rows_seen: usize,
 }
 
 /// A source and what it holds.
@@ -397,7 +451,8 @@ impl DataCheck {
     }
 
     fn outcomes(&self) -> impl Iterator<Item = &Outcome> {
-        std::iter::once(&self.train).chain(&self.eval)
+        let sets = self.eval_sets.iter().map(|set| &set.outcome);
+        std::iter::once(&self.train).chain(&self.eval).chain(sets)
     }
 }
 
@@ -411,8 +466,7 @@ pub fn load(
     tokenizer: ChatTokenizer,
     progress: &mut dyn FnMut(LoadProgress),
 ) -> Result<RunData, TrainError> {
-    let held_out = sources.eval.iter().flatten();
-    fits_objective(recipe, sources.train.iter().chain(held_out))?;
+    fits_objective(recipe, sources.all())?;
     let options = tokenize_options(recipe)?;
     let mut cache = Vec::new();
     let mut load = |found: &[FoundSource]| -> Result<(RowSet, Outcome), TrainError> {
@@ -444,9 +498,25 @@ pub fn load(
         }
         (None, _) => (all, None, None),
     };
+    let mut eval_sets = Vec::new();
+    let mut set_checks = Vec::new();
+    for (name, sources) in &sources.eval_sets {
+        let (rows, outcome) = load(sources)?;
+        set_checks.push(EvalSetCheck {
+            name: name.clone(),
+            sources: described(sources, &outcome),
+            rows: rows.counts(),
+            rows_seen: count_seen(&train.keys(), &rows.keys()),
+            outcome,
+        });
+        let name = name.clone();
+        eval_sets.push(EvalSet { name, rows });
+    }
     uses_margins(
         recipe.objective.kind(),
-        std::iter::once(&outcome).chain(&eval_outcome),
+        std::iter::once(&outcome)
+            .chain(&eval_outcome)
+            .chain(set_checks.iter().map(|set| &set.outcome)),
     )?;
     let loader = loader(recipe, &train, train.source_rows(&plain(&sources.train)))?;
     let uses_template = sources
@@ -469,6 +539,7 @@ pub fn load(
         eval_rows_seen: eval
             .as_ref()
             .map_or(0, |eval| count_seen(&train.keys(), &eval.keys())),
+        eval_sets: set_checks,
         batching: recipe.data.batching,
         density: loader.density().unwrap_or_default(),
         foreign_markers: match uses_template {
@@ -482,6 +553,7 @@ pub fn load(
         tokenizer: Arc::new(tokenizer),
         train,
         eval,
+        eval_sets,
         loader,
         formats: (sources.train.iter())
             .filter_map(|found| Some(found.source.rows.as_ref()?.format))
@@ -542,7 +614,8 @@ pub fn pipes(recipe: &DataRecipe) -> Vec<Arc<Spool>> {
         Some(EvalRecipe::Sources(sources)) => sources.0.as_slice(),
         Some(EvalRecipe::Fraction(_)) | None => &[],
     };
-    let sources = recipe.train.0.iter().chain(held_out);
+    let sets = recipe.eval_sets.values().flat_map(|sources| &sources.0);
+    let sources = recipe.train.0.iter().chain(held_out).chain(sets);
     sources
         .filter(|source| !source.is_hub())
         .filter_map(|source| Source::hold_pipe(&source.path))
@@ -561,8 +634,7 @@ pub fn survey(
     progress: &mut dyn FnMut(LoadProgress),
 ) -> Result<Outcome, TrainError> {
     let options = tokenize_options(recipe)?;
-    let held_out = sources.eval.iter().flatten();
-    let sources: Vec<FoundSource> = sources.train.iter().chain(held_out).cloned().collect();
+    let sources: Vec<FoundSource> = sources.all().cloned().collect();
     backdraft_data::survey(&plain(&sources), &options, tokenizer, progress)
         .map_err(data_error(Path::new("data")))
 }

@@ -100,7 +100,8 @@ pub fn sources(recipe: &DataRecipe) -> Result<(), TrainError> {
         Some(EvalRecipe::Sources(sources)) => sources.0.as_slice(),
         Some(EvalRecipe::Fraction(_)) | None => &[],
     };
-    let local = recipe.train.0.iter().chain(eval);
+    let sets = recipe.eval_sets.values().flat_map(|sources| &sources.0);
+    let local = recipe.train.0.iter().chain(eval).chain(sets);
     for source in local.filter(|source| !source.is_hub()) {
         // What is there may be a pipe, which is opened once.
         if !Path::new(&source.path).exists() {

@@ -1,5 +1,6 @@
 //! Resuming a run that was stopped: which checkpoint, and whether it is still the same run.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use backdraft_arch::QuantizationPlan;
@@ -15,11 +16,12 @@ use crate::lock::RunLock;
 use crate::trained_with::TrainedWith;
 
 /// Keys whose values are compared by what they lead to, not by name: a directory may move.
-const BY_CONTENT: [&str; 5] = [
+const BY_CONTENT: [&str; 6] = [
     "output_dir",
     "model",
     "data.train",
     "data.eval",
+    "data.eval_sets",
     "data.cache",
 ];
 
@@ -42,7 +44,7 @@ const BITS: &str = "quantization.bits";
 
 /// Keys that give the adapter or its optimiser another shape, that are obeyed before the first step alone, or by which
 /// evaluations were compared.
-const FIXED: [&str; 15] = [
+const FIXED: [&str; 16] = [
     "lora.adapter",
     "lora.bias",
     "lora.exclude_modules",
@@ -54,6 +56,7 @@ const FIXED: [&str; 15] = [
     "lora.layers_to_transform",
     "lora.modules_to_save",
     "objective.reference",
+    "train.early_stopping_eval",
     "train.early_stopping_metric",
     "train.ema_decay",
     "train.optimizer",
@@ -240,6 +243,24 @@ impl Resume {
     pub fn check_rows(&self, train: &str, eval: Option<&str>) -> Result<(), TrainError> {
         let changed = self.state().map(|state| rows(state, train, eval).collect());
         self.judge(changed.unwrap_or_default())
+    }
+
+    /// Refuses further rows held out that are not those of the run, or that it did not have.
+    ///
+    /// # Errors
+    /// [`TrainError::Changed`].
+    pub fn check_sets(&self, now: &BTreeMap<String, String>) -> Result<(), TrainError> {
+        let Some(state) = self.state() else {
+            return Ok(());
+        };
+        let was = &state.set_fingerprints;
+        let names: BTreeSet<&String> = was.keys().chain(now.keys()).collect();
+        let of = |prints: &'_ BTreeMap<String, String>, name| prints.get(name).cloned();
+        let changed = names.into_iter().filter_map(|name| {
+            let key = format!("data.eval_sets.{name}");
+            content(&key, of(was, name).as_deref(), of(now, name).as_deref())
+        });
+        self.judge(changed.collect())
     }
 
     fn judge(&self, differences: Vec<Difference>) -> Result<(), TrainError> {

@@ -86,6 +86,8 @@ pub struct Run {
 struct KnownReferences {
     train: Option<Known>,
     eval: Option<Known>,
+    /// Of the further rows held out, in their order.
+    sets: Vec<Known>,
 }
 
 /// Reads the model of `recipe`, whose rows are `data`; `source` is where the model lies on disk, with the recipe's tokens
@@ -204,11 +206,16 @@ impl Run {
             });
         }
         let eval = self.data.eval.as_ref().map(RowSet::fingerprint);
+        let sets = self.data.set_fingerprints().into_iter();
+        let sets: Vec<String> = sets
+            .map(|(name, print)| format!("{name}: {print}"))
+            .collect();
         ranks.agree(
             &Fingerprints::new()
                 .with("model", &self.model_fingerprint)
                 .with("data.train", &self.data.train.fingerprint())
                 .with("data.eval", &eval.unwrap_or_default())
+                .with("data.eval_sets", &sets.join(", "))
                 .with("computed by", &device_name(&self.device)),
         )?;
         self.ranks = Some(ranks);
@@ -283,6 +290,8 @@ impl Run {
                 companions,
                 data_fingerprint: begun.data_fingerprint.clone(),
                 eval_fingerprint: begun.eval_fingerprint.clone(),
+                eval_sets: run.set_loaders(),
+                set_fingerprints: begun.set_fingerprints.clone(),
                 computed_by: told.computed_by.clone(),
                 principal: run.principal.clone(),
                 start_fingerprint: run.start_fingerprint(begun.from.as_ref()),
@@ -353,6 +362,18 @@ impl Run {
             });
         }
         Ok((result.model, std::mem::take(&mut outcome)))
+    }
+
+    /// The further rows held out, as they are evaluated.
+    fn set_loaders(&self) -> Vec<(String, EvalLoader)> {
+        let size = self.recipe.train.micro_batch_size;
+        let sets = self.data.eval_sets.iter().enumerate();
+        sets.map(|(at, set)| {
+            let loader = EvalLoader::new(set.rows.clone(), size).comparing(self.deal());
+            let loader = loader.knowing(self.known.sets.get(at).cloned());
+            (set.name.clone(), loader)
+        })
+        .collect()
     }
 
     /// How answers are dealt out, where they are compared.

@@ -3,6 +3,8 @@
 //! burn-train's learner computes a step and applies it; this strategy decides when to log, evaluate,
 //! save and stop, and stops before a gradient that is no number reaches the weights.
 
+mod evaluation;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,10 +15,10 @@ use backdraft_data::{LoaderState, RowSet};
 use backdraft_formats::ModelSource;
 use backdraft_journal::adaptation::AdaptationReport;
 use backdraft_journal::diagnosis::{
-    AnswerMonitor, AnswerPoint, Class, Diagnosis, EvalPoint, Finding, Monitor, TrainPoint,
+    AnswerMonitor, AnswerPoint, Class, Diagnosis, Finding, Monitor, TrainPoint,
 };
 use backdraft_journal::records::{Records, RecordsState};
-use backdraft_journal::report::{AnswersReport, EvalReport, ReplanReport, Reporter, StepReport};
+use backdraft_journal::report::{AnswersReport, ReplanReport, Reporter, StepReport};
 use backdraft_journal::tensorboard::EventWriter;
 use backdraft_journal::text::with_causes;
 use backdraft_kernels::device;
@@ -26,22 +28,18 @@ use backdraft_plan::memory::{self, OutOfMemory};
 use backdraft_recipe::Recipe;
 use burn::data::dataloader::Progress;
 use burn::optim::{GradientsParams, SgdConfig};
-use burn::tensor::TensorReadError;
-use burn::train::InferenceStep;
 use burn::train::{
     EventProcessorTraining, Interrupter, Learner, LearnerEvent, SupervisedLearningStrategy,
     SupervisedTrainingEventProcessor, TrainLoader, TrainingComponents, TrainingItem, ValidLoader,
 };
 
 use crate::adapt::Adaptation;
-use crate::checkpoint::{self, Best, Checkpoint, Effort, RunState};
+use crate::checkpoint::{self, Best, Checkpoint, Effort, RunState, SetStart};
 use crate::control::Control;
-use crate::early_stopping::{EarlyStopping, Progress as Patience, cost};
+use crate::early_stopping::EarlyStopping;
 use crate::error::TrainError;
-use crate::held_out::HeldOut;
-use crate::loader::Step;
+use crate::loader::{EvalLoader, Step};
 use crate::metrics::{StepMetrics, StepOutput};
-use crate::objective::Objective;
 use crate::ranks::{Ranks, checksum};
 use crate::trained_with::Companions;
 use crate::trainee::Trainee;
@@ -69,6 +67,10 @@ pub struct Plan {
     pub total_steps: usize,
     /// Whether there is evaluation data.
     pub evaluates: bool,
+    /// Further rows held out, by name.
+    pub eval_sets: Vec<(String, EvalLoader)>,
+    /// Their fingerprints.
+    pub set_fingerprints: BTreeMap<String, String>,
     /// Fingerprint of the base.
     pub model_fingerprint: String,
     /// The base.
@@ -110,6 +112,8 @@ pub struct Outcome {
     pub final_answers: Option<AnswersReport>,
     /// The best evaluation.
     pub best: Option<Best>,
+    /// What the further rows held out came to before the first step.
+    pub set_starts: Vec<SetStart>,
     /// When evaluation ends the run.
     pub early_stopping: Option<EarlyStopping>,
     /// Whether it did.
@@ -159,8 +163,12 @@ impl SupervisedLearningStrategy<Trainee> for StepStrategy {
             began: Instant::now(),
         };
         run.start();
+        if let Err(error) = run.measure_start() {
+            run.outcome.error = Some(error);
+        }
         // Patience may have ended just before the run was killed.
-        let mut steps = (!run.outcome.stopped_early).then(|| train.iter());
+        let goes_on = run.outcome.error.is_none() && !run.outcome.stopped_early;
+        let mut steps = goes_on.then(|| train.iter());
         while let Some(step) = steps.as_mut().and_then(Iterator::next) {
             let progress = Progress::new(
                 run.outcome.steps + 1,
@@ -537,86 +545,6 @@ impl Loop<'_> {
         })
     }
 
-    /// Whether it was the best evaluation so far.
-    fn evaluate(&mut self, step: usize) -> Result<bool, TrainError> {
-        let began = Instant::now();
-        let total_items = self.valid.num_items();
-        self.valid_event(LearnerEvent::StartSplit {
-            epoch_number: 1,
-            total_items,
-        });
-        let model = self.learner.model().averaged();
-        let mut held_out = HeldOut::default();
-        let device_error = |error: TensorReadError| TrainError::Device {
-            step,
-            message: error.to_string(),
-        };
-        let valid = self.valid.clone();
-        let mut batches = valid.iter();
-        while let Some(batch) = batches.next() {
-            let batch = batch.map_err(|error| TrainError::Learner {
-                message: error.to_string(),
-            })?;
-            let progress = batches.progress();
-            let output = InferenceStep::step(&model, batch);
-            held_out.add(&output).map_err(device_error)?;
-            let item = TrainingItem::new(output, progress, Some(step), None);
-            self.valid_event(LearnerEvent::ProcessedItem(item));
-        }
-        self.valid_event(LearnerEvent::EndSplit(1));
-        let objective = Objective::from(self.plan.recipe.objective);
-        let device = model.model.device().inner();
-        let (eval_loss, answers) = held_out.finish(objective, &device).map_err(device_error)?;
-        let metric = self.plan.recipe.train.early_stopping_metric;
-        let cost = cost(metric, eval_loss, answers.as_ref());
-        let so_far = self.outcome.best;
-        let best = so_far.is_none_or(|best| cost < best.cost() || best.cost().is_nan());
-        if best {
-            let cost = (!metric.is_loss()).then_some(cost);
-            self.outcome.best = Some(Best {
-                eval_loss,
-                cost,
-                step,
-            });
-        }
-        let report = EvalReport {
-            step,
-            epoch: self.epoch(step),
-            eval_loss,
-            perplexity: answers.is_none().then(|| eval_loss.exp()),
-            tokens: held_out.tokens(),
-            best,
-            seconds: began.elapsed().as_secs_f64(),
-            answers,
-        };
-        self.record("eval", &report);
-        let mut scalars = vec![("eval/loss", eval_loss)];
-        scalars.extend(report.perplexity.map(|value| ("eval/perplexity", value)));
-        self.plot(step, &with_answers("eval", scalars, answers));
-        self.tell(|reporter| reporter.eval(&report));
-        if let Some(monitor) = &mut self.outcome.monitor {
-            monitor.eval(EvalPoint {
-                step,
-                loss: eval_loss,
-            });
-        }
-        let told = report.answers.as_ref();
-        if let Some(point) = told.and_then(|answers| AnswerPoint::of(step, answers)) {
-            self.outcome.answers.eval(point);
-        }
-        let rule = self.outcome.early_stopping.as_mut();
-        let ends = rule.is_some_and(|rule| rule.observe(step, cost) == Patience::Stop);
-        if ends && step < self.plan.total_steps {
-            self.outcome.stopped_early = true;
-            if let Some(monitor) = &mut self.outcome.monitor {
-                monitor.stop_early();
-            }
-            let best_step = self.outcome.best.map_or(step, |best| best.step);
-            self.tell(|reporter| reporter.stopped_early(step, best_step));
-        }
-        Ok(best)
-    }
-
     /// Says what the curve means where that is something else than before.
     fn tell_diagnosis(&mut self, step: usize) {
         let class = self.outcome.shown();
@@ -718,6 +646,8 @@ impl Loop<'_> {
             model_fingerprint: self.plan.model_fingerprint.clone(),
             data_fingerprint: self.plan.data_fingerprint.clone(),
             eval_fingerprint: self.plan.eval_fingerprint.clone(),
+            set_fingerprints: self.plan.set_fingerprints.clone(),
+            set_starts: self.outcome.set_starts.clone(),
             start_fingerprint: self.plan.start_fingerprint.clone(),
             computed_by: self.plan.computed_by.clone(),
         };

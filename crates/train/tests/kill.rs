@@ -377,6 +377,94 @@ fn compared(directory: &Path, objective: &str) -> PathBuf {
     recipe
 }
 
+/// Beside the rows held out two further sets, one of which decides.
+fn with_sets(directory: &Path) -> PathBuf {
+    let recipe = tiny::project(directory, MORE);
+    for (name, seed) in [("other", 3), ("more", 4)] {
+        tiny::rows(&directory.join(format!("{name}.jsonl")), 5, seed);
+    }
+    let text = fs::read_to_string(&recipe).unwrap()
+        + "early_stopping_eval = \"other-1\"\nearly_stopping_patience = 9\n\
+           [data.eval_sets]\nother-1 = \"other.jsonl\"\nmore = [\"more.jsonl\", \"other.jsonl\"]\n";
+    fs::write(&recipe, text).unwrap();
+    recipe
+}
+
+#[test]
+fn further_sets_held_out_go_on_as_if_never_killed_and_change_nothing_else() {
+    let expected = killed_here_and_there(with_sets);
+    let root = tempfile::tempdir().unwrap();
+    let recipe = tiny::project(root.path(), MORE);
+    assert!(train("new", &recipe, &[]).finished);
+    let alone = result(&recipe);
+    let moments = |result: &Result| {
+        let files = result.files.iter();
+        let files = files.filter(|(name, _)| name.ends_with("optimizer.safetensors"));
+        files.map(|(_, bytes)| bytes.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(moments(&expected), moments(&alone));
+    assert_eq!(expected.records.len(), alone.records.len());
+    let mut best = (f64::INFINITY, 0);
+    for (found, alone) in expected.records.iter().zip(&alone.records) {
+        let mut rest = found.clone();
+        let sets = rest.as_object_mut().unwrap().remove("sets");
+        let Some(sets) = sets else {
+            assert_eq!(rest, *alone);
+            continue;
+        };
+        assert_eq!(alone["event"], "eval");
+        assert!(alone.get("sets").is_none());
+        assert_eq!(rest["eval_loss"], alone["eval_loss"]);
+        let names: Vec<_> = sets
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|it| &it["name"])
+            .collect();
+        assert_eq!(names, ["more", "other-1"]);
+        let decides = sets[1]["eval_loss"].as_f64().unwrap();
+        assert_eq!(rest["best"], decides < best.0);
+        if decides < best.0 {
+            best = (decides, rest["step"].as_u64().unwrap());
+        }
+        // What it was before the first step stays, also where the run was killed on its way.
+        assert!(sets[0]["start_loss"].as_f64().unwrap() > 3.0, "{sets}");
+        assert_ne!(sets[0]["start_loss"], sets[0]["eval_loss"]);
+        let tokens = |set: usize| sets[set]["tokens"].as_u64().unwrap();
+        assert!(tokens(0) > tokens(1), "{sets}");
+    }
+    assert!(best.1 > 0);
+}
+
+#[test]
+fn further_sets_of_another_run_are_refused_by_name() {
+    let root = tempfile::tempdir().unwrap();
+    let recipe = with_sets(root.path());
+    assert!(train("new", &recipe, &[]).finished);
+    let resume = |allow: &[&str]| {
+        let allow: Vec<String> = allow.iter().map(|&key| key.to_owned()).collect();
+        Resume::find(&root.path().join("out"), &allow).unwrap()
+    };
+    let prints = {
+        let saved = resume(&[]);
+        let prints = saved.state().unwrap().set_fingerprints.clone();
+        saved.check_sets(&prints).unwrap();
+        let mut fewer = prints.clone();
+        fewer.remove("more");
+        let refused = saved.check_sets(&fewer).unwrap_err().to_string();
+        assert!(
+            refused.contains("data.eval_sets.more: content"),
+            "{refused}"
+        );
+        assert!(!refused.contains("other-1"), "{refused}");
+        fewer
+    };
+    resume(&["data.eval_sets"]).check_sets(&prints).unwrap();
+    let decides = ["train.early_stopping_eval='more'".to_owned()];
+    let fixed = resume(&["train.early_stopping_eval"]).recipe(None, &decides);
+    assert!(fixed.is_err());
+}
+
 fn dpo(directory: &Path) -> PathBuf {
     compared(directory, "kind = \"dpo\"\nsft_weight = 0.1\n")
 }

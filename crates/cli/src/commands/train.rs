@@ -285,6 +285,7 @@ fn train_among(
     if let Start::Resume(resume) = &start {
         let eval = data.eval.as_ref().map(RowSet::fingerprint);
         resume.check_rows(&data.train.fingerprint(), eval.as_deref())?;
+        resume.check_sets(&data.set_fingerprints())?;
     }
     output.progress(format!("loading {}", source.path().display()));
     let (model, output_dir) = (recipe.model.clone(), recipe.output_dir.clone());

@@ -19,7 +19,7 @@ use crate::dashboard::state::{Hands, Phase, State};
 use crate::dashboard::{self, Shared};
 use crate::error::CliError;
 use crate::plain::{PlainLines, StepLine};
-use crate::reporter::eval_line;
+use crate::reporter::eval_lines;
 
 /// Time between two looks at the files.
 const LOOK: Duration = Duration::from_millis(500);
@@ -221,6 +221,6 @@ fn told(report: &records::Report, total_steps: usize) -> String {
         records::Report::Step(step) => {
             PlainLines::new(total_steps, 1).step_to_wrap(&StepLine::of(step, None))
         }
-        records::Report::Eval(eval) => eval_line(eval),
+        records::Report::Eval(eval) => eval_lines(eval).join("\n"),
     }
 }

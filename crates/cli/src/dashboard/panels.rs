@@ -11,6 +11,14 @@ use super::view::{NUMBERS, bold, section};
 use crate::plain::{fixed, rate, scientific};
 use crate::reporter::size;
 
+/// Columns of the longest of our own names of numbers.
+const NAME: usize = "  activations".len();
+
+/// A set's name, as much of it as there is room for.
+fn shortened(name: &str) -> &str {
+    &name[..name.len().min(NAME)]
+}
+
 /// The last step in numbers, and its memory: as many as there are rows for, the more important ones first.
 pub(super) fn numbers(frame: &mut Frame<'_>, area: Rect, state: &State) {
     let last = state.points.last();
@@ -25,6 +33,13 @@ pub(super) fn numbers(frame: &mut Frame<'_>, area: Rect, state: &State) {
         let fits = at.len() <= usize::from(NUMBERS) - "   activations  ".len();
         rows.push(("best eval", if fits { at } else { fixed(loss) }));
     }
+    rows.extend(state.sets.iter().map(|set| {
+        let loss = fixed(set.eval_loss);
+        let with = set.change().map(|change| format!("{loss} {change:+.2}"));
+        let fits =
+            with.filter(|with| with.len() <= usize::from(NUMBERS) - "   activations  ".len());
+        (shortened(&set.name), fits.unwrap_or(loss))
+    }));
     rows.extend([
         (
             "learn. rate",

@@ -4,7 +4,9 @@ use std::collections::VecDeque;
 
 use backdraft_journal::diagnosis::Diagnosis;
 use backdraft_journal::records::Report;
-use backdraft_journal::report::{AnswersReport, Estimate, EvalReport, RunInfo, StepReport};
+use backdraft_journal::report::{
+    AnswersReport, Estimate, EvalReport, RunInfo, SetReport, StepReport,
+};
 use backdraft_plan::memory::Memory;
 
 /// Lines of the log that are kept.
@@ -113,6 +115,8 @@ pub(crate) struct State {
     pub(crate) points: Vec<Point>,
     pub(crate) eval: Vec<(usize, f64)>,
     pub(crate) best: Option<(usize, f64)>,
+    /// Further sets of rows held out, as of the last evaluation.
+    pub(crate) sets: Vec<SetReport>,
     /// Seconds since the run began.
     pub(crate) elapsed: f64,
     /// Seconds that a step takes, over the last ones.
@@ -144,6 +148,7 @@ impl State {
             points: Vec::new(),
             eval: Vec::new(),
             best: None,
+            sets: Vec::new(),
             elapsed: 0.0,
             step_seconds: 0.0,
             phase: Phase::Starting,
@@ -195,6 +200,7 @@ impl State {
         if report.best {
             self.best = Some((report.step, report.eval_loss));
         }
+        self.sets.clone_from(&report.sets);
     }
 
     /// Takes in what came before.

@@ -80,6 +80,7 @@ fn run(steps: usize, train: impl Fn(f64) -> f64, eval: impl Fn(f64) -> f64) -> S
                 best,
                 seconds: 9.0,
                 answers: None,
+                sets: Vec::new(),
             });
             monitor.eval(EvalPoint {
                 step,

@@ -7,6 +7,7 @@ use std::path::Path;
 use backdraft_testkit::tiny;
 use serde_json::Value;
 
+use super::schema::Schema;
 use super::{backdraft, fails, says, succeeds};
 
 /// A tiny project whose recipe ends in `more`.
@@ -428,4 +429,71 @@ fn modules_to_skip_that_are_not_there_are_told() {
     );
     let (text, _) = said(d, &[&quantize[..], &["q_proj", "--force"]].concat());
     assert!(!text.contains("warning"), "{text}");
+}
+
+#[test]
+fn further_sets_held_out_are_told_by_name_everywhere() {
+    let directory = project("max_steps = 4\nwarmup_steps = 1\neval_steps = 2\n");
+    let d = directory.path();
+    tiny::rows(&d.join("other.jsonl"), 5, 3);
+    fs::copy(d.join("train.jsonl"), d.join("seen.jsonl")).unwrap();
+    let recipe = fs::read_to_string(d.join("recipe.toml")).unwrap();
+    let refused = |more: &str, parts: &[&str]| {
+        fs::write(d.join("refused.toml"), format!("{recipe}{more}")).unwrap();
+        let (text, ok) = said(d, &["train", "refused.toml", "--plain"]);
+        assert!(!ok, "{text}");
+        says(&text, parts);
+    };
+    refused(
+        "[data.eval_sets]\ngeneral = \"nowhere.jsonl\"\n",
+        &["nowhere.jsonl"],
+    );
+    refused(
+        "early_stopping_eval = \"general\"\n[data.eval_sets]\nother = \"other.jsonl\"\n",
+        &[
+            "train.early_stopping_eval",
+            "`data.eval_sets`, which has other",
+        ],
+    );
+    refused(
+        "[data.eval_sets]\neval = \"other.jsonl\"\n",
+        &["data.eval_sets", "is not eval"],
+    );
+    let sets = "[data.eval_sets]\nother = \"other.jsonl\"\nseen = \"seen.jsonl\"\n";
+    fs::write(d.join("recipe.toml"), recipe + sets).unwrap();
+    let printed = |arguments: &[&str]| {
+        let output = backdraft(d, arguments);
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{text}");
+        (String::from_utf8(output.stdout).unwrap(), text)
+    };
+    let (checked, told) = printed(&["data", "check", "recipe.toml"]);
+    says(
+        &(checked + &told),
+        &[
+            "other: ",
+            "seen: ",
+            "24 rows of the held-out set seen are also learned from",
+        ],
+    );
+    let (lines, _) = printed(&["train", "recipe.toml", "--json"]);
+    Schema::of_the_page().check(&lines);
+    assert!(lines.contains("\"sets\":[{\"name\":\"other\""), "{lines}");
+    let (text, told) = printed(&["train", "recipe.toml", "--plain", "--force"]);
+    says(
+        &(text + &told),
+        &["other: loss ", " since before the first step, "],
+    );
+    let html = fs::read_to_string(d.join("out/report.html")).unwrap();
+    says(&html, &["Further held-out sets", "<th>other</th>"]);
+    let events: Vec<u8> = fs::read_dir(d.join("out/tensorboard"))
+        .unwrap()
+        .flat_map(|entry| fs::read(entry.unwrap().path()).unwrap())
+        .collect();
+    for tag in ["eval/loss", "eval_other/loss", "eval_seen/perplexity"] {
+        let found = events.windows(tag.len()).any(|part| part == tag.as_bytes());
+        assert!(found, "{tag} is in no event file");
+    }
+    let last = records(d).pop().unwrap();
+    assert!(last["step"] == 4, "{last}");
 }

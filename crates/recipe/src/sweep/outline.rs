@@ -200,7 +200,7 @@ fn axis(
     let refused = match key.as_str() {
         "output_dir" => Some("each trial has a directory of its own; take it out"),
         "device" => Some("a sweep computes in one place; take it out"),
-        "data.eval" | "train.early_stopping_metric" => {
+        "data.eval" | "train.early_stopping_metric" | "train.early_stopping_eval" => {
             Some("trials are compared by it; take it out, or make a sweep of each")
         }
         key if key.starts_with("objective.") && compared_by_loss(rest) => Some(

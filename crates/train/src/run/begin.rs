@@ -1,5 +1,6 @@
 //! From an output directory, empty or with a checkpoint, to the place where the steps begin.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
@@ -39,6 +40,7 @@ pub(super) struct Begun {
     pub(super) total_steps: usize,
     pub(super) data_fingerprint: String,
     pub(super) eval_fingerprint: Option<String>,
+    pub(super) set_fingerprints: BTreeMap<String, String>,
     /// What an earlier process said of the end, where the run has been brought to its end.
     pub(super) concluded: Option<RunSummary>,
     /// What the user should hear.
@@ -73,6 +75,7 @@ impl Run {
     ) -> Result<(Self, Begun), TrainError> {
         let data_fingerprint = self.data.train.fingerprint();
         let eval_fingerprint = self.data.eval.as_ref().map(RowSet::fingerprint);
+        let set_fingerprints = self.data.set_fingerprints();
         let mut notes = Vec::new();
         let allows_changes = matches!(&start, Start::Resume(r) if r.allows_changes());
         let (lock, from) = match start {
@@ -84,6 +87,7 @@ impl Run {
             Start::Resume(resume) => {
                 let eval = eval_fingerprint.as_deref();
                 resume.check_content(&self.model_fingerprint, &data_fingerprint, eval)?;
+                resume.check_sets(&set_fingerprints)?;
                 resume.check_blocks(self.loaded.as_ref())?;
                 notes.extend(go_on(&resume)?);
                 resume.into_parts()
@@ -136,6 +140,7 @@ impl Run {
             total_steps,
             data_fingerprint,
             eval_fingerprint,
+            set_fingerprints,
             concluded,
             notes,
         };
@@ -292,6 +297,7 @@ impl Run {
             steps: state.step,
             final_loss: state.final_loss,
             best: state.best,
+            set_starts: state.set_starts.clone(),
             early_stopping: rule,
             stopped_early,
             effort: state.effort,

@@ -35,6 +35,10 @@ impl Run {
         if let Some(rows) = self.data.eval.clone() {
             self.known.eval = Some(self.known_of(&rows, saved, reporter)?);
         }
+        for set in self.data.eval_sets.clone() {
+            let known = self.known_of(&set.rows, saved, reporter)?;
+            self.known.sets.push(known);
+        }
         // Nothing asks for it any more.
         if let Some(start) = &mut self.start {
             start.adapter = None;

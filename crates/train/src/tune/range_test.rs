@@ -32,6 +32,7 @@ impl RangeSettings {
         let mut recipe = recipe.clone();
         recipe.output_dir = output_dir;
         recipe.data.eval = None;
+        recipe.data.eval_sets.clear();
         let train = &mut recipe.train;
         // Groups keep their share of the rate.
         let share = self.max / train.learning_rate;
@@ -46,6 +47,7 @@ impl RangeSettings {
         train.early_stopping_patience = None;
         train.early_stopping_min_improvement = None;
         train.early_stopping_metric = EvalMetric::default();
+        train.early_stopping_eval = None;
         train.save_steps = 0;
         train.sample_rows = 0;
         recipe
@@ -103,6 +105,7 @@ pub fn range_test(
     let recipe = settings.of(recipe, output_dir.clone());
     let schedule = recipe.train.schedule(settings.steps);
     data.eval = None;
+    data.eval_sets.clear();
     let control = control.of_another_run();
     let points = Arc::new(Mutex::new(Vec::new()));
     let ramp = Ramp {

@@ -1,5 +1,6 @@
 //! What is known of a sweep, in one file.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use backdraft_formats::FormatError;
@@ -60,6 +61,9 @@ pub struct Content {
     pub train: String,
     /// Of the rows held out.
     pub eval: Option<String>,
+    /// Of further rows held out, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub sets: BTreeMap<String, String>,
 }
 
 /// What is to be done next.
@@ -212,10 +216,16 @@ impl TuneState {
             self.content = Some(now);
             return Ok(());
         };
+        let sets = |content: &Content| {
+            let prints: Vec<&str> = content.sets.values().map(String::as_str).collect();
+            (!prints.is_empty()).then(|| prints.join(" "))
+        };
+        let (sets_were, sets) = (sets(was), sets(&now));
         let parts = [
             ("model", Some(&was.model), Some(&now.model)),
             ("data.train", Some(&was.train), Some(&now.train)),
             ("data.eval", was.eval.as_ref(), now.eval.as_ref()),
+            ("data.eval_sets", sets_were.as_ref(), sets.as_ref()),
         ];
         let short = |print: Option<&String>| {
             print.map(|it| format!("content {}…", it.get(..12).unwrap_or(it)))

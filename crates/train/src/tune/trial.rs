@@ -50,7 +50,11 @@ pub fn measure(recipe: &Recipe) -> Measure {
     let metric = recipe.train.early_stopping_metric;
     match recipe.data.eval {
         Some(_) => Measure {
-            name: format!("eval {metric}").replace('_', " "),
+            name: {
+                let set = recipe.train.early_stopping_eval.as_deref();
+                let metric = metric.name().replace('_', " ");
+                format!("{} {metric}", set.unwrap_or("eval"))
+            },
             higher_is_better: metric.higher_is_better(),
             held_out: true,
         },
@@ -188,7 +192,8 @@ fn score(report: &Report, recipe: &Recipe, measure: &Measure) -> Option<Score> {
         return None;
     };
     let metric = recipe.train.early_stopping_metric;
-    let cost = cost(metric, eval.eval_loss, eval.answers.as_ref());
+    let (loss, answers) = eval.of_set(recipe.train.early_stopping_eval.as_deref())?;
+    let cost = cost(metric, loss, answers);
     let score = Score {
         step: eval.step,
         // Its own inverse.

@@ -7,7 +7,7 @@ use backdraft_journal::report::{EvalReport, Reporter, StepReport};
 use backdraft_train::tune::StopAt;
 
 use crate::output::Output;
-use crate::reporter::eval_line;
+use crate::reporter::eval_lines;
 
 /// Tells of evaluations and warnings, and ends the trial where it is to be left.
 pub(super) struct TrialReporter {
@@ -23,7 +23,9 @@ impl Reporter for TrialReporter {
     }
 
     fn eval(&mut self, report: &EvalReport) {
-        self.output.progress(format!("  {}", eval_line(report)));
+        for line in eval_lines(report) {
+            self.output.progress(format!("  {line}"));
+        }
     }
 
     fn resumed(&mut self, step: usize, _: &Path, _: &[Report]) {

@@ -255,6 +255,7 @@ impl Sweeping<'_> {
             model: base.fingerprint().to_owned(),
             train: data.train.fingerprint(),
             eval: data.eval.as_ref().map(|eval| eval.fingerprint()),
+            sets: data.set_fingerprints(),
         };
         Ok(self.state.check_content(content, self.directory)?)
     }

@@ -133,6 +133,7 @@ fn other_rows_are_another_sweep() {
         model: "m".repeat(64),
         train: "t".repeat(64),
         eval: None,
+        sets: BTreeMap::new(),
     };
     it.check_content(content.clone(), root.path()).unwrap();
     it.check_content(content.clone(), root.path()).unwrap();
