@@ -155,7 +155,9 @@ fn source(source: &SourceCheck) -> String {
     }
     text.push_str(&format!(", {}", count(source.rows as u64, "row")));
     if source.weight != 1.0 {
-        text.push_str(&format!(", weight {}", source.weight));
+        let weight = (1e4 * source.weight).round() / 1e4;
+        let visits = group(source.rows_per_epoch as u64);
+        text.push_str(&format!(", weight {weight}: {visits} an epoch"));
     }
     text
 }
@@ -308,6 +310,7 @@ mod tests {
             format: "format \"text\" (the first 64 rows have text)".into(),
             rows: 600,
             weight,
+            rows_per_epoch: (600.0 * weight) as usize,
         };
         let counts = |rows, tokens, supervised_tokens| RowCounts {
             rows,
@@ -342,7 +345,7 @@ mod tests {
         assert!(!check.is_sound());
         assert_snapshot!(text(&check, None), @r#"
         source    a.jsonl: format "text" (the first 64 rows have text), 600 rows
-        source    docs: format "text" (the first 64 rows have text), 12 files, 600 rows, weight 0.5
+        source    docs: format "text" (the first 64 rows have text), 12 files, 600 rows, weight 0.5: 300 an epoch
         rows      1,140 rows, 123,456 tokens, 34,567 supervised; 5 left out; 2 cut; longest 3,000 tokens
         held out  60 rows, 6,000 tokens, 2,000 supervised; a share of the rows
         batches   packed: 840 rows per epoch, 50 packs, 25 micro-batches, 95.70 % full, 4,400 of 102,400 positions are padding

@@ -201,6 +201,7 @@ fn key(
         data,
         fields,
         overlong,
+        split_overlap,
         skip_bad_rows,
         limits,
     } = options;
@@ -213,6 +214,10 @@ fn key(
         )
         .as_bytes(),
     );
+    // Files of before have no word of it.
+    if *split_overlap != 1 {
+        part(format!("overlap {split_overlap}").as_bytes());
+    }
     for (ours, theirs) in fields.pairs() {
         part(ours.as_bytes());
         part(theirs.as_bytes());

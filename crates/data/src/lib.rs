@@ -76,7 +76,7 @@ pub use error::{DataError, JsonFault, SpanError, TemplateError};
 pub use eval_split::{EvalSplit, count_seen, split_fraction};
 pub use findings::{Finding, Findings, RowPlace};
 pub use format::{FieldMap, Format};
-pub use loader::{Loader, LoaderOptions, LoaderState};
+pub use loader::{Loader, LoaderOptions, LoaderState, MOST_VISITS, SourceShare};
 pub use options::DataOptions;
 pub use pack::{Batching, Density};
 pub use pipeline::{

@@ -36,9 +36,39 @@ pub struct LoaderOptions {
     pub shuffle: bool,
     /// Which rows share a micro-batch.
     pub batching: Batching,
-    /// How many rows each source has, in the order of the rows, and how often an epoch visits each
-    /// of them; empty if every row is visited once.
-    pub sources: Vec<(usize, f64)>,
+    /// The sources in the order of the rows; empty if every row is visited once.
+    pub sources: Vec<SourceShare>,
+}
+
+/// What an epoch visits of a source.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SourceShare {
+    /// Rows that it has.
+    pub rows: usize,
+    /// How often an epoch visits each of them, to a whole number of rows.
+    pub weight: f64,
+    /// Whether an epoch goes on with the rows where the one before stopped, so that none comes again before all others
+    /// have; else each epoch chooses anew.
+    pub in_turn: bool,
+}
+
+impl SourceShare {
+    /// How many rows an epoch visits, one that it visits twice counted twice.
+    #[must_use]
+    pub fn visits(&self) -> usize {
+        (self.rows as f64 * self.weight).round() as usize
+    }
+}
+
+/// Rows and weight, chosen anew in each epoch.
+impl From<(usize, f64)> for SourceShare {
+    fn from((rows, weight): (usize, f64)) -> Self {
+        Self {
+            rows,
+            weight,
+            in_turn: false,
+        }
+    }
 }
 
 /// Deals out row numbers.
@@ -272,7 +302,7 @@ impl Loader {
             ..
         } = &self.options;
         // Where weights choose rows, other epochs have other ones, and a row may come twice.
-        let same_rows = sources.iter().all(|(_, weight)| *weight == 1.0);
+        let same_rows = sources.iter().all(|source| source.weight == 1.0);
         let packs = if same_rows {
             self.packs()
         } else {
@@ -369,50 +399,51 @@ impl Loader {
     }
 }
 
-fn check_sources(rows: usize, sources: &[(usize, f64)]) -> Result<(), DataError> {
+fn check_sources(rows: usize, sources: &[SourceShare]) -> Result<(), DataError> {
     if sources.is_empty() {
         return Ok(());
     }
-    let all: usize = sources.iter().map(|(rows, _)| rows).sum();
+    let all: usize = sources.iter().map(|source| source.rows).sum();
     if all != rows {
         return Err(refuse("sources", format!("{rows} rows in all"), all));
     }
-    if let Some((_, weight)) = sources
-        .iter()
-        .find(|(_, weight)| !(*weight > 0.0 && *weight <= 1000.0))
-    {
+    let fits = |weight: f64| weight > 0.0 && weight <= MOST_VISITS;
+    if let Some(source) = sources.iter().find(|source| !fits(source.weight)) {
         return Err(refuse(
             "weight",
             "a number above 0 and at most 1000",
-            weight,
+            source.weight,
         ));
     }
-    let visited: usize = sources.iter().map(|source| visits_of(*source)).sum();
+    let visited: usize = sources.iter().map(SourceShare::visits).sum();
     match visited {
         0 => Err(refuse("weight", "weights that visit some rows", "none")),
         _ => Ok(()),
     }
 }
 
-/// How many rows of a source an epoch visits.
-fn visits_of((rows, weight): (usize, f64)) -> usize {
-    (rows as f64 * weight).round() as usize
-}
+/// How often an epoch may visit a row.
+pub const MOST_VISITS: f64 = 1000.0;
 
 /// The rows that an epoch visits, in their own order.
 fn visits(rows: usize, options: &LoaderOptions, epoch: u64) -> Vec<usize> {
     /// Sets the choice of rows apart from the order of rows.
     const CHOICE: u64 = 0xC401_CE00;
-    if options.sources.iter().all(|(_, weight)| *weight == 1.0) {
+    if options.sources.iter().all(|source| source.weight == 1.0) {
         return (0..rows).collect();
     }
     let mut visits = Vec::new();
     let mut first = 0;
     let mut rng = SplitMix64::stream(options.seed ^ CHOICE, epoch);
     for source in &options.sources {
-        let all: Vec<usize> = (first..first + source.0).collect();
-        first += source.0;
-        let mut left = visits_of(*source);
+        let all: Vec<usize> = (first..first + source.rows).collect();
+        if source.in_turn {
+            visits.extend(in_turn(&all, source.visits(), options.seed, epoch));
+            first += source.rows;
+            continue;
+        }
+        first += source.rows;
+        let mut left = source.visits();
         while left >= all.len() && left > 0 {
             visits.extend(&all);
             left -= all.len();
@@ -423,6 +454,35 @@ fn visits(rows: usize, options: &LoaderOptions, epoch: u64) -> Vec<usize> {
         some.sort_unstable();
         visits.extend(some);
     }
+    visits
+}
+
+/// The rows of a source that an epoch visits, `count` in each: one pass over the rows follows the other, each in an order
+/// of its own, and epochs take what comes next.
+fn in_turn(rows: &[usize], count: usize, seed: u64, epoch: u64) -> Vec<usize> {
+    /// Sets the order of a pass apart from that of an epoch.
+    const PASS: u64 = 0x9A55_0000;
+    let Some(first) = rows.first() else {
+        return Vec::new();
+    };
+    let (length, count) = (rows.len() as u64, count as u64);
+    let (start, end) = (
+        epoch.saturating_mul(count),
+        epoch.saturating_add(1).saturating_mul(count),
+    );
+    let mut visits = Vec::new();
+    let mut at = start;
+    while at < end {
+        let pass = at / length;
+        let mut order = rows.to_vec();
+        let stream = seed ^ PASS ^ (*first as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        SplitMix64::stream(stream, pass).shuffle(&mut order);
+        let until = end.min((pass + 1).saturating_mul(length));
+        let inside = (at - pass * length) as usize..(until - pass * length) as usize;
+        visits.extend(&order[inside]);
+        at = until;
+    }
+    visits.sort_unstable();
     visits
 }
 

@@ -9,6 +9,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::IGNORE_INDEX;
 use crate::answers::{Answers, supervised_tokens};
 use crate::broken::BrokenRows;
 use crate::conversation::Record;
@@ -73,6 +74,9 @@ pub struct TokenizeOptions {
     pub fields: FieldMap,
     /// What becomes of rows that are too long.
     pub overlong: Overlong,
+    /// Tokens that a part of a row that is split repeats of the one before it, as context that is not trained again; at
+    /// least 1, which nothing predicts anyway.
+    pub split_overlap: usize,
     /// How many rows may be unusable; they are listed in [`Outcome::skipped`].
     pub skip_bad_rows: usize,
     /// How far compressed files may grow.
@@ -85,6 +89,7 @@ impl From<DataOptions> for TokenizeOptions {
             data,
             fields: FieldMap::default(),
             overlong: Overlong::default(),
+            split_overlap: 1,
             skip_bad_rows: 0,
             limits: DecompressLimits::default(),
         }
@@ -118,6 +123,14 @@ impl TokenizeOptions {
                 option: "overlong",
                 expected: "\"truncate\" or \"drop\": half a conversation makes no sense".to_owned(),
                 actual: format!("\"split\" with format \"{}\"", self.data.format),
+            });
+        }
+        let longest = self.data.max_seq_length;
+        if self.overlong == Overlong::Split && !(1..longest).contains(&self.split_overlap) {
+            return Err(DataError::Option {
+                option: "split_overlap",
+                expected: format!("at least 1 and below max_seq_length, {longest}"),
+                actual: self.split_overlap.to_string(),
             });
         }
         Ok(())
@@ -535,7 +548,7 @@ fn prepare(
     let too_long = length > limit;
     let mut pieces = match options.overlong {
         Overlong::Drop if too_long => Vec::new(),
-        Overlong::Split => split(&input_ids, &labels, limit),
+        Overlong::Split => split(&input_ids, &labels, limit, options.split_overlap),
         Overlong::Truncate | Overlong::Drop => {
             let (input_ids, labels, cut) = answers.cut((input_ids, labels), limit);
             answers = cut;
@@ -602,18 +615,23 @@ pub(crate) fn parse_row(
     Ok((record, unread))
 }
 
-/// Pieces of at most `limit` tokens; each begins with the last token of the one before, so that
-/// every token but the first is predicted once.
-fn split(ids: &[u32], labels: &[i64], limit: usize) -> Vec<(Vec<u32>, Vec<i64>)> {
+/// Pieces of at most `limit` tokens; each begins with the last `overlap` tokens of the one before, and every token but the
+/// first is trained once, in the first piece that predicts it.
+fn split(ids: &[u32], labels: &[i64], limit: usize, overlap: usize) -> Vec<(Vec<u32>, Vec<i64>)> {
     let mut pieces = Vec::new();
     let mut start = 0;
     loop {
         let end = ids.len().min(start + limit);
-        pieces.push((ids[start..end].to_vec(), labels[start..end].to_vec()));
+        let mut trained = labels[start..end].to_vec();
+        if start > 0 {
+            // Nothing predicts the first.
+            trained[1..overlap].fill(IGNORE_INDEX);
+        }
+        pieces.push((ids[start..end].to_vec(), trained));
         if end == ids.len() {
             return pieces;
         }
-        start = end - 1;
+        start = end - overlap;
     }
 }
 

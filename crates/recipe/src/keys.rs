@@ -392,7 +392,12 @@ pub const KEYS: &[Key] = &[
     optional(
         "data.train",
         r#""train.jsonl""#,
-        "Training rows: a file, a folder, a glob, a hub data set (org/name:split), a table with path, weight, format and fields, or a list of these.",
+        "Training rows: a file, a folder, a glob, a hub data set (org/name:split), a table with path, weight (or epochs, or share), format and fields, or a list of these.",
+    ),
+    optional(
+        "data.mixing_temperature",
+        "2.0",
+        "How sources of data.train are mixed: an epoch visits each by its rows to the power of 1 / this; 1 is as many rows as it has, large values as many rows of each. Left out: by the weight, epochs or share of each.",
     ),
     optional(
         "data.eval",
@@ -433,6 +438,11 @@ pub const KEYS: &[Key] = &[
         "data.overlong",
         r#""truncate""#,
         "Rows longer than max_seq_length: truncate cuts their end, drop leaves them out, split makes several of them (text only).",
+    ),
+    optional(
+        "data.split_overlap",
+        "64",
+        "Tokens that each part of a row repeats of the part before, as context that is not trained again; only with overlong = \"split\". Left out: 1, which nothing predicts.",
     ),
     change(
         key(

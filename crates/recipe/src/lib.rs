@@ -19,6 +19,7 @@ mod eval_metric;
 mod foreign;
 mod groups;
 mod keys;
+mod mixing;
 mod modules;
 mod names;
 pub mod no_effect;

@@ -21,7 +21,13 @@ const TAIL: &str = "\
   `grad_accumulation_steps` does not change the gradient of those rows.
 - `data.train` is a file, folder, glob or hub data set (`org/name`, `org/name:split`, `org/name@revision:config/split`), a
   table `{ path = \"…\", weight = 0.5, format = \"…\", fields = { … } }`, or a list of these. An epoch visits each row of a
-  source `weight` times; 0.5 visits half of them, others each epoch.
+  source `weight` times; 0.5 visits half of them, others each epoch. In place of `weight`, `epochs = 1` lets the whole run (of
+  `train.epochs`) visit each of its rows once, and `share = 0.1` lets it fill a tenth of the rows of every epoch, beside those that the
+  other sources give: both to a whole number of rows an epoch, and going through the rows in turn, so that none comes again before all
+  others have. `data.mixing_temperature` chooses all weights instead: of as many rows as there are, a source of n gets its part by
+  n^(1/T). `data check` says how many rows of each source an epoch visits.
+- `data.overlong = \"split\"` makes parts of long `text` rows. The first has the BOS token, the last the end token, as the whole row would.
+  With `split_overlap = 256` each part begins with the last 256 tokens of the one before, which are not trained a second time.
 - `data.eval` is the same, or a share of the training rows such as `0.05`, chosen by the seed and by what rows say, so that
   equal rows stay on one side. Rows of a file of its own that are also learned from are counted and noted.
 - `data.eval_sets` has further rows to measure, such as those of tasks that must not be forgotten: `{ general = \"general.jsonl\" }`.

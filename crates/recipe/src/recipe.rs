@@ -164,6 +164,9 @@ impl LoraRecipe {
 pub struct DataRecipe {
     /// Rows to learn from.
     pub train: Sources,
+    /// What sources are mixed by, 1 or more: each is visited by its rows to the power of 1 / this; `None` is as they say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mixing_temperature: Option<f64>,
     /// Rows held out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eval: Option<EvalRecipe>,
@@ -185,6 +188,9 @@ pub struct DataRecipe {
     pub train_on: Supervision,
     /// What becomes of rows that are too long.
     pub overlong: Overlong,
+    /// Tokens that parts of a split row have in common, 1 or more and below the maximum length; only where rows are split.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub split_overlap: Option<usize>,
     /// Which rows share a micro-batch.
     pub batching: RowBatching,
     /// Broken rows that may be passed over.

@@ -4,12 +4,13 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use backdraft_arch::{AdapterStart, FourBitFormat, ModuleNames, Precision};
-use backdraft_data::{BuiltinTemplate, Format, Supervision};
+use backdraft_data::{BuiltinTemplate, Format, Overlong, Supervision};
 use backdraft_plan::ActivationPolicy;
 
 use crate::bases::{Bases, Origin, is_hub_id};
 use crate::data_format::DataFormat;
 use crate::eval_metric::eval_metric;
+use crate::mixing;
 use crate::objective::objective;
 use crate::precision::Bits;
 use crate::problem::{Problem, ProblemKind};
@@ -93,7 +94,12 @@ fn top(reader: &mut Reader<'_>, bases: &Bases<'_>, origin: Origin) -> Recipe {
         let instead = "a reward model's adapter has no rows of tokens; train the tokens first, merge, and go on from that";
         reader.conflict("tokens.add", "objective.kind = \"reward\"", instead);
     }
-    let data = data(reader, bases);
+    let max_seq_length = reader.checked(
+        "max_seq_length",
+        "a whole number, 2 or more",
+        |length: &usize| *length >= 2,
+    );
+    let data = data(reader, bases, max_seq_length);
     if objective != ObjectiveRecipe::Sft && data.batching == RowBatching::Padded {
         let instead =
             "answers are compared without padding; write batching = \"padding-free\" or \"packed\"";
@@ -104,6 +110,7 @@ fn top(reader: &mut Reader<'_>, bases: &Bases<'_>, origin: Origin) -> Recipe {
         early_stopping_eval: early_stopping_eval(reader, &data),
         ..train(reader, &objective)
     };
+    mixing::check(reader, &data, train.length);
     whole::check(reader, &lora, &objective, train.optimizer);
     trainable::check(
         reader,
@@ -126,11 +133,7 @@ fn top(reader: &mut Reader<'_>, bases: &Bases<'_>, origin: Origin) -> Recipe {
         dtype: reader.value("dtype"),
         load_in_4bit,
         load_in_8bit,
-        max_seq_length: reader.checked(
-            "max_seq_length",
-            "a whole number, 2 or more",
-            |length: &usize| *length >= 2,
-        ),
+        max_seq_length,
         activation_policy,
         memory_budget,
         activation_offloading: reader.value("activation_offloading"),
@@ -468,11 +471,13 @@ fn layers(reader: &mut Reader<'_>) -> Option<Vec<usize>> {
     Some(layers)
 }
 
-fn data(reader: &mut Reader<'_>, bases: &Bases<'_>) -> DataRecipe {
+fn data(reader: &mut Reader<'_>, bases: &Bases<'_>, max_seq_length: usize) -> DataRecipe {
     let format: DataFormat = reader.value("data.format");
     let train = sources::train(reader, bases);
     let own_formats = train.0.iter().any(|source| source.format.is_some());
+    let overlong = reader.value("data.overlong");
     DataRecipe {
+        mixing_temperature: mixing::temperature(reader, &train),
         train,
         eval: sources::eval(reader, bases),
         eval_sets: sources::eval_sets(reader, bases),
@@ -481,11 +486,31 @@ fn data(reader: &mut Reader<'_>, bases: &Bases<'_>) -> DataRecipe {
         chat_template: chat_template(reader, bases),
         prompt_template: template(reader, format, own_formats),
         train_on: train_on(reader, format),
-        overlong: reader.value("data.overlong"),
+        overlong,
+        split_overlap: split_overlap(reader, overlong, max_seq_length),
         batching: reader.value("data.batching"),
         skip_bad_rows: reader.value("data.skip_bad_rows"),
         cache: cache(reader, bases),
     }
+}
+
+/// Tokens that parts have in common, where rows are split.
+fn split_overlap(
+    reader: &mut Reader<'_>,
+    overlong: Overlong,
+    max_seq_length: usize,
+) -> Option<usize> {
+    const KEY: &str = "data.split_overlap";
+    let overlap = reader.optional(KEY)?;
+    if overlong != Overlong::Split {
+        let other = format!("`overlong = \"{}\"`", overlong.name());
+        let instead =
+            "only rows that are split have parts; write overlong = \"split\", or take it out";
+        reader.conflict(KEY, other, instead);
+    } else if !(1..max_seq_length).contains(&overlap) {
+        reader.reject(KEY, "a whole number, at least 1 and below max_seq_length");
+    }
+    Some(overlap)
 }
 
 /// A built-in name, else a file.

@@ -20,6 +20,10 @@ pub struct SourceRecipe {
     pub path: String,
     /// How often an epoch visits each of its rows, above 0.
     pub weight: f64,
+    /// How often the whole run visits each of its rows, in place of a weight.
+    pub epochs: Option<f64>,
+    /// Which part of the rows of an epoch are its rows, in place of a weight; above 0 and below 1.
+    pub share: Option<f64>,
     /// Shape of its rows; `None` is `data.format`.
     pub format: Option<DataFormat>,
     /// Its names for the fields of the format; `None` is `data.fields`.
@@ -32,24 +36,34 @@ impl Serialize for SourceRecipe {
         #[derive(Serialize)]
         struct Table<'a> {
             path: &'a str,
-            weight: f64,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            weight: Option<f64>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            epochs: Option<f64>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            share: Option<f64>,
             #[serde(skip_serializing_if = "Option::is_none")]
             format: Option<DataFormat>,
             #[serde(skip_serializing_if = "Option::is_none")]
             fields: &'a Option<BTreeMap<String, String>>,
         }
-        if self.weight == 1.0 && self.format.is_none() && self.fields.is_none() {
-            return self.path.serialize(serializer);
-        }
         let Self {
             path,
             weight,
+            epochs,
+            share,
             format,
             fields,
         } = self;
+        let is_plain = self.is_visited_once() && format.is_none() && fields.is_none();
+        if is_plain {
+            return path.serialize(serializer);
+        }
         Table {
             path,
-            weight: *weight,
+            weight: (epochs.is_none() && share.is_none()).then_some(*weight),
+            epochs: *epochs,
+            share: *share,
             format: *format,
             fields,
         }
@@ -87,7 +101,7 @@ const EVAL_EXPECTED: &str =
     "a path or a list of them as data.train does, or a share of the training rows such as 0.05";
 const EVAL_SETS: &str = "data.eval_sets";
 const EVAL_SETS_EXPECTED: &str = "a table of names and sources as in data.train, such as { general = \"general.jsonl\" }; a name has letters, digits, - and _, and is not eval";
-const TABLE_KEYS: [&str; 4] = ["path", "weight", "format", "fields"];
+const TABLE_KEYS: [&str; 6] = ["path", "weight", "epochs", "share", "format", "fields"];
 
 pub(crate) fn train(reader: &mut Reader<'_>, bases: &Bases<'_>) -> Sources {
     match reader.entry(TRAIN) {
@@ -182,6 +196,8 @@ fn plain(path: &str, place: &Place, bases: &Bases<'_>) -> SourceRecipe {
     SourceRecipe {
         path: locate(path, place, bases),
         weight: 1.0,
+        epochs: None,
+        share: None,
         format: None,
         fields: None,
     }
@@ -212,19 +228,9 @@ fn table(
         let full = format!("{key}.{name}");
         match name.as_str() {
             "path" => path = Some(reader.decode::<String>(&full, entry, "a path")),
-            "weight" => {
-                const WEIGHT: &str = "a number above 0, at most 1000";
-                let text = entry.text.clone();
-                source.weight = reader.decode(&full, entry, WEIGHT);
-                if !(source.weight > 0.0 && source.weight <= 1000.0) {
-                    let kind = ProblemKind::Value {
-                        key: full,
-                        expected: WEIGHT,
-                        actual: text,
-                    };
-                    reader.report_once(place.clone(), kind);
-                }
-            }
+            "weight" => source.weight = number(reader, &full, entry, VISITS),
+            "epochs" => source.epochs = Some(number(reader, &full, entry, VISITS)),
+            "share" => source.share = Some(number(reader, &full, entry, SHARE)),
             "format" => source.format = Some(reader.decode(&full, entry, "a name in quotes")),
             "fields" => source.fields = Some(reader.decode(&full, entry, crate::reader::FIELDS)),
             _ => {
@@ -250,6 +256,26 @@ fn table(
     source
 }
 
+/// What a number of a source has to be: in words, and up to which.
+type Range = (&'static str, f64);
+
+const VISITS: Range = ("a number above 0, at most 1000", 1000.0);
+const SHARE: Range = ("a number above 0, below 1", 1.0 - f64::EPSILON);
+
+fn number(reader: &mut Reader<'_>, key: &str, entry: Entry<'_>, (expected, most): Range) -> f64 {
+    let (text, place) = (entry.text.clone(), entry.place.clone());
+    let value = reader.decode(key, entry, expected);
+    if !(value > 0.0 && value <= most) {
+        let kind = ProblemKind::Value {
+            key: key.to_owned(),
+            expected,
+            actual: text,
+        };
+        reader.report_once(place, kind);
+    }
+    value
+}
+
 /// A path becomes absolute, a hub data set stays as it is.
 fn locate(spec: &str, place: &Place, bases: &Bases<'_>) -> String {
     let path = bases.of(place).join(spec);
@@ -266,6 +292,12 @@ fn locate(spec: &str, place: &Place, bases: &Bases<'_>) -> String {
 }
 
 impl SourceRecipe {
+    /// Whether an epoch visits each row once, as far as the source says.
+    #[must_use]
+    pub fn is_visited_once(&self) -> bool {
+        self.weight == 1.0 && self.epochs.is_none() && self.share.is_none()
+    }
+
     /// Whether the source is a hub data set.
     #[must_use]
     pub fn is_hub(&self) -> bool {

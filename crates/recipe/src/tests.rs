@@ -175,6 +175,8 @@ fn every_example_in_the_table_of_keys_is_valid() {
             ("objective", "center_rewards_coefficient") => Some("objective.kind=\"reward\""),
             ("objective", name) if name.ends_with("able_weight") => Some("objective.kind=\"kto\""),
             ("objective", _) => Some("objective.kind=\"dpo\""),
+            ("data", "mixing_temperature") => Some("data.train=[\"a.jsonl\", \"b.jsonl\"]"),
+            ("data", "split_overlap") => Some("data.overlong=\"split\""),
             ("train", "early_stopping_eval") => Some("data.eval_sets={ general = \"g.jsonl\" }"),
             ("train", "momentum") => Some("train.optimizer=\"sgd\""),
             _ => None,
@@ -192,6 +194,8 @@ fn source(path: &str) -> SourceRecipe {
     SourceRecipe {
         path: path.into(),
         weight: 1.0,
+        epochs: None,
+        share: None,
         format: None,
         fields: None,
     }
@@ -397,7 +401,7 @@ optimizer = "adamw_8bit"
       line 17: `train.max_steps` does not go with `train.epochs`: keep the one you mean
       --set nonsense: an override is written section.key=value, for instance train.learning_rate=1e-4
       --set train.lr=1e-3: unknown key `train.lr`; here it is `train.learning_rate`: write `train.learning_rate = 1e-3`
-      `data.train` is missing: Training rows: a file, a folder, a glob, a hub data set (org/name:split), a table with path, weight, format and fields, or a list of these. For instance `data.train = "train.jsonl"`
+      `data.train` is missing: Training rows: a file, a folder, a glob, a hub data set (org/name:split), a table with path, weight (or epochs, or share), format and fields, or a list of these. For instance `data.train = "train.jsonl"`
     "#);
 }
 
@@ -420,7 +424,7 @@ fn missing_keys() {
     assert_snapshot!(read("", &[]).unwrap_err(), @r#"
     2 problems in the recipe recipe.toml:
       `model` is missing: The model to fine-tune: a hub id, a Hugging Face directory, or a .gguf file. For instance `model = "HuggingFaceTB/SmolLM2-135M-Instruct"`
-      `data.train` is missing: Training rows: a file, a folder, a glob, a hub data set (org/name:split), a table with path, weight, format and fields, or a list of these. For instance `data.train = "train.jsonl"`
+      `data.train` is missing: Training rows: a file, a folder, a glob, a hub data set (org/name:split), a table with path, weight (or epochs, or share), format and fields, or a list of these. For instance `data.train = "train.jsonl"`
     "#);
 }
 
@@ -439,7 +443,7 @@ fn unknown_keys() {
       line 2: `train` is a section: write `[train]` on its own line and its keys below, for instance `micro_batch_size = 2`
       line 3: unknown key `rank`; did you mean `lora.rank`?
       line 4: unknown key `learning-rate`; did you mean `train.learning_rate`?
-      `data.train` is missing: Training rows: a file, a folder, a glob, a hub data set (org/name:split), a table with path, weight, format and fields, or a list of these. For instance `data.train = "train.jsonl"`
+      `data.train` is missing: Training rows: a file, a folder, a glob, a hub data set (org/name:split), a table with path, weight (or epochs, or share), format and fields, or a list of these. For instance `data.train = "train.jsonl"`
     "#);
     assert_snapshot!(problems_of_override("train.learning_rates=1"), @"
     one problem in the recipe recipe.toml:
@@ -1000,8 +1004,13 @@ fn the_template_as_a_whole() {
 
     [data]
     # Training rows: a file, a folder, a glob, a hub data set (org/name:split), a table with path,
-    # weight, format and fields, or a list of these.
+    # weight (or epochs, or share), format and fields, or a list of these.
     train = "train.jsonl"
+
+    # How sources of data.train are mixed: an epoch visits each by its rows to the power of 1 / this; 1
+    # is as many rows as it has, large values as many rows of each. Left out: by the weight, epochs or
+    # share of each.
+    # mixing_temperature = 2.0
 
     # Rows held out, to see over-fitting: sources as in train, or a share of its rows such as 0.05,
     # chosen by the seed. Left out: no evaluation.
@@ -1034,6 +1043,10 @@ fn the_template_as_a_whole() {
     # Rows longer than max_seq_length: truncate cuts their end, drop leaves them out, split makes
     # several of them (text only).
     overlong = "truncate"
+
+    # Tokens that each part of a row repeats of the part before, as context that is not trained again;
+    # only with overlong = "split". Left out: 1, which nothing predicts.
+    # split_overlap = 64
 
     # Rows of a micro-batch: padding-free lays them end to end; packed does so with packs of rows that
     # fill max_seq_length, and counts packs as rows; padded fills up similar ones, for comparison. A

@@ -19,6 +19,7 @@ use backdraft_recipe::{
 use serde::Serialize;
 
 use crate::error::{FetchError, TrainError};
+use crate::mixing::shares;
 
 /// The tokenizer of a model.
 ///
@@ -288,9 +289,16 @@ impl RunData {
     /// # Errors
     /// Options that cannot work together.
     pub fn dealt_as(&self, recipe: &Recipe) -> Result<Self, TrainError> {
-        let sources = self.loader.options().sources.clone();
+        let rows: Vec<usize> = self
+            .loader
+            .options()
+            .sources
+            .iter()
+            .map(|it| it.rows)
+            .collect();
         let mut data = self.clone();
-        data.loader = loader(recipe, &self.train, sources)?;
+        data.loader = loader(recipe, &self.train, &rows)?;
+        data.check.note_visits(&data.loader);
         data.check.density = data.loader.density().unwrap_or_default();
         Ok(data)
     }
@@ -381,6 +389,8 @@ pub struct SourceCheck {
     pub rows: usize,
     /// How often an epoch visits each of them.
     pub weight: f64,
+    /// Rows that an epoch visits, one that it visits twice counted twice.
+    pub rows_per_epoch: usize,
 }
 
 /// A file of tokenised rows.
@@ -425,6 +435,14 @@ impl DataCheck {
             write_file(path, &lines, Existing::Replace)?;
         }
         Ok(!lines.is_empty())
+    }
+
+    /// Says of each source to learn from how often an epoch visits its rows.
+    fn note_visits(&mut self, loader: &Loader) {
+        for (source, share) in self.sources.iter_mut().zip(&loader.options().sources) {
+            source.weight = share.weight;
+            source.rows_per_epoch = share.visits();
+        }
     }
 
     /// What became of the rows to learn from.
@@ -518,12 +536,14 @@ pub fn load(
             .chain(&eval_outcome)
             .chain(set_checks.iter().map(|set| &set.outcome)),
     )?;
-    let loader = loader(recipe, &train, train.source_rows(&plain(&sources.train)))?;
+    let rows = train.source_rows(&plain(&sources.train)).into_iter();
+    let rows: Vec<usize> = rows.map(|(rows, _)| rows).collect();
+    let loader = loader(recipe, &train, &rows)?;
     let uses_template = sources
         .train
         .iter()
         .any(|found| needs_chat_template(found, recipe));
-    let check = DataCheck {
+    let mut check = DataCheck {
         sources: described(&sources.train, &outcome),
         train_rows: match sources.eval.is_none() && eval.is_some() {
             true => train.counts(),
@@ -549,6 +569,7 @@ pub fn load(
         template_ends_turns: tokenizer.end_of_turn().is_some(),
         cache,
     };
+    check.note_visits(&loader);
     Ok(RunData {
         tokenizer: Arc::new(tokenizer),
         train,
@@ -671,6 +692,7 @@ fn described(sources: &[FoundSource], outcome: &Outcome) -> Vec<SourceCheck> {
         format: found.format.clone(),
         rows: *rows,
         weight: found.source.weight,
+        rows_per_epoch: *rows,
     };
     sources.iter().zip(rows).map(describe).collect()
 }
@@ -693,11 +715,9 @@ fn needs_chat_template(found: &FoundSource, recipe: &Recipe) -> bool {
     }
 }
 
-fn loader(
-    recipe: &Recipe,
-    train: &RowSet,
-    sources: Vec<(usize, f64)>,
-) -> Result<Loader, TrainError> {
+fn loader(recipe: &Recipe, train: &RowSet, rows: &[usize]) -> Result<Loader, TrainError> {
+    let error = || data_error(Path::new("data"));
+    let sources = shares(recipe, rows).map_err(error())?;
     let options = LoaderOptions {
         micro_batch_size: recipe.train.micro_batch_size,
         grad_accumulation_steps: recipe.train.grad_accumulation_steps,
@@ -706,7 +726,7 @@ fn loader(
         batching: recipe.batching(),
         sources,
     };
-    Loader::with_options(train.lengths(), options).map_err(data_error(Path::new("data")))
+    Loader::with_options(train.lengths(), options).map_err(error())
 }
 
 /// Where tokenised rows are kept: `backdraft/tokens` under `XDG_CACHE_HOME` or `~/.cache`; `None`

@@ -29,6 +29,7 @@ pub mod loader;
 pub mod lock;
 pub mod loss_scale;
 pub mod metrics;
+pub mod mixing;
 pub mod neftune;
 pub mod objective;
 pub mod optimizer;

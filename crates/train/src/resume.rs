@@ -183,6 +183,7 @@ impl Resume {
             let harmless = |key: &str| BY_CONTENT.contains(&key) || HARMLESS.contains(&key);
             differences.retain(|d| !harmless(d.key.as_str()));
             differences.retain(|d| !(may_move && d.key == "quantization.base_memory"));
+            differences.extend(mixing_difference(&was, &recipe));
             self.judge(differences)?;
         }
         Ok(recipe)
@@ -339,6 +340,25 @@ impl Resume {
     pub(crate) fn into_parts(self) -> (RunLock, Option<Saved>) {
         (self.lock, self.from)
     }
+}
+
+/// Rows are compared by what they say, and how often they are visited by the recipe.
+fn mixing_difference(was: &Recipe, now: &Recipe) -> Option<Difference> {
+    let told = |recipe: &Recipe| {
+        let sources = recipe.data.train.0.iter();
+        let sources = sources.map(|source| match (source.epochs, source.share) {
+            (Some(epochs), _) => format!("epochs {epochs}"),
+            (_, Some(share)) => format!("share {share}"),
+            _ => format!("weight {}", source.weight),
+        });
+        sources.collect::<Vec<_>>().join(", ")
+    };
+    let (was, now) = (told(was), told(now));
+    (was != now).then(|| Difference {
+        key: "data.train".to_owned(),
+        was: Some(was),
+        now: Some(now),
+    })
 }
 
 /// Differences between the rows of a checkpoint and those of now.

@@ -87,6 +87,10 @@ fn anything_that_matters_makes_another_file() {
         },
         ..options(30)
     };
+    let overlapping = TokenizeOptions {
+        split_overlap: 2,
+        ..options(30)
+    };
     let own = source.clone().with_rows(
         Format::PromptCompletion,
         FieldMap::new(
@@ -100,6 +104,7 @@ fn anything_that_matters_makes_another_file() {
         load(std::slice::from_ref(&source), &options(29), CHATML, &cache),
         load(std::slice::from_ref(&source), &options(30), &other, &cache),
         load(std::slice::from_ref(&source), &supervision, CHATML, &cache),
+        load(std::slice::from_ref(&source), &overlapping, CHATML, &cache),
         load(
             &[source.clone(), source.clone()],
             &options(30),

@@ -120,7 +120,7 @@ fn options(batching: Batching, sources: &[(usize, f64)]) -> LoaderOptions {
         seed: 42,
         shuffle: true,
         batching,
-        sources: sources.to_vec(),
+        sources: sources.iter().copied().map(SourceShare::from).collect(),
     }
 }
 
@@ -209,6 +209,40 @@ fn refuses_rows_and_sources_that_do_not_fit() {
     insta::assert_snapshot!(message(&[1, 1], &[(2, 0.0)]), @"weight: expected a number above 0 and at most 1000, found 0");
     insta::assert_snapshot!(message(&[1, 1], &[(2, 0.1)]), @"weight: expected weights that visit some rows, found none");
     insta::assert_snapshot!(message(&[], &[]), @"rows: expected at least 1, found 0");
+}
+
+#[test]
+fn rows_in_turn_all_come_before_one_comes_again_and_epochs_go_on_from_each_other() {
+    for (rows, weight, epochs) in [(10, 0.3, 7), (7, 1.0 / 3.0, 9), (4, 2.5, 3), (5, 0.2, 11)] {
+        let share = |rows, weight, in_turn| SourceShare {
+            rows,
+            weight,
+            in_turn,
+        };
+        let options = LoaderOptions {
+            sources: vec![share(6, 1.0, false), share(rows, weight, true)],
+            ..options(Batching::PaddingFree, &[])
+        };
+        let mut loader = Loader::with_options(vec![1; 6 + rows], options.clone()).unwrap();
+        let visits = options.sources[1].visits();
+        let mut counts = vec![0usize; rows];
+        for epoch in 0..epochs {
+            let mut seen = Vec::new();
+            while loader.state().epoch == epoch {
+                seen.extend(loader.next_step().concat());
+            }
+            assert_eq!(seen.len(), 6 + visits);
+            let ours = seen.iter().filter_map(|row| row.checked_sub(6));
+            ours.for_each(|row| counts[row] += 1);
+            let (least, most) = (counts.iter().min().unwrap(), counts.iter().max().unwrap());
+            assert!(most - least <= 1, "{counts:?} after epoch {epoch}");
+            // Where it stands is all that a loader needs to go on.
+            let mut again = Loader::with_options(vec![1; 6 + rows], options.clone()).unwrap();
+            again.restore(loader.state()).unwrap();
+            assert_eq!(again.order, loader.order);
+        }
+        assert_eq!(counts.iter().sum::<usize>(), visits * epochs as usize);
+    }
 }
 
 fn any_batching() -> impl Strategy<Value = Batching> {

@@ -196,6 +196,39 @@ fn long_texts_are_cut_left_out_or_split() {
     let expected: [&[u32]; 4] = [&[s, a, b, c], &[c, d, e, f], &[f, g, EOS], &[s, x, y, EOS]];
     assert_eq!(rows, expected);
     assert_eq!(outcome.report.supervised_tokens, 3 + 3 + 2 + 3);
+    // Three tokens of context, of which the first is predicted by nothing: one more token is trained in each part.
+    let overlapping = |split_overlap| {
+        let options = TokenizeOptions {
+            overlong: Overlong::Split,
+            split_overlap,
+            ..options(Format::Text, 4)
+        };
+        run(&sources, &options)
+    };
+    let (rows, outcome) = overlapping(3).unwrap();
+    let rows: Vec<(Vec<u32>, Vec<i64>)> = (0..rows.len() - 1)
+        .map(|row| rows.row(row).unwrap())
+        .map(|row| (row.input_ids.to_vec(), row.labels[1..].to_vec()))
+        .collect();
+    let id = i64::from;
+    let x = crate::IGNORE_INDEX;
+    let expected = [
+        (vec![s, a, b, c], vec![id(a), id(b), id(c)]),
+        (vec![a, b, c, d], vec![x, x, id(d)]),
+        (vec![b, c, d, e], vec![x, x, id(e)]),
+        (vec![c, d, e, f], vec![x, x, id(f)]),
+        (vec![d, e, f, g], vec![x, x, id(g)]),
+        (vec![e, f, g, EOS], vec![x, x, id(EOS)]),
+    ];
+    assert_eq!(rows, expected);
+    assert_eq!(outcome.report.supervised_tokens, 8 + 3);
+    for wrong in [0, 4] {
+        let error = overlapping(wrong).unwrap_err().to_string();
+        let expected = format!(
+            "split_overlap: expected at least 1 and below max_seq_length, 4, found {wrong}"
+        );
+        assert_eq!(error, expected);
+    }
     let refused = TokenizeOptions {
         overlong: Overlong::Split,
         ..options(Format::Alpaca, 4)
@@ -498,14 +531,15 @@ fn completion_needs_a_format_that_has_one() {
 
 proptest::proptest! {
     #[test]
-    fn pieces_give_back_the_whole(length in 0usize..60, limit in 2usize..20) {
+    fn pieces_give_back_the_whole(length in 0usize..60, limit in 2usize..20, overlap in 0usize..20) {
+        let overlap = 1 + overlap % (limit - 1);
         let ids: Vec<u32> = (0..length as u32).collect();
         let labels: Vec<i64> = (0..length as i64).map(|id| if id % 3 == 0 { IGNORE_INDEX } else { id }).collect();
-        let pieces = split(&ids, &labels, limit);
+        let pieces = split(&ids, &labels, limit, overlap);
         let mut whole: Vec<u32> = Vec::new();
         for (index, (piece, piece_labels)) in pieces.iter().enumerate() {
             proptest::prop_assert!(piece.len() <= limit && piece.len() == piece_labels.len());
-            whole.extend(&piece[usize::from(index > 0)..]);
+            whole.extend(&piece[if index > 0 { overlap } else { 0 }..]);
         }
         proptest::prop_assert_eq!(whole, ids);
         let predicted: usize = pieces.iter().map(|(_, labels)| supervised_tokens(labels)).sum();
