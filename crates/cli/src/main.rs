@@ -20,6 +20,7 @@ mod rows;
 mod session;
 mod shell;
 mod signals;
+mod tracker;
 mod usage;
 
 use std::process::ExitCode;

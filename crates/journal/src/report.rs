@@ -161,7 +161,60 @@ pub struct SetReport {
     pub answers: Option<AnswersReport>,
 }
 
+impl StepReport {
+    /// Its curves by name, as event files and trackers have them.
+    #[must_use]
+    pub fn scalars(&self) -> Vec<(String, f64)> {
+        let mut scalars = vec![
+            ("train/loss", self.loss),
+            ("train/grad_norm", self.grad_norm),
+            ("train/learning_rate", self.learning_rate),
+            ("train/epoch", self.epoch),
+            (
+                "train/tokens_per_second",
+                self.tokens as f64 / self.seconds.max(1e-9),
+            ),
+        ];
+        let penalized = self.penalized_loss;
+        scalars.extend(penalized.map(|loss| ("train/penalized_loss", loss)));
+        with_answers("train", scalars, self.answers.as_ref())
+    }
+}
+
+/// Curves, with those of answers where they are compared.
+fn with_answers(
+    split: &str,
+    scalars: Vec<(&str, f64)>,
+    answers: Option<&AnswersReport>,
+) -> Vec<(String, f64)> {
+    let told = answers.into_iter().flat_map(AnswersReport::scalars);
+    let told = told.map(|(name, value)| (format!("{split}/{name}"), value));
+    let scalars = scalars.into_iter();
+    let scalars = scalars.map(|(name, value)| (name.to_owned(), value));
+    scalars.chain(told).collect()
+}
+
+/// Curves of rows held out, under the name of their split.
+fn held_out_scalars(
+    split: &str,
+    (loss, perplexity): (f64, Option<f64>),
+    answers: Option<&AnswersReport>,
+) -> Vec<(String, f64)> {
+    let names = ["loss", "perplexity"].map(|name| format!("{split}/{name}"));
+    let mut scalars = vec![(names[0].as_str(), loss)];
+    scalars.extend(perplexity.map(|value| (names[1].as_str(), value)));
+    with_answers(split, scalars, answers)
+}
+
 impl SetReport {
+    /// Its curves by name.
+    #[must_use]
+    pub fn scalars(&self) -> Vec<(String, f64)> {
+        let split = format!("eval_{}", self.name);
+        let losses = (self.eval_loss, self.perplexity);
+        held_out_scalars(&split, losses, self.answers.as_ref())
+    }
+
     /// How much the loss has risen since before the first step: what was forgotten, or, below zero, learned.
     #[must_use]
     pub fn change(&self) -> Option<f64> {
@@ -170,6 +223,15 @@ impl SetReport {
 }
 
 impl EvalReport {
+    /// Its curves by name, those of further sets last.
+    #[must_use]
+    pub fn scalars(&self) -> Vec<(String, f64)> {
+        let losses = (self.eval_loss, self.perplexity);
+        let mut scalars = held_out_scalars("eval", losses, self.answers.as_ref());
+        scalars.extend(self.sets.iter().flat_map(SetReport::scalars));
+        scalars
+    }
+
     /// Loss and answers of one of the further sets, or of `data.eval`; none of a set that was not measured.
     #[must_use]
     pub fn of_set(&self, name: Option<&str>) -> Option<(f64, Option<&AnswersReport>)> {

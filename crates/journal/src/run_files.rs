@@ -25,6 +25,9 @@ pub const SAMPLES: &str = "samples.json";
 /// Lists the rows that were passed over, in the output directory.
 pub const SKIPPED: &str = "skipped_rows.jsonl";
 
+/// Which run of a tracker's server it is, without what lets one in.
+pub const TRACKER: &str = "tracker.json";
+
 /// A held-out row as the model answers it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sample {

@@ -793,14 +793,20 @@ pub(crate) const FOREIGN: &[(Foreign, &str)] = &[
         "logging_nan_inf_filter skip_nan check_for_nan",
     ),
     (
+        Like(
+            "tracker.kind",
+            "\"mlflow\" or \"trackio\", with tracker.url",
+        ),
+        "use_mlflow mlflow_tracking_uri mlflow_experiment_name mlflow_run_name mlflow use_trackio trackio trackio_project_name \
+         trackio_run_name",
+    ),
+    (
         NotYet(TRACKERS),
-        "report_to run_name wandb wandb_project wandb_name wandb_run_id wandb_mode wandb_entity wandb_watch wandb_log_model wandb_run_name \
-         wandb_api_key wandb_token wandb_log_unique_prompts use_wandb enable_wandb use_mlflow mlflow_tracking_uri mlflow_experiment_name \
-         mlflow_run_name hf_mlflow_log_artifacts mlflow use_comet comet_api_key comet_workspace comet_project_name comet_experiment_key \
+        "report_to wandb wandb_project wandb_name wandb_run_id wandb_mode wandb_entity wandb_watch wandb_log_model wandb_run_name \
+         wandb_api_key wandb_token wandb_log_unique_prompts use_wandb enable_wandb hf_mlflow_log_artifacts use_comet comet_api_key comet_workspace comet_project_name comet_experiment_key \
          comet_mode comet_online comet_experiment_config comet project project_name use_swanlab swanlab_project swanlab_workspace \
-         swanlab_run_name swanlab_mode swanlab_api_key swanlab_logdir swanlab_lark_webhook_url swanlab_lark_secret swanlab use_trackio \
-         trackio trackio_project_name trackio_run_name trackio_space_id trackio_bucket_id trackio_static_space_id use_otel_metrics \
-         otel_metrics_host otel_metrics_port experiment_name tracker",
+         swanlab_run_name swanlab_mode swanlab_api_key swanlab_logdir swanlab_lark_webhook_url swanlab_lark_secret swanlab trackio_space_id trackio_bucket_id trackio_static_space_id use_otel_metrics \
+         otel_metrics_host otel_metrics_port experiment_name",
     ),
     (
         Always("every run writes tensorboard event files into output_dir/tensorboard; take it out"),

@@ -36,13 +36,14 @@ impl Key {
 }
 
 /// Sections of a recipe, in the order a recipe is written.
-pub const SECTIONS: [&str; 6] = [
+pub const SECTIONS: [&str; 7] = [
     "quantization",
     "lora",
     "tokens",
     "objective",
     "data",
     "train",
+    "tracker",
 ];
 
 /// The section that `tune` reads; a run has none.
@@ -642,6 +643,26 @@ pub const KEYS: &[Key] = &[
         "train.groups",
         r#"[{ match = "q_proj", learning_rate = 1e-4, weight_decay = 0.0 }]"#,
         "Modules whose adapters have a learning rate or a weight decay of their own, as [[train.groups]] tables: match is a name, an end of a path or a regular expression, as in lora.rank_pattern, and the first that matches counts. The schedule, loraplus_lr_ratio and layer_lr_decay go for them too.",
+    ),
+    optional(
+        "tracker.kind",
+        r#""mlflow""#,
+        "A server that is told of the run as well: mlflow, by its REST interface, or trackio. A run never waits for it. Left out: none, and nothing is sent.",
+    ),
+    optional(
+        "tracker.url",
+        r#""http://127.0.0.1:5000""#,
+        "The server's address. What lets one in comes from the environment: MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD; TRACKIO_WRITE_TOKEN.",
+    ),
+    optional(
+        "tracker.experiment",
+        r#""backdraft""#,
+        "MLflow's experiment or Trackio's project, which is made where it is missing. Left out: backdraft.",
+    ),
+    optional(
+        "tracker.run_name",
+        r#""first try""#,
+        "The run's name there. Left out: that of output_dir.",
     ),
 ];
 

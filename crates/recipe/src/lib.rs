@@ -40,6 +40,7 @@ mod support;
 mod sweep;
 mod template;
 mod tokens;
+mod tracker;
 mod trainable;
 mod unknown;
 mod whole;
@@ -68,6 +69,7 @@ pub use sources::{EvalRecipe, SourceRecipe, Sources};
 pub use sweep::{Sweep, SweepMethod, Trial};
 pub use template::Choices;
 pub use tokens::TokensRecipe;
+pub use tracker::{TrackerKind, TrackerRecipe};
 pub use unknown::{foreign as foreign_key, nearest as nearest_key};
 
 #[cfg(test)]

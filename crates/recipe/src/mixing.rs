@@ -2,8 +2,7 @@
 
 use crate::problem::ProblemKind;
 use crate::reader::Reader;
-use crate::recipe::{DataRecipe, Length};
-use crate::sources::{EvalRecipe, SourceRecipe, Sources};
+use crate::{DataRecipe, EvalRecipe, Length, SourceRecipe, Sources};
 
 pub(crate) const TEMPERATURE: &str = "data.mixing_temperature";
 

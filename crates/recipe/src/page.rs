@@ -84,6 +84,8 @@ const TAIL: &str = "\
   the same for all. A group that matches no adapted module is an error.
 - `optimizer = \"schedule_free_adamw\"` and `ema_decay`: evaluations and adapters, those of checkpoints too, are the running mean; what is
   trained lies in the checkpoint's `optimizer.safetensors` beside it.
+- `[tracker]` sends the numbers of steps and evaluations and the recipe's values to a server beside what the run leaves on the disk
+  ([a run](running.md#trackers)). Its keys may change when a run is resumed, which goes on in the same run there.
 - `[sweep]` is what `backdraft tune` goes through ([tuning](tuning.md)); `train` leaves it out and has the recipe's own values. Beside
   its settings stand keys of the recipe with values to try: a list, `\"train.learning_rate\" = [1e-4, 3e-4, 1e-3]`, or a range,
   `{ min = 1e-5, max = 1e-3, scale = \"log\", steps = 5 }`; `scale` is `linear` where it is left out, and `steps`, how many values of

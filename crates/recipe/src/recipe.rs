@@ -27,6 +27,7 @@ use crate::sources::{EvalRecipe, Sources};
 use crate::sweep::{self, Sweep};
 use crate::template::{Choices, template};
 use crate::tokens::TokensRecipe;
+use crate::tracker::TrackerRecipe;
 
 /// A checked recipe with every value resolved. Paths are absolute where the recipe was loaded from a file.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -70,6 +71,9 @@ pub struct Recipe {
     pub data: DataRecipe,
     /// `[train]`
     pub train: TrainRecipe,
+    /// `[tracker]`
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tracker: Option<TrackerRecipe>,
     /// Keys that `[sweep]` names: [`Sweep`] has their values, and a run the recipe's own.
     #[serde(skip)]
     pub swept: Vec<String>,

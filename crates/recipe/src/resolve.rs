@@ -19,6 +19,7 @@ use crate::reader::Reader;
 use crate::schedule::ScheduleKind;
 use crate::scheduler::scheduler;
 use crate::tokens;
+use crate::tracker;
 use crate::trainable;
 use crate::whole;
 use crate::{
@@ -144,6 +145,7 @@ fn top(reader: &mut Reader<'_>, bases: &Bases<'_>, origin: Origin) -> Recipe {
         tokens,
         data,
         train,
+        tracker: tracker::tracker(reader),
         swept: Vec::new(),
     }
 }

@@ -169,6 +169,9 @@ fn every_example_in_the_table_of_keys_is_valid() {
         if key.path == "tokens.descriptions" {
             given.extend(["tokens.add=[\"<tool>\"]", "tokens.init=\"subtokens\""]);
         }
+        if ["experiment", "run_name"].contains(&key.name()) {
+            given.extend(["tracker.kind=\"mlflow\"", "tracker.url=\"http://h\""]);
+        }
         given.extend(match (key.section(), key.name()) {
             ("objective", "kind") => None,
             ("objective", "gamma") => Some("objective.kind=\"simpo\""),
@@ -177,6 +180,8 @@ fn every_example_in_the_table_of_keys_is_valid() {
             ("objective", _) => Some("objective.kind=\"dpo\""),
             ("data", "mixing_temperature") => Some("data.train=[\"a.jsonl\", \"b.jsonl\"]"),
             ("data", "split_overlap") => Some("data.overlong=\"split\""),
+            ("tracker", "kind") => Some("tracker.url=\"http://127.0.0.1:5000\""),
+            ("tracker", "url") => Some("tracker.kind=\"mlflow\""),
             ("train", "early_stopping_eval") => Some("data.eval_sets={ general = \"g.jsonl\" }"),
             ("train", "momentum") => Some("train.optimizer=\"sgd\""),
             _ => None,
@@ -1189,6 +1194,22 @@ fn the_template_as_a_whole() {
     # tables: match is a name, an end of a path or a regular expression, as in lora.rank_pattern, and
     # the first that matches counts. The schedule, loraplus_lr_ratio and layer_lr_decay go for them too.
     # groups = [{ match = "q_proj", learning_rate = 1e-4, weight_decay = 0.0 }]
+
+
+    [tracker]
+    # A server that is told of the run as well: mlflow, by its REST interface, or trackio. A run never
+    # waits for it. Left out: none, and nothing is sent.
+    # kind = "mlflow"
+
+    # The server's address. What lets one in comes from the environment: MLFLOW_TRACKING_TOKEN, or
+    # MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD; TRACKIO_WRITE_TOKEN.
+    # url = "http://127.0.0.1:5000"
+
+    # MLflow's experiment or Trackio's project, which is made where it is missing. Left out: backdraft.
+    # experiment = "backdraft"
+
+    # The run's name there. Left out: that of output_dir.
+    # run_name = "first try"
     "#);
 }
 

@@ -12,7 +12,7 @@ use crate::remove::{clear_folder, entries, remove_file, remove_if_empty};
 
 /// Names of what a run leaves; the recipe last: while it is there, the directory is known to hold a
 /// run.
-const PARTS: [&str; 11] = [
+const PARTS: [&str; 12] = [
     "checkpoints",
     "adapter",
     "model",
@@ -23,6 +23,7 @@ const PARTS: [&str; 11] = [
     report_html::FILE,
     records::FILE,
     run_files::SKIPPED,
+    run_files::TRACKER,
     "recipe.toml",
 ];
 
@@ -110,7 +111,7 @@ mod tests {
         names
     }
 
-    const OURS: [&str; 19] = [
+    const OURS: [&str; 20] = [
         "adapter/adapter_config.json",
         "adapter/adapter_model.safetensors",
         "adapter/chat_template.jinja",
@@ -130,6 +131,7 @@ mod tests {
         "skipped_rows.jsonl",
         "summary.json",
         "tensorboard/events.out.tfevents.1700000000.host.1.0",
+        "tracker.json",
     ];
 
     #[test]

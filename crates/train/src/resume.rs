@@ -27,12 +27,16 @@ const BY_CONTENT: [&str; 6] = [
 
 /// Keys that alter no number of a run: how it is shown and kept, and how its memory is used, under which gradients are
 /// the same bit for bit.
-const HARMLESS: [&str; 9] = [
+const HARMLESS: [&str; 13] = [
     "activation_offloading",
     "activation_policy",
     "data.skip_bad_rows",
     "lora.key_prefix",
     "memory_budget",
+    "tracker.experiment",
+    "tracker.kind",
+    "tracker.run_name",
+    "tracker.url",
     "train.logging_steps",
     "train.sample_rows",
     "train.save_steps",

@@ -299,19 +299,7 @@ impl Loop<'_> {
             answers: metrics.answers,
         };
         self.record("step", &report);
-        let mut scalars = vec![
-            ("train/loss", report.loss),
-            ("train/grad_norm", report.grad_norm),
-            ("train/learning_rate", lr),
-            ("train/epoch", report.epoch),
-            ("train/tokens_per_second", tokens as f64 / seconds.max(1e-9)),
-        ];
-        scalars.extend(
-            report
-                .penalized_loss
-                .map(|loss| ("train/penalized_loss", loss)),
-        );
-        self.plot(number, &with_answers("train", scalars, metrics.answers));
+        self.plot(number, &report.scalars());
         self.tell(|reporter| reporter.step(&report));
         let item = TrainingItem::new(item, progress, Some(number), None);
         self.event(LearnerEvent::ProcessedItem(item));
@@ -749,19 +737,6 @@ impl Loop<'_> {
             self.tell(|reporter| reporter.warn(&error.to_string()));
         }
     }
-}
-
-/// Curves, with those of answers where they are compared.
-fn with_answers(
-    split: &str,
-    scalars: Vec<(&str, f64)>,
-    answers: Option<AnswersReport>,
-) -> Vec<(String, f64)> {
-    let told = answers.iter().flat_map(AnswersReport::scalars);
-    let told = told.map(|(name, value)| (format!("{split}/{name}"), value));
-    let scalars = scalars.into_iter();
-    let scalars = scalars.map(|(name, value)| (name.to_owned(), value));
-    scalars.chain(told).collect()
 }
 
 /// The line of `metrics.jsonl` for something that answers show.

@@ -31,6 +31,7 @@ use crate::reporter::{self, NoDashboard, PlainReporter};
 use crate::session::{self, Loading, quote};
 use crate::shell::CommandLine;
 use crate::signals;
+use crate::tracker::{Ending, Tracking};
 
 /// Fine-tune a LoRA or QLoRA adapter from a recipe
 ///
@@ -293,6 +294,8 @@ fn train_among(
         recipe.train.micro_batch_size,
         recipe.train.grad_accumulation_steps,
     );
+    let tells = shared.is_none_or(|shared| shared.ranks.rank() == 0);
+    let tracking = tells.then(|| Tracking::of(&recipe)).flatten();
     let mut run = prepare(recipe, source, data, &device)?;
     if let Some(shared) = shared {
         run.share(shared.ranks.clone())?;
@@ -320,6 +323,10 @@ fn train_among(
         Some(shared) => Box::new(DashboardReporter::new(shared.clone(), lines)),
         None => Box::new(lines),
     };
+    let reporter = match &tracking {
+        Some(tracking) => tracking.beside(reporter),
+        None => reporter,
+    };
     let watch = Watch {
         reporter,
         renderer: match &dashboard {
@@ -334,6 +341,10 @@ fn train_among(
     let trained = run.train(watch);
     // The terminal is free again before anything is printed.
     drop(dashboard);
+    let notes = tracking.map(|tracking| tracking.end(Ending::of(&trained)));
+    for note in notes.into_iter().flatten() {
+        output.warn(note);
+    }
     let (summary, trained) = trained?;
     // All results are on the disk: nothing that cannot be printed makes the run a failure.
     output.go_on(output.record("summary", &summary));

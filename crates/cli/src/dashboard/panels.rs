@@ -16,7 +16,7 @@ const NAME: usize = "  activations".len();
 
 /// A set's name, as much of it as there is room for.
 fn shortened(name: &str) -> &str {
-    &name[..name.len().min(NAME)]
+    name.get(..NAME).unwrap_or(name)
 }
 
 /// The last step in numbers, and its memory: as many as there are rows for, the more important ones first.

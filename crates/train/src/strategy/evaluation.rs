@@ -8,7 +8,7 @@ use burn::data::dataloader::{DataLoader, Progress};
 use burn::tensor::TensorReadError;
 use burn::train::{InferenceStep, LearnerEvent, TrainingItem};
 
-use super::{Loop, with_answers};
+use super::Loop;
 use crate::checkpoint::{Best, SetStart};
 use crate::early_stopping::{Progress as Patience, cost};
 use crate::error::TrainError;
@@ -86,12 +86,7 @@ impl Loop<'_> {
         report.best = best;
         report.seconds = began.elapsed().as_secs_f64();
         self.record("eval", &report);
-        let mut scalars = vec![("eval/loss", eval_loss)];
-        scalars.extend(report.perplexity.map(|value| ("eval/perplexity", value)));
-        self.plot(step, &with_answers("eval", scalars, answers));
-        for set in &report.sets {
-            self.plot_set(step, set);
-        }
+        self.plot(step, &report.scalars());
         self.tell(|reporter| reporter.eval(&report));
         if let Some(monitor) = &mut self.outcome.monitor {
             monitor.eval(EvalPoint {
@@ -174,21 +169,12 @@ impl Loop<'_> {
         }
         let model = self.learner.model();
         for set in self.measure_sets(&model, 0)? {
-            self.plot_set(0, &set);
+            self.plot(0, &set.scalars());
             self.outcome.set_starts.push(SetStart {
                 name: set.name,
                 eval_loss: set.eval_loss,
             });
         }
         Ok(())
-    }
-
-    fn plot_set(&mut self, step: usize, set: &SetReport) {
-        let split = format!("eval_{}", set.name);
-        let name = |what: &str| format!("{split}/{what}");
-        let (loss, perplexity) = (name("loss"), name("perplexity"));
-        let mut scalars = vec![(loss.as_str(), set.eval_loss)];
-        scalars.extend(set.perplexity.map(|value| (perplexity.as_str(), value)));
-        self.plot(step, &with_answers(&split, scalars, set.answers));
     }
 }

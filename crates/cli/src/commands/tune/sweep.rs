@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use backdraft_formats::{Existing, write_file};
+use backdraft_journal::report::Reporter;
 use backdraft_journal::report_html;
 use backdraft_journal::text::with_causes;
 use backdraft_journal::tuning::{Settings, Standing, TrialReport};
@@ -27,6 +28,7 @@ use crate::output::Output;
 use crate::reporter::NoDashboard;
 use crate::shell::CommandLine;
 use crate::signals;
+use crate::tracker::{Ending, Tracking};
 
 /// The page.
 const PAGE: &str = "tune.html";
@@ -223,18 +225,31 @@ impl Sweeping<'_> {
             step: until,
             control: self.control.of_another_run(),
         };
-        let reporter = TrialReporter {
+        let tracking = Tracking::of(&recipe);
+        let reporter: Box<dyn Reporter> = Box::new(TrialReporter {
             output: self.output,
             name,
             stop: stop.clone(),
+        });
+        let reporter = match &tracking {
+            Some(tracking) => tracking.beside(reporter),
+            None => reporter,
         };
         let left: Result<Left, TrainError> = train_trial(
             &base,
             (recipe.clone(), data),
             (goes_on, &stop),
-            Box::new(reporter),
+            reporter,
             Box::new(NoDashboard),
         );
+        let ending = match &left {
+            Ok(left) if left.ended => Ending::Finished,
+            Ok(_) => Ending::Stopped,
+            Err(_) => Ending::Failed,
+        };
+        for note in tracking.map(|it| it.end(ending)).into_iter().flatten() {
+            self.output.warn(note);
+        }
         let measure = self.state.measure.clone();
         let trial = &mut self.state.trials[index];
         note(trial, (&recipe, &measure), left)?;
