@@ -54,11 +54,7 @@ struct Case {
 }
 
 /// Options beyond the promise, and what the refusal has to name.
-const REFUSED: [(&str, &str); 3] = [
-    ("init_lora_weights", "init_lora_weights"),
-    ("target_modules", "lm_head"),
-    ("target_modules", "embed_tokens"),
-];
+const REFUSED: [(&str, &str); 1] = [("init_lora_weights", "init_lora_weights")];
 
 const RESIZED: &str = "resized";
 
@@ -291,6 +287,19 @@ fn golden_adapters_autodiff() {
                 lengths += 1;
             }
         }
+        for (table, adapter) in model.table_adapters() {
+            for param in adapter.params() {
+                let name = format!("{}.{}", table.path(), param.file_name);
+                let Adapter::Lora(lora) = adapter;
+                let factor = match param.id == lora.lora_a.id {
+                    true => &lora.lora_a,
+                    false => &lora.lora_b,
+                };
+                let grad = values(&factor.val().grad(&tape).unwrap());
+                let expected = case.tensors.f32(&format!("padded.grad.{name}"));
+                TINY_GRADIENT.check(format!("{}, {name}", case.name), &grad, &expected);
+            }
+        }
         let whole = case.model.whole();
         for place in model.whole() {
             let grad = values(&place.tensor.tracked().grad(&tape).unwrap());
@@ -397,10 +406,7 @@ fn golden_adapters_are_saved_and_gone_on_from_as_they_are() {
             let bare = bare.unwrap_or_else(|error| panic!("{name}: {error}"));
             let found = bare.trained(spec).unwrap();
             let both = [&found, &expected].map(|config| {
-                let projections = spec.projections();
-                let adapted = projections.filter(|(l, t)| config.adapts(*l, *t));
-                let adapted = adapted.map(|(l, t)| t.path(l));
-                let settings = adapted.map(|path| {
+                let settings = config.adapted(spec).into_iter().map(|path| {
                     let rank = config.rank_of(&path);
                     (rank, config.scaling_of(&path, rank), path)
                 });

@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::named;
+use crate::spec::ModelSpec;
 use crate::target::{TargetModule, UnknownTarget};
+use crate::token_table::TokenTable;
 use crate::trainable::Trainable;
 
 named! {
@@ -61,6 +63,8 @@ pub struct LoraConfig {
     pub start: AdapterStart,
     /// The adapted projections.
     pub target_modules: Vec<TargetModule>,
+    /// The adapted tables of tokens.
+    pub target_tables: Vec<TokenTable>,
     /// The adapted layers, all where absent.
     pub layers_to_transform: Option<Vec<usize>>,
     /// The adapted modules among those by their paths, where not all of them are.
@@ -89,6 +93,7 @@ impl Default for LoraConfig {
             use_dora: false,
             start: AdapterStart::Default,
             target_modules: TargetModule::USUAL.to_vec(),
+            target_tables: Vec::new(),
             layers_to_transform: None,
             modules: None,
             rank_pattern: BTreeMap::new(),
@@ -136,21 +141,55 @@ impl LoraConfig {
                 .is_none_or(|modules| modules.contains(&target.path(layer)))
     }
 
-    /// What PEFT calls `target_modules`: names of projections, or paths where those do not say it.
+    /// Whether a table of tokens is adapted.
+    #[must_use]
+    pub fn adapts_table(&self, table: TokenTable) -> bool {
+        self.target_tables.contains(&table)
+    }
+
+    /// The paths of the adapted modules of a model of that shape: projections in the order of layers, then tables.
+    #[must_use]
+    pub fn adapted(&self, spec: &ModelSpec) -> Vec<String> {
+        let projections = spec.projections();
+        let projections = projections.filter(|(layer, target)| self.adapts(*layer, *target));
+        let projections = projections.map(|(layer, target)| target.path(layer));
+        let tables = TokenTable::adaptable(spec).filter(|table| self.adapts_table(*table));
+        projections
+            .chain(tables.map(|table| table.path().to_owned()))
+            .collect()
+    }
+
+    /// What PEFT calls `target_modules`: names of projections and tables, or paths where those do not say it.
     #[must_use]
     pub fn module_names(&self) -> Vec<String> {
-        match &self.modules {
+        let mut names: Vec<String> = match &self.modules {
             Some(modules) => modules.iter().cloned().collect(),
             None => (self.target_modules.iter())
                 .map(|target| target.name().to_owned())
                 .collect(),
-        }
+        };
+        // Where layers are chosen, a name alone is one in a layer.
+        let by_path = self.layers_to_transform.is_some() || self.modules.is_some();
+        let name = |table: &TokenTable| match by_path {
+            true => table.path(),
+            false => table.name(),
+        };
+        names.extend(
+            self.target_tables
+                .iter()
+                .map(|table| name(table).to_owned()),
+        );
+        names
     }
 
     /// The same for just these modules of a model of `num_layers` layers, given by their paths, in as few words as that
     /// takes: projections and layers, or the paths.
     #[must_use]
-    pub fn with_modules(self, modules: BTreeSet<String>, num_layers: usize) -> Self {
+    pub fn with_modules(self, mut modules: BTreeSet<String>, num_layers: usize) -> Self {
+        let tables = TokenTable::ALL.into_iter();
+        let target_tables = tables
+            .filter(|table| modules.remove(table.path()))
+            .collect();
         let places: BTreeSet<(usize, TargetModule)> =
             modules.iter().filter_map(|path| place(path)).collect();
         let layers: BTreeSet<usize> = places.iter().map(|(layer, _)| *layer).collect();
@@ -161,9 +200,10 @@ impl LoraConfig {
         let said = said.filter(|said| layers == said.iter().copied().collect());
         let whole = places.len() == target_modules.len() * layers.len()
             && places.len() == modules.len()
-            && (all_layers || said.is_some());
+            && (all_layers || said.is_some() || modules.is_empty());
         Self {
             target_modules,
+            target_tables,
             layers_to_transform: said.filter(|_| whole),
             modules: (!whole).then_some(modules),
             ..self
@@ -173,7 +213,7 @@ impl LoraConfig {
     /// Checks the values against a model of `num_layers` layers.
     ///
     /// # Errors
-    /// A rank of zero, a dropout outside [0, 1), no target, or a layer that does not exist.
+    /// A rank of zero, a dropout outside [0, 1), no target, a layer that does not exist, or what adapters of tables do not have.
     pub fn validate(&self, num_layers: usize) -> Result<(), LoraConfigError> {
         if self.rank == 0 {
             return Err(LoraConfigError::ZeroRank);
@@ -184,7 +224,23 @@ impl LoraConfig {
             });
         }
         let layers = self.layers_to_transform.as_deref();
-        let none = self.target_modules.is_empty() && !self.trainable.is_full();
+        let targets = self.target_modules.len() + self.target_tables.len();
+        let none = targets == 0 && !self.trainable.is_full();
+        if let Some(table) = self.target_tables.first() {
+            let refused = [
+                (self.use_dora, "lora.use_dora = true".to_owned()),
+                (
+                    self.start != AdapterStart::Default,
+                    format!("lora.init = \"{}\"", self.start.name()),
+                ),
+            ];
+            if let Some((_, setting)) = refused.into_iter().find(|(is_set, _)| *is_set) {
+                return Err(LoraConfigError::NotOnTables {
+                    module: table.name(),
+                    setting,
+                });
+            }
+        }
         if none || layers.is_some_and(<[usize]>::is_empty) {
             return Err(LoraConfigError::NoTarget);
         }
@@ -231,6 +287,26 @@ pub enum LoraConfigError {
         /// How many there are.
         num_layers: usize,
     },
+    /// A setting that adapters of tables do not have.
+    #[error(
+        "lora.target_modules takes {module}, whose adapter cannot have {setting}: take {module} out of the list, or the setting"
+    )]
+    NotOnTables {
+        /// The table.
+        module: &'static str,
+        /// The setting, as a recipe has it.
+        setting: String,
+    },
+    /// A table that is adapted, and has tensors or rows that are trained too.
+    #[error(
+        "lora.target_modules takes {module}, which {key} trains too: one of the two is to be taken out"
+    )]
+    TrainedTwice {
+        /// The table.
+        module: &'static str,
+        /// What trains it too.
+        key: &'static str,
+    },
     /// A name or a pattern that means no module.
     #[error(
         "{key}: `{name}` matches none of the {}; near it are {}",
@@ -251,8 +327,8 @@ pub enum LoraConfigError {
     },
     /// A pattern that takes more than projections.
     #[error(
-        "lora.target_modules = {pattern} takes `{module}` too, which cannot carry an adapter; let it match projections \
-         alone, or name the module in lora.exclude_modules"
+        "lora.target_modules = {pattern} takes `{module}` too, which cannot carry an adapter; let it match projections, embed_tokens \
+         and lm_head alone, or name the module in lora.exclude_modules"
     )]
     NotAdaptable {
         /// What was written.

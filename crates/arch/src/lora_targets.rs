@@ -7,6 +7,7 @@ use crate::module_names::ModuleNames;
 use crate::module_pattern::ModulePattern;
 use crate::spec::ModelSpec;
 use crate::target::TargetModule;
+use crate::token_table::TokenTable;
 
 /// Which modules carry an adapter, and which of them one of another rank or α.
 ///
@@ -51,14 +52,13 @@ impl LoraTargets {
             },
             None => config.with_modules(self.modules(spec)?, num_layers),
         };
+        config.target_tables = self.tables(spec)?;
         config.validate(num_layers)?;
         config = config.with_whole(spec)?;
         if self.rank_pattern.is_empty() && self.alpha_pattern.is_empty() {
             return Ok(config);
         }
-        let projections = spec.projections();
-        let adapted = projections.filter(|(layer, target)| config.adapts(*layer, *target));
-        let adapted: Vec<String> = adapted.map(|(layer, target)| target.path(layer)).collect();
+        let adapted = config.adapted(spec);
         all_match(
             "lora.rank_pattern",
             self.rank_pattern.unmatched(&adapted),
@@ -77,23 +77,56 @@ impl LoraTargets {
         }
     }
 
+    /// The tables of tokens that are adapted. A list of every linear layer has none: the head is not meant by it.
+    ///
+    /// # Errors
+    /// Less than its path of a table, where layers are chosen: it is in none.
+    fn tables(&self, spec: &ModelSpec) -> Result<Vec<TokenTable>, LoraConfigError> {
+        let names = &self.target_modules;
+        if *names == ModuleNames::AllLinear {
+            return Ok(Vec::new());
+        }
+        let excluded = |path: &str| {
+            let excluded = self.exclude_modules.as_ref();
+            excluded.is_some_and(|names| names.matches(path))
+        };
+        let meant = |table: &TokenTable| names.matches(table.path()) && !excluded(table.path());
+        let tables: Vec<_> = TokenTable::adaptable(spec).filter(meant).collect();
+        let mut in_layer = tables.iter().map(|table| table.path());
+        let in_layer = in_layer.find(|path| !names.names_whole(path));
+        match in_layer.filter(|_| self.layers_to_transform.is_some()) {
+            None => Ok(tables),
+            Some(path) => Err(LoraConfigError::NoMatch {
+                key: "lora.target_modules",
+                name: format!("{names} in layers_to_transform"),
+                nearest: vec![path.to_owned()],
+            }),
+        }
+    }
+
     /// The projections, where nothing but names that the model has is said.
     fn projections(&self, spec: &ModelSpec) -> Option<Vec<TargetModule>> {
         let ModuleNames::List(names) = &self.target_modules else {
             return None;
         };
-        let targets: Option<Vec<TargetModule>> =
-            names.iter().map(|name| name.parse().ok()).collect();
+        let table = |name: &&String| {
+            let mut tables = TokenTable::adaptable(spec);
+            TokenTable::of_name(name).is_some_and(|it| tables.any(|table| table == it))
+        };
+        let names = names.iter().filter(|name| !table(name));
+        let targets: Option<Vec<TargetModule>> = names.map(|name| name.parse().ok()).collect();
         let has = |target: &TargetModule| spec.projections().any(|(_, other)| other == *target);
         targets.filter(|targets| self.exclude_modules.is_none() && targets.iter().all(has))
     }
 
-    /// The adapted modules by path.
+    /// The adapted projections by path.
     fn modules(&self, spec: &ModelSpec) -> Result<BTreeSet<String>, LoraConfigError> {
         let projections: Vec<(usize, String)> = (spec.projections())
             .map(|(layer, target)| (layer, target.path(layer)))
             .collect();
-        let paths: Vec<String> = projections.iter().map(|(_, path)| path.clone()).collect();
+        let tables = TokenTable::adaptable(spec).map(|table| table.path().to_owned());
+        let paths = projections.iter().map(|(_, path)| path.clone());
+        let paths: Vec<String> = paths.chain(tables).collect();
         let others = others_of(spec, &paths);
         let all: Vec<String> = paths.iter().chain(&others).cloned().collect();
         all_match(
@@ -142,20 +175,17 @@ pub fn match_adapted<T: Copy>(
     config: &LoraConfig,
     spec: &ModelSpec,
 ) -> Result<(), LoraConfigError> {
-    let projections = spec.projections();
-    let adapted = projections.filter(|(layer, target)| config.adapts(*layer, *target));
     let whole = config.whole(spec).into_iter().filter_map(|tensor| {
         let (module, _) = tensor.name.rsplit_once('.')?;
         Some(module.to_owned())
     });
-    let adapted = adapted.map(|(layer, target)| target.path(layer));
-    let trained: Vec<String> = adapted.chain(whole).collect();
+    let trained: Vec<String> = config.adapted(spec).into_iter().chain(whole).collect();
     all_match(key, pattern.unmatched(&trained), &trained)
 }
 
 /// Modules of the model, and what holds modules, that cannot carry an adapter.
-fn others_of(spec: &ModelSpec, projections: &[String]) -> Vec<String> {
-    let mut names: BTreeSet<String> = ["lm_head".to_owned()].into();
+fn others_of(spec: &ModelSpec, adaptable: &[String]) -> Vec<String> {
+    let mut names: BTreeSet<String> = BTreeSet::new();
     for tensor in spec.tensors() {
         let mut name = tensor.name.as_str();
         while let Some((before, _)) = name.rsplit_once('.') {
@@ -163,7 +193,7 @@ fn others_of(spec: &ModelSpec, projections: &[String]) -> Vec<String> {
             names.insert(name.to_owned());
         }
     }
-    for path in projections {
+    for path in adaptable {
         names.remove(path);
     }
     names.into_iter().collect()

@@ -6,6 +6,7 @@ use crate::lora::{Bias, LoraConfig, LoraConfigError, place};
 use crate::lora_targets::nearest;
 use crate::mixer::DeltaVector;
 use crate::spec::{EMBEDDING, FINAL_NORM, HEAD, ModelSpec, TensorSpec};
+use crate::token_table::TokenTable;
 
 const KEY: &str = "lora.modules_to_save";
 
@@ -101,6 +102,18 @@ impl LoraConfig {
             }
             bias if !has_bias => return Err(LoraConfigError::NoBias { bias }),
             Bias::All | Bias::LoraOnly => {}
+        }
+        let tied = spec.tie_word_embeddings;
+        let trains = |table: &TokenTable| {
+            let one = tied && *table == TokenTable::Head;
+            let name = if one { EMBEDDING } else { table.tensor() };
+            whole.iter().any(|tensor| tensor.name == name)
+        };
+        if let Some(table) = self.target_tables.iter().find(|table| trains(table)) {
+            return Err(LoraConfigError::TrainedTwice {
+                module: table.name(),
+                key: KEY,
+            });
         }
         let embedding = whole.iter().any(|tensor| tensor.name == EMBEDDING);
         Ok(Self {

@@ -41,6 +41,15 @@ pub enum PeftConfigError {
         /// The value found, shortened.
         actual: String,
     },
+    /// Adapters of two tables that are one.
+    #[error(
+        "the adapter of {module} has `ensure_weight_tying` = true, which makes one adapter of the embedding's and the head's, and \
+         is not supported; without it each is trained by itself"
+    )]
+    TiedAdapters {
+        /// The table.
+        module: &'static str,
+    },
     /// A feature that is switched on and not supported.
     #[error("the adapter uses `{field}` = {actual}, which is not supported")]
     Feature {

@@ -4,14 +4,16 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use backdraft_arch::TokenTable;
+
 use crate::atomic::Existing;
 use crate::atomic_dir::AtomicDir;
 use crate::dtype::Dtype;
 use crate::error::{FormatError, Result};
 use crate::json;
-use crate::peft_config::PeftConfig;
-use crate::peft_names::{LoraName, LoraPart};
-use crate::peft_tokens::{TokenRows, TokenTable};
+use crate::peft_config::{PeftConfig, PeftConfigError};
+use crate::peft_names::{LoraName, LoraPart, embeds};
+use crate::peft_tokens::{self, TokenRows};
 use crate::peft_whole::{WholeName, WholeTensor};
 use crate::safetensors_file::SafetensorsFile;
 use crate::safetensors_writer::SafetensorsWriter;
@@ -26,7 +28,7 @@ const PICKLE: &str = "adapter_model.bin";
 pub struct LoraPair {
     /// The module's name, for instance `model.layers.0.self_attn.q_proj`.
     pub module: String,
-    /// The projection's inputs.
+    /// The projection's inputs; an embedding's are the tokens.
     pub in_features: usize,
     /// The projection's outputs.
     pub out_features: usize,
@@ -39,6 +41,21 @@ pub struct LoraPair {
 }
 
 impl LoraPair {
+    /// Whether they are those of an embedding, which turns tokens into rows: its weight is changed by (s·B·A)ᵀ.
+    #[must_use]
+    pub fn embeds(&self) -> bool {
+        embeds(&self.module)
+    }
+
+    /// The shape of the weight that they change.
+    #[must_use]
+    pub fn weight_dims(&self) -> [usize; 2] {
+        match self.embeds() {
+            true => [self.in_features, self.out_features],
+            false => [self.out_features, self.in_features],
+        }
+    }
+
     /// The rank.
     #[must_use]
     pub fn rank(&self) -> usize {
@@ -337,7 +354,7 @@ fn write_tensors(
 ) -> Result<()> {
     let tokens = tensors.tokens().iter().map(|rows| {
         let shape = vec![rows.ids.len(), rows.width()];
-        (rows.table.key(), shape, rows.values.as_slice())
+        (peft_tokens::key(rows.table), shape, rows.values.as_slice())
     });
     let pairs = tensors.iter().flat_map(|pair| parts(pair, config, prefix));
     let whole = tensors.whole().map(|tensor| {
@@ -442,7 +459,7 @@ fn pairs<'a>(
     let mut prefix = AdapterPrefix::Text;
     for info in file.tensors() {
         let refuse = |reason| unexpected(file, &info.name, reason);
-        if TokenTable::of_key(&info.name).is_some() {
+        if peft_tokens::of_key(&info.name).is_some() {
             continue;
         }
         if let Some(name) = WholeName::parse(&info.name) {
@@ -477,6 +494,17 @@ fn pairs<'a>(
         if part.replace(info).is_some() {
             return Err(refuse("the same tensor is in the file under another name"));
         }
+    }
+    let adapted = |table: &TokenTable| found.contains_key(table.path());
+    if let Some(table) = TokenTable::ALL.into_iter().find(adapted)
+        && config.ensure_weight_tying
+    {
+        return Err(FormatError::PeftConfig {
+            path: file.path().with_file_name(CONFIG),
+            source: PeftConfigError::TiedAdapters {
+                module: table.name(),
+            },
+        });
     }
     if found.is_empty() {
         return Err(FormatError::TensorMissing {
@@ -530,7 +558,7 @@ fn token_rows<'a>(
 ) -> Result<Vec<(TokenTable, &'a [u32], &'a TensorInfo)>> {
     let mut found: BTreeMap<TokenTable, &TensorInfo> = BTreeMap::new();
     for info in file.tensors() {
-        let Some(table) = TokenTable::of_key(&info.name) else {
+        let Some(table) = peft_tokens::of_key(&info.name) else {
             continue;
         };
         if config.trainable_tokens.get(table).is_none() {
@@ -546,7 +574,7 @@ fn token_rows<'a>(
         let Some(&info) = found.get(&table) else {
             return Err(FormatError::TensorMissing {
                 path: file.path().into(),
-                tensor: table.key(),
+                tensor: peft_tokens::key(table),
             });
         };
         match info.shape[..] {
@@ -571,7 +599,8 @@ fn whole<'a>(
     let mut found: BTreeMap<String, &TensorInfo> = BTreeMap::new();
     let mut modules = Vec::new();
     for info in file.tensors() {
-        let Some(name) = WholeName::parse(&info.name) else {
+        let Some(name) = WholeName::parse(&info.name).filter(|it| !it.is_frozen_table(config))
+        else {
             continue;
         };
         // A tied head is there a second time.

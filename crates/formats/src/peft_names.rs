@@ -3,7 +3,10 @@
 //! PEFT writes `base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight`. A state dict that was
 //! saved without PEFT keeps the adapter's name (`lora_A.default.weight`); transformers' own adapters lack
 //! `base_model.model.`; one over the decoder alone lacks the second `model.`; compiled and distributed
-//! models have the wrappers' names in between; in a model with more parts the decoder's path is longer.
+//! models have the wrappers' names in between; in a model with more parts the decoder's path is longer. Factors of an
+//! embedding are parameters of their own, `lora_embedding_A`, and not weights of modules.
+
+use backdraft_arch::TokenTable;
 
 use crate::peft_config::PREFIX;
 use crate::wrapped::{AdapterPrefix, decoder_name, is_wrapped};
@@ -19,25 +22,49 @@ pub(crate) enum LoraPart {
     Magnitude,
 }
 
-impl LoraPart {
-    const ALL: [Self; 3] = [Self::A, Self::B, Self::Magnitude];
+/// What a tensor is called behind its module, without a dot at the end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Spelling {
+    name: &'static str,
+    part: LoraPart,
+    /// Whether the module is an embedding.
+    embeds: bool,
+}
 
-    /// What it is called behind its module, without a dot at the end.
-    const fn name(self) -> &'static str {
-        match self {
-            Self::A => ".lora_A",
-            Self::B => ".lora_B",
-            Self::Magnitude => ".lora_magnitude_vector",
-        }
+impl Spelling {
+    const ALL: [Self; 5] = [
+        Self::new(".lora_A", LoraPart::A, false),
+        Self::new(".lora_B", LoraPart::B, false),
+        Self::new(".lora_embedding_A", LoraPart::A, true),
+        Self::new(".lora_embedding_B", LoraPart::B, true),
+        Self::new(".lora_magnitude_vector", LoraPart::Magnitude, false),
+    ];
+
+    const fn new(name: &'static str, part: LoraPart, embeds: bool) -> Self {
+        Self { name, part, embeds }
     }
 
-    /// What follows the name as PEFT writes it.
-    const fn suffix(self) -> &'static str {
-        match self {
-            Self::A | Self::B => ".weight",
-            Self::Magnitude => "",
-        }
+    /// As PEFT writes it.
+    fn canonical(part: LoraPart, embeds: bool) -> String {
+        let mut all = Self::ALL.into_iter();
+        let found = all.find(|it| it.part == part && (it.embeds == embeds || it.is_parameter()));
+        let name = found.map_or("", |it| it.name);
+        let suffix = match found.is_some_and(Self::is_parameter) {
+            true => "",
+            false => ".weight",
+        };
+        format!("{name}{suffix}")
     }
+
+    /// Whether it is a parameter of its own, and not the weight of a module.
+    const fn is_parameter(self) -> bool {
+        self.embeds || matches!(self.part, LoraPart::Magnitude)
+    }
+}
+
+/// Whether the factors of a module are those of an embedding.
+pub(crate) fn embeds(module: &str) -> bool {
+    module == TokenTable::Embedding.path()
 }
 
 /// What `torch.compile`, FSDP and activation checkpointing put around modules.
@@ -63,7 +90,7 @@ pub(crate) struct LoraName {
 impl LoraName {
     /// Reads a tensor's name; the error says what the tensor is instead.
     pub(crate) fn parse(name: &str) -> Result<Self, &'static str> {
-        let (module, part, rest) = match split(name) {
+        let (module, spelling, rest) = match split(name) {
             Some(parts) => parts,
             None => return Err(what_else(name)),
         };
@@ -79,33 +106,43 @@ impl LoraName {
             }
         };
         let (module, prefix) = module_name(module);
+        match (spelling.embeds, embeds(&module)) {
+            (true, false) => return Err("adapters of embeddings are those of embed_tokens"),
+            (false, true) if spelling.part == LoraPart::Magnitude => {
+                return Err("lengths of rows of embed_tokens (DoRA) are not supported");
+            }
+            (false, true) => {
+                return Err("the adapter of embed_tokens is lora_embedding_A and lora_embedding_B");
+            }
+            (true, true) | (false, false) => {}
+        }
         Ok(Self {
             module,
             prefix,
             adapter,
-            part,
+            part: spelling.part,
         })
     }
 
     /// As PEFT writes it for a class.
     pub(crate) fn canonical(module: &str, prefix: AdapterPrefix, part: LoraPart) -> String {
-        let module = prefix.name(module);
-        format!("{PREFIX}{module}{}{}", part.name(), part.suffix())
+        let name = Spelling::canonical(part, embeds(module));
+        format!("{PREFIX}{}{name}", prefix.name(module))
     }
 }
 
 /// The module's path, which tensor it is, and what follows.
-fn split(name: &str) -> Option<(&str, LoraPart, &str)> {
-    let found = LoraPart::ALL.into_iter().filter_map(|part| {
-        let at = name.find(part.name())?;
-        let rest = &name[at + part.name().len()..];
-        let ends = rest.starts_with('.') || (rest.is_empty() && part == LoraPart::Magnitude);
-        ends.then_some((at, part, rest))
+fn split(name: &str) -> Option<(&str, Spelling, &str)> {
+    let found = Spelling::ALL.into_iter().filter_map(|spelling| {
+        let at = name.find(spelling.name)?;
+        let rest = &name[at + spelling.name.len()..];
+        let ends = rest.starts_with('.') || (rest.is_empty() && spelling.is_parameter());
+        ends.then_some((at, spelling, rest))
     });
-    let (at, part, rest) = found.min_by_key(|(at, ..)| *at)?;
+    let (at, spelling, rest) = found.min_by_key(|(at, ..)| *at)?;
     // Biases of B, and whatever else may follow.
-    let whole = rest.ends_with(".weight") || part == LoraPart::Magnitude;
-    whole.then_some((&name[..at], part, rest))
+    let whole = rest.ends_with(".weight") || spelling.is_parameter();
+    whole.then_some((&name[..at], spelling, rest))
 }
 
 /// A module's path without what PEFT and wrappers put around it, and whose it was.
@@ -117,7 +154,7 @@ pub(crate) fn module_name(path: &str) -> (String, AdapterPrefix) {
     let path = parts.join(".");
     let path = path.strip_prefix(PREFIX).unwrap_or(&path);
     match path.split('.').next() {
-        Some("layers") => (format!("model.{path}"), AdapterPrefix::Text),
+        Some("layers" | "embed_tokens") => (format!("model.{path}"), AdapterPrefix::Text),
         _ if is_wrapped(path) => {
             let own = decoder_name(path).unwrap_or_else(|| path.to_owned());
             (own, AdapterPrefix::Wrapped)
@@ -128,9 +165,7 @@ pub(crate) fn module_name(path: &str) -> (String, AdapterPrefix) {
 
 /// Why a tensor is none of LoRA's.
 fn what_else(name: &str) -> &'static str {
-    if name.contains("lora_embedding_") {
-        "adapters of embeddings are not supported"
-    } else if name.contains("trainable_tokens") {
+    if name.contains("trainable_tokens") {
         "trained rows of tokens are those of embed_tokens and lm_head"
     } else if name.contains("lora_bias") || name.ends_with(".bias") {
         "biases of the factors themselves (lora_bias) are not supported"
@@ -175,9 +210,9 @@ mod tests {
                 ("default.weight", Some("default")),
                 ("my-adapter_2.weight", Some("my-adapter_2")),
             ] {
-                for part in LoraPart::ALL {
-                    let name = format!("{path}{}.{suffix}", part.name());
-                    let expected = Ok(expected(path, part, adapter));
+                for spelling in Spelling::ALL.into_iter().filter(|it| !it.embeds) {
+                    let name = format!("{path}{}.{suffix}", spelling.name);
+                    let expected = Ok(expected(path, spelling.part, adapter));
                     assert_eq!(LoraName::parse(&name), expected, "{name}");
                 }
             }
@@ -202,6 +237,44 @@ mod tests {
         }
         let name = LoraName::canonical("x", AdapterPrefix::Text, LoraPart::Magnitude);
         assert_eq!(name, "base_model.model.x.lora_magnitude_vector");
+    }
+
+    #[test]
+    fn factors_of_an_embedding_are_parameters() {
+        for path in [
+            "base_model.model.model.embed_tokens",
+            "model.embed_tokens",
+            "base_model.model.embed_tokens",
+            "base_model.model.model.language_model.embed_tokens",
+        ] {
+            for (suffix, adapter) in [("", None), (".default", Some("default"))] {
+                let name = format!("{path}.lora_embedding_B{suffix}");
+                let found = LoraName::parse(&name).unwrap();
+                assert_eq!(found.module, "model.embed_tokens", "{name}");
+                assert_eq!(
+                    (found.part, found.adapter.as_deref()),
+                    (LoraPart::B, adapter)
+                );
+            }
+            let refused = LoraName::parse(&format!("{path}.lora_A.weight")).unwrap_err();
+            assert!(refused.contains("lora_embedding_A"), "{refused}");
+        }
+        for (module, part, expected) in [
+            (
+                "model.embed_tokens",
+                LoraPart::A,
+                "model.embed_tokens.lora_embedding_A",
+            ),
+            (
+                "model.embed_tokens",
+                LoraPart::B,
+                "model.embed_tokens.lora_embedding_B",
+            ),
+            ("lm_head", LoraPart::A, "lm_head.lora_A.weight"),
+        ] {
+            let name = LoraName::canonical(module, AdapterPrefix::Text, part);
+            assert_eq!(name, format!("{PREFIX}{expected}"));
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Rows of the embedding and the head that an adapter holds: PEFT's `trainable_token_indices`.
 
+use backdraft_arch::TokenTable;
 use serde_json::{Value, json};
 
 use crate::json;
@@ -8,48 +9,16 @@ use crate::peft_config::PREFIX;
 /// What PEFT calls the rows: the rows themselves, not a difference.
 const DELTA: &str = ".token_adapter.trainable_tokens_delta";
 
-/// A matrix with a row for each token.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum TokenTable {
-    /// The embedding, and the head too where the model ties the two.
-    Embedding,
-    /// A head of its own.
-    Head,
+/// The name of a table's rows in an adapter's file.
+pub(crate) fn key(table: TokenTable) -> String {
+    format!("{PREFIX}{}{DELTA}", table.path())
 }
 
-impl TokenTable {
-    /// Both.
-    pub const ALL: [Self; 2] = [Self::Embedding, Self::Head];
-
-    /// Its module's path.
-    #[must_use]
-    pub const fn path(self) -> &'static str {
-        match self {
-            Self::Embedding => "model.embed_tokens",
-            Self::Head => "lm_head",
-        }
-    }
-
-    /// The table whose module a path or the end of one names.
-    fn of_name(name: &str) -> Option<Self> {
-        match name {
-            "embed_tokens" | "model.embed_tokens" => Some(Self::Embedding),
-            "lm_head" => Some(Self::Head),
-            _ => None,
-        }
-    }
-
-    /// The name of its rows in an adapter's file.
-    pub(crate) fn key(self) -> String {
-        format!("{PREFIX}{}{DELTA}", self.path())
-    }
-
-    /// The table whose rows a tensor of an adapter's file holds; `None` for any other tensor.
-    pub(crate) fn of_key(name: &str) -> Option<Self> {
-        let name = name.strip_suffix(".default").unwrap_or(name);
-        let module = name.strip_suffix(DELTA)?;
-        Self::of_name(module.strip_prefix(PREFIX).unwrap_or(module))
-    }
+/// The table whose rows a tensor of an adapter's file holds; `None` for any other tensor.
+pub(crate) fn of_key(name: &str) -> Option<TokenTable> {
+    let name = name.strip_suffix(".default").unwrap_or(name);
+    let module = name.strip_suffix(DELTA)?;
+    TokenTable::of_name(module.strip_prefix(PREFIX).unwrap_or(module))
 }
 
 /// Rows of a table that stand in place of the base's.
@@ -163,16 +132,12 @@ impl TrainableTokens {
 
     /// As PEFT writes it: a list where only the embedding has rows.
     pub(crate) fn to_json(&self) -> Value {
-        let name = |table: TokenTable| match table {
-            TokenTable::Embedding => "embed_tokens",
-            TokenTable::Head => "lm_head",
-        };
         match &self.lists[..] {
             [] => Value::Null,
             [(TokenTable::Embedding, ids)] => json!(ids),
             lists => {
                 let lists = lists.iter();
-                let lists = lists.map(|(table, ids)| (name(*table).to_owned(), json!(ids)));
+                let lists = lists.map(|(table, ids)| (table.name().to_owned(), json!(ids)));
                 Value::Object(lists.collect())
             }
         }
@@ -214,8 +179,8 @@ mod tests {
         let rows = TokenRows::sorted(TokenTable::Head, &[9, 2], &[1.0, 2.0, 3.0, 4.0]);
         assert_eq!((rows.ids.as_slice(), rows.width()), (&[2, 9][..], 2));
         assert_eq!(rows.values, [3.0, 4.0, 1.0, 2.0]);
-        let key = TokenTable::Embedding.key();
-        assert_eq!(TokenTable::of_key(&key), Some(TokenTable::Embedding));
-        assert_eq!(TokenTable::of_key("lm_head.weight"), None);
+        let key = key(TokenTable::Embedding);
+        assert_eq!(of_key(&key), Some(TokenTable::Embedding));
+        assert_eq!(of_key("lm_head.weight"), None);
     }
 }

@@ -1,6 +1,6 @@
 //! Whole tensors of the base that an adapter has in their place: PEFT's `modules_to_save`, and trained biases.
 
-use backdraft_arch::Bias;
+use backdraft_arch::{Bias, TokenTable};
 
 use crate::peft_config::{PREFIX, PeftConfig};
 use crate::peft_names::module_name;
@@ -31,6 +31,8 @@ pub(crate) struct WholeName {
     pub(crate) part: &'static str,
     /// What it was called in the file.
     pub(crate) prefix: AdapterPrefix,
+    /// Whether the module has an adapter, which stands around it.
+    pub(crate) adapted: bool,
 }
 
 impl WholeName {
@@ -52,11 +54,13 @@ impl WholeName {
         let module = wrappers.fold(module, |module, end| {
             module.strip_suffix(*end).unwrap_or(module)
         });
+        let adapted = name.contains(BASE_LAYER);
         let (module, prefix) = module_name(module);
         Some(Self {
             module,
             part,
             prefix,
+            adapted,
         })
     }
 
@@ -70,6 +74,12 @@ impl WholeName {
         let (module, part) = tensor.rsplit_once('.').unwrap_or((tensor, "weight"));
         let between = if adapted { BASE_LAYER } else { "" };
         format!("{PREFIX}{}{between}.{part}", prefix.name(module))
+    }
+
+    /// Whether it is a frozen table under an adapter, which PEFT saves too: the base has it.
+    pub(crate) fn is_frozen_table(&self, config: &PeftConfig) -> bool {
+        let table = TokenTable::of_path(&self.module).is_some() && self.part == "weight";
+        table && self.adapted && !config.saves(&self.module)
     }
 
     /// Why the config has no such tensor, where it does not.

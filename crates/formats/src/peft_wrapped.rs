@@ -1,6 +1,6 @@
 //! An adapter's config over a model of which the decoder is one part, and back.
 
-use backdraft_arch::{ModulePattern, TargetModule};
+use backdraft_arch::{ModulePattern, TargetModule, TokenTable};
 
 use crate::peft_config::{PeftConfig, TargetModules};
 use crate::wrapped::{AdapterPrefix, decoder_name, is_wrapped};
@@ -9,6 +9,14 @@ use crate::wrapped::{AdapterPrefix, decoder_name, is_wrapped};
 const LAYERS: &str = r"(?:model\.language_model|language_model\.model)\.layers\.";
 const EVERY_LAYER: &str = r"\d+";
 const BLOCKS: &str = r"\.(?:self_attn|linear_attn|mlp)\.";
+/// The tables of tokens, which have no layer.
+const TABLES: [(TokenTable, &str); 2] = [
+    (
+        TokenTable::Embedding,
+        r"|(?:model\.language_model|language_model\.model)\.embed_tokens",
+    ),
+    (TokenTable::Head, r"|(?:language_model\.)?lm_head"),
+];
 
 impl PeftConfig {
     /// The config by the names of a class.
@@ -18,7 +26,9 @@ impl PeftConfig {
         }
         let renamed = |name: &String| prefix.name(name);
         let (target_modules, layers_to_transform) = match &self.target_modules {
-            TargetModules::Names(names) if names.iter().all(|name| is_bare(name)) => {
+            TargetModules::Names(names)
+                if names.iter().all(|name| is_bare(name) || is_table(name)) =>
+            {
                 let layers = self.layers_to_transform.as_deref();
                 (TargetModules::Pattern(pattern(names, layers)), None)
             }
@@ -69,6 +79,11 @@ fn is_bare(name: &str) -> bool {
     TargetModule::NAMES.contains(&name)
 }
 
+/// Whether it is that of a table of tokens.
+fn is_table(name: &str) -> bool {
+    TokenTable::of_name(name).is_some()
+}
+
 fn pattern(names: &[String], layers: Option<&[usize]>) -> String {
     let layers = layers.map_or_else(
         || EVERY_LAYER.to_owned(),
@@ -77,7 +92,28 @@ fn pattern(names: &[String], layers: Option<&[usize]>) -> String {
             format!("(?:{})", layers.join("|"))
         },
     );
-    format!("{LAYERS}{layers}{BLOCKS}(?:{})", names.join("|"))
+    let projections: Vec<&str> = names
+        .iter()
+        .map(String::as_str)
+        .filter(|name| is_bare(name))
+        .collect();
+    let named = |table: &TokenTable| {
+        names
+            .iter()
+            .any(|name| TokenTable::of_name(name) == Some(*table))
+    };
+    let tables = TABLES
+        .iter()
+        .filter(|(table, _)| named(table))
+        .map(|(_, pattern)| *pattern);
+    let tables: String = tables.collect();
+    match &projections[..] {
+        [] => tables.trim_start_matches('|').to_owned(),
+        projections => format!(
+            "{LAYERS}{layers}{BLOCKS}(?:{}){tables}",
+            projections.join("|")
+        ),
+    }
 }
 
 /// Names and layers of what [`pattern`] writes.
@@ -86,8 +122,25 @@ fn read_pattern(pattern: &str) -> Option<(Vec<String>, Option<Vec<usize>>)> {
         let inner = group.strip_prefix("(?:")?.strip_suffix(')')?;
         Some(inner.split('|').map(str::to_owned).collect::<Vec<_>>())
     };
+    let (mut pattern, mut tables) = (pattern, Vec::new());
+    for (table, end) in TABLES.iter().rev() {
+        let without = pattern.strip_suffix(end).or_else(|| {
+            let all = pattern == end.trim_start_matches('|');
+            all.then_some("")
+        });
+        if let Some(before) = without {
+            pattern = before;
+            tables.insert(0, *table);
+        }
+    }
+    if pattern.is_empty() && !tables.is_empty() {
+        return Some((
+            tables.iter().map(|table| table.name().to_owned()).collect(),
+            None,
+        ));
+    }
     let (layers, names) = pattern.strip_prefix(LAYERS)?.split_once(BLOCKS)?;
-    let names = among(names).filter(|names| names.iter().all(|name| is_bare(name)))?;
+    let mut names = among(names).filter(|names| names.iter().all(|name| is_bare(name)))?;
     let layers = match layers {
         EVERY_LAYER => None,
         some => {
@@ -100,6 +153,12 @@ fn read_pattern(pattern: &str) -> Option<(Vec<String>, Option<Vec<usize>>)> {
             )
         }
     };
+    // A name alone is one in a layer, where layers are chosen.
+    let name = |table: &TokenTable| match layers.is_some() {
+        true => table.path().to_owned(),
+        false => table.name().to_owned(),
+    };
+    names.extend(tables.iter().map(name));
     Some((names, layers))
 }
 
@@ -157,6 +216,40 @@ mod tests {
             assert_eq!(back(&config), config);
             assert_eq!(config.under(AdapterPrefix::Text), config);
         }
+    }
+
+    #[test]
+    fn tables_stand_in_the_pattern_beside_the_layers() {
+        for (names, layers) in [
+            (&["q_proj", "embed_tokens", "lm_head"][..], None),
+            (&["q_proj", "embed_tokens"], None),
+            (&["q_proj", "up_proj", "lm_head"], Some(vec![0, 3])),
+            (&["q_proj", "model.embed_tokens", "lm_head"], Some(vec![2])),
+            (&["embed_tokens", "lm_head"], None),
+            (&["lm_head"], None),
+        ] {
+            let mut config = PeftConfig::new(8, 16.0, names.iter().copied());
+            config.layers_to_transform = layers;
+            let wrapped = config.under(AdapterPrefix::Wrapped);
+            let TargetModules::Pattern(pattern) = &wrapped.target_modules else {
+                panic!("{wrapped:?}");
+            };
+            let whole = regex_of(pattern);
+            let has = |name: &str| names.iter().any(|it| it.ends_with(name));
+            for (module, expected) in [
+                ("model.language_model.embed_tokens", has("embed_tokens")),
+                ("model.vision_tower.embed_tokens", false),
+                ("lm_head", has("lm_head")),
+                ("language_model.lm_head", has("lm_head")),
+            ] {
+                assert_eq!(whole.matches(module), expected, "{module} in {pattern}");
+            }
+            assert_eq!(back(&config), config);
+        }
+    }
+
+    fn regex_of(pattern: &str) -> backdraft_arch::ModuleNames {
+        backdraft_arch::ModuleNames::of_text(pattern).unwrap()
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What is trained beside a frozen projection, whatever kind of adapter it is.
 
-use backdraft_arch::LoraConfig;
+use backdraft_arch::{LoraConfig, TokenTable};
 use backdraft_quant::Weight;
 use burn::module::{Module, ParamId};
 use burn::tensor::{DType, Device, Tensor, TensorReadError};
@@ -29,6 +29,20 @@ impl Adapter {
         let lora = LoraAdapter::init(config, (path, weight.dims()), rng, device);
         let magnitude = config.use_dora.then(|| Magnitude::of(weight));
         Self::Lora(lora.with_magnitude(magnitude))
+    }
+
+    /// A fresh low-rank adapter of a table of tokens `[vocab, hidden]`; it changes nothing yet.
+    pub fn init_table(
+        config: &LoraConfig,
+        (table, dims): (TokenTable, [usize; 2]),
+        rng: &mut ChaCha8Rng,
+        device: &Device,
+    ) -> Self {
+        let of = (table.path(), dims);
+        Self::Lora(match table {
+            TokenTable::Embedding => LoraAdapter::init_embedding(config, of, rng, device),
+            TokenTable::Head => LoraAdapter::init(config, of, rng, device),
+        })
     }
 
     /// An adapter that does nothing and learns nothing.
@@ -87,6 +101,13 @@ impl Adapter {
     pub fn computing_in(self, dtype: DType) -> Self {
         match self {
             Self::Lora(lora) => Self::Lora(lora.computing_in(dtype)),
+        }
+    }
+
+    /// Whether it is that of an embedding: its inputs are the tokens, and [`fits`](Self::fits) goes by them.
+    pub const fn embeds(&self) -> bool {
+        match self {
+            Self::Lora(lora) => lora.embeds(),
         }
     }
 

@@ -306,7 +306,7 @@ pub fn export(
 ) -> Result<ExportReport, MergeError> {
     if let Some(adapter) = adapter {
         crate::merge::check_adapter(source, adapter)?;
-        crate::merge::check_head(adapter)?;
+        crate::merge::check_tables(source, adapter)?;
     }
     let (mut merged, mut unchanged) = (0, 0);
     let all = plan.tensors().len();

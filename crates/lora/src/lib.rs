@@ -24,6 +24,7 @@ mod rows;
 mod small;
 pub mod start;
 mod statistics;
+mod table_adapter;
 mod tokens;
 mod trained_over;
 mod weights;

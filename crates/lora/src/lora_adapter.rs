@@ -12,12 +12,15 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::dora::Magnitude;
 use crate::gradients::AdapterGrads;
-use crate::orthogonal::orthogonal_factors;
+use crate::orthogonal::{normal, orthogonal_factors};
 use crate::param::{AdapterParam, Stored};
 use crate::start::StartFactors;
 
 const A: [&str; 2] = ["lora_a", "lora_A.weight"];
 const B: [&str; 2] = ["lora_b", "lora_B.weight"];
+/// Those of an embedding, which PEFT calls otherwise.
+const EMBEDDING_A: [&str; 2] = ["lora_embedding_a", "lora_embedding_A"];
+const EMBEDDING_B: [&str; 2] = ["lora_embedding_b", "lora_embedding_B"];
 
 /// Low-rank factors A `[r, in]` and B `[out, r]`.
 #[derive(Module, Debug)]
@@ -32,6 +35,9 @@ pub struct LoraAdapter {
     scaling: f64,
     #[module(skip)]
     dropout: f64,
+    /// Whether the inputs are tokens: see [`embedding`](Self::embedding).
+    #[module(skip)]
+    embeds: bool,
     /// The factors in the dtype that activations have, where that is not f32: rounded once an update.
     rounded: Option<Frozen<[Tensor<2>; 2]>>,
 }
@@ -62,6 +68,27 @@ impl LoraAdapter {
         Self::from_factors(config, lora_a, lora_b).scaled_for(config, path)
     }
 
+    /// That of an embedding, whose inputs are the tokens: A zero, B normal, as PEFT.
+    ///
+    /// # Shapes
+    /// For a table `[vocab, hidden]`: A `[r, vocab]`, B `[hidden, r]`.
+    pub(crate) fn init_embedding(
+        config: &LoraConfig,
+        (path, [vocab, hidden]): (&str, [usize; 2]),
+        rng: &mut ChaCha8Rng,
+        device: &Device,
+    ) -> Self {
+        let rank = config.rank_of(path);
+        let drawn = normal(hidden * rank, rng).into_iter();
+        let drawn = TensorData::new(drawn.map(|x| x as f32).collect(), [hidden, rank]);
+        let (a, b) = (
+            Tensor::zeros([rank, vocab], device),
+            Tensor::from_data(drawn, device),
+        );
+        let embedding = Self::from_factors(config, a, b).embedding();
+        embedding.scaled_for(config, path)
+    }
+
     /// An adapter with given factors.
     ///
     /// # Shapes
@@ -73,7 +100,30 @@ impl LoraAdapter {
             magnitude: None,
             scaling: config.scaling(),
             dropout: config.dropout,
+            embeds: false,
             rounded: None,
+        }
+    }
+
+    /// The same as that of an embedding, where A has a column and the table a row for each token.
+    #[must_use]
+    pub(crate) fn embedding(self) -> Self {
+        Self {
+            embeds: true,
+            ..self
+        }
+    }
+
+    /// Whether it is that of an embedding.
+    pub(crate) const fn embeds(&self) -> bool {
+        self.embeds
+    }
+
+    /// What A and B are called here and in files.
+    const fn names(&self) -> [[&'static str; 2]; 2] {
+        match self.embeds {
+            true => [EMBEDDING_A, EMBEDDING_B],
+            false => [A, B],
         }
     }
 
@@ -101,8 +151,11 @@ impl LoraAdapter {
         let [a, b] =
             [&self.lora_a, &self.lora_b].map(|factor| factor.val().inner().to_device(device));
         let magnitude = self.magnitude.as_ref();
-        Self::from_factors(config, a, b)
-            .with_magnitude(magnitude.map(|magnitude| magnitude.moved(device)))
+        let made = Self {
+            embeds: self.embeds,
+            ..Self::from_factors(config, a, b)
+        };
+        made.with_magnitude(magnitude.map(|magnitude| magnitude.moved(device)))
             .scaled_for(config, path)
     }
 
@@ -135,9 +188,10 @@ impl LoraAdapter {
 
     /// A, B and m.
     pub(crate) fn params(&self) -> Vec<AdapterParam> {
+        let [a, b] = self.names();
         let factors = [
-            AdapterParam::of(A, &self.lora_a),
-            AdapterParam::of(B, &self.lora_b),
+            AdapterParam::of(a, &self.lora_a),
+            AdapterParam::of(b, &self.lora_b),
         ];
         let magnitude = self.magnitude.iter().map(Magnitude::param);
         factors.into_iter().chain(magnitude).collect()
@@ -145,7 +199,8 @@ impl LoraAdapter {
 
     /// Replaces each parameter by what `update` makes of it.
     pub(crate) fn update(&mut self, mut update: impl FnMut(AdapterParam) -> Tensor<1>) {
-        for (names, param) in [(A, &mut self.lora_a), (B, &mut self.lora_b)] {
+        let [a, b] = self.names();
+        for (names, param) in [(a, &mut self.lora_a), (b, &mut self.lora_b)] {
             let id = param.id;
             *param = param.clone().map(|tensor| {
                 let dims = tensor.dims();
@@ -195,9 +250,14 @@ impl LoraAdapter {
         }
     }
 
-    /// Whether B is zero and m what it was, as at the start.
+    /// Whether B, or an embedding's A, is zero and m what it was, as at the start.
     pub(crate) fn changes_nothing(&self) -> Result<bool, TensorReadError> {
-        let values = self.lora_b.val().inner().try_into_data()?;
+        let last = if self.embeds {
+            &self.lora_a
+        } else {
+            &self.lora_b
+        };
+        let values = last.val().inner().try_into_data()?;
         let zero = values.iter::<f32>().all(|value| value == 0.0);
         match &self.magnitude {
             Some(magnitude) if zero => magnitude.changes_nothing(),

@@ -129,6 +129,18 @@ pub enum MergeError {
         /// The adapter.
         path: PathBuf,
     },
+    /// An adapter of one of two tables that are one matrix.
+    #[error(
+        "{}: the adapter changes {module} alone, which in this model is one matrix with the other table: merged, they would come apart. \
+         It stays an adapter, which PEFT and `backdraft generate`, `eval` and `serve` read",
+        path.display()
+    )]
+    Apart {
+        /// The adapter.
+        path: PathBuf,
+        /// The table.
+        module: &'static str,
+    },
     /// A factor that makes every output NaN.
     #[error(
         "{}: what was trained of `{module}` holds NaN or infinity: the training diverged, or the file is damaged; take an \
@@ -194,7 +206,7 @@ pub fn merge(
     mut progress: impl FnMut(usize, usize),
 ) -> Result<MergeReport, MergeError> {
     check_adapter(source, adapter)?;
-    check_head(adapter)?;
+    check_tables(source, adapter)?;
     let (infos, others) = tensors(source);
     let stored = |info: &TensorInfo| TensorInfo {
         name: source.stored_name(&info.name).to_owned(),
@@ -397,7 +409,12 @@ pub fn check_adapter(source: &ModelSource, adapter: &PeftDir) -> Result<(), Merg
     for pair in adapter.tensors.iter() {
         let module = pair.module.clone();
         let path = adapter.path.clone();
-        let Some(info) = source.tensor_info(&format!("{module}.weight")) else {
+        let table = match TokenTable::of_path(&module) {
+            // The one matrix that it is put on.
+            Some(TokenTable::Head) if source.ties_head() => TokenTable::Embedding.tensor(),
+            _ => &format!("{module}.weight"),
+        };
+        let Some(info) = source.tensor_info(table) else {
             let layers = source.config().get("num_hidden_layers");
             let layers = layers.map_or_else(|| "?".to_owned(), ToString::to_string);
             return Err(MergeError::NoSuchModule {
@@ -410,7 +427,7 @@ pub fn check_adapter(source: &ModelSource, adapter: &PeftDir) -> Result<(), Merg
         if !pair.values().all(|factor| factor.is_finite()) {
             return Err(MergeError::NotFinite { path, module });
         }
-        let actual = [pair.out_features, pair.in_features];
+        let actual = pair.weight_dims();
         if info.shape != actual {
             return Err(MergeError::Shape {
                 path,
@@ -424,16 +441,23 @@ pub fn check_adapter(source: &ModelSource, adapter: &PeftDir) -> Result<(), Merg
     Ok(())
 }
 
-/// Whether the head predicts tokens, as in what can be written with the adapter in it.
+/// Whether what can be written with the adapter in it is a model of the same kind: its head predicts tokens, and is the embedding where
+/// it was.
 ///
 /// # Errors
-/// [`MergeError::Scores`].
-pub(crate) fn check_head(adapter: &PeftDir) -> Result<(), MergeError> {
-    match adapter.config.scores() {
-        true => Err(MergeError::Scores {
-            path: adapter.path.clone(),
+/// [`MergeError::Scores`] and [`MergeError::Apart`].
+pub(crate) fn check_tables(source: &ModelSource, adapter: &PeftDir) -> Result<(), MergeError> {
+    let path = || adapter.path.clone();
+    if adapter.config.scores() {
+        return Err(MergeError::Scores { path: path() });
+    }
+    let adapted = |table: &TokenTable| adapter.tensors.get(table.path()).is_some();
+    match TokenTable::ALL.into_iter().find(adapted) {
+        Some(table) if source.ties_head() => Err(MergeError::Apart {
+            path: path(),
+            module: table.name(),
         }),
-        false => Ok(()),
+        _ => Ok(()),
     }
 }
 
@@ -541,10 +565,14 @@ fn merged(values: Vec<f32>, pair: &LoraPair, scaling: f64) -> Vec<f32> {
         Tensor::<2>::from_data(TensorData::new(values, shape), &device)
     };
     let rank = pair.rank();
-    let base = tensor(values, [pair.out_features, pair.in_features]);
+    let base = tensor(values, pair.weight_dims());
     let a = tensor(pair.lora_a.clone(), [rank, pair.in_features]);
     let b = tensor(pair.lora_b.clone(), [pair.out_features, rank]);
-    let mut sum = gemm((Op::N, &b), (Op::N, &a), scaling as f32, Some(base));
+    let scaling = scaling as f32;
+    let mut sum = match pair.embeds() {
+        true => gemm((Op::T, &a), (Op::T, &b), scaling, Some(base)),
+        false => gemm((Op::N, &b), (Op::N, &a), scaling, Some(base)),
+    };
     if let Some(magnitude) = &pair.magnitude {
         let lengths = tensor(magnitude.clone(), [pair.out_features, 1]);
         let norms = sum.clone().square().sum_dim(1).sqrt();

@@ -70,7 +70,7 @@ fn orthonormal(size: usize, rng: &mut ChaCha8Rng) -> Vec<Vec<f64>> {
 }
 
 /// Values of a normal distribution, by Box and Muller.
-fn normal(count: usize, rng: &mut ChaCha8Rng) -> Vec<f64> {
+pub(crate) fn normal(count: usize, rng: &mut ChaCha8Rng) -> Vec<f64> {
     let value = || {
         let length = (-2.0 * (1.0 - rng.random::<f64>()).ln()).sqrt();
         length * (std::f64::consts::TAU * rng.random::<f64>()).cos()

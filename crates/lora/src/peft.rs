@@ -66,6 +66,10 @@ impl AdapterWeights {
                 Magnitude::new(Tensor::from_data(data, device))
             });
             let lora = LoraAdapter::from_factors(&config, a, b).with_magnitude(lengths);
+            let lora = match pair.embeds() {
+                true => lora.embedding(),
+                false => lora,
+            };
             let lora = lora.scaled_for(&config, &pair.module);
             (pair.module.clone(), Adapter::Lora(lora))
         };

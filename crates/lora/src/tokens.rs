@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use backdraft_formats::TokenTable;
+use backdraft_arch::TokenTable;
 use backdraft_kernels::frozen_matrix::FrozenMatrix;
 use backdraft_kernels::gemm::{Op, gemm};
 use backdraft_quant::Weight;
@@ -10,6 +10,7 @@ use burn::module::{Module, Param, ParamId};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 use crate::gradients::AdapterGrads;
+use crate::lora_adapter::LoraAdapter;
 use crate::param::{AdapterParam, Stored};
 
 /// Name of the parameter, and in files of PEFT, which calls the rows themselves a delta.
@@ -98,6 +99,7 @@ impl TrainedTokens {
         TokenMatrix {
             base: base.clone(),
             trained: Some((Arc::clone(&self.ids), rows)),
+            more: None,
         }
     }
 
@@ -154,6 +156,8 @@ impl TrainedTokens {
 pub struct TokenMatrix {
     base: Weight,
     trained: Option<(Arc<[u32]>, Tensor<2>)>,
+    /// Columns behind the table's: B of an adapter.
+    more: Option<Tensor<2>>,
 }
 
 impl From<&Weight> for TokenMatrix {
@@ -161,13 +165,44 @@ impl From<&Weight> for TokenMatrix {
         Self {
             base: base.clone(),
             trained: None,
+            more: None,
         }
     }
 }
 
 impl TokenMatrix {
-    /// The dense table where autodiff tracks it, or rows of it.
+    /// The same table with B of a head's adapter behind its columns, which reads what A made of the hidden states
+    /// ([`LoraAdapter::widen`](crate::LoraAdapter::widen)); tracked by autodiff where B is.
+    #[must_use]
+    pub fn widened(self, adapter: &LoraAdapter, dtype: DType) -> Self {
+        let b = match adapter.lora_b.val().is_tracked() {
+            true => adapter.factors(dtype, None).b,
+            false => adapter.plain_factors(dtype, None).b,
+        };
+        Self {
+            more: Some(b),
+            ..self
+        }
+    }
+
+    /// The dense matrix where autodiff tracks it, or rows or columns of it.
     pub fn tracked(&self) -> Option<Tensor<2>> {
+        let table = self.tracked_table();
+        let Some(more) = &self.more else {
+            return table;
+        };
+        if table.is_none() && !more.is_tracked() {
+            return None;
+        }
+        let frozen = || self.base.dequantize().cast(more.dtype()).autodiff();
+        let more = match more.is_tracked() {
+            true => more.clone(),
+            false => more.clone().autodiff(),
+        };
+        Some(Tensor::cat(vec![table.unwrap_or_else(frozen), more], 1))
+    }
+
+    fn tracked_table(&self) -> Option<Tensor<2>> {
         match &self.trained {
             Some((ids, rows)) if rows.is_tracked() => {
                 let dense = self.base.dequantize().cast(rows.dtype()).autodiff();
@@ -187,6 +222,7 @@ impl TokenMatrix {
     pub fn plain(self) -> Self {
         Self {
             trained: self.trained.map(|(ids, rows)| (ids, rows.inner())),
+            more: self.more.map(Tensor::inner),
             ..self
         }
     }
@@ -238,8 +274,9 @@ impl TokenMatrix {
     }
 }
 
-impl FrozenMatrix for TokenMatrix {
-    fn matmul_add(&self, x: &Tensor<2>, alpha: f32, sum: Option<&Tensor<2>>) -> Tensor<2> {
+/// The products of the table alone.
+impl TokenMatrix {
+    fn table_matmul_add(&self, x: &Tensor<2>, alpha: f32, sum: Option<&Tensor<2>>) -> Tensor<2> {
         let y = self.base.matmul_add(x, alpha, sum);
         let Some((ids, rows)) = &self.trained else {
             return y;
@@ -253,7 +290,7 @@ impl FrozenMatrix for TokenMatrix {
         })
     }
 
-    fn matmul_transposed_add(
+    fn table_matmul_transposed_add(
         &self,
         dy: &Tensor<2>,
         alpha: f32,
@@ -274,6 +311,42 @@ impl FrozenMatrix for TokenMatrix {
     }
 }
 
+impl FrozenMatrix for TokenMatrix {
+    fn matmul_add(&self, x: &Tensor<2>, alpha: f32, sum: Option<&Tensor<2>>) -> Tensor<2> {
+        let Some(more) = &self.more else {
+            return self.table_matmul_add(x, alpha, sum);
+        };
+        let [x, behind] = apart(x, more);
+        let y = self.table_matmul_add(&x, alpha, sum);
+        gemm((Op::N, &behind), (Op::T, more), alpha, Some(y))
+    }
+
+    fn matmul_transposed_add(
+        &self,
+        dy: &Tensor<2>,
+        alpha: f32,
+        sum: Option<Tensor<2>>,
+    ) -> Tensor<2> {
+        let Some(more) = &self.more else {
+            return self.table_matmul_transposed_add(dy, alpha, sum);
+        };
+        let [sum, behind] = match sum {
+            Some(sum) => apart(&sum, more).map(Some),
+            None => [None, None],
+        };
+        let x = self.table_matmul_transposed_add(dy, alpha, sum);
+        let behind = gemm((Op::N, dy), (Op::N, more), alpha, behind);
+        Tensor::cat(vec![x, behind], 1)
+    }
+}
+
+/// The columns that a table reads, and those that what stands behind it does.
+fn apart(x: &Tensor<2>, more: &Tensor<2>) -> [Tensor<2>; 2] {
+    let ([_, all], [_, rank]) = (x.dims(), more.dims());
+    let width = all - rank;
+    [(0, width), (width, rank)].map(|(start, length)| x.clone().narrow(1, start, length))
+}
+
 /// Ids that follow one another: the first, and their places in the list.
 fn runs(ids: &[u32]) -> impl Iterator<Item = (u32, std::ops::Range<usize>)> {
     let mut start = 0;
@@ -284,7 +357,7 @@ fn runs(ids: &[u32]) -> impl Iterator<Item = (u32, std::ops::Range<usize>)> {
     })
 }
 
-fn index(places: &[u32], device: &Device) -> Tensor<1, Int> {
+pub(crate) fn index(places: &[u32], device: &Device) -> Tensor<1, Int> {
     let places: Vec<i64> = places.iter().map(|&place| i64::from(place)).collect();
     let count = places.len();
     Tensor::from_data(TensorData::new(places, [count]), device)

@@ -1,12 +1,12 @@
 //! A language model: embedding, decoder layers, norm and head.
 
+mod tables;
 mod whole;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use backdraft_arch::spec::{EMBEDDING, FINAL_NORM, HEAD};
-use backdraft_arch::{ModelSpec, StoredShare};
-use backdraft_formats::TokenTable;
+use backdraft_arch::{LoraConfigError, ModelSpec, StoredShare, TokenTable};
 use backdraft_kernels::cross_entropy::{self, HeadLoss};
 use backdraft_lora::{
     Adapter, AdapterGrads, AdapterParam, AdapterWeights, LoraConfig, Projection, Stored,
@@ -43,6 +43,10 @@ pub struct CausalLm {
     whole_embedding: Option<TrainedTensor>,
     /// And of the head, where that is a matrix of its own.
     whole_head: Option<TrainedTensor>,
+    /// The embedding's adapter, whose inputs are the tokens.
+    embedding_adapter: Option<Adapter>,
+    /// The head's, be the head a matrix of its own or the embedding.
+    head_adapter: Option<Adapter>,
     #[module(skip)]
     lora: Option<LoraConfig>,
 }
@@ -76,6 +80,8 @@ impl CausalLm {
             tokens: Vec::new(),
             whole_embedding: None,
             whole_head: None,
+            embedding_adapter: None,
+            head_adapter: None,
             lora: None,
         }
     }
@@ -90,12 +96,15 @@ impl CausalLm {
         self.norm.weight().device()
     }
 
-    /// The matrix that turns hidden states into logits, `[vocab, hidden]`, without autodiff.
+    /// The matrix that turns what [`before_head`](Self::before_head) gives into logits, without autodiff.
+    ///
+    /// # Shapes
+    /// `[vocab, hidden]`; with an adapter of rank r `[vocab, hidden + r]`.
     pub fn head(&self) -> TokenMatrix {
         let table = self.head_table();
         match self.whole_of(table) {
             Some(whole) => TokenMatrix::from(&whole.matrix()),
-            None => self.table(table).plain(),
+            None => self.tracked_head().plain(),
         }
     }
 
@@ -176,6 +185,7 @@ impl CausalLm {
     pub fn embed(&self, input_ids: &[u32]) -> Tensor<2> {
         let rows = self.table(TokenTable::Embedding);
         let rows = rows.rows(input_ids, self.dtype());
+        let rows = self.add_to_rows(rows, input_ids);
         match self.embedding_multiplier() {
             1.0 => rows,
             multiplier => rows.mul_scalar(multiplier),
@@ -196,17 +206,6 @@ impl CausalLm {
     /// The cap of logits, where they have one.
     pub fn logits_softcap(&self) -> Option<f32> {
         self.spec.logits_softcap.map(|cap| cap as f32)
-    }
-
-    /// What the head reads: normed hidden states over the family's divisor of the logits. Gradients go the same way back.
-    ///
-    /// # Shapes
-    /// `[n, hidden]`.
-    pub fn before_head(&self, normed: Tensor<2>) -> Tensor<2> {
-        match self.spec.logits_scaling {
-            1.0 => normed,
-            divisor => normed.div_scalar(divisor),
-        }
     }
 
     /// The dtype of activations, and of weights that are not quantised.
@@ -248,8 +247,8 @@ impl CausalLm {
     /// # Shapes
     /// `hidden` `[n, hidden]`, result `[n, vocab]`.
     pub fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
-        let hidden = self.before_head(hidden);
-        let logits = match self.table(self.head_table()).tracked() {
+        let hidden = self.before_head_tracked(hidden, None);
+        let logits = match self.tracked_head().tracked() {
             Some(head) => hidden.matmul(head.transpose()),
             None => backdraft_kernels::lora_linear::lora_linear(hidden, (self.head(), 1.0), None),
         };
@@ -286,8 +285,9 @@ impl CausalLm {
     pub fn loss(&self, tokens: &Tokens, targets: &Targets, dropout_seed: Option<u64>) -> Tensor<1> {
         let hidden = self.forward_hidden(tokens, dropout_seed);
         let hidden = hidden.select(0, index(&targets.rows, &self.device()));
-        let (hidden, cap) = (self.before_head(hidden), self.logits_softcap());
-        match self.table(self.head_table()).tracked() {
+        let hidden = self.before_head_tracked(hidden, dropout_seed);
+        let cap = self.logits_softcap();
+        match self.tracked_head().tracked() {
             Some(head) => cross_entropy::reference::cross_entropy(hidden, head, cap, &targets.ids),
             None => cross_entropy::cross_entropy(hidden, &self.head(), cap, &targets.ids),
         }
@@ -300,7 +300,7 @@ impl CausalLm {
     pub fn nll(&self, tokens: &Tokens, targets: &Targets) -> Tensor<1> {
         let hidden = self.forward_hidden(tokens, None).inner();
         let hidden = hidden.select(0, index(&targets.rows, &self.device().inner()));
-        let hidden = self.before_head(hidden);
+        let hidden = self.before_head(hidden, None);
         let cap = self.logits_softcap();
         let head = self.head();
         let HeadLoss { nll, .. } = cross_entropy::forward(&hidden, &head, cap, &targets.ids, None);
@@ -324,6 +324,7 @@ impl CausalLm {
                 .then(|| Adapter::init(config, (&path, weight), &mut rng, &device))
                 .map(|adapter| adapter.computing_in(dtype)))
         })?;
+        self.init_tables(config, &mut rng);
         self.lora = Some(config.clone());
         let whole = self.of_base(config)?;
         self.set_whole(whole);
@@ -360,6 +361,7 @@ impl CausalLm {
             let made = found.for_module(&adapter.config, &path, &device);
             Ok(Some(made.computing_in(dtype)))
         })?;
+        self.set_tables(adapter)?;
         self.lora = Some(adapter.config.clone());
         let whole = self.fitting(adapter)?;
         self.set_whole(whole);
@@ -374,6 +376,12 @@ impl CausalLm {
         for tokens in tokens {
             let (table, [_, width]) = (tokens.table(), tokens.rows().dims());
             let (vocab, hidden) = (self.spec.vocab_size, self.spec.hidden_size);
+            if let Some((adapted, _)) = self.table_adapters().next() {
+                return Err(LoadError::Lora(LoraConfigError::TrainedTwice {
+                    module: adapted.name(),
+                    key: "a list of tokens",
+                }));
+            }
             let last = tokens.ids().last().map_or(0, |&id| id as usize);
             let absent = table == TokenTable::Head && self.lm_head.is_none();
             if absent || last >= vocab || width != hidden {
@@ -423,19 +431,25 @@ impl CausalLm {
 
     /// Whether the backward pass goes down to the embedding.
     pub fn trains_embedding(&self) -> bool {
-        self.whole_embedding.is_some() || self.tokens_of(TokenTable::Embedding).is_some()
+        self.whole_embedding.is_some()
+            || self.embedding_adapter.is_some()
+            || self.tokens_of(TokenTable::Embedding).is_some()
     }
 
-    /// Adds the gradient of the head, or of rows of it, where that is trained, from what it read and the gradient of what it gave.
+    /// Adds the gradient of the head, of rows of it, or of its adapter's B, where that is trained, from what it read and the gradient of
+    /// what it gave.
     ///
     /// # Shapes
-    /// `hidden` `[n, hidden]`, `d_logits` `[n, vocab]`.
+    /// `hidden` `[n, hidden]`, as [`before_head`](Self::before_head) gave it, `d_logits` `[n, vocab]`.
     pub fn add_head_grad(
         &self,
         grads: &mut AdapterGrads,
         (hidden, d_logits): (&Tensor<2>, &Tensor<2>),
     ) {
         let table = self.head_table();
+        if let Some(Adapter::Lora(lora)) = &self.head_adapter {
+            lora.add_head_grad(grads, hidden, d_logits);
+        }
         match (self.whole_of(table), self.tokens_of(table)) {
             (Some(whole), _) => whole.add_matrix_grad(grads, hidden, (1.0, d_logits)),
             (None, Some(tokens)) => tokens.add_head_grad(grads, hidden, d_logits),
@@ -443,7 +457,8 @@ impl CausalLm {
         }
     }
 
-    /// Adds the gradient of the embedding, or of rows of it, where that is trained, from that of what [`embed`](Self::embed) gave.
+    /// Adds the gradient of the embedding, of rows of it, or of its adapter, where that is trained, from that of what
+    /// [`embed`](Self::embed) gave.
     ///
     /// # Shapes
     /// `dh` `[input_ids, hidden]`.
@@ -453,6 +468,9 @@ impl CausalLm {
         (input_ids, dh): (&[u32], &Tensor<2>),
     ) {
         let (table, multiplier) = (TokenTable::Embedding, self.embedding_multiplier() as f32);
+        if let Some(Adapter::Lora(lora)) = &self.embedding_adapter {
+            lora.add_embedding_grad(grads, (input_ids, dh), multiplier);
+        }
         match (self.whole_of(table), self.tokens_of(table)) {
             (Some(whole), _) => whole.add_embedding_grad(grads, (input_ids, dh), multiplier),
             (None, Some(tokens)) => tokens.add_embedding_grad(grads, (input_ids, dh), multiplier),
@@ -485,6 +503,8 @@ impl CausalLm {
                 *projection = projection.clone().with_adapter(None);
             }
         }
+        self.embedding_adapter = None;
+        self.head_adapter = None;
         self.lora = None;
         self.tokens = Vec::new();
         self.set_whole(BTreeMap::new());
@@ -496,8 +516,10 @@ impl CausalLm {
         let config = self.lora.clone()?;
         let adapters = self
             .adapters()
-            .map(|(layer, target, adapter)| (target.path(layer), adapter.valid()))
-            .collect();
+            .map(|(layer, target, adapter)| (target.path(layer), adapter.valid()));
+        let tables = self.table_adapters();
+        let tables = tables.map(|(table, adapter)| (table.path().to_owned(), adapter.valid()));
+        let adapters = adapters.chain(tables).collect();
         Some(AdapterWeights {
             config,
             adapters,
@@ -513,7 +535,7 @@ impl CausalLm {
         self.lora.as_ref()
     }
 
-    /// Every adapter with its layer and projection, in the order of the layers.
+    /// Every adapter of a projection with its layer, in the order of the layers.
     pub fn adapters(&self) -> impl Iterator<Item = (usize, TargetModule, &Adapter)> {
         self.layers.iter().enumerate().flat_map(|(i, layer)| {
             layer.modules().into_iter().filter_map(move |target| {
@@ -525,8 +547,8 @@ impl CausalLm {
         })
     }
 
-    /// Every trained tensor with the path of its module, in the order of the layers and of files; rows of tokens come after those
-    /// of adapters, then what is trained whole.
+    /// Every trained tensor with the path of its module, in the order of the layers and of files; adapters of tables come after those
+    /// of layers, then rows of tokens, then what is trained whole.
     pub fn trained_params(&self) -> impl Iterator<Item = (String, AdapterParam)> {
         let tokens = self.tokens.iter();
         let tokens = tokens.map(|tokens| (tokens.table().path().to_owned(), tokens.param()));
@@ -537,12 +559,19 @@ impl CausalLm {
         });
         let whole = self.whole().into_iter();
         let whole = whole.map(|place| (place.module().to_owned(), place.param()));
-        factors.chain(tokens).chain(whole)
+        let tables = self.table_adapters().flat_map(|(table, adapter)| {
+            let params = adapter.params().into_iter();
+            params.map(move |param| (table.path().to_owned(), param))
+        });
+        factors.chain(tables).chain(tokens).chain(whole)
     }
 
     /// Replaces the values of every trained tensor by what `update` makes of it.
     pub fn update_trained(&mut self, mut update: impl FnMut(AdapterParam) -> Tensor<1>) {
         for (_, _, adapter) in self.adapters_mut() {
+            adapter.update(&mut update);
+        }
+        for (_, adapter) in self.table_adapters_mut() {
             adapter.update(&mut update);
         }
         for tokens in &mut self.tokens {
@@ -559,6 +588,9 @@ impl CausalLm {
     /// stay.
     pub fn store_trained_in(&mut self, mut place: impl FnMut(ParamId) -> Option<Stored>) {
         for (_, _, adapter) in self.adapters_mut() {
+            adapter.store_in(&mut place);
+        }
+        for (_, adapter) in self.table_adapters_mut() {
             adapter.store_in(&mut place);
         }
         for tokens in &mut self.tokens {
@@ -703,6 +735,10 @@ impl CausalLm {
     }
 
     fn can_adapt(&self, path: &str) -> bool {
+        let mut tables = TokenTable::adaptable(&self.spec);
+        if tables.any(|table| table.path() == path) {
+            return true;
+        }
         self.spec
             .projections()
             .any(|(layer, target)| target.path(layer) == path)

@@ -36,10 +36,15 @@ pub struct StepShape {
     pub adapters: u64,
     /// Bytes of the gradients of trained rows of tokens, which are of no layer; 0 where there are none.
     pub token_gradients: u64,
-    /// Bytes of the gradients that come of the loss, where those are trained whole: the final norm's and the head's.
+    /// Bytes of the gradients that come of the loss: of the final norm and the head, where those are trained whole, and of the head's
+    /// adapter.
     pub loss_gradients: u64,
-    /// Bytes of the gradient of an embedding that is trained whole and is not the head: it comes last.
+    /// Bytes of the gradients that come last: of an embedding that is trained whole and is not the head, and of the embedding's adapter.
     pub embedding_gradient: u64,
+    /// Columns of the head's adapter, which what the head reads has more; 0 where there is none.
+    pub head_rank: u64,
+    /// Columns of the embedding's adapter; 0 where there is none.
+    pub embedding_rank: u64,
     /// Bytes of the optimiser's state.
     pub optimizer: u64,
     /// Bytes that an update works in.
@@ -251,13 +256,15 @@ impl StepShape {
         let (n, e) = (pass.supervised, self.memory.element);
         let stream = pass.tokens * self.hidden * e;
         let rows = n * self.hidden * e;
+        // With what the adapter's A makes of them behind.
+        let read = n * (self.hidden + self.head_rank) * e;
         let chunk = self.memory.logits_chunk.min(n);
         let logits = chunk * self.vocab * e;
         let few = 4 * n * 4;
         let selecting = stream + rows;
         // Columns of trained tokens are taken out of a copy.
         let copies = if self.token_gradients > 0 { 2 } else { 1 };
-        let losing = 2 * rows + (rows + copies * logits).max(2 * rows);
+        let losing = rows + read + (read + copies * logits).max(2 * read);
         let spreading = 2 * stream + 2 * rows;
         let gradients = if self.accumulated {
             0
@@ -267,7 +274,7 @@ impl StepShape {
         // On the processor a product for the gradient of a whole head packs the gradient of its logits; the other factor's panels
         // are in `workspace`.
         let whole_head = self.loss_gradients >= 4 * self.vocab * self.hidden;
-        let packed = whole_head && !self.memory.paged;
+        let packed = (whole_head || self.head_rank > 0) && !self.memory.paged;
         let losing = losing + if packed { logits } else { 0 };
         selecting.max(losing + gradients).max(spreading + gradients) + few
     }
@@ -327,8 +334,9 @@ impl StepShape {
             work.push(layer.forward_work(pass, &self.memory));
             work.push(layer.backward_work(pass, &self.memory));
         }
+        let of_adapter = 6 * pass.supervised * self.head_rank * (self.hidden + self.vocab);
         work.push(Work {
-            gemm: 4 * pass.supervised * self.hidden * self.vocab,
+            gemm: 4 * pass.supervised * self.hidden * self.vocab + of_adapter,
             bytes: 3 * pass.supervised * self.vocab * self.memory.element,
             ops: 3 * pass.supervised.div_ceil(self.memory.logits_chunk.max(1)),
             ..Work::default()
@@ -445,7 +453,15 @@ impl StepShape {
             let sums =
                 (sums + u64::from(!self.accumulated && !memory.paged)) * self.embedding_gradient;
             let gradients = if self.accumulated { all } else { others };
-            see(Moment::Embedding, 0, stream + sums, gradients);
+            // Of the adapter's A the sums of rows, and those turned over.
+            let turned = 2 * 4 * self.embedding_rank * self.vocab;
+            let through = 2 * pass.tokens * self.embedding_rank * memory.element;
+            see(
+                Moment::Embedding,
+                0,
+                stream + sums + turned + through,
+                gradients,
+            );
         }
         if memory.paged {
             // The batch's tables share pages too.

@@ -6,7 +6,7 @@ use backdraft_arch::sizes::{CHUNK, CUBE_CHUNK, LARGEST_GROUP, SCORE_ROWS};
 use backdraft_arch::spec::{EMBEDDING, FINAL_NORM, HEAD};
 use backdraft_arch::{
     InputGrad, KeptState, LoraConfig, ModelSpec, Norm, OptimizerState, QuantizationPlan, Scheme,
-    TargetModule, TensorSpec, embeds_on_host,
+    TargetModule, TensorSpec, TokenTable, embeds_on_host,
 };
 
 use crate::predict::{Shortage, StepShape};
@@ -258,7 +258,20 @@ impl Setup {
 
     /// Whether the backward pass goes down to the embedding.
     fn reaches_embedding(&self, whole: &BTreeSet<String>) -> bool {
-        self.tokens > 0 || whole.contains(EMBEDDING)
+        self.tokens > 0
+            || whole.contains(EMBEDDING)
+            || self.lora.adapts_table(TokenTable::Embedding)
+    }
+
+    /// The rank of a table's adapter; 0 where it has none.
+    fn table_rank(&self, table: TokenTable) -> usize {
+        let mut tables = TokenTable::adaptable(&self.spec);
+        let adapted = self.lora.adapts_table(table) && tables.any(|it| it == table);
+        if adapted {
+            self.lora.rank_of(table.path())
+        } else {
+            0
+        }
     }
 
     /// The step that it makes.
@@ -285,7 +298,15 @@ impl Setup {
             [rows, columns] => [rows, columns],
             _ => [1, tensor.num_values()],
         });
-        let factors = factors.chain(rows.iter().copied()).chain(tensors);
+        let tables = TokenTable::ALL.into_iter().flat_map(|table| {
+            let (rank, [out, input]) = (self.table_rank(table), table.adapter_dims(&self.spec));
+            [[rank, input], [out, rank]]
+        });
+        let tables = tables.filter(|[rows, columns]| rows * columns > 0);
+        let factors = factors
+            .chain(tables)
+            .chain(rows.iter().copied())
+            .chain(tensors);
         let factors: Vec<[usize; 2]> = factors.collect();
         let table = [self.spec.vocab_size, self.spec.hidden_size];
         let bytes_of = |name: &str, values: usize| match whole.contains(name) {
@@ -297,6 +318,9 @@ impl Setup {
         let head = self.spec.head_name();
         let head = head.map_or(0, |name| bytes_of(name, head_values));
         let tied = self.spec.tie_word_embeddings;
+        let [embedding_rank, head_rank] =
+            TokenTable::ALL.map(|table| self.table_rank(table) as u64);
+        let of_adapter = |rank: u64| 4 * rank * (table[0] + table[1]) as u64;
         let values = |of: &[[usize; 2]]| {
             let values = of.iter().map(|[rows, columns]| rows * columns);
             values.sum::<usize>() as u64
@@ -333,8 +357,11 @@ impl Setup {
             adapters,
             token_gradients: 4 * token_values,
             loss_gradients: bytes_of(FINAL_NORM, self.spec.hidden_size)
-                + if tied { embedding } else { head },
-            embedding_gradient: if tied { 0 } else { embedding },
+                + if tied { embedding } else { head }
+                + of_adapter(head_rank),
+            embedding_gradient: if tied { 0 } else { embedding } + of_adapter(embedding_rank),
+            head_rank,
+            embedding_rank,
             optimizer: kept.sum::<usize>() as u64,
             // A copy of the factors while they are replaced, or of one of the base's tensors at a time; in flat buffers rules in plain tensors take all of them at once, and a
             // mean what it moves by and what comes of it.

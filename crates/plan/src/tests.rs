@@ -84,6 +84,8 @@ fn step(layers: usize) -> StepShape {
         token_gradients: 0,
         loss_gradients: 0,
         embedding_gradient: 0,
+        head_rank: 0,
+        embedding_rank: 0,
         optimizer: 100_000,
         update: 50_000,
         accumulated: true,

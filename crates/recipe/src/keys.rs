@@ -262,7 +262,7 @@ pub const KEYS: &[Key] = &[
     key(
         "lora.target_modules",
         r#""all-linear""#,
-        "The linear layers that get an adapter, by name or end of path; or \"all-linear\"; or a regular expression for whole paths, such as '.*\\.layers\\.[0-3]\\..*_proj'. As by PEFT.",
+        "The linear layers that get an adapter, by name or end of path, and the tables embed_tokens and lm_head where they are named; or \"all-linear\", which is every linear layer but the head; or a regular expression for whole paths, such as '.*\\.layers\\.[0-3]\\..*_proj'. As by PEFT.",
     ),
     optional(
         "lora.exclude_modules",

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use backdraft_arch::{ModuleNames, ModulePattern, TargetModule};
+use backdraft_arch::{ModuleNames, ModulePattern, TargetModule, TokenTable};
 use serde::{Deserialize, Deserializer};
 use toml::de::DeValue;
 
@@ -14,7 +14,7 @@ const TARGETS: &str = "lora.target_modules";
 const EXCLUDED: &str = "lora.exclude_modules";
 const NAMES_OR_PATTERN: &str = r#"a list of names, "all-linear", or a regular expression for whole paths (without look-around), such as '.*\.layers\.[0-3]\..*_proj'"#;
 
-/// A projection, or the end of the path of one.
+/// A projection or a table of tokens, or the end of the path of one.
 #[derive(Debug, Default)]
 struct TargetName(String);
 
@@ -23,10 +23,15 @@ impl Value for TargetName {
     const NAMES: &'static [&'static str] = TargetModule::NAMES;
 }
 
+/// Whether a text is the name of something that can carry an adapter.
+fn is_name(text: &str) -> bool {
+    text.parse::<TargetModule>().is_ok() || TokenTable::of_name(text).is_some()
+}
+
 impl<'de> Deserialize<'de> for TargetName {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let name = String::deserialize(deserializer)?;
-        match name.contains('.') {
+        match name.contains('.') || is_name(&name) {
             true => Ok(Self(name)),
             false => match name.parse::<TargetModule>() {
                 Ok(_) => Ok(Self(name)),
@@ -85,8 +90,7 @@ fn text(reader: &mut Reader<'_>, key: &str) -> Option<ModuleNames> {
         return Some(empty());
     }
     // The pattern of whole paths that a name alone would be matches nothing.
-    let is_name = text.parse::<TargetModule>().is_ok() || text.is_empty();
-    let names = ModuleNames::of_text(&text).filter(|_| !is_name);
+    let names = ModuleNames::of_text(&text).filter(|_| !is_name(&text) && !text.is_empty());
     if names.is_none() {
         reader.reject(key, NAMES_OR_PATTERN);
     }

@@ -37,7 +37,14 @@ const TAIL: &str = "\
 - `lora.target_modules`, `exclude_modules`, `rank_pattern` and `alpha_pattern` mean what they mean to PEFT. A list has names or ends
   of paths behind a dot; a text is a regular expression for whole paths (`model.layers.0.self_attn.q_proj`), without look-around;
   what `exclude_modules` means is left out first; the first pattern that a path ends in counts, ranks and alphas looked up apart. A
-  name or a pattern that matches nothing is an error here, as is one that takes a module which is no projection of a layer.
+  name or a pattern that matches nothing is an error here, as is one that takes a module which is neither a projection of a layer nor
+  `embed_tokens` or `lm_head`.
+- Adapters of `embed_tokens` and `lm_head` are PEFT's (`lora_embedding_A`, which starts at zero, and `lora_embedding_B`, which is drawn); they take a
+  fraction of the memory of `modules_to_save`. On a tied model either changes its own side alone, as by
+  PEFT without `ensure_weight_tying`; such an adapter is asked, served and trained further, and not merged or exported, which would make two
+  matrices of one. With `layers_to_transform` a table is named by its whole path (`model.embed_tokens`, `lm_head`). `dropout` is for what the
+  head's adapter reads, `loraplus_lr_ratio` not for the embedding's (PEFT has a rate of 1e-6 for it there; `train.groups` sets one). Not with
+  `use_dora`, an `init` other than `default`, the optimizer `muon`, `tokens.add`, `trainable_tokens`, or a table that is trained whole.
 - `lora.key_prefix` matters where the language model is one part of a model. vLLM serves the whole there, and takes an adapter whose
   names are those of the language model alone without a word and without any effect; with `auto` the names are
   `base_model.model.model.language_model.layers…`, as PEFT over transformers 5 has them. `text` is for who serves the language

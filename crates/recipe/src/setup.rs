@@ -152,7 +152,36 @@ impl Recipe {
     pub fn trained(&self, spec: &ModelSpec) -> Result<LoraConfig, LoraConfigError> {
         match self.trainable.is_full() {
             true => LoraConfig::full(self.trainable.clone(), spec),
-            false => self.lora.config(spec),
+            false => {
+                let config = self.lora.config(spec)?;
+                self.check_tables(&config)?;
+                Ok(config)
+            }
+        }
+    }
+
+    /// Refuses what does not go with adapters of tables.
+    fn check_tables(&self, config: &LoraConfig) -> Result<(), LoraConfigError> {
+        let Some(module) = config.target_tables.first().map(|table| table.name()) else {
+            return Ok(());
+        };
+        let lists = [
+            ("tokens.add", !self.tokens.add.is_empty()),
+            (
+                "lora.trainable_tokens",
+                !self.lora.trainable_tokens.is_empty(),
+            ),
+        ];
+        if let Some((key, _)) = lists.into_iter().find(|(_, said)| *said) {
+            return Err(LoraConfigError::TrainedTwice { module, key });
+        }
+        match self.train.optimizer {
+            Optimizer::Muon => Err(LoraConfigError::NotOnTables {
+                module,
+                setting: "train.optimizer = \"muon\", which is for matrices between layers"
+                    .to_owned(),
+            }),
+            _ => Ok(()),
         }
     }
 

@@ -11,7 +11,6 @@ const SMART: &str =
     r#"write activation_policy = "smart", which recomputes only what the memory demands"#;
 const BIAS: &str =
     r#"write bias = "all", or "lora_only" for the biases of modules with an adapter"#;
-const PROJECTIONS: &str = "adapters go on the projections of a layer; take it out of the list";
 const ALL_PROJECTIONS: &str = r#"write target_modules = "all-linear""#;
 const COSINE: &str = r#"this version does not have it; write lr_scheduler = "cosine""#;
 const FOUR_BIT: &str = "write load_in_4bit = true, or load_in_8bit = true for 8 bits";
@@ -85,7 +84,6 @@ const REFUSED: &[(&str, &str, &str)] = &[
         "lora qlora peft",
         "it is the directory of an adapter to train further; adapters are LoRA, over 4 bits with load_in_4bit = true: take it out",
     ),
-    ("lora.target_modules", "lm_head embed_tokens", PROJECTIONS),
     (
         "lora.target_modules",
         "all all_linear auto",

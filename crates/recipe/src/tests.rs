@@ -395,11 +395,10 @@ max_steps = 100
 optimizer = "adamw_8bit"
 "#;
     assert_snapshot!(read(text, &["train.lr=1e-3", "nonsense"]).unwrap_err(), @r#"
-    11 problems in the recipe recipe.toml:
+    10 problems in the recipe recipe.toml:
       line 4: unknown key `max_sequence_length`; here it is `max_seq_length`: write `max_seq_length = 1024`
       line 7: unknown key `lora.r`; here it is `lora.rank`: write `lora.rank = 16`
       line 8: `lora.alpha` takes a number above 0, not -1
-      line 9: `lora.target_modules = "lm_head"` is not supported: adapters go on the projections of a layer; take it out of the list
       line 9: `lora.target_modules` takes "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "qkv_proj", "gate_up_proj", "in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a" or "out_proj", not "qproj"; did you mean "q_proj"?
       line 12: `data.format` takes "auto", "messages", "alpaca", "sharegpt", "prompt_completion", "text", "preference" or "unpaired", not "mesages"; did you mean "messages"?
       line 15: `train.learning_rate` takes a number above 0, not "fast"
@@ -547,9 +546,9 @@ fn values_of_other_programs_and_later_versions_are_refused_by_name() {
     one problem in the recipe recipe.toml:
       --set lora.bias=lora: `lora.bias = "lora"` is not supported: write bias = "all", or "lora_only" for the biases of modules with an adapter
     "#);
-    assert_snapshot!(refused("lora.target_modules=['embed_tokens', 'q_proj']"), @r#"
+    assert_snapshot!(refused("lora.target_modules=embed_tokens"), @r#"
     one problem in the recipe recipe.toml:
-      --set lora.target_modules=['embed_tokens', 'q_proj']: `lora.target_modules = "embed_tokens"` is not supported: adapters go on the projections of a layer; take it out of the list
+      --set lora.target_modules=embed_tokens: `lora.target_modules` takes a list of names, "all-linear", or a regular expression for whole paths (without look-around), such as '.*\.layers\.[0-3]\..*_proj', not "embed_tokens"
     "#);
     assert_snapshot!(refused("train.optimizer=paged_adamw_8bit"), @r#"
     one problem in the recipe recipe.toml:
@@ -891,8 +890,9 @@ fn the_template_as_a_whole() {
     # Change: a low rank is too weak: true.
     use_dora = false
 
-    # The linear layers that get an adapter, by name or end of path; or "all-linear"; or a regular
-    # expression for whole paths, such as '.*\.layers\.[0-3]\..*_proj'. As by PEFT.
+    # The linear layers that get an adapter, by name or end of path, and the tables embed_tokens and
+    # lm_head where they are named; or "all-linear", which is every linear layer but the head; or a
+    # regular expression for whole paths, such as '.*\.layers\.[0-3]\..*_proj'. As by PEFT.
     target_modules = "all-linear"
 
     # Modules that get no adapter, whatever else names them: names or ends of paths, or a regular

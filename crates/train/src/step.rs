@@ -106,6 +106,8 @@ pub struct Trunk {
     h: Tensor<2>,
     /// Layers below.
     depth: usize,
+    /// Whether it begins with an embedding that has an adapter.
+    adapted: bool,
 }
 
 impl Trunk {
@@ -148,7 +150,24 @@ impl Trunk {
         let context = model.context(&batch.tokens, None);
         let frozen = model.layers[..depth].iter();
         let h = frozen.fold(h, |h, layer| forward(layer, h, &context));
-        Self { context, h, depth }
+        Self {
+            context,
+            h,
+            depth,
+            adapted: model.adapts_embedding(),
+        }
+    }
+
+    /// The trunk of another model over the same base with the same layers below: this one, but where one of the two has an adapter on its
+    /// embedding.
+    pub(crate) fn under(&self, other: &CausalLm, batch: &MicroBatch) -> Self {
+        match self.adapted || other.adapts_embedding() {
+            false => self.clone(),
+            true => {
+                let h = other.embed(&batch.tokens.input_ids).inner();
+                Self::below(self.depth, other, batch, h)
+            }
+        }
     }
 
     /// Where it lies.
@@ -192,26 +211,29 @@ pub fn scores(model: &CausalLm, batch: &MicroBatch, trunk: Trunk) -> Tensor<1> {
 }
 
 fn in_front(model: &CausalLm, batch: &MicroBatch, trunk: Trunk) -> Headed {
-    let Trunk { context, h, depth } = trunk;
+    let Trunk {
+        context, h, depth, ..
+    } = trunk;
     let layers = model.layers[depth..].iter();
     let h = layers.fold(h, |h, layer| forward(layer, h, &context));
-    Headed::new(model, batch, h)
+    Headed::new(model, batch, h, None)
 }
 
 /// Supervised rows in front of the head: norm, head and loss see no others.
 struct Headed {
     hidden: Tensor<2>,
+    /// What the head reads.
     normed: Tensor<2>,
     rstd: Tensor<1>,
     head: TokenMatrix,
 }
 
 impl Headed {
-    fn new(model: &CausalLm, batch: &MicroBatch, h: Tensor<2>) -> Self {
+    fn new(model: &CausalLm, batch: &MicroBatch, h: Tensor<2>, dropout_seed: Option<u64>) -> Self {
         let hidden = embedding::forward(&h, &batch.targets.rows);
         drop(h);
         let (normed, rstd) = model.norm().forward_saving(&hidden);
-        let normed = model.before_head(normed);
+        let normed = model.before_head(normed, dropout_seed);
         Self {
             hidden,
             normed,
@@ -220,7 +242,7 @@ impl Headed {
         }
     }
 
-    /// What the goal makes of it, and the gradient of the normed hidden states.
+    /// What the goal makes of it, and the gradient of what the head reads.
     fn learn(
         &self,
         model: &CausalLm,
@@ -297,14 +319,16 @@ pub fn guarded(
         context,
         mut h,
         depth,
+        ..
     } = trunk;
     let context = Context {
         dropout_seed,
         ..context
     };
     let adapted = &model.layers[depth..];
+    // Of a head that is trained alone no layer needs a gradient.
     assert!(
-        !adapted.is_empty(),
+        model.trained_params().next().is_some(),
         "a model without adapters has nothing to train"
     );
     let to_embedding = model.trains_embedding();
@@ -327,7 +351,7 @@ pub fn guarded(
     lane.finish();
 
     let t = h.dims()[0];
-    let head = Headed::new(model, batch, h);
+    let head = Headed::new(model, batch, h, dropout_seed);
     let (told, d_normed) = head.learn(model, batch, goal, grads);
     let Headed {
         hidden,
@@ -335,8 +359,8 @@ pub fn guarded(
         rstd,
         ..
     } = head;
+    let d_normed = model.before_head_backward(grads, (&normed, d_normed), dropout_seed);
     drop(normed);
-    let d_normed = model.before_head(d_normed);
     model.norm().add_grad(grads, &d_normed, &hidden, &rstd);
     let d_rows = model.norm().backward(&d_normed, &hidden, &rstd);
     drop((d_normed, hidden));

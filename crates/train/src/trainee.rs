@@ -355,7 +355,8 @@ fn reference(
     if let Some(known) = &compared.reference {
         return Some(floats(known.iter().copied(), &trunk.device()));
     }
-    let found = nll(base?, batch, trunk.clone());
+    let base = base?;
+    let found = nll(base, batch, trunk.under(base, batch));
     Some(log_likelihoods(batch, compared, &found))
 }
 
@@ -377,7 +378,7 @@ fn divergence(
 /// The same of one micro-batch.
 fn divergence_of(model: &CausalLm, base: &CausalLm, batch: &MicroBatch) -> Tensor<1> {
     let trunk = Trunk::new(model, batch);
-    (nll(base, batch, trunk.clone()) - nll(model, batch, trunk)).sum()
+    (nll(base, batch, trunk.under(base, batch)) - nll(model, batch, trunk)).sum()
 }
 
 /// A sum that begins with its first term.

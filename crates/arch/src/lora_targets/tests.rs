@@ -132,6 +132,105 @@ fn the_first_pattern_that_matches_gives_rank_and_alpha() {
 }
 
 #[test]
+fn tables_of_tokens_are_targets_where_they_are_named() {
+    use TokenTable::{Embedding, Head};
+    let text = |text: &str| targets(ModuleNames::of_text(text).unwrap());
+    let cases = [
+        (
+            targets(list("q_proj embed_tokens lm_head")),
+            &[Embedding, Head][..],
+            3,
+        ),
+        (targets(list("q_proj lm_head")), &[Head], 3),
+        (targets(list("lm_head")), &[Head], 0),
+        (text(".*(q_proj|lm_head)"), &[Head], 3),
+        (text(r"model\.embed_tokens"), &[Embedding], 0),
+        (targets(ModuleNames::AllLinear), &[], 21),
+        (
+            LoraTargets {
+                exclude_modules: Some(list("lm_head")),
+                ..text(".*(q_proj|lm_head|embed_tokens)")
+            },
+            &[Embedding],
+            3,
+        ),
+        (
+            LoraTargets {
+                layers_to_transform: Some(vec![1]),
+                ..targets(list("q_proj model.embed_tokens lm_head"))
+            },
+            &[Embedding, Head],
+            1,
+        ),
+    ];
+    for (targets, tables, projections) in cases {
+        let config = resolved(&targets).unwrap();
+        assert_eq!(config.target_tables, tables, "{targets:?}");
+        assert_eq!(adapted(&config).len(), projections, "{targets:?}");
+        assert_eq!(config.adapted(&spec()).len(), projections + tables.len());
+        // What a file says of it means the same again.
+        let again = LoraTargets {
+            layers_to_transform: config.layers_to_transform.clone(),
+            ..self::targets(ModuleNames::List(config.module_names()))
+        };
+        assert_eq!(resolved(&again).unwrap(), config);
+        let paths = config.adapted(&spec()).into_iter().collect();
+        let layers = config.layers_to_transform.clone();
+        let of_paths = LoraConfig {
+            layers_to_transform: layers,
+            ..LoraConfig::default()
+        };
+        let of_paths = of_paths.with_modules(paths, 3);
+        assert_eq!(of_paths.target_tables, config.target_tables);
+        assert_eq!(adapted(&of_paths), adapted(&config));
+    }
+    let ranks = LoraTargets {
+        rank_pattern: pattern(&[("lm_head", 2)]),
+        alpha_pattern: pattern(&[("embed_tokens", 20.0)]),
+        ..targets(list("q_proj embed_tokens lm_head"))
+    };
+    let config = resolved(&ranks).unwrap();
+    assert_eq!(
+        (
+            config.rank_of("lm_head"),
+            config.rank_of("model.embed_tokens")
+        ),
+        (2, 4)
+    );
+    assert_eq!(config.scaling_of("model.embed_tokens", 4), 5.0);
+}
+
+#[test]
+fn what_adapters_of_tables_do_not_have_is_refused() {
+    let refused = |change: LoraConfig| {
+        let targets = targets(list("q_proj lm_head"));
+        targets.resolve(&spec(), change).unwrap_err().to_string()
+    };
+    let plain = LoraConfig::default;
+    let dora = refused(LoraConfig {
+        use_dora: true,
+        ..plain()
+    });
+    assert!(
+        dora.contains("lm_head, whose adapter cannot have lora.use_dora = true"),
+        "{dora}"
+    );
+    let pissa = refused(LoraConfig {
+        start: crate::AdapterStart::Pissa,
+        ..plain()
+    });
+    assert!(pissa.contains("lora.init = \"pissa\""), "{pissa}");
+    let twice = refused(LoraConfig {
+        modules_to_save: vec!["lm_head".to_owned()],
+        ..plain()
+    });
+    assert!(
+        twice.contains("lm_head, which lora.modules_to_save trains too"),
+        "{twice}"
+    );
+}
+
+#[test]
 fn what_means_nothing_or_too_much_is_refused() {
     let text = |text: &str| targets(ModuleNames::of_text(text).unwrap());
     let cases = [
@@ -147,10 +246,16 @@ fn what_means_nothing_or_too_much_is_refused() {
             text(r".*\.layers\.0\..*"),
             "takes `model.layers.0.input_layernorm` too",
         ),
-        (text(".*(q_proj|lm_head)"), "takes `lm_head` too"),
         (
-            targets(list("q_proj model.embed_tokens")),
-            "takes `model.embed_tokens` too",
+            text(".*(q_proj|norm)"),
+            "takes `model.layers.0.input_layernorm` too",
+        ),
+        (
+            LoraTargets {
+                layers_to_transform: Some(vec![1]),
+                ..targets(list("q_proj embed_tokens"))
+            },
+            "in layers_to_transform` matches none of the model's modules; near it are model.embed_tokens",
         ),
         (
             LoraTargets {

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeSet;
 
+use backdraft_arch::TokenTable;
 use serde_json::{Value, json};
 
 use super::{EMBEDDING, HEAD, ModelSource, TIE, TOKENIZER};
 use crate::error::{FormatError, Result};
 use crate::json as files;
 use crate::peft_dir::PeftDir;
-use crate::peft_tokens::TokenTable;
 
 const GGUF: &str = "a GGUF file's vocabulary cannot be added to; take the model's directory";
 

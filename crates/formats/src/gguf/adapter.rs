@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use backdraft_arch::TokenTable;
+
 use super::decoder::GgufDecoder;
 use super::entry::Entry;
 use super::export_error::GgufExportError;
@@ -41,6 +43,15 @@ pub fn write_gguf_adapter(
             what: "a tensor of the adapter",
             actual: format!("the whole {}", whole.name),
             hint: "adapter files have none; export it merged, without --adapter-only",
+        };
+        return Err(unknown.into());
+    }
+    let table = |pair: &&LoraPair| TokenTable::of_path(&pair.module).is_some();
+    if let Some(pair) = adapter.tensors.iter().find(table) {
+        let unknown = GgufExportError::Feature {
+            what: "a module of the adapter",
+            actual: pair.module.clone(),
+            hint: "adapter files have projections of layers; export it merged, without --adapter-only",
         };
         return Err(unknown.into());
     }

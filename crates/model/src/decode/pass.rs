@@ -42,9 +42,12 @@ pub(super) fn forward(
     let ids: Vec<&[u32]> = chunks.iter().map(|chunk| &*chunk.ids).collect();
     let lengths = chunks.iter().map(|chunk| chunk.length).collect();
     let tokens = Tokens::continuing(&ids, &past, lengths);
-    let parts = parts(&chunks);
+    let model_of: Vec<usize> = chunks.iter().map(|chunk| chunk.model).collect();
+    let parts = runs(chunks.iter().map(|chunk| (chunk.ids.len(), chunk.model)));
     let context = base.context(&tokens, None);
-    let mut h = base.embed(&tokens.input_ids);
+    let mut h = by_model(models, &parts, |model, rows| {
+        model.embed(&tokens.input_ids[rows])
+    });
     let slots: Vec<Slot> = chunks.iter().map(|chunk| chunk.slot).collect();
     let sequences: Vec<_> = (chunks.into_iter())
         .map(|chunk| (chunk.rows, chunk.ids.len()))
@@ -57,32 +60,56 @@ pub(super) fn forward(
             .collect();
         h = DecoderLayer::forward_cached(&layers, h, &context, (pool, &places, &slots));
     }
-    let last: Vec<u32> = (tokens.segments.iter().enumerate())
-        .filter(|(chunk, _)| wanted.contains(chunk))
-        .map(|(_, (queries, _))| queries.end as u32 - 1)
-        .collect();
+    let ends = tokens
+        .segments
+        .iter()
+        .map(|(queries, _)| queries.end as u32 - 1);
+    let ends = ends.zip(&model_of).enumerate();
+    let ends = ends.filter(|(chunk, _)| wanted.contains(chunk));
+    let (last, model_of): (Vec<u32>, Vec<usize>) =
+        ends.map(|(_, (end, model))| (end, *model)).unzip();
     if last.is_empty() {
         return None;
     }
     let last = h.select(0, index(&last, &base.device()));
-    Some(Logits::read(
-        base.logits(base.norm().forward_saving(&last).0),
-    ))
+    let normed = base.norm().forward_saving(&last).0;
+    let parts = runs(model_of.into_iter().map(|model| (1, model)));
+    let logits = by_model(models, &parts, |model, rows| {
+        model.logits(normed.clone().narrow(0, rows.start, rows.len()))
+    });
+    Some(Logits::read(logits))
 }
 
-/// Rows of each model.
-fn parts(chunks: &[Chunk]) -> Vec<(Range<usize>, usize)> {
+/// Rows of each model, of so many rows of one after the other.
+fn runs(rows: impl IntoIterator<Item = (usize, usize)>) -> Vec<(Range<usize>, usize)> {
     let mut parts: Vec<(Range<usize>, usize)> = Vec::new();
     let mut end = 0;
-    for chunk in chunks {
+    for (count, of) in rows {
         let start = end;
-        end += chunk.ids.len();
+        end += count;
         match parts.last_mut() {
-            Some((rows, model)) if *model == chunk.model => rows.end = end,
-            _ => parts.push((start..end, chunk.model)),
+            Some((rows, model)) if *model == of => rows.end = end,
+            _ => parts.push((start..end, of)),
         }
     }
     parts
+}
+
+/// What each model makes of its rows with its tables of tokens; the first one of all rows where these have no adapters.
+fn by_model(
+    models: &[CausalLm],
+    parts: &[(Range<usize>, usize)],
+    of: impl Fn(&CausalLm, Range<usize>) -> Tensor<2>,
+) -> Tensor<2> {
+    let adapted = |(_, model): &(_, usize)| models[*model].table_adapters().next().is_some();
+    if !parts.iter().any(adapted) {
+        let rows = parts.iter().map(|(rows, _)| rows.len()).sum();
+        return of(&models[0], 0..rows);
+    }
+    let pieces = parts
+        .iter()
+        .map(|(rows, model)| of(&models[*model], rows.clone()));
+    Tensor::cat(pieces.collect(), 0)
 }
 
 /// Rows of logits on the host.

@@ -92,7 +92,15 @@ impl Context {
             true => (layer * usual + target) as u64,
             false => 1 << 32 | (layer << 8 | target) as u64,
         };
-        self.dropout_seed
-            .map(|seed| seed ^ (slot + 1).wrapping_mul(0xD134_2543_DE82_EF95))
+        self.dropout_seed.map(|seed| of_slot(seed, slot))
     }
+}
+
+/// The seed of what the head's adapter reads, of that of a batch.
+pub(crate) const fn head_seed(seed: u64) -> u64 {
+    of_slot(seed, 1 << 33)
+}
+
+const fn of_slot(seed: u64, slot: u64) -> u64 {
+    seed ^ (slot + 1).wrapping_mul(0xD134_2543_DE82_EF95)
 }

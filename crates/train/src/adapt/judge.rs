@@ -101,7 +101,7 @@ impl<'a> Look<'a> {
         let (mut nll, mut kl, mut tokens) = (0.0, 0.0, 0);
         for (i, pass) in self.passes.iter().enumerate() {
             let hidden = normed(model, pass);
-            let before_head = model.before_head(hidden.clone());
+            let before_head = model.before_head(hidden.clone(), None);
             let (head, cap, ids) = (model.head(), model.logits_softcap(), &pass.targets.ids);
             let losses = cross_entropy::forward(&before_head, &head, cap, ids, None).nll;
             let losses = losses.try_into_data();

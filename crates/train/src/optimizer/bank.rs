@@ -81,10 +81,15 @@ impl Bank {
         let rates = rates.of_model(model);
         let dtype = model.dtype();
         let rounded_to = (dtype != DType::F32).then_some(dtype);
-        // Of a layer, the first parameters of all adapters, then the second ones: all A, then all B; rows of tokens and whole tensors at the end.
+        // Of a layer, the first parameters of all adapters, then the second ones: all A, then all B; what is of no layer at the end.
         let sides: Vec<_> = model
             .adapters()
             .flat_map(|(layer, _, adapter)| (0..adapter.params().len()).map(move |j| (layer, j)))
+            .chain(
+                model
+                    .table_adapters()
+                    .flat_map(|(_, adapter)| (0..adapter.params().len()).map(|_| (usize::MAX, 0))),
+            )
             .chain(model.tokens().iter().map(|_| (usize::MAX, 0)))
             .chain(model.whole().iter().map(|_| (usize::MAX, 0)))
             .collect();

@@ -40,7 +40,7 @@ impl Rate {
 /// How fast factors learn, compared with each other. What is said of one in several ways is multiplied.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rates {
-    /// Learning rate of B over that of A.
+    /// Learning rate of B over that of A. Both of an embedding's go with A: it is A that starts at zero there.
     ///
     /// # Source
     /// LoRA+: Hayou, Ghosh & Yu 2024, arXiv:2402.12354; as PEFT's optimizer, tensors of one dimension go with B, and
@@ -108,12 +108,17 @@ impl Rates {
             let params = adapter.params().into_iter();
             params.map(move |param| self.of(&path, layers - 1 - layer, &param))
         });
+        let above = move |table| match table {
+            TokenTable::Embedding => layers,
+            TokenTable::Head => 0,
+        };
+        let tables = model.table_adapters().flat_map(|(table, adapter)| {
+            let params = adapter.params().into_iter();
+            params.map(move |param| self.of(table.path(), above(table), &param))
+        });
         let tokens = model.tokens().iter().map(|tokens| {
-            let above = match tokens.table() {
-                TokenTable::Embedding => layers,
-                TokenTable::Head => 0,
-            };
-            self.of(tokens.table().path(), above, &tokens.param())
+            let table = tokens.table();
+            self.of(table.path(), above(table), &tokens.param())
         });
         let whole = model.whole().into_iter().map(|place| {
             let above = match (place.layer, place.name == EMBEDDING) {
@@ -129,7 +134,7 @@ impl Rates {
             }
             rate
         });
-        rates.chain(tokens).chain(whole).collect()
+        rates.chain(tables).chain(tokens).chain(whole).collect()
     }
 }
 

@@ -162,6 +162,9 @@ fn untrained(model: &CausalLm, step: usize) -> Option<NoEffect> {
     let mut adapters = model.adapters();
     let untrained =
         adapters.all(|(_, _, adapter)| adapter.changes_nothing().is_ok_and(|nothing| nothing));
+    let mut tables = model.table_adapters();
+    let untrained = untrained
+        && tables.all(|(_, adapter)| adapter.changes_nothing().is_ok_and(|nothing| nothing));
     let untrained = untrained && model.clone().whole_changes_nothing();
     untrained.then_some(NoEffect::Untrained { step })
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use backdraft_arch::ModelSpec;
+use backdraft_arch::{ModelSpec, TokenTable};
 use backdraft_formats::{LoraPair, PeftDir};
 use backdraft_lora::{AdapterWeights, LoraConfig, TrainedOver};
 use backdraft_model::LoadError;
@@ -48,10 +48,20 @@ pub(crate) fn check(
         rank,
         module,
     };
-    for (layer, target) in spec.projections() {
-        let module = target.path(layer);
+    let projections = spec.projections().map(|(layer, target)| {
         let expected = spec.layers[layer].shape(target);
-        match (config.adapts(layer, target), found.remove(&module)) {
+        (target.path(layer), expected, config.adapts(layer, target))
+    });
+    let tables = TokenTable::adaptable(spec).map(|table| {
+        let expected = table.adapter_dims(spec);
+        (
+            table.path().to_owned(),
+            expected,
+            config.adapts_table(table),
+        )
+    });
+    for (module, expected, adapted) in projections.chain(tables) {
+        match (adapted, found.remove(&module)) {
             (true, Some((rank, dims))) if dims != expected => {
                 let [output, input] = dims;
                 let actual = format!("[{rank}, {input}] and [{output}, {rank}]");
