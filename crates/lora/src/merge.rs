@@ -132,7 +132,7 @@ pub enum MergeError {
     /// An adapter of one of two tables that are one matrix.
     #[error(
         "{}: the adapter changes {module} alone, which in this model is one matrix with the other table: merged, they would come apart. \
-         It stays an adapter, which PEFT and `backdraft generate`, `eval` and `serve` read",
+         It stays an adapter, which PEFT and `backdraft generate` and `eval` read",
         path.display()
     )]
     Apart {

@@ -237,7 +237,7 @@ fn tensors_must_fit_together() {
         ("model.layers.0.x.lora_a", "mlx-lm"),
         ("base_model.model.q_proj.lora_magnitude_vector", "use_dora"),
         (
-            "base_model.model.model.embed_tokens.lora_embedding_A",
+            "base_model.model.model.per_layer.lora_embedding_A",
             "embeddings",
         ),
         ("base_model.model.lm_head.weight", "modules_to_save"),

@@ -1,3 +1,4 @@
+use backdraft_arch::TokenTable;
 use backdraft_data::{Answer, IGNORE_INDEX};
 use backdraft_formats::ModelSource;
 use backdraft_lora::{Adapter, LoraConfig, TargetModule};
@@ -69,6 +70,89 @@ fn a_model_and_its_reference_share_what_is_below_the_lowest_adapter() {
     });
     assert!(alone(&headless).iter().all(|nll| nll.is_nan()));
     assert_eq!(from_trunk(&headless), from_trunk(&base));
+}
+
+/// The same trunk would begin with the trained embedding.
+#[test]
+fn a_reference_embeds_and_predicts_without_the_adapters_of_tables() {
+    let (model, batch) = (model(), batch());
+    let base = model.without_adapter();
+    let config = LoraConfig {
+        rank: 4,
+        target_modules: Vec::new(),
+        target_tables: TokenTable::ALL.to_vec(),
+        ..LoraConfig::default()
+    };
+    let mut model = base.clone().with_lora(&config, 3).unwrap();
+    let alone = |model: &CausalLm| values(nll(model, &batch, Trunk::new(model, &batch)));
+    assert_eq!(alone(&model), alone(&base));
+    for (_, adapter) in model.table_adapters_mut() {
+        adapter.update(|param| param.values + 0.05);
+    }
+    let trunk = Trunk::of_both(&model, Some(&base), &batch);
+    let below = |model: &CausalLm| values(nll(model, &batch, trunk.under(model, &batch)));
+    assert_eq!(below(&base), alone(&base));
+    assert_eq!(below(&model), alone(&model));
+    assert_ne!(alone(&model), alone(&base));
+}
+
+/// Gradients of adapters of tables are those of autodiff, the head's with dropout too; tied and untied; of a head that is adapted alone no layer is gone through backwards.
+#[test]
+fn adapters_of_tables_learn_what_autodiff_says() {
+    let beside = |tables: &[TokenTable]| (vec![TargetModule::QProj], tables.to_vec());
+    let alone = (Vec::new(), vec![TokenTable::Head]);
+    for (name, (target_modules, target_tables)) in [
+        ("llama-tied", beside(&TokenTable::ALL)),
+        ("llama-untied", beside(&TokenTable::ALL)),
+        ("llama-untied", beside(&[TokenTable::Embedding])),
+        ("llama-tied", alone),
+    ] {
+        let folders = backdraft_testkit::golden::folders("tiny", "config.json");
+        let mut folders = folders.into_iter();
+        let folder = folders.find(|folder| folder.name() == name).unwrap();
+        let source = ModelSource::open(&*folder).unwrap();
+        let model = CausalLm::load(&source, &Device::flex()).unwrap();
+        let config = LoraConfig {
+            rank: 4,
+            alpha: 4.0,
+            dropout: 0.3,
+            target_modules,
+            target_tables,
+            ..LoraConfig::default()
+        };
+        let mut model = model.with_lora(&config, 3).unwrap();
+        // All alike, the columns of B would see nothing of logits' gradients, whose sum is zero.
+        model.update_trained(|param| {
+            let wave = (0..param.len()).map(|n| 0.05 * (n as f32 * 0.7).sin());
+            let wave: Vec<f32> = wave.collect();
+            param.values.clone() + Tensor::from_floats(&wave[..], &param.values.device())
+        });
+        let layers = model.num_backward_layers();
+        assert_eq!(layers == 0, config.target_modules.is_empty());
+        let batch = batch();
+        for seed in [None, Some(5)] {
+            let mut grads = AdapterGrads::new();
+            let plan = ActivationPlan::keep_all(layers);
+            forward_backward(&model, &batch, 1.0, seed, &plan, &mut grads);
+            let tracked = model.clone().train();
+            let tape = tracked.loss(&batch.tokens, &batch.targets, seed);
+            let tape = tape.backward();
+            assert_eq!(tracked.table_adapters().count(), config.target_tables.len());
+            for (table, Adapter::Lora(lora)) in tracked.table_adapters() {
+                for factor in [&lora.lora_a, &lora.lora_b] {
+                    let found = values(grads.get(factor.id).unwrap().clone());
+                    let expected = factor.val().grad(&tape).unwrap();
+                    let expected = values(expected.flatten(0, 1));
+                    let largest = expected.iter().fold(0f32, |most, x| most.max(x.abs()));
+                    assert!(largest > 0.0);
+                    for (found, expected) in found.into_iter().zip(expected) {
+                        let off = (found - expected).abs() / largest;
+                        assert!(off < 1e-4, "{name}, {table:?}: {found} {expected}");
+                    }
+                }
+            }
+        }
+    }
 }
 
 /// A tiny model with a head that scores, drawn, and adapters whose factors are not zero; `low` has one on its first layer too.
