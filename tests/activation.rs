@@ -680,6 +680,64 @@ fn whole_tensors_are_planned_and_do_not_depend_on_the_plan() {
     assert!(off.is_empty(), "{off:#?}");
 }
 
+/// Adapters of the embedding and the head beside those of the upper layers: planned, and computed the same under every plan.
+#[test]
+fn adapters_of_tables_are_planned_and_do_not_depend_on_the_plan() {
+    let _alone = alone();
+    let lengths = [384, 384];
+    let mut off = Vec::new();
+    for (family, tables, rank) in [
+        (Family::Llama, &TokenTable::ALL[..], 8),
+        (Family::Llama, &[TokenTable::Head], 32),
+        (Family::Llama, &[TokenTable::Embedding], 32),
+        (Family::Olmo2, &TokenTable::ALL, 16),
+        (Family::Olmo2, &[TokenTable::Head], 8),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let shape = RandomModel {
+            family,
+            window: None,
+            hidden: 256,
+            intermediate: 704,
+            layers: 6,
+            heads: 8,
+            kv_heads: 2,
+            vocab: 2048,
+        };
+        let lora = LoraConfig {
+            rank,
+            layers_to_transform: Some(vec![2, 3, 4, 5]),
+            target_tables: tables.to_vec(),
+            ..LoraConfig::default()
+        };
+        let mut model = adapted(dir.path(), shape, false, &lora);
+        for (_, adapter) in model.table_adapters_mut() {
+            adapter.update(|param| param.values.mul_scalar(0.1).add_scalar(0.01));
+        }
+        let batch = batch(&lengths, shape.vocab);
+        let setup = setup(&model, &lora, false, &lengths);
+        let (step, pass) = (setup.step(), setup.pass());
+        assert_eq!(step.adapters as usize, 4 * model.num_trained());
+        assert_eq!(step.layers.len(), model.num_backward_layers());
+        let all = ActivationPlan::keep_all(step.layers.len());
+        let expected = gradients(&model, &batch, None, &all);
+        for (name, plan) in plans(&step, pass, 4) {
+            let told = format!("{family:?} {tables:?} {name}");
+            assert!(gradients(&model, &batch, None, &plan) == expected, "{told}");
+            let peak = step.predict(&plan, pass, &COST).peak;
+            let measured = measured(&model, &batch, &plan) as f64;
+            let excess = 100.0 * (peak.of_step() as f64 / measured - 1.0);
+            println!("{told}: {excess:+.2} % at {}", peak.moment);
+            if !(0.0..=5.0).contains(&excess) {
+                off.push(format!("{told}: {excess:+.2} % at {}", peak.moment));
+            }
+        }
+        let losses = ten_losses(model, &batch, &all);
+        assert!(f64::from_bits(losses[9]) < f64::from_bits(losses[0]));
+    }
+    assert!(off.is_empty(), "{off:#?}");
+}
+
 /// Full fine-tuning, of everything and of parts: planned, gradients and update, and computed the same under every plan; the base
 /// is there once.
 #[test]

@@ -34,6 +34,8 @@ mod run;
 mod schema;
 #[path = "program/serve.rs"]
 mod serve;
+#[path = "program/tables.rs"]
+mod tables;
 #[path = "program/terminal.rs"]
 mod terminal;
 #[path = "program/tokens.rs"]
