@@ -589,7 +589,7 @@ mod tests {
         assert_snapshot!(CliError::from(error).render(Look::Plain), @r#"
         error: 2 problems in the recipe recipe.toml:
         |   line 2: unknown key `sede`; did you mean `seed`?
-        |   `data.train` is missing: Training rows: a file, a folder, a glob, a hub data set (org/name:split), a table with path, weight, format and fields, or a list of these. For instance `data.train = "train.jsonl"`
+        |   `data.train` is missing: Training rows: a file, a folder, a glob, a hub data set (org/name:split), a table with path, weight (or epochs, or share), format and fields, or a list of these. For instance `data.train = "train.jsonl"`
         hint: `backdraft init example.toml` writes a recipe that explains every key
         "#);
     }

@@ -180,9 +180,15 @@ fn patterns_say_who_gets_which_adapter() {
             "q_proj",
         ],
     );
-    recipe("target_modules = '(.*q_proj|lm_head)'");
+    recipe("target_modules = '.*(q_proj|norm)'");
     let said = fails(d, &["plan", "patterns.toml"], 1);
-    says(&said, &["takes `lm_head` too", "exclude_modules"]);
+    says(
+        &said,
+        &[
+            "takes `model.layers.0.input_layernorm` too",
+            "exclude_modules",
+        ],
+    );
 }
 
 #[test]
