@@ -123,7 +123,7 @@ fn anything_that_matters_makes_another_file() {
     paths.push(&first);
     paths.sort();
     paths.dedup();
-    assert_eq!(paths.len(), 7);
+    assert_eq!(paths.len(), different.len() + 1);
 }
 
 #[test]

@@ -204,7 +204,7 @@ mod tests {
         for (margin, found) in [
             (json!("0.5"), "the string \"0.5\""),
             (json!(true), "the boolean true"),
-            (json!(1e39), "the number 1e39"),
+            (json!(1e39), "the number 1e+39"),
         ] {
             let error = read(margin).unwrap_err().to_string();
             let expected =

@@ -162,7 +162,8 @@ fn margins_are_kept_through_a_cache_and_tell_rows_apart() {
     };
     for hit in [false, true] {
         let (kept, told, was_there) = cached();
-        assert_eq!((&told, was_there), (&outcome, hit));
+        assert_eq!((&told.report, was_there), (&outcome.report, hit));
+        assert_eq!(told.findings.iter().count(), 1);
         let margins: Vec<Option<f32>> = kept.iter().map(|row| row.answers.margin()).collect();
         assert_eq!(margins, [Some(0.5), Some(-2.0), None, None]);
         assert_eq!(kept.fingerprint(), read_at_once.fingerprint());
