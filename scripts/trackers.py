@@ -122,11 +122,13 @@ def mlflow(program, folder, inputs):
 
 
 def trackio(program, folder, inputs):
+    # Read when the package is.
+    os.environ["TRACKIO_DIR"] = str(folder / "trackio")
     import trackio as package
 
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    environment = dict(os.environ, TRACKIO_DIR=str(folder / "trackio"), TRACKIO_WRITE_TOKEN="a-token-for-loopback")
+    environment = dict(os.environ, TRACKIO_WRITE_TOKEN="a-token-for-loopback")
     environment.pop("SPACE_ID", None)
     server = subprocess.Popen(
         [sys.executable, "-u", "-c",
@@ -137,7 +139,6 @@ def trackio(program, folder, inputs):
     try:
         wait_for(f"{url}/version", server)
         out = train(program, folder, "trackio", url, inputs, environment)
-        os.environ["TRACKIO_DIR"] = environment["TRACKIO_DIR"]
         from trackio.sqlite_storage import SQLiteStorage
 
         runs = SQLiteStorage.get_runs("loopback")
