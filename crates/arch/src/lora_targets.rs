@@ -92,15 +92,14 @@ impl LoraTargets {
         };
         let meant = |table: &TokenTable| names.matches(table.path()) && !excluded(table.path());
         let tables: Vec<_> = TokenTable::adaptable(spec).filter(meant).collect();
-        let mut in_layer = tables.iter().map(|table| table.path());
-        let in_layer = in_layer.find(|path| !names.names_whole(path));
-        match in_layer.filter(|_| self.layers_to_transform.is_some()) {
-            None => Ok(tables),
-            Some(path) => Err(LoraConfigError::NoMatch {
+        let in_layer = |table: &&TokenTable| !names.names_whole(table.path());
+        match tables.iter().find(in_layer) {
+            Some(table) if self.layers_to_transform.is_some() => Err(LoraConfigError::NoMatch {
                 key: "lora.target_modules",
-                name: format!("{names} in layers_to_transform"),
-                nearest: vec![path.to_owned()],
+                name: format!("{} in layers_to_transform", table.name()),
+                nearest: vec![table.path().to_owned()],
             }),
+            _ => Ok(tables),
         }
     }
 

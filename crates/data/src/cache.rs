@@ -209,15 +209,11 @@ fn key(
     part(format!("{:?} {:?} {:?}", data.format, data.supervision, template).as_bytes());
     part(
         format!(
-            "{} {overlong:?} {skip_bad_rows} {limits:?}",
+            "{} {overlong:?} {split_overlap} {skip_bad_rows} {limits:?}",
             data.max_seq_length
         )
         .as_bytes(),
     );
-    // Files of before have no word of it.
-    if *split_overlap != 1 {
-        part(format!("overlap {split_overlap}").as_bytes());
-    }
     for (ours, theirs) in fields.pairs() {
         part(ours.as_bytes());
         part(theirs.as_bytes());

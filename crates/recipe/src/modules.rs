@@ -31,13 +31,11 @@ fn is_name(text: &str) -> bool {
 impl<'de> Deserialize<'de> for TargetName {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let name = String::deserialize(deserializer)?;
-        match name.contains('.') || is_name(&name) {
-            true => Ok(Self(name)),
-            false => match name.parse::<TargetModule>() {
-                Ok(_) => Ok(Self(name)),
-                Err(error) => Err(serde::de::Error::custom(error)),
-            },
+        if !name.contains('.') && TokenTable::of_name(&name).is_none() {
+            name.parse::<TargetModule>()
+                .map_err(serde::de::Error::custom)?;
         }
+        Ok(Self(name))
     }
 }
 

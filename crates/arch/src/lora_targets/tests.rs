@@ -255,7 +255,7 @@ fn what_means_nothing_or_too_much_is_refused() {
                 layers_to_transform: Some(vec![1]),
                 ..targets(list("q_proj embed_tokens"))
             },
-            "in layers_to_transform` matches none of the model's modules; near it are model.embed_tokens",
+            "`embed_tokens in layers_to_transform` matches none of the model's modules; near it are model.embed_tokens",
         ),
         (
             LoraTargets {
