@@ -7,7 +7,8 @@
 //! rounding is not another's. How much that makes is seen in transformers itself, run in two ways that are equal but for
 //! rounding. One's figures are up to 1.13 times the other's in logits, 1.36 where only the last of each row counts, 1.5 in the
 //! likelihoods of tokens and 1.27 in gradients (1.8 in those of Qwen 3.5). So one of ours may be 1.5 times the root mean square
-//! of those two; over all cases together, where such differences average out, ours may be a tenth larger.
+//! of those two, and where only the last of each row counts, whose states are two or three, 1.75 times (on an H200 one of forty is 1.50, Phi 3's, whose
+//! other batch is at 0.99); over all cases together, where such differences average out, ours may be a tenth larger.
 //!
 //! A mean loss is one number, and can be right by luck. If tokens are off independently, the mean of n is off by their root
 //! mean square over √n: transformers' are, by 1.03 times that in the root mean square over all cases and ways, and by 3 times at most. Ours
@@ -34,6 +35,8 @@ use super::tiny_case::TinyCase;
 
 /// What a figure may be of transformers' own.
 const FACTOR: f64 = 1.5;
+/// The same, of the last logits of each row alone.
+const FACTOR_OF_LAST: f64 = 1.75;
 /// What the geometric mean of a figure over all cases may be of transformers' own.
 const MEAN: f64 = 1.1;
 /// What a mean loss may be off by, in root mean squares of single tokens over √tokens.
@@ -282,13 +285,17 @@ fn with_adapter(
     let ways = [&figures.lora.peft, &figures.lora.autocast];
     let each = |of: fn(&WithAdapter) -> f64| mean_square(ways.iter().map(|way| of(way)));
     let factors = each(|way| way.gradients_of_factors);
+    let last_theirs = each(|way| way.logits);
     vec![
-        row(
-            of,
-            "adapter: last logits",
-            apart(&last, &expected_last),
-            each(|way| way.logits),
-        ),
+        Row {
+            limit: FACTOR_OF_LAST * last_theirs,
+            ..row(
+                of,
+                "adapter: last logits",
+                apart(&last, &expected_last),
+                last_theirs,
+            )
+        },
         row(
             of,
             "adapter: gradients",

@@ -2,7 +2,7 @@
 
 use backdraft_arch::{AdapterStart, LoraConfig};
 use backdraft_kernels::dropout::Dropout;
-use backdraft_kernels::gemm::Slot;
+use backdraft_kernels::gemm::{Op, Slot, gemm};
 use backdraft_kernels::lora_linear::{FactorGrads, Factors};
 use backdraft_quant::{Frozen, Weight};
 use burn::module::{Module, Param, ParamId};
@@ -286,7 +286,7 @@ impl LoraAdapter {
     /// `[out, in]`.
     pub fn delta(&self) -> Tensor<2> {
         let (a, b) = (self.lora_a.val().inner(), self.lora_b.val().inner());
-        b.matmul(a).mul_scalar(self.scaling)
+        gemm((Op::N, &b), (Op::N, &a), 1.0, None).mul_scalar(self.scaling)
     }
 
     /// What the kernels take for activations of `dtype`, tracked by autodiff; dropout only where a seed is

@@ -11,7 +11,7 @@
 //! PEFT 0.21: `lora.Embedding`, which drops nothing out, and `lora.Linear`, which drops out what A reads.
 
 use backdraft_kernels::embedding;
-use backdraft_kernels::gemm::{Op, gemm};
+use backdraft_kernels::gemm::{Op, gemm, linear};
 use backdraft_kernels::lora_linear::Factors;
 use burn::tensor::{DType, Tensor};
 
@@ -29,7 +29,7 @@ impl LoraAdapter {
         if self.lora_b.val().is_tracked() {
             let Factors { a, b, scaling, .. } = self.factors(dtype, None);
             let columns = a.clone().select(1, index(ids, &a.device().inner()));
-            let added = columns.transpose().matmul(b.transpose());
+            let added = linear(columns.transpose(), b);
             return on_tape(rows) + added.mul_scalar(scaling);
         }
         let Factors { a, b, scaling, .. } = self.plain_factors(dtype, None);
@@ -88,7 +88,7 @@ impl LoraAdapter {
                 hidden.clone() * on_tape(dropout.apply(ones))
             }
         };
-        let more = read.matmul(on_tape(factors.a).transpose());
+        let more = linear(read, factors.a);
         Tensor::cat(vec![hidden, more.mul_scalar(factors.scaling)], 1)
     }
 

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use backdraft_arch::spec::{EMBEDDING, FINAL_NORM, HEAD};
 use backdraft_arch::{LoraConfigError, ModelSpec, StoredShare, TokenTable};
 use backdraft_kernels::cross_entropy::{self, HeadLoss};
+use backdraft_kernels::gemm::linear;
 use backdraft_lora::{
     Adapter, AdapterGrads, AdapterParam, AdapterWeights, LoraConfig, Projection, Stored,
     TargetModule, TokenMatrix, TrainedTensor, TrainedTokens,
@@ -249,7 +250,7 @@ impl CausalLm {
     pub fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
         let hidden = self.before_head_tracked(hidden, None);
         let logits = match self.tracked_head().tracked() {
-            Some(head) => hidden.matmul(head.transpose()),
+            Some(head) => linear(hidden, head),
             None => backdraft_kernels::lora_linear::lora_linear(hidden, (self.head(), 1.0), None),
         };
         match self.logits_softcap() {

@@ -152,7 +152,10 @@ pub(super) fn forward(
     (out, lse)
 }
 
-/// Queries, or keys, of a block of the backward passes.
+/// Keys of a block of [`queries_kernel`].
+const BLOCK_KEYS: usize = 128;
+
+/// Queries of a block of [`keys_kernel`].
 const BLOCK: usize = 64;
 
 pub(super) fn backward(
@@ -178,8 +181,8 @@ pub(super) fn backward(
             CubeCount::Static(layout.heads as u32, queries.count as u32, 1),
             CubeDim::new_1d(UNITS),
             panel_map(q, ROWS),
-            panel_map(k, BLOCK),
-            panel_map(v, BLOCK),
+            panel_map(k, BLOCK_KEYS),
+            panel_map(v, BLOCK_KEYS),
             panel_map(d_out, ROWS),
             argument(lse, 1),
             argument(delta, 1),
@@ -351,7 +354,7 @@ fn d_scores_of<S: Size>(
 ) -> Vector<f32, S> {
     let mut d = Vector::<f32, S>::empty();
     #[unroll]
-    for i in 0..comptime!(BLOCK / 2) {
+    for i in 0..comptime!(BLOCK_KEYS / 2) {
         let delta = if comptime!(i / 2 % 2 == 0) {
             delta_0
         } else {
@@ -622,8 +625,8 @@ fn queries_kernel<F: Float>(
 
     let own = comptime!(shape.ring(ROWS, 2));
     // Keys are read again a block later.
-    let of_keys = comptime!(shape.ring(BLOCK, 4));
-    let of_values = comptime!(shape.ring(BLOCK, 3));
+    let of_keys = comptime!(shape.ring(BLOCK_KEYS, 3));
+    let of_values = comptime!(shape.ring(BLOCK_KEYS, 2));
     let memory = Shared::<[u32]>::new_aligned_slice(
         comptime!((own.bytes() + of_keys.bytes() + of_values.bytes()) / 4),
         1024usize,
@@ -655,7 +658,7 @@ fn queries_kernel<F: Float>(
 
     let start = first_seen(first, shift, keys_first, window);
     let stop = min(keys_end, end + shift);
-    let blocks = (stop - start + comptime!(BLOCK as u32 - 1)) / comptime!(BLOCK as u32);
+    let blocks = (stop - start + comptime!(BLOCK_KEYS as u32 - 1)) / comptime!(BLOCK_KEYS as u32);
 
     let loads = UNIT_POS == 0u32;
     if loads {
@@ -664,7 +667,7 @@ fn queries_kernel<F: Float>(
         #[unroll]
         for block in 0..2u32 {
             if block < blocks {
-                let key = start + comptime!(block * BLOCK as u32);
+                let key = start + comptime!(block * BLOCK_KEYS as u32);
                 fill(&keys, block, k_map, other_column, key, of_keys);
                 fill(&values, block, v_map, other_column, key, of_values);
             }
@@ -687,13 +690,13 @@ fn queries_kernel<F: Float>(
     let delta_0 = delta[at_0];
     let delta_1 = delta[at_1];
 
-    let size!(S) = comptime!(BLOCK / 2);
-    let size!(P) = comptime!(BLOCK / 4);
+    let size!(S) = comptime!(BLOCK_KEYS / 2);
+    let size!(P) = comptime!(BLOCK_KEYS / 4);
     let size!(O) = comptime!(shape.columns() / 2);
     let mut sums = Vector::<f32, O>::new(0.0f32);
 
-    let product = comptime!(shape.scores(ROWS, BLOCK));
-    let sums_of = comptime!(shape.sums(BLOCK));
+    let product = comptime!(shape.scores(ROWS, BLOCK_KEYS));
+    let sums_of = comptime!(shape.sums(BLOCK_KEYS));
     let bounds = Bounds {
         first: first + shift,
         end: end + shift,
@@ -704,48 +707,52 @@ fn queries_kernel<F: Float>(
 
     wait_for(&queries, 0u32, own);
     wait_for(&keys, 0u32, of_keys);
-    let scores = start_product::<S>(q_descriptor, descriptor(keys_at, BLOCK), product);
+    let scores = start_product::<S>(q_descriptor, descriptor(keys_at, BLOCK_KEYS), product);
     wait_for(&queries, 1u32, own);
     wait_for(&values, 0u32, of_values);
     let first_values = place(&values, 0u32, of_values);
-    let d_weights = start_product::<S>(d_descriptor, descriptor(first_values, BLOCK), product);
-    let scores = arrived::<S>(scores, comptime!(BLOCK / 2), 1usize);
-    let scores = seen::<S>(scores, start, &bounds, BLOCK, window);
-    let weights = exponentials::<S>(scores, BLOCK, log_scale, lse_0, lse_1);
-    let d_weights = arrived::<S>(d_weights, comptime!(BLOCK / 2), 0usize);
+    let d_weights = start_product::<S>(d_descriptor, descriptor(first_values, BLOCK_KEYS), product);
+    let scores = arrived::<S>(scores, comptime!(BLOCK_KEYS / 2), 1usize);
+    let scores = seen::<S>(scores, start, &bounds, BLOCK_KEYS, window);
+    let weights = exponentials::<S>(scores, BLOCK_KEYS, log_scale, lse_0, lse_1);
+    let d_weights = arrived::<S>(d_weights, comptime!(BLOCK_KEYS / 2), 0usize);
     give_back(&values, 0u32, of_values);
     let d = d_scores_of::<S>(weights, d_weights, delta_0, delta_1);
-    let mut d_scores = packed::<S, P>(d, BLOCK, half);
+    let mut d_scores = packed::<S, P>(d, BLOCK_KEYS, half);
 
     let mut block = 1u32;
     while block < blocks {
-        let key = start + block * comptime!(BLOCK as u32);
+        let key = start + block * comptime!(BLOCK_KEYS as u32);
         wait_for(&keys, block, of_keys);
         let k_here = place(&keys, block, of_keys);
-        let scores = start_product::<S>(q_descriptor, descriptor(k_here, BLOCK), product);
+        let scores = start_product::<S>(q_descriptor, descriptor(k_here, BLOCK_KEYS), product);
         wait_for(&values, block, of_values);
         let v_here = place(&values, block, of_values);
-        let d_weights = start_product::<S>(d_descriptor, descriptor(v_here, BLOCK), product);
+        let d_weights = start_product::<S>(d_descriptor, descriptor(v_here, BLOCK_KEYS), product);
         let k_before = place(&keys, block - 1u32, of_keys);
-        let running = start_add::<O, P>(sums, d_scores, descriptor(k_before, BLOCK), sums_of);
+        let running = start_add::<O, P>(sums, d_scores, descriptor(k_before, BLOCK_KEYS), sums_of);
         if loads && block + 1u32 < blocks {
-            let next = key + comptime!(BLOCK as u32);
+            let next = key + comptime!(BLOCK_KEYS as u32);
             fill(&keys, block + 1u32, k_map, other_column, next, of_keys);
+        }
+        let scores = arrived::<S>(scores, comptime!(BLOCK_KEYS / 2), 2usize);
+        let scores = seen::<S>(scores, key, &bounds, BLOCK_KEYS, window);
+        let weights = exponentials::<S>(scores, BLOCK_KEYS, log_scale, lse_0, lse_1);
+        let d_weights = arrived::<S>(d_weights, comptime!(BLOCK_KEYS / 2), 1usize);
+        give_back(&values, block, of_values);
+        // No earlier: the other group may still read the place that these values go to.
+        if loads && block + 1u32 < blocks {
+            let next = key + comptime!(BLOCK_KEYS as u32);
             fill(&values, block + 1u32, v_map, other_column, next, of_values);
         }
-        let scores = arrived::<S>(scores, comptime!(BLOCK / 2), 2usize);
-        let scores = seen::<S>(scores, key, &bounds, BLOCK, window);
-        let weights = exponentials::<S>(scores, BLOCK, log_scale, lse_0, lse_1);
-        let d_weights = arrived::<S>(d_weights, comptime!(BLOCK / 2), 1usize);
-        give_back(&values, block, of_values);
         let d = d_scores_of::<S>(weights, d_weights, delta_0, delta_1);
         sums = arrived::<O>(running, comptime!(shape.columns() / 2), 0usize);
         give_back(&keys, block - 1u32, of_keys);
-        d_scores = packed::<S, P>(d, BLOCK, half);
+        d_scores = packed::<S, P>(d, BLOCK_KEYS, half);
         block += 1u32;
     }
     let last = place(&keys, blocks - 1u32, of_keys);
-    sums = multiply_add::<O, P>(sums, d_scores, descriptor(last, BLOCK), sums_of);
+    sums = multiply_add::<O, P>(sums, d_scores, descriptor(last, BLOCK_KEYS), sums_of);
     write_rows::<O>(
         sums, scale, scale, dq, row, end, head, heads, half, head_dim,
     );

@@ -7,6 +7,9 @@ pub(crate) mod cublaslt;
 mod cuda;
 pub(crate) mod few_rows;
 pub mod reference;
+mod tracked;
+
+pub use tracked::linear;
 
 use burn::tensor::{DType, Tensor};
 

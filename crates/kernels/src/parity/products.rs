@@ -60,6 +60,15 @@ fn gemm_adds_to_an_f32_sum_whatever_the_factors() {
 }
 
 #[test]
+fn a_product_on_the_tape() {
+    compare(
+        [random([65, 40]), random([33, 40])],
+        |_, [x, w]| gemm::linear(x, w),
+        |_, [x, w]| x.matmul(w.transpose()),
+    );
+}
+
+#[test]
 fn gemm_leaves_a_shared_accumulator_alone_and_rounds_as_over_one_of_its_own() {
     for (m, n, k) in [
         (4, 4, 4),
