@@ -14,9 +14,13 @@
 //! # Source
 //! The shape of the tree is that of RFC 6962, 2.1 (Merkle trees over any number of leaves).
 
+mod tree;
+
 use std::ops::Range;
 
 use crate::{CommError, Engine};
+use tree::remaining;
+pub use tree::{Additions, Tree};
 
 /// Blocks `rank` of `size` computes, of `blocks`: consecutive, and as many as any other rank has, or one less.
 ///
@@ -57,47 +61,6 @@ fn share(part: usize, parts: usize, whole: usize) -> Range<usize> {
     edge(part)..edge(part + 1)
 }
 
-/// The sum of blocks `first..first + count`, where `count` is a power of two that divides `first`.
-#[derive(Clone, Debug, PartialEq)]
-struct Node {
-    first: usize,
-    count: usize,
-    sum: Vec<f32>,
-}
-
-/// Adds `next`, the neighbour to the right of the last node, and whatever is whole then.
-fn push(nodes: &mut Vec<Node>, mut next: Node) {
-    while let Some(last) = nodes.pop_if(|last| merges(last.first, last.count, next.count)) {
-        next = joined(last, next);
-    }
-    nodes.push(next);
-}
-
-fn merges(first: usize, count: usize, next: usize) -> bool {
-    count == next && first.is_multiple_of(2 * count)
-}
-
-fn joined(mut left: Node, right: Node) -> Node {
-    for (left, right) in left.sum.iter_mut().zip(&right.sum) {
-        *left += right;
-    }
-    left.count += right.count;
-    left
-}
-
-/// First block and count of the nodes that remain of `range`.
-fn remaining(range: Range<usize>) -> Vec<(usize, usize)> {
-    let mut nodes: Vec<(usize, usize)> = Vec::new();
-    for block in range {
-        let (mut first, mut count) = (block, 1);
-        while let Some(last) = nodes.pop_if(|last| merges(last.0, last.1, count)) {
-            (first, count) = (last.0, last.1 + count);
-        }
-        nodes.push((first, count));
-    }
-    nodes
-}
-
 /// The blocks that one rank has computed so far, added where the tree allows.
 ///
 /// Of n blocks that begin at a multiple of a power of two of at least n, as those of 1, 2, 4, … ranks do where `blocks` is
@@ -108,7 +71,7 @@ pub struct BlockSums {
     range: Range<usize>,
     next: usize,
     length: usize,
-    nodes: Vec<Node>,
+    tree: Tree<Vec<f32>>,
 }
 
 impl BlockSums {
@@ -124,8 +87,30 @@ impl BlockSums {
             next: range.start,
             range,
             length,
-            nodes: Vec::new(),
+            tree: Tree::default(),
         }
+    }
+
+    /// The same where this rank has computed all of its blocks and added them where the tree allows: `sums` from left to right, as
+    /// [`Tree::into_sums`] gives them.
+    ///
+    /// # Panics
+    /// As [`new`](Self::new); other sums than the tree leaves.
+    pub fn of_sums(
+        (rank, size): (usize, usize),
+        blocks: usize,
+        length: usize,
+        sums: Vec<Vec<f32>>,
+    ) -> Self {
+        let mut all = Self::new(rank, size, blocks, length);
+        let places = remaining(all.range());
+        assert_eq!(sums.len(), places.len(), "sums of {:?}", all.range);
+        for (place, sum) in places.into_iter().zip(sums) {
+            assert_eq!(sum.len(), length, "numbers of a gradient");
+            all.tree.push(place, sum, added);
+        }
+        all.next = all.range.end;
+        all
     }
 
     /// The blocks that are this rank's.
@@ -147,13 +132,8 @@ impl BlockSums {
             self.range
         );
         assert_eq!(gradient.len(), self.length, "numbers of a gradient");
-        let node = Node {
-            first: self.next,
-            count: 1,
-            sum: gradient,
-        };
+        self.tree.push((self.next, 1), gradient, added);
         self.next += 1;
-        push(&mut self.nodes, node);
     }
 
     /// The sum of all blocks of all ranks, the same bits in each of them and for every number of ranks.
@@ -169,7 +149,7 @@ impl BlockSums {
         assert_eq!(self.next, self.range.end, "blocks of {:?}", self.range);
         let (rank, size) = (engine.rank(), engine.size());
         if size == 1 {
-            return Ok(folded(self.nodes, self.length));
+            return Ok(self.folded());
         }
         let shares: Vec<Range<usize>> = (0..size).map(|r| share(r, size, self.length)).collect();
         let mine = shares[rank].clone();
@@ -184,15 +164,16 @@ impl BlockSums {
         let mut from: Vec<Vec<u8>> = theirs.iter().map(room).collect();
         engine.all_to_all(&to, &mut from)?;
 
-        let mut nodes = Vec::new();
-        for (described, bytes) in theirs.iter().zip(&from) {
-            for (i, &(first, count)) in described.iter().enumerate() {
+        let mut tree = Tree::default();
+        for (places, bytes) in theirs.iter().zip(&from) {
+            for (i, &place) in places.iter().enumerate() {
                 let width = mine.len() * 4;
                 let sum = numbers(&bytes[i * width..(i + 1) * width]);
-                push(&mut nodes, Node { first, count, sum });
+                tree.push(place, sum, added);
             }
         }
-        let summed = bytes(&folded(nodes, mine.len()));
+        let summed = tree.folded(added);
+        let summed = bytes(&summed.unwrap_or_else(|| vec![0.0; mine.len()]));
 
         let mut all: Vec<Vec<u8>> = shares
             .iter()
@@ -204,25 +185,22 @@ impl BlockSums {
 
     /// One share of every node, one after the other.
     fn bytes_of(&self, share: &Range<usize>) -> Vec<u8> {
-        let parts = self
-            .nodes
-            .iter()
-            .map(|node| bytes(&node.sum[share.clone()]));
+        let parts = self.tree.sums().map(|sum| bytes(&sum[share.clone()]));
         parts.collect::<Vec<_>>().concat()
+    }
+
+    fn folded(self) -> Vec<f32> {
+        let length = self.length;
+        let sum = self.tree.folded(added);
+        sum.unwrap_or_else(|| vec![0.0; length])
     }
 }
 
-/// What remains when no two neighbours are alike any more is added from the right: the right side of a sum is the
-/// smaller one.
-fn folded(mut nodes: Vec<Node>, length: usize) -> Vec<f32> {
-    while nodes.len() > 1
-        && let (Some(right), Some(left)) = (nodes.pop(), nodes.pop())
-    {
-        nodes.push(joined(left, right));
+fn added(mut left: Vec<f32>, right: Vec<f32>) -> Vec<f32> {
+    for (left, right) in left.iter_mut().zip(&right) {
+        *left += right;
     }
-    nodes
-        .pop()
-        .map_or_else(|| vec![0.0; length], |node| node.sum)
+    left
 }
 
 fn bytes(numbers: &[f32]) -> Vec<u8> {

@@ -9,7 +9,7 @@
 //! | `fingerprints` | [`Fingerprints`]: what is compared before training |
 //! | `last_words`, `watch` | [`LastWords`]: why a process ended; the thread that hears of it |
 //! | `engine` | [`Engine`]: bytes from rank to rank; through the store, through Open MPI (feature `mpi`), or nowhere for one process |
-//! | `blocks` | [`BlockSums`]: gradients added in an order that does not depend on the number of ranks |
+//! | `blocks` | [`BlockSums`]: gradients added in an order that does not depend on the number of ranks; [`Tree`], [`Additions`]: that order |
 //! | `row` | [`Row`]: what ranks tell each other after a step, and the [`Decision`] that all make from it |
 //!
 //! There are no tensors here, no configuration and no output. Engines move bytes and never add: NCCL's and MPI's sums
@@ -52,7 +52,7 @@ pub mod store;
 mod watch;
 mod world;
 
-pub use blocks::{BlockSums, blocks_of, deal};
+pub use blocks::{Additions, BlockSums, Tree, blocks_of, deal};
 pub use engine::{Alone, Engine};
 pub use error::{CommError, StartError};
 pub use fingerprints::Fingerprints;

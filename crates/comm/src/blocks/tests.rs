@@ -3,7 +3,7 @@ use std::thread;
 
 use proptest::prelude::*;
 
-use super::{BlockSums, blocks_of, deal, remaining};
+use super::{Additions, BlockSums, Tree, added, blocks_of, deal, remaining};
 use crate::world::tests::together;
 use crate::{Alone, Engine};
 
@@ -69,6 +69,32 @@ proptest! {
                 prop_assert_eq!(&bits(&found), &expected, "{} ranks", size);
             }
         }
+    }
+
+    /// As a kernel adds them, which has the sums of all ranks before it.
+    #[test]
+    fn additions_have_the_bits_of_the_tree(blocks in gradients(), size in 1..9_usize) {
+        let Additions { sums, pairs } = Additions::of(size, blocks.len());
+        let mut left = Vec::new();
+        for (rank, sums) in sums.iter().enumerate() {
+            let mut tree = Tree::default();
+            for block in blocks_of(rank, size, blocks.len()) {
+                tree.push((block, 1), blocks[block].clone(), added);
+            }
+            let of_rank = tree.into_sums();
+            prop_assert_eq!(of_rank.len(), *sums);
+            if size == 1 {
+                let length = blocks[0].len();
+                let again = BlockSums::of_sums((0, 1), blocks.len(), length, of_rank.clone());
+                prop_assert_eq!(bits(&again.finish(&mut Alone).unwrap()), bits(&sum(&blocks)));
+            }
+            left.extend(of_rank);
+        }
+        prop_assert_eq!(pairs.len(), left.len() - 1);
+        for [onto, from] in pairs {
+            left[onto] = added(left[onto].clone(), left[from].clone());
+        }
+        prop_assert_eq!(bits(&left[0]), bits(&sum(&blocks)));
     }
 
     #[test]
