@@ -14,6 +14,10 @@ use std::path::{Path, PathBuf};
 /// The header without which a folder of headers is none.
 const RUNTIME: &str = "cuda_runtime.h";
 
+/// Whether NCCL adds in NVLink's switches.
+#[cfg(feature = "cuda")]
+const NVLS: &str = "NCCL_NVLS_ENABLE";
+
 /// One CUDA version in a folder `nvidia`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Packages {
@@ -150,7 +154,7 @@ fn version_of(folder: &Path, prefix: &str) -> Option<u32> {
 
 /// The folders `nvidia` of Python environments: the active one, the one that this program is installed in, and those whose
 /// interpreters are on the path, in this order.
-fn environments() -> Vec<PathBuf> {
+pub(crate) fn environments() -> Vec<PathBuf> {
     let variable = |name| env::var_os(name).map(PathBuf::from);
     let program = env::current_exe().ok();
     let program = program.and_then(|program| Some(program.parent()?.parent()?.to_owned()));
@@ -186,6 +190,21 @@ fn nvidia_in(prefix: &Path) -> Vec<PathBuf> {
         .map(|packages| packages.join("nvidia"))
         .filter(|nvidia| nvidia.is_dir())
         .collect()
+}
+
+/// NCCL's files of the packages in `nvidia`: one for all versions of CUDA, or one of each.
+pub(crate) fn nccl_files(nvidia: &Path) -> Vec<PathBuf> {
+    let folders = names(nvidia).into_iter();
+    let folders = folders.filter(|name| name == "nccl" || begins(name, "cu"));
+    let libraries = folders.map(|name| nvidia.join(name).join("lib"));
+    let files = libraries.flat_map(|folder| {
+        let files = names(&folder).into_iter();
+        let files = files.filter(|name| begins(name, "libnccl.so."));
+        files
+            .map(|name| folder.join(name))
+            .collect::<Vec<PathBuf>>()
+    });
+    files.collect()
 }
 
 /// What a machine lacks.
@@ -237,8 +256,9 @@ fn choose(lacks: Lacks, nvidia: &[PathBuf], cache: &Path) -> Chosen {
     chosen
 }
 
-/// Opens what the system does not have and a Python environment does, and sets `CUDA_PATH` where only that has headers. Does
-/// nothing without NVIDIA's driver.
+/// Opens what the system does not have and a Python environment does, and sets `CUDA_PATH` where only that has headers. Keeps NCCL
+/// from adding in a switch, which we have no use for and which takes memory, unless the user has said something else. Does nothing
+/// without NVIDIA's driver.
 ///
 /// `cache` is a folder for links to headers, made where CUDA 12's packages need one.
 ///
@@ -264,6 +284,10 @@ pub(crate) unsafe fn prepare(cache: &Path) {
             false => return,
         },
     };
+    if env::var_os(NVLS).is_none() {
+        // SAFETY: the caller promises that no other thread runs.
+        unsafe { env::set_var(NVLS, "0") };
+    }
     if !(lacks.nvrtc || lacks.cublas || lacks.headers) {
         return;
     }
@@ -301,6 +325,36 @@ pub(crate) fn driver_version() -> u32 {
     }
 }
 
+/// The cards that this process may use.
+#[cfg(feature = "cuda")]
+pub(crate) fn cards() -> usize {
+    use cudarc::driver::result;
+    #[expect(unsafe_code, reason = "opens a library")]
+    // SAFETY: the driver's initialisers have no conditions.
+    let there = unsafe { cudarc::driver::sys::is_culib_present() };
+    if !there {
+        return 0;
+    }
+    let count = result::init().and_then(|()| result::device::get_count());
+    count.map_or(0, |count| usize::try_from(count).unwrap_or(0))
+}
+
+/// What the driver calls a card, as `nvidia-smi -L` writes it.
+#[cfg(feature = "cuda")]
+pub(crate) fn card_id(index: usize) -> Option<String> {
+    use cudarc::driver::result::device;
+    let card = device::get(i32::try_from(index).ok()?).ok()?;
+    let bytes = device::get_uuid(card).ok()?.bytes;
+    let mut id = "GPU-".to_owned();
+    for (i, byte) in bytes.iter().enumerate() {
+        if matches!(i, 4 | 6 | 8 | 10) {
+            id.push('-');
+        }
+        id.push_str(&format!("{:02x}", *byte as u8));
+    }
+    Some(id)
+}
+
 /// Where the libraries of this process were found; none where the system does not tell.
 #[cfg(feature = "cuda")]
 pub(crate) fn places() -> Vec<(&'static str, PathBuf)> {
@@ -314,24 +368,27 @@ pub(crate) fn places() -> Vec<(&'static str, PathBuf)> {
             cudarc::cublaslt::sys::culib();
         }
     }
-    let maps = fs::read_to_string("/proc/self/maps").unwrap_or_default();
-    let mapped = |prefix: &str| {
-        let paths = maps
-            .lines()
-            .filter_map(|line| line.find('/').map(|at| &line[at..]));
-        let mut paths = paths.map(Path::new);
-        let path = paths.find(|path| path.file_name().is_some_and(|name| begins(name, prefix)));
-        path.map(Path::to_owned)
-    };
     let named = [
-        ("NVRTC", mapped("libnvrtc.so")),
-        ("cuBLASLt", mapped("libcublasLt.so")),
+        ("NVRTC", opened("libnvrtc.so")),
+        ("cuBLASLt", opened("libcublasLt.so")),
         ("headers", system_headers()),
     ];
     let found = named.into_iter();
     found
         .filter_map(|(name, path)| Some((name, path?)))
         .collect()
+}
+
+/// The file of an open library whose name begins so; `None` where the system does not tell.
+#[cfg(feature = "cuda")]
+pub(crate) fn opened(prefix: &str) -> Option<PathBuf> {
+    let maps = fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    let paths = maps
+        .lines()
+        .filter_map(|line| line.find('/').map(|at| &line[at..]));
+    let mut paths = paths.map(Path::new);
+    let path = paths.find(|path| path.file_name().is_some_and(|name| begins(name, prefix)));
+    path.map(Path::to_owned)
 }
 
 #[cfg(test)]
@@ -407,6 +464,19 @@ mod tests {
         let chosen = choose(lacks, &all, &cache);
         assert_eq!(chosen.open, [lib.join("libcublasLt.so.13")]);
         assert_eq!(chosen.toolkit, None);
+    }
+
+    #[test]
+    fn nccl_lies_in_a_package_of_its_own_or_with_a_version() {
+        let root = tempfile::tempdir().unwrap();
+        assert_eq!(nccl_files(root.path()), [] as [PathBuf; 0]);
+        let files = ["cu13/lib", "nccl/lib"].map(|folder| root.path().join(folder));
+        let files = files.map(|folder| folder.join("libnccl.so.2"));
+        for file in &files {
+            touch(file.clone());
+        }
+        touch(root.path().join("cublas/lib/libcublas.so.12"));
+        assert_eq!(nccl_files(root.path()), files);
     }
 
     #[test]

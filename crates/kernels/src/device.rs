@@ -177,6 +177,16 @@ pub fn gpu(device: &Device) -> Option<DeviceReport> {
     found::report(device)
 }
 
+/// What NVIDIA's driver calls a card, such as `GPU-5f0e…`: the same in every process; `None` for other devices.
+pub fn card_id(device: &Device) -> Option<String> {
+    found::card_id(device)
+}
+
+/// How many cards NVIDIA's driver lets this process see; 0 without it, or in a build that has no use for them.
+pub fn cards() -> usize {
+    found::cards()
+}
+
 /// Looks at `device`; on a GPU this opens it.
 pub fn report(device: &Device) -> DeviceReport {
     gpu(device).unwrap_or_else(|| DeviceReport {
@@ -434,6 +444,25 @@ mod found {
         (memory.ok().map(|bytes| bytes as u64), driver)
     }
 
+    #[cfg(feature = "cuda")]
+    pub(super) fn cards() -> usize {
+        crate::cuda_libraries::cards()
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    pub(super) fn cards() -> usize {
+        0
+    }
+
+    pub(super) fn card_id(device: &Device) -> Option<String> {
+        #[cfg(feature = "cuda")]
+        if let Some(cubecl::Device::Cuda(device)) = probe(device).map(|probe| probe.device) {
+            return crate::cuda_libraries::card_id(device.index);
+        }
+        let _ = device;
+        None
+    }
+
     /// Bytes of a CUDA device that nobody has.
     #[cfg(feature = "cuda")]
     pub(super) fn free(device: &Device) -> Option<u64> {
@@ -517,6 +546,14 @@ mod found {
     }
 
     pub(super) fn size_pages(_: &Device, _: u64) {}
+
+    pub(super) fn cards() -> usize {
+        0
+    }
+
+    pub(super) fn card_id(_: &Device) -> Option<String> {
+        None
+    }
 
     pub(super) fn held_by_libraries(_: &Device) -> u64 {
         0

@@ -4,7 +4,7 @@
 //! zero, and stays so. Views of the matrices share the buffer's memory: whoever holds one sees every update.
 
 #[cfg(feature = "cube")]
-mod cube;
+pub(crate) mod cube;
 
 use burn::tensor::{DType, Device, Tensor};
 

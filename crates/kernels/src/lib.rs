@@ -30,6 +30,7 @@
 //! | [`noise`] | uniform noise on rows, of a number for each | – (it passes through) |
 //! | [`adamw`] | AdamW with decoupled decay | – |
 //! | [`adamw8bit`] | the same with both moments in 8 bits | – |
+//! | [`exchange`] | sums over processes, in a fixed order; checksums | – |
 //! | [`flat`] | norm and AdamW of many matrices in one buffer | – |
 //! | [`optimizers`] | Lion, SGD, Adafactor, Muon and schedule-free AdamW, of many matrices at once | – |
 //! | [`offload`] | copies to the host's memory and back, beside the computation | – |
@@ -82,6 +83,7 @@ pub mod device;
 pub mod dora;
 pub mod dropout;
 pub mod embedding;
+pub mod exchange;
 pub mod flat;
 pub mod frozen_matrix;
 pub mod gated_delta;

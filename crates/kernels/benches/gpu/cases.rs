@@ -5,6 +5,7 @@ use backdraft_kernels::adamw::{self, AdamWParams, Moments};
 use backdraft_kernels::attention::{self, HeadLayout, Path, Qkv};
 use backdraft_kernels::codebook::{FourBitFormat, NestedFormat};
 use backdraft_kernels::dequantize::{FourBit, GgufBlocks, HostAbsmax, Int8Rows, Nested};
+use backdraft_kernels::exchange::{self, Group, GroupSum, Messages};
 use backdraft_kernels::frozen_matrix::FrozenMatrix;
 use backdraft_kernels::gated_delta::{self, DeltaLayout, Operands};
 use backdraft_kernels::gemm::{self, Op};
@@ -15,7 +16,7 @@ use backdraft_kernels::quantize::{
 use backdraft_kernels::rope::{self, RotaryTables};
 use backdraft_kernels::{Segments, causal_conv, cross_entropy, rms_norm, swiglu};
 use burn::tensor::activation::sigmoid;
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::{DType, Device, Distribution, Tensor};
 
 use super::measure::{Bench, SETS, Work, distance, relative};
 
@@ -67,6 +68,7 @@ pub(super) fn run(bench: &mut Bench, small: bool) {
     few_rows(bench, &sizes);
     loss(bench, &sizes);
     optimizer(bench, &sizes);
+    exchanges(bench, small);
 }
 
 /// The ceiling of everything that moves bytes: Burn's own scaling.
@@ -82,6 +84,79 @@ fn copy(bench: &mut Bench, s: &Sizes) {
     };
     bench.time(("copy", format!("{shape:?}")), work, 0.0, |i| {
         x[i].clone().mul_scalar(1.5)
+    });
+}
+
+/// What an exchange of the gradients of rank 16 at 8B does on a card, in f32: messages written and added, one of eight shares summed,
+/// checksums; and a whole one through NCCL, of a process with itself.
+fn exchanges(bench: &mut Bench, small: bool) {
+    if !bench.wants("exchange") {
+        return;
+    }
+    let n: usize = if small { 4096 } else { 42 << 20 };
+    let device = bench.device.clone();
+    let Some(messages) = Messages::new(2, n, &device) else {
+        return;
+    };
+    let values = Tensor::<1>::random([n], Distribution::Default, (&device, DType::F32));
+    let work = |numbers: usize| Work {
+        bytes: 4.0 * numbers as f64,
+        flops: 0.0,
+    };
+    let shape = format!("[{n}]");
+    messages.write(0, 0, &values);
+    let error = distance(messages.message(0).clone(), values.clone());
+    bench.time(
+        ("exchange write", shape.clone()),
+        work(2 * n),
+        error,
+        |_| {
+            messages.write(0, 0, &values);
+        },
+    );
+    messages.write(1, 0, &values);
+    messages.add(1, 0);
+    let error = distance(messages.message(1).clone(), values.clone() * 2.0);
+    bench.time(("exchange add", shape.clone()), work(3 * n), error, |_| {
+        messages.add(1, 0);
+    });
+    let pairs = [[0, 1], [2, 3], [0, 2], [4, 5], [6, 7], [4, 6], [0, 4]];
+    let rows: Tensor<2> = values.clone().reshape([8, n / 8]);
+    let [sum, expected] = [
+        exchange::add_rows(&rows, &pairs),
+        exchange::reference::add_rows(&rows, &pairs),
+    ];
+    let error = distance(sum, expected);
+    let of_rows = format!("[8, {}]", n / 8);
+    bench.time(
+        ("exchange add rows", of_rows),
+        work(n / 8 * 9),
+        error,
+        |_| exchange::add_rows(&rows, &pairs),
+    );
+    let host: Vec<f32> = values.clone().into_data().iter::<f32>().collect();
+    let found = exchange::checksum(&values).ok().flatten();
+    let error = f64::from(u8::from(
+        found != Some(exchange::reference::checksum(&host)),
+    ));
+    bench.time(("exchange checksum", shape.clone()), work(n), error, |_| {
+        exchange::checksum(&values)
+    });
+    let timeout = std::time::Duration::from_secs(60);
+    let joined = exchange::unique_id().and_then(|id| Group::join(&device, &id, (0, 1), timeout));
+    let group = match joined {
+        Ok(group) => group,
+        Err(error) => {
+            println!("no exchange through NCCL: {error}");
+            return;
+        }
+    };
+    let alone = GroupSum::new(group, (vec![1], Vec::new()), n, &device);
+    messages.write(0, 0, &values);
+    let sum = alone.sum(vec![messages.message(0).clone()]);
+    let error = distance(sum, values);
+    bench.time(("exchange NCCL, alone", shape), work(4 * n), error, |_| {
+        alone.sum(vec![messages.message(0).clone()])
     });
 }
 

@@ -26,7 +26,7 @@ pub(super) fn view(buffer: &Tensor<1>, place: (usize, [usize; 2])) -> Option<Ten
 /// Cubes that share a norm; their sums are added by one cube.
 const SUMS: usize = 1024;
 
-pub(super) fn norm(x: &Tensor<1>) -> Option<Tensor<1>> {
+pub(crate) fn norm(x: &Tensor<1>) -> Option<Tensor<1>> {
     let x = floats(x)?;
     let line = line(x.dtype, len(&x));
     let vectors = len(&x) / line;

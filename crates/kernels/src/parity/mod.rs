@@ -4,6 +4,7 @@
 mod attention;
 mod delta;
 mod dora;
+mod exchange;
 mod failures;
 mod losses;
 mod low_rank;

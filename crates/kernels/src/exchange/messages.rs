@@ -1,0 +1,193 @@
+//! What is exchanged: buffers on the device that last as long as a run, so that an exchange takes no memory that comes and goes.
+
+use std::ops::Range;
+
+use burn::tensor::{DType, Device, Tensor, TensorData, TensorReadError};
+
+use super::padded;
+use crate::device::lasting;
+use crate::dispatch::on_device;
+
+/// Numbers that are read from a device, or written to it, at once.
+const PIECE: usize = 4 << 20;
+
+/// Buffers of one length, by their numbers.
+#[derive(Debug)]
+pub struct Messages {
+    buffers: Vec<Tensor<1>>,
+    length: usize,
+}
+
+impl Messages {
+    /// `count` buffers of `length` numbers, which is [`padded`]; `None` elsewhere than on a CubeCL device.
+    ///
+    /// # Panics
+    /// The length is not padded.
+    pub fn new(count: usize, length: usize, device: &Device) -> Option<Self> {
+        assert_eq!(length, padded(length), "numbers of a message");
+        let make = |()| {
+            let make = |_| Tensor::zeros([length], (device, DType::F32));
+            (0..count).map(make).collect::<Vec<Tensor<1>>>()
+        };
+        let buffers = lasting(device, (), make);
+        let there = buffers.iter().all(|buffer| at(buffer, 0..length).is_some());
+        there.then_some(Self { buffers, length })
+    }
+
+    /// Bytes of so many buffers of that length.
+    pub fn bytes(count: usize, length: usize) -> u64 {
+        (count * padded(length)) as u64 * 4
+    }
+
+    /// Numbers of a message.
+    pub fn length(&self) -> usize {
+        self.length
+    }
+
+    /// Message `i`, in its memory.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub fn message(&self, i: usize) -> &Tensor<1> {
+        &self.buffers[i]
+    }
+
+    /// Writes values into message `i` from number `start` on.
+    ///
+    /// # Shapes
+    /// `values` `[n]`, f32.
+    ///
+    /// # Panics
+    /// If they are not on the message's device, or do not fit.
+    pub fn write(&self, i: usize, start: usize, values: &Tensor<1>) {
+        let [n] = values.dims();
+        let to = at(&self.buffers[i], start..start + n);
+        copied(to, values);
+    }
+
+    /// Writes zeroes over a part of message `i`.
+    ///
+    /// # Panics
+    /// If there is no such part.
+    pub fn clear(&self, i: usize, part: Range<usize>) {
+        if !part.is_empty() {
+            let done: Option<()> = on_device!(cleared(&self.buffers[i], part));
+            expect_device(done);
+        }
+    }
+
+    /// Writes what message `i` has from number `start` on over `values`, in their memory.
+    ///
+    /// # Panics
+    /// As [`write`](Self::write).
+    pub fn read(&self, i: usize, start: usize, values: &Tensor<1>) {
+        let [n] = values.dims();
+        let Some(part) = at(&self.buffers[i], start..start + n) else {
+            unreachable!("messages are on a CubeCL device");
+        };
+        copied(at(values, 0..n), &part.reshape([n]));
+    }
+
+    /// Adds message `from` onto message `onto`.
+    ///
+    /// # Panics
+    /// If there is no such message.
+    pub fn add(&self, onto: usize, from: usize) {
+        let done: Option<()> = on_device!(added(&self.buffers[onto], &self.buffers[from]));
+        expect_device(done);
+    }
+
+    /// The norm of message `i`, `[1]`: it can be read where everything that the message was made of was computed.
+    pub fn norm(&self, i: usize) -> Tensor<1> {
+        let norm: Option<Tensor<1>> = on_device!(crate::flat::cube::norm(&self.buffers[i]));
+        norm.unwrap_or_else(|| unreachable!("messages are on a CubeCL device"))
+    }
+
+    /// Message `i` on the host.
+    ///
+    /// # Errors
+    /// A device that failed.
+    pub fn to_host(&self, i: usize) -> Result<Vec<f32>, TensorReadError> {
+        let mut values = Vec::with_capacity(self.length);
+        for part in pieces(self.length) {
+            let piece = self.buffers[i].clone().narrow(0, part.start, part.len());
+            values.extend(piece.try_into_data()?.iter::<f32>());
+        }
+        Ok(values)
+    }
+
+    /// Message `i` from the host.
+    ///
+    /// # Panics
+    /// If there are more values than a message has numbers.
+    pub fn put(&self, i: usize, values: &[f32]) {
+        for part in pieces(values.len()) {
+            let data = TensorData::new(values[part.clone()].to_vec(), [part.len()]);
+            let device = self.buffers[i].device();
+            self.write(
+                i,
+                part.start,
+                &Tensor::from_data(data, (&device, DType::F32)),
+            );
+        }
+    }
+}
+
+fn pieces(length: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..length)
+        .step_by(PIECE)
+        .map(move |start| start..(start + PIECE).min(length))
+}
+
+/// A part of a buffer, in its memory; `None` elsewhere than on a CubeCL device.
+fn at(buffer: &Tensor<1>, part: Range<usize>) -> Option<Tensor<2>> {
+    let [n] = buffer.dims();
+    assert!(part.end <= n, "{part:?} of {n} numbers");
+    on_device!(cut(buffer, part))
+}
+
+#[cfg(feature = "cube")]
+fn cut(buffer: &Tensor<1>, part: Range<usize>) -> Option<Tensor<2>> {
+    let buffer = super::cube::numbers(buffer)?;
+    Some(crate::views::cube::cut(
+        &buffer,
+        (part.start, [1, part.len()]),
+    ))
+}
+
+#[cfg(feature = "cube")]
+fn cleared(buffer: &Tensor<1>, part: Range<usize>) -> Option<()> {
+    let part = super::cube::numbers(&at(buffer, part)?)?;
+    super::cube::write(&part, None);
+    Some(())
+}
+
+#[cfg(feature = "cube")]
+fn added(onto: &Tensor<1>, from: &Tensor<1>) -> Option<()> {
+    let [onto, from] = [onto, from].map(super::cube::numbers);
+    super::cube::add_onto(&onto?, &from?);
+    Some(())
+}
+
+/// Writes `from` over `to`.
+fn copied(to: Option<Tensor<2>>, from: &Tensor<1>) {
+    let done: Option<()> = on_device!(written(to.as_ref(), from));
+    let _ = (to, from);
+    expect_device(done);
+}
+
+#[cfg(feature = "cube")]
+fn written(to: Option<&Tensor<2>>, from: &Tensor<1>) -> Option<()> {
+    super::cube::write(
+        &super::cube::numbers(to?)?,
+        Some(&super::cube::numbers(from)?),
+    );
+    Some(())
+}
+
+#[track_caller]
+fn expect_device(done: Option<()>) {
+    if done.is_none() {
+        unreachable!("messages are on a CubeCL device");
+    }
+}
