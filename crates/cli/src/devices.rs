@@ -8,7 +8,10 @@ use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 
+use backdraft_arch::DeviceChoice;
 use backdraft_comm::{CommError, Launch};
+use backdraft_kernels::device;
+use backdraft_train::ranks::cards_may_be_shared;
 use tempfile::TempDir;
 
 use crate::error::{CliError, INTERRUPTED};
@@ -23,13 +26,16 @@ const MOST: usize = 256;
 /// How many cores a process uses, which bits depend on.
 const THREADS: &str = "RAYON_NUM_THREADS";
 
+/// Which cards a process sees, by their numbers or names.
+const VISIBLE: &str = "CUDA_VISIBLE_DEVICES";
+
 /// Where programs make temporary files: on Unix, and on Windows.
 const TEMPORARY: [&str; 3] = ["TMPDIR", "TMP", "TEMP"];
 
 /// What `--devices` says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Devices {
-    /// So many processes, which share the processor.
+    /// So many processes, which share the processor, or each have a GPU.
     Count(usize),
     /// A process for each of these GPUs.
     Gpus(Vec<usize>),
@@ -41,6 +47,12 @@ impl FromStr for Devices {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
+        Self::parse(text, cards_may_be_shared())
+    }
+}
+
+impl Devices {
+    fn parse(text: &str, may_share: bool) -> Result<Self, String> {
         let expected = || {
             format!("expected a number of processes (1 to {MOST}), or GPUs: a list (0,1) or all")
         };
@@ -52,8 +64,11 @@ impl FromStr for Devices {
             Some([count @ 1..=MOST]) => Ok(Self::Count(*count)),
             Some(gpus @ [_, _, ..]) => {
                 match (1..gpus.len()).find(|&i| gpus[..i].contains(&gpus[i])) {
-                    None => Ok(Self::Gpus(gpus.to_vec())),
-                    Some(twice) => Err(format!("GPU {} is there twice", gpus[twice])),
+                    Some(twice) if !may_share => Err(format!(
+                        "GPU {} is there twice (BACKDRAFT_SHARE_GPU=1 has processes share one)",
+                        gpus[twice]
+                    )),
+                    _ => Ok(Self::Gpus(gpus.to_vec())),
                 }
             }
             _ => Err(expected()),
@@ -75,27 +90,88 @@ impl fmt::Display for Devices {
 }
 
 impl Devices {
-    /// How many processes share the run.
+    /// The processes that are to be started, where `--device` says `device`.
     ///
     /// # Errors
-    /// GPUs, which this version does not train on by several processes.
-    pub(crate) fn processes(&self) -> Result<usize, CliError> {
-        match self {
-            Self::Count(count) => Ok(*count),
-            Self::Gpus(_) | Self::All => Err(CliError::usage(format!(
-                "--devices {self} is for GPUs, and this version shares a run among processes on the processor only"
+    /// GPUs that are not there, or beside a device that is none.
+    pub(crate) fn processes(&self, device: Option<DeviceChoice>) -> Result<Processes, CliError> {
+        let on_cards = match device {
+            None | Some(DeviceChoice::Auto | DeviceChoice::Cuda(0)) => true,
+            Some(_) => false,
+        };
+        let gpus: Vec<usize> = match self {
+            // Which device it is may be for the recipe to say.
+            Self::Count(count) if device != Some(DeviceChoice::Cuda(0)) => {
+                return Ok(Processes {
+                    count: *count,
+                    gpus: None,
+                });
+            }
+            Self::Count(count) => (0..*count).collect(),
+            Self::Gpus(gpus) => gpus.clone(),
+            Self::All => (0..device::cards()).collect(),
+        };
+        if !on_cards {
+            return Err(CliError::usage(format!(
+                "--devices {self} is for GPUs, and --device names another"
             ))
-            .hint("--device cpu --devices 2 starts two processes there")),
+            .hint("--device cuda goes with them; --device cpu --devices 2 starts two processes on the processor"));
         }
+        let cards = device::cards();
+        let missing = gpus.iter().find(|gpu| **gpu >= cards);
+        if cards == 0 || missing.is_some() {
+            let why = match (missing, device::cuda(0)) {
+                (Some(gpu), Ok(_)) => {
+                    format!("there is no GPU {gpu}, found {cards} of them (from 0)")
+                }
+                (_, Err(error)) => error.to_string(),
+                (None, Ok(_)) => "found no GPU".to_owned(),
+            };
+            return Err(CliError::usage(format!("--devices {self}: {why}"))
+                .hint("--device cpu --devices 2 starts two processes on the processor"));
+        }
+        Ok(Processes {
+            count: gpus.len(),
+            gpus: Some(gpus),
+        })
     }
 }
 
-/// Starts this program again with its arguments as `count` processes that share the run, and waits for them. Only rank 0 is
-/// heard. A signal ends the run as it ends that of one process.
+/// What `--devices` comes to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Processes {
+    pub(crate) count: usize,
+    /// The GPU of each, as this process numbers them; `None` where the recipe says what computes.
+    gpus: Option<Vec<usize>>,
+}
+
+impl Processes {
+    /// What the processes are to see of the cards that `seen` names: each takes the one at the place of its rank, counted round.
+    fn visible(&self, seen: Option<&str>) -> Option<String> {
+        let gpus = self.gpus.as_ref()?;
+        let seen: Option<Vec<&str>> = seen.map(|seen| seen.split(',').map(str::trim).collect());
+        let mut names: Vec<String> = Vec::new();
+        for &gpu in gpus {
+            let name = match &seen {
+                Some(seen) => (*seen.get(gpu)?).to_owned(),
+                None => gpu.to_string(),
+            };
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        Some(names.join(","))
+    }
+}
+
+/// Starts this program again with its arguments as the processes that share the run, and waits for them. Only rank 0 is heard. A
+/// signal ends the run as it ends that of one process.
 ///
 /// # Errors
 /// That of the process that failed, which rank 0 has told wherever it could.
-pub(crate) fn lead(count: usize) -> Result<(), CliError> {
+pub(crate) fn lead(processes: &Processes, device: Option<DeviceChoice>) -> Result<(), CliError> {
+    let count = processes.count;
+    let visible = processes.visible(env::var(VISIBLE).ok().as_deref());
     let signalled = signals::listen()?;
     let scratch = tempfile::Builder::new()
         .prefix("backdraft-ranks-")
@@ -110,6 +186,12 @@ pub(crate) fn lead(count: usize) -> Result<(), CliError> {
     let command = |rank| {
         let mut command = Command::new(&program);
         command.args(env::args_os().skip(1)).env(THREADS, &threads);
+        if let Some(visible) = &visible {
+            command.env(VISIBLE, visible);
+            if device.is_none() {
+                command.args(["--device", "cuda"]);
+            }
+        }
         if rank > 0 {
             keep_quiet(&mut command, &scratch);
         }
@@ -180,6 +262,38 @@ mod tests {
     use super::*;
 
     #[test]
+    fn processes_see_the_cards_that_are_theirs() {
+        let of = |gpus: &[usize]| Processes {
+            count: gpus.len(),
+            gpus: Some(gpus.to_vec()),
+        };
+        let see = |gpus: &[usize], seen| of(gpus).visible(seen);
+        assert_eq!(see(&[0, 2], None).as_deref(), Some("0,2"));
+        assert_eq!(
+            see(&[2, 0], Some("5, 3,GPU-7f")).as_deref(),
+            Some("GPU-7f,5")
+        );
+        // Two processes on one card see one.
+        assert_eq!(see(&[0, 0], None).as_deref(), Some("0"));
+        assert_eq!(see(&[1, 0, 1, 0], None).as_deref(), Some("1,0"));
+        let any = Processes {
+            count: 2,
+            gpus: None,
+        };
+        assert_eq!(any.visible(Some("0,1")), None);
+        let two: Devices = "2".parse().unwrap();
+        for device in [None, Some(DeviceChoice::Auto), Some(DeviceChoice::Cpu)] {
+            assert_eq!(two.processes(device).unwrap(), any);
+        }
+        let error = Devices::Gpus(vec![0, 1]).processes(Some(DeviceChoice::Cpu));
+        let error = error.unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "--devices 0,1 is for GPUs, and --device names another"
+        );
+    }
+
+    #[test]
     fn devices_are_a_number_or_gpus() {
         assert_eq!("2".parse(), Ok(Devices::Count(2)));
         assert_eq!("0,3".parse(), Ok(Devices::Gpus(vec![0, 3])));
@@ -188,7 +302,10 @@ mod tests {
             assert_eq!(good.parse::<Devices>().unwrap().to_string(), good);
         }
         let twice = "1,0,1".parse::<Devices>();
-        assert_eq!(twice, Err("GPU 1 is there twice".to_owned()));
+        let hint = "GPU 1 is there twice (BACKDRAFT_SHARE_GPU=1 has processes share one)";
+        assert_eq!(twice, Err(hint.to_owned()));
+        let shared = Devices::parse("1,0,1", true);
+        assert_eq!(shared, Ok(Devices::Gpus(vec![1, 0, 1])));
         for bad in ["", "0", "257", "-1", "two", "1,", ",1", "0,x", "cuda:0"] {
             let error = bad.parse::<Devices>().unwrap_err();
             assert!(

@@ -7,11 +7,14 @@ use std::process;
 use std::thread;
 use std::time::Duration;
 
+use backdraft_arch::DeviceChoice;
 use backdraft_comm::{CommError, Engine, Fingerprints, Launcher, Start, StartError, World};
 use backdraft_journal::text::host;
+use backdraft_kernels::device;
 use backdraft_recipe::Recipe;
 use backdraft_train::lock::RunLock;
 use backdraft_train::ranks::Ranks;
+use burn::tensor::Device;
 use tempfile::TempDir;
 
 use crate::error::CliError;
@@ -30,6 +33,8 @@ const GRACE: Duration = Duration::from_secs(3);
 /// The processes that share a run, and where this one puts its files: those of rank 0 stay, those of the others go.
 pub(crate) struct Shared {
     pub(crate) ranks: Ranks,
+    /// What moves bytes that are on the host.
+    engine: &'static str,
     scratch: Option<TempDir>,
 }
 
@@ -47,7 +52,7 @@ impl Shared {
         }
         let world = World::join(start, &host(), ARRIVAL)?;
         let world = world.waiting(WAITING);
-        let engine = engine(start, &world)?;
+        let (name, engine) = engine(start, &world)?;
         let ranks = Ranks::new(world, engine);
         let rank = ranks.rank();
         let scratch = (rank > 0)
@@ -69,7 +74,33 @@ impl Shared {
             }
             process::exit(1);
         });
-        Ok(Some(Self { ranks, scratch }))
+        Ok(Some(Self {
+            ranks,
+            engine: name,
+            scratch,
+        }))
+    }
+
+    /// The device of this process where all are told to compute on `choice`: of those on one machine each has another card, the
+    /// first one the first.
+    pub(crate) fn device(&self, choice: DeviceChoice) -> DeviceChoice {
+        match (choice, device::cards()) {
+            (DeviceChoice::Auto | DeviceChoice::Cuda(0), cards @ 1..) => {
+                let own = self.ranks.local_rank() % cards;
+                match device::cuda(own) {
+                    Err(_) if choice == DeviceChoice::Auto => DeviceChoice::Cpu,
+                    _ => DeviceChoice::Cuda(own),
+                }
+            }
+            _ => choice,
+        }
+    }
+
+    /// Has the processes find out what moves their gradients, and tells it.
+    pub(crate) fn connect(&self, device: &Device, output: Output) -> Result<(), CliError> {
+        let carriage = self.ranks.connect(device, self.engine)?;
+        output.progress(carriage.to_string());
+        Ok(())
     }
 
     /// Where this process's files go, in place of `output_dir`.
@@ -149,18 +180,19 @@ impl Shared {
 }
 
 /// What moves gradients: Open MPI where its `mpirun` started the processes and this build has it, otherwise the store.
-fn engine(start: &Start, world: &World) -> Result<Box<dyn Engine>, CommError> {
+fn engine(start: &Start, world: &World) -> Result<(&'static str, Box<dyn Engine>), CommError> {
     let over_mpi = cfg!(all(feature = "mpi", unix)) && start.launcher == Launcher::OpenMpi;
     let name = if over_mpi { "Open MPI" } else { "the store" };
     // Whoever begins MPI waits there for the others.
     world.agree(&Fingerprints::new().with("exchange through", name))?;
     #[cfg(all(feature = "mpi", unix))]
     if over_mpi {
-        return world.mpi_engine().inspect_err(|error| {
+        let engine = world.mpi_engine().inspect_err(|error| {
             world.fail(None, &error.to_string());
         });
+        return Ok((name, engine?));
     }
-    world.store_engine()
+    Ok((name, world.store_engine()?))
 }
 
 fn digest(text: &str) -> String {

@@ -61,6 +61,16 @@ impl AdapterGrads {
         }
     }
 
+    /// The same where every view that was given holds a gradient already.
+    #[must_use]
+    pub fn written(mut self) -> Self {
+        let ids: Vec<ParamId> = self.slots.keys().copied().collect();
+        for id in ids {
+            self.slot(id);
+        }
+        self
+    }
+
     /// Nothing yet; every adapted projection's backward pass adds to its [`Statistics`].
     pub fn observing() -> Self {
         Self {

@@ -7,6 +7,7 @@ use backdraft_comm::CommError;
 use backdraft_data::DataError;
 use backdraft_formats::FormatError;
 use backdraft_journal::text::with_causes;
+use backdraft_kernels::exchange::NcclError;
 use backdraft_lora::{LoraConfigError, MergeError};
 use backdraft_model::LoadError;
 use backdraft_recipe::{Difference, ObjectiveKind};
@@ -437,6 +438,32 @@ pub enum TrainError {
         /// Processes.
         processes: usize,
     },
+    /// Two processes use one card.
+    #[error(
+        "ranks {} and {} both use the card {card}: give each its own, which LOCAL_RANK and CUDA_VISIBLE_DEVICES choose, or set \
+         BACKDRAFT_SHARE_GPU=1 to have them share it", ranks[0], ranks[1]
+    )]
+    SharedGpu {
+        /// Who, at least two.
+        ranks: Vec<usize>,
+        /// What the driver calls it.
+        card: String,
+    },
+    /// The user wants NCCL, and it cannot be had.
+    #[error("BACKDRAFT_EXCHANGE=nccl, and gradients cannot be exchanged through NCCL: {why}")]
+    NoNccl {
+        /// Why not.
+        why: String,
+    },
+    /// A variable that says nothing we know.
+    #[error("BACKDRAFT_EXCHANGE is {found:?}: expected nccl, host or auto")]
+    ExchangeVariable {
+        /// What it is.
+        found: String,
+    },
+    /// Cards do not come together.
+    #[error(transparent)]
+    Nccl(#[from] NcclError),
     /// Something that one process does alone.
     #[error("{what} with several processes or gradient blocks is not supported in this version")]
     NotShared {

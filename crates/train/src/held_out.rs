@@ -1,11 +1,14 @@
 //! What an evaluation adds up to.
 
+mod pass;
+
 use backdraft_journal::report::{AnswersReport, Estimate};
 use burn::tensor::{Device, TensorReadError};
 
 use crate::compared::{Compared, floats};
 use crate::metrics::{EvalOutput, summary};
 use crate::objective::{Objective, Others};
+pub(crate) use pass::Pass;
 
 /// Sums over the passes of an evaluation. Answers are judged when all are there, so that nothing depends on how they shared
 /// passes.
@@ -29,23 +32,21 @@ impl HeldOut {
     /// # Errors
     /// A device that failed.
     pub fn add(&mut self, output: &EvalOutput) -> Result<(), TensorReadError> {
-        let (nll, tokens) = output.read()?;
-        self.nll += nll;
-        self.tokens += tokens;
-        if let Some(answers) = output.answers() {
-            let [policy, reference, divergence, entropies] = answers.read()?;
-            self.policy.extend(policy);
-            self.reference.extend(reference);
-            self.divergence.extend(divergence);
-            let lengths = answers.compared.lengths.iter();
-            let means = entropies.iter().zip(lengths);
-            let means = means.map(|(sum, length)| sum / (*length).max(1) as f64);
-            self.entropies.extend(means);
-            self.good.extend(&answers.compared.good);
-            self.lengths.extend(&answers.compared.lengths);
-            self.margins.extend(&answers.compared.margins);
-        }
+        self.add_pass(Pass::read(output)?);
         Ok(())
+    }
+
+    /// Adds a pass whose numbers are on the host.
+    pub(crate) fn add_pass(&mut self, pass: Pass) {
+        self.nll += pass.nll;
+        self.tokens += pass.tokens;
+        self.policy.extend(pass.policy);
+        self.reference.extend(pass.reference);
+        self.divergence.extend(pass.divergence);
+        self.entropies.extend(pass.entropies);
+        self.good.extend(pass.good);
+        self.lengths.extend(pass.lengths);
+        self.margins.extend(pass.margins);
     }
 
     /// Supervised tokens; of answers that are compared, those of the good ones.

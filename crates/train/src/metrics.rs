@@ -2,6 +2,7 @@
 //! training.
 
 use backdraft_journal::report::AnswersReport;
+use backdraft_kernels::exchange::Messages;
 use backdraft_plan::StepFailure;
 use burn::backend::ExecutionError;
 use burn::tensor::{Device, Tensor, TensorReadError};
@@ -168,16 +169,29 @@ pub(crate) fn numbers(values: Tensor<1>) -> Result<Vec<f64>, TensorReadError> {
     Ok(values.try_into_data()?.iter::<f64>().collect())
 }
 
-/// A tensor's values as they are exchanged between processes, which compute on processors.
+/// A tensor's values as they are exchanged between processes.
 ///
 /// # Panics
-/// A device that failed.
+/// A device that failed, where it had computed these already.
 pub(crate) fn host(values: &Tensor<1>) -> Vec<f32> {
     match values.clone().try_into_data() {
         Ok(data) => data.iter::<f32>().collect(),
-        Err(error) => panic!("a tensor of the processor: {error}"),
+        Err(error) => panic!("{LOST}: {error}"),
     }
 }
+
+/// The same of a message.
+///
+/// # Panics
+/// As [`host`].
+pub(crate) fn message(messages: &Messages, i: usize) -> Vec<f32> {
+    match messages.to_host(i) {
+        Ok(values) => values,
+        Err(error) => panic!("{LOST}: {error}"),
+    }
+}
+
+const LOST: &str = "the device lost what it had computed";
 
 /// The loss, and what to tell of answers; `terms` are the losses that each of `losses` is the sum of, one term after the
 /// other.

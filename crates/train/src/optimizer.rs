@@ -16,7 +16,7 @@ use backdraft_lora::{AdapterGrads, AdapterParam, AdapterWeights};
 use backdraft_model::CausalLm;
 use bank::Bank;
 use burn::module::ParamId;
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData, TensorReadError};
 use mean::Mean;
 pub use rates::{Rate, Rates};
 pub use rule::{Rule, StackedRule};
@@ -126,6 +126,23 @@ impl Optimizer {
         match &self.bank {
             Some(bank) => AdapterGrads::within(bank.grads()),
             None => AdapterGrads::new(),
+        }
+    }
+
+    /// The buffers that gradients are written into, where there are such.
+    pub(crate) fn gradient_buffers(&self) -> Option<Vec<Tensor<1>>> {
+        let bank = self.bank.as_ref()?;
+        Some(bank.gradient_buffers().collect())
+    }
+
+    /// A number that two processes have alike where their trained factors are the same bits; `None` where these are not in buffers.
+    ///
+    /// # Errors
+    /// A device that failed.
+    pub(crate) fn checksum(&self) -> Result<Option<u64>, TensorReadError> {
+        match &self.bank {
+            Some(bank) => bank.checksum(),
+            None => Ok(None),
         }
     }
 

@@ -4,23 +4,34 @@
 //! blocks, which `backdraft-comm` adds in an order that does not depend on the number of processes.
 
 mod answers;
+mod carrier;
+mod on_device;
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use backdraft_comm::{BlockSums, CommError, Decision, Engine, Fingerprints, LastWords, Row, World};
 use backdraft_comm::{Start, blocks_of, deal};
+use backdraft_kernels::exchange::Group;
 use backdraft_lora::{AdapterGrads, AdapterParam};
 use backdraft_model::CausalLm;
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{Device, Tensor, TensorData, TensorReadError};
 
+use crate::held_out::Pass;
 use crate::metrics;
 use crate::objective::ToldAnswers;
+use crate::optimizer::Optimizer;
 pub(crate) use answers::AnswerNumbers;
+pub use carrier::{Carriage, alone_through_nccl, cards_may_be_shared};
+use on_device::OnDevice;
+pub(crate) use on_device::bytes as bytes_on_device;
 
 /// Between two rows of a run that pauses.
 const PAUSE: Duration = Duration::from_millis(500);
+
+/// Bytes that a process may have to tell of an evaluation: some ten million answers.
+const LONGEST: usize = 1 << 30;
 
 /// The processes of a run, as one of them sees them. Clones are the same.
 #[derive(Clone, Debug)]
@@ -30,6 +41,8 @@ pub struct Ranks(Arc<Shared>);
 struct Shared {
     world: World,
     engine: Mutex<Box<dyn Engine>>,
+    /// Between cards, where they exchange themselves.
+    group: OnceLock<Group>,
     /// Why an exchange inside a step failed.
     failed: Mutex<Option<CommError>>,
     /// A step, and numbers that were put together for it: one that is repeated by this process alone has them already.
@@ -40,9 +53,11 @@ struct Shared {
 #[derive(Clone, Debug)]
 pub struct Blocks {
     /// How many.
-    pub count: usize,
+    count: usize,
     /// Who.
-    pub ranks: Ranks,
+    ranks: Ranks,
+    /// Where gradients lie in buffers on a device.
+    on_device: Option<Arc<Mutex<OnDevice>>>,
 }
 
 /// What some blocks come to: gradients, Σ nll, Σ of penalised losses, in f32, and what came of each micro-batch's answers.
@@ -68,6 +83,7 @@ impl Ranks {
         Self(Arc::new(Shared {
             world,
             engine: Mutex::new(engine),
+            group: OnceLock::new(),
             failed: Mutex::default(),
             together: Mutex::default(),
         }))
@@ -91,6 +107,16 @@ impl Ranks {
     /// How many there are.
     pub fn size(&self) -> usize {
         self.0.world.size()
+    }
+
+    /// Which of those on this machine.
+    pub fn local_rank(&self) -> usize {
+        self.0.world.local_rank()
+    }
+
+    /// The cards, where these exchange themselves.
+    pub(crate) fn group(&self) -> Option<&Group> {
+        self.0.group.get()
     }
 
     /// Refuses to go on where others have something else.
@@ -144,6 +170,55 @@ impl Ranks {
         Ok(self.rank() == 0 && self.0.world.asked_to_stop()?)
     }
 
+    /// Passes of an evaluation that all share: this process has computed `mine`, of each `size` the one that is its own
+    /// ([`evaluates`](Self::evaluates)), and all get those of all, in order.
+    ///
+    /// # Errors
+    /// Another process ended, or does not come.
+    pub(crate) fn in_turn(&self, mine: &[Pass]) -> Result<Vec<Pass>, CommError> {
+        let mine = Pass::to_bytes(mine);
+        let engine = &mut **self.0.engine.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut lengths = vec![vec![0; size_of::<u64>()]; engine.size()];
+        engine.all_gather(&(mine.len() as u64).to_le_bytes(), &mut lengths)?;
+        let wrong = |from, found| CommError::Length {
+            from,
+            what: "an evaluation",
+            expected: mine.len(),
+            found,
+        };
+        let mut all = Vec::with_capacity(lengths.len());
+        for (from, length) in lengths.iter().enumerate() {
+            let length = length
+                .first_chunk()
+                .map_or(0, |length| u64::from_le_bytes(*length));
+            let length = usize::try_from(length).unwrap_or(usize::MAX);
+            if length > LONGEST {
+                return Err(wrong(from, length));
+            }
+            all.push(vec![0; length]);
+        }
+        engine.all_gather(&mine, &mut all)?;
+        let mut passes = Vec::with_capacity(all.len());
+        for (from, bytes) in all.iter().enumerate() {
+            let of_rank = Pass::from_bytes(bytes).ok_or_else(|| wrong(from, bytes.len()))?;
+            passes.push(of_rank.into_iter());
+        }
+        let mut in_turn = Vec::new();
+        // Whoever comes first has as many as anybody.
+        for rank in (0..passes.len()).cycle() {
+            match passes[rank].next() {
+                Some(pass) => in_turn.push(pass),
+                None => break,
+            }
+        }
+        Ok(in_turn)
+    }
+
+    /// Whether pass `i` of an evaluation is this process's.
+    pub(crate) fn evaluates(&self, i: usize) -> bool {
+        i % self.size() == self.rank()
+    }
+
     /// Waits a little while the run pauses.
     pub(crate) fn pause() {
         std::thread::sleep(PAUSE);
@@ -187,24 +262,31 @@ impl Ranks {
 
     /// `number(i)` for each i below `count`, computed by one process each, for step `step`. `None` where the exchange failed,
     /// of which [`take_failure`](Self::take_failure) tells.
-    fn together(
+    ///
+    /// # Errors
+    /// What `number` says, before anything is exchanged.
+    fn together<E>(
         &self,
         step: usize,
         count: usize,
-        number: impl Fn(usize) -> f32,
-    ) -> Option<Vec<f32>> {
+        number: impl Fn(usize) -> Result<f32, E>,
+    ) -> Result<Option<Vec<f32>>, E> {
         let mut together = (self.0.together.lock()).unwrap_or_else(PoisonError::into_inner);
         if let Some((of, numbers)) = &*together
             && *of == step
         {
-            return Some(numbers.clone());
+            return Ok(Some(numbers.clone()));
         }
         let size = self.size();
         let mine = blocks_of(self.rank(), size, count).map(number);
-        let mine: Vec<u8> = mine.flat_map(f32::to_le_bytes).collect();
+        let mine: Vec<f32> = mine.collect::<Result<_, _>>()?;
+        let mine: Vec<u8> = mine.into_iter().flat_map(f32::to_le_bytes).collect();
         let room = |rank| vec![0; blocks_of(rank, size, count).len() * size_of::<f32>()];
         let mut all: Vec<Vec<u8>> = (0..size).map(room).collect();
-        self.exchange(|engine| engine.all_gather(&mine, &mut all))?;
+        let gathered = self.exchange(|engine| engine.all_gather(&mine, &mut all));
+        if gathered.is_none() {
+            return Ok(None);
+        }
         let all = all.concat();
         let (numbers, _) = all.as_chunks::<{ size_of::<f32>() }>();
         let numbers: Vec<f32> = numbers
@@ -212,28 +294,54 @@ impl Ranks {
             .map(|bytes| f32::from_le_bytes(*bytes))
             .collect();
         *together = Some((step, numbers.clone()));
-        Some(numbers)
+        Ok(Some(numbers))
     }
 }
 
 impl Blocks {
+    /// So many, computed by these.
+    pub(crate) fn new(count: usize, ranks: Ranks) -> Self {
+        Self {
+            count,
+            ranks,
+            on_device: None,
+        }
+    }
+
+    /// The same where `optimizer` may keep gradients in buffers on `device`: then they stay there.
+    #[must_use]
+    pub(crate) fn of(self, optimizer: &Optimizer, device: &Device) -> Self {
+        let on_device = optimizer.gradient_buffers().map(|buffers| {
+            let whole = optimizer.grads().written();
+            Arc::new(Mutex::new(OnDevice::new(buffers, whole, device.clone())))
+        });
+        Self { on_device, ..self }
+    }
+
+    /// This process's.
+    fn range(&self) -> Range<usize> {
+        blocks_of(self.ranks.rank(), self.ranks.size(), self.count)
+    }
+
     /// The micro-batches of each of this process's blocks; `tokens` are those of every micro-batch of the step.
     pub(crate) fn mine(&self, tokens: &[u64]) -> Vec<Vec<usize>> {
         let mut dealt = deal(tokens, self.count);
-        let mine: Range<usize> = blocks_of(self.ranks.rank(), self.ranks.size(), self.count);
-        dealt.drain(mine).collect()
+        dealt.drain(self.range()).collect()
     }
 
     /// Σ of `number(i)` for i below `count`, in that order; each process computes some. `None` where the exchange failed, of
     /// which [`Ranks::take_failure`] tells.
-    pub(crate) fn total(
+    ///
+    /// # Errors
+    /// What `number` says, before anything is exchanged.
+    pub(crate) fn total<E>(
         &self,
         step: usize,
         count: usize,
-        number: impl Fn(usize) -> f32,
-    ) -> Option<f32> {
+        number: impl Fn(usize) -> Result<f32, E>,
+    ) -> Result<Option<f32>, E> {
         let numbers = self.ranks.together(step, count, number)?;
-        Some(numbers.into_iter().sum())
+        Ok(numbers.map(|numbers| numbers.into_iter().sum()))
     }
 
     /// The sum of all blocks of all processes, of what `compute` makes of each of this one's. `None` where the exchange
@@ -247,6 +355,10 @@ impl Blocks {
         (mine, beside): (&[Vec<usize>], &Beside),
         mut compute: impl FnMut(&[usize]) -> Result<Sum, E>,
     ) -> Result<Option<Sum>, E> {
+        if let Some(on_device) = &self.on_device {
+            let mut on_device = on_device.lock().unwrap_or_else(PoisonError::into_inner);
+            return on_device.sum(self, (mine, beside), model, compute);
+        }
         let params: Vec<AdapterParam> = model.trained_params().map(|(_, param)| param).collect();
         let length = params.iter().map(AdapterParam::len).sum::<usize>() + 2 + beside.answers.len();
         let mut sums = BlockSums::new(self.ranks.rank(), self.ranks.size(), self.count, length);
@@ -309,12 +421,19 @@ fn unflat(params: &[AdapterParam], flat: &[f32], beside: &Beside, model: &Causal
     }
 }
 
-/// A number that two models have alike exactly where their trained factors are the same bits.
-pub(crate) fn checksum(model: &CausalLm) -> u64 {
-    model.trained_params().fold(0, |sum, (_, param)| {
+/// A number that two models have alike where their trained factors are the same bits, and hardly otherwise.
+///
+/// # Errors
+/// A device that failed.
+pub(crate) fn checksum(model: &CausalLm, optimizer: &Optimizer) -> Result<u64, TensorReadError> {
+    if let Some(checksum) = optimizer.checksum()? {
+        return Ok(checksum);
+    }
+    let sum = model.trained_params().fold(0, |sum, (_, param)| {
         let values = metrics::host(&param.values.inner());
         values.into_iter().fold(sum, |sum: u64, value| {
             (sum.rotate_left(5) ^ u64::from(value.to_bits())).wrapping_mul(0x517C_C1B7_2722_0A95)
         })
-    })
+    });
+    Ok(sum)
 }

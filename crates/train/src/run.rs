@@ -225,7 +225,7 @@ impl Run {
     /// The blocks of a step, where there are several or several processes have them.
     ///
     /// # Errors
-    /// A device other than the processor.
+    /// None: nobody is asked.
     fn blocks(&self) -> Result<Option<Blocks>, TrainError> {
         let count = self.recipe.train.gradient_blocks;
         let ranks = match &self.ranks {
@@ -233,12 +233,7 @@ impl Run {
             None if count == 1 => return Ok(None),
             None => Ranks::alone()?,
         };
-        if device::gpu(&self.device).is_some() {
-            return Err(TrainError::NotShared {
-                what: "training on a GPU",
-            });
-        }
-        Ok(Some(Blocks { count, ranks }))
+        Ok(Some(Blocks::new(count, ranks)))
     }
 
     /// Trains, and leaves the adapter in `output_dir/adapter`, or the model in `output_dir/model` where no adapter is made.

@@ -493,13 +493,23 @@ impl Loop<'_> {
         };
         let row = Row {
             step: self.outcome.steps as u64,
-            checksum: checksum(&self.learner.model().model),
+            checksum: self.checksum()?,
             stop: mine.stop,
             save: mine.save,
             pause: mine.pause,
             ..Row::default()
         };
         Ok(ranks.decide(&row)?)
+    }
+
+    fn checksum(&self) -> Result<u64, TrainError> {
+        let trainee = self.learner.model();
+        let optimizer = trainee.optimizer();
+        let sum = checksum(&trainee.model, &optimizer);
+        sum.map_err(|error| TrainError::Device {
+            step: self.outcome.steps,
+            message: error.to_string(),
+        })
     }
 
     fn elapsed(&self) -> f64 {

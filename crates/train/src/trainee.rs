@@ -16,7 +16,7 @@ use burn::train::{InferenceStep, TrainOutput, TrainStep};
 use crate::compared::{Compared, floats};
 use crate::loader::{EvalBatch, Step};
 use crate::loss_scale::LossScale;
-use crate::metrics::{EvalAnswers, EvalOutput, StepOutput, host};
+use crate::metrics::{EvalAnswers, EvalOutput, StepOutput};
 use crate::neftune::Neftune;
 use crate::objective::{Goal, Objective, Others};
 use crate::optimizer::Optimizer;
@@ -65,8 +65,10 @@ struct SharedOptimizer(Arc<Mutex<Optimizer>>);
 
 impl Trainee {
     /// A model at the beginning of its training.
-    pub fn new(mut model: CausalLm, mut optimizer: Optimizer, settings: Settings) -> Self {
+    pub fn new(mut model: CausalLm, mut optimizer: Optimizer, mut settings: Settings) -> Self {
         optimizer.adopt(&mut model);
+        let device = model.device().inner();
+        settings.blocks = settings.blocks.map(|blocks| blocks.of(&optimizer, &device));
         let optimizer = SharedOptimizer(Arc::new(Mutex::new(optimizer)));
         Self {
             model,
@@ -131,17 +133,34 @@ impl Trainee {
 
     /// How far the policy has gone from `base`, `[1]`, where the objective asks; shared among the processes of the run. The
     /// outer `None` where that failed.
-    fn divergence(&self, step: &Step, base: Option<&CausalLm>) -> Option<Option<Tensor<1>>> {
+    ///
+    /// # Errors
+    /// A part of it that the device could not compute.
+    fn divergence(
+        &self,
+        step: &Step,
+        base: Option<&CausalLm>,
+    ) -> Result<Option<Option<Tensor<1>>>, Box<Tensor<1>>> {
         let texts = &step.mismatched;
         let sum = match (&self.settings.blocks, base) {
             (Some(blocks), Some(base)) if !texts.is_empty() => {
-                let apart = |i: usize| host(&divergence_of(&self.model, base, &texts[i]))[0];
-                let total = blocks.total(step.number, texts.len(), apart)?;
+                let apart = |i: usize| {
+                    let apart = divergence_of(&self.model, base, &texts[i]);
+                    apart
+                        .clone()
+                        .try_into_scalar::<f32>()
+                        .map_err(|_| Box::new(apart))
+                };
+                let Some(total) = blocks.total(step.number, texts.len(), apart)? else {
+                    return Ok(None);
+                };
                 Some(floats([total], &self.model.device().inner()))
             }
             _ => divergence(&self.model, base, texts),
         };
-        Some(sum.map(|sum| (sum / step.num_answers() as f64).clamp_min(0.0)))
+        Ok(Some(sum.map(|sum| {
+            (sum / step.num_answers() as f64).clamp_min(0.0)
+        })))
     }
 
     /// One micro-batch under its plan.
@@ -196,8 +215,11 @@ impl TrainStep for Trainee {
             grads: AdapterGrads::new().into_params(),
             item,
         };
-        let Some(divergence) = self.divergence(&step, base.as_ref()) else {
-            return nothing(StepOutput::unknown(&step, &device));
+        let divergence = match self.divergence(&step, base.as_ref()) {
+            Ok(Some(divergence)) => divergence,
+            Ok(None) => return nothing(StepOutput::unknown(&step, &device)),
+            // Whoever reads it learns why.
+            Err(failed) => return nothing(StepOutput::new(&step, Tensor::clone(&failed), *failed)),
         };
         let pass = |i: usize, grads: &mut AdapterGrads| {
             let batch = &step.micro_batches[i];
@@ -251,7 +273,7 @@ impl TrainStep for Trainee {
                     answers: AnswerNumbers::new(objective, answers),
                 };
                 blocks.sum(&self.model, (&mine, &beside), |block| {
-                    passes(block, AdapterGrads::new())
+                    passes(block, self.optimizer().grads())
                 })
             }
         };

@@ -229,9 +229,10 @@ fn help_of_train() {
               Where to compute: auto, cpu, cuda, cuda:N or wgpu [default: the recipe's device, else
               auto]
 
-          --devices <N>
-              Share the run among several processes on this machine: their number on the processor
-              (--device cpu --devices 2), up to train.gradient_blocks
+          --devices <N|GPUS>
+              Share the run among several processes on this machine, up to train.gradient_blocks: a
+              number on the processor (--device cpu --devices 2), or GPUs, a process on each: their
+              number, a list (0,1) or all
 
       -h, --help
               Print help (see a summary with '-h')
@@ -245,6 +246,7 @@ fn help_of_train() {
       backdraft train recipe.toml --set train.learning_rate=1e-4 --set lora.rank=32
       backdraft train recipe.toml --max-steps 5 --output-dir trial --force
       backdraft train recipe.toml --adapter outputs --output-dir further
+      backdraft train recipe.toml --devices 0,1
       backdraft train recipe.toml --device cpu --devices 2
       backdraft train --resume outputs
       backdraft train --resume outputs --max-steps 500 --allow-change train

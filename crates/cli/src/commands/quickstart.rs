@@ -93,7 +93,7 @@ pub(crate) fn run(args: &QuickstartArgs, context: Context) -> Result<(), CliErro
 
     // What would stop the training is said before the scoring, which takes minutes.
     let (recipe, start) = start(&files, &place, context)?;
-    train::preflight(&recipe, &start, output)?;
+    train::preflight(&recipe, &start, recipe.device, output)?;
 
     output.line("3. Before training")?;
     let model_args = ModelArgs {

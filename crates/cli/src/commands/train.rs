@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use backdraft_arch::DeviceChoice;
 use backdraft_comm::{Launcher, Start as Among};
 use backdraft_data::RowSet;
 use backdraft_data::count::group;
@@ -12,6 +13,7 @@ use backdraft_recipe::Recipe;
 use backdraft_train::control::Control;
 use backdraft_train::data::{self, RunData};
 use backdraft_train::preflight;
+use backdraft_train::ranks::{Ranks, alone_through_nccl};
 use backdraft_train::resume::Resume;
 use backdraft_train::run::{Start, Watch, prepare};
 use burn::tensor::Device;
@@ -44,6 +46,7 @@ use crate::tracker::{Ending, Tracking};
   backdraft train recipe.toml --set train.learning_rate=1e-4 --set lora.rank=32
   backdraft train recipe.toml --max-steps 5 --output-dir trial --force
   backdraft train recipe.toml --adapter outputs --output-dir further
+  backdraft train recipe.toml --devices 0,1
   backdraft train recipe.toml --device cpu --devices 2
   backdraft train --resume outputs
   backdraft train --resume outputs --max-steps 500 --allow-change train")]
@@ -92,9 +95,9 @@ pub(crate) struct TrainArgs {
     #[command(flatten)]
     pub(crate) device: DeviceArgs,
 
-    /// Share the run among several processes on this machine: their number on the processor (--device cpu --devices 2),
-    /// up to train.gradient_blocks
-    #[arg(long, value_name = "N")]
+    /// Share the run among several processes on this machine, up to train.gradient_blocks: a number on the processor
+    /// (--device cpu --devices 2), or GPUs, a process on each: their number, a list (0,1) or all
+    #[arg(long, value_name = "N|GPUS")]
     pub(crate) devices: Option<Devices>,
 }
 
@@ -134,10 +137,16 @@ impl TrainArgs {
 pub(crate) fn run(args: &TrainArgs, context: Context) -> Result<(), CliError> {
     let among = Among::from_env()?;
     if let Some(devices) = &args.devices {
-        match (among.launcher, devices.processes()?) {
-            (Launcher::Parent, _) | (Launcher::Alone, 1) => {}
-            (Launcher::Alone, count) => return devices::lead(count),
-            (launcher, _) => {
+        let device = context.global.device;
+        match among.launcher {
+            Launcher::Parent => {}
+            Launcher::Alone => {
+                let processes = devices.processes(device)?;
+                if processes.count > 1 {
+                    return devices::lead(&processes, device);
+                }
+            }
+            launcher => {
                 return Err(CliError::usage(format!(
                     "--devices starts the processes of a run, and {launcher} has started this one as one of {}",
                     among.size
@@ -208,11 +217,12 @@ fn finished(summary: &RunSummary, recipe: &Recipe, output: Output) -> Result<(),
 pub(crate) fn preflight(
     recipe: &Recipe,
     start: &Start,
+    device: DeviceChoice,
     output: Output,
 ) -> Result<Device, CliError> {
     preflight::output_dir(&recipe.output_dir, start)?;
     preflight::sources(&recipe.data)?;
-    let device = session::open_device(recipe.device, output)?;
+    let device = session::open_device(device, output)?;
     let shape = session::shape(&recipe.model, output)?;
     preflight::adapter(recipe, &shape.spec, start)?;
     let plan = shape.plan(recipe)?;
@@ -273,7 +283,8 @@ fn train_among(
             recipe.swept.join(", ")
         ));
     }
-    let device = preflight(&recipe, &start, output)?;
+    let device = shared.map_or(recipe.device, |shared| shared.device(recipe.device));
+    let device = preflight(&recipe, &start, device, output)?;
     let source = session::open_trained(&recipe, output)?;
     if let Start::Resume(resume) = &start {
         resume.check_model(&source.fingerprint()?)?;
@@ -298,7 +309,12 @@ fn train_among(
     let tracking = tells.then(|| Tracking::of(&recipe)).flatten();
     let mut run = prepare(recipe, source, data, &device)?;
     if let Some(shared) = shared {
+        shared.connect(&device, output)?;
         run.share(shared.ranks.clone())?;
+    } else if alone_through_nccl() {
+        let ranks = Ranks::alone()?;
+        output.progress(ranks.connect(&device, "the store")?.to_string());
+        run.share(ranks)?;
     }
     let control = Control::default();
     let hangup = signals::guard(&control)?;
@@ -391,7 +407,6 @@ mod tests {
     use backdraft_recipe::{Length, Recipe};
 
     use super::*;
-    use backdraft_arch::DeviceChoice;
 
     use crate::args::Global;
 

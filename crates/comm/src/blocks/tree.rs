@@ -24,16 +24,10 @@ impl<S> Default for Tree<S> {
 
 impl<S> Tree<S> {
     /// Takes the sum of `count` blocks from `first` on, the neighbours to the right of what is there; `add` gets left and right.
-    pub fn push(
-        &mut self,
-        (first, count): (usize, usize),
-        sum: S,
-        mut add: impl FnMut(S, S) -> S,
-    ) {
+    pub fn push(&mut self, (first, count): (usize, usize), sum: S, mut add: impl FnMut(S, S) -> S) {
         let mut next = Node { first, count, sum };
-        let merges = |last: &mut Node<S>, count| {
-            last.count == count && last.first.is_multiple_of(2 * count)
-        };
+        let merges =
+            |last: &mut Node<S>, count| last.count == count && last.first.is_multiple_of(2 * count);
         while let Some(last) = self.nodes.pop_if(|last| merges(last, next.count)) {
             next = Node {
                 first: last.first,

@@ -6,13 +6,14 @@ use backdraft_arch::sizes::LARGEST_GROUP;
 use backdraft_kernels::adamw::{AdamWParams, Moments};
 use backdraft_kernels::adamw8bit::{BLOCK_SIZE, MIN_8BIT_SIZE, Moment8Bit, Moments8Bit};
 use backdraft_kernels::codebook::DynamicMap;
+use backdraft_kernels::exchange;
 use backdraft_kernels::flat::{self, Flat, FlatMoments, FlatParams};
 use backdraft_kernels::optimizers::Matrices;
 use backdraft_kernels::quantize::blockwise;
 use backdraft_lora::{AdapterParam, Stored};
 use backdraft_model::CausalLm;
 use burn::module::ParamId;
-use burn::tensor::{DType, Int, Tensor, TensorData};
+use burn::tensor::{DType, Int, Tensor, TensorData, TensorReadError};
 
 use super::mean::{self, Mean};
 use super::rule::{Rule, StackedRule};
@@ -143,6 +144,26 @@ impl Bank {
         factors.map(|((&id, shape), &(group, j))| {
             (id, shape.clone(), self.groups[group].grads.view(j))
         })
+    }
+
+    /// The same, as buffers.
+    pub(super) fn gradient_buffers(&self) -> impl Iterator<Item = Tensor<1>> {
+        self.groups.iter().map(|group| group.grads.buffer().clone())
+    }
+
+    /// Of all factors; `None` elsewhere than on a device that computes it.
+    ///
+    /// # Errors
+    /// A device that failed.
+    pub(super) fn checksum(&self) -> Result<Option<u64>, TensorReadError> {
+        let mut sum = 0_u64;
+        for group in &self.groups {
+            let Some(of_group) = exchange::checksum(group.values.buffer())? else {
+                return Ok(None);
+            };
+            sum = sum.rotate_left(7) ^ of_group;
+        }
+        Ok(Some(sum))
     }
 
     /// The Euclidean norm of all gradients, `[1]`.

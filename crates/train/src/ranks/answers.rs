@@ -3,7 +3,7 @@
 
 use std::slice::Iter;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 
 use crate::compared::floats;
 use crate::metrics;
@@ -46,6 +46,21 @@ impl AnswerNumbers {
                 }
             }
         }
+    }
+
+    /// The same as tensors, one after the other.
+    pub(crate) fn tensors(&self, told: &[(usize, ToldAnswers)], device: &Device) -> Vec<Tensor<1>> {
+        let each = self.answers.iter().enumerate().map(|(i, answers)| {
+            match told.iter().find(|(of, _)| *of == i) {
+                None => vec![Tensor::zeros([self.of(*answers)], (device, DType::F32))],
+                Some((_, told)) => {
+                    let parts = [&told.losses].into_iter().chain(&told.terms);
+                    let parts = parts.chain([&told.rewards, &told.log_likelihoods]);
+                    parts.map(|part| part.clone().cast(DType::F32)).collect()
+                }
+            }
+        });
+        each.flatten().collect()
     }
 
     /// What came of every micro-batch.

@@ -17,6 +17,7 @@ use super::Run;
 use crate::calibrate::{self, CalibrationKey};
 use crate::device::DeviceFacts;
 use crate::error::TrainError;
+use crate::ranks::bytes_on_device;
 
 /// Puts a number in place of bits that are left to the memory there is.
 ///
@@ -46,7 +47,10 @@ impl Run {
     }
 
     /// What decides on the memory of a step.
-    fn setup(&mut self, facts: &DeviceFacts) -> Setup {
+    ///
+    /// # Errors
+    /// None: nobody is asked.
+    fn setup(&mut self, facts: &DeviceFacts) -> Result<Setup, TrainError> {
         let spec = self.model.spec().clone();
         // What the base was loaded in: what is dealt out has its room below.
         let plan = self.loaded.clone();
@@ -55,7 +59,21 @@ impl Run {
         let room = self.adaptation.as_ref();
         let room = room.map_or(0, |adaptation| adaptation.room(self.model.spec()));
         let copy = self.recipe.frozen_adapter_bytes(&setup);
-        setup.with_base(bytes as u64 + room + copy)
+        let exchange = self.exchange_bytes(facts)?;
+        Ok(setup.with_base(bytes as u64 + room + copy + exchange))
+    }
+
+    /// What the device holds to add a step's blocks and to exchange them, as long as the run lasts.
+    ///
+    /// # Errors
+    /// None: nobody is asked.
+    fn exchange_bytes(&self, facts: &DeviceFacts) -> Result<u64, TrainError> {
+        let blocks = match facts.capacity {
+            None => None,
+            Some(_) => self.blocks()?,
+        };
+        let gradients = 4 * self.model.num_trained() as u64;
+        Ok(blocks.map_or(0, |blocks| bytes_on_device(&blocks, gradients)))
     }
 
     /// Who plans the passes, and what the longest one will need.
@@ -70,7 +88,7 @@ impl Run {
         let element = self.model.norm().weight().dtype().size() as u64;
         let facts = DeviceFacts::of(&self.device, element);
         let watch = watch.unwrap_or_else(|| facts.watch());
-        let setup = self.setup(&facts);
+        let setup = self.setup(&facts)?;
         let mut step = setup.step();
         step.page = step.page_for(pass);
         size_pages(&self.device, step.page);

@@ -12,7 +12,7 @@ use super::Loop;
 use crate::checkpoint::{Best, SetStart};
 use crate::early_stopping::{Progress as Patience, cost};
 use crate::error::TrainError;
-use crate::held_out::HeldOut;
+use crate::held_out::{HeldOut, Pass};
 use crate::loader::EvalBatch;
 use crate::metrics::EvalOutput;
 use crate::objective::Objective;
@@ -123,15 +123,28 @@ impl Loop<'_> {
             step,
             message: error.to_string(),
         };
-        let mut held_out = HeldOut::default();
+        let ranks = self.plan.ranks.as_ref();
+        let mut passes = Vec::new();
         let mut batches = rows.iter();
+        let mut number = 0;
         while let Some(batch) = batches.next() {
             let batch = batch.map_err(|error| TrainError::Learner {
                 message: error.to_string(),
             })?;
-            let output = InferenceStep::step(model, batch);
-            held_out.add(&output).map_err(device_error)?;
-            told(self, output, batches.progress());
+            // Each process computes some of them, and all add what came of all in their order.
+            if ranks.is_none_or(|ranks| ranks.evaluates(number)) {
+                let output = InferenceStep::step(model, batch);
+                passes.push(Pass::read(&output).map_err(device_error)?);
+                told(self, output, batches.progress());
+            }
+            number += 1;
+        }
+        if let Some(ranks) = ranks {
+            passes = ranks.in_turn(&passes)?;
+        }
+        let mut held_out = HeldOut::default();
+        for pass in passes {
+            held_out.add_pass(pass);
         }
         let objective = Objective::from(self.plan.recipe.objective);
         let device = model.model.device().inner();

@@ -24,7 +24,7 @@ pub(super) struct Bench {
 impl Bench {
     /// Refuses what is known to be wrong with a recipe, and opens its device.
     pub(super) fn new(recipe: &Recipe, output: Output) -> Result<Self, CliError> {
-        let device = preflight(recipe, &Start::New { force: true }, output)?;
+        let device = preflight(recipe, &Start::New { force: true }, recipe.device, output)?;
         Ok(Self {
             output,
             device,
