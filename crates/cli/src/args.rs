@@ -11,8 +11,8 @@ use clap::{Args, Parser, Subcommand};
 use choice::QuantizationArg;
 
 use crate::commands::{
-    combine, completions, data, doctor, eval, export, generate, init, inspect, man, merge, plan,
-    push, quantize, quickstart, report, score, serve, train, tune, watch,
+    combine, completions, data, devices, doctor, eval, export, generate, init, inspect, man, merge,
+    plan, push, quantize, quickstart, report, score, serve, train, tune, watch,
 };
 
 /// Fine-tune Llama, Mistral, Qwen, Gemma, Granite, SmolLM and OLMo models from one program.
@@ -76,6 +76,7 @@ pub(crate) enum Command {
     Inspect(inspect::InspectArgs),
     Init(init::InitArgs),
     Quickstart(quickstart::QuickstartArgs),
+    Devices(devices::DevicesArgs),
     Doctor(doctor::DoctorArgs),
     Completions(completions::CompletionsArgs),
     Man(man::ManArgs),
@@ -102,6 +103,7 @@ impl Command {
             Self::Serve(args) => Some(args.device.device),
             Self::Export(args) => Some(args.device.device),
             Self::Quickstart(args) => Some(args.device.device),
+            Self::Devices(args) => Some(args.device.device),
             Self::Data(_)
             | Self::Plan(_)
             | Self::Watch(_)

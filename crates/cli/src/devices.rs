@@ -9,8 +9,8 @@ use std::thread;
 use std::time::Duration;
 
 use backdraft_arch::DeviceChoice;
-use backdraft_comm::{CommError, Launch};
-use backdraft_kernels::device;
+use backdraft_comm::{CommError, Launch, Launcher, Start};
+use backdraft_kernels::{cards, device};
 use backdraft_train::ranks::cards_may_be_shared;
 use tempfile::TempDir;
 
@@ -109,7 +109,7 @@ impl Devices {
             }
             Self::Count(count) => (0..*count).collect(),
             Self::Gpus(gpus) => gpus.clone(),
-            Self::All => (0..device::cards()).collect(),
+            Self::All => (0..cards::count()).collect(),
         };
         if !on_cards {
             return Err(CliError::usage(format!(
@@ -117,7 +117,7 @@ impl Devices {
             ))
             .hint("--device cuda goes with them; --device cpu --devices 2 starts two processes on the processor"));
         }
-        let cards = device::cards();
+        let cards = cards::count();
         let missing = gpus.iter().find(|gpu| **gpu >= cards);
         if cards == 0 || missing.is_some() {
             let why = match (missing, device::cuda(0)) {
@@ -164,12 +164,42 @@ impl Processes {
     }
 }
 
+/// Does what `--devices` asks for, where this process was started by itself: leads others, or finds that it is to be alone. Whether
+/// it led.
+///
+/// # Errors
+/// Another launcher has started this process; as [`Devices::processes`] and [`lead`].
+pub(crate) fn led(
+    devices: Option<&Devices>,
+    among: &Start,
+    device: Option<DeviceChoice>,
+) -> Result<bool, CliError> {
+    let Some(devices) = devices else {
+        return Ok(false);
+    };
+    match among.launcher {
+        Launcher::Parent => Ok(false),
+        Launcher::Alone => {
+            let processes = devices.processes(device)?;
+            if processes.count > 1 {
+                lead(&processes, device)?;
+            }
+            Ok(processes.count > 1)
+        }
+        launcher => Err(CliError::usage(format!(
+            "--devices starts the processes of a run, and {launcher} has started this one as one of {}",
+            among.size
+        ))
+        .hint("leave --devices out")),
+    }
+}
+
 /// Starts this program again with its arguments as the processes that share the run, and waits for them. Only rank 0 is heard. A
 /// signal ends the run as it ends that of one process.
 ///
 /// # Errors
 /// That of the process that failed, which rank 0 has told wherever it could.
-pub(crate) fn lead(processes: &Processes, device: Option<DeviceChoice>) -> Result<(), CliError> {
+fn lead(processes: &Processes, device: Option<DeviceChoice>) -> Result<(), CliError> {
     let count = processes.count;
     let visible = processes.visible(env::var(VISIBLE).ok().as_deref());
     let signalled = signals::listen()?;

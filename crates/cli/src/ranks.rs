@@ -10,7 +10,7 @@ use std::time::Duration;
 use backdraft_arch::DeviceChoice;
 use backdraft_comm::{CommError, Engine, Fingerprints, Launcher, Start, StartError, World};
 use backdraft_journal::text::host;
-use backdraft_kernels::device;
+use backdraft_kernels::{cards, device};
 use backdraft_recipe::Recipe;
 use backdraft_train::lock::RunLock;
 use backdraft_train::ranks::Ranks;
@@ -84,9 +84,9 @@ impl Shared {
     /// The device of this process where all are told to compute on `choice`: of those on one machine each has another card, the
     /// first one the first.
     pub(crate) fn device(&self, choice: DeviceChoice) -> DeviceChoice {
-        match (choice, device::cards()) {
-            (DeviceChoice::Auto | DeviceChoice::Cuda(0), cards @ 1..) => {
-                let own = self.ranks.local_rank() % cards;
+        match (choice, cards::count()) {
+            (DeviceChoice::Auto | DeviceChoice::Cuda(0), count @ 1..) => {
+                let own = self.ranks.local_rank() % count;
                 match device::cuda(own) {
                     Err(_) if choice == DeviceChoice::Auto => DeviceChoice::Cpu,
                     _ => DeviceChoice::Cuda(own),
@@ -94,6 +94,11 @@ impl Shared {
             }
             _ => choice,
         }
+    }
+
+    /// What moves bytes that are on the host.
+    pub(crate) fn engine(&self) -> &'static str {
+        self.engine
     }
 
     /// Has the processes find out what moves their gradients, and tells it.

@@ -325,36 +325,6 @@ pub(crate) fn driver_version() -> u32 {
     }
 }
 
-/// The cards that this process may use.
-#[cfg(feature = "cuda")]
-pub(crate) fn cards() -> usize {
-    use cudarc::driver::result;
-    #[expect(unsafe_code, reason = "opens a library")]
-    // SAFETY: the driver's initialisers have no conditions.
-    let there = unsafe { cudarc::driver::sys::is_culib_present() };
-    if !there {
-        return 0;
-    }
-    let count = result::init().and_then(|()| result::device::get_count());
-    count.map_or(0, |count| usize::try_from(count).unwrap_or(0))
-}
-
-/// What the driver calls a card, as `nvidia-smi -L` writes it.
-#[cfg(feature = "cuda")]
-pub(crate) fn card_id(index: usize) -> Option<String> {
-    use cudarc::driver::result::device;
-    let card = device::get(i32::try_from(index).ok()?).ok()?;
-    let bytes = device::get_uuid(card).ok()?.bytes;
-    let mut id = "GPU-".to_owned();
-    for (i, byte) in bytes.iter().enumerate() {
-        if matches!(i, 4 | 6 | 8 | 10) {
-            id.push('-');
-        }
-        id.push_str(&format!("{:02x}", *byte as u8));
-    }
-    Some(id)
-}
-
 /// Where the libraries of this process were found; none where the system does not tell.
 #[cfg(feature = "cuda")]
 pub(crate) fn places() -> Vec<(&'static str, PathBuf)> {

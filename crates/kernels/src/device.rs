@@ -182,11 +182,6 @@ pub fn card_id(device: &Device) -> Option<String> {
     found::card_id(device)
 }
 
-/// How many cards NVIDIA's driver lets this process see; 0 without it, or in a build that has no use for them.
-pub fn cards() -> usize {
-    found::cards()
-}
-
 /// Looks at `device`; on a GPU this opens it.
 pub fn report(device: &Device) -> DeviceReport {
     gpu(device).unwrap_or_else(|| DeviceReport {
@@ -444,20 +439,10 @@ mod found {
         (memory.ok().map(|bytes| bytes as u64), driver)
     }
 
-    #[cfg(feature = "cuda")]
-    pub(super) fn cards() -> usize {
-        crate::cuda_libraries::cards()
-    }
-
-    #[cfg(not(feature = "cuda"))]
-    pub(super) fn cards() -> usize {
-        0
-    }
-
     pub(super) fn card_id(device: &Device) -> Option<String> {
         #[cfg(feature = "cuda")]
         if let Some(cubecl::Device::Cuda(device)) = probe(device).map(|probe| probe.device) {
-            return crate::cuda_libraries::card_id(device.index);
+            return crate::cards::id(device.index);
         }
         let _ = device;
         None
@@ -546,10 +531,6 @@ mod found {
     }
 
     pub(super) fn size_pages(_: &Device, _: u64) {}
-
-    pub(super) fn cards() -> usize {
-        0
-    }
 
     pub(super) fn card_id(_: &Device) -> Option<String> {
         None

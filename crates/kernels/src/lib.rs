@@ -74,6 +74,7 @@ pub mod adamw;
 pub mod adamw8bit;
 pub mod attention;
 pub mod autograd;
+pub mod cards;
 pub mod causal_conv;
 pub mod codebook;
 pub mod column_sums;

@@ -6,7 +6,9 @@
 mod answers;
 mod carrier;
 mod on_device;
+mod timed;
 
+use std::convert::Infallible;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -20,12 +22,13 @@ use burn::tensor::{Device, Tensor, TensorData, TensorReadError};
 
 use crate::held_out::Pass;
 use crate::metrics;
-use crate::objective::ToldAnswers;
+use crate::objective::{Objective, ToldAnswers};
 use crate::optimizer::Optimizer;
 pub(crate) use answers::AnswerNumbers;
 pub use carrier::{Carriage, alone_through_nccl, cards_may_be_shared};
 use on_device::OnDevice;
 pub(crate) use on_device::bytes as bytes_on_device;
+pub use timed::Timed;
 
 /// Between two rows of a run that pauses.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -300,7 +303,7 @@ impl Ranks {
 
 impl Blocks {
     /// So many, computed by these.
-    pub(crate) fn new(count: usize, ranks: Ranks) -> Self {
+    pub fn new(count: usize, ranks: Ranks) -> Self {
         Self {
             count,
             ranks,
@@ -310,12 +313,41 @@ impl Blocks {
 
     /// The same where `optimizer` may keep gradients in buffers on `device`: then they stay there.
     #[must_use]
-    pub(crate) fn of(self, optimizer: &Optimizer, device: &Device) -> Self {
+    pub fn of(self, optimizer: &Optimizer, device: &Device) -> Self {
         let on_device = optimizer.gradient_buffers().map(|buffers| {
             let whole = optimizer.grads().written();
             Arc::new(Mutex::new(OnDevice::new(buffers, whole, device.clone())))
         });
         Self { on_device, ..self }
+    }
+
+    /// For a program with a step of its own, whose processes have a block each: gradients and Σ nll of this one in, those of all out.
+    /// `None` where the exchange failed.
+    pub fn exchange(
+        &self,
+        model: &CausalLm,
+        grads: AdapterGrads,
+        nll: Tensor<1>,
+    ) -> Option<(AdapterGrads, Tensor<1>)> {
+        let beside = Beside {
+            penalizes: false,
+            answers: AnswerNumbers::new(Objective::NextToken, Vec::new()),
+        };
+        let mut mine = Some(Sum {
+            grads,
+            nll: Some(nll),
+            penalized: None,
+            answers: Vec::new(),
+        });
+        let sum = self.sum(model, (&[vec![0]], &beside), |_| {
+            Ok::<_, Infallible>(
+                mine.take()
+                    .unwrap_or_else(|| unreachable!("one block each")),
+            )
+        });
+        let Ok(sum) = sum;
+        let Sum { grads, nll, .. } = sum?;
+        Some((grads, nll?))
     }
 
     /// This process's.

@@ -14,6 +14,7 @@ use backdraft_model::CausalLm;
 use backdraft_plan::{ActivationPlan, Segment};
 use backdraft_quant::{QuantizationPlan, Scheme};
 use backdraft_train::optimizer::{self, StatePrecision};
+use backdraft_train::ranks::{Blocks, Ranks};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use clap::{Args, ValueEnum};
 use serde_json::json;
@@ -57,6 +58,9 @@ pub(crate) struct GpuArgs {
     max_grad_norm: f64,
     #[arg(long, default_value_t = 0.0)]
     weight_decay: f64,
+    /// Exchange the gradients through NCCL, of this process with itself, as a run of several does.
+    #[arg(long)]
+    exchange: bool,
     /// Print the loss of every step.
     #[arg(long)]
     trace: bool,
@@ -225,6 +229,10 @@ fn measure(args: &GpuArgs, mut model: CausalLm, batch: [usize; 2]) -> anyhow::Re
     };
     let mut optimizer = optimizer::Optimizer::adamw(params, precision);
     optimizer.adopt(&mut model);
+    let blocks = match args.exchange {
+        true => Some(alone(&device)?.of(&optimizer, &device)),
+        false => None,
+    };
     let plan = args.keep.plan(model.num_backward_layers());
     let (mut times, mut submits) = (Vec::new(), Vec::new());
     const WARM: usize = 2;
@@ -238,6 +246,13 @@ fn measure(args: &GpuArgs, mut model: CausalLm, batch: [usize; 2]) -> anyhow::Re
         let began = Instant::now();
         let mut grads = optimizer.grads();
         let loss = sample.pass(&model, &plan, &mut grads);
+        let (grads, loss) = match &blocks {
+            Some(blocks) => {
+                let exchanged = blocks.exchange(&model, grads, loss);
+                exchanged.context("the exchange failed")?
+            }
+            None => (grads, loss),
+        };
         let (grads, norm) = optimizer.clip(&model, grads, args.max_grad_norm);
         optimizer.step(&mut model, &grads, args.learning_rate);
         let submitted = began.elapsed().as_secs_f64();
@@ -277,7 +292,7 @@ fn measure(args: &GpuArgs, mut model: CausalLm, batch: [usize; 2]) -> anyhow::Re
     println!(
         "{}",
         json!({
-            "model": args.model, "base": format!("{:?}", args.base), "dtype": format!("{:?}", args.dtype), "keep": format!("{:?}", args.keep), "dora": args.dora, "objective": format!("{:?}", args.objective),
+            "model": args.model, "base": format!("{:?}", args.base), "dtype": format!("{:?}", args.dtype), "keep": format!("{:?}", args.keep), "dora": args.dora, "exchange": args.exchange, "objective": format!("{:?}", args.objective),
             "batch": batch[0], "length": batch[1], "milliseconds": median, "fastest": times[0],
             "slowest": times[times.len() - 1], "tokens_per_second": 1e3 * count as f64 / median,
             "host_milliseconds": submit, "held_bytes": usage(&device).map(|(_, held)| held),
@@ -285,6 +300,15 @@ fn measure(args: &GpuArgs, mut model: CausalLm, batch: [usize; 2]) -> anyhow::Re
         })
     );
     Ok(())
+}
+
+/// One block, and one process that exchanges with itself.
+fn alone(device: &Device) -> anyhow::Result<Blocks> {
+    let ranks = Ranks::alone()?;
+    let carriage = ranks.connect(device, "nothing")?;
+    println!("{carriage}");
+    anyhow::ensure!(carriage.through.starts_with("NCCL"), "no NCCL to measure");
+    Ok(Blocks::new(1, ranks))
 }
 
 /// Bytes in use and held, empty pages and libraries included.

@@ -157,6 +157,8 @@ fn help_of_the_program() {
                    would take
       init         Write a starter recipe with every key explained
       quickstart   Fine-tune a small model in a few minutes, with nothing prepared
+      devices      Tell which GPUs there are, how they reach each other, and how fast gradients are
+                   exchanged between processes
       doctor       Tell what this machine has for training, what it lacks, and what helps
       completions  Print a script that completes commands and flags in your shell
       man          Write manual pages, one for each command

@@ -4,6 +4,7 @@ pub(crate) mod chat;
 pub(crate) mod combine;
 pub(crate) mod completions;
 pub(crate) mod data;
+pub(crate) mod devices;
 pub(crate) mod doctor;
 pub(crate) mod eval;
 pub(crate) mod export;
@@ -94,6 +95,7 @@ fn run(command: Command, context: Context) -> Result<(), CliError> {
         Command::Watch(args) => watch::run(&args, context),
         Command::Report(args) => report::run(&args, context),
         Command::Quickstart(args) => quickstart::run(&args, context),
+        Command::Devices(args) => devices::run(&args, context),
         Command::Doctor(_) => doctor::run(context),
         Command::Completions(args) => completions::run(&args, context),
         Command::Man(args) => man::run(&args, context),

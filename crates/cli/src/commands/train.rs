@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use backdraft_arch::DeviceChoice;
-use backdraft_comm::{Launcher, Start as Among};
+use backdraft_comm::Start as Among;
 use backdraft_data::RowSet;
 use backdraft_data::count::group;
 use backdraft_formats::ModelSource;
@@ -136,24 +136,8 @@ impl TrainArgs {
 
 pub(crate) fn run(args: &TrainArgs, context: Context) -> Result<(), CliError> {
     let among = Among::from_env()?;
-    if let Some(devices) = &args.devices {
-        let device = context.global.device;
-        match among.launcher {
-            Launcher::Parent => {}
-            Launcher::Alone => {
-                let processes = devices.processes(device)?;
-                if processes.count > 1 {
-                    return devices::lead(&processes, device);
-                }
-            }
-            launcher => {
-                return Err(CliError::usage(format!(
-                    "--devices starts the processes of a run, and {launcher} has started this one as one of {}",
-                    among.size
-                ))
-                .hint("leave --devices out"));
-            }
-        }
+    if devices::led(args.devices.as_ref(), &among, context.global.device)? {
+        return Ok(());
     }
     let shared = Shared::join(&among, context.output)?;
     let Some(shared) = &shared else {

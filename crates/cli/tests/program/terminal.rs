@@ -147,6 +147,7 @@ fn every_json_line_is_as_the_page_says() {
     run("combine out/adapter early/adapter --out both", 0);
     run("init --templates", 0);
     run("doctor", 0);
+    run("devices", 0);
     run("quickstart --model model --max-steps 2", 0);
     run("completions bash", 0);
     run("man --out man", 0);

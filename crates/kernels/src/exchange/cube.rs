@@ -118,16 +118,28 @@ fn add_onto_kernel<N: Size>(onto: &mut [Vector<f32, N>], from: &[Vector<f32, N>]
     }
 }
 
-/// Writes `from` over `to`, or zeroes where there is nothing to write.
-pub(super) fn write(to: &CubeTensor, from: Option<&CubeTensor>) {
-    let line = line(DType::F32, len(to));
-    let (count, dim) = elementwise(len(to) / line);
-    assert!(
-        from.is_none_or(|from| len(from) == len(to)),
-        "numbers to write"
+/// Writes `n` values of `from` over those of `to`, each from a place on, or zeroes where there is nothing to write.
+///
+/// Places are numbers of the kernel: WebGPU binds buffers at few of them.
+pub(super) fn write(
+    (to, to_start): (&CubeTensor, usize),
+    from: Option<(&CubeTensor, usize)>,
+    n: usize,
+) {
+    let from_start = from.map_or(0, |(_, start)| start);
+    assert!(to_start + n <= len(to), "{n} of {} numbers", len(to));
+    assert!(from.is_none_or(|(from, start)| start + n <= len(from)));
+    if n == 0 {
+        return;
+    }
+    let line = line(
+        DType::F32,
+        to_start | from_start | n | len(to) | from.map_or(0, |(from, _)| len(from)),
     );
+    let (count, dim) = elementwise(n / line);
     #[expect(unsafe_code, reason = "a kernel without bounds checks")]
-    // SAFETY: as above; what stands in for nothing is not read.
+    // SAFETY: both have as many vectors from their places on, and the kernel does not go beyond the last; what stands in for
+    // nothing is not read.
     unsafe {
         write_kernel::launch_unchecked(
             &to.client,
@@ -136,9 +148,12 @@ pub(super) fn write(to: &CubeTensor, from: Option<&CubeTensor>) {
             line,
             argument(to, line),
             match from {
-                Some(from) => argument(from, line),
+                Some((from, _)) => argument(from, line),
                 None => BufferArg::alias(0, len(to) / line),
             },
+            (to_start / line) as u32,
+            (from_start / line) as u32,
+            (n / line) as u32,
             from.is_none(),
         );
     }
@@ -148,14 +163,17 @@ pub(super) fn write(to: &CubeTensor, from: Option<&CubeTensor>) {
 fn write_kernel<N: Size>(
     to: &mut [Vector<f32, N>],
     from: &[Vector<f32, N>],
+    to_start: u32,
+    from_start: u32,
+    n: u32,
     #[comptime] zeroes: bool,
 ) {
     let i = ABSOLUTE_POS;
-    if i < to.len() {
+    if i < n as usize {
         if comptime!(zeroes) {
-            to[i] = Vector::new(0.0f32);
+            to[to_start as usize + i] = Vector::new(0.0f32);
         } else {
-            to[i] = from[i];
+            to[to_start as usize + i] = from[from_start as usize + i];
         }
     }
 }

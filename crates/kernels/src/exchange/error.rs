@@ -38,9 +38,9 @@ pub enum NcclError {
         waited: Duration,
     },
     /// What was exchanged to try it out is not what was sent.
-    #[error("NCCL delivered {found:?} where {expected:?} was sent")]
+    #[error("an exchange delivered {found:?} where {expected:?} was sent")]
     Garbled {
-        /// Numbers sent, by rank.
+        /// Numbers that were due.
         expected: Vec<f32>,
         /// Numbers that came.
         found: Vec<f32>,

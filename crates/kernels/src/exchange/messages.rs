@@ -30,8 +30,8 @@ impl Messages {
             (0..count).map(make).collect::<Vec<Tensor<1>>>()
         };
         let buffers = lasting(device, (), make);
-        let there = buffers.iter().all(|buffer| at(buffer, 0..length).is_some());
-        there.then_some(Self { buffers, length })
+        let there: Option<()> = on_device!(all_there(&buffers));
+        there.map(|()| Self { buffers, length })
     }
 
     /// Bytes of so many buffers of that length.
@@ -60,9 +60,7 @@ impl Messages {
     /// # Panics
     /// If they are not on the message's device, or do not fit.
     pub fn write(&self, i: usize, start: usize, values: &Tensor<1>) {
-        let [n] = values.dims();
-        let to = at(&self.buffers[i], start..start + n);
-        copied(to, values);
+        copied((&self.buffers[i], start), (values, 0), values.dims()[0]);
     }
 
     /// Writes zeroes over a part of message `i`.
@@ -70,10 +68,9 @@ impl Messages {
     /// # Panics
     /// If there is no such part.
     pub fn clear(&self, i: usize, part: Range<usize>) {
-        if !part.is_empty() {
-            let done: Option<()> = on_device!(cleared(&self.buffers[i], part));
-            expect_device(done);
-        }
+        let done: Option<()> = on_device!(cleared(&self.buffers[i], &part));
+        let _ = part;
+        expect_device(done);
     }
 
     /// Writes what message `i` has from number `start` on over `values`, in their memory.
@@ -81,11 +78,7 @@ impl Messages {
     /// # Panics
     /// As [`write`](Self::write).
     pub fn read(&self, i: usize, start: usize, values: &Tensor<1>) {
-        let [n] = values.dims();
-        let Some(part) = at(&self.buffers[i], start..start + n) else {
-            unreachable!("messages are on a CubeCL device");
-        };
-        copied(at(values, 0..n), &part.reshape([n]));
+        copied((values, 0), (&self.buffers[i], start), values.dims()[0]);
     }
 
     /// Adds message `from` onto message `onto`.
@@ -139,26 +132,16 @@ fn pieces(length: usize) -> impl Iterator<Item = Range<usize>> {
         .map(move |start| start..(start + PIECE).min(length))
 }
 
-/// A part of a buffer, in its memory; `None` elsewhere than on a CubeCL device.
-fn at(buffer: &Tensor<1>, part: Range<usize>) -> Option<Tensor<2>> {
-    let [n] = buffer.dims();
-    assert!(part.end <= n, "{part:?} of {n} numbers");
-    on_device!(cut(buffer, part))
+#[cfg(feature = "cube")]
+fn all_there(buffers: &[Tensor<1>]) -> Option<()> {
+    let there = |buffer: &Tensor<1>| super::cube::numbers(buffer).is_some();
+    buffers.iter().all(there).then_some(())
 }
 
 #[cfg(feature = "cube")]
-fn cut(buffer: &Tensor<1>, part: Range<usize>) -> Option<Tensor<2>> {
+fn cleared(buffer: &Tensor<1>, part: &Range<usize>) -> Option<()> {
     let buffer = super::cube::numbers(buffer)?;
-    Some(crate::views::cube::cut(
-        &buffer,
-        (part.start, [1, part.len()]),
-    ))
-}
-
-#[cfg(feature = "cube")]
-fn cleared(buffer: &Tensor<1>, part: Range<usize>) -> Option<()> {
-    let part = super::cube::numbers(&at(buffer, part)?)?;
-    super::cube::write(&part, None);
+    super::cube::write((&buffer, part.start), None, part.len());
     Some(())
 }
 
@@ -169,19 +152,17 @@ fn added(onto: &Tensor<1>, from: &Tensor<1>) -> Option<()> {
     Some(())
 }
 
-/// Writes `from` over `to`.
-fn copied(to: Option<Tensor<2>>, from: &Tensor<1>) {
-    let done: Option<()> = on_device!(written(to.as_ref(), from));
-    let _ = (to, from);
+/// Writes `n` values of one buffer over those of another, each from a place on.
+fn copied(to: (&Tensor<1>, usize), from: (&Tensor<1>, usize), n: usize) {
+    let done: Option<()> = on_device!(written(to, from, n));
+    let _ = (to, from, n);
     expect_device(done);
 }
 
 #[cfg(feature = "cube")]
-fn written(to: Option<&Tensor<2>>, from: &Tensor<1>) -> Option<()> {
-    super::cube::write(
-        &super::cube::numbers(to?)?,
-        Some(&super::cube::numbers(from)?),
-    );
+fn written(to: (&Tensor<1>, usize), from: (&Tensor<1>, usize), n: usize) -> Option<()> {
+    let [there, here] = [to.0, from.0].map(super::cube::numbers);
+    super::cube::write((&there?, to.1), Some((&here?, from.1)), n);
     Some(())
 }
 

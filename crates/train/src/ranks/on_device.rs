@@ -48,7 +48,7 @@ pub(crate) fn bytes(blocks: &Blocks, gradients: u64) -> u64 {
 
 impl Blocks {
     /// How the sums that processes have left are added.
-    fn additions(&self) -> Additions {
+    pub(super) fn additions(&self) -> Additions {
         Additions::of(self.ranks.size(), self.count)
     }
 
@@ -243,3 +243,6 @@ impl OnDevice {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
