@@ -28,6 +28,9 @@ pub const SIDE: usize = 2048;
 /// Bytes of that tensor. (Pages of a device's memory follow the largest tensor.)
 pub const MEASURED: u64 = (4 * SIDE * SIDE) as u64;
 
+/// Slots of a device for the layers of a base that stays in the host's memory: of the present one, and of the next.
+pub const SLOTS: usize = 2;
+
 /// How fast tensors go to the host's memory and come back.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Speed {

@@ -127,6 +127,7 @@ pub fn size_pages(device: &Device, bytes: u64) {
 /// launches keep there (tables, tiles of documents), since a failure may have spoiled it.
 pub fn recover(device: &Device) {
     found::forget();
+    crate::offload::slots::forget();
     device.memory_cleanup();
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
 #[cfg(feature = "cuda")]
-use super::cuda::Pinned;
+use super::cuda::PinnedRows;
 
 /// A dense table in the host's memory, of which a device reads the rows that it needs by itself: a pass reads `t` rows
 /// of an embedding, and the others need not lie in the device's memory.
@@ -17,16 +17,16 @@ pub struct HostTable {
     dims: [usize; 2],
     dtype: DType,
     device: Device,
-    memory: Arc<Pinned>,
+    memory: Arc<PinnedRows>,
 }
 
 /// Nothing can be pinned.
 #[cfg(not(feature = "cuda"))]
 #[derive(Debug)]
-enum Pinned {}
+enum PinnedRows {}
 
 #[cfg(not(feature = "cuda"))]
-impl Pinned {
+impl PinnedRows {
     fn holding(_: &[u8], _: usize, _: &Device) -> Option<Self> {
         None
     }
@@ -47,7 +47,7 @@ impl HostTable {
             return None;
         };
         let row = width * data.dtype().size();
-        let memory = Pinned::holding(data.as_bytes(), row, device)?;
+        let memory = PinnedRows::holding(data.as_bytes(), row, device)?;
         Some(Self {
             dims: [rows, width],
             dtype: data.dtype(),

@@ -10,22 +10,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use burn::tensor::{DType, Device, Shape, Tensor};
 use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use cubecl::client::Client;
-use cubecl::cuda::CudaRuntime;
 use cubecl::server::{BufferBinding, ServerError, ServerStorage};
 use cubecl_common::device::DeviceId;
-use cubecl_common::device_handle::DeviceHandle;
 use cubecl_environment::backtrace::BackTrace;
 use cubecl_environment::stream::StreamId;
-use cubecl_server::runtime::Runtime;
 use cubecl_server::stream::{ExecuteScope, WriteScoped, failed_writing};
 use cudarc::driver::DriverError;
 use cudarc::driver::result::{event, free_host, malloc_host, stream};
 use cudarc::driver::sys;
 
 use super::idle::Idle;
+use super::pinned::{CudaServer, thread_of};
 use crate::cube::{CubeTensor, floats, len, tensor};
-
-type CudaServer = <CudaRuntime as Runtime>::Server;
 
 pub(super) fn is_there(device: &Device) -> bool {
     let probe = Tensor::<1>::zeros([1], (device, DType::F32));
@@ -37,8 +33,8 @@ fn on_cuda(tensor: &CubeTensor) -> bool {
 }
 
 /// Runs on the device's thread, after everything that was put in line before.
-fn submit(device: DeviceId, work: impl FnOnce(&mut CudaServer) + Send + 'static) {
-    DeviceHandle::<CudaServer>::new(device).submit(work);
+pub(super) fn submit(device: DeviceId, work: impl FnOnce(&mut CudaServer) + Send + 'static) {
+    thread_of(device).submit(work);
 }
 
 /// What is on its way to the host.
@@ -206,7 +202,7 @@ impl Drop for Coming {
 }
 
 /// The buffer's address, and the stream that computes.
-fn locate(
+pub(super) fn locate(
     server: &mut CudaServer,
     buffer: &BufferBinding,
     here: StreamId,
@@ -276,7 +272,7 @@ fn with_open_link<T>(
     })
 }
 
-fn not_copied(error: &DriverError) -> ServerError {
+pub(super) fn not_copied(error: &DriverError) -> ServerError {
     failure(&format!(
         "a tensor could not be copied between device and host: {error}"
     ))
@@ -373,7 +369,7 @@ impl Link {
 
 /// An event after everything that is in line on `stream`.
 #[expect(unsafe_code, reason = "calls of the driver")]
-fn recorded(stream: sys::CUstream) -> Result<sys::CUevent, DriverError> {
+pub(super) fn recorded(stream: sys::CUstream) -> Result<sys::CUevent, DriverError> {
     let made = event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING)?;
     // SAFETY: both are alive.
     unsafe { event::record(made, stream) }?;
@@ -382,7 +378,7 @@ fn recorded(stream: sys::CUstream) -> Result<sys::CUevent, DriverError> {
 
 /// Lets `stream` wait for an event, which is used up.
 #[expect(unsafe_code, reason = "calls of the driver")]
-fn wait_for(stream: sys::CUstream, event: sys::CUevent) -> Result<(), DriverError> {
+pub(super) fn wait_for(stream: sys::CUstream, event: sys::CUevent) -> Result<(), DriverError> {
     let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
     // SAFETY: both are alive; the driver keeps an event that is waited for.
     unsafe {
@@ -392,6 +388,6 @@ fn wait_for(stream: sys::CUstream, event: sys::CUevent) -> Result<(), DriverErro
 }
 
 /// Lets `stream` wait for everything that is in line on `other`.
-fn wait(stream: sys::CUstream, other: sys::CUstream) -> Result<(), DriverError> {
+pub(super) fn wait(stream: sys::CUstream, other: sys::CUstream) -> Result<(), DriverError> {
     wait_for(stream, recorded(other)?)
 }

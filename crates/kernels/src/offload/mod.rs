@@ -9,6 +9,9 @@
 mod cuda;
 #[cfg(any(feature = "cuda", test))]
 mod idle;
+#[cfg(feature = "cuda")]
+pub(crate) mod pinned;
+pub mod slots;
 
 use std::time::Instant;
 
