@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use backdraft::arch::{Family, KeepSet, OffloadSet, SavedTensor, Trainable};
+use backdraft::arch::{BaseHome, Family, KeepSet, OffloadSet, SavedTensor, Trainable};
 use backdraft::burn::tensor::{DType, Device, Tensor};
 use backdraft::data::Answer;
 use backdraft::formats::{ModelSource, TokenTable};
@@ -137,6 +137,7 @@ fn setup(model: &CausalLm, lora: &LoraConfig, nf4: bool, lengths: &[usize]) -> S
         texts_per_row: 1,
         grad_accumulation_steps: 1,
         host: 0,
+        home: BaseHome::Device,
     }
 }
 
@@ -874,7 +875,7 @@ fn a_reward_model_is_planned_without_logits() {
         ..LoraConfig::default()
     };
     let place = (&Device::flex(), DType::F32);
-    let model = CausalLm::load_to_score(&source, None, place, 3).unwrap();
+    let model = CausalLm::load_to_score(&source, None, place, (BaseHome::Device, 3)).unwrap();
     let mut model = model.with_lora(&lora, 7).unwrap();
     for (_, _, adapter) in model.adapters_mut() {
         adapter.update(|param| param.values + 0.01);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use backdraft::arch::{Family, GgufBlock};
+use backdraft::arch::{BaseHome, Family, GgufBlock};
 use backdraft::burn::tensor::{Tensor, TensorData};
 use backdraft::data::Batch;
 use backdraft::formats::gguf::{GgufExport, GgufFileType, GgufFiles};
@@ -247,6 +247,7 @@ fn setup(model: &CausalLm, plan: &QuantizationPlan) -> backdraft::plan::Setup {
         texts_per_row: 1,
         grad_accumulation_steps: 1,
         host: 0,
+        home: BaseHome::Device,
     }
 }
 

@@ -312,6 +312,7 @@ impl Case {
             texts_per_row: 2,
             grad_accumulation_steps: 1,
             host: 0,
+            home: backdraft::arch::BaseHome::Device,
         };
         let cost = backdraft::plan::cost::CostModel::Roofline(backdraft::plan::cost::Roofline::CPU);
         let planner = Planner::new(setup.step(), ActivationPolicy::KeepAll, u64::MAX, cost);

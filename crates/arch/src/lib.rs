@@ -11,6 +11,7 @@
 //! | [`families`] | [`Family`]: what each has of its own |
 //! | [`rope`] | [`RopeConfig`]: rotary frequencies |
 //! | [`quantization`] | [`Scheme`], [`QuantizationPlan`]: which matrix is stored how |
+//! | [`base_home`] | [`BaseHome`]: where the matrices of a base's layers are while adapters are trained over them |
 //! | [`four_bit`] | [`FourBitFormat`]: what 4-bit codes stand for |
 //! | [`gguf_block`] | [`GgufBlock`]: the blocks of GGUF files, and their values |
 //! | [`nested`] | [`NestedFormat`]: the same with a bit less or more |
@@ -36,6 +37,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod base_home;
 pub mod config;
 pub mod delta_net;
 pub mod device;
@@ -65,6 +67,7 @@ pub mod trainable;
 pub mod whole;
 pub mod wrapped;
 
+pub use base_home::BaseHome;
 pub use config::{ConfigError, decoder_config};
 pub use device::{DeviceChoice, UnknownDevice};
 pub use families::Family;

@@ -342,6 +342,12 @@ impl From<TrainError> for CliError {
                     format!("change one of these: {}", advice.join("; "))
                 })
             }
+            TrainError::HostBase { .. } => Some(
+                "set device = \"cuda\", or base = \"device\"".to_owned(),
+            ),
+            TrainError::HostMemory { .. } => Some(
+                "free host memory, keep fewer bits (load_in_4bit, quantization.double_quant), or set base = \"device\"".to_owned(),
+            ),
             TrainError::Objective {
                 kind: ObjectiveKind::Sft,
                 ..

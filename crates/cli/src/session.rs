@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use backdraft_arch::DeviceChoice;
 use backdraft_arch::spec::SCORE;
+use backdraft_arch::{BaseHome, DeviceChoice};
 use backdraft_data::{
     BuiltinTemplate, ChatTokenizer, DataError, LoadProgress, Outcome, PromptTemplate, RowSet,
     Source, TokenizeOptions,
@@ -261,7 +261,9 @@ impl Chosen {
         let place = (&device, dtype);
         Ok(match self.scores() {
             // What the adapter does not have stands in the files.
-            true => CausalLm::load_to_score(&self.source, plan.as_ref(), place, 0)?,
+            true => {
+                CausalLm::load_to_score(&self.source, plan.as_ref(), place, (BaseHome::Device, 0))?
+            }
             false => CausalLm::load_as(&self.source, plan.as_ref(), place)?,
         })
     }

@@ -413,6 +413,7 @@ fn bnb_quant_type(format: FourBitFormat) -> BnbQuantType {
 pub fn to_bnb(weight: &Weight, dtype: Dtype) -> Option<BnbTensor<'static>> {
     match weight {
         Weight::Dense(_) | Weight::Host(_) | Weight::Nested(_) | Weight::Gguf(_) => None,
+        Weight::Streamed(matrix) => to_bnb(&matrix.here(), dtype),
         Weight::FourBit(matrix) => {
             let absmax = match matrix.absmax() {
                 Absmax::Single(absmax) => BnbAbsmax::Single(floats(absmax)),

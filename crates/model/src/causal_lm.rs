@@ -641,12 +641,14 @@ impl CausalLm {
         self.visit_base_mut(|_, tensor| {
             let (stored_as, params, bytes) = match tensor {
                 BaseTensor::Matrix(weight) => {
-                    let stored_as = match (weight.scheme(), &*weight) {
-                        (Some(scheme), _) => scheme.to_string(),
-                        (None, Weight::Host(table)) => {
-                            format!("{} in host memory", dense_name(table.dtype()))
+                    let dense = weight.dense_dtype().map(dense_name);
+                    let codes = weight.scheme().map(|scheme| scheme.to_string());
+                    let stored_as = codes.or(dense).unwrap_or_default();
+                    let stored_as = match weight {
+                        Weight::Host(_) | Weight::Streamed(_) => {
+                            format!("{stored_as} in host memory")
                         }
-                        (None, weight) => dense_name(weight.dequantize().dtype()),
+                        _ => stored_as,
                     };
                     (stored_as, weight.num_params(), weight.num_bytes())
                 }
@@ -674,11 +676,13 @@ impl CausalLm {
         shares
     }
 
-    /// Bytes of the device's memory that the base takes, without what it has given up for trained tensors.
+    /// Bytes of the device's memory that the base takes, without what it has given up for trained tensors: of layers that stay in the
+    /// host's memory, that of the slots that they come to.
     pub fn device_bytes(&mut self) -> usize {
         let whole = self.whole().into_iter().filter(|_| self.trains_base());
         let given_up: BTreeSet<String> = whole.map(|place| place.name).collect();
-        let mut bytes = 0;
+        let slots = self.layers.iter().find_map(DecoderLayer::block);
+        let mut bytes = slots.map_or(0, |block| block.slots().device_bytes());
         self.visit_base_mut(|name, tensor| {
             if given_up.contains(name) {
                 return;

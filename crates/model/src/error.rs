@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use backdraft_formats::FormatError;
 use backdraft_lora::LoraConfigError;
 use backdraft_lora::base::MatrixError;
+use backdraft_quant::PinError;
 
 use backdraft_arch::ConfigError;
 
@@ -23,6 +24,9 @@ pub enum LoadError {
     /// A file cannot be read.
     #[error(transparent)]
     Format(#[from] FormatError),
+    /// The host's memory has no room for a layer that is to stay there.
+    #[error("the base cannot stay in the host's memory")]
+    Pin(#[from] PinError),
     /// The configuration asks for a tensor that is not there.
     #[error("{}: tensor `{tensor}` is missing, which the configuration asks for", path.display())]
     MissingTensor {

@@ -6,15 +6,15 @@ use std::collections::HashSet;
 
 use backdraft_arch::spec::{EMBEDDING, FINAL_NORM, HEAD, SCORE, layer_scalar};
 use backdraft_arch::{
-    DeltaNetSpec, DeltaVector, Family, Group, LayerSpec, Mixer, ModelSpec, Norm, NormPlaces,
-    NormScale, RopeScaling, TensorSpec, embeds_on_host,
+    BaseHome, DeltaNetSpec, DeltaVector, Family, Group, LayerSpec, Mixer, ModelSpec, Norm,
+    NormPlaces, NormScale, RopeScaling, TensorSpec, embeds_on_host,
 };
 use backdraft_formats::ModelSource;
 use backdraft_kernels::attention::HeadLayout;
 use backdraft_kernels::device;
 use backdraft_lora::base::{self, read_dense};
 use backdraft_lora::{Projection, TargetModule};
-use backdraft_quant::{QuantizationPlan, Weight};
+use backdraft_quant::{QuantizationPlan, Slots, Weight, stream};
 use burn::tensor::{DType, Device, Tensor};
 
 use self::ahead::{Ahead, Wanted};
@@ -81,21 +81,25 @@ impl CausalLm {
         (device, dtype): (&Device, DType),
     ) -> Result<Self, LoadError> {
         let spec = check(source)?;
-        Self::read((source, &spec), plan, (device, dtype), Tables::OnDevice)
+        let places = (Tables::OnDevice, BaseHome::Device);
+        Self::read((source, &spec), plan, (device, dtype), places)
     }
 
     /// As [`load_as`](Self::load_as), for a run that has better uses for the device's memory: the embedding of a model
-    /// whose head is another matrix stays in the host's, where the device reads its rows there by itself.
+    /// whose head is another matrix stays in the host's, where the device reads its rows there by itself; so do the matrices of its
+    /// layers where that is their `home`, and come to the device one layer after the other.
     ///
     /// # Errors
-    /// As [`load_as`](Self::load_as).
+    /// As [`load_as`](Self::load_as); layers that the host's memory has no room for.
     pub fn load_to_train(
         source: &ModelSource,
         plan: Option<&QuantizationPlan>,
         (device, dtype): (&Device, DType),
+        home: BaseHome,
     ) -> Result<Self, LoadError> {
         let spec = check(source)?;
-        Self::read((source, &spec), plan, (device, dtype), Tables::OnHost)
+        let places = (Tables::OnHost, home);
+        Self::read((source, &spec), plan, (device, dtype), places)
     }
 
     /// As [`load_to_train`](Self::load_to_train), under a head that scores texts ([`ModelSpec::scoring`]): that of the files, or,
@@ -103,28 +107,32 @@ impl CausalLm {
     /// head that predicts tokens is not read.
     ///
     /// # Errors
-    /// As [`load_as`](Self::load_as).
+    /// As [`load_to_train`](Self::load_to_train).
     pub fn load_to_score(
         source: &ModelSource,
         plan: Option<&QuantizationPlan>,
         (device, dtype): (&Device, DType),
-        seed: u64,
+        (home, seed): (BaseHome, u64),
     ) -> Result<Self, LoadError> {
         let spec = check_as(source, spec(source)?.scoring())?;
-        let tables = Tables::UnderScore { seed };
-        Self::read((source, &spec), plan, (device, dtype), tables)
+        let places = (Tables::UnderScore { seed }, home);
+        Self::read((source, &spec), plan, (device, dtype), places)
     }
 
     fn read(
         (source, spec): (&ModelSource, &ModelSpec),
         plan: Option<&QuantizationPlan>,
         (device, dtype): (&Device, DType),
-        tables: Tables,
+        (tables, home): (Tables, BaseHome),
     ) -> Result<Self, LoadError> {
         check_codes(source, plan)?;
         let plan = plan.filter(|_| source.quantization().is_none());
         let wanted = in_order(spec, plan, device);
         let ahead = Ahead::new(source, dtype, wanted);
+        let slots = match home {
+            BaseHome::Device => None,
+            BaseHome::Host => Some(Slots::new(device)),
+        };
         device::lasting(device, (), |()| {
             ahead.beside(device::gpu(device).is_some(), |ahead| {
                 let reader = Reader {
@@ -132,8 +140,13 @@ impl CausalLm {
                     source,
                     plan,
                     place: (device, dtype),
+                    slots: slots.as_ref(),
                 };
-                reader.model(spec, tables)
+                let model = reader.model(spec, tables)?;
+                if let Some(slots) = &slots {
+                    slots.open();
+                }
+                Ok(model)
             })
         })
     }
@@ -297,6 +310,8 @@ struct Reader<'a, 's> {
     source: &'a ModelSource,
     plan: Option<&'a QuantizationPlan>,
     place: (&'a Device, DType),
+    /// What the matrices of layers come to, where they stay in the host's memory.
+    slots: Option<&'a Slots>,
 }
 
 impl Reader<'_, '_> {
@@ -329,7 +344,7 @@ impl Reader<'_, '_> {
             (Some(first), Some(second)) => [first, second],
             _ => unreachable!("norms are listed in pairs"),
         };
-        let stream = match spec.norm_places {
+        let norms_of_stream = match spec.norm_places {
             NormPlaces::Before => StreamNorms::Before(pair()),
             NormPlaces::After => StreamNorms::After(pair()),
             NormPlaces::Around => {
@@ -337,7 +352,12 @@ impl Reader<'_, '_> {
                 StreamNorms::Around([input, post, pre, last])
             }
         };
-        let layer = DecoderLayer::new(index, stream, mixer, mlp);
+        let mut layer = DecoderLayer::new(index, norms_of_stream, mixer, mlp);
+        if let Some(slots) = self.slots {
+            let weights = layer.projections_mut();
+            let weights = weights.map(|(_, projection)| projection.weight_mut());
+            stream(weights.collect(), slots)?;
+        }
         Ok(match spec.scaled {
             false => layer,
             true => layer.scaled_by(self.number(&layer_scalar(index))?),
@@ -450,7 +470,11 @@ impl Reader<'_, '_> {
     ) -> Result<Projection, LoadError> {
         let shape = spec.shape(target);
         let path = target.path(layer);
-        let weight = self.matrix(&format!("{path}.weight"))?;
+        let name = format!("{path}.weight");
+        let weight = match self.slots {
+            None => self.matrix(&name)?,
+            Some(_) => self.ahead.take(&name)?.put_on(&Device::flex())?,
+        };
         let bias = if spec.biases.contains(target) {
             Some(self.read(&format!("{path}.bias"), [shape[0]])?)
         } else {

@@ -164,16 +164,35 @@ impl CostModel {
         if bytes == 0 {
             return 0;
         }
-        let line = self.roofline();
         let host = self.host();
         let copy = picoseconds(bytes as f64 / host.bytes);
         let forward = self.forward(layer, pass, memory);
-        let seconds = |work| line.seconds(work);
-        let ratio = seconds(layer.backward_work(pass, memory))
-            / seconds(layer.forward_work(pass, memory)).max(f64::MIN_POSITIVE);
-        let backward = (forward as f64 * ratio) as u64;
+        // What comes back shares its way with the layer's matrices.
+        let backward = self.backward(layer, pass, memory);
+        let backward = backward.saturating_sub(self.arrival(layer));
         let trips = picoseconds(tensors as f64 * host.round_trip);
         copy.saturating_sub(forward) + copy.saturating_sub(backward) + trips
+    }
+
+    /// Time of a layer's backward pass, without what it recomputes.
+    ///
+    /// # Units
+    /// Picoseconds.
+    #[must_use]
+    pub fn backward(&self, layer: &LayerShape, pass: PassShape, memory: &MemoryModel) -> u64 {
+        let seconds = |work| self.roofline().seconds(work);
+        let ratio = seconds(layer.backward_work(pass, memory))
+            / seconds(layer.forward_work(pass, memory)).max(f64::MIN_POSITIVE);
+        (self.forward(layer, pass, memory) as f64 * ratio) as u64
+    }
+
+    /// Time in which a layer's matrices come to the device; 0 where they stay there.
+    ///
+    /// # Units
+    /// Picoseconds.
+    #[must_use]
+    pub fn arrival(&self, layer: &LayerShape) -> u64 {
+        picoseconds(layer.streamed as f64 / self.host().bytes)
     }
 
     /// Time to rebuild one tensor.

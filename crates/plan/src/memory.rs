@@ -200,9 +200,14 @@ impl MemoryWatch for SystemMemory {
 /// Bytes of this machine's memory in which a GPU's tensors may wait: half of what is free.
 #[must_use]
 pub fn host_room() -> u64 {
-    let resident = resident().unwrap_or(0) as u64;
-    let free = SystemMemory.obtainable().unwrap_or(0);
-    free.saturating_sub(resident) / 2
+    free().unwrap_or(0) / 2
+}
+
+/// Bytes of this machine's memory that the process could still take; `None` where the system does not tell.
+#[must_use]
+pub fn free() -> Option<u64> {
+    let held = resident()? as u64;
+    Some(SystemMemory.obtainable()?.saturating_sub(held))
 }
 
 /// What a step may use of a GPU's memory: a sixteenth, and half a GiB at least, stays for its driver, other

@@ -319,7 +319,7 @@ fn offload(kept: &mut LayerKept, away: OffloadSet) -> (Offloaded, Vec<Tensor>) {
 mod tests {
     use backdraft_arch::optimizer::Guard;
     use backdraft_arch::{
-        LoraConfig, ModelSpec, QuantizationPlan, Scheme, StatePrecision, TargetModule,
+        BaseHome, LoraConfig, ModelSpec, QuantizationPlan, Scheme, StatePrecision, TargetModule,
     };
     use serde_json::json;
 
@@ -356,6 +356,7 @@ mod tests {
             texts_per_row: 1,
             grad_accumulation_steps: 1,
             host: 64 << 30,
+            home: BaseHome::Device,
         }
     }
 

@@ -64,6 +64,25 @@ const ROUNDED: u64 = 1 << 20;
 /// Times that a plan is made again because pages leave too much unfilled.
 const REFITS: usize = 16;
 
+/// Tokens of a micro-batch beyond which nobody asks.
+const MOST_TOKENS: u64 = 1 << 20;
+
+/// Copies of layers that stay in the host's memory.
+#[derive(Default)]
+struct Stream {
+    bytes: u64,
+    /// Picoseconds that nothing hides.
+    exposed: u64,
+}
+
+impl Stream {
+    /// A layer comes while another like it is computed for so long.
+    fn see(&mut self, layer: &LayerShape, computing: u64, cost: &CostModel) {
+        self.bytes += layer.streamed;
+        self.exposed += cost.arrival(layer).saturating_sub(computing);
+    }
+}
+
 /// When memory is highest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -152,6 +171,10 @@ pub struct Prediction {
     pub offloaded: u64,
     /// Time of recomputation and of copies that nothing hides, in seconds.
     pub recompute_seconds: f64,
+    /// Bytes of the base that come from the host's memory.
+    pub streamed: u64,
+    /// What of their time computing does not hide, in seconds.
+    pub stream_seconds: f64,
     /// Time of a micro-batch with it, in seconds.
     pub seconds: f64,
 }
@@ -290,6 +313,11 @@ impl StepShape {
         let roofline = cost.roofline();
         let work = self.work(pass);
         let (mut again, mut extra, mut offloaded) = (0, 0, 0);
+        let mut stream = Stream::default();
+        if let Some((count, layer)) = &self.frozen {
+            let forward = cost.forward(layer, pass, &self.memory);
+            (0..*count).for_each(|_| stream.see(layer, forward, cost));
+        }
         for (segment, layers) in self.segments(plan) {
             match segment {
                 Segment::Stored(keep, away) => {
@@ -299,20 +327,32 @@ impl StepShape {
                     extra += cost.offload(layer, (bytes, away.len()), pass, &self.memory);
                     let tensors = layer.rebuilt(*keep);
                     again += layer.rebuilding(tensors, pass, &self.memory).flops();
-                    extra += self.rebuild_time(layer, *keep, pass, cost);
+                    let rebuild = self.rebuild_time(layer, *keep, pass, cost);
+                    extra += rebuild;
+                    let forward = cost.forward(layer, pass, &self.memory);
+                    let backward = cost.backward(layer, pass, &self.memory) + rebuild;
+                    stream.see(layer, forward, cost);
+                    stream.see(layer, backward, cost);
                 }
                 Segment::Rerun(keeps) => {
                     for (layer, keep) in layers.iter().zip(keeps) {
                         again += layer.forward_work(pass, &self.memory).flops();
-                        extra += cost.forward(layer, pass, &self.memory);
+                        let forward = cost.forward(layer, pass, &self.memory);
+                        extra += forward;
                         let tensors = layer.rebuilt(*keep);
                         again += layer.rebuilding(tensors, pass, &self.memory).flops();
-                        extra += self.rebuild_time(layer, *keep, pass, cost);
+                        let rebuild = self.rebuild_time(layer, *keep, pass, cost);
+                        extra += rebuild;
+                        let backward = cost.backward(layer, pass, &self.memory) + rebuild;
+                        for computing in [forward, forward, backward] {
+                            stream.see(layer, computing, cost);
+                        }
                     }
                 }
             }
         }
         let recompute_seconds = extra as f64 / 1e12;
+        let stream_seconds = stream.exposed as f64 / 1e12;
         let without: f64 = work.iter().map(|&work| roofline.seconds(work)).sum();
         Prediction {
             peak,
@@ -320,8 +360,40 @@ impl StepShape {
             recompute_flops: again,
             offloaded,
             recompute_seconds,
-            seconds: without + recompute_seconds,
+            streamed: stream.bytes,
+            stream_seconds,
+            seconds: without + recompute_seconds + stream_seconds,
         }
+    }
+
+    /// Tokens of a micro-batch, of texts as long as those of `pass`, from which on a forward pass takes as long as the copies of a base
+    /// that stays in the host's memory; `None` where nothing is copied, or no number of tokens is enough.
+    #[must_use]
+    pub fn hiding_tokens(&self, pass: PassShape, cost: &CostModel) -> Option<u64> {
+        let frozen = self.frozen.iter().map(|(_, layer)| layer);
+        let layers: Vec<_> = frozen.chain(&self.layers).collect();
+        let slowest = layers.into_iter().max_by_key(|layer| layer.streamed)?;
+        let arrival = cost.arrival(slowest);
+        let longest = pass.longest.max(1);
+        let hides = |tokens: u64| {
+            let whole = (tokens / longest) as usize;
+            let texts = vec![longest as usize; whole].into_iter();
+            let rest = Some((tokens % longest) as usize).filter(|&rest| rest > 0);
+            let pass = PassShape::of_sequences(texts.chain(rest));
+            cost.forward(slowest, pass, &self.memory) >= arrival
+        };
+        let (mut low, mut high) = (0, MOST_TOKENS);
+        if slowest.streamed == 0 || !hides(high) {
+            return None;
+        }
+        while high - low > 1 {
+            let middle = low + (high - low) / 2;
+            match hides(middle) {
+                true => high = middle,
+                false => low = middle,
+            }
+        }
+        Some(high)
     }
 
     /// The work of a micro-batch without recomputation, op by op as far as times are told apart.

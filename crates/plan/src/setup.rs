@@ -2,13 +2,14 @@
 
 use std::collections::BTreeSet;
 
-use backdraft_arch::sizes::{CHUNK, CUBE_CHUNK, LARGEST_GROUP, SCORE_ROWS};
+use backdraft_arch::sizes::{CHUNK, CUBE_CHUNK, LARGEST_GROUP, SCORE_ROWS, SLOTS};
 use backdraft_arch::spec::{EMBEDDING, FINAL_NORM, HEAD};
 use backdraft_arch::{
-    InputGrad, KeptState, LoraConfig, ModelSpec, Norm, OptimizerState, QuantizationPlan, Scheme,
-    TargetModule, TensorSpec, TokenTable, embeds_on_host,
+    BaseHome, InputGrad, KeptState, LoraConfig, ModelSpec, Norm, OptimizerState, QuantizationPlan,
+    Scheme, TargetModule, TensorSpec, TokenTable, embeds_on_host,
 };
 
+use crate::bytes::size;
 use crate::predict::{Shortage, StepShape};
 use crate::tensors::{LayerShape, MemoryModel, PassShape, ProjectionShape, Rows};
 
@@ -48,6 +49,8 @@ pub struct Setup {
     pub grad_accumulation_steps: usize,
     /// Bytes of the host's memory in which activations may wait; 0 for none.
     pub host: u64,
+    /// Where the matrices of the layers stay.
+    pub home: BaseHome,
 }
 
 impl MemoryModel {
@@ -177,6 +180,10 @@ impl Setup {
             scaled: spec.scaled,
             projections: self.projections(index, whole),
             input_grad,
+            streamed: match self.home {
+                BaseHome::Device => 0,
+                BaseHome::Host => self.layer_bytes(index),
+            },
         }
     }
 
@@ -188,7 +195,39 @@ impl Setup {
         whole.map(|tensor| tensor.num_values()).sum()
     }
 
-    /// Bytes of the base model, without what is given up for trained tensors.
+    /// Bytes of the matrices of a layer, as they are stored.
+    fn layer_bytes(&self, layer: usize) -> u64 {
+        let spec = &self.spec.layers[layer];
+        let plan = self.quantization.as_ref();
+        let bytes = spec.modules().map(|target| {
+            let scheme = plan.and_then(|plan| plan.scheme_for(&target.path(layer)));
+            self.weight_bytes(spec.shape(target), scheme)
+        });
+        bytes.sum()
+    }
+
+    /// Bytes of the host's memory in which the matrices of the layers stay; 0 where they are on the device.
+    #[must_use]
+    pub fn host_bytes(&self) -> u64 {
+        match self.home {
+            BaseHome::Device => 0,
+            BaseHome::Host => (0..self.spec.layers.len())
+                .map(|i| self.layer_bytes(i))
+                .sum(),
+        }
+    }
+
+    /// As it will be once a base that stays in the host's memory has taken its part of that.
+    #[must_use]
+    pub fn before_loading(self) -> Self {
+        Self {
+            host: self.host.saturating_sub(self.host_bytes() / 2),
+            ..self
+        }
+    }
+
+    /// Bytes of the base model on the device, without what is given up for trained tensors. Of layers that stay in the host's
+    /// memory, those of the slots that they come to.
     #[must_use]
     pub fn base_bytes(&self) -> u64 {
         if let Some(base) = self.base {
@@ -226,7 +265,15 @@ impl Setup {
         {
             dense -= table[0] * table[1];
         }
-        dense as u64 * self.dense_element + quantized
+        let all = dense as u64 * self.dense_element + quantized;
+        match self.home {
+            BaseHome::Device => all,
+            BaseHome::Host => {
+                let layers = (0..spec.layers.len()).map(|layer| self.layer_bytes(layer));
+                let largest = layers.clone().max().unwrap_or(0);
+                all - layers.sum::<u64>() + SLOTS as u64 * largest
+            }
+        }
     }
 
     /// Sizes of trained rows: those of the embedding, and of a head of its own, where the table is not trained whole.
@@ -502,6 +549,18 @@ impl Setup {
                 advice.push(Advice::FourBit);
             }
         }
+        // Where the device has copies beside the computation.
+        if !full && self.home == BaseHome::Device && self.memory.embeds_on_host {
+            let setup = Self {
+                home: BaseHome::Host,
+                base: None,
+                ..self.clone()
+            };
+            if setup.least() <= budget {
+                let host = setup.host_bytes();
+                advice.push(Advice::HostBase { host });
+            }
+        }
         advice
     }
 }
@@ -535,6 +594,11 @@ pub enum Advice {
     },
     /// `load_in_4bit = true`.
     FourBit,
+    /// `base = "host"`.
+    HostBase {
+        /// Bytes of the host's memory that it takes.
+        host: u64,
+    },
     /// `activation_policy = "smart"`.
     Smart,
 }
@@ -553,6 +617,13 @@ impl std::fmt::Display for Advice {
             Self::SequenceLength { from, to } => write!(f, "max_seq_length from {from} to {to}"),
             Self::Rank { from, to } => write!(f, "lora.rank from {from} to {to}"),
             Self::FourBit => f.write_str("load_in_4bit to true"),
+            Self::HostBase { host } => {
+                write!(
+                    f,
+                    "base to \"host\", which takes {} of host memory",
+                    size(*host)
+                )
+            }
             Self::Smart => f.write_str("activation_policy to \"smart\""),
         }
     }

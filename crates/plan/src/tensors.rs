@@ -278,6 +278,8 @@ pub struct LayerShape {
     pub norms: [u64; Norm::ALL.len()],
     /// Whether the gradient of its input is needed: not in the lowest adapted layer.
     pub input_grad: InputGrad,
+    /// Bytes of its matrices that come to the device each time it is computed; 0 where they stay there.
+    pub streamed: u64,
 }
 
 impl Trained for LayerShape {

@@ -62,6 +62,7 @@ pub(crate) fn layer() -> LayerShape {
         projections,
         norms: [0; Norm::ALL.len()],
         input_grad: InputGrad::Needed,
+        streamed: 0,
     }
 }
 

@@ -66,6 +66,7 @@ impl Movable for Weight {
             Self::Nested(matrix) => matrix.device(),
             Self::Int8(matrix) => matrix.device(),
             Self::Gguf(matrix) => matrix.device(),
+            Self::Streamed(matrix) => matrix.device().clone(),
         }
     }
 
@@ -78,6 +79,8 @@ impl Movable for Weight {
             Self::Nested(matrix) => Self::Nested(matrix.to_device(device)),
             Self::Int8(matrix) => Self::Int8(matrix.to_device(device)),
             Self::Gguf(matrix) => Self::Gguf(matrix.to_device(device)),
+            Self::Streamed(matrix) if matrix.device() == device => Self::Streamed(matrix),
+            Self::Streamed(matrix) => matrix.here().moved(device),
         }
     }
 

@@ -8,9 +8,12 @@
 
 mod errors;
 mod frozen;
+mod streamed;
 mod weight;
 
 pub use backdraft_arch::{FourBitFormat, NestedFormat, Precision, QuantizationPlan, Scheme};
+pub use backdraft_kernels::offload::slots::{Block, PinError, Slots};
 pub use errors::{SquaredErrors, squared_errors};
 pub use frozen::{Frozen, Movable};
+pub use streamed::{Streamed, stream};
 pub use weight::{Quantizer, Weight};

@@ -3,13 +3,15 @@
 use std::ops::Range;
 
 use backdraft_kernels::codebook::{FourBitFormat, NestedFormat};
-use backdraft_kernels::dequantize::{FourBit, GgufBlocks, HostAbsmax, Int8Rows, Nested};
+use backdraft_kernels::dequantize::{FourBit, GgufBlocks, HostAbsmax, Int8Rows, Nested, Tensors};
 use backdraft_kernels::embedding::HostTable;
 use backdraft_kernels::frozen_matrix::FrozenMatrix;
 use backdraft_kernels::quantize::{self, PackedBlocks};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 use backdraft_arch::Scheme;
+
+use crate::streamed::Streamed;
 
 /// Rows whose values are dense at a time where lengths are taken of them.
 const PANEL: usize = 256;
@@ -30,6 +32,8 @@ pub enum Weight {
     Int8(Int8Rows),
     /// The blocks that a GGUF file has it in.
     Gguf(GgufBlocks),
+    /// Any of these but an embedding, in the host's memory.
+    Streamed(Streamed),
 }
 
 impl Weight {
@@ -55,6 +59,7 @@ impl Weight {
             Self::Nested(matrix) => matrix.dims(),
             Self::Int8(matrix) => matrix.dims(),
             Self::Gguf(matrix) => matrix.dims(),
+            Self::Streamed(matrix) => matrix.dims(),
         }
     }
 
@@ -76,16 +81,17 @@ impl Weight {
             Self::Nested(matrix) => matrix.num_bytes(),
             Self::Int8(matrix) => matrix.num_bytes(),
             Self::Gguf(matrix) => matrix.num_bytes(),
+            Self::Streamed(matrix) => matrix.num_bytes(),
         }
     }
 
-    /// Memory that the weight takes of its device.
+    /// Memory that the weight takes of its device; that of slots is nobody's.
     ///
     /// # Units
     /// Bytes.
     pub fn device_bytes(&self) -> usize {
         match self {
-            Self::Host(_) => 0,
+            Self::Host(_) | Self::Streamed(_) => 0,
             _ => self.num_bytes(),
         }
     }
@@ -106,6 +112,7 @@ impl Weight {
             }),
             Self::Int8(_) => Some(Scheme::Int8),
             Self::Gguf(matrix) => Some(Scheme::Gguf(matrix.kind())),
+            Self::Streamed(matrix) => matrix.form().scheme(),
         }
     }
 
@@ -126,6 +133,35 @@ impl Weight {
             Self::Nested(matrix) => matrix.dequantize(),
             Self::Int8(matrix) => matrix.dequantize(),
             Self::Gguf(matrix) => matrix.dequantize(),
+            Self::Streamed(matrix) => match matrix.here() {
+                // A copy: what is in a slot does not stay there.
+                Self::Dense(tensor) => tensor.mul_scalar(1.0),
+                codes => codes.dequantize(),
+            },
+        }
+    }
+
+    /// The type of its values, where they are not in codes.
+    pub fn dense_dtype(&self) -> Option<DType> {
+        match self {
+            Self::Dense(tensor) => Some(tensor.dtype()),
+            Self::Host(table) => Some(table.dtype()),
+            Self::Streamed(matrix) => matrix.form().dense_dtype(),
+            Self::FourBit(_) | Self::Nested(_) | Self::Int8(_) | Self::Gguf(_) => None,
+        }
+    }
+
+    /// The same codes of other tensors.
+    ///
+    /// # Panics
+    /// If it has none.
+    pub(crate) fn over(self, tensors: &mut impl Tensors) -> Self {
+        match self {
+            Self::FourBit(matrix) => Self::FourBit(matrix.over(tensors)),
+            Self::Nested(matrix) => Self::Nested(matrix.over(tensors)),
+            Self::Int8(matrix) => Self::Int8(matrix.over(tensors)),
+            Self::Gguf(matrix) => Self::Gguf(matrix.over(tensors)),
+            Self::Dense(_) | Self::Host(_) | Self::Streamed(_) => panic!("no codes: {self:?}"),
         }
     }
 
@@ -171,6 +207,7 @@ impl Weight {
             },
             Self::Int8(matrix) => Self::Int8(matrix.part(rows)),
             Self::Gguf(matrix) => Self::Gguf(matrix.part(rows)),
+            Self::Streamed(matrix) => Self::Streamed(matrix.part(rows)),
         }
     }
 
@@ -198,6 +235,7 @@ impl Weight {
             Self::Nested(matrix) => matrix.rows(rows),
             Self::Int8(matrix) => matrix.rows(rows),
             Self::Gguf(matrix) => matrix.rows(rows),
+            Self::Streamed(matrix) => matrix.here().rows(rows),
         }
     }
 }
@@ -211,6 +249,7 @@ impl FrozenMatrix for Weight {
             Self::Nested(matrix) => matrix.matmul_add(x, alpha, sum),
             Self::Int8(matrix) => matrix.matmul_add(x, alpha, sum),
             Self::Gguf(matrix) => matrix.matmul_add(x, alpha, sum),
+            Self::Streamed(matrix) => matrix.here().matmul_add(x, alpha, sum),
         }
     }
 
@@ -227,6 +266,7 @@ impl FrozenMatrix for Weight {
             Self::Nested(matrix) => matrix.matmul_transposed_add(dy, alpha, sum),
             Self::Int8(matrix) => matrix.matmul_transposed_add(dy, alpha, sum),
             Self::Gguf(matrix) => matrix.matmul_transposed_add(dy, alpha, sum),
+            Self::Streamed(matrix) => matrix.here().matmul_transposed_add(dy, alpha, sum),
         }
     }
 }

@@ -146,6 +146,14 @@ pub const KEYS: &[Key] = &[
         "true",
         "Whether smart may offload activations to host memory between the forward and backward pass, where the device copies while it computes (CUDA) and that costs less than recomputing.",
     ),
+    change(
+        key(
+            "base",
+            r#""device""#,
+            "Where the matrices of the base's layers stay while adapters are trained: device; or host, in pinned host memory, from which each layer comes to the GPU while the one before computes (CUDA), so that the GPU holds those of two layers only. The results are the same bits. `backdraft plan` shows whether computing hides the copies.",
+        ),
+        "out of memory on a GPU: \"host\"",
+    ),
     key(
         "device",
         r#""auto""#,

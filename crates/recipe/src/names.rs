@@ -1,7 +1,7 @@
 //! The values of a recipe that are names.
 
 use backdraft_arch::{
-    AdapterStart, Bias, DeviceChoice, FourBitFormat, Precision, TargetModule, named,
+    AdapterStart, BaseHome, Bias, DeviceChoice, FourBitFormat, Precision, TargetModule, named,
 };
 use backdraft_data::{Overlong, Supervision};
 use backdraft_plan::ActivationPolicy;
@@ -34,7 +34,7 @@ macro_rules! by_name {
 }
 
 by_name! {
-    ActivationPolicy AdapterStart Bias DType DataFormat FourBitFormat KeyPrefix Optimizer Overlong Precision RowBatching
+    ActivationPolicy AdapterStart BaseHome Bias DType DataFormat FourBitFormat KeyPrefix Optimizer Overlong Precision RowBatching
     Supervision TargetModule TokenInit
 }
 

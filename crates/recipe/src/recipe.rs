@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use backdraft_arch::{
-    AdapterStart, Bias, DeviceChoice, FourBitFormat, ModuleNames, ModulePattern, Precision,
-    Trainable,
+    AdapterStart, BaseHome, Bias, DeviceChoice, FourBitFormat, ModuleNames, ModulePattern,
+    Precision, Trainable,
 };
 use backdraft_data::{BuiltinTemplate, Overlong, Supervision};
 use backdraft_plan::ActivationPolicy;
@@ -53,6 +53,8 @@ pub struct Recipe {
     pub memory_budget: Option<ByteSize>,
     /// Whether activations may wait in the host's memory under `smart`.
     pub activation_offloading: bool,
+    /// Where the matrices of the base's layers stay.
+    pub base: BaseHome,
     /// Where to compute.
     pub device: DeviceChoice,
     /// Adapters, or tensors of the base in their place.

@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use backdraft_arch::{AdapterStart, FourBitFormat, ModuleNames, Precision};
+use backdraft_arch::{
+    AdapterStart, BaseHome, DeviceChoice, FourBitFormat, ModuleNames, Precision, Trainable,
+};
 use backdraft_data::{BuiltinTemplate, Format, Overlong, Supervision};
 use backdraft_plan::ActivationPolicy;
 
@@ -95,6 +97,10 @@ fn top(reader: &mut Reader<'_>, bases: &Bases<'_>, origin: Origin) -> Recipe {
         let instead = "a reward model's adapter has no rows of tokens; train the tokens first, merge, and go on from that";
         reader.conflict("tokens.add", "objective.kind = \"reward\"", instead);
     }
+    let base: BaseHome = reader.value("base");
+    if base == BaseHome::Host {
+        beside_host_base(reader, &trainable, &lora, &quantization);
+    }
     let max_seq_length = reader.checked(
         "max_seq_length",
         "a whole number, 2 or more",
@@ -138,6 +144,7 @@ fn top(reader: &mut Reader<'_>, bases: &Bases<'_>, origin: Origin) -> Recipe {
         activation_policy,
         memory_budget,
         activation_offloading: reader.value("activation_offloading"),
+        base,
         device: reader.value("device"),
         trainable,
         quantization,
@@ -147,6 +154,34 @@ fn top(reader: &mut Reader<'_>, bases: &Bases<'_>, origin: Origin) -> Recipe {
         train,
         tracker: tracker::tracker(reader),
         swept: Vec::new(),
+    }
+}
+
+/// What does not go with a base that stays in the host's memory.
+fn beside_host_base(
+    reader: &mut Reader<'_>,
+    trainable: &Trainable,
+    lora: &LoraRecipe,
+    quantization: &QuantizationRecipe,
+) {
+    const OTHER: &str = "`base = \"host\"`";
+    let device = reader.value("device");
+    if matches!(device, DeviceChoice::Cpu | DeviceChoice::Wgpu) {
+        let instead = "layers come from the host's memory to a GPU by CUDA; take base out";
+        reader.conflict("base", format!("`device = \"{device}\"`"), instead);
+    }
+    if trainable.is_full() {
+        let instead = "what stays in the host's memory is frozen; train adapters, or take base out";
+        reader.conflict("trainable", OTHER, instead);
+    }
+    if lora.init == AdapterStart::Pissa {
+        let instead = "PiSSA changes the base, which would be on the device then; write init = \"default\", or take base out";
+        reader.conflict("lora.init", OTHER, instead);
+    }
+    for key in quantization.dealing_keys() {
+        let instead =
+            "bits are dealt out anew while the base is on the device; take one of the two out";
+        reader.conflict(key, OTHER, instead);
     }
 }
 

@@ -130,6 +130,7 @@ impl Recipe {
             texts_per_row: self.texts_per_row(),
             grad_accumulation_steps: self.train.grad_accumulation_steps,
             host: if self.activation_offloading { host } else { 0 },
+            home: self.base,
         };
         let mut base = setup.base_bytes();
         // What will be dealt out, in place of what the base is loaded in.

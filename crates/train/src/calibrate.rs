@@ -200,6 +200,7 @@ mod tests {
                 projections: [projection; TargetModule::ALL.len()],
                 norms: [0; Norm::ALL.len()],
                 input_grad: InputGrad::Needed,
+                streamed: 0,
             },
             memory: MemoryModel::cube(2),
             tokens: 4,

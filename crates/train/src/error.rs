@@ -374,6 +374,24 @@ pub enum TrainError {
         /// What is missing, and what to change.
         exhausted: backdraft_plan::Exhausted,
     },
+    /// A base that is to stay in the host's memory, and a device that layers do not come to.
+    #[error("base = \"host\" needs a GPU that layers come to by CUDA; this is {device}")]
+    HostBase {
+        /// What it calls itself.
+        device: String,
+    },
+    /// A base that is to stay in the host's memory, which has no room for it.
+    #[error(
+        "base = \"host\" keeps {} of the base in host memory, of which {} are free and {} can be used",
+        backdraft_plan::bytes::size(*needed), backdraft_plan::bytes::size(*free),
+        backdraft_plan::bytes::size(backdraft_plan::memory::usable(*free))
+    )]
+    HostMemory {
+        /// Bytes that the matrices of its layers take.
+        needed: u64,
+        /// Bytes that the process could get.
+        free: u64,
+    },
     /// Fewer bits than the smallest formats take.
     #[error(
         "quantization.bits = {bits}: {} take more even where every projection gets the smallest; raise bits, or add a smaller format",

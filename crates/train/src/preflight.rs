@@ -7,13 +7,15 @@ use std::fs::{self, OpenOptions};
 use std::io::ErrorKind;
 use std::path::Path;
 
-use backdraft_arch::QuantizationPlan;
 use backdraft_arch::lora_targets::match_adapted;
+use backdraft_arch::{BaseHome, QuantizationPlan};
 use backdraft_data::Source;
+use backdraft_kernels::device::report;
+use backdraft_kernels::offload;
 use backdraft_model::ModelSpec;
-use backdraft_plan::memory::usable;
+use backdraft_plan::memory;
 use backdraft_plan::tensors::PassShape;
-use backdraft_plan::{Exhausted, Limit, Shortage};
+use backdraft_plan::{Exhausted, Limit, Setup, Shortage};
 use backdraft_recipe::{ByteSize, DataRecipe, EvalRecipe, GROUPS, Recipe, bytes_of};
 use burn::tensor::Device;
 
@@ -140,6 +142,11 @@ pub fn model(
 ) -> Result<(), TrainError> {
     let dtype = dtype_on(recipe.dtype, device)?;
     shape(recipe, spec)?;
+    if recipe.base == BaseHome::Host && !offload::is_there(device) {
+        return Err(TrainError::HostBase {
+            device: report(device).name,
+        });
+    }
     if quantized {
         return match adaptive_key(recipe) {
             Some(key) => Err(TrainError::StoredInCodes { key }),
@@ -147,7 +154,18 @@ pub fn model(
         };
     }
     let facts = DeviceFacts::of(device, dtype.size() as u64);
-    memory(recipe, spec, plan.cloned(), &facts)
+    let setup = recipe.setup(spec.clone(), plan.cloned(), facts.memory, facts.host);
+    let setup = setup.before_loading();
+    device_memory(recipe, &setup, &facts)?;
+    host_memory(setup.host_bytes(), memory::free())
+}
+
+/// Refuses a base that is to stay in the host's memory and does not fit into what is free of it.
+fn host_memory(needed: u64, free: Option<u64>) -> Result<(), TrainError> {
+    match free {
+        Some(free) if needed > memory::usable(free) => Err(TrainError::HostMemory { needed, free }),
+        _ => Ok(()),
+    }
 }
 
 /// The key that asks for something to be measured against the unquantised weights.
@@ -184,16 +202,10 @@ pub fn shape(recipe: &Recipe, spec: &ModelSpec) -> Result<(), TrainError> {
     })
 }
 
-fn memory(
-    recipe: &Recipe,
-    spec: &ModelSpec,
-    plan: Option<QuantizationPlan>,
-    facts: &DeviceFacts,
-) -> Result<(), TrainError> {
-    let setup = recipe.setup(spec.clone(), plan, facts.memory, facts.host);
+fn device_memory(recipe: &Recipe, setup: &Setup, facts: &DeviceFacts) -> Result<(), TrainError> {
     let budget = match (recipe.memory_budget, facts.capacity) {
         (Some(ByteSize(budget)), _) => Some(budget),
-        (None, Some(capacity)) => Some(usable(capacity)),
+        (None, Some(capacity)) => Some(memory::usable(capacity)),
         (None, None) => facts.watch().obtainable(),
     };
     // How long the rows are shows later; none is shorter than this.

@@ -27,9 +27,10 @@ const BY_CONTENT: [&str; 6] = [
 
 /// Keys that alter no number of a run: how it is shown and kept, and how its memory is used, under which gradients are
 /// the same bit for bit.
-const HARMLESS: [&str; 13] = [
+const HARMLESS: [&str; 14] = [
     "activation_offloading",
     "activation_policy",
+    "base",
     "data.skip_bad_rows",
     "lora.key_prefix",
     "memory_budget",

@@ -148,8 +148,8 @@ impl Trunk {
 
     fn below(depth: usize, model: &CausalLm, batch: &MicroBatch, h: Tensor<2>) -> Self {
         let context = model.context(&batch.tokens, None);
-        let frozen = model.layers[..depth].iter();
-        let h = frozen.fold(h, |h, layer| forward(layer, h, &context));
+        let (frozen, above) = model.layers.split_at(depth);
+        let h = forward_all(frozen, above.first(), h, &context);
         Self {
             context,
             h,
@@ -214,8 +214,8 @@ fn in_front(model: &CausalLm, batch: &MicroBatch, trunk: Trunk) -> Headed {
     let Trunk {
         context, h, depth, ..
     } = trunk;
-    let layers = model.layers[depth..].iter();
-    let h = layers.fold(h, |h, layer| forward(layer, h, &context));
+    // Passes without a way back follow one another.
+    let h = forward_all(&model.layers[depth..], model.layers.first(), h, &context);
     Headed::new(model, batch, h, None)
 }
 
@@ -344,7 +344,14 @@ pub fn guarded(
         rest = others;
         let saved;
         let input_grad = InputGrad::needed_if(to_embedding || !segments.is_empty());
-        (h, saved) = Saved::forward(segment, layers, (h, input_grad), &context, &mut lane);
+        let next = rest.first();
+        (h, saved) = Saved::forward(
+            segment,
+            (layers, next),
+            (h, input_grad),
+            &context,
+            &mut lane,
+        );
         segments.push((layers, saved));
         lane.turn();
     }
@@ -373,12 +380,15 @@ pub fn guarded(
             unreachable!("a layer above gives its input's gradient")
         };
         below -= layers.len();
+        // The next pass begins with the first of all layers.
+        let mut then = model.layers.first();
         if let Some((next, kept)) = segments.pop() {
+            then = kept.first_of(next);
             // Its copies back run while this segment computes.
             segments.push((next, kept.prefetch()));
         }
         let input_grad = InputGrad::needed_if(to_embedding || below > 0);
-        dh = saved.backward(dy, layers, &context, grads, input_grad);
+        dh = saved.backward(dy, (layers, then), &context, grads, input_grad);
     }
     if let Some(dh) = dh {
         model.add_embedding_grad(grads, (&batch.tokens.input_ids, &dh));
@@ -396,10 +406,10 @@ enum Saved {
 
 impl Saved {
     /// The segment's result, and what its backward pass takes: to the gradient of its input, or, where that is not
-    /// needed, to its lowest adapter's.
+    /// needed, to its lowest adapter's. `next` is the layer above.
     fn forward(
         segment: &Segment,
-        layers: &[DecoderLayer],
+        (layers, next): (&[DecoderLayer], Option<&DecoderLayer>),
         (h, input_grad): (Tensor<2>, InputGrad),
         context: &Context,
         lane: &mut Lane,
@@ -407,6 +417,7 @@ impl Saved {
         match (segment, layers) {
             (Segment::Stored(keep, away), [layer]) => {
                 let keep = keep.intersection(layer.uses(input_grad));
+                layer.enter(next);
                 let (h, saved) = layer.forward_saving(h, context, keep);
                 if away.is_empty() {
                     return (h, Self::Layer(Box::new(saved)));
@@ -416,7 +427,7 @@ impl Saved {
             (Segment::Stored(..), _) => unreachable!("a stored segment has one layer"),
             (Segment::Rerun(keep), layers) => {
                 let input = h.clone();
-                let h = layers.iter().fold(h, |h, layer| forward(layer, h, context));
+                let h = forward_all(layers, next, h, context);
                 (h, Self::Input(Box::new(input), keep.clone()))
             }
         }
@@ -430,11 +441,19 @@ impl Saved {
         }
     }
 
-    /// The gradient of the segment's input, where it is needed.
+    /// The layer that its backward pass begins with.
+    fn first_of<'a>(&self, layers: &'a [DecoderLayer]) -> Option<&'a DecoderLayer> {
+        match self {
+            Self::Input(..) => layers.first(),
+            Self::Layer(_) | Self::Offloaded(_) | Self::Prefetched(_) => layers.last(),
+        }
+    }
+
+    /// The gradient of the segment's input, where it is needed. `then` is the layer that is computed afterwards.
     fn backward(
         self,
         mut dy: Tensor<2>,
-        layers: &[DecoderLayer],
+        (layers, then): (&[DecoderLayer], Option<&DecoderLayer>),
         context: &Context,
         grads: &mut AdapterGrads,
         input_grad: InputGrad,
@@ -448,6 +467,7 @@ impl Saved {
                 let mut again = Vec::with_capacity(layers.len());
                 for (i, (layer, keep)) in layers.iter().zip(keep).enumerate() {
                     let keep = keep.intersection(layer.uses(above(input_grad, i)));
+                    layer.enter(layers.get(i + 1));
                     let saved;
                     (h, saved) = layer.forward_saving(h, context, keep);
                     again.push(saved);
@@ -459,6 +479,7 @@ impl Saved {
             let Some(saved) = saved.pop() else {
                 unreachable!("every layer has saved something")
             };
+            layer.enter(i.checked_sub(1).map_or(then, |below| layers.get(below)));
             dy = layer.backward(dy, saved, context, grads, above(input_grad, i))?;
         }
         Some(dy)
@@ -470,9 +491,17 @@ const fn above(lowest: InputGrad, i: usize) -> InputGrad {
     if i == 0 { lowest } else { InputGrad::Needed }
 }
 
-/// A layer's result alone.
-fn forward(layer: &DecoderLayer, h: Tensor<2>, context: &Context) -> Tensor<2> {
-    layer.forward_saving(h, context, KeepSet::NONE).0
+/// The result of layers alone, after which `next` is computed.
+fn forward_all(
+    layers: &[DecoderLayer],
+    next: Option<&DecoderLayer>,
+    h: Tensor<2>,
+    context: &Context,
+) -> Tensor<2> {
+    layers.iter().enumerate().fold(h, |h, (i, layer)| {
+        layer.enter(layers.get(i + 1).or(next));
+        layer.forward_saving(h, context, KeepSet::NONE).0
+    })
 }
 
 #[cfg(test)]

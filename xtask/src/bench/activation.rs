@@ -11,6 +11,7 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, bail};
+use backdraft_arch::BaseHome;
 use backdraft_formats::ModelSource;
 use backdraft_kernels::adamw::AdamWParams;
 use backdraft_kernels::adamw8bit::Guard;
@@ -43,6 +44,9 @@ pub(crate) struct ActivationArgs {
     /// How the base is kept.
     #[arg(long, value_enum, default_value = "nf4")]
     base: Base,
+    /// Where the matrices of the base's layers stay: device or host.
+    #[arg(long, default_value = "device")]
+    base_home: BaseHome,
     /// Sequences × tokens; may be given again.
     #[arg(long = "batch", value_name = "BxS", default_value = "2x512", value_parser = parse_batch)]
     batches: Vec<[usize; 2]>,
@@ -202,6 +206,7 @@ fn child(args: &ActivationArgs, [rows, tokens]: [usize; 2], case: &str) -> anyho
     for (flag, value) in [
         ("--device", args.device.clone()),
         ("--base", args.base.name()),
+        ("--base-home", args.base_home.to_string()),
         (
             "--objective",
             format!("{:?}", args.objective).to_lowercase(),
@@ -245,7 +250,12 @@ impl Bench {
         println!("{}", device::report(&device));
         let source = ModelSource::open(&args.model)?;
         let quantization = args.base.plan(&backdraft_model::spec(&source)?);
-        let model = CausalLm::load_to_train(&source, quantization.as_ref(), (&device, dtype))?;
+        let model = CausalLm::load_to_train(
+            &source,
+            quantization.as_ref(),
+            (&device, dtype),
+            args.base_home,
+        )?;
         Ok(Self {
             model,
             device,
@@ -283,6 +293,7 @@ impl Bench {
             texts_per_row: 1,
             grad_accumulation_steps: 1,
             host: if args.no_offload { 0 } else { facts.host },
+            home: args.base_home,
         };
         let (mut step, pass) = (setup.step(), setup.pass());
         // Pages stay as large as those of the batch before.
@@ -338,6 +349,9 @@ impl Bench {
             "recompute_flops": prediction.recompute_flops,
             "flops": prediction.flops,
             "offloaded": prediction.offloaded,
+            "base_home": args.base_home,
+            "streamed": prediction.streamed,
+            "stream_milliseconds": 1e3 * prediction.stream_seconds,
             "recompute_milliseconds": 1e3 * prediction.recompute_seconds,
             "losses": steps.losses,
             "factors": steps.factors,

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, bail};
-use backdraft_arch::{KeepSet, ModelSpec, NestedFormat, OffloadSet};
+use backdraft_arch::{BaseHome, KeepSet, ModelSpec, NestedFormat, OffloadSet};
 use backdraft_formats::ModelSource;
 use backdraft_kernels::adamw::AdamWParams;
 use backdraft_kernels::adamw8bit::Guard;
@@ -31,6 +31,9 @@ pub(crate) struct GpuArgs {
     /// How the base is kept.
     #[arg(long, value_enum, default_value = "nf4")]
     base: Base,
+    /// Where the matrices of the base's layers stay: device, or host, from which each layer comes when it is computed.
+    #[arg(long, default_value = "device")]
+    base_home: BaseHome,
     /// Which type activations have.
     #[arg(long, value_enum, default_value = "bf16")]
     dtype: Dtype,
@@ -175,7 +178,7 @@ pub(crate) fn run(args: &GpuArgs) -> anyhow::Result<()> {
     let source = ModelSource::open(&args.model)?;
     let plan = args.base.plan(&backdraft_model::spec(&source)?);
     let dtype = DType::from(args.dtype);
-    let model = CausalLm::load_to_train(&source, plan.as_ref(), (&device, dtype))?;
+    let model = CausalLm::load_to_train(&source, plan.as_ref(), (&device, dtype), args.base_home)?;
     let lora = LoraConfig {
         use_dora: args.dora,
         ..LoraConfig::default()
@@ -239,6 +242,7 @@ fn measure(args: &GpuArgs, mut model: CausalLm, batch: [usize; 2]) -> anyhow::Re
     let index = args.device.strip_prefix("cuda:");
     let index = index.and_then(|index| index.parse().ok());
     let mut watch = None;
+    let mut last_loss = f64::NAN;
     for step in 0..args.steps + WARM {
         if step == WARM {
             watch = index.map(Watch::start);
@@ -259,6 +263,7 @@ fn measure(args: &GpuArgs, mut model: CausalLm, batch: [usize; 2]) -> anyhow::Re
         let loss = loss.try_into_scalar::<f64>()?;
         device.sync()?;
         let seconds = began.elapsed().as_secs_f64();
+        last_loss = loss;
         if args.trace || step == 0 {
             let norm = norm.try_into_scalar::<f64>()?;
             println!(
@@ -277,8 +282,9 @@ fn measure(args: &GpuArgs, mut model: CausalLm, batch: [usize; 2]) -> anyhow::Re
     let (median, submit) = (times[times.len() / 2], submits[submits.len() / 2]);
     let count = batch[0] * batch[1];
     println!(
-        "{:?} {:?} keep {:?} {}x{}: {median:.1} ms ({:.1} to {:.1}), {:.0} tokens/s, host {submit:.1} ms; {}; {}",
+        "{:?} on the {} {:?} keep {:?} {}x{}: {median:.1} ms ({:.1} to {:.1}), {:.0} tokens/s, host {submit:.1} ms; {}; {}",
         args.base,
+        args.base_home,
         args.dtype,
         args.keep,
         batch[0],
@@ -292,8 +298,8 @@ fn measure(args: &GpuArgs, mut model: CausalLm, batch: [usize; 2]) -> anyhow::Re
     println!(
         "{}",
         json!({
-            "model": args.model, "base": format!("{:?}", args.base), "dtype": format!("{:?}", args.dtype), "keep": format!("{:?}", args.keep), "dora": args.dora, "exchange": args.exchange, "objective": format!("{:?}", args.objective),
-            "batch": batch[0], "length": batch[1], "milliseconds": median, "fastest": times[0],
+            "model": args.model, "base": format!("{:?}", args.base), "base_home": args.base_home, "dtype": format!("{:?}", args.dtype), "keep": format!("{:?}", args.keep), "dora": args.dora, "exchange": args.exchange, "objective": format!("{:?}", args.objective),
+            "batch": batch[0], "length": batch[1], "milliseconds": median, "last_loss": last_loss, "fastest": times[0],
             "slowest": times[times.len() - 1], "tokens_per_second": 1e3 * count as f64 / median,
             "host_milliseconds": submit, "held_bytes": usage(&device).map(|(_, held)| held),
             "load": Load::to_json(load), "device": device::report(&device).name, "commit": args.commit,

@@ -48,9 +48,12 @@ pub(crate) enum LibraryTask {
     },
     /// Write a model of a real shape with random bf16 weights, sharded.
     RandomModel {
-        /// 8b or 1b, Llama's; qwen3-8b, qwen3.5-9b, gemma3-12b or phi4.
+        /// 70b, 8b or 1b, Llama's; qwen3-8b, qwen3.5-9b, gemma3-12b or phi4.
         #[arg(long, default_value = "8b")]
         shape: String,
+        /// So many of its layers, in place of all.
+        #[arg(long)]
+        layers: Option<usize>,
         /// Directory to write.
         #[arg(long)]
         out: PathBuf,
@@ -117,7 +120,9 @@ pub(crate) fn run(task: LibraryTask) -> anyhow::Result<()> {
     match task {
         LibraryTask::Docs => docs(),
         LibraryTask::Codebook => codebook::run(),
-        LibraryTask::RandomModel { shape, out } => random_model::write(&shape, &out),
+        LibraryTask::RandomModel { shape, layers, out } => {
+            random_model::write(&shape, layers, &out)
+        }
         LibraryTask::Dither {
             model,
             out,

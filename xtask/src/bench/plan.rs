@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use backdraft_arch::StatePrecision;
+use backdraft_arch::{BaseHome, StatePrecision};
 use backdraft_kernels::adamw8bit::Guard;
 use backdraft_lora::LoraConfig;
 use backdraft_model::ModelSpec;
@@ -37,6 +37,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
                 texts_per_row: 1,
                 grad_accumulation_steps: 1,
                 host: 64 << 30,
+                home: BaseHome::Device,
             };
             measure(name, &setup);
         }

@@ -69,9 +69,10 @@ fn shape(name: &str) -> anyhow::Result<Shape> {
         "qwen3.5-9b" => (4096, 12_288, 32, 16, 4, 256, 248_320, false),
         "gemma3-12b" => (3840, 15_360, 48, 16, 8, 256, 262_208, true),
         "phi4" => (5120, 17_920, 40, 40, 10, 128, 100_352, false),
+        "70b" => (8192, 28_672, 80, 64, 8, 128, 128_256, false),
         "tiny" => (64, 192, 2, 4, 2, 16, 512, false),
         _ => bail!(
-            "no shape is called {name}: 8b and 1b are Llama-3-8B's and Llama-3.2-1B's; qwen3-8b, qwen3.5-9b, gemma3-12b and \
+            "no shape is called {name}: 70b, 8b and 1b are Llama-3-70B's, Llama-3-8B's and Llama-3.2-1B's; qwen3-8b, qwen3.5-9b, gemma3-12b and \
              phi4 are of these; tiny is for trying"
         ),
     };
@@ -89,19 +90,23 @@ fn shape(name: &str) -> anyhow::Result<Shape> {
     })
 }
 
-/// Writes a sharded bf16 model without tokenizer.
-pub(crate) fn write(name: &str, out: &Path) -> anyhow::Result<()> {
+/// Writes a sharded bf16 model without tokenizer, with so many of its layers, or all.
+pub(crate) fn write(name: &str, layers: Option<usize>, out: &Path) -> anyhow::Result<()> {
     let s = shape(name)?;
+    let layers = layers.unwrap_or(s.layers);
     let mut config = json!({
         "model_type": s.family.model_type(), "dtype": "bfloat16",
         "hidden_size": s.hidden, "intermediate_size": s.intermediate,
-        "num_hidden_layers": s.layers, "num_attention_heads": s.heads,
+        "num_hidden_layers": layers, "num_attention_heads": s.heads,
         "num_key_value_heads": s.kv_heads, "head_dim": s.head_dim, "vocab_size": s.vocab,
         "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "rope_theta": 500_000.0,
         "tie_word_embeddings": s.tied,
     });
     if let (Value::Object(config), Value::Object(more)) = (&mut config, s.more) {
         config.extend(more);
+    }
+    if let Some(Value::Array(types)) = config.get_mut("layer_types") {
+        types.truncate(layers);
     }
     let infos: Vec<TensorInfo> = ModelSpec::from_hf(&config)?
         .tensors()

@@ -7,7 +7,9 @@ mod shown;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use backdraft_arch::{Heads, LayerSpec, Mixer, RotaryPairs, StatePrecision, TargetModule};
+use backdraft_arch::{
+    BaseHome, Heads, LayerSpec, Mixer, RotaryPairs, StatePrecision, TargetModule,
+};
 use backdraft_data::source::{DataFile, RowReader};
 use backdraft_formats::ModelSource;
 use backdraft_lora::LoraConfig;
@@ -116,6 +118,7 @@ fn model(args: &InspectArgs, context: Context) -> Result<Shown, CliError> {
         texts_per_row: 1,
         grad_accumulation_steps: 1,
         host: 0,
+        home: BaseHome::Device,
     };
     let step = setup.step();
     let all = ActivationPlan::keep_all(step.layers.len());

@@ -4,7 +4,7 @@ pub(crate) mod measure;
 
 use std::path::PathBuf;
 
-use backdraft_arch::SavedTensor;
+use backdraft_arch::{BaseHome, SavedTensor};
 use backdraft_plan::cost::{CostModel, Roofline};
 use backdraft_plan::memory::{host_room, usable};
 use backdraft_plan::plan::Fate;
@@ -99,7 +99,7 @@ pub(crate) fn run(args: &PlanArgs, context: Context) -> Result<(), CliError> {
     preflight::shape(&recipe, &spec)?;
     preflight::adapter(&recipe, &spec, &Start::New { force: false })?;
     let half = args.dtype.is_some_and(|dtype| dtype != DType::F32);
-    let on_gpu = args.device_memory.is_some() || half;
+    let on_gpu = args.device_memory.is_some() || half || recipe.base == BaseHome::Host;
     let dtype = args.dtype.unwrap_or(match recipe.dtype {
         DType::Auto | DType::Bf16 if on_gpu => DType::Bf16,
         DType::F16 if on_gpu => DType::F16,
@@ -120,6 +120,7 @@ pub(crate) fn run(args: &PlanArgs, context: Context) -> Result<(), CliError> {
         .map_err(CliError::library)?;
     let quantization = shape.plan(&recipe)?;
     let setup = recipe.setup(spec, quantization, memory, host);
+    let setup = setup.before_loading();
     let plans = Plans::new(args, &recipe, setup, (budget, cost));
     let found = plans.to_json();
     context.output.record("plan", &found)?;
@@ -258,6 +259,8 @@ impl Plans {
         json!({
             "policy": self.policy.name(),
             "budget": self.budget,
+            "host_memory": self.setup.host_bytes(),
+            "hiding_tokens": self.step.hiding_tokens(self.pass, &self.cost),
             "needed_at_least": problem.map(|shortage| shortage.needed),
             "advice": advice,
             "layers": layers,
@@ -309,6 +312,7 @@ impl Plans {
                     let host = gib(prediction.offloaded);
                     text += &format!("offload   {host} to host memory and back\n");
                 }
+                text += &self.host_base(&prediction);
                 text += "\n";
                 text += &format!(
                     "{} (█ kept, ▒ offloaded to the host, · recomputed), layers {} to {}:\n",
@@ -334,6 +338,30 @@ impl Plans {
         }
         text += &self.card_table();
         text.trim_end().to_owned()
+    }
+
+    /// What a base costs that stays in the host's memory.
+    fn host_base(&self, prediction: &Prediction) -> String {
+        if self.setup.home == BaseHome::Device {
+            return String::new();
+        }
+        let held = gib(self.setup.host_bytes());
+        let streamed = gib(prediction.streamed);
+        let speed = self.cost.host().bytes / 1e9;
+        let hidden = match prediction.stream_seconds {
+            0.0 => "hidden by computing".to_owned(),
+            exposed => {
+                let share = 100.0 * exposed / prediction.seconds.max(f64::MIN_POSITIVE);
+                let enough = match self.step.hiding_tokens(self.pass, &self.cost) {
+                    Some(tokens) => format!("hidden from {tokens} tokens per micro-batch on"),
+                    None => "never hidden".to_owned(),
+                };
+                format!("{share:.1} % of its time, {enough}")
+            }
+        };
+        format!(
+            "layers    {held} in host memory; {streamed} come from there per micro-batch at {speed:.0} GB/s, {hidden}\n"
+        )
     }
 
     fn policy_table(&self) -> String {
@@ -526,6 +554,7 @@ mod tests {
             texts_per_row: 1,
             grad_accumulation_steps: 1,
             host,
+            home: BaseHome::Device,
         };
         let limits = (budget(&args, &recipe), CostModel::Roofline(Roofline::GPU));
         let plans = Plans::new(&args, &recipe, setup, limits);

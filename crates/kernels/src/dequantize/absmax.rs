@@ -2,7 +2,7 @@
 
 use burn::tensor::{Device, Int, Tensor};
 
-use super::{PartsError, check, floats};
+use super::{PartsError, Tensors, check, floats};
 use crate::codebook::bytes;
 use crate::quantize::{NESTED_BLOCK_SIZE, NestedScales};
 
@@ -72,17 +72,17 @@ impl Absmax {
         matches!(self, Self::Double { .. })
     }
 
-    /// The same scales there.
-    pub(super) fn moved(self, device: &Device) -> Self {
+    /// The same of other tensors.
+    pub(super) fn over(self, tensors: &mut impl Tensors) -> Self {
         match self {
-            Self::Single(absmax) => Self::Single(absmax.to_device(device)),
+            Self::Single(absmax) => Self::Single(tensors.scales(absmax)),
             Self::Double {
                 codes,
                 scales,
                 offset,
             } => Self::Double {
-                codes: codes.to_device(device),
-                scales: scales.to_device(device),
+                codes: tensors.codes(codes),
+                scales: tensors.scales(scales),
                 offset,
             },
         }

@@ -7,7 +7,7 @@ use burn::tensor::{DType, Device, Int, Tensor};
 #[cfg(feature = "cube")]
 use super::cube;
 use super::{
-    Absmax, HostAbsmax, PartsError, check, check_rows, count, cpu, matmul_add,
+    Absmax, HostAbsmax, PartsError, Tensors, To, check, check_rows, count, cpu, matmul_add,
     matmul_transposed_add, reference, select,
 };
 use crate::codebook::{FourBitFormat, NestedFormat, bytes};
@@ -207,10 +207,16 @@ impl<F: BlockFormat> Blocks<F> {
     /// The same matrix there.
     #[must_use]
     pub fn to_device(self, device: &Device) -> Self {
+        self.over(&mut To(device))
+    }
+
+    /// The same matrix of other tensors.
+    #[must_use]
+    pub fn over(self, tensors: &mut impl Tensors) -> Self {
         let planes = self.planes.into_iter();
         Self {
-            planes: planes.map(|plane| plane.to_device(device)).collect(),
-            absmax: self.absmax.moved(device),
+            planes: planes.map(|plane| tensors.codes(plane)).collect(),
+            absmax: self.absmax.over(tensors),
             ..self
         }
     }

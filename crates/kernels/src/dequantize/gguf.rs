@@ -6,7 +6,8 @@ use burn::tensor::{DType, Device, Int, Tensor};
 #[cfg(feature = "cube")]
 use super::cube;
 use super::{
-    PartsError, check, check_rows, count, cpu, matmul_add, matmul_transposed_add, reference, select,
+    PartsError, Tensors, To, check, check_rows, count, cpu, matmul_add, matmul_transposed_add,
+    reference, select,
 };
 use crate::codebook::bytes;
 use crate::dispatch::on_device;
@@ -79,8 +80,14 @@ impl GgufBlocks {
     /// The same matrix there.
     #[must_use]
     pub fn to_device(self, device: &Device) -> Self {
+        self.over(&mut To(device))
+    }
+
+    /// The same matrix of other tensors.
+    #[must_use]
+    pub fn over(self, tensors: &mut impl Tensors) -> Self {
         Self {
-            bytes: self.bytes.to_device(device),
+            bytes: tensors.codes(self.bytes),
             ..self
         }
     }

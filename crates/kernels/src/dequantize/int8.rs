@@ -5,7 +5,8 @@ use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 #[cfg(feature = "cube")]
 use super::cube;
 use super::{
-    PartsError, check_rows, cpu, floats, matmul_add, matmul_transposed_add, reference, select,
+    PartsError, Tensors, To, check_rows, cpu, floats, matmul_add, matmul_transposed_add, reference,
+    select,
 };
 use crate::dispatch::on_device;
 use crate::frozen_matrix::FrozenMatrix;
@@ -79,10 +80,16 @@ impl Int8Rows {
     /// The same matrix there.
     #[must_use]
     pub fn to_device(self, device: &Device) -> Self {
+        self.over(&mut To(device))
+    }
+
+    /// The same matrix of other tensors.
+    #[must_use]
+    pub fn over(self, tensors: &mut impl Tensors) -> Self {
         Self {
-            dims: self.dims,
-            codes: self.codes.to_device(device),
-            absmax: self.absmax.to_device(device),
+            codes: tensors.codes(self.codes),
+            absmax: tensors.scales(self.absmax),
+            ..self
         }
     }
 

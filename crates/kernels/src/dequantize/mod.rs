@@ -36,6 +36,28 @@ pub struct PartsError {
     pub actual: String,
 }
 
+/// Takes the tensors of a matrix one after the other, always in the same order, and gives those of another: the same elsewhere.
+pub trait Tensors {
+    /// Codes, or bytes of blocks.
+    fn codes(&mut self, codes: Tensor<1, Int>) -> Tensor<1, Int>;
+
+    /// Scales.
+    fn scales(&mut self, scales: Tensor<1>) -> Tensor<1>;
+}
+
+/// Moves them.
+struct To<'a>(&'a Device);
+
+impl Tensors for To<'_> {
+    fn codes(&mut self, codes: Tensor<1, Int>) -> Tensor<1, Int> {
+        codes.to_device(self.0)
+    }
+
+    fn scales(&mut self, scales: Tensor<1>) -> Tensor<1> {
+        scales.to_device(self.0)
+    }
+}
+
 /// Refuses a part of another length.
 fn check(what: &'static str, expected: usize, actual: usize) -> Result<(), PartsError> {
     if expected == actual {

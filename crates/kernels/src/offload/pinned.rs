@@ -38,11 +38,7 @@ impl Pinned {
     ///
     /// # Panics
     /// If a part ends beyond `bytes`.
-    pub(crate) fn holding(
-        bytes: usize,
-        parts: &[(usize, &[u8])],
-        device: &Device,
-    ) -> Option<Self> {
+    pub(crate) fn holding(bytes: usize, parts: &[(usize, &[u8])], device: &Device) -> Option<Self> {
         let probe = floats(&Tensor::<1>::zeros([1], (device, DType::F32)))?;
         let (client, on) = (probe.client, probe.device);
         if !matches!(on, cubecl::Device::Cuda(_)) || bytes == 0 {

@@ -58,6 +58,8 @@ pub(super) fn forward(
             .iter()
             .map(|(rows, model)| (rows.clone(), &models[*model].layers[i]))
             .collect();
+        // The next token begins with the first layer again.
+        base.layers[i].enter(base.layers.get(i + 1).or(base.layers.first()));
         h = DecoderLayer::forward_cached(&layers, h, &context, (pool, &places, &slots));
     }
     let ends = tokens

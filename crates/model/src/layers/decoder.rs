@@ -9,6 +9,7 @@ use backdraft_arch::{
 };
 use backdraft_kernels::paged_attention::Places;
 use backdraft_lora::{AdapterGrads, Projection};
+use backdraft_quant::{Block, Weight};
 use burn::module::Module;
 use burn::tensor::Tensor;
 
@@ -94,6 +95,23 @@ impl DecoderLayer {
         Self {
             scalar: Some(scalar),
             ..self
+        }
+    }
+
+    /// The block that its matrices come to the device in, where they stay in the host's memory.
+    pub(crate) fn block(&self) -> Option<&Block> {
+        let mut modules = self.modules().into_iter();
+        modules.find_map(|target| match self.projection(target).weight() {
+            Weight::Streamed(matrix) => Some(matrix.block()),
+            _ => None,
+        })
+    }
+
+    /// Says that the layer is computed from now on, and `next` after it. Where its matrices stay in the host's memory, they are on the
+    /// device, or the device waits for them, and those of `next` start to come.
+    pub fn enter(&self, next: Option<&Self>) {
+        if let Some(block) = self.block() {
+            block.enter(next.and_then(Self::block));
         }
     }
 

@@ -265,7 +265,7 @@ fn scored(directory: &Path, rows: usize) -> PathBuf {
 
 fn score(source: &ModelSource, seed: u64) -> Vec<f32> {
     let place = (&Device::flex(), DType::F32);
-    let mut model = CausalLm::load_to_score(source, None, place, seed).unwrap();
+    let mut model = CausalLm::load_to_score(source, None, place, (BaseHome::Device, seed)).unwrap();
     let heads = matrices(&mut model)
         .into_iter()
         .filter(|(name, ..)| name == SCORE);
@@ -295,7 +295,8 @@ fn a_head_that_scores_is_read_or_drawn() {
     let path = scored(directory.path(), 2);
     let several = ModelSource::open(&path).unwrap();
     let place = (&Device::flex(), DType::F32);
-    let refused = CausalLm::load_to_score(&several, None, place, 1).unwrap_err();
+    let refused =
+        CausalLm::load_to_score(&several, None, place, (BaseHome::Device, 1)).unwrap_err();
     let message = refused.to_string();
     assert!(
         message.contains("shape [2, 64]") && message.contains("[1, 64]"),

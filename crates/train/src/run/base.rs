@@ -101,8 +101,11 @@ impl Base {
         let load = || {
             let place = (device, kept.dtype);
             match score_seed {
-                Some(seed) => CausalLm::load_to_score(&source, kept.plan.as_ref(), place, seed),
-                None => CausalLm::load_to_train(&source, kept.plan.as_ref(), place),
+                Some(seed) => {
+                    let how = (recipe.base, seed);
+                    CausalLm::load_to_score(&source, kept.plan.as_ref(), place, how)
+                }
+                None => CausalLm::load_to_train(&source, kept.plan.as_ref(), place, recipe.base),
             }
         };
         let (model, watcher) = Watcher::watch(load, Ok)?;

@@ -1,4 +1,4 @@
-use backdraft_arch::TokenTable;
+use backdraft_arch::{BaseHome, TokenTable};
 use backdraft_data::{Answer, IGNORE_INDEX};
 use backdraft_formats::ModelSource;
 use backdraft_lora::{Adapter, LoraConfig, TargetModule};
@@ -163,7 +163,7 @@ fn scoring(low: bool) -> CausalLm {
     );
     let source = ModelSource::open(path).unwrap();
     let place = (&Device::flex(), DType::F32);
-    let model = CausalLm::load_to_score(&source, None, place, 5).unwrap();
+    let model = CausalLm::load_to_score(&source, None, place, (BaseHome::Device, 5)).unwrap();
     let last = model.layers.len() - 1;
     let lora = LoraConfig {
         rank: 4,
