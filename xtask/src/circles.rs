@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 const APART: [&str; 2] = ["cli", "jinja"];
 
 /// Circles that stay: each is one thing in several files.
-const CIRCLES: [(&str, &[&str]); 13] = [
+const CIRCLES: [(&str, &[&str]); 14] = [
     // The order of ops, the part of it that is a DeltaNet, and the trait of who executes them.
     ("arch", &["delta_net", "layer", "ops"]),
     // A family describes its part of the model that it is a field of.
@@ -57,6 +57,8 @@ const CIRCLES: [(&str, &[&str]); 13] = [
     ("plan", &["pages", "predict"]),
     // A layer run on sizes, and its shapes.
     ("plan", &["size_ops", "tensors"]),
+    // A weight may be one that is streamed, which is another weight while it is in its slot.
+    ("quant", &["streamed", "weight"]),
     // A folder of values and the cases in it.
     ("testkit", &["folder", "golden"]),
 ];

@@ -411,3 +411,60 @@ proptest! {
         prop_assert_eq!(before, 0);
     }
 }
+
+/// A step of which all layers stay in the host's memory.
+fn streamed(layers: usize, bytes: u64) -> StepShape {
+    let mut step = step(layers);
+    for layer in &mut step.layers {
+        layer.streamed = bytes;
+    }
+    step
+}
+
+#[test]
+fn copies_of_layers_take_what_computing_does_not_hide() {
+    let pass = PassShape::of_sequences([64]);
+    let (plain, line) = (step(4), Roofline::CPU);
+    let forward = COST.forward(&plain.layers[1], pass, &MEMORY);
+    let backward = COST.backward(&plain.layers[1], pass, &MEMORY);
+    assert!(forward < backward);
+    let all = ActivationPlan::keep_all(4);
+    let before = plain.predict(&all, pass, &COST);
+    assert_eq!((before.streamed, before.stream_seconds), (0, 0.0));
+    // Half of a forward pass, and one and a half.
+    for (of_forward, exposed) in [(0.5, 0.0), (1.5, 0.5)] {
+        let bytes = (of_forward * forward as f64 / 1e12 * line.host) as u64;
+        let found = streamed(4, bytes).predict(&all, pass, &COST);
+        assert_eq!(found.streamed, 8 * bytes);
+        let least = 4.0 * exposed * forward as f64 / 1e12;
+        // The lowest layer's backward pass is shorter than the others'.
+        assert!(found.stream_seconds >= 0.99 * least, "{found:?}");
+        assert!(found.stream_seconds <= 1.5 * least, "{found:?}");
+        assert_eq!(found.peak, before.peak);
+        let sum = before.seconds + found.stream_seconds;
+        assert!((found.seconds - sum).abs() < 1e-9);
+    }
+    // Runs of layers are computed forwards twice.
+    let rerun = ActivationPlan::rerun(4, 2, KeepSet::NONE);
+    assert_eq!(
+        streamed(4, 1000).predict(&rerun, pass, &COST).streamed,
+        12_000
+    );
+}
+
+#[test]
+fn from_some_number_of_tokens_on_computing_hides_copies() {
+    let pass = PassShape::of_sequences([64, 64]);
+    assert_eq!(step(3).hiding_tokens(pass, &COST), None);
+    let step = streamed(3, 1 << 20);
+    let tokens = step.hiding_tokens(pass, &COST).unwrap();
+    let forward = |tokens: u64| {
+        let whole = vec![64; (tokens / 64) as usize];
+        let rest = Some((tokens % 64) as usize).filter(|&rest| rest > 0);
+        let pass = PassShape::of_sequences(whole.into_iter().chain(rest));
+        COST.forward(&step.layers[0], pass, &MEMORY)
+    };
+    let arrival = COST.arrival(&step.layers[0]);
+    assert!(forward(tokens) >= arrival && forward(tokens - 1) < arrival);
+    assert_eq!(streamed(3, 1 << 50).hiding_tokens(pass, &COST), None);
+}

@@ -97,9 +97,9 @@ fn top(reader: &mut Reader<'_>, bases: &Bases<'_>, origin: Origin) -> Recipe {
         let instead = "a reward model's adapter has no rows of tokens; train the tokens first, merge, and go on from that";
         reader.conflict("tokens.add", "objective.kind = \"reward\"", instead);
     }
-    let base: BaseHome = reader.value("base");
+    let (base, device) = (reader.value("base"), reader.value("device"));
     if base == BaseHome::Host {
-        beside_host_base(reader, &trainable, &lora, &quantization);
+        beside_host_base(reader, device, &trainable, &lora, &quantization);
     }
     let max_seq_length = reader.checked(
         "max_seq_length",
@@ -145,7 +145,7 @@ fn top(reader: &mut Reader<'_>, bases: &Bases<'_>, origin: Origin) -> Recipe {
         memory_budget,
         activation_offloading: reader.value("activation_offloading"),
         base,
-        device: reader.value("device"),
+        device,
         trainable,
         quantization,
         lora,
@@ -160,12 +160,12 @@ fn top(reader: &mut Reader<'_>, bases: &Bases<'_>, origin: Origin) -> Recipe {
 /// What does not go with a base that stays in the host's memory.
 fn beside_host_base(
     reader: &mut Reader<'_>,
+    device: DeviceChoice,
     trainable: &Trainable,
     lora: &LoraRecipe,
     quantization: &QuantizationRecipe,
 ) {
     const OTHER: &str = "`base = \"host\"`";
-    let device = reader.value("device");
     if matches!(device, DeviceChoice::Cpu | DeviceChoice::Wgpu) {
         let instead = "layers come from the host's memory to a GPU by CUDA; take base out";
         reader.conflict("base", format!("`device = \"{device}\"`"), instead);

@@ -1,6 +1,6 @@
 use std::path::Path;
 
-use backdraft_arch::{AdapterStart, ModuleNames, NestedFormat, Scheme};
+use backdraft_arch::{AdapterStart, BaseHome, ModuleNames, NestedFormat, Scheme};
 use backdraft_data::{Format, Supervision};
 use insta::assert_snapshot;
 
@@ -58,6 +58,7 @@ fn defaults_are_the_starting_points() {
     max_seq_length = 2048
     activation_policy = "smart"
     activation_offloading = true
+    base = "device"
     device = "auto"
     trainable = "adapter"
 
@@ -228,6 +229,40 @@ fn orthogonal_factors_have_even_ranks() {
         assert!(
             refused.contains(key) && refused.contains("even rank"),
             "{refused}"
+        );
+    }
+}
+
+#[test]
+fn what_a_base_in_host_memory_does_not_go_with_is_refused() {
+    let recipe = |more: &str| {
+        let text = format!("model = \"a/b\"\ndata.train = \"rows.jsonl\"\n{more}\n");
+        Recipe::from_toml(&text, Path::new("/recipes"), &[])
+    };
+    let host = "base = \"host\"\ndevice = \"cuda:1\"\nload_in_4bit = true";
+    assert_eq!(recipe(host).unwrap().base, BaseHome::Host);
+    for (key, more) in [
+        ("device", "device = \"cpu\""),
+        ("device", "device = \"wgpu\""),
+        ("trainable", "trainable = \"all\""),
+        ("trainable", "trainable = [\"norm\"]"),
+        ("lora.init", "lora.init = \"pissa\""),
+        (
+            "quantization.bits",
+            "load_in_4bit = true\nquantization.bits = 4.5",
+        ),
+        (
+            "quantization.base_memory",
+            "load_in_4bit = true\nquantization.base_memory = \"1GiB\"",
+        ),
+    ] {
+        recipe(more).unwrap();
+        let refused = recipe(&format!("base = \"host\"\n{more}"));
+        let refused = refused.unwrap_err().to_string();
+        assert!(refused.contains(key), "{more}: {refused}");
+        assert!(
+            refused.contains("base = \"host\"") || refused.contains("take base out"),
+            "{more}: {refused}"
         );
     }
 }
@@ -802,6 +837,13 @@ fn the_template_as_a_whole() {
     # Whether smart may offload activations to host memory between the forward and backward pass, where
     # the device copies while it computes (CUDA) and that costs less than recomputing.
     activation_offloading = true
+
+    # Where the matrices of the base's layers stay while adapters are trained: device; or host, in pinned
+    # host memory, from which each layer comes to the GPU while the one before computes (CUDA), so that
+    # the GPU holds those of two layers only. The results are the same bits. `backdraft plan` shows
+    # whether computing hides the copies.
+    # Change if: out of memory on a GPU: "host".
+    base = "device"
 
     # Where to compute: auto, cpu, cuda, cuda:N or wgpu; auto is cuda:0 where there is one.
     device = "auto"

@@ -10,14 +10,16 @@ use std::path::Path;
 use backdraft_arch::lora_targets::match_adapted;
 use backdraft_arch::{BaseHome, QuantizationPlan};
 use backdraft_data::Source;
+use backdraft_formats::ModelSource;
 use backdraft_kernels::device::report;
 use backdraft_kernels::offload;
+use backdraft_lora::base::scheme;
 use backdraft_model::ModelSpec;
 use backdraft_plan::memory;
 use backdraft_plan::tensors::PassShape;
 use backdraft_plan::{Exhausted, Limit, Setup, Shortage};
 use backdraft_recipe::{ByteSize, DataRecipe, EvalRecipe, GROUPS, Recipe, bytes_of};
-use burn::tensor::Device;
+use burn::tensor::{self, Device};
 
 use crate::adapt::Adaptation;
 use crate::clear;
@@ -160,6 +162,27 @@ pub fn model(
     host_memory(setup.host_bytes(), memory::free())
 }
 
+/// Refuses a base that is to stay in the host's memory, which has no room for it, by the codes that its files have or the plan makes.
+///
+/// # Errors
+/// A configuration that cannot be read; less memory than the matrices of its layers take.
+pub(crate) fn stored_on_host(
+    source: &ModelSource,
+    plan: Option<&QuantizationPlan>,
+    dtype: tensor::DType,
+) -> Result<(), TrainError> {
+    let spec = backdraft_model::spec(source)?;
+    let bytes = spec.projections().map(|(layer, target)| {
+        let (path, dims) = (target.path(layer), spec.layers[layer].shape(target));
+        let stored = source.bnb_kind(&format!("{path}.weight")).map(scheme);
+        match stored.or_else(|| plan.and_then(|plan| plan.scheme_for(&path))) {
+            Some(scheme) => scheme.num_bytes(dims),
+            None => dims[0] * dims[1] * dtype.size(),
+        }
+    });
+    host_memory(bytes.sum::<usize>() as u64, memory::free())
+}
+
 /// Refuses a base that is to stay in the host's memory and does not fit into what is free of it.
 fn host_memory(needed: u64, free: Option<u64>) -> Result<(), TrainError> {
     match free {
@@ -225,5 +248,42 @@ fn device_memory(recipe: &Recipe, setup: &Setup, facts: &DeviceFacts) -> Result<
             },
         }),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_base_that_the_hosts_memory_has_no_room_for_is_refused() {
+        const GIB: u64 = 1 << 30;
+        assert!(host_memory(30 * GIB, Some(32 * GIB)).is_ok());
+        assert!(host_memory(99 * GIB, None).is_ok());
+        let refused = host_memory(35 * GIB, Some(32 * GIB)).unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            "base = \"host\" keeps 35.00 GiB of the base in host memory, of which 32.00 GiB are free and 30.00 GiB can be used"
+        );
+    }
+
+    #[test]
+    fn a_base_in_host_memory_needs_copies_beside_the_computation() {
+        let spec = ModelSpec::from_hf(&serde_json::json!({
+            "model_type": "llama", "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 128, "rms_norm_eps": 1e-5,
+            "max_position_embeddings": 512, "tie_word_embeddings": false,
+        }))
+        .unwrap();
+        let text = "model = \"org/name\"\nbase = \"host\"\ndata.train = \"rows.jsonl\"\n";
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("recipe.toml");
+        fs::write(&path, text).unwrap();
+        let recipe = Recipe::load(&path, &[]).unwrap();
+        let refused = model(&recipe, &spec, None, (&Device::flex(), false)).unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            "base = \"host\" needs a GPU that layers come to by CUDA; this is cpu"
+        );
     }
 }

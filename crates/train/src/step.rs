@@ -344,7 +344,11 @@ pub fn guarded(
         rest = others;
         let saved;
         let input_grad = InputGrad::needed_if(to_embedding || !segments.is_empty());
-        let next = rest.first();
+        // Behind the highest, the way back begins.
+        let next = rest.first().or(match segment {
+            Segment::Rerun(_) => layers.first(),
+            Segment::Stored(..) => None,
+        });
         (h, saved) = Saved::forward(
             segment,
             (layers, next),

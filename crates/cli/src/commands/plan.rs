@@ -521,9 +521,26 @@ mod tests {
         "tie_word_embeddings": false
     }"#;
 
+    /// Llama-3.1-70B's shape.
+    const CONFIG_70B: &str = r#"{
+        "model_type": "llama", "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80,
+        "num_attention_heads": 64, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 128256,
+        "max_position_embeddings": 131072, "rms_norm_eps": 1e-5, "rope_theta": 500000.0,
+        "tie_word_embeddings": false
+    }"#;
+
     fn plans(device_memory: Option<&str>, dtype: Option<DType>, host: u64) -> String {
+        plans_of(CONFIG, device_memory, dtype, (host, BaseHome::Device, 2))
+    }
+
+    fn plans_of(
+        config: &str,
+        device_memory: Option<&str>,
+        dtype: Option<DType>,
+        (host, home, rows): (u64, BaseHome, usize),
+    ) -> String {
         let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join("config.json"), CONFIG).unwrap();
+        fs::write(dir.path().join("config.json"), config).unwrap();
         let text = RECIPE.replace("MODEL", dir.path().to_str().unwrap());
         let recipe_path = dir.path().join("recipe.toml");
         fs::write(&recipe_path, text).unwrap();
@@ -538,7 +555,7 @@ mod tests {
             force: false,
         };
         let recipe = Recipe::load(&args.recipe, &[]).unwrap();
-        let value: Value = serde_json::from_str(CONFIG).unwrap();
+        let value: Value = serde_json::from_str(config).unwrap();
         let spec = ModelSpec::from_hf(&value).unwrap();
         let setup = Setup {
             lora: recipe.trained(&spec).unwrap(),
@@ -549,12 +566,12 @@ mod tests {
             dense_element: 2,
             memory: MemoryModel::cube(2),
             optimizer: recipe.kept_state(),
-            micro_batch_size: 2,
+            micro_batch_size: rows,
             max_seq_length: 2048,
             texts_per_row: 1,
             grad_accumulation_steps: 1,
             host,
-            home: BaseHome::Device,
+            home,
         };
         let limits = (budget(&args, &recipe), CostModel::Roofline(Roofline::GPU));
         let plans = Plans::new(&args, &recipe, setup, limits);
@@ -649,6 +666,17 @@ mod tests {
         48 GiB                                 81                          83474
         80 GiB                                142                         131072
         ");
+    }
+
+    #[test]
+    fn a_base_in_host_memory_fits_a_small_card() {
+        let plan = |home, rows| {
+            let text = plans_of(CONFIG_70B, Some("24GiB"), None, (0, home, rows));
+            text.split("\n\n").next().unwrap().to_owned()
+        };
+        assert_snapshot!(plan(BaseHome::Device, 2), @"");
+        assert_snapshot!(plan(BaseHome::Host, 2), @"");
+        assert_snapshot!(plan(BaseHome::Host, 1), @"");
     }
 
     #[test]

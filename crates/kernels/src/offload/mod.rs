@@ -3,6 +3,8 @@
 //! Copies run on a stream of their own, from and to pinned memory. What is on its way keeps its memory on the device
 //! until the computation has been told to wait for the copy: two groups of tensors at most, see [`Lane::turn`].
 //!
+//! [`slots`] is the way for what is only read: layers of a base.
+//!
 //! Where there is no such copy, on the processor and on WebGPU, a tensor stays where it is; [`is_there`] tells.
 
 #[cfg(feature = "cuda")]

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use backdraft_arch::QuantizationPlan;
 use backdraft_arch::lora_targets::match_adapted;
+use backdraft_arch::{BaseHome, QuantizationPlan};
 use backdraft_formats::ModelSource;
 use backdraft_model::CausalLm;
 use backdraft_plan::memory::Watcher;
@@ -16,6 +16,7 @@ use crate::data::RunData;
 use crate::device::{DeviceFacts, dtype_on};
 use crate::error::TrainError;
 use crate::loss_scale::LossScale;
+use crate::preflight;
 use crate::tokens;
 
 /// A base in memory, without adapters. Runs of several recipes go over it, one after the other, each as if it had read the
@@ -40,6 +41,7 @@ pub struct Base {
 pub(super) struct Kept {
     plan: Option<QuantizationPlan>,
     dtype: DType,
+    home: BaseHome,
 }
 
 impl Kept {
@@ -72,7 +74,8 @@ impl Kept {
         let facts = DeviceFacts::of(device, dtype.size() as u64);
         budget::settle_bits(recipe, &spec, &facts, longest)?;
         let plan = adapt::stored_plan(recipe, source, &spec)?;
-        Ok(Self { plan, dtype })
+        let home = recipe.base;
+        Ok(Self { plan, dtype, home })
     }
 }
 
@@ -98,14 +101,17 @@ impl Base {
         device: &Device,
     ) -> Result<Self, TrainError> {
         let score_seed = score_seed(recipe);
+        if kept.home == BaseHome::Host {
+            preflight::stored_on_host(&source, kept.plan.as_ref(), kept.dtype)?;
+        }
         let load = || {
             let place = (device, kept.dtype);
             match score_seed {
                 Some(seed) => {
-                    let how = (recipe.base, seed);
+                    let how = (kept.home, seed);
                     CausalLm::load_to_score(&source, kept.plan.as_ref(), place, how)
                 }
-                None => CausalLm::load_to_train(&source, kept.plan.as_ref(), place, recipe.base),
+                None => CausalLm::load_to_train(&source, kept.plan.as_ref(), place, kept.home),
             }
         };
         let (model, watcher) = Watcher::watch(load, Ok)?;
