@@ -433,7 +433,7 @@ fn copies_of_layers_take_what_computing_does_not_hide() {
     assert_eq!((before.streamed, before.stream_seconds), (0, 0.0));
     // Half of a forward pass, and one and a half.
     for (of_forward, exposed) in [(0.5, 0.0), (1.5, 0.5)] {
-        let bytes = (of_forward * forward as f64 / 1e12 * line.host) as u64;
+        let bytes = (of_forward * forward as f64 / 1e12 * line.stream) as u64;
         let found = streamed(4, bytes).predict(&all, pass, &COST);
         assert_eq!(found.streamed, 8 * bytes);
         let least = 4.0 * exposed * forward as f64 / 1e12;

@@ -347,7 +347,7 @@ impl Plans {
         }
         let held = gib(self.setup.host_bytes());
         let streamed = gib(prediction.streamed);
-        let speed = self.cost.host().bytes / 1e9;
+        let speed = self.cost.stream() / 1e9;
         let hidden = match prediction.stream_seconds {
             0.0 => "hidden by computing".to_owned(),
             exposed => {
@@ -674,20 +674,34 @@ mod tests {
             let text = plans_of(CONFIG_70B, Some("24GiB"), None, (0, home, rows));
             text.split("\n\n").next().unwrap().to_owned()
         };
-        assert_snapshot!(plan(BaseHome::Device, 2), @"");
-        assert_snapshot!(plan(BaseHome::Host, 2), @"");
-        assert_snapshot!(plan(BaseHome::Host, 1), @"");
+        let resident = plan(BaseHome::Device, 2);
+        assert!(resident.contains("does not fit"), "{resident}");
+        let helps = "would help: base to \"host\", which takes 32.89 GiB of host memory";
+        assert!(resident.contains(helps), "{resident}");
+        let of = |text: String| {
+            let line = text.lines().find(|line| line.starts_with("layers "));
+            line.map(str::to_owned)
+        };
+        assert_eq!(
+            of(plan(BaseHome::Host, 2)).as_deref(),
+            Some(
+                "layers    32.89 GiB in host memory; 65.77 GiB come from there per micro-batch at 54 GB/s, hidden by computing"
+            )
+        );
+        let few = of(plan(BaseHome::Host, 1)).unwrap_or_default();
+        assert!(few.contains("% of its time, hidden from "), "{few}");
     }
 
     #[test]
     fn a_card_that_is_too_small_is_told_what_helps() {
         let text = plans(Some("6GiB"), None, 0);
-        let head: Vec<&str> = text.lines().take(6).collect();
+        let head: Vec<&str> = text.lines().take(7).collect();
         assert_snapshot!(head.join("\n"), @r"
         step      2 x 2048 tokens, 1 micro-batch; bf16, base nf4 (blocks of 64, double)
         budget    5.50 GiB
         does not fit: a step needs at least 5.97 GiB
           would help: max_seq_length from 2048 to 969
+          would help: base to "host", which takes 3.35 GiB of host memory
 
         policy                               peak      recompute    of time
         ");
