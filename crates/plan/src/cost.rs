@@ -114,12 +114,8 @@ impl CostModel {
     /// How fast tensors go to the host's memory and come back.
     #[must_use]
     pub fn host(&self) -> Speed {
-        let measured = match self {
-            Self::Measured(calibration, _) => calibration.host,
-            Self::Roofline(_) => None,
-        };
         let line = self.roofline();
-        measured.unwrap_or(Speed {
+        self.measured_host().unwrap_or(Speed {
             bytes: line.host,
             round_trip: 4.0 * line.launch,
         })
@@ -206,11 +202,15 @@ impl CostModel {
     /// Bytes in a second.
     #[must_use]
     pub fn stream(&self) -> f64 {
-        let measured = match self {
+        let measured = self.measured_host();
+        measured.map_or(self.roofline().stream, |speed| speed.bytes)
+    }
+
+    fn measured_host(&self) -> Option<Speed> {
+        match self {
             Self::Measured(calibration, _) => calibration.host,
             Self::Roofline(_) => None,
-        };
-        measured.map_or(self.roofline().stream, |speed| speed.bytes)
+        }
     }
 
     /// Time to rebuild one tensor.
