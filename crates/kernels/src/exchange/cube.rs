@@ -63,19 +63,22 @@ pub(super) fn add_rows_into(
             line,
             argument(rows, line),
             argument(out, line),
+            (width / line) as u32,
             Pairs::new(n, pairs),
         );
     }
 }
 
+/// `width` is told: where rows are padded, a buffer says that it is longer than its tensor.
 #[cube(launch_unchecked)]
 fn add_rows_kernel<N: Size>(
     rows: &[Vector<f32, N>],
     out: &mut [Vector<f32, N>],
+    width: u32,
     #[comptime] pairs: Pairs,
 ) {
     let i = ABSOLUTE_POS;
-    let width = out.len();
+    let width = width as usize;
     if i < width {
         let mut sums = Array::<Vector<f32, N>>::new(comptime!(pairs.rows));
         #[unroll]
@@ -194,6 +197,7 @@ pub(super) fn checksums(values: &Tensor<1>) -> Option<Result<Vec<u32>, TensorRea
             CubeDim::new_1d(UNITS),
             argument(&values, 1),
             argument(&sums, 1),
+            len(&values) as u32,
         );
     }
     let sums = Tensor::<1, Int>::from_primitive::<CubeBackend>(sums);
@@ -201,14 +205,14 @@ pub(super) fn checksums(values: &Tensor<1>) -> Option<Result<Vec<u32>, TensorRea
     Some(sums.map(|sums| sums.iter::<u32>().collect()))
 }
 
-/// Values are the bits of floats.
+/// Values are the bits of the first `count` floats.
 #[cube(launch_unchecked)]
-fn checksum_kernel(values: &[u32], sums: &mut [u32]) {
+fn checksum_kernel(values: &[u32], sums: &mut [u32], count: u32) {
     let units = comptime!(UNITS as usize);
     let mut first = 0u32;
     let mut second = 0u32;
     let mut i = CUBE_POS * units + UNIT_POS as usize;
-    while i < values.len() {
+    while i < count as usize {
         let bits = values[i];
         let place = i as u32 + 1u32;
         first += mixed(bits, place, comptime!(FACTORS[0]), comptime!(FACTORS[1]));
