@@ -12,7 +12,7 @@ use crate::args::DeviceArgs;
 use crate::commands::Context;
 use crate::devices::{self, Devices};
 use crate::error::CliError;
-use crate::plain::{count, lines};
+use crate::plain::lines;
 use crate::ranks::Shared;
 use crate::session;
 
@@ -190,11 +190,12 @@ impl Exchanged {
         let took = format!("{:.2} ms, at best {:.2}", middle * 1e3, fastest * 1e3);
         match self.processes {
             1 => format!("{mib} MiB, alone: {took}; {rate:.1} GB/s read and written"),
-            _ => format!(
-                "{mib} MiB between {} ({}): {took}; {rate:.1} GB/s out of each",
-                count(self.processes as u64, "process"),
-                self.carriage
-            ),
+            size => {
+                let through = self.carriage.through_and_why();
+                format!(
+                    "{mib} MiB between {size} processes through {through}: {took}; {rate:.1} GB/s out of each"
+                )
+            }
         }
     }
 
@@ -245,8 +246,17 @@ mod tests {
                 seconds: vec![0.002, 0.0005, 0.0006],
             },
         };
-        assert_snapshot!(lines(&rows(&cards, &nccl, Some(&exchanged))), @"");
+        assert_snapshot!(lines(&rows(&cards, &nccl, Some(&exchanged))), @"
+        card      0: NVIDIA H200, 139.7 GiB, compute capability 9.0, GPU-0
+        card      1: NVIDIA H200, 139.7 GiB, compute capability 9.0, GPU-1
+        link      0 and 1: NVLink
+        NCCL      2.27.3 of /lib/libnccl.so.2
+        exchange  168 MiB between 2 processes through NCCL 2.27.3: 0.60 ms, at best 0.50; 293.6 GB/s out of each
+        ");
         let missing = Err(NcclError::NotBuilt);
-        assert_snapshot!(lines(&rows(&[], &missing, None)), @"");
+        assert_snapshot!(lines(&rows(&[], &missing, None)), @"
+        card  none that NVIDIA's driver shows
+        NCCL  none (this build has no cuda backend: build with `--features cuda`)
+        ");
     }
 }

@@ -168,11 +168,11 @@ fn write_kernel<N: Size>(
     from: &[Vector<f32, N>],
     to_start: u32,
     from_start: u32,
-    n: u32,
+    vectors: u32,
     #[comptime] zeroes: bool,
 ) {
     let i = ABSOLUTE_POS;
-    if i < n as usize {
+    if i < vectors as usize {
         if comptime!(zeroes) {
             to[to_start as usize + i] = Vector::new(0.0f32);
         } else {

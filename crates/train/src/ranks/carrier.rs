@@ -100,8 +100,14 @@ enum Choice {
 
 impl Choice {
     fn of(places: &[Place]) -> Result<Self, TrainError> {
+        let wants = |wanted| places.iter().any(|place| place.wanted == wanted);
         if places.iter().all(|place| place.card.is_none()) {
-            return Ok(Self::Host(None));
+            return match wants(Wanted::Nccl) {
+                true => Err(TrainError::NoNccl {
+                    why: "nothing is computed on a card of NVIDIA's".to_owned(),
+                }),
+                false => Ok(Self::Host(None)),
+            };
         }
         let shared = shared_card(places);
         if let Some((card, ranks)) = &shared
@@ -111,7 +117,6 @@ impl Choice {
             return Err(TrainError::SharedGpu { ranks, card });
         }
         let host = |why: String| Ok(Self::Host(Some(why)));
-        let wants = |wanted| places.iter().any(|place| place.wanted == wanted);
         if wants(Wanted::Host) {
             return host(format!("{WANTED}=host"));
         }
@@ -175,17 +180,27 @@ fn shared_card(places: &[Place]) -> Option<(String, Vec<usize>)> {
 pub struct Carriage {
     /// Such as `NCCL 2.27.3`.
     pub through: String,
-    /// Why it is not NCCL, where all are on cards.
+    /// Why it is not NCCL, where all are on cards; where its file lies, where it is.
     pub why: Option<String>,
+}
+
+impl Carriage {
+    /// What it is, and behind that in parentheses why.
+    pub fn through_and_why(&self) -> String {
+        match &self.why {
+            Some(why) => format!("{} ({why})", self.through),
+            None => self.through.clone(),
+        }
+    }
 }
 
 impl fmt::Display for Carriage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "gradients are exchanged through {}", self.through)?;
-        match &self.why {
-            Some(why) => write!(f, " ({why})"),
-            None => Ok(()),
-        }
+        write!(
+            f,
+            "gradients are exchanged through {}",
+            self.through_and_why()
+        )
     }
 }
 
@@ -284,7 +299,16 @@ mod tests {
         };
         let processor = [nowhere.clone(), nowhere.clone()];
         assert_eq!(Choice::of(&processor).unwrap(), Choice::Host(None));
-        assert_eq!(why(&[place("a"), nowhere]), "rank 1 has no card");
+        assert_eq!(why(&[place("a"), nowhere.clone()]), "rank 1 has no card");
+        let wants = Place {
+            wanted: Wanted::Nccl,
+            ..nowhere
+        };
+        let error = Choice::of(&[wants]).unwrap_err().to_string();
+        assert!(
+            error.ends_with("nothing is computed on a card of NVIDIA's"),
+            "{error}"
+        );
         let host = Place {
             wanted: Wanted::Host,
             ..place("b")

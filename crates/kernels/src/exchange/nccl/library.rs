@@ -33,7 +33,7 @@ const IN_PROGRESS: c_int = 7;
 #[repr(C)]
 struct Id([c_char; 128]);
 
-/// `ncclConfig_t` of 2.18.
+/// `ncclConfig_t` of 2.18, whose last four bytes were nothing then, and are the traffic class since.
 #[repr(C)]
 struct Config {
     size: usize,
@@ -45,6 +45,7 @@ struct Config {
     max_ctas: c_int,
     net_name: *const c_char,
     split_share: c_int,
+    traffic_class: c_int,
 }
 
 /// `NCCL_CONFIG_UNDEF_INT`: as NCCL would have it.
@@ -108,18 +109,22 @@ fn open() -> Result<Nccl, NcclError> {
         // SAFETY: NCCL's initialisers have no conditions; another file is the user's, who has named it.
         let library = unsafe { Library::new(&name) };
         // Never closed: what it starts lives as long as the process.
-        let found = library.map(ManuallyDrop::new);
-        match found
-            .map_err(|error| error.to_string())
-            .and_then(|library| {
-                // SAFETY: whoever has these names has NCCL's functions.
-                unsafe { Nccl::of(&library) }
-            }) {
+        let library = library.map(ManuallyDrop::new);
+        let nccl = library.map_err(|error| reason(&error)).and_then(|library| {
+            // SAFETY: whoever has these names has NCCL's functions.
+            unsafe { Nccl::of(&library) }
+        });
+        match nccl {
             Ok(nccl) => return Ok(nccl),
             Err(why) => tried.push(format!("{}: {why}", name.display())),
         }
     }
     Err(NcclError::NotFound { tried })
+}
+
+/// What the system says.
+fn reason(error: &libloading::Error) -> String {
+    std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
 }
 
 /// The address of `name`, as what it is said to be.
@@ -129,9 +134,7 @@ fn open() -> Result<Nccl, NcclError> {
 unsafe fn find<T: Copy>(library: &Library, name: &'static str) -> Result<T, String> {
     // SAFETY: the caller's.
     let found = unsafe { library.get::<T>(name.as_bytes()) };
-    found
-        .map(|symbol| *symbol)
-        .map_err(|error| error.to_string())
+    found.map(|symbol| *symbol).map_err(|error| reason(&error))
 }
 
 /// A version as people write it: 22703 is 2.27.3.
@@ -235,6 +238,7 @@ impl Nccl {
             max_ctas: UNDEFINED,
             net_name: std::ptr::null(),
             split_share: UNDEFINED,
+            traffic_class: UNDEFINED,
         };
         let id = Id(id.0.map(|byte| byte as c_char));
         let (size, rank) = (size as c_int, rank as c_int);
@@ -319,6 +323,7 @@ mod tests {
     fn a_configuration_is_laid_out_as_in_c() {
         assert_eq!(size_of::<Config>(), 48);
         assert_eq!(std::mem::offset_of!(Config, net_name), 32);
+        assert_eq!(std::mem::offset_of!(Config, traffic_class), 44);
         assert_eq!(size_of::<Id>(), 128);
         assert_eq!(written(22_703), "2.27.3");
     }
