@@ -428,6 +428,29 @@ fn devices_that_mean_nothing_are_refused() {
     assert!(!directory.join("out").exists());
 }
 
+#[test]
+fn an_exchange_between_processes_is_timed() {
+    let root = tempfile::tempdir().unwrap();
+    let exchange = ["devices", "--exchange", "1", "--device", "cpu"];
+    let more = ["--devices", "3", "--json"];
+    let ended = backdraft(root.path(), &[&exchange[..], &more[..]].concat())
+        .output()
+        .unwrap();
+    succeed(std::slice::from_ref(&ended));
+    // Rank 0 alone tells.
+    let told: Value = serde_json::from_slice(&ended.stdout).unwrap();
+    let exchanged = &told["exchange"];
+    assert_eq!(exchanged["bytes"], 1 << 20);
+    assert_eq!(exchanged["processes"], 3);
+    assert_eq!(exchanged["through"], "the store");
+    let [seconds, fastest] = ["seconds", "fastest"].map(|key| exchanged[key].as_f64().unwrap());
+    assert!(fastest > 0.0 && fastest <= seconds, "{exchanged}");
+    // One process has nobody.
+    let ended = backdraft(root.path(), &exchange).output().unwrap();
+    assert_eq!(ended.status.code(), Some(2));
+    assert!(text(&ended.stderr).contains("nobody to exchange with"));
+}
+
 /// A project whose rows are answers to compare: pairs, or single ones.
 fn comparing(objective: &str) -> (tempfile::TempDir, PathBuf) {
     let (root, directory) = project();
