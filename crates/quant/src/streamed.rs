@@ -127,7 +127,7 @@ impl Streamed {
         [self.rows.as_ref().map_or(out, Range::len), input]
     }
 
-    /// Memory of the host that it takes.
+    /// Memory of the host that it takes; of some rows, their share.
     ///
     /// # Units
     /// Bytes.

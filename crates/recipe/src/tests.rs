@@ -838,11 +838,11 @@ fn the_template_as_a_whole() {
     # the device copies while it computes (CUDA) and that costs less than recomputing.
     activation_offloading = true
 
-    # Where the matrices of the base's layers stay while adapters are trained: device; or host, in pinned
-    # host memory, from which each layer comes to the GPU while the one before computes (CUDA), so that
-    # the GPU holds those of two layers only. The results are the same bits. `backdraft plan` shows
-    # whether computing hides the copies.
-    # Change if: out of memory on a GPU: "host".
+    # Where the matrices of the base's layers stay while adapters are trained: device; or host, in
+    # pinned host memory, from which each layer comes to the GPU while the one before computes (CUDA),
+    # so that the GPU holds those of two layers only. The results are the same bits. `backdraft plan`
+    # shows whether computing hides the copies.
+    # Change: out of memory on a GPU: "host".
     base = "device"
 
     # Where to compute: auto, cpu, cuda, cuda:N or wgpu; auto is cuda:0 where there is one.
