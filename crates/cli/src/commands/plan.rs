@@ -696,7 +696,7 @@ mod tests {
     fn a_card_that_is_too_small_is_told_what_helps() {
         let text = plans(Some("6GiB"), None, 0);
         let head: Vec<&str> = text.lines().take(7).collect();
-        assert_snapshot!(head.join("\n"), @r"
+        assert_snapshot!(head.join("\n"), @r#"
         step      2 x 2048 tokens, 1 micro-batch; bf16, base nf4 (blocks of 64, double)
         budget    5.50 GiB
         does not fit: a step needs at least 5.97 GiB
@@ -704,6 +704,6 @@ mod tests {
           would help: base to "host", which takes 3.35 GiB of host memory
 
         policy                               peak      recompute    of time
-        ");
+        "#);
     }
 }
