@@ -246,6 +246,7 @@ fn setup(model: &CausalLm, plan: &QuantizationPlan) -> backdraft::plan::Setup {
         max_seq_length: 32,
         texts_per_row: 1,
         grad_accumulation_steps: 1,
+        releases: false,
         host: 0,
         home: BaseHome::Device,
     }

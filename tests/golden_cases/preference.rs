@@ -311,6 +311,7 @@ impl Case {
             max_seq_length: 64,
             texts_per_row: 2,
             grad_accumulation_steps: 1,
+            releases: false,
             host: 0,
             home: backdraft::arch::BaseHome::Device,
         };
@@ -318,6 +319,7 @@ impl Case {
         let planner = Planner::new(setup.step(), ActivationPolicy::KeepAll, u64::MAX, cost);
         let settings = Settings {
             blocks: None,
+            gradients: Default::default(),
             schedule: LrSchedule {
                 kind: ScheduleKind::Constant {},
                 warmup_steps: 0,

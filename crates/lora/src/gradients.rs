@@ -207,6 +207,21 @@ impl AdapterGrads {
         }
     }
 
+    /// The gradients of all parameters but one, which are here no more.
+    #[must_use]
+    pub fn take_all_but(&mut self, kept: Option<ParamId>) -> Self {
+        let taken = self.tensors.extract_if(|id, _| Some(*id) != kept);
+        Self {
+            tensors: taken.collect(),
+            ..Self::default()
+        }
+    }
+
+    /// The parameters that have one.
+    pub fn ids(&self) -> impl Iterator<Item = ParamId> {
+        self.tensors.keys().copied()
+    }
+
     /// The gradient of one parameter, row by row.
     ///
     /// # Shapes

@@ -24,7 +24,6 @@ use crate::layers::{Context, DecoderLayer, RmsNorm};
 use crate::rope;
 use crate::tokens::{Targets, Tokens};
 pub use whole::WholePlace;
-use whole::is_bias;
 
 /// A causal language model of one of the families of [`ModelSpec`].
 ///
@@ -578,11 +577,7 @@ impl CausalLm {
         for tokens in &mut self.tokens {
             tokens.update(&mut update);
         }
-        self.visit_whole_mut(|name, adapted, place| {
-            if let Some(tensor) = place {
-                tensor.update((is_bias(name), adapted), &mut update);
-            }
-        });
+        self.update_whole(|_| true, update);
     }
 
     /// Moves every trained tensor, and its copy in the dtype of activations, to where `place` says; those of which it says nothing

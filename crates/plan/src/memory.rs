@@ -30,7 +30,7 @@ impl Memory {
     pub const fn of(prediction: &Prediction, trained: usize) -> Self {
         let peak = &prediction.peak;
         let (base, optimizer) = (peak.base as usize, peak.optimizer as usize);
-        let adapters = 8 * trained;
+        let adapters = 4 * trained + prediction.gradients as usize;
         Self {
             base,
             adapters,

@@ -355,6 +355,7 @@ mod tests {
             max_seq_length: tokens.parse().unwrap(),
             texts_per_row: 1,
             grad_accumulation_steps: 1,
+            releases: false,
             host: 64 << 30,
             home: BaseHome::Device,
         }

@@ -51,6 +51,8 @@ pub struct StepShape {
     pub update: u64,
     /// Whether gradients of an earlier micro-batch of the step are there already.
     pub accumulated: bool,
+    /// Where gradients are used as soon as those of a layer are complete, and then dropped.
+    pub released: Option<Released>,
     /// Bytes of the host's memory in which tensors may wait; 0 for none.
     pub host: u64,
     /// Bytes of the pages that tensors share at least, see [`page_for`](Self::page_for).
@@ -111,6 +113,19 @@ impl std::fmt::Display for Moment {
     }
 }
 
+/// Gradients that update what they are of, layer by layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Released {
+    /// Bytes of those that come of the loss and are complete last: of a table that is embedding and head.
+    pub late: u64,
+    /// Values of the largest tensor that is updated after the loss.
+    pub of_loss: u64,
+    /// Values of the largest tensor that is updated last.
+    pub last: u64,
+    /// Bytes that an update works in for each value of a tensor.
+    pub update: u64,
+}
+
 /// The highest memory of a step, by kind.
 ///
 /// # Units
@@ -163,6 +178,9 @@ impl Peak {
 pub struct Prediction {
     /// Memory.
     pub peak: Peak,
+    /// Bytes of the gradients that there are at once.
+    #[serde(skip)]
+    pub gradients: u64,
     /// Floating-point operations of a micro-batch without recomputation.
     pub flops: u64,
     /// Those of recomputation, on top.
@@ -266,12 +284,38 @@ impl StepShape {
         if self.accumulated {
             return vec![all; self.layers.len()];
         }
+        if let Some(released) = &self.released {
+            return vec![released.late; self.layers.len()];
+        }
         let mut left = all - self.embedding_gradient;
         let before = |layer: &LayerShape| {
             left -= layer.gradient_bytes();
             left
         };
         self.layers.iter().map(before).collect()
+    }
+
+    /// The most gradients that there are at once.
+    #[must_use]
+    pub fn most_gradients(&self) -> u64 {
+        let Some(released) = &self.released else {
+            return self.gradients();
+        };
+        let layers = self.layers.iter().map(LayerShape::gradient_bytes);
+        let of_layer = released.late + layers.max().unwrap_or(0);
+        let ends = self.loss_gradients.max(self.embedding_gradient);
+        of_layer.max(ends)
+    }
+
+    /// A layer's backward pass, as [`LayerShape::backward`], with the update that follows it where gradients are released.
+    fn backward(&self, layer: &LayerShape, keep: KeepSet, pass: PassShape) -> u64 {
+        let backward = layer.backward(keep, pass, &self.memory, self.accumulated);
+        let Some(released) = &self.released else {
+            return backward;
+        };
+        let update = released.update * layer.largest_trained();
+        let stream = layer.stream(pass, &self.memory);
+        backward.max(stream + layer.gradient_bytes() + update)
     }
 
     /// Beyond what the layers keep: final norm, head, loss, and the gradient of the residual stream.
@@ -299,7 +343,19 @@ impl StepShape {
         let whole_head = self.loss_gradients >= 4 * self.vocab * self.hidden;
         let packed = (whole_head || self.head_rank > 0) && !self.memory.paged;
         let losing = losing + if packed { logits } else { 0 };
-        selecting.max(losing + gradients).max(spreading + gradients) + few
+        let (spreading, updating) = match &self.released {
+            None => (spreading + gradients, 0),
+            // By then what comes of the loss has been used.
+            Some(it) => (
+                spreading + it.late,
+                rows + gradients + it.update * it.of_loss,
+            ),
+        };
+        selecting
+            .max(losing + gradients)
+            .max(spreading)
+            .max(updating)
+            + few
     }
 
     /// Memory, recomputation and time of a plan.
@@ -356,6 +412,7 @@ impl StepShape {
         let without: f64 = work.iter().map(|&work| roofline.seconds(work)).sum();
         Prediction {
             peak,
+            gradients: self.most_gradients(),
             flops: work.iter().map(Work::flops).sum(),
             recompute_flops: again,
             offloaded,
@@ -446,13 +503,17 @@ impl StepShape {
     fn peak(&self, plan: &ActivationPlan, pass: PassShape) -> Peak {
         let (memory, all) = (&self.memory, self.gradients());
         let early = if self.accumulated { all } else { 0 };
+        let (left, update) = match &self.released {
+            None => (all, self.update),
+            Some(it) => (it.late + self.embedding_gradient, it.update * it.last),
+        };
         let mut highest = Peak {
             base: self.base,
             adapters: self.adapters,
-            gradients: all,
+            gradients: left,
             optimizer: self.optimizer,
             kept: 0,
-            working: self.update,
+            working: update,
             workspace: self.memory.workspace,
             unfilled: 0,
             moment: Moment::Update,
@@ -490,7 +551,7 @@ impl StepShape {
                     let forward = layers[0].forward(keep, pass, memory);
                     let below = kept + moving;
                     see(Moment::Forward(first), below, forward, early);
-                    let backward = layers[0].backward(keep, pass, memory, self.accumulated);
+                    let backward = self.backward(&layers[0], keep, pass);
                     see(Moment::Backward(first), below, backward, before[first]);
                     moving = layers[0].away(*away, pass, memory);
                     kept += layers[0].kept(keep, pass, memory) - moving;
@@ -506,7 +567,7 @@ impl StepShape {
                         let keep = keep.intersection(layer.uses());
                         let again = stream + inside + layer.forward(keep, pass, memory);
                         see(Moment::Backward(first + i), kept, again, last);
-                        let back = inside + layer.backward(keep, pass, memory, self.accumulated);
+                        let back = inside + self.backward(layer, keep, pass);
                         see(Moment::Backward(first + i), kept, back, before[first + i]);
                         inside += layer.kept(keep, pass, memory);
                     }
@@ -518,7 +579,7 @@ impl StepShape {
         }
         see(Moment::Loss, kept + moving, self.loss(pass), early);
         if self.embedding_gradient > 0 {
-            let others = all - self.embedding_gradient;
+            let others = left - self.embedding_gradient;
             let stream = pass.tokens * self.hidden * memory.element;
             // What was there and what it becomes, or zeros; in flat buffers another for the sum.
             let sums = if memory.paged { 2 } else { 0 };
@@ -742,7 +803,7 @@ impl StepShape {
         let (mut choices, mut treatments) = (Vec::new(), Vec::new());
         for keep in layer.uses().subsets() {
             let forward = layer.forward(keep, pass, memory);
-            let backward = layer.backward(keep, pass, memory, self.accumulated);
+            let backward = self.backward(layer, keep, pass);
             let rebuilt = layer.rebuilt(keep).iter();
             let time: u64 = rebuilt.map(|tensor| times[tensor as usize]).sum();
             let kept = layer.kept(keep, pass, memory);

@@ -10,7 +10,7 @@ use backdraft_arch::{
 };
 
 use crate::bytes::size;
-use crate::predict::{Shortage, StepShape};
+use crate::predict::{Released, Shortage, StepShape};
 use crate::tensors::{LayerShape, MemoryModel, PassShape, ProjectionShape, Rows};
 
 /// Copies of the factors in f32 that an update in plain tensors has at once, at most: gradients, what is kept, and what comes of
@@ -47,6 +47,8 @@ pub struct Setup {
     pub texts_per_row: usize,
     /// Passes of a step.
     pub grad_accumulation_steps: usize,
+    /// Whether gradients update what they are of as soon as those of a layer are complete.
+    pub releases: bool,
     /// Bytes of the host's memory in which activations may wait; 0 for none.
     pub host: u64,
     /// Where the matrices of the layers stay.
@@ -431,12 +433,35 @@ impl Setup {
                 _ => adapters + STACKED_COPIES * 4 * values,
             },
             // In buffers that are there from the start.
-            accumulated: self.memory.paged || self.grad_accumulation_steps > 1,
+            accumulated: !self.releases && (self.memory.paged || self.grad_accumulation_steps > 1),
+            released: self.released(whole),
             host: self.host,
             page: 0,
         };
         step.page = step.page_for(self.pass());
         step
+    }
+
+    /// What releasing gradients takes, where it is asked for.
+    fn released(&self, whole: &BTreeSet<String>) -> Option<Released> {
+        let table = (self.spec.vocab_size * self.spec.hidden_size) as u64;
+        let values = |name: Option<&str>, values: u64| match name {
+            Some(name) if whole.contains(name) => values,
+            _ => 0,
+        };
+        let tied = self.spec.tie_word_embeddings;
+        let embedding = values(Some(EMBEDDING), table);
+        let norm = values(Some(FINAL_NORM), self.spec.hidden_size as u64);
+        let copy = match self.memory.element {
+            4 => 0,
+            element => element,
+        };
+        self.releases.then_some(Released {
+            late: if tied { 4 * embedding } else { 0 },
+            of_loss: norm.max(values(self.spec.head_name(), table)),
+            last: embedding,
+            update: REPLACED_COPIES * 4 + copy,
+        })
     }
 
     /// Bytes of a value of the factors, with its copy in the dtype of activations.

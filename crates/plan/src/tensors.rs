@@ -471,6 +471,22 @@ impl LayerShape {
         4 * (values.sum::<u64>() + self.norms.iter().sum::<u64>())
     }
 
+    /// Values of the largest tensor of the base that is trained.
+    #[must_use]
+    pub fn largest_trained(&self) -> u64 {
+        let mut largest = self.norms.iter().copied().max().unwrap_or(0);
+        // Rows of a fused projection are one tensor.
+        let mut fused = 0;
+        for p in &self.projections {
+            fused = match p.rows {
+                Rows::Later => fused + p.trained_weight_values(),
+                Rows::All | Rows::First => p.trained_weight_values(),
+            };
+            largest = largest.max(fused).max(p.bias_values());
+        }
+        largest
+    }
+
     /// The most bytes while the layer runs forwards, its input included.
     #[must_use]
     pub fn forward(&self, keep: KeepSet, pass: PassShape, memory: &MemoryModel) -> u64 {

@@ -90,6 +90,7 @@ fn step(layers: usize) -> StepShape {
         optimizer: 100_000,
         update: 50_000,
         accumulated: true,
+        released: None,
         host: 0,
         page: 0,
     }

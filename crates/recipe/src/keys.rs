@@ -494,6 +494,14 @@ pub const KEYS: &[Key] = &[
     ),
     change(
         key(
+            "train.gradients",
+            r#""whole""#,
+            "How long gradients are kept where tensors of the base are trained: whole, until the update; released, until those of a layer are complete, which they update at once: 4 bytes a value less, without clipping (max_grad_norm = 0); two-passes does so with clipping, by a pass before that finds the norm alone, and takes about twice the time. The last two take one micro-batch a step. The update is the same.",
+        ),
+        "out of memory with trainable = \"all\": released",
+    ),
+    change(
+        key(
             "train.epochs",
             "3",
             "Passes over the training rows. Or give max_steps.",

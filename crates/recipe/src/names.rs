@@ -35,7 +35,7 @@ macro_rules! by_name {
 
 by_name! {
     ActivationPolicy AdapterStart BaseHome Bias DType DataFormat FourBitFormat KeyPrefix Optimizer Overlong Precision RowBatching
-    Supervision TargetModule TokenInit
+    KeptGradients Supervision TargetModule TokenInit
 }
 
 impl Value for DeviceChoice {
@@ -74,6 +74,27 @@ named! {
         Packed = "packed",
         /// Rows of similar length, padded to the longest.
         Padded = "padded",
+    }
+}
+
+named! {
+    /// How long a step keeps gradients.
+    KeptGradients {
+        /// Until the update, all of them.
+        #[default]
+        Whole = "whole",
+        /// Until those of a layer are complete: they update it at once.
+        Released = "released",
+        /// As released, and once before for nothing but their norm, by which they are clipped.
+        TwoPasses = "two-passes",
+    }
+}
+
+impl KeptGradients {
+    /// Whether all of them are kept.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        *self == Self::Whole
     }
 }
 

@@ -65,7 +65,7 @@ const TAIL: &str = "\
 - `trainable = \"all\"` and lists train tensors of the base in place of adapters: `[lora]` is left out then, and no key of it is taken. A
   pattern means modules as in `lora.rank_pattern`, and what is inside of them: `\"mlp\"`, `\"layers.3\"`, `'model.layers.*.mlp.*'`. On a tied
   model `lm_head` and `embed_tokens` are the one table. Values, gradients and sums are f32, with a copy in `dtype` where that is another; one
-  gradient of everything is kept for a step, so that it can be clipped and accumulated. Norms and biases are not decayed, as by
+  gradient of everything is kept for a step, so that it can be clipped and accumulated; `train.gradients` keeps a layer's at a time. Norms and biases are not decayed, as by
   transformers' Trainer; a group of `train.groups` that gives them a `weight_decay` has the last word. `output_dir/model` is in the types of the base's
   files, `checkpoints/*/model` has what is trained in f32 and is a Hugging Face directory too. Quantized weights, objectives with a
   reference (`dpo`, `kto`), Muon and a DeltaNet's convolution, rates and norm are refused by name.

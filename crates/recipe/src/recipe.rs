@@ -15,7 +15,7 @@ use crate::bases::Origin;
 use crate::data_format::DataFormat;
 use crate::eval_metric::EvalMetric;
 use crate::groups::GroupRecipe;
-use crate::names::{DType, KeyPrefix, Optimizer, RowBatching};
+use crate::names::{DType, KeptGradients, KeyPrefix, Optimizer, RowBatching};
 use crate::objective::ObjectiveRecipe;
 use crate::precision::Bits;
 use crate::problem::{Problem, RecipeError};
@@ -288,6 +288,9 @@ pub struct TrainRecipe {
     pub grad_accumulation_steps: usize,
     /// Sums that a step's gradient is added up from, at most one of each pass.
     pub gradient_blocks: usize,
+    /// How long a step keeps gradients.
+    #[serde(skip_serializing_if = "KeptGradients::is_whole")]
+    pub gradients: KeptGradients,
     /// Length of the run, written as `epochs` or `max_steps`.
     #[serde(flatten)]
     pub length: Length,

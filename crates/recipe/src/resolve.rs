@@ -12,6 +12,7 @@ use backdraft_plan::ActivationPolicy;
 use crate::bases::{Bases, Origin, is_hub_id};
 use crate::data_format::DataFormat;
 use crate::eval_metric::eval_metric;
+use crate::kept;
 use crate::mixing;
 use crate::objective::objective;
 use crate::precision::Bits;
@@ -126,6 +127,7 @@ fn top(reader: &mut Reader<'_>, bases: &Bases<'_>, origin: Origin) -> Recipe {
         &quantization,
         (&objective, train.optimizer, train.loraplus_lr_ratio),
     );
+    kept::check(reader, &trainable, &train);
     if lora.use_dora {
         without_dora(reader, &lora, &quantization, train.optimizer);
     }
@@ -630,6 +632,7 @@ fn train(reader: &mut Reader<'_>, objective: &ObjectiveRecipe) -> TrainRecipe {
         micro_batch_size: reader.count("train.micro_batch_size"),
         grad_accumulation_steps,
         gradient_blocks: gradient_blocks(reader, grad_accumulation_steps),
+        gradients: reader.value("train.gradients"),
         length,
         learning_rate,
         lr_scheduler,

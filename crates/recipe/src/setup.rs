@@ -129,6 +129,7 @@ impl Recipe {
             max_seq_length: self.max_seq_length,
             texts_per_row: self.texts_per_row(),
             grad_accumulation_steps: self.train.grad_accumulation_steps,
+            releases: !self.train.gradients.is_whole(),
             host: if self.activation_offloading { host } else { 0 },
             home: self.base,
         };

@@ -36,6 +36,7 @@ pub mod optimizer;
 mod prefetch;
 pub mod preflight;
 pub mod ranks;
+pub mod release;
 mod remove;
 pub mod resume;
 pub mod run;

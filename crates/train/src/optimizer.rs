@@ -6,7 +6,7 @@ mod rates;
 mod rule;
 mod state;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 pub use backdraft_arch::StatePrecision;
 use backdraft_formats::{FormatError, SafetensorsFile, TensorInfo};
@@ -169,7 +169,21 @@ impl Optimizer {
             Some(bank) => bank.norm(),
             None => global_norm(model, &grads),
         };
+        let (norm, factor) = self.factor_for(norm, max_norm);
         self.factor = None;
+        let Some(factor) = factor else {
+            return (grads, norm);
+        };
+        if self.bank.is_some() {
+            self.factor = Some(factor);
+            return (grads, norm);
+        }
+        (multiply(grads, &factor), norm)
+    }
+
+    /// The global norm of gradients of the loss as it is, and what they are multiplied by, if by anything, of the norm of those
+    /// that a pass gave.
+    fn factor_for(&self, norm: Tensor<1>, max_norm: f64) -> (Tensor<1>, Option<Tensor<1>>) {
         let unscale = self.loss_scale.map(|scale| 1.0 / scale.factor());
         let norm = match unscale {
             Some(unscale) => norm.mul_scalar(unscale),
@@ -182,13 +196,17 @@ impl Optimizer {
             (Some(factor), Some(unscale)) => factor.mul_scalar(unscale),
             (Some(factor), None) => factor,
             (None, Some(unscale)) => norm.ones_like().mul_scalar(unscale),
-            (None, None) => return (grads, norm),
+            (None, None) => return (norm, None),
         };
-        if self.bank.is_some() {
-            self.factor = Some(factor);
-            return (grads, norm);
-        }
-        (multiply(grads, &factor), norm)
+        (norm, Some(factor))
+    }
+
+    /// As [`clip`](Self::clip), of gradients of which only the norm is there: they are scaled when they come a second time, to
+    /// [`update`](Self::update).
+    pub(crate) fn clip_later(&mut self, norm: Tensor<1>, max_norm: f64) -> Tensor<1> {
+        let (norm, factor) = self.factor_for(norm, max_norm);
+        self.factor = factor;
+        norm
     }
 
     /// Updates done.
@@ -196,10 +214,74 @@ impl Optimizer {
         self.steps
     }
 
-    /// Updates every factor that has a gradient in `grads`.
-    pub fn step(&mut self, model: &mut CausalLm, grads: &AdapterGrads, lr: f64) {
+    /// Counts an update, of which [`update`](Self::update) makes the parts.
+    pub(crate) fn begin(&mut self) {
         self.steps += 1;
         self.loss_scale = self.loss_scale.map(LossScale::after_update);
+    }
+
+    /// Ends an update that was made in parts.
+    pub(crate) fn end(&mut self) {
+        self.factor = None;
+    }
+
+    /// The part of the present update that `grads` are for, tensors of the base that are trained, with what
+    /// [`clip_later`](Self::clip_later) found.
+    ///
+    /// # Panics
+    /// Where everything lies in one buffer.
+    pub(crate) fn update(
+        &mut self,
+        model: &mut CausalLm,
+        grads: AdapterGrads,
+        (lr, rates): (f64, &HashMap<ParamId, Rate>),
+    ) {
+        assert!(self.bank.is_none(), "tensors that are updated one by one");
+        let grads = match &self.factor {
+            Some(factor) => multiply(grads, factor),
+            None => grads,
+        };
+        let ids: HashSet<ParamId> = grads.ids().collect();
+        model.update_whole(
+            |id| ids.contains(&id),
+            |param| {
+                let rate = rates.get(&param.id).copied().unwrap_or_default();
+                self.updated(param, &grads, (lr, rate))
+            },
+        );
+    }
+
+    /// The rate of each factor.
+    pub(crate) fn rates_of(&self, model: &CausalLm) -> HashMap<ParamId, Rate> {
+        let params = model.trained_params().map(|(_, param)| param.id);
+        params.zip(self.rates.of_model(model)).collect()
+    }
+
+    /// The next values of a factor; those that it has where it has no gradient.
+    fn updated(
+        &mut self,
+        param: AdapterParam,
+        grads: &AdapterGrads,
+        (lr, rate): (f64, Rate),
+    ) -> Tensor<1> {
+        let Some(grad) = grads.get(param.id) else {
+            return param.values;
+        };
+        let state = self.kept.remove(&param.id);
+        let state = state.unwrap_or_else(|| State::zeros(&param, self.rule));
+        let (at, dims) = ((lr * rate.share, self.steps), param.matrix_dims());
+        let of = (param.values.inner(), dims);
+        let (values, state) = state.step(of, grad, at, (self.rule, rate));
+        self.kept.insert(param.id, state);
+        if let Some(mean) = &mut self.mean {
+            mean.update(param.id, &values);
+        }
+        values
+    }
+
+    /// Updates every factor that has a gradient in `grads`.
+    pub fn step(&mut self, model: &mut CausalLm, grads: &AdapterGrads, lr: f64) {
+        self.begin();
         if let Some(bank) = &mut self.bank {
             assert_eq!(grads.len(), bank.ids.len(), "a gradient for each factor");
             bank.update(self.factor.take().as_ref(), (lr, self.steps));
@@ -210,23 +292,9 @@ impl Optimizer {
         }
         // In the order of the factors.
         let mut rates = self.rates.of_model(model).into_iter();
-        let (kept, rule, steps) = (&mut self.kept, self.rule, self.steps);
-        let mean = &mut self.mean;
         model.update_trained(|param| {
             let rate = rates.next().unwrap_or_default();
-            let Some(grad) = grads.get(param.id) else {
-                return param.values;
-            };
-            let state = kept.remove(&param.id);
-            let state = state.unwrap_or_else(|| State::zeros(&param, rule));
-            let (at, dims) = ((lr * rate.share, steps), param.matrix_dims());
-            let of = (param.values.inner(), dims);
-            let (values, state) = state.step(of, grad, at, (rule, rate));
-            kept.insert(param.id, state);
-            if let Some(mean) = mean {
-                mean.update(param.id, &values);
-            }
-            values
+            self.updated(param, grads, (lr, rate))
         });
     }
 
@@ -373,11 +441,21 @@ fn trained(name: &str) -> String {
 /// The Euclidean norm of all gradients together, `[1]`; computed in the order of the layers, so that
 /// it does not depend on how gradients are stored.
 pub fn global_norm(model: &CausalLm, grads: &AdapterGrads) -> Tensor<1> {
-    let squares: Vec<Tensor<1>> = model
-        .trained_params()
-        .filter_map(|(_, param)| grads.get(param.id))
-        .map(|grad| grad.clone().square().sum())
-        .collect();
+    norm_of_squares(model, |id| grads.get(id).map(square))
+}
+
+/// Σ g² of a gradient, `[1]`.
+pub(crate) fn square(grad: &Tensor<1>) -> Tensor<1> {
+    grad.clone().square().sum()
+}
+
+/// The Euclidean norm, `[1]`, of gradients of which [`square`]s are known.
+pub(crate) fn norm_of_squares(
+    model: &CausalLm,
+    square: impl Fn(ParamId) -> Option<Tensor<1>>,
+) -> Tensor<1> {
+    let params = model.trained_params();
+    let squares: Vec<Tensor<1>> = params.filter_map(|(_, param)| square(param.id)).collect();
     assert!(!squares.is_empty(), "a model with adapters has gradients");
     Tensor::cat(squares, 0).sum().sqrt()
 }

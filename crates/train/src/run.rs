@@ -297,6 +297,10 @@ impl Run {
             outcome: Arc::new(Mutex::new(std::mem::take(&mut told.outcome))),
         };
         let trainee = run.trainee(&begun, activations.clone())?;
+        if trainee.model.trains_base() {
+            // What was loaded would stay beside what is trained.
+            run.model = run.model.emptied();
+        }
         let (trainee, outcome) = run.steps(
             &begun,
             strategy,
@@ -445,6 +449,7 @@ impl Run {
                 .then_some((train.neftune_noise_alpha, self.recipe.seed)),
             activations,
             blocks: self.blocks()?,
+            gradients: train.gradients,
         };
         // Before the optimiser takes the factors.
         let reference = self.reference()?;

@@ -1,6 +1,8 @@
 //! One micro-batch, layer by layer: no tape is recorded. An [`ActivationPlan`] says what a layer keeps, the
 //! backward pass rebuilds the rest, and a layer's values are dropped as soon as its backward pass is done.
 
+use std::ops::Range;
+
 use backdraft_arch::{InputGrad, KeepSet};
 use backdraft_data::Batch;
 use backdraft_kernels::offload::Lane;
@@ -299,6 +301,25 @@ impl Headed {
     }
 }
 
+/// Whose model a pass goes through, and who hears of gradients during its backward pass.
+pub trait GradientSink {
+    /// The model as it is now.
+    fn model(&self) -> &CausalLm;
+
+    /// The gradients of a part of the model are complete, and no later part of this pass reads its weights: `grads` may be
+    /// taken and the weights changed. `last` says that nothing comes after, not even a gradient of a table that is read twice.
+    fn complete(&mut self, grads: &mut AdapterGrads, last: bool);
+}
+
+/// Leaves gradients where they are, for other passes of the step to add to.
+impl GradientSink for &CausalLm {
+    fn model(&self) -> &CausalLm {
+        self
+    }
+
+    fn complete(&mut self, _: &mut AdapterGrads, _: bool) {}
+}
+
 /// As [`forward_backward`], for any [`Goal`]; asks before each segment of the forward pass whether its memory can
 /// be had; if not, what there is of the pass is dropped, and `grads` hold nothing of it.
 ///
@@ -308,13 +329,14 @@ impl Headed {
 /// # Panics
 /// As [`forward_backward`].
 pub fn guarded(
-    model: &CausalLm,
+    mut sink: impl GradientSink,
     (batch, trunk): (&MicroBatch, Trunk),
     goal: &Goal<'_>,
     dropout_seed: Option<u64>,
     (plan, guard): (&ActivationPlan, Option<Guard<'_>>),
     grads: &mut AdapterGrads,
 ) -> Result<Told, OutOfMemory> {
+    let model = sink.model();
     let Trunk {
         context,
         mut h,
@@ -334,28 +356,23 @@ pub fn guarded(
     let to_embedding = model.trains_embedding();
     assert_eq!(plan.num_layers(), adapted.len(), "layers of the plan");
     let mut segments = Vec::with_capacity(plan.segments.len());
-    let mut rest = adapted;
+    let mut below = depth;
     let mut lane = Lane::default();
     for segment in &plan.segments {
         if let Some(guard) = guard {
-            guard.check(adapted.len() - rest.len())?;
+            guard.check(below - depth)?;
         }
-        let (layers, others) = rest.split_at(segment.len());
-        rest = others;
+        let layers = below..below + segment.len();
+        below = layers.end;
         let saved;
         let input_grad = InputGrad::needed_if(to_embedding || !segments.is_empty());
+        let of = &model.layers[layers.clone()];
         // Behind the highest, the way back begins.
-        let next = rest.first().or(match segment {
-            Segment::Rerun(_) => layers.first(),
+        let next = model.layers.get(below).or(match segment {
+            Segment::Rerun(_) => of.first(),
             Segment::Stored(..) => None,
         });
-        (h, saved) = Saved::forward(
-            segment,
-            (layers, next),
-            (h, input_grad),
-            &context,
-            &mut lane,
-        );
+        (h, saved) = Saved::forward(segment, (of, next), (h, input_grad), &context, &mut lane);
         segments.push((layers, saved));
         lane.turn();
     }
@@ -368,35 +385,38 @@ pub fn guarded(
         hidden,
         normed,
         rstd,
-        ..
+        head,
     } = head;
+    // Where it is updated, what it was is let go.
+    drop(head);
     let d_normed = model.before_head_backward(grads, (&normed, d_normed), dropout_seed);
     drop(normed);
     model.norm().add_grad(grads, &d_normed, &hidden, &rstd);
     let d_rows = model.norm().backward(&d_normed, &hidden, &rstd);
     drop((d_normed, hidden));
+    sink.complete(grads, false);
     let mut dh = Some(embedding::spread(&d_rows, &batch.targets.rows, t));
     drop(d_rows);
 
-    let mut below = adapted.len();
     while let Some((layers, saved)) = segments.pop() {
         let Some(dy) = dh.take() else {
             unreachable!("a layer above gives its input's gradient")
         };
-        below -= layers.len();
         // The next pass begins with the first of all layers.
-        let mut then = model.layers.first();
+        let mut then = 0;
         if let Some((next, kept)) = segments.pop() {
-            then = kept.first_of(next);
+            then = kept.first_of(&next);
             // Its copies back run while this segment computes.
             segments.push((next, kept.prefetch()));
         }
-        let input_grad = InputGrad::needed_if(to_embedding || below > 0);
-        dh = saved.backward(dy, (layers, then), &context, grads, input_grad);
+        let input_grad = InputGrad::needed_if(to_embedding || layers.start > depth);
+        dh = saved.backward(dy, (&mut sink, layers, then), &context, grads, input_grad);
     }
     if let Some(dh) = dh {
+        let model = sink.model();
         model.add_embedding_grad(grads, (&batch.tokens.input_ids, &dh));
     }
+    sink.complete(grads, true);
     Ok(told)
 }
 
@@ -445,19 +465,19 @@ impl Saved {
         }
     }
 
-    /// The layer that its backward pass begins with.
-    fn first_of<'a>(&self, layers: &'a [DecoderLayer]) -> Option<&'a DecoderLayer> {
+    /// Of its layers the one that its backward pass begins with.
+    fn first_of(&self, layers: &Range<usize>) -> usize {
         match self {
-            Self::Input(..) => layers.first(),
-            Self::Layer(_) | Self::Offloaded(_) | Self::Prefetched(_) => layers.last(),
+            Self::Input(..) => layers.start,
+            Self::Layer(_) | Self::Offloaded(_) | Self::Prefetched(_) => layers.end - 1,
         }
     }
 
     /// The gradient of the segment's input, where it is needed. `then` is the layer that is computed afterwards.
     fn backward(
         self,
-        mut dy: Tensor<2>,
-        (layers, then): (&[DecoderLayer], Option<&DecoderLayer>),
+        dy: Tensor<2>,
+        (sink, layers, then): (&mut impl GradientSink, Range<usize>, usize),
         context: &Context,
         grads: &mut AdapterGrads,
         input_grad: InputGrad,
@@ -469,9 +489,10 @@ impl Saved {
             Self::Input(input, keep) => {
                 let mut h = *input;
                 let mut again = Vec::with_capacity(layers.len());
-                for (i, (layer, keep)) in layers.iter().zip(keep).enumerate() {
+                let of = &sink.model().layers[layers.clone()];
+                for (i, (layer, keep)) in of.iter().zip(keep).enumerate() {
                     let keep = keep.intersection(layer.uses(above(input_grad, i)));
-                    layer.enter(layers.get(i + 1));
+                    layer.enter(of.get(i + 1));
                     let saved;
                     (h, saved) = layer.forward_saving(h, context, keep);
                     again.push(saved);
@@ -479,14 +500,20 @@ impl Saved {
                 again
             }
         };
-        for (i, layer) in layers.iter().enumerate().rev() {
-            let Some(saved) = saved.pop() else {
-                unreachable!("every layer has saved something")
+        let mut dy = Some(dy);
+        for (i, layer) in layers.enumerate().rev() {
+            let (Some(saved), Some(of_result)) = (saved.pop(), dy.take()) else {
+                unreachable!(
+                    "every layer has saved something, and the one above gives its input's gradient"
+                )
             };
-            layer.enter(i.checked_sub(1).map_or(then, |below| layers.get(below)));
-            dy = layer.backward(dy, saved, context, grads, above(input_grad, i))?;
+            let below = if i > 0 { layer - 1 } else { then };
+            let all = &sink.model().layers;
+            all[layer].enter(all.get(below));
+            dy = all[layer].backward(of_result, saved, context, grads, above(input_grad, i));
+            sink.complete(grads, false);
         }
-        Some(dy)
+        dy
     }
 }
 

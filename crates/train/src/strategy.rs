@@ -25,12 +25,13 @@ use backdraft_kernels::device;
 use backdraft_lora::{AdapterWeights, MergeError};
 use backdraft_plan::StepFailure;
 use backdraft_plan::memory::{self, OutOfMemory};
-use backdraft_recipe::Recipe;
+use backdraft_recipe::{KeptGradients, Recipe};
 use burn::data::dataloader::Progress;
-use burn::optim::{GradientsParams, SgdConfig};
+use burn::optim::GradientsParams;
 use burn::train::{
     EventProcessorTraining, Interrupter, Learner, LearnerEvent, SupervisedLearningStrategy,
-    SupervisedTrainingEventProcessor, TrainLoader, TrainingComponents, TrainingItem, ValidLoader,
+    SupervisedTrainingEventProcessor, TrainLoader, TrainOutput, TrainStep, TrainingComponents,
+    TrainingItem, ValidLoader,
 };
 
 use crate::adapt::Adaptation;
@@ -149,6 +150,9 @@ impl SupervisedLearningStrategy<Trainee> for StepStrategy {
     ) -> (Trainee, SupervisedTrainingEventProcessor<Trainee>) {
         let mut outcome = self.outcome.lock().unwrap_or_else(PoisonError::into_inner);
         let shown = outcome.shown();
+        // A step may change the model in place, which nobody else holds then.
+        let trainee = learner.model();
+        drop(learner);
         let mut run = Loop {
             plan: &self.plan,
             saved: outcome.last_checkpoint.is_some().then_some(outcome.steps),
@@ -158,7 +162,7 @@ impl SupervisedLearningStrategy<Trainee> for StepStrategy {
             records_fail: false,
             outcome: &mut outcome,
             events: components.event_processor,
-            learner,
+            trainee,
             valid,
             began: Instant::now(),
         };
@@ -200,7 +204,7 @@ impl SupervisedLearningStrategy<Trainee> for StepStrategy {
         if let Err(error) = run.finish() {
             run.outcome.error.get_or_insert(error);
         }
-        (run.learner.model(), run.events)
+        (run.trainee, run.events)
     }
 }
 
@@ -246,7 +250,7 @@ struct Loop<'a> {
     records_fail: bool,
     outcome: &'a mut Outcome,
     events: SupervisedTrainingEventProcessor<Trainee>,
-    learner: Learner<Trainee>,
+    trainee: Trainee,
     valid: ValidLoader<Trainee>,
     began: Instant,
 }
@@ -269,10 +273,15 @@ impl Loop<'_> {
         let (number, tokens) = (step.number + 1, step.tokens);
         let supervised_tokens = step.supervised_tokens();
         let began = Instant::now();
-        let lr = self.learner.model().learning_rate(step.number as u64);
-        let (grads, item, metrics) = self.compute(step)?;
+        let lr = self.trainee.learning_rate(step.number as u64);
+        let (grads, item, metrics) = self.compute(&step)?;
         self.check_finite(number, &rows, &metrics)?;
-        self.learner.optimizer_step(grads);
+        match self.trainee.gradients() {
+            KeptGradients::Whole => self.trainee.update(grads),
+            // It was made layer by layer.
+            KeptGradients::Released => {}
+            KeptGradients::TwoPasses => self.release(&step)?,
+        }
         let seconds = began.elapsed().as_secs_f64();
 
         let reporting = Instant::now();
@@ -349,18 +358,15 @@ impl Loop<'_> {
             }
         };
         self.tell(|reporter| reporter.adapting(&format!("step {step}: measuring precision anew")));
-        let mut trainee = self.learner.model();
         let plan = adaptation.plan().clone();
-        let found = adaptation.later(&mut trainee.model, step);
+        let found = adaptation.later(&mut self.trainee.model, step);
         let failed = found.as_ref().err().map(|error| with_causes(error));
         if let Some(message) = failed {
             self.tell(|reporter| {
                 reporter.warn(&format!("step {step}: precision stays as it is: {message}"));
             });
-            adaptation.restore(&mut trainee.model, &plan)?;
+            adaptation.restore(&mut self.trainee.model, &plan)?;
         }
-        // The optimiser travels with the trainee; the learner's own is never used.
-        self.learner = Learner::new(trainee, SgdConfig::new().init(), 1.0);
         self.outcome.adaptation = Some(adaptation);
         if let Ok(Some(report)) = found {
             self.outcome.note_adaptation(&report);
@@ -369,19 +375,19 @@ impl Loop<'_> {
         Ok(())
     }
 
-    /// Gradients and numbers of a step. Where memory runs out, the step is repeated from its start under a
-    /// smaller budget, where scaled gradients overflow, under a smaller scale; nothing of the attempt has reached
-    /// the weights.
+    /// Gradients and numbers of a step; of one whose gradients are released, its numbers, after the update. Where memory runs out,
+    /// the step is repeated from its start under a smaller budget, where scaled gradients overflow, under a smaller scale; nothing
+    /// of the attempt has reached the weights.
     fn compute(
         &mut self,
-        step: Step,
+        step: &Step,
     ) -> Result<(GradientsParams, StepOutput, StepMetrics), TrainError> {
         let number = step.number + 1;
         if let Some(ranks) = &self.plan.ranks {
             ranks.at_step(number)?;
         }
         loop {
-            let output = self.learner.train_step(step.clone());
+            let output = self.attempt(step);
             let apart = self.plan.ranks.as_ref().and_then(Ranks::take_failure);
             if let Some(error) = apart {
                 return Err(error.into());
@@ -392,7 +398,10 @@ impl Loop<'_> {
                 (None, Ok(metrics)) => return Ok((output.grads, output.item, metrics)),
                 (None, Err(error)) => {
                     let message = error.to_string();
-                    let Some(reason) = memory::says_out_of_memory(&message) else {
+                    let reason = memory::says_out_of_memory(&message);
+                    // Of a released step layers may have been updated.
+                    let released = self.trainee.gradients() == KeptGradients::Released;
+                    let Some(reason) = reason.filter(|_| !released) else {
                         return Err(TrainError::Device {
                             step: number,
                             message,
@@ -406,30 +415,66 @@ impl Loop<'_> {
                 }
             };
             drop(output);
-            let trainee = self.learner.model();
-            // The smaller plan's tensors may not fit into the pages of the larger one.
-            device::recover(&trainee.model.device());
-            let lowered = trainee.activations().lower(failure);
-            let budget = self.plan.recipe.memory_budget;
-            let lowered = lowered.map_err(|exhausted| TrainError::OutOfMemory {
-                step: number,
-                exhausted: exhausted.under(budget.map(|bytes| bytes.0)),
-            })?;
-            let report = ReplanReport {
-                step: number,
-                budget_before: lowered.from,
-                budget: lowered.to,
-                reason,
-            };
-            self.record("replanned", &report);
-            self.tell(|reporter| reporter.replanned(&report));
+            self.replan(number, failure, reason)?;
         }
+    }
+
+    /// A step as far as nothing has to be known of its numbers: its gradients, or the norm of them, or the whole of it.
+    fn attempt(&mut self, step: &Step) -> TrainOutput<StepOutput> {
+        let item = match self.trainee.gradients() {
+            KeptGradients::Whole => return TrainStep::step(&self.trainee, step.clone()),
+            KeptGradients::Released => self.trainee.release(step),
+            KeptGradients::TwoPasses => self.trainee.look_ahead(step),
+        };
+        TrainOutput {
+            grads: GradientsParams::new(),
+            item,
+        }
+    }
+
+    /// The second pass of a step of two.
+    ///
+    /// # Errors
+    /// No plan fits into the memory that there is by now.
+    fn release(&mut self, step: &Step) -> Result<(), TrainError> {
+        while let Some(failure) = self.trainee.release(step).failure() {
+            self.replan(step.number + 1, failure, failure.to_string())?;
+        }
+        Ok(())
+    }
+
+    /// Plans passes for less memory.
+    ///
+    /// # Errors
+    /// No plan fits.
+    fn replan(
+        &mut self,
+        step: usize,
+        failure: StepFailure,
+        reason: String,
+    ) -> Result<(), TrainError> {
+        // The smaller plan's tensors may not fit into the pages of the larger one.
+        device::recover(&self.trainee.model.device());
+        let lowered = self.trainee.activations().lower(failure);
+        let budget = self.plan.recipe.memory_budget;
+        let lowered = lowered.map_err(|exhausted| TrainError::OutOfMemory {
+            step,
+            exhausted: exhausted.under(budget.map(|bytes| bytes.0)),
+        })?;
+        let report = ReplanReport {
+            step,
+            budget_before: lowered.from,
+            budget: lowered.to,
+            reason,
+        };
+        self.record("replanned", &report);
+        self.tell(|reporter| reporter.replanned(&report));
+        Ok(())
     }
 
     /// Halves the loss scale; `false` where there is none, or none above 1.
     fn rescale(&mut self, step: usize) -> bool {
-        let trainee = self.learner.model();
-        let mut optimizer = trainee.optimizer();
+        let mut optimizer = self.trainee.optimizer();
         let scale = optimizer.loss_scale();
         let Some((scale, next)) = scale.and_then(|scale| Some((scale, scale.after_overflow()?)))
         else {
@@ -621,7 +666,7 @@ impl Loop<'_> {
             Some(records) => records.sync()?,
             None => RecordsState::default(),
         };
-        let trainee = self.learner.model();
+        let trainee = &self.trainee;
         let averaged = trainee.optimizer().averaged(&trainee.model);
         let Some(adapter) = averaged.or_else(|| trainee.model.adapter()) else {
             unreachable!("a trained model has an adapter");

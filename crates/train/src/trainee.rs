@@ -6,6 +6,7 @@ use backdraft_kernels::cross_entropy::Penalty;
 use backdraft_lora::AdapterGrads;
 use backdraft_model::CausalLm;
 use backdraft_plan::{Activations, StepFailure};
+use backdraft_recipe::KeptGradients;
 use backdraft_recipe::schedule::LrSchedule;
 use burn::module::Module;
 use burn::optim::lr_scheduler::module_lr_scheduler::ModuleLearningRate;
@@ -21,7 +22,8 @@ use crate::neftune::Neftune;
 use crate::objective::{Goal, Objective, Others};
 use crate::optimizer::Optimizer;
 use crate::ranks::{AnswerNumbers, Beside, Blocks, Sum};
-use crate::step::{MicroBatch, Told, Trunk, guarded, nll, nll_and_entropy, scores};
+use crate::release::{Norm, Update};
+use crate::step::{GradientSink, MicroBatch, Told, Trunk, guarded, nll, nll_and_entropy, scores};
 
 /// A model with adapters, its optimiser and its schedule.
 ///
@@ -58,6 +60,8 @@ pub struct Settings {
     pub activations: Activations,
     /// The blocks that a step is summed in, where there are several.
     pub blocks: Option<Blocks>,
+    /// How long gradients are kept.
+    pub gradients: KeptGradients,
 }
 
 #[derive(Clone, Debug)]
@@ -66,7 +70,10 @@ struct SharedOptimizer(Arc<Mutex<Optimizer>>);
 impl Trainee {
     /// A model at the beginning of its training.
     pub fn new(mut model: CausalLm, mut optimizer: Optimizer, mut settings: Settings) -> Self {
-        optimizer.adopt(&mut model);
+        // Buffers would hold all gradients.
+        if settings.gradients == KeptGradients::Whole {
+            optimizer.adopt(&mut model);
+        }
         let device = model.device().inner();
         settings.blocks = settings.blocks.map(|blocks| blocks.of(&optimizer, &device));
         let optimizer = SharedOptimizer(Arc::new(Mutex::new(optimizer)));
@@ -163,28 +170,149 @@ impl Trainee {
         })))
     }
 
+    /// Updates the model by the gradients of a step, clipped already.
+    pub fn update(&mut self, mut grads: GradientsParams) {
+        let params = self.model.trained_params().map(|(_, param)| param);
+        let grads = AdapterGrads::from_params(&mut grads, params);
+        let optimizer = self.optimizer.clone();
+        let mut optimizer = optimizer.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let lr = self.learning_rate(optimizer.steps());
+        optimizer.step(&mut self.model, &grads, lr);
+    }
+
+    /// How long a step keeps gradients.
+    pub fn gradients(&self) -> KeptGradients {
+        self.settings.gradients
+    }
+
+    /// A step of one micro-batch without an update: its numbers, and the norm by which [`release`](Self::release) will clip.
+    ///
+    /// # Panics
+    /// As [`release`](Self::release).
+    pub fn look_ahead(&self, step: &Step) -> StepOutput {
+        let mut optimizer = self.optimizer();
+        let mut sink = Norm::new(&self.model);
+        let told = self.settings.alone(&mut sink, step, optimizer.loss_scale());
+        let norm = told.is_ok().then(|| sink.norm());
+        let max_norm = self.settings.max_grad_norm;
+        let norm = norm.map(|norm| optimizer.clip_later(norm, max_norm));
+        drop(optimizer);
+        self.told(step, told, norm)
+    }
+
+    /// A step of one micro-batch that updates the model during its backward pass. Its numbers are known after that only. Nothing has
+    /// changed where there was no memory for it.
+    ///
+    /// # Panics
+    /// If the step has several micro-batches.
+    pub fn release(&mut self, step: &Step) -> StepOutput {
+        let optimizer = self.optimizer.clone();
+        let mut optimizer = optimizer.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (lr, loss_scale) = (
+            self.learning_rate(optimizer.steps()),
+            optimizer.loss_scale(),
+        );
+        let mut sink = Update::new(&mut self.model, &mut optimizer, lr);
+        let told = self.settings.alone(&mut sink, step, loss_scale);
+        let norm = told.is_ok().then(|| sink.norm());
+        self.told(step, told, norm)
+    }
+
+    /// What a step whose gradients are not kept leaves behind.
+    fn told(
+        &self,
+        step: &Step,
+        told: Result<Told, StepFailure>,
+        norm: Option<Tensor<1>>,
+    ) -> StepOutput {
+        let device = self.model.device().inner();
+        let (told, norm) = match (told, norm) {
+            (Ok(told), Some(norm)) => (told, norm),
+            (Err(failure), _) => return StepOutput::failed(step, failure, &device),
+            (Ok(_), None) => return StepOutput::unknown(step, &device),
+        };
+        let answers = told.answers.into_iter().collect();
+        StepOutput::new(step, told.nll, norm)
+            .penalized(told.penalized)
+            .comparing(step, (self.settings.objective, answers, None))
+    }
+}
+
+impl Settings {
+    /// What a step's micro-batch `i` is for; the loss is multiplied by `loss_scale`.
+    fn goal<'a>(
+        &self,
+        step: &'a Step,
+        (i, loss_scale): (usize, f32),
+        others: impl FnOnce(&Compared) -> Others,
+    ) -> Goal<'a> {
+        let objective = self.objective;
+        let losses = match objective.compares() {
+            false => step.supervised_tokens(),
+            true => objective.losses(step.num_answers()),
+        };
+        let nll_weight = loss_scale * objective.nll_weight() as f32;
+        let answers = step.answers.get(i);
+        Goal {
+            objective,
+            scale: loss_scale / losses as f32,
+            nll_scale: nll_weight / step.good_targets().max(1) as f32,
+            penalty: self.penalty,
+            answers: answers.map(|compared| (compared, others(compared))),
+        }
+    }
+
+    /// The noise on a step's embeddings, where there is any.
+    fn noise(&self, step: &Step) -> Option<Neftune> {
+        let noise = self.neftune;
+        noise.map(|(alpha, seed)| Neftune::of_step(alpha, seed, step.number))
+    }
+
+    /// The seed of the masks of a step's micro-batch, where anything is dropped.
+    fn masks(&self, step: &Step, i: usize) -> Option<u64> {
+        self.dropout_seed
+            .map(|seed| mask_seed(seed, step.number, i))
+    }
+
     /// One micro-batch under its plan.
     fn pass(
         &self,
+        sink: impl GradientSink,
         (batch, trunk): (&MicroBatch, Trunk),
         goal: &Goal<'_>,
         seed: Option<u64>,
         grads: &mut AdapterGrads,
     ) -> Result<Told, StepFailure> {
-        let activations = &self.settings.activations;
-        let planned = activations
+        let planned = self
+            .activations
             .plan(batch.shape())
             .map_err(StepFailure::Shortage)?;
-        let guard = Some(activations.guard(&planned));
-        guarded(
-            &self.model,
-            (batch, trunk),
-            goal,
-            seed,
-            (&planned.plan, guard),
-            grads,
-        )
-        .map_err(StepFailure::OutOfMemory)
+        let guard = Some(self.activations.guard(&planned));
+        let plan = (&planned.plan, guard);
+        guarded(sink, (batch, trunk), goal, seed, plan, grads).map_err(StepFailure::OutOfMemory)
+    }
+
+    /// The one micro-batch of a step whose gradients go to `sink`.
+    ///
+    /// # Panics
+    /// If it has several micro-batches.
+    fn alone(
+        &self,
+        sink: impl GradientSink,
+        step: &Step,
+        loss_scale: Option<LossScale>,
+    ) -> Result<Told, StepFailure> {
+        let [batch] = &step.micro_batches[..] else {
+            panic!(
+                "one micro-batch of a step whose gradients are not kept, found {}",
+                step.micro_batches.len()
+            );
+        };
+        let loss_scale = loss_scale.map_or(1.0, LossScale::factor);
+        let goal = self.goal(step, (0, loss_scale), |_| Others::default());
+        let trunk = Trunk::noisy(sink.model(), batch, self.noise(step));
+        let seed = self.masks(step, 0);
+        self.pass(sink, (batch, trunk), &goal, seed, &mut AdapterGrads::new())
     }
 }
 
@@ -199,17 +327,9 @@ impl TrainStep for Trainee {
         drop(optimizer);
         let objective = self.settings.objective;
         let loss_scale = loss_scale.map_or(1.0, LossScale::factor);
-        let losses = match objective.compares() {
-            false => step.supervised_tokens(),
-            true => objective.losses(step.num_answers()),
-        };
-        let scale = loss_scale / losses as f32;
-        let nll_weight = loss_scale * objective.nll_weight() as f32;
-        let nll_scale = nll_weight / step.good_targets().max(1) as f32;
         let known = step.answers.iter().all(|one| one.reference.is_some());
         let base = self.reference().filter(|_| !known);
-        let noise = self.settings.neftune;
-        let noise = noise.map(|(alpha, seed)| Neftune::of_step(alpha, seed, step.number));
+        let noise = self.settings.noise(&step);
         let device = self.model.device().inner();
         let nothing = |item| TrainOutput {
             grads: AdapterGrads::new().into_params(),
@@ -224,24 +344,14 @@ impl TrainStep for Trainee {
         let pass = |i: usize, grads: &mut AdapterGrads| {
             let batch = &step.micro_batches[i];
             let trunk = Trunk::noisy(&self.model, batch, noise);
-            let goal = Goal {
-                objective,
-                scale,
-                nll_scale,
-                penalty: self.settings.penalty,
-                answers: step.answers.get(i).map(|compared| {
-                    let others = Others {
-                        reference: reference(base.as_ref(), (batch, compared), &trunk),
-                        divergence: divergence.clone(),
-                    };
-                    (compared, others)
-                }),
+            let others = |compared: &Compared| Others {
+                reference: reference(base.as_ref(), (batch, compared), &trunk),
+                divergence: divergence.clone(),
             };
-            let seed = self
-                .settings
-                .dropout_seed
-                .map(|seed| mask_seed(seed, step.number, i));
-            self.pass((batch, trunk), &goal, seed, grads)
+            let settings = &self.settings;
+            let goal = settings.goal(&step, (i, loss_scale), others);
+            let seed = settings.masks(&step, i);
+            settings.pass(&self.model, (batch, trunk), &goal, seed, grads)
         };
         let passes = |micro_batches: &[usize], mut grads: AdapterGrads| {
             let (mut nll, mut penalized, mut answers) = (None, None, Vec::new());
@@ -306,14 +416,9 @@ impl TrainStep for Trainee {
         mut self,
         _: &mut ModuleOptimizer,
         _: ModuleLearningRate,
-        mut grads: GradientsParams,
+        grads: GradientsParams,
     ) -> Self {
-        let params = self.model.trained_params().map(|(_, param)| param);
-        let grads = AdapterGrads::from_params(&mut grads, params);
-        let optimizer = self.optimizer.clone();
-        let mut optimizer = optimizer.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let lr = self.learning_rate(optimizer.steps());
-        optimizer.step(&mut self.model, &grads, lr);
+        self.update(grads);
         self
     }
 }

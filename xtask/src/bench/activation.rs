@@ -292,6 +292,7 @@ impl Bench {
             max_seq_length: tokens,
             texts_per_row: 1,
             grad_accumulation_steps: 1,
+            releases: false,
             host: if args.no_offload { 0 } else { facts.host },
             home: args.base_home,
         };

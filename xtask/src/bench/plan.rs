@@ -36,6 +36,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
                 max_seq_length: tokens,
                 texts_per_row: 1,
                 grad_accumulation_steps: 1,
+                releases: false,
                 host: 64 << 30,
                 home: BaseHome::Device,
             };

@@ -117,6 +117,7 @@ fn model(args: &InspectArgs, context: Context) -> Result<Shown, CliError> {
         max_seq_length: args.max_seq_length as usize,
         texts_per_row: 1,
         grad_accumulation_steps: 1,
+        releases: false,
         host: 0,
         home: BaseHome::Device,
     };

@@ -570,6 +570,7 @@ mod tests {
             max_seq_length: 2048,
             texts_per_row: 1,
             grad_accumulation_steps: 1,
+            releases: false,
             host,
             home,
         };

@@ -7,8 +7,9 @@ use backdraft_arch::full::trainable_in_full;
 use backdraft_arch::spec::{EMBEDDING, FINAL_NORM, HEAD, SCORE};
 use backdraft_arch::whole::trainable;
 use backdraft_lora::{AdapterParam, AdapterWeights, LoraConfig, TrainedTensor};
-use backdraft_quant::Frozen;
-use burn::tensor::DType;
+use backdraft_quant::{Frozen, Weight};
+use burn::module::ParamId;
+use burn::tensor::{DType, Tensor};
 
 use super::{BaseTensor, CausalLm};
 use crate::error::LoadError;
@@ -27,7 +28,7 @@ pub struct WholePlace<'a> {
 }
 
 /// Whether a tensor is a bias.
-pub(super) fn is_bias(name: &str) -> bool {
+fn is_bias(name: &str) -> bool {
     name.ends_with(".bias")
 }
 
@@ -142,6 +143,27 @@ impl CausalLm {
         }
     }
 
+    /// Replaces the values of those tensors that `wanted` names, of all that are trained whole, by what `update` makes of them.
+    pub fn update_whole(
+        &mut self,
+        wanted: impl Fn(ParamId) -> bool,
+        mut update: impl FnMut(AdapterParam) -> Tensor<1>,
+    ) {
+        self.visit_whole_mut(|name, adapted, place| {
+            if let Some(tensor) = place.as_mut().filter(|tensor| wanted(tensor.id())) {
+                tensor.update((is_bias(name), adapted), &mut update);
+            }
+        });
+    }
+
+    /// The table that is trained whole and both read by the embedding and by the head: its gradient is complete last.
+    pub fn tied_table(&self) -> Option<ParamId> {
+        let table = self.whole_embedding.as_ref();
+        table
+            .filter(|_| self.lm_head.is_none())
+            .map(TrainedTensor::id)
+    }
+
     /// Puts tensors whole in place of the base's, and the base's back in place of all others.
     pub(super) fn set_whole(&mut self, mut whole: BTreeMap<String, TrainedTensor>) {
         self.visit_whole_mut(|name, _, place| *place = whole.remove(name));
@@ -241,6 +263,23 @@ impl CausalLm {
             }),
             None => Ok(fitting),
         }
+    }
+
+    /// The same model without its values, which it lets go: its shape, type and device are there.
+    #[must_use]
+    pub fn emptied(mut self) -> Self {
+        self.visit_whole_mut(|_, _, place| *place = None);
+        self.visit_base_mut(|_, tensor| match tensor {
+            BaseTensor::Matrix(matrix) => {
+                if let Weight::Dense(values) = matrix {
+                    *values = Tensor::empty([0, 0], (&values.device(), values.dtype()));
+                }
+            }
+            BaseTensor::Vector(vector) => {
+                *vector = Tensor::empty([0], (&vector.device(), vector.dtype()));
+            }
+        });
+        self
     }
 
     /// Whether every tensor that is trained whole is as the base has it. Reads them from the device.

@@ -40,7 +40,7 @@ impl Loop<'_> {
             epoch_number: 1,
             total_items,
         });
-        let model = self.learner.model().averaged();
+        let model = self.trainee.clone().averaged();
         let valid = self.valid.clone();
         let told = |run: &mut Self, output, progress| {
             let item = TrainingItem::new(output, progress, Some(step), None);
@@ -180,7 +180,7 @@ impl Loop<'_> {
         if self.outcome.steps > 0 || self.saved.is_some() {
             return Ok(());
         }
-        let model = self.learner.model();
+        let model = self.trainee.clone();
         for set in self.measure_sets(&model, 0)? {
             self.plot(0, &set.scalars());
             self.outcome.set_starts.push(SetStart {

@@ -1,0 +1,132 @@
+//! Full fine-tuning with gradients that are used layer by layer: runs have the bits of those that keep all gradients, stopped and
+//! resumed or not.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::path::Path;
+
+use backdraft_formats::ModelSource;
+use backdraft_journal::report::Reporter;
+use backdraft_recipe::Recipe;
+use backdraft_testkit::tiny;
+use backdraft_train::TrainError;
+use backdraft_train::checkpoint;
+use backdraft_train::control::Control;
+use backdraft_train::data;
+use backdraft_train::resume::Resume;
+use backdraft_train::run::{Start, Watch, prepare};
+use burn::tensor::Device;
+use burn::train::Interrupter;
+use burn::train::renderer::CliMetricsRenderer;
+use serde_json::Value;
+
+const MORE: &str = "max_steps = 4\nsave_steps = 2\nsave_total_limit = 9\neval_steps = 2\nwarmup_steps = 1\n\
+                    grad_accumulation_steps = 1\nmicro_batch_size = 4\n";
+
+struct Silent;
+
+impl Reporter for Silent {}
+
+fn train(recipe: Recipe, start: Start) -> Result<(), TrainError> {
+    let source = ModelSource::open(&recipe.model).unwrap();
+    let data = data::read(&recipe, &source, &mut |_| ()).unwrap();
+    let run = prepare(recipe, source, data, &Device::flex()).unwrap();
+    let watch = Watch {
+        reporter: Box::new(Silent),
+        renderer: Box::new(CliMetricsRenderer::new()),
+        interrupter: Interrupter::default(),
+        control: Control::default(),
+        start,
+        memory: None,
+    };
+    run.train(watch).map(drop)
+}
+
+/// A recipe that trains `what` of the tiny model, whose head is its embedding where it is `tied`.
+fn recipe(directory: &Path, (what, tied): (&str, bool), more: &str) -> Recipe {
+    let path = tiny::project(directory, "");
+    let text = fs::read_to_string(&path).unwrap();
+    let (before, rest) = text.split_once("[lora]\n").unwrap();
+    let (_, data) = rest.split_once("[data]\n").unwrap();
+    let (data, _) = data.split_once("[train]\n").unwrap();
+    let text = format!("{before}trainable = {what}\n[data]\n{data}[train]\n{MORE}{more}");
+    fs::write(&path, text).unwrap();
+    if tied {
+        let config = directory.join("model/config.json");
+        let text = fs::read_to_string(&config).unwrap();
+        let mut json: Value = serde_json::from_str(&text).unwrap();
+        json["tie_word_embeddings"] = true.into();
+        fs::write(&config, json.to_string()).unwrap();
+    }
+    Recipe::load(&path, &[]).unwrap()
+}
+
+/// Weights and what the optimiser keeps, after a step.
+fn state(directory: &Path, step: usize) -> [Vec<u8>; 2] {
+    let path = checkpoint::path(&directory.join("out"), step);
+    let files = ["model/model.safetensors", "optimizer.safetensors"];
+    files.map(|file| fs::read(path.join(file)).unwrap())
+}
+
+/// The lines of steps and evaluations, without what the clock says.
+fn lines(directory: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(directory.join("out/metrics.jsonl")).unwrap();
+    let lines = text.lines().map(|line| {
+        let mut line: Value = serde_json::from_str(line).unwrap();
+        for key in ["seconds", "elapsed"] {
+            line.as_object_mut().unwrap().remove(key);
+        }
+        line
+    });
+    let told = |line: &Value| line["event"] == "step" || line["event"] == "eval";
+    lines.filter(told).collect()
+}
+
+/// A run of four steps, and the same from its second step on.
+fn run_and_resume(directory: &Path, what: (&str, bool), more: &str) -> ([Vec<u8>; 2], Vec<Value>) {
+    train(recipe(directory, what, more), Start::New { force: false }).unwrap();
+    let (uninterrupted, told) = (state(directory, 4), lines(directory));
+    let at = checkpoint::path(&directory.join("out"), 2);
+    let resume = Resume::find(&at, &[]).unwrap();
+    let recipe = resume.recipe(None, &[]).unwrap();
+    train(recipe, Start::Resume(Box::new(resume))).unwrap();
+    assert!(state(directory, 4) == uninterrupted, "{more}");
+    assert_eq!(lines(directory), told, "{more}");
+    (uninterrupted, told)
+}
+
+#[test]
+fn released_gradients_give_the_bits_of_whole_ones() {
+    let root = tempfile::tempdir().unwrap();
+    let kinds = [
+        (("\"all\"", false), ""),
+        (("\"all\"", true), ""),
+        (("[\"layers.1\", \"embed_tokens\"]", true), ""),
+        (("[\"down_proj\"]", false), ""),
+        (("\"all\"", true), "optimizer = \"adamw_8bit\"\n"),
+        (("\"all\"", false), "optimizer = \"adafactor\"\n"),
+        (
+            ("\"all\"", false),
+            "optimizer = \"lion\"\nema_decay = 0.5\n",
+        ),
+        (
+            ("\"all\"", true),
+            "layer_lr_decay = 0.5\nlabel_smoothing_factor = 0.1\nneftune_noise_alpha = 5\n",
+        ),
+    ];
+    for (i, (what, more)) in kinds.into_iter().enumerate() {
+        for (clip, kept) in [(0.0, "released"), (0.05, "two-passes")] {
+            let named = |name: &str| root.path().join(format!("{i}-{kept}-{name}"));
+            let of = |gradients: &str| {
+                let more = format!("{more}max_grad_norm = {clip}\ngradients = \"{gradients}\"\n");
+                run_and_resume(&named(gradients), what, &more)
+            };
+            let (whole, told) = of("whole");
+            let (released, told_too) = of(kept);
+            assert!(whole == released, "{what:?} {more} {kept}");
+            assert_eq!(told, told_too, "{what:?} {more} {kept}");
+            let norm = told[0]["grad_norm"].as_f64().unwrap();
+            assert!(norm > 0.05, "{norm}: nothing would be clipped");
+        }
+    }
+}
