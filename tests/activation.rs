@@ -138,6 +138,7 @@ fn setup(model: &CausalLm, lora: &LoraConfig, nf4: bool, lengths: &[usize]) -> S
         texts_per_row: 1,
         grad_accumulation_steps: 1,
         releases: false,
+        masters: true,
         host: 0,
         home: BaseHome::Device,
     }

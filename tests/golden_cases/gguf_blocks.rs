@@ -247,6 +247,7 @@ fn setup(model: &CausalLm, plan: &QuantizationPlan) -> backdraft::plan::Setup {
         texts_per_row: 1,
         grad_accumulation_steps: 1,
         releases: false,
+        masters: true,
         host: 0,
         home: BaseHome::Device,
     }

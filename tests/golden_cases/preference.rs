@@ -312,6 +312,7 @@ impl Case {
             texts_per_row: 2,
             grad_accumulation_steps: 1,
             releases: false,
+            masters: true,
             host: 0,
             home: backdraft::arch::BaseHome::Device,
         };

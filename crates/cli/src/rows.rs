@@ -156,6 +156,19 @@ impl Rows {
         }))
     }
 
+    /// The further sets that a recipe holds out, by name.
+    pub(crate) fn sets(recipe: &Recipe, output: Output) -> Result<Vec<(String, Self)>, CliError> {
+        let sets = session::find_data(&recipe.data, output)?.eval_sets;
+        let rows = |sources| Self {
+            recipe: recipe.clone(),
+            sources,
+            format_of_run: None,
+        };
+        Ok((sets.into_iter())
+            .map(|(name, sources)| (name, rows(sources)))
+            .collect())
+    }
+
     /// Where the rows come from, as the options of one source after the other.
     pub(crate) fn sources(&self) -> Vec<backdraft_data::Source> {
         data::plain(&self.sources)

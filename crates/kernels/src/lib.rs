@@ -33,6 +33,7 @@
 //! | [`exchange`] | sums over processes, in a fixed order; checksums | – |
 //! | [`flat`] | norm and AdamW of many matrices in one buffer | – |
 //! | [`optimizers`] | Lion, SGD, Adafactor, Muon and schedule-free AdamW, of many matrices at once | – |
+//! | [`stochastic_round`] | f32 to values of bf16, up or down by chance | – |
 //! | [`offload`] | copies to the host's memory and back, beside the computation | – |
 //! | [`frozen_matrix`] | x·Wᵀ and dy·W of a weight, however it is stored | – |
 //! | [`quantize`] | values on the host into codes of 3 to 8 bits | – |
@@ -100,6 +101,7 @@ pub mod paged_attention;
 pub mod quantize;
 pub mod rms_norm;
 pub mod rope;
+pub mod stochastic_round;
 pub mod swiglu;
 pub mod uniform;
 

@@ -34,7 +34,9 @@ impl LoraAdapter {
         }
         let Factors { a, b, scaling, .. } = self.plain_factors(dtype, None);
         let columns = a.clone().select(1, index(ids, &a.device()));
-        gemm((Op::T, &columns), (Op::T, &b), scaling, Some(rows))
+        // As rows along r: a product of few such rows gives each the same bits whatever stands beside it, as a decoder's must.
+        let read = columns.transpose();
+        gemm((Op::N, &read), (Op::T, &b), scaling, Some(rows))
     }
 
     /// Adds the gradients of an embedding's factors, `dh` being that of what it gave, which was multiplied by `multiplier`.

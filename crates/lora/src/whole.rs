@@ -14,7 +14,7 @@ use crate::param::{AdapterParam, Stored};
 /// made, the weight of a projection. Beside adapters, what the base has stays beside it, for who asks for the base alone.
 #[derive(Module, Debug)]
 pub struct TrainedTensor {
-    /// Row by row, f32.
+    /// Row by row: f32, or the dtype of activations where there is no more.
     values: Param<Tensor<1>>,
     /// The same in the dtype of activations, rounded once an update.
     now: Frozen<Tensor<1>>,
@@ -52,10 +52,23 @@ impl TrainedTensor {
         &self.dims
     }
 
+    /// The same without more digits than bf16 has, to which its values are rounded here and by every update: there is no
+    /// copy in f32 beside that in the dtype of activations. Values that are bf16's already stay as they are.
+    #[must_use]
+    pub fn without_master(self) -> Self {
+        let dtype = self.now.dtype();
+        let values = self.values().cast(DType::BF16).cast(dtype);
+        Self {
+            now: Frozen(values.clone()),
+            values: self.values.map(|_| values),
+            dims: self.dims,
+        }
+    }
+
     /// The values, without autodiff.
     ///
     /// # Shapes
-    /// `[product of dims]`, f32.
+    /// `[product of dims]`, f32, or the dtype of activations [`without_master`](Self::without_master).
     pub fn values(&self) -> Tensor<1> {
         self.values.val().inner()
     }
@@ -146,7 +159,8 @@ impl TrainedTensor {
         update: impl FnOnce(AdapterParam) -> Tensor<1>,
     ) {
         let param = self.param(is_bias, adapted);
-        self.values = self.values.clone().map(|_| update(param));
+        let dtype = self.values.val().dtype();
+        self.values = self.values.clone().map(|_| update(param).cast(dtype));
         self.now = Frozen(rounded(&self.values(), self.now.dtype()));
     }
 

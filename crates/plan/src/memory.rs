@@ -30,7 +30,11 @@ impl Memory {
     pub const fn of(prediction: &Prediction, trained: usize) -> Self {
         let peak = &prediction.peak;
         let (base, optimizer) = (peak.base as usize, peak.optimizer as usize);
-        let adapters = 4 * trained + prediction.gradients as usize;
+        let factors = match peak.adapters as usize {
+            less if less < 4 * trained => less,
+            _ => 4 * trained,
+        };
+        let adapters = factors + prediction.gradients as usize;
         Self {
             base,
             adapters,

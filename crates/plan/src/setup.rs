@@ -20,6 +20,9 @@ const STACKED_COPIES: u64 = 6;
 /// Copies in f32 that an update of one tensor on the processor has at once, beside what it replaces: terms of what comes of it.
 const REPLACED_COPIES: u64 = 2;
 
+/// The same of one that is rounded to bf16 by chance in plain tensors.
+const ROUNDED_COPIES: u64 = 10;
+
 /// A run, as far as memory is concerned.
 #[derive(Clone, Debug)]
 pub struct Setup {
@@ -49,6 +52,8 @@ pub struct Setup {
     pub grad_accumulation_steps: usize,
     /// Whether gradients update what they are of as soon as those of a layer are complete.
     pub releases: bool,
+    /// Whether what is trained is kept in f32.
+    pub masters: bool,
     /// Bytes of the host's memory in which activations may wait; 0 for none.
     pub host: u64,
     /// Where the matrices of the layers stay.
@@ -416,6 +421,7 @@ impl Setup {
             // mean what it moves by and what comes of it.
             update: match self.optimizer.rule {
                 // A buffer's tensors at a time.
+                _ if !self.masters => self.bytes_of_update() * largest as u64,
                 rule if self.memory.paged && self.lora.trainable.is_full() => {
                     let group = values.min(LARGEST_GROUP.max(largest) as u64);
                     let copies = match rule {
@@ -433,7 +439,8 @@ impl Setup {
                 _ => adapters + STACKED_COPIES * 4 * values,
             },
             // In buffers that are there from the start.
-            accumulated: !self.releases && (self.memory.paged || self.grad_accumulation_steps > 1),
+            accumulated: !self.releases
+                && ((self.memory.paged && self.masters) || self.grad_accumulation_steps > 1),
             released: self.released(whole),
             host: self.host,
             page: 0,
@@ -452,15 +459,11 @@ impl Setup {
         let tied = self.spec.tie_word_embeddings;
         let embedding = values(Some(EMBEDDING), table);
         let norm = values(Some(FINAL_NORM), self.spec.hidden_size as u64);
-        let copy = match self.memory.element {
-            4 => 0,
-            element => element,
-        };
         self.releases.then_some(Released {
             late: if tied { 4 * embedding } else { 0 },
             of_loss: norm.max(values(self.spec.head_name(), table)),
             last: embedding,
-            update: REPLACED_COPIES * 4 + copy,
+            update: self.bytes_of_update(),
         })
     }
 
@@ -468,7 +471,20 @@ impl Setup {
     fn bytes_of_factor(&self) -> u64 {
         match self.memory.element {
             4 => 4,
-            element => 4 + element,
+            element if self.masters => 4 + element,
+            element => element,
+        }
+    }
+
+    /// Bytes that the update of a tensor by itself works in for each value.
+    const fn bytes_of_update(&self) -> u64 {
+        let copy = match self.memory.element {
+            4 => 0,
+            element => element,
+        };
+        match self.masters || !self.memory.paged {
+            true => REPLACED_COPIES * 4 + copy,
+            false => ROUNDED_COPIES * 4 + copy,
         }
     }
 

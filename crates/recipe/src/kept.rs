@@ -1,15 +1,22 @@
-//! What training the base keeps beside it: how long gradients.
+//! What training the base keeps beside it: how long gradients, and which weights.
 
 use backdraft_arch::Trainable;
 
-use crate::names::KeptGradients;
+use crate::names::{DType, KeptGradients, Optimizer};
 use crate::reader::Reader;
 use crate::recipe::TrainRecipe;
 
 const GRADIENTS: &str = "train.gradients";
+const MASTERS: &str = "train.master_weights";
 
-/// What does not go together with gradients that are not kept.
-pub(crate) fn check(reader: &mut Reader<'_>, trainable: &Trainable, train: &TrainRecipe) {
+/// What does not go together with gradients that are not kept, and with weights in bf16 alone.
+pub(crate) fn check(
+    reader: &mut Reader<'_>,
+    trainable: &Trainable,
+    train: &TrainRecipe,
+    dtype: DType,
+) {
+    masters(reader, trainable, train, dtype);
     let kept = train.gradients;
     if kept.is_whole() {
         return;
@@ -39,11 +46,34 @@ pub(crate) fn check(reader: &mut Reader<'_>, trainable: &Trainable, train: &Trai
     }
 }
 
+fn masters(reader: &mut Reader<'_>, trainable: &Trainable, train: &TrainRecipe, dtype: DType) {
+    if train.master_weights.are_kept() {
+        return;
+    }
+    if !trainable.is_full() {
+        let instead = "adapters are small and kept in f32; take it out";
+        reader.conflict(MASTERS, "trainable = \"adapter\"", instead);
+    }
+    if dtype == DType::F16 {
+        let instead = "weights have the digits of bf16; write dtype = \"bf16\"";
+        reader.conflict(MASTERS, "dtype = \"f16\"", instead);
+    }
+    if train.optimizer == Optimizer::ScheduleFreeAdamw {
+        let instead = "its result is worked out of what is trained, and would have many times its error; write \
+                       optimizer = \"adamw\"";
+        reader.conflict(
+            MASTERS,
+            format!("optimizer = \"{}\"", train.optimizer),
+            instead,
+        );
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::path::Path;
 
-    use crate::{KeptGradients, Recipe};
+    use crate::{KeptGradients, MasterWeights, Recipe};
 
     const FULL: &str =
         "model = \"a/b\"\ntrainable = \"all\"\n[data]\ntrain = \"t.jsonl\"\n[train]\n";
@@ -87,5 +117,28 @@ mod tests {
                 .unwrap()
                 .contains("gradients =")
         );
+    }
+
+    #[test]
+    fn weights_in_bf16_alone_are_those_of_the_base() {
+        let said = format!("{FULL}master_weights = \"none\"\n");
+        let recipe = read(&said).unwrap();
+        assert_eq!(recipe.train.master_weights, MasterWeights::None);
+        let text = recipe.to_toml().unwrap();
+        assert_eq!(Recipe::from_stored(&text, Path::new("/r")).unwrap(), recipe);
+        assert!(!read(FULL).unwrap().to_toml().unwrap().contains("master"));
+        for (text, expected) in [
+            (said.replace("\"all\"", "\"adapter\""), "take it out"),
+            (format!("dtype = \"f16\"\n{said}"), "dtype = \"bf16\""),
+            (
+                format!(
+                    "{said}optimizer = \"schedule_free_adamw\"\nlr_scheduler = \"constant_with_warmup\"\n"
+                ),
+                "optimizer = \"adamw\"",
+            ),
+        ] {
+            let refused = read(&text).unwrap_err();
+            assert!(refused.contains(expected), "{refused}");
+        }
     }
 }

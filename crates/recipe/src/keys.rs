@@ -502,6 +502,14 @@ pub const KEYS: &[Key] = &[
     ),
     change(
         key(
+            "train.master_weights",
+            r#""f32""#,
+            "The weights of full fine-tuning, beside what computes: f32, values that updates add up in; none, bf16 alone, to which each update is rounded up or down by chance (stochastic rounding): 2 bytes a value in place of 6 where dtype = \"bf16\"; a base in f32 is rounded before the first step.",
+        ),
+        "out of memory with trainable = \"all\": none",
+    ),
+    change(
+        key(
             "train.epochs",
             "3",
             "Passes over the training rows. Or give max_steps.",

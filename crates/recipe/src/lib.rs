@@ -55,7 +55,9 @@ pub use eval_metric::EvalMetric;
 pub use foreign::Foreign;
 pub use groups::{GROUPS, GroupRecipe};
 pub use keys::{KEYS, Key, SECTIONS, find as find_key};
-pub use names::{DType, KeptGradients, KeyPrefix, Optimizer, RowBatching, TokenInit};
+pub use names::{
+    DType, KeptGradients, KeyPrefix, MasterWeights, Optimizer, RowBatching, TokenInit,
+};
 pub use objective::{ObjectiveKind, ObjectiveRecipe, ReferenceStart};
 pub use page::page;
 pub use precision::{AUTO_TIME, BaseTooSmall, Bits};

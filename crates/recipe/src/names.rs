@@ -35,7 +35,7 @@ macro_rules! by_name {
 
 by_name! {
     ActivationPolicy AdapterStart BaseHome Bias DType DataFormat FourBitFormat KeyPrefix Optimizer Overlong Precision RowBatching
-    KeptGradients Supervision TargetModule TokenInit
+    KeptGradients MasterWeights Supervision TargetModule TokenInit
 }
 
 impl Value for DeviceChoice {
@@ -95,6 +95,25 @@ impl KeptGradients {
     #[must_use]
     pub fn is_whole(&self) -> bool {
         *self == Self::Whole
+    }
+}
+
+named! {
+    /// What of the base's trained tensors is kept beside what computes.
+    MasterWeights {
+        /// Their values in f32, where that is another type.
+        #[default]
+        F32 = "f32",
+        /// Nothing: values of bf16, to which every update is rounded by chance.
+        None = "none",
+    }
+}
+
+impl MasterWeights {
+    /// Whether there are some.
+    #[must_use]
+    pub fn are_kept(&self) -> bool {
+        *self == Self::F32
     }
 }
 

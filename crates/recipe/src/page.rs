@@ -33,7 +33,7 @@ const TAIL: &str = "\
 - `data.eval_sets` has further rows to measure, such as those of tasks that must not be forgotten: `{ general = \"general.jsonl\" }`.
   Each set is measured before the first step and at every evaluation, and told under its name beside what it was before. The rows of
   `data.eval` remain those of the curve and the diagnosis, and decide which step is the best one, unless `train.early_stopping_eval`
-  names a set that does.
+  names a set that does. `backdraft eval recipe.toml` measures them too, after the rows of `data.eval`.
 - `lora.target_modules`, `exclude_modules`, `rank_pattern` and `alpha_pattern` mean what they mean to PEFT. A list has names or ends
   of paths behind a dot; a text is a regular expression for whole paths (`model.layers.0.self_attn.q_proj`), without look-around;
   what `exclude_modules` means is left out first; the first pattern that a path ends in counts, ranks and alphas looked up apart. A
@@ -42,7 +42,7 @@ const TAIL: &str = "\
 - Adapters of `embed_tokens` and `lm_head` are PEFT's (`lora_embedding_A`, which starts at zero, and `lora_embedding_B`, which is drawn); they take a
   fraction of the memory of `modules_to_save`. On a tied model either changes its own side alone, as by
   PEFT without `ensure_weight_tying`; such an adapter is asked and trained further, and not merged or exported, which would make two
-  matrices of one. None is served beside others. With `layers_to_transform` a table is named by its whole path (`model.embed_tokens`, `lm_head`). `dropout` is for what the
+  matrices of one. They are served beside others. With `layers_to_transform` a table is named by its whole path (`model.embed_tokens`, `lm_head`). `dropout` is for what the
   head's adapter reads, `loraplus_lr_ratio` not for the embedding's (PEFT has a rate of 1e-6 for it there; `train.groups` sets one). Not with
   `use_dora`, an `init` other than `default`, the optimizer `muon`, `tokens.add`, `trainable_tokens`, or a table that is trained whole.
 - `lora.key_prefix` matters where the language model is one part of a model. vLLM serves the whole there, and takes an adapter whose

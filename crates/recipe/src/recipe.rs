@@ -15,7 +15,7 @@ use crate::bases::Origin;
 use crate::data_format::DataFormat;
 use crate::eval_metric::EvalMetric;
 use crate::groups::GroupRecipe;
-use crate::names::{DType, KeptGradients, KeyPrefix, Optimizer, RowBatching};
+use crate::names::{DType, KeptGradients, KeyPrefix, MasterWeights, Optimizer, RowBatching};
 use crate::objective::ObjectiveRecipe;
 use crate::precision::Bits;
 use crate::problem::{Problem, RecipeError};
@@ -291,6 +291,9 @@ pub struct TrainRecipe {
     /// How long a step keeps gradients.
     #[serde(skip_serializing_if = "KeptGradients::is_whole")]
     pub gradients: KeptGradients,
+    /// What of the base's trained tensors is kept beside what computes.
+    #[serde(skip_serializing_if = "MasterWeights::are_kept")]
+    pub master_weights: MasterWeights,
     /// Length of the run, written as `epochs` or `max_steps`.
     #[serde(flatten)]
     pub length: Length,

@@ -127,19 +127,20 @@ fn top(reader: &mut Reader<'_>, bases: &Bases<'_>, origin: Origin) -> Recipe {
         &quantization,
         (&objective, train.optimizer, train.loraplus_lr_ratio),
     );
-    kept::check(reader, &trainable, &train);
     if lora.use_dora {
         without_dora(reader, &lora, &quantization, train.optimizer);
     }
     if objective != ObjectiveRecipe::Sft {
         only_sft(reader, objective, &train);
     }
+    let dtype = reader.value("dtype");
+    kept::check(reader, &trainable, &train, dtype);
     Recipe {
         objective,
         model,
         output_dir: path(reader, "output_dir", bases),
         seed: reader.checked("seed", "a whole number from 0 to 2^63 - 1", seed),
-        dtype: reader.value("dtype"),
+        dtype,
         load_in_4bit,
         load_in_8bit,
         max_seq_length,
@@ -633,6 +634,7 @@ fn train(reader: &mut Reader<'_>, objective: &ObjectiveRecipe) -> TrainRecipe {
         grad_accumulation_steps,
         gradient_blocks: gradient_blocks(reader, grad_accumulation_steps),
         gradients: reader.value("train.gradients"),
+        master_weights: reader.value("train.master_weights"),
         length,
         learning_rate,
         lr_scheduler,

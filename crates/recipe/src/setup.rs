@@ -130,6 +130,7 @@ impl Recipe {
             texts_per_row: self.texts_per_row(),
             grad_accumulation_steps: self.train.grad_accumulation_steps,
             releases: !self.train.gradients.is_whole(),
+            masters: self.train.master_weights.are_kept(),
             host: if self.activation_offloading { host } else { 0 },
             home: self.base,
         };

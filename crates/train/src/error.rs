@@ -488,6 +488,14 @@ pub enum TrainError {
         /// What.
         what: &'static str,
     },
+    /// A way to train the base that another type than bf16 does not allow.
+    #[error(
+        "{key} needs bf16 on this device: write dtype = \"bf16\", or take the key out where the device has none"
+    )]
+    NeedsBf16 {
+        /// The key and what it says.
+        key: &'static str,
+    },
     /// The processes that share the run do not come together, or part.
     #[error(transparent)]
     Ranks(#[from] CommError),

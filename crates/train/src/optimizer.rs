@@ -11,12 +11,13 @@ use std::collections::{HashMap, HashSet};
 pub use backdraft_arch::StatePrecision;
 use backdraft_formats::{FormatError, SafetensorsFile, TensorInfo};
 use backdraft_kernels::adamw::AdamWParams;
-use backdraft_kernels::device;
+use backdraft_kernels::uniform::bits;
+use backdraft_kernels::{device, stochastic_round};
 use backdraft_lora::{AdapterGrads, AdapterParam, AdapterWeights};
 use backdraft_model::CausalLm;
 use bank::Bank;
 use burn::module::ParamId;
-use burn::tensor::{Tensor, TensorData, TensorReadError};
+use burn::tensor::{DType, Tensor, TensorData, TensorReadError};
 use mean::Mean;
 pub use rates::{Rate, Rates};
 pub use rule::{Rule, StackedRule};
@@ -38,6 +39,8 @@ pub struct Optimizer {
     factor: Option<Tensor<1>>,
     /// What the loss of the next step is multiplied by, if by anything.
     loss_scale: Option<LossScale>,
+    /// What updates are rounded to bf16 by, where factors have no more.
+    rounding: Option<u64>,
     steps: u64,
 }
 
@@ -66,6 +69,7 @@ impl Optimizer {
             mean: None,
             factor: None,
             loss_scale: None,
+            rounding: None,
             steps: 0,
         }
     }
@@ -91,6 +95,16 @@ impl Optimizer {
         }
     }
 
+    /// Rounds every update to bf16, up or down by chance: what an update adds is there in the mean, however small. The draws follow
+    /// from the seed, the number of the update and the place of the value.
+    #[must_use]
+    pub fn with_rounding(self, seed: Option<u64>) -> Self {
+        Self {
+            rounding: seed,
+            ..self
+        }
+    }
+
     /// Whether another adapter than the trained one is evaluated and saved.
     fn saves_another(&self) -> bool {
         self.mean.is_some() || self.rule.averaging().is_some()
@@ -99,7 +113,12 @@ impl Optimizer {
     /// Lays the factors, their gradients and moments end to end in memory, where the device has kernels for
     /// that: from then on norm and update are a launch each for all factors that learn alike, and `model`'s
     /// factors are views that change with every update.
+    ///
+    /// Factors that are rounded to bf16 stay apart.
     pub fn adopt(&mut self, model: &mut CausalLm) {
+        if self.rounding.is_some() {
+            return;
+        }
         let ids: Vec<ParamId> = model.trained_params().map(|(_, param)| param.id).collect();
         let states: Vec<Option<State>> = ids.iter().map(|id| self.kept.remove(id)).collect();
         let (device, rule, rates) = (model.device(), self.rule, &self.rates);
@@ -234,7 +253,7 @@ impl Optimizer {
         &mut self,
         model: &mut CausalLm,
         grads: AdapterGrads,
-        (lr, rates): (f64, &HashMap<ParamId, Rate>),
+        (lr, rates): (f64, &HashMap<ParamId, (usize, Rate)>),
     ) {
         assert!(self.bank.is_none(), "tensors that are updated one by one");
         let grads = match &self.factor {
@@ -245,16 +264,17 @@ impl Optimizer {
         model.update_whole(
             |id| ids.contains(&id),
             |param| {
-                let rate = rates.get(&param.id).copied().unwrap_or_default();
-                self.updated(param, &grads, (lr, rate))
+                let of = rates.get(&param.id).copied().unwrap_or_default();
+                self.updated(param, &grads, (lr, of))
             },
         );
     }
 
-    /// The rate of each factor.
-    pub(crate) fn rates_of(&self, model: &CausalLm) -> HashMap<ParamId, Rate> {
+    /// The number of each factor, and its rate.
+    pub(crate) fn rates_of(&self, model: &CausalLm) -> HashMap<ParamId, (usize, Rate)> {
         let params = model.trained_params().map(|(_, param)| param.id);
-        params.zip(self.rates.of_model(model)).collect()
+        let rates = self.rates.of_model(model).into_iter().enumerate();
+        params.zip(rates).collect()
     }
 
     /// The next values of a factor; those that it has where it has no gradient.
@@ -262,17 +282,28 @@ impl Optimizer {
         &mut self,
         param: AdapterParam,
         grads: &AdapterGrads,
-        (lr, rate): (f64, Rate),
+        (lr, (number, rate)): (f64, (usize, Rate)),
     ) -> Tensor<1> {
         let Some(grad) = grads.get(param.id) else {
             return param.values;
         };
+        let param = AdapterParam {
+            values: param.values.inner().cast(DType::F32),
+            ..param
+        };
         let state = self.kept.remove(&param.id);
         let state = state.unwrap_or_else(|| State::zeros(&param, self.rule));
         let (at, dims) = ((lr * rate.share, self.steps), param.matrix_dims());
-        let of = (param.values.inner(), dims);
+        let of = (param.values, dims);
         let (values, state) = state.step(of, grad, at, (self.rule, rate));
         self.kept.insert(param.id, state);
+        let values = match self.rounding {
+            None => values,
+            Some(seed) => {
+                let seed = bits(bits(seed, self.steps), number as u64);
+                stochastic_round::to_bf16(values.reshape(dims), seed).flatten(0, 1)
+            }
+        };
         if let Some(mean) = &mut self.mean {
             mean.update(param.id, &values);
         }
@@ -291,10 +322,10 @@ impl Optimizer {
             return;
         }
         // In the order of the factors.
-        let mut rates = self.rates.of_model(model).into_iter();
+        let mut rates = self.rates.of_model(model).into_iter().enumerate();
         model.update_trained(|param| {
-            let rate = rates.next().unwrap_or_default();
-            self.updated(param, grads, (lr, rate))
+            let of = rates.next().unwrap_or_default();
+            self.updated(param, grads, (lr, of))
         });
     }
 

@@ -71,7 +71,7 @@ pub struct Update<'a> {
     model: &'a mut CausalLm,
     optimizer: &'a mut Optimizer,
     lr: f64,
-    rates: HashMap<ParamId, Rate>,
+    rates: HashMap<ParamId, (usize, Rate)>,
     squares: Squares,
     began: bool,
 }

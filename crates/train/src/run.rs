@@ -429,8 +429,12 @@ impl Run {
         let rule = Rule::of_recipe(&self.recipe);
         let mut optimizer = Optimizer::new(rule)
             .with_rates(Rates::of_recipe(train))
-            .with_mean(train.ema_decay);
+            .with_mean(train.ema_decay)
+            .with_rounding((!train.master_weights.are_kept()).then_some(self.recipe.seed));
         let mut model = self.model.clone();
+        if !train.master_weights.are_kept() {
+            model.drop_masters();
+        }
         if let Some(saved) = from {
             optimizer.restore(&mut model, &saved.optimizer()?, saved.state.step as u64)?;
         }

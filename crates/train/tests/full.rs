@@ -3,9 +3,9 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use backdraft_formats::ModelSource;
+use backdraft_formats::{ModelSource, SafetensorsFile};
 use backdraft_journal::report::Reporter;
 use backdraft_recipe::Recipe;
 use backdraft_testkit::tiny;
@@ -43,7 +43,11 @@ fn train(recipe: Recipe, start: Start) -> Result<(), TrainError> {
 }
 
 /// A recipe that trains `what` of the tiny model, whose head is its embedding where it is `tied`.
-fn recipe(directory: &Path, (what, tied): (&str, bool), more: &str) -> Recipe {
+fn recipe(directory: &Path, what: (&str, bool), more: &str) -> Recipe {
+    Recipe::load(&project(directory, what, more), &[]).unwrap()
+}
+
+fn project(directory: &Path, (what, tied): (&str, bool), more: &str) -> PathBuf {
     let path = tiny::project(directory, "");
     let text = fs::read_to_string(&path).unwrap();
     let (before, rest) = text.split_once("[lora]\n").unwrap();
@@ -58,7 +62,7 @@ fn recipe(directory: &Path, (what, tied): (&str, bool), more: &str) -> Recipe {
         json["tie_word_embeddings"] = true.into();
         fs::write(&config, json.to_string()).unwrap();
     }
-    Recipe::load(&path, &[]).unwrap()
+    path
 }
 
 /// Weights and what the optimiser keeps, after a step.
@@ -129,4 +133,64 @@ fn released_gradients_give_the_bits_of_whole_ones() {
             assert!(norm > 0.05, "{norm}: nothing would be clipped");
         }
     }
+}
+
+/// Every value of a checkpoint's weights.
+fn values(directory: &Path, step: usize) -> Vec<f32> {
+    let path = checkpoint::path(&directory.join("out"), step);
+    let file = SafetensorsFile::open(path.join("model/model.safetensors")).unwrap();
+    let names: Vec<String> = file.tensors().map(|info| info.name.clone()).collect();
+    let read = names.iter().map(|name| file.read_f32(name).unwrap());
+    read.flatten().collect()
+}
+
+#[test]
+fn weights_in_bf16_alone_learn_as_those_in_f32_and_are_resumed_to_the_bit() {
+    let root = tempfile::tempdir().unwrap();
+    let what = ("\"all\"", true);
+    let named = |name: &str| root.path().join(name);
+    let bare = "master_weights = \"none\"\n";
+    let (whole, told) =
+        run_and_resume(&named("whole"), what, &format!("{bare}max_grad_norm = 0\n"));
+    let more = format!("{bare}max_grad_norm = 0\ngradients = \"released\"\n");
+    let (released, told_too) = run_and_resume(&named("released"), what, &more);
+    assert!(whole == released);
+    assert_eq!(told, told_too);
+    for (optimizer, mean) in [("adamw_8bit", ""), ("adafactor", "ema_decay = 0.5\n")] {
+        let more = format!("{bare}optimizer = \"{optimizer}\"\n{mean}");
+        run_and_resume(&named(optimizer), what, &more);
+    }
+    let after = values(&named("whole"), 4);
+    assert!(after.iter().all(|value| value.to_bits() & 0xFFFF == 0));
+
+    // Updates far below a step of bf16, which is 1/256 of most values.
+    let long = [
+        "train.max_steps=60",
+        "train.save_steps=60",
+        "train.learning_rate=1e-4",
+    ];
+    let losses = |name: &str, more: &str| {
+        let long = long.map(str::to_owned);
+        let recipe = Recipe::load(&project(&named(name), what, more), &long).unwrap();
+        train(recipe, Start::New { force: false }).unwrap();
+        let steps = lines(&named(name))
+            .into_iter()
+            .filter(|line| line["event"] == "step");
+        steps
+            .map(|line| line["loss"].as_f64().unwrap())
+            .collect::<Vec<f64>>()
+    };
+    let (f32s, bf16s) = (losses("f32", ""), losses("bf16", bare));
+    let fall = f32s[0] - f32s[59];
+    assert!(fall > 0.1, "{fall}");
+    for (step, (expected, found)) in f32s.iter().zip(&bf16s).enumerate() {
+        let off = (expected - found).abs() / fall;
+        assert!(
+            off < 0.1,
+            "step {}: {found}, and {expected} in f32",
+            step + 1
+        );
+    }
+    let moved = values(&named("bf16"), 60);
+    assert!(moved.iter().all(|value| value.to_bits() & 0xFFFF == 0));
 }

@@ -293,6 +293,7 @@ impl Bench {
             texts_per_row: 1,
             grad_accumulation_steps: 1,
             releases: false,
+            masters: true,
             host: if args.no_offload { 0 } else { facts.host },
             home: args.base_home,
         };

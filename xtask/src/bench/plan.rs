@@ -37,6 +37,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
                 texts_per_row: 1,
                 grad_accumulation_steps: 1,
                 releases: false,
+                masters: true,
                 host: 64 << 30,
                 home: BaseHome::Device,
             };

@@ -550,7 +550,7 @@ fn help_of_eval() {
 
     Rows are read as the adapter's run read its own (format, fields, templates, what is trained,
     length), unless flags say otherwise. A recipe names the model, the adapter of its run and the
-    held-out rows.
+    held-out rows: those of data.eval, and after them each set of data.eval_sets by its name.
 
     Usage: backdraft eval [OPTIONS] [RECIPE]
 
@@ -620,7 +620,7 @@ fn help_of_eval() {
               Override a key of the recipe that the rows are read by; repeatable
 
           --limit <N>
-              Only the first N rows
+              Only the first N rows of each set
 
           --max-seq-length <N>
               Maximum tokens per row; longer rows are truncated [default: as in training, else 2048]

@@ -6,7 +6,7 @@ use backdraft_data::pipeline::TokenizedRow;
 use backdraft_data::{
     ChatTokenizer, GenerationScores, Prompt, RowSet, Source, TokenRows, load_prompts,
 };
-use backdraft_formats::{trained_model_in, write_file};
+use backdraft_formats::{Existing, trained_model_in, write_file};
 use backdraft_model::CausalLm;
 use backdraft_model::generate::GenerateConfig;
 use backdraft_recipe::{EvalRecipe, ObjectiveRecipe, Recipe};
@@ -36,7 +36,8 @@ use compared::Judge;
 /// With --generate also how many generated answers match exactly, and how many start with the right word.
 ///
 /// Rows are read as the adapter's run read its own (format, fields, templates, what is trained, length),
-/// unless flags say otherwise. A recipe names the model, the adapter of its run and the held-out rows.
+/// unless flags say otherwise. A recipe names the model, the adapter of its run and the held-out rows: those of data.eval, and
+/// after them each set of data.eval_sets by its name.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   backdraft eval recipe.toml
@@ -60,7 +61,7 @@ pub(crate) struct EvalArgs {
     #[command(flatten)]
     pub(crate) rows: RowFlags,
 
-    /// Only the first N rows
+    /// Only the first N rows of each set
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) limit: Option<u64>,
 
@@ -122,68 +123,97 @@ pub(crate) fn run(args: &EvalArgs, context: Context) -> Result<(), CliError> {
     // A pipe can be read once: its rows are kept for the answers too.
     let _pipe = args.data.as_deref().and_then(Source::hold_pipe);
     let read = plan.read(args, &mut session)?;
-    if scores {
-        let to = to.map(|(path, existing)| (path.as_path(), existing));
-        return rewards::run(&session, &read, to, output);
+    let sets = plan.read_sets(args, &mut session)?;
+    let to = to.map(|(path, existing)| (path.as_path(), existing));
+    let measure = |read: &Read, to| match scores {
+        true => rewards::run(&session, read, to, output),
+        false => plan.measure(args, &session, read, to),
+    };
+    let mut results = measure(&read, to)?;
+    let mut of_sets = Vec::new();
+    for (name, read) in &sets {
+        output.line(format!("{name}:"))?;
+        let mut found = measure(read, None)?;
+        found.insert("name".to_owned(), name.as_str().into());
+        of_sets.push(found);
     }
-    let Read {
-        rows,
-        prompts: answers,
-        objective,
-        max_seq_length,
-    } = read;
-    let mut results = Vec::new();
-    let adapted = session.adapter.is_some();
-    let base = session.model.clone().without_adapter();
-    let judge = match compared::compares(&rows) {
-        false => None,
-        true if args.generate => {
-            return Err(CliError::usage(
+    if !of_sets.is_empty() {
+        results.insert("sets".to_owned(), serde_json::json!(of_sets));
+    }
+    output.record("evaluation", &results)
+}
+
+/// Results by key, as they are told with `--json`.
+type Results = serde_json::Map<String, serde_json::Value>;
+
+impl Plan {
+    /// What the base and the adapted model come to over some rows; `to` gets the answers that they generate.
+    fn measure(
+        &self,
+        args: &EvalArgs,
+        session: &Session,
+        read: &Read,
+        to: Option<(&Path, Existing)>,
+    ) -> Result<Results, CliError> {
+        let output = self.context.output;
+        let Read {
+            rows,
+            prompts: answers,
+            objective,
+            max_seq_length,
+        } = read;
+        let mut results = Vec::new();
+        let adapted = session.adapter.is_some();
+        let base = session.model.clone().without_adapter();
+        let judge = match compared::compares(rows) {
+            false => None,
+            true if args.generate => {
+                return Err(CliError::usage(
                 "--generate compares an answer with the expected one, and these rows have answers to compare with each other",
             )
             .hint("leave --generate out"));
-        }
-        true => {
-            let reference = compared::reference(&base, plan.recipe.as_ref())?;
-            Some(Judge::new(&rows, objective, max_seq_length, reference)?)
-        }
-    };
-    if let Some(judge) = &judge {
-        output.progress(judge.in_words());
-    }
-    let with = adapted.then(|| ("with adapter", session.model.clone()));
-    for (name, model) in std::iter::once(("base", base)).chain(with) {
-        output.progress(format!("{name}: {}", count(rows.len() as u64, "row")));
-        let measured = match &judge {
-            Some(judge) => {
-                let found = judge.measure(&model, &rows)?;
-                Measured {
-                    evaluation: found.good,
-                    compared: Some(found),
-                    answers: None,
-                }
             }
-            None => measure(&model, &session.tokenizer, &rows, answers.as_deref(), args)?,
+            true => {
+                let reference = compared::reference(&base, self.recipe.as_ref())?;
+                Some(Judge::new(rows, *objective, *max_seq_length, reference)?)
+            }
         };
-        let has_reference = judge
-            .as_ref()
-            .is_some_and(|judge| judge.recipe.reference().is_some());
-        output.line(measured.line(name, has_reference))?;
-        results.push((if name == "base" { "base" } else { "adapter" }, measured));
+        if let Some(judge) = &judge {
+            output.progress(judge.in_words());
+        }
+        let with = adapted.then(|| ("with adapter", session.model.clone()));
+        for (name, model) in std::iter::once(("base", base)).chain(with) {
+            output.progress(format!("{name}: {}", count(rows.len() as u64, "row")));
+            let measured = match &judge {
+                Some(judge) => {
+                    let found = judge.measure(&model, rows)?;
+                    Measured {
+                        evaluation: found.good,
+                        compared: Some(found),
+                        answers: None,
+                    }
+                }
+                None => measure(&model, &session.tokenizer, rows, answers.as_deref(), args)?,
+            };
+            let has_reference = judge
+                .as_ref()
+                .is_some_and(|judge| judge.recipe.reference().is_some());
+            output.line(measured.line(name, has_reference))?;
+            results.push((if name == "base" { "base" } else { "adapter" }, measured));
+        }
+        if let (Some((path, existing)), Some(prompts)) = (to, answers) {
+            write_file(
+                path,
+                answers_as_lines(prompts, &results).as_bytes(),
+                existing,
+            )?;
+            output.line(format!("Wrote {}", path.display()))?;
+        }
+        let results = results.into_iter();
+        Ok(results
+            .map(|(name, measured)| (name.to_owned(), measured.to_json()))
+            .collect())
     }
-    if let (Some((path, existing)), Some(prompts)) = (to, &answers) {
-        write_file(
-            path,
-            answers_as_lines(prompts, &results).as_bytes(),
-            existing,
-        )?;
-        output.line(format!("Wrote {}", path.display()))?;
-    }
-    let results: serde_json::Map<String, serde_json::Value> = results
-        .into_iter()
-        .map(|(name, measured)| (name.to_owned(), measured.to_json()))
-        .collect();
-    output.record("evaluation", &results)
 }
 
 /// What is evaluated.
@@ -391,11 +421,7 @@ impl Plan {
     /// The rows as tokens, and as questions where they are to be answered.
     fn read(&self, args: &EvalArgs, session: &mut Session) -> Result<Read, CliError> {
         let output = self.context.output;
-        let limit = args.limit.map_or(usize::MAX, |limit| limit as usize);
-        let first = |rows: RowSet| {
-            let count = rows.len().min(limit);
-            rows.choose(0..count)
-        };
+        let limit = args.limit();
         let rows = match (&args.data, &self.recipe) {
             (Some(path), _) if is_text(args) => {
                 return Ok(self.alone(text(path, args, session, limit)?));
@@ -405,7 +431,7 @@ impl Plan {
                 Some(EvalRecipe::Sources(_)) => Rows::held_out(recipe, output)?,
                 Some(EvalRecipe::Fraction(_)) => {
                     let share = self.share(recipe, args, session)?;
-                    return Ok(self.alone(first(share)));
+                    return Ok(self.alone(first(share, limit)));
                 }
                 None => None,
             },
@@ -415,6 +441,33 @@ impl Plan {
             return Err(CliError::usage("the recipe holds out no rows (data.eval)")
                 .hint("name rows with --data"));
         };
+        self.read_rows(&rows, args, session)
+    }
+
+    /// The further sets that the recipe holds out, by name; none where other rows are named.
+    fn read_sets(
+        &self,
+        args: &EvalArgs,
+        session: &mut Session,
+    ) -> Result<Vec<(String, Read)>, CliError> {
+        let recipe = self.recipe.as_ref().filter(|_| args.data.is_none());
+        let Some(recipe) = recipe.filter(|recipe| !recipe.data.eval_sets.is_empty()) else {
+            return Ok(Vec::new());
+        };
+        let sets = Rows::sets(recipe, self.context.output)?.into_iter();
+        sets.map(|(name, rows)| Ok((name, self.read_rows(&rows, args, session)?)))
+            .collect()
+    }
+
+    /// Rows as tokens, and as questions where they are to be answered.
+    fn read_rows(
+        &self,
+        rows: &Rows,
+        args: &EvalArgs,
+        session: &mut Session,
+    ) -> Result<Read, CliError> {
+        let output = self.context.output;
+        let limit = args.limit();
         let named = [Some(&rows.recipe), self.recipe.as_ref()]
             .into_iter()
             .flatten();
@@ -427,7 +480,7 @@ impl Plan {
         output.progress(format!("rows: {}", rows.in_words()));
         let (set, _) = rows.load(&session.tokenizer, output)?;
         let answers = match args.generate {
-            true => Some(prompts(&rows, &session.tokenizer, limit)?),
+            true => Some(prompts(rows, &session.tokenizer, limit)?),
             false => None,
         };
         let said = rows.recipe.objective;
@@ -439,7 +492,7 @@ impl Plan {
                 said => said,
             },
             max_seq_length: rows.recipe.max_seq_length,
-            rows: first(set),
+            rows: first(set, limit),
         })
     }
 
@@ -500,6 +553,18 @@ impl Plan {
         session.tokenizer = data::tokenizer_of(&recipe.data, &session.source)?;
         Ok(read.eval.unwrap_or_default())
     }
+}
+
+impl EvalArgs {
+    /// The most rows of a set.
+    fn limit(&self) -> usize {
+        self.limit.map_or(usize::MAX, |limit| limit as usize)
+    }
+}
+
+fn first(rows: RowSet, limit: usize) -> RowSet {
+    let count = rows.len().min(limit);
+    rows.choose(0..count)
 }
 
 fn is_text(args: &EvalArgs) -> bool {

@@ -118,6 +118,7 @@ fn model(args: &InspectArgs, context: Context) -> Result<Shown, CliError> {
         texts_per_row: 1,
         grad_accumulation_steps: 1,
         releases: false,
+        masters: true,
         host: 0,
         home: BaseHome::Device,
     };

@@ -571,6 +571,7 @@ mod tests {
             texts_per_row: 1,
             grad_accumulation_steps: 1,
             releases: false,
+            masters: true,
             host,
             home,
         };

@@ -179,15 +179,6 @@ fn load(args: &ServeArgs, context: Context) -> Result<(Vec<Model>, usize), CliEr
                 return Err(CliError::user(trained)
                     .hint("merge it with `backdraft merge`, and serve what that gives"));
             }
-            let table = |module: &str| backdraft_formats::TokenTable::of_path(module).is_some();
-            if let Some(pair) = factors.tensors.iter().find(|pair| table(&pair.module)) {
-                let trained = format!(
-                    "{name} has an adapter of {}, which is not served beside other adapters",
-                    pair.module
-                );
-                return Err(CliError::user(trained)
-                    .hint("merge it with `backdraft merge`, and serve what that gives"));
-            }
             if let Some(whole) = factors.tensors.whole().next() {
                 let trained = format!(
                     "{name} has whole tensors of its base ({} …), which are not served beside other adapters",

@@ -496,4 +496,28 @@ fn further_sets_held_out_are_told_by_name_everywhere() {
     }
     let last = records(d).pop().unwrap();
     assert!(last["step"] == 4, "{last}");
+    let (text, _) = printed(&["eval", "recipe.toml"]);
+    let places = ["base ", "other:\nbase ", "seen:\nbase "].map(|part| text.find(part).unwrap());
+    assert!(places.is_sorted(), "{text}");
+    let (lines, _) = printed(&["eval", "recipe.toml", "--json"]);
+    Schema::of_the_page().check(&lines);
+    let told = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap();
+    let found = lines
+        .lines()
+        .map(told)
+        .find(|line| line["event"] == "evaluation");
+    let found = found.unwrap();
+    let names = ["other", "seen"];
+    for (set, name) in found["sets"].as_array().unwrap().iter().zip(names) {
+        assert_eq!(set["name"], name);
+        let file = format!("{name}.jsonl");
+        let alone = printed(&["eval", "recipe.toml", "--data", &file, "--json"]).0;
+        let alone = alone
+            .lines()
+            .map(told)
+            .find(|line| line["event"] == "evaluation");
+        let alone = alone.unwrap();
+        assert_eq!(set["adapter"], alone["adapter"], "{name}");
+        assert!(alone.get("sets").is_none());
+    }
 }

@@ -265,6 +265,13 @@ impl CausalLm {
         }
     }
 
+    /// Keeps what is trained whole in the dtype of activations alone, with the digits of bf16.
+    pub fn drop_masters(&mut self) {
+        self.visit_whole_mut(|_, _, place| {
+            *place = place.take().map(TrainedTensor::without_master);
+        });
+    }
+
     /// The same model without its values, which it lets go: its shape, type and device are there.
     #[must_use]
     pub fn emptied(mut self) -> Self {

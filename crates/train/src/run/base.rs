@@ -5,10 +5,11 @@ use std::sync::Arc;
 use backdraft_arch::lora_targets::match_adapted;
 use backdraft_arch::{BaseHome, QuantizationPlan};
 use backdraft_formats::ModelSource;
+use backdraft_kernels::device;
 use backdraft_model::CausalLm;
 use backdraft_plan::memory::Watcher;
 use backdraft_plan::tensors::PassShape;
-use backdraft_recipe::{GROUPS, Recipe};
+use backdraft_recipe::{GROUPS, KeptGradients, Recipe};
 use burn::tensor::{DType, Device};
 
 use super::{KnownReferences, Run, adapt, budget};
@@ -184,6 +185,7 @@ impl Base {
                 None => Ok(model),
             }
         })?;
+        check_dtype(&recipe, kept.dtype, &device)?;
         Ok(Run {
             model_fingerprint: fingerprint,
             adaptation: adapt::adaptation(&recipe, &source, &data, kept.plan.as_ref())?,
@@ -202,6 +204,24 @@ impl Base {
             loss_scale: (kept.dtype == DType::F16).then(LossScale::default),
         })
     }
+}
+
+/// Whether what the recipe trains the base by can be had in the type that is computed in.
+///
+/// # Errors
+/// It cannot.
+fn check_dtype(recipe: &Recipe, dtype: DType, device: &Device) -> Result<(), TrainError> {
+    let on_gpu = device::gpu(device).is_some();
+    let bare = !recipe.train.master_weights.are_kept();
+    let key = match dtype {
+        DType::BF16 => return Ok(()),
+        _ if bare && (dtype == DType::F16 || on_gpu) => "train.master_weights = \"none\"",
+        DType::F16 if recipe.train.gradients == KeptGradients::Released => {
+            "train.gradients = \"released\""
+        }
+        _ => return Ok(()),
+    };
+    Err(TrainError::NeedsBf16 { key })
 }
 
 /// The seed that the head of a reward model starts from; `None` where nothing is scored.

@@ -10,7 +10,7 @@ use backdraft_train::evaluate::{Rewards, score};
 use backdraft_train::objective::Objective;
 use serde_json::json;
 
-use super::{ROWS_AT_A_TIME, Read};
+use super::{ROWS_AT_A_TIME, Read, Results};
 use crate::error::CliError;
 use crate::output::Output;
 use crate::plain::count;
@@ -22,7 +22,7 @@ pub(super) fn run(
     read: &Read,
     to: Option<(&Path, Existing)>,
     output: Output,
-) -> Result<(), CliError> {
+) -> Result<Results, CliError> {
     let objective = match read.objective {
         said @ ObjectiveRecipe::Reward { .. } => said,
         _ => REWARD,
@@ -61,8 +61,7 @@ pub(super) fn run(
         }
         ((*key).to_owned(), result)
     });
-    let results: serde_json::Map<String, serde_json::Value> = results.collect();
-    output.record("evaluation", &results)
+    Ok(results.collect())
 }
 
 const REWARD: ObjectiveRecipe = ObjectiveRecipe::Reward {

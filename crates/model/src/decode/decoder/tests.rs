@@ -1,7 +1,7 @@
 //! Sequences together against each alone.
 
 use backdraft_arch::{QuantizationPlan, Scheme};
-use backdraft_formats::ModelSource;
+use backdraft_formats::{ModelSource, TokenTable};
 use backdraft_lora::LoraConfig;
 use burn::tensor::{DType, Device, Tensor};
 
@@ -36,11 +36,20 @@ fn golden(name: &str) -> CausalLm {
 
 /// With adapters that change much; every third also the lengths of rows.
 fn adapted(model: &CausalLm, seed: u64) -> CausalLm {
+    adapted_at(model, seed, &[])
+}
+
+/// The same with adapters on tables of tokens.
+fn adapted_at(model: &CausalLm, seed: u64, tables: &[TokenTable]) -> CausalLm {
     let config = LoraConfig {
-        use_dora: seed.is_multiple_of(3),
+        use_dora: seed.is_multiple_of(3) && tables.is_empty(),
+        target_tables: tables.to_vec(),
         ..LoraConfig::default()
     };
     let mut model = model.clone().with_lora(&config, seed).unwrap();
+    for (_, adapter) in model.table_adapters_mut() {
+        adapter.update(|param| param.values + 0.02 * (1 + seed) as f32);
+    }
     for (_, _, adapter) in model.adapters_mut() {
         adapter.update(|param| param.values + 0.05 + seed as f32 / 50.0);
     }
@@ -128,6 +137,38 @@ fn a_sequence_does_not_depend_on_who_else_is_there() {
             all.iter().map(|sampled| sampled.token).collect::<Vec<_>>()
         };
         assert_ne!(first(0, 0), first(0, 1), "an adapter changes answers");
+    }
+}
+
+/// As above, where some models have adapters on their embedding or their head, of a base where the two are one too.
+#[test]
+fn a_sequence_does_not_depend_on_adapters_of_tables_beside_it() {
+    let tables = TokenTable::ALL;
+    for base in [base(None), golden("llama-tied"), golden("qwen3_5_text")] {
+        let models = [
+            base.clone(),
+            adapted_at(&base, 1, &tables),
+            adapted_at(&base, 2, &tables[..1]),
+            adapted_at(&base, 3, &tables[1..]),
+            adapted(&base, 4),
+        ];
+        let requests: Vec<_> = (0..10).map(|number| request(number, number % 5)).collect();
+        let alone: Vec<_> = (requests.iter())
+            .map(|request| run(&models, std::slice::from_ref(request), 0).remove(0))
+            .collect();
+        for apart in [0, 1, 3] {
+            for (together, alone) in run(&models, &requests, apart).iter().zip(&alone) {
+                same(together, alone);
+            }
+        }
+        // Nor on there being other models.
+        let request = request(0, 1);
+        let single = DecodeRequest {
+            model: 0,
+            ..request.clone()
+        };
+        let of_one = run(&models[1..2], &[single], 0).remove(0);
+        same(&run(&models, &[request], 0).remove(0), &of_one);
     }
 }
 
