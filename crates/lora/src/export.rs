@@ -7,7 +7,7 @@ use backdraft_formats::gguf::{
 };
 use backdraft_formats::{FormatError, ModelSource, PeftDir};
 
-use crate::merge::{Folded, MergeBase, MergeError, folded};
+use crate::merge::{Folded, MergeBase, MergeError, check_adapter, folded, own_head, unties};
 
 /// What an export wrote.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -304,9 +304,12 @@ pub fn export(
     (plan, mut files): (&GgufExport, GgufFiles<'_>),
     mut progress: impl FnMut(usize, usize),
 ) -> Result<ExportReport, MergeError> {
+    let mut head = None;
     if let Some(adapter) = adapter {
-        crate::merge::check_adapter(source, adapter)?;
-        crate::merge::check_tables(source, adapter)?;
+        check_adapter(source, adapter)?;
+        if unties(source, adapter)? {
+            head = own_head(source);
+        }
     }
     let (mut merged, mut unchanged) = (0, 0);
     let all = plan.tensors().len();
@@ -314,7 +317,8 @@ pub fn export(
         let values = match &tensor.source {
             ExportSource::Values(values) => values.clone(),
             ExportSource::Tensor(name) => {
-                let Some(info) = source.tensor_info(name) else {
+                let own = head.as_ref().filter(|head| head.name == *name);
+                let Some(info) = source.tensor_info(name).or(own) else {
                     return Err(MergeError::Format(FormatError::TensorMissing {
                         path: source.path().to_owned(),
                         tensor: name.clone(),

@@ -38,7 +38,7 @@ pub use export::{ExportReport, export, gguf_decoder};
 pub use full::ModelWriteOptions;
 pub use gradients::AdapterGrads;
 pub use lora_adapter::LoraAdapter;
-pub use merge::{MergeBase, MergeError, MergeReport, check_adapter, merge};
+pub use merge::{MergeBase, MergeError, MergeReport, check_adapter, merge, unties};
 pub use param::{AdapterParam, Stored};
 pub use projection::{Ahead, Projection, ProjectionSaved};
 pub use rows::Rows;

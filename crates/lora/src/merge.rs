@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use backdraft_arch::TargetModule;
-use backdraft_arch::spec::{FINAL_NORM, SCORE};
+use backdraft_arch::spec::{EMBEDDING, FINAL_NORM, HEAD, SCORE};
 use backdraft_formats::{
     Dtype, Existing, FormatError, HfDirWriter, LoraPair, ModelSource, PeftDir, TensorInfo,
     TokenRows, TokenTable, WholeTensor,
@@ -13,7 +13,7 @@ use backdraft_quant::{QuantizationPlan, Scheme};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use crate::base::{MatrixError, read_matrix, read_values};
-use crate::merged_files::merged_files;
+use crate::merged_files::{merged_files, untie};
 
 /// Why a merge is not possible.
 #[derive(Debug, thiserror::Error)]
@@ -129,10 +129,10 @@ pub enum MergeError {
         /// The adapter.
         path: PathBuf,
     },
-    /// An adapter of one of two tables that are one matrix.
+    /// An adapter of one of two tables that are one matrix, in a model that is one part of several.
     #[error(
-        "{}: the adapter changes {module} alone, which in this model is one matrix with the other table: merged, they would come apart. \
-         It stays an adapter, which PEFT and `backdraft generate` and `eval` read",
+        "{}: the adapter changes {module} alone, which in this model is one matrix with the other table: merged, they come apart, and \
+         of a language model inside another no file says so. It stays an adapter, which PEFT and `backdraft generate` and `eval` read",
         path.display()
     )]
     Apart {
@@ -206,8 +206,11 @@ pub fn merge(
     mut progress: impl FnMut(usize, usize),
 ) -> Result<MergeReport, MergeError> {
     check_adapter(source, adapter)?;
-    check_tables(source, adapter)?;
-    let (infos, others) = tensors(source);
+    let untied = unties(source, adapter)?;
+    let (mut infos, others) = tensors(source);
+    if untied && !infos.iter().any(|info| info.name == HEAD) {
+        infos.extend(own_head(source));
+    }
     let stored = |info: &TensorInfo| TensorInfo {
         name: source.stored_name(&info.name).to_owned(),
         ..info.clone()
@@ -217,7 +220,10 @@ pub fn merge(
     let total = written.len();
     let mut writer = HfDirWriter::create(out, written, existing)?;
     let chat_template = PeftDir::chat_template(&adapter.path)?;
-    let files = merged_files(source, chat_template.as_deref(), stop_token_ids)?;
+    let mut files = merged_files(source, chat_template.as_deref(), stop_token_ids)?;
+    if untied {
+        untie(&mut files);
+    }
     for (name, bytes) in files {
         writer.companion(&name, &bytes)?;
     }
@@ -294,7 +300,11 @@ pub(crate) fn folded(
     adapter: Option<&PeftDir>,
     info: &TensorInfo,
 ) -> Result<Folded, MergeError> {
-    let before = values(source, info, scheme(base, info))?;
+    let before = match source.tensor_info(&info.name) {
+        Some(_) => values(source, info, scheme(base, info))?,
+        // A head that is the embedding until now.
+        None => read_values(source, EMBEDDING)?,
+    };
     let pair = adapter.and_then(|adapter| pair(adapter, info));
     let scaled = adapter.zip(pair);
     let sums = scaled.map(|(adapter, pair)| {
@@ -441,24 +451,36 @@ pub fn check_adapter(source: &ModelSource, adapter: &PeftDir) -> Result<(), Merg
     Ok(())
 }
 
-/// Whether what can be written with the adapter in it is a model of the same kind: its head predicts tokens, and is the embedding where
-/// it was.
+/// Whether embedding and head, which are one matrix in the model, come apart with the adapter in them: it is of one of them, or of
+/// both apart. What is written has a head of its own then.
 ///
 /// # Errors
-/// [`MergeError::Scores`] and [`MergeError::Apart`].
-pub(crate) fn check_tables(source: &ModelSource, adapter: &PeftDir) -> Result<(), MergeError> {
+/// [`MergeError::Scores`] and [`MergeError::Apart`]: no such model can be written.
+pub fn unties(source: &ModelSource, adapter: &PeftDir) -> Result<bool, MergeError> {
     let path = || adapter.path.clone();
     if adapter.config.scores() {
         return Err(MergeError::Scores { path: path() });
     }
     let adapted = |table: &TokenTable| adapter.tensors.get(table.path()).is_some();
     match TokenTable::ALL.into_iter().find(adapted) {
-        Some(table) if source.ties_head() => Err(MergeError::Apart {
-            path: path(),
-            module: table.name(),
-        }),
-        _ => Ok(()),
+        Some(table) if source.ties_head() => match source.stored_name(EMBEDDING) == EMBEDDING {
+            true => Ok(true),
+            false => Err(MergeError::Apart {
+                path: path(),
+                module: table.name(),
+            }),
+        },
+        _ => Ok(false),
     }
+}
+
+/// The head of a model whose head is its embedding, as a tensor of its own.
+pub(crate) fn own_head(source: &ModelSource) -> Option<TensorInfo> {
+    let embedding = source.tensor_info(EMBEDDING)?;
+    Some(TensorInfo {
+        name: HEAD.to_owned(),
+        ..embedding.clone()
+    })
 }
 
 /// Whether rows of tokens fit the tables that they stand in.

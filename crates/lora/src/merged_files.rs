@@ -47,6 +47,13 @@ pub(crate) fn merged_files(
     Ok(files)
 }
 
+/// Says in the config that the head is no more the embedding.
+pub(crate) fn untie(files: &mut [(String, Vec<u8>)]) {
+    change(files, CONFIG, |config| {
+        config.insert("tie_word_embeddings".to_owned(), false.into());
+    });
+}
+
 /// Changes a JSON object; a file that is none, or is not there, stays so.
 fn change(
     files: &mut [(String, Vec<u8>)],

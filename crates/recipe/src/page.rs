@@ -41,8 +41,8 @@ const TAIL: &str = "\
   `embed_tokens` or `lm_head`.
 - Adapters of `embed_tokens` and `lm_head` are PEFT's (`lora_embedding_A`, which starts at zero, and `lora_embedding_B`, which is drawn); they take a
   fraction of the memory of `modules_to_save`. On a tied model either changes its own side alone, as by
-  PEFT without `ensure_weight_tying`; such an adapter is asked and trained further, and not merged or exported, which would make two
-  matrices of one. They are served beside others. With `layers_to_transform` a table is named by its whole path (`model.embed_tokens`, `lm_head`). `dropout` is for what the
+  PEFT without `ensure_weight_tying`; merged or exported, such a model has a head of its own
+  (`tie_word_embeddings = false`; not where it is one part of several, and not a Gemma 2 as GGUF). They are served beside others. With `layers_to_transform` a table is named by its whole path (`model.embed_tokens`, `lm_head`). `dropout` is for what the
   head's adapter reads, `loraplus_lr_ratio` not for the embedding's (PEFT has a rate of 1e-6 for it there; `train.groups` sets one). Not with
   `use_dora`, an `init` other than `default`, the optimizer `muon`, `tokens.add`, `trainable_tokens`, or a table that is trained whole.
 - `lora.key_prefix` matters where the language model is one part of a model. vLLM serves the whole there, and takes an adapter whose

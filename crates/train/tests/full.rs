@@ -56,11 +56,23 @@ fn project(directory: &Path, (what, tied): (&str, bool), more: &str) -> PathBuf 
     let text = format!("{before}trainable = {what}\n[data]\n{data}[train]\n{MORE}{more}");
     fs::write(&path, text).unwrap();
     if tied {
-        let config = directory.join("model/config.json");
-        let text = fs::read_to_string(&config).unwrap();
-        let mut json: Value = serde_json::from_str(&text).unwrap();
-        json["tie_word_embeddings"] = true.into();
-        fs::write(&config, json.to_string()).unwrap();
+        let golden = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../../tests/golden/tiny/llama-tied"
+        );
+        for entry in fs::read_dir(directory.join("model")).unwrap() {
+            let entry = entry.unwrap();
+            if entry.file_name().to_string_lossy().starts_with("model") {
+                fs::remove_file(entry.path()).unwrap();
+            }
+        }
+        for file in ["config.json", "model.safetensors"] {
+            fs::copy(
+                Path::new(golden).join(file),
+                directory.join("model").join(file),
+            )
+            .unwrap();
+        }
     }
     path
 }

@@ -212,7 +212,11 @@ fn whole(
     let vocabulary = metadata(source, spec, &tokenizer, template.as_deref())?;
     let origin = Origin::of(source, chosen.adapter.as_ref())?;
     let general = general::of_model(model, spec, (source, &origin), chosen.factors.is_some());
-    let tensors: Vec<_> = spec.tensors().collect();
+    let mut written = spec.clone();
+    if let Some(adapter) = &chosen.factors {
+        written.tie_word_embeddings &= !backdraft_lora::unties(source, adapter)?;
+    }
+    let tensors: Vec<_> = written.tensors().collect();
     let tensors = tensors
         .iter()
         .map(|tensor| (tensor.name.as_str(), tensor.shape.as_slice()));

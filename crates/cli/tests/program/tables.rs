@@ -49,12 +49,30 @@ fn adapters_of_tables_are_trained_merged_and_exported() {
         ];
         says(&fails(d, &alone, 1), &["without --adapter-only"]);
         let merge = ["merge", "--adapter", "out", "--out", "merged"];
-        if tied {
-            says(&fails(d, &merge, 1), &["embed_tokens alone", "come apart"]);
-            continue;
-        }
         let merged = succeeds(d, &merge);
         assert_eq!(merged["merged"], read.tensors.len(), "{family:?}");
+        let base = ModelSource::open(d.join("model")).unwrap();
+        let written = ModelSource::open(d.join("merged")).unwrap();
+        assert!(!written.ties_head(), "{family:?}");
+        assert_eq!(written.config()["tie_word_embeddings"], false, "{family:?}");
+        let more = written.tensor_names().count() - base.tensor_names().count();
+        assert_eq!(more, usize::from(tied), "{family:?}");
+        let [embedding, head] = ["model.embed_tokens.weight", "lm_head.weight"]
+            .map(|name| written.read_f32(name).unwrap());
+        assert_ne!(embedding, head, "{family:?}");
+        fs::write(d.join("ids.json"), "[1, 20, 30, 40, 50, 60, 70, 80]").unwrap();
+        let score = |of: [&str; 2]| {
+            let ids = ["score", "--ids", "ids.json", "--out", "s", "--force"];
+            let scores = succeeds(d, &[&ids[..], &["--device", "cpu"], &of[..]].concat());
+            scores["mean_nll"].as_f64().unwrap()
+        };
+        let trained = score(["--adapter", "out"]);
+        let found = score(["--model", "merged"]);
+        assert!(
+            (trained - found).abs() < 1e-5,
+            "{family:?}: {trained}, {found}"
+        );
+        assert!((trained - score(["--model", "model"])).abs() > 1e-4);
         let export = [
             "export",
             "--adapter",
@@ -66,6 +84,11 @@ fn adapters_of_tables_are_trained_merged_and_exported() {
             "--device",
             "cpu",
         ];
+        if family == Family::Gemma2 {
+            let part = "llama.cpp takes the embedding for that of a Gemma 2";
+            says(&fails(d, &export, 1), &[part]);
+            continue;
+        }
         let exported = succeeds(d, &export);
         let kl = exported["mean_kl"].as_f64().unwrap();
         assert!(kl < 1e-6, "{family:?}: {exported}");
