@@ -548,9 +548,8 @@ impl Loop<'_> {
     }
 
     fn checksum(&self) -> Result<u64, TrainError> {
-        let trainee = self.learner.model();
-        let optimizer = trainee.optimizer();
-        let sum = checksum(&trainee.model, &optimizer);
+        let optimizer = self.trainee.optimizer();
+        let sum = checksum(&self.trainee.model, &optimizer);
         sum.map_err(|error| TrainError::Device {
             step: self.outcome.steps,
             message: error.to_string(),
