@@ -432,11 +432,12 @@ impl Run {
             .with_mean(train.ema_decay)
             .with_rounding((!train.master_weights.are_kept()).then_some(self.recipe.seed));
         let mut model = self.model.clone();
-        if !train.master_weights.are_kept() {
-            model.drop_masters();
-        }
         if let Some(saved) = from {
             optimizer.restore(&mut model, &saved.optimizer()?, saved.state.step as u64)?;
+        }
+        if !train.master_weights.are_kept() {
+            // A mean of them that a checkpoint has in their place keeps its digits: the optimiser has it by now.
+            model.drop_masters();
         }
         let saved_scale = from.and_then(|saved| saved.state.loss_scale);
         optimizer.scale_loss(self.loss_scale.map(|scale| saved_scale.unwrap_or(scale)));
