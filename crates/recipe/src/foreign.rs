@@ -947,7 +947,7 @@ pub(crate) const FOREIGN: &[(Foreign, &str)] = &[
     ),
     (
         Always(PRECISION),
-        "master_weights fp32_residual keep_fp32 upcast_adapter cast_to_fp32 upcast",
+        "fp32_residual keep_fp32 upcast_adapter cast_to_fp32 upcast",
     ),
     (
         Always(COMPONENT),

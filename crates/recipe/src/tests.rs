@@ -1123,17 +1123,16 @@ fn the_template_as_a_whole() {
     gradient_blocks = 1
 
     # How long gradients are kept where tensors of the base are trained: whole, until the update;
-    # released, until those of a layer are complete, which they update at once: 4 bytes a value
-    # less, without clipping (max_grad_norm = 0); two-passes does so with clipping, by a pass before
-    # that finds the norm alone, and takes about twice the time. The last two take one micro-batch a
-    # step. The update is the same.
+    # released, until those of a layer are complete, which they update at once: 4 bytes a value less,
+    # without clipping (max_grad_norm = 0); two-passes does so with clipping, by a pass before that
+    # finds the norm alone, and takes about twice the time. The last two take one micro-batch a step.
+    # The update is the same.
     # Change: out of memory with trainable = "all": released.
     gradients = "whole"
 
-    # The weights of full fine-tuning, beside what computes: f32, values that updates add up in;
-    # none, bf16 alone, to which each update is rounded up or down by chance (stochastic rounding):
-    # 2 bytes a value in place of 6 where dtype = "bf16"; a base in f32 is rounded before the first
-    # step.
+    # The weights of full fine-tuning, beside what computes: f32, values that updates add up in; none,
+    # bf16 alone, to which each update is rounded up or down by chance (stochastic rounding): 2 bytes a
+    # value in place of 6 where dtype = "bf16"; a base in f32 is rounded before the first step.
     # Change: out of memory with trainable = "all": none.
     master_weights = "f32"
 
