@@ -333,6 +333,8 @@ fn memory_is_what_the_plan_says() {
                 max_seq_length: 16,
                 texts_per_row: 1,
                 grad_accumulation_steps: 1,
+                releases: false,
+                masters: true,
                 host: 0,
                 home,
             };

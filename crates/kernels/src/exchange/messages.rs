@@ -67,9 +67,12 @@ impl Messages {
     ///
     /// # Panics
     /// If there is no such part.
+    #[cfg_attr(
+        not(feature = "cube"),
+        expect(unused_variables, reason = "there are no messages then")
+    )]
     pub fn clear(&self, i: usize, part: Range<usize>) {
         let done: Option<()> = on_device!(cleared(&self.buffers[i], &part));
-        let _ = part;
         expect_device(done);
     }
 
@@ -85,12 +88,20 @@ impl Messages {
     ///
     /// # Panics
     /// If there is no such message.
+    #[cfg_attr(
+        not(feature = "cube"),
+        expect(unused_variables, reason = "there are no messages then")
+    )]
     pub fn add(&self, onto: usize, from: usize) {
         let done: Option<()> = on_device!(added(&self.buffers[onto], &self.buffers[from]));
         expect_device(done);
     }
 
     /// The norm of message `i`, `[1]`: it can be read where everything that the message was made of was computed.
+    #[cfg_attr(
+        not(feature = "cube"),
+        expect(unused_variables, reason = "there are no messages then")
+    )]
     pub fn norm(&self, i: usize) -> Tensor<1> {
         let norm: Option<Tensor<1>> = on_device!(crate::flat::cube::norm(&self.buffers[i]));
         norm.unwrap_or_else(|| unreachable!("messages are on a CubeCL device"))

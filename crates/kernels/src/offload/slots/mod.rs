@@ -55,6 +55,7 @@ pub struct Block {
     slots: Slots,
     memory: Memory,
     /// Of no other block.
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "slots ask for it"))]
     id: u64,
 }
 
@@ -233,6 +234,10 @@ impl Block {
         places.cut((self.id, memory), part, slots)
     }
 
+    #[cfg_attr(
+        not(feature = "cuda"),
+        expect(irrefutable_let_patterns, reason = "nothing is pinned then")
+    )]
     fn copied(&self, part: Part) -> TensorData {
         let Memory::Plain(bytes) = &self.memory else {
             unreachable!("what is pinned is read from its slot")
