@@ -288,7 +288,12 @@ impl CausalLm {
         let hidden = self.before_head_tracked(hidden, dropout_seed);
         let cap = self.logits_softcap();
         match self.tracked_head().tracked() {
-            Some(head) => cross_entropy::reference::cross_entropy(hidden, head, cap, &targets.ids),
+            Some(head) => {
+                let logits = linear(hidden, head);
+                let (nll, _) =
+                    cross_entropy::reference::softmax_nll(logits, cap, &targets.ids, None);
+                nll.sum()
+            }
             None => cross_entropy::cross_entropy(hidden, &self.head(), cap, &targets.ids),
         }
     }
