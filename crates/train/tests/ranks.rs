@@ -201,3 +201,64 @@ fn all_end_when_one_has_no_memory() {
         assert_eq!(own.told.steps.lock().unwrap().len(), step - 1);
     }
 }
+
+/// Writes numbers over row `id` of the embedding that are infinite once the embedding is multiplied, as Granite's is.
+fn poison(model: &Path, id: usize) {
+    let config = model.join("config.json");
+    let mut keys: serde_json::Value = serde_json::from_slice(&fs::read(&config).unwrap()).unwrap();
+    keys["model_type"] = "granite".into();
+    keys["architectures"] = serde_json::json!(["GraniteForCausalLM"]);
+    keys["embedding_multiplier"] = 16.0.into();
+    fs::write(&config, keys.to_string()).unwrap();
+    const TABLE: &str = "model.embed_tokens.weight";
+    let index = fs::read(model.join("model.safetensors.index.json")).unwrap();
+    let index: serde_json::Value = serde_json::from_slice(&index).unwrap();
+    let file = model.join(index["weight_map"][TABLE].as_str().unwrap());
+    let mut bytes = fs::read(&file).unwrap();
+    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header: serde_json::Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
+    let table = &header[TABLE];
+    let number = |key: &str, i: usize| table[key][i].as_u64().unwrap() as usize;
+    let row = (number("data_offsets", 1) - number("data_offsets", 0)) / number("shape", 0);
+    let size = row / number("shape", 1);
+    let start = 8 + length + number("data_offsets", 0) + id * row;
+    // In bf16 the upper half.
+    let value = &3e38_f32.to_le_bytes()[4 - size..];
+    for place in bytes[start..start + row].chunks_mut(size) {
+        place.copy_from_slice(value);
+    }
+    fs::write(&file, bytes).unwrap();
+}
+
+#[test]
+fn all_end_when_one_computes_no_number() {
+    let root = tempfile::tempdir().unwrap();
+    tiny::project(root.path(), MORE);
+    poison(&root.path().join("model"), 200);
+    let rows = root.path().join("train.jsonl");
+    let text = fs::read_to_string(&rows).unwrap();
+    let bad = "{\"instruction\": \"w200 w5\", \"output\": \"w5 w6 w7\"}";
+    let lines: Vec<&str> = text.lines().collect();
+    fs::write(
+        &rows,
+        [&lines[..7], &[bad], &lines[7..]].concat().join("\n"),
+    )
+    .unwrap();
+    let own = [Own::default(), Own::default()];
+    let results = train(root.path(), &own);
+    let of_rank = |result: &Result<RunSummary, TrainError>| {
+        let Err(TrainError::NotFinite { step, rows, .. }) = result else {
+            panic!("{result:?}")
+        };
+        let lines: Vec<usize> = rows.values().flatten().copied().collect();
+        assert!(lines.contains(&8), "{lines:?}");
+        *step
+    };
+    let steps: Vec<usize> = results.iter().map(of_rank).collect();
+    assert_eq!(steps[0], steps[1]);
+    for (rank, own) in own.iter().enumerate() {
+        assert_eq!(own.told.steps.lock().unwrap().len(), steps[0] - 1);
+        let out = root.path().join(format!("out-{rank}"));
+        assert!(!out.join("adapter/adapter_model.safetensors").exists());
+    }
+}
