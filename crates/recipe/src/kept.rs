@@ -2,9 +2,9 @@
 
 use backdraft_arch::Trainable;
 
+use crate::TrainRecipe;
 use crate::names::{DType, KeptGradients, Optimizer};
 use crate::reader::Reader;
-use crate::recipe::TrainRecipe;
 
 const GRADIENTS: &str = "train.gradients";
 const MASTERS: &str = "train.master_weights";
