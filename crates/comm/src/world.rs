@@ -363,8 +363,9 @@ impl World {
         }
         met.watch.leave();
         let mut client = met.client();
-        client.set(&met.names.key(&format!("left/{}", self.rank)), b"1")?;
         client.delete(&met.names.key(&format!("will/{}", self.rank)))?;
+        // The last thing that is asked of the store: whoever keeps it may end once all have said so.
+        client.set(&met.names.key(&format!("left/{}", self.rank)), b"1")?;
         if met.server.is_none() {
             return Ok(());
         }
