@@ -90,6 +90,9 @@ pub(crate) fn line(dtype: DType, width: usize) -> usize {
 }
 
 /// `tensor` as a kernel's argument, in vectors of `line` values.
+///
+/// In the kernel its `len()` is that of the memory, which is longer where CubeCL pads rows: good as a bound, not as the length of a
+/// row or of a sum, which a kernel has to be told.
 #[expect(unsafe_code, reason = "CubeCL takes lengths on trust")]
 pub(crate) fn argument(tensor: &CubeTensor, line: usize) -> BufferArg {
     // SAFETY: a contiguous tensor holds as many values as its shape says.

@@ -283,6 +283,7 @@ fn train_among(
         resume.check_rows(&data.train.fingerprint(), eval.as_deref())?;
         resume.check_sets(&data.set_fingerprints())?;
     }
+    let through_nccl = shared.is_none() && alone_through_nccl()?;
     output.progress(format!("loading {}", source.path().display()));
     let (model, output_dir) = (recipe.model.clone(), recipe.output_dir.clone());
     let batch = (
@@ -295,7 +296,7 @@ fn train_among(
     if let Some(shared) = shared {
         shared.connect(&device, output)?;
         run.share(shared.ranks.clone())?;
-    } else if alone_through_nccl() {
+    } else if through_nccl {
         let ranks = Ranks::alone()?;
         output.progress(ranks.connect(&device, "the store")?.to_string());
         run.share(ranks)?;

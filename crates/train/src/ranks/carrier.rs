@@ -33,8 +33,11 @@ pub fn cards_may_be_shared() -> bool {
 }
 
 /// Whether the user has one process exchange with itself, to measure what that costs.
-pub fn alone_through_nccl() -> bool {
-    Wanted::from_env().is_ok_and(|wanted| wanted == Wanted::Nccl)
+///
+/// # Errors
+/// The variable says what is not known.
+pub fn alone_through_nccl() -> Result<bool, TrainError> {
+    Ok(Wanted::from_env()? == Wanted::Nccl)
 }
 
 fn is_on(name: &str) -> bool {
@@ -87,6 +90,14 @@ impl Place {
             may_share: cards_may_be_shared(),
             multi: is_on(MULTI),
         })
+    }
+
+    fn takes_two_on_a_card(&self) -> bool {
+        let version = self.nccl.as_deref().unwrap_or_default();
+        let numbers = version
+            .split('.')
+            .map_while(|part| part.parse::<u32>().ok());
+        self.multi && numbers.collect::<Vec<u32>>() >= TWO_ON_A_CARD.to_vec()
     }
 }
 
@@ -149,16 +160,6 @@ impl Choice {
             ));
         }
         Ok(Self::Nccl)
-    }
-}
-
-impl Place {
-    fn takes_two_on_a_card(&self) -> bool {
-        let version = self.nccl.as_deref().unwrap_or_default();
-        let numbers = version
-            .split('.')
-            .map_while(|part| part.parse::<u32>().ok());
-        self.multi && numbers.collect::<Vec<u32>>() >= TWO_ON_A_CARD.to_vec()
     }
 }
 

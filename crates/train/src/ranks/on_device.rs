@@ -151,17 +151,16 @@ impl OnDevice {
             None => {
                 let sums = tree.into_sums();
                 let host = sums.iter().map(|&i| metrics::message(messages, i));
-                let place = (blocks.ranks.rank(), blocks.ranks.size());
-                let length = messages.length();
-                let sums = (
-                    sums[0],
-                    BlockSums::of_sums(place, blocks.count, length, host.collect()),
+                let (place, length) = (
+                    (blocks.ranks.rank(), blocks.ranks.size()),
+                    messages.length(),
                 );
-                let Some(whole) = blocks.ranks.sum(sums.1) else {
+                let host = BlockSums::of_sums(place, blocks.count, length, host.collect());
+                let Some(whole) = blocks.ranks.sum(host) else {
                     return Ok(None);
                 };
-                messages.put(sums.0, &whole);
-                sums.0
+                messages.put(sums[0], &whole);
+                sums[0]
             }
         };
         Ok(Some(self.read(messages, whole, (beside, numbers), model)))
